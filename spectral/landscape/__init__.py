@@ -1,0 +1,1 @@
+"""Problems, models, training and the experiments of the funnel question."""

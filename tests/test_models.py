@@ -1,0 +1,112 @@
+"""Laws of the models: published parameter counts, exact forward-mode derivatives, seeds without side effects."""
+
+import pytest
+import torch
+from torch import nn
+
+from spectral.landscape.models import cnn, mlp, resnet
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+# He et al. 2016a, Table 6, in millions (CIFAR-10, 3x32x32): 20, 32, 44, 56, 110; 2016b, Table 4 and text: 164, 1001
+@pytest.mark.parametrize(
+    ("depth", "millions", "digits"),
+    [(20, 0.27, 2), (32, 0.46, 2), (44, 0.66, 2), (56, 0.85, 2), (110, 1.7, 1), (164, 1.7, 1)],
+)
+def test_parameter_counts_are_the_published_ones(depth, millions, digits):
+    assert round(count(resnet(depth)) / 1e6, digits) == millions
+
+
+def test_the_thousand_layer_network_has_its_published_size():
+    with torch.device("meta"):  # shapes alone: no need to draw ten million numbers
+        from spectral.landscape.models import PreactResNet
+
+        model = PreactResNet(111, 10, 3, 16)
+    assert 10.2e6 <= count(model) <= 10.35e6
+
+
+def weighted_layers(model):
+    """Depth as the papers count it: convolutions and linear layers on the main path, without projections."""
+    return sum(isinstance(m, (nn.Conv2d, nn.Linear)) for name, m in model.named_modules() if "project" not in name)
+
+
+@pytest.mark.parametrize("depth", [8, 20, 29, 38, 56, 164])
+def test_depth_counts_the_weighted_layers(depth):
+    assert weighted_layers(resnet(depth, width=4)) == depth
+
+
+@pytest.mark.parametrize(("depth", "nearest"), [(21, "20 and 26"), (1000, "998 and 1001"), (3, "8")])
+def test_other_depths_are_refused_and_the_nearest_named(depth, nearest):
+    with pytest.raises(ValueError, match=f"depth={depth} .* allowed depths are {nearest}\\."):
+        resnet(depth)
+
+
+def test_a_forced_block_must_fit_the_depth():
+    with pytest.raises(ValueError, match=r"9n\+2 \(bottleneck\); the nearest allowed depths are 29 and 38"):
+        resnet(32, block="bottleneck")
+    assert weighted_layers(resnet(20, width=4, block="bottleneck")) == 20
+
+
+@pytest.mark.parametrize("side", [8, 28])
+@pytest.mark.parametrize("build", [cnn, lambda **k: cnn(norm=True, **k), lambda **k: resnet(20, width=4, **k)])
+def test_convolutional_models_take_both_digit_sizes(build, side):
+    model = build(in_channels=1, classes=10).eval()
+    assert model(torch.zeros(3, 1, side, side)).shape == (3, 10)
+
+
+MODELS = {
+    "mlp": lambda seed=0: mlp(36, (12, 7), 4, seed=seed),
+    "cnn": lambda seed=0: cnn(1, 4, 4, norm=True, seed=seed),
+    "basic": lambda seed=0: resnet(14, 4, 1, 4, seed=seed),
+    "bottleneck": lambda seed=0: resnet(11, 4, 1, 4, seed=seed),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_forward_and_reverse_derivatives_agree(name):
+    model = MODELS[name]().double().eval()
+    generator = torch.Generator().manual_seed(3)
+    x, t = (torch.randn(2, 1, 6, 6, dtype=torch.float64, generator=generator) for _ in range(2))
+    u = torch.randn(2, 4, dtype=torch.float64, generator=generator)
+    jv = torch.func.jvp(model, (x,), (t,))[1]
+    (jtu,) = torch.func.vjp(model, x)[1](u)
+    assert abs(((jv * u).sum() - (jtu * t).sum()).item()) < 1e-12 * (jv.norm() * u.norm()).item()
+    # a kink lies at distance zero with probability zero: the central difference converges
+    h = 1e-6
+    difference = (model(x + h * t) - model(x - h * t)) / (2 * h)
+    torch.testing.assert_close(jv, difference, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_seed_decides_and_the_global_generator_stays_put(name):
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    a, b, c = MODELS[name](1), MODELS[name](1), MODELS[name](2)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(12)
+    d = MODELS[name](1)
+    for p, q, r in zip(a.parameters(), b.parameters(), d.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(p, r)
+    assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), c.parameters(), strict=True))
+
+
+def test_initial_weights_have_the_variance_of_he_et_al():
+    model = mlp(400, (500,), 300, seed=0)
+    for layer in (model[1], model[3]):
+        fan_in = layer.weight.shape[1]
+        # 150 000 draws or more: relative standard error of the variance sqrt(2/150000) = .0037
+        assert abs(float(layer.weight.var()) * fan_in / 2 - 1) < 0.02
+        assert not layer.bias.any()
+
+
+def test_errors_name_the_sizes():
+    with pytest.raises(ValueError, match="use positive sizes"):
+        mlp(0)
+    with pytest.raises(ValueError, match="use positive sizes"):
+        cnn(width=0)
+    with pytest.raises(ValueError, match="use one of auto, basic, bottleneck"):
+        resnet(20, block="dense")
