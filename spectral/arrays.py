@@ -1,0 +1,86 @@
+"""Arrays of numpy, cupy and torch exchanged without copies, and float64 dots of vectors of any dtype."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+CHUNK = 1 << 20  # entries upcast at a time: 8 MiB of float64, which stays in cache and off the peak memory
+
+
+def is_cupy(array: Any) -> bool:
+    """True for a cupy array, without importing cupy."""
+    return type(array).__module__.split(".")[0] == "cupy"
+
+
+def is_array(array: Any) -> bool:
+    """True for what `to_torch` takes: a torch tensor, a numpy array or a cupy array."""
+    return isinstance(array, torch.Tensor | np.ndarray) or is_cupy(array)
+
+
+def to_torch(array: Any) -> torch.Tensor:
+    """The same memory as a torch tensor (numpy arrays that torch cannot alias are copied).
+
+    >>> to_torch(np.arange(3.0))
+    tensor([0., 1., 2.], dtype=torch.float64)
+    """
+    if isinstance(array, torch.Tensor):
+        return array
+    if isinstance(array, np.ndarray):
+        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+            array = array.copy()  # torch has no read-only tensors and no negative strides
+        return torch.from_numpy(array)
+    if is_cupy(array):
+        return torch.from_dlpack(array)
+    raise TypeError(
+        f"expected a torch tensor, a numpy array or a cupy array, got {type(array).__name__}; convert it first."
+    )
+
+
+def like(tensor: torch.Tensor, original: Any) -> Any:
+    """`tensor` handed back as the kind of array that `original` is."""
+    if isinstance(original, torch.Tensor):
+        return tensor
+    if isinstance(original, np.ndarray):
+        return tensor.detach().cpu().numpy()
+    return sys.modules["cupy"].from_dlpack(tensor.detach())
+
+
+def dot(x: torch.Tensor, y: torch.Tensor) -> float:
+    """<x, y> accumulated in float64 whatever the dtype of the vectors; (n,) and (n,) to a float."""
+    if x.dtype == torch.float64:
+        return float(torch.dot(x, y))
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for start in range(0, x.numel(), CHUNK):
+        total += torch.dot(x[start : start + CHUNK].double(), y[start : start + CHUNK].double())
+    return float(total)
+
+
+def norm(x: torch.Tensor) -> float:
+    """Euclidean norm accumulated in float64."""
+    return dot(x, x) ** 0.5
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on `device` (for the CPU: what the kernel and the container's limit leave)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = 4 << 30  # where the system tells nothing
+    try:
+        with open("/proc/meminfo") as lines:
+            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            text = limit.read().strip()
+            if text != "max":
+                free = min(free, int(text) - int(used.read()))
+    except (OSError, StopIteration, ValueError):
+        pass  # not Linux, or no control group: keep what is known
+    return max(free, 0)
+
+
+def machine_epsilon(dtype: torch.dtype) -> float:
+    """Relative rounding unit 2 u of a floating dtype."""
+    return float(torch.finfo(dtype).eps)

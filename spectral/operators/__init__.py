@@ -1,0 +1,7 @@
+"""What is multiplied: operators of networks and of matrices."""
+
+from spectral.operators.base import Gram, I, Operator
+from spectral.operators.jacobian import Jacobian
+from spectral.operators.views import as_operator
+
+__all__ = ["Gram", "I", "Jacobian", "Operator", "as_operator"]

@@ -1,0 +1,322 @@
+"""`Operator`: a real matrix known by its products, its algebra, its counters and its adjoint test.
+
+Shapes: an operator is (m, n); V (n, b) and U (m, b) are blocks of b columns.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from spectral import arrays, probes
+
+
+class Operator:
+    """A real (m, n) matrix given by its products `A @ V` and `A.T @ U`.
+
+    Arrays may be numpy, torch or cupy, a vector (n,) or a block (n, b), in the operator's dtype; the result is of the
+    same kind. `products` counts the columns multiplied so far, `epochs` the sweeps over the data.
+
+    >>> A = spectral.as_operator(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
+    >>> (A + 0.5 * spectral.I) @ torch.ones(2)
+    tensor([2.5000, 3.5000])
+    >>> A.products
+    1
+    """
+
+    __array_ufunc__ = None  # numpy hands `array @ A` and `number * A` over to us
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        symmetric: bool | None = None,
+        nonnegative: bool = False,
+        known_zeros: int = 0,
+    ) -> None:
+        self.shape = (int(shape[0]), int(shape[1]))
+        if not dtype.is_floating_point:
+            raise TypeError(f"the entries are {dtype}; an operator is real and floating: convert the matrix to float64.")
+        self.dtype, self.device = dtype, torch.device(device)
+        self.symmetric = symmetric if self.shape[0] == self.shape[1] else False  # None: unknown, two products tell
+        self.nonnegative = nonnegative  # positive semi-definite by construction
+        self.known_zeros = known_zeros  # eigenvalues that are 0 by the shapes alone
+        self.products = 0
+
+    # What a subclass gives -------------------------------------------------------------------------------------------
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        """A V: (n, b) -> (m, b)."""
+        raise TypeError(f"{type(self).__name__} has no product.")
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        """A^T U: (m, b) -> (n, b)."""
+        if self.symmetric:
+            return self._apply(U)
+        raise TypeError(f"{type(self).__name__} has no transposed product; give one, or a symmetric matrix.")
+
+    def _normal(self, V: torch.Tensor) -> torch.Tensor:
+        """A^T A V: (n, b) -> (n, b); operators over data do it in one sweep."""
+        return self._apply_transpose(self._apply(V))
+
+    @property
+    def epochs(self) -> float:
+        """Sweeps over the data so far; 0 for an operator that has no data."""
+        return 0.0
+
+    def describe(self) -> dict[str, Any]:
+        """What the operator is, as plain JSON; stored with every result."""
+        return {"operator": type(self).__name__, "shape": list(self.shape), "dtype": str(self.dtype).removeprefix("torch.")}
+
+    # Products --------------------------------------------------------------------------------------------------------
+    def _check(self, array: Any) -> torch.Tensor:
+        """`array` as a (n, b) tensor on our device; one clear sentence where it does not fit."""
+        V = arrays.to_torch(array)
+        if V.ndim not in (1, 2) or V.shape[0] != self.shape[1]:
+            raise ValueError(
+                f"cannot multiply {type(self).__name__} of shape {self.shape} with an array of shape {tuple(V.shape)}; "
+                f"use ({self.shape[1]},) or ({self.shape[1]}, b)."
+            )
+        if V.dtype != self.dtype:
+            raise TypeError(
+                f"the array is {V.dtype} but {type(self).__name__} multiplies {self.dtype}, and nothing is cast silently; "
+                f"convert the array to {self.dtype}."
+            )
+        if isinstance(array, torch.Tensor) and V.device != self.device:
+            raise ValueError(f"the array is on {V.device}, the operator on {self.device}; move one of them.")
+        V = V.to(self.device)
+        return V[:, None] if V.ndim == 1 else V
+
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, Operator):
+            return Product(self, other)
+        if not arrays.is_array(other):
+            return NotImplemented
+        V = self._check(other)
+        self.products += V.shape[1]
+        W = self._apply(V)
+        return arrays.like(W[:, 0] if other.ndim == 1 else W, other)
+
+    @property
+    def T(self) -> Operator:
+        """The transpose, sharing the counters of this operator's data."""
+        return self if self.symmetric else Transpose(self)
+
+    def gram(self, side: str = "auto") -> Operator:
+        """A^T A ("right") or A A^T ("left"); "auto" takes the one of smaller dimension, the right one if they are equal."""
+        return Gram(self, side)
+
+    def adjoint_error(self, seed: int = 0) -> float:
+        """|<A v, u> - <v, A^T u>| / (||A v|| ||u||) for one random pair: round-off unless a product is wrong. Two products."""
+        v = probes.probe(seed, 0, self.shape[1], dtype=self.dtype, device=self.device)
+        u = probes.probe(seed, 1, self.shape[0], dtype=self.dtype, device=self.device)
+        Av, Atu = self @ v, self.T @ u
+        scale = max(arrays.norm(Av) * arrays.norm(u), arrays.norm(Atu) * arrays.norm(v))
+        return abs(arrays.dot(Av, u) - arrays.dot(v, Atu)) / scale if scale > 0 else 0.0
+
+    # Algebra ---------------------------------------------------------------------------------------------------------
+    def __add__(self, other: Any) -> Operator:
+        if isinstance(other, ScaledIdentity):
+            return self if other.shift == 0 else Shifted(self, other.shift)
+        return Sum(self, other) if isinstance(other, Operator) else NotImplemented
+
+    def __radd__(self, other: Any) -> Operator:
+        return self + other
+
+    def __sub__(self, other: Any) -> Operator:
+        return self + (-1.0) * other
+
+    def __neg__(self) -> Operator:
+        return Scaled(-1.0, self)
+
+    def __mul__(self, factor: Any) -> Operator:
+        return Scaled(_number(factor), self)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: Any) -> Operator:
+        return Scaled(1.0 / _number(factor), self)
+
+    def to_scipy(self) -> Any:
+        """A `scipy.sparse.linalg.LinearOperator` of these products; it casts what scipy hands in to this operator's dtype."""
+        from spectral.operators.views import ScipyView
+
+        return ScipyView(self)
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        return f"<{type(self).__name__} {m} x {n}, {str(self.dtype).removeprefix('torch.')} on {self.device}>"
+
+
+def _number(value: Any) -> float:
+    """A finite real scalar as a float."""
+    if isinstance(value, Operator) or not math.isfinite(number := float(value)):
+        raise ValueError(f"an operator can be scaled by a finite number, not by {value!r}; write A @ B for a product.")
+    return number
+
+
+class ScaledIdentity:
+    """`shift * I` of whatever size fits; `spectral.I` is the identity."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, shift: float = 1.0) -> None:
+        self.shift = shift
+
+    def __mul__(self, factor: Any) -> ScaledIdentity:
+        return ScaledIdentity(self.shift * _number(factor))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> ScaledIdentity:
+        return ScaledIdentity(-self.shift)
+
+    def __repr__(self) -> str:
+        return f"{self.shift} * I"
+
+
+I = ScaledIdentity()
+
+
+class Derived(Operator):
+    """An operator made of others: it counts its own columns, the parts count their sweeps."""
+
+    def __init__(self, parts: tuple[Operator, ...], shape: tuple[int, int], **properties: Any) -> None:
+        first = parts[0]
+        for part in parts[1:]:
+            if part.dtype != first.dtype or part.device != first.device:
+                raise TypeError(
+                    f"{first!r} and {part!r} differ in dtype or device; build both in one dtype on one device."
+                )
+        super().__init__(shape, first.dtype, first.device, **properties)
+        self.parts = parts
+
+    @property
+    def epochs(self) -> float:
+        return sum(part.epochs for part in set(self.parts))
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "of": [part.describe() for part in self.parts]}
+
+
+def _all_symmetric(*parts: Operator) -> bool | None:
+    flags = [part.symmetric for part in parts]
+    return True if all(flags) else None
+
+
+class Transpose(Derived):
+    """A^T."""
+
+    def __init__(self, A: Operator) -> None:
+        super().__init__((A,), (A.shape[1], A.shape[0]), symmetric=A.symmetric)
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        return self.parts[0]._apply_transpose(V)
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        return self.parts[0]._apply(U)
+
+    @property
+    def T(self) -> Operator:
+        return self.parts[0]
+
+
+class Scaled(Derived):
+    """a A."""
+
+    def __init__(self, factor: float, A: Operator) -> None:
+        super().__init__(
+            (A,), A.shape, symmetric=A.symmetric, nonnegative=A.nonnegative and factor >= 0, known_zeros=A.known_zeros
+        )
+        self.factor = factor
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        return self.factor * self.parts[0]._apply(V)
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        return self.factor * self.parts[0]._apply_transpose(U)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "factor": self.factor}
+
+
+class Shifted(Derived):
+    """A + shift I for a square A."""
+
+    def __init__(self, A: Operator, shift: float) -> None:
+        if A.shape[0] != A.shape[1]:
+            raise ValueError(f"cannot add {shift} I to {A!r}, which is not square.")
+        super().__init__((A,), A.shape, symmetric=A.symmetric, nonnegative=A.nonnegative and shift >= 0)
+        self.shift = shift
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        return self.parts[0]._apply(V) + self.shift * V
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        return self.parts[0]._apply_transpose(U) + self.shift * U
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "shift": self.shift}
+
+
+class Sum(Derived):
+    """A + B."""
+
+    def __init__(self, A: Operator, B: Operator) -> None:
+        if A.shape != B.shape:
+            raise ValueError(f"cannot add {A!r} and {B!r}: their shapes differ.")
+        super().__init__(
+            (A, B), A.shape, symmetric=_all_symmetric(A, B), nonnegative=A.nonnegative and B.nonnegative
+        )
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        return self.parts[0]._apply(V) + self.parts[1]._apply(V)
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        return self.parts[0]._apply_transpose(U) + self.parts[1]._apply_transpose(U)
+
+
+class Product(Derived):
+    """A B."""
+
+    def __init__(self, A: Operator, B: Operator) -> None:
+        if A.shape[1] != B.shape[0]:
+            raise ValueError(f"cannot multiply {A!r} with {B!r}: {A.shape[1]} columns meet {B.shape[0]} rows.")
+        super().__init__((A, B), (A.shape[0], B.shape[1]))
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        return self.parts[0]._apply(self.parts[1]._apply(V))
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        return self.parts[1]._apply_transpose(self.parts[0]._apply_transpose(U))
+
+
+class Gram(Derived):
+    """A^T A (side "right") or A A^T (side "left") of an (m, n) operator; both have the same spectrum off zero.
+
+    `known_zeros` = dim - min(m, n) eigenvalues are 0 by the shapes alone; estimators run on the smaller side and carry
+    those zeros exactly.
+    """
+
+    def __init__(self, A: Operator, side: str = "auto") -> None:
+        if side not in ("auto", "left", "right"):
+            raise ValueError(f"side={side!r} is no side; use 'left' (A A^T), 'right' (A^T A) or 'auto' (the smaller).")
+        m, n = A.shape
+        self.side = side if side != "auto" else ("left" if m < n else "right")
+        dim = m if self.side == "left" else n
+        super().__init__((A,), (dim, dim), symmetric=True, nonnegative=True, known_zeros=dim - min(m, n))
+
+    @property
+    def smaller(self) -> Gram:
+        """The Gram on the side that has no known zeros."""
+        return self if self.known_zeros == 0 else Gram(self.parts[0], "auto")
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        A = self.parts[0]
+        return A._normal(V) if self.side == "right" else A._apply(A._apply_transpose(V))
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "side": self.side}

@@ -1,0 +1,324 @@
+"""`Jacobian`: of a network's outputs with respect to its parameters or its inputs.
+
+Legend: n samples, B in a batch, k outputs per sample, d input features, P parameters; J_i (k, P) or (k, d) of sample i.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from spectral import arrays, distributed, probes
+from spectral.operators import engines
+from spectral.operators.base import Operator
+from spectral.operators.functional import Network
+
+ROW_BYTES = 256 << 20  # rows of J held at a time while per-sample gradients are vectorised
+
+
+class Jacobian(Operator):
+    """The Jacobian of a network over a data set, never formed.
+
+    `of`: "logits", "probs", "loss" (each sample's own mean loss) or a callable(output, batch) -> (B, k).
+    `wrt`: "params" (those that require a gradient, or the name globs `params`) or "inputs" (embeddings for token models).
+    `layout`: "stacked", rows ordered by sample, then output: (n k, P) or (n k, d); "flattened", wrt inputs only: row i is
+    J_i flattened, (n, k d). One product is one JVP sweep, one transposed product one VJP sweep (flattened: k of each).
+    The model is computed in eval mode and left as it was.
+
+    Raises ValueError or TypeError with one sentence for data that cannot be read twice, an empty data set, NaN, and outputs
+    whose first axis is not the sample.
+
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    >>> J = spectral.Jacobian(torch.nn.Linear(2, 1, bias=False), [x])
+    >>> torch.equal(J @ torch.eye(2), x)     # a linear model's Jacobian is its data
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        of: str | Callable[[Any, Any], torch.Tensor] = "logits",
+        wrt: str = "params",
+        layout: str = "stacked",
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        loss: Any = None,
+        params: list[str] | None = None,
+        engine: str = "auto",
+        product_dtype: torch.dtype | None = None,
+    ) -> None:
+        if layout not in ("stacked", "flattened"):
+            raise ValueError(f"layout={layout!r} is no layout; use 'stacked' or 'flattened'.")
+        if layout == "flattened" and wrt == "params":
+            raise ValueError("layout='flattened' is for wrt='inputs'; use layout='stacked' with wrt='params'.")
+        if engine not in engines.ENGINES:
+            raise ValueError(f"engine={engine!r} is no engine; use one of {', '.join(engines.ENGINES)}.")
+        self.network = Network(
+            model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, product_dtype=product_dtype
+        )
+        self.layout, self.engine = layout, engine
+        survey = self.network.survey
+        self.outputs = survey.outputs[0]
+        self.feature_shape = survey.feature_shape or ()
+        if layout == "flattened" and len(set(survey.outputs)) > 1:
+            raise ValueError(f"layout='flattened' needs one number of outputs per sample, got {sorted(set(survey.outputs))}.")
+        rows = [B if layout == "flattened" else B * k for B, k in zip(survey.samples, survey.outputs, strict=True)]
+        self.rank_rows = distributed.all_counts(sum(rows))
+        self.rank_samples = distributed.all_counts(survey.n)
+        first = sum(self.rank_rows[: distributed.rank()])
+        self.starts = [first + sum(rows[:i]) for i in range(len(rows) + 1)]
+        self.first_sample = sum(self.rank_samples[: distributed.rank()])
+        if wrt == "params":
+            columns = sum(value.numel() for value in self.network.values.values())
+        else:
+            columns = math.prod(self.feature_shape) * (self.outputs if layout == "flattened" else 1)
+        super().__init__((sum(self.rank_rows), columns), self.network.dtype, self.network.device)
+        self._engine: type[engines.Fresh] | None = None
+        self.notes: dict[str, Any] = {}
+
+    @property
+    def samples(self) -> int:
+        """n, over all ranks."""
+        return sum(self.rank_samples)
+
+    @property
+    def epochs(self) -> float:
+        return float(self.network.sweeps)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), **self.network.describe(), "layout": self.layout, "engine": self.engine, **self.notes}
+
+    # One batch -------------------------------------------------------------------------------------------------------
+    def _linearise(self, batch: Any) -> engines.Fresh:
+        function, primals = self.network.function(batch), self.network.primals(batch)
+        if self._engine is None:
+            self._engine, self.notes = engines.choose(self.engine, function, primals)
+        return self._engine(function, primals)
+
+    def _tangents(self, v: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+        """A column of the input space (cast to the dtype of the products) as tangents of one batch."""
+        v = v.to(self.network.compute_dtype)
+        if self.network.wrt == "inputs":
+            return (v.view(self.feature_shape).expand(size, *self.feature_shape),)
+        values = list(self.network.values.values())
+        return tuple(piece.view_as(p) for piece, p in zip(v.split([p.numel() for p in values]), values, strict=True))
+
+    def _forward(self, lin: engines.Fresh, v: torch.Tensor, size: int) -> torch.Tensor:
+        """J_b v of one batch: its rows."""
+        if self.layout == "stacked":
+            return lin.jvp(self._tangents(v, size)).reshape(-1)
+        per_output = v.view(self.outputs, -1)
+        return sum(  # type: ignore[return-value]
+            lin.jvp(self._tangents(v_c, size))[:, c] for c, v_c in enumerate(per_output)
+        )
+
+    def _pull(self, lin: engines.Fresh, cotangent: torch.Tensor) -> torch.Tensor:
+        """The VJP of one batch, summed over its samples: (P,) or (d,)."""
+        pulled = lin.vjp(cotangent)
+        if self.network.wrt == "inputs":
+            return pulled[0].sum(0).reshape(-1)
+        return torch.cat([g.reshape(-1) for g in pulled])
+
+    def _backward(self, lin: engines.Fresh, u: torch.Tensor, size: int) -> torch.Tensor:
+        """J_b^T u of one batch, u its rows."""
+        u = u.to(self.network.compute_dtype)
+        if self.layout == "stacked":
+            return self._pull(lin, u.view(size, -1)).to(self.dtype)
+        pieces = []
+        for c in range(self.outputs):
+            cotangent = u.new_zeros(size, self.outputs)
+            cotangent[:, c] = u
+            pieces.append(self._pull(lin, cotangent))
+        return torch.cat(pieces).to(self.dtype)
+
+    # Sweeps ----------------------------------------------------------------------------------------------------------
+    def _sweep(self) -> Iterator[tuple[slice, int, engines.Fresh]]:
+        """(rows, samples, linearisation) of each batch; closing the iterator leaves the sweep at once, also after an error."""
+        with self.network.sweep() as batches:
+            for index, batch in batches:
+                lin = self._linearise(batch)
+                yield slice(self.starts[index], self.starts[index + 1]), self.network.survey.samples[index], lin
+
+    def _checked(self, result: torch.Tensor, what: str) -> torch.Tensor:
+        if not torch.isfinite(result).all():
+            raise ValueError(
+                f"the product {what} holds NaN or infinity though all outputs are finite: a derivative of the model is not "
+                "finite (a square root or a norm at 0, say); mend the model, or multiply in float64 by product_dtype=."
+            )
+        return result
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        first = sum(self.rank_rows[: distributed.rank()])
+        W = V.new_zeros(self.rank_rows[distributed.rank()], V.shape[1])
+        with closing(self._sweep()) as sweep:
+            for rows, size, lin in sweep:
+                for j in range(V.shape[1]):
+                    W[rows.start - first : rows.stop - first, j] = self._forward(lin, V[:, j], size)
+        return self._checked(distributed.all_rows(W, self.rank_rows), "J v")
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        W = U.new_zeros(self.shape[1], U.shape[1])
+        with closing(self._sweep()) as sweep:
+            for rows, size, lin in sweep:
+                for j in range(U.shape[1]):
+                    W[:, j] += self._backward(lin, U[rows, j], size)
+        return self._checked(distributed.all_reduce(W), "J^T u")
+
+    def _normal(self, V: torch.Tensor) -> torch.Tensor:
+        """J^T J V in one sweep: JVP, then VJP on each batch."""
+        W = torch.zeros_like(V)
+        with closing(self._sweep()) as sweep:
+            for _, size, lin in sweep:
+                for j in range(V.shape[1]):
+                    W[:, j] += self._backward(lin, self._forward(lin, V[:, j], size).to(V.dtype), size)
+        return self._checked(distributed.all_reduce(W), "J^T J v")
+
+    # Rows ------------------------------------------------------------------------------------------------------------
+    def rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """(rows, block) of the dense J, batch by batch in one sweep: k VJPs per sample, this rank's samples only.
+
+        Memory: one batch's block, rows x columns entries. With respect to parameters the per-sample VJPs are vectorised, and
+        checked on the first batch against one ordinary VJP.
+        """
+        with self.network.sweep() as batches:
+            for index, batch in batches:
+                size = self.network.survey.samples[index]
+                if self.network.wrt == "inputs":
+                    block = self._input_rows(self._linearise(batch), size)
+                else:
+                    block = self._parameter_rows(index, batch, size)
+                where = slice(self.starts[index], self.starts[index + 1])
+                yield where, self._checked(block.reshape(where.stop - where.start, self.shape[1]).to(self.dtype), "e_i^T J")
+
+    def _input_rows(self, lin: engines.Fresh, size: int) -> torch.Tensor:
+        """(B, k, d): samples do not meet in eval mode, so that one VJP per output gives the rows of all samples."""
+        z = lin.output
+        rows = []
+        for c in range(z.shape[1]):
+            cotangent = torch.zeros_like(z)
+            cotangent[:, c] = 1
+            rows.append(lin.vjp(cotangent)[0].reshape(size, -1))
+        return torch.stack(rows, 1)
+
+    def _parameter_rows(self, index: int, batch: Any, size: int) -> torch.Tensor:
+        """(B, k, P) by vmap over the samples, or sample by sample where that fails (noted)."""
+        if "rows" not in self.notes:
+            self._choose_rows(batch)
+        if self.notes["rows"] == "vmap":
+            return self._vectorised_rows(batch, size)
+        return torch.stack([self._one_sample_rows(_sample(batch, i, size)) for i in range(size)])
+
+    def _choose_rows(self, batch: Any) -> None:
+        """vmap if it gives what an ordinary VJP gives on two samples of the first batch."""
+        size = min(2, self.network.survey.samples[0])
+        two = _sample(batch, 0, self.network.survey.samples[0], size)
+        expected = torch.stack([self._one_sample_rows(_sample(two, i, size)) for i in range(size)])
+        reason = ""
+        try:
+            got = self._vectorised_rows(two, size)
+            error = float((got - expected).norm() / expected.norm().clamp(min=torch.finfo(got.dtype).tiny))
+            if error > 1e3 * arrays.machine_epsilon(got.dtype) ** 0.75:
+                reason = f"vmap differs by {error:.1e}"
+        except (RuntimeError, ValueError, TypeError) as failure:
+            reason = f"vmap: {str(failure).strip().splitlines()[0]}"
+        self.notes = {**self.notes, "rows": "one by one" if reason else "vmap", **({"rows_reason": reason} if reason else {})}
+
+    def _vectorised_rows(self, batch: Any, size: int) -> torch.Tensor:
+        primals = self.network.primals(batch)
+        chunk = max(1, ROW_BYTES // (max(self.network.survey.outputs) * self.shape[1] * self.dtype.itemsize))
+        per_sample, shared = _split_samples(batch, size)
+
+        def one(parts: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            single = shared([part.unsqueeze(0) for part in parts])
+            function = self.network.function(single)
+            return torch.func.jacrev(lambda *p: function(*p)[0], argnums=tuple(range(len(primals))))(*primals)
+
+        blocks = torch.func.vmap(one, chunk_size=chunk)(per_sample)
+        return torch.cat([block.reshape(size, block.shape[1], -1) for block in blocks], 2).detach()
+
+    def _one_sample_rows(self, single: Any) -> torch.Tensor:
+        """(k, P) of a batch of one sample by k backward passes over one graph."""
+        lin = engines.Fresh(self.network.function(single), self.network.primals(single))
+        z = lin.output
+        eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        return torch.stack([torch.cat([g.reshape(-1) for g in lin.vjp(e[None])]) for e in eye])
+
+    def squared_norms(self, exact: bool = True, seed: int = 0) -> torch.Tensor:
+        """||J_i||_F^2 of each sample, (n,), float64: the diagonal of the flattened Gram, whatever the layout.
+
+        exact: k VJPs per sample, one sweep. exact=False: one VJP per sample with random signs, which is unbiased; its
+        relative standard deviation is at most sqrt(2). The signs of sample i
+        depend on (seed, i) alone.
+        """
+        norms = torch.zeros(self.rank_samples[distributed.rank()], dtype=torch.float64, device=self.device)
+        start = 0
+        if exact:
+            with closing(self.rows()) as blocks:
+                for (_, block), size in zip(blocks, self.network.survey.samples, strict=True):
+                    norms[start : start + size] = block.double().reshape(size, -1).square().sum(1)
+                    start += size
+        else:
+            with self.network.sweep() as batches:
+                for index, batch in batches:
+                    size = self.network.survey.samples[index]
+                    norms[start : start + size] = self._probed_norms(index, batch, size, self.first_sample + start, seed)
+                    start += size
+        return distributed.all_rows(norms, self.rank_samples)
+
+    def _probed_norms(self, index: int, batch: Any, size: int, first: int, seed: int) -> torch.Tensor:
+        k = self.network.survey.outputs[index]
+        signs = torch.stack([probes.probe(seed, first + i, k, kind="rademacher") for i in range(size)])
+        signs = signs.to(self.device, self.network.compute_dtype)
+        if self.network.wrt == "inputs":
+            pulled = self._linearise(batch).vjp(signs)[0]
+            return pulled.double().reshape(size, -1).square().sum(1)
+        if "rows" not in self.notes:
+            self._choose_rows(batch)
+        if self.notes["rows"] == "vmap":
+            return self._vectorised_norms(batch, size, signs)
+        values = []
+        for i in range(size):
+            single = _sample(batch, i, size)
+            lin = engines.Fresh(self.network.function(single), self.network.primals(single))
+            values.append(sum(g.double().square().sum() for g in lin.vjp(signs[i : i + 1])))
+        return torch.stack(values)  # type: ignore[arg-type]
+
+    def _vectorised_norms(self, batch: Any, size: int, signs: torch.Tensor) -> torch.Tensor:
+        primals = self.network.primals(batch)
+        per_sample, shared = _split_samples(batch, size)
+
+        def one(parts: list[torch.Tensor], sign: torch.Tensor) -> torch.Tensor:
+            function = self.network.function(shared([part.unsqueeze(0) for part in parts]))
+            _, pull = torch.func.vjp(lambda *p: function(*p)[0], *primals)
+            return sum(g.double().square().sum() for g in pull(sign))  # type: ignore[return-value]
+
+        chunk = max(1, ROW_BYTES // (self.shape[1] * self.dtype.itemsize))
+        return torch.func.vmap(one, chunk_size=chunk)(per_sample, signs)
+
+
+def _sample(batch: Any, i: int, size: int, count: int = 1) -> Any:
+    """Samples i, ..., i + count - 1 of a batch of `size`; tensors without a sample axis stay whole."""
+    return tree_map_only(
+        torch.Tensor, lambda t: t[i : i + count] if t.ndim > 0 and t.shape[0] == size else t, batch
+    )
+
+
+def _split_samples(batch: Any, size: int) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Any]]:
+    """The tensors of a batch that have a sample axis, and the function that puts replacements back in their places."""
+    leaves, tree = torch.utils._pytree.tree_flatten(batch)
+    places = [i for i, t in enumerate(leaves) if isinstance(t, torch.Tensor) and t.ndim > 0 and t.shape[0] == size]
+
+    def rebuild(parts: list[torch.Tensor]) -> Any:
+        replaced = list(leaves)
+        for place, part in zip(places, parts, strict=True):
+            replaced[place] = part
+        return torch.utils._pytree.tree_unflatten(replaced, tree)
+
+    return [leaves[i] for i in places], rebuild

@@ -1,0 +1,54 @@
+"""Counter-based random probes: entry j of probe i is a function of (seed, i, j) alone.
+
+Whatever was drawn before, however probes are blocked or sharded, and on whichever device the vector ends, the numbers are
+the same, and the user's global generators stay untouched. Philox4x64 (Salmon, Moraes, Dror, Shaw 2011) with the key (seed, i)
+and one counter block for each segment of 2^16 entries, so that any slice costs only its own segments.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+SEGMENT = 1 << 16
+KINDS = ("gaussian", "rademacher")
+
+
+def check_seed(seed: int) -> int:
+    """`seed` if it is an integer in [0, 2^64), which is what a Philox key holds."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed={seed!r} is no seed; use an integer from 0 to 2**64 - 1.")
+    return int(seed)
+
+
+def probe(
+    seed: int,
+    index: int,
+    n: int,
+    *,
+    start: int = 0,
+    kind: str = "gaussian",
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Entries start, ..., start + n - 1 of probe `index` of `seed`: independent N(0, 1) or signs +-1.
+
+    Drawn in float64 on the CPU, then rounded to `dtype`, so that every device sees the same numbers.
+
+    >>> torch.equal(probe(0, 3, 10)[4:], probe(0, 3, 6, start=4))
+    True
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is no kind of probe; use one of {', '.join(KINDS)}.")
+    key = np.array([check_seed(seed), index], dtype=np.uint64)
+    values = np.empty(n)
+    first = start // SEGMENT
+    for segment in range(first, -(-(start + n) // SEGMENT)):
+        generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, segment, KINDS.index(kind)]))
+        low, high = max(start, segment * SEGMENT), min(start + n, (segment + 1) * SEGMENT)
+        count = high - segment * SEGMENT  # the head of the segment is drawn and dropped
+        drawn = (
+            generator.standard_normal(count) if kind == "gaussian" else 2.0 * generator.integers(0, 2, size=count) - 1.0
+        )
+        values[low - start : high - start] = drawn[low - segment * SEGMENT :]
+    return torch.from_numpy(values).to(device=device, dtype=dtype)
