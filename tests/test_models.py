@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from spectral.landscape.models import cnn, mlp, resnet
+from spectral.landscape.models import cnn, mlp, model_for, resnet
+from spectral.landscape.problems import digits
 
 
 def count(model):
@@ -99,7 +100,7 @@ def test_initial_weights_have_the_variance_of_he_et_al():
     for layer in (model[1], model[3]):
         fan_in = layer.weight.shape[1]
         # 150 000 draws or more: relative standard error of the variance sqrt(2/150000) = .0037
-        assert abs(float(layer.weight.var()) * fan_in / 2 - 1) < 0.02
+        assert abs(float(layer.weight.detach().var()) * fan_in / 2 - 1) < 0.02
         assert not layer.bias.any()
 
 
@@ -110,3 +111,14 @@ def test_errors_name_the_sizes():
         cnn(width=0)
     with pytest.raises(ValueError, match="use one of auto, basic, bottleneck"):
         resnet(20, block="dense")
+
+
+def test_models_fit_their_problem():
+    image, flat = digits(train=20, test=0, image=True), digits(train=20, test=0)
+    for kind, options in (("mlp", {"widths": (5,)}), ("cnn", {"width": 4}), ("resnet", {"depth": 8, "width": 4})):
+        assert model_for(image, kind, options=options).eval()(image.x_train).shape == (20, 10)
+    assert model_for(flat)(flat.x_train).shape == (20, 10)
+    with pytest.raises(ValueError, match="build the problem with image=True"):
+        model_for(flat, "cnn")
+    with pytest.raises(ValueError, match="use one of mlp, cnn, resnet"):
+        model_for(flat, "vit")

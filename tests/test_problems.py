@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spectral.landscape import problems
-from spectral.landscape.problems import batches, digits, from_arrays, mnist, permute_labels
+from spectral.landscape.problems import batches, digits, from_arrays, mnist, permute_labels, stream
 
 
 def test_digits_are_the_published_ones_split_without_overlap():
@@ -88,7 +88,7 @@ def test_permuted_labels_keep_class_counts_and_report_what_changed(fraction):
 def test_more_noise_keeps_the_samples_drawn_before():
     y = torch.arange(1000)  # all labels differ: a changed label is a moved sample
     moved = [permute_labels(y, f, seed=1).y != y for f in (0.2, 0.5, 1.0)]
-    drawn = torch.randperm(1000, generator=torch.Generator().manual_seed(1))
+    drawn = torch.randperm(1000, generator=torch.Generator().manual_seed(stream(1, "labels")))
     for f, m in zip((0.2, 0.5, 1.0), moved, strict=True):
         outside = drawn[round(f * 1000) :]
         assert not m[outside].any()
@@ -126,6 +126,8 @@ def test_errors_are_one_sentence_each(monkeypatch):
             raise ModuleNotFoundError(name)
         return real(name, *rest, **named)
 
+    problems._digits_arrays.cache_clear()
+    problems._mnist_arrays.cache_clear()
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(ImportError, match=r"pip install 'spectral\[examples\]'"):
         problems.mnist()

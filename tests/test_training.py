@@ -1,5 +1,6 @@
 """Laws of training: the target is measured, never claimed; the seed decides; everything else is as before."""
 
+import json
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from spectral.landscape.models import cnn, mlp
 from spectral.landscape.problems import digits, permute_labels
-from spectral.landscape.training import evaluate, train
+from spectral.landscape.training import Trained, evaluate, train
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +122,8 @@ def test_errors_are_one_sentence_each(problem):
         train(mlp(64), x, y, batch_size=0, progress=False)
     with pytest.raises(ValueError, match="no parameters"):
         train(nn.Flatten(), x, y, progress=False)
+
+
+def test_a_record_survives_json(problem):
+    record = train(mlp(64), problem.x_train, problem.y_train, max_epochs=2, progress=False)
+    assert Trained.from_dict(json.loads(json.dumps(record.to_dict()))) == record

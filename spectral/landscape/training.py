@@ -6,13 +6,16 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+
+from spectral.landscape.problems import stream
 
 Progress = Callable[[int, float], None]
 
@@ -49,6 +52,12 @@ class Trained:
         if not history:
             del plain["history"]
         return plain
+
+    @staticmethod
+    def from_dict(plain: Mapping[str, Any]) -> Trained:
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+        rows = tuple((int(epoch), float(a), float(b)) for epoch, a, b in plain.get("history", ()))
+        return Trained(**{**plain, "history": rows})
 
 
 def train(
@@ -87,7 +96,7 @@ def train(
     _check(model, x, y, target_loss, max_epochs, batch_size, lr, weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
-    order = torch.Generator().manual_seed(seed)
+    order = torch.Generator().manual_seed(stream(seed, "order"))
     started = time.perf_counter()
     history: list[tuple[int, float, float]] = []
     loss, accuracy = evaluate(model, x, y)
@@ -179,9 +188,9 @@ def _own_draws(device: torch.device, seed: int) -> Iterator[None]:
     """Dropout draws from the global generator of the device: seed it here and put its state back afterwards."""
     cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(stream(seed, "dropout"))
         for index in cuda:
-            torch.cuda.default_generators[index].manual_seed(seed)
+            torch.cuda.default_generators[index].manual_seed(stream(seed, "dropout"))
         yield
 
 
