@@ -1,6 +1,23 @@
 """Matrix-free spectra of networks: operators, Lanczos quadrature with certificates, and what a spectrum tells."""
 
+from spectral.estimators import esd, exact, slq, trace
 from spectral.operators import I, Jacobian, Operator, as_operator
+from spectral.results import Atoms, Band, Density, Estimate
+from spectral.spectrum import Spectrum
 
 __version__ = "0.1.0"
-__all__ = ["I", "Jacobian", "Operator", "as_operator"]
+__all__ = [
+    "Atoms",
+    "Band",
+    "Density",
+    "Estimate",
+    "I",
+    "Jacobian",
+    "Operator",
+    "Spectrum",
+    "as_operator",
+    "esd",
+    "exact",
+    "slq",
+    "trace",
+]

@@ -1,0 +1,77 @@
+"""Files that are whole or absent: atomic writes, and arrays with a checksum and without pickles."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def atomic_write(path: Any, content: bytes) -> None:
+    """Write `content` to `path` so that a crash at any moment leaves the old file or the new one, never a part."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def fingerprint(description: Any) -> str:
+    """A short hash of plain JSON data: equal descriptions, equal fingerprints."""
+    text = json.dumps(description, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save_arrays(path: Any, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
+    """One .npz of arrays and a JSON header, with a SHA-256 over both, written atomically."""
+    packed = {name: np.asarray(array) for name, array in arrays.items()}
+    text = json.dumps(header, sort_keys=True)
+    packed["header"] = np.frombuffer(text.encode(), dtype=np.uint8)
+    packed["checksum"] = np.frombuffer(bytes.fromhex(_checksum(packed)), dtype=np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **packed)  # type: ignore[arg-type]
+    atomic_write(path, buffer.getvalue())
+
+
+def load_arrays(path: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays, header) of what `save_arrays` wrote; ValueError with one sentence if the file is damaged or foreign."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            packed = {name: file[name] for name in file.files}
+        stored = packed.pop("checksum").tobytes().hex()
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, AttributeError, zipfile.LargeZipFile) as problem:
+        raise ValueError(f"{path} is damaged or was not written by spectral; delete it and run again.") from problem
+    if stored != _checksum(packed):
+        raise ValueError(f"{path} is damaged (its checksum does not fit); delete it and run again.")
+    header = json.loads(packed.pop("header").tobytes())
+    return packed, header
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

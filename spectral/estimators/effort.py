@@ -1,0 +1,116 @@
+"""What an estimator may spend and shows while it spends: budgets, progress bars, and the operand every estimator takes."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from tqdm import tqdm
+
+from spectral import arrays, probes
+from spectral.operators.base import Gram, Operator
+from spectral.operators.views import as_operator
+
+SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+
+
+class Budget:
+    """A number of products, or "90s", "10min", "2h", "50epochs", "400products"; `None` is unlimited.
+
+    >>> Budget("10min", as_operator(np.eye(2))).seconds
+    600.0
+    """
+
+    def __init__(self, budget: Any, A: Operator) -> None:
+        self.A, self.begin = A, (time.monotonic(), A.products, A.epochs)
+        self.seconds = self.products = self.epochs = float("inf")
+        if budget is None:
+            return
+        if isinstance(budget, int | float) and not isinstance(budget, bool) and budget > 0:
+            self.products = float(budget)
+            return
+        match = re.fullmatch(r"\s*(\d+\.?\d*)\s*(s|sec|min|h|epochs?|products?)\s*", budget) if isinstance(budget, str) else None
+        if not match or float(match[1]) <= 0:
+            raise ValueError(f"budget={budget!r} is no budget; use a number of products, '10min', '50epochs' or '400products'.")
+        amount, unit = float(match[1]), match[2]
+        if unit in SECONDS:
+            self.seconds = amount * SECONDS[unit]
+        elif unit.startswith("epoch"):
+            self.epochs = amount
+        else:
+            self.products = amount
+
+    def exhausted(self) -> bool:
+        """Whether another product would exceed the budget (seconds: whether they are over)."""
+        began, products, epochs = self.begin
+        return (
+            time.monotonic() - began >= self.seconds
+            or self.A.products - products + 1 > self.products
+            or self.A.epochs - epochs + 1 > self.epochs
+        )
+
+
+def bar(total: int | None, label: str, progress: bool | None) -> tqdm:
+    """A progress bar on stderr; None shows it only on a terminal."""
+    hidden = (not sys.stderr.isatty()) if progress is None else not progress
+    return tqdm(total=total, desc=label, unit="product", disable=hidden, leave=False, dynamic_ncols=True)
+
+
+def symmetric_operand(A: Any) -> tuple[Operator, int, int]:
+    """(operator to multiply with, its known zeros in the caller's dimension, the caller's dimension).
+
+    A rectangular operator means its Gram on the smaller side; a Gram with known zeros is run on its smaller side. An operator
+    whose symmetry is not known is tested with two products.
+    """
+    A = as_operator(A)
+    if 0 in A.shape:
+        raise ValueError(f"{A!r} is empty; it has no spectrum.")
+    if A.shape[0] != A.shape[1]:
+        A = A.gram()
+    if isinstance(A, Gram):
+        return A.smaller, A.known_zeros, A.shape[0]
+    if A.symmetric is None:
+        error = _asymmetry(A)
+        if error > 1e3 * arrays.machine_epsilon(A.dtype) ** 0.75:
+            A.symmetric = False
+        else:
+            A.symmetric = True
+    if not A.symmetric:
+        raise ValueError(
+            f"{A!r} is not symmetric, and only symmetric operators have the real spectrum meant here; use A.gram() for its "
+            "squared singular values, or (A + A.T) / 2."
+        )
+    return A, 0, A.shape[0]
+
+
+def _asymmetry(A: Operator) -> float:
+    """|<A v, u> - <v, A u>| over the norms, for one random pair."""
+    v = probes.probe(0, 0, A.shape[0], dtype=A.dtype, device=A.device)
+    u = probes.probe(0, 1, A.shape[0], dtype=A.dtype, device=A.device)
+    Av, Au = A @ v, A @ u
+    scale = max(arrays.norm(Av) * arrays.norm(u), arrays.norm(Au) * arrays.norm(v))
+    return abs(arrays.dot(Av, u) - arrays.dot(v, Au)) / scale if scale > 0 else 0.0
+
+
+def environment(A: Operator) -> dict[str, Any]:
+    """Versions, device and operator: what every result's meta begins with."""
+    from spectral import __version__
+
+    return {
+        "operator": A.describe(),
+        "device": str(A.device),
+        "versions": {
+            "spectral": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+        "nonnegative": bool(A.nonnegative),
+    }

@@ -1,0 +1,147 @@
+"""Pure functions of Lanczos records: Gauss rules, the certified envelope of a CDF, and the Beta law of Gaussian probes.
+
+Notation: T the Jacobi matrix of k steps with last residual beta_k; nodes theta_i, weights omega_i = S_{1i}^2; a probe's
+measure is mu = sum_i (u_i^T g)^2 / ||g||^2 delta_{lambda_i}. All arrays are float64 numpy; X evaluation points, k steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import eigh_tridiagonal
+from scipy.special import betainc
+
+from spectral.recurrences.lanczos import LanczosRecord
+
+LOG_STEP = 0.28  # trapezoidal step in log y: its error is about 2 exp(-pi^2 / 0.28) = 1e-15
+TINY = float(np.finfo(float).tiny)
+
+
+def gauss_rule(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes (k,), weights (k,), and |last components| (k,) of the eigenvectors of T: residuals are beta_k times those."""
+    nodes, S = eigenvectors(record)
+    return nodes, S[0] ** 2, np.abs(S[-1])
+
+
+def eigenvectors(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (k,) and eigenvectors (k, k), columns, of T."""
+    return eigh_tridiagonal(record.alphas, record.betas[:-1])
+
+
+def epsilon(record: LanczosRecord) -> float:
+    """Relative rounding of the products that made the record."""
+    return {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}.get(record.dtype, 2.0**-52)
+
+
+def truncated_rule(record: LanczosRecord, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The Gauss rule of the first `steps` steps."""
+    nodes, S = eigh_tridiagonal(record.alphas[:steps], record.betas[: steps - 1])
+    return nodes, S[0] ** 2
+
+
+def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sharp bounds lower <= mu((-inf, t)) <= mu((-inf, t]) <= upper at t = x, (X,) each, from the moments in the record.
+
+    Chebyshev-Markov-Stieltjes through the Gauss-Radau rule that has x among its k + 1 nodes (Golub, Meurant 2010, ch. 6):
+    lower is the weight of its nodes left of x, upper adds the weight at x. In finite precision T belongs to a matrix whose
+    eigenvalues differ by some eps ||A|| (Greenbaum 1989), so that lower is taken at x - 8 eps ||T||, upper at x + 8 eps ||T||,
+    eps of the products' dtype; nodes nearer than 1e-9 ||T|| to x count as undecided. O(k) a point.
+    """
+    x = np.asarray(x, dtype=float)
+    alphas, betas = record.alphas, record.betas
+    scale = max(np.abs(alphas).max() + 2 * betas.max(initial=0.0), TINY)
+    blur = 8 * epsilon(record) * scale
+    lower, upper = np.zeros_like(x), np.ones_like(x)
+    far_left, far_right = x < alphas.min() - 1e3 * scale, x > alphas.max() + 1e3 * scale
+    near = np.flatnonzero(~far_left & ~far_right & np.isfinite(x))
+    lower[far_right] = _weight_left(alphas, betas, np.array([alphas.max() + 1e3 * scale]), -1, scale)  # monotone in x
+    upper[far_left] = _weight_left(alphas, betas, np.array([alphas.min() - 1e3 * scale]), +1, scale)
+    lower[x == np.inf], upper[x == -np.inf] = 1.0, 0.0
+    for chunk in np.array_split(near, max(1, len(near) // 256)):
+        lower[chunk] = _weight_left(alphas, betas, x[chunk] - blur, -1, scale)
+        upper[chunk] = _weight_left(alphas, betas, x[chunk] + blur, +1, scale)
+    rounding = 1e-11  # of the quadrature in y
+    return np.clip(lower - rounding, 0, 1), np.clip(upper + rounding, 0, 1)
+
+
+def _weight_left(alphas: np.ndarray, betas: np.ndarray, x: np.ndarray, side: int, scale: float) -> np.ndarray:
+    """Weight of the Radau nodes left of the line Re z = x + side 1e-9 scale, for the rules that have x among their nodes.
+
+    With m(z) = e_1^T (T_x - z)^{-1} e_1, the signed weight sum_i w_i sign(theta_i - c) is (2/pi) int_0^inf Re m(c + iy) dy:
+    a trapezoidal sum in log y, each m one continued fraction. It needs no eigenvalues and has no special case where x is a
+    Ritz value: there the last diagonal entry of T_x is infinite and its branch of the fraction is 0.
+    """
+    k = len(alphas)
+    floor = np.finfo(float).eps ** 2 * scale
+    d = alphas[0] - x  # pivots of T - x I (Sturm sequence): the Radau matrix ends with x + beta_k^2 / d_k
+    for j in range(k):
+        if j > 0:
+            d = alphas[j] - x - betas[j - 1] ** 2 / d
+        d = np.where(np.abs(d) < floor, floor, d)
+    y = scale * np.exp(np.arange(np.log(1e-14), np.log(1e5), LOG_STEP))
+    z = x + side * 1e-9 * scale + 1j * y[:, None]  # (Y, X)
+    b2 = betas[-1] ** 2
+    m = np.zeros_like(z)
+    tail = b2 * d / (b2 + (x - z) * d) if b2 > 0 else np.zeros_like(z)  # beta_k^2 / (x + beta_k^2 / d - z)
+    for j in range(k - 1, -1, -1):
+        m = 1 / (alphas[j] - z - tail)
+        tail = betas[j - 1] ** 2 * m
+    terms = y[:, None] * m.real
+    geometric = 1 / np.expm1(LOG_STEP)  # beyond both ends the terms fall like y and like 1 / y
+    signed = 2 / np.pi * LOG_STEP * (terms.sum(0) + geometric * (terms[0] + terms[-1]))
+    return (1 - signed) / 2
+
+
+def count_interval(
+    lower: np.ndarray, upper: np.ndarray, probes: int, dim: int, confidence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Integers r_lo <= r <= r_hi: how many of `dim` eigenvalues lie where pooled Gaussian probes have mass in [lower, upper].
+
+    The mass that m pooled probes have on r of n eigenvectors is Beta(m r / 2, m (n - r) / 2) exactly, a ratio of chi-squares;
+    the two one-sided tests at (1 - confidence) / 2 are inverted by bisection over r.
+    """
+    tail = (1 - confidence) / 2
+    a = probes / 2
+
+    def cdf(r: np.ndarray, mass: np.ndarray) -> np.ndarray:  # P(B_r <= mass)
+        inner = betainc(np.clip(a * r, 1e-300, None), np.clip(a * (dim - r), 1e-300, None), np.clip(mass, 0, 1))
+        return np.where(r <= 0, 1.0, np.where(r >= dim, np.where(mass >= 1, 1.0, 0.0), inner))
+
+    def survival(r: np.ndarray, mass: np.ndarray) -> np.ndarray:  # P(B_r >= mass)
+        inner = betainc(np.clip(a * (dim - r), 1e-300, None), np.clip(a * r, 1e-300, None), np.clip(1 - mass, 0, 1))
+        return np.where(r >= dim, 1.0, np.where(r <= 0, np.where(mass <= 0, 1.0, 0.0), inner))
+
+    low = _smallest(lambda r: survival(r, lower) >= tail, dim, np.shape(lower))
+    high = dim - _smallest(lambda r: cdf(dim - r, upper) >= tail, dim, np.shape(upper))
+    return low, high
+
+
+def _smallest(accepts, dim: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The smallest r in 0..dim that a test, monotone in r, accepts."""
+    low, high = np.zeros(shape), np.full(shape, float(dim))
+    while np.any(low < high):
+        middle = np.floor((low + high) / 2)
+        good = accepts(middle)
+        high = np.where(good, middle, high)
+        low = np.where(good, low, np.minimum(middle + 1, high))
+    return high
+
+
+def pooled_variance(probes: int, dim: int, variance: float | np.ndarray) -> float | np.ndarray:
+    """Variance of a pooled quadratic form: 2 Var_lambda(f) / (m n + 2), exact for m pooled Gaussian probes in dimension n.
+
+    g^T f(A) g / g^T g of one vector uniform on the sphere in R^N has variance 2 Var(f) / (N + 2); pooled probes are one such
+    vector of I_m (x) f(A) in R^{m n}.
+    """
+    return 2 * variance / (probes * dim + 2)
+
+
+def distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], kind: str) -> float:
+    """W1 = int |F - G| dx or KS = max |F - G| of two discrete measures (values ascending, counts), each normalised."""
+    x = np.concatenate([a[0], b[0]])
+    signed = np.concatenate([a[1] / a[1].sum(), -b[1] / b[1].sum()])
+    order = np.argsort(x, kind="stable")
+    x, difference = x[order], np.cumsum(signed[order])
+    if kind == "wasserstein":
+        return float(np.abs(difference[:-1]) @ np.diff(x))
+    last = np.append(np.diff(x) > 0, True)  # between equal values the CDFs have no value
+    return float(np.abs(difference[last]).max())

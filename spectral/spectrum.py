@@ -1,0 +1,390 @@
+"""`Spectrum`: the measure of all eigenvalues of a symmetric operator, and what follows from it.
+
+Legend: K probes, M nodes each, L atoms, X evaluation points; n = dim, r = eigenvalues that are neither atoms nor known zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtri
+
+from spectral import density as densities
+from spectral import measure, storage
+from spectral.recurrences.lanczos import LanczosRecord
+from spectral.results import Atoms, Band, Density, Estimate, nan
+
+NO_ATOMS = Atoms(np.zeros(0), np.zeros(0, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """A discrete measure of `dim` eigenvalues: exact atoms, known zeros, and a quadrature of the rest from K probes.
+
+    For each probe k: sum(weights[k]) + sum(atoms.multiplicities) / dim + zeros / dim = 1; rows shorter than M are padded with
+    weight 0. An exact spectrum has all its eigenvalues as atoms and no probes. Probes are pooled by their squared norms, which
+    makes the pooled counts follow an exact Beta law.
+
+    >>> s = Spectrum.from_eigenvalues([1.0, 2.0, 3.0], zeros=1)
+    >>> float(s.moment(1)), float(s.count(1.5, 9.0).value)
+    (1.5, 2.0)
+    """
+
+    dim: int
+    nodes: np.ndarray
+    weights: np.ndarray
+    atoms: Atoms
+    zeros: int
+    products: int
+    epochs: float
+    method: str
+    meta: dict[str, Any] = field(default_factory=dict)
+    records: tuple[LanczosRecord, ...] = ()
+    removed: tuple[np.ndarray, ...] = ()  # of each record, the indices of the Ritz values that became atoms
+
+    # Making one ------------------------------------------------------------------------------------------------------
+    @classmethod
+    def from_eigenvalues(
+        cls,
+        values: Sequence[float] | np.ndarray,
+        *,
+        zeros: int = 0,
+        multiplicities: Sequence[int] | np.ndarray | None = None,
+        method: str = "exact",
+        products: int = 0,
+        epochs: float = 0.0,
+        meta: dict[str, Any] | None = None,
+    ) -> Spectrum:
+        """The spectrum whose eigenvalues are all known: `values` (with `multiplicities`, 1 by default) and `zeros` zeros."""
+        values = np.asarray(values, dtype=np.float64).reshape(-1)
+        if not np.isfinite(values).all():
+            raise ValueError("the eigenvalues hold NaN or infinity; a spectrum is finite.")
+        counts = np.ones(len(values), dtype=np.int64) if multiplicities is None else np.asarray(multiplicities, np.int64)
+        if counts.shape != values.shape or (counts < 1).any() or zeros < 0:
+            raise ValueError("multiplicities must be one integer >= 1 for each eigenvalue, and zeros must be >= 0.")
+        dim = int(counts.sum()) + int(zeros)
+        if dim == 0:
+            raise ValueError("a spectrum needs at least one eigenvalue.")
+        order = np.argsort(values, kind="stable")
+        empty = np.zeros((0, 0))
+        atoms = Atoms(values[order], counts[order])
+        return cls(dim, empty, empty, atoms, int(zeros), products, epochs, method, dict(meta or {}))
+
+    @classmethod
+    def from_records(
+        cls,
+        records: Sequence[LanczosRecord],
+        dim: int,
+        *,
+        zeros: int = 0,
+        atoms: Atoms = NO_ATOMS,
+        removed: Sequence[np.ndarray] | None = None,
+        products: int = 0,
+        epochs: float = 0.0,
+        method: str = "slq",
+        meta: dict[str, Any] | None = None,
+    ) -> Spectrum:
+        """The spectrum of Lanczos records of Gaussian probes in dimension dim - zeros.
+
+        `removed[k]` are the Ritz values of record k that stand for the `atoms`; what they weigh is exact knowledge of where
+        probe k points, so the rest is renormalised to the eigenvalues that are left.
+        """
+        gone = tuple(removed) if removed is not None else tuple(np.zeros(0, dtype=np.int64) for _ in records)
+        rest = dim - zeros - int(atoms.multiplicities.sum())
+        longest = max((record.steps for record in records), default=0)
+        nodes, weights = np.zeros((len(records), longest)), np.zeros((len(records), longest))
+        for k, record in enumerate(records):
+            theta, omega, _ = measure.gauss_rule(record)
+            omega = omega.copy()
+            omega[gone[k]] = 0.0
+            nodes[k, : record.steps] = theta
+            total = omega.sum()
+            if rest > 0 and total > 0:
+                weights[k, : record.steps] = omega * (rest / dim / total)
+        return cls(
+            dim, nodes, weights, atoms, zeros, products, epochs, method, dict(meta or {}), tuple(records), gone
+        )
+
+    # The measure -----------------------------------------------------------------------------------------------------
+    @property
+    def is_exact(self) -> bool:
+        """Every eigenvalue is an atom or a known zero."""
+        return self.unresolved == 0
+
+    @property
+    def unresolved(self) -> int:
+        """r: how many eigenvalues only the quadrature stands for."""
+        return self.dim - self.zeros - int(self.atoms.multiplicities.sum())
+
+    @property
+    def value_error(self) -> float:
+        """How far an exact eigenvalue may be from the truth (rounding, or the residual of a converged Ritz pair)."""
+        return float(self.meta.get("value_error", 0.0))
+
+    def probe_points(self, zeros: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The measure that each probe alone gives: [(values ascending, eigenvalue counts)]; one entry if exact."""
+        return [self._assemble(range(k, k + 1), zeros) for k in range(len(self.nodes))] or [self._assemble(range(0), zeros)]
+
+    def points(self, zeros: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """The pooled measure: values ascending and eigenvalue counts that sum to dim (to dim - self.zeros without zeros)."""
+        return self._assemble(range(len(self.nodes)), zeros)
+
+    def _assemble(self, probes: range, zeros: bool) -> tuple[np.ndarray, np.ndarray]:
+        shares = self.pooling[probes.start : probes.stop]
+        values = [self.atoms.values, *(self.nodes[k] for k in probes)]
+        counts = [self.atoms.multiplicities.astype(float)]
+        counts += [self.dim * self.weights[k] * share / shares.sum() for k, share in zip(probes, shares, strict=True)]
+        if zeros and self.zeros:
+            values.append(np.zeros(1))
+            counts.append(np.array([float(self.zeros)]))
+        x, c = np.concatenate(values), np.concatenate(counts)
+        order = np.flatnonzero(c > 0)
+        order = order[np.argsort(x[order], kind="stable")]
+        return x[order], c[order]
+
+    @property
+    def pooling(self) -> np.ndarray:
+        """Share of each probe, (K,): its squared norm off the atoms over that of all."""
+        if not self.records:
+            return np.full(len(self.nodes), 1 / max(1, len(self.nodes)))
+        norms = np.array([
+            record.squared_norm * max(1 - measure.gauss_rule(record)[1][gone].sum(), measure.TINY)
+            for record, gone in zip(self.records, self.removed, strict=True)
+        ])
+        return norms / norms.sum()
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The smallest and the largest value of the measure."""
+        x, _ = self.points()
+        return float(x[0]), float(x[-1])
+
+    @property
+    def scale(self) -> float:
+        """The largest |value|."""
+        return max(map(abs, self.interval))
+
+    # Numbers ---------------------------------------------------------------------------------------------------------
+    def integrate(self, f: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+        """sum_i f(lambda_i) over all dim eigenvalues, f mapping float64 arrays to arrays.
+
+        stderr: sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian probes with the variance over the measure
+        itself, and the change when a quarter of the steps is left out, in quadrature. 0 with equal bounds if exact.
+        """
+        x, c = self.points()
+        y = self._evaluate(f, x)
+        value = float(c @ y)
+        if self.is_exact:
+            return Estimate(value, 0.0, value, value, len(self.nodes), self.products)
+        share, K, r = self.pooling, len(self.nodes), self.unresolved
+        mass = self.weights * (self.dim / r * share[:, None])  # of the unresolved part, sums to 1
+        held = mass > 0
+        Y = np.zeros_like(mass)
+        Y[held] = self._evaluate(f, self.nodes[held])
+        mean = float((mass * Y).sum())
+        variance = float((mass * (Y - mean) ** 2).sum())
+        statistical = r * float(np.sqrt(measure.pooled_variance(K, r, variance)))
+        return Estimate(
+            value, float(np.hypot(statistical, self._truncation(f))), nan, nan, K, self.products
+        )
+
+    def _evaluate(self, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            y = np.asarray(f(x), dtype=np.float64)
+        if y.shape != x.shape or not np.isfinite(y).all():
+            where = x[~np.isfinite(y)][0] if y.shape == x.shape else None
+            problem = f"is not finite at the eigenvalue {where:.6g}" if where is not None else f"maps {x.shape} to {y.shape}"
+            raise ValueError(f"f {problem}; f must be finite on the spectrum and keep the shape of its array.")
+        return y
+
+    def _truncation(self, f: Callable[[np.ndarray], np.ndarray]) -> float:
+        """|change of the integral| when the last quarter of the steps is left out: what more steps would still move."""
+        changes = []
+        for record in self.records:
+            if record.steps < 4 or record.betas[-1] == 0:
+                changes.append(0.0)
+                continue
+            theta, omega, _ = measure.gauss_rule(record)
+            short, weight = measure.truncated_rule(record, record.steps - max(1, record.steps // 4))
+            with np.errstate(all="ignore"):
+                change = float(omega @ np.asarray(f(theta), float) - weight @ np.asarray(f(short), float))
+            changes.append(change if np.isfinite(change) else 0.0)
+        return abs(float(self.pooling @ np.array(changes))) * self.dim if changes else 0.0
+
+    def moment(self, p: float) -> Estimate:
+        """The mean of lambda^p over all dim eigenvalues."""
+        e = self.integrate(lambda x: x**p)
+        return Estimate(*(v / self.dim for v in (float(e.value), e.stderr, e.lower, e.upper)), e.probes, e.products)
+
+    def quantile(self, q: float, confidence: float = 0.95) -> Estimate:
+        """The smallest value below which a fraction q of the eigenvalues lies; lower and upper from the CDF's band."""
+        if not 0 <= q <= 1:
+            raise ValueError(f"q={q} is no fraction; use 0 <= q <= 1.")
+        x, c = self.points()
+        reached = np.cumsum(c) / self.dim >= q - 1e-12
+        value = float(x[np.argmax(reached)] if reached.any() else x[-1])
+        if self.is_exact:
+            return Estimate(value, 0.0, value - self.value_error, value + self.value_error, 0, self.products)
+        grid = np.unique(np.concatenate([np.linspace(x[0], x[-1], 129), x]))
+        band = self.cdf(grid, confidence)
+        above, sure = np.flatnonzero(band.upper >= q), np.flatnonzero(band.lower >= q)
+        lower = min(float(grid[above[0] - 1]), value) if len(above) and above[0] > 0 else -np.inf
+        upper = max(float(grid[sure[0]]), value) if len(sure) else np.inf
+        stderr = (upper - lower) / 2 / float(ndtri((1 + confidence) / 2))
+        return Estimate(value, stderr, lower, upper, len(self.nodes), self.products)
+
+    # Functions -------------------------------------------------------------------------------------------------------
+    def cdf(self, x: Any, confidence: float = 0.95) -> Band:
+        """The fraction of eigenvalues <= x, (X,), with its pointwise band: certified envelope, then exact Beta law."""
+        x = np.asarray(x, dtype=float)
+        band = self.count(np.full(x.shape, -np.inf), x, confidence)
+        scaled = [v / self.dim for v in (band.value, band.lower, band.upper, band.certified_lower, band.certified_upper)]
+        return Band(scaled[0], scaled[1], scaled[2], confidence, scaled[3], scaled[4])
+
+    def count(self, lo: Any, hi: Any, confidence: float = 0.95) -> Band:
+        """How many eigenvalues lie in (lo, hi], arrays or numbers, with an interval that holds with `confidence`."""
+        if not 0 < confidence < 1:
+            raise ValueError(f"confidence={confidence} is no probability; use 0 < confidence < 1, such as 0.95.")
+        lo, hi = np.broadcast_arrays(np.asarray(lo, dtype=float), np.asarray(hi, dtype=float))
+        if np.isnan(lo).any() or np.isnan(hi).any() or (lo > hi).any():
+            raise ValueError("count needs lo <= hi, both numbers (infinite ones allowed).")
+        shape, lo, hi = lo.shape, lo.reshape(-1), hi.reshape(-1)
+        known = [self._known(lo, hi, widen) for widen in (0.0, -self.value_error, self.value_error)]
+        value = known[0].astype(float)
+        lower, upper, certain_low, certain_high = (known[i].astype(float) for i in (1, 2, 1, 2))
+        r = self.unresolved
+        if r > 0:
+            (low_lo, low_hi), (high_lo, high_hi) = self._rest(lo), self._rest(hi)
+            mass_low, mass_high = np.clip(high_lo - low_hi, 0, 1), np.clip(high_hi - low_lo, 0, 1)
+            r_low, r_high = measure.count_interval(mass_low, mass_high, len(self.nodes), r, confidence)
+            middle = (high_lo + high_hi - low_lo - low_hi) / 2
+            value += np.clip(r * middle, r_low, r_high)
+            lower, upper = lower + r_low, upper + r_high
+            certain_low, certain_high = certain_low + r * mass_low, certain_high + r * mass_high
+        bands = [np.asarray(v).reshape(shape) for v in (value, lower, upper, certain_low, certain_high)]
+        return Band(bands[0], bands[1], bands[2], confidence, bands[3], bands[4])
+
+    def _known(self, lo: np.ndarray, hi: np.ndarray, widen: float) -> np.ndarray:
+        """Atoms and zeros in (lo - widen, hi + widen]."""
+        cumulated = np.concatenate([[0], np.cumsum(self.atoms.multiplicities)])
+        below = [cumulated[np.searchsorted(self.atoms.values, t, side="right")] for t in (lo - widen, hi + widen)]
+        return np.maximum(below[1] - below[0], 0) + self.zeros * ((lo < 0) & (hi >= 0))
+
+    def _rest(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Certified bounds of the pooled mass of the unresolved eigenvalues at or left of x."""
+        lower, upper = np.zeros_like(x), np.zeros_like(x)
+        for record, gone, share in zip(self.records, self.removed, self.pooling, strict=True):
+            low, high = self._probe_envelope(record, gone, x)
+            lower, upper = lower + share * low, upper + share * high
+        return lower, upper
+
+    def _probe_envelope(self, record: LanczosRecord, gone: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The envelope of one probe with the mass of the atoms taken out, and with what positive semi-definiteness adds."""
+        low, high = measure.envelope(record, x)
+        theta, omega, _ = measure.gauss_rule(record)
+        order = gone[np.argsort(theta[gone])]
+        cumulated = np.concatenate([[0.0], np.cumsum(omega[order])])
+        margin = self.value_error
+        taken_most = cumulated[np.searchsorted(theta[order], x + margin, side="right")]
+        taken_least = cumulated[np.searchsorted(theta[order], x - margin, side="right")]
+        rest = max(1 - cumulated[-1], measure.TINY)
+        low, high = np.clip((low - taken_most) / rest, 0, 1), np.clip((high - taken_least) / rest, 0, 1)
+        if self.meta.get("nonnegative"):
+            high = np.where(x < -max(margin, 1e-6 * self.scale if record.dtype != "float64" else 1e-12 * self.scale), 0.0, high)
+        return np.minimum(low, high), high
+
+    def density(
+        self, x: Any = None, *, resolution: float | None = None, scale: str = "linear", confidence: float = 0.95
+    ) -> Density:
+        """The density at the points `x`, (X,), smoothed by a Gaussian kernel; known zeros are left out (see `outside`).
+
+        `scale` "linear": the kernel's standard deviation is `resolution` (0.02 by default) times the range of the spectrum;
+        "log": `resolution` (0.1 by default) decades. The quadrature part is the derivative of the middle of the certified
+        envelope (Nex 1978), so that it needs no broadening of its own; the band adds the envelope's half width under the
+        kernel's slope and the exact probe variance.
+        """
+        return densities.density(self, x, resolution, scale, confidence)
+
+    # Together --------------------------------------------------------------------------------------------------------
+    def merge(self, other: Spectrum) -> Spectrum:
+        """The spectrum of both sets of probes of the same operator; atoms that only one of them has go back to its probes."""
+        if not self.records or not other.records:
+            raise ValueError("only spectra with probes merge; an exact spectrum gains nothing from another one.")
+        if (self.dim, self.zeros) != (other.dim, other.zeros) or self.meta.get("operator") != other.meta.get("operator"):
+            raise ValueError("these spectra are of different operators; merge spectra of one operator with other probes.")
+        names = [(record.seed, record.index) for record in (*self.records, *other.records) if record.seed >= 0]
+        if len(set(names)) < len(names):
+            raise ValueError("both spectra contain the same probe (seed, index); use another seed for one of them.")
+        tolerance = max(self.value_error, other.value_error)
+        distance = np.abs(self.atoms.values[:, None] - other.atoms.values[None, :])
+        same = (distance <= 2 * tolerance) & (self.atoms.multiplicities[:, None] == other.atoms.multiplicities[None, :])
+        common = np.flatnonzero(same.any(1))
+        partner = same[common].argmax(1)
+        removed = [gone[common] for gone in self.removed] + [gone[partner] for gone in other.removed]
+        return Spectrum.from_records(
+            (*self.records, *other.records),
+            self.dim,
+            zeros=self.zeros,
+            atoms=Atoms(self.atoms.values[common], self.atoms.multiplicities[common]),
+            removed=removed,
+            products=self.products + other.products,
+            epochs=self.epochs + other.epochs,
+            method=self.method,
+            meta={**self.meta, "value_error": tolerance, "merged": [*self.meta.get("merged", []), other.meta.get("seed")]},
+        )
+
+    def distance(self, other: Spectrum, kind: str = "wasserstein") -> Estimate:
+        """The distance of two CDFs: "wasserstein", int |F - G| dx in units of lambda, or "ks", max |F - G|.
+
+        stderr is the jackknife over the probes of both (0 between exact spectra, nan if one has a single probe).
+        """
+        if kind not in ("wasserstein", "ks"):
+            raise ValueError(f"kind={kind!r} is no distance; use 'wasserstein' or 'ks'.")
+        value = measure.distance(self.points(), other.points(), kind)
+        squares = 0.0
+        for one, two in ((self, other), (other, self)):
+            if one.is_exact:
+                continue
+            K = len(one.nodes)
+            without = [
+                measure.distance(one._without(k).points(), two.points(), kind) for k in range(K) if K > 1
+            ]
+            squares += (K - 1) / K * float(np.square(np.array(without) - np.mean(without)).sum()) if K > 1 else nan
+        bounds = (value, value) if self.is_exact and other.is_exact else (nan, nan)
+        return Estimate(
+            value, float(np.sqrt(squares)), *bounds, len(self.nodes) + len(other.nodes), self.products + other.products
+        )
+
+    def _without(self, k: int) -> Spectrum:
+        """This spectrum without probe k."""
+        keep = [i for i in range(len(self.nodes)) if i != k]
+        return replace(
+            self,
+            nodes=self.nodes[keep],
+            weights=self.weights[keep],
+            records=tuple(self.records[i] for i in keep) if self.records else (),
+            removed=tuple(self.removed[i] for i in keep) if self.removed else (),
+        )
+
+    def save(self, path: Any) -> None:
+        """Write one .npz without pickles, atomically."""
+        storage.save_spectrum(self, path)
+
+    @classmethod
+    def load(cls, path: Any) -> Spectrum:
+        """Read what `save` wrote; ValueError for anything else."""
+        return cls(**storage.load_spectrum(path))
+
+    def plot(self, ax: Any = None, *, scale: str = "log", resolution: float | None = None, label: str | None = None, **options: Any) -> Any:
+        """Draw the density with its band (matplotlib); zeros and what the axis leaves out stand in the label."""
+        return densities.plot(self, ax, scale, resolution, label, options)
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return (
+            f"<Spectrum of {self.dim} eigenvalues in [{low:.4g}, {high:.4g}] by {self.method}: {len(self.atoms.values)} exact, "
+            f"{self.zeros} known zeros, {len(self.nodes)} probes, {self.products} products>"
+        )
