@@ -1,0 +1,21 @@
+"""What spectra tell: tails, bulks, shapes, distances, label alignment, and closed forms to hold them against."""
+
+from spectral.analysis.alignment import Alignment, label_alignment
+from spectral.analysis.bulk import MarchenkoPastur, marchenko_pastur
+from spectral.analysis.compare import cohens_d, compare
+from spectral.analysis.shape import METRICS, describe_metric, summary
+from spectral.analysis.tail import PowerLaw, power_law
+
+__all__ = [
+    "METRICS",
+    "Alignment",
+    "MarchenkoPastur",
+    "PowerLaw",
+    "cohens_d",
+    "compare",
+    "describe_metric",
+    "label_alignment",
+    "marchenko_pastur",
+    "power_law",
+    "summary",
+]

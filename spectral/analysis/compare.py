@@ -1,0 +1,253 @@
+"""How far two spectra are apart, with and without their scale, and how far two groups of numbers.
+
+Symbols: F, G the distribution functions of the eigenvalues; W1 = ∫|F − G| dλ; KS = max|F − G|.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import chdtrc, chdtri, gammaln, ndtr
+
+from spectral.analysis.bulk import as_measure, zero_threshold
+from spectral.analysis.jackknife import Measure, jackknife_stderr, leave_one_out
+
+if TYPE_CHECKING:
+    from spectral.spectrum import Spectrum
+
+Array = NDArray[np.float64]
+NAN = float("nan")
+BINS = 60  # log-histogram bins between the smallest and the largest positive value of both
+NODES_PER_BIN = 3  # fewer nodes of a quadrature than that leave bins empty by chance, and any two look disjoint
+GAUSS_X, GAUSS_W = np.polynomial.legendre.leggauss(400)
+
+
+class Effect(NamedTuple):
+    """Cohen's d with its confidence interval; unpacks as (d, lower, upper)."""
+
+    d: float
+    lower: float
+    upper: float
+
+
+def wasserstein(a: Measure, b: Measure) -> float:
+    """W1 = ∫ |F − G| dx between two measures, each normalised to mass 1, in the units of the values.
+
+    >>> wasserstein((np.array([0.0, 2.0]), np.ones(2)), (np.array([1.0]), np.ones(1)))
+    1.0
+    """
+    x, F, G = _distributions(a, b)
+    return float(np.sum(np.abs(F - G)[:-1] * np.diff(x))) if len(x) else NAN
+
+
+def kolmogorov(a: Measure, b: Measure) -> float:
+    """KS = max |F − G| between two measures, each normalised to mass 1.
+
+    >>> kolmogorov((np.array([0.0, 2.0]), np.ones(2)), (np.array([1.0]), np.ones(1)))
+    0.5
+    """
+    x, F, G = _distributions(a, b)
+    return float(np.max(np.abs(F - G))) if len(x) else NAN
+
+
+def _distributions(a: Measure, b: Measure) -> tuple[Array, Array, Array]:
+    if not (len(a[0]) and len(b[0]) and a[1].sum() > 0 and b[1].sum() > 0):
+        return np.zeros(0), np.zeros(0), np.zeros(0)
+    x = np.union1d(a[0], b[0])
+    steps = [np.bincount(np.searchsorted(x, v), weights=c, minlength=len(x)) / c.sum() for v, c in (a, b)]
+    return x, np.cumsum(steps[0]), np.cumsum(steps[1])
+
+
+def jensen_shannon(a: Measure, b: Measure, bins: int = BINS) -> float:
+    """Jensen–Shannon divergence in bits, 0 (same) to 1 (disjoint), between histograms on one grid.
+
+    `bins` bins, equal in ln λ, from the smallest to the largest positive value of both, one bin for what is 0 up to
+    rounding and one for what is negative, so that no eigenvalue is dropped. It depends on the bins, as any density
+    does.
+
+    >>> jensen_shannon((np.array([1.0, 2.0]), np.ones(2)), (np.array([4.0, 8.0]), np.ones(2)))
+    1.0
+    """
+    thresholds = [zero_threshold(v, float(c.sum())) for v, c in (a, b)]
+    positive = [v[(v > t) & (c > 0)] for (v, c), t in zip((a, b), thresholds, strict=True)]
+    pooled = np.concatenate(positive)
+    if len(pooled) and pooled.max() > pooled.min():
+        edges = np.linspace(np.log(pooled.min()), np.log(pooled.max()), bins + 1)[1:-1]
+    else:
+        edges = np.zeros(0)
+    p, q = (
+        _histogram(v, c, t, edges) / c.sum() if c.sum() > 0 else np.full(len(edges) + 3, NAN)
+        for (v, c), t in zip((a, b), thresholds, strict=True)
+    )
+    m = (p + q) / 2
+    parts = [np.sum(r[r > 0] * np.log2(r[r > 0] / m[r > 0])) for r in (p, q)]
+    return float(np.clip((parts[0] + parts[1]) / 2, 0.0, 1.0))
+
+
+def _histogram(values: Array, counts: Array, threshold: float, edges: Array) -> Array:
+    """Mass that is negative, zero, and in each of the len(edges) + 1 bins."""
+    inner = np.searchsorted(edges, np.log(np.where(values > threshold, values, 1.0)), side="right")
+    bins = np.where(values > threshold, 2 + inner, np.where(values < -threshold, 0, 1))
+    return np.bincount(bins, weights=counts, minlength=len(edges) + 3).astype(np.float64)
+
+
+def _scaled(m: Measure, unit: float) -> Measure:
+    return m[0] / unit, m[1]
+
+
+def _logarithms(m: Measure) -> tuple[Measure, float]:
+    """log10 of the values that are positive beyond rounding, and the fraction that is not."""
+    keep = (m[0] > zero_threshold(m[0], float(m[1].sum()))) & (m[1] > 0)
+    total = float(m[1].sum())
+    return (np.log10(m[0][keep]), m[1][keep]), float(m[1][~keep].sum()) / total
+
+
+def _quotient(a: float, b: float) -> float:
+    return a / b if b != 0 else NAN
+
+
+def _effective_rank(m: Measure) -> float:
+    size = np.abs(m[0])
+    total = float(size @ m[1])
+    if not total > 0:
+        return NAN
+    p = size / total
+    inside = p > 0
+    return float(np.exp(-np.sum(m[1][inside] * p[inside] * np.log(p[inside]))))
+
+
+def _scale_free(a: Measure, b: Measure, bins: int) -> dict[str, float]:
+    """The part of `compare` that is a function of the two pooled measures."""
+    mean = [float(v @ c) / float(c.sum()) for v, c in (a, b)]
+    largest = [float(v[c > 0].max()) for v, c in (a, b)]
+    (log_a, out_a), (log_b, out_b) = _logarithms(a), _logarithms(b)
+    result = {"js": jensen_shannon(a, b, bins), "wasserstein_log10": wasserstein(log_a, log_b)}
+    result |= {"log10_excluded_a": out_a, "log10_excluded_b": out_b}
+    for name, unit in (("mean", mean), ("lambda_max", largest)):
+        able = unit[0] > 0 and unit[1] > 0
+        x, y = (_scaled(a, unit[0]), _scaled(b, unit[1])) if able else (a, b)
+        result[f"wasserstein_by_{name}"] = wasserstein(x, y) if able else NAN
+        result[f"ks_by_{name}"] = kolmogorov(x, y) if able else NAN
+        result[f"js_by_{name}"] = jensen_shannon(x, y, bins) if able else NAN
+    traces = [float(v @ c) for v, c in (a, b)]
+    result["trace_ratio"] = _quotient(*traces)
+    result["lambda_max_ratio"] = _quotient(*largest)
+    result["effective_rank_ratio"] = _quotient(_effective_rank(a), _effective_rank(b))
+    return result
+
+
+def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
+    """Distances and ratios between two spectra, and beside each key `x` its standard error `x_stderr`.
+
+    wasserstein (units of λ) and ks (fractions): between the spectra as they are, `a.distance(b, kind=...)`.
+    …_by_mean, …_by_lambda_max: after dividing each spectrum's values by its mean, or by its largest: shape without
+    scale (nan unless both are positive). wasserstein_log10: W1 between the log10 of the values, in decades; values
+    that are not positive beyond rounding have no logarithm, and log10_excluded_a, _b are their fractions. js:
+    `jensen_shannon` in bits, with 60 bins, or a third of the nodes of a probe: to be compared only between pairs of
+    equal kind. trace_ratio, lambda_max_ratio, effective_rank_ratio: a over b; nan when b's is 0.
+
+    Errors are 0 when both are exact, otherwise a jackknife over the probes of each; a distance between noisy estimates
+    of *one* spectrum is not 0 but of the order of its error. No products.
+
+    >>> from spectral.spectrum import Spectrum
+    >>> a, b = (Spectrum.from_eigenvalues(v) for v in ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]))
+    >>> d = compare(a, b)
+    >>> d["wasserstein"], d["wasserstein_by_mean"], round(d["wasserstein_log10"], 6), d["trace_ratio"], d["js_by_mean"]
+    (2.0, 0.0, 0.30103, 0.5, 0.0)
+    """
+    pooled = as_measure(a), as_measure(b)
+    nodes = [s.nodes.shape[1] for s in (a, b) if not s.is_exact]
+    bins = max(2, min([BINS, *(n // NODES_PER_BIN for n in nodes)]))
+    result: dict[str, float] = {}
+    for kind in ("wasserstein", "ks"):
+        estimate = a.distance(b, kind=kind)
+        result[kind], result[f"{kind}_stderr"] = float(estimate.value), float(estimate.stderr)
+    values = _scale_free(*pooled, bins)
+    without = [
+        _leave_out(a, lambda m: _scale_free(m, pooled[1], bins)),
+        _leave_out(b, lambda m: _scale_free(pooled[0], m, bins)),
+    ]
+    for key, value in values.items():
+        errors = [0.0 if rows is None else jackknife_stderr([row[key] for row in rows]) for rows in without]
+        result[key], result[f"{key}_stderr"] = value, NAN if np.isnan(value) else float(np.hypot(errors[0], errors[1]))
+    return result
+
+
+def _leave_out(spectrum: Spectrum, metrics: Callable[[Measure], dict[str, float]]) -> list[dict[str, float]] | None:
+    """None for an exact spectrum, which has no error; an empty list for one probe, whose error cannot be known."""
+    return None if spectrum.is_exact else [metrics(m) for m in leave_one_out(spectrum)]
+
+
+def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: bool = False) -> Effect:
+    """Effect size d = (x̄ − ȳ)/s, s the pooled standard deviation, with its exact interval under normality.
+
+    t = d·√(nx·ny/(nx+ny)) is noncentral t with nx + ny − 2 degrees of freedom; the interval holds the noncentralities
+    for which t is neither too large nor too small. d is biased away from 0 in small samples; hedges=True multiplies all
+    three numbers by J = Γ(ν/2)/(√(ν/2) Γ((ν−1)/2)), 0.90 for two groups of five (undefined, so refused, for ν = 1).
+    Two groups without any spread give d = ±inf, or nan where their means are equal too.
+
+    Raises ValueError with a group of fewer than two, values that are not finite, or confidence outside (0, 1).
+    Sources: Cohen (1988); Hedges (1981); Cumming & Finch (2001) for the interval.
+
+    >>> d, lower, upper = cohens_d([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])
+    >>> round(d, 9), round(lower, 2), round(upper, 2)
+    (2.0, -0.15, 4.02)
+    """
+    x, y = np.asarray(xs, dtype=np.float64).ravel(), np.asarray(ys, dtype=np.float64).ravel()
+    if min(len(x), len(y)) < 2 or not (np.all(np.isfinite(x)) and np.all(np.isfinite(y))):
+        raise ValueError(f"groups of {len(x)} and {len(y)} values; give at least two finite values in each.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} is no probability; use one between 0 and 1, such as 0.95.")
+    freedom = len(x) + len(y) - 2
+    if hedges and freedom < 2:
+        raise ValueError(f"hedges=True with {freedom} degree of freedom; give more values.")
+    difference = float(x.mean() - y.mean())
+    pooled = float(np.sqrt((np.sum((x - x.mean()) ** 2) + np.sum((y - y.mean()) ** 2)) / freedom))
+    if pooled <= 1e-14 * max(float(np.abs(x).max()), float(np.abs(y).max())):  # equal values up to rounding
+        d = float(np.copysign(np.inf, difference)) if abs(difference) > pooled else NAN
+        return Effect(d, d, d)
+    d, root = difference / pooled, float(np.sqrt(len(x) * len(y) / (len(x) + len(y))))
+    half = (1 - confidence) / 2
+    lower, upper = (_noncentrality(d * root, freedom, q) / root for q in (1 - half, half))
+    correction = 1.0
+    if hedges:
+        correction = float(np.exp(gammaln(freedom / 2) - gammaln((freedom - 1) / 2)) / np.sqrt(freedom / 2))
+    return Effect(d * correction, lower * correction, upper * correction)
+
+
+def noncentral_t_cdf(t: float, freedom: float, delta: float) -> float:
+    """P(T ≤ t) of the noncentral t law, t ≥ 0: E Φ(t·s − δ) over s = √(χ²_ν/ν).
+
+    Written as E P(s ≥ (Z+δ)/t) over the normal Z when that integrand is the smoother one, by 400-node Gauss–Legendre.
+    `scipy.stats.nct` (1.18) returns nan far out, where groups that hardly scatter end up.
+
+    >>> round(noncentral_t_cdf(1.0, 1.0, 0.0), 9)  # the Cauchy law: 3/4
+    0.75
+    """
+    if t > np.sqrt(2 * freedom):
+        z = 9.0 * GAUSS_X
+        inside = chdtrc(freedom, freedom * np.clip((z + delta) / t, 0.0, None) ** 2)
+        return float(9.0 * GAUSS_W @ (inside * np.exp(-(z**2) / 2)) / np.sqrt(2 * np.pi))
+    end = np.sqrt(chdtri(freedom, 1e-17) / freedom)
+    s, w = end * (GAUSS_X + 1) / 2, end * GAUSS_W / 2
+    log_density = np.log(2.0) + (freedom / 2) * np.log(freedom / 2) - gammaln(freedom / 2)
+    density = np.exp(log_density + (freedom - 1) * np.log(s) - freedom * s**2 / 2)
+    return float(w @ (density * ndtr(t * s - delta)))
+
+
+def _noncentrality(t: float, freedom: int, probability: float) -> float:
+    """The δ with P(T ≤ t | δ) = probability; the probability falls as δ grows."""
+    sign = 1.0 if t >= 0 else -1.0
+    t, probability = abs(t), probability if t >= 0 else 1 - probability
+
+    def excess(delta: float) -> float:
+        return noncentral_t_cdf(t, freedom, delta) - probability
+
+    low, high = -40.0, 40.0 + 4 * t
+    while excess(high) > 0:  # few degrees of freedom: s has a long tail
+        high *= 2
+    return sign * float(brentq(excess, low, high, xtol=1e-9, rtol=1e-12))

@@ -1,0 +1,257 @@
+"""Every number that one spectrum gives: scale, rank, tail, bulk, curvature, each with its error.
+
+Symbols: λ_i the eigenvalues (dim of them), p_i = |λ_i| / Σ|λ|. Shape metrics are functions of the |λ_i|, the singular
+values, so that they hold for indefinite matrices too; for Gram, Gauss–Newton and Fisher matrices |λ| = λ.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from spectral.analysis.bulk import as_measure, fit_measure, zero_threshold
+from spectral.analysis.jackknife import Measure, jackknife, jackknife_stderr, leave_one_out
+from spectral.analysis.tail import hill_of, power_law, top_values
+
+if TYPE_CHECKING:
+    from spectral.spectrum import Spectrum
+
+Array = NDArray[np.float64]
+NAN = float("nan")
+RELATIVE_Z = ("1e-1", "1e-2", "1e-3")
+INFORMATION = 0.9
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+METRICS: dict[str, str] = {
+    "dim": "dimension of the matrix, eigenvalues",
+    "trace": "Σλ, units of λ",
+    "mean": "Σλ / dim, units of λ",
+    "lambda_max": "largest eigenvalue (largest node of a quadrature: a lower bound), units of λ",
+    "lambda_min": "smallest eigenvalue (smallest node of a quadrature: an upper bound), units of λ",
+    "frobenius": "√Σλ², units of λ",
+    "stable_rank": "Σ|λ| / max|λ|, directions",
+    "participation_ratio": "(Σ|λ|)² / Σλ², directions",
+    "effective_rank": "exp(−Σ p ln p), p = |λ|/Σ|λ|, directions",
+    "entropy": "−Σ p ln p / ln(hard rank), from 0 (one direction) to 1 (flat), no unit",
+    **{f"n_eff_{z}": f"Σ |λ|/(|λ| + z), z = {z}·max|λ|: effective number of parameters" for z in RELATIVE_Z},
+    "information_dimension": "smallest number of eigenvalues that hold 90 % of Σ|λ|, directions",
+    "hard_rank": "eigenvalues with |λ| above hard_rank_threshold",
+    "hard_rank_threshold": "dim·eps·max|λ|, eps of the dtype recorded with the spectrum (or float64), units of λ",
+    "zeros_fraction": "eigenvalues known to be 0 by the shape of the matrix / dim",
+    "condition_number": "max|λ| / min|λ| over all eigenvalues, inf when one is 0",
+    "condition_number_nonzero": "max|λ| / min|λ| over |λ| above hard_rank_threshold",
+    "negative_mass": "Σ_{λ<0} |λ| / Σ|λ|, from 0 to 1",
+    "negative_fraction": "eigenvalues below −hard_rank_threshold / dim",
+    "skew": "third standardised moment of the eigenvalues; positive when the right tail is longer, no unit",
+    "alpha": "exponent of the density in the tail, ρ(λ) ∝ λ^−alpha; see alpha_accepted",
+    "alpha_accepted": "1 when the tail holds at least 50 eigenvalues and a decade, 0 when alpha is not to be trusted",
+    "alpha_bounded": "alpha from the likelihood that ends at the largest eigenvalue",
+    "sigma": "standard error of alpha",
+    "xmin": "where the fitted tail begins (least D), units of λ",
+    "D": "largest distance between the tail's CDF and the power law, from 0 to 1",
+    "tail": "eigenvalues in the fitted tail",
+    "alpha_peak": "alpha with xmin at the peak of the density of ln λ",
+    "alpha_hat": "alpha · log10 λmax",
+    "log_alpha_norm": "log10 Σ λ^alpha over λ > 0",
+    "truncated_alpha": "exponent of the truncated power law λ^−alpha e^{−rate·λ} on the same tail",
+    "truncated_rate": "its rate, 1/units of λ",
+    "hill": "Hill's alpha from up to 50 largest exact eigenvalues",
+    "mp_edge": "upper edge of the fitted Marchenko–Pastur bulk, units of λ",
+    "mp_sigma": "σ of the fitted bulk, √units of λ",
+    "mp_ratio": "aspect ratio γ of the fitted bulk",
+    "mp_spikes": "eigenvalues above the bulk",
+    "mp_softrank": "mp_edge / λmax",
+    "mp_ks": "CDF distance between the bulk and the law, from 0 to 1",
+    "top_c_energy": "sum of the `top` largest eigenvalues / Σ|λ|; needs them exactly",
+    "gap": "λ_C / λ_{C+1} with C = `top`; needs both exactly",
+}
+
+
+def describe_metric(name: str) -> str:
+    """One line of definition and unit of a key of `summary`, `x_stderr` included.
+
+    >>> describe_metric("trace"), describe_metric("trace_stderr")
+    ('Σλ, units of λ', 'standard error of trace: Σλ, units of λ')
+    """
+    base = name.removesuffix("_stderr")
+    if base not in METRICS:
+        raise ValueError(f"{name!r} is no metric; use one of {', '.join(METRICS)}, or one of them with _stderr.")
+    return METRICS[base] if base == name else f"standard error of {base}: {METRICS[base]}"
+
+
+def _measure_metrics(values: Array, counts: Array, eps: float, known_zeros: float, probes: int) -> dict[str, float]:
+    """The metrics that are sums over the measure."""
+    values, counts = values[counts > 0], counts[counts > 0]
+    dim = float(np.round(counts.sum()))  # the counts of nodes sum to it up to rounding
+    scale = float(np.max(np.abs(values)))
+    threshold = zero_threshold(values, dim, eps)
+    unit = scale if scale > 0 else 1.0
+    y, size = values / unit, np.abs(values) / unit  # sums of powers of y neither overflow nor underflow
+    total, square = float(counts @ size), float(counts @ y**2)
+    kept = size > threshold / unit
+    rank = float(counts[kept].sum())
+    p = size[kept] / total if total > 0 else size[kept]
+    spectral_entropy = float(-np.sum(counts[kept] * p * np.log(p))) if total > 0 else NAN
+    mean = float(counts @ y) / dim
+    variance = float(counts @ (y - mean) ** 2) / dim
+    flat = variance <= 1e-24  # equal eigenvalues differ by rounding alone, and have no shape
+    result = {
+        "dim": dim,
+        "trace": float(counts @ y) * unit,
+        "mean": mean * unit,
+        "lambda_max": float(values.max()),
+        "lambda_min": float(values.min()),
+        "frobenius": float(np.sqrt(square)) * unit,
+        "stable_rank": total if total > 0 else NAN,
+        "participation_ratio": total**2 / square if total > 0 else NAN,
+        "effective_rank": float(np.exp(spectral_entropy)),
+        "entropy": _entropy_ratio(spectral_entropy, rank),
+        **{f"n_eff_{z}": float(counts @ (size / (size + float(z)))) if total > 0 else NAN for z in RELATIVE_Z},
+        "information_dimension": _information_dimension(size, counts) if total > 0 else NAN,
+        "hard_rank": rank,
+        "hard_rank_threshold": threshold,
+        "zeros_fraction": known_zeros / dim,
+        "condition_number": _ratio(1.0, float(size.min())) if total > 0 else NAN,
+        "condition_number_nonzero": float(1.0 / size[kept].min()) if total > 0 else NAN,
+        "negative_mass": float(counts[y < 0] @ size[y < 0]) / total if total > 0 else NAN,
+        "negative_fraction": float(counts[values < -threshold].sum()) / dim,
+        "skew": NAN if flat else float(counts @ ((y - mean) / np.sqrt(variance)) ** 3) / dim,
+    }
+    bulk = fit_measure(values, counts, probes)
+    result |= {"mp_edge": bulk.upper, "mp_sigma": bulk.sigma, "mp_ratio": bulk.ratio, "mp_spikes": bulk.spikes}
+    largest = result["lambda_max"]
+    return result | {"mp_softrank": bulk.upper / largest if largest > 0 else NAN, "mp_ks": bulk.ks}
+
+
+def _entropy_ratio(spectral_entropy: float, rank: float) -> float:
+    """−Σ p ln p / ln rank; a single direction has entropy 0 and needs no normalisation."""
+    if not np.isfinite(spectral_entropy):
+        return NAN
+    return spectral_entropy / float(np.log(rank)) if rank > 1 else 0.0
+
+
+def _ratio(a: float, b: float) -> float:
+    """a/b with a/0 = inf and 0/0 = nan; an overflow is inf."""
+    if b == 0:
+        return NAN if a == 0 else float("inf")
+    with np.errstate(over="ignore"):
+        return float(np.float64(a) / np.float64(b))
+
+
+def _information_dimension(size: Array, counts: Array) -> float:
+    """How many of the largest values reach 90 % of their sum: a whole number when all counts are whole."""
+    order = np.argsort(size)[::-1]
+    size, counts = size[order], counts[order]
+    energy = np.cumsum(counts * size)
+    target = INFORMATION * energy[-1]
+    j = min(int(np.searchsorted(energy, target * (1 - 1e-12))), len(size) - 1)  # 9 of 10 equal values are 90 %
+    before = energy[j] - counts[j] * size[j]
+    r = float(counts[:j].sum() + (target - before) / size[j])
+    whole = np.all(np.abs(counts - np.round(counts)) < 1e-9)
+    return float(np.ceil(r - 1e-9 * max(r, 1.0))) if whole else r
+
+
+def _tail_metrics(spectrum: Spectrum, lambda_max: float) -> dict[str, float]:
+    """The power law of the spectrum; the errors come from the fits themselves."""
+    fit, peak = power_law(spectrum), power_law(spectrum, xmin="peak")
+    truncated = fit.tests["truncated power law"].parameters if fit.tests else {"alpha": NAN, "rate": NAN}
+    known = np.isfinite(fit.alpha) and lambda_max > 0
+    norm = _log_alpha_norm(spectrum, fit.alpha, fit.errors["alpha"]) if known else (NAN, NAN)
+    own = 0.0 if spectrum.is_exact else NAN  # their error across probes is not computed
+    decades = float(np.log10(lambda_max)) if known else NAN
+    result = {
+        "alpha": (fit.alpha, fit.sigma),
+        "alpha_accepted": (float(fit.accepted), 0.0),
+        "alpha_bounded": (fit.alpha_bounded, fit.errors["alpha_bounded"]),
+        "sigma": (fit.sigma, own),
+        "xmin": (fit.xmin, fit.errors["xmin"]),
+        "D": (fit.D, fit.errors["D"]),
+        "tail": (fit.tail, fit.errors["tail"]),
+        "alpha_peak": (peak.alpha, peak.sigma),
+        "alpha_hat": (fit.alpha * decades, fit.sigma * abs(decades)),
+        "log_alpha_norm": norm,
+        "truncated_alpha": (truncated["alpha"], own),
+        "truncated_rate": (truncated["rate"], own),
+        "hill": hill_of(spectrum),
+    }
+    pairs = {key: (float(value), NAN if np.isnan(value) else float(error)) for key, (value, error) in result.items()}
+    return {key: v for key, (v, _) in pairs.items()} | {f"{key}_stderr": e for key, (_, e) in pairs.items()}
+
+
+def _log_alpha_norm(spectrum: Spectrum, alpha: float, alpha_error: float) -> tuple[float, float]:
+    """log10 Σ λ^alpha; its error from the probes at fixed alpha, and from the probes' error of alpha, in quadrature."""
+
+    def norm(measure: Measure, exponent: float) -> float:
+        values, counts = measure
+        kept = (values > 0) & (counts > 0)
+        return float(logsumexp(exponent * np.log(values[kept]), b=counts[kept]) / np.log(10))
+
+    pooled = as_measure(spectrum)
+    if spectrum.is_exact:
+        return norm(pooled, alpha), 0.0
+    fixed = jackknife_stderr([norm(m, alpha) for m in leave_one_out(spectrum)])
+    moved = (norm(pooled, alpha + alpha_error) - norm(pooled, alpha - alpha_error)) / 2
+    return norm(pooled, alpha), float(np.hypot(fixed, moved))
+
+
+def _top_metrics(spectrum: Spectrum, top: int | None, total: float, total_stderr: float) -> dict[str, float]:
+    """Energy and gap at C; nan unless the eigenvalues above and, for the gap, below the cut are known exactly."""
+    result = dict.fromkeys(("top_c_energy", "top_c_energy_stderr", "gap", "gap_stderr"), NAN)
+    values = top_values(spectrum, top + 1) if top is not None else np.zeros(0)
+    if top is not None and len(values) >= top and total > 0:
+        result["top_c_energy"] = float(values[:top].sum()) / total
+        result["top_c_energy_stderr"] = abs(result["top_c_energy"]) * total_stderr / total
+    if top is not None and len(values) > top:
+        result["gap"], result["gap_stderr"] = _ratio(float(values[top - 1]), float(values[top])), 0.0
+    return result
+
+
+def product_epsilon(spectrum: Spectrum) -> float:
+    """Machine epsilon of the coarsest dtype that `meta["operator"]` records, float64's if it records none."""
+    found = [EPSILON["float64"]]
+
+    def visit(node: object) -> None:
+        if isinstance(node, dict):
+            found.extend(EPSILON[v] for k, v in node.items() if "dtype" in k and isinstance(v, str) and v in EPSILON)
+            node = list(node.values())
+        if isinstance(node, list):
+            for child in node:
+                visit(child)
+
+    visit(spectrum.meta.get("operator"))
+    return max(found)
+
+
+def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
+    """Every metric of METRICS that the spectrum can give, and beside each key `x` its standard error `x_stderr`.
+
+    `top` is the C of top_c_energy and gap, usually the number of classes. nan stands where the spectrum cannot tell:
+    energies and gaps without exact largest eigenvalues, shapes of a zero matrix, alpha without positive eigenvalues.
+    Errors are 0 for exact spectra, otherwise a jackknife over probes (nan with one probe, and for sigma and the
+    truncated power law); those of alpha, alpha_peak, alpha_hat and hill are statistical, of the fit, for exact
+    spectra too. Scaling the matrix by c multiplies the keys in units of λ by c, and changes no other but alpha_hat
+    and log_alpha_norm (logarithms of λ), mp_sigma (√c), truncated_rate (1/c). No products. Raises ValueError unless 1
+    ≤ top ≤ dim.
+
+    >>> from spectral.spectrum import Spectrum
+    >>> s = summary(Spectrum.from_eigenvalues([4.0, 2.0, 1.0, 1.0]), top=1)
+    >>> s["trace"], s["stable_rank"], s["top_c_energy"], s["gap"], round(s["effective_rank"], 3), s["trace_stderr"]
+    (8.0, 2.0, 0.5, 2.0, 3.364, 0.0)
+    """
+    if top is not None and not 1 <= top <= spectrum.dim:
+        raise ValueError(f"top={top} with {spectrum.dim} eigenvalues; use 1 <= top <= {spectrum.dim}.")
+    eps, zeros = product_epsilon(spectrum), float(spectrum.zeros)
+    probes = 0 if spectrum.is_exact else len(spectrum.nodes)
+
+    def sums(values: Array, counts: Array) -> dict[str, float]:
+        values, counts = np.asarray(values, np.float64), np.asarray(counts, np.float64)
+        total = float(np.abs(values) @ counts)
+        return _measure_metrics(values, counts, eps, zeros, probes) | {"size": total}
+
+    result = jackknife(spectrum, sums)
+    result |= _tail_metrics(spectrum, result["lambda_max"])
+    result |= _top_metrics(spectrum, top, result["size"], result["size_stderr"])
+    return {name: result[name] for key in METRICS for name in (key, f"{key}_stderr")}
