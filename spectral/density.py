@@ -39,7 +39,13 @@ def density(s: Spectrum, x: Any, resolution: float | None, scale: str, confidenc
     per_unit = 1.0 if scale == "linear" else points * np.log(10)
     band = np.maximum(value - half - noise, 0.0), value + half + noise
     return Density(
-        points, value / per_unit, band[0] / per_unit, band[1] / per_unit, resolution, scale, float(np.clip(1 - shown, 0, 1))
+        points,
+        value / per_unit,
+        band[0] / per_unit,
+        band[1] / per_unit,
+        resolution,
+        scale,
+        float(np.clip(1 - shown, 0, 1)),
     )
 
 
@@ -54,7 +60,7 @@ def _support(s: Spectrum, scale: str) -> tuple[float, float]:
     """Ends of the axis: all values, on the log scale those above rounding."""
     values, _ = s.points(zeros=False)
     if len(values) == 0:
-        return (0.0, 0.0) if scale == "linear" else (0.0, 0.0)
+        return 0.0, 0.0
     if scale == "linear":
         return float(values[0]), float(values[-1])
     floor = max(s.value_error, 1e-15 * float(np.abs(values).max()))
@@ -98,9 +104,7 @@ def _smooth(s: Spectrum, t: np.ndarray, width: float, scale: str) -> tuple[np.nd
     return value, half, variance, shown
 
 
-def plot(
-    s: Spectrum, ax: Any, scale: str, resolution: float | None, label: str | None, options: dict[str, Any]
-) -> Any:
+def plot(s: Spectrum, ax: Any, scale: str, resolution: float | None, label: str | None, options: dict[str, Any]) -> Any:
     """See `Spectrum.plot`."""
     import matplotlib.pyplot as plt
 

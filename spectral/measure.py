@@ -18,13 +18,8 @@ TINY = float(np.finfo(float).tiny)
 
 def gauss_rule(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Nodes (k,), weights (k,), and |last components| (k,) of the eigenvectors of T: residuals are beta_k times those."""
-    nodes, S = eigenvectors(record)
+    nodes, S = record.eigen
     return nodes, S[0] ** 2, np.abs(S[-1])
-
-
-def eigenvectors(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (k,) and eigenvectors (k, k), columns, of T."""
-    return eigh_tridiagonal(record.alphas, record.betas[:-1])
 
 
 def epsilon(record: LanczosRecord) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,9 @@ class Spectrum:
         values = np.asarray(values, dtype=np.float64).reshape(-1)
         if not np.isfinite(values).all():
             raise ValueError("the eigenvalues hold NaN or infinity; a spectrum is finite.")
-        counts = np.ones(len(values), dtype=np.int64) if multiplicities is None else np.asarray(multiplicities, np.int64)
+        counts = (
+            np.ones(len(values), dtype=np.int64) if multiplicities is None else np.asarray(multiplicities, np.int64)
+        )
         if counts.shape != values.shape or (counts < 1).any() or zeros < 0:
             raise ValueError("multiplicities must be one integer >= 1 for each eigenvalue, and zeros must be >= 0.")
         dim = int(counts.sum()) + int(zeros)
@@ -104,9 +107,7 @@ class Spectrum:
             total = omega.sum()
             if rest > 0 and total > 0:
                 weights[k, : record.steps] = omega * (rest / dim / total)
-        return cls(
-            dim, nodes, weights, atoms, zeros, products, epochs, method, dict(meta or {}), tuple(records), gone
-        )
+        return cls(dim, nodes, weights, atoms, zeros, products, epochs, method, dict(meta or {}), tuple(records), gone)
 
     # The measure -----------------------------------------------------------------------------------------------------
     @property
@@ -126,7 +127,9 @@ class Spectrum:
 
     def probe_points(self, zeros: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
         """The measure that each probe alone gives: [(values ascending, eigenvalue counts)]; one entry if exact."""
-        return [self._assemble(range(k, k + 1), zeros) for k in range(len(self.nodes))] or [self._assemble(range(0), zeros)]
+        return [self._assemble(range(k, k + 1), zeros) for k in range(len(self.nodes))] or [
+            self._assemble(range(0), zeros)
+        ]
 
     def points(self, zeros: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """The pooled measure: values ascending and eigenvalue counts that sum to dim (to dim - self.zeros without zeros)."""
@@ -145,15 +148,17 @@ class Spectrum:
         order = order[np.argsort(x[order], kind="stable")]
         return x[order], c[order]
 
-    @property
+    @cached_property
     def pooling(self) -> np.ndarray:
         """Share of each probe, (K,): its squared norm off the atoms over that of all."""
         if not self.records:
             return np.full(len(self.nodes), 1 / max(1, len(self.nodes)))
-        norms = np.array([
-            record.squared_norm * max(1 - measure.gauss_rule(record)[1][gone].sum(), measure.TINY)
-            for record, gone in zip(self.records, self.removed, strict=True)
-        ])
+        norms = np.array(
+            [
+                record.squared_norm * max(1 - measure.gauss_rule(record)[1][gone].sum(), measure.TINY)
+                for record, gone in zip(self.records, self.removed, strict=True)
+            ]
+        )
         return norms / norms.sum()
 
     @property
@@ -187,16 +192,16 @@ class Spectrum:
         mean = float((mass * Y).sum())
         variance = float((mass * (Y - mean) ** 2).sum())
         statistical = r * float(np.sqrt(measure.pooled_variance(K, r, variance)))
-        return Estimate(
-            value, float(np.hypot(statistical, self._truncation(f))), nan, nan, K, self.products
-        )
+        return Estimate(value, float(np.hypot(statistical, self._truncation(f))), nan, nan, K, self.products)
 
     def _evaluate(self, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
             y = np.asarray(f(x), dtype=np.float64)
         if y.shape != x.shape or not np.isfinite(y).all():
             where = x[~np.isfinite(y)][0] if y.shape == x.shape else None
-            problem = f"is not finite at the eigenvalue {where:.6g}" if where is not None else f"maps {x.shape} to {y.shape}"
+            problem = (
+                f"is not finite at the eigenvalue {where:.6g}" if where is not None else f"maps {x.shape} to {y.shape}"
+            )
             raise ValueError(f"f {problem}; f must be finite on the spectrum and keep the shape of its array.")
         return y
 
@@ -217,7 +222,8 @@ class Spectrum:
     def moment(self, p: float) -> Estimate:
         """The mean of lambda^p over all dim eigenvalues."""
         e = self.integrate(lambda x: x**p)
-        return Estimate(*(v / self.dim for v in (float(e.value), e.stderr, e.lower, e.upper)), e.probes, e.products)
+        n = self.dim
+        return Estimate(e.value / n, e.stderr / n, e.lower / n, e.upper / n, e.probes, e.products)
 
     def quantile(self, q: float, confidence: float = 0.95) -> Estimate:
         """The smallest value below which a fraction q of the eigenvalues lies; lower and upper from the CDF's band."""
@@ -241,7 +247,9 @@ class Spectrum:
         """The fraction of eigenvalues <= x, (X,), with its pointwise band: certified envelope, then exact Beta law."""
         x = np.asarray(x, dtype=float)
         band = self.count(np.full(x.shape, -np.inf), x, confidence)
-        scaled = [v / self.dim for v in (band.value, band.lower, band.upper, band.certified_lower, band.certified_upper)]
+        scaled = [
+            v / self.dim for v in (band.value, band.lower, band.upper, band.certified_lower, band.certified_upper)
+        ]
         return Band(scaled[0], scaled[1], scaled[2], confidence, scaled[3], scaled[4])
 
     def count(self, lo: Any, hi: Any, confidence: float = 0.95) -> Band:
@@ -293,7 +301,9 @@ class Spectrum:
         rest = max(1 - cumulated[-1], measure.TINY)
         low, high = np.clip((low - taken_most) / rest, 0, 1), np.clip((high - taken_least) / rest, 0, 1)
         if self.meta.get("nonnegative"):
-            high = np.where(x < -max(margin, 1e-6 * self.scale if record.dtype != "float64" else 1e-12 * self.scale), 0.0, high)
+            high = np.where(
+                x < -max(margin, 1e-6 * self.scale if record.dtype != "float64" else 1e-12 * self.scale), 0.0, high
+            )
         return np.minimum(low, high), high
 
     def density(
@@ -313,8 +323,12 @@ class Spectrum:
         """The spectrum of both sets of probes of the same operator; atoms that only one of them has go back to its probes."""
         if not self.records or not other.records:
             raise ValueError("only spectra with probes merge; an exact spectrum gains nothing from another one.")
-        if (self.dim, self.zeros) != (other.dim, other.zeros) or self.meta.get("operator") != other.meta.get("operator"):
-            raise ValueError("these spectra are of different operators; merge spectra of one operator with other probes.")
+        if (self.dim, self.zeros) != (other.dim, other.zeros) or self.meta.get("operator") != other.meta.get(
+            "operator"
+        ):
+            raise ValueError(
+                "these spectra are of different operators; merge spectra of one operator with other probes."
+            )
         names = [(record.seed, record.index) for record in (*self.records, *other.records) if record.seed >= 0]
         if len(set(names)) < len(names):
             raise ValueError("both spectra contain the same probe (seed, index); use another seed for one of them.")
@@ -333,7 +347,11 @@ class Spectrum:
             products=self.products + other.products,
             epochs=self.epochs + other.epochs,
             method=self.method,
-            meta={**self.meta, "value_error": tolerance, "merged": [*self.meta.get("merged", []), other.meta.get("seed")]},
+            meta={
+                **self.meta,
+                "value_error": tolerance,
+                "merged": [*self.meta.get("merged", []), other.meta.get("seed")],
+            },
         )
 
     def distance(self, other: Spectrum, kind: str = "wasserstein") -> Estimate:
@@ -349,9 +367,7 @@ class Spectrum:
             if one.is_exact:
                 continue
             K = len(one.nodes)
-            without = [
-                measure.distance(one._without(k).points(), two.points(), kind) for k in range(K) if K > 1
-            ]
+            without = [measure.distance(one._without(k).points(), two.points(), kind) for k in range(K) if K > 1]
             squares += (K - 1) / K * float(np.square(np.array(without) - np.mean(without)).sum()) if K > 1 else nan
         bounds = (value, value) if self.is_exact and other.is_exact else (nan, nan)
         return Estimate(
@@ -378,7 +394,15 @@ class Spectrum:
         """Read what `save` wrote; ValueError for anything else."""
         return cls(**storage.load_spectrum(path))
 
-    def plot(self, ax: Any = None, *, scale: str = "log", resolution: float | None = None, label: str | None = None, **options: Any) -> Any:
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        scale: str = "log",
+        resolution: float | None = None,
+        label: str | None = None,
+        **options: Any,
+    ) -> Any:
         """Draw the density with its band (matplotlib); zeros and what the axis leaves out stand in the label."""
         return densities.plot(self, ax, scale, resolution, label, options)
 

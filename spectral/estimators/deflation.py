@@ -48,7 +48,8 @@ class Deflation:
         vectors = self._vectors(state, record, indices)
         if self.probes == 0:
             self.clusters = [
-                Cluster([float(theta[j])], [int(j)], vectors[i : i + 1].clone(), float(error[j])) for i, j in enumerate(indices)
+                Cluster([float(theta[j])], [int(j)], vectors[i : i + 1].clone(), float(error[j]))
+                for i, j in enumerate(indices)
             ]
         else:
             self.clusters = [c for c in self.clusters if self._match(c, theta, indices, error, vectors)]
@@ -60,7 +61,7 @@ class Deflation:
         basis = state.basis
         if basis is None:
             raise ValueError("deflation needs the Lanczos basis; use reorthogonalize=True with deflate=True.")
-        _, S = measure.eigenvectors(record)
+        _, S = record.eigen
         coefficients = torch.from_numpy(np.ascontiguousarray(S[:, indices].T)).to(basis)
         return coefficients @ basis
 

@@ -35,9 +35,15 @@ class Budget:
         if isinstance(budget, int | float) and not isinstance(budget, bool) and budget > 0:
             self.products = float(budget)
             return
-        match = re.fullmatch(r"\s*(\d+\.?\d*)\s*(s|sec|min|h|epochs?|products?)\s*", budget) if isinstance(budget, str) else None
+        match = (
+            re.fullmatch(r"\s*(\d+\.?\d*)\s*(s|sec|min|h|epochs?|products?)\s*", budget)
+            if isinstance(budget, str)
+            else None
+        )
         if not match or float(match[1]) <= 0:
-            raise ValueError(f"budget={budget!r} is no budget; use a number of products, '10min', '50epochs' or '400products'.")
+            raise ValueError(
+                f"budget={budget!r} is no budget; use a number of products, '10min', '50epochs' or '400products'."
+            )
         amount, unit = float(match[1]), match[2]
         if unit in SECONDS:
             self.seconds = amount * SECONDS[unit]

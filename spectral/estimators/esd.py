@@ -34,7 +34,9 @@ def esd(A: Any, *, tol: float | None = None, budget: Any = None, method: str = "
     if method == "exact":
         if options or tol is not None or budget is not None:
             given = [*options, *(name for name, v in (("tol", tol), ("budget", budget)) if v is not None)]
-            raise TypeError(f"method='exact' takes no options, got {', '.join(given)}; leave them out or use method='slq'.")
+            raise TypeError(
+                f"method='exact' takes no options, got {', '.join(given)}; leave them out or use method='slq'."
+            )
         chosen, reason = True, "asked for"
     elif method == "slq":
         chosen, reason = False, "asked for"
@@ -60,7 +62,9 @@ def _exact_is_cheap(A: Operator, budget: Any, options: dict[str, Any]) -> tuple[
         products = 0
     elif isinstance(inner, Jacobian):
         left = inner.shape[0] < inner.shape[1]
-        fits = not left or inner.shape[0] * inner.shape[1] * inner.dtype.itemsize < arrays.available_memory(A.device) // 2
+        fits = (
+            not left or inner.shape[0] * inner.shape[1] * inner.dtype.itemsize < arrays.available_memory(A.device) // 2
+        )
         products = inner.outputs if fits else dim
     affordable = int(options.get("probes", 4)) * int(options.get("steps", 100))
     if isinstance(budget, int | float):

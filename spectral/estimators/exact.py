@@ -31,9 +31,9 @@ def exact(A: Any) -> Spectrum:
     [1.0, 2.0, 3.0]
     """
     A = as_operator(A)
-    original = A
     products, epochs = A.products, A.epochs
-    op, zeros, dim = effort.symmetric_operand(A)
+    op, zeros, _ = effort.symmetric_operand(A)
+    tested = A.products - products if op is A else 0  # the two products of the symmetry test
     n = op.shape[0]
     if (needed := n * n * 8 * WORKSPACE) > arrays.available_memory(op.device):
         raise ValueError(
@@ -41,22 +41,19 @@ def exact(A: Any) -> Spectrum:
             "forms it."
         )
     if isinstance(op, Gram):
-        matrix, how = _assemble(op.parts[0], op.side)
+        matrix, how, spent = _assemble(op)
     elif isinstance(op, Dense):
-        matrix, how = op.matrix.to_dense().double(), "dense matrix"
+        matrix, how, spent = op.matrix.to_dense().double(), "dense matrix", 0
     else:
-        matrix, how = _by_products(op), f"{n} products"
+        matrix, how, spent = _by_products(op), f"{n} products", n
     values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
     scale = float(values.abs().max())
     eps = arrays.machine_epsilon(op.dtype)
     error = 4 * n * 2.3e-16 * scale + (8 * eps * scale if op.dtype != torch.float64 else 0.0)
-    spent = op.products + (op.parts[0].products if isinstance(op, Gram) else 0)
-    if original is not op and not (isinstance(op, Gram) and original is op.parts[0]):
-        products = 0 if isinstance(op, Gram) and original is not op.parts[0] else products
     return Spectrum.from_eigenvalues(
         values.cpu().numpy(),
         zeros=zeros,
-        products=spent - products,
+        products=spent + tested,
         epochs=op.epochs - epochs,
         meta={**effort.environment(op), "assembled": how, "value_error": error},
     )
@@ -64,22 +61,22 @@ def exact(A: Any) -> Spectrum:
 
 def gram_matrix(A: Any, side: str = "auto") -> torch.Tensor:
     """A A^T ("left") or A^T A ("right") as a dense float64 matrix; of a Jacobian in one pass over the data."""
-    A = as_operator(A)
-    return _assemble(A, Gram(A, side).side)[0]
+    return _assemble(Gram(as_operator(A), side))[0]
 
 
-def _assemble(A: Operator, side: str) -> tuple[torch.Tensor, str]:
-    """(the Gram matrix, how it was made)."""
+def _assemble(gram: Gram) -> tuple[torch.Tensor, str, int]:
+    """(the Gram matrix in float64, how it was made, products)."""
+    A = gram.parts[0]
     if isinstance(A, Dense):
         matrix = A.matrix.to_dense().double()
-        return (matrix @ matrix.T if side == "left" else matrix.T @ matrix), "dense matrix"
+        return (matrix @ matrix.T if gram.side == "left" else matrix.T @ matrix), "dense matrix", 0
     if isinstance(A, Jacobian):
-        if side == "right":
-            return _sum_of_rows(A), "one pass over the data, J^T J summed batch by batch"
-        if distributed.world_size() == 1 and A.shape[0] * A.shape[1] * A.dtype.itemsize < arrays.available_memory(A.device) // 2:
-            return _gram_of_rows(A), "one pass over the data, rows of J kept"
-    gram = Gram(A, side)
-    return _by_products(gram), f"{gram.shape[0]} products"
+        if gram.side == "right":
+            return _sum_of_rows(A), "one pass over the data, J^T J summed batch by batch", A.outputs
+        size = A.shape[0] * A.shape[1] * A.dtype.itemsize
+        if distributed.world_size() == 1 and size < arrays.available_memory(A.device) // 2:
+            return _gram_of_rows(A), "one pass over the data, rows of J kept", A.outputs
+    return _by_products(gram), f"{gram.shape[0]} products", gram.shape[0]
 
 
 def _sum_of_rows(J: Jacobian) -> torch.Tensor:

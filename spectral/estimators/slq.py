@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral import arrays, checkpoint as files, measure, storage
+from spectral import arrays, measure, storage
+from spectral import checkpoint as files
 from spectral.estimators import effort
 from spectral.estimators.deflation import Cluster, Deflation
 from spectral.operators.base import Operator
@@ -50,21 +51,33 @@ def slq(
 
     >>> s = slq(2 * np.eye(50))
     >>> s.products, float(s.integrate(np.log).value)      # one step a probe: log det 2I = 50 log 2
-    (4, 34.657359027997...
+    (4, 34.6573590279972...
     """
     op, zeros, dim = effort.symmetric_operand(A)
     _check(probes, steps, tol)
     keep = _keep_basis(op, steps, reorthogonalize)
     if deflate not in (True, False, "auto") or (deflate is True and not keep):
-        raise ValueError(f"deflate={deflate!r} is not possible here; use 'auto', False, or True with reorthogonalize=True.")
-    deflation = Deflation() if keep and (deflate is True or (deflate == "auto" and (probes > 1 or tol is not None))) else None
-    settings = {"steps": steps, "seed": check_seed(seed), "reorthogonalize": keep, "deflate": deflation is not None, "tol": tol}
+        raise ValueError(
+            f"deflate={deflate!r} is not possible here; use 'auto', False, or True with reorthogonalize=True."
+        )
+    deflation = (
+        Deflation() if keep and (deflate is True or (deflate == "auto" and (probes > 1 or tol is not None))) else None
+    )
+    settings = {
+        "steps": steps,
+        "seed": check_seed(seed),
+        "reorthogonalize": keep,
+        "deflate": deflation is not None,
+        "tol": tol,
+    }
     run = _Run(op, settings, deflation, checkpoint)
     limit = effort.Budget(budget, op)
     before = op.products, op.epochs
     stop = "probes"
     most = probes if tol is None else MOST_PROBES * probes
-    with effort.bar(None if tol is not None else (probes - len(run.records)) * min(steps, op.shape[0]), "slq", progress) as shown:
+    with effort.bar(
+        None if tol is not None else (probes - len(run.records)) * min(steps, op.shape[0]), "slq", progress
+    ) as shown:
         while len(run.records) < most:
             if len(run.records) >= probes and run.spectrum(dim, zeros).meta["error"]["w1"] <= float(tol or 0):
                 stop = "tolerance"
@@ -174,7 +187,9 @@ class _Run:
         if self.deflation is not None:
             self.deflation.probes = len(self.records)
             self.deflation.clusters = [
-                Cluster(c["values"], c["indices"], torch.from_numpy(packed[f"vectors{i}"]).to(self.op.device), c["error"])
+                Cluster(
+                    c["values"], c["indices"], torch.from_numpy(packed[f"vectors{i}"]).to(self.op.device), c["error"]
+                )
                 for i, c in enumerate(header["clusters"])
             ]
 

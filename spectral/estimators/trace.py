@@ -49,20 +49,27 @@ def trace(
         if probes is not None:
             options["probes"] = probes
         if rtol is not None:
-            raise ValueError("rtol= works with method='hutchinson'; for tr f(A) raise probes= and steps=, or give tol=.")
+            raise ValueError(
+                "rtol= works with method='hutchinson'; for tr f(A) raise probes= and steps=, or give tol=."
+            )
         return slq(A, seed=seed, budget=budget, progress=progress, **options).integrate(f or (lambda x: x))
     if options:
-        raise TypeError(f"trace got unknown options {', '.join(options)}; with f=None it takes probes, rtol, seed, budget.")
+        raise TypeError(
+            f"trace got unknown options {', '.join(options)}; with f=None it takes probes, rtol, seed, budget."
+        )
     return _hutchinson(A, probes, rtol, seed, budget, progress)
 
 
-def _hutchinson(A: Any, probes: int | None, rtol: float | None, seed: int, budget: Any, progress: bool | None) -> Estimate:
+def _hutchinson(
+    A: Any, probes: int | None, rtol: float | None, seed: int, budget: Any, progress: bool | None
+) -> Estimate:
     A = as_operator(A)
     A = A.gram() if A.shape[0] != A.shape[1] else A
     wanted = 10 if probes is None else probes
     if wanted < 2:
         raise ValueError(f"probes={probes!r} gives no error bar; use at least 2.")
-    limit, before, values = effort.Budget(budget, A), A.products, []
+    limit, before = effort.Budget(budget, A), A.products
+    values: list[float] = []
     with effort.bar(wanted, "trace", progress) as shown:
         while len(values) < (wanted if rtol is None else MOST):
             if rtol is not None and len(values) >= wanted and _stderr(values) <= rtol * abs(float(np.mean(values))):

@@ -40,7 +40,9 @@ class Operator:
     ) -> None:
         self.shape = (int(shape[0]), int(shape[1]))
         if not dtype.is_floating_point:
-            raise TypeError(f"the entries are {dtype}; an operator is real and floating: convert the matrix to float64.")
+            raise TypeError(
+                f"the entries are {dtype}; an operator is real and floating: convert the matrix to float64."
+            )
         self.dtype, self.device = dtype, torch.device(device)
         self.symmetric = symmetric if self.shape[0] == self.shape[1] else False  # None: unknown, two products tell
         self.nonnegative = nonnegative  # positive semi-definite by construction
@@ -69,7 +71,11 @@ class Operator:
 
     def describe(self) -> dict[str, Any]:
         """What the operator is, as plain JSON; stored with every result."""
-        return {"operator": type(self).__name__, "shape": list(self.shape), "dtype": str(self.dtype).removeprefix("torch.")}
+        return {
+            "operator": type(self).__name__,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
 
     # Products --------------------------------------------------------------------------------------------------------
     def _check(self, array: Any) -> torch.Tensor:
@@ -95,10 +101,23 @@ class Operator:
             return Product(self, other)
         if not arrays.is_array(other):
             return NotImplemented
-        V = self._check(other)
-        self.products += V.shape[1]
-        W = self._apply(V)
+        W = self.multiply(self._check(other))
         return arrays.like(W[:, 0] if other.ndim == 1 else W, other)
+
+    def multiply(self, V: torch.Tensor) -> torch.Tensor:
+        """A V for a block (n, b) that fits, counted: what the operators made of this one call."""
+        self.products += V.shape[1]
+        return self._apply(V)
+
+    def multiply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        """A^T U for a block (m, b), counted."""
+        self.products += U.shape[1]
+        return self._apply_transpose(U)
+
+    def multiply_normal(self, V: torch.Tensor) -> torch.Tensor:
+        """A^T A V for a block (n, b), counted as a product and a transposed one."""
+        self.products += 2 * V.shape[1]
+        return self._normal(V)
 
     @property
     def T(self) -> Operator:
@@ -214,10 +233,10 @@ class Transpose(Derived):
         super().__init__((A,), (A.shape[1], A.shape[0]), symmetric=A.symmetric)
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        return self.parts[0]._apply_transpose(V)
+        return self.parts[0].multiply_transpose(V)
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        return self.parts[0]._apply(U)
+        return self.parts[0].multiply(U)
 
     @property
     def T(self) -> Operator:
@@ -234,10 +253,10 @@ class Scaled(Derived):
         self.factor = factor
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        return self.factor * self.parts[0]._apply(V)
+        return self.factor * self.parts[0].multiply(V)
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        return self.factor * self.parts[0]._apply_transpose(U)
+        return self.factor * self.parts[0].multiply_transpose(U)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "factor": self.factor}
@@ -253,10 +272,10 @@ class Shifted(Derived):
         self.shift = shift
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        return self.parts[0]._apply(V) + self.shift * V
+        return self.parts[0].multiply(V) + self.shift * V
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        return self.parts[0]._apply_transpose(U) + self.shift * U
+        return self.parts[0].multiply_transpose(U) + self.shift * U
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "shift": self.shift}
@@ -268,15 +287,13 @@ class Sum(Derived):
     def __init__(self, A: Operator, B: Operator) -> None:
         if A.shape != B.shape:
             raise ValueError(f"cannot add {A!r} and {B!r}: their shapes differ.")
-        super().__init__(
-            (A, B), A.shape, symmetric=_all_symmetric(A, B), nonnegative=A.nonnegative and B.nonnegative
-        )
+        super().__init__((A, B), A.shape, symmetric=_all_symmetric(A, B), nonnegative=A.nonnegative and B.nonnegative)
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        return self.parts[0]._apply(V) + self.parts[1]._apply(V)
+        return self.parts[0].multiply(V) + self.parts[1].multiply(V)
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        return self.parts[0]._apply_transpose(U) + self.parts[1]._apply_transpose(U)
+        return self.parts[0].multiply_transpose(U) + self.parts[1].multiply_transpose(U)
 
 
 class Product(Derived):
@@ -288,10 +305,10 @@ class Product(Derived):
         super().__init__((A, B), (A.shape[0], B.shape[1]))
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        return self.parts[0]._apply(self.parts[1]._apply(V))
+        return self.parts[0].multiply(self.parts[1].multiply(V))
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        return self.parts[1]._apply_transpose(self.parts[0]._apply_transpose(U))
+        return self.parts[1].multiply_transpose(self.parts[0].multiply_transpose(U))
 
 
 class Gram(Derived):
@@ -316,7 +333,7 @@ class Gram(Derived):
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         A = self.parts[0]
-        return A._normal(V) if self.side == "right" else A._apply(A._apply_transpose(V))
+        return A.multiply_normal(V) if self.side == "right" else A.multiply(A.multiply_transpose(V))
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "side": self.side}

@@ -44,7 +44,9 @@ class Fresh:
         z = self.output
         if not z.requires_grad:  # the outputs do not depend on these primals
             return tuple(torch.zeros_like(p) for p in self.primals)
-        return torch.autograd.grad(z, self._leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return torch.autograd.grad(
+            z, self._leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
 
     def jvp(self, tangents: Tensors) -> torch.Tensor:
         """J v by forward-mode AD; fused attention has none, so that the math kernel runs here."""
@@ -79,13 +81,14 @@ class DoubleBackward(Fresh):
 def adjoint_error(lin: Fresh) -> float:
     """|<J v, u> - <v, J^T u>| / max(||J v|| ||u||, ||J^T u|| ||v||) of one batch, for one random pair."""
     dtype, device = lin.primals[0].dtype, lin.primals[0].device
-    tangents = [
-        probes.probe(0, i, p.numel(), dtype=dtype, device=device).view_as(p) for i, p in enumerate(lin.primals)
-    ]
+    tangents = [probes.probe(0, i, p.numel(), dtype=dtype, device=device).view_as(p) for i, p in enumerate(lin.primals)]
     jv = lin.jvp(tangents)
     u = probes.probe(1, 0, jv.numel(), dtype=jv.dtype, device=device).view_as(jv)
     pulled = lin.vjp(u)
-    forward, backward = (jv.double() * u.double()).sum(), sum((t.double() * g.double()).sum() for t, g in zip(tangents, pulled, strict=True))
+    forward, backward = (
+        (jv.double() * u.double()).sum(),
+        sum((t.double() * g.double()).sum() for t, g in zip(tangents, pulled, strict=True)),
+    )
     size_v = sum(arrays.norm(t.reshape(-1)) ** 2 for t in tangents) ** 0.5
     size_g = sum(arrays.norm(g.reshape(-1)) ** 2 for g in pulled) ** 0.5
     scale = max(arrays.norm(jv.reshape(-1)) * arrays.norm(u.reshape(-1)), size_g * size_v)
@@ -96,7 +99,9 @@ def choose(name: str, function: Function, primals: Tensors) -> tuple[type[Fresh]
     """The engine for this model, tried on its first batch, and what there is to tell of the choice."""
     if name not in ENGINES:
         raise ValueError(f"engine={name!r} is no engine; use one of {', '.join(ENGINES)}.")
-    tolerance = 1e3 * arrays.machine_epsilon(primals[0].dtype) ** 0.75  # products round: about sqrt(depth) eps, with room
+    tolerance = (
+        1e3 * arrays.machine_epsilon(primals[0].dtype) ** 0.75
+    )  # products round: about sqrt(depth) eps, with room
     failures: list[str] = []
     for label, engine in (("fresh", Fresh), ("double-backward", DoubleBackward)):
         if name not in ("auto", label):

@@ -65,12 +65,13 @@ def _generators(data: Any) -> list[torch.Generator]:
 def _random_state(data: Any) -> tuple[Any, ...]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     private = [generator.get_state() for generator in _generators(data)]
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda, private
+    legacy = np.random.get_state()  # noqa: NPY002 (the user's global state is what is kept)
+    return random.getstate(), legacy, torch.get_rng_state(), cuda, private
 
 
 def _set_random_state(data: Any, state: tuple[Any, ...]) -> None:
     random.setstate(state[0])
-    np.random.set_state(state[1])  # noqa: NPY002 (the user's legacy global state is handed back)
+    np.random.set_state(state[1])  # noqa: NPY002
     torch.set_rng_state(state[2])
     if state[3]:
         torch.cuda.set_rng_state_all(state[3])
@@ -87,7 +88,9 @@ def check_data(data: Any) -> None:
     if isinstance(data, tuple) and any(isinstance(part, torch.Tensor) for part in data):
         raise TypeError("data is a tuple of tensors, which may be meant as one batch (x, y); pass [(x, y)].")
     if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-        raise TypeError(f"data is a {type(data).__name__}, but it must be an iterable of batches, such as a DataLoader.")
+        raise TypeError(
+            f"data is a {type(data).__name__}, but it must be an iterable of batches, such as a DataLoader."
+        )
     if iter(data) is data:
         raise TypeError(
             f"data is a {type(data).__name__} that can be read only once, but every product is a sweep over the data; "
@@ -174,7 +177,9 @@ class Network:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module (wrap a function in one).")
         if not callable(of) and of not in OF:
-            raise ValueError(f"of={of!r} is no output; use one of {', '.join(OF)} or a callable(output, batch) -> (B, k).")
+            raise ValueError(
+                f"of={of!r} is no output; use one of {', '.join(OF)} or a callable(output, batch) -> (B, k)."
+            )
         if wrt not in WRT:
             raise ValueError(f"wrt={wrt!r} is no variable; use 'params' or 'inputs'.")
         if of == "loss" and loss is None:
@@ -202,11 +207,17 @@ class Network:
             self.dtype, self.device = kinds.pop()
         else:  # a model without parameters takes what its inputs are
             x = self._peek()
-            self.dtype, self.device = (torch.get_default_dtype(), torch.device("cpu")) if x is None else (x.dtype, x.device)
+            self.dtype, self.device = (
+                (torch.get_default_dtype(), torch.device("cpu")) if x is None else (x.dtype, x.device)
+            )
         if not self.dtype.is_floating_point:
-            raise TypeError(f"derivatives need floating point, but the model or its inputs are {self.dtype}; convert them.")
+            raise TypeError(
+                f"derivatives need floating point, but the model or its inputs are {self.dtype}; convert them."
+            )
         if self.product_dtype is not None and not self.product_dtype.is_floating_point:
-            raise TypeError(f"product_dtype={self.product_dtype} is not floating point; use torch.bfloat16, for example.")
+            raise TypeError(
+                f"product_dtype={self.product_dtype} is not floating point; use torch.bfloat16, for example."
+            )
         self.compute_dtype = self.product_dtype or self.dtype
         if self.compute_dtype == self.dtype:
             self.values = {name: p.detach() for name, p in self.parameters.items()}
@@ -319,7 +330,8 @@ class Network:
             key = next((key for key in INPUT_KEYS if key in batch), None)
             if key is None and "input_ids" in batch and hasattr(self.model, "get_input_embeddings"):
                 with torch.no_grad():
-                    return self.model.get_input_embeddings()(batch["input_ids"]).to(self.compute_dtype)
+                    embedding: Any = self.model.get_input_embeddings
+                    return embedding()(batch["input_ids"]).to(self.compute_dtype)
             if key is None:
                 raise ValueError(
                     f"wrt='inputs' finds no inputs among the keys {', '.join(map(str, batch))}; name the floating input one of "
@@ -419,5 +431,8 @@ def _fingerprint(batch: Any) -> float:
         if isinstance(part, torch.Tensor) and part.numel():
             entries = part.detach().reshape(-1)
             entries = entries[:: max(1, entries.numel() // 1024)].double().cpu()
-            total += float(torch.nan_to_num(entries) @ torch.arange(1.0, len(entries) + 1, dtype=torch.float64)) + part.shape[0]
+            total += (
+                float(torch.nan_to_num(entries) @ torch.arange(1.0, len(entries) + 1, dtype=torch.float64))
+                + part.shape[0]
+            )
     return total

@@ -6,8 +6,8 @@ Legend: n samples, B in a batch, k outputs per sample, d input features, P param
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Generator
 from contextlib import closing
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -68,7 +68,9 @@ class Jacobian(Operator):
         self.outputs = survey.outputs[0]
         self.feature_shape = survey.feature_shape or ()
         if layout == "flattened" and len(set(survey.outputs)) > 1:
-            raise ValueError(f"layout='flattened' needs one number of outputs per sample, got {sorted(set(survey.outputs))}.")
+            raise ValueError(
+                f"layout='flattened' needs one number of outputs per sample, got {sorted(set(survey.outputs))}."
+            )
         rows = [B if layout == "flattened" else B * k for B, k in zip(survey.samples, survey.outputs, strict=True)]
         self.rank_rows = distributed.all_counts(sum(rows))
         self.rank_samples = distributed.all_counts(survey.n)
@@ -93,7 +95,13 @@ class Jacobian(Operator):
         return float(self.network.sweeps)
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), **self.network.describe(), "layout": self.layout, "engine": self.engine, **self.notes}
+        return {
+            **super().describe(),
+            **self.network.describe(),
+            "layout": self.layout,
+            "engine": self.engine,
+            **self.notes,
+        }
 
     # One batch -------------------------------------------------------------------------------------------------------
     def _linearise(self, batch: Any) -> engines.Fresh:
@@ -139,7 +147,7 @@ class Jacobian(Operator):
         return torch.cat(pieces).to(self.dtype)
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
-    def _sweep(self) -> Iterator[tuple[slice, int, engines.Fresh]]:
+    def _sweep(self) -> Generator[tuple[slice, int, engines.Fresh], None, None]:
         """(rows, samples, linearisation) of each batch; closing the iterator leaves the sweep at once, also after an error."""
         with self.network.sweep() as batches:
             for index, batch in batches:
@@ -181,7 +189,7 @@ class Jacobian(Operator):
         return self._checked(distributed.all_reduce(W), "J^T J v")
 
     # Rows ------------------------------------------------------------------------------------------------------------
-    def rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
+    def rows(self) -> Generator[tuple[slice, torch.Tensor], None, None]:
         """(rows, block) of the dense J, batch by batch in one sweep: k VJPs per sample, this rank's samples only.
 
         Memory: one batch's block, rows x columns entries. With respect to parameters the per-sample VJPs are vectorised, and
@@ -195,7 +203,10 @@ class Jacobian(Operator):
                 else:
                     block = self._parameter_rows(index, batch, size)
                 where = slice(self.starts[index], self.starts[index + 1])
-                yield where, self._checked(block.reshape(where.stop - where.start, self.shape[1]).to(self.dtype), "e_i^T J")
+                yield (
+                    where,
+                    self._checked(block.reshape(where.stop - where.start, self.shape[1]).to(self.dtype), "e_i^T J"),
+                )
 
     def _input_rows(self, lin: engines.Fresh, size: int) -> torch.Tensor:
         """(B, k, d): samples do not meet in eval mode, so that one VJP per output gives the rows of all samples."""
@@ -228,7 +239,11 @@ class Jacobian(Operator):
                 reason = f"vmap differs by {error:.1e}"
         except (RuntimeError, ValueError, TypeError) as failure:
             reason = f"vmap: {str(failure).strip().splitlines()[0]}"
-        self.notes = {**self.notes, "rows": "one by one" if reason else "vmap", **({"rows_reason": reason} if reason else {})}
+        self.notes = {
+            **self.notes,
+            "rows": "one by one" if reason else "vmap",
+            **({"rows_reason": reason} if reason else {}),
+        }
 
     def _vectorised_rows(self, batch: Any, size: int) -> torch.Tensor:
         primals = self.network.primals(batch)
@@ -268,7 +283,9 @@ class Jacobian(Operator):
             with self.network.sweep() as batches:
                 for index, batch in batches:
                     size = self.network.survey.samples[index]
-                    norms[start : start + size] = self._probed_norms(index, batch, size, self.first_sample + start, seed)
+                    norms[start : start + size] = self._probed_norms(
+                        index, batch, size, self.first_sample + start, seed
+                    )
                     start += size
         return distributed.all_rows(norms, self.rank_samples)
 
@@ -296,7 +313,7 @@ class Jacobian(Operator):
 
         def one(parts: list[torch.Tensor], sign: torch.Tensor) -> torch.Tensor:
             function = self.network.function(shared([part.unsqueeze(0) for part in parts]))
-            _, pull = torch.func.vjp(lambda *p: function(*p)[0], *primals)
+            pull = torch.func.vjp(lambda *p: function(*p)[0], *primals)[1]
             return sum(g.double().square().sum() for g in pull(sign))  # type: ignore[return-value]
 
         chunk = max(1, ROW_BYTES // (self.shape[1] * self.dtype.itemsize))
@@ -305,9 +322,7 @@ class Jacobian(Operator):
 
 def _sample(batch: Any, i: int, size: int, count: int = 1) -> Any:
     """Samples i, ..., i + count - 1 of a batch of `size`; tensors without a sample axis stay whole."""
-    return tree_map_only(
-        torch.Tensor, lambda t: t[i : i + count] if t.ndim > 0 and t.shape[0] == size else t, batch
-    )
+    return tree_map_only(torch.Tensor, lambda t: t[i : i + count] if t.ndim > 0 and t.shape[0] == size else t, batch)
 
 
 def _split_samples(batch: Any, size: int) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Any]]:

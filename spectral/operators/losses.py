@@ -50,9 +50,13 @@ def per_sample_loss(loss: Any, output: Any, batch: Any) -> torch.Tensor:
         logits = output if isinstance(output, torch.Tensor) else output.logits
         terms, counts = unreduced(loss, logits, target_of(batch))
         total = counts.sum(1)
-        return terms.sum(1) / torch.where(total > 0, total, torch.ones_like(total))  # nothing counted: loss 0, no gradient
+        return terms.sum(1) / torch.where(
+            total > 0, total, torch.ones_like(total)
+        )  # nothing counted: loss 0, no gradient
     if not callable(loss):
-        raise TypeError(f"loss is a {type(loss).__name__}; pass a torch loss module or a callable (output, batch) -> (sum, count).")
+        raise TypeError(
+            f"loss is a {type(loss).__name__}; pass a torch loss module or a callable (output, batch) -> (sum, count)."
+        )
     size = (output if isinstance(output, torch.Tensor) else output.logits).shape[0]
     values = []
     for i in range(size):

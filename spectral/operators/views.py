@@ -59,7 +59,9 @@ class Host(Operator):
     def _times(self, matrix: Any, V: torch.Tensor) -> torch.Tensor:
         W = np.asarray(matrix @ V.numpy())
         if W.dtype != arrays.like(V, np.empty(0)).dtype:
-            raise TypeError(f"{self.matrix!r} returned {W.dtype} for a {V.dtype} block; its products must keep the dtype.")
+            raise TypeError(
+                f"{self.matrix!r} returned {W.dtype} for a {V.dtype} block; its products must keep the dtype."
+            )
         return arrays.to_torch(np.ascontiguousarray(W))
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:

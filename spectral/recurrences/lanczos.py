@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.linalg import eigh_tridiagonal
 
 from spectral import arrays
 from spectral.operators.base import Operator
@@ -20,7 +22,7 @@ from spectral.operators.base import Operator
 BREAKDOWN = 16.0  # beta <= 16 eps ||T|| counts as 0: A q - alpha q of an exact eigenvector rounds to a few eps ||A||
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LanczosRecord:
     """T of one start vector: `alphas` (k,), `betas` (k,) with the residual norm beta_k last (0 on an invariant subspace).
 
@@ -42,6 +44,13 @@ class LanczosRecord:
     def steps(self) -> int:
         return len(self.alphas)
 
+    @cached_property
+    def eigen(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues (k,), ascending, and eigenvectors (k, k), columns, of T."""
+        values, vectors = eigh_tridiagonal(self.alphas, self.betas[:-1])
+        values.flags.writeable = vectors.flags.writeable = False
+        return values, vectors
+
 
 class Lanczos:
     """The recurrence in flight: `step()` until it returns False, then `record()`; `basis` (k, n) where it is kept."""
@@ -51,7 +60,9 @@ class Lanczos:
         self.A, self.limit, self.reorthogonalize = A, min(int(steps), n), reorthogonalize
         self.squared_norm = arrays.dot(start, start)
         if not math.isfinite(self.squared_norm) or self.squared_norm <= 0:
-            raise ValueError(f"the start vector has squared norm {self.squared_norm}; use a finite vector that is not zero.")
+            raise ValueError(
+                f"the start vector has squared norm {self.squared_norm}; use a finite vector that is not zero."
+            )
         if self.limit < 1:
             raise ValueError(f"steps={steps} with dimension {n}; both must be at least 1.")
         self.alphas: list[float] = []
@@ -81,7 +92,9 @@ class Lanczos:
                 w = w.sub_(self.Q[: j + 1].T @ (self.Q[: j + 1] @ w))
         beta = arrays.norm(w)
         if not math.isfinite(alpha) or not math.isfinite(beta):
-            raise ValueError(f"the product in step {j + 1} holds NaN or infinity; check the operator with A.adjoint_error().")
+            raise ValueError(
+                f"the product in step {j + 1} holds NaN or infinity; check the operator with A.adjoint_error()."
+            )
         self.alphas.append(alpha)
         scale = max(map(abs, self.alphas)) + max([0.0, *self.betas])
         if beta <= BREAKDOWN * arrays.machine_epsilon(self.A.dtype) * scale:
