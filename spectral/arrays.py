@@ -64,6 +64,13 @@ def norm(x: torch.Tensor) -> float:
     return dot(x, x) ** 0.5
 
 
+def sketch(x: torch.Tensor, entries: int = 1024) -> float:
+    """A number that changes with the entries or their order: position-weighted sum of about `entries` of them."""
+    flat = x.detach().reshape(-1)
+    some = torch.nan_to_num(flat[:: max(1, flat.numel() // entries)].double().cpu())
+    return float(some @ torch.arange(1.0, len(some) + 1, dtype=torch.float64))
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on `device` (for the CPU: what the kernel and the container's limit leave)."""
     if device.type == "cuda":

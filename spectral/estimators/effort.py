@@ -110,6 +110,7 @@ def environment(A: Operator) -> dict[str, Any]:
 
     return {
         "operator": A.describe(),
+        "identity": A.identity(),
         "device": str(A.device),
         "versions": {
             "spectral": __version__,

@@ -112,7 +112,7 @@ class _Run:
         self.op, self.settings, self.deflation, self.path = op, settings, deflation, path
         self.records: list[LanczosRecord] = []
         self.before = (0, 0.0)  # products and epochs of an earlier session
-        self.identity = files.fingerprint({"operator": op.describe(), "sketch": None, "settings": settings})
+        self.identity = files.fingerprint([op.identity(), settings])
         if path is not None and Path(path).exists():
             self._load()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from spectral import arrays, probes
+from spectral import arrays, checkpoint, probes
 
 
 class Operator:
@@ -76,6 +76,10 @@ class Operator:
             "shape": list(self.shape),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+
+    def identity(self) -> str:
+        """A short hash of what the matrix is, entries sampled: checkpoints and merges refuse another one."""
+        return checkpoint.fingerprint(self.describe())
 
     # Products --------------------------------------------------------------------------------------------------------
     def _check(self, array: Any) -> torch.Tensor:
@@ -219,6 +223,10 @@ class Derived(Operator):
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "of": [part.describe() for part in self.parts]}
+
+    def identity(self) -> str:
+        own = {key: value for key, value in self.describe().items() if key != "of"}
+        return checkpoint.fingerprint([own, *(part.identity() for part in self.parts)])
 
 
 def _all_symmetric(*parts: Operator) -> bool | None:

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map, tree_map_only
 
+from spectral import arrays
 from spectral.operators.losses import per_sample_loss
 
 INPUT_KEYS = ("inputs_embeds", "pixel_values", "input_values", "input_features", "inputs", "x")
@@ -425,14 +426,7 @@ def _finite(batch: Any) -> bool:
 
 
 def _fingerprint(batch: Any) -> float:
-    """A number that changes with the samples or their order: position-weighted sum of up to 1024 entries per tensor."""
-    total = 0.0
-    for part in batch.values() if isinstance(batch, Mapping) else [batch] if isinstance(batch, torch.Tensor) else batch:
-        if isinstance(part, torch.Tensor) and part.numel():
-            entries = part.detach().reshape(-1)
-            entries = entries[:: max(1, entries.numel() // 1024)].double().cpu()
-            total += (
-                float(torch.nan_to_num(entries) @ torch.arange(1.0, len(entries) + 1, dtype=torch.float64))
-                + part.shape[0]
-            )
-    return total
+    """A number that changes with the samples or their order, from up to about 1024 entries of each tensor."""
+    parts = batch.values() if isinstance(batch, Mapping) else [batch] if isinstance(batch, torch.Tensor) else batch
+    tensors = [part for part in parts if isinstance(part, torch.Tensor) and part.numel()]
+    return sum(arrays.sketch(part) + part.shape[0] if part.ndim else float(part) for part in tensors)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from spectral import arrays, distributed, probes
+from spectral import arrays, checkpoint, distributed, probes
 from spectral.operators import engines
 from spectral.operators.base import Operator
 from spectral.operators.functional import Network
@@ -102,6 +102,11 @@ class Jacobian(Operator):
             "engine": self.engine,
             **self.notes,
         }
+
+    def identity(self) -> str:
+        what = {**super().describe(), **self.network.describe(), "layout": self.layout}
+        weights = [arrays.sketch(p) for p in self.network.model.parameters()]
+        return checkpoint.fingerprint([what, weights, self.network.survey.fingerprints])
 
     # One batch -------------------------------------------------------------------------------------------------------
     def _linearise(self, batch: Any) -> engines.Fresh:

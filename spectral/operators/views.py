@@ -9,7 +9,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 import torch
 
-from spectral import arrays
+from spectral import arrays, checkpoint
 from spectral.operators.base import Operator
 
 
@@ -25,6 +25,10 @@ class Dense(Operator):
                 raise ValueError("the matrix holds NaN or infinity; remove them.")
             self.symmetric = _is_symmetric(matrix)
         self.matrix = matrix
+
+    def identity(self) -> str:
+        entries = self.matrix if self.matrix.layout == torch.strided else self.matrix.coalesce().values()
+        return checkpoint.fingerprint([self.describe(), arrays.sketch(entries, 1 << 16)])
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.matrix @ V
