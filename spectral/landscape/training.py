@@ -68,7 +68,7 @@ def train(
     target_loss: float = 1e-3,
     max_epochs: int = 3000,
     batch_size: int = 64,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     weight_decay: float = 0.0,
     seed: int = 0,
     progress: Progress | bool | None = None,

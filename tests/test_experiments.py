@@ -1,0 +1,298 @@
+"""Laws of the experiments: dense oracles for every matrix, resumed = one shot, tables that count right."""
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from spectral.landscape.cell import INIT, RANDOM, TRUE, Cell, CellResult, Matrix, Settings, cells, network, run_cell
+from spectral.landscape.contrasts import collect, spearman_within, trend
+from spectral.landscape.experiments import (
+    conclude,
+    depth_sweep,
+    jacobian_evolution,
+    label_noise_sweep,
+    perform,
+    real_vs_random,
+)
+from spectral.landscape.models import model_for
+from spectral.landscape.problems import digits, permute_labels
+from spectral.spectrum import Spectrum
+
+
+def small_digits(seed=0):
+    return digits(train=60, test=40, seed=seed)
+
+
+def small_mlp(problem, seed=0, options=None):
+    return model_for(problem, seed=seed, options=options or {"widths": (24, 24)})
+
+
+SMALL = Settings(
+    problem=small_digits,
+    model=small_mlp,
+    seeds=(0, 1),
+    ntk_samples=20,
+    alignment_k=12,
+    batch_size=32,
+    training={"target_loss": 5e-3, "batch_size": 20},
+)
+
+
+@pytest.fixture(scope="module")
+def store():
+    return {}
+
+
+@pytest.fixture(scope="module")
+def outcome(store):
+    return perform(real_vs_random(SMALL), store=store)
+
+
+def dense_jacobian(model, x, matrix):
+    """(n, C, d) or (n, C, P) in float64 by torch.func, sample by sample."""
+    after = (lambda z: z) if matrix.of == "logits" else (lambda z: z.softmax(-1))
+    if matrix.kind != "ntk":
+        return torch.func.vmap(torch.func.jacrev(lambda z: after(model(z[None])[0])))(x).flatten(2).detach()
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    outputs = lambda w, z: after(torch.func.functional_call(model, w, (z[None],))[0])  # noqa: E731
+    blocks = torch.func.vmap(torch.func.jacrev(outputs), (None, 0))(weights, x)
+    return torch.cat([block.flatten(2) for block in blocks.values()], 2).detach()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("of", ["logits", "probs"])
+@pytest.mark.parametrize("kind", ["flattened", "stacked", "diagonal", "ntk"])
+def test_every_matrix_has_the_spectrum_of_its_dense_oracle(outcome, store, kind, of, split):
+    cell = Cell(1, RANDOM, Matrix(kind, of, split))
+    result = next(r for r in outcome.result.cells if r.cell == cell)
+    problem = small_digits(seed=1)
+    model = network(cell, SMALL, problem, store)[0].double()
+    x = problem.split(split)[0].double()[: 20 if kind == "ntk" else None]
+    J_nCd = dense_jacobian(model, x, cell.matrix)
+    if kind == "diagonal":
+        expected = J_nCd.square().sum((1, 2)).sort().values.numpy()
+    else:
+        J = J_nCd.flatten(1) if kind == "flattened" else J_nCd.flatten(0, 1)
+        small = J @ J.T if J.shape[0] <= J.shape[1] else J.T @ J
+        expected = torch.linalg.eigvalsh(small).numpy()
+    values, counts = result.spectrum.points()
+    assert counts.sum() == len(expected)
+    np.testing.assert_allclose(np.repeat(values, counts.astype(int)), expected, atol=1e-9 * expected[-1])
+    if kind == "diagonal":
+        assert result.metrics["max_over_mean"] == pytest.approx(expected[-1] / expected.mean())
+        # the mean absolute difference over twice the mean: another definition of the same coefficient
+        differences = np.abs(expected[:, None] - expected[None, :]).mean()
+        assert result.metrics["gini"] == pytest.approx(differences / (2 * expected.mean()))
+
+
+def test_label_alignment_is_that_of_the_dense_eigenvectors(outcome, store):
+    cell = Cell(0, RANDOM, Matrix("ntk", "logits", "train"))
+    result = next(r for r in outcome.result.cells if r.cell == cell)
+    problem = small_digits(seed=0)
+    model = network(cell, SMALL, problem, store)[0].double()
+    J = dense_jacobian(model, problem.x_train[:20].double(), cell.matrix).flatten(0, 1)
+    vectors = torch.linalg.eigh(J @ J.T).eigenvectors[:, -12:]
+    own = permute_labels(problem.y_train, 1.0, seed=0).y
+    for name, labels in (("own", own), ("true", problem.y_train)):
+        y = torch.nn.functional.one_hot(labels[:20], 10).double()
+        y = (y - y.mean(0)).flatten()
+        energy = float((vectors.T @ y).square().sum() / y.square().sum())
+        assert result.alignment[name].energy == pytest.approx(energy, abs=1e-6)
+        assert result.metrics[f"{name}_label_alignment"] == result.alignment[name].energy
+
+
+def test_cells_come_once_each_and_train_each_network_in_one_stretch():
+    listed = cells(SMALL)
+    assert len(listed) == 2 * 3 * 4 * 2 * 2
+    assert len({cell.key for cell in listed}) == len(listed)
+    changes = sum(a.network != b.network for a, b in pairwise(listed))
+    assert changes == 2 * 3 - 1
+
+
+def test_resumed_equals_one_shot(outcome, store):
+    assert set(store) == {f"seed{s}-{c}" for s in (0, 1) for c in ("true", "random")}
+    for kind in ("flattened", "ntk"):
+        cell = Cell(1, TRUE, Matrix(kind, "probs", "test"))
+        before = next(r for r in outcome.result.cells if r.cell == cell)
+        for networks in (store, {}):  # with the stored network, and trained anew
+            again = run_cell(cell, SMALL, dict(networks))
+            assert again.metrics["trace"] == pytest.approx(before.metrics["trace"], rel=1e-12)
+            assert again.metrics["effective_rank"] == pytest.approx(before.metrics["effective_rank"], rel=1e-9)
+            assert again.trained.history == before.trained.history
+    kept = [r for r in outcome.result.cells if r.cell.seed == 0]
+    seen = []
+    resumed = perform(
+        outcome.experiment, store=store, done=kept, on_cell=lambda r, i, n: seen.append((r.cell.seed, i, n))
+    )
+    assert seen == [(1, i, 96) for i in range(49, 97)]
+    ours, theirs = resumed.result.rows, outcome.result.rows
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.matrix, a.metric) == (b.matrix, b.metric)
+        if a.metric in ("trace", "effective_rank"):
+            assert a.values["random"] == pytest.approx(b.values["random"], rel=1e-9)
+
+
+def test_conditions_of_a_seed_share_everything_but_the_labels(store, outcome):
+    problem = small_digits(seed=0)
+    initial = network(Cell(0, INIT, Matrix("stacked", "logits", "train")), SMALL, problem, {})[0].state_dict()
+    fresh = small_mlp(problem, seed=0).state_dict()
+    assert all(torch.equal(initial[name], fresh[name]) for name in fresh)
+    for result in outcome.result.cells:
+        assert (result.trained is None) == (result.cell.condition is INIT)
+        if result.trained is not None:
+            assert result.trained.reached
+            assert result.trained.accuracy == 1.0
+        assert result.changed > 0.8 if result.cell.condition is RANDOM else result.changed == 0
+    assert outcome.result.untrained() == ()
+
+
+def test_the_global_generator_stays_put():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    run_cell(Cell(0, TRUE, Matrix("flattened", "logits", "train")), SMALL, {})
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_true_and_random_labels_separate_on_each_seed(outcome):
+    verdicts = {(s.matrix, s.metric): s for s in outcome.result.separations}
+    for matrix in ("flattened.logits.train", "flattened.probs.test", "ntk.logits.train"):
+        assert verdicts[matrix, "effective_rank"].verdict == "true < random"
+        assert verdicts[matrix, "top_c_energy"].verdict == "true > random"
+    assert verdicts["ntk.logits.train", "own_label_alignment"].verdict == "true > random"
+    # scale goes the other way: the larger Jacobian is that of the network that memorised
+    assert verdicts["flattened.logits.train", "trace"].verdict == "true < random"
+
+
+def test_costs_add_up_and_each_network_is_counted_once(outcome):
+    cost = outcome.result.cost
+    networks = {r.cell.network: r.trained for r in outcome.result.cells if r.trained is not None}
+    assert len(networks) == 4
+    assert cost["training_epochs"] == sum(t.epochs for t in networks.values())
+    assert cost["epochs"] == pytest.approx(sum(r.cost["epochs"] for r in outcome.result.cells))
+    assert all(r.cost["epochs"] > 0 for r in outcome.result.cells)
+
+
+def test_results_survive_json(outcome):
+    for result in outcome.result.cells[::7]:
+        plain = json.loads(json.dumps(result.to_dict()))
+        back = CellResult.from_dict(plain, result.spectrum)
+        assert back.cell == result.cell
+        assert back.trained == result.trained
+        assert back.alignment == result.alignment
+        assert back.metrics == pytest.approx(result.metrics, nan_ok=True)
+
+
+def handmade(condition, seed, values):
+    matrix = Matrix("flattened", "logits", "train")
+    spectrum = Spectrum.from_eigenvalues(np.asarray(values, dtype=float))
+    metrics = {"trace": float(sum(values)), "trace_stderr": 0.0, "top_c_energy": max(values) / sum(values)}
+    cost = {"products": 1.0, "epochs": 2.0, "seconds": 3.0}
+    return CellResult(Cell(seed, condition, matrix), spectrum, metrics, {}, None, 0.0, 0.5, cost)
+
+
+def test_tables_from_handmade_cells():
+    numbers = {"true": [[1, 2], [1, 4], [2, 4]], "random": [[1, 5], [3, 6], [1, 3]]}
+    results = [
+        handmade({"true": TRUE, "random": RANDOM}[c], seed, values)
+        for c, rows in numbers.items()
+        for seed, values in enumerate(rows)
+    ]
+    table = collect(results)
+    row = table.row("flattened.logits.train", "trace")
+    assert row.values == {"true": (3.0, 5.0, 6.0), "random": (6.0, 9.0, 4.0)}
+    assert row.errors["true"] == (0.0, 0.0, 0.0)
+    # Cohen's d by hand: means 14/3 and 19/3, variances 7/3 and 19/3, pooled 13/3
+    assert row.effect("true", "random").d == pytest.approx((14 / 3 - 19 / 3) / math.sqrt(13 / 3))
+    assert row.effect("true", "random").lower < row.effect("true", "random").d < row.effect("true", "random").upper
+    assert row.effect("true", "init") is None
+    trace = next(s for s in table.separations if s.metric == "trace")
+    assert (trace.seeds, trace.below, trace.above, trace.verdict) == (3, 2, 1, "mixed")
+    assert [(d.seed, d.a, d.b) for d in table.distances] == [
+        (0, "true", "random"),
+        (1, "true", "random"),
+        (2, "true", "random"),
+    ]
+    assert table.cost == {"products": 6, "epochs": 12, "seconds": 18, "training_epochs": 0, "training_seconds": 0}
+    with pytest.raises(KeyError, match="no metric 'gini'"):
+        table.row("flattened.logits.train", "gini")
+
+
+def test_a_partial_set_gives_the_rows_it_can():
+    table = collect([handmade(TRUE, 0, [1, 2]), handmade(TRUE, 1, [1, 3]), handmade(RANDOM, 1, [2, 5])])
+    row = table.row("flattened.logits.train", "trace")
+    assert row.values["random"][1] == 7.0
+    assert math.isnan(row.values["random"][0])
+    assert row.effects == ()
+    assert next(s for s in table.separations if s.metric == "trace").verdict == "true < random"
+    assert collect([]).rows == ()
+
+
+def test_spearman_agrees_with_scipy_and_its_p_value_is_calibrated():
+    generator = np.random.default_rng(0)
+    levels, values = np.array([0.0, 0.1, 0.1, 0.5, 0.9, 1.0]), generator.normal(size=(4, 6))
+    rho, _ = spearman_within(levels, values)
+    assert rho == pytest.approx(np.mean([spearmanr(levels, row).statistic for row in values]), abs=1e-10)
+    small = [spearman_within(levels, generator.normal(size=(3, 6)), draws=99)[1] <= 0.05 for _ in range(400)]
+    assert np.mean(small) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)  # under no trend, p <= .05 at most 5 % of the time
+    assert spearman_within(levels, np.zeros((2, 6)))[0] == 0
+    # a seed's own offset does not blur a steady trend
+    assert spearman_within(levels[[0, 1, 3]], np.array([[1.0, 2, 3], [100, 200, 300]]))[0] == pytest.approx(1)
+
+
+def test_noise_sweep_runs_from_true_to_random():
+    settings = replace(SMALL, kinds=("flattened",), outputs=("logits",), splits=("train",))
+    experiment = label_noise_sweep(settings, (0.0, 0.5, 1.0))
+    outcome = perform(experiment)
+    row = outcome.result.row("flattened.logits.train", "effective_rank")
+    assert set(row.values) == {"noise0", "noise50", "noise100"}
+    flagship = perform(real_vs_random(replace(settings, conditions=(TRUE, RANDOM)))).result
+    expected = flagship.row("flattened.logits.train", "effective_rank").values
+    assert row.values["noise0"] == pytest.approx(expected["true"])
+    assert row.values["noise100"] == pytest.approx(expected["random"])
+    trends = {(t.matrix, t.metric): t for t in outcome.trends}
+    assert trends["flattened.logits.train", "trace"].rho > 0.5
+    assert trends["flattened.logits.train", "trace"].levels == (0.0, 0.5, 1.0)
+    changed = {r.cell.condition.name: r.changed for r in outcome.result.cells}
+    assert changed["noise0"] == 0
+    assert 0.3 < changed["noise50"] < 0.5
+    assert trend(outcome.result, "flattened.logits.train", "trace", experiment.levels, draws=99).rho > 0.5
+
+
+def test_evolution_starts_at_the_initial_network_and_depths_differ():
+    settings = replace(SMALL, seeds=(0,), kinds=("stacked",), outputs=("logits",), splits=("train",))
+    evolution = perform(jacobian_evolution(settings, (0, 1, 4))).result
+    initial = run_cell(Cell(0, INIT, Matrix("stacked", "logits", "train")), settings)
+    trace = evolution.row("stacked.logits.train", "trace").values
+    assert trace["epoch0"][0] == pytest.approx(initial.metrics["trace"])
+    assert [r.trained.epochs for r in evolution.cells] == [0, 1, 4]
+    assert evolution.untrained() == ()  # stopped on purpose
+    depths = {n: {"widths": (16,) * n} for n in (1, 2, 3)}
+    sweep = depth_sweep(settings, depths)
+    problem = small_digits()
+    for cell, hidden in zip(cells(sweep.settings), depths, strict=True):
+        model, _ = network(cell, sweep.settings, problem, {})
+        assert sum(isinstance(m, torch.nn.Linear) for m in model.modules()) == hidden + 1
+    assert conclude(sweep, []).trends == ()
+
+
+def test_settings_and_sweeps_refuse_in_one_sentence():
+    with pytest.raises(ValueError, match="use one or more of flattened, stacked, diagonal, ntk"):
+        Settings(kinds=("hessian",))
+    with pytest.raises(ValueError, match="use target_loss, max_epochs, batch_size, lr, weight_decay"):
+        Settings(training={"seed": 3})
+    with pytest.raises(ValueError, match="name each once"):
+        Settings(seeds=(1, 1))
+    with pytest.raises(ValueError, match="use three fractions or more"):
+        label_noise_sweep(SMALL, (0.0, 1.0))
+    with pytest.raises(ValueError, match="use three numbers or more"):
+        jacobian_evolution(SMALL, (0, 1))
+    with pytest.raises(ValueError, match="give three depths or more"):
+        depth_sweep(SMALL, {1: {}})
+    with pytest.raises(ValueError, match="A trend needs three levels or more"):
+        trend(collect([handmade(TRUE, 0, [1, 2])]), "flattened.logits.train", "trace", {"true": 0.0, "random": 1.0})
