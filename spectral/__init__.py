@@ -1,7 +1,9 @@
 """Matrix-free spectra of networks: operators, Lanczos quadrature with certificates, and what a spectrum tells."""
 
+from spectral.analysis import compare, label_alignment, marchenko_pastur, power_law, summary
 from spectral.estimators import esd, exact, slq, trace
 from spectral.operators import I, Jacobian, Operator, as_operator
+from spectral.plan import Plan, plan
 from spectral.results import Atoms, Band, Density, Estimate
 from spectral.spectrum import Spectrum
 
@@ -14,10 +16,17 @@ __all__ = [
     "I",
     "Jacobian",
     "Operator",
+    "Plan",
     "Spectrum",
     "as_operator",
+    "compare",
     "esd",
     "exact",
+    "label_alignment",
+    "marchenko_pastur",
+    "plan",
+    "power_law",
     "slq",
+    "summary",
     "trace",
 ]

@@ -323,9 +323,7 @@ class Spectrum:
         """The spectrum of both sets of probes of the same operator; atoms that only one of them has go back to its probes."""
         if not self.records or not other.records:
             raise ValueError("only spectra with probes merge; an exact spectrum gains nothing from another one.")
-        if (self.dim, self.zeros) != (other.dim, other.zeros) or self.meta.get("operator") != other.meta.get(
-            "operator"
-        ):
+        if (self.dim, self.zeros, self.meta.get("identity")) != (other.dim, other.zeros, other.meta.get("identity")):
             raise ValueError(
                 "these spectra are of different operators; merge spectra of one operator with other probes."
             )
