@@ -107,6 +107,19 @@ def test_label_alignment_is_that_of_the_dense_eigenvectors(outcome, store):
         assert result.metrics[f"{name}_label_alignment"] == result.alignment[name].energy
 
 
+def test_a_large_kernel_goes_by_lanczos_and_says_so(monkeypatch, outcome, store):
+    from spectral.landscape import cell as module
+
+    cell = Cell(0, TRUE, Matrix("ntk", "logits", "train"))
+    exact = next(r for r in outcome.result.cells if r.cell == cell)
+    monkeypatch.setattr(module, "EXACT_ROWS", 100)
+    result = run_cell(cell, SMALL, store)
+    assert (exact.alignment["own"].method, result.alignment["own"].method) == ("exact", "lanczos")
+    # an eigenvector that y does not see gets no Ritz value: the curve can only lie above the exact one
+    assert result.alignment["own"].energy >= exact.alignment["own"].energy - 1e-6
+    assert result.metrics["trace"] == pytest.approx(exact.metrics["trace"], rel=1e-10)
+
+
 def test_cells_come_once_each_and_train_each_network_in_one_stretch():
     listed = cells(SMALL)
     assert len(listed) == 2 * 3 * 4 * 2 * 2

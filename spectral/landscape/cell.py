@@ -12,12 +12,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spectral import arrays
 from spectral.analysis import label_alignment, summary
 from spectral.analysis.alignment import EXACT_ROWS, label_vector
 from spectral.estimators import esd
@@ -28,6 +30,7 @@ from spectral.landscape.training import Progress, Trained, evaluate, train
 from spectral.operators import Jacobian
 from spectral.spectrum import Spectrum
 
+TRAINING = ("target_loss", "max_epochs", "batch_size", "lr", "weight_decay")
 CURVE_POINTS = 120  # of a stored alignment curve, geometrically spaced
 KINDS = ("flattened", "stacked", "diagonal", "ntk")
 
@@ -107,17 +110,17 @@ class Settings:
     dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        for name, given, allowed in (
+        choices: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             ("kinds", self.kinds, KINDS),
             ("outputs", self.outputs, ("logits", "probs")),
             ("splits", self.splits, ("train", "test")),
-        ):
+        )
+        for name, given, allowed in choices:
             unknown = [item for item in given if item not in allowed]
             if unknown or not given:
                 raise ValueError(f"{name}={list(given)} is not possible; use one or more of {', '.join(allowed)}.")
-        allowed = ("target_loss", "max_epochs", "batch_size", "lr", "weight_decay")
-        if strange := [name for name in self.training if name not in allowed]:
-            raise ValueError(f"training={strange} cannot be set; use {', '.join(allowed)}.")
+        if strange := [name for name in self.training if name not in TRAINING]:
+            raise ValueError(f"training={strange} cannot be set; use {', '.join(TRAINING)}.")
         names = [condition.name for condition in self.conditions]
         if len(set(names)) < len(names) or len(set(self.seeds)) < len(self.seeds) or not names or not self.seeds:
             raise ValueError(
@@ -137,8 +140,13 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class AlignmentCurve:
-    """The labels' energy ||U_k^T y||^2 / ||y||^2 in the leading directions: at `k`, and at every size in `sizes`."""
+    """The labels' energy ||U_k^T y||^2 / ||y||^2 in the leading directions: at `k`, and at every size in `sizes`.
 
+    `method` is "exact", or "lanczos" where directions are counted in Ritz values (see `spectral.label_alignment`): the
+    two are not to be compared.
+    """
+
+    method: str
     k: int
     energy: float
     sizes: tuple[float, ...]
@@ -209,7 +217,7 @@ def run_cell(
     `store` maps `cell.network` to a `Snapshot`; a missing one is trained and put in, so a dict shares networks between
     cells and a mapping over files resumes. `progress` is that of `train`. Same settings and cell, same result.
     """
-    problem = settings.problem(seed=cell.seed).to(device=settings.device)
+    problem = _problem(settings.problem, cell.seed, settings.device)
     model, snapshot = network(cell, settings, problem, {} if store is None else store, progress=progress)
     accuracy = evaluate(model, problem.x_test, problem.y_test)[1] if len(problem.x_test) else float("nan")
     started = time.perf_counter()
@@ -282,6 +290,12 @@ def jacobian(model: nn.Module, x: Tensor, y: Tensor, matrix: Matrix, batch_size:
     return Jacobian(model, data, of=matrix.of, wrt="inputs", layout=layout)
 
 
+@lru_cache(maxsize=2)
+def _problem(build: Callable[..., Problem], seed: int, device: str) -> Problem:
+    """The cells of one seed come one after the other: their data are made once."""
+    return build(seed=seed).to(device=device)
+
+
 def _labels(problem: Problem, cell: Cell) -> tuple[Tensor, float]:
     """The training labels of the cell's condition, and the fraction that differ from the true ones."""
     noise = cell.condition.noise or 0.0
@@ -325,13 +339,16 @@ def _kernel(
     """The spectrum of the parameter Jacobian, and its alignment with each set of labels (equal sets once).
 
     With the default estimator a small kernel J J^T is assembled and decomposed once for all of them: that halves the
-    flagship's time. Otherwise the estimator and `label_alignment` each go their own way.
+    flagship's time. Otherwise the estimator and `label_alignment` each go their own way, the latter by Lanczos where the
+    rows of J do not fit into half of the memory.
     """
     rows, columns = J.shape
     k = min(settings.alignment_k, rows)
-    if settings.estimator is not esd or rows > min(columns, EXACT_ROWS):
-        found = {name: label_alignment(J, y, k=k) for name, y in wanted.items()}
-        return settings.estimator(J), {name: _stored(f.curve.energy, k) for name, f in found.items()}
+    fits = rows <= EXACT_ROWS and rows * columns * J.dtype.itemsize < arrays.available_memory(J.device) // 2
+    if settings.estimator is not esd or not fits or rows > columns:
+        method = "exact" if fits else "lanczos"
+        found = {name: label_alignment(J, y, k=k, method=method) for name, y in wanted.items()}
+        return settings.estimator(J), {name: _stored(f.curve.energy, k, method) for name, f in found.items()}
     products, epochs = J.products, J.epochs
     values, U = np.linalg.eigh(gram_matrix(J, side="left").cpu().numpy())
     spectrum = Spectrum.from_eigenvalues(
@@ -348,14 +365,15 @@ def _kernel(
     curves = {}
     for name, labels in wanted.items():
         y = label_vector(labels, rows)[0]
-        curves[name] = _stored(np.cumsum((U.T @ y)[::-1] ** 2) / float(y @ y), k)
+        curves[name] = _stored(np.cumsum((U.T @ y)[::-1] ** 2) / float(y @ y), k, "exact")
     return spectrum, curves
 
 
-def _stored(energies: np.ndarray, k: int) -> AlignmentCurve:
+def _stored(energies: np.ndarray, k: int, method: str) -> AlignmentCurve:
     """A curve of all directions, thinned to CURVE_POINTS sizes."""
     sizes = np.unique(np.geomspace(1, len(energies), CURVE_POINTS).astype(int))
     return AlignmentCurve(
+        method=method,
         k=k,
         energy=float(energies[min(k, len(energies)) - 1]),
         sizes=tuple(float(size) for size in sizes),
