@@ -108,7 +108,8 @@ def fit_measure(values: Array, counts: Array, probes: int = 0) -> MarchenkoPastu
     dim = float(counts.sum())
     threshold = zero_threshold(values, dim)
     keep = (values > threshold) & (counts > 0)
-    x, w = values[keep], counts[keep]
+    x, where = np.unique(values[keep], return_inverse=True)  # repeated values are one step of the CDF
+    w = np.bincount(where, weights=counts[keep], minlength=len(x)).astype(np.float64)
     zeros = float(counts[np.abs(values) <= threshold].sum())
     negative = float(counts[values < -threshold].sum())
     if len(x) == 0:

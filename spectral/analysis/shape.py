@@ -205,7 +205,8 @@ def _top_metrics(spectrum: Spectrum, top: int | None, total: float, total_stderr
         result["top_c_energy"] = float(values[:top].sum()) / total
         result["top_c_energy_stderr"] = abs(result["top_c_energy"]) * total_stderr / total
     if top is not None and len(values) > top:
-        result["gap"], result["gap_stderr"] = _ratio(float(values[top - 1]), float(values[top])), 0.0
+        result["gap"] = _ratio(float(values[top - 1]), float(values[top]))
+        result["gap_stderr"] = NAN if np.isnan(result["gap"]) else 0.0
     return result
 
 

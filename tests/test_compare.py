@@ -1,0 +1,122 @@
+"""Distances against scipy and against closed forms; effect sizes against the noncentral t and a simulation."""
+
+import numpy as np
+import pytest
+from scipy.stats import ks_2samp, nct, wasserstein_distance
+
+from spectral import Spectrum, slq
+from spectral.analysis import cohens_d, compare
+from spectral.analysis.compare import noncentral_t_cdf
+
+rng = np.random.default_rng(0)
+ONE, TWO = rng.exponential(1.0, 200), rng.exponential(2.0, 200)
+
+
+def of(a, b):
+    return compare(Spectrum.from_eigenvalues(a), Spectrum.from_eigenvalues(b))
+
+
+def test_raw_and_scaled_distances_are_those_of_scipy():
+    d = of(ONE, TWO)
+    pairs = {
+        "": (ONE, TWO),
+        "_by_mean": (ONE / ONE.mean(), TWO / TWO.mean()),
+        "_by_lambda_max": (ONE / ONE.max(), TWO / TWO.max()),
+    }
+    for suffix, (x, y) in pairs.items():
+        assert d[f"wasserstein{suffix}"] == pytest.approx(wasserstein_distance(x, y))
+        assert d[f"ks{suffix}"] == pytest.approx(ks_2samp(x, y).statistic)
+    assert d["wasserstein_log10"] == pytest.approx(wasserstein_distance(np.log10(ONE), np.log10(TWO)))
+    assert d["trace_ratio"] == pytest.approx(ONE.sum() / TWO.sum())
+    assert all(value == 0 for key, value in d.items() if key.endswith("_stderr"))
+
+
+@pytest.mark.parametrize("c", [1e-9, 3.0, 1e9])
+def test_a_scaled_copy_has_the_same_shape(c):
+    d = of(ONE, c * ONE)
+    for key in ("wasserstein_by_mean", "ks_by_mean", "js_by_mean", "wasserstein_by_lambda_max", "js_by_lambda_max"):
+        assert d[key] == pytest.approx(0, abs=0.02), key  # rounding may move a value across a step, or to the next bin
+    assert d["wasserstein_log10"] == pytest.approx(abs(np.log10(c)), abs=1e-9)
+    assert d["effective_rank_ratio"] == pytest.approx(1.0)
+    assert d["lambda_max_ratio"] == pytest.approx(1 / c)
+
+
+def test_identity_and_symmetry():
+    same, there, back = of(ONE, ONE), of(ONE, TWO), of(TWO, ONE)
+    assert all(v == pytest.approx(1.0 if "ratio" in k else 0.0) for k, v in same.items() if not k.endswith("_stderr"))
+    for key in ("wasserstein", "ks", "js", "wasserstein_log10", "js_by_mean", "ks_by_mean"):
+        assert there[key] == pytest.approx(back[key]), key
+
+
+def test_js_of_a_known_overlap():
+    # half of the mass in common, in one bin: p = (1/2, 1/2, 0), q = (1/2, 0, 1/2); JS = 1/2 bit
+    assert of([1.0, 2.0], [1.0, 4.0])["js"] == pytest.approx(0.5)
+    # zeros and negative values have bins of their own, so nothing is dropped
+    assert of([0.0, 1.0], [-1.0, 1.0])["js"] == pytest.approx(0.5)
+
+
+def test_values_without_logarithm_are_counted():
+    d = of([0.0, -2.0, 1.0, 10.0], [1.0, 10.0])
+    assert d["wasserstein_log10"] == 0 and d["log10_excluded_a"] == 0.5 and d["log10_excluded_b"] == 0
+
+
+def test_zero_matrix_has_no_scale_free_distance():
+    d = of([0.0, 0.0], [1.0, 3.0])
+    assert d["wasserstein"] == 2.0 and d["ks"] == 1.0 and d["trace_ratio"] == 0
+    assert np.isnan([d["wasserstein_by_mean"], d["js_by_lambda_max"], d["wasserstein_log10"]]).all()
+
+
+def test_quadratures_carry_errors():
+    values = np.linspace(0.1, 2.0, 100)
+    a = slq(np.diag(values), probes=4, steps=25, seed=0, deflate=0)
+    b = Spectrum.from_eigenvalues(values)
+    d = compare(a, b)
+    assert 0 < d["wasserstein_stderr"] < 0.2 and 0 < d["trace_ratio_stderr"] < 0.2
+    assert abs(d["trace_ratio"] - 1) < 4 * d["trace_ratio_stderr"]
+    assert d["js"] < 0.1  # coarse bins: sixty would find nodes and eigenvalues disjoint
+
+
+# Effect sizes --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("freedom", [2, 3, 8, 60])
+def test_noncentral_t_is_that_of_scipy(freedom):
+    for t in (0.0, 0.3, 1.0, 4.0, 25.0):
+        for delta in (-2.0, 0.0, 1.5, 8.0):
+            assert noncentral_t_cdf(t, freedom, delta) == pytest.approx(nct.cdf(t, freedom, delta), abs=2e-7)
+
+
+def test_interval_inverts_the_noncentral_t():
+    x, y = [3.0, 5.0, 4.0, 6.5, 4.2], [1.0, 2.5, 2.0, 3.0]
+    d, lower, upper = cohens_d(x, y, confidence=0.9)
+    pooled = np.sqrt((4 * np.var(x, ddof=1) + 3 * np.var(y, ddof=1)) / 7)
+    assert d == pytest.approx((np.mean(x) - np.mean(y)) / pooled)
+    root = np.sqrt(20 / 9)
+    assert nct.cdf(d * root, 7, lower * root) == pytest.approx(0.95, abs=1e-6)
+    assert nct.cdf(d * root, 7, upper * root) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_interval_covers_the_truth():
+    draws = np.random.default_rng(1).standard_normal((400, 10))
+    inside = [low <= 1.5 <= high for _, low, high in (cohens_d(row[:5] + 1.5, row[5:]) for row in draws)]
+    assert 0.92 < np.mean(inside) < 0.98
+
+
+def test_swap_shift_and_scale():
+    x, y = [1.0, 2.0, 4.0], [3.0, 3.5, 7.0, 8.0]
+    d, lower, upper = cohens_d(x, y)
+    assert cohens_d(y, x) == pytest.approx((-d, -upper, -lower))
+    assert cohens_d(np.array(x) * 1e6 + 5, np.array(y) * 1e6 + 5) == pytest.approx((d, lower, upper))
+
+
+def test_hedges_shrinks_by_its_factor():
+    x, y = [1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 3.0, 4.0, 5.0, 6.5]
+    ratio = np.array(cohens_d(x, y, hedges=True)) / np.array(cohens_d(x, y))
+    assert ratio == pytest.approx([1 - 3 / (4 * 8 - 1)] * 3, rel=2e-3)  # the usual approximation of J
+
+
+def test_groups_far_apart_and_without_spread():
+    assert cohens_d([1.0, 1.0], [2.0, 2.0]) == (-np.inf, -np.inf, -np.inf)
+    assert np.isnan(cohens_d([1.0, 1.0], [1.0, 1.0])).all()
+    d, lower, upper = cohens_d([0.0, 1.0, 2.0], [1e6, 1e6 + 1, 1e6 + 2])
+    assert lower < d < upper < -1e5
+    with pytest.raises(ValueError, match="at least two"):
+        cohens_d([1.0], [1.0, 2.0])

@@ -1,0 +1,196 @@
+"""Every metric against its formula on spectra that can be done by hand, and its laws: scale, sign, repetition, error."""
+
+import math
+
+import numpy as np
+import pytest
+
+from spectral import Spectrum, slq
+from spectral.analysis import METRICS, describe_metric, summary
+from spectral.analysis.jackknife import jackknife
+from spectral.analysis.shape import product_epsilon
+
+WITH_UNITS = {
+    **dict.fromkeys(
+        ["trace", "mean", "lambda_max", "lambda_min", "frobenius", "hard_rank_threshold", "xmin", "mp_edge"], 1.0
+    ),
+    "mp_sigma": 0.5,
+    "truncated_rate": -1.0,
+}
+LOGARITHMS = {"alpha_hat", "log_alpha_norm"}
+
+
+def of(values, top=None, **options):
+    return summary(Spectrum.from_eigenvalues(values, **options), top=top)
+
+
+def same(a, b, rel=1e-6):
+    return (math.isnan(a) and math.isnan(b)) or a == b or abs(a - b) <= rel * max(abs(a), abs(b))
+
+
+def test_by_hand():
+    s = of([8.0, 4.0, 2.0, 1.0, 1.0], top=2, zeros=1)
+    p = np.array([8, 4, 2, 1, 1]) / 16
+    expected = {
+        "dim": 6,
+        "trace": 16,
+        "mean": 16 / 6,
+        "lambda_max": 8,
+        "lambda_min": 0,
+        "frobenius": 86**0.5,
+        "stable_rank": 2,
+        "participation_ratio": 256 / 86,
+        "effective_rank": 2 ** (1 / 2 + 2 / 4 + 3 / 8 + 4 / 16 + 4 / 16),  # entropy in bits
+        "entropy": 1.875 * math.log(2) / math.log(5),
+        "n_eff_1e-1": sum(v / (v + 0.8) for v in 16 * p),
+        "information_dimension": 4,  # 14/16 after three, 15/16 after four
+        "hard_rank": 5,
+        "zeros_fraction": 1 / 6,
+        "condition_number": math.inf,
+        "condition_number_nonzero": 8,
+        "negative_mass": 0,
+        "top_c_energy": 12 / 16,
+        "gap": 2,
+    }
+    for name, value in expected.items():
+        assert s[name] == pytest.approx(value), name
+        assert s[f"{name}_stderr"] == 0
+    assert s["alpha_hat"] == pytest.approx(s["alpha"] * math.log10(8))
+    assert 10 ** s["log_alpha_norm"] == pytest.approx(sum(v ** s["alpha"] for v in 16 * p))
+    assert s["mp_softrank"] == pytest.approx(s["mp_edge"] / 8)
+
+
+def test_flat_spectra_have_full_rank_and_no_shape():
+    s = of([2.0] * 10, top=3)
+    assert [s[k] for k in ("stable_rank", "participation_ratio", "effective_rank", "hard_rank")] == pytest.approx(
+        [10] * 4
+    )
+    assert (s["entropy"], s["gap"], s["condition_number"], s["information_dimension"]) == pytest.approx((1, 1, 1, 9))
+    assert s["top_c_energy"] == pytest.approx(0.3)
+    assert math.isnan(s["alpha"]) and math.isnan(s["skew"]) and s["alpha_accepted"] == 0
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_zero_matrix_has_scale_but_no_shape(n):
+    s = of([0.0] * n, top=1)
+    assert [s[k] for k in ("trace", "frobenius", "lambda_max", "lambda_min", "hard_rank")] == [0] * 5
+    for name in (
+        "stable_rank",
+        "effective_rank",
+        "entropy",
+        "alpha",
+        "top_c_energy",
+        "condition_number",
+        "mp_edge",
+        "gap",
+    ):
+        assert math.isnan(s[name]) and math.isnan(s[f"{name}_stderr"]), name
+
+
+def test_one_eigenvalue():
+    s = of([3.0], top=1)
+    assert (s["stable_rank"], s["effective_rank"], s["entropy"], s["top_c_energy"]) == (1, 1, 0, 1)
+    assert math.isnan(s["gap"])
+
+
+def test_negative_curvature():
+    s = of([3.0, 1.0, -1.0, -1.0, 0.0])
+    assert (s["negative_mass"], s["negative_fraction"]) == pytest.approx((1 / 3, 2 / 5))
+    x = np.array([3.0, 1, -1, -1, 0]) - 0.4
+    assert s["skew"] == pytest.approx(np.mean(x**3) / np.mean(x**2) ** 1.5)
+    t = of([-3.0, -1.0, 1.0, 1.0, 0.0])  # −A: the singular values stay
+    assert t["skew"] == pytest.approx(-s["skew"]) and t["trace"] == -s["trace"]
+    for name in (
+        "stable_rank",
+        "participation_ratio",
+        "effective_rank",
+        "entropy",
+        "hard_rank",
+        "information_dimension",
+    ):
+        assert t[name] == pytest.approx(s[name]), name
+    balanced = of([-1.0, 1.0])
+    assert balanced["trace"] == 0 and balanced["effective_rank"] == pytest.approx(2)
+
+
+@pytest.mark.parametrize("c", [1e-9, 1e9])
+@pytest.mark.parametrize("kind", ["exact", "slq"])
+def test_scaling_changes_the_keys_with_units_and_no_other(c, kind):
+    X = np.random.default_rng(0).standard_normal((150, 60))
+    A = X.T @ X / 150
+    A = (A + A.T) / 2
+    spectra = [
+        Spectrum.from_eigenvalues(np.linalg.eigvalsh(A) * f, zeros=5)
+        if kind == "exact"
+        else slq(A * f, probes=3, steps=12, seed=1)
+        for f in (1.0, c)
+    ]
+    one, two = (summary(s, top=3) for s in spectra)
+    for name in METRICS:
+        if name not in LOGARITHMS:
+            factor = c ** WITH_UNITS.get(name, 0.0)
+            assert same(two[name], one[name] * factor, 1e-5), (name, one[name], two[name])
+            # a difference of nearly equal leave-one-out values keeps fewer digits
+            assert same(two[f"{name}_stderr"], one[f"{name}_stderr"] * factor, 1e-3) or (
+                two[f"{name}_stderr"] < 1e-9 * abs(two[name])
+            ), name
+    assert two["alpha_hat"] - one["alpha_hat"] == pytest.approx(one["alpha"] * math.log10(c), rel=1e-4)
+
+
+def test_multiplicity_is_repetition():
+    one = of([1.0, 2.0, 5.0], multiplicities=[4, 2, 1], top=2)
+    two = of([1.0] * 4 + [2.0] * 2 + [5.0], top=2)
+    assert all(same(one[name], two[name]) for name in one)
+
+
+def test_quadrature_agrees_within_its_errors():
+    rng = np.random.default_rng(5)
+    Q = np.linalg.qr(rng.standard_normal((300, 300)))[0]
+    values = np.geomspace(1e-3, 1.0, 300)
+    A = (Q * values) @ Q.T
+    exact = of(values, top=5)
+    estimate = summary(slq((A + A.T) / 2, probes=8, steps=40, seed=0), top=5)
+    for name in ("trace", "frobenius", "participation_ratio", "effective_rank", "n_eff_1e-2", "information_dimension"):
+        error = estimate[f"{name}_stderr"]
+        assert 0 < error < 0.2 * exact[name], name
+        assert abs(estimate[name] - exact[name]) < 4 * error, (name, estimate[name], exact[name], error)
+
+
+def test_jackknife_errors_are_calibrated():
+    rng = np.random.default_rng(6)
+    Q = np.linalg.qr(rng.standard_normal((120, 120)))[0]
+    values = np.linspace(0.5, 3.0, 120)
+    A = (Q * values) @ Q.T
+
+    def metrics(x, c):
+        return {"trace": float(x @ c), "participation": float((x @ c) ** 2 / (x**2 @ c))}
+
+    truth = metrics(values, np.ones(120))
+    found = [jackknife(slq((A + A.T) / 2, probes=6, steps=12, seed=s, deflate=0), metrics) for s in range(50)]
+    for name, value in truth.items():
+        z = [(f[name] - value) / f[f"{name}_stderr"] for f in found]
+        assert 0.8 < np.sqrt(np.mean(np.square(z))) < 1.9, name  # Student t with 5 degrees of freedom has 1.29
+
+
+def test_one_probe_cannot_tell_its_error():
+    s = summary(slq(np.diag(np.linspace(1, 2, 50)), probes=1, steps=5, deflate=0))
+    assert math.isnan(s["trace_stderr"]) and s["trace"] > 0
+
+
+def test_hard_rank_uses_the_recorded_precision():
+    values = [1.0, 1e-3, 1e-9]
+    meta = {"operator": {"of": [{"dtype": "float32"}]}}
+    low = Spectrum.from_eigenvalues(values, meta=meta)
+    assert product_epsilon(low) == 2.0**-23
+    assert summary(low)["hard_rank"] == 2 and of(values)["hard_rank"] == 3
+    assert summary(low)["hard_rank_threshold"] == pytest.approx(3 * 2.0**-23)
+
+
+def test_every_key_is_described_and_has_an_error():
+    s = of([1.0, 2.0, 4.0], top=1)
+    assert list(s) == [name for key in METRICS for name in (key, f"{key}_stderr")]
+    assert all(describe_metric(name) for name in s)
+    with pytest.raises(ValueError, match="is no metric"):
+        describe_metric("beauty")
+    with pytest.raises(ValueError, match="1 <= top <= 3"):
+        of([1.0, 2.0, 4.0], top=4)
