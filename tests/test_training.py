@@ -91,6 +91,24 @@ def test_evaluation_is_in_eval_mode_and_blind_to_batches(problem):
     assert all(torch.equal(v, buffers[k]) for k, v in model.state_dict().items())
 
 
+def test_threads_are_one_for_a_small_model_and_restored(problem):
+    before = torch.get_num_threads()
+    seen = []
+    watch = lambda epoch, model: seen.append(torch.get_num_threads())  # noqa: E731
+    try:
+        torch.set_num_threads(2)
+        train(mlp(64), problem.x_train, problem.y_train, max_epochs=1, progress=False, on_epoch=watch)
+        assert seen == [1, 1]
+        train(mlp(64, (400, 400)), problem.x_train, problem.y_train, max_epochs=0, progress=False, on_epoch=watch)
+        assert seen == [1, 1, 2]
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ValueError, match="use a smaller lr"):
+            train(mlp(64), problem.x_train, problem.y_train, lr=1e30, max_epochs=50, progress=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_progress_and_hooks_see_every_epoch(problem, capsys):
     shown, seen = [], []
     record = train(

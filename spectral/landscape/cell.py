@@ -23,10 +23,10 @@ from spectral import arrays
 from spectral.analysis import label_alignment, summary
 from spectral.analysis.alignment import EXACT_ROWS, label_vector
 from spectral.estimators import esd
-from spectral.estimators.exact import gram_matrix
+from spectral.estimators.exact import exact, gram_matrix
 from spectral.landscape.models import model_for
 from spectral.landscape.problems import Problem, batches, digits, permute_labels
-from spectral.landscape.training import Progress, Trained, evaluate, train
+from spectral.landscape.training import Progress, Trained, evaluate, few_threads, train
 from spectral.operators import Jacobian
 from spectral.spectrum import Spectrum
 
@@ -215,10 +215,19 @@ def run_cell(
     """Train the cell's network, or take it from `store`, and take the spectrum of its matrix.
 
     `store` maps `cell.network` to a `Snapshot`; a missing one is trained and put in, so a dict shares networks between
-    cells and a mapping over files resumes. `progress` is that of `train`. Same settings and cell, same result.
+    cells and a mapping over files resumes. `progress` is that of `train`. Same settings and cell, same result. A small
+    network computes with one thread (see `few_threads`).
     """
     problem = _problem(settings.problem, cell.seed, settings.device)
     model, snapshot = network(cell, settings, problem, {} if store is None else store, progress=progress)
+    with few_threads(model):
+        return _measured(cell, settings, problem, model, snapshot)
+
+
+def _measured(
+    cell: Cell, settings: Settings, problem: Problem, model: nn.Module, snapshot: Snapshot | None
+) -> CellResult:
+    """The spectrum of the cell's matrix and all that follows from it."""
     accuracy = evaluate(model, problem.x_test, problem.y_test)[1] if len(problem.x_test) else float("nan")
     started = time.perf_counter()
     model = model.to(settings.dtype)
@@ -338,19 +347,19 @@ def _kernel(
 ) -> tuple[Spectrum, dict[str, AlignmentCurve]]:
     """The spectrum of the parameter Jacobian, and its alignment with each set of labels (equal sets once).
 
-    With the default estimator a small kernel J J^T is assembled and decomposed once for all of them: that halves the
+    With `esd` or `exact` a small kernel J J^T is assembled and decomposed once for all of them: that halves the
     flagship's time. Otherwise the estimator and `label_alignment` each go their own way, the latter by Lanczos where the
     rows of J do not fit into half of the memory.
     """
     rows, columns = J.shape
     k = min(settings.alignment_k, rows)
     fits = rows <= EXACT_ROWS and rows * columns * J.dtype.itemsize < arrays.available_memory(J.device) // 2
-    if settings.estimator is not esd or not fits or rows > columns:
+    if settings.estimator not in (esd, exact) or not fits or rows > columns:
         method = "exact" if fits else "lanczos"
         found = {name: label_alignment(J, y, k=k, method=method) for name, y in wanted.items()}
         return settings.estimator(J), {name: _stored(f.curve.energy, k, method) for name, f in found.items()}
     products, epochs = J.products, J.epochs
-    values, U = np.linalg.eigh(gram_matrix(J, side="left").cpu().numpy())
+    values, U = (part.cpu().numpy() for part in torch.linalg.eigh(gram_matrix(J, side="left")))
     spectrum = Spectrum.from_eigenvalues(
         values,
         products=J.products - products,
