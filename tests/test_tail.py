@@ -263,3 +263,22 @@ def test_hill_of_a_geometric_ladder():
     assert hill(np.exp(np.arange(10.0)), k=10)[0] == pytest.approx(1.2)
     with pytest.raises(ValueError, match="2 <= k <= 3"):
         hill([1.0, 2.0, 3.0], k=4)
+
+
+def test_a_law_that_grows_towards_xmax_is_fitted():
+    values = np.linspace(0.5, 1.0, 20001)  # the density λ⁰, then λ⁹
+    assert fit_of(values, xmin=0.5, xmax=1.0).alpha == pytest.approx(0.0, abs=0.01)
+    fit = fit_of((np.arange(20000) + 0.5) ** 0.1 / 20000**0.1, xmin=1e-3, xmax=1.0)
+    assert fit.alpha == pytest.approx(-9.0, abs=0.05) and fit.D < 0.002
+
+
+def test_a_range_without_eigenvalues_is_refused():
+    with pytest.raises(ValueError, match="widen the range"):
+        fit_of([1.0, 2.0, 8.0], xmin=3.0, xmax=5.0)
+
+
+def test_rounding_of_the_products_makes_no_tail():
+    values = np.concatenate([np.full(90, 1e-9), pareto(200, 2.0)])  # float32 cannot tell the first from 0
+    told = Spectrum.from_eigenvalues(values, meta={"operator": {"dtype": "float32"}})
+    assert power_law(told, xmin="peak").excluded == 90 and power_law(told, xmin="peak").xmin >= 1.0
+    assert power_law(Spectrum.from_eigenvalues(values)).excluded == 0

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 NAN = float("nan")
-ROUNDING = float(np.finfo(np.float64).eps)
+ROUNDING = 2.0**-52
+EPSILON = {"float64": ROUNDING, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TRACY_WIDOM = 3.27  # the largest eigenvalue of a pure bulk exceeds this many scales once in a thousand matrices
 LEVELS = np.linspace(0.05, 0.95, 37)  # quantiles that are matched: neither a spike nor the smallest eigenvalues enter
 RATIOS = np.concatenate([np.geomspace(1e-4, 0.05, 12), np.linspace(0.06, 1.0, 48)])
@@ -46,8 +47,28 @@ class MarchenkoPastur:
 
 
 def zero_threshold(values: Array, dim: float, eps: float = ROUNDING) -> float:
-    """dim · eps · max|λ|: below it an eigenvalue is indistinguishable from 0 (the rule of numpy's matrix_rank)."""
-    return float(dim * eps * np.max(np.abs(values), initial=0.0))
+    """(10 eps + √dim · 2⁻⁵²) · max|λ|: below it an eigenvalue is indistinguishable from 0.
+
+    A few units of rounding of the products, which do not grow with the dimension, and that of a float64 eigensolver. The
+    rule dim · eps of numpy's matrix_rank would leave nothing of a float32 matrix with 10⁷ rows.
+    """
+    return float((10 * eps + np.sqrt(dim) * ROUNDING) * np.max(np.abs(values), initial=0.0))
+
+
+def product_epsilon(spectrum: Spectrum) -> float:
+    """Machine epsilon of the coarsest dtype that `meta["operator"]` records, float64's if it records none."""
+    found = [ROUNDING]
+
+    def visit(node: object) -> None:
+        if isinstance(node, dict):
+            found.extend(EPSILON[v] for k, v in node.items() if "dtype" in k and isinstance(v, str) and v in EPSILON)
+            node = list(node.values())
+        if isinstance(node, list):
+            for child in node:
+                visit(child)
+
+    visit(spectrum.meta.get("operator"))
+    return max(found)
 
 
 def _distance(x: Array, w: Array, ratio: float, sigma: float) -> float:
@@ -103,10 +124,10 @@ def _edge_width(ratio: float, variance: float, bulk: float) -> float:
     return variance / n * (np.sqrt(n) + np.sqrt(p)) * (1 / np.sqrt(n) + 1 / np.sqrt(p)) ** (1 / 3)
 
 
-def fit_measure(values: Array, counts: Array, probes: int = 0) -> MarchenkoPastur:
+def fit_measure(values: Array, counts: Array, probes: int = 0, eps: float = ROUNDING) -> MarchenkoPastur:
     """`marchenko_pastur` of a plain measure (values ascending, counts in eigenvalues); probes=0 for an exact one."""
     dim = float(counts.sum())
-    threshold = zero_threshold(values, dim)
+    threshold = zero_threshold(values, dim, eps)
     keep = (values > threshold) & (counts > 0)
     x, where = np.unique(values[keep], return_inverse=True)  # repeated values are one step of the CDF
     w = np.bincount(where, weights=counts[keep], minlength=len(x)).astype(np.float64)
@@ -157,7 +178,8 @@ def marchenko_pastur(spectrum: Spectrum) -> MarchenkoPastur:
     >>> round(fit.sigma, 2), round(fit.ratio, 2), fit.spikes
     (1.0, 0.25, 2.0)
     """
-    return fit_measure(*as_measure(spectrum), probes=0 if spectrum.is_exact else len(spectrum.nodes))
+    probes = 0 if spectrum.is_exact else len(spectrum.nodes)
+    return fit_measure(*as_measure(spectrum), probes, product_epsilon(spectrum))
 
 
 def as_measure(spectrum: Spectrum) -> Measure:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import chdtrc, chdtri, gammaln, ndtr
 
-from spectral.analysis.bulk import as_measure, zero_threshold
+from spectral.analysis.bulk import ROUNDING, as_measure, product_epsilon, zero_threshold
 from spectral.analysis.jackknife import Measure, jackknife_stderr, leave_one_out
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 NAN = float("nan")
+Rounding = tuple[float, float]  # machine epsilons of the products behind a and b
 BINS = 60  # log-histogram bins between the smallest and the largest positive value of both
 NODES_PER_BIN = 3  # fewer nodes of a quadrature than that leave bins empty by chance, and any two look disjoint
 GAUSS_X, GAUSS_W = np.polynomial.legendre.leggauss(400)
@@ -62,7 +63,7 @@ def _distributions(a: Measure, b: Measure) -> tuple[Array, Array, Array]:
     return x, np.cumsum(steps[0]), np.cumsum(steps[1])
 
 
-def jensen_shannon(a: Measure, b: Measure, bins: int = BINS) -> float:
+def jensen_shannon(a: Measure, b: Measure, bins: int = BINS, eps: Rounding = (ROUNDING, ROUNDING)) -> float:
     """Jensen–Shannon divergence in bits, 0 (same) to 1 (disjoint), between histograms on one grid.
 
     `bins` bins, equal in ln λ, from the smallest to the largest positive value of both, one bin for what is 0 up to
@@ -72,7 +73,7 @@ def jensen_shannon(a: Measure, b: Measure, bins: int = BINS) -> float:
     >>> jensen_shannon((np.array([1.0, 2.0]), np.ones(2)), (np.array([4.0, 8.0]), np.ones(2)))
     1.0
     """
-    thresholds = [zero_threshold(v, float(c.sum())) for v, c in (a, b)]
+    thresholds = [zero_threshold(v, float(c.sum()), e) for (v, c), e in zip((a, b), eps, strict=True)]
     positive = [v[(v > t) & (c > 0)] for (v, c), t in zip((a, b), thresholds, strict=True)]
     pooled = np.concatenate(positive)
     if len(pooled) and pooled.max() > pooled.min():
@@ -99,9 +100,9 @@ def _scaled(m: Measure, unit: float) -> Measure:
     return m[0] / unit, m[1]
 
 
-def _logarithms(m: Measure) -> tuple[Measure, float]:
+def _logarithms(m: Measure, eps: float) -> tuple[Measure, float]:
     """log10 of the values that are positive beyond rounding, and the fraction that is not."""
-    keep = (m[0] > zero_threshold(m[0], float(m[1].sum()))) & (m[1] > 0)
+    keep = (m[0] > zero_threshold(m[0], float(m[1].sum()), eps)) & (m[1] > 0)
     total = float(m[1].sum())
     return (np.log10(m[0][keep]), m[1][keep]), float(m[1][~keep].sum()) / total
 
@@ -120,19 +121,19 @@ def _effective_rank(m: Measure) -> float:
     return float(np.exp(-np.sum(m[1][inside] * p[inside] * np.log(p[inside]))))
 
 
-def _scale_free(a: Measure, b: Measure, bins: int) -> dict[str, float]:
+def _scale_free(a: Measure, b: Measure, bins: int, eps: Rounding) -> dict[str, float]:
     """The part of `compare` that is a function of the two pooled measures."""
     mean = [float(v @ c) / float(c.sum()) for v, c in (a, b)]
     largest = [float(v[c > 0].max()) for v, c in (a, b)]
-    (log_a, out_a), (log_b, out_b) = _logarithms(a), _logarithms(b)
-    result = {"js": jensen_shannon(a, b, bins), "wasserstein_log10": wasserstein(log_a, log_b)}
+    (log_a, out_a), (log_b, out_b) = _logarithms(a, eps[0]), _logarithms(b, eps[1])
+    result = {"js": jensen_shannon(a, b, bins, eps), "wasserstein_log10": wasserstein(log_a, log_b)}
     result |= {"log10_excluded_a": out_a, "log10_excluded_b": out_b}
     for name, unit in (("mean", mean), ("lambda_max", largest)):
         able = unit[0] > 0 and unit[1] > 0
         x, y = (_scaled(a, unit[0]), _scaled(b, unit[1])) if able else (a, b)
         result[f"wasserstein_by_{name}"] = wasserstein(x, y) if able else NAN
         result[f"ks_by_{name}"] = kolmogorov(x, y) if able else NAN
-        result[f"js_by_{name}"] = jensen_shannon(x, y, bins) if able else NAN
+        result[f"js_by_{name}"] = jensen_shannon(x, y, bins, eps) if able else NAN
     traces = [float(v @ c) for v, c in (a, b)]
     result["trace_ratio"] = _quotient(*traces)
     result["lambda_max_ratio"] = _quotient(*largest)
@@ -160,16 +161,17 @@ def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
     (2.0, 0.0, 0.30103, 0.5, 0.0)
     """
     pooled = as_measure(a), as_measure(b)
+    eps = product_epsilon(a), product_epsilon(b)
     nodes = [s.nodes.shape[1] for s in (a, b) if not s.is_exact]
     bins = max(2, min([BINS, *(n // NODES_PER_BIN for n in nodes)]))
     result: dict[str, float] = {}
     for kind in ("wasserstein", "ks"):
         estimate = a.distance(b, kind=kind)
         result[kind], result[f"{kind}_stderr"] = float(estimate.value), float(estimate.stderr)
-    values = _scale_free(*pooled, bins)
+    values = _scale_free(*pooled, bins, eps)
     without = [
-        _leave_out(a, lambda m: _scale_free(m, pooled[1], bins)),
-        _leave_out(b, lambda m: _scale_free(pooled[0], m, bins)),
+        _leave_out(a, lambda m: _scale_free(m, pooled[1], bins, eps)),
+        _leave_out(b, lambda m: _scale_free(pooled[0], m, bins, eps)),
     ]
     for key, value in values.items():
         errors = [0.0 if rows is None else jackknife_stderr([row[key] for row in rows]) for rows in without]

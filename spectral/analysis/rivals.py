@@ -43,8 +43,9 @@ def log_normaliser(a: float, b: float, t: Callable[[Array], Array], L: float, wi
     (0.5, array([0.5, 0.5]))
     """
     grid = np.concatenate([[0.0], width * np.geomspace(1e-6, 1e6, 400)])
-    grid = np.append(grid[grid < min(L, 600.0)], min(L, 600.0))  # exp(600) is the last comfortable float64
-    h = a * grid + b * t(grid)
+    grid = np.append(grid[grid < L], L) if np.isfinite(L) else grid
+    with np.errstate(over="ignore"):  # an infinite exponent is an integrand of 0, as it should be
+        h = a * grid + b * t(grid)
     lowest = int(np.argmin(h))
     far = np.flatnonzero(h > h[lowest] + NEGLIGIBLE)
     if not np.isfinite(L) and not np.any(far > lowest):
@@ -54,11 +55,18 @@ def log_normaliser(a: float, b: float, t: Callable[[Array], Array], L: float, wi
     u = left + (right - left) * (GAUSS_X + 1) / 2
     density = GAUSS_W * (right - left) / 2 * np.exp(h[lowest] - a * u - b * t(u))
     Z = float(density.sum())
+    if Z == 0:  # the mass lies in a sliver between two grid points: no law that 200 nodes can integrate
+        return float("inf"), np.full(2, np.nan)
     return log(Z) - float(h[lowest]), np.array([density @ u, density @ t(u)]) / Z
 
 
-def _maximise(mean_u: float, mean_t: float, t: Callable[[Array], Array], L: float, fixed_a: float | None = None):
-    """Maximum-likelihood (a, b ≥ 0) from the sufficient statistics; returns a, b and ln Z."""
+def _maximise(
+    mean_u: float, mean_t: float, t: Callable[[Array], Array], L: float, power: float, fixed_a: float | None = None
+) -> tuple[float, float, float]:
+    """Maximum-likelihood (a, b ≥ 0) from the sufficient statistics; returns a, b and ln Z.
+
+    Where the optimiser ends below the power law (`power`, 0), which a family with free a contains, that is returned.
+    """
 
     def negative(theta: Array) -> tuple[float, Array]:
         a, b = (theta[0], theta[1]) if fixed_a is None else (fixed_a, theta[0])
@@ -68,11 +76,15 @@ def _maximise(mean_u: float, mean_t: float, t: Callable[[Array], Array], L: floa
         gradient = np.array([mean_u, mean_t]) - means
         return a * mean_u + b * mean_t + logZ, gradient if fixed_a is None else gradient[1:]
 
-    start = [1 / mean_u, 1e-3 / mean_t] if fixed_a is None else [1 / mean_t]
-    bounds = [(None, None), (0.0, None)] if fixed_a is None else [(1e-12 / mean_t, None)]
-    best = minimize(negative, np.array(start), jac=True, method="L-BFGS-B", bounds=bounds)
-    a, b = (best.x[0], best.x[1]) if fixed_a is None else (fixed_a, best.x[0])
-    return float(a), float(b), log_normaliser(a, b, t, L, mean_u)[0]
+    if fixed_a is not None:
+        best = minimize(negative, [1 / mean_t], jac=True, method="L-BFGS-B", bounds=[(1e-12 / mean_t, None)])
+        a, b = fixed_a, float(best.x[0])
+    else:
+        start, bounds = [1 / mean_u, 1e-3 / mean_t], [(None, None), (0.0, None)]
+        best = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds)
+        contained = negative(np.array([power, 0.0]))[0]
+        a, b = (float(best.x[0]), float(best.x[1])) if best.fun <= contained else (power, 0.0)
+    return a, b, log_normaliser(a, b, t, L, mean_u)[0]
 
 
 def _vuong(difference: Array, p: Array, n_eff: float, nested: bool) -> tuple[float, float]:
@@ -98,7 +110,7 @@ def against_power_law(u: Array, p: Array, a: float, L: float, n_eff: float, xmin
     scale = float(p @ np.expm1(u))  # so that b is of order one whatever the decades that the tail spans
 
     def growth(v: Array) -> Array:
-        return np.expm1(v) / scale
+        return np.expm1(np.minimum(v, 600.0)) / scale  # exp(600) is the last comfortable float64
 
     def square(v: Array) -> Array:
         return v**2 / (2 * mean_u**2)
@@ -111,19 +123,17 @@ def against_power_law(u: Array, p: Array, a: float, L: float, n_eff: float, xmin
         favours = "neither" if probability > 0.1 else ("power law" if ratio > 0 else name)
         tests[name] = LikelihoodRatio(ratio, probability, favours, parameters)
 
-    c, b, logZ = _maximise(mean_u, 1.0, growth, L)
-    if power @ p > (-c * mean_u - b - logZ):  # the optimiser stopped short of the power law that this law contains
-        c, b, logZ = a, 0.0, log_normaliser(a, 0.0, growth, L, mean_u)[0]
+    c, b, logZ = _maximise(mean_u, 1.0, growth, L, a)
     law = -c * u - b * growth(u) - logZ
     add("truncated power law", law, True, {"alpha": c + 1, "rate": b / (scale * xmin)})
 
-    c, b, logZ = _maximise(mean_u, float(p @ square(u)), square, L)
+    c, b, logZ = _maximise(mean_u, float(p @ square(u)), square, L, a)
     law = -c * u - b * square(u) - logZ
     variance = mean_u**2 / b if b > 0 else float("inf")
     mu = log(xmin) - c * variance if b > 0 else float("-inf")
     add("lognormal", law, False, {"mu": mu, "sigma": sqrt(variance)})
 
-    c, b, logZ = _maximise(mean_u, 1.0, growth, L, fixed_a=-1.0)
+    c, b, logZ = _maximise(mean_u, 1.0, growth, L, a, fixed_a=-1.0)
     law = u - b * growth(u) - logZ
     add("exponential", law, False, {"rate": b / (scale * xmin)})
 

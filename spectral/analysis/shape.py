@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from spectral.analysis.bulk import as_measure, fit_measure, zero_threshold
+from spectral.analysis.bulk import as_measure, fit_measure, product_epsilon, zero_threshold
 from spectral.analysis.jackknife import Measure, jackknife, jackknife_stderr, leave_one_out
 from spectral.analysis.tail import hill_of, power_law, top_values
 
@@ -23,7 +23,6 @@ Array = NDArray[np.float64]
 NAN = float("nan")
 RELATIVE_Z = ("1e-1", "1e-2", "1e-3")
 INFORMATION = 0.9
-EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 METRICS: dict[str, str] = {
     "dim": "dimension of the matrix, eigenvalues",
@@ -39,7 +38,7 @@ METRICS: dict[str, str] = {
     **{f"n_eff_{z}": f"Σ |λ|/(|λ| + z), z = {z}·max|λ|: effective number of parameters" for z in RELATIVE_Z},
     "information_dimension": "smallest number of eigenvalues that hold 90 % of Σ|λ|, directions",
     "hard_rank": "eigenvalues with |λ| above hard_rank_threshold",
-    "hard_rank_threshold": "dim·eps·max|λ|, eps of the dtype recorded with the spectrum (or float64), units of λ",
+    "hard_rank_threshold": "(10 eps + √dim·2⁻⁵²)·max|λ|, eps of the dtype on record (or float64), units of λ",
     "zeros_fraction": "eigenvalues known to be 0 by the shape of the matrix / dim",
     "condition_number": "max|λ| / min|λ| over all eigenvalues, inf when one is 0",
     "condition_number_nonzero": "max|λ| / min|λ| over |λ| above hard_rank_threshold",
@@ -120,7 +119,7 @@ def _measure_metrics(values: Array, counts: Array, eps: float, known_zeros: floa
         "negative_fraction": float(counts[values < -threshold].sum()) / dim,
         "skew": NAN if flat else float(counts @ ((y - mean) / np.sqrt(variance)) ** 3) / dim,
     }
-    bulk = fit_measure(values, counts, probes)
+    bulk = fit_measure(values, counts, probes, eps)
     result |= {"mp_edge": bulk.upper, "mp_sigma": bulk.sigma, "mp_ratio": bulk.ratio, "mp_spikes": bulk.spikes}
     largest = result["lambda_max"]
     return result | {"mp_softrank": bulk.upper / largest if largest > 0 else NAN, "mp_ks": bulk.ks}
@@ -142,7 +141,7 @@ def _ratio(a: float, b: float) -> float:
 
 
 def _information_dimension(size: Array, counts: Array) -> float:
-    """How many of the largest values reach 90 % of their sum: a whole number when all counts are whole."""
+    """How many of the largest values reach 90 % of their sum: a whole number when all counts are whole, else ≥ 1."""
     order = np.argsort(size)[::-1]
     size, counts = size[order], counts[order]
     energy = np.cumsum(counts * size)
@@ -151,7 +150,7 @@ def _information_dimension(size: Array, counts: Array) -> float:
     before = energy[j] - counts[j] * size[j]
     r = float(counts[:j].sum() + (target - before) / size[j])
     whole = np.all(np.abs(counts - np.round(counts)) < 1e-9)
-    return float(np.ceil(r - 1e-9 * max(r, 1.0))) if whole else r
+    return float(np.ceil(r - 1e-9 * max(r, 1.0))) if whole else max(r, 1.0)
 
 
 def _tail_metrics(spectrum: Spectrum, lambda_max: float) -> dict[str, float]:
@@ -210,22 +209,6 @@ def _top_metrics(spectrum: Spectrum, top: int | None, total: float, total_stderr
     return result
 
 
-def product_epsilon(spectrum: Spectrum) -> float:
-    """Machine epsilon of the coarsest dtype that `meta["operator"]` records, float64's if it records none."""
-    found = [EPSILON["float64"]]
-
-    def visit(node: object) -> None:
-        if isinstance(node, dict):
-            found.extend(EPSILON[v] for k, v in node.items() if "dtype" in k and isinstance(v, str) and v in EPSILON)
-            node = list(node.values())
-        if isinstance(node, list):
-            for child in node:
-                visit(child)
-
-    visit(spectrum.meta.get("operator"))
-    return max(found)
-
-
 def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
     """Every metric of METRICS that the spectrum can give, and beside each key `x` its standard error `x_stderr`.
 
@@ -242,8 +225,8 @@ def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
     >>> s["trace"], s["stable_rank"], s["top_c_energy"], s["gap"], round(s["effective_rank"], 3), s["trace_stderr"]
     (8.0, 2.0, 0.5, 2.0, 3.364, 0.0)
     """
-    if top is not None and not 1 <= top <= spectrum.dim:
-        raise ValueError(f"top={top} with {spectrum.dim} eigenvalues; use 1 <= top <= {spectrum.dim}.")
+    if top is not None and top < 1:
+        raise ValueError(f"top={top} is no number of eigenvalues; use top >= 1, such as the number of classes.")
     eps, zeros = product_epsilon(spectrum), float(spectrum.zeros)
     probes = 0 if spectrum.is_exact else len(spectrum.nodes)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spectral.analysis.bulk import product_epsilon, zero_threshold
 from spectral.analysis.jackknife import jackknife_stderr, leave_one_out
 from spectral.analysis.rivals import LikelihoodRatio, against_power_law
 
@@ -45,12 +46,12 @@ class PowerLaw:
     alpha: exponent of the density. sigma: its standard error, (alpha−1)/√n_eff, with the jackknife over probes added
     in quadrature. xmin, xmax: the range; xmax is the one given, otherwise the largest eigenvalue. D: largest distance
     between the weighted midpoint CDF and the law. tail: eigenvalues in the range. curve: the fit for every xmin.
-    tests: likelihood ratios against rivals. accepted, reason: False with one sentence when alpha is not to be
-    trusted. alpha_bounded: alpha of the likelihood that ends at xmax. hill: from the exact largest eigenvalues, nan
-    without them; ccdf_slope: 1 − slope of ln CCDF over ln λ. n_eff: independent points in the tail, at most `tail`.
-    decades: log10 (largest/xmin). excluded: eigenvalues ≤ 0, which no logarithm takes; above: eigenvalues beyond a
-    given xmax. errors: jackknife errors of alpha, alpha_bounded, xmin, D, tail (0 if exact, nan with one probe).
-    mode: how xmin was chosen.
+    tests: likelihood ratios against rivals (none beyond 43 decades, or without alpha). accepted, reason: False with
+    one sentence when alpha is not to be trusted. alpha_bounded: alpha of the likelihood that ends at xmax. hill: from
+    the exact largest eigenvalues, nan without them; ccdf_slope: 1 − slope of ln CCDF over ln λ. n_eff: independent
+    points in the tail, at most `tail`. decades: log10 (largest/xmin). excluded: eigenvalues not positive beyond
+    rounding, which no logarithm takes; above: eigenvalues beyond a given xmax. errors: jackknife errors of alpha,
+    alpha_bounded, xmin, D, tail (0 if exact, nan with one probe). mode: how xmin was chosen.
     """
 
     alpha: float
@@ -125,6 +126,8 @@ def model_cdf(u: Array, a: float, L: float) -> Array:
         return -np.expm1(-a * u)
     if abs(a * L) < 1e-9:
         return u / L
+    if a < 0:  # the law grows towards xmax: factor out e^{−aL}, which may overflow
+        return np.exp(a * (L - u)) * np.expm1(a * u) / np.expm1(a * L)
     return np.expm1(-a * u) / np.expm1(-a * L)
 
 
@@ -201,9 +204,9 @@ def log_density_peak(x: Array, w: Array, n_eff: float) -> float:
     return float(np.clip(np.exp(grid[np.argmax(value)]), x[0], x[-1]))
 
 
-def _positive(values: Array, counts: Array, atoms: Array | None) -> _Tail:
-    """atoms: values that count as so many eigenvalues each; None when all of them do."""
-    keep = (values > 0) & (counts > 0)
+def _positive(values: Array, counts: Array, atoms: Array | None, floor: float) -> _Tail:
+    """atoms: values that count as so many eigenvalues each; None when all of them do. floor: rounding's largest value."""
+    keep = (values > floor) & (counts > 0)
     x, w = np.unique(values[keep]), counts[keep]
     if len(x) < len(w):
         w = np.bincount(np.searchsorted(x, values[keep]), weights=w, minlength=len(x)).astype(np.float64)
@@ -215,11 +218,11 @@ def _positive(values: Array, counts: Array, atoms: Array | None) -> _Tail:
 def _scan(tail: _Tail, xmins: Array, xmax: float | None) -> TailCurve:
     x, w, s = tail.within(0.0, xmax)
     suffix = np.cumsum(np.stack([w, w * np.log(x / x[-1]), s])[:, ::-1], axis=1)[:, ::-1]
-    first = np.searchsorted(x, xmins, side="left")
+    first = np.minimum(np.searchsorted(x, xmins, side="left"), len(x) - 1)
     W, log_sum, squares = suffix[:, first]
     mean_u = np.maximum(log_sum / W - np.log(xmins / x[-1]), 0.0)
     L = np.full(len(xmins), np.inf) if xmax is None else np.log(xmax / xmins)
-    a = exponent(mean_u, L)
+    a = np.where(first < len(x) - 1, exponent(mean_u, L), np.inf)  # one value has no slope
     n_eff = np.minimum(W, W**2 / squares)
     D = np.full(len(xmins), NAN)
     for j in np.flatnonzero(np.isfinite(a)):
@@ -250,7 +253,7 @@ def _fit(tail: _Tail, xmin: float | str | None, xmax: float | None, exact: bool)
     curve = _scan(tail, np.unique(_candidates(tail, exact, xmax)), xmax)
     if xmin is None:
         finite = np.isfinite(curve.D)
-        start = float(curve.xmin[np.nanargmin(curve.D)]) if finite.any() else float(tail.x[0])
+        start = float(curve.xmin[np.nanargmin(curve.D)]) if finite.any() else float(tail.within(0.0, xmax).x[-1])
     elif isinstance(xmin, str):
         inside = tail.within(0.0, xmax)
         start = log_density_peak(inside.x, inside.w, float(inside.w.sum() ** 2 / inside.s.sum()))
@@ -273,6 +276,8 @@ def _check_range(xmin: float | str | None, xmax: float | None, x: Array) -> None
     low = xmin if isinstance(xmin, (int, float)) else x[0]
     if xmax is not None and not xmax > low:
         raise ValueError(f"xmax={xmax} lies below the tail; use xmax > {low:g}.")
+    if not np.any((x >= low) & (x <= (np.inf if xmax is None else xmax))):
+        raise ValueError(f"no eigenvalue lies between xmin={low:g} and xmax={xmax}; widen the range.")
 
 
 def _refusal(alpha: float, tail: float, decades: float) -> str:
@@ -294,8 +299,9 @@ def power_law(spectrum: Spectrum, *, xmin: float | str | None = None, xmax: floa
     value is in `alpha_bounded`, with xmax the largest eigenvalue. alpha has no units, xmin those of the eigenvalues.
 
     accepted is False when the tail holds fewer than 50 eigenvalues or spans less than a decade; alpha is still given.
-    Eigenvalues ≤ 0 are left out, and counted in `excluded`. No products; memory O(points), plus O(candidates · points)
-    time. sigma does not know the bias of a shallow quadrature: more steps and deflation lower it, more probes do not.
+    Eigenvalues that are not positive beyond the rounding of the operator's products (`zero_threshold`) are left out,
+    and counted in `excluded`. No products; memory O(points), plus O(candidates · points) time. sigma does not know
+    the bias of a shallow quadrature: more steps and deflation lower it, more probes do not.
 
     Raises ValueError for a range that holds no eigenvalue. Sources: Clauset, Shalizi & Newman (2009), eqs. 3.1, 3.2,
     3.9; the weights are ours.
@@ -308,8 +314,10 @@ def power_law(spectrum: Spectrum, *, xmin: float | str | None = None, xmax: floa
     """
     values, counts = (np.asarray(v, dtype=np.float64) for v in spectrum.points(zeros=False))
     atoms = None if spectrum.is_exact else np.asarray(spectrum.atoms.values)
-    tail = _positive(values, counts, atoms)
-    excluded = float(counts[values <= 0].sum() + spectrum.zeros)
+    # values that come without an operator were never rounded by products: they are taken at their word
+    floor = zero_threshold(values, spectrum.dim, product_epsilon(spectrum)) if spectrum.meta.get("operator") else 0.0
+    tail = _positive(values, counts, atoms, floor)
+    excluded = float(counts[values <= floor].sum() + spectrum.zeros)
     mode = "ks" if xmin is None else xmin if isinstance(xmin, str) else "given"
     if len(tail.x) == 0:
         return _nothing("No eigenvalue is positive, so there is no tail.", excluded, mode)
@@ -322,12 +330,12 @@ def power_law(spectrum: Spectrum, *, xmin: float | str | None = None, xmax: floa
     decades = float(np.log10(inside.x[-1] / fit.xmin))
     alpha = fit.alpha if np.isfinite(fit.alpha) else NAN
     reason = _refusal(alpha, fit.tail, decades)
-    errors = _probe_errors(spectrum, xmin, xmax)
+    errors = _probe_errors(spectrum, xmin, xmax, floor)
     own = float(_scan(tail, np.array([fit.xmin]), xmax).sigma[0])
     W = float(inside.w.sum())
     n_eff = min(W, W**2 / float(inside.s.sum()))
     u, L = np.log(inside.x / fit.xmin), np.inf if xmax is None else float(np.log(xmax / fit.xmin))
-    testable = np.isfinite(alpha) and len(u) > 2
+    testable = np.isfinite(alpha) and len(u) > 2 and u[-1] < 100  # e^u of the truncated law within float64
     return PowerLaw(
         alpha=alpha,
         sigma=float(np.hypot(own, errors["alpha"] if np.isfinite(errors["alpha"]) else 0.0)) if alpha == alpha else NAN,
@@ -351,14 +359,15 @@ def power_law(spectrum: Spectrum, *, xmin: float | str | None = None, xmax: floa
     )
 
 
-def _probe_errors(spectrum: Spectrum, xmin: float | str | None, xmax: float | None) -> dict[str, float]:
+def _probe_errors(spectrum: Spectrum, xmin: float | str | None, xmax: float | None, floor: float) -> dict[str, float]:
     """Jackknife over probes of the whole procedure, the choice of xmin included."""
     if spectrum.is_exact:
         return dict.fromkeys(_Fit._fields, 0.0)
     fits = []
     for values, counts in leave_one_out(spectrum):
-        tail = _positive(values, counts, np.asarray(spectrum.atoms.values))
-        if len(tail.x) < 2 or (isinstance(xmin, (int, float)) and xmin > tail.x[-1]):
+        tail = _positive(values, counts, np.asarray(spectrum.atoms.values), floor)
+        inside = tail.within(xmin if isinstance(xmin, (int, float)) else 0.0, xmax)
+        if len(inside.x) < 2:
             return dict.fromkeys(_Fit._fields, NAN)
         fits.append(_fit(tail, xmin, xmax, exact=False)[0])
     return {name: jackknife_stderr([getattr(fit, name) for fit in fits]) for name in _Fit._fields}
