@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -67,7 +68,12 @@ def norm(x: torch.Tensor) -> float:
 def sketch(x: torch.Tensor, entries: int = 1024) -> float:
     """A number that changes with the entries or their order: position-weighted sum of about `entries` of them."""
     flat = x.detach().reshape(-1)
-    some = torch.nan_to_num(flat[:: max(1, flat.numel() // entries)].double().cpu())
+    step = max(1, flat.numel() // entries)
+    while math.gcd(step, flat.numel()) > 1:  # a step that divides an image's width would see one column alone
+        step += 1
+    some = torch.nan_to_num(
+        flat[::step].double().cpu(), posinf=1.0, neginf=-1.0
+    )  # masks of -inf stay finite in the sum
     return float(some @ torch.arange(1.0, len(some) + 1, dtype=torch.float64))
 
 

@@ -84,7 +84,7 @@ class Operator:
     # Products --------------------------------------------------------------------------------------------------------
     def _check(self, array: Any) -> torch.Tensor:
         """`array` as a (n, b) tensor on our device; one clear sentence where it does not fit."""
-        V = arrays.to_torch(array)
+        V = arrays.to_torch(array).detach()
         if V.ndim not in (1, 2) or V.shape[0] != self.shape[1]:
             raise ValueError(
                 f"cannot multiply {type(self).__name__} of shape {self.shape} with an array of shape {tuple(V.shape)}; "
@@ -107,6 +107,10 @@ class Operator:
             return NotImplemented
         W = self.multiply(self._check(other))
         return arrays.like(W[:, 0] if other.ndim == 1 else W, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        """x^T A for a vector (m,) or rows (b, m), by the transposed product."""
+        return (self.T @ other.T).T if arrays.is_array(other) and other.ndim == 2 else self.T @ other
 
     def multiply(self, V: torch.Tensor) -> torch.Tensor:
         """A V for a block (n, b) that fits, counted: what the operators made of this one call."""
@@ -152,6 +156,9 @@ class Operator:
     def __sub__(self, other: Any) -> Operator:
         return self + (-1.0) * other
 
+    def __rsub__(self, other: Any) -> Operator:
+        return -self + other
+
     def __neg__(self) -> Operator:
         return Scaled(-1.0, self)
 
@@ -176,7 +183,11 @@ class Operator:
 
 def _number(value: Any) -> float:
     """A finite real scalar as a float."""
-    if isinstance(value, Operator) or not math.isfinite(number := float(value)):
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):  # an operator, an array, a string, a complex number
+        number = math.nan
+    if not math.isfinite(number):
         raise ValueError(f"an operator can be scaled by a finite number, not by {value!r}; write A @ B for a product.")
     return number
 
@@ -218,8 +229,13 @@ class Derived(Operator):
         self.parts = parts
 
     @property
+    def sources(self) -> set[Operator]:
+        """The operators at the leaves, each once: in A.T @ A, a sweep of A is one sweep."""
+        return {leaf for part in self.parts for leaf in (part.sources if isinstance(part, Derived) else {part})}
+
+    @property
     def epochs(self) -> float:
-        return sum(part.epochs for part in set(self.parts))
+        return sum(leaf.epochs for leaf in self.sources)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "of": [part.describe() for part in self.parts]}

@@ -12,6 +12,7 @@ An engine linearises a pure function z = f(primals), (B, k), at its primals:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,6 +22,11 @@ from spectral import arrays, probes
 ENGINES = ("auto", "fresh", "double-backward")
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
+
+
+def math_attention() -> AbstractContextManager[None]:
+    """Attention by matrix products and a softmax, which every kind of differentiation knows."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 class Fresh:
@@ -50,7 +56,7 @@ class Fresh:
 
     def jvp(self, tangents: Tensors) -> torch.Tensor:
         """J v by forward-mode AD; fused attention has none, so that the math kernel runs here."""
-        with sdpa_kernel(SDPBackend.MATH):
+        with math_attention():
             return torch.func.jvp(self.function, self.primals, tuple(tangents))[1].detach()
 
 
@@ -59,7 +65,7 @@ class DoubleBackward(Fresh):
 
     @property
     def output(self) -> torch.Tensor:
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no double backward
+        with math_attention():  # the fused one has no double backward
             return super().output
 
     def jvp(self, tangents: Tensors) -> torch.Tensor:
@@ -79,7 +85,11 @@ class DoubleBackward(Fresh):
 
 
 def adjoint_error(lin: Fresh) -> float:
-    """|<J v, u> - <v, J^T u>| / max(||J v|| ||u||, ||J^T u|| ||v||) of one batch, for one random pair."""
+    """|<J v, u> - <v, J^T u>| / max(||J v||, ||J^T u||) of one batch, for one Gaussian pair.
+
+    The inner products of a Gaussian u (v) have the standard deviation ||J v|| (||J^T u||), so that a wrong product shows as
+    about 1 in any dimension; divided by ||u|| or ||v|| it would drown in float32's tolerance from a million parameters on.
+    """
     dtype, device = lin.primals[0].dtype, lin.primals[0].device
     tangents = [probes.probe(0, i, p.numel(), dtype=dtype, device=device).view_as(p) for i, p in enumerate(lin.primals)]
     jv = lin.jvp(tangents)
@@ -89,9 +99,7 @@ def adjoint_error(lin: Fresh) -> float:
         (jv.double() * u.double()).sum(),
         sum((t.double() * g.double()).sum() for t, g in zip(tangents, pulled, strict=True)),
     )
-    size_v = sum(arrays.norm(t.reshape(-1)) ** 2 for t in tangents) ** 0.5
-    size_g = sum(arrays.norm(g.reshape(-1)) ** 2 for g in pulled) ** 0.5
-    scale = max(arrays.norm(jv.reshape(-1)) * arrays.norm(u.reshape(-1)), size_g * size_v)
+    scale = max(arrays.norm(jv.reshape(-1)), sum(arrays.norm(g.reshape(-1)) ** 2 for g in pulled) ** 0.5)
     return abs(float(forward - backward)) / scale if scale > 0 else 0.0
 
 
@@ -99,9 +107,8 @@ def choose(name: str, function: Function, primals: Tensors) -> tuple[type[Fresh]
     """The engine for this model, tried on its first batch, and what there is to tell of the choice."""
     if name not in ENGINES:
         raise ValueError(f"engine={name!r} is no engine; use one of {', '.join(ENGINES)}.")
-    tolerance = (
-        1e3 * arrays.machine_epsilon(primals[0].dtype) ** 0.75
-    )  # products round: about sqrt(depth) eps, with room
+    # products round: about sqrt(depth) eps, with room; a bf16 product may be off by 1e-2, a wrong one is off by about 1
+    tolerance = min(0.1, 1e3 * arrays.machine_epsilon(primals[0].dtype) ** 0.75)
     failures: list[str] = []
     for label, engine in (("fresh", Fresh), ("double-backward", DoubleBackward)):
         if name not in ("auto", label):

@@ -20,14 +20,36 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import Dataset, IterableDataset
 
 from spectral import arrays
-from spectral.operators.losses import per_sample_loss
+from spectral.operators.losses import LABEL_KEYS, output_tensor, per_sample_loss
 
 INPUT_KEYS = ("inputs_embeds", "pixel_values", "input_values", "input_features", "inputs", "x")
 OF = ("logits", "probs", "loss")
 WRT = ("params", "inputs")
+
+
+@contextmanager
+def _differentiable_kernels() -> Iterator[None]:
+    """Without the fused inference path of nn.MultiheadAttention and TransformerEncoderLayer, which has no derivative."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def check_samples_apart(model: nn.Module) -> None:
+    """One clear sentence for a batch norm that has no running statistics, and so couples the samples in eval mode too."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__} without running statistics, which couples the samples of a "
+                "batch in eval mode too; use track_running_stats=True, or another normalisation."
+            )
 
 
 @dataclass(frozen=True)
@@ -48,8 +70,8 @@ class Survey:
 def evaluation(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, each module's own mode handed back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, mode in modes:
@@ -88,11 +110,15 @@ def check_data(data: Any) -> None:
         )
     if isinstance(data, tuple) and any(isinstance(part, torch.Tensor) for part in data):
         raise TypeError("data is a tuple of tensors, which may be meant as one batch (x, y); pass [(x, y)].")
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise TypeError(
+            f"data is a {type(data).__name__} of single samples, but it must give batches; pass DataLoader(data, batch_size=...)."
+        )
     if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
         raise TypeError(
             f"data is a {type(data).__name__}, but it must be an iterable of batches, such as a DataLoader."
         )
-    if iter(data) is data:
+    if isinstance(data, Iterator):  # not `iter(data) is data`: iter() of a DataLoader draws from the global generator
         raise TypeError(
             f"data is a {type(data).__name__} that can be read only once, but every product is a sweep over the data; "
             "pass a list of batches or a DataLoader."
@@ -112,27 +138,19 @@ def select_parameters(model: nn.Module, params: list[str] | None) -> dict[str, n
     for glob in params:
         if not fnmatch.filter(named, glob):
             raise ValueError(f"params: {glob!r} matches no parameter; the names are {', '.join(list(named)[:12])}, ...")
-    return {name: p for name, p in named.items() if any(fnmatch.fnmatchcase(name, glob) for glob in params)}
+    chosen = {name: p for name, p in named.items() if any(fnmatch.fnmatchcase(name, glob) for glob in params)}
+    if not chosen:
+        raise ValueError("params=[] names no parameter; leave it out for all that require a gradient.")
+    return chosen
 
 
 def default_forward(model: nn.Module, batch: Any) -> Any:
-    """model(x) for a tensor or a tuple (x, ...), model(**batch) without its labels for a mapping."""
+    """model(x) for a tensor or a tuple (x, ...), model(**batch) without its labels (LABEL_KEYS) for a mapping."""
     if isinstance(batch, torch.Tensor):
         return model(batch)
     if isinstance(batch, Mapping):
-        return model(**{key: value for key, value in batch.items() if key not in ("labels", "label")})
+        return model(**{key: value for key, value in batch.items() if key not in LABEL_KEYS})
     return model(batch[0])
-
-
-def output_tensor(output: Any) -> torch.Tensor:
-    """The logits of a model's output: the tensor itself, or its `logits`."""
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if isinstance(logits, torch.Tensor):
-        return logits
-    raise TypeError(
-        f"the model returns a {type(output).__name__} without logits; pass forward=lambda model, batch: ... that returns a "
-        "tensor whose first axis is the sample."
-    )
 
 
 def probabilities(output: Any) -> torch.Tensor:
@@ -188,6 +206,7 @@ class Network:
         if wrt == "inputs" and params is not None:
             raise ValueError("params= restricts wrt='params'; leave it out with wrt='inputs'.")
         check_data(data)
+        check_samples_apart(model)
         self.model, self.data, self.of, self.wrt, self.loss = model, data, of, wrt, loss
         self.call = _Call(model, forward or default_forward)
         self.product_dtype = product_dtype
@@ -195,7 +214,7 @@ class Network:
         self.state = _random_state(data)
         self.sweeps = 0  # passes over the data so far, the first one (a forward pass for the sizes) included
         self._survey: Survey | None = None
-        self._buffers: dict[str, torch.Tensor] | None = None
+        self._buffers: dict[str, torch.Tensor] = {}
         self._set_dtype(model)
 
     def _set_dtype(self, model: nn.Module) -> None:
@@ -220,11 +239,19 @@ class Network:
                 f"product_dtype={self.product_dtype} is not floating point; use torch.bfloat16, for example."
             )
         self.compute_dtype = self.product_dtype or self.dtype
+        self.values: dict[str, torch.Tensor] = {}
+        self.frozen: dict[str, torch.Tensor] = {}
+        self._read_parameters()
+
+    def _read_parameters(self) -> None:
+        """The parameters as they are now, in the dtype of the products."""
         if self.compute_dtype == self.dtype:
             self.values = {name: p.detach() for name, p in self.parameters.items()}
-            self.frozen: dict[str, torch.Tensor] = {}
         else:
-            cast = {name: p.detach().to(self.compute_dtype) for name, p in model.named_parameters()}
+            cast = {
+                name: p.detach().to(self.compute_dtype if p.is_floating_point() else p.dtype)
+                for name, p in self.model.named_parameters()
+            }
             self.values = {name: cast[name] for name in self.parameters}
             self.frozen = {name: value for name, value in cast.items() if name not in self.values}
 
@@ -240,11 +267,18 @@ class Network:
     def sweep(self, fingerprints: list[float] | None = None) -> Iterator[Iterator[tuple[int, Any]]]:
         """One pass over the data: yields an iterator of (index, batch on our device), in eval mode, leaving no trace.
 
-        The first pass records the batches' `fingerprints`, the later ones hold every batch against them.
+        The first pass records the batches' `fingerprints`, the later ones hold every batch against them. Each pass sees the
+        model as it is when it begins.
         """
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "torch.inference_mode() records no derivatives; leave it for spectral (torch.no_grad() is fine)."
+            )
+        self._read_parameters()
+        self._buffers = {}
         before = _random_state(self.data)
         self.sweeps += 1
-        with evaluation(self.model), torch.enable_grad():
+        with evaluation(self.model), torch.enable_grad(), _differentiable_kernels():
             _set_random_state(self.data, self.state)
             try:
                 yield self._batches(fingerprints)
@@ -271,6 +305,10 @@ class Network:
             )
 
     def _place(self, batch: Any) -> Any:
+        if _first_tensor(batch) is None:
+            raise TypeError(
+                f"a batch is a {type(batch).__name__} that holds no tensor; pass tensors, tuples (x, y) or mappings of tensors."
+            )
         if isinstance(batch, Mapping):
             batch = dict(batch)  # tree_map does not look into a Hugging Face BatchEncoding
         batch = tree_map_only(torch.Tensor, lambda t: t.to(self.device), batch)
@@ -313,7 +351,16 @@ class Network:
 
     def _checked_outputs(self, index: int, batch: Any) -> torch.Tensor:
         """Outputs (B, k) of a batch, finite."""
-        z = self.function(batch)(*self.primals(batch))
+        try:
+            z = self.function(batch)(*self.primals(batch))
+        except RuntimeError as problem:
+            kinds = {t.dtype for t in _tensors(batch) if t.is_floating_point()} - {self.compute_dtype}
+            if not kinds:
+                raise
+            listed = " and ".join(sorted(map(str, kinds)))
+            raise TypeError(
+                f"batch {index} holds {listed}, but the model is {self.compute_dtype}; convert one of them."
+            ) from problem
         if not torch.isfinite(z).all():
             culprit = "the model returns" if _finite(batch) else "the data hold"
             raise ValueError(f"{culprit} NaN or infinity in batch {index}; remove those samples or mend the model.")
@@ -372,7 +419,7 @@ class Network:
 
     def _fresh_buffers(self) -> dict[str, torch.Tensor]:
         """Clones of the buffers, cloned anew only after a forward has written into them."""
-        if self._buffers is None or any(buffer._version for buffer in self._buffers.values()):
+        if not self._buffers or any(buffer._version for buffer in self._buffers.values()):
             self._buffers = {}
             for name, buffer in self.model.named_buffers():
                 cast = self.compute_dtype if buffer.dtype == self.dtype else buffer.dtype
@@ -394,6 +441,10 @@ class Network:
             shape = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
             size = "B" if first is None else first.shape[0]
             raise ValueError(f"the output is {shape}, but its first axis must be the {size} samples of the batch.")
+        if not z.is_floating_point():
+            raise TypeError(
+                f"the output is {z.dtype}, which has no real derivative; pass of= or forward= that gives real numbers."
+            )
         return z.reshape(z.shape[0], -1)
 
     def describe(self) -> dict[str, Any]:
@@ -401,7 +452,8 @@ class Network:
         names = list(self.parameters)
         return {
             "model": type(self.model).__name__,
-            "of": self.of if isinstance(self.of, str) else getattr(self.of, "__qualname__", repr(self.of)),
+            "of": self.of if isinstance(self.of, str) else _name(self.of),
+            **({} if self.loss is None else {"loss": _name(self.loss)}),
             "wrt": self.wrt,
             "mode": "eval",
             "samples": self.survey.n,
@@ -415,18 +467,28 @@ def _first_tensor(batch: Any) -> torch.Tensor | None:
     """The tensor whose first axis counts the samples."""
     if isinstance(batch, torch.Tensor):
         return batch
-    parts = batch.values() if isinstance(batch, Mapping) else batch
-    return next((part for part in parts if isinstance(part, torch.Tensor) and part.ndim > 0), None)
+    return next((part for part in _tensors(batch) if part.ndim > 0), None)
+
+
+def _tensors(batch: Any) -> list[torch.Tensor]:
+    """The tensors of a batch, in order."""
+    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _finite(batch: Any) -> bool:
-    flags: list[bool] = []
-    tree_map(lambda t: flags.append(bool(torch.isfinite(t).all())) if isinstance(t, torch.Tensor) else None, batch)
-    return all(flags)
+    return all(bool(torch.isfinite(t).all()) for t in _tensors(batch))
 
 
 def _fingerprint(batch: Any) -> float:
     """A number that changes with the samples or their order, from up to about 1024 entries of each tensor."""
-    parts = batch.values() if isinstance(batch, Mapping) else [batch] if isinstance(batch, torch.Tensor) else batch
-    tensors = [part for part in parts if isinstance(part, torch.Tensor) and part.numel()]
-    return sum(arrays.sketch(part) + part.shape[0] if part.ndim else float(part) for part in tensors)
+    return sum((arrays.sketch(t) + (t.shape[0] if t.ndim else 0) for t in _tensors(batch)), 0.0)
+
+
+def _name(function: Any) -> str:
+    """What a callable or a loss module is, without its address in memory."""
+    if isinstance(function, nn.Module):
+        options = {key: value for key, value in vars(function).items() if isinstance(value, int | float)}
+        settings = [f"{key}={value}" for key, value in sorted(options.items()) if key != "training"]
+        return f"{type(function).__name__}({', '.join(settings)})"
+    return getattr(function, "__qualname__", type(function).__name__)

@@ -105,8 +105,10 @@ class Jacobian(Operator):
 
     def identity(self) -> str:
         what = {**super().describe(), **self.network.describe(), "layout": self.layout}
-        weights = [arrays.sketch(p) for p in self.network.model.parameters()]
-        return checkpoint.fingerprint([what, weights, self.network.survey.fingerprints])
+        model = self.network.model
+        loss = self.network.loss.buffers() if isinstance(self.network.loss, nn.Module) else ()
+        state = [arrays.sketch(t) for t in (*model.parameters(), *model.buffers(), *loss)]
+        return checkpoint.fingerprint([what, list(self.network.values), state, self.network.survey.fingerprints])
 
     # One batch -------------------------------------------------------------------------------------------------------
     def _linearise(self, batch: Any) -> engines.Fresh:
@@ -260,7 +262,8 @@ class Jacobian(Operator):
             function = self.network.function(single)
             return torch.func.jacrev(lambda *p: function(*p)[0], argnums=tuple(range(len(primals))))(*primals)
 
-        blocks = torch.func.vmap(one, chunk_size=chunk)(per_sample)
+        with engines.math_attention():  # the fused one has no batching rule
+            blocks = torch.func.vmap(one, chunk_size=chunk)(per_sample)
         return torch.cat([block.reshape(size, block.shape[1], -1) for block in blocks], 2).detach()
 
     def _one_sample_rows(self, single: Any) -> torch.Tensor:
@@ -322,7 +325,8 @@ class Jacobian(Operator):
             return sum(g.double().square().sum() for g in pull(sign))  # type: ignore[return-value]
 
         chunk = max(1, ROW_BYTES // (self.shape[1] * self.dtype.itemsize))
-        return torch.func.vmap(one, chunk_size=chunk)(per_sample, signs)
+        with engines.math_attention():
+            return torch.func.vmap(one, chunk_size=chunk)(per_sample, signs)
 
 
 def _sample(batch: Any, i: int, size: int, count: int = 1) -> Any:

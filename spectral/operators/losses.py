@@ -14,11 +14,13 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+LABEL_KEYS = ("labels", "label", "y", "targets")
+
 
 def target_of(batch: Any) -> Any:
     """The target of a batch: its second entry, or its labels."""
     if isinstance(batch, Mapping):
-        for key in ("labels", "label", "y", "targets"):
+        for key in LABEL_KEYS:
             if key in batch:
                 return batch[key]
         raise ValueError(f"the loss finds no labels among the keys {', '.join(map(str, batch))}; name them 'labels'.")
@@ -27,16 +29,34 @@ def target_of(batch: Any) -> Any:
     return batch[1]
 
 
+def output_tensor(output: Any) -> torch.Tensor:
+    """The logits of a model's output: the tensor itself, or its `logits`."""
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if isinstance(logits, torch.Tensor):
+        return logits
+    raise TypeError(
+        f"the model returns a {type(output).__name__} without logits; pass forward=lambda model, batch: ... that returns a "
+        "tensor whose first axis is the sample."
+    )
+
+
 def unreduced(loss: nn.Module, logits: torch.Tensor, target: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Terms and their counts, both (B, m): the mean of torch is sum(terms) / sum(counts)."""
     module = copy.copy(loss)
     module.reduction = "none"  # type: ignore[assignment]
-    terms = module(logits, target)
+    elementwise = nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss
+    if isinstance(loss, elementwise) and target.shape != logits.shape:
+        raise ValueError(
+            f"{type(loss).__name__} would broadcast outputs {tuple(logits.shape)} against targets {tuple(target.shape)}; "
+            "reshape one of them."
+        )
+    weights = {name: b.to(logits) for name, b in loss.named_buffers() if b.is_floating_point()}
+    terms = torch.func.functional_call(module, weights, (logits, target))
     if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and not target.is_floating_point():
         counted = target != loss.ignore_index
         counts = counted.to(terms.dtype)
         if loss.weight is not None:
-            counts = loss.weight.to(terms.dtype)[target.clamp(min=0) * counted] * counts
+            counts = loss.weight.to(terms)[target.clamp(min=0) * counted] * counts
     elif isinstance(loss, nn.CrossEntropyLoss):
         counts = torch.ones_like(terms)  # torch divides by the samples for class probabilities, whatever the weights
     else:
@@ -47,23 +67,33 @@ def unreduced(loss: nn.Module, logits: torch.Tensor, target: Any) -> tuple[torch
 def per_sample_loss(loss: Any, output: Any, batch: Any) -> torch.Tensor:
     """The mean loss of each sample alone, (B,): what the loss gives on a batch of that one sample."""
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-        logits = output if isinstance(output, torch.Tensor) else output.logits
-        terms, counts = unreduced(loss, logits, target_of(batch))
-        total = counts.sum(1)
-        return terms.sum(1) / torch.where(
-            total > 0, total, torch.ones_like(total)
-        )  # nothing counted: loss 0, no gradient
+        terms, counts = unreduced(loss, output_tensor(output), target_of(batch))
+        return _mean(terms.sum(1), counts.sum(1))
     if not callable(loss):
         raise TypeError(
             f"loss is a {type(loss).__name__}; pass a torch loss module or a callable (output, batch) -> (sum, count)."
         )
-    size = (output if isinstance(output, torch.Tensor) else output.logits).shape[0]
+    size = output_tensor(output).shape[0]
     values = []
     for i in range(size):
-
-        def one(t: torch.Tensor, i: int = i) -> torch.Tensor:
-            return t[i : i + 1] if t.ndim > 0 and t.shape[0] == size else t
-
-        total, count = loss(tree_map_only(torch.Tensor, one, output), tree_map_only(torch.Tensor, one, batch))
-        values.append(total.reshape(()) / count)
+        total, count = loss(_one(output, i, size), _one(batch, i, size))
+        values.append(_mean(total.reshape(()), torch.as_tensor(count, device=total.device)))
     return torch.stack(values)
+
+
+def _mean(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """total / count, and 0 without a gradient where nothing is counted."""
+    return torch.where(count > 0, total / torch.where(count > 0, count, torch.ones_like(count)), 0.0)
+
+
+def _one(value: Any, i: int, size: int) -> Any:
+    """Sample i of an output or a batch: of every tensor in it whose first axis is the samples."""
+
+    def row(t: torch.Tensor) -> torch.Tensor:
+        return t[i : i + 1] if t.ndim > 0 and t.shape[0] == size else t
+
+    if isinstance(value, torch.Tensor | Mapping | tuple | list) or not hasattr(value, "__dict__"):
+        return tree_map_only(torch.Tensor, row, value)
+    single = copy.copy(value)  # an object with tensors as attributes, such as one with .logits
+    vars(single).update({name: tree_map_only(torch.Tensor, row, part) for name, part in vars(value).items()})
+    return single

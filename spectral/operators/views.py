@@ -20,15 +20,22 @@ class Dense(Operator):
         if matrix.ndim != 2:
             raise ValueError(f"an operator is a matrix, but the array has shape {tuple(matrix.shape)}.")
         super().__init__(tuple(matrix.shape), matrix.dtype, matrix.device)  # type: ignore[arg-type]
+        self.matrix = matrix.detach()
+        if not torch.isfinite(self._entries()[0]).all():
+            raise ValueError("the matrix holds NaN or infinity; remove them.")
         if matrix.layout == torch.strided:
-            if not torch.isfinite(matrix).all():
-                raise ValueError("the matrix holds NaN or infinity; remove them.")
-            self.symmetric = _is_symmetric(matrix)
-        self.matrix = matrix
+            self.symmetric = _is_symmetric(self.matrix)
+
+    def _entries(self) -> tuple[torch.Tensor, ...]:
+        """The entries, and where they stand."""
+        A = self.matrix
+        if A.layout == torch.strided:
+            return (A,)
+        A = A.to_sparse_coo().coalesce()
+        return A.values(), *A.indices()
 
     def identity(self) -> str:
-        entries = self.matrix if self.matrix.layout == torch.strided else self.matrix.coalesce().values()
-        return checkpoint.fingerprint([self.describe(), arrays.sketch(entries, 1 << 16)])
+        return checkpoint.fingerprint([self.describe(), *(arrays.sketch(part, 1 << 16) for part in self._entries())])
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.matrix @ V
@@ -50,8 +57,9 @@ class Host(Operator):
 
     def __init__(self, matrix: Any, dtype: torch.dtype) -> None:
         super().__init__(tuple(matrix.shape), dtype, "cpu")
-        self.matrix = matrix
+        self.matrix = matrix.tocsr() if scipy.sparse.issparse(matrix) and matrix.format in ("lil", "dok") else matrix
         if scipy.sparse.issparse(matrix):
+            matrix = self.matrix
             if not np.isfinite(matrix.data).all():
                 raise ValueError("the matrix holds NaN or infinity; remove them.")
             difference = abs(matrix - matrix.T) if matrix.shape[0] == matrix.shape[1] else None
@@ -60,8 +68,23 @@ class Host(Operator):
                 (difference.max() if difference.nnz else 0.0) <= 8 * arrays.machine_epsilon(dtype) * scale
             )
 
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "matrix": type(self.matrix).__name__}
+
+    def identity(self) -> str:
+        if not scipy.sparse.issparse(self.matrix):
+            return super().identity()  # of entries that cannot be seen, a product would be the only proof
+        A = self.matrix.tocoo()
+        parts = (torch.from_numpy(np.ascontiguousarray(part)) for part in (A.data, A.row, A.col))
+        return checkpoint.fingerprint([self.describe(), *(arrays.sketch(part, 1 << 16) for part in parts)])
+
     def _times(self, matrix: Any, V: torch.Tensor) -> torch.Tensor:
         W = np.asarray(matrix @ V.numpy())
+        if W.shape != (matrix.shape[0], V.shape[1]):
+            raise ValueError(
+                f"{type(self.matrix).__name__} of shape {tuple(self.matrix.shape)} returned {W.shape} for a block of "
+                f"{V.shape[1]} columns; its products must be blocks."
+            )
         if W.dtype != arrays.like(V, np.empty(0)).dtype:
             raise TypeError(
                 f"{self.matrix!r} returned {W.dtype} for a {V.dtype} block; its products must keep the dtype."
@@ -74,7 +97,12 @@ class Host(Operator):
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
         if self.symmetric:
             return self._apply(U)
-        return self._times(self.matrix.T, U)
+        try:
+            return self._times(self.matrix.T, U)
+        except (AttributeError, NotImplementedError) as problem:
+            raise TypeError(
+                f"{type(self.matrix).__name__} has no transposed product; give it one (rmatvec, or .T), or a symmetric matrix."
+            ) from problem
 
 
 def as_operator(A: Any) -> Operator:
@@ -91,6 +119,8 @@ def as_operator(A: Any) -> Operator:
         return Dense(arrays.to_torch(A))
     if not hasattr(A, "shape") or not hasattr(A, "__matmul__"):
         raise TypeError(f"{type(A).__name__} is no matrix; pass something with a shape and a product @.")
+    if len(A.shape) != 2:
+        raise ValueError(f"an operator is a matrix, but {type(A).__name__} has shape {tuple(A.shape)}.")
     dtype = getattr(A, "dtype", None)
     if dtype is None:
         raise TypeError(f"{type(A).__name__} has no dtype; set one, so that products know their precision.")
@@ -123,6 +153,8 @@ class ScipyView(scipy.sparse.linalg.LinearOperator):
         super().__init__(dtype=np.dtype(kind), shape=A.shape)
 
     def _multiply(self, A: Operator, X: np.ndarray) -> np.ndarray:
+        if np.iscomplexobj(X):
+            raise TypeError("a real operator meets a complex vector; multiply its real and imaginary parts apart.")
         tensor = arrays.to_torch(np.ascontiguousarray(X, dtype=self.dtype)).to(A.device)
         return (A @ tensor).cpu().numpy()
 
