@@ -1,0 +1,230 @@
+"""From what a run returns to the `Report` that the pictures, tables and the page are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spectral.analysis import METRICS, power_law
+from spectral.landscape.cell import CellResult
+from spectral.landscape.contrasts import MetricRow
+from spectral.landscape.experiments import Outcome
+from spectral.landscape.training import Trained
+from spectral.spectrum import Spectrum
+
+from . import Curve, Line, Report, Row
+
+KINDS = {
+    "flattened": "input Jacobian, flattened",
+    "stacked": "input Jacobian, stacked",
+    "diagonal": "squared norms ‖Jᵢ‖²",
+    "ntk": "parameter Jacobian (NTK)",
+}
+NAMES = {
+    "effective_rank": "effective rank",
+    "top_c_energy": "energy in the top C",
+    "own_label_alignment": "own-label alignment",
+    "true_label_alignment": "true-label alignment",
+    "lambda_max": "λmax",
+    "alpha": "tail exponent α",
+    "max_over_mean": "max / mean",
+    "gini": "Gini coefficient",
+    "mp_edge": "Marchenko–Pastur edge",
+    "mp_spikes": "spikes above the bulk",
+}
+OWN_METRICS = {
+    "own_label_alignment": "energy of the labels trained on in the leading directions, ‖Uᵀy‖²/‖y‖², from 0 to 1",
+    "true_label_alignment": "the same for the true labels",
+    "max_over_mean": "the largest of the n numbers ‖Jᵢ‖² over their mean, from 1 to n",
+    "gini": "how unequal the n numbers ‖Jᵢ‖² are, 0 when all are equal",
+}
+QUESTION_SINGLE = "How are the eigenvalues of this matrix spread, and how sure is that?"
+
+
+def labels_for(matrices: Sequence[str]) -> dict[str, str]:
+    """Names in words of matrices such as "flattened.logits.train", of metrics, and the definitions as "note:METRIC"."""
+    labels = dict(NAMES)
+    for matrix in matrices:
+        parts = matrix.split(".")
+        if len(parts) == 3 and parts[0] in KINDS:
+            labels[matrix] = f"{KINDS[parts[0]]} · {parts[1]}, {parts[2]}"
+    return labels | {f"note:{name}": text for name, text in (METRICS | OWN_METRICS).items()}
+
+
+def experiment(
+    outcome: Outcome,
+    *,
+    metrics: Sequence[str] | None,
+    headline: Sequence[str],
+    headline_metric: str,
+    alpha_curve: bool = True,
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    cost: Mapping[str, Any],
+) -> Report:
+    """The report of an experiment; `metrics` are the rows shown (None: all), `headline` the matrices of the first picture."""
+    result = outcome.result
+    verdicts = {(s.matrix, s.metric): s for s in result.separations}
+    known = [name for name in headline if name in result.matrices] or list(result.matrices[:4])
+    curves = [Curve(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, r.spectrum) for r in result.cells]
+    shown = metrics or tuple(dict.fromkeys(row.metric for row in result.rows))
+    rows = [
+        _row(result.row(matrix, metric), verdicts.get((matrix, metric)))
+        for matrix in (*known, *(name for name in result.matrices if name not in known))
+        for metric in shown
+        if any((row.matrix, row.metric) == (matrix, metric) for row in result.rows)
+    ]
+    trained = {r.cell.network: r for r in result.cells if r.trained is not None}
+    return Report(
+        title=outcome.experiment.name.replace("_", " ").capitalize(),
+        question=outcome.experiment.question,
+        curves=curves,
+        rows=rows,
+        headline=tuple(known),
+        headline_metric=headline_metric,
+        alignment=_alignment(result.cells),
+        alpha=_alpha([curve for curve in curves if curve.matrix in known]) if alpha_curve else [],
+        losses=[_loss(r.cell.condition.name, r.cell.seed, r.trained) for r in trained.values() if r.trained],
+        training=[_training(r) for r in trained.values()],
+        labels=labels_for(result.matrices),
+        facts=_facts(outcome),
+        config=config,
+        environment=environment,
+        cost=cost,
+    )
+
+
+def single(
+    spectrum: Spectrum,
+    numbers: Mapping[str, float],
+    *,
+    matrix: str,
+    condition: str,
+    seed: int,
+    trained: Trained | None,
+    test_accuracy: float,
+    metrics: Sequence[str] | None,
+    alpha_curve: bool,
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    cost: Mapping[str, Any],
+) -> Report:
+    """The report of one spectrum; `numbers` are those of `summary`, errors included."""
+    curve = Curve(matrix, condition, seed, spectrum)
+    names = metrics or [name for name in numbers if not name.endswith("_stderr")]
+    rows = [
+        Row(matrix, name, {condition: (numbers[name],)}, {condition: (numbers.get(f"{name}_stderr", math.nan),)})
+        for name in names
+        if math.isfinite(numbers.get(name, math.nan))
+    ]
+    facts = [
+        f"{spectrum.dim} eigenvalues, {spectrum.zeros} of them known to be zero by shape; method: {_method(spectrum)}."
+    ]
+    if trained is not None:
+        facts.append(f"Training {trained.sentence}; test accuracy {100 * test_accuracy:.1f} %.")
+    return Report(
+        title=matrix,
+        question=QUESTION_SINGLE,
+        curves=[curve],
+        rows=rows,
+        headline=(matrix,),
+        alpha=_alpha([curve]) if alpha_curve else [],
+        losses=[_loss(condition, seed, trained)] if trained is not None and trained.history else [],
+        training=[] if trained is None else [_facts_of(trained, condition, seed, test_accuracy)],
+        labels=labels_for([]),
+        facts=tuple(facts),
+        config=config,
+        environment=environment,
+        cost=cost,
+    )
+
+
+def _method(spectrum: Spectrum) -> str:
+    choice = str(spectrum.meta.get("choice", spectrum.method))
+    error = spectrum.meta.get("error")
+    if isinstance(error, Mapping) and "w1" in error:
+        return f"{choice}; Wasserstein error {float(error['w1']):.2g} of the spectral range"
+    return choice
+
+
+def _row(row: MetricRow, verdict: Any) -> Row:
+    found = row.effect("true", "random")
+    if found is None:
+        return Row(row.matrix, row.metric, row.values, row.errors)
+    separates = verdict.verdict != "mixed" if verdict is not None else _separates(row)
+    return Row(row.matrix, row.metric, row.values, row.errors, (found.d, found.lower, found.upper), separates)
+
+
+def _separates(row: MetricRow) -> bool | None:
+    """Whether true is below random on every seed, or above on every seed."""
+    pairs = zip(row.values.get("true", ()), row.values.get("random", ()), strict=False)
+    signs = {np.sign(t - r) for t, r in pairs if math.isfinite(t) and math.isfinite(r)}
+    return None if not signs else signs in ({1.0}, {-1.0})
+
+
+def _alignment(results: Sequence[CellResult]) -> list[Line]:
+    """The curves of the labels each network was trained on (where those are not known, of the true ones)."""
+    lines = []
+    for r in results:
+        curve = r.alignment.get("own", r.alignment.get("true"))
+        if curve is not None:
+            sizes = np.array(curve.sizes)
+            x, y = np.append(0.0, sizes / sizes[-1]), np.append(0.0, np.array(curve.energies))
+            lines.append(Line(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, x, y))
+    return lines
+
+
+def _alpha(curves: Sequence[Curve]) -> list[Line]:
+    """alpha(xmin) of each curve, where the tail still holds ten eigenvalues."""
+    lines = []
+    for curve in curves:
+        found = power_law(curve.spectrum).curve
+        kept = np.isfinite(found.alpha) & (found.tail >= 10)
+        if kept.sum() > 1:
+            x, alpha, sigma = found.xmin[kept], found.alpha[kept], found.sigma[kept]
+            lines.append(Line(curve.matrix, curve.condition, curve.seed, x, alpha, sigma))
+    return lines
+
+
+def _loss(condition: str, seed: int, trained: Trained) -> Line:
+    history = np.array(trained.history, dtype=float).reshape(-1, 3)
+    return Line("training loss", condition, seed, history[:, 0], history[:, 2])
+
+
+def _training(r: CellResult) -> dict[str, Any]:
+    entry = _facts_of(r.trained, r.cell.condition.name, r.cell.seed, r.test_accuracy) if r.trained else {}
+    return entry | {"labels changed": f"{100 * r.changed:.0f} %"}
+
+
+def _facts_of(trained: Trained, condition: str, seed: int, test_accuracy: float) -> dict[str, Any]:
+    """One row of the table of trained networks."""
+    return {
+        "condition": condition,
+        "seed": seed,
+        "reached target": trained.reached,
+        "target loss": trained.target_loss,
+        "loss": trained.loss,
+        "epochs": trained.epochs,
+        "train accuracy": f"{100 * trained.accuracy:.1f} %",
+        "test accuracy": f"{100 * test_accuracy:.1f} %",
+    }
+
+
+def _facts(outcome: Outcome) -> tuple[str, ...]:
+    """Sentences that a reader must not miss: missed targets, trends."""
+    facts = []
+    if missed := outcome.result.untrained():
+        facts.append(
+            f"These networks did not reach their target loss, so that they are not alike in loss: {', '.join(missed)}."
+        )
+    labels = labels_for(outcome.result.matrices)
+    for trend in outcome.trends:
+        if math.isfinite(trend.rho):
+            facts.append(
+                f"{labels.get(trend.metric, trend.metric)} of {labels.get(trend.matrix, trend.matrix)}: "
+                f"Spearman's ρ with the level {trend.rho:.2f} (permutation p = {trend.p_value:.2g})."
+            )
+    return tuple(facts)

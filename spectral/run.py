@@ -1,0 +1,420 @@
+"""What the command does once its configuration is composed: one spectrum or an experiment, from data to page.
+
+`execute(config)` takes plain containers, so that it can be called without hydra; `__main__` composes them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import spectral
+from spectral.analysis import label_alignment, summary
+from spectral.checkpoint import atomic_write
+from spectral.landscape.cell import Cell, CellResult, Condition, Matrix, Settings, cells, network, run_cell
+from spectral.landscape.experiments import Experiment, Outcome, conclude
+from spectral.landscape.problems import Problem, batches, from_arrays
+from spectral.landscape.training import evaluate
+from spectral.report import Report, compose, page, tables
+from spectral.spectrum import Spectrum
+from spectral.state import State
+
+OWN_KEYS = {"_target_", "images", "headline", "headline_metric", "split", "samples"}  # read here, not by the target
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class Interrupted(BaseException):
+    """A signal came; `sentence` says what is kept and how to go on, `code` is the exit status."""
+
+    def __init__(self, sentence: str, code: int) -> None:
+        super().__init__(sentence)
+        self.sentence, self.code = sentence, code
+
+
+# Configuration -------------------------------------------------------------------------------------------------------
+def locate(target: str) -> Any:
+    """The public function or class that a `_target_` names: of spectral itself, or a module of torch.nn.
+
+    Anything else is refused before it is imported: a configuration file must not be a way to run any code.
+    """
+    refusal = f"_target_={target!r} is not allowed; use a public function of spectral or a module of torch.nn."
+    parts = str(target).split(".")
+    if any(part.startswith("_") or not part.isidentifier() for part in parts):
+        raise ValueError(refusal)
+    if parts[:2] == ["torch", "nn"] and len(parts) == 3:
+        found = getattr(nn, parts[2], None)
+        if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+            raise ValueError(refusal)
+        return found
+    if parts[0] != "spectral" or len(parts) < 2:
+        raise ValueError(refusal)
+    try:
+        module = importlib.import_module(".".join(parts[:-1]))
+    except ModuleNotFoundError as problem:
+        raise ValueError(f"_target_={target!r} does not exist: {problem}; look for a spelling mistake.") from problem
+    found = getattr(module, parts[-1], None)
+    # what a module of ours has merely imported (os, torch.load, ...) is not ours
+    if not callable(found) or not str(getattr(found, "__module__", "")).startswith("spectral."):
+        raise ValueError(refusal)
+    return found
+
+
+def check_targets(node: Any) -> None:
+    """Raise for the first `_target_` anywhere in the configuration that `locate` refuses."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            locate(node["_target_"])
+        for value in node.values():
+            check_targets(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            check_targets(value)
+
+
+def arguments(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a node for its target: without keys of our own and nulls, inner targets built."""
+    kept = {key: value for key, value in node.items() if key not in OWN_KEYS and value is not None}
+    return {k: locate(v["_target_"])(**arguments(v)) if _is_node(v) else v for k, v in kept.items()}
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def estimator(node: Mapping[str, Any], seed: int | None = None) -> Any:
+    """The estimator as a function of an operator; the bare function where nothing differs from its defaults."""
+    target, options = locate(node["_target_"]), arguments(node)
+    known = inspect.signature(target).parameters
+    options = {k: v for k, v in options.items() if k not in known or v != known[k].default}
+    if seed and "seed" in known and "seed" not in options:
+        options["seed"] = seed
+    if seed and target is spectral.esd and options.get("method") != "exact":
+        options["seed"] = seed
+    return partial(target, **options) if options else target
+
+
+def arrays_file(
+    path: str, *, train: int = 300, test: int | None = 300, seed: int = 0, standardise: str = "feature"
+) -> Problem:
+    """A problem from an .npz file with arrays x (N, ...) and y (N,); pickled objects in it are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            x, y = file["x"], file["y"]
+    except FileNotFoundError as problem:
+        raise ValueError(f"data.path={path} does not exist; give an .npz file with arrays x and y.") from problem
+    except (KeyError, OSError, ValueError) as problem:
+        raise ValueError(
+            f"data.path={path} cannot be read as an .npz file with arrays x and y: {problem}."
+        ) from problem
+    return from_arrays(Path(path).stem, x, y, train=train, test=test, seed=seed, standardise=standardise)
+
+
+def device(node: Mapping[str, Any]) -> str:
+    """ "cpu" or "cuda" as the device group asks; sets the number of threads."""
+    name = node["name"]
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device.name={name!r} is no device; use auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda needs a GPU that torch can see, and there is none; use device=cpu.")
+    if node.get("threads") is not None:
+        torch.set_num_threads(int(node["threads"]))
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def environment(where: str) -> dict[str, Any]:
+    """Versions and machine, as far as they may matter to a number."""
+    return {
+        "spectral": spectral.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if where == "cuda" else where,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held: resident on the CPU, plus torch's on the GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return held + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
+    """The `Settings` of the landscape: problem, model, training and estimator as the groups say."""
+    if config["dtype"] not in DTYPES:
+        raise ValueError(f"dtype={config['dtype']!r} is not possible; use {' or '.join(DTYPES)}.")
+    return Settings(
+        problem=partial(locate(config["data"]["_target_"]), **_data_options(config["data"])),
+        model=_model(config["model"]),
+        training=arguments(config["training"]["options"]),
+        device=where,
+        dtype=DTYPES[config["dtype"]],
+        batch_size=config["batch_size"],
+        **more,
+    )
+
+
+def _data_options(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Like `arguments`, but test=null means all that remain."""
+    return {k: v for k, v in node.items() if k not in OWN_KEYS and (v is not None or k == "test")}
+
+
+def _model(node: Mapping[str, Any]) -> Any:
+    """A function (problem, seed, options) -> network; a module of torch.nn is built from its own arguments."""
+    target, given = locate(node["_target_"]), arguments(node)
+    if inspect.isclass(target):
+
+        def seeded(problem: Problem, seed: int = 0, options: Any = None) -> Any:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                return target(**(given if options is None else {**given, **options}))
+
+        return seeded
+    return partial(target, **given)
+
+
+# Running -------------------------------------------------------------------------------------------------------------
+def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral") -> Path:
+    """Run a composed configuration and write its folder; returns the file to look at (report.html or result.json).
+
+    `command` is what a person would type to run it again; an interruption quotes it with resume=true.
+    """
+    check_targets(config)
+    folder = Path(folder)
+    where = device(config["device"])
+    about = {**environment(where), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    kept = {k: v for k, v in config.items() if k not in ("resume", "output", "analysis")}
+    kept["computed by"] = {k: about[k] for k in ("spectral", "torch", "device")}
+    state = State(config["output"]["state"], kept, resume=bool(config["resume"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if config.get("experiment"):
+            return _experiment(config, folder, state, where, about)
+        return _single(config, folder, state, where, about)
+    except KeyboardInterrupt as stop:
+        code = 143 if stop.args == ("SIGTERM",) else 130
+        done = len([p for p in state.folder.glob("*.json") if p.name != "settings.json"]) + len(state)
+        raise Interrupted(
+            f"Interrupted with {done} finished parts kept in {state.folder}; go on with: {command} resume=true", code
+        ) from stop
+
+
+def _experiment(config: dict[str, Any], folder: Path, state: State, where: str, about: dict[str, Any]) -> Path:
+    """All cells of an experiment, each kept as it ends, and its report."""
+    node = config["experiment"]
+    if config["seed"]:
+        raise ValueError(f"seed={config['seed']} is of one spectrum; an experiment has experiment.seeds=[0,1,2].")
+    if not config["training"]["enabled"]:
+        raise ValueError("An experiment trains its networks; leave training=none out, or name no experiment.")
+    if config["training"]["noise"]:
+        raise ValueError("An experiment sets the label noise itself; leave training.noise out.")
+    names = {item.name for item in fields(Settings)} & set(node)
+    chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if k in names}
+    chosen["estimator"] = estimator(config["estimator"])
+    rest = {k: v for k, v in arguments(node).items() if k not in names}
+    plan: Experiment = locate(node["_target_"])(settings_of(config, where, **chosen), **rest)
+    wanted, finished = cells(plan.settings), []
+    started = time.perf_counter()
+    with tqdm(total=len(wanted), desc=plan.name, unit="matrix", disable=None, dynamic_ncols=True) as bar:
+        for cell in wanted:
+            bar.set_postfix_str(cell.key, refresh=True)
+            result = state.load_cell(cell.key)
+            if result is None:
+                result = run_cell(cell, plan.settings, state)
+                state.save_cell(result)
+            finished.append(result)
+            bar.update(1)
+    outcome = conclude(plan, finished)
+    spent = {**outcome.result.cost, "wall_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
+    spent["seconds"] += spent["training_seconds"]
+    report = compose.experiment(
+        outcome,
+        metrics=config["analysis"]["metrics"],
+        headline=node.get("headline", ()),
+        headline_metric=node.get("headline_metric", "effective_rank"),
+        alpha_curve=config["analysis"]["alpha_curve"],
+        config=_shown(config),
+        environment=about,
+        cost=spent,
+    )
+    for result in finished:
+        result.spectrum.save(folder / f"spectrum-{result.cell.key}.npz")
+    extra = {"cells": [_cell_record(result) for result in finished]}
+    return _write(folder, config, report, *_experiment_numbers(outcome), extra)
+
+
+def _cell_record(result: CellResult) -> dict[str, Any]:
+    """One matrix of one network: enough for `spectral-report` to find and label it."""
+    return {
+        "spectrum": f"spectrum-{result.cell.key}.npz",
+        "matrix": result.cell.matrix.name,
+        "condition": result.cell.condition.name,
+        "seed": result.cell.seed,
+        "metrics": result.metrics,
+        "test_accuracy": result.test_accuracy,
+        "trained": None if result.trained is None else result.trained.to_dict(history=False),
+    }
+
+
+def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(metrics, estimates): means per matrix, metric and condition; the same with errors, seeds and effect sizes."""
+    metrics: dict[str, Any] = {}
+    estimates: dict[str, Any] = {}
+    for row in outcome.result.rows:
+        means, details = {}, {}
+        for condition, numbers in row.values.items():
+            value, sd = tables.mean_and_error(numbers, row.errors[condition])
+            seeds = sum(math.isfinite(v) for v in numbers)
+            means[condition] = value
+            stderr = sd / math.sqrt(seeds) if seeds > 1 else sd
+            details[condition] = {"value": value, "stderr": stderr, "values": numbers, "errors": row.errors[condition]}
+        for effect in row.effects:
+            details[f"{effect.a}-{effect.b}"] = {"d": effect.d, "lower": effect.lower, "upper": effect.upper}
+        metrics.setdefault(row.matrix, {})[row.metric] = means
+        estimates.setdefault(row.matrix, {})[row.metric] = details
+    return metrics, estimates
+
+
+def _single(config: dict[str, Any], folder: Path, state: State, where: str, about: dict[str, Any]) -> Path:
+    """Train (or not), one operator, one spectrum, its report."""
+    started, seed, node = time.perf_counter(), int(config["seed"]), config["operator"]
+    settings = settings_of(config, where)
+    problem = settings.problem(seed=seed).to(device=where)
+    training = config["training"]
+    noise = float(training["noise"])
+    name = "init" if not training["enabled"] else {0.0: "true", 1.0: "random"}.get(noise, f"noise{100 * noise:g}")
+    cell = Cell(seed, Condition(name, noise if training["enabled"] else None), Matrix("matrix", "logits", "train"))
+    model, snapshot = network(cell, settings, problem, state)
+    trained = None if snapshot is None else snapshot.trained
+    accuracy = evaluate(model, problem.x_test, problem.y_test)[1] if len(problem.x_test) else math.nan
+    kept = state.load_spectrum("spectrum")
+    if kept is None:
+        found = _measure(config, settings, problem, model.to(settings.dtype), snapshot, state)
+        state.save_spectrum("spectrum", *found)
+        kept = found
+    spectrum, numbers = kept
+    spectrum.save(folder / "spectrum.npz")
+    seconds = time.perf_counter() - started
+    spent = {
+        "products": spectrum.products,
+        "epochs": spectrum.epochs,
+        "seconds": seconds,
+        "training_epochs": 0 if trained is None else trained.epochs,
+        "peak_bytes": peak_bytes(),
+    }
+    chosen = config.get("choices", {})
+    title = " · ".join(str(chosen[k]) for k in ("operator", "model", "data") if k in chosen) or node["_target_"]
+    report = compose.single(
+        spectrum, numbers, matrix=title, condition=name, seed=seed, trained=trained, test_accuracy=accuracy,
+        metrics=config["analysis"]["metrics"], alpha_curve=config["analysis"]["alpha_curve"], config=_shown(config),
+        environment=about, cost=spent,
+    )  # fmt: skip
+    metrics = {k: v for k, v in numbers.items() if not k.endswith("_stderr")}
+    estimates = {k: {"value": v, "stderr": numbers.get(f"{k}_stderr", math.nan)} for k, v in metrics.items()}
+    plain = None if trained is None else trained.to_dict(history=False)
+    cell_record = {
+        "spectrum": "spectrum.npz", "matrix": title, "condition": name, "seed": seed, "metrics": numbers,
+        "test_accuracy": accuracy, "trained": plain,
+    }  # fmt: skip
+    return _write(folder, config, report, metrics, estimates, {"cells": [cell_record]})
+
+
+def _measure(
+    config: dict[str, Any], settings: Settings, problem: Problem, model: nn.Module, snapshot: Any, state: State
+) -> tuple[Spectrum, dict[str, float]]:
+    """The spectrum of the operator that the configuration names, and its metrics."""
+    node = config["operator"]
+    x, y = problem.split(node["split"])
+    count = len(x) if node["samples"] is None else min(int(node["samples"]), len(x))
+    x, y = x[:count].to(settings.dtype), y[:count]
+    A = locate(node["_target_"])(model=model, data=batches(x, y, settings.batch_size), **arguments(node))
+    estimate = estimator(config["estimator"], int(config["seed"]))
+    if locate(config["estimator"]["_target_"]) is spectral.slq:
+        estimate = partial(estimate, checkpoint=state.path("probes.npz"))
+    spectrum = estimate(A)
+    top = config["analysis"]["top"] or problem.classes
+    numbers = summary(spectrum, top=min(int(top), spectrum.dim))
+    if node.get("wrt") == "params" and node.get("of") in ("logits", "probs") and A.shape[0] <= 4000:
+        aligned = label_alignment(A, y)
+        numbers |= {"true_label_alignment": aligned.own_label, "true_label_alignment_stderr": 0.0}
+    return spectrum, numbers
+
+
+def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as it stands in result.json and on the page."""
+    return {key: value for key, value in config.items() if key != "resume"}
+
+
+def _write(
+    folder: Path,
+    config: dict[str, Any],
+    report: Report,
+    metrics: dict[str, Any],
+    estimates: dict[str, Any],
+    extra: dict[str, Any],
+) -> Path:
+    """result.json, pictures, page and the table on the terminal; the last line names what to open."""
+    result = {
+        "config": _shown(config),
+        "environment": report.environment,
+        "cost": report.cost,
+        "metrics": metrics,
+        "estimates": estimates,
+        "title": report.title,
+        "question": report.question,
+        **extra,
+    }
+    last = folder / "result.json"
+    atomic_write(last, json.dumps(plain(result), indent=1, allow_nan=False).encode())
+    shown = [row for row in report.rows if row.matrix in report.headline] or report.rows
+    print(f"{report.title}: {report.question}\n")
+    print(tables.text_table(shown, report.labels) + "\n")
+    for fact in report.facts:
+        print(fact)
+    for sentence in page.findings(report):
+        print("- " + page.as_text(sentence))
+    pictures = page.draw(report) if config["output"]["figures"] or config["output"]["report"] else {}
+    if config["output"]["figures"]:
+        page.save_pictures(folder, pictures)
+    if config["output"]["report"]:
+        last = page.write(folder / "report.html", report, pictures)
+    cost = report.cost
+    memory = float(cost["peak_bytes"]) / 2**20
+    spent = f"{cost['products']:.0f} products, {cost['epochs']:.1f} epochs, {page.seconds(cost['seconds'])}, {memory:.0f} MiB"
+    print(f"\ncost: {spent}\n{'report' if config['output']['report'] else 'result'}: {last}", flush=True)
+    return last
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON data: numpy numbers as Python's, numbers that JSON has not (nan, inf) as null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -1,0 +1,159 @@
+"""The report: numbers with their digits, tables, sentences and pictures from spectra whose answer is known."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from spectral.report import Curve, Line, Report, Row, conditions_of, figures, page, tables
+from spectral.spectrum import Spectrum
+
+SCALE = {"init": 1.0, "true": 3.0, "random": 30.0}
+
+
+def spectra() -> list[Curve]:
+    """Three conditions and two seeds of a log-uniform spectrum of 40 eigenvalues with ten zeros."""
+    return [
+        Curve("matrix", name, seed, Spectrum.from_eigenvalues(scale * np.geomspace(1e-3, 1 + seed, 40), zeros=10))
+        for name, scale in SCALE.items()
+        for seed in (0, 1)
+    ]
+
+
+def rows() -> list[Row]:
+    zero = dict.fromkeys(SCALE, (0.0, 0.0))
+    apart = {"init": (30.0, 31.0), "true": (10.0, 11.0), "random": (20.0, 22.0)}
+    mixed = {"init": (1.0, 2.0), "true": (1.0, 4.0), "random": (2.0, 3.0)}
+    return [
+        Row("matrix", "effective_rank", apart, zero, (-6.6, -12.0, -1.0), True),
+        Row("matrix", "alpha", mixed, zero, (0.0, -2.0, 2.0), False),
+    ]
+
+
+@pytest.fixture
+def report() -> Report:
+    x = np.linspace(0, 1, 5)
+    return Report(
+        title="A title <with> marks",
+        question="A question?",
+        curves=spectra(),
+        rows=rows(),
+        headline=("matrix",),
+        headline_metric="effective_rank",
+        alignment=[Line("matrix", "true", 0, x, x)],
+        losses=[Line("loss", "true", 0, x + 1, np.exp(-x))],
+        training=[{"condition": "true", "seed": 0, "reached target": True, "target loss": 1e-3}],
+        config={"seed": 0, "model": {"kind": "mlp"}},
+        cost={"products": 12, "epochs": 3.5, "seconds": 75.0, "peak_bytes": 2**28},
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (3.14159, 0.0123, "3.142 ± 0.012"),
+        (351234.0, 1200.0, "(3.512 ± 0.012)e5"),
+        (1.5e-7, 2e-8, "(1.50 ± 0.20)e-7"),
+        (12.3456, 0.0, "12.35"),
+        (0.0, 0.0, "0.000"),
+        (2.0, math.nan, "2.000 ± ?"),
+        (math.nan, 1.0, "–"),
+        (0.4, 123.0, "0 ± 123"),
+        (-2.5, 0.25, "-2.50 ± 0.25"),
+    ],
+)
+def test_digits_follow_the_error(value: float, error: float, text: str) -> None:
+    assert tables.with_error(value, error) == text
+
+
+def test_error_of_several_seeds_is_their_standard_deviation_and_of_one_its_own() -> None:
+    assert tables.mean_and_error((1.0, 3.0, math.nan), (9.0, 9.0, 9.0)) == (2.0, math.sqrt(2))
+    assert tables.mean_and_error((1.0,), (0.5,)) == (1.0, 0.5)
+    assert math.isnan(tables.mean_and_error((math.nan,), (0.5,))[0])
+
+
+def test_conditions_come_in_the_order_of_the_question() -> None:
+    assert conditions_of([Row("m", "x", {"random": (1.0,), "other": (1.0,), "init": (1.0,)}, {})]) == [
+        "init",
+        "random",
+        "other",
+    ]
+
+
+def test_density_counts_every_eigenvalue_once() -> None:
+    """The integral of eigenvalues per decade over decades is their number, zeros left out."""
+    spectrum = spectra()[0].spectrum
+    grid = np.geomspace(1e-5, 1e2, 4000)
+    value, lower, upper = figures.per_decade(spectrum, grid)
+    assert np.trapezoid(value, np.log10(grid)) == pytest.approx(40, rel=1e-3)
+    assert (lower <= value + 1e-12).all() and (value <= upper + 1e-12).all()
+
+
+def test_zero_matrix_and_negative_eigenvalues_draw() -> None:
+    curves = [
+        Curve("zero", "true", 0, Spectrum.from_eigenvalues([0.0, 0.0], zeros=3)),
+        Curve("negative", "true", 0, Spectrum.from_eigenvalues([-2.0, -1.0, 4.0])),
+    ]
+    picture = page.draw(Report("t", "q", curves, []))["landscape"]
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_text_and_html_table_say_the_same() -> None:
+    text, markup = tables.text_table(rows(), {}), tables.html_table(rows(), {}, {})
+    for cell in ("10.50 ± 0.71", "21.0 ± 1.4", "−6.6 [−12.0, −1.0]", "yes", "no"):
+        assert cell in text and cell in markup
+
+
+def test_findings_name_what_separates_and_what_does_not(report: Report) -> None:
+    first, last = page.findings(report)
+    assert "effective rank" in first and "smaller with true labels" in first and "1 of 1 matrix" in first
+    assert "overlap" in last and "alpha" in last
+    assert "<" not in page.as_text(first)
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_page_is_self_contained_and_complete(report: Report, tmp_path) -> None:
+    text = page.write(tmp_path / "report.html", report).read_text(encoding="utf-8")
+    parser = _Links()
+    parser.feed(text)
+    assert parser.sources and all(source.startswith("data:image/png;base64,") for source in parser.sources)
+    assert "script" not in parser.tags and "link" not in parser.tags
+    assert base64.b64decode(parser.sources[0].partition(",")[2]).startswith(b"\x89PNG")
+    assert "A title &lt;with&gt; marks" in text and "A question?" in text
+    for words in (
+        "How to read",
+        "What separates",
+        "The numbers",
+        "What it cost",
+        "1 min 15 s",
+        "256 MiB",
+        "model.kind",
+    ):
+        assert words in text
+    assert "10 of 50" in text  # the known zeros
+    assert "smallest to largest of the seeds" in text  # what the band is
+    for picture in ("landscape", "cdf", "effects", "alignment", "training"):
+        assert re.search(f'alt="{picture}"', text)
+
+
+def test_drawing_leaves_pyplot_alone(report: Report) -> None:
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    page.draw(report)
+    assert plt.get_fignums() == before

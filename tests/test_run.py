@@ -1,0 +1,236 @@
+"""The command: what it writes, what it refuses and how it says so, and that a resumed run is the uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spectral import run
+from spectral.__main__ import main, sentence, with_default
+from spectral.spectrum import Spectrum
+
+TINY = ["data.train=40", "data.test=20", "model.options.widths=[8]", "training.options.max_epochs=15"]
+SINGLE = [*TINY, "operator=input_stacked", "output=numbers"]
+EXPERIMENT = [
+    *TINY, "experiment=real_vs_random", "experiment.seeds=[0,1]", "experiment.kinds=[stacked,ntk]",
+    "experiment.outputs=[logits]", "experiment.splits=[train]", "experiment.ntk_samples=10", "output=numbers",
+]  # fmt: skip
+
+
+def spectral(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("HYDRA_FULL_ERROR", None)
+    return subprocess.run(
+        [sys.executable, "-m", "spectral", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An unrelated folder to call the command in, with process-wide settings put back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    before = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, before)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """The command in this process."""
+    monkeypatch.setattr(sys, "argv", ["spectral", *arguments])
+    main()
+
+
+def results(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("result.json"))
+
+
+def test_a_single_spectrum_from_an_unrelated_folder(tmp_path: Path) -> None:
+    done = spectral(*SINGLE, "output=default", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # quiet when not a terminal
+    (path,) = results(tmp_path)
+    assert done.stdout.splitlines()[-1] == f"report: {path.parent / 'report.html'}"
+    assert {"report.html", "landscape.png", "cdf.png", "spectrum.npz"} <= {p.name for p in path.parent.iterdir()}
+    result = json.loads(path.read_text())
+    assert {"config", "environment", "cost", "metrics", "estimates"} <= set(result)
+    assert {"products", "epochs", "seconds", "peak_bytes"} <= set(result["cost"])
+    assert result["config"]["data"]["train"] == 40
+    values, counts = Spectrum.load(path.parent / "spectrum.npz").points()
+    assert result["metrics"]["trace"] == pytest.approx(values @ counts)
+    assert result["estimates"]["trace"]["stderr"] == 0  # exact
+    assert "±" in done.stdout and "effective rank" in done.stdout
+
+
+def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
+    done = spectral("model=transformer", folder=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "spectral: There is no model=transformer; model is one of cnn, mlp, resnet.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model.options.widhts=[3]"], "did you mean widths?"),
+        (["sede=1"], "did you mean seed?"),
+        (["experiment=fun"], "experiment is one of depth_sweep"),
+        (["operator._target_=os.system"], "'os.system' is not allowed"),
+        (["operator._target_=spectral.run.os.system"], "is not allowed"),
+        (["operator=loss_gradients", "operator.loss._target_=torch.load"], "'torch.load' is not allowed"),
+        (["+hydra.callbacks.x._target_=subprocess.run"], "'subprocess.run' is not allowed"),
+        (["data=file"], "data.path must be given"),
+        (["data=file", "data.path=nowhere.npz"], "nowhere.npz does not exist"),
+        (["model=cnn", "data.image=false"], "image=True"),
+        (["model=resnet", "model.options.depth=21"], "nearest allowed depths"),
+        (["estimator.method=magic"], "use one of auto"),
+        (["model=mlp", "what"], "write KEY=VALUE"),
+        (["seed=3"], "experiment.seeds"),
+        (["operator=input_stacked", "operator.split=all"], "use 'train' or 'test'"),
+    ],
+)
+def test_errors_say_what_to_do(here: Path, monkeypatch, capsys, arguments: list[str], said: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *arguments, "training=none") if arguments[0].startswith("operator=input") else call(
+            monkeypatch, *arguments
+        )
+    shown = capsys.readouterr()
+    assert stop.value.code == 2
+    assert said in shown.err and shown.err.startswith("spectral: ") and shown.err.count("\n") == 1
+    assert "Traceback" not in shown.err
+
+
+def test_full_error_shows_the_exception(here: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="use one of auto"):
+        call(monkeypatch, *SINGLE, "estimator.method=magic")
+
+
+def test_no_target_outside_our_own_is_located() -> None:
+    for target in ("spectral.esd", "spectral.Jacobian", "spectral.landscape.problems.digits", "torch.nn.MSELoss"):
+        assert callable(run.locate(target))
+    for target in (
+        "os.system", "torch.load", "builtins.eval", "spectral", "spectral.run.Path", "spectral.run.torch.load",
+        "spectral.run.partial", "torch.nn.Module.load_state_dict", "torch.nn.init", "spectral.run._measure", "spectral.nothing",
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="_target_"):
+            run.locate(target)
+    with pytest.raises(ValueError, match="not allowed"):
+        run.check_targets({"a": [{"b": {"_target_": "os.remove"}}]})
+
+
+def test_the_flagship_is_run_unless_a_part_is_named() -> None:
+    assert with_default([]) == ["experiment=real_vs_random"]
+    assert with_default(["-m", "experiment.seeds=[0]"])[-1] == "experiment=real_vs_random"
+    assert with_default(["model=cnn"]) == ["model=cnn"]
+    assert with_default(["training.noise=1"]) == ["training.noise=1"]
+    assert with_default(["experiment=depth_sweep", "model=cnn"]) == ["experiment=depth_sweep", "model=cnn"]
+
+
+def test_an_error_without_a_full_stop_becomes_a_sentence() -> None:
+    assert sentence(KeyError("no such\n thing"), []) == "no such thing."
+
+
+def comparable(path: Path) -> dict:
+    """metrics and estimates, which must not depend on when or how often a run was interrupted."""
+    result = json.loads(path.read_text())
+    return {key: result[key] for key in ("metrics", "estimates")}
+
+
+def test_an_interrupted_experiment_goes_on_to_the_same_numbers(here: Path, monkeypatch, capsys) -> None:
+    real, calls = run.run_cell, []
+
+    def third_time_killed(*arguments, **options):
+        if len(calls) == 3:
+            raise KeyboardInterrupt("SIGTERM")
+        calls.append(arguments)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(run, "run_cell", third_time_killed)
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *EXPERIMENT)
+    said = capsys.readouterr().err
+    assert stop.value.code == 143 and "resume=true" in said and "finished parts" in said
+    assert not results(here)
+
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(run, "run_cell", counted)
+    call(monkeypatch, *EXPERIMENT, "resume=true")
+    assert len(calls) == 12  # 2 seeds x 3 conditions x 2 matrices, none of them twice
+    call(monkeypatch, *EXPERIMENT)  # afresh
+    assert len(calls) == 24
+    resumed, whole = results(here)
+    assert comparable(resumed) == comparable(whole)
+    for name in (p.name for p in whole.parent.glob("spectrum-*.npz")):
+        a, b = Spectrum.load(resumed.parent / name), Spectrum.load(whole.parent / name)
+        assert np.array_equal(a.points()[0], b.points()[0])
+
+
+def test_damaged_or_foreign_state_is_an_error(here: Path, monkeypatch, capsys) -> None:
+    call(monkeypatch, *SINGLE)
+    (spectrum,) = here.glob("outputs/state/*/spectrum.npz")
+    content = spectrum.read_bytes()
+    spectrum.write_bytes(content[: len(content) // 2])
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *SINGLE, "resume=true")
+    assert stop.value.code == 2 and "damaged" in capsys.readouterr().err
+    spectrum.write_bytes(content)
+    record = spectrum.with_suffix(".json")
+    plain = json.loads(record.read_text())
+    record.write_text(json.dumps({**plain, "of": "0" * 16}))
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *SINGLE, "resume=true")
+    assert stop.value.code == 2 and "another configuration" in capsys.readouterr().err
+
+
+def test_other_settings_never_share_state(here: Path, monkeypatch) -> None:
+    call(monkeypatch, *SINGLE)
+    call(monkeypatch, *SINGLE, "seed=1", "resume=true")
+    first, second = results(here)
+    assert comparable(first) != comparable(second)
+    assert len(list(here.glob("outputs/state/*"))) == 2
+
+
+def test_sigterm_leaves_a_state_that_resumes(tmp_path: Path) -> None:
+    """A real signal to a real process, in the middle of a long training."""
+    arguments = [*SINGLE, "training.options.max_epochs=100000", "training.options.target_loss=1e-30"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spectral", *arguments], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("outputs/*/*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert said.startswith("spectral: Interrupted") and said.count("\n") == 1
+
+
+def test_own_arrays_from_a_file(here: Path, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(here / "mine.npz", x=rng.normal(size=(60, 5)), y=np.arange(60) % 3)
+    call(
+        monkeypatch,
+        *"data=file",
+        "data.path=mine.npz",
+        "data.train=40",
+        "data.test=20",
+        "training=none",
+        "operator=input_stacked",
+        "output=numbers",
+    )
+    (path,) = results(here)
+    result = json.loads(path.read_text())
+    assert result["metrics"]["dim"] == 5 and result["cells"][0]["condition"] == "init"
