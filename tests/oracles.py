@@ -4,11 +4,13 @@ forward-mode AD, no functional_call, nothing that the package uses."""
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -270,3 +272,9 @@ CASES = {
 
 def logits(model: nn.Module, single: Any) -> torch.Tensor:
     return model(single if isinstance(single, torch.Tensor) else single[0])
+
+
+def random_states() -> tuple[Any, ...]:
+    """The global random states of python, numpy and torch, comparable."""
+    legacy = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), legacy[1].tolist(), legacy[2:], torch.get_rng_state().tolist()

@@ -364,6 +364,12 @@ class Network:
         if not torch.isfinite(z).all():
             culprit = "the model returns" if _finite(batch) else "the data hold"
             raise ValueError(f"{culprit} NaN or infinity in batch {index}; remove those samples or mend the model.")
+        if index == 0:
+            again = self.function(batch)(*self.primals(batch))
+            if (z - again).norm() > 1e3 * arrays.machine_epsilon(z.dtype) ** 0.75 * z.norm():
+                raise ValueError(
+                    "two forward passes of one batch differ: the model is random in eval mode; remove the noise."
+                )
         return z
 
     # Functions -------------------------------------------------------------------------------------------------------

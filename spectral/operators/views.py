@@ -41,7 +41,9 @@ class Dense(Operator):
         return self.matrix @ V
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        return self.matrix.T @ U
+        if self.matrix.layout in (torch.strided, torch.sparse_coo):
+            return self.matrix.T @ U
+        return (U.T @ self.matrix).T  # torch has no transpose of a compressed sparse matrix
 
 
 def _is_symmetric(matrix: torch.Tensor) -> bool:
@@ -57,7 +59,9 @@ class Host(Operator):
 
     def __init__(self, matrix: Any, dtype: torch.dtype) -> None:
         super().__init__(tuple(matrix.shape), dtype, "cpu")
-        self.matrix = matrix.tocsr() if scipy.sparse.issparse(matrix) and matrix.format in ("lil", "dok") else matrix
+        self.matrix = (
+            matrix.tocsr() if scipy.sparse.issparse(matrix) and matrix.format in ("lil", "dok", "dia") else matrix
+        )
         if scipy.sparse.issparse(matrix):
             matrix = self.matrix
             if not np.isfinite(matrix.data).all():

@@ -1,0 +1,348 @@
+"""A sweep leaves no trace, sees one fixed data set, and says in one sentence what it cannot read."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from oracles import CASES, dense_jacobian, logits, random_states
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import spectral
+
+
+def traces(model):
+    """Everything about a model and the process that a sweep may not change."""
+    return (
+        [m.training for m in model.modules()],
+        [(name, b.tolist(), id(b), b._version) for name, b in model.named_buffers()],
+        [(name, p.tolist(), id(p), p._version, p.requires_grad, p.grad) for name, p in model.named_parameters()],
+        random_states(),
+        torch.is_grad_enabled(),
+        torch.backends.mha.get_fastpath_enabled(),
+        torch.backends.cuda.flash_sdp_enabled(),
+    )
+
+
+class Counting(nn.Module):
+    """Writes into its buffer also in eval mode, and reads it: each batch must see the value handed in."""
+
+    def __init__(self, fail_at=None):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.fail_at, self.forwards = fail_at, 0
+
+    def forward(self, x):
+        self.calls += 1
+        z = self.layer(x) * self.scale.clone()
+        self.scale.mul_(2)
+        self.forwards += 1
+        if self.forwards == self.fail_at:
+            raise KeyError("a failure in the middle of a sweep")
+        return z
+
+
+def use(J):
+    J @ torch.ones(J.shape[1], 2).to(J.dtype)
+    J.T @ torch.ones(J.shape[0]).to(J.dtype)
+    J.gram("right") @ torch.ones(J.shape[1]).to(J.dtype)
+    J.squared_norms(), J.squared_norms(exact=False), J.identity(), J.describe()
+
+
+# No trace ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("wrt", ["params", "inputs"])
+@pytest.mark.parametrize("name", ["batch-norm", "attention", "encoder-layer", "checkpointed", "frozen-parameter"])
+def test_sweep_leaves_no_trace(name, wrt):
+    case = CASES[name]
+    model = case.network().train()
+    list(model.modules())[-1].eval()  # mixed modes are handed back module by module
+    before = traces(model)
+    use(spectral.Jacobian(model, case.batches(), wrt=wrt))
+    assert traces(model) == before
+
+
+def test_gradients_already_there_stay():
+    case = CASES["mlp"]
+    model = case.network()
+    kept = torch.full_like(model[0].weight, 3.0)
+    model[0].weight.grad = kept
+    use(spectral.Jacobian(model, case.batches()))
+    assert model[0].weight.grad is kept and float(kept.min()) == float(kept.max()) == 3.0
+
+
+def test_buffers_written_in_eval_mode_are_as_before_in_every_batch():
+    model, x = Counting().double(), torch.randn(5, 3).double()
+    before = traces(model)
+    J = spectral.Jacobian(model, [x[:2], x[2:]])
+    D = dense_jacobian(nn.Sequential(model.layer), [x], logits)
+    for _ in range(2):
+        assert torch.allclose(J @ torch.eye(8).double(), D) and torch.allclose(J.T @ torch.eye(10).double(), D.T)
+    use(J)
+    assert traces(model) == before
+
+
+@pytest.mark.parametrize("fail_at", [1, 2, 4, 6, 9])
+def test_failure_in_the_middle_leaves_no_trace_while_the_exception_lives(fail_at):
+    model, x = Counting(fail_at).double(), torch.randn(5, 3).double()
+    before = traces(model)
+    with pytest.raises(KeyError) as kept:
+        use(spectral.Jacobian(model, [x[:2], x[2:]], engine="fresh"))
+    assert kept.value.args and traces(model) == before
+
+
+@pytest.mark.parametrize("action", ["product", "transposed", "normal", "norms", "probed"])
+def test_failing_loader_leaves_no_trace(action):
+    class Loader:
+        fail = False
+
+        def __iter__(self):
+            yield torch.ones(2, 3)
+            if self.fail:
+                raise OSError("the disk is gone")
+            yield torch.ones(1, 3)
+
+    model, loader = CASES["unused-parameter"].network(torch.float32), Loader()
+    before = traces(model)
+    J = spectral.Jacobian(model, loader)
+    loader.fail = True
+    run = {
+        "product": lambda: J @ torch.ones(10),
+        "transposed": lambda: J.T @ torch.ones(6),
+        "normal": lambda: J.gram("right") @ torch.ones(10),
+        "norms": lambda: J.squared_norms(),
+        "probed": lambda: J.squared_norms(exact=False),
+    }[action]
+    with pytest.raises(OSError, match="disk") as kept:
+        run()
+    assert kept.value.args and traces(model) == before
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_generators_of_a_loader_are_handed_back(own, workers):
+    case = CASES["mlp"]
+    generator = torch.Generator().manual_seed(3) if own else None
+    loader = DataLoader(
+        TensorDataset(*case.data(7)), batch_size=2, shuffle=True, generator=generator, num_workers=workers
+    )
+    model = case.network()
+    before, private = traces(model), generator.get_state().tolist() if own else None
+    J = spectral.Jacobian(model, loader)
+    assert traces(model) == before
+    if not workers:
+        use(J)
+    J @ torch.ones(31).double()
+    assert traces(model) == before and (not own or generator.get_state().tolist() == private)
+
+
+def test_tied_weights_count_once_and_stay_tied():
+    case = CASES["tied"]
+    model = case.network()
+    assert spectral.Jacobian(model, case.batches()).shape[1] == 5 * 3 + 9 + 3
+    assert model.head.weight is model.embed.weight
+
+
+# One data set --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("own", [False, True])
+def test_shuffling_loader_gives_one_order(own):
+    case = CASES["mlp"]
+    generator = torch.Generator().manual_seed(3) if own else None
+    loader = DataLoader(TensorDataset(*case.data(9)), batch_size=4, shuffle=True, generator=generator)
+    J = spectral.Jacobian(case.network(), loader)
+    v, u = torch.randn(31).double(), torch.randn(27).double()
+    a = J @ v
+    list(loader), torch.rand(3)  # the user goes on with his own sweeps
+    assert torch.equal(J @ v, a) and abs(float(a @ u - v @ (J.T @ u))) < 1e-12
+
+
+def test_augmentation_from_the_global_generators_is_replayed():
+    class Noisy(Dataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, i):
+            return torch.full((3,), float(i)) + torch.randn(3) + random.random() + np.random.rand()  # noqa: NPY002
+
+    J = spectral.Jacobian(nn.Linear(3, 2), DataLoader(Noisy(), batch_size=2))
+    v = torch.ones(8)
+    assert torch.equal(J @ v, J @ v)
+
+
+class Drifting:
+    """Batches with an own counter: batch `index` changes with every sweep, in one column of the images."""
+
+    def __init__(self, change):
+        self.sweep, self.change = 0, change
+
+    def __iter__(self):
+        self.sweep += 1
+        batches = [torch.zeros(64, 28, 28) for _ in range(3)]
+        batches[1] = self.change(batches[1], self.sweep)
+        return iter(batches)
+
+
+CHANGES = {
+    "column": lambda x, sweep: x.index_fill(2, torch.tensor([13]), float(sweep)),
+    "tuple": lambda x, sweep: (x, {"deep": [torch.tensor(float(sweep))]}),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_random_augmentation_names_the_batch(kind):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 1))
+    J = spectral.Jacobian(model, Drifting(CHANGES[kind]))
+    with pytest.raises(ValueError, match=r"batch 1 is not what it was in the first sweep.*no random augmentation"):
+        J @ torch.ones(785)
+    model_is_whole = all(m.training for m in model.modules())
+    assert model_is_whole
+
+
+@pytest.mark.parametrize("later", [1, 3])
+def test_another_number_of_batches_is_one_sentence(later):
+    class Growing:
+        length = 2
+
+        def __iter__(self):
+            return iter([torch.ones(2, 3)] * self.length)
+
+    data = Growing()
+    J = spectral.Jacobian(nn.Linear(3, 1), data)
+    data.length = later
+    with pytest.raises(
+        ValueError, match=r"the data held 2 batches in the first sweep and 1 now|batch 2 is not what it was"
+    ):
+        J @ torch.ones(4)
+
+
+# One sentence --------------------------------------------------------------------------------------------------------
+x32 = torch.ones(2, 3)
+DATA = {
+    "generator": (lambda: (x32 for _ in range(2)), TypeError, r"a generator that can be read only once.*pass a list"),
+    "map": (lambda: map(abs, [x32]), TypeError, r"a map that can be read only once"),
+    "tensor": (lambda: x32, TypeError, r"data is one Tensor.*\[data\] for one"),
+    "array": (lambda: np.ones((2, 3)), TypeError, r"data is one ndarray"),
+    "mapping": (lambda: {"x": x32}, TypeError, r"data is one dict"),
+    "tuple": (lambda: (x32, x32), TypeError, r"tuple of tensors.*pass \[\(x, y\)\]"),
+    "number": (lambda: 3, TypeError, r"data is a int.*iterable of batches"),
+    "dataset": (lambda: TensorDataset(x32), TypeError, r"TensorDataset of single samples.*DataLoader"),
+    "empty": (list, ValueError, r"data holds no batches"),
+    "arrays": (lambda: [np.ones((2, 3))], TypeError, r"a batch is a ndarray that holds no tensor"),
+    "strings": (lambda: [("a", "b")], TypeError, r"a batch is a tuple that holds no tensor"),
+    "nan": (lambda: [x32, x32 * torch.nan], ValueError, r"the data hold NaN or infinity in batch 1"),
+    "infinity": (lambda: [x32, x32, x32 / 0], ValueError, r"the data hold NaN or infinity in batch 2"),
+    "double": (lambda: [x32.double()], TypeError, r"batch 0 holds torch.float64, but the model is torch.float32"),
+}
+
+
+@pytest.mark.parametrize("wrt", ["params", "inputs"])
+@pytest.mark.parametrize("kind", DATA)
+def test_data_that_cannot_be_read_is_one_sentence(kind, wrt):
+    make, error, words = DATA[kind]
+    model = nn.Linear(3, 2)
+    before = traces(model)
+    with pytest.raises(error, match=words) as caught:
+        spectral.Jacobian(model, make(), wrt=wrt)
+    assert "\n" not in str(caught.value) and traces(model) == before
+
+
+def test_nan_of_the_model_is_told_from_nan_of_the_data():
+    class Log(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return (self.w * x).log()
+
+    with pytest.raises(ValueError, match=r"the model returns NaN or infinity in batch 1"):
+        spectral.Jacobian(Log(), [x32, -x32])
+
+
+def test_integer_inputs_have_no_derivative():
+    case = CASES["tied"]
+    with pytest.raises(TypeError, match=r"the inputs are torch.int64, which has no derivative"):
+        spectral.Jacobian(case.network(), case.batches(), wrt="inputs")
+
+
+def test_inputs_of_two_shapes_are_one_sentence():
+    with pytest.raises(ValueError, match=r"inputs of one shape, but batch 1 has \(4, 3\) after \(2, 3\)"):
+        spectral.Jacobian(nn.Linear(3, 2), [torch.ones(2, 2, 3), torch.ones(2, 4, 3)], wrt="inputs")
+
+
+def test_mapping_without_an_input_names_its_keys():
+    with pytest.raises(ValueError, match=r"finds no inputs among the keys picture, y"):
+        spectral.Jacobian(
+            nn.Linear(3, 2), [{"picture": x32, "y": x32}], wrt="inputs", forward=lambda m, b: m(b["picture"])
+        )
+
+
+def test_model_without_parameters():
+    with pytest.raises(ValueError, match=r"no parameter that requires a gradient; name some with params="):
+        spectral.Jacobian(nn.Tanh(), [x32])
+    frozen = nn.Linear(3, 2).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"no parameter that requires a gradient"):
+        spectral.Jacobian(frozen, [x32])
+    assert spectral.Jacobian(frozen, [x32], params=["*"]).shape == (4, 8)
+    assert spectral.Jacobian(nn.Tanh(), [x32.double()], wrt="inputs").dtype == torch.float64
+    with pytest.raises(TypeError, match=r"the model or its inputs are torch.int64"):
+        spectral.Jacobian(nn.Identity(), [x32.long()], wrt="inputs")
+
+
+def test_no_module_is_one_sentence():
+    with pytest.raises(TypeError, match=r"model is a function; pass a torch.nn.Module"):
+        spectral.Jacobian(lambda x: x, [x32])
+
+
+def test_parameters_of_two_kinds_are_one_sentence():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double())
+    with pytest.raises(TypeError, match=r"several kinds \(torch.float32 on cpu, torch.float64 on cpu\).*params="):
+        spectral.Jacobian(model, [x32])
+
+
+def test_batch_norm_without_statistics_is_refused():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False))
+    with pytest.raises(ValueError, match=r"1 is a BatchNorm1d without running statistics.*couples the samples"):
+        spectral.Jacobian(model, [x32])
+
+
+def test_random_model_is_refused():
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(2)
+
+    with pytest.raises(ValueError, match=r"random in eval mode; remove the noise"):
+        spectral.Jacobian(Noisy(3, 2), [x32])
+
+
+def test_probs_that_are_ambiguous_or_constant_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(2, 2, 2\) is ambiguous; pass a callable"):
+        spectral.Jacobian(nn.Linear(3, 2), [torch.ones(2, 2, 3)], of="probs")
+    with pytest.raises(ValueError, match=r"single logit is constant.*sigmoid"):
+        spectral.Jacobian(nn.Linear(3, 1), [x32], of="probs")
+
+
+def test_labels_of_a_mapping_are_not_handed_to_the_model():
+    class Strict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    model = Strict()
+    for key in ("labels", "label", "y", "targets"):
+        batch = {"x": x32, key: torch.tensor([0, 1])}
+        assert spectral.Jacobian(model, [batch], of="loss", loss=nn.CrossEntropyLoss()).shape == (2, 8)
+
+
+def test_copy_of_the_model_gives_the_same_matrix():
+    case = CASES["batch-norm"]
+    model, batches = case.network(), case.batches()
+    v = torch.randn(sum(p.numel() for p in model.parameters())).double()
+    a, b = (spectral.Jacobian(m, batches) @ v for m in (model, copy.deepcopy(model)))
+    assert torch.equal(a, b)
