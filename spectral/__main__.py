@@ -39,7 +39,8 @@ def config_folder() -> str:
 def main() -> None:
     """Entry point: compose, run, and turn every error into one sentence and exit status 2."""
     given = sys.argv[1:]
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    asked = os.environ.get("HYDRA_FULL_ERROR")
+    full = asked == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises instead of printing, and the sentence below is ours
     signal.signal(signal.SIGTERM, _terminate)
     warnings.filterwarnings("ignore", module="hydra")
@@ -57,6 +58,11 @@ def main() -> None:
         if full:
             raise
         _leave(sentence(problem, given), 2)
+    finally:
+        if asked is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = asked
 
 
 def task(config: DictConfig) -> None:

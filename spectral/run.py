@@ -69,7 +69,7 @@ def locate(target: str) -> Any:
     try:
         module = importlib.import_module(".".join(parts[:-1]))
     except ModuleNotFoundError as problem:
-        raise ValueError(f"_target_={target!r} does not exist: {problem}; look for a spelling mistake.") from problem
+        raise ValueError(refusal) from problem
     found = getattr(module, parts[-1], None)
     # what a module of ours has merely imported (os, torch.load, ...) is not ours
     if not callable(found) or not str(getattr(found, "__module__", "")).startswith("spectral."):

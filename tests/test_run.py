@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def spectral(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An unrelated folder to call the command in, with process-wide settings put back afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
@@ -145,7 +146,8 @@ def comparable(path: Path) -> dict:
 
 
 def test_an_interrupted_experiment_goes_on_to_the_same_numbers(here: Path, monkeypatch, capsys) -> None:
-    real, calls = run.run_cell, []
+    real = run.run_cell
+    calls: list[object] = []
 
     def third_time_killed(*arguments, **options):
         if len(calls) == 3:
@@ -223,7 +225,7 @@ def test_own_arrays_from_a_file(here: Path, monkeypatch) -> None:
     np.savez(here / "mine.npz", x=rng.normal(size=(60, 5)), y=np.arange(60) % 3)
     call(
         monkeypatch,
-        *"data=file",
+        "data=file",
         "data.path=mine.npz",
         "data.train=40",
         "data.test=20",

@@ -16,6 +16,7 @@ from spectral.landscape.training import Trained
 from spectral.spectrum import Spectrum
 
 from . import Curve, Line, Report, Row
+from .figures import DECADES
 
 KINDS = {
     "flattened": "input Jacobian, flattened",
@@ -182,7 +183,7 @@ def _alpha(curves: Sequence[Curve]) -> list[Line]:
     lines = []
     for curve in curves:
         found = power_law(curve.spectrum).curve
-        kept = np.isfinite(found.alpha) & (found.tail >= 10)
+        kept = np.isfinite(found.alpha) & (found.tail >= 10) & (found.xmin > 10.0**-DECADES * curve.spectrum.scale)
         if kept.sum() > 1:
             x, alpha, sigma = found.xmin[kept], found.alpha[kept], found.sigma[kept]
             lines.append(Line(curve.matrix, curve.condition, curve.seed, x, alpha, sigma))

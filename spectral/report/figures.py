@@ -206,7 +206,7 @@ def landscape(
     chosen = [curve for curve in curves if curve.matrix in shown]
     conditions = conditions_of(chosen)
     strips = {row.matrix: row for row in rows if row.metric == metric and row.matrix in shown}
-    figure, axes = _canvas(2 if strips else 1, max(len(shown), 1), 3.6, 3.5 if len(shown) > 1 else 4.4)
+    figure, axes = _canvas(2 if strips else 1, max(len(shown), 1), 3.6 if len(shown) > 1 else 6.4, 3.5)
     handles: dict[str, Artist] = {}
     for column, name in enumerate(shown):
         handles.update(draw_density(axes[0, column], [c for c in chosen if c.matrix == name], conditions))
@@ -266,7 +266,7 @@ def forest(rows: list[Row], labels: Mapping[str, str]) -> Figure:
     ax.set_xticks([t for t in (-100, -50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50, 100) if left <= t <= right])
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.set_xlabel("Cohen's d, true − random labels, with its 95 % interval", fontsize=9)
-    ax.set_title("blue dots: the two sets of seeds do not overlap · grey squares: they do", fontsize=9.5)
+    ax.set_title("blue: the same sign on every seed · grey: not on every seed", fontsize=9.5)
     return figure
 
 

@@ -166,7 +166,9 @@ def findings(report: Report) -> list[str]:
             mixed.append(name)
     sentences = [text for _, text in sorted(said, key=lambda pair: pair[0])]
     if mixed:
-        sentences.append(f"The seeds overlap in every matrix for: {html.escape(', '.join(mixed))}.")
+        sentences.append(
+            f"On no matrix do all seeds agree on the sign of the difference for: {html.escape(', '.join(mixed))}."
+        )
     return sentences
 
 
@@ -196,7 +198,7 @@ def seconds(value: float) -> str:
     """A duration as a person says it.
 
     >>> seconds(4.25), seconds(75), seconds(7300)
-    ('4.2 s', '1 min 15 s', '2 h 2 min')
+    ('4.2 s', '1 min 15 s', '2 h 1 min')
     """
     if value < 60:
         return f"{value:.1f} s"
