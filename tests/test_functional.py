@@ -85,6 +85,23 @@ def test_buffers_written_in_eval_mode_are_as_before_in_every_batch():
     assert traces(model) == before
 
 
+def test_buffers_written_under_activation_checkpointing_are_as_before():
+    class Bump(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return x.tanh()
+
+    case = CASES["checkpointed"]
+    model = case.network()
+    model.inner.append(Bump())
+    use(spectral.Jacobian(model, case.batches()))
+    assert float(model.inner[-1].calls) == 0
+
+
 @pytest.mark.parametrize("fail_at", [1, 2, 4, 6, 9])
 def test_failure_in_the_middle_leaves_no_trace_while_the_exception_lives(fail_at):
     model, x = Counting(fail_at).double(), torch.randn(5, 3).double()

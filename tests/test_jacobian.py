@@ -481,6 +481,18 @@ def test_activation_overwritten_in_place_is_refused():
                 product()
 
 
+@pytest.mark.parametrize("wrt", ["params", "inputs"])
+def test_rows_are_refused_where_samples_meet(wrt):
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x * x.square().mean(0)).sin()
+
+    J = spectral.Jacobian(Scaled(3, 2).double(), [torch.randn(4, 3).double()], wrt=wrt)
+    assert J.adjoint_error() < 1e-14
+    with pytest.raises(ValueError, match="samples of a batch meet in the model"):
+        J.squared_norms()
+
+
 def test_infinite_derivative_is_named():
     class Root(nn.Module):
         def forward(self, x):

@@ -277,6 +277,7 @@ class Network:
         self._read_parameters()
         self._buffers = {}
         before = _random_state(self.data)
+        held = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
         self.sweeps += 1
         with evaluation(self.model), torch.enable_grad(), _differentiable_kernels():
             _set_random_state(self.data, self.state)
@@ -284,6 +285,9 @@ class Network:
                 yield self._batches(fingerprints)
             finally:
                 _set_random_state(self.data, before)
+                for buffer, value in held:  # activation checkpointing runs forward again with the model's own buffers
+                    if not torch.equal(buffer, value):
+                        buffer.detach().copy_(value)
 
     def _batches(self, fingerprints: list[float] | None) -> Iterator[tuple[int, Any]]:
         known = self.survey.fingerprints if fingerprints is None else None

@@ -209,11 +209,25 @@ class Jacobian(Operator):
                     block = self._input_rows(self._linearise(batch), size)
                 else:
                     block = self._parameter_rows(index, batch, size)
+                if index == 0:
+                    self._check_rows(batch, block)
                 where = slice(self.starts[index], self.starts[index + 1])
                 yield (
                     where,
                     self._checked(block.reshape(where.stop - where.start, self.shape[1]).to(self.dtype), "e_i^T J"),
                 )
+
+    def _check_rows(self, batch: Any, block: torch.Tensor) -> None:
+        """A random combination of the rows is one ordinary VJP of the batch, unless the samples meet in the model."""
+        lin = engines.Fresh(self.network.function(batch), self.network.primals(batch))
+        u = probes.probe(0, 0, lin.output.numel(), device=self.device).to(lin.output.dtype)
+        expected = self._pull(lin, u.view_as(lin.output)).to(block.dtype)
+        error = block.reshape(len(u), -1).T @ u.to(block.dtype) - expected
+        if error.norm() > min(0.1, 1e3 * arrays.machine_epsilon(self.network.compute_dtype) ** 0.75) * expected.norm():
+            raise ValueError(
+                "the rows of single samples are not those of the batch: the samples of a batch meet in the model; only products "
+                "are defined then (slq, trace), and they depend on the batches."
+            )
 
     def _input_rows(self, lin: engines.Fresh, size: int) -> torch.Tensor:
         """(B, k, d): samples do not meet in eval mode, so that one VJP per output gives the rows of all samples."""
