@@ -31,7 +31,7 @@ def density(s: Spectrum, x: Any, resolution: float | None, scale: str, confidenc
     if not resolution > 0:
         raise ValueError(f"resolution={resolution} is no width; use a positive number.")
     low, high = _support(s, scale)
-    width = resolution if scale == "log" else resolution * ((high - low) or max(abs(high), 1.0))
+    width = resolution if scale == "log" else resolution * ((high - low) or abs(high) or 1.0)
     t = np.linspace(low - 3 * width, high + 3 * width, POINTS) if x is None else _coordinate(x, scale)
     value, half, variance, shown = _smooth(s, t, width, scale)
     noise = float(ndtri((1 + confidence) / 2)) * np.sqrt(variance)

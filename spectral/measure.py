@@ -12,7 +12,9 @@ from scipy.special import betainc
 
 from spectral.recurrences.lanczos import LanczosRecord
 
+LOCATED = 1e-7  # of the range: nodes of different probes as close as this are one eigenvalue
 LOG_STEP = 0.28  # trapezoidal step in log y: its error is about 2 exp(-pi^2 / 0.28) = 1e-15
+ROUNDING = 1e-11  # of that sum, and of the masses that come from it
 TINY = float(np.finfo(float).tiny)
 
 
@@ -39,47 +41,51 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     Chebyshev-Markov-Stieltjes through the Gauss-Radau rule that has x among its k + 1 nodes (Golub, Meurant 2010, ch. 6):
     lower is the weight of its nodes left of x, upper adds the weight at x. In finite precision T belongs to a matrix whose
     eigenvalues differ by some eps ||A|| (Greenbaum 1989), so that lower is taken at x - 8 eps ||T||, upper at x + 8 eps ||T||,
-    eps of the products' dtype; nodes nearer than 1e-9 ||T|| to x count as undecided. O(k) a point.
+    eps of the products' dtype; nodes nearer to x than 1e-9 of the radius of T's spectrum count as undecided. O(k) a point.
     """
-    x = np.asarray(x, dtype=float)
-    alphas, betas = record.alphas, record.betas
-    scale = max(np.abs(alphas).max() + 2 * betas.max(initial=0.0), TINY)
-    blur = 8 * epsilon(record) * scale
+    norm = max(np.abs(record.alphas).max() + 2 * record.betas.max(initial=0.0), 1e-150)
+    blur = 8 * epsilon(record) * norm
+    centre = record.alphas[0]  # a shift of A moves all but the blur along
+    scale = max(np.abs(record.alphas - centre).max() + 2 * record.betas.max(initial=0.0), blur)
+    x, alphas, betas = (
+        (np.asarray(x, dtype=float) - centre) / scale,
+        (record.alphas - centre) / scale,
+        record.betas / scale,
+    )
+    blur, rounding = blur / scale, max(ROUNDING, epsilon(record) * norm / scale)
     lower, upper = np.zeros_like(x), np.ones_like(x)
-    far_left, far_right = x < alphas.min() - 1e3 * scale, x > alphas.max() + 1e3 * scale
+    far_left, far_right = x < alphas.min() - 1e3, x > alphas.max() + 1e3
     near = np.flatnonzero(~far_left & ~far_right & np.isfinite(x))
-    lower[far_right] = _weight_left(alphas, betas, np.array([alphas.max() + 1e3 * scale]), -1, scale)  # monotone in x
-    upper[far_left] = _weight_left(alphas, betas, np.array([alphas.min() - 1e3 * scale]), +1, scale)
-    lower[x == np.inf], upper[x == -np.inf] = 1.0, 0.0
+    lower[far_right] = _weight_left(alphas, betas, np.array([alphas.max() + 1e3]), -1)  # monotone in x
+    upper[far_left] = _weight_left(alphas, betas, np.array([alphas.min() - 1e3]), +1)
     for chunk in np.array_split(near, max(1, len(near) // 256)):
-        lower[chunk] = _weight_left(alphas, betas, x[chunk] - blur, -1, scale)
-        upper[chunk] = _weight_left(alphas, betas, x[chunk] + blur, +1, scale)
-    rounding = 1e-11  # of the quadrature in y
-    return np.clip(lower - rounding, 0, 1), np.clip(upper + rounding, 0, 1)
+        lower[chunk] = _weight_left(alphas, betas, x[chunk] - blur, -1)
+        upper[chunk] = _weight_left(alphas, betas, x[chunk] + blur, +1)
+    lower, upper = np.clip(lower - rounding, 0, 1), np.clip(upper + rounding, 0, 1)
+    lower[x == np.inf], upper[x == -np.inf] = 1.0, 0.0
+    return lower, upper
 
 
-def _weight_left(alphas: np.ndarray, betas: np.ndarray, x: np.ndarray, side: int, scale: float) -> np.ndarray:
-    """Weight of the Radau nodes left of the line Re z = x + side 1e-9 scale, for the rules that have x among their nodes.
+def _weight_left(alphas: np.ndarray, betas: np.ndarray, x: np.ndarray, side: int) -> np.ndarray:
+    """Weight of the Radau nodes left of the line Re z = x + side 1e-9, for the rules that have x among their nodes.
 
     With m(z) = e_1^T (T_x - z)^{-1} e_1, the signed weight sum_i w_i sign(theta_i - c) is (2/pi) int_0^inf Re m(c + iy) dy:
     a trapezoidal sum in log y, each m one continued fraction. It needs no eigenvalues and has no special case where x is a
-    Ritz value: there the last diagonal entry of T_x is infinite and its branch of the fraction is 0.
+    Ritz value. With the pivots d_j of T - x I and h = x - z, m = 1 / (h c_1), c_j = 1 + c_{j+1} d_j^2 / (b_j^2 + h c_{j+1} d_j),
+    c_{k+1} = 1: the pole at x stands in front, where the plain fraction cancels it to eps / 1e-9.
     """
     k = len(alphas)
-    floor = np.finfo(float).eps ** 2 * scale
-    d = alphas[0] - x  # pivots of T - x I (Sturm sequence): the Radau matrix ends with x + beta_k^2 / d_k
+    floor = np.finfo(float).eps ** 2
+    d = np.empty((k, len(x)))  # Sturm sequence
     for j in range(k):
-        if j > 0:
-            d = alphas[j] - x - betas[j - 1] ** 2 / d
-        d = np.where(np.abs(d) < floor, floor, d)
-    y = scale * np.exp(np.arange(np.log(1e-14), np.log(1e5), LOG_STEP))
-    z = x + side * 1e-9 * scale + 1j * y[:, None]  # (Y, X)
-    b2 = betas[-1] ** 2
-    m = np.zeros_like(z)
-    tail = b2 * d / (b2 + (x - z) * d) if b2 > 0 else np.zeros_like(z)  # beta_k^2 / (x + beta_k^2 / d - z)
+        pivot = alphas[j] - x - (betas[j - 1] ** 2 / d[j - 1] if j > 0 else 0.0)
+        d[j] = np.where(np.abs(pivot) < floor, floor, pivot)
+    y = np.exp(np.arange(np.log(1e-14), np.log(1e5), LOG_STEP))
+    h = -side * 1e-9 - 1j * y[:, None]  # (Y, 1)
+    c = np.ones((len(y), len(x)), dtype=complex)
     for j in range(k - 1, -1, -1):
-        m = 1 / (alphas[j] - z - tail)
-        tail = betas[j - 1] ** 2 * m
+        c = 1 + c * d[j] ** 2 / (betas[j] ** 2 + h * c * d[j])
+    m = 1 / (h * c)
     terms = y[:, None] * m.real
     geometric = 1 / np.expm1(LOG_STEP)  # beyond both ends the terms fall like y and like 1 / y
     signed = 2 / np.pi * LOG_STEP * (terms.sum(0) + geometric * (terms[0] + terms[-1]))
@@ -92,9 +98,11 @@ def count_interval(
     """Integers r_lo <= r <= r_hi: how many of `dim` eigenvalues lie where pooled Gaussian probes have mass in [lower, upper].
 
     The mass that m pooled probes have on r of n eigenvectors is Beta(m r / 2, m (n - r) / 2) exactly, a ratio of chi-squares;
-    the two one-sided tests at (1 - confidence) / 2 are inverted by bisection over r.
+    the two one-sided tests at (1 - confidence) / 2 are inverted by bisection over r. The masses are known to rounding only:
+    1 - 1e-16 must not exclude r = n.
     """
     tail = (1 - confidence) / 2
+    lower, upper = np.where(lower < ROUNDING, 0.0, lower), np.where(upper > 1 - ROUNDING, 1.0, upper)
     a = probes / 2
 
     def cdf(r: np.ndarray, mass: np.ndarray) -> np.ndarray:  # P(B_r <= mass)
@@ -128,6 +136,29 @@ def pooled_variance(probes: int, dim: int, variance: float | np.ndarray) -> floa
     vector of I_m (x) f(A) in R^{m n}.
     """
     return 2 * variance / (probes * dim + 2)
+
+
+def located(nodes: np.ndarray, masses: np.ndarray, least: float) -> np.ndarray:
+    """`masses` (K, M) of K probes' `nodes`, raised where all probes agree on a value that they hold too light.
+
+    A value within LOCATED of the range on which every probe has a node is an eigenvalue, whose true mass is at least `least`;
+    the random mass may be far smaller, and a variance taken with it too small (with one probe, without bound).
+    """
+    held = masses > 0
+    x, c, owner = nodes[held], masses[held], np.nonzero(held)[0]
+    order = np.argsort(x, kind="stable")
+    x, c, owner = x[order], c[order], owner[order]
+    starts = np.flatnonzero(np.append(True, np.diff(x) > LOCATED * (x[-1] - x[0])))
+    seen = np.zeros((len(starts), len(nodes)), dtype=bool)
+    group = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(x))))
+    seen[group, owner] = True
+    total = np.add.reduceat(c, starts)
+    factor = np.where(seen.all(1), np.maximum(1.0, least / total), 1.0)
+    raised = np.zeros_like(c)
+    raised[order] = c * factor[group]
+    result = np.zeros_like(masses)
+    result[held] = raised
+    return result
 
 
 def distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], kind: str) -> float:

@@ -63,10 +63,9 @@ class Spectrum:
         values = np.asarray(values, dtype=np.float64).reshape(-1)
         if not np.isfinite(values).all():
             raise ValueError("the eigenvalues hold NaN or infinity; a spectrum is finite.")
-        counts = (
-            np.ones(len(values), dtype=np.int64) if multiplicities is None else np.asarray(multiplicities, np.int64)
-        )
-        if counts.shape != values.shape or (counts < 1).any() or zeros < 0:
+        given = np.ones(len(values)) if multiplicities is None else np.asarray(multiplicities)
+        counts = given.astype(np.int64)
+        if (counts != given).any() or counts.shape != values.shape or (counts < 1).any() or zeros < 0:
             raise ValueError("multiplicities must be one integer >= 1 for each eigenvalue, and zeros must be >= 0.")
         dim = int(counts.sum()) + int(zeros)
         if dim == 0:
@@ -107,7 +106,9 @@ class Spectrum:
             total = omega.sum()
             if rest > 0 and total > 0:
                 weights[k, : record.steps] = omega * (rest / dim / total)
-        return cls(dim, nodes, weights, atoms, zeros, products, epochs, method, dict(meta or {}), tuple(records), gone)
+        made = cls(dim, nodes, weights, atoms, zeros, products, epochs, method, dict(meta or {}), tuple(records), gone)
+        made.meta["error"] = made._w1_error()
+        return made
 
     # The measure -----------------------------------------------------------------------------------------------------
     @property
@@ -177,7 +178,8 @@ class Spectrum:
         """sum_i f(lambda_i) over all dim eigenvalues, f mapping float64 arrays to arrays.
 
         stderr: sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian probes with the variance over the measure
-        itself, and the change when a quarter of the steps is left out, in quadrature. 0 with equal bounds if exact.
+        itself, in which an eigenvalue that all probes have found counts at least once, and the change when a quarter of the
+        steps is left out, in quadrature. 0 with equal bounds if exact.
         """
         x, c = self.points()
         y = self._evaluate(f, x)
@@ -190,7 +192,7 @@ class Spectrum:
         Y = np.zeros_like(mass)
         Y[held] = self._evaluate(f, self.nodes[held])
         mean = float((mass * Y).sum())
-        variance = float((mass * (Y - mean) ** 2).sum())
+        variance = float((measure.located(self.nodes, mass, 1 / r) * (Y - mean) ** 2).sum())
         statistical = r * float(np.sqrt(measure.pooled_variance(K, r, variance)))
         return Estimate(value, float(np.hypot(statistical, self._truncation(f))), nan, nan, K, self.products)
 
@@ -318,6 +320,23 @@ class Spectrum:
         """
         return densities.density(self, x, resolution, scale, confidence)
 
+    def _w1_error(self) -> dict[str, float]:
+        """Estimated W1 error of the CDF relative to the range: truncation (envelope) and statistical (exact variance)."""
+        low, high = self.interval
+        r = self.unresolved
+        eps = max((measure.epsilon(record) for record in self.records), default=2.0**-52)
+        if r == 0 or high - low <= 16 * eps * self.scale:  # the values of a multiple of I differ by rounding
+            return {"w1": 0.0, "truncation": 0.0, "statistical": 0.0}
+        held = self.nodes[self.weights > 0]
+        grid = np.unique(np.concatenate([np.linspace(low, high, 101), held[:: max(1, len(held) // 100)]]))
+        lower, upper = self._rest(grid)
+        F = np.clip((lower + upper) / 2, 0, 1)
+        share = r / self.dim / (high - low)
+        truncation = float(np.trapezoid((upper - lower) / 2, grid) * share)
+        deviation = np.sqrt(np.asarray(measure.pooled_variance(len(self.nodes), r, F * (1 - F))))
+        statistical = float(np.trapezoid(deviation, grid) * share * np.sqrt(2 / np.pi))  # E|z| of a normal z
+        return {"w1": truncation + statistical, "truncation": truncation, "statistical": statistical}
+
     # Together --------------------------------------------------------------------------------------------------------
     def merge(self, other: Spectrum) -> Spectrum:
         """The spectrum of both sets of probes of the same operator; atoms that only one of them has go back to its probes."""
@@ -348,6 +367,8 @@ class Spectrum:
             meta={
                 **self.meta,
                 "value_error": tolerance,
+                "probes": len(self.records) + len(other.records),
+                "stops": [record.stop for record in (*self.records, *other.records)],
                 "merged": [*self.meta.get("merged", []), other.meta.get("seed")],
             },
         )

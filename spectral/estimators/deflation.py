@@ -18,8 +18,9 @@ from spectral import arrays, measure
 from spectral.recurrences.lanczos import Lanczos, LanczosRecord
 from spectral.results import Atoms
 
-ANGLE = 1e-3  # residual over gap: the largest error of a Ritz vector's direction
+ANGLE = 3e-3  # residual over gap: the largest error of a Ritz vector's direction
 NEW = 3e-2  # a Ritz vector farther than this from the span of those before it is a new direction
+SAME = 4.0  # one within this many times both vectors' errors is none; what lies between is undecided, and no atom
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Cluster:
     indices: list[int]
     vectors: torch.Tensor  # (multiplicity so far, n)
     error: float
+    angle: float  # the largest error of a vector's direction
 
 
 class Deflation:
@@ -41,18 +43,18 @@ class Deflation:
 
     def add(self, state: Lanczos, record: LanczosRecord) -> None:
         """Take in the converged Ritz pairs of one probe; `state` holds its basis."""
-        theta, good, error = converged(record)
+        theta, good, error, angle = converged(record)
         indices = np.flatnonzero(good)
         if self.probes and not self.clusters:
             indices = indices[:0]
         vectors = self._vectors(state, record, indices)
         if self.probes == 0:
             self.clusters = [
-                Cluster([float(theta[j])], [int(j)], vectors[i : i + 1].clone(), float(error[j]))
+                Cluster([float(theta[j])], [int(j)], vectors[i : i + 1].clone(), float(error[j]), float(angle[j]))
                 for i, j in enumerate(indices)
             ]
         else:
-            self.clusters = [c for c in self.clusters if self._match(c, theta, indices, error, vectors)]
+            self.clusters = [c for c in self.clusters if self._match(c, theta, indices, error, angle, vectors)]
         self.probes += 1
 
     @staticmethod
@@ -66,8 +68,19 @@ class Deflation:
         return coefficients @ basis
 
     @staticmethod
-    def _match(c: Cluster, theta: np.ndarray, indices: np.ndarray, error: np.ndarray, vectors: torch.Tensor) -> bool:
-        """Add this probe's Ritz pair at the cluster's value; False if it has none."""
+    def _match(
+        c: Cluster,
+        theta: np.ndarray,
+        indices: np.ndarray,
+        error: np.ndarray,
+        angle: np.ndarray,
+        vectors: torch.Tensor,
+    ) -> bool:
+        """Add this probe's Ritz pair at the cluster's value; False if it has none, or if its direction is undecided.
+
+        Two probes may point almost alike in an eigenspace of two dimensions: taking that for one, or the noise of one for two,
+        would make a wrong multiplicity exact.
+        """
         if len(indices) == 0:
             return False
         near = int(np.argmin(np.abs(theta[indices] - c.values[0])))
@@ -78,11 +91,13 @@ class Deflation:
         for _ in range(2):
             y = y - c.vectors.T @ (c.vectors @ y)
         length = arrays.norm(y)
+        if SAME * (c.angle + float(angle[j])) < length <= NEW:
+            return False
         if length > NEW:
             c.vectors = torch.cat([c.vectors, (y / length)[None]])
         c.values.append(float(theta[j]))
         c.indices.append(j)
-        c.error = max(c.error, float(error[j]))
+        c.error, c.angle = max(c.error, float(error[j])), max(c.angle, float(angle[j]))
         return True
 
     def atoms(self, limit: int) -> tuple[Atoms, list[np.ndarray], float]:
@@ -103,8 +118,8 @@ class Deflation:
         return Atoms(values, multiplicities), removed, max((c.error for c in kept), default=0.0)
 
 
-def converged(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(Ritz values (k,), which have converged, error of each value).
+def converged(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(Ritz values (k,), which have converged, error of each value, error of each vector's direction).
 
     An honest test: the residual is max(beta_k |s_kj|, 4 eps ||T||), since rounding of the products is a residual too; the value
     is then good to residual^2 / gap and the vector to residual / gap (Parlett 1980, ch. 11), gap to the nearest other Ritz value.
@@ -112,12 +127,12 @@ def converged(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray
     theta, _, last = measure.gauss_rule(record)
     scale = float(np.abs(theta).max())
     if len(theta) < 2 and record.betas[-1] > 0:
-        return theta, np.zeros(len(theta), dtype=bool), np.full(len(theta), np.inf)
+        return theta, np.zeros(1, dtype=bool), np.full(1, np.inf), np.full(1, np.inf)
     eps = measure.epsilon(record)
     residual = np.maximum(record.betas[-1] * last, 4 * eps * scale)
     padded = np.concatenate([[-np.inf], theta, [np.inf]])
     gap = np.minimum(np.diff(padded)[:-1], np.diff(padded)[1:])
-    tiny = np.maximum(gap, measure.TINY)
+    tiny = np.maximum(gap, max(eps**2 * scale, measure.TINY))
     error = np.maximum(np.minimum(residual, residual**2 / tiny), 4 * eps * scale)
     good = (residual <= ANGLE * tiny) & (error <= max(1e-8, 8 * eps) * scale)
-    return theta, good, error
+    return theta, good, error, residual / tiny

@@ -71,8 +71,7 @@ def slq(
         "tol": tol,
     }
     run = _Run(op, settings, deflation, checkpoint)
-    limit = effort.Budget(budget, op)
-    before = op.products, op.epochs
+    limit = effort.Budget(budget, op, run.before)
     stop = "probes"
     most = probes if tol is None else MOST_PROBES * probes
     with effort.bar(
@@ -86,8 +85,8 @@ def slq(
                 stop = "budget"
                 break
             run.next_probe(steps, tol, limit, shown)
-    spent = run.before[0] + op.products - before[0], run.before[1] + op.epochs - before[1]
-    return run.spectrum(dim, zeros, products=spent[0], epochs=spent[1], stop=stop)
+    products, epochs = run.spent
+    return run.spectrum(dim, zeros, products=products, epochs=epochs, stop=stop)
 
 
 def _check(probes: int, steps: int, tol: float | None) -> None:
@@ -111,10 +110,16 @@ class _Run:
     def __init__(self, op: Operator, settings: dict[str, Any], deflation: Deflation | None, path: Any) -> None:
         self.op, self.settings, self.deflation, self.path = op, settings, deflation, path
         self.records: list[LanczosRecord] = []
-        self.before = (0, 0.0)  # products and epochs of an earlier session
+        self.before = (0, 0.0)  # products and epochs of the probes of an earlier session
+        self.begin = (op.products, op.epochs)
         self.identity = files.fingerprint([op.identity(), settings])
         if path is not None and Path(path).exists():
             self._load()
+
+    @property
+    def spent(self) -> tuple[int, float]:
+        """Products and epochs of this run, earlier sessions included, whatever else the operator has multiplied."""
+        return self.before[0] + self.op.products - self.begin[0], self.before[1] + self.op.epochs - self.begin[1]
 
     def next_probe(self, steps: int, tol: float | None, limit: effort.Budget, shown: Any) -> None:
         """Run one probe to its end, keep its record, and save."""
@@ -122,7 +127,6 @@ class _Run:
         start = probe(self.settings["seed"], index, self.op.shape[0], dtype=self.op.dtype, device=self.op.device)
         state = Lanczos(self.op, start, steps, reorthogonalize=self.settings["reorthogonalize"])
         stop = None
-        products, epochs = self.op.products, self.op.epochs
         while True:
             more = state.step()
             shown.update(1)
@@ -140,7 +144,6 @@ class _Run:
             self.deflation.add(state, record)
         self.records.append(record)
         if self.path is not None:
-            self.saved = (self.before[0] + self.op.products - products, self.before[1] + self.op.epochs - epochs)
             self._save()
 
     def spectrum(self, dim: int, zeros: int, *, products: int = 0, epochs: float = 0.0, stop: str = "") -> Spectrum:
@@ -156,23 +159,24 @@ class _Run:
             "stops": [record.stop for record in self.records],
             "value_error": error,
         }
-        made = Spectrum.from_records(
+        return Spectrum.from_records(
             self.records, dim, zeros=zeros, atoms=atoms, removed=removed, products=products, epochs=epochs, meta=meta
         )
-        made.meta["error"] = w1_error(made)
-        return made
 
     def _save(self) -> None:
         packed, names = storage.pack_records(self.records)
         clusters = self.deflation.clusters if self.deflation is not None else []
         for i, c in enumerate(clusters):
-            packed[f"vectors{i}"] = c.vectors.cpu().numpy()
+            wide = c.vectors.float() if c.vectors.dtype in (torch.bfloat16, torch.float16) else c.vectors
+            packed[f"vectors{i}"] = wide.cpu().numpy()  # numpy has no bfloat16
         header = {
             "format": FORMAT,
             "identity": self.identity,
             "records": names,
-            "clusters": [{"values": c.values, "indices": c.indices, "error": c.error} for c in clusters],
-            "spent": [self.before[0] + self.op.products, self.before[1] + self.op.epochs],
+            "clusters": [
+                {"values": c.values, "indices": c.indices, "error": c.error, "angle": c.angle} for c in clusters
+            ],
+            "spent": self.spent,
         }
         files.save_arrays(self.path, packed, header)
 
@@ -188,7 +192,11 @@ class _Run:
             self.deflation.probes = len(self.records)
             self.deflation.clusters = [
                 Cluster(
-                    c["values"], c["indices"], torch.from_numpy(packed[f"vectors{i}"]).to(self.op.device), c["error"]
+                    c["values"],
+                    c["indices"],
+                    torch.from_numpy(packed[f"vectors{i}"]).to(self.op.device, self.op.dtype),
+                    c["error"],
+                    c["angle"],
                 )
                 for i, c in enumerate(header["clusters"])
             ]
@@ -203,20 +211,3 @@ def _truncation(record: LanczosRecord) -> float:
     grid = np.linspace(theta[0], theta[-1], 4 * len(theta) + 1)
     lower, upper = measure.envelope(record, grid)
     return float(np.trapezoid((upper - lower) / 2, grid) / span)
-
-
-def w1_error(s: Spectrum) -> dict[str, float]:
-    """Estimated W1 error of the CDF relative to the range: truncation from the envelope, statistical from the Beta variance."""
-    low, high = s.interval
-    r, K = s.unresolved, len(s.nodes)
-    if r == 0 or high <= low:
-        return {"w1": 0.0, "truncation": 0.0, "statistical": 0.0}
-    held = s.nodes[s.weights > 0]
-    grid = np.unique(np.concatenate([np.linspace(low, high, 201), held[:: max(1, len(held) // 400)]]))
-    lower, upper = s._rest(grid)
-    F = np.clip((lower + upper) / 2, 0, 1)
-    share = r / s.dim / (high - low)
-    truncation = float(np.trapezoid((upper - lower) / 2, grid)) * share
-    deviation = np.sqrt(np.asarray(measure.pooled_variance(K, r, F * (1 - F))))
-    statistical = float(np.trapezoid(deviation, grid)) * share * np.sqrt(2 / np.pi)  # mean absolute value of a normal
-    return {"w1": truncation + statistical, "truncation": truncation, "statistical": statistical}

@@ -34,7 +34,8 @@ def trace(
     """tr A for square A (n, n), or tr f(A) = sum_i f(lambda_i) for symmetric A.
 
     "hutchinson" (f=None): the mean of z^T A z over `probes` (default 10) sign vectors, one product each, unbiased; stderr is
-    the sample standard error. rtol: probes are added, from 10 on, until stderr <= rtol |mean|, or the budget ends.
+    the sample standard error. rtol: probes are added, from 10 on, until stderr <= rtol |mean|, the budget ends, or there are
+    10 000 of them: of a trace near 0 no relative error is met, and the returned stderr says what was.
     "slq" (any f): `spectral.slq` with its options; the default with f. Nothing is certified: lower and upper are nan.
     A rectangular operator means its Gram. Source: Hutchinson (1990).
 
@@ -66,8 +67,10 @@ def _hutchinson(
     A = as_operator(A)
     A = A.gram() if A.shape[0] != A.shape[1] else A
     wanted = 10 if probes is None else probes
-    if wanted < 2:
-        raise ValueError(f"probes={probes!r} gives no error bar; use at least 2.")
+    if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or wanted < 2:
+        raise ValueError(f"probes={probes!r} gives no error bar; use an integer >= 2.")
+    if rtol is not None and not rtol > 0:
+        raise ValueError(f"rtol={rtol!r} is no relative tolerance; use a positive number, such as 0.01.")
     limit, before = effort.Budget(budget, A), A.products
     values: list[float] = []
     with effort.bar(wanted, "trace", progress) as shown:

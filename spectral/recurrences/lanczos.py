@@ -82,9 +82,10 @@ class Lanczos:
         j = len(self.alphas)
         if self.Q is not None:
             self.Q[j] = self.q
-        w = self.A @ self.q
-        if self.q_prev is not None:
-            w = w.sub_(self.q_prev, alpha=self.betas[-1])  # w = A q_j - beta_{j-1} q_{j-1}
+        w = self.A @ self.q  # perhaps a buffer of the operator, perhaps q itself: not ours to change
+        w = (
+            w.clone() if self.q_prev is None else torch.sub(w, self.q_prev, alpha=self.betas[-1])
+        )  # A q_j - beta_{j-1} q_{j-1}
         alpha = arrays.dot(w, self.q)
         w = w.sub_(self.q, alpha=alpha)
         if self.Q is not None:

@@ -1,0 +1,141 @@
+"""Files are whole or absent; a run that was interrupted and resumed gives the bits of one shot."""
+
+import numpy as np
+import pytest
+import torch
+
+import spectral
+from spectral import checkpoint
+from spectral.operators.base import Operator
+
+VALUES = np.append(np.linspace(0, 1, 77), [4.0, 7.0, 11.0])
+
+
+class Diagonal(Operator):
+    """diag(values), stopping with KeyboardInterrupt at a given product."""
+
+    def __init__(self, values=VALUES, stop_at=None, dtype=torch.float64):
+        super().__init__((len(values),) * 2, dtype, symmetric=True)
+        self.values, self.stop_at = torch.as_tensor(values).to(dtype)[:, None], stop_at
+
+    def _apply(self, V):
+        if self.stop_at is not None and self.products > self.stop_at:
+            raise KeyboardInterrupt
+        return self.values * V
+
+    def identity(self):
+        return checkpoint.fingerprint([self.describe(), self.values.double().sum().item()])
+
+
+def same(a, b):
+    for name in ("dim", "zeros", "products", "epochs", "method"):
+        assert getattr(a, name) == getattr(b, name), name
+    for x, y in ((a.nodes, b.nodes), (a.weights, b.weights), *zip(a.atoms, b.atoms, strict=True)):
+        np.testing.assert_array_equal(x, y)
+    for x, y in zip(a.removed, b.removed, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert spectral.storage.plain(a.meta) == spectral.storage.plain(b.meta)
+
+
+OPTIONS = {"probes": 5, "steps": 30, "seed": 3, "progress": False}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stop_at", [5, 45, 75, 149])
+def test_an_interrupted_run_resumes_to_the_bits_of_one_shot(tmp_path, stop_at, dtype):
+    whole = spectral.slq(Diagonal(dtype=dtype), **OPTIONS)
+    if dtype == torch.float64:
+        assert len(whole.atoms.values) == 3
+    stop_at = stop_at * whole.products // 150
+    with pytest.raises(KeyboardInterrupt):
+        spectral.slq(Diagonal(stop_at=stop_at, dtype=dtype), checkpoint=tmp_path / "run.npz", **OPTIONS)
+    A = Diagonal(dtype=dtype)
+    A @ torch.ones(len(VALUES), 17, dtype=dtype)  # products of somebody else are none of ours
+    same(spectral.slq(A, checkpoint=tmp_path / "run.npz", **OPTIONS), whole)
+    again = Diagonal(dtype=dtype)
+    same(spectral.slq(again, checkpoint=tmp_path / "run.npz", **OPTIONS), whole)
+    assert again.products == 0
+
+
+def test_a_session_interrupted_many_times_counts_each_kept_product_once(tmp_path):
+    A, path = Diagonal(), tmp_path / "run.npz"
+    for _ in range(20):
+        A.stop_at = A.products + 40  # one whole probe of 30 a session
+        try:
+            s = spectral.slq(A, checkpoint=path, **OPTIONS)
+            break
+        except KeyboardInterrupt:
+            pass
+    assert s.products == 150
+    assert A.products > 150  # what the interrupted probes cost is lost
+
+
+def test_a_budget_of_products_holds_over_sessions(tmp_path):
+    options = {**OPTIONS, "probes": 50, "budget": 100}
+    whole = spectral.slq(Diagonal(), **options)
+    assert whole.products == 100
+    with pytest.raises(KeyboardInterrupt):
+        spectral.slq(Diagonal(stop_at=50), checkpoint=tmp_path / "run.npz", **options)
+    same(spectral.slq(Diagonal(), checkpoint=tmp_path / "run.npz", **options), whole)
+
+
+def test_more_probes_go_on_from_the_same_file(tmp_path):
+    spectral.slq(Diagonal(), checkpoint=tmp_path / "run.npz", **{**OPTIONS, "probes": 2})
+    A = Diagonal()
+    same(spectral.slq(A, checkpoint=tmp_path / "run.npz", **OPTIONS), spectral.slq(Diagonal(), **OPTIONS))
+    assert A.products == 90
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 4}, {"steps": 31}, {"deflate": False}, {"tol": 0.01}, {"reorthogonalize": False}, "operator"]
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, change):
+    spectral.slq(Diagonal(), checkpoint=tmp_path / "run.npz", **OPTIONS)
+    A = Diagonal(VALUES * 2) if change == "operator" else Diagonal()
+    with pytest.raises(ValueError, match="another operator, seed or setting") as error:
+        spectral.slq(A, checkpoint=tmp_path / "run.npz", **{**OPTIONS, **({} if change == "operator" else change)})
+    assert "\n" not in str(error.value)
+
+
+def test_every_damage_to_a_file_is_one_sentence(tmp_path):
+    path = tmp_path / "a.npz"
+    checkpoint.save_arrays(path, {"x": np.arange(4.0), "y": np.zeros((2, 3), dtype=np.int64)}, {"format": "test"})
+    good = path.read_bytes()
+    arrays, header = checkpoint.load_arrays(path)
+    assert header == {"format": "test"}
+    damaged = [good[:n] for n in range(0, len(good), 37)]
+    damaged += [good[:i] + bytes([good[i] ^ 0xFF]) + good[i + 1 :] for i in range(0, len(good), 3)]
+    caught = 0
+    for content in [*damaged, b"", b"not a zip", b"\x93NUMPY"]:
+        path.write_bytes(content)
+        try:
+            found, found_header = checkpoint.load_arrays(path)
+        except ValueError as problem:
+            caught += 1
+            assert "damaged" in str(problem) and "\n" not in str(problem)
+        else:  # bytes of the zip that carry nothing, such as times
+            assert found_header == header
+            assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    assert caught > len(damaged) // 2
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    np.savez(tmp_path / "evil.npz", checksum=np.array([{"a": 1}], dtype=object), header=np.zeros(1))
+    np.save(tmp_path / "plain.npy", np.zeros(3))
+    for name in ("evil.npz", "plain.npy"):
+        with pytest.raises(ValueError, match="was not written by spectral"):
+            checkpoint.load_arrays(tmp_path / name)
+
+
+def test_an_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "file"
+    checkpoint.atomic_write(path, b"old")
+    with pytest.raises(TypeError):
+        checkpoint.atomic_write(path, "no bytes")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_fingerprints_do_not_depend_on_the_order_of_keys():
+    assert checkpoint.fingerprint({"a": 1, "b": 2}) == checkpoint.fingerprint({"b": 2, "a": 1})
+    assert checkpoint.fingerprint({"a": 1}) != checkpoint.fingerprint({"a": 2})
