@@ -11,35 +11,32 @@ Legend: n samples, B in a batch, k outputs per sample, d input features, P param
 from __future__ import annotations
 
 import fnmatch
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils._pytree import tree_map_only
 
 from spectral import arrays
+from spectral.operators.data import (
+    check_data,
+    differentiable_kernels,
+    evaluation,
+    fingerprint,
+    first_tensor,
+    is_finite,
+    random_state,
+    set_random_state,
+    tensors,
+)
 from spectral.operators.losses import LABEL_KEYS, output_tensor, per_sample_loss
 
 INPUT_KEYS = ("inputs_embeds", "pixel_values", "input_values", "input_features", "inputs", "x")
 OF = ("logits", "probs", "loss")
 WRT = ("params", "inputs")
-
-
-@contextmanager
-def _differentiable_kernels() -> Iterator[None]:
-    """Without the fused inference path of nn.MultiheadAttention and TransformerEncoderLayer, which has no derivative."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def check_samples_apart(model: nn.Module) -> None:
@@ -64,65 +61,6 @@ class Survey:
     @property
     def n(self) -> int:
         return sum(self.samples)
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, each module's own mode handed back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _generators(data: Any) -> list[torch.Generator]:
-    """The private generators that a DataLoader and its sampler draw from."""
-    owners = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return [generator for generator in dict.fromkeys(found) if isinstance(generator, torch.Generator)]
-
-
-def _random_state(data: Any) -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    private = [generator.get_state() for generator in _generators(data)]
-    legacy = np.random.get_state()  # noqa: NPY002 (the user's global state is what is kept)
-    return random.getstate(), legacy, torch.get_rng_state(), cuda, private
-
-
-def _set_random_state(data: Any, state: tuple[Any, ...]) -> None:
-    random.setstate(state[0])
-    np.random.set_state(state[1])  # noqa: NPY002
-    torch.set_rng_state(state[2])
-    if state[3]:
-        torch.cuda.set_rng_state_all(state[3])
-    for generator, private in zip(_generators(data), state[4], strict=True):
-        generator.set_state(private)
-
-
-def check_data(data: Any) -> None:
-    """One clear sentence where `data` is not a re-iterable of batches."""
-    if isinstance(data, torch.Tensor | np.ndarray | Mapping | str):
-        raise TypeError(
-            f"data is one {type(data).__name__}, but it must be an iterable of batches; pass a list of batches, [data] for one."
-        )
-    if isinstance(data, tuple) and any(isinstance(part, torch.Tensor) for part in data):
-        raise TypeError("data is a tuple of tensors, which may be meant as one batch (x, y); pass [(x, y)].")
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise TypeError(
-            f"data is a {type(data).__name__} of single samples, but it must give batches; pass DataLoader(data, batch_size=...)."
-        )
-    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-        raise TypeError(
-            f"data is a {type(data).__name__}, but it must be an iterable of batches, such as a DataLoader."
-        )
-    if isinstance(data, Iterator):  # not `iter(data) is data`: iter() of a DataLoader draws from the global generator
-        raise TypeError(
-            f"data is a {type(data).__name__} that can be read only once, but every product is a sweep over the data; "
-            "pass a list of batches or a DataLoader."
-        )
 
 
 def select_parameters(model: nn.Module, params: list[str] | None) -> dict[str, nn.Parameter]:
@@ -211,7 +149,7 @@ class Network:
         self.call = _Call(model, forward or default_forward)
         self.product_dtype = product_dtype
         self.parameters = select_parameters(model, params) if wrt == "params" else {}
-        self.state = _random_state(data)
+        self.state = random_state(data)
         self.sweeps = 0  # passes over the data so far, the first one (a forward pass for the sizes) included
         self._survey: Survey | None = None
         self._buffers: dict[str, torch.Tensor] = {}
@@ -257,10 +195,10 @@ class Network:
 
     def _peek(self) -> torch.Tensor | None:
         """The first tensor of the data, the random state as before."""
-        before = _random_state(self.data)
+        before = random_state(self.data)
         batch = next(iter(self.data), None)
-        _set_random_state(self.data, before)
-        return None if batch is None else _first_tensor(batch)
+        set_random_state(self.data, before)
+        return None if batch is None else first_tensor(batch)
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
     @contextmanager
@@ -276,15 +214,15 @@ class Network:
             )
         self._read_parameters()
         self._buffers = {}
-        before = _random_state(self.data)
+        before = random_state(self.data)
         held = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
         self.sweeps += 1
-        with evaluation(self.model), torch.enable_grad(), _differentiable_kernels():
-            _set_random_state(self.data, self.state)
+        with evaluation(self.model), torch.enable_grad(), differentiable_kernels():
+            set_random_state(self.data, self.state)
             try:
                 yield self._batches(fingerprints)
             finally:
-                _set_random_state(self.data, before)
+                set_random_state(self.data, before)
                 for buffer, value in held:  # activation checkpointing runs forward again with the model's own buffers
                     if not torch.equal(buffer, value):
                         buffer.detach().copy_(value)
@@ -293,7 +231,7 @@ class Network:
         known = self.survey.fingerprints if fingerprints is None else None
         index = -1
         for index, batch in enumerate(self.data):
-            mark = _fingerprint(batch)
+            mark = fingerprint(batch)
             if fingerprints is not None:
                 fingerprints.append(mark)
             elif known is not None and (index >= len(known) or mark != known[index]):
@@ -309,7 +247,7 @@ class Network:
             )
 
     def _place(self, batch: Any) -> Any:
-        if _first_tensor(batch) is None:
+        if first_tensor(batch) is None:
             raise TypeError(
                 f"a batch is a {type(batch).__name__} that holds no tensor; pass tensors, tuples (x, y) or mappings of tensors."
             )
@@ -358,7 +296,7 @@ class Network:
         try:
             z = self.function(batch)(*self.primals(batch))
         except RuntimeError as problem:
-            kinds = {t.dtype for t in _tensors(batch) if t.is_floating_point()} - {self.compute_dtype}
+            kinds = {t.dtype for t in tensors(batch) if t.is_floating_point()} - {self.compute_dtype}
             if not kinds:
                 raise
             listed = " and ".join(sorted(map(str, kinds)))
@@ -366,7 +304,7 @@ class Network:
                 f"batch {index} holds {listed}, but the model is {self.compute_dtype}; convert one of them."
             ) from problem
         if not torch.isfinite(z).all():
-            culprit = "the model returns" if _finite(batch) else "the data hold"
+            culprit = "the model returns" if is_finite(batch) else "the data hold"
             raise ValueError(f"{culprit} NaN or infinity in batch {index}; remove those samples or mend the model.")
         if index == 0:
             again = self.function(batch)(*self.primals(batch))
@@ -446,7 +384,7 @@ class Network:
             z = probabilities(output)
         else:
             z = per_sample_loss(self.loss, output, batch)
-        first = _first_tensor(batch)
+        first = first_tensor(batch)
         if not isinstance(z, torch.Tensor) or z.ndim == 0 or (first is not None and z.shape[0] != first.shape[0]):
             shape = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
             size = "B" if first is None else first.shape[0]
@@ -471,28 +409,6 @@ class Network:
             "parameters": names if len(names) <= 8 else [*names[:4], f"... {len(names) - 8} more ...", *names[-4:]],
             "product_dtype": str(self.compute_dtype).removeprefix("torch."),
         }
-
-
-def _first_tensor(batch: Any) -> torch.Tensor | None:
-    """The tensor whose first axis counts the samples."""
-    if isinstance(batch, torch.Tensor):
-        return batch
-    return next((part for part in _tensors(batch) if part.ndim > 0), None)
-
-
-def _tensors(batch: Any) -> list[torch.Tensor]:
-    """The tensors of a batch, in order."""
-    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-
-def _finite(batch: Any) -> bool:
-    return all(bool(torch.isfinite(t).all()) for t in _tensors(batch))
-
-
-def _fingerprint(batch: Any) -> float:
-    """A number that changes with the samples or their order, from up to about 1024 entries of each tensor."""
-    return sum((arrays.sketch(t) + (t.shape[0] if t.ndim else 0) for t in _tensors(batch)), 0.0)
 
 
 def _name(function: Any) -> str:
