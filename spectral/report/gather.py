@@ -125,21 +125,25 @@ def _csv(runs: Sequence[Run], varied: Sequence[str]) -> str:
     return buffer.getvalue()
 
 
-def _name(run: Run, varied: Sequence[str]) -> str:
-    """A short name of a run: the settings that differ, by the last part of their keys."""
-    choices = run.result["config"].get("choices", {})
-    groups = {key.split(".")[0] for key in varied}
-    parts = [
-        str(choices[g]) for g in ("model", "data", "training", "operator", "estimator") if g in groups and g in choices
-    ]
-    parts += [f"{key.split('.')[-1]}={run.settings.get(key, '')}" for key in varied if key.split(".")[0] not in choices]
+def _name(run: Run, varied: Sequence[str], swapped: set[str]) -> str:
+    """A short name of a run: its choice in the groups that were swapped, and the other settings that differ."""
+    parts = []
+    for key in varied:
+        group, _, name = key.partition(".")
+        if group in swapped:
+            parts.append(str(run.result["config"].get("choices", {}).get(group, "")))
+        else:
+            parts.append(f"{name.split('.')[-1] or group}={run.settings.get(key, '')}")
+    parts = list(dict.fromkeys(parts))
     return ", ".join(parts) or run.folder.name
 
 
 def _report(runs: Sequence[Run], varied: Sequence[str]) -> Report:
     """Runs of single spectra as the conditions of one matrix; of experiments, run by run, matrix by matrix."""
     singles = [run for run in runs if len(run.result["cells"]) == 1]
-    names = _unique([_name(run, varied) for run in singles])
+    choices = [run.result["config"].get("choices", {}) for run in runs]
+    swapped = {group for found in choices for group in found if len({c.get(group) for c in choices}) > 1}
+    names = _unique([_name(run, varied, swapped) for run in singles])
     curves: list[Curve] = []
     rows: list[Row] = []
     for run, name in zip(singles, names, strict=True):
@@ -153,7 +157,7 @@ def _report(runs: Sequence[Run], varied: Sequence[str]) -> Report:
             errors = {n: (_number(m.get(f"{metric}_stderr")),) for n, m in found.items()}
             rows.append(Row("all runs", metric, values, errors))
     for run in (run for run in runs if run not in singles):
-        rows += _experiment_rows(run, f"{_name(run, varied)} · " if len(runs) > 1 else "")
+        rows += _experiment_rows(run, f"{_name(run, varied, swapped)} · " if len(runs) > 1 else "")
     cost = {key: sum(_number(run.result["cost"].get(key)) for run in runs) for key in ("products", "epochs", "seconds")}
     same = {k: v for k, v in runs[0].settings.items() if k not in varied}
     more = f" The pictures show the first {MOST_CURVES} of {len(singles)} runs." if len(singles) > MOST_CURVES else ""
