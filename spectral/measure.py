@@ -46,13 +46,11 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     norm = max(np.abs(record.alphas).max() + 2 * record.betas.max(initial=0.0), 1e-150)
     blur = 8 * epsilon(record) * norm
     centre = record.alphas[0]  # a shift of A moves all but the blur along
-    scale = max(np.abs(record.alphas - centre).max() + 2 * record.betas.max(initial=0.0), blur)
-    x, alphas, betas = (
-        (np.asarray(x, dtype=float) - centre) / scale,
-        (record.alphas - centre) / scale,
-        record.betas / scale,
-    )
-    blur, rounding = blur / scale, max(ROUNDING, epsilon(record) * norm / scale)
+    spread = np.abs(record.alphas - centre).max() + 2 * record.betas.max(initial=0.0)
+    scale = max(spread, blur)
+    rounding = max(ROUNDING, epsilon(record) * norm / scale if spread > blur else 0.0)  # the weights' own, and the sum's
+    x, alphas, betas = (np.asarray(x, dtype=float) - centre) / scale, (record.alphas - centre) / scale, record.betas / scale
+    blur = blur / scale
     lower, upper = np.zeros_like(x), np.ones_like(x)
     far_left, far_right = x < alphas.min() - 1e3, x > alphas.max() + 1e3
     near = np.flatnonzero(~far_left & ~far_right & np.isfinite(x))

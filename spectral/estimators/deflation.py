@@ -19,8 +19,8 @@ from spectral.recurrences.lanczos import Lanczos, LanczosRecord
 from spectral.results import Atoms
 
 ANGLE = 3e-3  # residual over gap: the largest error of a Ritz vector's direction
-NEW = 3e-2  # a Ritz vector farther than this from the span of those before it is a new direction
-SAME = 4.0  # one within this many times both vectors' errors is none; what lies between is undecided, and no atom
+SAME = 4.0  # a Ritz vector within this many times both vectors' errors of the span of those before it is no new direction
+NEW = 40.0  # one farther than this many times is; what lies between is undecided, and no atom
 
 
 @dataclass
@@ -91,9 +91,10 @@ class Deflation:
         for _ in range(2):
             y = y - c.vectors.T @ (c.vectors @ y)
         length = arrays.norm(y)
-        if SAME * (c.angle + float(angle[j])) < length <= NEW:
+        uncertain = c.angle + float(angle[j])
+        if SAME * uncertain < length <= NEW * uncertain:
             return False
-        if length > NEW:
+        if length > NEW * uncertain:
             c.vectors = torch.cat([c.vectors, (y / length)[None]])
         c.values.append(float(theta[j]))
         c.indices.append(j)
@@ -135,4 +136,4 @@ def converged(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray
     tiny = np.maximum(gap, max(eps**2 * scale, measure.TINY))
     error = np.maximum(np.minimum(residual, residual**2 / tiny), 4 * eps * scale)
     good = (residual <= ANGLE * tiny) & (error <= max(1e-8, 8 * eps) * scale)
-    return theta, good, error, residual / tiny
+    return theta, good, error, np.maximum(residual / tiny, np.sqrt(eps) / 8)  # a basis in rounding knows no finer angle

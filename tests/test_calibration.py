@@ -1,0 +1,66 @@
+"""Coverage of the bands and calibration of the standard errors, over seeded trials on known spectra."""
+
+import numpy as np
+import pytest
+
+import spectral
+
+N = 150
+RNG = np.random.default_rng(5)
+X = RNG.standard_normal((N, 2 * N))
+SPECTRA = {
+    "marchenko-pastur": np.linalg.eigvalsh(X @ X.T / (2 * N)),
+    "outliers": np.append(RNG.uniform(0, 1, N - 8), np.geomspace(3, 100, 8)),
+    "one outlier": np.append(RNG.uniform(0, 0.1, N - 1), 50.0),
+    "log-uniform": 10 ** RNG.uniform(-6, 0, N),
+    "two-point": np.repeat([1.0, 3.0], [N // 4, N - N // 4]),
+    "uniform": RNG.uniform(-1, 1, N),
+    "clustered": np.concatenate([c + 1e-3 * RNG.standard_normal(N // 3) for c in (-2.0, 0.0, 4.0)]),
+}
+FUNCTIONS = {"identity": lambda x: x, "exp": lambda x: np.exp(x / 10), "log1p": lambda x: np.log1p(np.abs(x))}
+
+
+def trials(name, count, options):
+    """(z-scores (count, F), covered cdf (count, X), covered counts (count, X - 1)) of seeded runs."""
+    values = np.sort(SPECTRA[name])
+    A = spectral.as_operator(np.diag(values))  # a diagonal is general for Gaussian probes
+    x = np.quantile(values, [0.1, 0.5, 0.9, 0.98]) + 1e-4 * np.ptp(values)
+    below = np.searchsorted(values, x, side="right")
+    z, cdf, counts = [], [], []
+    for seed in range(count):
+        s = spectral.slq(A, seed=seed, **options)
+        row = []
+        for f in FUNCTIONS.values():
+            e, truth = s.integrate(f), f(values).sum()
+            row.append((float(e.value) - truth) / max(float(e.stderr), 1e-9 * abs(truth)))
+        z.append(row)
+        band, number = s.cdf(x), s.count(x[:-1], x[1:])
+        cdf.append((band.lower * N - 1e-9 <= below) & (below <= band.upper * N + 1e-9))
+        counts.append((number.lower <= np.diff(below)) & (np.diff(below) <= number.upper))
+    return np.array(z), np.array(cdf), np.array(counts)
+
+
+def hold(z, cdf, counts):
+    """The nominal levels, up to three standard deviations of that many trials."""
+    slack = 3 * np.sqrt(0.95 * 0.05 / len(z))
+    assert cdf.mean() >= 0.93
+    assert counts.mean() >= 0.93
+    assert cdf.mean(0).min() >= 0.95 - slack
+    assert counts.mean(0).min() >= 0.95 - slack
+    rms = np.sqrt(np.mean(z**2, axis=0))
+    assert (rms >= 0.8).all(), rms
+    assert (rms <= 1.3).all(), rms
+
+
+@pytest.mark.parametrize("deflate", ["auto", False])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_bands_cover_and_errors_are_calibrated(name, deflate):
+    hold(*trials(name, 100, {"probes": 4, "steps": 16, "deflate": deflate}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"probes": 4, "steps": 20}, {"probes": 2, "steps": 40}, {"probes": 8, "steps": 12}])
+@pytest.mark.parametrize("deflate", ["auto", False])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_bands_cover_and_errors_are_calibrated_at_other_depths(name, deflate, options):
+    hold(*trials(name, 400, {**options, "deflate": deflate}))
