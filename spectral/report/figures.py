@@ -210,7 +210,7 @@ def landscape(
     handles: dict[str, Artist] = {}
     for column, name in enumerate(shown):
         handles.update(draw_density(axes[0, column], [c for c in chosen if c.matrix == name], conditions))
-        axes[0, column].set_title(words(name, labels), fontsize=10.5, fontweight="bold")
+        axes[0, column].set_title(words(name, labels), fontsize=9.5, fontweight="bold")
         if name in strips:
             draw_strip(axes[1, column], strips[name], conditions, words(metric, labels))
     axes[0, 0].set_ylabel("eigenvalues per decade of λ", fontsize=9.5)
