@@ -511,7 +511,7 @@ def test_infinite_derivative_is_named():
         ({"wrt": "weights"}, ValueError, r"wrt='weights'.*'params'.*'inputs'"),
         ({"layout": "flat"}, ValueError, r"layout='flat'.*'stacked'.*'flattened'"),
         ({"layout": "flattened"}, ValueError, r"'flattened' is for wrt='inputs'"),
-        ({"engine": "fast"}, ValueError, r"engine='fast'.*auto, fresh, double-backward"),
+        ({"engine": "fast"}, ValueError, r"engine='fast'.*auto, fresh, replay, double-backward"),
         ({"of": "loss"}, ValueError, r"of='loss' needs loss="),
         ({"of": "loss", "loss": "mse"}, TypeError, r"loss is a str.*torch loss module"),
         ({"params": ["nothing*"]}, ValueError, r"'nothing\*' matches no parameter; the names are 0.weight"),

@@ -48,6 +48,7 @@ class Operator:
         self.nonnegative = nonnegative  # positive semi-definite by construction
         self.known_zeros = known_zeros  # eigenvalues that are 0 by the shapes alone
         self.products = 0
+        self.expected = 10  # products to come, as far as is known: what recording a linearisation must pay for
 
     # What a subclass gives -------------------------------------------------------------------------------------------
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
@@ -63,6 +64,10 @@ class Operator:
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         """A^T A V: (n, b) -> (n, b); operators over data do it in one sweep."""
         return self._apply_transpose(self._apply(V))
+
+    def expect(self, products: int) -> None:
+        """Tell the operator how many products will be asked for: estimators do, so that it can prepare for them."""
+        self.expected = products
 
     @property
     def epochs(self) -> float:
@@ -232,6 +237,10 @@ class Derived(Operator):
     def sources(self) -> set[Operator]:
         """The operators at the leaves, each once: in A.T @ A, a sweep of A is one sweep."""
         return {leaf for part in self.parts for leaf in (part.sources if isinstance(part, Derived) else {part})}
+
+    def expect(self, products: int) -> None:
+        for part in self.parts:
+            part.expect(products)
 
     @property
     def epochs(self) -> float:

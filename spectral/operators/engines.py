@@ -1,25 +1,35 @@
 """How J v and J^T u of one batch are computed.
 
-An engine linearises a pure function z = f(primals), (B, k), at its primals:
+An engine linearises a pure function z = f(primals), (B, k), at its primals. All keep the graph of the backward pass, so that
+a linearisation that is kept from one sweep to the next gives J^T u without another forward pass. They differ in J v:
 
-- `fresh`: J v by forward-mode AD (`torch.func.jvp`), J^T u by a backward pass whose graph is kept while this batch is in hand;
-- `double-backward`: J v as the derivative of u -> J^T u, for functions without forward-mode AD.
+- `fresh`: forward-mode AD (`torch.func.jvp`), a dual forward pass each time;
+- `replay`: the tangent program that forward-mode AD makes, recorded once (`torch.func.linearize`) and run again;
+- `double-backward`: the derivative of u -> J^T u, for functions without forward-mode AD; its graph too is recorded once.
 
-`auto` takes `fresh` where forward-mode AD works on the first batch and <J v, u> = <v, J^T u> holds there, otherwise
-`double-backward`; the choice and its reason stand in the operator's description.
+`auto` tries them on the first batch. An engine counts only if <J v, u> = <v, J^T u> holds on its first, second *and third*
+call: a recorded program is silently wrong from the second call on where an op saves its output and the output is then
+changed in place. The fastest that holds is taken; choice, reason and times stand in the operator's description. Linearisations
+of as many batches are kept as a quarter of the free memory holds (`Store`).
 """
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import arrays, probes
 
-ENGINES = ("auto", "fresh", "double-backward")
+ENGINES = ("auto", "fresh", "replay", "double-backward")
+KEEP = 0.25  # part of the free memory that kept linearisations may take
+CALLS = 3  # that an engine must get right on the first batch
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
 
@@ -60,8 +70,24 @@ class Fresh:
             return torch.func.jvp(self.function, self.primals, tuple(tangents))[1].detach()
 
 
+class Replay(Fresh):
+    """J v by the recorded tangent program of the function: no second forward pass."""
+
+    _program: Callable[..., torch.Tensor] | None = None
+
+    def jvp(self, tangents: Tensors) -> torch.Tensor:
+        if self._program is None:
+            with math_attention(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module=r"torch\.")  # of torch's own use of torch.jit and torch.fx
+                _, self._program = torch.func.linearize(self.function, *self.primals)
+        return self._program(*tangents).detach()
+
+
 class DoubleBackward(Fresh):
     """J v as the derivative of u -> J^T u (it is linear in u): two backward passes, no forward-mode AD."""
+
+    _u: torch.Tensor | None = None
+    _pulled: tuple[torch.Tensor, ...] = ()
 
     @property
     def output(self) -> torch.Tensor:
@@ -72,57 +98,183 @@ class DoubleBackward(Fresh):
         z = self.output
         if not z.requires_grad:
             return torch.zeros_like(z)
-        u = torch.zeros_like(z, requires_grad=True)
-        gradients = torch.autograd.grad(
-            z, self._leaves, u, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        linked = [(g, t) for g, t in zip(gradients, tangents, strict=True) if g.requires_grad]
+        if self._u is None:
+            self._u = torch.zeros_like(z, requires_grad=True)
+            self._pulled = torch.autograd.grad(
+                z, self._leaves, self._u, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+        linked = [(g, t) for g, t in zip(self._pulled, tangents, strict=True) if g.requires_grad]
         if not linked:
             return torch.zeros_like(z)
         outputs, weights = zip(*linked, strict=True)
-        (jv,) = torch.autograd.grad(outputs, u, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
+        (jv,) = torch.autograd.grad(
+            outputs, self._u, weights, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         return jv.detach()
 
 
-def adjoint_error(lin: Fresh) -> float:
-    """|<J v, u> - <v, J^T u>| / max(||J v||, ||J^T u||) of one batch, for one Gaussian pair.
+CLASSES: dict[str, type[Fresh]] = {"fresh": Fresh, "replay": Replay, "double-backward": DoubleBackward}
+COPIES = {"fresh": 1, "replay": 2, "double-backward": 3}  # graphs of about the forward pass's size that each one keeps
+
+
+class _Wrong(RuntimeError):
+    """An engine's products are not those of one matrix and its transpose."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An engine on the first batch: largest adjoint error, seconds of its first J v and J^T u and of the fastest later one."""
+
+    error: float
+    first: float
+    later: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What holds on this model: `trials` of the engines that do, `failures` of those that do not, `asked` by name or auto."""
+
+    asked: str
+    trials: dict[str, Trial]
+    failures: list[str]
+
+    @property
+    def once(self) -> str:
+        """The engine that is fastest when nothing is kept."""
+        return min(self.trials, key=lambda name: self.trials[name].first if name != "fresh" else 0.0)
+
+    def kept(self, products: int) -> str:
+        """The engine that is fastest for so many products when its linearisation is kept: recording must pay for itself."""
+        return min(self.trials, key=lambda name: self.trials[name].first + (products - 1) * self.trials[name].later)
+
+    def describe(self, products: int) -> dict[str, Any]:
+        """Plain JSON: the engine, why, and what each one takes on the first batch."""
+        best = self.kept(products)
+        why = (
+            "asked for"
+            if self.asked != "auto"
+            else f"fastest for {products} products of those that hold on three calls"
+        )
+        return {
+            "engine": best,
+            "reason": "; ".join([why, *self.failures]),
+            "adjoint_error": self.trials[best].error,
+            "seconds_first_batch": {name: round(trial.later, 6) for name, trial in self.trials.items()},
+        }
+
+
+def choose(name: str, function: Function, primals: Tensors) -> Choice:
+    """Try the engines on the first batch; ValueError with one sentence if none is right."""
+    if name not in ENGINES:
+        raise ValueError(f"engine={name!r} is no engine; use one of {', '.join(ENGINES)}.")
+    trials: dict[str, Trial] = {}
+    failures: list[str] = []
+    for label in CLASSES if name == "auto" else [name]:
+        if label == "double-backward" and "replay" in trials:
+            continue  # two graphs deep, it is not faster than a recorded program that is right
+        try:
+            trials[label] = _trial(CLASSES[label](function, primals))
+        except (RuntimeError, NotImplementedError, AssertionError) as failure:  # torch.fx asserts what it cannot record
+            failures.append(f"{label}: {(str(failure).strip().splitlines() or [type(failure).__name__])[0]}")
+    if not trials:
+        raise ValueError(
+            f"no engine multiplies this model's Jacobian ({' | '.join(failures)}); give the failing module a derivative, or "
+            "replace it by torch operations."
+        )
+    return Choice(name, trials, failures)
+
+
+def _trial(lin: Fresh) -> Trial:
+    """CALLS products and transposed products, each pair held against the adjoint identity; _Wrong if one is off."""
+    # products round: about sqrt(depth) eps, with room; a bf16 product may be off by 1e-2, a wrong one is off by about 1
+    tolerance = min(0.1, 1e3 * arrays.machine_epsilon(lin.primals[0].dtype) ** 0.75)
+    errors, seconds = [], []
+    for call in range(CALLS):
+        error, elapsed = adjoint_error(lin, seed=call)
+        if not error <= tolerance:
+            raise _Wrong(f"<Jv, u> and <v, J^T u> differ by {error:.1e} on call {call + 1}")
+        errors.append(error)
+        seconds.append(elapsed)
+    return Trial(max(errors), seconds[0], min(seconds[1:]))
+
+
+def adjoint_error(lin: Fresh, seed: int = 0) -> tuple[float, float]:
+    """(|<J v, u> - <v, J^T u>| / max(||J v||, ||J^T u||) of one batch for one Gaussian pair, seconds of both products).
 
     The inner products of a Gaussian u (v) have the standard deviation ||J v|| (||J^T u||), so that a wrong product shows as
     about 1 in any dimension; divided by ||u|| or ||v|| it would drown in float32's tolerance from a million parameters on.
     """
     dtype, device = lin.primals[0].dtype, lin.primals[0].device
-    tangents = [probes.probe(0, i, p.numel(), dtype=dtype, device=device).view_as(p) for i, p in enumerate(lin.primals)]
+    tangents = [
+        probes.probe(2 * seed, i, p.numel(), dtype=dtype, device=device).view_as(p) for i, p in enumerate(lin.primals)
+    ]
+    _wait(device)
+    begin = time.perf_counter()
     jv = lin.jvp(tangents)
-    u = probes.probe(1, 0, jv.numel(), dtype=jv.dtype, device=device).view_as(jv)
+    _wait(device)
+    elapsed = time.perf_counter() - begin
+    u = probes.probe(2 * seed + 1, 0, jv.numel(), dtype=jv.dtype, device=device).view_as(jv)
+    begin = time.perf_counter()
     pulled = lin.vjp(u)
-    forward, backward = (
-        (jv.double() * u.double()).sum(),
-        sum((t.double() * g.double()).sum() for t, g in zip(tangents, pulled, strict=True)),
-    )
+    _wait(device)
+    elapsed += time.perf_counter() - begin
+    forward = (jv.double() * u.double()).sum()
+    backward = sum((t.double() * g.double()).sum() for t, g in zip(tangents, pulled, strict=True))
     scale = max(arrays.norm(jv.reshape(-1)), sum(arrays.norm(g.reshape(-1)) ** 2 for g in pulled) ** 0.5)
-    return abs(float(forward - backward)) / scale if scale > 0 else 0.0
+    return (abs(float(forward - backward)) / scale if scale > 0 else 0.0), elapsed
 
 
-def choose(name: str, function: Function, primals: Tensors) -> tuple[type[Fresh], dict[str, str | float]]:
-    """The engine for this model, tried on its first batch, and what there is to tell of the choice."""
-    if name not in ENGINES:
-        raise ValueError(f"engine={name!r} is no engine; use one of {', '.join(ENGINES)}.")
-    # products round: about sqrt(depth) eps, with room; a bf16 product may be off by 1e-2, a wrong one is off by about 1
-    tolerance = min(0.1, 1e3 * arrays.machine_epsilon(primals[0].dtype) ** 0.75)
-    failures: list[str] = []
-    for label, engine in (("fresh", Fresh), ("double-backward", DoubleBackward)):
-        if name not in ("auto", label):
-            continue
-        try:
-            error = adjoint_error(engine(function, primals))
-        except (RuntimeError, NotImplementedError) as failure:
-            failures.append(f"{label}: {str(failure).strip().splitlines()[0]}")
-            continue
-        if error <= tolerance:
-            reason = "; ".join(failures) or ("asked for" if name != "auto" else "forward-mode AD works")
-            return engine, {"engine": label, "reason": reason, "adjoint_error": error}
-        failures.append(f"{label}: <Jv, u> and <v, J^T u> differ by {error:.1e}")
-    raise ValueError(
-        f"no engine multiplies this model's Jacobian ({' | '.join(failures)}); give the failing module a derivative, or "
-        "replace it by torch operations."
-    )
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def graph_bytes(function: Function, primals: Tensors) -> int:
+    """Bytes that the backward graph of one forward pass holds beyond the primals themselves."""
+    own = {p.untyped_storage().data_ptr() for p in primals}
+    sizes: dict[int, int] = {}
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        z = function(
+            *(p.detach().requires_grad_() for p in primals)
+        )  # z holds the graph, so that no address is used twice
+    del z
+    return sum(sizes.values())
+
+
+class Store:
+    """What is kept of each batch from sweep to sweep, as far as `budget` bytes go, and only while the model is the same."""
+
+    def __init__(self, budget: int | None = None) -> None:
+        self.budget = budget
+        self.used = 0
+        self.version: Any = None
+        self.entries: dict[int, Any] = {}
+
+    def get(self, index: int, version: Any) -> Any:
+        """What was kept of batch `index`, or None."""
+        if version != self.version:
+            self.clear()
+            self.version = version
+        return self.entries.get(index)
+
+    def room(self, size: int, device: torch.device) -> bool:
+        """Whether `size` more bytes fit."""
+        if self.budget is None:
+            self.budget = int(KEEP * arrays.available_memory(device))
+        return self.used + size <= self.budget
+
+    def put(self, index: int, value: Any, size: int) -> None:
+        """Keep `value` of batch `index`, which takes `size` bytes."""
+        self.entries[index] = value
+        self.used += size
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.entries, self.used = {}, 0

@@ -156,8 +156,8 @@ class Network:
         self._set_dtype(model)
 
     def _set_dtype(self, model: nn.Module) -> None:
-        tensors = list(self.parameters.values()) or [p for p in model.parameters() if p.is_floating_point()]
-        kinds = {(p.dtype, p.device) for p in tensors}
+        floating = list(self.parameters.values()) or [p for p in model.parameters() if p.is_floating_point()]
+        kinds = {(p.dtype, p.device) for p in floating}
         if len(kinds) > 1:
             listed = ", ".join(f"{dtype} on {device}" for dtype, device in sorted(kinds, key=str))
             raise TypeError(f"the parameters are of several kinds ({listed}); choose one kind by params=[...].")
@@ -360,10 +360,23 @@ class Network:
 
     def outputs(self, values: Mapping[str, torch.Tensor], batch: Any) -> torch.Tensor:
         """Outputs (B, k) with the parameters `values` in the place of the model's own."""
+        return self._select(self.raw(values, batch), batch)
+
+    def raw(self, values: Mapping[str, torch.Tensor], batch: Any) -> Any:
+        """What the model itself returns, with the parameters `values` in the place of its own."""
         substituted = {f"model.{name}": value for name, value in {**self.frozen, **values}.items()}
         buffers = {f"model.{name}": b for name, b in self._fresh_buffers().items()}
-        output = torch.func.functional_call(self.call, {**substituted, **buffers}, (batch,))
-        return self._select(output, batch)
+        return torch.func.functional_call(self.call, {**substituted, **buffers}, (batch,))
+
+    def split(self, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A vector (P,) as tangents shaped like the parameters, in the dtype of the products."""
+        values = list(self.values.values())
+        pieces = v.to(self.compute_dtype).split([p.numel() for p in values])
+        return tuple(piece.view_as(p) for piece, p in zip(pieces, values, strict=True))
+
+    def versions(self) -> tuple[tuple[int, int], ...]:
+        """Changes with every write into a parameter or buffer: what was kept of the model before is then stale."""
+        return tuple((t.data_ptr(), t._version) for t in (*self.model.parameters(), *self.model.buffers()))
 
     def _fresh_buffers(self) -> dict[str, torch.Tensor]:
         """Clones of the buffers, cloned anew only after a forward has written into them."""

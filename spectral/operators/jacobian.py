@@ -82,7 +82,9 @@ class Jacobian(Operator):
         else:
             columns = math.prod(self.feature_shape) * (self.outputs if layout == "flattened" else 1)
         super().__init__((sum(self.rank_rows), columns), self.network.dtype, self.network.device)
-        self._engine: type[engines.Fresh] | None = None
+        self.choice: engines.Choice | None = None
+        self._bytes_per_sample = 0.0
+        self.store = engines.Store()  # store.budget = 0 keeps nothing
         self.notes: dict[str, Any] = {}
 
     @property
@@ -100,6 +102,7 @@ class Jacobian(Operator):
             **self.network.describe(),
             "layout": self.layout,
             "engine": self.engine,
+            **({} if self.choice is None else self.choice.describe(self.expected)),
             **self.notes,
         }
 
@@ -111,19 +114,34 @@ class Jacobian(Operator):
         return checkpoint.fingerprint([what, list(self.network.values), state, self.network.survey.fingerprints])
 
     # One batch -------------------------------------------------------------------------------------------------------
-    def _linearise(self, batch: Any) -> engines.Fresh:
+    def _linearise(self, index: int, batch: Any) -> engines.Fresh:
+        """This batch's linearisation: the one kept from an earlier sweep, or a new one, kept if it fits."""
+        kept = self.store.get(index, self.network.versions())
+        if kept is not None:
+            return kept
         function, primals = self.network.function(batch), self.network.primals(batch)
-        if self._engine is None:
-            self._engine, self.notes = engines.choose(self.engine, function, primals)
-        return self._engine(function, primals)
+        if self.choice is None:
+            self.choice = engines.choose(self.engine, function, primals)
+            self._bytes_per_sample = engines.graph_bytes(function, primals) / self.network.survey.samples[index]
+        name = self.choice.kept(self.expected)
+        size = int(engines.COPIES[name] * self._bytes_per_sample * self.network.survey.samples[index])
+        if not self.store.room(size, self.device):
+            return engines.CLASSES[self.choice.once](function, primals)
+        lin = engines.CLASSES[name](function, primals)
+        self.store.put(index, lin, size)
+        return lin
+
+    def expect(self, products: int) -> None:
+        if products != self.expected:
+            self.expected = products
+            self.store.clear()
 
     def _tangents(self, v: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
         """A column of the input space (cast to the dtype of the products) as tangents of one batch."""
-        v = v.to(self.network.compute_dtype)
         if self.network.wrt == "inputs":
+            v = v.to(self.network.compute_dtype)
             return (v.view(self.feature_shape).expand(size, *self.feature_shape),)
-        values = list(self.network.values.values())
-        return tuple(piece.view_as(p) for piece, p in zip(v.split([p.numel() for p in values]), values, strict=True))
+        return self.network.split(v)
 
     def _forward(self, lin: engines.Fresh, v: torch.Tensor, size: int) -> torch.Tensor:
         """J_b v of one batch: its rows."""
@@ -158,7 +176,7 @@ class Jacobian(Operator):
         """(rows, samples, linearisation) of each batch; closing the iterator leaves the sweep at once, also after an error."""
         with self.network.sweep() as batches:
             for index, batch in batches:
-                lin = self._linearise(batch)
+                lin = self._linearise(index, batch)
                 yield slice(self.starts[index], self.starts[index + 1]), self.network.survey.samples[index], lin
 
     def _checked(self, result: torch.Tensor, what: str) -> torch.Tensor:
@@ -206,7 +224,9 @@ class Jacobian(Operator):
             for index, batch in batches:
                 size = self.network.survey.samples[index]
                 if self.network.wrt == "inputs":
-                    block = self._input_rows(self._linearise(batch), size)
+                    block = self._input_rows(
+                        engines.Fresh(self.network.function(batch), self.network.primals(batch)), size
+                    )
                 else:
                     block = self._parameter_rows(index, batch, size)
                 if index == 0:
@@ -316,7 +336,7 @@ class Jacobian(Operator):
         signs = torch.stack([probes.probe(seed, first + i, k, kind="rademacher") for i in range(size)])
         signs = signs.to(self.device, self.network.compute_dtype)
         if self.network.wrt == "inputs":
-            pulled = self._linearise(batch).vjp(signs)[0]
+            pulled = engines.Fresh(self.network.function(batch), self.network.primals(batch)).vjp(signs)[0]
             return pulled.double().reshape(size, -1).square().sum(1)
         if "rows" not in self.notes:
             self._choose_rows(batch)
