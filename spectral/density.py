@@ -86,11 +86,12 @@ def _smooth(s: Spectrum, t: np.ndarray, width: float, scale: str) -> tuple[np.nd
         shown += float(counts[part].sum())
     r = s.unresolved
     if r:
-        edges = np.arange(left, t.max() + 4 * width + width / PER_KERNEL, width / PER_KERNEL)
-        if len(edges) > 20_000:
+        step, right = width / PER_KERNEL, t.max() + 4 * width
+        if (right - left) / step > 20_000:
             raise ValueError("the kernel is too narrow for the axis; raise resolution= or give fewer points x.")
+        edges = np.arange(left, right + step, step)
         lower, upper = s._rest(10.0**edges if scale == "log" else edges)
-        F = (lower + upper) / 2
+        F = np.maximum.accumulate((lower + upper) / 2)  # the middle of two monotone bounds is so up to their rounding
         mass = np.maximum(np.diff(F), 0.0)
         centre = (edges[1:] + edges[:-1]) / 2
         K = kernel(centre)

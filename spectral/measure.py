@@ -48,8 +48,14 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     centre = record.alphas[0]  # a shift of A moves all but the blur along
     spread = np.abs(record.alphas - centre).max() + 2 * record.betas.max(initial=0.0)
     scale = max(spread, blur)
-    rounding = max(ROUNDING, epsilon(record) * norm / scale if spread > blur else 0.0)  # the weights' own, and the sum's
-    x, alphas, betas = (np.asarray(x, dtype=float) - centre) / scale, (record.alphas - centre) / scale, record.betas / scale
+    rounding = max(
+        ROUNDING, epsilon(record) * norm / scale if spread > blur else 0.0
+    )  # the weights' own, and the sum's
+    x, alphas, betas = (
+        (np.asarray(x, dtype=float) - centre) / scale,
+        (record.alphas - centre) / scale,
+        record.betas / scale,
+    )
     blur = blur / scale
     lower, upper = np.zeros_like(x), np.ones_like(x)
     far_left, far_right = x < alphas.min() - 1e3, x > alphas.max() + 1e3

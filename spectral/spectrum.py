@@ -353,7 +353,7 @@ class Spectrum:
         distance = np.abs(self.atoms.values[:, None] - other.atoms.values[None, :])
         same = (distance <= 2 * tolerance) & (self.atoms.multiplicities[:, None] == other.atoms.multiplicities[None, :])
         common = np.flatnonzero(same.any(1))
-        partner = same[common].argmax(1)
+        partner = same[common].argmax(1) if len(common) else common
         removed = [gone[common] for gone in self.removed] + [gone[partner] for gone in other.removed]
         return Spectrum.from_records(
             (*self.records, *other.records),

@@ -59,7 +59,9 @@ def test_bands_cover_and_errors_are_calibrated(name, deflate):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"probes": 4, "steps": 20}, {"probes": 2, "steps": 40}, {"probes": 8, "steps": 12}])
+@pytest.mark.parametrize(
+    "options", [{"probes": 4, "steps": 20}, {"probes": 2, "steps": 40}, {"probes": 8, "steps": 12}]
+)
 @pytest.mark.parametrize("deflate", ["auto", False])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_bands_cover_and_errors_are_calibrated_at_other_depths(name, deflate, options):

@@ -14,7 +14,9 @@ def rotated(values):
     return (A + A.T) / 2
 
 
-@pytest.mark.parametrize("values", [np.arange(60.0), RNG.standard_normal(60), np.append(np.zeros(52), np.arange(1.0, 9.0))])
+@pytest.mark.parametrize(
+    "values", [np.arange(60.0), RNG.standard_normal(60), np.append(np.zeros(52), np.arange(1.0, 9.0))]
+)
 def test_hutchinson_is_unbiased_with_a_calibrated_error(values):
     A = spectral.as_operator(rotated(values))
     found = [spectral.trace(A, probes=10, seed=seed) for seed in range(300)]

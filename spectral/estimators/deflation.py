@@ -19,7 +19,9 @@ from spectral.recurrences.lanczos import Lanczos, LanczosRecord
 from spectral.results import Atoms
 
 ANGLE = 3e-3  # residual over gap: the largest error of a Ritz vector's direction
-SAME = 4.0  # a Ritz vector within this many times both vectors' errors of the span of those before it is no new direction
+SAME = (
+    4.0  # a Ritz vector within this many times both vectors' errors of the span of those before it is no new direction
+)
 NEW = 40.0  # one farther than this many times is; what lies between is undecided, and no atom
 
 

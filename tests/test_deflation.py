@@ -1,0 +1,99 @@
+"""Deflated atoms are right in value and multiplicity, or not claimed; and never cost accuracy."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import spectral
+
+RNG = np.random.default_rng(4)
+
+
+def diagonal(values, dtype=np.float64):
+    return sp.diags_array(np.asarray(values, dtype=dtype)).tocsr()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_outliers_become_atoms_and_the_bulk_none(dtype):
+    outliers = np.geomspace(2, 50, 8)
+    s = spectral.slq(diagonal(np.append(RNG.uniform(0, 1, 400), outliers), dtype), steps=40)
+    assert len(s.atoms.values) == 8
+    np.testing.assert_allclose(s.atoms.values, outliers, atol=max(s.value_error, 1e-12))
+    assert s.meta["value_error"] <= 1e-4
+    assert (s.atoms.multiplicities == 1).all()
+    np.testing.assert_allclose(s.weights.sum(1) + 8 / 408, 1, atol=1e-12)
+    count = s.count(1.5, np.inf)
+    assert (count.lower, count.value, count.upper) == (8, 8, 8)
+
+
+@pytest.mark.parametrize("probes", [2, 3, 4])
+@pytest.mark.parametrize("multiplicity", [1, 2, 3, 4, 7])
+def test_a_multiplicity_below_the_probes_is_exact_and_others_are_not_claimed(probes, multiplicity):
+    values = np.concatenate([RNG.uniform(0, 1, 200), np.full(multiplicity, 10.0)])
+    for seed in range(5):
+        s = spectral.slq(diagonal(values), steps=12, probes=probes, seed=seed)
+        found = s.atoms.multiplicities[np.abs(s.atoms.values - 10) < 1e-6]
+        assert found.tolist() == ([multiplicity] if multiplicity < probes else [])
+        count = s.count(5, 11)
+        if multiplicity < probes:
+            assert count.value == count.lower == count.upper == multiplicity
+
+
+def test_two_probes_never_take_a_double_eigenvalue_for_a_single_one():
+    values = np.append(np.linspace(0, 1, 40), [10.0, 10.0])
+    for seed in range(150):
+        s = spectral.slq(diagonal(values), steps=25, probes=2, seed=seed)
+        assert not (np.abs(s.atoms.values - 10) < 1e-3).any()
+
+
+def test_wilkinson_pairs_keep_their_count_of_two():
+    A = np.diag(np.abs(np.arange(-10.0, 11.0))) + np.diag(np.ones(20), 1) + np.diag(np.ones(20), -1)
+    for steps in (15, 21, 40):
+        s = spectral.slq(A, steps=steps, probes=4)
+        top = s.atoms.multiplicities[s.atoms.values > 10.5]
+        assert top.sum() in (0, 2)
+        count = s.count(10.5, 11)
+        assert count.lower <= 2 <= count.upper
+
+
+SPECTRA = {
+    "outliers": np.append(RNG.uniform(0, 1, 380), np.geomspace(1.5, 100, 20)),
+    "decay": np.geomspace(1e-6, 1, 400),
+    "power law": (1 - np.linspace(0, 0.999, 400)) ** -1.0,
+    "two-sided": np.concatenate([RNG.standard_normal(390), -np.geomspace(5, 30, 5), np.geomspace(6, 40, 5)]),
+    "multiple": np.repeat(np.arange(1.0, 41.0) ** 2, 10),
+    "uniform": RNG.uniform(-1, 1, 400),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_deflation_is_never_worse_than_plain_slq(name):
+    truth = spectral.Spectrum.from_eigenvalues(SPECTRA[name])
+    for steps in (10, 40, 120):
+        deflated, plain = (
+            [
+                float(spectral.slq(diagonal(SPECTRA[name]), steps=steps, seed=i, deflate=d).distance(truth).value)
+                for i in range(6)
+            ]
+            for d in ("auto", False)
+        )
+        assert np.mean(deflated) <= 1.05 * np.mean(plain) + 1e-12
+    if name in ("outliers", "decay", "power law"):
+        assert np.mean(deflated) < np.mean(plain) / 3
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_sixty_outliers_of_twenty_thousand_are_counted_and_the_bulk_error_falls_with_them(dtype):
+    values = np.append(np.random.default_rng(0).uniform(0, 0.3, 20_000 - 60), np.geomspace(0.5, 100, 60))
+    truth = spectral.Spectrum.from_eigenvalues(values)
+    s = spectral.slq(diagonal(values, dtype), probes=2, steps=200)
+    assert float(s.distance(truth).value) <= 1e-5 * 100  # plain: 1.4e-4
+    count = s.count(0.4, np.inf)
+    assert count.lower <= 60 <= count.upper
+    assert count.upper - count.lower <= 2
+
+
+def test_without_a_basis_or_a_second_probe_nothing_is_claimed():
+    values = np.append(np.linspace(0, 1, 50), 9.0)
+    for options in ({"probes": 1}, {"reorthogonalize": False}, {"deflate": False}):
+        assert len(spectral.slq(diagonal(values), steps=20, **options).atoms.values) == 0
