@@ -48,7 +48,7 @@ class Operator:
         self.nonnegative = nonnegative  # positive semi-definite by construction
         self.known_zeros = known_zeros  # eigenvalues that are 0 by the shapes alone
         self.products = 0
-        self.expected = 10  # products to come, as far as is known: what recording a linearisation must pay for
+        self.expected = 100  # products to come, as far as is known: recording a linearisation must pay for itself
 
     # What a subclass gives -------------------------------------------------------------------------------------------
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
