@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 SEGMENT = 1 << 16
-KINDS = ("gaussian", "rademacher")
+KINDS = ("gaussian", "rademacher", "uniform")
 
 
 def check_seed(seed: int) -> int:
@@ -31,7 +31,7 @@ def probe(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Entries start, ..., start + n - 1 of probe `index` of `seed`: independent N(0, 1) or signs +-1.
+    """Entries start, ..., start + n - 1 of probe `index` of `seed`: independent N(0, 1), signs +-1, or uniform on [0, 1).
 
     Drawn in float64 on the CPU, then rounded to `dtype`, so that every device sees the same numbers.
 
@@ -47,8 +47,12 @@ def probe(
         generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, segment, KINDS.index(kind)]))
         low, high = max(start, segment * SEGMENT), min(start + n, (segment + 1) * SEGMENT)
         count = high - segment * SEGMENT  # the head of the segment is drawn and dropped
-        drawn = (
-            generator.standard_normal(count) if kind == "gaussian" else 2.0 * generator.integers(0, 2, size=count) - 1.0
-        )
+        drawn: np.ndarray
+        if kind == "gaussian":
+            drawn = generator.standard_normal(count)
+        elif kind == "uniform":
+            drawn = generator.random(count)
+        else:
+            drawn = 2.0 * generator.integers(0, 2, size=count) - 1.0
         values[low - start : high - start] = drawn[low - segment * SEGMENT :]
     return torch.from_numpy(values).to(device=device, dtype=dtype)

@@ -39,6 +39,13 @@ def math_attention() -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH)
 
 
+def gradients(total: torch.Tensor, leaves: Tensors, *, create_graph: bool = False) -> tuple[torch.Tensor, ...]:
+    """The gradient of a scalar with respect to the leaves, zeros for those that it does not depend on."""
+    if not total.requires_grad:
+        return tuple(torch.zeros_like(p) for p in leaves)
+    return torch.autograd.grad(total, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+
+
 class Fresh:
     """The linearisation of `function` at `primals`: `jvp(tangents) -> (B, k)`, `vjp(cotangent (B, k)) -> like primals`."""
 

@@ -5,6 +5,7 @@ Legend: n samples, B in a batch, k outputs per sample, d input features, P param
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -83,9 +84,17 @@ class Jacobian(Operator):
             columns = math.prod(self.feature_shape) * (self.outputs if layout == "flattened" else 1)
         super().__init__((sum(self.rank_rows), columns), self.network.dtype, self.network.device)
         self.choice: engines.Choice | None = None
+        self._how: dict[str, Any] = {
+            "of": of, "layout": layout, "forward": forward, "loss": loss, "engine": engine, "product_dtype": product_dtype,
+        }  # fmt: skip
         self._bytes_per_sample = 0.0
         self.store = engines.Store()  # store.budget = 0 keeps nothing
         self.notes: dict[str, Any] = {}
+
+    def restricted(self, names: list[str]) -> Jacobian:
+        """The columns of the named parameters alone."""
+        params = [glob.escape(name) for name in names]
+        return Jacobian(self.network.model, self.network.data, wrt="params", params=params, **self._how)
 
     @property
     def samples(self) -> int:

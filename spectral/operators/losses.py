@@ -41,7 +41,7 @@ def output_tensor(output: Any) -> torch.Tensor:
 
 
 def unreduced(loss: nn.Module, logits: torch.Tensor, target: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Terms and their counts, both (B, m): the mean of torch is sum(terms) / sum(counts)."""
+    """Terms and their counts, of one shape (B, ...): the mean of torch is sum(terms) / sum(counts)."""
     module = copy.copy(loss)
     module.reduction = "none"  # type: ignore[assignment]
     elementwise = nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss
@@ -52,33 +52,93 @@ def unreduced(loss: nn.Module, logits: torch.Tensor, target: Any) -> tuple[torch
         )
     weights = {name: b.to(logits) for name, b in loss.named_buffers() if b.is_floating_point()}
     terms = torch.func.functional_call(module, weights, (logits, target))
-    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and not target.is_floating_point():
-        counted = target != loss.ignore_index
-        counts = counted.to(terms.dtype)
-        if loss.weight is not None:
-            counts = loss.weight.to(terms)[target.clamp(min=0) * counted] * counts
-    elif isinstance(loss, nn.CrossEntropyLoss):
-        counts = torch.ones_like(terms)  # torch divides by the samples for class probabilities, whatever the weights
-    else:
-        counts = torch.ones_like(terms)
-    return terms.reshape(len(terms), -1), counts.reshape(len(counts), -1)
+    return terms, target_counts(loss, terms, target)
+
+
+def target_counts(loss: nn.Module, terms: torch.Tensor, target: Any) -> torch.Tensor:
+    """What each term counts in torch's mean: 0 for an ignored target, its class weight for cross entropy, otherwise 1.
+
+    For class probabilities torch divides by the samples, whatever the weights.
+    """
+    if not isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or target.is_floating_point():
+        return torch.ones_like(terms)
+    counted = target != loss.ignore_index
+    if loss.weight is None:
+        return counted.to(terms.dtype)
+    return loss.weight.to(terms)[target.clamp(min=0) * counted] * counted
+
+
+def loss_sum(loss: Any, output: Any, batch: Any, shift: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sum over the counted targets, their count) of one batch, scalars: added over batches they make torch's mean of all.
+
+    `loss` None is the model's own: its output's `loss`, the mean over labels that are not -100, of which the first of each
+    sequence is no target where the model shifts them (decoders).
+    """
+    if loss is None:
+        mean = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if mean is None:
+            raise ValueError("the model returned no loss of its own; put its labels into the batches, or pass loss=.")
+        count = label_counts(target_of(batch), shift).sum()
+        return torch.where(count > 0, mean, torch.zeros_like(mean)) * count, count
+    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
+        terms, counts = unreduced(loss, output_tensor(output), target_of(batch))
+        return terms.sum(), counts.sum()
+    if not callable(loss):
+        raise TypeError(
+            f"loss is a {type(loss).__name__}; pass a torch loss module, a callable (output, batch) -> (sum, count), or None for "
+            "the model's own loss."
+        )
+    total, count = loss(output, batch)
+    return total.reshape(()), torch.as_tensor(count, device=total.device).detach().reshape(())
+
+
+def label_counts(labels: torch.Tensor, shift: bool) -> torch.Tensor:
+    """1 where the output at this place has a counted label, 0 elsewhere, shaped like `labels` (Hugging Face's -100)."""
+    if labels.is_floating_point():
+        return torch.ones_like(labels)
+    counted = labels != -100
+    if shift:  # output t predicts label t + 1
+        counted = torch.cat([counted[..., 1:], torch.zeros_like(counted[..., :1])], -1)
+    return counted.to(torch.get_default_dtype())
+
+
+def own_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, shift: bool) -> torch.Tensor:
+    """The summed cross entropy that a Hugging Face model computes from its labels, as a function of its logits (..., C)."""
+    if shift:
+        logits, labels = logits[..., :-1, :], labels[..., 1:]
+    return nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=-100, reduction="sum"
+    )
 
 
 def per_sample_loss(loss: Any, output: Any, batch: Any) -> torch.Tensor:
     """The mean loss of each sample alone, (B,): what the loss gives on a batch of that one sample."""
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
         terms, counts = unreduced(loss, output_tensor(output), target_of(batch))
-        return _mean(terms.sum(1), counts.sum(1))
+        return _mean(terms.reshape(len(terms), -1).sum(1), counts.reshape(len(terms), -1).sum(1))
     if not callable(loss):
         raise TypeError(
             f"loss is a {type(loss).__name__}; pass a torch loss module or a callable (output, batch) -> (sum, count)."
         )
+    return torch.stack([_mean(total, count) for total, count in _each_sample(loss, output, batch)])
+
+
+def per_sample_sums(loss: Any, output: Any, batch: Any, shift: bool = False) -> torch.Tensor:
+    """The summed loss of each sample's counted targets, (B,): their sum is that of the batch."""
+    if loss is None:
+        logits, labels = output_tensor(output), target_of(batch)
+        return torch.stack([own_cross_entropy(z, y, shift) for z, y in zip(logits, labels, strict=True)])
+    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
+        terms, _ = unreduced(loss, output_tensor(output), target_of(batch))
+        return terms.reshape(len(terms), -1).sum(1)
+    return torch.stack([total for total, _ in _each_sample(loss, output, batch)])
+
+
+def _each_sample(loss: Any, output: Any, batch: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A callable's (sum, count) on each sample alone."""
     size = output_tensor(output).shape[0]
-    values = []
-    for i in range(size):
-        total, count = loss(_one(output, i, size), _one(batch, i, size))
-        values.append(_mean(total.reshape(()), torch.as_tensor(count, device=total.device)))
-    return torch.stack(values)
+    pairs = (loss(_one(output, i, size), _one(batch, i, size)) for i in range(size))
+    return [(total.reshape(()), torch.as_tensor(count, device=total.device)) for total, count in pairs]
 
 
 def _mean(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,313 @@
+"""Hessian, Gauss-Newton and Fisher matrices equal dense oracles: torch's own mean on all data at once, differentiated twice."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from oracles import CASES, cut, dense_jacobian, logits, random_states
+from torch import nn
+
+import spectral
+from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian, blocks
+
+TOLERANCE = 1e-9
+
+
+def parameters(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def dense_hessian(model, loss, batch):
+    """d2 of torch's own loss on one batch of all data, column by column."""
+    model = copy.deepcopy(model).eval()
+    leaves = parameters(model)
+    total = loss(model(batch[0]), batch[1])
+    gradient = torch.cat(
+        [
+            g.reshape(-1)
+            for g in torch.autograd.grad(total, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+        ]
+    )
+    rows = []
+    for entry in gradient:
+        if not entry.requires_grad:
+            rows.append(torch.zeros(len(gradient), dtype=gradient.dtype))
+            continue
+        row = torch.autograd.grad(entry, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+        rows.append(torch.cat([g.reshape(-1) for g in row]))
+    return torch.stack(rows)
+
+
+def output_hessians(model, loss, batch):
+    """(n, k, k): the Hessian of torch's own mean loss with respect to each sample's logits."""
+    z = copy.deepcopy(model).eval()(batch[0]).detach()
+    H = torch.autograd.functional.hessian(lambda t: loss(t.reshape(z.shape), batch[1]), z.reshape(-1))
+    k = z[0].numel()
+    return torch.stack([H[i * k : (i + 1) * k, i * k : (i + 1) * k] for i in range(len(z))])
+
+
+def sandwich(J, H):
+    """J^T blockdiag(H) J."""
+    blocks_J = J.reshape(len(H), -1, J.shape[1])
+    return torch.einsum("nkp,nkl,nlq->pq", blocks_J, H, blocks_J)
+
+
+def ready(name, sizes=(2, 2, 1)):
+    model = CASES[name].network()
+    x, y = CASES[name].data(sum(sizes))
+    return model, (x, y), cut(x, y, list(sizes))
+
+
+def flat_mean(z, y):
+    return nn.functional.cross_entropy(z.flatten(1), y)
+
+
+def flat_sum(output, batch):
+    z = output.flatten(1)
+    return nn.functional.cross_entropy(z, batch[1], reduction="sum"), len(z)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hessian_is_dense_hessian_on_every_call(name):
+    model, whole, data = ready(name)
+    loss = nn.CrossEntropyLoss() if name != "tied" else flat_sum  # its outputs have a token axis
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
+        dense = dense_hessian(model, flat_mean, whole)
+    H = Hessian(model, loss, data)
+    V = torch.randn(H.shape[1], 3, dtype=torch.float64)
+    for _ in range(4):
+        assert (H @ V - dense @ V).norm() <= TOLERANCE * (dense @ V).norm().clamp(min=1)
+    assert torch.allclose(H @ V[:, 0], dense @ V[:, 0], atol=1e-10)
+    assert H.symmetric and not H.nonnegative and H.adjoint_error() < 1e-12
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gauss_newton_and_fisher_are_sandwiches_on_every_call(name):
+    model, whole, data = ready(name)
+    dense = sandwich(dense_jacobian(model, data, logits), output_hessians(model, flat_mean, whole))
+    made = [GaussNewton(model, flat_sum, data)]
+    if name != "tied":  # its outputs have a token axis
+        made = [GaussNewton(model, nn.CrossEntropyLoss(), data), Fisher(model, nn.CrossEntropyLoss(), data)]
+    for A in made:
+        V = torch.randn(A.shape[1], 3, dtype=torch.float64)
+        for _ in range(4):
+            assert (A @ V - dense @ V).norm() <= TOLERANCE * (dense @ V).norm()
+        assert A.adjoint_error() < 1e-12 and A.nonnegative == (name != "tied")
+
+
+@pytest.mark.parametrize("name", ["mlp", "batch-norm", "attention", "function-without-jvp"])
+def test_empirical_fisher_is_sum_of_gradient_outer_products(name):
+    model, whole, data = ready(name)
+    G = dense_jacobian(model, data, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1], reduction="sum"))
+    A = EmpiricalFisher(model, nn.CrossEntropyLoss(), data)
+    V = torch.randn(A.shape[1], 2, dtype=torch.float64)
+    dense = G.T @ G / len(whole[1])
+    assert (A @ V - dense @ V).norm() <= TOLERANCE * (dense @ V).norm()
+
+
+class Dense(nn.Module):
+    """Logits (B, C, T) of inputs (B, T, f): targets of several places a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.layer(x).tanh().transpose(1, 2)
+
+
+def losses():
+    g = torch.Generator().manual_seed(5)
+    weight = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+    y = torch.randint(3, (5, 4), generator=g)
+    y[0, :3], y[3] = -100, -100  # one sample counts a single place, another none
+    soft = torch.rand(5, 3, 4, generator=g, dtype=torch.float64).softmax(1)
+    real = torch.randn(5, 3, 4, generator=g, dtype=torch.float64)
+    return {
+        "ignored": (nn.CrossEntropyLoss(), y),
+        "weights": (nn.CrossEntropyLoss(weight=weight), y),
+        "smoothing": (nn.CrossEntropyLoss(label_smoothing=0.1), y),
+        "smoothing and weights": (nn.CrossEntropyLoss(weight=weight, label_smoothing=0.2), y),
+        "soft targets": (nn.CrossEntropyLoss(), soft),
+        "mse": (nn.MSELoss(), real),
+        "bce": (nn.BCEWithLogitsLoss(), (real > 0).double()),
+        "huber": (nn.HuberLoss(), real),
+    }
+
+
+@pytest.mark.parametrize("kind", losses())
+@pytest.mark.parametrize("sizes", [(5,), (2, 3), (1, 1, 1, 2)])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_matrix_is_of_torchs_mean_on_all_data_however_cut_and_reduced(kind, sizes, reduction):
+    torch.manual_seed(0)
+    model = Dense().double()
+    loss, y = losses()[kind]
+    x = torch.randn(5, 4, 2, dtype=torch.float64)
+    dense_H = dense_hessian(model, loss, (x, y))
+    dense_G = sandwich(dense_jacobian(model, cut(x, y, [5]), logits), output_hessians(model, loss, (x, y)))
+    other = copy.copy(loss)
+    other.reduction = reduction
+    data = cut(x, y, list(sizes))
+    eye = torch.eye(9, dtype=torch.float64)
+    assert torch.allclose(Hessian(model, other, data) @ eye, dense_H, atol=1e-11)
+    assert torch.allclose(GaussNewton(model, other, data) @ eye, dense_G, atol=1e-11)
+    if kind in ("ignored", "weights", "soft targets", "mse", "bce"):  # here the output Hessian is the Fisher matrix
+        assert torch.allclose(Fisher(model, other, data) @ eye, dense_G, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["ignored", "weights", "mse", "bce"])
+def test_sampled_fisher_is_unbiased_and_depends_on_seed_and_sample_alone(kind):
+    torch.manual_seed(0)
+    model = Dense().double()
+    loss, y = losses()[kind]
+    x = torch.randn(5, 4, 2, dtype=torch.float64)
+    eye = torch.eye(9, dtype=torch.float64)
+    exact = Fisher(model, loss, cut(x, y, [5])) @ eye
+    drawn = torch.stack([Fisher(model, loss, cut(x, y, [5]), draws=1, seed=s) @ eye for s in range(300)])
+    z = (drawn.mean(0) - exact) / (drawn.std(0) / 300**0.5).clamp(min=1e-12)
+    assert z.abs().max() < 5 and z.square().mean().sqrt() < 1.6
+    one = Fisher(model, loss, cut(x, y, [2, 3]), draws=3, seed=7)
+    two = Fisher(model, loss, cut(x, y, [4, 1]), draws=3, seed=7)
+    assert torch.allclose(one @ eye, two @ eye, atol=1e-12)
+    assert one.identity() != Fisher(model, loss, cut(x, y, [2, 3]), draws=3, seed=8).identity()
+    assert not torch.allclose(one @ eye, Fisher(model, loss, cut(x, y, [2, 3]), draws=3, seed=8) @ eye)
+
+
+def test_callable_loss_gives_sum_and_count():
+    model, whole, data = ready("mlp")
+
+    def squared(output, batch):
+        return ((output - 1) ** 2).sum(), output.numel()
+
+    def mean(z, y):
+        return ((z - 1) ** 2).mean()
+
+    eye = torch.eye(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+    assert torch.allclose(Hessian(model, squared, data) @ eye, dense_hessian(model, mean, whole), atol=1e-11)
+    dense = sandwich(dense_jacobian(model, data, logits), output_hessians(model, mean, whole))
+    assert torch.allclose(GaussNewton(model, squared, data) @ eye, dense, atol=1e-11)
+    assert not GaussNewton(model, squared, data).nonnegative  # nothing says that a callable is convex
+    with pytest.raises(ValueError, match=r"names no predictive distribution; Fisher knows CrossEntropyLoss"):
+        Fisher(model, squared, data)
+
+
+def test_gauss_newton_of_a_linear_model_is_its_hessian():
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randint(4, (6,))
+    model = nn.Linear(3, 4).double()
+    H, G = Hessian(model, nn.CrossEntropyLoss(), [(x, y)]), GaussNewton(model, nn.CrossEntropyLoss(), [(x, y)])
+    v = torch.randn(16, dtype=torch.float64)
+    assert torch.allclose(H @ v, G @ v, atol=1e-14)
+
+
+def test_softmax_gauss_newton_at_zero_weights_has_its_closed_form():
+    """(X^T X / n) (x) (I/C - 11^T/C^2): each eigenvalue C - 1 times, divided by C, and d zeros."""
+    n, d, C = 40, 5, 4
+    X = torch.randn(n, d, dtype=torch.float64)
+    model = nn.Linear(d, C, bias=False).double()
+    nn.init.zeros_(model.weight)
+    s = spectral.exact(GaussNewton(model, nn.CrossEntropyLoss(), [(X, torch.randint(C, (n,)))]))
+    expected = np.sort(np.concatenate([np.zeros(d), np.repeat(np.linalg.eigvalsh((X.T @ X / n).numpy()) / C, C - 1)]))
+    assert np.allclose(s.atoms.values, expected, atol=1e-13)
+
+
+def test_blocks_are_the_diagonal_blocks():
+    model, whole, data = ready("mlp")
+    loss = nn.CrossEntropyLoss()
+    J = Jacobian(model, data)
+    for A in (Hessian(model, loss, data), GaussNewton(model, loss, data), Fisher(model, loss, data, draws=2, seed=3),
+              EmpiricalFisher(model, loss, data), J.gram("right")):  # fmt: skip
+        whole_matrix = A @ torch.eye(A.shape[0], dtype=torch.float64)
+        start = 0
+        parts = blocks(A)
+        assert list(parts) == [name for name, _ in model.named_parameters()]
+        for B in parts.values():
+            n = B.shape[0]
+            piece = whole_matrix[start : start + n, start : start + n]
+            assert torch.allclose(B @ torch.eye(n, dtype=torch.float64), piece, atol=1e-12)
+            start += n
+        assert start == A.shape[0]
+    with pytest.raises(TypeError, match="has no blocks; pass a Hessian"):
+        blocks(spectral.as_operator(np.eye(2)))
+
+
+def test_leaves_no_trace_and_follows_the_model():
+    model, _, data = ready("batch-norm")
+    model.train()
+    before, states = copy.deepcopy(model.state_dict()), random_states()
+    A, B = Hessian(model, nn.CrossEntropyLoss(), data), GaussNewton(model, nn.CrossEntropyLoss(), data)
+    v = torch.randn(A.shape[0], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    old = [A @ v, B @ v]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training and all(p.grad is None for p in model.parameters()) and random_states() == states
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)  # what was kept of the old weights is dropped
+    new = [Hessian(model, nn.CrossEntropyLoss(), data) @ v, GaussNewton(model, nn.CrossEntropyLoss(), data) @ v]
+    for kept, fresh, stale in zip((A @ v, B @ v), new, old, strict=True):
+        assert torch.allclose(kept, fresh, atol=1e-13) and not torch.allclose(kept, stale)
+
+
+def test_nothing_kept_gives_the_same_products():
+    model, _, data = ready("group-norm")
+    for make in (Hessian, GaussNewton, EmpiricalFisher):
+        kept, once = make(model, nn.CrossEntropyLoss(), data), make(model, nn.CrossEntropyLoss(), data)
+        once.store.budget = 0
+        v = torch.randn(kept.shape[0], dtype=torch.float64)
+        assert torch.allclose(kept @ v, once @ v, atol=1e-13)
+        assert len(once.store.entries) == 0 and len(kept.store.entries) == len(data)
+
+
+def test_low_precision_products_and_the_record():
+    model, _, data = ready("mlp")
+    exact = GaussNewton(model, nn.CrossEntropyLoss(), data)
+    rough = GaussNewton(model, nn.CrossEntropyLoss(), data, product_dtype=torch.float32)
+    v = torch.randn(exact.shape[0], dtype=torch.float64)
+    assert 1e-9 < (rough @ v - exact @ v).norm() / (exact @ v).norm() < 1e-5
+    record = json.loads(json.dumps(exact.describe()))
+    assert record["operator"] == "GaussNewton" and record["count"] == 5 and "CrossEntropyLoss" in record["loss"]
+    assert record["engine"] in ("fresh", "replay") and "hold on three calls" in record["reason"]
+    assert exact.products == 2 and exact.epochs == 3  # the first sweep counts targets
+
+
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        ({"loss": "mse"}, TypeError, r"loss is a str; pass a torch loss module"),
+        ({"loss": None}, ValueError, r"loss=None means the model's own loss, which needs mappings with labels"),
+        ({"engine": "compiled"}, ValueError, r"engine='compiled' is no engine of GaussNewton; use one of auto, fresh"),
+        ({"params": ["x*"]}, ValueError, r"'x\*' matches no parameter"),
+        ({"draws": 2}, TypeError, r"unexpected keyword argument 'draws'"),
+    ],
+)
+def test_wrong_options_are_one_sentence(options, error, words):
+    model, _, data = ready("mlp")
+    with pytest.raises(error, match=words):
+        GaussNewton(model, **{"loss": nn.CrossEntropyLoss(), "data": data, **options})
+
+
+def test_bad_data_and_targets_are_one_sentence():
+    model, (x, y), data = ready("mlp")
+    with pytest.raises(ValueError, match="no target is counted"):
+        Hessian(model, nn.CrossEntropyLoss(), [(x, torch.full_like(y, -100))])
+    with pytest.raises(ValueError, match="data holds no batches"):
+        Hessian(model, nn.CrossEntropyLoss(), [])
+    with pytest.raises(ValueError, match=r"the data hold NaN or infinity in batch 1"):
+        Hessian(model, nn.CrossEntropyLoss(), [data[0], (x * torch.nan, y)])
+    with pytest.raises(ValueError, match=r"draws=0 is no number of draws"):
+        Fisher(model, nn.CrossEntropyLoss(), data, draws=0)
+    with pytest.raises(ValueError, match=r"engine='replay' is no engine of Hessian"):
+        Hessian(model, nn.CrossEntropyLoss(), data, engine="replay")
+
+
+def test_spectra_of_curvature():
+    """tr H by Hutchinson and by all eigenvalues agree; a Hessian may be indefinite, a Gauss-Newton matrix is not."""
+    model, _, data = ready("mlp", sizes=(8, 7))
+    H, G = Hessian(model, nn.CrossEntropyLoss(), data), GaussNewton(model, nn.CrossEntropyLoss(), data)
+    values = spectral.exact(H).atoms.values
+    assert values[0] < -1e-6 < spectral.exact(G).atoms.values[0]
+    estimate = spectral.trace(H, probes=200)
+    assert abs(float(estimate) - values.sum()) < 4 * estimate.stderr
+    s = spectral.slq(H, probes=2, steps=len(values))
+    assert np.allclose(s.moment(2).value, (values**2).mean(), rtol=0.5)
