@@ -213,7 +213,7 @@ def test_softmax_gauss_newton_at_zero_weights_has_its_closed_form():
 
 
 def test_blocks_are_the_diagonal_blocks():
-    model, whole, data = ready("mlp")
+    model, _, data = ready("mlp")
     loss = nn.CrossEntropyLoss()
     J = Jacobian(model, data)
     for A in (Hessian(model, loss, data), GaussNewton(model, loss, data), Fisher(model, loss, data, draws=2, seed=3),

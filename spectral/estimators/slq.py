@@ -70,6 +70,7 @@ def slq(
         "deflate": deflation is not None,
         "tol": tol,
     }
+    op.expect(probes * min(steps, op.shape[0]))
     run = _Run(op, settings, deflation, checkpoint)
     limit = effort.Budget(budget, op, run.before)
     stop = "probes"

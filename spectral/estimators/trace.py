@@ -73,6 +73,7 @@ def _hutchinson(
         raise ValueError(f"rtol={rtol!r} is no relative tolerance; use a positive number, such as 0.01.")
     limit, before = effort.Budget(budget, A), A.products
     values: list[float] = []
+    A.expect(wanted)
     with effort.bar(wanted, "trace", progress) as shown:
         while len(values) < (wanted if rtol is None else MOST):
             if rtol is not None and len(values) >= wanted and _stderr(values) <= rtol * abs(float(np.mean(values))):
