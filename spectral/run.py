@@ -38,7 +38,9 @@ from spectral.spectrum import Spectrum
 from spectral.state import State
 
 OWN_KEYS = {"_target_", "images", "headline", "headline_metric", "split", "samples"}  # read here, not by the target
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
+PACKAGES = ("landscape", "operators", "estimators", "analysis")  # of spectral, whose functions a `_target_` may name
+DTYPES = ("float64", "float32")
+PRODUCT_DTYPES = (*DTYPES, "bfloat16", "float16")
 
 
 class Interrupted(BaseException):
@@ -51,9 +53,10 @@ class Interrupted(BaseException):
 
 # Configuration -------------------------------------------------------------------------------------------------------
 def locate(target: str) -> Any:
-    """The public function or class that a `_target_` names: of spectral itself, or a module of torch.nn.
+    """The function or class that a `_target_` names: what a configuration needs of spectral, or a module of torch.nn.
 
-    Anything else is refused before it is imported: a configuration file must not be a way to run any code.
+    Of spectral that is: names of the top level, of the packages in `PACKAGES`, and `arrays_file`. Anything else is refused
+    before it is imported: a configuration file must not be a way to run any code or to write any file.
     """
     refusal = f"_target_={target!r} is not allowed; use a public function of spectral or a module of torch.nn."
     parts = str(target).split(".")
@@ -64,15 +67,22 @@ def locate(target: str) -> Any:
         if not (inspect.isclass(found) and issubclass(found, nn.Module)):
             raise ValueError(refusal)
         return found
-    if parts[0] != "spectral" or len(parts) < 2:
+    if target == "spectral.run.arrays_file":
+        return arrays_file
+    home, name = ".".join(parts[:-1]), parts[-1]
+    if home == "spectral":
+        found = getattr(spectral, name, None) if name in spectral.__all__ else None
+    elif parts[0] == "spectral" and len(parts) > 2 and parts[1] in PACKAGES:
+        try:
+            found = getattr(importlib.import_module(home), name, None)
+        except ModuleNotFoundError as problem:
+            raise ValueError(refusal) from problem
+        # what a module of ours has merely imported (os, torch.load, atomic_write, ...) is not its own
+        if not str(getattr(found, "__module__", "")).startswith(tuple(f"spectral.{package}" for package in PACKAGES)):
+            raise ValueError(refusal)
+    else:
         raise ValueError(refusal)
-    try:
-        module = importlib.import_module(".".join(parts[:-1]))
-    except ModuleNotFoundError as problem:
-        raise ValueError(refusal) from problem
-    found = getattr(module, parts[-1], None)
-    # what a module of ours has merely imported (os, torch.load, ...) is not ours
-    if not callable(found) or not str(getattr(found, "__module__", "")).startswith("spectral."):
+    if not callable(found):
         raise ValueError(refusal)
     return found
 
@@ -109,6 +119,11 @@ def estimator(node: Mapping[str, Any], seed: int | None = None) -> Any:
     if seed and target is spectral.esd and options.get("method") != "exact":
         options["seed"] = seed
     return partial(target, **options) if options else target
+
+
+def _keeps_probes(node: Mapping[str, Any]) -> bool:
+    """Whether the estimator can go on from a file of finished probes."""
+    return "checkpoint" in inspect.signature(locate(node["_target_"])).parameters
 
 
 def arrays_file(
@@ -163,17 +178,22 @@ def peak_bytes() -> int:
 
 def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
     """The `Settings` of the landscape: problem, model, training and estimator as the groups say."""
-    if config["dtype"] not in DTYPES:
-        raise ValueError(f"dtype={config['dtype']!r} is not possible; use {' or '.join(DTYPES)}.")
     return Settings(
         problem=partial(locate(config["data"]["_target_"]), **_data_options(config["data"])),
         model=_model(config["model"]),
         training=arguments(config["training"]["options"]),
         device=where,
-        dtype=DTYPES[config["dtype"]],
+        dtype=_dtype("dtype", config["dtype"], DTYPES),
         batch_size=config["batch_size"],
         **more,
     )
+
+
+def _dtype(key: str, name: Any, allowed: tuple[str, ...]) -> torch.dtype:
+    """The dtype of torch that a setting names."""
+    if name not in allowed:
+        raise ValueError(f"{key}={name!r} is not possible; use {', '.join(allowed[:-1])} or {allowed[-1]}.")
+    return getattr(torch, name)
 
 
 def _data_options(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,9 +235,8 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
         return _single(config, folder, state, where, about)
     except KeyboardInterrupt as stop:
         code = 143 if stop.args == ("SIGTERM",) else 130
-        done = len([p for p in state.folder.glob("*.json") if p.name != "settings.json"]) + len(state)
         raise Interrupted(
-            f"Interrupted with {done} finished parts kept in {state.folder}; go on with: {command} resume=true", code
+            f"Interrupted with {state.parts()} kept in {state.folder}; go on with: {command} resume=true", code
         ) from stop
 
 
@@ -235,14 +254,15 @@ def _experiment(config: dict[str, Any], folder: Path, state: State, where: str, 
     chosen["estimator"] = estimator(config["estimator"])
     rest = {k: v for k, v in arguments(node).items() if k not in names}
     plan: Experiment = locate(node["_target_"])(settings_of(config, where, **chosen), **rest)
-    wanted, finished = cells(plan.settings), []
+    wanted, finished, resumable = cells(plan.settings), [], _keeps_probes(config["estimator"])
     started = time.perf_counter()
     with tqdm(total=len(wanted), desc=plan.name, unit="matrix", disable=None, dynamic_ncols=True) as bar:
         for cell in wanted:
             bar.set_postfix_str(cell.key, refresh=True)
             result = state.load_cell(cell.key)
             if result is None:
-                result = run_cell(cell, plan.settings, state)
+                probes = state.probes(cell.key) if resumable else None
+                result = run_cell(cell, plan.settings, state, checkpoint=probes)
                 state.save_cell(result)
             finished.append(result)
             bar.update(1)
@@ -349,10 +369,13 @@ def _measure(
     x, y = problem.split(node["split"])
     count = len(x) if node["samples"] is None else min(int(node["samples"]), len(x))
     x, y = x[:count].to(settings.dtype), y[:count]
-    A = locate(node["_target_"])(model=model, data=batches(x, y, settings.batch_size), **arguments(node))
+    options = arguments(node)
+    if "product_dtype" in options:
+        options["product_dtype"] = _dtype("operator.product_dtype", options["product_dtype"], PRODUCT_DTYPES)
+    A = locate(node["_target_"])(model=model, data=batches(x, y, settings.batch_size), **options)
     estimate = estimator(config["estimator"], int(config["seed"]))
-    if locate(config["estimator"]["_target_"]) is spectral.slq:
-        estimate = partial(estimate, checkpoint=state.path("probes.npz"))
+    if _keeps_probes(config["estimator"]):
+        estimate = partial(estimate, checkpoint=state.probes("spectrum"))
     spectrum = estimate(A)
     top = config["analysis"]["top"] or problem.classes
     numbers = summary(spectrum, top=min(int(top), spectrum.dim))

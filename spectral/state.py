@@ -42,6 +42,21 @@ class State(MutableMapping[str, Snapshot]):
         """Where a file of this state lies."""
         return self.folder / name
 
+    def parts(self) -> str:
+        """What is kept, in words.
+
+        >>> State("nowhere", {}, resume=True).parts()
+        '0 trained networks, 0 finished spectra and the finished probes of 0'
+        """
+        spectra = sum(path.name != "settings.json" for path in self.folder.glob("*.json"))
+        probed = sum(1 for _ in self.folder.glob("probes-*.npz"))
+        return f"{len(self)} trained networks, {spectra} finished spectra and the finished probes of {probed}"
+
+    def probes(self, key: str) -> Path:
+        """The file for the finished probes of a spectrum that is being computed; `save_spectrum` removes it."""
+        self._begin()
+        return self.path(f"probes-{key}.npz")
+
     # Finished cells --------------------------------------------------------------------------------------------------
     def save_cell(self, result: CellResult) -> None:
         """Keep a finished cell."""
@@ -57,6 +72,7 @@ class State(MutableMapping[str, Snapshot]):
         self._begin()
         spectrum.save(self.path(f"{key}.npz"))
         self._save_record(key, plain, self.path(f"{key}.npz"))
+        self.path(f"probes-{key}.npz").unlink(missing_ok=True)
 
     def load_spectrum(self, key: str) -> tuple[Spectrum, dict[str, Any]] | None:
         """What `save_spectrum` kept under this key, or None."""

@@ -1,10 +1,15 @@
 """esd: the cheapest sound method, and why."""
 
+import importlib
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 import spectral
+
+esd_module = importlib.import_module("spectral.estimators.esd")  # the package's attribute of this name is the function
 
 A = np.diag(np.arange(1.0, 41.0))
 
@@ -35,6 +40,42 @@ def test_both_methods_agree_on_the_trace():
     e = slq.integrate(lambda x: x)
     assert float(exact.integrate(lambda x: x)) == pytest.approx(820)
     assert abs(float(e) - 820) <= 4 * e.stderr
+
+
+def test_a_checkpoint_is_kept_by_slq_and_said_to_be_unused_by_exact(tmp_path):
+    path = tmp_path / "probes.npz"
+    exact = spectral.esd(A, checkpoint=path)
+    assert "checkpoint not used" in exact.meta["choice"] and not path.exists()
+    slq = spectral.esd(A, method="slq", steps=20, checkpoint=path)
+    again = spectral.esd(A, method="slq", steps=20, checkpoint=path)  # nothing is left to multiply
+    assert path.exists() and "checkpoint" not in slq.meta["choice"]
+    assert np.array_equal(slq.nodes, again.nodes) and np.array_equal(slq.weights, again.weights)
+
+
+def jacobian(samples, inputs, outputs=10):
+    return spectral.Jacobian(torch.nn.Linear(inputs, outputs), [torch.zeros(samples, inputs)], layout="stacked")
+
+
+@pytest.mark.parametrize(
+    ("samples", "inputs", "budget", "chosen", "why"),
+    [
+        (500, 800, None, True, "10 products and one pass over the data"),  # 5000 x 8010
+        (820, 900, None, False, "exceeds what all eigenvalues are cheap for (8192)"),  # 8200 x 9010
+        (450, 9000, None, False, "(4096)"),  # rows longer than 16 times the dimension
+        (450, 500, "5s", False, "longer than 5s"),
+        (450, 500, 4, False, "more than the 4 of slq"),
+    ],
+)
+def test_a_jacobian_whose_gram_one_pass_assembles_may_be_larger(samples, inputs, budget, chosen, why, monkeypatch):
+    monkeypatch.setattr(esd_module.arrays, "available_memory", lambda device: 2**35)
+    found, reason = esd_module._exact_is_cheap(jacobian(samples, inputs), budget, {})
+    assert found is chosen and why in reason
+
+
+def test_the_smaller_side_of_a_gram_decides():
+    J = jacobian(4, 600)  # 40 x 6010
+    s = spectral.esd(J.gram(side="right"))
+    assert s.method == "exact" and s.dim == 6010 and s.zeros == 5970
 
 
 @pytest.mark.parametrize(

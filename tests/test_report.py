@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from spectral import esd, slq
 from spectral.report import Curve, Line, Report, Row, conditions_of, figures, page, tables
 from spectral.spectrum import Spectrum
 
@@ -92,6 +93,33 @@ def test_density_counts_every_eigenvalue_once() -> None:
     value, lower, upper = figures.per_decade(spectrum, grid)
     assert np.trapezoid(value, np.log10(grid)) == pytest.approx(40, rel=1e-3)
     assert (lower <= value + 1e-12).all() and (value <= upper + 1e-12).all()
+
+
+def test_the_negative_side_is_the_spectrum_of_minus_a() -> None:
+    """Exact and with probes: the mirrored CDF is 1 - F(-x), and its density counts the negative eigenvalues."""
+    values = np.concatenate([-np.geomspace(1e-2, 1, 30), np.geomspace(1e-3, 5, 120)])
+    grid = np.geomspace(1e-5, 1e2, 4000)
+    for s in (Spectrum.from_eigenvalues(values), slq(np.diag(values), probes=2, steps=30), esd(np.diag(values))):
+        turned = figures.mirrored(s)
+        x = np.array([-0.3, -0.011, 0.0101, 1.7])
+        assert figures.is_signed(s)
+        np.testing.assert_allclose(s.cdf(x).lower, 1 - turned.cdf(-x).upper, atol=1e-9)
+        value, lower, upper = figures.per_decade(turned, grid)
+        inside = (np.trapezoid(lower, np.log10(grid)), np.trapezoid(upper, np.log10(grid)))
+        assert inside[0] - 0.1 <= 30 <= inside[1] + 0.1
+        assert not s.is_exact or np.trapezoid(value, np.log10(grid)) == pytest.approx(30, rel=1e-3)
+    assert not figures.is_signed(Spectrum.from_eigenvalues([-1e-17, 0.0, 1.0]))
+
+
+def test_negative_eigenvalues_are_drawn_and_counted_in_words() -> None:
+    curves = [Curve("H", "init", 0, Spectrum.from_eigenvalues([-2.0, -1.0, 1e-9, 4.0]))]
+    report = Report("t", "q", curves, [])
+    assert (
+        "those left of the strip and those in it: at initialisation, seed 0: 2 and 1."
+        in page.captions(report)["landscape"]
+    )
+    figure = figures.panels(curves, "density", {})
+    assert figure.axes[0].get_xscale() == "symlog" and figure.axes[0].get_xlim()[0] < -2
 
 
 def test_zero_matrix_and_negative_eigenvalues_draw() -> None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -211,21 +212,31 @@ def run_cell(
     store: MutableMapping[str, Snapshot] | None = None,
     *,
     progress: Progress | bool | None = None,
+    checkpoint: str | Path | None = None,
 ) -> CellResult:
     """Train the cell's network, or take it from `store`, and take the spectrum of its matrix.
 
     `store` maps `cell.network` to a `Snapshot`; a missing one is trained and put in, so a dict shares networks between
-    cells and a mapping over files resumes. `progress` is that of `train`. Same settings and cell, same result. A small
-    network computes with one thread (see `few_threads`).
+    cells and a mapping over files resumes. `progress` is that of `train`; `checkpoint` is a file that an estimator with this
+    keyword keeps its finished probes in. Same settings and cell, same result. A small network computes with one thread (see
+    `few_threads`).
     """
+    estimate: Callable[..., Spectrum] = settings.estimator
+    if checkpoint is not None:
+        estimate = partial(estimate, checkpoint=checkpoint)
     problem = _problem(settings.problem, cell.seed, settings.device)
     model, snapshot = network(cell, settings, problem, {} if store is None else store, progress=progress)
     with few_threads(model):
-        return _measured(cell, settings, problem, model, snapshot)
+        return _measured(cell, settings, problem, model, snapshot, estimate)
 
 
 def _measured(
-    cell: Cell, settings: Settings, problem: Problem, model: nn.Module, snapshot: Snapshot | None
+    cell: Cell,
+    settings: Settings,
+    problem: Problem,
+    model: nn.Module,
+    snapshot: Snapshot | None,
+    estimate: Callable[[Jacobian], Spectrum],
 ) -> CellResult:
     """The spectrum of the cell's matrix and all that follows from it."""
     accuracy = evaluate(model, problem.x_test, problem.y_test)[1] if len(problem.x_test) else float("nan")
@@ -239,9 +250,9 @@ def _measured(
     alignment: dict[str, AlignmentCurve] = {}
     if cell.matrix.kind == "ntk":
         wanted = {"true": y_true} if cell.matrix.split == "test" else {"own": y_own, "true": y_true}
-        spectrum, alignment = _kernel(J, wanted, settings)
+        spectrum, alignment = _kernel(J, wanted, settings, estimate)
     else:
-        spectrum = _diagonal(J) if cell.matrix.kind == "diagonal" else settings.estimator(J)
+        spectrum = _diagonal(J) if cell.matrix.kind == "diagonal" else estimate(J)
     metrics = summary(spectrum, top=min(problem.classes, spectrum.dim))
     if cell.matrix.kind == "diagonal":
         values, counts = spectrum.points()
@@ -343,7 +354,7 @@ def _diagonal(J: Jacobian) -> Spectrum:
 
 
 def _kernel(
-    J: Jacobian, wanted: Mapping[str, Tensor], settings: Settings
+    J: Jacobian, wanted: Mapping[str, Tensor], settings: Settings, estimate: Callable[[Jacobian], Spectrum]
 ) -> tuple[Spectrum, dict[str, AlignmentCurve]]:
     """The spectrum of the parameter Jacobian, and its alignment with each set of labels (equal sets once).
 
@@ -357,7 +368,7 @@ def _kernel(
     if settings.estimator not in (esd, exact) or not fits or rows > columns:
         method = "exact" if fits else "lanczos"
         found = {name: label_alignment(J, y, k=k, method=method) for name, y in wanted.items()}
-        return settings.estimator(J), {name: _stored(f.curve.energy, k, method) for name, f in found.items()}
+        return estimate(J), {name: _stored(f.curve.energy, k, method) for name, f in found.items()}
     products, epochs = J.products, J.epochs
     values, U = (part.cpu().numpy() for part in torch.linalg.eigh(gram_matrix(J, side="left")))
     spectrum = Spectrum.from_eigenvalues(

@@ -12,14 +12,16 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from spectral.results import Atoms
 from spectral.spectrum import Spectrum
 
 from . import Curve, Line, Row, conditions_of, matrices_of
@@ -28,6 +30,7 @@ from .tables import d_text, words
 COLOURS = {"init": "#767676", "true": "#0072B2", "random": "#D55E00"}
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 NAMES = {"init": "at initialisation", "true": "true labels", "random": "random labels"}
+SIGNED_DECADES = 5  # the same on each side of zero, where a spectrum has both signs
 DECADES = 8  # how far below the largest eigenvalue a picture looks at most
 RESOLUTION = 0.1  # standard deviation of the kernel in decades
 POINTS = 300  # grid points of a curve
@@ -76,8 +79,33 @@ def _positive(spectrum: Spectrum) -> np.ndarray:
     return values[values > max(spectrum.value_error, 1e-15 * spectrum.scale)]
 
 
+def mirrored(spectrum: Spectrum) -> Spectrum:
+    """The spectrum of -A, whose positive side is the negative side of A; bands and atoms go along."""
+    records = tuple(replace(record, alphas=-record.alphas) for record in spectrum.records)
+    removed = tuple(record.steps - 1 - gone for record, gone in zip(records, spectrum.removed, strict=True))
+    atoms = Atoms(-spectrum.atoms.values[::-1], spectrum.atoms.multiplicities[::-1])
+    meta = {**spectrum.meta, "nonnegative": False}
+    return replace(spectrum, nodes=-spectrum.nodes, atoms=atoms, records=records, removed=removed, meta=meta)
+
+
+def is_signed(spectrum: Spectrum) -> bool:
+    """Whether it has negative eigenvalues beyond rounding, which a logarithmic axis cannot show."""
+    return bool(len(_positive(mirrored(spectrum)))) and not spectrum.meta.get("nonnegative", False)
+
+
+def signed_floor(curves: list[Curve]) -> float:
+    """|λ| from which a two-sided axis is logarithmic: `SIGNED_DECADES` below the largest |λ| of the curves."""
+    return max(curve.spectrum.scale for curve in curves) * 10.0**-SIGNED_DECADES
+
+
 def _common_grid(curves: list[Curve]) -> np.ndarray:
-    """A logarithmic grid over the positive eigenvalues of all curves, at most `DECADES` below the largest."""
+    """A logarithmic grid over the positive eigenvalues of all curves, at most `DECADES` below the largest.
+
+    Where one has negative eigenvalues: from the largest |λ| down to `signed_floor`.
+    """
+    if any(is_signed(curve.spectrum) for curve in curves):
+        low = signed_floor(curves)
+        return np.geomspace(low, low * 10.0**SIGNED_DECADES * 1.7, POINTS)
     found = [values for curve in curves if len(values := _positive(curve.spectrum))]
     if not found:
         return np.geomspace(0.1, 1.0, POINTS)
@@ -104,27 +132,48 @@ def _pooled(bands: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.
 
 
 def draw_density(ax: Axes, curves: list[Curve], conditions: Sequence[str]) -> dict[str, Artist]:
-    """Overlaid densities on logarithmic axes: several seeds give their mean and range, one spectrum its own band."""
+    """Overlaid densities on logarithmic axes: several seeds give their mean and range, one spectrum its own band.
+
+    Where a spectrum has negative eigenvalues the axis has two sides, each logarithmic in |λ|.
+    """
     grid = _common_grid(curves)
+    signed = any(is_signed(curve.spectrum) for curve in curves)
     handles: dict[str, Artist] = {}
     top = 10.0
     for condition in conditions:
-        own = [curve for curve in curves if curve.condition == condition]
+        own = [curve.spectrum for curve in curves if curve.condition == condition]
         if not own:
             continue
-        middle, lower, upper = _pooled([per_decade(curve.spectrum, grid) for curve in own])
-        shade, seen = colour(condition, conditions), middle > FLOOR
-        ax.fill_between(grid, np.maximum(lower, FLOOR), np.maximum(upper, FLOOR), color=shade, alpha=0.2, linewidth=0)
-        (line,) = ax.plot(grid, np.where(seen, middle, np.nan), color=shade, linewidth=1.8)
-        handles[NAMES.get(condition, condition)] = line
-        top = max(top, float(upper.max()))
-    ax.set_xscale("log")
+        shade = colour(condition, conditions)
+        for side in (1, -1) if signed else (1,):
+            spectra = own if side == 1 else [mirrored(spectrum) for spectrum in own]
+            middle, lower, upper = _pooled([per_decade(spectrum, grid) for spectrum in spectra])
+            lower, upper = np.maximum(lower, FLOOR), np.maximum(upper, FLOOR)
+            ax.fill_between(side * grid, lower, upper, color=shade, alpha=0.2, linewidth=0)
+            (line,) = ax.plot(side * grid, np.where(middle > FLOOR, middle, np.nan), color=shade, linewidth=1.8)
+            handles[NAMES.get(condition, condition)] = line
+            top = max(top, float(upper.max()))
     ax.set_yscale("log")
     ax.set_ylim(FLOOR, top * 1.6)
-    ax.set_xlim(grid[0], grid[-1])
+    _eigenvalue_axis(ax, grid, signed)
+    return handles
+
+
+def _eigenvalue_axis(ax: Axes, grid: np.ndarray, signed: bool) -> None:
+    """The axis of λ: logarithmic over the grid, or over both signs of it with a gap around 0."""
+    if signed:
+        ax.set_xscale("symlog", linthresh=grid[0], linscale=0.3)
+        ax.set_xlim(-grid[-1], grid[-1])
+        top = math.floor(math.log10(grid[-1]))
+        powers = [10.0**power for power in range(top, math.ceil(math.log10(grid[0])) - 1, -2)]
+        ax.set_xticks([*(-p for p in powers), 0.0, *reversed(powers)])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.axvspan(-grid[0], grid[0], color="#efefef", linewidth=0, zorder=0)
+    else:
+        ax.set_xscale("log")
+        ax.set_xlim(grid[0], grid[-1])
     _thin_ticks(ax)
     ax.set_xlabel("eigenvalue λ", fontsize=9.5)
-    return handles
 
 
 def _thin_ticks(ax: Axes) -> None:
@@ -137,7 +186,9 @@ def _thin_ticks(ax: Axes) -> None:
 
 def draw_cdf(ax: Axes, curves: list[Curve], conditions: Sequence[str]) -> dict[str, Artist]:
     """Overlaid distribution functions: the fraction of eigenvalues at or below λ, with the same bands."""
-    grid = _common_grid(curves)
+    half = _common_grid(curves)
+    signed = any(is_signed(curve.spectrum) for curve in curves)
+    grid = np.concatenate([-half[::-1], [0.0], half]) if signed else half
     handles: dict[str, Artist] = {}
     for condition in conditions:
         own = [curve for curve in curves if curve.condition == condition]
@@ -149,11 +200,8 @@ def draw_cdf(ax: Axes, curves: list[Curve], conditions: Sequence[str]) -> dict[s
         ax.fill_between(grid, lower, upper, color=shade, alpha=0.22, linewidth=0, step="mid")
         (line,) = ax.plot(grid, middle, color=shade, linewidth=1.8, drawstyle="steps-mid")
         handles[NAMES.get(condition, condition)] = line
-    ax.set_xscale("log")
-    _thin_ticks(ax)
-    ax.set_xlim(grid[0], grid[-1])
     ax.set_ylim(-0.02, 1.02)
-    ax.set_xlabel("eigenvalue λ", fontsize=9.5)
+    _eigenvalue_axis(ax, half, signed)
     return handles
 
 

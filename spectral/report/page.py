@@ -15,7 +15,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from . import Report, Row, conditions_of, figures, matrices_of
+from . import Curve, Report, Row, conditions_of, figures, matrices_of
 from .tables import d_text, html_table, mapping_table, mean_and_error, with_error, words
 
 STYLE = """
@@ -129,13 +129,35 @@ def _resolution(report: Report) -> str:
     """The smoothing width, the known zeros and the fit of the picture, in one or two sentences."""
     if not report.curves:
         return ""
-    zeros = sorted({(c.matrix, c.spectrum.zeros, c.spectrum.dim) for c in report.curves if c.spectrum.zeros})
     text = f"Smoothing: a Gaussian of {figures.RESOLUTION:g} decades in λ, under which a single eigenvalue peaks at 4."
+    for matrix in matrices_of(report.curves):
+        if any(figures.is_signed(c.spectrum) for c in report.curves if c.matrix == matrix):
+            text += " " + _about_zero([c for c in report.curves if c.matrix == matrix], report.labels)
+    zeros = sorted({(c.matrix, c.spectrum.zeros, c.spectrum.dim) for c in report.curves if c.spectrum.zeros})
     named = [f"{zero} of {dim} ({words(matrix, report.labels)})" for matrix, zero, dim in zeros]
     if named:
         text += f" Eigenvalues known to be zero are counted but not drawn: {', '.join(named[:4])}"
         text += f" and {len(named) - 4} more." if len(named) > 4 else "."
     return text
+
+
+def _about_zero(curves: list[Curve], labels: Mapping[str, str]) -> str:
+    """What a two-sided axis leaves out and how much lies left of it, with their intervals, for each condition."""
+    low = figures.signed_floor(curves)
+    said = []
+    for condition in conditions_of(curves):
+        first = next(curve for curve in curves if curve.condition == condition)
+        bands = [first.spectrum.count(*ends) for ends in ((-math.inf, -low), (-low, low))]
+        negative, small = (
+            f"{float(b.value):.0f}" + ("" if b.lower == b.upper else f" (95 %: {b.lower:.0f} to {b.upper:.0f})")
+            for b in bands
+        )
+        said.append(f"{figures.NAMES.get(condition, condition)}, seed {first.seed}: {negative} and {small}")
+    return (
+        f"{words(curves[0].matrix, labels)} has negative eigenvalues: its axis is logarithmic on both sides of zero, left of it "
+        f"are the negative ones, and the grey strip |λ| < {low:.2g} is not drawn. Of its {curves[0].spectrum.dim} eigenvalues, "
+        f"those left of the strip and those in it: {'; '.join(said)}."
+    )
 
 
 def findings(report: Report) -> list[str]:
