@@ -99,3 +99,17 @@ def test_what_has_no_spectrum_is_refused():
         spectral.esd(np.zeros((0, 0)))
     with pytest.raises(ValueError, match="not symmetric"):
         spectral.esd(np.array([[0.0, 1.0], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("options", [{}, {"wrt": "inputs"}, {"wrt": "inputs", "layout": "flattened"}])
+def test_square_jacobian_means_its_gram_like_any_other(options):
+    """One sample, one output, one parameter: J is the 1 x 1 matrix (w) or (x), its spectrum is the square."""
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    torch.nn.init.constant_(model.weight, -0.5)
+    J = spectral.Jacobian(model, [torch.full((1, 1), -3.0, dtype=torch.float64)], **options)
+    expected = 9.0 if not options else 0.25
+    for A in (J, J.T, -J, 0.5 * J + 0.5 * J):
+        assert spectral.esd(A).interval == spectral.slq(A).interval == pytest.approx((expected, expected), rel=1e-15)
+        assert float(spectral.trace(A)) == pytest.approx(expected)
+    assert spectral.esd(J.T @ J).interval == pytest.approx((expected, expected))
+    assert float(spectral.label_alignment(J, np.array([1.0]), centred=False).energy) == 1.0

@@ -78,7 +78,7 @@ def symmetric_operand(A: Any) -> tuple[Operator, int, int]:
     A = as_operator(A)
     if 0 in A.shape:
         raise ValueError(f"{A!r} is empty; it has no spectrum.")
-    if A.shape[0] != A.shape[1]:
+    if A.shape[0] != A.shape[1] or not A.self_map:
         A = A.gram()
     if isinstance(A, Gram):
         return A.smaller, A.known_zeros, A.shape[0]

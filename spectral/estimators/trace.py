@@ -65,7 +65,7 @@ def _hutchinson(
     A: Any, probes: int | None, rtol: float | None, seed: int, budget: Any, progress: bool | None
 ) -> Estimate:
     A = as_operator(A)
-    A = A.gram() if A.shape[0] != A.shape[1] else A
+    A = A.gram() if A.shape[0] != A.shape[1] or not A.self_map else A
     wanted = 10 if probes is None else probes
     if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or wanted < 2:
         raise ValueError(f"probes={probes!r} gives no error bar; use an integer >= 2.")

@@ -26,6 +26,7 @@ class Operator:
     1
     """
 
+    self_map = True  # rows and columns are one space; a Jacobian's are not, even where it happens to be square
     __array_ufunc__ = None  # numpy hands `array @ A` and `number * A` over to us
 
     def __init__(
@@ -264,6 +265,7 @@ class Transpose(Derived):
 
     def __init__(self, A: Operator) -> None:
         super().__init__((A,), (A.shape[1], A.shape[0]), symmetric=A.symmetric)
+        self.self_map = A.self_map
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply_transpose(V)
@@ -284,6 +286,7 @@ class Scaled(Derived):
             (A,), A.shape, symmetric=A.symmetric, nonnegative=A.nonnegative and factor >= 0, known_zeros=A.known_zeros
         )
         self.factor = factor
+        self.self_map = A.self_map
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.factor * self.parts[0].multiply(V)
@@ -321,6 +324,7 @@ class Sum(Derived):
         if A.shape != B.shape:
             raise ValueError(f"cannot add {A!r} and {B!r}: their shapes differ.")
         super().__init__((A, B), A.shape, symmetric=_all_symmetric(A, B), nonnegative=A.nonnegative and B.nonnegative)
+        self.self_map = A.self_map and B.self_map
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply(V) + self.parts[1].multiply(V)

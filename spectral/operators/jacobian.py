@@ -41,6 +41,8 @@ class Jacobian(Operator):
     True
     """
 
+    self_map = False
+
     def __init__(
         self,
         model: nn.Module,
