@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from scipy.sparse.linalg import aslinearoperator
 
 import spectral
 from spectral.operators.base import Operator
@@ -214,3 +215,12 @@ def test_meta_is_plain_json_and_says_what_was_run(options):
     assert s.meta["seed"] == 0
     assert s.meta["versions"]["spectral"] == spectral.__version__
     assert s.meta["probes"] == len(s.records)
+
+
+@pytest.mark.parametrize("n", [50, 100_000])
+def test_matrix_that_is_not_symmetric_is_refused_in_any_dimension(n):
+    shift = sp.diags_array([np.ones(n), np.ones(n - 1)], offsets=[0, 1], format="csr", dtype=np.float32)
+    with pytest.raises(ValueError, match="not symmetric"):
+        spectral.slq(aslinearoperator(shift), steps=2)
+    both = shift + shift.T
+    assert spectral.slq(aslinearoperator(both), steps=2).dim == n
