@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -29,10 +30,11 @@ from tqdm import tqdm
 import spectral
 from spectral.analysis import label_alignment, summary
 from spectral.checkpoint import atomic_write
+from spectral.estimators.esd import NETWORK_DIM
 from spectral.landscape.cell import Cell, CellResult, Condition, Matrix, Settings, cells, network, run_cell
 from spectral.landscape.experiments import Experiment, Outcome, conclude
 from spectral.landscape.problems import Problem, batches, from_arrays
-from spectral.landscape.training import evaluate
+from spectral.landscape.training import evaluate, few_threads
 from spectral.report import Report, compose, page, tables
 from spectral.spectrum import Spectrum
 from spectral.state import State
@@ -40,6 +42,7 @@ from spectral.state import State
 OWN_KEYS = {"_target_", "images", "headline", "headline_metric", "split", "samples"}  # read here, not by the target
 PACKAGES = ("landscape", "operators", "estimators", "analysis")  # of spectral, whose functions a `_target_` may name
 DTYPES = ("float64", "float32")
+MANY_THREADS = 2000  # dimension from which eigenvalues gain more by threads than the products of a small network lose
 PRODUCT_DTYPES = (*DTYPES, "bfloat16", "float16")
 
 
@@ -376,7 +379,9 @@ def _measure(
     estimate = estimator(config["estimator"], int(config["seed"]))
     if _keeps_probes(config["estimator"]):
         estimate = partial(estimate, checkpoint=state.probes("spectrum"))
-    spectrum = estimate(A)
+    # large enough to be decomposed, small enough for it to be chosen: there threads help more than they hurt
+    with nullcontext() if MANY_THREADS < min(A.shape) <= NETWORK_DIM else few_threads(model):
+        spectrum = estimate(A)
     top = config["analysis"]["top"] or problem.classes
     numbers = summary(spectrum, top=min(int(top), spectrum.dim))
     if node.get("wrt") == "params" and node.get("of") in ("logits", "probs") and A.shape[0] <= 4000:
