@@ -84,7 +84,8 @@ def with_default(given: list[str]) -> list[str]:
     """The arguments, with the flagship added when they name neither an experiment nor a part of a single spectrum."""
     named = {re.split(r"[=.@]", text.lstrip("+~"))[0] for text in given if not text.startswith("-")}
     chosen = any(re.match(r"[+~]*experiment(@[^=]*)?=", text) for text in given)
-    if chosen or named & set(SINGLE):
+    of_flagship = any(text.lstrip("+~").startswith("experiment.") for text in given)
+    if chosen or (named & set(SINGLE) and not of_flagship):
         return given
     return [*given, DEFAULT]
 

@@ -33,7 +33,7 @@ from spectral.checkpoint import atomic_write
 from spectral.estimators.esd import NETWORK_DIM
 from spectral.landscape.cell import Cell, CellResult, Condition, Matrix, Settings, cells, network, run_cell
 from spectral.landscape.experiments import Experiment, Outcome, conclude
-from spectral.landscape.problems import Problem, batches, from_arrays
+from spectral.landscape.problems import Problem, batches
 from spectral.landscape.training import evaluate, few_threads
 from spectral.report import Report, compose, page, tables
 from spectral.spectrum import Spectrum
@@ -58,8 +58,8 @@ class Interrupted(BaseException):
 def locate(target: str) -> Any:
     """The function or class that a `_target_` names: what a configuration needs of spectral, or a module of torch.nn.
 
-    Of spectral that is: names of the top level, of the packages in `PACKAGES`, and `arrays_file`. Anything else is refused
-    before it is imported: a configuration file must not be a way to run any code or to write any file.
+    Of spectral that is: names of the top level and of the packages in `PACKAGES`. Anything else is refused before it is
+    imported: a configuration file must not be a way to run any code or to write any file.
     """
     refusal = f"_target_={target!r} is not allowed; use a public function of spectral or a module of torch.nn."
     parts = str(target).split(".")
@@ -70,8 +70,6 @@ def locate(target: str) -> Any:
         if not (inspect.isclass(found) and issubclass(found, nn.Module)):
             raise ValueError(refusal)
         return found
-    if target == "spectral.run.arrays_file":
-        return arrays_file
     home, name = ".".join(parts[:-1]), parts[-1]
     if home == "spectral":
         found = getattr(spectral, name, None) if name in spectral.__all__ else None
@@ -129,22 +127,6 @@ def _keeps_probes(node: Mapping[str, Any]) -> bool:
     return "checkpoint" in inspect.signature(locate(node["_target_"])).parameters
 
 
-def arrays_file(
-    path: str, *, train: int = 300, test: int | None = 300, seed: int = 0, standardise: str = "feature"
-) -> Problem:
-    """A problem from an .npz file with arrays x (N, ...) and y (N,); pickled objects in it are refused."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            x, y = file["x"], file["y"]
-    except FileNotFoundError as problem:
-        raise ValueError(f"data.path={path} does not exist; give an .npz file with arrays x and y.") from problem
-    except (KeyError, OSError, ValueError) as problem:
-        raise ValueError(
-            f"data.path={path} cannot be read as an .npz file with arrays x and y: {problem}."
-        ) from problem
-    return from_arrays(Path(path).stem, x, y, train=train, test=test, seed=seed, standardise=standardise)
-
-
 def device(node: Mapping[str, Any]) -> str:
     """ "cpu" or "cuda" as the device group asks; sets the number of threads."""
     name = node["name"]
@@ -153,7 +135,7 @@ def device(node: Mapping[str, Any]) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda needs a GPU that torch can see, and there is none; use device=cpu.")
     if node.get("threads") is not None:
-        torch.set_num_threads(int(node["threads"]))
+        torch.set_num_threads(_whole("device.threads", node["threads"], 1))
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -197,6 +179,13 @@ def _dtype(key: str, name: Any, allowed: tuple[str, ...]) -> torch.dtype:
     if name not in allowed:
         raise ValueError(f"{key}={name!r} is not possible; use {', '.join(allowed[:-1])} or {allowed[-1]}.")
     return getattr(torch, name)
+
+
+def _whole(key: str, value: Any, least: int) -> int:
+    """A setting that is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{key}={value!r} is not possible; use a whole number >= {least}.")
+    return value
 
 
 def _data_options(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -322,7 +311,7 @@ def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any
 
 def _single(config: dict[str, Any], folder: Path, state: State, where: str, about: dict[str, Any]) -> Path:
     """Train (or not), one operator, one spectrum, its report."""
-    started, seed, node = time.perf_counter(), int(config["seed"]), config["operator"]
+    started, seed, node = time.perf_counter(), _whole("seed", config["seed"], 0), config["operator"]
     settings = settings_of(config, where)
     problem = settings.problem(seed=seed).to(device=where)
     training = config["training"]
@@ -370,7 +359,7 @@ def _measure(
     """The spectrum of the operator that the configuration names, and its metrics."""
     node = config["operator"]
     x, y = problem.split(node["split"])
-    count = len(x) if node["samples"] is None else min(int(node["samples"]), len(x))
+    count = len(x) if node["samples"] is None else min(_whole("operator.samples", node["samples"], 1), len(x))
     x, y = x[:count].to(settings.dtype), y[:count]
     options = arguments(node)
     if "product_dtype" in options:
@@ -382,8 +371,8 @@ def _measure(
     # large enough to be decomposed, small enough for it to be chosen: there threads help more than they hurt
     with nullcontext() if MANY_THREADS < min(A.shape) <= NETWORK_DIM else few_threads(model):
         spectrum = estimate(A)
-    top = config["analysis"]["top"] or problem.classes
-    numbers = summary(spectrum, top=min(int(top), spectrum.dim))
+    top = problem.classes if config["analysis"]["top"] is None else _whole("analysis.top", config["analysis"]["top"], 1)
+    numbers = summary(spectrum, top=min(top, spectrum.dim))
     if node.get("wrt") == "params" and node.get("of") in ("logits", "probs") and A.shape[0] <= 4000:
         aligned = label_alignment(A, y)
         numbers |= {"true_label_alignment": aligned.own_label, "true_label_alignment_stderr": 0.0}

@@ -40,15 +40,15 @@ def trials(name, count, options):
     return np.array(z), np.array(cdf), np.array(counts)
 
 
-def hold(z, cdf, counts):
-    """The nominal levels, up to three standard deviations of that many trials."""
+def hold(z, cdf, counts, least=0.8):
+    """The nominal levels, up to three standard deviations of that many trials; rms z-scores in [least, 1.3]."""
     slack = 3 * np.sqrt(0.95 * 0.05 / len(z))
     assert cdf.mean() >= 0.93
     assert counts.mean() >= 0.93
     assert cdf.mean(0).min() >= 0.95 - slack
     assert counts.mean(0).min() >= 0.95 - slack
     rms = np.sqrt(np.mean(z**2, axis=0))
-    assert (rms >= 0.8).all(), rms
+    assert (rms >= least).all(), rms
     assert (rms <= 1.3).all(), rms
 
 
@@ -65,4 +65,10 @@ def test_bands_cover_and_errors_are_calibrated(name, deflate):
 @pytest.mark.parametrize("deflate", ["auto", False])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_bands_cover_and_errors_are_calibrated_at_other_depths(name, deflate, options):
-    hold(*trials(name, 400, {**options, "deflate": deflate}))
+    """Errors may be stated up to 1.5 times too large, never too small.
+
+    An undeflated outlier weighs W ~ chi2_m / m of an eigenvalue, and the stated variance takes it for at least one:
+    z = (W - 1) / sqrt(max(W, 1)) sqrt(m / 2) has rms 0.70 for m = 2 probes, 0.79 for m = 4 (seen: the same). Twelve steps do
+    not resolve the kink of log(1 + |x|): its truncation, of either sign, is added in quadrature (rms 0.78).
+    """
+    hold(*trials(name, 400, {**options, "deflate": deflate}), least=0.65)

@@ -138,7 +138,8 @@ def test_text_and_html_table_say_the_same() -> None:
 
 
 def test_findings_name_what_separates_and_what_does_not(report: Report) -> None:
-    first, last = page.findings(report)
+    first, last, chance = page.findings(report)
+    assert "50 % would have the same sign on all 2 seeds by chance" in chance and "paired" in chance
     assert "effective rank" in first and "smaller with true labels" in first and "1 of 1 matrix" in first
     assert "no matrix" in last and "alpha" in last
     assert "<" not in page.as_text(first)

@@ -94,6 +94,11 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
         (["estimator.method=magic"], "use one of auto"),
         (["model=mlp", "what"], "write KEY=VALUE"),
         (["seed=3"], "experiment.seeds"),
+        (["model=mlp", "seed=abc"], "seed='abc' is not possible; use a whole number >= 0."),
+        (["model=mlp", "device.threads=0"], "device.threads=0 is not possible"),
+        (["operator=input_stacked", "operator.samples=-2"], "operator.samples=-2 is not possible"),
+        (["operator=input_stacked", "analysis.top=0"], "analysis.top=0 is not possible"),
+        (["operator=input_stacked", "operator.product_dtype=int8"], "float64, float32, bfloat16 or float16"),
         (["operator=input_stacked", "operator.split=all"], "use 'train' or 'test'"),
     ],
 )
@@ -117,7 +122,7 @@ def test_full_error_shows_the_exception(here: Path, monkeypatch) -> None:
 def test_no_target_outside_our_own_is_located() -> None:
     for target in (
         "spectral.esd", "spectral.Jacobian", "spectral.landscape.problems.digits", "torch.nn.MSELoss",
-        "spectral.run.arrays_file", "spectral.estimators.slq.slq", "spectral.landscape.models.model_for",
+        "spectral.landscape.problems.arrays_file", "spectral.estimators.slq.slq", "spectral.landscape.models.model_for",
     ):  # fmt: skip
         assert callable(run.locate(target))
     for target in (
@@ -135,6 +140,7 @@ def test_no_target_outside_our_own_is_located() -> None:
 def test_the_flagship_is_run_unless_a_part_is_named() -> None:
     assert with_default([]) == ["experiment=real_vs_random"]
     assert with_default(["-m", "experiment.seeds=[0]"])[-1] == "experiment=real_vs_random"
+    assert with_default(["experiment.seeds=[0]", "training.options.lr=0.1"])[-1] == "experiment=real_vs_random"
     assert with_default(["model=cnn"]) == ["model=cnn"]
     assert with_default(["training.noise=1"]) == ["training.noise=1"]
     assert with_default(["experiment=depth_sweep", "model=cnn"]) == ["experiment=depth_sweep", "model=cnn"]

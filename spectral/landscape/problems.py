@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -162,6 +163,22 @@ def from_arrays(
         shape=shape,
         meta={"seed": seed, "standardise": standardise, "train": len(rows_train), "test": len(rows_test)},
     )
+
+
+def arrays_file(
+    path: str, *, train: int = 300, test: int | None = 300, seed: int = 0, standardise: str = "feature"
+) -> Problem:
+    """A problem from an .npz file with arrays x (N, ...) and y (N,); pickled objects in it are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            x, y = file["x"], file["y"]
+    except FileNotFoundError as problem:
+        raise ValueError(f"data.path={path} does not exist; give an .npz file with arrays x and y.") from problem
+    except (KeyError, OSError, ValueError, AttributeError, TypeError) as problem:
+        raise ValueError(
+            f"data.path={path} is no .npz file with arrays x and y of numbers; write one with numpy.savez."
+        ) from problem
+    return from_arrays(Path(path).stem, x, y, train=train, test=test, seed=seed, standardise=standardise)
 
 
 def batches(x: Tensor, y: Tensor | None, size: int) -> list[tuple[Tensor, ...]]:

@@ -124,6 +124,10 @@ def single(
     facts = [
         f"{spectrum.dim} eigenvalues, {spectrum.zeros} of them known to be zero by shape; method: {_method(spectrum)}."
     ]
+    if numbers.get("alpha_accepted") == 0.0:
+        facts.append(
+            "The tail exponent is not to be trusted: fewer than 50 eigenvalues or less than a decade support the fit."
+        )
     if trained is not None:
         facts.append(f"Training {trained.sentence}; test accuracy {100 * test_accuracy:.1f} %.")
     return Report(
@@ -222,6 +226,17 @@ def _facts(outcome: Outcome) -> tuple[str, ...]:
             f"These networks did not reach their target loss, so that they are not alike in loss: {', '.join(missed)}."
         )
     labels = labels_for(outcome.result.matrices)
+    refused = []
+    for row in outcome.result.rows:
+        if row.metric == "alpha_accepted":
+            numbers = [v for values in row.values.values() for v in values if math.isfinite(v)]
+            if numbers.count(0.0):
+                refused.append(f"{labels.get(row.matrix, row.matrix)} ({numbers.count(0.0)} of {len(numbers)})")
+    if refused:
+        facts.append(
+            f"Tail exponents are not to be trusted where fewer than 50 eigenvalues or less than a decade support the fit: "
+            f"{'; '.join(refused)} spectra."
+        )
     for trend in outcome.trends:
         if math.isfinite(trend.rho):
             facts.append(

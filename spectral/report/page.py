@@ -47,7 +47,7 @@ READ = (
 )
 READ_COMPARED = (
     "Compare the blue curve (true labels) with the vermilion one (random labels) and the grey one (before training): where "
-    "their bands do not overlap, the spectrum tells a network that learnt a rule from one that memorised.",
+    "their bands do not overlap, the densities differ by more than seeds do.",
 )
 READ_SWEPT = ("Compare the colours, which are the steps of the sweep or its runs.",)
 READ_SINGLE = (
@@ -179,7 +179,7 @@ def findings(report: Report) -> list[str]:
                 way = ("larger" if signs == {1.0} else "smaller") + " with true labels"
             strongest = max(apart, key=lambda row: abs(_d(row)))
             text = (
-                f"<b>{html.escape(name)}</b> separates on every seed in {len(apart)} of {_matrices(len(rows))}, {way}; "
+                f"<b>{html.escape(name)}</b> has the same sign on every seed in {len(apart)} of {_matrices(len(rows))}, {way}; "
                 f"most clearly in {html.escape(words(strongest.matrix, report.labels))} "
                 f"(true {_side(strongest, 'true')}, random {_side(strongest, 'random')}, d = {_effect(strongest)})."
             )
@@ -191,6 +191,12 @@ def findings(report: Report) -> list[str]:
         sentences.append(
             f"On no matrix do all seeds agree on the sign of the difference for: {html.escape(', '.join(mixed))}."
         )
+    seeds = min(len(row.values.get("true", ())) for row in judged)
+    sentences.append(
+        f"Differences are paired: true minus random labels of the same seed, that is of the same split, initial weights and "
+        f"order of samples. Of rows that know nothing of the labels, {100 * 2.0 ** (1 - seeds):.2g} % would have the same sign "
+        f"on all {seeds} seeds by chance; Cohen's d is that of two unpaired groups."
+    )
     return sentences
 
 

@@ -88,7 +88,7 @@ def header(rows: list[Row]) -> list[str]:
     conditions = conditions_of(rows)
     unit = f"mean ± sd of {seeds} seeds" if seeds > 1 else "± standard error; none: exact"
     names = [f"{conditions[0]} ({unit})", *conditions[1:]] if conditions else []
-    return names + (["d [95 %]", "separates"] if any(row.effect is not None for row in rows) else [])
+    return names + (["d [95 %]", "same sign"] if any(row.effect is not None for row in rows) else [])
 
 
 def text_table(rows: list[Row], labels: Mapping[str, str]) -> str:
