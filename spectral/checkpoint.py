@@ -6,12 +6,21 @@ import hashlib
 import io
 import json
 import os
+import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+DAMAGE = (  # what numpy, zipfile and zlib raise for a file that is not whole
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, OSError, EOFError, ValueError, TypeError, LookupError,
+    ArithmeticError, AttributeError, NotImplementedError, RuntimeError, SyntaxError, MemoryError,
+)  # fmt: skip
 
 
 def atomic_write(path: Any, content: bytes) -> None:
@@ -26,9 +35,8 @@ def atomic_write(path: Any, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)  # there only if something failed
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -61,7 +69,7 @@ def load_arrays(path: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         stored = packed.pop("checksum").tobytes().hex()
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
-    except Exception as problem:  # a damaged zip makes numpy, zipfile and zlib raise more kinds than anybody lists
+    except DAMAGE as problem:
         raise ValueError(f"{path} is damaged or was not written by spectral; delete it and run again.") from problem
     if stored != _checksum(packed):
         raise ValueError(f"{path} is damaged (its checksum does not fit); delete it and run again.")

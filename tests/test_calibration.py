@@ -40,7 +40,7 @@ def trials(name, count, options):
     return np.array(z), np.array(cdf), np.array(counts)
 
 
-def hold(z, cdf, counts, least=0.8):
+def check(z, cdf, counts, least=0.8):
     """The nominal levels, up to three standard deviations of that many trials; rms z-scores in [least, 1.3]."""
     slack = 3 * np.sqrt(0.95 * 0.05 / len(z))
     assert cdf.mean() >= 0.93
@@ -55,7 +55,7 @@ def hold(z, cdf, counts, least=0.8):
 @pytest.mark.parametrize("deflate", ["auto", False])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_bands_cover_and_errors_are_calibrated(name, deflate):
-    hold(*trials(name, 100, {"probes": 4, "steps": 16, "deflate": deflate}))
+    check(*trials(name, 100, {"probes": 4, "steps": 16, "deflate": deflate}))
 
 
 @pytest.mark.slow
@@ -71,4 +71,4 @@ def test_bands_cover_and_errors_are_calibrated_at_other_depths(name, deflate, op
     z = (W - 1) / sqrt(max(W, 1)) sqrt(m / 2) has rms 0.70 for m = 2 probes, 0.79 for m = 4 (seen: the same). Twelve steps do
     not resolve the kink of log(1 + |x|): its truncation, of either sign, is added in quadrature (rms 0.78).
     """
-    hold(*trials(name, 400, {**options, "deflate": deflate}), least=0.65)
+    check(*trials(name, 400, {**options, "deflate": deflate}), least=0.65)
