@@ -33,12 +33,15 @@ class LossNetwork(Network):
         if loss is None and forward is None:
             forward = _with_labels
         super().__init__(model, data, loss=loss, forward=forward, **options)
-        self.shift = getattr(model, "loss_type", None) == "ForCausalLM"  # Hugging Face's decoders shift the labels
+        names = f"{getattr(model, 'loss_type', '')} {type(model).__name__}"
+        self.shift: bool | None = "CausalLM" in names or "LMHead" in names  # until a batch's own loss tells
         self.counts: list[float] = []
         self.shapes: list[tuple[int, ...]] = []
 
     def _checked_outputs(self, index: int, batch: Any) -> torch.Tensor:
         output = self.raw(self.values, batch)
+        if self.loss is None and is_finite(batch):
+            self._recognise(index, output, batch)
         total, count = losses.loss_sum(self.loss, output, batch, self.shift)
         if not torch.isfinite(total):
             culprit = "the loss is" if is_finite(batch) else "the data hold"
@@ -50,6 +53,26 @@ class LossNetwork(Network):
         self.counts.append(float(count))
         first = first_tensor(batch)
         return total.expand(1 if first is None else first.shape[0], 1)
+
+    def _recognise(self, index: int, output: Any, batch: Any) -> None:
+        """Hold the model's own loss against the cross entropy of its logits, with labels in place and shifted.
+
+        Its name does not tell; a mean of anything else (an auxiliary loss) would depend on how the data are batched.
+        """
+        if losses.target_of(batch).is_floating_point():
+            self.shift = None
+            return
+        fits = losses.own_shifts(output, batch)
+        if self.shift in fits:
+            return
+        mean = float(losses.own_mean(output))
+        if not fits or any(self.counts):
+            raise ValueError(
+                f"the model's own loss ({mean:.6g}) of batch {index} is not the mean cross entropy of its logits over labels "
+                "that are not -100, in place or shifted by one (an auxiliary loss, say); pass loss= as a callable "
+                "(output, batch) -> (sum, count)."
+            )
+        self.shift = fits[0]
 
     def total(self, values: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
         """The loss summed over the counted targets of a batch, as a function of the parameters."""
@@ -182,6 +205,9 @@ class Hessian(Curvature):
     """
 
     engines: tuple[str, ...] = ("auto", "double-backward")
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "engine": "double-backward"}
 
     def _prepare(self, index: int, batch: Any, first: int) -> tuple[Product, float]:
         values = self.network.values

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -144,6 +145,7 @@ class Choice:
     asked: str
     trials: dict[str, Trial]
     failures: list[str]
+    inside: str = ""  # the dtype that the model computes in, where that is coarser than its parameters'
 
     @property
     def once(self) -> str:
@@ -165,6 +167,7 @@ class Choice:
         return {
             "engine": best,
             "reason": "; ".join([why, *self.failures]),
+            **({"computes_in": self.inside} if self.inside else {}),
             "adjoint_error": self.trials[best].error,
             "seconds_first_batch": {name: round(trial.later, 6) for name, trial in self.trials.items()},
         }
@@ -176,11 +179,12 @@ def choose(name: str, function: Function, primals: Tensors) -> Choice:
         raise ValueError(f"engine={name!r} is no engine; use one of {', '.join(ENGINES)}.")
     trials: dict[str, Trial] = {}
     failures: list[str] = []
+    inside = coarsest(function, primals)
     for label in CLASSES if name == "auto" else [name]:
         if label == "double-backward" and "replay" in trials:
             continue  # two graphs deep, it is not faster than a recorded program that is right
         try:
-            trials[label] = _trial(CLASSES[label](function, primals))
+            trials[label] = _trial(CLASSES[label](function, primals), tolerance(inside))
         except (RuntimeError, NotImplementedError, AssertionError) as failure:  # torch.fx asserts what it cannot record
             failures.append(f"{label}: {(str(failure).strip().splitlines() or [type(failure).__name__])[0]}")
     if not trials:
@@ -188,17 +192,24 @@ def choose(name: str, function: Function, primals: Tensors) -> Choice:
             f"no engine multiplies this model's Jacobian ({' | '.join(failures)}); give the failing module a derivative, or "
             "replace it by torch operations."
         )
-    return Choice(name, trials, failures)
+    coarser = inside not in {p.dtype for p in primals}
+    return Choice(name, trials, failures, str(inside).removeprefix("torch.") if coarser else "")
 
 
-def _trial(lin: Fresh) -> Trial:
+def tolerance(dtype: torch.dtype) -> float:
+    """How far products may be off by rounding alone: about sqrt(depth) eps, with room.
+
+    A bf16 product may be off by 1e-2; a wrong one is off by about 1.
+    """
+    return min(0.1, 1e3 * arrays.machine_epsilon(dtype) ** 0.75)
+
+
+def _trial(lin: Fresh, allowed: float = 1e-9) -> Trial:
     """CALLS products and transposed products, each pair held against the adjoint identity; _Wrong if one is off."""
-    # products round: about sqrt(depth) eps, with room; a bf16 product may be off by 1e-2, a wrong one is off by about 1
-    tolerance = min(0.1, 1e3 * arrays.machine_epsilon(lin.primals[0].dtype) ** 0.75)
     errors, seconds = [], []
     for call in range(CALLS):
         error, elapsed = adjoint_error(lin, seed=call)
-        if not error <= tolerance:
+        if not error <= allowed:
             raise _Wrong(f"<Jv, u> and <v, J^T u> differ by {error:.1e} on call {call + 1}")
         errors.append(error)
         seconds.append(elapsed)
@@ -236,23 +247,40 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class _Saved:
+    """A tensor that a graph keeps for its backward pass."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def _saved(function: Function, primals: Tensors) -> list[torch.Tensor]:
+    """What the graph of the function's value keeps; not what else was computed on the way, such as a model's own loss."""
+    made: list[weakref.ref[_Saved]] = []
+
+    def pack(t: torch.Tensor) -> _Saved:
+        saved = _Saved(t.detach())  # an output would hold its graph, which holds it
+        made.append(weakref.ref(saved))
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        z = function(*(p.detach().requires_grad_() for p in primals))
+    alive = [saved.tensor for saved in (reference() for reference in made) if saved is not None]
+    del z  # it held the graph
+    return alive
+
+
 def graph_bytes(function: Function, primals: Tensors) -> int:
     """Bytes that the backward graph of one forward pass holds beyond the primals themselves."""
     own = {p.untyped_storage().data_ptr() for p in primals}
-    sizes: dict[int, int] = {}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _saved(function, primals)}
+    return sum(size for address, size in storages.items() if address not in own)
 
-    def note(t: torch.Tensor) -> torch.Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return t
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        z = function(
-            *(p.detach().requires_grad_() for p in primals)
-        )  # z holds the graph, so that no address is used twice
-    del z
-    return sum(sizes.values())
+def coarsest(function: Function, primals: Tensors) -> torch.dtype:
+    """The coarsest floating dtype that derivatives are computed from: some models compute in float32 whatever they are in."""
+    kinds = {t.dtype for t in (*primals, *_saved(function, primals)) if t.is_floating_point()}
+    return max(kinds, key=arrays.machine_epsilon)
 
 
 class Store:

@@ -254,7 +254,8 @@ class Jacobian(Operator):
         u = probes.probe(0, 0, lin.output.numel(), device=self.device).to(lin.output.dtype)
         expected = self._pull(lin, u.view_as(lin.output)).to(block.dtype)
         error = block.reshape(len(u), -1).T @ u.to(block.dtype) - expected
-        if error.norm() > min(0.1, 1e3 * arrays.machine_epsilon(self.network.compute_dtype) ** 0.75) * expected.norm():
+        inside = engines.coarsest(lin.function, lin.primals)
+        if error.norm() > engines.tolerance(inside) * expected.norm():
             raise ValueError(
                 "the rows of single samples are not those of the batch: the samples of a batch meet in the model; only products "
                 "are defined then (slq, trace), and they depend on the batches."
@@ -287,7 +288,7 @@ class Jacobian(Operator):
         try:
             got = self._vectorised_rows(two, size)
             error = float((got - expected).norm() / expected.norm().clamp(min=torch.finfo(got.dtype).tiny))
-            if error > 1e3 * arrays.machine_epsilon(got.dtype) ** 0.75:
+            if error > engines.tolerance(engines.coarsest(self.network.function(two), self.network.primals(two))):
                 reason = f"vmap differs by {error:.1e}"
         except (RuntimeError, ValueError, TypeError) as failure:
             reason = f"vmap: {str(failure).strip().splitlines()[0]}"

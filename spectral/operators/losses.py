@@ -7,12 +7,15 @@ cross entropy divides by the summed class weights of the targets that are not ig
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
+
+from spectral import arrays
 
 LABEL_KEYS = ("labels", "label", "y", "targets")
 
@@ -68,18 +71,18 @@ def target_counts(loss: nn.Module, terms: torch.Tensor, target: Any) -> torch.Te
     return loss.weight.to(terms)[target.clamp(min=0) * counted] * counted
 
 
-def loss_sum(loss: Any, output: Any, batch: Any, shift: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_sum(loss: Any, output: Any, batch: Any, shift: bool | None = False) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum over the counted targets, their count) of one batch, scalars: added over batches they make torch's mean of all.
 
-    `loss` None is the model's own: its output's `loss`, the mean over labels that are not -100, of which the first of each
-    sequence is no target where the model shifts them (decoders).
+    `loss` None is the model's own: the cross entropy of its logits, shifted or not (`own_shifts`), or as it returns it where
+    shift is None.
     """
+    if loss is None and shift is None:
+        labels = target_of(batch)
+        return own_mean(output) * labels.numel(), torch.tensor(float(labels.numel()), device=labels.device)
     if loss is None:
-        mean = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-        if mean is None:
-            raise ValueError("the model returned no loss of its own; put its labels into the batches, or pass loss=.")
-        count = label_counts(target_of(batch), shift).sum()
-        return torch.where(count > 0, mean, torch.zeros_like(mean)) * count, count
+        labels = target_of(batch)
+        return own_cross_entropy(output_tensor(output), labels, shift), label_counts(labels, shift).sum()
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
         terms, counts = unreduced(loss, output_tensor(output), target_of(batch))
         return terms.sum(), counts.sum()
@@ -92,7 +95,31 @@ def loss_sum(loss: Any, output: Any, batch: Any, shift: bool = False) -> tuple[t
     return total.reshape(()), torch.as_tensor(count, device=total.device).detach().reshape(())
 
 
-def label_counts(labels: torch.Tensor, shift: bool) -> torch.Tensor:
+def own_mean(output: Any) -> torch.Tensor:
+    """The mean loss that the model itself returns."""
+    mean = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if mean is None:
+        raise ValueError("the model returned no loss of its own; put its labels into the batches, or pass loss=.")
+    return mean
+
+
+def own_shifts(output: Any, batch: Any) -> list[bool]:
+    """Which of labels in place (False) and shifted by one place (True) make the model's own loss its logits' cross entropy.
+
+    Both do where no target counts, or where all logits are equal.
+    """
+    logits, labels, mean = output_tensor(output).detach(), target_of(batch), float(own_mean(output))
+    relative = max(1e-4, 4 * arrays.machine_epsilon(logits.dtype))
+    fits = []
+    for shift in (False, True) if labels.shape == logits.shape[:-1] else ():
+        count = float(label_counts(labels, shift).sum())
+        each = float(own_cross_entropy(logits, labels, shift)) / count if count else math.nan
+        if abs(each - mean) <= relative * abs(mean) + 1e-6 or (not count and (math.isnan(mean) or mean == 0)):
+            fits.append(shift)
+    return fits
+
+
+def label_counts(labels: torch.Tensor, shift: bool | None) -> torch.Tensor:
     """1 where the output at this place has a counted label, 0 elsewhere, shaped like `labels` (Hugging Face's -100)."""
     if labels.is_floating_point():
         return torch.ones_like(labels)
@@ -102,8 +129,18 @@ def label_counts(labels: torch.Tensor, shift: bool) -> torch.Tensor:
     return counted.to(torch.get_default_dtype())
 
 
-def own_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, shift: bool) -> torch.Tensor:
+def check_classes(shift: bool | None) -> None:
+    """One sentence for a model whose own loss is known as a number alone."""
+    if shift is None:
+        raise ValueError(
+            "the labels are real numbers, so that the model's own loss is no cross entropy of its logits; pass loss=, such as "
+            "torch.nn.MSELoss() or a callable (output, batch) -> (sum, count)."
+        )
+
+
+def own_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, shift: bool | None) -> torch.Tensor:
     """The summed cross entropy that a Hugging Face model computes from its labels, as a function of its logits (..., C)."""
+    check_classes(shift)
     if shift:
         logits, labels = logits[..., :-1, :], labels[..., 1:]
     return nn.functional.cross_entropy(
@@ -123,7 +160,7 @@ def per_sample_loss(loss: Any, output: Any, batch: Any) -> torch.Tensor:
     return torch.stack([_mean(total, count) for total, count in _each_sample(loss, output, batch)])
 
 
-def per_sample_sums(loss: Any, output: Any, batch: Any, shift: bool = False) -> torch.Tensor:
+def per_sample_sums(loss: Any, output: Any, batch: Any, shift: bool | None = False) -> torch.Tensor:
     """The summed loss of each sample's counted targets, (B,): their sum is that of the batch."""
     if loss is None:
         logits, labels = output_tensor(output), target_of(batch)
