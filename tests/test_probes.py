@@ -59,5 +59,14 @@ def test_bad_seed_is_one_sentence(seed):
 
 
 def test_bad_kind_is_one_sentence():
-    with pytest.raises(ValueError, match=r"kind='uniform'.*gaussian, rademacher"):
-        probe(0, 0, 3, kind="uniform")
+    with pytest.raises(ValueError, match=r"kind='cauchy'.*gaussian, rademacher, uniform"):
+        probe(0, 0, 3, kind="cauchy")
+
+
+def test_uniform_probe_is_uniform_on_the_unit_interval():
+    """Mean 1/2 and variance 1/12 to five standard errors, sd(mean) = 1/sqrt(12 n) and sd(variance) = 1/sqrt(180 n)."""
+    n = 200_000
+    u = probe(3, 1, n, kind="uniform")
+    assert 0 <= u.min() and u.max() < 1
+    assert abs(float(u.mean()) - 1 / 2) < 5 / (12 * n) ** 0.5
+    assert abs(float(u.var()) - 1 / 12) < 5 / (180 * n) ** 0.5
