@@ -67,6 +67,6 @@ def test_uniform_probe_is_uniform_on_the_unit_interval():
     """Mean 1/2 and variance 1/12 to five standard errors, sd(mean) = 1/sqrt(12 n) and sd(variance) = 1/sqrt(180 n)."""
     n = 200_000
     u = probe(3, 1, n, kind="uniform")
-    assert 0 <= u.min() and u.max() < 1
+    assert u.min() >= 0 and u.max() < 1
     assert abs(float(u.mean()) - 1 / 2) < 5 / (12 * n) ** 0.5
     assert abs(float(u.var()) - 1 / 12) < 5 / (180 * n) ** 0.5
