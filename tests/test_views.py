@@ -127,6 +127,8 @@ def test_missing_transpose_is_one_sentence():
         assert np.allclose(op @ np.ones(7), M.sum(1))
         with pytest.raises(TypeError, match=r"has no transposed product; give it one"):
             op.T @ np.ones(5)
+        with pytest.raises(TypeError, match=r"has no transposed product; give it one"):
+            op.T @ np.ones((5, 2))
 
 
 def test_products_that_change_dtype_or_shape_are_refused():
@@ -141,7 +143,7 @@ def test_products_that_change_dtype_or_shape_are_refused():
         def __matmul__(self, V):
             return (self.matrix @ V).sum(1)
 
-    with pytest.raises(ValueError, match=r"Summed of shape \(5, 7\) returned \(5,\) for a block of 3 columns"):
+    with pytest.raises(ValueError, match=r"Summed of shape \(5, 7\) returned \(5,\) where \(5, 3\) was due"):
         as_operator(Summed(M)) @ np.ones((7, 3))
 
 
