@@ -189,9 +189,8 @@ def test_an_eigenvalue_that_the_first_steps_missed_restarts_on_a_wider_interval(
 
 
 # Errors --------------------------------------------------------------------------------------------------------------
-@BOTH
-@pytest.mark.parametrize("name", ["uniform", "outliers"])
-def test_bands_cover(name, recurrence, count=40):
+@pytest.mark.parametrize(("name", "recurrence"), [("uniform", "chebyshev"), ("outliers", "lanczos")])
+def test_bands_cover(name, recurrence, count=25):
     """How often the 95 % bands of cdf and counts hold the truth, and rms z-scores of the trace, over seeded trials."""
     values = np.sort(SPECTRA[name])
     A, n = spectral.as_operator(np.diag(values)), len(values)
@@ -248,7 +247,7 @@ def test_spectra_of_kpm_and_slq_merge():
 @BOTH
 def test_jacksons_density_is_the_truth_through_the_kernel(recurrence):
     """Many probes: the damped sum over eigenvalues itself, and the band holds it."""
-    s = kpm(diagonal(GAPS), probes=60, moments=50, recurrence=recurrence)
+    s = kpm(diagonal(GAPS), probes=30, moments=50, recurrence=recurrence)
     d = jackson(s)
     (low, high), M = s.meta["interval"], len(s.meta["chebyshev_moments"][0])
     g = (
@@ -262,7 +261,7 @@ def test_jacksons_density_is_the_truth_through_the_kernel(recurrence):
     assert held.mean() >= 0.85  # neighbouring points err together
     assert (d.value >= -1e-9).all()
     assert np.trapezoid(d.value, d.x) == pytest.approx(1, abs=2e-3)
-    assert np.abs(d.value - exact).max() < 0.2 * exact.max()
+    assert np.abs(d.value - exact).max() < 0.3 * exact.max()
 
 
 def test_jacksons_band_is_calibrated():
@@ -273,7 +272,7 @@ def test_jacksons_band_is_calibrated():
     g = spectral.recurrences.chebyshev.jackson(30) * np.where(np.arange(30), 2, 1)
     T, U = (np.cos(np.outer(np.arccos(v), np.arange(30))) for v in (t, y))
     exact = (T * g) @ U.mean(0) / (np.pi * np.sqrt(1 - t**2) * 0.51)
-    for seed in range(60):
+    for seed in range(30):
         d = jackson(kpm(diagonal(BULK), probes=2, moments=30, interval=(-0.01, 1.01), seed=seed), x)
         held.append((d.lower <= exact) & (exact <= d.upper))
     assert np.mean(held) >= 0.9
