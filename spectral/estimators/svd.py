@@ -59,18 +59,18 @@ def svd(
     """The k largest ("smallest") singular triplets J v = sigma u, J^T u = sigma v of J (m, n), with all copies.
 
     Golub-Kahan on J with one-sided reorthogonalisation on the short side and thick restarts; converged where both residuals
-    are <= max(tol, 16 eps) ||J||. k = min(m, n) is the full decomposition. The smallest ones of a large matrix converge slowly.
+    are <= max(tol, 16 eps) ||J||. k = min(m, n) is the full decomposition. The smallest ones of a large matrix converge slowly;
+    of those below eps ||J|| the left vectors are not found unless k takes in all others: `residuals`, `converged` say so.
     Cost: two products a step (J v and J^T u are one each), as many as `top` needs for J^T J, and 2k to measure the residuals.
     Memory: `basis` vectors of the short side (default: as in `top`), 3k of the long side, and those that a restart keeps.
-    budget: as in `slq`; the products that give k triplets at all (4k) are made whatever it is, unless it is a number of
-    products, which is kept.
+    budget: as in `slq`; a number of products is kept, and of any other those that give k triplets at all (4k) are made.
 
     ValueError: k < 1 or k > min(m, n), a basis or budget that is too small for k.
     Source: Golub, Kahan (1965); Simon, Zha (2000); Baglama, Reichel (2005).
 
     >>> triplets = svd(np.diag([3.0, 1.0, 2.0])[:, :2], 2)
-    >>> triplets.values.round(12).tolist(), triplets.left.shape, triplets.converged.all()
-    ([3.0, 1.0], torch.Size([3, 2]), True)
+    >>> triplets.values.round(12).tolist(), triplets.left.shape, triplets.converged.tolist()
+    ([3.0, 1.0], torch.Size([3, 2]), [True, True])
     """
     A = as_operator(J)
     if 0 in A.shape:

@@ -23,7 +23,7 @@ from spectral.estimators import effort
 from spectral.operators.base import Gram, Operator
 from spectral.operators.views import as_operator
 from spectral.probes import check_seed, probe
-from spectral.recurrences.block import BlockLanczos, dots, independent, lengths, rotate
+from spectral.recurrences.block import BlockLanczos, dots, independent, rotate
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "largest": lambda x: x,
@@ -71,19 +71,19 @@ def top(
     """The k largest ("smallest", or largest in "magnitude") eigenpairs of symmetric A (n, n), with all copies.
 
     Thick-restart (block) Lanczos with full reorthogonalisation, converged where ||A v - theta v|| <= max(tol, 16 eps) ||A||;
-    eigenvalues closer than that count as equal. `block` directions are multiplied at a time. Start vectors depend on `seed` alone.
+    eigenvalues closer than that count as equal. `block` directions are multiplied at a time; start vectors depend on (seed, i).
     Cost: until convergence, then about 5 / sqrt(gap) to 11 / sqrt(gap) products to rule out missed copies (gap: from theta_k to
     the next, relative to the range), then k to measure residuals. Memory: `basis` vectors of length n (default: the larger of 4k
-    and k + 128, at most a quarter of the free memory) and 2k more. budget: as in `slq`; the products that give k pairs at all
-    (2k) are made whatever it is, unless it is a number of products, which is kept.
+    and k + 128, at most a quarter of the free memory) and 2k more. budget: as in `slq`; a number of products is kept, and
+    of any other the products that give k pairs at all (2k) are made.
     A rectangular operator means its Gram on the smaller side, a Gram itself the side that it has.
 
     ValueError: k < 1 or k > n, a basis or budget that is too small for k, an operator that is not symmetric.
     Source: Wu, Simon (2000); Golub, Underwood (1977).
 
     >>> pairs = top(np.diag([3.0, 1.0, 3.0, 2.0]), 3)
-    >>> pairs.values.round(12).tolist(), pairs.converged.all()
-    ([3.0, 3.0, 2.0], True)
+    >>> pairs.values.round(12).tolist(), pairs.converged.tolist()
+    ([3.0, 3.0, 2.0], [True, True, True])
     """
     op = as_operator(A)
     op = op if isinstance(op, Gram) else effort.symmetric_operand(op)[0]
@@ -200,17 +200,19 @@ class Search:
     ) -> None:
         self.state, self.k, self.key, self.tol = state, k, key, tol
         self.op, self.seed, self.block = op, check_seed(seed), block
-        self.probes = 0
+        self.probes = 0  # random directions so far
+        self.lowest, self.highest = np.inf, -np.inf  # Ritz values since the last of them, to the recurrence's power
+        self.deepest = 0  # steps from it until the first restart
         self.norm = 0.0  # the largest |theta| so far
         op.expect(2 * (state.capacity + k))
 
     def pairs(self, limit: effort.Budget, reserve: int, shown: Any) -> bool:
         """Leave the k best pairs in `state`, locked; `reserve` products stay unspent. Whether nothing better is left."""
         self.limit, self.reserve, self.shown = limit, reserve, shown
-        if limit.products < self.k * self.state.power + reserve:
+        least = (self.k + self.block - 1) * self.state.power + reserve
+        if limit.products < least:
             raise ValueError(
-                f"a budget of {limit.products:g} products does not give {self.k} pairs; use at least "
-                f"{self.k * self.state.power + reserve}."
+                f"a budget of {limit.products:g} products does not give {self.k} pairs; use at least {least}."
             )
         while True:
             self._start()
@@ -226,7 +228,7 @@ class Search:
         self.probes = indices.stop
         n, dtype, device = self.state.dim, self.op.dtype, self.op.device
         self.state.start(torch.stack([probe(self.seed, i, n, dtype=dtype, device=device) for i in indices]))
-        self.lowest, self.highest, self.deepest = np.inf, -np.inf, None
+        self.lowest, self.highest, self.deepest = np.inf, -np.inf, 0
 
     def _exhausted(self, more: int) -> bool:
         """Whether `more` products, and the reserve after them, would exceed the budget."""
