@@ -47,8 +47,8 @@ def kpm(
 
     recurrence "lanczos": spectrum-adaptive, the moments come from the Lanczos matrix of each probe and the interval is chosen
     afterwards: four vectors of length n. "chebyshev": the moments themselves, three vectors, and dots that nothing waits for; the
-    interval comes from at least 20 Lanczos steps more, and moments that grow restart a probe on a wider one, as
-    `meta["restarts"]` counts. These moments know no more of the Gauss rule than their rounding leaves: in a spectrum with gaps
+    interval comes from at least 20 Lanczos steps more (four vectors), and moments that grow restart a probe on a wider one,
+    as `meta["restarts"]` counts. These moments know no more of the Gauss rule than their rounding leaves: in a spectrum with gaps
     a few steps survive (`meta["stops"]` says "rounding"), and bounds are as wide as that; outliers call for "lanczos".
 
     interval: (low, high) that holds the spectrum; ValueError if an eigenvalue shows itself outside. budget: products, or "10min",
