@@ -72,3 +72,16 @@ def test_bands_cover_and_errors_are_calibrated_at_other_depths(name, deflate, op
     not resolve the kink of log(1 + |x|): its truncation, of either sign, is added in quadrature (rms 0.78).
     """
     check(*trials(name, 400, {**options, "deflate": deflate}), least=0.65)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPECTRA)
+def test_a_tolerance_that_was_met_holds(name):
+    values = np.sort(SPECTRA[name])
+    A, truth = spectral.as_operator(np.diag(values)), spectral.Spectrum.from_eigenvalues(values)
+    errors = []
+    for seed in range(60):
+        s = spectral.slq(A, tol=0.02, seed=seed)
+        assert s.meta["stop"] in ("tolerance", "exact")
+        errors.append(float(s.distance(truth).value) / np.ptp(values))
+    assert np.mean(np.array(errors) <= 0.02) >= 0.93

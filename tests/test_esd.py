@@ -84,6 +84,7 @@ def test_the_smaller_side_of_a_gram_decides():
         ({"method": "magic"}, ValueError),
         ({"method": "exact", "steps": 3}, TypeError),
         ({"method": "exact", "tol": 0.1}, TypeError),
+        ({"method": "kpm", "tol": 0.1}, TypeError),
         ({"budget": "soon"}, ValueError),
         ({"colour": 3}, TypeError),
     ],
@@ -113,3 +114,8 @@ def test_square_jacobian_means_its_gram_like_any_other(options):
         assert float(spectral.trace(A)) == pytest.approx(expected)
     assert spectral.esd(J.T @ J).interval == pytest.approx((expected, expected))
     assert float(spectral.label_alignment(J, np.array([1.0]), centred=False).energy) == 1.0
+
+
+def test_chebyshev_moments_are_chosen_when_asked_for():
+    s = spectral.esd(A, method="kpm", moments=20)
+    assert (s.method, s.meta["choice"]) == ("kpm", "kpm: asked for")

@@ -17,13 +17,13 @@ EXACT_DIM, EXACT_SECONDS = 4096, 10.0  # all eigenvalues of a matrix of this siz
 # A network's Gram that is assembled in one pass, seen at 5000 on two busy cores: MLP 39 s instead of 270 s for 400
 # products, CNN 107 s instead of 3100 s. Beyond 16 columns a row the assembly (2 dim^2 columns flops) may cost more than it saves.
 NETWORK_DIM, LONG_ROWS = 8192, 16
-METHODS = ("auto", "exact", "slq")
+METHODS = ("auto", "exact", "slq", "kpm")
 
 
 def esd(
     A: Any,
     *,
-    tol: float | None = None,
+    tol: Any = None,
     budget: Any = None,
     method: str = "auto",
     checkpoint: Any = None,
@@ -34,8 +34,9 @@ def esd(
     "auto": all eigenvalues if the matrix is small (4096; 8192 for a Jacobian whose Gram one pass over the data assembles) and
     cheaper to assemble than the products of `slq`, otherwise `slq` with deflation; with tol, probes or steps, too, all
     eigenvalues where they are cheap, as they are within any tolerance; other options of slq mean slq. `meta["choice"]` says
-    what was chosen and why. `checkpoint` keeps the finished probes of `slq` and is not used by `exact`, which has no parts to
-    keep. `options` are those of `slq`.
+    what was chosen and why. "kpm": Chebyshev moments, which know neither tol nor checkpoint and are chosen only when asked for:
+    `slq` too holds no more than four vectors where a basis does not fit. `checkpoint` keeps what `slq` has done and is not used
+    by `exact`, which has no parts to keep. `options` are those of the method.
 
     >>> esd(np.diag([1.0, 2.0])).method
     'exact'
@@ -50,6 +51,15 @@ def esd(
                 f"method='exact' takes no options, got {', '.join(given)}; leave them out or use method='slq'."
             )
         chosen, reason = True, "asked for"
+    elif method == "kpm":
+        from spectral.estimators.kpm import kpm
+
+        given = [name for name, v in (("tol", tol), ("checkpoint", checkpoint)) if v is not None]
+        if given:
+            raise TypeError(f"method='kpm' takes no {' and no '.join(given)}; leave it out or use method='slq'.")
+        spectrum = kpm(A, budget=budget, **options)
+        spectrum.meta["choice"] = "kpm: asked for"
+        return spectrum
     elif method == "slq":
         chosen, reason = False, "asked for"
     else:
