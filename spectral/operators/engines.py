@@ -1,26 +1,27 @@
-"""How J v and J^T u of one batch are computed.
+"""How the linear maps of one batch (J v, J^T u, J^T H J v, H v) are computed.
 
-An engine linearises a pure function z = f(primals), (B, k), at its primals. All keep the graph of the backward pass, so that
-a linearisation that is kept from one sweep to the next gives J^T u without another forward pass. They differ in J v:
+The derivative is taken in one of two ways:
 
-- `fresh`: forward-mode AD (`torch.func.jvp`), a dual forward pass each time;
-- `replay`: the tangent program that forward-mode AD makes, recorded once (`torch.func.linearize`) and run again;
-- `double-backward`: the derivative of u -> J^T u, for functions without forward-mode AD; its graph too is recorded once.
+- `fresh`: forward-mode AD (of the gradient, for the Hessian), computed anew for each product; J^T u by a backward pass;
+- `double-backward`: backward passes alone, through a graph that is recorded once; for functions without forward-mode AD.
 
-`auto` tries them on the first batch. An engine counts only if <J v, u> = <v, J^T u> holds on its first, second *and third*
-call: a recorded program is silently wrong from the second call on where an op saves its output and the output is then
-changed in place. The fastest that holds is taken; choice, reason and times stand in the operator's description. Linearisations
-of as many batches are kept as a quarter of the free memory holds (`Store`).
+Either can be run again without what does not depend on the vector (`spectral.operators.tape`):
+
+- `replay`: the recorded program, for single vectors and, by vmap, for blocks of them;
+- `compiled`: that program through `torch.compile`, once for all batches whose programs differ in their constants alone.
+
+`auto` tries them on the first batch. A way counts only if <J v, u> = <v, J^T u> holds on three calls, a program only if it
+gives what its way gives on three calls: a recorded program may be silently wrong from the second call on. The one that is
+fastest for the expected number of products is taken; choice, reason and times stand in the operator's description. What a
+batch's engine keeps is kept as far as a memory budget goes (`Store`); batches beyond it take the engine that is fastest anew.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import arrays, probes
 
-ENGINES = ("auto", "fresh", "replay", "double-backward")
+ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled")
 KEEP = 0.25  # part of the free memory that kept linearisations may take
 CALLS = 3  # that an engine must get right on the first batch
 Function = Callable[..., torch.Tensor]
@@ -78,19 +79,6 @@ class Fresh:
             return torch.func.jvp(self.function, self.primals, tuple(tangents))[1].detach()
 
 
-class Replay(Fresh):
-    """J v by the recorded tangent program of the function: no second forward pass."""
-
-    _program: Callable[..., torch.Tensor] | None = None
-
-    def jvp(self, tangents: Tensors) -> torch.Tensor:
-        if self._program is None:
-            with math_attention(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", module=r"torch\.")  # of torch's own use of torch.jit and torch.fx
-                _, self._program = torch.func.linearize(self.function, *self.primals)
-        return self._program(*tangents).detach()
-
-
 class DoubleBackward(Fresh):
     """J v as the derivative of u -> J^T u (it is linear in u): two backward passes, no forward-mode AD."""
 
@@ -121,79 +109,11 @@ class DoubleBackward(Fresh):
         return jv.detach()
 
 
-CLASSES: dict[str, type[Fresh]] = {"fresh": Fresh, "replay": Replay, "double-backward": DoubleBackward}
-COPIES = {"fresh": 1, "replay": 2, "double-backward": 3}  # graphs of about the forward pass's size that each one keeps
+WAYS: dict[str, type[Fresh]] = {"fresh": Fresh, "double-backward": DoubleBackward}
 
 
 class _Wrong(RuntimeError):
-    """An engine's products are not those of one matrix and its transpose."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """An engine on the first batch: largest adjoint error, seconds of its first J v and J^T u and of the fastest later one."""
-
-    error: float
-    first: float
-    later: float
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What holds on this model: `trials` of the engines that do, `failures` of those that do not, `asked` by name or auto."""
-
-    asked: str
-    trials: dict[str, Trial]
-    failures: list[str]
-    inside: str = ""  # the dtype that the model computes in, where that is coarser than its parameters'
-
-    @property
-    def once(self) -> str:
-        """The engine that is fastest when nothing is kept."""
-        return min(self.trials, key=lambda name: self.trials[name].first if name != "fresh" else 0.0)
-
-    def kept(self, products: int) -> str:
-        """The engine that is fastest for so many products when its linearisation is kept: recording must pay for itself."""
-        return min(self.trials, key=lambda name: self.trials[name].first + (products - 1) * self.trials[name].later)
-
-    def describe(self, products: int) -> dict[str, Any]:
-        """Plain JSON: the engine, why, and what each one takes on the first batch."""
-        best = self.kept(products)
-        why = (
-            "asked for"
-            if self.asked != "auto"
-            else f"fastest for {products} products of those that hold on three calls"
-        )
-        return {
-            "engine": best,
-            "reason": "; ".join([why, *self.failures]),
-            **({"computes_in": self.inside} if self.inside else {}),
-            "adjoint_error": self.trials[best].error,
-            "seconds_first_batch": {name: round(trial.later, 6) for name, trial in self.trials.items()},
-        }
-
-
-def choose(name: str, function: Function, primals: Tensors) -> Choice:
-    """Try the engines on the first batch; ValueError with one sentence if none is right."""
-    if name not in ENGINES:
-        raise ValueError(f"engine={name!r} is no engine; use one of {', '.join(ENGINES)}.")
-    trials: dict[str, Trial] = {}
-    failures: list[str] = []
-    inside = coarsest(function, primals)
-    for label in CLASSES if name == "auto" else [name]:
-        if label == "double-backward" and "replay" in trials:
-            continue  # two graphs deep, it is not faster than a recorded program that is right
-        try:
-            trials[label] = _trial(CLASSES[label](function, primals), tolerance(inside))
-        except (RuntimeError, NotImplementedError, AssertionError) as failure:  # torch.fx asserts what it cannot record
-            failures.append(f"{label}: {(str(failure).strip().splitlines() or [type(failure).__name__])[0]}")
-    if not trials:
-        raise ValueError(
-            f"no engine multiplies this model's Jacobian ({' | '.join(failures)}); give the failing module a derivative, or "
-            "replace it by torch operations."
-        )
-    coarser = inside not in {p.dtype for p in primals}
-    return Choice(name, trials, failures, str(inside).removeprefix("torch.") if coarser else "")
+    """Products are not those of one matrix and its transpose."""
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -202,18 +122,6 @@ def tolerance(dtype: torch.dtype) -> float:
     A bf16 product may be off by 1e-2; a wrong one is off by about 1.
     """
     return min(0.1, 1e3 * arrays.machine_epsilon(dtype) ** 0.75)
-
-
-def _trial(lin: Fresh, allowed: float = 1e-9) -> Trial:
-    """CALLS products and transposed products, each pair held against the adjoint identity; _Wrong if one is off."""
-    errors, seconds = [], []
-    for call in range(CALLS):
-        error, elapsed = adjoint_error(lin, seed=call)
-        if not error <= allowed:
-            raise _Wrong(f"<Jv, u> and <v, J^T u> differ by {error:.1e} on call {call + 1}")
-        errors.append(error)
-        seconds.append(elapsed)
-    return Trial(max(errors), seconds[0], min(seconds[1:]))
 
 
 def adjoint_error(lin: Fresh, seed: int = 0) -> tuple[float, float]:
