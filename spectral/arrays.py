@@ -1,9 +1,11 @@
-"""Arrays of numpy, cupy and torch exchanged without copies, and float64 dots of vectors of any dtype."""
+"""Arrays of numpy, cupy and torch exchanged without copies where one memory serves both, and float64 dots of any vectors."""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ CHUNK = 1 << 20  # entries upcast at a time: 8 MiB of float64, which stays in ca
 
 def is_cupy(array: Any) -> bool:
     """True for a cupy array, without importing cupy."""
-    return type(array).__module__.split(".")[0] == "cupy"
+    return isinstance(array, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
 def is_array(array: Any) -> bool:
@@ -22,8 +24,44 @@ def is_array(array: Any) -> bool:
     return isinstance(array, torch.Tensor | np.ndarray) or is_cupy(array)
 
 
+def on_cuda(device: torch.device) -> bool:
+    """True where cupy can see the memory of `device`."""
+    return device.type == "cuda"
+
+
+def cupy_device(owner: Any) -> torch.device:
+    """Where a cupy array or matrix lies, as a torch device; cupy's current device for what does not say."""
+    device = getattr(owner, "device", None)
+    return torch.device("cuda", (sys.modules["cupy"].cuda.Device() if device is None else device).id)
+
+
+@contextmanager
+def one_stream(device: torch.device) -> Iterator[bool]:
+    """cupy works on torch's current stream of `device` inside; yields whether it already did.
+
+    At both borders one library's stream waits for the other's, on the device: the host goes on. Each allocator hands
+    memory out again in the order of the stream that it was made on. Whatever is read inside is therefore safe to free
+    afterwards; a new array that leaves the block is safe only on the stream that made it, so that callers copy it.
+    """
+    cupy = sys.modules["cupy"]
+    with cupy.cuda.Device(device.index), torch.cuda.device(device):  # torch exports from its current device alone
+        pointer = torch.cuda.current_stream(device).cuda_stream
+        theirs = cupy.cuda.get_current_stream()
+        if theirs.ptr == pointer:  # both null unless the user has chosen a stream
+            yield True
+            return
+        ours = cupy.cuda.ExternalStream(pointer)
+        ours.wait_event(theirs.record())
+        try:
+            with ours:
+                yield False
+        finally:
+            theirs.wait_event(ours.record())
+
+
 def to_torch(array: Any) -> torch.Tensor:
-    """The same memory as a torch tensor (numpy arrays that torch cannot alias are copied).
+    """The same memory as a torch tensor (numpy arrays that torch cannot alias are copied, and cupy arrays where cupy's
+    current stream is not torch's: see `one_stream`).
 
     >>> to_torch(np.arange(3.0))
     tensor([0., 1., 2.], dtype=torch.float64)
@@ -35,10 +73,27 @@ def to_torch(array: Any) -> torch.Tensor:
             array = array.copy()  # torch has no read-only tensors and no negative strides
         return torch.from_numpy(array)
     if is_cupy(array):
-        return torch.from_dlpack(array)
+        with one_stream(cupy_device(array)) as shared:
+            tensor = torch.from_dlpack(array.copy() if any(stride < 0 for stride in array.strides) else array)
+            return tensor if shared else tensor.clone()
     raise TypeError(
         f"expected a torch tensor, a numpy array or a cupy array, got {type(array).__name__}; convert it first."
     )
+
+
+def to_cupy(tensor: torch.Tensor) -> Any:
+    """The same memory as a cupy array; a copy of a tensor on the CPU, and where cupy's current stream is not torch's."""
+    cupy = sys.modules["cupy"]
+    if not on_cuda(tensor.device):
+        return cupy.asarray(tensor.detach().numpy())
+    with one_stream(tensor.device) as shared:
+        array = cupy.from_dlpack(tensor.detach())  # on torch's stream: DLPack refuses cupy's per-thread stream
+    if shared:
+        return array
+    with cupy.cuda.Device(tensor.device.index):
+        own = array.copy()  # cupy's memory, made on cupy's stream, which has waited for torch's
+    with one_stream(tensor.device):  # torch waits for the copy before it hands the tensor's memory out again
+        return own
 
 
 def like(tensor: torch.Tensor, original: Any) -> Any:
@@ -47,7 +102,7 @@ def like(tensor: torch.Tensor, original: Any) -> Any:
         return tensor
     if isinstance(original, np.ndarray):
         return tensor.detach().cpu().numpy()
-    return sys.modules["cupy"].from_dlpack(tensor.detach())
+    return to_cupy(tensor)
 
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> float:

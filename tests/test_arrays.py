@@ -1,6 +1,9 @@
 """Arrays cross without a copy where that is possible; dots are float64; sketches see every column."""
 
 import math
+import sys
+import types
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -67,3 +70,133 @@ def test_sketch_of_masks_and_nothing_is_finite():
 def test_memory_and_epsilon():
     assert arrays.available_memory(torch.device("cpu")) > 0
     assert arrays.machine_epsilon(torch.float32) == np.finfo(np.float32).eps
+
+
+# cupy: a stand-in that computes with numpy and writes down what each stream does ------------------------------------
+class Stream:
+    def __init__(self, world, ptr):
+        self.world, self.ptr, self.name = world, ptr, {7: "torch", 9: "cupy"}.get(ptr, "null")
+
+    def record(self):
+        return self.name
+
+    def wait_event(self, event):
+        self.world.log.append(f"{self.name} waits for {event}")
+
+    def __enter__(self):
+        self.world.current.append(self)
+
+    def __exit__(self, *problem):
+        assert self.world.current.pop() is self
+
+
+class World(types.ModuleType):
+    """The module `cupy`, with its current stream, and torch's."""
+
+    def __init__(self):
+        super().__init__("cupy")
+        world, self.log, self.torch_stream, self.streams = self, [], 0, {}
+
+        class ndarray:
+            def __init__(self, array):
+                self.array, self.shape, self.ndim, self.dtype = array, array.shape, array.ndim, array.dtype
+                self.strides, self.device = array.strides, types.SimpleNamespace(id=0)
+
+            def copy(self):
+                world.log.append(f"copy on {world.current[-1].name}")
+                return ndarray(self.array.copy())
+
+            def reshape(self, *shape):
+                return ndarray(self.array.reshape(*shape))
+
+            def __dlpack__(self, **options):
+                world.log.append(f"export on {world.current[-1].name}")
+                return self.array.__dlpack__(**options)
+
+            def __dlpack_device__(self):
+                return self.array.__dlpack_device__()
+
+        self.ndarray, self.asarray = ndarray, lambda array: ndarray(np.array(array))
+        self.cuda = types.SimpleNamespace(
+            Device=lambda index=0: nullcontext(),
+            ExternalStream=self.stream,
+            get_current_stream=lambda: self.current[-1],
+        )
+        self.current = [self.stream(0)]
+
+    def stream(self, ptr):
+        return self.streams.setdefault(ptr, Stream(self, ptr))
+
+    def from_dlpack(self, tensor):
+        self.log.append(f"import on {self.current[-1].name}")
+        return self.ndarray(tensor.numpy())  # which raises, as DLPack does, where a gradient is asked for
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    world = World()
+    monkeypatch.setitem(sys.modules, "cupy", world)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device=None: types.SimpleNamespace(cuda_stream=world.torch_stream)
+    )
+    monkeypatch.setattr(arrays, "on_cuda", lambda device: True)
+    monkeypatch.setattr(arrays, "cupy_device", lambda owner: torch.device("cpu"))
+    return world
+
+
+BORDER = ["torch waits for cupy", "{} on torch", "cupy waits for torch"]
+
+
+def crossing(verb):
+    return [line.format(verb) for line in BORDER]
+
+
+def test_on_one_stream_memory_is_shared_and_nothing_waits(cupy):
+    x = cupy.ndarray(np.arange(6.0))
+    t = arrays.to_torch(x)
+    back = arrays.like(t, x)
+    assert np.shares_memory(t.numpy(), x.array) and np.shares_memory(back.array, x.array)
+    assert cupy.log == ["export on null", "import on null"]
+    memory = x.array
+    del x, back
+    memory[0] = 5.0
+    assert t[0] == 5.0  # the tensor keeps the memory that the array has left
+
+
+def test_on_two_streams_one_copy_is_made_and_each_waits_for_the_other(cupy):
+    cupy.torch_stream, x = 7, cupy.ndarray(np.arange(6.0))
+    with cupy.stream(9):
+        t = arrays.to_torch(x)
+        assert t.tolist() == x.array.tolist() and not np.shares_memory(t.numpy(), x.array)
+        assert cupy.log == crossing("export") and cupy.current[-1].name == "cupy"
+        cupy.log.clear()
+        back = arrays.to_cupy(t.requires_grad_())
+        assert back.array.tolist() == x.array.tolist() and not np.shares_memory(back.array, x.array)
+    waits = [crossing("")[0], crossing("")[2]]
+    assert cupy.log == [*crossing("import"), "copy on cupy", *waits]
+
+
+def test_streams_wait_for_each_other_after_an_error_too(cupy):
+    cupy.torch_stream = 7
+    with cupy.stream(9):
+        with pytest.raises(ZeroDivisionError), arrays.one_stream(torch.device("cpu")) as shared:
+            assert shared is False and cupy.current[-1].name == "torch"
+            raise ZeroDivisionError
+        assert cupy.current[-1].name == "cupy" and cupy.log[-1] == "cupy waits for torch"
+
+
+def test_cupy_arrays_that_torch_cannot_alias_are_copied(cupy):
+    t = arrays.to_torch(cupy.ndarray(np.arange(3.0)[::-1]))
+    assert t.tolist() == [2.0, 1.0, 0.0] and cupy.log == ["copy on null", "export on null"]
+
+
+def test_tensors_on_the_cpu_reach_cupy_by_a_copy(cupy, monkeypatch):
+    monkeypatch.setattr(arrays, "on_cuda", lambda device: device.type == "cuda")
+    t = torch.arange(3.0)
+    assert arrays.to_cupy(t).array.tolist() == [0, 1, 2] and cupy.log == []
+
+
+def test_only_arrays_of_cupy_are_cupy_arrays(cupy):
+    assert arrays.is_cupy(cupy.ndarray(np.ones(2))) and not arrays.is_cupy(cupy.stream(9))
+    assert not arrays.is_cupy(np.ones(2))

@@ -1,14 +1,18 @@
 """Matrices of other worlds multiply as their dense selves, and scipy's solvers on our views agree with dense ones."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import scipy.sparse.linalg as sla
 import torch
 from oracles import CASES, dense_jacobian, logits
+from test_arrays import cupy  # noqa: F401  (a fixture: the stand-in)
 
 import spectral
-from spectral import as_operator
+from spectral import arrays, as_operator
 
 rng = np.random.default_rng(0)
 M = rng.normal(size=(5, 7)) * (rng.random((5, 7)) < 0.6)
@@ -127,6 +131,8 @@ def test_missing_transpose_is_one_sentence():
         assert np.allclose(op @ np.ones(7), M.sum(1))
         with pytest.raises(TypeError, match=r"has no transposed product; give it one"):
             op.T @ np.ones(5)
+        with pytest.raises(TypeError, match=r"has no transposed product; give it one"):
+            op.T @ np.ones((5, 2))
 
 
 def test_products_that_change_dtype_or_shape_are_refused():
@@ -141,7 +147,7 @@ def test_products_that_change_dtype_or_shape_are_refused():
         def __matmul__(self, V):
             return (self.matrix @ V).sum(1)
 
-    with pytest.raises(ValueError, match=r"Summed of shape \(5, 7\) returned \(5,\) for a block of 3 columns"):
+    with pytest.raises(ValueError, match=r"Summed of shape \(5, 7\) returned \(5,\) where \(5, 3\) was due"):
         as_operator(Summed(M)) @ np.ones((7, 3))
 
 
@@ -211,3 +217,289 @@ def test_scipy_view_of_single_precision_casts_what_scipy_hands_in():
 def test_round_trip_through_scipy_is_the_operator():
     back = as_operator(J.to_scipy())
     assert np.allclose(back @ np.ones(31), D.sum(1)) and np.allclose(back.T @ np.ones(15), D.sum(0))
+
+
+@pytest.mark.parametrize("given", [M, M.T.copy(), M.astype(np.float32)], ids=["wide", "tall", "single"])
+def test_scipy_solvers_on_a_rectangular_matrix(given):
+    view, dense = as_operator(given).to_scipy(), given.astype(np.float64)
+    close = {"rtol": 1e-9} if given.dtype == np.float64 else {"rtol": 2e-5}
+    assert np.allclose(np.sort(sla.svds(view, k=2, v0=np.ones(5), return_singular_vectors=False)),
+                       np.sort(np.linalg.svd(dense, compute_uv=False))[-2:], **close)  # fmt: skip
+    G = (as_operator(given).gram() + 0.5 * spectral.I).to_scipy()
+    true = (dense @ dense.T if dense.shape[0] < dense.shape[1] else dense.T @ dense) + 0.5 * np.eye(5)
+    assert np.allclose(sla.eigsh(G, k=2, v0=np.ones(5, given.dtype), return_eigenvectors=False),
+                       np.linalg.eigvalsh(true)[-2:], **close)  # fmt: skip
+    b = np.arange(1.0, 6.0)
+    x, info = sla.cg(G, b.astype(given.dtype), rtol=1e-5 if given.dtype == np.float32 else 1e-12)
+    assert info == 0 and np.linalg.norm(true @ x - b) <= 3e-5 * np.linalg.norm(b)
+    c = np.ones(given.shape[0])
+    y = sla.lsmr(view, c, damp=0.7, atol=1e-12, btol=1e-12)[0]
+    assert np.allclose(y, np.linalg.solve(dense.T @ dense + 0.49 * np.eye(dense.shape[1]), dense.T @ c), atol=1e-5)
+
+
+# PyLops and curvlinops -----------------------------------------------------------------------------------------------
+class Torchlike:
+    """As curvlinops': torch tensors in and out, `adjoint()`, products that differentiate; a base class without a dtype."""
+
+    def __init__(self, matrix, device="cpu"):
+        self.matrix, self.shape, self.device = matrix, tuple(matrix.shape), device
+
+    @property
+    def dtype(self):
+        return self.matrix.dtype
+
+    def __matmul__(self, V):
+        if not isinstance(V, torch.Tensor):
+            raise ValueError("Input must be tensor or list of tensors.")
+        x = torch.zeros(self.shape[1], V.shape[1], dtype=self.dtype, requires_grad=True)
+        return torch.autograd.grad((self.matrix @ x).sum(), x, create_graph=True)[0].sum() * 0 + self.matrix @ V
+
+    def adjoint(self):
+        return Torchlike(self.matrix.T)
+
+
+class Folding(Duck):
+    """As PyLops': @ folds its result to an image, `matmat` and `rmatmat` do not."""
+
+    def __matmul__(self, V):
+        return (self.matrix @ V).reshape(-1, 1, V.shape[1])
+
+    def matmat(self, V):
+        return self.matrix @ V
+
+    def rmatmat(self, U):
+        return self.matrix.T @ U
+
+
+class Adjoint(Duck):
+    @property
+    def H(self):
+        return Duck(self.matrix.T)
+
+
+class Columns(Duck):
+    def rmatvec(self, u):
+        assert u.ndim == 1
+        return self.matrix.T @ u
+
+
+@pytest.mark.parametrize("make", [Folding, Adjoint, Columns, lambda A: Torchlike(torch.from_numpy(A).requires_grad_())])
+def test_transposed_product_comes_by_many_names(make):
+    op = as_operator(make(M))
+    V, U = rng.normal(size=(7, 3)), rng.normal(size=(5, 2))
+    assert op.symmetric is False and as_operator(make(M[:, :5])).symmetric is None
+    with torch.no_grad():
+        assert (
+            np.allclose(op @ V, M @ V) and np.allclose(op.T @ U, M.T @ U) and np.allclose(op.T @ U[:, 0], M.T @ U[:, 0])
+        )
+    assert not (op @ torch.from_numpy(V)).requires_grad and op.adjoint_error() < 1e-14
+
+
+def test_torch_dtype_means_torch_tensors_on_the_device_of_the_matrix():
+    single = as_operator(Torchlike(torch.from_numpy(M).float()))
+    assert single.dtype == torch.float32 and single.device == torch.device("cpu")
+    meta = as_operator(Torchlike(torch.from_numpy(M), device="meta"))
+    assert meta.device == torch.device("meta")
+    with pytest.raises(TypeError, match=r"int64; an operator is real and floating"):
+        as_operator(Torchlike(torch.ones(2, 2, dtype=torch.int64)))
+    wrong = Torchlike(torch.from_numpy(M))
+    wrong.matrix, wrong.__class__ = M, type("Wrong", (Duck,), {})
+    wrong.dtype = torch.float64
+    wrong.__class__.__matmul__ = lambda self, V: [V]
+    with pytest.raises(TypeError, match=r"Wrong returned a list; its products must be arrays"):
+        as_operator(wrong) @ np.ones(7)
+
+
+def test_a_base_class_that_leaves_dtype_open_is_one_sentence():
+    def refuse(self):
+        raise NotImplementedError
+
+    Open = type("Open", (), {"shape": (2, 2), "dtype": property(refuse), "__matmul__": lambda self, V: V})
+    with pytest.raises(TypeError, match=r"Open has no dtype; set one"):
+        as_operator(Open())
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(float), torch.float64])
+def test_the_identity_never_hands_the_block_itself_back(dtype):
+    Identity = type("Identity", (), {"shape": (3, 3), "dtype": dtype, "__matmul__": lambda self, V: V})
+    V = torch.ones(3, 2, dtype=torch.float64)
+    W = as_operator(Identity()) @ V
+    W += 1
+    assert torch.equal(V, torch.ones_like(V))
+
+
+def test_spectrum_of_a_foreign_operator_is_that_of_its_matrix():
+    S = M[:, :5] @ M[:, :5].T
+    for foreign in (Torchlike(torch.from_numpy(S)), Adjoint(S)):
+        assert np.isclose(float(spectral.esd(foreign).integrate(lambda x: x)), np.trace(S))
+
+
+def test_pylops_operators_multiply_and_pass_their_own_dot_test():
+    pylops = pytest.importorskip("pylops", reason="PyLops is not installed")
+    dottest = pylops.utils.dottest
+    for ours in (J, as_operator(M), as_operator(M.astype(np.float32))):
+        view = ours.to_scipy()
+        tolerance = 1e-10 if ours.dtype == torch.float64 else 1e-4
+        assert dottest(view, *view.shape, rtol=tolerance) and dottest(pylops.aslinearoperator(view), rtol=tolerance)
+    wrapped = pylops.MatrixMult(M)
+    image = pylops.Restriction((4, 5), [0, 2], axis=0)  # @ folds (20, b) and (20,) by its dims
+    for theirs in (wrapped, image, pylops.FirstDerivative(12, dtype="float32"), wrapped.H @ wrapped):
+        op, dense = as_operator(theirs), theirs.todense()
+        V, U = (rng.normal(size=(k, 3)).astype(dense.dtype) for k in dense.shape[::-1])
+        assert op.shape == dense.shape and str(op.dtype)[6:] == str(dense.dtype)
+        close = {"atol": 1e-12 if dense.dtype == np.float64 else 1e-5}
+        assert np.allclose(op @ V, dense @ V, **close) and np.allclose(op.T @ U, dense.T @ U, **close)
+        assert np.allclose(op @ V[:, 0], dense @ V[:, 0], **close) and op.adjoint_error() < 1e-5
+    gram = as_operator(wrapped.H @ wrapped)
+    assert np.isclose(float(spectral.esd(gram).integrate(lambda x: x)), (M**2).sum())
+    with pytest.raises(TypeError, match="complex128; an operator is real"):
+        as_operator(pylops.MatrixMult(M + 1j, dtype="complex128"))
+
+
+def test_curvlinops_operators_are_our_own():
+    curvlinops = pytest.importorskip(
+        "curvlinops", reason="curvlinops-for-pytorch 3 is not installed", exc_type=ImportError
+    )
+    network, loss = case.network(), torch.nn.MSELoss()
+    data = [(x, logits(network, (x, None)).detach() + 1.0) for x, *_ in case.batches()]
+    params = [p for p in network.parameters() if p.requires_grad]
+    theirs = as_operator(curvlinops.JacobianLinearOperator(network, params, data))
+    assert theirs.shape == J.shape and theirs.dtype == torch.float64 and theirs.symmetric is False
+    V, U = rng.normal(size=(31, 3)), rng.normal(size=(15, 2))
+    assert np.allclose(theirs @ V, D @ V) and np.allclose(theirs.T @ U, D.T @ U) and theirs.adjoint_error() < 1e-12
+    ggn = as_operator(curvlinops.GGNLinearOperator(network, loss, params, data))
+    ours = spectral.GaussNewton(network, loss, data)
+    assert ggn.symmetric is None and np.allclose(ggn @ V, ours @ V) and np.allclose(ggn.T @ V, ours @ V)
+    trace = float(spectral.trace(ggn, probes=31, method="hutchinson"))
+    assert np.isclose(trace, float(spectral.trace(ours, probes=31, method="hutchinson")))
+
+
+# cupy: the glue against stand-ins, the real classes where they are -----------------------------------------------------
+class Linear:
+    """cupyx's LinearOperator, as far as views touch it."""
+
+    def __init__(self, shape, matvec, rmatvec=None, matmat=None, rmatmat=None, dtype=None):
+        self.shape, self.dtype, self.matvec, self.rmatvec = shape, np.dtype(dtype), matvec, rmatvec
+        self.matmat, self.rmatmat = matmat, rmatmat
+
+    def __matmul__(self, X):
+        return self.matvec(X) if X.ndim == 1 else self.matmat(X)
+
+
+Linear.__module__ = "cupyx.scipy.sparse.linalg._interface"
+
+
+@pytest.fixture
+def cupyx(cupy, monkeypatch):  # noqa: F811
+    name = "cupyx"
+    for part in ("", ".scipy", ".sparse", ".linalg"):
+        name += part
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[name].LinearOperator = Linear
+    return cupy
+
+
+@pytest.mark.parametrize("streams", [(0, 0), (7, 9)], ids=["one stream", "two streams"])
+@pytest.mark.parametrize("ours, dense", [(J, D), (as_operator(M), M), (as_operator(M.astype(np.float32)), M)])
+def test_cupy_view_multiplies_as_the_matrix(cupyx, streams, ours, dense):
+    cupyx.torch_stream = streams[0]
+    (m, n), close = dense.shape, {"atol": 1e-12 if ours.dtype == torch.float64 else 1e-5}
+    with cupyx.stream(streams[1]):
+        view = ours.to_cupy()
+        assert isinstance(view, Linear) and view.shape == (m, n) and view.dtype == str(ours.dtype)[6:]
+        for shape in ((), (1,), (3,)):
+            v, u = rng.normal(size=(n, *shape)), rng.normal(size=(m, *shape))
+            forward, back = (view.matmat, view.rmatmat) if shape else (view.matvec, view.rmatvec)
+            Av, Atu = forward(cupyx.ndarray(v)), back(cupyx.ndarray(u))
+            assert isinstance(Av, cupyx.ndarray) and Av.dtype == view.dtype
+            assert np.allclose(Av.array, dense @ v, **close) and np.allclose(Atu.array, dense.T @ u, **close)
+        with pytest.raises(TypeError, match="real operator meets a complex vector"):
+            view.matvec(cupyx.ndarray(np.ones(n) * 1j))
+    waits = [line for line in cupyx.log if "waits" in line]
+    # in once, out once with a copy: each stream waits for the other at the three borders of each of six products
+    assert waits == ([] if streams == (0, 0) else ["torch waits for cupy", "cupy waits for torch"] * 18)
+
+
+@pytest.mark.parametrize("streams", [(0, 0), (7, 9)], ids=["one stream", "two streams"])
+def test_cupyx_operators_multiply_on_the_stream_of_torch(cupyx, streams):
+    cupyx.torch_stream = streams[0]
+    seen = []
+
+    def times(matrix):
+        def product(X):
+            assert isinstance(X, cupyx.ndarray)
+            seen.append(cupyx.current[-1].ptr)
+            return cupyx.ndarray(matrix @ X.array)
+
+        return product
+
+    given = Linear(M.shape, times(M), times(M.T), times(M), times(M.T), dtype=float)
+    with cupyx.stream(streams[1]):
+        op = as_operator(given)
+        V, U = rng.normal(size=(7, 3)), rng.normal(size=(5, 2))
+        assert np.allclose(op @ V, M @ V) and np.allclose(op.T @ U, M.T @ U) and op.adjoint_error() < 1e-14
+    assert set(seen) == {streams[0]} and not any("copy" in line for line in cupyx.log)
+    waits = [line for line in cupyx.log if "waits" in line]
+    assert waits == ([] if streams == (0, 0) else ["torch waits for cupy", "cupy waits for torch"] * 4)
+    assert as_operator(cupyx.ndarray(M)).symmetric is False  # a dense cupy matrix, as any dense one
+
+
+def test_cupy_view_that_cannot_be_is_one_sentence(monkeypatch):
+    with pytest.raises(ValueError, match=r"cupy works on CUDA devices, but the operator is on cpu; build it on one"):
+        J.to_cupy()
+    with pytest.raises(TypeError, match=r"have no torch.bfloat16; build the operator in float32 or float64"):
+        as_operator(torch.ones(2, 2, dtype=torch.bfloat16)).to_cupy()
+    monkeypatch.setattr(arrays, "on_cuda", lambda device: True)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(
+        ImportError, match=r"to_cupy needs cupy and the CUDA libraries that it loads \(.*pip install"
+    ) as caught:
+        J.to_cupy()
+    assert "\n" not in str(caught.value)
+
+
+def test_real_cupyx_class_takes_our_products(monkeypatch):
+    linalg = pytest.importorskip(
+        "cupyx.scipy.sparse.linalg",
+        reason="cupy, or a CUDA library that it loads, is not installed",
+        exc_type=ImportError,
+    )
+    from test_arrays import World
+
+    ndarray = World().ndarray
+    monkeypatch.setattr(arrays, "on_cuda", lambda device: True)
+    monkeypatch.setattr(arrays, "to_torch", lambda X, known=arrays.to_torch: known(getattr(X, "array", X)))
+    monkeypatch.setattr(arrays, "to_cupy", lambda tensor: ndarray(tensor.numpy()))
+    view = J.to_cupy()
+    assert (
+        isinstance(view, linalg.LinearOperator) and linalg.aslinearoperator(view) is view and view.dtype == np.float64
+    )
+    for v, u in ((rng.normal(size=31), rng.normal(size=15)), (rng.normal(size=(31, 1)), rng.normal(size=(15, 1))),
+                 (rng.normal(size=(31, 3)), rng.normal(size=(15, 3)))):  # fmt: skip
+        for ours, dense in (
+            (view @ ndarray(v), D @ v),
+            (view.H @ ndarray(u), D.T @ u),
+            (view.H @ (view @ ndarray(v)), D.T @ D @ v),
+        ):
+            assert ours.shape == dense.shape and np.allclose(ours.array, dense, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("own_stream", [False, True])
+def test_on_a_gpu_cupyx_and_torch_agree(own_stream):
+    cp = pytest.importorskip("cupy", reason="cupy is not installed")
+    linalg = pytest.importorskip("cupyx.scipy.sparse.linalg", reason="cupy lacks a CUDA library", exc_type=ImportError)
+    from cupyx.scipy import sparse
+
+    A = as_operator(torch.from_numpy(M).cuda())
+    stream = cp.cuda.Stream(non_blocking=True) if own_stream else cp.cuda.Stream.null
+    with stream:
+        view, V, U = A.to_cupy(), cp.asarray(rng.normal(size=(7, 3))), cp.asarray(rng.normal(size=(5, 2)))
+        for _ in range(100):  # memory is handed out again and again
+            assert cp.allclose(view @ V, cp.asarray(M) @ V) and cp.allclose(view.rmatmat(U), cp.asarray(M).T @ U)
+        values = linalg.eigsh((A.gram() + 0.5 * spectral.I).to_cupy(), k=2, return_eigenvectors=False)
+        assert np.allclose(np.sort(values.get()), np.linalg.eigvalsh(M @ M.T)[-2:] + 0.5)
+        for given in (sparse.csr_matrix(cp.asarray(M)), sparse.coo_matrix(cp.asarray(M)), view, cp.asarray(M)):
+            op = as_operator(given)
+            assert op.device.type == "cuda" and op.adjoint_error() < 1e-13 and isinstance(op.identity(), str)
+            assert cp.allclose(op @ V, cp.asarray(M) @ V) and cp.allclose(op.T @ U, cp.asarray(M).T @ U)

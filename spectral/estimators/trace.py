@@ -1,4 +1,8 @@
-"""Traces: Hutchinson's estimator of tr A, and tr f(A) by Lanczos quadrature."""
+"""Traces: tr A from products with random vectors, and tr f(A) by Lanczos quadrature.
+
+Every method draws m vectors and gives a value with a standard error that is widened to Student's interval for m. What the
+vectors have to do is in `spectral.estimators.sketch`.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,27 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from spectral import arrays
-from spectral.estimators import effort
+from spectral.estimators import effort, sketch
+from spectral.estimators.diagonal import exact_diagonal
 from spectral.estimators.slq import slq
+from spectral.operators.base import Gram, Operator
 from spectral.operators.views import as_operator
-from spectral.probes import probe
+from spectral.probes import check_seed
 from spectral.results import Estimate, nan
+from spectral.spectrum import Spectrum
 
-METHODS = ("auto", "hutchinson", "slq")
-MOST = 10_000  # probes with rtol=
+SAMPLERS = {
+    "hutchinson": sketch.Hutchinson,
+    "hutch++": sketch.HutchPlusPlus,
+    "xtrace": sketch.XTrace,
+    "xnystrace": sketch.XNysTrace,
+}
+METHODS = ("auto", *SAMPLERS, "slq")
+PROBES = 20  # by default; of fewer than 10 vectors the X methods' errors have long tails
+MOST = 10_240  # products with rtol=
+BLOCK = 8  # vectors multiplied at a time: sweeps are shared, memory is not
 
 
 def trace(
@@ -33,62 +47,161 @@ def trace(
 ) -> Estimate:
     """tr A for square A (n, n), or tr f(A) = sum_i f(lambda_i) for symmetric A.
 
-    "hutchinson" (f=None): the mean of z^T A z over `probes` (default 10) sign vectors, one product each, unbiased; stderr is
-    the sample standard error. rtol: probes are added, from 10 on, until stderr <= rtol |mean|, the budget ends, or there are
-    10 000 of them: of a trace near 0 no relative error is met, and the returned stderr says what was.
-    "slq" (any f): `spectral.slq` with its options; the default with f. Nothing is certified: lower and upper are nan.
-    A rectangular operator means its Gram. Source: Hutchinson (1990).
+    `probes` (20) is the number of products; n of them or more give the exact trace, with the identity and stderr 0.
+    "hutchinson": mean of z^T A z over signs z; O(n) memory.
+    "hutch++": a third of the products find a range Q, a third give tr Q^T A Q, a third Hutchinson's estimate of the rest.
+    "xtrace": the same with every vector in both roles, each left out of its own Q; m = probes / 2 vectors, 4 m n numbers.
+    "xnystrace": positive semi-definite A only; Nystrom's approximation, each vector left out once; m = probes, 2 m n numbers.
+    "auto": xnystrace where A is positive semi-definite by construction, else xtrace; hutchinson with fewer than 10 (xtrace: 20)
+    products or where the vectors would take more than a quarter of the free memory. All are unbiased.
+    "slq": the integral of `spectral.slq` (which takes `options`); the only method, and the default, with f.
 
-    >>> float(trace(np.diag([1.0, 2.0, 3.0])))     # signs have no variance on a diagonal matrix
-    6.0
+    rtol: the products double, all kept, until stderr <= rtol |value|, the budget ends, n products make the trace exact, or there
+    are 10 240 of them; the returned stderr says what was reached. Seconds and epochs of a `budget` are looked at between blocks.
+    stderr includes the rounding of the products, eps ||A||_F; lower and upper are nan. A rectangular operator means its Gram.
+    Raises ValueError for products that hold NaN, or where "xnystrace" meets a vector with x^T A x < 0.
+    Source: Hutchinson (1990); Meyer, Musco, Musco, Woodruff (2021); Epperly, Tropp, Webber (2024).
+
+    >>> e = trace(np.diag([1.0, 2.0, 3.0]))     # three products with the identity
+    >>> e.value, e.stderr, e.products
+    (6.0, 0.0, 3)
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is no method; use one of {', '.join(METHODS)}.")
-    if method == "hutchinson" and f is not None:
-        raise ValueError("method='hutchinson' estimates tr A; for a function f use method='slq'.")
+    if method in SAMPLERS and f is not None:
+        raise ValueError(f"method={method!r} estimates tr A; for a function f use method='slq'.")
+    if rtol is not None and not rtol > 0:
+        raise ValueError(f"rtol={rtol!r} is no relative tolerance; use a positive number, such as 0.01.")
+    A = as_operator(A)
     if method == "slq" or f is not None:
         if probes is not None:
             options["probes"] = probes
-        if rtol is not None:
-            raise ValueError(
-                "rtol= works with method='hutchinson'; for tr f(A) raise probes= and steps=, or give tol=."
-            )
-        return slq(A, seed=seed, budget=budget, progress=progress, **options).integrate(f or (lambda x: x))
+        return _quadrature(A, f or (lambda x: x), rtol, check_seed(seed), budget, progress, options)
     if options:
         raise TypeError(
-            f"trace got unknown options {', '.join(options)}; with f=None it takes probes, rtol, seed, budget."
+            f"trace got unknown options {', '.join(options)}; without f it takes probes, rtol, seed, budget."
         )
-    return _hutchinson(A, probes, rtol, seed, budget, progress)
+    if A.shape[0] != A.shape[1] or not A.self_map:
+        A = A.gram()
+    return _sampled(A.smaller if isinstance(A, Gram) else A, method, probes, rtol, check_seed(seed), budget, progress)
 
 
-def _hutchinson(
-    A: Any, probes: int | None, rtol: float | None, seed: int, budget: Any, progress: bool | None
+def _sampled(
+    A: Operator, method: str, probes: int | None, rtol: float | None, seed: int, budget: Any, progress: bool | None
 ) -> Estimate:
-    A = as_operator(A)
-    A = A.gram() if A.shape[0] != A.shape[1] or not A.self_map else A
-    wanted = 10 if probes is None else probes
-    if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or wanted < 2:
-        raise ValueError(f"probes={probes!r} gives no error bar; use an integer >= 2.")
-    if rtol is not None and not rtol > 0:
-        raise ValueError(f"rtol={rtol!r} is no relative tolerance; use a positive number, such as 0.01.")
-    limit, before = effort.Budget(budget, A), A.products
-    values: list[float] = []
-    A.expect(wanted)
-    with effort.bar(wanted, "trace", progress) as shown:
-        while len(values) < (wanted if rtol is None else MOST):
-            if rtol is not None and len(values) >= wanted and _stderr(values) <= rtol * abs(float(np.mean(values))):
-                break
-            if len(values) >= 2 and limit.exhausted():
-                break
-            z = probe(seed, len(values), A.shape[0], kind="rademacher", dtype=A.dtype, device=A.device)
-            values.append(arrays.dot(z, A @ z))
-            shown.update(1)
-    if not np.isfinite(values).all():
-        raise ValueError(f"the products of {A!r} hold NaN or infinity; check the operator with A.adjoint_error().")
-    return Estimate(float(np.mean(values)), _stderr(values), nan, nan, len(values), A.products - before)
+    """tr A from vectors drawn until there are enough."""
+    purse = Purse(A, budget)
+    n, wanted = A.shape[0], PROBES if probes is None else probes
+    if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or wanted < 1:
+        raise ValueError(f"probes={probes!r} is no number of products; use an integer >= 2.")
+    affordable = purse.room(1)
+    if n <= min(wanted, affordable):
+        return _exact(A, purse)
+    name = choose(A, int(min(wanted, affordable))) if method == "auto" else method
+    sampler = SAMPLERS[name](A, seed)
+    target = int(wanted) // sampler.cost
+    if target < 2:
+        raise ValueError(f"probes={wanted} gives no error bar with {name!r}; use probes >= {2 * sampler.cost}.")
+    A.expect(int(wanted))
+    most = MOST // sampler.cost
+    with effort.bar(target * sampler.cost, "trace", progress) as shown:
+        while True:
+            while sampler.m < target and (room := purse.room(sampler.cost)) > 0:
+                block = 1 if purse.limit.epochs < np.inf else int(min(BLOCK, target - sampler.m, room))
+                sampler.add(block)
+                shown.update(block * sampler.cost)
+            if sampler.m < 2:
+                raise ValueError(f"budget={budget!r} allows fewer than the {2 * sampler.cost} products of two vectors.")
+            value, stderr = sampler.estimate()
+            if rtol is None or stderr <= rtol * abs(value) or sampler.m < target or target >= most:
+                return Estimate(value, stderr, nan, nan, sampler.m, purse.spent)
+            if 2 * target * sampler.cost >= n <= purse.room(1):
+                return _exact(A, purse)
+            target = min(2 * target, most)
 
 
-def _stderr(values: list[float]) -> float:
-    """Standard error of the mean, widened so that +- 1.96 of it is Student's 95 % interval for this many probes."""
-    m = len(values)
-    return float(np.std(values, ddof=1) / np.sqrt(m) * student.ppf(0.975, m - 1) / 1.959964)
+def choose(A: Operator, products: int) -> str:
+    """What "auto" means for A and so many products."""
+    free = arrays.available_memory(A.device) // 4 // (A.shape[0] * A.dtype.itemsize)  # vectors
+    if A.nonnegative and products >= 10 and 2 * products <= free:
+        return "xnystrace"
+    return "xtrace" if products >= 20 and 2 * products <= free else "hutchinson"
+
+
+def _exact(A: Operator, purse: Purse) -> Estimate:
+    value = float(exact_diagonal(A).sum())
+    return Estimate(value, 0.0, value, value, A.shape[0], purse.spent)
+
+
+class Purse:
+    """What a budget has left while an operator multiplies."""
+
+    def __init__(self, A: Operator, budget: Any) -> None:
+        self.A, self.limit = A, effort.Budget(budget, A)
+        self.begin = (A.products, A.epochs)
+
+    @property
+    def spent(self) -> int:
+        """Products so far."""
+        return self.A.products - self.begin[0]
+
+    def room(self, cost: int) -> float:
+        """How many vectors of `cost` products (epochs) each are affordable now."""
+        if self.limit.exhausted():
+            return 0
+        left = min(self.limit.products - self.spent, self.limit.epochs - (self.A.epochs - self.begin[1]))
+        return left if left == np.inf else int(left // cost)
+
+    def rest(self) -> Any:
+        """What is left, as a budget."""
+        if np.isfinite(self.limit.products):
+            return max(1, int(self.limit.products - self.spent))
+        if np.isfinite(self.limit.epochs):
+            return f"{max(1.0, self.limit.epochs - (self.A.epochs - self.begin[1])):.3f}epochs"
+        return None
+
+
+def _quadrature(
+    A: Operator,
+    f: Callable[[np.ndarray], np.ndarray],
+    rtol: float | None,
+    seed: int,
+    budget: Any,
+    progress: bool | None,
+    options: dict[str, Any],
+) -> Estimate:
+    """tr f(A) by `slq`; with rtol probes double, or steps where truncation is the larger part of the error."""
+    op, _, _ = effort.symmetric_operand(A)
+    purse = Purse(op, budget)
+    spectrum = slq(A, seed=seed, budget=budget, progress=progress, **options)
+    e, spent, drawn = spectrum.integrate(f), spectrum.products, 0
+    while rtol is not None and e.stderr > rtol * abs(float(e)):
+        options = {"steps": 100, **options}
+        truncation = _truncation(spectrum, f)
+        deeper = truncation > rtol * abs(float(e)) / 2 and options["steps"] < op.shape[0]
+        probes = len(spectrum.nodes)
+        room = purse.limit.products - spent
+        if room < 1 or purse.limit.exhausted() or 2 * probes * options["steps"] > MOST * 100:
+            break
+        if deeper:
+            options["steps"] *= 2
+            spectrum = slq(A, seed=seed, budget=room if room < np.inf else budget, progress=progress, **options)
+            spent += spectrum.products
+        else:
+            drawn += 1
+            fresh = int(np.random.SeedSequence([seed, drawn]).generate_state(1, np.uint64)[0])
+            more = slq(
+                A,
+                seed=fresh,
+                budget=room if room < np.inf else budget,
+                progress=progress,
+                **{**options, "probes": probes},
+            )
+            spent += more.products
+            spectrum = spectrum.merge(more)
+        e = spectrum.integrate(f)
+    return Estimate(e.value, e.stderr, e.lower, e.upper, e.probes, spent)
+
+
+def _truncation(spectrum: Spectrum, f: Callable[[np.ndarray], np.ndarray]) -> float:
+    return spectrum._truncation(f)

@@ -182,6 +182,16 @@ class Operator:
 
         return ScipyView(self)
 
+    def to_cupy(self) -> Any:
+        """A `cupyx.scipy.sparse.linalg.LinearOperator` of these products, for an operator on a CUDA device.
+
+        Arrays cross by DLPack without a copy while cupy and torch work on one stream; on two, each block is copied once
+        each way and the streams wait for each other. Real arrays are cast to this operator's dtype on the way in.
+        """
+        from spectral.operators.views import cupy_view
+
+        return cupy_view(self)
+
     def __repr__(self) -> str:
         m, n = self.shape
         return f"<{type(self).__name__} {m} x {n}, {str(self.dtype).removeprefix('torch.')} on {self.device}>"

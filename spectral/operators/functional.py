@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from spectral import arrays
+from spectral.operators import preflight as checks
 from spectral.operators.data import (
     check_data,
     differentiable_kernels,
@@ -37,16 +37,6 @@ from spectral.operators.losses import LABEL_KEYS, output_tensor, per_sample_loss
 INPUT_KEYS = ("inputs_embeds", "pixel_values", "input_values", "input_features", "inputs", "x")
 OF = ("logits", "probs", "loss")
 WRT = ("params", "inputs")
-
-
-def check_samples_apart(model: nn.Module) -> None:
-    """One clear sentence for a batch norm that has no running statistics, and so couples the samples in eval mode too."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise ValueError(
-                f"{name or 'the model'} is a {type(module).__name__} without running statistics, which couples the samples of a "
-                "batch in eval mode too; use track_running_stats=True, or another normalisation."
-            )
 
 
 @dataclass(frozen=True)
@@ -130,6 +120,7 @@ class Network:
         loss: Any = None,
         params: list[str] | None = None,
         product_dtype: torch.dtype | None = None,
+        preflight: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module (wrap a function in one).")
@@ -144,10 +135,11 @@ class Network:
         if wrt == "inputs" and params is not None:
             raise ValueError("params= restricts wrt='params'; leave it out with wrt='inputs'.")
         check_data(data)
-        check_samples_apart(model)
+        checks.check_model(model)
         self.model, self.data, self.of, self.wrt, self.loss = model, data, of, wrt, loss
         self.call = _Call(model, forward or default_forward)
-        self.product_dtype = product_dtype
+        self.product_dtype, self.preflight = product_dtype, preflight
+        self.untested = ""  # what the preflight could not test on this model
         self.parameters = select_parameters(model, params) if wrt == "params" else {}
         self.state = random_state(data)
         self.sweeps = 0  # passes over the data so far, the first one (a forward pass for the sizes) included
@@ -304,15 +296,18 @@ class Network:
                 f"batch {index} holds {listed}, but the model is {self.compute_dtype}; convert one of them."
             ) from problem
         if not torch.isfinite(z).all():
-            culprit = "the model returns" if is_finite(batch) else "the data hold"
-            raise ValueError(f"{culprit} NaN or infinity in batch {index}; remove those samples or mend the model.")
-        if index == 0:
-            again = self.function(batch)(*self.primals(batch))
-            if (z - again).norm() > 1e3 * arrays.machine_epsilon(z.dtype) ** 0.75 * z.norm():
-                raise ValueError(
-                    "two forward passes of one batch differ: the model is random in eval mode; remove the noise."
-                )
+            raise ValueError(self._nonfinite(index, batch))
+        if index == 0 and self.preflight:
+            self.untested = checks.check_batch(self, batch, z)
         return z
+
+    def _nonfinite(self, index: int, batch: Any) -> str:
+        """The sentence for a batch whose outputs are not finite."""
+        if not is_finite(batch):
+            return f"the data hold NaN or infinity in batch {index}; remove those samples."
+        culprit = checks.first_nonfinite_module(self, batch)
+        first = "" if culprit is None else f", first in {culprit}"
+        return f"the model returns NaN or infinity in batch {index}{first}; remove those samples or mend the model."
 
     # Functions -------------------------------------------------------------------------------------------------------
     def primals(self, batch: Any) -> tuple[torch.Tensor, ...]:
@@ -421,6 +416,8 @@ class Network:
             "batches": len(self.survey.samples),
             "parameters": names if len(names) <= 8 else [*names[:4], f"... {len(names) - 8} more ...", *names[-4:]],
             "product_dtype": str(self.compute_dtype).removeprefix("torch."),
+            **({} if self.preflight else {"preflight": False}),
+            **({"untested": self.untested} if self.untested else {}),
         }
 
 

@@ -1,7 +1,11 @@
-"""The ways in and out: `as_operator` for numpy, scipy, cupy and torch matrices; a scipy view of an operator."""
+"""The ways in and out: `as_operator` for matrices and operators of other libraries; scipy and cupy views of an operator.
+
+Shapes: a matrix is (m, n); V (n, b) and U (m, b) are blocks of b columns.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,16 +58,97 @@ def _is_symmetric(matrix: torch.Tensor) -> bool:
     return asymmetry <= 8 * arrays.machine_epsilon(matrix.dtype) * float(matrix.abs().max() if matrix.numel() else 0.0)
 
 
-class Host(Operator):
-    """A scipy sparse matrix, a scipy LinearOperator, or anything with `shape` and `@` that multiplies numpy arrays."""
+class Foreign(Operator):
+    """A matrix of another library, known by its shape, its dtype and its products with that library's arrays."""
+
+    def __init__(self, matrix: Any, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__(tuple(matrix.shape), dtype, device)
+        self.matrix = matrix
+
+    # What a subclass gives: the crossing both ways
+    def _out(self, V: torch.Tensor) -> Any:
+        raise TypeError(f"{type(self).__name__} has no arrays of its own.")
+
+    def _in(self, W: Any) -> torch.Tensor:
+        raise TypeError(f"{type(self).__name__} has no arrays of its own.")
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "matrix": type(self.matrix).__name__}
+
+    def identity(self) -> str:
+        if not hasattr(self.matrix, "tocoo"):
+            return super().identity()  # of entries that cannot be seen, a product would be the only proof
+        A = self.matrix.tocoo()
+        parts = (arrays.to_torch(part) for part in (A.data, A.row, A.col))
+        return checkpoint.fingerprint([self.describe(), *(arrays.sketch(part, 1 << 16) for part in parts)])
+
+    def _times(self, product: Callable[[Any], Any], V: torch.Tensor, rows: int) -> torch.Tensor:
+        """The other library's product of a block (or a column), held to its shape and dtype."""
+        W, name = product(self._out(V)), type(self.matrix).__name__
+        if not arrays.is_array(W):
+            raise TypeError(f"{name} returned a {type(W).__name__}; its products must be arrays.")
+        if tuple(W.shape) != (rows, *V.shape[1:]):
+            raise ValueError(
+                f"{name} of shape {self.shape} returned {tuple(W.shape)} where {(rows, *V.shape[1:])} was due; its products "
+                f"must be blocks of as many columns as they are given."
+            )
+        if str(W.dtype).removeprefix("torch.") != str(V.dtype).removeprefix("torch."):
+            raise TypeError(f"{name} returned {W.dtype} for a {V.dtype} block; its products must keep the dtype.")
+        tensor = self._in(W)
+        if tensor.device != V.device:
+            raise ValueError(
+                f"{name} returned an array on {tensor.device} for a block on {V.device}; move one of them."
+            )
+        # the identity may hand V itself back, and recurrences write into products
+        return tensor.clone() if tensor.untyped_storage().data_ptr() == V.untyped_storage().data_ptr() else tensor
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        return self._times(_product(self.matrix), V, self.shape[0])
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        if self.symmetric:
+            return self._apply(U)
+        try:
+            blocks, columns = _transposed_product(self.matrix)
+            if blocks is not None:
+                return self._times(blocks, U, self.shape[1])
+            if columns is not None:
+                return torch.stack([self._times(columns, u, self.shape[1]) for u in U.T.contiguous()], dim=1)
+        except NotImplementedError:
+            pass  # scipy and curvlinops find out only when asked
+        raise TypeError(
+            f"{type(self.matrix).__name__} has no transposed product; give it one (.T, .H, .adjoint(), rmatmat or "
+            f"rmatvec), or a symmetric matrix."
+        )
+
+
+def _product(matrix: Any) -> Callable[[Any], Any]:
+    """A V for blocks: `matmat` where there is one, since PyLops' @ may fold its result to an image; else @."""
+    return getattr(matrix, "matmat", None) or (lambda V: matrix @ V)
+
+
+def _transposed_product(matrix: Any) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None]:
+    """(A^T U for blocks, A^T u for columns), None where there is none; of a real matrix the adjoint is the transpose."""
+    if all(getattr(matrix, f"_CustomLinearOperator__{name}_impl", True) is None for name in ("rmatvec", "rmatmat")):
+        return None, None  # scipy and cupyx would call the missing function of LinearOperator(matvec=...) on blocks
+    if callable(getattr(matrix, "rmatmat", None)):
+        return matrix.rmatmat, None
+    for name in ("T", "H"):
+        if hasattr(other := getattr(matrix, name, None), "__matmul__"):
+            return _product(other), None
+    if callable(getattr(matrix, "adjoint", None)):
+        return _product(matrix.adjoint()), None
+    return None, getattr(matrix, "rmatvec", None)
+
+
+class Host(Foreign):
+    """What multiplies numpy arrays: scipy sparse matrices, scipy and PyLops operators, anything with a numpy dtype."""
 
     def __init__(self, matrix: Any, dtype: torch.dtype) -> None:
-        super().__init__(tuple(matrix.shape), dtype, "cpu")
-        self.matrix = (
-            matrix.tocsr() if scipy.sparse.issparse(matrix) and matrix.format in ("lil", "dok", "dia") else matrix
-        )
-        if scipy.sparse.issparse(matrix):
-            matrix = self.matrix
+        sparse = scipy.sparse.issparse(matrix)
+        matrix = matrix.tocsr() if sparse and matrix.format in ("lil", "dok", "dia") else matrix
+        super().__init__(matrix, dtype, "cpu")
+        if sparse:
             if not np.isfinite(matrix.data).all():
                 raise ValueError("the matrix holds NaN or infinity; remove them.")
             difference = abs(matrix - matrix.T) if matrix.shape[0] == matrix.shape[1] else None
@@ -72,47 +157,61 @@ class Host(Operator):
                 (difference.max() if difference.nnz else 0.0) <= 8 * arrays.machine_epsilon(dtype) * scale
             )
 
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "matrix": type(self.matrix).__name__}
+    def _out(self, V: torch.Tensor) -> np.ndarray:
+        return V.numpy()
 
-    def identity(self) -> str:
-        if not scipy.sparse.issparse(self.matrix):
-            return super().identity()  # of entries that cannot be seen, a product would be the only proof
-        A = self.matrix.tocoo()
-        parts = (torch.from_numpy(np.ascontiguousarray(part)) for part in (A.data, A.row, A.col))
-        return checkpoint.fingerprint([self.describe(), *(arrays.sketch(part, 1 << 16) for part in parts)])
-
-    def _times(self, matrix: Any, V: torch.Tensor) -> torch.Tensor:
-        W = np.asarray(matrix @ V.numpy())
-        if W.shape != (matrix.shape[0], V.shape[1]):
-            raise ValueError(
-                f"{type(self.matrix).__name__} of shape {tuple(self.matrix.shape)} returned {W.shape} for a block of "
-                f"{V.shape[1]} columns; its products must be blocks."
-            )
-        if W.dtype != arrays.like(V, np.empty(0)).dtype:
-            raise TypeError(
-                f"{self.matrix!r} returned {W.dtype} for a {V.dtype} block; its products must keep the dtype."
-            )
+    def _in(self, W: Any) -> torch.Tensor:
         return arrays.to_torch(np.ascontiguousarray(W))
 
-    def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        return self._times(self.matrix, V)
 
-    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        if self.symmetric:
-            return self._apply(U)
-        try:
-            return self._times(self.matrix.T, U)
-        except (AttributeError, NotImplementedError) as problem:
-            raise TypeError(
-                f"{type(self.matrix).__name__} has no transposed product; give it one (rmatvec, or .T), or a symmetric matrix."
-            ) from problem
+class Tensorial(Foreign):
+    """What multiplies torch tensors: curvlinops operators, anything with a torch dtype."""
+
+    def __init__(self, matrix: Any, dtype: torch.dtype) -> None:
+        where = getattr(matrix, "device", None)
+        super().__init__(
+            matrix, dtype, torch.empty(0, device="cpu" if where is None else where).device
+        )  # cuda -> cuda:0
+
+    def _out(self, V: torch.Tensor) -> torch.Tensor:
+        return V
+
+    def _in(self, W: Any) -> torch.Tensor:
+        return arrays.to_torch(W).detach()
+
+    def _times(self, product: Callable[[Any], Any], V: torch.Tensor, rows: int) -> torch.Tensor:
+        with torch.enable_grad():  # it may differentiate inside, whatever the caller's mode
+            return super()._times(product, V, rows)
+
+
+class OnCupy(Foreign):
+    """What multiplies cupy arrays: cupyx sparse matrices and LinearOperators, anything defined in cupy or cupyx."""
+
+    def __init__(self, matrix: Any, dtype: torch.dtype) -> None:
+        matrix = matrix.tocsr() if getattr(matrix, "format", None) in ("coo", "dia") else matrix
+        super().__init__(matrix, dtype, arrays.cupy_device(matrix))
+        if hasattr(matrix, "tocoo") and not torch.isfinite(arrays.to_torch(matrix.data)).all():
+            raise ValueError("the matrix holds NaN or infinity; remove them.")
+
+    def _out(self, V: torch.Tensor) -> Any:
+        return arrays.to_cupy(V)
+
+    def _in(self, W: Any) -> torch.Tensor:
+        return arrays.to_torch(W)
+
+    def _times(self, product: Callable[[Any], Any], V: torch.Tensor, rows: int) -> torch.Tensor:
+        with arrays.one_stream(self.device):  # what cupy makes inside belongs to torch's stream: nothing is copied
+            return super()._times(product, V, rows)
 
 
 def as_operator(A: Any) -> Operator:
-    """`A` as an `Operator`: a numpy, cupy or torch matrix, a scipy sparse matrix or LinearOperator, or anything with shape and @.
+    """`A` as an `Operator`: a numpy, cupy or torch matrix, a scipy or cupyx sparse matrix or LinearOperator, a PyLops or
+    curvlinops operator, or anything with shape, dtype and @.
 
-    Dense and sparse matrices are tested for symmetry here; of anything else the estimators test it with two products.
+    What it multiplies: cupy arrays, if a class of it is defined in cupy or cupyx; torch tensors, if its dtype is torch's, on
+    its `device` (the CPU if it has none); numpy arrays otherwise. Products are those of `matmat`, else of @; transposed
+    ones those of `rmatmat`, `.T`, `.H`, `.adjoint()` or `rmatvec`, the first there is. They must keep the dtype. Dense
+    and scipy sparse matrices are tested for symmetry here; of anything else the estimators test it with two products.
 
     >>> as_operator(np.diag([1.0, 2.0])).symmetric
     True
@@ -125,12 +224,16 @@ def as_operator(A: Any) -> Operator:
         raise TypeError(f"{type(A).__name__} is no matrix; pass something with a shape and a product @.")
     if len(A.shape) != 2:
         raise ValueError(f"an operator is a matrix, but {type(A).__name__} has shape {tuple(A.shape)}.")
-    dtype = getattr(A, "dtype", None)
+    try:
+        dtype = getattr(A, "dtype", None)
+    except NotImplementedError:  # curvlinops' base class
+        dtype = None
     if dtype is None:
         raise TypeError(f"{type(A).__name__} has no dtype; set one, so that products know their precision.")
     if isinstance(dtype, torch.dtype):
-        return Host(A, dtype) if dtype.is_floating_point else _not_real(dtype)
-    return Host(A, _torch_dtype(np.dtype(dtype)))
+        return Tensorial(A, dtype) if dtype.is_floating_point else _not_real(dtype)
+    homes = {kind.__module__.split(".")[0] for kind in type(A).__mro__}
+    return (OnCupy if homes & {"cupy", "cupyx"} else Host)(A, _torch_dtype(np.dtype(dtype)))
 
 
 def _torch_dtype(dtype: np.dtype) -> torch.dtype:
@@ -173,3 +276,39 @@ class ScipyView(scipy.sparse.linalg.LinearOperator):
 
     def _rmatmat(self, X: np.ndarray) -> np.ndarray:
         return self._multiply(self.operator.T, X)
+
+
+def cupy_view(A: Operator) -> Any:
+    """`A` as a `cupyx.scipy.sparse.linalg.LinearOperator`; cupy is imported here and nowhere else."""
+    if A.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"cupy's solvers have no {A.dtype}; build the operator in float32 or float64.")
+    if not arrays.on_cuda(A.device):
+        raise ValueError(
+            f"cupy works on CUDA devices, but the operator is on {A.device}; build it on one, or use to_scipy()."
+        )
+    try:
+        import cupy  # noqa: F401  (arrays finds it in sys.modules)
+        from cupyx.scipy.sparse.linalg import LinearOperator
+    except ImportError as problem:  # cupyx also raises it for a missing libcublasLt
+        why = str(problem).strip().split("\n")[0].rstrip(".")
+        raise ImportError(
+            f"to_cupy needs cupy and the CUDA libraries that it loads ({why}); run pip install 'cupy-cuda12x[ctk]'."
+        ) from problem
+
+    def products(B: Operator) -> Callable[[Any], Any]:
+        def multiply(X: Any) -> Any:
+            if X.dtype.kind == "c":
+                raise TypeError("a real operator meets a complex vector; multiply its real and imaginary parts apart.")
+            return arrays.to_cupy(B @ arrays.to_torch(X).to(B.dtype))
+
+        return multiply
+
+    times, transposed = products(A), products(A.T)
+    return LinearOperator(
+        A.shape,
+        matvec=times,
+        rmatvec=transposed,
+        matmat=times,
+        rmatmat=transposed,
+        dtype=str(A.dtype).removeprefix("torch."),
+    )

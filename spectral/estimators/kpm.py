@@ -1,0 +1,274 @@
+"""The kernel polynomial method: Chebyshev moments of the spectrum, and what they determine.
+
+Legend: K probes, M moments, X evaluation points; h the half width of the interval, t = (x - c) / h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.polynomial.chebyshev import chebvander
+from scipy.special import ndtri
+
+from spectral import measure
+from spectral.estimators import effort
+from spectral.operators.base import Operator
+from spectral.probes import check_seed, probe
+from spectral.recurrences.chebyshev import Chebyshev, ChebyshevRecord, bounds, centre, jacobi, rescaled
+from spectral.recurrences.chebyshev import jackson as damping
+from spectral.recurrences.lanczos import Lanczos, LanczosRecord
+from spectral.results import Density
+from spectral.spectrum import Spectrum
+
+Interval = tuple[float, float]
+POINTS = 400
+BOUND_STEPS, BOUND_SHARE = 20, 4  # Lanczos steps for the interval: at least so many, and a quarter of those of a probe
+WIDER = 0.005  # of the width, on both sides, at least, where an eigenvalue was found outside; twice that the next time
+
+
+def kpm(
+    A: Any,
+    *,
+    probes: int = 4,
+    moments: int = 200,
+    seed: int = 0,
+    interval: Sequence[float] | None = None,
+    recurrence: str = "lanczos",
+    budget: Any = None,
+    progress: bool | None = None,
+) -> Spectrum:
+    """The spectrum of symmetric A (n, n) from Chebyshev moments mu_j = <g, T_j((A - c) / h) g> of `probes` Gaussian vectors g.
+
+    Cost: two moments a product, so `moments` / 2 products a probe (rounded up, at most n). Each probe becomes its Gauss rule,
+    exact for polynomials of degree < `moments`; nothing is damped, and no basis is kept. `jackson` draws the damped density.
+
+    recurrence "lanczos": spectrum-adaptive, the moments come from the Lanczos matrix of each probe and the interval is chosen
+    afterwards: four vectors of length n. "chebyshev": the moments themselves, three vectors, and dots that nothing waits for; the
+    interval comes from at least 20 Lanczos steps more (four vectors), and moments that grow restart a probe on a wider one,
+    as `meta["restarts"]` counts. These moments know no more of the Gauss rule than their rounding leaves: in a spectrum with gaps
+    a few steps survive (`meta["stops"]` says "rounding"), and bounds are as wide as that; outliers call for "lanczos".
+
+    interval: (low, high) that holds the spectrum; ValueError if an eigenvalue shows itself outside. budget: products, or "10min",
+    "50epochs". A rectangular operator means its Gram on the smaller side, whose known zeros are carried exactly.
+
+    Source: Weisse, Wellein, Alvermann, Fehske (2006); Chen (2023), J. Comput. Phys. 486; `spectral.recurrences.chebyshev`.
+
+    >>> s = kpm(2 * np.eye(50))
+    >>> s.products, float(s.integrate(np.log).value)      # one step a probe: log det 2I = 50 log 2
+    (4, 34.6573590279972...
+    """
+    op, zeros, dim = effort.symmetric_operand(A)
+    given = _check(probes, moments, interval, recurrence)
+    steps = min(-(-moments // 2), op.shape[0])
+    op.expect(probes * steps)
+    begin, limit = (op.products, op.epochs), effort.Budget(budget, op)
+    with effort.bar(probes * steps, "kpm", progress) as shown:
+        draw = partial(_lanczos if recurrence == "lanczos" else _chebyshev, op, check_seed(seed), steps, limit, shown)
+        records, found = draw(probes, given)
+    meta = {
+        **effort.environment(op),
+        "seed": int(seed),
+        "probes": len(records),
+        "moments": moments,
+        "recurrence": recurrence,
+        "damping": "none",
+        **found,
+        "stop": "probes" if len(records) == probes else "budget",
+        "stops": [record.stop for record in records],
+    }
+    return Spectrum.from_records(
+        records,
+        dim,
+        zeros=zeros,
+        products=op.products - begin[0],
+        epochs=op.epochs - begin[1],
+        method="kpm",
+        meta=meta,
+    )
+
+
+def _check(probes: int, moments: int, interval: Sequence[float] | None, recurrence: str) -> Interval | None:
+    """The interval that was given, as two numbers."""
+    for name, value in (("probes", probes), ("moments", moments)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}={value!r} is no number of {name}; use an integer >= 1.")
+    if recurrence not in ("lanczos", "chebyshev"):
+        raise ValueError(f"recurrence={recurrence!r} is not known; use 'lanczos' or 'chebyshev'.")
+    if interval is None:
+        return None
+    ends = np.asarray(interval, dtype=float)
+    if ends.shape != (2,) or not np.isfinite(ends).all() or not ends[0] < ends[1]:
+        raise ValueError(f"interval={interval!r} is no interval; use two finite numbers, low < high.")
+    return float(ends[0]), float(ends[1])
+
+
+def _outside(given: Interval) -> ValueError:
+    return ValueError(
+        f"interval={given} does not hold the spectrum: an eigenvalue lies outside; widen it, or leave it out to have it found."
+    )
+
+
+def _lanczos(
+    op: Operator, seed: int, steps: int, limit: effort.Budget, shown: Any, probes: int, given: Interval | None
+) -> tuple[list[LanczosRecord], dict[str, Any]]:
+    """Records by Lanczos without a basis, and their moments on an interval chosen afterwards."""
+    records: list[LanczosRecord] = []
+    while len(records) < probes and not (records and limit.exhausted()):
+        start = probe(seed, len(records), op.shape[0], dtype=op.dtype, device=op.device)
+        state, stop = Lanczos(op, start, steps, reorthogonalize=False), None
+        del start  # the recurrence has its own
+        while state.step():
+            shown.update(1)
+            if limit.exhausted():
+                stop = "budget"
+                break
+        record = state.record(seed=seed, index=len(records), stop=stop)
+        if given is not None:  # Ritz values lie within the spectrum
+            theta, slack = record.eigen[0], 8 * measure.epsilon(record) * np.abs(record.eigen[0]).max()
+            if theta[0] < given[0] - slack or theta[-1] > given[1] + slack:
+                raise _outside(given)
+        records.append(record)
+    interval = given or bounds(records)
+    return records, {
+        "interval": list(interval),
+        "interval_from": "given" if given else "Ritz values and residuals",
+        "restarts": 0,
+        "chebyshev_moments": [moments_of(record, interval, 2 * steps).tolist() for record in records],
+    }
+
+
+def _chebyshev(
+    op: Operator, seed: int, steps: int, limit: effort.Budget, shown: Any, probes: int, given: Interval | None
+) -> tuple[list[LanczosRecord], dict[str, Any]]:
+    """Records by the modified Chebyshev algorithm from moments on an interval found before, widened where they grow."""
+    interval, source = given or (0.0, 0.0), "given"
+    if given is None:
+        interval, steps, source = _find(op, seed, steps, limit, shown)
+    done: list[ChebyshevRecord] = []
+    restarts = 0
+    while len(done) < probes and not (done and limit.exhausted()):
+        start = probe(seed, len(done), op.shape[0], dtype=op.dtype, device=op.device)
+        state, stop = Chebyshev(op, start, steps, interval), None
+        del start
+        while state.step():
+            shown.update(1)
+            if limit.exhausted():
+                stop = "budget"
+                break
+        record = state.record(seed=seed, index=len(done), stop=stop)
+        if record.stop != "outside":
+            done.append(record)
+            continue
+        if given is not None:
+            raise _outside(given)
+        if limit.exhausted():
+            raise ValueError(
+                "the budget ended while the interval was sought; raise budget=, or use recurrence='lanczos'."
+            )
+        low, high = bounds([jacobi(record)])
+        margin = WIDER * 2**restarts * (interval[1] - interval[0])
+        interval, restarts = (min(low, interval[0] - margin), max(high, interval[1] + margin)), restarts + 1
+    return [jacobi(record) for record in done], {
+        "interval": list(interval),
+        "interval_from": source,
+        "restarts": restarts,
+        "chebyshev_moments": [
+            (rescaled(r.moments, r.interval, interval) if r.interval != interval else r.moments).tolist() for r in done
+        ],
+    }
+
+
+def _find(op: Operator, seed: int, steps: int, limit: effort.Budget, shown: Any) -> tuple[Interval, int, str]:
+    """(interval, steps, how) from a few Lanczos steps on the first probe; as many steps as its invariant subspace has are enough.
+
+    Every Gaussian probe has the Krylov dimension of the first, the number of distinct eigenvalues, almost surely.
+    """
+    start = probe(seed, 0, op.shape[0], dtype=op.dtype, device=op.device)
+    state = Lanczos(op, start, max(BOUND_STEPS, steps // BOUND_SHARE), reorthogonalize=False)
+    del start
+    more = True
+    while more and not limit.exhausted():
+        more = state.step()
+        shown.update(1)
+    if limit.exhausted():
+        raise ValueError("the budget ended while the interval was sought; raise budget=, or use recurrence='lanczos'.")
+    record = state.record()
+    exact = record.betas[-1] == 0
+    return bounds([record]), min(steps, record.steps) if exact else steps, f"{record.steps} Lanczos steps"
+
+
+def moments_of(record: LanczosRecord, interval: Interval, count: int) -> np.ndarray:
+    """mu_0 = 1, ..., mu_{count - 1} of a record's probe on `interval`: e_1^T T_j((T - c) / h) e_1, without a product (Chen 2023).
+
+    Of k steps the first 2k are those of the probe, and only those are given, unless the record is exact.
+    """
+    c, h = centre(interval)
+    theta, omega, _ = measure.gauss_rule(record)
+    known = count if record.betas[-1] == 0 else min(count, 2 * record.steps)
+    return omega @ chebvander((theta - c) / h, known - 1)
+
+
+def jackson(spectrum: Spectrum, x: Any = None, *, moments: int | None = None, confidence: float = 0.95) -> Density:
+    """The density damped by Jackson's kernel, sum_j g_j mu_j T_j(t) / (pi h sqrt(1 - t^2)): a picture, nowhere negative.
+
+    Of the moments of `kpm`, or those in the records of any spectrum with probes (`slq`), the first `moments` (all by default) on
+    `meta["interval"]`, or on one around all Ritz values. The kernel is pi h sqrt(1 - t^2) / M wide: narrow at the ends, where
+    moments resolve most. x: (X,) points; zero outside the interval, known zeros are left out. The value is exact for what the
+    probes see through the kernel, so that the band is probe noise alone: sqrt(2 Var / (m r + 2)). Integrals of it are biased;
+    `Spectrum.integrate` has none of this. Cost: O(X M) flops, no product. Source: Weisse et al. (2006), section II.C.
+
+    >>> d = jackson(kpm(np.diag([1.0, 2.0, 3.0])), np.array([0.0, 2.0, 9.0]))
+    >>> bool(d.value[0] == d.value[2] == 0 < d.value[1])
+    True
+    """
+    if not spectrum.records:
+        raise ValueError("an exact spectrum has no moments to damp; use Spectrum.density.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} is no probability; use 0 < confidence < 1, such as 0.95.")
+    interval, mu_KM = _moments(spectrum)
+    M = mu_KM.shape[1] if moments is None else moments
+    if not 1 <= M <= mu_KM.shape[1]:
+        raise ValueError(f"moments={moments} are not there; use 1 to {mu_KM.shape[1]}.")
+    norms = np.array([record.squared_norm for record in spectrum.records])
+    c, h = centre(interval)
+    r = spectrum.dim - spectrum.zeros
+    g = damping(M) * np.where(np.arange(M) == 0, 1.0, 2.0)
+    y = np.cos(np.pi * (np.arange(2 * M) + 0.5) / (2 * M))  # the damped measure on 2 M nodes: exact to degree 4 M - 1
+    mass = np.maximum(chebvander(y, M - 1) @ (g * (norms @ mu_KM[:, :M] / norms.sum())) / (2 * M), 0.0)
+    points = c + h * np.cos(np.pi * (POINTS - np.arange(POINTS) - 0.5) / POINTS) if x is None else np.asarray(x, float)
+    t = (points.reshape(-1) - c) / h
+    inside = np.abs(t) < 1
+    value, variance = np.zeros(len(t)), np.zeros(len(t))
+    V = chebvander(t[inside], M - 1)
+    root = np.pi * h * np.sqrt(1 - t[inside] ** 2)
+    value[inside] = V @ (g * (norms @ mu_KM[:, :M] / norms.sum())) / root
+    K = (V * g) @ chebvander(y, M - 1).T / root[:, None]
+    variance[inside] = np.maximum(K**2 @ mass - (K @ mass) ** 2, 0.0)
+    noise = float(ndtri((1 + confidence) / 2)) * np.sqrt(measure.pooled_variance(len(norms), r, variance))
+    share = r / spectrum.dim
+    return Density(
+        points.reshape(-1),
+        value * share,
+        np.maximum(value - noise, 0.0) * share,
+        (value + noise) * share,
+        np.pi / (2 * M),
+        "linear",
+        1 - share,
+    )
+
+
+def _moments(spectrum: Spectrum) -> tuple[Interval, np.ndarray]:
+    """The interval and the moments (K, M) on it, those that all probes have."""
+    kept = spectrum.meta.get("chebyshev_moments", [])
+    if len(kept) == len(spectrum.records):
+        low, high = spectrum.meta["interval"]
+    else:  # of another estimator, or merged
+        low, high = bounds(spectrum.records)
+        low, high = min(low, float(spectrum.nodes.min())), max(high, float(spectrum.nodes.max()))
+        most = 2 * max(record.steps for record in spectrum.records)
+        kept = [moments_of(record, (low, high), most) for record in spectrum.records]
+    count = min(map(len, kept))
+    return (low, high), np.array([m[:count] for m in kept])

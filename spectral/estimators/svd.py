@@ -1,0 +1,128 @@
+"""The k largest (or smallest) singular triplets, every copy among them, without ever squaring the matrix.
+
+Golub-Kahan bidiagonalisation on the short side and `top`'s search: lock what has converged, then follow a fresh random
+direction in the complement until nothing better is left there. Products with J^T J would lose singular values below
+sqrt(eps) ||J||; these lose them below eps ||J||.
+
+Legend: J (m, n); K is J or J^T, whichever has its short side right; X (k, short) right, Y (k, long) left vectors of K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectral import arrays
+from spectral.estimators import effort
+from spectral.estimators.top import FLOOR, KEYS, Search, capacity, check, difference
+from spectral.operators.base import Operator
+from spectral.operators.views import as_operator
+from spectral.probes import probe
+from spectral.recurrences.bidiagonal import GolubKahan
+from spectral.recurrences.block import independent, orthogonalise, rotate
+
+
+@dataclass(frozen=True, eq=False)
+class SingularTriplets:
+    """k triplets, best first: `values` (k,), `left` (m, k), `right` (n, k), `residuals` (k,), all measured.
+
+    residuals = max(||J v - sigma u||, ||J^T u - sigma v||): within its residual of each value there is a singular value.
+    `converged`, `threshold`, `complete`: as in `Eigenpairs`.
+    """
+
+    values: np.ndarray
+    left: torch.Tensor
+    right: torch.Tensor
+    residuals: np.ndarray
+    converged: np.ndarray
+    threshold: float
+    complete: bool
+    products: int
+    epochs: float
+
+
+def svd(
+    J: Any,
+    k: int,
+    *,
+    tol: float = 1e-8,
+    seed: int = 0,
+    which: str = "largest",
+    basis: int | None = None,
+    budget: Any = None,
+    progress: bool | None = None,
+) -> SingularTriplets:
+    """The k largest ("smallest") singular triplets J v = sigma u, J^T u = sigma v of J (m, n), with all copies.
+
+    Golub-Kahan on J with one-sided reorthogonalisation on the short side and thick restarts; converged where both residuals
+    are <= max(tol, 16 eps) ||J||. k = min(m, n) is the full decomposition. The smallest ones of a large matrix converge slowly;
+    of those below eps ||J|| the left vectors are not found unless k takes in all others: `residuals`, `converged` say so.
+    Cost: two products a step (J v and J^T u are one each), as many as `top` needs for J^T J, and 2k to measure the residuals.
+    Memory: `basis` vectors of the short side (default: as in `top`), 3k of the long side, and those that a restart keeps.
+    budget: as in `slq`; a number of products is kept, and of any other those that give k triplets at all (4k) are made.
+
+    ValueError: k < 1 or k > min(m, n), a basis or budget that is too small for k.
+    Source: Golub, Kahan (1965); Simon, Zha (2000); Baglama, Reichel (2005).
+
+    >>> triplets = svd(np.diag([3.0, 1.0, 2.0])[:, :2], 2)
+    >>> triplets.values.round(12).tolist(), triplets.left.shape, triplets.converged.tolist()
+    ([3.0, 1.0], torch.Size([3, 2]), [True, True])
+    """
+    A = as_operator(J)
+    if 0 in A.shape:
+        raise ValueError(f"{A!r} is empty; it has no singular values.")
+    wide = A.shape[0] < A.shape[1]
+    K = A.T if wide else A
+    keys = {name: KEYS[name] for name in ("largest", "smallest")}
+    n, before = K.shape[1], (A.products, A.epochs)
+    check(A, k, n, tol, which, keys)
+    state = GolubKahan(K, capacity(K, k, n, 1, basis, k + 3 * k * -(-K.shape[0] // n)))
+    run = Search(state, k, keys[which], max(tol, FLOOR * arrays.machine_epsilon(A.dtype)), A, seed, 1)
+    with effort.bar(None, "svd", progress) as shown:
+        complete = run.pairs(effort.Budget(budget, A), 2 * k, shown)
+    values, X, Y, residuals = _measured(K, state, k, keys[which], seed)
+    threshold = run.tol * max(run.norm, float(values.max()))
+    return SingularTriplets(
+        values=values,
+        left=(X if wide else Y).T,
+        right=(Y if wide else X).T,
+        residuals=residuals,
+        converged=residuals <= threshold,
+        threshold=threshold,
+        complete=complete,
+        products=A.products - before[0],
+        epochs=A.epochs - before[1],
+    )
+
+
+def _measured(
+    K: Operator, state: GolubKahan, k: int, key: Callable[[np.ndarray], np.ndarray], seed: int
+) -> tuple[np.ndarray, torch.Tensor, torch.Tensor, np.ndarray]:
+    """(values (k,), right (k, n), left (k, m), residuals (k,)) by two products a triplet, best first.
+
+    The right vectors span a space X; the singular values of K X are those of the factor R in K X^T = Y^T R.
+    """
+    X = independent(state.V[:k], state.V[:0], 0.0)[0]
+    W = (K @ X.T).T.clone(memory_format=torch.contiguous_format)
+    Y, R = independent(W.clone(), W[:0], arrays.machine_epsilon(K.dtype) ** 2 * state.norm)
+    R = np.concatenate([R, np.zeros((k - len(R), k))])
+    Y = torch.cat([Y, _complement(Y, k - len(Y), seed)])
+    P, values, Qt = np.linalg.svd(R)
+    order = np.argsort(-key(values), kind="stable")
+    values, X, W, Y = values[order], rotate(X, Qt.T[:, order]), rotate(W, Qt.T[:, order]), rotate(Y, P[:, order])
+    Z = (K.T @ Y.T).T
+    return values, X, Y, np.maximum(difference(W, Y, values), difference(Z, X, values))
+
+
+def _complement(Y: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """`count` orthonormal rows orthogonal to Y's: the left vectors of singular values that are 0."""
+    if count == 0:
+        return Y[:0]
+    drawn = [probe(seed, (1 << 32) + i, Y.shape[1], dtype=Y.dtype, device=Y.device) for i in range(count)]
+    W = torch.stack(drawn)
+    orthogonalise(W, Y)
+    return independent(W, Y, 0.0)[0]

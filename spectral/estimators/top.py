@@ -1,0 +1,318 @@
+"""The k largest (smallest, largest in magnitude) eigenpairs, every copy of a multiple eigenvalue among them.
+
+One Krylov space holds one vector of each eigenspace (b of them, from a block of b). Therefore: once k pairs have converged
+they are locked, and a fresh random direction is followed in their complement until it shows that nothing better is left there.
+It shows it in one of three ways: its Krylov space is invariant and has been seen whole; its best pair has converged to
+something worse; or the bound of Kuczynski and Wozniakowski (1992) for random starts rules anything better out.
+
+Legend: n the dimension, k pairs, b vectors in a block, l locked vectors; theta Ritz values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from spectral import arrays
+from spectral.estimators import effort
+from spectral.operators.base import Gram, Operator
+from spectral.operators.views import as_operator
+from spectral.probes import check_seed, probe
+from spectral.recurrences.block import BlockLanczos, dots, independent, rotate
+
+KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "largest": lambda x: x,
+    "smallest": lambda x: -x,
+    "magnitude": np.abs,
+}
+FLOOR = 16.0  # times eps ||A||: no residual of products in that precision is asked to be smaller
+INNER = 0.25  # of the tolerance: the recurrence's own residual is brought there, so that the measured one has room
+MISSED = 1e-4  # probability, for any matrix, that the bound for random starts rules out wrongly
+ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
+EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 1/EVERY
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenpairs:
+    """k eigenpairs, best first: `values` (k,), `vectors` (n, k), `residuals` (k,) = ||A v - theta v||, all measured.
+
+    Within its residual of each value there is an eigenvalue. `converged` (k,): the residual is at most `threshold` =
+    max(tol, 16 eps) ||A||, eps that of the operator's dtype, ||A|| estimated by the largest |theta|. `complete`: nothing better
+    was left in the complement; otherwise (budget) a converged pair is a pair of A, but a better one may be missing.
+    """
+
+    values: np.ndarray
+    vectors: torch.Tensor
+    residuals: np.ndarray
+    converged: np.ndarray
+    threshold: float
+    complete: bool
+    products: int
+    epochs: float
+
+
+def top(
+    A: Any,
+    k: int,
+    *,
+    tol: float = 1e-8,
+    seed: int = 0,
+    which: str = "largest",
+    block: int = 1,
+    basis: int | None = None,
+    budget: Any = None,
+    progress: bool | None = None,
+) -> Eigenpairs:
+    """The k largest ("smallest", or largest in "magnitude") eigenpairs of symmetric A (n, n), with all copies.
+
+    Thick-restart (block) Lanczos with full reorthogonalisation, converged where ||A v - theta v|| <= max(tol, 16 eps) ||A||;
+    eigenvalues closer than that count as equal. `block` directions are multiplied at a time; start vectors depend on (seed, i).
+    Cost: until convergence, then about 5 / sqrt(gap) to 11 / sqrt(gap) products to rule out missed copies (gap: from theta_k to
+    the next, relative to the range), then k to measure residuals. Memory: `basis` vectors of length n (default: the larger of 4k
+    and k + 128, at most a quarter of the free memory) and 2k more. budget: as in `slq`; a number of products is kept, and
+    of any other the products that give k pairs at all (2k) are made.
+    A rectangular operator means its Gram on the smaller side, a Gram itself the side that it has.
+
+    ValueError: k < 1 or k > n, a basis or budget that is too small for k, an operator that is not symmetric.
+    Source: Wu, Simon (2000); Golub, Underwood (1977).
+
+    >>> pairs = top(np.diag([3.0, 1.0, 3.0, 2.0]), 3)
+    >>> pairs.values.round(12).tolist(), pairs.converged.tolist()
+    ([3.0, 3.0, 2.0], [True, True, True])
+    """
+    op = as_operator(A)
+    op = op if isinstance(op, Gram) else effort.symmetric_operand(op)[0]
+    n, before = op.shape[0], (op.products, op.epochs)
+    check(op, k, n, tol, which, KEYS)
+    if isinstance(block, bool) or not isinstance(block, int | np.integer) or not 1 <= block <= n:
+        raise ValueError(f"block={block!r} is no block size; use an integer from 1 to {n}.")
+    state = BlockLanczos(op, capacity(op, k, n, block, basis, 2 * k))
+    run = Search(state, k, KEYS[which], max(tol, FLOOR * arrays.machine_epsilon(op.dtype)), op, seed, block)
+    with effort.bar(None, "top", progress) as shown:
+        complete = run.pairs(effort.Budget(budget, op), k, shown)
+    values, X, residuals = _measured(op, state.V[:k], KEYS[which])
+    threshold = run.tol * max(run.norm, float(np.abs(values).max()))
+    return Eigenpairs(
+        values=values,
+        vectors=X.T,
+        residuals=residuals,
+        converged=residuals <= threshold,
+        threshold=threshold,
+        complete=complete,
+        products=op.products - before[0],
+        epochs=op.epochs - before[1],
+    )
+
+
+def _measured(
+    op: Operator, V: torch.Tensor, key: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
+    """(values (k,), vectors (k, n), residuals (k,)) by one product with each row of V, best first."""
+    X = independent(V, V[:0], 0.0)[0]
+    W = (op @ X.T).T.clone(memory_format=torch.contiguous_format)
+    H = dots(X, W).cpu().numpy()
+    values, S = np.linalg.eigh((H + H.T) / 2)  # Rayleigh-Ritz: the residuals lie outside the span
+    order = np.argsort(-key(values), kind="stable")
+    values, S = values[order], S[:, order]
+    X, W = rotate(X, S), rotate(W, S)
+    return values, X, difference(W, X, values)
+
+
+def difference(W: torch.Tensor, X: torch.Tensor, values: np.ndarray) -> np.ndarray:
+    """||w_i - values_i x_i|| of each row, (k,), in float64 a chunk of columns at a time."""
+    factors = torch.from_numpy(np.ascontiguousarray(values)).to(W.device)[:, None]
+    total = torch.zeros(len(W), dtype=torch.float64, device=W.device)
+    width = max(1, arrays.CHUNK // max(1, len(W)))
+    for s in range(0, W.shape[1], width):
+        total += (W[:, s : s + width].double() - factors * X[:, s : s + width].double()).square().sum(1)
+    return total.sqrt().cpu().numpy()
+
+
+# What top and svd share -----------------------------------------------------------------------------------------------
+def check(op: Operator, k: int, n: int, tol: float, which: str, keys: dict[str, Any]) -> None:
+    """One sentence about whatever is wrong with the arguments."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k={k!r} is no number of pairs; use an integer from 1 to {n}.")
+    if k > n:
+        raise ValueError(f"k={k} exceeds the dimension {n} of {op!r}; use k <= {n}.")
+    if not 0 <= tol < 1:
+        raise ValueError(f"tol={tol!r} is no tolerance; use a residual relative to the norm, such as 1e-8.")
+    if which not in keys:
+        raise ValueError(f"which={which!r} is not known; use one of {', '.join(keys)}.")
+
+
+def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra: int) -> int:
+    """Basis vectors to hold: `basis`, or what a quarter of the free memory holds beside `extra` vectors."""
+    least = min(n, k + 3 * block + 1)
+    if basis is not None:
+        if isinstance(basis, bool) or not isinstance(basis, int | np.integer) or basis < least:
+            raise ValueError(f"basis={basis!r} is too small for {k} pairs in blocks of {block}; use at least {least}.")
+        return min(int(basis), n)
+    free = arrays.available_memory(op.device) // 4
+    fits = free // (n * op.dtype.itemsize) - extra - block
+    if fits < least:
+        raise ValueError(
+            f"{k} pairs need {least + extra + block} vectors of length {n} ({op.dtype}), and a quarter of the free memory "
+            f"({free / 2**30:.1f} GiB) holds {max(0, fits + extra + block)}; ask for fewer pairs, or say basis= yourself."
+        )
+    return min(n, fits, max(4 * k, k + ROOM, least))
+
+
+class Recurrence(Protocol):
+    """What `BlockLanczos` and `GolubKahan` have in common."""
+
+    V: torch.Tensor
+    power: int
+    dim: int
+    capacity: int
+    size: int
+    locked: int
+    depth: int
+    pending: torch.Tensor
+
+    @property
+    def locked_values(self) -> np.ndarray: ...
+    def start(self, block: torch.Tensor) -> None: ...
+    def step(self) -> int: ...
+    def ritz(self) -> tuple[np.ndarray, np.ndarray]: ...
+    def restart_cost(self, kept: int) -> int: ...
+    def restart(self, chosen: Any) -> None: ...
+    def lock(self, old: Any, chosen: Any) -> None: ...
+
+
+class Search:
+    """Lock pairs of a recurrence until the k best are locked and nothing better is left in their complement."""
+
+    def __init__(
+        self,
+        state: Recurrence,
+        k: int,
+        key: Callable[[np.ndarray], np.ndarray],
+        tol: float,
+        op: Operator,
+        seed: int,
+        block: int,
+    ) -> None:
+        self.state, self.k, self.key, self.tol = state, k, key, tol
+        self.op, self.seed, self.block = op, check_seed(seed), block
+        self.probes = 0  # random directions so far
+        self.lowest, self.highest = np.inf, -np.inf  # Ritz values since the last of them, to the recurrence's power
+        self.deepest = 0  # steps from it until the first restart
+        self.norm = 0.0  # the largest |theta| so far
+        op.expect(2 * (state.capacity + k))
+
+    def pairs(self, limit: effort.Budget, reserve: int, shown: Any) -> bool:
+        """Leave the k best pairs in `state`, locked; `reserve` products stay unspent. Whether nothing better is left."""
+        self.limit, self.reserve, self.shown = limit, reserve, shown
+        least = (self.k + self.block - 1) * self.state.power + reserve
+        if limit.products < least:
+            raise ValueError(
+                f"a budget of {limit.products:g} products does not give {self.k} pairs; use at least {least}."
+            )
+        while True:
+            self._start()
+            if not len(self.state.pending):
+                return True  # the locked vectors span the whole space
+            verdict = self._explore()
+            if verdict is not None:
+                return verdict
+
+    def _start(self) -> None:
+        """Fresh random directions in the complement of what is locked."""
+        indices = range(self.probes, self.probes + min(self.block, self.state.capacity - self.state.locked))
+        self.probes = indices.stop
+        n, dtype, device = self.state.dim, self.op.dtype, self.op.device
+        self.state.start(torch.stack([probe(self.seed, i, n, dtype=dtype, device=device) for i in indices]))
+        self.lowest, self.highest, self.deepest = np.inf, -np.inf, 0
+
+    def _exhausted(self, more: int) -> bool:
+        """Whether `more` products, and the reserve after them, would exceed the budget."""
+        products, epochs = self.limit.begin[1:]
+        more += self.reserve
+        A = self.limit.A
+        return self.limit.exhausted() or (
+            A.products - products + more > self.limit.products or A.epochs - epochs + more > self.limit.epochs
+        )
+
+    def _explore(self) -> bool | None:
+        """Follow the pending directions. None: pairs were locked, look again; True: nothing is left; False: budget."""
+        state, k, look = self.state, self.k, self.state.size + 1
+        seen = state.locked >= k  # the wanted number is there: is anything better left?
+        while True:
+            cost = len(state.pending) * state.power
+            spent = self._exhausted(cost) and state.size >= k
+            full = state.size + len(state.pending) > state.capacity
+            if len(state.pending) and not (spent or full or state.size >= look):
+                self.shown.update(state.step())
+                continue
+            look = state.size + 1 + state.size // EVERY
+            values, residuals = state.ritz()
+            old, new = self._best(values)
+            invariant = not len(state.pending)
+            if seen:
+                worst = float(self.key(state.locked_values).min())
+                new = new[self.key(values[new]) > worst + self.tol * self.norm]
+                old = np.argsort(-self.key(state.locked_values), kind="stable")[: k - len(new)]
+            settled = bool((residuals[new] <= INNER * self.tol * self.norm).all())
+            enough = state.locked + len(values) >= k
+            if invariant or (enough and settled and (len(new) or not seen)):
+                whole = state.size == state.dim and enough
+                nothing = seen and not len(new)
+                state.lock(old, new)
+                return True if whole or nothing else None
+            if seen and not len(new) and self._ruled_out(values, residuals, worst):
+                state.lock(old, new)
+                return True
+            if spent:
+                state.lock(old, new)
+                return False
+            if full:
+                kept = self._kept(len(new))
+                if self._exhausted(cost + state.restart_cost(kept)):
+                    state.lock(old, new)
+                    return False
+                self.deepest = self.deepest or state.depth
+                state.restart(np.argsort(-self.key(values), kind="stable")[:kept])
+                self.shown.update(state.restart_cost(kept))
+                look = state.size + 1
+
+    def _best(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(locked, other) indices of the k best Ritz values of both kinds."""
+        l = self.state.locked
+        pool = np.concatenate([self.state.locked_values, values])
+        self.norm = max(self.norm, float(np.abs(pool).max(initial=0.0)))
+        best = np.argsort(-self.key(pool), kind="stable")[: self.k]
+        return best[best < l], best[best >= l] - l
+
+    def _kept(self, wanted: int) -> int:
+        """Pairs to keep in a thick restart: half of the room that the wanted ones leave, less where each costs a product."""
+        wanted, room = max(1, wanted), self.state.capacity - self.state.locked
+        more = (room - wanted) // 2 if self.state.restart_cost(1) == 0 else min((room - wanted) // 2, 8)
+        return max(1, min(wanted + more, room - 2 * self.block))
+
+    def _ruled_out(self, values: np.ndarray, residuals: np.ndarray, worst: float) -> bool:
+        """Whether the complement, seen from a random start, holds nothing better than `worst`.
+
+        After s steps from a random vector, theta_max >= lambda_max - e (lambda_max - lambda_min) with probability 1 - MISSED if
+        e = (ln(1.648 sqrt(n) / MISSED) / (2 s - 1))^2; so at both ends, and the range is at most (range of theta) / (1 - 2 e).
+        """
+        state = self.state
+        if not len(values):
+            return False
+        best = int(np.argmax(self.key(values)))
+        if residuals[best] <= INNER * self.tol * self.norm:
+            return True
+        squares = values**state.power
+        self.lowest, self.highest = min(self.lowest, squares.min()), max(self.highest, squares.max())
+        s = self.deepest or state.depth
+        e = (math.log(1.648 * math.sqrt(state.dim) / MISSED) / (2 * s - 1)) ** 2
+        if e >= 0.5:
+            return False
+        margin = e / (1 - 2 * e) * (self.highest - self.lowest)
+        level = np.abs(worst) ** state.power * np.sign(worst)
+        return bool(self.key(squares).max() + margin <= level)

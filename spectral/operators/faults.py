@@ -1,0 +1,254 @@
+"""Which module is at fault where a product is not finite, or where no engine can make one.
+
+Called only after a failure. What failed is run once more on one batch, with hooks that are gone afterwards; modes, buffers,
+gradients and random states are as before, and no sweep is counted.
+
+Legend: z (B, k) the outputs of a batch, v a tangent of the primals, u a cotangent of z.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from spectral import probes
+from spectral.operators.visits import Visit, finite, untouched, visits
+
+if TYPE_CHECKING:
+    from spectral.operators.functional import Network
+
+Function = Callable[..., torch.Tensor]
+# What torch and models raise at an input or a transform that they do not know; all else is the caller's to see.
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+FORWARD = re.compile(r"forward AD with (\S+) that does not support it")
+SECOND = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
+
+
+@contextmanager
+def _differentiated(network: Network) -> Iterator[None]:
+    """`untouched`, with attention by matrix products: the fused one has neither forward mode nor a second derivative."""
+    with untouched(network), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+# Products that are not finite -----------------------------------------------------------------------------------------
+def nonfinite_product(network: Network, index: int, batch: Any, function: Function | None = None) -> str:
+    """`batch 2, where the derivative of norm (LayerNorm) is not finite`: for a sentence on a product that is not.
+
+    One backward pass, then one forward pass with tangents and a backward pass through it (second derivatives), each along one
+    random direction. "batch 2" where no module is found out. `function` is what is differentiated: network.function(batch) if
+    None, or the summed loss for a Hessian.
+    """
+    where = f"batch {index}"
+    function = function or network.function(batch)
+    for search, order in ((_bad_gradient, ""), (_bad_tangent, ""), (_bad_second, "second ")):
+        try:
+            with _differentiated(network):
+                culprit = search(network, batch, function)
+        except REFUSALS:  # a missing derivative, or a model whose graph cannot be made twice
+            continue
+        if culprit is not None:
+            return f"{where}, where the {order}derivative of {culprit} is not finite"
+    return where
+
+
+def locate_nonfinite(network: Network, function: Callable[[Any], Function] | None = None) -> str:
+    """`nonfinite_product` of the first batch that has one, from an uncounted sweep; "" if no batch has.
+
+    `function(batch)` is what is differentiated on a batch, network.function if None.
+    """
+    counted = network.sweeps
+    try:
+        with network.sweep() as batches:
+            for index, batch in batches:
+                clause = nonfinite_product(network, index, batch, None if function is None else function(batch))
+                if "," in clause:
+                    return clause
+    finally:
+        network.sweeps = counted
+    return ""
+
+
+def _leaves(network: Network, batch: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(p.detach().requires_grad_() for p in network.primals(batch))
+
+
+def _direction(seed: int, like: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(
+        probes.probe(seed, i, t.numel(), dtype=t.dtype, device=t.device).view_as(t) for i, t in enumerate(like)
+    )
+
+
+def _nodes(z: torch.Tensor) -> list[Any]:
+    """The nodes of the backward graph of z."""
+    found: dict[Any, None] = {}
+    queue = [z.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in found:
+            found[node] = None
+            queue.extend(following for following, _ in node.next_functions)
+    return list(found)
+
+
+def _owner(over: list[Visit], node: Any) -> str:
+    """The innermost call that made a node: calls end children first."""
+    number = node._sequence_nr()
+    return next((visit.label for visit in over if visit.begin < number < visit.end), "of=, loss= or forward=")
+
+
+def _operation(node: Any) -> str:
+    """`sqrt` of SqrtBackward0, the class's name of a custom autograd.Function."""
+    if hasattr(node, "_forward_cls"):
+        return node._forward_cls.__name__
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"Backward\d*$", "", node.name())).lower().lstrip("_")
+
+
+def _backward(
+    leaves: tuple[torch.Tensor, ...],
+    z: torch.Tensor,
+    over: list[Visit],
+    sound: Callable[[list[torch.Tensor]], bool],
+) -> str | None:
+    """The first node of a backward pass that makes unsound gradients of sound ones, as `sqrt in norm (LayerNorm)`."""
+    if not z.requires_grad:
+        return None
+    bad: list[Any] = []
+
+    def hook(node: Any, made: tuple[Any, ...], given: tuple[Any, ...]) -> None:
+        parts = [[t for t in group if t is not None] for group in (given, made)]
+        if sound(parts[0]) and not sound(parts[1]):
+            bad.append(node)
+
+    handles = [node.register_hook(partial(hook, node)) for node in _nodes(z) if node.next_functions]
+    try:
+        torch.autograd.grad(z, leaves, _direction(1, (z.detach(),)), allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"{_operation(bad[0])} in {_owner(over, bad[0])}" if bad else None
+
+
+def _bad_gradient(network: Network, batch: Any, function: Function) -> str | None:
+    leaves = _leaves(network, batch)
+    with visits(network) as (_, over):
+        z = function(*leaves)
+    return _backward(leaves, z, over, finite)
+
+
+def _tangents(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    duals = [forward_ad.unpack_dual(t).tangent for t in parts if t.is_floating_point()]
+    return [t for t in duals if t is not None]
+
+
+def _bad_tangent(network: Network, batch: Any, function: Function) -> str | None:
+    found: list[str] = []
+
+    def enter(visit: Visit, inputs: list[torch.Tensor]) -> None:
+        visit.seen = finite(_tangents(inputs))
+
+    def leave(visit: Visit, outputs: list[torch.Tensor]) -> None:
+        if visit.seen and not finite(_tangents(outputs)):
+            found.append(visit.label)
+
+    primals = tuple(p.detach() for p in network.primals(batch))
+    with torch.no_grad(), forward_ad.dual_level(), visits(network, enter, leave):
+        z = function(*map(forward_ad.make_dual, primals, _direction(0, primals)))
+        if not found and not finite(_tangents([z])):
+            found.append("of= or loss=")
+    return found[0] if found else None
+
+
+def _bad_second(network: Network, batch: Any, function: Function) -> str | None:
+    """Tangents of the gradients: forward mode over a backward pass."""
+    leaves = _leaves(network, batch)
+    with forward_ad.dual_level():
+        duals = tuple(map(forward_ad.make_dual, leaves, _direction(0, leaves)))
+        with visits(network) as (_, over):
+            z = function(*duals)
+        return _backward(leaves, z, over, lambda parts: finite(_tangents(parts)))
+
+
+# Missing derivatives -------------------------------------------------------------------------------------------------
+def missing_derivative(network: Network, batch: Any, problem: Exception, function: Function | None = None) -> str:
+    """What no engine can differentiate: `embedding_bag in encoder.bag (EmbeddingBag) has no forward-mode derivative`.
+
+    Forward mode is run once more with hooks, and the graph of the gradient is searched for a step that has no derivative of
+    its own ("... and no second derivative"). `problem`'s own first line where neither tells.
+    """
+    function = function or network.function(batch)
+    forward, second = _without_forward(network, batch, function), _without_second(network, batch, function)
+    if forward and forward == second:
+        return f"{forward} has no forward-mode derivative and no second derivative"
+    parts = [f"{forward} has no forward-mode derivative"] if forward else []
+    parts += [f"{second} has no second derivative"] if second else []
+    return " and ".join(parts) or (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+
+
+def _without_forward(network: Network, batch: Any, function: Function) -> str:
+    primals = tuple(p.detach() for p in network.primals(batch))
+    with _differentiated(network), visits(network) as (under_way, _):
+        try:
+            with torch.no_grad(), forward_ad.dual_level():
+                function(*map(forward_ad.make_dual, primals, _direction(0, primals)))
+        except REFUSALS as failure:
+            place = under_way[-1].label if under_way else "of= or loss="
+            return f"{_refused(failure)} in {place}"
+    return ""
+
+
+def _refused(failure: Exception) -> str:
+    """The operation that torch's message names, or the autograd.Function that was applied."""
+    text = str(failure)
+    match = FORWARD.search(text) or SECOND.search(text)
+    if match:
+        return match[1].removeprefix("aten::").removesuffix("_backward").lstrip("_")
+    trace, name = failure.__traceback__, ""
+    while trace is not None:
+        cls = trace.tb_frame.f_locals.get("cls")
+        if trace.tb_frame.f_code.co_name == "apply" and isinstance(cls, type):
+            name = cls.__name__
+        trace = trace.tb_next
+    return name or f"an operation ({(text.strip().splitlines() or [type(failure).__name__])[0]})"
+
+
+def _without_second(network: Network, batch: Any, function: Function) -> str:
+    """The first node of a backward pass whose own gradient cannot be taken, or is cut off (once_differentiable)."""
+    leaves = _leaves(network, batch)
+    steps: list[tuple[Any, list[torch.Tensor], list[torch.Tensor]]] = []
+
+    def hook(node: Any, made: tuple[Any, ...], given: tuple[Any, ...]) -> None:
+        groups = [[t for t in group if t is not None and t.requires_grad] for group in (made, given)]
+        steps.append((node, *groups))
+
+    with _differentiated(network):
+        try:
+            with visits(network) as (_, over):
+                z = function(*leaves)
+            if not z.requires_grad:
+                return ""
+            (u,) = (t.requires_grad_() for t in _direction(1, (z.detach(),)))
+            handles = [node.register_hook(partial(hook, node)) for node in _nodes(z) if node.next_functions]
+            try:
+                torch.autograd.grad(z, leaves, u, create_graph=True, allow_unused=True)
+            finally:
+                for handle in handles:
+                    handle.remove()
+        except REFUSALS:
+            return ""
+        for node, made, given in steps:
+            if any(t.grad_fn is not None and t.grad_fn.name() == "torch::autograd::Error" for t in made):
+                return f"{_operation(node)} in {_owner(over, node)}"
+            if made and given:
+                try:
+                    torch.autograd.grad(made, given, _direction(2, tuple(made)), retain_graph=True, allow_unused=True)
+                except REFUSALS:
+                    return f"{_operation(node)} in {_owner(over, node)}"
+    return ""

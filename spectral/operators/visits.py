@@ -1,0 +1,103 @@
+"""The calls of a model's modules in a forward pass, seen through hooks that are gone afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from spectral.operators.data import differentiable_kernels, evaluation, random_state, set_random_state, tensors
+
+if TYPE_CHECKING:
+    from spectral.operators.functional import Network
+
+
+@dataclass(eq=False)
+class Visit:
+    """One call of one module: the `number`-th of that module, entered and left between two autograd sequence numbers."""
+
+    label: str
+    module: nn.Module
+    number: int
+    begin: int
+    end: int = 0
+    seen: Any = field(default=None, repr=False)
+
+
+def label(network: Network, name: str, module: nn.Module) -> str:
+    """A module as a user knows it: `layers.2 (LayerNorm)`."""
+    if not name:
+        return f"forward={getattr(network.call.run, '__qualname__', type(network.call.run).__name__)}"
+    inner = name.removeprefix("model").removeprefix(".")
+    return f"{inner or 'the model'} ({type(module).__name__})"
+
+
+def _sequence() -> int:
+    """The number that autograd gives to its next node on this thread."""
+    with torch.enable_grad():
+        node = torch.zeros((), requires_grad=True).mul(1).grad_fn
+    return 0 if node is None else node._sequence_nr()
+
+
+@contextmanager
+def visits(
+    network: Network,
+    enter: Callable[[Visit, list[torch.Tensor]], None] | None = None,
+    leave: Callable[[Visit, list[torch.Tensor]], None] | None = None,
+) -> Iterator[tuple[list[Visit], list[Visit]]]:
+    """(calls under way, outermost first; calls that are over, children first) of the forward passes inside.
+
+    TorchScript takes no hooks: what happens in it belongs to the module around it.
+    """
+    under_way: list[Visit] = []
+    over: list[Visit] = []
+    calls: dict[str, int] = {}
+
+    def before(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        visit = Visit(label(network, name, module), module, calls.get(name, 0), _sequence())
+        calls[name] = visit.number + 1
+        under_way.append(visit)
+        if enter is not None:
+            enter(visit, tensors([args, kwargs]))
+
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        visit = under_way.pop()
+        visit.end = _sequence()
+        over.append(visit)
+        if leave is not None:
+            leave(visit, tensors(output))
+
+    handles: list[Any] = []
+    try:
+        for name, module in network.call.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                handles.append(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))
+                handles.append(module.register_forward_hook(after, with_kwargs=True))
+        yield under_way, over
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def untouched(network: Network) -> Iterator[None]:
+    """Eval mode and derivatives on, as in a sweep; modes, buffers and random states as before afterwards."""
+    before = random_state(network.data)
+    held = [(buffer, buffer.detach().clone()) for buffer in network.model.buffers()]
+    with evaluation(network.model), torch.enable_grad(), differentiable_kernels():
+        try:
+            yield
+        finally:
+            set_random_state(network.data, before)
+            for buffer, value in held:
+                if not torch.equal(buffer, value):
+                    buffer.detach().copy_(value)
+
+
+def finite(parts: list[torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in parts)

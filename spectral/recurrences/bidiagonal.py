@@ -1,0 +1,203 @@
+"""Golub-Kahan-Lanczos bidiagonalisation: K V = U B and K^T U = V B^T + beta v e^T, B upper bidiagonal.
+
+K is never squared, so that singular values are good to eps ||K||, not to sqrt(eps) ||K||. Only V, which a caller puts on the
+short side, is kept and reorthogonalised; U then stays orthogonal as far as the singular values need it, and two vectors of
+the long side are held. A thick restart makes the left vectors of the triplets that it keeps anew, one product each.
+
+Legend: K (m, n); j right vectors of which l are locked; V (j, n), U (j, m) as rows; B (j, j).
+Source: Golub, Kahan (1965); one-sided: Simon, Zha (2000), backward stable: Barlow (2013); restart: Baglama, Reichel (2005).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from spectral import arrays
+from spectral.operators.base import Operator
+from spectral.recurrences.block import independent, orthogonalise, rotate
+from spectral.recurrences.lanczos import BREAKDOWN
+
+
+@dataclass(frozen=True, eq=False)
+class BidiagonalRecord:
+    """B of one start vector: `alphas` (k,) on the diagonal, `betas` (k,) above it with the residual norm beta_k last.
+
+    `norm` is that of the start vector; `stop`: "steps" or "breakdown" (the singular values are then those of K on an invariant
+    pair of subspaces, beta_k = 0); `dtype` is that of the products. 2k products made it, 2k - 1 where the last alpha is 0.
+    """
+
+    alphas: np.ndarray
+    betas: np.ndarray
+    norm: float
+    dtype: str
+    stop: str
+
+    @property
+    def steps(self) -> int:
+        return len(self.alphas)
+
+    @property
+    def B(self) -> np.ndarray:
+        """The upper bidiagonal matrix (k, k)."""
+        return np.diag(self.alphas) + np.diag(self.betas[:-1], 1)
+
+    @cached_property
+    def triplets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(P (k, k), singular values (k,), descending, Q (k, k)) with B = P diag(values) Q^T."""
+        P, values, Qt = np.linalg.svd(self.B)
+        for array in (P, values, Qt):
+            array.flags.writeable = False
+        return P, values, Qt.T
+
+    @property
+    def residuals(self) -> np.ndarray:
+        """||K^T u - sigma v|| of every triplet, (k,), as far as rounding allows: beta_k |p_k|."""
+        return self.betas[-1] * np.abs(self.triplets[0][-1])
+
+
+class GolubKahan:
+    """`start` a vector, `step` while `pending` has a row; `ritz`, `restart` and `lock` in between, as `BlockLanczos`."""
+
+    power = 2  # the recurrence is Lanczos on (K^T K) = sigma ** 2, without the square
+
+    def __init__(self, K: Operator, capacity: int) -> None:
+        self.K, self.Kt, self.dim = K, K.T, K.shape[1]
+        self.capacity = min(capacity, self.dim)
+        self.V = torch.empty(self.capacity, self.dim, dtype=K.dtype, device=K.device)
+        self.B = np.zeros((self.capacity, self.capacity))
+        self.pending = self.V[:0]
+        self.beta = 0.0  # ||K^T u_j - alpha_j v_j - ...||, the coupling to the pending vector
+        self.u: torch.Tensor | None = None  # u_j (m,)
+        self.kept: torch.Tensor | None = None  # the left vectors (r, m) of a restart, until the next product
+        self.size = self.locked = self.depth = 0
+        self.norm = 0.0
+
+    @property
+    def floor(self) -> float:
+        """What is not longer than this is rounding."""
+        return BREAKDOWN * arrays.machine_epsilon(self.K.dtype) * self.norm
+
+    def start(self, block: torch.Tensor) -> None:
+        """Go on from the part of `block` (1, n) that is orthogonal to the basis; of a full space nothing is left."""
+        W, V = block.clone(), self.V[: self.size]
+        scale = arrays.norm(W[0])
+        if not np.isfinite(scale) or scale <= 0:
+            raise ValueError(f"the start vector has length {scale}; use a finite vector that is not zero.")
+        orthogonalise(W, V)
+        floor = BREAKDOWN * arrays.machine_epsilon(W.dtype) * scale
+        self.pending = independent(W, V, floor)[0][: self.dim - self.size]
+        self.beta, self.u, self.kept, self.depth = 0.0, None, None, 0
+
+    def step(self) -> int:
+        """One right and one left vector: two products."""
+        v, j = self.pending[0], self.size
+        self.V[j] = v
+        w = (self.K @ v).clone()  # perhaps a buffer of the operator
+        if self.u is not None:
+            w.sub_(self.u, alpha=self.beta)  # K v_j = beta_{j-1} u_{j-1} + alpha_j u_j
+            self.B[j - 1, j] = self.beta
+        elif self.kept is not None:
+            row = self.locked + len(self.kept)
+            self.B[self.locked : row, j] = orthogonalise(w[None], self.kept)[:, 0].cpu().numpy()
+        alpha = self._finite(arrays.norm(w))
+        self.norm = max(self.norm, float(np.hypot(alpha, np.linalg.norm(self.B[:j, j]))))
+        self.pending, self.beta, self.u, self.kept = self.V[:0], 0.0, None, None
+        self.size, self.depth = j + 1, self.depth + 1
+        if alpha <= self.floor:  # K v_j lies in the span of the left vectors: invariant
+            return 1
+        self.B[j, j] = alpha
+        u = w.div_(alpha)
+        z = torch.sub(self.Kt @ u, v, alpha=alpha)
+        orthogonalise(z[None], self.V[: j + 1])
+        beta = self._finite(arrays.norm(z))
+        self.norm = max(self.norm, float(np.hypot(alpha, beta)))
+        if beta > self.floor and self.size < self.dim:
+            self.beta, self.pending, self.u = beta, z.div_(beta)[None], u
+        return 2
+
+    def _finite(self, number: float) -> float:
+        if not np.isfinite(number):
+            raise ValueError(
+                f"the product after {self.size} basis vectors holds NaN or infinity; check the operator with "
+                "A.adjoint_error()."
+            )
+        return number
+
+    @property
+    def locked_values(self) -> np.ndarray:
+        return np.diag(self.B)[: self.locked].copy()
+
+    def ritz(self) -> tuple[np.ndarray, np.ndarray]:
+        """Singular values (j - l,) of the part that is not locked, and ||K^T u - sigma v|| as the recurrence knows it."""
+        P, values, _ = self._svd()
+        return values, self.beta * np.abs(P[-1:]).sum(0)  # of an empty basis, empty
+
+    def _svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        P, values, Qt = np.linalg.svd(self.B[self.locked : self.size, self.locked : self.size])
+        return P, values, Qt.T
+
+    def restart_cost(self, kept: int) -> int:
+        """Products that `restart` with `kept` triplets takes."""
+        return kept
+
+    def restart(self, chosen: Sequence[int]) -> None:
+        """Thick restart: keep the locked vectors and the triplets `chosen`; the pending vector stays."""
+        _, values, Q = self._svd()
+        self._keep(range(self.locked), values[chosen], Q[:, chosen])
+        l, j = self.locked, self.size
+        W = (self.K @ self.V[l:j].T).T.clone(memory_format=torch.contiguous_format)
+        self.u = None
+        self.kept, R = independent(W, W[:0], self.floor)
+        self.B[l:j, l:j] = 0.0
+        self.B[l : l + len(R), l:j] = R
+
+    def lock(self, old: Sequence[int], chosen: Sequence[int]) -> None:
+        """Keep the locked vectors `old` and the triplets `chosen`, all locked; forget the pending vector."""
+        _, values, Q = self._svd()
+        self._keep(old, values[chosen], Q[:, chosen])
+        self.locked, self.pending = self.size, self.V[:0]
+        self.beta, self.u, self.kept = 0.0, None, None
+
+    def _keep(self, old: Sequence[int], values: np.ndarray, S: np.ndarray) -> None:
+        old = list(old)
+        R = np.zeros((self.size, len(old) + len(values)))
+        R[old, range(len(old))] = 1.0
+        R[self.locked :, len(old) :] = S
+        rotate(self.V[: self.size], R)
+        diagonal = np.concatenate([self.locked_values[old], values])
+        self.size = len(diagonal)
+        self.B[...] = 0.0
+        self.B[range(self.size), range(self.size)] = diagonal
+
+
+def golub_kahan(K: Operator, start: torch.Tensor, steps: int) -> BidiagonalRecord:
+    """`steps` Golub-Kahan steps on K (m, n) from `start` (n,): two products each, at most n of them.
+
+    Memory: `steps` vectors of length n, four of length m; pass K.T where m < n.
+    ValueError: a start vector that is zero or not finite, steps < 1. Source: Golub, Kahan (1965).
+
+    >>> K = spectral.as_operator(np.diag([3.0, 2.0, 0.0])[:, :2])
+    >>> record = golub_kahan(K, torch.ones(2, dtype=torch.float64), steps=9)
+    >>> record.stop, record.triplets[1].round(12).tolist()
+    ('breakdown', [3.0, 2.0])
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps} with dimension {K.shape[1]}; use at least 1.")
+    state = GolubKahan(K, steps)
+    state.start(start[None])
+    betas = []
+    while len(state.pending) and state.size < state.capacity:
+        state.step()
+        betas.append(state.beta)
+    return BidiagonalRecord(
+        alphas=np.diag(state.B)[: state.size].copy(),
+        betas=np.array(betas),
+        norm=arrays.norm(start),
+        dtype=str(K.dtype).removeprefix("torch."),
+        stop="steps" if len(state.pending) else "breakdown",
+    )
