@@ -163,14 +163,14 @@ def build(name: str, seed: int = 0) -> Workload:
 
 
 # What products must be -----------------------------------------------------------------------------------------------
-def reference(work: Workload, matrix: str, v: torch.Tensor) -> torch.Tensor:
-    """A v (P,) in float64 by double backward alone, on a float64 copy: torch.autograd, nothing of the package.
+def reference(work: Workload, matrix: str, v: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """A v (P,) by double backward alone, on a copy in `dtype`: torch.autograd, nothing of the package.
 
-    J^T J is that of the stacked logits; GaussNewton and Hessian are those of the mean loss.
+    J^T J is that of the stacked logits; GaussNewton and Hessian are those of the mean loss. Batches add up in float64.
     """
-    work = work.to(torch.float64)
+    work = work.to(dtype)
     leaves, total = work.leaves, torch.zeros(len(v), dtype=torch.float64)
-    parts = v.double().split([p.numel() for p in leaves])
+    parts = v.to(dtype).split([p.numel() for p in leaves])
     tangents = [part.view_as(p) for part, p in zip(parts, leaves, strict=True)]
 
     def along(outputs: Any, inputs: Any, weights: Any = None, graph: bool = False) -> tuple[torch.Tensor, ...]:

@@ -7,8 +7,9 @@ For each model and matrix: products of `spectral` in float32 and bfloat16, with 
 ("replay") and without, with one vector and per column of a block of eight, beside curvlinops, hessian-eigenthings and
 PyHessian where they are installed. Gradients and products are timed in turn, so that a drift of the machine cancels; a ratio
 is one product over the mean of the gradients before and after it, and the median stands with the quartiles of the ratios.
-Every product timed is held against one in float64 by double backward in plain torch. `--memory` measures each case's peak
-in a process of its own. Run it on an idle machine: spinning threads falsify ratios; the load is measured and stored.
+Every product timed is held against double backward in plain torch, in float64 and in its own dtype. `--memory` measures
+each case's peak in a process of its own. Run it on an idle machine: spinning threads falsify ratios; the load is measured
+and stored.
 
 The peers and Hugging Face, beside the environment that has torch and spectral (no dependencies: torch stays as it is):
 
@@ -38,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cost_table import COLUMNS, WRONG, Record, table, time_cell
 from machine import environment, watched
 from models import MATRICES, MODELS, Workload, build, reference
 from peers import FAILURES, PEERS, Product, first_line, present
@@ -45,11 +47,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spectral
 
-COLUMNS = 8  # of a block
 WARM_UP = 3  # calls before timing: an engine is chosen on the first and held to its second and third
 EXPECTED = 100  # products that an estimator would ask for, so that recording may pay for itself
-WRONG = {"float32": 1e-3, "bfloat16": 0.1}  # relative errors beyond rounding
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -119,44 +118,50 @@ def quartiles(values: list[float]) -> dict[str, float]:
 
 
 def in_turn(
-    gradient: Callable[[], Any], product: Callable[[], Any], repeats: int, check: Callable[[Any], float]
-) -> tuple[list[float], list[float], float]:
-    """(products over the mean of the gradients before and after, gradients [s], largest error): each in its turn."""
+    gradient: Callable[[], Any], product: Callable[[], Any], repeats: int, check: Callable[[Any], None]
+) -> tuple[list[float], list[float]]:
+    """(products over the mean of the gradients before and after, gradients [s]): each in its turn; all products are checked."""
     for _ in range(WARM_UP):
         gradient()
-        error = check(product())
+        check(product())
     grads, prods = [seconds(gradient)[0]], []
     for _ in range(repeats):
         elapsed, result = seconds(product)
         prods.append(elapsed)
-        error = max(error, check(result))
+        check(result)
         del result
         grads.append(seconds(gradient)[0])
-    return [2 * p / (a + b) for p, a, b in zip(prods, grads, grads[1:], strict=False)], grads, error
+    return [2 * p / (a + b) for p, a, b in zip(prods, grads, grads[1:], strict=False)], grads
 
 
 class Truth:
-    """V (P, COLUMNS) and float64 products by double backward with its first column and with V c, c Gaussian, for each matrix.
+    """V (P, COLUMNS), and what products with it must be: double backward with its first column and with V c, c Gaussian.
 
-    ||(W - A V) c|| / ||A V c|| is the error of a block W = A V: in the mean over c that of the Frobenius norms.
+    ||(W - A V) c|| / ||A V c|| is the error of a block W = A V: in the mean over c that of the Frobenius norms. `error` is
+    against float64; `mismatch` against the dtype of the product, the same function with the same kinks: where a ReLU
+    switches by rounding, the Jacobian jumps, and the first is no test of the second.
     """
 
     def __init__(self, work: Workload) -> None:
         self.work = work
         self.V = torch.randn(work.parameters, COLUMNS)
         self.c = torch.randn(COLUMNS, dtype=torch.float64)
-        self._known: dict[tuple[str, int], torch.Tensor] = {}
+        self._known: dict[tuple[str, str, int], torch.Tensor] = {}
 
     def operand(self, width: int) -> torch.Tensor:
         return self.V[:, 0].contiguous() if width == 1 else self.V
 
-    def error(self, matrix: str, width: int, W: torch.Tensor) -> float:
-        if (matrix, width) not in self._known:
-            v = self.V[:, 0] if width == 1 else self.V.double() @ self.c
-            self._known[matrix, width] = reference(self.work, matrix, v)
-        expected = self._known[matrix, width]
+    def errors(self, case: Case, width: int, W: torch.Tensor) -> tuple[float, float]:
+        """(error, mismatch)."""
         got = W.detach().double() if width == 1 else W.detach().double() @ self.c
-        return float((got - expected).norm() / expected.norm())
+        found = []
+        for dtype in ("float64", case.dtype):
+            key = (case.matrix, dtype, width)
+            if key not in self._known:
+                v = self.V[:, 0] if width == 1 else self.V.double() @ self.c
+                self._known[key] = reference(self.work, case.matrix, v, getattr(torch, dtype))
+            found.append(float((got - self._known[key]).norm() / self._known[key].norm()))
+        return found[0], found[1]
 
 
 def timed(truth: Truth, case: Case, repeats: int, math: bool = False) -> list[Record]:
@@ -170,16 +175,18 @@ def timed(truth: Truth, case: Case, repeats: int, math: bool = False) -> list[Re
             setup += seconds(lambda: product(truth.operand(1)))[0]
         for width in widths(case):
             V = truth.operand(width)
+            errors: list[tuple[float, float]] = []
 
             def multiply(V: torch.Tensor = V) -> torch.Tensor:
                 with kernels(math):
                     return product(V)
 
-            def check(W: torch.Tensor, width: int = width) -> float:
-                return truth.error(case.matrix, width, W)
+            def check(W: torch.Tensor, width: int = width, errors: list[tuple[float, float]] = errors) -> None:
+                errors.append(truth.errors(case, width, W))
 
-            ratios, grads, error = in_turn(work.gradient, multiply, repeats, check)
-            record: Record = {**asdict(case), "row": case.row, "columns": width, "error": error, "math_attention": math}
+            ratios, grads = in_turn(work.gradient, multiply, repeats, check)
+            record: Record = {**asdict(case), "row": case.row, "columns": width, "math_attention": math}
+            record["error"], record["mismatch"] = map(max, zip(*errors, strict=True))
             record["ratio"] = quartiles([r / width for r in ratios])
             record["gradient_seconds"] = quartiles(grads)
             record["setup"] = setup / record["gradient_seconds"]["median"]
@@ -223,7 +230,7 @@ def attempt(truth: Truth, case: Case, repeats: int) -> list[Record]:
 def bf16_gradient(work: Workload, repeats: int) -> dict[str, float]:
     """Time of a gradient in bfloat16 over that in float32."""
     low = work.to(torch.bfloat16)
-    return quartiles(in_turn(work.gradient, low.gradient, repeats, lambda _: 0.0)[0])
+    return quartiles(in_turn(work.gradient, low.gradient, repeats, lambda _: None)[0])
 
 
 # Memory --------------------------------------------------------------------------------------------------------------
@@ -291,81 +298,6 @@ def add_memory(name: str, records: list[Record]) -> None:
             record["peak_bytes"] = found[str(record["columns"])]
 
 
-# Tables --------------------------------------------------------------------------------------------------------------
-def grid(records: list[Record], cell: Callable[[Record], str]) -> list[str]:
-    """Markdown: a row for each package and variant, a column for each matrix and width."""
-    matrices = [matrix for matrix in MATRICES if any(r["matrix"] == matrix for r in records)]
-    keys = [(matrix, width) for matrix in matrices for width in (1, COLUMNS)]
-    found = {(r["row"], r["matrix"], r["columns"]): cell(r) for r in records}
-    heads = [m if width == 1 else f"{m}, column of {width}" for m, width in keys]
-    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(keys)]
-    for row in dict.fromkeys(r["row"] for r in records):
-        lines.append(f"| {row} | " + " | ".join(found.get((row, *key), "–") for key in keys) + " |")
-    return lines
-
-
-def spread(q: dict[str, float]) -> str:
-    return f"{q['median']:.2f} ({q['low']:.2f}–{q['high']:.2f})"
-
-
-def time_cell(record: Record) -> str:
-    if "failure" in record:
-        return "fails"
-    wrong = f" **wrong: {record['error']:.0e}**" if not record["error"] <= WRONG[record["dtype"]] else ""
-    return spread(record["ratio"]) + ("†" if record["math_attention"] else "") + wrong
-
-
-def memory_cell(record: Record) -> str:
-    return f"{record['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in record else "fails"
-
-
-def error_cell(record: Record) -> str:
-    if "failure" in record:
-        return "fails"
-    return f"{record['error']:.0e}" + (f", set-up {record['setup']:.1f}" if record["columns"] == 1 else "")
-
-
-def notes(records: list[Record]) -> list[str]:
-    """Engines taken, failures in the words of the package, the mark."""
-    lines = []
-    for row in dict.fromkeys(r["row"] for r in records):
-        mine = [r for r in records if r["row"] == row and r["columns"] == 1]
-        engines = [f"{r['matrix']} by {r['chosen']}" for r in mine if r.get("chosen") and r["replay"]]
-        lines += [f"- {row}: {', '.join(engines)}."] * bool(engines)
-        lines += [f"- {row}, {r['matrix']} fails: {r['failure']}" for r in mine if "failure" in r]
-        lines += [f"- {row}, {r['matrix']}, memory fails: {r['peak_failure']}" for r in mine if "peak_failure" in r]
-    if any(r.get("math_attention") for r in records):
-        lines.append("- † fails with the default attention; this is under torch's math attention.")
-    return lines
-
-
-def table(stored: Record) -> str:
-    """The Markdown of docs/performance.md from a stored run."""
-    about = stored["environment"]
-    lines = [", ".join(f"{key} {_words(value)}" for key, value in about.items()) + "."]
-    for name, found in stored["models"].items():
-        records = found["records"]
-        seconds_each, low = found["gradient_seconds"]["median"], spread(found["gradient_bfloat16"])
-        lines += ["", f"### {name}: {found['parameters'] / 1e6:.2f} million parameters", ""]
-        lines.append(
-            f"{found['about']}. One gradient takes {seconds_each * 1e3:.1f} ms in float32, {low} of that in bfloat16. "
-            f"Others kept {found['others']:.2f} cores busy. Times, one gradient = 1:\n"
-        )
-        lines += grid(records, time_cell)
-        if any("peak_bytes" in r for r in records):
-            lines += ["", f"Peak memory in MiB (a gradient: {found['gradient_peak_bytes'] / 2**20:.0f}):", ""]
-            lines += grid(records, memory_cell)
-        lines += ["", "Largest relative error, and set-up with the first product in gradients:", ""]
-        lines += [*grid(records, error_cell), "", *notes(records)]
-    return "\n".join(lines)
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(map(_words, value))
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
 # The run -------------------------------------------------------------------------------------------------------------
 def run(name: str, options: argparse.Namespace, peers: list[str]) -> Record:
     """All records of one model, printed as they come."""
@@ -381,7 +313,10 @@ def run(name: str, options: argparse.Namespace, peers: list[str]) -> Record:
                 fresh = attempt(truth, case, options.repeats)
                 records += fresh
                 for r in fresh:
-                    result = r.get("failure") or f"{time_cell(r)}, error {r['error']:.1e}, set-up {r['setup']:.1f}"
+                    result = (
+                        r.get("failure")
+                        or f"{time_cell(r)}, error {r['error']:.1e} ({r['mismatch']:.1e}), set-up {r['setup']:.1f}"
+                    )
                     print(f"  {matrix:12s} {r['columns']}  {r['row']:40s} {result}", flush=True)
     seen = [r["gradient_seconds"]["median"] for r in records if "ratio" in r]
     found["gradient_seconds"] = quartiles(seen) if seen else quartiles([seconds(work.gradient)[0]])

@@ -33,6 +33,7 @@ KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 FLOOR = 16.0  # times eps ||A||: no residual of products in that precision is asked to be smaller
 INNER = 0.25  # of the tolerance: the recurrence's own residual is brought there, so that the measured one has room
 MISSED = 1e-4  # probability, for any matrix, that the bound for random starts rules out wrongly
+MOST = 50.0  # times n: products after which a search with restarts has stalled, and ends incomplete
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
 EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 1/EVERY
 
@@ -43,7 +44,7 @@ class Eigenpairs:
 
     Within its residual of each value there is an eigenvalue. `converged` (k,): the residual is at most `threshold` =
     max(tol, 16 eps) ||A||, eps that of the operator's dtype, ||A|| estimated by the largest |theta|. `complete`: nothing better
-    was left in the complement; otherwise (budget) a converged pair is a pair of A, but a better one may be missing.
+    was left in the complement; otherwise (budget, or 50 n products) a converged pair is one of A, but a better may be missing.
     """
 
     values: np.ndarray
@@ -231,12 +232,15 @@ class Search:
         self.lowest, self.highest, self.deepest = np.inf, -np.inf, 0
 
     def _exhausted(self, more: int) -> bool:
-        """Whether `more` products, and the reserve after them, would exceed the budget."""
+        """Whether `more` products, and the reserve after them, would exceed the budget; or the search has stalled."""
         products, epochs = self.limit.begin[1:]
         more += self.reserve
         A = self.limit.A
-        return self.limit.exhausted() or (
-            A.products - products + more > self.limit.products or A.epochs - epochs + more > self.limit.epochs
+        return (
+            self.limit.exhausted()
+            or A.products - products > MOST * self.state.dim
+            or A.products - products + more > self.limit.products
+            or A.epochs - epochs + more > self.limit.epochs
         )
 
     def _explore(self) -> bool | None:

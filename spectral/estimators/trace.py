@@ -152,14 +152,6 @@ class Purse:
         left = min(self.limit.products - self.spent, self.limit.epochs - (self.A.epochs - self.begin[1]))
         return left if left == np.inf else int(left // cost)
 
-    def rest(self) -> Any:
-        """What is left, as a budget."""
-        if np.isfinite(self.limit.products):
-            return max(1, int(self.limit.products - self.spent))
-        if np.isfinite(self.limit.epochs):
-            return f"{max(1.0, self.limit.epochs - (self.A.epochs - self.begin[1])):.3f}epochs"
-        return None
-
 
 def _quadrature(
     A: Operator,

@@ -1,0 +1,241 @@
+"""Numbers of a spectrum: log-determinant, Frobenius norm, rank, condition, negative mass, resolvent traces.
+
+Each takes an operator (with options of `spectral.esd`) or a ready `Spectrum`, which costs no product. Of an `Estimate` here
+`stderr` is statistical and quadrature error together. `lower` and `upper` are certified for the pooled quadratic forms of the
+probes that were drawn: they say what more steps could change, not what other probes could (`spectral.brackets`); where a
+docstring says "confidence", they are a confidence interval instead. nan: nothing is certified. An exact value is both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+
+from spectral import arrays, brackets, measure
+from spectral.estimators import sketch
+from spectral.estimators.esd import esd
+from spectral.operators.views import as_operator
+from spectral.probes import check_seed
+from spectral.results import Estimate, nan
+from spectral.spectrum import Spectrum
+
+NORMAL = 1.959964  # two-sided 95 %
+Interval = tuple[float | None, float | None]
+
+
+def logdet(A: Any, shift: float = 0.0, *, interval: Interval | None = None, **options: Any) -> Estimate:
+    """log det (A + shift I) = sum_i log(lambda_i + shift) of A + shift I > 0.
+
+    `interval` = (a, b): bounds of all eigenvalues of A that you know; a = 0 of a semi-definite operator is known. The upper bound
+    needs an a with a + shift >= 0, the lower one a + shift > 0. Raises ValueError where an eigenvalue or Ritz value + shift <= 0.
+
+    >>> float(logdet(2 * np.eye(50)))     # 50 log 2
+    34.6573590279972...
+    """
+    spectrum = _spectrum(A, options)
+    return functional(spectrum, brackets.shifted(brackets.NAMED["log"], float(shift)), interval)
+
+
+def spectral_form(
+    A: Any,
+    shifts: float | Sequence[float] | np.ndarray,
+    *,
+    of: str = "resolvent",
+    interval: Interval | None = None,
+    **options: Any,
+) -> Estimate:
+    """At each s of `shifts` (S,), from one spectrum: "resolvent" tr (A + s I)^-1, "dimension" N_eff(s) = sum l / (l + s).
+
+    value, stderr, lower and upper are arrays (S,), or numbers for one shift. N_eff: effective dimension of ridge regression.
+    Both bounds hold for semi-definite A and s > 0 (or with `interval`, as in `logdet`).
+
+    >>> spectral_form(np.diag([1.0, 3.0]), [1.0, 3.0], of="dimension").value.tolist()
+    [1.25, 0.75]
+    """
+    if of not in ("resolvent", "dimension"):
+        raise ValueError(f"of={of!r} is no form; use 'resolvent' or 'dimension'.")
+    spectrum = _spectrum(A, options)
+    found = []
+    for s in np.ravel(np.asarray(shifts, dtype=float)):
+        if of == "resolvent":
+            f = brackets.shifted(brackets.NAMED["inverse"], float(s))
+        elif s > 0:
+            f = brackets.Signed(lambda x, s=s: x / (x + s), -1, 1, 1, (-float(s), np.inf))  # type: ignore[misc]
+        else:
+            raise ValueError(f"shift {s:g} has no effective dimension; use shifts > 0.")
+        found.append(functional(spectrum, f, interval))
+    if np.ndim(shifts) == 0:
+        return found[0]
+    stacked = [np.array([float(getattr(e, name)) for e in found]) for name in ("value", "stderr", "lower", "upper")]
+    return Estimate(stacked[0], stacked[1], stacked[2], stacked[3], len(spectrum.nodes), spectrum.products)
+
+
+def functional(spectrum: Spectrum, f: brackets.Signed, interval: Interval | None = None) -> Estimate:
+    """sum_i f(lambda_i) with Golub-Meurant bounds of the pooled quadratic forms."""
+    e = spectrum.integrate(f.f)
+    if spectrum.is_exact or not spectrum.records:
+        return e
+    a, b = interval if interval is not None else (None, None)
+    if a is None and spectrum.meta.get("nonnegative"):
+        a = 0.0
+    known = float(spectrum.atoms.multiplicities @ f.f(spectrum.atoms.values)) if len(spectrum.atoms.values) else 0.0
+    known += spectrum.zeros * float(f.f(np.zeros(1))[0]) if spectrum.zeros else 0.0
+    lower = upper = known
+    for record, gone, share in zip(spectrum.records, spectrum.removed, spectrum.pooling, strict=True):
+        theta, omega, _ = measure.gauss_rule(record)
+        found = brackets.bracket(record, f, (a, b))
+        taken = float(omega[gone] @ f.f(theta[gone])) if len(gone) else 0.0
+        rest = max(1 - float(omega[gone].sum()), measure.TINY)
+        lower += spectrum.unresolved * share * (found.lower - taken) / rest
+        upper += spectrum.unresolved * share * (found.upper - taken) / rest
+    return replace(e, lower=float(lower), upper=float(upper))
+
+
+def frobenius(A: Any, *, probes: int = 20, seed: int = 0) -> Estimate:
+    """||A||_F of any (m, n) operator from ||A z||^2 of `probes` sign vectors, or sqrt(sum lambda^2) of a `Spectrum`.
+
+    One product each, no transpose; n of them or more are exact. The square is unbiased, the root is low by about
+    stderr^2 / (2 value). lower and upper are nan unless exact.
+
+    >>> frobenius(np.diag([3.0, 4.0])).value
+    5.0
+    """
+    if isinstance(A, Spectrum):
+        return _root(A.integrate(np.square))
+    if isinstance(probes, bool) or not isinstance(probes, int | np.integer) or probes < 2:
+        raise ValueError(f"probes={probes!r} is no number of products; use an integer >= 2.")
+    A, seed = as_operator(A), check_seed(seed)
+    n, before, exact = A.shape[1], A.products, probes >= A.shape[1]
+    squares = []
+    for i in range(n if exact else int(probes)):
+        column = sketch.draw(A, seed, range(i, i + 1), "rademacher")
+        if exact:  # the identity instead
+            column.zero_()
+            column[i] = 1
+        image = sketch.multiply(A, column)[:, 0]
+        squares.append(arrays.dot(image, image))
+    spent = A.products - before
+    if exact:
+        value = float(np.sum(squares))
+        return _root(Estimate(value, 0.0, value, value, n, spent))
+    m = len(squares)
+    stderr = float(np.std(squares, ddof=1) / np.sqrt(m)) * sketch.widening(m)
+    return _root(Estimate(float(np.mean(squares)), stderr, nan, nan, m, spent))
+
+
+def _root(e: Estimate) -> Estimate:
+    value = float(np.sqrt(e.value))
+    stderr = float(e.stderr) / (2 * value) if value > 0 else float(np.sqrt(e.stderr))
+    return Estimate(value, stderr, float(np.sqrt(e.lower)), float(np.sqrt(e.upper)), e.probes, e.products)
+
+
+def numerical_rank(A: Any, tol: float | None = None, *, confidence: float = 0.95, **options: Any) -> Estimate:
+    """How many |eigenvalues| exceed tol times the largest; lower and upper are the confidence interval of `Spectrum.count`.
+
+    tol: eps of the products times the dimension by default, as in numpy. stderr is the interval's half width over its normal
+    quantile. The largest |eigenvalue| is taken from the spectrum, which sees it from below.
+
+    >>> numerical_rank(np.diag([1.0, 2.0, 0.0])).value
+    2.0
+    """
+    if tol is not None and not 0 <= tol < 1:
+        raise ValueError(f"tol={tol!r} is no relative tolerance; use 0 <= tol < 1, such as 1e-6.")
+    spectrum = _spectrum(A, options)
+    eps = max((measure.epsilon(record) for record in spectrum.records), default=float(2.0**-52))
+    if not spectrum.records and "operator" in spectrum.meta:
+        eps = arrays.machine_epsilon(getattr(torch, spectrum.meta["operator"]["dtype"]))
+    cut = (spectrum.dim * eps if tol is None else tol) * spectrum.scale
+    if spectrum.scale == 0:  # Gaussian probes miss no eigenvalue but with probability 0
+        return Estimate(0.0, 0.0, 0.0, 0.0, len(spectrum.nodes), spectrum.products)
+    inside = spectrum.count(np.nextafter(-cut, -np.inf), cut, confidence)
+    lower, upper = spectrum.dim - float(inside.upper), spectrum.dim - float(inside.lower)
+    return Estimate(
+        spectrum.dim - float(inside.value),
+        (upper - lower) / 2 / NORMAL,
+        lower,
+        upper,
+        len(spectrum.nodes),
+        spectrum.products,
+    )
+
+
+def condition_number(A: Any, **options: Any) -> Estimate:
+    """max |lambda| / min |lambda|: a certified lower bound, no upper one, unless the spectrum is exact.
+
+    Ritz values are never outside the spectrum, and within its residual of each lies an eigenvalue; so the value, the ratio of the
+    extreme |Ritz values|, may be far too small, stderr is nan, and `lower` is what is certain up to rounding. upper is nan:
+    no product with A excludes a smaller eigenvalue. An eigenvalue known to be 0 makes it infinite.
+
+    >>> condition_number(np.diag([1.0, -4.0])).value
+    4.0
+    """
+    spectrum = _spectrum(A, options)
+    x = np.abs(spectrum.points()[0])
+    largest, error = float(x.max()), spectrum.value_error
+    if largest == 0:
+        raise ValueError("the matrix is 0; it has no condition number.")
+    smallest = float(x.min())
+    value = largest / smallest if smallest > 0 else np.inf
+    if spectrum.is_exact:
+        upper = (largest + error) / (smallest - error) if smallest > error else np.inf
+        return Estimate(value, 0.0, max(1.0, (largest - error) / (smallest + error)), upper, 0, spectrum.products)
+    near = [float(np.abs(spectrum.atoms.values).min()) + error] if len(spectrum.atoms.values) else []
+    if spectrum.zeros:
+        near.append(0.0)
+    blur = 0.0
+    for record in spectrum.records:
+        theta, _, last = measure.gauss_rule(record)
+        blur = max(blur, brackets.BLUR * measure.epsilon(record) * float(np.abs(theta).max()))
+        residual = record.betas[-1] * last
+        near.append(float((np.abs(theta) + residual).min()))
+        if spectrum.meta.get("nonnegative"):
+            near.append(float(np.abs(theta).min()))  # inside the spectrum, on its one side of 0
+    least = min(near, default=np.inf) + blur
+    lower = np.inf if spectrum.zeros else max(1.0, (largest - max(blur, error)) / least)
+    return Estimate(value, nan, lower, nan, len(spectrum.nodes), spectrum.products)
+
+
+class NegativeMass(NamedTuple):
+    """`fraction` of the eigenvalues below 0; `mass`: sum of |lambda| over them, as a fraction of sum |lambda|."""
+
+    fraction: Estimate
+    mass: Estimate
+
+
+def negative_mass(A: Any, *, confidence: float = 0.95, **options: Any) -> NegativeMass:
+    """The negative part of a spectrum, by count and by |lambda|; lower and upper are confidence intervals.
+
+    That of the fraction is `Spectrum.count`'s (certified envelope, then Beta law): what is within rounding of 0 is undecided.
+    The mass's is value +- the normal quantile times stderr, within [0, 1]. A semi-definite operator has neither, exactly.
+
+    >>> negative_mass(np.diag([-1.0, 1.0, 2.0])).mass.value
+    0.25
+    """
+    spectrum = _spectrum(A, options)
+    K, products = len(spectrum.nodes), spectrum.products
+    if spectrum.meta.get("nonnegative") or spectrum.scale == 0:
+        none = Estimate(0.0, 0.0, 0.0, 0.0, K, products)
+        return NegativeMass(none, none)
+    n, z = spectrum.dim, float(ndtri((1 + confidence) / 2))
+    band = spectrum.count(-np.inf, np.nextafter(0.0, -1.0), confidence)
+    value, lower, upper = float(band.value) / n, float(band.lower) / n, float(band.upper) / n
+    count = Estimate(value, (upper - lower) / 2 / z, lower, upper, K, products)
+    total = float(spectrum.integrate(np.abs))
+    ratio = float(spectrum.integrate(lambda x: np.maximum(-x, 0.0))) / total
+    stderr = float(spectrum.integrate(lambda x: np.maximum(-x, 0.0) - ratio * np.abs(x)).stderr) / total
+    mass = Estimate(ratio, stderr, max(0.0, ratio - z * stderr), min(1.0, ratio + z * stderr), K, products)
+    return NegativeMass(count, mass)
+
+
+def _spectrum(A: Any, options: dict[str, Any]) -> Spectrum:
+    """`A` if it is a spectrum, otherwise `esd` of it."""
+    if not isinstance(A, Spectrum):
+        return esd(A, **options)
+    if options:
+        raise TypeError(f"a ready spectrum takes no options, got {', '.join(options)}; give them where it is made.")
+    return A
