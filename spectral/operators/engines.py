@@ -18,7 +18,6 @@ batch's engine keeps is kept as far as a memory budget goes (`Store`); batches b
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -75,8 +74,8 @@ class Fresh:
 
     def jvp(self, tangents: Tensors) -> torch.Tensor:
         """J v by forward-mode AD; fused attention has none, so that the math kernel runs here."""
-        with math_attention():
-            return torch.func.jvp(self.function, self.primals, tuple(tangents))[1].detach()
+        with math_attention():  # a tangent that is a view would be copied into new memory, which no program records
+            return torch.func.jvp(self.function, self.primals, tuple(t.clone() for t in tangents))[1].detach()
 
 
 class DoubleBackward(Fresh):
@@ -110,10 +109,58 @@ class DoubleBackward(Fresh):
 
 
 WAYS: dict[str, type[Fresh]] = {"fresh": Fresh, "double-backward": DoubleBackward}
+COPIES = {"fresh": 1, "double-backward": 3}  # graphs of about the forward pass's size that each one keeps
 
 
-class _Wrong(RuntimeError):
+class Wrong(RuntimeError):
     """Products are not those of one matrix and its transpose."""
+
+
+class FreshGradient:
+    """The derivative of a scalar function's gradient, H v by forward-mode AD of its backward pass."""
+
+    def __init__(self, function: Function, primals: Tensors) -> None:
+        self.function, self.primals = function, tuple(primals)
+
+    def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
+        gradient = torch.func.grad(self.function, argnums=tuple(range(len(self.primals))))
+        with math_attention():
+            products = torch.func.jvp(gradient, self.primals, tuple(t.clone() for t in tangents))[1]
+        return tuple(t.detach() for t in products)
+
+
+class KeptGradient(FreshGradient):
+    """H v by one backward pass through the graph of the gradient, which is recorded once."""
+
+    _leaves: tuple[torch.Tensor, ...] = ()
+    _gradients: tuple[torch.Tensor, ...] | None = None
+
+    def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
+        if self._gradients is None:
+            self._leaves = tuple(p.detach().requires_grad_() for p in self.primals)
+            with math_attention():  # the fused one has no double backward
+                self._gradients = gradients(self.function(*self._leaves), self._leaves, create_graph=True)
+        linked = [(g, t) for g, t in zip(self._gradients, tangents, strict=True) if g.requires_grad]
+        if not linked:
+            return tuple(torch.zeros_like(p) for p in self.primals)
+        outputs, weights = zip(*linked, strict=True)
+        return torch.autograd.grad(
+            outputs, self._leaves, weights, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+
+
+GRADIENTS: dict[str, type[FreshGradient]] = {"fresh": FreshGradient, "double-backward": KeptGradient}
+
+
+def symmetry_error(
+    product: Callable[[torch.Tensor], torch.Tensor], primals: Tensors, dtype: torch.dtype, seed: int
+) -> float:
+    """|<H v, u> - <v, H u>| / max(||H v||, ||H u||) for one Gaussian pair."""
+    n, device = sum(p.numel() for p in primals), primals[0].device
+    v, u = (probes.probe(seed, i, n, dtype=dtype, device=device) for i in (0, 1))
+    Hv, Hu = product(v), product(u)
+    scale = max(arrays.norm(Hv), arrays.norm(Hu))
+    return abs(arrays.dot(Hv, u) - arrays.dot(v, Hu)) / scale if scale > 0 else 0.0
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -124,8 +171,8 @@ def tolerance(dtype: torch.dtype) -> float:
     return min(0.1, 1e3 * arrays.machine_epsilon(dtype) ** 0.75)
 
 
-def adjoint_error(lin: Fresh, seed: int = 0) -> tuple[float, float]:
-    """(|<J v, u> - <v, J^T u>| / max(||J v||, ||J^T u||) of one batch for one Gaussian pair, seconds of both products).
+def adjoint_error(lin: Fresh, seed: int = 0) -> float:
+    """|<J v, u> - <v, J^T u>| / max(||J v||, ||J^T u||) of one batch for one Gaussian pair.
 
     The inner products of a Gaussian u (v) have the standard deviation ||J v|| (||J^T u||), so that a wrong product shows as
     about 1 in any dimension; divided by ||u|| or ||v|| it would drown in float32's tolerance from a million parameters on.
@@ -134,25 +181,20 @@ def adjoint_error(lin: Fresh, seed: int = 0) -> tuple[float, float]:
     tangents = [
         probes.probe(2 * seed, i, p.numel(), dtype=dtype, device=device).view_as(p) for i, p in enumerate(lin.primals)
     ]
-    _wait(device)
-    begin = time.perf_counter()
     jv = lin.jvp(tangents)
-    _wait(device)
-    elapsed = time.perf_counter() - begin
     u = probes.probe(2 * seed + 1, 0, jv.numel(), dtype=jv.dtype, device=device).view_as(jv)
-    begin = time.perf_counter()
     pulled = lin.vjp(u)
-    _wait(device)
-    elapsed += time.perf_counter() - begin
     forward = (jv.double() * u.double()).sum()
     backward = sum((t.double() * g.double()).sum() for t, g in zip(tangents, pulled, strict=True))
     scale = max(arrays.norm(jv.reshape(-1)), sum(arrays.norm(g.reshape(-1)) ** 2 for g in pulled) ** 0.5)
-    return (abs(float(forward - backward)) / scale if scale > 0 else 0.0), elapsed
+    return abs(float(forward - backward)) / scale if scale > 0 else 0.0
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def held(error: float, allowed: float, call: int) -> float:
+    """The error of the adjoint identity, if it is rounding; `Wrong` if not."""
+    if not error <= allowed:
+        raise Wrong(f"<Jv, u> and <v, J^T u> differ by {error:.1e} on call {call + 1}")
+    return error
 
 
 class _Saved:
@@ -195,28 +237,35 @@ class Store:
     """What is kept of each batch from sweep to sweep, as far as `budget` bytes go, and only while the model is the same."""
 
     def __init__(self, budget: int | None = None) -> None:
-        self.budget = budget
+        self.budget = (
+            budget  # bytes; 0 keeps nothing; None: a quarter of the free memory, read when it is first asked for
+        )
         self.used = 0
         self.version: Any = None
-        self.entries: dict[int, Any] = {}
+        self.entries: dict[Any, Any] = {}
 
-    def get(self, index: int, version: Any) -> Any:
-        """What was kept of batch `index`, or None."""
+    def get(self, key: Any, version: Any) -> Any:
+        """What was kept by this name, or None."""
         if version != self.version:
             self.clear()
             self.version = version
-        return self.entries.get(index)
+        return self.entries.get(key, (None, 0))[0]
 
     def room(self, size: int, device: torch.device) -> bool:
         """Whether `size` more bytes fit."""
         if self.budget is None:
             self.budget = int(KEEP * arrays.available_memory(device))
-        return self.used + size <= self.budget
+        return self.budget > 0 and self.used + size <= self.budget
 
-    def put(self, index: int, value: Any, size: int) -> None:
-        """Keep `value` of batch `index`, which takes `size` bytes."""
-        self.entries[index] = value
+    def put(self, key: Any, value: Any, size: int) -> None:
+        """Keep `value`, which takes `size` bytes."""
+        self.entries[key] = (value, size)
         self.used += size
+
+    def drop(self, kind: str) -> None:
+        """Drop what was kept by the names (kind, ...)."""
+        for key in [key for key in self.entries if key[0] == kind]:
+            self.used -= self.entries.pop(key)[1]
 
     def clear(self) -> None:
         """Drop everything."""

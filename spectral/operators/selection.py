@@ -20,7 +20,13 @@ Linear = tape.Linear
 COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]: compiling takes up to a minute
 RECORD = 4  # auto records only if at least so many products are to come
 BLOCK = 8  # vectors that a program takes at a time, at most
-FAILURES = (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError)  # what torch raises where it cannot
+FAILURES = (
+    RuntimeError,
+    NotImplementedError,
+    AssertionError,
+    TypeError,
+    ValueError,
+)  # what torch raises where it cannot
 
 
 @dataclass
@@ -28,7 +34,8 @@ class Maps:
     """One batch taken in one way: linear maps v (n,) -> (m,) by kind, and its error of the adjoint identity."""
 
     table: Mapping[str, Linear]
-    adjoint_error: Callable[[int], float]
+    adjoint_error: Callable[[int], float]  # on call 0, 1, 2; engines.Wrong if it is more than rounding
+    bytes: int = 0  # that keeping it takes
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class Choice:
     failures: list[str]
     inside: str = ""  # the dtype that the model computes in, where that is coarser than its parameters'
     block: str = ""  # how blocks are multiplied, once one has been
+    best: str = ""  # what is used now
+    recorded: bool = False  # whether programs have been tried
 
     def _allowed(self) -> dict[str, Trial]:
         return {self.asked: self.trials[self.asked]} if self.asked in self.trials else self.trials
@@ -115,8 +124,8 @@ class Engine:
     explain: Callable[[Exception], str] | None = None  # names the operation and the module that have no derivative
     choices: dict[str, Choice] = field(default_factory=dict)
     store: engines.Store = field(default_factory=engines.Store)
+    batches: int = 1
     _shared: dict[Any, Any] = field(default_factory=dict)  # block and compiled programs by their key
-    _batches: int = 1
 
     def __post_init__(self) -> None:
         if self.asked not in engines.ENGINES:
@@ -141,18 +150,19 @@ class Engine:
         `make(way)` takes the batch in a way; `v` (n,) is an example; `own` are storages that are there anyway; `relative` is
         the size of this batch over the first one's.
         """
-        kept = self.store.get((index, kind), version)
+        choice = self._choice(kind, make, v, own, expected)
+        name = choice.kept(expected)
+        if name != choice.best:  # more products are to come than were, or fewer
+            self.store.drop(kind)
+            choice.best = name
+        kept = self.store.get((kind, index), version)
         if kept is None:
-            if kind not in self.choices:
-                self.choices[kind] = self._choose(kind, make, v, own, expected)
-            choice = self.choices[kind]
-            name = choice.kept(expected)
             size = int(choice.trials[name].bytes * relative)
             fits = self.store.room(size, v.device)
             name = name if fits else choice.once(columns)
             kept = Runner(self._build(name, choice.trials[name].way, kind, make, v))
             if fits:
-                self.store.put((index, kind), kept, size)
+                self.store.put((kind, index), kept, size)
         if columns > 1 and kept.several is None and kept.width == 1:
             self._widen(kept, kind, v, columns, expected)
         return kept
@@ -161,8 +171,11 @@ class Engine:
         linear = make(way).table[kind]
         if name in engines.WAYS:
             return linear
-        program = tape.record(linear, v)
+        program = self._build_program(linear, v)
         return self._compiled(program) if name == "compiled" else program
+
+    def _build_program(self, linear: Linear, v: torch.Tensor) -> tape.Program:
+        return tape.record(linear, v)
 
     def _compiled(self, program: tape.Program) -> tape.Program:
         key = program.key()
@@ -172,50 +185,55 @@ class Engine:
         return program
 
     # The first batch -------------------------------------------------------------------------------------------------
-    def _choose(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int], expected: int) -> Choice:
-        trials: dict[str, Trial] = {}
-        failures: list[str] = []
+    def _choice(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int], expected: int) -> Choice:
+        """Ways are tried at the first product, programs once enough products are to come."""
+        if kind not in self.choices:
+            self.choices[kind] = self._choose_way(kind, make, v, own)
+        choice = self.choices[kind]
+        if self.asked not in engines.WAYS and not choice.recorded and (self.asked != "auto" or expected >= RECORD):
+            choice.recorded = True
+            self._try_programs(choice, kind, make, v, own, expected)
+        return choice
+
+    def _choose_way(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int]) -> Choice:
+        choice = Choice(self.asked, {}, [])
         problem: Exception | None = None
-        allowed = engines.tolerance(v.dtype)
-        candidates = (self.asked,) if self.asked in engines.WAYS else self.ways
-        for way in candidates:
+        for way in (self.asked,) if self.asked in engines.WAYS else self.ways:
             try:
-                trials[way] = self._try_way(kind, way, make, v, own)
+                choice.trials[way] = self._try_way(kind, way, make, v)
             except FAILURES as failure:
                 problem = problem or failure
-                failures.append(f"{way}: {_first_line(failure)}")
-        if not trials:
+                choice.failures.append(f"{way}: {_first_line(failure)}")
+        if not choice.trials:
             named = self.explain(problem) if self.explain is not None and problem is not None else ""
             raise ValueError(
-                f"no engine multiplies this model's Jacobian ({named or ' | '.join(failures)}); give the failing module a "
-                "derivative, or replace it by torch operations."
+                f"no engine multiplies this model's Jacobian ({'; '.join(filter(None, [named, *choice.failures]))}); give the "
+                "failing module a derivative, or replace it by torch operations."
             ) from problem
-        if self.asked in engines.WAYS:
-            return Choice(self.asked, trials, failures)
-        recorded = []
-        if self.asked != "auto" or expected >= RECORD:
-            for way in list(trials):
-                try:
-                    recorded.append(self._try_program(kind, way, make, v, own, allowed))
-                except FAILURES as failure:
-                    failures.append(f"replay of {way}: {_first_line(failure)}")
-                else:
-                    if kind != "H v":
-                        break  # for these, the programs of both ways are the same but for their order
-        if recorded:
-            trials["replay"] = min(recorded, key=lambda trial: trial.later)
-        elif self.asked in ("replay", "compiled"):
-            failures.append(f"{self.asked} falls back to {min(trials, key=lambda name: trials[name].later)}")
-        long = "replay" in trials and expected * self._batches * trials["replay"].later > COMPILE
-        if "replay" in trials and (self.asked == "compiled" or (self.asked == "auto" and long)):
-            try:
-                way = trials["replay"].way
-                trials["compiled"] = self._try_program(kind, way, make, v, own, allowed, compiled=True)
-            except (*FAILURES, OSError, ImportError) as failure:  # no compiler on this machine, say
-                failures.append(f"compiled: {_first_line(failure)}")
-        return Choice(self.asked, trials, failures)
+        return choice
 
-    def _try_way(self, kind: str, way: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int]) -> Trial:
+    def _try_programs(
+        self, choice: Choice, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int], expected: int
+    ) -> None:
+        recorded = []
+        for way in list(choice.trials):
+            try:
+                recorded.append(self._try_program(kind, way, make, v, own))
+            except FAILURES as failure:
+                choice.failures.append(f"replay of {way}: {_first_line(failure)}")
+            else:
+                if kind != "H v":
+                    break  # for these, the programs of both ways are the same but for their order
+        if not recorded:
+            return
+        replay = choice.trials["replay"] = min(recorded, key=lambda trial: trial.later)
+        if self.asked == "compiled" or (self.asked == "auto" and expected * self.batches * replay.later > COMPILE):
+            try:
+                choice.trials["compiled"] = self._try_program(kind, replay.way, make, v, own, compiled=True)
+            except (*FAILURES, OSError, ImportError) as failure:  # no compiler on this machine, say
+                choice.failures.append(f"compiled: {_first_line(failure)}")
+
+    def _try_way(self, kind: str, way: str, make: Callable[[str], Maps], v: torch.Tensor) -> Trial:
         begin = _now(v)
         maps = make(way)
         maps.table[kind](v)
@@ -227,15 +245,21 @@ class Engine:
             begin = _now(v)
             maps.table[kind](v)
             later.append(_now(v) - begin)
-        return Trial(way, error, first, min(later), int(getattr(maps, "bytes", 0)))
+        return Trial(way, error, first, min(later), maps.bytes)
 
     def _try_program(
-        self, kind: str, way: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int], allowed: float,
-        *, compiled: bool = False,
-    ) -> Trial:  # fmt: skip
+        self,
+        kind: str,
+        way: str,
+        make: Callable[[str], Maps],
+        v: torch.Tensor,
+        own: set[int],
+        *,
+        compiled: bool = False,
+    ) -> Trial:
         linear = make(way).table[kind]
         begin = _now(v)
-        program = tape.record(linear, v)
+        program = self._build_program(linear, v)
         if compiled:
             program = self._compiled(program)
         program(v)
@@ -250,39 +274,37 @@ class Engine:
             scale = arrays.norm(expected)
             difference = arrays.norm(got - expected)
             errors.append(difference / scale if scale > 0 else difference)
-            if not errors[-1] <= allowed:
+            if not errors[-1] <= engines.tolerance(v.dtype):
                 raise engines.Wrong(f"differs from a fresh product by {errors[-1]:.1e} on call {call + 1}")
         return Trial(way, max(errors), first, min(later), program.bytes(own))
 
     # Blocks ----------------------------------------------------------------------------------------------------------
     def _widen(self, runner: Runner, kind: str, v: torch.Tensor, columns: int, expected: int) -> None:
         """Give the runner a program for several vectors, if the first batch's was faster than one by one."""
-        choice = self.choices[kind]
-        known = self._shared.get(("block", kind))
-        if known == 1 or not isinstance(runner.one, tape.Program):
+        choice, program = self.choices[kind], runner.one
+        known = self._shared.get(("width", kind))
+        if known == 1 or not isinstance(program, tape.Program):
             choice.block = choice.block or "one by one"
             return
-        width = known or min(columns, BLOCK, self._fitting(runner.one, v))
+        width = known or min(columns, BLOCK, self._fitting(program, v))
         if width < 2:
             return
-        key = ("block", width, runner.one.key())
+        key = ("block", width, program.key())
         begin = _now(v)
         try:
             if key not in self._shared:
-                self._shared[key] = runner.one.batched(width)
-            made = self._shared[key]
-            several = tape.Program(made.module.graph, runner.one.constants, made.module)
-            if runner.one.run is not runner.one.module:
+                self._shared[key] = program.batched(width).module
+            several = tape.Program(self._shared[key], program.constants)
+            if program.run is not program.module:
                 several = self._compiled(several)
             if known is None:
-                self._compare(runner, several, v, width, _now(v) - begin, expected, choice)
+                faster, choice.block = self._compare(program, several, v, width, _now(v) - begin, expected)
+                self._shared["width", kind] = known = width if faster else 1
         except FAILURES as failure:
-            self._shared["block", kind] = 1
+            self._shared["width", kind] = known = 1
             choice.block = f"one by one: vmap: {_first_line(failure)}"
-            return
-        self._shared["block", kind] = width if self._shared.get(("block", kind)) != 1 else 1
-        if self._shared["block", kind] > 1:
-            runner.several, runner.width = several, width
+        if known > 1:
+            runner.several, runner.width = several, known
 
     def _fitting(self, program: tape.Program, v: torch.Tensor) -> int:
         """Vectors whose own intermediate values, about as large as the constants for each, fit into the budget."""
@@ -290,32 +312,27 @@ class Engine:
         return max(1, int(engines.KEEP * arrays.available_memory(v.device) / each))
 
     def _compare(
-        self, runner: Runner, several: tape.Program, v: torch.Tensor, width: int, built: float, expected: int,
-        choice: Choice,
-    ) -> None:  # fmt: skip
-        """Time and hold a block's program against single products; note what is faster for the products to come."""
+        self, program: tape.Program, several: tape.Program, v: torch.Tensor, width: int, built: float, expected: int
+    ) -> tuple[bool, str]:
+        """Hold a block's program to single products and time both: (whether it is faster for the products to come, why)."""
         V = torch.stack([probes.probe(0, i, len(v), dtype=v.dtype, device=v.device) for i in range(width)])
         several(V)
         begin = _now(v)
         W = several(V)
         block = (_now(v) - begin) / width
         begin = _now(v)
-        alone = torch.stack([runner.one(u) for u in V])
+        alone = torch.stack([program(u) for u in V])
         single = (_now(v) - begin) / width
         error = float((W - alone).double().norm() / alone.double().norm().clamp(min=torch.finfo(torch.float64).tiny))
         if not error <= engines.tolerance(v.dtype):
             raise engines.Wrong(f"differs from single products by {error:.1e}")
-        faster = built / self._batches + expected * block < expected * single
-        self._shared["block", kind_of(choice, self.choices)] = width if faster else 1
-        choice.block = f"{'vmap' if faster else 'one by one'}: {block:.2e} s each by vmap of {width}, {single:.2e} s alone"
+        faster = built / self.batches + expected * block < expected * single
+        why = f"{block:.2e} s each by vmap of {width}, {single:.2e} s alone, on the first batch"
+        return faster, f"{'vmap' if faster else 'one by one'}: {why}"
 
     def clear(self) -> None:
         """Forget what was kept (not what was chosen)."""
         self.store.clear()
-
-
-def kind_of(choice: Choice, choices: Mapping[str, Choice]) -> str:
-    return next(kind for kind, known in choices.items() if known is choice)
 
 
 def _first_line(failure: Exception) -> str:

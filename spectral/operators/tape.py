@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 Linear = Callable[[torch.Tensor], torch.Tensor]
+Node: TypeAlias = Any  # of an fx graph; its arguments may be anything, which no type says
 SAME = (aten.detach.default, aten.alias.default)  # of a value that no graph is asked of
 SHAPES = (aten.is_same_size.default, aten._has_same_storage_numel.default)  # tell nothing of the values
 PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.neg.default, aten.div.Tensor, aten.div.Scalar)
@@ -49,13 +50,13 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.graph = fx.Graph()
         self.copies = copies  # copy each constant when it is met, since something overwrites it later
-        self.constants: dict[tuple[int, int], tuple[fx.Node, torch.Tensor, torch.Tensor, int]] = {}
-        self.nodes: dict[int, fx.Node] = {}
-        self.storages: dict[int, list[fx.Node]] = {}  # address of a storage: the values that lie in it
+        self.constants: dict[tuple[int, int], tuple[Node, torch.Tensor, torch.Tensor, int]] = {}
+        self.nodes: dict[int, Node] = {}
+        self.storages: dict[int, list[Node]] = {}  # address of a storage: the values that lie in it
         self.alive: list[torch.Tensor] = []  # whose ids are taken
         self.inputs = [self._own(t, self.graph.placeholder(f"v{i}")) for i, t in enumerate(inputs)]
 
-    def _own(self, tensor: torch.Tensor, node: fx.Node) -> fx.Node:
+    def _own(self, tensor: torch.Tensor, node: Node) -> Node:
         self.nodes[id(tensor)] = node
         self.alive.append(tensor)
         node.meta.update(shape=tensor.shape, dtype=tensor.dtype, strides=tensor.stride())
@@ -63,7 +64,7 @@ class Recorder(TorchDispatchMode):
             self.storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(node)
         return node
 
-    def node_of(self, tensor: torch.Tensor) -> fx.Node:
+    def node_of(self, tensor: torch.Tensor) -> Node:
         """The node of a recorded value, or of a constant."""
         known = self.nodes.get(id(tensor))
         if known is not None:
@@ -83,6 +84,11 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves, tree = tree_flatten((args, kwargs))
+        if any(isinstance(x, torch.Tensor) and x._is_zerotensor() for x in leaves):
+            # forward AD's zeros without memory are handled above a dispatch mode; kernels called from here would read them
+            leaves = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) if isinstance(x, torch.Tensor)
+                      and x._is_zerotensor() else x for x in leaves]  # fmt: skip
+            args, kwargs = tree_unflatten(leaves, tree)
         depends = any(isinstance(x, torch.Tensor) and id(x) in self.nodes for x in leaves)
         if depends:
             self._refuse_writes(func, args, kwargs)
@@ -119,12 +125,11 @@ class Recorder(TorchDispatchMode):
 
 
 class Program:
-    """A recorded linear map: `program(v) -> w`; `constants` are what it keeps, `graph` (v, *constants) -> w."""
+    """A recorded linear map: `program(v) -> w`; `constants` are what it keeps, `module` (v, *constants) -> w."""
 
-    def __init__(self, graph: fx.Graph, constants: list[torch.Tensor]) -> None:
-        self.module = fx.GraphModule(torch.nn.Module(), graph)
-        self.constants = constants
-        self.run: Callable[..., torch.Tensor] = self.module
+    def __init__(self, module: fx.GraphModule, constants: list[torch.Tensor]) -> None:
+        self.module, self.constants = module, constants
+        self.run: Callable[..., torch.Tensor] = module
 
     def __call__(self, v: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -207,7 +212,7 @@ def _finish(recorder: Recorder, out: torch.Tensor) -> Program:
         values.append(kept[node])
         node.replace_all_uses_with(last)
         graph.erase_node(node)
-    return Program(graph, [value.detach() for value in values])
+    return Program(fx.GraphModule(torch.nn.Module(), graph), [value.detach() for value in values])
 
 
 def fold(program: Program) -> Program:
@@ -222,7 +227,13 @@ def fold(program: Program) -> Program:
             graph.erase_node(node)
     names = [node for node in graph.nodes if node.op == "placeholder"]
     value = dict(zip(names[1:], program.constants, strict=True))
-    chain: dict[fx.Node, tuple[fx.Node, int]] = {}  # node: (x, operations from x to the node)
+    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):  # x + 0, of zero tangents
+        for x, zero in (node.args[:2], node.args[1::-1]):
+            same = isinstance(x, fx.Node) and x not in value and x.meta.get("shape") == node.meta["shape"]
+            if same and zero in value and x.meta["dtype"] == node.meta["dtype"] and not value[zero].any():
+                node.replace_all_uses_with(x)
+                break
+    chain: dict[Node, tuple[Node, int]] = {}  # node: (x, operations from x to the node)
     for node in graph.nodes:
         link = _link(node, chain, value)
         if link is not None:
@@ -248,12 +259,10 @@ def fold(program: Program) -> Program:
     for node in [node for node in value if not node.users]:
         graph.erase_node(node)
         del value[node]
-    return Program(graph, [value[node] for node in graph.nodes if node in value])
+    return Program(fx.GraphModule(torch.nn.Module(), graph), [value[node] for node in graph.nodes if node in value])
 
 
-def _link(
-    node: fx.Node, chain: dict[fx.Node, tuple[fx.Node, int]], value: dict[fx.Node, torch.Tensor]
-) -> tuple[fx.Node, int] | None:
+def _link(node: Node, chain: dict[Node, tuple[Node, int]], value: dict[Node, torch.Tensor]) -> tuple[Node, int] | None:
     """(x, operations) if the node is linear, entry by entry, in one x of its own shape and dtype."""
     if node.target not in (*CHEAP, *POINTWISE) or "shape" not in node.meta:
         return None
@@ -274,14 +283,14 @@ def _link(
     return x, operations + 1
 
 
-def _diagonal(node: fx.Node, x: fx.Node, value: dict[fx.Node, torch.Tensor], known: dict[fx.Node, Any]) -> Any:
+def _diagonal(node: Node, x: Node, value: dict[Node, torch.Tensor], known: dict[Node, Any]) -> Any:
     """The diagonal of the chain from x to the node: a number, or a tensor that broadcasts to the node's shape."""
     if node in known:
         return known[node]
-    operands = [
+    operands: list[Any] = [
         value[a] if a in value else _diagonal(a, x, value, known) if isinstance(a, fx.Node) else a for a in node.args
     ]
-    a, b = operands[0], operands[1] if len(operands) > 1 else None
+    a, b = operands[0], operands[1] if len(operands) > 1 else 1.0
     if node.target is aten.neg.default:
         known[node] = -a
     elif node.target in SUMS:
