@@ -35,6 +35,9 @@ class Batchwise(Operator):
         self.engine.store.budget = budget_bytes(memory)
         self.kind = ""  # of the latest product
         self.noise: float | None = None  # relative error of a product in a coarser dtype, measured on the first batch
+        self._graph_bytes = -1.0  # of one sample's backward graph, once measured
+        self._allowed = 0.0  # how far products may be off by rounding
+        self._inside: torch.dtype | None = None  # the coarsest dtype that the model computes in
         self._first: Any = None  # the batch that engines are tried on, while a sweep is under way
 
     # What a subclass gives -------------------------------------------------------------------------------------------
@@ -82,6 +85,13 @@ class Batchwise(Operator):
             relative=samples[index] / samples[0],
         )
 
+    def _measure(self, function: engines.Function, primals: engines.Tensors, samples: int) -> None:
+        """Once: what a sample's graph takes, and what rounding explains."""
+        if self._inside is None:
+            self._graph_bytes = engines.graph_bytes(function, primals) / samples
+            self._inside = engines.coarsest(function, primals)
+            self._allowed = engines.tolerance(self._inside)
+
     def _explain(self, problem: Exception) -> str:
         return faults.missing_derivative(self.network, self._first, problem, self._differentiated(self._first))
 
@@ -125,9 +135,11 @@ class Batchwise(Operator):
         choices = self.engine.choices
         chosen = choices[self.kind].describe(self.coming) if self.kind in choices else {}
         others = {kind: choice.kept(self.coming) for kind, choice in choices.items() if kind != self.kind}
+        inside = self._inside if self._inside not in (None, self.network.compute_dtype) else None
         return {
             "engine": self.engine.asked,
             **chosen,
+            **({"computes_in": str(inside).removeprefix("torch.")} if inside else {}),
             **({"other_engines": others} if others else {}),
             **({"product_noise": self.noise} if self.noise is not None else {}),
         }

@@ -148,8 +148,6 @@ class Curvature(Batchwise):
         super().__init__(
             (size, size), network, engine, memory, tuple(engines.WAYS), symmetric=True, nonnegative=self._semidefinite()
         )
-        self._graph_bytes: float | None = None  # of one sample's backward graph
-        self._allowed = 0.0
 
     def _semidefinite(self) -> bool:
         """Whether the matrix is positive semi-definite by construction."""
@@ -178,12 +176,6 @@ class Curvature(Batchwise):
         what = {**super().describe(), **self.network.describe(), "count": self.count}
         state = [arrays.sketch(t) for t in (*self.network.model.parameters(), *self.network.model.buffers())]
         return checkpoint.fingerprint([what, list(self.network.values), state, self.network.survey.fingerprints])
-
-    def _measure(self, function: engines.Function, primals: engines.Tensors, samples: int) -> None:
-        """Once: what a sample's graph takes, and what rounding explains."""
-        if self._graph_bytes is None:
-            self._graph_bytes = engines.graph_bytes(function, primals) / samples
-            self._allowed = engines.tolerance(engines.coarsest(function, primals))
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         if self.coarse and self.noise is None:
@@ -228,7 +220,7 @@ class Hessian(Curvature):
         def symmetry(call: int) -> float:
             return engines.held(engines.symmetry_error(product, primals, self.dtype, call), self._allowed, call)
 
-        kept = 4 * self._graph_bytes * samples if way == "double-backward" else 0  # type: ignore[operator]
+        kept = 4 * self._graph_bytes * samples if way == "double-backward" else 0
         return Maps({"H v": product}, symmetry, int(kept))
 
 
@@ -257,7 +249,7 @@ class GaussNewton(Curvature):
             pulled = lin.vjp(curve(lin.jvp(self.network.split(v))))
             return torch.cat([g.reshape(-1) for g in pulled]).to(self.dtype)
 
-        kept = engines.COPIES[way] * self._graph_bytes * samples  # type: ignore[operator]
+        kept = engines.COPIES[way] * self._graph_bytes * samples
         return Maps(
             {"H v": product},
             lambda call: engines.held(engines.adjoint_error(lin, call), self._allowed, call),

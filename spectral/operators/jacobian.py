@@ -99,7 +99,6 @@ class Jacobian(Batchwise):
             "memory": memory, "preflight": preflight,
         }  # fmt: skip
         self._wrt: dict[str, Any] = {"wrt": wrt, "params": params}
-        self._graph_bytes: float | None = None  # of one sample's backward graph
         self.notes: dict[str, Any] = {}
 
     def restricted(self, names: list[str]) -> Jacobian:
@@ -132,9 +131,7 @@ class Jacobian(Batchwise):
     def _maps(self, way: str, index: int, batch: Any) -> Maps:
         function, primals = self.network.function(batch), self.network.primals(batch)
         size = self.network.survey.samples[index]
-        if self._graph_bytes is None:
-            self._graph_bytes = engines.graph_bytes(function, primals) / size
-            self._allowed = engines.tolerance(engines.coarsest(function, primals))
+        self._measure(function, primals, size)
         lin = engines.WAYS[way](function, primals)
         table = {
             "J v": lambda v: self._forward(lin, v, size).to(self.dtype),

@@ -59,7 +59,6 @@ class Choice:
     asked: str
     trials: dict[str, Trial]
     failures: list[str]
-    inside: str = ""  # the dtype that the model computes in, where that is coarser than its parameters'
     block: str = ""  # how blocks are multiplied, once one has been
     best: str = ""  # what is used now
     recorded: bool = False  # whether programs have been tried
@@ -86,7 +85,6 @@ class Choice:
         return {
             "engine": best,
             "reason": "; ".join(["asked for" if self.asked != "auto" else why, *self.failures]),
-            **({"computes_in": self.inside} if self.inside else {}),
             **({"block": self.block} if self.block else {}),
             "adjoint_error": max(t.error for t in self.trials.values() if t.way == self.trials[best].way),
             "seconds_first_batch": {name: round(trial.later, 6) for name, trial in self.trials.items()},
