@@ -22,6 +22,7 @@ from spectral.results import nan
 
 BLUR = 8.0  # eps ||T||: how far eigenvalues of the matrix that T belongs to may be from A's (as in measure.envelope)
 WEIGHTS = 1e-13  # of the range of f: rounding of the weights
+NONE = np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,26 @@ def bracket(record: LanczosRecord, f: str | Signed, interval: tuple[float | None
     if isinstance(f, str) and f not in NAMED:
         raise ValueError(f"f={f!r} is no known function; use one of {', '.join(NAMED)}, power(p) or a Signed.")
     g = NAMED[f] if isinstance(f, str) else f
-    theta, _, _ = measure.gauss_rule(record)
-    blur = BLUR * measure.epsilon(record) * float(np.abs(record.alphas).max() + 2 * record.betas.max(initial=0.0))
+    known, shares = (
+        getattr(record, "known", NONE),
+        getattr(record, "shares", NONE),
+    )  # deflated eigenvectors: T is the rest
+    norm = max(np.abs(record.alphas).max() + 2 * record.betas.max(initial=0.0), np.abs(known).max(initial=0.0))
+    blur = BLUR * measure.epsilon(record) * float(norm)
+    found = _of_T(record, g, interval, blur)
+    if len(known) == 0:
+        return found
+    at = np.clip(known + np.array([[-blur], [0.0], [blur]]), *g.domain)
+    with np.errstate(all="ignore"):
+        values = np.asarray(g.f(at.reshape(-1)), float).reshape(at.shape)
+    parts = zip(found, (values.min(0), values.max(0), values[1]), strict=True)
+    lower, upper, value = ((1 - shares.sum()) * float(part) + float(shares @ v) for part, v in parts)
+    return Bracket(lower if np.isfinite(lower) else nan, upper if np.isfinite(upper) else nan, value)
+
+
+def _of_T(record: LanczosRecord, g: Signed, interval: tuple[float | None, float | None], blur: float) -> Bracket:
+    """The bracket of the measure that T stands for."""
+    theta = record.eigen[0]
     a, b = (-np.inf if interval[0] is None else interval[0]), (np.inf if interval[1] is None else interval[1])
     if not a <= b or theta[0] < a - blur or theta[-1] > b + blur:
         raise ValueError(
@@ -122,7 +141,7 @@ def _prescribed(
     g: Signed, record: LanczosRecord, a: float, b: float, blur: float
 ) -> list[tuple[int, tuple[float, float]]]:
     """(sign of int f dmu - rule, the rule's widened values) of both Radau rules and Lobatto's, where their nodes are known."""
-    theta, _, _ = measure.gauss_rule(record)
+    theta = record.eigen[0]
     left, right = min(a, theta[0] - blur), max(b, theta[-1] + blur)
     (low, high), beta = g.domain, record.betas[-1]
     rules = []

@@ -44,6 +44,48 @@ def atomic_write(path: Any, content: bytes) -> None:
         os.close(folder)
 
 
+class Rows:
+    """An append-only file of vectors: a save costs what is new. What a crash left behind the last mark is cut off again."""
+
+    def __init__(self, path: Any, mark: tuple[int, str] | None = None) -> None:
+        """`mark` as `append` gave it: the file must hold what it held then, ValueError if not; None begins anew."""
+        self.path, self.size, self.digest = Path(path), 0, hashlib.sha256()
+        self.content = b""
+        if mark is None or mark[0] == 0:
+            return
+        try:
+            with open(self.path, "r+b") as file:
+                self.content = file.read(mark[0])
+                file.truncate(mark[0])
+        except FileNotFoundError as problem:
+            raise ValueError(
+                f"{path} is missing, which belongs to a checkpoint; delete that and run again."
+            ) from problem
+        self.digest.update(self.content)
+        self.size = len(self.content)
+        if (self.size, self.digest.hexdigest()) != tuple(mark):
+            raise ValueError(
+                f"{path} is damaged (its checksum does not fit); delete it with its checkpoint and run again."
+            )
+
+    def append(self, content: bytes) -> tuple[int, str]:
+        """Write behind what is there; returns the mark (bytes, SHA-256) of all so far."""
+        if content:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
+                file.seek(self.size)  # behind the last mark, whatever an interrupted append has left there
+                file.write(content)
+                file.truncate()
+                file.flush()
+                os.fsync(file.fileno())
+            self.size += len(content)
+            self.digest.update(content)
+        return self.size, self.digest.hexdigest()
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
 def fingerprint(description: Any) -> str:
     """A short hash of plain JSON data: equal descriptions, equal fingerprints."""
     text = json.dumps(description, sort_keys=True, default=str)

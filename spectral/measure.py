@@ -1,13 +1,15 @@
 """Pure functions of Lanczos records: Gauss rules, the certified envelope of a CDF, and the Beta law of Gaussian probes.
 
 Notation: T the Jacobi matrix of k steps with last residual beta_k; nodes theta_i, weights omega_i = S_{1i}^2; a probe's
-measure is mu = sum_i (u_i^T g)^2 / ||g||^2 delta_{lambda_i}. All arrays are float64 numpy; X evaluation points, k steps.
+measure is mu = sum_i (u_i^T g)^2 / ||g||^2 delta_{lambda_i}. Of a record with deflated eigenvectors, T stands for the rest of
+mu, and its l known eigenvalues with their shares follow the Ritz values. All arrays are float64 numpy; X evaluation points.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
-from scipy.linalg import eigh_tridiagonal
 from scipy.special import betainc
 
 from spectral.recurrences.lanczos import LanczosRecord
@@ -15,13 +17,19 @@ from spectral.recurrences.lanczos import LanczosRecord
 LOCATED = 1e-7  # of the range: nodes of different probes as close as this are one eigenvalue
 LOG_STEP = 0.28  # trapezoidal step in log y: its error is about 2 exp(-pi^2 / 0.28) = 1e-15
 ROUNDING = 1e-11  # of that sum, and of the masses that come from it
+DRAWS = 400  # of the probes' noise
 TINY = float(np.finfo(float).tiny)
 
 
 def gauss_rule(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nodes (k,), weights (k,), and |last components| (k,) of the eigenvectors of T: residuals are beta_k times those."""
+    """Nodes, weights, and |last components| of the eigenvectors of T, (k + l,) each: residuals are beta_k times the last."""
     nodes, S = record.eigen
-    return nodes, S[0] ** 2, np.abs(S[-1])
+    rest = max(1 - record.shares.sum(), 0.0)
+    return (
+        np.concatenate([nodes, record.known]),
+        np.concatenate([rest * S[0] ** 2, record.shares]),
+        np.concatenate([np.abs(S[-1]), np.zeros(len(record.known))]),
+    )
 
 
 def epsilon(record: LanczosRecord) -> float:
@@ -31,8 +39,7 @@ def epsilon(record: LanczosRecord) -> float:
 
 def truncated_rule(record: LanczosRecord, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """The Gauss rule of the first `steps` steps."""
-    nodes, S = eigh_tridiagonal(record.alphas[:steps], record.betas[: steps - 1])
-    return nodes, S[0] ** 2
+    return gauss_rule(replace(record, alphas=record.alphas[:steps], betas=record.betas[:steps]))[:2]
 
 
 def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,14 +50,14 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     eigenvalues differ by some eps ||A|| (Greenbaum 1989), so that lower is taken at x - 8 eps ||T||, upper at x + 8 eps ||T||,
     eps of the products' dtype; nodes nearer to x than 1e-9 of the radius of T's spectrum count as undecided. O(k) a point.
     """
-    norm = max(np.abs(record.alphas).max() + 2 * record.betas.max(initial=0.0), 1e-150)
+    norm = scale_of(record)
     blur = 8 * epsilon(record) * norm
+    points, margin, rest = np.asarray(x, dtype=float), blur, max(1 - float(record.shares.sum()), 0.0)
     centre = record.alphas[0]  # a shift of A moves all but the blur along
     spread = np.abs(record.alphas - centre).max() + 2 * record.betas.max(initial=0.0)
     scale = max(spread, blur)
-    rounding = max(
-        ROUNDING, epsilon(record) * norm / scale if spread > blur else 0.0
-    )  # the weights' own, and the sum's
+    own = np.abs(record.alphas).max() + 2 * record.betas.max(initial=0.0)
+    rounding = max(ROUNDING, epsilon(record) * own / scale if spread > blur else 0.0)  # the weights' own, and the sum's
     x, alphas, betas = (
         (np.asarray(x, dtype=float) - centre) / scale,
         (record.alphas - centre) / scale,
@@ -67,7 +74,33 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
         upper[chunk] = _weight_left(alphas, betas, x[chunk] + blur, +1)
     lower, upper = np.clip(lower - rounding, 0, 1), np.clip(upper + rounding, 0, 1)
     lower[x == np.inf], upper[x == -np.inf] = 1.0, 0.0
-    return lower, upper
+    order = np.argsort(record.known)  # what has been deflated is known to be where it is
+    below = np.concatenate([[0.0], np.cumsum(record.shares[order])])
+    lower = rest * lower + below[np.searchsorted(record.known[order], points - margin, side="left")]
+    upper = rest * upper + below[np.searchsorted(record.known[order], points + margin, side="right")]
+    return np.minimum(lower, 1.0), np.minimum(upper, 1.0)
+
+
+def scale_of(record: LanczosRecord) -> float:
+    """A bound of ||T|| and of the known eigenvalues: what eps multiplies."""
+    norm = np.abs(record.alphas).max() + 2 * record.betas.max(initial=0.0)
+    return float(max(norm, np.abs(record.known).max(initial=0.0), 1e-150))
+
+
+def largest_mass(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
+    """The largest share, (X,), of the undeflated part that can sit at x: the Christoffel function 1 / sum_j p_j(x)^2.
+
+    p_0, ..., p_{k-1} are the orthonormal polynomials of T; for k moments less than it a mass at x would not fit (Akhiezer 1965).
+    """
+    x = np.asarray(x, dtype=float)
+    before, now, total = np.zeros_like(x), np.ones_like(x), np.ones_like(x)
+    for j in range(record.steps - 1):
+        after = (x - record.alphas[j]) * now - (record.betas[j - 1] if j else 0.0) * before
+        before, now = now, np.clip(after / record.betas[j], -1e100, 1e100)
+        total = total + now**2
+        if (total > 1e60).all():
+            break
+    return 1 / total
 
 
 def _weight_left(alphas: np.ndarray, betas: np.ndarray, x: np.ndarray, side: int) -> np.ndarray:
@@ -163,6 +196,18 @@ def located(nodes: np.ndarray, masses: np.ndarray, least: float) -> np.ndarray:
     result = np.zeros_like(masses)
     result[held] = raised
     return result
+
+
+def w1_noise(cdf: np.ndarray, grid: np.ndarray, probes: int, dim: int, quantile: float = 0.95) -> float:
+    """The `quantile` of int |F_g - F| dx over the draws of pooled Gaussian probes, F (X,) a CDF of `dim` eigenvalues on `grid`.
+
+    The masses that m pooled probes have on the cells of the grid are Dirichlet(m r_i / 2), r_i the eigenvalues in cell i: the
+    joint law of which the Beta law is one margin. Simulated with a fixed seed.
+    """
+    share = np.maximum(np.diff(np.concatenate([[0.0], np.maximum.accumulate(np.clip(cdf, 0, 1)), [1.0]])), 0.0)
+    draws = np.random.default_rng(0).standard_gamma(probes * dim * share / 2, (DRAWS, len(share)))
+    noisy = np.cumsum(draws / draws.sum(1, keepdims=True), axis=1)[:, :-1]
+    return float(np.quantile(np.trapezoid(np.abs(noisy - np.cumsum(share)[:-1]), grid, axis=1), quantile))
 
 
 def distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], kind: str) -> float:

@@ -23,10 +23,13 @@ def pack_records(records: Any) -> tuple[dict[str, np.ndarray], list[dict[str, An
         "alphas": np.concatenate([np.zeros(0), *(record.alphas for record in records)]),
         "betas": np.concatenate([np.zeros(0), *(record.betas for record in records)]),
         "squared_norms": np.array([record.squared_norm for record in records], dtype=float),
+        "known": np.concatenate([np.zeros(0), *(record.known for record in records)]),
+        "shares": np.concatenate([np.zeros(0), *(record.shares for record in records)]),
     }
     names = [
         {
             "steps": record.steps,
+            "known": len(record.known),
             "dtype": record.dtype,
             "reorthogonalized": record.reorthogonalized,
             "stop": record.stop,
@@ -41,12 +44,16 @@ def pack_records(records: Any) -> tuple[dict[str, np.ndarray], list[dict[str, An
 def unpack_records(arrays: dict[str, np.ndarray], names: list[dict[str, Any]]) -> tuple[LanczosRecord, ...]:
     """The inverse of `pack_records`."""
     ends = np.cumsum([0, *(name["steps"] for name in names)])
+    deflated = np.cumsum([0, *(name.get("known", 0) for name in names)])  # files of version 0.1.0 have none
+    none = np.zeros(0)
     return tuple(
         LanczosRecord(
             arrays["alphas"][ends[i] : ends[i + 1]],
             arrays["betas"][ends[i] : ends[i + 1]],
             float(arrays["squared_norms"][i]),
-            **{key: value for key, value in name.items() if key != "steps"},
+            known=arrays.get("known", none)[deflated[i] : deflated[i + 1]],
+            shares=arrays.get("shares", none)[deflated[i] : deflated[i + 1]],
+            **{key: value for key, value in name.items() if key not in ("steps", "known")},
         )
         for i, name in enumerate(names)
     )
@@ -75,7 +82,7 @@ def save_spectrum(s: Spectrum, path: Any) -> None:
         "weights": s.weights,
         "atom_values": s.atoms.values,
         "atom_multiplicities": s.atoms.multiplicities,
-        "removed": np.array(s.removed, dtype=np.int64).reshape(len(s.records), -1 if len(s.records) else 0),
+        "removed": _rectangular(s.removed),
     }
     header = {
         "format": FORMAT,
@@ -88,6 +95,18 @@ def save_spectrum(s: Spectrum, path: Any) -> None:
         "records": names,
     }
     checkpoint.save_arrays(path, arrays, header)
+
+
+def _rectangular(removed: Any) -> np.ndarray:
+    """(K, L, w): the rows of all probes at one width; a repeated index removes nothing more."""
+    rows = [gone if gone.ndim == 2 else gone[:, None] for gone in removed]
+    width = max((row.shape[1] for row in rows), default=1)
+    wide = [np.pad(row, ((0, 0), (0, width - row.shape[1])), mode="edge") if len(row) else row for row in rows]
+    return (
+        np.array(wide, dtype=np.int64).reshape(len(rows), -1, width)
+        if len(rows) and len(rows[0])
+        else np.zeros((len(rows), 0, width), dtype=np.int64)
+    )
 
 
 def load_spectrum(path: Any) -> dict[str, Any]:

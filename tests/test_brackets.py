@@ -1,5 +1,7 @@
 """Golub-Meurant brackets: the truth inside in every arithmetic, tighter with every step, nothing certified without a reason."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -115,3 +117,19 @@ def test_a_bad_argument_is_one_sentence(f, interval, words):
     negative = lanczos(spectral.as_operator(np.diag([-1.0, 1.0, 2.0])), torch.ones(3, dtype=torch.float64), 2)
     with pytest.raises(ValueError, match="shift the matrix"):
         bracket(negative, "log", (None, None))
+
+
+def test_what_was_deflated_is_added_where_it_is_known_to_be():
+    """A measure cut in two by hand: T from the rest of the start vector, the others by their eigenvalues and shares."""
+    values = SPECTRA["outliers"]
+    _, weights, seen = measured(values, 1)
+    rest = torch.from_numpy(np.where(np.arange(N) < N - 3, np.sqrt(weights), 0.0))
+    part = lanczos(spectral.as_operator(np.diag(values)), rest, 8)
+    record = SimpleNamespace(
+        alphas=part.alphas, betas=part.betas, eigen=part.eigen, steps=part.steps, dtype=part.dtype,
+        known=values[-3:], shares=weights[-3:],
+    )  # fmt: skip
+    for f in ("log", "inverse", "sqrt", "entropy"):
+        found = bracket(record, f, (values.min() / 2, 2 * values.max()))
+        assert found.lower <= weights @ NAMED[f].f(seen) <= found.upper
+        assert found.upper - found.lower < 0.05 * abs(found.value)

@@ -1,11 +1,18 @@
 """Files are whole or absent; a run that was interrupted and resumed gives the bits of one shot."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import torch
 
 import spectral
 from spectral import checkpoint
+from spectral.estimators import flight
 from spectral.operators.base import Operator
 
 VALUES = np.append(np.linspace(0, 1, 77), [4.0, 7.0, 11.0])
@@ -139,3 +146,83 @@ def test_an_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_pat
 def test_fingerprints_do_not_depend_on_the_order_of_keys():
     assert checkpoint.fingerprint({"a": 1, "b": 2}) == checkpoint.fingerprint({"b": 2, "a": 1})
     assert checkpoint.fingerprint({"a": 1}) != checkpoint.fingerprint({"a": 2})
+
+
+CHILD = """
+import sys, time
+sys.path.insert(0, {here!r})
+import torch
+from test_checkpoint import Diagonal, OPTIONS
+import spectral
+from spectral.estimators import flight
+flight.SAVE_SECONDS = 0.0
+fast = Diagonal._apply
+Diagonal._apply = lambda self, V: (time.sleep(0.004), fast(self, V))[1]
+print("begun", flush=True)
+spectral.slq(Diagonal(), checkpoint=sys.argv[1], reorthogonalize={mode!r}, deflate=True, **OPTIONS)
+"""
+
+
+def killed_and_resumed(folder, kills, mode, number):
+    """A run that is killed `kills` times at random moments; its spectrum after the last resume."""
+    rng, path, struck = np.random.default_rng(kills), folder / "run.npz", 0
+    code = CHILD.format(here=os.path.dirname(__file__), mode=mode)
+    while struck < kills:
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        child.stdout.readline()
+        time.sleep(rng.uniform(0, 1.2 / kills + 0.1))
+        struck += child.poll() is None
+        child.send_signal(number)
+        code_left = child.wait()
+        child.stdout.close()
+        if code_left == 0:  # it had ended: once more from nothing
+            for file in folder.iterdir():
+                file.unlink()
+    return spectral.slq(Diagonal(), checkpoint=path, reorthogonalize=mode, deflate=True, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("kills", "mode", "number"),
+    [
+        (3, True, signal.SIGKILL),
+        pytest.param(2, "selective", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(50, True, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(12, False, signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_killed_resumes_to_the_same_bits(tmp_path, kills, mode, number):
+    whole = spectral.slq(Diagonal(), reorthogonalize=mode, deflate=True, **OPTIONS)
+    same(killed_and_resumed(tmp_path, kills, mode, number), whole)
+
+
+def test_a_probe_in_flight_loses_no_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(flight, "SAVE_SECONDS", 0.0)
+    whole = spectral.slq(Diagonal(), tol=0.02, seed=1)
+    A, path = Diagonal(), tmp_path / "run.npz"
+    for _ in range(200):
+        A.stop_at = A.products + 7
+        try:
+            same(spectral.slq(A, tol=0.02, seed=1, checkpoint=path), whole)
+            break
+        except KeyboardInterrupt:
+            pass
+    else:
+        pytest.fail("the run went on without end")
+
+
+def test_vectors_beside_a_checkpoint_that_were_damaged_are_one_sentence(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        spectral.slq(Diagonal(stop_at=40), checkpoint=tmp_path / "run.npz", **OPTIONS)
+    for name in ("run.npz.vectors", "run.npz.basis"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:9] + bytes([content[9] ^ 1]) + content[10:])
+        with pytest.raises(ValueError, match="damaged"):
+            spectral.slq(Diagonal(), checkpoint=tmp_path / "run.npz", **OPTIONS)
+        (tmp_path / name).unlink()
+        with pytest.raises(ValueError, match="missing"):
+            spectral.slq(Diagonal(), checkpoint=tmp_path / "run.npz", **OPTIONS)
+        (tmp_path / name).write_bytes(content)
+    whole = spectral.slq(Diagonal(), **OPTIONS)
+    same(spectral.slq(Diagonal(), checkpoint=tmp_path / "run.npz", **OPTIONS), whole)

@@ -10,6 +10,7 @@ import spectral
 from spectral import measure
 from spectral.operators.base import Operator
 from spectral.recurrences import Lanczos, lanczos
+from spectral.recurrences.lanczos import second_pass
 
 
 def rotated(values, seed=0):
@@ -192,3 +193,47 @@ def test_a_product_in_the_operators_own_buffer_is_never_changed(reorthogonalize)
 def test_a_start_vector_without_direction_is_refused(vector):
     with pytest.raises(ValueError, match="start vector"):
         run(np.eye(2), torch.tensor(vector, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_selective_reorthogonalisation_keeps_semi_orthogonality_and_the_values(dtype):
+    values = np.append(np.linspace(0, 1, 2000), np.geomspace(2, 100, 20))
+    A = spectral.as_operator(torch.diag(torch.as_tensor(values).to(dtype)))
+    state = Lanczos(A, start(2020, dtype=dtype), 120, reorthogonalize="selective")
+    while state.step():
+        pass
+    Q, eps = state.basis.double(), torch.finfo(dtype).eps
+    assert float((Q @ Q.T - torch.eye(120, dtype=torch.float64)).abs().max()) <= 4 * eps**0.5
+    np.testing.assert_allclose(state.record().eigen[0][-20:], values[-20:], atol=100 * eps * 100)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_deflated_recurrence_is_that_of_the_complement(dtype):
+    """A = diag(bulk, outliers) deflated of the outliers' coordinates is diag(bulk), with the same start there."""
+    bulk, outliers = np.linspace(0, 1, 300), np.geomspace(2, 100, 9)
+    A = spectral.as_operator(torch.diag(torch.as_tensor(np.append(bulk, outliers)).to(dtype)))
+    U = torch.eye(309, dtype=dtype)[300:]
+    state = Lanczos(A, start(309, dtype=dtype), 60, deflate=U, known=outliers)
+    while state.step():
+        pass
+    record = state.record()
+    alone = run(np.diag(bulk).astype(str(dtype)[6:]), start(309, dtype=dtype)[:300], 60)
+    np.testing.assert_allclose(record.alphas, alone.alphas, atol=2000 * torch.finfo(dtype).eps)
+    assert float((state.basis @ U.T).abs().max()) <= 100 * torch.finfo(dtype).eps
+    whole = start(309, dtype=dtype).double().numpy() ** 2
+    np.testing.assert_allclose(record.shares, whole[300:] / whole.sum(), rtol=1e-5)
+    nodes, weights, _ = measure.gauss_rule(record)
+    assert weights.sum() == pytest.approx(1, abs=1e-6)
+    assert weights @ nodes == pytest.approx(whole @ np.append(bulk, outliers) / whole.sum(), rel=1e-5)
+
+
+def test_a_second_pass_makes_the_basis_again():
+    A, v = spectral.as_operator(rotated(np.geomspace(1e-2, 1, 50))), start(50)
+    state = Lanczos(A, v, 12)
+    while state.step():
+        pass
+    record = lanczos(A, v, 12, reorthogonalize=False)
+    before = A.products
+    again = second_pass(A, v, record, np.eye(12))
+    assert A.products - before == 11
+    np.testing.assert_allclose(again.numpy(), state.basis.numpy(), atol=1e-6)

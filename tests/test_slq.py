@@ -76,14 +76,45 @@ def test_a_met_tolerance_bounds_the_true_w1_in_most_trials(tol):
     values = np.append(BULK, [3.0, 4.0])
     truth = spectral.Spectrum.from_eigenvalues(values)
     errors, s = [], None
-    for seed in range(12):
-        s = spectral.slq(diagonal(values), steps=200, probes=2, tol=tol, seed=seed)
+    for seed in range(6):
+        s = spectral.slq(diagonal(values), tol=tol, seed=seed)
         assert s.meta["stop"] == "tolerance"
-        assert s.meta["error"]["w1"] <= tol
+        assert s.meta["error"]["w1_95"] <= tol
         errors.append(float(s.distance(truth).value) / (values.max() - values.min()))
-    assert np.mean(np.array(errors) <= tol) >= 0.75
-    loose = spectral.slq(diagonal(values), steps=200, probes=2, tol=0.2)
+    assert np.mean(np.array(errors) <= tol) >= 0.6  # of six; test_calibration has the many
+    loose = spectral.slq(diagonal(values), tol=0.2)
     assert loose.products <= s.products
+
+
+def test_a_tolerance_of_a_count_ends_with_an_interval_that_narrow():
+    values = np.append(BULK, np.geomspace(3, 40, 7))
+    for width in (60, 2):
+        s = spectral.slq(diagonal(values), tol={"count": (1.5, np.inf, width)})
+        band = s.count(1.5, np.inf)
+        assert s.meta["stop"] == "tolerance"
+        assert band.upper - band.lower <= width
+        assert band.lower <= 7 <= band.upper
+
+
+def test_given_steps_and_probes_are_limits_and_what_cannot_be_met_is_said():
+    s = spectral.slq(diagonal(BULK), tol=1e-6, steps=12)
+    assert s.meta["stop"] == "depth"
+    assert max(r.steps for r in s.records) == 12
+    s = spectral.slq(diagonal(BULK), tol=1e-2, probes=1)
+    assert (len(s.records), s.meta["stop"]) == (1, "probes")
+    assert spectral.slq(diagonal(BULK), budget=60).products == 60
+
+
+@pytest.mark.parametrize("mode", ["selective", False])
+def test_other_ways_to_keep_the_basis_give_the_same_measure(mode):
+    values = np.append(BULK, np.geomspace(3, 40, 7))
+    one, two = (
+        spectral.slq(diagonal(values), steps=40, probes=3, reorthogonalize=r, deflate=True) for r in (True, mode)
+    )
+    np.testing.assert_allclose(two.atoms.values, one.atoms.values, atol=1e-9)
+    assert two.products == one.products + (39 if mode is False else 0)  # the second pass
+    assert float(one.distance(two).value) <= 1e-3 * np.ptp(values)
+    assert {r.reorthogonalized for r in two.records} == {mode}
 
 
 def test_the_stated_w1_error_is_of_the_size_of_the_true_one():
@@ -177,7 +208,8 @@ def test_a_rectangular_operator_means_its_gram_with_zeros_carried_exactly():
         ({"budget": 0}, "budget=0"),
         ({"budget": True}, "budget=True"),
         ({"deflate": "yes"}, "deflate='yes'"),
-        ({"deflate": True, "reorthogonalize": False}, "deflate=True"),
+        ({"tol": {"w1": 0.1, "width": 3}}, "tol="),
+        ({"tol": {"count": (2, 1, 3)}}, "lo < hi"),
         ({"reorthogonalize": "some"}, "reorthogonalize='some'"),
     ],
 )
@@ -208,7 +240,10 @@ def test_a_product_with_nan_or_infinity_is_one_sentence(bad):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("options", [{}, {"tol": 0.1}, {"deflate": False}, {"reorthogonalize": False}, {"budget": 9}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tol": 0.1}, {"tol": {"count": (0, 9, 150)}}, {"deflate": False}, {"reorthogonalize": False}, {"budget": 9}],
+)
 def test_meta_is_plain_json_and_says_what_was_run(options):
     s = spectral.slq(diagonal(BULK), steps=10, **options)
     assert json.loads(json.dumps(s.meta)) == spectral.storage.plain(s.meta)

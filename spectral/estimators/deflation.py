@@ -1,141 +1,196 @@
-"""Which Ritz pairs become exact atoms of a spectrum.
+"""Eigenvectors that a first probe has converged to, deflated from the others, and which of them become exact atoms.
 
-A Ritz value becomes an atom when every probe has converged to it and the probes' Ritz vectors span fewer dimensions than
-there are probes: then that dimension is the eigenvalue's multiplicity. A probe sees one vector of each eigenspace, so that as
-many independent vectors as probes may hide further ones; such values stay with the quadrature.
+What the first probe has found is projected out of every later one, so that these spend their steps on the rest, and so that a
+further copy of a found eigenvalue shows itself: a probe has a component in every eigenspace that is left. An eigenvalue becomes
+an atom with as many copies as have been found once a probe, deflated of all of them, shows that no mass is left there.
 
-Source of the gain: replacing a converged node's random weight by 1/n (variance-reduced SLQ, RESEARCH.md section 2).
+Sources: a converged node's random weight becomes 1/n (variance-reduced SLQ, RESEARCH.md section 2); Q f(T) e_1 is the
+projection f(A) q_1 with and without reorthogonalisation (Druskin, Knizhnerman 1991); residual and gap: Parlett (1980), ch. 11.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from spectral import arrays, measure
-from spectral.recurrences.lanczos import Lanczos, LanczosRecord
+from spectral.recurrences.lanczos import NONE, LanczosRecord
 from spectral.results import Atoms
 
 ANGLE = 3e-3  # residual over gap: the largest error of a Ritz vector's direction
-SAME = (
-    4.0  # a Ritz vector within this many times both vectors' errors of the span of those before it is no new direction
-)
-NEW = 40.0  # one farther than this many times is; what lies between is undecided, and no atom
+NEAR = 10.0  # residuals around a Ritz value in which another eigenvalue might hide, with weight 1 / NEAR^2 at the edge
+GHOST = 64.0  # without full reorthogonalisation, Ritz values within GHOST eps ||T|| are copies of one
+MISSED = 1.6e-6  # mass of an eigenvector, in units of 1/n, that a Gaussian probe is below once in a thousand
 
 
-@dataclass
-class Cluster:
-    """One eigenvalue: its value from each probe, the Ritz index in each record, orthonormal vectors found so far."""
+@dataclass(frozen=True)
+class Pair:
+    """A converged Ritz pair: value, its error, the window in which it could hide another, the nodes, and S_C S_1C (k,)."""
 
-    values: list[float]
-    indices: list[int]
-    vectors: torch.Tensor  # (multiplicity so far, n)
+    value: float
     error: float
-    angle: float  # the largest error of a vector's direction
+    window: float
+    nodes: np.ndarray
+    coefficients: np.ndarray
+
+
+@dataclass(frozen=True)
+class Found:
+    """An eigenvector that was found: by which probe, at which nodes of its record."""
+
+    value: float
+    error: float
+    window: float
+    probe: int
+    nodes: tuple[int, ...]
 
 
 class Deflation:
-    """Collects the Ritz pairs that all probes so far have converged to."""
+    """The orthonormal eigenvectors `vectors` (l, n) found so far, None before the first; `found` says where each comes from."""
 
-    def __init__(self) -> None:
-        self.clusters: list[Cluster] = []
-        self.probes = 0
+    def __init__(self, most: int) -> None:
+        """`most`: vectors that may be held."""
+        self.most = most
+        self.found: list[Found] = []
+        self.vectors: torch.Tensor | None = None
+        self.looked = 0  # probes that have been taken in
 
-    def add(self, state: Lanczos, record: LanczosRecord) -> None:
-        """Take in the converged Ritz pairs of one probe; `state` holds its basis."""
-        theta, good, error, angle = converged(record)
-        indices = np.flatnonzero(good)
-        if self.probes and not self.clusters:
-            indices = indices[:0]
-        vectors = self._vectors(state, record, indices)
-        if self.probes == 0:
-            self.clusters = [
-                Cluster([float(theta[j])], [int(j)], vectors[i : i + 1].clone(), float(error[j]), float(angle[j]))
-                for i, j in enumerate(indices)
-            ]
-        else:
-            self.clusters = [c for c in self.clusters if self._match(c, theta, indices, error, angle, vectors)]
-        self.probes += 1
+    @property
+    def known(self) -> np.ndarray:
+        return np.array([f.value for f in self.found]) if self.found else NONE
 
-    @staticmethod
-    def _vectors(state: Lanczos, record: LanczosRecord, indices: np.ndarray) -> torch.Tensor:
-        """Ritz vectors (len(indices), n) = S^T Q, normalised."""
-        basis = state.basis
-        if basis is None:
-            raise ValueError("deflation needs the Lanczos basis; use reorthogonalize=True with deflate=True.")
-        _, S = record.eigen
-        coefficients = torch.from_numpy(np.ascontiguousarray(S[:, indices].T)).to(basis)
-        return coefficients @ basis
+    def add(self, record: LanczosRecord, combine: Callable[[np.ndarray], torch.Tensor] | None) -> None:
+        """Take in a probe; `combine` makes vectors from coefficients (c, k), None where no basis is kept.
 
-    @staticmethod
-    def _match(
-        c: Cluster,
-        theta: np.ndarray,
-        indices: np.ndarray,
-        error: np.ndarray,
-        angle: np.ndarray,
-        vectors: torch.Tensor,
-    ) -> bool:
-        """Add this probe's Ritz pair at the cluster's value; False if it has none, or if its direction is undecided.
-
-        Two probes may point almost alike in an eigenspace of two dimensions: taking that for one, or the noise of one for two,
-        would make a wrong multiplicity exact.
+        Later probes add only further copies of what the first has found: what it has not, its record cannot give up.
         """
-        if len(indices) == 0:
-            return False
-        near = int(np.argmin(np.abs(theta[indices] - c.values[0])))
-        j = int(indices[near])
-        if abs(theta[j] - c.values[0]) > 4 * (error[j] + c.error):
-            return False
-        y = vectors[near]
-        for _ in range(2):
-            y = y - c.vectors.T @ (c.vectors @ y)
-        length = arrays.norm(y)
-        uncertain = c.angle + float(angle[j])
-        if SAME * uncertain < length <= NEW * uncertain:
-            return False
-        if length > NEW * uncertain:
-            c.vectors = torch.cat([c.vectors, (y / length)[None]])
-        c.values.append(float(theta[j]))
-        c.indices.append(j)
-        c.error, c.angle = max(c.error, float(error[j])), max(c.angle, float(angle[j]))
-        return True
+        index, self.looked = self.looked, self.looked + 1
+        pairs = converged(record)
+        if index > 0:
+            pairs = [p for p in pairs if any(abs(p.value - f.value) <= p.window + f.window for f in self.found)]
+        pairs = sorted(pairs, key=lambda p: p.window)[: max(0, self.most - len(self.found))]
+        if not pairs or combine is None:
+            return
+        made = combine(np.array([p.coefficients for p in pairs]))
+        kept = [] if self.vectors is None else [self.vectors]
+        for pair, y in zip(pairs, made, strict=True):
+            for _ in range(2):
+                for block in kept:
+                    y = y - block.T @ (block @ y)
+            length = arrays.norm(y)
+            if length > 0.9:  # else the projection of a vector that is held already
+                kept.append((y / length)[None])
+                self.found.append(Found(pair.value, pair.error, pair.window, index, tuple(map(int, pair.nodes))))
+            kept = [torch.cat(kept)] if len(kept) > 8 else kept
+        self.vectors = torch.cat(kept) if kept else None
 
-    def atoms(self, limit: int) -> tuple[Atoms, list[np.ndarray], float]:
-        """(atoms, removed Ritz indices of each probe aligned with them, largest value error); at most `limit` eigenvalues."""
-        chosen = [c for c in self.clusters if len(c.vectors) < self.probes]
-        used: list[set[int]] = [set() for _ in range(self.probes)]
-        kept: list[Cluster] = []
-        for c in sorted(chosen, key=lambda c: c.values[0]):
-            if all(j not in seen for j, seen in zip(c.indices, used, strict=True)):
-                kept.append(c)
-                for j, seen in zip(c.indices, used, strict=True):
-                    seen.add(j)
-        multiplicities = np.array([len(c.vectors) for c in kept], dtype=np.int64)
-        if multiplicities.sum() > limit:
-            kept, multiplicities = [], multiplicities[:0]
-        values = np.array([float(np.mean(c.values)) for c in kept])
-        removed = [np.array([c.indices[k] for c in kept], dtype=np.int64) for k in range(self.probes)]
-        return Atoms(values, multiplicities), removed, max((c.error for c in kept), default=0.0)
+    def atoms(self, records: list[LanczosRecord], n: int) -> tuple[Atoms, list[np.ndarray], float]:
+        """(atoms, nodes (L, w) that each record gives up for them, largest error of a value) in dimension n."""
+        atoms: list[tuple[float, int]] = []
+        removed: list[list[list[int]]] = [[] for _ in records]
+        error = 0.0
+        for members in self._clusters():
+            group = [self.found[i] for i in members]
+            if group[0].probe > 0 or not self._complete(members, records, n):
+                continue
+            rows = [_nodes(record, k, members, group) for k, record in enumerate(records)]
+            if any(len(row) == 0 for row in rows):
+                continue
+            atoms.append((float(np.mean([f.value for f in group])), len(group)))
+            error = max(error, max(f.error for f in group), float(np.ptp([f.value for f in group])))
+            for mine, row in zip(removed, rows, strict=True):
+                mine.append(row)
+        order = np.argsort([value for value, _ in atoms], kind="stable") if atoms else np.zeros(0, dtype=int)
+        values = np.array([atoms[i][0] for i in order], dtype=float)
+        counts = np.array([atoms[i][1] for i in order], dtype=np.int64)
+        width = max((len(row) for rows in removed for row in rows), default=1)
+        return Atoms(values, counts), [padded([rows[i] for i in order], width) for rows in removed], error
+
+    def _clusters(self) -> list[list[int]]:
+        """The found vectors by eigenvalue, in the order in which they were found."""
+        order = np.argsort(self.known, kind="stable")
+        clusters: list[list[int]] = []
+        for i in order:
+            f = self.found[i]
+            if clusters and any(
+                abs(f.value - self.found[j].value) <= f.window + self.found[j].window for j in clusters[-1]
+            ):
+                clusters[-1].append(int(i))
+            else:
+                clusters.append([int(i)])
+        return [sorted(members) for members in clusters]
+
+    def _complete(self, members: list[int], records: list[LanczosRecord], n: int) -> bool:
+        """Whether a later probe, deflated of all `members`, shows that no copy is left."""
+        if len(self.found) == n:
+            return True
+        window = max(self.found[i].window for i in members)
+        value = float(np.mean([self.found[i].value for i in members]))
+        later = range(self.found[members[-1]].probe + 1, len(records))
+        return any(_is_empty(records[k], value, window, n - len(records[k].known)) for k in later)
 
 
-def converged(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(Ritz values (k,), which have converged, error of each value, error of each vector's direction).
+def _is_empty(record: LanczosRecord, value: float, window: float, rank: int) -> bool:
+    """Whether the undeflated part of a probe has less mass near `value` than it would have on an eigenvector there."""
+    theta, S = record.eigen
+    held = float((S[0] ** 2)[np.abs(theta - value) <= window].sum())
+    if held * rank > MISSED or record.betas[-1] == 0:
+        return held * rank <= MISSED
+    around = value + window * np.array([-1.0, 0.0, 1.0])
+    return float(measure.largest_mass(record, around).max()) * rank <= MISSED
 
-    An honest test: the residual is max(beta_k |s_kj|, 4 eps ||T||), since rounding of the products is a residual too; the value
-    is then good to residual^2 / gap and the vector to residual / gap (Parlett 1980, ch. 11), gap to the nearest other Ritz value.
+
+def _nodes(record: LanczosRecord, index: int, members: list[int], group: list[Found]) -> list[int]:
+    """Where record `index` holds its mass on the vectors `members`: its own Ritz values, and what it was deflated of."""
+    own = [node for f in group if f.probe == index for node in f.nodes]
+    return own + [record.steps + i for i in members if i < len(record.known)]
+
+
+def padded(rows: list[list[int]], width: int) -> np.ndarray:
+    """(L, width): a repeated index removes nothing more."""
+    wide = [row + row[-1:] * (width - len(row)) for row in rows]
+    return np.array(wide, dtype=np.int64).reshape(len(rows), width)
+
+
+def converged(record: LanczosRecord) -> list[Pair]:
+    """The Ritz pairs that are as good as eigenpairs.
+
+    An honest test: the residual is max(beta_k |s_k|, 4 eps ||T||), since rounding of the products is a residual too; the value
+    is then good to residual^2 / gap and the vector to residual / gap, gap to the nearest other Ritz value. Where copies arise
+    (no full reorthogonalisation), those of one eigenvalue are one pair, and a copy on its way, whose weight omega at distance d
+    is below (GHOST eps ||T|| / d)^2, is no neighbour.
     """
-    theta, _, last = measure.gauss_rule(record)
-    scale = float(np.abs(theta).max())
-    if len(theta) < 2 and record.betas[-1] > 0:
-        return theta, np.zeros(1, dtype=bool), np.full(1, np.inf), np.full(1, np.inf)
-    eps = measure.epsilon(record)
-    residual = np.maximum(record.betas[-1] * last, 4 * eps * scale)
-    padded = np.concatenate([[-np.inf], theta, [np.inf]])
-    gap = np.minimum(np.diff(padded)[:-1], np.diff(padded)[1:])
-    tiny = np.maximum(gap, max(eps**2 * scale, measure.TINY))
-    error = np.maximum(np.minimum(residual, residual**2 / tiny), 4 * eps * scale)
-    good = (residual <= ANGLE * tiny) & (error <= max(1e-8, 8 * eps) * scale)
-    return theta, good, error, np.maximum(residual / tiny, np.sqrt(eps) / 8)  # a basis in rounding knows no finer angle
+    theta, S = record.eigen
+    eps, k = measure.epsilon(record), record.steps
+    scale = max(float(np.abs(theta).max()), float(np.abs(record.known).max(initial=0.0)))
+    if k < 2 and record.betas[-1] > 0:
+        return []
+    ends = np.append(
+        np.flatnonzero(np.diff(theta) > (0 if record.reorthogonalized is True else GHOST * eps * scale)), k - 1
+    )
+    groups = np.split(np.arange(k), ends[:-1] + 1)
+    omega = np.array([(S[0, g] ** 2).sum() for g in groups])
+    value = np.array(
+        [
+            theta[g[0]] + (theta[g] - theta[g[0]]) @ S[0, g] ** 2 / max(w, measure.TINY)
+            for g, w in zip(groups, omega, strict=True)
+        ]
+    )
+    pairs = []
+    for i, nodes in enumerate(groups):
+        distance = np.abs(value - value[i])
+        distance[i] = np.inf
+        if record.reorthogonalized is not True:
+            others = np.arange(len(groups)) != i
+            distance[others & (np.sqrt(omega) * np.where(others, distance, 1.0) <= GHOST * eps * scale)] = np.inf
+        c = S[:, nodes] @ S[0, nodes] if len(nodes) > 1 else S[:, nodes[0]].copy()
+        c /= max(float(np.linalg.norm(c)), measure.TINY)
+        residual = max(float(record.betas[-1]) * abs(c[-1]), 4 * eps * scale)
+        gap = max(float(distance.min(initial=np.inf)), eps**2 * scale, measure.TINY)
+        error = max(min(residual, residual**2 / gap), 4 * eps * scale)
+        if residual <= ANGLE * gap and error <= max(1e-8, 8 * eps) * scale:
+            pairs.append(Pair(float(value[i]), error, NEAR * residual, nodes, c))
+    return pairs

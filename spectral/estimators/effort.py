@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import platform
 import re
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -62,11 +66,45 @@ class Budget:
             or self.A.epochs - epochs + 1 > self.epochs
         )
 
+    def left(self) -> float:
+        """Products that the budget still allows, at the cost of those so far."""
+        began, products, epochs = self.begin
+        done = self.A.products - products
+        each = [(time.monotonic() - began) / max(done, 1), (self.A.epochs - epochs) / max(done, 1)]
+        by_time = (self.seconds - (time.monotonic() - began)) / each[0] if each[0] > 0 else float("inf")
+        by_epoch = (self.epochs - (self.A.epochs - epochs)) / each[1] if each[1] > 0 else float("inf")
+        return max(min(self.products - done, by_time, by_epoch), 0.0)
+
+
+@contextmanager
+def stoppable(wanted: bool) -> Iterator[None]:
+    """SIGTERM raises SystemExit(143) inside, so that a checkpoint can be left, unless someone handles it already."""
+    plain = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not (wanted and plain):
+        yield
+        return
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
 
 def bar(total: int | None, label: str, progress: bool | None) -> tqdm:
     """A progress bar on stderr; None shows it only on a terminal."""
     hidden = (not sys.stderr.isatty()) if progress is None else not progress
     return tqdm(total=total, desc=label, unit="product", disable=hidden, leave=False, dynamic_ncols=True)
+
+
+def expect(shown: tqdm, error: float, probes: float | None, each: int) -> None:
+    """Show the W1 error that a stop would leave and, of an adaptive run, the products that `probes` of `each` steps will be."""
+    shown.set_postfix_str(f"W1 {error:.2g}", refresh=False)
+    if probes is not None and probes < 1e9:
+        shown.total = max(shown.n, int(shown.n + max(probes - 1, 0) * each))
 
 
 def symmetric_operand(A: Any) -> tuple[Operator, int, int]:

@@ -87,7 +87,7 @@ def functional(spectrum: Spectrum, f: brackets.Signed, interval: Interval | None
     known += spectrum.zeros * float(f.f(np.zeros(1))[0]) if spectrum.zeros else 0.0
     lower = upper = known
     for record, gone, share in zip(spectrum.records, spectrum.removed, spectrum.pooling, strict=True):
-        theta, omega, _ = measure.gauss_rule(record)
+        (theta, omega, _), gone = measure.gauss_rule(record), np.unique(gone)
         found = brackets.bracket(record, f, (a, b))
         taken = float(omega[gone] @ f.f(theta[gone])) if len(gone) else 0.0
         rest = max(1 - float(omega[gone].sum()), measure.TINY)

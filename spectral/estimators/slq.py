@@ -2,51 +2,65 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from spectral import arrays, measure, storage
-from spectral import checkpoint as files
-from spectral.estimators import effort
-from spectral.estimators.deflation import Cluster, Deflation
+from spectral import arrays
+from spectral.estimators import aims, effort
+from spectral.estimators.aims import Aim
+from spectral.estimators.deflation import Deflation, converged, padded
+from spectral.estimators.flight import Flight
 from spectral.operators.base import Operator
-from spectral.probes import check_seed, probe
-from spectral.recurrences.lanczos import Lanczos, LanczosRecord
+from spectral.probes import check_seed
+from spectral.recurrences.lanczos import MODES, Lanczos, LanczosRecord, second_pass
+from spectral.results import Atoms
 from spectral.spectrum import NO_ATOMS, Spectrum
 
-MOST_PROBES = 16  # with tol=, at most this many times `probes`
-CHECK_EVERY = 10  # steps between looks at the truncation error with tol=
-FORMAT = "spectral.slq/1"
+
+class Default(int):
+    """A number that nobody gave: no limit where tol or budget decide."""
+
+
+PROBES, STEPS = Default(4), Default(100)
 
 
 def slq(
     A: Any,
     *,
-    probes: int = 4,
-    steps: int = 100,
+    probes: int = PROBES,
+    steps: int = STEPS,
     seed: int = 0,
     deflate: bool | str = "auto",
     reorthogonalize: bool | str = "auto",
-    tol: float | None = None,
+    tol: Any = None,
     budget: Any = None,
     checkpoint: Any = None,
     progress: bool | None = None,
 ) -> Spectrum:
     """The spectrum of symmetric A (n, n) from `probes` Gaussian vectors and `steps` Lanczos steps on each.
 
-    Cost: probes x steps products; memory: `steps` vectors of length n where the basis is kept (reorthogonalize "auto": if it
-    takes at most a quarter of the free memory), four otherwise. A rectangular operator means its Gram on the smaller side, whose
-    known zeros are carried exactly. At most n steps are made; an invariant subspace ends a probe early with an exact rule.
+    Cost: probes x steps products; memory: up to 2 `steps` vectors of length n with a basis, else four and what is deflated. A
+    rectangular operator means its Gram on the smaller side, whose known zeros are carried exactly. At most n steps are made; an
+    invariant subspace ends a probe early with an exact rule, and finding all eigenvalues ends the run.
 
-    deflate "auto" turns eigenvalues that all probes have converged to into exact atoms (two probes or more, basis kept).
-    tol: stop a probe when its truncation error, and add probes until the estimated W1 error relative to the spectral range, is
-    below tol; `steps` is then the most steps, `probes` the fewest probes. budget: products, or "10min", "50epochs".
-    checkpoint: a file that keeps the finished probes; the same call goes on from it. Probe i depends on (seed, i) alone.
+    reorthogonalize: True (fully), "selective" (where orthogonality falls below sqrt(eps): fewer flops, the same memory), False
+    (four vectors); "auto" is True if a basis takes at most a quarter of the free memory, else False.
+    deflate "auto": with two probes or more, what the first has converged to is projected out of the others and becomes exact
+    atoms once another probe shows no further copy. Without a basis the first probe's products are made twice for it (two-pass
+    Lanczos) if "auto" left the basis out or deflate=True; reorthogonalize=False alone deflates nothing.
+    tol: steps and probes go on until the W1 error relative to the spectral range, truncation and the probes' noise in 95 % of the
+    draws, is below tol; {"count": (lo, hi, width)} until the interval of count(lo, hi) is that narrow; {"w1": ..., "count": ...}
+    asks for both. budget: products, or "10min", "50epochs". With tol, and with a budget, probes and steps are most numbers
+    where they are given and decided by the run where not; with a budget and both given they are as given.
+    checkpoint: a file (with two more beside it while a probe runs) saved every few seconds and at SIGINT and SIGTERM; the same
+    call goes on from it to the same bits. Probe i depends on (seed, i) alone.
 
-    `meta["error"]` states the W1 error relative to the range: truncation (certified envelope) and statistical (exact variance).
+    `meta["error"]` states the W1 error relative to the range: truncation (certified envelope), statistical (exact variance, mean)
+    and w1_95; `meta["stop"]` says what ended the run: "probes", "tolerance", "budget", "exact" (all eigenvalues found), "depth"
+    (more probes cannot meet tol: steps, memory or rounding limit the truncation).
     Source: Ubaru, Chen, Saad (2017); Chen, Trogdon, Ubaru (2021); the certificate: `spectral.measure.envelope`.
 
     >>> s = slq(2 * np.eye(50))
@@ -54,161 +68,228 @@ def slq(
     (4, 34.6573590279972...
     """
     op, zeros, dim = effort.symmetric_operand(A)
-    _check(probes, steps, tol)
-    keep = _keep_basis(op, steps, reorthogonalize)
-    if deflate not in (True, False, "auto") or (deflate is True and not keep):
-        raise ValueError(
-            f"deflate={deflate!r} is not possible here; use 'auto', False, or True with reorthogonalize=True."
-        )
-    deflation = (
-        Deflation() if keep and (deflate is True or (deflate == "auto" and (probes > 1 or tol is not None))) else None
-    )
+    aim = _check(probes, steps, tol)
+    plan = _Plan.of(op, aim, budget, probes, steps, deflate, reorthogonalize)
     settings = {
-        "steps": steps,
+        "steps": None if plan.adaptive and isinstance(steps, Default) else int(steps),
         "seed": check_seed(seed),
-        "reorthogonalize": keep,
-        "deflate": deflation is not None,
-        "tol": tol,
+        "reorthogonalize": plan.mode,
+        "deflate": plan.vectors > 0,
+        "tol": dict(tol) if aim is not None and not isinstance(tol, int | float) else tol,
     }
-    op.expect(probes * min(steps, op.shape[0]))
-    run = _Run(op, settings, deflation, checkpoint)
-    limit = effort.Budget(budget, op, run.before)
-    stop = "probes"
-    most = probes if tol is None else MOST_PROBES * probes
-    with effort.bar(
-        None if tol is not None else (probes - len(run.records)) * min(steps, op.shape[0]), "slq", progress
-    ) as shown:
-        while len(run.records) < most:
-            if len(run.records) >= probes and run.spectrum(dim, zeros).meta["error"]["w1"] <= float(tol or 0):
-                stop = "tolerance"
-                break
-            if limit.exhausted() and run.records:
-                stop = "budget"
-                break
-            run.next_probe(steps, tol, limit, shown)
-    products, epochs = run.spent
-    return run.spectrum(dim, zeros, products=products, epochs=epochs, stop=stop)
+    if plan.choice:
+        settings["memory"] = plan.choice
+    run = _Run(op, settings, plan, aim, (dim, zeros), Flight(checkpoint, op, settings))
+    limit = effort.Budget(budget, op, run.flight.spent)
+    if not plan.adaptive:
+        op.expect(int(probes) * min(int(steps), op.shape[0]))
+    total = None if plan.adaptive else (int(probes) - len(run.records)) * min(int(steps), op.shape[0])
+    with effort.stoppable(checkpoint is not None), effort.bar(total, "slq", progress) as shown:
+        while (stop := run.ended(limit)) is None:
+            run.next_probe(limit, shown)
+    products, epochs = run.flight.spent
+    return run.spectrum(products=products, epochs=epochs, stop=stop)
 
 
-def _check(probes: int, steps: int, tol: float | None) -> None:
+def _check(probes: int, steps: int, tol: Any) -> Aim | None:
     for name, value in (("probes", probes), ("steps", steps)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name}={value!r} is no number of {name}; use an integer >= 1.")
-    if tol is not None and not 0 < tol < 1:
-        raise ValueError(f"tol={tol!r} is no tolerance; use a W1 error relative to the spectral range, such as 1e-3.")
+    return Aim.of(tol)
 
 
-def _keep_basis(op: Operator, steps: int, reorthogonalize: bool | str) -> bool:
-    if reorthogonalize not in (True, False, "auto"):
-        raise ValueError(f"reorthogonalize={reorthogonalize!r} is not known; use True, False or 'auto'.")
-    size = min(steps, op.shape[0]) * op.shape[0] * op.dtype.itemsize
-    return reorthogonalize is True or (reorthogonalize == "auto" and size <= arrays.available_memory(op.device) // 4)
+@dataclass(frozen=True)
+class _Plan:
+    """What is decided before the run: most steps and probes, how the basis is kept, most deflated vectors (0: none)."""
+
+    adaptive: bool
+    steps: int
+    probes: float
+    mode: bool | str
+    vectors: int
+    choice: str
+
+    @classmethod
+    def of(
+        cls, op: Operator, aim: Aim | None, budget: Any, probes: int, steps: int, deflate: Any, reorthogonalize: Any
+    ) -> _Plan:
+        """See `slq`."""
+        if reorthogonalize not in (*MODES, "auto"):
+            raise ValueError(
+                f"reorthogonalize={reorthogonalize!r} is not known; use True, 'selective', False or 'auto'."
+            )
+        if deflate not in (True, False, "auto"):
+            raise ValueError(f"deflate={deflate!r} is not known; use True, False or 'auto'.")
+        given = [not isinstance(value, Default) for value in (steps, probes)]
+        adaptive = aim is not None or (budget is not None and not all(given))
+        n = op.shape[0]
+        most = n if adaptive and not given[0] else min(int(steps), n)
+        room = int(
+            arrays.available_memory(op.device) // 4 // (n * op.dtype.itemsize)
+        )  # vectors in a quarter of the memory
+        mode, choice = reorthogonalize, ""
+        if reorthogonalize == "auto":
+            mode = room >= min(most, int(steps))
+            fits = "the basis fits" if mode else "no basis, two passes: it does not fit"
+            choice = f"auto: {fits} a quarter of the free memory"
+        if mode and reorthogonalize == "auto":
+            most = min(most, room)
+        wanted = deflate is True or (
+            deflate == "auto" and (mode or reorthogonalize == "auto") and (probes > 1 or adaptive)
+        )
+        return cls(
+            adaptive, most, float("inf") if adaptive and not given[1] else int(probes), mode,
+            max(min(room, n), 1) if wanted else 0, choice,
+        )  # fmt: skip
 
 
 class _Run:
-    """The probes that are done, and what deflation knows of them; on disk too where a checkpoint is asked for."""
+    """The probes that are done and the one in flight, with what deflation knows of them."""
 
-    def __init__(self, op: Operator, settings: dict[str, Any], deflation: Deflation | None, path: Any) -> None:
-        self.op, self.settings, self.deflation, self.path = op, settings, deflation, path
-        self.records: list[LanczosRecord] = []
-        self.before = (0, 0.0)  # products and epochs of the probes of an earlier session
-        self.begin = (op.products, op.epochs)
-        self.identity = files.fingerprint([op.identity(), settings])
-        if path is not None and Path(path).exists():
-            self._load()
+    def __init__(
+        self,
+        op: Operator,
+        settings: dict[str, Any],
+        plan: _Plan,
+        aim: Aim | None,
+        size: tuple[int, int],
+        flight: Flight,
+    ) -> None:
+        self.op, self.settings, self.plan, self.aim, self.flight = op, settings, plan, aim, flight
+        self.dim, self.zeros = size
+        self.records = flight.records
+        self.deflation = flight.deflation = Deflation(plan.vectors) if plan.vectors else None
+        flight.restore()
 
-    @property
-    def spent(self) -> tuple[int, float]:
-        """Products and epochs of this run, earlier sessions included, whatever else the operator has multiplied."""
-        return self.before[0] + self.op.products - self.begin[0], self.before[1] + self.op.epochs - self.begin[1]
+    def ended(self, limit: effort.Budget) -> str | None:
+        """Why the run is over, None if it is not."""
+        if not self.records:
+            return None
+        if self.deflation is not None and len(self.deflation.found) == self.op.shape[0]:
+            return "exact"
+        if self.aim is not None and (len(self.records) <= 4 or aims.due(len(self.records))):
+            parts = self.aim.parts(self.spectrum())
+            if sum(parts) <= 1:
+                return "tolerance"
+            if parts[0] >= 1 and len(self.records) > 1 and self.records[-1].stop != "budget":
+                return "depth"
+        if len(self.records) >= self.plan.probes:
+            return "probes"
+        return "budget" if limit.exhausted() else None
 
-    def next_probe(self, steps: int, tol: float | None, limit: effort.Budget, shown: Any) -> None:
-        """Run one probe to its end, keep its record, and save."""
+    def next_probe(self, limit: effort.Budget, shown: Any) -> None:
+        """Run one probe to its end and keep its record."""
         index = len(self.records)
-        start = probe(self.settings["seed"], index, self.op.shape[0], dtype=self.op.dtype, device=self.op.device)
-        state = Lanczos(self.op, start, steps, reorthogonalize=self.settings["reorthogonalize"])
-        stop = None
-        while True:
-            more = state.step()
-            shown.update(1)
-            done = len(state.alphas)
-            if not more:
-                break
-            if tol is not None and done % CHECK_EVERY == 0 and _truncation(state.record()) <= tol / 2:
-                stop = "tolerance"
-                break
-            if limit.exhausted():
-                stop = "budget"
-                break
-        record = state.record(seed=self.settings["seed"], index=index, stop=stop)
-        if self.deflation is not None:
-            self.deflation.add(state, record)
-        self.records.append(record)
-        if self.path is not None:
-            self._save()
+        state = self.flight.begin(index, self._depth(index, limit), self.plan.mode)
+        stop, more = None, state.steps < state.limit and not self.flight.ended
+        history: dict[int, tuple[float, float, int]] = {}
+        try:
+            while more:
+                if state.steps and limit.exhausted():
+                    stop = "budget"
+                    break
+                more = state.step()
+                shown.update(1)
+                self.flight.stepped(state, more)
+                if (
+                    more
+                    and self.plan.adaptive
+                    and aims.due(state.steps)
+                    and self._deep_enough(state, index, limit, history, shown)
+                ):
+                    stop = "tolerance"
+                    break
+            record = state.record(seed=self.settings["seed"], index=index, stop=stop)
+            if self.deflation is not None:
+                self.deflation.add(record, self._combine(state, index, limit))
+        except (KeyboardInterrupt, SystemExit):
+            self.flight.save(state)
+            raise
+        self.flight.finish(record)
 
-    def spectrum(self, dim: int, zeros: int, *, products: int = 0, epochs: float = 0.0, stop: str = "") -> Spectrum:
+    def _depth(self, index: int, limit: effort.Budget) -> int:
+        """Most steps of a probe: a budget alone gives later probes equal depths beyond what the first has found."""
+        if self.aim is not None and index > 1:
+            return self.records[1].steps  # the second probe, the first that is deflated, has found what it takes
+        if not self.plan.adaptive or self.aim is not None or index == 0:
+            return self.plan.steps
+        first = self.records[0]
+        depth = max(first.steps - (0 if self.deflation is None else len(self.deflation.found)), 4)
+        left = limit.left() + self.flight.made
+        return int(min(self.plan.steps, max(1, math.ceil(left / max(1, round(left / depth))))))
+
+    def _combine(self, state: Lanczos, index: int, limit: effort.Budget) -> Any:
+        """How Ritz vectors are made: from the basis, or for the first probe by a second pass."""
+        if self.plan.mode:
+            return state.combine
+        if index > 0 or limit.left() < state.steps:
+            return None
+        record = state.record()
+
+        def again(coefficients: np.ndarray) -> Any:
+            return second_pass(self.op, self.flight.start(0), record, coefficients)
+
+        return again
+
+    def _deep_enough(
+        self, state: Lanczos, index: int, limit: effort.Budget, history: dict[int, tuple[float, float, int]], shown: Any
+    ) -> bool:
+        """Whether more steps of this probe gain less than what they cost; shows the error that a stop would leave."""
+        record = state.record(seed=self.settings["seed"], index=index)
+        s = self._preview(record)
+        aim = self.aim or Aim(1.0)
+        parts, k, found = aim.parts(s), state.steps, len(s.atoms.values)
+        need = aims.probes_needed(parts, len(self.records) + 1)
+        effort.expect(shown, s.meta["error"]["w1"], need if self.aim else None, k - found)
+        history[k] = (*Aim(1.0).parts(s), found)
+        if self.aim is not None and aims.stalled(history):
+            return True
+        if index == 0:
+            budget = limit.left() + k - (0 if self.plan.mode else k)  # a second pass costs as much again
+            return (self.aim is not None and aims.first_is_deep_enough(parts, k, found)) or (
+                self.plan.vectors > 0 and aims.first_has_its_share(history, budget)
+            )
+        if self.aim is None:
+            return False
+        settled = self.deflation is None or found >= len(self.deflation.found) or k >= self.records[0].steps
+        alone = Spectrum.from_records(
+            [record], self.dim, zeros=self.zeros, atoms=s.atoms, removed=s.removed[-1:], meta=dict(s.meta)
+        )  # the probes to come will be as deep as this one, not as the first
+        return sum(parts) <= 1 or (aim.parts(alone)[0] <= aims.SHARE and settled)
+
+    def _preview(self, record: LanczosRecord) -> Spectrum:
+        """The spectrum if this probe ended here; of the first, what has converged is taken for atoms."""
+        if len(self.records) or self.deflation is None:
+            return self.spectrum([*self.records, record])
+        pairs = converged(record)[: self.op.shape[0] - 1]
+        atoms = Atoms(np.array([p.value for p in pairs]), np.ones(len(pairs), dtype=np.int64))
+        removed = [padded([list(p.nodes) for p in pairs], max((len(p.nodes) for p in pairs), default=1))]
+        meta = {"nonnegative": bool(self.op.nonnegative), "value_error": max((p.error for p in pairs), default=0.0)}
+        return Spectrum.from_records([record], self.dim, zeros=self.zeros, atoms=atoms, removed=removed, meta=meta)
+
+    def spectrum(
+        self, records: list[LanczosRecord] | None = None, *, products: int = 0, epochs: float = 0.0, stop: str = ""
+    ) -> Spectrum:
         """The spectrum of the probes so far, with its stated error."""
+        records = self.records if records is None else records
         atoms, removed, error = NO_ATOMS, None, 0.0
-        if self.deflation is not None and len(self.records) > 1:
-            atoms, removed, error = self.deflation.atoms(self.op.shape[0])
+        if self.deflation is not None:
+            atoms, removed, error = self.deflation.atoms(records, self.op.shape[0])
         meta = {
             **effort.environment(self.op),
             **self.settings,
-            "probes": len(self.records),
+            "probes": len(records),
             "stop": stop,
-            "stops": [record.stop for record in self.records],
+            "stops": [record.stop for record in records],
             "value_error": error,
         }
         return Spectrum.from_records(
-            self.records, dim, zeros=zeros, atoms=atoms, removed=removed, products=products, epochs=epochs, meta=meta
+            records,
+            self.dim,
+            zeros=self.zeros,
+            atoms=atoms,
+            removed=removed,
+            products=products,
+            epochs=epochs,
+            meta=meta,
         )
-
-    def _save(self) -> None:
-        packed, names = storage.pack_records(self.records)
-        clusters = self.deflation.clusters if self.deflation is not None else []
-        for i, c in enumerate(clusters):
-            wide = c.vectors.float() if c.vectors.dtype in (torch.bfloat16, torch.float16) else c.vectors
-            packed[f"vectors{i}"] = wide.cpu().numpy()  # numpy has no bfloat16
-        header = {
-            "format": FORMAT,
-            "identity": self.identity,
-            "records": names,
-            "clusters": [
-                {"values": c.values, "indices": c.indices, "error": c.error, "angle": c.angle} for c in clusters
-            ],
-            "spent": self.spent,
-        }
-        files.save_arrays(self.path, packed, header)
-
-    def _load(self) -> None:
-        packed, header = files.load_arrays(self.path)
-        if header.get("format") != FORMAT or header.get("identity") != self.identity:
-            raise ValueError(
-                f"the checkpoint {self.path} is of another operator, seed or setting; delete it, or name another file."
-            )
-        self.records = list(storage.unpack_records(packed, header["records"]))
-        self.before = (int(header["spent"][0]), float(header["spent"][1]))
-        if self.deflation is not None:
-            self.deflation.probes = len(self.records)
-            self.deflation.clusters = [
-                Cluster(
-                    c["values"],
-                    c["indices"],
-                    torch.from_numpy(packed[f"vectors{i}"]).to(self.op.device, self.op.dtype),
-                    c["error"],
-                    c["angle"],
-                )
-                for i, c in enumerate(header["clusters"])
-            ]
-
-
-def _truncation(record: LanczosRecord) -> float:
-    """int (upper - lower) / 2 dx over the record's interval, relative to it: what the certified envelope leaves open."""
-    theta, _, _ = measure.gauss_rule(record)
-    span = theta[-1] - theta[0]
-    if span <= 0:
-        return 0.0
-    grid = np.linspace(theta[0], theta[-1], 4 * len(theta) + 1)
-    lower, upper = measure.envelope(record, grid)
-    return float(np.trapezoid((upper - lower) / 2, grid) / span)

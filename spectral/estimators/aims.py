@@ -1,0 +1,106 @@
+"""When an adaptive run has reached what was asked for, and how it splits products between steps and probes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spectral.spectrum import Spectrum
+
+SHARE = 0.5  # of a tolerance that truncation may take, the rest is for the probes' noise
+STALLED = 0.9  # a truncation that twice the steps lower by less than this factor is rounding
+GROWTH = 1.12  # steps between looks: a look costs about as much in T as all looks before it
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What `tol` asks for: a W1 error relative to the range, the width of a count's interval, or both."""
+
+    w1: float | None = None
+    count: tuple[float, float, float] | None = None
+
+    @classmethod
+    def of(cls, tol: Any) -> Aim | None:
+        """From a number, or {"w1": number, "count": (lo, hi, width)} with one of them or both; None for None.
+
+        >>> Aim.of({"count": (0.5, 9.0, 2)}).count
+        (0.5, 9.0, 2.0)
+        """
+        if tol is None:
+            return None
+        given = dict(tol) if isinstance(tol, Mapping) else {"w1": tol}
+        w1, count = given.pop("w1", None), given.pop("count", None)
+        if given or (w1 is None and count is None):
+            raise ValueError(f"tol={tol!r} is no tolerance; use a number or {{'count': (lo, hi, width)}}.")
+        if w1 is not None and (isinstance(w1, bool) or not isinstance(w1, int | float) or not 0 < w1 < 1):
+            raise ValueError(
+                f"tol={tol!r} is no tolerance; use a W1 error relative to the spectral range, such as 1e-3."
+            )
+        if count is None:
+            return cls(w1)
+        lo, hi, width = (float(value) for value in count) if len(count) == 3 else (math.nan,) * 3
+        if not (lo < hi and width > 0):
+            raise ValueError(f"tol={tol!r} is no tolerance; a count needs (lo, hi, width) with lo < hi and width > 0.")
+        return cls(w1, (lo, hi, width))
+
+    def parts(self, s: Spectrum) -> tuple[float, float]:
+        """(truncation, noise of the probes in 95 % of the draws) in units of the tolerance: met if they sum to 1 or less."""
+        worst = (0.0, 0.0)
+        if self.w1 is not None:
+            error = s.meta["error"]
+            worst = (error["truncation"] / self.w1, (error["w1_95"] - error["truncation"]) / self.w1)
+        if self.count is not None:
+            band = s.count(*self.count[:2])
+            fixed = float(band.certified_upper - band.certified_lower) / self.count[2]
+            found = (fixed, max(float(band.upper - band.lower) / self.count[2] - fixed, 0.0))
+            worst = max(worst, found, key=sum)
+        return worst
+
+
+def due(steps: int) -> bool:
+    """Whether to look at the error after so many steps: a fixed sequence, so that a run that is resumed looks alike."""
+    return steps >= 4 and math.floor(math.log(steps) / math.log(GROWTH)) > math.floor(
+        math.log(steps - 1) / math.log(GROWTH)
+    )
+
+
+def probes_needed(parts: tuple[float, float], have: int) -> float:
+    """How many probes of this depth meet the tolerance: noise falls with the root of their number."""
+    fixed, noise = parts
+    return have * (noise / (1 - fixed)) ** 2 if fixed < 1 else math.inf
+
+
+def first_is_deep_enough(parts: tuple[float, float], steps: int, found: int) -> bool:
+    """Whether the first probe, which finds what is deflated from all others, has cost as much as those will.
+
+    More steps find more eigenvalues and save probes; how many nobody knows before. Stopping when both costs are equal makes at
+    most twice the products of the best choice (the ski-rental argument).
+    """
+    if parts[0] > SHARE:
+        return False
+    least = 2 if found else 1  # a second look, or found values are no atoms
+    return steps >= (max(least, math.ceil(probes_needed(parts, 1))) - 1) * max(steps - found, 1)
+
+
+def first_has_its_share(history: dict[int, tuple[float, float, int]], budget: float) -> bool:
+    """Whether the first probe should leave the rest of a budget to others, by its looks {steps: (truncation, noise, found)}.
+
+    At the latest when two probes would have equal depth beyond what was found; before, when the noise that the other probes
+    will leave exceeds the truncation and the last look has not lowered their sum by a tenth.
+    """
+    sums = []
+    for steps, (fixed, noise, found) in history.items():
+        noise /= math.sqrt(1 + max(budget - steps, 0) / max(steps - found, 1))
+        sums.append((fixed + noise, fixed <= noise))
+    steps, (_, _, found) = max(history.items())
+    return 2 * steps - found >= budget or (len(sums) > 1 and sums[-1][1] and sums[-1][0] > 0.9 * sums[-2][0])
+
+
+def stalled(history: dict[int, tuple[float, float, int]]) -> bool:
+    """Whether half the steps had the same truncation already: the rest is rounding."""
+    steps = max(history)
+    half = [look[0] for k, look in history.items() if k <= steps / 2]
+    return bool(half) and history[steps][0] > STALLED * half[-1] > 0
