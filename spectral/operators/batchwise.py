@@ -97,7 +97,7 @@ class Batchwise(Operator):
 
     def _finite(self, result: torch.Tensor, what: str) -> torch.Tensor:
         """The product, or one sentence that names the batch and the module whose derivative is not finite."""
-        if torch.isfinite(result).all():
+        if arrays.all_finite(result):
             return result
         where = faults.locate_nonfinite(self.network, self._differentiated)
         raise ValueError(

@@ -185,7 +185,8 @@ class Curvature(Batchwise):
         with self.network.sweep() as batches:
             for index, batch in batches:
                 W_bn += self._runner("H v", index, batch, V_bn)(V_bn)
-        return self._finite(distributed.all_reduce(W_bn).T / self.count, f"with {type(self).__name__}")
+        W_bn = self._finite(distributed.all_reduce(W_bn), f"with {type(self).__name__}")
+        return W_bn.div_(self.count).T
 
     def _starts(self, index: int) -> int:
         """The index, over all ranks, of a batch's first sample."""
@@ -246,7 +247,7 @@ class GaussNewton(Curvature):
         curve = self._output_curvature(batch, self._starts(index))
 
         def product(v: torch.Tensor) -> torch.Tensor:
-            pulled = lin.vjp(curve(lin.jvp(self.network.split(v))))
+            pulled = lin.vjp(curve(lin.jvp(self.network.split(v), graph=True)))
             return torch.cat([g.reshape(-1) for g in pulled]).to(self.dtype)
 
         kept = engines.COPIES[way] * self._graph_bytes * samples

@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import arrays, probes
@@ -54,6 +55,7 @@ class Fresh:
         self.function, self.primals = function, tuple(primals)
         self._leaves: tuple[torch.Tensor, ...] = ()
         self._output: torch.Tensor | None = None
+        self._apart = False  # forward pass and graph do not go together
 
     @property
     def output(self) -> torch.Tensor:
@@ -72,10 +74,28 @@ class Fresh:
             z, self._leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
         )
 
-    def jvp(self, tangents: Tensors) -> torch.Tensor:
-        """J v by forward-mode AD; fused attention has none, so that the math kernel runs here."""
-        with math_attention():  # a tangent that is a view would be copied into new memory, which no program records
-            return torch.func.jvp(self.function, self.primals, tuple(t.clone() for t in tangents))[1].detach()
+    def jvp(self, tangents: Tensors, *, graph: bool = False) -> torch.Tensor:
+        """J v by forward-mode AD; fused attention has none, so that the math kernel runs here.
+
+        `graph`: J^T u comes next, so that this forward pass records the graph too, if none is there yet.
+        """
+        copies = tuple(t.clone() for t in tangents)  # a view would be copied into new memory, which no program records
+        with math_attention():
+            if graph and self._output is None and not self._apart:
+                try:
+                    return self._both(copies)
+                except (RuntimeError, NotImplementedError):  # what records both does not do so for every operation
+                    self._apart = True
+            return torch.func.jvp(self.function, self.primals, copies)[1].detach()
+
+    def _both(self, tangents: Tensors) -> torch.Tensor:
+        """J v and the graph of z in one forward pass: 1.8 to 2.2 gradients for both products, instead of 2.2."""
+        leaves = tuple(p.detach().requires_grad_() for p in self.primals)
+        with forward_ad.dual_level():
+            z, jv = forward_ad.unpack_dual(self.function(*map(forward_ad.make_dual, leaves, tangents)))
+            jv = torch.zeros_like(z) if jv is None else jv.detach().clone()
+        self._leaves, self._output = leaves, z
+        return jv
 
 
 class DoubleBackward(Fresh):
@@ -89,7 +109,7 @@ class DoubleBackward(Fresh):
         with math_attention():  # the fused one has no double backward
             return super().output
 
-    def jvp(self, tangents: Tensors) -> torch.Tensor:
+    def jvp(self, tangents: Tensors, *, graph: bool = False) -> torch.Tensor:
         z = self.output
         if not z.requires_grad:
             return torch.zeros_like(z)

@@ -136,7 +136,7 @@ class Jacobian(Batchwise):
         table = {
             "J v": lambda v: self._forward(lin, v, size).to(self.dtype),
             "J^T u": lambda u: self._backward(lin, u, size),
-            "J^T J v": lambda v: self._backward(lin, self._forward(lin, v, size).to(self.dtype), size),
+            "J^T J v": lambda v: self._backward(lin, self._forward(lin, v, size, graph=True).to(self.dtype), size),
         }
         kept = int(engines.COPIES[way] * self._graph_bytes * size)
         return Maps(table, lambda call: engines.held(engines.adjoint_error(lin, call), self._allowed, call), kept)
@@ -154,10 +154,10 @@ class Jacobian(Batchwise):
             return (v.view(self.feature_shape).expand(size, *self.feature_shape),)
         return self.network.split(v)
 
-    def _forward(self, lin: engines.Fresh, v: torch.Tensor, size: int) -> torch.Tensor:
-        """J_b v of one batch: its rows."""
+    def _forward(self, lin: engines.Fresh, v: torch.Tensor, size: int, graph: bool = False) -> torch.Tensor:
+        """J_b v of one batch: its rows; `graph` says that J_b^T u comes next."""
         if self.layout == "stacked":
-            return lin.jvp(self._tangents(v, size)).reshape(-1)
+            return lin.jvp(self._tangents(v, size), graph=graph).reshape(-1)
         per_output = v.view(self.outputs, -1)
         return sum(  # type: ignore[return-value]
             lin.jvp(self._tangents(v_c, size))[:, c] for c, v_c in enumerate(per_output)
@@ -206,7 +206,7 @@ class Jacobian(Batchwise):
             for index, rows, batch in sweep:
                 U_bm = U[rows].T.contiguous()
                 W_bn += self._runner("J^T u", index, batch, U_bm)(U_bm)
-        return self._finite(distributed.all_reduce(W_bn).T, "J^T u")
+        return self._finite(distributed.all_reduce(W_bn), "J^T u").T
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         """J^T J V in one sweep."""
@@ -215,7 +215,7 @@ class Jacobian(Batchwise):
         with closing(self._sweep()) as sweep:
             for index, _, batch in sweep:
                 W_bn += self._runner("J^T J v", index, batch, V_bn)(V_bn)
-        return self._finite(distributed.all_reduce(W_bn).T, "J^T J v")
+        return self._finite(distributed.all_reduce(W_bn), "J^T J v").T
 
     # Rows ------------------------------------------------------------------------------------------------------------
     def rows(self) -> Generator[tuple[slice, torch.Tensor], None, None]:

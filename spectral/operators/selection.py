@@ -232,10 +232,11 @@ class Engine:
                 choice.failures.append(f"compiled: {_first_line(failure)}")
 
     def _try_way(self, kind: str, way: str, make: Callable[[str], Maps], v: torch.Tensor) -> Trial:
-        begin = _now(v)
-        maps = make(way)
-        maps.table[kind](v)
-        first = _now(v) - begin
+        for _ in range(2):  # the first time warms up
+            begin = _now(v)
+            maps = make(way)
+            maps.table[kind](v)
+            first = _now(v) - begin
         later = []
         error = 0.0
         for call in range(engines.CALLS if self.check else 1):
