@@ -152,3 +152,11 @@ def available_memory(device: torch.device) -> int:
 def machine_epsilon(dtype: torch.dtype) -> float:
     """Relative rounding unit 2 u of a floating dtype."""
     return float(torch.finfo(dtype).eps)
+
+
+def all_finite(x: torch.Tensor) -> bool:
+    """Whether no entry is NaN or infinite; one pass over contiguous memory unless the squares overflow."""
+    flat = x.detach().reshape(-1)
+    if math.isfinite(float(torch.dot(flat, flat))):
+        return True
+    return bool(torch.isfinite(flat).all())

@@ -267,7 +267,7 @@ def test_low_precision_products_and_the_record():
     assert 1e-9 < (rough @ v - exact @ v).norm() / (exact @ v).norm() < 1e-5
     record = json.loads(json.dumps(exact.describe()))
     assert record["operator"] == "GaussNewton" and record["count"] == 5 and "CrossEntropyLoss" in record["loss"]
-    assert record["engine"] in ("fresh", "replay") and "hold on three calls" in record["reason"]
+    assert record["engine"] in ("fresh", "double-backward") and "hold on three calls" in record["reason"]
     assert exact.products == 2 and exact.epochs == 3  # the first sweep counts targets
 
 
@@ -276,7 +276,8 @@ def test_low_precision_products_and_the_record():
     [
         ({"loss": "mse"}, TypeError, r"loss is a str; pass a torch loss module"),
         ({"loss": None}, ValueError, r"loss=None means the model's own loss, which needs mappings with labels"),
-        ({"engine": "compiled"}, ValueError, r"engine='compiled' is no engine of GaussNewton; use one of auto, fresh"),
+        ({"engine": "quick"}, ValueError, r"engine='quick' is no engine; use one of auto, fresh"),
+        ({"memory": "2 GB"}, ValueError, r"memory='2 GB' is no amount; use bytes, '512MiB'"),
         ({"params": ["x*"]}, ValueError, r"'x\*' matches no parameter"),
         ({"draws": 2}, TypeError, r"unexpected keyword argument 'draws'"),
     ],
@@ -297,8 +298,6 @@ def test_bad_data_and_targets_are_one_sentence():
         Hessian(model, nn.CrossEntropyLoss(), [data[0], (x * torch.nan, y)])
     with pytest.raises(ValueError, match=r"draws=0 is no number of draws"):
         Fisher(model, nn.CrossEntropyLoss(), data, draws=0)
-    with pytest.raises(ValueError, match=r"engine='replay' is no engine of Hessian"):
-        Hessian(model, nn.CrossEntropyLoss(), data, engine="replay")
 
 
 def test_spectra_of_curvature():
@@ -308,6 +307,6 @@ def test_spectra_of_curvature():
     values = spectral.exact(H).atoms.values
     assert values[0] < -1e-6 < spectral.exact(G).atoms.values[0]
     estimate = spectral.trace(H, probes=200)
-    assert abs(float(estimate) - values.sum()) < 4 * estimate.stderr
+    assert abs(float(estimate) - values.sum()) < 4 * estimate.stderr + 1e-12
     s = spectral.slq(H, probes=2, steps=len(values))
     assert np.allclose(s.moment(2).value, (values**2).mean(), rtol=0.5)

@@ -487,7 +487,7 @@ def test_rows_are_refused_where_samples_meet(wrt):
         def forward(self, x):
             return super().forward(x * x.square().mean(0)).sin()
 
-    J = spectral.Jacobian(Scaled(3, 2).double(), [torch.randn(4, 3).double()], wrt=wrt)
+    J = spectral.Jacobian(Scaled(3, 2).double(), [torch.randn(4, 3).double()], wrt=wrt, preflight=False)
     assert J.adjoint_error() < 1e-14
     with pytest.raises(ValueError, match="samples of a batch meet in the model"):
         J.squared_norms()
@@ -500,7 +500,7 @@ def test_infinite_derivative_is_named():
 
     x = torch.ones(4, 2).double()
     J = spectral.Jacobian(Root(), [x, x - 1], wrt="inputs")
-    with pytest.raises(ValueError, match="derivative of the model is not finite"):
+    with pytest.raises(ValueError, match=r"batch 1, where the derivative of sqrt in the model \(Root\) is not finite"):
         J.T @ torch.ones(16).double()
 
 

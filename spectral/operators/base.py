@@ -49,7 +49,7 @@ class Operator:
         self.nonnegative = nonnegative  # positive semi-definite by construction
         self.known_zeros = known_zeros  # eigenvalues that are 0 by the shapes alone
         self.products = 0
-        self.expected = 100  # products to come, as far as is known: recording a linearisation must pay for itself
+        self.expected = 0  # products to come, 0 if nobody said: recording a program must pay for itself
 
     # What a subclass gives -------------------------------------------------------------------------------------------
     def _apply(self, V: torch.Tensor) -> torch.Tensor:

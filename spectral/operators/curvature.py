@@ -17,10 +17,13 @@ from torch import nn
 
 from spectral import arrays, checkpoint, distributed
 from spectral.operators import engines, losses, outputs
+from spectral.operators import preflight as checks
 from spectral.operators.base import Operator
+from spectral.operators.batchwise import Batchwise
 from spectral.operators.data import first_tensor, is_finite
 from spectral.operators.functional import Network
 from spectral.operators.losses import output_tensor
+from spectral.operators.selection import Maps
 
 Forward = Callable[[nn.Module, Any], Any] | None
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -43,16 +46,32 @@ class LossNetwork(Network):
         if self.loss is None and is_finite(batch):
             self._recognise(index, output, batch)
         total, count = losses.loss_sum(self.loss, output, batch, self.shift)
-        if not torch.isfinite(total):
-            culprit = "the loss is" if is_finite(batch) else "the data hold"
-            raise ValueError(f"{culprit} NaN or infinity in batch {index}; remove those samples or mend the model.")
-        if index == 0:
-            again = losses.loss_sum(self.loss, self.raw(self.values, batch), batch, self.shift)[0]
-            if abs(float(total - again)) > 1e3 * arrays.machine_epsilon(total.dtype) ** 0.75 * abs(float(total)):
-                raise ValueError("two losses of one batch differ: the model is random in eval mode; remove the noise.")
+        self._check_loss(index, output, batch, total)
         self.counts.append(float(count))
         first = first_tensor(batch)
         return total.expand(1 if first is None else first.shape[0], 1)
+
+    def _check_loss(self, index: int, output: Any, batch: Any, total: torch.Tensor) -> None:
+        """One clear sentence for a loss that is not finite, is random, or in which samples meet."""
+
+        def loss(*values: torch.Tensor) -> torch.Tensor:
+            return self.total(dict(zip(self.values, values, strict=True)), batch)
+
+        if not torch.isfinite(total):
+            if not is_finite(batch):
+                raise ValueError(f"the data hold NaN or infinity in batch {index}; remove those samples.")
+            culprit = checks.first_nonfinite_module(self, batch, loss)
+            first = "" if culprit is None else f", first in {culprit}"
+            raise ValueError(
+                f"the loss is NaN or infinity in batch {index}{first}; remove those samples or mend the model."
+            )
+        if index == 0 and self.preflight:
+            culprit = checks.active_randomness(self, batch, loss, total)
+            if culprit is not None:
+                raise ValueError(f"two losses of one batch differ: {culprit} is random in eval mode; remove the noise.")
+            with torch.no_grad():
+                z = self._select(output, batch)
+            self.untested = checks.check_coupling(self, batch, z)
 
     def _recognise(self, index: int, output: Any, batch: Any) -> None:
         """Hold the model's own loss against the cross entropy of its logits, with labels in place and shifted.
@@ -92,14 +111,14 @@ def _with_labels(model: nn.Module, batch: Any) -> Any:
     return model(**batch)
 
 
-class Curvature(Operator):
+class Curvature(Batchwise):
     """A symmetric (P, P) matrix: a sum over batches divided by the number N of counted targets.
 
     `loss`: a torch loss module under any reduction, a callable (output, batch) -> (sum, count), or None for the model's own
-    loss (Hugging Face, labels in the batch). A subclass gives `_prepare`, the product with one batch's sum.
+    loss (Hugging Face, labels in the batch). `engine`, `product_dtype`, `memory` and `preflight`: as for `Jacobian`.
     """
 
-    engines: tuple[str, ...] = engines.ENGINES
+    network: LossNetwork
 
     def __init__(
         self,
@@ -111,27 +130,24 @@ class Curvature(Operator):
         forward: Forward = None,
         engine: str = "auto",
         product_dtype: torch.dtype | None = None,
+        memory: Any = None,
+        preflight: bool = True,
     ) -> None:
-        if engine not in self.engines:
-            raise ValueError(
-                f"engine={engine!r} is no engine of {type(self).__name__}; use one of {', '.join(self.engines)}."
-            )
-        self.network = LossNetwork(
-            model, data, loss, forward, params=params, product_dtype=product_dtype, of=self._of()
+        network = LossNetwork(
+            model, data, loss, forward, params=params, product_dtype=product_dtype, of=self._of(), preflight=preflight
         )
-        self.loss, self.engine = loss, engine
-        self._how: dict[str, Any] = {"forward": forward, "engine": engine, "product_dtype": product_dtype}
-        self.first_sample = sum(distributed.all_counts(self.network.survey.n)[: distributed.rank()])
-        self.count = float(distributed.all_reduce(torch.tensor(sum(self.network.counts), dtype=torch.float64)))
+        self.network, self.loss, self._params = network, loss, params
+        self._how: dict[str, Any] = {
+            "forward": forward, "engine": engine, "product_dtype": product_dtype, "memory": memory, "preflight": preflight,
+        }  # fmt: skip
+        self.first_sample = sum(distributed.all_counts(network.survey.n)[: distributed.rank()])
+        self.count = float(distributed.all_reduce(torch.tensor(sum(network.counts), dtype=torch.float64)))
         if self.count == 0:
             raise ValueError("no target is counted (all are ignored, say), so that the mean loss is not defined.")
-        size = sum(value.numel() for value in self.network.values.values())
+        size = sum(value.numel() for value in network.values.values())
         super().__init__(
-            (size, size), self.network.dtype, self.network.device, symmetric=True, nonnegative=self._semidefinite()
+            (size, size), network, engine, memory, tuple(engines.WAYS), symmetric=True, nonnegative=self._semidefinite()
         )
-        self.store = engines.Store()  # store.budget = 0 keeps nothing
-        self.choice: engines.Choice | None = None
-        self._bytes_per_sample = -1.0
 
     def _semidefinite(self) -> bool:
         """Whether the matrix is positive semi-definite by construction."""
@@ -146,57 +162,42 @@ class Curvature(Operator):
         params = [glob.escape(name) for name in names]
         return type(self)(self.network.model, self.loss, self.network.data, params=params, **self._how)
 
-    @property
-    def epochs(self) -> float:
-        return float(self.network.sweeps)
+    def _alone(self, batch: Any) -> Curvature:
+        return type(self)(self.network.model, self.loss, [batch], params=self._params, **self._how)
+
+    def _precise(self, batch: Any) -> Curvature:
+        how = {**self._how, "product_dtype": None}
+        return type(self)(self.network.model, self.loss, [batch], params=self._params, **how)
 
     def describe(self) -> dict[str, Any]:
-        chosen = {} if self.choice is None else self.choice.describe(self.expected)
-        return {**super().describe(), **self.network.describe(), "count": self.count, "engine": self.engine, **chosen}
+        return {**super().describe(), **self.network.describe(), "count": self.count, **self._described()}
 
     def identity(self) -> str:
         what = {**super().describe(), **self.network.describe(), "count": self.count}
         state = [arrays.sketch(t) for t in (*self.network.model.parameters(), *self.network.model.buffers())]
         return checkpoint.fingerprint([what, list(self.network.values), state, self.network.survey.fingerprints])
 
-    def expect(self, products: int) -> None:
-        if products != self.expected:
-            self.expected = products
-            self.store.clear()
-
-    def _prepare(self, index: int, batch: Any, first: int) -> tuple[Product, float]:
-        """(v (P,) -> this batch's part of N A v, bytes a sample that keeping it takes); `first`: index of its first sample."""
-        raise TypeError(f"{type(self).__name__} multiplies nothing by itself; use one of its subclasses.")
-
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        W, first = torch.zeros_like(V), self.first_sample
-        version = self.network.versions()
+        if self.coarse and self.noise is None:
+            self.measure_noise()
+        V_bn = V.T.contiguous()
+        W_bn = torch.zeros_like(V_bn)
         with self.network.sweep() as batches:
             for index, batch in batches:
-                size = self.network.survey.samples[index]
-                product = self.store.get(index, version)
-                if product is None:
-                    product, each = self._prepare(index, batch, first)
-                    if self.store.room(int(each * size), self.device):
-                        self.store.put(index, product, int(each * size))
-                for j in range(V.shape[1]):
-                    W[:, j] += product(V[:, j]).to(V.dtype)
-                first += size
-        W = distributed.all_reduce(W) / self.count
-        if not torch.isfinite(W).all():
-            raise ValueError(
-                f"the product with {type(self).__name__} holds NaN or infinity though the loss is finite: a derivative of the "
-                "model is not finite (a square root or a norm at 0, say); mend the model, or multiply in float64 by "
-                "product_dtype=."
-            )
-        return W
+                W_bn += self._runner("H v", index, batch, V_bn)(V_bn)
+        W_bn = self._finite(distributed.all_reduce(W_bn), f"with {type(self).__name__}")
+        return W_bn.div_(self.count).T
+
+    def _starts(self, index: int) -> int:
+        """The index, over all ranks, of a batch's first sample."""
+        return self.first_sample + sum(self.network.survey.samples[:index])
 
 
 class Hessian(Curvature):
     """The Hessian of the mean loss with respect to the parameters, (P, P): symmetric, in general indefinite.
 
-    The graph of each batch's gradient is recorded (about a gradient and a half) and kept as memory allows; one product is one
-    backward pass through it. Arguments as for `Curvature`; `engine` is "auto" or "double-backward". Source: Pearlmutter (1994).
+    One product is the derivative of the gradient along v: forward-mode AD of a backward pass, or a second backward pass
+    through the recorded gradient; see `spectral.operators.engines`. Arguments as for `Curvature`. Source: Pearlmutter (1994).
 
     >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
     >>> H = Hessian(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), [(x, y)])
@@ -204,40 +205,24 @@ class Hessian(Curvature):
     tensor([5.])
     """
 
-    engines: tuple[str, ...] = ("auto", "double-backward")
+    def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
+        names = list(self.network.values)
+        return lambda *values: self.network.total(dict(zip(names, values, strict=True)), batch)
 
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "engine": "double-backward"}
-
-    def _prepare(self, index: int, batch: Any, first: int) -> tuple[Product, float]:
-        values = self.network.values
-        leaves = tuple(p.detach().requires_grad_() for p in values.values())
-        with engines.math_attention():  # the fused one has no double backward
-            total = self.network.total(dict(zip(values, leaves, strict=True)), batch)
-            gradients = engines.gradients(total, leaves, create_graph=True)
-        linked = [i for i, g in enumerate(gradients) if g.requires_grad]
-        if self._bytes_per_sample < 0:
-
-            def function(*p: torch.Tensor) -> torch.Tensor:
-                return self.network.total(dict(zip(values, p, strict=True)), batch)
-
-            self._bytes_per_sample = 4 * engines.graph_bytes(function, leaves) / self.network.survey.samples[index]
+    def _maps(self, way: str, index: int, batch: Any) -> Maps:
+        total, primals = self._differentiated(batch), tuple(self.network.values.values())
+        samples = self.network.survey.samples[index]
+        self._measure(total, primals, samples)
+        gradient = engines.GRADIENTS[way](total, primals)
 
         def product(v: torch.Tensor) -> torch.Tensor:
-            if not linked:
-                return torch.zeros_like(v)
-            tangents = self.network.split(v)
-            pulled = torch.autograd.grad(
-                [gradients[i] for i in linked],
-                leaves,
-                [tangents[i] for i in linked],
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            return torch.cat([g.reshape(-1) for g in pulled])
+            return torch.cat([g.reshape(-1) for g in gradient.jvp(self.network.split(v))]).to(self.dtype)
 
-        return product, self._bytes_per_sample
+        def symmetry(call: int) -> float:
+            return engines.held(engines.symmetry_error(product, primals, self.dtype, call), self._allowed, call)
+
+        kept = 4 * self._graph_bytes * samples if way == "double-backward" else 0
+        return Maps({"H v": product}, symmetry, int(kept))
 
 
 class GaussNewton(Curvature):
@@ -254,23 +239,23 @@ class GaussNewton(Curvature):
     def _semidefinite(self) -> bool:
         return outputs.is_convex(self.loss)
 
-    def _prepare(self, index: int, batch: Any, first: int) -> tuple[Product, float]:
+    def _maps(self, way: str, index: int, batch: Any) -> Maps:
         function, primals = self.network.function(batch), self.network.primals(batch)
-        if self.choice is None:
-            self.choice = engines.choose(self.engine, function, primals)
-            self._bytes_per_sample = engines.graph_bytes(function, primals) / self.network.survey.samples[index]
-        name = self.choice.kept(self.expected)
-        each = engines.COPIES[name] * self._bytes_per_sample
-        if not self.store.room(int(each * self.network.survey.samples[index]), self.device):
-            name = self.choice.once
-        lin = engines.CLASSES[name](function, primals)
-        curve = self._output_curvature(batch, first)
+        samples = self.network.survey.samples[index]
+        self._measure(function, primals, samples)
+        lin = engines.WAYS[way](function, primals)
+        curve = self._output_curvature(batch, self._starts(index))
 
         def product(v: torch.Tensor) -> torch.Tensor:
-            u = curve(lin.jvp(self.network.split(v)))
-            return torch.cat([g.reshape(-1) for g in lin.vjp(u)])
+            pulled = lin.vjp(curve(lin.jvp(self.network.split(v), graph=True)))
+            return torch.cat([g.reshape(-1) for g in pulled]).to(self.dtype)
 
-        return product, each
+        kept = engines.COPIES[way] * self._graph_bytes * samples
+        return Maps(
+            {"H v": product},
+            lambda call: engines.held(engines.adjoint_error(lin, call), self._allowed, call),
+            int(kept),
+        )
 
     def _logits(self, batch: Any) -> tuple[torch.Tensor, Any]:
         """(logits without a graph, the whole output) of a batch."""
@@ -301,7 +286,7 @@ class Fisher(GaussNewton):
     def __init__(
         self, model: nn.Module, loss: Any, data: Any, *, draws: int | None = None, seed: int = 0,
         params: list[str] | None = None, forward: Forward = None, engine: str = "auto",
-        product_dtype: torch.dtype | None = None,
+        product_dtype: torch.dtype | None = None, memory: Any = None, preflight: bool = True,
     ) -> None:  # fmt: skip
         if draws is not None and (isinstance(draws, bool) or not isinstance(draws, int) or draws < 1):
             raise ValueError(
@@ -309,7 +294,10 @@ class Fisher(GaussNewton):
             )
         outputs.check_predictive(loss)
         self.draws, self.seed = draws, seed
-        super().__init__(model, loss, data, params=params, forward=forward, engine=engine, product_dtype=product_dtype)
+        super().__init__(
+            model, loss, data, params=params, forward=forward, engine=engine, product_dtype=product_dtype, memory=memory,
+            preflight=preflight,
+        )  # fmt: skip
         self._how |= {"draws": draws, "seed": seed}
 
     def _semidefinite(self) -> bool:

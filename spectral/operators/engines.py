@@ -1,34 +1,35 @@
-"""How J v and J^T u of one batch are computed.
+"""How the linear maps of one batch (J v, J^T u, J^T H J v, H v) are computed.
 
-An engine linearises a pure function z = f(primals), (B, k), at its primals. All keep the graph of the backward pass, so that
-a linearisation that is kept from one sweep to the next gives J^T u without another forward pass. They differ in J v:
+The derivative is taken in one of two ways:
 
-- `fresh`: forward-mode AD (`torch.func.jvp`), a dual forward pass each time;
-- `replay`: the tangent program that forward-mode AD makes, recorded once (`torch.func.linearize`) and run again;
-- `double-backward`: the derivative of u -> J^T u, for functions without forward-mode AD; its graph too is recorded once.
+- `fresh`: forward-mode AD (of the gradient, for the Hessian), computed anew for each product; J^T u by a backward pass;
+- `double-backward`: backward passes alone, through a graph that is recorded once; for functions without forward-mode AD.
 
-`auto` tries them on the first batch. An engine counts only if <J v, u> = <v, J^T u> holds on its first, second *and third*
-call: a recorded program is silently wrong from the second call on where an op saves its output and the output is then
-changed in place. The fastest that holds is taken; choice, reason and times stand in the operator's description. Linearisations
-of as many batches are kept as a quarter of the free memory holds (`Store`).
+Either can be run again without what does not depend on the vector (`spectral.operators.tape`):
+
+- `replay`: the recorded program, for single vectors and, by vmap, for blocks of them;
+- `compiled`: that program through `torch.compile`, once for all batches whose programs differ in their constants alone.
+
+`auto` tries them on the first batch. A way counts only if <J v, u> = <v, J^T u> holds on three calls, a program only if it
+gives what its way gives on three calls: a recorded program may be silently wrong from the second call on. The one that is
+fastest for the expected number of products is taken; choice, reason and times stand in the operator's description. What a
+batch's engine keeps is kept as far as a memory budget goes (`Store`); batches beyond it take the engine that is fastest anew.
 """
 
 from __future__ import annotations
 
-import time
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import arrays, probes
 
-ENGINES = ("auto", "fresh", "replay", "double-backward")
+ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled")
 KEEP = 0.25  # part of the free memory that kept linearisations may take
 CALLS = 3  # that an engine must get right on the first batch
 Function = Callable[..., torch.Tensor]
@@ -54,6 +55,7 @@ class Fresh:
         self.function, self.primals = function, tuple(primals)
         self._leaves: tuple[torch.Tensor, ...] = ()
         self._output: torch.Tensor | None = None
+        self._apart = False  # forward pass and graph do not go together
 
     @property
     def output(self) -> torch.Tensor:
@@ -72,23 +74,28 @@ class Fresh:
             z, self._leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
         )
 
-    def jvp(self, tangents: Tensors) -> torch.Tensor:
-        """J v by forward-mode AD; fused attention has none, so that the math kernel runs here."""
+    def jvp(self, tangents: Tensors, *, graph: bool = False) -> torch.Tensor:
+        """J v by forward-mode AD; fused attention has none, so that the math kernel runs here.
+
+        `graph`: J^T u comes next, so that this forward pass records the graph too, if none is there yet.
+        """
+        copies = tuple(t.clone() for t in tangents)  # a view would be copied into new memory, which no program records
         with math_attention():
-            return torch.func.jvp(self.function, self.primals, tuple(tangents))[1].detach()
+            if graph and self._output is None and not self._apart:
+                try:
+                    return self._both(copies)
+                except (RuntimeError, NotImplementedError):  # what records both does not do so for every operation
+                    self._apart = True
+            return torch.func.jvp(self.function, self.primals, copies)[1].detach()
 
-
-class Replay(Fresh):
-    """J v by the recorded tangent program of the function: no second forward pass."""
-
-    _program: Callable[..., torch.Tensor] | None = None
-
-    def jvp(self, tangents: Tensors) -> torch.Tensor:
-        if self._program is None:
-            with math_attention(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", module=r"torch\.")  # of torch's own use of torch.jit and torch.fx
-                _, self._program = torch.func.linearize(self.function, *self.primals)
-        return self._program(*tangents).detach()
+    def _both(self, tangents: Tensors) -> torch.Tensor:
+        """J v and the graph of z in one forward pass: 1.8 to 2.2 gradients for both products, instead of 2.2."""
+        leaves = tuple(p.detach().requires_grad_() for p in self.primals)
+        with forward_ad.dual_level():
+            z, jv = forward_ad.unpack_dual(self.function(*map(forward_ad.make_dual, leaves, tangents)))
+            jv = torch.zeros_like(z) if jv is None else jv.detach().clone()
+        self._leaves, self._output = leaves, z
+        return jv
 
 
 class DoubleBackward(Fresh):
@@ -102,7 +109,7 @@ class DoubleBackward(Fresh):
         with math_attention():  # the fused one has no double backward
             return super().output
 
-    def jvp(self, tangents: Tensors) -> torch.Tensor:
+    def jvp(self, tangents: Tensors, *, graph: bool = False) -> torch.Tensor:
         z = self.output
         if not z.requires_grad:
             return torch.zeros_like(z)
@@ -121,79 +128,59 @@ class DoubleBackward(Fresh):
         return jv.detach()
 
 
-CLASSES: dict[str, type[Fresh]] = {"fresh": Fresh, "replay": Replay, "double-backward": DoubleBackward}
-COPIES = {"fresh": 1, "replay": 2, "double-backward": 3}  # graphs of about the forward pass's size that each one keeps
+WAYS: dict[str, type[Fresh]] = {"fresh": Fresh, "double-backward": DoubleBackward}
+COPIES = {"fresh": 1, "double-backward": 3}  # graphs of about the forward pass's size that each one keeps
 
 
-class _Wrong(RuntimeError):
-    """An engine's products are not those of one matrix and its transpose."""
+class Wrong(RuntimeError):
+    """Products are not those of one matrix and its transpose."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """An engine on the first batch: largest adjoint error, seconds of its first J v and J^T u and of the fastest later one."""
+class FreshGradient:
+    """The derivative of a scalar function's gradient, H v by forward-mode AD of its backward pass."""
 
-    error: float
-    first: float
-    later: float
+    def __init__(self, function: Function, primals: Tensors) -> None:
+        self.function, self.primals = function, tuple(primals)
+
+    def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
+        gradient = torch.func.grad(self.function, argnums=tuple(range(len(self.primals))))
+        with math_attention():
+            products = torch.func.jvp(gradient, self.primals, tuple(t.clone() for t in tangents))[1]
+        return tuple(t.detach() for t in products)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What holds on this model: `trials` of the engines that do, `failures` of those that do not, `asked` by name or auto."""
+class KeptGradient(FreshGradient):
+    """H v by one backward pass through the graph of the gradient, which is recorded once."""
 
-    asked: str
-    trials: dict[str, Trial]
-    failures: list[str]
-    inside: str = ""  # the dtype that the model computes in, where that is coarser than its parameters'
+    _leaves: tuple[torch.Tensor, ...] = ()
+    _gradients: tuple[torch.Tensor, ...] | None = None
 
-    @property
-    def once(self) -> str:
-        """The engine that is fastest when nothing is kept."""
-        return min(self.trials, key=lambda name: self.trials[name].first if name != "fresh" else 0.0)
-
-    def kept(self, products: int) -> str:
-        """The engine that is fastest for so many products when its linearisation is kept: recording must pay for itself."""
-        return min(self.trials, key=lambda name: self.trials[name].first + (products - 1) * self.trials[name].later)
-
-    def describe(self, products: int) -> dict[str, Any]:
-        """Plain JSON: the engine, why, and what each one takes on the first batch."""
-        best = self.kept(products)
-        why = (
-            "asked for"
-            if self.asked != "auto"
-            else f"fastest for {products} products of those that hold on three calls"
+    def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
+        if self._gradients is None:
+            self._leaves = tuple(p.detach().requires_grad_() for p in self.primals)
+            with math_attention():  # the fused one has no double backward
+                self._gradients = gradients(self.function(*self._leaves), self._leaves, create_graph=True)
+        linked = [(g, t) for g, t in zip(self._gradients, tangents, strict=True) if g.requires_grad]
+        if not linked:
+            return tuple(torch.zeros_like(p) for p in self.primals)
+        outputs, weights = zip(*linked, strict=True)
+        return torch.autograd.grad(
+            outputs, self._leaves, weights, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return {
-            "engine": best,
-            "reason": "; ".join([why, *self.failures]),
-            **({"computes_in": self.inside} if self.inside else {}),
-            "adjoint_error": self.trials[best].error,
-            "seconds_first_batch": {name: round(trial.later, 6) for name, trial in self.trials.items()},
-        }
 
 
-def choose(name: str, function: Function, primals: Tensors) -> Choice:
-    """Try the engines on the first batch; ValueError with one sentence if none is right."""
-    if name not in ENGINES:
-        raise ValueError(f"engine={name!r} is no engine; use one of {', '.join(ENGINES)}.")
-    trials: dict[str, Trial] = {}
-    failures: list[str] = []
-    inside = coarsest(function, primals)
-    for label in CLASSES if name == "auto" else [name]:
-        if label == "double-backward" and "replay" in trials:
-            continue  # two graphs deep, it is not faster than a recorded program that is right
-        try:
-            trials[label] = _trial(CLASSES[label](function, primals), tolerance(inside))
-        except (RuntimeError, NotImplementedError, AssertionError) as failure:  # torch.fx asserts what it cannot record
-            failures.append(f"{label}: {(str(failure).strip().splitlines() or [type(failure).__name__])[0]}")
-    if not trials:
-        raise ValueError(
-            f"no engine multiplies this model's Jacobian ({' | '.join(failures)}); give the failing module a derivative, or "
-            "replace it by torch operations."
-        )
-    coarser = inside not in {p.dtype for p in primals}
-    return Choice(name, trials, failures, str(inside).removeprefix("torch.") if coarser else "")
+GRADIENTS: dict[str, type[FreshGradient]] = {"fresh": FreshGradient, "double-backward": KeptGradient}
+
+
+def symmetry_error(
+    product: Callable[[torch.Tensor], torch.Tensor], primals: Tensors, dtype: torch.dtype, seed: int
+) -> float:
+    """|<H v, u> - <v, H u>| / max(||H v||, ||H u||) for one Gaussian pair."""
+    n, device = sum(p.numel() for p in primals), primals[0].device
+    v, u = (probes.probe(seed, i, n, dtype=dtype, device=device) for i in (0, 1))
+    Hv, Hu = product(v), product(u)
+    scale = max(arrays.norm(Hv), arrays.norm(Hu))
+    return abs(arrays.dot(Hv, u) - arrays.dot(v, Hu)) / scale if scale > 0 else 0.0
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -204,20 +191,8 @@ def tolerance(dtype: torch.dtype) -> float:
     return min(0.1, 1e3 * arrays.machine_epsilon(dtype) ** 0.75)
 
 
-def _trial(lin: Fresh, allowed: float = 1e-9) -> Trial:
-    """CALLS products and transposed products, each pair held against the adjoint identity; _Wrong if one is off."""
-    errors, seconds = [], []
-    for call in range(CALLS):
-        error, elapsed = adjoint_error(lin, seed=call)
-        if not error <= allowed:
-            raise _Wrong(f"<Jv, u> and <v, J^T u> differ by {error:.1e} on call {call + 1}")
-        errors.append(error)
-        seconds.append(elapsed)
-    return Trial(max(errors), seconds[0], min(seconds[1:]))
-
-
-def adjoint_error(lin: Fresh, seed: int = 0) -> tuple[float, float]:
-    """(|<J v, u> - <v, J^T u>| / max(||J v||, ||J^T u||) of one batch for one Gaussian pair, seconds of both products).
+def adjoint_error(lin: Fresh, seed: int = 0) -> float:
+    """|<J v, u> - <v, J^T u>| / max(||J v||, ||J^T u||) of one batch for one Gaussian pair.
 
     The inner products of a Gaussian u (v) have the standard deviation ||J v|| (||J^T u||), so that a wrong product shows as
     about 1 in any dimension; divided by ||u|| or ||v|| it would drown in float32's tolerance from a million parameters on.
@@ -226,25 +201,20 @@ def adjoint_error(lin: Fresh, seed: int = 0) -> tuple[float, float]:
     tangents = [
         probes.probe(2 * seed, i, p.numel(), dtype=dtype, device=device).view_as(p) for i, p in enumerate(lin.primals)
     ]
-    _wait(device)
-    begin = time.perf_counter()
     jv = lin.jvp(tangents)
-    _wait(device)
-    elapsed = time.perf_counter() - begin
     u = probes.probe(2 * seed + 1, 0, jv.numel(), dtype=jv.dtype, device=device).view_as(jv)
-    begin = time.perf_counter()
     pulled = lin.vjp(u)
-    _wait(device)
-    elapsed += time.perf_counter() - begin
     forward = (jv.double() * u.double()).sum()
     backward = sum((t.double() * g.double()).sum() for t, g in zip(tangents, pulled, strict=True))
     scale = max(arrays.norm(jv.reshape(-1)), sum(arrays.norm(g.reshape(-1)) ** 2 for g in pulled) ** 0.5)
-    return (abs(float(forward - backward)) / scale if scale > 0 else 0.0), elapsed
+    return abs(float(forward - backward)) / scale if scale > 0 else 0.0
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def held(error: float, allowed: float, call: int) -> float:
+    """The error of the adjoint identity, if it is rounding; `Wrong` if not."""
+    if not error <= allowed:
+        raise Wrong(f"<Jv, u> and <v, J^T u> differ by {error:.1e} on call {call + 1}")
+    return error
 
 
 class _Saved:
@@ -287,28 +257,35 @@ class Store:
     """What is kept of each batch from sweep to sweep, as far as `budget` bytes go, and only while the model is the same."""
 
     def __init__(self, budget: int | None = None) -> None:
-        self.budget = budget
+        self.budget = (
+            budget  # bytes; 0 keeps nothing; None: a quarter of the free memory, read when it is first asked for
+        )
         self.used = 0
         self.version: Any = None
-        self.entries: dict[int, Any] = {}
+        self.entries: dict[Any, Any] = {}
 
-    def get(self, index: int, version: Any) -> Any:
-        """What was kept of batch `index`, or None."""
+    def get(self, key: Any, version: Any) -> Any:
+        """What was kept by this name, or None."""
         if version != self.version:
             self.clear()
             self.version = version
-        return self.entries.get(index)
+        return self.entries.get(key, (None, 0))[0]
 
     def room(self, size: int, device: torch.device) -> bool:
         """Whether `size` more bytes fit."""
         if self.budget is None:
             self.budget = int(KEEP * arrays.available_memory(device))
-        return self.used + size <= self.budget
+        return self.budget > 0 and self.used + size <= self.budget
 
-    def put(self, index: int, value: Any, size: int) -> None:
-        """Keep `value` of batch `index`, which takes `size` bytes."""
-        self.entries[index] = value
+    def put(self, key: Any, value: Any, size: int) -> None:
+        """Keep `value`, which takes `size` bytes."""
+        self.entries[key] = (value, size)
         self.used += size
+
+    def drop(self, kind: str) -> None:
+        """Drop what was kept by the names (kind, ...)."""
+        for key in [key for key in self.entries if key[0] == kind]:
+            self.used -= self.entries.pop(key)[1]
 
     def clear(self) -> None:
         """Drop everything."""

@@ -156,7 +156,8 @@ class Network:
         if kinds:
             self.dtype, self.device = kinds.pop()
         else:  # a model without parameters takes what its inputs are
-            x = self._peek()
+            batch = self.first_batch()
+            x = None if batch is None else first_tensor(batch)
             self.dtype, self.device = (
                 (torch.get_default_dtype(), torch.device("cpu")) if x is None else (x.dtype, x.device)
             )
@@ -185,12 +186,13 @@ class Network:
             self.values = {name: cast[name] for name in self.parameters}
             self.frozen = {name: value for name, value in cast.items() if name not in self.values}
 
-    def _peek(self) -> torch.Tensor | None:
-        """The first tensor of the data, the random state as before."""
+    def first_batch(self) -> Any:
+        """The first batch as the data give it in every sweep, None if there is none; the random state as before."""
         before = random_state(self.data)
+        set_random_state(self.data, self.state)
         batch = next(iter(self.data), None)
         set_random_state(self.data, before)
-        return None if batch is None else first_tensor(batch)
+        return batch
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
     @contextmanager

@@ -17,13 +17,14 @@ from torch.utils._pytree import tree_map_only
 
 from spectral import arrays, checkpoint, distributed, probes
 from spectral.operators import engines
-from spectral.operators.base import Operator
+from spectral.operators.batchwise import Batchwise
 from spectral.operators.functional import Network
+from spectral.operators.selection import Maps
 
 ROW_BYTES = 256 << 20  # rows of J held at a time while per-sample gradients are vectorised
 
 
-class Jacobian(Operator):
+class Jacobian(Batchwise):
     """The Jacobian of a network over a data set, never formed.
 
     `of`: "logits", "probs", "loss" (each sample's own mean loss) or a callable(output, batch) -> (B, k).
@@ -31,6 +32,11 @@ class Jacobian(Operator):
     `layout`: "stacked", rows ordered by sample, then output: (n k, P) or (n k, d); "flattened", wrt inputs only: row i is
     J_i flattened, (n, k d). One product is one JVP sweep, one transposed product one VJP sweep (flattened: k of each).
     The model is computed in eval mode and left as it was.
+
+    `engine`: how products are computed, see `spectral.operators.engines`; "auto" measures. `product_dtype`: the dtype of the
+    products (vectors keep the model's); what a coarser one costs in accuracy is measured and stored as `product_noise`.
+    `memory`: what engines may keep between sweeps (bytes, "2GiB", 0 for nothing; None: a quarter of the free memory).
+    `preflight=False` leaves out the tests of the first batch: randomness, samples that meet, the adjoint identity.
 
     Raises ValueError or TypeError with one sentence for data that cannot be read twice, an empty data set, NaN, and outputs
     whose first axis is not the sample.
@@ -56,6 +62,8 @@ class Jacobian(Operator):
         params: list[str] | None = None,
         engine: str = "auto",
         product_dtype: torch.dtype | None = None,
+        memory: Any = None,
+        preflight: bool = True,
     ) -> None:
         if layout not in ("stacked", "flattened"):
             raise ValueError(f"layout={layout!r} is no layout; use 'stacked' or 'flattened'.")
@@ -63,11 +71,12 @@ class Jacobian(Operator):
             raise ValueError("layout='flattened' is for wrt='inputs'; use layout='stacked' with wrt='params'.")
         if engine not in engines.ENGINES:
             raise ValueError(f"engine={engine!r} is no engine; use one of {', '.join(engines.ENGINES)}.")
-        self.network = Network(
-            model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, product_dtype=product_dtype
-        )
-        self.layout, self.engine = layout, engine
-        survey = self.network.survey
+        network = Network(
+            model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, product_dtype=product_dtype,
+            preflight=preflight,
+        )  # fmt: skip
+        self.layout = layout
+        survey = network.survey
         self.outputs = survey.outputs[0]
         self.feature_shape = survey.feature_shape or ()
         if layout == "flattened" and len(set(survey.outputs)) > 1:
@@ -81,16 +90,15 @@ class Jacobian(Operator):
         self.starts = [first + sum(rows[:i]) for i in range(len(rows) + 1)]
         self.first_sample = sum(self.rank_samples[: distributed.rank()])
         if wrt == "params":
-            columns = sum(value.numel() for value in self.network.values.values())
+            columns = sum(value.numel() for value in network.values.values())
         else:
             columns = math.prod(self.feature_shape) * (self.outputs if layout == "flattened" else 1)
-        super().__init__((sum(self.rank_rows), columns), self.network.dtype, self.network.device)
-        self.choice: engines.Choice | None = None
+        super().__init__((sum(self.rank_rows), columns), network, engine, memory, tuple(engines.WAYS))
         self._how: dict[str, Any] = {
             "of": of, "layout": layout, "forward": forward, "loss": loss, "engine": engine, "product_dtype": product_dtype,
+            "memory": memory, "preflight": preflight,
         }  # fmt: skip
-        self._bytes_per_sample = 0.0
-        self.store = engines.Store()  # store.budget = 0 keeps nothing
+        self._wrt: dict[str, Any] = {"wrt": wrt, "params": params}
         self.notes: dict[str, Any] = {}
 
     def restricted(self, names: list[str]) -> Jacobian:
@@ -103,17 +111,12 @@ class Jacobian(Operator):
         """n, over all ranks."""
         return sum(self.rank_samples)
 
-    @property
-    def epochs(self) -> float:
-        return float(self.network.sweeps)
-
     def describe(self) -> dict[str, Any]:
         return {
             **super().describe(),
             **self.network.describe(),
             "layout": self.layout,
-            "engine": self.engine,
-            **({} if self.choice is None else self.choice.describe(self.expected)),
+            **self._described(),
             **self.notes,
         }
 
@@ -125,27 +128,24 @@ class Jacobian(Operator):
         return checkpoint.fingerprint([what, list(self.network.values), state, self.network.survey.fingerprints])
 
     # One batch -------------------------------------------------------------------------------------------------------
-    def _linearise(self, index: int, batch: Any) -> engines.Fresh:
-        """This batch's linearisation: the one kept from an earlier sweep, or a new one, kept if it fits."""
-        kept = self.store.get(index, self.network.versions())
-        if kept is not None:
-            return kept
+    def _maps(self, way: str, index: int, batch: Any) -> Maps:
         function, primals = self.network.function(batch), self.network.primals(batch)
-        if self.choice is None:
-            self.choice = engines.choose(self.engine, function, primals)
-            self._bytes_per_sample = engines.graph_bytes(function, primals) / self.network.survey.samples[index]
-        name = self.choice.kept(self.expected)
-        size = int(engines.COPIES[name] * self._bytes_per_sample * self.network.survey.samples[index])
-        if not self.store.room(size, self.device):
-            return engines.CLASSES[self.choice.once](function, primals)
-        lin = engines.CLASSES[name](function, primals)
-        self.store.put(index, lin, size)
-        return lin
+        size = self.network.survey.samples[index]
+        self._measure(function, primals, size)
+        lin = engines.WAYS[way](function, primals)
+        table = {
+            "J v": lambda v: self._forward(lin, v, size).to(self.dtype),
+            "J^T u": lambda u: self._backward(lin, u, size),
+            "J^T J v": lambda v: self._backward(lin, self._forward(lin, v, size, graph=True).to(self.dtype), size),
+        }
+        kept = int(engines.COPIES[way] * self._graph_bytes * size)
+        return Maps(table, lambda call: engines.held(engines.adjoint_error(lin, call), self._allowed, call), kept)
 
-    def expect(self, products: int) -> None:
-        if products != self.expected:
-            self.expected = products
-            self.store.clear()
+    def _alone(self, batch: Any) -> Jacobian:
+        return Jacobian(self.network.model, [batch], **self._wrt, **self._how)
+
+    def _precise(self, batch: Any) -> Jacobian:
+        return Jacobian(self.network.model, [batch], **self._wrt, **{**self._how, "product_dtype": None})
 
     def _tangents(self, v: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
         """A column of the input space (cast to the dtype of the products) as tangents of one batch."""
@@ -154,10 +154,10 @@ class Jacobian(Operator):
             return (v.view(self.feature_shape).expand(size, *self.feature_shape),)
         return self.network.split(v)
 
-    def _forward(self, lin: engines.Fresh, v: torch.Tensor, size: int) -> torch.Tensor:
-        """J_b v of one batch: its rows."""
+    def _forward(self, lin: engines.Fresh, v: torch.Tensor, size: int, graph: bool = False) -> torch.Tensor:
+        """J_b v of one batch: its rows; `graph` says that J_b^T u comes next."""
         if self.layout == "stacked":
-            return lin.jvp(self._tangents(v, size)).reshape(-1)
+            return lin.jvp(self._tangents(v, size), graph=graph).reshape(-1)
         per_output = v.view(self.outputs, -1)
         return sum(  # type: ignore[return-value]
             lin.jvp(self._tangents(v_c, size))[:, c] for c, v_c in enumerate(per_output)
@@ -183,46 +183,39 @@ class Jacobian(Operator):
         return torch.cat(pieces).to(self.dtype)
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
-    def _sweep(self) -> Generator[tuple[slice, int, engines.Fresh], None, None]:
-        """(rows, samples, linearisation) of each batch; closing the iterator leaves the sweep at once, also after an error."""
+    def _sweep(self) -> Generator[tuple[int, slice, Any], None, None]:
+        """(index, rows, batch) of each batch; closing the iterator leaves the sweep at once, also after an error."""
+        if self.coarse and self.noise is None:
+            self.measure_noise()
         with self.network.sweep() as batches:
             for index, batch in batches:
-                lin = self._linearise(index, batch)
-                yield slice(self.starts[index], self.starts[index + 1]), self.network.survey.samples[index], lin
-
-    def _checked(self, result: torch.Tensor, what: str) -> torch.Tensor:
-        if not torch.isfinite(result).all():
-            raise ValueError(
-                f"the product {what} holds NaN or infinity though all outputs are finite: a derivative of the model is not "
-                "finite (a square root or a norm at 0, say); mend the model, or multiply in float64 by product_dtype=."
-            )
-        return result
+                yield index, slice(self.starts[index], self.starts[index + 1]), batch
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         first = sum(self.rank_rows[: distributed.rank()])
+        V_bn = V.T.contiguous()
         W = V.new_zeros(self.rank_rows[distributed.rank()], V.shape[1])
         with closing(self._sweep()) as sweep:
-            for rows, size, lin in sweep:
-                for j in range(V.shape[1]):
-                    W[rows.start - first : rows.stop - first, j] = self._forward(lin, V[:, j], size)
-        return self._checked(distributed.all_rows(W, self.rank_rows), "J v")
+            for index, rows, batch in sweep:
+                W[rows.start - first : rows.stop - first] = self._runner("J v", index, batch, V_bn)(V_bn).T
+        return self._finite(distributed.all_rows(W, self.rank_rows), "J v")
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        W = U.new_zeros(self.shape[1], U.shape[1])
+        W_bn = U.new_zeros(U.shape[1], self.shape[1])
         with closing(self._sweep()) as sweep:
-            for rows, size, lin in sweep:
-                for j in range(U.shape[1]):
-                    W[:, j] += self._backward(lin, U[rows, j], size)
-        return self._checked(distributed.all_reduce(W), "J^T u")
+            for index, rows, batch in sweep:
+                U_bm = U[rows].T.contiguous()
+                W_bn += self._runner("J^T u", index, batch, U_bm)(U_bm)
+        return self._finite(distributed.all_reduce(W_bn), "J^T u").T
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
-        """J^T J V in one sweep: JVP, then VJP on each batch."""
-        W = torch.zeros_like(V)
+        """J^T J V in one sweep."""
+        V_bn = V.T.contiguous()
+        W_bn = torch.zeros_like(V_bn)
         with closing(self._sweep()) as sweep:
-            for _, size, lin in sweep:
-                for j in range(V.shape[1]):
-                    W[:, j] += self._backward(lin, self._forward(lin, V[:, j], size).to(V.dtype), size)
-        return self._checked(distributed.all_reduce(W), "J^T J v")
+            for index, _, batch in sweep:
+                W_bn += self._runner("J^T J v", index, batch, V_bn)(V_bn)
+        return self._finite(distributed.all_reduce(W_bn), "J^T J v").T
 
     # Rows ------------------------------------------------------------------------------------------------------------
     def rows(self) -> Generator[tuple[slice, torch.Tensor], None, None]:
@@ -245,7 +238,7 @@ class Jacobian(Operator):
                 where = slice(self.starts[index], self.starts[index + 1])
                 yield (
                     where,
-                    self._checked(block.reshape(where.stop - where.start, self.shape[1]).to(self.dtype), "e_i^T J"),
+                    self._finite(block.reshape(where.stop - where.start, self.shape[1]).to(self.dtype), "e_i^T J"),
                 )
 
     def _check_rows(self, batch: Any, block: torch.Tensor) -> None:

@@ -63,6 +63,11 @@ def check_batch(network: Network, batch: Any, z: torch.Tensor, function: Functio
     culprit = active_randomness(network, batch, function, z)
     if culprit is not None:
         raise ValueError(f"two forward passes of one batch differ: {culprit} is random in eval mode; remove the noise.")
+    return check_coupling(network, batch, z)
+
+
+def check_coupling(network: Network, batch: Any, z: torch.Tensor) -> str:
+    """Refuse a model that lets samples meet in eval mode; returns what could not be tested, "" if nothing."""
     try:
         culprit = samples_meet(network, batch, z)
     except (RuntimeError, ValueError, IndexError, AssertionError) as failure:

@@ -1,0 +1,161 @@
+"""What `Jacobian` and the curvature matrices share: linear maps of batches, multiplied by engines that are chosen once.
+
+Legend: n columns, m rows, b vectors of a block; blocks are (b, n) inside, one vector a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from spectral import arrays, probes
+from spectral.operators import engines, faults
+from spectral.operators.base import Operator
+from spectral.operators.data import tensors
+from spectral.operators.functional import Network
+from spectral.operators.selection import Engine, Maps, Runner
+
+NOISE_PROBES = 3
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+class Batchwise(Operator):
+    """An operator whose products are made of the linear maps of its batches."""
+
+    network: Network
+
+    def __init__(
+        self, shape: tuple[int, int], network: Network, engine: str, memory: Any, ways: tuple[str, ...], **properties: Any
+    ) -> None:  # fmt: skip
+        super().__init__(shape, network.dtype, network.device, **properties)
+        self.network = network
+        self.engine = Engine(engine, ways, network.preflight, self._explain, batches=len(network.survey.samples))
+        self.engine.store.budget = budget_bytes(memory)
+        self.kind = ""  # of the latest product
+        self.noise: float | None = None  # relative error of a product in a coarser dtype, measured on the first batch
+        self._graph_bytes = -1.0  # of one sample's backward graph, once measured
+        self._allowed = 0.0  # how far products may be off by rounding
+        self._inside: torch.dtype | None = None  # the coarsest dtype that the model computes in
+        self._first: Any = None  # the batch that engines are tried on, while a sweep is under way
+
+    # What a subclass gives -------------------------------------------------------------------------------------------
+    def _maps(self, way: str, index: int, batch: Any) -> Maps:
+        """One batch taken in one way."""
+        raise TypeError(f"{type(self).__name__} multiplies nothing by itself; use one of its subclasses.")
+
+    def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
+        """The function of the parameters whose derivatives are taken, of one batch."""
+        return self.network.function(batch)
+
+    def _precise(self, batch: Any) -> Batchwise:
+        """The same matrix of one batch alone, in the model's own dtype."""
+        raise TypeError(f"{type(self).__name__} has no other dtype.")
+
+    # Products --------------------------------------------------------------------------------------------------------
+    @property
+    def epochs(self) -> float:
+        return float(self.network.sweeps)
+
+    @property
+    def store(self) -> engines.Store:
+        """What is kept between sweeps; `store.budget = 0` keeps nothing."""
+        return self.engine.store
+
+    @property
+    def coming(self) -> int:
+        """Products to come: what an estimator expects, or else as many as there have been."""
+        return self.expected or max(1, self.products)
+
+    def _runner(self, kind: str, index: int, batch: Any, V: torch.Tensor) -> Runner:
+        """Multiplies batch `index`: (b, n) -> (b, m)."""
+        self.kind, self._first = kind, batch
+        samples = self.network.survey.samples
+        there = (*self.network.values.values(), *self.network.frozen.values(), *self.network.model.buffers())
+        return self.engine.runner(
+            kind,
+            index,
+            lambda way: self._maps(way, index, batch),
+            V[0],
+            {t.untyped_storage().data_ptr() for t in (*there, *tensors(batch))},
+            version=self.network.versions(),
+            expected=self.coming,
+            columns=len(V),
+            relative=samples[index] / samples[0],
+        )
+
+    def _measure(self, function: engines.Function, primals: engines.Tensors, samples: int) -> None:
+        """Once: what a sample's graph takes, and what rounding explains."""
+        if self._inside is None:
+            self._graph_bytes = engines.graph_bytes(function, primals) / samples
+            self._inside = engines.coarsest(function, primals)
+            self._allowed = engines.tolerance(self._inside)
+
+    def _explain(self, problem: Exception) -> str:
+        return faults.missing_derivative(self.network, self._first, problem, self._differentiated(self._first))
+
+    def _finite(self, result: torch.Tensor, what: str) -> torch.Tensor:
+        """The product, or one sentence that names the batch and the module whose derivative is not finite."""
+        if arrays.all_finite(result):
+            return result
+        where = faults.locate_nonfinite(self.network, self._differentiated)
+        raise ValueError(
+            f"the product {what} holds NaN or infinity though the outputs are finite"
+            f"{': ' + where if where else ''}; mend the derivative there (a square root or a norm at 0, say), or multiply in "
+            "float64 by product_dtype=."
+        )
+
+    # Other dtypes ----------------------------------------------------------------------------------------------------
+    @property
+    def coarse(self) -> bool:
+        """Whether products are made in a coarser dtype than the vectors'."""
+        return arrays.machine_epsilon(self.network.compute_dtype) > arrays.machine_epsilon(self.dtype)
+
+    def measure_noise(self) -> float:
+        """||(A' - A) v|| / ||A v|| on the first batch, A' in product_dtype: the largest of three Gaussian v. Nine products."""
+        batch = self.network.first_batch()
+        coarse, fine = self._alone(batch), self._precise(batch)
+        coarse.noise = 0.0  # it measures none itself
+        errors = []
+        for i in range(NOISE_PROBES):
+            v = probes.probe(1, i, fine.shape[1], dtype=self.dtype, device=self.device)
+            expected = fine @ v
+            scale = arrays.norm(expected)
+            errors.append(arrays.norm(coarse @ v - expected) / scale if scale > 0 else 0.0)
+        self.noise = max(errors)
+        return self.noise
+
+    def _alone(self, batch: Any) -> Batchwise:
+        """The same matrix of one batch alone."""
+        raise TypeError(f"{type(self).__name__} has no parts.")
+
+    def _described(self) -> dict[str, Any]:
+        """Engine, reason and times of the latest kind of product, the choices of the others, and the noise."""
+        choices = self.engine.choices
+        chosen = choices[self.kind].describe(self.coming) if self.kind in choices else {}
+        others = {kind: choice.kept(self.coming) for kind, choice in choices.items() if kind != self.kind}
+        inside = self._inside if self._inside not in (None, self.network.compute_dtype) else None
+        return {
+            "engine": self.engine.asked,
+            **chosen,
+            **({"computes_in": str(inside).removeprefix("torch.")} if inside else {}),
+            **({"other_engines": others} if others else {}),
+            **({"product_noise": self.noise} if self.noise is not None else {}),
+        }
+
+
+def budget_bytes(memory: Any) -> int | None:
+    """Bytes of `memory`: a number of bytes, "512MiB", "2GiB", or None (a quarter of the free memory)."""
+    if memory is None:
+        return None
+    if isinstance(memory, int | float) and not isinstance(memory, bool) and memory >= 0:
+        return int(memory)
+    unit = memory[-3:] if isinstance(memory, str) else ""
+    try:
+        amount = float(memory[:-3]) if unit in UNITS else -1.0
+    except ValueError:
+        amount = -1.0
+    if not 0 <= amount < float("inf"):
+        raise ValueError(f"memory={memory!r} is no amount; use bytes, '512MiB', '2GiB', 0 to keep nothing, or None.")
+    return int(amount * UNITS[unit])

@@ -1,0 +1,346 @@
+"""Which engine multiplies: tried on the first batch, held to its way's products, timed, and kept as far as memory goes.
+
+Legend: n columns and m rows of a batch's linear map, b vectors of a block; blocks are (b, n) and (b, m), one vector a row.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from spectral import arrays, probes
+from spectral.operators import engines, tape
+
+Linear = tape.Linear
+COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]: compiling takes up to a minute
+RECORD = 4  # auto records only if at least so many products are to come
+BLOCK = 8  # vectors that a program takes at a time, at most
+FAILURES = (
+    RuntimeError,
+    NotImplementedError,
+    AssertionError,
+    TypeError,
+    ValueError,
+)  # what torch raises where it cannot
+
+
+@dataclass
+class Maps:
+    """One batch taken in one way: linear maps v (n,) -> (m,) by kind, and its error of the adjoint identity."""
+
+    table: Mapping[str, Linear]
+    adjoint_error: Callable[[int], float]  # on call 0, 1, 2; engines.Wrong if it is more than rounding
+    bytes: int = 0  # that keeping it takes
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An engine on the first batch: its error, seconds of its first product (recording included) and of a later one.
+
+    The error is that of the adjoint identity for a way, the relative distance from its way's products for a program.
+    """
+
+    way: str
+    error: float
+    first: float
+    later: float
+    bytes: int  # that keeping it takes
+
+
+@dataclass
+class Choice:
+    """What holds on this model for one kind of product: `trials` of the engines that do, `failures` of the others."""
+
+    asked: str
+    trials: dict[str, Trial]
+    failures: list[str]
+    block: str = ""  # how blocks are multiplied, once one has been
+    best: str = ""  # what is used now
+    recorded: bool = False  # whether programs have been tried
+
+    def _allowed(self) -> dict[str, Trial]:
+        return {self.asked: self.trials[self.asked]} if self.asked in self.trials else self.trials
+
+    def kept(self, products: int) -> str:
+        """The engine that is fastest for so many products when it is kept: recording must pay for itself."""
+        allowed = self._allowed()
+        return min(allowed, key=lambda name: allowed[name].first + (products - 1) * allowed[name].later)
+
+    def once(self, columns: int = 1) -> str:
+        """The engine that is fastest for one visit to a batch with so many vectors, when nothing is kept."""
+        allowed = {name: trial for name, trial in self.trials.items() if name != "compiled"}
+        if self.asked in ("fresh", "double-backward"):
+            allowed = self._allowed()
+        return min(allowed, key=lambda name: allowed[name].first + (columns - 1) * allowed[name].later)
+
+    def describe(self, products: int) -> dict[str, Any]:
+        """Plain JSON: the engine, why, and what each one takes on the first batch."""
+        best = self.kept(products)
+        why = f"fastest for {products} products of those that hold on three calls"
+        return {
+            "engine": best,
+            "reason": "; ".join(["asked for" if self.asked != "auto" else why, *self.failures]),
+            **({"block": self.block} if self.block else {}),
+            "adjoint_error": max(t.error for t in self.trials.values() if t.way == self.trials[best].way),
+            "seconds_first_batch": {name: round(trial.later, 6) for name, trial in self.trials.items()},
+        }
+
+
+class Runner:
+    """Multiplies one batch: (b, n) -> (b, m), vector by vector or by a program for several."""
+
+    def __init__(self, one: Linear, several: tape.Program | None = None, width: int = 1) -> None:
+        self.one, self.several, self.width = one, several, width
+
+    def __call__(self, V: torch.Tensor) -> torch.Tensor:
+        rows: list[torch.Tensor] = []
+        at = 0
+        while at < len(V):
+            part = V[at : at + self.width]
+            if self.several is not None and 2 * len(part) >= self.width:
+                missing = self.width - len(part)
+                full = torch.cat([part, part.new_zeros(missing, V.shape[1])]) if missing else part
+                rows.append(self.several(full)[: len(part)])
+            else:
+                rows.extend(self.one(v)[None] for v in part)
+            at += len(part)
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+@dataclass
+class Engine:
+    """Chooses on the first batch, then hands out a `Runner` for each batch and kind of product."""
+
+    asked: str = "auto"
+    ways: tuple[str, ...] = tuple(engines.WAYS)
+    check: bool = True  # hold the ways to the adjoint identity
+    explain: Callable[[Exception], str] | None = None  # names the operation and the module that have no derivative
+    choices: dict[str, Choice] = field(default_factory=dict)
+    store: engines.Store = field(default_factory=engines.Store)
+    batches: int = 1
+    _shared: dict[Any, Any] = field(default_factory=dict)  # block and compiled programs by their key
+
+    def __post_init__(self) -> None:
+        if self.asked not in engines.ENGINES:
+            raise ValueError(f"engine={self.asked!r} is no engine; use one of {', '.join(engines.ENGINES)}.")
+
+    # One batch -------------------------------------------------------------------------------------------------------
+    def runner(
+        self,
+        kind: str,
+        index: int,
+        make: Callable[[str], Maps],
+        v: torch.Tensor,
+        own: set[int],
+        *,
+        version: Any,
+        expected: int,
+        columns: int,
+        relative: float = 1.0,
+    ) -> Runner:
+        """The runner of batch `index`: the one kept, or a new one, kept if it fits.
+
+        `make(way)` takes the batch in a way; `v` (n,) is an example; `own` are storages that are there anyway; `relative` is
+        the size of this batch over the first one's.
+        """
+        choice = self._choice(kind, make, v, own, expected)
+        name = choice.kept(expected)
+        if name != choice.best:  # more products are to come than were, or fewer
+            self.store.drop(kind)
+            choice.best = name
+        kept = self.store.get((kind, index), version)
+        if kept is None:
+            size = int(choice.trials[name].bytes * relative)
+            fits = self.store.room(size, v.device)
+            name = name if fits else choice.once(columns)
+            kept = Runner(self._build(name, choice.trials[name].way, kind, make, v))
+            if fits:
+                self.store.put((kind, index), kept, size)
+        if columns > 1 and kept.several is None and kept.width == 1:
+            self._widen(kept, kind, v, columns, expected)
+        return kept
+
+    def _build(self, name: str, way: str, kind: str, make: Callable[[str], Maps], v: torch.Tensor) -> Linear:
+        linear = make(way).table[kind]
+        if name in engines.WAYS:
+            return linear
+        program = self._build_program(linear, v)
+        return self._compiled(program) if name == "compiled" else program
+
+    def _build_program(self, linear: Linear, v: torch.Tensor) -> tape.Program:
+        return tape.record(linear, v)
+
+    def _compiled(self, program: tape.Program) -> tape.Program:
+        key = program.key()
+        if key not in self._shared:
+            self._shared[key] = torch.compile(program.module, dynamic=False)
+        program.run = self._shared[key]
+        return program
+
+    # The first batch -------------------------------------------------------------------------------------------------
+    def _choice(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int], expected: int) -> Choice:
+        """Ways are tried at the first product, programs once enough products are to come."""
+        if kind not in self.choices:
+            self.choices[kind] = self._choose_way(kind, make, v, own)
+        choice = self.choices[kind]
+        if self.asked not in engines.WAYS and not choice.recorded and (self.asked != "auto" or expected >= RECORD):
+            choice.recorded = True
+            self._try_programs(choice, kind, make, v, own, expected)
+        return choice
+
+    def _choose_way(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int]) -> Choice:
+        choice = Choice(self.asked, {}, [])
+        problem: Exception | None = None
+        for way in (self.asked,) if self.asked in engines.WAYS else self.ways:
+            try:
+                choice.trials[way] = self._try_way(kind, way, make, v)
+            except FAILURES as failure:
+                problem = problem or failure
+                choice.failures.append(f"{way}: {_first_line(failure)}")
+        if not choice.trials:
+            named = self.explain(problem) if self.explain is not None and problem is not None else ""
+            raise ValueError(
+                f"no engine multiplies this model's Jacobian ({'; '.join(filter(None, [named, *choice.failures]))}); give the "
+                "failing module a derivative, or replace it by torch operations."
+            ) from problem
+        return choice
+
+    def _try_programs(
+        self, choice: Choice, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int], expected: int
+    ) -> None:
+        recorded = []
+        for way in list(choice.trials):
+            try:
+                recorded.append(self._try_program(kind, way, make, v, own))
+            except FAILURES as failure:
+                choice.failures.append(f"replay of {way}: {_first_line(failure)}")
+            else:
+                if kind != "H v":
+                    break  # for these, the programs of both ways are the same but for their order
+        if not recorded:
+            return
+        replay = choice.trials["replay"] = min(recorded, key=lambda trial: trial.later)
+        if self.asked == "compiled" or (self.asked == "auto" and expected * self.batches * replay.later > COMPILE):
+            try:
+                choice.trials["compiled"] = self._try_program(kind, replay.way, make, v, own, compiled=True)
+            except (*FAILURES, OSError, ImportError) as failure:  # no compiler on this machine, say
+                choice.failures.append(f"compiled: {_first_line(failure)}")
+
+    def _try_way(self, kind: str, way: str, make: Callable[[str], Maps], v: torch.Tensor) -> Trial:
+        for _ in range(2):  # the first time warms up
+            begin = _now(v)
+            maps = make(way)
+            maps.table[kind](v)
+            first = _now(v) - begin
+        later = []
+        error = 0.0
+        for call in range(engines.CALLS if self.check else 1):
+            error = max(error, maps.adjoint_error(call)) if self.check else 0.0
+            begin = _now(v)
+            maps.table[kind](v)
+            later.append(_now(v) - begin)
+        return Trial(way, error, first, min(later), maps.bytes)
+
+    def _try_program(
+        self,
+        kind: str,
+        way: str,
+        make: Callable[[str], Maps],
+        v: torch.Tensor,
+        own: set[int],
+        *,
+        compiled: bool = False,
+    ) -> Trial:
+        linear = make(way).table[kind]
+        begin = _now(v)
+        program = self._build_program(linear, v)
+        if compiled:
+            program = self._compiled(program)
+        program(v)
+        first = _now(v) - begin
+        errors, later = [], []
+        for call in range(engines.CALLS):
+            u = probes.probe(call, 0, len(v), dtype=v.dtype, device=v.device)
+            expected = linear(u)
+            begin = _now(v)
+            got = program(u)
+            later.append(_now(v) - begin)
+            scale = arrays.norm(expected)
+            difference = arrays.norm(got - expected)
+            errors.append(difference / scale if scale > 0 else difference)
+            if not errors[-1] <= engines.tolerance(v.dtype):
+                raise engines.Wrong(f"differs from a fresh product by {errors[-1]:.1e} on call {call + 1}")
+        return Trial(way, max(errors), first, min(later), program.bytes(own))
+
+    # Blocks ----------------------------------------------------------------------------------------------------------
+    def _widen(self, runner: Runner, kind: str, v: torch.Tensor, columns: int, expected: int) -> None:
+        """Give the runner a program for several vectors, if the first batch's was faster than one by one."""
+        choice, program = self.choices[kind], runner.one
+        known = self._shared.get(("width", kind))
+        if known == 1 or not isinstance(program, tape.Program):
+            choice.block = choice.block or "one by one"
+            return
+        width = known or min(columns, BLOCK, self._fitting(program, v))
+        if width < 2:
+            return
+        key = ("block", width, program.key())
+        begin = _now(v)
+        try:
+            if key not in self._shared:
+                self._shared[key] = program.batched(width).module
+            several = tape.Program(self._shared[key], program.constants)
+            if program.run is not program.module:
+                several = self._compiled(several)
+            if known is None:
+                faster, choice.block = self._compare(program, several, v, width, _now(v) - begin, expected)
+                self._shared["width", kind] = known = width if faster else 1
+        except FAILURES as failure:
+            self._shared["width", kind] = known = 1
+            choice.block = f"one by one: vmap: {_first_line(failure)}"
+        if known > 1:
+            runner.several, runner.width = several, known
+
+    def _fitting(self, program: tape.Program, v: torch.Tensor) -> int:
+        """Vectors whose own intermediate values, about as large as the constants for each, fit into the budget."""
+        each = max(1, program.bytes(set()) + 4 * v.numel() * v.element_size())
+        return max(1, int(engines.KEEP * arrays.available_memory(v.device) / each))
+
+    def _compare(
+        self, program: tape.Program, several: tape.Program, v: torch.Tensor, width: int, built: float, expected: int
+    ) -> tuple[bool, str]:
+        """Hold a block's program to single products and time both: (whether it is faster for the products to come, why)."""
+        V = torch.stack([probes.probe(0, i, len(v), dtype=v.dtype, device=v.device) for i in range(width)])
+        several(V)
+        begin = _now(v)
+        W = several(V)
+        block = (_now(v) - begin) / width
+        begin = _now(v)
+        alone = torch.stack([program(u) for u in V])
+        single = (_now(v) - begin) / width
+        error = float((W - alone).double().norm() / alone.double().norm().clamp(min=torch.finfo(torch.float64).tiny))
+        if not error <= engines.tolerance(v.dtype):
+            raise engines.Wrong(f"differs from single products by {error:.1e}")
+        faster = built / self.batches + expected * block < expected * single
+        why = f"{block:.2e} s each by vmap of {width}, {single:.2e} s alone, on the first batch"
+        return faster, f"{'vmap' if faster else 'one by one'}: {why}"
+
+    def clear(self) -> None:
+        """Forget what was kept (not what was chosen)."""
+        self.store.clear()
+
+
+def _first_line(failure: Exception) -> str:
+    text = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+    return re.sub(r"\s+", " ", text)[:200]
+
+
+def _now(v: torch.Tensor) -> float:
+    """The clock, after the device has done what it was asked."""
+    if v.device.type == "cuda":
+        torch.cuda.synchronize(v.device)
+    return time.perf_counter()

@@ -1,0 +1,304 @@
+"""A linear map of one batch, recorded once as a program and run again without what does not depend on its argument.
+
+J v, J^T u, J^T H J v and H v are linear in their vector, and almost all that computing them takes (the forward pass, the
+derivatives of every activation) does not depend on it. `record` runs a linear function once under a dispatch mode, writes down
+the operations whose operands depend on the argument, and keeps the other operands as constants: partial evaluation
+(Jones, Gomard, Sestoft 1993), below autograd and torch.func, so that it does not matter how the derivative was taken. It is
+not `torch.func.linearize`: a constant that is overwritten later on is copied before, so that in-place models are right too.
+
+`Program.fold` then multiplies out pointwise chains: whatever a GELU's derivative takes, it is one diagonal matrix.
+`Program.batched` is the same program for b arguments at a time, over the same constants.
+
+Nothing here is trusted: an engine compares a program with a fresh product on three calls before it is used.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+aten: Any = torch.ops.aten
+Linear = Callable[[torch.Tensor], torch.Tensor]
+Node: TypeAlias = Any  # of an fx graph; its arguments may be anything, which no type says
+SAME = (aten.detach.default, aten.alias.default)  # of a value that no graph is asked of
+SHAPES = (aten.is_same_size.default, aten._has_same_storage_numel.default)  # tell nothing of the values
+PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.neg.default, aten.div.Tensor, aten.div.Scalar)
+SUMS = (aten.add.Tensor, aten.sub.Tensor)
+POINTWISE = (  # linear in the first operand, entry by entry
+    aten.threshold_backward.default, aten.tanh_backward.default, aten.sigmoid_backward.default,
+    aten.gelu_backward.default, aten.silu_backward.default, aten.leaky_relu_backward.default, aten.elu_backward.default,
+    aten.hardtanh_backward.default, aten.softplus_backward.default, aten.hardswish_backward.default,
+    aten.hardsigmoid_backward.default, aten.mish_backward.default, aten.logit_backward.default,
+)  # fmt: skip
+CHEAP = (*PRODUCTS, *SUMS)
+
+
+class Unrecordable(RuntimeError):
+    """The function is no fixed linear program of its argument."""
+
+
+class Recorder(TorchDispatchMode):
+    """Writes the operations that depend on the inputs into a graph; other operands become its constants."""
+
+    def __init__(self, inputs: list[torch.Tensor], copies: bool) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.copies = copies  # copy each constant when it is met, since something overwrites it later
+        self.constants: dict[tuple[int, int], tuple[Node, torch.Tensor, torch.Tensor, int]] = {}
+        self.nodes: dict[int, Node] = {}
+        self.storages: dict[int, list[Node]] = {}  # address of a storage: the values that lie in it
+        self.alive: list[torch.Tensor] = []  # whose ids are taken
+        self.inputs = [self._own(t, self.graph.placeholder(f"v{i}")) for i, t in enumerate(inputs)]
+
+    def _own(self, tensor: torch.Tensor, node: Node) -> Node:
+        self.nodes[id(tensor)] = node
+        self.alive.append(tensor)
+        node.meta.update(shape=tensor.shape, dtype=tensor.dtype, strides=tensor.stride())
+        if tensor.layout == torch.strided:
+            self.storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(node)
+        return node
+
+    def node_of(self, tensor: torch.Tensor) -> Node:
+        """The node of a recorded value, or of a constant."""
+        known = self.nodes.get(id(tensor))
+        if known is not None:
+            return known
+        key = (id(tensor), tensor._version)
+        if key not in self.constants:
+            node = self.graph.get_attr(f"c{len(self.constants)}")
+            kept = tensor.detach().clone() if self.copies else tensor.detach()
+            self.constants[key] = (node, kept, tensor, tensor._version)
+        return self.constants[key][0]
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether a constant has been written to after it was met."""
+        return any(tensor._version != version for _, _, tensor, version in self.constants.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves, tree = tree_flatten((args, kwargs))
+        if any(isinstance(x, torch.Tensor) and x._is_zerotensor() for x in leaves):
+            # forward AD's zeros without memory are handled above a dispatch mode; kernels called from here would read them
+            leaves = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) if isinstance(x, torch.Tensor)
+                      and x._is_zerotensor() else x for x in leaves]  # fmt: skip
+            args, kwargs = tree_unflatten(leaves, tree)
+        depends = any(isinstance(x, torch.Tensor) and id(x) in self.nodes for x in leaves)
+        if depends:
+            self._refuse_writes(func, args, kwargs)
+            operands = [self.node_of(x) if isinstance(x, torch.Tensor) else x for x in leaves]
+        out = func(*args, **kwargs)
+        if not depends or func in SHAPES:
+            return out
+        if func in SAME:
+            self.nodes[id(out)] = self.nodes[id(leaves[0])]
+            self.alive.append(out)
+            return out
+        a, k = tree_unflatten(operands, tree)
+        node = self.graph.call_function(func, tuple(a), k)
+        if func._schema.is_mutable and isinstance(args[0], torch.Tensor):
+            shared = self.storages.get(args[0].untyped_storage().data_ptr(), [])
+            node.meta["aliases"] = [other for other in shared if other is not a[0]]
+        if isinstance(out, torch.Tensor):
+            self._own(out, node)
+        elif isinstance(out, tuple | list):
+            for i, part in enumerate(out):
+                if isinstance(part, torch.Tensor):
+                    self._own(part, self.graph.call_function(operator.getitem, (node, i)))
+        elif out is not None:
+            raise Unrecordable(f"{func} turns a product's values into a number that decides what is computed")
+        return out
+
+    def _refuse_writes(self, func: Any, args: Any, kwargs: Any) -> None:
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            written = args[i] if i < len(args) else kwargs.get(argument.name)
+            if isinstance(written, torch.Tensor) and id(written) not in self.nodes:
+                raise Unrecordable(f"{func} writes a product's values into a tensor that was made before")
+
+
+class Program:
+    """A recorded linear map: `program(v) -> w`; `constants` are what it keeps, `module` (v, *constants) -> w."""
+
+    def __init__(self, module: fx.GraphModule, constants: list[torch.Tensor]) -> None:
+        self.module, self.constants = module, constants
+        self.run: Callable[..., torch.Tensor] = module
+
+    def __call__(self, v: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.run(v, *self.constants)
+
+    @property
+    def pure(self) -> bool:
+        """No operation writes in place, so that operations may be regrouped."""
+        return not any(
+            getattr(node.target, "_schema", None) is not None and node.target._schema.is_mutable  # type: ignore[union-attr]
+            for node in self.module.graph.nodes
+        )
+
+    def bytes(self, own: set[int]) -> int:
+        """Bytes of the constants beyond the storages `own` (of the parameters and the data, say)."""
+        sizes = {c.untyped_storage().data_ptr(): c.untyped_storage().nbytes() for c in self.constants}
+        return sum(size for address, size in sizes.items() if address not in own)
+
+    def batched(self, columns: int) -> Program:
+        """The same program for (columns, n) -> (columns, m), by vmap, over the same constants."""
+        if not self.pure:
+            raise Unrecordable("a program that writes in place takes one vector at a time")
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.module.graph, {}))
+        for node in graph.nodes:  # strides differ in a block, so that a view may need a copy
+            if node.target in (aten.view.default, aten._unsafe_view.default):
+                node.target = aten.reshape.default
+        one = fx.GraphModule(torch.nn.Module(), graph)
+        shape, dtype = next((n.meta["shape"], n.meta["dtype"]) for n in self.module.graph.nodes if "shape" in n.meta)
+        device = self.constants[0].device if self.constants else torch.device("cpu")
+        V = torch.zeros(columns, *shape, dtype=dtype, device=device)
+        mapped = torch.func.vmap(one, in_dims=(0, *[None] * len(self.constants)))
+        with torch.no_grad(), Recorder([V, *self.constants], copies=False) as recorder:
+            out = mapped(V, *self.constants)
+        return _finish(recorder, out)
+
+    def key(self) -> tuple[Any, ...]:
+        """Programs of one key differ in the values of their constants alone."""
+        return (self.module.code, *((c.shape, c.stride(), c.dtype, str(c.device)) for c in self.constants))
+
+
+def record(function: Linear, v: torch.Tensor) -> Program:
+    """The program of a linear function, from one run at `v` (n,)."""
+    for copies in (False, True):
+        argument = v.detach().clone()
+        with Recorder([argument], copies) as recorder:
+            out = function(argument)
+        if copies or not recorder.overwritten:
+            break
+    program = _finish(recorder, out)
+    return fold(program) if program.pure else program
+
+
+def _functionalise(graph: fx.Graph) -> None:
+    """x.op_(y) -> x.op(y) where nothing reads x's memory by another name afterwards; its own name means the new value."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if "aliases" not in node.meta:
+            continue
+        name, overload = str(node.target).removeprefix("aten.").split(".")
+        twin = getattr(getattr(aten, name.removesuffix("_"), None), overload, None) if name.endswith("_") else None
+        read = any(order[user] > order[node] for other in node.meta["aliases"] for user in other.users)
+        if twin is not None and not twin._schema.is_mutable and not read:
+            node.target = twin
+
+
+def _finish(recorder: Recorder, out: torch.Tensor) -> Program:
+    """Constants become arguments after the inputs, dead operations go."""
+    graph = recorder.graph
+    graph.output(recorder.node_of(out))
+    _functionalise(graph)
+    graph.eliminate_dead_code()
+    kept = {node: value for node, value, _, _ in recorder.constants.values()}
+    inputs = recorder.inputs[1:]  # what was an input after v is a constant already
+    values = [recorder.alive[1 + i] for i in range(len(inputs))]
+    last = recorder.inputs[-1]
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"k{len(values)}")
+        values.append(kept[node])
+        node.replace_all_uses_with(last)
+        graph.erase_node(node)
+    return Program(fx.GraphModule(torch.nn.Module(), graph), [value.detach() for value in values])
+
+
+def fold(program: Program) -> Program:
+    """Replace each pointwise chain x -> c_1 x -> c_2 c_1 x -> ... by one product with its diagonal, computed here once.
+
+    Sums of chains from one x are a chain too. The value changes by rounding alone.
+    """
+    graph = program.module.graph
+    for node in graph.find_nodes(op="call_function", target=aten.clone.default):  # nothing is written in place
+        if node.meta["strides"] == node.args[0].meta.get("strides"):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    names = [node for node in graph.nodes if node.op == "placeholder"]
+    value = dict(zip(names[1:], program.constants, strict=True))
+    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):  # x + 0, of zero tangents
+        for x, zero in (node.args[:2], node.args[1::-1]):
+            same = isinstance(x, fx.Node) and x not in value and x.meta.get("shape") == node.meta["shape"]
+            if same and zero in value and x.meta["dtype"] == node.meta["dtype"] and not value[zero].any():
+                node.replace_all_uses_with(x)
+                break
+    chain: dict[Node, tuple[Node, int]] = {}  # node: (x, operations from x to the node)
+    for node in graph.nodes:
+        link = _link(node, chain, value)
+        if link is not None:
+            chain[node] = link
+    last = names[-1]
+    for node, (x, operations) in list(chain.items()):
+        inner = all(user in chain and chain[user][0] is x for user in node.users)
+        if inner or (operations == 1 and node.target in CHEAP):
+            continue
+        diagonal = _diagonal(node, x, value, {x: 1.0})
+        operand: Any = diagonal
+        if isinstance(diagonal, torch.Tensor):
+            with graph.inserting_after(last):
+                last = operand = graph.placeholder(f"d{len(value)}")
+            value[last] = diagonal.contiguous()
+        with graph.inserting_before(node):
+            target = aten.mul.Tensor if isinstance(diagonal, torch.Tensor) else aten.mul.Scalar
+            made = graph.call_function(target, (x, operand))
+        made.meta.update(node.meta)
+        for user in [user for user in node.users if chain.get(user, (None, 0))[0] is not x]:
+            user.replace_input_with(node, made)
+    graph.eliminate_dead_code()
+    for node in [node for node in value if not node.users]:
+        graph.erase_node(node)
+        del value[node]
+    return Program(fx.GraphModule(torch.nn.Module(), graph), [value[node] for node in graph.nodes if node in value])
+
+
+def _link(node: Node, chain: dict[Node, tuple[Node, int]], value: dict[Node, torch.Tensor]) -> tuple[Node, int] | None:
+    """(x, operations) if the node is linear, entry by entry, in one x of its own shape and dtype."""
+    if node.target not in (*CHEAP, *POINTWISE) or "shape" not in node.meta:
+        return None
+    moving = [a for a in node.args if isinstance(a, fx.Node) and a not in value]
+    first = node.args[0] is moving[0]
+    if len(moving) != (2 if node.target in SUMS else 1) or not (first or node.target is aten.mul.Tensor):
+        return None
+    x, operations = chain.get(moving[0], (moving[0], 0))
+    for a in moving[1:]:
+        root, more = chain.get(a, (a, 0))
+        operations += more
+        if root is not x:
+            return None
+    same = all(x.meta.get(key) == node.meta[key] for key in ("shape", "dtype"))
+    constants = [value[a] for a in node.args if isinstance(a, fx.Node) and a in value]
+    if not same or any(c.dtype != node.meta["dtype"] for c in constants) or set(node.kwargs) - {"alpha", "approximate"}:
+        return None
+    return x, operations + 1
+
+
+def _diagonal(node: Node, x: Node, value: dict[Node, torch.Tensor], known: dict[Node, Any]) -> Any:
+    """The diagonal of the chain from x to the node: a number, or a tensor that broadcasts to the node's shape."""
+    if node in known:
+        return known[node]
+    operands: list[Any] = [
+        value[a] if a in value else _diagonal(a, x, value, known) if isinstance(a, fx.Node) else a for a in node.args
+    ]
+    a, b = operands[0], operands[1] if len(operands) > 1 else 1.0
+    if node.target is aten.neg.default:
+        known[node] = -a
+    elif node.target in SUMS:
+        known[node] = a + (1 if node.target is aten.add.Tensor else -1) * node.kwargs.get("alpha", 1) * b
+    elif node.target in PRODUCTS:
+        known[node] = a / b if node.target in (aten.div.Tensor, aten.div.Scalar) else a * b
+    else:
+        device = next(t.device for t in operands if isinstance(t, torch.Tensor))
+        ones = torch.as_tensor(a, dtype=node.meta["dtype"], device=device).expand(node.meta["shape"])
+        known[node] = node.target(ones, *operands[1:], **node.kwargs)
+    return known[node]
