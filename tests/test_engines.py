@@ -122,7 +122,8 @@ class Stale(Engine):
 
         def run(*operands):
             calls.append(0)
-            return program.module(*operands) * (1.0 if len(calls) == 1 else 0.6)
+            factor = 1.0 if len(calls) == 1 else 0.6
+            return tuple(factor * piece for piece in program.module(*operands))
 
         program.run = run
         return program
@@ -130,11 +131,12 @@ class Stale(Engine):
 
 def test_program_that_is_wrong_from_its_second_call_on_is_refused():
     A = torch.randn(4, 3).double()
-    maps = Maps({"J v": lambda v: A @ v}, lambda call: 0.0)
+    maps = Maps({"J v": lambda v: (A @ v,)}, lambda call: 0.0)
     engine = Stale()
-    v = torch.ones(3).double()
+    v, W = torch.ones(3).double(), torch.zeros(1, 4).double()
     runner = engine.runner("J v", 0, lambda way: maps, v, set(), version=0, expected=100, columns=1)
-    assert torch.equal(runner(v[None]), (A @ v)[None])
+    runner.add(v[None], W)
+    assert torch.equal(W, (A @ v)[None])
     assert list(engine.choices["J v"].trials) == ["fresh", "double-backward"]
     assert any("differs from a fresh product by 4.0e-01 on call" in why for why in engine.choices["J v"].failures)
 
@@ -157,14 +159,16 @@ def test_blocks_are_their_columns(engine, columns):
 def test_runner_takes_blocks_in_parts_and_the_rest_alone():
     taken = []
 
-    def several(V):
-        taken.append(len(V))
-        return 2 * V
+    def times(v, columns):
+        taken.append(columns)
+        return v[..., :1], 2 * v[..., 1:]  # w = diag(1, 2) v in two pieces
 
-    run = Runner(lambda v: taken.append(1) or 2 * v, several, 4)
-    V = torch.arange(18.0).view(9, 2)
-    assert torch.equal(run(V), 2 * V) and taken == [4, 4, 1]
-    assert torch.equal(run(V[:6]), 2 * V[:6]) and taken[3:] == [4, 4]  # two of four, filled up with zeros
+    run = Runner(lambda v: times(v, 1), lambda V: times(V, len(V)), 4)
+    V, W = torch.arange(18.0).view(9, 2), torch.ones(9, 2)
+    run.add(V, W)
+    assert torch.equal(W, 1 + V * torch.tensor([1.0, 2.0])) and taken == [4, 4, 1]
+    run.add(V[:6], W[:6])
+    assert torch.equal(W[:6], 1 + 2 * V[:6] * torch.tensor([1.0, 2.0])) and taken[3:] == [4, 4]  # two of four and zeros
 
 
 def test_memory_of_a_budget():

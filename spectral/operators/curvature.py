@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from spectral import arrays, checkpoint, distributed
-from spectral.operators import engines, losses, outputs
+from spectral.operators import engines, losses, outputs, tape
 from spectral.operators import preflight as checks
 from spectral.operators.base import Operator
 from spectral.operators.batchwise import Batchwise
@@ -184,7 +184,7 @@ class Curvature(Batchwise):
         W_bn = torch.zeros_like(V_bn)
         with self.network.sweep() as batches:
             for index, batch in batches:
-                W_bn += self._runner("H v", index, batch, V_bn)(V_bn)
+                self._runner("H v", index, batch, V_bn).add(V_bn, W_bn)
         W_bn = self._finite(distributed.all_reduce(W_bn), f"with {type(self).__name__}")
         return W_bn.div_(self.count).T
 
@@ -215,8 +215,8 @@ class Hessian(Curvature):
         self._measure(total, primals, samples)
         gradient = engines.GRADIENTS[way](total, primals)
 
-        def product(v: torch.Tensor) -> torch.Tensor:
-            return torch.cat([g.reshape(-1) for g in gradient.jvp(self.network.split(v))]).to(self.dtype)
+        def product(v: torch.Tensor) -> tape.Pieces:
+            return tuple(g.to(self.dtype) for g in gradient.jvp(self.network.split(v)))
 
         def symmetry(call: int) -> float:
             return engines.held(engines.symmetry_error(product, primals, self.dtype, call), self._allowed, call)
@@ -246,9 +246,9 @@ class GaussNewton(Curvature):
         lin = engines.WAYS[way](function, primals)
         curve = self._output_curvature(batch, self._starts(index))
 
-        def product(v: torch.Tensor) -> torch.Tensor:
+        def product(v: torch.Tensor) -> tape.Pieces:
             pulled = lin.vjp(curve(lin.jvp(self.network.split(v), graph=True)))
-            return torch.cat([g.reshape(-1) for g in pulled]).to(self.dtype)
+            return tuple(g.to(self.dtype) for g in pulled)
 
         kept = engines.COPIES[way] * self._graph_bytes * samples
         return Maps(

@@ -28,6 +28,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import arrays, probes
+from spectral.operators import tape
 
 ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled")
 KEEP = 0.25  # part of the free memory that kept linearisations may take
@@ -172,13 +173,11 @@ class KeptGradient(FreshGradient):
 GRADIENTS: dict[str, type[FreshGradient]] = {"fresh": FreshGradient, "double-backward": KeptGradient}
 
 
-def symmetry_error(
-    product: Callable[[torch.Tensor], torch.Tensor], primals: Tensors, dtype: torch.dtype, seed: int
-) -> float:
+def symmetry_error(product: tape.Linear, primals: Tensors, dtype: torch.dtype, seed: int) -> float:
     """|<H v, u> - <v, H u>| / max(||H v||, ||H u||) for one Gaussian pair."""
     n, device = sum(p.numel() for p in primals), primals[0].device
     v, u = (probes.probe(seed, i, n, dtype=dtype, device=device) for i in (0, 1))
-    Hv, Hu = product(v), product(u)
+    Hv, Hu = tape.flat(product(v)), tape.flat(product(u))
     scale = max(arrays.norm(Hv), arrays.norm(Hu))
     return abs(arrays.dot(Hv, u) - arrays.dot(v, Hu)) / scale if scale > 0 else 0.0
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from spectral import arrays, checkpoint, distributed, probes
-from spectral.operators import engines
+from spectral.operators import engines, tape
 from spectral.operators.batchwise import Batchwise
 from spectral.operators.functional import Network
 from spectral.operators.selection import Maps
@@ -134,7 +134,7 @@ class Jacobian(Batchwise):
         self._measure(function, primals, size)
         lin = engines.WAYS[way](function, primals)
         table = {
-            "J v": lambda v: self._forward(lin, v, size).to(self.dtype),
+            "J v": lambda v: (self._forward(lin, v, size).to(self.dtype),),
             "J^T u": lambda u: self._backward(lin, u, size),
             "J^T J v": lambda v: self._backward(lin, self._forward(lin, v, size, graph=True).to(self.dtype), size),
         }
@@ -163,24 +163,20 @@ class Jacobian(Batchwise):
             lin.jvp(self._tangents(v_c, size))[:, c] for c, v_c in enumerate(per_output)
         )
 
-    def _pull(self, lin: engines.Fresh, cotangent: torch.Tensor) -> torch.Tensor:
-        """The VJP of one batch, summed over its samples: (P,) or (d,)."""
+    def _pull(self, lin: engines.Fresh, cotangent: torch.Tensor) -> tape.Pieces:
+        """The VJP of one batch, summed over its samples: gradients of the parameters, or one (d,)."""
         pulled = lin.vjp(cotangent)
         if self.network.wrt == "inputs":
-            return pulled[0].sum(0).reshape(-1)
-        return torch.cat([g.reshape(-1) for g in pulled])
+            pulled = (pulled[0].sum(0),)
+        return tuple(g.to(self.dtype) for g in pulled)
 
-    def _backward(self, lin: engines.Fresh, u: torch.Tensor, size: int) -> torch.Tensor:
+    def _backward(self, lin: engines.Fresh, u: torch.Tensor, size: int) -> tape.Pieces:
         """J_b^T u of one batch, u its rows."""
         u = u.to(self.network.compute_dtype)
         if self.layout == "stacked":
-            return self._pull(lin, u.view(size, -1)).to(self.dtype)
-        pieces = []
-        for c in range(self.outputs):
-            cotangent = u.new_zeros(size, self.outputs)
-            cotangent[:, c] = u
-            pieces.append(self._pull(lin, cotangent))
-        return torch.cat(pieces).to(self.dtype)
+            return self._pull(lin, u.view(size, -1))
+        units = torch.eye(self.outputs, dtype=u.dtype, device=u.device)
+        return tuple(piece for e in units for piece in self._pull(lin, u[:, None] * e))
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
     def _sweep(self) -> Generator[tuple[int, slice, Any], None, None]:
@@ -194,18 +190,18 @@ class Jacobian(Batchwise):
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         first = sum(self.rank_rows[: distributed.rank()])
         V_bn = V.T.contiguous()
-        W = V.new_zeros(self.rank_rows[distributed.rank()], V.shape[1])
+        W_bm = V.new_zeros(V.shape[1], self.rank_rows[distributed.rank()])
         with closing(self._sweep()) as sweep:
             for index, rows, batch in sweep:
-                W[rows.start - first : rows.stop - first] = self._runner("J v", index, batch, V_bn)(V_bn).T
-        return self._finite(distributed.all_rows(W, self.rank_rows), "J v")
+                self._runner("J v", index, batch, V_bn).add(V_bn, W_bm[:, rows.start - first : rows.stop - first])
+        return self._finite(distributed.all_rows(W_bm.T.contiguous(), self.rank_rows), "J v")
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
         W_bn = U.new_zeros(U.shape[1], self.shape[1])
         with closing(self._sweep()) as sweep:
             for index, rows, batch in sweep:
                 U_bm = U[rows].T.contiguous()
-                W_bn += self._runner("J^T u", index, batch, U_bm)(U_bm)
+                self._runner("J^T u", index, batch, U_bm).add(U_bm, W_bn)
         return self._finite(distributed.all_reduce(W_bn), "J^T u").T
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
@@ -214,7 +210,7 @@ class Jacobian(Batchwise):
         W_bn = torch.zeros_like(V_bn)
         with closing(self._sweep()) as sweep:
             for index, _, batch in sweep:
-                W_bn += self._runner("J^T J v", index, batch, V_bn)(V_bn)
+                self._runner("J^T J v", index, batch, V_bn).add(V_bn, W_bn)
         return self._finite(distributed.all_reduce(W_bn), "J^T J v").T
 
     # Rows ------------------------------------------------------------------------------------------------------------
@@ -245,9 +241,9 @@ class Jacobian(Batchwise):
         """A random combination of the rows is one ordinary VJP of the batch, unless the samples meet in the model."""
         lin = engines.Fresh(self.network.function(batch), self.network.primals(batch))
         u = probes.probe(0, 0, lin.output.numel(), device=self.device).to(lin.output.dtype)
-        expected = self._pull(lin, u.view_as(lin.output)).to(block.dtype)
+        expected = tape.flat(self._pull(lin, u.view_as(lin.output))).to(block.dtype)
         error = block.reshape(len(u), -1).T @ u.to(block.dtype) - expected
-        inside = engines.coarsest(lin.function, lin.primals)
+        inside = max((engines.coarsest(lin.function, lin.primals), self.dtype), key=arrays.machine_epsilon)
         if error.norm() > engines.tolerance(inside) * expected.norm():
             raise ValueError(
                 "the rows of single samples are not those of the batch: the samples of a batch meet in the model; only products "

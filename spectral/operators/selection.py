@@ -1,6 +1,7 @@
 """Which engine multiplies: tried on the first batch, held to its way's products, timed, and kept as far as memory goes.
 
 Legend: n columns and m rows of a batch's linear map, b vectors of a block; blocks are (b, n) and (b, m), one vector a row.
+A product is given in pieces that follow one another, such as the gradients of the parameters, so that none is copied.
 """
 
 from __future__ import annotations
@@ -92,24 +93,32 @@ class Choice:
 
 
 class Runner:
-    """Multiplies one batch: (b, n) -> (b, m), vector by vector or by a program for several."""
+    """Multiplies one batch, vector by vector or by a program for several."""
 
     def __init__(self, one: Linear, several: tape.Program | None = None, width: int = 1) -> None:
         self.one, self.several, self.width = one, several, width
 
-    def __call__(self, V: torch.Tensor) -> torch.Tensor:
-        rows: list[torch.Tensor] = []
+    def add(self, V: torch.Tensor, W: torch.Tensor) -> None:
+        """W (b, m) += the products with the rows of V (b, n)."""
         at = 0
         while at < len(V):
             part = V[at : at + self.width]
             if self.several is not None and 2 * len(part) >= self.width:
                 missing = self.width - len(part)
                 full = torch.cat([part, part.new_zeros(missing, V.shape[1])]) if missing else part
-                rows.append(self.several(full)[: len(part)])
+                _add(W[at : at + len(part)], tuple(piece[: len(part)] for piece in self.several(full)))
             else:
-                rows.extend(self.one(v)[None] for v in part)
+                for i, v in enumerate(part):
+                    _add(W[at + i : at + i + 1], tuple(piece[None] for piece in self.one(v)))
             at += len(part)
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _add(W: torch.Tensor, pieces: tape.Pieces) -> None:
+    start = 0
+    for piece in pieces:
+        size = piece[0].numel()
+        W[:, start : start + size] += piece.reshape(len(W), size)
+        start += size
 
 
 @dataclass
@@ -266,12 +275,12 @@ class Engine:
         errors, later = [], []
         for call in range(engines.CALLS):
             u = probes.probe(call, 0, len(v), dtype=v.dtype, device=v.device)
-            expected = linear(u)
+            expected = tape.flat(linear(u))
             begin = _now(v)
             got = program(u)
             later.append(_now(v) - begin)
             scale = arrays.norm(expected)
-            difference = arrays.norm(got - expected)
+            difference = arrays.norm(tape.flat(got) - expected)
             errors.append(difference / scale if scale > 0 else difference)
             if not errors[-1] <= engines.tolerance(v.dtype):
                 raise engines.Wrong(f"differs from a fresh product by {errors[-1]:.1e} on call {call + 1}")
@@ -317,11 +326,13 @@ class Engine:
         V = torch.stack([probes.probe(0, i, len(v), dtype=v.dtype, device=v.device) for i in range(width)])
         several(V)
         begin = _now(v)
-        W = several(V)
+        blocks = several(V)
         block = (_now(v) - begin) / width
         begin = _now(v)
-        alone = torch.stack([program(u) for u in V])
+        singles = [program(u) for u in V]
         single = (_now(v) - begin) / width
+        W = torch.cat([piece.reshape(width, -1) for piece in blocks], 1)
+        alone = torch.stack([tape.flat(pieces) for pieces in singles])
         error = float((W - alone).double().norm() / alone.double().norm().clamp(min=torch.finfo(torch.float64).tiny))
         if not error <= engines.tolerance(v.dtype):
             raise engines.Wrong(f"differs from single products by {error:.1e}")

@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 aten: Any = torch.ops.aten
-Linear = Callable[[torch.Tensor], torch.Tensor]
+Pieces = tuple[torch.Tensor, ...]
+Linear = Callable[[torch.Tensor], Pieces]  # v (n,) -> what follows one another in w (m,), in any shapes
 Node: TypeAlias = Any  # of an fx graph; its arguments may be anything, which no type says
 SAME = (aten.detach.default, aten.alias.default)  # of a value that no graph is asked of
 SHAPES = (aten.is_same_size.default, aten._has_same_storage_numel.default)  # tell nothing of the values
@@ -125,13 +126,13 @@ class Recorder(TorchDispatchMode):
 
 
 class Program:
-    """A recorded linear map: `program(v) -> w`; `constants` are what it keeps, `module` (v, *constants) -> w."""
+    """A recorded linear map: `program(v) -> pieces`; `constants` are what it keeps, `module` (v, *constants) -> pieces."""
 
     def __init__(self, module: fx.GraphModule, constants: list[torch.Tensor]) -> None:
         self.module, self.constants = module, constants
-        self.run: Callable[..., torch.Tensor] = module
+        self.run: Callable[..., Pieces] = module
 
-    def __call__(self, v: torch.Tensor) -> torch.Tensor:
+    def __call__(self, v: torch.Tensor) -> Pieces:
         with torch.no_grad():
             return self.run(v, *self.constants)
 
@@ -149,7 +150,7 @@ class Program:
         return sum(size for address, size in sizes.items() if address not in own)
 
     def batched(self, columns: int) -> Program:
-        """The same program for (columns, n) -> (columns, m), by vmap, over the same constants."""
+        """The same program for (columns, n) -> pieces (columns, ...), by vmap, over the same constants."""
         if not self.pure:
             raise Unrecordable("a program that writes in place takes one vector at a time")
         graph = fx.Graph()
@@ -169,6 +170,11 @@ class Program:
     def key(self) -> tuple[Any, ...]:
         """Programs of one key differ in the values of their constants alone."""
         return (self.module.code, *((c.shape, c.stride(), c.dtype, str(c.device)) for c in self.constants))
+
+
+def flat(pieces: Pieces) -> torch.Tensor:
+    """w (m,)."""
+    return torch.cat([piece.reshape(-1) for piece in pieces])
 
 
 def record(function: Linear, v: torch.Tensor) -> Program:
@@ -196,10 +202,10 @@ def _functionalise(graph: fx.Graph) -> None:
             node.target = twin
 
 
-def _finish(recorder: Recorder, out: torch.Tensor) -> Program:
+def _finish(recorder: Recorder, out: Pieces) -> Program:
     """Constants become arguments after the inputs, dead operations go."""
     graph = recorder.graph
-    graph.output(recorder.node_of(out))
+    graph.output(tuple(recorder.node_of(piece) for piece in out))
     _functionalise(graph)
     graph.eliminate_dead_code()
     kept = {node: value for node, value, _, _ in recorder.constants.values()}
