@@ -78,7 +78,9 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     below = np.concatenate([[0.0], np.cumsum(record.shares[order])])
     lower = rest * lower + below[np.searchsorted(record.known[order], points - margin, side="left")]
     upper = rest * upper + below[np.searchsorted(record.known[order], points + margin, side="right")]
-    return np.minimum(lower, 1.0), np.minimum(upper, 1.0)
+    slack = 8 * epsilon(record) if len(order) else 0.0  # the shares are dots of vectors in the products' dtype
+    lower = np.where(points == np.inf, 1.0, np.clip(lower - slack, 0.0, 1.0))
+    return lower, np.where(points == -np.inf, 0.0, np.clip(upper + slack, 0.0, 1.0))
 
 
 def scale_of(record: LanczosRecord) -> float:

@@ -101,8 +101,8 @@ def test_old_custom_function_goes_by_double_backward_and_its_replay():
 def test_recording_must_pay_for_itself():
     trials = {"fresh": Trial("fresh", 0.0, 1.0, 1.0, 0), "replay": Trial("fresh", 0.0, 5.0, 0.5, 0)}
     choice = Choice("auto", trials, [])
-    assert choice.kept(1) == choice.kept(8) == "fresh"  # 8 x 1.0 < 5.0 + 7 x 0.5
-    assert choice.kept(10) == "replay"  # 10 x 1.0 > 5.0 + 9 x 0.5
+    assert choice.kept(1) == choice.kept(6) == "fresh"  # .9 x 6 x 1.0 < .8 (5.0 + 5 x 0.5)
+    assert choice.kept(10) == "replay"  # .9 x 10 x 1.0 > .8 (5.0 + 9 x 0.5)
     assert choice.once() == "fresh" and choice.once(columns=20) == "replay"  # a block visits the batch once
 
 

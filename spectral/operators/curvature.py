@@ -70,7 +70,7 @@ class LossNetwork(Network):
             if culprit is not None:
                 raise ValueError(f"two losses of one batch differ: {culprit} is random in eval mode; remove the noise.")
             with torch.no_grad():
-                z = self._select(output, batch)
+                z = self.select(output, batch)
             self.untested = checks.check_coupling(self, batch, z)
 
     def _recognise(self, index: int, output: Any, batch: Any) -> None:
@@ -97,7 +97,7 @@ class LossNetwork(Network):
         """The loss summed over the counted targets of a batch, as a function of the parameters."""
         return losses.loss_sum(self.loss, self.raw(values, batch), batch, self.shift)[0]
 
-    def _select(self, output: Any, batch: Any) -> torch.Tensor:
+    def select(self, output: Any, batch: Any) -> torch.Tensor:
         z = self.of(output, batch) if callable(self.of) else output_tensor(output)
         return z.reshape(z.shape[0], -1)
 
@@ -240,15 +240,24 @@ class GaussNewton(Curvature):
         return outputs.is_convex(self.loss)
 
     def _maps(self, way: str, index: int, batch: Any) -> Maps:
-        function, primals = self.network.function(batch), self.network.primals(batch)
-        samples = self.network.survey.samples[index]
-        self._measure(function, primals, samples)
+        outputs_seen: list[Any] = []
+
+        def function(*values: torch.Tensor) -> torch.Tensor:
+            output = self.network.raw(dict(zip(self.network.values, values, strict=True)), batch)
+            outputs_seen[:] = [output]  # the loss's curvature needs no forward pass of its own
+            return self.network.select(output, batch)
+
+        primals, samples = self.network.primals(batch), self.network.survey.samples[index]
+        self._measure(self.network.function(batch), primals, samples)
         lin = engines.WAYS[way](function, primals)
-        curve = self._output_curvature(batch, self._starts(index))
+        curves: list[Product] = []
 
         def product(v: torch.Tensor) -> tape.Pieces:
-            pulled = lin.vjp(curve(lin.jvp(self.network.split(v), graph=True)))
-            return tuple(g.to(self.dtype) for g in pulled)
+            jv = lin.jvp(self.network.split(v), graph=True)
+            if not curves:
+                _ = lin.output  # plain tensors, where forward-mode AD left its own
+                curves.append(self._output_curvature(outputs_seen.pop(), batch, self._starts(index)))
+            return tuple(g.to(self.dtype) for g in lin.vjp(curves[0](jv)))
 
         kept = engines.COPIES[way] * self._graph_bytes * samples
         return Maps(
@@ -257,15 +266,9 @@ class GaussNewton(Curvature):
             int(kept),
         )
 
-    def _logits(self, batch: Any) -> tuple[torch.Tensor, Any]:
-        """(logits without a graph, the whole output) of a batch."""
-        with torch.no_grad():
-            output = self.network.raw(self.network.values, batch)
-        return output_tensor(output).detach(), output
-
-    def _output_curvature(self, batch: Any, first: int) -> Product:
+    def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
         """U (B, k) -> H U."""
-        z, output = self._logits(batch)
+        z = output_tensor(output).detach()
         return outputs.loss_hessian(self.loss, z, output, batch, self.network.shift)
 
 
@@ -309,8 +312,8 @@ class Fisher(GaussNewton):
     def identity(self) -> str:
         return checkpoint.fingerprint([super().identity(), self.draws, self.seed])
 
-    def _output_curvature(self, batch: Any, first: int) -> Product:
-        z, _ = self._logits(batch)
+    def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
+        z = output_tensor(output).detach()
         if self.draws is None:
             return outputs.exact_fisher(self.loss, z, batch, self.network.shift)
         return outputs.sampled_fisher(self.loss, z, batch, self.network.shift, self.draws, self.seed, first)
@@ -335,7 +338,7 @@ class EmpiricalFisher(GaussNewton):
     def _of(self) -> Any:
         return lambda output, batch: losses.per_sample_sums(self.network.loss, output, batch, self.network.shift)
 
-    def _output_curvature(self, batch: Any, first: int) -> Product:
+    def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
         return lambda u: u
 
 

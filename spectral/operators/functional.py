@@ -357,7 +357,7 @@ class Network:
 
     def outputs(self, values: Mapping[str, torch.Tensor], batch: Any) -> torch.Tensor:
         """Outputs (B, k) with the parameters `values` in the place of the model's own."""
-        return self._select(self.raw(values, batch), batch)
+        return self.select(self.raw(values, batch), batch)
 
     def raw(self, values: Mapping[str, torch.Tensor], batch: Any) -> Any:
         """What the model itself returns, with the parameters `values` in the place of its own."""
@@ -384,7 +384,7 @@ class Network:
                 self._buffers[name] = buffer.detach().to(cast, copy=True)
         return self._buffers
 
-    def _select(self, output: Any, batch: Any) -> torch.Tensor:
+    def select(self, output: Any, batch: Any) -> torch.Tensor:
         """What `of` names, flattened per sample to (B, k)."""
         if callable(self.of):
             z = self.of(output, batch)

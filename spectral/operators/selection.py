@@ -20,6 +20,11 @@ from spectral.operators import engines, tape
 Linear = tape.Linear
 COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]: compiling takes up to a minute
 RECORD = 4  # auto records only if at least so many products are to come
+PREFERRED = {
+    "replay": 0.8,
+    "compiled": 0.8,
+    "fresh": 0.9,
+}  # times count so much: near ties go the same way in every run
 BLOCK = 8  # vectors that a program takes at a time, at most
 FAILURES = (
     RuntimeError,
@@ -52,6 +57,10 @@ class Trial:
     later: float
     bytes: int  # that keeping it takes
 
+    def seconds(self, products: int) -> float:
+        """What so many products take on the first batch."""
+        return self.first + (products - 1) * self.later
+
 
 @dataclass
 class Choice:
@@ -70,14 +79,14 @@ class Choice:
     def kept(self, products: int) -> str:
         """The engine that is fastest for so many products when it is kept: recording must pay for itself."""
         allowed = self._allowed()
-        return min(allowed, key=lambda name: allowed[name].first + (products - 1) * allowed[name].later)
+        return min(allowed, key=lambda name: PREFERRED.get(name, 1.0) * allowed[name].seconds(products))
 
     def once(self, columns: int = 1) -> str:
         """The engine that is fastest for one visit to a batch with so many vectors, when nothing is kept."""
         allowed = {name: trial for name, trial in self.trials.items() if name != "compiled"}
         if self.asked in ("fresh", "double-backward"):
             allowed = self._allowed()
-        return min(allowed, key=lambda name: allowed[name].first + (columns - 1) * allowed[name].later)
+        return min(allowed, key=lambda name: PREFERRED.get(name, 1.0) * allowed[name].seconds(columns))
 
     def describe(self, products: int) -> dict[str, Any]:
         """Plain JSON: the engine, why, and what each one takes on the first batch."""
