@@ -22,7 +22,6 @@ from spectral.results import nan
 
 BLUR = 8.0  # eps ||T||: how far eigenvalues of the matrix that T belongs to may be from A's (as in measure.envelope)
 WEIGHTS = 1e-13  # of the range of f: rounding of the weights
-NONE = np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,7 @@ def bracket(record: LanczosRecord, f: str | Signed, interval: tuple[float | None
     if isinstance(f, str) and f not in NAMED:
         raise ValueError(f"f={f!r} is no known function; use one of {', '.join(NAMED)}, power(p) or a Signed.")
     g = NAMED[f] if isinstance(f, str) else f
-    known, shares = (
-        getattr(record, "known", NONE),
-        getattr(record, "shares", NONE),
-    )  # deflated eigenvectors: T is the rest
+    known, shares = record.known, record.shares  # deflated eigenvectors: T is the rest
     norm = max(np.abs(record.alphas).max() + 2 * record.betas.max(initial=0.0), np.abs(known).max(initial=0.0))
     blur = BLUR * measure.epsilon(record) * float(norm)
     found = _of_T(record, g, interval, blur)

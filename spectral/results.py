@@ -22,6 +22,7 @@ class Estimate:
     """A number with its error: `stderr` is one standard error (statistical and quadrature, 0 if exact).
 
     `lower` and `upper` are certified bounds, nan where nothing is certified; of a quantile they bound its confidence interval.
+    `method` names what `trace` and `diagonal` did ("xtrace", "slq", "exact", ...), "" where there is but one way.
 
     >>> float(Estimate(2.0, 0.1))
     2.0
@@ -33,6 +34,7 @@ class Estimate:
     upper: float | np.ndarray = nan
     probes: int = 0
     products: int = 0
+    method: str = ""
 
     def __float__(self) -> float:
         return float(self.value)

@@ -1,8 +1,38 @@
-"""From an operator to its spectrum and its traces."""
+"""From an operator to its spectrum, its extreme eigenpairs, and numbers of it with their errors."""
 
+from spectral.estimators.diagonal import diagonal
 from spectral.estimators.esd import esd
 from spectral.estimators.exact import exact
+from spectral.estimators.functionals import (
+    condition_number,
+    frobenius,
+    logdet,
+    negative_mass,
+    numerical_rank,
+    spectral_form,
+)
+from spectral.estimators.kpm import jackson, kpm
 from spectral.estimators.slq import slq
+from spectral.estimators.svd import SingularTriplets, svd
+from spectral.estimators.top import Eigenpairs, top
 from spectral.estimators.trace import trace
 
-__all__ = ["esd", "exact", "slq", "trace"]
+__all__ = [
+    "Eigenpairs",
+    "SingularTriplets",
+    "condition_number",
+    "diagonal",
+    "esd",
+    "exact",
+    "frobenius",
+    "jackson",
+    "kpm",
+    "logdet",
+    "negative_mass",
+    "numerical_rank",
+    "slq",
+    "spectral_form",
+    "svd",
+    "top",
+    "trace",
+]

@@ -48,7 +48,7 @@ def diagonal(
     n, before, seed = A.shape[0], A.products, check_seed(seed)
     if method == "exact" or probes >= n:
         value = exact_diagonal(A, progress)
-        return Estimate(value, np.zeros(n), value, value, n, A.products - before)
+        return Estimate(value, np.zeros(n), value, value, n, A.products - before, "exact")
     name = _choose(A, int(probes)) if method == "auto" else method
     m = int(probes) // 2 if name == "xdiag" else int(probes)
     if m < 2:
@@ -58,7 +58,7 @@ def diagonal(
     A.expect(int(probes))
     value, stderr = (_xdiag if name == "xdiag" else _hutchinson)(A, m, seed, progress)
     bounds = np.full(n, nan)
-    return Estimate(value, stderr, bounds, bounds, m, A.products - before)
+    return Estimate(value, stderr, bounds, bounds, m, A.products - before, name)
 
 
 def _choose(A: Operator, probes: int) -> str:

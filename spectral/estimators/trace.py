@@ -114,7 +114,7 @@ def _sampled(
                 raise ValueError(f"budget={budget!r} allows fewer than the {2 * sampler.cost} products of two vectors.")
             value, stderr = sampler.estimate()
             if rtol is None or stderr <= rtol * abs(value) or sampler.m < target or target >= most:
-                return Estimate(value, stderr, nan, nan, sampler.m, purse.spent)
+                return Estimate(value, stderr, nan, nan, sampler.m, purse.spent, name)
             if 2 * target * sampler.cost >= n <= purse.room(1):
                 return _exact(A, purse)
             target = min(2 * target, most)
@@ -130,7 +130,7 @@ def choose(A: Operator, products: int) -> str:
 
 def _exact(A: Operator, purse: Purse) -> Estimate:
     value = float(exact_diagonal(A).sum())
-    return Estimate(value, 0.0, value, value, A.shape[0], purse.spent)
+    return Estimate(value, 0.0, value, value, A.shape[0], purse.spent, "exact")
 
 
 class Purse:
@@ -192,7 +192,7 @@ def _quadrature(
             spent += more.products
             spectrum = spectrum.merge(more)
         e = spectrum.integrate(f)
-    return Estimate(e.value, e.stderr, e.lower, e.upper, e.probes, spent)
+    return Estimate(e.value, e.stderr, e.lower, e.upper, e.probes, spent, "slq")
 
 
 def _truncation(spectrum: Spectrum, f: Callable[[np.ndarray], np.ndarray]) -> float:

@@ -81,8 +81,11 @@ def _positive(spectrum: Spectrum) -> np.ndarray:
 
 def mirrored(spectrum: Spectrum) -> Spectrum:
     """The spectrum of -A, whose positive side is the negative side of A; bands and atoms go along."""
-    records = tuple(replace(record, alphas=-record.alphas) for record in spectrum.records)
-    removed = tuple(record.steps - 1 - gone for record, gone in zip(records, spectrum.removed, strict=True))
+    records = tuple(replace(record, alphas=-record.alphas, known=-record.known) for record in spectrum.records)
+    removed = tuple(  # Ritz values turn round, what was deflated stays behind them; rows follow the atoms
+        np.where(gone < record.steps, record.steps - 1 - gone, gone)[::-1]
+        for record, gone in zip(records, spectrum.removed, strict=True)
+    )
     atoms = Atoms(-spectrum.atoms.values[::-1], spectrum.atoms.multiplicities[::-1])
     meta = {**spectrum.meta, "nonnegative": False}
     return replace(spectrum, nodes=-spectrum.nodes, atoms=atoms, records=records, removed=removed, meta=meta)
