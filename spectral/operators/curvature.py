@@ -222,7 +222,7 @@ class Hessian(Curvature):
             return engines.held(engines.symmetry_error(product, primals, self.dtype, call), self._allowed, call)
 
         kept = 4 * self._graph_bytes * samples if way == "double-backward" else 0
-        return Maps({"H v": product}, symmetry, int(kept))
+        return Maps({"H v": product}, symmetry, int(kept), self._allowed)
 
 
 class GaussNewton(Curvature):
@@ -260,11 +260,11 @@ class GaussNewton(Curvature):
             return tuple(g.to(self.dtype) for g in lin.vjp(curves[0](jv)))
 
         kept = engines.COPIES[way] * self._graph_bytes * samples
-        return Maps(
-            {"H v": product},
-            lambda call: engines.held(engines.adjoint_error(lin, call), self._allowed, call),
-            int(kept),
-        )
+
+        def adjoint(call: int) -> float:
+            return engines.held(engines.adjoint_error(lin, call), self._allowed, call)
+
+        return Maps({"H v": product}, adjoint, int(kept), self._allowed)
 
     def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
         """U (B, k) -> H U."""

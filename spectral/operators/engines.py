@@ -82,7 +82,7 @@ class Fresh:
         """
         copies = tuple(t.clone() for t in tangents)  # a view would be copied into new memory, which no program records
         with math_attention():
-            if graph and self._output is None and not self._apart:
+            if graph and self._output is None and not self._apart and not tape.recording():
                 try:
                     return self._both(copies)
                 except (RuntimeError, NotImplementedError):  # what records both does not do so for every operation

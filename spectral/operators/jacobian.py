@@ -139,7 +139,9 @@ class Jacobian(Batchwise):
             "J^T J v": lambda v: self._backward(lin, self._forward(lin, v, size, graph=True).to(self.dtype), size),
         }
         kept = int(engines.COPIES[way] * self._graph_bytes * size)
-        return Maps(table, lambda call: engines.held(engines.adjoint_error(lin, call), self._allowed, call), kept)
+        return Maps(
+            table, lambda call: engines.held(engines.adjoint_error(lin, call), self._allowed, call), kept, self._allowed
+        )
 
     def _alone(self, batch: Any) -> Jacobian:
         return Jacobian(self.network.model, [batch], **self._wrt, **self._how)

@@ -42,6 +42,7 @@ class Maps:
     table: Mapping[str, Linear]
     adjoint_error: Callable[[int], float]  # on call 0, 1, 2; engines.Wrong if it is more than rounding
     bytes: int = 0  # that keeping it takes
+    allowed: float = 1e-9  # how far a program's products may be off by rounding
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Choice:
     failures: list[str]
     block: str = ""  # how blocks are multiplied, once one has been
     best: str = ""  # what is used now
+    allowed: float = 0.0  # how far products may be off by rounding
     recorded: bool = False  # whether programs have been tried
 
     def _allowed(self) -> dict[str, Trial]:
@@ -274,7 +276,9 @@ class Engine:
         *,
         compiled: bool = False,
     ) -> Trial:
-        linear = make(way).table[kind]
+        maps = make(way)
+        linear, allowed = maps.table[kind], max(maps.allowed, engines.tolerance(v.dtype))
+        self.choices[kind].allowed = allowed
         begin = _now(v)
         program = self._build_program(linear, v)
         if compiled:
@@ -291,7 +295,7 @@ class Engine:
             scale = arrays.norm(expected)
             difference = arrays.norm(tape.flat(got) - expected)
             errors.append(difference / scale if scale > 0 else difference)
-            if not errors[-1] <= engines.tolerance(v.dtype):
+            if not errors[-1] <= allowed:
                 raise engines.Wrong(f"differs from a fresh product by {errors[-1]:.1e} on call {call + 1}")
         return Trial(way, max(errors), first, min(later), program.bytes(own))
 
@@ -315,7 +319,7 @@ class Engine:
             if program.run is not program.module:
                 several = self._compiled(several)
             if known is None:
-                faster, choice.block = self._compare(program, several, v, width, _now(v) - begin, expected)
+                faster, choice.block = self._compare(choice, program, several, v, width, _now(v) - begin, expected)
                 self._shared["width", kind] = known = width if faster else 1
         except FAILURES as failure:
             self._shared["width", kind] = known = 1
@@ -329,8 +333,9 @@ class Engine:
         return max(1, int(engines.KEEP * arrays.available_memory(v.device) / each))
 
     def _compare(
-        self, program: tape.Program, several: tape.Program, v: torch.Tensor, width: int, built: float, expected: int
-    ) -> tuple[bool, str]:
+        self, choice: Choice, program: tape.Program, several: tape.Program, v: torch.Tensor, width: int, built: float,
+        expected: int,
+    ) -> tuple[bool, str]:  # fmt: skip
         """Hold a block's program to single products and time both: (whether it is faster for the products to come, why)."""
         V = torch.stack([probes.probe(0, i, len(v), dtype=v.dtype, device=v.device) for i in range(width)])
         several(V)
@@ -343,7 +348,7 @@ class Engine:
         W = torch.cat([piece.reshape(width, -1) for piece in blocks], 1)
         alone = torch.stack([tape.flat(pieces) for pieces in singles])
         error = float((W - alone).double().norm() / alone.double().norm().clamp(min=torch.finfo(torch.float64).tiny))
-        if not error <= engines.tolerance(v.dtype):
+        if not error <= choice.allowed:
             raise engines.Wrong(f"differs from single products by {error:.1e}")
         faster = built / self.batches + expected * block < expected * single
         why = f"{block:.2e} s each by vmap of {width}, {single:.2e} s alone, on the first batch"

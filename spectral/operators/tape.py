@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import fx
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 aten: Any = torch.ops.aten
@@ -170,6 +170,11 @@ class Program:
     def key(self) -> tuple[Any, ...]:
         """Programs of one key differ in the values of their constants alone."""
         return (self.module.code, *((c.shape, c.stride(), c.dtype, str(c.device)) for c in self.constants))
+
+
+def recording() -> bool:
+    """Whether `record` is under way."""
+    return any(isinstance(mode, Recorder) for mode in _get_current_dispatch_mode_stack())
 
 
 def flat(pieces: Pieces) -> torch.Tensor:
