@@ -10,11 +10,14 @@ from spectral import arrays
 from spectral.estimators import effort
 from spectral.probes import probe
 
+RECURRENCE = 4  # vectors of a recurrence without its basis
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Predicted cost of a Lanczos quadrature: `products`, `seconds` and `bytes` of vectors at the peak.
+    """Predicted cost of a Lanczos quadrature: most `products`, `seconds`, and `bytes` of vectors that it holds in any case.
 
+    `most_bytes`: while deflated vectors are made, if every Ritz pair of the first probe has converged; usually few have.
     `seconds_per_product` is measured (the second of two products); `free` are the bytes free now; `basis` says whether the
     Lanczos basis would be kept, as `slq` decides by itself.
     """
@@ -22,22 +25,26 @@ class Plan:
     products: int
     seconds: float
     bytes: int
+    most_bytes: int
     seconds_per_product: float
     free: int
     basis: bool
 
     def __str__(self) -> str:
         basis = "basis kept" if self.basis else "no basis"
+        mib = [f"{b / 2**20:.4g} MiB" for b in (self.bytes, self.most_bytes, self.free)]
         return (
             f"{self.products} products, about {self.seconds:.3g} s ({self.seconds_per_product:.3g} s each, one measured), "
-            f"{self.bytes / 2**20:.4g} MiB of vectors at the peak ({basis}; {self.free / 2**20:.4g} MiB are free)"
+            f"{mib[0]} of vectors ({basis}), up to {mib[1]} with what is deflated; {mib[2]} are free"
         )
 
 
 def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
-    """Products, seconds and bytes that `slq(A, steps=steps, probes=probes)` would take. Costs two products.
+    """Products, seconds and bytes that `slq(A, steps=steps, probes=probes)` would take at most. Costs two products.
 
-    The bytes are those of the recurrence's vectors; a network's own activations come on top, as in training.
+    Of vectors, `slq` holds four, the basis of `steps` where that takes at most a quarter of the free memory, and with two probes
+    or more what the first has converged to: at most `steps` vectors, in as much memory at most, three times while they are made.
+    Without a basis they cost the first probe's products once more. A network's own activations come on top, as in training.
 
     >>> plan(np.eye(100), steps=50, probes=2).products
     100
@@ -51,7 +58,10 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
         begin = time.perf_counter()
         arrays.norm(op @ v)  # the norm waits for the device
         elapsed = time.perf_counter() - begin
-    free = arrays.available_memory(op.device)
-    one = n * op.dtype.itemsize
-    basis = steps * one <= free // 4
-    return Plan(steps * probes, elapsed * steps * probes, one * (4 + (steps if basis else 0)), elapsed, free, basis)
+    free, one = arrays.available_memory(op.device), n * op.dtype.itemsize
+    room = free // 4 // one
+    basis = room >= steps
+    held = RECURRENCE + (steps if basis else 0)
+    deflated = min(steps, max(room, 1)) if probes > 1 else 0  # the new ones, the orthogonalised ones, and these joined
+    products = steps * probes + (0 if basis or not deflated else steps - 1)
+    return Plan(products, elapsed * products, one * held, one * (held + 3 * deflated), elapsed, free, basis)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from spectral import esd, slq
-from spectral.report import Curve, Line, Report, Row, conditions_of, figures, page, tables
+from spectral.report import Curve, Line, Report, Row, compose, conditions_of, figures, page, tables
 from spectral.spectrum import Spectrum
 
 SCALE = {"init": 1.0, "true": 3.0, "random": 30.0}
@@ -109,6 +109,53 @@ def test_the_negative_side_is_the_spectrum_of_minus_a() -> None:
         assert inside[0] - 0.1 <= 30 <= inside[1] + 0.1
         assert not s.is_exact or np.trapezoid(value, np.log10(grid)) == pytest.approx(30, rel=1e-3)
     assert not figures.is_signed(Spectrum.from_eigenvalues([-1e-17, 0.0, 1.0]))
+
+
+def test_deflated_atoms_are_mirrored_with_their_copies() -> None:
+    """Atoms of both signs, one of them twice, all deflated from the later probes: 1 - F(-x), and the truth within the band."""
+    values = np.concatenate([np.linspace(-1, 1, 300), [-9.0, -4.0, 5.0, 5.0, 20.0]])
+    s = slq(np.diag(values), probes=4, steps=40)
+    turned = figures.mirrored(s)
+    assert [r.known.size > 0 for r in s.records] == [False, True, True, True]
+    np.testing.assert_allclose(turned.atoms.values, [-20.0, -5.0, 4.0, 9.0], rtol=1e-8)
+    assert turned.atoms.multiplicities.tolist() == [1, 2, 1, 1]
+    x = np.array(
+        [-19.0, -6.0, -3.0, -0.5, 0.123, 0.8, 3.0, 8.0, 10.0]
+    )  # no eigenvalue: right or left of it is the same
+    there, back = turned.cdf(x), s.cdf(-x)
+    for a, b in ((there.value, back.value), (there.lower, back.upper), (there.upper, back.lower)):
+        np.testing.assert_allclose(a, 1 - b, atol=1e-9)
+    truth = (-values[:, None] <= x).mean(0)
+    assert (
+        (there.certified_lower <= there.value + 1e-12).all()
+        and (there.lower <= truth).all()
+        and (truth <= there.upper).all()
+    )
+    for record, gone in zip(
+        turned.records, turned.removed, strict=True
+    ):  # a row of nodes stands for the atom of its place
+        nodes = np.concatenate([record.eigen[0], record.known])[gone]
+        np.testing.assert_allclose(nodes, np.broadcast_to(turned.atoms.values[:, None], nodes.shape), rtol=1e-6)
+
+
+def test_the_page_says_how_products_were_computed() -> None:
+    leaf = {
+        "operator": "Jacobian",
+        "of": "logits",
+        "engine": "replay",
+        "reason": "asked <for>",
+        "product_dtype": "bfloat16",
+    }
+    curves = []
+    for seed, noise in ((0, 0.012), (1, 0.034)):
+        curves.append(Curve("J", "true", seed, Spectrum.from_eigenvalues([1.0])))
+        curves[-1].spectrum.meta["operator"] = {"operator": "Gram", "of": [{**leaf, "product_noise": noise}]}
+    (row,) = compose._products(curves)
+    assert row == {
+        "matrix": "J", "engine": "replay", "why": "asked <for>", "dtype": "bfloat16", "relative error of a product": 0.034,
+    }  # fmt: skip
+    text = page.render(Report("t", "q", curves, [], products=[row]), {})
+    assert "How the products were computed" in text and "asked &lt;for&gt;" in text and "0.034" in text
 
 
 def test_negative_eigenvalues_are_drawn_and_counted_in_words() -> None:

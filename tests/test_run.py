@@ -113,6 +113,23 @@ def test_errors_say_what_to_do(here: Path, monkeypatch, capsys, arguments: list[
     assert "Traceback" not in shown.err
 
 
+def test_options_of_operator_and_estimator_are_settable(here: Path, monkeypatch) -> None:
+    """They reach the operator and the run, and stand in the description of what was done."""
+    call(
+        monkeypatch, *SINGLE, "operator.engine=replay", "operator.memory=1MiB", "operator.preflight=false",
+        "operator.product_dtype=float32", "estimator=slq", "estimator.tol=0.2",
+    )  # fmt: skip
+    call(monkeypatch, *SINGLE, "estimator=slq", "estimator.budget=30products", "estimator.steps=9")
+    by_tolerance, by_budget = (Spectrum.load(path.parent / "spectrum.npz") for path in results(here))
+    described = by_tolerance.meta["operator"]
+    described = described.get("of", [described])[0] if isinstance(described.get("of"), list) else described
+    assert described["engine"] == "replay" and described["preflight"] is False
+    assert described["product_dtype"] == "float32" and described["product_noise"] > 0
+    assert by_tolerance.meta["stop"] == "tolerance" and by_tolerance.meta["error"]["w1_95"] <= 0.2
+    assert by_tolerance.meta["steps"] is None and by_budget.meta["steps"] == 9
+    assert by_budget.products <= 30 and max(record.steps for record in by_budget.records) <= 9
+
+
 def test_full_error_shows_the_exception(here: Path, monkeypatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ValueError, match="use one of auto"):

@@ -62,7 +62,7 @@ class Report:
 
     `labels` gives matrices and metrics their names in words ("note:METRIC" its definition), `headline` the matrices of the
     first picture and `headline_metric` what it sums up; `facts` are sentences beside the cost, `training` one mapping per
-    network.
+    network, `products` one mapping per network's matrix: how its products were computed.
     """
 
     title: str
@@ -76,6 +76,7 @@ class Report:
     losses: list[Line] = field(default_factory=list)
     training: list[Mapping[str, Any]] = field(default_factory=list)
     labels: Mapping[str, str] = field(default_factory=dict)
+    products: list[Mapping[str, Any]] = field(default_factory=list)
     facts: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

@@ -42,6 +42,14 @@ OWN_METRICS = {
     "max_over_mean": "the largest of the n numbers ‖Jᵢ‖² over their mean, from 1 to n",
     "gini": "how unequal the n numbers ‖Jᵢ‖² are, 0 when all are equal",
 }
+COMPUTED = {  # of an operator's description: what the page says of its products
+    "engine": "engine",
+    "reason": "why",
+    "product_dtype": "dtype",
+    "computes_in": "the model computes in",
+    "product_noise": "relative error of a product",
+    "untested": "not tested",
+}
 QUESTION_SINGLE = "How are the eigenvalues of this matrix spread, and how sure is that?"
 
 
@@ -90,6 +98,7 @@ def experiment(
         alpha=_alpha([curve for curve in curves if curve.matrix in known]) if alpha_curve else [],
         losses=[_loss(r.cell.condition.name, r.cell.seed, r.trained) for r in trained.values() if r.trained],
         training=[_training(r) for r in trained.values()],
+        products=_products(curves),
         labels=labels_for(result.matrices),
         facts=_facts(outcome),
         config=config,
@@ -139,6 +148,7 @@ def single(
         alpha=_alpha([curve]) if alpha_curve else [],
         losses=[_loss(condition, seed, trained)] if trained is not None and trained.history else [],
         training=[] if trained is None else [_facts_of(trained, condition, seed, test_accuracy)],
+        products=_products([curve]),
         labels=labels_for([]),
         facts=tuple(facts),
         config=config,
@@ -153,6 +163,26 @@ def _method(spectrum: Spectrum) -> str:
     if isinstance(error, Mapping) and "w1" in error:
         return f"{choice}; Wasserstein error {float(error['w1']):.2g} of the spectral range"
     return choice
+
+
+def _products(curves: Sequence[Curve]) -> list[Mapping[str, Any]]:
+    """How products with each matrix were computed: a row per matrix and way, its seeds and conditions together."""
+    rows: dict[str, dict[str, Any]] = {}
+    for curve in curves:
+        for leaf in _leaves(curve.spectrum.meta.get("operator", {})):
+            if "engine" in leaf:
+                row = {"matrix": curve.matrix} | {name: leaf[key] for key, name in COMPUTED.items() if key in leaf}
+                noise = row.pop(COMPUTED["product_noise"], None)
+                kept = rows.setdefault(repr(sorted((k, str(v)) for k, v in row.items())), row)
+                if noise is not None:  # the largest of those that it was measured on
+                    kept[COMPUTED["product_noise"]] = max(float(noise), kept.get(COMPUTED["product_noise"], 0.0))
+    return list(rows.values())
+
+
+def _leaves(description: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a described operator is made of, itself if of nothing else (the `of` of a network names its output)."""
+    parts = description.get("of")
+    return [leaf for part in parts for leaf in _leaves(part)] if isinstance(parts, list) else [description]
 
 
 def _row(row: MetricRow, verdict: Any) -> Row:

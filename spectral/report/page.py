@@ -309,16 +309,19 @@ def _training(report: Report, pictures: Mapping[str, bytes], texts: Mapping[str,
     """Whether each network reached its target, and what it can do."""
     if not report.training:
         return ""
-    columns = list(dict.fromkeys(key for entry in report.training for key in entry))
+    return f"<h2>Training</h2>{_figure('training', pictures, texts)}{_table(report.training)}"
+
+
+def _table(entries: Sequence[Mapping[str, object]], style: str = "") -> str:
+    """One row per mapping, one column per key that any of them has."""
+    columns = list(dict.fromkeys(key for entry in entries for key in entry))
     head = "".join(f"<th>{html.escape(column.replace('_', ' '))}</th>" for column in columns)
     body = "".join(
         f"<tr>{''.join(f'<td>{html.escape(_cell(entry.get(column)))}</td>' for column in columns)}</tr>"
-        for entry in report.training
+        for entry in entries
     )
-    return (
-        f"<h2>Training</h2>{_figure('training', pictures, texts)}"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+    named = f' class="{style}"' if style else ""
+    return f"<table{named}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cell(value: object) -> str:
@@ -341,6 +344,12 @@ def _settings(report: Report) -> str:
     text = f'<h2>What it cost</h2><ul class="cost">{items}</ul>' if items else ""
     if report.facts:
         text += "".join(f"<p>{html.escape(fact)}</p>" for fact in report.facts)
+    if report.products:
+        rows = [{**row, "matrix": words(str(row["matrix"]), report.labels)} for row in report.products]
+        text += (
+            "<details><summary>How the products were computed</summary>"
+            f'<div class="wide">{_table(rows, "settings")}</div></details>'
+        )
     if report.config:
         table = mapping_table(report.config)
         text += f"<h2>Settings</h2><details open><summary>The whole configuration</summary>{table}</details>"
