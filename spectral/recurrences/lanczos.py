@@ -142,7 +142,9 @@ class Lanczos:
         w = self.A @ q  # perhaps a buffer of the operator, perhaps q itself: not ours to change
         w = w.clone() if q_prev is None else torch.sub(w, q_prev, alpha=self.betas[j - 1])  # A q_j - beta_{j-1} q_{j-1}
         alpha = arrays.dot(w, q)
-        w = self._project(w.sub_(q, alpha=alpha))  # last: -alpha q_j would make rounding in U grow by alpha / beta a step
+        w = self._project(
+            w.sub_(q, alpha=alpha)
+        )  # last: -alpha q_j would make rounding in U grow by alpha / beta a step
         beta, omega = self._orthogonal(w, j, alpha, omega)
         if not math.isfinite(alpha) or not math.isfinite(beta):
             raise ValueError(
