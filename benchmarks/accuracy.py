@@ -67,7 +67,7 @@ def ours(known: Known, method: str, products: int, seed: int) -> tuple[int, floa
 def theirs(known: Known, name: str, products: int, seed: int, smoothed: bool) -> tuple[int, float, float]:
     """(products made, error, nan: none of them states one) of a package's quadrature, or of the density it returns."""
     other = RULES[name]
-    A = Matrix(known.operator, len(known.values), known.operator.dtype, limit=PATIENCE * products)
+    A = Matrix(known.operator.__matmul__, len(known.values), known.operator.dtype, limit=PATIENCE * products)
     steps = max(products // other.probes, 2)
     if smoothed and other.density is not None:
         found = other.density(A, other.probes, steps, seed)

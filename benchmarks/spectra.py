@@ -25,7 +25,7 @@ import scipy.fft
 import scipy.sparse.linalg
 import torch
 from models import Workload, workload
-from peers import FAILURES, first_line
+from peers import FAILURES, Product, first_line
 from torch.func import functional_call, jacrev, vmap
 
 import spectral
@@ -169,15 +169,15 @@ NAMES = [*SPECTRA, "digits"]
 class Matrix:
     """An operator as the others want to see it: one vector at a time, counted, at most `limit` of them."""
 
-    def __init__(self, A: Any, size: int, dtype: torch.dtype, limit: int) -> None:
-        self.A, self.size, self.dtype, self.device = A, size, dtype, torch.device("cpu")
+    def __init__(self, product: Product, size: int, dtype: torch.dtype, limit: float = float("inf")) -> None:
+        self.product, self.size, self.dtype, self.device = product, size, dtype, torch.device("cpu")
         self.shape, self.products, self.limit = (size, size), 0, limit
 
     def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
         if self.products >= self.limit:
             raise RuntimeError(f"no result after {self.limit} products")
         self.products += 1
-        return self.A @ v
+        return self.product(v)
 
     matvec = __matmul__
 
