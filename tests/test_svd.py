@@ -74,6 +74,34 @@ def test_the_smallest_ones():
     holds(svd(J, 3, which="smallest"), J, values[:3], tol=1e-11)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(("shape", "zeros", "k", "basis"), [
+    ((80, 50), 5, 3, None), ((80, 50), 2, 4, None), ((50, 50), 2, 3, None), ((400, 300), 4, 3, 20), ((400, 300), 4, 6, None),
+])  # fmt: skip
+def test_the_smallest_ones_where_some_are_zero(shape, zeros, k, basis, wide):
+    """Left vectors too: they are orthogonal to the range, which no product with a right vector shows."""
+    values = np.append(np.zeros(zeros), np.linspace(1, 3, shape[1] - zeros))
+    J = matrix(*shape, values)
+    J = J.T if wide else J
+    holds(svd(J, k, which="smallest", basis=basis), J, values[:k], tol=1e-11)
+
+
+def test_zeros_in_float32_and_within_a_budget():
+    values = np.append(np.zeros(3), np.linspace(1, 3, 57))
+    J = matrix(90, 60, values)
+    single = svd(J.astype(np.float32), 4, which="smallest")
+    assert single.converged.all() and single.complete
+    np.testing.assert_allclose(single.values, values[:4], atol=3 * 16 * 2.0**-23)
+    short = svd(J, 2, which="smallest", budget=180)
+    assert short.products <= 180
+    R = np.maximum(
+        np.linalg.norm(J @ short.right.numpy() - short.left.numpy() * short.values, axis=0),
+        np.linalg.norm(J.T @ short.left.numpy() - short.right.numpy() * short.values, axis=0),
+    )
+    np.testing.assert_allclose(short.residuals, R, atol=1e-12)
+    np.testing.assert_array_equal(short.converged, short.residuals <= short.threshold)
+
+
 def test_scale_moves_along():
     J = np.random.default_rng(0).standard_normal((50, 30))
     one = svd(J, 3)

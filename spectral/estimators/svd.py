@@ -18,7 +18,7 @@ import torch
 
 from spectral import arrays
 from spectral.estimators import effort
-from spectral.estimators.top import FLOOR, KEYS, Search, capacity, check, difference
+from spectral.estimators.top import FLOOR, INNER, KEYS, Search, capacity, check, difference
 from spectral.operators.base import Operator
 from spectral.operators.views import as_operator
 from spectral.probes import probe
@@ -59,8 +59,9 @@ def svd(
     """The k largest ("smallest") singular triplets J v = sigma u, J^T u = sigma v of J (m, n), with all copies.
 
     Golub-Kahan on J with one-sided reorthogonalisation on the short side and thick restarts; converged where both residuals
-    are <= max(tol, 16 eps) ||J||. k = min(m, n) is the full decomposition. The smallest ones of a large matrix converge slowly;
-    of those below eps ||J|| the left vectors are not found unless k takes in all others: `residuals`, `converged` say so.
+    are <= max(tol, 16 eps) ||J||. k = min(m, n) is the full decomposition. The smallest ones of a large matrix converge slowly.
+    Where a value is below half of that and J v / sigma is rounding, the left vector is a random one less its projection on the
+    range: conjugate gradients, two products a step, within the budget; `residuals` and `converged` say how good it is.
     Cost: two products a step (J v and J^T u are one each), as many as `top` needs for J^T J, and 2k to measure the residuals.
     Memory: `basis` vectors of the short side (default: as in `top`), 3k of the long side, and those that a restart keeps.
     budget: as in `slq`; a number of products is kept, and of any other those that give k triplets at all (4k) are made.
@@ -85,7 +86,17 @@ def svd(
     with effort.bar(None, "svd", progress) as shown:
         complete = run.pairs(effort.Budget(budget, A), 2 * k, shown)
     values, X, Y, residuals = _measured(K, state, k, keys[which], seed)
-    threshold = run.tol * max(run.norm, float(values.max()))
+    run.norm = max(run.norm, float(values.max()))
+    threshold = run.tol * run.norm
+    lost = np.flatnonzero((residuals > threshold) & (values <= threshold / 2))
+    run.reserve = 3 * len(lost)
+    if len(lost) and not run._exhausted(0):  # the direction of K v is rounding and says nothing of u
+        kept = np.setdiff1d(np.arange(k), lost)
+        Y[lost] = _outside(K, Y[kept], run, seed, len(lost))
+        images = ((K @ X[lost].T).T, (K.T @ Y[lost].T).T)
+        residuals[lost] = np.maximum(
+            difference(images[0], Y[lost], values[lost]), difference(images[1], X[lost], values[lost])
+        )
     return SingularTriplets(
         values=values,
         left=(X if wide else Y).T,
@@ -125,4 +136,26 @@ def _complement(Y: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     drawn = [probe(seed, (1 << 32) + i, Y.shape[1], dtype=Y.dtype, device=Y.device) for i in range(count)]
     W = torch.stack(drawn)
     orthogonalise(W, Y)
+    return independent(W, Y, 0.0)[0]
+
+
+def _outside(K: Operator, Y: torch.Tensor, run: Search, seed: int, count: int) -> torch.Tensor:
+    """`count` orthonormal rows u, orthogonal to Y's, with K^T u = 0 as far as the tolerance and the budget reach.
+
+    Random vectors less their projection on the range of K: the residuals r of least squares by conjugate gradients
+    (CGLS; Bjorck 1996, algorithm 7.4.1), two products a step; the part along singular values below tol ||K|| may stay.
+    """
+    W = _complement(Y, count, seed)
+    for i in range(count):
+        r = W[i]  # a view
+        s = K.T @ r
+        p, square = s.clone(), arrays.dot(s, s)
+        for _ in range(K.shape[1]):
+            if square <= (INNER * run.tol * run.norm) ** 2 * arrays.dot(r, r) or run._exhausted(2):
+                break
+            q = K @ p
+            r.sub_(q, alpha=square / arrays.dot(q, q))
+            s, before = K.T @ r, square
+            square = arrays.dot(s, s)
+            p.mul_(square / before).add_(s)
     return independent(W, Y, 0.0)[0]

@@ -276,6 +276,11 @@ class Search:
                 state.lock(old, new)
                 return False
             if full:
+                null = new[residuals[new] <= INNER * self.tol * self.norm]
+                null = null[values[null] <= (self.tol * self.norm if state.power == 2 else -np.inf)]
+                if len(null) and not self._exhausted(cost + k * state.power):
+                    state.lock(old, null)  # a restart would make their left vectors from K v, which is rounding
+                    return None
                 kept = self._kept(len(new))
                 if self._exhausted(cost + state.restart_cost(kept)):
                     state.lock(old, new)
