@@ -78,8 +78,9 @@ class Rows:
                 file.truncate()
                 file.flush()
                 os.fsync(file.fileno())
-            self.size += len(content)
-            self.digest.update(content)
+            digest = self.digest.copy()
+            digest.update(content)
+            self.size, self.digest = self.size + len(content), digest  # both or, where a signal comes, none
         return self.size, self.digest.hexdigest()
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""Spectra and Lanczos records as arrays of a file."""
+"""Spectra, Lanczos and Chebyshev records as arrays of a file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spectral import checkpoint
+from spectral.recurrences.chebyshev import ChebyshevRecord
 from spectral.recurrences.lanczos import LanczosRecord
 from spectral.results import Atoms
 
@@ -54,6 +55,33 @@ def unpack_records(arrays: dict[str, np.ndarray], names: list[dict[str, Any]]) -
             known=arrays.get("known", none)[deflated[i] : deflated[i + 1]],
             shares=arrays.get("shares", none)[deflated[i] : deflated[i + 1]],
             **{key: value for key, value in name.items() if key not in ("steps", "known")},
+        )
+        for i, name in enumerate(names)
+    )
+
+
+def pack_moments(records: Any) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """(arrays, JSON) of Chebyshev records: their moments end to end, and what names each."""
+    arrays = {
+        "moments": np.concatenate([np.zeros(0), *(record.moments for record in records)]),
+        "moments_squared_norms": np.array([record.squared_norm for record in records], dtype=float),
+        "intervals": np.array([record.interval for record in records], dtype=float).reshape(-1, 2),
+    }
+    names = [
+        {"moments": len(r.moments), "dtype": r.dtype, "stop": r.stop, "seed": r.seed, "index": r.index} for r in records
+    ]
+    return arrays, names
+
+
+def unpack_moments(arrays: dict[str, np.ndarray], names: list[dict[str, Any]]) -> tuple[ChebyshevRecord, ...]:
+    """The inverse of `pack_moments`."""
+    ends = np.cumsum([0, *(name["moments"] for name in names)])
+    return tuple(
+        ChebyshevRecord(
+            arrays["moments"][ends[i] : ends[i + 1]],
+            (float(arrays["intervals"][i, 0]), float(arrays["intervals"][i, 1])),
+            float(arrays["moments_squared_norms"][i]),
+            **{key: value for key, value in name.items() if key != "moments"},
         )
         for i, name in enumerate(names)
     )

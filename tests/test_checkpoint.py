@@ -45,6 +45,7 @@ def same(a, b):
 
 
 OPTIONS = {"probes": 5, "steps": 30, "seed": 3, "progress": False}
+KPM_OPTIONS = {"probes": 5, "moments": 60, "seed": 3, "progress": False}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -152,21 +153,23 @@ CHILD = """
 import sys, time
 sys.path.insert(0, {here!r})
 import torch
-from test_checkpoint import Diagonal, OPTIONS
+from test_checkpoint import KPM_OPTIONS, OPTIONS, Diagonal
 import spectral
 from spectral.estimators import flight
 flight.SAVE_SECONDS = 0.0
 fast = Diagonal._apply
 Diagonal._apply = lambda self, V: (time.sleep(0.004), fast(self, V))[1]
 print("begun", flush=True)
-spectral.slq(Diagonal(), checkpoint=sys.argv[1], reorthogonalize={mode!r}, deflate=True, **OPTIONS)
+{call}
 """
+SLQ = "spectral.slq(Diagonal(), checkpoint=sys.argv[1], reorthogonalize={mode!r}, deflate=True, **OPTIONS)"
+KPM = "spectral.kpm(Diagonal(), checkpoint=sys.argv[1], recurrence={mode!r}, **KPM_OPTIONS)"
 
 
-def killed_and_resumed(folder, kills, mode, number):
-    """A run that is killed `kills` times at random moments; its spectrum after the last resume."""
+def killed_and_resumed(folder, kills, call, number):
+    """A run that is killed `kills` times at random moments: the file to resume from."""
     rng, path, struck = np.random.default_rng(kills), folder / "run.npz", 0
-    code = CHILD.format(here=os.path.dirname(__file__), mode=mode)
+    code = CHILD.format(here=os.path.dirname(__file__), call=call)
     while struck < kills:
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -180,7 +183,7 @@ def killed_and_resumed(folder, kills, mode, number):
         if code_left == 0:  # it had ended: once more from nothing
             for file in folder.iterdir():
                 file.unlink()
-    return spectral.slq(Diagonal(), checkpoint=path, reorthogonalize=mode, deflate=True, **OPTIONS)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -194,7 +197,24 @@ def killed_and_resumed(folder, kills, mode, number):
 )
 def test_a_run_that_is_killed_resumes_to_the_same_bits(tmp_path, kills, mode, number):
     whole = spectral.slq(Diagonal(), reorthogonalize=mode, deflate=True, **OPTIONS)
-    same(killed_and_resumed(tmp_path, kills, mode, number), whole)
+    path = killed_and_resumed(tmp_path, kills, SLQ.format(mode=mode), number)
+    same(spectral.slq(Diagonal(), checkpoint=path, reorthogonalize=mode, deflate=True, **OPTIONS), whole)
+
+
+@pytest.mark.parametrize(
+    ("kills", "recurrence", "number"),
+    [
+        (2, "chebyshev", signal.SIGKILL),
+        pytest.param(2, "chebyshev", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(25, "chebyshev", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(25, "lanczos", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(10, "lanczos", signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_kpm_that_is_killed_resumes_to_the_same_bits(tmp_path, kills, recurrence, number):
+    whole = spectral.kpm(Diagonal(), recurrence=recurrence, **KPM_OPTIONS)
+    path = killed_and_resumed(tmp_path, kills, KPM.format(mode=recurrence), number)
+    same(spectral.kpm(Diagonal(), recurrence=recurrence, checkpoint=path, **KPM_OPTIONS), whole)
 
 
 def test_a_probe_in_flight_loses_no_step(tmp_path, monkeypatch):
@@ -226,3 +246,75 @@ def test_vectors_beside_a_checkpoint_that_were_damaged_are_one_sentence(tmp_path
         (tmp_path / name).write_bytes(content)
     whole = spectral.slq(Diagonal(), **OPTIONS)
     same(spectral.slq(Diagonal(), checkpoint=tmp_path / "run.npz", **OPTIONS), whole)
+
+
+class Late(Diagonal):
+    """Hides its largest eigenvalue until product 60, so that the Chebyshev recurrence leaves its interval and restarts."""
+
+    hidden = 0  # products of earlier sessions
+
+    def _apply(self, V):
+        w = super()._apply(V)
+        w[-1] *= 0.05 if self.products + self.hidden <= 60 else 1.0
+        return w
+
+
+@pytest.mark.parametrize("recurrence", ["lanczos", "chebyshev"])
+@pytest.mark.parametrize("interval", [None, (-0.1, 12.0)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_kpm_interrupted_anywhere_resumes_to_the_bits_of_one_shot(tmp_path, recurrence, interval, dtype):
+    options = {**KPM_OPTIONS, "recurrence": recurrence, "interval": interval, "checkpoint": tmp_path / "run.npz"}
+    whole = spectral.kpm(Diagonal(dtype=dtype), **{**options, "checkpoint": None})
+    A = Diagonal(dtype=dtype)
+    for _ in range(50):
+        A.stop_at = A.products + 23
+        try:
+            s = spectral.kpm(A, **options)
+            break
+        except KeyboardInterrupt:
+            pass
+    same(s, whole)
+    assert A.products < whole.products + 50 + 23 * (recurrence == "chebyshev")  # one product a session is lost
+    with pytest.raises(ValueError, match="another operator, seed or setting"):
+        spectral.kpm(A, **{**options, "moments": 62})
+    with pytest.raises(ValueError, match="another operator, seed or setting"):
+        spectral.slq(A, steps=30, seed=3, checkpoint=tmp_path / "run.npz")
+    A.stop_at = None
+    more = spectral.kpm(A, **{**options, "probes": 6})
+    same(more, spectral.kpm(Diagonal(dtype=dtype), **{**options, "probes": 6, "checkpoint": None}))
+
+
+def test_a_probe_that_left_its_interval_is_kept_as_an_attempt(tmp_path):
+    options = {**KPM_OPTIONS, "recurrence": "chebyshev"}
+    whole = spectral.kpm(Late(), **options)
+    assert whole.meta["restarts"] >= 1
+    for stop_at in range(52, whole.products, 17):
+        path = tmp_path / f"{stop_at}.npz"
+        with pytest.raises(KeyboardInterrupt):
+            spectral.kpm(Late(stop_at=stop_at), checkpoint=path, **options)
+        rest = Late()
+        rest.hidden = int(checkpoint.load_arrays(path)[1]["spent"][0])
+        same(spectral.kpm(rest, checkpoint=path, **options), whole)
+
+
+@pytest.mark.parametrize("estimate", [spectral.slq, spectral.kpm])
+def test_seconds_of_earlier_sessions_count(tmp_path, monkeypatch, estimate):
+    """On a clock that each product moves by a second: 20 s are 20 products, however often they are interrupted."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    class Slow(Diagonal):
+        def _apply(self, V):
+            w = super()._apply(V)
+            clock[0] += 1.0
+            return w
+
+    options = {"probes": 50, "budget": "20s", "progress": False}
+    options |= {"steps": 8, "deflate": False} if estimate is spectral.slq else {"moments": 16}
+    whole = estimate(Slow(), **options)
+    for stop_at in (5, 9):
+        clock[0] += 500.0  # between sessions nothing is spent
+        with pytest.raises(KeyboardInterrupt):
+            estimate(Slow(stop_at=stop_at), checkpoint=tmp_path / "run.npz", **options)
+    same(estimate(Slow(), checkpoint=tmp_path / "run.npz", **options), whole)
+    assert whole.products == 20

@@ -119,3 +119,40 @@ def test_square_jacobian_means_its_gram_like_any_other(options):
 def test_chebyshev_moments_are_chosen_when_asked_for():
     s = spectral.esd(A, method="kpm", moments=20)
     assert (s.method, s.meta["choice"]) == ("kpm", "kpm: asked for")
+    assert spectral.esd(A, moments=20).meta["choice"] == "kpm: moments given"
+    with pytest.raises(TypeError, match="half the moments"):
+        spectral.esd(A, method="kpm", moments=20, steps=10)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "options", "method", "recurrence"),
+    [
+        (7, {}, "slq", None),
+        (6, {}, "kpm", "lanczos"),
+        (4, {"steps": 12, "probes": 3}, "kpm", "lanczos"),
+        (3, {"budget": 100}, "kpm", "chebyshev"),
+        (3, {"tol": 0.5}, "slq", None),  # which kpm has not
+        (3, {"deflate": False}, "slq", None),
+    ],
+)
+def test_memory_for_three_vectors_but_not_for_deflation_means_kpm(monkeypatch, vectors, options, method, recurrence):
+    """A (70, 900) rectangular operator has its Gram's vectors, of length 70."""
+    values = np.random.default_rng(0).uniform(1, 2, 70)
+    B = sp.diags_array(values, shape=(70, 900)).tocsr()
+    monkeypatch.setattr(esd_module.arrays, "available_memory", lambda device: vectors * 70 * 8 + 100)
+    s = spectral.esd(B, **options)
+    assert (s.method, s.meta.get("recurrence")) == (method, recurrence)
+    if method == "kpm":
+        assert f"the free memory holds {vectors} vectors of length 70" in s.meta["choice"]
+        assert s.meta["moments"] == 2 * options.get("steps", 100)
+    trace = s.integrate(lambda x: x)
+    assert abs(float(trace) - np.sum(values**2)) <= 4 * trace.stderr
+
+
+@pytest.mark.parametrize("method", ["slq", "kpm"])
+def test_a_checkpoint_is_handed_to_the_method(tmp_path, method):
+    one = spectral.esd(A, method=method, steps=20, checkpoint=tmp_path / "run.npz")
+    operator = spectral.as_operator(A)
+    two = spectral.esd(operator, method=method, steps=20, checkpoint=tmp_path / "run.npz")
+    assert operator.products == 0 and one.products == two.products > 0
+    assert np.array_equal(one.nodes, two.nodes) and np.array_equal(one.weights, two.weights)

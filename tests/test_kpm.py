@@ -10,7 +10,8 @@ import torch
 from numpy.polynomial.chebyshev import chebvander
 
 import spectral
-from spectral.estimators.kpm import jackson, kpm, moments_of
+from spectral.estimators import effort, flight
+from spectral.estimators.kpm import _in_three, jackson, kpm, moments_of
 from spectral.operators.base import Operator
 from spectral.recurrences import lanczos
 from spectral.recurrences.chebyshev import jackson as damping
@@ -220,6 +221,8 @@ def test_truncated_moments_state_a_larger_error_that_still_holds():
     truth = spectral.Spectrum.from_eigenvalues(GAPS)
     adaptive, direct = (kpm(diagonal(GAPS), recurrence=r) for r in ("lanczos", "chebyshev"))
     assert set(direct.meta["stops"]) == {"rounding"}
+    assert direct.meta["made_steps"] == adaptive.meta["made_steps"] == adaptive.meta["kept_steps"] == [100] * 4
+    assert direct.meta["kept_steps"] == [r.steps for r in direct.records]
     assert max(r.steps for r in direct.records) < 15
     assert direct.meta["error"]["truncation"] > 10 * adaptive.meta["error"]["truncation"]
     for s in (adaptive, direct):
@@ -342,3 +345,14 @@ def test_matrices_that_are_no_operands_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         kpm(np.array([[np.nan]]))
     assert kpm(np.array([[-4.0]]), recurrence="chebyshev").nodes[0, 0] == -4
+
+
+def test_lanczos_in_three_vectors_has_the_bits_of_lanczos():
+    for A, steps in ((diagonal(GAPS), 25), (2 * np.eye(50), 5), (diagonal(np.float32(GAPS), np.float32), 25)):
+        op = spectral.as_operator(A)
+        run = flight.Flight(None, op, {"seed": 3})
+        ours = _in_three(run, steps, effort.Budget(None, op), effort.bar(None, "", False))
+        theirs = lanczos(op, run.start(0), steps, reorthogonalize=False)
+        np.testing.assert_array_equal(ours.alphas, theirs.alphas)
+        np.testing.assert_array_equal(ours.betas, theirs.betas)
+        assert (ours.stop, ours.squared_norm, ours.dtype) == (theirs.stop, theirs.squared_norm, theirs.dtype)

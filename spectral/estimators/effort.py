@@ -31,9 +31,9 @@ class Budget:
     600.0
     """
 
-    def __init__(self, budget: Any, A: Operator, spent: tuple[int, float] = (0, 0.0)) -> None:
-        """`spent`: products and epochs of an earlier session, which count."""
-        self.A, self.begin = A, (time.monotonic(), A.products - spent[0], A.epochs - spent[1])
+    def __init__(self, budget: Any, A: Operator, spent: tuple[int, float, float] = (0, 0.0, 0.0)) -> None:
+        """`spent`: products, epochs and seconds of earlier sessions, which count."""
+        self.A, self.begin = A, (time.monotonic() - spent[2], A.products - spent[0], A.epochs - spent[1])
         self.seconds = self.products = self.epochs = float("inf")
         if budget is None:
             return

@@ -1,5 +1,7 @@
 """A run of probes on disk: the records that are done, the deflated vectors, and the few vectors of the probe in flight.
 
+Probes are followed by Lanczos (`begin`) or by the Chebyshev recurrence (`begin_moments`).
+
 `path` is small and written whole; vectors that only grow in number (deflated ones, the basis in flight) are appended to files
 beside it, so that a save costs O(n). What a crash leaves behind the marks in `path` is cut off.
 """
@@ -18,9 +20,10 @@ from spectral import storage
 from spectral.estimators.deflation import Deflation, Found
 from spectral.operators.base import Operator
 from spectral.probes import probe
+from spectral.recurrences.chebyshev import Chebyshev, ChebyshevRecord
 from spectral.recurrences.lanczos import NONE, Lanczos, LanczosRecord
 
-FORMAT = "spectral.slq/2"
+FORMAT = "spectral.flight/3"
 SAVE_SECONDS = 2.0  # between saves of a probe in flight
 
 
@@ -32,10 +35,11 @@ class Flight:
         self.op, self.seed = op, settings["seed"]
         self.identity = files.fingerprint([op.identity(), storage.plain(settings)]) if path is not None else ""
         self.records: list[LanczosRecord] = []
+        self.attempts: list[ChebyshevRecord] = []  # those that left their interval included
         self.deflation: Deflation | None = None
-        self.before = (0, 0.0)  # products and epochs of an earlier session
-        self.begun = (op.products, op.epochs)
-        self.spent = self.before  # products and epochs of all steps that were made, earlier sessions included
+        self.before = (0, 0.0, 0.0)  # products, epochs and seconds of earlier sessions
+        self.begun = (op.products, op.epochs, time.monotonic())
+        self.spent = self.before  # those of all steps that were made, earlier sessions included
         self.kept: tuple[dict[str, np.ndarray], dict[str, Any]] | None = None  # a probe in flight as it was saved
         self.made, self.ended, self.saved = 0, False, time.monotonic()
         if self.path is not None and self.path.exists():
@@ -58,7 +62,9 @@ class Flight:
             return
         header, packed = self.header, self.packed
         self.records.extend(storage.unpack_records(packed, header["records"]))
-        self.spent = self.before = (int(header["spent"][0]), float(header["spent"][1]))
+        self.attempts.extend(storage.unpack_moments(packed, header["attempts"]))
+        products, epochs, seconds = header["spent"]
+        self.spent = self.before = (int(products), float(epochs), float(seconds))
         self.kept = (packed, header["flight"]) if header["flight"] else None
         if self.deflation is not None:
             self.deflation.looked = len(self.records)
@@ -89,43 +95,63 @@ class Flight:
             self.kept, self.basis.content = None, b""
         return state
 
-    def stepped(self, state: Lanczos, more: bool) -> None:
+    def begin_moments(self, index: int, steps: int, interval: tuple[float, float]) -> Chebyshev:
+        """The same by the Chebyshev recurrence; a kept probe has the interval that it had."""
+        state = Chebyshev(self.op, self.start(index), steps, interval)
+        self.made, self.ended = 0, False
+        if self.kept is not None:
+            packed, flight = self.kept
+            two = self._tensor(packed["q"].tobytes())
+            state.resume(packed["in_moments"], two[0] if len(two) > 1 else None, two[-1])
+            state.stop, self.ended, self.made = flight["stop"], bool(flight["ended"]), state.steps
+            self.kept = None
+        return state
+
+    def _count(self) -> None:
+        now = (self.op.products, self.op.epochs, time.monotonic())
+        products, epochs, seconds = (b + n - s for b, n, s in zip(self.before, now, self.begun, strict=True))
+        self.spent = (int(products), epochs, seconds)
+
+    def stepped(self, state: Lanczos | Chebyshev, more: bool) -> None:
         """A step was made; saved if the last save is long ago."""
-        self.spent = (
-            self.before[0] + self.op.products - self.begun[0],
-            self.before[1] + self.op.epochs - self.begun[1],
-        )
+        self._count()
         self.made, self.ended = state.steps, not more
         if self.path is not None and time.monotonic() - self.saved >= SAVE_SECONDS:
             self.save(state)
 
-    def finish(self, record: LanczosRecord) -> None:
+    def finish(self, record: LanczosRecord | ChebyshevRecord) -> None:
         """The probe is done."""
-        self.spent = (
-            self.before[0] + self.op.products - self.begun[0],
-            self.before[1] + self.op.epochs - self.begun[1],
-        )
-        self.records.append(record)
+        self._count()
+        if isinstance(record, LanczosRecord):
+            self.records.append(record)
+        else:
+            self.attempts.append(record)
         self.made, self.ended = 0, False
         if self.path is not None:
             self.basis = files.Rows(self.basis.path)
             self.save(None)
             self.basis.remove()
 
-    def save(self, state: Lanczos | None) -> None:
+    def save(self, state: Lanczos | Chebyshev | None) -> None:
         """Vectors first, then the file that says how many of them count."""
-        if self.path is None:
-            return
+        if self.path is None or (isinstance(state, Chebyshev) and not state.whole):
+            return  # the last save stands: this step has overwritten a vector and was not ended
+        if state is not None and state.steps != self.made:  # a signal came between a step and `stepped`
+            self._count()
+            self.made, self.ended = state.steps, state.stop in ("breakdown", "outside")
         packed, names = storage.pack_records(self.records)
+        moments, attempts = storage.pack_moments(self.attempts)
+        packed |= moments
         flight: dict[str, Any] = {}
-        if state is not None and state.steps:
+        if isinstance(state, Chebyshev) and state.steps:
+            packed |= {"in_moments": np.array(state.moments), "q": self._pair(state.t_prev, state.t)}
+            flight = {"stop": state.stop, "ended": self.ended}
+        elif isinstance(state, Lanczos) and state.steps:
             j, before, q, (older, last, again) = state.now
             packed |= {
                 "in_alphas": np.array(state.alphas[:j]),
                 "in_betas": np.array(state.betas[:j]),
-                "q": np.frombuffer(
-                    self._bytes(q[None] if before is None else torch.stack([before, q])), dtype=np.uint8
-                ),
+                "q": self._pair(before, q),
                 "omega0": older,
                 "omega1": last,
             }
@@ -140,6 +166,7 @@ class Flight:
             "format": FORMAT,
             "identity": self.identity,
             "records": names,
+            "attempts": attempts,
             "found": [[f.value, f.error, f.window, f.probe, f.nodes] for f in found if f.probe < len(self.records)],
             "marks": [self.vectors.append(b""), self.basis.append(b"")],
             "flight": flight,
@@ -147,6 +174,10 @@ class Flight:
         }
         files.save_arrays(self.path, packed, header)
         self.saved = time.monotonic()
+
+    @classmethod
+    def _pair(cls, before: torch.Tensor | None, now: torch.Tensor) -> np.ndarray:
+        return np.frombuffer((b"" if before is None else cls._bytes(before)) + cls._bytes(now), dtype=np.uint8)
 
     @staticmethod
     def _bytes(tensor: torch.Tensor) -> bytes:

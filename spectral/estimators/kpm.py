@@ -5,26 +5,28 @@ Legend: K probes, M moments, X evaluation points; h the half width of the interv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.polynomial.chebyshev import chebvander
 from scipy.special import ndtri
 
-from spectral import measure
+from spectral import arrays, measure
 from spectral.estimators import effort
-from spectral.operators.base import Operator
-from spectral.probes import check_seed, probe
+from spectral.estimators.flight import Flight
+from spectral.probes import check_seed
 from spectral.recurrences.chebyshev import Chebyshev, ChebyshevRecord, bounds, centre, jacobi, rescaled
 from spectral.recurrences.chebyshev import jackson as damping
-from spectral.recurrences.lanczos import Lanczos, LanczosRecord
+from spectral.recurrences.lanczos import BREAKDOWN, Lanczos, LanczosRecord
 from spectral.results import Density
 from spectral.spectrum import Spectrum
 
 Interval = tuple[float, float]
 POINTS = 400
+SOUGHT = "the budget ended while the interval was sought; raise budget=, or use recurrence='lanczos'."
 BOUND_STEPS, BOUND_SHARE = 20, 4  # Lanczos steps for the interval: at least so many, and a quarter of those of a probe
 WIDER = 0.005  # of the width, on both sides, at least, where an eigenvalue was found outside; twice that the next time
 
@@ -38,6 +40,7 @@ def kpm(
     interval: Sequence[float] | None = None,
     recurrence: str = "lanczos",
     budget: Any = None,
+    checkpoint: Any = None,
     progress: bool | None = None,
 ) -> Spectrum:
     """The spectrum of symmetric A (n, n) from Chebyshev moments mu_j = <g, T_j((A - c) / h) g> of `probes` Gaussian vectors g.
@@ -47,12 +50,15 @@ def kpm(
 
     recurrence "lanczos": spectrum-adaptive, the moments come from the Lanczos matrix of each probe and the interval is chosen
     afterwards: four vectors of length n. "chebyshev": the moments themselves, three vectors, and dots that nothing waits for; the
-    interval comes from at least 20 Lanczos steps more (four vectors), and moments that grow restart a probe on a wider one,
-    as `meta["restarts"]` counts. These moments know no more of the Gauss rule than their rounding leaves: in a spectrum with gaps
-    a few steps survive (`meta["stops"]` says "rounding"), and bounds are as wide as that; outliers call for "lanczos".
+    interval comes from at least 20 Lanczos steps more, and moments that grow restart a probe on a wider one, as
+    `meta["restarts"]` counts. These moments know no more of the Gauss rule than their rounding leaves: `meta["kept_steps"]` of
+    `meta["made_steps"]` survive (`meta["stops"]` then says "rounding"), and bounds are as wide as the kept ones leave them;
+    where a gap takes a share of the interval, how few is in `spectral.recurrences.chebyshev.jacobi`. Gaps call for "lanczos".
 
     interval: (low, high) that holds the spectrum; ValueError if an eigenvalue shows itself outside. budget: products, or "10min",
     "50epochs". A rectangular operator means its Gram on the smaller side, whose known zeros are carried exactly.
+    checkpoint: a file, saved every few seconds and at SIGINT and SIGTERM; the same call goes on from it to the same bits, with
+    more `probes` too. Lanczos steps for the interval are kept once they are done.
 
     Source: Weisse, Wellein, Alvermann, Fehske (2006); Chen (2023), J. Comput. Phys. 486; `spectral.recurrences.chebyshev`.
 
@@ -64,10 +70,21 @@ def kpm(
     given = _check(probes, moments, interval, recurrence)
     steps = min(-(-moments // 2), op.shape[0])
     op.expect(probes * steps)
-    begin, limit = (op.products, op.epochs), effort.Budget(budget, op)
-    with effort.bar(probes * steps, "kpm", progress) as shown:
-        draw = partial(_lanczos if recurrence == "lanczos" else _chebyshev, op, check_seed(seed), steps, limit, shown)
-        records, found = draw(probes, given)
+    settings = {
+        "estimator": "kpm",
+        "seed": check_seed(seed),
+        "recurrence": recurrence,
+        "steps": steps,
+        "interval": given,
+    }
+    flight = Flight(checkpoint, op, settings)
+    flight.restore()
+    limit = effort.Budget(budget, op, flight.spent)
+    left = (probes - len(flight.records) - len(flight.attempts)) * steps
+    with effort.stoppable(checkpoint is not None), effort.bar(max(left, 0), "kpm", progress) as shown:
+        draw = _lanczos if recurrence == "lanczos" else _chebyshev
+        records, found = draw(flight, steps, limit, shown, probes, given)
+    products, epochs, _ = flight.spent
     meta = {
         **effort.environment(op),
         "seed": int(seed),
@@ -76,15 +93,16 @@ def kpm(
         "recurrence": recurrence,
         "damping": "none",
         **found,
-        "stop": "probes" if len(records) == probes else "budget",
+        "stop": "probes" if len(records) >= probes else "budget",
         "stops": [record.stop for record in records],
+        "kept_steps": [record.steps for record in records],
     }
     return Spectrum.from_records(
         records,
         dim,
         zeros=zeros,
-        products=op.products - begin[0],
-        epochs=op.epochs - begin[1],
+        products=products,
+        epochs=epochs,
         method="kpm",
         meta=meta,
     )
@@ -111,63 +129,70 @@ def _outside(given: Interval) -> ValueError:
     )
 
 
+def _follow(flight: Flight, state: Lanczos | Chebyshev, limit: effort.Budget, shown: Any) -> str | None:
+    """Step to the end of the probe, or of the budget, which is returned."""
+    more = state.steps < state.limit and not flight.ended
+    try:
+        while more:
+            if state.steps and limit.exhausted():
+                return "budget"
+            more = state.step()
+            shown.update(1)
+            flight.stepped(state, more)
+    except (KeyboardInterrupt, SystemExit):
+        flight.save(state)
+        raise
+    return None
+
+
 def _lanczos(
-    op: Operator, seed: int, steps: int, limit: effort.Budget, shown: Any, probes: int, given: Interval | None
+    flight: Flight, steps: int, limit: effort.Budget, shown: Any, probes: int, given: Interval | None
 ) -> tuple[list[LanczosRecord], dict[str, Any]]:
     """Records by Lanczos without a basis, and their moments on an interval chosen afterwards."""
-    records: list[LanczosRecord] = []
+    records = flight.records
     while len(records) < probes and not (records and limit.exhausted()):
-        start = probe(seed, len(records), op.shape[0], dtype=op.dtype, device=op.device)
-        state, stop = Lanczos(op, start, steps, reorthogonalize=False), None
-        del start  # the recurrence has its own
-        while state.step():
-            shown.update(1)
-            if limit.exhausted():
-                stop = "budget"
-                break
-        record = state.record(seed=seed, index=len(records), stop=stop)
+        state = flight.begin(len(records), steps, False)
+        stop = _follow(flight, state, limit, shown)
+        record = state.record(seed=flight.seed, index=len(records), stop=stop)
+        del state  # before the next one is made
         if given is not None:  # Ritz values lie within the spectrum
             theta, slack = record.eigen[0], 8 * measure.epsilon(record) * np.abs(record.eigen[0]).max()
             if theta[0] < given[0] - slack or theta[-1] > given[1] + slack:
                 raise _outside(given)
-        records.append(record)
+        flight.finish(record)
     interval = given or bounds(records)
     return records, {
         "interval": list(interval),
         "interval_from": "given" if given else "Ritz values and residuals",
         "restarts": 0,
+        "made_steps": [record.steps for record in records],
         "chebyshev_moments": [moments_of(record, interval, 2 * steps).tolist() for record in records],
     }
 
 
 def _chebyshev(
-    op: Operator, seed: int, steps: int, limit: effort.Budget, shown: Any, probes: int, given: Interval | None
+    flight: Flight, steps: int, limit: effort.Budget, shown: Any, probes: int, given: Interval | None
 ) -> tuple[list[LanczosRecord], dict[str, Any]]:
     """Records by the modified Chebyshev algorithm from moments on an interval found before, widened where they grow."""
     interval, source = given or (0.0, 0.0), "given"
     if given is None:
-        interval, steps, source = _find(op, seed, steps, limit, shown)
+        interval, steps, source = _find(flight, steps, limit, shown)
     done: list[ChebyshevRecord] = []
-    restarts = 0
-    while len(done) < probes and not (done and limit.exhausted()):
-        start = probe(seed, len(done), op.shape[0], dtype=op.dtype, device=op.device)
-        state, stop = Chebyshev(op, start, steps, interval), None
-        del start
-        while state.step():
-            shown.update(1)
-            if limit.exhausted():
-                stop = "budget"
-                break
-        record = state.record(seed=seed, index=len(done), stop=stop)
+    restarts = tried = 0
+    while len(done) < probes and not (done and tried == len(flight.attempts) and limit.exhausted()):
+        if tried == len(flight.attempts):
+            state = flight.begin_moments(len(done), steps, interval)
+            stop = _follow(flight, state, limit, shown)
+            flight.finish(state.record(seed=flight.seed, index=len(done), stop=stop))
+            del state  # before the next one is made
+        record, tried = flight.attempts[tried], tried + 1
         if record.stop != "outside":
             done.append(record)
             continue
         if given is not None:
             raise _outside(given)
-        if limit.exhausted():
-            raise ValueError(
-                "the budget ended while the interval was sought; raise budget=, or use recurrence='lanczos'."
-            )
+        if limit.exhausted() and tried == len(flight.attempts):
+            raise ValueError(SOUGHT)
         low, high = bounds([jacobi(record)])
         margin = WIDER * 2**restarts * (interval[1] - interval[0])
         interval, restarts = (min(low, interval[0] - margin), max(high, interval[1] + margin)), restarts + 1
@@ -175,29 +200,53 @@ def _chebyshev(
         "interval": list(interval),
         "interval_from": source,
         "restarts": restarts,
+        "made_steps": [record.steps for record in done],
         "chebyshev_moments": [
             (rescaled(r.moments, r.interval, interval) if r.interval != interval else r.moments).tolist() for r in done
         ],
     }
 
 
-def _find(op: Operator, seed: int, steps: int, limit: effort.Budget, shown: Any) -> tuple[Interval, int, str]:
+def _find(flight: Flight, steps: int, limit: effort.Budget, shown: Any) -> tuple[Interval, int, str]:
     """(interval, steps, how) from a few Lanczos steps on the first probe; as many steps as its invariant subspace has are enough.
 
     Every Gaussian probe has the Krylov dimension of the first, the number of distinct eigenvalues, almost surely.
     """
-    start = probe(seed, 0, op.shape[0], dtype=op.dtype, device=op.device)
-    state = Lanczos(op, start, max(BOUND_STEPS, steps // BOUND_SHARE), reorthogonalize=False)
-    del start
-    more = True
-    while more and not limit.exhausted():
-        more = state.step()
-        shown.update(1)
-    if limit.exhausted():
-        raise ValueError("the budget ended while the interval was sought; raise budget=, or use recurrence='lanczos'.")
-    record = state.record()
+    if not flight.records:
+        record = _in_three(flight, max(BOUND_STEPS, steps // BOUND_SHARE), limit, shown)
+        if limit.exhausted():
+            raise ValueError(SOUGHT)
+        flight.finish(record)
+    record = flight.records[0]
     exact = record.betas[-1] == 0
     return bounds([record]), min(steps, record.steps) if exact else steps, f"{record.steps} Lanczos steps"
+
+
+def _in_three(flight: Flight, steps: int, limit: effort.Budget, shown: Any) -> LanczosRecord:
+    """The first probe's Lanczos record as `Lanczos` has it, bit for bit, in three vectors: a step overwrites the oldest."""
+    op, start = flight.op, flight.start(0)
+    squared = arrays.dot(start, start)
+    q, q_prev = start.div_(math.sqrt(squared)), None
+    alphas: list[float] = []
+    betas: list[float] = []
+    while len(alphas) < min(steps, op.shape[0]) and not (betas and betas[-1] == 0) and not limit.exhausted():
+        w = op @ q  # perhaps a buffer of the operator: not ours to change
+        w = w.clone() if q_prev is None else torch.sub(w, q_prev, alpha=betas[-1], out=q_prev)
+        alphas.append(arrays.dot(w, q))
+        betas.append(arrays.norm(w.sub_(q, alpha=alphas[-1])))
+        if not math.isfinite(alphas[-1]) or not math.isfinite(betas[-1]):
+            raise ValueError(
+                f"the product in step {len(alphas)} holds NaN or infinity; check the operator with A.adjoint_error()."
+            )
+        if betas[-1] <= BREAKDOWN * arrays.machine_epsilon(op.dtype) * (
+            max(map(abs, alphas)) + max([0.0, *betas[:-1]])
+        ):
+            betas[-1] = 0.0
+        else:
+            q_prev, q = q, w.div_(betas[-1])
+        shown.update(1)
+    dtype, stop = str(op.dtype).removeprefix("torch."), "breakdown" if betas and betas[-1] == 0 else "steps"
+    return LanczosRecord(np.array(alphas), np.array(betas), squared, dtype, False, stop, flight.seed, 0)
 
 
 def moments_of(record: LanczosRecord, interval: Interval, count: int) -> np.ndarray:

@@ -87,7 +87,7 @@ def slq(
     with effort.stoppable(checkpoint is not None), effort.bar(total, "slq", progress) as shown:
         while (stop := run.ended(limit)) is None:
             run.next_probe(limit, shown)
-    products, epochs = run.flight.spent
+    products, epochs, _ = run.flight.spent
     return run.spectrum(products=products, epochs=epochs, stop=stop)
 
 

@@ -55,7 +55,10 @@ class ChebyshevRecord:
 
 
 class Chebyshev:
-    """The recurrence in flight: `step()` until it returns False, then `record()`."""
+    """The recurrence in flight: `step()` until it returns False, then `record()`.
+
+    A step overwrites the older of the two vectors; `whole` is False while it does, and what it leaves then cannot be kept.
+    """
 
     def __init__(self, A: Operator, start: torch.Tensor, steps: int, interval: tuple[float, float]) -> None:
         self.A, self.limit, self.interval = A, min(int(steps), A.shape[1]), interval
@@ -69,12 +72,22 @@ class Chebyshev:
         self.t = start / math.sqrt(self.squared_norm)
         self.t_prev: torch.Tensor | None = None
         self.moments = [arrays.dot(self.t, self.t)]
-        self.stop = "steps"
+        self.stop, self.whole = "steps", True
+
+    @property
+    def steps(self) -> int:
+        """The steps that have been made."""
+        return len(self.moments) // 2
+
+    def resume(self, moments: np.ndarray, t_prev: torch.Tensor | None, t: torch.Tensor) -> None:
+        """Go on from a state that was saved."""
+        self.moments, self.t_prev, self.t = moments.tolist(), t_prev, t
 
     def step(self) -> bool:
         """One product, two moments; False when the recurrence has ended."""
         (c, h), mu = centre(self.interval), self.moments
         w = self.A @ self.t  # perhaps a buffer of the operator, perhaps t itself: not ours to change
+        self.whole = False
         if self.t_prev is None:
             t_next = torch.mul(w, 1 / h).sub_(self.t, alpha=c / h)
         else:
@@ -89,8 +102,8 @@ class Chebyshev:
         self.t_prev, self.t = self.t, t_next
         if outside(np.array(mu[-2:]) / mu[0], len(mu) - 1, self.interval, self.A.dtype):
             self.stop = "outside"
-            return False
-        return len(mu) // 2 < self.limit
+        self.whole = True
+        return self.stop != "outside" and self.steps < self.limit
 
     def record(self, *, seed: int = -1, index: int = -1, stop: str | None = None) -> ChebyshevRecord:
         """What has been computed so far."""
@@ -179,8 +192,12 @@ def jacobi(record: ChebyshevRecord) -> LanczosRecord:
     Moments know a measure to their rounding, and beyond gaps of the spectrum a Jacobi matrix may hang on less than that. The
     algorithm is therefore run on copies whose moments are moved by their rounding, eps (1 + j / 4) (1 + |c| / h), and ends,
     with stop "rounding", at the first coefficient that moves by more than DETERMINED. The last beta is an upper bound: what the
-    moments cannot tell from 0 is not called 0. Where the spectrum fills the interval nearly all of 100 steps survive in float64,
-    a third in float32; one outlier beyond a gap of most of the interval leaves three.
+    moments cannot tell from 0 is not called 0. Where the spectrum fills the interval all of 100 steps survive in float64, half in
+    float32. Beyond a gap that takes a share p of the interval, T_j of a smaller one grows like exp(j acosh((1 + p) / (1 - p))),
+    and so does what rounding weighs. Kept of 100 steps, dimension 3000, float64 (float32): one outlier beyond
+    p = .03: 53 (21), .1: 29 (9), .3: 16 (4), .5: 11 (3), .8: 7 (2); a gap in the middle of two halves
+    p = .1: 100 (43), .3: 48 (14), .5: 28 (8), .8: 14 (4). It is the moments that are rounded: the same algorithm in numpy's
+    longdouble keeps as many, so that only longer products would help, or Lanczos, which keeps all.
     """
     c, h = centre(record.interval)
     order = np.arange(len(record.moments))
