@@ -200,3 +200,15 @@ def test_tensors_on_the_cpu_reach_cupy_by_a_copy(cupy, monkeypatch):
 def test_only_arrays_of_cupy_are_cupy_arrays(cupy):
     assert arrays.is_cupy(cupy.ndarray(np.ones(2))) and not arrays.is_cupy(cupy.stream(9))
     assert not arrays.is_cupy(np.ones(2))
+
+
+def test_rows_of_a_block_and_zeros_like_it():
+    """Rows are V transposed, contiguous, without a copy where the columns are; any size, beside a tile's border."""
+    for n in (1, 4095, 4097, 9000):
+        V = torch.arange(3.0 * n).view(n, 3)
+        assert torch.equal(arrays.rows(V), V.T) and arrays.rows(V).is_contiguous()
+    columns = V.T.contiguous().T
+    assert arrays.rows(columns).data_ptr() == columns.data_ptr()
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        made = arrays.zeros((2, 5), torch.ones(1, dtype=dtype))
+        assert made.dtype == dtype and made.shape == (2, 5) and not made.any()

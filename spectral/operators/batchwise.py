@@ -25,13 +25,16 @@ class Batchwise(Operator):
     """An operator whose products are made of the linear maps of its batches."""
 
     network: Network
+    ways_alike = True  # programs of both ways of differentiation multiply the same matrices
 
     def __init__(
         self, shape: tuple[int, int], network: Network, engine: str, memory: Any, ways: tuple[str, ...], **properties: Any
     ) -> None:  # fmt: skip
         super().__init__(shape, network.dtype, network.device, **properties)
         self.network = network
-        self.engine = Engine(engine, ways, network.preflight, self._explain, batches=len(network.survey.samples))
+        self.engine = Engine(
+            engine, ways, network.preflight, self._explain, batches=len(network.survey.samples), alike=self.ways_alike
+        )
         self.engine.store.budget = budget_bytes(memory)
         self.kind = ""  # of the latest product
         self.noise: float | None = None  # relative error of a product in a coarser dtype, measured on the first batch

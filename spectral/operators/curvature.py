@@ -180,8 +180,8 @@ class Curvature(Batchwise):
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         if self.coarse and self.noise is None:
             self.measure_noise()
-        V_bn = V.T.contiguous()
-        W_bn = torch.zeros_like(V_bn)
+        V_bn = arrays.rows(V)
+        W_bn = arrays.zeros(tuple(V_bn.shape), V_bn)
         with self.network.sweep() as batches:
             for index, batch in batches:
                 self._runner("H v", index, batch, V_bn).add(V_bn, W_bn)
@@ -204,6 +204,8 @@ class Hessian(Curvature):
     >>> H @ torch.ones(1)  # d2/dw2 of (w^2 + (2 w)^2) / 2
     tensor([5.])
     """
+
+    ways_alike = False  # a backward pass through the gradient is shorter than its tangent, or not
 
     def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
         names = list(self.network.values)

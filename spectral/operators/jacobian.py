@@ -191,25 +191,25 @@ class Jacobian(Batchwise):
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         first = sum(self.rank_rows[: distributed.rank()])
-        V_bn = V.T.contiguous()
-        W_bm = V.new_zeros(V.shape[1], self.rank_rows[distributed.rank()])
+        V_bn = arrays.rows(V)
+        W_bm = arrays.zeros((V.shape[1], self.rank_rows[distributed.rank()]), V)
         with closing(self._sweep()) as sweep:
             for index, rows, batch in sweep:
                 self._runner("J v", index, batch, V_bn).add(V_bn, W_bm[:, rows.start - first : rows.stop - first])
         return self._finite(distributed.all_rows(W_bm.T.contiguous(), self.rank_rows), "J v")
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        W_bn = U.new_zeros(U.shape[1], self.shape[1])
+        W_bn = arrays.zeros((U.shape[1], self.shape[1]), U)
         with closing(self._sweep()) as sweep:
             for index, rows, batch in sweep:
-                U_bm = U[rows].T.contiguous()
+                U_bm = arrays.rows(U[rows])
                 self._runner("J^T u", index, batch, U_bm).add(U_bm, W_bn)
         return self._finite(distributed.all_reduce(W_bn), "J^T u").T
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         """J^T J V in one sweep."""
-        V_bn = V.T.contiguous()
-        W_bn = torch.zeros_like(V_bn)
+        V_bn = arrays.rows(V)
+        W_bn = arrays.zeros(tuple(V_bn.shape), V_bn)
         with closing(self._sweep()) as sweep:
             for index, _, batch in sweep:
                 self._runner("J^T J v", index, batch, V_bn).add(V_bn, W_bn)

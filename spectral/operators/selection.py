@@ -6,6 +6,7 @@ A product is given in pieces that follow one another, such as the gradients of t
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -113,23 +114,23 @@ class Runner:
         """W (b, m) += the products with the rows of V (b, n)."""
         at = 0
         while at < len(V):
-            part = V[at : at + self.width]
-            if self.several is not None and 2 * len(part) >= self.width:
-                missing = self.width - len(part)
-                full = torch.cat([part, part.new_zeros(missing, V.shape[1])]) if missing else part
-                _add(W[at : at + len(part)], tuple(piece[: len(part)] for piece in self.several(full)))
+            part, sums = V[at : at + self.width], W[at : at + self.width]
+            if self.several is None or 2 * len(part) < self.width:
+                for v, w in zip(part, sums, strict=True):
+                    _add(self.one, v, w)
+            elif len(part) == self.width:
+                self.several.add(part, sums)
             else:
-                for i, v in enumerate(part):
-                    _add(W[at + i : at + i + 1], tuple(piece[None] for piece in self.one(v)))
+                full = torch.cat([part, part.new_zeros(self.width - len(part), V.shape[1])])
+                tape.add_pieces(sums, tuple(piece[: len(part)] for piece in self.several(full)))
             at += len(part)
 
 
-def _add(W: torch.Tensor, pieces: tape.Pieces) -> None:
-    start = 0
-    for piece in pieces:
-        size = piece[0].numel()
-        W[:, start : start + size] += piece.reshape(len(W), size)
-        start += size
+def _add(one: Linear, v: torch.Tensor, w: torch.Tensor) -> None:
+    if isinstance(one, tape.Program):
+        one.add(v, w)
+    else:
+        tape.add_pieces(w, one(v))
 
 
 @dataclass
@@ -143,6 +144,7 @@ class Engine:
     choices: dict[str, Choice] = field(default_factory=dict)
     store: engines.Store = field(default_factory=engines.Store)
     batches: int = 1
+    alike: bool = True  # both ways' programs do the same: the second way is tried only where the first fails
     _shared: dict[Any, Any] = field(default_factory=dict)  # block and compiled programs by their key
 
     def __post_init__(self) -> None:
@@ -193,13 +195,22 @@ class Engine:
         return self._compiled(program) if name == "compiled" else program
 
     def _build_program(self, linear: Linear, v: torch.Tensor) -> tape.Program:
-        return tape.record(linear, v)
+        return self._summing(tape.record(linear, v))
+
+    def _summing(self, program: tape.Program) -> tape.Program:
+        """The program with its adder, which programs of one key share."""
+        if program.pure:
+            key = ("sum", program.key())
+            if key not in self._shared:
+                self._shared[key] = program.adder()
+            program.sum = self._shared[key]
+        return program
 
     def _compiled(self, program: tape.Program) -> tape.Program:
         key = program.key()
         if key not in self._shared:
             self._shared[key] = torch.compile(program.module, dynamic=False)
-        program.run = self._shared[key]
+        program.run, program.sum = self._shared[key], None
         return program
 
     # The first batch -------------------------------------------------------------------------------------------------
@@ -222,6 +233,9 @@ class Engine:
             except FAILURES as failure:
                 problem = problem or failure
                 choice.failures.append(f"{way}: {_first_line(failure)}")
+            else:
+                if self.alike:
+                    break
         if not choice.trials:
             named = self.explain(problem) if self.explain is not None and problem is not None else ""
             raise ValueError(
@@ -233,15 +247,18 @@ class Engine:
     def _try_programs(
         self, choice: Choice, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int], expected: int
     ) -> None:
-        recorded = []
-        for way in list(choice.trials):
+        recorded: list[Trial] = []
+        for way in self.ways:
+            if recorded and self.alike:
+                break
             try:
+                if way not in choice.trials:  # the first way holds, but is no program
+                    choice.trials[way] = self._try_way(kind, way, make, v)
                 recorded.append(self._try_program(kind, way, make, v, own))
             except FAILURES as failure:
-                choice.failures.append(f"replay of {way}: {_first_line(failure)}")
-            else:
-                if kind != "H v":
-                    break  # for these, the programs of both ways are the same but for their order
+                named = f"{way}: {_first_line(failure)}"
+                if not any(known.endswith(named) for known in choice.failures):
+                    choice.failures.append(f"replay of {named}")
         if not recorded:
             return
         replay = choice.trials["replay"] = min(recorded, key=lambda trial: trial.later)
@@ -257,14 +274,10 @@ class Engine:
             maps = make(way)
             maps.table[kind](v)
             first = _now(v) - begin
-        later = []
-        error = 0.0
-        for call in range(engines.CALLS if self.check else 1):
-            error = max(error, maps.adjoint_error(call)) if self.check else 0.0
-            begin = _now(v)
-            maps.table[kind](v)
-            later.append(_now(v) - begin)
-        return Trial(way, error, first, min(later), maps.bytes)
+        error = max(maps.adjoint_error(call) for call in range(engines.CALLS)) if self.check else 0.0
+        begin = _now(v)
+        maps.table[kind](v)
+        return Trial(way, error, first, _now(v) - begin, maps.bytes)
 
     def _try_program(
         self,
@@ -315,7 +328,7 @@ class Engine:
         try:
             if key not in self._shared:
                 self._shared[key] = program.batched(width).module
-            several = tape.Program(self._shared[key], program.constants)
+            several = self._summing(tape.Program(self._shared[key], program.constants))
             if program.run is not program.module:
                 several = self._compiled(several)
             if known is None:
@@ -338,18 +351,19 @@ class Engine:
     ) -> tuple[bool, str]:  # fmt: skip
         """Hold a block's program to single products and time both: (whether it is faster for the products to come, why)."""
         V = torch.stack([probes.probe(0, i, len(v), dtype=v.dtype, device=v.device) for i in range(width)])
-        several(V)
+        m = sum(math.prod(shape) for shape in program.shapes)
+        W, alone = arrays.zeros((width, m), v), arrays.zeros((width, m), v)
+        several.add(V, W)
         begin = _now(v)
-        blocks = several(V)
-        block = (_now(v) - begin) / width
-        begin = _now(v)
-        singles = [program(u) for u in V]
+        for u, w in zip(V, alone, strict=True):
+            program.add(u, w)
         single = (_now(v) - begin) / width
-        W = torch.cat([piece.reshape(width, -1) for piece in blocks], 1)
-        alone = torch.stack([tape.flat(pieces) for pieces in singles])
         error = float((W - alone).double().norm() / alone.double().norm().clamp(min=torch.finfo(torch.float64).tiny))
         if not error <= choice.allowed:
             raise engines.Wrong(f"differs from single products by {error:.1e}")
+        begin = _now(v)
+        several.add(V, W)
+        block = (_now(v) - begin) / width
         faster = built / self.batches + expected * block < expected * single
         why = f"{block:.2e} s each by vmap of {width}, {single:.2e} s alone, on the first batch"
         return faster, f"{'vmap' if faster else 'one by one'}: {why}"

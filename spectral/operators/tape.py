@@ -7,13 +7,15 @@ the operations whose operands depend on the argument, and keeps the other operan
 not `torch.func.linearize`: a constant that is overwritten later on is copied before, so that in-place models are right too.
 
 `Program.fold` then multiplies out pointwise chains: whatever a GELU's derivative takes, it is one diagonal matrix.
-`Program.batched` is the same program for b arguments at a time, over the same constants.
+`Program.batched` is the same program for b arguments at a time, over the same constants. `Program.adder` adds the pieces to
+a sum that is there, the matrix products among them in place: a weight's gradient is written once, not made, read and added.
 
 Nothing here is trusted: an engine compares a program with a fresh product on three calls before it is used.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -38,6 +40,8 @@ POINTWISE = (  # linear in the first operand, entry by entry
     aten.hardsigmoid_backward.default, aten.mish_backward.default, aten.logit_backward.default,
 )  # fmt: skip
 CHEAP = (*PRODUCTS, *SUMS)
+INTO = {aten.mm.default: aten.addmm_.default, aten.bmm.default: aten.baddbmm_.default}
+VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 
 
 class Unrecordable(RuntimeError):
@@ -131,10 +135,30 @@ class Program:
     def __init__(self, module: fx.GraphModule, constants: list[torch.Tensor]) -> None:
         self.module, self.constants = module, constants
         self.run: Callable[..., Pieces] = module
+        self.sum: Callable[..., Any] | None = None  # `adder`, once someone has made it
 
     def __call__(self, v: torch.Tensor) -> Pieces:
         with torch.no_grad():
             return self.run(v, *self.constants)
+
+    def add(self, v: torch.Tensor, w: torch.Tensor) -> None:
+        """w (m,) += the product with v (n,); w (b, m) for a block's program."""
+        if self.sum is None:
+            add_pieces(w, self(v))
+            return
+        sums, start = [], 0
+        for shape in self.shapes:
+            size = math.prod(shape[w.ndim - 1 :])
+            sums.append(w[..., start : start + size].view(shape))
+            start += size
+        with torch.no_grad():
+            self.sum(v, *self.constants, *sums)
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Of the pieces."""
+        (out,) = self.module.graph.find_nodes(op="output")
+        return [node.meta["shape"] for node in out.args[0]]  # type: ignore[union-attr]
 
     @property
     def pure(self) -> bool:
@@ -167,6 +191,20 @@ class Program:
             out = mapped(V, *self.constants)
         return _finish(recorder, out)
 
+    def adder(self) -> fx.GraphModule:
+        """The program that adds its pieces: (v, *constants, *sums like the pieces) -> ()."""
+        graph = fx.Graph()
+        names: dict[Node, Node] = {}
+        pieces = graph.graph_copy(self.module.graph, names)
+        inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        for i, piece in enumerate(pieces):  # type: ignore[arg-type]
+            with graph.inserting_after(inputs[-1]):
+                inputs.append(graph.placeholder(f"w{i}"))
+            _add_in_place(graph, inputs[-1], piece)
+        graph.output(())
+        graph.eliminate_dead_code()
+        return fx.GraphModule(torch.nn.Module(), graph)
+
     def key(self) -> tuple[Any, ...]:
         """Programs of one key differ in the values of their constants alone."""
         return (self.module.code, *((c.shape, c.stride(), c.dtype, str(c.device)) for c in self.constants))
@@ -175,6 +213,15 @@ class Program:
 def recording() -> bool:
     """Whether `record` is under way."""
     return any(isinstance(mode, Recorder) for mode in _get_current_dispatch_mode_stack())
+
+
+def add_pieces(w: torch.Tensor, pieces: Pieces) -> None:
+    """w (m,) += pieces that follow one another; w (b, m) for pieces (b, ...)."""
+    start = 0
+    for piece in pieces:
+        size = piece.numel() if w.ndim == 1 else piece[0].numel()
+        w[..., start : start + size] += piece.reshape(*w.shape[:-1], size)
+        start += size
 
 
 def flat(pieces: Pieces) -> torch.Tensor:
@@ -220,10 +267,44 @@ def _finish(recorder: Recorder, out: Pieces) -> Program:
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         with graph.inserting_after(last):
             last = graph.placeholder(f"k{len(values)}")
+        last.meta.update(shape=kept[node].shape, dtype=kept[node].dtype)
         values.append(kept[node])
         node.replace_all_uses_with(last)
         graph.erase_node(node)
     return Program(fx.GraphModule(torch.nn.Module(), graph), [value.detach() for value in values])
+
+
+def _add_in_place(graph: fx.Graph, total: Node, piece: Node, flipped: bool = False) -> None:
+    """total += piece (transposed): products go there by themselves, sums in their parts, whatever views lie between."""
+    while len(piece.users) <= 1 and ((flips := _flips(piece)) or _renames(piece)):
+        flipped, piece = flipped != flips, piece.args[0]
+    alone = len(piece.users) <= 1
+    if alone and piece.target is aten.add.Tensor and not piece.kwargs and all(_alike(a, piece) for a in piece.args):
+        for part in piece.args:
+            _add_in_place(graph, total, part, flipped)
+        return
+    if flipped:
+        total = graph.call_function(aten.transpose.int, (total, -2, -1))
+    if alone and piece.target in INTO:
+        graph.call_function(INTO[piece.target], (total, *piece.args))
+    else:
+        graph.call_function(aten.add_.Tensor, (total, piece))
+
+
+def _flips(node: Node) -> bool:
+    """Whether a node swaps the last two axes."""
+    axes = len(node.meta.get("shape", ()))
+    swapped = node.target is aten.transpose.int and {a % axes for a in node.args[1:]} == {axes - 2, axes - 1}
+    return swapped or (node.target is aten.t.default and axes == 2)
+
+
+def _renames(node: Node) -> bool:
+    """Whether a node is a view of the shape that it views."""
+    return node.target in VIEWS and _alike(node.args[0], node)
+
+
+def _alike(a: Any, b: Node) -> bool:
+    return isinstance(a, fx.Node) and all(a.meta.get(key) == b.meta.get(key) for key in ("shape", "dtype"))
 
 
 def fold(program: Program) -> Program:
@@ -259,6 +340,7 @@ def fold(program: Program) -> Program:
         if isinstance(diagonal, torch.Tensor):
             with graph.inserting_after(last):
                 last = operand = graph.placeholder(f"d{len(value)}")
+            last.meta.update(shape=diagonal.shape, dtype=diagonal.dtype)
             value[last] = diagonal.contiguous()
         with graph.inserting_before(node):
             target = aten.mul.Tensor if isinstance(diagonal, torch.Tensor) else aten.mul.Scalar
