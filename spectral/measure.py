@@ -67,11 +67,11 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     lower, upper = np.zeros_like(x), np.ones_like(x)
     far_left, far_right = x < alphas.min() - 1e3, x > alphas.max() + 1e3
     near = np.flatnonzero(~far_left & ~far_right & np.isfinite(x))
-    lower[far_right] = weight_left(alphas, betas, np.array([alphas.max() + 1e3]), -1)  # monotone in x
-    upper[far_left] = weight_left(alphas, betas, np.array([alphas.min() - 1e3]), +1)
+    lower[far_right] = _weight_left(alphas, betas, np.array([alphas.max() + 1e3]), -1)  # monotone in x
+    upper[far_left] = _weight_left(alphas, betas, np.array([alphas.min() - 1e3]), +1)
     for chunk in np.array_split(near, max(1, len(near) // 256)):
-        lower[chunk] = weight_left(alphas, betas, x[chunk] - blur, -1)
-        upper[chunk] = weight_left(alphas, betas, x[chunk] + blur, +1)
+        lower[chunk] = _weight_left(alphas, betas, x[chunk] - blur, -1)
+        upper[chunk] = _weight_left(alphas, betas, x[chunk] + blur, +1)
     lower, upper = np.clip(lower - rounding, 0, 1), np.clip(upper + rounding, 0, 1)
     lower[x == np.inf], upper[x == -np.inf] = 1.0, 0.0
     order = np.argsort(record.known)  # what has been deflated is known to be where it is
@@ -105,12 +105,8 @@ def largest_mass(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
     return 1 / total
 
 
-def weight_left(
-    alphas: np.ndarray, betas: np.ndarray, x: np.ndarray, side: int, log_step: float = LOG_STEP
-) -> np.ndarray:
+def _weight_left(alphas: np.ndarray, betas: np.ndarray, x: np.ndarray, side: int) -> np.ndarray:
     """Weight of the Radau nodes left of the line Re z = x + side 1e-9, for the rules that have x among their nodes.
-
-    On the line itself (side 0) the node x counts half, which is the middle of the envelope.
 
     With m(z) = e_1^T (T_x - z)^{-1} e_1, the signed weight sum_i w_i sign(theta_i - c) is (2/pi) int_0^inf Re m(c + iy) dy:
     a trapezoidal sum in log y, each m one continued fraction. It needs no eigenvalues and has no special case where x is a
@@ -123,15 +119,15 @@ def weight_left(
     for j in range(k):
         pivot = alphas[j] - x - (betas[j - 1] ** 2 / d[j - 1] if j > 0 else 0.0)
         d[j] = np.where(np.abs(pivot) < floor, floor, pivot)
-    y = np.exp(np.arange(np.log(1e-14), np.log(1e5), log_step))
+    y = np.exp(np.arange(np.log(1e-14), np.log(1e5), LOG_STEP))
     h = -side * 1e-9 - 1j * y[:, None]  # (Y, 1)
     c = np.ones((len(y), len(x)), dtype=complex)
     for j in range(k - 1, -1, -1):
         c = 1 + c * d[j] ** 2 / (betas[j] ** 2 + h * c * d[j])
     m = 1 / (h * c)
     terms = y[:, None] * m.real
-    geometric = 1 / np.expm1(log_step)  # beyond both ends the terms fall like y and like 1 / y
-    signed = 2 / np.pi * log_step * (terms.sum(0) + geometric * (terms[0] + terms[-1]))
+    geometric = 1 / np.expm1(LOG_STEP)  # beyond both ends the terms fall like y and like 1 / y
+    signed = 2 / np.pi * LOG_STEP * (terms.sum(0) + geometric * (terms[0] + terms[-1]))
     return (1 - signed) / 2
 
 
@@ -214,3 +210,15 @@ def w1_noise(cdf: np.ndarray, grid: np.ndarray, probes: int, dim: int, quantile:
     draws = np.random.default_rng(0).standard_gamma(probes * dim * share / 2, (DRAWS, len(share)))
     noisy = np.cumsum(draws / draws.sum(1, keepdims=True), axis=1)[:, :-1]
     return float(np.quantile(np.trapezoid(np.abs(noisy - np.cumsum(share)[:-1]), grid, axis=1), quantile))
+
+
+def distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], kind: str) -> float:
+    """W1 = int |F - G| dx or KS = max |F - G| of two discrete measures (values ascending, counts), each normalised."""
+    x = np.concatenate([a[0], b[0]])
+    signed = np.concatenate([a[1] / a[1].sum(), -b[1] / b[1].sum()])
+    order = np.argsort(x, kind="stable")
+    x, difference = x[order], np.cumsum(signed[order])
+    if kind == "wasserstein":
+        return float(np.abs(difference[:-1]) @ np.diff(x))
+    last = np.append(np.diff(x) > 0, True)  # between equal values the CDFs have no value
+    return float(np.abs(difference[last]).max())

@@ -6,16 +6,16 @@ Legend: K probes, M nodes each, L atoms, X evaluation points; n = dim, r = eigen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtri
 
-from spectral import curves, measure, storage
 from spectral import density as densities
-from spectral.recurrences.lanczos import NONE, LanczosRecord
+from spectral import measure, storage
+from spectral.recurrences.lanczos import LanczosRecord
 from spectral.results import Atoms, Band, Density, Estimate, nan
 
 NO_ATOMS = Atoms(np.zeros(0), np.zeros(0, dtype=np.int64))
@@ -44,7 +44,9 @@ class Spectrum:
     method: str
     meta: dict[str, Any] = field(default_factory=dict)
     records: tuple[LanczosRecord, ...] = ()
-    removed: tuple[np.ndarray, ...] = ()  # of each record, nodes (L, w) that became atoms, repeats allowed
+    removed: tuple[
+        np.ndarray, ...
+    ] = ()  # of each record, the indices (L, w) of the nodes that became atoms, repeats allowed
 
     # Making one ------------------------------------------------------------------------------------------------------
     @classmethod
@@ -162,29 +164,6 @@ class Spectrum:
         )
         return norms / norms.sum()
 
-    @cached_property
-    def curve(self) -> curves.Curve:
-        """The CDF as a curve (x, F) with jumps: that of `cdf` between the outermost nodes, 0 and 1 beyond; steps where exact."""
-        return self._curve()
-
-    @cached_property
-    def _curves(self) -> list[curves.Curve]:
-        if self.records:
-            return [curves.middle(record, gone) for record, gone in zip(self.records, self.removed, strict=True)]
-        rows = [(x, w / w.sum(), np.argsort(x)) for x, w in zip(self.nodes, self.weights, strict=True)]
-        return [curves.staircase(x[order], w[order]) for x, w, order in rows]
-
-    def _curve(self, without: int = -1) -> curves.Curve:
-        """`curve`, if need be without one probe."""
-        known = np.append(self.atoms.values, 0.0)
-        counts = np.append(self.atoms.multiplicities, self.zeros) / self.dim
-        order = np.flatnonzero(counts)[np.argsort(known[counts > 0], kind="stable")]
-        shares = np.where(np.arange(len(self.nodes)) == without, 0.0, self.pooling) if self.unresolved else NONE
-        shares = self.unresolved / self.dim * shares / max(shares.sum(), measure.TINY)
-        used = np.flatnonzero(shares)
-        steps = curves.staircase(known[order], counts[order])
-        return curves.mixture([steps, *(self._curves[k] for k in used)], [1.0, *shares[used]])
-
     @property
     def interval(self) -> tuple[float, float]:
         """The smallest and the largest value of the measure."""
@@ -254,10 +233,12 @@ class Spectrum:
         """The smallest value below which a fraction q of the eigenvalues lies; lower and upper from the CDF's band."""
         if not 0 <= q <= 1:
             raise ValueError(f"q={q} is no fraction; use 0 <= q <= 1.")
-        value = curves.quantile(self.curve, q)
+        x, c = self.points()
+        reached = np.cumsum(c) / self.dim >= q - 1e-12
+        value = float(x[np.argmax(reached)] if reached.any() else x[-1])
         if self.is_exact:
             return Estimate(value, 0.0, value - self.value_error, value + self.value_error, 0, self.products)
-        grid = np.unique(np.concatenate([np.linspace(*self.interval, 129), self.points()[0]]))
+        grid = np.unique(np.concatenate([np.linspace(x[0], x[-1], 129), x]))
         band = self.cdf(grid, confidence)
         above, sure = np.flatnonzero(band.upper >= q), np.flatnonzero(band.lower >= q)
         lower = min(float(grid[above[0] - 1]), value) if len(above) and above[0] > 0 else -np.inf
@@ -267,10 +248,7 @@ class Spectrum:
 
     # Functions -------------------------------------------------------------------------------------------------------
     def cdf(self, x: Any, confidence: float = 0.95) -> Band:
-        """The fraction of eigenvalues <= x, (X,), with its pointwise band: certified envelope, then exact Beta law.
-
-        The value is the envelope's middle: it has the least largest error, and is a step where the envelope is tight.
-        """
+        """The fraction of eigenvalues <= x, (X,), with its pointwise band: certified envelope, then exact Beta law."""
         x = np.asarray(x, dtype=float)
         band = self.count(np.full(x.shape, -np.inf), x, confidence)
         scaled = [
@@ -401,23 +379,34 @@ class Spectrum:
         )
 
     def distance(self, other: Spectrum, kind: str = "wasserstein") -> Estimate:
-        """The distance of two CDFs, each its `curve`: "wasserstein", int |F - G| dx in units of lambda, or "ks", sup |F - G|.
+        """The distance of two CDFs: "wasserstein", int |F - G| dx in units of lambda, or "ks", max |F - G|.
 
         stderr is the jackknife over the probes of both (0 between exact spectra, nan if one has a single probe).
         """
         if kind not in ("wasserstein", "ks"):
             raise ValueError(f"kind={kind!r} is no distance; use 'wasserstein' or 'ks'.")
-        value = curves.distance(self.curve, other.curve, kind)
+        value = measure.distance(self.points(), other.points(), kind)
         squares = 0.0
         for one, two in ((self, other), (other, self)):
             if one.is_exact:
                 continue
             K = len(one.nodes)
-            without = [curves.distance(one._curve(k), two.curve, kind) for k in range(K) if K > 1]
+            without = [measure.distance(one._without(k).points(), two.points(), kind) for k in range(K) if K > 1]
             squares += (K - 1) / K * float(np.square(np.array(without) - np.mean(without)).sum()) if K > 1 else nan
         bounds = (value, value) if self.is_exact and other.is_exact else (nan, nan)
         return Estimate(
             value, float(np.sqrt(squares)), *bounds, len(self.nodes) + len(other.nodes), self.products + other.products
+        )
+
+    def _without(self, k: int) -> Spectrum:
+        """This spectrum without probe k."""
+        keep = [i for i in range(len(self.nodes)) if i != k]
+        return replace(
+            self,
+            nodes=self.nodes[keep],
+            weights=self.weights[keep],
+            records=tuple(self.records[i] for i in keep) if self.records else (),
+            removed=tuple(self.removed[i] for i in keep) if self.removed else (),
         )
 
     def save(self, path: Any) -> None:

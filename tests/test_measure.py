@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 import spectral
-from spectral import curves, measure
+from spectral import measure
 from spectral.recurrences import lanczos
 
 RNG = np.random.default_rng(7)
@@ -162,24 +162,18 @@ def test_pooled_variance_is_that_of_a_quadratic_form():
     assert np.var(form) == pytest.approx(measure.pooled_variance(2, 5, np.var(values)), rel=0.02)
 
 
-def step(points):
-    return curves.staircase(points[0], points[1] / points[1].sum())
-
-
 def test_distances_are_those_of_scipy_and_metrics():
     rng = np.random.default_rng(3)
     sets = [(np.sort(np.round(rng.standard_normal(n), 1)), rng.integers(1, 5, n).astype(float)) for n in (30, 40, 50)]
     a, b, c = sets
     for kind in ("wasserstein", "ks"):
-        d = lambda x, y, kind=kind: curves.distance(step(x), step(y), kind)  # noqa: E731
+        d = lambda x, y, kind=kind: measure.distance(x, y, kind)  # noqa: E731
         assert d(a, a) == pytest.approx(0, abs=1e-15)
         assert d(a, b) == pytest.approx(d(b, a))
         assert d(a, c) <= d(a, b) + d(b, c) + 1e-12
-    assert curves.distance(step(a), step(b), "wasserstein") == pytest.approx(
-        stats.wasserstein_distance(a[0], b[0], a[1], b[1])
-    )
+    assert measure.distance(a, b, "wasserstein") == pytest.approx(stats.wasserstein_distance(a[0], b[0], a[1], b[1]))
     whole = [np.repeat(x, w.astype(int)) for x, w in (a, b)]
-    assert curves.distance(step(a), step(b), "ks") == pytest.approx(stats.ks_2samp(*whole).statistic)
+    assert measure.distance(a, b, "ks") == pytest.approx(stats.ks_2samp(*whole).statistic)
 
 
 def test_a_located_eigenvalue_counts_at_least_once():
