@@ -168,8 +168,10 @@ class _Run:
         if self.deflation is not None and len(self.deflation.found) == self.op.shape[0]:
             return "exact"
         if self.aim is not None and (len(self.records) <= 4 or aims.due(len(self.records))):
-            parts = self.aim.parts(self.spectrum())
-            if sum(parts) <= 1:
+            s = self.spectrum()
+            parts = self.aim.parts(s)
+            seen = len(self.records) > 1 or self.plan.probes == 1 or s.meta["error"]["w1_95"] == 0
+            if sum(parts) <= 1 and seen:  # the spread of one probe is not known
                 return "tolerance"
             if parts[0] >= 1 and len(self.records) > 1 and self.records[-1].stop != "budget":
                 return "depth"
