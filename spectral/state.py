@@ -30,7 +30,7 @@ class State(MutableMapping[str, Snapshot]):
         for stale in self.folder.glob(".*.tmp"):  # a process that was killed while it wrote
             stale.unlink(missing_ok=True)
         if not resume:
-            for old in (*self.folder.glob("*.json"), *self.folder.glob("*.npz")):
+            for old in (*self.folder.glob("*.json"), *self.folder.glob("*.npz"), *self.folder.glob("probes-*.npz.*")):
                 old.unlink(missing_ok=True)
 
     def _begin(self) -> None:
@@ -72,7 +72,8 @@ class State(MutableMapping[str, Snapshot]):
         self._begin()
         spectrum.save(self.path(f"{key}.npz"))
         self._save_record(key, plain, self.path(f"{key}.npz"))
-        self.path(f"probes-{key}.npz").unlink(missing_ok=True)
+        for more in ("", ".vectors", ".basis"):  # beside a file of probes: see `estimators.flight`
+            self.path(f"probes-{key}.npz{more}").unlink(missing_ok=True)
 
     def load_spectrum(self, key: str) -> tuple[Spectrum, dict[str, Any]] | None:
         """What `save_spectrum` kept under this key, or None."""
