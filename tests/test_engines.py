@@ -125,7 +125,7 @@ class Stale(Engine):
             factor = 1.0 if len(calls) == 1 else 0.6
             return tuple(factor * piece for piece in program.module(*operands))
 
-        program.run = run
+        program.run, program.sum = run, None
         return program
 
 

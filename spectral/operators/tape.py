@@ -25,6 +25,8 @@ from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from spectral.operators import inplace
+
 aten: Any = torch.ops.aten
 Pieces = tuple[torch.Tensor, ...]
 Linear = Callable[[torch.Tensor], Pieces]  # v (n,) -> what follows one another in w (m,), in any shapes
@@ -179,9 +181,7 @@ class Program:
             raise Unrecordable("a program that writes in place takes one vector at a time")
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.module.graph, {}))
-        for node in graph.nodes:  # strides differ in a block, so that a view may need a copy
-            if node.target in (aten.view.default, aten._unsafe_view.default):
-                node.target = aten.reshape.default
+        _copying_views(graph)
         one = fx.GraphModule(torch.nn.Module(), graph)
         shape, dtype = next((n.meta["shape"], n.meta["dtype"]) for n in self.module.graph.nodes if "shape" in n.meta)
         device = self.constants[0].device if self.constants else torch.device("cpu")
@@ -197,12 +197,14 @@ class Program:
         names: dict[Node, Node] = {}
         pieces = graph.graph_copy(self.module.graph, names)
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        _copying_views(graph)
         for i, piece in enumerate(pieces):  # type: ignore[arg-type]
             with graph.inserting_after(inputs[-1]):
                 inputs.append(graph.placeholder(f"w{i}"))
             _add_in_place(graph, inputs[-1], piece)
         graph.output(())
         graph.eliminate_dead_code()
+        inplace.save_traffic(graph)
         return fx.GraphModule(torch.nn.Module(), graph)
 
     def key(self) -> tuple[Any, ...]:
@@ -252,6 +254,13 @@ def _functionalise(graph: fx.Graph) -> None:
         read = any(order[user] > order[node] for other in node.meta["aliases"] for user in other.users)
         if twin is not None and not twin._schema.is_mutable and not read:
             node.target = twin
+
+
+def _copying_views(graph: fx.Graph) -> None:
+    """Views that copy where strides differ from those recorded."""
+    for node in graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
 
 
 def _finish(recorder: Recorder, out: Pieces) -> Program:
