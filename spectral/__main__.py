@@ -52,8 +52,10 @@ def main() -> None:
         if full and stop.code == 2 and stop.__cause__ is not None:
             raise stop.__cause__ from None
         _leave(stop.sentence, stop.code)
-    except KeyboardInterrupt as stop:
-        _leave("Interrupted before anything was computed.", 143 if stop.args == ("SIGTERM",) else 130)
+    except KeyboardInterrupt:
+        _leave("Interrupted before anything was computed.", 130)
+    except run.Terminated:
+        _leave("Interrupted before anything was computed.", 143)
     except (HydraException, OmegaConfBaseException, *EXPECTED) as problem:
         if full:
             raise
@@ -139,7 +141,9 @@ def _refuse_targets(given: list[str]) -> None:
 
 
 def _terminate(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt("SIGTERM")
+    # not a KeyboardInterrupt: one that passes through exec() of a string, as imports and torch have, makes CPython end the
+    # process with SIGINT whoever catches it
+    raise run.Terminated()
 
 
 def _leave(text: str, code: int) -> None:

@@ -54,6 +54,13 @@ class Interrupted(BaseException):
         self.sentence, self.code = sentence, code
 
 
+class Terminated(SystemExit):
+    """SIGTERM came; raised where the run is, so that a checkpoint can be left."""
+
+    def __init__(self) -> None:
+        super().__init__(143)
+
+
 # Configuration -------------------------------------------------------------------------------------------------------
 def locate(target: str) -> Any:
     """The function or class that a `_target_` names: what a configuration needs of spectral, or a module of torch.nn.
@@ -229,8 +236,8 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
         if config.get("experiment"):
             return _experiment(config, folder, state, where, about)
         return _single(config, folder, state, where, about)
-    except KeyboardInterrupt as stop:
-        code = 143 if stop.args == ("SIGTERM",) else 130
+    except (KeyboardInterrupt, Terminated) as stop:
+        code = 143 if isinstance(stop, Terminated) else 130
         raise Interrupted(
             f"Interrupted with {state.parts()} kept in {state.folder}; go on with: {command} resume=true", code
         ) from stop

@@ -179,7 +179,7 @@ def test_an_interrupted_experiment_goes_on_to_the_same_numbers(here: Path, monke
 
     def third_time_killed(*arguments, **options):
         if len(calls) == 3:
-            raise KeyboardInterrupt("SIGTERM")
+            raise run.Terminated
         calls.append(arguments)
         return real(*arguments, **options)
 
@@ -251,6 +251,19 @@ def test_sigterm_leaves_a_state_that_resumes(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143
     assert said.startswith("spectral: Interrupted") and said.count("\n") == 1
+
+
+def test_sigterm_inside_exec_of_a_string_still_exits_143(tmp_path: Path) -> None:
+    """CPython ends with SIGINT if a KeyboardInterrupt has passed through such an exec, as imports and torch have."""
+    program = """
+import os, signal, sys, time
+import spectral.__main__ as command
+from spectral import run
+run.check_targets = lambda config: exec("os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)")
+command.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program, *SINGLE], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 143 and done.stderr == "spectral: Interrupted before anything was computed.\n"
 
 
 def test_own_arrays_from_a_file(here: Path, monkeypatch) -> None:
