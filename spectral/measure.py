@@ -15,8 +15,11 @@ from scipy.special import betainc
 from spectral.recurrences.lanczos import LanczosRecord
 
 LOCATED = 1e-7  # of the range: nodes of different probes as close as this are one eigenvalue
-LOG_STEP = 0.28  # trapezoidal step in log y: its error is about 2 exp(-pi^2 / 0.28) = 1e-15
+LOG_STEP = 0.36  # trapezoidal step in log y: its error is about 2 exp(-pi^2 / 0.36) = 2e-12
+Y_RANGE = 2e-13, 1e4  # of y, the latter in units of the largest |x|: beyond, terms are powers of y up to (y / 1e-9)^2 and (x / y)^2
 ROUNDING = 1e-11  # of that sum, and of the masses that come from it
+CUTS = np.array([[1 / 16], [1 / 4], [1 / 2]])  # of an interval, from its higher end
+SPLITS = 10  # 16^-10 of a gap is beyond rounding
 DRAWS = 400  # of the probes' noise
 TINY = float(np.finfo(float).tiny)
 
@@ -92,17 +95,64 @@ def scale_of(record: LanczosRecord) -> float:
 def largest_mass(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
     """The largest share, (X,), of the undeflated part that can sit at x: the Christoffel function 1 / sum_j p_j(x)^2.
 
-    p_0, ..., p_{k-1} are the orthonormal polynomials of T; for k moments less than it a mass at x would not fit (Akhiezer 1965).
+    p_0, ..., p_k are the orthonormal polynomials of T and its last residual, p_k = 0 left out on an invariant subspace; it is
+    the weight that the Gauss-Radau rule through x gives to x, and thereby the width of the envelope there (Akhiezer 1965).
     """
     x = np.asarray(x, dtype=float)
     before, now, total = np.zeros_like(x), np.ones_like(x), np.ones_like(x)
-    for j in range(record.steps - 1):
+    for j in range(record.steps):
+        if record.betas[j] == 0:
+            break
         after = (x - record.alphas[j]) * now - (record.betas[j - 1] if j else 0.0) * before
         before, now = now, np.clip(after / record.betas[j], -1e100, 1e100)
         total = total + now**2
         if (total > 1e60).all():
             break
     return 1 / total
+
+
+def truncation(record: LanczosRecord, gone: np.ndarray, low: float, high: float) -> float:
+    """Half the area of the envelope over [low, high], of the part of mu off the nodes `gone`: what truncation moves in W1 at most.
+
+    The width is `largest_mass`, integrated by trapezoids that are split near their higher end until the sum is settled to 2 %
+    (a node that stands alone is a peak, whose width is the square root of its residual); on an invariant subspace it is 0 between
+    the nodes. The blur of finite precision (see `envelope`) adds twice itself. O(k) a point, some points for each node.
+    """
+    theta, omega, _ = gauss_rule(record)
+    gone = np.unique(gone)
+    rest = max(1 - float(omega[gone].sum()), TINY)
+    undeflated = max(1 - float(record.shares.sum()), 0.0)
+    extra = 2 * ROUNDING + (16 * epsilon(record) if len(record.known) else 0.0)
+    moved = 8 * epsilon(record) * scale_of(record)
+    if record.betas[-1] == 0:
+        return min(extra / rest, 1.0) * (high - low) / 2 + moved
+
+    def width(x: np.ndarray) -> np.ndarray:
+        return np.minimum((undeflated * largest_mass(record, x) + extra) / rest, 1.0)
+
+    alone = np.delete(theta, gone[gone < len(theta)])
+    x = np.unique(np.clip(np.concatenate([[low, high], np.linspace(low, high, 33), alone]), low, high))
+    x = np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))
+    w = width(x)
+    left, right, at_left, at_right, settled = x[:-1], x[1:], w[:-1], w[1:], 0.0
+    for _ in range(SPLITS):
+        parts = (right - left) * (at_left + at_right) / 2
+        total = settled + parts.sum()
+        bend = (right - left) * np.abs(at_left - at_right) / 2  # of a monotone width the trapezoid errs by less
+        open_ = bend > 0.02 * total / (len(bend) + 1)
+        if bend.sum() <= 0.02 * total or not open_.any():
+            settled, left = total, left[:0]
+            break
+        settled += parts[~open_].sum()
+        left, right, at_left, at_right = left[open_], right[open_], at_left[open_], at_right[open_]
+        higher = at_left >= at_right
+        cuts = np.where(higher, CUTS, 1 - CUTS[::-1]) * (right - left) + left
+        inner = width(cuts.reshape(-1)).reshape(cuts.shape)
+        x, w = np.vstack([left, cuts, right]), np.vstack([at_left, inner, at_right])
+        left, right, at_left, at_right = (a.reshape(-1) for a in (x[:-1], x[1:], w[:-1], w[1:]))
+    if len(left):
+        settled += float(((right - left) * (at_left + at_right) / 2).sum())
+    return float(settled) / 2 + moved
 
 
 def _weight_left(alphas: np.ndarray, betas: np.ndarray, x: np.ndarray, side: int) -> np.ndarray:
@@ -119,13 +169,33 @@ def _weight_left(alphas: np.ndarray, betas: np.ndarray, x: np.ndarray, side: int
     for j in range(k):
         pivot = alphas[j] - x - (betas[j - 1] ** 2 / d[j - 1] if j > 0 else 0.0)
         d[j] = np.where(np.abs(pivot) < floor, floor, pivot)
-    y = np.exp(np.arange(np.log(1e-14), np.log(1e5), LOG_STEP))
-    h = -side * 1e-9 - 1j * y[:, None]  # (Y, 1)
-    c = np.ones((len(y), len(x)), dtype=complex)
+    widest = max(2.0, float(np.abs(x).max(initial=0.0)))
+    y = np.exp(np.arange(np.log(Y_RANGE[0]), np.log(Y_RANGE[1] * widest), LOG_STEP))[:, None]
+    h, shape = -side * 1e-9, (len(y), len(x))  # h - i y, complex numbers as two arrays: numpy divides complex ones slowly
+    c_re, c_im = np.ones(shape), np.zeros(shape)
+    re, im, size, work = (np.empty(shape) for _ in range(4))
     for j in range(k - 1, -1, -1):
-        c = 1 + c * d[j] ** 2 / (betas[j] ** 2 + h * c * d[j])
-    m = 1 / (h * c)
-    terms = y[:, None] * m.real
+        c_re *= d[j]  # c d
+        c_im *= d[j]
+        np.multiply(c_re, h, out=re)  # b^2 + (h - i y) c d
+        re += np.multiply(c_im, y, out=work)
+        re += betas[j] ** 2
+        np.multiply(c_im, h, out=im)
+        im -= np.multiply(c_re, y, out=work)
+        np.multiply(re, re, out=size)
+        size += np.multiply(im, im, out=work)
+        np.divide(d[j], size, out=size)
+        np.multiply(c_re, im, out=work)  # 1 + d c d / (b^2 + h c d)
+        c_re *= re
+        im *= c_im
+        c_re += im
+        c_re *= size
+        c_re += 1
+        c_im *= re
+        c_im -= work
+        c_im *= size
+    # Re 1 / ((h - i y) (c_re + i c_im))
+    terms = y * (h * c_re + y * c_im) / ((h**2 + y**2) * (c_re**2 + c_im**2))
     geometric = 1 / np.expm1(LOG_STEP)  # beyond both ends the terms fall like y and like 1 / y
     signed = 2 / np.pi * LOG_STEP * (terms.sum(0) + geometric * (terms[0] + terms[-1]))
     return (1 - signed) / 2
@@ -201,7 +271,8 @@ def located(nodes: np.ndarray, masses: np.ndarray, least: float) -> np.ndarray:
 
 
 def w1_noise(cdf: np.ndarray, grid: np.ndarray, probes: int, dim: int, quantile: float = 0.95) -> float:
-    """The `quantile` of int |F_g - F| dx over the draws of pooled Gaussian probes, F (X,) a CDF of `dim` eigenvalues on `grid`.
+    """The `quantile` of int |F_g - F| dx over the draws of pooled Gaussian probes, F (X,) a CDF of `dim` eigenvalues that is
+    constant between the points of `grid`.
 
     The masses that m pooled probes have on the cells of the grid are Dirichlet(m r_i / 2), r_i the eigenvalues in cell i: the
     joint law of which the Beta law is one margin. Simulated with a fixed seed.
@@ -209,7 +280,7 @@ def w1_noise(cdf: np.ndarray, grid: np.ndarray, probes: int, dim: int, quantile:
     share = np.maximum(np.diff(np.concatenate([[0.0], np.maximum.accumulate(np.clip(cdf, 0, 1)), [1.0]])), 0.0)
     draws = np.random.default_rng(0).standard_gamma(probes * dim * share / 2, (DRAWS, len(share)))
     noisy = np.cumsum(draws / draws.sum(1, keepdims=True), axis=1)[:, :-1]
-    return float(np.quantile(np.trapezoid(np.abs(noisy - np.cumsum(share)[:-1]), grid, axis=1), quantile))
+    return float(np.quantile(np.abs(noisy - np.cumsum(share)[:-1])[:, :-1] @ np.diff(grid), quantile))
 
 
 def distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], kind: str) -> float:
