@@ -16,7 +16,10 @@ from spectral.recurrences.lanczos import LanczosRecord
 
 LOCATED = 1e-7  # of the range: nodes of different probes as close as this are one eigenvalue
 LOG_STEP = 0.36  # trapezoidal step in log y: its error is about 2 exp(-pi^2 / 0.36) = 2e-12
-Y_RANGE = 2e-13, 1e4  # of y, the latter in units of the largest |x|: beyond, terms are powers of y up to (y / 1e-9)^2 and (x / y)^2
+Y_RANGE = (
+    2e-13,
+    1e4,
+)  # of y, the latter in units of the largest |x|: beyond it terms are powers of y
 ROUNDING = 1e-11  # of that sum, and of the masses that come from it
 CUTS = np.array([[1 / 16], [1 / 4], [1 / 2]])  # of an interval, from its higher end
 SPLITS = 10  # 16^-10 of a gap is beyond rounding
@@ -112,47 +115,62 @@ def largest_mass(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
 
 
 def truncation(record: LanczosRecord, gone: np.ndarray, low: float, high: float) -> float:
-    """Half the area of the envelope over [low, high], of the part of mu off the nodes `gone`: what truncation moves in W1 at most.
+    """Half the area of the envelope over [low, high], of the part of mu off the nodes `gone`: the most truncation moves in W1.
 
-    The width is `largest_mass`, integrated by trapezoids that are split near their higher end until the sum is settled to 2 %
-    (a node that stands alone is a peak, whose width is the square root of its residual); on an invariant subspace it is 0 between
-    the nodes. The blur of finite precision (see `envelope`) adds twice itself. O(k) a point, some points for each node.
+    The width is `largest_mass`, integrated over `graded` points; on an invariant subspace it is 0 between the nodes. The blur of
+    finite precision (see `envelope`) adds twice itself.
     """
-    theta, omega, _ = gauss_rule(record)
-    gone = np.unique(gone)
-    rest = max(1 - float(omega[gone].sum()), TINY)
-    undeflated = max(1 - float(record.shares.sum()), 0.0)
-    extra = 2 * ROUNDING + (16 * epsilon(record) if len(record.known) else 0.0)
     moved = 8 * epsilon(record) * scale_of(record)
+    extra, rest = _width_beyond(record, gone)
     if record.betas[-1] == 0:
         return min(extra / rest, 1.0) * (high - low) / 2 + moved
+    x, w = graded(record, gone, low, high)
+    return float(np.trapezoid(w, x)) / 2 + moved
+
+
+def _width_beyond(record: LanczosRecord, gone: np.ndarray) -> tuple[float, float]:
+    """(what rounding adds to the envelope's width, the share of mu off the nodes `gone`)."""
+    extra = 2 * ROUNDING + (16 * epsilon(record) if len(record.known) else 0.0)
+    return extra, max(1 - float(gauss_rule(record)[1][np.unique(gone)].sum()), TINY)
+
+
+def graded(record: LanczosRecord, gone: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points x (X,) of [low, high] and the envelope's width there, of the part of mu off `gone`; dense where the width changes.
+
+    From the nodes and what lies between, intervals are split near their higher end until trapezoids settle to 2 %: a node that
+    stands alone is a peak whose width is the root of its residual. O(k) a point, some points for each node.
+    """
+    theta = gauss_rule(record)[0]
+    extra, rest = _width_beyond(record, gone)
+    undeflated = max(1 - float(record.shares.sum()), 0.0)
 
     def width(x: np.ndarray) -> np.ndarray:
         return np.minimum((undeflated * largest_mass(record, x) + extra) / rest, 1.0)
 
-    alone = np.delete(theta, gone[gone < len(theta)])
+    alone = np.delete(theta, np.unique(gone))
     x = np.unique(np.clip(np.concatenate([[low, high], np.linspace(low, high, 33), alone]), low, high))
     x = np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))
     w = width(x)
-    left, right, at_left, at_right, settled = x[:-1], x[1:], w[:-1], w[1:], 0.0
+    points, widths, settled = [x], [w], 0.0
+    left, right, at_left, at_right = x[:-1], x[1:], w[:-1], w[1:]
     for _ in range(SPLITS):
         parts = (right - left) * (at_left + at_right) / 2
         total = settled + parts.sum()
         bend = (right - left) * np.abs(at_left - at_right) / 2  # of a monotone width the trapezoid errs by less
-        open_ = bend > 0.02 * total / (len(bend) + 1)
-        if bend.sum() <= 0.02 * total or not open_.any():
-            settled, left = total, left[:0]
+        coarse = bend > 0.02 * total / (len(bend) + 1)
+        if bend.sum() <= 0.02 * total or not coarse.any():
             break
-        settled += parts[~open_].sum()
-        left, right, at_left, at_right = left[open_], right[open_], at_left[open_], at_right[open_]
-        higher = at_left >= at_right
-        cuts = np.where(higher, CUTS, 1 - CUTS[::-1]) * (right - left) + left
+        settled += parts[~coarse].sum()
+        left, right, at_left, at_right = left[coarse], right[coarse], at_left[coarse], at_right[coarse]
+        cuts = np.where(at_left >= at_right, CUTS, 1 - CUTS[::-1]) * (right - left) + left
         inner = width(cuts.reshape(-1)).reshape(cuts.shape)
+        points.append(cuts.reshape(-1))
+        widths.append(inner.reshape(-1))
         x, w = np.vstack([left, cuts, right]), np.vstack([at_left, inner, at_right])
         left, right, at_left, at_right = (a.reshape(-1) for a in (x[:-1], x[1:], w[:-1], w[1:]))
-    if len(left):
-        settled += float(((right - left) * (at_left + at_right) / 2).sum())
-    return float(settled) / 2 + moved
+    x, w = np.concatenate(points), np.concatenate(widths)
+    x, first = np.unique(x, return_index=True)
+    return x, w[first]
 
 
 def _weight_left(alphas: np.ndarray, betas: np.ndarray, x: np.ndarray, side: int) -> np.ndarray:
@@ -171,7 +189,10 @@ def _weight_left(alphas: np.ndarray, betas: np.ndarray, x: np.ndarray, side: int
         d[j] = np.where(np.abs(pivot) < floor, floor, pivot)
     widest = max(2.0, float(np.abs(x).max(initial=0.0)))
     y = np.exp(np.arange(np.log(Y_RANGE[0]), np.log(Y_RANGE[1] * widest), LOG_STEP))[:, None]
-    h, shape = -side * 1e-9, (len(y), len(x))  # h - i y, complex numbers as two arrays: numpy divides complex ones slowly
+    h, shape = (
+        -side * 1e-9,
+        (len(y), len(x)),
+    )  # h - i y, complex numbers as two arrays: numpy divides complex ones slowly
     c_re, c_im = np.ones(shape), np.zeros(shape)
     re, im, size, work = (np.empty(shape) for _ in range(4))
     for j in range(k - 1, -1, -1):
@@ -281,15 +302,3 @@ def w1_noise(cdf: np.ndarray, grid: np.ndarray, probes: int, dim: int, quantile:
     draws = np.random.default_rng(0).standard_gamma(probes * dim * share / 2, (DRAWS, len(share)))
     noisy = np.cumsum(draws / draws.sum(1, keepdims=True), axis=1)[:, :-1]
     return float(np.quantile(np.abs(noisy - np.cumsum(share)[:-1])[:, :-1] @ np.diff(grid), quantile))
-
-
-def distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], kind: str) -> float:
-    """W1 = int |F - G| dx or KS = max |F - G| of two discrete measures (values ascending, counts), each normalised."""
-    x = np.concatenate([a[0], b[0]])
-    signed = np.concatenate([a[1] / a[1].sum(), -b[1] / b[1].sum()])
-    order = np.argsort(x, kind="stable")
-    x, difference = x[order], np.cumsum(signed[order])
-    if kind == "wasserstein":
-        return float(np.abs(difference[:-1]) @ np.diff(x))
-    last = np.append(np.diff(x) > 0, True)  # between equal values the CDFs have no value
-    return float(np.abs(difference[last]).max())

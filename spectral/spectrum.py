@@ -6,13 +6,14 @@ Legend: K probes, M nodes each, L atoms, X evaluation points; n = dim, r = eigen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtri
 
+from spectral import curve as curves
 from spectral import density as densities
 from spectral import measure, storage
 from spectral.recurrences.lanczos import LanczosRecord
@@ -137,6 +138,10 @@ class Spectrum:
     def points(self, zeros: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """The pooled measure: values ascending and eigenvalue counts that sum to dim (to dim - self.zeros without zeros)."""
         return self._assemble(range(len(self.nodes)), zeros)
+
+    def known_points(self) -> tuple[np.ndarray, np.ndarray]:
+        """The atoms and known zeros alone: values ascending and eigenvalue counts."""
+        return self._assemble(range(0), True)
 
     def _assemble(self, probes: range, zeros: bool) -> tuple[np.ndarray, np.ndarray]:
         shares = self.pooling[probes.start : probes.stop]
@@ -288,13 +293,14 @@ class Spectrum:
     def _rest(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Certified bounds of the pooled mass of the unresolved eigenvalues at or left of x."""
         lower, upper = np.zeros_like(x), np.zeros_like(x)
-        for record, gone, share in zip(self.records, self.removed, self.pooling, strict=True):
-            low, high = self._probe_envelope(record, gone, x)
+        for k, share in enumerate(self.pooling):
+            low, high = self.probe_envelope(k, x)
             lower, upper = lower + share * low, upper + share * high
         return lower, upper
 
-    def _probe_envelope(self, record: LanczosRecord, gone: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The envelope of one probe with the mass of the atoms taken out, and with what positive semi-definiteness adds."""
+    def probe_envelope(self, k: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The envelope of probe k with the mass of the atoms taken out, and with what positive semi-definiteness adds."""
+        record, gone = self.records[k], self.removed[k]
         low, high = measure.envelope(record, x)
         theta, omega, _ = measure.gauss_rule(record)
         gone = np.unique(gone)
@@ -310,6 +316,16 @@ class Spectrum:
                 x < -max(margin, 1e-6 * self.scale if record.dtype != "float64" else 1e-12 * self.scale), 0.0, high
             )
         return np.minimum(low, high), high
+
+    @cached_property
+    def curve(self) -> curves.Curve:
+        """The CDF that `cdf` gives, whole: (t, F), piecewise linear, with jumps at the atoms and known zeros (t stands twice)."""
+        return curves.of(self)
+
+    @cached_property
+    def probe_curves(self) -> list[curves.Curve]:
+        """The same of each probe alone, for the eigenvalues that are neither atoms nor known zeros."""
+        return [curves.of_probe(self, k) for k in range(len(self.nodes))]
 
     def density(
         self, x: Any = None, *, resolution: float | None = None, scale: str = "linear", confidence: float = 0.95
@@ -383,34 +399,23 @@ class Spectrum:
         )
 
     def distance(self, other: Spectrum, kind: str = "wasserstein") -> Estimate:
-        """The distance of two CDFs: "wasserstein", int |F - G| dx in units of lambda, or "ks", max |F - G|.
+        """The distance of two CDFs (`curve`): "wasserstein", int |F - G| dx in units of lambda, or "ks", max |F - G|.
 
         stderr is the jackknife over the probes of both (0 between exact spectra, nan if one has a single probe).
         """
         if kind not in ("wasserstein", "ks"):
             raise ValueError(f"kind={kind!r} is no distance; use 'wasserstein' or 'ks'.")
-        value = measure.distance(self.points(), other.points(), kind)
+        value = curves.distance(self.curve, other.curve, kind)
         squares = 0.0
         for one, two in ((self, other), (other, self)):
             if one.is_exact:
                 continue
             K = len(one.nodes)
-            without = [measure.distance(one._without(k).points(), two.points(), kind) for k in range(K) if K > 1]
+            without = [curves.distance(curves.of(one, without=k), two.curve, kind) for k in range(K) if K > 1]
             squares += (K - 1) / K * float(np.square(np.array(without) - np.mean(without)).sum()) if K > 1 else nan
         bounds = (value, value) if self.is_exact and other.is_exact else (nan, nan)
         return Estimate(
             value, float(np.sqrt(squares)), *bounds, len(self.nodes) + len(other.nodes), self.products + other.products
-        )
-
-    def _without(self, k: int) -> Spectrum:
-        """This spectrum without probe k."""
-        keep = [i for i in range(len(self.nodes)) if i != k]
-        return replace(
-            self,
-            nodes=self.nodes[keep],
-            weights=self.weights[keep],
-            records=tuple(self.records[i] for i in keep) if self.records else (),
-            removed=tuple(self.removed[i] for i in keep) if self.removed else (),
         )
 
     def save(self, path: Any) -> None:

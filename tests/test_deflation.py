@@ -102,13 +102,16 @@ def test_deflation_is_never_worse_over_depths(name, steps):
 def test_sixty_outliers_of_twenty_thousand_are_counted_and_the_bulk_error_falls_with_them(dtype, options):
     values = np.append(np.random.default_rng(0).uniform(0, 0.3, 20_000 - 60), np.geomspace(0.5, 100, 60))
     truth = spectral.Spectrum.from_eigenvalues(values)
-    s = spectral.slq(diagonal(values, dtype), seed=1, **options)
-    assert s.products == 200
-    assert float(s.distance(truth).value) <= 1.3e-5 * 100  # plain: 1.5e-4; probe noise alone is 0.7e-5
-    assert len(s.atoms.values) == 60
-    count = s.count(0.4, np.inf)
-    assert count.lower <= 60 <= count.upper
-    assert count.upper - count.lower <= 2
+    A, errors = diagonal(values, dtype), []
+    for seed in range(10):
+        s = spectral.slq(A, seed=seed, **options)
+        assert s.products == 200
+        errors.append(float(s.distance(truth).value) / 100)  # plain: 1.5e-4
+        assert len(s.atoms.values) == 60
+        count = s.count(0.4, np.inf)
+        assert count.lower <= 60 <= count.upper
+        assert count.upper - count.lower <= 2
+    assert np.median(errors) <= 1e-5 and max(errors) <= 2e-5  # noise: 0.7e-5 in the mean of two probes, 0.5e-5 of four
 
 
 def test_without_a_second_probe_nothing_is_claimed():

@@ -162,20 +162,6 @@ def test_pooled_variance_is_that_of_a_quadratic_form():
     assert np.var(form) == pytest.approx(measure.pooled_variance(2, 5, np.var(values)), rel=0.02)
 
 
-def test_distances_are_those_of_scipy_and_metrics():
-    rng = np.random.default_rng(3)
-    sets = [(np.sort(np.round(rng.standard_normal(n), 1)), rng.integers(1, 5, n).astype(float)) for n in (30, 40, 50)]
-    a, b, c = sets
-    for kind in ("wasserstein", "ks"):
-        d = lambda x, y, kind=kind: measure.distance(x, y, kind)  # noqa: E731
-        assert d(a, a) == pytest.approx(0, abs=1e-15)
-        assert d(a, b) == pytest.approx(d(b, a))
-        assert d(a, c) <= d(a, b) + d(b, c) + 1e-12
-    assert measure.distance(a, b, "wasserstein") == pytest.approx(stats.wasserstein_distance(a[0], b[0], a[1], b[1]))
-    whole = [np.repeat(x, w.astype(int)) for x, w in (a, b)]
-    assert measure.distance(a, b, "ks") == pytest.approx(stats.ks_2samp(*whole).statistic)
-
-
 def test_a_located_eigenvalue_counts_at_least_once():
     nodes = np.array([[0.0, 5.0, 10.0], [0.0, 6.0, 10.0]])
     masses = np.array([[0.4, 0.09, 0.001], [0.4, 0.1, 0.009]])

@@ -157,7 +157,8 @@ def test_scaling_the_matrix_changes_nothing_but_the_scale(factor, dtype):
     ours = [one.count(-np.inf, t).value for t in x]
     theirs = [two.count(*sorted((-np.sign(factor) * np.inf, t * factor))).value for t in x]
     np.testing.assert_allclose(theirs, ours, atol=0.05)
-    tolerance = 0 if factor == 2.0**-33 else (1e-9 if dtype is np.float64 else 1e-3)
+    # the envelope has peaks at converged values, as wide as the root of their residual: rounding grows by that much
+    tolerance = 0 if factor == 2.0**-33 else (1e-6 if dtype is np.float64 else 1e-3)
     assert two.meta["error"]["w1"] == pytest.approx(one.meta["error"]["w1"], rel=tolerance)
 
 

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 SHARE = 0.5  # of a tolerance that truncation may take, the rest is for the probes' noise
 STALLED = 0.9  # a truncation that twice the steps lower by less than this factor is rounding
+SMOOTH = (
+    2.0  # the middle of an envelope after k free steps is wrong by about SMOOTH / k of its half width (.5 to 5 seen on
+)
+# uniform, semicircle, normal, log-uniform and Pareto spectra and on two bumps, k = 10 ... 80)
+FIRST = (
+    0.25  # of a budget, which the first probe gets at least: outliers are found after steps that seem to gain nothing
+)
 GROWTH = 1.12  # steps between looks: a look costs about as much in T as all looks before it
 
 
@@ -88,15 +95,23 @@ def first_is_deep_enough(parts: tuple[float, float], steps: int, found: int) -> 
 def first_has_its_share(history: dict[int, tuple[float, float, int]], budget: float) -> bool:
     """Whether the first probe should leave the rest of a budget to others, by its looks {steps: (truncation, noise, found)}.
 
-    At the latest when two probes would have equal depth beyond what was found; before, when the noise that the other probes
-    will leave exceeds the truncation and the last look has not lowered their sum by a tenth.
+    At the latest when two probes would have equal depth beyond what was found; before, but not before FIRST of the budget, when
+    the noise that the other probes will leave exceeds the truncation to be expected, and the last look has neither found another
+    eigenvalue nor lowered the sum of both by a tenth.
     """
-    sums = []
-    for steps, (fixed, noise, found) in history.items():
-        noise /= math.sqrt(1 + max(budget - steps, 0) / max(steps - found, 1))
-        sums.append((fixed + noise, fixed <= noise))
+    looks = []
+    for steps, (fixed, noise, found) in sorted(history.items()):
+        free = max(steps - found, 1)
+        fixed *= min(1.0, SMOOTH / free)
+        noise /= math.sqrt(1 + max(budget - steps, 0) / free)
+        looks.append((fixed + noise, fixed <= noise, found))
     steps, (_, _, found) = max(history.items())
-    return 2 * steps - found >= budget or (len(sums) > 1 and sums[-1][1] and sums[-1][0] > 0.9 * sums[-2][0])
+    if 2 * steps - found >= budget:
+        return True
+    if len(looks) < 2 or steps < FIRST * budget:
+        return False
+    (before, _, known), (now, settled, _) = looks[-2:]
+    return settled and found == known and now > 0.9 * before
 
 
 def stalled(history: dict[int, tuple[float, float, int]]) -> bool:

@@ -1,0 +1,101 @@
+"""Curves: their limits, their mixture and their distances, against scipy and against integrals done by hand or on a fine grid."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from scipy import stats
+
+import spectral
+from spectral import curve as curves
+
+LINE = (np.array([0.0, 1.0]), np.array([0.0, 1.0]))  # uniform on [0, 1]
+HALF = (np.array([0.0, 0.0, 2.0]), np.array([0.0, 0.5, 1.0]))  # an atom of mass 1/2 at 0, the rest uniform on [0, 2]
+
+
+def steps(values, masses):
+    return curves.staircase(np.asarray(values, float), np.asarray(masses, float) / np.sum(masses))
+
+
+def test_distances_are_those_of_scipy_and_metrics():
+    rng = np.random.default_rng(3)
+    sets = [(np.sort(np.round(rng.standard_normal(n), 1)), rng.integers(1, 5, n).astype(float)) for n in (30, 40, 50)]
+    a, b, c = (steps(*one) for one in sets)
+    for kind in ("wasserstein", "ks"):
+        d = lambda x, y, kind=kind: curves.distance(x, y, kind)  # noqa: E731
+        assert d(a, a) == pytest.approx(0, abs=1e-15)
+        assert d(a, b) == pytest.approx(d(b, a))
+        assert d(a, c) <= d(a, b) + d(b, c) + 1e-12
+    (x, u), (y, v) = sets[:2]
+    assert curves.distance(a, b, "wasserstein") == pytest.approx(stats.wasserstein_distance(x, y, u, v))
+    whole = [np.repeat(x, w.astype(int)) for x, w in sets[:2]]
+    assert curves.distance(a, b, "ks") == pytest.approx(stats.ks_2samp(*whole).statistic)
+
+
+def test_limits_on_pieces_at_jumps_and_outside():
+    left, right = curves.limits(HALF, np.array([-1.0, 0.0, 1.0, 2.0, 3.0, np.inf]))
+    np.testing.assert_allclose(left, [0, 0, 0.75, 1, 1, 1])
+    np.testing.assert_allclose(right, [0, 0.5, 0.75, 1, 1, 1])
+
+
+def test_distances_by_hand():
+    # F - G = x - 1/2 - x/4 on [0, 1]: zero at 2/3; then 1/2 - x/4 on [1, 2]
+    expected = 0.5 * (2 / 3) * 0.5 + 0.5 * (1 / 3) * 0.25 + 0.5 * 1 * 0.25
+    assert curves.distance(LINE, HALF, "wasserstein") == pytest.approx(expected, rel=1e-12)
+    assert curves.distance(LINE, HALF, "ks") == pytest.approx(0.5)
+    assert curves.distance(LINE, steps([0.5], [1]), "wasserstein") == pytest.approx(0.25)
+
+
+def test_a_mixture_is_the_mixture_everywhere():
+    mixed = curves.pooled([LINE, HALF, steps([0.3], [1])], [0.5, 0.3, 0.2])
+    x = np.linspace(-0.5, 2.5, 301) + 1e-4
+    parts = [curves.limits(c, x)[1] for c in (LINE, HALF, steps([0.3], [1]))]
+    np.testing.assert_allclose(curves.limits(mixed, x)[1], np.dot([0.5, 0.3, 0.2], parts), atol=1e-14)
+
+
+SPECTRA = {
+    "uniform": np.linspace(0, 1, 900),
+    "outliers and zeros": np.concatenate([np.zeros(40), np.random.default_rng(0).uniform(0, 1, 600), [3.0, 7.0, 20.0]]),
+    "two points": np.repeat([0.0, 1.0], 200),
+    "three clusters": np.concatenate([c + 1e-3 * np.random.default_rng(1).standard_normal(150) for c in (0, 1, 5)]),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("steps", [6, 30])
+def test_the_curve_of_a_spectrum_is_its_cdf(name, steps):
+    s = spectral.slq(sp.diags_array(SPECTRA[name]).tocsr(), probes=3, steps=steps)
+    low, high = s.interval
+    x = np.random.default_rng(2).uniform(low, high, 400)
+    np.testing.assert_allclose(curves.limits(s.curve, x)[1], s.cdf(x).value, atol=0.02)
+    t, F = s.curve
+    assert (np.diff(t) >= 0).all() and (np.diff(F) >= -1e-12).all() and F[0] >= 0 and F[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("steps", [3, 6, 30])
+def test_the_stated_truncation_bounds_the_distance_that_many_probes_leave(name, steps):
+    """Of 40 probes, noise included in what is stated for 95 % of the draws."""
+    truth = spectral.Spectrum.from_eigenvalues(SPECTRA[name])
+    s = spectral.slq(sp.diags_array(SPECTRA[name]).tocsr(), probes=40, steps=steps, deflate=False)
+    low, high = truth.interval
+    assert float(s.distance(truth).value) <= 1.05 * s.meta["error"]["w1_95"] * (high - low)
+
+
+def test_the_middle_of_the_envelope_is_nearer_than_the_nodes():
+    for name in ("uniform", "outliers and zeros"):
+        truth = spectral.Spectrum.from_eigenvalues(SPECTRA[name])
+        s = spectral.slq(sp.diags_array(SPECTRA[name]).tocsr(), probes=20, steps=10, deflate=False)
+        x, c = s.points()
+        nodes = curves.distance(steps(x, c), truth.curve, "wasserstein")
+        assert float(s.distance(truth).value) <= nodes
+
+
+def test_an_exact_two_step_rule_stays_two_steps():
+    s = spectral.slq(sp.diags_array(SPECTRA["two points"]).tocsr(), probes=2, steps=10)
+    truth = spectral.Spectrum.from_eigenvalues(SPECTRA["two points"])
+    assert float(s.distance(truth).value) <= s.meta["error"]["w1_95"]
+    near = []
+    for seed in range(30):
+        s = spectral.kpm(sp.diags_array(SPECTRA["two points"]).tocsr(), probes=4, seed=seed)
+        near.append(float(s.distance(truth).value) <= s.meta["error"]["w1_95"])
+    assert np.mean(near) >= 0.83  # 25 of 30 at .95: all but one in 300 runs
