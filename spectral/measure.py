@@ -16,10 +16,7 @@ from spectral.recurrences.lanczos import LanczosRecord
 
 LOCATED = 1e-7  # of the range: nodes of different probes as close as this are one eigenvalue
 LOG_STEP = 0.36  # trapezoidal step in log y: its error is about 2 exp(-pi^2 / 0.36) = 2e-12
-Y_RANGE = (
-    2e-13,
-    1e4,
-)  # of y, the latter in units of the largest |x|: beyond it terms are powers of y
+Y_RANGE = 2e-13, 1e4  # of y, the latter in units of the largest |x|: beyond it terms are powers of y
 ROUNDING = 1e-11  # of that sum, and of the masses that come from it
 CUTS = np.array([[1 / 16], [1 / 4], [1 / 2]])  # of an interval, from its higher end
 SPLITS = 10  # 16^-10 of a gap is beyond rounding
@@ -189,10 +186,7 @@ def _weight_left(alphas: np.ndarray, betas: np.ndarray, x: np.ndarray, side: int
         d[j] = np.where(np.abs(pivot) < floor, floor, pivot)
     widest = max(2.0, float(np.abs(x).max(initial=0.0)))
     y = np.exp(np.arange(np.log(Y_RANGE[0]), np.log(Y_RANGE[1] * widest), LOG_STEP))[:, None]
-    h, shape = (
-        -side * 1e-9,
-        (len(y), len(x)),
-    )  # h - i y, complex numbers as two arrays: numpy divides complex ones slowly
+    h, shape = -side * 1e-9, (len(y), len(x))  # h - i y, two arrays: numpy divides complex numbers slowly
     c_re, c_im = np.ones(shape), np.zeros(shape)
     re, im, size, work = (np.empty(shape) for _ in range(4))
     for j in range(k - 1, -1, -1):

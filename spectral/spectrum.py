@@ -354,12 +354,22 @@ class Spectrum:
         mass = self.weights * (self.dim / r * self.pooling[:, None])
         order = np.argsort(self.nodes[mass > 0], kind="stable")
         nodes, cumulated = self.nodes[mass > 0][order], np.concatenate([[0.0], np.cumsum(mass[mass > 0][order])])
-        grid = np.unique(np.concatenate([np.linspace(low, high, 101), nodes[:: max(1, len(nodes) // 100)]]))
-        F = np.clip(cumulated[np.searchsorted(nodes, grid, side="right")], 0, 1)
         share = r / self.dim / (high - low)
-        deviation = np.sqrt(np.asarray(measure.pooled_variance(len(self.nodes), r, F * (1 - F))))
-        statistical = float(deviation[:-1] @ np.diff(grid) * share * np.sqrt(2 / np.pi))  # E|z| of a normal z
-        worst = truncation + share * measure.w1_noise(F, grid, len(self.nodes), r)
+        F = np.clip(cumulated[1:-1], 0, 1)  # between the nodes
+
+        def mean(F: np.ndarray, widths: np.ndarray) -> np.ndarray:  # of |noise|, by cell: E|z| of a normal z
+            variance = np.asarray(measure.pooled_variance(len(self.nodes), r, F * (1 - F)))
+            return np.sqrt(2 / np.pi * variance) * widths * share
+
+        parts = mean(F, np.diff(nodes))
+        statistical = float(parts.sum())
+        even = np.linspace(0, statistical, 129)[1:-1]  # cells of equal noise
+        some = np.unique(np.concatenate([[0], np.searchsorted(np.cumsum(parts), even), [len(nodes) - 1]]))
+        F, grid = F[np.minimum(some, len(F) - 1)], nodes[some]
+        coarse = float(mean(F[:-1], np.diff(grid)).sum())
+        worst = truncation
+        if coarse > 0:
+            worst += statistical / coarse * share * measure.w1_noise(F, grid, len(self.nodes), r)
         return {"w1": truncation + statistical, "truncation": truncation, "statistical": statistical, "w1_95": worst}
 
     # Together --------------------------------------------------------------------------------------------------------

@@ -12,14 +12,12 @@ if TYPE_CHECKING:
 
 SHARE = 0.5  # of a tolerance that truncation may take, the rest is for the probes' noise
 STALLED = 0.9  # a truncation that twice the steps lower by less than this factor is rounding
-SMOOTH = (
-    2.0  # the middle of an envelope after k free steps is wrong by about SMOOTH / k of its half width (.5 to 5 seen on
-)
-# uniform, semicircle, normal, log-uniform and Pareto spectra and on two bumps, k = 10 ... 80)
-FIRST = (
-    0.25  # of a budget, which the first probe gets at least: outliers are found after steps that seem to gain nothing
-)
+# The middle of an envelope after k free steps is wrong by about SMOOTH / k of its half width: .5 to 5 seen on uniform,
+# semicircle, normal, log-uniform and Pareto spectra and on two bumps, k = 10 ... 80.
+SMOOTH = 2.0
+FIRST = 0.25  # of a budget, at least for the first probe: outliers are found after steps that seem to gain nothing
 GROWTH = 1.12  # steps between looks: a look costs about as much in T as all looks before it
+LATER = 2.0  # the same for probes whose depth is settled
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,10 @@ class Aim:
         return worst
 
 
-def due(steps: int) -> bool:
+def due(steps: int, growth: float = GROWTH) -> bool:
     """Whether to look at the error after so many steps: a fixed sequence, so that a run that is resumed looks alike."""
-    return steps >= 4 and math.floor(math.log(steps) / math.log(GROWTH)) > math.floor(
-        math.log(steps - 1) / math.log(GROWTH)
-    )
+    log = math.log(growth)
+    return steps >= 4 and math.floor(math.log(steps) / log) > math.floor(math.log(steps - 1) / log)
 
 
 def probes_needed(parts: tuple[float, float], have: int) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -57,6 +58,7 @@ class Deflation:
         self.found: list[Found] = []
         self.vectors: torch.Tensor | None = None
         self.looked = 0  # probes that have been taken in
+        self._told: dict[int, tuple[LanczosRecord, np.ndarray]] = {}
 
     @property
     def known(self) -> np.ndarray:
@@ -92,17 +94,19 @@ class Deflation:
         atoms: list[tuple[float, int]] = []
         removed: list[list[list[int]]] = [[] for _ in records]
         error = 0.0
+        empty = self._empty(records, n)
         for members in self._clusters():
-            group = [self.found[i] for i in members]
-            if group[0].probe > 0 or not self._complete(members, records, n):
+            if self.found[members[0]].probe > 0 or not empty[:, members].all(1).any():
                 continue
-            rows = [_nodes(record, k, members, group) for k, record in enumerate(records)]
-            if any(len(row) == 0 for row in rows):
-                continue
-            atoms.append((float(np.mean([f.value for f in group])), len(group)))
-            error = max(error, max(f.error for f in group), float(np.ptp([f.value for f in group])))
-            for mine, row in zip(removed, rows, strict=True):
-                mine.append(row)
+            for copies in self._values(members):
+                group = [self.found[i] for i in copies]
+                rows = [_nodes(record, k, copies, self.found, members) for k, record in enumerate(records)]
+                if any(len(row) == 0 for row in rows):
+                    continue
+                atoms.append((float(np.mean([f.value for f in group])), len(group)))
+                error = max(error, max(f.error for f in group), float(np.ptp([f.value for f in group])))
+                for mine, row in zip(removed, rows, strict=True):
+                    mine.append(row)
         order = np.argsort([value for value, _ in atoms], kind="stable") if atoms else np.zeros(0, dtype=int)
         values = np.array([atoms[i][0] for i in order], dtype=float)
         counts = np.array([atoms[i][1] for i in order], dtype=np.int64)
@@ -123,30 +127,54 @@ class Deflation:
                 clusters.append([int(i)])
         return [sorted(members) for members in clusters]
 
-    def _complete(self, members: list[int], records: list[LanczosRecord], n: int) -> bool:
-        """Whether a later probe, deflated of all `members`, shows that no copy is left."""
-        if len(self.found) == n:
-            return True
-        window = max(self.found[i].window for i in members)
-        value = float(np.mean([self.found[i].value for i in members]))
-        later = range(self.found[members[-1]].probe + 1, len(records))
-        return any(_is_empty(records[k], value, window, n - len(records[k].known)) for k in later)
+    def _values(self, members: list[int]) -> list[list[int]]:
+        """A cluster by value: vectors whose values differ by less than their errors are copies."""
+        ordered = sorted(members, key=lambda i: self.found[i].value)
+        split = [[ordered[0]]]
+        for before, i in pairwise(ordered):
+            one, two = self.found[before], self.found[i]
+            if two.value - one.value <= one.error + two.error:
+                split[-1].append(i)
+            else:
+                split.append([i])
+        return [sorted(copies) for copies in split]
+
+    def _empty(self, records: list[LanczosRecord], n: int) -> np.ndarray:
+        """(K, L): whether record k shows that no copy of found vector i is left; None of a probe before its own was deflated."""
+        values, windows = self.known, np.array([f.window for f in self.found])
+        told = np.zeros((len(records), len(self.found)), dtype=bool)
+        for k, record in enumerate(records):
+            held = self._told.get(k)
+            if held is None or held[0] is not record or len(held[1]) != len(self.found):
+                self._told[k] = held = record, _is_empty(record, values, windows, n - len(record.known))
+            told[k, : len(record.known)] = held[1][: len(record.known)]
+        return told | (len(self.found) == n)
 
 
-def _is_empty(record: LanczosRecord, value: float, window: float, rank: int) -> bool:
-    """Whether the undeflated part of a probe has less mass near `value` than it would have on an eigenvector there."""
+def _is_empty(record: LanczosRecord, values: np.ndarray, windows: np.ndarray, rank: int) -> np.ndarray:
+    """Whether the undeflated part of a probe has less mass near each value than it would have on an eigenvector there."""
     theta, S = record.eigen
-    held = float((S[0] ** 2)[np.abs(theta - value) <= window].sum())
-    if held * rank > MISSED or record.betas[-1] == 0:
-        return held * rank <= MISSED
-    around = value + window * np.array([-1.0, 0.0, 1.0])
-    return float(measure.largest_mass(record, around).max()) * rank <= MISSED
+    cumulated = np.append(0.0, np.cumsum(S[0] ** 2))
+    ends = [np.searchsorted(theta, values + windows, "right"), np.searchsorted(theta, values - windows, "left")]
+    empty = (cumulated[ends[0]] - cumulated[ends[1]]) * rank <= MISSED
+    if record.betas[-1] > 0:
+        around = (values + windows * np.array([[-1.0], [0.0], [1.0]])).reshape(-1)
+        most = measure.largest_mass(record, around).reshape(3, -1).max(0)
+        empty &= most * rank <= MISSED
+    return empty
 
 
-def _nodes(record: LanczosRecord, index: int, members: list[int], group: list[Found]) -> list[int]:
-    """Where record `index` holds its mass on the vectors `members`: its own Ritz values, and what it was deflated of."""
-    own = [node for f in group if f.probe == index for node in f.nodes]
-    return own + [record.steps + i for i in members if i < len(record.known)]
+def _nodes(record: LanczosRecord, index: int, copies: list[int], found: list[Found], members: list[int]) -> list[int]:
+    """Where record `index` holds its mass on the vectors `copies`: its own Ritz values, and what it was deflated of.
+
+    A copy that a later probe found has its mass in the node that this one has for the cluster, the nearest of its `members`.
+    """
+    known = [record.steps + i for i in copies if i < len(record.known)]
+    own = [i for i in copies if found[i].probe == index]
+    mine = [i for i in members if found[i].probe == index]
+    if not known and not own and mine:
+        own = [min(mine, key=lambda i: abs(found[i].value - found[copies[0]].value))]
+    return [node for i in own for node in found[i].nodes] + known
 
 
 def padded(rows: list[list[int]], width: int) -> np.ndarray:
@@ -159,9 +187,12 @@ def converged(record: LanczosRecord) -> list[Pair]:
     """The Ritz pairs that are as good as eigenpairs.
 
     An honest test: the residual is max(beta_k |s_k|, 4 eps ||T||), since rounding of the products is a residual too; the value
-    is then good to residual^2 / gap and the vector to residual / gap, gap to the nearest other Ritz value. Where copies arise
-    (no full reorthogonalisation), those of one eigenvalue are one pair, and a copy on its way, whose weight omega at distance d
-    is below (GHOST eps ||T|| / d)^2, is no neighbour.
+    is then good to the residual, and to residual^2 / gap, and the vector to residual / gap, gap to the nearest other Ritz value.
+    Of a cluster that has converged as a whole the values are good to the residual however close they are, and the space to
+    residual / gap, gap to what has not converged: which of its vectors is which does not matter (Parlett 1980, ch. 11).
+
+    Where copies arise (no full reorthogonalisation), those of one eigenvalue are one pair, and a copy on its way, whose weight
+    omega at distance d is below (GHOST eps ||T|| / d)^2, is no neighbour.
     """
     theta, S = record.eigen
     eps, k = measure.epsilon(record), record.steps
@@ -179,18 +210,24 @@ def converged(record: LanczosRecord) -> list[Pair]:
             for g, w in zip(groups, omega, strict=True)
         ]
     )
-    pairs = []
+    weight = np.sqrt(omega)
+    residuals, gaps, vectors = np.zeros(len(groups)), np.zeros(len(groups)), []
+    distances = np.abs(value[:, None] - value)
+    if record.reorthogonalized is not True:
+        distances[weight * distances <= GHOST * eps * scale] = np.inf
+    np.fill_diagonal(distances, np.inf)
     for i, nodes in enumerate(groups):
-        distance = np.abs(value - value[i])
-        distance[i] = np.inf
-        if record.reorthogonalized is not True:
-            others = np.arange(len(groups)) != i
-            distance[others & (np.sqrt(omega) * np.where(others, distance, 1.0) <= GHOST * eps * scale)] = np.inf
         c = S[:, nodes] @ S[0, nodes] if len(nodes) > 1 else S[:, nodes[0]].copy()
-        c /= max(float(np.linalg.norm(c)), measure.TINY)
-        residual = max(float(record.betas[-1]) * abs(c[-1]), 4 * eps * scale)
-        gap = max(float(distance.min(initial=np.inf)), eps**2 * scale, measure.TINY)
-        error = max(min(residual, residual**2 / gap), 4 * eps * scale)
-        if residual <= ANGLE * gap and error <= max(1e-8, 8 * eps) * scale:
-            pairs.append(Pair(float(value[i]), error, NEAR * residual, nodes, c))
-    return pairs
+        vectors.append(c / max(float(np.linalg.norm(c)), measure.TINY))
+        residuals[i] = max(float(record.betas[-1]) * abs(vectors[-1][-1]), 4 * eps * scale)
+    gaps = np.maximum(distances.min(axis=1), max(eps**2 * scale, measure.TINY))
+    errors = np.maximum(np.minimum(residuals, residuals**2 / gaps), 4 * eps * scale)
+    exact = max(1e-8, 8 * eps) * scale
+    alone = (residuals <= ANGLE * gaps) & (errors <= exact)
+    candidates = alone | (residuals <= exact)
+    outside = np.where(candidates, np.inf, distances).min(axis=1)
+    good = alone | (candidates & (residuals <= ANGLE * outside))
+    return [
+        Pair(float(value[i]), float(errors[i]), float(NEAR * residuals[i]), groups[i], vectors[i])
+        for i in np.flatnonzero(good)
+    ]

@@ -196,7 +196,7 @@ class _Run:
                 if (
                     more
                     and self.plan.adaptive
-                    and aims.due(state.steps)
+                    and aims.due(state.steps, aims.GROWTH if index < 2 else aims.LATER)
                     and self._deep_enough(state, index, limit, history, shown)
                 ):
                     stop = "tolerance"
