@@ -55,7 +55,9 @@ def test_a_cluster_that_converged_as_a_whole_is_deflated(dtype):
     s = spectral.slq(diagonal(values, dtype), steps=120, probes=2)
     near = s.atoms.values > 10
     assert s.atoms.multiplicities[near].sum() == 30
-    np.testing.assert_allclose(np.repeat(s.atoms.values, s.atoms.multiplicities)[-30:], cluster, atol=s.value_error + 4e-6)
+    np.testing.assert_allclose(
+        np.repeat(s.atoms.values, s.atoms.multiplicities)[-30:], cluster, atol=s.value_error + 4e-6
+    )
     assert s.value_error <= (1e-6 if dtype == np.float64 else 1e-4)
     count = s.count(50.0145, 60)
     assert count.lower <= 15 <= count.upper <= count.lower + 1
