@@ -53,7 +53,7 @@ def double_backward(loss, given, v):
         for g, t, p in zip(gradient, v.split([p.numel() for p in given]), given, strict=True)
         if g is not None
     )
-    return flat(torch.autograd.grad(inner, given, allow_unused=True), given)
+    return flat(torch.autograd.grad(inner, given, retain_graph=True, allow_unused=True), given)
 
 
 @functools.cache
