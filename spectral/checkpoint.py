@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import struct
@@ -11,9 +10,10 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,12 +25,19 @@ DAMAGE = (  # what numpy, zipfile and zlib raise for a file that is not whole
 
 def atomic_write(path: Any, content: bytes) -> None:
     """Write `content` to `path` so that a crash at any moment leaves the old file or the new one, never a part."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: Any) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` when all is written and on disk."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -99,9 +106,8 @@ def save_arrays(path: Any, arrays: Mapping[str, np.ndarray], header: Mapping[str
     text = json.dumps(header, sort_keys=True)
     packed["header"] = np.frombuffer(text.encode(), dtype=np.uint8)
     packed["checksum"] = np.frombuffer(bytes.fromhex(_checksum(packed)), dtype=np.uint8)
-    buffer = io.BytesIO()
-    np.savez(buffer, **packed)  # type: ignore[arg-type]
-    atomic_write(path, buffer.getvalue())
+    with whole_file(path) as file:
+        np.savez(file, **packed)  # type: ignore[arg-type]
 
 
 def load_arrays(path: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -125,5 +131,5 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
     return digest.hexdigest()

@@ -117,12 +117,16 @@ def truncation(record: LanczosRecord, gone: np.ndarray, low: float, high: float)
     The width is `largest_mass`, integrated over `graded` points; on an invariant subspace it is 0 between the nodes. The blur of
     finite precision (see `envelope`) adds twice itself.
     """
-    moved = 8 * epsilon(record) * scale_of(record)
-    extra, rest = _width_beyond(record, gone)
     if record.betas[-1] == 0:
-        return min(extra / rest, 1.0) * (high - low) / 2 + moved
+        return rounding(record, gone, low, high)
     x, w = graded(record, gone, low, high)
-    return float(np.trapezoid(w, x)) / 2 + moved
+    return float(np.trapezoid(w, x)) / 2 + 8 * epsilon(record) * scale_of(record)
+
+
+def rounding(record: LanczosRecord, gone: np.ndarray, low: float, high: float) -> float:
+    """What finite precision alone leaves of `truncation`, however many steps there are."""
+    extra, rest = _width_beyond(record, gone)
+    return min(extra / rest, 1.0) * (high - low) / 2 + 8 * epsilon(record) * scale_of(record)
 
 
 def _width_beyond(record: LanczosRecord, gone: np.ndarray) -> tuple[float, float]:

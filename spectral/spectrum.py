@@ -110,7 +110,7 @@ class Spectrum:
             if rest > 0 and total > 0:
                 weights[k, : len(theta)] = omega * (rest / dim / total)
         made = cls(dim, nodes, weights, atoms, zeros, products, epochs, method, dict(meta or {}), tuple(records), gone)
-        made.meta["error"] = made._w1_error()
+        made.meta["error"] = curves.stated_error(made)
         return made
 
     # The measure -----------------------------------------------------------------------------------------------------
@@ -338,39 +338,6 @@ class Spectrum:
         kernel's slope and the exact probe variance.
         """
         return densities.density(self, x, resolution, scale, confidence)
-
-    def _w1_error(self) -> dict[str, float]:
-        """W1 error of the CDF relative to the range: truncation (envelope), statistical (mean, exact variance), and w1_95, which
-        it exceeds in 5 % of the draws of the probes."""
-        low, high = self.interval
-        r = self.unresolved
-        eps = max((measure.epsilon(record) for record in self.records), default=2.0**-52)
-        if r == 0 or high - low <= 16 * eps * self.scale:  # the values of a multiple of I differ by rounding
-            return {"w1": 0.0, "truncation": 0.0, "statistical": 0.0, "w1_95": 0.0}
-        truncation = r / self.dim * sum(
-            float(share) * measure.truncation(record, gone, low, high)
-            for record, gone, share in zip(self.records, self.removed, self.pooling, strict=True)
-        ) / (high - low)  # fmt: skip
-        mass = self.weights * (self.dim / r * self.pooling[:, None])
-        order = np.argsort(self.nodes[mass > 0], kind="stable")
-        nodes, cumulated = self.nodes[mass > 0][order], np.concatenate([[0.0], np.cumsum(mass[mass > 0][order])])
-        share = r / self.dim / (high - low)
-        F = np.clip(cumulated[1:-1], 0, 1)  # between the nodes
-
-        def mean(F: np.ndarray, widths: np.ndarray) -> np.ndarray:  # of |noise|, by cell: E|z| of a normal z
-            variance = np.asarray(measure.pooled_variance(len(self.nodes), r, F * (1 - F)))
-            return np.sqrt(2 / np.pi * variance) * widths * share
-
-        parts = mean(F, np.diff(nodes))
-        statistical = float(parts.sum())
-        even = np.linspace(0, statistical, 129)[1:-1]  # cells of equal noise
-        some = np.unique(np.concatenate([[0], np.searchsorted(np.cumsum(parts), even), [len(nodes) - 1]]))
-        F, grid = F[np.minimum(some, len(F) - 1)], nodes[some]
-        coarse = float(mean(F[:-1], np.diff(grid)).sum())
-        worst = truncation
-        if coarse > 0:
-            worst += statistical / coarse * share * measure.w1_noise(F, grid, len(self.nodes), r)
-        return {"w1": truncation + statistical, "truncation": truncation, "statistical": statistical, "w1_95": worst}
 
     # Together --------------------------------------------------------------------------------------------------------
     def merge(self, other: Spectrum) -> Spectrum:

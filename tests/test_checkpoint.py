@@ -318,3 +318,100 @@ def test_seconds_of_earlier_sessions_count(tmp_path, monkeypatch, estimate):
             estimate(Slow(stop_at=stop_at), checkpoint=tmp_path / "run.npz", **options)
     same(estimate(Slow(), checkpoint=tmp_path / "run.npz", **options), whole)
     assert whole.products == 20
+
+
+class Table(Operator):
+    """A dense matrix, stopping with KeyboardInterrupt at given counts of products."""
+
+    def __init__(self, A, stops=(), symmetric=True):
+        self.A, self.stops = torch.as_tensor(A), list(stops)
+        super().__init__(tuple(self.A.shape), self.A.dtype, symmetric=symmetric)
+
+    def _apply(self, V):
+        if self.stops and self.products > self.stops[0]:
+            self.stops.pop(0)
+            raise KeyboardInterrupt
+        return self.A @ V
+
+    def _apply_transpose(self, V):
+        return self.A.T @ V
+
+    def identity(self):
+        return checkpoint.fingerprint([self.describe(), self.A.double().sum().item()])
+
+
+SYMMETRIC = np.diag(np.concatenate([np.linspace(0, 1, 60), [2.0, 2.0, 3.0, 7.0]])) + 1e-3
+TALL = np.random.default_rng(5).standard_normal((90, 40)) @ np.diag(np.geomspace(1, 1e-3, 40))
+SAVED = {
+    "top": (SYMMETRIC, lambda A, **o: spectral.top(A, 4, **o)),
+    "top, restarts": (SYMMETRIC, lambda A, **o: spectral.top(A, 5, basis=12, which="smallest", budget=400, **o)),
+    "top, blocks": (SYMMETRIC, lambda A, **o: spectral.top(A, 3, block=2, **o)),
+    "svd": (TALL, lambda A, **o: spectral.svd(A, 4, **o)),
+    "svd, restarts": (TALL, lambda A, **o: spectral.svd(A, 3, basis=9, which="smallest", budget=900, **o)),
+    "hutchinson": (SYMMETRIC, lambda A, **o: spectral.trace(A, method="hutchinson", probes=50, **o)),
+    "hutch++": (SYMMETRIC, lambda A, **o: spectral.trace(A, method="hutch++", probes=48, **o)),
+    "xtrace": (SYMMETRIC, lambda A, **o: spectral.trace(A, method="xtrace", probes=10, rtol=1e-3, **o)),
+    "xnystrace": (SYMMETRIC, lambda A, **o: spectral.trace(A, method="xnystrace", probes=40, **o)),
+    "exact trace": (SYMMETRIC, lambda A, **o: spectral.trace(A, probes=100, **o)),
+    "slq trace": (SYMMETRIC, lambda A, **o: spectral.trace(A, np.exp, probes=2, steps=9, rtol=2e-3, **o)),
+    "diagonal": (SYMMETRIC, lambda A, **o: spectral.diagonal(A, method="hutchinson", probes=50, **o)),
+    "xdiag": (SYMMETRIC, lambda A, **o: spectral.diagonal(A, method="xdiag", probes=40, **o)),
+    "exact diagonal": (SYMMETRIC, lambda A, **o: spectral.diagonal(A, method="exact", **o)),
+}
+
+
+def bits(result):
+    names = getattr(result, "__dataclass_fields__", {})
+    return {name: np.asarray(getattr(result, name)).tobytes() for name in names if name not in ("epochs", "method")}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("often", [True, False], ids=["saved often", "saved at the signal"])
+def test_every_long_estimator_goes_on_to_the_bits_of_one_shot(tmp_path, monkeypatch, name, dtype, often):
+    from spectral.estimators import kept
+
+    for module in (kept, flight):
+        monkeypatch.setattr(module, "SAVE_SECONDS", 0.0 if often else 1e9)
+    monkeypatch.setattr(kept, "SHARE", 0.0)
+    matrix, run = SAVED[name]
+    A = matrix.astype(dtype)
+    symmetric = A.shape[0] == A.shape[1]
+    whole = run(Table(A, symmetric=symmetric or None), progress=False)
+    interrupted = Table(A, stops=np.linspace(3, 0.9 * whole.products, 7).astype(int), symmetric=symmetric or None)
+    for _ in range(30):
+        try:
+            result = run(interrupted, checkpoint=tmp_path / "kept.npz", progress=False)
+            break
+        except KeyboardInterrupt:
+            pass
+    assert not interrupted.stops
+    assert bits(result) == bits(whole)
+    again = Table(A, symmetric=symmetric or None)
+    assert bits(run(again, checkpoint=tmp_path / "kept.npz", progress=False)) == bits(whole)
+    assert again.products <= 12  # nothing is drawn again; residuals are measured again
+
+
+def test_a_kept_state_of_another_setting_is_refused_and_so_is_a_damaged_one(tmp_path):
+    path = tmp_path / "kept.npz"
+    spectral.top(Table(SYMMETRIC), 3, checkpoint=path)
+    for run in (
+        lambda: spectral.top(Table(SYMMETRIC), 4, checkpoint=path),
+        lambda: spectral.top(Table(SYMMETRIC + 1), 3, checkpoint=path),
+        lambda: spectral.top(Table(SYMMETRIC), 3, seed=1, checkpoint=path),
+        lambda: spectral.trace(Table(SYMMETRIC), checkpoint=path),
+    ):
+        with pytest.raises(ValueError, match="another operator, seed or setting"):
+            run()
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged"):
+        spectral.top(Table(SYMMETRIC), 3, checkpoint=path)
+
+
+def test_a_search_that_its_budget_ended_goes_on_with_a_larger_one(tmp_path):
+    values = np.linspace(0, 1, 400)
+    short = spectral.top(Diagonal(values), 3, budget=40, checkpoint=tmp_path / "kept.npz")
+    assert not short.complete and short.products <= 40
+    long = spectral.top(Diagonal(values), 3, budget=4000, checkpoint=tmp_path / "kept.npz")
+    assert long.complete and long.products > short.products
+    np.testing.assert_allclose(long.values, values[:-4:-1], atol=1e-7)

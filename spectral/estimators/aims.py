@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
 
 SHARE = 0.5  # of a tolerance that truncation may take, the rest is for the probes' noise
-STALLED = 0.9  # a truncation that twice the steps lower by less than this factor is rounding
+STALLED = 1.25  # times rounding: a truncation that more steps do not lower
 # The middle of an envelope after k free steps is wrong by about SMOOTH / k of its half width: .5 to 5 seen on uniform,
 # semicircle, normal, log-uniform and Pareto spectra and on two bumps, k = 10 ... 80.
 SMOOTH = 2.0
@@ -111,8 +111,6 @@ def first_has_its_share(history: dict[int, tuple[float, float, int]], budget: fl
     return settled and found == known and now > 0.9 * before
 
 
-def stalled(history: dict[int, tuple[float, float, int]]) -> bool:
-    """Whether half the steps had the same truncation already: the rest is rounding."""
-    steps = max(history)
-    half = [look[0] for k, look in history.items() if k <= steps / 2]
-    return bool(half) and history[steps][0] > STALLED * half[-1] > 0
+def stalled(error: Mapping[str, float]) -> bool:
+    """Whether truncation is down to what rounding leaves."""
+    return error["truncation"] <= STALLED * error["rounding"]

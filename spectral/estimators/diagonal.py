@@ -9,6 +9,7 @@ import torch
 
 from spectral import arrays
 from spectral.estimators import effort, sketch
+from spectral.estimators.kept import Kept, State
 from spectral.operators.base import Operator
 from spectral.operators.views import as_operator
 from spectral.probes import check_seed
@@ -16,10 +17,17 @@ from spectral.results import Estimate, nan
 
 METHODS = ("auto", "xdiag", "hutchinson", "exact")
 BLOCK = 64  # columns of the identity multiplied at a time
+SHARED = 8  # random vectors multiplied at a time: sweeps are shared
 
 
 def diagonal(
-    A: Any, *, method: str = "auto", probes: int = 20, seed: int = 0, progress: bool | None = None
+    A: Any,
+    *,
+    method: str = "auto",
+    probes: int = 20,
+    seed: int = 0,
+    checkpoint: Any = None,
+    progress: bool | None = None,
 ) -> Estimate:
     """The diagonal of square A (n, n): value and stderr are float64 arrays (n,).
 
@@ -30,7 +38,9 @@ def diagonal(
     products and 4 m n numbers of memory.
     "auto": exact, else xdiag with 20 products or more where A's transpose is known and the memory is there, else hutchinson.
     Each stderr is that of its entry, widened to Student's interval; `xdiag` includes the covariance of its samples
-    (`spectral.estimators.sketch`). Both are unbiased. Raises ValueError for an operator that is not square.
+    (`spectral.estimators.sketch`). Both are unbiased.
+    checkpoint: a file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits.
+    Raises ValueError for an operator that is not square.
 
     >>> e = diagonal(np.array([[2.0, 1.0], [1.0, 3.0]]))
     >>> e.value.tolist(), e.stderr.tolist(), e.products
@@ -45,20 +55,23 @@ def diagonal(
         raise ValueError(
             f"{A!r} has no diagonal; use A.gram('left') for that of A A^T, the rows, or A.gram('right') for the columns."
         )
-    n, before, seed = A.shape[0], A.products, check_seed(seed)
+    n, seed = A.shape[0], check_seed(seed)
+    kept = Kept(checkpoint, A, {"diagonal": method, "probes": int(probes), "seed": seed})
     if method == "exact" or probes >= n:
-        value = exact_diagonal(A, progress)
-        return Estimate(value, np.zeros(n), value, value, n, A.products - before, "exact")
+        value = exact_diagonal(A, progress, kept)
+        return Estimate(value, np.zeros(n), value, value, n, kept.spent[0], "exact")
     name = _choose(A, int(probes)) if method == "auto" else method
+    if kept.state is not None:
+        name = kept.state["method"]  # "auto" may mean another with the memory of today
     m = int(probes) // 2 if name == "xdiag" else int(probes)
     if m < 2:
         raise ValueError(
             f"probes={probes} gives no error bar with {name!r}; use probes >= {4 if name == 'xdiag' else 2}."
         )
     A.expect(int(probes))
-    value, stderr = (_xdiag if name == "xdiag" else _hutchinson)(A, m, seed, progress)
+    value, stderr = (_xdiag if name == "xdiag" else _hutchinson)(A, m, seed, progress, kept)
     bounds = np.full(n, nan)
-    return Estimate(value, stderr, bounds, bounds, m, A.products - before, name)
+    return Estimate(value, stderr, bounds, bounds, m, kept.spent[0], name)
 
 
 def _choose(A: Operator, probes: int) -> str:
@@ -66,48 +79,69 @@ def _choose(A: Operator, probes: int) -> str:
     return "xdiag" if probes >= 20 and A.symmetric is not None and 4 * probes <= free else "hutchinson"
 
 
-def exact_diagonal(A: Operator, progress: bool | None = None) -> np.ndarray:
+def exact_diagonal(A: Operator, progress: bool | None, kept: Kept) -> np.ndarray:
     """The diagonal (n,) from n products with the identity."""
-    n = A.shape[0]
+    n, first = A.shape[0], 0
     A.expect(n)
     value = np.empty(n)
-    with effort.bar(n, "diagonal", progress) as shown:
-        for start in range(0, n, BLOCK):
+    if kept.state is not None:
+        first, value = kept.state["first"], kept.state["value"]
+
+    def whole() -> State:
+        return {"method": "exact", "first": first, "value": value}
+
+    with effort.bar(n, "diagonal", progress) as shown, kept.guard(whole):
+        for start in range(first, n, BLOCK):
             size = min(BLOCK, n - start)
             columns = torch.zeros(n, size, dtype=A.dtype, device=A.device)
             columns[range(start, start + size), range(size)] = 1
             product = sketch.multiply(A, columns)
             value[start : start + size] = torch.diagonal(product[start : start + size]).double().cpu().numpy()
+            first = start + size
+            kept.stepped(whole(), end=first == n)
             shown.update(size)
     return value
 
 
-def _hutchinson(A: Operator, m: int, seed: int, progress: bool | None) -> tuple[np.ndarray, np.ndarray]:
+def _hutchinson(A: Operator, m: int, seed: int, progress: bool | None, kept: Kept) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error of z * (A z), by Welford's recurrence."""
-    mean, squares = np.zeros(A.shape[0]), np.zeros(A.shape[0])
-    with effort.bar(m, "diagonal", progress) as shown:
-        for i in range(m):
+    drawn: State = {"done": 0, "mean": np.zeros(A.shape[0]), "squares": np.zeros(A.shape[0]), "method": "hutchinson"}
+    drawn = drawn if kept.state is None else kept.state
+    with effort.bar(m, "diagonal", progress) as shown, kept.guard(lambda: drawn):
+        for i in range(drawn["done"], m):
             z = sketch.draw(A, seed, range(i, i + 1), "rademacher")
             sample = (z * sketch.multiply(A, z))[:, 0].double().cpu().numpy()
-            step = sample - mean
-            mean += step / (i + 1)
-            squares += step * (sample - mean)
+            step = sample - drawn["mean"]
+            mean = drawn["mean"] + step / (i + 1)
+            drawn = {**drawn, "done": i + 1, "mean": mean, "squares": drawn["squares"] + step * (sample - mean)}
+            kept.stepped(drawn, end=i + 1 == m)
             shown.update(1)
+    mean, squares = drawn["mean"], drawn["squares"]
     return mean, np.sqrt(squares / (m - 1) / m) * sketch.widening(m)
 
 
-def _xdiag(A: Operator, m: int, seed: int, progress: bool | None) -> tuple[np.ndarray, np.ndarray]:
+def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, kept: Kept) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error of diag(Q_i Q_i^T A) + omega_i * (I - Q_i Q_i^T) A omega_i over i.
 
     With f_i = Q s_i and g_i = A^T Q s_i the i-th is diag(Q Z^T) - f_i * g_i + omega_i * f_i (s_i^T r_i); without y_j as well,
     p = (s_j - gamma s_i) / nu joins s_i, and d_ij = Q p * A^T Q p - omega_i * Q p (p^T r_i).
     """
     basis = sketch.Range(A.T)
-    with effort.bar(2 * m, "diagonal", progress) as shown:
-        Omega = sketch.draw(A, seed, range(m), "rademacher")
-        Y = sketch.multiply(A, Omega)
-        shown.update(m)
-        basis.extend(Y)
+    drawn: State = {"Y": sketch.empty(A), "Q": sketch.empty(A), "Z": sketch.empty(A), "method": "xdiag"}
+    drawn = drawn if kept.state is None else kept.state
+    Omega = sketch.draw(A, seed, range(m), "rademacher")
+    with effort.bar(2 * m, "diagonal", progress) as shown, kept.guard(lambda: drawn):
+        while (done := drawn["Y"].shape[1]) < m:
+            columns = sketch.multiply(A, Omega[:, done : done + SHARED].contiguous())
+            drawn = {**drawn, "Y": torch.cat([drawn["Y"], columns], 1)}
+            kept.stepped(drawn)
+            shown.update(columns.shape[1])
+        Y = drawn["Y"]
+        if not drawn["Q"].shape[1]:
+            basis.extend(Y)
+            drawn = {**drawn, "Q": basis.Q, "Z": basis.Z}
+        basis.Q, basis.Z = drawn["Q"], drawn["Z"]
+        kept.stepped(drawn, end=True)
         shown.update(m)
     R = sketch.cross(basis.Q, Y)
     S, alone = sketch.directions(R)

@@ -14,6 +14,8 @@ Cov(e_i, e_j) = E d_ij d_ji without bias. The m (m - 1) numbers d_ij cost O(m^3)
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.stats import t as student
@@ -31,9 +33,24 @@ class Sampler:
     """Vectors drawn so far, and what they say of tr A."""
 
     cost = 1  # products for each vector
+    parts: tuple[str, ...] = ()  # attributes that hold what has been drawn; replaced by `add`, never changed in place
 
     def __init__(self, A: Operator, seed: int) -> None:
         self.A, self.seed, self.m = A, seed, 0
+
+    def state(self) -> dict[str, Any]:
+        """What has been drawn, for a checkpoint."""
+        own = {name: getattr(self, name) for name in ("m", *self.parts)}
+        basis = getattr(self, "range", None)
+        return own if basis is None else {**own, "Q": basis.Q, "Z": basis.Z, "largest": basis.largest}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        for name in ("m", *self.parts):
+            setattr(self, name, state[name])
+        basis = getattr(self, "range", None)
+        if basis is not None:
+            basis.Q, basis.Z, basis.largest = state["Q"], state["Z"], state["largest"]
 
     def add(self, count: int) -> None:
         """Draw `count` more vectors and multiply."""
@@ -72,6 +89,8 @@ class Hutchinson(Sampler):
     the m values, which of a dominant eigenvalue are chi-squares, small when their mean is (rms z of one outlier, m = 20: 1.5).
     """
 
+    parts = ("values", "squares", "scatter", "mean")
+
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
         self.values: list[float] = []
@@ -81,13 +100,13 @@ class Hutchinson(Sampler):
     def add(self, count: int) -> None:
         Z = self.draw(self.m, count, "rademacher")
         Y = self.multiply(Z)
-        self.values += column_dots(Z, Y).tolist()
+        self.values = self.values + column_dots(Z, Y).tolist()
         self.squares += float(column_dots(Y, Y).sum())
         for i in range(count):  # Welford's recurrence
             self.m += 1
             sample = (Z[:, i] * Y[:, i]).double()
             step = sample - self.mean
-            self.mean += step / self.m
+            self.mean = self.mean + step / self.m
             self.scatter += arrays.dot(step, sample - self.mean)
 
     def estimate(self) -> tuple[float, float]:
@@ -100,6 +119,7 @@ class HutchPlusPlus(Sampler):
     """tr Q^T A Q for Q from m vectors, and g^T (I - Q Q^T) A (I - Q Q^T) g of m other ones."""
 
     cost = 3
+    parts = ("G", "AG", "squares")
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
@@ -131,6 +151,7 @@ class XTrace(Sampler):
     """
 
     cost = 2
+    parts = ("Omega", "Y", "squares")
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
@@ -183,6 +204,8 @@ class XNysTrace(Sampler):
     quadratic form is 1 / P_ii, and resphering multiplies it by (n - m + 1) (G^-1)_ii. A + nu I with nu at the rounding of Y is
     what is approximated; nu n is subtracted again. Epperly, Tropp, Webber (2024).
     """
+
+    parts = ("Omega", "Y", "squares")
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)

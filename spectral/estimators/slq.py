@@ -58,9 +58,9 @@ def slq(
     checkpoint: a file (with two more beside it while a probe runs) saved every few seconds and at SIGINT and SIGTERM; the same
     call goes on from it to the same bits. Probe i depends on (seed, i) alone.
 
-    `meta["error"]` states the W1 error relative to the range: truncation (certified envelope), statistical (exact variance, mean)
-    and w1_95; `meta["stop"]` says what ended the run: "probes", "tolerance", "budget", "exact" (all eigenvalues found), "depth"
-    (more probes cannot meet tol: steps, memory or rounding limit the truncation).
+    `meta["error"]` states the W1 error relative to the range: truncation (certified envelope; rounding is what of it no step can
+    lower), statistical (exact variance, mean) and w1_95; `meta["stop"]` says what ended the run: "probes", "tolerance", "budget",
+    "exact" (all eigenvalues found), "depth" (more probes cannot meet tol: steps, memory or rounding limit the truncation).
     Source: Ubaru, Chen, Saad (2017); Chen, Trogdon, Ubaru (2021); the certificate: `spectral.measure.envelope`.
 
     >>> s = slq(2 * np.eye(50))
@@ -244,7 +244,7 @@ class _Run:
         need = aims.probes_needed(parts, len(self.records) + 1)
         effort.expect(shown, s.meta["error"]["w1"], need if self.aim else None, k - found)
         history[k] = (*Aim(1.0).parts(s), found)
-        if self.aim is not None and aims.stalled(history):
+        if self.aim is not None and aims.stalled(s.meta["error"]):
             return True
         if index == 0:
             budget = limit.left() + k - (0 if self.plan.mode else k)  # a second pass costs as much again

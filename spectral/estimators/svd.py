@@ -18,10 +18,11 @@ import torch
 
 from spectral import arrays
 from spectral.estimators import effort
-from spectral.estimators.top import FLOOR, INNER, KEYS, Search, capacity, check, difference
+from spectral.estimators.kept import Kept
+from spectral.estimators.top import FLOOR, INNER, KEYS, Search, capacity, check, difference, held
 from spectral.operators.base import Operator
 from spectral.operators.views import as_operator
-from spectral.probes import probe
+from spectral.probes import check_seed, probe
 from spectral.recurrences.bidiagonal import GolubKahan
 from spectral.recurrences.block import independent, orthogonalise, rotate
 
@@ -54,6 +55,7 @@ def svd(
     which: str = "largest",
     basis: int | None = None,
     budget: Any = None,
+    checkpoint: Any = None,
     progress: bool | None = None,
 ) -> SingularTriplets:
     """The k largest ("smallest") singular triplets J v = sigma u, J^T u = sigma v of J (m, n), with all copies.
@@ -65,6 +67,7 @@ def svd(
     Cost: two products a step (J v and J^T u are one each), as many as `top` needs for J^T J, and 2k to measure the residuals.
     Memory: `basis` vectors of the short side (default: as in `top`), 3k of the long side, and those that a restart keeps.
     budget: as in `slq`; a number of products is kept, and of any other those that give k triplets at all (4k) are made.
+    checkpoint: as in `top`.
 
     ValueError: k < 1 or k > min(m, n), a basis or budget that is too small for k.
     Source: Golub, Kahan (1965); Simon, Zha (2000); Baglama, Reichel (2005).
@@ -79,20 +82,22 @@ def svd(
     wide = A.shape[0] < A.shape[1]
     K = A.T if wide else A
     keys = {name: KEYS[name] for name in ("largest", "smallest")}
-    n, before = K.shape[1], (A.products, A.epochs)
+    n = K.shape[1]
     check(A, k, n, tol, which, keys)
-    state = GolubKahan(K, capacity(K, k, n, 1, basis, k + 3 * k * -(-K.shape[0] // n)))
+    settings = {"svd": k, "tol": tol, "seed": check_seed(seed), "which": which, "basis": basis}
+    kept = Kept(checkpoint, A, settings)
+    state = GolubKahan(K, held(kept) or capacity(K, k, n, 1, basis, k + 3 * k * -(-K.shape[0] // n)))
     run = Search(state, k, keys[which], max(tol, FLOOR * arrays.machine_epsilon(A.dtype)), A, seed, 1)
     with effort.bar(None, "svd", progress) as shown:
-        complete = run.pairs(effort.Budget(budget, A), 2 * k, shown)
+        complete = run.pairs(effort.Budget(budget, A, kept.before), 2 * k, shown, kept)
     values, X, Y, residuals = _measured(K, state, k, keys[which], seed)
     run.norm = max(run.norm, float(values.max()))
     threshold = run.tol * run.norm
     lost = np.flatnonzero((residuals > threshold) & (values <= threshold / 2))
     run.reserve = 3 * len(lost)
     if len(lost) and not run._exhausted(0):  # the direction of K v is rounding and says nothing of u
-        kept = np.setdiff1d(np.arange(k), lost)
-        Y[lost] = _outside(K, Y[kept], run, seed, len(lost))
+        known = np.setdiff1d(np.arange(k), lost)
+        Y[lost] = _outside(K, Y[known], run, seed, len(lost))
         images = ((K @ X[lost].T).T, (K.T @ Y[lost].T).T)
         residuals[lost] = np.maximum(
             difference(images[0], Y[lost], values[lost]), difference(images[1], X[lost], values[lost])
@@ -105,8 +110,8 @@ def svd(
         converged=residuals <= threshold,
         threshold=threshold,
         complete=complete,
-        products=A.products - before[0],
-        epochs=A.epochs - before[1],
+        products=kept.spent[0],
+        epochs=kept.spent[1],
     )
 
 

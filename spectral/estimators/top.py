@@ -20,6 +20,7 @@ import torch
 
 from spectral import arrays
 from spectral.estimators import effort
+from spectral.estimators.kept import Kept
 from spectral.operators.base import Gram, Operator
 from spectral.operators.views import as_operator
 from spectral.probes import check_seed, probe
@@ -35,6 +36,7 @@ INNER = 0.25  # of the tolerance: the recurrence's own residual is brought there
 MISSED = 1e-4  # probability, for any matrix, that the bound for random starts rules out wrongly
 MOST = 50.0  # times n: products after which a search with restarts has stalled, and ends incomplete
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
+NUMBERS = ("probes", "lowest", "highest", "deepest", "norm", "look", "verdict")  # of a search
 EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 1/EVERY
 
 
@@ -67,6 +69,7 @@ def top(
     block: int = 1,
     basis: int | None = None,
     budget: Any = None,
+    checkpoint: Any = None,
     progress: bool | None = None,
 ) -> Eigenpairs:
     """The k largest ("smallest", or largest in "magnitude") eigenpairs of symmetric A (n, n), with all copies.
@@ -76,7 +79,8 @@ def top(
     Cost: until convergence, then about 5 / sqrt(gap) to 11 / sqrt(gap) products to rule out missed copies (gap: from theta_k to
     the next, relative to the range), then k to measure residuals. Memory: `basis` vectors of length n (default: the larger of 4k
     and k + 128, at most a quarter of the free memory) and 2k more. budget: as in `slq`; a number of products is kept, and
-    of any other the products that give k pairs at all (2k) are made.
+    of any other the products that give k pairs at all (2k) are made. checkpoint: a file that is written now and then, and at
+    SIGINT and SIGTERM; the same call goes on from it, to the same bits.
     A rectangular operator means its Gram on the smaller side, a Gram itself the side that it has.
 
     ValueError: k < 1 or k > n, a basis or budget that is too small for k, an operator that is not symmetric.
@@ -88,14 +92,16 @@ def top(
     """
     op = as_operator(A)
     op = op if isinstance(op, Gram) else effort.symmetric_operand(op)[0]
-    n, before = op.shape[0], (op.products, op.epochs)
+    n = op.shape[0]
     check(op, k, n, tol, which, KEYS)
     if isinstance(block, bool) or not isinstance(block, int | np.integer) or not 1 <= block <= n:
         raise ValueError(f"block={block!r} is no block size; use an integer from 1 to {n}.")
-    state = BlockLanczos(op, capacity(op, k, n, block, basis, 2 * k))
+    settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": int(block), "basis": basis}
+    kept = Kept(checkpoint, op, settings)
+    state = BlockLanczos(op, held(kept) or capacity(op, k, n, block, basis, 2 * k))
     run = Search(state, k, KEYS[which], max(tol, FLOOR * arrays.machine_epsilon(op.dtype)), op, seed, block)
     with effort.bar(None, "top", progress) as shown:
-        complete = run.pairs(effort.Budget(budget, op), k, shown)
+        complete = run.pairs(effort.Budget(budget, op, kept.before), k, shown, kept)
     values, X, residuals = _measured(op, state.V[:k], KEYS[which])
     threshold = run.tol * max(run.norm, float(np.abs(values).max()))
     return Eigenpairs(
@@ -105,8 +111,8 @@ def top(
         converged=residuals <= threshold,
         threshold=threshold,
         complete=complete,
-        products=op.products - before[0],
-        epochs=op.epochs - before[1],
+        products=kept.spent[0],
+        epochs=kept.spent[1],
     )
 
 
@@ -164,6 +170,11 @@ def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra:
     return min(n, fits, max(4 * k, k + ROOM, least))
 
 
+def held(kept: Kept) -> int:
+    """The basis that an earlier session had, 0 without one: it may have been chosen by the memory that was free then."""
+    return 0 if kept.state is None else int(kept.state["capacity"])
+
+
 class Recurrence(Protocol):
     """What `BlockLanczos` and `GolubKahan` have in common."""
 
@@ -178,6 +189,11 @@ class Recurrence(Protocol):
 
     @property
     def locked_values(self) -> np.ndarray: ...
+
+    multiplying: bool
+
+    def state(self) -> dict[str, Any]: ...
+    def resume(self, state: dict[str, Any]) -> None: ...
     def start(self, block: torch.Tensor) -> None: ...
     def step(self) -> int: ...
     def ritz(self) -> tuple[np.ndarray, np.ndarray]: ...
@@ -205,23 +221,40 @@ class Search:
         self.lowest, self.highest = np.inf, -np.inf  # Ritz values since the last of them, to the recurrence's power
         self.deepest = 0  # steps from it until the first restart
         self.norm = 0.0  # the largest |theta| so far
+        self.look = 0  # size of the basis at the next look at its Ritz values; 0: random directions are due
+        self.verdict: bool | None = None  # whether nothing better is left; None while it is not known
         op.expect(2 * (state.capacity + k))
 
-    def pairs(self, limit: effort.Budget, reserve: int, shown: Any) -> bool:
+    def _whole(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in NUMBERS}
+        return {**{f"search_{name}": value for name, value in own.items()}, **self.state.state()}
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        for name in NUMBERS:
+            setattr(self, name, state[f"search_{name}"])
+        self.state.resume(state)
+
+    def pairs(self, limit: effort.Budget, reserve: int, shown: Any, kept: Kept) -> bool:
         """Leave the k best pairs in `state`, locked; `reserve` products stay unspent. Whether nothing better is left."""
-        self.limit, self.reserve, self.shown = limit, reserve, shown
+        self.limit, self.reserve, self.shown, self.kept = limit, reserve, shown, kept
         least = (self.k + self.block - 1) * self.state.power + reserve
         if limit.products < least:
             raise ValueError(
                 f"a budget of {limit.products:g} products does not give {self.k} pairs; use at least {least}."
             )
-        while True:
-            self._start()
-            if not len(self.state.pending):
-                return True  # the locked vectors span the whole space
-            verdict = self._explore()
-            if verdict is not None:
-                return verdict
+        if kept.state is not None:
+            self._resume(kept.state)
+        with kept.guard(lambda: self._whole() if self.state.multiplying else None):
+            while self.verdict is None:
+                if not self.look:
+                    self._start()
+                    self.look = self.state.size + 1
+                # without a direction the locked vectors span the whole space
+                self.verdict = self._explore() if len(self.state.pending) else True
+                self.look = 0
+            if self.verdict:
+                kept.stepped(self._whole(), end=True)
+        return self.verdict
 
     def _start(self) -> None:
         """Fresh random directions in the complement of what is locked."""
@@ -245,16 +278,17 @@ class Search:
 
     def _explore(self) -> bool | None:
         """Follow the pending directions. None: pairs were locked, look again; True: nothing is left; False: budget."""
-        state, k, look = self.state, self.k, self.state.size + 1
+        state, k = self.state, self.k
         seen = state.locked >= k  # the wanted number is there: is anything better left?
         while True:
             cost = len(state.pending) * state.power
             spent = self._exhausted(cost) and state.size >= k
             full = state.size + len(state.pending) > state.capacity
-            if len(state.pending) and not (spent or full or state.size >= look):
+            if len(state.pending) and not (spent or full or state.size >= self.look):
                 self.shown.update(state.step())
+                self.kept.stepped(self._whole())
                 continue
-            look = state.size + 1 + state.size // EVERY
+            self.look = state.size + 1 + state.size // EVERY
             values, residuals = state.ritz()
             old, new = self._best(values)
             invariant = not len(state.pending)
@@ -273,8 +307,7 @@ class Search:
                 state.lock(old, new)
                 return True
             if spent:
-                state.lock(old, new)
-                return False
+                return self._give_up(old, new)
             if full:
                 null = new[residuals[new] <= INNER * self.tol * self.norm]
                 null = null[values[null] <= (self.tol * self.norm if state.power == 2 else -np.inf)]
@@ -283,12 +316,18 @@ class Search:
                     return None
                 kept = self._kept(len(new))
                 if self._exhausted(cost + state.restart_cost(kept)):
-                    state.lock(old, new)
-                    return False
+                    return self._give_up(old, new)
                 self.deepest = self.deepest or state.depth
                 state.restart(np.argsort(-self.key(values), kind="stable")[:kept])
                 self.shown.update(state.restart_cost(kept))
-                look = state.size + 1
+                self.look = state.size + 1
+                self.kept.stepped(self._whole())
+
+    def _give_up(self, old: np.ndarray, new: np.ndarray) -> bool:
+        """Lock what there is; the checkpoint keeps the search as it was, for a larger budget."""
+        self.kept.stepped(self._whole(), end=True)
+        self.state.lock(old, new)
+        return False
 
     def _best(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(locked, other) indices of the k best Ritz values of both kinds."""

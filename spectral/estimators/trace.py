@@ -7,6 +7,7 @@ vectors have to do is in `spectral.estimators.sketch`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from spectral import arrays
 from spectral.estimators import effort, sketch
 from spectral.estimators.diagonal import exact_diagonal
+from spectral.estimators.kept import Kept
 from spectral.estimators.slq import slq
 from spectral.operators.base import Gram, Operator
 from spectral.operators.views import as_operator
@@ -42,6 +44,7 @@ def trace(
     rtol: float | None = None,
     seed: int = 0,
     budget: Any = None,
+    checkpoint: Any = None,
     progress: bool | None = None,
     **options: Any,
 ) -> Estimate:
@@ -58,6 +61,7 @@ def trace(
 
     rtol: the products double, all kept, until stderr <= rtol |value|, the budget ends, n products make the trace exact, or there
     are 10 240 of them; the returned stderr says what was reached. Seconds and epochs of a `budget` are looked at between blocks.
+    checkpoint: a file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits.
     stderr includes the rounding of the products, eps ||A||_F; lower and upper are nan. A rectangular operator means its Gram.
     Raises ValueError for products that hold NaN, or where "xnystrace" meets a vector with x^T A x < 0.
     Source: Hutchinson (1990); Meyer, Musco, Musco, Woodruff (2021); Epperly, Tropp, Webber (2024).
@@ -76,48 +80,70 @@ def trace(
     if method == "slq" or f is not None:
         if probes is not None:
             options["probes"] = probes
+        options["checkpoint"] = checkpoint
         return _quadrature(A, f or (lambda x: x), rtol, check_seed(seed), budget, progress, options)
     if options:
         raise TypeError(
-            f"trace got unknown options {', '.join(options)}; without f it takes probes, rtol, seed, budget."
+            f"trace got unknown options {', '.join(options)}; without f it takes probes, rtol, seed, budget, checkpoint."
         )
     if A.shape[0] != A.shape[1] or not A.self_map:
         A = A.gram()
-    return _sampled(A.smaller if isinstance(A, Gram) else A, method, probes, rtol, check_seed(seed), budget, progress)
+    A = A.smaller if isinstance(A, Gram) else A
+    settings = {"trace": method, "probes": probes, "rtol": rtol, "seed": check_seed(seed)}
+    return _sampled(A, method, probes, rtol, seed, budget, Kept(checkpoint, A, settings), progress)
 
 
 def _sampled(
-    A: Operator, method: str, probes: int | None, rtol: float | None, seed: int, budget: Any, progress: bool | None
+    A: Operator,
+    method: str,
+    probes: int | None,
+    rtol: float | None,
+    seed: int,
+    budget: Any,
+    kept: Kept,
+    progress: bool | None,
 ) -> Estimate:
     """tr A from vectors drawn until there are enough."""
-    purse = Purse(A, budget)
+    purse = Purse(A, budget, kept)
     n, wanted = A.shape[0], PROBES if probes is None else probes
     if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or wanted < 1:
         raise ValueError(f"probes={probes!r} is no number of products; use an integer >= 2.")
     affordable = purse.room(1)
-    if n <= min(wanted, affordable):
+    if (kept.state or {}).get("method") == "exact" or (kept.state is None and n <= min(wanted, affordable)):
         return _exact(A, purse)
     name = choose(A, int(min(wanted, affordable))) if method == "auto" else method
+    if kept.state is not None:
+        name = kept.state["method"]  # "auto" may mean another with the memory of today
     sampler = SAMPLERS[name](A, seed)
     target = int(wanted) // sampler.cost
     if target < 2:
         raise ValueError(f"probes={wanted} gives no error bar with {name!r}; use probes >= {2 * sampler.cost}.")
+    if kept.state is not None:
+        sampler.resume(kept.state)
+        target = kept.state["target"]
     A.expect(int(wanted))
     most = MOST // sampler.cost
-    with effort.bar(target * sampler.cost, "trace", progress) as shown:
+    drawn = {"method": name, "target": target, **sampler.state()}
+    with effort.bar(target * sampler.cost, "trace", progress) as shown, kept.guard(lambda: drawn):
         while True:
             while sampler.m < target and (room := purse.room(sampler.cost)) > 0:
                 block = 1 if purse.limit.epochs < np.inf else int(min(BLOCK, target - sampler.m, room))
                 sampler.add(block)
+                drawn = {"method": name, "target": target, **sampler.state()}
+                kept.stepped(drawn, end=sampler.m >= target)
                 shown.update(block * sampler.cost)
             if sampler.m < 2:
-                raise ValueError(f"budget={budget!r} allows fewer than the {2 * sampler.cost} products of two vectors.")
+                raise ValueError(
+                    f"budget={budget!r} allows fewer than the {2 * sampler.cost} products of two vectors; raise it."
+                )
             value, stderr = sampler.estimate()
             if rtol is None or stderr <= rtol * abs(value) or sampler.m < target or target >= most:
                 return Estimate(value, stderr, nan, nan, sampler.m, purse.spent, name)
             if 2 * target * sampler.cost >= n <= purse.room(1):
-                return _exact(A, purse)
+                kept.state = None
+                break
             target = min(2 * target, most)
+    return _exact(A, purse)
 
 
 def choose(A: Operator, products: int) -> str:
@@ -129,27 +155,27 @@ def choose(A: Operator, products: int) -> str:
 
 
 def _exact(A: Operator, purse: Purse) -> Estimate:
-    value = float(exact_diagonal(A).sum())
+    value = float(exact_diagonal(A, None, purse.kept).sum())
     return Estimate(value, 0.0, value, value, A.shape[0], purse.spent, "exact")
 
 
 class Purse:
     """What a budget has left while an operator multiplies."""
 
-    def __init__(self, A: Operator, budget: Any) -> None:
-        self.A, self.limit = A, effort.Budget(budget, A)
-        self.begin = (A.products, A.epochs)
+    def __init__(self, A: Operator, budget: Any, kept: Kept) -> None:
+        self.A, self.kept, self.limit = A, kept, effort.Budget(budget, A, kept.before)
 
     @property
     def spent(self) -> int:
         """Products so far."""
-        return self.A.products - self.begin[0]
+        return self.kept.spent[0]
 
     def room(self, cost: int) -> float:
         """How many vectors of `cost` products (epochs) each are affordable now."""
         if self.limit.exhausted():
             return 0
-        left = min(self.limit.products - self.spent, self.limit.epochs - (self.A.epochs - self.begin[1]))
+        products, epochs, _ = self.kept.spent
+        left = min(self.limit.products - products, self.limit.epochs - epochs)
         return left if left == np.inf else int(left // cost)
 
 
@@ -164,31 +190,29 @@ def _quadrature(
 ) -> Estimate:
     """tr f(A) by `slq`; with rtol probes double, or steps where truncation is the larger part of the error."""
     op, _, _ = effort.symmetric_operand(A)
-    purse = Purse(op, budget)
-    spectrum = slq(A, seed=seed, budget=budget, progress=progress, **options)
-    e, spent, drawn = spectrum.integrate(f), spectrum.products, 0
+    limit, path = effort.Budget(budget, op), options.pop("checkpoint")
+    spectrum = slq(A, seed=seed, budget=budget, progress=progress, checkpoint=path, **options)
+    e, spent, drawn, runs = spectrum.integrate(f), spectrum.products, 0, 1
     while rtol is not None and e.stderr > rtol * abs(float(e)):
         options = {"steps": 100, **options}
         truncation = _truncation(spectrum, f)
         deeper = truncation > rtol * abs(float(e)) / 2 and options["steps"] < op.shape[0]
         probes = len(spectrum.nodes)
-        room = purse.limit.products - spent
-        if room < 1 or purse.limit.exhausted() or 2 * probes * options["steps"] > MOST * 100:
+        room = limit.products - spent
+        if room < 1 or limit.exhausted() or 2 * probes * options["steps"] > MOST * 100:
             break
+        common: dict[str, Any] = {"budget": room if room < np.inf else budget, "progress": progress}
+        if path is not None:  # every run has a file of its own
+            common["checkpoint"] = Path(path).with_name(f"{Path(path).name}.{runs}")
+        runs += 1
         if deeper:
             options["steps"] *= 2
-            spectrum = slq(A, seed=seed, budget=room if room < np.inf else budget, progress=progress, **options)
+            spectrum = slq(A, seed=seed, **common, **options)
             spent += spectrum.products
         else:
             drawn += 1
             fresh = int(np.random.SeedSequence([seed, drawn]).generate_state(1, np.uint64)[0])
-            more = slq(
-                A,
-                seed=fresh,
-                budget=room if room < np.inf else budget,
-                progress=progress,
-                **{**options, "probes": probes},
-            )
+            more = slq(A, seed=fresh, **common, **{**options, "probes": probes})
             spent += more.products
             spectrum = spectrum.merge(more)
         e = spectrum.integrate(f)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,22 @@ class GolubKahan:
         self.kept: torch.Tensor | None = None  # the left vectors (r, m) of a restart, until the next product
         self.size = self.locked = self.depth = 0
         self.norm = 0.0
+        self.multiplying = False  # as in `BlockLanczos`, during the first product of a step
+
+    def state(self) -> dict[str, Any]:
+        """All that the recurrence goes on from, views of its arrays."""
+        j = self.size
+        return {
+            "V": self.V[:j], "B": self.B[:j, :j], "pending": self.pending, "beta": self.beta, "u": self.u, "kept": self.kept,
+            "locked": self.locked, "depth": self.depth, "norm": self.norm, "capacity": self.capacity,
+        }  # fmt: skip
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, of a recurrence with the same operator and capacity."""
+        j = self.size = len(state["V"])
+        self.V[:j], self.B[:j, :j] = state["V"], state["B"]
+        self.pending, self.beta, self.u, self.kept = (state[name] for name in ("pending", "beta", "u", "kept"))
+        self.locked, self.depth, self.norm = state["locked"], state["depth"], state["norm"]
 
     @property
     def floor(self) -> float:
@@ -96,8 +113,10 @@ class GolubKahan:
     def step(self) -> int:
         """One right and one left vector: two products."""
         v, j = self.pending[0], self.size
-        self.V[j] = v
+        self.multiplying = True
         w = (self.K @ v).clone()  # perhaps a buffer of the operator
+        self.multiplying = False
+        self.V[j] = v
         if self.u is not None:
             w.sub_(self.u, alpha=self.beta)  # K v_j = beta_{j-1} u_{j-1} + alpha_j u_j
             self.B[j - 1, j] = self.beta

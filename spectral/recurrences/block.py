@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,6 +143,23 @@ class BlockLanczos:
         self.size = self.locked = self.depth = 0
         self.sizes: list[int] = []
         self.norm = 0.0  # the largest row sum of |T| so far: what rounding is relative to
+        self.multiplying = False  # nothing changes while A multiplies: `state` is whole then, and between calls
+
+    def state(self) -> dict[str, Any]:
+        """All that the recurrence goes on from, views of its arrays."""
+        j = self.size
+        return {
+            "V": self.V[:j], "T": self.T[:j, :j], "pending": self.pending, "coupling": self.coupling, "locked": self.locked,
+            "depth": self.depth, "sizes": self.sizes, "norm": self.norm, "capacity": self.capacity,
+        }  # fmt: skip
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, of a recurrence with the same operator and capacity."""
+        j = self.size = len(state["V"])
+        self.V[:j], self.T[:j, :j] = state["V"], state["T"]
+        self.pending, self.coupling = state["pending"], state["coupling"]
+        self.locked, self.depth = state["locked"], state["depth"]
+        self.sizes, self.norm = list(state["sizes"]), state["norm"]
 
     @property
     def floor(self) -> float:
@@ -164,7 +182,9 @@ class BlockLanczos:
         """Multiply the pending block: that many products."""
         P, j = self.pending, self.size
         b = len(P)
+        self.multiplying = True
         W = (self.A @ P.T).T.clone(memory_format=torch.contiguous_format)  # perhaps a buffer of the operator
+        self.multiplying = False
         self.V[j : j + b] = P
         V = self.V[: j + b]
         C = orthogonalise(W, V).cpu().numpy()
