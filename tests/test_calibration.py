@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import spectral
+from spectral.estimators.functionals import frobenius, logdet, negative_mass, numerical_rank, spectral_form
 
 N = 150
 RNG = np.random.default_rng(5)
@@ -74,13 +75,57 @@ def test_bands_cover_and_errors_are_calibrated_at_other_depths(name, deflate, op
     check(*trials(name, 400, {**options, "deflate": deflate}), least=0.65)
 
 
+def others(name, count, options):
+    """(covered (count, 4), z (count, 3)) of the other intervals and standard errors that a spectrum gives."""
+    values = np.sort(SPECTRA[name])
+    A, scale = spectral.as_operator(np.diag(values)), np.abs(values).max()
+    shift = 0.05 * np.ptp(values) - values[0]
+    truth = [
+        (np.abs(values) > 0.01 * scale).sum(),
+        np.mean(values < 0),
+        -values[values < 0].sum() / np.abs(values).sum(),
+    ]
+    quantile = values[int(np.ceil(0.9 * N)) - 1]
+    sums = [np.log(values + shift).sum(), (1 / (values + shift)).sum(), np.linalg.norm(values)]
+    covered, z = [], []
+    for seed in range(count):
+        s = spectral.slq(A, seed=10_000 + seed, **options)
+        negative, q = negative_mass(s), s.quantile(0.9)
+        found = zip((numerical_rank(s, 0.01), negative.fraction, negative.mass), truth, strict=True)
+        row = [e.lower - 1e-12 <= t <= e.upper + 1e-12 for e, t in found]
+        covered.append([*row, q.lower - 1e-9 * scale <= quantile <= q.upper + 1e-9 * scale])
+        errors = (logdet(s, shift), spectral_form(s, shift), frobenius(s))
+        z.append([(float(e) - t) / max(e.stderr, 1e-9 * abs(t)) for e, t in zip(errors, sums, strict=True)])
+    return np.array(covered), np.array(z)
+
+
+def check_others(covered, z):
+    """Ranks, negative fractions and masses, quantiles; log det, resolvent, Frobenius norm."""
+    slack, spread = 3 * np.sqrt(0.95 * 0.05 / len(z)), 3 / np.sqrt(2 * len(z))
+    assert covered.mean() >= 0.93
+    assert covered.mean(0).min() >= 0.95 - slack, covered.mean(0)
+    rms = np.sqrt(np.mean(z**2, axis=0))
+    assert ((rms >= 0.8 - spread) & (rms <= 1.3 + spread)).all(), rms
+
+
+@pytest.mark.parametrize("name", ["one outlier", "uniform"])
+def test_what_follows_from_a_spectrum_is_calibrated(name):
+    check_others(*others(name, 40, {"probes": 4, "steps": 12}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPECTRA)
+def test_what_follows_from_a_spectrum_is_calibrated_in_many_trials(name):
+    check_others(*others(name, 200, {"probes": 4, "steps": 16}))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPECTRA)
 def test_a_tolerance_that_was_met_holds(name):
     values = np.sort(SPECTRA[name])
     A, truth = spectral.as_operator(np.diag(values)), spectral.Spectrum.from_eigenvalues(values)
     errors = []
-    for seed in range(60):
+    for seed in range(200):
         s = spectral.slq(A, tol=0.02, seed=seed)
         assert s.meta["stop"] in ("tolerance", "exact")
         errors.append(float(s.distance(truth).value) / np.ptp(values))

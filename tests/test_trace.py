@@ -67,6 +67,33 @@ def test_unbiased_with_a_calibrated_error_at_other_sizes(method, name, probes):
     check(method, name, probes, 600)
 
 
+def quadrature(name, f, trials):
+    """z-scores (trials,) of Lanczos quadrature by four probes; every spectrum has seeds of its own."""
+    first = 10_000 * list(SPECTRA).index(name)
+    A, truth = spectral.as_operator(rotated(SPECTRA[name])), (f or (lambda x: x))(SPECTRA[name]).sum()
+    found = [spectral.trace(A, f, method="slq", probes=4, steps=16, seed=first + i) for i in range(trials)]
+    return np.array([(float(e) - truth) / e.stderr for e in found])
+
+
+@pytest.mark.parametrize("f", [None, lambda x: np.exp(x / 10)], ids=["identity", "exp"])
+def test_quadrature_with_few_probes_is_calibrated(f, trials=40):
+    z = np.array([quadrature(name, f, trials) for name in SPECTRA])
+    rms = np.sqrt(np.mean(z**2, axis=1))
+    spread = 3 / np.sqrt(2 * trials)  # of the rms of that many normal numbers
+    assert ((rms >= 0.8 - spread) & (rms <= 1.3 + spread)).all(), rms
+    assert 0.8 <= np.sqrt(np.mean(z**2)) <= 1.3
+    assert np.mean(np.abs(z) < 1.96) >= 0.93, np.mean(np.abs(z) < 1.96, axis=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("f", [None, lambda x: np.exp(x / 10)], ids=["identity", "exp"])
+def test_quadrature_with_few_probes_is_calibrated_in_many_trials(f):
+    z = np.array([quadrature(name, f, 300) for name in SPECTRA])
+    rms = np.sqrt(np.mean(z**2, axis=1))
+    assert ((rms >= 0.8) & (rms <= 1.3)).all(), rms
+    assert np.mean(np.abs(z) < 1.96) >= 0.93, np.mean(np.abs(z) < 1.96, axis=1)
+
+
 # Laws of the leave-one-out samples -------------------------------------------------------------------------------------
 def orth(Y):
     return np.linalg.qr(Y)[0] if Y.shape[1] else Y
