@@ -344,6 +344,7 @@ def main() -> None:
                 Path(options.json).write_text(json.dumps(stored))
     print("", table(stored), sep="\n")
     if options.pictures:
+        Path(options.pictures).mkdir(parents=True, exist_ok=True)
         pictures(stored, Path(options.pictures))
 
 

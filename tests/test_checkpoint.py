@@ -320,6 +320,27 @@ def test_seconds_of_earlier_sessions_count(tmp_path, monkeypatch, estimate):
     assert whole.products == 20
 
 
+@pytest.mark.parametrize("often", [True, False], ids=["saved often", "saved at the signal"])
+@pytest.mark.parametrize(
+    "options",
+    [{"tol": 0.006}, {"budget": 150}, {"tol": 0.004, "budget": 150}, {"tol": {"count": (0.52, 20, 6)}}],
+    ids=str,
+)
+def test_what_an_adaptive_run_decides_does_not_depend_on_interruptions(tmp_path, monkeypatch, options, often):
+    monkeypatch.setattr(flight, "SAVE_SECONDS", 0.0 if often else 1e9)
+    whole = spectral.slq(Diagonal(), seed=5, progress=False, **options)
+    A, path = Diagonal(), tmp_path / "run.npz"
+    for _ in range(whole.products):
+        A.stop_at = A.products + 7
+        try:
+            s = spectral.slq(A, seed=5, checkpoint=path, progress=False, **options)
+            break
+        except KeyboardInterrupt:
+            pass
+    assert whole.products > 20
+    same(s, whole)
+
+
 class Table(Operator):
     """A dense matrix, stopping with KeyboardInterrupt at given counts of products."""
 

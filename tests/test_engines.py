@@ -1,12 +1,14 @@
 """Both ways give the derivative; programs give what their way gives; the choice is measured and says its reason."""
 
+import shutil
+
 import pytest
 import torch
 from oracles import Cube
 from torch import nn
 
 from spectral import GaussNewton, Hessian, Jacobian
-from spectral.operators import engines, tape
+from spectral.operators import engines, selection, tape
 from spectral.operators.batchwise import budget_bytes
 from spectral.operators.selection import Choice, Engine, Maps, Runner, Trial
 
@@ -255,3 +257,21 @@ def test_an_adder_adds_what_its_program_gives():
     block.add(V, W[:, 1:-1])  # rows that lie apart
     assert torch.allclose(W[:, 1:-1] - 1, torch.stack([tape.flat(function(u)) for u in V]), atol=1e-13)
     assert (W[:, [0, -1]] == 1).all()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("asked", ["compiled", "auto"])
+@pytest.mark.parametrize("kind", [GaussNewton, Hessian])
+def test_compiled_programs_give_fresh_products_and_long_runs_try_them(monkeypatch, kind, asked):
+    monkeypatch.setattr(selection, "COMPILE", 0.0)  # seconds that a run is predicted to take
+    model, data = linear_model()
+    fresh = kind(model, nn.CrossEntropyLoss(), data, engine="fresh")
+    A = kind(model, nn.CrossEntropyLoss(), data, engine=asked)
+    A.expect(10_000)
+    V = torch.randn(A.shape[0], 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    for _ in range(4):
+        assert torch.allclose(A @ V[:, 0], fresh @ V[:, 0], rtol=1e-12, atol=1e-14)
+    assert torch.allclose(A @ V, fresh @ V, rtol=1e-12, atol=1e-14)
+    told = A.describe()
+    assert "compiled" in told["seconds_first_batch"], told
+    assert told["engine"] == "compiled" or asked == "auto"

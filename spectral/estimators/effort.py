@@ -66,6 +66,10 @@ class Budget:
             or self.A.epochs - epochs + 1 > self.epochs
         )
 
+    def whole(self) -> float:
+        """Products of the whole budget, at the cost of those so far."""
+        return self.left() + self.A.products - self.begin[1]
+
     def left(self) -> float:
         """Products that the budget still allows, at the cost of those so far."""
         began, products, epochs = self.begin

@@ -23,7 +23,7 @@ from spectral.probes import probe
 from spectral.recurrences.chebyshev import Chebyshev, ChebyshevRecord
 from spectral.recurrences.lanczos import NONE, Lanczos, LanczosRecord
 
-FORMAT = "spectral.flight/3"
+FORMAT = "spectral.flight/4"
 SAVE_SECONDS = 2.0  # between saves of a probe in flight
 
 
@@ -37,6 +37,7 @@ class Flight:
         self.records: list[LanczosRecord] = []
         self.attempts: list[ChebyshevRecord] = []  # those that left their interval included
         self.deflation: Deflation | None = None
+        self.looks: list[list[float]] = []  # of the first probe, as `slq` writes them down
         self.before = (0, 0.0, 0.0)  # products, epochs and seconds of earlier sessions
         self.begun = (op.products, op.epochs, time.monotonic())
         self.spent = self.before  # those of all steps that were made, earlier sessions included
@@ -65,6 +66,7 @@ class Flight:
         self.attempts.extend(storage.unpack_moments(packed, header["attempts"]))
         products, epochs, seconds = header["spent"]
         self.spent = self.before = (int(products), float(epochs), float(seconds))
+        self.looks = header["looks"]
         self.kept = (packed, header["flight"]) if header["flight"] else None
         if self.deflation is not None:
             self.deflation.looked = len(self.records)
@@ -170,6 +172,7 @@ class Flight:
             "found": [[f.value, f.error, f.window, f.probe, f.nodes] for f in found if f.probe < len(self.records)],
             "marks": [self.vectors.append(b""), self.basis.append(b"")],
             "flight": flight,
+            "looks": self.looks,
             "spent": self.spent,
         }
         files.save_arrays(self.path, packed, header)

@@ -173,34 +173,39 @@ class _Run:
             seen = len(self.records) > 1 or self.plan.probes == 1 or s.meta["error"]["w1_95"] == 0
             if sum(parts) <= 1 and seen:  # the spread of one probe is not known
                 return "tolerance"
-            if parts[0] >= 1 and len(self.records) > 1 and self.records[-1].stop != "budget":
+            divided = aims.out_of_reach(self._looks(asked=True), limit.whole())
+            if parts[0] >= 1 and len(self.records) > 1 and self.records[-1].stop != "budget" and not divided:
                 return "depth"
         if len(self.records) >= self.plan.probes:
             return "probes"
-        return "budget" if limit.exhausted() else None
+        if limit.exhausted():
+            return "budget"
+        short = self.plan.adaptive and len(self.records) > 1 and limit.left() < self.records[1].steps / 2
+        return (
+            "budget" if short and not self.flight.kept else None
+        )  # a shallow probe would spoil what the deep ones resolve
 
     def next_probe(self, limit: effort.Budget, shown: Any) -> None:
         """Run one probe to its end and keep its record."""
         index = len(self.records)
         state = self.flight.begin(index, self._depth(index, limit), self.plan.mode)
         stop, more = None, state.steps < state.limit and not self.flight.ended
-        history: dict[int, tuple[float, float, int]] = {}
+        growth = aims.GROWTH if index < 2 else aims.LATER
         try:
             while more:
+                if (
+                    self.plan.adaptive
+                    and aims.due(state.steps, growth)
+                    and self._deep_enough(state, index, limit, shown)
+                ):
+                    stop = "tolerance"
+                    break
                 if state.steps and limit.exhausted():
                     stop = "budget"
                     break
                 more = state.step()
                 shown.update(1)
                 self.flight.stepped(state, more)
-                if (
-                    more
-                    and self.plan.adaptive
-                    and aims.due(state.steps, aims.GROWTH if index < 2 else aims.LATER)
-                    and self._deep_enough(state, index, limit, history, shown)
-                ):
-                    stop = "tolerance"
-                    break
             record = state.record(seed=self.settings["seed"], index=index, stop=stop)
             if self.deflation is not None:
                 self.deflation.add(record, self._combine(state, index, limit))
@@ -210,11 +215,14 @@ class _Run:
         self.flight.finish(record)
 
     def _depth(self, index: int, limit: effort.Budget) -> int:
-        """Most steps of a probe: a budget alone gives later probes equal depths beyond what the first has found."""
-        if self.aim is not None and index > 1:
-            return self.records[1].steps  # the second probe, the first that is deflated, has found what it takes
-        if not self.plan.adaptive or self.aim is not None or index == 0:
+        """Most steps of a probe: later ones as many as the second, the first that is deflated, took to meet the tolerance.
+
+        A budget without a tolerance, or that cannot meet it, is divided: equal depths beyond what the first has found.
+        """
+        if not self.plan.adaptive or index == 0:
             return self.plan.steps
+        if self.aim is not None and not aims.out_of_reach(self._looks(asked=True), limit.whole()):
+            return self.plan.steps if index == 1 else self.records[1].steps
         first = self.records[0]
         depth = max(first.steps - (0 if self.deflation is None else len(self.deflation.found)), 4)
         left = limit.left() + self.flight.made
@@ -233,9 +241,12 @@ class _Run:
 
         return again
 
-    def _deep_enough(
-        self, state: Lanczos, index: int, limit: effort.Budget, history: dict[int, tuple[float, float, int]], shown: Any
-    ) -> bool:
+    def _looks(self, asked: bool) -> aims.Looks:
+        """What the first probe's looks saw, in units of the tolerance that was asked for or of W1."""
+        first = 4 if asked else 2
+        return {int(look[0]): (look[first], look[first + 1], int(look[1])) for look in self.flight.looks}
+
+    def _deep_enough(self, state: Lanczos, index: int, limit: effort.Budget, shown: Any) -> bool:
         """Whether more steps of this probe gain less than what they cost; shows the error that a stop would leave."""
         record = state.record(seed=self.settings["seed"], index=index)
         s = self._preview(record)
@@ -243,14 +254,19 @@ class _Run:
         parts, k, found = aim.parts(s), state.steps, len(s.atoms.values)
         need = aims.probes_needed(parts, len(self.records) + 1)
         effort.expect(shown, s.meta["error"]["w1"], need if self.aim else None, k - found)
-        history[k] = (*Aim(1.0).parts(s), found)
         if self.aim is not None and aims.stalled(s.meta["error"]):
             return True
         if index == 0:
+            if (
+                not self.flight.looks or self.flight.looks[-1][0] != k
+            ):  # after an interruption it may stand there already
+                self.flight.looks.append([k, found, *Aim(1.0).parts(s), *parts])
+            asked, most = self._looks(asked=True), self.plan.probes
+            if self.aim is not None and aims.first_is_deep_enough(asked, limit.whole(), most):
+                return True
+            divided = self.aim is None or aims.out_of_reach(asked, limit.whole())
             budget = limit.left() + k - (0 if self.plan.mode else k)  # a second pass costs as much again
-            return (self.aim is not None and aims.first_is_deep_enough(parts, k, found)) or (
-                self.plan.vectors > 0 and aims.first_has_its_share(history, budget)
-            )
+            return divided and self.plan.vectors > 0 and aims.first_has_its_share(self._looks(asked=False), budget)
         if self.aim is None:
             return False
         settled = self.deflation is None or found >= len(self.deflation.found) or k >= self.records[0].steps
