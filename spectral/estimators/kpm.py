@@ -150,7 +150,7 @@ def _lanczos(
 ) -> tuple[list[LanczosRecord], dict[str, Any]]:
     """Records by Lanczos without a basis, and their moments on an interval chosen afterwards."""
     records = flight.records
-    while len(records) < probes and not (records and limit.exhausted()):
+    while len(records) < probes and not (records and flight.kept is None and limit.exhausted()):
         state = flight.begin(len(records), steps, False)
         stop = _follow(flight, state, limit, shown)
         record = state.record(seed=flight.seed, index=len(records), stop=stop)
@@ -179,7 +179,9 @@ def _chebyshev(
         interval, steps, source = _find(flight, steps, limit, shown)
     done: list[ChebyshevRecord] = []
     restarts = tried = 0
-    while len(done) < probes and not (done and tried == len(flight.attempts) and limit.exhausted()):
+    while len(done) < probes and not (
+        done and tried == len(flight.attempts) and flight.kept is None and limit.exhausted()
+    ):
         if tried == len(flight.attempts):
             state = flight.begin_moments(len(done), steps, interval)
             stop = _follow(flight, state, limit, shown)

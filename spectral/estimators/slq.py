@@ -163,7 +163,7 @@ class _Run:
 
     def ended(self, limit: effort.Budget) -> str | None:
         """Why the run is over, None if it is not."""
-        if not self.records:
+        if not self.records or self.flight.kept is not None:  # a probe that was interrupted comes to its own end
             return None
         if self.deflation is not None and len(self.deflation.found) == self.op.shape[0]:
             return "exact"
@@ -178,12 +178,9 @@ class _Run:
                 return "depth"
         if len(self.records) >= self.plan.probes:
             return "probes"
-        if limit.exhausted():
-            return "budget"
+        # a shallow probe would spoil what the deep ones resolve
         short = self.plan.adaptive and len(self.records) > 1 and limit.left() < self.records[1].steps / 2
-        return (
-            "budget" if short and not self.flight.kept else None
-        )  # a shallow probe would spoil what the deep ones resolve
+        return "budget" if limit.exhausted() or short else None
 
     def next_probe(self, limit: effort.Budget, shown: Any) -> None:
         """Run one probe to its end and keep its record."""
