@@ -178,9 +178,12 @@ class _Run:
                 return "depth"
         if len(self.records) >= self.plan.probes:
             return "probes"
-        # a shallow probe would spoil what the deep ones resolve
-        short = self.plan.adaptive and len(self.records) > 1 and limit.left() < self.records[1].steps / 2
-        return "budget" if limit.exhausted() or short else None
+        if limit.exhausted():
+            return "budget"
+        if self.plan.adaptive and len(self.records) > 1:  # a shallow probe would spoil what the others resolve
+            steps, exact = self.records[1].steps, self.records[1].betas[-1] == 0
+            return "budget" if limit.left() < (steps if exact else steps / 2) else None
+        return None
 
     def next_probe(self, limit: effort.Budget, shown: Any) -> None:
         """Run one probe to its end and keep its record."""
