@@ -126,6 +126,16 @@ def load_arrays(path: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return packed, header
 
 
+def load_own(path: Any, form: str, identity: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """`load_arrays` of a checkpoint of this format and identity; ValueError for any other."""
+    packed, header = load_arrays(path)
+    if header.get("format") != form or header.get("identity") != identity:
+        raise ValueError(
+            f"the checkpoint {path} is of another operator, seed or setting; delete it, or name another file."
+        )
+    return packed, header
+
+
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):

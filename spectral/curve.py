@@ -99,9 +99,8 @@ def stated_error(s: Spectrum) -> dict[str, float]:
     """
     (low, high), r, K = s.interval, s.unresolved, len(s.nodes)
     eps = max((measure.epsilon(record) for record in s.records), default=2.0**-52)
-    if (
-        r == 0 or high - low <= 16 * eps * s.scale or not s.weights.any()
-    ):  # the values of a multiple of I differ by rounding
+    one_value = high - low <= 16 * eps * s.scale  # the values of a multiple of I differ by rounding
+    if r == 0 or one_value or not s.weights.any():
         return dict.fromkeys(("w1", "truncation", "rounding", "statistical", "w1_95"), 0.0)
     share = r / s.dim / (high - low)
     probes = list(zip(s.pooling, s.records, s.removed, strict=True))

@@ -53,8 +53,7 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     eigenvalues differ by some eps ||A|| (Greenbaum 1989), so that lower is taken at x - 8 eps ||T||, upper at x + 8 eps ||T||,
     eps of the products' dtype; nodes nearer to x than 1e-9 of the radius of T's spectrum count as undecided. O(k) a point.
     """
-    norm = scale_of(record)
-    blur = 8 * epsilon(record) * norm
+    blur = blur_of(record)
     points, margin, rest = np.asarray(x, dtype=float), blur, max(1 - float(record.shares.sum()), 0.0)
     centre = record.alphas[0]  # a shift of A moves all but the blur along
     spread = np.abs(record.alphas - centre).max() + 2 * record.betas.max(initial=0.0)
@@ -92,6 +91,11 @@ def scale_of(record: LanczosRecord) -> float:
     return float(max(norm, np.abs(record.known).max(initial=0.0), 1e-150))
 
 
+def blur_of(record: LanczosRecord) -> float:
+    """How far finite precision moves an eigenvalue at most (see `envelope`)."""
+    return 8 * epsilon(record) * scale_of(record)
+
+
 def largest_mass(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
     """The largest share, (X,), of the undeflated part that can sit at x: the Christoffel function 1 / sum_j p_j(x)^2.
 
@@ -120,13 +124,13 @@ def truncation(record: LanczosRecord, gone: np.ndarray, low: float, high: float)
     if record.betas[-1] == 0:
         return rounding(record, gone, low, high)
     x, w = graded(record, gone, low, high)
-    return float(np.trapezoid(w, x)) / 2 + 8 * epsilon(record) * scale_of(record)
+    return float(np.trapezoid(w, x)) / 2 + blur_of(record)
 
 
 def rounding(record: LanczosRecord, gone: np.ndarray, low: float, high: float) -> float:
     """What finite precision alone leaves of `truncation`, however many steps there are."""
     extra, rest = _width_beyond(record, gone)
-    return min(extra / rest, 1.0) * (high - low) / 2 + 8 * epsilon(record) * scale_of(record)
+    return min(extra / rest, 1.0) * (high - low) / 2 + blur_of(record)
 
 
 def _width_beyond(record: LanczosRecord, gone: np.ndarray) -> tuple[float, float]:

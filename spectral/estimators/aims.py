@@ -19,9 +19,8 @@ FIRST = 0.25  # of a budget, at least for the first probe: outliers are found af
 GROWTH = 1.12  # steps between looks: a look costs about as much in T as all looks before it
 LATER = 2.0  # the same for probes whose depth is settled
 
-Looks = Mapping[
-    int, tuple[float, float, int]
-]  # of the first probe, {steps: (truncation, noise, found)} in units of a tolerance
+# What the first probe's looks saw: {steps: (truncation, noise, found)}, in units of a tolerance.
+Looks = Mapping[int, tuple[float, float, int]]
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,10 @@ def rest(looks: Looks, most: float = math.inf) -> float:
 
     Other probes need the depth at which truncation first took its share, less what was found by then, and leave that share.
     """
-    enough = [steps - found for steps, (fixed, _, found) in looks.items() if fixed <= SHARE]
-    fixed, noise, found = looks[max(looks)]
-    if not enough or fixed > SHARE:
+    last, noise, found = looks[max(looks)]
+    if last > SHARE:
         return math.inf
+    enough = [steps - known for steps, (fixed, _, known) in looks.items() if fixed <= SHARE]
     others = max(math.ceil(probes_needed((SHARE, noise), 1)) - 1, 1 if found else 0)  # found values need a second probe
     return min(others, most - 1) * max(min(enough), 1)
 

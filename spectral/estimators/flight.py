@@ -44,11 +44,7 @@ class Flight:
         self.kept: tuple[dict[str, np.ndarray], dict[str, Any]] | None = None  # a probe in flight as it was saved
         self.made, self.ended, self.saved = 0, False, time.monotonic()
         if self.path is not None and self.path.exists():
-            self.packed, self.header = files.load_arrays(self.path)
-            if self.header.get("format") != FORMAT or self.header.get("identity") != self.identity:
-                raise ValueError(
-                    f"the checkpoint {path} is of another operator, seed or setting; delete it, or name another file."
-                )
+            self.packed, self.header = files.load_own(self.path, FORMAT, self.identity)
 
     def restore(self) -> None:
         """Take the records, the deflated vectors and the probe in flight from disk."""

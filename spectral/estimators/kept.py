@@ -41,11 +41,7 @@ class Kept:
         self.before = (0, 0.0, 0.0)  # products, epochs and seconds of earlier sessions
         self.begun, self.saved, self.took = (op.products, op.epochs, time.monotonic()), time.monotonic(), 0.0
         if self.path is not None and self.path.exists():
-            packed, header = files.load_arrays(self.path)
-            if header.get("format") != FORMAT or header.get("identity") != self.identity:
-                raise ValueError(
-                    f"the checkpoint {path} is of another operator, seed or setting; delete it, or name another file."
-                )
+            packed, header = files.load_own(self.path, FORMAT, self.identity)
             self.state = _unpacked(packed, header["state"], op)
             products, epochs, seconds = header["spent"]
             self.before = (int(products), float(epochs), float(seconds))

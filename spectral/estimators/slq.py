@@ -173,8 +173,8 @@ class _Run:
             seen = len(self.records) > 1 or self.plan.probes == 1 or s.meta["error"]["w1_95"] == 0
             if sum(parts) <= 1 and seen:  # the spread of one probe is not known
                 return "tolerance"
-            divided = aims.out_of_reach(self._looks(asked=True), limit.whole())
-            if parts[0] >= 1 and len(self.records) > 1 and self.records[-1].stop != "budget" and not divided:
+            deep = len(self.records) > 1 and self.records[-1].stop != "budget" and not self._divided(limit)
+            if parts[0] >= 1 and deep:
                 return "depth"
         if len(self.records) >= self.plan.probes:
             return "probes"
@@ -221,7 +221,7 @@ class _Run:
         """
         if not self.plan.adaptive or index == 0:
             return self.plan.steps
-        if self.aim is not None and not aims.out_of_reach(self._looks(asked=True), limit.whole()):
+        if not self._divided(limit):
             return self.plan.steps if index == 1 else self.records[1].steps
         first = self.records[0]
         depth = max(first.steps - (0 if self.deflation is None else len(self.deflation.found)), 4)
@@ -246,6 +246,10 @@ class _Run:
         first = 4 if asked else 2
         return {int(look[0]): (look[first], look[first + 1], int(look[1])) for look in self.flight.looks}
 
+    def _divided(self, limit: effort.Budget) -> bool:
+        """Whether the budget is divided over probes: there is no tolerance, or none that it can meet."""
+        return self.aim is None or aims.out_of_reach(self._looks(asked=True), limit.whole())
+
     def _deep_enough(self, state: Lanczos, index: int, limit: effort.Budget, shown: Any) -> bool:
         """Whether more steps of this probe gain less than what they cost; shows the error that a stop would leave."""
         record = state.record(seed=self.settings["seed"], index=index)
@@ -257,16 +261,18 @@ class _Run:
         if self.aim is not None and aims.stalled(s.meta["error"]):
             return True
         if index == 0:
-            if (
-                not self.flight.looks or self.flight.looks[-1][0] != k
-            ):  # after an interruption it may stand there already
+            known = self.flight.looks and self.flight.looks[-1][0] == k  # after an interruption
+            if not known:
                 self.flight.looks.append([k, found, *Aim(1.0).parts(s), *parts])
-            asked, most = self._looks(asked=True), self.plan.probes
-            if self.aim is not None and aims.first_is_deep_enough(asked, limit.whole(), most):
+            looks, most = self._looks(asked=True), self.plan.probes
+            if self.aim is not None and aims.first_is_deep_enough(looks, limit.whole(), most):
                 return True
-            divided = self.aim is None or aims.out_of_reach(asked, limit.whole())
             budget = limit.left() + k - (0 if self.plan.mode else k)  # a second pass costs as much again
-            return divided and self.plan.vectors > 0 and aims.first_has_its_share(self._looks(asked=False), budget)
+            return (
+                self._divided(limit)
+                and self.plan.vectors > 0
+                and aims.first_has_its_share(self._looks(asked=False), budget)
+            )
         if self.aim is None:
             return False
         settled = self.deflation is None or found >= len(self.deflation.found) or k >= self.records[0].steps

@@ -80,8 +80,7 @@ def trace(
     if method == "slq" or f is not None:
         if probes is not None:
             options["probes"] = probes
-        options["checkpoint"] = checkpoint
-        return _quadrature(A, f or (lambda x: x), rtol, check_seed(seed), budget, progress, options)
+        return _quadrature(A, f or (lambda x: x), rtol, check_seed(seed), budget, checkpoint, progress, options)
     if options:
         raise TypeError(
             f"trace got unknown options {', '.join(options)}; without f it takes probes, rtol, seed, budget, checkpoint."
@@ -185,13 +184,14 @@ def _quadrature(
     rtol: float | None,
     seed: int,
     budget: Any,
+    checkpoint: Any,
     progress: bool | None,
     options: dict[str, Any],
 ) -> Estimate:
     """tr f(A) by `slq`; with rtol probes double, or steps where truncation is the larger part of the error."""
     op, _, _ = effort.symmetric_operand(A)
-    limit, path = effort.Budget(budget, op), options.pop("checkpoint")
-    spectrum = slq(A, seed=seed, budget=budget, progress=progress, checkpoint=path, **options)
+    limit = effort.Budget(budget, op)
+    spectrum = slq(A, seed=seed, budget=budget, progress=progress, checkpoint=checkpoint, **options)
     e, spent, drawn, runs = spectrum.integrate(f), spectrum.products, 0, 1
     while rtol is not None and e.stderr > rtol * abs(float(e)):
         options = {"steps": 100, **options}
@@ -202,8 +202,8 @@ def _quadrature(
         if room < 1 or limit.exhausted() or 2 * probes * options["steps"] > MOST * 100:
             break
         common: dict[str, Any] = {"budget": room if room < np.inf else budget, "progress": progress}
-        if path is not None:  # every run has a file of its own
-            common["checkpoint"] = Path(path).with_name(f"{Path(path).name}.{runs}")
+        if checkpoint is not None:  # every run has a file of its own
+            common["checkpoint"] = Path(checkpoint).with_name(f"{Path(checkpoint).name}.{runs}")
         runs += 1
         if deeper:
             options["steps"] *= 2
