@@ -25,6 +25,8 @@ PLACES = {  # operation: (the one in place, operands that it may be written to)
     aten.add.Tensor: (aten.add_.Tensor, (0, 1)),
     aten.sub.Tensor: (aten.sub_.Tensor, (0,)),
     aten.addcmul.default: (aten.addcmul_.default, (0,)),
+    aten.addmm.default: (aten.addmm_.default, (0,)),
+    aten.baddbmm.default: (aten.baddbmm_.default, (0,)),
 }
 
 

@@ -209,7 +209,7 @@ class Engine:
     def _compiled(self, program: tape.Program) -> tape.Program:
         key = program.key()
         if key not in self._shared:
-            self._shared[key] = torch.compile(program.module, dynamic=False)
+            self._shared[key] = torch.compile(program.module, dynamic=False, options={"layout_optimization": False})
         program.run, program.sum = self._shared[key], None
         return program
 

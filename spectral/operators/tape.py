@@ -6,7 +6,7 @@ the operations whose operands depend on the argument, and keeps the other operan
 (Jones, Gomard, Sestoft 1993), below autograd and torch.func, so that it does not matter how the derivative was taken. It is
 not `torch.func.linearize`: a constant that is overwritten later on is copied before, so that in-place models are right too.
 
-`Program.fold` then multiplies out pointwise chains: whatever a GELU's derivative takes, it is one diagonal matrix.
+`fold` then multiplies out what lies between matrix products: whatever a GELU's derivative takes, it is one diagonal matrix.
 `Program.batched` is the same program for b arguments at a time, over the same constants. `Program.adder` adds the pieces to
 a sum that is there, the matrix products among them in place: a weight's gradient is written once, not made, read and added.
 
@@ -25,7 +25,7 @@ from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from spectral.operators import inplace
+from spectral.operators import inplace, simplify
 
 aten: Any = torch.ops.aten
 Pieces = tuple[torch.Tensor, ...]
@@ -33,16 +33,8 @@ Linear = Callable[[torch.Tensor], Pieces]  # v (n,) -> what follows one another 
 Node: TypeAlias = Any  # of an fx graph; its arguments may be anything, which no type says
 SAME = (aten.detach.default, aten.alias.default)  # of a value that no graph is asked of
 SHAPES = (aten.is_same_size.default, aten._has_same_storage_numel.default)  # tell nothing of the values
-PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.neg.default, aten.div.Tensor, aten.div.Scalar)
-SUMS = (aten.add.Tensor, aten.sub.Tensor)
-POINTWISE = (  # linear in the first operand, entry by entry
-    aten.threshold_backward.default, aten.tanh_backward.default, aten.sigmoid_backward.default,
-    aten.gelu_backward.default, aten.silu_backward.default, aten.leaky_relu_backward.default, aten.elu_backward.default,
-    aten.hardtanh_backward.default, aten.softplus_backward.default, aten.hardswish_backward.default,
-    aten.hardsigmoid_backward.default, aten.mish_backward.default, aten.logit_backward.default,
-)  # fmt: skip
-CHEAP = (*PRODUCTS, *SUMS)
 INTO = {aten.mm.default: aten.addmm_.default, aten.bmm.default: aten.baddbmm_.default}
+ADDED = {aten.addmm.default: aten.addmm_.default, aten.baddbmm.default: aten.baddbmm_.default}
 VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 
 
@@ -189,7 +181,13 @@ class Program:
         mapped = torch.func.vmap(one, in_dims=(0, *[None] * len(self.constants)))
         with torch.no_grad(), Recorder([V, *self.constants], copies=False) as recorder:
             out = mapped(V, *self.constants)
-        return _finish(recorder, out)
+        program = _finish(recorder, out)
+        if not program.pure:
+            return program
+        simplify.share(program.module.graph, {})  # the constants stay, being the arguments of all batches
+        simplify.sum_products(program.module.graph)
+        program.module.recompile()
+        return program
 
     def adder(self) -> fx.GraphModule:
         """The program that adds its pieces: (v, *constants, *sums like the pieces) -> ()."""
@@ -292,9 +290,13 @@ def _add_in_place(graph: fx.Graph, total: Node, piece: Node, flipped: bool = Fal
         for part in piece.args:
             _add_in_place(graph, total, part, flipped)
         return
+    if alone and piece.target in ADDED and _alike(piece.args[0], piece):
+        _add_in_place(graph, total, piece.args[0], flipped)
     if flipped:
         total = graph.call_function(aten.transpose.int, (total, -2, -1))
-    if alone and piece.target in INTO:
+    if alone and piece.target in ADDED and _alike(piece.args[0], piece):
+        graph.call_function(ADDED[piece.target], (total, *piece.args[1:]))
+    elif alone and piece.target in INTO:
         graph.call_function(INTO[piece.target], (total, *piece.args))
     else:
         graph.call_function(aten.add_.Tensor, (total, piece))
@@ -317,90 +319,12 @@ def _alike(a: Any, b: Node) -> bool:
 
 
 def fold(program: Program) -> Program:
-    """Replace each pointwise chain x -> c_1 x -> c_2 c_1 x -> ... by one product with its diagonal, computed here once.
+    """Compute here once all that does not depend on the argument, and keep once what is kept; see `simplify`.
 
-    Sums of chains from one x are a chain too. The value changes by rounding alone.
+    The value changes by rounding alone.
     """
     graph = program.module.graph
-    for node in graph.find_nodes(op="call_function", target=aten.clone.default):  # nothing is written in place
-        if node.meta["strides"] == node.args[0].meta.get("strides"):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
     names = [node for node in graph.nodes if node.op == "placeholder"]
     value = dict(zip(names[1:], program.constants, strict=True))
-    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):  # x + 0, of zero tangents
-        for x, zero in (node.args[:2], node.args[1::-1]):
-            same = isinstance(x, fx.Node) and x not in value and x.meta.get("shape") == node.meta["shape"]
-            if same and zero in value and x.meta["dtype"] == node.meta["dtype"] and not value[zero].any():
-                node.replace_all_uses_with(x)
-                break
-    chain: dict[Node, tuple[Node, int]] = {}  # node: (x, operations from x to the node)
-    for node in graph.nodes:
-        link = _link(node, chain, value)
-        if link is not None:
-            chain[node] = link
-    last = names[-1]
-    for node, (x, operations) in list(chain.items()):
-        inner = all(user in chain and chain[user][0] is x for user in node.users)
-        if inner or (operations == 1 and node.target in CHEAP):
-            continue
-        diagonal = _diagonal(node, x, value, {x: 1.0})
-        operand: Any = diagonal
-        if isinstance(diagonal, torch.Tensor):
-            with graph.inserting_after(last):
-                last = operand = graph.placeholder(f"d{len(value)}")
-            last.meta.update(shape=diagonal.shape, dtype=diagonal.dtype)
-            value[last] = diagonal.contiguous()
-        with graph.inserting_before(node):
-            target = aten.mul.Tensor if isinstance(diagonal, torch.Tensor) else aten.mul.Scalar
-            made = graph.call_function(target, (x, operand))
-        made.meta.update(node.meta)
-        for user in [user for user in node.users if chain.get(user, (None, 0))[0] is not x]:
-            user.replace_input_with(node, made)
-    graph.eliminate_dead_code()
-    for node in [node for node in value if not node.users]:
-        graph.erase_node(node)
-        del value[node]
+    simplify.simplify(graph, value)
     return Program(fx.GraphModule(torch.nn.Module(), graph), [value[node] for node in graph.nodes if node in value])
-
-
-def _link(node: Node, chain: dict[Node, tuple[Node, int]], value: dict[Node, torch.Tensor]) -> tuple[Node, int] | None:
-    """(x, operations) if the node is linear, entry by entry, in one x of its own shape and dtype."""
-    if node.target not in (*CHEAP, *POINTWISE) or "shape" not in node.meta:
-        return None
-    moving = [a for a in node.args if isinstance(a, fx.Node) and a not in value]
-    first = node.args[0] is moving[0]
-    if len(moving) != (2 if node.target in SUMS else 1) or not (first or node.target is aten.mul.Tensor):
-        return None
-    x, operations = chain.get(moving[0], (moving[0], 0))
-    for a in moving[1:]:
-        root, more = chain.get(a, (a, 0))
-        operations += more
-        if root is not x:
-            return None
-    same = all(x.meta.get(key) == node.meta[key] for key in ("shape", "dtype"))
-    constants = [value[a] for a in node.args if isinstance(a, fx.Node) and a in value]
-    if not same or any(c.dtype != node.meta["dtype"] for c in constants) or set(node.kwargs) - {"alpha", "approximate"}:
-        return None
-    return x, operations + 1
-
-
-def _diagonal(node: Node, x: Node, value: dict[Node, torch.Tensor], known: dict[Node, Any]) -> Any:
-    """The diagonal of the chain from x to the node: a number, or a tensor that broadcasts to the node's shape."""
-    if node in known:
-        return known[node]
-    operands: list[Any] = [
-        value[a] if a in value else _diagonal(a, x, value, known) if isinstance(a, fx.Node) else a for a in node.args
-    ]
-    a, b = operands[0], operands[1] if len(operands) > 1 else 1.0
-    if node.target is aten.neg.default:
-        known[node] = -a
-    elif node.target in SUMS:
-        known[node] = a + (1 if node.target is aten.add.Tensor else -1) * node.kwargs.get("alpha", 1) * b
-    elif node.target in PRODUCTS:
-        known[node] = a / b if node.target in (aten.div.Tensor, aten.div.Scalar) else a * b
-    else:
-        device = next(t.device for t in operands if isinstance(t, torch.Tensor))
-        ones = torch.as_tensor(a, dtype=node.meta["dtype"], device=device).expand(node.meta["shape"])
-        known[node] = node.target(ones, *operands[1:], **node.kwargs)
-    return known[node]
