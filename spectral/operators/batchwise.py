@@ -5,7 +5,8 @@ Legend: n columns, m rows, b vectors of a block; blocks are (b, n) inside, one v
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -13,11 +14,15 @@ import torch
 from spectral import arrays, probes
 from spectral.operators import engines, faults
 from spectral.operators.base import Operator
-from spectral.operators.data import tensors
+from spectral.operators.data import joined, tensors
 from spectral.operators.functional import Network
 from spectral.operators.selection import Engine, Maps, Runner
 
 NOISE_PROBES = 3
+JOIN = (
+    8  # batches are joined up to a graph of so many times the parameters: beyond, these are a small part of the traffic
+)
+JOIN_MEMORY = 1 / 4  # of what may be kept, that such a graph may take: a product makes up to four of them
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -42,10 +47,12 @@ class Batchwise(Operator):
         self._allowed = 0.0  # how far products may be off by rounding
         self._inside: torch.dtype | None = None  # the coarsest dtype that the model computes in
         self._first: Any = None  # the batch that engines are tried on, while a sweep is under way
+        self._groups: list[range] = []  # the batches that are multiplied as one, once a sweep has begun
+        self._joins: bool | None = None  # whether they give what they give one by one, once that was seen
 
     # What a subclass gives -------------------------------------------------------------------------------------------
-    def _maps(self, way: str, index: int, batch: Any) -> Maps:
-        """One batch taken in one way."""
+    def _maps(self, way: str, group: range, batch: Any) -> Maps:
+        """One batch, or several as one, taken in one way."""
         raise TypeError(f"{type(self).__name__} multiplies nothing by itself; use one of its subclasses.")
 
     def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
@@ -71,21 +78,75 @@ class Batchwise(Operator):
         """Products to come: what an estimator expects, or else as many as there have been."""
         return self.expected or max(1, self.products)
 
-    def _runner(self, kind: str, index: int, batch: Any, V: torch.Tensor) -> Runner:
-        """Multiplies batch `index`: (b, n) -> (b, m)."""
+    def _batches(self) -> Generator[tuple[range, Any], None, None]:
+        """(which batches, those as one) of one sweep; closing the iterator leaves the sweep at once, also after an error.
+
+        Small batches are joined: a product reads the parameters, its vector and its result once for each batch, and calls as
+        many operations. That several give what they give one by one is tested on the first that are joined.
+        """
+        with self.network.sweep() as batches:
+            waiting: list[Any] = []
+            for index, batch in batches:
+                waiting.append(batch)
+                self._groups = self._groups or self._grouped(batch)
+                group = next(g for g in self._groups if index in g)
+                if index + 1 < group.stop:
+                    continue
+                whole = joined(waiting)
+                if len(group) > 1 and self._joins is None:
+                    self._joins = self._add_up(waiting, whole)
+                    self.engine.batches = len(self._groups)
+                if len(group) > 1 and not self._joins:
+                    self._groups = [range(i, i + 1) for i in range(len(self.network.survey.samples))]
+                    yield from ((range(group.start + i, group.start + i + 1), one) for i, one in enumerate(waiting))
+                else:
+                    yield group, whole
+                waiting = []
+
+    def _grouped(self, batch: Any) -> list[range]:
+        """Consecutive batches of one form, as many as memory and use allow."""
+        survey, network = self.network.survey, self.network
+        self._measure(self._differentiated(batch), network.primals(batch), survey.samples[0])
+        parameters = sum(p.numel() * p.element_size() for p in network.values.values() or network.model.parameters())
+        room = self.store.budget or engines.KEEP * arrays.available_memory(self.device)
+        limit = min(JOIN * parameters, JOIN_MEMORY * room)
+        forms, groups, start = list(zip(survey.signatures, survey.outputs, strict=True)), [], 0
+        for end in range(1, len(forms) + 1):
+            if end < len(forms) and forms[end] == forms[start] and forms[start][0] is not None:
+                continue
+            size = sum(survey.samples[start:end]) * self._graph_bytes
+            pieces = min(end - start, math.ceil(size / max(limit, 1)))
+            width = math.ceil(
+                (end - start) / max(pieces, 1)
+            )  # all but the last of one width: they share their programs
+            groups += [range(at, min(at + width, end)) for at in range(start, end, width)]
+            start = end
+        return groups
+
+    def _add_up(self, parts: list[Any], whole: Any) -> bool:
+        try:
+            with torch.no_grad():
+                return self.network.adds_up(parts, whole, self._allowed)
+        except (RuntimeError, ValueError, TypeError, IndexError):  # a model that takes batches of one size alone, say
+            return False
+
+    def _samples(self, group: range) -> int:
+        return sum(self.network.survey.samples[i] for i in group)
+
+    def _runner(self, kind: str, group: range, batch: Any, V: torch.Tensor) -> Runner:
+        """Multiplies a batch, or several as one: (b, n) -> (b, m)."""
         self.kind, self._first = kind, batch
-        samples = self.network.survey.samples
         there = (*self.network.values.values(), *self.network.frozen.values(), *self.network.model.buffers())
         return self.engine.runner(
             kind,
-            index,
-            lambda way: self._maps(way, index, batch),
+            group.start,
+            lambda way: self._maps(way, group, batch),
             V[0],
             {t.untyped_storage().data_ptr() for t in (*there, *tensors(batch))},
             version=self.network.versions(),
             expected=self.coming,
             columns=len(V),
-            relative=samples[index] / samples[0],
+            relative=self._samples(group) / self._samples(self._groups[0]),
         )
 
     def _measure(self, function: engines.Function, primals: engines.Tensors, samples: int) -> None:
@@ -142,6 +203,7 @@ class Batchwise(Operator):
         return {
             "engine": self.engine.asked,
             **chosen,
+            **({"batches_joined": max(map(len, self._groups))} if self._joins else {}),
             **({"computes_in": str(inside).removeprefix("torch.")} if inside else {}),
             **({"other_engines": others} if others else {}),
             **({"product_noise": self.noise} if self.noise is not None else {}),

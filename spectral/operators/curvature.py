@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -97,6 +98,16 @@ class LossNetwork(Network):
         """The loss summed over the counted targets of a batch, as a function of the parameters."""
         return losses.loss_sum(self.loss, self.raw(values, batch), batch, self.shift)[0]
 
+    def adds_up(self, parts: list[Any], whole: Any, allowed: float) -> bool:
+        """Logits, summed losses and counts: a loss that is divided within a batch does not add up."""
+        if not super().adds_up(parts, whole, allowed):
+            return False
+        sums = [losses.loss_sum(self.loss, self.raw(self.values, b), b, self.shift) for b in (*parts, whole)]
+        *some, (total, count) = ((float(total), float(count)) for total, count in sums)
+        expected, counted = (sum(numbers) for numbers in zip(*some, strict=True))
+        scale = sum(abs(total) for total, _ in some)
+        return abs(total - expected) <= allowed * scale and abs(count - counted) <= allowed * counted
+
     def select(self, output: Any, batch: Any) -> torch.Tensor:
         z = self.of(output, batch) if callable(self.of) else output_tensor(output)
         return z.reshape(z.shape[0], -1)
@@ -182,9 +193,9 @@ class Curvature(Batchwise):
             self.measure_noise()
         V_bn = arrays.rows(V)
         W_bn = arrays.zeros(tuple(V_bn.shape), V_bn)
-        with self.network.sweep() as batches:
-            for index, batch in batches:
-                self._runner("H v", index, batch, V_bn).add(V_bn, W_bn)
+        with closing(self._batches()) as batches:
+            for group, batch in batches:
+                self._runner("H v", group, batch, V_bn).add(V_bn, W_bn)
         W_bn = self._finite(distributed.all_reduce(W_bn), f"with {type(self).__name__}")
         return W_bn.div_(self.count).T
 
@@ -211,9 +222,9 @@ class Hessian(Curvature):
         names = list(self.network.values)
         return lambda *values: self.network.total(dict(zip(names, values, strict=True)), batch)
 
-    def _maps(self, way: str, index: int, batch: Any) -> Maps:
+    def _maps(self, way: str, group: range, batch: Any) -> Maps:
         total, primals = self._differentiated(batch), tuple(self.network.values.values())
-        samples = self.network.survey.samples[index]
+        samples = self._samples(group)
         self._measure(total, primals, samples)
         gradient = engines.GRADIENTS[way](total, primals)
 
@@ -241,7 +252,7 @@ class GaussNewton(Curvature):
     def _semidefinite(self) -> bool:
         return outputs.is_convex(self.loss)
 
-    def _maps(self, way: str, index: int, batch: Any) -> Maps:
+    def _maps(self, way: str, group: range, batch: Any) -> Maps:
         outputs_seen: list[Any] = []
 
         def function(*values: torch.Tensor) -> torch.Tensor:
@@ -249,7 +260,7 @@ class GaussNewton(Curvature):
             outputs_seen[:] = [output]  # the loss's curvature needs no forward pass of its own
             return self.network.select(output, batch)
 
-        primals, samples = self.network.primals(batch), self.network.survey.samples[index]
+        primals, samples = self.network.primals(batch), self._samples(group)
         self._measure(self.network.function(batch), primals, samples)
         lin = engines.WAYS[way](function, primals)
         curves: list[Product] = []
@@ -258,7 +269,7 @@ class GaussNewton(Curvature):
             jv = lin.jvp(self.network.split(v), graph=True)
             if not curves:
                 _ = lin.output  # plain tensors, where forward-mode AD left its own
-                curves.append(self._output_curvature(outputs_seen.pop(), batch, self._starts(index)))
+                curves.append(self._output_curvature(outputs_seen.pop(), batch, self._starts(group.start)))
             return tuple(g.to(self.dtype) for g in lin.vjp(curves[0](jv)))
 
         kept = engines.COPIES[way] * self._graph_bytes * samples

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.data import Dataset, IterableDataset
 
 from spectral import arrays
@@ -106,3 +106,28 @@ def is_finite(batch: Any) -> bool:
 def fingerprint(batch: Any) -> float:
     """A number that changes with the samples or their order, from up to about 1024 entries of each tensor."""
     return sum((arrays.sketch(t) + (t.shape[0] if t.ndim else 0) for t in tensors(batch)), 0.0)
+
+
+def signature(batch: Any) -> Any:
+    """What batches that can be joined have in common; None if some part is not one entry a sample, or no plain value."""
+    leaves, tree = tree_flatten(dict(batch) if isinstance(batch, Mapping) else batch)
+    first = first_tensor(batch)
+    parts: list[Any] = []
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor) and leaf.ndim and first is not None and len(leaf) == len(first):
+            parts.append((leaf.shape[1:], leaf.dtype))
+        elif leaf is None or isinstance(leaf, bool | int | float | str):
+            parts.append((type(leaf), leaf))
+        else:
+            return None
+    return str(tree), tuple(parts)
+
+
+def joined(batches: list[Any]) -> Any:
+    """Batches of one `signature` as one, in their order."""
+    if len(batches) == 1:
+        return batches[0]
+    flat = [tree_flatten(dict(batch) if isinstance(batch, Mapping) else batch) for batch in batches]
+    columns = zip(*(leaves for leaves, _ in flat), strict=True)
+    whole = [torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts[0] for parts in columns]
+    return tree_unflatten(whole, flat[0][1])

@@ -30,6 +30,7 @@ from spectral.operators.data import (
     is_finite,
     random_state,
     set_random_state,
+    signature,
     tensors,
 )
 from spectral.operators.losses import LABEL_KEYS, output_tensor, per_sample_loss
@@ -41,12 +42,13 @@ WRT = ("params", "inputs")
 
 @dataclass(frozen=True)
 class Survey:
-    """What one forward sweep tells of the data: samples and outputs per batch, and a fingerprint to recognise them."""
+    """What one forward sweep tells of the data: samples and outputs per batch, a fingerprint to recognise each, and its form."""
 
     samples: list[int]
     outputs: list[int]
     feature_shape: tuple[int, ...] | None
     fingerprints: list[float] = field(repr=False)
+    signatures: list[Any] = field(repr=False)
 
     @property
     def n(self) -> int:
@@ -261,17 +263,19 @@ class Network:
             samples: list[int] = []
             outputs: list[int] = []
             fingerprints: list[float] = []
+            signatures: list[Any] = []
             shape: tuple[int, ...] | None = None
             with self.sweep(fingerprints) as batches, torch.no_grad():
                 for index, batch in batches:
                     z = self._checked_outputs(index, batch)
                     samples.append(z.shape[0])
                     outputs.append(z.shape[1])
+                    signatures.append(signature(batch))
                     if self.wrt == "inputs":
                         shape = self._checked_shape(index, batch, shape)
             if not samples:
                 raise ValueError("data holds no batches; pass at least one batch.")
-            self._survey = Survey(samples, outputs, shape, fingerprints)
+            self._survey = Survey(samples, outputs, shape, fingerprints, signatures)
         return self._survey
 
     def _checked_shape(self, index: int, batch: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -310,6 +314,11 @@ class Network:
         culprit = checks.first_nonfinite_module(self, batch)
         first = "" if culprit is None else f", first in {culprit}"
         return f"the model returns NaN or infinity in batch {index}{first}; remove those samples or mend the model."
+
+    def adds_up(self, parts: list[Any], whole: Any, allowed: float) -> bool:
+        """Whether a batch of several gives what they give one by one, up to the relative error `allowed`."""
+        z = torch.cat([self.function(part)(*self.primals(part)) for part in parts])
+        return _near(self.function(whole)(*self.primals(whole)), z, allowed)
 
     # Functions -------------------------------------------------------------------------------------------------------
     def primals(self, batch: Any) -> tuple[torch.Tensor, ...]:
@@ -421,6 +430,10 @@ class Network:
             **({} if self.preflight else {"preflight": False}),
             **({"untested": self.untested} if self.untested else {}),
         }
+
+
+def _near(a: torch.Tensor, b: torch.Tensor, allowed: float) -> bool:
+    return a.shape == b.shape and bool((a - b).double().norm() <= allowed * b.double().norm())
 
 
 def _name(function: Any) -> str:

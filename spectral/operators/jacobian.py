@@ -128,9 +128,9 @@ class Jacobian(Batchwise):
         return checkpoint.fingerprint([what, list(self.network.values), state, self.network.survey.fingerprints])
 
     # One batch -------------------------------------------------------------------------------------------------------
-    def _maps(self, way: str, index: int, batch: Any) -> Maps:
+    def _maps(self, way: str, group: range, batch: Any) -> Maps:
         function, primals = self.network.function(batch), self.network.primals(batch)
-        size = self.network.survey.samples[index]
+        size = self._samples(group)
         self._measure(function, primals, size)
         lin = engines.WAYS[way](function, primals)
         table = {
@@ -181,29 +181,29 @@ class Jacobian(Batchwise):
         return tuple(piece for e in units for piece in self._pull(lin, u[:, None] * e))
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
-    def _sweep(self) -> Generator[tuple[int, slice, Any], None, None]:
-        """(index, rows, batch) of each batch; closing the iterator leaves the sweep at once, also after an error."""
+    def _sweep(self) -> Generator[tuple[range, slice, Any], None, None]:
+        """(which batches, rows, those batches as one); closing the iterator leaves the sweep at once, also after an error."""
         if self.coarse and self.noise is None:
             self.measure_noise()
-        with self.network.sweep() as batches:
-            for index, batch in batches:
-                yield index, slice(self.starts[index], self.starts[index + 1]), batch
+        with closing(self._batches()) as batches:
+            for group, batch in batches:
+                yield group, slice(self.starts[group.start], self.starts[group.stop]), batch
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         first = sum(self.rank_rows[: distributed.rank()])
         V_bn = arrays.rows(V)
         W_bm = arrays.zeros((V.shape[1], self.rank_rows[distributed.rank()]), V)
         with closing(self._sweep()) as sweep:
-            for index, rows, batch in sweep:
-                self._runner("J v", index, batch, V_bn).add(V_bn, W_bm[:, rows.start - first : rows.stop - first])
+            for group, rows, batch in sweep:
+                self._runner("J v", group, batch, V_bn).add(V_bn, W_bm[:, rows.start - first : rows.stop - first])
         return self._finite(distributed.all_rows(W_bm.T.contiguous(), self.rank_rows), "J v")
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
         W_bn = arrays.zeros((U.shape[1], self.shape[1]), U)
         with closing(self._sweep()) as sweep:
-            for index, rows, batch in sweep:
+            for group, rows, batch in sweep:
                 U_bm = arrays.rows(U[rows])
-                self._runner("J^T u", index, batch, U_bm).add(U_bm, W_bn)
+                self._runner("J^T u", group, batch, U_bm).add(U_bm, W_bn)
         return self._finite(distributed.all_reduce(W_bn), "J^T u").T
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
@@ -211,8 +211,8 @@ class Jacobian(Batchwise):
         V_bn = arrays.rows(V)
         W_bn = arrays.zeros(tuple(V_bn.shape), V_bn)
         with closing(self._sweep()) as sweep:
-            for index, _, batch in sweep:
-                self._runner("J^T J v", index, batch, V_bn).add(V_bn, W_bn)
+            for group, _, batch in sweep:
+                self._runner("J^T J v", group, batch, V_bn).add(V_bn, W_bn)
         return self._finite(distributed.all_reduce(W_bn), "J^T J v").T
 
     # Rows ------------------------------------------------------------------------------------------------------------

@@ -167,17 +167,21 @@ def combine(graph: fx.Graph, value: Values) -> None:
         form = {made.get(s, s): c for s, c in forms[y].items()}
         if _passes(form, y) >= cost[y]:
             continue
-        total: Any = None
-        for s, c in sorted(form.items(), key=lambda term: not _whole(term[0], term[1], y)):
+        terms: list[tuple[Node, Any]] = []
+        for s, c in form.items():
             factor = _evaluate(c, value, known)
             if isinstance(factor, torch.Tensor):
                 with graph.inserting_after(last):
                     last = graph.placeholder(f"d{len(value)}")
                 last.meta.update(shape=factor.shape, dtype=factor.dtype, strides=factor.stride())
-                value[last] = factor
-                known[c] = factor
+                value[last] = known[c] = factor
                 factor = last
-            with graph.inserting_before(y):
+            terms.append((s, factor))
+        whole = y.meta["shape"]
+        terms.sort(key=lambda t: (not _whole(t[0], t[1], y), _shape(t[0], t[1]) != whole))
+        total: Any = None
+        with graph.inserting_before(y):
+            for s, factor in terms:
                 total = _plus(graph, total, s, factor, y)
         y.replace_all_uses_with(total)
         made[y] = total
@@ -270,6 +274,13 @@ def _whole(s: Node, c: Coefficient, y: Node) -> bool:
     return c == 1.0 and _alike(s, y)
 
 
+def _shape(s: Node, factor: Any) -> torch.Size:
+    """Of a product."""
+    return (
+        s.meta["shape"] if isinstance(factor, float) else torch.broadcast_shapes(s.meta["shape"], factor.meta["shape"])
+    )
+
+
 def _passes(form: Form, y: Node) -> int:
     """Passes over y's memory that a sum takes."""
     return len(form) - any(_whole(s, c, y) for s, c in form.items())
@@ -277,22 +288,18 @@ def _passes(form: Form, y: Node) -> int:
 
 def _plus(graph: fx.Graph, total: Node | None, s: Node, factor: Any, y: Node) -> Node:
     """total + factor s."""
-    if isinstance(factor, float) and total is not None:
-        made = graph.call_function(aten.add.Tensor, (total, s), {} if factor == 1.0 else {"alpha": factor})
-    elif isinstance(factor, float):
-        made = s if factor == 1.0 and _alike(s, y) else graph.call_function(aten.mul.Scalar, (s, factor))
-    else:
-        made = graph.call_function(aten.mul.Tensor, (s, factor))
-    if made is not s:
-        made.meta.update(y.meta)
-        if not isinstance(factor, float):
-            shape = torch.broadcast_shapes(s.meta["shape"], factor.meta["shape"])
-            made.meta.update(shape=shape, strides=torch.empty(shape, device="meta").stride())
-    if total is None or isinstance(factor, float):
+
+    def call(target: Any, args: tuple[Any, ...], shape: Any, **kwargs: Any) -> Node:
+        made = graph.call_function(target, args, kwargs)
+        made.meta.update(dtype=y.meta["dtype"], shape=shape, strides=torch.empty(shape, device="meta").stride())
         return made
-    made = graph.call_function(aten.add.Tensor, (total, made))
-    made.meta.update(y.meta)
-    return made
+
+    if isinstance(factor, float):
+        if total is not None:
+            return call(aten.add.Tensor, (total, s), y.meta["shape"], **({} if factor == 1.0 else {"alpha": factor}))
+        return s if factor == 1.0 else call(aten.mul.Scalar, (s, factor), s.meta["shape"])
+    product = call(aten.mul.Tensor, (s, factor), _shape(s, factor))
+    return product if total is None else call(aten.add.Tensor, (total, product), y.meta["shape"])
 
 
 def sum_products(graph: fx.Graph) -> None:
