@@ -1,6 +1,6 @@
 """Tiny models of the families that users bring, Hugging Face's and torch's own, with data; oracles by torch.autograd alone.
 
-Hugging Face's need `transformers` (not a dependency; `pip install --no-deps` it beside the package to run their tests).
+Hugging Face's need `transformers`, which the extra `dev` brings.
 """
 
 from __future__ import annotations

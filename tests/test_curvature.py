@@ -212,24 +212,163 @@ def test_softmax_gauss_newton_at_zero_weights_has_its_closed_form():
     assert np.allclose(s.atoms.values, expected, atol=1e-13)
 
 
-def test_blocks_are_the_diagonal_blocks():
+# Blocks ----------------------------------------------------------------------------------------------------------------
+class Read:
+    """Batches, and how many have been read."""
+
+    def __init__(self, batches):
+        self.batches, self.count = batches, 0
+
+    def __iter__(self):
+        for batch in self.batches:
+            self.count += 1
+            yield batch
+
+
+def every_matrix(name, **options):
+    """(matrix, its dense self by autograd) of each kind with blocks, on data that count how they are read."""
+    model, whole, data = ready(name)
+    J, mean = dense_jacobian(model, data, logits), flat_mean
+    loss = flat_sum if name == "tied" else nn.CrossEntropyLoss()
+    G = dense_jacobian(model, data, lambda m, b: mean(m(b[0]), b[1]))  # of single samples: a mean is a sum
+    made = {"H": (Hessian(model, loss, Read(data), **options), dense_hessian(model, mean, whole)),
+            "GN": (GaussNewton(model, loss, Read(data), **options), sandwich(J, output_hessians(model, mean, whole))),
+            "J^T J": (Jacobian(model, Read(data), **options).gram("right"), J.T @ J)}  # fmt: skip
+    if name != "tied":  # a callable loss names no distribution
+        drawn = Fisher(model, loss, Read(data), draws=2, seed=3, **options)
+        made["F"] = drawn, drawn @ torch.eye(J.shape[1], dtype=torch.float64)
+        made["EF"] = EmpiricalFisher(model, loss, Read(data), **options), G.T @ G / len(whole[1])
+    return model, made
+
+
+def places(model, by):
+    """The columns of each block, by the module objects themselves."""
+    found, start = {}, 0
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            owner = next(
+                m for m, module in model.named_modules() if any(p is q for q in module.parameters(recurse=False))
+            )
+            found.setdefault(name if by == "parameter" else owner or "(root)", []).extend(
+                range(start, start + p.numel())
+            )
+            start += p.numel()
+    return found
+
+
+def of(A):
+    """The operator over data: of a Gram its Jacobian."""
+    return A.parts[0] if isinstance(A, spectral.operators.Gram) else A
+
+
+@pytest.mark.parametrize("by", ["parameter", "module"])
+@pytest.mark.parametrize("name", ["mlp", "tied", "unused-parameter", "frozen-parameter"])
+def test_blocks_are_the_diagonal_blocks_and_cost_no_sweep(name, by):
+    model, made = every_matrix(name)
+    for A, dense in made.values():
+        data, epochs, products = of(A).network.data, A.epochs, A.products
+        before = data.count
+        parts = blocks(A, by=by)
+        assert data.count == before and list(parts) == list(places(model, by))
+        for B, place in zip(parts.values(), places(model, by).values(), strict=True):
+            assert B.epochs == B.products == 0
+            V = torch.randn(B.shape[0], 2, dtype=torch.float64)
+            for call in range(1, 4):
+                assert torch.allclose(B @ V, dense[place][:, place] @ V, atol=1e-11)
+                assert B.epochs == call and data.count == before + 3 * call  # three batches
+            before = data.count
+        assert (A.epochs, A.products) == (epochs, products)
+
+
+@pytest.mark.parametrize("kind", ["H", "GN", "F", "EF", "J^T J"])
+def test_blocks_are_what_params_would_make(kind):
+    """Block by block the operator that `params=` builds by a sweep of its own: the same identity, with A's options."""
+    model, made = every_matrix("mlp", engine="double-backward", memory="1MiB")
+    A, _ = made[kind]
+    make = {"H": Hessian, "GN": GaussNewton, "F": Fisher, "EF": EmpiricalFisher}.get(kind)
+    for name, B in blocks(A, by="module").items():
+        options = {"params": [f"{name}.*"], **({"draws": 2, "seed": 3} if kind == "F" else {})}
+        data = of(A).network.data.batches
+        if make is None:
+            alone = Jacobian(model, data, **options).gram("right")
+        else:
+            alone = make(model, nn.CrossEntropyLoss(), data, **options)
+        assert of(B).identity() == of(alone).identity() != of(A).identity()
+        v = torch.ones(B.shape[0], dtype=torch.float64)
+        assert torch.allclose(B @ v, alone @ v, atol=1e-12)
+        assert of(B).describe()["engine"] == "double-backward" and of(B).store.budget == 2**20
+
+
+def test_blocks_follow_the_model_and_refuse_other_data():
+    model, made = every_matrix("mlp")
+    for A, _ in made.values():
+        B = blocks(A)["0.weight"]
+        v = torch.randn(B.shape[0], dtype=torch.float64)
+        old = B @ v
+        with torch.no_grad():
+            model[0].weight.mul_(1.1)
+        assert torch.allclose(B @ v, blocks(A)["0.weight"] @ v, atol=1e-13) and not torch.allclose(B @ v, old)
+        data = of(A).network.data
+        x, y = data.batches[1]
+        data.batches = [data.batches[0], (x + 1, y), data.batches[2]]
+        with pytest.raises(ValueError, match="batch 1 is not what it was in the first sweep"):
+            B @ v
+        with pytest.raises(ValueError, match="batch 1 is not what it was in the first sweep"):
+            blocks(A)["2.bias"] @ torch.ones(3, dtype=torch.float64)
+
+
+def test_blocks_of_a_shuffling_loader_see_its_one_order():
+    model, (x, y), _ = ready("mlp")
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=2, shuffle=True)
+    A = Fisher(model, nn.CrossEntropyLoss(), loader, draws=1)
+    torch.rand(3)  # the user's random numbers go on
+    dense, parts = A @ torch.eye(A.shape[0], dtype=torch.float64), blocks(A)
+    for B, place in zip(parts.values(), places(model, "parameter").values(), strict=True):
+        assert torch.allclose(B @ torch.eye(len(place), dtype=torch.float64), dense[place][:, place], atol=1e-12)
+
+
+def test_blocks_in_a_coarser_dtype_measure_their_own_noise():
+    _, made = every_matrix("mlp", product_dtype=torch.float32)
+    A, dense = made["GN"]
+    for B, place in zip(blocks(A).values(), places(A.network.model, "parameter").values(), strict=True):
+        v = torch.randn(B.shape[0], dtype=torch.float64)
+        error = (B @ v - dense[place][:, place] @ v).norm() / (dense[place][:, place] @ v).norm()
+        assert 1e-10 < error < 1e-5 and 0 < B.describe()["product_noise"] < 1e-5
+
+
+def test_blocks_share_one_budget():
+    """In turns they keep what fits together; one that goes on alone takes the room of the others."""
+    model, _, data = ready("group-norm")
+    free = blocks(Hessian(model, nn.CrossEntropyLoss(), data, engine="replay"), by="module")
+    used = {}
+    for name, B in free.items():
+        B @ torch.ones(B.shape[0], dtype=torch.float64)
+        used[name] = B.store.used
+    budget = max(used.values())
+    assert budget < sum(used.values()) and len({B.store.budget for B in free.values()}) == 1
+    parts = blocks(Hessian(model, nn.CrossEntropyLoss(), data, engine="replay", memory=budget), by="module")
+    ones = {name: torch.ones(B.shape[0], dtype=torch.float64) for name, B in parts.items()}
+    for _ in range(5):
+        for name, B in parts.items():
+            B @ ones[name]
+            assert sum(other.store.used for other in parts.values()) <= budget
+    assert parts["0"].store.used == used["0"]  # nobody recorded anew
+    for name, B in parts.items():
+        for _ in range(5):
+            product = B @ ones[name]
+            assert sum(other.store.used for other in parts.values()) <= budget
+        assert B.store.used == used[name] and torch.allclose(product, free[name] @ ones[name], atol=1e-13)
+
+
+def test_no_blocks_is_one_sentence():
     model, _, data = ready("mlp")
-    loss = nn.CrossEntropyLoss()
-    J = Jacobian(model, data)
-    for A in (Hessian(model, loss, data), GaussNewton(model, loss, data), Fisher(model, loss, data, draws=2, seed=3),
-              EmpiricalFisher(model, loss, data), J.gram("right")):  # fmt: skip
-        whole_matrix = A @ torch.eye(A.shape[0], dtype=torch.float64)
-        start = 0
-        parts = blocks(A)
-        assert list(parts) == [name for name, _ in model.named_parameters()]
-        for B in parts.values():
-            n = B.shape[0]
-            piece = whole_matrix[start : start + n, start : start + n]
-            assert torch.allclose(B @ torch.eye(n, dtype=torch.float64), piece, atol=1e-12)
-            start += n
-        assert start == A.shape[0]
-    with pytest.raises(TypeError, match="has no blocks; pass a Hessian"):
-        blocks(spectral.as_operator(np.eye(2)))
+    H = Hessian(model, nn.CrossEntropyLoss(), data)
+    J, X = Jacobian(model, data), Jacobian(model, data, wrt="inputs")
+    for A in (spectral.as_operator(np.eye(2)), J, J.gram("left"), X.gram("right"), H.gram("right"), H + spectral.I):
+        with pytest.raises(TypeError, match="has no blocks; pass a Hessian"):
+            blocks(A)
+    with pytest.raises(ValueError, match=r"by='layer' is no kind of block; use 'parameter' or 'module'"):
+        blocks(H, by="layer")
 
 
 def test_leaves_no_trace_and_follows_the_model():

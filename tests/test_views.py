@@ -207,6 +207,25 @@ def test_scipy_cg_and_lsmr_solve():
     assert np.allclose(y, np.linalg.solve(D.T @ D + 0.09 * np.eye(31), D.T @ b), atol=1e-8)
 
 
+def test_scipy_solvers_on_a_hessian_and_a_fisher_matrix():
+    network, data = case.network(), case.batches()
+    loss, v0 = torch.nn.CrossEntropyLoss(), rng.normal(size=31)
+    H, F = spectral.Hessian(network, loss, data), spectral.Fisher(network, loss, data)
+    values = np.linalg.eigvalsh(H @ np.eye(31))
+    ends = sla.eigsh(H.to_scipy(), k=4, which="BE", v0=v0, return_eigenvectors=False)  # indefinite: both ends
+    assert values[0] < 0 and np.allclose(np.sort(ends), values[[0, 1, -2, -1]], atol=1e-10)
+    s = sla.svds(H.to_scipy(), k=2, v0=v0, return_singular_vectors=False)
+    assert np.allclose(np.sort(s), np.sort(np.abs(values))[-2:], atol=1e-10)
+    dense = F @ np.eye(31)
+    top, _ = sla.lobpcg(F.to_scipy(), rng.normal(size=(31, 2)), tol=1e-9, maxiter=300)
+    assert np.allclose(np.sort(top), np.linalg.eigvalsh(dense)[-2:], rtol=1e-8)
+    damped = dense + 0.1 * np.eye(31)
+    x, info = sla.cg((F + 0.1 * spectral.I).to_scipy(), v0, rtol=1e-12)
+    assert info == 0 and np.allclose(damped @ x, v0, atol=1e-9)
+    y = sla.lsmr(F.to_scipy(), v0, damp=0.1, atol=1e-13, btol=1e-13, maxiter=500)[0]
+    assert np.allclose((dense @ dense + 0.01 * np.eye(31)) @ y, dense @ v0, atol=1e-9)
+
+
 def test_scipy_view_of_single_precision_casts_what_scipy_hands_in():
     single = as_operator(M.astype(np.float32)).to_scipy()
     assert single.dtype == np.float32 and np.allclose(single @ np.ones(7), M.sum(1), atol=1e-5)
@@ -335,9 +354,10 @@ def test_spectrum_of_a_foreign_operator_is_that_of_its_matrix():
 
 
 def test_pylops_operators_multiply_and_pass_their_own_dot_test():
-    pylops = pytest.importorskip("pylops", reason="PyLops is not installed")
+    pylops = pytest.importorskip("pylops", reason="PyLops is not installed; the extra `dev` brings it")
     dottest = pylops.utils.dottest
-    for ours in (J, as_operator(M), as_operator(M.astype(np.float32))):
+    H = spectral.Hessian(case.network(), torch.nn.CrossEntropyLoss(), case.batches())
+    for ours in (J, J.T, J.gram(), H, as_operator(M), as_operator(M.astype(np.float32))):
         view = ours.to_scipy()
         tolerance = 1e-10 if ours.dtype == torch.float64 else 1e-4
         assert dottest(view, *view.shape, rtol=tolerance) and dottest(pylops.aslinearoperator(view), rtol=tolerance)
@@ -358,7 +378,9 @@ def test_pylops_operators_multiply_and_pass_their_own_dot_test():
 
 def test_curvlinops_operators_are_our_own():
     curvlinops = pytest.importorskip(
-        "curvlinops", reason="curvlinops-for-pytorch 3 is not installed", exc_type=ImportError
+        "curvlinops",
+        reason="curvlinops-for-pytorch 3 is not installed: it brings torchvision, so `dev` leaves it out",
+        exc_type=ImportError,
     )
     network, loss = case.network(), torch.nn.MSELoss()
     data = [(x, logits(network, (x, None)).detach() + 1.0) for x, *_ in case.batches()]

@@ -8,7 +8,10 @@ Legend: B samples in a batch, z the outputs (logits) of a batch, U a change of t
 
 from __future__ import annotations
 
+import copy
 import glob
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -19,10 +22,11 @@ from torch import nn
 from spectral import arrays, checkpoint, distributed
 from spectral.operators import engines, losses, outputs, tape
 from spectral.operators import preflight as checks
-from spectral.operators.base import Operator
+from spectral.operators.base import Gram, Operator
 from spectral.operators.batchwise import Batchwise
 from spectral.operators.data import first_tensor, is_finite
 from spectral.operators.functional import Network
+from spectral.operators.jacobian import Jacobian
 from spectral.operators.losses import output_tensor
 from spectral.operators.selection import Maps
 
@@ -155,10 +159,15 @@ class Curvature(Batchwise):
         self.count = float(distributed.all_reduce(torch.tensor(sum(network.counts), dtype=torch.float64)))
         if self.count == 0:
             raise ValueError("no target is counted (all are ignored, say), so that the mean loss is not defined.")
+        self._begin(network)
+
+    def _begin(self, network: Network) -> None:
+        """Be the matrix of this network's parameters, with engines and counters from the beginning."""
         size = sum(value.numel() for value in network.values.values())
         super().__init__(
-            (size, size), network, engine, memory, tuple(engines.WAYS), symmetric=True, nonnegative=self._semidefinite()
-        )
+            (size, size), network, self._how["engine"], self._how["memory"], tuple(engines.WAYS), symmetric=True,
+            nonnegative=self._semidefinite(),
+        )  # fmt: skip
 
     def _semidefinite(self) -> bool:
         """Whether the matrix is positive semi-definite by construction."""
@@ -169,9 +178,12 @@ class Curvature(Batchwise):
         return "logits"
 
     def restricted(self, names: list[str]) -> Curvature:
-        """The same matrix with respect to the named parameters alone: a diagonal block."""
-        params = [glob.escape(name) for name in names]
-        return type(self)(self.network.model, self.loss, self.network.data, params=params, **self._how)
+        """A diagonal block: the matrix of the named parameters alone, by this operator's survey of the data, without a sweep."""
+        B = copy.copy(self)
+        B._params = [glob.escape(name) for name in names]
+        B._begin(self.network.restricted(names))
+        B.network.of = B._of()  # not this operator's, which would keep alive what this operator keeps
+        return B
 
     def _alone(self, batch: Any) -> Curvature:
         return type(self)(self.network.model, self.loss, [batch], params=self._params, **self._how)
@@ -355,23 +367,80 @@ class EmpiricalFisher(GaussNewton):
         return lambda u: u
 
 
-def blocks(A: Operator) -> dict[str, Operator]:
-    """The diagonal blocks of A, one operator for each parameter tensor, in the order of the parameters.
+class Share(engines.Store):
+    """What one block keeps, within one budget for all blocks.
+
+    Where it is full, a block that goes on multiplying alone takes the room of the others after PATIENCE sweeps: blocks that
+    multiply one after another have all of it, those that multiply in turns do not record anew at each turn.
+    """
+
+    PATIENCE = 3  # waiting for so many products costs about what recording once too often would
+
+    def __init__(self, budget: int | None, shares: weakref.WeakSet[Share]) -> None:
+        super().__init__(budget)
+        self.shares, self.key = shares, None
+        self.visits: Counter[Any] = Counter()  # of each batch since another block multiplied
+        shares.add(self)
+
+    def get(self, key: Any, version: Any) -> Any:
+        for other in self.shares - {self}:
+            other.visits.clear()
+        self.key = key
+        self.visits[key] += 1
+        return super().get(key, version)
+
+    def room(self, size: int, device: torch.device) -> bool:
+        if not super().room(size, device):
+            return False
+        others = self.shares - {self}
+        for other in others:
+            other.budget = self.budget if other.budget is None else other.budget  # free memory is read once for all
+        fits = self.used + size + sum(other.used for other in others) <= (self.budget or 0)
+        if not fits and self.visits[self.key] > self.PATIENCE:
+            for other in others:
+                other.clear()
+            return True
+        return fits
+
+
+def blocks(A: Operator, *, by: str = "parameter") -> dict[str, Operator]:
+    """The diagonal blocks of A by name, one operator for each parameter tensor or module, in the order of the parameters.
 
     A is a Hessian, GaussNewton, Fisher or EmpiricalFisher, or the Gram J^T J of a parameter Jacobian; each block is the same
-    matrix restricted to that parameter (`params=[name]`) on the same data.
+    matrix restricted to some parameters (as by `params=`) on the same data.
+
+    `by`: "parameter", or "module": one block for each module that owns parameters itself, not by its children ("(root)" is
+    the model). Tied parameters are in one block, that of their first name.
+
+    Building them costs nothing: sizes, counts, fingerprints and preflight are A's, `epochs` counts from 0. One product is a
+    sweep as A's is. Together they keep no more than A's `memory` between sweeps (beside what A keeps).
+
+    Raises TypeError for an operator without blocks, ValueError for another `by`.
 
     >>> x, y = torch.ones(1, 3), torch.zeros(1, 2)
-    >>> {name: B.shape for name, B in blocks(Hessian(torch.nn.Linear(3, 2), torch.nn.MSELoss(), [(x, y)])).items()}
-    {'weight': (6, 6), 'bias': (2, 2)}
+    >>> H = Hessian(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)), torch.nn.MSELoss(), [(x, y)])
+    >>> {name: B.shape for name, B in blocks(H).items()}
+    {'0.weight': (12, 12), '0.bias': (4, 4), '1.weight': (8, 8), '1.bias': (2, 2)}
+    >>> {name: B.shape for name, B in blocks(H, by="module").items()}
+    {'0': (16, 16), '1': (10, 10)}
     """
-    from spectral.operators.base import Gram
-    from spectral.operators.jacobian import Jacobian
-
-    inner = A.parts[0] if isinstance(A, Gram) and A.side == "right" else A
-    if not isinstance(inner, Curvature | Jacobian) or (isinstance(inner, Jacobian) and inner is A):
+    if by not in ("parameter", "module"):
+        raise ValueError(f"by={by!r} is no kind of block; use 'parameter' or 'module'.")
+    J = A.parts[0] if isinstance(A, Gram) and A.side == "right" else None
+    right = isinstance(J, Jacobian) and J.network.wrt == "params"
+    if not right and not isinstance(A, Curvature):
         raise TypeError(
-            f"{A!r} has no blocks; pass a Hessian, GaussNewton, Fisher, EmpiricalFisher, or J.gram('right') of a Jacobian."
+            f"{A!r} has no blocks; pass a Hessian, GaussNewton, Fisher, EmpiricalFisher, or J.gram('right') of a Jacobian with "
+            "respect to parameters."
         )
-    made = {name: inner.restricted([name]) for name in inner.network.values}
-    return {name: B if inner is A else B.gram("right") for name, B in made.items()}
+    inner: Any = J if right else A
+    names: dict[str, list[str]] = {}
+    for name in inner.network.values:
+        names.setdefault(name if by == "parameter" else name.rpartition(".")[0] or "(root)", []).append(name)
+    made: dict[str, Operator] = {}
+    shares: weakref.WeakSet[Share] = weakref.WeakSet()
+    for block, its in names.items():
+        B = inner.restricted(its)
+        B.engine.store = Share(inner.store.budget, shares)
+        made[block] = B.gram("right") if right else B
+    return made

@@ -10,6 +10,7 @@ Legend: n samples, B in a batch, k outputs per sample, d input features, P param
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -195,6 +196,16 @@ class Network:
         batch = next(iter(self.data), None)
         set_random_state(self.data, before)
         return batch
+
+    def restricted(self, names: list[str]) -> Network:
+        """The same functions of the named parameters alone: what the survey found is shared, sweeps are counted anew."""
+        part = copy.copy(self)
+        part.parameters = {name: self.parameters[name] for name in names}
+        part.values = {name: self.values[name] for name in names}
+        if self.compute_dtype != self.dtype:
+            part.frozen = {**self.frozen, **{name: p for name, p in self.values.items() if name not in part.values}}
+        part.sweeps, part._survey, part._buffers = 0, self.survey, {}
+        return part
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
     @contextmanager

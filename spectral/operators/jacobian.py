@@ -5,6 +5,7 @@ Legend: n samples, B in a batch, k outputs per sample, d input features, P param
 
 from __future__ import annotations
 
+import copy
 import glob
 import math
 from collections.abc import Callable, Generator
@@ -89,22 +90,29 @@ class Jacobian(Batchwise):
         first = sum(self.rank_rows[: distributed.rank()])
         self.starts = [first + sum(rows[:i]) for i in range(len(rows) + 1)]
         self.first_sample = sum(self.rank_samples[: distributed.rank()])
-        if wrt == "params":
-            columns = sum(value.numel() for value in network.values.values())
-        else:
-            columns = math.prod(self.feature_shape) * (self.outputs if layout == "flattened" else 1)
-        super().__init__((sum(self.rank_rows), columns), network, engine, memory, tuple(engines.WAYS))
         self._how: dict[str, Any] = {
             "of": of, "layout": layout, "forward": forward, "loss": loss, "engine": engine, "product_dtype": product_dtype,
             "memory": memory, "preflight": preflight,
         }  # fmt: skip
         self._wrt: dict[str, Any] = {"wrt": wrt, "params": params}
+        self._begin(network)
+
+    def _begin(self, network: Network) -> None:
+        """Be the Jacobian of this network: its columns, engines and counters from the beginning."""
+        if network.wrt == "params":
+            columns = sum(value.numel() for value in network.values.values())
+        else:
+            columns = math.prod(self.feature_shape) * (self.outputs if self.layout == "flattened" else 1)
+        engine, memory = self._how["engine"], self._how["memory"]
+        super().__init__((sum(self.rank_rows), columns), network, engine, memory, tuple(engines.WAYS))
         self.notes: dict[str, Any] = {}
 
     def restricted(self, names: list[str]) -> Jacobian:
-        """The columns of the named parameters alone."""
-        params = [glob.escape(name) for name in names]
-        return Jacobian(self.network.model, self.network.data, wrt="params", params=params, **self._how)
+        """The columns of the named parameters alone, by this operator's survey of the data: no sweep of its own."""
+        B = copy.copy(self)
+        B._wrt = {"wrt": "params", "params": [glob.escape(name) for name in names]}
+        B._begin(self.network.restricted(names))
+        return B
 
     @property
     def samples(self) -> int:
