@@ -143,6 +143,30 @@ def test_program_that_is_wrong_from_its_second_call_on_is_refused():
     assert any("differs from a fresh product by 4.0e-01 on call" in why for why in engine.choices["J v"].failures)
 
 
+class WrongLater(Engine):
+    """Its programs are wrong, but for those of the first batch."""
+
+    made = 0
+
+    def _build_program(self, linear, v):
+        self.made += 1
+        program = super()._build_program(linear, v)
+        factor = 1.0 if self.made <= 2 else 1.01  # tried, and built
+        program.run, program.sum = (lambda *operands: tuple(factor * w for w in program.module(*operands))), None
+        return program
+
+
+def test_programs_of_later_batches_are_held_to_their_products_too():
+    A = torch.randn(2, 4, 3).double()
+    engine, v, W = WrongLater("replay", batches=2), torch.ones(3).double(), torch.zeros(1, 4).double()
+    for index in (0, 1):
+        maps = Maps({"J v": lambda v, index=index: (A[index] @ v,)}, lambda call: 0.0)
+        runner = engine.runner("J v", index, lambda way, m=maps: m, v, set(), version=0, expected=100, columns=1)
+        runner.add(v[None], W)
+    assert torch.allclose(W, (A.sum(0) @ v)[None], atol=1e-14)
+    assert any("replay of a later batch: differs" in why for why in engine.choices["J v"].failures)
+
+
 @pytest.mark.parametrize("engine", ["replay", "auto"])
 @pytest.mark.parametrize("columns", [1, 2, 5, 8, 11])
 def test_blocks_are_their_columns(engine, columns):

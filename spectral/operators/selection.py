@@ -1,5 +1,7 @@
 """Which engine multiplies: tried on the first batch, held to its way's products, timed, and kept as far as memory goes.
 
+Programs of later batches are held to what was computed while they were recorded; one that differs is not used.
+
 Legend: n columns and m rows of a batch's linear map, b vectors of a block; blocks are (b, n) and (b, m), one vector a row.
 A product is given in pieces that follow one another, such as the gradients of the parameters, so that none is copied.
 """
@@ -191,8 +193,18 @@ class Engine:
         linear = make(way).table[kind]
         if name in engines.WAYS:
             return linear
-        program = self._build_program(linear, v)
-        return self._compiled(program) if name == "compiled" else program
+        choice = self.choices[kind]
+        try:
+            program = self._build_program(linear, v)
+            program = self._compiled(program) if name == "compiled" else program
+            expected = tape.flat(program.seen or linear(v))
+            for call in range(1 if program.pure else engines.CALLS):
+                _hold(tape.flat(program(v)), expected, choice.allowed, call)
+            program.seen = None
+        except FAILURES as failure:  # only the first batch's has been tried
+            choice.failures.append(f"{name} of a later batch: {_first_line(failure)}")
+            return linear
+        return program
 
     def _build_program(self, linear: Linear, v: torch.Tensor) -> tape.Program:
         return self._summing(tape.record(linear, v))
@@ -310,11 +322,7 @@ class Engine:
             begin = _now(v)
             program.add(u, w)
             later.append(_now(v) - begin)
-            scale = arrays.norm(expected)
-            difference = arrays.norm(w - expected)
-            errors.append(difference / scale if scale > 0 else difference)
-            if not errors[-1] <= allowed:
-                raise engines.Wrong(f"differs from a fresh product by {errors[-1]:.1e} on call {call + 1}")
+            errors.append(_hold(w, expected, allowed, call))
         return Trial(way, max(errors), first, min(later), program.bytes(own))
 
     # Blocks ----------------------------------------------------------------------------------------------------------
@@ -376,6 +384,15 @@ class Engine:
     def clear(self) -> None:
         """Forget what was kept (not what was chosen)."""
         self.store.clear()
+
+
+def _hold(w: torch.Tensor, expected: torch.Tensor, allowed: float, call: int) -> float:
+    """The relative distance of a program's product from a fresh one, if it is rounding; `Wrong` if not."""
+    scale, difference = arrays.norm(expected), arrays.norm(w - expected)
+    error = difference / scale if scale > 0 else difference
+    if not error <= allowed:
+        raise engines.Wrong(f"differs from a fresh product by {error:.1e} on call {call + 1}")
+    return error
 
 
 def _first_line(failure: Exception) -> str:

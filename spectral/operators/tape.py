@@ -10,7 +10,8 @@ not `torch.func.linearize`: a constant that is overwritten later on is copied be
 `Program.batched` is the same program for b arguments at a time, over the same constants. `Program.adder` adds the pieces to
 a sum that is there, the matrix products among them in place: a weight's gradient is written once, not made, read and added.
 
-Nothing here is trusted: an engine compares a program with a fresh product on three calls before it is used.
+Nothing here is trusted: an engine compares the first batch's program with fresh products on three calls before it is used, and
+every other batch's with what its function gave while it was recorded.
 """
 
 from __future__ import annotations
@@ -130,6 +131,9 @@ class Program:
         self.module, self.constants = module, constants
         self.run: Callable[..., Pieces] = module
         self.sum: Callable[..., Any] | None = None  # `adder`, once someone has made it
+        self.seen: Pieces | None = (
+            None  # what the function itself gave when it was recorded, until someone has compared
+        )
 
     def __call__(self, v: torch.Tensor) -> Pieces:
         with torch.no_grad():
@@ -238,7 +242,9 @@ def record(function: Linear, v: torch.Tensor) -> Program:
         if copies or not recorder.overwritten:
             break
     program = _finish(recorder, out)
-    return fold(program) if program.pure else program
+    program = fold(program) if program.pure else program
+    program.seen = out
+    return program
 
 
 def _functionalise(graph: fx.Graph) -> None:
