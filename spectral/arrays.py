@@ -107,21 +107,21 @@ def like(tensor: torch.Tensor, original: Any) -> Any:
     return to_cupy(tensor)
 
 
-def zeros(shape: tuple[int, ...], other: torch.Tensor) -> torch.Tensor:
-    """Zeros in the dtype and on the device of `other`; on the CPU in numpy's memory, which takes huge pages where it can.
+def empty(shape: tuple[int, ...], other: torch.Tensor) -> torch.Tensor:
+    """Memory in the dtype and on the device of `other`; on the CPU numpy's, which takes huge pages where it can.
 
     A large block is written for the first time in every product, and pages of 4 KiB cost more than its arithmetic.
     """
     if other.device.type != "cpu" or other.dtype not in NUMPY:
-        return other.new_zeros(shape)
-    return torch.from_numpy(np.empty(shape, NUMPY[other.dtype])).zero_()
+        return other.new_empty(shape)
+    return torch.from_numpy(np.empty(shape, NUMPY[other.dtype]))
 
 
 def rows(V: torch.Tensor) -> torch.Tensor:
     """V (n, b) as contiguous rows (b, n): V itself, transposed, where its columns are contiguous, or else a copy."""
     if V.T.is_contiguous() or V.device.type != "cpu":
         return V.T.contiguous()
-    W = zeros((V.shape[1], V.shape[0]), V)
+    W = empty((V.shape[1], V.shape[0]), V)
     for start in range(0, len(V), TILE):
         W[:, start : start + TILE] = V[start : start + TILE].T
     return W

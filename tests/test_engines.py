@@ -127,7 +127,7 @@ class Stale(Engine):
             factor = 1.0 if len(calls) == 1 else 0.6
             return tuple(factor * piece for piece in program.module(*operands))
 
-        program.run, program.sum = run, None
+        program.run, program.sum, program.put = run, None, None
         return program
 
 
@@ -152,7 +152,8 @@ class WrongLater(Engine):
         self.made += 1
         program = super()._build_program(linear, v)
         factor = 1.0 if self.made <= 2 else 1.01  # tried, and built
-        program.run, program.sum = (lambda *operands: tuple(factor * w for w in program.module(*operands))), None
+        program.run = lambda *operands: tuple(factor * w for w in program.module(*operands))
+        program.sum = program.put = None
         return program
 
 
@@ -193,14 +194,16 @@ def test_runner_takes_blocks_in_parts_and_the_rest_alone():
         def __call__(self, V):
             return times(V, len(V))
 
-        def add(self, V, W):
-            W += torch.cat(self(V), 1)
+        def add(self, V, W, new=False):
+            W.copy_(torch.cat(self(V), 1) + (0 if new else W))
 
     run = Runner(lambda v: times(v, 1), Several(), 4)
     V, W = torch.arange(18.0).view(9, 2), torch.ones(9, 2)
     run.add(V, W)
     assert torch.equal(W, 1 + V * torch.tensor([1.0, 2.0])) and taken == [4, 4, 1]
     run.add(V[:6], W[:6])
+    run.add(V[6:], W[6:].fill_(torch.nan), new=True)
+    assert torch.equal(W[6:], V[6:] * torch.tensor([1.0, 2.0])) and taken.pop() == 4
     assert torch.equal(W[:6], 1 + 2 * V[:6] * torch.tensor([1.0, 2.0])) and taken[3:] == [4, 4]  # two of four and zeros
 
 

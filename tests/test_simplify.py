@@ -92,8 +92,11 @@ def test_programs_give_what_their_functions_give(function, width):
     program.sum = program.adder()
     W = torch.zeros(width, sum(piece.numel() for piece in expected), dtype=torch.float64)
     several = program.batched(width)
-    several.sum = several.adder()
+    several.sum, several.put = several.adder(), several.adder(new=True)
     several.add(V, W)
+    fresh = torch.full_like(W, torch.nan)
+    several.add(V, fresh, new=True)
+    assert torch.equal(fresh, W)
     for v, w in zip(V, W, strict=True):
         alone = torch.zeros_like(w)
         program.add(v, alone)

@@ -204,10 +204,10 @@ class Curvature(Batchwise):
         if self.coarse and self.noise is None:
             self.measure_noise()
         V_bn = arrays.rows(V)
-        W_bn = arrays.zeros(tuple(V_bn.shape), V_bn)
+        W_bn = arrays.empty(tuple(V_bn.shape), V_bn)
         with closing(self._batches()) as batches:
             for group, batch in batches:
-                self._runner("H v", group, batch, V_bn).add(V_bn, W_bn)
+                self._runner("H v", group, batch, V_bn).add(V_bn, W_bn, new=group.start == 0)
         W_bn = self._finite(distributed.all_reduce(W_bn), f"with {type(self).__name__}")
         return W_bn.div_(self.count).T
 

@@ -200,27 +200,28 @@ class Jacobian(Batchwise):
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         first = sum(self.rank_rows[: distributed.rank()])
         V_bn = arrays.rows(V)
-        W_bm = arrays.zeros((V.shape[1], self.rank_rows[distributed.rank()]), V)
+        W_bm = arrays.empty((V.shape[1], self.rank_rows[distributed.rank()]), V)
         with closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
-                self._runner("J v", group, batch, V_bn).add(V_bn, W_bm[:, rows.start - first : rows.stop - first])
+                W = W_bm[:, rows.start - first : rows.stop - first]
+                self._runner("J v", group, batch, V_bn).add(V_bn, W, new=True)
         return self._finite(distributed.all_rows(W_bm.T.contiguous(), self.rank_rows), "J v")
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        W_bn = arrays.zeros((U.shape[1], self.shape[1]), U)
+        W_bn = arrays.empty((U.shape[1], self.shape[1]), U)
         with closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
                 U_bm = arrays.rows(U[rows])
-                self._runner("J^T u", group, batch, U_bm).add(U_bm, W_bn)
+                self._runner("J^T u", group, batch, U_bm).add(U_bm, W_bn, new=group.start == 0)
         return self._finite(distributed.all_reduce(W_bn), "J^T u").T
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         """J^T J V in one sweep."""
         V_bn = arrays.rows(V)
-        W_bn = arrays.zeros(tuple(V_bn.shape), V_bn)
+        W_bn = arrays.empty(tuple(V_bn.shape), V_bn)
         with closing(self._sweep()) as sweep:
             for group, _, batch in sweep:
-                self._runner("J^T J v", group, batch, V_bn).add(V_bn, W_bn)
+                self._runner("J^T J v", group, batch, V_bn).add(V_bn, W_bn, new=group.start == 0)
         return self._finite(distributed.all_reduce(W_bn), "J^T J v").T
 
     # Rows ------------------------------------------------------------------------------------------------------------

@@ -112,27 +112,23 @@ class Runner:
     def __init__(self, one: Linear, several: tape.Program | None = None, width: int = 1) -> None:
         self.one, self.several, self.width = one, several, width
 
-    def add(self, V: torch.Tensor, W: torch.Tensor) -> None:
-        """W (b, m) += the products with the rows of V (b, n)."""
+    def add(self, V: torch.Tensor, W: torch.Tensor, new: bool = False) -> None:
+        """W (b, m) += the products with the rows of V (b, n), or W = these if `new`."""
         at = 0
         while at < len(V):
             part, sums = V[at : at + self.width], W[at : at + self.width]
             if self.several is None or 2 * len(part) < self.width:
                 for v, w in zip(part, sums, strict=True):
-                    _add(self.one, v, w)
+                    if isinstance(self.one, tape.Program):
+                        self.one.add(v, w, new)
+                    else:
+                        tape.add_pieces(w, self.one(v), new)
             elif len(part) == self.width:
-                self.several.add(part, sums)
+                self.several.add(part, sums, new)
             else:
                 full = torch.cat([part, part.new_zeros(self.width - len(part), V.shape[1])])
-                tape.add_pieces(sums, tuple(piece[: len(part)] for piece in self.several(full)))
+                tape.add_pieces(sums, tuple(piece[: len(part)] for piece in self.several(full)), new)
             at += len(part)
-
-
-def _add(one: Linear, v: torch.Tensor, w: torch.Tensor) -> None:
-    if isinstance(one, tape.Program):
-        one.add(v, w)
-    else:
-        tape.add_pieces(w, one(v))
 
 
 @dataclass
@@ -214,15 +210,15 @@ class Engine:
         if program.pure:
             key = ("sum", program.key())
             if key not in self._shared:
-                self._shared[key] = program.adder()
-            program.sum = self._shared[key]
+                self._shared[key] = program.adder(), program.adder(new=True)
+            program.sum, program.put = self._shared[key]
         return program
 
     def _compiled(self, program: tape.Program) -> tape.Program:
         key = program.key()
         if key not in self._shared:
             self._shared[key] = torch.compile(program.module, dynamic=False, options={"layout_optimization": False})
-        program.run, program.sum = self._shared[key], None
+        program.run, program.sum, program.put = self._shared[key], None, None
         return program
 
     # The first batch -------------------------------------------------------------------------------------------------
@@ -311,8 +307,8 @@ class Engine:
         program = self._build_program(linear, v)
         if compiled:
             program = self._compiled(program)
-        w = arrays.zeros((sum(math.prod(shape) for shape in program.shapes),), v)
-        program.add(v, w)
+        w = arrays.empty((sum(math.prod(shape) for shape in program.shapes),), v)
+        program.add(v, w, new=True)
         first = _now(v) - begin
         errors, later = [], []
         for call in range(engines.CALLS):
@@ -320,7 +316,7 @@ class Engine:
             expected = tape.flat(linear(u))
             w.zero_()
             begin = _now(v)
-            program.add(u, w)
+            program.add(u, w, new=call > 0)  # both forms in which it will be used
             later.append(_now(v) - begin)
             errors.append(_hold(w, expected, allowed, call))
         return Trial(way, max(errors), first, min(later), program.bytes(own))
@@ -365,17 +361,17 @@ class Engine:
         """Hold a block's program to single products and time both: (whether it is faster for the products to come, why)."""
         V = torch.stack([probes.probe(0, i, len(v), dtype=v.dtype, device=v.device) for i in range(width)])
         m = sum(math.prod(shape) for shape in program.shapes)
-        W, alone = arrays.zeros((width, m), v), arrays.zeros((width, m), v)
-        several.add(V, W)
+        W, alone = arrays.empty((width, m), v), arrays.empty((width, m), v)
+        several.add(V, W, new=True)
         begin = _now(v)
         for u, w in zip(V, alone, strict=True):
-            program.add(u, w)
+            program.add(u, w, new=True)
         single = (_now(v) - begin) / width
         error = float((W - alone).double().norm() / alone.double().norm().clamp(min=torch.finfo(torch.float64).tiny))
         if not error <= choice.allowed:
             raise engines.Wrong(f"differs from single products by {error:.1e}")
         begin = _now(v)
-        several.add(V, W)
+        several.add(V, W, new=True)
         block = (_now(v) - begin) / width
         faster = built / self.batches + expected * block < expected * single
         why = f"{block:.2e} s each by vmap of {width}, {single:.2e} s alone, on the first batch"

@@ -8,7 +8,8 @@ not `torch.func.linearize`: a constant that is overwritten later on is copied be
 
 `fold` then multiplies out what lies between matrix products: whatever a GELU's derivative takes, it is one diagonal matrix.
 `Program.batched` is the same program for b arguments at a time, over the same constants. `Program.adder` adds the pieces to
-a sum that is there, the matrix products among them in place: a weight's gradient is written once, not made, read and added.
+a sum that is there (or writes a new one), the matrix products among them in place: a weight's gradient is written once, not made,
+read and added.
 
 Nothing here is trusted: an engine compares the first batch's program with fresh products on three calls before it is used, and
 every other batch's with what its function gave while it was recorded.
@@ -131,6 +132,7 @@ class Program:
         self.module, self.constants = module, constants
         self.run: Callable[..., Pieces] = module
         self.sum: Callable[..., Any] | None = None  # `adder`, once someone has made it
+        self.put: Callable[..., Any] | None = None  # `adder(new=True)`
         self.seen: Pieces | None = (
             None  # what the function itself gave when it was recorded, until someone has compared
         )
@@ -139,10 +141,11 @@ class Program:
         with torch.no_grad():
             return self.run(v, *self.constants)
 
-    def add(self, v: torch.Tensor, w: torch.Tensor) -> None:
-        """w (m,) += the product with v (n,); w (b, m) for a block's program."""
-        if self.sum is None:
-            add_pieces(w, self(v))
+    def add(self, v: torch.Tensor, w: torch.Tensor, new: bool = False) -> None:
+        """w (m,) += the product with v (n,), or w = the product if `new`; w (b, m) for a block's program."""
+        run = self.put if new else self.sum
+        if run is None:
+            add_pieces(w, self(v), new)
             return
         sums, start = [], 0
         for shape in self.shapes:
@@ -150,7 +153,7 @@ class Program:
             sums.append(w[..., start : start + size].view(shape))
             start += size
         with torch.no_grad():
-            self.sum(v, *self.constants, *sums)
+            run(v, *self.constants, *sums)
 
     @property
     def shapes(self) -> list[torch.Size]:
@@ -193,8 +196,8 @@ class Program:
         program.module.recompile()
         return program
 
-    def adder(self) -> fx.GraphModule:
-        """The program that adds its pieces: (v, *constants, *sums like the pieces) -> ()."""
+    def adder(self, new: bool = False) -> fx.GraphModule:
+        """The program that adds its pieces: (v, *constants, *sums like the pieces) -> (); that writes them if `new`."""
         graph = fx.Graph()
         names: dict[Node, Node] = {}
         pieces = graph.graph_copy(self.module.graph, names)
@@ -203,7 +206,7 @@ class Program:
         for i, piece in enumerate(pieces):  # type: ignore[arg-type]
             with graph.inserting_after(inputs[-1]):
                 inputs.append(graph.placeholder(f"w{i}"))
-            _add_in_place(graph, inputs[-1], piece)
+            _add_in_place(graph, inputs[-1], piece, new)
         graph.output(())
         graph.eliminate_dead_code()
         inplace.save_traffic(graph)
@@ -219,12 +222,13 @@ def recording() -> bool:
     return any(isinstance(mode, Recorder) for mode in _get_current_dispatch_mode_stack())
 
 
-def add_pieces(w: torch.Tensor, pieces: Pieces) -> None:
-    """w (m,) += pieces that follow one another; w (b, m) for pieces (b, ...)."""
+def add_pieces(w: torch.Tensor, pieces: Pieces, new: bool = False) -> None:
+    """w (m,) += pieces that follow one another, or w = these if `new`; w (b, m) for pieces (b, ...)."""
     start = 0
     for piece in pieces:
         size = piece.numel() if w.ndim == 1 else piece[0].numel()
-        w[..., start : start + size] += piece.reshape(*w.shape[:-1], size)
+        part, piece = w[..., start : start + size], piece.reshape(*w.shape[:-1], size)
+        part.copy_(piece) if new else part.add_(piece)
         start += size
 
 
@@ -287,25 +291,30 @@ def _finish(recorder: Recorder, out: Pieces) -> Program:
     return Program(fx.GraphModule(torch.nn.Module(), graph), [value.detach() for value in values])
 
 
-def _add_in_place(graph: fx.Graph, total: Node, piece: Node, flipped: bool = False) -> None:
-    """total += piece (transposed): products go there by themselves, sums in their parts, whatever views lie between."""
+def _add_in_place(graph: fx.Graph, total: Node, piece: Node, new: bool, flipped: bool = False) -> None:
+    """total += piece (transposed): products go there by themselves, sums in their parts, whatever views lie between.
+
+    `new`: the first part is written, whatever total holds.
+    """
     while len(piece.users) <= 1 and ((flips := _flips(piece)) or _renames(piece)):
         flipped, piece = flipped != flips, piece.args[0]
     alone = len(piece.users) <= 1
     if alone and piece.target is aten.add.Tensor and not piece.kwargs and all(_alike(a, piece) for a in piece.args):
         for part in piece.args:
-            _add_in_place(graph, total, part, flipped)
+            _add_in_place(graph, total, part, new, flipped)
+            new = False
         return
-    if alone and piece.target in ADDED and _alike(piece.args[0], piece):
-        _add_in_place(graph, total, piece.args[0], flipped)
+    added = alone and piece.target in ADDED and _alike(piece.args[0], piece)
+    if added:
+        _add_in_place(graph, total, piece.args[0], new, flipped)
     if flipped:
         total = graph.call_function(aten.transpose.int, (total, -2, -1))
-    if alone and piece.target in ADDED and _alike(piece.args[0], piece):
+    if added:
         graph.call_function(ADDED[piece.target], (total, *piece.args[1:]))
-    elif alone and piece.target in INTO:
-        graph.call_function(INTO[piece.target], (total, *piece.args))
+    elif alone and piece.target in INTO:  # beta = 0 reads nothing, NaN neither
+        graph.call_function(INTO[piece.target], (total, *piece.args), {"beta": 0} if new else {})
     else:
-        graph.call_function(aten.add_.Tensor, (total, piece))
+        graph.call_function(aten.copy_.default if new else aten.add_.Tensor, (total, piece))
 
 
 def _flips(node: Node) -> bool:
