@@ -27,8 +27,8 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     A Jacobian's Gram is assembled in float64 in one sweep over the data (k VJPs a sample, counted as k products); anything
     else takes n products with the identity. Memory: n^2 doubles, and for J J^T the rows of J. Time: O(n^3) for the eigenvalues.
     `meta["value_error"]` bounds the error of each eigenvalue by the rounding of products and of the eigenvalue routine.
-    checkpoint: a file; the same call goes on from it to the same bits. It keeps the products with the identity (n^2 doubles; at
-    most a twentieth of the time, and at SIGINT and SIGTERM), the whole matrix before its eigenvalues are taken, and these. A
+    checkpoint: a file; the same call goes on from it to the same bits. It keeps the products with the identity and the whole
+    matrix (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then the eigenvalues. A
     sweep that assembles a Jacobian's Gram is kept when it is over: interrupted before, it begins anew.
 
     Raises ValueError when the matrix does not fit into memory, or for a checkpoint that is damaged or of another operator.
@@ -66,23 +66,25 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
 
 
 def _whole(op: Operator, kept: Kept, progress: bool | None) -> State:
-    """The matrix, how it was made, its products; on disk unless it was given as it is."""
+    """The matrix, how it was made, its products."""
     if isinstance(op, Dense):
-        return {"matrix": op.matrix.to_dense().double(), "how": "dense matrix", "spent": 0}
-    made = _assemble(op, kept, progress) if isinstance(op, Gram) else _by_products(op, kept, progress)
-    matrix, how, spent = made
-    state = {"matrix": matrix, "how": how, "spent": spent}
-    kept.stepped(state, end=spent > 0)
-    return state
+        matrix, how, spent = op.matrix.to_dense().double(), "dense matrix", 0
+    elif isinstance(op, Gram):
+        matrix, how, spent = _assemble(op, kept, progress)
+    else:
+        matrix, how, spent = _by_products(op, kept, progress)
+    return {"matrix": matrix, "how": how, "spent": spent}
 
 
 def _with_values(state: State, kept: Kept) -> State:
     """The eigenvalues in place of the matrix."""
     matrix = state["matrix"]
-    values = torch.linalg.eigvalsh((matrix + matrix.T) / 2).cpu().numpy()
-    state = {"values": values, "how": state["how"], "spent": state["spent"]}
-    kept.stepped(state, end=True)
-    return state
+    kept.stepped(state)  # the routine hears no signal, and no SIGKILL waits for it
+    with kept.guard(lambda: state):
+        values = torch.linalg.eigvalsh((matrix + matrix.T) / 2).cpu().numpy()
+    found = {"values": values, "how": state["how"], "spent": state["spent"]}
+    kept.stepped(found, end=True)
+    return found
 
 
 def gram_matrix(A: Any, side: str = "auto") -> torch.Tensor:
