@@ -251,6 +251,25 @@ def test_a_probe_in_flight_loses_no_step(tmp_path, monkeypatch):
         pytest.fail("the run went on without end")
 
 
+@pytest.mark.parametrize("often", [True, False], ids=["saved often", "saved at the signal"])
+def test_second_passes_are_resumed_to_the_bits_of_one_shot(tmp_path, monkeypatch, often):
+    """Without a basis, a pass for each copy of a triple outlier; one that is cut off is made again."""
+    monkeypatch.setattr(flight, "SAVE_SECONDS", 0.0 if often else 1e9)
+    options = {**OPTIONS, "reorthogonalize": False, "deflate": True}
+    values = np.append(VALUES, [11.0, 11.0])
+    whole = spectral.slq(Diagonal(values), **options)
+    assert whole.atoms.multiplicities.tolist() == [1, 1, 3] and whole.products == 5 * 30 + 3 * 29
+    A = Diagonal(values)
+    for _ in range(20):
+        A.stop_at = A.products + 37
+        try:
+            s = spectral.slq(A, checkpoint=tmp_path / "run.npz", **options)
+            break
+        except KeyboardInterrupt:
+            pass
+    same(s, whole)
+
+
 def test_vectors_beside_a_checkpoint_that_were_damaged_are_one_sentence(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         spectral.slq(Diagonal(stop_at=40), checkpoint=tmp_path / "run.npz", **OPTIONS)
