@@ -44,7 +44,8 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
 
     Of vectors, `slq` holds four, the basis of `steps` where that takes at most a quarter of the free memory, and with two probes
     or more what the first has converged to: at most `steps` vectors, in as much memory at most, three times while they are made.
-    Without a basis they cost the first probe's products once more. A network's own activations come on top, as in training.
+    Without a basis they cost the first probe's products once more, and those of each probe that finds a further copy of an
+    eigenvalue, which are not foreseen. A network's own activations come on top, as in training.
 
     >>> plan(np.eye(100), steps=50, probes=2).products
     100

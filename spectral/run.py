@@ -29,12 +29,13 @@ from tqdm import tqdm
 
 import spectral
 from spectral.analysis import label_alignment, summary
-from spectral.checkpoint import atomic_write
+from spectral.checkpoint import atomic_write, save_arrays
 from spectral.estimators.esd import NETWORK_DIM
 from spectral.landscape.cell import Cell, CellResult, Condition, Matrix, Settings, cells, network, run_cell
 from spectral.landscape.experiments import Experiment, Outcome, conclude
 from spectral.landscape.problems import Problem, batches
 from spectral.landscape.training import evaluate, few_threads
+from spectral.operators.base import Gram, Operator
 from spectral.report import Report, compose, page, tables
 from spectral.spectrum import Spectrum
 from spectral.state import State
@@ -43,6 +44,7 @@ OWN_KEYS = {"_target_", "images", "headline", "headline_metric", "split", "sampl
 PACKAGES = ("landscape", "operators", "estimators", "analysis")  # of spectral, whose functions a `_target_` may name
 DTYPES = ("float64", "float32")
 MANY_THREADS = 2000  # dimension from which eigenvalues gain more by threads than the products of a small network lose
+NUMBERS = (spectral.top, spectral.svd, spectral.trace, spectral.diagonal)  # estimators that make no spectrum
 PRODUCT_DTYPES = (*DTYPES, "bfloat16", "float16")
 
 
@@ -250,6 +252,8 @@ def _experiment(config: dict[str, Any], folder: Path, state: State, where: str, 
         raise ValueError(f"seed={config['seed']} is of one spectrum; an experiment has experiment.seeds=[0,1,2].")
     if not config["training"]["enabled"]:
         raise ValueError("An experiment trains its networks; leave training=none out, or name no experiment.")
+    if locate(config["estimator"]["_target_"]) in NUMBERS:
+        raise ValueError("An experiment compares spectra, and this estimator gives none; use esd, slq, kpm or exact.")
     if config["training"]["noise"]:
         raise ValueError("An experiment sets the label noise itself; leave training.noise out.")
     names = {item.name for item in fields(Settings)} & set(node)
@@ -321,7 +325,7 @@ def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any
 
 
 def _single(config: dict[str, Any], folder: Path, state: State, where: str, about: dict[str, Any]) -> Path:
-    """Train (or not), one operator, one spectrum, its report."""
+    """Train (or not), one operator, one spectrum or other numbers of it, their report."""
     started, seed, node = time.perf_counter(), _whole("seed", config["seed"], 0), config["operator"]
     settings = settings_of(config, where)
     problem = settings.problem(seed=seed).to(device=where)
@@ -332,51 +336,88 @@ def _single(config: dict[str, Any], folder: Path, state: State, where: str, abou
     model, snapshot = network(cell, settings, problem, state)
     trained = None if snapshot is None else snapshot.trained
     accuracy = evaluate(model, problem.x_test, problem.y_test)[1] if len(problem.x_test) else math.nan
-    kept = state.load_spectrum("spectrum")
-    if kept is None:
-        found = _measure(config, settings, problem, model.to(settings.dtype), snapshot, state)
-        state.save_spectrum("spectrum", *found)
-        kept = found
-    spectrum, numbers = kept
-    spectrum.save(folder / "spectrum.npz")
-    seconds = time.perf_counter() - started
+    if other := locate(config["estimator"]["_target_"]) in NUMBERS:
+        arrays, numbers = state.load_arrays("estimate") or _found(config, settings, problem, model, state)
+        save_arrays(folder / "estimate.npz", arrays, numbers)
+        products, epochs = numbers["products"], numbers["epochs"]
+    else:
+        kept = state.load_spectrum("spectrum")
+        spectrum, numbers = kept or _measured(config, settings, problem, model, state)
+        spectrum.save(folder / "spectrum.npz")
+        products, epochs = spectrum.products, spectrum.epochs
     spent = {
-        "products": spectrum.products,
-        "epochs": spectrum.epochs,
-        "seconds": seconds,
+        "products": products,
+        "epochs": epochs,
+        "seconds": time.perf_counter() - started,
         "training_epochs": 0 if trained is None else trained.epochs,
         "peak_bytes": peak_bytes(),
     }
     chosen = config.get("choices", {})
     title = " · ".join(str(chosen[k]) for k in ("operator", "model", "data") if k in chosen) or node["_target_"]
-    report = compose.single(
-        spectrum, numbers, matrix=title, condition=name, seed=seed, trained=trained, test_accuracy=accuracy,
-        metrics=config["analysis"]["metrics"], alpha_curve=config["analysis"]["alpha_curve"], config=_shown(config),
-        environment=about, cost=spent,
-    )  # fmt: skip
-    metrics = {k: v for k, v in numbers.items() if not k.endswith("_stderr")}
-    estimates = {k: {"value": v, "stderr": numbers.get(f"{k}_stderr", math.nan)} for k, v in metrics.items()}
-    plain = None if trained is None else trained.to_dict(history=False)
-    cell_record = {
-        "spectrum": "spectrum.npz", "matrix": title, "condition": name, "seed": seed, "metrics": numbers,
-        "test_accuracy": accuracy, "trained": plain,
+    shared: dict[str, Any] = {
+        "matrix": title, "condition": name, "seed": seed, "trained": trained, "test_accuracy": accuracy,
+        "config": _shown(config), "environment": about, "cost": spent,
     }  # fmt: skip
-    return _write(folder, config, report, metrics, estimates, {"cells": [cell_record]})
+    if other:
+        found = compose.of_arrays(arrays, numbers)
+        report, estimates = compose.numbers(found, **shared), found.estimates()
+        metrics = {k: e["value"] for k, e in estimates.items()}
+        errors = {f"{k}_{n}": e[n] for k, e in estimates.items() for n in ("stderr", "residual") if n in e}
+        own = {"arrays": "estimate.npz", "metrics": metrics | errors, "found": numbers}
+    else:
+        analysis = config["analysis"]
+        report = compose.single(
+            spectrum, numbers, metrics=analysis["metrics"], alpha_curve=analysis["alpha_curve"], **shared
+        )
+        metrics = {k: v for k, v in numbers.items() if not k.endswith("_stderr")}
+        estimates = {k: {"value": v, "stderr": numbers.get(f"{k}_stderr", math.nan)} for k, v in metrics.items()}
+        own = {"spectrum": "spectrum.npz", "metrics": numbers}
+    plain = None if trained is None else trained.to_dict(history=False)
+    common = {"matrix": title, "condition": name, "seed": seed, "test_accuracy": accuracy, "trained": plain}
+    return _write(folder, config, report, metrics, estimates, {"cells": [own | common]})
 
 
-def _measure(
-    config: dict[str, Any], settings: Settings, problem: Problem, model: nn.Module, snapshot: Any, state: State
-) -> tuple[Spectrum, dict[str, float]]:
-    """The spectrum of the operator that the configuration names, and its metrics."""
+def _operator(
+    config: dict[str, Any], settings: Settings, problem: Problem, model: nn.Module
+) -> tuple[Operator, torch.Tensor]:
+    """The operator that the configuration names, and the labels of its samples."""
     node = config["operator"]
     x, y = problem.split(node["split"])
     count = len(x) if node["samples"] is None else min(_whole("operator.samples", node["samples"], 1), len(x))
-    x, y = x[:count].to(settings.dtype), y[:count]
+    x, y, model = x[:count].to(settings.dtype), y[:count], model.to(settings.dtype)
     options = arguments(node)
     if "product_dtype" in options:
         options["product_dtype"] = _dtype("operator.product_dtype", options["product_dtype"], PRODUCT_DTYPES)
-    A = locate(node["_target_"])(model=model, data=batches(x, y, settings.batch_size), **options)
-    estimate = estimator(config["estimator"], int(config["seed"]))
+    return locate(node["_target_"])(model=model, data=batches(x, y, settings.batch_size), **options), y
+
+
+def _found(
+    config: dict[str, Any], settings: Settings, problem: Problem, model: nn.Module, state: State
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What an estimator finds that makes no spectrum: (arrays, plain facts), kept."""
+    A, estimate = _operator(config, settings, problem, model)[0], estimator(config["estimator"], int(config["seed"]))
+    of = "The numbers are those of the matrix itself."
+    if (A.shape[0] != A.shape[1] or not A.self_map) and locate(config["estimator"]["_target_"]) is not spectral.svd:
+        gram = Gram(A)
+        m, n, side = *A.shape, gram.shape[0]
+        A, of = (
+            gram,
+            f"The matrix is {m} x {n}: the numbers are those of its Gram, {side} x {side}, on the {gram.side} side.",
+        )
+    begun = A.epochs
+    with few_threads(model):
+        arrays, about = compose.found(estimate(A, checkpoint=state.probes("estimate")))
+    about = {"epochs": A.epochs - begun, **about, "of": of, "operator": plain(A.describe())}
+    state.save_arrays("estimate", arrays, about)
+    return arrays, about
+
+
+def _measured(
+    config: dict[str, Any], settings: Settings, problem: Problem, model: nn.Module, state: State
+) -> tuple[Spectrum, dict[str, float]]:
+    """The spectrum and its metrics, kept."""
+    node, estimate = config["operator"], estimator(config["estimator"], int(config["seed"]))
+    A, y = _operator(config, settings, problem, model)
     if _keeps_probes(config["estimator"]):
         estimate = partial(estimate, checkpoint=state.probes("spectrum"))
     # large enough to be decomposed, small enough for it to be chosen: there threads help more than they hurt
@@ -387,6 +428,7 @@ def _measure(
     if node.get("wrt") == "params" and node.get("of") in ("logits", "probs") and A.shape[0] <= 4000:
         aligned = label_alignment(A, y)
         numbers |= {"true_label_alignment": aligned.own_label, "true_label_alignment_stderr": 0.0}
+    state.save_spectrum("spectrum", spectrum, numbers)
     return spectrum, numbers
 
 
@@ -418,7 +460,8 @@ def _write(
     atomic_write(last, json.dumps(plain(result), indent=1, allow_nan=False).encode())
     shown = [row for row in report.rows if row.matrix in report.headline] or report.rows
     print(f"{report.title}: {report.question}\n")
-    print(tables.text_table(shown, report.labels) + "\n")
+    listed = tables.text_table(shown, report.labels) if report.numbers is None else tables.text_entries(report.numbers)
+    print(listed + "\n")
     for fact in report.facts:
         print(fact)
     for sentence in page.findings(report):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from spectral.checkpoint import atomic_write, fingerprint, load_arrays, save_arrays
@@ -71,6 +72,16 @@ class State(MutableMapping[str, Snapshot]):
         """Keep a spectrum and plain data that belong together: first the spectrum, then the record that makes it count."""
         self._begin()
         spectrum.save(self.path(f"{key}.npz"))
+        self._finish(key, plain)
+
+    def save_arrays(self, key: str, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
+        """The same for arrays that make no spectrum."""
+        self._begin()
+        save_arrays(self.path(f"{key}.npz"), arrays, {"of": self.fingerprint})
+        self._finish(key, plain)
+
+    def _finish(self, key: str, plain: dict[str, Any]) -> None:
+        """The record, and no checkpoint any more."""
         self._save_record(key, plain, self.path(f"{key}.npz"))
         for more in ("", ".vectors", ".basis"):  # beside a file of probes: see `estimators.flight`
             self.path(f"probes-{key}.npz{more}").unlink(missing_ok=True)
@@ -79,6 +90,11 @@ class State(MutableMapping[str, Snapshot]):
         """What `save_spectrum` kept under this key, or None."""
         plain = self._load_record(key)
         return None if plain is None else (Spectrum.load(self.path(f"{key}.npz")), plain)
+
+    def load_arrays(self, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """What `save_arrays` kept under this key, or None."""
+        plain = self._load_record(key)
+        return None if plain is None else (load_arrays(self.path(f"{key}.npz"))[0], plain)
 
     def _save_record(self, key: str, plain: dict[str, Any], spectrum: Path) -> None:
         text = json.dumps(plain, sort_keys=True, default=str)

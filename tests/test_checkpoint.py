@@ -153,16 +153,20 @@ CHILD = """
 import sys, time
 sys.path.insert(0, {here!r})
 import torch
-from test_checkpoint import KPM_OPTIONS, OPTIONS, Diagonal
+from test_checkpoint import KPM_OPTIONS, LONG, OPTIONS, Diagonal
+import importlib
 import spectral
-from spectral.estimators import flight
-flight.SAVE_SECONDS = 0.0
+from spectral.estimators import flight, kept
+exact = importlib.import_module("spectral.estimators.exact")
+flight.SAVE_SECONDS = kept.SAVE_SECONDS = kept.SHARE = 0.0
 fast = Diagonal._apply
 Diagonal._apply = lambda self, V: (time.sleep(0.004), fast(self, V))[1]
 print("begun", flush=True)
 {call}
 """
 SLQ = "spectral.slq(Diagonal(), checkpoint=sys.argv[1], reorthogonalize={mode!r}, deflate=True, **OPTIONS)"
+EXACT = "exact.BLOCK = 8; spectral.exact(Diagonal(LONG), checkpoint=sys.argv[1])"
+LONG = np.linspace(0, 1, 1200)
 KPM = "spectral.kpm(Diagonal(), checkpoint=sys.argv[1], recurrence={mode!r}, **KPM_OPTIONS)"
 
 
@@ -202,6 +206,21 @@ def test_a_run_that_is_killed_resumes_to_the_same_bits(tmp_path, kills, mode, nu
 
 
 @pytest.mark.parametrize(
+    ("kills", "number"),
+    [
+        (2, signal.SIGKILL),
+        (1, signal.SIGTERM),
+        pytest.param(25, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(10, signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_exact_that_is_killed_resumes_to_the_same_bits(tmp_path, kills, number):
+    whole = spectral.exact(Diagonal(LONG))
+    path = killed_and_resumed(tmp_path, kills, EXACT, number)
+    same(spectral.exact(Diagonal(LONG), checkpoint=path), whole)
+
+
+@pytest.mark.parametrize(
     ("kills", "recurrence", "number"),
     [
         (2, "chebyshev", signal.SIGKILL),
@@ -230,6 +249,25 @@ def test_a_probe_in_flight_loses_no_step(tmp_path, monkeypatch):
             pass
     else:
         pytest.fail("the run went on without end")
+
+
+@pytest.mark.parametrize("often", [True, False], ids=["saved often", "saved at the signal"])
+def test_second_passes_are_resumed_to_the_bits_of_one_shot(tmp_path, monkeypatch, often):
+    """Without a basis, a pass for each copy of a triple outlier; one that is cut off is made again."""
+    monkeypatch.setattr(flight, "SAVE_SECONDS", 0.0 if often else 1e9)
+    options = {**OPTIONS, "reorthogonalize": False, "deflate": True}
+    values = np.append(VALUES, [11.0, 11.0])
+    whole = spectral.slq(Diagonal(values), **options)
+    assert whole.atoms.multiplicities.tolist() == [1, 1, 3] and whole.products == 5 * 30 + 3 * 29
+    A = Diagonal(values)
+    for _ in range(20):
+        A.stop_at = A.products + 37
+        try:
+            s = spectral.slq(A, checkpoint=tmp_path / "run.npz", **options)
+            break
+        except KeyboardInterrupt:
+            pass
+    same(s, whole)
 
 
 def test_vectors_beside_a_checkpoint_that_were_damaged_are_one_sentence(tmp_path):
@@ -377,13 +415,17 @@ SAVED = {
     "slq trace": (SYMMETRIC, lambda A, **o: spectral.trace(A, np.exp, probes=2, steps=9, rtol=2e-3, **o)),
     "diagonal": (SYMMETRIC, lambda A, **o: spectral.diagonal(A, method="hutchinson", probes=50, **o)),
     "xdiag": (SYMMETRIC, lambda A, **o: spectral.diagonal(A, method="xdiag", probes=40, **o)),
+    "exact": (np.diag(np.linspace(-1, 1, 400)) + 1e-3, lambda A, **o: spectral.exact(A, **o)),
+    "exact, singular": (TALL, lambda A, **o: spectral.exact(A, **o)),
     "exact diagonal": (SYMMETRIC, lambda A, **o: spectral.diagonal(A, method="exact", **o)),
 }
 
 
 def bits(result):
     names = getattr(result, "__dataclass_fields__", {})
-    return {name: np.asarray(getattr(result, name)).tobytes() for name in names if name not in ("epochs", "method")}
+    skipped = ("epochs", "method", "meta", "records")
+    parts = {name: getattr(result, name) for name in names if name not in skipped}
+    return {name: [np.asarray(p).tobytes() for p in (v if isinstance(v, tuple) else [v])] for name, v in parts.items()}
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -421,12 +463,14 @@ def test_a_kept_state_of_another_setting_is_refused_and_so_is_a_damaged_one(tmp_
         lambda: spectral.top(Table(SYMMETRIC + 1), 3, checkpoint=path),
         lambda: spectral.top(Table(SYMMETRIC), 3, seed=1, checkpoint=path),
         lambda: spectral.trace(Table(SYMMETRIC), checkpoint=path),
+        lambda: spectral.exact(Table(SYMMETRIC), checkpoint=path),
     ):
         with pytest.raises(ValueError, match="another operator, seed or setting"):
             run()
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="damaged"):
-        spectral.top(Table(SYMMETRIC), 3, checkpoint=path)
+    for run in (spectral.exact, lambda A, **o: spectral.top(A, 3, **o)):
+        with pytest.raises(ValueError, match="damaged"):
+            run(Table(SYMMETRIC), checkpoint=path)
 
 
 def test_a_search_that_its_budget_ended_goes_on_with_a_larger_one(tmp_path):

@@ -26,17 +26,57 @@ def test_outliers_become_atoms_and_the_bulk_none(dtype):
     assert (count.lower, count.value, count.upper) == (8, 8, 8)
 
 
+TWO_PASSES = {"reorthogonalize": False, "deflate": True}
+
+
+@pytest.mark.parametrize("options", [{}, TWO_PASSES], ids=["basis", "two passes"])
 @pytest.mark.parametrize("probes", [2, 3, 4])
 @pytest.mark.parametrize("multiplicity", [1, 2, 3, 4, 7])
-def test_a_multiplicity_below_the_probes_is_exact_and_others_are_not_claimed(probes, multiplicity):
+def test_a_multiplicity_below_the_probes_is_exact_and_others_are_not_claimed(probes, multiplicity, options):
     values = np.concatenate([RNG.uniform(0, 1, 200), np.full(multiplicity, 10.0)])
     for seed in range(5):
-        s = spectral.slq(diagonal(values), steps=12, probes=probes, seed=seed)
+        s = spectral.slq(diagonal(values), steps=12, probes=probes, seed=seed, **options)
         found = s.atoms.multiplicities[np.abs(s.atoms.values - 10) < 1e-6]
         assert found.tolist() == ([multiplicity] if multiplicity < probes else [])
         count = s.count(5, 11)
         if multiplicity < probes:
             assert count.value == count.lower == count.upper == multiplicity
+
+
+def no_room(monkeypatch, vectors, n, dtype=np.float64):
+    """Memory for so many vectors of length n in its quarter."""
+    size = 4 * vectors * n * np.dtype(dtype).itemsize
+    monkeypatch.setattr(spectral.arrays, "available_memory", lambda device: size)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_two_passes_find_the_copies_that_a_basis_finds(monkeypatch, dtype):
+    """A rotated matrix with a triple, a double and a single outlier: the same atoms, a second pass for each probe with copies."""
+    outliers = np.array([5.0, 8.0, 8.0, 12.0, 12.0, 12.0])
+    values = np.append(RNG.uniform(0, 1, 300), outliers)
+    Q = np.linalg.qr(RNG.standard_normal((306, 306)))[0]
+    A = ((Q * values) @ Q.T).astype(dtype)
+    A = (A + A.T) / 2
+    one = spectral.slq(A, steps=25, probes=5)
+    no_room(monkeypatch, 24, 306, dtype)
+    two = spectral.slq(A, steps=25, probes=5)
+    assert "two passes" in two.meta["memory"]
+    for s in (one, two):
+        np.testing.assert_allclose(s.atoms.values, [5, 8, 12], atol=1e-4 if dtype == np.float32 else 1e-9)
+        assert s.atoms.multiplicities.tolist() == [1, 2, 3]
+        assert s.count(4, 20).lower == s.count(4, 20).upper == 6
+    assert one.products == 5 * 25 and two.products == 5 * 25 + 3 * 24
+    assert float(one.distance(two).value) <= 1e-2
+
+
+def test_a_second_pass_is_not_made_for_copies_that_cannot_all_be_found_nor_beyond_the_budget():
+    zeros = np.append(np.linspace(1, 2, 100), np.zeros(200))  # by the hundred
+    s = spectral.slq(diagonal(zeros), steps=20, probes=4, **TWO_PASSES)
+    assert len(s.atoms.values) == 0 and s.products == 4 * 20 + 19
+    double = np.concatenate([RNG.uniform(0, 1, 200), [10.0, 10.0]])
+    found = {b: spectral.slq(diagonal(double), steps=12, probes=3, budget=b, **TWO_PASSES) for b in (46, 58)}
+    assert [len(s.atoms.values) for s in found.values()] == [0, 1]
+    assert all(s.products <= b for b, s in found.items())
 
 
 def test_two_probes_never_take_a_double_eigenvalue_for_a_single_one():

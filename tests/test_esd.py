@@ -42,16 +42,6 @@ def test_both_methods_agree_on_the_trace():
     assert abs(float(e) - 820) <= 4 * e.stderr
 
 
-def test_a_checkpoint_is_kept_by_slq_and_said_to_be_unused_by_exact(tmp_path):
-    path = tmp_path / "probes.npz"
-    exact = spectral.esd(A, checkpoint=path)
-    assert "checkpoint not used" in exact.meta["choice"] and not path.exists()
-    slq = spectral.esd(A, method="slq", steps=20, checkpoint=path)
-    again = spectral.esd(A, method="slq", steps=20, checkpoint=path)  # nothing is left to multiply
-    assert path.exists() and "checkpoint" not in slq.meta["choice"]
-    assert np.array_equal(slq.nodes, again.nodes) and np.array_equal(slq.weights, again.weights)
-
-
 def jacobian(samples, inputs, outputs=10):
     return spectral.Jacobian(torch.nn.Linear(inputs, outputs), [torch.zeros(samples, inputs)], layout="stacked")
 
@@ -149,10 +139,12 @@ def test_memory_for_three_vectors_but_not_for_deflation_means_kpm(monkeypatch, v
     assert abs(float(trace) - np.sum(values**2)) <= 4 * trace.stderr
 
 
-@pytest.mark.parametrize("method", ["slq", "kpm"])
+@pytest.mark.parametrize("method", ["slq", "kpm", "exact"])
 def test_a_checkpoint_is_handed_to_the_method(tmp_path, method):
-    one = spectral.esd(A, method=method, steps=20, checkpoint=tmp_path / "run.npz")
-    operator = spectral.as_operator(A)
-    two = spectral.esd(operator, method=method, steps=20, checkpoint=tmp_path / "run.npz")
-    assert operator.products == 0 and one.products == two.products > 0
+    options = {"method": method, "checkpoint": tmp_path / "run.npz", **({} if method == "exact" else {"steps": 20})}
+    one = spectral.esd(spectral.as_operator(sp.csr_array(A)), progress=False, **options)
+    operator = spectral.as_operator(sp.csr_array(A))
+    two = spectral.esd(operator, **options)  # nothing is left to multiply
+    assert operator.products == 0 and one.products == two.products > 0 and one.meta["choice"] == two.meta["choice"]
     assert np.array_equal(one.nodes, two.nodes) and np.array_equal(one.weights, two.weights)
+    assert np.array_equal(one.atoms.values, two.atoms.values)

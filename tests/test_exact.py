@@ -1,5 +1,6 @@
 """exact: all eigenvalues, a Jacobian's Gram in one pass over the data."""
 
+import importlib
 import json
 
 import numpy as np
@@ -93,3 +94,54 @@ def test_nan_in_the_data_is_one_sentence():
     with pytest.raises(ValueError) as error:
         spectral.exact(spectral.Jacobian(model, data))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("struck", [KeyboardInterrupt, RuntimeError], ids=["a signal", "as if killed"])
+def test_a_matrix_that_is_whole_is_not_assembled_again(tmp_path, monkeypatch, struck):
+    """Interrupted in the eigenvalue routine: neither the rows of J nor the products are made again."""
+    monkeypatch.setattr(spectral.estimators.kept, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(spectral.estimators.kept, "SHARE", 0.0)
+    model, data = network()
+    path, routine = tmp_path / "run.npz", torch.linalg.eigvalsh
+    J = spectral.Jacobian(model, data)
+    whole = spectral.exact(J)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda matrix: (_ for _ in ()).throw(struck))
+    with pytest.raises(struck):
+        spectral.exact(J, checkpoint=path)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", routine)
+    monkeypatch.setattr(spectral.Jacobian, "rows", lambda self: pytest.fail("assembled again"))
+    for _ in range(2):
+        resumed = spectral.exact(J, checkpoint=path)
+        monkeypatch.setattr(torch.linalg, "eigvalsh", lambda matrix: pytest.fail("computed again"))
+        np.testing.assert_array_equal(resumed.atoms.values, whole.atoms.values)
+        for name in ("products", "epochs", "zeros", "dim", "value_error"):
+            assert getattr(resumed, name) == getattr(whole, name)
+        assert resumed.meta["assembled"] == whole.meta["assembled"]
+
+
+def test_products_that_were_kept_are_gone_on_with_whatever_fits_into_memory_then(tmp_path, monkeypatch):
+    """Without room for the rows of J the Gram is multiplied; a later session with room goes on as the first began."""
+    model, data = network()
+    exact_module = importlib.import_module("spectral.estimators.exact")
+    monkeypatch.setattr(exact_module, "BLOCK", 4)
+    J = spectral.Jacobian(model, data)
+    size = J.shape[0] * J.shape[1] * 8
+    monkeypatch.setattr(spectral.arrays, "available_memory", lambda device: 2 * size - 1)
+    whole = spectral.exact(J)
+    assert whole.meta["assembled"] == "27 products"
+    stopped, multiply = [], spectral.Jacobian._apply
+
+    def until(self, V):
+        stopped.append(1)
+        if len(stopped) == 4:
+            raise KeyboardInterrupt
+        return multiply(self, V)
+
+    monkeypatch.setattr(spectral.Jacobian, "_apply", until)
+    with pytest.raises(KeyboardInterrupt):
+        spectral.exact(J, checkpoint=tmp_path / "run.npz")
+    monkeypatch.setattr(spectral.arrays, "available_memory", lambda device: 2**35)
+    resumed = spectral.exact(J, checkpoint=tmp_path / "run.npz")
+    assert len(stopped) == 7 + 1  # the block that was cut off is multiplied again
+    assert (resumed.products, resumed.epochs, resumed.meta["assembled"]) == (27, whole.epochs, "27 products")
+    np.testing.assert_array_equal(resumed.atoms.values, whole.atoms.values)

@@ -54,6 +54,24 @@ def test_runs_are_found_once_in_the_order_of_their_numbers(tmp_path: Path, sweep
     assert [run.folder.name for run in gather.find([tmp_path])] == ["9", "10"]
 
 
+def test_runs_that_make_no_spectrum_are_gathered_with_their_residuals(tmp_path: Path, sweep: Path, capsys) -> None:
+    """Beside spectra: their numbers are rows, and only the spectra are curves."""
+    done = subprocess.run(
+        [sys.executable, "-m", "spectral", *TINY, "estimator=top", "estimator.k=2"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for folders in ([tmp_path], [sweep, tmp_path]):
+        gather.main([*map(str, folders), "--output", str(tmp_path / "page")])
+        shown = capsys.readouterr().out
+        assert "eigenvalue 2 (± residual)" in shown and ("trace" in shown) == (len(folders) > 1)
+        page = (tmp_path / "page" / "sweep.html").read_text()
+        assert ("data:image/png" in page) == (len(folders) > 1)
+    with (tmp_path / "page" / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[2]["eigenvalue_1_residual"]) < 1e-6 * float(rows[2]["eigenvalue_1"])
+
+
 def test_an_experiment_is_gathered_with_its_effects(tmp_path: Path) -> None:
     values = {
         "init": {"value": 5.0, "values": [5.0, 5.0], "errors": [0.0, 0.0]},

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from spectral import esd, slq
-from spectral.report import Curve, Line, Report, Row, compose, conditions_of, figures, page, tables
+from spectral.report import Curve, Line, Numbers, Report, Row, compose, conditions_of, figures, page, tables
 from spectral.spectrum import Spectrum
 
 SCALE = {"init": 1.0, "true": 3.0, "random": 30.0}
@@ -86,6 +86,45 @@ def test_conditions_come_in_the_order_of_the_question() -> None:
     ]
 
 
+def pairs(value: np.ndarray) -> Numbers:
+    error = np.full(len(value), 1e-9)
+    error[-1] = 0.5
+    about = {"kind": "eigenvalues", "threshold": 1e-8, "complete": False, "of": "Of the matrix.", "products": 9}
+    return Numbers(value, error, error <= 1e-8, about)
+
+
+@pytest.mark.parametrize(("value", "scale"), [([100.0, 3.0, 0.01], "log"), ([3.0, 2.0, -1.0], "linear")])
+def test_pairs_are_drawn_with_their_residuals_on_a_log_axis_where_all_are_positive(value, scale) -> None:
+    found = pairs(np.array(value))
+    figure = figures.numbers(found)
+    upper, lower = figure.axes
+    assert upper.get_yscale() == scale and lower.get_yscale() == "log"
+    shown = np.concatenate([np.asarray(line.get_xydata()) for line in lower.lines if line.get_linestyle() != "--"])
+    np.testing.assert_array_equal(shown, np.column_stack([[1, 2, 3], found.error]))
+    assert found.estimates()["eigenvalue_3"] == {"value": value[2], "residual": 0.5, "converged": False}
+    table = tables.text_entries(found).splitlines()
+    assert table[0].split() == ["value", "residual", "converged"] and table[3].split()[-2:] == ["0.5", "no"]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_diagonal_lists_its_extreme_entries_and_a_trace_has_no_picture(sign: float) -> None:
+    value = np.array([2.0, 5.0 * sign, 1.0])
+    found = compose.of_arrays({"value": value, "stderr": value**2}, {"kind": "diagonal"})
+    assert found.estimates()["largest_entry"]["index"] == (1 if sign > 0 else 0)
+    assert found.estimates()["smallest_entry"] == {
+        "value": value.min(),
+        "stderr": value.min() ** 2,
+        "index": int(value.argmin()),
+    }
+    (ax,) = figures.numbers(found).axes
+    assert ax.get_yscale() == ("log" if sign > 0 else "symlog")
+    np.testing.assert_array_equal(ax.lines[-1].get_ydata(), np.sort(value)[::-1])
+    of_trace = {"kind": "trace", "lower": math.nan, "upper": 9.0}
+    found = compose.of_arrays({"value": np.array([8.0]), "stderr": np.array([1.0])}, of_trace)
+    assert figures.numbers(found) is None
+    assert found.estimates() == {"trace": {"value": 8.0, "stderr": 1.0, "upper": 9.0}}
+
+
 def test_density_counts_every_eigenvalue_once() -> None:
     """The integral of eigenvalues per decade over decades is their number, zeros left out."""
     spectrum = spectra()[0].spectrum
@@ -150,7 +189,7 @@ def test_the_page_says_how_products_were_computed() -> None:
     for seed, noise in ((0, 0.012), (1, 0.034)):
         curves.append(Curve("J", "true", seed, Spectrum.from_eigenvalues([1.0])))
         curves[-1].spectrum.meta["operator"] = {"operator": "Gram", "of": [{**leaf, "product_noise": noise}]}
-    (row,) = compose._products(curves)
+    (row,) = compose._products([(c.matrix, c.spectrum.meta["operator"]) for c in curves])
     assert row == {
         "matrix": "J", "engine": "replay", "why": "asked <for>", "dtype": "bfloat16", "relative error of a product": 0.034,
     }  # fmt: skip

@@ -16,6 +16,7 @@ import pytest
 
 from spectral import run
 from spectral.__main__ import main, sentence, with_default
+from spectral.estimators import kept
 from spectral.spectrum import Spectrum
 
 TINY = ["data.train=40", "data.test=20", "model.options.widths=[8]", "training.options.max_epochs=15"]
@@ -100,6 +101,11 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
         (["operator=input_stacked", "analysis.top=0"], "analysis.top=0 is not possible"),
         (["operator=input_stacked", "operator.product_dtype=int8"], "float64, float32, bfloat16 or float16"),
         (["operator=input_stacked", "operator.split=all"], "use 'train' or 'test'"),
+        (["operator=input_stacked", "estimator=top", "estimator.k=0"], "k=0 is no number of pairs"),
+        (["operator=input_stacked", "estimator=svd", "estimator.which=magnitude"], "use one of largest, smallest"),
+        (["operator=input_stacked", "estimator=trace", "estimator.rtol=-1"], "rtol=-1 is no relative tolerance"),
+        (["operator=input_stacked", "estimator=diagonal", "estimator.probes=0"], "probes=0 is no number of products"),
+        (["experiment=depth_sweep", "estimator=top"], "An experiment compares spectra, and this estimator gives none"),
     ],
 )
 def test_errors_say_what_to_do(here: Path, monkeypatch, capsys, arguments: list[str], said: str) -> None:
@@ -128,6 +134,70 @@ def test_options_of_operator_and_estimator_are_settable(here: Path, monkeypatch)
     assert by_tolerance.meta["stop"] == "tolerance" and by_tolerance.meta["error"]["w1_95"] <= 0.2
     assert by_tolerance.meta["steps"] is None and by_budget.meta["steps"] == 9
     assert by_budget.products <= 30 and max(record.steps for record in by_budget.records) <= 9
+
+
+FOUND = [
+    ("top", ["operator=hessian", "estimator.k=4", "estimator.tol=1e-10"], ["values", "residuals", "converged", "vectors"]),
+    ("svd", ["operator=jacobian", "operator.samples=12"], ["values", "residuals", "converged", "left", "right"]),
+    ("trace", ["operator=fisher", "operator.draws=2", "estimator.probes=30"], ["value", "stderr"]),
+    ("diagonal", ["operator=empirical_fisher", "estimator.probes=40"], ["value", "stderr"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments", "arrays"), FOUND)
+def test_other_estimators_write_numbers_with_their_errors_and_resume(
+    here: Path, monkeypatch, capsys, name: str, arguments: list[str], arrays: list[str]
+) -> None:
+    given = [*TINY, f"estimator={name}", *arguments, "operator.engine=fresh"]
+    stepped, calls = kept.Kept.stepped, []
+    monkeypatch.setattr(kept, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(kept, "SHARE", 0.0)
+
+    def struck(self, *state, **options):
+        calls.append(self)
+        if len(calls) == 2:
+            raise run.Terminated
+        stepped(self, *state, **options)
+
+    monkeypatch.setattr(kept.Kept, "stepped", struck)
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *given)
+    assert stop.value.code == 143 and "the finished probes of 1" in capsys.readouterr().err
+    monkeypatch.setattr(kept.Kept, "stepped", stepped)
+    for more in (["resume=true"], ["resume=true"], []):
+        call(monkeypatch, *given, *more)
+    resumed, again, whole = results(here)
+    assert comparable(resumed) == comparable(whole) == comparable(again)
+    result = json.loads(whole.read_text())
+    pictures = {"training.png"} | (set() if name == "trace" else {"numbers.png"})
+    assert {p.name for p in whole.parent.glob("*.png")} == pictures
+    with np.load(whole.parent / "estimate.npz", allow_pickle=False) as file:
+        assert set(arrays) <= set(file.files)
+        first = file[arrays[0]]
+    page = (whole.parent / "report.html").read_text()
+    for number in result["estimates"].values():
+        assert {"stderr", "residual"} & set(number) and f"{number['value']:.6g}" in page
+        assert number["value"] in first
+    assert page.count("data:image/png") == len(pictures) and "http" not in page
+    assert not list(here.glob("outputs/state/*/probes-*"))
+    if name == "top":
+        assert (
+            all(number["converged"] for number in result["estimates"].values())
+            and result["cells"][0]["found"]["complete"]
+        )
+
+
+def test_the_diagonal_of_a_rectangular_operator_is_said_to_be_its_grams(here: Path, monkeypatch, capsys) -> None:
+    call(monkeypatch, *SINGLE, "estimator=diagonal", "estimator.method=exact", "operator=input_flattened")
+    assert (
+        "The matrix is 40 x 640: the numbers are those of its Gram, 40 x 40, on the left side."
+        in capsys.readouterr().out
+    )
+    call(monkeypatch, *SINGLE, "estimator=exact", "operator=input_flattened")
+    first, second = (json.loads(path.read_text()) for path in results(here))
+    with np.load(results(here)[0].parent / "estimate.npz") as file:
+        assert file["value"].sum() == pytest.approx(second["metrics"]["trace"])  # the trace both ways
+    assert first["cells"][0]["found"]["method"] == "exact"
 
 
 def test_full_error_shows_the_exception(here: Path, monkeypatch) -> None:

@@ -64,15 +64,24 @@ class Deflation:
     def known(self) -> np.ndarray:
         return np.array([f.value for f in self.found]) if self.found else NONE
 
-    def add(self, record: LanczosRecord, combine: Callable[[np.ndarray], torch.Tensor] | None) -> None:
-        """Take in a probe; `combine` makes vectors from coefficients (c, k), None where no basis is kept.
+    def add(
+        self,
+        record: LanczosRecord,
+        combine: Callable[[np.ndarray], torch.Tensor] | None,
+        most: float = np.inf,
+    ) -> None:
+        """Take in a probe; `combine` makes vectors from coefficients (c, k), None where they cannot be had.
 
-        Later probes add only further copies of what the first has found: what it has not, its record cannot give up.
+        Later probes add only further copies of what the first has found: what it has not, its record cannot give up. `most`: of
+        those, the ones with at most so much mass, in units of what an eigenvector has in the mean.
         """
         index, self.looked = self.looked, self.looked + 1
         pairs = converged(record)
         if index > 0:
             pairs = [p for p in pairs if any(abs(p.value - f.value) <= p.window + f.window for f in self.found)]
+        if pairs and index > 0 and self.vectors is not None:
+            unit = 1 / (self.vectors.shape[1] - len(record.known))
+            pairs = [p for p in pairs if (record.eigen[1][0, p.nodes] ** 2).sum() <= most * unit]
         pairs = sorted(pairs, key=lambda p: p.window)[: max(0, self.most - len(self.found))]
         if not pairs or combine is None:
             return

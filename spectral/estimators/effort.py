@@ -98,10 +98,10 @@ def _leave(number: int, frame: Any) -> None:
     raise SystemExit(128 + number)
 
 
-def bar(total: int | None, label: str, progress: bool | None) -> tqdm:
+def bar(total: int | None, label: str, progress: bool | None, unit: str = "product") -> tqdm:
     """A progress bar on stderr; None shows it only on a terminal."""
     hidden = (not sys.stderr.isatty()) if progress is None else not progress
-    return tqdm(total=total, desc=label, unit="product", disable=hidden, leave=False, dynamic_ncols=True)
+    return tqdm(total=total, desc=label, unit=unit, disable=hidden, leave=False, dynamic_ncols=True)
 
 
 def expect(shown: tqdm, error: float, probes: float | None, each: int) -> None:

@@ -42,8 +42,8 @@ def esd(
     `meta["choice"]` says what was chosen and why. Products being equal, `kpm` knows nothing that slq does not, and less where
     slq deflates; "auto" takes it where the free memory holds no vectors to deflate: fewer than seven of A's dimension. It is then
     Lanczos with four vectors, or the Chebyshev recurrence with three, which loses steps in spectra with gaps. kpm has no tol,
-    which therefore means slq. `checkpoint` keeps what slq and kpm have done and is not used by `exact`, which has no parts to
-    keep. `options` are those of the method; `steps` of kpm are half its moments.
+    which therefore means slq. `checkpoint` is a file that the method keeps: the same call goes on from it to the same bits.
+    `options` are those of the method; `steps` of kpm are half its moments.
 
     >>> esd(np.diag([1.0, 2.0])).method
     'exact'
@@ -52,10 +52,10 @@ def esd(
         raise ValueError(f"method={method!r} is no method; use one of {', '.join(METHODS)}.")
     A = as_operator(A)
     if method == "exact":
-        if options or tol is not None or budget is not None:
-            given = [*options, *(name for name, v in (("tol", tol), ("budget", budget)) if v is not None)]
+        given = [*(set(options) - {"progress"}), *(k for k, v in (("tol", tol), ("budget", budget)) if v is not None)]
+        if given:
             raise TypeError(
-                f"method='exact' takes no options, got {', '.join(given)}; leave them out or use method='slq'."
+                f"method='exact' takes no {' or '.join(sorted(given))}; leave them out or use method='slq'."
             )
         chosen, reason = True, "asked for"
     elif method == "kpm":
@@ -69,9 +69,11 @@ def esd(
         if not chosen and tol is None and not _of_slq(options) and (tight := _tight(A)):
             recurrence, why = tight
             return _kpm(A, None, budget, checkpoint, {**options, "recurrence": recurrence}, f"{reason}; {why}")
-    spectrum = exact(A) if chosen else slq(A, tol=tol, budget=budget, checkpoint=checkpoint, **options)
-    unused = "; checkpoint not used" if chosen and checkpoint is not None else ""
-    spectrum.meta["choice"] = f"{spectrum.method}: {reason}{unused}"
+    if chosen:
+        spectrum = exact(A, checkpoint=checkpoint, progress=options.get("progress"))
+    else:
+        spectrum = slq(A, tol=tol, budget=budget, checkpoint=checkpoint, **options)
+    spectrum.meta["choice"] = f"{spectrum.method}: {reason}"
     return spectrum
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import torch
 
 from spectral import arrays, distributed
 from spectral.estimators import effort
+from spectral.estimators.kept import Kept, State
 from spectral.operators.base import Gram, Operator
 from spectral.operators.jacobian import Jacobian
 from spectral.operators.views import Dense, as_operator
@@ -18,14 +21,17 @@ BLOCK = 64  # columns of the identity multiplied at a time
 WORKSPACE = 3  # the matrix in float64, its copy in the eigenvalue routine, and room
 
 
-def exact(A: Any) -> Spectrum:
+def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Spectrum:
     """All eigenvalues of symmetric A (n, n), or of the Gram of a rectangular or network operator on its smaller side.
 
     A Jacobian's Gram is assembled in float64 in one sweep over the data (k VJPs a sample, counted as k products); anything
     else takes n products with the identity. Memory: n^2 doubles, and for J J^T the rows of J. Time: O(n^3) for the eigenvalues.
     `meta["value_error"]` bounds the error of each eigenvalue by the rounding of products and of the eigenvalue routine.
+    checkpoint: a file; the same call goes on from it to the same bits. It keeps the products with the identity and the whole
+    matrix (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then the eigenvalues. A
+    sweep that assembles a Jacobian's Gram is kept when it is over: interrupted before, it begins anew.
 
-    Raises ValueError when the matrix does not fit into memory.
+    Raises ValueError when the matrix does not fit into memory, or for a checkpoint that is damaged or of another operator.
 
     >>> exact(np.diag([3.0, 1.0, 2.0])).atoms.values.tolist()
     [1.0, 2.0, 3.0]
@@ -34,70 +40,100 @@ def exact(A: Any) -> Spectrum:
     products, epochs = A.products, A.epochs
     op, zeros, _ = effort.symmetric_operand(A)
     tested = A.products - products if op is A else 0  # the two products of the symmetry test
+    before = op.epochs - epochs
     n = op.shape[0]
     if (needed := n * n * 8 * WORKSPACE) > arrays.available_memory(op.device):
         raise ValueError(
             f"exact needs {needed / 2**30:.1f} GiB for the {n} x {n} matrix, more than is free; use spectral.slq, which never "
             "forms it."
         )
-    if isinstance(op, Gram):
-        matrix, how, spent = _assemble(op)
-    elif isinstance(op, Dense):
-        matrix, how, spent = op.matrix.to_dense().double(), "dense matrix", 0
-    else:
-        matrix, how, spent = _by_products(op), f"{n} products", n
-    values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
-    scale = float(values.abs().max())
+    kept = Kept(checkpoint, op, {"estimator": "exact"})
+    state = kept.state or {}
+    with effort.stoppable(checkpoint is not None):
+        if "values" not in state:
+            state = _with_values(state if "matrix" in state else _whole(op, kept, progress), kept)
+    values, how, spent = state["values"], state["how"], state["spent"]
+    scale = float(np.abs(values).max())
     eps = arrays.machine_epsilon(op.dtype)
     error = 4 * n * 2.3e-16 * scale + (8 * eps * scale if op.dtype != torch.float64 else 0.0)
     return Spectrum.from_eigenvalues(
-        values.cpu().numpy(),
+        values,
         zeros=zeros,
         products=spent + tested,
-        epochs=op.epochs - epochs,
+        epochs=before + kept.spent[1],
         meta={**effort.environment(op), "assembled": how, "value_error": error},
     )
 
 
+def _whole(op: Operator, kept: Kept, progress: bool | None) -> State:
+    """The matrix, how it was made, its products."""
+    if isinstance(op, Dense):
+        matrix, how, spent = op.matrix.to_dense().double(), "dense matrix", 0
+    elif isinstance(op, Gram):
+        matrix, how, spent = _assemble(op, kept, progress)
+    else:
+        matrix, how, spent = _by_products(op, kept, progress)
+    return {"matrix": matrix, "how": how, "spent": spent}
+
+
+def _with_values(state: State, kept: Kept) -> State:
+    """The eigenvalues in place of the matrix."""
+    matrix = state["matrix"]
+    kept.stepped(state)  # the routine hears no signal, and no SIGKILL waits for it
+    with kept.guard(lambda: state):
+        values = torch.linalg.eigvalsh((matrix + matrix.T) / 2).cpu().numpy()
+    found = {"values": values, "how": state["how"], "spent": state["spent"]}
+    kept.stepped(found, end=True)
+    return found
+
+
 def gram_matrix(A: Any, side: str = "auto") -> torch.Tensor:
     """A A^T ("left") or A^T A ("right") as a dense float64 matrix; of a Jacobian in one pass over the data."""
-    return _assemble(Gram(as_operator(A), side))[0]
+    gram = Gram(as_operator(A), side)
+    return _assemble(gram, Kept(None, gram, {}), False)[0]
 
 
-def _assemble(gram: Gram) -> tuple[torch.Tensor, str, int]:
+def _assemble(gram: Gram, kept: Kept, progress: bool | None) -> tuple[torch.Tensor, str, int]:
     """(the Gram matrix in float64, how it was made, products)."""
     A = gram.parts[0]
     if isinstance(A, Dense):
         matrix = A.matrix.to_dense().double()
         return (matrix @ matrix.T if gram.side == "left" else matrix.T @ matrix), "dense matrix", 0
-    if isinstance(A, Jacobian):
+    if isinstance(A, Jacobian) and not kept.state:  # products that were kept are gone on with
         if gram.side == "right":
-            return _sum_of_rows(A), "one pass over the data, J^T J summed batch by batch", A.outputs
+            return _sum_of_rows(A, progress), "one pass over the data, J^T J summed batch by batch", A.outputs
         size = A.shape[0] * A.shape[1] * A.dtype.itemsize
         if distributed.world_size() == 1 and size < arrays.available_memory(A.device) // 2:
-            return _gram_of_rows(A), "one pass over the data, rows of J kept", A.outputs
-    return _by_products(gram), f"{gram.shape[0]} products", gram.shape[0]
+            return _gram_of_rows(A, progress), "one pass over the data, rows of J kept", A.outputs
+    return _by_products(gram, kept, progress)
 
 
-def _sum_of_rows(J: Jacobian) -> torch.Tensor:
+def _rows(J: Jacobian, progress: bool | None) -> Generator[tuple[slice, torch.Tensor], None, None]:
+    """The rows of J batch by batch, counted as the products that they are."""
+    with closing(J.rows()) as blocks, effort.bar(J.shape[0], "exact", progress, "row") as shown:
+        for where, block in blocks:
+            yield where, block
+            shown.update(len(block))
+    J.products += J.outputs
+
+
+def _sum_of_rows(J: Jacobian, progress: bool | None) -> torch.Tensor:
     """J^T J = sum_b J_b^T J_b."""
     n = J.shape[1]
     G = torch.zeros(n, n, dtype=torch.float64, device=J.device)
-    with closing(J.rows()) as blocks:
+    with closing(_rows(J, progress)) as blocks:
         for _, block in blocks:
             wide = block.double()
             G.addmm_(wide.T, wide)
-    J.products += J.outputs
     return distributed.all_reduce(G)
 
 
-def _gram_of_rows(J: Jacobian) -> torch.Tensor:
+def _gram_of_rows(J: Jacobian, progress: bool | None) -> torch.Tensor:
     """J J^T from all rows, summed over slices of columns in float64."""
     rows = torch.empty(J.shape, dtype=J.dtype, device=J.device)
-    with closing(J.rows()) as blocks:
+    with closing(_rows(J, progress)) as blocks:
         for where, block in blocks:
             rows[where] = block
-    J.products += J.outputs
     G = torch.zeros(J.shape[0], J.shape[0], dtype=torch.float64, device=J.device)
     width = max(1, (64 << 20) // (8 * J.shape[0]))
     for start in range(0, J.shape[1], width):
@@ -106,14 +142,27 @@ def _gram_of_rows(J: Jacobian) -> torch.Tensor:
     return G
 
 
-def _by_products(A: Operator) -> torch.Tensor:
-    """A times the identity, block by block."""
-    n = A.shape[0]
-    matrix = torch.empty(n, n, dtype=torch.float64, device=A.device)
-    for start in range(0, n, BLOCK):
-        columns = torch.zeros(n, min(BLOCK, n - start), dtype=A.dtype, device=A.device)
-        columns[range(start, start + columns.shape[1]), range(columns.shape[1])] = 1
-        matrix[:, start : start + columns.shape[1]] = (A @ columns).double()
-    if not torch.isfinite(matrix).all():
-        raise ValueError(f"the products of {A!r} hold NaN or infinity; check the operator with A.adjoint_error().")
-    return matrix
+def _by_products(A: Operator, kept: Kept, progress: bool | None) -> tuple[torch.Tensor, str, int]:
+    """(A times the identity, how, products): block by block, row j of the table is A e_j, so that a part of it is contiguous."""
+    n, done = A.shape[0], 0
+    table = torch.empty(n, n, dtype=torch.float64, device=A.device)
+    if kept.state:
+        before = kept.state.pop("products")
+        done = len(before)
+        table[:done] = before
+        del before
+    with kept.guard(lambda: {"products": table[:done]}), effort.bar(n, "exact", progress) as shown:
+        shown.update(done)
+        while done < n:
+            columns = torch.zeros(n, min(BLOCK, n - done), dtype=A.dtype, device=A.device)
+            columns[range(done, done + columns.shape[1]), range(columns.shape[1])] = 1
+            block = (A @ columns).T
+            if not torch.isfinite(block).all():
+                raise ValueError(
+                    f"the products of {A!r} hold NaN or infinity; check the operator with A.adjoint_error()."
+                )
+            table[done : done + len(block)] = block
+            done += len(block)
+            kept.stepped({"products": table[:done]})
+            shown.update(len(block))
+    return table.T, f"{n} products", n

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import chi2
 
 from spectral import arrays
 from spectral.estimators import aims, effort
@@ -25,6 +26,7 @@ class Default(int):
 
 
 PROBES, STEPS = Default(4), Default(100)
+COPIES = 8  # of one eigenvalue that an adaptive run without a basis looks for, a second pass each
 
 
 def slq(
@@ -50,7 +52,8 @@ def slq(
     (four vectors); "auto" is True if a basis takes at most a quarter of the free memory, else False.
     deflate "auto": with two probes or more, what the first has converged to is projected out of the others and becomes exact
     atoms once another probe shows no further copy. Without a basis the first probe's products are made twice for it (two-pass
-    Lanczos) if "auto" left the basis out or deflate=True; reorthogonalize=False alone deflates nothing.
+    Lanczos) if "auto" left the basis out or deflate=True, and those of a later probe that shows a further copy, as long as the
+    probes to come can find the rest of them; reorthogonalize=False alone deflates nothing.
     tol: steps and probes go on until the W1 error relative to the spectral range, truncation and the probes' noise in 95 % of the
     draws, is below tol; {"count": (lo, hi, width)} until the interval of count(lo, hi) is that narrow; {"w1": ..., "count": ...}
     asks for both. budget: products, or "10min", "50epochs". With tol, and with a budget, probes and steps are most numbers
@@ -208,7 +211,7 @@ class _Run:
                 self.flight.stepped(state, more)
             record = state.record(seed=self.settings["seed"], index=index, stop=stop)
             if self.deflation is not None:
-                self.deflation.add(record, self._combine(state, index, limit))
+                self.deflation.add(record, self._combine(state, record, limit), self._worth(record))
         except (KeyboardInterrupt, SystemExit):
             self.flight.save(state)
             raise
@@ -228,18 +231,30 @@ class _Run:
         left = limit.left() + self.flight.made
         return int(min(self.plan.steps, max(1, math.ceil(left / max(1, round(left / depth))))))
 
-    def _combine(self, state: Lanczos, index: int, limit: effort.Budget) -> Any:
-        """How Ritz vectors are made: from the basis, or for the first probe by a second pass."""
+    def _combine(self, state: Lanczos, record: LanczosRecord, limit: effort.Budget) -> Any:
+        """How Ritz vectors are made: from the basis, or by a second pass if there are any."""
         if self.plan.mode:
             return state.combine
-        if index > 0 or limit.left() < state.steps:
+        if limit.left() < state.steps:
             return None
-        record = state.record()
 
         def again(coefficients: np.ndarray) -> Any:
-            return second_pass(self.op, self.flight.start(0), record, coefficients)
+            return second_pass(self.op, self.flight.start(record.index), record, coefficients, state.U)
 
         return again
+
+    def _worth(self, record: LanczosRecord) -> float:
+        """The mass up to which a further copy that this probe shows is worth a second pass, in units of an eigenvector's.
+
+        Each pass finds one copy, and the last probe must show none: more copies than there are probes to come are never an
+        atom, and none is where the tolerance is met. The mass of r copies is chi-squared with r degrees of freedom.
+        """
+        if self.plan.mode or record.index == 0:
+            return math.inf
+        if self.aim is not None and sum(self.aim.parts(self._preview(record))) <= 1:
+            return 0.0
+        left = min(self.plan.probes - 1 - record.index, COPIES)
+        return float(chi2.isf(1e-3, left)) if left > 0 else 0.0
 
     def _looks(self, asked: bool) -> aims.Looks:
         """What the first probe's looks saw, in units of the tolerance that was asked for or of W1."""

@@ -236,12 +236,20 @@ def lanczos(A: Operator, start: torch.Tensor, steps: int, *, reorthogonalize: bo
     return state.record()
 
 
-def second_pass(A: Operator, start: torch.Tensor, record: LanczosRecord, coefficients: np.ndarray) -> torch.Tensor:
+def second_pass(
+    A: Operator,
+    start: torch.Tensor,
+    record: LanczosRecord,
+    coefficients: np.ndarray,
+    deflate: torch.Tensor | None = None,
+) -> torch.Tensor:
     """coefficients (c, k) times the basis that `record` had, which is computed again: (c, n), k - 1 products.
+
+    `deflate` are the vectors (l, n) that `record` was deflated of.
 
     Memory: four vectors and the c that are made. The same products give the same basis bit for bit; ValueError if they do not.
     """
-    state = Lanczos(A, start, record.steps, reorthogonalize=False)
+    state = Lanczos(A, start, record.steps, reorthogonalize=False, deflate=deflate, known=record.known)
     total = start.new_zeros(len(coefficients), len(start))
     for j in range(record.steps):
         for row, c in zip(total, coefficients[:, j], strict=True):

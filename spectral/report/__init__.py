@@ -14,7 +14,7 @@ import numpy as np
 
 from spectral.spectrum import Spectrum
 
-__all__ = ["Curve", "Line", "Report", "Row", "conditions_of", "matrices_of"]
+__all__ = ["Curve", "Line", "Numbers", "Report", "Row", "conditions_of", "matrices_of"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,44 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """What an estimator found that makes no spectrum: `value` (M,) and `error` (M,), in the order in which it gave them.
+
+    `kind`: "eigenvalues" and "singular values" (errors are residuals, small where `converged` (M,)), "diagonal" and "trace"
+    (errors are standard errors). `about`: the kind, and plain facts such as method, probes, threshold, complete, lower and upper.
+    """
+
+    value: np.ndarray
+    error: np.ndarray
+    converged: np.ndarray
+    about: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return str(self.about["kind"])
+
+    def estimates(self) -> dict[str, dict[str, Any]]:
+        """Each number by its name, with its error; of a diagonal the extreme entries."""
+        v, e = self.value, self.error
+        if self.kind == "trace":
+            bounds = {name: self.about[name] for name in ("lower", "upper") if np.isfinite(self.about[name])}
+            return {"trace": {"value": v[0], "stderr": e[0], **bounds}}
+        if self.kind == "diagonal":
+            ends = {"largest_entry": int(v.argmax()), "smallest_entry": int(v.argmin())}
+            return {name: {"value": v[i], "stderr": e[i], "index": i} for name, i in ends.items()}
+        name = self.kind.removesuffix("s").replace(" ", "_")
+        rows = enumerate(zip(v, e, self.converged, strict=True), 1)
+        return {f"{name}_{i}": {"value": x, "residual": r, "converged": bool(c)} for i, (x, r, c) in rows}
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a page shows.
 
     `labels` gives matrices and metrics their names in words ("note:METRIC" its definition), `headline` the matrices of the
     first picture and `headline_metric` what it sums up; `facts` are sentences beside the cost, `training` one mapping per
-    network, `products` one mapping per network's matrix: how its products were computed.
+    network, `products` one mapping per network's matrix: how its products were computed. `numbers` are shown where there is
+    no spectrum.
     """
 
     title: str
@@ -77,6 +109,7 @@ class Report:
     training: list[Mapping[str, Any]] = field(default_factory=list)
     labels: Mapping[str, str] = field(default_factory=dict)
     products: list[Mapping[str, Any]] = field(default_factory=list)
+    numbers: Numbers | None = None
     facts: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

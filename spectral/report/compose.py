@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 
 from spectral.analysis import METRICS, power_law
+from spectral.estimators.svd import SingularTriplets
+from spectral.estimators.top import Eigenpairs
 from spectral.landscape.cell import CellResult
 from spectral.landscape.contrasts import MetricRow
 from spectral.landscape.experiments import Outcome
 from spectral.landscape.training import Trained
+from spectral.results import Estimate
 from spectral.spectrum import Spectrum
 
-from . import Curve, Line, Report, Row
+from . import Curve, Line, Numbers, Report, Row, tables
 from .figures import DECADES
 
 KINDS = {
@@ -51,6 +54,12 @@ COMPUTED = {  # of an operator's description: what the page says of its products
     "untested": "not tested",
 }
 QUESTION_SINGLE = "How are the eigenvalues of this matrix spread, and how sure is that?"
+QUESTIONS = {
+    "eigenvalues": "Which are the extreme eigenvalues of this matrix, and how far off may they be?",
+    "singular values": "Which are the extreme singular values of this matrix, and how far off may they be?",
+    "diagonal": "How large are the diagonal entries of this matrix, and how sure is that?",
+    "trace": "What is the trace of this matrix, and how sure is that?",
+}
 
 
 def labels_for(matrices: Sequence[str]) -> dict[str, str]:
@@ -98,7 +107,7 @@ def experiment(
         alpha=_alpha([curve for curve in curves if curve.matrix in known]) if alpha_curve else [],
         losses=[_loss(r.cell.condition.name, r.cell.seed, r.trained) for r in trained.values() if r.trained],
         training=[_training(r) for r in trained.values()],
-        products=_products(curves),
+        products=_products([(curve.matrix, curve.spectrum.meta.get("operator", {})) for curve in curves]),
         labels=labels_for(result.matrices),
         facts=_facts(outcome),
         config=config,
@@ -138,7 +147,7 @@ def single(
             "The tail exponent is not to be trusted: fewer than 50 eigenvalues or less than a decade support the fit."
         )
     if trained is not None:
-        facts.append(f"Training {trained.sentence}; test accuracy {100 * test_accuracy:.1f} %.")
+        facts.append(_trained(trained, test_accuracy))
     return Report(
         title=matrix,
         question=QUESTION_SINGLE,
@@ -148,13 +157,91 @@ def single(
         alpha=_alpha([curve]) if alpha_curve else [],
         losses=[_loss(condition, seed, trained)] if trained is not None and trained.history else [],
         training=[] if trained is None else [_facts_of(trained, condition, seed, test_accuracy)],
-        products=_products([curve]),
+        products=_products([(matrix, spectrum.meta.get("operator", {}))]),
         labels=labels_for([]),
         facts=tuple(facts),
         config=config,
         environment=environment,
         cost=cost,
     )
+
+
+def found(result: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays, plain facts) of what `top`, `svd`, `trace` or `diagonal` returned: all that `numbers` needs, for a file."""
+    if isinstance(result, Estimate):
+        arrays = {name: np.atleast_1d(np.asarray(getattr(result, name))) for name in ("value", "stderr")}
+        if np.ndim(result.value):
+            more: dict[str, Any] = {"kind": "diagonal"}
+        else:
+            more = {"kind": "trace", "lower": float(result.lower), "upper": float(result.upper)}
+        return arrays, {**more, "method": result.method, "probes": result.probes, "products": result.products}
+    kinds: dict[type, tuple[str, tuple[str, ...]]] = {
+        Eigenpairs: ("eigenvalues", ("vectors",)),
+        SingularTriplets: ("singular values", ("left", "right")),
+    }
+    kind, vectors = kinds[type(result)]
+    arrays = {name: getattr(result, name) for name in ("values", "residuals", "converged")}
+    arrays |= {name: getattr(result, name).cpu().numpy() for name in vectors}
+    facts = {name: getattr(result, name) for name in ("threshold", "complete", "products", "epochs")}
+    return arrays, {"kind": kind, **facts}
+
+
+def of_arrays(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Numbers:
+    """The numbers of what `found` gave."""
+    if "values" in arrays:
+        return Numbers(arrays["values"], arrays["residuals"], arrays["converged"], about)
+    return Numbers(arrays["value"], arrays["stderr"], np.ones(len(arrays["value"]), dtype=bool), about)
+
+
+def numbers(
+    shown: Numbers,
+    *,
+    matrix: str,
+    condition: str,
+    seed: int,
+    trained: Trained | None,
+    test_accuracy: float,
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    cost: Mapping[str, Any],
+) -> Report:
+    """The report of numbers that make no spectrum."""
+    about = shown.about
+    facts = [str(about["of"])]
+    if "method" in about:
+        facts.append(f"Method: {about['method']}, {about['products']} products.")
+    else:
+        missing = int((~shown.converged).sum())
+        facts.append(
+            f"{len(shown.value) - missing} of {len(shown.value)} have converged (residual at most {about['threshold']:.2g}); "
+            + (
+                "nothing better was left."
+                if about["complete"]
+                else "the search was cut off, a better one may be missing."
+            )
+        )
+    if len(shown.estimates()) > tables.MOST_ENTRIES:
+        facts.append(f"The table shows the first {tables.MOST_ENTRIES}; result.json has all.")
+    if trained is not None:
+        facts.append(_trained(trained, test_accuracy))
+    return Report(
+        title=matrix,
+        question=QUESTIONS[shown.kind],
+        curves=[],
+        rows=[],
+        numbers=shown,
+        losses=[_loss(condition, seed, trained)] if trained is not None and trained.history else [],
+        training=[] if trained is None else [_facts_of(trained, condition, seed, test_accuracy)],
+        products=_products([(matrix, about.get("operator", {}))]),
+        facts=tuple(facts),
+        config=config,
+        environment=environment,
+        cost=cost,
+    )
+
+
+def _trained(trained: Trained, test_accuracy: float) -> str:
+    return f"Training {trained.sentence}; test accuracy {100 * test_accuracy:.1f} %."
 
 
 def _method(spectrum: Spectrum) -> str:
@@ -165,13 +252,13 @@ def _method(spectrum: Spectrum) -> str:
     return choice
 
 
-def _products(curves: Sequence[Curve]) -> list[Mapping[str, Any]]:
+def _products(operators: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
     """How products with each matrix were computed: a row per matrix and way, its seeds and conditions together."""
     rows: dict[str, dict[str, Any]] = {}
-    for curve in curves:
-        for leaf in _leaves(curve.spectrum.meta.get("operator", {})):
+    for matrix, description in operators:
+        for leaf in _leaves(description):
             if "engine" in leaf:
-                row = {"matrix": curve.matrix} | {name: leaf[key] for key, name in COMPUTED.items() if key in leaf}
+                row = {"matrix": matrix} | {name: leaf[key] for key, name in COMPUTED.items() if key in leaf}
                 noise = row.pop(COMPUTED["product_noise"], None)
                 kept = rows.setdefault(repr(sorted((k, str(v)) for k, v in row.items())), row)
                 if noise is not None:  # the largest of those that it was measured on

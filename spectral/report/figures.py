@@ -19,12 +19,12 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from spectral.results import Atoms
 from spectral.spectrum import Spectrum
 
-from . import Curve, Line, Row, conditions_of, matrices_of
+from . import Curve, Line, Numbers, Row, conditions_of, matrices_of
 from .tables import d_text, words
 
 COLOURS = {"init": "#767676", "true": "#0072B2", "random": "#D55E00"}
@@ -34,6 +34,7 @@ SIGNED_DECADES = 5  # the same on each side of zero, where a spectrum has both s
 DECADES = 8  # how far below the largest eigenvalue a picture looks at most
 RESOLUTION = 0.1  # standard deviation of the kernel in decades
 POINTS = 300  # grid points of a curve
+RANKS = 2000  # entries of a sorted diagonal that are drawn
 FLOOR = 0.3  # eigenvalues per decade: one eigenvalue under the default kernel peaks at 4, so its flanks end here
 
 
@@ -290,6 +291,79 @@ def panels(curves: list[Curve], kind: str, labels: Mapping[str, str], columns: i
             "eigenvalues per decade of λ" if kind == "density" else "fraction of eigenvalues ≤ λ", fontsize=9.5
         )
     _legend(figure, handles, band_note(curves))
+    return figure
+
+
+def numbers(shown: Numbers) -> Figure | None:
+    """Eigenvalues or singular values above their residuals, or the sorted diagonal with its errors; None for a trace."""
+    if shown.kind == "trace":
+        return None
+    return _sorted_diagonal(shown) if shown.kind == "diagonal" else _pairs(shown)
+
+
+def _pairs(shown: Numbers) -> Figure:
+    """Values with residual bars against their index, and the residuals with the threshold of convergence."""
+    figure, axes = _canvas(2, 1, 6.4, 2.7)
+    upper, lower = axes[:, 0]
+    index = np.arange(1, len(shown.value) + 1)
+    handles: dict[str, Artist] = {}
+    for name, chosen, shade, fill in (
+        ("converged", shown.converged, COLOURS["true"], "full"),
+        ("not converged", ~shown.converged, COLOURS["random"], "none"),
+    ):
+        if chosen.any():
+            x, y, r = index[chosen], shown.value[chosen], shown.error[chosen]
+            handles[name] = upper.errorbar(
+                x, y, yerr=r, fmt="o", color=shade, fillstyle=fill, markersize=4.5, capsize=3, linewidth=1.2
+            )
+            lower.plot(x, r, "o", color=shade, fillstyle=fill, markersize=4.5)
+    upper.set_ylabel(shown.kind.removesuffix("s"), fontsize=9.5)
+    if (shown.value > 0).all():
+        upper.set_yscale("log", nonpositive="clip")
+        _thin_ticks(upper)
+        if (ratio := shown.value.max() / shown.value.min()) < 30:  # hardly a power of ten in sight
+            ticks = LogLocator(subs=(1.0, 2.0, 5.0)) if ratio > 4 else MaxNLocator(6, steps=[1, 2, 5, 10])
+            upper.yaxis.set_major_locator(ticks)
+            upper.yaxis.set_major_formatter(ScalarFormatter())
+            upper.yaxis.set_minor_locator(NullLocator())
+    threshold = float(shown.about["threshold"])
+    lower.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
+    if (shown.error > 0).any():
+        lower.set_yscale("log", nonpositive="clip")
+        _thin_ticks(lower)
+        lower.set_ylim(min(shown.error[shown.error > 0].min(), threshold) / 3, max(shown.error.max(), threshold) * 3)
+    lower.set_ylabel("residual", fontsize=9.5)
+    lower.set_xlabel("index", fontsize=9.5)
+    for ax in (upper, lower):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlim(0.5, len(index) + 0.5)
+    _legend(figure, handles, "bars: residual · dashed: the residual from which a pair counts as converged")
+    return figure
+
+
+def _sorted_diagonal(shown: Numbers) -> Figure:
+    """The entries from the largest to the smallest, each with one standard error on both sides."""
+    figure, axes = _canvas(1, 1, 6.4, 3.6)
+    ax = axes[0, 0]
+    n = len(shown.value)
+    order = np.argsort(-shown.value, kind="stable")
+    ranks = np.unique(np.linspace(0, n - 1, min(n, RANKS)).astype(int))
+    value, error = shown.value[order][ranks], shown.error[order][ranks]
+    if (value > 0).all():
+        ax.set_yscale("log", nonpositive="clip")
+        ax.set_ylim(value.min() / 2, (value + error).max() * 1.5)
+    elif (size := np.abs(value)).max() > 0:
+        ax.set_yscale("symlog", linthresh=max(np.quantile(size[size > 0], 0.5), 1e-4 * size.max()), linscale=0.5)
+        ax.axhline(0, color="black", linewidth=0.8)
+    handles: dict[str, Artist] = {}
+    if (error > 0).any():
+        handles["± one standard error"] = ax.vlines(
+            ranks + 1, value - error, value + error, color=COLOURS["true"], alpha=0.25, linewidth=0.8
+        )
+    (handles["diagonal entry"],) = ax.plot(ranks + 1, value, color=COLOURS["true"], linewidth=1.8)
+    ax.set_xlabel("rank of the entry, largest first", fontsize=9.5)
+    ax.set_ylabel("diagonal entry", fontsize=9.5)
+    _legend(figure, handles, "" if (error > 0).any() else "exact entries: a line without bars")
     return figure
 
 

@@ -148,13 +148,15 @@ def _report(runs: Sequence[Run], varied: Sequence[str]) -> Report:
     rows: list[Row] = []
     for run, name in zip(singles, names, strict=True):
         cell = run.result["cells"][0]
-        if len(curves) < MOST_CURVES:
+        if "spectrum" in cell and len(curves) < MOST_CURVES:
             curves.append(Curve("all runs", name, cell["seed"], Spectrum.load(run.folder / cell["spectrum"])))
-    for metric in SHOWN:
+    numbers = [m for run in singles if "spectrum" not in (c := run.result["cells"][0]) for m in c["metrics"]]
+    listed = [m for m in numbers if not m.endswith(("_stderr", "_residual"))]
+    for metric in dict.fromkeys([*SHOWN, *listed]):
         found = {n: run.result["cells"][0]["metrics"] for n, run in zip(names, singles, strict=True)}
         values = {n: (_number(m.get(metric)),) for n, m in found.items()}
         if any(math.isfinite(v[0]) for v in values.values()):
-            errors = {n: (_number(m.get(f"{metric}_stderr")),) for n, m in found.items()}
+            errors = {n: (_number(m.get(f"{metric}_stderr", m.get(f"{metric}_residual"))),) for n, m in found.items()}
             rows.append(Row("all runs", metric, values, errors))
     for run in (run for run in runs if run not in singles):
         rows += _experiment_rows(run, f"{_name(run, varied, swapped)} · " if len(runs) > 1 else "")
@@ -167,7 +169,8 @@ def _report(runs: Sequence[Run], varied: Sequence[str]) -> Report:
         curves=curves,
         rows=rows,
         headline=("all runs",) if curves else (),
-        labels=labels_for([row.matrix for row in rows]),
+        labels={f"{m}": f"{m.replace('_', ' ')} (± residual)" for m in listed if f"{m}_residual" in numbers}
+        | labels_for([row.matrix for row in rows]),
         facts=tuple(f"{name}: {run.folder}" for name, run in zip(names, singles, strict=True)),
         config={"the same in all runs": same},
         environment={"spectral": spectral.__version__},

@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from . import Curve, Report, Row, conditions_of, figures, matrices_of
-from .tables import d_text, html_table, mapping_table, mean_and_error, with_error, words
+from .tables import d_text, entries, html_table, mapping_table, mean_and_error, with_error, words
 
 STYLE = """
 body { font: 16px/1.55 Georgia, 'Times New Roman', serif; color: #1c1c1c; max-width: 72rem; margin: 2.5rem auto;
@@ -50,6 +50,16 @@ READ_COMPARED = (
     "their bands do not overlap, the densities differ by more than seeds do.",
 )
 READ_SWEPT = ("Compare the colours, which are the steps of the sweep or its runs.",)
+READ_NUMBERS = {
+    "eigenvalues": "Within its residual ‖Av − θv‖ of each number there is an eigenvalue of the matrix: the "
+    "bars are bounds, mostly smaller than the dots. Copies of a multiple eigenvalue are listed one by one.",
+    "singular values": "Within its residual of each number there is a singular value of the matrix: the bars are bounds, mostly "
+    "smaller than the dots. Copies of a multiple singular value are listed one by one.",
+    "diagonal": "The entries are sorted, so that the picture shows how they are spread, not where they are; estimate.npz has "
+    "them in order. Sorting noisy entries spreads them: where bars are as long as the curve is high, its ends are noise. "
+    "The sum of the entries is the trace, of which estimator=trace gives the error.",
+    "trace": "The standard error is that of the random vectors; the trace is the sum of the eigenvalues.",
+}
 READ_SINGLE = (
     "The shaded band is the error of the estimate; where there is none, the eigenvalues are exact and only the smoothing "
     "width is a choice.",
@@ -64,7 +74,7 @@ def write(path: str | Path, report: Report, pictures: Mapping[str, bytes] | None
 
 
 def draw(report: Report) -> dict[str, bytes]:
-    """All pictures of the report as PNG bytes by name: landscape, esd, cdf, effects, alignment, alpha, training."""
+    """All pictures of the report as PNG bytes by name: landscape, esd, cdf, numbers, effects, alignment, alpha, training."""
     made: dict[str, Figure] = {}
     labels = report.labels
     if report.curves:
@@ -74,6 +84,8 @@ def draw(report: Report) -> dict[str, bytes]:
         made["cdf"] = figures.panels(chosen, "cdf", labels)
         if len(matrices_of(report.curves)) > len(shown):
             made["esd"] = figures.panels(report.curves, "density", labels)
+    if report.numbers is not None and (picture := figures.numbers(report.numbers)) is not None:
+        made["numbers"] = picture
     if any(row.effect is not None for row in report.rows):
         first = [row for row in report.rows if row.matrix in report.headline] or report.rows
         made["effects"] = figures.forest(first, labels)
@@ -106,6 +118,7 @@ def captions(report: Report) -> dict[str, str]:
     note = figures.band_note(report.curves) if report.curves else ""
     small = _resolution(report)
     return {
+        "numbers": "" if report.numbers is None else f"The {report.numbers.kind} of {report.title}, with their errors.",
         "landscape": f"Spectral densities{', overlaid' if multi else ''}: {note}. {small}"
         + (
             f" Below: {words(report.headline_metric, report.labels)} of the same matrices; dots are seeds, bars mean ± one "
@@ -239,7 +252,10 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
     texts = captions(report)
     compared = len(conditions_of(report.curves)) > 1
     both = {"true", "random"} <= set(conditions_of(report.curves))
-    read = READ + (READ_COMPARED if both else READ_SWEPT if compared else READ_SINGLE)
+    read: tuple[str, ...] = READ + (READ_COMPARED if both else READ_SWEPT if compared else READ_SINGLE)
+    if report.numbers is not None:
+        read = (READ_NUMBERS[report.numbers.kind],)
+    what = "the picture" if "landscape" in pictures or "numbers" in pictures else "it"
     notes = {key: value for key, value in report.labels.items() if key.startswith("note:")}
     explained = {key.removeprefix("note:"): value for key, value in notes.items()}
     parts = [
@@ -247,8 +263,8 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         f"<title>{html.escape(report.title)}</title><style>{STYLE}</style></head><body>",
         f'<h1>{html.escape(report.title)}</h1><p class="lead">{html.escape(report.question)}</p>',
-        _figure("landscape", pictures, texts),
-        f"<h2>How to read the picture</h2><p>{' '.join(html.escape(sentence) for sentence in read)}</p>",
+        _figure("landscape", pictures, texts) or _figure("numbers", pictures, texts),
+        f"<h2>How to read {what}</h2><p>{' '.join(html.escape(sentence) for sentence in read)}</p>",
     ]
     said = findings(report)
     if said:
@@ -272,7 +288,9 @@ def _figure(name: str, pictures: Mapping[str, bytes], texts: Mapping[str, str]) 
 
 
 def _numbers(report: Report, explained: Mapping[str, str]) -> str:
-    """The table of the headline matrices, the others folded."""
+    """The table of the headline matrices, the others folded; or the numbers that make no spectrum."""
+    if report.numbers is not None:
+        return f'<h2>The numbers</h2><div class="wide">{_table(entries(report.numbers))}</div>'
     if not report.rows:
         return ""
     first = [row for row in report.rows if row.matrix in report.headline] or report.rows

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from . import Row, conditions_of
+from . import Numbers, Row, conditions_of
+
+MOST_ENTRIES = 50  # numbers listed on a page; result.json and the arrays hold all
 
 
 def words(name: str, labels: Mapping[str, str]) -> str:
@@ -105,6 +107,33 @@ def text_table(rows: list[Row], labels: Mapping[str, str]) -> str:
     widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(titles) + 1)]
     return "\n".join(
         "  ".join(text.ljust(widths[0]) if i == 0 else text.rjust(widths[i]) for i, text in enumerate(line)).rstrip()
+        for line in lines
+    )
+
+
+def entries(numbers: Numbers) -> list[dict[str, str]]:
+    """One mapping of texts per number that is listed, at most `MOST_ENTRIES`: its name, value, error, and what else is said."""
+    titles = {"stderr": "standard error", "lower": "at least", "upper": "at most"}
+    rows = []
+    for name, found in list(numbers.estimates().items())[:MOST_ENTRIES]:
+        row = {"": name.replace("_", " "), "value": f"{found['value']:.6g}"}
+        for key, given in found.items():
+            if key == "converged":
+                row[key] = "yes" if given else "no"
+            elif key != "value":
+                row[titles.get(key, key)] = str(given) if isinstance(given, int) else f"{given:.2g}"
+        rows.append(row)
+    return rows
+
+
+def text_entries(numbers: Numbers) -> str:
+    """`entries` as a plain table."""
+    rows = entries(numbers)
+    titles = list(dict.fromkeys(title for row in rows for title in row))
+    lines = [titles, *([row.get(title, "") for title in titles] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(text.rjust(w) if i else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True)))
         for line in lines
     )
 
