@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
-TILE = 1 << 12  # rows of a block transposed at a time, which stay in cache
+TILE = 1 << 14  # rows of a block transposed at a time: they stay in cache, and are enough for several threads
 CHUNK = 1 << 20  # entries upcast at a time: 8 MiB of float64, which stays in cache and off the peak memory
 
 

@@ -20,7 +20,7 @@ from spectral.operators.selection import Engine, Maps, Runner
 
 NOISE_PROBES = 3
 JOIN = (
-    8  # batches are joined up to a graph of so many times the parameters: beyond, these are a small part of the traffic
+    12  # parameter sizes: the largest graph of joined batches; beyond, the parameters are a small part of the traffic
 )
 JOIN_MEMORY = 1 / 4  # of what may be kept, that such a graph may take: a product makes up to four of them
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -116,9 +116,7 @@ class Batchwise(Operator):
                 continue
             size = sum(survey.samples[start:end]) * self._graph_bytes
             pieces = min(end - start, math.ceil(size / max(limit, 1)))
-            width = math.ceil(
-                (end - start) / max(pieces, 1)
-            )  # all but the last of one width: they share their programs
+            width = math.ceil((end - start) / max(pieces, 1))  # of all but the last, so that they share their programs
             groups += [range(at, min(at + width, end)) for at in range(start, end, width)]
             start = end
         return groups

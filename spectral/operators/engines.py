@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -60,10 +60,15 @@ class Fresh:
 
     @property
     def output(self) -> torch.Tensor:
-        """z with its backward graph, recorded on first use."""
+        """z with its backward graph, recorded on first use.
+
+        A program keeps the attention's probabilities for J v anyway: its backward pass need not make them again, as a fused one
+        does, which has no rule for blocks either.
+        """
         if self._output is None:
             self._leaves = tuple(p.detach().requires_grad_() for p in self.primals)
-            self._output = self.function(*self._leaves)
+            with math_attention() if tape.recording() else nullcontext():
+                self._output = self.function(*self._leaves)
         return self._output
 
     def vjp(self, cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
