@@ -66,7 +66,7 @@ def test_memory_and_the_parameters_limit_what_is_joined(monkeypatch):
     small = GaussNewton(network(), nn.CrossEntropyLoss(), data)
     expected = small @ v
     graph = 3 * small._graph_bytes  # of one batch
-    assert len(small._groups[0]) == int(batchwise.JOIN * 57 * 8 / graph) == 3
+    assert len(small._groups[0]) < 8 and 3 * len(small._groups[0]) * small._graph_bytes <= batchwise.JOIN * 57 * 8
     monkeypatch.setattr(batchwise, "JOIN", 1e9)
     free = GaussNewton(network(), nn.CrossEntropyLoss(), data)
     assert torch.allclose(free @ v, expected, atol=1e-12) and joined(free) == 8

@@ -145,6 +145,7 @@ def _gram_of_rows(J: Jacobian, progress: bool | None) -> torch.Tensor:
 def _by_products(A: Operator, kept: Kept, progress: bool | None) -> tuple[torch.Tensor, str, int]:
     """(A times the identity, how, products): block by block, row j of the table is A e_j, so that a part of it is contiguous."""
     n, done = A.shape[0], 0
+    A.expect(n)
     table = torch.empty(n, n, dtype=torch.float64, device=A.device)
     if kept.state:
         before = kept.state.pop("products")
