@@ -46,7 +46,7 @@ class Batchwise(Operator):
         self._graph_bytes = -1.0  # of one sample's backward graph, once measured
         self._allowed = 0.0  # how far products may be off by rounding
         self._inside: torch.dtype | None = None  # the coarsest dtype that the model computes in
-        self._first: Any = None  # the batch that engines are tried on, while a sweep is under way
+        self._first: Any = None  # the first batch, which engines are tried on, while a sweep is under way
         self._groups: list[range] = []  # the batches that are multiplied as one, once a sweep has begun
         self._joins: bool | None = None  # whether they give what they give one by one, once that was seen
 
@@ -88,16 +88,18 @@ class Batchwise(Operator):
             waiting: list[Any] = []
             for index, batch in batches:
                 waiting.append(batch)
+                self._first = batch if index == 0 else self._first
                 self._groups = self._groups or self._grouped(batch)
                 group = next(g for g in self._groups if index in g)
                 if index + 1 < group.stop:
                     continue
                 whole = joined(waiting)
+                self.engine.visits = len(self._groups)
                 if len(group) > 1 and self._joins is None:
                     self._joins = self._add_up(waiting, whole)
-                    self.engine.batches = len(self._groups)
                 if len(group) > 1 and not self._joins:
                     self._groups = [range(i, i + 1) for i in range(len(self.network.survey.samples))]
+                    self.engine.visits = len(self._groups)
                     yield from ((range(group.start + i, group.start + i + 1), one) for i, one in enumerate(waiting))
                 else:
                     yield group, whole
@@ -131,20 +133,22 @@ class Batchwise(Operator):
     def _samples(self, group: range) -> int:
         return sum(self.network.survey.samples[i] for i in group)
 
-    def _runner(self, kind: str, group: range, batch: Any, V: torch.Tensor) -> Runner:
-        """Multiplies a batch, or several as one: (b, n) -> (b, m)."""
-        self.kind, self._first = kind, batch
+    def _runner(self, kind: str, group: range, batch: Any, V: torch.Tensor, entries: int | None = None) -> Runner:
+        """Multiplies a batch, or several as one: (b, n) -> (b, m); n is `entries` for the first batch alone, n if None."""
+        self.kind = kind
         there = (*self.network.values.values(), *self.network.frozen.values(), *self.network.model.buffers())
+        first = self._first
         return self.engine.runner(
             kind,
             group.start,
             lambda way: self._maps(way, group, batch),
             V[0],
-            {t.untyped_storage().data_ptr() for t in (*there, *tensors(batch))},
+            {t.untyped_storage().data_ptr() for t in (*there, *tensors(batch), *tensors(first))},
             version=self.network.versions(),
             expected=self.coming,
             columns=len(V),
-            relative=self._samples(group) / self._samples(self._groups[0]),
+            relative=self._samples(group) / self.network.survey.samples[0],
+            trial=(lambda way: self._maps(way, range(1), first), V[0, :entries]),
         )
 
     def _measure(self, function: engines.Function, primals: engines.Tensors, samples: int) -> None:

@@ -212,7 +212,9 @@ class Jacobian(Batchwise):
         with closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
                 U_bm = arrays.rows(U[rows])
-                self._runner("J^T u", group, batch, U_bm).add(U_bm, W_bn, new=group.start == 0)
+                self._runner("J^T u", group, batch, U_bm, self.starts[1] - self.starts[0]).add(
+                    U_bm, W_bn, new=group.start == 0
+                )
         return self._finite(distributed.all_reduce(W_bn), "J^T u").T
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:

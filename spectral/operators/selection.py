@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -142,6 +142,7 @@ class Engine:
     choices: dict[str, Choice] = field(default_factory=dict)
     store: engines.Store = field(default_factory=engines.Store)
     batches: int = 1
+    visits: int = 1  # in a sweep: batches may be joined
     alike: bool = True  # both ways' programs do the same: the second way is tried only where the first fails
     _shared: dict[Any, Any] = field(default_factory=dict)  # block and compiled programs by their key
 
@@ -162,13 +163,14 @@ class Engine:
         expected: int,
         columns: int,
         relative: float = 1.0,
+        trial: tuple[Callable[[str], Maps], torch.Tensor] | None = None,
     ) -> Runner:
         """The runner of batch `index`: the one kept, or a new one, kept if it fits.
 
-        `make(way)` takes the batch in a way; `v` (n,) is an example; `own` are storages that are there anyway; `relative` is
-        the size of this batch over the first one's.
+        `make(way)` takes the batch in a way; `v` (n,) is an example; `own` are storages that are there anyway. `trial`: make and
+        v of the batch that engines are tried on, this one if None; `relative` is the size of this batch over that one's.
         """
-        choice = self._choice(kind, make, v, own, expected)
+        choice = self._choice(kind, make, v, own, expected, relative, trial or (make, v))
         name = choice.kept(expected)
         if name != choice.best:  # more products are to come than were, or fewer
             self.store.drop(kind)
@@ -222,17 +224,32 @@ class Engine:
         return program
 
     # The first batch -------------------------------------------------------------------------------------------------
-    def _choice(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int], expected: int) -> Choice:
+    def _choice(
+        self, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int], expected: int, relative: float,
+        trial: tuple[Callable[[str], Maps], torch.Tensor],
+    ) -> Choice:  # fmt: skip
         """Ways are tried at the first product, programs once enough products are to come."""
         if kind not in self.choices:
-            self.choices[kind] = self._choose_way(kind, make, v, own)
+            self.choices[kind] = self._choose_way(kind, *trial)
         choice = self.choices[kind]
         if self.asked not in engines.WAYS and not choice.recorded and (self.asked != "auto" or expected >= RECORD):
             choice.recorded = True
-            self._try_programs(choice, kind, make, v, own, expected)
+            replay = self._try_replay(choice, kind, *trial, own)
+            long = replay is not None and expected * self.batches * replay.later > COMPILE
+            if replay is not None and (self.asked == "compiled" or (self.asked == "auto" and long)):
+                try:  # on the batch itself: another size would be compiled again
+                    found = self._try_program(kind, replay.way, make, v, own, compiled=True)
+                    choice.trials["compiled"] = replace(
+                        found,
+                        first=found.first / relative,
+                        later=found.later / relative,
+                        bytes=int(found.bytes / relative),
+                    )
+                except (*FAILURES, OSError, ImportError) as failure:  # no compiler on this machine, say
+                    choice.failures.append(f"compiled: {_first_line(failure)}")
         return choice
 
-    def _choose_way(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int]) -> Choice:
+    def _choose_way(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor) -> Choice:
         choice = Choice(self.asked, {}, [])
         problem: Exception | None = None
         for way in (self.asked,) if self.asked in engines.WAYS else self.ways:
@@ -252,9 +269,9 @@ class Engine:
             ) from problem
         return choice
 
-    def _try_programs(
-        self, choice: Choice, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int], expected: int
-    ) -> None:
+    def _try_replay(
+        self, choice: Choice, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int]
+    ) -> Trial | None:
         recorded: list[Trial] = []
         for way in self.ways:
             if recorded and self.alike:
@@ -268,13 +285,9 @@ class Engine:
                 if not any(known.endswith(named) for known in choice.failures):
                     choice.failures.append(f"replay of {named}")
         if not recorded:
-            return
-        replay = choice.trials["replay"] = min(recorded, key=lambda trial: trial.later)
-        if self.asked == "compiled" or (self.asked == "auto" and expected * self.batches * replay.later > COMPILE):
-            try:
-                choice.trials["compiled"] = self._try_program(kind, replay.way, make, v, own, compiled=True)
-            except (*FAILURES, OSError, ImportError) as failure:  # no compiler on this machine, say
-                choice.failures.append(f"compiled: {_first_line(failure)}")
+            return None
+        choice.trials["replay"] = min(recorded, key=lambda trial: trial.later)
+        return choice.trials["replay"]
 
     def _try_way(self, kind: str, way: str, make: Callable[[str], Maps], v: torch.Tensor) -> Trial:
         for _ in range(2):  # the first time warms up
@@ -373,8 +386,8 @@ class Engine:
         begin = _now(v)
         several.add(V, W, new=True)
         block = (_now(v) - begin) / width
-        faster = built / self.batches + expected * block < expected * single
-        why = f"{block:.2e} s each by vmap of {width}, {single:.2e} s alone, on the first batch"
+        faster = built / self.visits + expected * block < expected * single
+        why = f"{block:.2e} s each by vmap of {width}, {single:.2e} s alone, on what is multiplied first"
         return faster, f"{'vmap' if faster else 'one by one'}: {why}"
 
     def clear(self) -> None:
