@@ -209,7 +209,12 @@ class Curvature(Batchwise):
             for group, batch in batches:
                 self._runner("H v", group, batch, V_bn).add(V_bn, W_bn, new=group.start == 0)
         W_bn = self._finite(distributed.all_reduce(W_bn), f"with {type(self).__name__}")
-        return W_bn.div_(self.count).T
+        return (W_bn.div_(self.count) if self.coarse else W_bn).T
+
+    @property
+    def share(self) -> float:
+        """1 / N where products are divided inside, which costs no pass over them; coarse dtypes might underflow: 1."""
+        return 1.0 if self.coarse else 1.0 / self.count
 
     def _starts(self, index: int) -> int:
         """The index, over all ranks, of a batch's first sample."""
@@ -238,7 +243,7 @@ class Hessian(Curvature):
         total, primals = self._differentiated(batch), tuple(self.network.values.values())
         samples = self._samples(group)
         self._measure(total, primals, samples)
-        gradient = engines.GRADIENTS[way](total, primals)
+        gradient = engines.GRADIENTS[way](lambda *values: self.share * total(*values), primals)
 
         def product(v: torch.Tensor) -> tape.Pieces:
             return tuple(g.to(self.dtype) for g in gradient.jvp(self.network.split(v)))
@@ -282,7 +287,7 @@ class GaussNewton(Curvature):
             if not curves:
                 _ = lin.output  # plain tensors, where forward-mode AD left its own
                 curves.append(self._output_curvature(outputs_seen.pop(), batch, self._starts(group.start)))
-            return tuple(g.to(self.dtype) for g in lin.vjp(curves[0](jv)))
+            return tuple(g.to(self.dtype) for g in lin.vjp(self.share * curves[0](jv)))
 
         kept = engines.COPIES[way] * self._graph_bytes * samples
 

@@ -49,6 +49,7 @@ COMPUTED = {  # of an operator's description: what the page says of its products
     "engine": "engine",
     "reason": "why",
     "product_dtype": "dtype",
+    "batches_joined": "batches multiplied as one",
     "computes_in": "the model computes in",
     "product_noise": "relative error of a product",
     "untested": "not tested",
