@@ -106,6 +106,8 @@ def test_recording_must_pay_for_itself():
     assert choice.kept(1) == choice.kept(6) == "fresh"  # .9 x 6 x 1.0 < .8 (5.0 + 5 x 0.5)
     assert choice.kept(10) == "replay"  # .9 x 10 x 1.0 > .8 (5.0 + 9 x 0.5)
     assert choice.once() == "fresh" and choice.once(columns=20) == "replay"  # a block visits the batch once
+    choice.relative = 2.0  # joined batches are recorded once: .9 x 6 x 2.0 > .8 (4.5 + 6 x 2 x 0.5)
+    assert choice.kept(6) == "replay"
 
 
 def test_without_an_estimator_recording_begins_after_as_many_products_as_it_takes():

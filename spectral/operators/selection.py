@@ -61,9 +61,9 @@ class Trial:
     later: float
     bytes: int  # that keeping it takes
 
-    def seconds(self, products: int) -> float:
-        """What so many products take on the first batch."""
-        return self.first + (products - 1) * self.later
+    def seconds(self, products: int, relative: float = 1.0) -> float:
+        """What so many products take on the first batch, or on one `relative` times as large: recording takes what it takes."""
+        return self.first - self.later + products * relative * self.later
 
 
 @dataclass
@@ -77,6 +77,7 @@ class Choice:
     best: str = ""  # what is used now
     allowed: float = 0.0  # how far products may be off by rounding
     recorded: bool = False  # whether programs have been tried
+    relative: float = 1.0  # size of what is multiplied over that of the first batch: batches may be joined
 
     def _allowed(self) -> dict[str, Trial]:
         return {self.asked: self.trials[self.asked]} if self.asked in self.trials else self.trials
@@ -84,7 +85,7 @@ class Choice:
     def kept(self, products: int) -> str:
         """The engine that is fastest for so many products when it is kept: recording must pay for itself."""
         allowed = self._allowed()
-        return min(allowed, key=lambda name: PREFERRED.get(name, 1.0) * allowed[name].seconds(products))
+        return min(allowed, key=lambda name: PREFERRED.get(name, 1.0) * allowed[name].seconds(products, self.relative))
 
     def once(self, columns: int = 1) -> str:
         """The engine that is fastest for one visit to a batch with so many vectors, when nothing is kept."""
@@ -171,6 +172,7 @@ class Engine:
         v of the batch that engines are tried on, this one if None; `relative` is the size of this batch over that one's.
         """
         choice = self._choice(kind, make, v, own, expected, relative, trial or (make, v))
+        choice.relative = relative if index == 0 else choice.relative
         name = choice.kept(expected)
         if name != choice.best:  # more products are to come than were, or fewer
             self.store.drop(kind)
