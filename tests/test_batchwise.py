@@ -31,14 +31,16 @@ def whole(data):
 
 @pytest.mark.parametrize("kind", [Hessian, GaussNewton, Fisher, EmpiricalFisher])
 @pytest.mark.parametrize("memory", [None, 0])
-def test_curvature_of_joined_batches(kind, memory):
+@pytest.mark.parametrize("join", [batchwise.JOIN, 0])
+def test_curvature_of_joined_batches(kind, memory, join, monkeypatch):
+    monkeypatch.setattr(batchwise, "JOIN", join)
     data = batches()
     A = kind(network(), nn.CrossEntropyLoss(), data, memory=memory)
     B = kind(network(), nn.CrossEntropyLoss(), whole(data))
     V = torch.randn(A.shape[0], 3, dtype=torch.float64)
     for _ in range(3):
         assert torch.allclose(A @ V, B @ V, atol=1e-12)
-    assert joined(A) == 4
+    assert joined(A) == (4 if join else 1)
     assert A.epochs == B.epochs
 
 
@@ -50,7 +52,9 @@ def test_sampled_labels_are_those_of_the_samples():
 
 
 @pytest.mark.parametrize("options", [{}, {"wrt": "inputs"}, {"wrt": "inputs", "layout": "flattened"}])
-def test_rows_of_joined_batches_keep_their_order(options):
+@pytest.mark.parametrize("join", [batchwise.JOIN, 0])
+def test_rows_of_joined_batches_keep_their_order(options, join, monkeypatch):
+    monkeypatch.setattr(batchwise, "JOIN", join)
     data = batches()
     J, K = (Jacobian(network(), d, **options) for d in (data, whole(data)))
     v, u = (torch.randn(n, dtype=torch.float64) for n in reversed(J.shape))
@@ -58,7 +62,7 @@ def test_rows_of_joined_batches_keep_their_order(options):
     assert torch.allclose(J.T @ u, K.T @ u, atol=1e-12)
     assert torch.allclose(J.gram("right") @ v, K.gram("right") @ v, atol=1e-12)
     assert torch.allclose(torch.cat([block for _, block in J.rows()]) @ v, K @ v, atol=1e-12)
-    assert joined(J) == 4
+    assert joined(J) == (4 if join else 1)
 
 
 def test_memory_and_the_parameters_limit_what_is_joined(monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from families import FAMILIES, Oracle, made, text
 
 from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian
+from spectral.operators import batchwise
 
 REASON = "transformers is not installed; the extra `dev` brings it"
 SAME = ("GPT-2, no mask", "BERT, sentences")  # another model stands for their family in the ordinary run
@@ -39,10 +40,11 @@ def close(W, expected, name):
     return (W - expected).norm() <= FAMILIES[name].tolerance * expected.norm()
 
 
-@pytest.mark.parametrize("sizes", [(3, 2), pytest.param((2, 2, 1), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sizes, join", [((3, 2), 0), pytest.param((2, 2, 1), batchwise.JOIN, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", OPERATORS)
 @pytest.mark.parametrize("name", EACH)
-def test_products_are_the_oracles_on_ten_calls(name, kind, sizes):
+def test_products_are_the_oracles_on_ten_calls(name, kind, sizes, join, monkeypatch):
+    monkeypatch.setattr(batchwise, "JOIN", join)
     _, V, expected = oracle(name)
     A = OPERATORS[kind](FAMILIES[name], FAMILIES[name].cut(sizes))
     for call in range(10):
@@ -55,7 +57,8 @@ def test_products_are_the_oracles_on_ten_calls(name, kind, sizes):
     "sizes", [(1, 3, 1), *(pytest.param(cut, marks=pytest.mark.slow) for cut in ((5,), (1, 1, 1, 2)))]
 )
 @pytest.mark.parametrize("name", FAMILIES)
-def test_products_do_not_depend_on_the_cut(name, sizes):
+def test_products_do_not_depend_on_the_cut(name, sizes, monkeypatch):
+    monkeypatch.setattr(batchwise, "JOIN", 0)  # each batch by itself
     _, V, expected = oracle(name)
     for kind, make in OPERATORS.items():
         A = make(FAMILIES[name], FAMILIES[name].cut(sizes), engine="double-backward")
