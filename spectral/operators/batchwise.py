@@ -86,21 +86,23 @@ class Batchwise(Operator):
         """
         with self.network.sweep() as batches:
             waiting: list[Any] = []
+            number = 0  # of the group
             for index, batch in batches:
                 waiting.append(batch)
-                self._first = batch if index == 0 else self._first
-                self._groups = self._groups or self._grouped(batch)
-                group = next(g for g in self._groups if index in g)
+                if index == 0:
+                    self._first, self._groups = batch, self._groups or self._grouped(batch)
+                    self.engine.visits = len(self._groups)
+                group = self._groups[number]
                 if index + 1 < group.stop:
                     continue
+                number += 1
                 whole = joined(waiting)
-                self.engine.visits = len(self._groups)
                 if len(group) > 1 and self._joins is None:
                     self._joins = self._add_up(waiting, whole)
                 if len(group) > 1 and not self._joins:
                     self._groups = [range(i, i + 1) for i in range(len(self.network.survey.samples))]
-                    self.engine.visits = len(self._groups)
-                    yield from ((range(group.start + i, group.start + i + 1), one) for i, one in enumerate(waiting))
+                    self.engine.visits, number = len(self._groups), group.stop
+                    yield from zip(self._groups[group.start : group.stop], waiting, strict=True)
                 else:
                     yield group, whole
                 waiting = []

@@ -114,7 +114,7 @@ def _drop_zeros(graph: fx.Graph, value: Values) -> None:
         sides = (node.args[:2], node.args[1::-1])
         for x, zero in sides if node.target is aten.add.Tensor else sides[:1]:
             nothing = _is(zero, ZEROS) or (zero in value and not value[zero].any())
-            if nothing and x not in value and _alike(x, node):
+            if nothing and x not in value and alike(x, node):
                 _replace(graph, node, x)
                 break
 
@@ -127,9 +127,9 @@ def _shorten_views(graph: fx.Graph) -> None:
             while _is(source, VIEWS):
                 source = source.args[0]
             node.target, node.args = aten.reshape.default, (source, list(node.meta["shape"]))
-            if _alike(source, node) and source.meta.get("strides") == node.meta["strides"]:
+            if alike(source, node) and source.meta.get("strides") == node.meta["strides"]:
                 _replace(graph, node, source)
-        elif _is(node, (aten.expand.default,)) and _alike(node.args[0], node):
+        elif _is(node, (aten.expand.default,)) and alike(node.args[0], node):
             _replace(graph, node, node.args[0])
         elif _is(node, (aten.t.default,)) and _is(node.args[0], (aten.t.default,)):
             _replace(graph, node, node.args[0].args[0])
@@ -199,8 +199,8 @@ def _forms(graph: fx.Graph, value: Values) -> tuple[dict[Node, Form], dict[Node,
         spared = False
         for x, factor in terms:
             inner = {x: 1.0}
-            if x in parts and _alike(x, y):
-                outside = any(user not in parts or not _alike(user, x) for user in x.users)
+            if x in parts and alike(x, y):
+                outside = any(user not in parts or not alike(user, x) for user in x.users)
                 several = len(forms[x]) > 1 and outside
                 if not several and (len(x.users) == 1 or len(forms[x]) <= INLINE):
                     inner = forms[x]
@@ -234,7 +234,7 @@ def _parts(node: Node, value: Values) -> list[tuple[Node, Coefficient]] | None:
     if len(moving) != 1 or not (first or node.target is aten.mul.Tensor):
         return None
     if node.target in POINTWISE:
-        return [(moving[0], ("of", node))] if _alike(moving[0], node) else None
+        return [(moving[0], ("of", node))] if alike(moving[0], node) else None
     if node.target is aten.neg.default:
         return [(moving[0], -1.0)]
     c = node.args[1] if first else node.args[0]
@@ -271,7 +271,7 @@ def _evaluate(c: Coefficient, value: Values, known: dict[Coefficient, Any]) -> A
 
 def _whole(s: Node, c: Coefficient, y: Node) -> bool:
     """Whether a sum may begin with s alone."""
-    return c == 1.0 and _alike(s, y)
+    return c == 1.0 and alike(s, y)
 
 
 def _shape(s: Node, factor: Any) -> torch.Size:
@@ -308,7 +308,7 @@ def sum_products(graph: fx.Graph) -> None:
         if not _is(node, (aten.add.Tensor,)) or node.kwargs:
             continue
         for c, product in (node.args[:2], node.args[1::-1]):
-            if _is(product, tuple(SUMMING)) and len(product.users) == 1 and _alike(product, node) and _fits(c, node):
+            if _is(product, tuple(SUMMING)) and len(product.users) == 1 and alike(product, node) and _fits(c, node):
                 with graph.inserting_before(node):
                     made = graph.call_function(SUMMING[product.target], (c, *product.args))
                 made.meta.update(product.meta)
@@ -329,5 +329,6 @@ def _is(node: Any, targets: tuple[Any, ...]) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
 
-def _alike(a: Any, b: Node) -> bool:
+def alike(a: Any, b: Node) -> bool:
+    """Whether a value has the shape and dtype of another."""
     return isinstance(a, fx.Node) and all(a.meta.get(key) == b.meta.get(key) for key in ("shape", "dtype"))

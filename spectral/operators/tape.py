@@ -37,7 +37,6 @@ SAME = (aten.detach.default, aten.alias.default)  # of a value that no graph is 
 SHAPES = (aten.is_same_size.default, aten._has_same_storage_numel.default)  # tell nothing of the values
 INTO = {aten.mm.default: aten.addmm_.default, aten.bmm.default: aten.baddbmm_.default}
 ADDED = {aten.addmm.default: aten.addmm_.default, aten.baddbmm.default: aten.baddbmm_.default}
-VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 
 
 class Unrecordable(RuntimeError):
@@ -178,14 +177,10 @@ class Program:
         """The same program for (columns, n) -> pieces (columns, ...), by vmap, over the same constants."""
         if not self.pure:
             raise Unrecordable("a program that writes in place takes one vector at a time")
-        graph = fx.Graph()
-        graph.output(graph.graph_copy(self.module.graph, {}))
-        _copying_views(graph)
-        one = fx.GraphModule(torch.nn.Module(), graph)
         shape, dtype = next((n.meta["shape"], n.meta["dtype"]) for n in self.module.graph.nodes if "shape" in n.meta)
         device = self.constants[0].device if self.constants else torch.device("cpu")
         V = torch.zeros(columns, *shape, dtype=dtype, device=device)
-        mapped = torch.func.vmap(one, in_dims=(0, *[None] * len(self.constants)))
+        mapped = torch.func.vmap(self.module, in_dims=(0, *[None] * len(self.constants)))
         with torch.no_grad(), Recorder([V, *self.constants], copies=False) as recorder:
             out = mapped(V, *self.constants)
         program = _finish(recorder, out)
@@ -202,7 +197,6 @@ class Program:
         names: dict[Node, Node] = {}
         pieces = graph.graph_copy(self.module.graph, names)
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
-        _copying_views(graph)
         for i, piece in enumerate(pieces):  # type: ignore[arg-type]
             with graph.inserting_after(inputs[-1]):
                 inputs.append(graph.placeholder(f"w{i}"))
@@ -264,13 +258,6 @@ def _functionalise(graph: fx.Graph) -> None:
             node.target = twin
 
 
-def _copying_views(graph: fx.Graph) -> None:
-    """Views that copy where strides differ from those recorded."""
-    for node in graph.nodes:
-        if node.target in (aten.view.default, aten._unsafe_view.default):
-            node.target = aten.reshape.default
-
-
 def _finish(recorder: Recorder, out: Pieces) -> Program:
     """Constants become arguments after the inputs, dead operations go."""
     graph = recorder.graph
@@ -299,12 +286,17 @@ def _add_in_place(graph: fx.Graph, total: Node, piece: Node, new: bool, flipped:
     while len(piece.users) <= 1 and ((flips := _flips(piece)) or _renames(piece)):
         flipped, piece = flipped != flips, piece.args[0]
     alone = len(piece.users) <= 1
-    if alone and piece.target is aten.add.Tensor and not piece.kwargs and all(_alike(a, piece) for a in piece.args):
+    if (
+        alone
+        and piece.target is aten.add.Tensor
+        and not piece.kwargs
+        and all(simplify.alike(a, piece) for a in piece.args)
+    ):
         for part in piece.args:
             _add_in_place(graph, total, part, new, flipped)
             new = False
         return
-    added = alone and piece.target in ADDED and _alike(piece.args[0], piece)
+    added = alone and piece.target in ADDED and simplify.alike(piece.args[0], piece)
     if added:
         _add_in_place(graph, total, piece.args[0], new, flipped)
     if flipped:
@@ -326,11 +318,7 @@ def _flips(node: Node) -> bool:
 
 def _renames(node: Node) -> bool:
     """Whether a node is a view of the shape that it views."""
-    return node.target in VIEWS and _alike(node.args[0], node)
-
-
-def _alike(a: Any, b: Node) -> bool:
-    return isinstance(a, fx.Node) and all(a.meta.get(key) == b.meta.get(key) for key in ("shape", "dtype"))
+    return node.target in simplify.VIEWS and simplify.alike(node.args[0], node)
 
 
 def fold(program: Program) -> Program:
