@@ -73,6 +73,14 @@ def diagnose(model, question, **options):
     return answer
 
 
+def prepared(model, batches, **options):
+    """A model that has been surveyed and inspected, as an operator does it."""
+    net = DataModel(model, batches, **options)
+    checks.surveyed(net)
+    checks.inspected(net, net.function)
+    return net
+
+
 CULPRIT = "2.inner (Apply)"
 
 
@@ -188,7 +196,7 @@ def test_singular_output_function_is_told_from_the_model():
     clause = diagnose(
         network(torch.sin), lambda net: derivatives.nonfinite_product(net, 0, x), of=lambda z, batch: (z - z).sqrt()
     )
-    assert clause == "batch 0, where the derivative of sqrt in of=, loss= or forward= is not finite"
+    assert clause == "batch 0, where the derivative of sqrt in of= or loss= is not finite"
 
 
 def test_first_batch_with_a_singular_derivative_is_located():
@@ -276,7 +284,7 @@ def test_module_where_samples_meet_is_named(kind, n):
     model = network(MEETING[kind])
     assert diagnose(model, lambda net: checks.samples_meet(net, x[:n])) == CULPRIT
     with pytest.raises(ValueError, match=r"2.inner \(Apply\) couples them in eval mode.*preflight=False"):
-        _ = DataModel(model, [x[:n]]).survey
+        prepared(model, [x[:n]])
 
 
 def test_module_in_another_layout_is_named():
@@ -298,7 +306,7 @@ def test_module_in_another_layout_is_named():
 def test_batch_norm_without_statistics_is_refused():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False))
     with pytest.raises(ValueError, match=r"1 is a BatchNorm1d without running statistics.*couples the samples"):
-        checks.check_model(model)
+        prepared(model, [x])
 
 
 def test_module_without_eval_mode_is_refused():
@@ -318,31 +326,33 @@ def test_module_without_eval_mode_is_refused():
     ):
         before = traces(model)
         with pytest.raises(ValueError, match=name + r" stays in training mode after model.eval\(\)"):
-            DataModel(model, [x], params=["*"])
+            prepared(model.double(), [x], wrt="inputs")
         assert traces(model) == before
 
 
 # Off, and healthy ----------------------------------------------------------------------------------------------------
-class Forwards(nn.Linear):
-    sizes = ()
+SIZES = []  # of the batches that forward has seen: an attribute of the module would be put back
 
+
+class Forwards(nn.Linear):
     def forward(self, h):
-        self.sizes = (*self.sizes, len(h))
+        SIZES.append(len(h))
         return super().forward(h)
 
 
 def test_cost_of_the_preflight_is_two_passes_one_of_two_samples():
-    on, off = Forwards(3, 2).double(), Forwards(3, 2).double()
-    _ = DataModel(on, [x, x[:4]]).survey, DataModel(off, [x, x[:4]], preflight=False).survey
-    assert on.sizes == (6, 6, 2, 4) and off.sizes == (6, 4)
+    for preflight, sizes in ((True, [6, 4, 6, 6, 2]), (False, [6, 4, 6])):  # the survey, the graph, the tests
+        SIZES.clear()
+        prepared(Forwards(3, 2).double(), [x, x[:4]], preflight=preflight)
+        assert sizes == SIZES
 
 
 def test_preflight_off_is_said_and_only_then():
     model = network(NOISE["dropout"])
     assert DataModel(model, [x], preflight=False).describe()["preflight"] is False
-    assert not {"preflight", "untested"} & set(DataModel(network(torch.sin), [x]).describe())
+    assert not {"preflight", "untested"} & set(prepared(network(torch.sin), [x]).describe())
     with pytest.raises(ValueError, match=r"NaN or infinity in batch 0, first in 2.inner"):
-        _ = DataModel(network(lambda h: h / 0), [x], preflight=False).survey
+        prepared(network(lambda h: h / 0), [x], preflight=False)
 
 
 def test_what_could_not_be_tested_is_said():
@@ -351,7 +361,7 @@ def test_what_could_not_be_tested_is_said():
             raise ValueError("six samples, please")
         return h.sin()
 
-    net = DataModel(network(six), [x])
+    net = prepared(network(six), [x])
     assert net.describe()["untested"] == "copies of one sample alone: six samples, please"
 
 
@@ -370,10 +380,9 @@ def test_healthy_hugging_face_families_pass_without_a_word(name):
 def check_family(family):
     model = family.model()
     batches = family.cut((3, 2))
-    net = DataModel(model, batches)
     before = traces(model)
-    _ = net.survey
-    assert net.untested == "" and traces(model) == before
+    net = prepared(model, batches)
+    assert not net.untested and traces(model) == before
     for batch in batches:
         assert checks.first_nonfinite_module(net, batch) is None
         assert checks.samples_meet(net, batch) is None

@@ -9,7 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import spectral
-from spectral.networks.losses import per_sample_loss, target_of, unreduced
+from spectral.networks.batches import Samples
+from spectral.networks.losses import Loss, target_of, unreduced
+
+
+def per_sample_loss(loss, output, batch):
+    return Loss(loss, Samples()).means(output, batch)
+
 
 torch.manual_seed(0)
 N, C = 7, 4

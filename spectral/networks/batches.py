@@ -1,33 +1,154 @@
-"""Batches and sweeps: what data may be, and how a sweep leaves the model and every random state as they were."""
+"""Data as batches: what they may be, which entries belong to single samples, and the random state that they are read under.
+
+Legend: B samples in a batch. An entry belongs to the samples if its first axis has length B and `shared` does not name it.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from spectral import arrays
+from spectral.networks.trees import Place, leaves, mapped, replaced, tensors
+
+LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 
 
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, each module's own mode handed back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+# What data may be ----------------------------------------------------------------------------------------------------
+def check_data(data: Any) -> None:
+    """One clear sentence where `data` is not a re-iterable of batches."""
+    if isinstance(data, torch.Tensor | np.ndarray | Mapping | str):
+        raise TypeError(
+            f"data is one {type(data).__name__}, but it must be an iterable of batches; pass a list of batches, [data] for one."
+        )
+    if isinstance(data, tuple) and any(isinstance(part, torch.Tensor | np.ndarray) for part in data):
+        raise TypeError("data is a tuple of tensors, which may be meant as one batch (x, y); pass [(x, y)].")
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise TypeError(
+            f"data is a {type(data).__name__} of single samples, but it must give batches; pass DataLoader(data, batch_size=...)."
+        )
+    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+        raise TypeError(
+            f"data is a {type(data).__name__}, but it must be an iterable of batches, such as a DataLoader."
+        )
+    if isinstance(data, Iterator):  # not `iter(data) is data`: iter() of a DataLoader draws from the global generator
+        raise TypeError(
+            f"data is a {type(data).__name__} that can be read only once, but every product is a sweep over the data; "
+            "pass a list of batches or a DataLoader."
+        )
 
 
+def warm_up(data: Any) -> None:
+    """Start the workers that persist: their first pass draws one random number more than the later ones do."""
+    if isinstance(data, DataLoader) and data.persistent_workers and data._iterator is None:
+        iter(data)
+
+
+def placed(batch: Any, device: torch.device, cast: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The batch on a device, NumPy arrays as tensors, `cast` applied; the user's tensors keep their flags whatever is run."""
+
+    def place(_: Place, leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf":
+            leaf = arrays.to_torch(leaf)
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        moved = cast(leaf.detach().to(device))
+        return moved.requires_grad_() if leaf.requires_grad else moved
+
+    batch = mapped(place, batch)
+    if not tensors(batch):
+        raise TypeError(
+            f"a batch is a {type(batch).__name__} that holds no tensor; pass tensors, tuples (x, y) or mappings of tensors."
+        )
+    return batch
+
+
+def is_finite(batch: Any) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in tensors(batch))
+
+
+def fingerprint(batch: Any) -> str:
+    """A hash of every entry of a batch's tensors and of its numbers and words."""
+    rest = [f"{place}: {leaf}" for place, leaf in leaves(batch) if isinstance(leaf, bool | int | float | str)]
+    return "; ".join([arrays.checksum(*tensors(batch)), *rest])
+
+
+# Samples -------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Samples:
+    """Which entries of a batch belong to its samples; `shared` names those that belong to none, by key or position."""
+
+    shared: tuple[Any, ...] = ()
+
+    def is_shared(self, place: Place) -> bool:
+        return bool(place) and (place[0] in self.shared or any(isinstance(k, str) and k in self.shared for k in place))
+
+    def first(self, batch: Any) -> torch.Tensor | None:
+        """The tensor whose first axis counts the samples."""
+        parts = ((place, leaf) for place, leaf in leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim)
+        return next((leaf for place, leaf in parts if not self.is_shared(place)), None)
+
+    def size(self, batch: Any) -> int:
+        """B; 0 where no tensor has an axis."""
+        first = self.first(batch)
+        return 0 if first is None else len(first)
+
+    def check(self, batch: Any) -> None:
+        """One sentence for a name in `shared` that the batch does not have."""
+        places = [place for place, _ in leaves(batch)]
+        for name in self.shared:
+            if not any(Samples((name,)).is_shared(place) for place in places):
+                there = ", ".join(dict.fromkeys(str(place[0]) for place in places if place)) or "none"
+                raise ValueError(f"shared={name!r} names no entry of a batch; the keys or positions there are {there}.")
+
+    def belongs(self, place: Place, leaf: Any, size: int) -> bool:
+        tensor = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and len(leaf) == size
+        return tensor and not self.is_shared(place)
+
+    def some(self, tree: Any, size: int, choose: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        """The tree with `choose` applied to every entry that belongs to the `size` samples."""
+        return mapped(lambda place, leaf: choose(leaf) if self.belongs(place, leaf, size) else leaf, tree)
+
+    def rows(self, tree: Any, size: int, start: int, stop: int) -> Any:
+        """Samples start, ..., stop - 1."""
+        return self.some(tree, size, lambda t: t[start:stop])
+
+    def apart(self, batch: Any, size: int) -> tuple[list[torch.Tensor], Callable[[Sequence[torch.Tensor]], Any]]:
+        """The entries that belong to the samples, and the function that puts others in their places."""
+        own = [(place, leaf) for place, leaf in leaves(batch) if self.belongs(place, leaf, size)]
+
+        def rebuild(parts: Sequence[torch.Tensor]) -> Any:
+            return replaced(batch, dict(zip((place for place, _ in own), parts, strict=True)))
+
+        return [leaf for _, leaf in own], rebuild
+
+    def signature(self, batch: Any) -> Any:
+        """What batches that can be joined have in common; None if some part is not one entry a sample, or no plain value."""
+        size, parts = self.size(batch), []
+        for place, leaf in leaves(batch):
+            if self.belongs(place, leaf, size):
+                parts.append((place, leaf.shape[1:], leaf.dtype))
+            elif leaf is None or isinstance(leaf, bool | int | float | str):
+                parts.append((place, type(leaf), leaf))
+            else:
+                return None
+        return tuple(parts)
+
+    def joined(self, batches: list[Any]) -> Any:
+        """Batches of one `signature` as one, in their order."""
+        if len(batches) == 1:
+            return batches[0]
+        columns = zip(*(self.apart(batch, self.size(batch))[0] for batch in batches), strict=True)
+        return self.apart(batches[0], self.size(batches[0]))[1]([torch.cat(parts) for parts in columns])
+
+
+# Random states -------------------------------------------------------------------------------------------------------
 def _generators(data: Any) -> list[torch.Generator]:
     """The private generators that a DataLoader and its sampler draw from."""
     owners = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
@@ -52,82 +173,8 @@ def set_random_state(data: Any, state: tuple[Any, ...]) -> None:
         generator.set_state(private)
 
 
-def check_data(data: Any) -> None:
-    """One clear sentence where `data` is not a re-iterable of batches."""
-    if isinstance(data, torch.Tensor | np.ndarray | Mapping | str):
-        raise TypeError(
-            f"data is one {type(data).__name__}, but it must be an iterable of batches; pass a list of batches, [data] for one."
-        )
-    if isinstance(data, tuple) and any(isinstance(part, torch.Tensor) for part in data):
-        raise TypeError("data is a tuple of tensors, which may be meant as one batch (x, y); pass [(x, y)].")
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise TypeError(
-            f"data is a {type(data).__name__} of single samples, but it must give batches; pass DataLoader(data, batch_size=...)."
-        )
-    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-        raise TypeError(
-            f"data is a {type(data).__name__}, but it must be an iterable of batches, such as a DataLoader."
-        )
-    if isinstance(data, Iterator):  # not `iter(data) is data`: iter() of a DataLoader draws from the global generator
-        raise TypeError(
-            f"data is a {type(data).__name__} that can be read only once, but every product is a sweep over the data; "
-            "pass a list of batches or a DataLoader."
-        )
-
-
-@contextmanager
-def differentiable_kernels() -> Iterator[None]:
-    """Without the fused inference path of nn.MultiheadAttention and TransformerEncoderLayer, which has no derivative."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-def first_tensor(batch: Any) -> torch.Tensor | None:
-    """The tensor whose first axis counts the samples."""
-    if isinstance(batch, torch.Tensor):
-        return batch
-    return next((part for part in tensors(batch) if part.ndim > 0), None)
-
-
-def tensors(batch: Any) -> list[torch.Tensor]:
-    """The tensors of a batch, in order."""
-    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-
-def is_finite(batch: Any) -> bool:
-    return all(bool(torch.isfinite(t).all()) for t in tensors(batch))
-
-
-def fingerprint(batch: Any) -> float:
-    """A number that changes with the samples or their order, from up to about 1024 entries of each tensor."""
-    return sum((arrays.sketch(t) + (t.shape[0] if t.ndim else 0) for t in tensors(batch)), 0.0)
-
-
-def signature(batch: Any) -> Any:
-    """What batches that can be joined have in common; None if some part is not one entry a sample, or no plain value."""
-    leaves, tree = tree_flatten(dict(batch) if isinstance(batch, Mapping) else batch)
-    first = first_tensor(batch)
-    parts: list[Any] = []
-    for leaf in leaves:
-        if isinstance(leaf, torch.Tensor) and leaf.ndim and first is not None and len(leaf) == len(first):
-            parts.append((leaf.shape[1:], leaf.dtype))
-        elif leaf is None or isinstance(leaf, bool | int | float | str):
-            parts.append((type(leaf), leaf))
-        else:
-            return None
-    return str(tree), tuple(parts)
-
-
-def joined(batches: list[Any]) -> Any:
-    """Batches of one `signature` as one, in their order."""
-    if len(batches) == 1:
-        return batches[0]
-    flat = [tree_flatten(dict(batch) if isinstance(batch, Mapping) else batch) for batch in batches]
-    columns = zip(*(leaves for leaves, _ in flat), strict=True)
-    whole = [torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts[0] for parts in columns]
-    return tree_unflatten(whole, flat[0][1])
+def same_random_state(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
+    """Whether nothing was drawn in between."""
+    alike = one[0] == two[0] and one[1][2:] == two[1][2:] and bool((one[1][1] == two[1][1]).all())
+    pairs = zip((one[2], *one[3], *one[4]), (two[2], *two[3], *two[4]), strict=False)
+    return alike and len(one[3]) == len(two[3]) and all(torch.equal(a, b) for a, b in pairs)

@@ -1,9 +1,9 @@
 """A model and its data as pure functions of what is differentiated.
 
-`DataModel` gives, for each batch, a function primals -> outputs (B, k) and the primals at which it is linearised. It sees to
-it that a sweep over the data leaves no trace: eval mode is set and handed back module by module, buffers are cloned, no
-gradient is written, and every global random state is as before. Each sweep replays the random state of the first, so that a
-shuffling loader visits the samples in one fixed order.
+`DataModel` gives, for each batch, a function primals -> outputs (B, k) and the primals at which it is linearised. All that the
+user gave (forward=, of=, loss=) runs inside one substitution of the parameters: what calls the model again, or reads its
+parameters, is differentiated too. A sweep over the data leaves no trace (`model_state.untouched`). Each sweep replays the random
+state of the first, so that a shuffling loader visits the samples in one fixed order.
 
 Legend: n samples, B in a batch, k outputs per sample, d input features, P parameters.
 """
@@ -12,43 +12,56 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
+from spectral import threads
+from spectral.networks import model_state
 from spectral.networks.batches import (
+    LABEL_KEYS,
+    Samples,
     check_data,
-    differentiable_kernels,
-    evaluation,
     fingerprint,
-    first_tensor,
-    is_finite,
+    placed,
     random_state,
+    same_random_state,
     set_random_state,
-    signature,
-    tensors,
+    warm_up,
 )
-from spectral.networks.diagnose import checks
-from spectral.networks.losses import LABEL_KEYS, output_tensor, per_sample_loss
+from spectral.networks.losses import Loss, fields, output_tensor
+from spectral.networks.trees import Place, leaves, replaced, tensors
 
-INPUT_KEYS = ("inputs_embeds", "pixel_values", "input_values", "input_features", "inputs", "x")
-OF = ("logits", "probs", "loss")
+INPUT_KEYS = ("inputs_embeds", "pixel_values", "input_values", "input_features", "inputs", "x", "input")
+OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
 WRT = ("params", "inputs")
+STATISTICS = ("population", "batch")
+NOTHING = object()
+
+
+class NotFinite(ValueError):
+    """The outputs of a batch, or its loss, hold NaN or infinity."""
+
+    def __init__(self, index: int, batch: Any, what: str, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__(f"{what} NaN or infinity in batch {index}")
+        self.index, self.batch, self.what, self.function = index, batch, what, function
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What one forward sweep tells of the data: samples and outputs per batch, a fingerprint to recognise each, and its form."""
+    """What one forward sweep tells of the data: samples and outputs per batch, a hash to recognise each, and its form."""
 
     samples: list[int]
     outputs: list[int]
     feature_shape: tuple[int, ...] | None
-    fingerprints: list[float] = field(repr=False)
+    fingerprints: list[str] = field(repr=False)
     signatures: list[Any] = field(repr=False)
 
     @property
@@ -56,8 +69,11 @@ class DatasetInfo:
         return sum(self.samples)
 
 
-def select_parameters(model: nn.Module, params: list[str] | None) -> dict[str, nn.Parameter]:
-    """The parameters that are differentiated: those that require a gradient, or all that match the name globs `params`."""
+def select_parameters(model: nn.Module, params: Any) -> dict[str, nn.Parameter]:
+    """The parameters that are differentiated: those that require a gradient, or those that `params` names.
+
+    `params`: name globs, parameters and modules, in any mixture.
+    """
     named = dict(model.named_parameters())  # deduplicated: tied weights count once
     if params is None:
         chosen = {name: p for name, p in named.items() if p.requires_grad}
@@ -66,22 +82,82 @@ def select_parameters(model: nn.Module, params: list[str] | None) -> dict[str, n
         return chosen
     if isinstance(params, str):
         raise TypeError(f"params={params!r} is a string; pass a list of name globs, such as [{params!r}].")
-    for glob in params:
-        if not fnmatch.filter(named, glob):
-            raise ValueError(f"params: {glob!r} matches no parameter; the names are {', '.join(list(named)[:12])}, ...")
-    chosen = {name: p for name, p in named.items() if any(fnmatch.fnmatchcase(name, glob) for glob in params)}
-    if not chosen:
+    given = [params] if isinstance(params, torch.Tensor | nn.Module) else list(params)
+    wanted: set[str] = set()
+    for one in given:
+        wanted |= _names(named, one)
+    if not wanted:
         raise ValueError("params=[] names no parameter; leave it out for all that require a gradient.")
-    return chosen
+    return {name: p for name, p in named.items() if name in wanted}
+
+
+def _names(named: dict[str, nn.Parameter], one: Any) -> set[str]:
+    """The names that a glob, a parameter or a module stands for."""
+    if isinstance(one, str):
+        found = {name for name in named if fnmatch.fnmatchcase(name, one)}
+        if not found:
+            raise ValueError(f"params: {one!r} matches no parameter; the names are {', '.join(list(named)[:12])}, ...")
+        return found
+    if not isinstance(one, torch.Tensor | nn.Module):
+        raise TypeError(f"params must hold name globs, parameters or modules, got a {type(one).__name__}.")
+    ids = {id(p) for p in (one.parameters() if isinstance(one, nn.Module) else (one,))}
+    found = {name for name, p in named.items() if id(p) in ids}
+    if len(found) < len(ids) or not found:
+        what = f"a tensor of shape {tuple(one.shape)}" if isinstance(one, torch.Tensor) else f"a {type(one).__name__}"
+        raise ValueError(
+            f"params holds {what} that is no parameter or part of the model; take it from model.parameters()."
+        )
+    return found
+
+
+# The model's own call ------------------------------------------------------------------------------------------------
+def required_inputs(model: nn.Module) -> int:
+    """How many entries of a tuple the model's forward takes: its positional parameters without defaults, at least one."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # no Python function
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(p.kind in positional and p.default is p.empty for p in parameters))
 
 
 def default_forward(model: nn.Module, batch: Any) -> Any:
-    """model(x) for a tensor or a tuple (x, ...), model(**batch) without its labels (LABEL_KEYS) for a mapping."""
+    """model(x) for a tensor; model(x1, ..., xr) for a tuple, r what forward requires; model(**fields) without labels for others.
+
+    A mapping or dataclass that comes first in a tuple is taken by its names too.
+    """
+    return _checked_call(model, batch, LABEL_KEYS)
+
+
+def labelled_forward(model: nn.Module, batch: Any) -> Any:
+    """The model's forward pass with its labels, which makes it return its own loss."""
+    if fields(batch) is None:
+        raise ValueError(
+            "loss=None means the model's own loss, which needs mappings with labels as batches; pass loss=."
+        )
+    return _checked_call(model, batch, ())
+
+
+def _checked_call(model: nn.Module, batch: Any, left_out: Sequence[str]) -> Any:
+    """The call, after one sentence where the batch does not fit the signature of forward."""
+    args: tuple[Any, ...] = ()
+    named = fields(batch)
     if isinstance(batch, torch.Tensor):
-        return model(batch)
-    if isinstance(batch, Mapping):
-        return model(**{key: value for key, value in batch.items() if key not in LABEL_KEYS})
-    return model(batch[0])
+        args = (batch,)
+    elif named is None and len(batch) and (named := fields(batch[0])) is None:
+        args = tuple(batch[: required_inputs(model)])
+    kwargs = {key: value for key, value in (named or {}).items() if key not in left_out}
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as problem:
+        given = ", ".join([*(["the first entry"] * bool(args)), *map(str, kwargs)])
+        raise TypeError(
+            f"{type(model).__name__}.forward cannot be called with {given} of a batch ({problem}); pass forward=lambda model, "
+            "batch: ... that calls the model as it wants to be called."
+        ) from problem
+    except ValueError:  # it has no signature
+        pass
+    return model(*args, **kwargs)
 
 
 def probabilities(output: Any) -> torch.Tensor:
@@ -97,20 +173,32 @@ def probabilities(output: Any) -> torch.Tensor:
     return logits.softmax(-1)
 
 
-class _Call(nn.Module):
-    """`forward(model, batch)` as a module, so that any forward can run on substituted parameters."""
+class _Run(nn.Module):
+    """forward(model, batch) as a module."""
 
     def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
-        self.model = model
-        self.run = forward
+        self.model, self.given = model, forward
 
     def forward(self, batch: Any) -> Any:
-        return self.run(self.model, batch)
+        return self.given(self.model, batch)
+
+
+class _Call(nn.Module):
+    """All that the user gave as one module, so that it runs on substituted parameters from end to end."""
+
+    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> None:
+        super().__init__()
+        self.run = _Run(model, forward)
+
+    def forward(self, batch: Any, then: Callable[[Any], Any], output: Any) -> Any:
+        return then(self.run(batch) if output is NOTHING else output)
 
 
 class DataModel:
     """(model, data) as functions of the parameters or of the inputs; see the module's docstring."""
+
+    needs_loss = False  # whether loss=None means the model's own
 
     def __init__(
         self,
@@ -121,49 +209,79 @@ class DataModel:
         wrt: str = "params",
         forward: Callable[[nn.Module, Any], Any] | None = None,
         loss: Any = None,
-        params: list[str] | None = None,
+        params: Any = None,
+        shared: Sequence[Any] = (),
+        statistics: str = "population",
         product_dtype: torch.dtype | None = None,
         preflight: bool = True,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module (wrap a function in one).")
+        _check_model(model)
         if not callable(of) and of not in OF:
             raise ValueError(
-                f"of={of!r} is no output; use one of {', '.join(OF)} or a callable(output, batch) -> (B, k)."
+                f"of={of!r} is no output; use one of {', '.join(OF[:3])} or a callable(output, batch) -> (B, k)."
             )
         if wrt not in WRT:
             raise ValueError(f"wrt={wrt!r} is no variable; use 'params' or 'inputs'.")
-        if of == "loss" and loss is None:
-            raise ValueError("of='loss' needs loss=: a torch loss module or a callable(output, batch) -> (sum, count).")
+        if statistics not in STATISTICS:
+            raise ValueError(f"statistics={statistics!r} is unknown; use 'population' or 'batch'.")
         if wrt == "inputs" and params is not None:
             raise ValueError("params= restricts wrt='params'; leave it out with wrt='inputs'.")
+        if isinstance(shared, str) or not isinstance(shared, Sequence):
+            raise TypeError(f"shared={shared!r} must be a list of keys or positions, such as [{shared!r}].")
         check_data(data)
-        checks.check_model(model)
-        self.model, self.data, self.of, self.wrt, self.loss = model, data, of, wrt, loss
-        self.call = _Call(model, forward or default_forward)
-        self.product_dtype, self.preflight = product_dtype, preflight
-        self.untested = ""  # what the preflight could not test on this model
-        self.parameters = select_parameters(model, params) if wrt == "params" else {}
-        self.state = random_state(data)
+        self.model, self.data, self.of, self.wrt = model, data, of, wrt
+        self.statistics, self.preflight = statistics, preflight
+        self.samples = Samples(tuple(shared))
+        self.inputs = 1 if forward is not None else required_inputs(model)
+        if wrt == "inputs" and self.inputs > 1:
+            raise ValueError(
+                f"wrt='inputs' differentiates one input, but {type(model).__name__}.forward takes {self.inputs}; pass "
+                "forward=lambda model, batch: ... of the one that varies."
+            )
+        self.loss = Loss(loss, self.samples, self.inputs)
+        own = loss is None and (self._of_loss or self.needs_loss)
+        self.loss.guess(model)
+        self.call = _Call(model, forward or (labelled_forward if own else default_forward))
+        self.product_dtype = product_dtype
+        self.untested: dict[str, str] = {}  # what could not be tested on this model, and why
+        self.roots = [model, *(state for given in (loss, of, forward) for state in _states(given))]
+        with threads.alone(model.modules()), threads.RANDOM:
+            self.names = list(select_parameters(model, params)) if wrt == "params" else []
+            before = random_state(data)
+            warm_up(data)
+            self.state = random_state(data)
+            self._set_dtype(model)
+            set_random_state(data, before)
         self.sweeps = 0  # passes over the data so far, the first one (a forward pass for the sizes) included
+        self.draws = True  # whether reading the data or running the model draws from a global generator
+        self.first: Any = None  # the first batch with its outputs, until it has been inspected
         self._survey: DatasetInfo | None = None
         self._buffers: dict[str, torch.Tensor] = {}
-        self._set_dtype(model)
+        self._stack: ExitStack | None = None  # of the sweep under way
+        self._opened = False
+        self._version: model_state.Version | None = None  # of the sweep under way
+        self.keeps = True  # whether anything is kept from sweep to sweep
+
+    @property
+    def _of_loss(self) -> bool:
+        """Whether the outputs are losses of single samples."""
+        return self.of in ("loss", "loss sums")
 
     def _set_dtype(self, model: nn.Module) -> None:
-        floating = list(self.parameters.values()) or [p for p in model.parameters() if p.is_floating_point()]
-        kinds = {(p.dtype, p.device) for p in floating}
-        if len(kinds) > 1:
-            listed = ", ".join(f"{dtype} on {device}" for dtype, device in sorted(kinds, key=str))
-            raise TypeError(f"the parameters are of several kinds ({listed}); choose one kind by params=[...].")
-        if kinds:
-            self.dtype, self.device = kinds.pop()
-        else:  # a model without parameters takes what its inputs are
+        named = dict(model.named_parameters())
+        floating = [named[name] for name in self.names] or [p for p in named.values() if p.is_floating_point()]
+        devices = {p.device for p in floating}
+        if len(devices) > 1:
+            listed = ", ".join(sorted(map(str, devices)))
+            raise TypeError(f"the parameters are on several devices ({listed}); choose those of one by params=[...].")
+        self.kinds = {p.dtype for p in floating}
+        if self.kinds and not (self.wrt == "inputs" and len(self.kinds) > 1):
+            self.dtype, self.device = reduce(torch.promote_types, sorted(self.kinds, key=str)), devices.pop()
+        else:  # what the inputs are
             batch = self.first_batch()
-            x = None if batch is None else first_tensor(batch)
-            self.dtype, self.device = (
-                (torch.get_default_dtype(), torch.device("cpu")) if x is None else (x.dtype, x.device)
-            )
+            x = None if batch is None else next(iter(tensors(batch)), None)
+            self.dtype = torch.get_default_dtype() if x is None else x.dtype
+            self.device = devices.pop() if devices else torch.device("cpu") if x is None else x.device
         if not self.dtype.is_floating_point:
             raise TypeError(
                 f"derivatives need floating point, but the model or its inputs are {self.dtype}; convert them."
@@ -172,122 +290,249 @@ class DataModel:
             raise TypeError(
                 f"product_dtype={self.product_dtype} is not floating point; use torch.bfloat16, for example."
             )
+        self.kinds.add(self.dtype)
         self.compute_dtype = self.product_dtype or self.dtype
-        self.values: dict[str, torch.Tensor] = {}
-        self.frozen: dict[str, torch.Tensor] = {}
-        self._read_parameters()
+        self.read_parameters()
 
-    def _read_parameters(self) -> None:
-        """The parameters as they are now, in the dtype of the products."""
-        if self.compute_dtype == self.dtype:
-            self.values = {name: p.detach() for name, p in self.parameters.items()}
-        else:
-            cast = {
-                name: p.detach().to(self.compute_dtype if p.is_floating_point() else p.dtype)
-                for name, p in self.model.named_parameters()
-            }
-            self.values = {name: cast[name] for name in self.parameters}
-            self.frozen = {name: value for name, value in cast.items() if name not in self.values}
+    def _cast(self, t: torch.Tensor) -> torch.Tensor:
+        """In the dtype of the products; without product_dtype= everything keeps its own."""
+        return t.to(self.product_dtype) if self.product_dtype is not None and t.dtype in self.kinds else t
+
+    def read_parameters(self) -> None:
+        """The parameters as they are now, in the dtype of the products; the model's own objects are asked for anew."""
+        named = dict(self.model.named_parameters())
+        missing = [name for name in self.names if name not in named]
+        if missing:
+            raise ValueError(
+                f"the model no longer has the parameter {missing[0]} that this operator differentiates; build the operator anew."
+            )
+        shapes = getattr(self, "shapes", None)
+        changed = [name for name in self.names if shapes and named[name].shape != shapes[name]]
+        if changed:
+            raise ValueError(
+                f"the parameter {changed[0]} now has shape {tuple(named[changed[0]].shape)} instead of "
+                f"{tuple(shapes[changed[0]])}; build the operator anew."  # type: ignore[index]
+            )
+        self.shapes = shapes or {name: named[name].shape for name in self.names}
+        values = {name: self._cast(p.detach()) for name, p in named.items()}
+        self.values = {name: values.pop(name) for name in self.names}
+        self.frozen = values if self.product_dtype is not None else {}
+        self.rest = values
 
     def first_batch(self) -> Any:
-        """The first batch as the data give it in every sweep, None if there is none; the random state as before."""
-        before = random_state(self.data)
-        set_random_state(self.data, self.state)
-        batch = next(iter(self.data), None)
-        set_random_state(self.data, before)
+        """The first batch that holds samples, as the data give it in every sweep; None if there is none."""
+        with threads.RANDOM:
+            before = random_state(self.data)
+            set_random_state(self.data, self.state)
+            here = torch.device("cpu")
+            batches = (placed(batch, getattr(self, "device", here), lambda t: t) for batch in self.data)
+            batch = next((b for b in batches if self.samples.first(b) is None or self.samples.size(b)), None)
+            set_random_state(self.data, before)
         return batch
 
     def restricted(self, names: list[str]) -> Any:
         """The same functions of the named parameters alone: what the survey found is shared, sweeps are counted anew."""
         part = copy.copy(self)
-        part.parameters = {name: self.parameters[name] for name in names}
-        part.values = {name: self.values[name] for name in names}
-        if self.compute_dtype != self.dtype:
-            part.frozen = {**self.frozen, **{name: p for name, p in self.values.items() if name not in part.values}}
+        part.names = [name for name in self.names if name in names]
         part.sweeps, part._survey, part._buffers = 0, self.survey, {}
+        with threads.alone(self.model.modules()):
+            part.read_parameters()
         return part
+
+    def in_dtype(self, dtype: torch.dtype) -> Any:
+        """The same functions in another dtype, for tests on batches of this one while its model is opened."""
+        other = copy.copy(self)
+        other.product_dtype = other.compute_dtype = dtype
+        other._buffers, other._stack = {}, None
+        other.read_parameters()
+        return other
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
     @contextmanager
-    def sweep(self, fingerprints: list[float] | None = None) -> Iterator[Iterator[tuple[int, Any]]]:
-        """One pass over the data: yields an iterator of (index, batch on our device), in eval mode, leaving no trace.
+    def opened(self) -> Iterator[None]:
+        """The model in eval mode, to be run outside a sweep; it and every random state are as before afterwards."""
+        with threads.alone(self.model.modules()), threads.RANDOM:
+            before = random_state(self.data)
+            outer = self._opened
+            try:
+                with ExitStack() as stack:
+                    if not outer:
+                        self._open(stack)
+                    yield
+            finally:
+                self._opened = outer
+                set_random_state(self.data, before)
+
+    def open(self) -> None:
+        """Prepare the model for being run in the sweep under way, outside any transform of torch.func."""
+        if not self._opened and self._stack is not None:
+            self._open(self._stack)
+
+    def _open(self, stack: ExitStack) -> None:
+        if self.keeps and self._stack is not None:
+            self.version()
+        self.modes = {module: module.training for module in self.model.modules()}
+        stack.enter_context(model_state.untouched(self.model, self.roots[1:], self.statistics == "population"))
+        self._opened = True
+        self._buffers = {}
+
+    @contextmanager
+    def sweep(
+        self, fingerprints: list[str] | None = None, *, lazily: bool = False
+    ) -> Iterator[Iterator[tuple[int, Any]]]:
+        """One pass over the data: yields an iterator of (index, batch on our device), leaving no trace.
 
         The first pass records the batches' `fingerprints`, the later ones hold every batch against them. Each pass sees the
-        model as it is when it begins.
+        model as it is when it begins. `lazily`: who runs the model calls `open` before; recorded programs need no model.
         """
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "torch.inference_mode() records no derivatives; leave it for spectral (torch.no_grad() is fine)."
             )
-        self._read_parameters()
-        self._buffers = {}
-        before = random_state(self.data)
-        held = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
-        self.sweeps += 1
-        with evaluation(self.model), torch.enable_grad(), differentiable_kernels():
-            set_random_state(self.data, self.state)
+        with threads.alone(self.model.modules()), ExitStack() as stack:
+            if self.draws:
+                stack.enter_context(threads.RANDOM)
+                stack.callback(set_random_state, self.data, random_state(self.data))
+                set_random_state(self.data, self.state)
+            self.read_parameters()
+            self.sweeps += 1
+            self._version = None
+            outer, self._stack, self._opened = (self._stack, self._opened), stack, False
+            stack.enter_context(torch.enable_grad())
             try:
+                if not lazily:
+                    self.open()
                 yield self._batches(fingerprints)
             finally:
-                set_random_state(self.data, before)
-                for buffer, value in held:  # activation checkpointing runs forward again with the model's own buffers
-                    if not torch.equal(buffer, value):
-                        buffer.detach().copy_(value)
+                stack.close()
+                self._stack, self._opened = outer
 
-    def _batches(self, fingerprints: list[float] | None) -> Iterator[tuple[int, Any]]:
+    def _batches(self, fingerprints: list[str] | None) -> Iterator[tuple[int, Any]]:
         known = self.survey.fingerprints if fingerprints is None else None
-        index = -1
-        for index, batch in enumerate(self.data):
+        index = 0
+        for batch in self.data:
+            batch = self._place(batch)
+            first = self.samples.first(batch)
+            if first is not None and not len(first):
+                continue  # an empty batch adds nothing, and many models take none
             mark = fingerprint(batch)
             if fingerprints is not None:
                 fingerprints.append(mark)
             elif known is not None and (index >= len(known) or mark != known[index]):
                 raise ValueError(
                     f"batch {index} is not what it was in the first sweep, so the products would be of another matrix; "
-                    "use a loader that gives the same batches each time (no random augmentation)."
+                    f"use a loader that gives the same batches each time (no random augmentation{self._persistent()})."
                 )
-            yield index, self._place(batch)
-        if known is not None and index + 1 != len(known):
+            yield index, batch
+            index += 1
+        if known is not None and index != len(known):
             raise ValueError(
-                f"the data held {len(known)} batches in the first sweep and {index + 1} now; pass a list of batches or a "
+                f"the data held {len(known)} batches in the first sweep and {index} now; pass a list of batches or a "
                 "loader that gives the same batches each time."
             )
 
+    def _persistent(self) -> str:
+        return ", persistent_workers=False" if getattr(self.data, "persistent_workers", False) else ""
+
     def _place(self, batch: Any) -> Any:
-        if first_tensor(batch) is None:
-            raise TypeError(
-                f"a batch is a {type(batch).__name__} that holds no tensor; pass tensors, tuples (x, y) or mappings of tensors."
-            )
-        if isinstance(batch, Mapping):
-            batch = dict(batch)  # tree_map does not look into a Hugging Face BatchEncoding
-        batch = tree_map_only(torch.Tensor, lambda t: t.to(self.device), batch)
-        if self.compute_dtype != self.dtype:
-            batch = tree_map_only(
-                torch.Tensor, lambda t: t.to(self.compute_dtype) if t.dtype == self.dtype else t, batch
-            )
-        return batch
+        return placed(batch, self.device, self._cast)
+
+    def version(self) -> model_state.Version:
+        """Changes with every value, setting and part of the model or a loss module: what was kept of it before is then stale.
+
+        Read once a sweep, before the model is run in it.
+        """
+        if self._version is None:
+            self._version = model_state.Version(self.roots)
+        return self._version
+
+    def checksum(self) -> str:
+        """A hash of every entry of the model's (and a loss module's) parameters and buffers, as they are now."""
+        with threads.alone(self.model.modules()):
+            return model_state.checksum(root for root in self.roots if isinstance(root, nn.Module))
 
     @property
     def survey(self) -> DatasetInfo:
-        """Sizes of all batches, from one forward sweep on first use (which also finds NaN and an empty data set)."""
+        """Sizes of all batches, from one forward sweep on first use."""
         if self._survey is None:
             samples: list[int] = []
             outputs: list[int] = []
-            fingerprints: list[float] = []
+            fingerprints: list[str] = []
             signatures: list[Any] = []
             shape: tuple[int, ...] | None = None
-            with self.sweep(fingerprints) as batches, torch.no_grad():
+            with self.sweep(fingerprints) as batches:
+                begin = random_state(self.data)
                 for index, batch in batches:
-                    z = self._checked_outputs(index, batch)
-                    samples.append(z.shape[0])
-                    outputs.append(z.shape[1])
-                    signatures.append(signature(batch))
+                    if index == 0:
+                        self.samples.check(batch)
+                    size, width = self._surveyed(index, batch)
+                    samples.append(size)
+                    outputs.append(width)
+                    signatures.append(self.samples.signature(batch) if self.statistics == "population" else None)
                     if self.wrt == "inputs":
                         shape = self._checked_shape(index, batch, shape)
+                self.draws = not same_random_state(begin, random_state(self.data))
             if not samples:
-                raise ValueError("data holds no batches; pass at least one batch.")
+                raise ValueError(
+                    "data holds no batches, or empty ones alone; pass at least one batch that holds samples."
+                )
             self._survey = DatasetInfo(samples, outputs, shape, fingerprints, signatures)
         return self._survey
+
+    def _surveyed(self, index: int, batch: Any) -> tuple[int, int]:
+        """(samples, outputs per sample) of a batch, from a forward pass."""
+
+        def chosen(output: Any, there: Any) -> torch.Tensor:
+            if self._of_loss:
+                self._learn(index, output, there)
+            return self.select(output, there)
+
+        z = self._guarded(index, batch, self.function(batch, chosen))
+        if not torch.isfinite(z).all():
+            raise NotFinite(index, batch, "the model returns", self.function(batch))
+        if index == 0:
+            self.first = batch, z.detach()
+        return z.shape[0], z.shape[1]
+
+    def _learn(self, index: int, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the loss means, from a batch's output: its (sum, count)."""
+        sum_count = self.loss.learn(index, output, batch)
+        if index == 0 and self._of_loss:
+            self.loss.check_samples(output, batch)
+        return sum_count
+
+    def _guarded(self, index: int, batch: Any, function: Callable[..., Any]) -> Any:
+        """The function's value with all parameters detached, so that no graph is kept that the user's code does not ask for.
+
+        The first batch runs on copies of them, which show whether forward writes to its parameters.
+        """
+        own = self.values, self.rest, self.frozen
+        every = {**self.rest, **self.values}
+        if index == 0:
+            every = {name: value.clone() for name, value in every.items()}
+        self.values = {name: every.pop(name) for name in self.names}
+        self.rest = self.frozen = every
+        try:
+            z = function(*self.primals(batch))
+            copies = {**self.rest, **self.values}
+        except RuntimeError as problem:
+            kinds = {t.dtype for t in tensors(batch) if t.is_floating_point()} - {self.compute_dtype, *self.kinds}
+            if not kinds:
+                raise
+            listed = " and ".join(sorted(map(str, kinds)))
+            raise TypeError(
+                f"batch {index} holds {listed}, but the model is {self.compute_dtype}; convert one of them."
+            ) from problem
+        finally:
+            self.values, self.rest, self.frozen = own
+        if index == 0:
+            for name, value in {**self.rest, **self.values}.items():
+                if not _same(copies[name], value):
+                    raise ValueError(
+                        f"forward writes to the parameter {name}, so that the outputs are no function of it; let forward compute "
+                        "from it without changing it (or give the changed values to the model before)."
+                    )
+        return z
 
     def _checked_shape(self, index: int, batch: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
         x = self._inputs(batch)
@@ -300,36 +545,10 @@ class DataModel:
             )
         return tuple(x.shape[1:])
 
-    def _checked_outputs(self, index: int, batch: Any) -> torch.Tensor:
-        """Outputs (B, k) of a batch, finite."""
-        try:
-            z = self.function(batch)(*self.primals(batch))
-        except RuntimeError as problem:
-            kinds = {t.dtype for t in tensors(batch) if t.is_floating_point()} - {self.compute_dtype}
-            if not kinds:
-                raise
-            listed = " and ".join(sorted(map(str, kinds)))
-            raise TypeError(
-                f"batch {index} holds {listed}, but the model is {self.compute_dtype}; convert one of them."
-            ) from problem
-        if not torch.isfinite(z).all():
-            raise ValueError(self._nonfinite(index, batch))
-        if index == 0 and self.preflight:
-            self.untested = checks.check_batch(self, batch, z)
-        return z
-
-    def _nonfinite(self, index: int, batch: Any) -> str:
-        """The sentence for a batch whose outputs are not finite."""
-        if not is_finite(batch):
-            return f"the data hold NaN or infinity in batch {index}; remove those samples."
-        culprit = checks.first_nonfinite_module(self, batch)
-        first = "" if culprit is None else f", first in {culprit}"
-        return f"the model returns NaN or infinity in batch {index}{first}; remove those samples or mend the model."
-
     def adds_up(self, parts: list[Any], whole: Any, allowed: float) -> bool:
         """Whether a batch of several gives what they give one by one, up to the relative error `allowed`."""
         z = torch.cat([self.function(part)(*self.primals(part)) for part in parts])
-        return _near(self.function(whole)(*self.primals(whole)), z, allowed)
+        return near(self.function(whole)(*self.primals(whole)), z, allowed)
 
     # Functions -------------------------------------------------------------------------------------------------------
     def primals(self, batch: Any) -> tuple[torch.Tensor, ...]:
@@ -338,21 +557,45 @@ class DataModel:
             return tuple(self.values.values())
         return (self._inputs(batch),)
 
+    def _embeds(self, batch: Any) -> bool:
+        """Whether the inputs are tokens, whose embeddings are differentiated."""
+        named = fields(batch)
+        return named is not None and "input_ids" in named and self._input_place(batch) is None and hasattr(
+            self.model, "get_input_embeddings"
+        )  # fmt: skip
+
+    def _input_place(self, batch: Any) -> Place | None:
+        """Where the inputs stand: an entry of a known name, the only floating one, or the first of a tuple."""
+        if isinstance(batch, torch.Tensor):
+            return ()
+        inside: Place = ()
+        named = fields(batch)
+        if named is None:
+            inside, named = (0,), fields(batch[0])
+            if named is None:
+                return (0,)
+        for key in INPUT_KEYS:
+            if key in named:
+                return (*inside, key)
+        parts = [
+            (key, value) for key, value in named.items() if key not in LABEL_KEYS and key not in self.samples.shared
+        ]
+        real = [key for key, value in parts if isinstance(value, torch.Tensor) and value.is_floating_point()]
+        return (*inside, real[0]) if len(real) == 1 and "input_ids" not in named else None
+
     def _inputs(self, batch: Any) -> torch.Tensor:
-        if isinstance(batch, Mapping):
-            key = next((key for key in INPUT_KEYS if key in batch), None)
-            if key is None and "input_ids" in batch and hasattr(self.model, "get_input_embeddings"):
-                with torch.no_grad():
-                    embedding: Any = self.model.get_input_embeddings
-                    return embedding()(batch["input_ids"]).to(self.compute_dtype)
-            if key is None:
-                raise ValueError(
-                    f"wrt='inputs' finds no inputs among the keys {', '.join(map(str, batch))}; name the floating input one of "
-                    f"{', '.join(INPUT_KEYS)}."
-                )
-            x = batch[key]
-        else:
-            x = batch if isinstance(batch, torch.Tensor) else batch[0]
+        if self._embeds(batch):
+            with torch.no_grad():
+                embedding: Any = self.model.get_input_embeddings
+                return embedding()(fields(batch)["input_ids"]).to(self.compute_dtype)  # type: ignore[index]
+        place = self._input_place(batch)
+        if place is None:
+            keys = fields(batch) or fields(batch[0]) or {}
+            raise ValueError(
+                f"wrt='inputs' finds no inputs among the keys {', '.join(map(str, keys))}; name the floating input one of "
+                f"{', '.join(INPUT_KEYS)}."
+            )
+        x = next(leaf for at, leaf in leaves(batch) if at == place)
         if not x.is_floating_point():
             raise TypeError(
                 f"the inputs are {x.dtype}, which has no derivative; pass floating inputs, or a Hugging Face model, whose "
@@ -361,47 +604,47 @@ class DataModel:
         return x
 
     def _with_inputs(self, batch: Any, x: torch.Tensor) -> Any:
-        if isinstance(batch, torch.Tensor):
-            return x
-        if isinstance(batch, Mapping):
-            key = next((key for key in INPUT_KEYS if key in batch), "inputs_embeds")
-            rest = {name: value for name, value in batch.items() if name not in (key, "input_ids")}
-            return {**rest, key: x}
-        return (x, *batch[1:])
+        if self._embeds(batch):
+            rest = {name: value for name, value in fields(batch).items() if name != "input_ids"}  # type: ignore[union-attr]
+            return {**rest, "inputs_embeds": x}
+        return replaced(batch, {self._input_place(batch): x})  # type: ignore[dict-item]
 
-    def function(self, batch: Any) -> Callable[..., torch.Tensor]:
-        """The pure function primals -> outputs (B, k) of this batch."""
-        if self.wrt == "params":
-            return lambda *values: self.outputs(dict(zip(self.values, values, strict=True)), batch)
-        return lambda x: self.outputs({}, self._with_inputs(batch, x))
+    def function(self, batch: Any, then: Callable[[Any, Any], Any] | None = None) -> Callable[..., Any]:
+        """The pure function primals -> outputs (B, k) of this batch, or -> then(what the model returns, batch)."""
+        then = then or self.select
 
-    def outputs(self, values: Mapping[str, torch.Tensor], batch: Any) -> torch.Tensor:
-        """Outputs (B, k) with the parameters `values` in the place of the model's own."""
-        return self.select(self.raw(values, batch), batch)
+        def of_parameters(*values: torch.Tensor) -> Any:
+            return self.run(dict(zip(self.names, values, strict=True)), batch, lambda output: then(output, batch))
 
-    def raw(self, values: Mapping[str, torch.Tensor], batch: Any) -> Any:
-        """What the model itself returns, with the parameters `values` in the place of its own."""
-        substituted = {f"model.{name}": value for name, value in {**self.frozen, **values}.items()}
-        buffers = {f"model.{name}": b for name, b in self._fresh_buffers().items()}
-        return torch.func.functional_call(self.call, {**substituted, **buffers}, (batch,))
+        def of_inputs(x: torch.Tensor) -> Any:
+            there = self._with_inputs(batch, x)
+            return self.run({}, there, lambda output: then(output, there))
+
+        return of_parameters if self.wrt == "params" else of_inputs
+
+    def run(
+        self, values: Mapping[str, torch.Tensor], batch: Any, then: Callable[[Any], Any], output: Any = NOTHING
+    ) -> Any:
+        """then(what the model returns), or then(output), with the parameters `values` in the place of the model's own."""
+        if not self._opened:
+            with self.opened():
+                return self.run(values, batch, then, output)
+        substituted = {f"run.model.{name}": value for name, value in {**self.frozen, **values}.items()}
+        for value in substituted.values():
+            value._is_param = True  # type: ignore[attr-defined]  # what isinstance(value, nn.Parameter) asks for
+        buffers = {f"run.model.{name}": b for name, b in self._fresh_buffers().items()}
+        return torch.func.functional_call(self.call, {**substituted, **buffers}, (batch, then, output))
 
     def split(self, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """A vector (P,) as tangents shaped like the parameters, in the dtype of the products."""
+        """A vector (P,) as tangents shaped like the parameters, in the dtypes of the products."""
         values = list(self.values.values())
-        pieces = v.to(self.compute_dtype).split([p.numel() for p in values])
-        return tuple(piece.view_as(p) for piece, p in zip(pieces, values, strict=True))
-
-    def versions(self) -> tuple[tuple[int, int], ...]:
-        """Changes with every write into a parameter or buffer: what was kept of the model before is then stale."""
-        return tuple((t.data_ptr(), t._version) for t in (*self.model.parameters(), *self.model.buffers()))
+        pieces = v.split([p.numel() for p in values])
+        return tuple(piece.to(p.dtype).view_as(p) for piece, p in zip(pieces, values, strict=True))
 
     def _fresh_buffers(self) -> dict[str, torch.Tensor]:
         """Clones of the buffers, cloned anew only after a forward has written into them."""
         if not self._buffers or any(buffer._version for buffer in self._buffers.values()):
-            self._buffers = {}
-            for name, buffer in self.model.named_buffers():
-                cast = self.compute_dtype if buffer.dtype == self.dtype else buffer.dtype
-                self._buffers[name] = buffer.detach().to(cast, copy=True)
+            self._buffers = {name: self._cast(b.detach()).clone() for name, b in self.model.named_buffers()}
         return self._buffers
 
     def select(self, output: Any, batch: Any) -> torch.Tensor:
@@ -413,8 +656,8 @@ class DataModel:
         elif self.of == "probs":
             z = probabilities(output)
         else:
-            z = per_sample_loss(self.loss, output, batch)
-        first = first_tensor(batch)
+            z = self.loss.means(output, batch) if self.of == "loss" else self.loss.sums(output, batch)
+        first = self.samples.first(batch)
         if not isinstance(z, torch.Tensor) or z.ndim == 0 or (first is not None and z.shape[0] != first.shape[0]):
             shape = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
             size = "B" if first is None else first.shape[0]
@@ -423,28 +666,58 @@ class DataModel:
             raise TypeError(
                 f"the output is {z.dtype}, which has no real derivative; pass of= or forward= that gives real numbers."
             )
-        return z.reshape(z.shape[0], -1)
+        return z.reshape(z.shape[0], math.prod(z.shape[1:]))
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the function, as plain JSON."""
-        names = list(self.parameters)
+        names = self.names
         return {
             "model": type(self.model).__name__,
             "of": self.of if isinstance(self.of, str) else _name(self.of),
-            **({} if self.loss is None else {"loss": _name(self.loss)}),
+            **({} if self.loss.given is None else {"loss": _name(self.loss.given)}),
+            **self.loss.describe(),
             "wrt": self.wrt,
             "mode": "eval",
+            **({"statistics": self.statistics} if self.statistics != "population" else {}),
+            **({"shared": list(self.samples.shared)} if self.samples.shared else {}),
             "samples": self.survey.n,
             "batches": len(self.survey.samples),
             "parameters": names if len(names) <= 8 else [*names[:4], f"... {len(names) - 8} more ...", *names[-4:]],
             "product_dtype": str(self.compute_dtype).removeprefix("torch."),
             **({} if self.preflight else {"preflight": False}),
-            **({"untested": self.untested} if self.untested else {}),
+            **(
+                {"untested": "; ".join(f"{what}: {why}" for what, why in self.untested.items())}
+                if self.untested
+                else {}
+            ),
         }
 
 
-def _near(a: torch.Tensor, b: torch.Tensor, allowed: float) -> bool:
+def _check_model(model: Any) -> None:
+    if isinstance(model, nn.Module):
+        return
+    way = (
+        "program.module()"
+        if type(model).__name__ == "ExportedProgram"
+        else "a torch.nn.Module (wrap a function in one)"
+    )
+    raise TypeError(f"model is a {type(model).__name__}; pass {way}.")
+
+
+def _states(given: Any) -> list[Any]:
+    """What a loss, an output function or a forward function keeps: a module, or the attributes of an object that is called."""
+    if isinstance(given, nn.Module):
+        return [given]
+    return [vars(given)] if callable(given) and not isinstance(given, type) and getattr(given, "__dict__", None) else []
+
+
+def near(a: torch.Tensor, b: torch.Tensor, allowed: float) -> bool:
     return a.shape == b.shape and bool((a - b).double().norm() <= allowed * b.double().norm())
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal entry by entry; NaN equals NaN."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _name(function: Any) -> str:

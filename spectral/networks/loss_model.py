@@ -1,109 +1,88 @@
-"""A model, its data and a loss as functions of the parameters: sums over the counted targets of batches."""
+"""A model, its data and a loss as functions of the parameters: sums over the counted targets of batches.
+
+Legend: B samples in a batch, K real numbers that the loss reads of the output, of each sample or (one row) of the batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from spectral.networks import losses
-from spectral.networks.batches import first_tensor, is_finite
-from spectral.networks.data_model import DataModel
-from spectral.networks.diagnose import checks
-from spectral.networks.losses import output_tensor
-
-Forward = Callable[[nn.Module, Any], Any] | None
+from spectral.networks.data_model import DataModel, NotFinite
+from spectral.networks.trees import Place, leaves, named, replaced
 
 
 class LossModel(DataModel):
-    """A network with a loss: its first sweep counts the targets."""
+    """A model with a loss: its first sweep learns what the loss means and counts the targets."""
 
-    def __init__(self, model: nn.Module, data: Any, loss: Any, forward: Forward, **options: Any) -> None:
-        if loss is None and forward is None:
-            forward = _with_labels
-        super().__init__(model, data, loss=loss, forward=forward, **options)
-        names = f"{getattr(model, 'loss_type', '')} {type(model).__name__}"
-        self.shift: bool | None = "CausalLM" in names or "LMHead" in names  # until a batch's own loss tells
+    needs_loss = True
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.counts: list[float] = []
-        self.shapes: list[tuple[int, ...]] = []
+        self.places: list[Place] | None = None  # of what the loss reads in an output
 
-    def _checked_outputs(self, index: int, batch: Any) -> torch.Tensor:
-        output = self.raw(self.values, batch)
-        if self.loss is None and is_finite(batch):
-            self._recognise(index, output, batch)
-        total, count = losses.loss_sum(self.loss, output, batch, self.shift)
-        self._check_loss(index, output, batch, total)
-        self.counts.append(float(count))
-        first = first_tensor(batch)
-        return total.expand(1 if first is None else first.shape[0], 1)
+    def _surveyed(self, index: int, batch: Any) -> tuple[int, int]:
+        def chosen(output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            total, count = self._learn(index, output, batch)
+            if self.places is None and not self._of_loss:
+                self.places = self.loss.places(output, batch)
+            return total, count, self.select(output, batch)
 
-    def _check_loss(self, index: int, output: Any, batch: Any, total: torch.Tensor) -> None:
-        """One clear sentence for a loss that is not finite, is random, or in which samples meet."""
-
-        def loss(*values: torch.Tensor) -> torch.Tensor:
-            return self.total(dict(zip(self.values, values, strict=True)), batch)
-
+        total, count, z = self._guarded(index, batch, self.function(batch, chosen))
         if not torch.isfinite(total):
-            if not is_finite(batch):
-                raise ValueError(f"the data hold NaN or infinity in batch {index}; remove those samples.")
-            culprit = checks.first_nonfinite_module(self, batch, loss)
-            first = "" if culprit is None else f", first in {culprit}"
-            raise ValueError(
-                f"the loss is NaN or infinity in batch {index}{first}; remove those samples or mend the model."
-            )
-        if index == 0 and self.preflight:
-            culprit = checks.active_randomness(self, batch, loss, total)
-            if culprit is not None:
-                raise ValueError(f"two losses of one batch differ: {culprit} is random in eval mode; remove the noise.")
-            with torch.no_grad():
-                z = self.select(output, batch)
-            self.untested = checks.check_coupling(self, batch, z)
+            raise NotFinite(index, batch, "the loss is", self.total(batch))
+        self.counts.append(float(count))
+        if index == 0:
+            self.first = batch, z.detach()
+        return max(1, self.samples.size(batch)), z.shape[1]
 
-    def _recognise(self, index: int, output: Any, batch: Any) -> None:
-        """Hold the model's own loss against the cross entropy of its logits, with labels in place and shifted.
-
-        Its name does not tell; a mean of anything else (an auxiliary loss) would depend on how the data are batched.
-        """
-        if losses.target_of(batch).is_floating_point():
-            self.shift = None
-            return
-        fits = losses.own_shifts(output, batch)
-        if self.shift in fits:
-            return
-        mean = float(losses.own_mean(output))
-        if not fits or any(self.counts):
-            raise ValueError(
-                f"the model's own loss ({mean:.6g}) of batch {index} is not the mean cross entropy of its logits over labels "
-                "that are not -100, in place or shifted by one (an auxiliary loss, say); pass loss= as a callable "
-                "(output, batch) -> (sum, count)."
-            )
-        self.shift = fits[0]
-
-    def total(self, values: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
-        """The loss summed over the counted targets of a batch, as a function of the parameters."""
-        return losses.loss_sum(self.loss, self.raw(values, batch), batch, self.shift)[0]
+    def total(self, batch: Any) -> Callable[..., torch.Tensor]:
+        """The pure function parameters -> loss summed over the counted targets of this batch."""
+        return self.function(batch, lambda output, there: self.loss(output, there)[0])
 
     def adds_up(self, parts: list[Any], whole: Any, allowed: float) -> bool:
-        """Logits, summed losses and counts: a loss that is divided within a batch does not add up."""
-        if not super().adds_up(parts, whole, allowed):
+        """Outputs, summed losses and counts: a loss that is divided within a batch does not add up."""
+        if self.loss.couples or not super().adds_up(parts, whole, allowed):
             return False
-        sums = [losses.loss_sum(self.loss, self.raw(self.values, b), b, self.shift) for b in (*parts, whole)]
+        sums = [self.function(b, self.loss.__call__)(*self.primals(b)) for b in (*parts, whole)]
         *some, (total, count) = ((float(total), float(count)) for total, count in sums)
         expected, counted = (sum(numbers) for numbers in zip(*some, strict=True))
         scale = sum(abs(total) for total, _ in some)
         return abs(total - expected) <= allowed * scale and abs(count - counted) <= allowed * counted
 
+    # What the loss reads ----------------------------------------------------------------------------------------------
+    def heads(self, output: Any) -> list[torch.Tensor]:
+        """The tensors of an output that the loss reads."""
+        there = dict(leaves(output))
+        for place in self.places or ():
+            if not isinstance(there.get(place), torch.Tensor):
+                raise ValueError(
+                    f"the loss reads {named(place)} of the first batch's output, which another batch's lacks."
+                )
+        return [there[place] for place in self.places or ()]
+
+    def with_heads(self, output: Any, heads: Sequence[torch.Tensor]) -> Any:
+        """The output with other tensors where the loss reads."""
+        return replaced(output, dict(zip(self.places or (), heads, strict=True)))
+
     def select(self, output: Any, batch: Any) -> torch.Tensor:
-        z = self.of(output, batch) if callable(self.of) else output_tensor(output)
-        return z.reshape(z.shape[0], -1)
+        """What the loss reads, (B, K) if all of it has one row for each sample, else (1, K); or what `of` names."""
+        if self._of_loss:
+            return super().select(output, batch)
+        return joined(self.heads(output), self.samples.size(batch))
 
 
-def _with_labels(model: nn.Module, batch: Any) -> Any:
-    """The model's forward pass with its labels, which makes it return its own loss."""
-    if not isinstance(batch, dict):
-        raise ValueError(
-            "loss=None means the model's own loss, which needs mappings with labels as batches; pass loss=."
-        )
-    return model(**batch)
+def joined(heads: Sequence[torch.Tensor], size: int) -> torch.Tensor:
+    """Heads as one (B, K), or (1, K) if some head is not one row for each of the B samples."""
+    rows = size if all(h.ndim and len(h) == size for h in heads) else 1
+    flat = [h.reshape(rows, h.numel() // max(rows, 1)) for h in heads]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+
+
+def apart(z: torch.Tensor, heads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What `joined` has put together, in the shapes of the heads."""
+    widths = [h.numel() // max(len(z), 1) for h in heads]
+    return [piece.reshape(h.shape) for piece, h in zip(z.split(widths, 1), heads, strict=True)]

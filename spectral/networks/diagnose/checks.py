@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from spectral import arrays
-from spectral.networks.batches import evaluation, first_tensor, tensors
-from spectral.networks.diagnose.hooks import ModuleCall, finite, untouched, visits
-
-if TYPE_CHECKING:
-    from spectral.networks.data_model import DataModel
+from spectral.networks.batches import is_finite
+from spectral.networks.data_model import DataModel, DatasetInfo, NotFinite
+from spectral.networks.diagnose.graph import GraphFacts, graph_facts, reached_leaves
+from spectral.networks.diagnose.hooks import ModuleCall, finite, visits
+from spectral.networks.loss_model import LossModel
+from spectral.networks.model_state import Snapshot
+from spectral.networks.output_curvature import loss_of_heads
+from spectral.networks.trees import tensors
 
 Function = Callable[..., torch.Tensor]
 
@@ -36,49 +38,195 @@ def _sound(t: torch.Tensor) -> bool:
     return bool(((t == 0) | (t == -torch.inf)).all() and (t == 0).any())
 
 
+# All of them ----------------------------------------------------------------------------------------------------------
+def surveyed(network: DataModel) -> DatasetInfo:
+    """`network.survey`, with the module to blame in the sentence where a batch's outputs are not finite."""
+    check_model(network)
+    try:
+        return network.survey
+    except NotFinite as problem:
+        if not is_finite(problem.batch):
+            raise ValueError(f"the data hold NaN or infinity in batch {problem.index}; remove those samples.") from None
+        culprit = first_nonfinite_module(network, problem.batch, problem.function)
+        first = "" if culprit is None else f", first in {culprit}"
+        raise ValueError(
+            f"{problem.what} NaN or infinity in batch {problem.index}{first}; remove those samples or mend the model."
+        ) from None
+
+
+def inspected(network: DataModel, function: Callable[[Any], Function]) -> GraphFacts:
+    """The facts of the first batch's graph, after all tests of the model on that batch; one sentence where one fails.
+
+    `function(batch)` is what is differentiated. Cost: a forward pass with its graph, one more under other random states, one of
+    two or three samples; none of them counts as a sweep.
+    """
+    batch, z = network.first
+    network.first = None
+    with network.opened():
+        named = dict(network.model.named_parameters())
+        own = [named[name] for name in network.names]
+        for p in own:
+            p.requires_grad_()  # so that the graph shows them if something reads them behind our back; put back afterwards
+        facts = graph_facts(function(batch), network.primals(batch), own)
+        if network.preflight:
+            _check_reach(network, batch, function(batch), facts)
+            _check_own_eval(network, batch, function(batch), facts.value)
+            check_batch(network, batch, z, function(batch), facts.value)
+    return facts
+
+
 # Models --------------------------------------------------------------------------------------------------------------
-def check_model(model: nn.Module) -> None:
-    """One clear sentence for a model that eval mode does not make a function of single samples, as far as its modules tell."""
-    for name, module in model.named_modules():
+def check_model(network: DataModel) -> None:
+    """One clear sentence for batch norm that eval mode does not make a function of single samples, or that is not there."""
+    norms = [(n, m) for n, m in network.model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    if network.statistics == "batch":
+        if not norms:
+            raise ValueError("statistics='batch' is for models with batch norm, but this one has none; leave it out.")
+        if network.wrt == "inputs" or network.of in ("loss", "loss sums"):
+            raise ValueError(
+                "statistics='batch' couples the samples of a batch, so that rows of single samples are not defined; use "
+                "statistics='population', or parameters' Hessian, GaussNewton, Fisher or Jacobian of the logits."
+            )
+        return
+    for name, module in norms:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise ValueError(
                 f"{name or 'the model'} is a {type(module).__name__} without running statistics, which couples the samples of a "
-                "batch in eval mode too; use track_running_stats=True, or another normalisation."
+                "batch in eval mode too; use track_running_stats=True, another normalisation, or statistics='batch'."
             )
-    with evaluation(model):
-        for name, module in model.named_modules():
-            if module.training:
-                raise ValueError(
-                    f"{name or 'the model'} ({type(module).__name__}) stays in training mode after model.eval(): its own train() "
-                    "or eval(), or a parent's, is overridden; let them call super() so that every module has an eval mode."
-                )
 
 
-def check_batch(network: DataModel, batch: Any, z: torch.Tensor, function: Function | None = None) -> str:
-    """Refuse a model that is random or lets samples meet in eval mode; returns what could not be tested, "" if nothing.
+def _overriding(network: DataModel) -> list[tuple[str, nn.Module]]:
+    """The modules that came in training mode and have a train() or eval() of their own."""
+    plain = (nn.Module.train, nn.Module.eval)
+    return [
+        (name, m)
+        for name, m in network.model.named_modules()
+        if network.modes[m] and ((type(m).train, type(m).eval) != plain or {"train", "eval"} & set(vars(m)))
+    ]
 
-    `z` is what `function` (network.function(batch) if None) gave on this batch. One more forward pass of the batch, with other
-    random states, and one of two or three copies of its first sample.
+
+def _check_own_eval(network: DataModel, batch: Any, function: Function, value: torch.Tensor) -> None:
+    """Flags alone are set for a sweep; where modules do more in eval(), the model must give the same after it.
+
+    All that eval() changes is put back, the values of parameters too.
     """
-    culprit = active_randomness(network, batch, function, z)
+    model = network.model
+    own, stuck, other = _overriding(network), list[tuple[str, nn.Module]](), value
+    if not own:
+        return
+    snapshot = Snapshot(network.roots)
+    held = [(p, p.detach(), p.detach().clone()) for p in model.parameters()]
+    try:
+        for module, mode in network.modes.items():
+            module.training = mode
+        model.eval()
+        stuck = [(name, module) for name, module in model.named_modules() if module.training]
+        network.read_parameters()
+        other = value if stuck else function(*network.primals(batch)).detach()
+    except NotImplementedError:  # of an exported program
+        pass
+    finally:
+        snapshot.restore()
+        for p, memory, values in held:
+            if p.data_ptr() != memory.data_ptr():
+                p.data = memory
+            if not torch.equal(memory, values):
+                memory.copy_(values)
+        network.read_parameters()
+    for name, module in stuck:
+        raise ValueError(
+            f"{name or 'the model'} ({type(module).__name__}) stays in training mode after model.eval(): its own train() "
+            "or eval(), or a parent's, is overridden; let them call super() so that every module has an eval mode."
+        )
+    if _differ(value, other, value.dtype):
+        raise ValueError(
+            f"{own[0][0] or 'the model'} ({type(own[0][1]).__name__}) changes what the model computes in its own train() or "
+            "eval(), beyond the mode; call model.eval() before, so that the model is as you mean it."
+        )
+
+
+def _check_reach(network: DataModel, batch: Any, function: Function, facts: GraphFacts) -> None:
+    """Derivatives reach the primals wherever the value depends on them, and nothing reads the parameters behind our back."""
+    if facts.strangers:
+        name = network.names[facts.strangers[0]]
+        raise ValueError(
+            f"the parameter {name} is read by a reference from before and not from the model (a tensor that a function or a list "
+            f"captured), so that no other value can stand in for it; read it inside, as model.get_parameter({name!r})."
+        )
+    if any(facts.reached):
+        return
+    primals = network.primals(batch)
+    other = function(*(p + 0.1 * p.abs() + 0.1 * p.abs().mean() + 1e-3 for p in primals)).detach()
+    if _differ(facts.value, other, facts.value.dtype):
+        what = "inputs" if network.wrt == "inputs" else "parameters"
+        raise ValueError(
+            f"the outputs change with the {what} but carry no derivative (they are detached, computed under torch.no_grad() or "
+            "outside torch); remove that from the model, forward=, of= or loss=."
+        )
+
+
+def check_loss_of_outputs(network: LossModel, batch: Any, matrix: str) -> None:
+    """Refuse a loss that reads parameters beside the outputs, or a number that the model has reduced already.
+
+    Through the outputs alone such terms would be left out. Cost: a forward pass of the first batch, for a loss of the user's.
+    """
+    loss = network.loss
+    if loss.given is None or loss.is_native or not network.preflight:
+        return
+    with network.opened():
+        total_of, _, heads = loss_of_heads(network, batch)
+        named = dict(network.model.named_parameters())
+        own = {name: named[name].requires_grad_() for name in network.names}  # the flags are put back
+        leaves = {name: value.detach().requires_grad_() for name, value in network.values.items()}
+        heads = [head.requires_grad_() for head in heads]
+        values, network.values = network.values, leaves
+        try:
+            total = total_of(*heads)
+        finally:
+            network.values = values
+        ends = {id(t) for t in reached_leaves([total])}
+        read = [name for name in network.names if id(leaves[name]) in ends or id(own[name]) in ends]
+        if read:
+            raise ValueError(
+                f"{matrix} is the curvature through the model's output, but loss= reads the parameter {read[0]} beside it, whose "
+                "terms it would leave out; use Hessian, or take them out of loss= and add their matrix (A + 2 * decay * "
+                "spectral.I)."
+            )
+        if heads and not any(head.ndim for head in heads):
+            raise ValueError(
+                f"loss= reads numbers that the model has reduced already, and {matrix} through them is 0; let it read the "
+                "outputs that they are made of."
+            )
+
+
+def check_batch(
+    network: DataModel, batch: Any, z: torch.Tensor, function: Function | None = None, value: torch.Tensor | None = None
+) -> None:
+    """Refuse a model that is random or lets samples meet in eval mode; what cannot be tested stands in network.untested.
+
+    `z` are the outputs of this batch, `value` is what `function` (network.function(batch) if None) gave on it.
+    """
+    culprit = active_randomness(network, batch, function, z if value is None else value)
     if culprit is not None:
         raise ValueError(f"two forward passes of one batch differ: {culprit} is random in eval mode; remove the noise.")
-    return check_coupling(network, batch, z)
+    if network.statistics == "population":
+        check_coupling(network, batch, z)
 
 
-def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> str:
-    """Refuse a model that lets samples meet in eval mode; returns what could not be tested, "" if nothing."""
+def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
+    """Refuse a model that lets samples meet in eval mode."""
     try:
         culprit = samples_meet(network, batch, z)
-    except (RuntimeError, ValueError, IndexError, AssertionError) as failure:
+    except (RuntimeError, ValueError, LookupError, AssertionError, TypeError) as failure:
         words = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-        return f"copies of one sample alone: {words}"
+        network.untested["copies of one sample alone"] = words
+        return
     if culprit is not None:
         raise ValueError(
             f"the outputs of the first sample depend on the other samples of its batch: {culprit} couples them in eval mode "
             "(statistics of the batch, say); mend it, or pass preflight=False if the matrix of these batches is meant."
         )
-    return ""
 
 
 # NaN and infinity ----------------------------------------------------------------------------------------------------
@@ -94,7 +242,7 @@ def first_nonfinite_module(network: DataModel, batch: Any, function: Function | 
             bad = [name for name, p in visit.module.named_parameters(recurse=False) if not finite([p.detach()])]
             found.append(visit.label + (f", whose {bad[0]} holds NaN or infinity" if bad else ""))
 
-    with untouched(network), torch.no_grad(), visits(network, enter, leave):
+    with network.opened(), visits(network, enter, leave):
         (function or network.function(batch))(*network.primals(batch))
     return found[0] if found else None
 
@@ -142,13 +290,13 @@ def active_randomness(
     function = function or network.function(batch)
 
     def run() -> torch.Tensor:
-        return function(*network.primals(batch))
+        return function(*network.primals(batch)).detach()
 
     def run_otherwise() -> torch.Tensor:
         _reseed()
         return run()
 
-    with untouched(network), torch.no_grad():
+    with network.opened():
         z = run() if z is None else z.detach()
         if not _differ(z, run_otherwise(), z.dtype):
             return None
@@ -161,20 +309,19 @@ def samples_meet(network: DataModel, batch: Any, z: torch.Tensor | None = None) 
 
     Alone means among two or three copies of itself, which models that squeeze an axis of length one read too.
     """
-    first = first_tensor(batch)
-    size = 0 if first is None else first.shape[0]
+    size = network.samples.size(batch)
     if size < 2:
         return None
     copies = 3 if size == 2 else 2  # another number of samples, which tells the axis of the samples in any tensor
-    alone = tree_map_only(
-        torch.Tensor, lambda t: torch.cat([t[:1]] * copies) if t.ndim > 0 and t.shape[0] == size else t, batch
-    )
+    alone = network.samples.some(batch, size, lambda t: torch.cat([t[:1]] * copies))
 
     def run(part: Any) -> torch.Tensor:
-        return network.function(part)(*network.primals(part))
+        return network.function(part)(*network.primals(part)).detach()
 
-    with untouched(network), torch.no_grad():
-        z = run(batch) if z is None or z.shape[0] != size else z.detach()
+    with network.opened():
+        z = run(batch) if z is None else z.detach()
+        if z.shape[0] != size:
+            raise ValueError("the outputs do not have one row for each sample")
         z_alone = run(alone)
         if not _differ(z[0], z_alone[0], z.dtype):
             return None

@@ -19,7 +19,9 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import probes
-from spectral.networks.diagnose.hooks import ModuleCall, finite, untouched, visits
+from spectral.networks.diagnose.graph import nodes
+from spectral.networks.diagnose.hooks import ModuleCall, finite, visits
+from spectral.threads import FORWARD_MODE
 
 if TYPE_CHECKING:
     from spectral.networks.data_model import DataModel
@@ -33,8 +35,14 @@ SECOND = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
 
 @contextmanager
 def _differentiated(network: DataModel) -> Iterator[None]:
-    """`untouched`, with attention by matrix products: the fused one has neither forward mode nor a second derivative."""
-    with untouched(network), sdpa_kernel(SDPBackend.MATH):
+    """The opened model, with attention by matrix products: the fused one has neither forward mode nor a second derivative."""
+    with network.opened(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def _forward_mode() -> Iterator[None]:
+    with FORWARD_MODE, forward_ad.dual_level():
         yield
 
 
@@ -86,25 +94,13 @@ def _direction(seed: int, like: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor,
     )
 
 
-def _nodes(z: torch.Tensor) -> list[Any]:
-    """The nodes of the backward graph of z."""
-    found: dict[Any, None] = {}
-    queue = [z.grad_fn]
-    while queue:
-        node = queue.pop()
-        if node is not None and node not in found:
-            found[node] = None
-            queue.extend(following for following, _ in node.next_functions)
-    return list(found)
-
-
-def _owner(over: list[ModuleCall], node: Any) -> str:
+def owner(over: list[ModuleCall], node: Any) -> str:
     """The innermost call that made a node: calls end children first."""
     number = node._sequence_nr()
-    return next((visit.label for visit in over if visit.begin < number < visit.end), "of=, loss= or forward=")
+    return next((visit.label for visit in over if visit.begin < number < visit.end), "of= or loss=")
 
 
-def _operation(node: Any) -> str:
+def operation(node: Any) -> str:
     """`sqrt` of SqrtBackward0, the class's name of a custom autograd.Function."""
     if hasattr(node, "_forward_cls"):
         return node._forward_cls.__name__
@@ -127,13 +123,13 @@ def _backward(
         if sound(parts[0]) and not sound(parts[1]):
             bad.append(node)
 
-    handles = [node.register_hook(partial(hook, node)) for node in _nodes(z) if node.next_functions]
+    handles = [node.register_hook(partial(hook, node)) for node in nodes([z]) if node.next_functions]
     try:
         torch.autograd.grad(z, leaves, _direction(1, (z.detach(),)), allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
-    return f"{_operation(bad[0])} in {_owner(over, bad[0])}" if bad else None
+    return f"{operation(bad[0])} in {owner(over, bad[0])}" if bad else None
 
 
 def _bad_gradient(network: DataModel, batch: Any, function: Function) -> str | None:
@@ -159,7 +155,7 @@ def _bad_tangent(network: DataModel, batch: Any, function: Function) -> str | No
             found.append(visit.label)
 
     primals = tuple(p.detach() for p in network.primals(batch))
-    with torch.no_grad(), forward_ad.dual_level(), visits(network, enter, leave):
+    with torch.no_grad(), _forward_mode(), visits(network, enter, leave):
         z = function(*map(forward_ad.make_dual, primals, _direction(0, primals)))
         if not found and not finite(_tangents([z])):
             found.append("of= or loss=")
@@ -169,7 +165,7 @@ def _bad_tangent(network: DataModel, batch: Any, function: Function) -> str | No
 def _bad_second(network: DataModel, batch: Any, function: Function) -> str | None:
     """Tangents of the gradients: forward mode over a backward pass."""
     leaves = _leaves(network, batch)
-    with forward_ad.dual_level():
+    with _forward_mode():
         duals = tuple(map(forward_ad.make_dual, leaves, _direction(0, leaves)))
         with visits(network) as (_, over):
             z = function(*duals)
@@ -196,7 +192,7 @@ def _without_forward(network: DataModel, batch: Any, function: Function) -> str:
     primals = tuple(p.detach() for p in network.primals(batch))
     with _differentiated(network), visits(network) as (under_way, _):
         try:
-            with torch.no_grad(), forward_ad.dual_level():
+            with torch.no_grad(), _forward_mode():
                 function(*map(forward_ad.make_dual, primals, _direction(0, primals)))
         except REFUSALS as failure:
             place = under_way[-1].label if under_way else "of= or loss="
@@ -235,7 +231,7 @@ def _without_second(network: DataModel, batch: Any, function: Function) -> str:
             if not z.requires_grad:
                 return ""
             (u,) = (t.requires_grad_() for t in _direction(1, (z.detach(),)))
-            handles = [node.register_hook(partial(hook, node)) for node in _nodes(z) if node.next_functions]
+            handles = [node.register_hook(partial(hook, node)) for node in nodes([z]) if node.next_functions]
             try:
                 torch.autograd.grad(z, leaves, u, create_graph=True, allow_unused=True)
             finally:
@@ -245,10 +241,10 @@ def _without_second(network: DataModel, batch: Any, function: Function) -> str:
             return ""
         for node, made, given in steps:
             if any(t.grad_fn is not None and t.grad_fn.name() == "torch::autograd::Error" for t in made):
-                return f"{_operation(node)} in {_owner(over, node)}"
+                return f"{operation(node)} in {owner(over, node)}"
             if made and given:
                 try:
                     torch.autograd.grad(made, given, _direction(2, tuple(made)), retain_graph=True, allow_unused=True)
                 except REFUSALS:
-                    return f"{_operation(node)} in {_owner(over, node)}"
+                    return f"{operation(node)} in {owner(over, node)}"
     return ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from spectral.networks.batches import differentiable_kernels, evaluation, random_state, set_random_state, tensors
+from spectral.networks.trees import tensors
 
 if TYPE_CHECKING:
     from spectral.networks.data_model import DataModel
@@ -32,8 +32,10 @@ class ModuleCall:
 def label(network: DataModel, name: str, module: nn.Module) -> str:
     """A module as a user knows it: `layers.2 (LayerNorm)`."""
     if not name:
-        return f"forward={getattr(network.call.run, '__qualname__', type(network.call.run).__name__)}"
-    inner = name.removeprefix("model").removeprefix(".")
+        return "of= or loss="
+    if name == "run":
+        return f"forward={getattr(network.call.run.given, '__qualname__', type(network.call.run.given).__name__)}"
+    inner = name.removeprefix("run.model").removeprefix(".")
     return f"{inner or 'the model'} ({type(module).__name__})"
 
 
@@ -82,21 +84,6 @@ def visits(
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def untouched(network: DataModel) -> Iterator[None]:
-    """Eval mode and derivatives on, as in a sweep; modes, buffers and random states as before afterwards."""
-    before = random_state(network.data)
-    held = [(buffer, buffer.detach().clone()) for buffer in network.model.buffers()]
-    with evaluation(network.model), torch.enable_grad(), differentiable_kernels():
-        try:
-            yield
-        finally:
-            set_random_state(network.data, before)
-            for buffer, value in held:
-                if not torch.equal(buffer, value):
-                    buffer.detach().copy_(value)
 
 
 def finite(parts: list[torch.Tensor]) -> bool:
