@@ -516,6 +516,11 @@ class DataModel:
             z = function(*self.primals(batch))
             copies = {**self.rest, **self.values}
         except RuntimeError as problem:
+            if self.product_dtype is not None:
+                words = str(problem).strip().splitlines()[0]
+                raise TypeError(
+                    f"the model does not run in product_dtype={self.product_dtype} ({words}); leave product_dtype= out."
+                ) from problem
             kinds = {t.dtype for t in tensors(batch) if t.is_floating_point()} - {self.compute_dtype, *self.kinds}
             if not kinds:
                 raise

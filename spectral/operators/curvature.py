@@ -12,7 +12,7 @@ import copy
 import glob
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -133,9 +133,11 @@ class Curvature(Batchwise):
     def _tested(self, batch: Any) -> Callable[..., torch.Tensor]:
         return self.network.total(batch)
 
-    def _difference(self, way: str, batch: Any, make: Any, product: Callable[[differences.Probe], Any]) -> float:
+    def _difference(
+        self, way: str, places: Iterable[differences.Probe], product: Callable[[differences.Probe], Any]
+    ) -> float:
         """How far a second derivative is off from a difference of gradients; differences.Wrong if it is no rounding."""
-        error = differences.hold(differences.on_first_batch(self.network, batch, make), product, way)
+        error = differences.hold(places, product, way)
         if error is None:
             self.network.untested["second derivatives"] = (
                 "differences of gradients do not tell (kinks, rounding, dtypes)"
@@ -157,6 +159,12 @@ class Hessian(Curvature):
     """
 
     ways_alike = False  # a backward pass through the gradient is shorter than its tangent, or not
+    _places: tuple[torch.Tensor, list[differences.Probe]] | None = None  # where products along a vector are tested
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        W = super()._apply(V)
+        self._places = None  # it holds gradients
+        return W
 
     def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
         return self.network.total(batch)
@@ -168,11 +176,17 @@ class Hessian(Curvature):
         def product(v: torch.Tensor) -> tape.Pieces:
             return tuple(g.to(self.dtype) for g in gradient.jvp(self.network.split(v)))
 
-        def test() -> float:
-            make = differences.of_parameters
-            return self._difference(
-                way, batch, make, lambda p: engines.GRADIENTS[way](p.function, p.primals).jvp(p.tangents)
-            )
+        def test(v: torch.Tensor, w: tape.Pieces) -> float:
+            if self._places is None or self._places[0] is not v:  # both ways are held to the same differences
+                trial = self.network.split(v)
+                self._places = v, list(differences.candidates(self.network, batch, differences.of_parameters, trial))
+
+            def made(p: differences.Probe) -> tape.Pieces:
+                if p.trial:
+                    return tuple(piece / self.share for piece in w)
+                return engines.GRADIENTS[way](p.function, p.primals).jvp(p.tangents)
+
+            return self._difference(way, self._places[1], made)
 
         kept = 4 * self._graph_bytes * self._samples(group) if way == "double-backward" else 0
         return Maps({"H v": product}, test, int(kept), self._allowed)
@@ -215,7 +229,7 @@ class GaussNewton(Curvature):
                 curves.append(self._output_curvature(outputs_seen.pop(), batch, self._starts(group.start)))
             return tuple(g.to(self.dtype) for g in lin.vjp(self.share * curves[0](jv)))
 
-        def test() -> float:
+        def test(v: torch.Tensor, w: tape.Pieces) -> float:
             return max(engines.adjoint_error(lin, self._allowed), self._curvature_error(batch))
 
         kept = engines.COPIES[way] * self._graph_bytes * self._samples(group)
@@ -227,8 +241,8 @@ class GaussNewton(Curvature):
 
     def _curvature_error(self, batch: Any) -> float:
         """How far the loss's own second derivative is off from a difference of its gradients."""
-        made = outputs.loss_of_heads
-        return self._difference("the loss's second derivative", batch, made, differences.double_backward)
+        places = differences.candidates(self.network, batch, outputs.loss_of_heads)
+        return self._difference("the loss's second derivative", places, differences.double_backward)
 
 
 class Fisher(GaussNewton):

@@ -149,7 +149,7 @@ class Jacobian(Batchwise):
             "J^T J v": lambda v: self._backward(lin, self._forward(lin, v, size, graph=True).to(self.dtype), size),
         }
         kept = int(engines.COPIES[way] * self._graph_bytes * size)
-        return Maps(table, lambda: engines.adjoint_error(lin, self._allowed), kept, self._allowed)
+        return Maps(table, lambda v, w: engines.adjoint_error(lin, self._allowed), kept, self._allowed)
 
     def _alone(self, batch: Any, **changes: Any) -> Jacobian:
         return Jacobian(self.network.model, [batch], **self._wrt, **{**self._how, "preflight": False, **changes})
@@ -230,11 +230,7 @@ class Jacobian(Batchwise):
         Memory: one batch's block, rows x columns entries. With respect to parameters the per-sample VJPs are vectorised, and
         checked on the first batch against one ordinary VJP.
         """
-        if self.network.statistics == "batch":
-            raise ValueError(
-                "statistics='batch' couples the samples of a batch, so that rows of single samples are not defined; use "
-                "statistics='population', or products (slq, trace)."
-            )
+        self._check_separate()
         with self.network.sweep() as batches:
             for index, batch in batches:
                 size = self.network.survey.samples[index]
@@ -251,6 +247,13 @@ class Jacobian(Batchwise):
                     where,
                     self._finite(block.reshape(where.stop - where.start, self.shape[1]).to(self.dtype), "e_i^T J"),
                 )
+
+    def _check_separate(self) -> None:
+        if self.network.statistics == "batch":
+            raise ValueError(
+                "statistics='batch' couples the samples of a batch, so that rows of single samples are not defined; use "
+                "statistics='population', or products (slq, trace)."
+            )
 
     def _check_rows(self, batch: Any, block: torch.Tensor) -> None:
         """A random combination of the rows is one ordinary VJP of the batch, unless the samples meet in the model."""
@@ -334,6 +337,7 @@ class Jacobian(Batchwise):
         relative standard deviation is at most sqrt(2). The signs of sample i
         depend on (seed, i) alone.
         """
+        self._check_separate()
         norms = torch.zeros(self.rank_samples[distributed.rank()], dtype=torch.float64, device=self.device)
         start = 0
         if exact:

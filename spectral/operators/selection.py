@@ -43,7 +43,9 @@ class Maps:
     """One batch taken in one way: linear maps v (n,) -> (m,) by kind, and its error of the adjoint identity."""
 
     table: Mapping[str, Linear]
-    test: Callable[[], float]  # its error, of the adjoint identity say; engines.Wrong if it is more than rounding
+    test: Callable[
+        [torch.Tensor, tape.Pieces], float
+    ]  # the error of v and its product; engines.Wrong if it is no rounding
     bytes: int = 0  # that keeping it takes
     allowed: float = 1e-9  # how far a program's products may be off by rounding
 
@@ -304,7 +306,7 @@ class Engine:
             maps = make(way)
             product = maps.table[kind](v)
             first = _now(v) - begin
-        error, w = (maps.test() if self.check else 0.0), tape.flat(product)
+        error, w = (maps.test(v, product) if self.check else 0.0), tape.flat(product)
         later = []
         for call in range(2):  # one alone may be disturbed
             begin = _now(v)

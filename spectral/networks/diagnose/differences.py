@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,10 +31,12 @@ from spectral.networks.trees import map_tensors, replaced, tensors
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
 Gradient = Callable[[Tensors], Tensors]
+Make = Callable[[Any, Any], tuple[Function, Gradient | None, Tensors]]
 SLICE = 8  # the first batch is at least so many times as large as what differences are taken on
-FINE = (1e-7, 1e-5, 1e-3)  # steps relative to the size of the primals, in float64
-COARSE = (1e-3, 1e-2, 1e-1)  # in dtypes that round more
+FINE = (1e-7, 1e-5)  # steps relative to the size of the primals, in float64
+COARSE = (1e-2, 1e-3)  # in dtypes that round more
 AGREES = 1e-5, 2e-2  # relative difference that truncation explains, in float64 and in others
+DOUBLES, MEMORY = 10, 0.25  # vectors of float64 that a test takes, and the part of the free memory that they may take
 ROUNDING = 100  # of a gradient, in units of eps times its norm
 
 
@@ -56,6 +58,11 @@ class Probe:
     tangents: tuple[torch.Tensor, ...]
     eps: float
     where: str = ""
+    rounding: float = 0.0  # unit of the product, where it is coarser
+    trial: bool = False  # the product along t is there already
+    ends: dict[float, list[torch.Tensor]] = field(
+        default_factory=dict, repr=False
+    )  # gradients of both ends by step, once made
 
 
 def directions(primals: Tensors, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -108,73 +115,84 @@ def of_parameters(model: Any, batch: Any) -> tuple[Function, Gradient, tuple[tor
     return model.total(batch), gradient, model.primals(batch)
 
 
-def on_first_batch(
-    network: DataModel, batch: Any, make: Callable[[Any, Any], tuple[Function, Gradient | None, Tensors]]
-) -> Iterator[Probe]:
-    """`make(network, batch)` on some samples of the batch in float64, and on all of it as it is, as far as they run."""
+def candidates(network: DataModel, batch: Any, make: Make, trial: Tensors | None = None) -> Iterator[Probe]:
+    """Where `make(network, batch)` can be tested, the best place first.
+
+    In float64 on an eighth of the samples, along a random direction; on all of them along `trial`, the direction of a product
+    that is there, in float64 and in the dtype it was made in. Float64 only where the memory holds it.
+    """
     size = network.samples.size(batch)
-    some = max(1, size // SLICE)
-    ways: list[tuple[str, DataModel, Any]] = [("all samples of the first batch", network, batch)]
-    if size >= SLICE // 2:
-        double = network.in_dtype(torch.float64)
+    double = network.in_dtype(torch.float64)
+    entries = sum(t.numel() for t in network.values.values())
+    fits = DOUBLES * 8 * entries <= MEMORY * arrays.available_memory(network.device)
 
-        def fine(t: torch.Tensor) -> torch.Tensor:
-            return t.double() if t.dtype in network.kinds or t.dtype == network.compute_dtype else t
+    def fine(t: torch.Tensor) -> torch.Tensor:
+        return t.double() if t.dtype in network.kinds or t.dtype == network.compute_dtype else t
 
+    places: list[tuple[str, DataModel, Any, Tensors | None]] = []
+    if fits and (size >= SLICE or trial is None):
+        some = max(1, size // SLICE)
         few = map_tensors(fine, network.samples.rows(batch, size, 0, some))
-        ways.insert(0, (f"{some} of the first batch's samples, in float64", double, few))
-    for where, model, part in ways:
+        places.append((f"{some} of the first batch's samples, in float64", double, few, None))
+    if fits and trial is not None and network.device.type == "cpu" and network.compute_dtype != torch.float64:
+        places.append(("the first batch, in float64", double, map_tensors(fine, batch), trial))
+    places.append(("the first batch", network, batch, trial))
+    for where, model, part, along in places:
         try:
             p = probe(*make(model, part), where)
         except REFUSALS:  # not in float64, or not with so few samples
             continue
+        if along is not None:
+            tangents = tuple(t.to(x.dtype) for t, x in zip(along, p.primals, strict=True))
+            coarse = max(arrays.machine_epsilon(kind) for kind in network.kinds | {network.compute_dtype})
+            p = replace(p, tangents=tangents, rounding=coarse, trial=True)
         yield p
 
 
 def difference_error(p: Probe, w: torch.Tensor) -> float | None:
-    """||D - w|| / ||D|| for the central difference D of the gradient along t: at most what rounding and truncation explain, or
-    the error of a wrong product; None where differences cannot tell (kinks, rounding).
+    """||D - w|| / ||D|| for the central difference D of the gradient along t, if rounding and truncation explain it.
 
-    The product is wrong if it is far from the differences of several steps, which agree with each other.
+    None where differences cannot tell (kinks, rounding). `Wrong` if the product is far from the differences of two steps, which
+    agree with each other.
     """
     w = w.detach().double()
-    steps, agrees = (FINE, AGREES[0]) if p.eps < 1e-12 else (COARSE, AGREES[1])
+    steps = FINE if p.eps < 1e-12 else COARSE
+    agrees = max(AGREES[0] if p.eps < 1e-12 else AGREES[1], 1e3 * p.rounding)
     scale = (arrays.norm(flat(p.primals)) or 1.0) / arrays.norm(flat(p.tangents))
     judged: list[tuple[torch.Tensor, float]] = []
     for step in steps:
         h = step * scale
-        ends = [
-            flat(p.gradient([x + sign * h * t for x, t in zip(p.primals, p.tangents, strict=True)])) for sign in (1, -1)
-        ]
+        if step not in p.ends:
+            p.ends[step] = [
+                flat(p.gradient([x + sign * h * t for x, t in zip(p.primals, p.tangents, strict=True)]))
+                for sign in (1, -1)
+            ]
+        ends = p.ends[step]
         D = (ends[0] - ends[1]) / (2 * h)
-        rounding = ROUNDING * p.eps * sum(map(arrays.norm, ends)) / (2 * h)
         size, error = max(arrays.norm(D), arrays.norm(w)), arrays.norm(D - w)
         if error <= agrees * size:
             return error / size if size else 0.0
-        if rounding < 0.1 * error:
-            judged.append((D, error / size))
+        if ROUNDING * p.eps * sum(map(arrays.norm, ends)) / (2 * h) < 0.1 * error:
+            judged.append((D, error))
     if len(judged) < 2:
         return 0.0 if not judged and not arrays.norm(w) else None
-    (one, _), (two, error) = judged[-2:]
-    agree = arrays.norm(one - two) <= 0.3 * arrays.norm(two - w)
-    return error if agree else None
+    (one, _), (two, error) = judged
+    if arrays.norm(one - two) > 0.3 * error:
+        return None
+    raise Wrong(f"is off by {error / size:.1e} from the difference of gradients on {p.where}")
 
 
-def held(error: float | None) -> bool:
-    """Whether an error of `difference_error` is small enough, or unknown."""
-    return error is None or error <= AGREES[1]
-
-
-def hold(candidates: Iterable[Probe], product: Callable[[Probe], Tensors], way: str) -> float | None:
-    """`difference_error` on the first candidate on which the product and the differences run; `Wrong` if it is large."""
-    for p in candidates:
+def hold(places: Iterable[Probe], product: Callable[[Probe], Tensors], way: str) -> float | None:
+    """`difference_error` at the first place where the product and the differences run and tell; `Wrong` names the way."""
+    for p in places:
         try:
             error = difference_error(p, flat(product(p)))
+        except Wrong as problem:
+            raise Wrong(f"{way} {problem}") from None
         except REFUSALS:
             continue
-        if not held(error):
-            raise Wrong(f"{way} is off by {error:.1e} from the difference of gradients, on {p.where}")
-        return error
+        if error is not None:
+            return error
     return None
 
 
@@ -190,9 +208,10 @@ def wrong_second_derivative(network: DataModel, batch: Any, function: Function) 
         }
         for where, call, inputs in _calls(network, function, leaves, custom):
             try:
-                if not held(_own_error(call, inputs)):
-                    inside = [name for name in custom.values() if name.endswith(f" in {where}")]
-                    return " or ".join(inside) or where
+                _own_error(call, inputs)
+            except Wrong:
+                inside = [name for name in custom.values() if name.endswith(f" in {where}")]
+                return " or ".join(inside) or where
             except REFUSALS:  # it cannot be run alone
                 continue
     return " or ".join(custom.values()) or "an operation in loss="
