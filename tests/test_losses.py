@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 import spectral
 from spectral.networks.batches import Samples
-from spectral.networks.losses import Loss, target_of, unreduced
+from spectral.networks.learned_loss import Loss
+from spectral.networks.losses import unreduced
+from spectral.networks.places import target_of
 
 
 def per_sample_loss(loss, output, batch):

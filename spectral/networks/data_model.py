@@ -11,12 +11,9 @@ Legend: n samples, B in a batch, k outputs per sample, d input features, P param
 from __future__ import annotations
 
 import copy
-import fnmatch
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -26,173 +23,31 @@ from torch import nn
 from spectral import threads
 from spectral.networks import model_state
 from spectral.networks.batches import (
-    LABEL_KEYS,
     Samples,
     check_data,
     fingerprint,
     placed,
     random_state,
-    same_random_state,
     set_random_state,
     warm_up,
 )
-from spectral.networks.losses import Loss, fields, output_tensor
-from spectral.networks.trees import Place, leaves, replaced, tensors
+from spectral.networks.calling import (
+    NOTHING,
+    WholeCall,
+    check_model,
+    default_forward,
+    labelled_forward,
+    required_inputs,
+    select_parameters,
+)
+from spectral.networks.learned_loss import Loss
+from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
+from spectral.networks.survey import DatasetInfo, NotFinite, guarded, surveyed
+from spectral.networks.trees import leaves, replaced, tensors
 
-INPUT_KEYS = ("inputs_embeds", "pixel_values", "input_values", "input_features", "inputs", "x", "input")
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
 WRT = ("params", "inputs")
 STATISTICS = ("population", "batch")
-NOTHING = object()
-
-
-class NotFinite(ValueError):
-    """The outputs of a batch, or its loss, hold NaN or infinity."""
-
-    def __init__(self, index: int, batch: Any, what: str, function: Callable[..., torch.Tensor]) -> None:
-        super().__init__(f"{what} NaN or infinity in batch {index}")
-        self.index, self.batch, self.what, self.function = index, batch, what, function
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What one forward sweep tells of the data: samples and outputs per batch, a hash to recognise each, and its form."""
-
-    samples: list[int]
-    outputs: list[int]
-    feature_shape: tuple[int, ...] | None
-    fingerprints: list[str] = field(repr=False)
-    signatures: list[Any] = field(repr=False)
-
-    @property
-    def n(self) -> int:
-        return sum(self.samples)
-
-
-def select_parameters(model: nn.Module, params: Any) -> dict[str, nn.Parameter]:
-    """The parameters that are differentiated: those that require a gradient, or those that `params` names.
-
-    `params`: name globs, parameters and modules, in any mixture.
-    """
-    named = dict(model.named_parameters())  # deduplicated: tied weights count once
-    if params is None:
-        chosen = {name: p for name, p in named.items() if p.requires_grad}
-        if not chosen:
-            raise ValueError("the model has no parameter that requires a gradient; name some with params=['*'].")
-        return chosen
-    if isinstance(params, str):
-        raise TypeError(f"params={params!r} is a string; pass a list of name globs, such as [{params!r}].")
-    given = [params] if isinstance(params, torch.Tensor | nn.Module) else list(params)
-    wanted: set[str] = set()
-    for one in given:
-        wanted |= _names(named, one)
-    if not wanted:
-        raise ValueError("params=[] names no parameter; leave it out for all that require a gradient.")
-    return {name: p for name, p in named.items() if name in wanted}
-
-
-def _names(named: dict[str, nn.Parameter], one: Any) -> set[str]:
-    """The names that a glob, a parameter or a module stands for."""
-    if isinstance(one, str):
-        found = {name for name in named if fnmatch.fnmatchcase(name, one)}
-        if not found:
-            raise ValueError(f"params: {one!r} matches no parameter; the names are {', '.join(list(named)[:12])}, ...")
-        return found
-    if not isinstance(one, torch.Tensor | nn.Module):
-        raise TypeError(f"params must hold name globs, parameters or modules, got a {type(one).__name__}.")
-    ids = {id(p) for p in (one.parameters() if isinstance(one, nn.Module) else (one,))}
-    found = {name for name, p in named.items() if id(p) in ids}
-    if len(found) < len(ids) or not found:
-        what = f"a tensor of shape {tuple(one.shape)}" if isinstance(one, torch.Tensor) else f"a {type(one).__name__}"
-        raise ValueError(
-            f"params holds {what} that is no parameter or part of the model; take it from model.parameters()."
-        )
-    return found
-
-
-# The model's own call ------------------------------------------------------------------------------------------------
-def required_inputs(model: nn.Module) -> int:
-    """How many entries of a tuple the model's forward takes: its positional parameters without defaults, at least one."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):  # no Python function
-        return 1
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return max(1, sum(p.kind in positional and p.default is p.empty for p in parameters))
-
-
-def default_forward(model: nn.Module, batch: Any) -> Any:
-    """model(x) for a tensor; model(x1, ..., xr) for a tuple, r what forward requires; model(**fields) without labels for others.
-
-    A mapping or dataclass that comes first in a tuple is taken by its names too.
-    """
-    return _checked_call(model, batch, LABEL_KEYS)
-
-
-def labelled_forward(model: nn.Module, batch: Any) -> Any:
-    """The model's forward pass with its labels, which makes it return its own loss."""
-    if fields(batch) is None:
-        raise ValueError(
-            "loss=None means the model's own loss, which needs mappings with labels as batches; pass loss=."
-        )
-    return _checked_call(model, batch, ())
-
-
-def _checked_call(model: nn.Module, batch: Any, left_out: Sequence[str]) -> Any:
-    """The call, after one sentence where the batch does not fit the signature of forward."""
-    args: tuple[Any, ...] = ()
-    named = fields(batch)
-    if isinstance(batch, torch.Tensor):
-        args = (batch,)
-    elif named is None and len(batch) and (named := fields(batch[0])) is None:
-        args = tuple(batch[: required_inputs(model)])
-    kwargs = {key: value for key, value in (named or {}).items() if key not in left_out}
-    try:
-        inspect.signature(model.forward).bind(*args, **kwargs)
-    except TypeError as problem:
-        given = ", ".join([*(["the first entry"] * bool(args)), *map(str, kwargs)])
-        raise TypeError(
-            f"{type(model).__name__}.forward cannot be called with {given} of a batch ({problem}); pass forward=lambda model, "
-            "batch: ... that calls the model as it wants to be called."
-        ) from problem
-    except ValueError:  # it has no signature
-        pass
-    return model(*args, **kwargs)
-
-
-def probabilities(output: Any) -> torch.Tensor:
-    """Softmax over the classes: the last axis of (B, C), or of the logits of a mapping's model."""
-    logits = output_tensor(output)
-    if logits is output and logits.ndim != 2:
-        raise ValueError(
-            f"of='probs' of an output of shape {tuple(logits.shape)} is ambiguous; pass a callable that says which axis holds "
-            "the classes, such as of=lambda output, batch: output.softmax(1)."
-        )
-    if logits.shape[-1] == 1:
-        raise ValueError("of='probs' of a single logit is constant; pass of=lambda output, batch: output.sigmoid().")
-    return logits.softmax(-1)
-
-
-class _Run(nn.Module):
-    """forward(model, batch) as a module."""
-
-    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> None:
-        super().__init__()
-        self.model, self.given = model, forward
-
-    def forward(self, batch: Any) -> Any:
-        return self.given(self.model, batch)
-
-
-class _Call(nn.Module):
-    """All that the user gave as one module, so that it runs on substituted parameters from end to end."""
-
-    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> None:
-        super().__init__()
-        self.run = _Run(model, forward)
-
-    def forward(self, batch: Any, then: Callable[[Any], Any], output: Any) -> Any:
-        return then(self.run(batch) if output is NOTHING else output)
 
 
 class DataModel:
@@ -215,7 +70,7 @@ class DataModel:
         product_dtype: torch.dtype | None = None,
         preflight: bool = True,
     ) -> None:
-        _check_model(model)
+        check_model(model)
         if not callable(of) and of not in OF:
             raise ValueError(
                 f"of={of!r} is no output; use one of {', '.join(OF[:3])} or a callable(output, batch) -> (B, k)."
@@ -241,7 +96,7 @@ class DataModel:
         self.loss = Loss(loss, self.samples, self.inputs)
         own = loss is None and (self._of_loss or self.needs_loss)
         self.loss.guess(model)
-        self.call = _Call(model, forward or (labelled_forward if own else default_forward))
+        self.call = WholeCall(model, forward or (labelled_forward if own else default_forward))
         self.product_dtype = product_dtype
         self.untested: dict[str, str] = {}  # what could not be tested on this model, and why
         self.roots = [model, *(state for given in (loss, of, forward) for state in _states(given))]
@@ -455,31 +310,10 @@ class DataModel:
     def survey(self) -> DatasetInfo:
         """Sizes of all batches, from one forward sweep on first use."""
         if self._survey is None:
-            samples: list[int] = []
-            outputs: list[int] = []
-            fingerprints: list[str] = []
-            signatures: list[Any] = []
-            shape: tuple[int, ...] | None = None
-            with self.sweep(fingerprints) as batches:
-                begin = random_state(self.data)
-                for index, batch in batches:
-                    if index == 0:
-                        self.samples.check(batch)
-                    size, width = self._surveyed(index, batch)
-                    samples.append(size)
-                    outputs.append(width)
-                    signatures.append(self.samples.signature(batch) if self.statistics == "population" else None)
-                    if self.wrt == "inputs":
-                        shape = self._checked_shape(index, batch, shape)
-                self.draws = not same_random_state(begin, random_state(self.data))
-            if not samples:
-                raise ValueError(
-                    "data holds no batches, or empty ones alone; pass at least one batch that holds samples."
-                )
-            self._survey = DatasetInfo(samples, outputs, shape, fingerprints, signatures)
+            self._survey = surveyed(self)
         return self._survey
 
-    def _surveyed(self, index: int, batch: Any) -> tuple[int, int]:
+    def look(self, index: int, batch: Any) -> tuple[int, int]:
         """(samples, outputs per sample) of a batch, from a forward pass."""
 
         def chosen(output: Any, there: Any) -> torch.Tensor:
@@ -487,7 +321,7 @@ class DataModel:
                 self._learn(index, output, there)
             return self.select(output, there)
 
-        z = self._guarded(index, batch, self.function(batch, chosen))
+        z = guarded(self, index, batch, self.function(batch, chosen))
         if not torch.isfinite(z).all():
             raise NotFinite(index, batch, "the model returns", self.function(batch))
         if index == 0:
@@ -501,55 +335,6 @@ class DataModel:
             self.loss.check_samples(output, batch)
         return sum_count
 
-    def _guarded(self, index: int, batch: Any, function: Callable[..., Any]) -> Any:
-        """The function's value with all parameters detached, so that no graph is kept that the user's code does not ask for.
-
-        The first batch runs on copies of them, which show whether forward writes to its parameters.
-        """
-        own = self.values, self.rest, self.frozen
-        every = {**self.rest, **self.values}
-        if index == 0:
-            every = {name: value.clone() for name, value in every.items()}
-        self.values = {name: every.pop(name) for name in self.names}
-        self.rest = self.frozen = every
-        try:
-            z = function(*self.primals(batch))
-            copies = {**self.rest, **self.values}
-        except RuntimeError as problem:
-            if self.product_dtype is not None:
-                words = str(problem).strip().splitlines()[0]
-                raise TypeError(
-                    f"the model does not run in product_dtype={self.product_dtype} ({words}); leave product_dtype= out."
-                ) from problem
-            kinds = {t.dtype for t in tensors(batch) if t.is_floating_point()} - {self.compute_dtype, *self.kinds}
-            if not kinds:
-                raise
-            listed = " and ".join(sorted(map(str, kinds)))
-            raise TypeError(
-                f"batch {index} holds {listed}, but the model is {self.compute_dtype}; convert one of them."
-            ) from problem
-        finally:
-            self.values, self.rest, self.frozen = own
-        if index == 0:
-            for name, value in {**self.rest, **self.values}.items():
-                if not _same(copies[name], value):
-                    raise ValueError(
-                        f"forward writes to the parameter {name}, so that the outputs are no function of it; let forward compute "
-                        "from it without changing it (or give the changed values to the model before)."
-                    )
-        return z
-
-    def _checked_shape(self, index: int, batch: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
-        x = self._inputs(batch)
-        if x.dtype != self.compute_dtype:
-            raise TypeError(f"the inputs are {x.dtype} but the model is {self.compute_dtype}; convert one of them.")
-        if shape is not None and tuple(x.shape[1:]) != shape:
-            raise ValueError(
-                f"wrt='inputs' needs inputs of one shape, but batch {index} has {tuple(x.shape[1:])} after {shape}; pad or "
-                "crop them."
-            )
-        return tuple(x.shape[1:])
-
     def adds_up(self, parts: list[Any], whole: Any, allowed: float) -> bool:
         """Whether a batch of several gives what they give one by one, up to the relative error `allowed`."""
         z = torch.cat([self.function(part)(*self.primals(part)) for part in parts])
@@ -560,40 +345,21 @@ class DataModel:
         """What is differentiated on this batch: the parameters, or the inputs (B, ...)."""
         if self.wrt == "params":
             return tuple(self.values.values())
-        return (self._inputs(batch),)
+        return (self.inputs_of(batch),)
 
     def _embeds(self, batch: Any) -> bool:
         """Whether the inputs are tokens, whose embeddings are differentiated."""
         named = fields(batch)
-        return named is not None and "input_ids" in named and self._input_place(batch) is None and hasattr(
+        return named is not None and "input_ids" in named and input_place(batch, self.samples.shared) is None and hasattr(
             self.model, "get_input_embeddings"
         )  # fmt: skip
 
-    def _input_place(self, batch: Any) -> Place | None:
-        """Where the inputs stand: an entry of a known name, the only floating one, or the first of a tuple."""
-        if isinstance(batch, torch.Tensor):
-            return ()
-        inside: Place = ()
-        named = fields(batch)
-        if named is None:
-            inside, named = (0,), fields(batch[0])
-            if named is None:
-                return (0,)
-        for key in INPUT_KEYS:
-            if key in named:
-                return (*inside, key)
-        parts = [
-            (key, value) for key, value in named.items() if key not in LABEL_KEYS and key not in self.samples.shared
-        ]
-        real = [key for key, value in parts if isinstance(value, torch.Tensor) and value.is_floating_point()]
-        return (*inside, real[0]) if len(real) == 1 and "input_ids" not in named else None
-
-    def _inputs(self, batch: Any) -> torch.Tensor:
+    def inputs_of(self, batch: Any) -> torch.Tensor:
         if self._embeds(batch):
             with torch.no_grad():
                 embedding: Any = self.model.get_input_embeddings
                 return embedding()(fields(batch)["input_ids"]).to(self.compute_dtype)  # type: ignore[index]
-        place = self._input_place(batch)
+        place = input_place(batch, self.samples.shared)
         if place is None:
             keys = fields(batch) or fields(batch[0]) or {}
             raise ValueError(
@@ -612,7 +378,7 @@ class DataModel:
         if self._embeds(batch):
             rest = {name: value for name, value in fields(batch).items() if name != "input_ids"}  # type: ignore[union-attr]
             return {**rest, "inputs_embeds": x}
-        return replaced(batch, {self._input_place(batch): x})  # type: ignore[dict-item]
+        return replaced(batch, {input_place(batch, self.samples.shared): x})  # type: ignore[dict-item]
 
     def function(self, batch: Any, then: Callable[[Any, Any], Any] | None = None) -> Callable[..., Any]:
         """The pure function primals -> outputs (B, k) of this batch, or -> then(what the model returns, batch)."""
@@ -698,17 +464,6 @@ class DataModel:
         }
 
 
-def _check_model(model: Any) -> None:
-    if isinstance(model, nn.Module):
-        return
-    way = (
-        "program.module()"
-        if type(model).__name__ == "ExportedProgram"
-        else "a torch.nn.Module (wrap a function in one)"
-    )
-    raise TypeError(f"model is a {type(model).__name__}; pass {way}.")
-
-
 def _states(given: Any) -> list[Any]:
     """What a loss, an output function or a forward function keeps: a module, or the attributes of an object that is called."""
     if isinstance(given, nn.Module):
@@ -718,11 +473,6 @@ def _states(given: Any) -> list[Any]:
 
 def near(a: torch.Tensor, b: torch.Tensor, allowed: float) -> bool:
     return a.shape == b.shape and bool((a - b).double().norm() <= allowed * b.double().norm())
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal entry by entry; NaN equals NaN."""
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _name(function: Any) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from spectral.networks.data_model import DataModel, NotFinite
+from spectral.networks.data_model import DataModel
+from spectral.networks.survey import NotFinite, guarded
 from spectral.networks.trees import Place, leaves, named, replaced
 
 
@@ -24,14 +25,14 @@ class LossModel(DataModel):
         self.counts: list[float] = []
         self.places: list[Place] | None = None  # of what the loss reads in an output
 
-    def _surveyed(self, index: int, batch: Any) -> tuple[int, int]:
+    def look(self, index: int, batch: Any) -> tuple[int, int]:
         def chosen(output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             total, count = self._learn(index, output, batch)
             if self.places is None and not self._of_loss:
                 self.places = self.loss.places(output, batch)
             return total, count, self.select(output, batch)
 
-        total, count, z = self._guarded(index, batch, self.function(batch, chosen))
+        total, count, z = guarded(self, index, batch, self.function(batch, chosen))
         if not torch.isfinite(total):
             raise NotFinite(index, batch, "the loss is", self.total(batch))
         self.counts.append(float(count))

@@ -13,8 +13,8 @@ from torch import nn
 
 from spectral import probes
 from spectral.networks import losses
+from spectral.networks.learned_loss import Loss
 from spectral.networks.loss_model import LossModel, apart, joined
-from spectral.networks.losses import Loss
 from spectral.networks.trees import map_tensors
 
 Product = Callable[[torch.Tensor], torch.Tensor]

@@ -20,12 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral import arrays
 from spectral.networks.batches import is_finite
-from spectral.networks.data_model import DataModel, DatasetInfo, NotFinite
+from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose.graph import GraphFacts, graph_facts, reached_leaves
 from spectral.networks.diagnose.hooks import ModuleCall, finite, visits
 from spectral.networks.loss_model import LossModel
 from spectral.networks.model_state import Snapshot
 from spectral.networks.output_curvature import loss_of_heads
+from spectral.networks.survey import DatasetInfo, NotFinite
 from spectral.networks.trees import tensors
 
 Function = Callable[..., torch.Tensor]
