@@ -146,7 +146,7 @@ class Engine:
     asked: str = "auto"
     ways: tuple[str, ...] = tuple(engines.WAYS)
     check: bool = True  # hold the ways to the adjoint identity
-    explain: Callable[[list[Exception]], str] | None = (
+    explain: Callable[[dict[str, Exception]], str] | None = (
         None  # names the operation and the module that have no derivative
     )
     choices: dict[str, Choice] = field(default_factory=dict)
@@ -262,12 +262,12 @@ class Engine:
 
     def _choose_way(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor) -> Choice:
         choice = Choice(self.asked, {}, [])
-        problems: list[Exception] = []
+        problems: dict[str, Exception] = {}
         for way in (self.asked,) if self.asked in engines.WAYS else self.ways:
             try:
                 choice.trials[way] = self._try_way(kind, way, make, v)
             except FAILURES as failure:
-                problems.append(failure)
+                problems[way] = failure
                 choice.failures.append(f"{way}: {_first_line(failure)}")
             else:
                 if self.alike:
@@ -277,7 +277,7 @@ class Engine:
             raise ValueError(
                 f"no engine multiplies this matrix ({named or '; '.join(choice.failures)}); give what fails a derivative, or "
                 "replace it by torch operations."
-            ) from problems[0]
+            ) from next(iter(problems.values()))
         return choice
 
     def _try_replay(
