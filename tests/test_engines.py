@@ -92,9 +92,7 @@ def test_old_custom_function_goes_by_double_backward_and_its_replay():
     trials = J.engine.choices["J v"].trials
     assert set(trials) == {"double-backward", "replay"} and trials["replay"].way == "double-backward"
     assert "fresh: " in J.describe()["reason"]
-    with pytest.raises(
-        ValueError, match=r"no engine multiplies.*Cube in 1 \(Cubed\).*give what fails a derivative"
-    ):
+    with pytest.raises(ValueError, match=r"no engine multiplies.*Cube in 1 \(Cubed\).*give what fails a derivative"):
         Jacobian(model, data, engine="fresh") @ torch.randn(J.shape[1]).double()
     with pytest.raises(ValueError, match=r"engine='quick' is no engine; use one of auto, fresh"):
         Jacobian(model, data, engine="quick")
@@ -164,7 +162,9 @@ def test_programs_of_later_batches_are_held_to_their_products_too():
     engine, v, W = WrongLater("replay", batches=2), torch.ones(3).double(), torch.zeros(1, 4).double()
     for index in (0, 1):
         maps = Maps({"J v": lambda v, index=index: (A[index] @ v,)}, lambda v, w: 0.0)
-        runner = engine.runner("J v", index, lambda way, m=maps: m, v, set(), version=lambda: 0, expected=100, columns=1)
+        runner = engine.runner(
+            "J v", index, lambda way, m=maps: m, v, set(), version=lambda: 0, expected=100, columns=1
+        )
         runner.add(v[None], W)
     assert torch.allclose(W, (A.sum(0) @ v)[None], atol=1e-14)
     assert any("replay of a later batch: differs" in why for why in engine.choices["J v"].failures)
