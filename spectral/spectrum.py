@@ -61,8 +61,13 @@ class Spectrum:
         products: int = 0,
         epochs: float = 0.0,
         meta: dict[str, Any] | None = None,
+        rounding: float | None = None,
     ) -> Spectrum:
-        """The spectrum whose eigenvalues are all known: `values` (with `multiplicities`, 1 by default) and `zeros` zeros."""
+        """The spectrum whose eigenvalues are all known: `values` (with `multiplicities`, 1 by default) and `zeros` zeros.
+
+        `rounding` is what may be left of a 0 in `values`, in their units: by default what a float64 eigenvalue routine leaves;
+        0 for values of a formula, which are what they say.
+        """
         values = np.asarray(values, dtype=np.float64).reshape(-1)
         if not np.isfinite(values).all():
             raise ValueError("the eigenvalues hold NaN or infinity; a spectrum is finite.")
@@ -73,10 +78,12 @@ class Spectrum:
         dim = int(counts.sum()) + int(zeros)
         if dim == 0:
             raise ValueError("a spectrum needs at least one eigenvalue.")
+        if rounding is not None and not 0 <= rounding < np.inf:
+            raise ValueError(f"rounding={rounding!r} must be a finite number >= 0, in the units of the eigenvalues.")
         order = np.argsort(values, kind="stable")
         empty = np.zeros((0, 0))
-        atoms = Atoms(values[order], counts[order])
-        return cls(dim, empty, empty, atoms, int(zeros), products, epochs, method, dict(meta or {}))
+        atoms, told = Atoms(values[order], counts[order]), {} if rounding is None else {"rounding": float(rounding)}
+        return cls(dim, empty, empty, atoms, int(zeros), products, epochs, method, {**(meta or {}), **told})
 
     @classmethod
     def from_records(
@@ -125,8 +132,23 @@ class Spectrum:
         return self.dim - self.zeros - int(self.atoms.multiplicities.sum())
 
     @property
+    def epsilon(self) -> float:
+        """Relative rounding of the products: of the coarsest dtype they were computed in, float64 where nothing says."""
+        return float(self.meta.get("epsilon", max((measure.epsilon(r) for r in self.records), default=2.0**-52)))
+
+    @cached_property
+    def rounding(self) -> float:
+        """What rounding may leave of a 0, in units of lambda: a value of that size or less may be 0, or of the other sign.
+
+        (10 eps + sqrt(dim) 2^-52) max |lambda|: a few units of rounding of the products, which do not grow with the dimension,
+        and what a float64 eigenvalue routine leaves. The one level by which rank, signs, condition and logarithms are told.
+        """
+        stated = self.meta.get("rounding")
+        return measure.zero_level(self.scale, self.dim, self.epsilon) if stated is None else float(stated)
+
+    @property
     def value_error(self) -> float:
-        """How far an exact eigenvalue may be from the truth (rounding, or the residual of a converged Ritz pair)."""
+        """How far an atom may be from the truth: `rounding` where all were computed, or the residual of a converged Ritz pair."""
         return float(self.meta.get("value_error", 0.0))
 
     def probe_points(self, zeros: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -217,16 +239,24 @@ class Spectrum:
     def _truncation(self, f: Callable[[np.ndarray], np.ndarray]) -> float:
         """|change of the integral| when the last quarter of the steps is left out: what more steps would still move."""
         changes = []
-        for record in self.records:
-            if record.steps < 4 or record.betas[-1] == 0:
-                changes.append(0.0)
-                continue
-            theta, omega, _ = measure.gauss_rule(record)
-            short, weight = measure.truncated_rule(record, record.steps - max(1, record.steps // 4))
-            with np.errstate(all="ignore"):
-                change = float(omega @ np.asarray(f(theta), float) - weight @ np.asarray(f(short), float))
+        for record, short in zip(self.records, self._short_rules, strict=True):
+            change = 0.0
+            if short is not None:
+                theta, omega, _ = measure.gauss_rule(record)
+                with np.errstate(all="ignore"):
+                    change = float(omega @ np.asarray(f(theta), float) - short[1] @ np.asarray(f(short[0]), float))
             changes.append(change if np.isfinite(change) else 0.0)
         return abs(float(self.pooling @ np.array(changes))) * self.dim if changes else 0.0
+
+    @cached_property
+    def _short_rules(self) -> list[tuple[np.ndarray, np.ndarray] | None]:
+        """Each record's Gauss rule of the first three quarters of its steps; None where nothing more is to come."""
+        return [
+            None
+            if record.steps < 4 or record.betas[-1] == 0
+            else measure.truncated_rule(record, record.steps - max(1, record.steps // 4))
+            for record in self.records
+        ]
 
     def moment(self, p: float) -> Estimate:
         """The mean of lambda^p over all dim eigenvalues."""
@@ -235,21 +265,29 @@ class Spectrum:
         return Estimate(e.value / n, e.stderr / n, e.lower / n, e.upper / n, e.probes, e.products)
 
     def quantile(self, q: float, confidence: float = 0.95) -> Estimate:
-        """The smallest value below which a fraction q of the eigenvalues lies; lower and upper from the CDF's band."""
+        """The smallest value below which a fraction q of the eigenvalues lies, by `curve`; lower and upper from `cdf`'s band."""
         if not 0 <= q <= 1:
             raise ValueError(f"q={q} is no fraction; use 0 <= q <= 1.")
-        x, c = self.points()
-        reached = np.cumsum(c) / self.dim >= q - 1e-12
-        value = float(x[np.argmax(reached)] if reached.any() else x[-1])
+        value = curves.inverse(self.curve, q)
         if self.is_exact:
             return Estimate(value, 0.0, value - self.value_error, value + self.value_error, 0, self.products)
-        grid = np.unique(np.concatenate([np.linspace(x[0], x[-1], 129), x]))
-        band = self.cdf(grid, confidence)
-        above, sure = np.flatnonzero(band.upper >= q), np.flatnonzero(band.lower >= q)
-        lower = min(float(grid[above[0] - 1]), value) if len(above) and above[0] > 0 else -np.inf
-        upper = max(float(grid[sure[0]]), value) if len(sure) else np.inf
+        lower, upper = self._quantile_bounds(q, confidence)
+        lower, upper = min(lower, value), max(upper, value)
         stderr = (upper - lower) / 2 / float(ndtri((1 + confidence) / 2))
         return Estimate(value, stderr, lower, upper, len(self.nodes), self.products)
+
+    def _quantile_bounds(self, q: float, confidence: float) -> tuple[float, float]:
+        """The last point whose upper bound is below q, and the first whose lower bound is not, to 1e-6 of the range."""
+        low, high = self.interval
+        ends = self.cdf(np.array([low, high]), confidence)
+        below = above = (low, high)
+        for _ in range(5):  # 16 parts each time, of both
+            x = np.concatenate([np.linspace(a, b, 17) for a, b in (below, above)])
+            band = self.cdf(x, confidence)
+            i = int(np.clip((band.upper[:17] < q).sum(), 1, 16))  # monotone in x
+            j = int(np.clip((band.lower[17:] < q).sum(), 1, 16))
+            below, above = (float(x[i - 1]), float(x[i])), (float(x[16 + j]), float(x[17 + j]))
+        return below[0] if ends.upper[0] < q else -np.inf, above[1] if ends.lower[1] >= q else np.inf
 
     # Functions -------------------------------------------------------------------------------------------------------
     def cdf(self, x: Any, confidence: float = 0.95) -> Band:
@@ -300,22 +338,26 @@ class Spectrum:
 
     def probe_envelope(self, k: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The envelope of probe k with the mass of the atoms taken out, and with what positive semi-definiteness adds."""
-        record, gone = self.records[k], self.removed[k]
-        low, high = measure.envelope(record, x)
-        theta, omega, _ = measure.gauss_rule(record)
-        gone = np.unique(gone)
+        low, high = measure.envelope(self.records[k], x)
+        margin = self.value_error
+        (most, rest), (least, _) = self._taken(k, x + margin), self._taken(k, x - margin)
+        low, high = np.clip((low - most) / rest, 0, 1), np.clip((high - least) / rest, 0, 1)
+        if self.meta.get("nonnegative"):
+            high = np.where(x < -max(margin, self.rounding), 0.0, high)
+        return np.minimum(low, high), high
+
+    def probe_middle(self, k: int, x: np.ndarray) -> np.ndarray:
+        """The middle of that envelope, (X,), without what rounding adds to it."""
+        taken, rest = self._taken(k, x)
+        return np.clip((measure.middle(self.records[k], x) - taken) / rest, 0, 1)
+
+    def _taken(self, k: int, x: np.ndarray) -> tuple[np.ndarray, float]:
+        """(what probe k has at or left of x on its nodes that became atoms, what it has on all others)."""
+        theta, omega, _ = measure.gauss_rule(self.records[k])
+        gone = np.unique(self.removed[k])
         order = gone[np.argsort(theta[gone])]
         cumulated = np.concatenate([[0.0], np.cumsum(omega[order])])
-        margin = self.value_error
-        taken_most = cumulated[np.searchsorted(theta[order], x + margin, side="right")]
-        taken_least = cumulated[np.searchsorted(theta[order], x - margin, side="right")]
-        rest = max(1 - cumulated[-1], measure.TINY)
-        low, high = np.clip((low - taken_most) / rest, 0, 1), np.clip((high - taken_least) / rest, 0, 1)
-        if self.meta.get("nonnegative"):
-            high = np.where(
-                x < -max(margin, 1e-6 * self.scale if record.dtype != "float64" else 1e-12 * self.scale), 0.0, high
-            )
-        return np.minimum(low, high), high
+        return cumulated[np.searchsorted(theta[order], x, side="right")], max(1 - cumulated[-1], measure.TINY)
 
     @cached_property
     def curve(self) -> curves.Curve:
@@ -382,18 +424,9 @@ class Spectrum:
         """
         if kind not in ("wasserstein", "ks"):
             raise ValueError(f"kind={kind!r} is no distance; use 'wasserstein' or 'ks'.")
-        value = curves.distance(self.curve, other.curve, kind)
-        squares = 0.0
-        for one, two in ((self, other), (other, self)):
-            if one.is_exact:
-                continue
-            K = len(one.nodes)
-            without = [curves.distance(curves.of(one, without=k), two.curve, kind) for k in range(K) if K > 1]
-            squares += (K - 1) / K * float(np.square(np.array(without) - np.mean(without)).sum()) if K > 1 else nan
+        value, stderr = curves.between(self, other, kind)
         bounds = (value, value) if self.is_exact and other.is_exact else (nan, nan)
-        return Estimate(
-            value, float(np.sqrt(squares)), *bounds, len(self.nodes) + len(other.nodes), self.products + other.products
-        )
+        return Estimate(value, stderr, *bounds, len(self.nodes) + len(other.nodes), self.products + other.products)
 
     def save(self, path: Any) -> None:
         """Write one .npz without pickles, atomically."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral.curve import jackknife_variance
+
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
 
@@ -51,7 +53,7 @@ def jackknife_stderr(values: Sequence[float]) -> float:
     theta = np.asarray(values, dtype=np.float64)
     if len(theta) < 2 or not np.all(np.isfinite(theta)):
         return float("nan")
-    return float(np.sqrt((len(theta) - 1) * np.mean((theta - theta.mean()) ** 2)))
+    return float(np.sqrt(jackknife_variance(theta)))
 
 
 def jackknife(spectrum: Spectrum, metrics: Callable[[Array, Array], dict[str, float]]) -> dict[str, float]:
