@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
 
 Curve = tuple[np.ndarray, np.ndarray]
-BEND = 3e-3  # of the CDF, from a line; and its square times the range, of the area
+Units = tuple[Sequence[float] | None, Sequence[float] | None]
+BEND = 3e-3  # of the CDF, from a line
+AREA = 0.05  # of what the steps between nodes leave open: the same for areas, an equal part for each interval
 JUMP = 1e-6  # of the range: an envelope that rises over less does so at once
 TINY = measure.TINY
 CELLS = 128  # of equal noise, on which draws of the probes are simulated
@@ -62,6 +64,11 @@ def pooled(curves: Sequence[Curve], shares: Sequence[float]) -> Curve:
     """sum_i shares_i curves_i; the shares sum to 1."""
     x = np.unique(np.concatenate([t for t, _ in curves]))
     left, right = (np.tensordot(shares, side, 1) for side in zip(*(limits(c, x) for c in curves), strict=True))
+    return _joined(x, left, right)
+
+
+def _joined(x: np.ndarray, left: np.ndarray, right: np.ndarray) -> Curve:
+    """The curve with these limits at ascending points x."""
     return np.repeat(x, 2), np.column_stack([left, right]).reshape(-1)
 
 
@@ -85,18 +92,26 @@ def distance(a: Curve, b: Curve, kind: str) -> float:
     return float(distances(a_left - b_left, a_right - b_right, x, kind))
 
 
-def between(a: Spectrum, b: Spectrum, kind: str) -> tuple[float, float]:
-    """(W1 or KS between two spectra, its jackknife error over the probes of both).
+def between(
+    a: Spectrum, b: Spectrum, kind: str, units: tuple[float, float] = (1.0, 1.0), without: Units = (None, None)
+) -> tuple[float, float]:
+    """(W1 or KS between two spectra, each divided by its unit; its jackknife error over the probes of both).
 
-    The error is 0 between exact spectra, and nan if one has a single probe.
+    `without`: each spectrum's unit without probe k, (K,), where it moves along. The error is 0 between exact spectra, and nan if
+    one has a single probe.
     """
-    x = np.unique(np.concatenate([a.curve[0], b.curve[0]]))
-    whole = [limits(s.curve, x) for s in (a, b)]
+    scaled = [(s.curve[0] / unit, s.curve[1]) for s, unit in zip((a, b), units, strict=True)]
+    x = np.unique(np.concatenate([scaled[0][0], scaled[1][0]]))
+    whole = [limits(curve, x) for curve in scaled]
     value = float(distances(whole[0][0] - whole[1][0], whole[0][1] - whole[1][1], x, kind))
     squares = 0.0
-    for s, other in ((a, whole[1]), (b, whole[0])):
+    for s, unit, own, other in ((a, units[0], without[0], whole[1]), (b, units[1], without[1], whole[0])):
         if not s.is_exact:
-            left, right = without_each(s, x)
+            left, right = without_each(s, x * unit)
+            if own is not None:
+                rows = zip(left, right, own, strict=True)
+                moved = [limits(_joined(x * unit, l, r), x * one) for l, r, one in rows]
+                left, right = np.array([l for l, _ in moved]), np.array([r for _, r in moved])
             squares += jackknife_variance(distances(left - other[0], right - other[1], x, kind))
     return value, float(np.sqrt(squares))
 
@@ -142,14 +157,19 @@ def of_probe(s: Spectrum, k: int) -> Curve:
     (t, F), around = _nodes(s, k)
     x = np.unique(np.clip(np.concatenate([[low, high], around]), low, high))
     t, F = _sorted(np.concatenate([t, x]), np.concatenate([F, s.probe_middle(k, x)]))
-    parts = t[:-1], F[:-1], t[1:], F[1:]
+    parts, fine = (t[:-1], F[:-1], t[1:], F[1:]), AREA * float(np.diff(t) @ np.diff(F)) / len(t)
     while len(parts[0]):
         left, F_left, right, F_right = (part[parts[2] - parts[0] > least] for part in parts)
         x = (left + right) / 2
         y = s.probe_middle(k, x)
         t, F = np.concatenate([t, x]), np.concatenate([F, y])
         bend = np.abs(y - (F_left + F_right) / 2)
-        bent = (bend > BEND) | (bend * (right - left) > BEND**2 * (high - low))
+        # a large rise may have its middle on the line by chance
+        bent = (
+            (bend > BEND)
+            | (F_right - F_left > 8 * BEND)
+            | ((bend > 4 * measure.MIDDLE) & (bend * (right - left) > fine))
+        )
         halves = (left, F_left, x, y), (x, y, right, F_right)
         left, F_left, right, F_right = (np.concatenate([a[bent], b[bent]]) for a, b in zip(*halves, strict=True))
         parts = left, F_left, right, F_right
@@ -187,8 +207,7 @@ def stated_error(s: Spectrum) -> dict[str, float]:
     the mean over draws of the probes, from their exact variance; "w1": their sum; "w1_95" is exceeded in 5 % of the draws.
     """
     (low, high), r, K = s.interval, s.unresolved, len(s.nodes)
-    eps = max((measure.epsilon(record) for record in s.records), default=2.0**-52)
-    one_value = high - low <= 16 * eps * s.scale  # the values of a multiple of I differ by rounding
+    one_value = high - low <= 16 * s.epsilon * s.scale  # the values of a multiple of I differ by rounding
     if r == 0 or one_value or not s.weights.any():
         return dict.fromkeys(("w1", "truncation", "rounding", "statistical", "w1_95"), 0.0)
     share = r / s.dim / (high - low)

@@ -19,7 +19,7 @@ LOCATED = 1e-7  # of the range: nodes of different probes as close as this are o
 LOG_STEP = 0.36  # trapezoidal step in log y: its error is about 2 exp(-pi^2 / 0.36) = 2e-12
 Y_RANGE = 2e-13, 1e4  # of y, the latter in units of the largest |x|: beyond it terms are powers of y
 ROUNDING = 1e-11  # of that sum, and of the masses that come from it
-MIDDLE = 1e-8  # of the mass: what is drawn and compared knows no more
+MIDDLE = 1e-6  # of the mass: what is drawn and compared knows no more
 CUTS = np.array([[1 / 16], [1 / 4], [1 / 2]])  # of an interval, from its higher end
 SPLITS = 10  # 16^-10 of a gap is beyond rounding
 DRAWS = 400  # of the probes' noise

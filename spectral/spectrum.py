@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import ndtri
@@ -19,6 +19,8 @@ from spectral import measure, storage
 from spectral.recurrences.lanczos import LanczosRecord
 from spectral.results import Atoms, Band, Density, Estimate, nan
 
+SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
+STEEP = 64.0  # times the mean slope of a function over the spectrum
 NO_ATOMS = Atoms(np.zeros(0), np.zeros(0, dtype=np.int64))
 
 
@@ -141,10 +143,13 @@ class Spectrum:
         """What rounding may leave of a 0, in units of lambda: a value of that size or less may be 0, or of the other sign.
 
         (10 eps + sqrt(dim) 2^-52) max |lambda|: a few units of rounding of the products, which do not grow with the dimension,
-        and what a float64 eigenvalue routine leaves. The one level by which rank, signs, condition and logarithms are told.
+        and what a float64 eigenvalue routine leaves; of a quadrature also the blur of its envelopes. The one level by which rank,
+        signs, condition and logarithms are told.
         """
-        stated = self.meta.get("rounding")
-        return measure.zero_level(self.scale, self.dim, self.epsilon) if stated is None else float(stated)
+        if "rounding" in self.meta:
+            return float(self.meta["rounding"])
+        blur = max((measure.blur_of(record) for record in self.records), default=0.0)
+        return measure.zero_level(self.scale, self.dim, self.epsilon) + blur
 
     @property
     def value_error(self) -> float:
@@ -208,45 +213,72 @@ class Spectrum:
 
         stderr: sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian probes with the variance over the measure
         itself, in which an eigenvalue that all probes have found counts at least once, and the change when a quarter of the
-        steps is left out, in quadrature. 0 with equal bounds if exact.
+        steps is left out, in quadrature. To both is added what `rounding` of the eigenvalues may change where f is steep, all the
+        error that an exact spectrum has: its bounds are value +- stderr. ValueError where f is not finite on the spectrum, which
+        holds 0 as soon as an eigenvalue cannot be told from it.
         """
         x, c = self.points()
         y = self._evaluate(f, x)
-        value = float(c @ y)
+        value, steep = float(c @ y), self._steep(f, y)
         if self.is_exact:
-            return Estimate(value, 0.0, value, value, len(self.nodes), self.products)
+            return Estimate(value, steep, value - steep, value + steep, len(self.nodes), self.products)
         share, K, r = self.pooling, len(self.nodes), self.unresolved
         mass = self.weights * (self.dim / r * share[:, None])  # of the unresolved part, sums to 1
         held = mass > 0
         Y = np.zeros_like(mass)
         Y[held] = self._evaluate(f, self.nodes[held])
-        mean = float((mass * Y).sum())
-        variance = float((measure.located(self.nodes, mass, 1 / r) * (Y - mean) ** 2).sum())
-        statistical = r * float(np.sqrt(measure.pooled_variance(K, r, variance)))
-        return Estimate(value, float(np.hypot(statistical, self._truncation(f))), nan, nan, K, self.products)
+        Y -= float((mass * Y).sum())
+        unit = float(np.abs(Y[held]).max(initial=0.0)) or 1.0  # squares of 1e200 are no numbers
+        variance = float((measure.located(self.nodes, mass, 1 / r) * (Y / unit) ** 2).sum())
+        statistical = r * unit * float(np.sqrt(measure.pooled_variance(K, r, variance)))
+        stderr = float(np.hypot(statistical, self._truncation(f))) + steep
+        return Estimate(value, stderr, nan, nan, K, self.products)
 
     def _evaluate(self, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
-        with np.errstate(all="ignore"):
-            y = np.asarray(f(x), dtype=np.float64)
-        if y.shape != x.shape or not np.isfinite(y).all():
-            where = x[~np.isfinite(y)][0] if y.shape == x.shape else None
-            problem = (
-                f"is not finite at the eigenvalue {where:.6g}" if where is not None else f"maps {x.shape} to {y.shape}"
+        """f(x), finite; of a value within `rounding` of 0 that f does not take, such as the root of -1e-17, f(0)."""
+        y = _apply(f, x)
+        small = np.abs(x) <= self.rounding
+        if small.any() and not np.isfinite(zero := _apply(f, np.zeros(1))[0]):
+            raise ValueError(
+                f"f is not finite at the eigenvalue 0, from which {x[small][0]:.2g} cannot be told, as rounding leaves up to "
+                f"{self.rounding:.2g}; shift the matrix, or integrate a function that is finite at 0."
             )
-            raise ValueError(f"f {problem}; f must be finite on the spectrum and keep the shape of its array.")
+        y = np.where(small & ~np.isfinite(y), zero if small.any() else 0.0, y)
+        if not np.isfinite(y).all():
+            where = x[~np.isfinite(y)][0]
+            raise ValueError(f"f is not finite at the eigenvalue {where:.6g}; f must be finite on the spectrum.")
         return y
+
+    def _steep(self, f: Callable[[np.ndarray], np.ndarray], y: np.ndarray) -> float:
+        """What `rounding` of every eigenvalue but the known zeros may change, where f varies STEEP times as fast as on the whole.
+
+        Elsewhere the same rounding is of the size of that of any sum in float64. y: f on all points.
+        """
+        (x, c), r = self.points(zeros=False), self.rounding
+        if not len(x) or r == 0 or self.scale == 0:
+            return 0.0
+        here, low = self._evaluate(f, x), x - r
+        low = np.maximum(low, np.minimum(x, 0.0)) if self.meta.get("nonnegative") else low
+        moved = np.abs([_apply(f, low) - here, _apply(f, x + r) - here])
+        undefined = ~np.isfinite(moved).all(0)
+        if (undefined & (np.abs(x) > r)).any():
+            where = x[undefined & (np.abs(x) > r)][0]
+            raise ValueError(
+                f"f is not finite within {r:.2g}, the rounding, of the eigenvalue {where:.6g}; f must be finite on the spectrum."
+            )
+        change = np.where(np.isfinite(moved), moved, 0.0).max(0)
+        span = np.ptp(x)
+        slope = max(float(np.ptp(y)) / span if span > 0 else 0.0, float(np.abs(y).max()) / self.scale)
+        return float(c @ np.where(change > STEEP * slope * r, change, 0.0))
 
     def _truncation(self, f: Callable[[np.ndarray], np.ndarray]) -> float:
         """|change of the integral| when the last quarter of the steps is left out: what more steps would still move."""
-        changes = []
-        for record, short in zip(self.records, self._short_rules, strict=True):
-            change = 0.0
+        total = 0.0
+        for share, record, short in zip(self.pooling, self.records, self._short_rules, strict=True):
             if short is not None:
                 theta, omega, _ = measure.gauss_rule(record)
-                with np.errstate(all="ignore"):
-                    change = float(omega @ np.asarray(f(theta), float) - short[1] @ np.asarray(f(short[0]), float))
-            changes.append(change if np.isfinite(change) else 0.0)
-        return abs(float(self.pooling @ np.array(changes))) * self.dim if changes else 0.0
+                total += float(share * (omega @ self._evaluate(f, theta) - short[1] @ _apply(f, short[0])))
+        return abs(total) * self.dim if np.isfinite(total) else float("inf")
 
     @cached_property
     def _short_rules(self) -> list[tuple[np.ndarray, np.ndarray] | None]:
@@ -301,13 +333,17 @@ class Spectrum:
 
     def count(self, lo: Any, hi: Any, confidence: float = 0.95) -> Band:
         """How many eigenvalues lie in (lo, hi], arrays or numbers, with an interval that holds with `confidence`."""
+        return self._count(lo, hi, confidence, self.value_error)
+
+    def _count(self, lo: Any, hi: Any, confidence: float, error: float) -> Band:
+        """`count` where atoms may be off by `error`."""
         if not 0 < confidence < 1:
             raise ValueError(f"confidence={confidence} is no probability; use 0 < confidence < 1, such as 0.95.")
         lo, hi = np.broadcast_arrays(np.asarray(lo, dtype=float), np.asarray(hi, dtype=float))
         if np.isnan(lo).any() or np.isnan(hi).any() or (lo > hi).any():
             raise ValueError("count needs lo <= hi, both numbers (infinite ones allowed).")
         shape, lo, hi = lo.shape, lo.reshape(-1), hi.reshape(-1)
-        known = [self._known(lo, hi, widen) for widen in (0.0, -self.value_error, self.value_error)]
+        known = [self._known(lo, hi, widen) for widen in (0.0, -error, error)]
         value = known[0].astype(float)
         lower, upper, certain_low, certain_high = (known[i].astype(float) for i in (1, 2, 1, 2))
         r = self.unresolved
@@ -321,6 +357,17 @@ class Spectrum:
             certain_low, certain_high = certain_low + r * mass_low, certain_high + r * mass_high
         bands = [np.asarray(v).reshape(shape) for v in (value, lower, upper, certain_low, certain_high)]
         return Band(bands[0], bands[1], bands[2], confidence, bands[3], bands[4])
+
+    def count_within(self, size: float, confidence: float = 0.95) -> Band:
+        """How many |eigenvalues| are at most `size`, which allows for rounding itself: computed values count as they are.
+
+        Only what an atom's residual exceeds `rounding` by widens the interval.
+        """
+        return self._count(np.nextafter(-size, -np.inf), size, confidence, max(self.value_error - self.rounding, 0.0))
+
+    def count_below(self, x: float, confidence: float = 0.95) -> Band:
+        """How many eigenvalues are less than x, in the same sense."""
+        return self._count(-np.inf, np.nextafter(x, -np.inf), confidence, max(self.value_error - self.rounding, 0.0))
 
     def _known(self, lo: np.ndarray, hi: np.ndarray, widen: float) -> np.ndarray:
         """Atoms and zeros in (lo - widen, hi + widen]."""
@@ -339,8 +386,10 @@ class Spectrum:
     def probe_envelope(self, k: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The envelope of probe k with the mass of the atoms taken out, and with what positive semi-definiteness adds."""
         low, high = measure.envelope(self.records[k], x)
+        nodes, cumulated, rest = self._taken(k)
         margin = self.value_error
-        (most, rest), (least, _) = self._taken(k, x + margin), self._taken(k, x - margin)
+        most = cumulated[np.searchsorted(nodes, x + margin, side="right")]
+        least = cumulated[np.searchsorted(nodes, x - margin, side="right")]
         low, high = np.clip((low - most) / rest, 0, 1), np.clip((high - least) / rest, 0, 1)
         if self.meta.get("nonnegative"):
             high = np.where(x < -max(margin, self.rounding), 0.0, high)
@@ -348,16 +397,17 @@ class Spectrum:
 
     def probe_middle(self, k: int, x: np.ndarray) -> np.ndarray:
         """The middle of that envelope, (X,), without what rounding adds to it."""
-        taken, rest = self._taken(k, x)
+        nodes, cumulated, rest = self._taken(k)
+        taken = sum(cumulated[np.searchsorted(nodes, x, side=side)] for side in SIDES) / 2
         return np.clip((measure.middle(self.records[k], x) - taken) / rest, 0, 1)
 
-    def _taken(self, k: int, x: np.ndarray) -> tuple[np.ndarray, float]:
-        """(what probe k has at or left of x on its nodes that became atoms, what it has on all others)."""
+    def _taken(self, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """(nodes (L,) of probe k that became atoms, ascending, their cumulated weights (L + 1,), the weight of all others)."""
         theta, omega, _ = measure.gauss_rule(self.records[k])
         gone = np.unique(self.removed[k])
         order = gone[np.argsort(theta[gone])]
         cumulated = np.concatenate([[0.0], np.cumsum(omega[order])])
-        return cumulated[np.searchsorted(theta[order], x, side="right")], max(1 - cumulated[-1], measure.TINY)
+        return theta[order], cumulated, max(1 - cumulated[-1], measure.TINY)
 
     @cached_property
     def curve(self) -> curves.Curve:
@@ -455,3 +505,12 @@ class Spectrum:
             f"<Spectrum of {self.dim} eigenvalues in [{low:.4g}, {high:.4g}] by {self.method}: {len(self.atoms.values)} exact, "
             f"{self.zeros} known zeros, {len(self.nodes)} probes, {self.products} products>"
         )
+
+
+def _apply(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """f(x) as float64, held to the shape of x; warnings of numpy's are answered by those who look at the values."""
+    with np.errstate(all="ignore"):
+        y = np.asarray(f(x), dtype=np.float64)
+    if y.shape != x.shape:
+        raise ValueError(f"f maps an array of shape {x.shape} to {y.shape}; f must keep the shape of its array.")
+    return y

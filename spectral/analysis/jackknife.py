@@ -37,9 +37,20 @@ def leave_one_out(spectrum: Spectrum) -> list[Measure]:
     """The pooled measure without probe 0, without probe 1, …; empty when there are fewer than two probes."""
     if spectrum.is_exact or len(spectrum.nodes) < 2:
         return []
-    probes, shares = spectrum.probe_points(), np.asarray(spectrum.pooling)
-    rest = [[j for j in range(len(probes)) if j != i] for i in range(len(probes))]
-    return [pool([probes[j] for j in keep], shares[keep]) for keep in rest]
+    probes, share = spectrum.probe_points(), np.asarray(spectrum.pooling)
+    values, where = np.unique(np.concatenate([v for v, _ in probes]), return_inverse=True)
+    ends = np.cumsum([len(v) for v, _ in probes])[:-1]
+    rows = np.array(
+        [
+            np.bincount(at, weights=c, minlength=len(values))
+            for at, (_, c) in zip(np.split(where, ends), probes, strict=True)
+        ]
+    )
+    holders, total, found = (rows > 0).sum(0), share @ rows, []
+    for row, part in zip(rows, share, strict=True):
+        held = holders - (row > 0) > 0
+        found.append((values[held], ((total - part * row) / (1 - part))[held]))
+    return found
 
 
 def jackknife_stderr(values: Sequence[float]) -> float:

@@ -21,8 +21,9 @@ from scipy.special import ellipk, ellipkm1
 from spectral.recurrences.lanczos import LanczosRecord
 
 SIGN = 1e-13  # largest error of the sign between NEAREST and REACH
-NEAREST = 1e-11  # to a Gauss node; theta itself is known to a few units of 2^-52
+NEAREST = 2.0**-49  # to a Gauss node: theta itself is known to a few units of 2^-52
 REACH = 9.0  # Gauss nodes stay within 1, and a Radau node beyond 8 has a weight below 16^(-2k)
+SINGLE = 1e-6  # an error that single precision has: half the time
 LEAST = 7  # steps for that to be rounding
 EPS = 2.0**-52
 CHUNK = 16  # points at a time: their (X, k, L) array stays in cache
@@ -59,7 +60,7 @@ class Radau:
         return found
 
     def middle(self, x: np.ndarray, error: float = SIGN) -> np.ndarray:
-        """The weight left of x and half of that at x, (X,), where `reaches`, to `error`; O(k L) a point, L = 15 to 80.
+        """The weight left of x and half of that at x, (X,), where `reaches`, to `error`; O(k L) a point, L = 15 to 120.
 
         Nearer to a Gauss node it is that of the Gauss rule, which is the Radau rule of its nodes.
         """
@@ -71,7 +72,7 @@ class Radau:
         for nearest in np.unique(near[inside & ~on]):
             some = np.flatnonzero(inside & ~on & (near == nearest))
             weights, squares = sign_poles(float(nearest), error)
-            space = np.empty((CHUNK, len(self.theta), len(squares)))
+            space = np.empty((CHUNK, len(self.theta), len(squares)), np.float32 if error >= SINGLE else np.float64)
             for s in range(0, len(some), CHUNK):
                 chunk = some[s : s + CHUNK]
                 found[chunk] = (1 - self._resolvent(x[chunk], squares, space[: len(chunk)]) @ weights) / 2
@@ -86,8 +87,11 @@ class Radau:
         u = self.theta - x[:, None]
         a, b, y = self.a, self.b, np.sqrt(squares)
         whole = np.ones_like(u)
-        parts = np.stack([a * a * u, a * b * u, a * b * whole, b * b * whole, b * b / u], axis=1)  # (X, 5, k)
-        sums = parts @ np.divide(1.0, np.add((u * u)[:, :, None], squares, out=space), out=space)
+        parts = np.stack([a * a * u, a * b * u, a * b * whole, b * b * whole, b * b / u], axis=1).astype(
+            space.dtype
+        )  # (X, 5, k)
+        poles = np.add((u * u).astype(space.dtype)[:, :, None], squares.astype(space.dtype), out=space)
+        sums = (parts @ np.divide(1, poles, out=space)).astype(np.float64)
         g_re, g_im, e_re, e_im = sums[:, 1], y * sums[:, 2], 1 + sums[:, 3], y * sums[:, 4]
         re, im = g_re**2 - g_im**2, 2 * g_re * g_im  # of G^2
         return sums[:, 0] - (im * e_re - re * e_im) / (y * (e_re**2 + e_im**2))
