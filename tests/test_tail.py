@@ -189,7 +189,8 @@ def test_distance_of_a_given_tail_is_two_sided(seed):
     law = 1 - (np.sort(x) / x.min()) ** -(60 / np.log(x / x.min()).sum())
     steps = np.arange(61) / 60
     expected = max(np.abs(law - steps[:-1]).max(), np.abs(law - steps[1:]).max())
-    assert fit_of(x, xmin=float(x.min())).D == pytest.approx(expected)
+    fit = fit_of(x, xmin=float(x.min()))
+    assert (fit.D, fit.tail) == pytest.approx((expected, 60))
 
 
 # Rivals --------------------------------------------------------------------------------------------------------------

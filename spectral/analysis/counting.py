@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral.measure import gauss_rule
+
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
 
@@ -106,21 +108,36 @@ def counting(spectrum: Spectrum, floor: float = 0.0) -> tuple[Counting, list[Cou
         ), []
     shares = np.asarray(spectrum.pooling, np.float64)
     rules = [_rule(spectrum, k) for k in range(len(shares))]
-    positive = [nodes[nodes > floor] for nodes, _ in rules]
-    lowest, highest = (
-        min((n[0] for n in positive if len(n)), default=0),
-        max((n[-1] for n in positive if len(n)), default=0),
-    )
-    grid = np.clip(np.geomspace(lowest, highest, POINTS), lowest, highest) if highest else np.zeros(0)
-    x = np.unique(np.concatenate([grid, values]))
-    tables = [_interpolated(nodes, weights, floor, x) for nodes, weights in rules]
-    N_KX, loose_KX = (np.array([t[i] for t in tables]).reshape(len(rules), len(x)) for i in (0, 1))
+    tables = [_table(nodes, weights, floor) for nodes, weights in rules]
+    ends = [t[0][[0, -1]] for t in tables if len(t[0])]
+    x = values
+    if ends:
+        lowest, highest = min(e[0] for e in ends), max(e[1] for e in ends)
+        x = np.unique(np.append(values, np.clip(np.geomspace(lowest, highest, POINTS), lowest, highest)))
+    found = [_interpolated(*t, x) for t in tables]
+    N_KX, loose_KX = (np.array([f[i] for f in found]).reshape(len(rules), len(x)) for i in (0, 1))
     keeps = [np.arange(len(rules)) != k for k in range(len(rules))] if len(rules) > 1 else []
     whole, *rest = (
         _pooled(x, values, counts, N_KX[keep], loose_KX[keep], shares[keep], int(keep.sum()))
         for keep in [np.ones(len(rules), bool), *keeps]
     )
     return whole, rest
+
+
+def zero_within_residual(spectrum: Spectrum) -> float:
+    """The largest node >= 0 that cannot be told from an eigenvalue 0, or 0.
+
+    Zeros that nobody knew of become one heavy node, which approaches 0 from above: it is no further from 0 than its residual, and
+    that is an eighth of the gap to the next node or less. What ln x would make of it is a tail of many decades.
+    """
+    largest = 0.0
+    for record in spectrum.records:
+        nodes, _, last = gauss_rule(record)
+        order = np.argsort(nodes)
+        nodes, residuals = nodes[order], (record.betas[-1] * last)[order]
+        zeros = nodes[(np.abs(nodes) <= residuals) & (residuals <= np.diff(nodes, append=np.inf) / 8)]
+        largest = max(largest, float(zeros.max(initial=0.0)))
+    return largest
 
 
 def _rule(spectrum: Spectrum, k: int) -> tuple[Array, Array]:
@@ -131,18 +148,32 @@ def _rule(spectrum: Spectrum, k: int) -> tuple[Array, Array]:
     return nodes[order], weights[order]
 
 
-def _interpolated(nodes: Array, weights: Array, floor: float, x: Array) -> tuple[Array, Array]:
-    """N of one rule at x, and the weight between the nodes around x."""
+def _table(nodes: Array, weights: Array, floor: float) -> tuple[Array, Array, Array]:
+    """N at the nodes of one rule, and the weight between each node and the one before.
+
+    The lower half of the first node's weight lies below it: N is continued as between the first two nodes until it holds all, or
+    as far below the first, in ln x, as the second lies above it.
+    """
     middle = np.cumsum(weights[::-1])[::-1] - weights / 2
     kept = nodes > floor
-    if not kept.any() or not len(x):
-        return np.zeros(len(x)), np.zeros(len(x))
-    total = float(weights[kept].sum())
     nodes, weights, middle = nodes[kept], weights[kept], middle[kept]
-    N = np.exp(np.interp(np.log(x), np.log(nodes), np.log(middle)))
-    N = np.where(x <= nodes[0], total, np.where(x > nodes[-1], 0.0, N))
-    gaps = np.concatenate([weights[:1], middle[:-1] - middle[1:], [weights[-1] / 2]])
-    return N, gaps[np.searchsorted(nodes, x)] * (x <= nodes[-1])
+    if len(nodes) < 2:
+        return nodes, weights, weights  # one node: all of its weight is at it
+    slope = np.log(middle[0] / middle[1]) / np.log(nodes[1] / nodes[0])
+    total = middle[0] + weights[0] / 2
+    step = min(np.log(total / middle[0]) / slope, np.log(nodes[1] / nodes[0])) if slope > 0 else 0.0
+    first = max(nodes[0] * np.exp(-step), floor * (1 + 1e-12))
+    gaps = np.concatenate([weights[:1], weights[:1], middle[:-1] - middle[1:]])
+    return np.append(first, nodes), np.append(total, middle), gaps
+
+
+def _interpolated(nodes: Array, N: Array, gaps: Array, x: Array) -> tuple[Array, Array]:
+    """N of one rule at x, and the weight between the nodes around x."""
+    if not len(nodes) or not len(x):
+        return np.zeros(len(x)), np.zeros(len(x))
+    inside = x <= nodes[-1]
+    at = np.minimum(np.searchsorted(nodes, x), len(nodes) - 1)
+    return np.exp(np.interp(np.log(x), np.log(nodes), np.log(N))) * inside, gaps[at] * inside
 
 
 def _pooled(

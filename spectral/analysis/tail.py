@@ -7,13 +7,15 @@ own. Symbols: N(x) the number of eigenvalues from x on, u = ln(x/xmin), a = alph
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import gaussian_filter1d
 
-from spectral.analysis.bulk import product_epsilon, zero_threshold
+from spectral.analysis.bulk import positive_floor
 from spectral.analysis.counting import Counting, counting, log_sums
 from spectral.analysis.jackknife import jackknife_stderr
 from spectral.analysis.rivals import OF_ALL, LikelihoodRatio, against_power_law, lognormal_of_all
@@ -31,6 +33,7 @@ GRID = 200  # otherwise a log grid of so many
 # An error of N by so much of the weight between two nodes: what interpolation was seen to leave, for exponents of 1.8 to 3.5
 # from 40 and 100 steps
 LOOSE = 0.05
+OPEN = 0.5  # of the tail: two nodes around xmin that weigh more leave open what lies between them, and N is a power law there
 # D √n_eff above which a tail is no power law. Stephens (1974): with its rate fitted, an exponential u exceeds 1.31 in 1 of 100
 # samples and 1.09 in 5. A tail that was searched for lies closer: 1.1 was exceeded by 1 of 100 (n = 60 to 4000).
 MISFIT = {"ks": 1.1, "peak": 1.31, "given": 1.31}
@@ -103,6 +106,7 @@ class _Fit(NamedTuple):
     tail: float
     sigma: float
     n_eff: float
+    open: float
     decades: float
 
 
@@ -207,12 +211,11 @@ def log_density_peak(x: Array, w: Array, n_eff: float) -> float:
     spread = float(np.sqrt(np.average((y - mean) ** 2, weights=w)))
     spread = min(spread, (middle[1] - middle[0]) / 1.349) or spread
     width = max(0.9 * spread * max(n_eff, 1.0) ** -0.2, 1e-3 * np.ptp(y))
-    grid = np.linspace(y[0], y[-1], 512)
     edges = np.linspace(y[0], y[-1], 4097)
     mass = np.histogram(y, bins=edges, weights=w)[0]
-    centre = (edges[1:] + edges[:-1]) / 2
-    value = np.exp(-0.5 * ((grid[:, None] - centre) / width) ** 2) @ mass
-    return float(np.clip(np.exp(grid[np.argmax(value)]), x[0], x[-1]))
+    value = gaussian_filter1d(mass, width / (edges[1] - edges[0]), mode="constant", truncate=6.0)
+    at = np.argmax(value)
+    return float(np.clip(np.exp((edges[at] + edges[at + 1]) / 2), x[0], x[-1]))
 
 
 class _Range(NamedTuple):
@@ -309,6 +312,7 @@ def _search(c: Counting, xmax: float | None, exact: bool) -> _Search:
     r = _range(c, xmax)
     curve, chance = _scan(r, _candidates(r, exact))
     able = (curve.tail >= MIN_TAIL) & (np.log10(r.largest / curve.xmin) >= MIN_DECADES)
+    able &= c.loose[np.searchsorted(c.x, curve.xmin)] <= OPEN * curve.tail
     return _Search(c, xmax, curve, chance, able, r.largest)
 
 
@@ -350,6 +354,7 @@ def _fit(search: _Search, start: float, mode: str) -> _Fit:
         tail=float(here.tail[0]),
         sigma=float(np.hypot(here.sigma[0], drift)) if np.isfinite(here.alpha[0]) else NAN,
         n_eff=float(r.n_eff(first)[0]),
+        open=float(r.c.loose[first[0]] / here.tail[0]),
         decades=float(np.log10(r.largest / start)),
     )
 
@@ -418,6 +423,8 @@ def _refusal(fit: _Fit, tests: dict[str, LikelihoodRatio], mode: str) -> str:
         return f"The tail holds {fit.tail:.3g} eigenvalues, and alpha needs {MIN_TAIL}; choose a smaller xmin."
     if fit.decades < MIN_DECADES:
         return f"The tail spans {fit.decades:.2g} decades, and alpha needs {MIN_DECADES:g}; choose a smaller xmin."
+    if fit.open > OPEN:
+        return f"The nodes around xmin weigh {fit.open:.0%} of the tail, and may be {OPEN:.0%}; use more steps, or a larger xmin."
     allowed = MISFIT[mode] / np.sqrt(fit.n_eff)
     if allowed < fit.D:
         return f"The tail is no power law: its CDF is {fit.D:.2g} away from the law, and chance allows {allowed:.2g}."
@@ -436,9 +443,10 @@ def power_law(spectrum: Spectrum, *, xmin: float | str | None = None, xmax: floa
     Of a quadrature, n and the sum are those of its interpolated counting function, n = N(xmin) and ∫ N(x) dx/x from xmin
     on. alpha has no units, xmin those of the eigenvalues. No products; memory O(points), O(candidates · points) time.
 
-    xmin=None searches the xmin of the least D among the tails that could be accepted, those with 50 eigenvalues and a
-    decade: the "tail" convention. Every eigenvalue is tried if exact and at most 4000, otherwise a log grid of 200. If none of
-    them is a power law and the eigenvalues are exact, the least D of all tails is what is reported and refused.
+    xmin=None searches the xmin of the least D among the tails that could be accepted, those with 50 eigenvalues, a decade
+    and, in a quadrature, nodes near xmin: the "tail" convention. Every eigenvalue is tried if exact and at most 4000, otherwise a
+    log grid of 200. If none of them is a power law and the eigenvalues are exact, the least D of all tails is what is reported
+    and refused.
     xmin="peak" starts at the maximum of the density per unit of ln λ: the "near the peak" convention. A number is taken
     as it is. With `xmax`, alpha maximises the likelihood on [xmin, xmax]; without, that value is in `alpha_bounded`, with
     xmax the largest eigenvalue.
@@ -447,13 +455,14 @@ def power_law(spectrum: Spectrum, *, xmin: float | str | None = None, xmax: floa
     tail, and for the peak how far alpha moves beyond chance when the tail begins later. n_eff is n for exact eigenvalues;
     m probes make it n/(1 + 2/m). alpha ± sigma holds a planted exponent in 2 of 3 spectra (tests/test_calibration.py).
 
-    accepted is False when the tail holds fewer than 50 eigenvalues or spans less than a decade, when D √n_eff exceeds 1.1
+    accepted is False when the tail holds fewer than 50 eigenvalues or spans less than a decade, when the two nodes around xmin
+    weigh more than half of it, when D √n_eff exceeds 1.1
     (1.31 if the tail was not searched for), when a rival (truncated power law, lognormal, exponential, log-uniform) is
     better with p < .01, or when one lognormal describes all eigenvalues, and the tail as well; alpha is still given. This
     refuses 0 to 6 of 100 Pareto tails, 9 of 10 lognormals, 98 of 100 exponentials and every Marchenko–Pastur bulk (exact
     and SLQ, 100 to 4000 eigenvalues). A third of the stretched exponentials of power 1/2 passes.
 
-    Eigenvalues that are not positive beyond the rounding of the operator's products (`zero_threshold`) are left out, and
+    Eigenvalues that are not positive beyond the rounding of the operator's products (`positive_floor`) are left out, and
     counted in `excluded`. Raises ValueError for a range that holds no eigenvalue. Source: Clauset, Shalizi & Newman (2009),
     eqs. 3.1, 3.2, 3.9.
 
@@ -463,32 +472,54 @@ def power_law(spectrum: Spectrum, *, xmin: float | str | None = None, xmax: floa
     >>> round(fit.alpha, 2), fit.tail, fit.accepted
     (2.5, 1000.0, True)
     """
-    values, counts = (np.asarray(v, dtype=np.float64) for v in spectrum.points(zeros=False))
+    return _fits(spectrum, [xmin], xmax)[0]
+
+
+def power_laws(spectrum: Spectrum) -> tuple[PowerLaw, PowerLaw]:
+    """`power_law` by both rules, None and "peak", for the price of one search."""
+    fit, peak = _fits(spectrum, [None, "peak"], None)
+    return fit, peak
+
+
+def _fits(spectrum: Spectrum, rules: Sequence[float | str | None], xmax: float | None) -> list[PowerLaw]:
     # values that come without an operator were never rounded by products: they are taken at their word
-    floor = zero_threshold(values, spectrum.dim, product_epsilon(spectrum)) if spectrum.meta.get("operator") else 0.0
+    floor = 0.0 if spectrum.is_exact and not spectrum.meta.get("operator") else positive_floor(spectrum)
     c, without = counting(spectrum, floor)
+    values, counts = spectrum.points(zeros=False)
     excluded = float(counts[values <= floor].sum() + spectrum.zeros)
-    mode = "ks" if xmin is None else xmin if isinstance(xmin, str) else "given"
+    modes = ["ks" if rule is None else rule if isinstance(rule, str) else "given" for rule in rules]
     if len(c.x) == 0:
-        return _nothing("No eigenvalue is positive, so there is no tail.", excluded, mode)
-    _check_range(xmin, xmax, c)
+        return [_nothing("No eigenvalue is positive, so there is no tail.", excluded, mode) for mode in modes]
+    for rule in rules:
+        _check_range(rule, xmax, c)
     if len(c.x) == 1:
-        return _nothing(
-            "All eigenvalues of the tail are equal, so there is no exponent.", excluded, mode, float(c.x[0]), c.total
-        )
-    search = _search(c, xmax, spectrum.is_exact)
-    for start in _starts(search, xmin, spectrum.is_exact):
+        reason, at = "All eigenvalues of the tail are equal, so there is no exponent.", float(c.x[0])
+        return [_nothing(reason, excluded, mode, at, c.total) for mode in modes]
+    exact, hills = spectrum.is_exact, hill_of(spectrum)[0]
+    search = _search(c, xmax, exact)
+    others = [_search(one, xmax, exact=False) if _holds(one, xmax) else None for one in without]
+    return [
+        _judged(search, others, rule, mode, exact, excluded, hills) for rule, mode in zip(rules, modes, strict=True)
+    ]
+
+
+def _judged(
+    search: _Search, others: list[_Search | None], xmin: float | str | None, mode: str, exact: bool, excluded: float,
+    hills: float,
+) -> PowerLaw:  # fmt: skip
+    """The fit by one rule, with its verdict."""
+    for start in _starts(search, xmin, exact):
         fit = _fit(search, start, mode)
         tests = _tests(search, fit)
         reason = _refusal(fit, tests, mode)
         if not reason:
             break
-    r = _range(c, xmax)
+    xmax = search.xmax
     return PowerLaw(
         alpha=fit.alpha,
         sigma=fit.sigma,
         xmin=fit.xmin,
-        xmax=r.largest if xmax is None else float(xmax),
+        xmax=search.largest if xmax is None else float(xmax),
         D=fit.D,
         tail=fit.tail,
         curve=search.curve,
@@ -496,26 +527,28 @@ def power_law(spectrum: Spectrum, *, xmin: float | str | None = None, xmax: floa
         accepted=not reason,
         reason=reason,
         alpha_bounded=fit.alpha_bounded,
-        hill=hill_of(spectrum)[0],
+        hill=hills,
         ccdf_slope=_ccdf_slope(*_tail_of(search, fit.xmin)),
         n_eff=fit.n_eff,
         decades=fit.decades,
         excluded=excluded,
-        above=r.beyond,
-        errors=dict.fromkeys(ERRORS, 0.0) if spectrum.is_exact else _probe_errors(without, xmin, xmax, mode),
+        above=_range(search.c, xmax).beyond,
+        errors=dict.fromkeys(ERRORS, 0.0) if exact else _probe_errors(others, xmin, mode),
         mode=mode,
     )
 
 
-def _probe_errors(without: list[Counting], xmin: float | str | None, xmax: float | None, mode: str) -> dict[str, float]:
+def _holds(c: Counting, xmax: float | None) -> bool:
+    """Whether the eigenvalues up to xmax are several."""
+    return len(c.x) > 1 and (xmax is None or (xmax > c.x[0] and _eigenvalues_between(c, c.x[0], xmax) > 0))
+
+
+def _probe_errors(others: list[_Search | None], xmin: float | str | None, mode: str) -> dict[str, float]:
     """Jackknife over probes of the whole procedure, the choice of xmin included."""
     fits = []
-    for c in without:
-        low = xmin if isinstance(xmin, (int, float)) else c.x[0]
-        high = c.x[-1] if xmax is None else xmax
-        if len(c.x) < 2 or not low < min(high, c.x[-1]) or not _eigenvalues_between(c, low, high) > 0:
+    for search in others:
+        if search is None or (mode == "given" and not xmin < search.largest):  # type: ignore[operator]
             return dict.fromkeys(ERRORS, NAN)
-        search = _search(c, xmax, exact=False)
         fits.append(_fit(search, _starts(search, xmin, exact=False)[0], mode))
     return {name: jackknife_stderr([getattr(fit, name) for fit in fits]) for name in ERRORS}
 
