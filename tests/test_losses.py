@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import spectral
-from spectral.operators.losses import per_sample_loss, target_of, unreduced
+from spectral.networks.losses import per_sample_loss, target_of, unreduced
 
 torch.manual_seed(0)
 N, C = 7, 4

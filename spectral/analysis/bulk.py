@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 NAN = float("nan")
-ROUNDING = 2.0**-52
-EPSILON = {"float64": ROUNDING, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TRACY_WIDOM = 3.27  # the largest eigenvalue of a pure bulk exceeds this many scales once in a thousand matrices
 TRACY_WIDOM_MEAN, TRACY_WIDOM_SD = -1.2065, 1.268
 LEVELS = np.linspace(0.05, 0.95, 37)  # quantiles that are matched: neither a spike nor the smallest eigenvalues enter
@@ -74,35 +72,9 @@ class MarchenkoPastur:
         )
 
 
-def zero_threshold(values: Array, dim: float, eps: float = ROUNDING) -> float:
-    """(10 eps + √dim · 2⁻⁵²) · max|λ|: below it an eigenvalue is indistinguishable from 0.
-
-    A few units of rounding of the products, which do not grow with the dimension, and that of a float64 eigensolver. The
-    rule dim · eps of numpy's matrix_rank would leave nothing of a float32 matrix with 10⁷ rows.
-    """
-    return float((10 * eps + np.sqrt(dim) * ROUNDING) * np.max(np.abs(values), initial=0.0))
-
-
 def positive_floor(spectrum: Spectrum) -> float:
-    """What an eigenvalue must exceed to be positive: the rounding of the products, or what Lanczos has not told from 0."""
-    values, _ = spectrum.points()
-    return max(zero_threshold(values, spectrum.dim, product_epsilon(spectrum)), zero_within_residual(spectrum))
-
-
-def product_epsilon(spectrum: Spectrum) -> float:
-    """Machine epsilon of the coarsest dtype that `meta["operator"]` records, float64's if it records none."""
-    found = [ROUNDING]
-
-    def visit(node: object) -> None:
-        if isinstance(node, dict):
-            found.extend(EPSILON[v] for k, v in node.items() if "dtype" in k and isinstance(v, str) and v in EPSILON)
-            node = list(node.values())
-        if isinstance(node, list):
-            for child in node:
-                visit(child)
-
-    visit(spectrum.meta.get("operator"))
-    return max(found)
+    """What an eigenvalue must exceed to be positive: `Spectrum.rounding`, or what Lanczos has not told from 0."""
+    return max(spectrum.rounding, zero_within_residual(spectrum))
 
 
 def _standard_quantiles() -> Array:

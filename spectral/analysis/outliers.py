@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 NAN = float("nan")
-WINDOW = 20  # eigenvalues below a gap, at least, that say how wide gaps are there; twice as many as stand above it, if more
+# Eigenvalues below a gap, at least, that say how wide gaps are there; twice as many as stand above it, if more
+WINDOW = 20
 MIN_WINDOW = 5
 SHARE = 1 / 3  # outliers are at most so many of the positive eigenvalues
 MIN_RATIO = 1.2  # a narrower gap is nothing to see
@@ -172,7 +173,10 @@ def _count(spectrum: Spectrum, values: Array, counts: Array, floor: float) -> tu
     known = top_values(spectrum, round(total))
     known = known[known > floor]
     if not len(known):
-        return 0, "No eigenvalue is known exactly, so that none can be said to stand apart; deflate, with two probes or more."
+        return (
+            0,
+            "No eigenvalue is known exactly, so none can be said to stand apart; deflate, with two probes or more.",
+        )
     if len(values) == 1:
         return 0, ""
     gaps = _gaps(values, counts)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from spectral import arrays, probes
-from spectral.operators import engines, faults
+from spectral.networks.batches import joined, tensors
+from spectral.networks.data_model import DataModel
+from spectral.networks.diagnose import derivatives as faults
+from spectral.operators import engines
 from spectral.operators.base import Operator
-from spectral.operators.data import joined, tensors
-from spectral.operators.functional import Network
 from spectral.operators.selection import Engine, Maps, Runner
 
 NOISE_PROBES = 3
@@ -29,11 +30,11 @@ UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 class Batchwise(Operator):
     """An operator whose products are made of the linear maps of its batches."""
 
-    network: Network
+    network: DataModel
     ways_alike = True  # programs of both ways of differentiation multiply the same matrices
 
     def __init__(
-        self, shape: tuple[int, int], network: Network, engine: str, memory: Any, ways: tuple[str, ...], **properties: Any
+        self, shape: tuple[int, int], network: DataModel, engine: str, memory: Any, ways: tuple[str, ...], **properties: Any
     ) -> None:  # fmt: skip
         super().__init__(shape, network.dtype, network.device, **properties)
         self.network = network
@@ -175,6 +176,10 @@ class Batchwise(Operator):
         )
 
     # Other dtypes ----------------------------------------------------------------------------------------------------
+    @property
+    def epsilon(self) -> float:
+        return max(arrays.machine_epsilon(t) for t in (self.dtype, self.network.compute_dtype, self._inside) if t)
+
     @property
     def coarse(self) -> bool:
         """Whether products are made in a coarser dtype than the vectors'."""

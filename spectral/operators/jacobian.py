@@ -17,9 +17,9 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from spectral import arrays, checkpoint, distributed, probes
+from spectral.networks.data_model import DataModel
 from spectral.operators import engines, tape
 from spectral.operators.batchwise import Batchwise
-from spectral.operators.functional import Network
 from spectral.operators.selection import Maps
 
 ROW_BYTES = 256 << 20  # rows of J held at a time while per-sample gradients are vectorised
@@ -72,7 +72,7 @@ class Jacobian(Batchwise):
             raise ValueError("layout='flattened' is for wrt='inputs'; use layout='stacked' with wrt='params'.")
         if engine not in engines.ENGINES:
             raise ValueError(f"engine={engine!r} is no engine; use one of {', '.join(engines.ENGINES)}.")
-        network = Network(
+        network = DataModel(
             model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, product_dtype=product_dtype,
             preflight=preflight,
         )  # fmt: skip
@@ -97,7 +97,7 @@ class Jacobian(Batchwise):
         self._wrt: dict[str, Any] = {"wrt": wrt, "params": params}
         self._begin(network)
 
-    def _begin(self, network: Network) -> None:
+    def _begin(self, network: DataModel) -> None:
         """Be the Jacobian of this network: its columns, engines and counters from the beginning."""
         if network.wrt == "params":
             columns = sum(value.numel() for value in network.values.values())

@@ -19,10 +19,10 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import probes
-from spectral.operators.visits import Visit, finite, untouched, visits
+from spectral.networks.diagnose.hooks import ModuleCall, finite, untouched, visits
 
 if TYPE_CHECKING:
-    from spectral.operators.functional import Network
+    from spectral.networks.data_model import DataModel
 
 Function = Callable[..., torch.Tensor]
 # What torch and models raise at an input or a transform that they do not know; all else is the caller's to see.
@@ -32,14 +32,14 @@ SECOND = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
 
 
 @contextmanager
-def _differentiated(network: Network) -> Iterator[None]:
+def _differentiated(network: DataModel) -> Iterator[None]:
     """`untouched`, with attention by matrix products: the fused one has neither forward mode nor a second derivative."""
     with untouched(network), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 # Products that are not finite -----------------------------------------------------------------------------------------
-def nonfinite_product(network: Network, index: int, batch: Any, function: Function | None = None) -> str:
+def nonfinite_product(network: DataModel, index: int, batch: Any, function: Function | None = None) -> str:
     """`batch 2, where the derivative of norm (LayerNorm) is not finite`: for a sentence on a product that is not.
 
     One backward pass, then one forward pass with tangents and a backward pass through it (second derivatives), each along one
@@ -59,7 +59,7 @@ def nonfinite_product(network: Network, index: int, batch: Any, function: Functi
     return where
 
 
-def locate_nonfinite(network: Network, function: Callable[[Any], Function] | None = None) -> str:
+def locate_nonfinite(network: DataModel, function: Callable[[Any], Function] | None = None) -> str:
     """`nonfinite_product` of the first batch that has one, from an uncounted sweep; "" if no batch has.
 
     `function(batch)` is what is differentiated on a batch, network.function if None.
@@ -76,7 +76,7 @@ def locate_nonfinite(network: Network, function: Callable[[Any], Function] | Non
     return ""
 
 
-def _leaves(network: Network, batch: Any) -> tuple[torch.Tensor, ...]:
+def _leaves(network: DataModel, batch: Any) -> tuple[torch.Tensor, ...]:
     return tuple(p.detach().requires_grad_() for p in network.primals(batch))
 
 
@@ -98,7 +98,7 @@ def _nodes(z: torch.Tensor) -> list[Any]:
     return list(found)
 
 
-def _owner(over: list[Visit], node: Any) -> str:
+def _owner(over: list[ModuleCall], node: Any) -> str:
     """The innermost call that made a node: calls end children first."""
     number = node._sequence_nr()
     return next((visit.label for visit in over if visit.begin < number < visit.end), "of=, loss= or forward=")
@@ -114,7 +114,7 @@ def _operation(node: Any) -> str:
 def _backward(
     leaves: tuple[torch.Tensor, ...],
     z: torch.Tensor,
-    over: list[Visit],
+    over: list[ModuleCall],
     sound: Callable[[list[torch.Tensor]], bool],
 ) -> str | None:
     """The first node of a backward pass that makes unsound gradients of sound ones, as `sqrt in norm (LayerNorm)`."""
@@ -136,7 +136,7 @@ def _backward(
     return f"{_operation(bad[0])} in {_owner(over, bad[0])}" if bad else None
 
 
-def _bad_gradient(network: Network, batch: Any, function: Function) -> str | None:
+def _bad_gradient(network: DataModel, batch: Any, function: Function) -> str | None:
     leaves = _leaves(network, batch)
     with visits(network) as (_, over):
         z = function(*leaves)
@@ -148,13 +148,13 @@ def _tangents(parts: list[torch.Tensor]) -> list[torch.Tensor]:
     return [t for t in duals if t is not None]
 
 
-def _bad_tangent(network: Network, batch: Any, function: Function) -> str | None:
+def _bad_tangent(network: DataModel, batch: Any, function: Function) -> str | None:
     found: list[str] = []
 
-    def enter(visit: Visit, inputs: list[torch.Tensor]) -> None:
+    def enter(visit: ModuleCall, inputs: list[torch.Tensor]) -> None:
         visit.seen = finite(_tangents(inputs))
 
-    def leave(visit: Visit, outputs: list[torch.Tensor]) -> None:
+    def leave(visit: ModuleCall, outputs: list[torch.Tensor]) -> None:
         if visit.seen and not finite(_tangents(outputs)):
             found.append(visit.label)
 
@@ -166,7 +166,7 @@ def _bad_tangent(network: Network, batch: Any, function: Function) -> str | None
     return found[0] if found else None
 
 
-def _bad_second(network: Network, batch: Any, function: Function) -> str | None:
+def _bad_second(network: DataModel, batch: Any, function: Function) -> str | None:
     """Tangents of the gradients: forward mode over a backward pass."""
     leaves = _leaves(network, batch)
     with forward_ad.dual_level():
@@ -177,7 +177,7 @@ def _bad_second(network: Network, batch: Any, function: Function) -> str | None:
 
 
 # Missing derivatives -------------------------------------------------------------------------------------------------
-def missing_derivative(network: Network, batch: Any, problem: Exception, function: Function | None = None) -> str:
+def missing_derivative(network: DataModel, batch: Any, problem: Exception, function: Function | None = None) -> str:
     """What no engine can differentiate: `embedding_bag in encoder.bag (EmbeddingBag) has no forward-mode derivative`.
 
     Forward mode is run once more with hooks, and the graph of the gradient is searched for a step that has no derivative of
@@ -192,7 +192,7 @@ def missing_derivative(network: Network, batch: Any, problem: Exception, functio
     return " and ".join(parts) or (str(problem).strip().splitlines() or [type(problem).__name__])[0]
 
 
-def _without_forward(network: Network, batch: Any, function: Function) -> str:
+def _without_forward(network: DataModel, batch: Any, function: Function) -> str:
     primals = tuple(p.detach() for p in network.primals(batch))
     with _differentiated(network), visits(network) as (under_way, _):
         try:
@@ -219,7 +219,7 @@ def _refused(failure: Exception) -> str:
     return name or f"an operation ({(text.strip().splitlines() or [type(failure).__name__])[0]})"
 
 
-def _without_second(network: Network, batch: Any, function: Function) -> str:
+def _without_second(network: DataModel, batch: Any, function: Function) -> str:
     """The first node of a backward pass whose own gradient cannot be taken, or is cut off (once_differentiable)."""
     leaves = _leaves(network, batch)
     steps: list[tuple[Any, list[torch.Tensor], list[torch.Tensor]]] = []

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from spectral import probes
-from spectral.operators import losses
+from spectral.networks import losses
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 CONVEX = (

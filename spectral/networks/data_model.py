@@ -1,6 +1,6 @@
 """A model and its data as pure functions of what is differentiated.
 
-`Network` gives, for each batch, a function primals -> outputs (B, k) and the primals at which it is linearised. It sees to
+`DataModel` gives, for each batch, a function primals -> outputs (B, k) and the primals at which it is linearised. It sees to
 it that a sweep over the data leaves no trace: eval mode is set and handed back module by module, buffers are cloned, no
 gradient is written, and every global random state is as before. Each sweep replays the random state of the first, so that a
 shuffling loader visits the samples in one fixed order.
@@ -21,8 +21,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from spectral.operators import preflight as checks
-from spectral.operators.data import (
+from spectral.networks.batches import (
     check_data,
     differentiable_kernels,
     evaluation,
@@ -34,7 +33,8 @@ from spectral.operators.data import (
     signature,
     tensors,
 )
-from spectral.operators.losses import LABEL_KEYS, output_tensor, per_sample_loss
+from spectral.networks.diagnose import checks
+from spectral.networks.losses import LABEL_KEYS, output_tensor, per_sample_loss
 
 INPUT_KEYS = ("inputs_embeds", "pixel_values", "input_values", "input_features", "inputs", "x")
 OF = ("logits", "probs", "loss")
@@ -42,7 +42,7 @@ WRT = ("params", "inputs")
 
 
 @dataclass(frozen=True)
-class Survey:
+class DatasetInfo:
     """What one forward sweep tells of the data: samples and outputs per batch, a fingerprint to recognise each, and its form."""
 
     samples: list[int]
@@ -109,7 +109,7 @@ class _Call(nn.Module):
         return self.run(self.model, batch)
 
 
-class Network:
+class DataModel:
     """(model, data) as functions of the parameters or of the inputs; see the module's docstring."""
 
     def __init__(
@@ -146,7 +146,7 @@ class Network:
         self.parameters = select_parameters(model, params) if wrt == "params" else {}
         self.state = random_state(data)
         self.sweeps = 0  # passes over the data so far, the first one (a forward pass for the sizes) included
-        self._survey: Survey | None = None
+        self._survey: DatasetInfo | None = None
         self._buffers: dict[str, torch.Tensor] = {}
         self._set_dtype(model)
 
@@ -197,7 +197,7 @@ class Network:
         set_random_state(self.data, before)
         return batch
 
-    def restricted(self, names: list[str]) -> Network:
+    def restricted(self, names: list[str]) -> Any:
         """The same functions of the named parameters alone: what the survey found is shared, sweeps are counted anew."""
         part = copy.copy(self)
         part.parameters = {name: self.parameters[name] for name in names}
@@ -268,7 +268,7 @@ class Network:
         return batch
 
     @property
-    def survey(self) -> Survey:
+    def survey(self) -> DatasetInfo:
         """Sizes of all batches, from one forward sweep on first use (which also finds NaN and an empty data set)."""
         if self._survey is None:
             samples: list[int] = []
@@ -286,7 +286,7 @@ class Network:
                         shape = self._checked_shape(index, batch, shape)
             if not samples:
                 raise ValueError("data holds no batches; pass at least one batch.")
-            self._survey = Survey(samples, outputs, shape, fingerprints, signatures)
+            self._survey = DatasetInfo(samples, outputs, shape, fingerprints, signatures)
         return self._survey
 
     def _checked_shape(self, index: int, batch: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -20,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from spectral import arrays
-from spectral.operators.data import evaluation, first_tensor, tensors
-from spectral.operators.visits import Visit, finite, untouched, visits
+from spectral.networks.batches import evaluation, first_tensor, tensors
+from spectral.networks.diagnose.hooks import ModuleCall, finite, untouched, visits
 
 if TYPE_CHECKING:
-    from spectral.operators.functional import Network
+    from spectral.networks.data_model import DataModel
 
 Function = Callable[..., torch.Tensor]
 
@@ -54,7 +54,7 @@ def check_model(model: nn.Module) -> None:
                 )
 
 
-def check_batch(network: Network, batch: Any, z: torch.Tensor, function: Function | None = None) -> str:
+def check_batch(network: DataModel, batch: Any, z: torch.Tensor, function: Function | None = None) -> str:
     """Refuse a model that is random or lets samples meet in eval mode; returns what could not be tested, "" if nothing.
 
     `z` is what `function` (network.function(batch) if None) gave on this batch. One more forward pass of the batch, with other
@@ -66,7 +66,7 @@ def check_batch(network: Network, batch: Any, z: torch.Tensor, function: Functio
     return check_coupling(network, batch, z)
 
 
-def check_coupling(network: Network, batch: Any, z: torch.Tensor) -> str:
+def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> str:
     """Refuse a model that lets samples meet in eval mode; returns what could not be tested, "" if nothing."""
     try:
         culprit = samples_meet(network, batch, z)
@@ -82,14 +82,14 @@ def check_coupling(network: Network, batch: Any, z: torch.Tensor) -> str:
 
 
 # NaN and infinity ----------------------------------------------------------------------------------------------------
-def first_nonfinite_module(network: Network, batch: Any, function: Function | None = None) -> str | None:
+def first_nonfinite_module(network: DataModel, batch: Any, function: Function | None = None) -> str | None:
     """The first module with finite inputs and an output that holds NaN or infinity, as `norm (LayerNorm)`; None if none."""
     found: list[str] = []
 
-    def enter(visit: Visit, inputs: list[torch.Tensor]) -> None:
+    def enter(visit: ModuleCall, inputs: list[torch.Tensor]) -> None:
         visit.seen = all(_sound(t) for t in inputs)
 
-    def leave(visit: Visit, outputs: list[torch.Tensor]) -> None:
+    def leave(visit: ModuleCall, outputs: list[torch.Tensor]) -> None:
         if visit.seen and not finite(outputs):
             bad = [name for name, p in visit.module.named_parameters(recurse=False) if not finite([p.detach()])]
             found.append(visit.label + (f", whose {bad[0]} holds NaN or infinity" if bad else ""))
@@ -133,7 +133,7 @@ def _differ(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def active_randomness(
-    network: Network, batch: Any, function: Function | None = None, z: torch.Tensor | None = None
+    network: DataModel, batch: Any, function: Function | None = None, z: torch.Tensor | None = None
 ) -> str | None:
     """The module that is random in eval mode, as `drop (Noise)`: with other random states its output is another; None if none.
 
@@ -156,7 +156,7 @@ def active_randomness(
     return found or "of=, loss= or forward="
 
 
-def samples_meet(network: Network, batch: Any, z: torch.Tensor | None = None) -> str | None:
+def samples_meet(network: DataModel, batch: Any, z: torch.Tensor | None = None) -> str | None:
     """The module that lets the samples of a batch meet in eval mode: alone, the first sample has other outputs; None if none.
 
     Alone means among two or three copies of itself, which models that squeeze an axis of length one read too.
@@ -188,7 +188,7 @@ def samples_meet(network: Network, batch: Any, z: torch.Tensor | None = None) ->
 
 
 def _first_difference(
-    network: Network,
+    network: DataModel,
     one: Callable[[], Any],
     two: Callable[[], Any],
     dtype: torch.dtype,
@@ -204,14 +204,14 @@ def _first_difference(
         pairs = [_common(s, t, sizes) for s, t in zip(a, b, strict=True)]
         return all(pair is not None and not _differ(*pair, dtype) for pair in pairs)
 
-    def keep(visit: Visit, parts: list[torch.Tensor]) -> None:
+    def keep(visit: ModuleCall, parts: list[torch.Tensor]) -> None:
         kept.setdefault((visit.label, visit.number), []).append([t.detach().clone() for t in parts])
 
-    def enter(visit: Visit, inputs: list[torch.Tensor]) -> None:
+    def enter(visit: ModuleCall, inputs: list[torch.Tensor]) -> None:
         known = kept.get((visit.label, visit.number), [])
         visit.seen = len(known) == 2 and same(known[0], inputs)
 
-    def leave(visit: Visit, outputs: list[torch.Tensor]) -> None:
+    def leave(visit: ModuleCall, outputs: list[torch.Tensor]) -> None:
         if visit.seen and not same(kept[visit.label, visit.number][1], outputs):
             found.append(visit.label)
 
