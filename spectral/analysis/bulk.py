@@ -9,6 +9,7 @@ a few hundred are enough to tell a bulk that is not the law's. At the edge they 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -263,7 +264,7 @@ def marchenko_pastur(spectrum: Spectrum, *, ratio: float | None = None) -> March
     more, flat, lognormal, exponential and semicircle bulks and power laws are; quadratures tell what the noise of their
     probes lets them.
 
-    All fields are nan without a positive eigenvalue. Raises ValueError for ratio <= 0. Source: Marchenko & Pastur (1967);
+    All fields are nan without a positive eigenvalue. Raises ValueError for a ratio that is no number > 0. Source: Marchenko & Pastur (1967);
     Johnstone (2001) for the width; Baik, Ben Arous & Péché (2005) for what can be seen, spikes ℓ > √γ.
 
     >>> from spectral.spectrum import Spectrum
@@ -274,8 +275,8 @@ def marchenko_pastur(spectrum: Spectrum, *, ratio: float | None = None) -> March
     >>> round(fit.sigma, 2), round(fit.ratio, 2), fit.spikes, fit.accepted
     (1.0, 0.25, 2.0, True)
     """
-    if ratio is not None and not (np.isfinite(ratio) and ratio > 0):
-        raise ValueError(f"ratio={ratio} is not the shape of a matrix; give γ = d/n > 0.")
+    if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 < ratio < np.inf):
+        raise ValueError(f"ratio={ratio!r} must be a number, the shape γ = d/n > 0 of a matrix; leave it out to fit it.")
     floor = positive_floor(spectrum)
     return _of(counting(spectrum, floor)[0], as_measure(spectrum), floor, ratio)
 

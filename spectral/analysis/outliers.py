@@ -32,7 +32,7 @@ MIN_RATIO = 1.2  # a narrower gap is nothing to see
 ALONE = 3.0  # a node that weighs no more stands for one eigenvalue, or a few
 # The mean ratio of the smaller and the larger of two gaps that follow each other: .386 of independent values, .531 of a random
 # symmetric matrix (Atas et al. 2013), .53 ± .03 in 108 small trained networks. A pair of gaps scatters by .28.
-INDEPENDENT, SCATTER, PAIRS = 0.386, 0.28, 80
+INDEPENDENT, REPELLED, SCATTER, PAIRS = 0.386, 0.53, 0.28, 80
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,8 @@ class Outliers:
 
     count: how many. values: these eigenvalues, (count,), the largest first. gap: the smallest of them over the edge, nan without
     outliers. edge: the upper end of the bulk, its largest eigenvalue (of a quadrature, its largest node), in units of λ.
-    accepted, reason: False with one sentence where the spectrum cannot tell how many there are; a spectrum without outliers is
-    an answer, count 0, and accepted.
+    accepted, reason: False with one sentence where the spectrum cannot tell how many there are; count and values are then those
+    above the gap in doubt, if there is one, and gap and edge nan. A spectrum without outliers is an answer, count 0, and accepted.
     """
 
     count: int
@@ -89,10 +89,11 @@ def _gaps(values: Array, counts: Array) -> _Gaps:
     return _Gaps(i, above[-1] - i, values[:-1], values[1:], z, log_ratio)
 
 
-def _repelled(known: Array, above: Array) -> Flags:
+def _repelled(known: Array, above: Array, complete: bool) -> tuple[Flags, Flags]:
     """Whether the eigenvalues below a gap keep their distance, as those of a matrix do and independent values do not.
 
-    known: exact eigenvalues, descending; above: how many of them lie above each gap.
+    known: exact eigenvalues, descending, all there are if complete; above: how many of them lie above each gap. The second
+    answer says where too few are known to deny it.
     """
     widths = -np.diff(np.log(known))
     smaller, larger = np.minimum(widths[1:], widths[:-1]), np.maximum(widths[1:], widths[:-1])
@@ -100,8 +101,10 @@ def _repelled(known: Array, above: Array) -> Flags:
     first = np.minimum(np.round(above).astype(int), len(sums) - 1)
     last = np.minimum(first + PAIRS, len(sums) - 1)
     pairs = last - first
-    least = INDEPENDENT + 1.5 * SCATTER / np.sqrt(np.maximum(pairs, 1))
-    return np.asarray((pairs >= MIN_WINDOW) & (sums[last] - sums[first] > least * pairs))
+    mean, error = (sums[last] - sums[first]) / np.maximum(pairs, 1), SCATTER / np.sqrt(np.maximum(pairs, 1))
+    repelled = (pairs >= MIN_WINDOW) & (mean > INDEPENDENT + 1.5 * error)
+    short = (pairs < PAIRS) & ((pairs < MIN_WINDOW) | (mean > REPELLED - 2.5 * error))
+    return repelled, ~repelled & short & (not complete)
 
 
 def _clear(g: _Gaps, repelled: Flags) -> Flags:
@@ -134,8 +137,8 @@ def outliers(spectrum: Spectrum) -> Outliers:
     Of trained classifiers expect C or C − 1, one direction for each class mean, less their common one; C(C − 1) where the classes
     are tight clusters, as in a Gaussian mixture; and 0 where the directions of the classes merge into the bulk.
 
-    A quadrature must know its largest eigenvalues one by one (`slq` deflates them by default, with two probes or more):
-    accepted is False where it does not. Negative eigenvalues are no part of it; -A has them above. No products, O(points) memory.
+    A quadrature must know its largest eigenvalues one by one (`slq` deflates them by default, with two probes or more), and
+    some below the gap: accepted is False where it does not. Negative eigenvalues are no part of it; -A has them above. No products, O(points) memory.
     Sources: Papyan (2019, 2020); Rényi (1953) for gaps of a power law; Atas et al. (2013) for those of a matrix.
 
     >>> from spectral.spectrum import Spectrum
@@ -180,9 +183,18 @@ def _count(spectrum: Spectrum, values: Array, counts: Array, floor: float) -> tu
     if len(values) == 1:
         return 0, ""
     gaps = _gaps(values, counts)
-    clear = _clear(gaps, _repelled(known, gaps.above)) & _empty(spectrum, gaps, floor)
-    ratios = np.where(clear, gaps.upper / gaps.lower, 0.0)
-    return (round(float(gaps.above[np.argmax(ratios)])) if ratios.any() else 0), ""
+    repelled, unknown = _repelled(known, gaps.above, spectrum.is_exact)
+    empty = _empty(spectrum, gaps, floor)
+    clear, perhaps = _clear(gaps, repelled) & empty, _clear(gaps, repelled | unknown) & empty
+    ratios = np.where(perhaps, gaps.upper / gaps.lower, 0.0)
+    widest = int(np.argmax(ratios))
+    count = round(float(gaps.above[widest])) if perhaps.any() else 0
+    if count and not clear[widest]:
+        return count, (
+            f"Whether the gap of {ratios[widest]:.3g} after {count} eigenvalues is chance depends on those below it, "
+            f"of which {max(len(known) - count, 0)} are known exactly; use more steps."
+        )
+    return count, ""
 
 
 def _empty(spectrum: Spectrum, gaps: _Gaps, floor: float) -> Flags:
