@@ -276,7 +276,9 @@ def marchenko_pastur(spectrum: Spectrum, *, ratio: float | None = None) -> March
     (1.0, 0.25, 2.0, True)
     """
     if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 < ratio < np.inf):
-        raise ValueError(f"ratio={ratio!r} must be a number, the shape γ = d/n > 0 of a matrix; leave it out to fit it.")
+        raise ValueError(
+            f"ratio={ratio!r} must be a number, the shape γ = d/n > 0 of a matrix; leave it out to fit it."
+        )
     floor = positive_floor(spectrum)
     return _of(counting(spectrum, floor)[0], as_measure(spectrum), floor, ratio)
 
