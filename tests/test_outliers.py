@@ -203,7 +203,7 @@ def test_what_cannot_be_told_is_refused_in_one_sentence(spectrum, text):
 
 
 def above_widths(share):
-    """Three eigenvalues above a gap of 3.6; below it neighbouring distances of the logarithms are as `share` to 1, in turn, .045 on average."""
+    """Three eigenvalues above a gap of 3.6; below it the logarithms lie .045 apart, neighbours as `share` to 1, in turn."""
     widths = np.where(np.arange(120) % 2, 1.0, share) * 0.09 / (1 + share)
     return np.append(np.exp(-np.cumsum(widths)), [3.5, 4.4, 5.0])
 

@@ -264,8 +264,8 @@ def marchenko_pastur(spectrum: Spectrum, *, ratio: float | None = None) -> March
     more, flat, lognormal, exponential and semicircle bulks and power laws are; quadratures tell what the noise of their
     probes lets them.
 
-    All fields are nan without a positive eigenvalue. Raises ValueError for a ratio that is no number > 0. Source: Marchenko & Pastur (1967);
-    Johnstone (2001) for the width; Baik, Ben Arous & Péché (2005) for what can be seen, spikes ℓ > √γ.
+    All fields are nan without a positive eigenvalue. Raises ValueError for a ratio that is no number > 0. Source: Marchenko &
+    Pastur (1967); Johnstone (2001) for the width; Baik, Ben Arous & Péché (2005) for what can be seen, spikes ℓ > √γ.
 
     >>> from spectral.spectrum import Spectrum
     >>> from spectral.analysis.theory import marchenko_pastur_cdf

@@ -43,7 +43,7 @@ class Outliers:
     count: how many. values: these eigenvalues, (count,), the largest first. gap: the smallest of them over the edge, nan without
     outliers. edge: the upper end of the bulk, its largest eigenvalue (of a quadrature, its largest node), in units of λ.
     accepted, reason: False with one sentence where the spectrum cannot tell how many there are; count and values are then those
-    above the gap in doubt, if there is one, and gap and edge nan. A spectrum without outliers is an answer, count 0, and accepted.
+    above the gap in doubt, if there is one, and gap and edge nan. No outliers are an answer, count 0, and accepted.
     """
 
     count: int
@@ -139,7 +139,8 @@ def outliers(spectrum: Spectrum) -> Outliers:
     are tight clusters, as in a Gaussian mixture; and 0 where the directions of the classes merge into the bulk.
 
     A quadrature must know its largest eigenvalues one by one (`slq` deflates them by default, with two probes or more), and
-    some below the gap: accepted is False where it does not. Negative eigenvalues are no part of it; -A has them above. No products, O(points) memory.
+    some below the gap: accepted is False where it does not. Negative eigenvalues are no part of it; -A has them above. No
+    products, O(points) memory.
     Sources: Papyan (2019, 2020); Rényi (1953) for gaps of a power law; Atas et al. (2013) for those of a matrix.
 
     >>> from spectral.spectrum import Spectrum
