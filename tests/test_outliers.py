@@ -186,6 +186,16 @@ def test_a_quadrature_says_what_the_eigenvalues_say_or_that_it_cannot_tell(kind,
     assert found.accepted or kind != "planted"
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_an_eigenvalue_of_many_copies_is_no_edge_of_a_bulk(seed):
+    """Ten eigenvalues of nine copies each; with the first alone known exactly, nine must not pass for all."""
+    copies = np.repeat([13.5, 8.1, 6.9, 5.4, 4.7, 4.1, 2.6, 2.1, 1.9, 1.3], 9)
+    values = np.append(np.random.default_rng(0).uniform(0.02, 0.14, 400), copies)
+    assert of(values).count == 90
+    found = outliers(quadrature(values, steps=60, seed=seed))
+    assert not found.accepted or found.count == 90
+
+
 # Refusals -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("spectrum", "text"),
