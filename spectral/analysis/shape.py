@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, xlogy
 
-from spectral.analysis.bulk import as_measure, fit_measure
+from spectral.analysis.bulk import MarchenkoPastur, as_measure, marchenko_pastur, without_probes
 from spectral.analysis.jackknife import Measure, jackknife, jackknife_stderr, leave_one_out
-from spectral.analysis.tail import hill_of, power_law, top_values
+from spectral.analysis.tail import hill_of, power_laws, top_values
 from spectral.estimators.functionals import condition_number, frobenius, negative_mass, numerical_rank
 from spectral.results import Estimate
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Term = Callable[[Array], Array]
 NAN = float("nan")
+EXPONENTS = (
+    "alpha", "alpha_bounded", "sigma", "alpha_hat", "log_alpha_norm", "truncated_alpha", "truncated_rate", "hill",
+)  # fmt: skip
 RELATIVE_Z = ("1e-1", "1e-2", "1e-3")
 INFORMATION = 0.9
 
@@ -49,20 +52,22 @@ METRICS: dict[str, str] = {
     "negative_mass": "Σ |λ| over λ below −hard_rank_threshold / Σ|λ|, from 0 to 1",
     "negative_fraction": "eigenvalues below −hard_rank_threshold / dim",
     "skew": "third standardised moment of the eigenvalues; positive when the right tail is longer, no unit",
-    "alpha": "exponent of the density in the tail, ρ(λ) ∝ λ^−alpha; see alpha_accepted",
-    "alpha_accepted": "1 when the tail holds at least 50 eigenvalues and a decade, 0 when alpha is not to be trusted",
+    "alpha": "exponent of the density in the tail, ρ(λ) ∝ λ^−alpha; nan, as all exponents, where the fit is refused",
+    "alpha_accepted": "1 when the tail is a power law, 0 when the fit is refused; `power_law` says why",
     "alpha_bounded": "alpha from the likelihood that ends at the largest eigenvalue",
     "sigma": "standard error of alpha",
     "xmin": "where the fitted tail begins (least D), units of λ",
     "D": "largest distance between the tail's CDF and the power law, from 0 to 1",
     "tail": "eigenvalues in the fitted tail",
-    "alpha_peak": "alpha with xmin at the peak of the density of ln λ",
+    "alpha_peak": "alpha with xmin at the peak of the density of ln λ; nan where that fit is refused",
+    "alpha_peak_accepted": "1 when the eigenvalues above the peak are a power law, 0 when that fit is refused",
     "alpha_hat": "alpha · log10 λmax",
     "log_alpha_norm": "log10 Σ λ^alpha over λ > 0",
     "truncated_alpha": "exponent of the truncated power law λ^−alpha e^{−rate·λ} on the same tail",
     "truncated_rate": "its rate, 1/units of λ",
     "hill": "Hill's alpha from up to 50 largest exact eigenvalues",
-    "mp_edge": "upper edge of the fitted Marchenko–Pastur bulk, units of λ",
+    "mp_edge": "upper edge of the fitted Marchenko–Pastur bulk, units of λ; nan, as all of the bulk, where it is refused",
+    "mp_accepted": "1 when the bulk is Marchenko–Pastur up to chance, 0 when it is not; `marchenko_pastur` says why",
     "mp_sigma": "σ of the fitted bulk, √units of λ",
     "mp_ratio": "aspect ratio γ of the fitted bulk",
     "mp_spikes": "eigenvalues above the bulk",
@@ -277,20 +282,29 @@ def _information_dimension(size: Array, counts: Array) -> float:
 
 
 def _bulk_metrics(spectrum: Spectrum, lambda_max: float) -> dict[str, float]:
-    """The Marchenko–Pastur bulk, with a jackknife over the probes."""
-    probes = 0 if spectrum.is_exact else len(spectrum.nodes)
+    """The Marchenko–Pastur bulk; what a refused fit would say is nan, and the verdict and the distance stay."""
 
-    def metrics(values: Array, counts: Array) -> dict[str, float]:
-        bulk = fit_measure(np.asarray(values, np.float64), np.asarray(counts, np.float64), probes, spectrum.epsilon)
-        told = {"mp_edge": bulk.upper, "mp_sigma": bulk.sigma, "mp_ratio": bulk.ratio, "mp_spikes": bulk.spikes}
-        return told | {"mp_softrank": bulk.upper / lambda_max if lambda_max > 0 else NAN, "mp_ks": bulk.ks}
+    def metrics(fit: MarchenkoPastur) -> dict[str, float]:
+        told = {"mp_edge": fit.upper, "mp_sigma": fit.sigma, "mp_ratio": fit.ratio, "mp_spikes": fit.spikes}
+        told["mp_softrank"] = fit.upper / lambda_max if lambda_max > 0 else NAN
+        if not fit.accepted:
+            told = dict.fromkeys(told, NAN)
+        return told | {"mp_ks": fit.ks, "mp_accepted": float(fit.accepted)}
 
-    return jackknife(spectrum, metrics)
+    result, rest = metrics(marchenko_pastur(spectrum)), [metrics(fit) for fit in without_probes(spectrum)]
+    for key, value in list(result.items()):
+        error = 0.0 if spectrum.is_exact else jackknife_stderr([m[key] for m in rest])
+        result[f"{key}_stderr"] = NAN if np.isnan(value) else error
+    return result | {"mp_accepted_stderr": 0.0}
 
 
 def _tail_metrics(spectrum: Spectrum, lambda_max: float) -> dict[str, float]:
-    """The power law of the spectrum; the errors come from the fits themselves."""
-    fit, peak = power_law(spectrum), power_law(spectrum, xmin="peak")
+    """The power law of the spectrum; the errors come from the fits themselves.
+
+    Exponents of a refused fit are nan, and so is what is made of them: a single number in a dictionary cannot say that it is not
+    to be trusted. `power_law` gives them with the reason; where the tail begins, its length and D stay here too.
+    """
+    fit, peak = power_laws(spectrum)
     truncated = fit.tests["truncated power law"].parameters if fit.tests else {"alpha": NAN, "rate": NAN}
     known = np.isfinite(fit.alpha) and lambda_max > 0
     norm = _log_alpha_norm(spectrum, fit.alpha, fit.errors["alpha"]) if known else (NAN, NAN)
@@ -305,12 +319,15 @@ def _tail_metrics(spectrum: Spectrum, lambda_max: float) -> dict[str, float]:
         "D": (fit.D, fit.errors["D"]),
         "tail": (fit.tail, fit.errors["tail"]),
         "alpha_peak": (peak.alpha, peak.sigma),
+        "alpha_peak_accepted": (float(peak.accepted), 0.0),
         "alpha_hat": (fit.alpha * decades, fit.sigma * abs(decades)),
         "log_alpha_norm": norm,
         "truncated_alpha": (truncated["alpha"], own),
         "truncated_rate": (truncated["rate"], own),
         "hill": hill_of(spectrum),
     }
+    refused = [key for key in EXPONENTS if not fit.accepted] + ["alpha_peak"] * (not peak.accepted)
+    result |= dict.fromkeys(refused, (NAN, NAN))
     pairs = {key: (float(value), NAN if np.isnan(value) else float(error)) for key, (value, error) in result.items()}
     return {key: v for key, (v, _) in pairs.items()} | {f"{key}_stderr": e for key, (_, e) in pairs.items()}
 
@@ -348,7 +365,8 @@ def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
     """Every metric of METRICS that the spectrum can give, and beside each key `x` its standard error `x_stderr`.
 
     `top` is the C of top_c_energy and gap, usually the number of classes. nan stands where the spectrum cannot tell:
-    energies and gaps without exact largest eigenvalues, shapes of a zero matrix, alpha without positive eigenvalues.
+    energies and gaps without exact largest eigenvalues, shapes of a zero matrix, and what belongs to a fit that was refused:
+    alpha and what is made of it (alpha_accepted 0), alpha_peak, the Marchenko–Pastur bulk (mp_accepted 0).
     Errors are 0 for exact spectra, up to rounding where that counts. Those of sums over the eigenvalues, and of what is made of
     sums, are those of `Spectrum.integrate`; those of counts the half widths of `Spectrum.count`'s intervals over 1.96; those of
     lambda_max, lambda_min, information_dimension, condition_number_nonzero and the Marchenko–Pastur fit a jackknife over

@@ -28,6 +28,7 @@ PREFERRED = {
     "compiled": 0.8,
     "fresh": 0.9,
 }  # times count so much: near ties go the same way in every run
+TRIAL = 10  # products a column that a block's program must serve: it takes about three to be tried, and may save some tenths of one
 BLOCK = 8  # vectors that a program takes at a time, at most
 FAILURES = (
     RuntimeError,
@@ -356,7 +357,7 @@ class Engine:
             choice.block = choice.block or "one by one"
             return
         width = known or min(columns, BLOCK, self._fitting(program, v))
-        if width < 2:
+        if width < 2 or (known is None and expected * self.visits < TRIAL * width):
             return
         key = ("block", width, program.key())
         begin = _now(v)
