@@ -28,7 +28,7 @@ PREFERRED = {
     "compiled": 0.8,
     "fresh": 0.9,
 }  # times count so much: near ties go the same way in every run
-TRIAL = 10  # products a column that a block's program must serve: it takes about three to be tried, and may save some tenths of one
+TRIAL = 10  # products a column that a block's program must serve: trying it takes about three, and it saves some tenths of one
 BLOCK = 8  # vectors that a program takes at a time, at most
 FAILURES = (
     RuntimeError,
