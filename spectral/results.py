@@ -17,6 +17,30 @@ class Atoms(NamedTuple):
     multiplicities: np.ndarray
 
 
+SHOWN = 6  # of many numbers
+
+
+def listed(values: np.ndarray, errors: np.ndarray) -> str:
+    """`1.5 ± 0.1, 2 ± 0.1, ...`: the first of several numbers with their errors.
+
+    >>> listed(np.array([1.5, 2.0]), np.array([0.1, 0.0]))
+    '1.5 ± 0.1, 2 ± 0'
+    """
+    pairs = [f"{value:.6g} ± {error:.2g}" for value, error in zip(values[:SHOWN], errors[:SHOWN], strict=True)]
+    return ", ".join(pairs) + (f", ... {len(values) - SHOWN} more" if len(values) > SHOWN else "")
+
+
+def pairs(
+    name: str, values: np.ndarray, residuals: np.ndarray, converged: np.ndarray, threshold: float, complete: bool
+) -> str:
+    """What `print` shows of eigenpairs or singular triplets; `threshold` is what a converged one's residual is below."""
+    left = "nothing better is left" if complete else "a better one may be missing"
+    return (
+        f"{len(values)} {name}: {listed(values, residuals)}; {int(converged.sum())} of {len(values)} converged to a residual of "
+        f"{threshold:.2g}, relative to the matrix and not to the value; {left}"
+    )
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its error: `stderr` is one standard error (statistical and quadrature, 0 if exact).
@@ -40,7 +64,8 @@ class Estimate:
         return float(self.value)
 
     def __str__(self) -> str:
-        return f"{float(self.value):.6g} ± {float(self.stderr):.2g}"
+        value, stderr = np.asarray(self.value, np.float64), np.asarray(self.stderr, np.float64)
+        return listed(value.ravel(), np.broadcast_to(stderr, value.shape).ravel())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral import arrays
+from spectral import arrays, results
 from spectral.estimators import effort
 from spectral.estimators.kept import Kept
 from spectral.estimators.top import FLOOR, INNER, KEYS, Search, capacity, check, difference, held
@@ -44,6 +44,11 @@ class SingularTriplets:
     complete: bool
     products: int
     epochs: float
+
+    def __str__(self) -> str:
+        return results.pairs(
+            "singular values", self.values, self.residuals, self.converged, self.threshold, self.complete
+        )
 
 
 def svd(

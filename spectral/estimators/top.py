@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from spectral import arrays
+from spectral import arrays, results
 from spectral.estimators import effort
 from spectral.estimators.kept import Kept
 from spectral.operators.base import Gram, Operator
@@ -57,6 +57,9 @@ class Eigenpairs:
     complete: bool
     products: int
     epochs: float
+
+    def __str__(self) -> str:
+        return results.pairs("eigenvalues", self.values, self.residuals, self.converged, self.threshold, self.complete)
 
 
 def top(
