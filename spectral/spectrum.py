@@ -99,16 +99,7 @@ class Spectrum:
         """
         gone = tuple(removed) if removed is not None else tuple(np.zeros((0, 1), dtype=np.int64) for _ in records)
         rest = dim - zeros - int(atoms.multiplicities.sum())
-        longest = max((record.steps + len(record.known) for record in records), default=0)
-        nodes, weights = np.zeros((len(records), longest)), np.zeros((len(records), longest))
-        for k, record in enumerate(records):
-            theta, omega, _ = measure.gauss_rule(record)
-            omega = omega.copy()
-            omega[gone[k]] = 0.0
-            nodes[k, : len(theta)] = theta
-            total = omega.sum()
-            if rest > 0 and total > 0:
-                weights[k, : len(theta)] = omega * (rest / dim / total)
+        nodes, weights = storage.quadrature(records, gone, dim, rest)
         made = cls(dim, nodes, weights, atoms, zeros, products, epochs, method, dict(meta or {}), tuple(records), gone)
         made.meta["error"] = curves.stated_error(made)
         return made

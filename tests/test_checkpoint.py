@@ -12,7 +12,7 @@ import torch
 
 import spectral
 from spectral import checkpoint
-from spectral.estimators import flight
+from spectral.estimators import flight, proof
 from spectral.operators.base import Operator
 
 VALUES = np.append(np.linspace(0, 1, 77), [4.0, 7.0, 11.0])
@@ -62,7 +62,7 @@ def test_an_interrupted_run_resumes_to_the_bits_of_one_shot(tmp_path, stop_at, d
     same(spectral.slq(A, checkpoint=tmp_path / "run.npz", **OPTIONS), whole)
     again = Diagonal(dtype=dtype)
     same(spectral.slq(again, checkpoint=tmp_path / "run.npz", **OPTIONS), whole)
-    assert again.products == 0
+    assert again.products == 1  # one of the run, repeated: is it the same matrix?
 
 
 def test_a_session_interrupted_many_times_counts_each_kept_product_once(tmp_path):
@@ -91,7 +91,7 @@ def test_more_probes_go_on_from_the_same_file(tmp_path):
     spectral.slq(Diagonal(), checkpoint=tmp_path / "run.npz", **{**OPTIONS, "probes": 2})
     A = Diagonal()
     same(spectral.slq(A, checkpoint=tmp_path / "run.npz", **OPTIONS), spectral.slq(Diagonal(), **OPTIONS))
-    assert A.products == 90
+    assert A.products == 90 + 1
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,8 @@ def test_kpm_interrupted_anywhere_resumes_to_the_bits_of_one_shot(tmp_path, recu
     same(more, spectral.kpm(Diagonal(dtype=dtype), **{**options, "probes": 6, "checkpoint": None}))
 
 
-def test_a_probe_that_left_its_interval_is_kept_as_an_attempt(tmp_path):
+def test_a_probe_that_left_its_interval_is_kept_as_an_attempt(tmp_path, monkeypatch):
+    monkeypatch.setattr(proof, "repeat", lambda *given: None)  # a matrix that changes on the way is refused otherwise
     options = {**KPM_OPTIONS, "recurrence": "chebyshev"}
     whole = spectral.kpm(Late(), **options)
     assert whole.meta["restarts"] >= 1

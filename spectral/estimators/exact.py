@@ -15,10 +15,17 @@ from spectral.estimators.kept import Kept, State
 from spectral.operators.base import Gram, Operator
 from spectral.operators.jacobian import Jacobian
 from spectral.operators.views import Dense, as_operator
+from spectral.schema import Array, Either, Fields, Number, Text
 from spectral.spectrum import Spectrum
 
 BLOCK = 64  # columns of the identity multiplied at a time
 WORKSPACE = 3  # the matrix in float64, its copy in the eigenvalue routine, and room
+MADE = {"how": Text(), "spent": Number(True, least=0)}
+STATE = Either(  # of a checkpoint: rows A e_0, A e_1, ... of the products so far; the matrix; its eigenvalues and A e_0
+    Fields({"products": Array("float64", None, "n")}),
+    Fields({"matrix": Array("float64", "n", "n"), **MADE}),
+    Fields({"values": Array("float64", "n", ascending=True), "column": Array("float64", "n"), **MADE}),
+)
 
 
 def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Spectrum:
@@ -47,9 +54,10 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
             f"exact needs {needed / 2**30:.1f} GiB for the {n} x {n} matrix, more than is free; use spectral.slq, which never "
             "forms it."
         )
-    kept = Kept(checkpoint, op, {"estimator": "exact"})
+    kept = Kept(checkpoint, op, {"estimator": "exact"}, STATE, n=n)
     state = kept.state or {}
     with effort.stoppable(checkpoint is not None):
+        _prove(op, kept)
         if "values" not in state:
             state = _with_values(state if "matrix" in state else _whole(op, kept, progress), kept)
     values, how, spent = state["values"], state["how"], state["spent"]
@@ -82,9 +90,22 @@ def _with_values(state: State, kept: Kept) -> State:
     kept.stepped(state)  # the routine hears no signal, and no SIGKILL waits for it
     with kept.guard(lambda: state):
         values = torch.linalg.eigvalsh((matrix + matrix.T) / 2).cpu().numpy()
-    found = {"values": values, "how": state["how"], "spent": state["spent"]}
+    found = {"values": values, "column": matrix[:, 0].cpu().numpy(), "how": state["how"], "spent": state["spent"]}
     kept.stepped(found, end=True)
     return found
+
+
+def _prove(op: Operator, kept: Kept) -> None:
+    """Repeat the product A e_0 that a checkpoint knows, if it knows one."""
+    state = kept.state or {}
+    first = state.get("column")
+    if first is None:
+        rows: Any = state.get("products", state.get("matrix", ()))
+        first = rows[0] if len(rows) else None
+    if first is not None:
+        e = torch.zeros(op.shape[0], dtype=op.dtype, device=op.device)
+        e[0] = 1
+        kept.prove(e, torch.as_tensor(first, device=op.device))
 
 
 def gram_matrix(A: Any, side: str = "auto") -> torch.Tensor:

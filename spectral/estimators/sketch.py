@@ -14,7 +14,7 @@ Cov(e_i, e_j) = E d_ij d_ji without bias. The m (m - 1) numbers d_ij cost O(m^3)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,17 +23,23 @@ from scipy.stats import t as student
 from spectral import arrays
 from spectral.operators.base import Operator
 from spectral.probes import probe
+from spectral.schema import Array, Fields, Items, Law, Number, Rule, Same
 
 RANK = 4.0  # a direction of Y within this many eps of its largest column is rounding
 ALONE = 1e-6  # leverage 1 - ALONE: no other vector of Y reaches this one's direction
 PARALLEL = 1e-12  # squared sine below which two directions are one
+POSITIVE, COLUMNS = Number(least=0), Array("dtype", "n", "m")
+RANGE: dict[str, Rule] = {"Q": Array("dtype", "n", "rank"), "Z": Array("dtype", "n", "rank"), "largest": POSITIVE}
 
 
 class Sampler:
     """Vectors drawn so far, and what they say of tr A."""
 
     cost = 1  # products for each vector
-    parts: tuple[str, ...] = ()  # attributes that hold what has been drawn; replaced by `add`, never changed in place
+    alone = True  # without a `Range`
+    parts: ClassVar[
+        dict[str, Rule]
+    ] = {}  # attributes that hold what has been drawn; replaced by `add`, never changed in place
 
     def __init__(self, A: Operator, seed: int) -> None:
         self.A, self.seed, self.m = A, seed, 0
@@ -43,6 +49,24 @@ class Sampler:
         own = {name: getattr(self, name) for name in ("m", *self.parts)}
         basis = getattr(self, "range", None)
         return own if basis is None else {**own, "Q": basis.Q, "Z": basis.Z, "largest": basis.largest}
+
+    @classmethod
+    def rule(cls, name: str) -> Fields:
+        """What a checkpoint of this sampler under its name must hold; `targets`: numbers of vectors that a run may aim at."""
+        whole = Number(True, least=0)
+        ranged = {} if cls.alone else RANGE
+        laws = (
+            Law("a number of vectors that the run aims at", lambda f, s: f["target"] in s["targets"][name]),
+            Law(
+                "as many vectors as it says, and not more than it aims at", lambda f, s: f["m"] == s["m"] <= f["target"]
+            ),
+            Law("an orthonormal basis", lambda f, s: "Q" not in f or orthonormal(f["Q"])),
+        )
+        return Fields({"method": Same(name), "target": whole, "m": whole, **cls.parts, **ranged}, laws=laws)
+
+    def first(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first vector and its product."""
+        raise TypeError(f"{type(self).__name__} draws nothing.")
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
@@ -89,17 +113,26 @@ class Hutchinson(Sampler):
     the m values, which of a dominant eigenvalue are chi-squares, small when their mean is (rms z of one outlier, m = 20: 1.5).
     """
 
-    parts = ("values", "squares", "scatter", "mean")
+    parts: ClassVar[dict[str, Rule]] = {
+        "values": Items(Number(), count="m"),
+        "squares": POSITIVE,
+        "scatter": POSITIVE,
+        "mean": Array("float64", "n"),
+        "product": Array("dtype", "n"),
+    }
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
         self.values: list[float] = []
+        self.product = torch.zeros(A.shape[0], dtype=A.dtype, device=A.device)  # of the first vector
         self.squares = self.scatter = 0.0
         self.mean = torch.zeros(A.shape[0], dtype=torch.float64, device=A.device)
 
     def add(self, count: int) -> None:
         Z = self.draw(self.m, count, "rademacher")
         Y = self.multiply(Z)
+        if self.m == 0:
+            self.product = Y[:, 0].clone()
         self.values = self.values + column_dots(Z, Y).tolist()
         self.squares += float(column_dots(Y, Y).sum())
         for i in range(count):  # Welford's recurrence
@@ -108,6 +141,9 @@ class Hutchinson(Sampler):
             step = sample - self.mean
             self.mean = self.mean + step / self.m
             self.scatter += arrays.dot(step, sample - self.mean)
+
+    def first(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.draw(0, 1, "rademacher")[:, 0], self.product
 
     def estimate(self) -> tuple[float, float]:
         values = np.array(self.values)
@@ -119,7 +155,8 @@ class HutchPlusPlus(Sampler):
     """tr Q^T A Q for Q from m vectors, and g^T (I - Q Q^T) A (I - Q Q^T) g of m other ones."""
 
     cost = 3
-    parts = ("G", "AG", "squares")
+    alone = False
+    parts: ClassVar[dict[str, Rule]] = {"G": COLUMNS, "AG": COLUMNS, "squares": POSITIVE}
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
@@ -133,6 +170,9 @@ class HutchPlusPlus(Sampler):
         self.G, self.AG = torch.cat([self.G, G], 1), torch.cat([self.AG, AG], 1)
         self.squares += float(column_dots(AG, AG).sum())
         self.m += count
+
+    def first(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.G[:, 0], self.AG[:, 0]
 
     def estimate(self) -> tuple[float, float]:
         Q, Z = self.range.Q, self.range.Z
@@ -151,7 +191,8 @@ class XTrace(Sampler):
     """
 
     cost = 2
-    parts = ("Omega", "Y", "squares")
+    alone = False
+    parts: ClassVar[dict[str, Rule]] = {"Omega": COLUMNS, "Y": COLUMNS, "squares": POSITIVE}
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
@@ -169,6 +210,9 @@ class XTrace(Sampler):
     def estimate(self) -> tuple[float, float]:
         e, change = self.samples()
         return float(e.mean()), _stderr(exchangeable_variance(e, change), self.m, _rounding(self))
+
+    def first(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.Omega[:, 0], self.Y[:, 0]
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """e (m,) and d (m, m): d_ij = e_i less the same without y_j in its basis."""
@@ -205,12 +249,15 @@ class XNysTrace(Sampler):
     what is approximated; nu n is subtracted again. Epperly, Tropp, Webber (2024).
     """
 
-    parts = ("Omega", "Y", "squares")
+    parts: ClassVar[dict[str, Rule]] = {"Omega": COLUMNS, "Y": COLUMNS, "squares": POSITIVE}
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
         self.Omega = self.Y = empty(A)
         self.squares = 0.0
+
+    def first(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.Omega[:, 0], self.Y[:, 0]
 
     def add(self, count: int) -> None:
         Omega = self.draw(self.m, count, "gaussian")
@@ -337,6 +384,12 @@ def cross(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:
     for rows in _chunks(X if X.shape[1] > Y.shape[1] else Y):
         total += X[rows].double().T @ Y[rows].double()
     return total.cpu().numpy()
+
+
+def orthonormal(Q: torch.Tensor) -> bool:
+    """Whether the columns of Q (n, k) are, to the root of its rounding."""
+    eps = arrays.machine_epsilon(Q.dtype)
+    return bool(np.abs(cross(Q, Q) - np.eye(Q.shape[1])).max(initial=0.0) <= np.sqrt(eps))
 
 
 def column_dots(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ Source: Golub, Kahan (1965); one-sided: Simon, Zha (2000), backward stable: Barl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -93,6 +93,30 @@ class GolubKahan:
         self.V[:j], self.B[:j, :j] = state["V"], state["B"]
         self.pending, self.beta, self.u, self.kept = (state[name] for name in ("pending", "beta", "u", "kept"))
         self.locked, self.depth, self.norm = state["locked"], state["depth"], state["norm"]
+
+    @property
+    def multiplied(self) -> Operator:
+        """The operator whose products make the recurrence."""
+        return self.K
+
+    def known_product(self) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
+        """As `BlockLanczos.known_product`, for K v; of left vectors that are not held, only how long it is."""
+        if self.size == 0:
+            return None
+        i, l = self.size - 1, self.locked
+        length = float(np.linalg.norm(self.B[: self.size, i]))
+        u, kept = self.u, self.kept
+
+        def differs(y: torch.Tensor) -> float:
+            if kept is not None and i >= l:  # K v = kept^T R
+                expected = torch.zeros_like(y, dtype=torch.float64)
+                for row, c in zip(kept, self.B[l : l + len(kept), i], strict=True):
+                    expected.add_(row, alpha=float(c))
+                return arrays.norm(y.double() - expected)
+            along = 0.0 if u is None else abs(arrays.dot(y, u) - float(self.B[i, i]))
+            return max(abs(arrays.norm(y) - length), along)
+
+        return self.V[i], differs
 
     @property
     def floor(self) -> float:

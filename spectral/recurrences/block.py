@@ -10,7 +10,7 @@ Source: Golub, Underwood (1977); restart: Wu, Simon (2000); dropping: Freund (20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -160,6 +160,22 @@ class BlockLanczos:
         self.pending, self.coupling = state["pending"], state["coupling"]
         self.locked, self.depth = state["locked"], state["depth"]
         self.sizes, self.norm = list(state["sizes"]), state["norm"]
+
+    @property
+    def multiplied(self) -> Operator:
+        """The operator whose products make the recurrence."""
+        return self.A
+
+    def known_product(self) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
+        """A basis vector (n,), and how far a vector is from its product as V, T and the coupling say; None of an empty basis."""
+        if self.size == 0:
+            return None
+        i = self.size - 1
+        expected = torch.zeros(self.dim, dtype=torch.float64, device=self.V.device)
+        for rows, column in ((self.V[: self.size], self.T[: self.size, i]), (self.pending, self.coupling[:, i])):
+            for row, c in zip(rows, column, strict=True):
+                expected.add_(row, alpha=float(c))
+        return self.V[i], lambda y: arrays.norm(y.double() - expected)
 
     @property
     def floor(self) -> float:
