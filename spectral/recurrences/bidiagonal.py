@@ -76,6 +76,7 @@ class GolubKahan:
         self.u: torch.Tensor | None = None  # u_j (m,)
         self.kept: torch.Tensor | None = None  # the left vectors (r, m) of a restart, until the next product
         self.size = self.locked = self.depth = 0
+        self.first: float | None = None  # ||K v|| of the first vector of all
         self.norm = 0.0
         self.multiplying = False  # as in `BlockLanczos`, during the first product of a step
 
@@ -84,7 +85,7 @@ class GolubKahan:
         j = self.size
         return {
             "V": self.V[:j], "B": self.B[:j, :j], "pending": self.pending, "beta": self.beta, "u": self.u, "kept": self.kept,
-            "locked": self.locked, "depth": self.depth, "norm": self.norm, "capacity": self.capacity,
+            "locked": self.locked, "depth": self.depth, "norm": self.norm, "capacity": self.capacity, "first": self.first,
         }  # fmt: skip
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -92,31 +93,17 @@ class GolubKahan:
         j = self.size = len(state["V"])
         self.V[:j], self.B[:j, :j] = state["V"], state["B"]
         self.pending, self.beta, self.u, self.kept = (state[name] for name in ("pending", "beta", "u", "kept"))
-        self.locked, self.depth, self.norm = state["locked"], state["depth"], state["norm"]
+        self.locked, self.depth, self.norm, self.first = (state[name] for name in ("locked", "depth", "norm", "first"))
 
     @property
     def multiplied(self) -> Operator:
         """The operator whose products make the recurrence."""
         return self.K
 
-    def known_product(self) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
-        """As `BlockLanczos.known_product`, for K v; of left vectors that are not held, only how long it is."""
-        if self.size == 0:
-            return None
-        i, l = self.size - 1, self.locked
-        length = float(np.linalg.norm(self.B[: self.size, i]))
-        u, kept = self.u, self.kept
-
-        def differs(y: torch.Tensor) -> float:
-            if kept is not None and i >= l:  # K v = kept^T R
-                expected = torch.zeros_like(y, dtype=torch.float64)
-                for row, c in zip(kept, self.B[l : l + len(kept), i], strict=True):
-                    expected.add_(row, alpha=float(c))
-                return arrays.norm(y.double() - expected)
-            along = 0.0 if u is None else abs(arrays.dot(y, u) - float(self.B[i, i]))
-            return max(abs(arrays.norm(y) - length), along)
-
-        return self.V[i], differs
+    def known_product(self, start: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
+        """The `start` of the run (n,) at length 1, and how far a vector is from its product, of which the length is known."""
+        first = self.first
+        return None if first is None else (start / arrays.norm(start), lambda y: abs(arrays.norm(y) - first))
 
     @property
     def floor(self) -> float:
@@ -148,6 +135,7 @@ class GolubKahan:
             row = self.locked + len(self.kept)
             self.B[self.locked : row, j] = orthogonalise(w[None], self.kept)[:, 0].cpu().numpy()
         alpha = self._finite(arrays.norm(w))
+        self.first = alpha if self.first is None else self.first
         self.norm = max(self.norm, float(np.hypot(alpha, np.linalg.norm(self.B[:j, j]))))
         self.pending, self.beta, self.u, self.kept = self.V[:0], 0.0, None, None
         self.size, self.depth = j + 1, self.depth + 1

@@ -166,7 +166,7 @@ class BlockLanczos:
         """The operator whose products make the recurrence."""
         return self.A
 
-    def known_product(self) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
+    def known_product(self, start: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
         """A basis vector (n,), and how far a vector is from its product as V, T and the coupling say; None of an empty basis."""
         if self.size == 0:
             return None
