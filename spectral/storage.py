@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,12 @@ from spectral.schema import (
     Number,
     Plain,
     Row,
+    Rule,
     Same,
     Sizes,
     Text,
     maybe,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -111,6 +114,19 @@ MOMENT_LAWS = (
     ),
     Law("intervals with low < high", lambda f, s: bool((f["intervals"][:, 0] < f["intervals"][:, 1]).all())),
 )
+
+
+@dataclass(frozen=True)
+class Description(Rule):
+    """What an operator says of itself: a mapping, and so are the parts that it lists under "of"."""
+
+    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
+        Fields(may={"product_noise": maybe(POSITIVE)}, others=Plain()).check(value, where, sizes)
+        if isinstance(value.get("of"), list):
+            for i, part in enumerate(value["of"]):
+                self.check(part, f"{where}.of[{i}]", sizes)
+
+
 META = Fields(
     may={
         "nonnegative": Flag(),
@@ -119,15 +135,21 @@ META = Fields(
             may={**dict.fromkeys(("w1", "truncation", "rounding", "statistical"), POSITIVE), "w1_95": maybe(POSITIVE)},
             others=Plain(),
         ),
-        "operator": Fields(others=Plain()),
+        "operator": Description(),
         "interval": Row(REAL, REAL),
-        "chebyshev_moments": Items(Items(REAL, least=1)),
+        "chebyshev_moments": Items(Items(Number(least=-2, most=2), least=1)),
         "stops": Items(Text()),
         "merged": Items(Plain()),
         "identity": Text(),
         "choice": Text(),
     },
     others=Plain(),
+    laws=(
+        Law(
+            "an interval for its moments, low < high",
+            lambda f, s: "chebyshev_moments" not in f or ("interval" in f and f["interval"][0] < f["interval"][1]),
+        ),
+    ),
 )
 
 
@@ -139,6 +161,21 @@ def _rest(f: Any) -> int:
 def _gone_in_range(f: Any, s: Sizes) -> bool:
     longest = _ends(f, "steps")[1:] - _ends(f, "steps")[:-1] + np.diff(_ends(f, "known"))
     return bool((f["removed"] >= 0).all() and (f["removed"].max((1, 2), initial=0) < np.maximum(longest, 1)).all())
+
+
+def _atoms_where_nodes_were(f: Any, s: Sizes) -> bool:
+    """Near each atom lies a node that a record has given up for it."""
+    nodes, gone, values = f["nodes"], f["removed"], f["atom_values"]
+    if not len(nodes) or not len(values):
+        return True
+    near = np.array([np.abs(row[out] - values[:, None]).min(1) for row, out in zip(nodes, gone, strict=True)]).min(0)
+    return bool((near <= f["meta"].get("value_error", 0.0) + NEAR * np.abs(nodes).max()).all())
+
+
+def _probes_once(f: Any, s: Sizes) -> bool:
+    """No probe is there twice; those of given vectors have no name."""
+    names = [(record["seed"], record["index"]) for record in f["records"] if record["seed"] >= 0]
+    return len(set(names)) == len(names)
 
 
 def _made_of_its_records(f: Any, s: Sizes) -> bool:
@@ -175,7 +212,9 @@ SPECTRUM = Fields(
         Law("eigenvalues as many as dim", lambda f, s: _rest(f) >= 0 if s["R"] else _rest(f) == 0),
         Law("one record for each probe", lambda f, s: s["R"] == s["K"]),
         Law("nodes that a record gives up for each atom", lambda f, s: s["R"] == 0 or s["G"] == s["L"]),
+        Law("each probe once", _probes_once),
         Law("nodes given up that a record has", _gone_in_range),
+        Law("atoms where nodes were given up", _atoms_where_nodes_were),
         Law("nodes and weights that are those of its records", _made_of_its_records),
     ),
 )
@@ -322,7 +361,9 @@ def load_spectrum(path: Any) -> dict[str, Any]:
     """The fields of the spectrum that `save_spectrum` wrote."""
     arrays, header = checkpoint.load_arrays(path)
     if header.get("format") != FORMAT:
-        raise ValueError(f"{path} holds no spectrum of this version ({header.get('format')}); expected {FORMAT}.")
+        raise ValueError(
+            f"{path} holds no spectrum of this version ({shown(header.get('format'))}); expected {FORMAT}."
+        )
     checkpoint.check(path, {**header, **arrays}, SPECTRUM, "")
     fields = {key: header[key] for key in ("dim", "zeros", "products", "epochs", "method", "meta")}
     return {
