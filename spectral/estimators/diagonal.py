@@ -183,7 +183,8 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, kept: Kept) ->
     drawn = drawn if kept.state is None else kept.state
     Omega = sketch.draw(A, seed, range(m), "rademacher")
     if drawn["Y"].shape[1]:
-        kept.prove(Omega[:, 0].contiguous(), drawn["Y"][:, 0])
+        pairs = [(Omega[:, : drawn["Y"].shape[1]], drawn["Y"]), *([(drawn["Q"], drawn["Z"])] if A.symmetric else [])]
+        kept.prove(*sketch.together(pairs))
     with effort.bar(2 * m, "diagonal", progress) as shown, kept.guard(lambda: drawn):
         while (done := drawn["Y"].shape[1]) < m:
             columns = sketch.multiply(A, Omega[:, done : done + SHARED].contiguous())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from spectral import arrays, distributed
-from spectral.estimators import effort
+from spectral.estimators import effort, proof
 from spectral.estimators.kept import Kept, State
 from spectral.operators.base import Gram, Operator
 from spectral.operators.jacobian import Jacobian
@@ -21,10 +21,10 @@ from spectral.spectrum import Spectrum
 BLOCK = 64  # columns of the identity multiplied at a time
 WORKSPACE = 3  # the matrix in float64, its copy in the eigenvalue routine, and room
 MADE = {"how": Text(), "spent": Number(True, least=0)}
-STATE = Either(  # of a checkpoint: rows A e_0, A e_1, ... of the products so far; the matrix; its eigenvalues and A e_0
+STATE = Either(  # of a checkpoint: rows A e_0, A e_1, ... of the products so far; the matrix; its eigenvalues, a product of it
     Fields({"products": Array("float64", None, "n")}),
     Fields({"matrix": Array("float64", "n", "n"), **MADE}),
-    Fields({"values": Array("float64", "n", ascending=True), "column": Array("float64", "n"), **MADE}),
+    Fields({"values": Array("float64", "n", ascending=True), "image": Array("float64", "n"), **MADE}),
 )
 
 
@@ -90,22 +90,29 @@ def _with_values(state: State, kept: Kept) -> State:
     kept.stepped(state)  # the routine hears no signal, and no SIGKILL waits for it
     with kept.guard(lambda: state):
         values = torch.linalg.eigvalsh((matrix + matrix.T) / 2).cpu().numpy()
-    found = {"values": values, "column": matrix[:, 0].cpu().numpy(), "how": state["how"], "spent": state["spent"]}
+    image = (matrix @ _combination(kept.op)).cpu().numpy()
+    found = {"values": values, "image": image, "how": state["how"], "spent": state["spent"]}
     kept.stepped(found, end=True)
     return found
 
 
 def _prove(op: Operator, kept: Kept) -> None:
-    """Repeat the product A e_0 that a checkpoint knows, if it knows one."""
-    state = kept.state or {}
-    first = state.get("column")
-    if first is None:
-        rows: Any = state.get("products", state.get("matrix", ()))
-        first = rows[0] if len(rows) else None
-    if first is not None:
-        e = torch.zeros(op.shape[0], dtype=op.dtype, device=op.device)
-        e[0] = 1
-        kept.prove(e, torch.as_tensor(first, device=op.device))
+    """Repeat the products that a checkpoint knows, all of them in one random combination."""
+    state: State = kept.state or {}
+    c = _combination(op)
+    if "image" in state:
+        expected = torch.from_numpy(state["image"])
+    else:
+        rows: Any = state.get("products", state.get("matrix", torch.zeros(0, op.shape[0])))
+        c[len(rows) :] = 0
+        expected = rows.T @ c[: len(rows)].to(rows)
+    if c.any():
+        kept.prove(c.to(op.dtype), expected.to(op.device))
+
+
+def _combination(op: Operator) -> torch.Tensor:
+    """A random vector (n,) in float64 whose entries the dtype of the operator has too."""
+    return torch.from_numpy(proof.coefficients(op.shape[0])).to(op.device, op.dtype).double()
 
 
 def gram_matrix(A: Any, side: str = "auto") -> torch.Tensor:

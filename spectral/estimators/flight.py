@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -33,8 +34,8 @@ FORMAT = "spectral.flight/5"
 SAVE_SECONDS = 2.0  # between saves of a probe in flight
 TINY = 1e-300
 
-# What a file must hold. Sizes: n the dimension, width the bytes of a vector, dtype, seed and mode (how the basis is kept)
-# those of the run; j steps of the probe in flight; R records, A attempts.
+# What a file must hold. Sizes: n the dimension, width the bytes of a vector; dtype, seed, mode (how the basis is kept) and most
+# steps of a probe are those of the run; j steps of the probe in flight; R records, A attempts.
 MARK = Row(COUNT, Text(pattern="[0-9a-f]{64}", said="a SHA-256"))
 ANY = Number(finite=False, nan=True)
 LANCZOS = Fields(
@@ -83,6 +84,16 @@ def _found(f: Any, s: Sizes) -> bool:
     )
 
 
+def _found_there(f: Any, s: Sizes) -> bool:
+    """What was found lies at the nodes of its record that are said to be its own."""
+    theta = [record.eigen[0] for record in storage.unpack_records(f, f["records"])]
+    eps = proof.ROUNDING * arrays.machine_epsilon(getattr(torch, s["dtype"]))
+    return all(
+        np.abs(theta[probe][nodes] - value).max() <= window + error + eps * np.abs(theta[probe]).max()
+        for value, error, window, probe, nodes in f["found"]
+    )
+
+
 def _in_flight(f: Any, s: Sizes) -> bool:
     """The probe in flight has its arrays, of its sizes, and no others."""
     flight, held, width = f["flight"], set(IN_FLIGHT) & set(f), s["width"]
@@ -94,7 +105,7 @@ def _in_flight(f: Any, s: Sizes) -> bool:
             held == {"q", "in_moments"} and len(f["q"]) == 2 * width and len(mu) % 2 == 1 < len(mu) and bool(mu[0] > 0)
         )
     j, mode = flight["steps"], s["mode"]
-    if held != {"q", *LANCZOS_ARRAYS} or not j == s["j"] <= flight["limit"] <= s["n"]:
+    if held != {"q", *LANCZOS_ARRAYS} or not j == s["j"] <= flight["limit"] <= s["most"]:
         return False
     omegas = (len(f["omega0"]), len(f["omega1"]))
     return (
@@ -124,6 +135,7 @@ FLIGHT = Fields(
         *storage.MOMENT_LAWS,
         Law("records of this run's probes", _of_the_run),
         Law("found vectors of probes that are done", _found),
+        Law("found values at nodes of their records", _found_there),
         Law("as many vectors as were found", lambda f, s: f["marks"][0][0] == len(f["found"]) * s["width"]),
         Law("a probe in flight that is whole", _in_flight),
     ),
@@ -138,7 +150,7 @@ class Flight:
         self.op, self.seed = op, settings["seed"]
         self.matrix = op.identity()  # of the operator as the run begins
         self.identity = files.fingerprint([self.matrix, storage.plain(settings)]) if path is not None else ""
-        self.mode = settings.get("reorthogonalize", False)
+        self.mode, self.steps = settings.get("reorthogonalize", False), settings["steps"]
         self.records: list[LanczosRecord] = []
         self.attempts: list[ChebyshevRecord] = []  # those that left their interval included
         self.deflation: Deflation | None = None
@@ -159,7 +171,10 @@ class Flight:
         if hasattr(self, "header"):
             sizes: dict[str, Any] = {"n": self.op.shape[0], "width": self.op.shape[0] * self.op.dtype.itemsize}
             sizes |= {"dtype": str(self.op.dtype).removeprefix("torch."), "seed": self.seed, "mode": self.mode}
-            sizes["deflates"] = self.deflation is not None
+            sizes |= {
+                "deflates": self.deflation is not None,
+                "most": min(self.steps or self.op.shape[0], self.op.shape[0]),
+            }
             files.check(self.path, {**self.header, **self.packed}, FLIGHT, "", **sizes)
         marks = getattr(self, "header", {}).get("marks", [None, None])
         self.vectors, self.basis = (
@@ -183,32 +198,69 @@ class Flight:
         self.vectors.content = b""
         if self.kept is None:
             self.basis.remove()  # what a run that was killed has left
-        known = self._first_product()
-        if known is not None:
-            g = self.start(0)
-            x = g / math.sqrt(arrays.dot(g, g))
-            alpha, square, scale = known
-
-            def differs(y: torch.Tensor) -> float:
-                return max(abs(arrays.dot(x, y) - alpha), abs(arrays.dot(y, y) - square) / max(scale, TINY))
-
-            proof.repeat(self.op, self.path, x, differs, scale)
+        if self.records or self.attempts or self.kept is not None:
+            proof.repeat(self.op, self.path, *self._known_product())
             self.begun = (self.op.products, self.op.epochs, time.monotonic())  # that product is none of the run's
 
-    def _first_product(self) -> tuple[float, float, float] | None:
-        """(<x, y>, ||y||^2, scale of rounding) of the product y of the first probe's start x, None where nothing is recorded."""
+    def _known_product(self) -> tuple[torch.Tensor, Callable[[torch.Tensor], float], float, float]:
+        """(x, how far a vector is from A x as the record says, scale of its rounding, how much else it may be off).
+
+        Of a probe in flight with a basis V, x is a random combination of V and of what is deflated, and A V = V T + beta q e^T
+        says what comes out: that holds all of them together. Without one, x is the vector that was multiplied last, and A x less
+        its parts along x and q is as long as the beta before. Else x is the first probe's start, and two numbers of its product
+        are known.
+        """
+        packed, flight = self.kept or ({}, {})
+        if "steps" in flight and flight["stop"] == "steps" and self.mode != "selective":
+            alphas, betas = packed["in_alphas"], packed["in_betas"]
+            two, norm = self._tensor(packed["q"].tobytes(), unit=True), float(np.abs(alphas).max() + 2 * betas.max())
+            U = None if self.deflation is None else self.deflation.vectors
+            off = (
+                0.0
+                if U is None or self.deflation is None
+                else max(f.window for f in self.deflation.found) * len(U) ** 0.5
+            )
+            if not self.mode:
+                x, before = two[0], float(betas[-2]) if len(betas) > 1 else 0.0
+
+                def last(y: torch.Tensor) -> float:
+                    rest = arrays.norm(y.sub(x, alpha=float(alphas[-1])).sub_(two[1], alpha=float(betas[-1])))
+                    return max(abs(arrays.dot(x, y) - float(alphas[-1])), abs(rest - before))
+
+                return x, last, norm, off
+            V = self._tensor(self.basis.content, unit=True)
+            c = proof.coefficients(len(V))
+            image = alphas * c
+            image[:-1] += betas[:-1] * c[1:]
+            image[1:] += betas[:-1] * c[:-1]
+            x, expected = proof.combined(V, c), proof.combined(V, image).add_(two[1], alpha=float(betas[-1] * c[-1]))
+            if U is not None and self.deflation is not None:
+                d = proof.coefficients(len(U))
+                x.add_(proof.combined(U, d))
+                expected.add_(proof.combined(U, d * self.deflation.known))
+            size = float(np.linalg.norm(c))
+            return x, proof.away(expected), norm * size, off * size
+        g = self.start(0)
+        x = g / math.sqrt(arrays.dot(g, g))
+        alpha, square, scale = self._first_product()
+
+        def first(y: torch.Tensor) -> float:
+            return max(abs(arrays.dot(x, y) - alpha), abs(arrays.dot(y, y) - square) / max(scale, TINY))
+
+        return x, first, scale, 0.0
+
+    def _first_product(self) -> tuple[float, float, float]:
+        """(<x, y>, ||y||^2, scale of their rounding) of the product y of the first probe's start x, of length 1."""
         packed, flight = self.kept or ({}, {})
         if self.records or "steps" in flight:
             record = self.records[0] if self.records else None
             alphas, betas = (record.alphas, record.betas) if record else (packed["in_alphas"], packed["in_betas"])
             square = float(alphas[0] ** 2 + betas[0] ** 2)
             return float(alphas[0]), square, math.sqrt(square)
-        if self.attempts or flight:
-            interval = self.attempts[0].interval if self.attempts else tuple(flight["interval"])
-            mu = self.attempts[0].moments if self.attempts else packed["in_moments"] / packed["in_moments"][0]
-            c, h = centre(interval)  # y = c x + h X x, and 2 ||X x||^2 - 1 is the second moment
-            return c + h * float(mu[1]), float(c**2 + 2 * c * h * mu[1] + h**2 * (1 + mu[2]) / 2), abs(c) + h
-        return None
+        interval = self.attempts[0].interval if self.attempts else tuple(flight["interval"])
+        mu = self.attempts[0].moments if self.attempts else packed["in_moments"] / packed["in_moments"][0]
+        c, h = centre(interval)  # y = c x + h X x, and 2 ||X x||^2 - 1 is the second moment
+        return c + h * float(mu[1]), float(c**2 + 2 * c * h * mu[1] + h**2 * (1 + mu[2]) / 2), abs(c) + h
 
     def start(self, index: int) -> torch.Tensor:
         """The Gaussian vector of probe `index`."""
@@ -242,7 +294,15 @@ class Flight:
                 raise ValueError(
                     f"{self.path} is damaged: its interval is not that of the run; delete it and run again."
                 )
-            two = self._tensor(packed["q"].tobytes())
+            two, mu = self._tensor(packed["q"].tobytes()), packed["in_moments"]
+            ends = (
+                2 * arrays.dot(two[1], two[1]) - mu[0],
+                (2 if len(mu) > 3 else 1) * arrays.dot(*two) - (len(mu) > 3) * mu[1],
+            )
+            if np.abs(np.subtract(ends, mu[:-3:-1])).max() > math.sqrt(arrays.machine_epsilon(self.op.dtype)):
+                raise ValueError(
+                    f"{self.path} is damaged: its moments are not those of its vectors; delete it and run again."
+                )
             state.resume(packed["in_moments"], two[0] if len(two) > 1 else None, two[-1])
             state.stop, self.ended, self.made = flight["stop"], bool(flight["ended"]), state.steps
             self.kept = None

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from spectral import arrays
@@ -35,8 +36,7 @@ def repeat(
     y = op @ x
     distance = differs(y)
     size = max(arrays.norm(y), scale)
-    eps = arrays.machine_epsilon(op.dtype)
-    if distance <= max(min(ROUNDING * eps, math.sqrt(eps)), AGAIN * stated_noise(op)) * size + slack:
+    if distance <= max(rounding(op.dtype), AGAIN * stated_noise(op)) * size + slack:
         return
     again = (op @ x).sub_(y)
     if not distance <= AGAIN * arrays.norm(again):
@@ -46,9 +46,25 @@ def repeat(
         )
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """How far, relative to its size, what is computed in `dtype` may be from what the same sums in another order give."""
+    eps = arrays.machine_epsilon(dtype)
+    return min(ROUNDING * eps, math.sqrt(eps))
+
+
 def away(expected: torch.Tensor) -> Callable[[torch.Tensor], float]:
     """How far a product is from the vector that it was."""
     return lambda y: arrays.norm(y.to(expected.dtype) - expected)
+
+
+def combined(rows: torch.Tensor, coefficients: np.ndarray) -> torch.Tensor:
+    """coefficients (l,) times rows (l, n): (n,)."""
+    return rows.T @ torch.from_numpy(np.ascontiguousarray(coefficients)).to(rows)
+
+
+def coefficients(count: int) -> np.ndarray:
+    """Random numbers (count,), the same each time: a product of a combination holds all products that it is made of."""
+    return np.random.default_rng(0).standard_normal(count)
 
 
 def stated_noise(op: Operator) -> float:

@@ -21,6 +21,7 @@ import torch
 from scipy.stats import t as student
 
 from spectral import arrays
+from spectral.estimators import proof
 from spectral.operators.base import Operator
 from spectral.probes import probe
 from spectral.schema import Array, Fields, Items, Law, Number, Rule, Same
@@ -61,12 +62,21 @@ class Sampler:
                 "as many vectors as it says, and not more than it aims at", lambda f, s: f["m"] == s["m"] <= f["target"]
             ),
             Law("an orthonormal basis", lambda f, s: "Q" not in f or orthonormal(f["Q"])),
+            Law("sums that are those of its vectors", cls.sums),
         )
         return Fields({"method": Same(name), "target": whole, "m": whole, **cls.parts, **ranged}, laws=laws)
 
-    def first(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first vector and its product."""
+    @staticmethod
+    def sums(state: Any, sizes: Any) -> bool:
+        """Whether numbers that were summed up on the way are those of what is held."""
+        raise TypeError("a sampler sums something.")
+
+    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Blocks of vectors that were multiplied, and their products."""
         raise TypeError(f"{type(self).__name__} draws nothing.")
+
+    def again(self) -> None:
+        """Draw the vectors that a checkpoint leaves out once more."""
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
@@ -75,6 +85,8 @@ class Sampler:
         basis = getattr(self, "range", None)
         if basis is not None:
             basis.Q, basis.Z, basis.largest = state["Q"], state["Z"], state["largest"]
+        if self.m:
+            self.again()
 
     def add(self, count: int) -> None:
         """Draw `count` more vectors and multiply."""
@@ -142,8 +154,19 @@ class Hutchinson(Sampler):
             self.mean = self.mean + step / self.m
             self.scatter += arrays.dot(step, sample - self.mean)
 
-    def first(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.draw(0, 1, "rademacher")[:, 0], self.product
+    @staticmethod
+    def sums(state: Any, sizes: Any) -> bool:
+        """The entries of the mean sum up to the mean of the values, and ||z * A z|| = ||A z|| for signs z."""
+        m, mean, eps = state["m"], state["mean"], proof.rounding(getattr(torch, sizes["dtype"]))
+        size = np.sqrt(len(mean) * state["squares"] * m)
+        scatter = state["squares"] - m * float(mean @ mean)
+        return (
+            abs(sum(state["values"]) - m * float(mean.sum())) <= eps * size
+            and abs(scatter - state["scatter"]) <= eps * state["squares"]
+        )
+
+    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(self.draw(0, 1, "rademacher"), self.product[:, None])]
 
     def estimate(self) -> tuple[float, float]:
         values = np.array(self.values)
@@ -156,7 +179,7 @@ class HutchPlusPlus(Sampler):
 
     cost = 3
     alone = False
-    parts: ClassVar[dict[str, Rule]] = {"G": COLUMNS, "AG": COLUMNS, "squares": POSITIVE}
+    parts: ClassVar[dict[str, Rule]] = {"AG": COLUMNS, "squares": POSITIVE}
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
@@ -171,8 +194,15 @@ class HutchPlusPlus(Sampler):
         self.squares += float(column_dots(AG, AG).sum())
         self.m += count
 
-    def first(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.G[:, 0], self.AG[:, 0]
+    @staticmethod
+    def sums(state: Any, sizes: Any) -> bool:
+        return same_squares(state["AG"], state["squares"])
+
+    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(self.G, self.AG), (self.range.Q, self.range.Z)]
+
+    def again(self) -> None:
+        self.G = self.draw(1, self.m, "rademacher", 2)
 
     def estimate(self) -> tuple[float, float]:
         Q, Z = self.range.Q, self.range.Z
@@ -192,7 +222,7 @@ class XTrace(Sampler):
 
     cost = 2
     alone = False
-    parts: ClassVar[dict[str, Rule]] = {"Omega": COLUMNS, "Y": COLUMNS, "squares": POSITIVE}
+    parts: ClassVar[dict[str, Rule]] = {"Y": COLUMNS, "squares": POSITIVE}
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
@@ -211,8 +241,15 @@ class XTrace(Sampler):
         e, change = self.samples()
         return float(e.mean()), _stderr(exchangeable_variance(e, change), self.m, _rounding(self))
 
-    def first(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.Omega[:, 0], self.Y[:, 0]
+    @staticmethod
+    def sums(state: Any, sizes: Any) -> bool:
+        return same_squares(state["Y"], state["squares"])
+
+    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(self.Omega, self.Y), (self.range.Q, self.range.Z)]
+
+    def again(self) -> None:
+        self.Omega = self.draw(0, self.m, "gaussian")
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """e (m,) and d (m, m): d_ij = e_i less the same without y_j in its basis."""
@@ -249,15 +286,22 @@ class XNysTrace(Sampler):
     what is approximated; nu n is subtracted again. Epperly, Tropp, Webber (2024).
     """
 
-    parts: ClassVar[dict[str, Rule]] = {"Omega": COLUMNS, "Y": COLUMNS, "squares": POSITIVE}
+    parts: ClassVar[dict[str, Rule]] = {"Y": COLUMNS, "squares": POSITIVE}
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
         self.Omega = self.Y = empty(A)
         self.squares = 0.0
 
-    def first(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.Omega[:, 0], self.Y[:, 0]
+    @staticmethod
+    def sums(state: Any, sizes: Any) -> bool:
+        return same_squares(state["Y"], state["squares"])
+
+    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(self.Omega, self.Y)]
+
+    def again(self) -> None:
+        self.Omega = self.draw(0, self.m, "gaussian")
 
     def add(self, count: int) -> None:
         Omega = self.draw(self.m, count, "gaussian")
@@ -387,9 +431,26 @@ def cross(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:
 
 
 def orthonormal(Q: torch.Tensor) -> bool:
-    """Whether the columns of Q (n, k) are, to the root of its rounding."""
-    eps = arrays.machine_epsilon(Q.dtype)
-    return bool(np.abs(cross(Q, Q) - np.eye(Q.shape[1])).max(initial=0.0) <= np.sqrt(eps))
+    """Whether the columns of Q (n, k) are, to their rounding."""
+    return bool(np.abs(cross(Q, Q) - np.eye(Q.shape[1])).max(initial=0.0) <= proof.rounding(Q.dtype))
+
+
+def same_squares(Y: torch.Tensor, squares: float) -> bool:
+    """Whether `squares` is ||Y||_F^2."""
+    return abs(float(column_dots(Y, Y).sum()) - squares) <= proof.rounding(Y.dtype) * squares
+
+
+def together(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random combination of all vectors, (n,), and the same one of their products."""
+    c = proof.coefficients(sum(V.shape[1] for V, _ in pairs))
+    ends = np.cumsum([0, *(V.shape[1] for V, _ in pairs)])
+    x, y = (
+        torch.stack([proof.combined(pair[i].T, c[a:b]) for pair, a, b in zip(pairs, ends, ends[1:], strict=False)]).sum(
+            0
+        )
+        for i in (0, 1)
+    )
+    return x, y
 
 
 def column_dots(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:

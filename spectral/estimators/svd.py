@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from spectral import arrays
-from spectral.estimators import effort
+from spectral.estimators import effort, proof
 from spectral.estimators.kept import Kept
 from spectral.estimators.top import FLOOR, INNER, KEYS, Search, bounds, capacity, check, difference, held, saved
 from spectral.operators.base import Operator
@@ -35,6 +35,13 @@ STATE = saved(  # of a checkpoint: vectors of the short side have n entries, tho
         "u": maybe(Array("dtype", "m")),
         "kept": maybe(Array("dtype", "r", "m")),
     },
+    Law(
+        "left vectors of length 1",
+        lambda f, s: all(
+            abs(arrays.norm(u) - 1) <= proof.rounding(u.dtype)
+            for u in (*([] if f["u"] is None else [f["u"]]), *([] if f["kept"] is None else f["kept"]))
+        ),
+    ),
     Law(
         "left vectors for what is not locked",
         lambda f, s: f["kept"] is None or len(f["kept"]) <= s["j"] - f["locked"],

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from spectral import arrays
-from spectral.estimators import effort
+from spectral.estimators import effort, proof
 from spectral.estimators.kept import Kept
 from spectral.operators.base import Gram, Operator
 from spectral.operators.views import as_operator
@@ -68,10 +68,10 @@ def saved(own: dict[str, Rule], *laws: Law) -> Fields:
 
 
 def _orthonormal(V: torch.Tensor, pending: torch.Tensor) -> bool:
-    """Whether basis and pending vectors, rows, are orthonormal, to the root of their rounding."""
+    """Whether basis and pending vectors, rows, are orthonormal, to their rounding."""
     W = torch.cat([V, pending])
     distance = (dots(W, W).cpu() - torch.eye(len(W), dtype=torch.float64)).abs()
-    return not len(W) or float(distance.max()) <= math.sqrt(arrays.machine_epsilon(V.dtype))
+    return not len(W) or float(distance.max()) <= proof.rounding(V.dtype)
 
 
 STATE = saved(
@@ -249,7 +249,9 @@ class Recurrence(Protocol):
 
     def state(self) -> dict[str, Any]: ...
     def resume(self, state: dict[str, Any]) -> None: ...
-    def known_product(self, start: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None: ...
+    def known_product(
+        self, start: torch.Tensor, c: np.ndarray
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None: ...
     def start(self, block: torch.Tensor) -> None: ...
     def step(self) -> int: ...
     def ritz(self) -> tuple[np.ndarray, np.ndarray]: ...
@@ -293,9 +295,11 @@ class Search:
             setattr(self, name, state[f"search_{name}"])
         self.state.resume(state)
         start = probe(self.seed, 0, self.state.dim, dtype=self.op.dtype, device=self.op.device)
-        if known := self.state.known_product(start):
-            slack = self.tol * self.norm if self.state.locked else 0.0  # residuals of locked pairs are forgotten
-            self.kept.prove(*known, op=self.state.multiplied, scale=self.norm, slack=slack)
+        c = proof.coefficients(self.state.size)
+        if known := self.state.known_product(start, c):
+            size = self.norm * max(float(np.linalg.norm(c)), 1.0)
+            slack = self.tol * size * math.sqrt(self.state.locked)  # the residuals of locked pairs are forgotten
+            self.kept.prove(*known, op=self.state.multiplied, scale=size, slack=slack)
 
     def pairs(self, limit: effort.Budget, reserve: int, shown: Any) -> bool:
         """Leave the k best pairs in `state`, locked; `reserve` products stay unspent. Whether nothing better is left."""

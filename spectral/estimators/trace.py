@@ -134,7 +134,7 @@ def _sampled(
         sampler.resume(kept.state)
         target = kept.state["target"]
         if sampler.m:
-            kept.prove(*sampler.first())
+            kept.prove(*sketch.together(sampler.drawn()))
             purse = Purse(A, budget, kept)  # that product is none of the run's
     A.expect(int(wanted))
     most = MOST // sampler.cost

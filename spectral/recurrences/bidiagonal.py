@@ -100,7 +100,9 @@ class GolubKahan:
         """The operator whose products make the recurrence."""
         return self.K
 
-    def known_product(self, start: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
+    def known_product(
+        self, start: torch.Tensor, c: np.ndarray
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
         """The `start` of the run (n,) at length 1, and how far a vector is from its product, of which the length is known."""
         first = self.first
         return None if first is None else (start / arrays.norm(start), lambda y: abs(arrays.norm(y) - first))

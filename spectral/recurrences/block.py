@@ -166,16 +166,16 @@ class BlockLanczos:
         """The operator whose products make the recurrence."""
         return self.A
 
-    def known_product(self, start: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
-        """A basis vector (n,), and how far a vector is from its product as V, T and the coupling say; None of an empty basis."""
+    def known_product(
+        self, start: torch.Tensor, c: np.ndarray
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
+        """V^T c for numbers c (j,), and how far a vector is from its product, V^T T c + P^T B c; None of an empty basis."""
         if self.size == 0:
             return None
-        i = self.size - 1
-        expected = torch.zeros(self.dim, dtype=torch.float64, device=self.V.device)
-        for rows, column in ((self.V[: self.size], self.T[: self.size, i]), (self.pending, self.coupling[:, i])):
-            for row, c in zip(rows, column, strict=True):
-                expected.add_(row, alpha=float(c))
-        return self.V[i], lambda y: arrays.norm(y.double() - expected)
+        V = self.V[: self.size]
+        x, images = (torch.from_numpy(np.ascontiguousarray(v)).to(V) for v in (c, self.T[: self.size, : self.size] @ c))
+        expected = V.T @ images + self.pending.T @ torch.from_numpy(self.coupling @ c).to(V)
+        return V.T @ x, lambda y: arrays.norm(y - expected)
 
     @property
     def floor(self) -> float:
