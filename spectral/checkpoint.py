@@ -57,7 +57,7 @@ def whole_file(path: Any) -> Iterator[IO[bytes]]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    sweep(target)
+    sweep(target.parent, glob.escape(target.name))
     handle, temporary = _temporary(target)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -86,9 +86,9 @@ def _temporary(target: Path) -> tuple[int, Path]:
         os.close(handle)  # somebody swept it away before it was locked
 
 
-def sweep(target: Path) -> None:
-    """Remove what killed writers of `target` have left beside it."""
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers of the files `name`, a pattern, have left in a folder."""
+    for leftover in folder.glob(f".{name}.*.tmp"):
         with suppress(OSError):
             if not leftover.is_symlink():
                 handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -133,7 +133,7 @@ def claim(path: Any) -> Path:
             f"the checkpoint {path} cannot be written there; name a file in a folder that can be written to."
         )
     for name in ("", ".vectors", ".basis"):
-        sweep(target.with_name(target.name + name))
+        sweep(target.parent, glob.escape(target.name + name))
     return target
 
 

@@ -207,10 +207,10 @@ def _plain(value: Any, levels: int) -> bool:
 
 @dataclass(frozen=True, init=False)
 class Array(Rule):
-    """An array of numpy or torch: its dtype (or the size of that name), its shape (None: any side), the range of its entries."""
+    """An array of numpy or torch: its dtype (or the size of that name), its shape (None: any side, ...: any shape), its range."""
 
     dtype: str
-    shape: tuple[int | str | None, ...]
+    shape: tuple[Any, ...]
     least: float | None
     most: float | None
     above: float | None
@@ -220,7 +220,7 @@ class Array(Rule):
     def __init__(
         self,
         dtype: str,
-        *shape: int | str | None,
+        *shape: Any,
         least: float | None = None,
         most: float | None = None,
         above: float | None = None,
@@ -234,9 +234,10 @@ class Array(Rule):
     def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
         if not isinstance(value, np.ndarray | torch.Tensor) or dtype_name(value) != sizes.get(self.dtype, self.dtype):
             return False
-        if len(value.shape) != len(self.shape):
+        free = self.shape == (...,)
+        if not free and len(value.shape) != len(self.shape):
             return False
-        for side, have in zip(self.shape, value.shape, strict=True):
+        for side, have in () if free else zip(self.shape, value.shape, strict=True):
             want = sizes.setdefault(side, have) if isinstance(side, str) else side
             if want is not None and want != have:
                 return False
@@ -258,7 +259,10 @@ class Array(Rule):
 
     def words(self, sizes: Sizes) -> str:
         sides = ["any" if s is None else f"{s}={sizes[s]}" if s in sizes else s for s in self.shape]
-        parts = [f"an array of {sizes.get(self.dtype, self.dtype)}", _sides(tuple(sides))]
+        parts = [
+            f"an array of {sizes.get(self.dtype, self.dtype)}",
+            *([] if self.shape == (...,) else [_sides(tuple(sides))]),
+        ]
         parts += ["finite"] if self.finite and self.least is self.most is self.above is None else []
         bounds = ((">=", self.least), ("<=", self.most), (">", self.above))
         parts += [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]

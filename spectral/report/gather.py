@@ -7,9 +7,6 @@ one row for each matrix of each run with the settings that differ between the ru
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -20,9 +17,11 @@ from typing import Any
 import spectral
 from spectral.checkpoint import atomic_write
 from spectral.spectrum import Spectrum
+from spectral.state import inside, read_result
 
 from . import Curve, Report, Row, page
 from .compose import labels_for
+from .spreadsheet import text
 from .tables import flatten, text_table
 
 IGNORED = ("output.", "choices.")  # settings that say nothing about the numbers
@@ -81,13 +80,8 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 
 def _read(path: Path) -> Run:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        settings = {k: v for k, v in flatten(result["config"]).items() if not k.startswith(IGNORED)}
-    except (ValueError, KeyError, AttributeError) as problem:
-        raise ValueError(f"{path} is no result of spectral or is damaged; remove its folder.") from problem
-    if "cells" not in result:
-        raise ValueError(f"{path} lists no spectra; it was written by another version of spectral, run it again.")
+    result = read_result(path)
+    settings = {k: v for k, v in flatten(result["config"]).items() if not k.startswith(IGNORED)}
     return Run(path.parent, result, settings)
 
 
@@ -111,18 +105,16 @@ def _csv(runs: Sequence[Run], varied: Sequence[str]) -> str:
     """One row for each matrix of each run: where, which settings differ, cost of the run, every metric with its error."""
     metrics = list(dict.fromkeys(m for run in runs for cell in run.result["cells"] for m in cell["metrics"]))
     costs = ["products", "epochs", "seconds", "peak_bytes"]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     fixed = ["run", *varied, "matrix", "condition", "network_seed", "test_accuracy", "reached_target"]
-    writer.writerow([*fixed, *(f"run_{c}" for c in costs), *metrics])
+    rows: list[list[Any]] = [[*fixed, *(f"run_{c}" for c in costs), *metrics]]
     for run in runs:
         for cell in run.result["cells"]:
             trained = cell.get("trained") or {}
             row: list[Any] = [str(run.folder), *(run.settings.get(key, "") for key in varied)]
             row += [cell["matrix"], cell["condition"], cell["seed"], cell.get("test_accuracy"), trained.get("reached")]
             row += [run.result["cost"].get(c) for c in costs] + [cell["metrics"].get(m) for m in metrics]
-            writer.writerow(["" if value is None else value for value in row])
-    return buffer.getvalue()
+            rows.append(row)
+    return text(rows)
 
 
 def _name(run: Run, varied: Sequence[str], swapped: set[str]) -> str:
@@ -149,7 +141,7 @@ def _report(runs: Sequence[Run], varied: Sequence[str]) -> Report:
     for run, name in zip(singles, names, strict=True):
         cell = run.result["cells"][0]
         if "spectrum" in cell and len(curves) < MOST_CURVES:
-            curves.append(Curve("all runs", name, cell["seed"], Spectrum.load(run.folder / cell["spectrum"])))
+            curves.append(Curve("all runs", name, cell["seed"], Spectrum.load(inside(run.folder, cell["spectrum"]))))
     numbers = [m for run in singles if "spectrum" not in (c := run.result["cells"][0]) for m in c["metrics"]]
     listed = [m for m in numbers if not m.endswith(("_stderr", "_residual"))]
     for metric in dict.fromkeys([*SHOWN, *listed]):
