@@ -25,6 +25,7 @@ import torch
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes of operators
 MOST_WHOLE = 2**64 - 1  # what a seed may be
+UNSAID = 2**62  # a bound that is none to a person
 DEEP = 40  # levels of plain data
 LONG = 60  # characters of a value that a sentence quotes
 Sizes = dict[str, Any]
@@ -39,7 +40,9 @@ class Mismatch(ValueError):
 
 
 def shown(value: Any) -> str:
-    """A value in one short line."""
+    """A value in one short line, as JSON and YAML have it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, np.ndarray | torch.Tensor):
         return f"an array of {dtype_name(value)}, {_sides(tuple(value.shape))}"
     if isinstance(value, Mapping | list | tuple) and len(value) > 8:
@@ -110,6 +113,7 @@ class Number(Rule):
 
     def words(self, sizes: Sizes) -> str:
         least, most = (sizes[b] if isinstance(b, str) else b for b in (self.least, self.most))
+        most = None if most is not None and most >= UNSAID else most
         kind = "a whole number" if self.whole else "a number" if self.finite else "a number or an infinite one"
         if least is not None and most is not None:
             return f"{kind} from {least} to {most}"
@@ -152,7 +156,7 @@ class Text(Rule):
         if not self.choices:
             return self.said
         *rest, last = self.choices
-        return f"{', '.join(rest)} or {last}" if rest else last
+        return f"{'one of ' if len(rest) > 1 else ''}{', '.join(rest)} or {last}" if rest else last
 
 
 @dataclass(frozen=True)
@@ -377,6 +381,8 @@ def _true(law: Law, value: Any, sizes: Sizes) -> bool:
     try:
         with np.errstate(all="ignore"):
             return bool(law.holds(value, sizes))
+    except Mismatch:
+        raise
     except (ValueError, LookupError, ArithmeticError):
         return False
 
@@ -415,6 +421,27 @@ class Fields(Rule):
     def words(self, sizes: Sizes) -> str:
         names = ", ".join([*self.must, *self.may])
         return f"a mapping with {names}" if names and self.others is None else "a mapping"
+
+
+@dataclass(frozen=True)
+class Pairs(Rule):
+    """A mapping of at least so many entries, keys by one rule and values by another."""
+
+    key: Rule
+    value: Rule
+    least: int = 0
+
+    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
+        super().check(value, where, sizes)
+        for key, item in value.items():
+            self.key.check(key, f"a key of {where}", sizes)
+            self.value.check(item, f"{where}.{key}", sizes)
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        return isinstance(value, Mapping) and len(value) >= self.least
+
+    def words(self, sizes: Sizes) -> str:
+        return f"a mapping of at least {self.least}" if self.least else "a mapping"
 
 
 class Unknown(Mismatch):
