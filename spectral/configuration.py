@@ -549,6 +549,9 @@ def check_hydra(node: Mapping[str, Any], typed: Mapping[str, str]) -> None:
         for key in typed
         if key.startswith("hydra.") and TYPED.fullmatch(key.removeprefix("hydra."))
     ]
+    for where, target in targets(node):
+        if target not in (*LAUNCHERS, *SWEEPERS):
+            raise ValueError(f"hydra.{where}._target_={target!r} is not allowed; remove it.")
     try:
         HYDRA.check(_without(node, own), "hydra")
     except Unknown as problem:
