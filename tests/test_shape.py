@@ -172,16 +172,20 @@ def test_jackknife_errors_are_calibrated():
         assert 0.8 < np.sqrt(np.mean(np.square(z))) < 1.9, name  # Student t with 5 degrees of freedom has 1.29
 
 
-def test_one_probe_cannot_tell_its_error():
-    s = summary(slq(np.diag(np.linspace(1, 2, 50)), probes=1, steps=5, deflate=0))
-    assert math.isnan(s["trace_stderr"]) and s["trace"] > 0
+def test_one_probe_knows_the_error_of_a_sum_and_of_no_order_statistic():
+    """That of a sum has an exact law; where an extreme lies, one probe cannot tell."""
+    values = np.linspace(1, 2, 50)
+    s = summary(slq(np.diag(values), probes=1, steps=5, deflate=0))
+    assert s["trace_stderr"] == pytest.approx(50 * np.sqrt(2 * np.var(values) / 52), rel=0.1)
+    assert abs(s["trace"] - values.sum()) < 4 * s["trace_stderr"]
+    for name in ("lambda_max", "lambda_min", "information_dimension"):
+        assert math.isnan(s[f"{name}_stderr"]), name
 
 
 def test_hard_rank_uses_the_recorded_precision():
     values = [1.0, 1e-3, 1e-9]  # the last is rounding in float32
-    meta = {"operator": {"of": [{"dtype": "float32"}]}}
-    low = Spectrum.from_eigenvalues(values, meta=meta)
-    assert product_epsilon(low) == 2.0**-23
+    low = Spectrum.from_eigenvalues(values, meta={"epsilon": 2.0**-23})
+    assert product_epsilon(low) == low.epsilon == 2.0**-23
     assert summary(low)["hard_rank"] == 2 and of(values)["hard_rank"] == 3
     assert summary(low)["hard_rank_threshold"] == pytest.approx(10 * 2.0**-23)
 

@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 
 from spectral.analysis.jackknife import Measure
 from spectral.analysis.theory import marchenko_pastur_cdf, marchenko_pastur_edges
+from spectral.measure import zero_level
 
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 NAN = float("nan")
 ROUNDING = 2.0**-52
-EPSILON = {"float64": ROUNDING, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TRACY_WIDOM = 3.27  # the largest eigenvalue of a pure bulk exceeds this many scales once in a thousand matrices
 LEVELS = np.linspace(0.05, 0.95, 37)  # quantiles that are matched: neither a spike nor the smallest eigenvalues enter
 RATIOS = np.concatenate([np.geomspace(1e-4, 0.05, 12), np.linspace(0.06, 1.0, 48)])
@@ -47,28 +47,13 @@ class MarchenkoPastur:
 
 
 def zero_threshold(values: Array, dim: float, eps: float = ROUNDING) -> float:
-    """(10 eps + √dim · 2⁻⁵²) · max|λ|: below it an eigenvalue is indistinguishable from 0.
-
-    A few units of rounding of the products, which do not grow with the dimension, and that of a float64 eigensolver. The
-    rule dim · eps of numpy's matrix_rank would leave nothing of a float32 matrix with 10⁷ rows.
-    """
-    return float((10 * eps + np.sqrt(dim) * ROUNDING) * np.max(np.abs(values), initial=0.0))
+    """`Spectrum.rounding` of a plain measure: at or below it an eigenvalue is indistinguishable from 0."""
+    return zero_level(float(np.max(np.abs(values), initial=0.0)), dim, eps)
 
 
 def product_epsilon(spectrum: Spectrum) -> float:
-    """Machine epsilon of the coarsest dtype that `meta["operator"]` records, float64's if it records none."""
-    found = [ROUNDING]
-
-    def visit(node: object) -> None:
-        if isinstance(node, dict):
-            found.extend(EPSILON[v] for k, v in node.items() if "dtype" in k and isinstance(v, str) and v in EPSILON)
-            node = list(node.values())
-        if isinstance(node, list):
-            for child in node:
-                visit(child)
-
-    visit(spectrum.meta.get("operator"))
-    return max(found)
+    """`Spectrum.epsilon`."""
+    return spectrum.epsilon
 
 
 def _distance(x: Array, w: Array, ratio: float, sigma: float) -> float:

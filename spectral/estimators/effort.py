@@ -163,4 +163,5 @@ def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:
             "scipy": scipy.__version__,
         },
         "nonnegative": bool(A.nonnegative),
+        "epsilon": A.epsilon,
     }

@@ -6,7 +6,6 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
-import numpy as np
 import torch
 
 from spectral import arrays, distributed
@@ -33,7 +32,7 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
 
     A Jacobian's Gram is assembled in float64 in one sweep over the data (k VJPs a sample, counted as k products); anything
     else takes n products with the identity. Memory: n^2 doubles, and for J J^T the rows of J. Time: O(n^3) for the eigenvalues.
-    `meta["value_error"]` bounds the error of each eigenvalue by the rounding of products and of the eigenvalue routine.
+    `meta["value_error"]`, the error of each eigenvalue, is `Spectrum.rounding`: that of products and of the eigenvalue routine.
     checkpoint: a file; the same call goes on from it to the same bits. It keeps the products with the identity and the whole
     matrix (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then the eigenvalues. A
     sweep that assembles a Jacobian's Gram is kept when it is over: interrupted before, it begins anew.
@@ -61,16 +60,15 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
         if "values" not in state:
             state = _with_values(state if "matrix" in state else _whole(op, kept, progress), kept)
     values, how, spent = state["values"], state["how"], state["spent"]
-    scale = float(np.abs(values).max())
-    eps = arrays.machine_epsilon(op.dtype)
-    error = 4 * n * 2.3e-16 * scale + (8 * eps * scale if op.dtype != torch.float64 else 0.0)
-    return Spectrum.from_eigenvalues(
+    spectrum = Spectrum.from_eigenvalues(
         values,
         zeros=zeros,
         products=spent + tested,
         epochs=before + kept.spent[1],
-        meta={**effort.environment(op), "assembled": how, "value_error": error},
+        meta={**effort.environment(op), "assembled": how},
     )
+    spectrum.meta["value_error"] = spectrum.rounding
+    return spectrum
 
 
 def _whole(op: Operator, kept: Kept, progress: bool | None) -> State:

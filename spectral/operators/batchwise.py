@@ -208,6 +208,10 @@ class Batchwise(Operator):
 
     # Other dtypes ----------------------------------------------------------------------------------------------------
     @property
+    def epsilon(self) -> float:
+        return max(arrays.machine_epsilon(t) for t in (self.dtype, self.network.compute_dtype, self._inside) if t)
+
+    @property
     def coarse(self) -> bool:
         """Whether products are made in a coarser dtype than the vectors'."""
         return arrays.machine_epsilon(self.network.compute_dtype) > arrays.machine_epsilon(self.dtype)
