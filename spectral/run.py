@@ -25,7 +25,6 @@ import numpy as np
 import scipy
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import spectral
 from spectral.analysis import label_alignment, summary
@@ -36,6 +35,7 @@ from spectral.landscape.experiments import Experiment, Outcome, conclude
 from spectral.landscape.problems import Problem, batches
 from spectral.landscape.training import evaluate, few_threads
 from spectral.operators.base import Gram, Operator
+from spectral.progress import Progress, seconds
 from spectral.report import Report, compose, page, tables
 from spectral.spectrum import Spectrum
 from spectral.state import State
@@ -45,6 +45,7 @@ PACKAGES = ("landscape", "operators", "estimators", "analysis")  # of spectral, 
 DTYPES = ("float64", "float32")
 MANY_THREADS = 2000  # dimension from which eigenvalues gain more by threads than the products of a small network lose
 NUMBERS = (spectral.top, spectral.svd, spectral.trace, spectral.diagonal)  # estimators that make no spectrum
+SPECTRA = "spectra"  # the folder of a run's spectra: hundreds of them would hide report.html
 PRODUCT_DTYPES = (*DTYPES, "bfloat16", "float16")
 
 
@@ -263,16 +264,17 @@ def _experiment(config: dict[str, Any], folder: Path, state: State, where: str, 
     plan: Experiment = locate(node["_target_"])(settings_of(config, where, **chosen), **rest)
     wanted, finished, resumable = cells(plan.settings), [], _keeps_probes(config["estimator"])
     started = time.perf_counter()
-    with tqdm(total=len(wanted), desc=plan.name, unit="matrix", disable=None, dynamic_ncols=True) as bar:
+    with Progress(plan.name, len(wanted)) as progress:
         for cell in wanted:
-            bar.set_postfix_str(cell.key, refresh=True)
+            progress.begin(cell.key)
             result = state.load_cell(cell.key)
-            if result is None:
+            if kept := result is not None:
+                finished.append(result)
+            else:
                 probes = state.probes(cell.key) if resumable else None
-                result = run_cell(cell, plan.settings, state, checkpoint=probes)
-                state.save_cell(result)
-            finished.append(result)
-            bar.update(1)
+                finished.append(run_cell(cell, plan.settings, state, checkpoint=probes))
+                state.save_cell(finished[-1])
+            progress.end(kept)
     outcome = conclude(plan, finished)
     spent = {**outcome.result.cost, "wall_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     spent["seconds"] += spent["training_seconds"]
@@ -286,16 +288,21 @@ def _experiment(config: dict[str, Any], folder: Path, state: State, where: str, 
         environment=about,
         cost=spent,
     )
+    (folder / SPECTRA).mkdir(exist_ok=True)
     for result in finished:
-        result.spectrum.save(folder / f"spectrum-{result.cell.key}.npz")
+        result.spectrum.save(folder / _spectrum_file(result))
     extra = {"cells": [_cell_record(result) for result in finished]}
     return _write(folder, config, report, *_experiment_numbers(outcome), extra)
+
+
+def _spectrum_file(result: CellResult) -> str:
+    return f"{SPECTRA}/spectrum-{result.cell.key}.npz"
 
 
 def _cell_record(result: CellResult) -> dict[str, Any]:
     """One matrix of one network: enough for `spectral-report` to find and label it."""
     return {
-        "spectrum": f"spectrum-{result.cell.key}.npz",
+        "spectrum": _spectrum_file(result),
         "matrix": result.cell.matrix.name,
         "condition": result.cell.condition.name,
         "seed": result.cell.seed,
@@ -343,7 +350,8 @@ def _single(config: dict[str, Any], folder: Path, state: State, where: str, abou
     else:
         kept = state.load_spectrum("spectrum")
         spectrum, numbers = kept or _measured(config, settings, problem, model, state)
-        spectrum.save(folder / "spectrum.npz")
+        (folder / SPECTRA).mkdir(exist_ok=True)
+        spectrum.save(folder / SPECTRA / "spectrum.npz")
         products, epochs = spectrum.products, spectrum.epochs
     spent = {
         "products": products,
@@ -371,7 +379,7 @@ def _single(config: dict[str, Any], folder: Path, state: State, where: str, abou
         )
         metrics = {k: v for k, v in numbers.items() if not k.endswith("_stderr")}
         estimates = {k: {"value": v, "stderr": numbers.get(f"{k}_stderr", math.nan)} for k, v in metrics.items()}
-        own = {"spectrum": "spectrum.npz", "metrics": numbers}
+        own = {"spectrum": f"{SPECTRA}/spectrum.npz", "metrics": numbers}
     plain = None if trained is None else trained.to_dict(history=False)
     common = {"matrix": title, "condition": name, "seed": seed, "test_accuracy": accuracy, "trained": plain}
     return _write(folder, config, report, metrics, estimates, {"cells": [own | common]})
@@ -473,7 +481,9 @@ def _write(
         last = page.write(folder / "report.html", report, pictures)
     cost = report.cost
     memory = float(cost["peak_bytes"]) / 2**20
-    spent = f"{cost['products']:.0f} products, {cost['epochs']:.1f} epochs, {page.seconds(cost['seconds'])}, {memory:.0f} MiB"
+    spent = (
+        f"{cost['products']:.0f} products, {cost['epochs']:.1f} epochs, {seconds(cost['seconds'])}, {memory:.0f} MiB"
+    )
     print(f"\ncost: {spent}\n{'report' if config['output']['report'] else 'result'}: {last}", flush=True)
     return last
 

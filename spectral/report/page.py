@@ -15,6 +15,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from spectral.progress import seconds
+
 from . import Curve, Report, Row, conditions_of, figures, matrices_of
 from .tables import d_text, entries, html_table, mapping_table, mean_and_error, with_error, words
 
@@ -233,18 +235,6 @@ def _effect(row: Row) -> str:
 def _side(row: Row, condition: str) -> str:
     values = row.values.get(condition, ())
     return with_error(*mean_and_error(values, row.errors.get(condition, (math.nan,) * len(values))))
-
-
-def seconds(value: float) -> str:
-    """A duration as a person says it.
-
-    >>> seconds(4.25), seconds(75), seconds(7300)
-    ('4.2 s', '1 min 15 s', '2 h 1 min')
-    """
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def render(report: Report, pictures: Mapping[str, bytes]) -> str:
