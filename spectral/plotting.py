@@ -19,10 +19,10 @@ from spectral import density as densities
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
 
-LABELS = {
-    "linear": "ρ(λ): fraction of eigenvalues per unit of λ",
-    "log": "λ·ρ(λ),  ρ: fraction of eigenvalues per unit of λ",
-    "signed": "|λ|·ρ(λ),  ρ: fraction of eigenvalues per unit of λ",
+LABELS = {  # fractions are of all eigenvalues
+    "linear": "ρ(λ): fraction per unit of λ",
+    "log": "λ·ρ(λ),  ρ: fraction per unit of λ",
+    "signed": "|λ|·ρ(λ),  ρ: fraction per unit of λ",
 }
 POINTS = 400  # of each side of a two-sided axis
 MARGIN = 1.7  # factor of lambda beyond the outermost eigenvalue
@@ -121,7 +121,7 @@ def eigenvalue_axis(ax: Axes, low: float, high: float, signed: bool, before: Lim
     if signed:
         ax.set_xscale("symlog", linthresh=low, linscale=0.3)
         ax.set_xlim(-high, high)
-        powers = [10.0**power for power in range(math.floor(math.log10(high)), math.floor(math.log10(3 * low)), -2)]
+        powers = [10.0**power for power in range(math.floor(math.log10(high)), math.floor(math.log10(10 * low)), -2)]
         ax.set_xticks([*(-p for p in powers), 0.0, *reversed(powers)])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.axvspan(-low, low, color=GAP, linewidth=0, zorder=0)
@@ -132,8 +132,11 @@ def eigenvalue_axis(ax: Axes, low: float, high: float, signed: bool, before: Lim
 
 
 def thin_ticks(ax: Axes) -> None:
-    """At most six decades labelled on each axis."""
+    """At most six decades labelled on each logarithmic axis, and no ticks between them where there are many."""
     for axis in (ax.xaxis, ax.yaxis):
         if axis.get_scale() == "log":
+            low, high = axis.get_view_interval()
             axis.set_major_locator(LogLocator(numticks=7))
             axis.set_minor_formatter(NullFormatter())
+            if high > 1e3 * low:
+                axis.set_minor_locator(NullLocator())

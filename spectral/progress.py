@@ -28,7 +28,7 @@ class Progress:
     """
 
     def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.done, self.computed = name, total, 0, 0
+        self.name, self.total, self.done, self.computed, self.kept = name, total, 0, 0, 0
         self.bar = tqdm(total=total, desc=name, unit="matrix", disable=None, dynamic_ncols=True, file=sys.stderr)
         self.started = self.begun = time.perf_counter()
         self.key = ""
@@ -37,6 +37,7 @@ class Progress:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self._say_kept()
         self.bar.close()
 
     def begin(self, key: str) -> None:
@@ -45,19 +46,23 @@ class Progress:
         self.bar.set_postfix_str(key, refresh=True)
 
     def end(self, kept: bool) -> None:
-        """The cell is finished; `kept`: it was read from what an earlier run has left."""
+        """The cell is finished; `kept`: it was read from what an earlier run has left (one line says how many)."""
         now = time.perf_counter()
-        self.done += 1
-        self.computed += not kept
         self.bar.update(1)
-        if not self.bar.disable:
+        if kept:
+            self.done, self.kept = self.done + 1, self.kept + 1
             return
-        took = "kept from before" if kept else seconds(now - self.begun)
+        self._say_kept()
+        self.done, self.computed = self.done + 1, self.computed + 1
         missing = self.total - self.done
-        left = (
-            f", about {seconds((now - self.started) / self.computed * missing)} left"
-            if missing and self.computed
-            else ""
-        )
-        width = len(str(self.total))
-        print(f"{self.name} {self.done:{width}}/{self.total}: {self.key}, {took}{left}", file=sys.stderr, flush=True)
+        left = f", about {seconds((now - self.started) / self.computed * missing)} left" if missing else ""
+        self._line(f"{self.done:{len(str(self.total))}}/{self.total}: {self.key}, {seconds(now - self.begun)}{left}")
+
+    def _say_kept(self) -> None:
+        if self.kept:
+            self._line(f"{self.done:{len(str(self.total))}}/{self.total}: {self.kept} kept from before")
+            self.kept = 0
+
+    def _line(self, text: str) -> None:
+        if self.bar.disable:
+            print(f"{self.name} {text}", file=sys.stderr, flush=True)

@@ -36,7 +36,7 @@ from spectral.landscape.problems import Problem, batches
 from spectral.landscape.training import evaluate, few_threads
 from spectral.operators.base import Gram, Operator
 from spectral.progress import Progress, seconds
-from spectral.report import Report, compose, page, tables
+from spectral.report import Report, build, page, tables, verdict
 from spectral.spectrum import Spectrum
 from spectral.state import State
 
@@ -278,11 +278,12 @@ def _experiment(config: dict[str, Any], folder: Path, state: State, where: str, 
     outcome = conclude(plan, finished)
     spent = {**outcome.result.cost, "wall_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     spent["seconds"] += spent["training_seconds"]
-    report = compose.experiment(
+    report = build.experiment(
         outcome,
         metrics=config["analysis"]["metrics"],
         headline=node.get("headline", ()),
         headline_metric=node.get("headline_metric", "effective_rank"),
+        about=_about(config, plan),
         alpha_curve=config["analysis"]["alpha_curve"],
         config=_shown(config),
         environment=about,
@@ -293,6 +294,16 @@ def _experiment(config: dict[str, Any], folder: Path, state: State, where: str, 
         result.spectrum.save(folder / _spectrum_file(result))
     extra = {"cells": [_cell_record(result) for result in finished]}
     return _write(folder, config, report, *_experiment_numbers(outcome), extra)
+
+
+def _about(config: dict[str, Any], plan: Experiment) -> str:
+    """How many networks of what size an experiment is about, and what they are of."""
+    options = {json.dumps(c.options, default=str, sort_keys=True): c.options for c in plan.settings.conditions}
+    problem = plan.settings.problem(seed=plan.settings.seeds[0])
+    models = [plan.settings.model(problem, seed=0, **({} if o is None else {"options": o})) for o in options.values()]
+    chosen = config.get("choices", {})
+    what = " on ".join(str(chosen[key]) for key in ("model", "data") if key in chosen) or plan.name.replace("_", " ")
+    return verdict.scope([sum(p.numel() for p in model.parameters()) for model in models], what)
 
 
 def _spectrum_file(result: CellResult) -> str:
@@ -324,6 +335,8 @@ def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any
             means[condition] = value
             stderr = sd / math.sqrt(seeds) if seeds > 1 else sd
             details[condition] = {"value": value, "stderr": stderr, "values": numbers, "errors": row.errors[condition]}
+            if condition in row.refused:
+                details[condition]["refused"] = row.refused[condition]
         for effect in row.effects:
             details[f"{effect.a}-{effect.b}"] = {"d": effect.d, "lower": effect.lower, "upper": effect.upper}
         metrics.setdefault(row.matrix, {})[row.metric] = means
@@ -367,14 +380,15 @@ def _single(config: dict[str, Any], folder: Path, state: State, where: str, abou
         "config": _shown(config), "environment": about, "cost": spent,
     }  # fmt: skip
     if other:
-        found = compose.of_arrays(arrays, numbers)
-        report, estimates = compose.numbers(found, **shared), found.estimates()
+        found = build.of_arrays(arrays, numbers)
+        which = str(config["estimator"].get("which") or "largest")
+        report, estimates = build.numbers(found, which=which, **shared), found.estimates()
         metrics = {k: e["value"] for k, e in estimates.items()}
         errors = {f"{k}_{n}": e[n] for k, e in estimates.items() for n in ("stderr", "residual") if n in e}
         own = {"arrays": "estimate.npz", "metrics": metrics | errors, "found": numbers}
     else:
         analysis = config["analysis"]
-        report = compose.single(
+        report = build.single(
             spectrum, numbers, metrics=analysis["metrics"], alpha_curve=analysis["alpha_curve"], **shared
         )
         metrics = {k: v for k, v in numbers.items() if not k.endswith("_stderr")}
@@ -414,7 +428,7 @@ def _found(
         )
     begun = A.epochs
     with few_threads(model):
-        arrays, about = compose.found(estimate(A, checkpoint=state.probes("estimate")))
+        arrays, about = build.to_arrays(estimate(A, checkpoint=state.probes("estimate")))
     about = {"epochs": A.epochs - begun, **about, "of": of, "operator": plain(A.describe())}
     state.save_arrays("estimate", arrays, about)
     return arrays, about
@@ -462,18 +476,21 @@ def _write(
         "estimates": estimates,
         "title": report.title,
         "question": report.question,
+        "answer": {"verdict": report.verdict.answer, "sentence": report.verdict.sentence},
         **extra,
     }
     last = folder / "result.json"
     atomic_write(last, json.dumps(plain(result), indent=1, allow_nan=False).encode())
     shown = [row for row in report.rows if row.matrix in report.headline] or report.rows
-    print(f"{report.title}: {report.question}\n")
-    listed = tables.text_table(shown, report.labels) if report.numbers is None else tables.text_entries(report.numbers)
-    print(listed + "\n")
+    print(f"{report.title}: {report.question}\n{report.verdict.sentence}\n")
+    listed = tables.of_rows(shown, report.labels) if report.numbers is None else tables.of_numbers(report.numbers)
+    print(listed.text() + "\n")
+    if report.trends:
+        print(tables.of_mappings(report.trends, 2).text() + "\n")
     for fact in report.facts:
         print(fact)
-    for sentence in page.findings(report):
-        print("- " + page.as_text(sentence))
+    for finding in page.findings(report):
+        print(f"- {finding}")
     pictures = page.draw(report) if config["output"]["figures"] or config["output"]["report"] else {}
     if config["output"]["figures"]:
         page.save_pictures(folder, pictures)

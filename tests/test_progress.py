@@ -23,13 +23,22 @@ def run(kept: list[bool]) -> None:
 
 
 def test_a_log_gets_one_line_for_each_finished_cell(capsys) -> None:
-    run([True, False, False])
+    run([False, False])
     shown = capsys.readouterr()
-    lines = shown.err.splitlines()
+    first, second = shown.err.splitlines()
     assert shown.out == "" and "\r" not in shown.err
-    assert lines[0] == "sweep 1/3: cell0, kept from before"
-    assert lines[1].startswith("sweep 2/3: cell1, ") and lines[1].endswith(" left")
-    assert lines[2].startswith("sweep 3/3: cell2, ") and "left" not in lines[2]
+    assert first.startswith("sweep 1/2: cell0, ") and first.endswith(" left")
+    assert second.startswith("sweep 2/2: cell1, ") and "left" not in second
+
+
+@pytest.mark.parametrize("kept", [[True, True, False], [True, True, True]])
+def test_cells_that_were_kept_are_one_line(kept: list[bool], capsys) -> None:
+    run(kept)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"sweep {sum(kept)}/3: {sum(kept)} kept from before"
+    assert len(lines) == 1 + kept.count(False)
+    if not all(kept):
+        assert lines[1].startswith("sweep 3/3: cell2, ")
 
 
 def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:

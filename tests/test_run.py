@@ -285,7 +285,7 @@ def test_an_interrupted_experiment_goes_on_to_the_same_numbers(here: Path, monke
     call(monkeypatch, *EXPERIMENT, "resume=true")
     assert len(calls) == 12  # 2 seeds x 3 conditions x 2 matrices, none of them twice
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 12 and ["kept from before" in line for line in lines] == [True] * 3 + [False] * 9
+    assert len(lines) == 10 and ["3 kept from before" in line for line in lines] == [True] + [False] * 9
     call(monkeypatch, *EXPERIMENT)  # afresh
     assert len(calls) == 24
     resumed, whole = results(here)

@@ -32,7 +32,18 @@ SCALE = frozenset(name for name, text in METRICS.items() if "units of λ" in tex
 # The key that says whether the fit behind a metric may be trusted (1) or was refused (0).
 FITS: dict[str, str] = {
     **dict.fromkeys(
-        ("alpha", "alpha_bounded", "alpha_hat", "log_alpha_norm", "sigma", "xmin", "D", "tail", "truncated_alpha", "truncated_rate"),
+        (
+            "alpha",
+            "alpha_bounded",
+            "alpha_hat",
+            "log_alpha_norm",
+            "sigma",
+            "xmin",
+            "D",
+            "tail",
+            "truncated_alpha",
+            "truncated_rate",
+        ),
         "alpha_accepted",
     ),
     **dict.fromkeys(("mp_edge", "mp_sigma", "mp_ratio", "mp_spikes", "mp_softrank", "mp_ks"), "mp_accepted"),

@@ -7,7 +7,7 @@ Nothing here computes an eigenvalue. A `Report` is a plain collection of results
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,10 +115,11 @@ class Verdict:
 class Report:
     """Everything a page shows.
 
-    `verdict` answers the question. `labels` gives matrices and metrics their names in words ("note:METRIC" its definition), `headline` the matrices of the
-    first picture and `headline_metric` what it sums up; `facts` are sentences beside the cost, `training` one mapping per
-    network, `products` one mapping per network's matrix: how its products were computed. `numbers` are shown where there is
-    no spectrum. `levels` are the places of the conditions on a swept axis.
+    `verdict` answers the question. `labels` gives matrices, conditions and metrics their names in words ("note:METRIC" its
+    definition), `levels` the conditions their places on a swept axis. `headline` are the matrices of the first picture and
+    `headline_metric` what it sums up. `facts` are sentences beside the cost, `training` one mapping per network, `trends` one
+    per metric that moves along an axis, `products` one per network's matrix: how its products were computed. `numbers` are
+    shown where there is no spectrum.
     """
 
     title: str
@@ -132,6 +133,7 @@ class Report:
     alpha: list[Line] = field(default_factory=list)
     losses: list[Line] = field(default_factory=list)
     training: list[Mapping[str, Any]] = field(default_factory=list)
+    trends: list[Mapping[str, Any]] = field(default_factory=list)
     labels: Mapping[str, str] = field(default_factory=dict)
     levels: Mapping[str, float] = field(default_factory=dict)
     products: list[Mapping[str, Any]] = field(default_factory=list)
@@ -142,7 +144,7 @@ class Report:
     cost: Mapping[str, Any] = field(default_factory=dict)
 
 
-def conditions_of(items: list[Curve] | list[Line] | list[Row]) -> list[str]:
+def conditions_of(items: Sequence[Curve | Line | Row]) -> list[str]:
     """The conditions in the order of their first appearance, init, true and random before all others."""
     seen: dict[str, None] = {}
     for item in items:
@@ -152,6 +154,6 @@ def conditions_of(items: list[Curve] | list[Line] | list[Row]) -> list[str]:
     return known + [name for name in seen if name not in known]
 
 
-def matrices_of(items: list[Curve] | list[Line] | list[Row]) -> list[str]:
+def matrices_of(items: Sequence[Curve | Line | Row]) -> list[str]:
     """The matrices in the order of their first appearance."""
     return list(dict.fromkeys(item.matrix for item in items))
