@@ -348,8 +348,9 @@ def _alt_density(name: str, curves: Sequence[Curve], strip: Row | None, labels: 
     said = []
     for condition in conditions_of(list(curves)):
         spectra = [curve.spectrum for curve in curves if curve.condition == condition]
-        low, high = min(s.interval[0] for s in spectra), max(s.interval[1] for s in spectra)
-        size = max(s.scale for s in spectra)
+        values = [x for s in spectra if len(x := s.points(zeros=False)[0])] or [np.zeros(1)]
+        low, high = min(float(x[0]) for x in values), max(float(x[-1]) for x in values)
+        size = max(abs(low), abs(high))
         low, high = (0.0 if abs(x) < 1e-12 * size else x for x in (low, high))
         said.append(f"{words(condition, labels)} from {low:.2g} to {high:.2g}")
     text = f"Eigenvalues of {words(name, labels)}"

@@ -258,7 +258,7 @@ def sweep_of(runs: Sequence[Run]) -> Sweep:
     found: dict[tuple[str, str, str], dict[int, tuple[Run, Mapping[str, Any]]]] = {}
     for run in sorted(runs, key=lambda run: str(run.result.get("environment", {}).get("started", ""))):
         for cell in run.result["cells"]:
-            where = (_panel(run, cell), run.key, cell["condition"] if _is_experiment(run) else "")
+            where = (_panel(run, cell, labels), run.key, cell["condition"] if _is_experiment(run) else "")
             cells = found.setdefault(where, {})
             repeats += cell["seed"] in cells
             cells[cell["seed"]] = (run, cell)  # the last one that was started
@@ -275,7 +275,7 @@ def sweep_of(runs: Sequence[Run]) -> Sweep:
         notes.append(
             f"{repeats} matrices were computed more than once with the same settings and seed: the last run counts."
         )
-    labels |= labels_for([c.panel for c in made])
+    labels |= labels_for([c.panel for c in made if c.panel not in labels])
     same = {
         k: v
         for k, v in runs[0].settings.items()
@@ -288,9 +288,16 @@ def _is_experiment(run: Run) -> bool:
     return bool(run.settings.get("experiment._target_")) or len({cell["matrix"] for cell in run.result["cells"]}) > 1
 
 
-def _panel(run: Run, cell: Mapping[str, Any]) -> str:
-    """What a panel is of: the operator of a single spectrum, the matrix of an experiment."""
-    return str(cell["matrix"]) if _is_experiment(run) else run.choice("operator") or str(cell["matrix"])
+def _panel(run: Run, cell: Mapping[str, Any], labels: dict[str, str]) -> str:
+    """What a panel is of: the operator of a single spectrum, the matrix of an experiment; numbers have panels of their own."""
+    if _is_experiment(run):
+        return str(cell["matrix"])
+    operator = run.choice("operator") or str(cell["matrix"])
+    kind = cell.get("found", {}).get("kind")
+    if kind is None:
+        return operator
+    labels[f"{operator}, {kind}"] = f"{words(operator, labels)}, {kind}"
+    return f"{operator}, {kind}"
 
 
 def _short(keys: Sequence[str]) -> list[str]:

@@ -237,7 +237,8 @@ def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str 
 
     def said(name: str, factor: float = 1.0) -> str:
         value, error = numbers.get(name, math.nan), numbers.get(f"{name}_stderr", math.nan)
-        return with_error(factor * value, factor * error)
+        whole = error == 0 and math.isfinite(value) and value == round(value)
+        return f"{value:.0f}" if whole and factor == 1 else with_error(factor * value, factor * error)
 
     n, end = spectrum.dim, f"; {about}" if about else ""
     if not spectrum.scale > spectrum.value_error:
@@ -269,7 +270,7 @@ def _how_sure(spectrum: Spectrum) -> str:
 
 
 def _plain(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value:.4g}"
 
 
 def of_numbers(found: Numbers, *, which: str = "largest", about: str = "") -> Verdict:
