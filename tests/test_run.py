@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,6 +64,19 @@ def result_files(folder: Path) -> set[str]:
     return named
 
 
+def said_first(folder: Path, shown: str) -> str:
+    """The sentence below the question: the same on the terminal, on the page (where there is one) and in result.json."""
+    result = json.loads((folder / "result.json").read_text())
+    lines = shown.splitlines()
+    place = next(i for i, line in enumerate(lines) if line.endswith(result["question"]))
+    if (folder / "report.html").exists():
+        page = (folder / "report.html").read_text()
+        answers = re.findall(rf'<p class="answer {result["answer"]["verdict"]}">(.*?)</p>', page)
+        assert [html.unescape(text) for text in answers] == [lines[place + 1]]
+        assert page.index("<h1>") < page.index(answers[0]) < page.index("<figure" if "<figure" in page else "<h2>")
+    return lines[place + 1]
+
+
 def test_a_single_spectrum_from_an_unrelated_folder(tmp_path: Path) -> None:
     done = spectral(*SINGLE, "output=default", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -78,6 +93,9 @@ def test_a_single_spectrum_from_an_unrelated_folder(tmp_path: Path) -> None:
     assert result["metrics"]["trace"] == pytest.approx(values @ counts)
     assert result["estimates"]["trace"]["stderr"] == 0  # exact
     assert "±" in done.stdout and "effective rank" in done.stdout
+    assert result["answer"]["verdict"] == "found" and result["answer"]["sentence"] == said_first(
+        path.parent, done.stdout
+    )
 
 
 def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
@@ -173,6 +191,7 @@ def test_other_estimators_write_numbers_with_their_errors_and_resume(
     assert stop.value.code == 143 and "the finished probes of 1" in capsys.readouterr().err
     monkeypatch.setattr(kept.Kept, "stepped", stepped)
     for more in (["resume=true"], ["resume=true"], []):
+        capsys.readouterr()
         call(monkeypatch, *given, *more)
     resumed, again, whole = results(here)
     assert comparable(resumed) == comparable(whole) == comparable(again)
@@ -183,6 +202,7 @@ def test_other_estimators_write_numbers_with_their_errors_and_resume(
         assert set(arrays) <= set(file.files)
         first = file[arrays[0]]
     page = (whole.parent / "report.html").read_text()
+    assert result["answer"]["sentence"] == said_first(whole.parent, capsys.readouterr().out)
     for number in result["estimates"].values():
         assert {"stderr", "residual"} & set(number) and f"{number['value']:.6g}" in page
         assert number["value"] in first
@@ -290,6 +310,11 @@ def test_an_interrupted_experiment_goes_on_to_the_same_numbers(here: Path, monke
     assert len(calls) == 24
     resumed, whole = results(here)
     assert comparable(resumed) == comparable(whole)
+    answer = json.loads(whole.read_text())["answer"]
+    assert answer["verdict"] == "undecided"  # four networks that were trained for fifteen epochs
+    assert "4 of 4 trained networks missed their target loss" in answer["sentence"]
+    assert "one small network (mlp on digits, 610 parameters)" in answer["sentence"]
+    assert answer["sentence"] == said_first(whole.parent, capsys.readouterr().out)
     assert len(result_files(whole.parent)) == 12
     for name in result_files(whole.parent):
         a, b = Spectrum.load(resumed.parent / name), Spectrum.load(whole.parent / name)

@@ -61,7 +61,7 @@ SWEPT = ("flattened", "ntk")  # a sweep asks how few numbers move: two matrices,
 class Experiment:
     """What to do and what to ask: `levels` maps each condition to its place on the swept axis (empty: no axis).
 
-    `axis` names that axis in words, and `words` each condition as a person reads it. `asked` are metrics that the question
+    `axis` says along what in words ("with depth"), `words` names each condition as a person reads it. `asked` are metrics that the question
     names beside the one of the first picture; `expected` is "falls" or "grows" where yes means that direction of it, "moves"
     where either is a yes, "" where the question is not one of yes or no.
     """
@@ -110,8 +110,8 @@ def label_noise_sweep(
         question,
         replace(settings, conditions=conditions),
         levels,
-        axis="the fraction of permuted labels",
-        words={name: f"{100 * level:g} % of the labels permuted" for name, level in levels.items()},
+        axis="with the fraction of permuted labels",
+        words={name: f"{100 * level:g} % permuted" for name, level in levels.items()},
         asked=("own_label_alignment",),
         expected="moves",
     )
@@ -137,7 +137,7 @@ def depth_sweep(
         question,
         replace(settings, conditions=conditions),
         levels,
-        axis="depth",
+        axis="with depth",
         words={name: f"depth {level:g}" for name, level in levels.items()},
         expected="falls",
     )
@@ -161,7 +161,7 @@ def jacobian_evolution(
         question,
         replace(settings, conditions=conditions),
         levels,
-        axis="training",
+        axis="through training",
         words={name: f"after {level:g} epoch{'s' * (level != 1)}" for name, level in levels.items()},
     )
 

@@ -162,7 +162,9 @@ def followed(
     if not own[metric]:
         return Verdict("undecided", f"Undecided: no matrix has the {words(metric, labels)} at three levels or more.")
     ways = {name: _way(found, {m for m, other in refused if other == name}) for name, found in own.items()}
-    body = ", and ".join(_clause(own[name], ways[name], labels, axis, ends) for name in names)
+    body = ", and ".join(
+        _clause(own[name], ways[name], labels, axis, ends if name == metric else ("", "")) for name in names
+    )
     if not expected:
         body += _scale_clause(trends, own[metric][0], labels)
     end = f"; {about}" if about else ""
@@ -207,7 +209,8 @@ def _clause(trends: Sequence[Trend], way: str, labels: Mapping[str, str], axis: 
     )
     spread = ", mean ± sd" if len(t.values) > 1 else ""
     test = f"Spearman's ρ {t.rho:.2f}, p = {t.p_value:.2g}, {_seeds(len(t.values))}".replace("ρ -", "ρ −")
-    numbers = f"from {first} ({ends[0]}) to {last} ({ends[1]}{spread}) for the {words(t.matrix, labels)} ({test})"
+    first, last = (f"{first} ({ends[0]})", f"{last} ({ends[1]}{spread})") if any(ends) else (first, last)
+    numbers = f"from {first} to {last} for the {words(t.matrix, labels)} ({test})"
     if way == "flat":
         return f"the {name} has no steady trend {axis} in {len(same)} of {_matrices(len(trends))}, {numbers}"
     if way == "open":
