@@ -76,6 +76,11 @@ UNDECIDED = {
         {},
         "on all 5 seeds in 1 of 2 matrices and larger in 1",
     ),
+    "a large minority of the other direction": (
+        [*(row(i, around(1), around(9)) for i in range(2)), row(2, around(9), around(1))],
+        {},
+        "in 2 of 3 matrices and larger in 1, 1.00 ± 0.79 against 9.00 ± 0.79 (mean ± sd) for the first matrix, so that it depends",
+    ),
     "networks that are not alike": (
         APART,
         {"missed": (2, 10)},
@@ -174,6 +179,15 @@ def test_the_direction_that_was_expected_decides() -> None:
         said = verdict.followed(trends, "effective_rank", LABELS, **AXIS, expected="falls")
         assert said.answer == answer and f"the effective rank {way} with the noise" in said.sentence
     assert "ρ −1.00" in verdict.followed(down, "effective_rank", LABELS, **AXIS).sentence
+
+
+def test_matrices_that_contradict_each_other_leave_it_undecided() -> None:
+    """Two that fall a little and one that grows fourfold are no yes; one of five is."""
+    falls, grows = [trend(i, growing(-1.0)) for i in range(4)], trend(9, growing(5.0))
+    said = verdict.followed([*falls[:2], grows], "effective_rank", LABELS, **AXIS, expected="falls")
+    assert said.answer == "undecided" and "grows with the noise in 1 and falls in 2 of 3 matrices" in said.sentence
+    said = verdict.followed([*falls, grows], "effective_rank", LABELS, **AXIS, expected="falls")
+    assert said.answer == "yes" and "falls with the noise in 4 of 5 matrices and grows in 1, from" in said.sentence
 
 
 def test_no_needs_a_sweep_that_would_have_seen_a_trend() -> None:

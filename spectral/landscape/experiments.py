@@ -61,9 +61,9 @@ SWEPT = ("flattened", "ntk")  # a sweep asks how few numbers move: two matrices,
 class Experiment:
     """What to do and what to ask: `levels` maps each condition to its place on the swept axis (empty: no axis).
 
-    `axis` says along what in words ("with depth"), `words` names each condition as a person reads it. `asked` are metrics that the question
-    names beside the one of the first picture; `expected` is "falls" or "grows" where yes means that direction of it, "moves"
-    where either is a yes, "" where the question is not one of yes or no.
+    `axis` says along what in words ("with depth"), `words` names each condition as a person reads it. `asked` are metrics
+    that the question names beside the one of the first picture; `expected` is "falls" or "grows" where yes means that
+    direction of it, "moves" where either is a yes, "" where the question is not one of yes or no.
     """
 
     name: str

@@ -21,6 +21,7 @@ from .tables import mean_and_error, with_error, words
 
 LEVEL = 0.05  # of the test of each matrix
 SEEN = 0.7  # a rank correlation that a sweep must have been able to see before "no" may be said of it
+CONTRARY = 0.25  # of the matrices: with so many that say the opposite, the answer depends on the matrix
 SMALL = 1_000_000  # parameters of a small network
 OPPOSITE = {"smaller": "larger", "larger": "smaller"}
 
@@ -44,9 +45,9 @@ def compared(
     """Whether `metric` tells the networks of true labels from those of random labels, seed by seed, over all matrices.
 
     Yes: on more than half of the matrices all seeds agree on the sign of the difference, the same sign, and Student's 95 %
-    interval of the mean difference excludes zero. No: on more than half of them three seeds or more disagree on the sign.
-    Undecided otherwise, for a metric of scale, where fits were refused, and where `missed` (of all) networks missed their
-    target loss. The numbers are those of the first row that agrees.
+    interval of the mean difference excludes zero, and fewer than a quarter have the other sign. No: on more than half of them
+    three seeds or more disagree on the sign. Undecided otherwise, for a metric of scale, where fits were refused, and where
+    `missed` (of all) networks missed their target loss. The numbers are those of the first row that agrees.
     """
     name = words(metric, labels)
     own = [
@@ -79,11 +80,13 @@ def compared(
         )
     if doubt := _doubt(metric, name, missed, seeds):
         return Verdict("undecided", f"Undecided: {body}, {doubt}{end}.")
-    if 2 * sure > len(own):
+    if 2 * sure > len(own) and against < CONTRARY * len(own):
         return Verdict("yes", f"Yes: {body}{end}.")
     if 2 * mixed > len(own) and seeds > 2:
         return Verdict("no", f"No: {body}{end}.")
-    if 2 * agree > len(own):
+    if against >= CONTRARY * len(own):
+        why = "so that it depends on the matrix"
+    elif 2 * agree > len(own):
         why = f"but the seeds scatter: the 95 % interval of the difference includes zero in {agree - sure} of these"
     elif 2 * mixed > len(own):
         why = f"but {seeds} seeds are too few to take that for an answer"
@@ -154,8 +157,8 @@ def followed(
 
     A trend counts where its permutation test is below 5 %; it is ruled out where the test is not, although a rank
     correlation of 0.7 would have been seen (1.96 / sqrt(seeds (levels - 1)) is below that). More than half of the matrices
-    decide for each metric. `expected` is that of `Experiment`, `ends` are the first and last level in words; `refused` are the
-    (matrix, metric) whose fits were, and count for nothing. `missed` as in `compared`.
+    decide for each metric, if fewer than a quarter say the opposite. `expected` is that of `Experiment`, `ends` are the first
+    and last level in words; `refused` are the (matrix, metric) whose fits were, and count for nothing. `missed` as in `compared`.
     """
     names = [metric, *(other for other in asked if any(t.metric == other for t in trends) and other != metric)]
     own = {name: [t for t in trends if t.metric == name and math.isfinite(t.rho)] for name in names}
@@ -187,13 +190,15 @@ def _kind(t: Trend) -> str:
 
 
 def _way(trends: Sequence[Trend], refused: set[str]) -> str:
-    """What more than half of the matrices do, else "open"."""
+    """What more than half of the matrices do, else "open"; "split" where too many do the opposite."""
     kinds = ["open" if t.matrix in refused else _kind(t) for t in trends]
-    return next((kind for kind in dict.fromkeys(kinds) if 2 * kinds.count(kind) > len(kinds)), "open")
+    way = next((kind for kind in dict.fromkeys(kinds) if 2 * kinds.count(kind) > len(kinds)), "open")
+    fewer = min(kinds.count("grows"), kinds.count("falls"))
+    return "split" if fewer >= CONTRARY * len(kinds) else way
 
 
 def _answer(way: str, expected: str) -> str:
-    if way == "open":
+    if way in ("open", "split"):
         return "undecided"
     return "yes" if way == expected or (expected == "moves" and way != "flat") else "no"
 
@@ -201,6 +206,7 @@ def _answer(way: str, expected: str) -> str:
 def _clause(trends: Sequence[Trend], way: str, labels: Mapping[str, str], axis: str, ends: tuple[str, str]) -> str:
     """What one metric does along the axis, with the numbers of the first matrix that does it."""
     name = words(trends[0].metric, labels)
+    grow, fall = ([t for t in trends if _kind(t) == kind] for kind in ("grows", "falls"))
     same = [t for t in trends if _kind(t) == way] or list(trends)
     t = same[0]
     first, last = (
@@ -215,7 +221,11 @@ def _clause(trends: Sequence[Trend], way: str, labels: Mapping[str, str], axis: 
         return f"the {name} has no steady trend {axis} in {len(same)} of {_matrices(len(trends))}, {numbers}"
     if way == "open":
         return f"most matrices do not say whether the {name} moves steadily {axis}, {numbers}"
-    return f"the {name} {way} {axis} in {len(same)} of {_matrices(len(trends))}, {numbers}"
+    if way == "split":
+        return f"the {name} grows {axis} in {len(grow)} and falls in {len(fall)} of {_matrices(len(trends))}, {numbers}"
+    contrary = len(fall if way == "grows" else grow)
+    other = f" and {'falls' if way == 'grows' else 'grows'} in {contrary}" if contrary else ""
+    return f"the {name} {way} {axis} in {len(same)} of {_matrices(len(trends))}{other}, {numbers}"
 
 
 def _scale_clause(trends: Sequence[Trend], shown: Trend, labels: Mapping[str, str]) -> str:
