@@ -292,7 +292,7 @@ def _experiment(config: dict[str, Any], folder: Path, state: State, where: str, 
     (folder / SPECTRA).mkdir(exist_ok=True)
     for result in finished:
         result.spectrum.save(folder / _spectrum_file(result))
-    extra = {"cells": [_cell_record(result) for result in finished]}
+    extra = {"conditions": plan.words, "cells": [_cell_record(result) for result in finished]}
     return _write(folder, config, report, *_experiment_numbers(outcome), extra)
 
 

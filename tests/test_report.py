@@ -6,6 +6,8 @@ import base64
 import html
 import io
 import math
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -435,7 +437,7 @@ def test_a_page_needs_no_wide_screen() -> None:
     titles = [html.escape(title, quote=False) for title in tables.of_rows(rows(), {}).titles]
     assert all(f'data-label="{title}"' in body for title in titles)
     assert 'name="viewport" content="width=device-width, initial-scale=1"' in text
-    for kind in ("prefers-color-scheme: dark", "@media print", "max-width: 50rem"):
+    for kind in ("prefers-color-scheme: dark", "@media print", "@media screen and (max-width: 50rem)"):
         assert kind in text
 
 
@@ -445,3 +447,29 @@ def test_drawing_leaves_pyplot_alone(report: Report) -> None:
     before = plt.get_fignums()
     page.draw(report)
     assert plt.get_fignums() == before
+
+
+FRAME = """<!doctype html><iframe id=f src="file://{page}" width={width} height=900 style="border:0"></iframe><script>
+f.onload = () => {{
+  const page = f.contentDocument
+  page.querySelectorAll("details").forEach(d => d.open = true)
+  document.title = page.documentElement.scrollWidth + " " + page.documentElement.clientWidth
+}}</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_page_scrolls_sideways_in_a_real_browser(report: Report, tmp_path, width: int) -> None:
+    path = page.write(tmp_path / "report.html", report)
+    (tmp_path / "frame.html").write_text(FRAME.format(page=path, width=width))
+    shown = subprocess.run(
+        [
+            "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+            "--no-first-run", "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=1400,1000", "--virtual-time-budget=5000", "--dump-dom", f"file://{tmp_path / 'frame.html'}",
+        ],
+        capture_output=True, text=True, timeout=120,
+    ).stdout  # fmt: skip
+    inner, outer = map(int, shown.partition("<title>")[2].partition("</title>")[0].split())
+    assert inner == outer and 0 <= width - outer < 20

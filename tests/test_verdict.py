@@ -59,7 +59,7 @@ def test_no_where_the_seeds_disagree() -> None:
     )
 
 
-UNDECIDED = {
+UNDECIDED: dict[str, tuple[list[Row], dict, str]] = {
     "one seed": ([row(i, (10.0,), (20.0,)) for i in range(4)], {}, "and one seed does not say how far seeds scatter"),
     "seeds that scatter": (
         [row(i, (1.0, 1.0, 1.0), (1.1, 2.0, 30.0)) for i in range(3)],
@@ -79,7 +79,7 @@ UNDECIDED = {
     "a large minority of the other direction": (
         [*(row(i, around(1), around(9)) for i in range(2)), row(2, around(9), around(1))],
         {},
-        "in 2 of 3 matrices and larger in 1, 1.00 ± 0.79 against 9.00 ± 0.79 (mean ± sd) for the first matrix, so that it depends",
+        "in 2 of 3 matrices and larger in 1, 1.00 ± 0.79 against 9.00 ± 0.79 (mean ± sd) for the first matrix, so that it",
     ),
     "networks that are not alike": (
         APART,

@@ -213,7 +213,7 @@ def single(
         headline=(matrix,),
         alpha=_alpha([curve]) if alpha_curve else [],
         losses=[_loss(condition, seed, trained)] if trained is not None and trained.history else [],
-        training=[] if trained is None else [_facts_of(trained, condition, seed, test_accuracy)],
+        training=[] if trained is None else [_facts_of(trained, labels.get(condition, condition), seed, test_accuracy)],
         products=_products([(matrix, spectrum.meta.get("operator", {}))]),
         labels=labels,
         facts=tuple(facts),
@@ -281,7 +281,7 @@ def numbers(
     cost: Mapping[str, Any],
 ) -> Report:
     """The report of numbers that make no spectrum; `which` of them were asked for."""
-    about = shown.about
+    about, labels = shown.about, labels_for([]) | _named(condition)
     facts = [str(about["of"])]
     if "method" in about:
         facts.append(f"Method: {about['method']}, {about['products']} products.")
@@ -307,9 +307,9 @@ def numbers(
         rows=[],
         numbers=shown,
         losses=[_loss(condition, seed, trained)] if trained is not None and trained.history else [],
-        training=[] if trained is None else [_facts_of(trained, condition, seed, test_accuracy)],
+        training=[] if trained is None else [_facts_of(trained, labels.get(condition, condition), seed, test_accuracy)],
         products=_products([(matrix, about.get("operator", {}))]),
-        labels=labels_for([]) | _named(condition),
+        labels=labels,
         facts=tuple(facts),
         config=config,
         environment=environment,

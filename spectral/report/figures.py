@@ -260,6 +260,7 @@ def draw_cdf(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style]) -> N
 
 def draw_strip(ax: Axes, row: Row, style: Mapping[str, Style], labels: Mapping[str, str]) -> None:
     """One dot per seed, hollow where a fit was refused, and the mean with one standard deviation, per condition."""
+    style = {condition: found for condition, found in style.items() if condition in row.values}
     everything = [v for condition in style for v in row.values.get(condition, ()) if math.isfinite(v)]
     for place, (condition, (shade, _)) in enumerate(style.items()):
         given = row.values.get(condition, ())
@@ -309,12 +310,16 @@ def landscape(
     metric: str,
     labels: Mapping[str, str],
     levels: Mapping[str, float] | None = None,
+    order: Sequence[str] = (),
 ) -> Picture:
-    """A panel for each matrix: above the densities, below the metric that sums them up, seed by seed ("": the rows given)."""
+    """A panel for each matrix: above the densities, below the metric that sums them up, seed by seed ("": the rows given).
+
+    `order` is that of the conditions; by default as they come.
+    """
     strips = {row.matrix: row for row in rows if metric in ("", row.metric) and row.matrix in matrices}
     shown = [name for name in matrices if name in strips or any(curve.matrix == name for curve in curves)]
     chosen = [curve for curve in curves if curve.matrix in shown]
-    conditions = conditions_of([*chosen, *strips.values()])
+    conditions = list(order) or conditions_of([*chosen, *strips.values()])
     style = styles(conditions, levels)
     width = NARROW if len(shown) > 1 else WIDE
     panels = []

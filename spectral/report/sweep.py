@@ -70,6 +70,8 @@ class Run:
 
     def choice(self, group: str) -> str:
         """Which member of a group was chosen: its name, or what its `_target_` ends in."""
+        if group == "operator" and not any(key.startswith("operator.") for key in self.settings):
+            return ""  # of an experiment
         named = self.result["config"].get("choices", {}).get(group)
         return str(named or str(self.settings.get(f"{group}._target_", "")).rpartition(".")[2])
 
@@ -172,6 +174,8 @@ def _read(path: Path) -> Run:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         settings = _settings(result["config"])
+        if "experiment._target_" in settings:  # an experiment has matrices of its own
+            settings = {key: value for key, value in settings.items() if not key.startswith("operator.")}
         about = result.get("environment", {})
         settings |= {f"computed by.{name}": about[name] for name in COMPUTED_BY if name in about}
     except (ValueError, KeyError, AttributeError) as problem:
@@ -268,7 +272,7 @@ def sweep_of(runs: Sequence[Run]) -> Sweep:
         run = next(iter(cells.values()))[0]
         values = [run.choice(group) or "–" for group in shown]
         values += [_told(run.settings[key]) if key in run.settings else "–" for key in differ]
-        values += [words(condition, labels) if condition else "–"] * conditions
+        values += [words(condition, labels | run.result.get("conditions", {})) if condition else "–"] * conditions
         made.append(Configuration(panel, tuple(values), dict(sorted(cells.items()))))
     made.sort(key=lambda c: min(order[run.folder] for run, _ in c.cells.values()))
     if repeats:
@@ -302,7 +306,7 @@ def _panel(run: Run, cell: Mapping[str, Any], labels: dict[str, str]) -> str:
 
 def _short(keys: Sequence[str]) -> list[str]:
     """Names of settings in short words; where two would be the same, with the group."""
-    short = [SHORT.get(key, key.rpartition(".")[2].replace("_", " ")) for key in keys]
+    short = [SHORT.get(key, key.rpartition(".")[2].replace("_", " ").strip()) for key in keys]
     return [
         name if short.count(name) == 1 else f"{key.partition('.')[0]} {name}"
         for key, name in zip(keys, short, strict=True)
@@ -332,30 +336,39 @@ def metrics_of(cells: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def table(sweep: Sweep, panel: str, output: Path) -> Table:
-    """One row per configuration of an operator: its settings, mean and scatter of each number, a link to the run of each seed."""
+    """One row per configuration of an operator: its settings, mean and scatter of each number, a link to the run of each seed.
+
+    What is the same in all rows stands below them.
+    """
     own = [c for c in sweep.configurations if c.panel == panel]
-    metrics = [
-        m
-        for m in metrics_of(cell for c in own for _, cell in c.cells.values())
-        if any(math.isfinite(v) for c in own for v in c.row(m).values["all"])
-    ]
-    residual = {m for m in metrics for c in own for _, cell in c.cells.values() if f"{m}_residual" in cell["metrics"]}
-    titles = [
-        "#",
-        *sweep.columns,
-        *(f"{words(m, sweep.labels)}{' (± residual)' * (m in residual)}" for m in metrics),
-        "seeds",
-    ]
+    cells = [cell for c in own for _, cell in c.cells.values()]
+    metrics = [m for m in metrics_of(cells) if any(math.isfinite(v) for c in own for v in c.row(m).values["all"])]
+    differ = [i for i in range(len(sweep.columns)) if len({c.values[i] for c in own}) > 1]
     entries = []
     for c in own:
         links = tuple((str(seed), _address(run, output)) for seed, (run, _) in c.cells.items())
-        texts = [str(sweep.series.index(c.values) + 1), *c.values, *(number(c.row(m), "all") for m in metrics)]
+        texts = [
+            str(sweep.series.index(c.values) + 1),
+            *(c.values[i] for i in differ),
+            *(number(c.row(m), "all") for m in metrics),
+        ]
         entries.append(Entry((*map(Cell, texts), Cell(", ".join(seed for seed, _ in links), links))))
-    several = any(len(c.cells) > 1 for c in own)
-    foot = "Mean ± standard deviation over seeds; of one seed ± its own error, without ±: exact." if several else ""
+    residual = {
+        m: " (± residual)" if any(f"{m}_residual" in cell["metrics"] for cell in cells) else "" for m in metrics
+    }
+    titles = [
+        "#",
+        *(sweep.columns[i] for i in differ),
+        *(words(m, sweep.labels) + residual[m] for m in metrics),
+        "seeds",
+    ]
+    same = tuple("–" if i in differ else value for i, value in enumerate(own[0].values))
+    foot = [f"All rows: {sweep.text(same)}."] if any(value != "–" for value in same) else []
+    if any(len(c.cells) > 1 for c in own):
+        foot.append("Mean ± standard deviation over seeds; of one seed ± its own error, without ±: exact.")
     if any(c.row(m).doubted()[0] for c in own for m in metrics):
-        foot += f" {tables.REFUSED}: the fit was refused, the number is not to be trusted."
-    return Table(tuple(titles), (("", tuple(entries)),), 1 + len(sweep.columns), foot.strip())
+        foot.append(f"{tables.REFUSED}: the fit was refused, the number is not to be trusted.")
+    return Table(tuple(titles), (("", tuple(entries)),), 1 + len(differ), " ".join(foot))
 
 
 def _address(run: Run, output: Path) -> str:
@@ -454,7 +467,7 @@ def answer(sweep: Sweep) -> Verdict:
         if not known:
             continue
         low, high = known[0], known[-1]
-        where = f" of the {words(panel, sweep.labels)}"
+        where = f" of the {words(panel.partition(', ')[0], sweep.labels)}"
         span = f"is {low[1]}" if len(known) == 1 else f"goes from {_of(low, sweep)} to {_of(high, sweep)}"
         parts.append(f"the {words(metric, sweep.labels)}{where} {span}")
     many = max(len(c.cells) for c in sweep.configurations)
@@ -501,7 +514,15 @@ def draw(sweep: Sweep) -> Picture | None:
             rows.append(Row(panel, metric, values, errors, refused=doubted))
     if not (curves or rows):
         return None
-    return figures.landscape(curves, rows, sweep.panels, "", labels, _levels(sweep))
+    return figures.landscape(
+        curves,
+        rows,
+        sweep.panels,
+        "",
+        labels,
+        _levels(sweep),
+        [sweep.name(values) for values in sweep.series[:MOST_CURVES]],
+    )
 
 
 def _levels(sweep: Sweep) -> dict[str, float]:

@@ -13,6 +13,7 @@ import numpy as np
 from . import Numbers, Row, conditions_of
 
 MOST_ENTRIES = 50  # numbers listed on a page; result.json and the arrays hold all
+NARROW = 46  # letters that a row of a table may have on a screen of 390 pixels
 REFUSED = "†"  # behind a number of which a fit was refused
 
 
@@ -44,6 +45,12 @@ class Table:
     groups: tuple[tuple[str, tuple[Entry, ...]], ...]
     heads: int = 1
     foot: str = ""
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it fits a telephone as it is; others become cards there."""
+        rows = [self.titles, *([cell.text for cell in entry.cells] for _, entries in self.groups for entry in entries)]
+        return sum(max(len(row[i]) for row in rows) + 2 for i in range(len(self.titles))) <= NARROW
 
     def text(self) -> str:
         """The table in columns, as wide as its texts need."""

@@ -214,18 +214,24 @@ def _clause(trends: Sequence[Trend], way: str, labels: Mapping[str, str], axis: 
         for column in ([row[place] for row in t.values] for place in (0, -1))
     )
     spread = ", mean ± sd" if len(t.values) > 1 else ""
-    test = f"Spearman's ρ {t.rho:.2f}, p = {t.p_value:.2g}, {_seeds(len(t.values))}".replace("ρ -", "ρ −")
-    first, last = (f"{first} ({ends[0]})", f"{last} ({ends[1]}{spread})") if any(ends) else (first, last)
+    test = f"ρ {t.rho:.2f}, p = {t.p_value:.2g}".replace("ρ -", "ρ −")
+    if any(ends):  # the first clause says what the others leave out
+        first, last, test = (
+            f"{first} ({ends[0]})",
+            f"{last} ({ends[1]}{spread})",
+            f"Spearman's {test}, {_seeds(len(t.values))}",
+        )
+    axis = f" {axis}" if any(ends) else ""
     numbers = f"from {first} to {last} for the {words(t.matrix, labels)} ({test})"
     if way == "flat":
-        return f"the {name} has no steady trend {axis} in {len(same)} of {_matrices(len(trends))}, {numbers}"
+        return f"the {name} has no steady trend{axis} in {len(same)} of {_matrices(len(trends))}, {numbers}"
     if way == "open":
-        return f"most matrices do not say whether the {name} moves steadily {axis}, {numbers}"
+        return f"most matrices do not say whether the {name} moves steadily{axis}, {numbers}"
     if way == "split":
-        return f"the {name} grows {axis} in {len(grow)} and falls in {len(fall)} of {_matrices(len(trends))}, {numbers}"
+        return f"the {name} grows{axis} in {len(grow)} and falls in {len(fall)} of {_matrices(len(trends))}, {numbers}"
     contrary = len(fall if way == "grows" else grow)
     other = f" and {'falls' if way == 'grows' else 'grows'} in {contrary}" if contrary else ""
-    return f"the {name} {way} {axis} in {len(same)} of {_matrices(len(trends))}{other}, {numbers}"
+    return f"the {name} {way}{axis} in {len(same)} of {_matrices(len(trends))}{other}, {numbers}"
 
 
 def _scale_clause(trends: Sequence[Trend], shown: Trend, labels: Mapping[str, str]) -> str:
