@@ -141,7 +141,7 @@ def run(
 
 OTHER = {
     "a number": {"training": {"noise": 0.1}},
-    "a digit beyond what is shown": {"training": {"noise": 1e-9}},
+    "a tiny number": {"training": {"noise": 1e-300}},
     "a flag": {"operator": {"_target_": "spectral.Hessian", "samples": True}},
     "one and true": {"batch_size": 1},
     "a list": {"model": {"widths": [64, 64]}},
@@ -160,6 +160,12 @@ def test_seeds_of_different_settings_are_never_put_together(name: str) -> None:
     found = sweep.sweep_of([base, other, run("t", seed=2)])
     assert sorted(len(c.cells) for c in found.configurations) == [1, 2]
     assert len({(c.panel, c.values) for c in found.configurations}) == 2  # and a reader can tell them apart
+
+
+def test_numbers_that_look_alike_are_told_apart_to_their_last_digit() -> None:
+    runs = [run(str(i), seed=i, training={"noise": noise}) for i, noise in enumerate((0.12345678, 0.12345679))]
+    found = sweep.sweep_of(runs)
+    assert [c.values for c in found.configurations] == [("0.12345678",), ("0.12345679",)]
 
 
 def test_all_pairs_of_other_settings_stay_apart() -> None:
