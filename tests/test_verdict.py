@@ -54,7 +54,7 @@ def test_no_where_the_seeds_disagree() -> None:
     said = verdict.compared([ODD, ODD, APART[0]], "effective_rank", LABELS)
     assert said.answer == "no"
     assert said.sentence.startswith(
-        "No: in 2 of 3 matrices the 5 seeds disagree on whether the effective rank is smaller or larger with true labels, "
+        "No: in 2 of 3 matrices the seeds disagree on whether the effective rank is smaller or larger with true labels, "
         "10.00 ± 0.79 against 20.00 ± 0.79"
     )
 

@@ -13,7 +13,7 @@ from spectral.analysis import METRICS, power_law
 from spectral.estimators.svd import SingularTriplets
 from spectral.estimators.top import Eigenpairs
 from spectral.landscape.cell import CellResult
-from spectral.landscape.contrasts import SCALE, MetricRow, refused
+from spectral.landscape.contrasts import FITS, SCALE, MetricRow, refused
 from spectral.landscape.experiments import Outcome
 from spectral.landscape.training import Trained
 from spectral.results import Estimate
@@ -67,6 +67,7 @@ COMPUTED = {  # of an operator's description: what the page says of its products
     "product_noise": "relative error of a product",
     "untested": "not tested",
 }
+NOT_COMPARED = {"dim", "zeros_fraction", *FITS.values()}  # known before anything is computed, or no number of a matrix
 QUESTION_SINGLE = "How are the eigenvalues of this matrix spread, and how sure is that?"
 QUESTIONS = {
     "eigenvalues": "Which are the extreme eigenvalues of this matrix, and how far off may they be?",
@@ -350,7 +351,7 @@ def _leaves(description: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _row(row: MetricRow) -> Row:
-    found = row.effect("true", "random")
+    found = None if row.metric in NOT_COMPARED else row.effect("true", "random")
     effect = None if found is None else (found.d, found.lower, found.upper)
     separates = None if found is None or any(map(any, row.refused.values())) else _separates(row)
     return Row(row.matrix, row.metric, row.values, row.errors, effect, separates, row.refused, row.metric in SCALE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -262,6 +263,7 @@ def draw_strip(ax: Axes, row: Row, style: Mapping[str, Style], labels: Mapping[s
     """One dot per seed, hollow where a fit was refused, and the mean with one standard deviation, per condition."""
     style = {condition: found for condition, found in style.items() if condition in row.values}
     everything = [v for condition in style for v in row.values.get(condition, ()) if math.isfinite(v)]
+    ends: list[float] = []
     for place, (condition, (shade, _)) in enumerate(style.items()):
         given = row.values.get(condition, ())
         flags = row.refused.get(condition, (False,) * len(given))
@@ -271,12 +273,13 @@ def draw_strip(ax: Axes, row: Row, style: Mapping[str, Style], labels: Mapping[s
             ax.plot(x, value, "o", color=shade, alpha=0.6, markersize=4.5, fillstyle="none" if refused else "full")
         if kept:
             mean, sigma = mean_and_error(given, row.errors.get(condition, (math.nan,) * len(given)))
+            ends.append(mean + float(np.nan_to_num(sigma)))
             ax.errorbar(
                 place + 0.3, mean, yerr=np.nan_to_num(sigma), fmt="_", color=shade, capsize=4, markersize=11,
                 linewidth=1.6, markeredgewidth=2,
             )  # fmt: skip
     if everything and min(everything) > 0:
-        ax.set_ylim(0, max(everything) * 1.15)
+        ax.set_ylim(0, 1.15 * max([*everything, *ends]))
     ticks = [labels.get(f"tick:{name}", name) for name in style]
     longest = max(map(len, ticks), default=1) * len(ticks)
     ax.set_xticks(range(len(ticks)), ticks, fontsize=10 if longest < 24 else 8)
@@ -289,9 +292,7 @@ def draw_strip(ax: Axes, row: Row, style: Mapping[str, Style], labels: Mapping[s
 
 def band_note(curves: Sequence[Curve]) -> str:
     """What line and band are, in words: mean and range over seeds, or the band of a single spectrum."""
-    groups = {
-        (c.matrix, c.condition): sum((d.matrix, d.condition) == (c.matrix, c.condition) for d in curves) for c in curves
-    }
+    groups = Counter((curve.matrix, curve.condition) for curve in curves)
     fewest, most = min(groups.values()), max(groups.values())
     if most > 1:
         seeds = f"{most} seeds" if fewest == most else f"up to {most} seeds"
@@ -389,7 +390,9 @@ def panels(
 
 
 def _median(curves: Sequence[Curve], condition: str) -> float:
-    return float(np.mean([c.spectrum.quantile(0.5).value for c in curves if c.condition == condition]))
+    """The mean over seeds of the value below which half of the eigenvalues lie."""
+    measures = [curve.spectrum.points() for curve in curves if curve.condition == condition]
+    return float(np.mean([x[min(np.searchsorted(np.cumsum(c), c.sum() / 2), len(x) - 1)] for x, c in measures]))
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------

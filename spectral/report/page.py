@@ -49,14 +49,10 @@ READ_SINGLE = (
     "width is a choice.",
 )
 TITLES = {
-    "landscape": "",
-    "numbers": "",
-    "effects": "",
     "cdf": "Distribution functions",
     "alignment": "Where the labels live",
     "alpha": "The power-law exponent and where its tail begins",
     "esd": "All densities",
-    "training": "Training",
 }
 COST = {
     "products": ("products", lambda v: f"{v:,.0f}"),

@@ -56,7 +56,8 @@ def compared(
     if not own:
         return Verdict("undecided", f"Undecided: no matrix has the {name} of both true and random labels.")
     found = [_agreement(row) for row in own]
-    seeds = min(len(_differences(row)) for row in own)
+    counts = [len(_differences(row)) for row in own]
+    seeds = min(counts)
     lead = max(("smaller", "larger"), key=lambda way: [agreed for agreed, _ in found].count(way))
     agree = sum(way == lead for way, _ in found)
     sure = sum(way == lead and apart for way, apart in found)
@@ -64,12 +65,12 @@ def compared(
     refused = sum(way == "refused" for way, _ in found)
     against = sum(way == OPPOSITE[lead] for way, _ in found)
     shown = next((row for row, (way, _) in zip(own, found, strict=True) if way == lead), own[0])
-    on = f"on all {seeds} seeds" if seeds > 1 else "on the only seed"
+    on = f"on all{f' {seeds}' * (max(counts) == seeds)} seeds" if max(counts) > 1 else "on the only seed"
     body = f"the {name} is {lead} with true labels {on} in {agree} of {_matrices(len(own))}"
     if against:
         body += f" and {OPPOSITE[lead]} in {against}"
     if 2 * mixed > len(own):
-        disagree = f"the {seeds} seeds disagree on whether the {name} is smaller or larger with true labels"
+        disagree = f"the seeds disagree on whether the {name} is smaller or larger with true labels"
         body = f"in {mixed} of {_matrices(len(own))} {disagree}"
     body += f", {_quoted(shown, labels)}"
     end = f"; {about}" if about else ""
