@@ -366,6 +366,8 @@ def table(sweep: Sweep, panel: str, output: Path) -> Table:
     foot = [f"All rows: {sweep.text(same)}."] if any(value != "–" for value in same) else []
     if any(len(c.cells) > 1 for c in own):
         foot.append("Mean ± standard deviation over seeds; of one seed ± its own error, without ±: exact.")
+    else:
+        foot.append("± the error of the number itself; without ±: exact.")
     if any(c.row(m).doubted()[0] for c in own for m in metrics):
         foot.append(f"{tables.REFUSED}: the fit was refused, the number is not to be trusted.")
     return Table(tuple(titles), (("", tuple(entries)),), 1 + len(differ), " ".join(foot))
@@ -376,7 +378,7 @@ def _address(run: Run, output: Path) -> str:
     target = next(
         (run.folder / name for name in ("report.html", "result.json") if (run.folder / name).exists()), run.folder
     )
-    return quote(Path(os.path.relpath(target, output)).as_posix())
+    return quote(Path(os.path.relpath(target.resolve(), output.resolve())).as_posix())
 
 
 def csv_texts(runs: Sequence[Run]) -> tuple[str, str]:
