@@ -289,6 +289,20 @@ def test_findings_name_what_separates_and_what_does_not(report: Report) -> None:
     assert scale.startswith("Scale says how steep a network is") and "trace in 1 of 1 matrix" in scale
 
 
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_refused_fit_is_marked_whether_or_not_it_left_a_number(lost: int) -> None:
+    values = {"true": (math.nan, 2.0)[:2] if lost == 1 else (math.nan, math.nan), "random": (1.0, 1.5)}
+    flags = {"true": (True, lost == 2)}
+    row = Row("matrix", "alpha", values, dict.fromkeys(values, (0.1, 0.1)), refused=flags)
+    assert tables.number(row, "true") == ("2.00 ± 0.10 †1/2" if lost == 1 else "refused †2/2")
+    assert tables.number(row, "random") == "1.25 ± 0.35"
+    other = Row("matrix", "effective_rank", values | {"true": (3.0, 4.0)}, {}, (2.0, 1.0, 3.0), True)
+    said = list(map(str, page.findings(Report("t", "q", FOUND, [], [other, row]))))
+    assert "Alpha †: not compared, its fits were refused in every matrix." in said
+    single = Row("matrix", "alpha", {"init": (math.nan,)}, {"init": (math.nan,)}, refused={"init": (True,)})
+    assert tables.number(single, "init") == "refused †"
+
+
 def test_neither_scale_nor_a_refused_fit_is_ever_most_clear(report: Report) -> None:
     """However large the effect: not in the sentences as separating, not in the picture, not set apart in the table."""
     for metric in ("trace", "alpha"):

@@ -91,6 +91,11 @@ UNDECIDED: dict[str, tuple[list[Row], dict, str]] = {
         {},
         "the fits behind the effective rank were refused in 3 of 3 matrices",
     ),
+    "fits that were refused and left no number": (
+        [row(i, (math.nan,) * 5, around(9), refused={"true": (True,) * 5}) for i in range(3)],
+        {},
+        "the fits behind the effective rank were refused in 3 of 3 matrices",
+    ),
     "nothing": ([], {}, "no matrix has the effective rank of both true and random labels"),
 }
 
@@ -294,11 +299,12 @@ def test_scale_is_what_changes_when_the_matrix_is_multiplied_by_a_number() -> No
     names = [name for name in one if not name.endswith("_stderr") and math.isfinite(one[name])]
     moved = {name for name in names if abs(one[name] - two[name]) > 1e-6 * abs(one[name])}
     assert moved <= SCALE
-    assert {"trace", "lambda_max", "frobenius", "alpha_hat"} <= moved
+    assert {"trace", "lambda_max", "frobenius"} <= moved
     assert not {"effective_rank", "stable_rank", "top_c_energy", "alpha", "entropy", "gap"} & SCALE
 
 
 def test_a_number_is_refused_with_the_fit_that_it_comes_from() -> None:
+    assert refused("alpha", {"alpha": math.nan, "alpha_accepted": 0.0})
     assert refused("alpha_hat", {"alpha_accepted": 0.0}) and not refused("alpha_hat", {"alpha_accepted": 1.0})
     assert refused("mp_edge", {"mp_accepted": 0.0}) and not refused("mp_edge", {"alpha_accepted": 0.0})
     assert not refused("effective_rank", {"alpha_accepted": 0.0})

@@ -29,24 +29,13 @@ KEY_METRICS: dict[str, str] = {
 PAIRS = (("true", "random"), ("true", "init"), ("random", "init"))
 # How steep the network is: what changes when the matrix is multiplied by a number. It never counts as separating.
 SCALE = frozenset(name for name, text in METRICS.items() if "units of λ" in text) | {"alpha_hat", "log_alpha_norm"}
-# The key that says whether the fit behind a metric may be trusted (1) or was refused (0).
+# The key that says whether the fit behind a metric may be trusted (1) or was refused (0); a refused number may be nan.
+POWER_LAW = "alpha alpha_bounded alpha_hat log_alpha_norm sigma xmin D tail hill truncated_alpha truncated_rate"
+BULK = "mp_edge mp_sigma mp_ratio mp_spikes mp_softrank mp_ks"
 FITS: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "alpha",
-            "alpha_bounded",
-            "alpha_hat",
-            "log_alpha_norm",
-            "sigma",
-            "xmin",
-            "D",
-            "tail",
-            "truncated_alpha",
-            "truncated_rate",
-        ),
-        "alpha_accepted",
-    ),
-    **dict.fromkeys(("mp_edge", "mp_sigma", "mp_ratio", "mp_spikes", "mp_softrank", "mp_ks"), "mp_accepted"),
+    **dict.fromkeys(POWER_LAW.split(), "alpha_accepted"),
+    **dict.fromkeys(BULK.split(), "mp_accepted"),
+    "alpha_peak": "alpha_peak_accepted",
 }
 
 
@@ -263,7 +252,7 @@ def _row(
     for condition in conditions:
         found = [r.metrics if (r := here.get((condition, seed))) is not None else {} for seed in seeds]
         numbers = tuple(float(m.get(metric, math.nan)) for m in found)
-        if any(map(math.isfinite, numbers)):
+        if any(map(math.isfinite, numbers)) or any(refused(metric, m) for m in found):
             values[condition] = numbers
             errors[condition] = tuple(float(m.get(f"{metric}_stderr", math.nan)) for m in found)
             if any(refused(metric, m) for m in found):

@@ -194,7 +194,7 @@ def single(
             scale=name in SCALE,
         )
         for name in names
-        if math.isfinite(numbers.get(name, math.nan))
+        if math.isfinite(numbers.get(name, math.nan)) or refused(name, numbers)
     ]
     facts = [
         f"{spectrum.dim} eigenvalues, {spectrum.zeros} of them known to be zero by shape; method: {_method(spectrum)}."

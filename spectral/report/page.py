@@ -183,8 +183,8 @@ def findings(report: Report) -> list[Finding]:
 
     A metric of scale is no candidate, and neither is a row with a refused fit: both are named as what they are.
     """
-    judged = [row for row in report.rows if row.effect is not None]
-    if not judged:
+    judged = [row for row in report.rows if row.effect is not None or row.doubted("true", "random")[0]]
+    if not any(row.effect is not None for row in judged):
         return []
     apart: list[tuple[float, Finding]] = []
     mixed: list[str] = []

@@ -342,7 +342,7 @@ def table(sweep: Sweep, panel: str, output: Path) -> Table:
     """
     own = [c for c in sweep.configurations if c.panel == panel]
     cells = [cell for c in own for _, cell in c.cells.values()]
-    metrics = [m for m in metrics_of(cells) if any(math.isfinite(v) for c in own for v in c.row(m).values["all"])]
+    metrics = [m for m in metrics_of(cells) if any(map(_is_known, (c.row(m) for c in own)))]
     differ = [i for i in range(len(sweep.columns)) if len({c.values[i] for c in own}) > 1]
     entries = []
     for c in own:
@@ -371,6 +371,11 @@ def table(sweep: Sweep, panel: str, output: Path) -> Table:
     if any(c.row(m).doubted()[0] for c in own for m in metrics):
         foot.append(f"{tables.REFUSED}: the fit was refused, the number is not to be trusted.")
     return Table(tuple(titles), (("", tuple(entries)),), 1 + len(differ), " ".join(foot))
+
+
+def _is_known(row: Row) -> bool:
+    """Whether a row has a number, or a fit that was refused."""
+    return bool(row.doubted()[0]) or any(map(math.isfinite, row.values["all"]))
 
 
 def _address(run: Run, output: Path) -> str:

@@ -160,6 +160,8 @@ def number(row: Row, condition: str) -> str:
         return "–"
     refused, count = row.doubted(condition)
     text = with_error(*mean_and_error(values, row.errors.get(condition, (math.nan,) * len(values))))
+    if refused and not any(map(math.isfinite, values)):
+        text = "refused"
     return f"{text} {REFUSED}{f'{refused}/{count}' if count > 1 else ''}" if refused else text
 
 

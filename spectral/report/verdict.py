@@ -50,13 +50,12 @@ def compared(
     `missed` (of all) networks missed their target loss. The numbers are those of the first row that agrees.
     """
     name = words(metric, labels)
-    own = [
-        row for row in rows if row.metric == metric and {"true", "random"} <= set(row.values) and len(_differences(row))
-    ]
+    both = [row for row in rows if row.metric == metric and {"true", "random"} <= set(row.values)]
+    own = [row for row in both if len(_differences(row)) or row.doubted("true", "random")[0]]
     if not own:
         return Verdict("undecided", f"Undecided: no matrix has the {name} of both true and random labels.")
     found = [_agreement(row) for row in own]
-    counts = [len(_differences(row)) for row in own]
+    counts = [len(_differences(row)) for row, (way, _) in zip(own, found, strict=True) if way != "refused"] or [0]
     seeds = min(counts)
     lead = max(("smaller", "larger"), key=lambda way: [agreed for agreed, _ in found].count(way))
     agree = sum(way == lead for way, _ in found)
