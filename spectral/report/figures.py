@@ -181,8 +181,8 @@ def styles(conditions: Sequence[str], levels: Mapping[str, float] | None = None)
 
 
 def _shades(count: int) -> list[str]:
-    """Shades of viridis, without its yellow end, which white paper swallows."""
-    return [mpl.colors.to_hex(mpl.colormaps["viridis"](x)) for x in np.linspace(0.0, 0.86, count)]
+    """Shades of viridis, without its light end, which white paper swallows and a dark page turns dark."""
+    return [mpl.colors.to_hex(mpl.colormaps["viridis"](x)) for x in np.linspace(0.1, 0.75, count)]
 
 
 def _keys(conditions: Sequence[str], style: Mapping[str, Style], labels: Mapping[str, str]) -> tuple[Key, ...]:

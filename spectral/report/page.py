@@ -33,7 +33,7 @@ READ_COMPARED = (
     "Compare the blue curve (true labels) with the vermilion one (random labels) and the grey one (before training): where "
     "their bands do not overlap, the densities differ by more than seeds do.",
 )
-READ_SWEPT = ("Compare the colours: they are the steps of the sweep, dark to light, or its configurations.",)
+READ_SWEPT = ("Compare the colours: they are the steps of the sweep, in their order, or its configurations.",)
 READ_NUMBERS = {
     "eigenvalues": "Within its residual ‖Av − θv‖ of each number there is an eigenvalue of the matrix: the "
     "bars are bounds, mostly smaller than the dots. Copies of a multiple eigenvalue are listed one by one.",
