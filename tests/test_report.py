@@ -221,6 +221,23 @@ def test_the_page_says_how_products_were_computed() -> None:
     assert "How the products were computed" in text and "asked &lt;for&gt;" in text and "0.034" in text
 
 
+def test_a_matrix_that_depends_on_its_batches_says_so() -> None:
+    leaf = {
+        "operator": "Hessian",
+        "engine": "fresh",
+        "loss_couples_samples": "halves do not add up",
+        "statistics": "batch",
+    }
+    said = build._cautions({"operator": "Sum", "of": [leaf, leaf]})
+    assert said == [
+        "The loss couples the samples of a batch (halves do not add up): the matrix is that of the batches as cut.",
+        "Batch norm works with each batch's own statistics: the matrix is that of the batches as cut.",
+    ]
+    assert build._cautions({"operator": "Hessian", "of": "loss"}) == []
+    (row,) = build._products([("H", leaf)])
+    assert row["the loss couples samples"] == "halves do not add up" and row["statistics of batch norm"] == "batch"
+
+
 def test_negative_eigenvalues_are_drawn_and_counted_in_words(monkeypatch) -> None:
     curves = [Curve("H", "init", 0, Spectrum.from_eigenvalues([-2.0, -1.0, 1e-9, 4.0]))]
     caption = page.captions(Report("t", "q", FOUND, curves, []))["landscape"]

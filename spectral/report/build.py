@@ -59,6 +59,10 @@ OWN_METRICS = {
     "gini": "how unequal the n numbers ‖Jᵢ‖² are, 0 when all are equal",
 }
 COMPUTED = {  # of an operator's description: what the page says of its products
+    "loss_couples_samples": "the loss couples samples",
+    "loss_returns": "the loss returns",
+    "statistics": "statistics of batch norm",
+    "shared": "entries of no sample",
     "engine": "engine",
     "reason": "why",
     "product_dtype": "dtype",
@@ -199,6 +203,7 @@ def single(
     facts = [
         f"{spectrum.dim} eigenvalues, {spectrum.zeros} of them known to be zero by shape; method: {_method(spectrum)}."
     ]
+    facts += _cautions(spectrum.meta.get("operator", {}))
     if refused("alpha", numbers):
         facts.append(
             f"The power-law fit was refused ({tables.REFUSED}): {power_law(spectrum).reason or 'see alpha_accepted'}"
@@ -283,7 +288,7 @@ def numbers(
 ) -> Report:
     """The report of numbers that make no spectrum; `which` of them were asked for."""
     about, labels = shown.about, labels_for([]) | _named(condition)
-    facts = [str(about["of"])]
+    facts = [str(about["of"]), *_cautions(about.get("operator", {}))]
     if "method" in about:
         facts.append(f"Method: {about['method']}, {about['products']} products.")
     else:
@@ -342,6 +347,17 @@ def _products(operators: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Mappin
                 if noise is not None:  # the largest of those that it was measured on
                     kept[COMPUTED["product_noise"]] = max(float(noise), kept.get(COMPUTED["product_noise"], 0.0))
     return list(rows.values())
+
+
+def _cautions(description: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of the matrix itself: that it depends on how the data were cut into batches."""
+    said = []
+    for leaf in _leaves(description):
+        if why := leaf.get("loss_couples_samples"):
+            said.append(f"The loss couples the samples of a batch ({why}): the matrix is that of the batches as cut.")
+        if leaf.get("statistics") == "batch":
+            said.append("Batch norm works with each batch's own statistics: the matrix is that of the batches as cut.")
+    return list(dict.fromkeys(said))
 
 
 def _leaves(description: Mapping[str, Any]) -> list[Mapping[str, Any]]:
