@@ -99,21 +99,15 @@ class Picture:
             return []
         longest = max([len(key.label) for key in self.keys], default=1)
         columns = max(1, min(len(self.keys), int(width / DPI / (0.6 + 0.085 * longest))))
+        size = min(10.5, 72 * (width / DPI - 0.8) / (0.64 * longest))  # a long name in one column is written smaller
         lines = -(-len(self.keys) // columns) + bool(self.note)
         figure = Figure(figsize=(width / DPI, 0.12 + 0.21 * lines), dpi=DPI)
         canvas = FigureCanvasAgg(figure)
         handles = [
             Line2D([], [], color=k.colour, linestyle=DASHES[k.dash], linewidth=2, label=k.label) for k in self.keys
         ]
-        figure.legend(
-            handles=handles,
-            loc="center",
-            ncols=columns,
-            frameon=False,
-            fontsize=10.5,
-            title=self.note,
-            title_fontsize=9,
-        )
+        style: dict[str, Any] = {"fontsize": size, "title": self.note, "title_fontsize": min(9, size)}
+        figure.legend(handles=handles, loc="center", ncols=columns, frameon=False, **style)
         canvas.draw()
         strip = np.asarray(canvas.buffer_rgba())[:, :width]
         return [np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)), constant_values=255)]
