@@ -24,7 +24,6 @@ import numpy as np
 import scipy
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import spectral
 from spectral import configuration
@@ -38,13 +37,15 @@ from spectral.landscape.problems import Problem, batches
 from spectral.landscape.training import evaluate, few_threads
 from spectral.operators.base import Gram, Operator
 from spectral.operators.views import as_operator
-from spectral.report import Report, compose, page, tables
+from spectral.progress import Progress, seconds
+from spectral.report import Report, build, page, tables, verdict
 from spectral.spectrum import Spectrum
 from spectral.state import State
 
 OWN_KEYS = {"_target_", "images", "headline", "headline_metric", "split", "samples"}  # read here, not by the target
 REHEARSED = 256  # dimension of a matrix that options are tried on
 MANY_THREADS = 2000  # dimension from which eigenvalues gain more by threads than the products of a small network lose
+SPECTRA = "spectra"  # the folder of a run's spectra: hundreds of them would hide report.html
 
 
 class Interrupted(BaseException):
@@ -194,39 +195,56 @@ def _experiment(config: dict[str, Any], folder: Path, state: State, where: str, 
     _rehearse_experiment(config, plan)
     wanted, finished, resumable = cells(plan.settings), [], _keeps_probes(config["estimator"])
     started = time.perf_counter()
-    with tqdm(total=len(wanted), desc=plan.name, unit="matrix", disable=None, dynamic_ncols=True) as bar:
+    with Progress(plan.name, len(wanted)) as progress:
         for cell in wanted:
-            bar.set_postfix_str(cell.key, refresh=True)
+            progress.begin(cell.key)
             result = state.load_cell(cell.key)
-            if result is None:
+            if kept := result is not None:
+                finished.append(result)
+            else:
                 probes = state.probes(cell.key) if resumable else None
-                result = run_cell(cell, plan.settings, state, checkpoint=probes)
-                state.save_cell(result)
-            finished.append(result)
-            bar.update(1)
+                finished.append(run_cell(cell, plan.settings, state, checkpoint=probes))
+                state.save_cell(finished[-1])
+            progress.end(kept)
     outcome = conclude(plan, finished)
     spent = {**outcome.result.cost, "wall_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     spent["seconds"] += spent["training_seconds"]
-    report = compose.experiment(
+    report = build.experiment(
         outcome,
         metrics=config["analysis"]["metrics"],
         headline=node.get("headline", ()),
         headline_metric=node.get("headline_metric", "effective_rank"),
+        about=_about(config, plan),
         alpha_curve=config["analysis"]["alpha_curve"],
         config=recorded(config),
         environment=about,
         cost=spent,
     )
+    (folder / SPECTRA).mkdir(exist_ok=True)
     for result in finished:
-        result.spectrum.save(folder / f"spectrum-{result.cell.key}.npz")
-    extra = {"cells": [_cell_record(result) for result in finished]}
+        result.spectrum.save(folder / _spectrum_file(result))
+    extra = {"conditions": plan.words, "cells": [_cell_record(result) for result in finished]}
     return _write(folder, config, report, *_experiment_numbers(outcome), extra)
+
+
+def _about(config: dict[str, Any], plan: Experiment) -> str:
+    """How many networks of what size an experiment is about, and what they are of."""
+    options = {json.dumps(c.options, default=str, sort_keys=True): c.options for c in plan.settings.conditions}
+    problem = plan.settings.problem(seed=plan.settings.seeds[0])
+    models = [plan.settings.model(problem, seed=0, **({} if o is None else {"options": o})) for o in options.values()]
+    chosen = config.get("choices", {})
+    what = " on ".join(str(chosen[key]) for key in ("model", "data") if key in chosen) or plan.name.replace("_", " ")
+    return verdict.scope([sum(p.numel() for p in model.parameters()) for model in models], what)
+
+
+def _spectrum_file(result: CellResult) -> str:
+    return f"{SPECTRA}/spectrum-{result.cell.key}.npz"
 
 
 def _cell_record(result: CellResult) -> dict[str, Any]:
     """One matrix of one network: enough for `spectral-report` to find and label it."""
     return {
-        "spectrum": f"spectrum-{result.cell.key}.npz",
+        "spectrum": _spectrum_file(result),
         "matrix": result.cell.matrix.name,
         "condition": result.cell.condition.name,
         "seed": result.cell.seed,
@@ -248,6 +266,8 @@ def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any
             means[condition] = value
             stderr = sd / math.sqrt(seeds) if seeds > 1 else sd
             details[condition] = {"value": value, "stderr": stderr, "values": numbers, "errors": row.errors[condition]}
+            if condition in row.refused:
+                details[condition]["refused"] = row.refused[condition]
         for effect in row.effects:
             details[f"{effect.a}-{effect.b}"] = {"d": effect.d, "lower": effect.lower, "upper": effect.upper}
         metrics.setdefault(row.matrix, {})[row.metric] = means
@@ -276,7 +296,8 @@ def _single(config: dict[str, Any], folder: Path, state: State, where: str, abou
     else:
         kept = state.load_spectrum("spectrum")
         spectrum, numbers = kept or _measured(config, settings, problem, model, state)
-        spectrum.save(folder / "spectrum.npz")
+        (folder / SPECTRA).mkdir(exist_ok=True)
+        spectrum.save(folder / SPECTRA / "spectrum.npz")
         products, epochs = spectrum.products, spectrum.epochs
     spent = {
         "products": products,
@@ -292,19 +313,20 @@ def _single(config: dict[str, Any], folder: Path, state: State, where: str, abou
         "config": recorded(config), "environment": about, "cost": spent,
     }  # fmt: skip
     if other:
-        found = compose.of_arrays(arrays, numbers)
-        report, estimates = compose.numbers(found, **shared), found.estimates()
+        found = build.of_arrays(arrays, numbers)
+        which = str(config["estimator"].get("which") or "largest")
+        report, estimates = build.numbers(found, which=which, **shared), found.estimates()
         metrics = {k: e["value"] for k, e in estimates.items()}
         errors = {f"{k}_{n}": e[n] for k, e in estimates.items() for n in ("stderr", "residual") if n in e}
         own = {"arrays": "estimate.npz", "metrics": metrics | errors, "found": numbers}
     else:
         analysis = config["analysis"]
-        report = compose.single(
+        report = build.single(
             spectrum, numbers, metrics=analysis["metrics"], alpha_curve=analysis["alpha_curve"], **shared
         )
         metrics = {k: v for k, v in numbers.items() if not k.endswith("_stderr")}
         estimates = {k: {"value": v, "stderr": numbers.get(f"{k}_stderr", math.nan)} for k, v in metrics.items()}
-        own = {"spectrum": "spectrum.npz", "metrics": numbers}
+        own = {"spectrum": f"{SPECTRA}/spectrum.npz", "metrics": numbers}
     plain = None if trained is None else trained.to_dict(history=False)
     common = {"matrix": title, "condition": name, "seed": seed, "test_accuracy": accuracy, "trained": plain}
     return _write(folder, config, report, metrics, estimates, {"cells": [own | common]})
@@ -382,7 +404,7 @@ def _found(
         of = f"The matrix is {m} x {n}: the numbers are those of its Gram, {side} x {side}, on the {A.side} side."
     begun = A.epochs
     with few_threads(model):
-        arrays, about = compose.found(estimate(A, checkpoint=state.probes("estimate")))
+        arrays, about = build.to_arrays(estimate(A, checkpoint=state.probes("estimate")))
     about = {"epochs": A.epochs - begun, **about, "of": of, "operator": plain(A.describe())}
     state.save_arrays("estimate", arrays, about)
     return arrays, about
@@ -430,18 +452,21 @@ def _write(
         "estimates": estimates,
         "title": report.title,
         "question": report.question,
+        "answer": {"verdict": report.verdict.answer, "sentence": report.verdict.sentence},
         **extra,
     }
     last = folder / "result.json"
     atomic_write(last, json.dumps(plain(result), indent=1, allow_nan=False).encode())
     shown = [row for row in report.rows if row.matrix in report.headline] or report.rows
-    print(f"{report.title}: {report.question}\n")
-    listed = tables.text_table(shown, report.labels) if report.numbers is None else tables.text_entries(report.numbers)
-    print(listed + "\n")
+    print(f"{report.title}: {report.question}\n{report.verdict.sentence}\n")
+    listed = tables.of_rows(shown, report.labels) if report.numbers is None else tables.of_numbers(report.numbers)
+    print(listed.text() + "\n")
+    if report.trends:
+        print(tables.of_mappings(report.trends, 2).text() + "\n")
     for fact in report.facts:
         print(fact)
-    for sentence in page.findings(report):
-        print("- " + page.as_text(sentence))
+    for finding in page.findings(report):
+        print(f"- {finding}")
     pictures = page.draw(report) if config["output"]["figures"] or config["output"]["report"] else {}
     if config["output"]["figures"]:
         page.save_pictures(folder, pictures)
@@ -449,7 +474,9 @@ def _write(
         last = page.write(folder / "report.html", report, pictures)
     cost = report.cost
     memory = float(cost["peak_bytes"]) / 2**20
-    spent = f"{cost['products']:.0f} products, {cost['epochs']:.1f} epochs, {page.seconds(cost['seconds'])}, {memory:.0f} MiB"
+    spent = (
+        f"{cost['products']:.0f} products, {cost['epochs']:.1f} epochs, {seconds(cost['seconds'])}, {memory:.0f} MiB"
+    )
     print(f"\ncost: {spent}\n{'report' if config['output']['report'] else 'result'}: {last}", flush=True)
     return last
 

@@ -134,6 +134,7 @@ LISTED = Fields(
         "arrays": Text(),
         "test_accuracy": maybe(SHARE),
         "trained": maybe(Fields({"reached": Flag()}, others=Plain())),
+        "found": Fields(may={"kind": Text()}, others=Plain()),
     },
     others=Plain(),
 )
@@ -143,6 +144,10 @@ RESULT = Fields(
         "cost": Fields(others=maybe(REAL)),
         "estimates": Fields(others=Plain()),
         "cells": Items(LISTED, least=1),
+    },
+    {
+        "environment": Fields(may={"started": Text()}, others=Either(Text(), Number(), Flag(), None)),
+        "conditions": Fields(others=Text()),
     },
     others=Plain(),
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,21 +57,45 @@ def results(folder: Path) -> list[Path]:
     return sorted(folder.rglob("result.json"))
 
 
+def result_files(folder: Path) -> set[str]:
+    """The spectra of a run: those in its folder, and those that its result.json names."""
+    named = {cell["spectrum"] for cell in json.loads((folder / "result.json").read_text())["cells"]}
+    assert named == {path.relative_to(folder).as_posix() for path in folder.rglob("*.npz")}
+    return named
+
+
+def said_first(folder: Path, shown: str) -> str:
+    """The sentence below the question: the same on the terminal, on the page (where there is one) and in result.json."""
+    result = json.loads((folder / "result.json").read_text())
+    lines = shown.splitlines()
+    place = next(i for i, line in enumerate(lines) if line.endswith(result["question"]))
+    if (folder / "report.html").exists():
+        page = (folder / "report.html").read_text()
+        answers = re.findall(rf'<p class="answer {result["answer"]["verdict"]}">(.*?)</p>', page)
+        assert [html.unescape(text) for text in answers] == [lines[place + 1]]
+        assert page.index("<h1>") < page.index(answers[0]) < page.index("<figure" if "<figure" in page else "<h2>")
+    return lines[place + 1]
+
+
 def test_a_single_spectrum_from_an_unrelated_folder(tmp_path: Path) -> None:
     done = spectral(*SINGLE, "output=default", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # quiet when not a terminal
     (path,) = results(tmp_path)
     assert done.stdout.splitlines()[-1] == f"report: {path.parent / 'report.html'}"
-    assert {"report.html", "landscape.png", "cdf.png", "spectrum.npz"} <= {p.name for p in path.parent.iterdir()}
+    assert {"report.html", "landscape.png", "cdf.png", "spectra"} <= {p.name for p in path.parent.iterdir()}
+    assert result_files(path.parent) == {"spectra/spectrum.npz"}
     result = json.loads(path.read_text())
     assert {"config", "environment", "cost", "metrics", "estimates"} <= set(result)
     assert {"products", "epochs", "seconds", "peak_bytes"} <= set(result["cost"])
     assert result["config"]["data"]["train"] == 40
-    values, counts = Spectrum.load(path.parent / "spectrum.npz").points()
+    values, counts = Spectrum.load(path.parent / "spectra" / "spectrum.npz").points()
     assert result["metrics"]["trace"] == pytest.approx(values @ counts)
     assert result["estimates"]["trace"]["stderr"] == 0  # exact
     assert "±" in done.stdout and "effective rank" in done.stdout
+    assert result["answer"]["verdict"] == "found" and result["answer"]["sentence"] == said_first(
+        path.parent, done.stdout
+    )
 
 
 def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
@@ -126,7 +152,7 @@ def test_options_of_operator_and_estimator_are_settable(here: Path, monkeypatch)
         "operator.product_dtype=float32", "estimator=slq", "estimator.tol=0.2",
     )  # fmt: skip
     call(monkeypatch, *SINGLE, "estimator=slq", "estimator.budget=30products", "estimator.steps=9")
-    by_tolerance, by_budget = (Spectrum.load(path.parent / "spectrum.npz") for path in results(here))
+    by_tolerance, by_budget = (Spectrum.load(path.parent / "spectra" / "spectrum.npz") for path in results(here))
     described = by_tolerance.meta["operator"]
     described = described.get("of", [described])[0] if isinstance(described.get("of"), list) else described
     assert described["engine"] == "replay" and described["preflight"] is False
@@ -165,6 +191,7 @@ def test_other_estimators_write_numbers_with_their_errors_and_resume(
     assert stop.value.code == 143 and "the finished probes of 1" in capsys.readouterr().err
     monkeypatch.setattr(kept.Kept, "stepped", stepped)
     for more in (["resume=true"], ["resume=true"], []):
+        capsys.readouterr()
         call(monkeypatch, *given, *more)
     resumed, again, whole = results(here)
     assert comparable(resumed) == comparable(whole) == comparable(again)
@@ -175,6 +202,7 @@ def test_other_estimators_write_numbers_with_their_errors_and_resume(
         assert set(arrays) <= set(file.files)
         first = file[arrays[0]]
     page = (whole.parent / "report.html").read_text()
+    assert result["answer"]["sentence"] == said_first(whole.parent, capsys.readouterr().out)
     for number in result["estimates"].values():
         assert {"stderr", "residual"} & set(number) and f"{number['value']:.6g}" in page
         assert number["value"] in first
@@ -263,6 +291,10 @@ def test_an_interrupted_experiment_goes_on_to_the_same_numbers(here: Path, monke
         and "5 trained networks" not in said
         and "3 finished spectra" in said
     )
+    lines = said.splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == [
+        f"real_vs_random {i}/12".replace(" ", "  ", 1) for i in (1, 2, 3)
+    ]
     assert not results(here)
 
     def counted(*arguments, **options):
@@ -272,11 +304,19 @@ def test_an_interrupted_experiment_goes_on_to_the_same_numbers(here: Path, monke
     monkeypatch.setattr(run, "run_cell", counted)
     call(monkeypatch, *EXPERIMENT, "resume=true")
     assert len(calls) == 12  # 2 seeds x 3 conditions x 2 matrices, none of them twice
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10 and ["3 kept from before" in line for line in lines] == [True] + [False] * 9
     call(monkeypatch, *EXPERIMENT)  # afresh
     assert len(calls) == 24
     resumed, whole = results(here)
     assert comparable(resumed) == comparable(whole)
-    for name in (p.name for p in whole.parent.glob("spectrum-*.npz")):
+    answer = json.loads(whole.read_text())["answer"]
+    assert answer["verdict"] == "undecided"  # four networks that were trained for fifteen epochs
+    assert "4 of 4 trained networks missed their target loss" in answer["sentence"]
+    assert "one small network (mlp on digits, 610 parameters)" in answer["sentence"]
+    assert answer["sentence"] == said_first(whole.parent, capsys.readouterr().out)
+    assert len(result_files(whole.parent)) == 12
+    for name in result_files(whole.parent):
         a, b = Spectrum.load(resumed.parent / name), Spectrum.load(whole.parent / name)
         assert np.array_equal(a.points()[0], b.points()[0])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "
 
 
 def text(rows: Iterable[Sequence[Any]]) -> str:
-    """The rows as CSV; None is an empty cell.
+    """The rows as CSV; None and nan are empty cells.
 
     >>> print(text([["a", "=1+1", -1.5, "-2e3", None, "- or @"]]), end="")
     a,'=1+1,-1.5,-2e3,,'- or @
@@ -29,6 +30,6 @@ def text(rows: Iterable[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> Any:
     if not isinstance(value, str):
-        return "" if value is None else value
+        return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
     harmless = not value.lstrip(" ").startswith(FORMULA) or NUMBER.fullmatch(value)
     return value if harmless else "'" + value
