@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import re
 import shlex
@@ -60,7 +61,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises instead of printing, and the sentence below is ours
     signal.signal(signal.SIGTERM, _terminate)
     running.clear()
-    loader = internal.ConfigLoaderImpl
+    loader, logging.raiseExceptions = internal.ConfigLoaderImpl, False  # a reader such as head may close the pipe early
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="hydra")
         warnings.filterwarnings("ignore", message=r"\s*\S+ is validated against ConfigStore schema")
@@ -83,13 +84,16 @@ def main() -> None:
             _leave(_interrupted(given), 130)
         except run.Terminated:
             _leave(_interrupted(given), 143)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python flushes it once more at its end
+            raise SystemExit(141) from None
         except Exception as problem:
             expected = isinstance(problem, (HydraException, OmegaConfBaseException, *EXPECTED))
             if full or (running and not expected):
                 raise
             _leave(sentence(problem, given), 2)
         finally:
-            internal.ConfigLoaderImpl = loader  # type: ignore[misc]
+            internal.ConfigLoaderImpl, logging.raiseExceptions = loader, True  # type: ignore[misc]
             if asked is None:
                 del os.environ["HYDRA_FULL_ERROR"]
             else:

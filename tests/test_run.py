@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spectral import run
+from spectral import configuration, run
 from spectral.__main__ import main, sentence, with_default
 from spectral.estimators import kept
 from spectral.spectrum import Spectrum
@@ -126,11 +126,20 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
         (["operator=input_stacked", "operator.samples=-2"], "operator.samples=-2 is not possible"),
         (["operator=input_stacked", "analysis.top=0"], "analysis.top=0 is not possible"),
         (["operator=input_stacked", "operator.product_dtype=int8"], "float64, float32, bfloat16 or float16"),
-        (["operator=input_stacked", "operator.split=all"], "use 'train' or 'test'"),
-        (["operator=input_stacked", "estimator=top", "estimator.k=0"], "k=0 is no number of pairs"),
-        (["operator=input_stacked", "estimator=svd", "estimator.which=magnitude"], "use one of largest, smallest"),
-        (["operator=input_stacked", "estimator=trace", "estimator.rtol=-1"], "rtol=-1 is no relative tolerance"),
-        (["operator=input_stacked", "estimator=diagonal", "estimator.probes=0"], "probes=0 is no number of products"),
+        (["operator=input_stacked", "operator.split=all"], "operator.split='all' is not possible; use train or test."),
+        (
+            ["operator=input_stacked", "estimator=top", "estimator.k=0"],
+            "estimator.k=0 is not possible; use a whole number >= 1.",
+        ),
+        (["operator=input_stacked", "estimator=svd", "estimator.which=magnitude"], "use largest or smallest or null."),
+        (
+            ["operator=input_stacked", "estimator=trace", "estimator.rtol=-1"],
+            "estimator.rtol=-1 is not possible; use a number > 0 or null.",
+        ),
+        (
+            ["operator=input_stacked", "estimator=diagonal", "estimator.probes=0"],
+            "estimator.probes=0 is not possible; use a whole number >= 1 or null.",
+        ),
         (["experiment=depth_sweep", "estimator=top"], "An experiment compares spectra, and this estimator gives none"),
     ],
 )
@@ -239,7 +248,7 @@ def test_no_target_outside_our_own_is_located() -> None:
         "spectral.esd", "spectral.Jacobian", "spectral.landscape.problems.digits", "torch.nn.MSELoss",
         "spectral.landscape.problems.arrays_file", "spectral.estimators.slq.slq", "spectral.landscape.models.model_for",
     ):  # fmt: skip
-        assert callable(run.locate(target))
+        assert callable(configuration.locate(target))
     for target in (
         "os.system", "torch.load", "builtins.eval", "spectral", "spectral.run.Path", "spectral.run.torch.load",
         "spectral.checkpoint.atomic_write", "spectral.state.State", "spectral.run.execute", "spectral.report.page.write",
@@ -247,9 +256,9 @@ def test_no_target_outside_our_own_is_located() -> None:
         "spectral.run.partial", "torch.nn.Module.load_state_dict", "torch.nn.init", "spectral.run._measure", "spectral.nothing",
     ):  # fmt: skip
         with pytest.raises(ValueError, match="_target_"):
-            run.locate(target)
+            configuration.locate(target)
     with pytest.raises(ValueError, match="not allowed"):
-        run.check_targets({"a": [{"b": {"_target_": "os.remove"}}]})
+        configuration.check_targets({"a": [{"b": {"_target_": "os.remove"}}]})
 
 
 def test_the_flagship_is_run_unless_a_part_is_named() -> None:
@@ -368,8 +377,8 @@ def test_sigterm_inside_exec_of_a_string_still_exits_143(tmp_path: Path) -> None
     program = """
 import os, signal, sys, time
 import spectral.__main__ as command
-from spectral import run
-run.check_targets = lambda config: exec("os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)")
+from spectral import configuration
+configuration.check_targets = lambda config: exec("os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)")
 command.main()
 """
     done = subprocess.run([sys.executable, "-c", program, *SINGLE], cwd=tmp_path, stderr=subprocess.PIPE, text=True)

@@ -134,6 +134,7 @@ def run(
         "config": {**given, "choices": choices or {}},
         "environment": {"started": started},
         "cost": {},
+        "estimates": {},
         "cells": [cell],
     }
     return Run(Path(folder), result, sweep._settings(given))
@@ -297,7 +298,8 @@ def test_an_experiment_has_a_row_for_each_condition_of_each_matrix(tmp_path: Pat
     for name, lr in (("a", 0.1), ("b", 0.2)):
         config = {"seed": 0, "experiment": {"_target_": "x.real_vs_random", "seeds": [0, 1]}, "training": {"lr": lr}}
         (tmp_path / name).mkdir()
-        (tmp_path / name / "result.json").write_text(json.dumps({"config": config, "cost": {}, "cells": cells}))
+        result = {"config": config, "cost": {}, "estimates": {}, "cells": cells}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
     found = sweep.sweep_of(sweep.find([tmp_path]))
     assert found.columns == ("lr", "condition") and found.panels == ("flattened.logits.train", "ntk.logits.train")
     assert len(found.configurations) == 12 and all(list(c.cells) == [0, 1] for c in found.configurations)
