@@ -241,26 +241,34 @@ class Flight:
             size = float(np.linalg.norm(c))
             return x, proof.away(expected), norm * size, off * size
         g = self.start(0)
-        x = g / math.sqrt(arrays.dot(g, g))
-        alpha, square, scale = self._first_product()
+        x, known = g / math.sqrt(arrays.dot(g, g)), self._first_product()
 
         def first(y: torch.Tensor) -> float:
-            return max(abs(arrays.dot(x, y) - alpha), abs(arrays.dot(y, y) - square) / max(scale, TINY))
+            along, square = arrays.dot(x, y), arrays.dot(y, y)
+            return max(max(abs(along - a), abs(square - b) / max(scale, TINY)) for a, b, scale in known)
 
-        return x, first, scale, 0.0
+        return x, first, max(scale for _, _, scale in known), 0.0
 
-    def _first_product(self) -> tuple[float, float, float]:
-        """(<x, y>, ||y||^2, scale of their rounding) of the product y of the first probe's start x, of length 1."""
+    def _first_product(self) -> list[tuple[float, float, float]]:
+        """(<x, y>, ||y||^2, scale of their rounding) of the product y of the first probe's start x, of length 1.
+
+        Of each recurrence that has made it: Lanczos, and Chebyshev where the first gave its interval.
+        """
         packed, flight = self.kept or ({}, {})
+        known = []
         if self.records or "steps" in flight:
             record = self.records[0] if self.records else None
             alphas, betas = (record.alphas, record.betas) if record else (packed["in_alphas"], packed["in_betas"])
-            square = float(alphas[0] ** 2 + betas[0] ** 2)
-            return float(alphas[0]), square, math.sqrt(square)
-        interval = self.attempts[0].interval if self.attempts else tuple(flight["interval"])
-        mu = self.attempts[0].moments if self.attempts else packed["in_moments"] / packed["in_moments"][0]
-        c, h = centre(interval)  # y = c x + h X x, and 2 ||X x||^2 - 1 is the second moment
-        return c + h * float(mu[1]), float(c**2 + 2 * c * h * mu[1] + h**2 * (1 + mu[2]) / 2), abs(c) + h
+            square = float(np.square(alphas[0]) + np.square(betas[0]))
+            known.append((float(alphas[0]), square, math.sqrt(square)))
+        if self.attempts or "interval" in flight:
+            interval = self.attempts[0].interval if self.attempts else tuple(flight["interval"])
+            mu = self.attempts[0].moments if self.attempts else packed["in_moments"] / packed["in_moments"][0]
+            c, h = map(np.float64, centre(interval))  # y = c x + h X x, and 2 ||X x||^2 - 1 is the second moment
+            with np.errstate(all="ignore"):  # of a damaged interval
+                square = float(np.square(c) + 2 * c * h * mu[1] + np.square(h) * (1 + mu[2]) / 2)
+                known.append((float(c + h * mu[1]), square, float(abs(c) + h)))
+        return known
 
     def start(self, index: int) -> torch.Tensor:
         """The Gaussian vector of probe `index`."""

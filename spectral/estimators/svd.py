@@ -31,7 +31,6 @@ STATE = saved(  # of a checkpoint: vectors of the short side have n entries, tho
     {
         "B": Array("float64", "j", "j"),
         "beta": Number(least=0),
-        "first": maybe(Number(least=0)),
         "u": maybe(Array("dtype", "m")),
         "kept": maybe(Array("dtype", "r", "m")),
     },

@@ -76,7 +76,6 @@ class GolubKahan:
         self.u: torch.Tensor | None = None  # u_j (m,)
         self.kept: torch.Tensor | None = None  # the left vectors (r, m) of a restart, until the next product
         self.size = self.locked = self.depth = 0
-        self.first: float | None = None  # ||K v|| of the first vector of all
         self.norm = 0.0
         self.multiplying = False  # as in `BlockLanczos`, during the first product of a step
 
@@ -85,7 +84,7 @@ class GolubKahan:
         j = self.size
         return {
             "V": self.V[:j], "B": self.B[:j, :j], "pending": self.pending, "beta": self.beta, "u": self.u, "kept": self.kept,
-            "locked": self.locked, "depth": self.depth, "norm": self.norm, "capacity": self.capacity, "first": self.first,
+            "locked": self.locked, "depth": self.depth, "norm": self.norm, "capacity": self.capacity,
         }  # fmt: skip
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -93,19 +92,20 @@ class GolubKahan:
         j = self.size = len(state["V"])
         self.V[:j], self.B[:j, :j] = state["V"], state["B"]
         self.pending, self.beta, self.u, self.kept = (state[name] for name in ("pending", "beta", "u", "kept"))
-        self.locked, self.depth, self.norm, self.first = (state[name] for name in ("locked", "depth", "norm", "first"))
+        self.locked, self.depth, self.norm = (state[name] for name in ("locked", "depth", "norm"))
 
     @property
     def multiplied(self) -> Operator:
         """The operator whose products make the recurrence."""
         return self.K
 
-    def known_product(
-        self, start: torch.Tensor, c: np.ndarray
-    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
-        """The `start` of the run (n,) at length 1, and how far a vector is from its product, of which the length is known."""
-        first = self.first
-        return None if first is None else (start / arrays.norm(start), lambda y: abs(arrays.norm(y) - first))
+    def known_product(self, c: np.ndarray) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
+        """V^T c for numbers c (j,), and how far a vector is from its product U^T B c in length; None of an empty basis."""
+        if self.size == 0:
+            return None
+        length = float(np.linalg.norm(self.B[: self.size, : self.size] @ c))
+        x = self.V[: self.size].T @ torch.from_numpy(np.ascontiguousarray(c)).to(self.V)
+        return x, lambda y: abs(arrays.norm(y) - length)
 
     @property
     def floor(self) -> float:
@@ -137,7 +137,6 @@ class GolubKahan:
             row = self.locked + len(self.kept)
             self.B[self.locked : row, j] = orthogonalise(w[None], self.kept)[:, 0].cpu().numpy()
         alpha = self._finite(arrays.norm(w))
-        self.first = alpha if self.first is None else self.first
         self.norm = max(self.norm, float(np.hypot(alpha, np.linalg.norm(self.B[:j, j]))))
         self.pending, self.beta, self.u, self.kept = self.V[:0], 0.0, None, None
         self.size, self.depth = j + 1, self.depth + 1

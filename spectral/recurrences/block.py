@@ -166,9 +166,7 @@ class BlockLanczos:
         """The operator whose products make the recurrence."""
         return self.A
 
-    def known_product(
-        self, start: torch.Tensor, c: np.ndarray
-    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
+    def known_product(self, c: np.ndarray) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
         """V^T c for numbers c (j,), and how far a vector is from its product, V^T T c + P^T B c; None of an empty basis."""
         if self.size == 0:
             return None
