@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
+from typing import Any
 
+import fuzz
+import hydra
+import numpy as np
 import pytest
+from omegaconf import OmegaConf
+from test_fuzz import said
 from test_run import call, here  # noqa: F401  (a fixture)
 
-from spectral import run
+from spectral import configuration, run
+from spectral.__main__ import config_folder, defaults
 
 MARK = "hit"  # what an attack would leave behind
 HYDRA = [  # the groups of hydra's own configuration
@@ -135,3 +143,111 @@ def test_a_foreign_configuration_runs_and_writes_nothing(tmp_path, here, monkeyp
     assert {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"} == {
         k: v for k, v in environment.items() if k != "PYTEST_CURRENT_TEST"
     }
+
+
+# Random configurations ------------------------------------------------------------------------------------------------
+TINY = ["data.train=40", "data.test=20", "model.options.widths=[8]"]
+BASES = [
+    ["experiment=real_vs_random", "experiment.seeds=[0]", *TINY],
+    ["experiment=depth_sweep", "data.train=40"],
+    ["experiment=label_noise_sweep", *TINY],
+    ["experiment=jacobian_evolution", *TINY],
+    ["operator=hessian", *TINY],
+    ["operator=input_stacked", "estimator=slq", "training=none", *TINY],
+    ["operator=jacobian", "estimator=top", "estimator.k=2", *TINY],
+    ["operator=loss_gradients", "estimator=trace", "model=cnn", "data.train=40"],
+]
+
+
+class Stopped(Exception):
+    """Everything was in order until something would be trained."""
+
+
+def composed(arguments: list[str]) -> dict[str, Any]:
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=config_folder()):
+        return OmegaConf.to_container(hydra.compose("config", overrides=arguments), resolve=True)  # type: ignore[return-value]
+
+
+def random_trees(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, seed: int) -> list[str]:
+    """Change one thing of a configuration; "refused" in one sentence, or "accepted" and in order until it trains."""
+
+    def stop(*given: Any, **options: Any) -> None:
+        raise Stopped
+
+    for name in ("network", "cells"):
+        monkeypatch.setattr(run, name, stop)
+    monkeypatch.chdir(folder)
+    rng, found = np.random.default_rng(seed), []
+    bases = [composed(arguments) for arguments in BASES]
+    for k in range(count):
+        base = copy.deepcopy(bases[k % len(bases)])
+        _, tree, what = fuzz.damaged(rng, {}, base)
+        try:
+            try:
+                configuration.check(tree, defaults(tree))
+                tree["output"]["root"], tree["output"]["state"] = str(folder / "out"), str(folder / "state")
+                run.execute(tree, folder / "run")
+            except Stopped:
+                found.append("accepted")
+            except (ValueError, TypeError) as problem:
+                said(problem)
+                found.append("refused")
+            else:
+                raise AssertionError("it was run")
+        except Exception as problem:
+            raise AssertionError(f"{BASES[k % len(bases)]}: {what}: {type(problem).__name__}: {problem}") from problem
+    return found
+
+
+VALUES = [
+    "true", "yes", "1", "-1", "0", "1e400", "nan", "null", "", "[]", "[0,0]", "[a]", "{a: 1}", "'", "${seed}", "${x}", "${oc.env:HOME}",
+    "../x", "abc", "10mni", "1e-3", "2.5", "9999999999999999999999",
+]  # fmt: skip
+
+
+def random_lines(monkeypatch: pytest.MonkeyPatch, capfd: Any, count: int, seed: int) -> list[str]:
+    """Command lines with one setting changed, misspelt, or repeated."""
+    ran: list[dict[str, Any]] = []
+    monkeypatch.setattr(run, "execute", lambda settings, *given: ran.append(settings))
+    rng, found = np.random.default_rng(seed), []
+    for k in range(count):
+        base = BASES[k % len(BASES)]
+        keys = [
+            ".".join(map(str, path)) for path in fuzz._places(composed(base)) if all(isinstance(p, str) for p in path)
+        ]
+        key, value = str(rng.choice(keys)), str(rng.choice(VALUES))
+        how = rng.integers(6)
+        key = key[:-1] if how == 0 else key.upper() if how == 1 else key
+        line = [*base, ("+" if how == 2 else "~" if how == 3 else "") + key + ("" if how == 4 else f"={value}")]
+        ran.clear()
+        capfd.readouterr()
+        try:
+            call(monkeypatch, *line)
+        except SystemExit as stop:
+            shown = capfd.readouterr().err
+            assert stop.code == 2 and shown.startswith("spectral: ") and shown.count("\n") == 1, (line, shown)
+            assert "Traceback" not in shown and len(shown) < 900 and not ran, (line, shown)
+            found.append("refused")
+        else:
+            assert len(ran) == 1, line
+            configuration.check({k: v for k, v in ran[0].items() if k != "choices"}, defaults(ran[0]))
+            found.append("accepted")
+    return found
+
+
+def test_a_configuration_with_one_thing_changed_is_refused_in_one_sentence_or_in_order(tmp_path, monkeypatch):
+    assert set(random_trees(tmp_path, monkeypatch, 64, seed=0)) == {"accepted", "refused"}
+
+
+def test_a_command_line_with_one_thing_changed_is_refused_in_one_sentence_or_in_order(here, monkeypatch, capfd):  # noqa: F811
+    assert set(random_lines(monkeypatch, capfd, 16, seed=0)) == {"accepted", "refused"}
+
+
+@pytest.mark.slow
+def test_the_same_of_many_configurations(tmp_path, monkeypatch):
+    assert len(random_trees(tmp_path, monkeypatch, 800, seed=1)) == 800
+
+
+@pytest.mark.slow
+def test_the_same_of_many_command_lines(here, monkeypatch, capfd):  # noqa: F811
+    assert len(random_lines(monkeypatch, capfd, 200, seed=1)) == 200
