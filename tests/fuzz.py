@@ -22,8 +22,8 @@ def damaged(rng: np.random.Generator, arrays: dict[str, Any], header: Any) -> tu
         name = str(rng.choice(sorted(arrays)))
         how = HOWS[rng.integers(len(HOWS))]
         return *_array(rng, arrays, name, how, header), f"{name} {how}"
-    places = list(_places(header))
-    path = places[rng.integers(len(places))]
+    known = list(places(header))
+    path = known[rng.integers(len(known))]
     how = ("junk", "drop", "add", "moved", "longer", "shorter")[rng.integers(6)]
     return arrays, changed(rng, header, path, how), f"{'.'.join(map(str, path))} {how}"
 
@@ -86,12 +86,12 @@ def _array(
     return arrays, header
 
 
-def _places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The paths of all nodes of plain data but the root."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
         yield (*path, key)
-        yield from _places(value, (*path, key))
+        yield from places(value, (*path, key))
 
 
 def changed(rng: np.random.Generator, tree: Any, path: tuple[Any, ...], how: str) -> Any:
