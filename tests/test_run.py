@@ -6,12 +6,14 @@ import html
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -401,3 +403,27 @@ def test_own_arrays_from_a_file(here: Path, monkeypatch) -> None:
     (path,) = results(here)
     result = json.loads(path.read_text())
     assert result["metrics"]["dim"] == 5 and result["cells"][0]["condition"] == "init"
+
+
+def test_an_interrupted_sweep_says_what_is_finished_and_goes_on_in_its_own_folder(
+    here: Path, monkeypatch, capsys
+) -> None:
+    real, calls = run.execute, []
+
+    def cut_off(*given: Any) -> Path:
+        calls.append(given)
+        if len(calls) == 2:
+            raise run.Terminated
+        return real(*given)
+
+    monkeypatch.setattr(run, "execute", cut_off)
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, "-m", "seed=0,1,2", *SINGLE)
+    said = capsys.readouterr().err
+    assert stop.value.code == 143 and said.count("\n") == 1, said
+    (folder,) = (here / "outputs" / "sweeps").iterdir()
+    assert "Interrupted with 1 of 3 runs finished" in said and "(0); go on with: spectral" in said
+    call(monkeypatch, *shlex.split(said.partition("go on with: spectral ")[2]))
+    assert len(calls) == 4  # one, the one that was cut off, and two more
+    assert list((here / "outputs" / "sweeps").iterdir()) == [folder]
+    assert [path.parent.name for path in results(folder)] == ["0", "1", "2"]
