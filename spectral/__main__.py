@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import logging
 import os
 import re
 import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
+import hydra._internal.hydra as internal
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from spectral import run
+import spectral
+from spectral import configuration, run
+from spectral.state import read_result
 
 SINGLE = ("model", "data", "training", "operator", "estimator")  # naming one of these asks for one spectrum
 DEFAULT = "experiment=real_vs_random"
 EXPECTED = (ValueError, TypeError, ImportError, OSError, MemoryError, RuntimeError, KeyError)
-LAUNCHERS = ("hydra._internal.core_plugins.", "hydra_plugins.")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+REFUSED = {  # flags of hydra that would take the place of our own configuration, or run what a file holds
+    "config_name": "--config-name",
+    "config_path": "--config-path",
+    "experimental_rerun": "--experimental-rerun",
+}
+running: list[Any] = []  # hydra's settings of the job that runs now or ran last
 
 
 def config_folder() -> str:
@@ -38,48 +55,168 @@ def config_folder() -> str:
 
 def main() -> None:
     """Entry point: compose, run, and turn every error into one sentence and exit status 2."""
-    given = sys.argv[1:]
+    given = _explicit(sys.argv[1:])
     asked = os.environ.get("HYDRA_FULL_ERROR")
     full = asked == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises instead of printing, and the sentence below is ours
     signal.signal(signal.SIGTERM, _terminate)
-    warnings.filterwarnings("ignore", module="hydra")
+    running.clear()
+    loader, logging.raiseExceptions = internal.ConfigLoaderImpl, False  # a reader such as head may close the pipe early
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="hydra")
+        warnings.filterwarnings("ignore", message=r"\s*\S+ is validated against ConfigStore schema")
+        warnings.showwarning = _warn
+        try:
+            if any(len(text) > 2 and "--version".startswith(text) for text in given):
+                print(f"spectral {spectral.__version__}")
+                return
+            flags = _flags(given)
+            internal.ConfigLoaderImpl = partial(CheckedLoader, typed=_typed(flags.overrides))  # type: ignore[misc, assignment]
+            named = flags.overrides
+            named = named if flags.hydra_help or flags.shell_completion else with_default(named)
+            sys.argv[1:] = [*_flags_first(flags), *named]
+            hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")(task)()
+        except run.Interrupted as stop:
+            if full and stop.code == 2 and stop.__cause__ is not None:
+                raise stop.__cause__ from None
+            _leave(stop.sentence, stop.code)
+        except KeyboardInterrupt:
+            _leave(_interrupted(given), 130)
+        except run.Terminated:
+            _leave(_interrupted(given), 143)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python flushes it once more at its end
+            raise SystemExit(141) from None
+        except Exception as problem:
+            expected = isinstance(problem, (HydraException, OmegaConfBaseException, *EXPECTED))
+            if full or (running and not expected):
+                raise
+            _leave(sentence(problem, given), 2)
+        finally:
+            internal.ConfigLoaderImpl, logging.raiseExceptions = loader, True  # type: ignore[misc]
+            if asked is None:
+                del os.environ["HYDRA_FULL_ERROR"]
+            else:
+                os.environ["HYDRA_FULL_ERROR"] = asked
+
+
+class CheckedLoader(ConfigLoaderImpl):
+    """Hydra's loader of configurations, each held against our rules before hydra sees it: it runs what its own node names."""
+
+    def __init__(self, config_search_path: Any, typed: Mapping[str, str]) -> None:
+        super().__init__(config_search_path)
+        self.typed = typed
+
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], run_mode: RunMode, *more: Any, **options: Any
+    ) -> DictConfig:
+        """The whole configuration, and each of those of a sweep."""
+        configuration.check_sources(self.typed)
+        config = super().load_configuration(config_name, overrides, run_mode, *more, **options)
+        plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+        configuration.check_resolvers(_untyped(plain, self.typed))
+        configuration.check_hydra(plain.pop("hydra"), self.typed)
+        folders = {key: OmegaConf.select(config, key, default=None) for key in configuration.FOLDERS}
+        configuration.check_folders(
+            {key: value for key, value in folders.items() if isinstance(value, str)}, self.typed
+        )
+        configuration.check_targets(plain)
+        if config_name is not None and run_mode == RunMode.RUN:
+            whole = _resolved(config)
+            if whole is not None:
+                configuration.check(whole, defaults(whole))
+        return config
+
+
+def _resolved(config: DictConfig) -> dict[str, Any] | None:
+    """All but hydra's node without interpolations; None where they need what is known only when the job runs."""
     try:
-        _refuse_targets(given)
-        sys.argv[1:] = with_default(given)
-        hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")(task)()
-    except run.Interrupted as stop:
-        if full and stop.code == 2 and stop.__cause__ is not None:
-            raise stop.__cause__ from None
-        _leave(stop.sentence, stop.code)
-    except KeyboardInterrupt:
-        _leave("Interrupted before anything was computed.", 130)
-    except run.Terminated:
-        _leave("Interrupted before anything was computed.", 143)
-    except (HydraException, OmegaConfBaseException, *EXPECTED) as problem:
-        if full:
-            raise
-        _leave(sentence(problem, given), 2)
-    finally:
-        if asked is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = asked
+        return {
+            str(key): OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for key, value in ((key, config[key]) for key in config if key != "hydra")
+        }
+    except InterpolationToMissingValueError:
+        return None
+
+
+def _untyped(node: Any, typed: Mapping[str, str], path: str = "") -> Any:
+    """A configuration without the settings that stand on the command line."""
+    if not isinstance(node, dict):
+        return node
+    inside = {key: f"{path}.{key}" if path else str(key) for key in node}
+    return {key: _untyped(value, typed, inside[key]) for key, value in node.items() if inside[key] not in typed}
+
+
+def defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The groups as our own files have them: operator and training that nobody names, and the model that is chosen."""
+    folder = Path(config_folder())
+    chosen = {
+        group: name
+        for entry in OmegaConf.load(folder / "config.yaml").defaults
+        if isinstance(entry, DictConfig)
+        for group, name in entry.items()
+    }
+    kind = str(config["model"].get("kind")) if isinstance(config.get("model"), Mapping) else ""
+    names = {"operator": chosen["operator"], "training": chosen["training"], "model": kind}
+    files = {group: folder / group / f"{name}.yaml" for group, name in names.items()}
+    return {group: OmegaConf.to_container(OmegaConf.load(path)) for group, path in files.items() if path.is_file()}
 
 
 def task(config: DictConfig) -> None:
     """One job of hydra: a run, or one run of a sweep."""
     job = HydraConfig.get()
+    running[:] = [job]
     overrides = [text for text in job.overrides.task if not text.startswith("resume=")]
+    sweep = job.mode == RunMode.MULTIRUN
     try:
         settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        configuration.check(settings, defaults(settings))
         settings["choices"] = {name: job.runtime.choices[name] for name in SINGLE if name in job.runtime.choices}
+        if sweep and settings["resume"] and _finished(Path(job.runtime.output_dir), settings):
+            return
         run.execute(settings, job.runtime.output_dir, shlex.join(["spectral", *overrides]))
+    except run.Interrupted as stop:
+        if not sweep:
+            raise
+        raise run.Interrupted(_interrupted(sys.argv[1:]), stop.code) from stop
     except (OmegaConfBaseException, *EXPECTED) as problem:
-        if job.mode == RunMode.MULTIRUN:
+        if sweep:
             raise  # hydra names the run of the sweep that failed, and finishes the others
         # hydra would print a line of its own before the sentence if this reached it
         raise run.Interrupted(sentence(problem, []), 2) from problem
+
+
+def _finished(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether this run of a sweep that is gone on with is done; ValueError if the folder is of another one."""
+    path = folder / "result.json"
+    if not path.exists():
+        return False
+    if read_result(path)["config"] != run.plain(run.recorded(settings)):
+        raise ValueError(f"{folder} holds a run of another configuration; name another folder with hydra.sweep.dir.")
+    print(f"{folder}: finished before")
+    return True
+
+
+def _interrupted(given: list[str]) -> str:
+    """What is finished, and how to go on: of a sweep, in its own folder."""
+    job = running[0] if running else None
+    if job is None or job.mode != RunMode.MULTIRUN:
+        return "Interrupted before anything was computed."
+    folder = Path(job.sweep.dir)
+    names = sorted((path.parent.name for path in folder.glob("*/result.json")), key=lambda name: (len(name), name))
+    listed = f" ({', '.join(names)})" if names else ""
+    again = [text for text in given if not re.match(r"(resume|hydra\.sweep\.dir)=", text) and text != DEFAULT]
+    command = shlex.join(["spectral", *again, f"hydra.sweep.dir={folder}", "resume=true"])
+    return f"Interrupted with {len(names)} of {_jobs(job)} runs finished in {folder}{listed}; go on with: {command}"
+
+
+def _jobs(job: Any) -> str:
+    """How many runs a sweep has, as far as its command line says."""
+    try:
+        parsed = OverridesParser.create().parse_overrides([text for text in sys.argv[1:] if not text.startswith("-")])
+        return str(len(BasicSweeper.split_arguments([o for o in parsed if not o.is_hydra_override()], None)[0]))
+    except HydraException:
+        return "its"
 
 
 def with_default(given: list[str]) -> list[str]:
@@ -132,12 +269,44 @@ def _unknown_key(key: str, given: list[str]) -> str:
     return f"There is no setting {key}{hint}; {parent or 'the configuration'} has {', '.join(allowed)}."
 
 
-def _refuse_targets(given: list[str]) -> None:
-    """Refuse a forbidden `_target_` on the command line before hydra could call it itself (callbacks, launchers)."""
-    for text in given:
-        for target in re.findall(r"_target_['\"]?\s*[:=]\s*['\"]?([^\s'\",}\]]*)", text):
-            if not (text.lstrip("+").startswith("hydra.") and target.startswith(LAUNCHERS)):
-                run.locate(target)
+def _explicit(given: list[str]) -> list[str]:
+    """--info without what it shows means all of it; a setting behind it would be taken for that."""
+    bare = [i for i, text in enumerate(given) if text in ("--info", "-i") and (given[i + 1 :] or [""])[0] not in INFO]
+    return [f"--info={INFO[0]}" if i in bare else text for i, text in enumerate(given)]
+
+
+def _flags(given: list[str]) -> argparse.Namespace:
+    """The command line as hydra reads it; ValueError for flags that there are not, and for those that are not ours."""
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign, assignment]
+    flags = parser.parse_intermixed_args(given)
+    for name, flag in REFUSED.items():
+        if getattr(flags, name) is not None:
+            raise ValueError(
+                f"{flag} is not possible: the configuration is spectral's own; use --config-dir to add to it."
+            )
+    return flags
+
+
+def _flags_first(flags: argparse.Namespace) -> list[str]:
+    """The flags as hydra takes them: before all settings."""
+    given = {name: value for name, value in vars(flags).items() if name != "overrides" and value}
+    names = {name: "--" + name.replace("_", "-") for name in given}
+    return [names[name] if value is True else f"{names[name]}={value}" for name, value in given.items()]
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(f"{message}; `spectral --help` shows how it is called.")
+
+
+def _typed(overrides: list[str]) -> dict[str, str]:
+    """The settings that stand on the command line, choices of groups left out."""
+    pairs = (text.lstrip("+~").partition("=") for text in overrides)
+    return {key: value for key, _, value in pairs if not {"/", "@"} & set(key)}
+
+
+def _warn(message: Warning | str, *where: Any, **options: Any) -> None:
+    print(f"spectral: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def _terminate(number: int, frame: Any) -> None:

@@ -1,26 +1,46 @@
-"""Files that are whole or absent: atomic writes, and arrays with a checksum and without pickles."""
+"""Files that are whole or absent: atomic writes, and arrays with a checksum and without pickles.
+
+Nothing is written or read through a link: what stands beside a file of ours, or under its name, may have been put there by
+somebody else.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import hashlib
 import json
+import math
 import os
+import secrets
 import struct
-import tempfile
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-DAMAGE = (  # what numpy, zipfile and zlib raise for a file that is not whole
+from spectral import schema
+
+DAMAGE = (  # what numpy, zipfile, zlib and json raise for a file that is not whole
     zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, OSError, EOFError, ValueError, TypeError, LookupError,
     ArithmeticError, AttributeError, NotImplementedError, RuntimeError, SyntaxError, MemoryError,
 )  # fmt: skip
+FULL = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.ESTALE,
+)  # what may pass while a run goes on
+KINDS = "fiub"  # of arrays in a file: numbers and truth values
 
 
 def atomic_write(path: Any, content: bytes) -> None:
@@ -31,19 +51,22 @@ def atomic_write(path: Any, content: bytes) -> None:
 
 @contextmanager
 def whole_file(path: Any) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` when all is written and on disk."""
+    """A file to write that takes the place of `path`, a link there included, when all is written and on disk.
+
+    Its mode follows the umask. Leftovers of writers that were killed are removed.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    sweep(target.parent, glob.escape(target.name))
+    handle, temporary = _temporary(target)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+            os.replace(temporary, target)
     finally:
-        Path(temporary).unlink(missing_ok=True)  # there only if something failed
+        temporary.unlink(missing_ok=True)  # there only if something failed
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -51,19 +74,102 @@ def whole_file(path: Any) -> Iterator[IO[bytes]]:
         os.close(folder)
 
 
+def _temporary(target: Path) -> tuple[int, Path]:
+    """A new file beside `target`, locked as long as its writer lives, which is what tells it from a leftover."""
+    while True:
+        path = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_nlink:
+            return handle, path
+        os.close(handle)  # somebody swept it away before it was locked
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers of the files `name`, a pattern, have left in a folder."""
+    for leftover in folder.glob(f".{name}.*.tmp"):
+        with suppress(OSError):
+            if not leftover.is_symlink():
+                handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+                finally:
+                    os.close(handle)
+            leftover.unlink()
+
+
+def own(path: Any) -> Path:
+    """`path` as a file of ours; ValueError where a link stands there, TypeError for what is no path."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise TypeError(f"{path!r} is no path; give the name of a file.")
+    if Path(path).is_symlink():
+        raise ValueError(f"{path} is a link, and nothing is read or written through links; remove it.")
+    return Path(path)
+
+
+def own_folder(path: Any) -> Path:
+    """`path` as a folder of ours in which no link leads out of it; ValueError with the first that does."""
+    folder = own(path)
+    home = folder.resolve()
+    for parent, names, files in os.walk(folder):
+        for name in (*names, *files):
+            found = Path(parent, name)
+            if found.is_symlink() and not found.resolve().is_relative_to(home):
+                raise ValueError(f"{found} is a link out of {folder}, and nothing is written through links; remove it.")
+    return folder
+
+
+def claim(path: Any) -> Path:
+    """`path` as the place of a checkpoint: its folder is made and can be written to, leftovers are gone; else one sentence."""
+    target = own(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        possible = os.access(target.parent, os.W_OK | os.X_OK) and not target.is_dir()
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"the checkpoint {path} cannot be written ({_why(problem)}); name another file.") from problem
+    if not possible:
+        raise ValueError(
+            f"the checkpoint {path} cannot be written there; name a file in a folder that can be written to."
+        )
+    for name in ("", ".vectors", ".basis"):
+        sweep(target.parent, glob.escape(target.name + name))
+    return target
+
+
+@contextmanager
+def forgiving(path: Any) -> Iterator[None]:
+    """A save inside that fails because the disk is full warns, and the run goes on: the last one stands, the next tries again."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in FULL:
+            raise
+        warnings.warn(
+            f"{path} could not be saved ({_why(problem)}): the run goes on, and the next save tries again.",
+            stacklevel=4,
+        )
+
+
+def _why(problem: BaseException) -> str:
+    return str(getattr(problem, "strerror", None) or problem)
+
+
 class Rows:
     """An append-only file of vectors: a save costs what is new. What a crash left behind the last mark is cut off again."""
 
     def __init__(self, path: Any, mark: tuple[int, str] | None = None) -> None:
         """`mark` as `append` gave it: the file must hold what it held then, ValueError if not; None begins anew."""
-        self.path, self.size, self.digest = Path(path), 0, hashlib.sha256()
+        self.path, self.size, self.digest = own(path), 0, hashlib.sha256()
         self.content = b""
         if mark is None or mark[0] == 0:
             return
         try:
-            with open(self.path, "r+b") as file:
-                self.content = file.read(mark[0])
-                file.truncate(mark[0])
+            with os.fdopen(os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b") as file:
+                size = os.fstat(file.fileno()).st_size
+                self.content = file.read(mark[0]) if mark[0] <= size else b""
+                if self.content:
+                    file.truncate(mark[0])
         except FileNotFoundError as problem:
             raise ValueError(
                 f"{path} is missing, which belongs to a checkpoint; delete that and run again."
@@ -78,8 +184,9 @@ class Rows:
     def append(self, content: bytes) -> tuple[int, str]:
         """Write behind what is there; returns the mark (bytes, SHA-256) of all so far."""
         if content:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
+            own(self.path).parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            with os.fdopen(handle, "r+b") as file:
                 file.seek(self.size)  # behind the last mark, whatever an interrupted append has left there
                 file.write(content)
                 file.truncate()
@@ -113,27 +220,90 @@ def save_arrays(path: Any, arrays: Mapping[str, np.ndarray], header: Mapping[str
 def load_arrays(path: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(arrays, header) of what `save_arrays` wrote; ValueError with one sentence if the file is damaged or foreign."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            packed = {name: file[name] for name in file.files}
+        with open(path, "rb") as file:
+            packed = members(file)
         stored = packed.pop("checksum").tobytes().hex()
+        text = packed["header"].tobytes()
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except DAMAGE as problem:
         raise ValueError(f"{path} is damaged or was not written by spectral; delete it and run again.") from problem
     if stored != _checksum(packed):
         raise ValueError(f"{path} is damaged (its checksum does not fit); delete it and run again.")
-    header = json.loads(packed.pop("header").tobytes())
-    return packed, header
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise ValueError(f"{path} was not written by spectral: its header cannot be read; delete it.") from problem
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} was not written by spectral: its header is no mapping; delete it.")
+    return {name: array for name, array in packed.items() if name != "header"}, header
+
+
+def members(file: IO[bytes], room: int | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an .npz that is open, each allocated only once its size is known to be there.
+
+    They must be stored as they are, so that together they are no larger than the file; `room`: compressed ones are taken too, up
+    to so many bytes together. ValueError and others of DAMAGE for anything else: objects, names met twice, sizes that do not fit.
+    """
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise ValueError("a name is met twice.")
+        if room is None and any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("an array is compressed.")
+        if sum(entry.file_size for entry in entries) > (size if room is None else room):
+            raise ValueError("the arrays are larger than the file, or than what fits into memory.")
+        found = {}
+        for entry in entries:
+            with archive.open(entry) as part:
+                found[entry.filename.removesuffix(".npy")] = _array(part, entry.file_size)
+        return found
+
+
+def _array(part: IO[bytes], size: int) -> np.ndarray:
+    """One array in numpy's format that takes `size` bytes together with its head."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = readers[np.lib.format.read_magic(part)](part)
+    if (
+        dtype.kind not in KINDS
+        or dtype.hasobject
+        or dtype.shape
+        or any(type(side) is not int or side < 0 for side in shape)
+    ):
+        raise ValueError(f"an array of {dtype}, {shape} is none of numbers.")
+    count = math.prod(shape) * dtype.itemsize
+    if count != size - part.tell() or len(shape) > 8:
+        raise ValueError(f"an array of {dtype}, {shape} does not take {size} bytes.")
+    content = bytearray(count)
+    view, done = memoryview(content), 0
+    while done < count:
+        more = part.readinto(view[done:])  # type: ignore[attr-defined]
+        if not more:
+            raise EOFError("the array ends early.")
+        done += more
+    part.read(1)  # the end of the member, where its checksum is looked at
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def load_own(path: Any, form: str, identity: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """`load_arrays` of a checkpoint of this format and identity; ValueError for any other."""
-    packed, header = load_arrays(path)
+    packed, header = load_arrays(own(path))
     if header.get("format") != form or header.get("identity") != identity:
         raise ValueError(
             f"the checkpoint {path} is of another operator, seed or setting; delete it, or name another file."
         )
     return packed, header
+
+
+def check(path: Any, value: Any, rule: schema.Rule, what: str, **sizes: Any) -> None:
+    """Hold what a file holds against a rule; ValueError in one sentence that names the file and what is wrong in it."""
+    try:
+        rule.check(value, what, sizes)
+    except schema.Mismatch as problem:
+        raise ValueError(
+            f"{path} is damaged or was not written by spectral: {problem}; delete it and run again."
+        ) from problem
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:

@@ -1,24 +1,28 @@
-"""Smoothed densities with bands, and their picture.
+"""Smoothed densities with bands.
 
+rho(lambda) is the fraction of all eigenvalues per unit of lambda on either scale: the one unit of densities in this package.
 t is the coordinate of the axis: lambda, or log10 lambda. The quadrature part of a spectrum enters by the middle of its
 certified CDF envelope on a fine grid of t, atoms enter one by one; both are smoothed by the same Gaussian kernel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import ndtri
 
 from spectral import measure
-from spectral.results import Density
+from spectral.results import Atoms, Density
 
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
 
 LINEAR, LOG = 0.02, 0.1  # default kernels: 2 % of the range, a tenth of a decade
 POINTS = 400
+SIGNED_DECADES = 5  # that a two-sided logarithmic axis has on each side of zero
 PER_KERNEL = 5  # grid points within one standard deviation of the kernel
 
 
@@ -105,26 +109,51 @@ def _smooth(s: Spectrum, t: np.ndarray, width: float, scale: str) -> tuple[np.nd
     return value, half, variance, shown
 
 
-def plot(s: Spectrum, ax: Any, scale: str, resolution: float | None, label: str | None, options: dict[str, Any]) -> Any:
-    """See `Spectrum.plot`."""
-    import matplotlib.pyplot as plt
+# Both signs ----------------------------------------------------------------------------------------------------------
+def positive(s: Spectrum) -> np.ndarray:
+    """The eigenvalues that a logarithmic axis can show, ascending: positive and above their own rounding."""
+    values, _ = s.points(zeros=False)
+    return values[values > max(s.value_error, s.rounding)]
 
-    if ax is None:
-        ax = plt.subplots(figsize=(6, 4))[1]
-    d = density(s, None, resolution, scale, 0.95)
-    name = label if label is not None else f"{s.dim} eigenvalues, {s.method}"
-    if d.outside > 5e-4:
-        name += f" ({100 * d.outside:.3g} % not on this axis)"
-    seen = d.value > 0
-    (line,) = ax.plot(d.x[seen], d.value[seen], label=name, **options)
-    ax.fill_between(d.x[seen], d.lower[seen], d.upper[seen], color=line.get_color(), alpha=0.25, linewidth=0)
-    if scale == "log":
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        peak = d.value.max()
-        ax.set_ylim(max(d.value[seen].min(), peak * 1e-9) / 2, peak * 4)
-    unit = "decades" if scale == "log" else "of the range"
-    ax.set_xlabel("eigenvalue λ")
-    ax.set_ylabel(f"density, fraction per unit of λ (kernel {d.resolution:g} {unit})")
-    ax.legend(fontsize="small")
-    return ax
+
+def mirrored(s: Spectrum) -> Spectrum:
+    """The spectrum of -A, whose positive side is the negative side of A; bands and atoms go along."""
+    records = tuple(replace(record, alphas=-record.alphas, known=-record.known) for record in s.records)
+    removed = tuple(  # Ritz values turn round, what was deflated stays behind them; rows follow the atoms
+        np.where(gone < record.steps, record.steps - 1 - gone, gone)[::-1]
+        for record, gone in zip(records, s.removed, strict=True)
+    )
+    atoms = Atoms(-s.atoms.values[::-1], s.atoms.multiplicities[::-1])
+    meta = {**s.meta, "nonnegative": False}
+    return replace(s, nodes=-s.nodes, atoms=atoms, records=records, removed=removed, meta=meta)
+
+
+def is_signed(s: Spectrum) -> bool:
+    """Whether it has negative eigenvalues beyond rounding: its logarithmic axis then has two sides."""
+    return not s.meta.get("nonnegative", False) and bool(len(positive(mirrored(s))))
+
+
+def signed_floor(spectra: Iterable[Spectrum]) -> float:
+    """|lambda| from which a two-sided axis is logarithmic: `SIGNED_DECADES` below the largest |lambda| of the spectra."""
+    return max(s.scale for s in spectra) * 10.0**-SIGNED_DECADES
+
+
+def per_efold(s: Spectrum, grid: np.ndarray, resolution: float = LOG) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """lambda rho(lambda) at the positive points of `grid`, with its band: value, lower, upper.
+
+    It is the density per unit of ln lambda, so that on a logarithmic axis equal areas are equal numbers of eigenvalues. rho
+    itself falls by as many decades as lambda spans: the bulk hides its shape, and the outliers leave the picture.
+    """
+    if not len(positive(s)):
+        return np.zeros_like(grid), np.zeros_like(grid), np.zeros_like(grid)
+    d = density(s, grid, resolution, "log", 0.95)
+    return d.value * grid, d.lower * grid, d.upper * grid
+
+
+def one_eigenvalue(dim: int, resolution: float = LOG) -> float:
+    """The peak that a single eigenvalue of `dim` has in `per_efold`.
+
+    >>> round(100 * one_eigenvalue(100), 2)
+    1.73
+    """
+    return float(1 / (dim * resolution * np.sqrt(2 * np.pi) * np.log(10)))

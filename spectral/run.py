@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import math
@@ -15,7 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -25,27 +24,28 @@ import numpy as np
 import scipy
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import spectral
+from spectral import configuration
 from spectral.analysis import label_alignment, summary
-from spectral.checkpoint import atomic_write, save_arrays
+from spectral.checkpoint import atomic_write, own_folder, save_arrays
+from spectral.configuration import NUMBERS, locate
 from spectral.estimators.esd import NETWORK_DIM
 from spectral.landscape.cell import Cell, CellResult, Condition, Matrix, Settings, cells, network, run_cell
 from spectral.landscape.experiments import Experiment, Outcome, conclude
 from spectral.landscape.problems import Problem, batches
 from spectral.landscape.training import evaluate, few_threads
 from spectral.operators.base import Gram, Operator
-from spectral.report import Report, compose, page, tables
+from spectral.operators.views import as_operator
+from spectral.progress import Progress, seconds
+from spectral.report import Report, build, page, tables, verdict
 from spectral.spectrum import Spectrum
 from spectral.state import State
 
 OWN_KEYS = {"_target_", "images", "headline", "headline_metric", "split", "samples"}  # read here, not by the target
-PACKAGES = ("landscape", "operators", "estimators", "analysis")  # of spectral, whose functions a `_target_` may name
-DTYPES = ("float64", "float32")
+REHEARSED = 256  # dimension of a matrix that options are tried on
 MANY_THREADS = 2000  # dimension from which eigenvalues gain more by threads than the products of a small network lose
-NUMBERS = (spectral.top, spectral.svd, spectral.trace, spectral.diagonal)  # estimators that make no spectrum
-PRODUCT_DTYPES = (*DTYPES, "bfloat16", "float16")
+SPECTRA = "spectra"  # the folder of a run's spectra: hundreds of them would hide report.html
 
 
 class Interrupted(BaseException):
@@ -64,51 +64,6 @@ class Terminated(SystemExit):
 
 
 # Configuration -------------------------------------------------------------------------------------------------------
-def locate(target: str) -> Any:
-    """The function or class that a `_target_` names: what a configuration needs of spectral, or a module of torch.nn.
-
-    Of spectral that is: names of the top level and of the packages in `PACKAGES`. Anything else is refused before it is
-    imported: a configuration file must not be a way to run any code or to write any file.
-    """
-    refusal = f"_target_={target!r} is not allowed; use a public function of spectral or a module of torch.nn."
-    parts = str(target).split(".")
-    if any(part.startswith("_") or not part.isidentifier() for part in parts):
-        raise ValueError(refusal)
-    if parts[:2] == ["torch", "nn"] and len(parts) == 3:
-        found = getattr(nn, parts[2], None)
-        if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-            raise ValueError(refusal)
-        return found
-    home, name = ".".join(parts[:-1]), parts[-1]
-    if home == "spectral":
-        found = getattr(spectral, name, None) if name in spectral.__all__ else None
-    elif parts[0] == "spectral" and len(parts) > 2 and parts[1] in PACKAGES:
-        try:
-            found = getattr(importlib.import_module(home), name, None)
-        except ModuleNotFoundError as problem:
-            raise ValueError(refusal) from problem
-        # what a module of ours has merely imported (os, torch.load, atomic_write, ...) is not its own
-        if not str(getattr(found, "__module__", "")).startswith(tuple(f"spectral.{package}" for package in PACKAGES)):
-            raise ValueError(refusal)
-    else:
-        raise ValueError(refusal)
-    if not callable(found):
-        raise ValueError(refusal)
-    return found
-
-
-def check_targets(node: Any) -> None:
-    """Raise for the first `_target_` anywhere in the configuration that `locate` refuses."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            locate(node["_target_"])
-        for value in node.values():
-            check_targets(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            check_targets(value)
-
-
 def arguments(node: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of a node for its target: without keys of our own and nulls, inner targets built."""
     kept = {key: value for key, value in node.items() if key not in OWN_KEYS and value is not None}
@@ -143,12 +98,10 @@ def _keeps_probes(node: Mapping[str, Any]) -> bool:
 def device(node: Mapping[str, Any]) -> str:
     """ "cpu" or "cuda" as the device group asks; sets the number of threads."""
     name = node["name"]
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device.name={name!r} is no device; use auto, cpu or cuda.")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda needs a GPU that torch can see, and there is none; use device=cpu.")
     if node.get("threads") is not None:
-        torch.set_num_threads(_whole("device.threads", node["threads"], 1))
+        torch.set_num_threads(node["threads"])
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -181,24 +134,10 @@ def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
         model=_model(config["model"]),
         training=arguments(config["training"]["options"]),
         device=where,
-        dtype=_dtype("dtype", config["dtype"], DTYPES),
+        dtype=getattr(torch, config["dtype"]),
         batch_size=config["batch_size"],
         **more,
     )
-
-
-def _dtype(key: str, name: Any, allowed: tuple[str, ...]) -> torch.dtype:
-    """The dtype of torch that a setting names."""
-    if name not in allowed:
-        raise ValueError(f"{key}={name!r} is not possible; use {', '.join(allowed[:-1])} or {allowed[-1]}.")
-    return getattr(torch, name)
-
-
-def _whole(key: str, value: Any, least: int) -> int:
-    """A setting that is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{key}={value!r} is not possible; use a whole number >= {least}.")
-    return value
 
 
 def _data_options(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,13 +165,13 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
 
     `command` is what a person would type to run it again; an interruption quotes it with resume=true.
     """
-    check_targets(config)
-    folder = Path(folder)
+    configuration.check(config)
+    folder = own_folder(folder)
     where = device(config["device"])
     about = {**environment(where), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     kept = {k: v for k, v in config.items() if k not in ("resume", "output", "analysis")}
     kept["computed by"] = {k: about[k] for k in ("spectral", "torch", "device")}
-    state = State(config["output"]["state"], kept, resume=bool(config["resume"]))
+    state = State(config["output"]["state"], kept, resume=config["resume"])
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if config.get("experiment"):
@@ -248,54 +187,64 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
 def _experiment(config: dict[str, Any], folder: Path, state: State, where: str, about: dict[str, Any]) -> Path:
     """All cells of an experiment, each kept as it ends, and its report."""
     node = config["experiment"]
-    if config["seed"]:
-        raise ValueError(f"seed={config['seed']} is of one spectrum; an experiment has experiment.seeds=[0,1,2].")
-    if not config["training"]["enabled"]:
-        raise ValueError("An experiment trains its networks; leave training=none out, or name no experiment.")
-    if locate(config["estimator"]["_target_"]) in NUMBERS:
-        raise ValueError("An experiment compares spectra, and this estimator gives none; use esd, slq, kpm or exact.")
-    if config["training"]["noise"]:
-        raise ValueError("An experiment sets the label noise itself; leave training.noise out.")
     names = {item.name for item in fields(Settings)} & set(node)
     chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if k in names}
     chosen["estimator"] = estimator(config["estimator"])
     rest = {k: v for k, v in arguments(node).items() if k not in names}
     plan: Experiment = locate(node["_target_"])(settings_of(config, where, **chosen), **rest)
+    _rehearse_experiment(config, plan)
     wanted, finished, resumable = cells(plan.settings), [], _keeps_probes(config["estimator"])
     started = time.perf_counter()
-    with tqdm(total=len(wanted), desc=plan.name, unit="matrix", disable=None, dynamic_ncols=True) as bar:
+    with Progress(plan.name, len(wanted)) as progress:
         for cell in wanted:
-            bar.set_postfix_str(cell.key, refresh=True)
+            progress.begin(cell.key)
             result = state.load_cell(cell.key)
-            if result is None:
+            if kept := result is not None:
+                finished.append(result)
+            else:
                 probes = state.probes(cell.key) if resumable else None
-                result = run_cell(cell, plan.settings, state, checkpoint=probes)
-                state.save_cell(result)
-            finished.append(result)
-            bar.update(1)
+                finished.append(run_cell(cell, plan.settings, state, checkpoint=probes))
+                state.save_cell(finished[-1])
+            progress.end(kept)
     outcome = conclude(plan, finished)
     spent = {**outcome.result.cost, "wall_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     spent["seconds"] += spent["training_seconds"]
-    report = compose.experiment(
+    report = build.experiment(
         outcome,
         metrics=config["analysis"]["metrics"],
         headline=node.get("headline", ()),
         headline_metric=node.get("headline_metric", "effective_rank"),
+        about=_about(config, plan),
         alpha_curve=config["analysis"]["alpha_curve"],
-        config=_shown(config),
+        config=recorded(config),
         environment=about,
         cost=spent,
     )
+    (folder / SPECTRA).mkdir(exist_ok=True)
     for result in finished:
-        result.spectrum.save(folder / f"spectrum-{result.cell.key}.npz")
-    extra = {"cells": [_cell_record(result) for result in finished]}
+        result.spectrum.save(folder / _spectrum_file(result))
+    extra = {"conditions": plan.words, "cells": [_cell_record(result) for result in finished]}
     return _write(folder, config, report, *_experiment_numbers(outcome), extra)
+
+
+def _about(config: dict[str, Any], plan: Experiment) -> str:
+    """How many networks of what size an experiment is about, and what they are of."""
+    options = {json.dumps(c.options, default=str, sort_keys=True): c.options for c in plan.settings.conditions}
+    problem = plan.settings.problem(seed=plan.settings.seeds[0])
+    models = [plan.settings.model(problem, seed=0, **({} if o is None else {"options": o})) for o in options.values()]
+    chosen = config.get("choices", {})
+    what = " on ".join(str(chosen[key]) for key in ("model", "data") if key in chosen) or plan.name.replace("_", " ")
+    return verdict.scope([sum(p.numel() for p in model.parameters()) for model in models], what)
+
+
+def _spectrum_file(result: CellResult) -> str:
+    return f"{SPECTRA}/spectrum-{result.cell.key}.npz"
 
 
 def _cell_record(result: CellResult) -> dict[str, Any]:
     """One matrix of one network: enough for `spectral-report` to find and label it."""
     return {
-        "spectrum": f"spectrum-{result.cell.key}.npz",
+        "spectrum": _spectrum_file(result),
         "matrix": result.cell.matrix.name,
         "condition": result.cell.condition.name,
         "seed": result.cell.seed,
@@ -317,6 +266,8 @@ def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any
             means[condition] = value
             stderr = sd / math.sqrt(seeds) if seeds > 1 else sd
             details[condition] = {"value": value, "stderr": stderr, "values": numbers, "errors": row.errors[condition]}
+            if condition in row.refused:
+                details[condition]["refused"] = row.refused[condition]
         for effect in row.effects:
             details[f"{effect.a}-{effect.b}"] = {"d": effect.d, "lower": effect.lower, "upper": effect.upper}
         metrics.setdefault(row.matrix, {})[row.metric] = means
@@ -326,13 +277,15 @@ def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any
 
 def _single(config: dict[str, Any], folder: Path, state: State, where: str, about: dict[str, Any]) -> Path:
     """Train (or not), one operator, one spectrum or other numbers of it, their report."""
-    started, seed, node = time.perf_counter(), _whole("seed", config["seed"], 0), config["operator"]
+    started, seed, node = time.perf_counter(), config["seed"], config["operator"]
     settings = settings_of(config, where)
     problem = settings.problem(seed=seed).to(device=where)
     training = config["training"]
     noise = float(training["noise"])
     name = "init" if not training["enabled"] else {0.0: "true", 1.0: "random"}.get(noise, f"noise{100 * noise:g}")
     cell = Cell(seed, Condition(name, noise if training["enabled"] else None), Matrix("matrix", "logits", "train"))
+    if training["enabled"] and cell.network not in state:
+        _rehearse(config, settings, problem)
     model, snapshot = network(cell, settings, problem, state)
     trained = None if snapshot is None else snapshot.trained
     accuracy = evaluate(model, problem.x_test, problem.y_test)[1] if len(problem.x_test) else math.nan
@@ -343,7 +296,8 @@ def _single(config: dict[str, Any], folder: Path, state: State, where: str, abou
     else:
         kept = state.load_spectrum("spectrum")
         spectrum, numbers = kept or _measured(config, settings, problem, model, state)
-        spectrum.save(folder / "spectrum.npz")
+        (folder / SPECTRA).mkdir(exist_ok=True)
+        spectrum.save(folder / SPECTRA / "spectrum.npz")
         products, epochs = spectrum.products, spectrum.epochs
     spent = {
         "products": products,
@@ -356,22 +310,23 @@ def _single(config: dict[str, Any], folder: Path, state: State, where: str, abou
     title = " · ".join(str(chosen[k]) for k in ("operator", "model", "data") if k in chosen) or node["_target_"]
     shared: dict[str, Any] = {
         "matrix": title, "condition": name, "seed": seed, "trained": trained, "test_accuracy": accuracy,
-        "config": _shown(config), "environment": about, "cost": spent,
+        "config": recorded(config), "environment": about, "cost": spent,
     }  # fmt: skip
     if other:
-        found = compose.of_arrays(arrays, numbers)
-        report, estimates = compose.numbers(found, **shared), found.estimates()
+        found = build.of_arrays(arrays, numbers)
+        which = str(config["estimator"].get("which") or "largest")
+        report, estimates = build.numbers(found, which=which, **shared), found.estimates()
         metrics = {k: e["value"] for k, e in estimates.items()}
         errors = {f"{k}_{n}": e[n] for k, e in estimates.items() for n in ("stderr", "residual") if n in e}
         own = {"arrays": "estimate.npz", "metrics": metrics | errors, "found": numbers}
     else:
         analysis = config["analysis"]
-        report = compose.single(
+        report = build.single(
             spectrum, numbers, metrics=analysis["metrics"], alpha_curve=analysis["alpha_curve"], **shared
         )
         metrics = {k: v for k, v in numbers.items() if not k.endswith("_stderr")}
         estimates = {k: {"value": v, "stderr": numbers.get(f"{k}_stderr", math.nan)} for k, v in metrics.items()}
-        own = {"spectrum": "spectrum.npz", "metrics": numbers}
+        own = {"spectrum": f"{SPECTRA}/spectrum.npz", "metrics": numbers}
     plain = None if trained is None else trained.to_dict(history=False)
     common = {"matrix": title, "condition": name, "seed": seed, "test_accuracy": accuracy, "trained": plain}
     return _write(folder, config, report, metrics, estimates, {"cells": [own | common]})
@@ -383,30 +338,73 @@ def _operator(
     """The operator that the configuration names, and the labels of its samples."""
     node = config["operator"]
     x, y = problem.split(node["split"])
-    count = len(x) if node["samples"] is None else min(_whole("operator.samples", node["samples"], 1), len(x))
+    count = len(x) if node["samples"] is None else min(node["samples"], len(x))
     x, y, model = x[:count].to(settings.dtype), y[:count], model.to(settings.dtype)
     options = arguments(node)
     if "product_dtype" in options:
-        options["product_dtype"] = _dtype("operator.product_dtype", options["product_dtype"], PRODUCT_DTYPES)
+        options["product_dtype"] = getattr(torch, options["product_dtype"])
     return locate(node["_target_"])(model=model, data=batches(x, y, settings.batch_size), **options), y
+
+
+def _subject(config: dict[str, Any], A: Operator) -> Operator:
+    """What the estimator is given: the operator, or for numbers of square matrices its Gram."""
+    square = A.shape[0] == A.shape[1] and A.self_map
+    target = locate(config["estimator"]["_target_"])
+    return A if square or target not in NUMBERS or target is spectral.svd else Gram(A)
+
+
+class Rehearsed(Exception):
+    """A product was asked for: everything that comes before it was in order."""
+
+
+class Rehearsal(Operator):
+    """The shape and the kind of an operator, without its products: an estimator looks at its options before it multiplies."""
+
+    def __init__(self, A: Operator) -> None:
+        super().__init__(A.shape, A.dtype, A.device, symmetric=A.symmetric, nonnegative=A.nonnegative)
+        self.self_map, self.known_zeros = A.self_map, A.known_zeros
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        raise Rehearsed
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        raise Rehearsed
+
+
+def _rehearse(config: dict[str, Any], settings: Settings, problem: Problem) -> None:
+    """Build the operator over the network as it is before training, and let the estimator look at its options."""
+    model = settings.model(problem, seed=config["seed"]).to(settings.device).eval()
+    with few_threads(model), suppress(Rehearsed):
+        A = _operator(config, settings, problem, model)[0]
+        estimator(config["estimator"], config["seed"])(_subject(config, Rehearsal(A)), progress=False)
+
+
+def _rehearse_experiment(config: dict[str, Any], plan: Experiment) -> None:
+    """Build the first seed's data and networks, and let the estimator look at its options."""
+    settings = plan.settings
+    problem = settings.problem(seed=settings.seeds[0])
+    for condition in settings.conditions:
+        settings.model(
+            problem, seed=settings.seeds[0], **({} if condition.options is None else {"options": condition.options})
+        )
+    with suppress(Rehearsed):
+        A = Rehearsal(as_operator(torch.eye(REHEARSED, dtype=settings.dtype)))
+        estimator(config["estimator"])(A, progress=False)
 
 
 def _found(
     config: dict[str, Any], settings: Settings, problem: Problem, model: nn.Module, state: State
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What an estimator finds that makes no spectrum: (arrays, plain facts), kept."""
-    A, estimate = _operator(config, settings, problem, model)[0], estimator(config["estimator"], int(config["seed"]))
-    of = "The numbers are those of the matrix itself."
-    if (A.shape[0] != A.shape[1] or not A.self_map) and locate(config["estimator"]["_target_"]) is not spectral.svd:
-        gram = Gram(A)
-        m, n, side = *A.shape, gram.shape[0]
-        A, of = (
-            gram,
-            f"The matrix is {m} x {n}: the numbers are those of its Gram, {side} x {side}, on the {gram.side} side.",
-        )
+    estimate, of = estimator(config["estimator"], config["seed"]), "The numbers are those of the matrix itself."
+    whole = _operator(config, settings, problem, model)[0]
+    A = _subject(config, whole)
+    if isinstance(A, Gram) and A is not whole:
+        m, n, side = *whole.shape, A.shape[0]
+        of = f"The matrix is {m} x {n}: the numbers are those of its Gram, {side} x {side}, on the {A.side} side."
     begun = A.epochs
     with few_threads(model):
-        arrays, about = compose.found(estimate(A, checkpoint=state.probes("estimate")))
+        arrays, about = build.to_arrays(estimate(A, checkpoint=state.probes("estimate")))
     about = {"epochs": A.epochs - begun, **about, "of": of, "operator": plain(A.describe())}
     state.save_arrays("estimate", arrays, about)
     return arrays, about
@@ -416,14 +414,14 @@ def _measured(
     config: dict[str, Any], settings: Settings, problem: Problem, model: nn.Module, state: State
 ) -> tuple[Spectrum, dict[str, float]]:
     """The spectrum and its metrics, kept."""
-    node, estimate = config["operator"], estimator(config["estimator"], int(config["seed"]))
+    node, estimate = config["operator"], estimator(config["estimator"], config["seed"])
     A, y = _operator(config, settings, problem, model)
     if _keeps_probes(config["estimator"]):
         estimate = partial(estimate, checkpoint=state.probes("spectrum"))
     # large enough to be decomposed, small enough for it to be chosen: there threads help more than they hurt
     with nullcontext() if MANY_THREADS < min(A.shape) <= NETWORK_DIM else few_threads(model):
         spectrum = estimate(A)
-    top = problem.classes if config["analysis"]["top"] is None else _whole("analysis.top", config["analysis"]["top"], 1)
+    top = config["analysis"]["top"] or problem.classes
     numbers = summary(spectrum, top=min(top, spectrum.dim))
     if node.get("wrt") == "params" and node.get("of") in ("logits", "probs") and A.shape[0] <= 4000:
         aligned = label_alignment(A, y)
@@ -432,7 +430,7 @@ def _measured(
     return spectrum, numbers
 
 
-def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
+def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as it stands in result.json and on the page."""
     return {key: value for key, value in config.items() if key != "resume"}
 
@@ -447,25 +445,28 @@ def _write(
 ) -> Path:
     """result.json, pictures, page and the table on the terminal; the last line names what to open."""
     result = {
-        "config": _shown(config),
+        "config": recorded(config),
         "environment": report.environment,
         "cost": report.cost,
         "metrics": metrics,
         "estimates": estimates,
         "title": report.title,
         "question": report.question,
+        "answer": {"verdict": report.verdict.answer, "sentence": report.verdict.sentence},
         **extra,
     }
     last = folder / "result.json"
     atomic_write(last, json.dumps(plain(result), indent=1, allow_nan=False).encode())
     shown = [row for row in report.rows if row.matrix in report.headline] or report.rows
-    print(f"{report.title}: {report.question}\n")
-    listed = tables.text_table(shown, report.labels) if report.numbers is None else tables.text_entries(report.numbers)
-    print(listed + "\n")
+    print(f"{report.title}: {report.question}\n{report.verdict.sentence}\n")
+    listed = tables.of_rows(shown, report.labels) if report.numbers is None else tables.of_numbers(report.numbers)
+    print(listed.text() + "\n")
+    if report.trends:
+        print(tables.of_mappings(report.trends, 2).text() + "\n")
     for fact in report.facts:
         print(fact)
-    for sentence in page.findings(report):
-        print("- " + page.as_text(sentence))
+    for finding in page.findings(report):
+        print(f"- {finding}")
     pictures = page.draw(report) if config["output"]["figures"] or config["output"]["report"] else {}
     if config["output"]["figures"]:
         page.save_pictures(folder, pictures)
@@ -473,7 +474,9 @@ def _write(
         last = page.write(folder / "report.html", report, pictures)
     cost = report.cost
     memory = float(cost["peak_bytes"]) / 2**20
-    spent = f"{cost['products']:.0f} products, {cost['epochs']:.1f} epochs, {page.seconds(cost['seconds'])}, {memory:.0f} MiB"
+    spent = (
+        f"{cost['products']:.0f} products, {cost['epochs']:.1f} epochs, {seconds(cost['seconds'])}, {memory:.0f} MiB"
+    )
     print(f"\ncost: {spent}\n{'report' if config['output']['report'] else 'result'}: {last}", flush=True)
     return last
 

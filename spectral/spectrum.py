@@ -108,16 +108,7 @@ class Spectrum:
         """
         gone = tuple(removed) if removed is not None else tuple(np.zeros((0, 1), dtype=np.int64) for _ in records)
         rest = dim - zeros - int(atoms.multiplicities.sum())
-        longest = max((record.steps + len(record.known) for record in records), default=0)
-        nodes, weights = np.zeros((len(records), longest)), np.zeros((len(records), longest))
-        for k, record in enumerate(records):
-            theta, omega, _ = measure.gauss_rule(record)
-            omega = omega.copy()
-            omega[gone[k]] = 0.0
-            nodes[k, : len(theta)] = theta
-            total = omega.sum()
-            if rest > 0 and total > 0:
-                weights[k, : len(theta)] = omega * (rest / dim / total)
+        nodes, weights = storage.quadrature(records, gone, dim, rest)
         made = cls(dim, nodes, weights, atoms, zeros, products, epochs, method, dict(meta or {}), tuple(records), gone)
         made.meta["error"] = curves.stated_error(made)
         return made
@@ -422,7 +413,9 @@ class Spectrum:
     def density(
         self, x: Any = None, *, resolution: float | None = None, scale: str = "linear", confidence: float = 0.95
     ) -> Density:
-        """The density at the points `x`, (X,), smoothed by a Gaussian kernel; known zeros are left out (see `outside`).
+        """The density at the points `x`, (X,): fraction of all eigenvalues per unit of lambda, smoothed by a Gaussian kernel.
+
+        Known zeros are left out (see `outside`).
 
         `scale` "linear": the kernel's standard deviation is `resolution` (0.02 by default) times the range of the spectrum;
         "log": `resolution` (0.1 by default) decades. The quadrature part is the derivative of the middle of the certified
@@ -496,8 +489,17 @@ class Spectrum:
         label: str | None = None,
         **options: Any,
     ) -> Any:
-        """Draw the density with its band (matplotlib); zeros and what the axis leaves out stand in the label."""
-        return densities.plot(self, ax, scale, resolution, label, options)
+        """Draw the density with its band (matplotlib) and return the axes; several spectra may share one `ax`.
+
+        scale "log": lambda rho(lambda) on a logarithmic axis, on which equal areas are equal numbers of eigenvalues; with
+        negative eigenvalues the axis has two sides, each logarithmic in |lambda| over five decades, and a grey gap between them.
+        "linear": rho(lambda), the fraction of eigenvalues per unit of lambda. `resolution` is that of `density`. `label`
+        stands in the legend, with what the axis leaves out (zeros, and the gap); `options` go to `Axes.plot`. An `ax` that
+        shows other spectra keeps them in view.
+        """
+        from spectral import plotting
+
+        return plotting.plot(self, ax, scale, resolution, label, options)
 
     def __repr__(self) -> str:
         low, high = self.interval

@@ -1,23 +1,226 @@
-"""Spectra, Lanczos and Chebyshev records as arrays of a file."""
+"""Spectra, Lanczos and Chebyshev records as arrays of a file, and what such a file must hold.
+
+Sizes of the rules: R records with T steps and D deflated eigenvalues together, K probes with M nodes each, L atoms.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spectral import checkpoint
+from spectral import checkpoint, measure
 from spectral.recurrences.chebyshev import ChebyshevRecord
 from spectral.recurrences.lanczos import LanczosRecord
 from spectral.results import Atoms
+from spectral.schema import (
+    FLOATS,
+    Array,
+    Either,
+    Fields,
+    Flag,
+    Items,
+    Law,
+    Number,
+    Plain,
+    Row,
+    Rule,
+    Same,
+    Sizes,
+    Text,
+    maybe,
+    shown,
+)
 
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
 
 FORMAT = "spectral.Spectrum/1"
+NEAR = 1e-6  # of the largest |node|: how far the nodes of a file may be from those of its records, made elsewhere
+TOTAL = 1e-6  # the same of the weights' sums
+
+# What a file must hold ------------------------------------------------------------------------------------------------
+COUNT, SIZE, SHARE, REAL = Number(True, least=0), Number(True, least=1), Number(least=0, most=1), Number()
+POSITIVE, SEED = Number(least=0), Number(True, least=-1, most=2**64 - 1)
+RECORD = Fields(
+    {
+        "steps": SIZE,
+        "dtype": Text(*FLOATS),
+        "reorthogonalized": Either(Flag(), Same("selective")),
+        "stop": Text("steps", "breakdown", "budget", "tolerance", "rounding"),
+        "seed": SEED,
+        "index": SEED,
+    },
+    {"known": COUNT},  # files of version 0.1.0 have none
+)
+RECORDS = {
+    "records": Items(RECORD, count="R"),
+    "alphas": Array("float64", "T"),
+    "betas": Array("float64", "T", least=0),
+    "squared_norms": Array("float64", "R", above=0),
+}
+DEFLATED = {"known": Array("float64", "D"), "shares": Array("float64", "D", least=0, most=1 + TOTAL)}
+MOMENTS = {
+    "attempts": Items(
+        Fields(
+            {
+                "moments": SIZE,
+                "dtype": Text(*FLOATS),
+                "stop": Text("steps", "budget", "outside"),
+                "seed": SEED,
+                "index": SEED,
+            }
+        ),
+        count="A",
+    ),
+    "moments": Array("float64", None),
+    "moments_squared_norms": Array("float64", "A", above=0),
+    "intervals": Array("float64", "A", 2),
+}
 
 
+def _ends(file: Any, key: str) -> np.ndarray:
+    """Where the part of each record begins, and where the last one ends."""
+    return np.cumsum([0, *(name.get(key, 0) for name in file["records"])])
+
+
+def _shares(file: Any) -> np.ndarray:
+    """The sum of each record's shares."""
+    ends, shares = _ends(file, "known"), file.get("shares", np.zeros(0))
+    return np.array([shares[a:b].sum() for a, b in pairwise(ends)])
+
+
+RECORD_LAWS = (
+    Law("records whose steps are as many as there are alphas", lambda f, s: _ends(f, "steps")[-1] == s["T"]),
+    Law("records that know as many eigenvalues as the file", lambda f, s: _ends(f, "known")[-1] == s.get("D", 0)),
+    Law(
+        "betas that are > 0 except for the last of a record",
+        lambda f, s: bool((np.delete(f["betas"], _ends(f, "steps")[1:] - 1) > 0).all()),
+    ),
+    Law("shares of a record that sum to at most 1", lambda f, s: bool((_shares(f) <= 1 + TOTAL).all())),
+)
+MOMENT_LAWS = (
+    Law(
+        "moments as many as the attempts say, an odd number each, the first of them 1",
+        lambda f, s: (
+            all(a["moments"] % 2 for a in f["attempts"])
+            and sum(a["moments"] for a in f["attempts"]) == len(f["moments"])
+            and all(f["moments"][i] == 1 for i in np.cumsum([0, *(a["moments"] for a in f["attempts"][:-1])]) if s["A"])
+        ),
+    ),
+    Law("intervals with low < high", lambda f, s: bool((f["intervals"][:, 0] < f["intervals"][:, 1]).all())),
+)
+
+
+@dataclass(frozen=True)
+class Description(Rule):
+    """What an operator says of itself: a mapping, and so are the parts that it lists under "of"."""
+
+    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
+        Fields(may={"product_noise": maybe(POSITIVE)}, others=Plain()).check(value, where, sizes)
+        if isinstance(value.get("of"), list):
+            for i, part in enumerate(value["of"]):
+                self.check(part, f"{where}.of[{i}]", sizes)
+
+
+META = Fields(
+    may={
+        "nonnegative": Flag(),
+        "value_error": POSITIVE,
+        "error": Fields(
+            may={**dict.fromkeys(("w1", "truncation", "rounding", "statistical"), POSITIVE), "w1_95": maybe(POSITIVE)},
+            others=Plain(),
+        ),
+        "operator": Description(),
+        "interval": Row(REAL, REAL),
+        "chebyshev_moments": Items(Items(Number(least=-2, most=2), least=1)),
+        "stops": Items(Text()),
+        "merged": Items(Plain()),
+        "identity": Text(),
+        "choice": Text(),
+    },
+    others=Plain(),
+    laws=(
+        Law(
+            "an interval for its moments, low < high",
+            lambda f, s: "chebyshev_moments" not in f or ("interval" in f and f["interval"][0] < f["interval"][1]),
+        ),
+    ),
+)
+
+
+def _rest(f: Any) -> int:
+    """How many eigenvalues only the quadrature stands for."""
+    return f["dim"] - f["zeros"] - int(f["atom_multiplicities"].sum())
+
+
+def _gone_in_range(f: Any, s: Sizes) -> bool:
+    longest = _ends(f, "steps")[1:] - _ends(f, "steps")[:-1] + np.diff(_ends(f, "known"))
+    return bool((f["removed"] >= 0).all() and (f["removed"].max((1, 2), initial=0) < np.maximum(longest, 1)).all())
+
+
+def _atoms_where_nodes_were(f: Any, s: Sizes) -> bool:
+    """Near each atom lies a node that a record has given up for it."""
+    nodes, gone, values = f["nodes"], f["removed"], f["atom_values"]
+    if not len(nodes) or not len(values):
+        return True
+    near = np.array([np.abs(row[out] - values[:, None]).min(1) for row, out in zip(nodes, gone, strict=True)]).min(0)
+    return bool((near <= f["meta"].get("value_error", 0.0) + NEAR * np.abs(nodes).max()).all())
+
+
+def _probes_once(f: Any, s: Sizes) -> bool:
+    """No probe is there twice; those of given vectors have no name."""
+    names = [(record["seed"], record["index"]) for record in f["records"] if record["seed"] >= 0]
+    return len(set(names)) == len(names)
+
+
+def _made_of_its_records(f: Any, s: Sizes) -> bool:
+    """Nodes, and the sums and means of weights: single weights of nodes that are copies are rounding."""
+    records = unpack_records(f, f["records"])
+    nodes, weights = quadrature(records, f["removed"], f["dim"], _rest(f))
+    if nodes.shape != f["nodes"].shape:
+        return False
+    scale = np.abs(nodes).max(initial=0.0)
+    same = np.abs(np.sort(nodes) - np.sort(f["nodes"])).max(initial=0.0) <= NEAR * scale
+    means = np.abs((nodes * weights - f["nodes"] * f["weights"]).sum(1)).max(initial=0.0) <= NEAR * scale
+    return bool(same and means and np.abs((weights - f["weights"]).sum(1)).max(initial=0.0) <= TOTAL)
+
+
+SPECTRUM = Fields(
+    {
+        "format": Same(FORMAT),
+        "dim": SIZE,
+        "zeros": Number(True, least=0),
+        "products": COUNT,
+        "epochs": POSITIVE,
+        "method": Text(),
+        "meta": META,
+        "nodes": Array("float64", "K", "M"),
+        "weights": Array("float64", "K", "M", least=0, most=1 + TOTAL),
+        "atom_values": Array("float64", "L", ascending=True),
+        "atom_multiplicities": Array("int64", "L", least=1),
+        "removed": Array("int64", "R", "G", None, least=0),
+        **RECORDS,
+    },
+    DEFLATED,
+    laws=(
+        *RECORD_LAWS,
+        Law("eigenvalues as many as dim", lambda f, s: _rest(f) >= 0 if s["R"] else _rest(f) == 0),
+        Law("one record for each probe", lambda f, s: s["R"] == s["K"]),
+        Law("nodes that a record gives up for each atom", lambda f, s: s["R"] == 0 or s["G"] == s["L"]),
+        Law("each probe once", _probes_once),
+        Law("nodes given up that a record has", _gone_in_range),
+        Law("atoms where nodes were given up", _atoms_where_nodes_were),
+        Law("nodes and weights that are those of its records", _made_of_its_records),
+    ),
+)
+
+
+# Packing --------------------------------------------------------------------------------------------------------------
 def pack_records(records: Any) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """(arrays, JSON): the recurrence coefficients end to end, and what names each record."""
     arrays = {
@@ -87,6 +290,23 @@ def unpack_moments(arrays: dict[str, np.ndarray], names: list[dict[str, Any]]) -
     )
 
 
+def quadrature(
+    records: Sequence[LanczosRecord], removed: Sequence[np.ndarray], dim: int, rest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(nodes (K, M), weights (K, M)): Gauss rules of records; `removed` nodes have become atoms, the others weigh rest / dim."""
+    longest = max((record.steps + len(record.known) for record in records), default=0)
+    nodes, weights = np.zeros((len(records), longest)), np.zeros((len(records), longest))
+    for k, (record, gone) in enumerate(zip(records, removed, strict=True)):
+        theta, omega, _ = measure.gauss_rule(record)
+        omega = omega.copy()
+        omega[gone] = 0.0
+        nodes[k, : len(theta)] = theta
+        total = omega.sum()
+        if rest > 0 and total > 0:
+            weights[k, : len(theta)] = omega * (rest / dim / total)
+    return nodes, weights
+
+
 def plain(value: Any) -> Any:
     """`value` as plain JSON: numpy scalars and arrays become numbers and lists, what JSON cannot hold becomes text."""
     if isinstance(value, dict):
@@ -141,7 +361,10 @@ def load_spectrum(path: Any) -> dict[str, Any]:
     """The fields of the spectrum that `save_spectrum` wrote."""
     arrays, header = checkpoint.load_arrays(path)
     if header.get("format") != FORMAT:
-        raise ValueError(f"{path} holds no spectrum of this version ({header.get('format')}); expected {FORMAT}.")
+        raise ValueError(
+            f"{path} holds no spectrum of this version ({shown(header.get('format'))}); expected {FORMAT}."
+        )
+    checkpoint.check(path, {**header, **arrays}, SPECTRUM, "")
     fields = {key: header[key] for key in ("dim", "zeros", "products", "epochs", "method", "meta")}
     return {
         **fields,

@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 import torch
 
 import spectral
 from spectral import checkpoint
-from spectral.estimators import flight
+from spectral.estimators import flight, proof
 from spectral.operators.base import Operator
 
 VALUES = np.append(np.linspace(0, 1, 77), [4.0, 7.0, 11.0])
@@ -62,7 +64,7 @@ def test_an_interrupted_run_resumes_to_the_bits_of_one_shot(tmp_path, stop_at, d
     same(spectral.slq(A, checkpoint=tmp_path / "run.npz", **OPTIONS), whole)
     again = Diagonal(dtype=dtype)
     same(spectral.slq(again, checkpoint=tmp_path / "run.npz", **OPTIONS), whole)
-    assert again.products == 0
+    assert again.products == 1  # one of the run, repeated: is it the same matrix?
 
 
 def test_a_session_interrupted_many_times_counts_each_kept_product_once(tmp_path):
@@ -91,7 +93,7 @@ def test_more_probes_go_on_from_the_same_file(tmp_path):
     spectral.slq(Diagonal(), checkpoint=tmp_path / "run.npz", **{**OPTIONS, "probes": 2})
     A = Diagonal()
     same(spectral.slq(A, checkpoint=tmp_path / "run.npz", **OPTIONS), spectral.slq(Diagonal(), **OPTIONS))
-    assert A.products == 90
+    assert A.products == 90 + 1
 
 
 @pytest.mark.parametrize(
@@ -322,7 +324,8 @@ def test_kpm_interrupted_anywhere_resumes_to_the_bits_of_one_shot(tmp_path, recu
     same(more, spectral.kpm(Diagonal(dtype=dtype), **{**options, "probes": 6, "checkpoint": None}))
 
 
-def test_a_probe_that_left_its_interval_is_kept_as_an_attempt(tmp_path):
+def test_a_probe_that_left_its_interval_is_kept_as_an_attempt(tmp_path, monkeypatch):
+    monkeypatch.setattr(proof, "repeat", lambda *given: None)  # a matrix that changes on the way is refused otherwise
     options = {**KPM_OPTIONS, "recurrence": "chebyshev"}
     whole = spectral.kpm(Late(), **options)
     assert whole.meta["restarts"] >= 1
@@ -480,3 +483,115 @@ def test_a_search_that_its_budget_ended_goes_on_with_a_larger_one(tmp_path):
     long = spectral.top(Diagonal(values), 3, budget=4000, checkpoint=tmp_path / "kept.npz")
     assert long.complete and long.products > short.products
     np.testing.assert_allclose(long.values, values[:-4:-1], atol=1e-7)
+
+
+# The operator of a checkpoint -----------------------------------------------------------------------------------------
+class Opaque(Table):
+    """Nothing but products, as a scipy LinearOperator: whatever the matrix, its identity is the same."""
+
+    def identity(self):
+        return Operator.identity(self)
+
+
+def interrupted(run, A, stop_at, path):
+    """Run until a product; whether it was cut off."""
+    A.stops = [stop_at]
+    try:
+        run(A, checkpoint=path, progress=False)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+PROVEN = {
+    **{name: made for name, made in SAVED.items() if name != "slq trace"},  # that is slq
+    "slq": (SYMMETRIC, lambda A, **o: spectral.slq(A, probes=3, steps=20, **o)),
+    "slq, no basis": (SYMMETRIC, lambda A, **o: spectral.slq(A, probes=3, steps=20, reorthogonalize=False, **o)),
+    "kpm": (SYMMETRIC, lambda A, **o: spectral.kpm(A, probes=3, moments=40, **o)),
+    "kpm, chebyshev": (SYMMETRIC, lambda A, **o: spectral.kpm(A, probes=3, moments=40, recurrence="chebyshev", **o)),
+    "kpm, interval": (
+        SYMMETRIC,
+        lambda A, **o: spectral.kpm(A, probes=3, moments=40, recurrence="chebyshev", interval=(-1.0, 9.0), **o),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROVEN)
+def test_a_checkpoint_of_another_matrix_is_refused_where_only_products_tell(tmp_path, name):
+    """A matrix 1e-6 away, of the same class and size; the same one with products that are rounded otherwise goes on.
+
+    Of a run that was cut off before its first product was done nothing is mixed: the other matrix gives its own numbers.
+    """
+    matrix, run = PROVEN[name]
+    symmetric = True if matrix.shape[0] == matrix.shape[1] else None
+    rng = np.random.default_rng(2)
+    noise = rng.standard_normal(matrix.shape)
+    noise = (noise + noise.T) / 2 if symmetric else noise
+    other = matrix + 1e-6 * noise
+    whole, theirs = (run(Opaque(M, symmetric=symmetric), progress=False) for M in (matrix, other))
+    refused = 0
+    for share in (0.5, 0.8, 2.0):
+        path = tmp_path / f"{share}.npz"
+        interrupted(run, Opaque(matrix, symmetric=symmetric), int(share * whole.products), path)
+        before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+        try:
+            result = run(Opaque(other, symmetric=symmetric), checkpoint=path, progress=False)
+        except ValueError as error:
+            refused += 1
+            assert "of another operator: a product" in str(error) and "\n" not in str(error)
+        else:
+            assert bits(result) == bits(theirs)
+        for file in tmp_path.iterdir():
+            file.unlink()
+        for file, content in before.items():
+            file.write_bytes(content)
+        again = run(Opaque(matrix * (1 + 2e-16 * np.sign(noise)), symmetric=symmetric), checkpoint=path, progress=False)
+        assert again.products == whole.products
+    assert refused > 0
+
+
+def test_scipy_operators_of_two_matrices_are_two_operators(tmp_path):
+    one, two = (scipy.sparse.linalg.aslinearoperator(np.diag(v)) for v in (VALUES, VALUES + 1e-9))
+    for i, run in enumerate((spectral.slq, spectral.kpm, spectral.exact, spectral.trace, spectral.diagonal)):
+        run(one, checkpoint=tmp_path / f"{i}.npz")
+        with pytest.raises(ValueError, match="of another operator: a product of its run, made again, differs by"):
+            run(two, checkpoint=tmp_path / f"{i}.npz")
+
+
+class Noisy(Diagonal):
+    """Products that are never twice the same, to 1e-5; `stated` says so."""
+
+    stated = True
+
+    def _apply(self, V):
+        return super()._apply(V) * (
+            1 + 1e-5 * torch.from_numpy(np.random.default_rng(self.products).standard_normal(V.shape))
+        )
+
+    def describe(self):
+        return {**super().describe(), **({"product_noise": 1e-5} if self.stated else {})}
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_noise_that_is_stated_or_seen_by_a_second_product_is_no_other_matrix(tmp_path, stated):
+    for values, refused in ((VALUES, False), (VALUES * 1.01, True)):
+        A, B = Noisy(), Noisy(values)
+        A.stated = B.stated = stated
+        B.identity = A.identity
+        path = tmp_path / f"{refused}.npz"
+        spectral.kpm(A, probes=2, moments=20, checkpoint=path)
+        B @ torch.ones(len(VALUES), dtype=torch.float64)  # its noise is another
+        with pytest.raises(ValueError, match="another operator") if refused else nullcontext():
+            spectral.kpm(B, probes=3, moments=20, checkpoint=path)
+
+
+def test_the_repeated_product_is_not_counted_and_not_paid_from_the_budget(tmp_path):
+    for run, budget in ((lambda A, **o: spectral.top(A, 3, **o), 60), (lambda A, **o: spectral.slq(A, **o), 60)):
+        whole = run(Diagonal(), budget=budget)
+        path, sessions, result = tmp_path / f"{whole.products}.npz", 0, None
+        while result is None:
+            sessions += 1
+            with suppress(KeyboardInterrupt):
+                result = run(Diagonal(stop_at=12), budget=budget, checkpoint=path)
+        assert result.products == whole.products and sessions > 2
+        path.unlink()

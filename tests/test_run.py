@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from spectral import run
+from spectral import configuration, run
 from spectral.__main__ import main, sentence, with_default
 from spectral.estimators import kept
 from spectral.spectrum import Spectrum
@@ -55,21 +59,45 @@ def results(folder: Path) -> list[Path]:
     return sorted(folder.rglob("result.json"))
 
 
+def result_files(folder: Path) -> set[str]:
+    """The spectra of a run: those in its folder, and those that its result.json names."""
+    named = {cell["spectrum"] for cell in json.loads((folder / "result.json").read_text())["cells"]}
+    assert named == {path.relative_to(folder).as_posix() for path in folder.rglob("*.npz")}
+    return named
+
+
+def said_first(folder: Path, shown: str) -> str:
+    """The sentence below the question: the same on the terminal, on the page (where there is one) and in result.json."""
+    result = json.loads((folder / "result.json").read_text())
+    lines = shown.splitlines()
+    place = next(i for i, line in enumerate(lines) if line.endswith(result["question"]))
+    if (folder / "report.html").exists():
+        page = (folder / "report.html").read_text()
+        answers = re.findall(rf'<p class="answer {result["answer"]["verdict"]}">(.*?)</p>', page)
+        assert [html.unescape(text) for text in answers] == [lines[place + 1]]
+        assert page.index("<h1>") < page.index(answers[0]) < page.index("<figure" if "<figure" in page else "<h2>")
+    return lines[place + 1]
+
+
 def test_a_single_spectrum_from_an_unrelated_folder(tmp_path: Path) -> None:
     done = spectral(*SINGLE, "output=default", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # quiet when not a terminal
     (path,) = results(tmp_path)
     assert done.stdout.splitlines()[-1] == f"report: {path.parent / 'report.html'}"
-    assert {"report.html", "landscape.png", "cdf.png", "spectrum.npz"} <= {p.name for p in path.parent.iterdir()}
+    assert {"report.html", "landscape.png", "cdf.png", "spectra"} <= {p.name for p in path.parent.iterdir()}
+    assert result_files(path.parent) == {"spectra/spectrum.npz"}
     result = json.loads(path.read_text())
     assert {"config", "environment", "cost", "metrics", "estimates"} <= set(result)
     assert {"products", "epochs", "seconds", "peak_bytes"} <= set(result["cost"])
     assert result["config"]["data"]["train"] == 40
-    values, counts = Spectrum.load(path.parent / "spectrum.npz").points()
+    values, counts = Spectrum.load(path.parent / "spectra" / "spectrum.npz").points()
     assert result["metrics"]["trace"] == pytest.approx(values @ counts)
     assert result["estimates"]["trace"]["stderr"] == 0  # exact
     assert "±" in done.stdout and "effective rank" in done.stdout
+    assert result["answer"]["verdict"] == "found" and result["answer"]["sentence"] == said_first(
+        path.parent, done.stdout
+    )
 
 
 def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
@@ -100,11 +128,20 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
         (["operator=input_stacked", "operator.samples=-2"], "operator.samples=-2 is not possible"),
         (["operator=input_stacked", "analysis.top=0"], "analysis.top=0 is not possible"),
         (["operator=input_stacked", "operator.product_dtype=int8"], "float64, float32, bfloat16 or float16"),
-        (["operator=input_stacked", "operator.split=all"], "use 'train' or 'test'"),
-        (["operator=input_stacked", "estimator=top", "estimator.k=0"], "k=0 is no number of pairs"),
-        (["operator=input_stacked", "estimator=svd", "estimator.which=magnitude"], "use one of largest, smallest"),
-        (["operator=input_stacked", "estimator=trace", "estimator.rtol=-1"], "rtol=-1 is no relative tolerance"),
-        (["operator=input_stacked", "estimator=diagonal", "estimator.probes=0"], "probes=0 is no number of products"),
+        (["operator=input_stacked", "operator.split=all"], "operator.split='all' is not possible; use train or test."),
+        (
+            ["operator=input_stacked", "estimator=top", "estimator.k=0"],
+            "estimator.k=0 is not possible; use a whole number >= 1.",
+        ),
+        (["operator=input_stacked", "estimator=svd", "estimator.which=magnitude"], "use largest or smallest or null."),
+        (
+            ["operator=input_stacked", "estimator=trace", "estimator.rtol=-1"],
+            "estimator.rtol=-1 is not possible; use a number > 0 or null.",
+        ),
+        (
+            ["operator=input_stacked", "estimator=diagonal", "estimator.probes=0"],
+            "estimator.probes=0 is not possible; use a whole number >= 1 or null.",
+        ),
         (["experiment=depth_sweep", "estimator=top"], "An experiment compares spectra, and this estimator gives none"),
     ],
 )
@@ -126,7 +163,7 @@ def test_options_of_operator_and_estimator_are_settable(here: Path, monkeypatch)
         "operator.product_dtype=float32", "estimator=slq", "estimator.tol=0.2",
     )  # fmt: skip
     call(monkeypatch, *SINGLE, "estimator=slq", "estimator.budget=30products", "estimator.steps=9")
-    by_tolerance, by_budget = (Spectrum.load(path.parent / "spectrum.npz") for path in results(here))
+    by_tolerance, by_budget = (Spectrum.load(path.parent / "spectra" / "spectrum.npz") for path in results(here))
     described = by_tolerance.meta["operator"]
     described = described.get("of", [described])[0] if isinstance(described.get("of"), list) else described
     assert described["engine"] == "replay" and described["preflight"] is False
@@ -165,6 +202,7 @@ def test_other_estimators_write_numbers_with_their_errors_and_resume(
     assert stop.value.code == 143 and "the finished probes of 1" in capsys.readouterr().err
     monkeypatch.setattr(kept.Kept, "stepped", stepped)
     for more in (["resume=true"], ["resume=true"], []):
+        capsys.readouterr()
         call(monkeypatch, *given, *more)
     resumed, again, whole = results(here)
     assert comparable(resumed) == comparable(whole) == comparable(again)
@@ -175,6 +213,7 @@ def test_other_estimators_write_numbers_with_their_errors_and_resume(
         assert set(arrays) <= set(file.files)
         first = file[arrays[0]]
     page = (whole.parent / "report.html").read_text()
+    assert result["answer"]["sentence"] == said_first(whole.parent, capsys.readouterr().out)
     for number in result["estimates"].values():
         assert {"stderr", "residual"} & set(number) and f"{number['value']:.6g}" in page
         assert number["value"] in first
@@ -211,7 +250,7 @@ def test_no_target_outside_our_own_is_located() -> None:
         "spectral.esd", "spectral.Jacobian", "spectral.landscape.problems.digits", "torch.nn.MSELoss",
         "spectral.landscape.problems.arrays_file", "spectral.estimators.slq.slq", "spectral.landscape.models.model_for",
     ):  # fmt: skip
-        assert callable(run.locate(target))
+        assert callable(configuration.locate(target))
     for target in (
         "os.system", "torch.load", "builtins.eval", "spectral", "spectral.run.Path", "spectral.run.torch.load",
         "spectral.checkpoint.atomic_write", "spectral.state.State", "spectral.run.execute", "spectral.report.page.write",
@@ -219,9 +258,9 @@ def test_no_target_outside_our_own_is_located() -> None:
         "spectral.run.partial", "torch.nn.Module.load_state_dict", "torch.nn.init", "spectral.run._measure", "spectral.nothing",
     ):  # fmt: skip
         with pytest.raises(ValueError, match="_target_"):
-            run.locate(target)
+            configuration.locate(target)
     with pytest.raises(ValueError, match="not allowed"):
-        run.check_targets({"a": [{"b": {"_target_": "os.remove"}}]})
+        configuration.check_targets({"a": [{"b": {"_target_": "os.remove"}}]})
 
 
 def test_the_flagship_is_run_unless_a_part_is_named() -> None:
@@ -263,6 +302,10 @@ def test_an_interrupted_experiment_goes_on_to_the_same_numbers(here: Path, monke
         and "5 trained networks" not in said
         and "3 finished spectra" in said
     )
+    lines = said.splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == [
+        f"real_vs_random {i}/12".replace(" ", "  ", 1) for i in (1, 2, 3)
+    ]
     assert not results(here)
 
     def counted(*arguments, **options):
@@ -272,11 +315,19 @@ def test_an_interrupted_experiment_goes_on_to_the_same_numbers(here: Path, monke
     monkeypatch.setattr(run, "run_cell", counted)
     call(monkeypatch, *EXPERIMENT, "resume=true")
     assert len(calls) == 12  # 2 seeds x 3 conditions x 2 matrices, none of them twice
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10 and ["3 kept from before" in line for line in lines] == [True] + [False] * 9
     call(monkeypatch, *EXPERIMENT)  # afresh
     assert len(calls) == 24
     resumed, whole = results(here)
     assert comparable(resumed) == comparable(whole)
-    for name in (p.name for p in whole.parent.glob("spectrum-*.npz")):
+    answer = json.loads(whole.read_text())["answer"]
+    assert answer["verdict"] == "undecided"  # four networks that were trained for fifteen epochs
+    assert "4 of 4 trained networks missed their target loss" in answer["sentence"]
+    assert "one small network (mlp on digits, 610 parameters)" in answer["sentence"]
+    assert answer["sentence"] == said_first(whole.parent, capsys.readouterr().out)
+    assert len(result_files(whole.parent)) == 12
+    for name in result_files(whole.parent):
         a, b = Spectrum.load(resumed.parent / name), Spectrum.load(whole.parent / name)
         assert np.array_equal(a.points()[0], b.points()[0])
 
@@ -328,8 +379,8 @@ def test_sigterm_inside_exec_of_a_string_still_exits_143(tmp_path: Path) -> None
     program = """
 import os, signal, sys, time
 import spectral.__main__ as command
-from spectral import run
-run.check_targets = lambda config: exec("os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)")
+from spectral import configuration
+configuration.check_targets = lambda config: exec("os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)")
 command.main()
 """
     done = subprocess.run([sys.executable, "-c", program, *SINGLE], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -352,3 +403,27 @@ def test_own_arrays_from_a_file(here: Path, monkeypatch) -> None:
     (path,) = results(here)
     result = json.loads(path.read_text())
     assert result["metrics"]["dim"] == 5 and result["cells"][0]["condition"] == "init"
+
+
+def test_an_interrupted_sweep_says_what_is_finished_and_goes_on_in_its_own_folder(
+    here: Path, monkeypatch, capsys
+) -> None:
+    real, calls = run.execute, []
+
+    def cut_off(*given: Any) -> Path:
+        calls.append(given)
+        if len(calls) == 2:
+            raise run.Terminated
+        return real(*given)
+
+    monkeypatch.setattr(run, "execute", cut_off)
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, "-m", "seed=0,1,2", *SINGLE)
+    said = capsys.readouterr().err
+    assert stop.value.code == 143 and said.count("\n") == 1, said
+    (folder,) = (here / "outputs" / "sweeps").iterdir()
+    assert "Interrupted with 1 of 3 runs finished" in said and "(0); go on with: spectral" in said
+    call(monkeypatch, *shlex.split(said.partition("go on with: spectral ")[2]))
+    assert len(calls) == 4  # one, the one that was cut off, and two more
+    assert list((here / "outputs" / "sweeps").iterdir()) == [folder]
+    assert [path.parent.name for path in results(folder)] == ["0", "1", "2"]

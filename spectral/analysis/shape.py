@@ -45,7 +45,7 @@ METRICS: dict[str, str] = {
     **{f"n_eff_{z}": f"Σ |λ|/(|λ| + z), z = {z}·max|λ|: effective number of parameters" for z in RELATIVE_Z},
     "information_dimension": "smallest number of eigenvalues that hold 90 % of Σ|λ|, directions",
     "hard_rank": "eigenvalues with |λ| above hard_rank_threshold (`numerical_rank`)",
-    "hard_rank_threshold": "`Spectrum.rounding`: (10 eps + √dim·2⁻⁵²)·max|λ| with eps of the products, more of a quadrature",
+    "hard_rank_threshold": "`Spectrum.rounding`, in units of λ: (10 eps + √dim·2⁻⁵²)·max|λ|, more of a quadrature",
     "zeros_fraction": "eigenvalues known to be 0 by the shape of the matrix / dim",
     "condition_number": "max|λ| / min|λ| over all eigenvalues, inf when one is 0 or, error nan, not to be told from 0",
     "condition_number_nonzero": "max|λ| / min|λ| over |λ| above hard_rank_threshold",

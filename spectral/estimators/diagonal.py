@@ -14,10 +14,44 @@ from spectral.operators.base import Operator
 from spectral.operators.views import as_operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
+from spectral.schema import Array, Either, Fields, Law, Number, Same
 
 METHODS = ("auto", "xdiag", "hutchinson", "exact")
 BLOCK = 64  # columns of the identity multiplied at a time
 SHARED = 8  # random vectors multiplied at a time: sweeps are shared
+EXACT = Fields(  # of a checkpoint: the entries so far, and the column A e_0
+    {
+        "method": Same("exact"),
+        "first": Number(True, least=0, most="n"),
+        "value": Array("float64", "n"),
+        "column": Array("float64", "n"),
+    }
+)
+STATE = Either(
+    EXACT,
+    Fields(
+        {
+            "method": Same("hutchinson"),
+            "done": Number(True, least=0, most="most"),
+            "mean": Array("float64", "n"),
+            "squares": Array("float64", "n", least=0),
+            "first": Array("dtype", "n"),
+        }
+    ),
+    Fields(
+        {
+            "method": Same("xdiag"),
+            "Y": Array("dtype", "n", None),
+            "Q": Array("dtype", "n", "rank"),
+            "Z": Array("dtype", "n", "rank"),
+        },
+        laws=(
+            Law("at most as many columns as there are vectors", lambda f, s: s["rank"] <= f["Y"].shape[1] <= s["half"]),
+            Law("a basis of all columns alone", lambda f, s: s["rank"] == 0 or f["Y"].shape[1] == s["half"]),
+            Law("an orthonormal basis", lambda f, s: sketch.orthonormal(f["Q"])),
+        ),
+    ),
+)
 
 
 def diagonal(
@@ -56,7 +90,8 @@ def diagonal(
             f"{A!r} has no diagonal; use A.gram('left') for that of A A^T, the rows, or A.gram('right') for the columns."
         )
     n, seed = A.shape[0], check_seed(seed)
-    kept = Kept(checkpoint, A, {"diagonal": method, "probes": int(probes), "seed": seed})
+    settings = {"diagonal": method, "probes": int(probes), "seed": seed}
+    kept = Kept(checkpoint, A, settings, STATE, n=n, most=int(probes), half=int(probes) // 2)
     if method == "exact" or probes >= n:
         value = exact_diagonal(A, progress, kept)
         return Estimate(value, np.zeros(n), value, value, n, kept.spent[0], "exact")
@@ -83,19 +118,21 @@ def exact_diagonal(A: Operator, progress: bool | None, kept: Kept) -> np.ndarray
     """The diagonal (n,) from n products with the identity."""
     n, first = A.shape[0], 0
     A.expect(n)
-    value = np.empty(n)
+    value, column = np.zeros(n), np.zeros(n)
     if kept.state is not None:
-        first, value = kept.state["first"], kept.state["value"]
+        first, value, column = (kept.state[name] for name in ("first", "value", "column"))
+        if first:
+            kept.prove(_unit(A, range(1))[:, 0], torch.from_numpy(column).to(A.device))
 
     def whole() -> State:
-        return {"method": "exact", "first": first, "value": value}
+        return {"method": "exact", "first": first, "value": value, "column": column}
 
     with effort.bar(n, "diagonal", progress) as shown, kept.guard(whole):
         for start in range(first, n, BLOCK):
             size = min(BLOCK, n - start)
-            columns = torch.zeros(n, size, dtype=A.dtype, device=A.device)
-            columns[range(start, start + size), range(size)] = 1
-            product = sketch.multiply(A, columns)
+            product = sketch.multiply(A, _unit(A, range(start, start + size)))
+            if start == 0:
+                column = product[:, 0].double().cpu().numpy()
             value[start : start + size] = torch.diagonal(product[start : start + size]).double().cpu().numpy()
             first = start + size
             kept.stepped(whole(), end=first == n)
@@ -103,17 +140,32 @@ def exact_diagonal(A: Operator, progress: bool | None, kept: Kept) -> np.ndarray
     return value
 
 
+def _unit(A: Operator, indices: range) -> torch.Tensor:
+    """These columns of the identity, (n, b)."""
+    columns = torch.zeros(A.shape[0], len(indices), dtype=A.dtype, device=A.device)
+    columns[indices, range(len(indices))] = 1
+    return columns
+
+
 def _hutchinson(A: Operator, m: int, seed: int, progress: bool | None, kept: Kept) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error of z * (A z), by Welford's recurrence."""
-    drawn: State = {"done": 0, "mean": np.zeros(A.shape[0]), "squares": np.zeros(A.shape[0]), "method": "hutchinson"}
-    drawn = drawn if kept.state is None else kept.state
+    zero = np.zeros(A.shape[0])
+    first = torch.zeros(A.shape[0], dtype=A.dtype, device=A.device)
+    drawn: State = {"method": "hutchinson", "done": 0, "mean": zero, "squares": zero, "first": first}
+    if kept.state is not None:
+        drawn = kept.state
+        if drawn["done"]:
+            kept.prove(sketch.draw(A, seed, range(1), "rademacher")[:, 0], drawn["first"])
     with effort.bar(m, "diagonal", progress) as shown, kept.guard(lambda: drawn):
         for i in range(drawn["done"], m):
             z = sketch.draw(A, seed, range(i, i + 1), "rademacher")
-            sample = (z * sketch.multiply(A, z))[:, 0].double().cpu().numpy()
+            product = sketch.multiply(A, z)
+            sample = (z * product)[:, 0].double().cpu().numpy()
             step = sample - drawn["mean"]
             mean = drawn["mean"] + step / (i + 1)
-            drawn = {**drawn, "done": i + 1, "mean": mean, "squares": drawn["squares"] + step * (sample - mean)}
+            squares = drawn["squares"] + step * (sample - mean)
+            first = drawn["first"] if i else product[:, 0].clone()
+            drawn = {**drawn, "done": i + 1, "mean": mean, "squares": squares, "first": first}
             kept.stepped(drawn, end=i + 1 == m)
             shown.update(1)
     mean, squares = drawn["mean"], drawn["squares"]
@@ -130,6 +182,9 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, kept: Kept) ->
     drawn: State = {"Y": sketch.empty(A), "Q": sketch.empty(A), "Z": sketch.empty(A), "method": "xdiag"}
     drawn = drawn if kept.state is None else kept.state
     Omega = sketch.draw(A, seed, range(m), "rademacher")
+    if drawn["Y"].shape[1]:
+        pairs = [(Omega[:, : drawn["Y"].shape[1]], drawn["Y"]), *([(drawn["Q"], drawn["Z"])] if A.symmetric else [])]
+        kept.prove(*sketch.together(pairs))
     with effort.bar(2 * m, "diagonal", progress) as shown, kept.guard(lambda: drawn):
         while (done := drawn["Y"].shape[1]) < m:
             columns = sketch.multiply(A, Omega[:, done : done + SHARED].contiguous())

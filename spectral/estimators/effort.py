@@ -155,13 +155,13 @@ def _asymmetry(A: Operator) -> float:
     return abs(arrays.dot(Av, u) - arrays.dot(v, Au)) / scale if scale > 0 else 0.0
 
 
-def environment(A: Operator) -> dict[str, Any]:
-    """Versions, device and operator: what every result's meta begins with."""
+def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:
+    """Versions, device and operator: what every result's meta begins with; `identity` where it is known."""
     from spectral import __version__
 
     return {
         "operator": A.describe(),
-        "identity": A.identity(),
+        "identity": A.identity() if identity is None else identity,
         "device": str(A.device),
         "versions": {
             "spectral": __version__,

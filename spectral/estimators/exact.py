@@ -9,15 +9,22 @@ from typing import Any
 import torch
 
 from spectral import arrays, distributed
-from spectral.estimators import effort
+from spectral.estimators import effort, proof
 from spectral.estimators.kept import Kept, State
 from spectral.operators.base import Gram, Operator
 from spectral.operators.jacobian import Jacobian
 from spectral.operators.views import Dense, as_operator
+from spectral.schema import Array, Either, Fields, Number, Text
 from spectral.spectrum import Spectrum
 
 BLOCK = 64  # columns of the identity multiplied at a time
 WORKSPACE = 3  # the matrix in float64, its copy in the eigenvalue routine, and room
+MADE = {"how": Text(), "spent": Number(True, least=0)}
+STATE = Either(  # of a checkpoint: rows A e_0, A e_1, ... of the products so far; the matrix; its eigenvalues, a product of it
+    Fields({"products": Array("float64", None, "n")}),
+    Fields({"matrix": Array("float64", "n", "n"), **MADE}),
+    Fields({"values": Array("float64", "n", ascending=True), "image": Array("float64", "n"), **MADE}),
+)
 
 
 def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Spectrum:
@@ -46,9 +53,10 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
             f"exact needs {needed / 2**30:.1f} GiB for the {n} x {n} matrix, more than is free; use spectral.slq, which never "
             "forms it."
         )
-    kept = Kept(checkpoint, op, {"estimator": "exact"})
+    kept = Kept(checkpoint, op, {"estimator": "exact"}, STATE, n=n)
     state = kept.state or {}
     with effort.stoppable(checkpoint is not None):
+        _prove(op, kept)
         if "values" not in state:
             state = _with_values(state if "matrix" in state else _whole(op, kept, progress), kept)
     values, how, spent = state["values"], state["how"], state["spent"]
@@ -80,9 +88,29 @@ def _with_values(state: State, kept: Kept) -> State:
     kept.stepped(state)  # the routine hears no signal, and no SIGKILL waits for it
     with kept.guard(lambda: state):
         values = torch.linalg.eigvalsh((matrix + matrix.T) / 2).cpu().numpy()
-    found = {"values": values, "how": state["how"], "spent": state["spent"]}
+    image = (matrix @ _combination(kept.op)).cpu().numpy()
+    found = {"values": values, "image": image, "how": state["how"], "spent": state["spent"]}
     kept.stepped(found, end=True)
     return found
+
+
+def _prove(op: Operator, kept: Kept) -> None:
+    """Repeat the products that a checkpoint knows, all of them in one random combination."""
+    state: State = kept.state or {}
+    c = _combination(op)
+    if "image" in state:
+        expected = torch.from_numpy(state["image"])
+    else:
+        rows: Any = state.get("products", state.get("matrix", torch.zeros(0, op.shape[0])))
+        c[len(rows) :] = 0
+        expected = rows.T @ c[: len(rows)].to(rows)
+    if c.any():
+        kept.prove(c.to(op.dtype), expected.to(op.device))
+
+
+def _combination(op: Operator) -> torch.Tensor:
+    """A random vector (n,) in float64 whose entries the dtype of the operator has too."""
+    return torch.from_numpy(proof.coefficients(op.shape[0])).to(op.device, op.dtype).double()
 
 
 def gram_matrix(A: Any, side: str = "auto") -> torch.Tensor:

@@ -1,11 +1,13 @@
 """One state on disk, replaced whole: for estimators whose vectors change in place (searches) or are few (sketches).
 
 A state is a dict of numbers, strings, lists of numbers, numpy arrays, tensors and None. It is saved when the last save is a while
-ago, and when SIGINT or SIGTERM ends the run; a save takes at most a twentieth of the time.
+ago, and when SIGINT or SIGTERM ends the run; a save takes at most a twentieth of the time. What is read is held against the rule
+of its estimator, and `prove` repeats one product of the run.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,35 +19,61 @@ import torch
 
 from spectral import checkpoint as files
 from spectral import storage
-from spectral.estimators import effort
+from spectral.estimators import effort, proof
 from spectral.operators.base import Operator
+from spectral.schema import FLOATS, Fields, Items, Number, Plain, Row, Rule, Same, Text
 
-FORMAT = "spectral.kept/1"
+FORMAT = "spectral.kept/2"
 SAVE_SECONDS = 2.0  # between saves, at least
 SHARE = 20.0  # times what the last save took
 
 State = dict[str, Any]
+COUNT, POSITIVE = Number(True, least=0), Number(least=0)
+FILE = Fields(
+    {
+        "format": Same(FORMAT),
+        "identity": Text(),
+        "state": Fields(others=Plain()),
+        "spent": Row(COUNT, POSITIVE, POSITIVE),
+    }
+)
+PACKED = Fields({"shape": Items(COUNT, most=4)}, {"dtype": Text(*FLOATS)})
 
 
 class Kept:
     """Where a run stands on disk; without a path, nowhere. `state` is what an earlier session left, None without one."""
 
-    def __init__(self, path: Any, op: Operator, settings: dict[str, Any]) -> None:
-        """`settings` are all that the result depends on beside the operator.
+    def __init__(
+        self, path: Any, op: Operator, settings: dict[str, Any], rule: Rule | None = None, **sizes: Any
+    ) -> None:
+        """`settings` are all that the result depends on beside the operator; `rule` with its `sizes` is what a state must be.
 
         ValueError for a file that is damaged or of another operator, seed or setting.
         """
-        self.path, self.op = None if path is None else Path(path), op
+        self.path, self.op = None if path is None else files.claim(path), op
         self.identity = "" if path is None else files.fingerprint([op.identity(), storage.plain(settings)])
         self.state: State | None = None
         self.before = (0, 0.0, 0.0)  # products, epochs and seconds of earlier sessions
-        self.begun, self.saved, self.took = (op.products, op.epochs, time.monotonic()), time.monotonic(), 0.0
         if self.path is not None and self.path.exists():
             packed, header = files.load_own(self.path, FORMAT, self.identity)
-            self.state = _unpacked(packed, header["state"], op)
+            files.check(self.path, header, FILE, "")
+            self.state = _unpacked(self.path, packed, header["state"], op)
+            files.check(self.path, self.state, rule or Fields(others=Plain()), "", dtype=dtype_name(op), **sizes)
             products, epochs, seconds = header["spent"]
             self.before = (int(products), float(epochs), float(seconds))
+        self._begin()
+        self.saved, self.took = time.monotonic(), 0.0
+
+    def _begin(self) -> None:
+        """Count from here."""
+        self.begun = (self.op.products, self.op.epochs, time.monotonic())
         self.counted = self.before  # spent when the last step ended: a product that a signal cuts off is made again
+
+    def prove(self, x: torch.Tensor, expected: torch.Tensor | Callable[[torch.Tensor], float], **options: Any) -> None:
+        """Repeat the product of x that the state knows, before anything else is multiplied; see `proof.repeat`."""
+        differs = proof.away(expected) if isinstance(expected, torch.Tensor) else expected
+        proof.repeat(options.pop("op", self.op), self.path, x, differs, **options)
+        self._begin()
 
     @property
     def spent(self) -> tuple[int, float, float]:
@@ -63,9 +91,9 @@ class Kept:
     def _save(self, state: State) -> None:
         begun = time.monotonic()
         packed, names = _packed(state)
-        files.save_arrays(
-            self.path, packed, {"format": FORMAT, "identity": self.identity, "state": names, "spent": self.counted}
-        )
+        header = {"format": FORMAT, "identity": self.identity, "state": names, "spent": self.counted}
+        with files.forgiving(self.path):
+            files.save_arrays(self.path, packed, header)
         self.saved = time.monotonic()
         self.took = self.saved - begun
 
@@ -98,16 +126,35 @@ def _packed(state: State) -> tuple[dict[str, np.ndarray], State]:
     return packed, names
 
 
-def _unpacked(packed: dict[str, np.ndarray], names: State, op: Operator) -> State:
+def _unpacked(path: Path, packed: dict[str, np.ndarray], names: State, op: Operator) -> State:
+    """The inverse of `_packed`; what an array says of its size is held against what is there before it is made."""
     state: State = {}
     for name, value in names.items():
         if not isinstance(value, dict):
             state[name] = value
-        elif "dtype" in value:
-            made = torch.empty(value["shape"], dtype=getattr(torch, value["dtype"]))
-            if made.numel():
-                made.view(-1).view(torch.uint8).copy_(torch.from_numpy(packed[name]))
-            state[name] = made.to(op.device)
-        else:
-            state[name] = packed[name]
+            continue
+        files.check(path, value, PACKED, name)
+        content = packed.pop(name, None)
+        dtype = getattr(torch, value["dtype"]) if "dtype" in value else None
+        sized = content is not None and (
+            content.shape == tuple(value["shape"])
+            if dtype is None
+            else content.dtype == np.uint8 and content.shape == (math.prod(value["shape"]) * dtype.itemsize,)
+        )
+        if content is None or not sized:
+            raise ValueError(f"{path} is damaged: {name} is not of the size that it says; delete it and run again.")
+        if dtype is None:
+            state[name] = content
+            continue
+        made = torch.empty(value["shape"], dtype=dtype)
+        if made.numel():
+            made.view(-1).view(torch.uint8).copy_(torch.from_numpy(content))
+        state[name] = made.to(op.device)
+    if packed:
+        raise ValueError(f"{path} is damaged: it holds {', '.join(sorted(packed))}, which nothing needs; delete it.")
     return state
+
+
+def dtype_name(op: Operator) -> str:
+    """The dtype of an operator as rules name it."""
+    return str(op.dtype).removeprefix("torch.")

@@ -86,7 +86,7 @@ def kpm(
         records, found = draw(flight, steps, limit, shown, probes, given)
     products, epochs, _ = flight.spent
     meta = {
-        **effort.environment(op),
+        **effort.environment(op, flight.matrix),
         "seed": int(seed),
         "probes": len(records),
         "moments": moments,

@@ -14,26 +14,33 @@ Cov(e_i, e_j) = E d_ij d_ji without bias. The m (m - 1) numbers d_ij cost O(m^3)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from scipy.stats import t as student
 
 from spectral import arrays
+from spectral.estimators import proof
 from spectral.operators.base import Operator
 from spectral.probes import probe
+from spectral.schema import Array, Fields, Items, Law, Number, Rule, Same
 
 RANK = 4.0  # a direction of Y within this many eps of its largest column is rounding
 ALONE = 1e-6  # leverage 1 - ALONE: no other vector of Y reaches this one's direction
 PARALLEL = 1e-12  # squared sine below which two directions are one
+POSITIVE, COLUMNS = Number(least=0), Array("dtype", "n", "m")
+RANGE: dict[str, Rule] = {"Q": Array("dtype", "n", "rank"), "Z": Array("dtype", "n", "rank"), "largest": POSITIVE}
 
 
 class Sampler:
     """Vectors drawn so far, and what they say of tr A."""
 
     cost = 1  # products for each vector
-    parts: tuple[str, ...] = ()  # attributes that hold what has been drawn; replaced by `add`, never changed in place
+    alone = True  # without a `Range`
+    parts: ClassVar[
+        dict[str, Rule]
+    ] = {}  # attributes that hold what has been drawn; replaced by `add`, never changed in place
 
     def __init__(self, A: Operator, seed: int) -> None:
         self.A, self.seed, self.m = A, seed, 0
@@ -44,6 +51,33 @@ class Sampler:
         basis = getattr(self, "range", None)
         return own if basis is None else {**own, "Q": basis.Q, "Z": basis.Z, "largest": basis.largest}
 
+    @classmethod
+    def rule(cls, name: str) -> Fields:
+        """What a checkpoint of this sampler under its name must hold; `targets`: numbers of vectors that a run may aim at."""
+        whole = Number(True, least=0)
+        ranged = {} if cls.alone else RANGE
+        laws = (
+            Law("a number of vectors that the run aims at", lambda f, s: f["target"] in s["targets"][name]),
+            Law(
+                "as many vectors as it says, and not more than it aims at", lambda f, s: f["m"] == s["m"] <= f["target"]
+            ),
+            Law("an orthonormal basis", lambda f, s: "Q" not in f or orthonormal(f["Q"])),
+            Law("sums that are those of its vectors", cls.sums),
+        )
+        return Fields({"method": Same(name), "target": whole, "m": whole, **cls.parts, **ranged}, laws=laws)
+
+    @staticmethod
+    def sums(state: Any, sizes: Any) -> bool:
+        """Whether numbers that were summed up on the way are those of what is held."""
+        raise TypeError("a sampler sums something.")
+
+    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Blocks of vectors that were multiplied, and their products."""
+        raise TypeError(f"{type(self).__name__} draws nothing.")
+
+    def again(self) -> None:
+        """Draw the vectors that a checkpoint leaves out once more."""
+
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         for name in ("m", *self.parts):
@@ -51,6 +85,8 @@ class Sampler:
         basis = getattr(self, "range", None)
         if basis is not None:
             basis.Q, basis.Z, basis.largest = state["Q"], state["Z"], state["largest"]
+        if self.m:
+            self.again()
 
     def add(self, count: int) -> None:
         """Draw `count` more vectors and multiply."""
@@ -89,17 +125,26 @@ class Hutchinson(Sampler):
     the m values, which of a dominant eigenvalue are chi-squares, small when their mean is (rms z of one outlier, m = 20: 1.5).
     """
 
-    parts = ("values", "squares", "scatter", "mean")
+    parts: ClassVar[dict[str, Rule]] = {
+        "values": Items(Number(), count="m"),
+        "squares": POSITIVE,
+        "scatter": POSITIVE,
+        "mean": Array("float64", "n"),
+        "product": Array("dtype", "n"),
+    }
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
         self.values: list[float] = []
+        self.product = torch.zeros(A.shape[0], dtype=A.dtype, device=A.device)  # of the first vector
         self.squares = self.scatter = 0.0
         self.mean = torch.zeros(A.shape[0], dtype=torch.float64, device=A.device)
 
     def add(self, count: int) -> None:
         Z = self.draw(self.m, count, "rademacher")
         Y = self.multiply(Z)
+        if self.m == 0:
+            self.product = Y[:, 0].clone()
         self.values = self.values + column_dots(Z, Y).tolist()
         self.squares += float(column_dots(Y, Y).sum())
         for i in range(count):  # Welford's recurrence
@@ -108,6 +153,20 @@ class Hutchinson(Sampler):
             step = sample - self.mean
             self.mean = self.mean + step / self.m
             self.scatter += arrays.dot(step, sample - self.mean)
+
+    @staticmethod
+    def sums(state: Any, sizes: Any) -> bool:
+        """The entries of the mean sum up to the mean of the values, and ||z * A z|| = ||A z|| for signs z."""
+        m, mean, eps = state["m"], state["mean"], proof.rounding(getattr(torch, sizes["dtype"]))
+        size = np.sqrt(len(mean) * state["squares"] * m)
+        scatter = state["squares"] - m * float(mean @ mean)
+        return (
+            abs(sum(state["values"]) - m * float(mean.sum())) <= eps * size
+            and abs(scatter - state["scatter"]) <= eps * state["squares"]
+        )
+
+    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(self.draw(0, 1, "rademacher"), self.product[:, None])]
 
     def estimate(self) -> tuple[float, float]:
         values = np.array(self.values)
@@ -119,7 +178,8 @@ class HutchPlusPlus(Sampler):
     """tr Q^T A Q for Q from m vectors, and g^T (I - Q Q^T) A (I - Q Q^T) g of m other ones."""
 
     cost = 3
-    parts = ("G", "AG", "squares")
+    alone = False
+    parts: ClassVar[dict[str, Rule]] = {"AG": COLUMNS, "squares": POSITIVE}
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
@@ -133,6 +193,16 @@ class HutchPlusPlus(Sampler):
         self.G, self.AG = torch.cat([self.G, G], 1), torch.cat([self.AG, AG], 1)
         self.squares += float(column_dots(AG, AG).sum())
         self.m += count
+
+    @staticmethod
+    def sums(state: Any, sizes: Any) -> bool:
+        return same_squares(state["AG"], state["squares"])
+
+    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(self.G, self.AG), (self.range.Q, self.range.Z)]
+
+    def again(self) -> None:
+        self.G = self.draw(1, self.m, "rademacher", 2)
 
     def estimate(self) -> tuple[float, float]:
         Q, Z = self.range.Q, self.range.Z
@@ -151,7 +221,8 @@ class XTrace(Sampler):
     """
 
     cost = 2
-    parts = ("Omega", "Y", "squares")
+    alone = False
+    parts: ClassVar[dict[str, Rule]] = {"Y": COLUMNS, "squares": POSITIVE}
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
@@ -169,6 +240,16 @@ class XTrace(Sampler):
     def estimate(self) -> tuple[float, float]:
         e, change = self.samples()
         return float(e.mean()), _stderr(exchangeable_variance(e, change), self.m, _rounding(self))
+
+    @staticmethod
+    def sums(state: Any, sizes: Any) -> bool:
+        return same_squares(state["Y"], state["squares"])
+
+    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(self.Omega, self.Y), (self.range.Q, self.range.Z)]
+
+    def again(self) -> None:
+        self.Omega = self.draw(0, self.m, "gaussian")
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """e (m,) and d (m, m): d_ij = e_i less the same without y_j in its basis."""
@@ -205,12 +286,22 @@ class XNysTrace(Sampler):
     what is approximated; nu n is subtracted again. Epperly, Tropp, Webber (2024).
     """
 
-    parts = ("Omega", "Y", "squares")
+    parts: ClassVar[dict[str, Rule]] = {"Y": COLUMNS, "squares": POSITIVE}
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
         self.Omega = self.Y = empty(A)
         self.squares = 0.0
+
+    @staticmethod
+    def sums(state: Any, sizes: Any) -> bool:
+        return same_squares(state["Y"], state["squares"])
+
+    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(self.Omega, self.Y)]
+
+    def again(self) -> None:
+        self.Omega = self.draw(0, self.m, "gaussian")
 
     def add(self, count: int) -> None:
         Omega = self.draw(self.m, count, "gaussian")
@@ -337,6 +428,29 @@ def cross(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:
     for rows in _chunks(X if X.shape[1] > Y.shape[1] else Y):
         total += X[rows].double().T @ Y[rows].double()
     return total.cpu().numpy()
+
+
+def orthonormal(Q: torch.Tensor) -> bool:
+    """Whether the columns of Q (n, k) are, to their rounding."""
+    return bool(np.abs(cross(Q, Q) - np.eye(Q.shape[1])).max(initial=0.0) <= proof.rounding(Q.dtype))
+
+
+def same_squares(Y: torch.Tensor, squares: float) -> bool:
+    """Whether `squares` is ||Y||_F^2."""
+    return abs(float(column_dots(Y, Y).sum()) - squares) <= proof.rounding(Y.dtype) * squares
+
+
+def together(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random combination of all vectors, (n,), and the same one of their products."""
+    c = proof.coefficients(sum(V.shape[1] for V, _ in pairs))
+    ends = np.cumsum([0, *(V.shape[1] for V, _ in pairs)])
+    x, y = (
+        torch.stack([proof.combined(pair[i].T, c[a:b]) for pair, a, b in zip(pairs, ends, ends[1:], strict=False)]).sum(
+            0
+        )
+        for i in (0, 1)
+    )
+    return x, y
 
 
 def column_dots(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:

@@ -314,7 +314,7 @@ class _Run:
         if self.deflation is not None:
             atoms, removed, error = self.deflation.atoms(records, self.op.shape[0])
         meta = {
-            **effort.environment(self.op),
+            **effort.environment(self.op, self.flight.matrix),
             **self.settings,
             "probes": len(records),
             "stop": stop,

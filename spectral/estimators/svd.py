@@ -17,14 +17,35 @@ import numpy as np
 import torch
 
 from spectral import arrays, results
-from spectral.estimators import effort
+from spectral.estimators import effort, proof
 from spectral.estimators.kept import Kept
-from spectral.estimators.top import FLOOR, INNER, KEYS, Search, capacity, check, difference, held
+from spectral.estimators.top import FLOOR, INNER, KEYS, Search, bounds, capacity, check, difference, held, saved
 from spectral.operators.base import Operator
 from spectral.operators.views import as_operator
 from spectral.probes import check_seed, probe
 from spectral.recurrences.bidiagonal import GolubKahan
 from spectral.recurrences.block import independent, orthogonalise, rotate
+from spectral.schema import Array, Law, Number, maybe
+
+STATE = saved(  # of a checkpoint: vectors of the short side have n entries, those of the long side m
+    {
+        "B": Array("float64", "j", "j"),
+        "beta": Number(least=0),
+        "u": maybe(Array("dtype", "m")),
+        "kept": maybe(Array("dtype", "r", "m")),
+    },
+    Law(
+        "left vectors of length 1",
+        lambda f, s: all(
+            abs(arrays.norm(u) - 1) <= proof.rounding(u.dtype)
+            for u in (*([] if f["u"] is None else [f["u"]]), *([] if f["kept"] is None else f["kept"]))
+        ),
+    ),
+    Law(
+        "left vectors for what is not locked",
+        lambda f, s: f["kept"] is None or len(f["kept"]) <= s["j"] - f["locked"],
+    ),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +111,11 @@ def svd(
     n = K.shape[1]
     check(A, k, n, tol, which, keys)
     settings = {"svd": k, "tol": tol, "seed": check_seed(seed), "which": which, "basis": basis}
-    kept = Kept(checkpoint, A, settings)
+    kept = Kept(checkpoint, A, settings, STATE, n=n, m=K.shape[0], k=int(k), block=1, **bounds(k, n, 1, basis))
     state = GolubKahan(K, held(kept) or capacity(K, k, n, 1, basis, k + 3 * k * -(-K.shape[0] // n)))
-    run = Search(state, k, keys[which], max(tol, FLOOR * arrays.machine_epsilon(A.dtype)), A, seed, 1)
+    run = Search(state, k, keys[which], max(tol, FLOOR * arrays.machine_epsilon(A.dtype)), A, seed, 1, kept, budget)
     with effort.bar(None, "svd", progress) as shown:
-        complete = run.pairs(effort.Budget(budget, A, kept.before), 2 * k, shown, kept)
+        complete = run.pairs(2 * k, shown)
     values, X, Y, residuals = _measured(K, state, k, keys[which], seed)
     run.norm = max(run.norm, float(values.max()))
     threshold = run.tol * run.norm

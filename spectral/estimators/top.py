@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from spectral import arrays, results
-from spectral.estimators import effort
+from spectral.estimators import effort, proof
 from spectral.estimators.kept import Kept
 from spectral.operators.base import Gram, Operator
 from spectral.operators.views import as_operator
 from spectral.probes import check_seed, probe
 from spectral.recurrences.block import BlockLanczos, dots, independent, rotate
+from spectral.schema import Array, Fields, Flag, Items, Law, Number, Rule, maybe
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "largest": lambda x: x,
@@ -38,6 +39,49 @@ MOST = 50.0  # times n: products after which a search with restarts has stalled,
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
 NUMBERS = ("probes", "lowest", "highest", "deepest", "norm", "look", "verdict")  # of a search
 EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 1/EVERY
+COUNT, POSITIVE, ANY = Number(True, least=0), Number(least=0), Number(finite=False)
+
+
+def saved(own: dict[str, Rule], *laws: Law) -> Fields:
+    """What a checkpoint of a search must hold, with what its recurrence has of its own: j vectors V, l of them locked."""
+    search = dict(zip(NUMBERS, (COUNT, ANY, ANY, COUNT, POSITIVE, COUNT, maybe(Flag())), strict=True))
+    shared: dict[str, Rule] = {
+        "V": Array("dtype", "j", "n"),
+        "pending": Array("dtype", "b", "n"),
+        "locked": Number(True, least=0),
+        "depth": COUNT,
+        "norm": POSITIVE,
+        "capacity": Number(True, least="least", most="most"),
+    }
+    common = (
+        Law(
+            "locked vectors among a basis that its capacity holds", lambda f, s: f["locked"] <= s["j"] <= f["capacity"]
+        ),
+        Law("at most as many directions as a block", lambda f, s: s["b"] <= s["block"]),
+        Law("an orthonormal basis", lambda f, s: _orthonormal(f["V"], f["pending"])),
+        Law(
+            "k locked vectors and no others where the search has ended",
+            lambda f, s: f["search_verdict"] is None or (f["search_verdict"] and s["k"] <= s["j"] == f["locked"]),
+        ),
+    )
+    return Fields({f"search_{name}": rule for name, rule in search.items()} | shared | own, laws=(*common, *laws))
+
+
+def _orthonormal(V: torch.Tensor, pending: torch.Tensor) -> bool:
+    """Whether basis and pending vectors, rows, are orthonormal, to their rounding."""
+    W = torch.cat([V, pending])
+    distance = (dots(W, W).cpu() - torch.eye(len(W), dtype=torch.float64)).abs()
+    return not len(W) or float(distance.max()) <= proof.rounding(V.dtype)
+
+
+STATE = saved(
+    {
+        "T": Array("float64", "j", "j"),
+        "coupling": Array("float64", "b", "j"),
+        "sizes": Items(Number(True, least=1)),
+    },
+    Law("a symmetric T", lambda f, s: np.array_equal(f["T"], f["T"].T)),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +144,13 @@ def top(
     if isinstance(block, bool) or not isinstance(block, int | np.integer) or not 1 <= block <= n:
         raise ValueError(f"block={block!r} is no block size; use an integer from 1 to {n}.")
     settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": int(block), "basis": basis}
-    kept = Kept(checkpoint, op, settings)
+    kept = Kept(checkpoint, op, settings, STATE, n=n, k=int(k), block=int(block), **bounds(k, n, block, basis))
     state = BlockLanczos(op, held(kept) or capacity(op, k, n, block, basis, 2 * k))
-    run = Search(state, k, KEYS[which], max(tol, FLOOR * arrays.machine_epsilon(op.dtype)), op, seed, block)
+    run = Search(
+        state, k, KEYS[which], max(tol, FLOOR * arrays.machine_epsilon(op.dtype)), op, seed, block, kept, budget
+    )
     with effort.bar(None, "top", progress) as shown:
-        complete = run.pairs(effort.Budget(budget, op, kept.before), k, shown, kept)
+        complete = run.pairs(k, shown)
     values, X, residuals = _measured(op, state.V[:k], KEYS[which])
     threshold = run.tol * max(run.norm, float(np.abs(values).max()))
     return Eigenpairs(
@@ -158,11 +204,9 @@ def check(op: Operator, k: int, n: int, tol: float, which: str, keys: dict[str, 
 
 def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra: int) -> int:
     """Basis vectors to hold: `basis`, or what a quarter of the free memory holds beside `extra` vectors."""
-    least = min(n, k + 3 * block + 1)
+    least, most = bounds(k, n, block, basis).values()
     if basis is not None:
-        if isinstance(basis, bool) or not isinstance(basis, int | np.integer) or basis < least:
-            raise ValueError(f"basis={basis!r} is too small for {k} pairs in blocks of {block}; use at least {least}.")
-        return min(int(basis), n)
+        return most
     free = arrays.available_memory(op.device) // 4
     fits = free // (n * op.dtype.itemsize) - extra - block
     if fits < least:
@@ -170,7 +214,17 @@ def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra:
             f"{k} pairs need {least + extra + block} vectors of length {n} ({op.dtype}), and a quarter of the free memory "
             f"({free / 2**30:.1f} GiB) holds {max(0, fits + extra + block)}; ask for fewer pairs, or say basis= yourself."
         )
-    return min(n, fits, max(4 * k, k + ROOM, least))
+    return min(fits, most)
+
+
+def bounds(k: int, n: int, block: int, basis: int | None) -> dict[str, int]:
+    """The least and the most basis vectors that a search may hold."""
+    least = min(n, k + 3 * block + 1)
+    if basis is None:
+        return {"least": int(least), "most": int(min(n, max(4 * k, k + ROOM, least)))}
+    if isinstance(basis, bool) or not isinstance(basis, int | np.integer) or basis < least:
+        raise ValueError(f"basis={basis!r} is too small for {k} pairs in blocks of {block}; use at least {least}.")
+    return {"least": int(least), "most": min(int(basis), n)}
 
 
 def held(kept: Kept) -> int:
@@ -195,8 +249,12 @@ class Recurrence(Protocol):
 
     multiplying: bool
 
+    @property
+    def multiplied(self) -> Operator: ...
+
     def state(self) -> dict[str, Any]: ...
     def resume(self, state: dict[str, Any]) -> None: ...
+    def known_product(self, c: np.ndarray) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None: ...
     def start(self, block: torch.Tensor) -> None: ...
     def step(self) -> int: ...
     def ritz(self) -> tuple[np.ndarray, np.ndarray]: ...
@@ -217,8 +275,10 @@ class Search:
         op: Operator,
         seed: int,
         block: int,
+        kept: Kept,
+        budget: Any,
     ) -> None:
-        self.state, self.k, self.key, self.tol = state, k, key, tol
+        self.state, self.k, self.key, self.tol, self.kept = state, k, key, tol, kept
         self.op, self.seed, self.block = op, check_seed(seed), block
         self.probes = 0  # random directions so far
         self.lowest, self.highest = np.inf, -np.inf  # Ritz values since the last of them, to the recurrence's power
@@ -226,6 +286,10 @@ class Search:
         self.norm = 0.0  # the largest |theta| so far
         self.look = 0  # size of the basis at the next look at its Ritz values; 0: random directions are due
         self.verdict: bool | None = None  # whether nothing better is left; None while it is not known
+        effort.Budget(budget, op, kept.before).announce(2 * (state.capacity + k))
+        if kept.state is not None:
+            self._resume(kept.state)
+        self.limit = effort.Budget(budget, op, kept.before)  # the product that proved a checkpoint is none of the run's
 
     def _whole(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in NUMBERS}
@@ -235,19 +299,21 @@ class Search:
         for name in NUMBERS:
             setattr(self, name, state[f"search_{name}"])
         self.state.resume(state)
+        c = proof.coefficients(self.state.size)
+        if known := self.state.known_product(c):
+            size = self.norm * max(float(np.linalg.norm(c)), 1.0)
+            slack = self.tol * size * math.sqrt(self.state.locked)  # the residuals of locked pairs are forgotten
+            self.kept.prove(*known, op=self.state.multiplied, scale=size, slack=slack)
 
-    def pairs(self, limit: effort.Budget, reserve: int, shown: Any, kept: Kept) -> bool:
+    def pairs(self, reserve: int, shown: Any) -> bool:
         """Leave the k best pairs in `state`, locked; `reserve` products stay unspent. Whether nothing better is left."""
-        self.limit, self.reserve, self.shown, self.kept = limit, reserve, shown, kept
-        limit.announce(2 * (self.state.capacity + self.k))
+        limit, self.reserve, self.shown = self.limit, reserve, shown
         least = (self.k + self.block - 1) * self.state.power + reserve
         if limit.products < least:
             raise ValueError(
                 f"a budget of {limit.products:g} products does not give {self.k} pairs; use at least {least}."
             )
-        if kept.state is not None:
-            self._resume(kept.state)
-        with kept.guard(lambda: self._whole() if self.state.multiplying else None):
+        with self.kept.guard(lambda: self._whole() if self.state.multiplying else None):
             while self.verdict is None:
                 if not self.look:
                     self._start()
@@ -256,7 +322,7 @@ class Search:
                 self.verdict = self._explore() if len(self.state.pending) else True
                 self.look = 0
             if self.verdict:
-                kept.stepped(self._whole(), end=True)
+                self.kept.stepped(self._whole(), end=True)
         return self.verdict
 
     def _start(self) -> None:

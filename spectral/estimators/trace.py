@@ -14,13 +14,14 @@ import numpy as np
 
 from spectral import arrays
 from spectral.estimators import effort, sketch
-from spectral.estimators.diagonal import exact_diagonal
+from spectral.estimators.diagonal import EXACT, exact_diagonal
 from spectral.estimators.kept import Kept
 from spectral.estimators.slq import slq
 from spectral.operators.base import Gram, Operator
 from spectral.operators.views import as_operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
+from spectral.schema import Either
 from spectral.spectrum import Spectrum
 
 SAMPLERS = {
@@ -30,6 +31,7 @@ SAMPLERS = {
     "xnystrace": sketch.XNysTrace,
 }
 METHODS = ("auto", *SAMPLERS, "slq")
+STATE = Either(EXACT, *(sampler.rule(name) for name, sampler in SAMPLERS.items()))  # of a checkpoint
 PROBES = 20  # by default; of fewer than 10 vectors the X methods' errors have long tails
 MOST = 10_240  # products with rtol=
 BLOCK = 8  # vectors multiplied at a time: sweeps are shared, memory is not
@@ -88,8 +90,21 @@ def trace(
     if A.shape[0] != A.shape[1] or not A.self_map:
         A = A.gram()
     A = A.smaller if isinstance(A, Gram) else A
+    wanted = PROBES if probes is None else probes
+    if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or wanted < 1:
+        raise ValueError(f"probes={probes!r} is no number of products; use an integer >= 2.")
     settings = {"trace": method, "probes": probes, "rtol": rtol, "seed": check_seed(seed)}
-    return _sampled(A, method, probes, rtol, seed, budget, Kept(checkpoint, A, settings), progress)
+    targets = {name: _targets(int(wanted), sampler.cost, rtol) for name, sampler in SAMPLERS.items()}
+    kept = Kept(checkpoint, A, settings, STATE, n=A.shape[0], targets=targets)
+    return _sampled(A, method, probes, rtol, seed, budget, kept, progress)
+
+
+def _targets(probes: int, cost: int, rtol: float | None) -> list[int]:
+    """The numbers of vectors that a run aims at one after the other."""
+    targets = [probes // cost]
+    while rtol is not None and 0 < targets[-1] < MOST // cost:
+        targets.append(min(2 * targets[-1], MOST // cost))
+    return targets
 
 
 def _sampled(
@@ -105,8 +120,6 @@ def _sampled(
     """tr A from vectors drawn until there are enough."""
     purse = Purse(A, budget, kept)
     n, wanted = A.shape[0], PROBES if probes is None else probes
-    if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or wanted < 1:
-        raise ValueError(f"probes={probes!r} is no number of products; use an integer >= 2.")
     affordable = purse.room(1)
     if (kept.state or {}).get("method") == "exact" or (kept.state is None and n <= min(wanted, affordable)):
         return _exact(A, purse)
@@ -117,10 +130,13 @@ def _sampled(
     target = int(wanted) // sampler.cost
     if target < 2:
         raise ValueError(f"probes={wanted} gives no error bar with {name!r}; use probes >= {2 * sampler.cost}.")
+    purse.limit.announce(int(wanted))
     if kept.state is not None:
         sampler.resume(kept.state)
         target = kept.state["target"]
-    purse.limit.announce(int(wanted))
+        if sampler.m:
+            kept.prove(*sketch.together(sampler.drawn()))
+            purse = Purse(A, budget, kept)  # that product is none of the run's
     most = MOST // sampler.cost
     drawn = {"method": name, "target": target, **sampler.state()}
     with effort.bar(target * sampler.cost, "trace", progress) as shown, kept.guard(lambda: drawn):

@@ -297,6 +297,11 @@ def network(
         state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         snapshot = Snapshot(state=state, trained=trained, noise=cell.condition.noise, changed=changed)
         store[cell.network] = snapshot
+    own, kept = ({name: (v.shape, v.dtype) for name, v in s.items()} for s in (model.state_dict(), snapshot.state))
+    if own != kept or snapshot.noise != cell.condition.noise:
+        raise ValueError(
+            f"The kept network {cell.network} is of another model or label noise; delete it and train again."
+        )
     model.load_state_dict(snapshot.state)
     return model.eval(), snapshot
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import rankdata
 
-from spectral.analysis import cohens_d, compare
+from spectral.analysis import METRICS, cohens_d, compare
 from spectral.landscape.cell import CellResult
 from spectral.landscape.problems import stream
 
@@ -27,6 +27,16 @@ KEY_METRICS: dict[str, str] = {
     "alpha": "tail",
 }
 PAIRS = (("true", "random"), ("true", "init"), ("random", "init"))
+# How steep the network is: what changes when the matrix is multiplied by a number. It never counts as separating.
+SCALE = frozenset(name for name, text in METRICS.items() if "units of λ" in text) | {"alpha_hat", "log_alpha_norm"}
+# The key that says whether the fit behind a metric may be trusted (1) or was refused (0); a refused number may be nan.
+POWER_LAW = "alpha alpha_bounded alpha_hat log_alpha_norm sigma xmin D tail hill truncated_alpha truncated_rate"
+BULK = "mp_edge mp_sigma mp_ratio mp_spikes mp_softrank mp_ks"
+FITS: dict[str, str] = {
+    **dict.fromkeys(POWER_LAW.split(), "alpha_accepted"),
+    **dict.fromkeys(BULK.split(), "mp_accepted"),
+    "alpha_peak": "alpha_peak_accepted",
+}
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,15 @@ class Effect:
 @dataclass(frozen=True)
 class MetricRow:
     """One metric of one matrix: per condition one number per seed (in the order of `Result.seeds`, nan where missing),
-    the standard error of each within its seed (0: exact, nan: unknown), and the effects between the conditions."""
+    the standard error of each within its seed (0: exact, nan: unknown), whether the fit behind it was refused, and the
+    effects between the conditions."""
 
     matrix: str
     metric: str
     values: dict[str, tuple[float, ...]]
     errors: dict[str, tuple[float, ...]]
     effects: tuple[Effect, ...]
+    refused: dict[str, tuple[bool, ...]] = field(default_factory=dict)
 
     def effect(self, a: str, b: str) -> Effect | None:
         """The effect of `a` minus `b`, or None where a condition has fewer than two seeds."""
@@ -69,7 +81,10 @@ class SpectrumDistance:
 
 @dataclass(frozen=True)
 class Separation:
-    """On how many seeds the metric of true labels is below, or above, that of random labels of the same seed."""
+    """On how many seeds the metric of true labels is below, or above, that of random labels of the same seed.
+
+    `refused` counts the seeds on which a fit behind either number was refused: with one of them nothing is compared.
+    """
 
     matrix: str
     metric: str
@@ -77,10 +92,13 @@ class Separation:
     seeds: int
     below: int
     above: int
+    refused: int = 0
 
     @property
     def verdict(self) -> str:
-        """ "true < random" or "true > random" when it holds on every seed, else "mixed"."""
+        """ "true < random" or "true > random" when it holds on every seed, else "mixed"; "refused" where a fit was."""
+        if self.refused:
+            return "refused"
         if self.seeds and self.below == self.seeds:
             return "true < random"
         return "true > random" if self.seeds and self.above == self.seeds else "mixed"
@@ -212,6 +230,15 @@ def _standard_ranks(values: np.ndarray) -> np.ndarray:
     return ranks / length if length > 0 else ranks
 
 
+def refused(metric: str, metrics: Mapping[str, float]) -> bool:
+    """Whether `metric` comes from a fit that the same metrics say was refused.
+
+    >>> refused("alpha", {"alpha": 2.0, "alpha_accepted": 0.0}), refused("trace", {"alpha_accepted": 0.0})
+    (True, False)
+    """
+    return metric in FITS and metrics.get(FITS[metric]) == 0.0
+
+
 def _row(
     matrix: str,
     metric: str,
@@ -221,20 +248,21 @@ def _row(
 ) -> MetricRow:
     values: dict[str, tuple[float, ...]] = {}
     errors: dict[str, tuple[float, ...]] = {}
+    doubted: dict[str, tuple[bool, ...]] = {}
     for condition in conditions:
-        cells = [here.get((condition, seed)) for seed in seeds]
-        numbers = tuple(math.nan if c is None else float(c.metrics.get(metric, math.nan)) for c in cells)
-        if any(math.isfinite(v) for v in numbers):
+        found = [r.metrics if (r := here.get((condition, seed))) is not None else {} for seed in seeds]
+        numbers = tuple(float(m.get(metric, math.nan)) for m in found)
+        if any(map(math.isfinite, numbers)) or any(refused(metric, m) for m in found):
             values[condition] = numbers
-            errors[condition] = tuple(
-                math.nan if c is None else float(c.metrics.get(f"{metric}_stderr", math.nan)) for c in cells
-            )
+            errors[condition] = tuple(float(m.get(f"{metric}_stderr", math.nan)) for m in found)
+            if any(refused(metric, m) for m in found):
+                doubted[condition] = tuple(refused(metric, m) for m in found)
     effects = []
     for a, b in PAIRS:
         x, y = ([v for v in values.get(name, ()) if math.isfinite(v)] for name in (a, b))
         if len(x) >= 2 and len(y) >= 2:
             effects.append(_effect(a, b, x, y))
-    return MetricRow(matrix, metric, values, errors, tuple(effects))
+    return MetricRow(matrix, metric, values, errors, tuple(effects), doubted)
 
 
 def _effect(a: str, b: str, x: list[float], y: list[float]) -> Effect:
@@ -244,13 +272,15 @@ def _effect(a: str, b: str, x: list[float], y: list[float]) -> Effect:
 
 def _separation(row: MetricRow) -> Separation:
     """Seed by seed, as true and random share the split, the initial weights and the order of the samples."""
-    pairs = [
-        (t, r)
-        for t, r in zip(row.values.get("true", ()), row.values.get("random", ()), strict=False)
-        if math.isfinite(t) and math.isfinite(r)
-    ]
-    below, above = sum(t < r for t, r in pairs), sum(t > r for t, r in pairs)
-    return Separation(row.matrix, row.metric, KEY_METRICS[row.metric], len(pairs), below, above)
+    sides = ("true", "random")
+    t, r = (np.array(row.values.get(side, ()), dtype=float) for side in sides)
+    if len(t) != len(r):
+        t = r = np.zeros(0)
+    known = np.isfinite(t) & np.isfinite(r)
+    doubted = [np.array(row.refused.get(side, (False,) * len(t)), dtype=bool) for side in sides]
+    lost = int((known & (doubted[0] | doubted[1])).sum()) if len(t) else 0
+    below, above = int((t < r)[known].sum()), int((t > r)[known].sum())
+    return Separation(row.matrix, row.metric, KEY_METRICS[row.metric], int(known.sum()), below, above, lost)
 
 
 def _cost(done: Sequence[CellResult]) -> dict[str, float]:

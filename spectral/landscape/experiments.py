@@ -59,12 +59,21 @@ SWEPT = ("flattened", "ntk")  # a sweep asks how few numbers move: two matrices,
 
 @dataclass(frozen=True)
 class Experiment:
-    """What to do and what to ask: `levels` maps each condition to its place on the swept axis (empty: no axis)."""
+    """What to do and what to ask: `levels` maps each condition to its place on the swept axis (empty: no axis).
+
+    `axis` says along what in words ("with depth"), `words` names each condition as a person reads it. `asked` are metrics
+    that the question names beside the one of the first picture; `expected` is "falls" or "grows" where yes means that
+    direction of it, "moves" where either is a yes, "" where the question is not one of yes or no.
+    """
 
     name: str
     question: str
     settings: Settings
     levels: dict[str, float] = field(default_factory=dict)
+    axis: str = ""
+    words: dict[str, str] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+    expected: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,16 @@ def label_noise_sweep(
     levels = {f"noise{100 * noise:g}": float(noise) for noise in noises}
     conditions = tuple(Condition(name, noise) for name, noise in levels.items())
     question = "Do rank and alignment of the Jacobian's spectrum follow the fraction of permuted labels?"
-    return Experiment("label_noise_sweep", question, replace(settings, conditions=conditions), levels)
+    return Experiment(
+        "label_noise_sweep",
+        question,
+        replace(settings, conditions=conditions),
+        levels,
+        axis="with the fraction of permuted labels",
+        words={name: f"{100 * level:g} % permuted" for name, level in levels.items()},
+        asked=("own_label_alignment",),
+        expected="moves",
+    )
 
 
 def depth_sweep(
@@ -113,8 +131,16 @@ def depth_sweep(
     settings = _swept(settings, kinds=("flattened", "diagonal", "ntk"))
     levels = {f"depth{depth}": float(depth) for depth in options}
     conditions = tuple(Condition(f"depth{depth}", noise, options=chosen) for depth, chosen in options.items())
-    question = "Does the spectrum sharpen with depth: fewer directions, a heavier tail, a larger norm?"
-    return Experiment("depth_sweep", question, replace(settings, conditions=conditions), levels)
+    question = "Does the Jacobian's spectrum sharpen with depth, to fewer directions?"
+    return Experiment(
+        "depth_sweep",
+        question,
+        replace(settings, conditions=conditions),
+        levels,
+        axis="with depth",
+        words={name: f"depth {level:g}" for name, level in levels.items()},
+        expected="falls",
+    )
 
 
 def jacobian_evolution(
@@ -129,8 +155,15 @@ def jacobian_evolution(
     settings = _swept(settings)
     levels = {f"epoch{epoch}": float(epoch) for epoch in epochs}
     conditions = tuple(Condition(f"epoch{epoch}", noise, epochs=epoch) for epoch in epochs)
-    question = "How does the spectrum grow out of that at initialisation?"
-    return Experiment("jacobian_evolution", question, replace(settings, conditions=conditions), levels)
+    question = "How does the Jacobian's spectrum grow out of that at initialisation?"
+    return Experiment(
+        "jacobian_evolution",
+        question,
+        replace(settings, conditions=conditions),
+        levels,
+        axis="through training",
+        words={name: f"after {level:g} epoch{'s' * (level != 1)}" for name, level in levels.items()},
+    )
 
 
 EXPERIMENTS: dict[str, Callable[..., Experiment]] = {

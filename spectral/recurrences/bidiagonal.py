@@ -10,7 +10,7 @@ Source: Golub, Kahan (1965); one-sided: Simon, Zha (2000), backward stable: Barl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -92,7 +92,20 @@ class GolubKahan:
         j = self.size = len(state["V"])
         self.V[:j], self.B[:j, :j] = state["V"], state["B"]
         self.pending, self.beta, self.u, self.kept = (state[name] for name in ("pending", "beta", "u", "kept"))
-        self.locked, self.depth, self.norm = state["locked"], state["depth"], state["norm"]
+        self.locked, self.depth, self.norm = (state[name] for name in ("locked", "depth", "norm"))
+
+    @property
+    def multiplied(self) -> Operator:
+        """The operator whose products make the recurrence."""
+        return self.K
+
+    def known_product(self, c: np.ndarray) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
+        """V^T c for numbers c (j,), and how far a vector is from its product U^T B c in length; None of an empty basis."""
+        if self.size == 0:
+            return None
+        length = float(np.linalg.norm(self.B[: self.size, : self.size] @ c))
+        x = self.V[: self.size].T @ torch.from_numpy(np.ascontiguousarray(c)).to(self.V)
+        return x, lambda y: abs(arrays.norm(y) - length)
 
     @property
     def floor(self) -> float:

@@ -10,7 +10,7 @@ Source: Golub, Underwood (1977); restart: Wu, Simon (2000); dropping: Freund (20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -160,6 +160,20 @@ class BlockLanczos:
         self.pending, self.coupling = state["pending"], state["coupling"]
         self.locked, self.depth = state["locked"], state["depth"]
         self.sizes, self.norm = list(state["sizes"]), state["norm"]
+
+    @property
+    def multiplied(self) -> Operator:
+        """The operator whose products make the recurrence."""
+        return self.A
+
+    def known_product(self, c: np.ndarray) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
+        """V^T c for numbers c (j,), and how far a vector is from its product, V^T T c + P^T B c; None of an empty basis."""
+        if self.size == 0:
+            return None
+        V = self.V[: self.size]
+        x, images = (torch.from_numpy(np.ascontiguousarray(v)).to(V) for v in (c, self.T[: self.size, : self.size] @ c))
+        expected = V.T @ images + self.pending.T @ torch.from_numpy(self.coupling @ c).to(V)
+        return V.T @ x, lambda y: arrays.norm(y - expected)
 
     @property
     def floor(self) -> float:

@@ -1,12 +1,13 @@
 """From finished spectra to pictures, tables and one page: what a report is made of.
 
-Nothing here computes an eigenvalue. A `Report` is a plain collection of results; `figures`, `tables` and `page` turn it
-into pictures, rows and one HTML file, `compose` makes it from finished runs, `gather` from the folders of a sweep.
+Nothing here computes an eigenvalue. A `Report` is a plain collection of results: `build` makes it from a finished run,
+`verdict` answers its question in one sentence, `figures`, `tables` and `page` turn it into pictures, rows and one HTML file.
+`sweep` gathers the folders of many runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from spectral.spectrum import Spectrum
 
-__all__ = ["Curve", "Line", "Numbers", "Report", "Row", "conditions_of", "matrices_of"]
+__all__ = ["Curve", "Line", "Numbers", "Report", "Row", "Verdict", "conditions_of", "matrices_of"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a picture, y against x, arrays of one length; `sigma` is the standard error of y where it is known."""
+    """One line of a picture, y against x, arrays of one length; `sigma` is the standard error of y where it is known.
+
+    `chosen` is the place (x, y) of the fit that the tables quote, and `refused` says that this fit is not to be trusted.
+    """
 
     matrix: str
     condition: str
@@ -37,6 +41,8 @@ class Line:
     x: np.ndarray
     y: np.ndarray
     sigma: np.ndarray | None = None
+    chosen: tuple[float, float] | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class Row:
 
     `errors` holds the standard error of each number within its seed (0: exact, nan: unknown); `effect` is Cohen's d of
     true minus random with its interval (d, lower, upper); `separates` says whether true is below random on every seed, or
-    above on every seed (None: cannot be said from fewer than two seeds).
+    above on every seed (None: cannot be said). `refused` marks the numbers that come from a refused fit; `scale` a metric that
+    changes when the matrix is multiplied by a number. Neither counts as separating.
     """
 
     matrix: str
@@ -54,6 +61,14 @@ class Row:
     errors: Mapping[str, tuple[float, ...]]
     effect: tuple[float, float, float] | None = None
     separates: bool | None = None
+    refused: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    scale: bool = False
+
+    def doubted(self, *conditions: str) -> tuple[int, int]:
+        """(refused fits, all numbers) of the conditions, of all without any."""
+        chosen = conditions or tuple(self.values)
+        flags = [flag for name in chosen for flag in self.refused.get(name, ())]
+        return sum(flags), sum(len(self.values.get(name, ())) for name in chosen)
 
 
 @dataclass(frozen=True)
@@ -88,17 +103,28 @@ class Numbers:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a run has found, in one sentence of plain text; `answer` is "yes", "no", "undecided", or "found" where the
+    question is not one of yes or no."""
+
+    answer: str
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a page shows.
 
-    `labels` gives matrices and metrics their names in words ("note:METRIC" its definition), `headline` the matrices of the
-    first picture and `headline_metric` what it sums up; `facts` are sentences beside the cost, `training` one mapping per
-    network, `products` one mapping per network's matrix: how its products were computed. `numbers` are shown where there is
-    no spectrum.
+    `verdict` answers the question. `labels` gives matrices, conditions and metrics their names in words ("note:METRIC" its
+    definition), `levels` the conditions their places on a swept axis. `headline` are the matrices of the first picture and
+    `headline_metric` what it sums up. `facts` are sentences beside the cost, `training` one mapping per network, `trends` one
+    per metric that moves along an axis, `products` one per network's matrix: how its products were computed. `numbers` are
+    shown where there is no spectrum.
     """
 
     title: str
     question: str
+    verdict: Verdict
     curves: list[Curve]
     rows: list[Row]
     headline: tuple[str, ...] = ()
@@ -107,7 +133,9 @@ class Report:
     alpha: list[Line] = field(default_factory=list)
     losses: list[Line] = field(default_factory=list)
     training: list[Mapping[str, Any]] = field(default_factory=list)
+    trends: list[Mapping[str, Any]] = field(default_factory=list)
     labels: Mapping[str, str] = field(default_factory=dict)
+    levels: Mapping[str, float] = field(default_factory=dict)
     products: list[Mapping[str, Any]] = field(default_factory=list)
     numbers: Numbers | None = None
     facts: tuple[str, ...] = ()
@@ -116,7 +144,7 @@ class Report:
     cost: Mapping[str, Any] = field(default_factory=dict)
 
 
-def conditions_of(items: list[Curve] | list[Line] | list[Row]) -> list[str]:
+def conditions_of(items: Sequence[Curve | Line | Row]) -> list[str]:
     """The conditions in the order of their first appearance, init, true and random before all others."""
     seen: dict[str, None] = {}
     for item in items:
@@ -126,6 +154,6 @@ def conditions_of(items: list[Curve] | list[Line] | list[Row]) -> list[str]:
     return known + [name for name in seen if name not in known]
 
 
-def matrices_of(items: list[Curve] | list[Line] | list[Row]) -> list[str]:
+def matrices_of(items: Sequence[Curve | Line | Row]) -> list[str]:
     """The matrices in the order of their first appearance."""
     return list(dict.fromkeys(item.matrix for item in items))

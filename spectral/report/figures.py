@@ -1,130 +1,203 @@
 """The pictures: densities and distribution functions with bands, effect sizes, label alignment, alpha(xmin), training.
 
-Every function returns a `matplotlib.figure.Figure` drawn without pyplot: nothing global changes, no display is needed.
-Colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers and in grey print.
-
-Densities are drawn as eigenvalues per factor of ten of λ, dim·ρ(λ)·λ·ln 10: a density per unit of λ
-falls by as many decades as λ spans, so that the bulk hides its shape and the outliers leave the picture.
+A `Picture` is a number of panels of one size, drawn without pyplot: nothing global changes, no display is needed. A page lays
+the panels out as its width allows, under a legend of its own; `Picture.png` puts both together for a file. Colours are those of
+Okabe and Ito (2008), and viridis for levels and for many: both stay apart for colour-blind readers and in grey print.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+from PIL import Image  # which matplotlib brings
 
-from spectral.results import Atoms
-from spectral.spectrum import Spectrum
+from spectral import density as densities
+from spectral.plotting import FLOOR, LABELS, MARGIN, eigenvalue_axis, thin_ticks
 
 from . import Curve, Line, Numbers, Row, conditions_of, matrices_of
-from .tables import d_text, words
+from .tables import d_text, mean_and_error, number, opening, words
 
 COLOURS = {"init": "#767676", "true": "#0072B2", "random": "#D55E00"}
-OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
-NAMES = {"init": "at initialisation", "true": "true labels", "random": "random labels"}
-SIGNED_DECADES = 5  # the same on each side of zero, where a spectrum has both signs
+OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#000000")
+DASHES: dict[str, Any] = {
+    "solid": "-",
+    "dashed": (0, (5, 2)),
+    "dotted": (0, (1.2, 1.6)),
+}  # by the names that style sheets have
 DECADES = 8  # how far below the largest eigenvalue a picture looks at most
-RESOLUTION = 0.1  # standard deviation of the kernel in decades
 POINTS = 300  # grid points of a curve
 RANKS = 2000  # entries of a sorted diagonal that are drawn
-FLOOR = 0.3  # eigenvalues per decade: one eigenvalue under the default kernel peaks at 4, so its flanks end here
+DPI = 200
+WIDE, NARROW = 4.6, 3.6  # inches, of a picture of one panel and of more
+TOP, BOTTOM, RIGHT = 0.32, 0.52, 0.14  # inches around axes
+
+Style = tuple[str, str]  # colour, dash
 
 
-def colour(condition: str, conditions: Sequence[str]) -> str:
-    """The colour of a condition: fixed for init, true and random, then by position."""
-    if condition in COLOURS:
-        return COLOURS[condition]
-    others = [name for name in conditions if name not in COLOURS]
-    return OTHERS[others.index(condition) % len(OTHERS)]
+@dataclass(frozen=True)
+class Key:
+    """One entry of a legend."""
+
+    label: str
+    colour: str
+    dash: str = "solid"
 
 
-def png(figure: Figure, dpi: int = 140) -> bytes:
-    """The figure as PNG bytes."""
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes (or two, one below the other) as pixels (H, W, 4), with what it shows in words."""
+
+    pixels: np.ndarray
+    alt: str
+
+    @property
+    def width(self) -> int:
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.pixels.shape[0])
+
+    def png(self) -> bytes:
+        return _encoded(self.pixels)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Panels of one size, what their colours mean, and what lines and bands are."""
+
+    panels: tuple[Panel, ...]
+    keys: tuple[Key, ...] = ()
+    note: str = ""
+
+    def png(self, columns: int = 4) -> bytes:
+        """All panels in rows of at most `columns`, under the legend."""
+        columns = min(columns, len(self.panels))
+        height, width = self.panels[0].pixels.shape[:2]
+        rows = -(-len(self.panels) // columns)
+        sheet = np.full((rows * height, columns * width, 4), 255, dtype=np.uint8)
+        for place, panel in enumerate(self.panels):
+            y, x = divmod(place, columns)
+            sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = panel.pixels
+        return _encoded(np.concatenate([*self._legend(sheet.shape[1]), sheet]))
+
+    def _legend(self, width: int) -> list[np.ndarray]:
+        """The legend as a strip of `width` pixels, in as many columns as fit."""
+        if not (self.keys or self.note):
+            return []
+        longest = max([len(key.label) for key in self.keys], default=1)
+        columns = max(1, min(len(self.keys), int(width / DPI / (0.6 + 0.085 * longest))))
+        size = min(10.5, 72 * (width / DPI - 0.8) / (0.64 * longest))  # a long name in one column is written smaller
+        lines = -(-len(self.keys) // columns) + bool(self.note)
+        figure = Figure(figsize=(width / DPI, 0.12 + 0.21 * lines), dpi=DPI)
+        canvas = FigureCanvasAgg(figure)
+        handles = [
+            Line2D([], [], color=k.colour, linestyle=DASHES[k.dash], linewidth=2, label=k.label) for k in self.keys
+        ]
+        style: dict[str, Any] = {"fontsize": size, "title": self.note, "title_fontsize": min(9, size)}
+        figure.legend(handles=handles, loc="center", ncols=columns, frameon=False, **style)
+        canvas.draw()
+        strip = np.asarray(canvas.buffer_rgba())[:, :width]
+        return [np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)), constant_values=255)]
+
+
+def _encoded(pixels: np.ndarray) -> bytes:
+    """The pixels as PNG of 256 colours, which the eye does not tell from all of them, at less than half the size."""
+    image = Image.fromarray(np.ascontiguousarray(pixels[:, :, :3])).quantize(256, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer) if dpi == figure.dpi else figure.savefig(buffer, format="png", dpi=dpi)
+    image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _canvas(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure of `rows` x `columns` axes, each `width` x `height` inches, and its axes as an array (rows, columns)."""
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
+def _panel(
+    draw: Callable[..., None],
+    title: str,
+    alt: str,
+    width: float,
+    axes: Sequence[tuple[float, float]],
+    left: float = 0.68,
+) -> Panel:
+    """`draw(*axes)` on axes one below the other: (height, space below) in inches; `left` inches are for the labels of y.
+
+    Margins are fixed: axes of neighbours stand in one line, and nothing has to be drawn twice to find out its size.
+    """
+    tall = TOP + sum(map(sum, axes))
+    figure = Figure(figsize=(width, tall), dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
+    size = min(10.0, (width - 0.1) * 72 / (0.64 * max(len(title), 1)))
+    figure.text(0.5, 1 - 0.05 / tall, title, ha="center", va="top", fontsize=size, fontweight="bold")
+    made, y = [], tall - TOP
+    for height, below in axes:
+        y -= height
+        ax = figure.add_axes((left / width, y / tall, (width - left - RIGHT) / width, height / tall))
+        y -= below
         ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8.5)
+        ax.spines[["left", "bottom"]].set_color("#555555")
+        ax.tick_params(which="both", labelsize=9, color="#555555")
         ax.set_axisbelow(True)
         ax.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
-    return figure, axes
+        made.append(ax)
+    draw(*made)
+    canvas.draw()
+    return Panel(np.asarray(canvas.buffer_rgba()).copy(), alt)
 
 
-def _legend(figure: Figure, handles: Mapping[str, Artist], note: str) -> None:
-    """One legend for the whole figure above the axes, with what the band is."""
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles), frameon=False, fontsize=10.5,
-        title=note, title_fontsize=9,
-    )  # fmt: skip
+def styles(conditions: Sequence[str], levels: Mapping[str, float] | None = None) -> dict[str, Style]:
+    """A colour and a dash for each condition, no two alike.
 
-
-def _positive(spectrum: Spectrum) -> np.ndarray:
-    """The eigenvalues that a logarithmic axis can show: positive and above their own rounding."""
-    values, _ = spectrum.points(zeros=False)
-    return values[values > max(spectrum.value_error, spectrum.rounding)]
-
-
-def mirrored(spectrum: Spectrum) -> Spectrum:
-    """The spectrum of -A, whose positive side is the negative side of A; bands and atoms go along."""
-    records = tuple(replace(record, alphas=-record.alphas, known=-record.known) for record in spectrum.records)
-    removed = tuple(  # Ritz values turn round, what was deflated stays behind them; rows follow the atoms
-        np.where(gone < record.steps, record.steps - 1 - gone, gone)[::-1]
-        for record, gone in zip(records, spectrum.removed, strict=True)
-    )
-    atoms = Atoms(-spectrum.atoms.values[::-1], spectrum.atoms.multiplicities[::-1])
-    meta = {**spectrum.meta, "nonnegative": False}
-    return replace(spectrum, nodes=-spectrum.nodes, atoms=atoms, records=records, removed=removed, meta=meta)
-
-
-def is_signed(spectrum: Spectrum) -> bool:
-    """Whether it has negative eigenvalues beyond rounding, which a logarithmic axis cannot show."""
-    return bool(len(_positive(mirrored(spectrum)))) and not spectrum.meta.get("nonnegative", False)
-
-
-def signed_floor(curves: list[Curve]) -> float:
-    """|λ| from which a two-sided axis is logarithmic: `SIGNED_DECADES` below the largest |λ| of the curves."""
-    return max(curve.spectrum.scale for curve in curves) * 10.0**-SIGNED_DECADES
-
-
-def _common_grid(curves: list[Curve]) -> np.ndarray:
-    """A logarithmic grid over the positive eigenvalues of all curves, at most `DECADES` below the largest.
-
-    Where one has negative eigenvalues: from the largest |λ| down to `signed_floor`.
+    Fixed for init, true and random; dark to light for the levels of an axis; by position for up to eight others; beyond
+    those dark to light with three dashes in turn.
     """
-    if any(is_signed(curve.spectrum) for curve in curves):
-        low = signed_floor(curves)
-        return np.geomspace(low, low * 10.0**SIGNED_DECADES * 1.7, POINTS)
-    found = [values for curve in curves if len(values := _positive(curve.spectrum))]
+    others = [name for name in conditions if name not in COLOURS]
+    made: dict[str, Style] = {name: (COLOURS[name], "solid") for name in conditions if name in COLOURS}
+    free = [shade for shade in OTHERS if shade not in [colour for colour, _ in made.values()]]
+    if levels and all(name in levels for name in others):
+        order = sorted(others, key=lambda name: levels[name])
+        return made | {name: (shade, "solid") for name, shade in zip(order, _shades(len(order)), strict=True)}
+    if len(others) <= len(free):
+        return made | {name: (shade, "solid") for name, shade in zip(others, free, strict=False)}
+    dashes = list(DASHES)
+    return made | {
+        name: (shade, dashes[i % 3]) for i, (name, shade) in enumerate(zip(others, _shades(len(others)), strict=True))
+    }
+
+
+def _shades(count: int) -> list[str]:
+    """Shades of viridis, without its light end, which white paper swallows and a dark page turns dark."""
+    return [mpl.colors.to_hex(mpl.colormaps["viridis"](x)) for x in np.linspace(0.1, 0.75, count)]
+
+
+def _keys(conditions: Sequence[str], style: Mapping[str, Style], labels: Mapping[str, str]) -> tuple[Key, ...]:
+    return tuple(Key(words(name, labels), *style[name]) for name in conditions)
+
+
+# Densities -----------------------------------------------------------------------------------------------------------
+def _common_grid(curves: Sequence[Curve]) -> tuple[np.ndarray, bool]:
+    """A logarithmic grid over the positive eigenvalues of all curves, at most `DECADES` below the largest, and False.
+
+    Where one has negative eigenvalues: from the largest |λ| down to `signed_floor`, and True.
+    """
+    if any(densities.is_signed(curve.spectrum) for curve in curves):
+        low = densities.signed_floor(curve.spectrum for curve in curves)
+        return np.geomspace(low, low * 10.0**densities.SIGNED_DECADES * MARGIN, POINTS), True
+    found = [values for curve in curves if len(values := densities.positive(curve.spectrum))]
     if not found:
-        return np.geomspace(0.1, 1.0, POINTS)
+        return np.geomspace(0.1, 1.0, POINTS), False
     high = max(float(values[-1]) for values in found)
     low = min(float(values[0]) for values in found)
-    return np.geomspace(max(low, high * 10.0**-DECADES) / 1.7, high * 1.7, POINTS)
-
-
-def per_decade(spectrum: Spectrum, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Eigenvalues per factor of ten of λ at the points of `grid`, with the band: value, lower, upper."""
-    if not len(_positive(spectrum)):
-        return np.zeros_like(grid), np.zeros_like(grid), np.zeros_like(grid)
-    found = spectrum.density(grid, resolution=RESOLUTION, scale="log")
-    unit = spectrum.dim * grid * math.log(10)
-    return found.value * unit, found.lower * unit, found.upper * unit
+    return np.geomspace(max(low, high * 10.0**-DECADES) / MARGIN, high * MARGIN, POINTS), False
 
 
 def _pooled(bands: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -135,308 +208,387 @@ def _pooled(bands: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.
     return values_SX.mean(0), values_SX.min(0), values_SX.max(0)
 
 
-def draw_density(ax: Axes, curves: list[Curve], conditions: Sequence[str]) -> dict[str, Artist]:
+def draw_density(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style]) -> None:
     """Overlaid densities on logarithmic axes: several seeds give their mean and range, one spectrum its own band.
 
     Where a spectrum has negative eigenvalues the axis has two sides, each logarithmic in |λ|.
     """
-    grid = _common_grid(curves)
-    signed = any(is_signed(curve.spectrum) for curve in curves)
-    handles: dict[str, Artist] = {}
-    top = 10.0
-    for condition in conditions:
+    grid, signed = _common_grid(curves)
+    floor = FLOOR * densities.one_eigenvalue(max(curve.spectrum.dim for curve in curves))
+    top = 10 * floor
+    for condition, (shade, dash) in style.items():
         own = [curve.spectrum for curve in curves if curve.condition == condition]
         if not own:
             continue
-        shade = colour(condition, conditions)
         for side in (1, -1) if signed else (1,):
-            spectra = own if side == 1 else [mirrored(spectrum) for spectrum in own]
-            middle, lower, upper = _pooled([per_decade(spectrum, grid) for spectrum in spectra])
-            lower, upper = np.maximum(lower, FLOOR), np.maximum(upper, FLOOR)
+            spectra = own if side == 1 else [densities.mirrored(spectrum) for spectrum in own]
+            middle, lower, upper = _pooled([densities.per_efold(spectrum, grid) for spectrum in spectra])
+            lower, upper = np.maximum(lower, floor), np.maximum(upper, floor)
             ax.fill_between(side * grid, lower, upper, color=shade, alpha=0.2, linewidth=0)
-            (line,) = ax.plot(side * grid, np.where(middle > FLOOR, middle, np.nan), color=shade, linewidth=1.8)
-            handles[NAMES.get(condition, condition)] = line
+            shown = np.where(middle > floor, middle, np.nan)
+            ax.plot(side * grid, shown, color=shade, linestyle=DASHES[dash], linewidth=1.8)
             top = max(top, float(upper.max()))
     ax.set_yscale("log")
-    ax.set_ylim(FLOOR, top * 1.6)
-    _eigenvalue_axis(ax, grid, signed)
-    return handles
+    ax.set_ylim(floor, top * 1.6)
+    eigenvalue_axis(ax, float(grid[0]), float(grid[-1]), signed)
+    ax.set_xlabel("eigenvalue λ", fontsize=10)
+    ax.set_ylabel(LABELS["signed" if signed else "log"], fontsize=9)
 
 
-def _eigenvalue_axis(ax: Axes, grid: np.ndarray, signed: bool) -> None:
-    """The axis of λ: logarithmic over the grid, or over both signs of it with a gap around 0."""
-    if signed:
-        ax.set_xscale("symlog", linthresh=grid[0], linscale=0.3)
-        ax.set_xlim(-grid[-1], grid[-1])
-        top = math.floor(math.log10(grid[-1]))
-        powers = [10.0**power for power in range(top, math.ceil(math.log10(grid[0])) - 1, -2)]
-        ax.set_xticks([*(-p for p in powers), 0.0, *reversed(powers)])
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.axvspan(-grid[0], grid[0], color="#efefef", linewidth=0, zorder=0)
-    else:
-        ax.set_xscale("log")
-        ax.set_xlim(grid[0], grid[-1])
-    _thin_ticks(ax)
-    ax.set_xlabel("eigenvalue λ", fontsize=9.5)
-
-
-def _thin_ticks(ax: Axes) -> None:
-    """At most six decades labelled on each axis."""
-    for axis in (ax.xaxis, ax.yaxis):
-        if axis.get_scale() == "log":
-            axis.set_major_locator(LogLocator(numticks=7))
-            axis.set_minor_formatter(NullFormatter())
-
-
-def draw_cdf(ax: Axes, curves: list[Curve], conditions: Sequence[str]) -> dict[str, Artist]:
+def draw_cdf(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style]) -> None:
     """Overlaid distribution functions: the fraction of eigenvalues at or below λ, with the same bands."""
-    half = _common_grid(curves)
-    signed = any(is_signed(curve.spectrum) for curve in curves)
+    half, signed = _common_grid(curves)
     grid = np.concatenate([-half[::-1], [0.0], half]) if signed else half
-    handles: dict[str, Artist] = {}
-    for condition in conditions:
+    for condition, (shade, dash) in style.items():
         own = [curve for curve in curves if curve.condition == condition]
         if not own:
             continue
         bands = [curve.spectrum.cdf(grid) for curve in own]
         middle, lower, upper = _pooled([(band.value, band.lower, band.upper) for band in bands])
-        shade = colour(condition, conditions)
         ax.fill_between(grid, lower, upper, color=shade, alpha=0.22, linewidth=0, step="mid")
-        (line,) = ax.plot(grid, middle, color=shade, linewidth=1.8, drawstyle="steps-mid")
-        handles[NAMES.get(condition, condition)] = line
+        ax.plot(grid, middle, color=shade, linestyle=DASHES[dash], linewidth=1.8, drawstyle="steps-mid")
     ax.set_ylim(-0.02, 1.02)
-    _eigenvalue_axis(ax, half, signed)
-    return handles
+    eigenvalue_axis(ax, float(half[0]), float(half[-1]), signed)
+    ax.set_xlabel("eigenvalue λ", fontsize=10)
+    ax.set_ylabel("fraction of eigenvalues ≤ λ", fontsize=9.5)
 
 
-def draw_strip(ax: Axes, row: Row, conditions: Sequence[str], label: str) -> None:
-    """One dot per seed and the mean with one standard deviation, per condition; the effect size above."""
-    everything = [v for condition in conditions for v in row.values.get(condition, ()) if math.isfinite(v)]
-    for place, condition in enumerate(conditions):
-        values = np.array([v for v in row.values.get(condition, ()) if math.isfinite(v)])
-        if not len(values):
-            continue
-        shade = colour(condition, conditions)
-        spread = (np.arange(len(values)) - (len(values) - 1) / 2) * 0.07
-        ax.plot(place + spread, values, "o", color=shade, alpha=0.55, markersize=4.5, markeredgewidth=0)
-        sigma = values.std(ddof=1) if len(values) > 1 else row.errors.get(condition, (math.nan,))[0]
-        ax.errorbar(
-            place + 0.28, values.mean(), yerr=np.nan_to_num(sigma), fmt="_", color=shade, capsize=4, markersize=13,
-            linewidth=1.6, markeredgewidth=2,
-        )  # fmt: skip
+def draw_strip(ax: Axes, row: Row, style: Mapping[str, Style], labels: Mapping[str, str]) -> None:
+    """One dot per seed, hollow where a fit was refused, and the mean with one standard deviation, per condition."""
+    style = {condition: found for condition, found in style.items() if condition in row.values}
+    everything = [v for condition in style for v in row.values.get(condition, ()) if math.isfinite(v)]
+    ends: list[float] = []
+    for place, (condition, (shade, _)) in enumerate(style.items()):
+        given = row.values.get(condition, ())
+        flags = row.refused.get(condition, (False,) * len(given))
+        kept = [(v, flag) for v, flag in zip(given, flags, strict=True) if math.isfinite(v)]
+        for i, (value, refused) in enumerate(kept):
+            x = place + (i - (len(kept) - 1) / 2) * min(0.07, 0.5 / len(kept))
+            ax.plot(x, value, "o", color=shade, alpha=0.6, markersize=4.5, fillstyle="none" if refused else "full")
+        if kept:
+            mean, sigma = mean_and_error(given, row.errors.get(condition, (math.nan,) * len(given)))
+            ends.append(mean + float(np.nan_to_num(sigma)))
+            ax.errorbar(
+                place + 0.3, mean, yerr=np.nan_to_num(sigma), fmt="_", color=shade, capsize=4, markersize=11,
+                linewidth=1.6, markeredgewidth=2,
+            )  # fmt: skip
     if everything and min(everything) > 0:
-        ax.set_ylim(0, max(everything) * 1.15)
-    ax.set_xticks(range(len(conditions)), conditions, fontsize=9.5)
-    ax.set_xlim(-0.5, len(conditions) - 0.4)
+        ax.set_ylim(0, 1.15 * max([*everything, *ends]))
+    ticks = [labels.get(f"tick:{name}", name) for name in style]
+    longest = max(map(len, ticks), default=1) * len(ticks)
+    ax.set_xticks(range(len(ticks)), ticks, fontsize=10 if longest < 24 else 8)
+    ax.set_xlim(-0.5, len(ticks) - 0.3)
     ax.grid(False, axis="x")
-    title = label
+    ax.set_ylabel(words(row.metric, labels), fontsize=9.5)
     if row.effect is not None and all(map(math.isfinite, row.effect)):
-        title += f"\nCohen's d, true − random: {d_text(row.effect)}"
-    ax.set_title(title, fontsize=9.5)
+        ax.set_title(f"d = {d_text(row.effect)}", fontsize=9, pad=3)
 
 
-def band_note(curves: list[Curve]) -> str:
-    """What the shaded band is, in words: the range over seeds, or the band of a single spectrum."""
-    seeds = len({curve.seed for curve in curves})
-    if seeds > 1:
-        return f"line: mean over {seeds} seeds · band: smallest to largest of the seeds"
+def band_note(curves: Sequence[Curve]) -> str:
+    """What line and band are, in words: mean and range over seeds, or the band of a single spectrum."""
+    groups = Counter((curve.matrix, curve.condition) for curve in curves)
+    fewest, most = min(groups.values()), max(groups.values())
+    if most > 1:
+        seeds = f"{most} seeds" if fewest == most else f"up to {most} seeds"
+        return f"line: mean over {seeds} · band: smallest to largest" + (
+            ", of one seed its 95 % interval" if fewest == 1 else ""
+        )
     if all(curve.spectrum.is_exact for curve in curves):
         return "exact eigenvalues: a line without a band"
     return "band: 95 % interval of the estimate"
 
 
 def landscape(
-    curves: list[Curve],
-    rows: list[Row],
+    curves: Sequence[Curve],
+    rows: Sequence[Row],
     matrices: Sequence[str],
     metric: str,
     labels: Mapping[str, str],
-    title: str = "",
-) -> Figure:
-    """The first picture: above the densities of the main matrices, below the metric that sums them up, seed by seed."""
-    shown = [name for name in matrices if any(curve.matrix == name for curve in curves)]
+    levels: Mapping[str, float] | None = None,
+    order: Sequence[str] = (),
+) -> Picture:
+    """A panel for each matrix: above the densities, below the metric that sums them up, seed by seed ("": the rows given).
+
+    `order` is that of the conditions; by default as they come.
+    """
+    strips = {row.matrix: row for row in rows if metric in ("", row.metric) and row.matrix in matrices}
+    shown = [name for name in matrices if name in strips or any(curve.matrix == name for curve in curves)]
     chosen = [curve for curve in curves if curve.matrix in shown]
-    conditions = conditions_of(chosen)
-    strips = {row.matrix: row for row in rows if row.metric == metric and row.matrix in shown}
-    figure, axes = _canvas(2 if strips else 1, max(len(shown), 1), 3.6 if len(shown) > 1 else 6.4, 3.5)
-    handles: dict[str, Artist] = {}
-    for column, name in enumerate(shown):
-        handles.update(draw_density(axes[0, column], [c for c in chosen if c.matrix == name], conditions))
-        axes[0, column].set_title(words(name, labels), fontsize=9.5, fontweight="bold")
-        if name in strips:
-            draw_strip(axes[1, column], strips[name], conditions, words(metric, labels))
-    axes[0, 0].set_ylabel("eigenvalues per decade of λ", fontsize=9.5)
-    if strips:
-        axes[1, 0].set_ylabel(words(metric, labels), fontsize=9.5)
-    _legend(figure, handles, band_note(chosen))
-    if title:
-        figure.suptitle(title, fontsize=13)
-    return figure
+    conditions = list(order) or conditions_of([*chosen, *strips.values()])
+    style = styles(conditions, levels)
+    width = NARROW if len(shown) > 1 else WIDE
+    panels = []
+    for name in shown:
+        own, strip = [curve for curve in chosen if curve.matrix == name], strips.get(name)
+
+        def draw(*axes: Axes, own: list[Curve] = own, strip: Row | None = strip) -> None:
+            if own:
+                draw_density(axes[0], own, style)
+            if strip is not None:
+                draw_strip(axes[-1], strip, style, labels)
+
+        alt = _alt_density(name, own, strip, labels)
+        axes = [(2.4, BOTTOM + 0.2 * (strip is not None))] * bool(own) + [(1.7, 0.3)] * (strip is not None)
+        panels.append(_panel(draw, words(name, labels), alt, width, axes))
+    return Picture(_same_size(panels), _keys(conditions, style, labels), band_note(chosen) if chosen else "")
 
 
-def panels(curves: list[Curve], kind: str, labels: Mapping[str, str], columns: int = 4) -> Figure:
+def _same_size(panels: Sequence[Panel]) -> tuple[Panel, ...]:
+    """Panels without a strip are padded with white below."""
+    height = max(panel.pixels.shape[0] for panel in panels)
+    pads = [((0, height - panel.pixels.shape[0]), (0, 0), (0, 0)) for panel in panels]
+    return tuple(
+        Panel(np.pad(panel.pixels, pad, constant_values=255), panel.alt)
+        for panel, pad in zip(panels, pads, strict=True)
+    )
+
+
+def _alt_density(name: str, curves: Sequence[Curve], strip: Row | None, labels: Mapping[str, str]) -> str:
+    """What the densities of a matrix look like, for those who do not see them."""
+    said = []
+    for condition in conditions_of(list(curves)):
+        spectra = [curve.spectrum for curve in curves if curve.condition == condition]
+        values = [x for s in spectra if len(x := s.points(zeros=False)[0])] or [np.zeros(1)]
+        low, high = min(float(x[0]) for x in values), max(float(x[-1]) for x in values)
+        size = max(abs(low), abs(high))
+        low, high = (0.0 if abs(x) < 1e-12 * size else x for x in (low, high))
+        said.append(f"{words(condition, labels)} from {low:.2g} to {high:.2g}")
+    text = f"Eigenvalues of {words(name, labels)}"
+    text += f", density on logarithmic axes: {'; '.join(said)}." if said else "."
+    if strip is not None:
+        numbers = [f"{words(condition, labels)} {number(strip, condition)}" for condition in strip.values]
+        text += f" {opening(words(strip.metric, labels))}: {', '.join(numbers)}."
+    return text
+
+
+def panels(
+    curves: Sequence[Curve], kind: str, labels: Mapping[str, str], levels: Mapping[str, float] | None = None
+) -> Picture:
     """One panel per matrix, `kind` is "density" or "cdf"."""
-    draw = {"density": draw_density, "cdf": draw_cdf}[kind]
-    names, conditions = matrices_of(curves), conditions_of(curves)
-    columns = min(columns, max(len(names), 1))
-    figure, axes = _canvas(-(-len(names) // columns) or 1, columns, 3.6 if len(names) > 1 else 6.4, 3.1)
-    handles: dict[str, Artist] = {}
-    for ax, name in zip(axes.flat, names, strict=False):
-        handles.update(draw(ax, [curve for curve in curves if curve.matrix == name], conditions))
-        ax.set_title(words(name, labels), fontsize=10)
-    for ax in axes.flat[len(names) :]:
-        ax.set_axis_off()
-    for ax in axes[:, 0]:
-        ax.set_ylabel(
-            "eigenvalues per decade of λ" if kind == "density" else "fraction of eigenvalues ≤ λ", fontsize=9.5
-        )
-    _legend(figure, handles, band_note(curves))
-    return figure
+    names, conditions = matrices_of(list(curves)), conditions_of(list(curves))
+    style, drawn = styles(conditions, levels), {"density": draw_density, "cdf": draw_cdf}[kind]
+    made = []
+    for name in names:
+        own = [curve for curve in curves if curve.matrix == name]
+
+        def draw(ax: Axes, own: list[Curve] = own) -> None:
+            drawn(ax, own, style)
+
+        alt = _alt_density(name, own, None, labels)
+        if kind == "cdf":
+            alt = f"Distribution function of the eigenvalues of {words(name, labels)}: " + "; ".join(
+                f"{words(c, labels)}, half of them below {_median(own, c):.2g}" for c in conditions_of(own)
+            )
+        made.append(_panel(draw, words(name, labels), alt, NARROW if len(names) > 1 else WIDE, [(2.4, BOTTOM)]))
+    return Picture(tuple(made), _keys(conditions, style, labels), band_note(curves))
 
 
-def numbers(shown: Numbers) -> Figure | None:
+def _median(curves: Sequence[Curve], condition: str) -> float:
+    """The mean over seeds of the value below which half of the eigenvalues lie."""
+    measures = [curve.spectrum.points() for curve in curves if curve.condition == condition]
+    return float(np.mean([x[min(np.searchsorted(np.cumsum(c), c.sum() / 2), len(x) - 1)] for x, c in measures]))
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+def numbers(shown: Numbers) -> Picture | None:
     """Eigenvalues or singular values above their residuals, or the sorted diagonal with its errors; None for a trace."""
     if shown.kind == "trace":
         return None
     return _sorted_diagonal(shown) if shown.kind == "diagonal" else _pairs(shown)
 
 
-def _pairs(shown: Numbers) -> Figure:
+def _pairs(shown: Numbers) -> Picture:
     """Values with residual bars against their index, and the residuals with the threshold of convergence."""
-    figure, axes = _canvas(2, 1, 6.4, 2.7)
-    upper, lower = axes[:, 0]
-    index = np.arange(1, len(shown.value) + 1)
-    handles: dict[str, Artist] = {}
-    for name, chosen, shade, fill in (
+    index, threshold = np.arange(1, len(shown.value) + 1), float(shown.about["threshold"])
+    parts = [
         ("converged", shown.converged, COLOURS["true"], "full"),
-        ("not converged", ~shown.converged, COLOURS["random"], "none"),
-    ):
-        if chosen.any():
+        ("not converged (hollow)", ~shown.converged, COLOURS["random"], "none"),
+    ]
+    parts = [part for part in parts if part[1].any()]
+
+    def draw(upper: Axes, lower: Axes) -> None:
+        for _, chosen, shade, fill in parts:
             x, y, r = index[chosen], shown.value[chosen], shown.error[chosen]
-            handles[name] = upper.errorbar(
-                x, y, yerr=r, fmt="o", color=shade, fillstyle=fill, markersize=4.5, capsize=3, linewidth=1.2
-            )
+            upper.errorbar(x, y, yerr=r, fmt="o", color=shade, fillstyle=fill, markersize=4.5, capsize=3, linewidth=1.2)
             lower.plot(x, r, "o", color=shade, fillstyle=fill, markersize=4.5)
-    upper.set_ylabel(shown.kind.removesuffix("s"), fontsize=9.5)
-    if (shown.value > 0).all():
-        upper.set_yscale("log", nonpositive="clip")
-        _thin_ticks(upper)
-        if (ratio := shown.value.max() / shown.value.min()) < 30:  # hardly a power of ten in sight
-            ticks = LogLocator(subs=(1.0, 2.0, 5.0)) if ratio > 4 else MaxNLocator(6, steps=[1, 2, 5, 10])
-            upper.yaxis.set_major_locator(ticks)
-            upper.yaxis.set_major_formatter(ScalarFormatter())
-            upper.yaxis.set_minor_locator(NullLocator())
-    threshold = float(shown.about["threshold"])
-    lower.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
-    if (shown.error > 0).any():
-        lower.set_yscale("log", nonpositive="clip")
-        _thin_ticks(lower)
-        lower.set_ylim(min(shown.error[shown.error > 0].min(), threshold) / 3, max(shown.error.max(), threshold) * 3)
-    lower.set_ylabel("residual", fontsize=9.5)
-    lower.set_xlabel("index", fontsize=9.5)
-    for ax in (upper, lower):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_xlim(0.5, len(index) + 0.5)
-    _legend(figure, handles, "bars: residual · dashed: the residual from which a pair counts as converged")
-    return figure
+        upper.set_ylabel(shown.kind.removesuffix("s"), fontsize=10)
+        if (shown.value > 0).all():
+            _log_values(upper, shown.value)
+        lower.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
+        if (shown.error > 0).any():
+            lower.set_yscale("log", nonpositive="clip")
+            thin_ticks(lower)
+            least = shown.error[shown.error > 0].min()
+            lower.set_ylim(min(least, threshold) / 3, max(shown.error.max(), threshold) * 3)
+        lower.set_ylabel("residual", fontsize=10)
+        lower.set_xlabel("index", fontsize=10)
+        for ax in (upper, lower):
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.set_xlim(0.5, len(index) + 0.5)
+
+    alt = (
+        f"{len(index)} {shown.kind} from {shown.value[0]:.4g} to {shown.value[-1]:.4g} against their index, and their "
+        f"residuals: {int(shown.converged.sum())} at or below {threshold:.1g}."
+    )
+    keys = tuple(Key(name, shade) for name, _, shade, _ in parts)
+    return Picture(
+        (_panel(draw, "", alt, WIDE, [(2.2, 0.35), (1.8, BOTTOM)]),),
+        keys,
+        "bars: residual · dashed: from here a pair counts as converged",
+    )
 
 
-def _sorted_diagonal(shown: Numbers) -> Figure:
+def _log_values(ax: Axes, values: np.ndarray) -> None:
+    """A logarithmic axis that has readable ticks also where hardly a power of ten is in sight."""
+    ax.set_yscale("log", nonpositive="clip")
+    thin_ticks(ax)
+    if (ratio := values.max() / values.min()) < 30:
+        ticks = LogLocator(subs=(1.0, 2.0, 5.0)) if ratio > 4 else MaxNLocator(6, steps=[1, 2, 5, 10])
+        ax.yaxis.set_major_locator(ticks)
+        ax.yaxis.set_major_formatter(ScalarFormatter())
+        ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _sorted_diagonal(shown: Numbers) -> Picture:
     """The entries from the largest to the smallest, each with one standard error on both sides."""
-    figure, axes = _canvas(1, 1, 6.4, 3.6)
-    ax = axes[0, 0]
-    n = len(shown.value)
-    order = np.argsort(-shown.value, kind="stable")
+    n, order = len(shown.value), np.argsort(-shown.value, kind="stable")
     ranks = np.unique(np.linspace(0, n - 1, min(n, RANKS)).astype(int))
     value, error = shown.value[order][ranks], shown.error[order][ranks]
-    if (value > 0).all():
-        ax.set_yscale("log", nonpositive="clip")
-        ax.set_ylim(value.min() / 2, (value + error).max() * 1.5)
-    elif (size := np.abs(value)).max() > 0:
-        ax.set_yscale("symlog", linthresh=max(np.quantile(size[size > 0], 0.5), 1e-4 * size.max()), linscale=0.5)
-        ax.axhline(0, color="black", linewidth=0.8)
-    handles: dict[str, Artist] = {}
-    if (error > 0).any():
-        handles["± one standard error"] = ax.vlines(
-            ranks + 1, value - error, value + error, color=COLOURS["true"], alpha=0.25, linewidth=0.8
-        )
-    (handles["diagonal entry"],) = ax.plot(ranks + 1, value, color=COLOURS["true"], linewidth=1.8)
-    ax.set_xlabel("rank of the entry, largest first", fontsize=9.5)
-    ax.set_ylabel("diagonal entry", fontsize=9.5)
-    _legend(figure, handles, "" if (error > 0).any() else "exact entries: a line without bars")
-    return figure
+
+    def draw(ax: Axes) -> None:
+        if (value > 0).all():
+            ax.set_yscale("log", nonpositive="clip")
+            ax.set_ylim(value.min() / 2, (value + error).max() * 1.5)
+        elif (size := np.abs(value)).max() > 0:
+            linear = max(np.quantile(size[size > 0], 0.5), 1e-4 * size.max())
+            ax.set_yscale("symlog", linthresh=linear, linscale=0.5)
+            ax.axhline(0, color="black", linewidth=0.8)
+        if (error > 0).any():
+            ax.vlines(ranks + 1, value - error, value + error, color=COLOURS["true"], alpha=0.25, linewidth=0.8)
+        ax.plot(ranks + 1, value, color=COLOURS["true"], linewidth=1.8)
+        ax.set_xlabel("rank of the entry, largest first", fontsize=10)
+        ax.set_ylabel("diagonal entry", fontsize=10)
+
+    alt = f"{n} diagonal entries, sorted from {shown.value.max():.3g} down to {shown.value.min():.3g}."
+    note = "bars: one standard error on both sides" if (error > 0).any() else "exact entries: a line without bars"
+    return Picture((_panel(draw, "", alt, WIDE, [(2.8, BOTTOM)]),), (), note)
 
 
-def forest(rows: list[Row], labels: Mapping[str, str]) -> Figure:
-    """Cohen's d of true minus random labels with its interval, one line per metric and matrix, sorted by matrix."""
-    shown = [row for row in rows if row.effect is not None and all(map(math.isfinite, row.effect))]
-    figure, axes = _canvas(1, 1, 8.6, 1.5 + 0.25 * max(len(shown), 1))
-    ax = axes[0, 0]
-    previous = ""
-    for place, row in enumerate(shown):
-        d, lower, upper = row.effect or (math.nan, math.nan, math.nan)
-        shade = "#0072B2" if row.separates else "#9a9a9a"
-        ax.plot([lower, upper], [place, place], color=shade, linewidth=1.6, solid_capstyle="butt")
-        ax.plot(d, place, "o" if row.separates else "s", color=shade, markersize=5.5)
-        if row.matrix != previous and place:
-            ax.axhline(place - 0.5, color="#cccccc", linewidth=0.8)
-        previous = row.matrix
-    ax.axvline(0, color="black", linewidth=0.9)
-    ax.set_yticks(
-        range(len(shown)), [f"{words(r.matrix, labels)}  ·  {words(r.metric, labels)}" for r in shown], fontsize=8.5
-    )
-    ax.set_ylim(len(shown) - 0.4, -0.6)
-    ax.set_xscale("symlog", linthresh=2)
-    left, right = ax.get_xlim()
-    ax.set_xticks([t for t in (-100, -50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50, 100) if left <= t <= right])
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.set_xlabel("Cohen's d, true − random labels, with its 95 % interval", fontsize=9)
-    ax.set_title("blue: the same sign on every seed · grey: not on every seed", fontsize=9.5)
-    return figure
+# Differences, lines --------------------------------------------------------------------------------------------------
+def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
+    """Cohen's d of true minus random labels with its interval: a panel for each matrix, a line for each metric.
+
+    Metrics of scale and refused fits are no candidates and are left out.
+    """
+    shown = [
+        row for row in rows if row.effect is not None and all(map(math.isfinite, row.effect)) and is_candidate(row)
+    ]
+    names = list(dict.fromkeys(row.matrix for row in shown))
+    most = max((sum(row.matrix == name for row in shown) for name in names), default=1)
+    ends = [x for row in shown for x in (row.effect or ())[1:]]
+    reach = max(map(abs, ends), default=1.0) * 1.2
+    made = []
+    for name in names:
+        own = [row for row in shown if row.matrix == name]
+
+        def draw(ax: Axes, own: list[Row] = own) -> None:
+            for place, row in enumerate(own):
+                d, lower, upper = row.effect or (math.nan,) * 3
+                shade = COLOURS["true"] if row.separates else "#8a8a8a"
+                ax.plot([lower, upper], [place, place], color=shade, linewidth=1.6, solid_capstyle="butt")
+                ax.plot(d, place, "o" if row.separates else "s", color=shade, markersize=5.5)
+            ax.axvline(0, color="black", linewidth=0.9)
+            ax.set_yticks(range(len(own)), [words(row.metric, labels) for row in own], fontsize=9)
+            ax.set_ylim(most - 0.4, -0.6)
+            ax.set_xscale("symlog", linthresh=2)
+            ax.set_xlim(-reach, reach)
+            ax.set_xticks([t for t in (-100, -10, -2, 0, 2, 10, 100) if abs(t) <= reach])
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+            ax.set_xlabel("Cohen's d, true − random labels", fontsize=9.5)
+
+        said = [f"{words(row.metric, labels)} {d_text(row.effect)}" for row in own if row.effect is not None]
+        alt = f"Cohen's d, true minus random labels, of {words(name, labels)}: {'; '.join(said)}."
+        width = NARROW if len(names) > 1 else WIDE
+        made.append(_panel(draw, words(name, labels), alt, width, [(0.2 + 0.25 * most, BOTTOM)], left=1.56))
+    keys = (Key("same sign on every seed (dots)", COLOURS["true"]), Key("not on every seed (squares)", "#8a8a8a"))
+    return Picture(tuple(made), keys, "bars: 95 % interval")
+
+
+def is_candidate(row: Row) -> bool:
+    """Whether a row may be offered as telling true from random labels: no metric of scale, no refused fit."""
+    return not row.scale and not row.doubted("true", "random")[0]
 
 
 def lines(
-    items: list[Line],
+    items: Sequence[Line],
     labels: Mapping[str, str],
     *,
     x_label: str,
     y_label: str,
     note: str = "",
+    levels: Mapping[str, float] | None = None,
     log_x: bool = False,
     log_y: bool = False,
     level: float | None = None,
     chance: bool = False,
-) -> Figure:
+) -> Picture:
     """One panel per matrix, one thin line per seed in its condition's colour, a band where a line has a standard error.
 
-    `level` draws a dashed line across (a target), `chance` the line from 0 to 1 that meaningless directions would give.
+    The fit that the tables quote is a dot, hollow where it was refused. `level` draws a dashed line across (a target),
+    `chance` the line from 0 to 1 that meaningless directions would give.
     """
-    names, conditions = matrices_of(items), conditions_of(items)
-    columns = min(4, max(len(names), 1))
-    figure, axes = _canvas(-(-len(names) // columns) or 1, columns, 3.8 if len(names) > 1 else 6.4, 3.2)
-    handles: dict[str, Artist] = {}
-    for ax, name in zip(axes.flat, names, strict=False):
+    names, conditions = matrices_of(list(items)), conditions_of(list(items))
+    style = styles(conditions, levels)
+    made = []
+    for name in names:
         own = [item for item in items if item.matrix == name]
-        for item in own:
-            shade = colour(item.condition, conditions)
-            (line,) = ax.plot(item.x, item.y, color=shade, linewidth=1.2, alpha=0.85)
-            if item.sigma is not None:
-                ax.fill_between(item.x, item.y - item.sigma, item.y + item.sigma, color=shade, alpha=0.12, linewidth=0)
-            handles[NAMES.get(item.condition, item.condition)] = line
-        if chance:
-            last = max(float(item.x[-1]) for item in own)
-            ax.plot([0, last], [0, 1], color="black", linewidth=0.8, linestyle=":")
-        if level is not None:
-            ax.axhline(level, color="black", linewidth=0.8, linestyle="--")
-        if log_x:
-            ax.set_xscale("log")
-        if log_y:
-            ax.set_yscale("log")
-        _thin_ticks(ax)
-        ax.set_title(words(name, labels), fontsize=10)
-        ax.set_xlabel(x_label, fontsize=9.5)
-    for ax in axes.flat[len(names) :]:
-        ax.set_axis_off()
-    axes[0, 0].set_ylabel(y_label, fontsize=9.5)
-    _legend(figure, handles, note)
-    return figure
+
+        def draw(ax: Axes, own: list[Line] = own) -> None:
+            for item in own:
+                shade, dash = style[item.condition]
+                ax.plot(item.x, item.y, color=shade, linestyle=DASHES[dash], linewidth=1.2, alpha=0.85)
+                if item.sigma is not None:
+                    ax.fill_between(
+                        item.x, item.y - item.sigma, item.y + item.sigma, color=shade, alpha=0.12, linewidth=0
+                    )
+            for item in own:
+                if item.chosen is not None:
+                    fill = "white" if item.refused else style[item.condition][0]
+                    ax.plot(
+                        *item.chosen,
+                        "o",
+                        color=style[item.condition][0],
+                        markerfacecolor=fill,
+                        markersize=5.5,
+                        zorder=5,
+                    )
+            if chance:
+                ax.plot(
+                    [0, max(float(item.x[-1]) for item in own)], [0, 1], color="black", linewidth=0.8, linestyle=":"
+                )
+            if level is not None:
+                ax.axhline(level, color="black", linewidth=0.8, linestyle="--")
+            if log_x:
+                ax.set_xscale("log")
+            if log_y:
+                ax.set_yscale("log")
+            thin_ticks(ax)
+            ax.set_xlabel(x_label, fontsize=10)
+            ax.set_ylabel(y_label, fontsize=9.5)
+
+        alt = _alt_lines(name, own, labels, x_label, y_label)
+        made.append(_panel(draw, words(name, labels), alt, NARROW if len(names) > 1 else WIDE, [(2.4, BOTTOM)]))
+    return Picture(tuple(made), _keys(conditions, style, labels), note)
+
+
+def _alt_lines(name: str, items: Sequence[Line], labels: Mapping[str, str], x_label: str, y_label: str) -> str:
+    """Where the lines of a panel begin and end, condition by condition."""
+    said = []
+    for condition in conditions_of(list(items)):
+        own = [item for item in items if item.condition == condition]
+        first, last = (np.mean([item.y[place] for item in own]) for place in (0, -1))
+        refused = sum(item.refused for item in own)
+        mark = f" ({refused} of {len(own)} fits refused)" if refused else ""
+        said.append(f"{words(condition, labels)} from {first:.3g} to {last:.3g}{mark}")
+    return f"{words(name, labels)}: {y_label} against {x_label}: {'; '.join(said)}."

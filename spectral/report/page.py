@@ -1,47 +1,31 @@
-"""One self-contained HTML page: the question, the pictures, the table, what separates the conditions, settings and cost.
+"""One self-contained HTML page: the answer, the pictures, the numbers, what separates the conditions, settings and cost.
 
-Pictures are inlined as base64 PNG and the style sheet stands in the page: the file can be mailed and needs neither a
-network nor scripts.
+`page.html.j2` is the page, this module says what stands in it. Pictures are inlined as PNG and the style sheet stands in the
+page: the file can be mailed and needs neither a network nor scripts.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import math
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from matplotlib.figure import Figure
+import jinja2
 
-from . import Curve, Report, Row, conditions_of, figures, matrices_of
-from .tables import d_text, entries, html_table, mapping_table, mean_and_error, with_error, words
+from spectral import density as densities
+from spectral.progress import seconds
 
-STYLE = """
-body { font: 16px/1.55 Georgia, 'Times New Roman', serif; color: #1c1c1c; max-width: 72rem; margin: 2.5rem auto;
-  padding: 0 1.5rem; background: #fff }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem }
-h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; border-bottom: 1px solid #ddd; padding-bottom: .25rem }
-p, li { max-width: 56rem } .lead { font-size: 1.1rem; color: #333 }
-figure { margin: 1.2rem 0 } figure img { max-width: 100%; height: auto }
-figcaption { font-size: .88rem; color: #555; max-width: 60rem }
-table { border-collapse: collapse; font: 13.5px/1.4 'DejaVu Sans', Verdana, Arial, sans-serif; margin: .8rem 0 }
-th, td { padding: .2rem .75rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-tbody th { text-align: left; font-weight: normal } thead th { border-bottom: 2px solid #333 }
-tr.matrix th { font-weight: bold; padding-top: .8rem; border-bottom: 1px solid #ccc }
-tr.apart td:last-child { color: #0072b2; font-weight: bold }
-table.settings td { text-align: left; white-space: normal; word-break: break-word }
-table.settings th { color: #555; vertical-align: top }
-.wide { overflow-x: auto } details { margin: .8rem 0 } summary { cursor: pointer; color: #0072b2 }
-.cost { display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; padding: 0; list-style: none }
-.cost b { display: block; font-size: 1.25rem } footer { margin-top: 3rem; font-size: .85rem; color: #777 }
-"""
+from . import Curve, Report, Row, conditions_of, figures, matrices_of, tables
+from .figures import Picture
+from .tables import Table, d_text, number, words
 
 READ = (
-    "Each curve is the empirical spectral density (ESD) of one matrix: how many of its eigenvalues λ lie within a factor "
-    "of ten, on logarithmic axes, where a power law is a straight line and a shift to the right is more sensitivity of the "
-    "network to what the matrix differentiates by.",
+    "Each curve is the empirical spectral density of one matrix: λ·ρ(λ) on logarithmic axes, ρ being the fraction of all "
+    "eigenvalues per unit of λ. Equal areas are equal numbers of eigenvalues, a straight line is a power law, and a shift to the "
+    "right is more sensitivity of the network to what the matrix differentiates by.",
     "Look at the shape before the position: a few eigenvalues far to the right of a bulk mean that the network answers "
     "along few directions (small effective rank), a broad shoulder without outliers that it answers along many.",
 )
@@ -49,7 +33,7 @@ READ_COMPARED = (
     "Compare the blue curve (true labels) with the vermilion one (random labels) and the grey one (before training): where "
     "their bands do not overlap, the densities differ by more than seeds do.",
 )
-READ_SWEPT = ("Compare the colours, which are the steps of the sweep or its runs.",)
+READ_SWEPT = ("Compare the colours: they are the steps of the sweep, in their order, or its configurations.",)
 READ_NUMBERS = {
     "eigenvalues": "Within its residual ‖Av − θv‖ of each number there is an eigenvalue of the matrix: the "
     "bars are bounds, mostly smaller than the dots. Copies of a multiple eigenvalue are listed one by one.",
@@ -64,47 +48,65 @@ READ_SINGLE = (
     "The shaded band is the error of the estimate; where there is none, the eigenvalues are exact and only the smoothing "
     "width is a choice.",
 )
+TITLES = {
+    "cdf": "Distribution functions",
+    "alignment": "Where the labels live",
+    "alpha": "The power-law exponent and where its tail begins",
+    "esd": "All densities",
+}
+COST = {
+    "products": ("products", lambda v: f"{v:,.0f}"),
+    "epochs": ("sweeps over the data", lambda v: f"{v:,.1f}"),
+    "seconds": ("time", seconds),
+    "peak_bytes": ("peak memory", lambda v: f"{v / 2**20:,.0f} MiB"),
+}
 
 
-def write(path: str | Path, report: Report, pictures: Mapping[str, bytes] | None = None) -> Path:
-    """Write the page to `path`; `pictures` are PNG bytes by name as `draw` makes them (drawn here if not given)."""
-    path = Path(path)
-    path.write_text(render(report, draw(report) if pictures is None else pictures), encoding="utf-8")
-    return path
+@dataclass(frozen=True)
+class Finding:
+    """A sentence that begins with its `subject`."""
+
+    subject: str
+    rest: str
+
+    def __str__(self) -> str:
+        return self.subject + self.rest
 
 
-def draw(report: Report) -> dict[str, bytes]:
-    """All pictures of the report as PNG bytes by name: landscape, esd, cdf, numbers, effects, alignment, alpha, training."""
-    made: dict[str, Figure] = {}
-    labels = report.labels
+# Pictures ------------------------------------------------------------------------------------------------------------
+def draw(report: Report) -> dict[str, Picture]:
+    """All pictures of the report by name: landscape, cdf, esd, numbers, effects, alignment, alpha, training."""
+    made: dict[str, Picture] = {}
+    labels, levels = report.labels, report.levels
     if report.curves:
         shown = report.headline or tuple(matrices_of(report.curves)[:4])
-        chosen = [curve for curve in report.curves if curve.matrix in shown]
-        made["landscape"] = figures.landscape(report.curves, report.rows, shown, report.headline_metric, labels)
-        made["cdf"] = figures.panels(chosen, "cdf", labels)
+        chosen = [curve for name in shown for curve in report.curves if curve.matrix == name]
+        strips = [] if report.numbers or len(conditions_of(chosen)) < 2 else report.rows
+        made["landscape"] = figures.landscape(report.curves, strips, shown, report.headline_metric, labels, levels)
+        made["cdf"] = figures.panels(chosen, "cdf", labels, levels)
         if len(matrices_of(report.curves)) > len(shown):
-            made["esd"] = figures.panels(report.curves, "density", labels)
+            made["esd"] = figures.panels(report.curves, "density", labels, levels)
     if report.numbers is not None and (picture := figures.numbers(report.numbers)) is not None:
         made["numbers"] = picture
-    if any(row.effect is not None for row in report.rows):
-        first = [row for row in report.rows if row.matrix in report.headline] or report.rows
-        made["effects"] = figures.forest(first, labels)
+    headline = [row for row in report.rows if row.matrix in report.headline] or report.rows
+    if any(row.effect is not None and figures.is_candidate(row) for row in headline):
+        made["effects"] = figures.effects(headline, labels)
     if report.alignment:
         made["alignment"] = figures.lines(
             report.alignment, labels, x_label="leading directions, part of all", y_label="part of the labels' energy",
-            note="one line per seed · dotted: directions that know nothing of the labels", chance=True,
+            note="one line per seed · dotted: directions that know nothing of the labels", levels=levels, chance=True,
         )  # fmt: skip
     if report.alpha:
         made["alpha"] = figures.lines(
-            report.alpha, labels, x_label="xmin (start of the tail)", y_label="fitted exponent α", log_x=True,
-            note="one line per seed · band: standard error of the fit",
+            report.alpha, labels, x_label="xmin (start of the tail)", y_label="fitted exponent α", log_x=True, levels=levels,
+            note="one line per seed · band: standard error · dot: the fit of the table, hollow where it was refused",
         )  # fmt: skip
     if report.losses:
         made["training"] = figures.lines(
-            report.losses, labels, x_label="epoch", y_label="training loss (nats)", log_y=True,
+            report.losses, labels, x_label="epoch", y_label="training loss (nats)", log_y=True, levels=levels,
             note="one line per seed · dashed: the target", level=_target(report),
         )  # fmt: skip
-    return {name: figures.png(figure) for name, figure in made.items()}
+    return made
 
 
 def _target(report: Report) -> float | None:
@@ -113,23 +115,25 @@ def _target(report: Report) -> float | None:
 
 
 def captions(report: Report) -> dict[str, str]:
-    """What stands under each picture: what the band is, the resolution, the zeros."""
+    """What is drawn, under each picture: the quantity, the resolution, the zeros."""
     multi = len(conditions_of(report.curves)) > 1
-    note = figures.band_note(report.curves) if report.curves else ""
     small = _resolution(report)
+    strips = [row for row in report.rows if row.metric == report.headline_metric]
+    hollow = " (hollow: a refused fit)" if any(row.doubted()[0] for row in strips) else ""
+    effect = ", d Cohen's effect size of true minus random labels" if any(row.effect for row in strips) else ""
     return {
         "numbers": "" if report.numbers is None else f"The {report.numbers.kind} of {report.title}, with their errors.",
-        "landscape": f"Spectral densities{', overlaid' if multi else ''}: {note}. {small}"
+        "landscape": f"Spectral densities{', overlaid' if multi else ''}. {small}"
         + (
-            f" Below: {words(report.headline_metric, report.labels)} of the same matrices; dots are seeds, bars mean ± one "
-            "standard deviation."
+            f" Below: {words(report.headline_metric, report.labels)} of the same matrices; dots are seeds{hollow}, bars "
+            f"mean ± one standard deviation{effect}."
             if report.headline_metric and multi
             else ""
         ),
-        "esd": f"Densities of all matrices of the run: {note}. {small}",
-        "cdf": f"Distribution functions of the same spectra, not smoothed: {note}.",
-        "effects": "Effect sizes across seeds: Cohen's d of true minus random labels, on an axis that is linear to ±2 and "
-        "logarithmic beyond. With few seeds the intervals are wide.",
+        "esd": f"Densities of all matrices of the run. {small}",
+        "cdf": "The fraction of eigenvalues at or below λ, of the same spectra and not smoothed.",
+        "effects": "Cohen's d of true minus random labels across seeds, on an axis that is linear to ±2 and logarithmic beyond. "
+        "With few seeds the intervals are wide. Metrics of scale and refused fits are left out: they cannot separate.",
         "alignment": "How much of the labels' energy ‖Uᵏᵀy‖²/‖y‖² lies in the leading k directions of the matrix. "
         "A curve that rises early says that the labels live where the network is easy to move.",
         "alpha": "The power-law exponent depends on where the tail is said to begin: a plateau is a tail, a slope is none. "
@@ -142,9 +146,9 @@ def _resolution(report: Report) -> str:
     """The smoothing width, the known zeros and the fit of the picture, in one or two sentences."""
     if not report.curves:
         return ""
-    text = f"Smoothing: a Gaussian of {figures.RESOLUTION:g} decades in λ, under which a single eigenvalue peaks at 4."
+    text = f"Smoothing: a Gaussian of {densities.LOG:g} decades in λ, under which one of n eigenvalues peaks at 1.7/n."
     for matrix in matrices_of(report.curves):
-        if any(figures.is_signed(c.spectrum) for c in report.curves if c.matrix == matrix):
+        if any(densities.is_signed(c.spectrum) for c in report.curves if c.matrix == matrix):
             text += " " + _about_zero([c for c in report.curves if c.matrix == matrix], report.labels)
     zeros = sorted({(c.matrix, c.spectrum.zeros, c.spectrum.dim) for c in report.curves if c.spectrum.zeros})
     named = [f"{zero} of {dim} ({words(matrix, report.labels)})" for matrix, zero, dim in zeros]
@@ -156,7 +160,7 @@ def _resolution(report: Report) -> str:
 
 def _about_zero(curves: list[Curve], labels: Mapping[str, str]) -> str:
     """What a two-sided axis leaves out and how much lies left of it, with their intervals, for each condition."""
-    low = figures.signed_floor(curves)
+    low = densities.signed_floor(curve.spectrum for curve in curves)
     said = []
     for condition in conditions_of(curves):
         first = next(curve for curve in curves if curve.condition == condition)
@@ -165,7 +169,7 @@ def _about_zero(curves: list[Curve], labels: Mapping[str, str]) -> str:
             f"{float(b.value):.0f}" + ("" if b.lower == b.upper else f" (95 %: {b.lower:.0f} to {b.upper:.0f})")
             for b in bands
         )
-        said.append(f"{figures.NAMES.get(condition, condition)}, seed {first.seed}: {negative} and {small}")
+        said.append(f"{words(condition, labels)}, seed {first.seed}: {negative} and {small}")
     return (
         f"{words(curves[0].matrix, labels)} has negative eigenvalues: its axis is logarithmic on both sides of zero, left of it "
         f"are the negative ones, and the grey strip |λ| < {low:.2g} is not drawn. Of its {curves[0].spectrum.dim} eigenvalues, "
@@ -173,49 +177,78 @@ def _about_zero(curves: list[Curve], labels: Mapping[str, str]) -> str:
     )
 
 
-def findings(report: Report) -> list[str]:
-    """What separates true from random labels, in sentences computed from the rows; empty where nothing is compared."""
-    judged = [row for row in report.rows if row.effect is not None and row.separates is not None]
-    if not judged:
+# Sentences -----------------------------------------------------------------------------------------------------------
+def findings(report: Report) -> list[Finding]:
+    """What separates true from random labels, in sentences computed from the rows; empty where nothing is compared.
+
+    A metric of scale is no candidate, and neither is a row with a refused fit: both are named as what they are.
+    """
+    judged = [row for row in report.rows if row.effect is not None or row.doubted("true", "random")[0]]
+    if not any(row.effect is not None for row in judged):
         return []
-    said: list[tuple[float, str]] = []
+    apart: list[tuple[float, Finding]] = []
     mixed: list[str] = []
-    for metric in dict.fromkeys(row.metric for row in judged):
+    for metric in dict.fromkeys(row.metric for row in judged if not row.scale):
         rows = [row for row in judged if row.metric == metric]
-        apart = [row for row in rows if row.separates]
-        name = words(metric, report.labels)
-        if apart:
-            ds = sorted((_d(row) for row in apart), key=abs)
-            signs = {math.copysign(1, d) for d in ds}
-            way = "in either direction"
-            if len(signs) == 1:
-                way = ("larger" if signs == {1.0} else "smaller") + " with true labels"
-            strongest = max(apart, key=lambda row: abs(_d(row)))
-            text = (
-                f"<b>{html.escape(name)}</b> has the same sign on every seed in {len(apart)} of {_matrices(len(rows))}, {way}; "
-                f"most clearly in {html.escape(words(strongest.matrix, report.labels))} "
-                f"(true {_side(strongest, 'true')}, random {_side(strongest, 'random')}, d = {_effect(strongest)})."
-            )
-            said.append((-len(apart) / len(rows), text))
+        candidates = [row for row in rows if figures.is_candidate(row)]
+        if sentence := _separating(candidates, len(rows), report.labels):
+            apart.append((-sum(bool(row.separates) for row in candidates) / len(rows), sentence))
+        elif candidates:
+            mixed.append(words(metric, report.labels))
         else:
-            mixed.append(name)
-    sentences = [text for _, text in sorted(said, key=lambda pair: pair[0])]
+            name = f"{tables.opening(words(metric, report.labels))} {tables.REFUSED}"
+            apart.append((0.0, Finding(name, ": not compared, its fits were refused in every matrix.")))
+    said = [sentence for _, sentence in sorted(apart, key=lambda pair: pair[0])]
     if mixed:
-        sentences.append(
-            f"On no matrix do all seeds agree on the sign of the difference for: {html.escape(', '.join(mixed))}."
+        said.append(
+            Finding("On no matrix", f" do all seeds agree on the sign of the difference for: {', '.join(mixed)}.")
         )
+    said += _scales(judged, report.labels)
     seeds = min(len(row.values.get("true", ())) for row in judged)
-    sentences.append(
-        f"Differences are paired: true minus random labels of the same seed, that is of the same split, initial weights and "
-        f"order of samples. Of rows that know nothing of the labels, {100 * 2.0 ** (1 - seeds):.2g} % would have the same sign "
-        f"on all {seeds} seeds by chance; Cohen's d is that of two unpaired groups."
+    chance = Finding(
+        "Differences are paired",
+        f": true minus random labels of the same seed, that is of the same split, initial weights and order of samples. Of rows "
+        f"that know nothing of the labels, {100 * 2.0 ** (1 - seeds):.2g} % would have the same sign on all {seeds} seeds by "
+        "chance; Cohen's d is that of two unpaired groups.",
     )
-    return sentences
+    return [*said, chance]
 
 
-def as_text(sentence: str) -> str:
-    """A sentence of `findings` without its mark-up, for a terminal."""
-    return html.unescape(re.sub(r"<[^>]+>", "", sentence))
+def _separating(rows: Sequence[Row], count: int, labels: Mapping[str, str]) -> Finding | None:
+    """In how many of the `count` matrices a metric separates, and where most clearly; `rows` are those without refused fits."""
+    apart = [row for row in rows if row.separates]
+    if not apart:
+        return None
+    signs = {math.copysign(1, _d(row)) for row in apart}
+    way = (
+        f"{'larger' if signs == {1.0} else 'smaller'} with true labels"
+        if len(signs) == 1
+        else "of one sign, not always the same,"
+    )
+    strongest = max(apart, key=lambda row: abs(_d(row)))
+    refused = f" (in {count - len(rows)} of them a fit was refused {tables.REFUSED})" if count > len(rows) else ""
+    return Finding(
+        tables.opening(words(rows[0].metric, labels)),
+        f": {way} on every seed in {len(apart)} of {_matrices(count)}{refused}, most clearly in "
+        f"{words(strongest.matrix, labels)} ({number(strongest, 'true')} against {number(strongest, 'random')}, "
+        f"d = {'–' if strongest.effect is None else d_text(strongest.effect)}).",
+    )
+
+
+def _scales(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Finding]:
+    """What scale does: worth knowing, and no separation."""
+    counts: dict[str, list[int]] = {}
+    for row in rows:
+        if row.scale and not row.doubted("true", "random")[0]:
+            counts.setdefault(row.metric, []).append(int(bool(row.separates) and _d(row) < 0))
+    parts = [f"{words(metric, labels)} in {sum(flags)} of {_matrices(len(flags))}" for metric, flags in counts.items()]
+    if not parts:
+        return []
+    text = (
+        " says how steep a network is, not what it has learnt, and is not counted as separating. On every seed larger with "
+        f"random labels: {', '.join(parts)}."
+    )
+    return [Finding("Scale", text)]
 
 
 def _matrices(count: int) -> str:
@@ -226,162 +259,85 @@ def _d(row: Row) -> float:
     return row.effect[0] if row.effect is not None else math.nan
 
 
-def _effect(row: Row) -> str:
-    return "–" if row.effect is None else d_text(row.effect)
+# The page ------------------------------------------------------------------------------------------------------------
+def template(name: str) -> jinja2.Template:
+    """A template of this folder; what is put into it is escaped, and a name that it does not get is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
+    return environment.get_template(name)
 
 
-def _side(row: Row, condition: str) -> str:
-    values = row.values.get(condition, ())
-    return with_error(*mean_and_error(values, row.errors.get(condition, (math.nan,) * len(values))))
-
-
-def seconds(value: float) -> str:
-    """A duration as a person says it.
-
-    >>> seconds(4.25), seconds(75), seconds(7300)
-    ('4.2 s', '1 min 15 s', '2 h 1 min')
-    """
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def render(report: Report, pictures: Mapping[str, bytes]) -> str:
+def render(report: Report, pictures: Mapping[str, Picture]) -> str:
     """The whole page as a string."""
-    texts = captions(report)
-    compared = len(conditions_of(report.curves)) > 1
-    both = {"true", "random"} <= set(conditions_of(report.curves))
-    read: tuple[str, ...] = READ + (READ_COMPARED if both else READ_SWEPT if compared else READ_SINGLE)
-    if report.numbers is not None:
-        read = (READ_NUMBERS[report.numbers.kind],)
-    what = "the picture" if "landscape" in pictures or "numbers" in pictures else "it"
-    notes = {key: value for key, value in report.labels.items() if key.startswith("note:")}
-    explained = {key.removeprefix("note:"): value for key, value in notes.items()}
-    parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        f"<title>{html.escape(report.title)}</title><style>{STYLE}</style></head><body>",
-        f'<h1>{html.escape(report.title)}</h1><p class="lead">{html.escape(report.question)}</p>',
-        _figure("landscape", pictures, texts) or _figure("numbers", pictures, texts),
-        f"<h2>How to read {what}</h2><p>{' '.join(html.escape(sentence) for sentence in read)}</p>",
-    ]
-    said = findings(report)
-    if said:
-        parts.append("<h2>What separates true from random labels</h2><ul>")
-        parts += [f"<li>{sentence}</li>" for sentence in said]
-        parts.append("</ul>")
-        parts.append(_figure("effects", pictures, texts))
-    parts += [_numbers(report, explained), _more(pictures, texts), _training(report, pictures, texts)]
-    parts.append(_settings(report))
-    version = html.escape(str(report.environment.get("spectral", "")))
-    parts.append(f"<footer>Written by spectral {version}. The page is self-contained.</footer></body></html>")
-    return "\n".join(part for part in parts if part)
-
-
-def _figure(name: str, pictures: Mapping[str, bytes], texts: Mapping[str, str]) -> str:
-    if name not in pictures:
-        return ""
-    data = base64.b64encode(pictures[name]).decode("ascii")
-    text = html.escape(texts.get(name, ""))
-    return f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
-
-
-def _numbers(report: Report, explained: Mapping[str, str]) -> str:
-    """The table of the headline matrices, the others folded; or the numbers that make no spectrum."""
-    if report.numbers is not None:
-        return f'<h2>The numbers</h2><div class="wide">{_table(entries(report.numbers))}</div>'
-    if not report.rows:
-        return ""
-    first = [row for row in report.rows if row.matrix in report.headline] or report.rows
-    others = [row for row in report.rows if row not in first]
-    text = f'<h2>The numbers</h2><div class="wide">{html_table(first, report.labels, explained)}</div>'
-    if others:
-        text += (
-            f"<details><summary>The other {_matrices(len({row.matrix for row in others}))}</summary>"
-            f'<div class="wide">{html_table(others, report.labels, explained)}</div></details>'
-        )
-    if explained:
-        used = [metric for metric in dict.fromkeys(row.metric for row in report.rows) if metric in explained]
-        items = "".join(
-            f"<li><b>{html.escape(words(m, report.labels))}</b>: {html.escape(explained[m])}</li>" for m in used
-        )
-        text += f"<details><summary>What each metric is</summary><ul>{items}</ul></details>"
-    return text
-
-
-def _more(pictures: Mapping[str, bytes], texts: Mapping[str, str]) -> str:
-    """The remaining pictures, each under its title."""
-    titles = {
-        "cdf": "Distribution functions",
-        "alignment": "Where the labels live",
-        "alpha": "The power-law exponent and where its tail begins",
-        "esd": "All densities",
-    }
-    return "\n".join(
-        f"<h2>{title}</h2>{_figure(name, pictures, texts)}" for name, title in titles.items() if name in pictures
+    headline = [row for row in report.rows if row.matrix in report.headline] or report.rows
+    others = [row for row in report.rows if row not in headline]
+    used = dict.fromkeys(row.metric for row in report.rows if f"note:{row.metric}" in report.labels)
+    return template("page.html.j2").render(
+        report=report,
+        pictures=pictures,
+        captions=captions(report),
+        titles=TITLES,
+        read=_read(report),
+        findings=findings(report),
+        numbers=_numbers(report, headline),
+        others=tables.of_rows(others, report.labels) if others else None,
+        other_matrices=_matrices(len({row.matrix for row in others})),
+        metrics=[(words(name, report.labels), report.labels[f"note:{name}"]) for name in used],
+        training=tables.of_mappings(report.training, 2) if report.training else None,
+        trends=tables.of_mappings(report.trends, 2) if report.trends else None,
+        products=tables.of_mappings([_worded(row, report.labels) for row in report.products])
+        if report.products
+        else None,
+        cost=costs(report.cost),
+        settings=tables.of_settings(report.config),
+        environment=tables.of_settings(report.environment),
+        version=report.environment.get("spectral", ""),
     )
 
 
-def _training(report: Report, pictures: Mapping[str, bytes], texts: Mapping[str, str]) -> str:
-    """Whether each network reached its target, and what it can do."""
-    if not report.training:
-        return ""
-    return f"<h2>Training</h2>{_figure('training', pictures, texts)}{_table(report.training)}"
+def _read(report: Report) -> tuple[str, ...]:
+    """How to read the first picture."""
+    if report.numbers is not None:
+        return (READ_NUMBERS[report.numbers.kind],)
+    if not report.curves:
+        return ()
+    conditions = conditions_of(report.curves)
+    if {"true", "random"} <= set(conditions):
+        return READ + READ_COMPARED
+    return READ + (READ_SWEPT if len(conditions) > 1 else READ_SINGLE)
 
 
-def _table(entries: Sequence[Mapping[str, object]], style: str = "") -> str:
-    """One row per mapping, one column per key that any of them has."""
-    columns = list(dict.fromkeys(key for entry in entries for key in entry))
-    head = "".join(f"<th>{html.escape(column.replace('_', ' '))}</th>" for column in columns)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(_cell(entry.get(column)))}</td>' for column in columns)}</tr>"
-        for entry in entries
-    )
-    named = f' class="{style}"' if style else ""
-    return f"<table{named}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _numbers(report: Report, headline: Sequence[Row]) -> Table | None:
+    if report.numbers is not None:
+        return tables.of_numbers(report.numbers)
+    return tables.of_rows(headline, report.labels) if headline else None
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return "" if value is None else str(value)
+def _worded(row: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
+    return {**row, "matrix": words(str(row["matrix"]), labels)}
 
 
-def _settings(report: Report) -> str:
-    """Cost, remarks, settings and environment."""
-    cost = dict(report.cost)
-    units = {
-        "products": lambda v: f"{v:,.0f}", "epochs": lambda v: f"{v:,.1f}", "seconds": seconds,
-        "peak_bytes": lambda v: f"{v / 2**20:,.0f} MiB",
-    }  # fmt: skip
-    names = {"products": "products", "epochs": "sweeps over the data", "seconds": "time", "peak_bytes": "peak memory"}
-    items = "".join(f"<li><b>{units[key](float(cost[key]))}</b>{names[key]}</li>" for key in names if key in cost)
-    text = f'<h2>What it cost</h2><ul class="cost">{items}</ul>' if items else ""
-    if report.facts:
-        text += "".join(f"<p>{html.escape(fact)}</p>" for fact in report.facts)
-    if report.products:
-        rows = [{**row, "matrix": words(str(row["matrix"]), report.labels)} for row in report.products]
-        text += (
-            "<details><summary>How the products were computed</summary>"
-            f'<div class="wide">{_table(rows, "settings")}</div></details>'
-        )
-    if report.config:
-        table = mapping_table(report.config)
-        text += f"<h2>Settings</h2><details open><summary>The whole configuration</summary>{table}</details>"
-    if report.environment:
-        text += f"<h2>Environment</h2>{mapping_table(report.environment)}"
-    return text
+def costs(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, how much) in words, for each cost that is known."""
+    return [(what, said(float(cost[key]))) for key, (what, said) in COST.items() if key in cost]
 
 
-def save_pictures(folder: str | Path, pictures: Mapping[str, bytes], names: Sequence[str] = ()) -> list[Path]:
-    """Write each picture as FOLDER/name.png (all of them, or those named) and return the paths."""
-    folder = Path(folder)
-    paths = []
-    for name, data in pictures.items():
-        if not names or name in names:
-            paths.append(folder / f"{name}.png")
-            paths[-1].write_bytes(data)
+def write(path: str | Path, report: Report, pictures: Mapping[str, Picture] | None = None) -> Path:
+    """Write the page to `path`; `pictures` are those that `draw` makes (drawn here if not given)."""
+    path = Path(path)
+    path.write_text(render(report, draw(report) if pictures is None else pictures), encoding="utf-8")
+    return path
+
+
+def save_pictures(folder: str | Path, pictures: Mapping[str, Picture]) -> list[Path]:
+    """Write each picture as FOLDER/name.png and return the paths."""
+    paths = [Path(folder) / f"{name}.png" for name in pictures]
+    for path, picture in zip(paths, pictures.values(), strict=True):
+        path.write_bytes(picture.png())
     return paths

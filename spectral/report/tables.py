@@ -1,21 +1,88 @@
-"""The same rows as text for a terminal and as HTML for a page; every number with the digits that its error allows."""
+"""One table for a terminal, a page and a file; every number with the digits that its error allows."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from . import Numbers, Row, conditions_of
 
 MOST_ENTRIES = 50  # numbers listed on a page; result.json and the arrays hold all
+NARROW = 46  # letters that a row of a table may have on a screen of 390 pixels
+REFUSED = "†"  # behind a number of which a fit was refused
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A text, and where it leads: `links` are (text, address), shown one after the other in place of the text."""
+
+    text: str
+    links: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a table: `cells` for its columns, `note` explains it, `strong` sets it apart."""
+
+    cells: tuple[Cell, ...]
+    note: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows in groups under headings ("": none); the first `heads` columns name a row, the others are its numbers.
+
+    `foot` is what a reader needs to know of the marks in it.
+    """
+
+    titles: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[Entry, ...]], ...]
+    heads: int = 1
+    foot: str = ""
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it fits a telephone as it is; others become cards there."""
+        rows = [self.titles, *([cell.text for cell in entry.cells] for _, entries in self.groups for entry in entries)]
+        return sum(max(len(row[i]) for row in rows) + 2 for i in range(len(self.titles))) <= NARROW
+
+    def text(self) -> str:
+        """The table in columns, as wide as its texts need."""
+        lines: list[list[str]] = [list(self.titles)]
+        for heading, entries in self.groups:
+            lines += [[heading]] if heading else []
+            indent = "  " if heading else ""
+            lines += [[indent + e.cells[0].text, *(cell.text for cell in e.cells[1:])] for e in entries]
+        widths = [max(len(line[i]) for line in lines if len(line) > max(i, 1)) for i in range(len(self.titles))]
+        rows = [
+            line[0]
+            if len(line) == 1 and len(self.titles) > 1
+            else "  ".join(
+                text.ljust(w) if i < self.heads else text.rjust(w)
+                for i, (text, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([*rows, self.foot] if self.foot else rows)
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
 def words(name: str, labels: Mapping[str, str]) -> str:
     """The name in words: from `labels`, else with its underscores as spaces."""
     return labels.get(name, name.replace("_", " "))
+
+
+def opening(text: str) -> str:
+    """The text as a sentence begins; symbols keep their case.
+
+    >>> opening("energy in the top C"), opening("λmax")
+    ('Energy in the top C', 'λmax')
+    """
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
 def with_error(value: float, error: float) -> str:
@@ -59,20 +126,6 @@ def mean_and_error(values: Sequence[float], errors: Sequence[float]) -> tuple[fl
     return float(np.mean([v for v, _ in kept])), float(np.std([v for v, _ in kept], ddof=1))
 
 
-def cells(row: Row, conditions: Sequence[str]) -> list[str]:
-    """One text per condition, then d with its interval, then yes or no, as far as the row has them."""
-    texts = [
-        with_error(*mean_and_error(row.values[c], row.errors.get(c, (math.nan,) * len(row.values[c]))))
-        if c in row.values
-        else "–"
-        for c in conditions
-    ]
-    if row.effect is not None:
-        texts.append(d_text(row.effect))
-        texts.append({True: "yes", False: "no", None: "–"}[row.separates])
-    return texts
-
-
 def d_text(effect: tuple[float, float, float]) -> str:
     """Cohen's d with its interval, as far as they are finite.
 
@@ -84,87 +137,89 @@ def d_text(effect: tuple[float, float, float]) -> str:
     return "{:.1f} [{:.1f}, {:.1f}]".format(*effect).replace("-", "−")
 
 
-def header(rows: list[Row]) -> list[str]:
-    """The column titles that fit the rows."""
+def number(row: Row, condition: str) -> str:
+    """Mean and error of a row under a condition; a mark and a count where a fit was refused."""
+    values = row.values.get(condition)
+    if values is None:
+        return "–"
+    refused, count = row.doubted(condition)
+    text = with_error(*mean_and_error(values, row.errors.get(condition, (math.nan,) * len(values))))
+    if refused and not any(map(math.isfinite, values)):
+        text = "refused"
+    return f"{text} {REFUSED}{f'{refused}/{count}' if count > 1 else ''}" if refused else text
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+def of_rows(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
+    """A row for each metric under the name of its matrix: a column for each condition, then what is said of their difference."""
+    conditions = conditions_of(list(rows))
     seeds = max((len(v) for row in rows for v in row.values.values()), default=1)
-    conditions = conditions_of(rows)
-    unit = f"mean ± sd of {seeds} seeds" if seeds > 1 else "± standard error; none: exact"
-    names = [f"{conditions[0]} ({unit})", *conditions[1:]] if conditions else []
-    return names + (["d [95 %]", "same sign"] if any(row.effect is not None for row in rows) else [])
+    compared = any(row.effect is not None for row in rows)
+    groups: dict[str, list[Entry]] = {}
+    for row in rows:
+        texts = [words(row.metric, labels), *(number(row, name) for name in conditions)]
+        if compared:
+            texts += [d_text(row.effect) if row.effect else "–", apart(row)]
+        note = labels.get(f"note:{row.metric}", "")
+        strong = bool(row.separates) and not row.scale
+        groups.setdefault(row.matrix, []).append(Entry(tuple(map(Cell, texts)), note, strong))
+    unit = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "± one standard error; without ±: exact."
+    if compared:
+        unit += " d: Cohen's effect size, true minus random, with its 95 % interval. Separates: the same sign on every seed."
+    if any(row.doubted()[0] for row in rows):
+        unit += f" {REFUSED}: the fit was refused{' on so many of the seeds' * (seeds > 1)}, and gives no number."
+    titles = ("", *(words(name, labels) for name in conditions), *(("d [95 %]", "separates") if compared else ()))
+    return Table(titles, tuple((words(m, labels), tuple(entries)) for m, entries in groups.items()), foot=unit)
 
 
-def text_table(rows: list[Row], labels: Mapping[str, str]) -> str:
-    """The rows as a plain table, one block per matrix, columns aligned, at most as wide as its numbers need."""
-    if not rows:
-        return ""
-    titles, conditions = header(rows), conditions_of(rows)
-    lines = [["", *titles]]
-    for place, row in enumerate(rows):
-        if place == 0 or row.matrix != rows[place - 1].matrix:
-            lines.append([words(row.matrix, labels)])
-        texts = cells(row, conditions)
-        lines.append(["  " + words(row.metric, labels), *texts, *[""] * (len(titles) - len(texts))])
-    widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(titles) + 1)]
-    return "\n".join(
-        "  ".join(text.ljust(widths[0]) if i == 0 else text.rjust(widths[i]) for i, text in enumerate(line)).rstrip()
-        for line in lines
-    )
+def apart(row: Row) -> str:
+    """Whether true and random labels are told apart by a row: yes, no, or why it is no candidate."""
+    if row.scale:
+        return "scale"
+    if row.doubted("true", "random")[0]:
+        return "refused"
+    return {True: "yes", False: "no", None: "–"}[row.separates]
 
 
-def entries(numbers: Numbers) -> list[dict[str, str]]:
-    """One mapping of texts per number that is listed, at most `MOST_ENTRIES`: its name, value, error, and what else is said."""
-    titles = {"stderr": "standard error", "lower": "at least", "upper": "at most"}
+def of_numbers(found: Numbers) -> Table:
+    """A row for each number that makes no spectrum, at most `MOST_ENTRIES`: its value, error, and what else is said."""
+    renamed = {"stderr": "standard error", "lower": "at least", "upper": "at most"}
     rows = []
-    for name, found in list(numbers.estimates().items())[:MOST_ENTRIES]:
-        row = {"": name.replace("_", " "), "value": f"{found['value']:.6g}"}
-        for key, given in found.items():
+    for name, given in list(found.estimates().items())[:MOST_ENTRIES]:
+        row = {"": name.replace("_", " "), "value": f"{given['value']:.6g}"}
+        for key, value in given.items():
             if key == "converged":
-                row[key] = "yes" if given else "no"
+                row[key] = "yes" if value else "no"
             elif key != "value":
-                row[titles.get(key, key)] = str(given) if isinstance(given, int) else f"{given:.2g}"
+                row[renamed.get(key, key)] = str(value) if isinstance(value, int) else f"{value:.2g}"
         rows.append(row)
-    return rows
+    return of_mappings(rows)
 
 
-def text_entries(numbers: Numbers) -> str:
-    """`entries` as a plain table."""
-    rows = entries(numbers)
-    titles = list(dict.fromkeys(title for row in rows for title in row))
-    lines = [titles, *([row.get(title, "") for title in titles] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(text.rjust(w) if i else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    )
+def of_mappings(rows: Sequence[Mapping[str, object]], heads: int = 1) -> Table:
+    """A row for each mapping, a column for each key that any of them has."""
+    titles = tuple(dict.fromkeys(key for row in rows for key in row))
+    entries = tuple(Entry(tuple(Cell(plain(row.get(title))) for title in titles)) for row in rows)
+    return Table(titles, (("", entries),), heads)
 
 
-def html_table(rows: list[Row], labels: Mapping[str, str], notes: Mapping[str, str]) -> str:
-    """The rows as an HTML table, one body per matrix; `notes` explains a metric when the pointer rests on it."""
-    if not rows:
-        return ""
-    titles, conditions = header(rows), conditions_of(rows)
-    parts = ["<table><thead><tr><th></th>", *(f"<th>{html.escape(t)}</th>" for t in titles), "</tr></thead>"]
-    for place, row in enumerate(rows):
-        if place == 0 or row.matrix != rows[place - 1].matrix:
-            name = html.escape(words(row.matrix, labels))
-            parts.append(f'<tbody><tr class="matrix"><th colspan="{len(titles) + 1}">{name}</th></tr>')
-        texts = cells(row, conditions)
-        note = html.escape(notes.get(row.metric, ""), quote=True)
-        name = html.escape(words(row.metric, labels))
-        mark = ' class="apart"' if row.separates else ""
-        body = "".join(f"<td>{html.escape(t)}</td>" for t in texts + [""] * (len(titles) - len(texts)))
-        parts.append(f'<tr{mark}><th title="{note}">{name}</th>{body}</tr>')
-        if place + 1 == len(rows) or rows[place + 1].matrix != row.matrix:
-            parts.append("</tbody>")
-    return "".join(parts) + "</table>"
+def of_settings(mapping: Mapping[str, object]) -> Table:
+    """A nested mapping in two columns, its keys joined by dots."""
+    entries = tuple(Entry((Cell(key), Cell(value))) for key, value in flatten(mapping).items())
+    return Table(("setting", "value"), (("", entries),))
 
 
-def mapping_table(mapping: Mapping[str, object]) -> str:
-    """A two-column HTML table of a nested mapping, its keys joined by dots."""
-    rows = "".join(
-        f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in flatten(mapping).items()
-    )
-    return f'<table class="settings">{rows}</table>'
+def plain(value: object) -> str:
+    """A value of a mapping as a person reads it.
+
+    >>> plain(True), plain(0.12345), plain(None), plain([64, 64])
+    ('yes', '0.123', '', '[64, 64]')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "" if value is None else str(value)
 
 
 def flatten(mapping: Mapping[str, object], prefix: str = "") -> dict[str, str]:

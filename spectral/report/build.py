@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,20 +13,20 @@ from spectral.analysis import METRICS, power_law
 from spectral.estimators.svd import SingularTriplets
 from spectral.estimators.top import Eigenpairs
 from spectral.landscape.cell import CellResult
-from spectral.landscape.contrasts import MetricRow
+from spectral.landscape.contrasts import FITS, SCALE, MetricRow, refused
 from spectral.landscape.experiments import Outcome
 from spectral.landscape.training import Trained
 from spectral.results import Estimate
 from spectral.spectrum import Spectrum
 
-from . import Curve, Line, Numbers, Report, Row, tables
+from . import Curve, Line, Numbers, Report, Row, Verdict, tables, verdict
 from .figures import DECADES
 
 KINDS = {
-    "flattened": "input Jacobian, flattened",
-    "stacked": "input Jacobian, stacked",
+    "flattened": "flattened input Jacobian",
+    "stacked": "stacked input Jacobian",
     "diagonal": "squared norms ‖Jᵢ‖²",
-    "ntk": "parameter Jacobian (NTK)",
+    "ntk": "parameter Jacobian, NTK",
 }
 NAMES = {
     "effective_rank": "effective rank",
@@ -39,6 +40,18 @@ NAMES = {
     "mp_edge": "Marchenko–Pastur edge",
     "mp_spikes": "spikes above the bulk",
 }
+OPERATORS = {
+    "jacobian": "parameter Jacobian",
+    "input_flattened": "flattened input Jacobian",
+    "input_stacked": "stacked input Jacobian",
+    "loss_gradients": "gradients of the samples' losses",
+    "hessian": "Hessian",
+    "gauss_newton": "Gauss–Newton matrix",
+    "fisher": "Fisher matrix",
+    "empirical_fisher": "empirical Fisher matrix",
+}
+CONDITIONS = {"init": "at initialisation", "true": "true labels", "random": "random labels"}
+TICKS = {"init": "init", "true": "true", "random": "random"}
 OWN_METRICS = {
     "own_label_alignment": "energy of the labels trained on in the leading directions, ‖Uᵀy‖²/‖y‖², from 0 to 1",
     "true_label_alignment": "the same for the true labels",
@@ -46,6 +59,10 @@ OWN_METRICS = {
     "gini": "how unequal the n numbers ‖Jᵢ‖² are, 0 when all are equal",
 }
 COMPUTED = {  # of an operator's description: what the page says of its products
+    "loss_couples_samples": "the loss couples samples",
+    "loss_returns": "the loss returns",
+    "statistics": "statistics of batch norm",
+    "shared": "entries of no sample",
     "engine": "engine",
     "reason": "why",
     "product_dtype": "dtype",
@@ -54,6 +71,7 @@ COMPUTED = {  # of an operator's description: what the page says of its products
     "product_noise": "relative error of a product",
     "untested": "not tested",
 }
+NOT_COMPARED = {"dim", "zeros_fraction", *FITS.values()}  # known before anything is computed, or no number of a matrix
 QUESTION_SINGLE = "How are the eigenvalues of this matrix spread, and how sure is that?"
 QUESTIONS = {
     "eigenvalues": "Which are the extreme eigenvalues of this matrix, and how far off may they be?",
@@ -63,13 +81,20 @@ QUESTIONS = {
 }
 
 
-def labels_for(matrices: Sequence[str]) -> dict[str, str]:
-    """Names in words of matrices such as "flattened.logits.train", of metrics, and the definitions as "note:METRIC"."""
-    labels = dict(NAMES)
+def labels_for(matrices: Sequence[str], conditions: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Names in words of matrices such as "flattened.logits.train", of metrics and conditions.
+
+    "note:METRIC" is the definition of a metric, "tick:CONDITION" a condition in a word. `conditions` names further ones.
+    """
+    labels = (
+        NAMES | OPERATORS | CONDITIONS | dict(conditions or {}) | {f"tick:{name}": text for name, text in TICKS.items()}
+    )
+    for name in conditions or {}:
+        labels[f"tick:{name}"] = re.sub(r"^\D+(?=\d)", "", name)  # noise20: 20
     for matrix in matrices:
         parts = matrix.split(".")
         if len(parts) == 3 and parts[0] in KINDS:
-            labels[matrix] = f"{KINDS[parts[0]]} · {parts[1]}, {parts[2]}"
+            labels[matrix] = f"{KINDS[parts[0]]} ({parts[1]}, {parts[2]})"
     return labels | {f"note:{name}": text for name, text in (METRICS | OWN_METRICS).items()}
 
 
@@ -79,27 +104,29 @@ def experiment(
     metrics: Sequence[str] | None,
     headline: Sequence[str],
     headline_metric: str,
+    about: str = "",
     alpha_curve: bool = True,
     config: Mapping[str, Any],
     environment: Mapping[str, Any],
     cost: Mapping[str, Any],
 ) -> Report:
-    """The report of an experiment; `metrics` are the rows shown (None: all), `headline` the matrices of the first picture."""
-    result = outcome.result
-    verdicts = {(s.matrix, s.metric): s for s in result.separations}
+    """The report of an experiment; `metrics` are the rows shown (None: all), `headline` the matrices of the first picture.
+
+    `about` says in words how much the answer is an answer of (see `verdict.scope`).
+    """
+    result, asked = outcome.result, outcome.experiment
     known = [name for name in headline if name in result.matrices] or list(result.matrices[:4])
+    ordered = [*known, *(name for name in result.matrices if name not in known)]
+    labels = labels_for(result.matrices, asked.words)
     curves = [Curve(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, r.spectrum) for r in result.cells]
-    shown = metrics or tuple(dict.fromkeys(row.metric for row in result.rows))
-    rows = [
-        _row(result.row(matrix, metric), verdicts.get((matrix, metric)))
-        for matrix in (*known, *(name for name in result.matrices if name not in known))
-        for metric in shown
-        if any((row.matrix, row.metric) == (matrix, metric) for row in result.rows)
-    ]
+    everything = [_row(row) for name in ordered for row in result.rows if row.matrix == name]
+    shown = metrics or tuple(dict.fromkeys(row.metric for row in everything))
+    rows = [row for name in ordered for m in shown for row in everything if (row.matrix, row.metric) == (name, m)]
     trained = {r.cell.network: r for r in result.cells if r.trained is not None}
     return Report(
-        title=outcome.experiment.name.replace("_", " ").capitalize(),
-        question=outcome.experiment.question,
+        title=asked.name.replace("_", " ").capitalize(),
+        question=asked.question,
+        verdict=_verdict(outcome, everything, headline_metric, labels, about),
         curves=curves,
         rows=rows,
         headline=tuple(known),
@@ -107,13 +134,38 @@ def experiment(
         alignment=_alignment(result.cells),
         alpha=_alpha([curve for curve in curves if curve.matrix in known]) if alpha_curve else [],
         losses=[_loss(r.cell.condition.name, r.cell.seed, r.trained) for r in trained.values() if r.trained],
-        training=[_training(r) for r in trained.values()],
+        training=[_training(r, labels) for r in trained.values()],
         products=_products([(curve.matrix, curve.spectrum.meta.get("operator", {})) for curve in curves]),
-        labels=labels_for(result.matrices),
-        facts=_facts(outcome),
+        labels=labels,
+        levels=asked.levels,
+        trends=_trends(outcome, labels),
+        facts=_facts(outcome, labels),
         config=config,
         environment=environment,
         cost=cost,
+    )
+
+
+def _verdict(outcome: Outcome, rows: Sequence[Row], metric: str, labels: Mapping[str, str], about: str) -> Verdict:
+    """The answer to the question of an experiment: of two conditions, or of a swept axis."""
+    asked, result = outcome.experiment, outcome.result
+    missed = (len(result.untrained()), len({r.cell.network for r in result.cells if r.trained is not None}))
+    if not asked.levels:
+        return verdict.compared(rows, metric, labels, about=about, missed=missed)
+    ends = [words for _, words in sorted((asked.levels[name], text) for name, text in asked.words.items())]
+    refused = [(row.matrix, row.metric) for row in rows if row.doubted()[0]]
+    order = {name: place for place, name in enumerate(dict.fromkeys(row.matrix for row in rows))}
+    return verdict.followed(
+        sorted(outcome.trends, key=lambda t: order[t.matrix]),
+        metric,
+        labels,
+        axis=asked.axis,
+        ends=(ends[0], ends[-1]),
+        expected=asked.expected,
+        asked=asked.asked,
+        refused=refused,
+        about=about,
+        missed=missed,
     )
 
 
@@ -133,31 +185,41 @@ def single(
     cost: Mapping[str, Any],
 ) -> Report:
     """The report of one spectrum; `numbers` are those of `summary`, errors included."""
+    labels = labels_for([]) | _named(condition)
     curve = Curve(matrix, condition, seed, spectrum)
     names = metrics or [name for name in numbers if not name.endswith("_stderr")]
     rows = [
-        Row(matrix, name, {condition: (numbers[name],)}, {condition: (numbers.get(f"{name}_stderr", math.nan),)})
+        Row(
+            matrix,
+            name,
+            {condition: (numbers[name],)},
+            {condition: (numbers.get(f"{name}_stderr", math.nan),)},
+            refused={condition: (True,)} if refused(name, numbers) else {},
+            scale=name in SCALE,
+        )
         for name in names
-        if math.isfinite(numbers.get(name, math.nan))
+        if math.isfinite(numbers.get(name, math.nan)) or refused(name, numbers)
     ]
     facts = [
         f"{spectrum.dim} eigenvalues, {spectrum.zeros} of them known to be zero by shape; method: {_method(spectrum)}."
     ]
-    if numbers.get("alpha_accepted") == 0.0:
-        facts.append(f"No tail exponent: {power_law(spectrum).reason}")
+    facts += _cautions(spectrum.meta.get("operator", {}))
+    if refused("alpha", numbers):
+        facts.append(f"No tail exponent ({tables.REFUSED}): {power_law(spectrum).reason}")
     if trained is not None:
         facts.append(_trained(trained, test_accuracy))
     return Report(
         title=matrix,
         question=QUESTION_SINGLE,
+        verdict=verdict.of_spectrum(spectrum, numbers, about=_state(condition)),
         curves=[curve],
         rows=rows,
         headline=(matrix,),
         alpha=_alpha([curve]) if alpha_curve else [],
         losses=[_loss(condition, seed, trained)] if trained is not None and trained.history else [],
-        training=[] if trained is None else [_facts_of(trained, condition, seed, test_accuracy)],
+        training=[] if trained is None else [_facts_of(trained, labels.get(condition, condition), seed, test_accuracy)],
         products=_products([(matrix, spectrum.meta.get("operator", {}))]),
-        labels=labels_for([]),
+        labels=labels,
         facts=tuple(facts),
         config=config,
         environment=environment,
@@ -165,7 +227,24 @@ def single(
     )
 
 
-def found(result: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _named(condition: str) -> dict[str, str]:
+    """A condition of partly permuted labels in words, as `run` names it."""
+    if not condition.startswith("noise"):
+        return {}
+    part = condition.removeprefix("noise")
+    return {condition: f"{part} % of the labels permuted", f"tick:{condition}": f"{part} %"}
+
+
+def _state(condition: str) -> str:
+    """What the network of one spectrum is, in words."""
+    if condition == "init":
+        return "the network at initialisation"
+    if condition.startswith("noise"):
+        return f"the network trained with {_named(condition)[condition]}"
+    return f"the network trained on {CONDITIONS.get(condition, condition)}"
+
+
+def to_arrays(result: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(arrays, plain facts) of what `top`, `svd`, `trace` or `diagonal` returned: all that `numbers` needs, for a file."""
     if isinstance(result, Estimate):
         arrays = {name: np.atleast_1d(np.asarray(getattr(result, name))) for name in ("value", "stderr")}
@@ -186,7 +265,7 @@ def found(result: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def of_arrays(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Numbers:
-    """The numbers of what `found` gave."""
+    """The numbers of what `to_arrays` gave."""
     if "values" in arrays:
         return Numbers(arrays["values"], arrays["residuals"], arrays["converged"], about)
     return Numbers(arrays["value"], arrays["stderr"], np.ones(len(arrays["value"]), dtype=bool), about)
@@ -200,13 +279,14 @@ def numbers(
     seed: int,
     trained: Trained | None,
     test_accuracy: float,
+    which: str = "largest",
     config: Mapping[str, Any],
     environment: Mapping[str, Any],
     cost: Mapping[str, Any],
 ) -> Report:
-    """The report of numbers that make no spectrum."""
-    about = shown.about
-    facts = [str(about["of"])]
+    """The report of numbers that make no spectrum; `which` of them were asked for."""
+    about, labels = shown.about, labels_for([]) | _named(condition)
+    facts = [str(about["of"]), *_cautions(about.get("operator", {}))]
     if "method" in about:
         facts.append(f"Method: {about['method']}, {about['products']} products.")
     else:
@@ -226,12 +306,14 @@ def numbers(
     return Report(
         title=matrix,
         question=QUESTIONS[shown.kind],
+        verdict=verdict.of_numbers(shown, which=which, about=_state(condition)),
         curves=[],
         rows=[],
         numbers=shown,
         losses=[_loss(condition, seed, trained)] if trained is not None and trained.history else [],
-        training=[] if trained is None else [_facts_of(trained, condition, seed, test_accuracy)],
+        training=[] if trained is None else [_facts_of(trained, labels.get(condition, condition), seed, test_accuracy)],
         products=_products([(matrix, about.get("operator", {}))]),
+        labels=labels,
         facts=tuple(facts),
         config=config,
         environment=environment,
@@ -265,18 +347,28 @@ def _products(operators: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Mappin
     return list(rows.values())
 
 
+def _cautions(description: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of the matrix itself: that it depends on how the data were cut into batches."""
+    said = []
+    for leaf in _leaves(description):
+        if why := leaf.get("loss_couples_samples"):
+            said.append(f"The loss couples the samples of a batch ({why}): the matrix is that of the batches as cut.")
+        if leaf.get("statistics") == "batch":
+            said.append("Batch norm works with each batch's own statistics: the matrix is that of the batches as cut.")
+    return list(dict.fromkeys(said))
+
+
 def _leaves(description: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What a described operator is made of, itself if of nothing else (the `of` of a network names its output)."""
     parts = description.get("of")
     return [leaf for part in parts for leaf in _leaves(part)] if isinstance(parts, list) else [description]
 
 
-def _row(row: MetricRow, verdict: Any) -> Row:
-    found = row.effect("true", "random")
-    if found is None:
-        return Row(row.matrix, row.metric, row.values, row.errors)
-    separates = verdict.verdict != "mixed" if verdict is not None else _separates(row)
-    return Row(row.matrix, row.metric, row.values, row.errors, (found.d, found.lower, found.upper), separates)
+def _row(row: MetricRow) -> Row:
+    found = None if row.metric in NOT_COMPARED else row.effect("true", "random")
+    effect = None if found is None else (found.d, found.lower, found.upper)
+    separates = None if found is None or any(map(any, row.refused.values())) else _separates(row)
+    return Row(row.matrix, row.metric, row.values, row.errors, effect, separates, row.refused, row.metric in SCALE)
 
 
 def _separates(row: MetricRow) -> bool | None:
@@ -302,11 +394,13 @@ def _alpha(curves: Sequence[Curve]) -> list[Line]:
     """alpha(xmin) of each curve, where the tail still holds ten eigenvalues."""
     lines = []
     for curve in curves:
-        found = power_law(curve.spectrum).curve
+        fit = power_law(curve.spectrum)
+        found = fit.curve
         kept = np.isfinite(found.alpha) & (found.tail >= 10) & (found.xmin > 10.0**-DECADES * curve.spectrum.scale)
         if kept.sum() > 1:
             x, alpha, sigma = found.xmin[kept], found.alpha[kept], found.sigma[kept]
-            lines.append(Line(curve.matrix, curve.condition, curve.seed, x, alpha, sigma))
+            chosen = (float(fit.xmin), float(fit.alpha)) if math.isfinite(fit.alpha) else None
+            lines.append(Line(curve.matrix, curve.condition, curve.seed, x, alpha, sigma, chosen, not fit.accepted))
     return lines
 
 
@@ -315,8 +409,9 @@ def _loss(condition: str, seed: int, trained: Trained) -> Line:
     return Line("training loss", condition, seed, history[:, 0], history[:, 2])
 
 
-def _training(r: CellResult) -> dict[str, Any]:
-    entry = _facts_of(r.trained, r.cell.condition.name, r.cell.seed, r.test_accuracy) if r.trained else {}
+def _training(r: CellResult, labels: Mapping[str, str]) -> dict[str, Any]:
+    name = labels.get(r.cell.condition.name, r.cell.condition.name)
+    entry = _facts_of(r.trained, name, r.cell.seed, r.test_accuracy) if r.trained else {}
     return entry | {"labels changed": f"{100 * r.changed:.0f} %"}
 
 
@@ -334,28 +429,35 @@ def _facts_of(trained: Trained, condition: str, seed: int, test_accuracy: float)
     }
 
 
-def _facts(outcome: Outcome) -> tuple[str, ...]:
-    """Sentences that a reader must not miss: missed targets, trends."""
+def _facts(outcome: Outcome, labels: Mapping[str, str]) -> tuple[str, ...]:
+    """Sentences that a reader must not miss: missed targets, refused fits."""
     facts = []
     if missed := outcome.result.untrained():
         facts.append(
             f"These networks did not reach their target loss, so that they are not alike in loss: {', '.join(missed)}."
         )
-    labels = labels_for(outcome.result.matrices)
-    refused = []
+    doubted = []
     for row in outcome.result.rows:
-        if row.metric == "alpha_accepted":
-            numbers = [v for values in row.values.values() for v in values if math.isfinite(v)]
-            if numbers.count(0.0):
-                refused.append(f"{labels.get(row.matrix, row.matrix)} ({numbers.count(0.0)} of {len(numbers)})")
-    if refused:
+        if row.metric == "alpha" and (lost := sum(map(sum, row.refused.values()))):
+            doubted.append(f"{lost} of {sum(map(len, row.values.values()))} of {labels.get(row.matrix, row.matrix)}")
+    if doubted:
         facts.append(
-            f"No tail exponent where the largest eigenvalues are no power law, or too few to tell: {'; '.join(refused)} spectra."
+            f"No tail exponent ({tables.REFUSED}) where the largest eigenvalues are no power law, or too few to tell: "
+            f"{'; '.join(doubted)}."
         )
-    for trend in outcome.trends:
-        if math.isfinite(trend.rho):
-            facts.append(
-                f"{labels.get(trend.metric, trend.metric)} of {labels.get(trend.matrix, trend.matrix)}: "
-                f"Spearman's ρ with the level {trend.rho:.2f} (permutation p = {trend.p_value:.2g})."
-            )
     return tuple(facts)
+
+
+def _trends(outcome: Outcome, labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """How each key metric of each matrix moves with the level, one row each."""
+    return [
+        {
+            "matrix": tables.words(t.matrix, labels),
+            "metric": tables.words(t.metric, labels),
+            "Spearman's ρ": f"{t.rho:.2f}".replace("-", "−"),
+            "p": f"{t.p_value:.2g}",
+            "": "scale" if t.metric in SCALE else "",
+        }
+        for t in outcome.trends
+        if math.isfinite(t.rho)
+    ]

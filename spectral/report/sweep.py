@@ -1,0 +1,555 @@
+"""`spectral-report DIR...`: the runs of a sweep as one page and two tables (CSV).
+
+A run is a folder with a result.json; folders are searched to any depth. Written into `--output` (the first DIR): sweep.html,
+one panel per operator and one row per configuration, seeds aggregated; sweep.csv, one row for each matrix of each run;
+sweep_long.csv, one row for each number. Runs are of one configuration only if every setting but the seed is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import spectral
+from spectral.checkpoint import atomic_write
+from spectral.landscape.contrasts import SCALE, refused
+from spectral.spectrum import Spectrum
+from spectral.state import inside, read_result
+
+from . import Curve, Row, Verdict, figures, page, spreadsheet, tables
+from .build import labels_for
+from .figures import Picture
+from .tables import Cell, Entry, Table, mean_and_error, number, words
+
+# Settings that say nothing about the numbers, and those in which the runs of one configuration may differ.
+IGNORED = (
+    "output",
+    "choices",
+    "resume",
+    "analysis.metrics",
+    "analysis.alpha_curve",
+    "experiment.headline",
+    "experiment.headline_metric",
+)
+SEEDS = ("seed", "experiment.seeds")
+COMPUTED_BY = ("spectral", "torch", "device")
+MOST_CURVES = 12  # configurations in one picture; more are unreadable
+MOST_NUMBERS = 6  # columns of numbers; the CSV files hold all
+SHOWN = ("effective_rank", "top_c_energy", "stable_rank", "trace", "lambda_max", "alpha")
+SHORT = {
+    "data.train": "training samples",
+    "data.test": "test samples",
+    "training.noise": "label noise",
+    "training.enabled": "trained",
+    "operator.of": "output",
+    "operator.wrt": "with respect to",
+    "operator.split": "data split",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder, its result.json, and its settings as one level of plain values."""
+
+    folder: Path
+    result: dict[str, Any]
+    settings: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The same for two runs if and only if every setting but the seeds is the same."""
+        kept = {name: _canonical(value) for name, value in self.settings.items() if name not in SEEDS}
+        return json.dumps(kept, sort_keys=True)
+
+    def choice(self, group: str) -> str:
+        """Which member of a group was chosen: its name, or what its `_target_` ends in."""
+        if group == "operator" and not any(key.startswith("operator.") for key in self.settings):
+            return ""  # of an experiment
+        named = self.result["config"].get("choices", {}).get(group)
+        return str(named or str(self.settings.get(f"{group}._target_", "")).rpartition(".")[2])
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One matrix under one set of settings: `values` are those of the swept columns, `cells` one for each seed."""
+
+    panel: str
+    values: tuple[str, ...]
+    cells: dict[int, tuple[Run, Mapping[str, Any]]]
+
+    def row(self, metric: str) -> Row:
+        """A metric of all seeds as a row with one condition, "all"."""
+        found = [cell["metrics"] for _, cell in self.cells.values()]
+        values = tuple(_number(m.get(metric)) for m in found)
+        errors = tuple(_number(m.get(f"{metric}_stderr", m.get(f"{metric}_residual"))) for m in found)
+        doubted = tuple(refused(metric, m) for m in found)
+        marks = {"all": doubted} if any(doubted) else {}
+        return Row(self.panel, metric, {"all": values}, {"all": errors}, refused=marks, scale=metric in SCALE)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs in order: the swept columns, the configurations, and what a reader must know of how they were made."""
+
+    runs: tuple[Run, ...]
+    columns: tuple[str, ...]
+    configurations: tuple[Configuration, ...]
+    labels: dict[str, str]
+    notes: tuple[str, ...] = ()
+    same: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def panels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(c.panel for c in self.configurations))
+
+    @property
+    def series(self) -> tuple[tuple[str, ...], ...]:
+        """The values of the swept columns, each once: what has one number and one colour in all panels."""
+        return tuple(dict.fromkeys(c.values for c in self.configurations))
+
+    def name(self, values: tuple[str, ...]) -> str:
+        """A series in words, with its number."""
+        return f"{self.series.index(values) + 1}: {self.text(values)}"
+
+    def text(self, values: tuple[str, ...]) -> str:
+        """A series in words: values that speak for themselves, others with the name of their column."""
+        parts = [
+            value if _speaks(value) else f"{column} {value}"
+            for column, value in zip(self.columns, values, strict=True)
+            if value != "–"
+        ]
+        return " · ".join(parts) or "all runs"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `spectral-report`; errors are one sentence and exit status 2."""
+    parser = argparse.ArgumentParser(
+        prog="spectral-report",
+        description="Gather runs of spectral into one page (sweep.html) and two tables (sweep.csv, sweep_long.csv).",
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="run folders, or folders that hold some")
+    parser.add_argument("--output", metavar="DIR", help="where to write (default: the first DIR)")
+    given = parser.parse_args(arguments)
+    try:
+        runs = find(given.folders)
+        output = Path(given.output or given.folders[0])
+        output.mkdir(parents=True, exist_ok=True)
+        written = write(runs, output)
+    except (ValueError, OSError) as problem:
+        print(f"spectral-report: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(f"\ntable: {written[0]}\nnumbers: {written[1]}\nreport: {written[2]}")
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+def find(folders: Sequence[str | Path]) -> list[Run]:
+    """All runs in and below the folders, in the order of their paths; ValueError if there is none."""
+    runs: dict[Path, Run] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; give run folders or a folder that holds some.")
+        for path in sorted(folder.rglob("result.json"), key=_natural):
+            if path.resolve() not in runs:
+                runs[path.resolve()] = _read(path)
+    if not runs:
+        raise ValueError(
+            f"There is no result.json in {', '.join(map(str, folders))}; give folders that spectral wrote."
+        )
+    return list(runs.values())
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key that puts run 10 after run 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.parts]
+
+
+def _read(path: Path) -> Run:
+    result = read_result(path)
+    settings = _settings(result["config"])
+    if "experiment._target_" in settings:  # an experiment has matrices of its own
+        settings = {key: value for key, value in settings.items() if not key.startswith("operator.")}
+    about = result.get("environment", {})
+    settings |= {f"computed by.{name}": about[name] for name in COMPUTED_BY if name in about}
+    return Run(path.parent, result, settings)
+
+
+def _settings(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration as one level {dotted name: value}, without what says nothing about the numbers."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if name in IGNORED:
+            continue
+        if isinstance(value, Mapping) and value:
+            flat |= _settings(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _canonical(value: Any) -> Any:
+    """The value such that 0 and 0.0 are the same setting, and nothing else is."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return float(value) if abs(value) < 2**53 else value
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return {str(k): _canonical(v) for k, v in value.items()} if isinstance(value, Mapping) else str(value)
+
+
+def _told(value: Any) -> str:
+    """A setting as a person reads it; never shorter than what tells it from another one."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, list | tuple):
+        return " × ".join(map(_told, value)) or "none"
+    return "default" if value is None else str(value)
+
+
+def _speaks(text: str) -> bool:
+    """Whether a value is a name, and no number, yes or no that needs the name of its column."""
+    return text[:1].isalpha() and text not in ("yes", "no", "default", "none", "true", "false", "inf", "nan")
+
+
+def _spectrum(run: Run, cell: Mapping[str, Any]) -> Spectrum:
+    return Spectrum.load(inside(run.folder, cell["spectrum"]))
+
+
+# Configurations ------------------------------------------------------------------------------------------------------
+def swept(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+    """(groups of which the runs chose different members, other settings that differ), seeds left out.
+
+    A setting of a swapped group counts where it differs between runs of the same choice, as the choice says the rest. One that
+    equals a setting of a swapped group in every run follows from the choice.
+    """
+    keys = [key for key in dict.fromkeys(key for run in runs for key in run.settings) if key not in SEEDS]
+    groups = list(dict.fromkeys(key.partition(".")[0] for key in keys if "." in key))
+    swapped = [group for group in groups if len({run.choice(group) for run in runs}) > 1]
+    column = {key: [json.dumps(_canonical(run.settings.get(key, "–"))) for run in runs] for key in keys}
+    within = [column[key] for key in keys if key.partition(".")[0] in swapped]
+    differ = []
+    for key in keys:
+        group = key.partition(".")[0]
+        chosen = [run.choice(group) if group in swapped else "" for run in runs]
+        several = len(set(zip(chosen, column[key], strict=True))) > len(set(chosen))
+        if several and (group in swapped or column[key] not in within):
+            differ.append(key)
+    return swapped, differ
+
+
+def sweep_of(runs: Sequence[Run]) -> Sweep:
+    """The configurations of the runs, in the order of their first appearance."""
+    swapped, differ = swept(runs)
+    shown = [group for group in swapped if group != "operator"]
+    conditions = any(_is_experiment(run) for run in runs)
+    columns = [*(group.replace("_", " ") for group in shown), *_short(differ), *(["condition"] if conditions else [])]
+    labels, notes, repeats = labels_for([]), [], 0
+    found: dict[tuple[str, str, str], dict[int, tuple[Run, Mapping[str, Any]]]] = {}
+    for run in sorted(runs, key=lambda run: str(run.result.get("environment", {}).get("started", ""))):
+        for cell in run.result["cells"]:
+            where = (_panel(run, cell, labels), run.key, cell["condition"] if _is_experiment(run) else "")
+            cells = found.setdefault(where, {})
+            repeats += cell["seed"] in cells
+            cells[cell["seed"]] = (run, cell)  # the last one that was started
+    order = {run.folder: place for place, run in enumerate(runs)}
+    made = []
+    for (panel, _, condition), cells in found.items():
+        run = next(iter(cells.values()))[0]
+        values = [run.choice(group) or "–" for group in shown]
+        values += [_told(run.settings[key]) if key in run.settings else "–" for key in differ]
+        values += [words(condition, labels | run.result.get("conditions", {})) if condition else "–"] * conditions
+        made.append(Configuration(panel, tuple(values), dict(sorted(cells.items()))))
+    made.sort(key=lambda c: min(order[run.folder] for run, _ in c.cells.values()))
+    if repeats:
+        notes.append(
+            f"{repeats} matrices were computed more than once with the same settings and seed: the last run counts."
+        )
+    labels |= labels_for([c.panel for c in made if c.panel not in labels])
+    same = {
+        k: v
+        for k, v in runs[0].settings.items()
+        if k not in SEEDS and k not in differ and k.partition(".")[0] not in swapped
+    }
+    return Sweep(tuple(runs), tuple(columns), tuple(_told_apart(made)), labels, tuple(notes), same)
+
+
+def _is_experiment(run: Run) -> bool:
+    return bool(run.settings.get("experiment._target_")) or len({cell["matrix"] for cell in run.result["cells"]}) > 1
+
+
+def _panel(run: Run, cell: Mapping[str, Any], labels: dict[str, str]) -> str:
+    """What a panel is of: the operator of a single spectrum, the matrix of an experiment; numbers have panels of their own."""
+    if _is_experiment(run):
+        return str(cell["matrix"])
+    operator = run.choice("operator") or str(cell["matrix"])
+    kind = cell.get("found", {}).get("kind")
+    if kind is None:
+        return operator
+    labels[f"{operator}, {kind}"] = f"{words(operator, labels)}, {kind}"
+    return f"{operator}, {kind}"
+
+
+def _short(keys: Sequence[str]) -> list[str]:
+    """Names of settings in short words; where two would be the same, with the group."""
+    short = [SHORT.get(key, key.rpartition(".")[2].replace("_", " ").strip()) for key in keys]
+    return [
+        name if short.count(name) == 1 else f"{key.partition('.')[0]} {name}"
+        for key, name in zip(keys, short, strict=True)
+    ]
+
+
+def _told_apart(made: Iterable[Configuration]) -> list[Configuration]:
+    """Configurations of one panel never share their words: a further one is numbered."""
+    seen: dict[tuple[str, tuple[str, ...]], int] = {}
+    out = []
+    for c in made:
+        count = seen[c.panel, c.values] = seen.get((c.panel, c.values), 0) + 1
+        last = f"{c.values[-1]} ({count})" if c.values else f"({count})"
+        out.append(c if count == 1 else Configuration(c.panel, (*c.values[:-1], last), c.cells))
+    return out
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+def metrics_of(cells: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The numbers that a table shows of these cells: a few of a spectrum's, or those that an estimator gave."""
+    named = list(dict.fromkeys(name for cell in cells for name in cell["metrics"]))
+    listed = [name for name in SHOWN if name in named]
+    numbers = [name for name in named if f"{name}_residual" in named or f"{name}_stderr" in named]
+    return (listed if "effective_rank" in listed else [n for n in numbers if not n.endswith(("_stderr", "_residual"))])[
+        :MOST_NUMBERS
+    ]
+
+
+def table(sweep: Sweep, panel: str, output: Path) -> Table:
+    """One row per configuration of an operator: its settings, mean and scatter of each number, a link to the run of each seed.
+
+    What is the same in all rows stands below them.
+    """
+    own = [c for c in sweep.configurations if c.panel == panel]
+    cells = [cell for c in own for _, cell in c.cells.values()]
+    metrics = [m for m in metrics_of(cells) if any(map(_is_known, (c.row(m) for c in own)))]
+    differ = [i for i in range(len(sweep.columns)) if len({c.values[i] for c in own}) > 1]
+    entries = []
+    for c in own:
+        links = tuple((str(seed), _address(run, output)) for seed, (run, _) in c.cells.items())
+        texts = [
+            str(sweep.series.index(c.values) + 1),
+            *(c.values[i] for i in differ),
+            *(number(c.row(m), "all") for m in metrics),
+        ]
+        entries.append(Entry((*map(Cell, texts), Cell(", ".join(seed for seed, _ in links), links))))
+    residual = {
+        m: " (± residual)" if any(f"{m}_residual" in cell["metrics"] for cell in cells) else "" for m in metrics
+    }
+    titles = [
+        "#",
+        *(sweep.columns[i] for i in differ),
+        *(words(m, sweep.labels) + residual[m] for m in metrics),
+        "seeds",
+    ]
+    same = tuple("–" if i in differ else value for i, value in enumerate(own[0].values))
+    foot = [f"All rows: {sweep.text(same)}."] if any(value != "–" for value in same) else []
+    if any(len(c.cells) > 1 for c in own):
+        foot.append("Mean ± standard deviation over seeds; of one seed ± its own error, without ±: exact.")
+    else:
+        foot.append("± the error of the number itself; without ±: exact.")
+    if any(c.row(m).doubted()[0] for c in own for m in metrics):
+        foot.append(f"{tables.REFUSED}: the fit was refused, and gives no number.")
+    return Table(tuple(titles), (("", tuple(entries)),), 1 + len(differ), " ".join(foot))
+
+
+def _is_known(row: Row) -> bool:
+    """Whether a row has a number, or a fit that was refused."""
+    return bool(row.doubted()[0]) or any(map(math.isfinite, row.values["all"]))
+
+
+def _address(run: Run, output: Path) -> str:
+    """Where the page of a run is, seen from the page of the sweep."""
+    target = next(
+        (run.folder / name for name in ("report.html", "result.json") if (run.folder / name).exists()), run.folder
+    )
+    return quote(Path(os.path.relpath(target.resolve(), output.resolve())).as_posix())
+
+
+def csv_texts(runs: Sequence[Run]) -> tuple[str, str]:
+    """(a row for each matrix of each run with all its numbers, a row for each number): settings that differ, then results."""
+    swapped, differ = swept(runs)
+    seeds = [key for key in SEEDS if len({json.dumps(run.settings.get(key)) for run in runs}) > 1]
+    keys = [*differ, *seeds]
+    metrics = list(dict.fromkeys(m for run in runs for cell in run.result["cells"] for m in cell["metrics"]))
+    costs = ["products", "epochs", "seconds", "peak_bytes"]
+    fixed = ["run", *swapped, *keys, "matrix", "condition", "network_seed"]
+    wide, long = [], []
+    for run in runs:
+        for cell in run.result["cells"]:
+            trained, found = cell.get("trained") or {}, cell["metrics"]
+            start: list[Any] = [str(run.folder), *(run.choice(group) for group in swapped)]
+            start += [_plain(run.settings.get(key)) for key in keys]
+            start += [cell["matrix"], cell["condition"], cell["seed"]]
+            spent = [run.result["cost"].get(c) for c in costs]
+            wide.append(
+                [*start, cell.get("test_accuracy"), trained.get("reached"), *spent, *(found.get(m) for m in metrics)]
+            )
+            for m in (m for m in metrics if m in found and not m.endswith(("_stderr", "_residual"))):
+                kind = next((kind for kind in ("stderr", "residual") if f"{m}_{kind}" in found), "")
+                long.append([*start, m, found[m], found.get(f"{m}_{kind}"), kind, refused(m, found)])
+    titles = [*fixed, "test_accuracy", "reached_target", *(f"run_{c}" for c in costs), *metrics]
+    return (
+        spreadsheet.text([titles, *wide]),
+        spreadsheet.text([[*fixed, "metric", "value", "error", "error_kind", "refused"], *long]),
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
+
+
+# The page ------------------------------------------------------------------------------------------------------------
+def write(runs: Sequence[Run], output: Path) -> tuple[Path, Path, Path]:
+    """Write sweep.csv, sweep_long.csv and sweep.html into `output`, print the tables, and return the paths."""
+    wide, long = csv_texts(runs)
+    atomic_write(output / "sweep.csv", wide.encode("utf-8"))
+    atomic_write(output / "sweep_long.csv", long.encode("utf-8"))
+    sweep = sweep_of(runs)
+    found = {panel: table(sweep, panel, output) for panel in sweep.panels}
+    said = answer(sweep)
+    print(f"{question(sweep)}\n{said.sentence}")
+    for panel, own in found.items():
+        print(f"\n{words(panel, sweep.labels)}\n{own.text()}")
+    for note in sweep.notes:
+        print(note)
+    html = page.template("sweep.html.j2").render(
+        sweep=sweep,
+        question=question(sweep),
+        verdict=said,
+        picture=draw(sweep),
+        caption=caption(sweep),
+        tables=[(tables.opening(words(panel, sweep.labels)), own) for panel, own in found.items()],
+        cost=page.costs(
+            {k: sum(_number(run.result["cost"].get(k)) for run in runs) for k in ("products", "epochs", "seconds")}
+        ),
+        settings=tables.of_settings(sweep.same),
+        version=spectral.__version__,
+    )
+    atomic_write(output / "sweep.html", html.encode("utf-8"))
+    return output / "sweep.csv", output / "sweep_long.csv", output / "sweep.html"
+
+
+def question(sweep: Sweep) -> str:
+    """What a sweep asks."""
+    if not sweep.columns:
+        seeds = {seed for c in sweep.configurations for seed in c.cells}
+        return (
+            "How far does the spectrum scatter over seeds?" if len(seeds) > 1 else "What does the spectrum look like?"
+        )
+    names = list(sweep.columns)
+    last = names.pop()
+    return f"How does the spectrum change with {', '.join(names)}{' and ' * bool(names)}{last}?"
+
+
+def answer(sweep: Sweep) -> Verdict:
+    """Between which values one number of each operator goes, and where: the effective rank, or the first that there is."""
+    parts = []
+    for panel in sweep.panels:
+        own = [c for c in sweep.configurations if c.panel == panel]
+        metric = headline(sweep, panel)
+        rows = [(c, c.row(metric)) for c in own]
+        means = [(mean_and_error(row.values["all"], row.errors["all"])[0], number(row, "all"), c) for c, row in rows]
+        known = sorted((m for m in means if math.isfinite(m[0])), key=lambda m: m[0])
+        if not known:
+            continue
+        low, high = known[0], known[-1]
+        where = f" of the {words(panel.partition(', ')[0], sweep.labels)}"
+        span = f"is {low[1]}" if len(known) == 1 else f"goes from {_of(low, sweep)} to {_of(high, sweep)}"
+        parts.append(f"the {words(metric, sweep.labels)}{where} {span}")
+    many = max(len(c.cells) for c in sweep.configurations)
+    scatter = (
+        f"mean ± sd over {'up to ' * (many > min(len(c.cells) for c in sweep.configurations))}{many} seeds"
+        if many > 1
+        else "one seed each"
+    )
+    text = "; ".join(parts[:3]) + (f"; {len(parts) - 3} more below" if len(parts) > 3 else "")
+    return Verdict("found", f"{tables.opening(text)} ({scatter})." if parts else f"{len(sweep.runs)} runs.")
+
+
+def _of(found: tuple[float, str, Configuration], sweep: Sweep) -> str:
+    return f"{found[1]} ({sweep.text(found[2].values)})"
+
+
+def headline(sweep: Sweep, panel: str) -> str:
+    """The number that a panel sums up."""
+    metrics = metrics_of(cell for c in sweep.configurations if c.panel == panel for _, cell in c.cells.values())
+    return metrics[0] if metrics else ""
+
+
+def draw(sweep: Sweep) -> Picture | None:
+    """A panel for each operator: the densities of its configurations, and below the number that sums them up, seed by seed."""
+    drawn = set(sweep.series[:MOST_CURVES])
+    labels = dict(sweep.labels)
+    curves, rows = [], []
+    for panel in sweep.panels:
+        own = [c for c in sweep.configurations if c.panel == panel and c.values in drawn]
+        metric = headline(sweep, panel)
+        values: dict[str, tuple[float, ...]] = {}
+        errors: dict[str, tuple[float, ...]] = {}
+        doubted: dict[str, tuple[bool, ...]] = {}
+        for c in own:
+            name, row = sweep.name(c.values), c.row(metric)
+            labels[f"tick:{name}"] = str(sweep.series.index(c.values) + 1)
+            for seed, (run, cell) in c.cells.items():
+                if "spectrum" in cell:
+                    curves.append(Curve(panel, name, seed, _spectrum(run, cell)))
+            if any(math.isfinite(v) for v in row.values["all"]):
+                values[name], errors[name] = row.values["all"], row.errors["all"]
+                doubted[name] = row.refused.get("all", (False,) * len(row.values["all"]))
+        if values:
+            rows.append(Row(panel, metric, values, errors, refused=doubted))
+    if not (curves or rows):
+        return None
+    return figures.landscape(
+        curves,
+        rows,
+        sweep.panels,
+        "",
+        labels,
+        _levels(sweep),
+        [sweep.name(values) for values in sweep.series[:MOST_CURVES]],
+    )
+
+
+def _levels(sweep: Sweep) -> dict[str, float]:
+    """The places of the series on their axis, where there is one and its values are numbers."""
+    try:
+        return {sweep.name(values): float(values[0]) for values in sweep.series} if len(sweep.columns) == 1 else {}
+    except ValueError:
+        return {}
+
+
+def caption(sweep: Sweep) -> str:
+    """What is drawn."""
+    most, all_of = min(MOST_CURVES, len(sweep.series)), len(sweep.series)
+    text = (
+        "One panel for each operator; each configuration has its colour and number in all panels and tables. Above, densities on "
+        "logarithmic axes, where equal areas are equal numbers of eigenvalues; below, the first number of the table: dots are "
+        "seeds, bars mean ± one standard deviation."
+    )
+    return text + (f" Drawn are the first {most} of {all_of} configurations." if most < all_of else "")
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+if __name__ == "__main__":
+    main()

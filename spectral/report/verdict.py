@@ -1,0 +1,324 @@
+"""The answer to the question of a run, in one sentence made of the numbers that it found.
+
+A yes needs more than half of the matrices, each by its own test at the level of 5 %: by Markov's inequality that happens by
+luck in at most one run of ten, however the matrices depend on each other. The metric is the one that the configuration
+names beforehand, never the one that came out best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.special import stdtrit
+
+from spectral.landscape.contrasts import SCALE, Trend
+from spectral.spectrum import Spectrum
+
+from . import Numbers, Row, Verdict
+from .tables import mean_and_error, with_error, words
+
+LEVEL = 0.05  # of the test of each matrix
+SEEN = 0.7  # a rank correlation that a sweep must have been able to see before "no" may be said of it
+CONTRARY = 0.25  # of the matrices: with so many that say the opposite, the answer depends on the matrix
+SMALL = 1_000_000  # parameters of a small network
+OPPOSITE = {"smaller": "larger", "larger": "smaller"}
+
+
+def scope(networks: Sequence[int], what: str) -> str:
+    """How much the answer is an answer of: networks by their numbers of parameters, and what they are of.
+
+    >>> scope([8970], "mlp on digits"), scope([4810, 21450], "mlp on digits")
+    ('one small network (mlp on digits, 8,970 parameters)', '2 small networks (mlp on digits, 4,810 to 21,450 parameters)')
+    """
+    sizes = sorted({f"{size:,}": size for size in networks}.items(), key=lambda pair: pair[1])
+    small = "small " if sizes[-1][1] < SMALL else ""
+    many = f"{len(networks)} {small}networks" if len(networks) > 1 else f"one {small}network"
+    return f"{many} ({what}, {' to '.join(dict.fromkeys((sizes[0][0], sizes[-1][0])))} parameters)"
+
+
+# Two conditions ------------------------------------------------------------------------------------------------------
+def compared(
+    rows: Sequence[Row], metric: str, labels: Mapping[str, str], *, about: str = "", missed: tuple[int, int] = (0, 0)
+) -> Verdict:
+    """Whether `metric` tells the networks of true labels from those of random labels, seed by seed, over all matrices.
+
+    Yes: on more than half of the matrices all seeds agree on the sign of the difference, the same sign, and Student's 95 %
+    interval of the mean difference excludes zero, and fewer than a quarter have the other sign. No: on more than half of them
+    three seeds or more disagree on the sign. Undecided otherwise, for a metric of scale, where fits were refused, and where
+    `missed` (of all) networks missed their target loss. The numbers are those of the first row that agrees.
+    """
+    name = words(metric, labels)
+    both = [row for row in rows if row.metric == metric and {"true", "random"} <= set(row.values)]
+    own = [row for row in both if len(_differences(row)) or row.doubted("true", "random")[0]]
+    if not own:
+        return Verdict("undecided", f"Undecided: no matrix has the {name} of both true and random labels.")
+    found = [_agreement(row) for row in own]
+    counts = [len(_differences(row)) for row, (way, _) in zip(own, found, strict=True) if way != "refused"] or [0]
+    seeds = min(counts)
+    lead = max(("smaller", "larger"), key=lambda way: [agreed for agreed, _ in found].count(way))
+    agree = sum(way == lead for way, _ in found)
+    sure = sum(way == lead and apart for way, apart in found)
+    mixed = sum(way == "mixed" for way, _ in found)
+    refused = sum(way == "refused" for way, _ in found)
+    against = sum(way == OPPOSITE[lead] for way, _ in found)
+    shown = next((row for row, (way, _) in zip(own, found, strict=True) if way == lead), own[0])
+    on = f"on all{f' {seeds}' * (max(counts) == seeds)} seeds" if max(counts) > 1 else "on the only seed"
+    body = f"the {name} is {lead} with true labels {on} in {agree} of {_matrices(len(own))}"
+    if against:
+        body += f" and {OPPOSITE[lead]} in {against}"
+    if 2 * mixed > len(own):
+        disagree = f"the seeds disagree on whether the {name} is smaller or larger with true labels"
+        body = f"in {mixed} of {_matrices(len(own))} {disagree}"
+    body += f", {_quoted(shown, labels)}"
+    end = f"; {about}" if about else ""
+    if refused and 2 * (agree + against + mixed) <= len(own):
+        return Verdict(
+            "undecided",
+            f"Undecided: the fits behind the {name} were refused in {refused} of {_matrices(len(own))}{end}.",
+        )
+    if doubt := _doubt(metric, name, missed, seeds):
+        return Verdict("undecided", f"Undecided: {body}, {doubt}{end}.")
+    if 2 * sure > len(own) and against < CONTRARY * len(own):
+        return Verdict("yes", f"Yes: {body}{end}.")
+    if 2 * mixed > len(own) and seeds > 2:
+        return Verdict("no", f"No: {body}{end}.")
+    if against >= CONTRARY * len(own):
+        why = "so that it depends on the matrix"
+    elif 2 * agree > len(own):
+        why = f"but the seeds scatter: the 95 % interval of the difference includes zero in {agree - sure} of these"
+    elif 2 * mixed > len(own):
+        why = f"but {seeds} seeds are too few to take that for an answer"
+    else:
+        why = "which is no majority of one direction"
+    return Verdict("undecided", f"Undecided: {body}, {why}{end}.")
+
+
+def _differences(row: Row) -> np.ndarray:
+    """True minus random, (seeds,), where both are known."""
+    pairs = zip(row.values["true"], row.values["random"], strict=True)
+    return np.array([t - r for t, r in pairs if math.isfinite(t) and math.isfinite(r)])
+
+
+def _agreement(row: Row) -> tuple[str, bool]:
+    """("smaller", "larger", "mixed" or "refused"; whether the interval of the mean difference excludes zero)."""
+    if row.doubted("true", "random")[0]:
+        return "refused", False
+    d = _differences(row)
+    if not len(d) or not ((d < 0).all() or (d > 0).all()):
+        return "mixed", False
+    half = (
+        float(stdtrit(len(d) - 1, 1 - LEVEL / 2)) * float(d.std(ddof=1)) / math.sqrt(len(d)) if len(d) > 1 else math.inf
+    )
+    return "smaller" if d[0] < 0 else "larger", abs(float(d.mean())) > half
+
+
+def _doubt(metric: str, name: str, missed: tuple[int, int], seeds: int) -> str:
+    """Why the numbers cannot answer, whatever they are; "" where they can."""
+    if metric in SCALE:
+        return f"but the {name} says how steep the network is, and nothing of what it has learnt"
+    if missed[0]:
+        return f"but {missed[0]} of {missed[1]} trained networks missed their target loss, so that they are not alike in loss"
+    return "and one seed does not say how far seeds scatter" if seeds < 2 else ""
+
+
+def _quoted(row: Row, labels: Mapping[str, str]) -> str:
+    """Both numbers of a row, and of what they are."""
+    sides = [_side(row, name) for name in ("true", "random")]
+    spread = " (mean ± sd)" if len(row.values["true"]) > 1 else ""
+    return f"{sides[0]} against {sides[1]}{spread} for the {words(row.matrix, labels)}"
+
+
+def _side(row: Row, condition: str) -> str:
+    values = row.values[condition]
+    return with_error(*mean_and_error(values, row.errors.get(condition, (math.nan,) * len(values))))
+
+
+def _matrices(count: int) -> str:
+    return f"{count} matrices" if count > 1 else "1 matrix"
+
+
+# A swept axis --------------------------------------------------------------------------------------------------------
+def followed(
+    trends: Sequence[Trend],
+    metric: str,
+    labels: Mapping[str, str],
+    *,
+    axis: str,
+    ends: tuple[str, str],
+    expected: str = "moves",
+    asked: Sequence[str] = (),
+    refused: Sequence[tuple[str, str]] = (),
+    about: str = "",
+    missed: tuple[int, int] = (0, 0),
+) -> Verdict:
+    """Whether `metric`, and those `asked` beside it, move with the levels of a sweep, over all matrices.
+
+    A trend counts where its permutation test is below 5 %; it is ruled out where the test is not, although a rank
+    correlation of 0.7 would have been seen (1.96 / sqrt(seeds (levels - 1)) is below that). More than half of the matrices
+    decide for each metric, if fewer than a quarter say the opposite. `expected` is that of `Experiment`, `ends` are the first
+    and last level in words; `refused` are the (matrix, metric) whose fits were, and count for nothing. `missed` as in `compared`.
+    """
+    names = [metric, *(other for other in asked if any(t.metric == other for t in trends) and other != metric)]
+    own = {name: [t for t in trends if t.metric == name and math.isfinite(t.rho)] for name in names}
+    if not own[metric]:
+        return Verdict("undecided", f"Undecided: no matrix has the {words(metric, labels)} at three levels or more.")
+    ways = {name: _way(found, {m for m, other in refused if other == name}) for name, found in own.items()}
+    body = ", and ".join(
+        _clause(own[name], ways[name], labels, axis, ends if name == metric else ("", "")) for name in names
+    )
+    if not expected:
+        body += _scale_clause(trends, own[metric][0], labels)
+    end = f"; {about}" if about else ""
+    doubt = _doubt(metric, words(metric, labels), missed, 2) if expected else ""
+    if doubt:
+        return Verdict("undecided", f"Undecided: {body}, {doubt}{end}.")
+    if not expected:
+        return Verdict("found", f"{body[0].upper()}{body[1:]}{end}.")
+    answers = {_answer(way, expected) for way in ways.values()}
+    answer = answers.pop() if len(answers) == 1 else "undecided"
+    return Verdict(answer, f"{answer.capitalize()}: {body}{end}.")
+
+
+def _kind(t: Trend) -> str:
+    """ "grows" or "falls", "flat" where a trend would have been seen, "open" where it would not."""
+    if t.p_value <= LEVEL:
+        return "grows" if t.rho > 0 else "falls"
+    seeds, levels = len(t.values), len(t.levels)
+    return "flat" if 1.96 / math.sqrt(seeds * (levels - 1)) <= SEEN else "open"
+
+
+def _way(trends: Sequence[Trend], refused: set[str]) -> str:
+    """What more than half of the matrices do, else "open"; "split" where too many do the opposite."""
+    kinds = ["open" if t.matrix in refused else _kind(t) for t in trends]
+    way = next((kind for kind in dict.fromkeys(kinds) if 2 * kinds.count(kind) > len(kinds)), "open")
+    fewer = min(kinds.count("grows"), kinds.count("falls"))
+    return "split" if fewer >= CONTRARY * len(kinds) else way
+
+
+def _answer(way: str, expected: str) -> str:
+    if way in ("open", "split"):
+        return "undecided"
+    return "yes" if way == expected or (expected == "moves" and way != "flat") else "no"
+
+
+def _clause(trends: Sequence[Trend], way: str, labels: Mapping[str, str], axis: str, ends: tuple[str, str]) -> str:
+    """What one metric does along the axis, with the numbers of the first matrix that does it."""
+    name = words(trends[0].metric, labels)
+    grow, fall = ([t for t in trends if _kind(t) == kind] for kind in ("grows", "falls"))
+    same = [t for t in trends if _kind(t) == way] or list(trends)
+    t = same[0]
+    first, last = (
+        with_error(*mean_and_error(column, (math.nan,) * len(column)))
+        for column in ([row[place] for row in t.values] for place in (0, -1))
+    )
+    spread = ", mean ± sd" if len(t.values) > 1 else ""
+    test = f"ρ {t.rho:.2f}, p = {t.p_value:.2g}".replace("ρ -", "ρ −")
+    if any(ends):  # the first clause says what the others leave out
+        first, last, test = (
+            f"{first} ({ends[0]})",
+            f"{last} ({ends[1]}{spread})",
+            f"Spearman's {test}, {_seeds(len(t.values))}",
+        )
+    axis = f" {axis}" if any(ends) else ""
+    numbers = f"from {first} to {last} for the {words(t.matrix, labels)} ({test})"
+    if way == "flat":
+        return f"the {name} has no steady trend{axis} in {len(same)} of {_matrices(len(trends))}, {numbers}"
+    if way == "open":
+        return f"most matrices do not say whether the {name} moves steadily{axis}, {numbers}"
+    if way == "split":
+        return f"the {name} grows{axis} in {len(grow)} and falls in {len(fall)} of {_matrices(len(trends))}, {numbers}"
+    contrary = len(fall if way == "grows" else grow)
+    other = f" and {'falls' if way == 'grows' else 'grows'} in {contrary}" if contrary else ""
+    return f"the {name} {way}{axis} in {len(same)} of {_matrices(len(trends))}{other}, {numbers}"
+
+
+def _scale_clause(trends: Sequence[Trend], shown: Trend, labels: Mapping[str, str]) -> str:
+    """How the largest eigenvalue of the same matrix goes along: of interest, but no answer."""
+    largest = next((t for t in trends if (t.matrix, t.metric) == (shown.matrix, "lambda_max")), None)
+    if largest is None:
+        return ""
+    first, last = (
+        with_error(*mean_and_error(column, (math.nan,) * len(column)))
+        for column in ([row[place] for row in largest.values] for place in (0, -1))
+    )
+    return f", while its {words('lambda_max', labels)} goes from {first} to {last}"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seeds" if count > 1 else "1 seed"
+
+
+# One matrix ----------------------------------------------------------------------------------------------------------
+def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str = "") -> Verdict:
+    """What one spectrum looks like: where it lies, how many eigenvalues carry it, how sure that is."""
+
+    def said(name: str, factor: float = 1.0) -> str:
+        value, error = numbers.get(name, math.nan), numbers.get(f"{name}_stderr", math.nan)
+        whole = error == 0 and math.isfinite(value) and value == round(value)
+        return f"{value:.0f}" if whole and factor == 1 else with_error(factor * value, factor * error)
+
+    n, end = spectrum.dim, f"; {about}" if about else ""
+    if not spectrum.scale > spectrum.value_error:
+        return Verdict("found", f"All {n} eigenvalues are zero{' up to rounding' * (spectrum.scale > 0)}{end}.")
+    low, high = (0.0 if abs(x) <= max(spectrum.value_error, 1e-15 * spectrum.scale) else x for x in spectrum.interval)
+    known = [len(spectrum.atoms.values) and spectrum.atoms.values[i] for i in (0, -1)]
+    bounds = [
+        "" if spectrum.is_exact or k == x else word
+        for k, x, word in zip(known, spectrum.interval, ("at most ", "at least "), strict=True)
+    ]
+    zeros = f" ({spectrum.zeros} of them zero by its shape)" if spectrum.zeros else ""
+    text = (
+        f"The {n} eigenvalues{zeros} reach from {bounds[0]}{_plain(low)} to {bounds[1]}{_plain(high)} and count as "
+        f"{said('effective_rank')} equal ones (effective rank); {said('information_dimension')} of them hold 90 % of "
+        + ("Σ|λ|" if low < 0 else "their sum")
+    )
+    if low < 0 and math.isfinite(numbers.get("negative_mass", math.nan)):
+        text += f", negative ones {said('negative_mass', 100)} %"
+    return Verdict("found", f"{text}; {_how_sure(spectrum)}{end}.")
+
+
+def _how_sure(spectrum: Spectrum) -> str:
+    if spectrum.is_exact:
+        return "all are exact"
+    error = spectrum.meta.get("error")
+    off = f", off by {float(error['w1']):.2g} of the range (W1)" if isinstance(error, Mapping) and "w1" in error else ""
+    probes = len(spectrum.nodes)
+    return f"estimated from {probes} random vector{'s' * (probes > 1)} and {spectrum.products} products{off}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def of_numbers(found: Numbers, *, which: str = "largest", about: str = "") -> Verdict:
+    """What `top`, `svd`, `trace` or `diagonal` has found, with its error."""
+    end = f"; {about}" if about else ""
+    v, e = found.value, found.error
+    if found.kind == "trace":
+        exact = (
+            " exactly"
+            if e[0] == 0
+            else f" (one standard error; {found.about['method']}, {found.about['products']} products)"
+        )
+        return Verdict("found", f"The trace is {with_error(float(v[0]), float(e[0]))}{exact}{end}.")
+    if found.kind == "diagonal":
+        low, high = (f"{with_error(float(v[i]), float(e[i]))} (entry {i})" for i in (int(v.argmin()), int(v.argmax())))
+        text = f"The {len(v)} diagonal entries reach from {low} to {high}, their mean is {_plain(float(v.mean()))}"
+        return Verdict("found", f"{text}; {'all are exact' if not e.any() else 'one standard error'}{end}.")
+    done = found.converged
+    if not done.any():
+        return Verdict("undecided", f"Undecided: none of the {len(v)} {found.kind} has converged{end}.")
+    kept = v[done]
+    span = _plain(float(kept[0])) if len(kept) == 1 else f"{_plain(float(kept[0]))} to {_plain(float(kept[-1]))}"
+    many = (
+        f"The {len(kept)} {which} {found.kind} are"
+        if len(kept) > 1
+        else f"The {which} {found.kind.removesuffix('s')} is"
+    )
+    missing = len(v) - len(kept)
+    text = f"{many} {span}, each within {float(e[done].max()):.1g}"
+    text += f"; {missing} more {'have' if missing > 1 else 'has'} not converged" if missing else ""
+    text += "" if found.about["complete"] else "; the search was cut off, and a better one may be missing"
+    return Verdict("found", f"{text}{end}.")

@@ -1,0 +1,469 @@
+"""What data from outside must be, said once: kinds, sizes, ranges and laws, for files and configurations alike.
+
+A rule checks one value and says in words what it asks for; rules are put together as the data are. Sizes that belong together
+have a name: given with the check, or taken from the first array that has it.
+
+>>> PAIR = Fields({"x": Array("float64", "n"), "y": Array("float64", "n", least=0)}, {"seed": Number(whole=True, least=0)})
+>>> PAIR.check({"x": np.ones(3), "y": np.zeros(3), "seed": 1}, "pair")
+>>> PAIR.check({"x": np.ones(3), "y": np.zeros(2)}, "pair")
+Traceback (most recent call last):
+...
+spectral.schema.Mismatch: pair.y must be an array of float64, (n=3,), >= 0, got an array of float64, (2,)
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes of operators
+MOST_WHOLE = 2**64 - 1  # what a seed may be
+UNSAID = 2**62  # a bound that is none to a person
+DEEP = 40  # levels of plain data
+LONG = 60  # characters of a value that a sentence quotes
+Sizes = dict[str, Any]
+
+
+class Mismatch(ValueError):
+    """`where` holds `got`, and must be what `words` say."""
+
+    def __init__(self, where: str, got: Any, words: str) -> None:
+        super().__init__(f"{where} must be {words}, got {shown(got)}")
+        self.where, self.got, self.words = where, got, words
+
+
+def shown(value: Any) -> str:
+    """A value in one short line, as JSON and YAML have it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return f"an array of {dtype_name(value)}, {_sides(tuple(value.shape))}"
+    if isinstance(value, Mapping | list | tuple) and len(value) > 8:
+        return f"{'a mapping' if isinstance(value, Mapping) else 'a list'} of {len(value)}"
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # an integer of too many digits, a structure of too many levels
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONG else text[: LONG - 3] + "..."
+
+
+def dtype_name(array: Any) -> str:
+    """ "float64" and the like; the byte order where it is not this machine's."""
+    if isinstance(array, torch.Tensor):
+        return str(array.dtype).removeprefix("torch.")
+    return array.dtype.name if array.dtype.isnative else array.dtype.str
+
+
+def _sides(shape: tuple[Any, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+class Rule:
+    """What one value must be; `words` follow "must be"."""
+
+    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
+        """Raise `Mismatch` unless the value is as the rule says."""
+        if not self.holds(value, where, {} if sizes is None else sizes):
+            raise Mismatch(where, value, self.words({} if sizes is None else sizes))
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        raise TypeError(f"{type(self).__name__} holds nothing.")
+
+    def words(self, sizes: Sizes) -> str:
+        raise TypeError(f"{type(self).__name__} has no words.")
+
+
+# One value -------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Number(Rule):
+    """A number, whole where that is asked for; bounds are numbers or names of sizes, `above` and `below` exclude themselves."""
+
+    whole: bool = False
+    least: float | str | None = None
+    most: float | str | None = None
+    above: float | None = None
+    below: float | None = None
+    finite: bool = True  # False: infinities too
+    nan: bool = False
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        if isinstance(value, int):
+            if abs(value) > MOST_WHOLE:
+                return False
+        elif math.isnan(value):
+            return self.nan
+        elif self.finite and math.isinf(value):
+            return False
+        least, most = (sizes[b] if isinstance(b, str) else b for b in (self.least, self.most))
+        return (
+            (least is None or value >= least)
+            and (most is None or value <= most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def words(self, sizes: Sizes) -> str:
+        least, most = (sizes[b] if isinstance(b, str) else b for b in (self.least, self.most))
+        most = None if most is not None and most >= UNSAID else most
+        kind = "a whole number" if self.whole else "a number" if self.finite else "a number or an infinite one"
+        if least is not None and most is not None:
+            return f"{kind} from {least} to {most}"
+        bounds = ((">=", least), ("<=", most), (">", self.above), ("<", self.below))
+        return " and ".join([f"{kind} {sign} {bound}" for sign, bound in bounds if bound is not None]) or kind
+
+
+@dataclass(frozen=True)
+class Flag(Rule):
+    """True or false, and nothing that might mean it."""
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        return isinstance(value, bool)
+
+    def words(self, sizes: Sizes) -> str:
+        return "true or false"
+
+
+@dataclass(frozen=True, init=False)
+class Text(Rule):
+    """One of `choices`; without any, a text that matches `pattern` and holds at most `most` characters."""
+
+    choices: tuple[str, ...]
+    pattern: str | None
+    said: str
+    most: int
+
+    def __init__(self, *choices: str, pattern: str | None = None, said: str = "a text", most: int = 100_000) -> None:
+        for name, value in (("choices", choices), ("pattern", pattern), ("said", said), ("most", most)):
+            object.__setattr__(self, name, value)
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        if not isinstance(value, str):
+            return False
+        if self.choices:
+            return value in self.choices
+        return len(value) <= self.most and (self.pattern is None or bool(re.fullmatch(self.pattern, value)))
+
+    def words(self, sizes: Sizes) -> str:
+        if not self.choices:
+            return self.said
+        *rest, last = self.choices
+        return f"{'one of ' if len(rest) > 1 else ''}{', '.join(rest)} or {last}" if rest else last
+
+
+@dataclass(frozen=True)
+class Same(Rule):
+    """Exactly `value`."""
+
+    value: Any
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        return type(value) is type(self.value) and value == self.value
+
+    def words(self, sizes: Sizes) -> str:
+        return shown(self.value)
+
+
+@dataclass(frozen=True)
+class Checked(Rule):
+    """What `function` takes without a ValueError or TypeError: for what the code that uses a value says already."""
+
+    function: Callable[[Any], Any]
+    said: str
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        try:
+            self.function(value)
+        except (ValueError, TypeError, OverflowError):
+            return False
+        return True
+
+    def words(self, sizes: Sizes) -> str:
+        return self.said
+
+
+@dataclass(frozen=True)
+class Plain(Rule):
+    """Plain data of any form: numbers, texts, true, false and null in lists and mappings, at most DEEP levels."""
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        return _plain(value, DEEP)
+
+    def words(self, sizes: Sizes) -> str:
+        return f"plain data of at most {DEEP} levels"
+
+
+def _plain(value: Any, levels: int) -> bool:
+    if isinstance(value, Mapping):
+        return levels > 0 and all(isinstance(k, str) and _plain(v, levels - 1) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return levels > 0 and all(_plain(v, levels - 1) for v in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+@dataclass(frozen=True, init=False)
+class Array(Rule):
+    """An array of numpy or torch: its dtype (or the size of that name), its shape (None: any side, ...: any shape), its range."""
+
+    dtype: str
+    shape: tuple[Any, ...]
+    least: float | None
+    most: float | None
+    above: float | None
+    finite: bool
+    ascending: bool
+
+    def __init__(
+        self,
+        dtype: str,
+        *shape: Any,
+        least: float | None = None,
+        most: float | None = None,
+        above: float | None = None,
+        finite: bool = True,
+        ascending: bool = False,
+    ) -> None:
+        values = (dtype, shape, least, most, above, finite, ascending)
+        for name, value in zip(self.__dataclass_fields__, values, strict=True):
+            object.__setattr__(self, name, value)
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        if not isinstance(value, np.ndarray | torch.Tensor) or dtype_name(value) != sizes.get(self.dtype, self.dtype):
+            return False
+        free = self.shape == (...,)
+        if not free and len(value.shape) != len(self.shape):
+            return False
+        for side, have in () if free else zip(self.shape, value.shape, strict=True):
+            want = sizes.setdefault(side, have) if isinstance(side, str) else side
+            if want is not None and want != have:
+                return False
+        if 0 in value.shape:
+            return True
+        floating = dtype_name(value) in FLOATS
+        if (
+            self.finite
+            and floating
+            and not bool((torch if isinstance(value, torch.Tensor) else np).isfinite(value).all())
+        ):
+            return False
+        return (
+            (self.least is None or bool(value.min() >= self.least))
+            and (self.most is None or bool(value.max() <= self.most))
+            and (self.above is None or bool(value.min() > self.above))
+            and (not self.ascending or bool((value[1:] >= value[:-1]).all()))
+        )
+
+    def words(self, sizes: Sizes) -> str:
+        sides = ["any" if s is None else f"{s}={sizes[s]}" if s in sizes else s for s in self.shape]
+        parts = [
+            f"an array of {sizes.get(self.dtype, self.dtype)}",
+            *([] if self.shape == (...,) else [_sides(tuple(sides))]),
+        ]
+        parts += ["finite"] if self.finite and self.least is self.most is self.above is None else []
+        bounds = ((">=", self.least), ("<=", self.most), (">", self.above))
+        parts += [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
+        return ", ".join(parts + (["ascending"] if self.ascending else []))
+
+
+# Several together --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, init=False)
+class Either(Rule):
+    """What one of the rules takes; None stands for null."""
+
+    rules: tuple[Rule | None, ...]
+
+    def __init__(self, *rules: Rule | None) -> None:
+        object.__setattr__(self, "rules", rules)
+
+    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
+        sizes = {} if sizes is None else sizes
+        problems: list[Mismatch] = []
+        for rule in self.rules:
+            bound = dict(sizes)
+            try:
+                if rule is None:
+                    if value is None:
+                        return
+                    continue
+                rule.check(value, where, bound)
+            except Mismatch as problem:
+                problems.append(problem)
+            else:
+                sizes.update(bound)
+                return
+        deepest = max(problems, key=lambda p: len(p.where), default=None)
+        if deepest is not None and deepest.where != where:  # of the right kind, wrong inside
+            raise deepest
+        raise Mismatch(where, value, self.words(sizes))
+
+    def words(self, sizes: Sizes) -> str:
+        return " or ".join("null" if rule is None else rule.words(sizes) for rule in self.rules)
+
+
+def maybe(rule: Rule) -> Either:
+    """The rule, or null."""
+    return Either(rule, None)
+
+
+@dataclass(frozen=True)
+class Items(Rule):
+    """A list, each of its items by one rule; `count` is its length, a number or the name of a size."""
+
+    rule: Rule
+    least: int = 0
+    most: int | None = None
+    count: int | str | None = None
+    distinct: bool = False
+
+    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
+        sizes = {} if sizes is None else sizes
+        super().check(value, where, sizes)
+        for i, item in enumerate(value):
+            self.rule.check(item, f"{where}[{i}]", sizes)
+        if self.distinct and len({repr(item) for item in value}) < len(value):
+            raise Mismatch(where, value, "a list without repetitions")
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        if not isinstance(value, list | tuple):
+            return False
+        want = sizes.setdefault(self.count, len(value)) if isinstance(self.count, str) else self.count
+        return (
+            len(value) >= self.least
+            and (self.most is None or len(value) <= self.most)
+            and (want is None or len(value) == want)
+        )
+
+    def words(self, sizes: Sizes) -> str:
+        want = sizes.get(self.count, self.count) if isinstance(self.count, str) else self.count
+        many = f" of {want}" if want is not None else f" of at least {self.least}" if self.least else ""
+        return f"a list{many}, each {self.rule.words(sizes)}"
+
+
+@dataclass(frozen=True, init=False)
+class Row(Rule):
+    """A list of as many items as there are rules."""
+
+    rules: tuple[Rule, ...]
+
+    def __init__(self, *rules: Rule) -> None:
+        object.__setattr__(self, "rules", rules)
+
+    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
+        super().check(value, where, sizes)
+        for i, (rule, item) in enumerate(zip(self.rules, value, strict=True)):
+            rule.check(item, f"{where}[{i}]", sizes)
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        return isinstance(value, list | tuple) and len(value) == len(self.rules)
+
+    def words(self, sizes: Sizes) -> str:
+        return f"a list of {len(self.rules)}: {', '.join(rule.words(sizes) for rule in self.rules)}"
+
+
+@dataclass(frozen=True)
+class Law:
+    """What the parts of a mapping have to do with each other: a function of it and the sizes, and what it says in words."""
+
+    words: str
+    holds: Callable[[Any, Sizes], bool]
+
+
+def _true(law: Law, value: Any, sizes: Sizes) -> bool:
+    """Whether a law holds; of numbers that nothing can be computed from, none does."""
+    try:
+        with np.errstate(all="ignore"):
+            return bool(law.holds(value, sizes))
+    except Mismatch:
+        raise
+    except (ValueError, LookupError, ArithmeticError):
+        return False
+
+
+@dataclass(frozen=True)
+class Fields(Rule):
+    """A mapping: fields that must be there, fields that may be, a rule for all others (None: there are no others), laws."""
+
+    must: Mapping[str, Rule] = field(default_factory=dict)
+    may: Mapping[str, Rule] = field(default_factory=dict)
+    others: Rule | None = None
+    laws: tuple[Law, ...] = ()
+
+    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
+        sizes = {} if sizes is None else sizes
+        super().check(value, where, sizes)
+        known = {**self.must, **self.may}
+        for name in value:
+            if not isinstance(name, str) or (name not in known and self.others is None):
+                raise Unknown(where, name, list(known))
+        for name, rule in known.items():
+            if name in value:
+                rule.check(value[name], _inside(where, name), sizes)
+            elif name in self.must:
+                raise Mismatch(_inside(where, name), None, f"{rule.words(sizes)}, and it must be there")
+        for name in value:
+            if name not in known and self.others is not None:
+                self.others.check(value[name], _inside(where, name), sizes)
+        for law in self.laws:
+            if not _true(law, value, sizes):
+                raise Broken(where or "it", law.words)
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        return isinstance(value, Mapping)
+
+    def words(self, sizes: Sizes) -> str:
+        names = ", ".join([*self.must, *self.may])
+        return f"a mapping with {names}" if names and self.others is None else "a mapping"
+
+
+@dataclass(frozen=True)
+class Pairs(Rule):
+    """A mapping of at least so many entries, keys by one rule and values by another."""
+
+    key: Rule
+    value: Rule
+    least: int = 0
+
+    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
+        super().check(value, where, sizes)
+        for key, item in value.items():
+            self.key.check(key, f"a key of {where}", sizes)
+            self.value.check(item, f"{where}.{key}", sizes)
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        return isinstance(value, Mapping) and len(value) >= self.least
+
+    def words(self, sizes: Sizes) -> str:
+        return f"a mapping of at least {self.least}" if self.least else "a mapping"
+
+
+class Unknown(Mismatch):
+    """A name that no rule knows."""
+
+    def __init__(self, where: str, name: Any, known: list[str]) -> None:
+        super().__init__(where or "it", name, "a mapping")
+        near = difflib.get_close_matches(str(name), known, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        has = f"has {', '.join(known)}" if known else "has no settings of its own"
+        full = _inside(where, name if isinstance(name, str) else shown(name))
+        self.sentence = f"There is no {full}{hint}; {where or 'it'} {has}."
+        self.args = (self.sentence.removesuffix("."),)
+
+
+class Broken(Mismatch):
+    """A law that does not hold."""
+
+    def __init__(self, where: str, words: str) -> None:
+        super().__init__(where, None, words)
+        self.args = (f"{where} must have {words}",)
+
+
+def _inside(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else str(name)

@@ -1,0 +1,310 @@
+"""The first sentence of a page: yes, no or undecided on data whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from spectral import slq
+from spectral.analysis import summary
+from spectral.landscape.contrasts import SCALE, Trend, refused, spearman_within
+from spectral.report import Numbers, Row, verdict
+from spectral.spectrum import Spectrum
+
+RNG = np.random.default_rng(3)
+ZERO = (0.0,) * 5
+LABELS = {"m0": "first matrix", "effective_rank": "effective rank", "lambda_max": "λmax"}
+
+
+def row(number: int, true, random, *, metric: str = "effective_rank", **more) -> Row:
+    zeros = (0.0,) * len(true)
+    errors = {"true": zeros, "random": zeros}
+    return Row(f"m{number}", metric, {"true": tuple(true), "random": tuple(random)}, errors, **more)
+
+
+def around(mean: float, scatter: float = 1.0, seeds: int = 5) -> np.ndarray:
+    return mean + scatter * np.linspace(-1, 1, seeds)
+
+
+APART = [row(i, around(10), around(20) + i) for i in range(15)]
+ODD = row(15, (1.0, 5.0, 3.0, 2.0, 9.0), (2.0, 4.0, 5.0, 1.0, 3.0))
+
+
+# Two conditions ------------------------------------------------------------------------------------------------------
+def test_yes_says_on_how_many_seeds_in_how_many_matrices_by_how_much_and_of_what() -> None:
+    said = verdict.compared([*APART, ODD], "effective_rank", LABELS, about=verdict.scope([8970], "mlp on digits"))
+    assert said.answer == "yes"
+    assert said.sentence == (
+        "Yes: the effective rank is smaller with true labels on all 5 seeds in 15 of 16 matrices, 10.00 ± 0.79 against "
+        "20.00 ± 0.79 (mean ± sd) for the first matrix; one small network (mlp on digits, 8,970 parameters)."
+    )
+
+
+def test_larger_is_a_yes_too_and_is_said() -> None:
+    rows = [row(i, around(20), around(10)) for i in range(3)]
+    assert verdict.compared(rows, "effective_rank", LABELS).sentence.startswith(
+        "Yes: the effective rank is larger with true labels on all 5 seeds in 3 of 3 matrices, 20.00 ± 0.79 against"
+    )
+
+
+def test_no_where_the_seeds_disagree() -> None:
+    said = verdict.compared([ODD, ODD, APART[0]], "effective_rank", LABELS)
+    assert said.answer == "no"
+    assert said.sentence.startswith(
+        "No: in 2 of 3 matrices the seeds disagree on whether the effective rank is smaller or larger with true labels, "
+        "10.00 ± 0.79 against 20.00 ± 0.79"
+    )
+
+
+UNDECIDED: dict[str, tuple[list[Row], dict, str]] = {
+    "one seed": ([row(i, (10.0,), (20.0,)) for i in range(4)], {}, "and one seed does not say how far seeds scatter"),
+    "seeds that scatter": (
+        [row(i, (1.0, 1.0, 1.0), (1.1, 2.0, 30.0)) for i in range(3)],
+        {},
+        "but the seeds scatter: the 95 % interval of the difference includes zero in 3 of these",
+    ),
+    "two seeds that disagree": (
+        [row(0, (1.0, 3.0), (2.0, 2.0))],
+        {},
+        "but 2 seeds are too few to take that for an answer",
+    ),
+    "both directions": (
+        [row(0, around(1), around(9)), row(1, around(9), around(1))],
+        {},
+        "on all 5 seeds in 1 of 2 matrices and larger in 1",
+    ),
+    "a large minority of the other direction": (
+        [*(row(i, around(1), around(9)) for i in range(2)), row(2, around(9), around(1))],
+        {},
+        "in 2 of 3 matrices and larger in 1, 1.00 ± 0.79 against 9.00 ± 0.79 (mean ± sd) for the first matrix, so that it",
+    ),
+    "networks that are not alike": (
+        APART,
+        {"missed": (2, 10)},
+        "but 2 of 10 trained networks missed their target loss",
+    ),
+    "refused fits": (
+        [row(i, around(1), around(9), refused={"true": (True, *[False] * 4)}) for i in range(3)],
+        {},
+        "the fits behind the effective rank were refused in 3 of 3 matrices",
+    ),
+    "fits that were refused and left no number": (
+        [row(i, (math.nan,) * 5, around(9), refused={"true": (True,) * 5}) for i in range(3)],
+        {},
+        "the fits behind the effective rank were refused in 3 of 3 matrices",
+    ),
+    "nothing": ([], {}, "no matrix has the effective rank of both true and random labels"),
+}
+
+
+@pytest.mark.parametrize("name", UNDECIDED)
+def test_undecided_says_why(name: str) -> None:
+    rows, more, why = UNDECIDED[name]
+    said = verdict.compared(rows, "effective_rank", LABELS, **more)
+    assert said.answer == "undecided" and said.sentence.startswith("Undecided: ") and why in said.sentence
+    assert said.sentence.endswith(".") and "\n" not in said.sentence
+
+
+def test_scale_never_answers_however_far_apart() -> None:
+    rows = [row(i, around(10), around(2000), metric="trace", scale=True) for i in range(16)]
+    said = verdict.compared(rows, "trace", LABELS)
+    assert (
+        said.answer == "undecided"
+        and "says how steep the network is, and nothing of what it has learnt" in said.sentence
+    )
+
+
+def test_a_refused_fit_supports_no_answer() -> None:
+    """Half of the matrices agree with fits that hold; those that were refused do not make it more."""
+    good = [row(i, around(1), around(9)) for i in range(2)]
+    bad = [row(i, around(1), around(9), refused={"random": (True,) * 5}) for i in range(2, 4)]
+    assert verdict.compared(good, "effective_rank", LABELS).answer == "yes"
+    assert verdict.compared(good + bad, "effective_rank", LABELS).answer == "undecided"
+
+
+def test_seeds_that_one_side_lacks_are_not_compared() -> None:
+    rows = [row(0, (1.0, 2.0, 3.0, 4.0), (11.0, 12.5, math.nan, 14.0))]
+    said = verdict.compared(rows, "effective_rank", LABELS)
+    assert said.answer == "yes" and "on all 3 seeds" in said.sentence
+
+
+def test_luck_says_yes_in_at_most_one_run_of_ten() -> None:
+    """Labels that mean nothing, with matrices that go together, go apart, or do not know of each other."""
+    runs = 400
+    for share in (0.0, 0.9, 1.0):
+        yes = 0
+        for _ in range(runs):
+            common = RNG.standard_normal((2, 5))
+            own = RNG.standard_normal((6, 2, 5))
+            values = 10 + share * common + math.sqrt(1 - share**2) * own
+            rows = [row(i, true, random) for i, (true, random) in enumerate(values)]
+            yes += verdict.compared(rows, "effective_rank", LABELS).answer == "yes"
+        assert yes / runs <= 0.1
+
+
+def test_the_interval_is_that_of_a_paired_test() -> None:
+    for _ in range(200):
+        true, random = RNG.standard_normal(6), 1 + RNG.standard_normal(6)
+        way, apart = verdict._agreement(row(0, true, random))
+        assert apart == (way in ("smaller", "larger") and ttest_rel(true, random).pvalue < 0.05)
+
+
+# A swept axis --------------------------------------------------------------------------------------------------------
+def trend(number: int, values, metric: str = "effective_rank") -> Trend:
+    values = np.asarray(values, dtype=float)
+    levels = np.arange(values.shape[1], dtype=float)
+    rho, p = spearman_within(levels, values, draws=999)
+    return Trend(f"m{number}", metric, tuple(levels), tuple(map(tuple, values)), rho, p)
+
+
+def growing(slope: float, seeds: int = 3, levels: int = 6) -> np.ndarray:
+    return 10 + slope * np.arange(levels) + 0.1 * RNG.standard_normal((seeds, levels))
+
+
+FLAT = np.array([[1, 5, 2, 6, 3, 4], [4, 3, 6, 2, 5, 1], [3, 4, 1, 6, 2, 5]])
+AXIS = {"axis": "with the noise", "ends": ("no noise", "all noise")}
+
+
+def test_a_trend_that_is_there_is_a_yes_with_its_numbers() -> None:
+    said = verdict.followed(
+        [trend(0, growing(2.0)), trend(1, growing(1.0))], "effective_rank", LABELS, **AXIS, about="one network"
+    )
+    assert said.answer == "yes"
+    assert said.sentence.startswith("Yes: the effective rank grows with the noise in 2 of 2 matrices, from ")
+    assert "(no noise) to " in said.sentence and "(all noise, mean ± sd) for the first matrix" in said.sentence
+    assert "Spearman's ρ 1.00, p = 0.001, 3 seeds" in said.sentence and said.sentence.endswith("; one network.")
+
+
+def test_the_direction_that_was_expected_decides() -> None:
+    up, down = [trend(0, growing(1.0))], [trend(0, growing(-1.0))]
+    for trends, answer, way in ((up, "no", "grows"), (down, "yes", "falls")):
+        said = verdict.followed(trends, "effective_rank", LABELS, **AXIS, expected="falls")
+        assert said.answer == answer and f"the effective rank {way} with the noise" in said.sentence
+    assert "ρ −1.00" in verdict.followed(down, "effective_rank", LABELS, **AXIS).sentence
+
+
+def test_matrices_that_contradict_each_other_leave_it_undecided() -> None:
+    """Two that fall a little and one that grows fourfold are no yes; one of five is."""
+    falls, grows = [trend(i, growing(-1.0)) for i in range(4)], trend(9, growing(5.0))
+    said = verdict.followed([*falls[:2], grows], "effective_rank", LABELS, **AXIS, expected="falls")
+    assert said.answer == "undecided" and "grows with the noise in 1 and falls in 2 of 3 matrices" in said.sentence
+    said = verdict.followed([*falls, grows], "effective_rank", LABELS, **AXIS, expected="falls")
+    assert said.answer == "yes" and "falls with the noise in 4 of 5 matrices and grows in 1, from" in said.sentence
+
+
+def test_no_needs_a_sweep_that_would_have_seen_a_trend() -> None:
+    """Three seeds and six levels would have seen a rank correlation of 0.5; one seed and four levels would have missed 0.9."""
+    assert trend(0, FLAT).p_value > 0.05
+    said = verdict.followed([trend(0, FLAT)], "effective_rank", LABELS, **AXIS)
+    assert said.answer == "no" and "has no steady trend with the noise in 1 of 1 matrix" in said.sentence
+    said = verdict.followed([trend(0, FLAT[:1, :4])], "effective_rank", LABELS, **AXIS)
+    assert said.answer == "undecided" and "do not say whether the effective rank moves" in said.sentence
+
+
+def test_every_metric_that_was_asked_for_has_to_answer_alike() -> None:
+    rank, other = trend(0, growing(1.0)), trend(0, FLAT, "own_label_alignment")
+    said = verdict.followed([rank, other], "effective_rank", LABELS, **AXIS, asked=("own_label_alignment",))
+    assert said.answer == "undecided" and ", and the own label alignment has no steady trend" in said.sentence
+    with_it = verdict.followed(
+        [rank, trend(0, growing(-1), "own_label_alignment")],
+        "effective_rank",
+        LABELS,
+        **AXIS,
+        asked=("own_label_alignment",),
+    )
+    assert with_it.answer == "yes" and "own label alignment falls" in with_it.sentence
+
+
+def test_refused_fits_missed_targets_and_scale_leave_a_sweep_undecided() -> None:
+    trends = [trend(0, growing(1.0))]
+    for more in ({"refused": [("m0", "effective_rank")]}, {"missed": (1, 9)}):
+        assert verdict.followed(trends, "effective_rank", LABELS, **AXIS, **more).answer == "undecided"
+    assert verdict.followed([trend(0, growing(1.0), "trace")], "trace", LABELS, **AXIS).answer == "undecided"
+    assert verdict.followed([], "effective_rank", LABELS, **AXIS).answer == "undecided"
+
+
+def test_how_is_answered_with_what_was_found() -> None:
+    trends = [trend(0, growing(-1.0)), trend(0, growing(3.0), "lambda_max")]
+    said = verdict.followed(
+        trends,
+        "effective_rank",
+        LABELS,
+        axis="through training",
+        ends=("after 0 epochs", "after 50 epochs"),
+        expected="",
+    )
+    assert said.answer == "found"
+    assert said.sentence.startswith("The effective rank falls through training in 1 of 1 matrix, from ")
+    assert "(after 0 epochs) to " in said.sentence and "(after 50 epochs, mean ± sd)" in said.sentence
+    assert "while its λmax goes from " in said.sentence
+
+
+# One matrix ----------------------------------------------------------------------------------------------------------
+def test_a_spectrum_is_told_by_where_it_lies_and_what_carries_it() -> None:
+    s = Spectrum.from_eigenvalues([4.0] * 3 + [1e-3], zeros=6)
+    said = verdict.of_spectrum(s, summary(s), about="the network at initialisation")
+    assert said.sentence == (
+        "The 10 eigenvalues (6 of them zero by its shape) reach from 0 to 4 and count as 3.002 equal ones (effective rank); "
+        "3 of them hold 90 % of their sum; all are exact; the network at initialisation."
+    )
+
+
+def test_an_estimate_says_what_is_bound_and_how_sure() -> None:
+    values = np.append(np.linspace(-1, 1, 300), [30.0])
+    s = slq(np.diag(values), probes=3, steps=20)
+    sentence = verdict.of_spectrum(s, summary(s)).sentence
+    assert (
+        "reach from at most -" in sentence and " to 30 and" in sentence
+    )  # the outlier is an atom, the other end is not
+    assert "of the range (W1)" in sentence and "3 random vectors" in sentence and "Σ|λ|, negative ones" in sentence
+    assert sentence.count("±") == 3
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [0.0, -0.0, 0.0]])
+def test_a_zero_matrix_is_said_to_be_one(values) -> None:
+    s = Spectrum.from_eigenvalues(values, zeros=2)
+    assert verdict.of_spectrum(s, summary(s)).sentence == f"All {s.dim} eigenvalues are zero."
+
+
+def numbers(kind: str, value, error, **about) -> Numbers:
+    value, error = np.array(value, dtype=float), np.array(error, dtype=float)
+    return Numbers(
+        value, error, error <= 1e-8, {"kind": kind, "complete": True, "method": "xtrace", "products": 20, **about}
+    )
+
+
+def test_numbers_are_told_with_their_errors() -> None:
+    said = verdict.of_numbers(numbers("trace", [8.0], [0.25]))
+    assert said.sentence == "The trace is 8.00 ± 0.25 (one standard error; xtrace, 20 products)."
+    assert verdict.of_numbers(numbers("trace", [8.0], [0.0])).sentence == "The trace is 8.000 exactly."
+    said = verdict.of_numbers(numbers("eigenvalues", [9.0, 4.0, 1.0], [1e-9, 1e-10, 0.5], complete=False))
+    assert said.sentence == (
+        "The 2 largest eigenvalues are 9 to 4, each within 1e-09; 1 more has not converged; the search was cut off, and a better "
+        "one may be missing."
+    )
+    said = verdict.of_numbers(numbers("singular values", [3.0], [0.0]), which="smallest")
+    assert said.sentence == "The smallest singular value is 3, each within 0."
+    assert verdict.of_numbers(numbers("eigenvalues", [9.0], [1.0])).answer == "undecided"
+    said = verdict.of_numbers(numbers("diagonal", [1.0, -2.0, 6.0], [0.0, 0.0, 0.0]))
+    assert "reach from -2.000 (entry 1) to 6.000 (entry 2), their mean is 1.667; all are exact." in said.sentence
+
+
+# What may be offered -------------------------------------------------------------------------------------------------
+def test_scale_is_what_changes_when_the_matrix_is_multiplied_by_a_number() -> None:
+    values = np.append(RNG.pareto(1.5, 3000) + 1, RNG.standard_normal(200))
+    one, two = (summary(Spectrum.from_eigenvalues(c * values), top=10) for c in (1.0, 7.0))
+    names = [name for name in one if not name.endswith("_stderr") and math.isfinite(one[name])]
+    moved = {name for name in names if abs(one[name] - two[name]) > 1e-6 * abs(one[name])}
+    assert moved <= SCALE
+    assert {"trace", "lambda_max", "frobenius"} <= moved
+    assert not {"effective_rank", "stable_rank", "top_c_energy", "alpha", "entropy", "gap"} & SCALE
+
+
+def test_a_number_is_refused_with_the_fit_that_it_comes_from() -> None:
+    assert refused("alpha", {"alpha": math.nan, "alpha_accepted": 0.0})
+    assert refused("alpha_hat", {"alpha_accepted": 0.0}) and not refused("alpha_hat", {"alpha_accepted": 1.0})
+    assert refused("mp_edge", {"mp_accepted": 0.0}) and not refused("mp_edge", {"alpha_accepted": 0.0})
+    assert not refused("effective_rank", {"alpha_accepted": 0.0})
