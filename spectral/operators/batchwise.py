@@ -63,6 +63,9 @@ class Batchwise(Operator):
         """The same matrix of one batch alone, in the model's own dtype."""
         raise TypeError(f"{type(self).__name__} has no other dtype.")
 
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        return {name: tuple(value.shape) for name, value in self.network.values.items()}
+
     # Products --------------------------------------------------------------------------------------------------------
     @property
     def epochs(self) -> float:

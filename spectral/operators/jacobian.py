@@ -119,6 +119,13 @@ class Jacobian(Batchwise):
         """n, over all ranks."""
         return sum(self.rank_samples)
 
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        if side == "left":
+            return None
+        if self.network.wrt == "params":
+            return super()._names(side)
+        return {"inputs": (self.outputs, *self.feature_shape) if self.layout == "flattened" else self.feature_shape}
+
     def describe(self) -> dict[str, Any]:
         return {
             **super().describe(),
