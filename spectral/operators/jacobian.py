@@ -79,6 +79,7 @@ class Jacobian(Batchwise):
         self.layout = layout
         survey = network.survey
         self.outputs = survey.outputs[0]
+        self.unrolled = self.outputs if layout == "flattened" else 1
         self.feature_shape = survey.feature_shape or ()
         if layout == "flattened" and len(set(survey.outputs)) > 1:
             raise ValueError(
@@ -234,8 +235,8 @@ class Jacobian(Batchwise):
         return self._finite(distributed.all_reduce(W_bn), "J^T J v").T
 
     # Rows ------------------------------------------------------------------------------------------------------------
-    def rows(self) -> Generator[tuple[slice, torch.Tensor], None, None]:
-        """(rows, block) of the dense J, batch by batch in one sweep: k VJPs per sample, this rank's samples only.
+    def rows(self, first: int = 0) -> Generator[tuple[slice, torch.Tensor], None, None]:
+        """(rows, block) of the dense J, batch by batch from batch `first` on: k VJPs per sample, this rank's samples only.
 
         Memory: one batch's block, rows x columns entries. With respect to parameters the per-sample VJPs are vectorised, and
         checked on the first batch against one ordinary VJP.
@@ -243,6 +244,8 @@ class Jacobian(Batchwise):
         with self.network.sweep() as batches:
             for index, batch in batches:
                 size = self.network.survey.samples[index]
+                if index < first:
+                    continue
                 if self.network.wrt == "inputs":
                     block = self._input_rows(
                         engines.Fresh(self.network.function(batch), self.network.primals(batch)), size
