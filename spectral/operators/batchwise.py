@@ -22,7 +22,9 @@ NOISE_PROBES = 3
 JOIN = (
     12  # parameter sizes: the largest graph of joined batches; beyond, the parameters are a small part of the traffic
 )
-JOIN_MEMORY = 1 / 4  # of what may be kept, that such a graph may take: a product makes up to four of them
+JOIN_MEMORY = 1 / 16  # of what may be kept, that such a graph may take: a product makes up to four
+RECORDED = 2  # graphs that recording holds for each pass of a product (J v, J^T u: one), before equal constants are one
+PASSES = {"J v": 1, "J^T u": 1, "J^T J v": 2, "H v": 2}
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -31,6 +33,7 @@ class Batchwise(Operator):
 
     network: Network
     ways_alike = True  # programs of both ways of differentiation multiply the same matrices
+    unrolled = 1  # passes of one kind that a product is made of: of a flattened Jacobian as many as outputs
 
     def __init__(
         self, shape: tuple[int, int], network: Network, engine: str, memory: Any, ways: tuple[str, ...], **properties: Any
@@ -154,6 +157,7 @@ class Batchwise(Operator):
             columns=len(V),
             relative=self._samples(group) / self.network.survey.samples[0],
             trial=(lambda way: self._maps(way, range(1), first), V[0, :entries]),
+            recording=int(RECORDED * PASSES[kind] * self.unrolled * self._graph_bytes * self.network.survey.samples[0]),
         )
 
     def _measure(self, function: engines.Function, primals: engines.Tensors, samples: int) -> None:
