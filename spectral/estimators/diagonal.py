@@ -96,6 +96,8 @@ def exact_diagonal(A: Operator, progress: bool | None, kept: Kept) -> np.ndarray
             columns = torch.zeros(n, size, dtype=A.dtype, device=A.device)
             columns[range(start, start + size), range(size)] = 1
             product = sketch.multiply(A, columns)
+            among = product[start : start + size].double().cpu().numpy()
+            sketch.hold_products(A, columns, product, columns, product, (among, among.T))
             value[start : start + size] = torch.diagonal(product[start : start + size]).double().cpu().numpy()
             first = start + size
             kept.stepped(whole(), end=first == n)

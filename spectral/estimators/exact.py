@@ -16,6 +16,7 @@ from spectral.estimators.kept import Kept, State
 from spectral.operators.base import Gram, Operator
 from spectral.operators.jacobian import Jacobian
 from spectral.operators.views import Dense, as_operator
+from spectral.recurrences.symmetry import expected, look_again
 from spectral.spectrum import Spectrum
 
 BLOCK = cost.BLOCK  # columns of the identity multiplied at a time, at most
@@ -28,6 +29,7 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     counted as k products; anything else takes n products with the identity. Memory: n^2 doubles, and for J J^T the rows of J.
     Where half of the free memory does not hold these, it holds a part of them in each of several sweeps, which all later rows
     meet; `spectral.estimators.cost` counts it. Time: O(n^3) for the eigenvalues.
+    Products with the identity are held against each other: <e_i, A e_j> = <A e_i, e_j>, see `spectral.recurrences.symmetry`.
     `meta["value_error"]` bounds the error of each eigenvalue by the rounding of products and of the eigenvalue routine.
     checkpoint: a file; the same call goes on from it to the same bits. It keeps the products with the identity and the whole
     matrix (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then the eigenvalues. A
@@ -191,4 +193,19 @@ def _by_products(A: Operator, kept: Kept, progress: bool | None) -> tuple[torch.
             done += len(block)
             kept.stepped({"products": table[:done], "width": width})
             shown.update(len(block))
+    _hold_symmetric(A, table)
     return table.T, f"{n} products", n
+
+
+def _hold_symmetric(A: Operator, table: torch.Tensor) -> None:
+    """The table, row j of which is A e_j, against its transpose; the pair that is furthest apart is multiplied again."""
+    scale, worst, place = float(table.square().sum(1).max().sqrt()), 0.0, (0, 0)
+    for start in range(0, len(table), BLOCK):
+        off = (table[start : start + BLOCK] - table[:, start : start + BLOCK].T).abs()
+        if float(off.max()) > worst:
+            worst, at = float(off.max()), int(off.argmax())
+            place = start + at // len(table), at % len(table)
+    if worst > expected(A) * scale:
+        eye, (j, i) = torch.eye(len(table), dtype=A.dtype, device=A.device), place
+        names = f"the product with unit vector {j}", f"the product with unit vector {i}"
+        look_again(A, eye[i], eye[j], float(table[j, i]), float(table[i, j]), names, scale)

@@ -3,6 +3,9 @@
 Shapes: m vectors Omega (n, m), Y = A Omega, Q (n, k) orthonormal with the range of Y, Z = A Q. Blocks stay in the operator's
 dtype on its device; every small matrix is summed in float64.
 
+Of a symmetric A every product is held against another: <x, A y> = <A x, y>, from tables that the estimates need anyway, or at one
+dot a product (`Hutchinson`); see `spectral.recurrences.symmetry`.
+
 The error of an exchangeable estimate t = (e_1 + ... + e_m) / m, where e_i is unbiased given all vectors but omega_i: the e_i
 are correlated, so that the published std(e) / sqrt(m) is too small, by up to 3 (seen). Let d_ij = e_i - e_i^(j) be the change
 of e_i when omega_j takes part in its basis. Given all but omega_i, both versions of e_i have the mean tr A, and e_j^(i) does
@@ -23,6 +26,7 @@ from scipy.stats import t as student
 from spectral import arrays
 from spectral.operators.base import Operator
 from spectral.probes import probe
+from spectral.recurrences.symmetry import hold
 
 RANK = 4.0  # a direction of Y within this many eps of its largest column is rounding
 ALONE = 1e-6  # leverage 1 - ALONE: no other vector of Y reaches this one's direction
@@ -94,6 +98,9 @@ class Hutchinson(Sampler):
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
         self.values: list[float] = []
+        self.alone: tuple[torch.Tensor, torch.Tensor] | None = (
+            None  # a vector and its product that have not met another
+        )
         self.squares = self.scatter = 0.0
         self.mean = torch.zeros(A.shape[0], dtype=torch.float64, device=A.device)
 
@@ -101,13 +108,29 @@ class Hutchinson(Sampler):
         Z = self.draw(self.m, count, "rademacher")
         Y = self.multiply(Z)
         self.values = self.values + column_dots(Z, Y).tolist()
-        self.squares += float(column_dots(Y, Y).sum())
+        squares = column_dots(Y, Y)
+        self._meet(Z, Y, float(squares.max()) ** 0.5)
+        self.squares += float(squares.sum())
         for i in range(count):  # Welford's recurrence
             self.m += 1
             sample = (Z[:, i] * Y[:, i]).double()
             step = sample - self.mean
             self.mean = self.mean + step / self.m
             self.scatter += arrays.dot(step, sample - self.mean)
+
+    def _meet(self, Z: torch.Tensor, Y: torch.Tensor, scale: float) -> None:
+        """Hold the vectors' products against each other, two by two; one that is left meets the next, or its neighbour."""
+        if not self.A.symmetric:
+            return
+        pairs = [((Z[:, i], Y[:, i]), (Z[:, i + 1], Y[:, i + 1])) for i in range(0, Z.shape[1] - 1, 2)]
+        if Z.shape[1] % 2:
+            last = Z[:, -1], Y[:, -1]
+            other = (Z[:, -2], Y[:, -2]) if Z.shape[1] > 1 else self.alone
+            self.alone = last if other is None else None
+            pairs += [] if other is None else [(other, last)]
+        for (x, Ax), (y, Ay) in pairs:
+            found, due = (np.array([[arrays.dot(a.contiguous(), b.contiguous())]]) for a, b in ((x, Ay), (Ax, y)))
+            hold(self.A, found, due, lambda _, x=x: x, lambda _, y=y: y, scale, _pair(self.m + Z.shape[1]))  # type: ignore[misc]
 
     def estimate(self) -> tuple[float, float]:
         values = np.array(self.values)
@@ -136,9 +159,9 @@ class HutchPlusPlus(Sampler):
 
     def estimate(self) -> tuple[float, float]:
         Q, Z = self.range.Q, self.range.Z
-        W, H = cross(Q, self.G), cross(Q, Z)
-        rest = column_dots(self.G, self.AG) - (W * cross(Q, self.AG)).sum(0)
-        rest += -(W * cross(Z, self.G)).sum(0) + (W * (H @ W)).sum(0)
+        W, H, R, T = cross(Q, self.G), cross(Q, Z), cross(Q, self.AG), cross(Z, self.G)
+        hold_products(self.A, Q, Z, self.G, self.AG, (R, T))
+        rest = column_dots(self.G, self.AG) - (W * R).sum(0) - (W * T).sum(0) + (W * (H @ W)).sum(0)
         return float(np.trace(H) + rest.mean()), _stderr(float(rest.var(ddof=1)) / self.m, self.m, _rounding(self))
 
 
@@ -175,6 +198,7 @@ class XTrace(Sampler):
         n, Q, Z = self.A.shape[0], self.range.Q, self.range.Z
         k = Q.shape[1]
         W, R, H, T = cross(Q, self.Omega), cross(Q, self.Y), cross(Q, Z), cross(Z, self.Omega)
+        hold_products(self.A, Q, Z, self.Omega, self.Y, (R, T))
         S, alone = directions(R)
         SW, SR, ST = S.T @ W, np.diag(S.T @ R)[:, None], S.T @ T
         a = np.diag(SW)
@@ -229,6 +253,7 @@ class XNysTrace(Sampler):
         """e (m,) and d (m, m): d_ij = e_i less the same without omega_j."""
         n, m = self.A.shape[0], self.m
         plain, G = cross(self.Omega, self.Y), cross(self.Omega, self.Omega)
+        hold_products(self.A, self.Omega, self.Y, self.Omega, self.Y, (plain, plain.T))
         C, nu = self._cholesky(plain, G)
         inverse = np.linalg.inv(C)  # H = C C^T
         R = triangle(self.Y, self.Omega, nu)
@@ -261,6 +286,24 @@ class XNysTrace(Sampler):
             f"{self.A!r} is not positive semi-definite: x^T A x = {np.linalg.eigvalsh((H + H.T) / 2)[0] / n:.3g} was met for a "
             "vector of norm about 1; use method='xtrace'."
         )
+
+
+def hold_products(
+    A: Operator,
+    X: torch.Tensor,
+    AX: torch.Tensor,
+    Y: torch.Tensor,
+    AY: torch.Tensor,
+    tables: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """X^T (A Y) against (A X)^T Y of a symmetric A, both `tables` made already."""
+    if A.symmetric and tables[0].size:
+        scale = float(max(column_dots(AX, AX).max(), column_dots(AY, AY).max())) ** 0.5
+        hold(A, *tables, lambda i: X[:, i].contiguous(), lambda j: Y[:, j].contiguous(), scale, _pair(Y.shape[1]))
+
+
+def _pair(count: int) -> tuple[str, str]:
+    return f"one of the first {count} products", f"one of the first {count} products"
 
 
 class Range:

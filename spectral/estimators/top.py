@@ -25,6 +25,7 @@ from spectral.operators.base import Gram, Operator
 from spectral.operators.views import as_operator
 from spectral.probes import check_seed, probe
 from spectral.recurrences.block import BlockLanczos, dots, independent, rotate
+from spectral.recurrences.symmetry import hold
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "largest": lambda x: x,
@@ -102,7 +103,7 @@ def top(
     run = Search(state, k, KEYS[which], max(tol, FLOOR * arrays.machine_epsilon(op.dtype)), op, seed, block)
     with effort.bar(None, "top", progress) as shown:
         complete = run.pairs(effort.Budget(budget, op, kept.before), k, shown, kept)
-    values, X, residuals = _measured(op, state.V[:k], KEYS[which])
+    values, X, residuals = _measured(op, state.V[:k], KEYS[which], run.norm)
     threshold = run.tol * max(run.norm, float(np.abs(values).max()))
     return Eigenpairs(
         values=values,
@@ -117,12 +118,14 @@ def top(
 
 
 def _measured(
-    op: Operator, V: torch.Tensor, key: Callable[[np.ndarray], np.ndarray]
+    op: Operator, V: torch.Tensor, key: Callable[[np.ndarray], np.ndarray], norm: float
 ) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
-    """(values (k,), vectors (k, n), residuals (k,)) by one product with each row of V, best first."""
+    """(values (k,), vectors (k, n), residuals (k,)) by one product with each row of V, best first; `norm` estimates ||A||."""
     X = independent(V, V[:0], 0.0)[0]
     W = (op @ X.T).T.clone(memory_format=torch.contiguous_format)
     H = dots(X, W).cpu().numpy()
+    name = "a product that measures residuals"
+    hold(op, H, H.T, lambda i: X[i], lambda j: X[j], max(norm, float(np.abs(H).max())), (name, name))
     values, S = np.linalg.eigh((H + H.T) / 2)  # Rayleigh-Ritz: the residuals lie outside the span
     order = np.argsort(-key(values), kind="stable")
     values, S = values[order], S[:, order]

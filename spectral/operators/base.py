@@ -13,6 +13,9 @@ import torch
 
 from spectral import arrays, checkpoint, probes
 
+# eps, of a product with a unit vector over ||A||: below 15 seen in networks; see `spectral.recurrences.symmetry`
+ROUNDING = 64.0
+
 
 class Operator:
     """A real (m, n) matrix given by its products `A @ V` and `A.T @ U`.
@@ -52,6 +55,9 @@ class Operator:
         self.nonnegative = nonnegative  # positive semi-definite by construction
         self.known_zeros = known_zeros  # eigenvalues that are 0 by the shapes alone
         self.products = 0
+        self.asymmetry = (
+            0.0  # the largest |<x, A y> - <A x, y>| / ||A|| that rounding was seen to make, where it is large
+        )
         self.expected = 0  # products to come, 0 if nobody said: recording a program must pay for itself
 
     # What a subclass gives -------------------------------------------------------------------------------------------
@@ -68,6 +74,11 @@ class Operator:
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         """A^T A V: (n, b) -> (n, b); operators over data do it in one sweep."""
         return self._apply_transpose(self._apply(V))
+
+    @property
+    def product_error(self) -> float:
+        """How far a product with a unit vector is expected to be off by rounding, over ||A||; more is looked at again."""
+        return min(0.1, ROUNDING * arrays.machine_epsilon(self.dtype))
 
     def expect(self, products: int) -> None:
         """Tell the operator how many products will be asked for: estimators do, so that it can prepare for them."""
@@ -351,6 +362,10 @@ class Derived(Operator):
     def sources(self) -> set[Operator]:
         """The operators at the leaves, each once: in A.T @ A, a sweep of A is one sweep."""
         return {leaf for part in self.parts for leaf in (part.sources if isinstance(part, Derived) else {part})}
+
+    @property
+    def product_error(self) -> float:
+        return max(part.product_error for part in self.parts)
 
     def expect(self, products: int) -> None:
         for part in self.parts:

@@ -13,12 +13,13 @@ import torch
 
 from spectral import arrays, probes
 from spectral.operators import engines, faults
-from spectral.operators.base import Operator
+from spectral.operators.base import ROUNDING, Operator
 from spectral.operators.data import joined, tensors
 from spectral.operators.functional import Network
 from spectral.operators.selection import Engine, Maps, Runner
 
 NOISE_PROBES = 3
+ROOM = 8.0  # times the noise that was measured
 JOIN = (
     12  # parameter sizes: the largest graph of joined batches; beyond, the parameters are a small part of the traffic
 )
@@ -181,6 +182,13 @@ class Batchwise(Operator):
             "float64 by product_dtype=."
         )
 
+    @property
+    def product_error(self) -> float:
+        if self.noise is not None:  # the largest of a few products: room for larger ones
+            return min(0.1, ROOM * self.noise)
+        inside = max(self._inside or self.dtype, self.network.compute_dtype, self.dtype, key=arrays.machine_epsilon)
+        return min(0.1, ROUNDING * arrays.machine_epsilon(inside))
+
     # Other dtypes ----------------------------------------------------------------------------------------------------
     @property
     def coarse(self) -> bool:
@@ -218,6 +226,7 @@ class Batchwise(Operator):
             **({"computes_in": str(inside).removeprefix("torch.")} if inside else {}),
             **({"other_engines": others} if others else {}),
             **({"product_noise": self.noise} if self.noise is not None else {}),
+            **({"asymmetry": self.asymmetry} if self.asymmetry else {}),
         }
 
 
