@@ -135,7 +135,7 @@ class Stale(Engine):
 
 def test_program_that_is_wrong_from_its_second_call_on_is_refused():
     A = torch.randn(4, 3).double()
-    maps = Maps({"J v": lambda v: (A @ v,)}, lambda call: 0.0)
+    maps = Maps({"J v": lambda v: (A @ v,)}, lambda v, w: 0.0)
     engine = Stale()
     v, W = torch.ones(3).double(), torch.zeros(1, 4).double()
     runner = engine.runner("J v", 0, lambda way: maps, v, set(), version=0, expected=100, columns=1)
@@ -163,7 +163,7 @@ def test_programs_of_later_batches_are_held_to_their_products_too():
     A = torch.randn(2, 4, 3).double()
     engine, v, W = WrongLater("replay", batches=2), torch.ones(3).double(), torch.zeros(1, 4).double()
     for index in (0, 1):
-        maps = Maps({"J v": lambda v, index=index: (A[index] @ v,)}, lambda call: 0.0)
+        maps = Maps({"J v": lambda v, index=index: (A[index] @ v,)}, lambda v, w: 0.0)
         runner = engine.runner("J v", index, lambda way, m=maps: m, v, set(), version=0, expected=100, columns=1)
         runner.add(v[None], W)
     assert torch.allclose(W, (A.sum(0) @ v)[None], atol=1e-14)

@@ -9,7 +9,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import spectral
-from spectral.operators.losses import per_sample_loss, target_of, unreduced
+from spectral.networks.batches import Samples
+from spectral.networks.learned_loss import Loss
+from spectral.networks.losses import unreduced
+from spectral.networks.places import target_of
+
+
+def per_sample_loss(loss, output, batch):
+    return Loss(loss, Samples()).means(output, batch)
+
 
 torch.manual_seed(0)
 N, C = 7, 4

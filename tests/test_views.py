@@ -181,6 +181,22 @@ def test_identity_sees_entries_and_places(way):
     assert made(M) == made(M.copy()) and len({made(M), made(moved), made(changed)}) == 3
 
 
+def test_identity_sees_one_entry_among_a_million_moved_by_one_rounding():
+    dense = np.random.default_rng(1).normal(size=(1000, 1100))
+    sparse = sp.csr_matrix(dense * (dense > 1))
+    seen = {as_operator(dense).identity(), as_operator(sparse).identity()}
+    for i, j in ((0, 0), (17, 901), (999, 1099)):
+        other = dense.copy()
+        other[i, j] = np.nextafter(other[i, j], np.inf)
+        seen.add(as_operator(other).identity())
+    for k in (0, sparse.nnz // 3, sparse.nnz - 1):
+        other = sparse.copy()
+        other.data[k] = np.nextafter(other.data[k], np.inf)
+        seen.add(as_operator(other).identity())
+    assert len(seen) == 8
+    assert as_operator(np.asfortranarray(dense)).identity() == as_operator(dense).identity()
+
+
 # Out to scipy --------------------------------------------------------------------------------------------------------
 case = CASES["mlp"]
 J = spectral.Jacobian(case.network(), case.batches())

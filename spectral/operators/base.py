@@ -98,7 +98,7 @@ class Operator:
         }
 
     def identity(self) -> str:
-        """A short hash of what the matrix is, entries sampled: checkpoints and merges refuse another one."""
+        """A short hash of what the matrix is, of all that can be seen of it: checkpoints and merges refuse another one."""
         return checkpoint.fingerprint(self.describe())
 
     # Products --------------------------------------------------------------------------------------------------------

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 
 from spectral import arrays, probes
-from spectral.operators import engines, faults
+from spectral.networks.data_model import DataModel
+from spectral.networks.diagnose import checks, differences
+from spectral.networks.diagnose import derivatives as faults
+from spectral.networks.diagnose.graph import GraphFacts, graph_facts
+from spectral.networks.trees import tensors
+from spectral.operators import engines
 from spectral.operators.base import ROUNDING, Operator
-from spectral.operators.data import joined, tensors
-from spectral.operators.functional import Network
 from spectral.operators.selection import Engine, Maps, Runner
 
 NOISE_PROBES = 3
@@ -32,19 +35,21 @@ UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 class Batchwise(Operator):
     """An operator whose products are made of the linear maps of its batches."""
 
-    network: Network
+    network: DataModel
     ways_alike = True  # programs of both ways of differentiation multiply the same matrices
     unrolled = 1  # passes of one kind that a product is made of: of a flattened Jacobian as many as outputs
 
     def __init__(
-        self, shape: tuple[int, int], network: Network, engine: str, memory: Any, ways: tuple[str, ...], **properties: Any
+        self, shape: tuple[int, int], network: DataModel, engine: str, memory: Any, ways: tuple[str, ...], **properties: Any
     ) -> None:  # fmt: skip
         super().__init__(shape, network.dtype, network.device, **properties)
         self.network = network
+        self.facts: GraphFacts | None = None  # of the first batch, once its graph was made
         self.engine = Engine(
             engine, ways, network.preflight, self._explain, batches=len(network.survey.samples), alike=self.ways_alike
         )
         self.engine.store.budget = budget_bytes(memory)
+        network.keeps = self.engine.store.budget != 0
         self.kind = ""  # of the latest product
         self.noise: float | None = None  # relative error of a product in a coarser dtype, measured on the first batch
         self._graph_bytes = -1.0  # of one sample's backward graph, once measured
@@ -63,9 +68,9 @@ class Batchwise(Operator):
         """The function of the parameters whose derivatives are taken, of one batch."""
         return self.network.function(batch)
 
-    def _precise(self, batch: Any) -> Batchwise:
-        """The same matrix of one batch alone, in the model's own dtype."""
-        raise TypeError(f"{type(self).__name__} has no other dtype.")
+    def _inspect(self) -> None:
+        """Test the model on the first batch, once, before anything is multiplied."""
+        self._know(checks.inspected(self.network, self._differentiated))
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         return {name: tuple(value.shape) for name, value in self.network.values.items()}
@@ -91,7 +96,7 @@ class Batchwise(Operator):
         Small batches are joined: a product reads the parameters, its vector and its result once for each batch, and calls as
         many operations. That several give what they give one by one is tested on the first that are joined.
         """
-        with self.network.sweep() as batches:
+        with self.network.sweep(lazily=True) as batches:
             waiting: list[Any] = []
             number = 0  # of the group
             for index, batch in batches:
@@ -103,7 +108,7 @@ class Batchwise(Operator):
                 if index + 1 < group.stop:
                     continue
                 number += 1
-                whole = joined(waiting)
+                whole = self.network.samples.joined(waiting)
                 if len(group) > 1 and self._joins is None:
                     self._joins = self._add_up(waiting, whole)
                 if len(group) > 1 and not self._joins:
@@ -117,7 +122,7 @@ class Batchwise(Operator):
     def _grouped(self, batch: Any) -> list[range]:
         """Consecutive batches of one form, as many as memory and use allow."""
         survey, network = self.network.survey, self.network
-        self._measure(self._differentiated(batch), network.primals(batch), survey.samples[0])
+        self._measure(batch)
         parameters = sum(p.numel() * p.element_size() for p in network.values.values() or network.model.parameters())
         room = self.store.budget or engines.KEEP * arrays.available_memory(self.device)
         limit = min(JOIN * parameters, JOIN_MEMORY * room)
@@ -133,10 +138,16 @@ class Batchwise(Operator):
         return groups
 
     def _add_up(self, parts: list[Any], whole: Any) -> bool:
+        self.network.open()
         try:
-            with torch.no_grad():
-                return self.network.adds_up(parts, whole, self._allowed)
-        except (RuntimeError, ValueError, TypeError, IndexError):  # a model that takes batches of one size alone, say
+            return self.network.adds_up(parts, whole, self._allowed)
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AssertionError,
+        ):  # a model that takes batches of one size alone, say
             return False
 
     def _samples(self, group: range) -> int:
@@ -145,31 +156,52 @@ class Batchwise(Operator):
     def _runner(self, kind: str, group: range, batch: Any, V: torch.Tensor, entries: int | None = None) -> Runner:
         """Multiplies a batch, or several as one: (b, n) -> (b, m); n is `entries` for the first batch alone, n if None."""
         self.kind = kind
-        there = (*self.network.values.values(), *self.network.frozen.values(), *self.network.model.buffers())
+        there = (*self.network.values.values(), *self.network.rest.values(), *self.network.model.buffers())
         first = self._first
-        return self.engine.runner(
+
+        def make(way: str, group: range, batch: Any) -> Maps:
+            self.network.open()
+            return self._maps(way, group, batch)
+
+        runner = self.engine.runner(
             kind,
             group.start,
-            lambda way: self._maps(way, group, batch),
+            lambda way: make(way, group, batch),
             V[0],
             {t.untyped_storage().data_ptr() for t in (*there, *tensors(batch), *tensors(first))},
-            version=self.network.versions(),
+            version=self.network.version,
             expected=self.coming,
             columns=len(V),
             relative=self._samples(group) / self.network.survey.samples[0],
-            trial=(lambda way: self._maps(way, range(1), first), V[0, :entries]),
+            trial=(lambda way: make(way, range(1), first), V[0, :entries]),
             recording=int(RECORDED * PASSES[kind] * self.unrolled * self._graph_bytes * self.network.survey.samples[0]),
         )
+        if not runner.recorded:
+            self.network.open()
+        return runner
 
-    def _measure(self, function: engines.Function, primals: engines.Tensors, samples: int) -> None:
-        """Once: what a sample's graph takes, and what rounding explains."""
-        if self._inside is None:
-            self._graph_bytes = engines.graph_bytes(function, primals) / samples
-            self._inside = engines.coarsest(function, primals)
-            self._allowed = engines.tolerance(self._inside)
+    def _measure(self, batch: Any) -> None:
+        """What a sample's graph takes, and what rounding explains, unless the first batch has told already."""
+        if self.facts is None:
+            self.network.open()
+            self._know(graph_facts(self._differentiated(batch), self.network.primals(batch)))
 
-    def _explain(self, problem: Exception) -> str:
-        return faults.missing_derivative(self.network, self._first, problem, self._differentiated(self._first))
+    def _know(self, facts: GraphFacts) -> None:
+        self.facts = facts
+        self._graph_bytes = facts.bytes / self.network.survey.samples[0]
+        self._inside = facts.dtype
+        self._allowed = engines.tolerance(facts.dtype)
+
+    def _explain(self, problems: list[Exception]) -> str:
+        """What has no derivative, or a wrong one."""
+        if wrong := [problem for problem in problems if isinstance(problem, differences.Wrong)]:
+            culprit = differences.wrong_second_derivative(self.network, self._first, self._tested(self._first))
+            return f"{culprit} has a second derivative that is not that of its gradient: {wrong[0]}"
+        return faults.missing_derivative(self.network, self._first, problems[0], self._differentiated(self._first))
+
+    def _tested(self, batch: Any) -> Callable[..., torch.Tensor]:
+        """The function whose second derivatives are held against differences."""
+        return self._differentiated(batch)
 
     def _finite(self, result: torch.Tensor, what: str) -> torch.Tensor:
         """The product, or one sentence that names the batch and the module whose derivative is not finite."""
@@ -198,7 +230,7 @@ class Batchwise(Operator):
     def measure_noise(self) -> float:
         """||(A' - A) v|| / ||A v|| on the first batch, A' in product_dtype: the largest of three Gaussian v. Nine products."""
         batch = self.network.first_batch()
-        coarse, fine = self._alone(batch), self._precise(batch)
+        coarse, fine = self._alone(batch), self._alone(batch, product_dtype=None)
         coarse.noise = 0.0  # it measures none itself
         errors = []
         for i in range(NOISE_PROBES):
@@ -209,9 +241,16 @@ class Batchwise(Operator):
         self.noise = max(errors)
         return self.noise
 
-    def _alone(self, batch: Any) -> Batchwise:
-        """The same matrix of one batch alone."""
+    def _alone(self, batch: Any, **changes: Any) -> Batchwise:
+        """The same matrix of one batch alone, its model not tested again."""
         raise TypeError(f"{type(self).__name__} has no parts.")
+
+    @property
+    def _idle(self) -> list[str]:
+        """The parameters that the function of the first batch does not depend on."""
+        if self.facts is None or self.network.wrt != "params":
+            return []
+        return [name for name, reached in zip(self.network.names, self.facts.reached, strict=True) if not reached]
 
     def _described(self) -> dict[str, Any]:
         """Engine, reason and times of the latest kind of product, the choices of the others, and the noise."""
@@ -223,11 +262,16 @@ class Batchwise(Operator):
             "engine": self.engine.asked,
             **chosen,
             **({"batches_joined": max(map(len, self._groups))} if self._joins else {}),
+            **({"without_influence": _some(self._idle)} if self._idle else {}),
             **({"computes_in": str(inside).removeprefix("torch.")} if inside else {}),
             **({"other_engines": others} if others else {}),
             **({"product_noise": self.noise} if self.noise is not None else {}),
             **({"asymmetry": self.asymmetry} if self.asymmetry else {}),
         }
+
+
+def _some(names: list[str]) -> list[str]:
+    return names if len(names) <= 8 else [*names[:7], f"... {len(names) - 7} more"]
 
 
 def budget_bytes(memory: Any) -> int | None:

@@ -12,7 +12,7 @@ import copy
 import glob
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -20,120 +20,31 @@ import torch
 from torch import nn
 
 from spectral import arrays, checkpoint, distributed
-from spectral.operators import engines, losses, outputs, tape
-from spectral.operators import preflight as checks
+from spectral.networks import output_curvature as outputs
+from spectral.networks.diagnose import checks, differences
+from spectral.networks.loss_model import LossModel
+from spectral.operators import engines, tape
 from spectral.operators.base import Gram, Operator
 from spectral.operators.batchwise import Batchwise
-from spectral.operators.data import first_tensor, is_finite
-from spectral.operators.functional import Network
 from spectral.operators.jacobian import Jacobian
-from spectral.operators.losses import output_tensor
 from spectral.operators.selection import Maps
 
 Forward = Callable[[nn.Module, Any], Any] | None
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
-class LossNetwork(Network):
-    """A network with a loss: its first sweep counts the targets."""
-
-    def __init__(self, model: nn.Module, data: Any, loss: Any, forward: Forward, **options: Any) -> None:
-        if loss is None and forward is None:
-            forward = _with_labels
-        super().__init__(model, data, loss=loss, forward=forward, **options)
-        names = f"{getattr(model, 'loss_type', '')} {type(model).__name__}"
-        self.shift: bool | None = "CausalLM" in names or "LMHead" in names  # until a batch's own loss tells
-        self.counts: list[float] = []
-        self.shapes: list[tuple[int, ...]] = []
-
-    def _checked_outputs(self, index: int, batch: Any) -> torch.Tensor:
-        output = self.raw(self.values, batch)
-        if self.loss is None and is_finite(batch):
-            self._recognise(index, output, batch)
-        total, count = losses.loss_sum(self.loss, output, batch, self.shift)
-        self._check_loss(index, output, batch, total)
-        self.counts.append(float(count))
-        first = first_tensor(batch)
-        return total.expand(1 if first is None else first.shape[0], 1)
-
-    def _check_loss(self, index: int, output: Any, batch: Any, total: torch.Tensor) -> None:
-        """One clear sentence for a loss that is not finite, is random, or in which samples meet."""
-
-        def loss(*values: torch.Tensor) -> torch.Tensor:
-            return self.total(dict(zip(self.values, values, strict=True)), batch)
-
-        if not torch.isfinite(total):
-            if not is_finite(batch):
-                raise ValueError(f"the data hold NaN or infinity in batch {index}; remove those samples.")
-            culprit = checks.first_nonfinite_module(self, batch, loss)
-            first = "" if culprit is None else f", first in {culprit}"
-            raise ValueError(
-                f"the loss is NaN or infinity in batch {index}{first}; remove those samples or mend the model."
-            )
-        if index == 0 and self.preflight:
-            culprit = checks.active_randomness(self, batch, loss, total)
-            if culprit is not None:
-                raise ValueError(f"two losses of one batch differ: {culprit} is random in eval mode; remove the noise.")
-            with torch.no_grad():
-                z = self.select(output, batch)
-            self.untested = checks.check_coupling(self, batch, z)
-
-    def _recognise(self, index: int, output: Any, batch: Any) -> None:
-        """Hold the model's own loss against the cross entropy of its logits, with labels in place and shifted.
-
-        Its name does not tell; a mean of anything else (an auxiliary loss) would depend on how the data are batched.
-        """
-        if losses.target_of(batch).is_floating_point():
-            self.shift = None
-            return
-        fits = losses.own_shifts(output, batch)
-        if self.shift in fits:
-            return
-        mean = float(losses.own_mean(output))
-        if not fits or any(self.counts):
-            raise ValueError(
-                f"the model's own loss ({mean:.6g}) of batch {index} is not the mean cross entropy of its logits over labels "
-                "that are not -100, in place or shifted by one (an auxiliary loss, say); pass loss= as a callable "
-                "(output, batch) -> (sum, count)."
-            )
-        self.shift = fits[0]
-
-    def total(self, values: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
-        """The loss summed over the counted targets of a batch, as a function of the parameters."""
-        return losses.loss_sum(self.loss, self.raw(values, batch), batch, self.shift)[0]
-
-    def adds_up(self, parts: list[Any], whole: Any, allowed: float) -> bool:
-        """Logits, summed losses and counts: a loss that is divided within a batch does not add up."""
-        if not super().adds_up(parts, whole, allowed):
-            return False
-        sums = [losses.loss_sum(self.loss, self.raw(self.values, b), b, self.shift) for b in (*parts, whole)]
-        *some, (total, count) = ((float(total), float(count)) for total, count in sums)
-        expected, counted = (sum(numbers) for numbers in zip(*some, strict=True))
-        scale = sum(abs(total) for total, _ in some)
-        return abs(total - expected) <= allowed * scale and abs(count - counted) <= allowed * counted
-
-    def select(self, output: Any, batch: Any) -> torch.Tensor:
-        z = self.of(output, batch) if callable(self.of) else output_tensor(output)
-        return z.reshape(z.shape[0], -1)
-
-
-def _with_labels(model: nn.Module, batch: Any) -> Any:
-    """The model's forward pass with its labels, which makes it return its own loss."""
-    if not isinstance(batch, dict):
-        raise ValueError(
-            "loss=None means the model's own loss, which needs mappings with labels as batches; pass loss=."
-        )
-    return model(**batch)
-
-
 class Curvature(Batchwise):
     """A symmetric (P, P) matrix: a sum over batches divided by the number N of counted targets.
 
-    `loss`: a torch loss module under any reduction, a callable (output, batch) -> (sum, count), or None for the model's own
-    loss (Hugging Face, labels in the batch). `engine`, `product_dtype`, `memory` and `preflight`: as for `Jacobian`.
+    `loss`: a torch loss module under any reduction; a callable (output, batch) that returns (sum, count), the mean over the
+    samples or one number for each; or None for the model's own loss (Hugging Face, labels in the batch). `shared` names the
+    entries of a batch that belong to no sample, by key or position. `statistics`: batch norm with its running statistics
+    ("population") or those of each batch ("batch"), as training sees them. `params`, `engine`, `product_dtype`, `memory` and
+    `preflight`: as for `Jacobian`.
     """
 
-    network: LossNetwork
+    network: LossModel
+    of = "logits"  # what is differentiated first
 
     def __init__(
         self,
@@ -141,27 +52,33 @@ class Curvature(Batchwise):
         loss: Any,
         data: Any,
         *,
-        params: list[str] | None = None,
+        params: Any = None,
         forward: Forward = None,
+        shared: Sequence[Any] = (),
+        statistics: str = "population",
         engine: str = "auto",
         product_dtype: torch.dtype | None = None,
         memory: Any = None,
         preflight: bool = True,
     ) -> None:
-        network = LossNetwork(
-            model, data, loss, forward, params=params, product_dtype=product_dtype, of=self._of(), preflight=preflight
-        )
+        network = LossModel(
+            model, data, loss=loss, forward=forward, params=params, shared=shared, statistics=statistics,
+            product_dtype=product_dtype, of=self.of, preflight=preflight,
+        )  # fmt: skip
         self.network, self.loss, self._params = network, loss, params
         self._how: dict[str, Any] = {
             "forward": forward, "engine": engine, "product_dtype": product_dtype, "memory": memory, "preflight": preflight,
+            "shared": shared, "statistics": statistics,
         }  # fmt: skip
-        self.first_sample = sum(distributed.all_counts(network.survey.n)[: distributed.rank()])
+        survey = checks.surveyed(network)
+        self.first_sample = sum(distributed.all_counts(survey.n)[: distributed.rank()])
         self.count = float(distributed.all_reduce(torch.tensor(sum(network.counts), dtype=torch.float64)))
         if self.count == 0:
             raise ValueError("no target is counted (all are ignored, say), so that the mean loss is not defined.")
         self._begin(network)
+        self._inspect()
 
-    def _begin(self, network: Network) -> None:
+    def _begin(self, network: LossModel) -> None:
         """Be the matrix of this network's parameters, with engines and counters from the beginning."""
         size = sum(value.numel() for value in network.values.values())
         super().__init__(
@@ -173,23 +90,15 @@ class Curvature(Batchwise):
         """Whether the matrix is positive semi-definite by construction."""
         return False
 
-    def _of(self) -> Any:
-        """What is differentiated: the logits, or a callable (output, batch) -> (B, k)."""
-        return "logits"
-
     def restricted(self, names: list[str]) -> Curvature:
         """A diagonal block: the matrix of the named parameters alone, by this operator's survey of the data, without a sweep."""
         B = copy.copy(self)
         B._params = [glob.escape(name) for name in names]
         B._begin(self.network.restricted(names))
-        B.network.of = B._of()  # not this operator's, which would keep alive what this operator keeps
         return B
 
-    def _alone(self, batch: Any) -> Curvature:
-        return type(self)(self.network.model, self.loss, [batch], params=self._params, **self._how)
-
-    def _precise(self, batch: Any) -> Curvature:
-        how = {**self._how, "product_dtype": None}
+    def _alone(self, batch: Any, **changes: Any) -> Curvature:
+        how = {**self._how, "preflight": False, **changes}
         return type(self)(self.network.model, self.loss, [batch], params=self._params, **how)
 
     def describe(self) -> dict[str, Any]:
@@ -197,8 +106,9 @@ class Curvature(Batchwise):
 
     def identity(self) -> str:
         what = {**super().describe(), **self.network.describe(), "count": self.count}
-        state = [arrays.sketch(t) for t in (*self.network.model.parameters(), *self.network.model.buffers())]
-        return checkpoint.fingerprint([what, list(self.network.values), state, self.network.survey.fingerprints])
+        return checkpoint.fingerprint(
+            [what, self.network.names, self.network.checksum(), self.network.survey.fingerprints]
+        )
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         if self.coarse and self.noise is None:
@@ -220,12 +130,27 @@ class Curvature(Batchwise):
         """The index, over all ranks, of a batch's first sample."""
         return self.first_sample + sum(self.network.survey.samples[:index])
 
+    def _tested(self, batch: Any) -> Callable[..., torch.Tensor]:
+        return self.network.total(batch)
+
+    def _difference(
+        self, way: str, places: Iterable[differences.Probe], product: Callable[[differences.Probe], Any]
+    ) -> float:
+        """How far a second derivative is off from a difference of gradients; differences.Wrong if it is no rounding."""
+        error = differences.hold(places, product, way)
+        if error is None:
+            self.network.untested["second derivatives"] = (
+                "differences of gradients do not tell (kinks, rounding, dtypes)"
+            )
+        return error or 0.0
+
 
 class Hessian(Curvature):
     """The Hessian of the mean loss with respect to the parameters, (P, P): symmetric, in general indefinite.
 
     One product is the derivative of the gradient along v: forward-mode AD of a backward pass, or a second backward pass
-    through the recorded gradient; see `spectral.operators.engines`. Arguments as for `Curvature`. Source: Pearlmutter (1994).
+    through the recorded gradient; see `spectral.operators.engines`. Either is held against a difference of gradients before it is
+    used. Arguments as for `Curvature`. Source: Pearlmutter (1994).
 
     >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
     >>> H = Hessian(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), [(x, y)])
@@ -234,31 +159,44 @@ class Hessian(Curvature):
     """
 
     ways_alike = False  # a backward pass through the gradient is shorter than its tangent, or not
+    _places: tuple[torch.Tensor, list[differences.Probe]] | None = None  # where products along a vector are tested
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        W = super()._apply(V)
+        self._places = None  # it holds gradients
+        return W
 
     def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
-        names = list(self.network.values)
-        return lambda *values: self.network.total(dict(zip(names, values, strict=True)), batch)
+        return self.network.total(batch)
 
     def _maps(self, way: str, group: range, batch: Any) -> Maps:
         total, primals = self._differentiated(batch), tuple(self.network.values.values())
-        samples = self._samples(group)
-        self._measure(total, primals, samples)
         gradient = engines.GRADIENTS[way](lambda *values: self.share * total(*values), primals)
 
         def product(v: torch.Tensor) -> tape.Pieces:
             return tuple(g.to(self.dtype) for g in gradient.jvp(self.network.split(v)))
 
-        def symmetry(call: int) -> float:
-            return engines.held(engines.symmetry_error(product, primals, self.dtype, call), self._allowed, call)
+        def test(v: torch.Tensor, w: tape.Pieces) -> float:
+            if self._places is None or self._places[0] is not v:  # both ways are held to the same differences
+                trial = self.network.split(v)
+                self._places = v, list(differences.candidates(self.network, batch, differences.of_parameters, trial))
 
-        kept = 4 * self._graph_bytes * samples if way == "double-backward" else 0
-        return Maps({"H v": product}, symmetry, int(kept), self._allowed)
+            def made(p: differences.Probe) -> tape.Pieces:
+                if p.trial:
+                    return tuple(piece / self.share for piece in w)
+                return engines.GRADIENTS[way](p.function, p.primals).jvp(p.tangents)
+
+            return self._difference(way, self._places[1], made)
+
+        kept = 4 * self._graph_bytes * self._samples(group) if way == "double-backward" else 0
+        return Maps({"H v": product}, test, int(kept), self._allowed)
 
 
 class GaussNewton(Curvature):
-    """J^T H J / N: J the Jacobian of the logits z, H the Hessian of the summed loss with respect to z; (P, P).
+    """J^T H J / N: J the Jacobian of the outputs z, H the Hessian of the summed loss with respect to z; (P, P).
 
-    Positive semi-definite where the loss is convex in z, as torch's are. One product: J v, a product with H (of the outputs
+    z are the logits for torch's loss modules, and all that the loss reads of the output for a callable. Positive semi-definite
+    where the loss is convex in z, as torch's are. One product: J v, a product with H (of the outputs
     alone), J^T u; see `spectral.operators.engines`. Arguments as for `Curvature`. Source: Schraudolph (2002); Martens (2020).
 
     >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
@@ -269,17 +207,19 @@ class GaussNewton(Curvature):
     def _semidefinite(self) -> bool:
         return outputs.is_convex(self.loss)
 
+    def _inspect(self) -> None:
+        batch, _ = self.network.first
+        super()._inspect()
+        checks.check_loss_of_outputs(self.network, batch, type(self).__name__)
+
     def _maps(self, way: str, group: range, batch: Any) -> Maps:
         outputs_seen: list[Any] = []
 
-        def function(*values: torch.Tensor) -> torch.Tensor:
-            output = self.network.raw(dict(zip(self.network.values, values, strict=True)), batch)
+        def seen(output: Any, there: Any) -> torch.Tensor:
             outputs_seen[:] = [output]  # the loss's curvature needs no forward pass of its own
-            return self.network.select(output, batch)
+            return self.network.select(output, there)
 
-        primals, samples = self.network.primals(batch), self._samples(group)
-        self._measure(self.network.function(batch), primals, samples)
-        lin = engines.WAYS[way](function, primals)
+        lin = engines.WAYS[way](self.network.function(batch, seen), self.network.primals(batch))
         curves: list[Product] = []
 
         def product(v: torch.Tensor) -> tape.Pieces:
@@ -289,17 +229,20 @@ class GaussNewton(Curvature):
                 curves.append(self._output_curvature(outputs_seen.pop(), batch, self._starts(group.start)))
             return tuple(g.to(self.dtype) for g in lin.vjp(self.share * curves[0](jv)))
 
-        kept = engines.COPIES[way] * self._graph_bytes * samples
+        def test(v: torch.Tensor, w: tape.Pieces) -> float:
+            return max(engines.adjoint_error(lin, self._allowed), self._curvature_error(batch))
 
-        def adjoint(call: int) -> float:
-            return engines.held(engines.adjoint_error(lin, call), self._allowed, call)
-
-        return Maps({"H v": product}, adjoint, int(kept), self._allowed)
+        kept = engines.COPIES[way] * self._graph_bytes * self._samples(group)
+        return Maps({"H v": product}, test, int(kept), self._allowed)
 
     def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
         """U (B, k) -> H U."""
-        z = output_tensor(output).detach()
-        return outputs.loss_hessian(self.loss, z, output, batch, self.network.shift)
+        return outputs.loss_hessian(self.network, output, batch)
+
+    def _curvature_error(self, batch: Any) -> float:
+        """How far the loss's own second derivative is off from a difference of its gradients."""
+        places = differences.candidates(self.network, batch, outputs.loss_of_heads)
+        return self._difference("the loss's second derivative", places, differences.double_backward)
 
 
 class Fisher(GaussNewton):
@@ -317,8 +260,8 @@ class Fisher(GaussNewton):
     """
 
     def __init__(
-        self, model: nn.Module, loss: Any, data: Any, *, draws: int | None = None, seed: int = 0,
-        params: list[str] | None = None, forward: Forward = None, engine: str = "auto",
+        self, model: nn.Module, loss: Any, data: Any, *, draws: int | None = None, seed: int = 0, params: Any = None,
+        forward: Forward = None, shared: Sequence[Any] = (), statistics: str = "population", engine: str = "auto",
         product_dtype: torch.dtype | None = None, memory: Any = None, preflight: bool = True,
     ) -> None:  # fmt: skip
         if draws is not None and (isinstance(draws, bool) or not isinstance(draws, int) or draws < 1):
@@ -328,8 +271,8 @@ class Fisher(GaussNewton):
         outputs.check_predictive(loss)
         self.draws, self.seed = draws, seed
         super().__init__(
-            model, loss, data, params=params, forward=forward, engine=engine, product_dtype=product_dtype, memory=memory,
-            preflight=preflight,
+            model, loss, data, params=params, forward=forward, shared=shared, statistics=statistics, engine=engine,
+            product_dtype=product_dtype, memory=memory, preflight=preflight,
         )  # fmt: skip
         self._how |= {"draws": draws, "seed": seed}
 
@@ -343,17 +286,21 @@ class Fisher(GaussNewton):
         return checkpoint.fingerprint([super().identity(), self.draws, self.seed])
 
     def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
-        z = output_tensor(output).detach()
+        (z,) = (head.detach() for head in self.network.heads(output))
         if self.draws is None:
-            return outputs.exact_fisher(self.loss, z, batch, self.network.shift)
-        return outputs.sampled_fisher(self.loss, z, batch, self.network.shift, self.draws, self.seed, first)
+            return outputs.exact_fisher(self.network.loss, z, batch)
+        return outputs.sampled_fisher(self.network.loss, z, batch, self.draws, self.seed, first)
+
+    def _curvature_error(self, batch: Any) -> float:
+        return 0.0  # in closed form
 
 
 class EmpiricalFisher(GaussNewton):
     """sum_i g_i g_i^T / N: g_i the gradient of sample i's summed loss; (P, P), positive semi-definite.
 
     It is the Gram matrix of the Jacobian of the n per-sample losses; one product is one J v and one J^T u of it. It is no
-    Fisher matrix: the labels are the data's. Source: Kunstner, Balles, Hennig (2019).
+    Fisher matrix: the labels are the data's. A loss that couples the samples of a batch has no such gradients and is refused.
+    Source: Kunstner, Balles, Hennig (2019).
 
     >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -362,14 +309,30 @@ class EmpiricalFisher(GaussNewton):
     tensor([34.])
     """
 
+    of = "loss sums"
+
+    def __init__(
+        self, model: nn.Module, loss: Any, data: Any, *, params: Any = None, forward: Forward = None,
+        shared: Sequence[Any] = (), engine: str = "auto", product_dtype: torch.dtype | None = None, memory: Any = None,
+        preflight: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            model, loss, data, params=params, forward=forward, shared=shared, engine=engine, product_dtype=product_dtype,
+            memory=memory, preflight=preflight,
+        )  # fmt: skip
+        del self._how["statistics"]
+
     def _semidefinite(self) -> bool:
         return True
 
-    def _of(self) -> Any:
-        return lambda output, batch: losses.per_sample_sums(self.network.loss, output, batch, self.network.shift)
+    def _inspect(self) -> None:
+        Curvature._inspect(self)  # single samples' losses may read what they like
 
     def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
         return lambda u: u
+
+    def _curvature_error(self, batch: Any) -> float:
+        return 0.0
 
 
 class Share(engines.Store):

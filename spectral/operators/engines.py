@@ -18,9 +18,9 @@ batch's engine keeps is kept as far as a memory budget goes (`Store`); batches b
 
 from __future__ import annotations
 
-import weakref
+import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import arrays, probes
 from spectral.operators import tape
+from spectral.threads import FORWARD_MODE, Shared
 
 ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled")
 KEEP = 0.25  # part of the free memory that kept linearisations may take
@@ -37,16 +38,22 @@ Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
 
 
-def math_attention() -> AbstractContextManager[None]:
-    """Attention by matrix products and a softmax, which every kind of differentiation knows."""
-    return sdpa_kernel(SDPBackend.MATH)
+math_attention = Shared(lambda: sdpa_kernel(SDPBackend.MATH))
+"""Attention by matrix products and a softmax, which every kind of differentiation knows."""
 
 
 def gradients(total: torch.Tensor, leaves: Tensors, *, create_graph: bool = False) -> tuple[torch.Tensor, ...]:
     """The gradient of a scalar with respect to the leaves, zeros for those that it does not depend on."""
     if not total.requires_grad:
         return tuple(torch.zeros_like(p) for p in leaves)
-    return torch.autograd.grad(total, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    return dense(
+        torch.autograd.grad(total, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    )
+
+
+def dense(parts: Tensors) -> tuple[torch.Tensor, ...]:
+    """Gradients of sparse embeddings as ordinary tensors."""
+    return tuple(t.to_dense() if t.layout != torch.strided else t for t in parts)
 
 
 class Fresh:
@@ -76,9 +83,9 @@ class Fresh:
         z = self.output
         if not z.requires_grad:  # the outputs do not depend on these primals
             return tuple(torch.zeros_like(p) for p in self.primals)
-        return torch.autograd.grad(
+        return dense(torch.autograd.grad(
             z, self._leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        ))  # fmt: skip
 
     def jvp(self, tangents: Tensors, *, graph: bool = False) -> torch.Tensor:
         """J v by forward-mode AD; fused attention has none, so that the math kernel runs here.
@@ -86,7 +93,7 @@ class Fresh:
         `graph`: J^T u comes next, so that this forward pass records the graph too, if none is there yet.
         """
         copies = tuple(t.clone() for t in tangents)  # a view would be copied into new memory, which no program records
-        with math_attention():
+        with math_attention(), FORWARD_MODE:
             if graph and self._output is None and not self._apart and not tape.recording():
                 try:
                     return self._both(copies)
@@ -150,7 +157,7 @@ class FreshGradient:
 
     def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
         gradient = torch.func.grad(self.function, argnums=tuple(range(len(self.primals))))
-        with math_attention():
+        with math_attention(), FORWARD_MODE:
             products = torch.func.jvp(gradient, self.primals, tuple(t.clone() for t in tangents))[1]
         return tuple(t.detach() for t in products)
 
@@ -178,15 +185,6 @@ class KeptGradient(FreshGradient):
 GRADIENTS: dict[str, type[FreshGradient]] = {"fresh": FreshGradient, "double-backward": KeptGradient}
 
 
-def symmetry_error(product: tape.Linear, primals: Tensors, dtype: torch.dtype, seed: int) -> float:
-    """|<H v, u> - <v, H u>| / max(||H v||, ||H u||) for one Gaussian pair."""
-    n, device = sum(p.numel() for p in primals), primals[0].device
-    v, u = (probes.probe(seed, i, n, dtype=dtype, device=device) for i in (0, 1))
-    Hv, Hu = tape.flat(product(v)), tape.flat(product(u))
-    scale = max(arrays.norm(Hv), arrays.norm(Hu))
-    return abs(arrays.dot(Hv, u) - arrays.dot(v, Hu)) / scale if scale > 0 else 0.0
-
-
 def tolerance(dtype: torch.dtype) -> float:
     """How far products may be off by rounding alone: about sqrt(depth) eps, with room.
 
@@ -195,66 +193,26 @@ def tolerance(dtype: torch.dtype) -> float:
     return min(0.1, 1e3 * arrays.machine_epsilon(dtype) ** 0.75)
 
 
-def adjoint_error(lin: Fresh, seed: int = 0) -> float:
-    """|<J v, u> - <v, J^T u>| / max(||J v||, ||J^T u||) of one batch for one Gaussian pair.
+def adjoint_error(lin: Fresh, allowed: float = math.inf, seed: int = 0) -> float:
+    """|<J v, u> - <v, J^T u>| / max(||J v||, ||J^T u||) of one batch for one Gaussian pair; `Wrong` if it is more than allowed.
 
     The inner products of a Gaussian u (v) have the standard deviation ||J v|| (||J^T u||), so that a wrong product shows as
     about 1 in any dimension; divided by ||u|| or ||v|| it would drown in float32's tolerance from a million parameters on.
     """
-    dtype, device = lin.primals[0].dtype, lin.primals[0].device
     tangents = [
-        probes.probe(2 * seed, i, p.numel(), dtype=dtype, device=device).view_as(p) for i, p in enumerate(lin.primals)
+        probes.probe(2 * seed, i, p.numel(), dtype=p.dtype, device=p.device).view_as(p)
+        for i, p in enumerate(lin.primals)
     ]
     jv = lin.jvp(tangents)
-    u = probes.probe(2 * seed + 1, 0, jv.numel(), dtype=jv.dtype, device=device).view_as(jv)
+    u = probes.probe(2 * seed + 1, 0, jv.numel(), dtype=jv.dtype, device=jv.device).view_as(jv)
     pulled = lin.vjp(u)
     forward = (jv.double() * u.double()).sum()
     backward = sum((t.double() * g.double()).sum() for t, g in zip(tangents, pulled, strict=True))
     scale = max(arrays.norm(jv.reshape(-1)), sum(arrays.norm(g.reshape(-1)) ** 2 for g in pulled) ** 0.5)
-    return abs(float(forward - backward)) / scale if scale > 0 else 0.0
-
-
-def held(error: float, allowed: float, call: int) -> float:
-    """The error of the adjoint identity, if it is rounding; `Wrong` if not."""
+    error = abs(float(forward - backward)) / scale if scale > 0 else 0.0
     if not error <= allowed:
-        raise Wrong(f"<Jv, u> and <v, J^T u> differ by {error:.1e} on call {call + 1}")
+        raise Wrong(f"<Jv, u> and <v, J^T u> differ by {error:.1e}")
     return error
-
-
-class _Saved:
-    """A tensor that a graph keeps for its backward pass."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-
-
-def _saved(function: Function, primals: Tensors) -> list[torch.Tensor]:
-    """What the graph of the function's value keeps; not what else was computed on the way, such as a model's own loss."""
-    made: list[weakref.ref[_Saved]] = []
-
-    def pack(t: torch.Tensor) -> _Saved:
-        saved = _Saved(t.detach())  # an output would hold its graph, which holds it
-        made.append(weakref.ref(saved))
-        return saved
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
-        z = function(*(p.detach().requires_grad_() for p in primals))
-    alive = [saved.tensor for saved in (reference() for reference in made) if saved is not None]
-    del z  # it held the graph
-    return alive
-
-
-def graph_bytes(function: Function, primals: Tensors) -> int:
-    """Bytes that the backward graph of one forward pass holds beyond the primals themselves."""
-    own = {p.untyped_storage().data_ptr() for p in primals}
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _saved(function, primals)}
-    return sum(size for address, size in storages.items() if address not in own)
-
-
-def coarsest(function: Function, primals: Tensors) -> torch.dtype:
-    """The coarsest floating dtype that derivatives are computed from: some models compute in float32 whatever they are in."""
-    kinds = {t.dtype for t in (*primals, *_saved(function, primals)) if t.is_floating_point()}
-    return max(kinds, key=arrays.machine_epsilon)
 
 
 class Store:
@@ -268,11 +226,10 @@ class Store:
         self.version: Any = None
         self.entries: dict[Any, Any] = {}
 
-    def get(self, key: Any, version: Any) -> Any:
-        """What was kept by this name, or None."""
-        if version != self.version:
+    def get(self, key: Any, version: Callable[[], Any]) -> Any:
+        """What was kept by this name, or None; `version` is asked for only if something is kept."""
+        if self.entries and version() != self.version:
             self.clear()
-            self.version = version
         return self.entries.get(key, (None, 0))[0]
 
     def left(self, device: torch.device) -> int:
@@ -285,8 +242,10 @@ class Store:
         """Whether `size` more bytes fit."""
         return 0 < self.left(device) >= size
 
-    def put(self, key: Any, value: Any, size: int) -> None:
-        """Keep `value`, which takes `size` bytes."""
+    def put(self, key: Any, value: Any, size: int, version: Callable[[], Any]) -> None:
+        """Keep `value`, which takes `size` bytes and belongs to the model of this version."""
+        if not self.entries:
+            self.version = version()
         self.entries[key] = (value, size)
         self.used += size
 

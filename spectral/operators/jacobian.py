@@ -8,18 +8,19 @@ from __future__ import annotations
 import copy
 import glob
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from spectral import arrays, checkpoint, distributed, probes
+from spectral.networks.data_model import DataModel
+from spectral.networks.diagnose import checks
+from spectral.networks.diagnose.graph import coarsest
 from spectral.operators import engines, tape
 from spectral.operators.batchwise import Batchwise
-from spectral.operators.functional import Network
 from spectral.operators.selection import Maps
 
 ROW_BYTES = 256 << 20  # rows of J held at a time while per-sample gradients are vectorised
@@ -60,7 +61,9 @@ class Jacobian(Batchwise):
         layout: str = "stacked",
         forward: Callable[[nn.Module, Any], Any] | None = None,
         loss: Any = None,
-        params: list[str] | None = None,
+        params: Any = None,
+        shared: Sequence[Any] = (),
+        statistics: str = "population",
         engine: str = "auto",
         product_dtype: torch.dtype | None = None,
         memory: Any = None,
@@ -72,12 +75,12 @@ class Jacobian(Batchwise):
             raise ValueError("layout='flattened' is for wrt='inputs'; use layout='stacked' with wrt='params'.")
         if engine not in engines.ENGINES:
             raise ValueError(f"engine={engine!r} is no engine; use one of {', '.join(engines.ENGINES)}.")
-        network = Network(
-            model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, product_dtype=product_dtype,
-            preflight=preflight,
+        network = DataModel(
+            model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, shared=shared, statistics=statistics,
+            product_dtype=product_dtype, preflight=preflight,
         )  # fmt: skip
         self.layout = layout
-        survey = network.survey
+        survey = checks.surveyed(network)
         self.outputs = survey.outputs[0]
         self.unrolled = self.outputs if layout == "flattened" else 1
         self.feature_shape = survey.feature_shape or ()
@@ -93,12 +96,13 @@ class Jacobian(Batchwise):
         self.first_sample = sum(self.rank_samples[: distributed.rank()])
         self._how: dict[str, Any] = {
             "of": of, "layout": layout, "forward": forward, "loss": loss, "engine": engine, "product_dtype": product_dtype,
-            "memory": memory, "preflight": preflight,
+            "memory": memory, "preflight": preflight, "shared": shared, "statistics": statistics,
         }  # fmt: skip
         self._wrt: dict[str, Any] = {"wrt": wrt, "params": params}
         self._begin(network)
+        self._inspect()
 
-    def _begin(self, network: Network) -> None:
+    def _begin(self, network: DataModel) -> None:
         """Be the Jacobian of this network: its columns, engines and counters from the beginning."""
         if network.wrt == "params":
             columns = sum(value.numel() for value in network.values.values())
@@ -138,16 +142,14 @@ class Jacobian(Batchwise):
 
     def identity(self) -> str:
         what = {**super().describe(), **self.network.describe(), "layout": self.layout}
-        model = self.network.model
-        loss = self.network.loss.buffers() if isinstance(self.network.loss, nn.Module) else ()
-        state = [arrays.sketch(t) for t in (*model.parameters(), *model.buffers(), *loss)]
-        return checkpoint.fingerprint([what, list(self.network.values), state, self.network.survey.fingerprints])
+        return checkpoint.fingerprint(
+            [what, self.network.names, self.network.checksum(), self.network.survey.fingerprints]
+        )
 
     # One batch -------------------------------------------------------------------------------------------------------
     def _maps(self, way: str, group: range, batch: Any) -> Maps:
         function, primals = self.network.function(batch), self.network.primals(batch)
         size = self._samples(group)
-        self._measure(function, primals, size)
         lin = engines.WAYS[way](function, primals)
         table = {
             "J v": lambda v: (self._forward(lin, v, size).to(self.dtype),),
@@ -155,15 +157,10 @@ class Jacobian(Batchwise):
             "J^T J v": lambda v: self._backward(lin, self._forward(lin, v, size, graph=True).to(self.dtype), size),
         }
         kept = int(engines.COPIES[way] * self._graph_bytes * size)
-        return Maps(
-            table, lambda call: engines.held(engines.adjoint_error(lin, call), self._allowed, call), kept, self._allowed
-        )
+        return Maps(table, lambda v, w: engines.adjoint_error(lin, self._allowed), kept, self._allowed)
 
-    def _alone(self, batch: Any) -> Jacobian:
-        return Jacobian(self.network.model, [batch], **self._wrt, **self._how)
-
-    def _precise(self, batch: Any) -> Jacobian:
-        return Jacobian(self.network.model, [batch], **self._wrt, **{**self._how, "product_dtype": None})
+    def _alone(self, batch: Any, **changes: Any) -> Jacobian:
+        return Jacobian(self.network.model, [batch], **self._wrt, **{**self._how, "preflight": False, **changes})
 
     def _tangents(self, v: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
         """A column of the input space (cast to the dtype of the products) as tangents of one batch."""
@@ -241,6 +238,7 @@ class Jacobian(Batchwise):
         Memory: one batch's block, rows x columns entries. With respect to parameters the per-sample VJPs are vectorised, and
         checked on the first batch against one ordinary VJP.
         """
+        self._check_separate()
         with self.network.sweep() as batches:
             for index, batch in batches:
                 size = self.network.survey.samples[index]
@@ -260,13 +258,20 @@ class Jacobian(Batchwise):
                     self._finite(block.reshape(where.stop - where.start, self.shape[1]).to(self.dtype), "e_i^T J"),
                 )
 
+    def _check_separate(self) -> None:
+        if self.network.statistics == "batch":
+            raise ValueError(
+                "statistics='batch' couples the samples of a batch, so that rows of single samples are not defined; use "
+                "statistics='population', or products (slq, trace)."
+            )
+
     def _check_rows(self, batch: Any, block: torch.Tensor) -> None:
         """A random combination of the rows is one ordinary VJP of the batch, unless the samples meet in the model."""
         lin = engines.Fresh(self.network.function(batch), self.network.primals(batch))
         u = probes.probe(0, 0, lin.output.numel(), device=self.device).to(lin.output.dtype)
         expected = tape.flat(self._pull(lin, u.view_as(lin.output))).to(block.dtype)
         error = block.reshape(len(u), -1).T @ u.to(block.dtype) - expected
-        inside = max((engines.coarsest(lin.function, lin.primals), self.dtype), key=arrays.machine_epsilon)
+        inside = max((coarsest(lin.function, lin.primals), self.dtype), key=arrays.machine_epsilon)
         if error.norm() > engines.tolerance(inside) * expected.norm():
             raise ValueError(
                 "the rows of single samples are not those of the batch: the samples of a batch meet in the model; only products "
@@ -289,18 +294,18 @@ class Jacobian(Batchwise):
             self._choose_rows(batch)
         if self.notes["rows"] == "vmap":
             return self._vectorised_rows(batch, size)
-        return torch.stack([self._one_sample_rows(_sample(batch, i, size)) for i in range(size)])
+        return torch.stack([self._one_sample_rows(self._sample(batch, i, size)) for i in range(size)])
 
     def _choose_rows(self, batch: Any) -> None:
         """vmap if it gives what an ordinary VJP gives on two samples of the first batch."""
         size = min(2, self.network.survey.samples[0])
-        two = _sample(batch, 0, self.network.survey.samples[0], size)
-        expected = torch.stack([self._one_sample_rows(_sample(two, i, size)) for i in range(size)])
+        two = self.network.samples.rows(batch, self.network.survey.samples[0], 0, size)
+        expected = torch.stack([self._one_sample_rows(self._sample(two, i, size)) for i in range(size)])
         reason = ""
         try:
             got = self._vectorised_rows(two, size)
             error = float((got - expected).norm() / expected.norm().clamp(min=torch.finfo(got.dtype).tiny))
-            if error > engines.tolerance(engines.coarsest(self.network.function(two), self.network.primals(two))):
+            if error > engines.tolerance(coarsest(self.network.function(two), self.network.primals(two))):
                 reason = f"vmap differs by {error:.1e}"
         except (RuntimeError, ValueError, TypeError) as failure:
             reason = f"vmap: {str(failure).strip().splitlines()[0]}"
@@ -313,7 +318,7 @@ class Jacobian(Batchwise):
     def _vectorised_rows(self, batch: Any, size: int) -> torch.Tensor:
         primals = self.network.primals(batch)
         chunk = max(1, ROW_BYTES // (max(self.network.survey.outputs) * self.shape[1] * self.dtype.itemsize))
-        per_sample, shared = _split_samples(batch, size)
+        per_sample, shared = self.network.samples.apart(batch, size)
 
         def one(parts: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
             single = shared([part.unsqueeze(0) for part in parts])
@@ -323,6 +328,10 @@ class Jacobian(Batchwise):
         with engines.math_attention():  # the fused one has no batching rule
             blocks = torch.func.vmap(one, chunk_size=chunk)(per_sample)
         return torch.cat([block.reshape(size, block.shape[1], -1) for block in blocks], 2).detach()
+
+    def _sample(self, batch: Any, i: int, size: int) -> Any:
+        """Sample i of a batch of `size` as a batch of one."""
+        return self.network.samples.rows(batch, size, i, i + 1)
 
     def _one_sample_rows(self, single: Any) -> torch.Tensor:
         """(k, P) of a batch of one sample by k backward passes over one graph."""
@@ -338,6 +347,7 @@ class Jacobian(Batchwise):
         relative standard deviation is at most sqrt(2). The signs of sample i
         depend on (seed, i) alone.
         """
+        self._check_separate()
         norms = torch.zeros(self.rank_samples[distributed.rank()], dtype=torch.float64, device=self.device)
         start = 0
         if exact:
@@ -368,14 +378,14 @@ class Jacobian(Batchwise):
             return self._vectorised_norms(batch, size, signs)
         values = []
         for i in range(size):
-            single = _sample(batch, i, size)
+            single = self._sample(batch, i, size)
             lin = engines.Fresh(self.network.function(single), self.network.primals(single))
             values.append(sum(g.double().square().sum() for g in lin.vjp(signs[i : i + 1])))
         return torch.stack(values)  # type: ignore[arg-type]
 
     def _vectorised_norms(self, batch: Any, size: int, signs: torch.Tensor) -> torch.Tensor:
         primals = self.network.primals(batch)
-        per_sample, shared = _split_samples(batch, size)
+        per_sample, shared = self.network.samples.apart(batch, size)
 
         def one(parts: list[torch.Tensor], sign: torch.Tensor) -> torch.Tensor:
             function = self.network.function(shared([part.unsqueeze(0) for part in parts]))
@@ -385,22 +395,3 @@ class Jacobian(Batchwise):
         chunk = max(1, ROW_BYTES // (self.shape[1] * self.dtype.itemsize))
         with engines.math_attention():
             return torch.func.vmap(one, chunk_size=chunk)(per_sample, signs)
-
-
-def _sample(batch: Any, i: int, size: int, count: int = 1) -> Any:
-    """Samples i, ..., i + count - 1 of a batch of `size`; tensors without a sample axis stay whole."""
-    return tree_map_only(torch.Tensor, lambda t: t[i : i + count] if t.ndim > 0 and t.shape[0] == size else t, batch)
-
-
-def _split_samples(batch: Any, size: int) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Any]]:
-    """The tensors of a batch that have a sample axis, and the function that puts replacements back in their places."""
-    leaves, tree = torch.utils._pytree.tree_flatten(batch)
-    places = [i for i, t in enumerate(leaves) if isinstance(t, torch.Tensor) and t.ndim > 0 and t.shape[0] == size]
-
-    def rebuild(parts: list[torch.Tensor]) -> Any:
-        replaced = list(leaves)
-        for place, part in zip(places, parts, strict=True):
-            replaced[place] = part
-        return torch.utils._pytree.tree_unflatten(replaced, tree)
-
-    return [leaves[i] for i in places], rebuild

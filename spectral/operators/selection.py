@@ -45,7 +45,9 @@ class Maps:
     """One batch taken in one way: linear maps v (n,) -> (m,) by kind, and its error of the adjoint identity."""
 
     table: Mapping[str, Linear]
-    adjoint_error: Callable[[int], float]  # on call 0, 1, 2; engines.Wrong if it is more than rounding
+    test: Callable[
+        [torch.Tensor, tape.Pieces], float
+    ]  # the error of v and its product; engines.Wrong if it is no rounding
     bytes: int = 0  # that keeping it takes
     allowed: float = 1e-9  # how far a program's products may be off by rounding
 
@@ -120,6 +122,11 @@ class Runner:
     def __init__(self, one: Linear, several: tape.Program | None = None, width: int = 1) -> None:
         self.one, self.several, self.width = one, several, width
 
+    @property
+    def recorded(self) -> bool:
+        """Whether it multiplies by a program, without the model."""
+        return isinstance(self.one, tape.Program)
+
     def add(self, V: torch.Tensor, W: torch.Tensor, new: bool = False) -> None:
         """W (b, m) += the products with the rows of V (b, n), or W = these if `new`."""
         at = 0
@@ -146,7 +153,9 @@ class Engine:
     asked: str = "auto"
     ways: tuple[str, ...] = tuple(engines.WAYS)
     check: bool = True  # hold the ways to the adjoint identity
-    explain: Callable[[Exception], str] | None = None  # names the operation and the module that have no derivative
+    explain: Callable[[list[Exception]], str] | None = (
+        None  # names the operation and the module that have no derivative
+    )
     choices: dict[str, Choice] = field(default_factory=dict)
     store: engines.Store = field(default_factory=engines.Store)
     batches: int = 1
@@ -168,7 +177,7 @@ class Engine:
         v: torch.Tensor,
         own: set[int],
         *,
-        version: Any,
+        version: Callable[[], Any],
         expected: int,
         columns: int,
         relative: float = 1.0,
@@ -196,7 +205,7 @@ class Engine:
             name = name if fits else choice.once(columns, self.store.room(most, v.device))
             kept = Runner(self._build(name, choice.trials[name].way, kind, make, v))
             if fits:
-                self.store.put((kind, index), kept, size)
+                self.store.put((kind, index), kept, size, version)
         if columns > 1 and kept.several is None and kept.width == 1:
             self._widen(kept, kind, v, columns, expected)
         return kept
@@ -280,22 +289,22 @@ class Engine:
 
     def _choose_way(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor) -> Choice:
         choice = Choice(self.asked, {}, [])
-        problem: Exception | None = None
+        problems: list[Exception] = []
         for way in (self.asked,) if self.asked in engines.WAYS else self.ways:
             try:
                 choice.trials[way] = self._try_way(kind, way, make, v)
             except FAILURES as failure:
-                problem = problem or failure
+                problems.append(failure)
                 choice.failures.append(f"{way}: {_first_line(failure)}")
             else:
                 if self.alike:
                     break
         if not choice.trials:
-            named = self.explain(problem) if self.explain is not None and problem is not None else ""
+            named = self.explain(problems) if self.explain is not None else ""
             raise ValueError(
-                f"no engine multiplies this model's Jacobian ({'; '.join(filter(None, [named, *choice.failures]))}); give the "
-                "failing module a derivative, or replace it by torch operations."
-            ) from problem
+                f"no engine multiplies this matrix ({named or '; '.join(choice.failures)}); give what fails a derivative, or "
+                "replace it by torch operations."
+            ) from problems[0]
         return choice
 
     def _try_replay(
@@ -322,14 +331,16 @@ class Engine:
         for _ in range(2):  # the first time warms up
             begin = _now(v)
             maps = make(way)
-            maps.table[kind](v)
+            product = maps.table[kind](v)
             first = _now(v) - begin
-        error = max(maps.adjoint_error(call) for call in range(engines.CALLS)) if self.check else 0.0
+        error, w = (maps.test(v, product) if self.check else 0.0), tape.flat(product)
         later = []
-        for _ in range(2):  # one alone may be disturbed
+        for call in range(2):  # one alone may be disturbed
             begin = _now(v)
-            maps.table[kind](v)
+            again = maps.table[kind](v)
             later.append(_now(v) - begin)
+            if self.check and arrays.all_finite(w):
+                _hold(tape.flat(again), w, maps.allowed, call + 1)
         return Trial(way, error, first, min(later), maps.bytes)
 
     def _try_program(

@@ -247,7 +247,7 @@ DATA = {
     "number": (lambda: 3, TypeError, r"data is a int.*iterable of batches"),
     "dataset": (lambda: TensorDataset(x32), TypeError, r"TensorDataset of single samples.*DataLoader"),
     "empty": (list, ValueError, r"data holds no batches"),
-    "arrays": (lambda: [np.ones((2, 3))], TypeError, r"a batch is a ndarray that holds no tensor"),
+    "arrays": (lambda: [np.ones((2, 3))], TypeError, r"batch 0 holds torch.float64, but the model is torch.float32"),
     "strings": (lambda: [("a", "b")], TypeError, r"a batch is a tuple that holds no tensor"),
     "nan": (lambda: [x32, x32 * torch.nan], ValueError, r"the data hold NaN or infinity in batch 1"),
     "infinity": (lambda: [x32, x32, x32 / 0], ValueError, r"the data hold NaN or infinity in batch 2"),
@@ -291,9 +291,9 @@ def test_inputs_of_two_shapes_are_one_sentence():
 
 
 def test_mapping_without_an_input_names_its_keys():
-    with pytest.raises(ValueError, match=r"finds no inputs among the keys picture, y"):
+    with pytest.raises(ValueError, match=r"finds no inputs among the keys left, right, y"):
         spectral.Jacobian(
-            nn.Linear(3, 2), [{"picture": x32, "y": x32}], wrt="inputs", forward=lambda m, b: m(b["picture"])
+            nn.Linear(3, 2), [{"left": x32, "right": x32, "y": x32}], wrt="inputs", forward=lambda m, b: m(b["left"])
         )
 
 
@@ -312,12 +312,6 @@ def test_model_without_parameters():
 def test_no_module_is_one_sentence():
     with pytest.raises(TypeError, match=r"model is a function; pass a torch.nn.Module"):
         spectral.Jacobian(lambda x: x, [x32])
-
-
-def test_parameters_of_two_kinds_are_one_sentence():
-    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double())
-    with pytest.raises(TypeError, match=r"several kinds \(torch.float32 on cpu, torch.float64 on cpu\).*params="):
-        spectral.Jacobian(model, [x32])
 
 
 def test_batch_norm_without_statistics_is_refused():

@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 import spectral
-from spectral.operators import faults, preflight
-from spectral.operators.functional import Network
+from spectral.networks.data_model import DataModel
+from spectral.networks.diagnose import checks, derivatives
 
 DOUBLE = torch.float64
 x = torch.randn(6, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
@@ -66,11 +66,19 @@ def network(function):
 
 def diagnose(model, question, **options):
     """The answer about the first batch; what it must not change is as before."""
-    net = Network(model, [x], preflight=False, **options)
+    net = DataModel(model, [x], preflight=False, **options)
     before, sweeps = traces(model), net.sweeps
     answer = question(net)
     assert traces(model) == before and net.sweeps == sweeps
     return answer
+
+
+def prepared(model, batches, **options):
+    """A model that has been surveyed and inspected, as an operator does it."""
+    net = DataModel(model, batches, **options)
+    checks.surveyed(net)
+    checks.inspected(net, net.function)
+    return net
 
 
 CULPRIT = "2.inner (Apply)"
@@ -80,7 +88,7 @@ CULPRIT = "2.inner (Apply)"
 @pytest.mark.parametrize("function", [lambda h: (h - 9).log(), lambda h: h / (h - h), lambda h: (-h.abs() - 1).sqrt()])
 def test_module_that_makes_nan_is_named(function):
     model = network(function)
-    assert diagnose(model, lambda net: preflight.first_nonfinite_module(net, x)) == CULPRIT
+    assert diagnose(model, lambda net: checks.first_nonfinite_module(net, x)) == CULPRIT
     before = traces(model)
     with pytest.raises(
         ValueError, match=r"the model returns NaN or infinity in batch 0, first in 2.inner \(Apply\); rem"
@@ -98,7 +106,7 @@ def test_only_the_batch_that_fails_is_blamed():
 
 
 def test_healthy_forward_has_no_culprit():
-    assert diagnose(network(torch.sin), lambda net: preflight.first_nonfinite_module(net, x)) is None
+    assert diagnose(network(torch.sin), lambda net: checks.first_nonfinite_module(net, x)) is None
 
 
 def test_parameter_that_is_nan_is_named():
@@ -142,7 +150,7 @@ SINGULAR = {
 @pytest.mark.parametrize("wrt", ["params", "inputs"])
 @pytest.mark.parametrize("kind", SINGULAR)
 def test_derivative_that_is_not_finite_is_named(kind, wrt):
-    clause = diagnose(network(SINGULAR[kind]), lambda net: faults.nonfinite_product(net, 2, x), wrt=wrt)
+    clause = diagnose(network(SINGULAR[kind]), lambda net: derivatives.nonfinite_product(net, 2, x), wrt=wrt)
     operation = {"norm": "sqrt", "power of a tensor": "pow", "masked": "sqrt"}.get(kind, kind)
     assert clause == f"batch 2, where the derivative of {operation} in {CULPRIT} is not finite"
 
@@ -164,7 +172,7 @@ def test_tangent_that_is_not_finite_is_named_where_the_gradient_is():
         def jvp(ctx, t):
             return t / 0
 
-    clause = diagnose(network(Half.apply), lambda net: faults.nonfinite_product(net, 0, x))
+    clause = diagnose(network(Half.apply), lambda net: derivatives.nonfinite_product(net, 0, x))
     assert clause == f"batch 0, where the derivative of {CULPRIT} is not finite"
 
 
@@ -175,30 +183,30 @@ def test_second_derivative_that_is_not_finite_is_named():
         def total(*values):
             return net.function(x)(*values).sum()
 
-        return faults.nonfinite_product(net, 1, x, total)
+        return derivatives.nonfinite_product(net, 1, x, total)
 
     assert diagnose(model, ask) == f"batch 1, where the second derivative of pow in {CULPRIT} is not finite"
 
 
 def test_finite_derivatives_leave_the_batch_alone():
-    assert diagnose(network(torch.sin), lambda net: faults.nonfinite_product(net, 3, x)) == "batch 3"
+    assert diagnose(network(torch.sin), lambda net: derivatives.nonfinite_product(net, 3, x)) == "batch 3"
 
 
 def test_singular_output_function_is_told_from_the_model():
     clause = diagnose(
-        network(torch.sin), lambda net: faults.nonfinite_product(net, 0, x), of=lambda z, batch: (z - z).sqrt()
+        network(torch.sin), lambda net: derivatives.nonfinite_product(net, 0, x), of=lambda z, batch: (z - z).sqrt()
     )
-    assert clause == "batch 0, where the derivative of sqrt in of=, loss= or forward= is not finite"
+    assert clause == "batch 0, where the derivative of sqrt in of= or loss= is not finite"
 
 
 def test_first_batch_with_a_singular_derivative_is_located():
     model = nn.Sequential(nn.Linear(3, 3, bias=False), Apply(lambda h: h.abs().sqrt())).double()
-    net = Network(model, [x, x * 0, x], preflight=False)
+    net = DataModel(model, [x, x * 0, x], preflight=False)
     _ = net.survey
     before, sweeps = traces(model), net.sweeps
-    assert faults.locate_nonfinite(net) == "batch 1, where the derivative of sqrt in 1 (Apply) is not finite"
+    assert derivatives.locate_nonfinite(net) == "batch 1, where the derivative of sqrt in 1 (Apply) is not finite"
     assert traces(model) == before and net.sweeps == sweeps
-    assert faults.locate_nonfinite(Network(network(torch.sin), [x, x])) == ""
+    assert derivatives.locate_nonfinite(DataModel(network(torch.sin), [x, x])) == ""
 
 
 # Randomness ----------------------------------------------------------------------------------------------------------
@@ -219,7 +227,7 @@ NOISE = {
 @pytest.mark.parametrize("kind", NOISE)
 def test_random_module_is_named(kind):
     model = network(NOISE[kind])
-    assert diagnose(model, lambda net: preflight.active_randomness(net, x)) == CULPRIT
+    assert diagnose(model, lambda net: checks.active_randomness(net, x)) == CULPRIT
     before = traces(model)[:-3]
     with pytest.raises(ValueError, match=r"differ: 2.inner \(Apply\) is random in eval mode; remove the noise"):
         spectral.Jacobian(model, [x])
@@ -229,7 +237,7 @@ def test_random_module_is_named(kind):
 def test_private_generator_is_found_too():
     own = torch.Generator().manual_seed(5)
     model = network(lambda h: h + torch.randn(h.shape, generator=own, dtype=h.dtype))
-    assert diagnose(model, lambda net: preflight.active_randomness(net, x)) == CULPRIT
+    assert diagnose(model, lambda net: checks.active_randomness(net, x)) == CULPRIT
 
 
 def test_skipped_layers_blame_what_skips_them():
@@ -241,7 +249,7 @@ def test_skipped_layers_blame_what_skips_them():
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 3), Skipping(*(nn.Linear(3, 3) for _ in range(40))), nn.Linear(3, 2)).double()
-    assert diagnose(model, lambda net: preflight.active_randomness(net, x)) == "1 (Skipping)"
+    assert diagnose(model, lambda net: checks.active_randomness(net, x)) == "1 (Skipping)"
 
 
 def test_module_that_seeds_itself_is_a_function():
@@ -250,14 +258,14 @@ def test_module_that_seeds_itself_is_a_function():
             torch.manual_seed(0)
             return h * torch.rand(3, dtype=h.dtype)
 
-    assert diagnose(network(seeded), lambda net: preflight.active_randomness(net, x)) is None
+    assert diagnose(network(seeded), lambda net: checks.active_randomness(net, x)) is None
 
 
 def test_random_forward_is_told_from_the_model():
     def noisy(model, batch):
         return model(batch) + torch.randn(2, dtype=DOUBLE)
 
-    answer = diagnose(network(torch.sin), lambda net: preflight.active_randomness(net, x), forward=noisy)
+    answer = diagnose(network(torch.sin), lambda net: checks.active_randomness(net, x), forward=noisy)
     assert answer.startswith("forward=") and "noisy" in answer
 
 
@@ -274,9 +282,9 @@ MEETING = {
 @pytest.mark.parametrize("kind", MEETING)
 def test_module_where_samples_meet_is_named(kind, n):
     model = network(MEETING[kind])
-    assert diagnose(model, lambda net: preflight.samples_meet(net, x[:n])) == CULPRIT
+    assert diagnose(model, lambda net: checks.samples_meet(net, x[:n])) == CULPRIT
     with pytest.raises(ValueError, match=r"2.inner \(Apply\) couples them in eval mode.*preflight=False"):
-        _ = Network(model, [x[:n]]).survey
+        prepared(model, [x[:n]])
 
 
 def test_module_in_another_layout_is_named():
@@ -290,15 +298,15 @@ def test_module_in_another_layout_is_named():
         def forward(self, h):
             return self.out(self.meet(self.up(h.T.unsqueeze(-1)))).squeeze(-1).T
 
-    assert diagnose(Time(torch.sin).double(), lambda net: preflight.samples_meet(net, x)) is None
+    assert diagnose(Time(torch.sin).double(), lambda net: checks.samples_meet(net, x)) is None
     apart = Time(lambda h: h - h.mean(1, keepdim=True)).double()
-    assert diagnose(apart, lambda net: preflight.samples_meet(net, x)) == "meet (Apply)"
+    assert diagnose(apart, lambda net: checks.samples_meet(net, x)) == "meet (Apply)"
 
 
 def test_batch_norm_without_statistics_is_refused():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False))
     with pytest.raises(ValueError, match=r"1 is a BatchNorm1d without running statistics.*couples the samples"):
-        preflight.check_model(model)
+        prepared(model, [x])
 
 
 def test_module_without_eval_mode_is_refused():
@@ -318,31 +326,33 @@ def test_module_without_eval_mode_is_refused():
     ):
         before = traces(model)
         with pytest.raises(ValueError, match=name + r" stays in training mode after model.eval\(\)"):
-            Network(model, [x], params=["*"])
+            prepared(model.double(), [x], wrt="inputs")
         assert traces(model) == before
 
 
 # Off, and healthy ----------------------------------------------------------------------------------------------------
-class Forwards(nn.Linear):
-    sizes = ()
+SIZES = []  # of the batches that forward has seen: an attribute of the module would be put back
 
+
+class Forwards(nn.Linear):
     def forward(self, h):
-        self.sizes = (*self.sizes, len(h))
+        SIZES.append(len(h))
         return super().forward(h)
 
 
 def test_cost_of_the_preflight_is_two_passes_one_of_two_samples():
-    on, off = Forwards(3, 2).double(), Forwards(3, 2).double()
-    _ = Network(on, [x, x[:4]]).survey, Network(off, [x, x[:4]], preflight=False).survey
-    assert on.sizes == (6, 6, 2, 4) and off.sizes == (6, 4)
+    for preflight, sizes in ((True, [6, 4, 6, 6, 2]), (False, [6, 4, 6])):  # the survey, the graph, the tests
+        SIZES.clear()
+        prepared(Forwards(3, 2).double(), [x, x[:4]], preflight=preflight)
+        assert sizes == SIZES
 
 
 def test_preflight_off_is_said_and_only_then():
     model = network(NOISE["dropout"])
-    assert Network(model, [x], preflight=False).describe()["preflight"] is False
-    assert not {"preflight", "untested"} & set(Network(network(torch.sin), [x]).describe())
+    assert DataModel(model, [x], preflight=False).describe()["preflight"] is False
+    assert not {"preflight", "untested"} & set(prepared(network(torch.sin), [x]).describe())
     with pytest.raises(ValueError, match=r"NaN or infinity in batch 0, first in 2.inner"):
-        _ = Network(network(lambda h: h / 0), [x], preflight=False).survey
+        prepared(network(lambda h: h / 0), [x], preflight=False)
 
 
 def test_what_could_not_be_tested_is_said():
@@ -351,7 +361,7 @@ def test_what_could_not_be_tested_is_said():
             raise ValueError("six samples, please")
         return h.sin()
 
-    net = Network(network(six), [x])
+    net = prepared(network(six), [x])
     assert net.describe()["untested"] == "copies of one sample alone: six samples, please"
 
 
@@ -370,17 +380,16 @@ def test_healthy_hugging_face_families_pass_without_a_word(name):
 def check_family(family):
     model = family.model()
     batches = family.cut((3, 2))
-    net = Network(model, batches)
     before = traces(model)
-    _ = net.survey
-    assert net.untested == "" and traces(model) == before
+    net = prepared(model, batches)
+    assert not net.untested and traces(model) == before
     for batch in batches:
-        assert preflight.first_nonfinite_module(net, batch) is None
-        assert preflight.samples_meet(net, batch) is None
-        assert preflight.active_randomness(net, batch) is None
-        assert faults.nonfinite_product(net, 0, batch) == "batch 0"
+        assert checks.first_nonfinite_module(net, batch) is None
+        assert checks.samples_meet(net, batch) is None
+        assert checks.active_randomness(net, batch) is None
+        assert derivatives.nonfinite_product(net, 0, batch) == "batch 0"
     assert traces(model) == before
-    bf16 = Network(copy.deepcopy(model), batches, product_dtype=torch.bfloat16)
+    bf16 = DataModel(copy.deepcopy(model), batches, product_dtype=torch.bfloat16)
     assert bf16.survey.n == 5
 
 
@@ -419,7 +428,7 @@ MISSING = {
 @pytest.mark.parametrize("kind", MISSING)
 def test_missing_derivative_names_operation_and_module(kind):
     function, clause = MISSING[kind]
-    assert diagnose(network(function), lambda net: faults.missing_derivative(net, x, PROBLEM)) == clause
+    assert diagnose(network(function), lambda net: derivatives.missing_derivative(net, x, PROBLEM)) == clause
 
 
 def test_embedding_bag_has_neither_derivative():
@@ -427,8 +436,8 @@ def test_embedding_bag_has_neither_derivative():
     model.add_module("encoder", nn.ModuleDict({"bag": nn.EmbeddingBag(7, 3)}))
     model = model.double()
     ids = torch.randint(7, (4, 5))
-    net = Network(model, [ids], forward=lambda m, b: m.encoder["bag"](b).sin())
-    clause = faults.missing_derivative(net, ids, PROBLEM)
+    net = DataModel(model, [ids], forward=lambda m, b: m.encoder["bag"](b).sin())
+    clause = derivatives.missing_derivative(net, ids, PROBLEM)
     where = "embedding_bag in encoder.bag (EmbeddingBag)"
     assert clause == f"{where} has no forward-mode derivative and no second derivative"
 
@@ -440,7 +449,7 @@ def test_ctc_loss_outside_the_model_is_named():
         z = torch.stack([z, -z, z * 2]).log_softmax(-1)
         return F.ctc_loss(z, targets, lengths, torch.ones(6, dtype=torch.long), reduction="none")
 
-    clause = diagnose(network(torch.sin), lambda net: faults.missing_derivative(net, x, PROBLEM), of=ctc)
+    clause = diagnose(network(torch.sin), lambda net: derivatives.missing_derivative(net, x, PROBLEM), of=ctc)
     assert "ctc_loss in of= or loss= has no forward-mode derivative" in clause and "no second derivative" in clause
 
 
@@ -451,5 +460,5 @@ def test_flex_attention_is_named():
         q = h.float().reshape(-1, 1, 1, 3).repeat(1, 1, 1, 6)[..., :16]
         return flex(q, q, q)[..., 0, :3].reshape(-1, 3).to(h.dtype)
 
-    clause = faults.missing_derivative(Network(network(attend), [x], preflight=False), x, PROBLEM)
+    clause = derivatives.missing_derivative(DataModel(network(attend), [x], preflight=False), x, PROBLEM)
     assert f"in {CULPRIT} has no forward-mode derivative" in clause and "Flex" in clause

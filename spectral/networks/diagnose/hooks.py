@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from spectral.operators.data import differentiable_kernels, evaluation, random_state, set_random_state, tensors
+from spectral.networks.trees import tensors
 
 if TYPE_CHECKING:
-    from spectral.operators.functional import Network
+    from spectral.networks.data_model import DataModel
 
 
 @dataclass(eq=False)
-class Visit:
+class ModuleCall:
     """One call of one module: the `number`-th of that module, entered and left between two autograd sequence numbers."""
 
     label: str
@@ -29,11 +29,13 @@ class Visit:
     seen: Any = field(default=None, repr=False)
 
 
-def label(network: Network, name: str, module: nn.Module) -> str:
+def label(network: DataModel, name: str, module: nn.Module) -> str:
     """A module as a user knows it: `layers.2 (LayerNorm)`."""
     if not name:
-        return f"forward={getattr(network.call.run, '__qualname__', type(network.call.run).__name__)}"
-    inner = name.removeprefix("model").removeprefix(".")
+        return "of= or loss="
+    if name == "run":
+        return f"forward={getattr(network.call.run.given, '__qualname__', type(network.call.run.given).__name__)}"
+    inner = name.removeprefix("run.model").removeprefix(".")
     return f"{inner or 'the model'} ({type(module).__name__})"
 
 
@@ -46,20 +48,20 @@ def _sequence() -> int:
 
 @contextmanager
 def visits(
-    network: Network,
-    enter: Callable[[Visit, list[torch.Tensor]], None] | None = None,
-    leave: Callable[[Visit, list[torch.Tensor]], None] | None = None,
-) -> Iterator[tuple[list[Visit], list[Visit]]]:
+    network: DataModel,
+    enter: Callable[[ModuleCall, list[torch.Tensor]], None] | None = None,
+    leave: Callable[[ModuleCall, list[torch.Tensor]], None] | None = None,
+) -> Iterator[tuple[list[ModuleCall], list[ModuleCall]]]:
     """(calls under way, outermost first; calls that are over, children first) of the forward passes inside.
 
     TorchScript takes no hooks: what happens in it belongs to the module around it.
     """
-    under_way: list[Visit] = []
-    over: list[Visit] = []
+    under_way: list[ModuleCall] = []
+    over: list[ModuleCall] = []
     calls: dict[str, int] = {}
 
     def before(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        visit = Visit(label(network, name, module), module, calls.get(name, 0), _sequence())
+        visit = ModuleCall(label(network, name, module), module, calls.get(name, 0), _sequence())
         calls[name] = visit.number + 1
         under_way.append(visit)
         if enter is not None:
@@ -82,21 +84,6 @@ def visits(
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def untouched(network: Network) -> Iterator[None]:
-    """Eval mode and derivatives on, as in a sweep; modes, buffers and random states as before afterwards."""
-    before = random_state(network.data)
-    held = [(buffer, buffer.detach().clone()) for buffer in network.model.buffers()]
-    with evaluation(network.model), torch.enable_grad(), differentiable_kernels():
-        try:
-            yield
-        finally:
-            set_random_state(network.data, before)
-            for buffer, value in held:
-                if not torch.equal(buffer, value):
-                    buffer.detach().copy_(value)
 
 
 def finite(parts: list[torch.Tensor]) -> bool:

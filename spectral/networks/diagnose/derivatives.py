@@ -19,10 +19,12 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import probes
-from spectral.operators.visits import Visit, finite, untouched, visits
+from spectral.networks.diagnose.graph import nodes
+from spectral.networks.diagnose.hooks import ModuleCall, finite, visits
+from spectral.threads import FORWARD_MODE
 
 if TYPE_CHECKING:
-    from spectral.operators.functional import Network
+    from spectral.networks.data_model import DataModel
 
 Function = Callable[..., torch.Tensor]
 # What torch and models raise at an input or a transform that they do not know; all else is the caller's to see.
@@ -32,14 +34,20 @@ SECOND = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
 
 
 @contextmanager
-def _differentiated(network: Network) -> Iterator[None]:
-    """`untouched`, with attention by matrix products: the fused one has neither forward mode nor a second derivative."""
-    with untouched(network), sdpa_kernel(SDPBackend.MATH):
+def _differentiated(network: DataModel) -> Iterator[None]:
+    """The opened model, with attention by matrix products: the fused one has neither forward mode nor a second derivative."""
+    with network.opened(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def _forward_mode() -> Iterator[None]:
+    with FORWARD_MODE, forward_ad.dual_level():
         yield
 
 
 # Products that are not finite -----------------------------------------------------------------------------------------
-def nonfinite_product(network: Network, index: int, batch: Any, function: Function | None = None) -> str:
+def nonfinite_product(network: DataModel, index: int, batch: Any, function: Function | None = None) -> str:
     """`batch 2, where the derivative of norm (LayerNorm) is not finite`: for a sentence on a product that is not.
 
     One backward pass, then one forward pass with tangents and a backward pass through it (second derivatives), each along one
@@ -59,7 +67,7 @@ def nonfinite_product(network: Network, index: int, batch: Any, function: Functi
     return where
 
 
-def locate_nonfinite(network: Network, function: Callable[[Any], Function] | None = None) -> str:
+def locate_nonfinite(network: DataModel, function: Callable[[Any], Function] | None = None) -> str:
     """`nonfinite_product` of the first batch that has one, from an uncounted sweep; "" if no batch has.
 
     `function(batch)` is what is differentiated on a batch, network.function if None.
@@ -76,7 +84,7 @@ def locate_nonfinite(network: Network, function: Callable[[Any], Function] | Non
     return ""
 
 
-def _leaves(network: Network, batch: Any) -> tuple[torch.Tensor, ...]:
+def _leaves(network: DataModel, batch: Any) -> tuple[torch.Tensor, ...]:
     return tuple(p.detach().requires_grad_() for p in network.primals(batch))
 
 
@@ -86,25 +94,13 @@ def _direction(seed: int, like: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor,
     )
 
 
-def _nodes(z: torch.Tensor) -> list[Any]:
-    """The nodes of the backward graph of z."""
-    found: dict[Any, None] = {}
-    queue = [z.grad_fn]
-    while queue:
-        node = queue.pop()
-        if node is not None and node not in found:
-            found[node] = None
-            queue.extend(following for following, _ in node.next_functions)
-    return list(found)
-
-
-def _owner(over: list[Visit], node: Any) -> str:
+def owner(over: list[ModuleCall], node: Any) -> str:
     """The innermost call that made a node: calls end children first."""
     number = node._sequence_nr()
-    return next((visit.label for visit in over if visit.begin < number < visit.end), "of=, loss= or forward=")
+    return next((visit.label for visit in over if visit.begin < number < visit.end), "of= or loss=")
 
 
-def _operation(node: Any) -> str:
+def operation(node: Any) -> str:
     """`sqrt` of SqrtBackward0, the class's name of a custom autograd.Function."""
     if hasattr(node, "_forward_cls"):
         return node._forward_cls.__name__
@@ -114,7 +110,7 @@ def _operation(node: Any) -> str:
 def _backward(
     leaves: tuple[torch.Tensor, ...],
     z: torch.Tensor,
-    over: list[Visit],
+    over: list[ModuleCall],
     sound: Callable[[list[torch.Tensor]], bool],
 ) -> str | None:
     """The first node of a backward pass that makes unsound gradients of sound ones, as `sqrt in norm (LayerNorm)`."""
@@ -127,16 +123,16 @@ def _backward(
         if sound(parts[0]) and not sound(parts[1]):
             bad.append(node)
 
-    handles = [node.register_hook(partial(hook, node)) for node in _nodes(z) if node.next_functions]
+    handles = [node.register_hook(partial(hook, node)) for node in nodes([z]) if node.next_functions]
     try:
         torch.autograd.grad(z, leaves, _direction(1, (z.detach(),)), allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
-    return f"{_operation(bad[0])} in {_owner(over, bad[0])}" if bad else None
+    return f"{operation(bad[0])} in {owner(over, bad[0])}" if bad else None
 
 
-def _bad_gradient(network: Network, batch: Any, function: Function) -> str | None:
+def _bad_gradient(network: DataModel, batch: Any, function: Function) -> str | None:
     leaves = _leaves(network, batch)
     with visits(network) as (_, over):
         z = function(*leaves)
@@ -148,28 +144,28 @@ def _tangents(parts: list[torch.Tensor]) -> list[torch.Tensor]:
     return [t for t in duals if t is not None]
 
 
-def _bad_tangent(network: Network, batch: Any, function: Function) -> str | None:
+def _bad_tangent(network: DataModel, batch: Any, function: Function) -> str | None:
     found: list[str] = []
 
-    def enter(visit: Visit, inputs: list[torch.Tensor]) -> None:
+    def enter(visit: ModuleCall, inputs: list[torch.Tensor]) -> None:
         visit.seen = finite(_tangents(inputs))
 
-    def leave(visit: Visit, outputs: list[torch.Tensor]) -> None:
+    def leave(visit: ModuleCall, outputs: list[torch.Tensor]) -> None:
         if visit.seen and not finite(_tangents(outputs)):
             found.append(visit.label)
 
     primals = tuple(p.detach() for p in network.primals(batch))
-    with torch.no_grad(), forward_ad.dual_level(), visits(network, enter, leave):
+    with torch.no_grad(), _forward_mode(), visits(network, enter, leave):
         z = function(*map(forward_ad.make_dual, primals, _direction(0, primals)))
         if not found and not finite(_tangents([z])):
             found.append("of= or loss=")
     return found[0] if found else None
 
 
-def _bad_second(network: Network, batch: Any, function: Function) -> str | None:
+def _bad_second(network: DataModel, batch: Any, function: Function) -> str | None:
     """Tangents of the gradients: forward mode over a backward pass."""
     leaves = _leaves(network, batch)
-    with forward_ad.dual_level():
+    with _forward_mode():
         duals = tuple(map(forward_ad.make_dual, leaves, _direction(0, leaves)))
         with visits(network) as (_, over):
             z = function(*duals)
@@ -177,7 +173,7 @@ def _bad_second(network: Network, batch: Any, function: Function) -> str | None:
 
 
 # Missing derivatives -------------------------------------------------------------------------------------------------
-def missing_derivative(network: Network, batch: Any, problem: Exception, function: Function | None = None) -> str:
+def missing_derivative(network: DataModel, batch: Any, problem: Exception, function: Function | None = None) -> str:
     """What no engine can differentiate: `embedding_bag in encoder.bag (EmbeddingBag) has no forward-mode derivative`.
 
     Forward mode is run once more with hooks, and the graph of the gradient is searched for a step that has no derivative of
@@ -192,11 +188,11 @@ def missing_derivative(network: Network, batch: Any, problem: Exception, functio
     return " and ".join(parts) or (str(problem).strip().splitlines() or [type(problem).__name__])[0]
 
 
-def _without_forward(network: Network, batch: Any, function: Function) -> str:
+def _without_forward(network: DataModel, batch: Any, function: Function) -> str:
     primals = tuple(p.detach() for p in network.primals(batch))
     with _differentiated(network), visits(network) as (under_way, _):
         try:
-            with torch.no_grad(), forward_ad.dual_level():
+            with torch.no_grad(), _forward_mode():
                 function(*map(forward_ad.make_dual, primals, _direction(0, primals)))
         except REFUSALS as failure:
             place = under_way[-1].label if under_way else "of= or loss="
@@ -219,7 +215,7 @@ def _refused(failure: Exception) -> str:
     return name or f"an operation ({(text.strip().splitlines() or [type(failure).__name__])[0]})"
 
 
-def _without_second(network: Network, batch: Any, function: Function) -> str:
+def _without_second(network: DataModel, batch: Any, function: Function) -> str:
     """The first node of a backward pass whose own gradient cannot be taken, or is cut off (once_differentiable)."""
     leaves = _leaves(network, batch)
     steps: list[tuple[Any, list[torch.Tensor], list[torch.Tensor]]] = []
@@ -235,7 +231,7 @@ def _without_second(network: Network, batch: Any, function: Function) -> str:
             if not z.requires_grad:
                 return ""
             (u,) = (t.requires_grad_() for t in _direction(1, (z.detach(),)))
-            handles = [node.register_hook(partial(hook, node)) for node in _nodes(z) if node.next_functions]
+            handles = [node.register_hook(partial(hook, node)) for node in nodes([z]) if node.next_functions]
             try:
                 torch.autograd.grad(z, leaves, u, create_graph=True, allow_unused=True)
             finally:
@@ -245,10 +241,10 @@ def _without_second(network: Network, batch: Any, function: Function) -> str:
             return ""
         for node, made, given in steps:
             if any(t.grad_fn is not None and t.grad_fn.name() == "torch::autograd::Error" for t in made):
-                return f"{_operation(node)} in {_owner(over, node)}"
+                return f"{operation(node)} in {owner(over, node)}"
             if made and given:
                 try:
                     torch.autograd.grad(made, given, _direction(2, tuple(made)), retain_graph=True, allow_unused=True)
                 except REFUSALS:
-                    return f"{_operation(node)} in {_owner(over, node)}"
+                    return f"{operation(node)} in {owner(over, node)}"
     return ""

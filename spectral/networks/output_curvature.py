@@ -1,19 +1,21 @@
 """Curvature in the space of the outputs: products with the loss's Hessian and with the Fisher matrix, target by target.
 
-z are a batch's logits in the model's own shape; every function returns U (B, k) -> H U (B, k), U flattened per sample.
+z are a batch's outputs in the model's own shape; every function returns U (B, k) -> H U (B, k), U flattened per sample.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from spectral import probes
-from spectral.operators import losses
+from spectral.networks import losses
+from spectral.networks.learned_loss import Loss
+from spectral.networks.loss_model import LossModel, apart, joined
+from spectral.networks.trees import map_tensors
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 CONVEX = (
@@ -25,13 +27,13 @@ PREDICTIVE = (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss)
 
 def is_convex(loss: Any) -> bool:
     """Whether the loss is known to be convex in the logits, so that J^T H J is positive semi-definite."""
-    return loss is None or isinstance(loss, CONVEX)
+    return loss is None or type(loss) in CONVEX  # a subclass may be anything
 
 
 def check_predictive(loss: Any) -> None:
     """One sentence for a loss that names no predictive distribution."""
     plain = getattr(loss, "weight", None) is None and getattr(loss, "pos_weight", None) is None
-    if loss is None or (isinstance(loss, PREDICTIVE) and (plain or isinstance(loss, nn.CrossEntropyLoss))):
+    if loss is None or (type(loss) in PREDICTIVE and (plain or isinstance(loss, nn.CrossEntropyLoss))):
         return
     names = ", ".join(kind.__name__ for kind in PREDICTIVE)
     raise ValueError(
@@ -40,60 +42,59 @@ def check_predictive(loss: Any) -> None:
     )
 
 
-def loss_hessian(loss: Any, z: torch.Tensor, output: Any, batch: Any, shift: bool | None) -> Product:
-    """Products with the Hessian of the summed loss of the batch with respect to z, by double backward through the loss."""
-    leaf = z.detach().requires_grad_()
-    total = _loss_of_logits(loss, leaf, output, batch, shift)
-    gradient = torch.autograd.grad(total, leaf, create_graph=True)[0] if total.requires_grad else torch.zeros_like(leaf)
+def loss_hessian(model: LossModel, output: Any, batch: Any) -> Product:
+    """Products with the Hessian of the summed loss of the batch with respect to all that it reads of the output.
+
+    By double backward through the loss, which runs with the model's parameters of now.
+    """
+    heads = [h.detach().requires_grad_() for h in model.heads(output)]
+    total = model.run(model.values, batch, lambda z: model.loss(z, batch)[0], model.with_heads(output, heads))
+    gradient: Sequence[torch.Tensor] = [torch.zeros_like(h) for h in heads]
+    if total.requires_grad:
+        gradient = torch.autograd.grad(total, heads, create_graph=True, allow_unused=True, materialize_grads=True)
+    linked = [i for i, g in enumerate(gradient) if g.requires_grad]
 
     def product(U: torch.Tensor) -> torch.Tensor:
-        if not gradient.requires_grad:  # piecewise linear in z
+        if not linked:  # piecewise linear in z
             return torch.zeros_like(U)
-        (H_U,) = torch.autograd.grad(
-            gradient, leaf, U.reshape(z.shape), retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return H_U.reshape(U.shape)
+        parts = apart(U, heads)
+        H_U = torch.autograd.grad(
+            [gradient[i] for i in linked], heads, [parts[i] for i in linked], retain_graph=True, allow_unused=True,
+            materialize_grads=True,
+        )  # fmt: skip
+        return joined(H_U, len(U))
 
     return product
 
 
-def _loss_of_logits(loss: Any, z: torch.Tensor, output: Any, batch: Any, shift: bool | None) -> torch.Tensor:
-    """The summed loss as a function of the logits alone."""
-    if loss is None:
-        return losses.own_cross_entropy(z, losses.target_of(batch), shift)
-    return losses.loss_sum(loss, _with_logits(output, z), batch, shift)[0]
+def loss_of_heads(model: LossModel, batch: Any) -> tuple[Callable[..., torch.Tensor], None, list[torch.Tensor]]:
+    """The summed loss of the batch as a function of what it reads of the output; no gradient; the output's own values there."""
+    output = map_tensors(torch.Tensor.detach, model.run(model.values, batch, lambda z: z))
+
+    def loss(*heads: torch.Tensor) -> torch.Tensor:
+        return model.run(model.values, batch, lambda z: model.loss(z, batch)[0], model.with_heads(output, heads))
+
+    return loss, None, model.heads(output)
 
 
-def _with_logits(output: Any, z: torch.Tensor) -> Any:
-    """The model's output with other logits."""
-    if isinstance(output, torch.Tensor):
-        return z
-    changed = copy.copy(output)
-    if isinstance(changed, Mapping):
-        changed["logits"] = z  # type: ignore[index]
-    else:
-        changed.logits = z
-    return changed
-
-
-def _targets(loss: Any, z: torch.Tensor, batch: Any, shift: bool | None) -> tuple[int, torch.Tensor]:
+def _targets(loss: Loss, z: torch.Tensor, batch: Any) -> tuple[int, torch.Tensor]:
     """(axis of the classes, or no axis: z.ndim; what each target counts, shaped like z without that axis)."""
-    target = losses.target_of(batch)
-    if loss is None:
-        losses.check_classes(shift)
-        return z.ndim - 1, losses.label_counts(target, shift).to(z)
-    if isinstance(loss, nn.CrossEntropyLoss):
+    target = loss.target(batch)
+    if loss.given is None:
+        losses.check_classes(loss.shift)
+        return z.ndim - 1, losses.label_counts(target, loss.shift).to(z)
+    if isinstance(loss.given, nn.CrossEntropyLoss):
         shape = z.shape[:1] + z.shape[2:]
-        return 1, losses.target_counts(loss, z.new_ones(shape), target)
+        return 1, losses.target_counts(loss.given, z.new_ones(shape), target)
     return z.ndim, torch.ones_like(z)
 
 
-def exact_fisher(loss: Any, z: torch.Tensor, batch: Any, shift: bool | None) -> Product:
+def exact_fisher(loss: Loss, z: torch.Tensor, batch: Any) -> Product:
     """Products with E[s s^T], s the score of a label drawn from the model's prediction."""
-    axis, counts = _targets(loss, z, batch, shift)
-    if isinstance(loss, nn.MSELoss):
+    axis, counts = _targets(loss, z, batch)
+    if isinstance(loss.given, nn.MSELoss):
         return lambda U: 2 * U
-    if isinstance(loss, nn.BCEWithLogitsLoss):
+    if isinstance(loss.given, nn.BCEWithLogitsLoss):
         variance = (z.sigmoid() * (-z).sigmoid()).reshape(len(z), -1)
         return lambda U: variance * U
     p, counts = z.softmax(axis), counts.unsqueeze(axis)
@@ -105,12 +106,10 @@ def exact_fisher(loss: Any, z: torch.Tensor, batch: Any, shift: bool | None) -> 
     return product
 
 
-def sampled_fisher(
-    loss: Any, z: torch.Tensor, batch: Any, shift: bool | None, draws: int, seed: int, first: int
-) -> Product:
+def sampled_fisher(loss: Loss, z: torch.Tensor, batch: Any, draws: int, seed: int, first: int) -> Product:
     """Products with the mean of s s^T over `draws` labels for each target, drawn by (seed, sample) alone."""
-    axis, counts = _targets(loss, z, batch, shift)
-    scores = [_score(loss, z, axis, _uniform(counts, seed, first, draw)) for draw in range(draws)]
+    axis, counts = _targets(loss, z, batch)
+    scores = [_score(loss.given, z, axis, _uniform(counts, seed, first, draw)) for draw in range(draws)]
     if axis == z.ndim:
         square = (sum(s**2 for s in scores) / draws).reshape(len(z), -1)  # type: ignore[union-attr]
         return lambda U: square * U

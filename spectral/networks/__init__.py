@@ -1,0 +1,1 @@
+"""Models, data and losses as pure functions: what the operators over data differentiate."""

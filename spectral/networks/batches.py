@@ -1,0 +1,180 @@
+"""Data as batches: what they may be, which entries belong to single samples, and the random state that they are read under.
+
+Legend: B samples in a batch. An entry belongs to the samples if its first axis has length B and `shared` does not name it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from spectral import arrays
+from spectral.networks.trees import Place, leaves, mapped, replaced, tensors
+
+LABEL_KEYS = ("labels", "label", "y", "targets", "target")
+
+
+# What data may be ----------------------------------------------------------------------------------------------------
+def check_data(data: Any) -> None:
+    """One clear sentence where `data` is not a re-iterable of batches."""
+    if isinstance(data, torch.Tensor | np.ndarray | Mapping | str):
+        raise TypeError(
+            f"data is one {type(data).__name__}, but it must be an iterable of batches; pass a list of batches, [data] for one."
+        )
+    if isinstance(data, tuple) and any(isinstance(part, torch.Tensor | np.ndarray) for part in data):
+        raise TypeError("data is a tuple of tensors, which may be meant as one batch (x, y); pass [(x, y)].")
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise TypeError(
+            f"data is a {type(data).__name__} of single samples, but it must give batches; pass DataLoader(data, batch_size=...)."
+        )
+    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+        raise TypeError(
+            f"data is a {type(data).__name__}, but it must be an iterable of batches, such as a DataLoader."
+        )
+    if isinstance(data, Iterator):  # not `iter(data) is data`: iter() of a DataLoader draws from the global generator
+        raise TypeError(
+            f"data is a {type(data).__name__} that can be read only once, but every product is a sweep over the data; "
+            "pass a list of batches or a DataLoader."
+        )
+
+
+def warm_up(data: Any) -> None:
+    """Start the workers that persist: their first pass draws one random number more than the later ones do."""
+    if isinstance(data, DataLoader) and data.persistent_workers and data._iterator is None:
+        iter(data)
+
+
+def placed(batch: Any, device: torch.device, cast: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The batch on a device, NumPy arrays as tensors, `cast` applied; the user's tensors keep their flags whatever is run."""
+
+    def place(_: Place, leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf":
+            leaf = arrays.to_torch(leaf)
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        moved = cast(leaf.detach().to(device))
+        return moved.requires_grad_() if leaf.requires_grad else moved
+
+    batch = mapped(place, batch)
+    if not tensors(batch):
+        raise TypeError(
+            f"a batch is a {type(batch).__name__} that holds no tensor; pass tensors, tuples (x, y) or mappings of tensors."
+        )
+    return batch
+
+
+def is_finite(batch: Any) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in tensors(batch))
+
+
+def fingerprint(batch: Any) -> str:
+    """A hash of every entry of a batch's tensors and of its numbers and words."""
+    rest = [f"{place}: {leaf}" for place, leaf in leaves(batch) if isinstance(leaf, bool | int | float | str)]
+    return "; ".join([arrays.checksum(*tensors(batch)), *rest])
+
+
+# Samples -------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Samples:
+    """Which entries of a batch belong to its samples; `shared` names those that belong to none, by key or position."""
+
+    shared: tuple[Any, ...] = ()
+
+    def is_shared(self, place: Place) -> bool:
+        return bool(place) and (place[0] in self.shared or any(isinstance(k, str) and k in self.shared for k in place))
+
+    def first(self, batch: Any) -> torch.Tensor | None:
+        """The tensor whose first axis counts the samples."""
+        parts = ((place, leaf) for place, leaf in leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim)
+        return next((leaf for place, leaf in parts if not self.is_shared(place)), None)
+
+    def size(self, batch: Any) -> int:
+        """B; 0 where no tensor has an axis."""
+        first = self.first(batch)
+        return 0 if first is None else len(first)
+
+    def check(self, batch: Any) -> None:
+        """One sentence for a name in `shared` that the batch does not have."""
+        places = [place for place, _ in leaves(batch)]
+        for name in self.shared:
+            if not any(Samples((name,)).is_shared(place) for place in places):
+                there = ", ".join(dict.fromkeys(str(place[0]) for place in places if place)) or "none"
+                raise ValueError(f"shared={name!r} names no entry of a batch; the keys or positions there are {there}.")
+
+    def belongs(self, place: Place, leaf: Any, size: int) -> bool:
+        tensor = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and len(leaf) == size
+        return tensor and not self.is_shared(place)
+
+    def some(self, tree: Any, size: int, choose: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        """The tree with `choose` applied to every entry that belongs to the `size` samples."""
+        return mapped(lambda place, leaf: choose(leaf) if self.belongs(place, leaf, size) else leaf, tree)
+
+    def rows(self, tree: Any, size: int, start: int, stop: int) -> Any:
+        """Samples start, ..., stop - 1."""
+        return self.some(tree, size, lambda t: t[start:stop])
+
+    def apart(self, batch: Any, size: int) -> tuple[list[torch.Tensor], Callable[[Sequence[torch.Tensor]], Any]]:
+        """The entries that belong to the samples, and the function that puts others in their places."""
+        own = [(place, leaf) for place, leaf in leaves(batch) if self.belongs(place, leaf, size)]
+
+        def rebuild(parts: Sequence[torch.Tensor]) -> Any:
+            return replaced(batch, dict(zip((place for place, _ in own), parts, strict=True)))
+
+        return [leaf for _, leaf in own], rebuild
+
+    def signature(self, batch: Any) -> Any:
+        """What batches that can be joined have in common; None if some part is not one entry a sample, or no plain value."""
+        size, parts = self.size(batch), []
+        for place, leaf in leaves(batch):
+            if self.belongs(place, leaf, size):
+                parts.append((place, leaf.shape[1:], leaf.dtype))
+            elif leaf is None or isinstance(leaf, bool | int | float | str):
+                parts.append((place, type(leaf), leaf))
+            else:
+                return None
+        return tuple(parts)
+
+    def joined(self, batches: list[Any]) -> Any:
+        """Batches of one `signature` as one, in their order."""
+        if len(batches) == 1:
+            return batches[0]
+        columns = zip(*(self.apart(batch, self.size(batch))[0] for batch in batches), strict=True)
+        return self.apart(batches[0], self.size(batches[0]))[1]([torch.cat(parts) for parts in columns])
+
+
+# Random states -------------------------------------------------------------------------------------------------------
+def _generators(data: Any) -> list[torch.Generator]:
+    """The private generators that a DataLoader and its sampler draw from."""
+    owners = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return [generator for generator in dict.fromkeys(found) if isinstance(generator, torch.Generator)]
+
+
+def random_state(data: Any) -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    private = [generator.get_state() for generator in _generators(data)]
+    legacy = np.random.get_state()  # noqa: NPY002 (the user's global state is what is kept)
+    return random.getstate(), legacy, torch.get_rng_state(), cuda, private
+
+
+def set_random_state(data: Any, state: tuple[Any, ...]) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])  # noqa: NPY002
+    torch.set_rng_state(state[2])
+    if state[3]:
+        torch.cuda.set_rng_state_all(state[3])
+    for generator, private in zip(_generators(data), state[4], strict=True):
+        generator.set_state(private)
+
+
+def same_random_state(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
+    """Whether nothing was drawn in between."""
+    alike = one[0] == two[0] and one[1][2:] == two[1][2:] and bool((one[1][1] == two[1][1]).all())
+    pairs = zip((one[2], *one[3], *one[4]), (two[2], *two[3], *two[4]), strict=False)
+    return alike and len(one[3]) == len(two[3]) and all(torch.equal(a, b) for a, b in pairs)

@@ -1,0 +1,141 @@
+"""How a model is called: which entries of a batch it takes, and as one module with all that the user gave."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectral.networks.batches import LABEL_KEYS
+from spectral.networks.places import fields
+
+NOTHING = object()
+
+
+# Which parameters ----------------------------------------------------------------------------------------------------
+def select_parameters(model: nn.Module, params: Any) -> dict[str, nn.Parameter]:
+    """The parameters that are differentiated: those that require a gradient, or those that `params` names.
+
+    `params`: name globs, parameters and modules, in any mixture.
+    """
+    named = dict(model.named_parameters())  # deduplicated: tied weights count once
+    if params is None:
+        chosen = {name: p for name, p in named.items() if p.requires_grad}
+        if not chosen:
+            raise ValueError("the model has no parameter that requires a gradient; name some with params=['*'].")
+        return chosen
+    if isinstance(params, str):
+        raise TypeError(f"params={params!r} is a string; pass a list of name globs, such as [{params!r}].")
+    given = [params] if isinstance(params, torch.Tensor | nn.Module) else list(params)
+    wanted: set[str] = set()
+    for one in given:
+        wanted |= _names(named, one)
+    if not wanted:
+        raise ValueError("params=[] names no parameter; leave it out for all that require a gradient.")
+    return {name: p for name, p in named.items() if name in wanted}
+
+
+def _names(named: dict[str, nn.Parameter], one: Any) -> set[str]:
+    """The names that a glob, a parameter or a module stands for."""
+    if isinstance(one, str):
+        found = {name for name in named if fnmatch.fnmatchcase(name, one)}
+        if not found:
+            raise ValueError(f"params: {one!r} matches no parameter; the names are {', '.join(list(named)[:12])}, ...")
+        return found
+    if not isinstance(one, torch.Tensor | nn.Module):
+        raise TypeError(f"params must hold name globs, parameters or modules, got a {type(one).__name__}.")
+    ids = {id(p) for p in (one.parameters() if isinstance(one, nn.Module) else (one,))}
+    found = {name for name, p in named.items() if id(p) in ids}
+    if len(found) < len(ids) or not found:
+        what = f"a tensor of shape {tuple(one.shape)}" if isinstance(one, torch.Tensor) else f"a {type(one).__name__}"
+        raise ValueError(
+            f"params holds {what} that is no parameter or part of the model; take it from model.parameters()."
+        )
+    return found
+
+
+def check_model(model: Any) -> None:
+    if isinstance(model, nn.Module):
+        return
+    way = (
+        "program.module()"
+        if type(model).__name__ == "ExportedProgram"
+        else "a torch.nn.Module (wrap a function in one)"
+    )
+    raise TypeError(f"model is a {type(model).__name__}; pass {way}.")
+
+
+# The model's own call ------------------------------------------------------------------------------------------------
+def required_inputs(model: nn.Module) -> int:
+    """How many entries of a tuple the model's forward takes: its positional parameters without defaults, at least one."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # no Python function
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(p.kind in positional and p.default is p.empty for p in parameters))
+
+
+def default_forward(model: nn.Module, batch: Any) -> Any:
+    """model(x) for a tensor; model(x1, ..., xr) for a tuple, r what forward requires; model(**fields) without labels for others.
+
+    A mapping or dataclass that comes first in a tuple is taken by its names too.
+    """
+    return _checked_call(model, batch, LABEL_KEYS)
+
+
+def labelled_forward(model: nn.Module, batch: Any) -> Any:
+    """The model's forward pass with its labels, which makes it return its own loss."""
+    if fields(batch) is None:
+        raise ValueError(
+            "loss=None means the model's own loss, which needs mappings with labels as batches; pass loss=."
+        )
+    return _checked_call(model, batch, ())
+
+
+def _checked_call(model: nn.Module, batch: Any, left_out: Sequence[str]) -> Any:
+    """The call, after one sentence where the batch does not fit the signature of forward."""
+    args: tuple[Any, ...] = ()
+    named = fields(batch)
+    if isinstance(batch, torch.Tensor):
+        args = (batch,)
+    elif named is None and len(batch) and (named := fields(batch[0])) is None:
+        args = tuple(batch[: required_inputs(model)])
+    kwargs = {key: value for key, value in (named or {}).items() if key not in left_out}
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as problem:
+        given = ", ".join([*(["the first entry"] * bool(args)), *map(str, kwargs)])
+        raise TypeError(
+            f"{type(model).__name__}.forward cannot be called with {given} of a batch ({problem}); pass forward=lambda model, "
+            "batch: ... that calls the model as it wants to be called."
+        ) from problem
+    except ValueError:  # it has no signature
+        pass
+    return model(*args, **kwargs)
+
+
+class ForwardCall(nn.Module):
+    """forward(model, batch) as a module."""
+
+    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> None:
+        super().__init__()
+        self.model, self.given = model, forward
+
+    def forward(self, batch: Any) -> Any:
+        return self.given(self.model, batch)
+
+
+class WholeCall(nn.Module):
+    """All that the user gave as one module, so that it runs on substituted parameters from end to end."""
+
+    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> None:
+        super().__init__()
+        self.run = ForwardCall(model, forward)
+
+    def forward(self, batch: Any, then: Callable[[Any], Any], output: Any) -> Any:
+        return then(self.run(batch) if output is NOTHING else output)

@@ -1,0 +1,484 @@
+"""A model and its data as pure functions of what is differentiated.
+
+`DataModel` gives, for each batch, a function primals -> outputs (B, k) and the primals at which it is linearised. All that the
+user gave (forward=, of=, loss=) runs inside one substitution of the parameters: what calls the model again, or reads its
+parameters, is differentiated too. A sweep over the data leaves no trace (`model_state.untouched`). Each sweep replays the random
+state of the first, so that a shuffling loader visits the samples in one fixed order.
+
+Legend: n samples, B in a batch, k outputs per sample, d input features, P parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectral import threads
+from spectral.networks import model_state
+from spectral.networks.batches import (
+    Samples,
+    check_data,
+    fingerprint,
+    placed,
+    random_state,
+    set_random_state,
+    warm_up,
+)
+from spectral.networks.calling import (
+    NOTHING,
+    WholeCall,
+    check_model,
+    default_forward,
+    labelled_forward,
+    required_inputs,
+    select_parameters,
+)
+from spectral.networks.learned_loss import Loss
+from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
+from spectral.networks.survey import DatasetInfo, NotFinite, guarded, surveyed
+from spectral.networks.trees import leaves, replaced, tensors
+
+OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
+WRT = ("params", "inputs")
+STATISTICS = ("population", "batch")
+
+
+class DataModel:
+    """(model, data) as functions of the parameters or of the inputs; see the module's docstring."""
+
+    needs_loss = False  # whether loss=None means the model's own
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        of: str | Callable[[Any, Any], torch.Tensor] = "logits",
+        wrt: str = "params",
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        loss: Any = None,
+        params: Any = None,
+        shared: Sequence[Any] = (),
+        statistics: str = "population",
+        product_dtype: torch.dtype | None = None,
+        preflight: bool = True,
+    ) -> None:
+        check_model(model)
+        if not callable(of) and of not in OF:
+            raise ValueError(
+                f"of={of!r} is no output; use one of {', '.join(OF[:3])} or a callable(output, batch) -> (B, k)."
+            )
+        if wrt not in WRT:
+            raise ValueError(f"wrt={wrt!r} is no variable; use 'params' or 'inputs'.")
+        if statistics not in STATISTICS:
+            raise ValueError(f"statistics={statistics!r} is unknown; use 'population' or 'batch'.")
+        if wrt == "inputs" and params is not None:
+            raise ValueError("params= restricts wrt='params'; leave it out with wrt='inputs'.")
+        if isinstance(shared, str) or not isinstance(shared, Sequence):
+            raise TypeError(f"shared={shared!r} must be a list of keys or positions, such as [{shared!r}].")
+        check_data(data)
+        self.model, self.data, self.of, self.wrt = model, data, of, wrt
+        self.statistics, self.preflight = statistics, preflight
+        self.samples = Samples(tuple(shared))
+        self.inputs = 1 if forward is not None else required_inputs(model)
+        if wrt == "inputs" and self.inputs > 1:
+            raise ValueError(
+                f"wrt='inputs' differentiates one input, but {type(model).__name__}.forward takes {self.inputs}; pass "
+                "forward=lambda model, batch: ... of the one that varies."
+            )
+        self.loss = Loss(loss, self.samples, self.inputs)
+        own = loss is None and (self._of_loss or self.needs_loss)
+        self.loss.guess(model)
+        self.call = WholeCall(model, forward or (labelled_forward if own else default_forward))
+        self.product_dtype = product_dtype
+        self.untested: dict[str, str] = {}  # what could not be tested on this model, and why
+        self.roots = [model, *(state for given in (loss, of, forward) for state in _states(given))]
+        with threads.alone(model.modules()), threads.RANDOM:
+            self.names = list(select_parameters(model, params)) if wrt == "params" else []
+            before = random_state(data)
+            warm_up(data)
+            self.state = random_state(data)
+            self._set_dtype(model)
+            set_random_state(data, before)
+        self.sweeps = 0  # passes over the data so far, the first one (a forward pass for the sizes) included
+        self.draws = True  # whether reading the data or running the model draws from a global generator
+        self.first: Any = None  # the first batch with its outputs, until it has been inspected
+        self._survey: DatasetInfo | None = None
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._stack: ExitStack | None = None  # of the sweep under way
+        self._opened = False
+        self._version: model_state.Version | None = None  # of the sweep under way
+        self.keeps = True  # whether anything is kept from sweep to sweep
+
+    @property
+    def _of_loss(self) -> bool:
+        """Whether the outputs are losses of single samples."""
+        return self.of in ("loss", "loss sums")
+
+    def _set_dtype(self, model: nn.Module) -> None:
+        named = dict(model.named_parameters())
+        floating = [named[name] for name in self.names] or [p for p in named.values() if p.is_floating_point()]
+        devices = {p.device for p in floating}
+        if len(devices) > 1:
+            listed = ", ".join(sorted(map(str, devices)))
+            raise TypeError(f"the parameters are on several devices ({listed}); choose those of one by params=[...].")
+        self.kinds = {p.dtype for p in floating}
+        if self.kinds and not (self.wrt == "inputs" and len(self.kinds) > 1):
+            self.dtype, self.device = reduce(torch.promote_types, sorted(self.kinds, key=str)), devices.pop()
+        else:  # what the inputs are
+            batch = self.first_batch()
+            x = None if batch is None else next(iter(tensors(batch)), None)
+            self.dtype = torch.get_default_dtype() if x is None else x.dtype
+            self.device = devices.pop() if devices else torch.device("cpu") if x is None else x.device
+        if not self.dtype.is_floating_point:
+            raise TypeError(
+                f"derivatives need floating point, but the model or its inputs are {self.dtype}; convert them."
+            )
+        if self.product_dtype is not None and not self.product_dtype.is_floating_point:
+            raise TypeError(
+                f"product_dtype={self.product_dtype} is not floating point; use torch.bfloat16, for example."
+            )
+        self.kinds.add(self.dtype)
+        self.compute_dtype = self.product_dtype or self.dtype
+        self.read_parameters()
+
+    def _cast(self, t: torch.Tensor) -> torch.Tensor:
+        """In the dtype of the products; without product_dtype= everything keeps its own."""
+        return t.to(self.product_dtype) if self.product_dtype is not None and t.dtype in self.kinds else t
+
+    def read_parameters(self) -> None:
+        """The parameters as they are now, in the dtype of the products; the model's own objects are asked for anew."""
+        named = dict(self.model.named_parameters())
+        missing = [name for name in self.names if name not in named]
+        if missing:
+            raise ValueError(
+                f"the model no longer has the parameter {missing[0]} that this operator differentiates; build the operator anew."
+            )
+        shapes = getattr(self, "shapes", None)
+        changed = [name for name in self.names if shapes and named[name].shape != shapes[name]]
+        if changed:
+            raise ValueError(
+                f"the parameter {changed[0]} now has shape {tuple(named[changed[0]].shape)} instead of "
+                f"{tuple(shapes[changed[0]])}; build the operator anew."  # type: ignore[index]
+            )
+        self.shapes = shapes or {name: named[name].shape for name in self.names}
+        values = {name: self._cast(p.detach()) for name, p in named.items()}
+        self.values = {name: values.pop(name) for name in self.names}
+        self.frozen = values if self.product_dtype is not None else {}
+        self.rest = values
+
+    def first_batch(self) -> Any:
+        """The first batch that holds samples, as the data give it in every sweep; None if there is none."""
+        with threads.RANDOM:
+            before = random_state(self.data)
+            set_random_state(self.data, self.state)
+            here = torch.device("cpu")
+            batches = (placed(batch, getattr(self, "device", here), lambda t: t) for batch in self.data)
+            batch = next((b for b in batches if self.samples.first(b) is None or self.samples.size(b)), None)
+            set_random_state(self.data, before)
+        return batch
+
+    def restricted(self, names: list[str]) -> Any:
+        """The same functions of the named parameters alone: what the survey found is shared, sweeps are counted anew."""
+        part = copy.copy(self)
+        part.names = [name for name in self.names if name in names]
+        part.sweeps, part._survey, part._buffers = 0, self.survey, {}
+        with threads.alone(self.model.modules()):
+            part.read_parameters()
+        return part
+
+    def in_dtype(self, dtype: torch.dtype) -> Any:
+        """The same functions in another dtype, for tests on batches of this one while its model is opened."""
+        other = copy.copy(self)
+        other.product_dtype = other.compute_dtype = dtype
+        other._buffers, other._stack = {}, None
+        other.read_parameters()
+        return other
+
+    # Sweeps ----------------------------------------------------------------------------------------------------------
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The model in eval mode, to be run outside a sweep; it and every random state are as before afterwards."""
+        with threads.alone(self.model.modules()), threads.RANDOM:
+            before = random_state(self.data)
+            outer = self._opened
+            try:
+                with ExitStack() as stack:
+                    if not outer:
+                        self._open(stack)
+                    yield
+            finally:
+                self._opened = outer
+                set_random_state(self.data, before)
+
+    def open(self) -> None:
+        """Prepare the model for being run in the sweep under way, outside any transform of torch.func."""
+        if not self._opened and self._stack is not None:
+            self._open(self._stack)
+
+    def _open(self, stack: ExitStack) -> None:
+        if self.keeps and self._stack is not None:
+            self.version()
+        self.modes = {module: module.training for module in self.model.modules()}
+        stack.enter_context(model_state.untouched(self.model, self.roots[1:], self.statistics == "population"))
+        self._opened = True
+        self._buffers = {}
+
+    @contextmanager
+    def sweep(
+        self, fingerprints: list[str] | None = None, *, lazily: bool = False
+    ) -> Iterator[Iterator[tuple[int, Any]]]:
+        """One pass over the data: yields an iterator of (index, batch on our device), leaving no trace.
+
+        The first pass records the batches' `fingerprints`, the later ones hold every batch against them. Each pass sees the
+        model as it is when it begins. `lazily`: who runs the model calls `open` before; recorded programs need no model.
+        """
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "torch.inference_mode() records no derivatives; leave it for spectral (torch.no_grad() is fine)."
+            )
+        with threads.alone(self.model.modules()), ExitStack() as stack:
+            if self.draws:
+                stack.enter_context(threads.RANDOM)
+                stack.callback(set_random_state, self.data, random_state(self.data))
+                set_random_state(self.data, self.state)
+            self.read_parameters()
+            self.sweeps += 1
+            self._version = None
+            outer, self._stack, self._opened = (self._stack, self._opened), stack, False
+            stack.enter_context(torch.enable_grad())
+            try:
+                if not lazily:
+                    self.open()
+                yield self._batches(fingerprints)
+            finally:
+                stack.close()
+                self._stack, self._opened = outer
+
+    def _batches(self, fingerprints: list[str] | None) -> Iterator[tuple[int, Any]]:
+        known = self.survey.fingerprints if fingerprints is None else None
+        index = 0
+        for batch in self.data:
+            batch = self._place(batch)
+            first = self.samples.first(batch)
+            if first is not None and not len(first):
+                continue  # an empty batch adds nothing, and many models take none
+            mark = fingerprint(batch)
+            if fingerprints is not None:
+                fingerprints.append(mark)
+            elif known is not None and (index >= len(known) or mark != known[index]):
+                raise ValueError(
+                    f"batch {index} is not what it was in the first sweep, so the products would be of another matrix; "
+                    f"use a loader that gives the same batches each time (no random augmentation{self._persistent()})."
+                )
+            yield index, batch
+            index += 1
+        if known is not None and index != len(known):
+            raise ValueError(
+                f"the data held {len(known)} batches in the first sweep and {index} now; pass a list of batches or a "
+                "loader that gives the same batches each time."
+            )
+
+    def _persistent(self) -> str:
+        return ", persistent_workers=False" if getattr(self.data, "persistent_workers", False) else ""
+
+    def _place(self, batch: Any) -> Any:
+        return placed(batch, self.device, self._cast)
+
+    def version(self) -> model_state.Version:
+        """Changes with every value, setting and part of the model or a loss module: what was kept of it before is then stale.
+
+        Read once a sweep, before the model is run in it.
+        """
+        if self._version is None:
+            self._version = model_state.Version(self.roots)
+        return self._version
+
+    def checksum(self) -> str:
+        """A hash of every entry of the model's (and a loss module's) parameters and buffers, as they are now."""
+        with threads.alone(self.model.modules()):
+            return model_state.checksum(root for root in self.roots if isinstance(root, nn.Module))
+
+    @property
+    def survey(self) -> DatasetInfo:
+        """Sizes of all batches, from one forward sweep on first use."""
+        if self._survey is None:
+            self._survey = surveyed(self)
+        return self._survey
+
+    def look(self, index: int, batch: Any) -> tuple[int, int]:
+        """(samples, outputs per sample) of a batch, from a forward pass."""
+
+        def chosen(output: Any, there: Any) -> torch.Tensor:
+            if self._of_loss:
+                self._learn(index, output, there)
+            return self.select(output, there)
+
+        z = guarded(self, index, batch, self.function(batch, chosen))
+        if not torch.isfinite(z).all():
+            raise NotFinite(index, batch, "the model returns", self.function(batch))
+        if index == 0:
+            self.first = batch, z.detach()
+        return z.shape[0], z.shape[1]
+
+    def _learn(self, index: int, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the loss means, from a batch's output: its (sum, count)."""
+        sum_count = self.loss.learn(index, output, batch)
+        if index == 0 and self._of_loss:
+            self.loss.check_samples(output, batch)
+        return sum_count
+
+    def adds_up(self, parts: list[Any], whole: Any, allowed: float) -> bool:
+        """Whether a batch of several gives what they give one by one, up to the relative error `allowed`."""
+        z = torch.cat([self.function(part)(*self.primals(part)) for part in parts])
+        return near(self.function(whole)(*self.primals(whole)), z, allowed)
+
+    # Functions -------------------------------------------------------------------------------------------------------
+    def primals(self, batch: Any) -> tuple[torch.Tensor, ...]:
+        """What is differentiated on this batch: the parameters, or the inputs (B, ...)."""
+        if self.wrt == "params":
+            return tuple(self.values.values())
+        return (self.inputs_of(batch),)
+
+    def _embeds(self, batch: Any) -> bool:
+        """Whether the inputs are tokens, whose embeddings are differentiated."""
+        named = fields(batch)
+        return named is not None and "input_ids" in named and input_place(batch, self.samples.shared) is None and hasattr(
+            self.model, "get_input_embeddings"
+        )  # fmt: skip
+
+    def inputs_of(self, batch: Any) -> torch.Tensor:
+        if self._embeds(batch):
+            with torch.no_grad():
+                embedding: Any = self.model.get_input_embeddings
+                return embedding()(fields(batch)["input_ids"]).to(self.compute_dtype)  # type: ignore[index]
+        place = input_place(batch, self.samples.shared)
+        if place is None:
+            keys = fields(batch) or fields(batch[0]) or {}
+            raise ValueError(
+                f"wrt='inputs' finds no inputs among the keys {', '.join(map(str, keys))}; name the floating input one of "
+                f"{', '.join(INPUT_KEYS)}."
+            )
+        x = next(leaf for at, leaf in leaves(batch) if at == place)
+        if not x.is_floating_point():
+            raise TypeError(
+                f"the inputs are {x.dtype}, which has no derivative; pass floating inputs, or a Hugging Face model, whose "
+                "embeddings are differentiated."
+            )
+        return x
+
+    def _with_inputs(self, batch: Any, x: torch.Tensor) -> Any:
+        if self._embeds(batch):
+            rest = {name: value for name, value in fields(batch).items() if name != "input_ids"}  # type: ignore[union-attr]
+            return {**rest, "inputs_embeds": x}
+        return replaced(batch, {input_place(batch, self.samples.shared): x})  # type: ignore[dict-item]
+
+    def function(self, batch: Any, then: Callable[[Any, Any], Any] | None = None) -> Callable[..., Any]:
+        """The pure function primals -> outputs (B, k) of this batch, or -> then(what the model returns, batch)."""
+        then = then or self.select
+
+        def of_parameters(*values: torch.Tensor) -> Any:
+            return self.run(dict(zip(self.names, values, strict=True)), batch, lambda output: then(output, batch))
+
+        def of_inputs(x: torch.Tensor) -> Any:
+            there = self._with_inputs(batch, x)
+            return self.run({}, there, lambda output: then(output, there))
+
+        return of_parameters if self.wrt == "params" else of_inputs
+
+    def run(
+        self, values: Mapping[str, torch.Tensor], batch: Any, then: Callable[[Any], Any], output: Any = NOTHING
+    ) -> Any:
+        """then(what the model returns), or then(output), with the parameters `values` in the place of the model's own."""
+        if not self._opened:
+            with self.opened():
+                return self.run(values, batch, then, output)
+        substituted = {f"run.model.{name}": value for name, value in {**self.frozen, **values}.items()}
+        for value in substituted.values():
+            value._is_param = True  # type: ignore[attr-defined]  # what isinstance(value, nn.Parameter) asks for
+        buffers = {f"run.model.{name}": b for name, b in self._fresh_buffers().items()}
+        return torch.func.functional_call(self.call, {**substituted, **buffers}, (batch, then, output))
+
+    def split(self, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A vector (P,) as tangents shaped like the parameters, in the dtypes of the products."""
+        values = list(self.values.values())
+        pieces = v.split([p.numel() for p in values])
+        return tuple(piece.to(p.dtype).view_as(p) for piece, p in zip(pieces, values, strict=True))
+
+    def _fresh_buffers(self) -> dict[str, torch.Tensor]:
+        """Clones of the buffers, cloned anew only after a forward has written into them."""
+        if not self._buffers or any(buffer._version for buffer in self._buffers.values()):
+            self._buffers = {name: self._cast(b.detach()).clone() for name, b in self.model.named_buffers()}
+        return self._buffers
+
+    def select(self, output: Any, batch: Any) -> torch.Tensor:
+        """What `of` names, flattened per sample to (B, k)."""
+        if callable(self.of):
+            z = self.of(output, batch)
+        elif self.of == "logits":
+            z = output_tensor(output)
+        elif self.of == "probs":
+            z = probabilities(output)
+        else:
+            z = self.loss.means(output, batch) if self.of == "loss" else self.loss.sums(output, batch)
+        first = self.samples.first(batch)
+        if not isinstance(z, torch.Tensor) or z.ndim == 0 or (first is not None and z.shape[0] != first.shape[0]):
+            shape = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
+            size = "B" if first is None else first.shape[0]
+            raise ValueError(f"the output is {shape}, but its first axis must be the {size} samples of the batch.")
+        if not z.is_floating_point():
+            raise TypeError(
+                f"the output is {z.dtype}, which has no real derivative; pass of= or forward= that gives real numbers."
+            )
+        return z.reshape(z.shape[0], math.prod(z.shape[1:]))
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that defines the function, as plain JSON."""
+        names = self.names
+        return {
+            "model": type(self.model).__name__,
+            "of": self.of if isinstance(self.of, str) else _name(self.of),
+            **({} if self.loss.given is None else {"loss": _name(self.loss.given)}),
+            **self.loss.describe(),
+            "wrt": self.wrt,
+            "mode": "eval",
+            **({"statistics": self.statistics} if self.statistics != "population" else {}),
+            **({"shared": list(self.samples.shared)} if self.samples.shared else {}),
+            "samples": self.survey.n,
+            "batches": len(self.survey.samples),
+            "parameters": names if len(names) <= 8 else [*names[:4], f"... {len(names) - 8} more ...", *names[-4:]],
+            "product_dtype": str(self.compute_dtype).removeprefix("torch."),
+            **({} if self.preflight else {"preflight": False}),
+            **(
+                {"untested": "; ".join(f"{what}: {why}" for what, why in self.untested.items())}
+                if self.untested
+                else {}
+            ),
+        }
+
+
+def _states(given: Any) -> list[Any]:
+    """What a loss, an output function or a forward function keeps: a module, or the attributes of an object that is called."""
+    if isinstance(given, nn.Module):
+        return [given]
+    return [vars(given)] if callable(given) and not isinstance(given, type) and getattr(given, "__dict__", None) else []
+
+
+def near(a: torch.Tensor, b: torch.Tensor, allowed: float) -> bool:
+    return a.shape == b.shape and bool((a - b).double().norm() <= allowed * b.double().norm())
+
+
+def _name(function: Any) -> str:
+    """What a callable or a loss module is, without its address in memory."""
+    if isinstance(function, nn.Module):
+        options = {key: value for key, value in vars(function).items() if isinstance(value, int | float)}
+        settings = [f"{key}={value}" for key, value in sorted(options.items()) if key != "training"]
+        return f"{type(function).__name__}({', '.join(settings)})"
+    return getattr(function, "__qualname__", type(function).__name__)

@@ -1,0 +1,383 @@
+"""What a model must be before its derivatives are taken, and which module breaks it: NaN, randomness, samples that meet.
+
+A healthy model pays one more forward pass of the first batch and one of a few samples. Only what has already failed is run
+again under hooks, which are removed before the sentence is returned: modes, buffers, gradients and every random state are as
+before, and no sweep is counted. A culprit is the innermost module whose inputs are sound and whose outputs are not.
+
+Legend: B samples in a batch, z (B, k) its outputs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spectral import arrays
+from spectral.networks.batches import is_finite
+from spectral.networks.data_model import DataModel
+from spectral.networks.diagnose.graph import GraphFacts, graph_facts, reached_leaves
+from spectral.networks.diagnose.hooks import ModuleCall, finite, visits
+from spectral.networks.loss_model import LossModel
+from spectral.networks.model_state import Snapshot
+from spectral.networks.output_curvature import loss_of_heads
+from spectral.networks.survey import DatasetInfo, NotFinite
+from spectral.networks.trees import tensors
+
+Function = Callable[..., torch.Tensor]
+
+
+def _sound(t: torch.Tensor) -> bool:
+    """Finite, or an additive mask of attention: 0 and -infinity alone."""
+    if not t.is_floating_point() or bool(torch.isfinite(t).all()):
+        return True
+    return bool(((t == 0) | (t == -torch.inf)).all() and (t == 0).any())
+
+
+# All of them ----------------------------------------------------------------------------------------------------------
+def surveyed(network: DataModel) -> DatasetInfo:
+    """`network.survey`, with the module to blame in the sentence where a batch's outputs are not finite."""
+    check_model(network)
+    try:
+        return network.survey
+    except NotFinite as problem:
+        if not is_finite(problem.batch):
+            raise ValueError(f"the data hold NaN or infinity in batch {problem.index}; remove those samples.") from None
+        culprit = first_nonfinite_module(network, problem.batch, problem.function)
+        first = "" if culprit is None else f", first in {culprit}"
+        raise ValueError(
+            f"{problem.what} NaN or infinity in batch {problem.index}{first}; remove those samples or mend the model."
+        ) from None
+
+
+def inspected(network: DataModel, function: Callable[[Any], Function]) -> GraphFacts:
+    """The facts of the first batch's graph, after all tests of the model on that batch; one sentence where one fails.
+
+    `function(batch)` is what is differentiated. Cost: a forward pass with its graph, one more under other random states, one of
+    two or three samples; none of them counts as a sweep.
+    """
+    batch, z = network.first
+    network.first = None
+    with network.opened():
+        named = dict(network.model.named_parameters())
+        own = [named[name] for name in network.names]
+        for p in own:
+            p.requires_grad_()  # so that the graph shows them if something reads them behind our back; put back afterwards
+        facts = graph_facts(function(batch), network.primals(batch), own)
+        if network.preflight:
+            _check_reach(network, batch, function(batch), facts)
+            _check_own_eval(network, batch, function(batch), facts.value)
+            check_batch(network, batch, z, function(batch), facts.value)
+    return facts
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+def check_model(network: DataModel) -> None:
+    """One clear sentence for batch norm that eval mode does not make a function of single samples, or that is not there."""
+    norms = [(n, m) for n, m in network.model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    if network.statistics == "batch":
+        if not norms:
+            raise ValueError("statistics='batch' is for models with batch norm, but this one has none; leave it out.")
+        if network.wrt == "inputs" or network.of in ("loss", "loss sums"):
+            raise ValueError(
+                "statistics='batch' couples the samples of a batch, so that rows of single samples are not defined; use "
+                "statistics='population', or parameters' Hessian, GaussNewton, Fisher or Jacobian of the logits."
+            )
+        return
+    for name, module in norms:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__} without running statistics, which couples the samples of a "
+                "batch in eval mode too; use track_running_stats=True, another normalisation, or statistics='batch'."
+            )
+
+
+def _overriding(network: DataModel) -> list[tuple[str, nn.Module]]:
+    """The modules that came in training mode and have a train() or eval() of their own."""
+    plain = (nn.Module.train, nn.Module.eval)
+    return [
+        (name, m)
+        for name, m in network.model.named_modules()
+        if network.modes[m] and ((type(m).train, type(m).eval) != plain or {"train", "eval"} & set(vars(m)))
+    ]
+
+
+def _check_own_eval(network: DataModel, batch: Any, function: Function, value: torch.Tensor) -> None:
+    """Flags alone are set for a sweep; where modules do more in eval(), the model must give the same after it.
+
+    All that eval() changes is put back, the values of parameters too.
+    """
+    model = network.model
+    own, stuck, other = _overriding(network), list[tuple[str, nn.Module]](), value
+    if not own:
+        return
+    snapshot = Snapshot(network.roots)
+    held = [(p, p.detach(), p.detach().clone()) for p in model.parameters()]
+    try:
+        for module, mode in network.modes.items():
+            module.training = mode
+        model.eval()
+        stuck = [(name, module) for name, module in model.named_modules() if module.training]
+        network.read_parameters()
+        other = value if stuck else function(*network.primals(batch)).detach()
+    except NotImplementedError:  # of an exported program
+        pass
+    finally:
+        snapshot.restore()
+        for p, memory, values in held:
+            if p.data_ptr() != memory.data_ptr():
+                p.data = memory
+            if not torch.equal(memory, values):
+                memory.copy_(values)
+        network.read_parameters()
+    for name, module in stuck:
+        raise ValueError(
+            f"{name or 'the model'} ({type(module).__name__}) stays in training mode after model.eval(): its own train() "
+            "or eval(), or a parent's, is overridden; let them call super() so that every module has an eval mode."
+        )
+    if _differ(value, other, value.dtype):
+        raise ValueError(
+            f"{own[0][0] or 'the model'} ({type(own[0][1]).__name__}) changes what the model computes in its own train() or "
+            "eval(), beyond the mode; call model.eval() before, so that the model is as you mean it."
+        )
+
+
+def _check_reach(network: DataModel, batch: Any, function: Function, facts: GraphFacts) -> None:
+    """Derivatives reach the primals wherever the value depends on them, and nothing reads the parameters behind our back."""
+    if facts.strangers:
+        name = network.names[facts.strangers[0]]
+        raise ValueError(
+            f"the parameter {name} is read by a reference from before and not from the model (a tensor that a function or a list "
+            f"captured), so that no other value can stand in for it; read it inside, as model.get_parameter({name!r})."
+        )
+    if any(facts.reached):
+        return
+    primals = network.primals(batch)
+    other = function(*(p + 0.1 * p.abs() + 0.1 * p.abs().mean() + 1e-3 for p in primals)).detach()
+    if _differ(facts.value, other, facts.value.dtype):
+        what = "inputs" if network.wrt == "inputs" else "parameters"
+        raise ValueError(
+            f"the outputs change with the {what} but carry no derivative (they are detached, computed under torch.no_grad() or "
+            "outside torch); remove that from the model, forward=, of= or loss=."
+        )
+
+
+def check_loss_of_outputs(network: LossModel, batch: Any, matrix: str) -> None:
+    """Refuse a loss that reads parameters beside the outputs, or a number that the model has reduced already.
+
+    Through the outputs alone such terms would be left out. Cost: a forward pass of the first batch, for a loss of the user's.
+    """
+    loss = network.loss
+    if loss.given is None or loss.is_native or not network.preflight:
+        return
+    with network.opened():
+        total_of, _, heads = loss_of_heads(network, batch)
+        named = dict(network.model.named_parameters())
+        own = {name: named[name].requires_grad_() for name in network.names}  # the flags are put back
+        leaves = {name: value.detach().requires_grad_() for name, value in network.values.items()}
+        heads = [head.requires_grad_() for head in heads]
+        values, network.values = network.values, leaves
+        try:
+            total = total_of(*heads)
+        finally:
+            network.values = values
+        ends = {id(t) for t in reached_leaves([total])}
+        read = [name for name in network.names if id(leaves[name]) in ends or id(own[name]) in ends]
+        if read:
+            raise ValueError(
+                f"{matrix} is the curvature through the model's output, but loss= reads the parameter {read[0]} beside it, whose "
+                "terms it would leave out; use Hessian, or take them out of loss= and add their matrix (A + 2 * decay * "
+                "spectral.I)."
+            )
+        if heads and not any(head.ndim for head in heads):
+            raise ValueError(
+                f"loss= reads numbers that the model has reduced already, and {matrix} through them is 0; let it read the "
+                "outputs that they are made of."
+            )
+
+
+def check_batch(
+    network: DataModel, batch: Any, z: torch.Tensor, function: Function | None = None, value: torch.Tensor | None = None
+) -> None:
+    """Refuse a model that is random or lets samples meet in eval mode; what cannot be tested stands in network.untested.
+
+    `z` are the outputs of this batch, `value` is what `function` (network.function(batch) if None) gave on it.
+    """
+    culprit = active_randomness(network, batch, function, z if value is None else value)
+    if culprit is not None:
+        raise ValueError(f"two forward passes of one batch differ: {culprit} is random in eval mode; remove the noise.")
+    if network.statistics == "population":
+        check_coupling(network, batch, z)
+
+
+def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
+    """Refuse a model that lets samples meet in eval mode."""
+    try:
+        culprit = samples_meet(network, batch, z)
+    except (RuntimeError, ValueError, LookupError, AssertionError, TypeError) as failure:
+        words = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+        network.untested["copies of one sample alone"] = words
+        return
+    if culprit is not None:
+        raise ValueError(
+            f"the outputs of the first sample depend on the other samples of its batch: {culprit} couples them in eval mode "
+            "(statistics of the batch, say); mend it, or pass preflight=False if the matrix of these batches is meant."
+        )
+
+
+# NaN and infinity ----------------------------------------------------------------------------------------------------
+def first_nonfinite_module(network: DataModel, batch: Any, function: Function | None = None) -> str | None:
+    """The first module with finite inputs and an output that holds NaN or infinity, as `norm (LayerNorm)`; None if none."""
+    found: list[str] = []
+
+    def enter(visit: ModuleCall, inputs: list[torch.Tensor]) -> None:
+        visit.seen = all(_sound(t) for t in inputs)
+
+    def leave(visit: ModuleCall, outputs: list[torch.Tensor]) -> None:
+        if visit.seen and not finite(outputs):
+            bad = [name for name, p in visit.module.named_parameters(recurse=False) if not finite([p.detach()])]
+            found.append(visit.label + (f", whose {bad[0]} holds NaN or infinity" if bad else ""))
+
+    with network.opened(), visits(network, enter, leave):
+        (function or network.function(batch))(*network.primals(batch))
+    return found[0] if found else None
+
+
+# Randomness and samples that meet ------------------------------------------------------------------------------------
+def _reseed() -> None:
+    """Other states of the global generators, whatever they are now: drawn from themselves."""
+    torch.manual_seed(int(torch.randint(2**62, ())))
+    random.seed(random.getrandbits(62))
+    np.random.seed(np.random.randint(2**31))  # noqa: NPY002 (the user's model draws from the global state)
+
+
+class _Kinds(TorchDispatchMode):
+    """The floating dtypes that are computed: some models compute in float32 whatever their parameters are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self.found |= {t.dtype for t in tensors([output]) if t.is_floating_point()}
+        return output
+
+
+def _differ(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Further apart than the rounding of a deep network in this dtype explains, about sqrt(depth) eps, with room."""
+    if a.shape != b.shape:
+        return True
+    if not a.is_floating_point():
+        return not torch.equal(a, b)
+    alike = (a == b) | (a.isnan() & b.isnan())  # masks of -infinity too
+    allowed = min(0.1, 1e3 * arrays.machine_epsilon(dtype) ** 0.75)
+    gap, size = (torch.where(keep, t, 0).reshape(-1) for keep, t in ((~alike, a - b), (a.isfinite(), a)))
+    return not arrays.norm(gap) <= allowed * arrays.norm(size)
+
+
+def active_randomness(
+    network: DataModel, batch: Any, function: Function | None = None, z: torch.Tensor | None = None
+) -> str | None:
+    """The module that is random in eval mode, as `drop (Noise)`: with other random states its output is another; None if none.
+
+    A model that resets the state itself is no function of it, hence not random; one that forks it is found.
+    """
+    function = function or network.function(batch)
+
+    def run() -> torch.Tensor:
+        return function(*network.primals(batch)).detach()
+
+    def run_otherwise() -> torch.Tensor:
+        _reseed()
+        return run()
+
+    with network.opened():
+        z = run() if z is None else z.detach()
+        if not _differ(z, run_otherwise(), z.dtype):
+            return None
+        found = _first_difference(network, run, run_otherwise, z.dtype)
+    return found or "of=, loss= or forward="
+
+
+def samples_meet(network: DataModel, batch: Any, z: torch.Tensor | None = None) -> str | None:
+    """The module that lets the samples of a batch meet in eval mode: alone, the first sample has other outputs; None if none.
+
+    Alone means among two or three copies of itself, which models that squeeze an axis of length one read too.
+    """
+    size = network.samples.size(batch)
+    if size < 2:
+        return None
+    copies = 3 if size == 2 else 2  # another number of samples, which tells the axis of the samples in any tensor
+    alone = network.samples.some(batch, size, lambda t: torch.cat([t[:1]] * copies))
+
+    def run(part: Any) -> torch.Tensor:
+        return network.function(part)(*network.primals(part)).detach()
+
+    with network.opened():
+        z = run(batch) if z is None else z.detach()
+        if z.shape[0] != size:
+            raise ValueError("the outputs do not have one row for each sample")
+        z_alone = run(alone)
+        if not _differ(z[0], z_alone[0], z.dtype):
+            return None
+        with _Kinds() as kinds:
+            run(alone)
+        dtype = max(kinds.found | {z.dtype}, key=arrays.machine_epsilon)
+        if not _differ(z[0], z_alone[0], dtype):
+            return None
+        found = _first_difference(network, lambda: run(alone), lambda: run(batch), dtype, (copies, size))
+    return found or "of= or forward="
+
+
+def _first_difference(
+    network: DataModel,
+    one: Callable[[], Any],
+    two: Callable[[], Any],
+    dtype: torch.dtype,
+    sizes: tuple[int, int] = (1, 1),
+) -> str | None:
+    """The first call with equal inputs and different outputs in the passes `one` and `two`, of `sizes` samples each."""
+    kept: dict[tuple[str, int], list[list[torch.Tensor]]] = {}
+    found: list[str] = []
+
+    def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+        if len(a) != len(b):
+            return False
+        pairs = [_common(s, t, sizes) for s, t in zip(a, b, strict=True)]
+        return all(pair is not None and not _differ(*pair, dtype) for pair in pairs)
+
+    def keep(visit: ModuleCall, parts: list[torch.Tensor]) -> None:
+        kept.setdefault((visit.label, visit.number), []).append([t.detach().clone() for t in parts])
+
+    def enter(visit: ModuleCall, inputs: list[torch.Tensor]) -> None:
+        known = kept.get((visit.label, visit.number), [])
+        visit.seen = len(known) == 2 and same(known[0], inputs)
+
+    def leave(visit: ModuleCall, outputs: list[torch.Tensor]) -> None:
+        if visit.seen and not same(kept[visit.label, visit.number][1], outputs):
+            found.append(visit.label)
+
+    with visits(network, keep, keep):
+        one()
+    with visits(network, enter, leave):
+        two()
+    return found[0] if found else None
+
+
+def _common(s: torch.Tensor, t: torch.Tensor, sizes: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What both tensors say of the first sample: its part of the axis that grows with the samples, or all; None if neither."""
+    if s.shape == t.shape:
+        return s, t
+    if s.ndim != t.ndim:
+        return None
+    axes = [i for i in range(s.ndim) if s.shape[i] != t.shape[i]]
+    if len(axes) != 1 or s.shape[axes[0]] * sizes[1] != t.shape[axes[0]] * sizes[0]:
+        return None
+    each = s.shape[axes[0]] // sizes[0]
+    return s.narrow(axes[0], 0, each), t.narrow(axes[0], 0, each)

@@ -1,0 +1,283 @@
+"""Second derivatives held against central differences of the gradient: torch's own can be wrong, and symmetric.
+
+A function whose backward pass uses what its forward pass saved has a right gradient and no second derivative; a forward-mode
+rule may be wrong without anybody noticing. Both show in one central difference. It is taken on a few samples of the first
+batch in float64 if the model runs there: steps can then be so short that hardly a ReLU crosses its kink.
+
+Legend: t a direction (tangents), w = H t the product that is held, h a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from spectral import arrays, probes
+from spectral.networks.data_model import DataModel
+from spectral.networks.diagnose.derivatives import REFUSALS, operation, owner
+from spectral.networks.diagnose.graph import graph_facts, nodes
+from spectral.networks.diagnose.hooks import label, visits
+from spectral.networks.trees import leaves as leaves_of
+from spectral.networks.trees import map_tensors, replaced, tensors
+
+Function = Callable[..., torch.Tensor]
+Tensors = Sequence[torch.Tensor]
+Gradient = Callable[[Tensors], Tensors]
+Make = Callable[[Any, Any], tuple[Function, Gradient | None, Tensors]]
+SLICE = 8  # the first batch is at least so many times as large as what differences are taken on
+FINE = (1e-7, 1e-5)  # steps relative to the size of the primals, in float64
+COARSE = (1e-2, 1e-3)  # in dtypes that round more
+AGREES = 1e-5, 2e-2  # relative difference that truncation explains, in float64 and in others
+DOUBLES, MEMORY = 10, 0.25  # vectors of float64 that a test takes, and the part of the free memory that they may take
+ROUNDING = 100  # of a gradient, in units of eps times its norm
+
+
+class Wrong(RuntimeError):
+    """A product is not the derivative of the gradient."""
+
+
+def flat(parts: Tensors) -> torch.Tensor:
+    return torch.cat([part.detach().reshape(-1).double() for part in parts])
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A scalar function and its gradient at a point, a direction, and the rounding unit that they are computed in."""
+
+    function: Function
+    gradient: Gradient
+    primals: tuple[torch.Tensor, ...]
+    tangents: tuple[torch.Tensor, ...]
+    eps: float
+    where: str = ""
+    rounding: float = 0.0  # unit of the product, where it is coarser
+    trial: bool = False  # the product along t is there already
+    ends: dict[float, list[torch.Tensor]] = field(
+        default_factory=dict, repr=False
+    )  # gradients of both ends by step, once made
+
+
+def directions(primals: Tensors, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    return tuple(
+        probes.probe(seed, i, p.numel(), dtype=p.dtype, device=p.device).view_as(p) for i, p in enumerate(primals)
+    )
+
+
+def probe(function: Function, gradient: Gradient | None, primals: Tensors, where: str = "") -> Probe:
+    """A random direction at these primals; the gradient is that of the function if None."""
+    facts = graph_facts(function, primals)
+    eps = max(arrays.machine_epsilon(facts.dtype), *(arrays.machine_epsilon(p.dtype) for p in primals))
+
+    def own(at: Tensors) -> tuple[torch.Tensor, ...]:
+        leaves = [p.detach().requires_grad_() for p in at]
+        return slopes(function(*leaves), leaves)
+
+    return Probe(function, gradient or own, tuple(p.detach() for p in primals), directions(primals), eps, where)
+
+
+def slopes(total: torch.Tensor, leaves: Tensors, **options: Any) -> tuple[torch.Tensor, ...]:
+    """The gradient of a scalar, zeros where it does not depend on a leaf, dense."""
+    if not total.requires_grad:
+        return tuple(torch.zeros_like(p) for p in leaves)
+    parts = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True, **options)
+    return tuple(g.to_dense() if g.layout != torch.strided else g for g in parts)
+
+
+def double_backward(p: Probe) -> tuple[torch.Tensor, ...]:
+    """H t by a backward pass through the gradient."""
+    leaves = [x.detach().requires_grad_() for x in p.primals]
+    first = slopes(p.function(*leaves), leaves, create_graph=True)
+    linked = [(g, t) for g, t in zip(first, p.tangents, strict=True) if g.requires_grad]
+    if not linked:
+        return tuple(torch.zeros_like(x) for x in leaves)
+    outputs, weights = zip(*linked, strict=True)
+    return torch.autograd.grad(outputs, leaves, weights, allow_unused=True, materialize_grads=True)
+
+
+def of_parameters(model: Any, batch: Any) -> tuple[Function, Gradient, tuple[torch.Tensor, ...]]:
+    """The summed loss of a batch as a function of the parameters, its gradient, and these.
+
+    The backward pass runs with the parameters in their place: checkpointed activations are computed again in it.
+    """
+
+    def gradient(at: Tensors) -> tuple[torch.Tensor, ...]:
+        leaves = [p.detach().requires_grad_() for p in at]
+        return model.function(batch, lambda output, there: slopes(model.loss(output, there)[0], leaves))(*leaves)
+
+    return model.total(batch), gradient, model.primals(batch)
+
+
+def candidates(network: DataModel, batch: Any, make: Make, trial: Tensors | None = None) -> Iterator[Probe]:
+    """Where `make(network, batch)` can be tested, the best place first.
+
+    In float64 on an eighth of the samples, along a random direction; on all of them along `trial`, the direction of a product
+    that is there, in float64 and in the dtype it was made in. Float64 only where the memory holds it.
+    """
+    size = network.samples.size(batch)
+    double = network.in_dtype(torch.float64)
+    entries = sum(t.numel() for t in network.values.values())
+    fits = DOUBLES * 8 * entries <= MEMORY * arrays.available_memory(network.device)
+
+    def fine(t: torch.Tensor) -> torch.Tensor:
+        return t.double() if t.dtype in network.kinds or t.dtype == network.compute_dtype else t
+
+    places: list[tuple[str, DataModel, Any, Tensors | None]] = []
+    if fits and (size >= SLICE or trial is None):
+        some = max(1, size // SLICE)
+        few = map_tensors(fine, network.samples.rows(batch, size, 0, some))
+        places.append((f"{some} of the first batch's samples, in float64", double, few, None))
+    if fits and trial is not None and network.device.type == "cpu" and network.compute_dtype != torch.float64:
+        places.append(("the first batch, in float64", double, map_tensors(fine, batch), trial))
+    places.append(("the first batch", network, batch, trial))
+    for where, model, part, along in places:
+        try:
+            p = probe(*make(model, part), where)
+        except REFUSALS:  # not in float64, or not with so few samples
+            continue
+        if along is not None:
+            tangents = tuple(t.to(x.dtype) for t, x in zip(along, p.primals, strict=True))
+            coarse = max(arrays.machine_epsilon(kind) for kind in network.kinds | {network.compute_dtype})
+            p = replace(p, tangents=tangents, rounding=coarse, trial=True)
+        yield p
+
+
+def difference_error(p: Probe, w: torch.Tensor) -> float | None:
+    """||D - w|| / ||D|| for the central difference D of the gradient along t, if rounding and truncation explain it.
+
+    None where differences cannot tell (kinks, rounding). `Wrong` if the product is far from the differences of two steps, which
+    agree with each other.
+    """
+    w = w.detach().double()
+    steps = FINE if p.eps < 1e-12 else COARSE
+    agrees = max(AGREES[0] if p.eps < 1e-12 else AGREES[1], 1e3 * p.rounding)
+    scale = (arrays.norm(flat(p.primals)) or 1.0) / arrays.norm(flat(p.tangents))
+    judged: list[tuple[torch.Tensor, float]] = []
+    for step in steps:
+        h = step * scale
+        if step not in p.ends:
+            p.ends[step] = [
+                flat(p.gradient([x + sign * h * t for x, t in zip(p.primals, p.tangents, strict=True)]))
+                for sign in (1, -1)
+            ]
+        ends = p.ends[step]
+        D = (ends[0] - ends[1]) / (2 * h)
+        size, error = max(arrays.norm(D), arrays.norm(w)), arrays.norm(D - w)
+        if error <= agrees * size:
+            return error / size if size else 0.0
+        if ROUNDING * p.eps * sum(map(arrays.norm, ends)) / (2 * h) < 0.1 * error:
+            judged.append((D, error))
+    if len(judged) < 2:
+        return 0.0 if not judged and not arrays.norm(w) else None
+    (one, _), (two, error) = judged
+    if arrays.norm(one - two) > 0.3 * error:
+        return None
+    raise Wrong(f"is off by {error / size:.1e} from the difference of gradients on {p.where}")
+
+
+def hold(places: Iterable[Probe], product: Callable[[Probe], Tensors], way: str) -> float | None:
+    """`difference_error` at the first place where the product and the differences run and tell; `Wrong` names the way."""
+    for p in places:
+        try:
+            error = difference_error(p, flat(product(p)))
+        except Wrong as problem:
+            raise Wrong(f"{way} {problem}") from None
+        except REFUSALS:
+            continue
+        if error is not None:
+            return error
+    return None
+
+
+# Who is to blame ------------------------------------------------------------------------------------------------------
+def wrong_second_derivative(network: DataModel, batch: Any, function: Function) -> str:
+    """`Cube in 2 (Cubic)`: the innermost call whose second derivative, by double backward, is not that of its gradient."""
+    with network.opened(), sdpa_kernel(SDPBackend.MATH):
+        leaves = [p.detach().requires_grad_() for p in network.primals(batch)]
+        with visits(network) as (_, over):
+            z = function(*leaves)
+        custom = {
+            node._forward_cls: f"{operation(node)} in {owner(over, node)}" for node in nodes([z])[::-1] if _own(node)
+        }
+        for where, call, inputs in _calls(network, function, leaves, custom):
+            try:
+                _own_error(call, inputs)
+            except Wrong:
+                inside = [name for name in custom.values() if name.endswith(f" in {where}")]
+                return " or ".join(inside) or where
+            except REFUSALS:  # it cannot be run alone
+                continue
+    return " or ".join(custom.values()) or "an operation in loss="
+
+
+def _own(node: Any) -> bool:
+    """Whether a node is of a Python autograd.Function."""
+    return hasattr(node, "_forward_cls")
+
+
+def _calls(
+    network: DataModel, function: Function, leaves: Tensors, custom: dict[Any, str]
+) -> list[tuple[str, Function, tuple[torch.Tensor, ...]]]:
+    """(name, call, its real inputs) of the custom functions and of the modules that one forward pass calls, children first."""
+    seen: list[tuple[str, Function, tuple[torch.Tensor, ...]]] = []
+
+    def note(name: str, run: Callable[[Any], Any], given: Any, weights: dict[str, torch.Tensor]) -> None:
+        real = [
+            (place, t.detach())
+            for place, t in leaves_of(given)
+            if isinstance(t, torch.Tensor) and t.is_floating_point()
+        ]
+        places = [place for place, _ in real]
+
+        def call(*values: torch.Tensor) -> Any:
+            inputs = replaced(given, dict(zip(places, values, strict=False)))
+            return run((inputs, dict(zip(weights, values[len(places) :], strict=True))))
+
+        seen.append((name, call, (*(t for _, t in real), *(w.detach() for w in weights.values()))))
+
+    def of_module(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        weights = {key: p.detach() for key, p in module.named_parameters()}
+        note(
+            label(network, name, module),
+            lambda x: functional_call(module, x[1], x[0][0], x[0][1]),
+            (args, kwargs),
+            weights,
+        )
+
+    with ExitStack() as stack:
+        for cls, name in custom.items():
+            apply = cls.apply
+            stack.callback(setattr, cls, "apply", apply) if "apply" in vars(cls) else stack.callback(
+                delattr, cls, "apply"
+            )
+
+            def noted(*args: Any, apply: Any = apply, name: str = name) -> Any:
+                note(name, lambda x: apply(*x[0]), args, {})
+                return apply(*args)
+
+            cls.apply = noted
+        for name, module in network.model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                hook = partial(of_module, f"run.model.{name}".rstrip("."))
+                stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        function(*leaves)
+    return sorted(seen, key=lambda one: one[0] not in custom.values())
+
+
+def _own_error(call: Function, inputs: tuple[torch.Tensor, ...]) -> float | None:
+    """The error of a call's own second derivative along a random direction, its outputs summed up with random weights."""
+
+    def total(*values: torch.Tensor) -> torch.Tensor:
+        real = [t for t in tensors(call(*values)) if t.is_floating_point()]
+        parts = [(t * u).sum() for t, u in zip(real, directions(real, 1), strict=True)]
+        return torch.stack(parts).sum()
+
+    p = probe(total, None, inputs)
+    return difference_error(p, flat(double_backward(p)))

@@ -1,0 +1,115 @@
+"""What the backward graph of a function tells: which primals it reaches, what it holds, in which dtypes it was made."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spectral import arrays
+from spectral.networks.trees import tensors
+
+Function = Callable[..., torch.Tensor]
+Tensors = Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """One forward pass with its graph: value, bytes that the graph holds beyond the primals, the coarsest floating dtype that
+    derivatives are computed from, which primals it reaches, and which of `others` (tensors that it must not depend on)."""
+
+    value: torch.Tensor = field(repr=False)
+    bytes: int
+    dtype: torch.dtype
+    reached: tuple[bool, ...]
+    strangers: tuple[int, ...] = ()
+
+
+class _Saved:
+    """A tensor that a graph keeps for its backward pass."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+class _Made(TorchDispatchMode):
+    """The floating tensors that are computed: an upper bound of what a graph keeps, where hooks are not allowed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.kinds: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for t in tensors([output]):
+            if t.is_floating_point():
+                self.kinds.add(t.dtype)
+                if t.layout == torch.strided:
+                    self.sizes[len(self.sizes)] = t.nbytes
+        return output
+
+
+def graph_facts(function: Function, primals: Tensors, others: Tensors = ()) -> GraphFacts:
+    """The facts of `function` at `primals`, from one forward pass."""
+    leaves = tuple(p.detach().requires_grad_() for p in primals)
+    made: list[weakref.ref[_Saved]] = []
+
+    def pack(t: torch.Tensor) -> _Saved:
+        saved = _Saved(t.detach())  # an output would hold its graph, which holds it
+        made.append(weakref.ref(saved))
+        return saved
+
+    kinds = {p.dtype for p in primals}
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+            z = function(*leaves)
+    except RuntimeError as problem:
+        if "saved tensor hooks" not in str(problem):  # torch.func inside the function forbids them
+            raise
+        with _Made() as seen:
+            z = function(*leaves)
+        kinds |= seen.kinds
+        size = sum(seen.sizes.values())
+    else:
+        # of what the function has not dropped already, such as a model's own loss
+        alive = [saved.tensor for saved in (reference() for reference in made) if saved is not None]
+        kinds |= {t.dtype for t in alive}
+        own = {p.untyped_storage().data_ptr() for p in primals}
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
+        size = sum(bytes for address, bytes in storages.items() if address not in own)
+    ends = {id(t) for t in reached_leaves([z])}
+    return GraphFacts(
+        z.detach(),
+        size,
+        max((kind for kind in kinds if kind.is_floating_point), key=arrays.machine_epsilon),
+        tuple(id(leaf) in ends for leaf in leaves),
+        tuple(i for i, other in enumerate(others) if id(other) in ends),
+    )
+
+
+def nodes(values: Sequence[torch.Tensor]) -> list[Any]:
+    """The nodes of the backward graph of some values."""
+    found: dict[Any, None] = {}
+    queue = [z.grad_fn for z in values]
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in found:
+            found[node] = None
+            queue.extend(following for following, _ in node.next_functions)
+    return list(found)
+
+
+def reached_leaves(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The leaves that the values depend on, themselves among them where they are leaves."""
+    ends = [node.variable for node in nodes(values) if hasattr(node, "variable")]
+    return [*ends, *(z for z in values if z.requires_grad and z.grad_fn is None)]
+
+
+def coarsest(function: Function, primals: Tensors) -> torch.dtype:
+    """The coarsest floating dtype that derivatives are computed from: some models compute in float32 whatever they are in."""
+    return graph_facts(function, primals).dtype

@@ -1,0 +1,350 @@
+"""What the user gave as a loss: torch's modules, callables, the model's own; what it means is learnt from the data.
+
+Two parts of a batch must add up to the whole, and a module's own mean must be the sum of its terms over their count. Where parts
+do not add up, the samples of a batch meet in the loss.
+
+Legend: B samples in a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectral import arrays
+from spectral.networks.batches import Samples
+from spectral.networks.losses import (
+    Misused,
+    check_classes,
+    label_counts,
+    own_cross_entropy,
+    own_mean,
+    own_shifts,
+    reduced,
+    unreduced,
+)
+from spectral.networks.places import output_place, output_tensor, target_of
+from spectral.networks.trees import Place, leaves, replaced, tensors
+
+WRONG = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    LookupError,
+    AssertionError,
+)  # what a loss raises that is misused
+
+
+class Loss:
+    """What the user gave as a loss, as (sum, count) of a batch and of each of its samples.
+
+    `form`, learnt from the data: "sum" (a callable's (sum, count), a module's terms, the model's own cross entropy), "mean" over
+    the samples, "each" (one number for each entry), "whole" (one number of all data, which are one batch).
+    """
+
+    def __init__(self, given: Any, samples: Samples, inputs: int = 1) -> None:
+        _check_loss(given)
+        self.given, self.samples, self.inputs = given, samples, inputs
+        self.shift: bool | None = False  # of the model's own loss: labels in place, shifted, or real numbers (None)
+        self.form = ""
+        self.couples = ""  # what shows that samples meet in the loss
+        self.tested = False  # whether parts of a batch have been held against the whole
+        self.counted = False  # whether a batch has counted targets, so that `shift` is certain
+
+    @property
+    def is_module(self) -> bool:
+        """One of torch's kind, (input, target) under a reduction."""
+        return isinstance(self.given, nn.Module) and hasattr(self.given, "reduction")
+
+    @property
+    def is_native(self) -> bool:
+        """A loss module of torch itself, of which no sample reads another."""
+        return self.is_module and type(self.given).__module__.startswith("torch.nn.modules")
+
+    def guess(self, model: nn.Module) -> None:
+        """Whether the model's own loss shifts its labels, by the model's name, until a batch tells."""
+        names = f"{getattr(model, 'loss_type', '')} {type(model).__name__}"
+        self.shift = "CausalLM" in names or "LMHead" in names
+
+    def target(self, batch: Any) -> Any:
+        return target_of(batch, self.inputs)
+
+    def __call__(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum over the counted targets, their count) of one batch, scalars: added over batches they make the mean of all."""
+        if self.given is None:
+            labels = self.target(batch)
+            if self.shift is None:
+                return own_mean(output) * labels.numel(), torch.tensor(float(labels.numel()), device=labels.device)
+            return own_cross_entropy(output_tensor(output), labels, self.shift), label_counts(labels, self.shift).sum()
+        if self.is_module:
+            terms, counts = self._terms(output, batch)
+            if self.form == "mean":
+                size = self.samples.size(batch)
+                return terms.sum() * size, terms.new_tensor(float(size))
+            return terms.sum(), counts.sum()
+        return self._from_callable(self.given(output, batch), batch)
+
+    def _terms(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return unreduced(self.given, output_tensor(output), self.target(batch))
+
+    def _from_callable(self, value: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if isinstance(value, torch.Tensor):
+            size = self.samples.size(batch)
+            counted = {"mean": size, "each": value.numel()}.get(self.form, 1)
+            total = value.reshape(()) * size if self.form == "mean" else value.sum()
+            return total, torch.tensor(float(counted), device=value.device)
+        total, count = value
+        return total.sum(), torch.as_tensor(count, device=total.device).detach().sum()
+
+    def each(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sums, counts) of the samples, (B,) each: what the loss gives on batches of a single sample."""
+        if self.given is None:
+            check_classes(self.shift)
+            logits, labels = output_tensor(output), self.target(batch)
+            sums = torch.stack([own_cross_entropy(z, y, self.shift) for z, y in zip(logits, labels, strict=True)])
+            return sums, label_counts(labels, self.shift).reshape(len(labels), -1).sum(1).to(sums)
+        if self.is_module:
+            terms, counts = (t.reshape(len(t), -1).sum(1) for t in self._terms(output, batch))
+            return terms, counts
+        size = self.samples.size(batch)
+        pairs = [
+            self(Samples().rows(output, size, i, i + 1), self.samples.rows(batch, size, i, i + 1)) for i in range(size)
+        ]
+        return torch.stack([total for total, _ in pairs]), torch.stack([count for _, count in pairs])
+
+    def sums(self, output: Any, batch: Any) -> torch.Tensor:
+        """The summed loss of each sample's counted targets, (B,): their sum is that of the batch."""
+        return self.each(output, batch)[0]
+
+    def means(self, output: Any, batch: Any) -> torch.Tensor:
+        """The mean loss of each sample alone, (B,), and 0 without a gradient where nothing is counted."""
+        sums, counts = self.each(output, batch)
+        return torch.where(counts > 0, sums / torch.where(counts > 0, counts, torch.ones_like(counts)), 0.0)
+
+    def describe(self) -> dict[str, Any]:
+        """What was learnt of it, as plain JSON."""
+        returned = {
+            "mean": "mean over the samples",
+            "each": "one number for each entry",
+            "whole": "one number for all data",
+        }
+        return {
+            **({"loss_returns": returned[self.form]} if self.form in returned else {}),
+            **({"loss_couples_samples": self.couples} if self.couples else {}),
+        }
+
+    # Learning what it means -------------------------------------------------------------------------------------------
+    def learn(self, index: int, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum, count) of a batch of the first sweep; ValueError or TypeError with one sentence for what has no meaning."""
+        if self.given is None:
+            if all(bool(torch.isfinite(t).all()) for t in tensors(batch)):
+                self._recognise(index, output, batch)
+            total, count = self(output, batch)
+            self.counted = self.counted or bool(count)
+            return total, count
+        if not (self.form and self.tested):
+            try:
+                self._recognise_form(output, batch)
+            except WRONG as problem:
+                if isinstance(problem, Misused):
+                    raise
+                raise _misused(self, batch, problem) from problem
+            if self.is_module and index == 0:
+                self._check_own_mean(output, batch)
+        if index > 0 and self.couples and (self.form == "whole" or self.is_module):
+            raise ValueError(
+                f"{_called(self.given)} couples the samples of a batch ({self.couples}), so that several batches do not make its "
+                "value on all data: pass all data as one batch, or a callable (output, batch) -> (sum, count) to take batches as "
+                "cut."
+            )
+        self._check_halves(index, output, batch)
+        return self(output, batch)
+
+    def _recognise_form(self, output: Any, batch: Any) -> None:
+        """What the loss returns: terms, a number, one for each entry, or (sum, count)."""
+        if self.is_module:
+            terms, _ = self._terms(output, batch)
+            self.form = "sum" if terms.ndim else "mean"  # a number under reduction="none": halves will tell
+            return
+        value = self.given(output, batch)
+        if isinstance(value, torch.Tensor):
+            self.form = "mean" if value.numel() == 1 else "each"
+            first = self.samples.size(batch)
+            if self.form == "each" and len(value) != first:
+                raise ValueError(f"it returned a tensor of shape {tuple(value.shape)} for {first} samples")
+            return
+        pair = isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], torch.Tensor)
+        if not pair or not isinstance(value[1], torch.Tensor | int | float) or isinstance(value[1], bool):
+            raise TypeError(f"it returned {_kind(value)}")
+        if torch.as_tensor(value[1]).numel() != 1 and torch.as_tensor(value[1]).shape != value[0].shape:
+            raise ValueError(f"it returned a count of shape {tuple(torch.as_tensor(value[1]).shape)}")
+        self.form = "sum"
+
+    def _check_own_mean(self, output: Any, batch: Any) -> None:
+        """A module's own mean on this batch is the sum of its terms over their count."""
+        terms, counts = self._terms(output, batch)
+        reduction = self.given.reduction if self.given.reduction not in ("sum", "none") else "mean"
+        value = reduced(self.given, reduction, output_tensor(output), self.target(batch))
+        own, ours = float(value.detach().sum()), float(terms.detach().sum() / counts.sum())
+        if math.isfinite(own) and math.isfinite(ours) and abs(own - ours) > _allowed(terms) * max(abs(own), abs(ours)):
+            raise ValueError(
+                f"{_called(self.given)} gives {own:.6g} for the first batch, but the mean of its terms is {ours:.6g}, so that it "
+                "counts its targets in a way of its own; pass a callable (output, batch) -> (sum, count)."
+            )
+
+    def _check_halves(self, index: int, output: Any, batch: Any) -> None:
+        """Whether two parts of the batch add up to the whole: on the first batch of two samples, or on all for a mean."""
+        size = self.samples.size(batch)
+        if self.is_native:
+            self.tested = True
+        if size < 2 or self.is_native or (self.tested and self.form != "mean"):
+            return
+        cut = -(-size // 3)  # of different sizes: a mean over something else than samples shows
+        parts = [(0, cut), (cut, size)]
+        whole = self._numbers(output, batch)
+        try:
+            some = [
+                self._numbers(Samples().rows(output, size, *part), self.samples.rows(batch, size, *part))
+                for part in parts
+            ]
+        except WRONG as problem:
+            self._coupled(
+                index, f"parts of a batch alone: {str(problem).strip().splitlines()[0] if str(problem) else problem}"
+            )
+            return
+        finally:
+            self.tested = True
+        total, count = (sum(numbers) for numbers in zip(*some, strict=True))
+        scale = max(abs(whole[0]), sum(abs(part[0]) for part in some))
+        allowed = _allowed(*tensors(output))
+        if abs(total - whole[0]) <= allowed * scale and abs(count - whole[1]) <= allowed * abs(whole[1]):
+            return
+        if self.form == "mean" and abs(sum(t / c for t, c in some) - whole[0] / whole[1]) <= allowed * scale:
+            raise ValueError(
+                f"{_called(self.given)} returns the sum over a batch without a count; return (sum, count), such as (sum, "
+                "len(output))."
+            )
+        self._coupled(index, f"two parts of batch {index} give {total:.6g} and the whole {whole[0]:.6g}")
+
+    def _numbers(self, output: Any, batch: Any) -> tuple[float, float]:
+        total, count = self(output, batch)
+        return float(total.detach()), float(count)
+
+    def _coupled(self, index: int, why: str) -> None:
+        self.couples = why
+        if self.form == "mean":
+            self.form = "whole"
+            if index > 0:
+                raise ValueError(
+                    f"{_called(self.given)} returns a number that is no mean over the samples ({why}); return (sum, count)."
+                )
+
+    def check_samples(self, output: Any, batch: Any) -> None:
+        """One sentence where the samples have no losses of their own that add up to the batch's."""
+        if self.couples or self.form == "whole":
+            raise ValueError(
+                f"{_called(self.given)} couples the samples of a batch ({self.couples}), so that there are no losses of single "
+                "samples; use Hessian or GaussNewton, or name entries that belong to no sample by shared=."
+            )
+        if self.is_module:
+            terms, _ = self._terms(output, batch)
+            size = self.samples.size(batch)
+            if terms.ndim == 0 or len(terms) != size:
+                raise ValueError(
+                    f"{_called(self.given)} gives terms of shape {tuple(terms.shape)} under reduction='none', but must give some "
+                    f"for each of the {size} samples; pass a callable (output, batch) -> (sum, count)."
+                )
+        total, sums = float(self(output, batch)[0].detach()), self.sums(output, batch).detach().double()
+        if abs(total - float(sums.sum())) > _allowed(*tensors(output)) * max(abs(total), float(sums.abs().sum())):
+            raise ValueError(
+                f"the losses of single samples add up to {float(sums.sum()):.6g}, but the batch's is {total:.6g}: "
+                f"{_called(self.given)} couples the samples, or reads an entry that belongs to none; name such by shared=."
+            )
+
+    def _recognise(self, index: int, output: Any, batch: Any) -> None:
+        """Hold the model's own loss against the cross entropy of its logits, with labels in place and shifted.
+
+        Its name does not tell; a mean of anything else (an auxiliary loss) would depend on how the data are batched.
+        """
+        if self.target(batch).is_floating_point():
+            self.shift = None
+            return
+        fits = own_shifts(output, batch)
+        if self.shift in fits:
+            return
+        mean = float(own_mean(output).detach())
+        if not fits or self.counted:
+            raise ValueError(
+                f"the model's own loss ({mean:.6g}) of batch {index} is not the mean cross entropy of its logits over labels "
+                "that are not -100, in place or shifted by one (an auxiliary loss, say); pass loss= as a callable "
+                "(output, batch) -> (sum, count)."
+            )
+        self.shift = fits[0]
+
+    # What it reads of an output ---------------------------------------------------------------------------------------
+    def places(self, output: Any, batch: Any) -> list[Place]:
+        """Where the real numbers stand that the loss reads of this output."""
+        if self.given is None or self.is_module or isinstance(output, torch.Tensor):
+            return [output_place(output)]
+        real = [(p, t) for p, t in leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        heads = [t.detach().requires_grad_() for _, t in real]
+        places = [place for place, _ in real]
+        total, _ = self(replaced(output, dict(zip(places, heads, strict=True))), batch)
+        if not total.requires_grad:
+            return places
+        read = torch.autograd.grad(total, heads, allow_unused=True)
+        return [place for place, gradient in zip(places, read, strict=True) if gradient is not None]
+
+
+def _allowed(*values: torch.Tensor) -> float:
+    """Relative difference that the rounding of sums explains."""
+    kinds = [t.dtype for t in values if t.is_floating_point()] or [torch.get_default_dtype()]
+    return 1e3 * max(map(arrays.machine_epsilon, kinds))
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {', '.join(type(part).__name__ for part in value) or 'nothing'}"
+    return f"a {type(value).__name__}"
+
+
+def _called(loss: Any) -> str:
+    """The loss in a sentence."""
+    return f"loss={getattr(loss, '__qualname__', type(loss).__name__)}"
+
+
+def _check_loss(loss: Any) -> None:
+    """One sentence for what is no loss, and for what is written instead of one."""
+    if loss is None or (isinstance(loss, nn.Module) and not isinstance(loss, type)):
+        return
+    if isinstance(loss, type):
+        raise TypeError(f"loss must be an instance, got the class {loss.__name__}; write {loss.__name__}().")
+    name = getattr(loss, "__name__", "")
+    if name and loss is getattr(torch.nn.functional, name, None):
+        raise TypeError(
+            f"loss=torch.nn.functional.{name} takes (output, target), but a callable gets (output, batch); write loss=lambda "
+            f"output, batch: (F.{name}(output, batch[1], reduction='sum'), len(output)), or the loss module of torch.nn."
+        )
+    if not callable(loss):
+        raise TypeError(
+            f"loss is a {type(loss).__name__}; pass a torch loss module, a callable (output, batch) -> (sum, count), or None for "
+            "the model's own loss."
+        )
+
+
+def _misused(loss: Loss, batch: Any, problem: Exception) -> Exception:
+    """One sentence for a loss that fails on the first batch, or returns what has no meaning."""
+    words = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")
+    if loss.is_module:
+        return ValueError(
+            f"{_called(loss.given)} does not take the output and the target of the first batch ({words}); pass what it takes, or "
+            "a callable (output, batch) -> (sum, count)."
+        )
+    return TypeError(
+        f"{_called(loss.given)} fails on the model's output and the whole batch, {_kind(batch)} ({words}); a callable (output, "
+        "batch) must return (sum, count), the mean over the samples, or one number for each sample."
+    )

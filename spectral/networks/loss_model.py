@@ -1,0 +1,89 @@
+"""A model, its data and a loss as functions of the parameters: sums over the counted targets of batches.
+
+Legend: B samples in a batch, K real numbers that the loss reads of the output, of each sample or (one row) of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from spectral.networks.data_model import DataModel
+from spectral.networks.survey import NotFinite, guarded
+from spectral.networks.trees import Place, leaves, named, replaced
+
+
+class LossModel(DataModel):
+    """A model with a loss: its first sweep learns what the loss means and counts the targets."""
+
+    needs_loss = True
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.counts: list[float] = []
+        self.places: list[Place] | None = None  # of what the loss reads in an output
+
+    def look(self, index: int, batch: Any) -> tuple[int, int]:
+        def chosen(output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            total, count = self._learn(index, output, batch)
+            if self.places is None and not self._of_loss:
+                self.places = self.loss.places(output, batch)
+            return total, count, self.select(output, batch)
+
+        total, count, z = guarded(self, index, batch, self.function(batch, chosen))
+        if not torch.isfinite(total):
+            raise NotFinite(index, batch, "the loss is", self.total(batch))
+        self.counts.append(float(count))
+        if index == 0:
+            self.first = batch, z.detach()
+        return max(1, self.samples.size(batch)), z.shape[1]
+
+    def total(self, batch: Any) -> Callable[..., torch.Tensor]:
+        """The pure function parameters -> loss summed over the counted targets of this batch."""
+        return self.function(batch, lambda output, there: self.loss(output, there)[0])
+
+    def adds_up(self, parts: list[Any], whole: Any, allowed: float) -> bool:
+        """Outputs, summed losses and counts: a loss that is divided within a batch does not add up."""
+        if self.loss.couples or not super().adds_up(parts, whole, allowed):
+            return False
+        sums = [self.function(b, self.loss.__call__)(*self.primals(b)) for b in (*parts, whole)]
+        *some, (total, count) = ((float(total), float(count)) for total, count in sums)
+        expected, counted = (sum(numbers) for numbers in zip(*some, strict=True))
+        scale = sum(abs(total) for total, _ in some)
+        return abs(total - expected) <= allowed * scale and abs(count - counted) <= allowed * counted
+
+    # What the loss reads ----------------------------------------------------------------------------------------------
+    def heads(self, output: Any) -> list[torch.Tensor]:
+        """The tensors of an output that the loss reads."""
+        there = dict(leaves(output))
+        for place in self.places or ():
+            if not isinstance(there.get(place), torch.Tensor):
+                raise ValueError(
+                    f"the loss reads {named(place)} of the first batch's output, which another batch's lacks."
+                )
+        return [there[place] for place in self.places or ()]
+
+    def with_heads(self, output: Any, heads: Sequence[torch.Tensor]) -> Any:
+        """The output with other tensors where the loss reads."""
+        return replaced(output, dict(zip(self.places or (), heads, strict=True)))
+
+    def select(self, output: Any, batch: Any) -> torch.Tensor:
+        """What the loss reads, (B, K) if all of it has one row for each sample, else (1, K); or what `of` names."""
+        if self._of_loss:
+            return super().select(output, batch)
+        return joined(self.heads(output), self.samples.size(batch))
+
+
+def joined(heads: Sequence[torch.Tensor], size: int) -> torch.Tensor:
+    """Heads as one (B, K), or (1, K) if some head is not one row for each of the B samples."""
+    rows = size if all(h.ndim and len(h) == size for h in heads) else 1
+    flat = [h.reshape(rows, h.numel() // max(rows, 1)) for h in heads]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+
+
+def apart(z: torch.Tensor, heads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What `joined` has put together, in the shapes of the heads."""
+    widths = [h.numel() // max(len(z), 1) for h in heads]
+    return [piece.reshape(h.shape) for piece, h in zip(z.split(widths, 1), heads, strict=True)]

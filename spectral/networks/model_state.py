@@ -1,0 +1,215 @@
+"""A model's state: left as it was by whatever runs inside `untouched`, and hashed so that a changed model is another matrix.
+
+What is put back: attributes of all modules, of loss modules and of plain containers among them (so that activations kept by
+a forward pass, caches, counters, hooks and training flags are those of before), values of buffers and of other tensors held
+as attributes, gradients, `requires_grad`, private generators and every global random state. Parameters are never written to:
+runs see others in their place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from spectral import arrays
+from spectral.threads import Shared
+
+CONTAINERS = (
+    dict,
+    OrderedDict,
+    defaultdict,
+    list,
+    set,
+    deque,
+)  # not their subclasses, which may refuse to be filled again
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+
+
+@contextmanager
+def _differentiable() -> Iterator[None]:
+    """Without the fused inference path of nn.MultiheadAttention and TransformerEncoderLayer, which has no derivative, and without
+    cached parametrisations, which substituted parameters would not reach."""
+    fused, cached = torch.backends.mha.get_fastpath_enabled(), getattr(parametrize, "_cache_enabled", 0)
+    torch.backends.mha.set_fastpath_enabled(False)
+    if cached:
+        parametrize._cache_enabled = 0
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        if cached:
+            parametrize._cache_enabled = cached
+
+
+differentiable = Shared(_differentiable)
+
+
+# What is reachable ---------------------------------------------------------------------------------------------------
+def walk(roots: Iterable[Any]) -> Iterator[Any]:
+    """Each once: the modules and objects, the containers in which they keep their attributes, and what lies in these.
+
+    Other objects are not opened: a trainer or a tokenizer among the attributes would lead to everything.
+    """
+    seen: set[int] = set()
+    queue = list(roots)[::-1]
+    while queue:
+        thing = queue.pop()
+        if isinstance(thing, PLAIN) or id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        yield thing
+        if isinstance(thing, nn.Module | SimpleNamespace) or _is_record(thing):
+            thing = vars(thing)
+            yield thing
+        elif not (type(thing) in CONTAINERS or isinstance(thing, tuple)):
+            continue
+        queue += list(thing.values() if isinstance(thing, dict) else thing)[::-1]
+
+
+def _values(thing: Any) -> torch.Tensor | None:
+    """The memory of a tensor or NumPy array that can be read and written; None for anything else."""
+    if isinstance(thing, torch.Tensor):
+        return thing.detach() if thing.layout == torch.strided and not thing.is_meta else None
+    if isinstance(thing, np.ndarray) and thing.dtype.kind in "bif" and thing.flags.writeable:
+        return torch.from_numpy(thing)
+    return None
+
+
+def _is_record(thing: Any) -> bool:
+    """An object of a dataclass that keeps its fields in a dictionary."""
+    return dataclasses.is_dataclass(thing) and hasattr(thing, "__dict__") and not isinstance(thing, type)
+
+
+# As it was -----------------------------------------------------------------------------------------------------------
+class Snapshot:
+    """The state of some modules and plain objects, and the way back to it."""
+
+    def __init__(self, roots: Iterable[Any]) -> None:
+        self.containers: list[tuple[Any, Any]] = []  # (what holds others, a shallow copy)
+        self.tensors: list[tuple[torch.Tensor, torch.Tensor]] = []  # (tensor, its values)
+        self.parameters: list[tuple[nn.Parameter, bool, torch.Tensor | None]] = []
+        self.generators: list[tuple[Callable[[Any], Any], Any]] = []
+        for thing in walk(roots):
+            if type(thing) in CONTAINERS:
+                self.containers.append((thing, thing.copy() if thing else ()))
+            elif isinstance(thing, nn.Parameter):
+                self.parameters.append((thing, thing.requires_grad, thing.grad))
+            elif (values := _values(thing)) is not None:
+                self.tensors.append((values, values.clone()))
+            elif isinstance(thing, torch.Generator):
+                self.generators.append((thing.set_state, thing.get_state()))
+            elif isinstance(thing, np.random.Generator):
+                self.generators.append((_bit_generator(thing), thing.bit_generator.state))
+            elif isinstance(thing, random.Random):
+                self.generators.append((thing.setstate, thing.getstate()))
+
+    def restore(self) -> None:
+        for holder, copy in self.containers:
+            if not _same(holder, copy):
+                holder.clear()
+                holder.extend(copy) if isinstance(holder, list | deque) else holder.update(copy)
+        for tensor, values in self.tensors:
+            if not torch.equal(tensor, values):
+                tensor.copy_(values)
+        for parameter, requires_grad, grad in self.parameters:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
+        for put_back, state in self.generators:
+            put_back(state)
+
+
+def _bit_generator(generator: np.random.Generator) -> Callable[[Any], None]:
+    return lambda state: setattr(generator.bit_generator, "state", state)
+
+
+def _same(holder: Any, copy: Any) -> bool:
+    """Whether a container still holds the very same things."""
+    if len(holder) != len(copy):
+        return False
+    if isinstance(holder, dict):
+        return all(a is b and holder[a] is copy[b] for a, b in zip(holder, copy, strict=True))
+    if isinstance(holder, set):
+        return holder == copy
+    return all(a is b for a, b in zip(holder, copy, strict=True))
+
+
+@contextmanager
+def untouched(model: nn.Module, others: Iterable[Any] = (), population: bool = True) -> Iterator[None]:
+    """The model in eval mode with dense gradients inside, and as it was afterwards, after an exception too.
+
+    Flags alone are set: train() and eval() of the modules are not called, since some do work there (adapters that merge).
+    population=False: batch norm in the statistics of each batch.
+    """
+    snapshot = Snapshot((*model.modules(), *others))
+    try:
+        for module in model.modules():
+            module.__dict__["training"] = False
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                module.sparse = False
+                if module.max_norm is not None:
+                    _check_norms(model, module)
+                    module.max_norm = None  # no row is longer: it would change nothing
+            if not population and isinstance(module, nn.modules.batchnorm._NormBase):
+                module._buffers.update(running_mean=None, running_var=None)
+        with torch.enable_grad(), differentiable():
+            yield
+    finally:
+        snapshot.restore()
+
+
+def _check_norms(model: nn.Module, module: nn.Embedding | nn.EmbeddingBag) -> None:
+    rows = module.weight.detach().norm(module.norm_type, dim=1)
+    if bool((rows > module.max_norm).any()):
+        name = next(name for name, other in model.named_modules() if other is module)
+        raise ValueError(
+            f"{name or 'the model'} ({type(module).__name__}) has max_norm={module.max_norm:g} and rows that are longer, which "
+            f"forward would shorten in the weight itself; shorten them before, by weight.data.renorm_(2, 0, {module.max_norm:g})."
+        )
+
+
+# Another matrix ------------------------------------------------------------------------------------------------------
+def checksum(roots: Iterable[nn.Module]) -> str:
+    """A hash of every entry of the parameters and buffers: one that differs is another matrix."""
+    found = {id(t): t for root in roots for t in (*root.parameters(), *root.buffers()) if t.layout == torch.strided}
+    return arrays.checksum(*found.values())
+
+
+class Version:
+    """Equal as long as every value, setting, module and function that `walk` finds is the same.
+
+    It holds modules and functions themselves, so that no other one can take an address that is free again.
+    """
+
+    def __init__(self, roots: Iterable[Any]) -> None:
+        tensors: list[torch.Tensor] = []
+        self.settings: list[list[Any]] = []
+        self.held: list[Any] = []
+        for thing in walk(roots):
+            if (values := _values(thing)) is not None:
+                tensors.append(values)
+            elif isinstance(thing, dict):
+                self.settings.append([(k, v) for k, v in thing.items() if isinstance(v, PLAIN) and k != "training"])
+            elif type(thing) in CONTAINERS:
+                self.settings.append([part for part in thing if isinstance(part, PLAIN)])
+            else:
+                self.held.append(thing)
+        self.checksum = arrays.checksum(*tensors)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Version) or self.checksum != other.checksum or self.settings != other.settings:
+            return False
+        return len(self.held) == len(other.held) and all(a is b for a, b in zip(self.held, other.held, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]

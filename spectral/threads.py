@@ -1,0 +1,53 @@
+"""What the threads of a process share: locks of modules, settings that are handed back by the last who needs them.
+
+Two threads may multiply at the same time: by one model in turns (`alone`), by several models side by side. torch keeps one level
+of forward-mode differentiation and one set of attention kernels for the whole process, hence FORWARD_MODE and `Shared`.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+RANDOM = threading.RLock()  # who draws from the global generators, or reseeds them, does so alone
+FORWARD_MODE = (
+    threading.RLock()
+)  # torch.autograd.forward_ad and torch.func.jvp count their levels for all threads at once
+
+_LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_REGISTRY = threading.Lock()
+
+
+@contextmanager
+def alone(modules: Iterable[Any]) -> Iterator[None]:
+    """No other thread is inside with one of these modules: each has a lock, and they are taken in one order."""
+    with _REGISTRY:
+        locks = [_LOCKS.setdefault(module, threading.RLock()) for module in sorted(modules, key=id)]
+    with ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(lock)
+        yield
+
+
+class Shared:
+    """A process-wide setting that several threads need at a time: the first one sets it, the last one hands it back."""
+
+    def __init__(self, setting: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.setting, self.lock, self.users, self.stack = setting, threading.Lock(), 0, ExitStack()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.lock:
+            if self.users == 0:
+                self.stack.enter_context(self.setting())
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if self.users == 0:
+                    self.stack.close()

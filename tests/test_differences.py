@@ -1,0 +1,269 @@
+"""Second derivatives that torch gives and that are not there are refused by name; those that are there pass without a word."""
+
+import pytest
+import torch
+from oracles import CASES
+from torch import nn
+from torch.nn import functional as F
+
+from spectral import EmpiricalFisher, GaussNewton, Hessian, Jacobian
+from spectral.networks.diagnose import differences
+
+DOUBLE = torch.float64
+
+
+def dense(A):
+    return A @ torch.eye(A.shape[1], dtype=A.dtype)
+
+
+def difference_hessian(total, model, h=1e-5):
+    """Central differences of the gradient, parameter by parameter."""
+    params, columns = list(model.parameters()), []
+
+    def gradient():
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(total(), params)])
+
+    for p in params:
+        entries = p.data.view(-1)
+        for i in range(entries.numel()):
+            keep, ends = entries[i].item(), []
+            for step in (h, -h):
+                entries[i] = keep + step
+                ends.append(gradient())
+            entries[i] = keep
+            columns.append((ends[0] - ends[1]) / (2 * h))
+    return torch.stack(columns, 1)
+
+
+# Functions whose backward pass uses what forward saved ----------------------------------------------------------------
+class FusedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, y):
+        logp = z.log_softmax(1)
+        ctx.save_for_backward(logp.exp() - F.one_hot(y, z.shape[1]))
+        return -logp.gather(1, y[:, None]).sum()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0], None
+
+
+class FusedGelu(torch.autograd.Function):
+    """The derivative is computed in forward and saved."""
+
+    @staticmethod
+    def forward(ctx, x):
+        cdf = 0.5 * (1 + torch.erf(x / 2**0.5))
+        ctx.save_for_backward(cdf + x * torch.exp(-(x**2) / 2) / (2 * torch.pi) ** 0.5)
+        return x * cdf
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0]
+
+
+class Sine(torch.autograd.Function):
+    """As it should be: backward computes from the input."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].cos()
+
+
+class WrongTangent(torch.autograd.Function):
+    """Right backward passes, and a forward-mode rule of the gradient that is wrong."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return WrongSquare.apply(x) * 3 * g
+
+    @staticmethod
+    def jvp(ctx, t):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * t
+
+
+class WrongSquare(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+    @staticmethod
+    def jvp(ctx, t):
+        return ctx.saved_tensors[0] * t  # half of it
+
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def network(function, dtype=DOUBLE, n=9):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), Apply(function), nn.Linear(4, 3)).to(dtype)
+    return model, torch.randn(n, 3, dtype=dtype), torch.randint(3, (n,))
+
+
+def fused(output, batch):
+    return FusedCrossEntropy.apply(output, batch[1]), len(output)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("n, engine", [(1, "auto"), (5, "auto"), (40, "auto"), (9, "double-backward")])
+def test_fused_activation_is_named(dtype, n, engine):
+    model, x, y = network(FusedGelu.apply, dtype, n)
+    with pytest.raises(
+        ValueError, match=r"FusedGelu in 3 \(Apply\) has a second derivative that is not that of its grad"
+    ):
+        Hessian(model, nn.CrossEntropyLoss(), [(x, y)], engine=engine) @ torch.ones(51, dtype=dtype)
+    if n > 1:
+        J = Jacobian(model, [x])
+        assert J.adjoint_error() < 1e-5  # first derivatives are right
+        for A in (
+            GaussNewton(model, nn.CrossEntropyLoss(), [(x, y)]),
+            EmpiricalFisher(model, nn.CrossEntropyLoss(), [(x, y)]),
+        ):
+            A @ torch.ones(51, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("n", [1, 9])
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_fused_loss_is_named(kind, dtype, n):
+    model, x, y = network(torch.sin, dtype, n)
+    with pytest.raises(ValueError, match=r"FusedCrossEntropy in (of= or )?loss= has a second derivative that is not"):
+        kind(model, fused, [(x, y)]) @ torch.ones(51, dtype=dtype)
+
+
+def test_the_wrong_one_of_two_functions_is_named():
+    model, x, y = network(lambda h: FusedGelu.apply(Sine.apply(h)))
+    with pytest.raises(ValueError, match=r"\(FusedGelu in 3 \(Apply\) has"):
+        Hessian(model, nn.CrossEntropyLoss(), [(x, y)]) @ torch.ones(51, dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("function", [Sine.apply, torch.relu, F.gelu, F.silu, lambda h: h.clamp(-0.3, 0.3)])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("n", [1, 64])
+def test_second_derivatives_that_are_there_pass(function, dtype, n):
+    model, x, y = network(function, dtype, n)
+    loss = nn.CrossEntropyLoss()
+    H = Hessian(model, loss, [(x, y)])
+    expected = torch.zeros(51, 51)
+    model64, x64 = network(function, DOUBLE, n)[0], x.double()
+    model64.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
+    expected = difference_hessian(lambda: loss(model64(x64), y), model64, 1e-6)
+    V = torch.randn(51, 3, dtype=dtype)
+    ours, expected = (H @ V).double(), expected @ V.double()
+    assert (ours - expected).norm() < (1e-3 if dtype == torch.float32 else 1e-5) * expected.norm()
+
+
+def test_engine_with_a_wrong_tangent_is_not_taken():
+    model, x, y = network(WrongTangent.apply)
+    loss = nn.CrossEntropyLoss()
+    H = Hessian(model, loss, [(x, y)])
+    right = difference_hessian(lambda: loss(model(x), y), model)
+    assert (dense(H) - right).norm() < 1e-6 * right.norm()
+    assert "fresh is off by" in H.describe()["reason"]
+    with pytest.raises(ValueError, match="no engine multiplies this matrix"):
+        Hessian(model, loss, [(x, y)], engine="fresh") @ torch.ones(51, dtype=DOUBLE)
+
+
+def test_scatter_reduce_of_products_is_right_whatever_torch_says():
+    index = torch.tensor([0, 0, 1, 1])
+
+    def products(h):
+        return h.new_ones(len(h), 4).scatter_reduce(1, index.expand(len(h), 4), h, "prod")
+
+    model, x, y = network(products)
+    loss = nn.CrossEntropyLoss()
+    right = difference_hessian(lambda: loss(model(x), y), model)
+    try:
+        ours = dense(Hessian(model, loss, [(x, y)]))
+    except ValueError as problem:
+        assert "has a second derivative that is not" in str(problem) or "no engine" in str(problem)
+    else:
+        assert (ours - right).norm() < 1e-6 * right.norm()
+
+
+PIECEWISE = {
+    "l1": (nn.L1Loss(), lambda y: F.one_hot(y, 3) * 1.0),
+    "hinge": (lambda z, b: (F.relu(1 - z).sum(), len(z)), lambda y: y),
+    "linear": (lambda z, b: (z.sum(), len(z)), lambda y: y),
+}
+
+
+@pytest.mark.parametrize("kind", PIECEWISE)
+def test_gauss_newton_of_a_piecewise_linear_loss_is_zero(kind):
+    model, x, y = network(torch.sin)
+    loss, target = PIECEWISE[kind]
+    target = target(y).double() if target(y).is_floating_point() else target(y)
+    A = GaussNewton(model, loss, [(x, target)])
+    assert float((A @ torch.ones(51, dtype=DOUBLE)).norm()) == 0.0
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_no_healthy_network_is_refused(name, dtype):
+    model, (x, y) = CASES[name].network(dtype), CASES[name].data(12, dtype)
+    loss = lambda z, b: (F.cross_entropy(z.flatten(1), b[1], reduction="sum"), len(z))  # noqa: E731
+    for kind in (Hessian, GaussNewton):
+        A = kind(model, loss, [(x, y)])
+        A @ torch.ones(A.shape[1], dtype=dtype)
+        assert "fresh is off" not in A.describe()["reason"] and "untested" not in A.describe()
+
+
+def test_check_can_be_switched_off_and_says_so():
+    model, x, y = network(FusedGelu.apply)
+    H = Hessian(model, nn.CrossEntropyLoss(), [(x, y)], preflight=False)
+    H @ torch.ones(51, dtype=DOUBLE)
+    assert H.describe()["preflight"] is False
+
+
+def test_difference_tells_a_wrong_product_from_a_right_one():
+    A = torch.randn(5, 5, dtype=DOUBLE)
+    A = A + A.T
+    p = differences.probe(lambda x: x @ A @ x / 2 + (x**4).sum(), None, (torch.randn(5, dtype=DOUBLE),))
+    (x,), (t,) = p.primals, p.tangents
+    right = A @ t + 12 * x**2 * t
+    assert differences.difference_error(p, right) < 1e-6
+    for wrong, by in ((right * 1.001, r"1.0e-03"), (torch.zeros(5), r"1.0e\+00")):
+        with pytest.raises(differences.Wrong, match=f"off by {by} from the difference"):
+            differences.difference_error(p, wrong)
+
+
+def test_kinks_everywhere_are_no_verdict():
+    saw = lambda x: (x * 1e9).sin().sum()  # noqa: E731  (no step is short enough)
+    p = differences.probe(saw, None, (torch.randn(50, dtype=DOUBLE),))
+    assert differences.difference_error(p, torch.zeros(50)) is None
