@@ -109,10 +109,13 @@ def _hutchinson(A: Operator, m: int, seed: int, progress: bool | None, kept: Kep
     """Mean and standard error of z * (A z), by Welford's recurrence."""
     drawn: State = {"done": 0, "mean": np.zeros(A.shape[0]), "squares": np.zeros(A.shape[0]), "method": "hutchinson"}
     drawn = drawn if kept.state is None else kept.state
+    last: tuple[torch.Tensor, torch.Tensor] | None = None
     with effort.bar(m, "diagonal", progress) as shown, kept.guard(lambda: drawn):
         for i in range(drawn["done"], m):
             z = sketch.draw(A, seed, range(i, i + 1), "rademacher")
-            sample = (z * sketch.multiply(A, z))[:, 0].double().cpu().numpy()
+            product = sketch.multiply(A, z)
+            last = sketch.hold_neighbours(A, last, z, product, arrays.norm(product[:, 0]))
+            sample = (z * product)[:, 0].double().cpu().numpy()
             step = sample - drawn["mean"]
             mean = drawn["mean"] + step / (i + 1)
             drawn = {**drawn, "done": i + 1, "mean": mean, "squares": drawn["squares"] + step * (sample - mean)}
@@ -146,6 +149,7 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, kept: Kept) ->
         kept.stepped(drawn, end=True)
         shown.update(m)
     R = sketch.cross(basis.Q, Y)
+    sketch.hold_products(A, basis.Q, basis.Z, Omega, Y, (R, sketch.cross(basis.Z, Omega)), transposed=True)
     S, alone = sketch.directions(R)
     gamma, SR = S.T @ S, (S * R).sum(0)
     nu = np.sqrt(np.maximum(1 - gamma**2, sketch.PARALLEL))

@@ -3,8 +3,8 @@
 Shapes: m vectors Omega (n, m), Y = A Omega, Q (n, k) orthonormal with the range of Y, Z = A Q. Blocks stay in the operator's
 dtype on its device; every small matrix is summed in float64.
 
-Of a symmetric A every product is held against another: <x, A y> = <A x, y>, from tables that the estimates need anyway, or at one
-dot a product (`Hutchinson`); see `spectral.recurrences.symmetry`.
+Of a symmetric A every product is held against another: <x, A y> = <A x, y>, from tables that the estimates need anyway, or at two
+dots a product (`Hutchinson`); see `spectral.recurrences.symmetry`.
 
 The error of an exchangeable estimate t = (e_1 + ... + e_m) / m, where e_i is unbiased given all vectors but omega_i: the e_i
 are correlated, so that the published std(e) / sqrt(m) is too small, by up to 3 (seen). Let d_ij = e_i - e_i^(j) be the change
@@ -17,6 +17,7 @@ Cov(e_i, e_j) = E d_ij d_ji without bias. The m (m - 1) numbers d_ij cost O(m^3)
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -98,9 +99,7 @@ class Hutchinson(Sampler):
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
         self.values: list[float] = []
-        self.alone: tuple[torch.Tensor, torch.Tensor] | None = (
-            None  # a vector and its product that have not met another
-        )
+        self.last: tuple[torch.Tensor, torch.Tensor] | None = None  # a vector (n, 1) and its product, to meet the next
         self.squares = self.scatter = 0.0
         self.mean = torch.zeros(A.shape[0], dtype=torch.float64, device=A.device)
 
@@ -109,7 +108,7 @@ class Hutchinson(Sampler):
         Y = self.multiply(Z)
         self.values = self.values + column_dots(Z, Y).tolist()
         squares = column_dots(Y, Y)
-        self._meet(Z, Y, float(squares.max()) ** 0.5)
+        self.last = hold_neighbours(self.A, self.last, Z, Y, float(squares.max()) ** 0.5)
         self.squares += float(squares.sum())
         for i in range(count):  # Welford's recurrence
             self.m += 1
@@ -117,20 +116,6 @@ class Hutchinson(Sampler):
             step = sample - self.mean
             self.mean = self.mean + step / self.m
             self.scatter += arrays.dot(step, sample - self.mean)
-
-    def _meet(self, Z: torch.Tensor, Y: torch.Tensor, scale: float) -> None:
-        """Hold the vectors' products against each other, two by two; one that is left meets the next, or its neighbour."""
-        if not self.A.symmetric:
-            return
-        pairs = [((Z[:, i], Y[:, i]), (Z[:, i + 1], Y[:, i + 1])) for i in range(0, Z.shape[1] - 1, 2)]
-        if Z.shape[1] % 2:
-            last = Z[:, -1], Y[:, -1]
-            other = (Z[:, -2], Y[:, -2]) if Z.shape[1] > 1 else self.alone
-            self.alone = last if other is None else None
-            pairs += [] if other is None else [(other, last)]
-        for (x, Ax), (y, Ay) in pairs:
-            found, due = (np.array([[arrays.dot(a.contiguous(), b.contiguous())]]) for a, b in ((x, Ay), (Ax, y)))
-            hold(self.A, found, due, lambda _, x=x: x, lambda _, y=y: y, scale, _pair(self.m + Z.shape[1]))  # type: ignore[misc]
 
     def estimate(self) -> tuple[float, float]:
         values = np.array(self.values)
@@ -295,11 +280,26 @@ def hold_products(
     Y: torch.Tensor,
     AY: torch.Tensor,
     tables: tuple[np.ndarray, np.ndarray],
+    transposed: bool = False,
 ) -> None:
-    """X^T (A Y) against (A X)^T Y of a symmetric A, both `tables` made already."""
-    if A.symmetric and tables[0].size:
+    """X^T (A Y) against (A X)^T Y of a symmetric A, both `tables` made already; any A where AX is A^T X (`transposed`)."""
+    if (A.symmetric or transposed) and tables[0].size:
         scale = float(max(column_dots(AX, AX).max(), column_dots(AY, AY).max())) ** 0.5
         hold(A, *tables, lambda i: X[:, i].contiguous(), lambda j: Y[:, j].contiguous(), scale, _pair(Y.shape[1]))
+
+
+def hold_neighbours(
+    A: Operator, last: tuple[torch.Tensor, torch.Tensor] | None, Y: torch.Tensor, AY: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Hold each column of a symmetric A's products AY against the one before, the first against `last`; the next `last`."""
+    if not A.symmetric:
+        return None
+    pairs = [(Y[:, i : i + 1], AY[:, i : i + 1]) for i in range(Y.shape[1])]
+    for (x, Ax), (y, Ay) in itertools.pairwise([*([] if last is None else [last]), *pairs]):
+        tables = np.array([column_dots(x, Ay)]), np.array([column_dots(Ax, y)])
+        names = "the product with a random vector", "the product with the random vector before"
+        hold(A, *tables, lambda _, x=x: x[:, 0].contiguous(), lambda _, y=y: y[:, 0].contiguous(), scale, names)  # type: ignore[misc]
+    return pairs[-1][0].clone(), pairs[-1][1].clone()
 
 
 def _pair(count: int) -> tuple[str, str]:
