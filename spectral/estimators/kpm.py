@@ -22,7 +22,7 @@ from spectral.probes import check_seed
 from spectral.recurrences.chebyshev import Chebyshev, ChebyshevRecord, bounds, centre, jacobi, rescaled
 from spectral.recurrences.chebyshev import jackson as damping
 from spectral.recurrences.lanczos import BREAKDOWN, Lanczos, LanczosRecord
-from spectral.recurrences.symmetry import expected, look_again
+from spectral.recurrences.symmetry import expected, hold_zero, look_again
 from spectral.results import Density
 from spectral.spectrum import Spectrum
 
@@ -244,6 +244,8 @@ def _in_three(flight: Flight, steps: int, limit: effort.Budget, shown: Any) -> L
             raise ValueError(
                 f"the product in step {len(alphas)} holds NaN or infinity; check the operator with A.adjoint_error()."
             )
+        if q_prev is None and alphas[-1] == betas[-1] == 0:
+            hold_zero(op, q, "the product in step 1 of Lanczos")
         if betas[-1] <= BREAKDOWN * arrays.machine_epsilon(op.dtype) * (
             max(map(abs, alphas)) + max([0.0, *betas[:-1]])
         ):

@@ -25,7 +25,7 @@ from spectral import arrays
 from spectral.operators.base import Operator
 from spectral.recurrences.block import independent, orthogonalise, rotate
 from spectral.recurrences.lanczos import BREAKDOWN
-from spectral.recurrences.symmetry import AGAIN, expected, look_again, repeated, wrong
+from spectral.recurrences.symmetry import AGAIN, expected, hold_zero, look_again, repeated, wrong
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +143,8 @@ class GolubKahan:
             self.allowed = AGAIN * abs(across) / self.norm
         self.pending, self.beta, self.u, self.kept = self.V[:0], 0.0, None, None
         self.size, self.depth = j + 1, self.depth + 1
+        if alpha == 0 and self.depth == 1:
+            hold_zero(self.K, v, _names("K v", "", j, j)[0])
         if alpha <= self.floor:  # K v_j lies in the span of the left vectors: invariant
             return 1
         self.B[j, j] = alpha

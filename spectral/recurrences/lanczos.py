@@ -26,7 +26,7 @@ from scipy.linalg import eigh_tridiagonal
 
 from spectral import arrays
 from spectral.operators.base import Operator
-from spectral.recurrences.symmetry import AGAIN, expected, look_again, repeated, wrong
+from spectral.recurrences.symmetry import AGAIN, expected, hold_zero, look_again, repeated, wrong
 
 BREAKDOWN = 16.0  # beta <= 16 eps ||T|| counts as 0: A q - alpha q of an exact eigenvector rounds to a few eps ||A||
 ROWS = 32  # basis vectors allocated at a time
@@ -162,7 +162,9 @@ class Lanczos:
                 f"the product in step {j + 1} holds NaN or infinity; check the operator with A.adjoint_error()."
             )
         scale = max(abs(alpha), *map(abs, self.alphas), *np.abs(self.known), 0.0) + max([0.0, *self.betas])
-        if j > 0:
+        if j == 0 and alpha == beta == 0:
+            hold_zero(self.A, q, _name(j))
+        elif j > 0:
             self._hold_symmetric(j, along[:j] if full else np.array([across]), scale + beta)
         if self.A.nonnegative:
             self._hold_definite(j, alpha, scale + beta)

@@ -51,13 +51,21 @@ def look_again(
 def repeated(A: Operator, y: torch.Tensor, name: str) -> torch.Tensor:
     """A y, made twice; RuntimeError if it is not twice the same."""
     one = (A @ y).clone()  # perhaps a buffer of the operator
-    off, length = arrays.norm(A @ y - one), arrays.norm(one)
+    off = arrays.norm(A @ y - one)
+    length = max(arrays.norm(one), off)
     if not off <= A.product_error * length:
         raise RuntimeError(
             f"{name} is not twice the same: two products with one vector differ by {off / length:.1e} of their length, so that a "
             "kernel is not deterministic or the model is random; see torch.use_deterministic_algorithms, or multiply in float64."
         )
     return one
+
+
+def hold_zero(A: Operator, y: torch.Tensor, name: str) -> None:
+    """A first product that is 0 would end a recurrence, and meets no other: it is made again."""
+    again = arrays.norm(A @ y)
+    if again > 0:
+        raise wrong(name, "it was 0", again)
 
 
 def wrong(name: str, found: str, again: float) -> RuntimeError:
