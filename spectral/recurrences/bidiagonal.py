@@ -23,7 +23,7 @@ import torch
 
 from spectral import arrays
 from spectral.operators.base import Operator
-from spectral.recurrences.block import independent, orthogonalise, rotate
+from spectral.recurrences.block import TINY, independent, orthogonalise, rotate
 from spectral.recurrences.lanczos import BREAKDOWN
 from spectral.recurrences.symmetry import AGAIN, expected, hold_zero, look_again, repeated, wrong
 
@@ -176,6 +176,19 @@ class GolubKahan:
                 raise wrong(names[0], f"along an earlier vector it gave {along[i]:.6g}", again)
         self.allowed = AGAIN * off / (self.norm * amplified[i])
 
+    def _hold_restarted(self, R: np.ndarray, kept: torch.Tensor, values: np.ndarray) -> None:
+        """K V^T = (kept, as rows)^T R of singular vectors: orthogonal columns, as long as the singular values are."""
+        table = np.abs(R.T @ R - np.diag(values**2))
+        off = float(table.max(initial=0.0)) / max(self.norm, TINY)
+        if off <= self.allowed * self.norm + self.forgotten:
+            return
+        name = f"a product K v of the restart after step {self.depth} of Golub-Kahan"
+        for i in np.unravel_index(int(table.argmax()), table.shape):
+            made = kept.T @ torch.from_numpy(R[:, i]).to(kept)
+            if (far := arrays.norm(repeated(self.K, self.V[self.locked + i], name) - made)) > off / 4:
+                raise wrong(name, f"it was {far:.6g} off", 0.0)
+        self.allowed = AGAIN * off / self.norm
+
     def _finite(self, number: float) -> float:
         if not np.isfinite(number):
             raise ValueError(
@@ -209,6 +222,7 @@ class GolubKahan:
         W = (self.K @ self.V[l:j].T).T.clone(memory_format=torch.contiguous_format)
         self.u, self.least = None, np.inf
         self.kept, R = independent(W, W[:0], self.floor)
+        self._hold_restarted(R, self.kept, values[chosen])
         self.B[l:j, l:j] = 0.0
         self.B[l : l + len(R), l:j] = R
 
