@@ -233,10 +233,12 @@ def _in_three(flight: Flight, steps: int, limit: effort.Budget, shown: Any) -> L
     q, q_prev = start.div_(math.sqrt(squared)), None
     alphas: list[float] = []
     betas: list[float] = []
+    carried = 0.0  # as in `Lanczos`
     while len(alphas) < min(steps, op.shape[0]) and not (betas and betas[-1] == 0) and not limit.exhausted():
         w = op @ q  # perhaps a buffer of the operator: not ours to change
+        across = 0.0 if q_prev is None else arrays.dot(q_prev, w)
         if q_prev is not None:
-            _hold_symmetric(op, q_prev, q, arrays.dot(q_prev, w), alphas, betas)
+            _hold_symmetric(op, q_prev, q, across, betas[-1] + carried, alphas, betas)
         w = w.clone() if q_prev is None else torch.sub(w, q_prev, alpha=betas[-1], out=q_prev)
         alphas.append(arrays.dot(w, q))
         betas.append(arrays.norm(w.sub_(q, alpha=alphas[-1])))
@@ -251,6 +253,7 @@ def _in_three(flight: Flight, steps: int, limit: effort.Budget, shown: Any) -> L
         ):
             betas[-1] = 0.0
         else:
+            carried = 0.0 if q_prev is None else betas[-2] * (across - betas[-2]) / betas[-1]
             q_prev, q = q, w.div_(betas[-1])
         shown.update(1)
     dtype, stop = str(op.dtype).removeprefix("torch."), "breakdown" if betas and betas[-1] == 0 else "steps"
@@ -258,13 +261,19 @@ def _in_three(flight: Flight, steps: int, limit: effort.Budget, shown: Any) -> L
 
 
 def _hold_symmetric(
-    op: Operator, q_prev: torch.Tensor, q: torch.Tensor, found: float, alphas: list[float], betas: list[float]
+    op: Operator,
+    q_prev: torch.Tensor,
+    q: torch.Tensor,
+    found: float,
+    due: float,
+    alphas: list[float],
+    betas: list[float],
 ) -> None:
-    """<q_{j-1}, A q_j> against beta_{j-1}, as `Lanczos` does it."""
+    """<q_{j-1}, A q_j> against <A q_{j-1}, q_j>, as `Lanczos` does it."""
     scale = max(map(abs, alphas)) + 2 * max(betas)
-    if abs(found - betas[-1]) > expected(op) * scale * (1 + scale / betas[-1]):
+    if abs(found - due) > expected(op) * scale * (1 + scale / betas[-1]):
         names = (f"the product in step {step} of Lanczos" for step in (len(alphas) + 1, len(alphas)))
-        look_again(op, q_prev, q, found, betas[-1], tuple(names), scale)  # type: ignore[arg-type]
+        look_again(op, q_prev, q, found, due, tuple(names), scale)  # type: ignore[arg-type]
 
 
 def moments_of(record: LanczosRecord, interval: Interval, count: int) -> np.ndarray:

@@ -137,9 +137,7 @@ def _measured(
     return values, X, difference(W, X, values)
 
 
-def _hold_values(
-    op: Operator, X: torch.Tensor, values: np.ndarray, known: np.ndarray, scale: float, name: str
-) -> None:
+def _hold_values(op: Operator, X: torch.Tensor, values: np.ndarray, known: np.ndarray, scale: float, name: str) -> None:
     """What an eigenvector's product has along itself, `values` (k,), against the Ritz values (k,): no other vector shows it."""
     order, known = np.argsort(values), np.sort(known)
     off = np.abs(values[order] - known)

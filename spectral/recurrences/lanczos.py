@@ -25,7 +25,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 
 from spectral import arrays
-from spectral.operators.base import Operator
+from spectral.operators.base import ROUNDING, Operator
 from spectral.recurrences.symmetry import AGAIN, expected, hold_zero, look_again, repeated, wrong
 
 BREAKDOWN = 16.0  # beta <= 16 eps ||T|| counts as 0: A q - alpha q of an exact eigenvector rounds to a few eps ||A||
@@ -114,6 +114,7 @@ class Lanczos:
         self.blocks: list[torch.Tensor] = []
         self.pivots: list[float] = []  # of T + allowed I, positive where A >= 0
         self.allowed = expected(A)  # over ||T||, what a product may be off before it is looked at again
+        self.carried = (1, 0.0)  # (j, what <A q_{j-1}, q_j> is beyond beta_{j-1}): q_j keeps what w had along q_{j-2}
 
     @property
     def q(self) -> torch.Tensor:
@@ -151,6 +152,7 @@ class Lanczos:
         w = self.A @ q  # perhaps a buffer of the operator, perhaps q itself: not ours to change
         full = self.reorthogonalize is True
         across = 0.0 if q_prev is None or full else arrays.dot(q_prev, w) - self.betas[j - 1]
+        known = self.carried[1] if self.carried[0] == j else None
         w = w.clone() if q_prev is None else torch.sub(w, q_prev, alpha=self.betas[j - 1])  # A q_j - beta_{j-1} q_{j-1}
         alpha = arrays.dot(w, q)
         w = self._project(
@@ -164,8 +166,10 @@ class Lanczos:
         scale = max(abs(alpha), *map(abs, self.alphas), *np.abs(self.known), 0.0) + max([0.0, *self.betas])
         if j == 0 and alpha == beta == 0:
             hold_zero(self.A, q, _name(j))
-        elif j > 0:
-            self._hold_symmetric(j, along[:j] if full else np.array([across]), scale + beta)
+        elif full and j > 0:
+            self._hold_symmetric(j, along[:j], np.zeros(j), scale + beta)
+        elif j > 0 and known is not None:  # an interrupted step, or an earlier session, has forgotten it
+            self._hold_symmetric(j, np.array([across]), np.array([known]), scale + beta)
         if self.A.nonnegative:
             self._hold_definite(j, alpha, scale + beta)
         ended = beta <= BREAKDOWN * arrays.machine_epsilon(self.A.dtype) * scale
@@ -173,24 +177,27 @@ class Lanczos:
             beta, self.stop = 0.0, "breakdown"  # the subspace is invariant, or the whole space
         self.alphas.append(alpha)
         self.betas.append(beta)
+        kept = j > 0 and beta > 0 and not len(along)  # what w has along q_{j-1} is left in q_{j+1}
+        self.carried = (j + 1, self.betas[j - 1] * across / beta if kept else 0.0)
         self.now = (j + 1, q, w.div_(beta), omega) if beta > 0 else (j + 1, q_prev, q, omega)
         return beta > 0 and j + 1 < self.limit
 
-    def _hold_symmetric(self, j: int, off: np.ndarray, scale: float) -> None:
-        """<q_i, A q_j> against <A q_i, q_j> for i = j - len(off) ... j - 1; `off` is the difference.
+    def _hold_symmetric(self, j: int, found: np.ndarray, due: np.ndarray, scale: float) -> None:
+        """<q_i, A q_j> against <A q_i, q_j> for i = j - len(found) ... j - 1, both less T_ij.
 
         Without full reorthogonalisation q_{j-1} and q_j are orthogonal to eps ||A|| / beta_{j-1}, and so much less is known.
         """
-        i = j - len(off) + int(np.abs(off).argmax())
-        found, amplified = float(np.abs(off).max()), 1.0
+        worst = int(np.abs(found - due).argmax())
+        i, off, amplified = j - len(due) + worst, abs(float(found[worst] - due[worst])), 1.0
         if self.reorthogonalize is not True:
             amplified += scale / self.betas[j - 1]
-        if found <= self.allowed * scale * amplified:
+        if off <= self.allowed * scale * amplified:
             return
-        due = self.betas[j - 1] if i == j - 1 else 0.0
+        entry = self.betas[j - 1] if i == j - 1 else 0.0
         q_i = self.now[1] if self.now[1] is not None and i == j - 1 else self.rows(i, i + 1)[0]
-        look_again(self.A, q_i, self.q, due + float(off[i - j]), due, (_name(j), _name(i)), scale)
-        self.allowed = AGAIN * found / (scale * amplified)
+        names = _name(j), _name(i)
+        look_again(self.A, q_i, self.q, entry + float(found[worst]), entry + float(due[worst]), names, scale)
+        self.allowed = AGAIN * off / (scale * amplified)
 
     def _hold_definite(self, j: int, alpha: float, scale: float) -> None:
         """No Ritz value of a semi-definite A below rounding: all pivots of T + allowed I = L D L^T are positive (Sylvester)."""
@@ -258,7 +265,8 @@ class Lanczos:
             a, b, i = np.array(self.alphas), np.array(self.betas), np.arange(j)
             value = b[i] * last[i + 1] + (a[i] - alpha) * last[i] - b[j - 1] * older[i]
             value[1:] += b[i[1:] - 1] * last[i[1:] - 1]
-            rounding = eps * (b[i] + beta + 2 * abs(alpha))
+            coarse = self.A.product_error > ROUNDING * eps  # products in another dtype than vectors
+            rounding = (self.A.product_error if coarse else eps) * (b[i] + beta + 2 * abs(alpha))
             omega[:j] = (value + np.where(value >= 0, rounding, -rounding)) / beta
         return omega
 
