@@ -184,3 +184,20 @@ def test_products_that_were_kept_are_gone_on_with_whatever_fits_into_memory_then
     assert len(stopped) == 9 + 1  # the block that was cut off is multiplied again
     assert (resumed.products, resumed.epochs, resumed.meta["assembled"]) == (27, whole.epochs, "27 products")
     np.testing.assert_array_equal(resumed.atoms.values, whole.atoms.values)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_jacobian_in_statistics_of_the_batch_goes_by_products(side):
+    """Rows of single samples are not defined there; the matrix is."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    J = spectral.Jacobian(model.double(), [torch.randn(6, 3).double() for _ in range(2)], statistics="batch")
+    G = J.gram(side)
+    spectrum, n = spectral.exact(G, progress=False), min(J.shape)
+    assert spectrum.meta["assembled"] == f"{n} products"
+    dense = J @ torch.eye(J.shape[1], dtype=torch.float64)
+    expected = np.linalg.eigvalsh((dense @ dense.T if J.shape[0] == n else dense.T @ dense).numpy())
+    np.testing.assert_allclose(np.sort(spectrum.atoms.values)[-n:], expected, atol=1e-12 * expected[-1])
+    assert (
+        spectral.esd(J, probes=1, steps=5, progress=False).method == "slq"
+    )  # exact takes n / 5 times as many products

@@ -165,10 +165,11 @@ def sweeps(gram: Any, free: int) -> list[range]:
     """The batches whose rows one sweep holds, sweep by sweep, while a Jacobian's Gram is assembled from rows.
 
     J^T J is summed in one. For J J^T the rows that are held meet their own and all later ones; half of the free memory holds them
-    and one batch more. None: it is no such Gram, a single batch does not fit, or the rows lie on several ranks.
+    and one batch more. Empty: it is no such Gram, the statistics of a batch couple its rows, a
+    single batch does not fit, or the rows lie on several ranks.
     """
     J = gram.parts[0] if isinstance(gram, Gram) else None
-    if not isinstance(J, Jacobian):
+    if not isinstance(J, Jacobian) or J.network.statistics == "batch":
         return []
     rows, row = _batch_rows(J), J.shape[1] * J.dtype.itemsize
     count = range(len(rows))
