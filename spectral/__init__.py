@@ -1,6 +1,6 @@
 """Matrix-free spectra of networks: operators, Lanczos quadrature with certificates, and what a spectrum tells."""
 
-from spectral.analysis import compare, label_alignment, marchenko_pastur, power_law, summary
+from spectral.analysis import compare, label_alignment, marchenko_pastur, outliers, power_law, summary
 from spectral.estimators import (
     Eigenpairs,
     SingularTriplets,
@@ -67,6 +67,7 @@ __all__ = [
     "marchenko_pastur",
     "negative_mass",
     "numerical_rank",
+    "outliers",
     "plan",
     "power_law",
     "slq",

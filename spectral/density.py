@@ -63,7 +63,7 @@ def _support(s: Spectrum, scale: str) -> tuple[float, float]:
         return 0.0, 0.0
     if scale == "linear":
         return float(values[0]), float(values[-1])
-    floor = max(s.value_error, 1e-15 * float(np.abs(values).max()))
+    floor = max(s.value_error, s.rounding)
     positive = values[values > floor]
     if len(positive) == 0:
         raise ValueError("the spectrum has no positive eigenvalue above rounding; use scale='linear'.")

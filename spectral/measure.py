@@ -12,12 +12,14 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import betainc
 
+from spectral.quadrature.certificate import LEAST, Radau
 from spectral.recurrences.lanczos import LanczosRecord
 
 LOCATED = 1e-7  # of the range: nodes of different probes as close as this are one eigenvalue
 LOG_STEP = 0.36  # trapezoidal step in log y: its error is about 2 exp(-pi^2 / 0.36) = 2e-12
 Y_RANGE = 2e-13, 1e4  # of y, the latter in units of the largest |x|: beyond it terms are powers of y
 ROUNDING = 1e-11  # of that sum, and of the masses that come from it
+MIDDLE = 1e-6  # of the mass: what is drawn and compared knows no more
 CUTS = np.array([[1 / 16], [1 / 4], [1 / 2]])  # of an interval, from its higher end
 SPLITS = 10  # 16^-10 of a gap is beyond rounding
 DRAWS = 400  # of the probes' noise
@@ -40,6 +42,11 @@ def epsilon(record: LanczosRecord) -> float:
     return {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}.get(record.dtype, 2.0**-52)
 
 
+def zero_level(scale: float, dim: float, eps: float) -> float:
+    """See `Spectrum.rounding`. numpy's rule for ranks, dim eps, would leave nothing of a float32 matrix with 10^7 rows."""
+    return float((10 * eps + np.sqrt(dim) * 2.0**-52) * scale)
+
+
 def truncated_rule(record: LanczosRecord, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """The Gauss rule of the first `steps` steps."""
     return gauss_rule(replace(record, alphas=record.alphas[:steps], betas=record.betas[:steps]))[:2]
@@ -51,29 +58,24 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     Chebyshev-Markov-Stieltjes through the Gauss-Radau rule that has x among its k + 1 nodes (Golub, Meurant 2010, ch. 6):
     lower is the weight of its nodes left of x, upper adds the weight at x. In finite precision T belongs to a matrix whose
     eigenvalues differ by some eps ||A|| (Greenbaum 1989), so that lower is taken at x - 8 eps ||T||, upper at x + 8 eps ||T||,
-    eps of the products' dtype; nodes nearer to x than 1e-9 of the radius of T's spectrum count as undecided. O(k) a point.
+    eps of the products' dtype. O(k) a point: `Radau` where no Gauss node is near, else a continued fraction, for which nodes
+    nearer to x than 1e-9 of the radius of T's spectrum count as undecided.
     """
-    blur = blur_of(record)
-    points, margin, rest = np.asarray(x, dtype=float), blur, max(1 - float(record.shares.sum()), 0.0)
-    centre = record.alphas[0]  # a shift of A moves all but the blur along
-    spread = np.abs(record.alphas - centre).max() + 2 * record.betas.max(initial=0.0)
-    scale = max(spread, blur)
+    margin, (rules, centre, scale) = blur_of(record), _rules(record)
+    points, rest = np.asarray(x, dtype=float), max(1 - float(record.shares.sum()), 0.0)
     own = np.abs(record.alphas).max() + 2 * record.betas.max(initial=0.0)
-    rounding = max(ROUNDING, epsilon(record) * own / scale if spread > blur else 0.0)  # the weights' own, and the sum's
-    x, alphas, betas = (
-        (np.asarray(x, dtype=float) - centre) / scale,
-        (record.alphas - centre) / scale,
-        record.betas / scale,
-    )
-    blur = blur / scale
+    rounding = max(
+        ROUNDING, epsilon(record) * own / scale if scale > margin else 0.0
+    )  # the weights' own, and the sum's
+    x, blur = (points - centre) / scale, margin / scale
     lower, upper = np.zeros_like(x), np.ones_like(x)
-    far_left, far_right = x < alphas.min() - 1e3, x > alphas.max() + 1e3
-    near = np.flatnonzero(~far_left & ~far_right & np.isfinite(x))
-    lower[far_right] = _weight_left(alphas, betas, np.array([alphas.max() + 1e3]), -1)  # monotone in x
-    upper[far_left] = _weight_left(alphas, betas, np.array([alphas.min() - 1e3]), +1)
-    for chunk in np.array_split(near, max(1, len(near) // 256)):
-        lower[chunk] = _weight_left(alphas, betas, x[chunk] - blur, -1)
-        upper[chunk] = _weight_left(alphas, betas, x[chunk] + blur, +1)
+    near = np.flatnonzero(np.isfinite(x))
+    for side, at, found in ((-1, x - blur, lower), (+1, x + blur, upper)):
+        easy = near[rules.reaches(at[near])]
+        found[easy] = rules.middle(at[easy]) + side * rules.at(at[easy]) / 2
+        hard = np.setdiff1d(near, easy)
+        for chunk in np.array_split(hard, -(-len(hard) // 256)) if len(hard) else []:
+            found[chunk] = _weight_left((record.alphas - centre) / scale, record.betas / scale, at[chunk], side)
     lower, upper = np.clip(lower - rounding, 0, 1), np.clip(upper + rounding, 0, 1)
     lower[x == np.inf], upper[x == -np.inf] = 1.0, 0.0
     order = np.argsort(record.known)  # what has been deflated is known to be where it is
@@ -83,6 +85,29 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     slack = 8 * epsilon(record) if len(order) else 0.0  # the shares are dots of vectors in the products' dtype
     lower = np.where(points == np.inf, 1.0, np.clip(lower - slack, 0.0, 1.0))
     return lower, np.where(points == -np.inf, 0.0, np.clip(upper + slack, 0.0, 1.0))
+
+
+def _rules(record: LanczosRecord) -> tuple[Radau, float, float]:
+    """The Radau rules of T, and the (centre, radius) of their units: a shift of A moves all but the blur along."""
+    centre = float(record.alphas[0])
+    spread = float(np.abs(record.alphas - centre).max() + 2 * record.betas.max(initial=0.0))
+    scale = max(spread, blur_of(record))
+    return Radau(record, scale), centre, scale
+
+
+def middle(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
+    """The middle of the envelope, (X,), to MIDDLE: mu left of x and half of what can sit at x, finite precision apart."""
+    rules, centre, scale = _rules(record)
+    points, found = (np.asarray(x, dtype=float) - centre) / scale, np.empty(len(x))
+    easy = np.full(len(x), record.steps >= LEAST) | ~rules.inside(points)
+    found[easy] = rules.middle(points[easy], MIDDLE)
+    if not easy.all():
+        alphas, betas = (record.alphas - centre) / scale, record.betas / scale
+        found[~easy] = sum(_weight_left(alphas, betas, points[~easy], side) for side in (-1, +1)) / 2
+    order = np.argsort(record.known)
+    below = np.concatenate([[0.0], np.cumsum(record.shares[order])])
+    known = sum(below[np.searchsorted(record.known[order], x, side=side)] for side in ("left", "right")) / 2
+    return np.clip((1 - below[-1]) * found + known, 0.0, 1.0)
 
 
 def scale_of(record: LanczosRecord) -> float:
@@ -149,8 +174,10 @@ def graded(record: LanczosRecord, gone: np.ndarray, low: float, high: float) -> 
     extra, rest = _width_beyond(record, gone)
     undeflated = max(1 - float(record.shares.sum()), 0.0)
 
+    rules, centre, scale = _rules(record)
+
     def width(x: np.ndarray) -> np.ndarray:
-        return np.minimum((undeflated * largest_mass(record, x) + extra) / rest, 1.0)
+        return np.minimum((undeflated * rules.at((x - centre) / scale) + extra) / rest, 1.0)
 
     alone = np.delete(theta, np.unique(gone))
     x = np.unique(np.clip(np.concatenate([[low, high], np.linspace(low, high, 33), alone]), low, high))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import ndtri
@@ -19,6 +19,8 @@ from spectral import measure, storage
 from spectral.recurrences.lanczos import LanczosRecord
 from spectral.results import Atoms, Band, Density, Estimate, nan
 
+SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
+STEEP = 64.0  # times the mean slope of a function over the spectrum
 NO_ATOMS = Atoms(np.zeros(0), np.zeros(0, dtype=np.int64))
 
 
@@ -61,8 +63,13 @@ class Spectrum:
         products: int = 0,
         epochs: float = 0.0,
         meta: dict[str, Any] | None = None,
+        rounding: float | None = None,
     ) -> Spectrum:
-        """The spectrum whose eigenvalues are all known: `values` (with `multiplicities`, 1 by default) and `zeros` zeros."""
+        """The spectrum whose eigenvalues are all known: `values` (with `multiplicities`, 1 by default) and `zeros` zeros.
+
+        `rounding` is what may be left of a 0 in `values`, in their units: by default what a float64 eigenvalue routine leaves;
+        0 for values of a formula, which are what they say.
+        """
         values = np.asarray(values, dtype=np.float64).reshape(-1)
         if not np.isfinite(values).all():
             raise ValueError("the eigenvalues hold NaN or infinity; a spectrum is finite.")
@@ -73,10 +80,12 @@ class Spectrum:
         dim = int(counts.sum()) + int(zeros)
         if dim == 0:
             raise ValueError("a spectrum needs at least one eigenvalue.")
+        if rounding is not None and not 0 <= rounding < np.inf:
+            raise ValueError(f"rounding={rounding!r} must be a finite number >= 0, in the units of the eigenvalues.")
         order = np.argsort(values, kind="stable")
         empty = np.zeros((0, 0))
-        atoms = Atoms(values[order], counts[order])
-        return cls(dim, empty, empty, atoms, int(zeros), products, epochs, method, dict(meta or {}))
+        atoms, told = Atoms(values[order], counts[order]), {} if rounding is None else {"rounding": float(rounding)}
+        return cls(dim, empty, empty, atoms, int(zeros), products, epochs, method, {**(meta or {}), **told})
 
     @classmethod
     def from_records(
@@ -125,8 +134,26 @@ class Spectrum:
         return self.dim - self.zeros - int(self.atoms.multiplicities.sum())
 
     @property
+    def epsilon(self) -> float:
+        """Relative rounding of the products: of the coarsest dtype they were computed in, float64 where nothing says."""
+        return float(self.meta.get("epsilon", max((measure.epsilon(r) for r in self.records), default=2.0**-52)))
+
+    @cached_property
+    def rounding(self) -> float:
+        """What rounding may leave of a 0, in units of lambda: a value of that size or less may be 0, or of the other sign.
+
+        (10 eps + sqrt(dim) 2^-52) max |lambda|: a few units of rounding of the products, which do not grow with the dimension,
+        and what a float64 eigenvalue routine leaves; of a quadrature also the blur of its envelopes. The one level by which rank,
+        signs, condition and logarithms are told.
+        """
+        if "rounding" in self.meta:
+            return float(self.meta["rounding"])
+        blur = max((measure.blur_of(record) for record in self.records), default=0.0)
+        return measure.zero_level(self.scale, self.dim, self.epsilon) + blur
+
+    @property
     def value_error(self) -> float:
-        """How far an exact eigenvalue may be from the truth (rounding, or the residual of a converged Ritz pair)."""
+        """How far an atom may be from the truth: `rounding` where all were computed, or the residual of a converged Ritz pair."""
         return float(self.meta.get("value_error", 0.0))
 
     def probe_points(self, zeros: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -186,47 +213,82 @@ class Spectrum:
 
         stderr: sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian probes with the variance over the measure
         itself, in which an eigenvalue that all probes have found counts at least once, and the change when a quarter of the
-        steps is left out, in quadrature. 0 with equal bounds if exact.
+        steps is left out, in quadrature. To both is added what `rounding` of the eigenvalues may change where f is steep, all the
+        error that an exact spectrum has: its bounds are value +- stderr. ValueError where f is not finite on the spectrum, which
+        holds 0 as soon as an eigenvalue cannot be told from it.
         """
         x, c = self.points()
         y = self._evaluate(f, x)
-        value = float(c @ y)
+        value, steep = float(c @ y), self._steep(f, y)
         if self.is_exact:
-            return Estimate(value, 0.0, value, value, len(self.nodes), self.products)
+            return Estimate(value, steep, value - steep, value + steep, len(self.nodes), self.products)
         share, K, r = self.pooling, len(self.nodes), self.unresolved
         mass = self.weights * (self.dim / r * share[:, None])  # of the unresolved part, sums to 1
         held = mass > 0
         Y = np.zeros_like(mass)
         Y[held] = self._evaluate(f, self.nodes[held])
-        mean = float((mass * Y).sum())
-        variance = float((measure.located(self.nodes, mass, 1 / r) * (Y - mean) ** 2).sum())
-        statistical = r * float(np.sqrt(measure.pooled_variance(K, r, variance)))
-        return Estimate(value, float(np.hypot(statistical, self._truncation(f))), nan, nan, K, self.products)
+        Y -= float((mass * Y).sum())
+        unit = float(np.abs(Y[held]).max(initial=0.0)) or 1.0  # squares of 1e200 are no numbers
+        variance = float((measure.located(self.nodes, mass, 1 / r) * (Y / unit) ** 2).sum())
+        statistical = r * unit * float(np.sqrt(measure.pooled_variance(K, r, variance)))
+        stderr = float(np.hypot(statistical, self._truncation(f))) + steep
+        return Estimate(value, stderr, nan, nan, K, self.products)
 
     def _evaluate(self, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
-        with np.errstate(all="ignore"):
-            y = np.asarray(f(x), dtype=np.float64)
-        if y.shape != x.shape or not np.isfinite(y).all():
-            where = x[~np.isfinite(y)][0] if y.shape == x.shape else None
-            problem = (
-                f"is not finite at the eigenvalue {where:.6g}" if where is not None else f"maps {x.shape} to {y.shape}"
+        """f(x), finite; of a value within `rounding` of 0 that f does not take, such as the root of -1e-17, f(0)."""
+        y = _apply(f, x)
+        small = np.abs(x) <= self.rounding
+        if small.any() and not np.isfinite(zero := _apply(f, np.zeros(1))[0]):
+            raise ValueError(
+                f"f is not finite at the eigenvalue 0, from which {x[small][0]:.2g} cannot be told, as rounding leaves up to "
+                f"{self.rounding:.2g}; shift the matrix, or integrate a function that is finite at 0."
             )
-            raise ValueError(f"f {problem}; f must be finite on the spectrum and keep the shape of its array.")
+        y = np.where(small & ~np.isfinite(y), zero if small.any() else 0.0, y)
+        if not np.isfinite(y).all():
+            where = x[~np.isfinite(y)][0]
+            raise ValueError(f"f is not finite at the eigenvalue {where:.6g}; f must be finite on the spectrum.")
         return y
+
+    def _steep(self, f: Callable[[np.ndarray], np.ndarray], y: np.ndarray) -> float:
+        """What `rounding` of every eigenvalue but the known zeros may change, where f varies STEEP times as fast as on the whole.
+
+        Elsewhere the same rounding is of the size of that of any sum in float64. y: f on all points.
+        """
+        (x, c), r = self.points(zeros=False), self.rounding
+        if not len(x) or r == 0 or self.scale == 0:
+            return 0.0
+        here, low = self._evaluate(f, x), x - r
+        low = np.maximum(low, np.minimum(x, 0.0)) if self.meta.get("nonnegative") else low
+        moved = np.abs([_apply(f, low) - here, _apply(f, x + r) - here])
+        undefined = ~np.isfinite(moved).all(0)
+        if (undefined & (np.abs(x) > r)).any():
+            where = x[undefined & (np.abs(x) > r)][0]
+            raise ValueError(
+                f"f is not finite within {r:.2g}, the rounding, of the eigenvalue {where:.6g}; f must be finite on the spectrum."
+            )
+        change = np.where(np.isfinite(moved), moved, 0.0).max(0)
+        span = np.ptp(x)
+        slope = max(float(np.ptp(y)) / span if span > 0 else 0.0, float(np.abs(y).max()) / self.scale)
+        return float(c @ np.where(change > STEEP * slope * r, change, 0.0))
 
     def _truncation(self, f: Callable[[np.ndarray], np.ndarray]) -> float:
         """|change of the integral| when the last quarter of the steps is left out: what more steps would still move."""
-        changes = []
-        for record in self.records:
-            if record.steps < 4 or record.betas[-1] == 0:
-                changes.append(0.0)
-                continue
-            theta, omega, _ = measure.gauss_rule(record)
-            short, weight = measure.truncated_rule(record, record.steps - max(1, record.steps // 4))
-            with np.errstate(all="ignore"):
-                change = float(omega @ np.asarray(f(theta), float) - weight @ np.asarray(f(short), float))
-            changes.append(change if np.isfinite(change) else 0.0)
-        return abs(float(self.pooling @ np.array(changes))) * self.dim if changes else 0.0
+        total = 0.0
+        for share, record, short in zip(self.pooling, self.records, self._short_rules, strict=True):
+            if short is not None:
+                theta, omega, _ = measure.gauss_rule(record)
+                total += float(share * (omega @ self._evaluate(f, theta) - short[1] @ _apply(f, short[0])))
+        return abs(total) * self.dim if np.isfinite(total) else float("inf")
+
+    @cached_property
+    def _short_rules(self) -> list[tuple[np.ndarray, np.ndarray] | None]:
+        """Each record's Gauss rule of the first three quarters of its steps; None where nothing more is to come."""
+        return [
+            None
+            if record.steps < 4 or record.betas[-1] == 0
+            else measure.truncated_rule(record, record.steps - max(1, record.steps // 4))
+            for record in self.records
+        ]
 
     def moment(self, p: float) -> Estimate:
         """The mean of lambda^p over all dim eigenvalues."""
@@ -235,21 +297,29 @@ class Spectrum:
         return Estimate(e.value / n, e.stderr / n, e.lower / n, e.upper / n, e.probes, e.products)
 
     def quantile(self, q: float, confidence: float = 0.95) -> Estimate:
-        """The smallest value below which a fraction q of the eigenvalues lies; lower and upper from the CDF's band."""
+        """The smallest value below which a fraction q of the eigenvalues lies, by `curve`; lower and upper from `cdf`'s band."""
         if not 0 <= q <= 1:
             raise ValueError(f"q={q} is no fraction; use 0 <= q <= 1.")
-        x, c = self.points()
-        reached = np.cumsum(c) / self.dim >= q - 1e-12
-        value = float(x[np.argmax(reached)] if reached.any() else x[-1])
+        value = curves.inverse(self.curve, q)
         if self.is_exact:
             return Estimate(value, 0.0, value - self.value_error, value + self.value_error, 0, self.products)
-        grid = np.unique(np.concatenate([np.linspace(x[0], x[-1], 129), x]))
-        band = self.cdf(grid, confidence)
-        above, sure = np.flatnonzero(band.upper >= q), np.flatnonzero(band.lower >= q)
-        lower = min(float(grid[above[0] - 1]), value) if len(above) and above[0] > 0 else -np.inf
-        upper = max(float(grid[sure[0]]), value) if len(sure) else np.inf
+        lower, upper = self._quantile_bounds(q, confidence)
+        lower, upper = min(lower, value), max(upper, value)
         stderr = (upper - lower) / 2 / float(ndtri((1 + confidence) / 2))
         return Estimate(value, stderr, lower, upper, len(self.nodes), self.products)
+
+    def _quantile_bounds(self, q: float, confidence: float) -> tuple[float, float]:
+        """The last point whose upper bound is below q, and the first whose lower bound is not, to 1e-6 of the range."""
+        low, high = self.interval
+        ends = self.cdf(np.array([low, high]), confidence)
+        below = above = (low, high)
+        for _ in range(5):  # 16 parts each time, of both
+            x = np.concatenate([np.linspace(a, b, 17) for a, b in (below, above)])
+            band = self.cdf(x, confidence)
+            i = int(np.clip((band.upper[:17] < q).sum(), 1, 16))  # monotone in x
+            j = int(np.clip((band.lower[17:] < q).sum(), 1, 16))
+            below, above = (float(x[i - 1]), float(x[i])), (float(x[16 + j]), float(x[17 + j]))
+        return below[0] if ends.upper[0] < q else -np.inf, above[1] if ends.lower[1] >= q else np.inf
 
     # Functions -------------------------------------------------------------------------------------------------------
     def cdf(self, x: Any, confidence: float = 0.95) -> Band:
@@ -263,13 +333,17 @@ class Spectrum:
 
     def count(self, lo: Any, hi: Any, confidence: float = 0.95) -> Band:
         """How many eigenvalues lie in (lo, hi], arrays or numbers, with an interval that holds with `confidence`."""
+        return self._count(lo, hi, confidence, self.value_error)
+
+    def _count(self, lo: Any, hi: Any, confidence: float, error: float) -> Band:
+        """`count` where atoms may be off by `error`."""
         if not 0 < confidence < 1:
             raise ValueError(f"confidence={confidence} is no probability; use 0 < confidence < 1, such as 0.95.")
         lo, hi = np.broadcast_arrays(np.asarray(lo, dtype=float), np.asarray(hi, dtype=float))
         if np.isnan(lo).any() or np.isnan(hi).any() or (lo > hi).any():
             raise ValueError("count needs lo <= hi, both numbers (infinite ones allowed).")
         shape, lo, hi = lo.shape, lo.reshape(-1), hi.reshape(-1)
-        known = [self._known(lo, hi, widen) for widen in (0.0, -self.value_error, self.value_error)]
+        known = [self._known(lo, hi, widen) for widen in (0.0, -error, error)]
         value = known[0].astype(float)
         lower, upper, certain_low, certain_high = (known[i].astype(float) for i in (1, 2, 1, 2))
         r = self.unresolved
@@ -283,6 +357,17 @@ class Spectrum:
             certain_low, certain_high = certain_low + r * mass_low, certain_high + r * mass_high
         bands = [np.asarray(v).reshape(shape) for v in (value, lower, upper, certain_low, certain_high)]
         return Band(bands[0], bands[1], bands[2], confidence, bands[3], bands[4])
+
+    def count_within(self, size: float, confidence: float = 0.95) -> Band:
+        """How many |eigenvalues| are at most `size`, which allows for rounding itself: computed values count as they are.
+
+        Only what an atom's residual exceeds `rounding` by widens the interval.
+        """
+        return self._count(np.nextafter(-size, -np.inf), size, confidence, max(self.value_error - self.rounding, 0.0))
+
+    def count_below(self, x: float, confidence: float = 0.95) -> Band:
+        """How many eigenvalues are less than x, in the same sense."""
+        return self._count(-np.inf, np.nextafter(x, -np.inf), confidence, max(self.value_error - self.rounding, 0.0))
 
     def _known(self, lo: np.ndarray, hi: np.ndarray, widen: float) -> np.ndarray:
         """Atoms and zeros in (lo - widen, hi + widen]."""
@@ -300,22 +385,29 @@ class Spectrum:
 
     def probe_envelope(self, k: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The envelope of probe k with the mass of the atoms taken out, and with what positive semi-definiteness adds."""
-        record, gone = self.records[k], self.removed[k]
-        low, high = measure.envelope(record, x)
-        theta, omega, _ = measure.gauss_rule(record)
-        gone = np.unique(gone)
+        low, high = measure.envelope(self.records[k], x)
+        nodes, cumulated, rest = self._taken(k)
+        margin = self.value_error
+        most = cumulated[np.searchsorted(nodes, x + margin, side="right")]
+        least = cumulated[np.searchsorted(nodes, x - margin, side="right")]
+        low, high = np.clip((low - most) / rest, 0, 1), np.clip((high - least) / rest, 0, 1)
+        if self.meta.get("nonnegative"):
+            high = np.where(x < -max(margin, self.rounding), 0.0, high)
+        return np.minimum(low, high), high
+
+    def probe_middle(self, k: int, x: np.ndarray) -> np.ndarray:
+        """The middle of that envelope, (X,), without what rounding adds to it."""
+        nodes, cumulated, rest = self._taken(k)
+        taken = sum(cumulated[np.searchsorted(nodes, x, side=side)] for side in SIDES) / 2
+        return np.clip((measure.middle(self.records[k], x) - taken) / rest, 0, 1)
+
+    def _taken(self, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """(nodes (L,) of probe k that became atoms, ascending, their cumulated weights (L + 1,), the weight of all others)."""
+        theta, omega, _ = measure.gauss_rule(self.records[k])
+        gone = np.unique(self.removed[k])
         order = gone[np.argsort(theta[gone])]
         cumulated = np.concatenate([[0.0], np.cumsum(omega[order])])
-        margin = self.value_error
-        taken_most = cumulated[np.searchsorted(theta[order], x + margin, side="right")]
-        taken_least = cumulated[np.searchsorted(theta[order], x - margin, side="right")]
-        rest = max(1 - cumulated[-1], measure.TINY)
-        low, high = np.clip((low - taken_most) / rest, 0, 1), np.clip((high - taken_least) / rest, 0, 1)
-        if self.meta.get("nonnegative"):
-            high = np.where(
-                x < -max(margin, 1e-6 * self.scale if record.dtype != "float64" else 1e-12 * self.scale), 0.0, high
-            )
-        return np.minimum(low, high), high
+        return theta[order], cumulated, max(1 - cumulated[-1], measure.TINY)
 
     @cached_property
     def curve(self) -> curves.Curve:
@@ -382,18 +474,9 @@ class Spectrum:
         """
         if kind not in ("wasserstein", "ks"):
             raise ValueError(f"kind={kind!r} is no distance; use 'wasserstein' or 'ks'.")
-        value = curves.distance(self.curve, other.curve, kind)
-        squares = 0.0
-        for one, two in ((self, other), (other, self)):
-            if one.is_exact:
-                continue
-            K = len(one.nodes)
-            without = [curves.distance(curves.of(one, without=k), two.curve, kind) for k in range(K) if K > 1]
-            squares += (K - 1) / K * float(np.square(np.array(without) - np.mean(without)).sum()) if K > 1 else nan
+        value, stderr = curves.between(self, other, kind)
         bounds = (value, value) if self.is_exact and other.is_exact else (nan, nan)
-        return Estimate(
-            value, float(np.sqrt(squares)), *bounds, len(self.nodes) + len(other.nodes), self.products + other.products
-        )
+        return Estimate(value, stderr, *bounds, len(self.nodes) + len(other.nodes), self.products + other.products)
 
     def save(self, path: Any) -> None:
         """Write one .npz without pickles, atomically."""
@@ -422,3 +505,12 @@ class Spectrum:
             f"<Spectrum of {self.dim} eigenvalues in [{low:.4g}, {high:.4g}] by {self.method}: {len(self.atoms.values)} exact, "
             f"{self.zeros} known zeros, {len(self.nodes)} probes, {self.products} products>"
         )
+
+
+def _apply(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """f(x) as float64, held to the shape of x; warnings of numpy's are answered by those who look at the values."""
+    with np.errstate(all="ignore"):
+        y = np.asarray(f(x), dtype=np.float64)
+    if y.shape != x.shape:
+        raise ValueError(f"f maps an array of shape {x.shape} to {y.shape}; f must keep the shape of its array.")
+    return y

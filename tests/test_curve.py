@@ -99,3 +99,61 @@ def test_an_exact_two_step_rule_stays_two_steps():
         s = spectral.kpm(sp.diags_array(SPECTRA["two points"]).tocsr(), probes=4, seed=seed)
         near.append(float(s.distance(truth).value) <= s.meta["error"]["w1_95"])
     assert np.mean(near) >= 0.83  # 25 of 30 at .95: all but one in 300 runs
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("steps", [4, 12, 60])
+def test_the_samples_of_a_curve_are_enough(name, steps):
+    """Against the middle of the envelope on a fine grid: what is lost between the samples is far less than the stated error."""
+    s = spectral.slq(sp.diags_array(SPECTRA[name]).tocsr(), probes=2, steps=steps)
+    if s.is_exact:
+        return
+    low, high = s.interval
+    x = np.linspace(low, high, 6001)[1:-1]
+    for k in range(2):
+        lower, upper = s.probe_envelope(k, x)
+        ours = np.add(*curves.limits(s.probe_curves[k], x)) / 2
+        lost = np.abs(ours - np.maximum.accumulate((lower + upper) / 2)).mean()
+        assert lost <= 0.05 * s.meta["error"]["w1"] * s.dim / s.unresolved + 1e-6
+
+
+def test_the_quantile_inverts_the_cdf():
+    s = spectral.slq(sp.diags_array(SPECTRA["uniform"]).tocsr(), probes=3, steps=20)
+    for q in (0.03, 0.2, 0.5, 0.77, 0.99):
+        value = float(s.quantile(q))
+        assert float(s.cdf(value).value) == pytest.approx(q, abs=5e-3)
+        left, right = curves.limits(s.curve, np.array([value]))
+        assert left[0] - 1e-9 <= q <= right[0] + 1e-9
+    assert (float(s.quantile(0.0)), float(s.quantile(1.0))) == s.interval
+
+
+def test_the_bounds_of_a_quantile_are_where_the_band_crosses_it():
+    s = spectral.slq(sp.diags_array(SPECTRA["outliers and zeros"]).tocsr(), probes=3, steps=20)
+    low, high = s.interval
+    x = np.linspace(low, high, 4001)
+    band, step = s.cdf(x), (high - low) / 4000
+    for q in (0.02, 0.3, 0.9):
+        e = s.quantile(q)
+        below, above = x[band.upper < q], x[band.lower >= q]
+        assert e.lower == pytest.approx(below[-1], abs=1.01 * step) if len(below) else e.lower == -np.inf
+        assert e.upper == pytest.approx(above[0], abs=1.01 * step) if len(above) else e.upper == np.inf
+
+
+def test_an_error_leaves_one_probe_out_after_the_other():
+    """By curves made anew without each probe, and the jackknife written out."""
+    s, other = (spectral.slq(sp.diags_array(SPECTRA["uniform"]).tocsr(), probes=4, steps=15, seed=i) for i in (0, 1))
+    rest = s.unresolved / s.dim
+    for kind in ("wasserstein", "ks"):
+        variance = 0.0
+        for a, b in ((s, other), (other, s)):
+            without = []
+            for k in range(4):
+                keep = [j for j in range(4) if j != k]
+                shares = a.pooling[keep] / a.pooling[keep].sum() * (a.unresolved / a.dim)
+                parts, weights = [a.probe_curves[j] for j in keep], list(shares)
+                if a.unresolved < a.dim:
+                    parts, weights = [*parts, curves.staircase(*a.known_points())], [*weights, 1 - a.unresolved / a.dim]
+                without.append(curves.distance(curves.pooled(parts, weights), b.curve, kind))
+            variance += 3 / 4 * np.square(without - np.mean(without)).sum()
+        assert s.distance(other, kind).stderr == pytest.approx(np.sqrt(variance), rel=1e-3)
+    assert 0 < rest <= 1

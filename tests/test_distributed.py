@@ -16,6 +16,17 @@ OPTIONS = {
     "flattened": {"wrt": "inputs", "layout": "flattened"},
     "loss": {"of": "loss", "loss": torch.nn.CrossEntropyLoss(ignore_index=0)},
 }
+
+
+class Whole(torch.nn.Module):
+    """A loss of all samples together."""
+
+    reduction = "mean"
+
+    def forward(self, z, y):
+        return torch.logsumexp(z.reshape(-1), 0)
+
+
 PROBED = {"exact": {}, "probed": {"exact": False, "seed": 5}}
 
 
@@ -44,6 +55,8 @@ def work(rank, folder):
     own = whole[: len(OWN[0])] if rank == 0 else whole[len(OWN[0]) :]
     assert distributed.world_size() == 2 and distributed.rank() == rank
     assert distributed.all_counts(3 + rank) == [3, 4]
+    with pytest.raises(ValueError, match=r"Whole couples the samples of a batch .* pass all data as one batch"):
+        spectral.Hessian(case.network(), Whole(), own[:1])  # one batch on each rank
     torch.save({name: results(own, options) for name, options in OPTIONS.items()}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

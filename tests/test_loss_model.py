@@ -334,7 +334,7 @@ class Contrast(nn.Module):
     reduction = "mean"
 
     def forward(self, z, y):
-        scores = F.normalize(z, dim=1) @ F.normalize(z.detach() + 0.1, dim=1).T
+        scores = F.normalize(z, dim=1) @ F.normalize(z.roll(1, 0) + 0.1, dim=1).T
         return F.cross_entropy(scores, torch.arange(len(z)), reduction=self.reduction)
 
 
@@ -358,6 +358,21 @@ def test_module_that_couples_samples_needs_all_data_in_one_batch(problem, kind):
     for make in (EmpiricalFisher, lambda m, loss, data: Jacobian(m, data, of="loss", loss=loss)):
         with pytest.raises(ValueError, match="couples the samples of a batch"):
             make(model, kind(), [(x, y)])
+
+
+def test_stop_gradient_in_a_loss_is_refused_unless_constants_are_meant(problem):
+    """Its gradient is another function than the gradient at a frozen target, so that no matrix is its derivative."""
+
+    def towards(z, batch):
+        return (z - z.detach().roll(1, 1)).square().sum(), len(z)
+
+    model, x, y = problem
+    H = Hessian(model, towards, cut(x, y))
+    with pytest.raises(ValueError, match=r"an operation in loss= has a second derivative .* stop-gradient"):
+        H @ torch.ones(H.shape[1], dtype=torch.float64)
+    frozen = model(x).detach().roll(1, 1)
+    right = hessian_of((model(x) - frozen).square().sum() / N, model)
+    assert agrees(Hessian(model, towards, cut(x, y), preflight=False), right)
 
 
 def triplet(z, batch):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from spectral import Spectrum, slq
-from spectral.analysis import METRICS, describe_metric, summary
-from spectral.analysis.bulk import product_epsilon
+from spectral.analysis import METRICS, describe_metric, power_law, summary
 from spectral.analysis.jackknife import jackknife
 
 WITH_UNITS = {
@@ -55,9 +54,35 @@ def test_by_hand():
     for name, value in expected.items():
         assert s[name] == pytest.approx(value), name
         assert s[f"{name}_stderr"] == 0
-    assert s["alpha_hat"] == pytest.approx(s["alpha"] * math.log10(8))
-    assert 10 ** s["log_alpha_norm"] == pytest.approx(sum(v ** s["alpha"] for v in 16 * p))
-    assert s["mp_softrank"] == pytest.approx(s["mp_edge"] / 8)
+
+
+def test_alpha_and_what_is_made_of_it_belong_to_an_accepted_fit():
+    values = (1 - (np.arange(200) + 0.5) / 200) ** (-1 / 1.2)  # a Pareto law of alpha 2.2
+    s, fit = of(values), power_law(Spectrum.from_eigenvalues(values))
+    assert s["alpha_accepted"] == s["alpha_peak_accepted"] == 1
+    assert (s["alpha"], s["sigma"], s["xmin"], s["D"], s["tail"]) == (fit.alpha, fit.sigma, fit.xmin, fit.D, fit.tail)
+    assert s["alpha_hat"] == pytest.approx(s["alpha"] * math.log10(values.max()))
+    assert 10 ** s["log_alpha_norm"] == pytest.approx(sum(v ** s["alpha"] for v in values))
+
+
+def test_a_refused_alpha_is_nan_beside_its_verdict():
+    values = np.random.default_rng(0).uniform(1, 2, 200)
+    s, fit = of(values), power_law(Spectrum.from_eigenvalues(values))
+    assert not fit.accepted and np.isfinite(fit.alpha)
+    assert s["alpha_accepted"] == s["alpha_peak_accepted"] == s["alpha_accepted_stderr"] == 0
+    names = ("alpha", "alpha_bounded", "sigma", "alpha_peak", "alpha_hat", "log_alpha_norm", "truncated_alpha", "hill")
+    assert all(math.isnan(s[name]) and math.isnan(s[f"{name}_stderr"]) for name in names)
+    assert (s["xmin"], s["D"], s["tail"]) == (fit.xmin, fit.D, fit.tail)  # where the verdict comes from
+
+
+def test_a_bulk_is_told_where_it_is_marchenko_pastur():
+    X = np.random.default_rng(3).standard_normal((400, 100)) * np.append(3.0, np.ones(99))
+    bulk, flat = of(np.linalg.eigvalsh(X.T @ X / 400)), of(np.linspace(1, 2, 100))
+    assert (bulk["mp_accepted"], bulk["mp_spikes"]) == (1, 1)
+    assert bulk["mp_softrank"] == pytest.approx(bulk["mp_edge"] / bulk["lambda_max"])
+    assert bulk["mp_edge"] == pytest.approx(1.5**2, rel=0.03) and bulk["mp_ratio"] == pytest.approx(0.25, rel=0.05)
+    assert flat["mp_accepted"] == 0 and flat["mp_ks"] > 0.02
+    assert all(math.isnan(flat[f"mp_{name}"]) for name in ("edge", "sigma", "ratio", "spikes", "softrank"))
 
 
 def test_flat_spectra_have_full_rank_and_no_shape():
@@ -134,7 +159,16 @@ def test_scaling_changes_the_keys_with_units_and_no_other(c, kind):
             assert same(two[f"{name}_stderr"], one[f"{name}_stderr"] * factor, 1e-3) or (
                 two[f"{name}_stderr"] < 1e-9 * abs(two[name])
             ), name
-    assert two["alpha_hat"] - one["alpha_hat"] == pytest.approx(one["alpha"] * math.log10(c), rel=1e-4)
+    assert same(two["alpha_hat"] - one["alpha_hat"], one["alpha"] * math.log10(c), 1e-4)
+
+
+@pytest.mark.parametrize("c", [1e-9, 1e9])
+def test_scaling_shifts_the_logarithms_of_a_power_law(c):
+    values = (1 - (np.arange(200) + 0.5) / 200) ** (-1 / 1.2)
+    one, two = of(values), of(values * c)
+    assert one["alpha_accepted"] == two["alpha_accepted"] == 1
+    assert two["alpha_hat"] - one["alpha_hat"] == pytest.approx(one["alpha"] * math.log10(c), rel=1e-6)
+    assert two["log_alpha_norm"] - one["log_alpha_norm"] == pytest.approx(one["alpha"] * math.log10(c), rel=1e-6)
 
 
 def test_multiplicity_is_repetition():
@@ -172,16 +206,20 @@ def test_jackknife_errors_are_calibrated():
         assert 0.8 < np.sqrt(np.mean(np.square(z))) < 1.9, name  # Student t with 5 degrees of freedom has 1.29
 
 
-def test_one_probe_cannot_tell_its_error():
-    s = summary(slq(np.diag(np.linspace(1, 2, 50)), probes=1, steps=5, deflate=0))
-    assert math.isnan(s["trace_stderr"]) and s["trace"] > 0
+def test_one_probe_knows_the_error_of_a_sum_and_of_no_order_statistic():
+    """That of a sum has an exact law; where an extreme lies, one probe cannot tell."""
+    values = np.linspace(1, 2, 50)
+    s = summary(slq(np.diag(values), probes=1, steps=5, deflate=0))
+    assert s["trace_stderr"] == pytest.approx(50 * np.sqrt(2 * np.var(values) / 52), rel=0.1)
+    assert abs(s["trace"] - values.sum()) < 4 * s["trace_stderr"]
+    for name in ("lambda_max", "lambda_min", "information_dimension"):
+        assert math.isnan(s[f"{name}_stderr"]), name
 
 
 def test_hard_rank_uses_the_recorded_precision():
     values = [1.0, 1e-3, 1e-9]  # the last is rounding in float32
-    meta = {"operator": {"of": [{"dtype": "float32"}]}}
-    low = Spectrum.from_eigenvalues(values, meta=meta)
-    assert product_epsilon(low) == 2.0**-23
+    low = Spectrum.from_eigenvalues(values, meta={"epsilon": 2.0**-23})
+    assert low.epsilon == 2.0**-23
     assert summary(low)["hard_rank"] == 2 and of(values)["hard_rank"] == 3
     assert summary(low)["hard_rank_threshold"] == pytest.approx(10 * 2.0**-23)
 

@@ -100,7 +100,7 @@ def test_wrong_engine_is_refused_when_asked_for_and_not_chosen():
     oracle(name)
     data = FAMILIES[name].cut((5,))
     A = Jacobian(FAMILIES[name].model(), data, engine="fresh")
-    with pytest.raises(ValueError, match=r"fresh: <Jv, u> and <v, J\^T u> differ by .* on call 1"):
+    with pytest.raises(ValueError, match=r"fresh: <Jv, u> and <v, J\^T u> differ by"):
         A @ torch.ones(A.shape[1], dtype=torch.float64)
     A = Jacobian(FAMILIES[name].model(), data)
     A @ torch.ones(A.shape[1], dtype=torch.float64)

@@ -3,6 +3,7 @@
 from spectral.analysis.alignment import Alignment, label_alignment
 from spectral.analysis.bulk import MarchenkoPastur, marchenko_pastur
 from spectral.analysis.compare import cohens_d, compare
+from spectral.analysis.outliers import Outliers, outliers
 from spectral.analysis.shape import METRICS, describe_metric, summary
 from spectral.analysis.tail import PowerLaw, power_law
 
@@ -10,12 +11,14 @@ __all__ = [
     "METRICS",
     "Alignment",
     "MarchenkoPastur",
+    "Outliers",
     "PowerLaw",
     "cohens_d",
     "compare",
     "describe_metric",
     "label_alignment",
     "marchenko_pastur",
+    "outliers",
     "power_law",
     "summary",
 ]

@@ -2,38 +2,55 @@
 
 Symbols: γ = d/n the aspect ratio, σ² the variance of a matrix entry, λ± = σ²(1 ± √γ)² the edges. The positive part of a
 bulk with γ > 1 is that of its transpose, so the fit runs on γ' ≤ 1 and the zeros decide afterwards which side it is.
+Eigenvalues of a random matrix repel each other: N(x) differs from its law by about ln n / 2 eigenvalues, not by √n, so that
+a few hundred are enough to tell a bulk that is not the law's. At the edge they move by the Tracy–Widom width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import least_squares
+from scipy.stats import chi2
 
-from spectral.analysis.jackknife import Measure
+from spectral.analysis.counting import Counting, counting, zero_within_residual
+from spectral.analysis.jackknife import Measure, leave_one_out
 from spectral.analysis.theory import marchenko_pastur_cdf, marchenko_pastur_edges
 
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
 
 Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 NAN = float("nan")
-ROUNDING = 2.0**-52
-EPSILON = {"float64": ROUNDING, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TRACY_WIDOM = 3.27  # the largest eigenvalue of a pure bulk exceeds this many scales once in a thousand matrices
+TRACY_WIDOM_MEAN, TRACY_WIDOM_SD = -1.2065, 1.268
 LEVELS = np.linspace(0.05, 0.95, 37)  # quantiles that are matched: neither a spike nor the smallest eigenvalues enter
 RATIOS = np.concatenate([np.geomspace(1e-4, 0.05, 12), np.linspace(0.06, 1.0, 48)])
+LOOKS = (np.arange(200) + 0.5) / 200  # where the CDFs are compared in the fit
+MIN_BULK = 20  # eigenvalues; with fewer, every bulk passes
+# The largest difference of N(x) to the law that chance makes, after the fit: 1.5 + 0.45 ln n. Seen in one of 1 000 (n = 30 to
+# 1 000, γ = .05 to 1; entries Gaussian, of two values, uniform, exponential, Student's with 5 degrees of freedom)
+RIGID = 1.5, 0.45
+# and so many standard deviations of the probes' noise at the median
+NOISE = 2.4
+MAX_SPIKES = 0.1  # of the bulk: a signal of low rank makes few spikes, and more of them are a tail
+# An empty stretch at the edge, measured in the eigenvalues that a bulk of its upper end would have there. The gap of the two
+# largest holds 3.5 in one of a thousand matrices
+EMPTY = 3.5
 
 
 @dataclass(frozen=True)
 class MarchenkoPastur:
     """A fitted bulk. sigma: standard deviation of a matrix entry, √ of the eigenvalues' unit. ratio: γ = d/n, above 1
-    when the zeros are as many as 1 − 1/γ of all. lower, upper: the edges. spikes: eigenvalues beyond the upper edge and
-    its Tracy–Widom width. ks: largest CDF distance between the bulk and the law. bulk: eigenvalues that were fitted.
-    zeros: eigenvalues that are 0 up to rounding; negative: those below; neither is fitted."""
+    when the zeros are as many as 1 − 1/γ of all. lower, upper: the edges. spikes: eigenvalues above the bulk, nan where the fit
+    is refused. ks: largest CDF distance between the bulk and the law. bulk: eigenvalues that were fitted. zeros: eigenvalues
+    that are 0 up to rounding; negative: those below; neither is fitted. accepted, reason: False with one sentence where the
+    bulk is not Marchenko–Pastur; the other fields are then those of the closest law."""
 
     sigma: float
     ratio: float
@@ -44,41 +61,21 @@ class MarchenkoPastur:
     bulk: float = NAN
     zeros: float = 0.0
     negative: float = 0.0
+    accepted: bool = False
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if not self.accepted:
+            return f"no Marchenko–Pastur bulk: {self.reason}"
+        return (
+            f"Marchenko–Pastur bulk of {self.bulk:.0f} eigenvalues in [{self.lower:.4g}, {self.upper:.4g}], "
+            f"sigma {self.sigma:.4g}, ratio {self.ratio:.3g}, KS {self.ks:.2g}; {self.spikes:.0f} spikes above"
+        )
 
 
-def zero_threshold(values: Array, dim: float, eps: float = ROUNDING) -> float:
-    """(10 eps + √dim · 2⁻⁵²) · max|λ|: below it an eigenvalue is indistinguishable from 0.
-
-    A few units of rounding of the products, which do not grow with the dimension, and that of a float64 eigensolver. The
-    rule dim · eps of numpy's matrix_rank would leave nothing of a float32 matrix with 10⁷ rows.
-    """
-    return float((10 * eps + np.sqrt(dim) * ROUNDING) * np.max(np.abs(values), initial=0.0))
-
-
-def product_epsilon(spectrum: Spectrum) -> float:
-    """Machine epsilon of the coarsest dtype that `meta["operator"]` records, float64's if it records none."""
-    found = [ROUNDING]
-
-    def visit(node: object) -> None:
-        if isinstance(node, dict):
-            found.extend(EPSILON[v] for k, v in node.items() if "dtype" in k and isinstance(v, str) and v in EPSILON)
-            node = list(node.values())
-        if isinstance(node, list):
-            for child in node:
-                visit(child)
-
-    visit(spectrum.meta.get("operator"))
-    return max(found)
-
-
-def _distance(x: Array, w: Array, ratio: float, sigma: float) -> float:
-    middle = (np.cumsum(w) - w / 2) / w.sum()
-    return float(np.max(np.abs(middle - marchenko_pastur_cdf(x, ratio, sigma))))
-
-
-def _mean_square(x: Array, w: Array, ratio: float, sigma: float) -> float:
-    middle = (np.cumsum(w) - w / 2) / w.sum()
-    return float(w @ (middle - marchenko_pastur_cdf(x, ratio, sigma)) ** 2 / w.sum())
+def positive_floor(spectrum: Spectrum) -> float:
+    """What an eigenvalue must exceed to be positive: `Spectrum.rounding`, or what Lanczos has not told from 0."""
+    return max(spectrum.rounding, zero_within_residual(spectrum))
 
 
 def _standard_quantiles() -> Array:
@@ -94,92 +91,196 @@ def _standard_quantiles() -> Array:
 STANDARD = _standard_quantiles()
 
 
-def _fit_bulk(x: Array, w: Array) -> tuple[float, float]:
-    """(γ' ≤ 1, σ'²): quantiles pick the start, then the least mean square distance of the CDFs (Cramér–von Mises).
-
-    The largest distance instead would follow the steps of a quadrature's nodes, and put its last node above the edge.
-    """
-    middle = (np.cumsum(w) - w / 2) / w.sum()
-    observed = np.interp(LEVELS, middle, x)
-    scale = STANDARD @ observed / np.sum(STANDARD**2, axis=1)
-    best = int(np.argmin(np.sum((observed - scale[:, None] * STANDARD) ** 2, axis=1)))
-    size = float(scale[best])
-
-    def objective(theta: Array) -> float:
-        root, factor = theta  # √γ', because the edges move with it
-        if not (1e-3 <= root <= 1 and 0.2 < factor < 5):
-            return 2.0
-        return _mean_square(x, w, float(root**2), float(np.sqrt(size * factor)))
-
-    start = np.array([np.sqrt(RATIOS[best]), 1.0])
-    simplex = start + np.array([[0.0, 0.0], [-0.05 * start[0], 0.0], [0.0, 0.05]])
-    options = {"initial_simplex": simplex, "xatol": 1e-5, "fatol": 1e-12, "maxiter": 200}
-    found = minimize(objective, start, method="Nelder-Mead", options=options)
-    return float(found.x[0] ** 2), float(size * found.x[1])
-
-
 def _edge_width(ratio: float, variance: float, bulk: float) -> float:
     """Tracy–Widom scale of the largest eigenvalue, Johnstone (2001), for p = `bulk` eigenvalues and p/γ' samples."""
     p, n = bulk, bulk / ratio
     return variance / n * (np.sqrt(n) + np.sqrt(p)) * (1 / np.sqrt(n) + 1 / np.sqrt(p)) ** (1 / 3)
 
 
-def fit_measure(values: Array, counts: Array, probes: int = 0, eps: float = ROUNDING) -> MarchenkoPastur:
-    """`marchenko_pastur` of a plain measure (values ascending, counts in eigenvalues); probes=0 for an exact one."""
-    dim = float(counts.sum())
-    threshold = zero_threshold(values, dim, eps)
-    keep = (values > threshold) & (counts > 0)
-    x, where = np.unique(values[keep], return_inverse=True)  # repeated values are one step of the CDF
-    w = np.bincount(where, weights=counts[keep], minlength=len(x)).astype(np.float64)
-    zeros = float(counts[np.abs(values) <= threshold].sum())
-    negative = float(counts[values < -threshold].sum())
-    if len(x) == 0:
-        return MarchenkoPastur(NAN, NAN, NAN, NAN, NAN, NAN, 0.0, zeros, negative)
-    if x[-1] - x[0] <= 1e-12 * x[-1]:  # one eigenvalue, or many equal ones: the limit γ = 0
-        return MarchenkoPastur(
-            float(np.sqrt(x[0])), 0.0, float(x[0]), float(x[-1]), 0.0, 0.0, float(w.sum()), zeros, negative
-        )
-    inside = len(x)
+class _Bulk(NamedTuple):
+    """The eigenvalues up to a point: `size` of them, the CDF before and after each point, and where the fit looks.
+
+    noise: the probes make Var F noise · q(1 − q), q the share of what only they stand for below a point.
+    """
+
+    x: Array
+    before: Array
+    after: Array
+    size: float
+    noise: float
+    at: IntArray
+    sd: Array
+
+
+def _bulk(c: Counting, last: int) -> _Bulk:
+    beyond = float(c.above[last])
+    size = c.total - beyond
+    before, after = (1 - (n[: last + 1] - beyond) / size for n in (c.at_least, c.above))
+    unresolved = c.at_least - c.exact
+    q = 1 - unresolved[: last + 1] / max(float(unresolved[0]), 1e-300)
+    noise = 2 / c.probes * float(unresolved[0]) / size**2 if c.probes else 0.0
+    at = np.unique(np.clip(np.searchsorted(before + after, 2 * LOOKS), 0, last))
+    sd = np.sqrt((1 / size) ** 2 + noise * (q * (1 - q))[at])  # and they move by about one on their own
+    return _Bulk(c.x[: last + 1], before, after, size, noise, at, sd)
+
+
+class _Top(NamedTuple):
+    """The largest eigenvalue of a bulk that Lanczos has found: its value, and the weight of the node that stands for it."""
+
+    value: float
+    weight: float
+
+
+def _fit(b: _Bulk, ratio: float | None, top: _Top | None = None) -> tuple[float, float]:
+    """(γ' ≤ 1, σ'²): quantiles pick the start, then the least mean square distance of the CDFs, in standard deviations.
+
+    The largest distance instead would follow the steps of a quadrature's nodes. Where the CDF has the noise of probes, `top`
+    ties the edge: its law is Tracy and Widom's.
+    """
+    middle = (b.before + b.after) / 2
+    observed = np.interp(LEVELS, middle, b.x)
+    scales = STANDARD @ observed / np.sum(STANDARD**2, axis=1)
+    misfit = np.sum((observed - scales[:, None] * STANDARD) ** 2, axis=1)
+    best = int(np.argmin(misfit) if ratio is None else np.argmin(np.abs(RATIOS - ratio)))
+    size, looked, weight = float(scales[best]), middle[b.at], 1 / (b.sd * np.sqrt(len(b.at)))
+
+    def residuals(theta: Array) -> Array:
+        gamma = float(theta[1] ** 2) if ratio is None else ratio  # √γ', because the edges move with it
+        variance = size * float(np.exp(theta[0]))
+        parts = weight * (looked - marchenko_pastur_cdf(b.x[b.at], gamma, np.sqrt(variance)))
+        if top is None:
+            return np.asarray(parts)
+        upper, width = marchenko_pastur_edges(gamma, np.sqrt(variance))[1], _edge_width(gamma, variance, b.size)
+        spread = np.hypot(TRACY_WIDOM_SD, (0.75 * np.pi * max(top.weight - 1, 0.0)) ** (2 / 3))
+        return np.append(parts, (top.value - upper - TRACY_WIDOM_MEAN * width) / (spread * width))
+
+    start = [0.0] if ratio is not None else [0.0, min(float(np.sqrt(RATIOS[best])), 0.999)]
+    limits = [-2.0, 1e-3][: len(start)], [2.0, 1.0][: len(start)]
+    found = least_squares(residuals, start, bounds=limits, x_scale=0.1, xtol=1e-10, ftol=1e-12, gtol=1e-12).x
+    return (float(found[1] ** 2) if ratio is None else ratio), size * float(np.exp(found[0]))
+
+
+def _by_edge(c: Counting, ratio: float | None) -> tuple[float, float, int, float]:
+    """(γ', σ'², last point of the bulk, spikes) of exact eigenvalues: what lies beyond the edge leaves, until nothing does."""
+    last = len(c.x) - 1
     for _ in range(20):  # spikes only ever leave: the loop ends
-        ratio, variance = _fit_bulk(x[:inside], w[:inside])
-        lower, upper = marchenko_pastur_edges(ratio, np.sqrt(variance))
-        bulk = float(w[:inside].sum())
-        # the fitted variance carries the noise of the probes' trace, Var/mean² = 2(1 + γ')/(bulk · probes)
-        noise = upper * 3 * np.sqrt(2 * (1 + ratio) / (bulk * probes)) if probes else 0.0
-        limit = upper + TRACY_WIDOM * _edge_width(ratio, variance, bulk) + noise
-        remaining = int(np.searchsorted(x, limit, side="right"))
-        if remaining >= inside or remaining < 3:
+        b = _bulk(c, last)
+        gamma, variance = _fit(b, ratio)
+        upper = marchenko_pastur_edges(gamma, np.sqrt(variance))[1]
+        limit = upper + TRACY_WIDOM * _edge_width(gamma, variance, b.size)
+        inside = int(np.searchsorted(c.x, limit, side="right")) - 1
+        if inside >= last or inside < 2:
             break
-        inside = remaining
-    ks = _distance(x[:inside], w[:inside], ratio, np.sqrt(variance))
-    spikes, empty = float(w[x > limit].sum()), zeros / dim
-    if abs(empty - (1 - ratio)) < empty:  # as many zeros as d > n makes: the same bulk, seen from the larger side
-        ratio, variance = 1 / ratio, variance * ratio
-    sigma = float(np.sqrt(variance))
-    return MarchenkoPastur(sigma, ratio, lower, upper, spikes, ks, float(w[:inside].sum()), zeros, negative)
+        last = inside
+    return gamma, variance, last, float(c.above[last])
 
 
-def marchenko_pastur(spectrum: Spectrum) -> MarchenkoPastur:
-    """Fit the Marchenko–Pastur law to the bulk and count the spikes above it.
+def _by_gap(c: Counting, measure: Measure, ratio: float | None) -> tuple[float, float, int, float]:
+    """The same of a quadrature, whose CDF does not know its edge as well as the largest nodes do.
 
-    Quantiles between 5 and 95 % give a start, the least Cramér–von Mises distance the fit; eigenvalues beyond the
-    edge by more than 3.27 Tracy–Widom scales (one in a thousand pure bulks has one) are spikes and leave the fit until
-    none is left; in a quadrature the edge is uncertain by the noise of the trace as well, and three standard errors of
-    that are added. Eigenvalues that are 0 up to rounding are not fitted: if they are as many as d > n makes, ratio > 1.
-    `ks` says whether there is a bulk at all: compare with 1.36/√bulk. No products; O(points) memory.
+    Spikes are what lies above the last empty stretch: one in which a bulk up to its upper end would have EMPTY eigenvalues more
+    than the nodes at its ends may stand for. A bulk has 2/(3π) t^{3/2} eigenvalues within t Tracy–Widom widths of its edge.
+    """
+    gamma, variance = _fit(_bulk(c, len(c.x) - 1), ratio)
+    width = _edge_width(gamma, variance, c.total)
+    values, weights = (v[measure[0] > c.x[0]][::-1] for v in measure)
+    first = np.flatnonzero(np.append(True, -np.diff(values) > 0.2 * width))  # of nodes that found the same eigenvalue
+    weights, lowest = np.add.reduceat(weights, first), values[np.append(first[1:], len(values)) - 1]
+    upper, lower = lowest[:-1], values[first[1:]]
+    expected = 2 / (3 * np.pi) * ((upper - lower) / width) ** 1.5
+    loose = c.loose[np.searchsorted(c.x, (upper + lower) / 2)]
+    empty = np.flatnonzero(expected > EMPTY + loose)
+    count = int(empty[-1]) + 1 if len(empty) else 0
+    several = chi2.ppf(1 - 1e-4, c.probes) / c.probes  # what one eigenvalue weighs is a chi square over the probes
+    copies = np.where(weights > several, np.round(weights), 1.0)[:count]
+    top = _Top(float(values[first[count]]), float(weights[count]))
+    last = int(np.searchsorted(c.x, top.value, side="right")) - 1
+    return *_fit(_bulk(c, last), ratio, top), last, float(copies.sum())
 
-    All fields are nan without a positive eigenvalue. Source: Marchenko & Pastur (1967); Johnstone (2001) for the width.
+
+def _refusal(b: _Bulk, ks: float, spikes: float) -> str:
+    """Why there is no bulk of this law, "" where there is one."""
+    if b.size < MIN_BULK:
+        return f"The bulk holds {b.size:.3g} eigenvalues, and a verdict needs {MIN_BULK}."
+    allowed = (RIGID[0] + RIGID[1] * np.log(b.size)) / b.size + NOISE * np.sqrt(b.noise / 4)
+    if ks > allowed:
+        return (
+            f"The bulk is not Marchenko–Pastur: its CDF is {ks:.2g} away from the law, and chance allows {allowed:.2g}."
+        )
+    if spikes > MAX_SPIKES * b.size:
+        return f"{spikes:.0f} eigenvalues lie above a bulk of {b.size:.0f}: a tail, and no spikes."
+    return ""
+
+
+def _of(c: Counting, measure: Measure, floor: float, ratio: float | None) -> MarchenkoPastur:
+    values, counts = measure
+    zeros, negative = float(counts[np.abs(values) <= floor].sum()), float(counts[values < -floor].sum())
+    if len(c.x) == 0:
+        reason = "No eigenvalue is positive, so there is no bulk."
+        return MarchenkoPastur(NAN, NAN, NAN, NAN, NAN, NAN, 0.0, zeros, negative, False, reason)
+    if c.x[-1] - c.x[0] <= 1e-12 * c.x[-1]:  # one eigenvalue, or many equal ones: the limit γ = 0
+        sigma, reason = float(np.sqrt(c.x[0])), "All positive eigenvalues are equal, so there is no bulk."
+        return MarchenkoPastur(
+            sigma, 0.0, float(c.x[0]), float(c.x[-1]), 0.0, 0.0, c.total, zeros, negative, False, reason
+        )
+    side = None if ratio is None else min(ratio, 1 / ratio)
+    gamma, variance, last, spikes = _by_gap(c, measure, side) if c.probes else _by_edge(c, side)
+    b = _bulk(c, last)
+    law = marchenko_pastur_cdf(b.x, gamma, np.sqrt(variance))
+    ks = float(max(np.max(law - b.before), np.max(b.after - law)))
+    reason = _refusal(b, ks, spikes)
+    lower, upper = marchenko_pastur_edges(gamma, np.sqrt(variance))
+    empty = zeros / float(counts.sum())
+    if abs(empty - (1 - gamma)) < empty if ratio is None else ratio > 1:
+        gamma, variance = 1 / gamma, variance * gamma  # the same bulk, seen from the larger side, which has the zeros
+    return MarchenkoPastur(
+        float(np.sqrt(variance)), gamma, lower, upper, NAN if reason else spikes, ks, b.size, zeros, negative,
+        not reason, reason,
+    )  # fmt: skip
+
+
+def without_probes(spectrum: Spectrum) -> list[MarchenkoPastur]:
+    """`marchenko_pastur` without probe 0, without probe 1, ..., for a jackknife; none with fewer than two probes."""
+    floor = positive_floor(spectrum)
+    _, rest = counting(spectrum, floor)
+    return [_of(c, measure, floor, None) for c, measure in zip(rest, leave_one_out(spectrum), strict=True)]
+
+
+def marchenko_pastur(spectrum: Spectrum, *, ratio: float | None = None) -> MarchenkoPastur:
+    """Fit the Marchenko–Pastur law to the bulk, say whether it holds, and count the spikes above it.
+
+    Quantiles between 5 and 95 % give a start, the least mean square distance of the CDFs, in standard deviations, the fit.
+    `ratio` = d/n fixes the shape where it is known (above 1 too: the positive eigenvalues are those of the transpose), so that
+    only sigma is fitted. Eigenvalues that are 0 up to rounding are not fitted: if they are as many as d > n makes,
+    ratio > 1. No products; O(points) memory.
+
+    Spikes: of exact eigenvalues, those beyond the edge by more than 3.27 Tracy–Widom widths (one in a thousand pure bulks
+    has one); they leave the fit until none is left. Of a quadrature, those above the last stretch that is empty though a
+    bulk up to its upper end would have 3.5 eigenvalues there: the largest Ritz values know the edge better than the noisy CDF.
+
+    accepted is False when the CDF is further from the law than chance moves n eigenvalues of a random matrix,
+    (1.5 + .45 ln n)/n, and 1.2 √(2/(n probes)) of a quadrature; when there would be a spike for each ten eigenvalues of the
+    bulk; and below 20 eigenvalues. One bulk of independent entries in a thousand is refused. Of 100 exact eigenvalues or
+    more, flat, lognormal, exponential and semicircle bulks and power laws are; quadratures tell what the noise of their
+    probes lets them.
+
+    All fields are nan without a positive eigenvalue. Raises ValueError for a ratio that is no number > 0. Source: Marchenko &
+    Pastur (1967); Johnstone (2001) for the width; Baik, Ben Arous & Péché (2005) for what can be seen, spikes ℓ > √γ.
 
     >>> from spectral.spectrum import Spectrum
     >>> from spectral.analysis.theory import marchenko_pastur_cdf
     >>> x = np.linspace(0.25, 2.25, 20001)  # γ = 1/4, σ = 1
     >>> bulk = np.interp((np.arange(400) + 0.5) / 400, marchenko_pastur_cdf(x, 0.25), x)
     >>> fit = marchenko_pastur(Spectrum.from_eigenvalues(np.append(bulk, [5.0, 6.0])))
-    >>> round(fit.sigma, 2), round(fit.ratio, 2), fit.spikes
-    (1.0, 0.25, 2.0)
+    >>> round(fit.sigma, 2), round(fit.ratio, 2), fit.spikes, fit.accepted
+    (1.0, 0.25, 2.0, True)
     """
-    probes = 0 if spectrum.is_exact else len(spectrum.nodes)
-    return fit_measure(*as_measure(spectrum), probes, product_epsilon(spectrum))
+    if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 < ratio < np.inf):
+        raise ValueError(
+            f"ratio={ratio!r} must be a number, the shape γ = d/n > 0 of a matrix; leave it out to fit it."
+        )
+    floor = positive_floor(spectrum)
+    return _of(counting(spectrum, floor)[0], as_measure(spectrum), floor, ratio)
 
 
 def as_measure(spectrum: Spectrum) -> Measure:

@@ -5,7 +5,6 @@ Symbols: F, G the distribution functions of the eigenvalues; W1 = ∫|F − G| d
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,17 +12,24 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import chdtrc, chdtri, gammaln, ndtr
 
-from spectral.analysis.bulk import ROUNDING, as_measure, product_epsilon, zero_threshold
+from spectral import curve
+from spectral.analysis.bulk import as_measure
 from spectral.analysis.jackknife import Measure, jackknife_stderr, leave_one_out
+from spectral.analysis.shape import effective_rank, largest_of, ratio_of, trace_of
 
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
 
 Array = NDArray[np.float64]
 NAN = float("nan")
-Rounding = tuple[float, float]  # machine epsilons of the products behind a and b
+Rounding = tuple[float, float]  # what rounding leaves of a 0 in a and in b
 BINS = 60  # log-histogram bins between the smallest and the largest positive value of both
 NODES_PER_BIN = 3  # fewer nodes of a quadrature than that leave bins empty by chance, and any two look disjoint
+ORDER = (  # of what `compare` tells
+    "wasserstein", "ks", "js", "wasserstein_log10", "log10_excluded_a", "log10_excluded_b",
+    "wasserstein_by_mean", "ks_by_mean", "js_by_mean", "wasserstein_by_lambda_max", "ks_by_lambda_max", "js_by_lambda_max",
+    "trace_ratio", "lambda_max_ratio", "effective_rank_ratio",
+)  # fmt: skip
 GAUSS_X, GAUSS_W = np.polynomial.legendre.leggauss(400)
 
 
@@ -63,18 +69,17 @@ def _distributions(a: Measure, b: Measure) -> tuple[Array, Array, Array]:
     return x, np.cumsum(steps[0]), np.cumsum(steps[1])
 
 
-def jensen_shannon(a: Measure, b: Measure, bins: int = BINS, eps: Rounding = (ROUNDING, ROUNDING)) -> float:
+def jensen_shannon(a: Measure, b: Measure, bins: int = BINS, small: Rounding = (0.0, 0.0)) -> float:
     """Jensen–Shannon divergence in bits, 0 (same) to 1 (disjoint), between histograms on one grid.
 
     `bins` bins, equal in ln λ, from the smallest to the largest positive value of both, one bin for what is 0 up to
-    rounding and one for what is negative, so that no eigenvalue is dropped. It depends on the bins, as any density
-    does.
+    rounding (|λ| <= `small`, of a and of b) and one for what is negative, so that no eigenvalue is dropped. It depends on the
+    bins, as any density does.
 
     >>> jensen_shannon((np.array([1.0, 2.0]), np.ones(2)), (np.array([4.0, 8.0]), np.ones(2)))
     1.0
     """
-    thresholds = [zero_threshold(v, float(c.sum()), e) for (v, c), e in zip((a, b), eps, strict=True)]
-    positive = [v[(v > t) & (c > 0)] for (v, c), t in zip((a, b), thresholds, strict=True)]
+    positive = [v[(v > t) & (c > 0)] for (v, c), t in zip((a, b), small, strict=True)]
     pooled = np.concatenate(positive)
     if len(pooled) and pooled.max() > pooled.min():
         edges = np.linspace(np.log(pooled.min()), np.log(pooled.max()), bins + 1)[1:-1]
@@ -82,7 +87,7 @@ def jensen_shannon(a: Measure, b: Measure, bins: int = BINS, eps: Rounding = (RO
         edges = np.zeros(0)
     p, q = (
         _histogram(v, c, t, edges) / c.sum() if c.sum() > 0 else np.full(len(edges) + 3, NAN)
-        for (v, c), t in zip((a, b), thresholds, strict=True)
+        for (v, c), t in zip((a, b), small, strict=True)
     )
     m = (p + q) / 2
     parts = [np.sum(r[r > 0] * np.log2(r[r > 0] / m[r > 0])) for r in (p, q)]
@@ -100,44 +105,31 @@ def _scaled(m: Measure, unit: float) -> Measure:
     return m[0] / unit, m[1]
 
 
-def _logarithms(m: Measure, eps: float) -> tuple[Measure, float]:
-    """log10 of the values that are positive beyond rounding, and the fraction that is not."""
-    keep = (m[0] > zero_threshold(m[0], float(m[1].sum()), eps)) & (m[1] > 0)
+def _logarithms(m: Measure, small: float) -> tuple[Measure, float]:
+    """log10 of the values above `small`, and the fraction that is not."""
+    keep = (m[0] > small) & (m[1] > 0)
     total = float(m[1].sum())
     return (np.log10(m[0][keep]), m[1][keep]), float(m[1][~keep].sum()) / total
 
 
-def _quotient(a: float, b: float) -> float:
-    return a / b if b != 0 else NAN
+def _units(m: Measure) -> dict[str, float]:
+    """What scale-free distances divide by."""
+    values, counts = m
+    return {"mean": float(values @ counts) / float(counts.sum()), "lambda_max": float(values[counts > 0].max())}
 
 
-def _effective_rank(m: Measure) -> float:
-    size = np.abs(m[0])
-    total = float(size @ m[1])
-    if not total > 0:
-        return NAN
-    p = size / total
-    inside = p > 0
-    return float(np.exp(-np.sum(m[1][inside] * p[inside] * np.log(p[inside]))))
-
-
-def _scale_free(a: Measure, b: Measure, bins: int, eps: Rounding) -> dict[str, float]:
-    """The part of `compare` that is a function of the two pooled measures."""
-    mean = [float(v @ c) / float(c.sum()) for v, c in (a, b)]
-    largest = [float(v[c > 0].max()) for v, c in (a, b)]
-    (log_a, out_a), (log_b, out_b) = _logarithms(a, eps[0]), _logarithms(b, eps[1])
-    result = {"js": jensen_shannon(a, b, bins, eps), "wasserstein_log10": wasserstein(log_a, log_b)}
+def _histograms(a: Measure, b: Measure, bins: int, small: Rounding) -> dict[str, float]:
+    """The part of `compare` that is a function of two pooled measures: what takes logarithms of values."""
+    (log_a, out_a), (log_b, out_b) = _logarithms(a, small[0]), _logarithms(b, small[1])
+    result = {"js": jensen_shannon(a, b, bins, small), "wasserstein_log10": wasserstein(log_a, log_b)}
     result |= {"log10_excluded_a": out_a, "log10_excluded_b": out_b}
-    for name, unit in (("mean", mean), ("lambda_max", largest)):
-        able = unit[0] > 0 and unit[1] > 0
-        x, y = (_scaled(a, unit[0]), _scaled(b, unit[1])) if able else (a, b)
-        result[f"wasserstein_by_{name}"] = wasserstein(x, y) if able else NAN
-        result[f"ks_by_{name}"] = kolmogorov(x, y) if able else NAN
-        result[f"js_by_{name}"] = jensen_shannon(x, y, bins, eps) if able else NAN
-    traces = [float(v @ c) for v, c in (a, b)]
-    result["trace_ratio"] = _quotient(*traces)
-    result["lambda_max_ratio"] = _quotient(*largest)
-    result["effective_rank_ratio"] = _quotient(_effective_rank(a), _effective_rank(b))
+    units = [_units(m) for m in (a, b)]
+    for name in ("mean", "lambda_max"):
+        u, v = (unit[name] for unit in units)
+        able = u > 0 and v > 0
+        result[f"js_by_{name}"] = (
+            jensen_shannon(_scaled(a, u), _scaled(b, v), bins, (small[0] / u, small[1] / v)) if able else NAN
+        )
     return result
 
 
@@ -145,14 +137,14 @@ def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
     """Distances and ratios between two spectra, and beside each key `x` its standard error `x_stderr`.
 
     wasserstein (units of λ) and ks (fractions): between the spectra as they are, `a.distance(b, kind=...)`.
-    …_by_mean, …_by_lambda_max: after dividing each spectrum's values by its mean, or by its largest: shape without
-    scale (nan unless both are positive). wasserstein_log10: W1 between the log10 of the values, in decades; values
-    that are not positive beyond rounding have no logarithm, and log10_excluded_a, _b are their fractions. js:
+    …_by_mean, …_by_lambda_max: the same distances after dividing each spectrum's values by its mean, or by its largest: shape
+    without scale (nan unless both are positive). wasserstein_log10: W1 between the log10 of the values, in decades; values
+    that are not positive beyond `Spectrum.rounding` have no logarithm, and log10_excluded_a, _b are their fractions. js:
     `jensen_shannon` in bits, with 60 bins, or a third of the nodes of a probe: to be compared only between pairs of
-    equal kind. trace_ratio, lambda_max_ratio, effective_rank_ratio: a over b; nan when b's is 0.
+    equal kind. trace_ratio, lambda_max_ratio, effective_rank_ratio: a over b, of the numbers of `summary`; nan when b's is 0.
 
-    Errors are 0 when both are exact, otherwise a jackknife over the probes of each; a distance between noisy estimates
-    of *one* spectrum is not 0 but of the order of its error. No products.
+    Errors are 0 when both are exact, those of ratios follow from the errors of `summary`, all others are a jackknife over the
+    probes of each; a distance between noisy estimates of *one* spectrum is not 0 but of the order of its error. No products.
 
     >>> from spectral.spectrum import Spectrum
     >>> a, b = (Spectrum.from_eigenvalues(v) for v in ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]))
@@ -160,28 +152,30 @@ def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
     >>> d["wasserstein"], d["wasserstein_by_mean"], round(d["wasserstein_log10"], 6), d["trace_ratio"], d["js_by_mean"]
     (2.0, 0.0, 0.30103, 0.5, 0.0)
     """
-    pooled = as_measure(a), as_measure(b)
-    eps = product_epsilon(a), product_epsilon(b)
+    pooled, without = (as_measure(a), as_measure(b)), (leave_one_out(a), leave_one_out(b))
     nodes = [s.nodes.shape[1] for s in (a, b) if not s.is_exact]
     bins = max(2, min([BINS, *(n // NODES_PER_BIN for n in nodes)]))
-    result: dict[str, float] = {}
-    for kind in ("wasserstein", "ks"):
-        estimate = a.distance(b, kind=kind)
-        result[kind], result[f"{kind}_stderr"] = float(estimate.value), float(estimate.stderr)
-    values = _scale_free(*pooled, bins, eps)
-    without = [
-        _leave_out(a, lambda m: _scale_free(m, pooled[1], bins, eps)),
-        _leave_out(b, lambda m: _scale_free(pooled[0], m, bins, eps)),
+    pairs = {kind: curve.between(a, b, kind) for kind in ("wasserstein", "ks")}
+    units = [_units(m) for m in pooled]
+    each = [[_units(m) for m in rest] for rest in without]
+    for name in ("mean", "lambda_max"):
+        for kind in ("wasserstein", "ks"):
+            u, v = (unit[name] for unit in units)
+            rest = [[unit[name] for unit in one] or None for one in each]
+            able = all(w > 0 for w in (u, v, *(rest[0] or []), *(rest[1] or [])))
+            pairs[f"{kind}_by_{name}"] = curve.between(a, b, kind, (u, v), (rest[0], rest[1])) if able else (NAN, NAN)
+    for name, number in (("trace", trace_of), ("lambda_max", largest_of), ("effective_rank", effective_rank)):
+        pairs[f"{name}_ratio"] = ratio_of(number(a), number(b))
+    small = a.rounding, b.rounding
+    values = _histograms(*pooled, bins, small)
+    left = [
+        None if a.is_exact else [_histograms(m, pooled[1], bins, small) for m in without[0]],
+        None if b.is_exact else [_histograms(pooled[0], m, bins, small) for m in without[1]],
     ]
     for key, value in values.items():
-        errors = [0.0 if rows is None else jackknife_stderr([row[key] for row in rows]) for rows in without]
-        result[key], result[f"{key}_stderr"] = value, NAN if np.isnan(value) else float(np.hypot(errors[0], errors[1]))
-    return result
-
-
-def _leave_out(spectrum: Spectrum, metrics: Callable[[Measure], dict[str, float]]) -> list[dict[str, float]] | None:
-    """None for an exact spectrum, which has no error; an empty list for one probe, whose error cannot be known."""
-    return None if spectrum.is_exact else [metrics(m) for m in leave_one_out(spectrum)]
+        errors = [0.0 if rows is None else jackknife_stderr([row[key] for row in rows]) for rows in left]
+        pairs[key] = value, NAN if np.isnan(value) else float(np.hypot(errors[0], errors[1]))
+    return {name: number for key in ORDER for name, number in zip((key, f"{key}_stderr"), pairs[key], strict=True)}
 
 
 def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: bool = False) -> Effect:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral.curve import jackknife_variance
+
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
 
@@ -35,9 +37,20 @@ def leave_one_out(spectrum: Spectrum) -> list[Measure]:
     """The pooled measure without probe 0, without probe 1, …; empty when there are fewer than two probes."""
     if spectrum.is_exact or len(spectrum.nodes) < 2:
         return []
-    probes, shares = spectrum.probe_points(), np.asarray(spectrum.pooling)
-    rest = [[j for j in range(len(probes)) if j != i] for i in range(len(probes))]
-    return [pool([probes[j] for j in keep], shares[keep]) for keep in rest]
+    probes, share = spectrum.probe_points(), np.asarray(spectrum.pooling)
+    values, where = np.unique(np.concatenate([v for v, _ in probes]), return_inverse=True)
+    ends = np.cumsum([len(v) for v, _ in probes])[:-1]
+    rows = np.array(
+        [
+            np.bincount(at, weights=c, minlength=len(values))
+            for at, (_, c) in zip(np.split(where, ends), probes, strict=True)
+        ]
+    )
+    holders, total, found = (rows > 0).sum(0), share @ rows, []
+    for row, part in zip(rows, share, strict=True):
+        held = holders - (row > 0) > 0
+        found.append((values[held], ((total - part * row) / (1 - part))[held]))
+    return found
 
 
 def jackknife_stderr(values: Sequence[float]) -> float:
@@ -51,7 +64,7 @@ def jackknife_stderr(values: Sequence[float]) -> float:
     theta = np.asarray(values, dtype=np.float64)
     if len(theta) < 2 or not np.all(np.isfinite(theta)):
         return float("nan")
-    return float(np.sqrt((len(theta) - 1) * np.mean((theta - theta.mean()) ** 2)))
+    return float(np.sqrt(jackknife_variance(theta)))
 
 
 def jackknife(spectrum: Spectrum, metrics: Callable[[Array, Array], dict[str, float]]) -> dict[str, float]:

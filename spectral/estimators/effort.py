@@ -57,6 +57,14 @@ class Budget:
         else:
             self.products = amount
 
+    def announce(self, products: int) -> None:
+        """Tell the operator how many products will be asked for, the same number on resume.
+
+        A budget in seconds cannot say how many they are: the operator then prepares for as many as it has made.
+        """
+        timed = self.seconds < float("inf")
+        self.A.expect(0 if timed else int(min(products, self.products, self.epochs)))
+
     def exhausted(self) -> bool:
         """Whether another product would exceed the budget (seconds: whether they are over)."""
         began, products, epochs = self.begin
@@ -163,4 +171,5 @@ def environment(A: Operator) -> dict[str, Any]:
             "scipy": scipy.__version__,
         },
         "nonnegative": bool(A.nonnegative),
+        "epsilon": A.epsilon,
     }

@@ -6,10 +6,9 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
-import numpy as np
 import torch
 
-from spectral import arrays, distributed
+from spectral import arrays, distributed, measure
 from spectral.estimators import cost, effort
 from spectral.estimators.cost import SLICE, WORKSPACE
 from spectral.estimators.kept import Kept, State
@@ -30,7 +29,7 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     Where half of the free memory does not hold these, it holds a part of them in each of several sweeps, which all later rows
     meet; `spectral.estimators.cost` counts it. Time: O(n^3) for the eigenvalues.
     Products with the identity are held against each other: <e_i, A e_j> = <A e_i, e_j>, see `spectral.recurrences.symmetry`.
-    `meta["value_error"]` bounds the error of each eigenvalue by the rounding of products and of the eigenvalue routine.
+    `meta["value_error"]`, the error of each eigenvalue, is `Spectrum.rounding`: that of products and of the eigenvalue routine.
     checkpoint: a file; the same call goes on from it to the same bits. It keeps the products with the identity and the whole
     matrix (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then the eigenvalues. A
     sweep that assembles a Jacobian's Gram is kept when it is over: interrupted before, it begins anew.
@@ -57,16 +56,18 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
         if "values" not in state:
             state = _with_values(state if "matrix" in state else _whole(op, kept, progress), kept)
     values, how, spent, shift = state["values"], state["how"], state["spent"], state.get("shift", 0.0)
-    scale = float(max(np.abs(values).max(), np.abs(values - shift).max()))
-    eps = arrays.machine_epsilon(op.dtype)
-    error = 4 * n * 2.3e-16 * scale + (8 * eps * scale if op.dtype != torch.float64 else 0.0)
-    return Spectrum.from_eigenvalues(
+    spectrum = Spectrum.from_eigenvalues(
         values,
         zeros=zeros,
         products=spent + tested,
         epochs=before + kept.spent[1],
-        meta={**effort.environment(op), "assembled": how, "value_error": error},
+        meta={**effort.environment(op), "assembled": how},
     )
+    if shift:  # what was rounded may have been larger
+        scale = float(max(np.abs(values).max(), np.abs(values - shift).max()))
+        spectrum.meta["rounding"] = measure.zero_level(scale, spectrum.dim, spectrum.epsilon)
+    spectrum.meta["value_error"] = spectrum.rounding
+    return spectrum
 
 
 def _whole(op: Operator, kept: Kept, progress: bool | None) -> State:

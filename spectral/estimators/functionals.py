@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from scipy.special import ndtri
 
 from spectral import arrays, brackets, measure
@@ -22,9 +21,8 @@ from spectral.estimators.esd import esd
 from spectral.operators.views import as_operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
-from spectral.spectrum import Spectrum
+from spectral.spectrum import STEEP, Spectrum
 
-NORMAL = 1.959964  # two-sided 95 %
 Interval = tuple[float | None, float | None]
 
 
@@ -106,62 +104,63 @@ def frobenius(A: Any, *, probes: int = 20, seed: int = 0) -> Estimate:
     5.0
     """
     if isinstance(A, Spectrum):
-        return _root(A.integrate(np.square))
+        unit = A.scale or 1.0  # so that squares neither overflow nor vanish
+        return _root(A.integrate(lambda x: (x / unit) ** 2), unit)
     if isinstance(probes, bool) or not isinstance(probes, int | np.integer) or probes < 2:
         raise ValueError(f"probes={probes!r} is no number of products; use an integer >= 2.")
     A, seed = as_operator(A), check_seed(seed)
     n, before, exact = A.shape[1], A.products, probes >= A.shape[1]
-    squares = []
+    norms = []
     for i in range(n if exact else int(probes)):
         column = sketch.draw(A, seed, range(i, i + 1), "rademacher")
         if exact:  # the identity instead
             column.zero_()
             column[i] = 1
-        image = sketch.multiply(A, column)[:, 0]
-        squares.append(arrays.dot(image, image))
-    spent = A.products - before
+        norms.append(arrays.norm(sketch.multiply(A, column)[:, 0]))
+    spent, unit = A.products - before, max(norms) or 1.0
+    squares = (np.array(norms) / unit) ** 2
     if exact:
-        value = float(np.sum(squares))
-        return _root(Estimate(value, 0.0, value, value, n, spent))
+        value = float(squares.sum())
+        return _root(Estimate(value, 0.0, value, value, n, spent), unit)
     m = len(squares)
     stderr = float(np.std(squares, ddof=1) / np.sqrt(m)) * sketch.widening(m)
-    return _root(Estimate(float(np.mean(squares)), stderr, nan, nan, m, spent))
+    return _root(Estimate(float(squares.mean()), stderr, nan, nan, m, spent), unit)
 
 
-def _root(e: Estimate) -> Estimate:
-    value = float(np.sqrt(e.value))
-    stderr = float(e.stderr) / (2 * value) if value > 0 else float(np.sqrt(e.stderr))
-    return Estimate(value, stderr, float(np.sqrt(e.lower)), float(np.sqrt(e.upper)), e.probes, e.products)
+def _root(e: Estimate, unit: float) -> Estimate:
+    """unit sqrt(e)."""
+    value = unit * float(np.sqrt(e.value))
+    stderr = unit * float(e.stderr) / (2 * float(np.sqrt(e.value))) if e.value > 0 else unit * float(np.sqrt(e.stderr))
+    return Estimate(value, stderr, unit * float(np.sqrt(e.lower)), unit * float(np.sqrt(e.upper)), e.probes, e.products)
 
 
 def numerical_rank(A: Any, tol: float | None = None, *, confidence: float = 0.95, **options: Any) -> Estimate:
     """How many |eigenvalues| exceed tol times the largest; lower and upper are the confidence interval of `Spectrum.count`.
 
-    tol: eps of the products times the dimension by default, as in numpy. stderr is the interval's half width over its normal
-    quantile. The largest |eigenvalue| is taken from the spectrum, which sees it from below.
+    tol: by default `Spectrum.rounding`, below which an eigenvalue cannot be told from 0: (10 eps + sqrt(n) 2^-52) times the
+    largest, eps of the products. stderr is the interval's half width over its normal quantile. The largest |eigenvalue| is
+    taken from the spectrum, which sees it from below. `summary` calls it "hard_rank".
 
     >>> numerical_rank(np.diag([1.0, 2.0, 0.0])).value
     2.0
     """
-    if tol is not None and not 0 <= tol < 1:
+    if tol is not None and not (_is_number(tol) and 0 <= tol < 1):
         raise ValueError(f"tol={tol!r} is no relative tolerance; use 0 <= tol < 1, such as 1e-6.")
     spectrum = _spectrum(A, options)
-    eps = max((measure.epsilon(record) for record in spectrum.records), default=float(2.0**-52))
-    if not spectrum.records and "operator" in spectrum.meta:
-        eps = arrays.machine_epsilon(getattr(torch, spectrum.meta["operator"]["dtype"]))
-    cut = (spectrum.dim * eps if tol is None else tol) * spectrum.scale
     if spectrum.scale == 0:  # Gaussian probes miss no eigenvalue but with probability 0
         return Estimate(0.0, 0.0, 0.0, 0.0, len(spectrum.nodes), spectrum.products)
-    inside = spectrum.count(np.nextafter(-cut, -np.inf), cut, confidence)
-    lower, upper = spectrum.dim - float(inside.upper), spectrum.dim - float(inside.lower)
-    return Estimate(
-        spectrum.dim - float(inside.value),
-        (upper - lower) / 2 / NORMAL,
-        lower,
-        upper,
-        len(spectrum.nodes),
-        spectrum.products,
-    )
+    if tol is None:
+        small = spectrum.count_within(spectrum.rounding, confidence)
+    else:
+        cut = tol * spectrum.scale
+        small = spectrum.count(np.nextafter(-cut, -np.inf), cut, confidence)
+    n, z = spectrum.dim, float(ndtri((1 + confidence) / 2))
+    value, lower, upper = n - float(small.value), n - float(small.upper), n - float(small.lower)
+    return Estimate(value, (upper - lower) / 2 / z, lower, upper, len(spectrum.nodes), spectrum.products)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def condition_number(A: Any, **options: Any) -> Estimate:
@@ -169,24 +168,27 @@ def condition_number(A: Any, **options: Any) -> Estimate:
 
     Ritz values are never outside the spectrum, and within its residual of each lies an eigenvalue; so the value, the ratio of the
     extreme |Ritz values|, may be far too small, stderr is nan, and `lower` is what is certain up to rounding. upper is nan:
-    no product with A excludes a smaller eigenvalue. An eigenvalue known to be 0 makes it infinite.
+    no product with A excludes a smaller eigenvalue. An eigenvalue known to be 0 makes it infinite. One that rounding does not
+    tell from 0 does so too, and is no knowledge: stderr is then nan, and `lower` says how large it is at least.
 
     >>> condition_number(np.diag([1.0, -4.0])).value
     4.0
     """
     spectrum = _spectrum(A, options)
-    x = np.abs(spectrum.points()[0])
-    largest, error = float(x.max()), spectrum.value_error
+    largest, rounding, products = spectrum.scale, spectrum.rounding, spectrum.products
+    error = max(spectrum.value_error, rounding)
     if largest == 0:
         raise ValueError("the matrix is 0; it has no condition number.")
-    smallest = float(x.min())
-    value = largest / smallest if smallest > 0 else np.inf
-    if spectrum.is_exact:
-        upper = (largest + error) / (smallest - error) if smallest > error else np.inf
-        return Estimate(value, 0.0, max(1.0, (largest - error) / (smallest + error)), upper, 0, spectrum.products)
-    near = [float(np.abs(spectrum.atoms.values).min()) + error] if len(spectrum.atoms.values) else []
     if spectrum.zeros:
-        near.append(0.0)
+        return Estimate(np.inf, 0.0, np.inf, np.inf, len(spectrum.nodes), products)
+    smallest = float(np.abs(spectrum.points()[0]).min())
+    value = _ratio(largest, smallest) if smallest > rounding else np.inf
+    if spectrum.is_exact:
+        upper = _ratio(largest + error, smallest - error) if smallest > error else np.inf
+        lower = max(1.0, (largest - error) / (smallest + error))
+        steep = value * error / smallest if STEEP < value < np.inf else 0.0  # else the rounding of any quotient
+        return Estimate(value, steep if value < np.inf else nan, lower, upper, 0, products)
+    near = [float(np.abs(spectrum.atoms.values).min()) + spectrum.value_error] if len(spectrum.atoms.values) else []
     blur = 0.0
     for record in spectrum.records:
         theta, _, last = measure.gauss_rule(record)
@@ -195,9 +197,14 @@ def condition_number(A: Any, **options: Any) -> Estimate:
         near.append(float((np.abs(theta) + residual).min()))
         if spectrum.meta.get("nonnegative"):
             near.append(float(np.abs(theta).min()))  # inside the spectrum, on its one side of 0
-    least = min(near, default=np.inf) + blur
-    lower = np.inf if spectrum.zeros else max(1.0, (largest - max(blur, error)) / least)
-    return Estimate(value, nan, lower, nan, len(spectrum.nodes), spectrum.products)
+    lower = max(1.0, (largest - max(blur, spectrum.value_error)) / (min(near, default=np.inf) + blur))
+    return Estimate(value, nan, lower, nan, len(spectrum.nodes), products)
+
+
+def _ratio(a: float, b: float) -> float:
+    """a / b for b > 0; an overflow is inf."""
+    with np.errstate(over="ignore"):
+        return float(np.float64(a) / np.float64(b))
 
 
 class NegativeMass(NamedTuple):
@@ -210,24 +217,29 @@ class NegativeMass(NamedTuple):
 def negative_mass(A: Any, *, confidence: float = 0.95, **options: Any) -> NegativeMass:
     """The negative part of a spectrum, by count and by |lambda|; lower and upper are confidence intervals.
 
-    That of the fraction is `Spectrum.count`'s (certified envelope, then Beta law): what is within rounding of 0 is undecided.
-    The mass's is value +- the normal quantile times stderr, within [0, 1]. A semi-definite operator has neither, exactly.
+    Negative is what lies below -`Spectrum.rounding`: nearer to 0 the sign is not known. The interval of the fraction is that of
+    `Spectrum.count` (certified envelope, then Beta law). The mass's is value +- the normal quantile times stderr, within [0, 1].
+    A semi-definite operator has neither, exactly.
 
     >>> negative_mass(np.diag([-1.0, 1.0, 2.0])).mass.value
     0.25
     """
     spectrum = _spectrum(A, options)
-    K, products = len(spectrum.nodes), spectrum.products
-    if spectrum.meta.get("nonnegative") or spectrum.scale == 0:
+    K, products, unit, r = len(spectrum.nodes), spectrum.products, spectrum.scale, spectrum.rounding
+    if spectrum.meta.get("nonnegative") or unit == 0:
         none = Estimate(0.0, 0.0, 0.0, 0.0, K, products)
         return NegativeMass(none, none)
     n, z = spectrum.dim, float(ndtri((1 + confidence) / 2))
-    band = spectrum.count(-np.inf, np.nextafter(0.0, -1.0), confidence)
+    band = spectrum.count_below(-r, confidence)
     value, lower, upper = float(band.value) / n, float(band.lower) / n, float(band.upper) / n
     count = Estimate(value, (upper - lower) / 2 / z, lower, upper, K, products)
-    total = float(spectrum.integrate(np.abs))
-    ratio = float(spectrum.integrate(lambda x: np.maximum(-x, 0.0))) / total
-    stderr = float(spectrum.integrate(lambda x: np.maximum(-x, 0.0) - ratio * np.abs(x)).stderr) / total
+
+    def negative(x: np.ndarray) -> np.ndarray:
+        return np.where(x < -r, -x / unit, 0.0)
+
+    total = float(spectrum.integrate(lambda x: np.abs(x) / unit))
+    ratio = float(spectrum.integrate(negative)) / total
+    stderr = float(spectrum.integrate(lambda x: negative(x) - ratio * np.abs(x) / unit).stderr) / total
     mass = Estimate(ratio, stderr, max(0.0, ratio - z * stderr), min(1.0, ratio + z * stderr), K, products)
     return NegativeMass(count, mass)
 

@@ -71,7 +71,6 @@ def kpm(
     op, zeros, dim = effort.symmetric_operand(A)
     given = _check(probes, moments, interval, recurrence)
     steps = min(-(-moments // 2), op.shape[0])
-    op.expect(probes * steps)
     settings = {
         "estimator": "kpm",
         "seed": check_seed(seed),
@@ -82,6 +81,7 @@ def kpm(
     flight = Flight(checkpoint, op, settings)
     flight.restore()
     limit = effort.Budget(budget, op, flight.spent)
+    limit.announce(probes * steps)
     left = (probes - len(flight.records) - len(flight.attempts)) * steps
     with effort.stoppable(checkpoint is not None), effort.bar(max(left, 0), "kpm", progress) as shown:
         draw = _lanczos if recurrence == "lanczos" else _chebyshev

@@ -84,7 +84,7 @@ def slq(
         settings["memory"] = plan.choice
     run = _Run(op, settings, plan, aim, (dim, zeros), Flight(checkpoint, op, settings))
     limit = effort.Budget(budget, op, run.flight.spent)
-    op.expect(int(min(int(probes) * min(int(steps), op.shape[0]), limit.products, limit.epochs)))  # the same on resume
+    limit.announce(int(probes) * min(int(steps), op.shape[0]))
     total = None if plan.adaptive else (int(probes) - len(run.records)) * min(int(steps), op.shape[0])
     with effort.stoppable(checkpoint is not None), effort.bar(total, "slq", progress) as shown:
         while (stop := run.ended(limit)) is None:

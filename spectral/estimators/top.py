@@ -242,7 +242,6 @@ class Search:
         self.norm = 0.0  # the largest |theta| so far
         self.look = 0  # size of the basis at the next look at its Ritz values; 0: random directions are due
         self.verdict: bool | None = None  # whether nothing better is left; None while it is not known
-        op.expect(2 * (state.capacity + k))
 
     def _whole(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in NUMBERS}
@@ -256,6 +255,7 @@ class Search:
     def pairs(self, limit: effort.Budget, reserve: int, shown: Any, kept: Kept) -> bool:
         """Leave the k best pairs in `state`, locked; `reserve` products stay unspent. Whether nothing better is left."""
         self.limit, self.reserve, self.shown, self.kept = limit, reserve, shown, kept
+        limit.announce(2 * (self.state.capacity + self.k))
         least = (self.k + self.block - 1) * self.state.power + reserve
         if limit.products < least:
             raise ValueError(
@@ -293,6 +293,7 @@ class Search:
             or A.products - products > MOST * self.state.dim
             or A.products - products + more > self.limit.products
             or A.epochs - epochs + more > self.limit.epochs
+            or (self.limit.seconds < np.inf and self.limit.left() < more)
         )
 
     def _explore(self) -> bool | None:

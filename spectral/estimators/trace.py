@@ -120,13 +120,13 @@ def _sampled(
     if kept.state is not None:
         sampler.resume(kept.state)
         target = kept.state["target"]
-    A.expect(int(wanted))
+    purse.limit.announce(int(wanted))
     most = MOST // sampler.cost
     drawn = {"method": name, "target": target, **sampler.state()}
     with effort.bar(target * sampler.cost, "trace", progress) as shown, kept.guard(lambda: drawn):
         while True:
             while sampler.m < target and (room := purse.room(sampler.cost)) > 0:
-                block = 1 if purse.limit.epochs < np.inf else int(min(BLOCK, target - sampler.m, room))
+                block = 1 if purse.limit.epochs < np.inf else int(max(1, min(BLOCK, target - sampler.m, room)))
                 sampler.add(block)
                 drawn = {"method": name, "target": target, **sampler.state()}
                 kept.stepped(drawn, end=sampler.m >= target)
@@ -170,9 +170,11 @@ class Purse:
         return self.kept.spent[0]
 
     def room(self, cost: int) -> float:
-        """How many vectors of `cost` products (epochs) each are affordable now."""
+        """How many vectors of `cost` products (epochs) each are affordable now; with seconds, one until one was timed."""
         if self.limit.exhausted():
             return 0
+        if self.limit.seconds < np.inf:
+            return max(self.limit.left() // cost, 1) if self.spent else 1
         products, epochs, _ = self.kept.spent
         left = min(self.limit.products - products, self.limit.epochs - epochs)
         return left if left == np.inf else int(left // cost)

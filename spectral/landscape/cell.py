@@ -349,7 +349,7 @@ def _diagonal(J: Jacobian) -> Spectrum:
         method="diagonal",
         products=J.products,
         epochs=J.epochs - started,
-        meta={"operator": J.describe()},
+        meta={"operator": J.describe(), "epsilon": J.epsilon},
     )
 
 
@@ -378,10 +378,11 @@ def _kernel(
         meta={
             "operator": J.gram(side="left").describe(),
             "assembled": "kernel decomposed once for spectrum and label alignment",
-            "value_error": 4 * rows * np.finfo(np.float64).eps * float(np.abs(values).max()),
+            "epsilon": J.epsilon,
             "nonnegative": True,
         },
     )
+    spectrum.meta["value_error"] = spectrum.rounding
     curves = {}
     for name, labels in wanted.items():
         y = label_vector(labels, rows)[0]

@@ -88,11 +88,6 @@ class DataModel:
         self.statistics, self.preflight = statistics, preflight
         self.samples = Samples(tuple(shared))
         self.inputs = 1 if forward is not None else required_inputs(model)
-        if wrt == "inputs" and self.inputs > 1:
-            raise ValueError(
-                f"wrt='inputs' differentiates one input, but {type(model).__name__}.forward takes {self.inputs}; pass "
-                "forward=lambda model, batch: ... of the one that varies."
-            )
         self.loss = Loss(loss, self.samples, self.inputs)
         own = loss is None and (self._of_loss or self.needs_loss)
         self.loss.guess(model)
@@ -365,6 +360,11 @@ class DataModel:
             raise ValueError(
                 f"wrt='inputs' finds no inputs among the keys {', '.join(map(str, keys))}; name the floating input one of "
                 f"{', '.join(INPUT_KEYS)}."
+            )
+        if place == (0,) and self.inputs > 1:
+            raise ValueError(
+                f"wrt='inputs' differentiates one input, but {type(self.model).__name__}.forward takes {self.inputs}; pass "
+                "forward=lambda model, batch: ... of the one that varies."
             )
         x = next(leaf for at, leaf in leaves(batch) if at == place)
         if not x.is_floating_point():

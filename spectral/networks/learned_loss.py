@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral import arrays
+from spectral import arrays, distributed
 from spectral.networks.batches import Samples
 from spectral.networks.losses import (
     Misused,
@@ -155,13 +155,14 @@ class Loss:
                 raise _misused(self, batch, problem) from problem
             if self.is_module and index == 0:
                 self._check_own_mean(output, batch)
-        if index > 0 and self.couples and (self.form == "whole" or self.is_module):
+        self._check_halves(index, output, batch)
+        several = index > 0 or distributed.world_size() > 1
+        if several and self.couples and (self.form == "whole" or self.is_module):
             raise ValueError(
                 f"{_called(self.given)} couples the samples of a batch ({self.couples}), so that several batches do not make its "
                 "value on all data: pass all data as one batch, or a callable (output, batch) -> (sum, count) to take batches as "
                 "cut."
             )
-        self._check_halves(index, output, batch)
         return self(output, batch)
 
     def _recognise_form(self, output: Any, batch: Any) -> None:

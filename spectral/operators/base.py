@@ -89,6 +89,11 @@ class Operator:
         """Sweeps over the data so far; 0 for an operator that has no data."""
         return 0.0
 
+    @property
+    def epsilon(self) -> float:
+        """Relative rounding of the products: the unit of the coarsest dtype that they are computed in."""
+        return arrays.machine_epsilon(self.dtype)
+
     def describe(self) -> dict[str, Any]:
         """What the operator is, as plain JSON; stored with every result."""
         return {
@@ -374,6 +379,10 @@ class Derived(Operator):
     @property
     def epochs(self) -> float:
         return sum(leaf.epochs for leaf in self.sources)
+
+    @property
+    def epsilon(self) -> float:
+        return max(part.epsilon for part in self.parts)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "of": [part.describe() for part in self.parts]}

@@ -192,12 +192,20 @@ class Batchwise(Operator):
         self._inside = facts.dtype
         self._allowed = engines.tolerance(facts.dtype)
 
-    def _explain(self, problems: list[Exception]) -> str:
-        """What has no derivative, or a wrong one."""
-        if wrong := [problem for problem in problems if isinstance(problem, differences.Wrong)]:
+    def _explain(self, problems: dict[str, Exception]) -> str:
+        """What has no derivative, or a wrong one; `problems` by the way of differentiation."""
+        if wrong := [problem for problem in problems.values() if isinstance(problem, differences.Wrong)]:
             culprit = differences.wrong_second_derivative(self.network, self._first, self._tested(self._first))
-            return f"{culprit} has a second derivative that is not that of its gradient: {wrong[0]}"
-        return faults.missing_derivative(self.network, self._first, problems[0], self._differentiated(self._first))
+            return (
+                f"{culprit} has a second derivative that is not that of its gradient: {wrong[0]}, as where a backward pass uses "
+                "saved constants, or after a stop-gradient, which preflight=False takes for a constant"
+            )
+        parts = [f"{way}: {problem}" for way, problem in problems.items() if isinstance(problem, engines.Wrong)]
+        missing = [problem for problem in problems.values() if not isinstance(problem, engines.Wrong)]
+        if missing:
+            differentiated = self._differentiated(self._first)
+            parts.insert(0, faults.missing_derivative(self.network, self._first, missing[0], differentiated))
+        return "; ".join(parts)
 
     def _tested(self, batch: Any) -> Callable[..., torch.Tensor]:
         """The function whose second derivatives are held against differences."""
@@ -222,6 +230,10 @@ class Batchwise(Operator):
         return min(0.1, ROUNDING * arrays.machine_epsilon(inside))
 
     # Other dtypes ----------------------------------------------------------------------------------------------------
+    @property
+    def epsilon(self) -> float:
+        return max(arrays.machine_epsilon(t) for t in (self.dtype, self.network.compute_dtype, self._inside) if t)
+
     @property
     def coarse(self) -> bool:
         """Whether products are made in a coarser dtype than the vectors'."""

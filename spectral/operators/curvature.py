@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from spectral import arrays, checkpoint, distributed
+from spectral.networks import losses
 from spectral.networks import output_curvature as outputs
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.loss_model import LossModel
@@ -209,6 +210,8 @@ class GaussNewton(Curvature):
 
     def _inspect(self) -> None:
         batch, _ = self.network.first
+        if self.loss is None:
+            losses.check_classes(self.network.loss.shift)
         super()._inspect()
         checks.check_loss_of_outputs(self.network, batch, type(self).__name__)
 

@@ -30,6 +30,7 @@ PREFERRED = {
     "compiled": 0.8,
     "fresh": 0.9,
 }  # times count so much: near ties go the same way in every run
+TRIAL = 10  # products a column that a block's program must serve: trying it takes about three, and it saves some tenths of one
 BLOCK = 8  # vectors that a program takes at a time, at most
 FAILURES = (
     RuntimeError,
@@ -153,7 +154,7 @@ class Engine:
     asked: str = "auto"
     ways: tuple[str, ...] = tuple(engines.WAYS)
     check: bool = True  # hold the ways to the adjoint identity
-    explain: Callable[[list[Exception]], str] | None = (
+    explain: Callable[[dict[str, Exception]], str] | None = (
         None  # names the operation and the module that have no derivative
     )
     choices: dict[str, Choice] = field(default_factory=dict)
@@ -289,12 +290,12 @@ class Engine:
 
     def _choose_way(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor) -> Choice:
         choice = Choice(self.asked, {}, [])
-        problems: list[Exception] = []
+        problems: dict[str, Exception] = {}
         for way in (self.asked,) if self.asked in engines.WAYS else self.ways:
             try:
                 choice.trials[way] = self._try_way(kind, way, make, v)
             except FAILURES as failure:
-                problems.append(failure)
+                problems[way] = failure
                 choice.failures.append(f"{way}: {_first_line(failure)}")
             else:
                 if self.alike:
@@ -304,7 +305,7 @@ class Engine:
             raise ValueError(
                 f"no engine multiplies this matrix ({named or '; '.join(choice.failures)}); give what fails a derivative, or "
                 "replace it by torch operations."
-            ) from problems[0]
+            ) from next(iter(problems.values()))
         return choice
 
     def _try_replay(
@@ -383,7 +384,7 @@ class Engine:
             choice.block = choice.block or "one by one"
             return
         width = known or min(columns, BLOCK, self._fitting(program, v))
-        if width < 2:
+        if width < 2 or (known is None and expected * self.visits < TRIAL * width):
             return
         key = ("block", width, program.key())
         begin = _now(v)

@@ -70,6 +70,16 @@ class LanczosRecord:
         values.flags.writeable = vectors.flags.writeable = False
         return values, vectors
 
+    @cached_property
+    def centred(self) -> tuple[np.ndarray, np.ndarray]:
+        """`eigen` of T - alpha_1 I; solved again where the shift is so large that it would take digits from the differences."""
+        shift = float(self.alphas[0])
+        spread = np.abs(self.alphas - shift).max() + self.betas.max()
+        if abs(shift) <= 8 * spread:
+            return self.eigen[0] - shift, self.eigen[1]
+        values, vectors = eigh_tridiagonal(self.alphas - shift, self.betas[:-1])
+        return values, vectors
+
 
 class Lanczos:
     """The recurrence in flight: `step()` until it returns False, then `record()`.

@@ -144,9 +144,7 @@ def single(
         f"{spectrum.dim} eigenvalues, {spectrum.zeros} of them known to be zero by shape; method: {_method(spectrum)}."
     ]
     if numbers.get("alpha_accepted") == 0.0:
-        facts.append(
-            "The tail exponent is not to be trusted: fewer than 50 eigenvalues or less than a decade support the fit."
-        )
+        facts.append(f"No tail exponent: {power_law(spectrum).reason}")
     if trained is not None:
         facts.append(_trained(trained, test_accuracy))
     return Report(
@@ -352,8 +350,7 @@ def _facts(outcome: Outcome) -> tuple[str, ...]:
                 refused.append(f"{labels.get(row.matrix, row.matrix)} ({numbers.count(0.0)} of {len(numbers)})")
     if refused:
         facts.append(
-            f"Tail exponents are not to be trusted where fewer than 50 eigenvalues or less than a decade support the fit: "
-            f"{'; '.join(refused)} spectra."
+            f"No tail exponent where the largest eigenvalues are no power law, or too few to tell: {'; '.join(refused)} spectra."
         )
     for trend in outcome.trends:
         if math.isfinite(trend.rho):

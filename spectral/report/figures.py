@@ -77,7 +77,7 @@ def _legend(figure: Figure, handles: Mapping[str, Artist], note: str) -> None:
 def _positive(spectrum: Spectrum) -> np.ndarray:
     """The eigenvalues that a logarithmic axis can show: positive and above their own rounding."""
     values, _ = spectrum.points(zeros=False)
-    return values[values > max(spectrum.value_error, 1e-15 * spectrum.scale)]
+    return values[values > max(spectrum.value_error, spectrum.rounding)]
 
 
 def mirrored(spectrum: Spectrum) -> Spectrum:
