@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import torch
 
 from spectral import arrays, distributed, measure
