@@ -114,6 +114,138 @@ def test_product_is_no_view_of_its_argument():
     assert float(v.sum()) == 4
 
 
+# Blocks without columns ----------------------------------------------------------------------------------------------
+def over_data():
+    """Operators over data by name, fresh."""
+    case, loss = CASES["mlp"], torch.nn.CrossEntropyLoss()
+    model, data = case.network(), case.batches()
+    J, X, F = (spectral.Jacobian(model, data, **how)
+               for how in ({}, {"wrt": "inputs"}, {"wrt": "inputs", "layout": "flattened"}))  # fmt: skip
+    H, G = spectral.Hessian(model, loss, data), spectral.GaussNewton(model, loss, data)
+    return {"params": J, "inputs": X, "flattened": F, "hessian": H, "gauss-newton": G,
+            "fisher": spectral.EmpiricalFisher(model, loss, data),
+            "transpose": J.T, "gram-right": J.gram("right"), "gram-left": F.gram("left"), "sum": H + 0.1 * G - I}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*ALGEBRA, *over_data()])
+def test_a_block_without_columns_gives_one_and_costs_nothing(name):
+    op = ALGEBRA[name][0] if name in ALGEBRA else over_data()[name]
+    before = op.products, op.epochs
+    for T in (op, op.T):
+        m, n = T.shape
+        for W in (T @ torch.zeros(n, 0, dtype=op.dtype), T.multiply_normal(torch.zeros(n, 0, dtype=op.dtype))):
+            assert W.shape in {(m, 0), (n, 0)} and W.dtype == op.dtype
+        assert (T @ torch.zeros(n, 0, dtype=op.dtype)).shape == (m, 0)
+    assert (op.products, op.epochs) == before
+
+
+# What a scipy LinearOperator offers -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ALGEBRA)
+def test_what_scipys_operators_are_asked_is_answered(name):
+    op, M = ALGEBRA[name]
+    (m, n), M = op.shape, M.numpy()
+    V, U = np.random.default_rng(0).normal(size=(n, 2)), np.random.default_rng(1).normal(size=(m, 2))
+    for got, expected in (
+        (op.matvec(V[:, 0]), M @ V[:, 0]), (op.matmat(V), M @ V), (op.dot(V), M @ V), (op.dot(V[:, 0]), M @ V[:, 0]),
+        (op.rmatvec(U[:, 0]), M.T @ U[:, 0]), (op.rmatmat(U), M.T @ U), (op.H @ U, M.T @ U), (op.adjoint() @ U, M.T @ U),
+        (op.transpose() @ U, M.T @ U), (op.H.H @ V, M @ V),
+    ):  # fmt: skip
+        assert got.shape == expected.shape and np.allclose(got, expected, atol=1e-12)
+    assert op.ndim == 2 and isinstance(op.args, tuple) and op.H.shape == (n, m)
+
+
+def test_args_are_what_an_expression_is_made_of():
+    """As scipy's: (A, B) of sums and products, (A, factor), (A,) of a transpose; of a leaf, the matrix that it holds."""
+    assert (A + B).args == (A, B) and (A @ B).args == (A, B) and (2 * A).args == (A, 2.0) and W.T.args == (W,)
+    assert A.args == (A.matrix,) and spectral.Operator((2, 2), torch.float64).args == ()
+    shifted = A + 3 * I
+    assert shifted.args[0] is A and torch.equal((shifted.args[0] + shifted.args[1]) @ eye, shifted @ eye)
+    for side in ("left", "right"):
+        one, two = W.gram(side).args
+        E = torch.eye(two.shape[1]).double()
+        assert torch.allclose(one @ (two @ E), W.gram(side) @ E, atol=1e-14)
+
+
+def test_powers_are_repeated_products():
+    assert torch.allclose((A**3) @ eye, MA @ MA @ MA) and A**1 is A
+    for bad in (lambda: A**0, lambda: A**0.5, lambda: W**2, lambda: A**True):
+        with pytest.raises(ValueError, match=r"is no power; use a square operator and an integer >= 1"):
+            bad()
+
+
+# Vectors by name ------------------------------------------------------------------------------------------------------
+def test_parameters_come_and_go_by_their_names_in_the_order_of_the_columns():
+    """J v with v all 1 in one parameter is the derivative along that parameter, by torch's own jvp."""
+    ops, model = over_data(), CASES["mlp"].network()
+    J = ops["params"]
+    x = torch.cat([batch[0] for batch in CASES["mlp"].batches()])
+    values = {name: p.detach() for name, p in model.named_parameters()}
+    for chosen in values:
+        direction = {name: torch.full_like(p, float(name == chosen)) for name, p in values.items()}
+        call = lambda p: torch.func.functional_call(model, p, (x,))  # noqa: E731
+        expected = torch.func.jvp(call, (values,), (direction,))[1].reshape(-1)
+        assert torch.allclose(J @ J.flatten(direction), expected, atol=1e-12)
+
+
+def test_expressions_have_the_names_of_their_parts():
+    ops, shapes = over_data(), {name: p.shape for name, p in CASES["mlp"].network().named_parameters()}
+    J, H = ops["params"], ops["hessian"]
+    named = [ops[name] for name in ("params", "hessian", "gauss-newton", "fisher", "transpose", "gram-right", "sum")]
+    for op in (*named, 2 * J, J + J, J.T @ J, H @ ops["fisher"], H + 0.5 * I, J.T.gram("left")):
+        for w in (torch.randn(31).double(), torch.randn(31, 3).double(), np.ones((31, 0))):
+            tensors = op.unflatten(w)
+            assert {name: t.shape for name, t in tensors.items()} == {k: (*s, *w.shape[1:]) for k, s in shapes.items()}
+            assert torch.equal(op.flatten(dict(reversed(tensors.items()))), torch.as_tensor(w))
+    for name, block in spectral.blocks(H, by="parameter").items():
+        assert {k: t.shape for k, t in block.unflatten(np.ones(block.shape[0])).items()} == {name: shapes[name]}
+
+
+def test_eigenvectors_are_parameters_too():
+    H = over_data()["hessian"]
+    pairs = spectral.top(H, 2)
+    tensors = H.unflatten(pairs.vectors)
+    assert {t.shape[-1] for t in tensors.values()} == {2}
+    first = H.flatten({name: t[..., 0] for name, t in tensors.items()})
+    assert torch.allclose(H @ first, float(pairs.values[0]) * first, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", ["mlp", "batch-norm"])
+def test_inputs_have_one_name_and_the_shape_of_a_sample(case):
+    case = CASES[case]
+    model, data = case.network().eval(), case.batches()
+    k = model(data[0][0]).shape[1]
+    for layout, shape in (("stacked", case.features), ("flattened", (k, *case.features))):
+        J = spectral.Jacobian(model, data, wrt="inputs", layout=layout)
+        for w in (torch.randn(J.shape[1]).double(), torch.randn(J.shape[1], 2).double()):
+            tensors = J.gram("right").unflatten(w)
+            assert {name: tuple(t.shape) for name, t in tensors.items()} == {"inputs": (*shape, *w.shape[1:])}
+            assert torch.equal(J.flatten(tensors), w)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "words"),
+    [
+        (lambda ops: A.unflatten(torch.ones(4)), TypeError, "<Dense 4 x 4.* have no names; unflatten and flatten are for"),
+        (lambda ops: A.flatten({}), TypeError, "have no names"),
+        (lambda ops: (A @ B).unflatten(torch.ones(4)), TypeError, "have no names"),
+        (lambda ops: ops["gram-left"].unflatten(torch.ones(5)), TypeError, "have no names"),
+        (lambda ops: (ops["params"] @ ops["params"].T).unflatten(torch.ones(15)), TypeError, "have no names"),
+        (lambda ops: ops["params"].unflatten(torch.ones(30)), ValueError, r"\(30,\), but the 0.weight, .* have 31 entries; use"),
+        (lambda ops: ops["params"].unflatten(torch.ones(31, 1, 1)), ValueError, r"use \(31,\) or \(31, b\)"),
+        (lambda ops: ops["params"].flatten(torch.ones(31)), ValueError, "takes a mapping .* got Tensor"),
+        (lambda ops: ops["params"].flatten({"0.weight": torch.ones(4, 3)}), ValueError, "0.bias.*missing or unknown"),
+        (lambda ops: ops["inputs"].flatten({"inputs": torch.ones(3).double(), "x": eye}), ValueError, "x missing"),
+        (lambda ops: ops["inputs"].flatten({"inputs": torch.ones(4).double()}), ValueError, r"use \(3,\), or \(3, 'b'\)"),
+        (lambda ops: ops["inputs"].flatten({"inputs": torch.ones(3, 1, 1).double()}), ValueError, r"use \(3,\)"),
+        (lambda ops: ops["inputs"].flatten({"inputs": torch.ones(3)}), TypeError, "nothing is cast silently; convert the tensor"),
+    ],
+)  # fmt: skip
+def test_what_has_no_names_is_one_sentence(make, kind, words):
+    with pytest.raises(kind, match=words) as caught:
+        make(over_data())
+    assert "\n" not in str(caught.value)
+
+
 def test_adjoint_error_sees_a_wrong_transpose():
     class Wrong(spectral.Operator):
         def _apply(self, V):

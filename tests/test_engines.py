@@ -219,6 +219,103 @@ def test_memory_of_a_budget():
     assert kept.store.used > 0 and anew.store.used == 0 and not anew.store.entries
 
 
+@pytest.fixture
+def recorders(monkeypatch):
+    """Every recorder that is made from now on."""
+    made, plain = [], tape.Recorder.__init__
+    monkeypatch.setattr(tape.Recorder, "__init__", lambda self, *a, **k: made.append(self) or plain(self, *a, **k))
+    return made
+
+
+def flattened(outputs, **options):
+    """A product is as many passes as there are outputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, outputs), nn.Tanh()).double()
+    return Jacobian(model, [torch.randn(6, 2).double()], wrt="inputs", layout="flattened", **options)
+
+
+def test_a_program_that_is_expected_to_exceed_the_budget_is_not_even_tried(recorders):
+    """k JVPs and k VJPs hold some k graphs: 40 of 6 x 40 doubles are more than 64 KiB."""
+    free, tight = flattened(40), flattened(40, memory="64KiB")
+    for J in (free, tight):
+        J.expect(100)
+        recorders.clear()
+        v, u = torch.ones(J.shape[1]).double(), torch.ones(6).double()
+        products = [J @ v, J.T @ u]
+        assert bool(recorders) is (J is free)
+        if J is free:
+            expected = products
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(products, expected, strict=True))
+    for kind, choice in tight.engine.choices.items():
+        assert set(choice.trials) == {"fresh"}, kind
+        assert any("recording would hold about" in why and "memory=" in why for why in choice.failures)
+    assert "more than the 0.0625 MiB of memory=" in tight.describe()["reason"]
+
+
+@pytest.mark.parametrize("kind, engine", [("J v", "auto"), ("Gauss-Newton", "replay"), ("Hessian", "auto")])
+def test_recording_never_holds_more_than_the_budget_leaves(recorders, kind, engine):
+    """Constants are counted while they are met; what does not fit is given up, and the product is the same."""
+    model, data = linear_model()
+    make = {"J v": lambda **o: Jacobian(model, data, **o),
+            "Gauss-Newton": lambda **o: GaussNewton(model, nn.CrossEntropyLoss(), data, **o),
+            "Hessian": lambda **o: Hessian(model, nn.CrossEntropyLoss(), data, **o)}[kind]  # fmt: skip
+    fresh, recorded = make(engine="fresh"), 0
+    v = torch.randn(fresh.shape[1]).double()
+    for budget in (0, 1500, 6000, 10**6):
+        A = make(engine=engine, memory=budget)
+        recorders.clear()
+        A.expect(100)
+        for _ in range(3):
+            used = A.store.used
+            seen = len(recorders)
+            assert torch.allclose(A @ v, fresh @ v, atol=1e-12)
+            assert all(recorder.held <= max(budget - used, 0) for recorder in recorders[seen:])
+            assert A.store.used <= budget
+        recorded += "replay" in {trial for choice in A.engine.choices.values() for trial in choice.trials}
+    assert 0 < recorded < 4
+
+
+def test_recording_is_given_up_at_the_first_constant_that_does_not_fit():
+    """Three constants of 800 bytes, the first of them there anyway, the third equal to the second."""
+    A, B = (torch.randn(10, 10, generator=torch.Generator().manual_seed(i)).double() for i in (0, 1))
+    C, v, own = B.clone(), torch.ones(10).double(), {A.untyped_storage().data_ptr()}
+
+    def function(v):
+        return (A @ v, B @ v, C @ v)
+
+    program = tape.record(function, v, 800, own)
+    assert program.held == 800 and len(program.constants) == 2
+    for room, there in ((799, own), (1599, ())):
+        with pytest.raises(tape.Unrecordable, match="would keep exceeds the memory budget"):
+            tape.record(function, v, room, there)
+    assert tape.record(function, v, 1600).held == 1600
+
+
+def test_a_forward_pass_that_runs_for_each_output_is_kept_once(recorders):
+    J = flattened(30)
+    J.expect(100)
+    J @ torch.ones(J.shape[1]).double()
+    graph = J._graph_bytes * 6
+    assert max(recorder.held for recorder in recorders) < 5 * graph  # not 30 times
+
+
+def test_values_die_while_they_are_recorded_as_they_do_otherwise():
+    """A chain of 50 operations on the argument: at the end one value is alive, and no name is left of the dead."""
+    A = torch.randn(20, 20).double()
+
+    def chain(v):
+        for _ in range(50):
+            v = A @ v
+        return (v,)
+
+    with tape.Recorder([torch.ones(20).double()], False) as recorder:
+        out = chain(recorder.given[0])
+    assert sum(reference() is not None for reference in recorder.alive.values()) <= 3  # the argument, A and the result
+    assert len([key for key in recorder.nodes if not isinstance(key, tuple)]) <= 2
+    v = torch.randn(20).double()
+    assert torch.allclose(tape.record(chain, v)(v)[0], chain(v)[0]) and out
+
+
 def test_coarse_products_state_their_noise():
     """bf16 keeps 8 bits, so that a product of a few of them is off by some 1e-3 to 1e-2."""
     torch.manual_seed(0)

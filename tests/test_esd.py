@@ -24,7 +24,8 @@ A = np.diag(np.arange(1.0, 41.0))
         (A, {"deflate": False}, "slq"),
         (sp.csr_array(A), {}, "exact"),
         (sp.csr_array(A), {"budget": 20}, "slq"),
-        (sp.diags_array(np.arange(1.0, 1001.0)).tocsr(), {}, "slq"),
+        (sp.diags_array(np.arange(1.0, 1001.0)).tocsr(), {}, "exact"),  # 1000 products instead of 400
+        (sp.diags_array(np.arange(1.0, 1301.0)).tocsr(), {"steps": 20}, "slq"),  # 1300 instead of 80
         (sp.diags_array(np.arange(1.0, 6001.0)).tocsr(), {"steps": 5}, "slq"),
         (np.random.default_rng(0).standard_normal((30, 90)), {}, "exact"),
     ],
@@ -60,6 +61,66 @@ def test_a_jacobian_whose_gram_one_pass_assembles_may_be_larger(samples, inputs,
     monkeypatch.setattr(esd_module.arrays, "available_memory", lambda device: 2**35)
     found, reason = esd_module._exact_is_cheap(jacobian(samples, inputs), budget, {})
     assert found is chosen and why in reason
+
+
+def many_outputs(samples, outputs):
+    """One row for each sample, as long as two inputs times many outputs: a product is as many passes as the whole Gram."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(2, outputs, bias=False), torch.nn.ReLU()).double()
+    return model, torch.randn(samples, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("make", "factor", "shift"),
+    [
+        (lambda J: J, 1, 0),
+        (lambda J: J.T, 1, 0),
+        (lambda J: J.gram("left") / 24, 1 / 24, 0),
+        (lambda J: J.gram() + spectral.I, 1, 1),
+    ],
+)
+def test_401_outputs_of_24_samples_take_one_pass_and_not_hundreds(make, factor, shift):
+    """wild_operators, case_401_outputs_flattened: the whole Gram costs half of what a single product does."""
+    model, x = many_outputs(24, 401)
+    J = spectral.Jacobian(model, [x], wrt="inputs", layout="flattened")
+    before = J.epochs
+    s = spectral.esd(make(J))
+    assert (s.method, s.products, J.epochs - before) == ("exact", 401, 1)
+    assert "9624 VJPs of samples in 1 sweep" in s.meta["choice"]  # 24 x 401
+    assert f"{96 * 24 * 401} JVPs and {96 * 24 * 401} VJPs" in s.meta["choice"]  # 4 probes, 24 steps each
+    rows = ((model(x) > 0).double()[:, :, None] * model[0].weight.detach()).reshape(24, -1)
+    expected = factor * torch.linalg.eigvalsh(rows @ rows.T) + shift
+    assert np.allclose(s.points()[0], expected, atol=1e-11 * float(expected[-1]))
+
+
+@pytest.mark.parametrize(
+    ("samples", "outputs", "budget", "chosen", "why"),
+    [
+        (512, 2000, None, True, "1024000 VJPs of samples in 1 sweep"),
+        (1500, 800, None, True, "dimension 1500, 800 products and one pass"),
+        (64, 401, "10epochs", True, "instead of up to 5"),  # a product with J J^T is two sweeps
+        (64, 401, "1epochs", True, "instead of up to 1"),
+        (64, 401, 400, False, "would take 401 products, more than the 256 of slq"),
+        (64, 401, 401, True, "instead of up to 256"),
+    ],
+)
+def test_many_outputs_are_chosen_by_passes_and_budgets_kept_as_they_are_counted(samples, outputs, budget, chosen, why):
+    model, x = many_outputs(samples, outputs)
+    J = spectral.Jacobian(model, [x], wrt="inputs", layout="flattened")
+    found, reason = esd_module._exact_is_cheap(J, budget, {})
+    assert found is chosen and why in reason
+
+
+def test_beyond_the_limits_passes_that_are_known_to_outweigh_arithmetic_decide(monkeypatch):
+    """At 9000 samples the eigenvalues take 1.6e13 flops: 400 products of 300 passes through 1e5 weights take 9e14."""
+    monkeypatch.setattr(esd_module.arrays, "available_memory", lambda device: 2**35)
+    layers = [torch.nn.Linear(40, 200), torch.nn.ReLU(), torch.nn.Linear(200, 200), torch.nn.Linear(200, 300)]
+    x = torch.zeros(9000, 40).split(3000)
+    J = spectral.Jacobian(torch.nn.Sequential(*layers), list(x), wrt="inputs", layout="flattened")
+    found, why = esd_module._exact_is_cheap(J, None, {})
+    assert found and "dimension 9000, 300 products and one pass" in why
+    found, why = esd_module._exact_is_cheap(J, None, {"probes": 1, "steps": 1})
+    assert not found and "dimension 9000 exceeds what all eigenvalues are cheap for (8192): 2700000 VJPs" in why
 
 
 def test_the_smaller_side_of_a_gram_decides():

@@ -9,6 +9,8 @@ import scipy.sparse as sp
 import torch
 
 import spectral
+from spectral.estimators.cost import cost
+from spectral.estimators.exact import gram_matrix
 
 RNG = np.random.default_rng(2)
 
@@ -59,6 +61,42 @@ def test_a_jacobians_gram_takes_one_pass_and_carries_its_zeros(wrt, layout, side
     np.testing.assert_allclose(np.sort(s.atoms.values), np.sort(singular), atol=1e-10 * singular.max())
     assert s.products == 3  # one VJP for each of the three outputs
     assert s.count(-1e-6, 1e-12).value >= s.zeros
+
+
+@pytest.mark.parametrize(("wrt", "layout"), [("params", "stacked"), ("inputs", "stacked"), ("inputs", "flattened")])
+@pytest.mark.parametrize("share", [1.9, 1.3, 0.7])
+def test_where_the_rows_of_a_jacobian_do_not_fit_they_are_held_in_parts(monkeypatch, wrt, layout, share):
+    """Half of the free memory holds a share of the rows: the same matrix to rounding, in as many sweeps as the cost says."""
+    model, data = network(samples=12)
+    J = spectral.Jacobian(
+        model, [batch[i : i + 1] for batch in data for i in range(len(batch))], wrt=wrt, layout=layout
+    )
+    gram = J.gram("left")
+    whole = gram_matrix(J, "left")
+    monkeypatch.setattr(spectral.arrays, "available_memory", lambda device: int(share * J.shape[0] * J.shape[1] * 8))
+    expected = cost(gram)
+    before = J.epochs, J.products
+    assert torch.allclose(gram_matrix(J, "left"), whole, rtol=0, atol=1e-13 * float(whole.abs().max()))
+    assert (J.epochs - before[0], J.products - before[1]) == (expected.epochs, expected.products)
+    assert expected.epochs == {1.9: 2, 1.3: 2, 0.7: 4}[share]
+
+
+def test_multiples_and_shifts_of_a_gram_take_one_pass_too_and_leave_matrices_alone():
+    model, data = network()
+    J = spectral.Jacobian(model, data)
+    values = spectral.exact(J.gram()).atoms.values
+    G, I = J.gram(), spectral.I
+    made = [(2 * G, 2, 0), (G + 3 * I, 1, 3), (-(G - 3 * I) / 2, -0.5, 1.5), ((3 * J.T).gram(), 9, 0)]
+    for A, factor, shift in [*made, ((2 * J).gram("left") + I, 4, 1)]:
+        before = J.epochs
+        s = spectral.exact(A)
+        assert J.epochs - before == 1 and s.products == 3
+        np.testing.assert_allclose(s.atoms.values, np.sort(factor * values + shift), atol=max(s.value_error, 1e-10))
+    M = torch.diag(torch.tensor([1.0, 2.0]).double())
+    assert spectral.exact(spectral.as_operator(M) + 5 * spectral.I).atoms.values.tolist() == [6.0, 7.0]
+    assert M.diagonal().tolist() == [1.0, 2.0]
+    near = spectral.exact(spectral.as_operator(M.float()) - 1 * spectral.I)  # the error is that of what was shifted
+    assert near.value_error >= 2 * torch.finfo(torch.float32).eps
 
 
 def test_a_rectangular_matrix_means_its_gram_on_the_smaller_side():
@@ -120,10 +158,11 @@ def test_a_matrix_that_is_whole_is_not_assembled_again(tmp_path, monkeypatch, st
 
 
 def test_products_that_were_kept_are_gone_on_with_whatever_fits_into_memory_then(tmp_path, monkeypatch):
-    """Without room for the rows of J the Gram is multiplied; a later session with room goes on as the first began."""
+    """Without room for one batch's rows the Gram is multiplied; a later session with room goes on as the first began."""
     model, data = network()
+    data = [torch.cat(data)]
     exact_module = importlib.import_module("spectral.estimators.exact")
-    monkeypatch.setattr(exact_module, "BLOCK", 4)
+    monkeypatch.setattr(exact_module, "BLOCK", 3)
     J = spectral.Jacobian(model, data)
     size = J.shape[0] * J.shape[1] * 8
     monkeypatch.setattr(spectral.arrays, "available_memory", lambda device: 2 * size - 1)
@@ -142,6 +181,23 @@ def test_products_that_were_kept_are_gone_on_with_whatever_fits_into_memory_then
         spectral.exact(J, checkpoint=tmp_path / "run.npz")
     monkeypatch.setattr(spectral.arrays, "available_memory", lambda device: 2**35)
     resumed = spectral.exact(J, checkpoint=tmp_path / "run.npz")
-    assert len(stopped) == 7 + 1  # the block that was cut off is multiplied again
+    assert len(stopped) == 9 + 1  # the block that was cut off is multiplied again
     assert (resumed.products, resumed.epochs, resumed.meta["assembled"]) == (27, whole.epochs, "27 products")
     np.testing.assert_array_equal(resumed.atoms.values, whole.atoms.values)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_jacobian_in_statistics_of_the_batch_goes_by_products(side):
+    """Rows of single samples are not defined there; the matrix is."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    J = spectral.Jacobian(model.double(), [torch.randn(6, 3).double() for _ in range(2)], statistics="batch")
+    G = J.gram(side)
+    spectrum, n = spectral.exact(G, progress=False), min(J.shape)
+    assert spectrum.meta["assembled"] == f"{n} products"
+    dense = J @ torch.eye(J.shape[1], dtype=torch.float64)
+    expected = np.linalg.eigvalsh((dense @ dense.T if J.shape[0] == n else dense.T @ dense).numpy())
+    np.testing.assert_allclose(np.sort(spectrum.atoms.values)[-n:], expected, atol=1e-12 * expected[-1])
+    assert (
+        spectral.esd(J, probes=1, steps=5, progress=False).method == "slq"
+    )  # exact takes n / 5 times as many products

@@ -95,7 +95,8 @@ def test_weights_are_a_measure_and_zeros_are_carried_exactly(recurrence):
 @pytest.mark.parametrize("A", [2 * np.eye(50), np.zeros((50, 50)), -1e-30 * np.eye(50)], ids=["2I", "0", "tiny"])
 def test_multiples_of_the_identity_take_one_step_a_probe(A, recurrence):
     s = kpm(A, recurrence=recurrence)
-    assert s.products == (4 if recurrence == "lanczos" else 5)
+    again = 0 if A.any() else 4 if recurrence == "lanczos" else 1  # a first product that is 0 is made again
+    assert s.products == (4 if recurrence == "lanczos" else 5) + again
     assert float(s.integrate(lambda x: x).value) == pytest.approx(np.trace(A))
     assert s.count(-np.inf, 3).value == 50
     assert s.meta["error"]["w1"] == 0

@@ -237,3 +237,33 @@ def test_a_second_pass_makes_the_basis_again():
     again = second_pass(A, v, record, np.eye(12))
     assert A.products - before == 11
     np.testing.assert_allclose(again.numpy(), state.basis.numpy(), atol=1e-6)
+
+
+class Rounded(Operator):
+    """Products that are rounded to `noise` of their length, the same way each time."""
+
+    noise = 3e-3
+
+    def __init__(self, M):
+        self.M = torch.as_tensor(M).float()
+        super().__init__(tuple(self.M.shape), torch.float32, torch.device("cpu"), symmetric=True)
+
+    @property
+    def product_error(self):
+        return 8 * self.noise
+
+    def _apply(self, V):
+        W = self.M @ V
+        step = self.noise * W.norm(dim=0) / len(W) ** 0.5
+        return (W / step).round() * step
+
+
+def test_selective_basis_is_orthonormal_where_products_are_coarser_than_vectors():
+    """Simon's recurrence with the products' own rounding in the place of eps: with eps alone they are off by 0.5 and more."""
+    state = Lanczos(
+        Rounded(rotated(np.geomspace(1e-3, 1, 80))), start(80, dtype=torch.float32), 40, reorthogonalize="selective"
+    )
+    while state.step():
+        pass
+    Q = state.basis.double().numpy()
+    np.testing.assert_allclose(Q @ Q.T, np.eye(len(Q)), atol=1e-3)

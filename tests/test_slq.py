@@ -139,7 +139,7 @@ def test_steps_beyond_the_dimension_and_a_single_probe():
 @pytest.mark.parametrize("A", [2 * np.eye(50), np.zeros((50, 50)), -1e-30 * np.eye(50)], ids=["2I", "0", "tiny"])
 def test_multiples_of_the_identity_are_exact_after_one_step_a_probe(A):
     s = spectral.slq(A)
-    assert s.products == 4
+    assert s.products == (4 if np.any(A) else 8)  # a first product that is 0 is made again
     assert float(s.integrate(lambda x: x).value) == pytest.approx(np.trace(A))
     assert s.count(-np.inf, 3).value == 50
     assert s.meta["error"]["w1"] == 0

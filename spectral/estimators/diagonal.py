@@ -130,9 +130,12 @@ def exact_diagonal(A: Operator, progress: bool | None, kept: Kept) -> np.ndarray
     with effort.bar(n, "diagonal", progress) as shown, kept.guard(whole):
         for start in range(first, n, BLOCK):
             size = min(BLOCK, n - start)
-            product = sketch.multiply(A, _unit(A, range(start, start + size)))
+            columns = _unit(A, range(start, start + size))
+            product = sketch.multiply(A, columns)
             if start == 0:
                 column = product[:, 0].double().cpu().numpy()
+            among = product[start : start + size].double().cpu().numpy()
+            sketch.hold_products(A, columns, product, columns, product, (among, among.T))
             value[start : start + size] = torch.diagonal(product[start : start + size]).double().cpu().numpy()
             first = start + size
             kept.stepped(whole(), end=first == n)
@@ -152,6 +155,7 @@ def _hutchinson(A: Operator, m: int, seed: int, progress: bool | None, kept: Kep
     zero = np.zeros(A.shape[0])
     first = torch.zeros(A.shape[0], dtype=A.dtype, device=A.device)
     drawn: State = {"method": "hutchinson", "done": 0, "mean": zero, "squares": zero, "first": first}
+    last: tuple[torch.Tensor, torch.Tensor] | None = None
     if kept.state is not None:
         drawn = kept.state
         if drawn["done"]:
@@ -160,6 +164,7 @@ def _hutchinson(A: Operator, m: int, seed: int, progress: bool | None, kept: Kep
         for i in range(drawn["done"], m):
             z = sketch.draw(A, seed, range(i, i + 1), "rademacher")
             product = sketch.multiply(A, z)
+            last = sketch.hold_neighbours(A, last, z, product, arrays.norm(product[:, 0]))
             sample = (z * product)[:, 0].double().cpu().numpy()
             step = sample - drawn["mean"]
             mean = drawn["mean"] + step / (i + 1)
@@ -199,6 +204,7 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, kept: Kept) ->
         kept.stepped(drawn, end=True)
         shown.update(m)
     R = sketch.cross(basis.Q, Y)
+    sketch.hold_products(A, basis.Q, basis.Z, Omega, Y, (R, sketch.cross(basis.Z, Omega)), transposed=True)
     S, alone = sketch.directions(R)
     gamma, SR = S.T @ S, (S * R).sum(0)
     nu = np.sqrt(np.maximum(1 - gamma**2, sketch.PARALLEL))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from spectral import arrays, distributed
+from spectral import arrays
 from spectral.estimators import effort
-from spectral.estimators.exact import WORKSPACE, exact
+from spectral.estimators.cost import PASS, WORKSPACE, affine, cost
+from spectral.estimators.exact import exact
 from spectral.estimators.kpm import kpm
-from spectral.estimators.slq import slq
+from spectral.estimators.slq import PROBES, STEPS, slq
 from spectral.operators.base import Gram, Operator
 from spectral.operators.jacobian import Jacobian
-from spectral.operators.views import Dense, as_operator
+from spectral.operators.views import as_operator
 from spectral.spectrum import Spectrum
 
+WORTH = 3  # times the work of slq that all eigenvalues may take: they have no error
 EXACT_DIM, EXACT_SECONDS = 4096, 10.0  # all eigenvalues of a matrix of this size take about so long on two cores
 # A network's Gram that is assembled in one pass, seen at 5000 on two busy cores: MLP 39 s instead of 270 s for 400
-# products, CNN 107 s instead of 3100 s. Beyond 16 columns a row the assembly (2 dim^2 columns flops) may cost more than it saves.
+# products, CNN 107 s instead of 3100 s. Beyond 16 columns a row the assembly (2 dim^2 columns flops) may cost more than it saves,
+# unless the passes that it saves are known to be more than that.
 NETWORK_DIM, LONG_ROWS = 8192, 16
 METHODS = ("auto", "exact", "slq", "kpm")
 KPM_OPTIONS = {"moments", "interval", "recurrence"}  # that no other method has
@@ -36,10 +39,13 @@ def esd(
 ) -> Spectrum:
     """The spectrum of symmetric A, or of the Gram of a rectangular operator on its smaller side.
 
-    "auto": all eigenvalues if the matrix is small (4096; 8192 for a Jacobian whose Gram one pass over the data assembles) and
-    cheaper to assemble than the products of `slq`, otherwise `slq` with deflation; with tol, probes or steps, too, all
-    eigenvalues where they are cheap, as they are within any tolerance; other options of slq mean slq, those of `kpm` kpm.
-    `meta["choice"]` says what was chosen and why. Products being equal, `kpm` knows nothing that slq does not, and less where
+    "auto": all eigenvalues if they cost up to three times what `slq` would (`spectral.estimators.cost` counts derivative passes,
+    sweeps and bytes; a product of a flattened Jacobian is as many passes as it has outputs, and so is its whole Gram) and the
+    matrix is small: 4096; 8192 for a Jacobian whose Gram is assembled from rows, more where the passes outweigh dense
+    arithmetic. Otherwise `slq` with deflation. With tol, probes or steps, too, all eigenvalues where they are cheap, as they are
+    within any tolerance; other options of slq mean slq, those of `kpm` kpm. A budget is kept as it is counted: all eigenvalues
+    of a Jacobian are as many products as it has outputs, and one epoch. `meta["choice"]` says what was chosen and why, with
+    these numbers. Products being equal, `kpm` knows nothing that slq does not, and less where
     slq deflates; "auto" takes it where the free memory holds no vectors to deflate: fewer than seven of A's dimension. It is then
     Lanczos with four vectors, or the Chebyshev recurrence with three, which loses steps in spectra with gaps. kpm has no tol,
     which therefore means slq. `checkpoint` is a file that the method keeps: the same call goes on from it to the same bits.
@@ -111,26 +117,45 @@ def _tight(A: Operator) -> tuple[str, str] | None:
 
 def _exact_is_cheap(A: Operator, budget: Any, options: dict[str, Any]) -> tuple[bool, str]:
     """(whether to compute all eigenvalues, why)."""
-    limit = effort.Budget(budget, A)
-    inner = A.parts[0] if isinstance(A, Gram) else A
-    dim, other, free = min(inner.shape), max(inner.shape), arrays.available_memory(A.device)
-    if own := _of_slq(options):
+    limit, own = effort.Budget(budget, A), _of_slq(options)
+    if own:
         return False, f"{', '.join(own)} given"
-    products, most, why = dim, EXACT_DIM, ""
-    if isinstance(inner, Dense):
-        products = 0
-    elif isinstance(inner, Jacobian):
-        rows_fit = dim * other * inner.dtype.itemsize < free // 2 and distributed.world_size() == 1
-        if inner.shape[0] >= inner.shape[1] or rows_fit:
-            products, why = inner.outputs, " and one pass over the data"
-            most = NETWORK_DIM if other <= LONG_ROWS * dim else EXACT_DIM
+    op = A if A.shape[0] == A.shape[1] and A.self_map else A.gram()
+    op = op.smaller if isinstance(op, Gram) else op
+    dim, free = op.shape[0], arrays.available_memory(A.device)
+    probes, steps = int(options.get("probes", PROBES)), int(options.get("steps", STEPS))
+    swept = limit.epochs / cost(op, 1).epochs if cost(op, 1).epochs else limit.epochs
+    affordable = max(int(min(probes * min(steps, dim), limit.products, swept)), 1)
+    whole, other = cost(op, free=free), cost(op, affordable)
+    inner = affine(op)[2]
+    J = inner.parts[0] if isinstance(inner, Gram) and isinstance(inner.parts[0], Jacobian) else None
+    most = EXACT_DIM
+    if J is not None and whole.epochs and whole.jvps == 0:  # from rows
+        weights = sum(p.numel() for p in J.network.model.parameters())
+        outweighed = whole.flops <= WORTH * PASS * weights * other.passes
+        most = NETWORK_DIM if max(J.shape) <= LONG_ROWS * dim else EXACT_DIM
+        most = max(most, dim) if outweighed else most
     if dim > most:
-        return False, f"dimension {dim} exceeds what all eigenvalues are cheap for ({most})"
-    if dim * dim * 8 * WORKSPACE > free // 2:
-        return False, f"all eigenvalues of dimension {dim} would take more than half of the free memory"
+        return False, f"dimension {dim} exceeds what all eigenvalues are cheap for ({most}): {whole} instead of {other}"
+    if dim * dim * 8 * WORKSPACE > free // 2 or whole.bytes > 3 * free // 4:
+        return False, (
+            f"all eigenvalues of dimension {dim} would take more than half of the free memory: {whole.bytes / 2**20:.3g} MiB of "
+            f"{free / 2**20:.3g}"
+        )
     if EXACT_SECONDS * (dim / EXACT_DIM) ** 3 > limit.seconds:
         return False, f"all eigenvalues of dimension {dim} may take longer than {budget}"
-    affordable = min(int(options.get("probes", 4)) * int(options.get("steps", 100)), limit.products, limit.epochs)
-    if products > affordable:
-        return False, f"all eigenvalues would take {products} products, more than the {affordable:.0f} of slq"
-    return True, f"dimension {dim}, {products} products{why} instead of up to {affordable:.0f}"
+    spent = whole.products > limit.products or whole.epochs > limit.epochs
+    if spent or whole.work > WORTH * other.work:
+        than = f"the {affordable} of slq" if spent else f"{WORTH} times the {affordable} of slq"
+        return (
+            False,
+            f"all eigenvalues would take {whole.products} products, more than {than}: {whole} instead of {other}",
+        )
+    passes = (
+        "" if whole.jvps or not whole.epochs else f" and {whole.epochs} passes" if whole.epochs > 1 else " and one pass"
+    )
+    data = f"{passes} over the data" if passes else ""
+    return (
+        True,
+        f"dimension {dim}, {whole.products} products{data} instead of up to {affordable}: {whole} instead of {other}",
+    )

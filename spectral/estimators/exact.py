@@ -6,20 +6,22 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import torch
 
-from spectral import arrays, distributed
-from spectral.estimators import effort, proof
+from spectral import arrays, distributed, measure
+from spectral.estimators import cost, effort, proof
+from spectral.estimators.cost import SLICE, WORKSPACE
 from spectral.estimators.kept import Kept, State
 from spectral.operators.base import Gram, Operator
 from spectral.operators.jacobian import Jacobian
 from spectral.operators.views import Dense, as_operator
+from spectral.recurrences.symmetry import expected, look_again
 from spectral.schema import Array, Either, Fields, Number, Text
 from spectral.spectrum import Spectrum
 
-BLOCK = 64  # columns of the identity multiplied at a time
-WORKSPACE = 3  # the matrix in float64, its copy in the eigenvalue routine, and room
-MADE = {"how": Text(), "spent": Number(True, least=0)}
+BLOCK = cost.BLOCK  # columns of the identity multiplied at a time, at most
+MADE = {"how": Text(), "spent": Number(True, least=0), "shift": Number()}
 STATE = Either(  # of a checkpoint: rows A e_0, A e_1, ... of the products so far; the matrix; its eigenvalues, a product of it
     Fields({"products": Array("float64", None, "n")}),
     Fields({"matrix": Array("float64", "n", "n"), **MADE}),
@@ -30,8 +32,11 @@ STATE = Either(  # of a checkpoint: rows A e_0, A e_1, ... of the products so fa
 def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Spectrum:
     """All eigenvalues of symmetric A (n, n), or of the Gram of a rectangular or network operator on its smaller side.
 
-    A Jacobian's Gram is assembled in float64 in one sweep over the data (k VJPs a sample, counted as k products); anything
-    else takes n products with the identity. Memory: n^2 doubles, and for J J^T the rows of J. Time: O(n^3) for the eigenvalues.
+    A Jacobian's Gram (also multiples and shifts of it) is assembled in float64 in one sweep over the data, k VJPs a sample,
+    counted as k products; anything else takes n products with the identity. Memory: n^2 doubles, and for J J^T the rows of J.
+    Where half of the free memory does not hold these, it holds a part of them in each of several sweeps, which all later rows
+    meet; `spectral.estimators.cost` counts it. Time: O(n^3) for the eigenvalues.
+    Products with the identity are held against each other: <e_i, A e_j> = <A e_i, e_j>, see `spectral.recurrences.symmetry`.
     `meta["value_error"]`, the error of each eigenvalue, is `Spectrum.rounding`: that of products and of the eigenvalue routine.
     checkpoint: a file; the same call goes on from it to the same bits. It keeps the products with the identity and the whole
     matrix (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then the eigenvalues. A
@@ -59,7 +64,7 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
         _prove(op, kept)
         if "values" not in state:
             state = _with_values(state if "matrix" in state else _whole(op, kept, progress), kept)
-    values, how, spent = state["values"], state["how"], state["spent"]
+    values, how, spent, shift = (state[key] for key in ("values", "how", "spent", "shift"))
     spectrum = Spectrum.from_eigenvalues(
         values,
         zeros=zeros,
@@ -67,19 +72,28 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
         epochs=before + kept.spent[1],
         meta={**effort.environment(op), "assembled": how},
     )
+    if shift:  # what was rounded may have been larger
+        scale = float(max(np.abs(values).max(), np.abs(values - shift).max()))
+        spectrum.meta["rounding"] = measure.zero_level(scale, spectrum.dim, spectrum.epsilon)
     spectrum.meta["value_error"] = spectrum.rounding
     return spectrum
 
 
 def _whole(op: Operator, kept: Kept, progress: bool | None) -> State:
     """The matrix, how it was made, its products."""
-    if isinstance(op, Dense):
-        matrix, how, spent = op.matrix.to_dense().double(), "dense matrix", 0
-    elif isinstance(op, Gram):
-        matrix, how, spent = _assemble(op, kept, progress)
+    factor, shift, inner = cost.affine(op)
+    if isinstance(inner, Dense):
+        matrix, how, spent = inner.matrix.to_dense().double(), "dense matrix", 0
+    elif (made := _assemble(inner, kept, progress)) is not None:
+        matrix, how, spent = made
     else:
-        matrix, how, spent = _by_products(op, kept, progress)
-    return {"matrix": matrix, "how": how, "spent": spent}
+        factor, shift, (matrix, how, spent) = 1.0, 0.0, _by_products(op, kept, progress)
+    if factor != 1.0:
+        matrix = matrix * factor
+    if shift != 0.0:
+        matrix = matrix.clone()  # perhaps the caller's own
+        matrix.diagonal().add_(shift)
+    return {"matrix": matrix, "how": how, "spent": spent, "shift": shift}
 
 
 def _with_values(state: State, kept: Kept) -> State:
@@ -89,7 +103,7 @@ def _with_values(state: State, kept: Kept) -> State:
     with kept.guard(lambda: state):
         values = torch.linalg.eigvalsh((matrix + matrix.T) / 2).cpu().numpy()
     image = (matrix @ _combination(kept.op)).cpu().numpy()
-    found = {"values": values, "image": image, "how": state["how"], "spent": state["spent"]}
+    found = {"values": values, "image": image, **{key: state[key] for key in state if key != "matrix"}}
     kept.stepped(found, end=True)
     return found
 
@@ -116,27 +130,28 @@ def _combination(op: Operator) -> torch.Tensor:
 def gram_matrix(A: Any, side: str = "auto") -> torch.Tensor:
     """A A^T ("left") or A^T A ("right") as a dense float64 matrix; of a Jacobian in one pass over the data."""
     gram = Gram(as_operator(A), side)
-    return _assemble(gram, Kept(None, gram, {}), False)[0]
+    return _whole(gram, Kept(None, gram, {}), False)["matrix"]
 
 
-def _assemble(gram: Gram, kept: Kept, progress: bool | None) -> tuple[torch.Tensor, str, int]:
-    """(the Gram matrix in float64, how it was made, products)."""
-    A = gram.parts[0]
-    if isinstance(A, Dense):
+def _assemble(gram: Operator, kept: Kept, progress: bool | None) -> tuple[torch.Tensor, str, int] | None:
+    """(the Gram matrix in float64, how it was made, products), None where rows do not make it."""
+    A = gram.parts[0] if isinstance(gram, Gram) else None
+    if isinstance(gram, Gram) and isinstance(A, Dense):
         matrix = A.matrix.to_dense().double()
         return (matrix @ matrix.T if gram.side == "left" else matrix.T @ matrix), "dense matrix", 0
-    if isinstance(A, Jacobian) and not kept.state:  # products that were kept are gone on with
-        if gram.side == "right":
-            return _sum_of_rows(A, progress), "one pass over the data, J^T J summed batch by batch", A.outputs
-        size = A.shape[0] * A.shape[1] * A.dtype.itemsize
-        if distributed.world_size() == 1 and size < arrays.available_memory(A.device) // 2:
-            return _gram_of_rows(A, progress), "one pass over the data, rows of J kept", A.outputs
-    return _by_products(gram, kept, progress)
+    swept = cost.sweeps(gram, arrays.available_memory(gram.device))
+    if not isinstance(gram, Gram) or not isinstance(A, Jacobian) or not swept or kept.state:
+        return None  # products that were kept are gone on with
+    if gram.side == "right":
+        return _sum_of_rows(A, progress), "one pass over the data, J^T J summed batch by batch", A.outputs
+    parts = "rows of J kept" if len(swept) == 1 else f"rows of J kept in {len(swept)} parts"
+    how = f"{'one pass' if len(swept) == 1 else f'{len(swept)} passes'} over the data, {parts}"
+    return _gram_of_rows(A, swept, progress), how, A.outputs * len(swept)
 
 
-def _rows(J: Jacobian, progress: bool | None) -> Generator[tuple[slice, torch.Tensor], None, None]:
+def _rows(J: Jacobian, progress: bool | None, first: int = 0) -> Generator[tuple[slice, torch.Tensor], None, None]:
     """The rows of J batch by batch, counted as the products that they are."""
-    with closing(J.rows()) as blocks, effort.bar(J.shape[0], "exact", progress, "row") as shown:
+    with closing(J.rows(first)) as blocks, effort.bar(J.shape[0], "exact", progress, "row") as shown:
         for where, block in blocks:
             yield where, block
             shown.update(len(block))
@@ -149,23 +164,35 @@ def _sum_of_rows(J: Jacobian, progress: bool | None) -> torch.Tensor:
     G = torch.zeros(n, n, dtype=torch.float64, device=J.device)
     with closing(_rows(J, progress)) as blocks:
         for _, block in blocks:
-            wide = block.double()
-            G.addmm_(wide.T, wide)
+            for some in block.split(max(1, SLICE // (8 * n))):
+                wide = some.double()
+                G.addmm_(wide.T, wide)
     return distributed.all_reduce(G)
 
 
-def _gram_of_rows(J: Jacobian, progress: bool | None) -> torch.Tensor:
-    """J J^T from all rows, summed over slices of columns in float64."""
-    rows = torch.empty(J.shape, dtype=J.dtype, device=J.device)
-    with closing(_rows(J, progress)) as blocks:
-        for where, block in blocks:
-            rows[where] = block
+def _gram_of_rows(J: Jacobian, swept: list[range], progress: bool | None) -> torch.Tensor:
+    """J J^T: each sweep holds the rows of some batches, which meet each other and all later ones."""
     G = torch.zeros(J.shape[0], J.shape[0], dtype=torch.float64, device=J.device)
-    width = max(1, (64 << 20) // (8 * J.shape[0]))
-    for start in range(0, J.shape[1], width):
-        wide = rows[:, start : start + width].double()
-        G.addmm_(wide, wide.T)
+    for part in swept:
+        mine = slice(J.starts[part.start], J.starts[part.stop])
+        held = torch.empty(mine.stop - mine.start, J.shape[1], dtype=J.dtype, device=J.device)
+        with closing(_rows(J, progress, part.start)) as blocks:
+            for where, block in blocks:
+                if where.start < mine.stop:
+                    held[where.start - mine.start : where.stop - mine.start] = block
+                else:
+                    _add_product(G[mine, where], held, block)
+                    G[where, mine] = G[mine, where].T
+        _add_product(G[mine, mine], held, held)
     return G
+
+
+def _add_product(G: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> None:
+    """G += A B^T in float64, a slice of columns at a time."""
+    width = max(1, SLICE // (8 * max(len(A), len(B))))
+    for start in range(0, A.shape[1], width):
+        one = A[:, start : start + width].double()
+        G.addmm_(one, one.T if B is A else B[:, start : start + width].double().T)
 
 
 def _by_products(A: Operator, kept: Kept, progress: bool | None) -> tuple[torch.Tensor, str, int]:
@@ -173,15 +200,19 @@ def _by_products(A: Operator, kept: Kept, progress: bool | None) -> tuple[torch.
     n, done = A.shape[0], 0
     A.expect(n)
     table = torch.empty(n, n, dtype=torch.float64, device=A.device)
+    width = min(BLOCK, cost.columns(A, arrays.available_memory(A.device)))
     if kept.state:
-        before = kept.state.pop("products")
+        before, width = (
+            kept.state.pop("products"),
+            kept.state.get("width", width),
+        )  # the same columns together: the same bits
         done = len(before)
         table[:done] = before
         del before
-    with kept.guard(lambda: {"products": table[:done]}), effort.bar(n, "exact", progress) as shown:
+    with kept.guard(lambda: {"products": table[:done], "width": width}), effort.bar(n, "exact", progress) as shown:
         shown.update(done)
         while done < n:
-            columns = torch.zeros(n, min(BLOCK, n - done), dtype=A.dtype, device=A.device)
+            columns = torch.zeros(n, min(width, n - done), dtype=A.dtype, device=A.device)
             columns[range(done, done + columns.shape[1]), range(columns.shape[1])] = 1
             block = (A @ columns).T
             if not torch.isfinite(block).all():
@@ -190,6 +221,21 @@ def _by_products(A: Operator, kept: Kept, progress: bool | None) -> tuple[torch.
                 )
             table[done : done + len(block)] = block
             done += len(block)
-            kept.stepped({"products": table[:done]})
+            kept.stepped({"products": table[:done], "width": width})
             shown.update(len(block))
+    _hold_symmetric(A, table)
     return table.T, f"{n} products", n
+
+
+def _hold_symmetric(A: Operator, table: torch.Tensor) -> None:
+    """The table, row j of which is A e_j, against its transpose; the pair that is furthest apart is multiplied again."""
+    scale, worst, place = float(table.square().sum(1).max().sqrt()), 0.0, (0, 0)
+    for start in range(0, len(table), BLOCK):
+        off = (table[start : start + BLOCK] - table[:, start : start + BLOCK].T).abs()
+        if float(off.max()) > worst:
+            worst, at = float(off.max()), int(off.argmax())
+            place = start + at // len(table), at % len(table)
+    if worst > expected(A) * scale:
+        eye, (j, i) = torch.eye(len(table), dtype=A.dtype, device=A.device), place
+        names = f"the product with unit vector {j}", f"the product with unit vector {i}"
+        look_again(A, eye[i], eye[j], float(table[j, i]), float(table[i, j]), names, scale)

@@ -17,10 +17,12 @@ from scipy.special import ndtri
 from spectral import arrays, measure
 from spectral.estimators import effort
 from spectral.estimators.flight import Flight
+from spectral.operators.base import Operator
 from spectral.probes import check_seed
 from spectral.recurrences.chebyshev import Chebyshev, ChebyshevRecord, bounds, centre, jacobi, rescaled
 from spectral.recurrences.chebyshev import jackson as damping
 from spectral.recurrences.lanczos import BREAKDOWN, Lanczos, LanczosRecord
+from spectral.recurrences.symmetry import expected, hold_zero, look_again
 from spectral.results import Density
 from spectral.spectrum import Spectrum
 
@@ -231,8 +233,12 @@ def _in_three(flight: Flight, steps: int, limit: effort.Budget, shown: Any) -> L
     q, q_prev = start.div_(math.sqrt(squared)), None
     alphas: list[float] = []
     betas: list[float] = []
+    carried = 0.0  # as in `Lanczos`
     while len(alphas) < min(steps, op.shape[0]) and not (betas and betas[-1] == 0) and not limit.exhausted():
         w = op @ q  # perhaps a buffer of the operator: not ours to change
+        across = 0.0 if q_prev is None else arrays.dot(q_prev, w)
+        if q_prev is not None:
+            _hold_symmetric(op, q_prev, q, across, betas[-1] + carried, alphas, betas)
         w = w.clone() if q_prev is None else torch.sub(w, q_prev, alpha=betas[-1], out=q_prev)
         alphas.append(arrays.dot(w, q))
         betas.append(arrays.norm(w.sub_(q, alpha=alphas[-1])))
@@ -240,15 +246,34 @@ def _in_three(flight: Flight, steps: int, limit: effort.Budget, shown: Any) -> L
             raise ValueError(
                 f"the product in step {len(alphas)} holds NaN or infinity; check the operator with A.adjoint_error()."
             )
+        if q_prev is None and alphas[-1] == betas[-1] == 0:
+            hold_zero(op, q, "the product in step 1 of Lanczos")
         if betas[-1] <= BREAKDOWN * arrays.machine_epsilon(op.dtype) * (
             max(map(abs, alphas)) + max([0.0, *betas[:-1]])
         ):
             betas[-1] = 0.0
         else:
+            carried = 0.0 if q_prev is None else betas[-2] * (across - betas[-2]) / betas[-1]
             q_prev, q = q, w.div_(betas[-1])
         shown.update(1)
     dtype, stop = str(op.dtype).removeprefix("torch."), "breakdown" if betas and betas[-1] == 0 else "steps"
     return LanczosRecord(np.array(alphas), np.array(betas), squared, dtype, False, stop, flight.seed, 0)
+
+
+def _hold_symmetric(
+    op: Operator,
+    q_prev: torch.Tensor,
+    q: torch.Tensor,
+    found: float,
+    due: float,
+    alphas: list[float],
+    betas: list[float],
+) -> None:
+    """<q_{j-1}, A q_j> against <A q_{j-1}, q_j>, as `Lanczos` does it."""
+    scale = max(map(abs, alphas)) + 2 * max(betas)
+    if abs(found - due) > expected(op) * scale * (1 + scale / betas[-1]):
+        names = (f"the product in step {step} of Lanczos" for step in (len(alphas) + 1, len(alphas)))
+        look_again(op, q_prev, q, found, due, tuple(names), scale)  # type: ignore[arg-type]
 
 
 def moments_of(record: LanczosRecord, interval: Interval, count: int) -> np.ndarray:

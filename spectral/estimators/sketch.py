@@ -3,6 +3,9 @@
 Shapes: m vectors Omega (n, m), Y = A Omega, Q (n, k) orthonormal with the range of Y, Z = A Q. Blocks stay in the operator's
 dtype on its device; every small matrix is summed in float64.
 
+Of a symmetric A every product is held against another: <x, A y> = <A x, y>, from tables that the estimates need anyway, or at two
+dots a product (`Hutchinson`); see `spectral.recurrences.symmetry`.
+
 The error of an exchangeable estimate t = (e_1 + ... + e_m) / m, where e_i is unbiased given all vectors but omega_i: the e_i
 are correlated, so that the published std(e) / sqrt(m) is too small, by up to 3 (seen). Let d_ij = e_i - e_i^(j) be the change
 of e_i when omega_j takes part in its basis. Given all but omega_i, both versions of e_i have the mean tr A, and e_j^(i) does
@@ -14,6 +17,7 @@ Cov(e_i, e_j) = E d_ij d_ji without bias. The m (m - 1) numbers d_ij cost O(m^3)
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +28,7 @@ from spectral import arrays
 from spectral.estimators import proof
 from spectral.operators.base import Operator
 from spectral.probes import probe
+from spectral.recurrences.symmetry import hold
 from spectral.schema import Array, Fields, Items, Law, Number, Rule, Same
 
 RANK = 4.0  # a direction of Y within this many eps of its largest column is rounding
@@ -137,6 +142,7 @@ class Hutchinson(Sampler):
         super().__init__(A, seed)
         self.values: list[float] = []
         self.product = torch.zeros(A.shape[0], dtype=A.dtype, device=A.device)  # of the first vector
+        self.last: tuple[torch.Tensor, torch.Tensor] | None = None  # a vector (n, 1) and its product, to meet the next
         self.squares = self.scatter = 0.0
         self.mean = torch.zeros(A.shape[0], dtype=torch.float64, device=A.device)
 
@@ -146,7 +152,9 @@ class Hutchinson(Sampler):
         if self.m == 0:
             self.product = Y[:, 0].clone()
         self.values = self.values + column_dots(Z, Y).tolist()
-        self.squares += float(column_dots(Y, Y).sum())
+        squares = column_dots(Y, Y)
+        self.last = hold_neighbours(self.A, self.last, Z, Y, float(squares.max()) ** 0.5)
+        self.squares += float(squares.sum())
         for i in range(count):  # Welford's recurrence
             self.m += 1
             sample = (Z[:, i] * Y[:, i]).double()
@@ -206,9 +214,9 @@ class HutchPlusPlus(Sampler):
 
     def estimate(self) -> tuple[float, float]:
         Q, Z = self.range.Q, self.range.Z
-        W, H = cross(Q, self.G), cross(Q, Z)
-        rest = column_dots(self.G, self.AG) - (W * cross(Q, self.AG)).sum(0)
-        rest += -(W * cross(Z, self.G)).sum(0) + (W * (H @ W)).sum(0)
+        W, H, R, T = cross(Q, self.G), cross(Q, Z), cross(Q, self.AG), cross(Z, self.G)
+        hold_products(self.A, Q, Z, self.G, self.AG, (R, T))
+        rest = column_dots(self.G, self.AG) - (W * R).sum(0) - (W * T).sum(0) + (W * (H @ W)).sum(0)
         return float(np.trace(H) + rest.mean()), _stderr(float(rest.var(ddof=1)) / self.m, self.m, _rounding(self))
 
 
@@ -256,6 +264,7 @@ class XTrace(Sampler):
         n, Q, Z = self.A.shape[0], self.range.Q, self.range.Z
         k = Q.shape[1]
         W, R, H, T = cross(Q, self.Omega), cross(Q, self.Y), cross(Q, Z), cross(Z, self.Omega)
+        hold_products(self.A, Q, Z, self.Omega, self.Y, (R, T))
         S, alone = directions(R)
         SW, SR, ST = S.T @ W, np.diag(S.T @ R)[:, None], S.T @ T
         a = np.diag(SW)
@@ -320,6 +329,7 @@ class XNysTrace(Sampler):
         """e (m,) and d (m, m): d_ij = e_i less the same without omega_j."""
         n, m = self.A.shape[0], self.m
         plain, G = cross(self.Omega, self.Y), cross(self.Omega, self.Omega)
+        hold_products(self.A, self.Omega, self.Y, self.Omega, self.Y, (plain, plain.T))
         C, nu = self._cholesky(plain, G)
         inverse = np.linalg.inv(C)  # H = C C^T
         R = triangle(self.Y, self.Omega, nu)
@@ -352,6 +362,39 @@ class XNysTrace(Sampler):
             f"{self.A!r} is not positive semi-definite: x^T A x = {np.linalg.eigvalsh((H + H.T) / 2)[0] / n:.3g} was met for a "
             "vector of norm about 1; use method='xtrace'."
         )
+
+
+def hold_products(
+    A: Operator,
+    X: torch.Tensor,
+    AX: torch.Tensor,
+    Y: torch.Tensor,
+    AY: torch.Tensor,
+    tables: tuple[np.ndarray, np.ndarray],
+    transposed: bool = False,
+) -> None:
+    """X^T (A Y) against (A X)^T Y of a symmetric A, both `tables` made already; any A where AX is A^T X (`transposed`)."""
+    if (A.symmetric or transposed) and tables[0].size:
+        scale = float(max(column_dots(AX, AX).max(), column_dots(AY, AY).max())) ** 0.5
+        hold(A, *tables, lambda i: X[:, i].contiguous(), lambda j: Y[:, j].contiguous(), scale, _pair(Y.shape[1]))
+
+
+def hold_neighbours(
+    A: Operator, last: tuple[torch.Tensor, torch.Tensor] | None, Y: torch.Tensor, AY: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Hold each column of a symmetric A's products AY against the one before, the first against `last`; the next `last`."""
+    if not A.symmetric:
+        return None
+    pairs = [(Y[:, i : i + 1], AY[:, i : i + 1]) for i in range(Y.shape[1])]
+    for (x, Ax), (y, Ay) in itertools.pairwise([*([] if last is None else [last]), *pairs]):
+        tables = np.array([column_dots(x, Ay)]), np.array([column_dots(Ax, y)])
+        names = "the product with a random vector", "the product with the random vector before"
+        hold(A, *tables, lambda _, x=x: x[:, 0].contiguous(), lambda _, y=y: y[:, 0].contiguous(), scale, names)  # type: ignore[misc]
+    return pairs[-1][0].clone(), pairs[-1][1].clone()
+
+
+def _pair(count: int) -> tuple[str, str]:
+    return f"one of the first {count} products", f"one of the first {count} products"
 
 
 class Range:

@@ -25,6 +25,7 @@ from spectral.operators.base import Gram, Operator
 from spectral.operators.views import as_operator
 from spectral.probes import check_seed, probe
 from spectral.recurrences.block import BlockLanczos, dots, independent, rotate
+from spectral.recurrences.symmetry import expected, hold, repeated, wrong
 from spectral.schema import Array, Fields, Flag, Items, Law, Number, Rule, maybe
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -51,6 +52,7 @@ def saved(own: dict[str, Rule], *laws: Law) -> Fields:
         "locked": Number(True, least=0),
         "depth": COUNT,
         "norm": POSITIVE,
+        "forgotten": POSITIVE,
         "capacity": Number(True, least="least", most="most"),
     }
     common = (
@@ -151,7 +153,7 @@ def top(
     )
     with effort.bar(None, "top", progress) as shown:
         complete = run.pairs(k, shown)
-    values, X, residuals = _measured(op, state.V[:k], KEYS[which])
+    values, X, residuals = _measured(op, state.V[:k], state.locked_values[:k], KEYS[which], run.norm)
     threshold = run.tol * max(run.norm, float(np.abs(values).max()))
     return Eigenpairs(
         values=values,
@@ -166,17 +168,35 @@ def top(
 
 
 def _measured(
-    op: Operator, V: torch.Tensor, key: Callable[[np.ndarray], np.ndarray]
+    op: Operator, V: torch.Tensor, known: np.ndarray, key: Callable[[np.ndarray], np.ndarray], norm: float
 ) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
-    """(values (k,), vectors (k, n), residuals (k,)) by one product with each row of V, best first."""
+    """(values (k,), vectors (k, n), residuals (k,)) by one product with each row of V, best first.
+
+    `known` (k,) are the Ritz values of the rows, `norm` estimates ||A||: what products are held against.
+    """
     X = independent(V, V[:0], 0.0)[0]
     W = (op @ X.T).T.clone(memory_format=torch.contiguous_format)
     H = dots(X, W).cpu().numpy()
+    name, scale = "a product that measures residuals", max(norm, float(np.abs(H).max()))
+    hold(op, H, H.T, lambda i: X[i], lambda j: X[j], scale, (name, name))
+    _hold_values(op, X, np.diag(H), known, scale, name)
     values, S = np.linalg.eigh((H + H.T) / 2)  # Rayleigh-Ritz: the residuals lie outside the span
     order = np.argsort(-key(values), kind="stable")
     values, S = values[order], S[:, order]
     X, W = rotate(X, S), rotate(W, S)
     return values, X, difference(W, X, values)
+
+
+def _hold_values(op: Operator, X: torch.Tensor, values: np.ndarray, known: np.ndarray, scale: float, name: str) -> None:
+    """What an eigenvector's product has along itself, `values` (k,), against the Ritz values (k,): no other vector shows it."""
+    order, known = np.argsort(values), np.sort(known)
+    off = np.abs(values[order] - known)
+    worst = int(off.argmax())
+    if off[worst] > expected(op) * scale:
+        i = order[worst]
+        again = arrays.dot(X[i], repeated(op, X[i], name))
+        if abs(again - values[i]) > off[worst] / 2:
+            raise wrong(name, f"it gave the eigenvalue {values[i]:.6g} where {known[worst]:.6g} was due", again)
 
 
 def difference(W: torch.Tensor, X: torch.Tensor, values: np.ndarray) -> np.ndarray:

@@ -6,11 +6,15 @@ Shapes: an operator is (m, n); V (n, b) and U (m, b) are blocks of b columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from spectral import arrays, checkpoint, probes
+
+# eps, of a product with a unit vector over ||A||: below 15 seen in networks; see `spectral.recurrences.symmetry`
+ROUNDING = 64.0
 
 
 class Operator:
@@ -27,6 +31,8 @@ class Operator:
     """
 
     self_map = True  # rows and columns are one space; a Jacobian's are not, even where it happens to be square
+    ndim = 2
+    args: tuple[Any, ...] = ()  # what an expression is made of, as scipy's operators say it; of a leaf nothing
     __array_ufunc__ = None  # numpy hands `array @ A` and `number * A` over to us
 
     def __init__(
@@ -49,6 +55,9 @@ class Operator:
         self.nonnegative = nonnegative  # positive semi-definite by construction
         self.known_zeros = known_zeros  # eigenvalues that are 0 by the shapes alone
         self.products = 0
+        self.asymmetry = (
+            0.0  # the largest |<x, A y> - <A x, y>| / ||A|| that rounding was seen to make, where it is large
+        )
         self.expected = 0  # products to come, 0 if nobody said: recording a program must pay for itself
 
     # What a subclass gives -------------------------------------------------------------------------------------------
@@ -65,6 +74,11 @@ class Operator:
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         """A^T A V: (n, b) -> (n, b); operators over data do it in one sweep."""
         return self._apply_transpose(self._apply(V))
+
+    @property
+    def product_error(self) -> float:
+        """How far a product with a unit vector is expected to be off by rounding, over ||A||; more is looked at again."""
+        return min(0.1, ROUNDING * arrays.machine_epsilon(self.dtype))
 
     def expect(self, products: int) -> None:
         """Tell the operator how many products will be asked for: estimators do, so that it can prepare for them."""
@@ -126,22 +140,113 @@ class Operator:
     def multiply(self, V: torch.Tensor) -> torch.Tensor:
         """A V for a block (n, b) that fits, counted: what the operators made of this one call."""
         self.products += V.shape[1]
-        return self._apply(V)
+        return self._apply(V) if V.shape[1] else V.new_empty(self.shape[0], 0)
 
     def multiply_transpose(self, U: torch.Tensor) -> torch.Tensor:
         """A^T U for a block (m, b), counted."""
         self.products += U.shape[1]
-        return self._apply_transpose(U)
+        return self._apply_transpose(U) if U.shape[1] else U.new_empty(self.shape[1], 0)
 
     def multiply_normal(self, V: torch.Tensor) -> torch.Tensor:
         """A^T A V for a block (n, b), counted as a product and a transposed one."""
         self.products += 2 * V.shape[1]
-        return self._normal(V)
+        return self._normal(V) if V.shape[1] else V.new_empty(self.shape[1], 0)
 
     @property
     def T(self) -> Operator:
         """The transpose, sharing the counters of this operator's data."""
         return self if self.symmetric else Transpose(self)
+
+    @property
+    def H(self) -> Operator:
+        """The adjoint, which of a real matrix is the transpose: `A.H` is `A.T`."""
+        return self.T
+
+    # What scipy's linear operators are asked by name ------------------------------------------------------------------
+    def dot(self, other: Any) -> Any:
+        """A @ other, as scipy names it: `matvec` and `matmat` are the same for a vector and for a block."""
+        return self @ other
+
+    def rmatvec(self, other: Any) -> Any:
+        """A.T @ other, as scipy names it; `rmatmat` is the same for a block."""
+        return self.T @ other
+
+    matvec = matmat = dot
+    rmatmat = rmatvec
+
+    def transpose(self) -> Operator:
+        """`A.T`."""
+        return self.T
+
+    def adjoint(self) -> Operator:
+        """`A.H`, which is `A.T`."""
+        return self.T
+
+    # Vectors by name --------------------------------------------------------------------------------------------------
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        """{name: shape} of what the columns ("right") or the rows ("left") belong to, None where they have no names."""
+        return None
+
+    def _named_space(self) -> dict[str, tuple[int, ...]]:
+        names = self._names("right") or self._names("left")
+        if names is None:
+            raise TypeError(
+                f"the vectors of {self!r} belong to no parameters or inputs of a model and have no names; unflatten and flatten "
+                "are for operators over data, on the side of the parameters (A.T @ u of a Jacobian, J.gram('right'))."
+            )
+        return names
+
+    def unflatten(self, v: Any) -> dict[str, torch.Tensor]:
+        """{name: tensor} of a vector (P,), or of a block (P, b) with b as the last axis: parameters by their names.
+
+        With wrt="inputs" the one name is "inputs", its shape that of a sample (with layout="flattened": outputs, then that).
+        Expressions have the names of their parts: J.T, J.gram("right"), H + shift * I. The tensors are views of v where v is
+        contiguous. Raises TypeError where vectors have no names (matrices, J.gram("left")), ValueError for another length.
+
+        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1), [torch.ones(3, 2)])
+        >>> J.unflatten(J.T @ torch.ones(3))
+        {'weight': tensor([[3., 3.]]), 'bias': tensor([3.])}
+        """
+        names, V = self._named_space(), arrays.to_torch(v).detach()
+        sizes = [math.prod(shape) for shape in names.values()]
+        if V.ndim not in (1, 2) or len(V) != sum(sizes):
+            raise ValueError(
+                f"the vector has shape {tuple(V.shape)}, but the {', '.join(list(names)[:4])} of {self!r} have "
+                f"{sum(sizes)} entries; use ({sum(sizes)},) or ({sum(sizes)}, b)."
+            )
+        pieces = V.split(sizes)
+        return {name: p.reshape(*shape, *V.shape[1:]) for (name, shape), p in zip(names.items(), pieces, strict=True)}
+
+    def flatten(self, tensors: Mapping[str, Any]) -> torch.Tensor:
+        """The vector (P,), or the block (P, b), whose `unflatten` is `tensors`: every name, in any order, in A's dtype.
+
+        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1), [torch.ones(3, 2)])
+        >>> J @ J.flatten({"bias": torch.ones(1), "weight": torch.zeros(1, 2)})
+        tensor([1., 1., 1.])
+        """
+        names = self._named_space()
+        given = list(tensors) if isinstance(tensors, Mapping) else []
+        wrong = [*(name for name in names if name not in given), *(name for name in given if name not in names)]
+        if wrong or not isinstance(tensors, Mapping):
+            raise ValueError(
+                f"flatten takes a mapping with a tensor for each of the {len(names)} names of {self!r} and no other, got "
+                f"{type(tensors).__name__} of {len(given)} ({', '.join(map(str, wrong[:4]))} missing or unknown)."
+            )
+        parts = {name: arrays.to_torch(tensors[name]).detach() for name in names}
+        blocks = {tuple(parts[name].shape[len(shape) :]) for name, shape in names.items()}
+        for name, shape in names.items():
+            part = parts[name]
+            if tuple(part.shape[: len(shape)]) != tuple(shape) or len(blocks) > 1 or part.ndim > len(shape) + 1:
+                raise ValueError(
+                    f"{name!r} has shape {tuple(part.shape)}; use {tuple(shape)}, or {(*shape, 'b')} with one b for all names."
+                )
+            if part.dtype != self.dtype or part.device != self.device:
+                raise TypeError(
+                    f"{name!r} is {part.dtype} on {part.device} but {self!r} multiplies {self.dtype} on {self.device}, and "
+                    "nothing is cast silently; convert the tensor."
+                )
+        block = blocks.pop()
+        return torch.cat([parts[name].reshape(math.prod(shape), *block) for name, shape in names.items()])
 
     def gram(self, side: str = "auto") -> Operator:
         """A^T A ("right") or A A^T ("left"); "auto" takes the one of smaller dimension, the right one if they are equal."""
@@ -180,6 +285,12 @@ class Operator:
 
     def __truediv__(self, factor: Any) -> Operator:
         return Scaled(1.0 / _number(factor), self)
+
+    def __pow__(self, power: Any) -> Operator:
+        """A @ A @ ... @ A, `power` >= 1 times."""
+        if isinstance(power, bool) or not isinstance(power, int) or power < 1 or self.shape[0] != self.shape[1]:
+            raise ValueError(f"{self!r} ** {power!r} is no power; use a square operator and an integer >= 1.")
+        return self if power == 1 else self @ self ** (power - 1)
 
     def to_scipy(self) -> Any:
         """A `scipy.sparse.linalg.LinearOperator` of these products; it casts what scipy hands in to this operator's dtype."""
@@ -247,12 +358,19 @@ class Derived(Operator):
                     f"{first!r} and {part!r} differ in dtype or device; build both in one dtype on one device."
                 )
         super().__init__(shape, first.dtype, first.device, **properties)
-        self.parts = parts
+        self.parts = self.args = parts
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        return self.parts[0]._names(side)
 
     @property
     def sources(self) -> set[Operator]:
         """The operators at the leaves, each once: in A.T @ A, a sweep of A is one sweep."""
         return {leaf for part in self.parts for leaf in (part.sources if isinstance(part, Derived) else {part})}
+
+    @property
+    def product_error(self) -> float:
+        return max(part.product_error for part in self.parts)
 
     def expect(self, products: int) -> None:
         for part in self.parts:
@@ -286,6 +404,9 @@ class Transpose(Derived):
         super().__init__((A,), (A.shape[1], A.shape[0]), symmetric=A.symmetric)
         self.self_map = A.self_map
 
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        return self.parts[0]._names("left" if side == "right" else "right")
+
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply_transpose(V)
 
@@ -304,7 +425,7 @@ class Scaled(Derived):
         super().__init__(
             (A,), A.shape, symmetric=A.symmetric, nonnegative=A.nonnegative and factor >= 0, known_zeros=A.known_zeros
         )
-        self.factor = factor
+        self.factor, self.args = factor, (A, factor)
         self.self_map = A.self_map
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
@@ -324,7 +445,7 @@ class Shifted(Derived):
         if A.shape[0] != A.shape[1]:
             raise ValueError(f"cannot add {shift} I to {A!r}, which is not square.")
         super().__init__((A,), A.shape, symmetric=A.symmetric, nonnegative=A.nonnegative and shift >= 0)
-        self.shift = shift
+        self.shift, self.args = shift, (A, ScaledIdentity(shift))
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply(V) + self.shift * V
@@ -345,6 +466,10 @@ class Sum(Derived):
         super().__init__((A, B), A.shape, symmetric=_all_symmetric(A, B), nonnegative=A.nonnegative and B.nonnegative)
         self.self_map = A.self_map and B.self_map
 
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        one, two = (part._names(side) for part in self.parts)
+        return one if one == two or two is None else two if one is None else None
+
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply(V) + self.parts[1].multiply(V)
 
@@ -359,6 +484,9 @@ class Product(Derived):
         if A.shape[1] != B.shape[0]:
             raise ValueError(f"cannot multiply {A!r} with {B!r}: {A.shape[1]} columns meet {B.shape[0]} rows.")
         super().__init__((A, B), (A.shape[0], B.shape[1]))
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        return self.parts[0 if side == "left" else 1]._names(side)
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply(self.parts[1].multiply(V))
@@ -381,6 +509,10 @@ class Gram(Derived):
         self.side = side if side != "auto" else ("left" if m < n else "right")
         dim = m if self.side == "left" else n
         super().__init__((A,), (dim, dim), symmetric=True, nonnegative=True, known_zeros=dim - min(m, n))
+        self.args = (A, A.T) if self.side == "left" else (A.T, A)
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        return self.parts[0]._names(self.side)
 
     @property
     def smaller(self) -> Gram:

@@ -18,14 +18,17 @@ from spectral.networks.diagnose import derivatives as faults
 from spectral.networks.diagnose.graph import GraphFacts, graph_facts
 from spectral.networks.trees import tensors
 from spectral.operators import engines
-from spectral.operators.base import Operator
+from spectral.operators.base import ROUNDING, Operator
 from spectral.operators.selection import Engine, Maps, Runner
 
 NOISE_PROBES = 3
+ROOM = 8.0  # times the noise that was measured
 JOIN = (
     12  # parameter sizes: the largest graph of joined batches; beyond, the parameters are a small part of the traffic
 )
-JOIN_MEMORY = 1 / 4  # of what may be kept, that such a graph may take: a product makes up to four of them
+JOIN_MEMORY = 1 / 16  # of what may be kept, that such a graph may take: a product makes up to four
+RECORDED = 2  # graphs that recording holds for each pass of a product (J v, J^T u: one), before equal constants are one
+PASSES = {"J v": 1, "J^T u": 1, "J^T J v": 2, "H v": 2}
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -34,6 +37,7 @@ class Batchwise(Operator):
 
     network: DataModel
     ways_alike = True  # programs of both ways of differentiation multiply the same matrices
+    unrolled = 1  # passes of one kind that a product is made of: of a flattened Jacobian as many as outputs
 
     def __init__(
         self, shape: tuple[int, int], network: DataModel, engine: str, memory: Any, ways: tuple[str, ...], **properties: Any
@@ -67,6 +71,9 @@ class Batchwise(Operator):
     def _inspect(self) -> None:
         """Test the model on the first batch, once, before anything is multiplied."""
         self._know(checks.inspected(self.network, self._differentiated))
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        return {name: tuple(value.shape) for name, value in self.network.values.items()}
 
     # Products --------------------------------------------------------------------------------------------------------
     @property
@@ -167,6 +174,7 @@ class Batchwise(Operator):
             columns=len(V),
             relative=self._samples(group) / self.network.survey.samples[0],
             trial=(lambda way: make(way, range(1), first), V[0, :entries]),
+            recording=int(RECORDED * PASSES[kind] * self.unrolled * self._graph_bytes * self.network.survey.samples[0]),
         )
         if not runner.recorded:
             self.network.open()
@@ -213,6 +221,13 @@ class Batchwise(Operator):
             f"{': ' + where if where else ''}; mend the derivative there (a square root or a norm at 0, say), or multiply in "
             "float64 by product_dtype=."
         )
+
+    @property
+    def product_error(self) -> float:
+        if self.noise is not None:  # the largest of a few products: room for larger ones
+            return min(0.1, ROOM * self.noise)
+        inside = max(self._inside or self.dtype, self.network.compute_dtype, self.dtype, key=arrays.machine_epsilon)
+        return min(0.1, ROUNDING * arrays.machine_epsilon(inside))
 
     # Other dtypes ----------------------------------------------------------------------------------------------------
     @property
@@ -263,6 +278,7 @@ class Batchwise(Operator):
             **({"computes_in": str(inside).removeprefix("torch.")} if inside else {}),
             **({"other_engines": others} if others else {}),
             **({"product_noise": self.noise} if self.noise is not None else {}),
+            **({"asymmetry": self.asymmetry} if self.asymmetry else {}),
         }
 
 

@@ -360,18 +360,21 @@ class Share(engines.Store):
         self.visits[key] += 1
         return super().get(key, version)
 
-    def room(self, size: int, device: torch.device) -> bool:
-        if not super().room(size, device):
-            return False
+    def left(self, device: torch.device) -> int:
         others = self.shares - {self}
+        free = super().left(device)
         for other in others:
             other.budget = self.budget if other.budget is None else other.budget  # free memory is read once for all
-        fits = self.used + size + sum(other.used for other in others) <= (self.budget or 0)
-        if not fits and self.visits[self.key] > self.PATIENCE:
-            for other in others:
-                other.clear()
+        return max(free - sum(other.used for other in others), 0)
+
+    def room(self, size: int, device: torch.device) -> bool:
+        if super().room(size, device):
             return True
-        return fits
+        if self.used + size > (self.budget or 0) or self.visits[self.key] <= self.PATIENCE:
+            return False
+        for other in self.shares - {self}:
+            other.clear()
+        return True
 
 
 def blocks(A: Operator, *, by: str = "parameter") -> dict[str, Operator]:

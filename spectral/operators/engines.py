@@ -232,11 +232,15 @@ class Store:
             self.clear()
         return self.entries.get(key, (None, 0))[0]
 
-    def room(self, size: int, device: torch.device) -> bool:
-        """Whether `size` more bytes fit."""
+    def left(self, device: torch.device) -> int:
+        """Bytes of the budget that are not taken."""
         if self.budget is None:
             self.budget = int(KEEP * arrays.available_memory(device))
-        return self.budget > 0 and self.used + size <= self.budget
+        return max(self.budget - self.used, 0)
+
+    def room(self, size: int, device: torch.device) -> bool:
+        """Whether `size` more bytes fit."""
+        return 0 < self.left(device) >= size
 
     def put(self, key: Any, value: Any, size: int, version: Callable[[], Any]) -> None:
         """Keep `value`, which takes `size` bytes and belongs to the model of this version."""

@@ -82,6 +82,7 @@ class Jacobian(Batchwise):
         self.layout = layout
         survey = checks.surveyed(network)
         self.outputs = survey.outputs[0]
+        self.unrolled = self.outputs if layout == "flattened" else 1
         self.feature_shape = survey.feature_shape or ()
         if layout == "flattened" and len(set(survey.outputs)) > 1:
             raise ValueError(
@@ -122,6 +123,13 @@ class Jacobian(Batchwise):
     def samples(self) -> int:
         """n, over all ranks."""
         return sum(self.rank_samples)
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        if side == "left":
+            return None
+        if self.network.wrt == "params":
+            return super()._names(side)
+        return {"inputs": (self.outputs, *self.feature_shape) if self.layout == "flattened" else self.feature_shape}
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -224,8 +232,8 @@ class Jacobian(Batchwise):
         return self._finite(distributed.all_reduce(W_bn), "J^T J v").T
 
     # Rows ------------------------------------------------------------------------------------------------------------
-    def rows(self) -> Generator[tuple[slice, torch.Tensor], None, None]:
-        """(rows, block) of the dense J, batch by batch in one sweep: k VJPs per sample, this rank's samples only.
+    def rows(self, first: int = 0) -> Generator[tuple[slice, torch.Tensor], None, None]:
+        """(rows, block) of the dense J, batch by batch from batch `first` on: k VJPs per sample, this rank's samples only.
 
         Memory: one batch's block, rows x columns entries. With respect to parameters the per-sample VJPs are vectorised, and
         checked on the first batch against one ordinary VJP.
@@ -234,6 +242,8 @@ class Jacobian(Batchwise):
         with self.network.sweep() as batches:
             for index, batch in batches:
                 size = self.network.survey.samples[index]
+                if index < first:
+                    continue
                 if self.network.wrt == "inputs":
                     block = self._input_rows(
                         engines.Fresh(self.network.function(batch), self.network.primals(batch)), size

@@ -1,6 +1,8 @@
 """Which engine multiplies: tried on the first batch, held to its way's products, timed, and kept as far as memory goes.
 
-Programs of later batches are held to what was computed while they were recorded; one that differs is not used.
+A program is recorded only where what it is expected to hold meanwhile fits into the store's budget, trials included, and is
+given up at the first constant that does not fit. Programs of later batches are held to what was computed while they were
+recorded; one that differs is not used.
 
 Legend: n columns and m rows of a batch's linear map, b vectors of a block; blocks are (b, n) and (b, m), one vector a row.
 A product is given in pieces that follow one another, such as the gradients of the parameters, so that none is copied.
@@ -63,6 +65,7 @@ class Trial:
     first: float
     later: float
     bytes: int  # that keeping it takes
+    held: int = 0  # that recording it held meanwhile
 
     def seconds(self, products: int, relative: float = 1.0) -> float:
         """What so many products take on the first batch, or on one `relative` times as large: recording takes what it takes."""
@@ -79,7 +82,7 @@ class Choice:
     block: str = ""  # how blocks are multiplied, once one has been
     best: str = ""  # what is used now
     allowed: float = 0.0  # how far products may be off by rounding
-    recorded: bool = False  # whether programs have been tried
+    recorded: bool = False  # whether programs have been tried, or are known not to fit into memory
     relative: float = 1.0  # size of what is multiplied over that of the first batch: batches may be joined
 
     def _allowed(self) -> dict[str, Trial]:
@@ -90,9 +93,13 @@ class Choice:
         allowed = self._allowed()
         return min(allowed, key=lambda name: PREFERRED.get(name, 1.0) * allowed[name].seconds(products, self.relative))
 
-    def once(self, columns: int = 1) -> str:
+    def once(self, columns: int = 1, programs: bool = True) -> str:
         """The engine that is fastest for one visit to a batch with so many vectors, when nothing is kept."""
-        allowed = {name: trial for name, trial in self.trials.items() if name != "compiled"}
+        allowed = {
+            name: trial
+            for name, trial in self.trials.items()
+            if name in engines.WAYS or (programs and name != "compiled")
+        }
         if self.asked in ("fresh", "double-backward"):
             allowed = self._allowed()
         return min(allowed, key=lambda name: PREFERRED.get(name, 1.0) * allowed[name].seconds(columns))
@@ -156,6 +163,7 @@ class Engine:
     visits: int = 1  # in a sweep: batches may be joined
     alike: bool = True  # both ways' programs do the same: the second way is tried only where the first fails
     _shared: dict[Any, Any] = field(default_factory=dict)  # block and compiled programs by their key
+    _own: set[int] = field(default_factory=set)  # storages that are there anyway, of the batch at hand
 
     def __post_init__(self) -> None:
         if self.asked not in engines.ENGINES:
@@ -175,23 +183,27 @@ class Engine:
         columns: int,
         relative: float = 1.0,
         trial: tuple[Callable[[str], Maps], torch.Tensor] | None = None,
+        recording: int = 0,
     ) -> Runner:
         """The runner of batch `index`: the one kept, or a new one, kept if it fits.
 
         `make(way)` takes the batch in a way; `v` (n,) is an example; `own` are storages that are there anyway. `trial`: make and
-        v of the batch that engines are tried on, this one if None; `relative` is the size of this batch over that one's.
+        v of the batch that engines are tried on, this one if None; `relative` is the size of this batch over that one's;
+        `recording`: bytes that recording a program of that batch is expected to hold.
         """
-        choice = self._choice(kind, make, v, own, expected, relative, trial or (make, v))
+        self._own = own
+        kept = self.store.get((kind, index), version)
+        choice = self._choice(kind, make, v, own, expected, relative, trial or (make, v), recording)
         choice.relative = relative if index == 0 else choice.relative
         name = choice.kept(expected)
         if name != choice.best:  # more products are to come than were, or fewer
             self.store.drop(kind)
-            choice.best = name
-        kept = self.store.get((kind, index), version)
+            choice.best, kept = name, None
         if kept is None:
             size = int(choice.trials[name].bytes * relative)
-            fits = self.store.room(size, v.device)
-            name = name if fits else choice.once(columns)
+            most = int(relative * max((trial.held for trial in choice.trials.values()), default=0))
+            fits = self.store.room(size if name in engines.WAYS else max(size, most), v.device)
+            name = name if fits else choice.once(columns, self.store.room(most, v.device))
             kept = Runner(self._build(name, choice.trials[name].way, kind, make, v))
             if fits:
                 self.store.put((kind, index), kept, size, version)
@@ -217,7 +229,7 @@ class Engine:
         return program
 
     def _build_program(self, linear: Linear, v: torch.Tensor) -> tape.Program:
-        return self._summing(tape.record(linear, v))
+        return self._summing(tape.record(linear, v, self.store.left(v.device), self._own))
 
     def _summing(self, program: tape.Program) -> tape.Program:
         """The program with its adder, which programs of one key share."""
@@ -238,17 +250,19 @@ class Engine:
     # The first batch -------------------------------------------------------------------------------------------------
     def _choice(
         self, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int], expected: int, relative: float,
-        trial: tuple[Callable[[str], Maps], torch.Tensor],
+        trial: tuple[Callable[[str], Maps], torch.Tensor], recording: int,
     ) -> Choice:  # fmt: skip
-        """Ways are tried at the first product, programs once enough products are to come."""
+        """Ways are tried at the first product, programs once enough products are to come, where recording them fits."""
         if kind not in self.choices:
             self.choices[kind] = self._choose_way(kind, *trial)
         choice = self.choices[kind]
-        if self.asked not in engines.WAYS and not choice.recorded and (self.asked != "auto" or expected >= RECORD):
+        wanted = self.asked not in engines.WAYS and (self.asked != "auto" or expected >= RECORD)
+        if wanted and not choice.recorded and self._may_record(choice, recording, v.device):
             choice.recorded = True
             replay = self._try_replay(choice, kind, *trial, own)
             long = replay is not None and expected * self.batches * replay.later > COMPILE
-            if replay is not None and (self.asked == "compiled" or (self.asked == "auto" and long)):
+            fits = replay is not None and self.store.room(int(recording * relative), v.device)
+            if replay is not None and fits and (self.asked == "compiled" or (self.asked == "auto" and long)):
                 try:  # on the batch itself: another size would be compiled again
                     found = self._try_program(kind, replay.way, make, v, own, compiled=True)
                     choice.trials["compiled"] = replace(
@@ -256,10 +270,23 @@ class Engine:
                         first=found.first / relative,
                         later=found.later / relative,
                         bytes=int(found.bytes / relative),
+                        held=int(found.held / relative),
                     )
                 except (*FAILURES, OSError, ImportError) as failure:  # no compiler on this machine, say
                     choice.failures.append(f"compiled: {_first_line(failure)}")
         return choice
+
+    def _may_record(self, choice: Choice, recording: int, device: torch.device) -> bool:
+        """Whether a trial fits beside what is kept now; where it exceeds the whole budget it is never made, and noted."""
+        if self.store.room(recording, device):
+            return True
+        if recording > (self.store.budget or 0):
+            choice.recorded = True
+            choice.failures.append(
+                f"replay: recording would hold about {recording / 2**20:.3g} MiB, more than the "
+                f"{(self.store.budget or 0) / 2**20:.3g} MiB of memory="
+            )
+        return False
 
     def _choose_way(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor) -> Choice:
         choice = Choice(self.asked, {}, [])
@@ -346,7 +373,7 @@ class Engine:
             program.add(u, w, new=call > 0)  # both forms in which it will be used
             later.append(_now(v) - begin)
             errors.append(_hold(w, expected, allowed, call))
-        return Trial(way, max(errors), first, min(later), program.bytes(own))
+        return Trial(way, max(errors), first, min(later), program.bytes(own), program.held)
 
     # Blocks ----------------------------------------------------------------------------------------------------------
     def _widen(self, runner: Runner, kind: str, v: torch.Tensor, columns: int, expected: int) -> None:
@@ -377,9 +404,9 @@ class Engine:
             runner.several, runner.width = several, known
 
     def _fitting(self, program: tape.Program, v: torch.Tensor) -> int:
-        """Vectors whose own intermediate values, about as large as the constants for each, fit into the budget."""
+        """Vectors whose own intermediate values, about as large as the constants for each, fit into what is left."""
         each = max(1, program.bytes(set()) + 4 * v.numel() * v.element_size())
-        return max(1, int(engines.KEEP * arrays.available_memory(v.device) / each))
+        return max(1, int(self.store.left(v.device) / each))
 
     def _compare(
         self, choice: Choice, program: tape.Program, several: tape.Program, v: torch.Tensor, width: int, built: float,

@@ -73,6 +73,14 @@ def _replace(graph: fx.Graph, node: Node, other: Node) -> None:
     graph.erase_node(node)
 
 
+def likeness(t: torch.Tensor, dense: bool = False) -> tuple[Any, ...]:
+    """What tensors that hold the same numbers in the same order have in common; of `dense` ones, whatever their shapes."""
+    key = (t.numel(), t.dtype, t.device) if dense else (t.shape, t.stride(), t.dtype, t.device)
+    if not t.is_floating_point():
+        return key
+    return (*key, float(t.reshape(-1)[:: max(1, t.numel() // 8)].double().sum()))  # most differ here already
+
+
 def _share_constants(graph: fx.Graph, value: Values, reshaped: bool) -> None:
     """Constants that hold the same numbers in the same order become one."""
     known: dict[tuple[Any, ...], list[Node]] = {}
@@ -80,11 +88,9 @@ def _share_constants(graph: fx.Graph, value: Values, reshaped: bool) -> None:
     for node in names:
         t = value[node]
         dense = reshaped and t.is_contiguous()
-        key = (t.numel(), t.dtype, t.device) if dense else (t.shape, t.stride(), t.dtype, t.device)
         if t.numel() < LEAST:
             continue
-        if t.is_floating_point():  # most differ here already
-            key = (*key, float(t.reshape(-1)[:: max(1, t.numel() // 8)].double().sum()))
+        key = likeness(t, dense)
         for other in known.get(key, []):
             s = value[other]
             if not torch.equal(s.view(-1) if dense else s, t.view(-1) if dense else t):

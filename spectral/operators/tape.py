@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -46,40 +47,74 @@ class Unrecordable(RuntimeError):
 class Recorder(TorchDispatchMode):
     """Writes the operations that depend on the inputs into a graph; other operands become its constants."""
 
-    def __init__(self, inputs: list[torch.Tensor], copies: bool) -> None:
+    def __init__(
+        self, inputs: list[torch.Tensor], copies: bool, room: float = math.inf, own: Iterable[int] = ()
+    ) -> None:
+        """`room`: bytes that constants may take, those in the storages `own` not counted."""
         super().__init__()
-        self.graph = fx.Graph()
+        self.graph, self.room, self.counted, self.held = fx.Graph(), room, set(own), 0
         self.copies = copies  # copy each constant when it is met, since something overwrites it later
-        self.constants: dict[tuple[int, int], tuple[Node, torch.Tensor, torch.Tensor, int]] = {}
-        self.nodes: dict[int, Node] = {}
+        self.constants: list[tuple[Node, torch.Tensor, int]] = []  # or copies, with their versions when they were met
+        self.doubles: dict[Any, list[int]] = {}  # places of constants that may hold the same numbers
+        self.nodes: dict[Any, Node] = {}  # of values by id, of constants by id and version
         self.storages: dict[int, list[Node]] = {}  # address of a storage: the values that lie in it
-        self.alive: list[torch.Tensor] = []  # whose ids are taken
+        self.alive: dict[
+            Any, weakref.ref[torch.Tensor]
+        ] = {}  # whose ids are taken: a tensor dies as it would unrecorded
+        self.given = inputs
         self.inputs = [self._own(t, self.graph.placeholder(f"v{i}")) for i, t in enumerate(inputs)]
 
     def _own(self, tensor: torch.Tensor, node: Node) -> Node:
-        self.nodes[id(tensor)] = node
-        self.alive.append(tensor)
+        self._name(tensor, node)
         node.meta.update(shape=tensor.shape, dtype=tensor.dtype, strides=tensor.stride())
         if tensor.layout == torch.strided:
             self.storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(node)
         return node
+
+    def _name(self, tensor: torch.Tensor, node: Node, version: int | None = None) -> None:
+        key = id(tensor) if version is None else (id(tensor), version)
+        self.nodes[key] = node
+        self.alive[key] = weakref.ref(tensor, lambda _: self.nodes.pop(key, None))
 
     def node_of(self, tensor: torch.Tensor) -> Node:
         """The node of a recorded value, or of a constant."""
         known = self.nodes.get(id(tensor))
         if known is not None:
             return known
-        key = (id(tensor), tensor._version)
-        if key not in self.constants:
-            node = self.graph.get_attr(f"c{len(self.constants)}")
-            kept = tensor.detach().clone() if self.copies else tensor.detach()
-            self.constants[key] = (node, kept, tensor, tensor._version)
-        return self.constants[key][0]
+        key = id(tensor), tensor._version
+        if key not in self.nodes:
+            self._name(tensor, self._constant(tensor), tensor._version)
+        return self.nodes[key]
+
+    def _constant(self, tensor: torch.Tensor) -> Node:
+        """A new constant, or the one that holds the same numbers: a forward pass that is run k times is kept once."""
+        alike: list[int] = []
+        if tensor.layout == torch.strided and tensor.numel() >= simplify.LEAST and not tensor.is_meta:
+            alike = self.doubles.setdefault(simplify.likeness(tensor), [])
+        for i in alike:
+            if torch.equal(self.constants[i][1], tensor):
+                return self.constants[i][0]
+        self._hold(tensor)
+        alike.append(len(self.constants))
+        node, kept = self.graph.get_attr(f"c{len(self.constants)}"), tensor.detach().clone() if self.copies else tensor
+        self.constants.append((node, kept, tensor._version))
+        return node
+
+    def _hold(self, tensor: torch.Tensor) -> None:
+        """Count a constant that is about to be kept, unless its memory is there anyway."""
+        storage = tensor.untyped_storage() if tensor.layout == torch.strided else None
+        if storage is None or (not self.copies and storage.data_ptr() in self.counted):
+            return
+        self.counted.add(storage.data_ptr())
+        size = tensor.numel() * tensor.element_size() if self.copies else storage.nbytes()
+        if self.held + size > self.room:
+            raise Unrecordable("what a program would keep exceeds the memory budget, memory=")
+        self.held += size
 
     @property
     def overwritten(self) -> bool:
         """Whether a constant has been written to after it was met."""
-        return any(tensor._version != version for _, _, tensor, version in self.constants.values())
+        return not self.copies and any(constant._version != version for _, constant, version in self.constants)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -97,8 +132,7 @@ class Recorder(TorchDispatchMode):
         if not depends or func in SHAPES:
             return out
         if func in SAME:
-            self.nodes[id(out)] = self.nodes[id(leaves[0])]
-            self.alive.append(out)
+            self._name(out, self.nodes[id(leaves[0])])
             return out
         a, k = tree_unflatten(operands, tree)
         node = self.graph.call_function(func, tuple(a), k)
@@ -132,9 +166,8 @@ class Program:
         self.run: Callable[..., Pieces] = module
         self.sum: Callable[..., Any] | None = None  # `adder`, once someone has made it
         self.put: Callable[..., Any] | None = None  # `adder(new=True)`
-        self.seen: Pieces | None = (
-            None  # what the function itself gave when it was recorded, until someone has compared
-        )
+        self.seen: Pieces | None = None  # what the function gave when it was recorded, until someone has compared
+        self.held = 0  # bytes of constants that recording it held
 
     def __call__(self, v: torch.Tensor) -> Pieces:
         with torch.no_grad():
@@ -231,18 +264,30 @@ def flat(pieces: Pieces) -> torch.Tensor:
     return torch.cat([piece.reshape(-1) for piece in pieces])
 
 
-def record(function: Linear, v: torch.Tensor) -> Program:
-    """The program of a linear function, from one run at `v` (n,)."""
-    for copies in (False, True):
-        argument = v.detach().clone()
-        with Recorder([argument], copies) as recorder:
-            out = function(argument)
-        if copies or not recorder.overwritten:
-            break
-    program = _finish(recorder, out)
+def record(function: Linear, v: torch.Tensor, room: float = math.inf, own: Iterable[int] = ()) -> Program:
+    """The program of a linear function, from one run at `v` (n,).
+
+    `Unrecordable` where its constants would take more than `room` bytes, beside the storages `own` that are there anyway.
+    """
+    recorder, out = _recorded(function, v, False, room, own)
+    if recorder.overwritten:
+        del recorder, out
+        recorder, out = _recorded(function, v, True, room, own)
+    program, held = _finish(recorder, out), recorder.held
+    del recorder  # its constants are the program's, which folding replaces one by one
     program = fold(program) if program.pure else program
-    program.seen = out
+    if program.bytes(set(own)) > room:
+        raise Unrecordable("what a program would keep exceeds the memory budget, memory=")
+    program.seen, program.held = out, held
     return program
+
+
+def _recorded(
+    function: Linear, v: torch.Tensor, copies: bool, room: float, own: Iterable[int]
+) -> tuple[Recorder, Pieces]:
+    argument = v.detach().clone()
+    with Recorder([argument], copies, room, own) as recorder:
+        return recorder, function(argument)
 
 
 def _functionalise(graph: fx.Graph) -> None:
@@ -264,9 +309,8 @@ def _finish(recorder: Recorder, out: Pieces) -> Program:
     graph.output(tuple(recorder.node_of(piece) for piece in out))
     _functionalise(graph)
     graph.eliminate_dead_code()
-    kept = {node: value for node, value, _, _ in recorder.constants.values()}
-    inputs = recorder.inputs[1:]  # what was an input after v is a constant already
-    values = [recorder.alive[1 + i] for i in range(len(inputs))]
+    kept = {node: value for node, value, _ in recorder.constants}
+    values = list(recorder.given[1:])  # what was an input after v is a constant already
     last = recorder.inputs[-1]
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         with graph.inserting_after(last):
@@ -328,6 +372,9 @@ def fold(program: Program) -> Program:
     """
     graph = program.module.graph
     names = [node for node in graph.nodes if node.op == "placeholder"]
-    value = dict(zip(names[1:], program.constants, strict=True))
+    value, program.constants = (
+        dict(zip(names[1:], program.constants, strict=True)),
+        [],
+    )  # held here alone, and dropped one by one
     simplify.simplify(graph, value)
     return Program(fx.GraphModule(torch.nn.Module(), graph), [value[node] for node in graph.nodes if node in value])

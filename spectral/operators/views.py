@@ -25,6 +25,7 @@ class Dense(Operator):
             raise ValueError(f"an operator is a matrix, but the array has shape {tuple(matrix.shape)}.")
         super().__init__(tuple(matrix.shape), matrix.dtype, matrix.device)  # type: ignore[arg-type]
         self.matrix = matrix.detach()
+        self.args = (self.matrix,)
         if not torch.isfinite(self._entries()[0]).all():
             raise ValueError("the matrix holds NaN or infinity; remove them.")
         if matrix.layout == torch.strided:
@@ -63,7 +64,7 @@ class Foreign(Operator):
 
     def __init__(self, matrix: Any, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__(tuple(matrix.shape), dtype, device)
-        self.matrix = matrix
+        self.matrix, self.args = matrix, (matrix,)
 
     # What a subclass gives: the crossing both ways
     def _out(self, V: torch.Tensor) -> Any:
@@ -218,7 +219,10 @@ def as_operator(A: Any) -> Operator:
     if isinstance(A, Operator):
         return A
     if arrays.is_array(A):
-        return Dense(arrays.to_torch(A))
+        real = (
+            A.dtype.is_floating_point if isinstance(A, torch.Tensor) else A.dtype.kind == "f" and A.dtype.itemsize <= 8
+        )
+        return Dense(arrays.to_torch(A)) if real else _not_real(A, A.dtype)
     if not hasattr(A, "shape") or not hasattr(A, "__matmul__"):
         raise TypeError(f"{type(A).__name__} is no matrix; pass something with a shape and a product @.")
     if len(A.shape) != 2:
@@ -230,26 +234,37 @@ def as_operator(A: Any) -> Operator:
     if dtype is None:
         raise TypeError(f"{type(A).__name__} has no dtype; set one, so that products know their precision.")
     if isinstance(dtype, torch.dtype):
-        return Tensorial(A, dtype) if dtype.is_floating_point else _not_real(dtype)
+        return Tensorial(A, dtype) if dtype.is_floating_point else _not_real(A, dtype)
     homes = {kind.__module__.split(".")[0] for kind in type(A).__mro__}
-    return (OnCupy if homes & {"cupy", "cupyx"} else Host)(A, _torch_dtype(np.dtype(dtype)))
+    known = {np.dtype(given): ours for ours, given in arrays.NUMPY.items()}.get(np.dtype(dtype))
+    return _not_real(A, dtype) if known is None else (OnCupy if homes & {"cupy", "cupyx"} else Host)(A, known)
 
 
-def _torch_dtype(dtype: np.dtype) -> torch.dtype:
-    if dtype == np.float64:
-        return torch.float64
-    if dtype == np.float32:
-        return torch.float32
-    return _not_real(dtype)
+def _not_real(A: Any, dtype: Any) -> Any:
+    """One sentence about a matrix that is not of real floating numbers, with what to write."""
+    name = str(dtype).removeprefix("torch.")
+    if "complex" in name:
+        advice = "pass the real matrix [[Re A, -Im A], [Im A, Re A]], which has each eigenvalue of a Hermitian A twice"
+    elif isinstance(A, torch.Tensor):
+        advice = "convert the matrix, A.to(torch.float64)"
+    else:
+        advice = "convert the matrix, A.astype(np.float64)" if hasattr(A, "astype") else "build it with dtype float64"
+    raise TypeError(f"the entries of the {type(A).__name__} are {name}; an operator is real and floating: {advice}.")
 
 
-def _not_real(dtype: Any) -> Any:
-    raise TypeError(f"the entries are {dtype}; an operator is real and floating: convert the matrix to float64.")
+def _cast_product(A: Operator, X: torch.Tensor) -> torch.Tensor:
+    """A X in A's dtype for X of any; of a complex X the real and the imaginary part, as columns of one block."""
+    if not X.is_complex():
+        return A @ X.to(A.dtype)
+    parts = torch.view_as_real(X).to(A.dtype)
+    W = A @ parts.flatten(1)
+    return torch.view_as_complex(W.reshape(len(W), *parts.shape[1:]).contiguous())
 
 
 class ScipyView(scipy.sparse.linalg.LinearOperator):
     """An operator's products for scipy. scipy's solvers work in the dtype of their own vectors: those are cast to the
-    operator's dtype on the way in, and the result keeps the operator's dtype."""
+    operator's dtype on the way in, and the result keeps the operator's dtype. A complex vector is multiplied as its real and
+    its imaginary part, two products."""
 
     def __init__(self, A: Operator) -> None:
         self.operator = A
@@ -259,10 +274,8 @@ class ScipyView(scipy.sparse.linalg.LinearOperator):
         super().__init__(dtype=np.dtype(kind), shape=A.shape)
 
     def _multiply(self, A: Operator, X: np.ndarray) -> np.ndarray:
-        if np.iscomplexobj(X):
-            raise TypeError("a real operator meets a complex vector; multiply its real and imaginary parts apart.")
-        tensor = arrays.to_torch(np.ascontiguousarray(X, dtype=self.dtype)).to(A.device)
-        return (A @ tensor).cpu().numpy()
+        kind = np.result_type(self.dtype, np.complex64) if np.iscomplexobj(X) else self.dtype
+        return _cast_product(A, arrays.to_torch(np.ascontiguousarray(X, dtype=kind)).to(A.device)).cpu().numpy()
 
     def _matvec(self, x: np.ndarray) -> np.ndarray:
         return self._multiply(self.operator, np.asarray(x).reshape(-1))
@@ -296,9 +309,7 @@ def cupy_view(A: Operator) -> Any:
 
     def products(B: Operator) -> Callable[[Any], Any]:
         def multiply(X: Any) -> Any:
-            if X.dtype.kind == "c":
-                raise TypeError("a real operator meets a complex vector; multiply its real and imaginary parts apart.")
-            return arrays.to_cupy(B @ arrays.to_torch(X).to(B.dtype))
+            return arrays.to_cupy(_cast_product(B, arrays.to_torch(X)))
 
         return multiply
 

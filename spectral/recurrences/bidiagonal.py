@@ -4,6 +4,9 @@ K is never squared, so that singular values are good to eps ||K||, not to sqrt(e
 short side, is kept and reorthogonalised; U then stays orthogonal as far as the singular values need it, and two vectors of
 the long side are held. A thick restart makes the left vectors of the triplets that it keeps anew, one product each.
 
+Every product is held against those before it: <u_{j-1}, K v_j> = beta_{j-1}, at one dot a step; <v_i, K^T u_j> = alpha_j for
+i = j and 0 for i < j, from the dots that orthogonalise, as far as U is orthogonal: to eps ||K|| / min alpha. See `symmetry`.
+
 Legend: K (m, n); j right vectors of which l are locked; V (j, n), U (j, m) as rows; B (j, j).
 Source: Golub, Kahan (1965); one-sided: Simon, Zha (2000), backward stable: Barlow (2013); restart: Baglama, Reichel (2005).
 """
@@ -20,8 +23,9 @@ import torch
 
 from spectral import arrays
 from spectral.operators.base import Operator
-from spectral.recurrences.block import independent, orthogonalise, rotate
+from spectral.recurrences.block import TINY, independent, orthogonalise, rotate
 from spectral.recurrences.lanczos import BREAKDOWN
+from spectral.recurrences.symmetry import AGAIN, expected, hold_zero, look_again, repeated, wrong
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,9 @@ class GolubKahan:
         self.u: torch.Tensor | None = None  # u_j (m,)
         self.kept: torch.Tensor | None = None  # the left vectors (r, m) of a restart, until the next product
         self.size = self.locked = self.depth = 0
-        self.norm = 0.0
+        self.norm = self.forgotten = 0.0  # the latter as in `BlockLanczos`, and:
+        self.allowed = expected(K)
+        self.least = np.inf  # alpha since the last start or restart: U is orthogonal to eps ||K|| over this
         self.multiplying = False  # as in `BlockLanczos`, during the first product of a step
 
     def state(self) -> dict[str, Any]:
@@ -85,6 +91,7 @@ class GolubKahan:
         return {
             "V": self.V[:j], "B": self.B[:j, :j], "pending": self.pending, "beta": self.beta, "u": self.u, "kept": self.kept,
             "locked": self.locked, "depth": self.depth, "norm": self.norm, "capacity": self.capacity,
+            "forgotten": self.forgotten,
         }  # fmt: skip
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -93,6 +100,9 @@ class GolubKahan:
         self.V[:j], self.B[:j, :j] = state["V"], state["B"]
         self.pending, self.beta, self.u, self.kept = (state[name] for name in ("pending", "beta", "u", "kept"))
         self.locked, self.depth, self.norm = (state[name] for name in ("locked", "depth", "norm"))
+        self.forgotten = state["forgotten"]
+        alphas = np.diag(self.B)[self.locked : j]
+        self.least = float(alphas.min(where=alphas > 0, initial=np.inf))
 
     @property
     def multiplied(self) -> Operator:
@@ -121,7 +131,7 @@ class GolubKahan:
         orthogonalise(W, V)
         floor = BREAKDOWN * arrays.machine_epsilon(W.dtype) * scale
         self.pending = independent(W, V, floor)[0][: self.dim - self.size]
-        self.beta, self.u, self.kept, self.depth = 0.0, None, None, 0
+        self.beta, self.u, self.kept, self.depth, self.least = 0.0, None, None, 0, np.inf
 
     def step(self) -> int:
         """One right and one left vector: two products."""
@@ -130,27 +140,67 @@ class GolubKahan:
         w = (self.K @ v).clone()  # perhaps a buffer of the operator
         self.multiplying = False
         self.V[j] = v
+        across = 0.0
         if self.u is not None:
             w.sub_(self.u, alpha=self.beta)  # K v_j = beta_{j-1} u_{j-1} + alpha_j u_j
             self.B[j - 1, j] = self.beta
+            across = arrays.dot(self.u, w)
         elif self.kept is not None:
             row = self.locked + len(self.kept)
             self.B[self.locked : row, j] = orthogonalise(w[None], self.kept)[:, 0].cpu().numpy()
         alpha = self._finite(arrays.norm(w))
         self.norm = max(self.norm, float(np.hypot(alpha, np.linalg.norm(self.B[:j, j]))))
+        if self.u is not None and abs(across) > self.allowed * self.norm + self.forgotten:
+            names = _names("K v", "K^T u", j, j - 1)
+            look_again(self.K, self.u, v, self.beta + across, self.beta, names, self.norm)
+            self.allowed = AGAIN * abs(across) / self.norm
         self.pending, self.beta, self.u, self.kept = self.V[:0], 0.0, None, None
         self.size, self.depth = j + 1, self.depth + 1
+        if alpha == 0 and self.depth == 1:
+            hold_zero(self.K, v, _names("K v", "", j, j)[0])
         if alpha <= self.floor:  # K v_j lies in the span of the left vectors: invariant
             return 1
         self.B[j, j] = alpha
         u = w.div_(alpha)
         z = torch.sub(self.Kt @ u, v, alpha=alpha)
-        orthogonalise(z[None], self.V[: j + 1])
+        along = orthogonalise(z[None], self.V[: j + 1])[:, 0].cpu().numpy()
         beta = self._finite(arrays.norm(z))
         self.norm = max(self.norm, float(np.hypot(alpha, beta)))
+        self._hold_transposed(along, u, alpha)
         if beta > self.floor and self.size < self.dim:
             self.beta, self.pending, self.u = beta, z.div_(beta)[None], u
         return 2
+
+    def _hold_transposed(self, along: np.ndarray, u: torch.Tensor, alpha: float) -> None:
+        """<v_i, K^T u_j> against <K v_i, u_j>, which is known for i = j; for i < j it is small as far as U is orthogonal."""
+        self.least, j = min(self.least, alpha), self.size - 1
+        amplified = np.full(j + 1, 1.0 + self.norm / self.least)
+        amplified[j] = 1.0 + self.norm / alpha
+        i = int((np.abs(along) / amplified).argmax())
+        off = abs(float(along[i]))
+        if off <= (self.allowed * self.norm + self.forgotten) * amplified[i]:
+            return
+        names = _names("K^T u", "K v", j, j)
+        if i == j:
+            look_again(self.Kt, self.V[j], u, alpha + float(along[j]), alpha, names, self.norm)
+        else:
+            again = arrays.dot(self.V[i], repeated(self.Kt, u, names[0]))
+            if abs(again - along[i]) > off / 2:
+                raise wrong(names[0], f"along an earlier vector it gave {along[i]:.6g}", again)
+        self.allowed = AGAIN * off / (self.norm * amplified[i])
+
+    def _hold_restarted(self, R: np.ndarray, kept: torch.Tensor, values: np.ndarray) -> None:
+        """K V^T = (kept, as rows)^T R of singular vectors: orthogonal columns, as long as the singular values are."""
+        table = np.abs(R.T @ R - np.diag(values**2))
+        off = float(table.max(initial=0.0)) / max(self.norm, TINY)
+        if off <= self.allowed * self.norm + self.forgotten:
+            return
+        name = f"a product K v of the restart after step {self.depth} of Golub-Kahan"
+        for i in np.unravel_index(int(table.argmax()), table.shape):
+            made = kept.T @ torch.from_numpy(R[:, i]).to(kept)
+            if (far := arrays.norm(repeated(self.K, self.V[self.locked + i], name) - made)) > off / 4:
+                raise wrong(name, f"it was {far:.6g} off", 0.0)
+        self.allowed = AGAIN * off / self.norm
 
     def _finite(self, number: float) -> float:
         if not np.isfinite(number):
@@ -183,14 +233,16 @@ class GolubKahan:
         self._keep(range(self.locked), values[chosen], Q[:, chosen])
         l, j = self.locked, self.size
         W = (self.K @ self.V[l:j].T).T.clone(memory_format=torch.contiguous_format)
-        self.u = None
+        self.u, self.least = None, np.inf
         self.kept, R = independent(W, W[:0], self.floor)
+        self._hold_restarted(R, self.kept, values[chosen])
         self.B[l:j, l:j] = 0.0
         self.B[l : l + len(R), l:j] = R
 
     def lock(self, old: Sequence[int], chosen: Sequence[int]) -> None:
         """Keep the locked vectors `old` and the triplets `chosen`, all locked; forget the pending vector."""
-        _, values, Q = self._svd()
+        P, values, Q = self._svd()
+        self.forgotten = float(np.linalg.norm([self.forgotten, *(self.beta * P[-1:, chosen].reshape(-1))]))
         self._keep(old, values[chosen], Q[:, chosen])
         self.locked, self.pending = self.size, self.V[:0]
         self.beta, self.u, self.kept = 0.0, None, None
@@ -205,6 +257,10 @@ class GolubKahan:
         self.size = len(diagonal)
         self.B[...] = 0.0
         self.B[range(self.size), range(self.size)] = diagonal
+
+
+def _names(now: str, before: str, j: int, i: int) -> tuple[str, str]:
+    return f"the product {now} in step {j + 1} of Golub-Kahan", f"the product {before} in step {i + 1} of Golub-Kahan"
 
 
 def golub_kahan(K: Operator, start: torch.Tensor, steps: int) -> BidiagonalRecord:

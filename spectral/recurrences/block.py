@@ -4,6 +4,9 @@ Vectors stay in the operator's dtype on its device, as rows; T, B and every dot 
 tridiagonal; after a thick restart it is diagonal with an arrow. Directions that vanish are dropped, so that the block narrows
 by itself, and new ones may start beside locked vectors at any time.
 
+Every product is held against those before it, from the dots that orthogonalise: along V it has the coupling of the last step,
+and among the block it is symmetric. Ritz values of a semi-definite matrix are not negative. See `symmetry`.
+
 Legend: n the dimension, j basis vectors of which l are locked, b vectors in a block. V (j, n), P (b, n), T (j, j), B (b, j).
 Source: Golub, Underwood (1977); restart: Wu, Simon (2000); dropping: Freund (2000), Templates, section 7.10.
 """
@@ -21,6 +24,7 @@ import torch
 from spectral import arrays
 from spectral.operators.base import Operator
 from spectral.recurrences.lanczos import BREAKDOWN
+from spectral.recurrences.symmetry import AGAIN, expected, hold_zero, look_again, repeated, wrong
 
 TINY = float(np.finfo(float).tiny)
 
@@ -143,6 +147,8 @@ class BlockLanczos:
         self.size = self.locked = self.depth = 0
         self.sizes: list[int] = []
         self.norm = 0.0  # the largest row sum of |T| so far: what rounding is relative to
+        self.allowed = expected(A)  # over the norm, what a product may be off before it is looked at again
+        self.forgotten = 0.0  # the residuals of vectors when they were locked, together
         self.multiplying = False  # nothing changes while A multiplies: `state` is whole then, and between calls
 
     def state(self) -> dict[str, Any]:
@@ -151,6 +157,7 @@ class BlockLanczos:
         return {
             "V": self.V[:j], "T": self.T[:j, :j], "pending": self.pending, "coupling": self.coupling, "locked": self.locked,
             "depth": self.depth, "sizes": self.sizes, "norm": self.norm, "capacity": self.capacity,
+            "forgotten": self.forgotten,
         }  # fmt: skip
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -159,7 +166,7 @@ class BlockLanczos:
         self.V[:j], self.T[:j, :j] = state["V"], state["T"]
         self.pending, self.coupling = state["pending"], state["coupling"]
         self.locked, self.depth = state["locked"], state["depth"]
-        self.sizes, self.norm = list(state["sizes"]), state["norm"]
+        self.sizes, self.norm, self.forgotten = list(state["sizes"]), state["norm"], state["forgotten"]
 
     @property
     def multiplied(self) -> Operator:
@@ -199,6 +206,8 @@ class BlockLanczos:
         self.multiplying = True
         W = (self.A @ P.T).T.clone(memory_format=torch.contiguous_format)  # perhaps a buffer of the operator
         self.multiplying = False
+        if self.depth == 0 and b == 1 and not W.any():  # wider blocks meet each other
+            hold_zero(self.A, P[0], f"the product in step {len(self.sizes) + 1} of block Lanczos")
         self.V[j : j + b] = P
         V = self.V[: j + b]
         C = orthogonalise(W, V).cpu().numpy()
@@ -211,11 +220,39 @@ class BlockLanczos:
         self.T[j : j + b, j : j + b] = (C[j:] + C[j:].T) / 2
         self.norm = max(self.norm, float(np.abs(self.T[j : j + b, : j + b]).sum(1).max()))
         Q, R = independent(W, V, self.floor)
+        self._hold_symmetric(C, max(self.norm, float(np.linalg.norm(R, axis=0).max(initial=0.0))))
         self.pending = Q[: self.dim - j - b]  # beyond n there is only rounding
         self.coupling = np.concatenate([np.zeros((len(self.pending), j)), R[: len(self.pending)]], axis=1)
         self.size, self.depth = j + b, self.depth + 1
         self.sizes.append(b)
         return b
+
+    def _hold_symmetric(self, C: np.ndarray, scale: float) -> None:
+        """V^T A P against the coupling, and P^T A P against its transpose: `C` (j + b, b) holds the coefficients of A P."""
+        j = self.size
+        due = np.concatenate([self.coupling.T, C[j:].T])
+        row, column = np.unravel_index(int(np.abs(C - due).argmax()), C.shape)
+        off = float(np.abs(C - due).max())
+        if off <= self.allowed * scale + self.forgotten:
+            return
+        step = len(self.sizes) + 1
+        names = f"the product in step {step} of block Lanczos", f"a product in step {step} or before of block Lanczos"
+        look_again(
+            self.A, self.V[row], self.V[j + column], float(C[row, column]), float(due[row, column]), names, scale
+        )
+        self.allowed = AGAIN * off / scale
+
+    def _hold_definite(self, theta: float, s: np.ndarray) -> None:
+        """The least Ritz value of a semi-definite matrix, with its coefficients s in the vectors that are not locked."""
+        if not self.A.nonnegative or theta >= -self.allowed * self.norm:
+            return
+        V = self.V[self.locked : self.size]
+        y = V.T @ torch.from_numpy(s).to(V)
+        again = arrays.dot(y, repeated(self.A, y, "the product with a Ritz vector of block Lanczos"))
+        if abs(again - theta) > self.allowed * self.norm:
+            name = f"a product in the first {len(self.sizes)} steps of block Lanczos"
+            raise wrong(name, f"they gave a semi-definite matrix the Ritz value {theta:.6g}", again)
+        self.allowed = AGAIN * abs(theta) / self.norm
 
     @property
     def locked_values(self) -> np.ndarray:
@@ -224,6 +261,8 @@ class BlockLanczos:
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
         """Ritz values (j - l,) of the vectors that are not locked, and ||A y - theta y|| as the recurrence knows it."""
         values, S = self._eigen()
+        if len(values):
+            self._hold_definite(float(values[0]), S[:, 0])
         return values, np.linalg.norm(self.coupling[:, self.locked :] @ S, axis=0)
 
     def _eigen(self) -> tuple[np.ndarray, np.ndarray]:
@@ -243,6 +282,8 @@ class BlockLanczos:
     def lock(self, old: Sequence[int], chosen: Sequence[int]) -> None:
         """Keep the locked vectors `old` and the Ritz vectors `chosen`, all locked; forget the pending block."""
         values, S = self._eigen()
+        residuals = np.linalg.norm(self.coupling[:, self.locked :] @ S[:, chosen], axis=0)
+        self.forgotten = float(np.linalg.norm([self.forgotten, *residuals]))
         self._keep(old, values[chosen], S[:, chosen])
         self.locked, self.pending, self.coupling = self.size, self.V[:0], np.zeros((0, self.size))
 

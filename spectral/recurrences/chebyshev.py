@@ -4,6 +4,9 @@ A product and two dots give two moments mu_j = <t_0, T_j(X) t_0>, and no dot fee
 They stay in the operator's dtype on its device; moments are float64. The moments of a probe become its Jacobi matrix, as far
 as their rounding determines it, so that Gauss rule, envelope and bands are those of Lanczos.
 
+Every product is held against those before it, at one dot a step: <t_{j-1}, X t_j> = (mu_{2j} + mu_{2j-2} + mu_2 + mu_0) / 4 of
+one symmetric matrix. See `symmetry`.
+
 Notation: B copies of the moments, k steps. Source: Weisse, Wellein, Alvermann, Fehske (2006), Rev. Mod. Phys. 78, 275; modified
 Chebyshev algorithm: Sack, Donovan (1972), as in Gautschi (2004), Orthogonal Polynomials, Alg. 2.1.
 """
@@ -21,6 +24,7 @@ from numpy.polynomial.chebyshev import chebvander
 from spectral import arrays
 from spectral.operators.base import Operator
 from spectral.recurrences.lanczos import LanczosRecord
+from spectral.recurrences.symmetry import AGAIN, expected, look_again
 
 MARGIN = 0.002  # of the half width, on both sides: the density of an end point is then finite
 RESIDUALS = (
@@ -73,6 +77,7 @@ class Chebyshev:
         self.t_prev: torch.Tensor | None = None
         self.moments = [arrays.dot(self.t, self.t)]
         self.stop, self.whole = "steps", True
+        self.allowed = expected(A)  # as in `Lanczos`
 
     @property
     def steps(self) -> int:
@@ -87,6 +92,8 @@ class Chebyshev:
         """One product, two moments; False when the recurrence has ended."""
         (c, h), mu = centre(self.interval), self.moments
         w = self.A @ self.t  # perhaps a buffer of the operator, perhaps t itself: not ours to change
+        if self.t_prev is not None:
+            self._hold_symmetric(self.t_prev, w)
         self.whole = False
         if self.t_prev is None:
             t_next = torch.mul(w, 1 / h).sub_(self.t, alpha=c / h)
@@ -104,6 +111,17 @@ class Chebyshev:
             self.stop = "outside"
         self.whole = True
         return self.stop != "outside" and self.steps < self.limit
+
+    def _hold_symmetric(self, t_prev: torch.Tensor, w: torch.Tensor) -> None:
+        """<t_{j-1}, A t_j> against the moments; what is not finite is found in `step`."""
+        (c, h), mu, j = centre(self.interval), self.moments, self.steps
+        due = c * (mu[2 * j - 1] + mu[1]) / 2 + h * (mu[2 * j] + mu[2 * j - 2] + mu[2] + mu[0]) / 4
+        found, scale = arrays.dot(t_prev, w), (1 + j) * (abs(c) + h) * max(map(abs, mu))
+        if not abs(found - due) > self.allowed * scale:
+            return
+        now, before = (f"the product in step {step} of the Chebyshev recurrence" for step in (j + 1, j))
+        look_again(self.A, t_prev, self.t, found, due, (now, before), scale)
+        self.allowed = AGAIN * abs(found - due) / scale
 
     def record(self, *, seed: int = -1, index: int = -1, stop: str | None = None) -> ChebyshevRecord:
         """What has been computed so far."""

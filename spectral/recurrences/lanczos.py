@@ -4,6 +4,12 @@ Vectors stay in the operator's dtype on its device; alphas, betas and every dot 
 four vectors of the operator's dimension n are held; with it the basis of k vectors as well. Vectors that are deflated (U,
 orthonormal rows) are projected out of the start vector and of every product: the recurrence is that of (I - P) A (I - P).
 
+Every product is held against those before: <q_{j-1}, A q_j> = beta_{j-1} = <A q_{j-1}, q_j>, at one dot a step; with the full
+basis <q_i, A q_j> = 0 for all i < j - 1 too, from the dots that orthogonalise. Of a semi-definite matrix no Ritz value is
+negative, which the pivots of T tell. A product that was wrong once (scaled, of other weights, with entries flipped or with
+noise) shows in its own step or in the next; `symmetry` says what then happens and what cannot be seen. A recurrence of one step
+shows nothing, and the last step only what its product has along the vectors that are held.
+
 Sources: Saad (2011), Numerical Methods for Large Eigenvalue Problems, Alg. 6.15; twice is enough: Giraud, Langou (2003);
 selective: Simon (1984), The Lanczos algorithm with partial reorthogonalization, eq. (20): |omega| stays below sqrt(eps).
 """
@@ -19,7 +25,8 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 
 from spectral import arrays
-from spectral.operators.base import Operator
+from spectral.operators.base import ROUNDING, Operator
+from spectral.recurrences.symmetry import AGAIN, expected, hold_zero, look_again, repeated, wrong
 
 BREAKDOWN = 16.0  # beta <= 16 eps ||T|| counts as 0: A q - alpha q of an exact eigenvector rounds to a few eps ||A||
 ROWS = 32  # basis vectors allocated at a time
@@ -115,6 +122,9 @@ class Lanczos:
         self.now: State = (0, None, start / norm, (NONE, np.ones(1), False))
         self.stop = "steps"
         self.blocks: list[torch.Tensor] = []
+        self.pivots: list[float] = []  # of T + allowed I, positive where A >= 0
+        self.allowed = expected(A)  # over ||T||, what a product may be off before it is looked at again
+        self.carried = (1, 0.0)  # (j, what <A q_{j-1}, q_j> is beyond beta_{j-1}): q_j keeps what w had along q_{j-2}
 
     @property
     def q(self) -> torch.Tensor:
@@ -150,24 +160,74 @@ class Lanczos:
         if self.reorthogonalize:
             self._keep(j, q)
         w = self.A @ q  # perhaps a buffer of the operator, perhaps q itself: not ours to change
+        full = self.reorthogonalize is True
+        across = 0.0 if q_prev is None or full else arrays.dot(q_prev, w) - self.betas[j - 1]
+        known = self.carried[1] if self.carried[0] == j else None
         w = w.clone() if q_prev is None else torch.sub(w, q_prev, alpha=self.betas[j - 1])  # A q_j - beta_{j-1} q_{j-1}
         alpha = arrays.dot(w, q)
         w = self._project(
             w.sub_(q, alpha=alpha)
         )  # last: -alpha q_j would make rounding in U grow by alpha / beta a step
-        beta, omega = self._orthogonal(w, j, alpha, omega)
+        beta, omega, along = self._orthogonal(w, j, alpha, omega)
         if not math.isfinite(alpha) or not math.isfinite(beta):
             raise ValueError(
                 f"the product in step {j + 1} holds NaN or infinity; check the operator with A.adjoint_error()."
             )
         scale = max(abs(alpha), *map(abs, self.alphas), *np.abs(self.known), 0.0) + max([0.0, *self.betas])
+        if j == 0 and alpha == beta == 0:
+            hold_zero(self.A, q, _name(j))
+        elif full and j > 0:
+            self._hold_symmetric(j, along[:j], np.zeros(j), scale + beta)
+        elif j > 0 and known is not None:  # an interrupted step, or an earlier session, has forgotten it
+            self._hold_symmetric(j, np.array([across]), np.array([known]), scale + beta)
+        if self.A.nonnegative:
+            self._hold_definite(j, alpha, scale + beta)
         ended = beta <= BREAKDOWN * arrays.machine_epsilon(self.A.dtype) * scale
         if ended or (j + 1 == self.rank and self.reorthogonalize):
             beta, self.stop = 0.0, "breakdown"  # the subspace is invariant, or the whole space
         self.alphas.append(alpha)
         self.betas.append(beta)
+        kept = j > 0 and beta > 0 and not len(along)  # what w has along q_{j-1} is left in q_{j+1}
+        self.carried = (j + 1, self.betas[j - 1] * across / beta if kept else 0.0)
         self.now = (j + 1, q, w.div_(beta), omega) if beta > 0 else (j + 1, q_prev, q, omega)
         return beta > 0 and j + 1 < self.limit
+
+    def _hold_symmetric(self, j: int, found: np.ndarray, due: np.ndarray, scale: float) -> None:
+        """<q_i, A q_j> against <A q_i, q_j> for i = j - len(found) ... j - 1, both less T_ij.
+
+        Without full reorthogonalisation q_{j-1} and q_j are orthogonal to eps ||A|| / beta_{j-1}, and so much less is known.
+        """
+        worst = int(np.abs(found - due).argmax())
+        i, off, amplified = j - len(due) + worst, abs(float(found[worst] - due[worst])), 1.0
+        if self.reorthogonalize is not True:
+            amplified += scale / self.betas[j - 1]
+        if off <= self.allowed * scale * amplified:
+            return
+        entry = self.betas[j - 1] if i == j - 1 else 0.0
+        q_i = self.now[1] if self.now[1] is not None and i == j - 1 else self.rows(i, i + 1)[0]
+        names = _name(j), _name(i)
+        look_again(self.A, q_i, self.q, entry + float(found[worst]), entry + float(due[worst]), names, scale)
+        self.allowed = AGAIN * off / (scale * amplified)
+
+    def _hold_definite(self, j: int, alpha: float, scale: float) -> None:
+        """No Ritz value of a semi-definite A below rounding: all pivots of T + allowed I = L D L^T are positive (Sylvester)."""
+        del self.pivots[j:]
+        for i in range(len(self.pivots), j + 1):  # one, or all after a resume
+            diagonal = (self.alphas[i] if i < j else alpha) + self.allowed * scale
+            self.pivots.append(diagonal - (self.betas[i - 1] ** 2 / self.pivots[i - 1] if i else 0.0))
+        if self.pivots[j] > 0:
+            return
+        for step, q, before in ((j, self.q, alpha), (j - 1, self.now[1], self.alphas[-1] if j else 0.0)):
+            again = before if q is None else arrays.dot(q, repeated(self.A, q, _name(step)))
+            if abs(again - before) > self.allowed * scale:
+                raise wrong(
+                    _name(step),
+                    f"of a semi-definite matrix it gave <q, A q> = {before:.6g} and a negative Ritz value",
+                    again,
+                )
+        self.allowed, self.pivots = AGAIN * self.allowed, []  # rounding: look again where it is larger still
+        if self.allowed < 1:
+            self._hold_definite(j, alpha, scale)
 
     def resume(self, alphas: np.ndarray, betas: np.ndarray, now: State, rows: torch.Tensor | None) -> None:
         """Go on from a state that was saved: `rows` (j, n) of the basis."""
@@ -184,23 +244,26 @@ class Lanczos:
         """w without its part in the deflated space."""
         return w if self.U is None else w.sub(self.U.T @ (self.U @ w))
 
-    def _orthogonal(self, w: torch.Tensor, j: int, alpha: float, before: Omega) -> tuple[float, Omega]:
-        """Reorthogonalise w in place: (its norm, the inner products of the next step)."""
+    def _orthogonal(self, w: torch.Tensor, j: int, alpha: float, before: Omega) -> tuple[float, Omega, np.ndarray]:
+        """Reorthogonalise w in place: (its norm, the inner products of the next step, what it had along each basis vector)."""
         if not self.reorthogonalize:
-            return arrays.norm(w), before
+            return arrays.norm(w), before, NONE
         omega, again = NONE, False
         if self.reorthogonalize == "selective":
             beta, eps = arrays.norm(w), arrays.machine_epsilon(self.A.dtype)
             omega = self._estimate(j, alpha, beta, before)
             exceeds = bool(np.abs(omega[: j + 1]).max() > math.sqrt(eps))
             if not exceeds and not before[2]:
-                return beta, (before[1], omega, False)
+                return beta, (before[1], omega, False), NONE
             omega[: j + 1], again = eps, exceeds and not before[2]
+        along: list[torch.Tensor] = []
         for _ in range(2):  # classical Gram-Schmidt, twice
             parts = [block[: j + 1 - i * ROWS] for i, block in enumerate(self.blocks[: j // ROWS + 1])]
-            for part, c in [(part, part @ w) for part in parts]:
+            products = [part @ w for part in parts]
+            along = along or products
+            for part, c in zip(parts, products, strict=True):
                 w.sub_(part.T @ c)
-        return arrays.norm(w), (before[1], omega, again)
+        return arrays.norm(w), (before[1], omega, again), torch.cat(along).double().cpu().numpy()
 
     def _estimate(self, j: int, alpha: float, beta: float, before: Omega) -> np.ndarray:
         """omega_{j+1, i} ~ <q_{j+1}, q_i> for i = 0 .. j + 1, from the recurrence that they obey (Simon 1984, eq. 20)."""
@@ -212,7 +275,8 @@ class Lanczos:
             a, b, i = np.array(self.alphas), np.array(self.betas), np.arange(j)
             value = b[i] * last[i + 1] + (a[i] - alpha) * last[i] - b[j - 1] * older[i]
             value[1:] += b[i[1:] - 1] * last[i[1:] - 1]
-            rounding = eps * (b[i] + beta + 2 * abs(alpha))
+            coarse = self.A.product_error > ROUNDING * eps  # products in another dtype than vectors
+            rounding = (self.A.product_error if coarse else eps) * (b[i] + beta + 2 * abs(alpha))
             omega[:j] = (value + np.where(value >= 0, rounding, -rounding)) / beta
         return omega
 
@@ -230,6 +294,10 @@ class Lanczos:
             known=self.known,
             shares=self.shares,
         )
+
+
+def _name(j: int) -> str:
+    return f"the product in step {j + 1} of Lanczos"
 
 
 def lanczos(A: Operator, start: torch.Tensor, steps: int, *, reorthogonalize: bool | str = True) -> LanczosRecord:
