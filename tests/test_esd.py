@@ -205,7 +205,26 @@ def test_a_checkpoint_is_handed_to_the_method(tmp_path, method):
     options = {"method": method, "checkpoint": tmp_path / "run.npz", **({} if method == "exact" else {"steps": 20})}
     one = spectral.esd(spectral.as_operator(sp.csr_array(A)), progress=False, **options)
     operator = spectral.as_operator(sp.csr_array(A))
-    two = spectral.esd(operator, **options)  # nothing is left to multiply
-    assert operator.products == 0 and one.products == two.products > 0 and one.meta["choice"] == two.meta["choice"]
+    two = spectral.esd(operator, **options)  # one product is made again, and nothing is left to multiply
+    assert operator.products == 1 and one.products == two.products > 0 and one.meta["choice"] == two.meta["choice"]
     assert np.array_equal(one.nodes, two.nodes) and np.array_equal(one.weights, two.weights)
     assert np.array_equal(one.atoms.values, two.atoms.values)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"tol": "abc"}, "tol='abc' is no tolerance"),
+        ({"budget": "abc"}, "budget='abc' is no budget"),
+        ({"probes": 0}, "probes=0 is no number of probes"),
+        ({"steps": 2.5}, "steps=2.5 is no number of steps"),
+        ({"seed": -1}, "seed=-1"),
+        ({"deflate": "yes"}, "deflate='yes' is not known"),
+        ({"reorthogonalize": "full"}, "reorthogonalize='full' is not known"),
+        ({"progress": "loud"}, "progress='loud' is not known"),
+        ({"prob": 3}, "esd got unknown options prob; it takes tol, budget"),
+    ],
+)
+def test_options_are_checked_where_all_eigenvalues_are_computed_too(options, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        spectral.esd(np.diag([1.0, 2.0]), **options)

@@ -483,7 +483,9 @@ def power_laws(spectrum: Spectrum) -> tuple[PowerLaw, PowerLaw]:
 
 def _fits(spectrum: Spectrum, rules: Sequence[float | str | None], xmax: float | None) -> list[PowerLaw]:
     # values that come without an operator were never rounded by products: they are taken at their word
-    floor = 0.0 if spectrum.is_exact and not spectrum.meta.get("operator") else positive_floor(spectrum)
+    floor = positive_floor(spectrum)
+    if spectrum.is_exact and not spectrum.meta.get("operator"):
+        floor = 0.0  # numbers that somebody knows: nothing was multiplied
     c, without = counting(spectrum, floor)
     values, counts = spectrum.points(zeros=False)
     excluded = float(counts[values <= floor].sum() + spectrum.zeros)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from spectral import arrays
@@ -10,6 +11,7 @@ from spectral.estimators.cost import PASS, WORKSPACE, affine, cost
 from spectral.estimators.exact import exact
 from spectral.estimators.kpm import kpm
 from spectral.estimators.slq import PROBES, STEPS, slq
+from spectral.estimators.slq import check as check_slq
 from spectral.operators.base import Gram, Operator
 from spectral.operators.jacobian import Jacobian
 from spectral.operators.views import as_operator
@@ -71,6 +73,7 @@ def esd(
     elif own := KPM_OPTIONS & set(options):
         return _kpm(A, tol, budget, checkpoint, options, f"{', '.join(sorted(own))} given")
     else:
+        _check(tol, options)
         chosen, reason = _exact_is_cheap(A, budget, options)
         if not chosen and tol is None and not _of_slq(options) and (tight := _tight(A)):
             recurrence, why = tight
@@ -81,6 +84,17 @@ def esd(
         spectrum = slq(A, tol=tol, budget=budget, checkpoint=checkpoint, **options)
     spectrum.meta["choice"] = f"{spectrum.method}: {reason}"
     return spectrum
+
+
+def _check(tol: Any, options: dict[str, Any]) -> None:
+    """One sentence for an option that is none, wherever the run goes."""
+    known = [name for name in inspect.signature(check_slq).parameters if name != "tol"]
+    if unknown := sorted(set(options) - set(known)):
+        raise TypeError(
+            f"esd got unknown options {', '.join(unknown)}; it takes tol, budget, method, checkpoint, {', '.join(known)}, and of "
+            f"kpm {', '.join(sorted(KPM_OPTIONS))}."
+        )
+    check_slq(tol=tol, **options)
 
 
 def _kpm(A: Operator, tol: Any, budget: Any, checkpoint: Any, options: dict[str, Any], reason: str) -> Spectrum:

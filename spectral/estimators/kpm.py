@@ -22,7 +22,7 @@ from spectral.probes import check_seed
 from spectral.recurrences.chebyshev import Chebyshev, ChebyshevRecord, bounds, centre, jacobi, rescaled
 from spectral.recurrences.chebyshev import jackson as damping
 from spectral.recurrences.lanczos import BREAKDOWN, Lanczos, LanczosRecord
-from spectral.recurrences.symmetry import expected, hold_zero, look_again
+from spectral.recurrences.symmetry import expected, hold_size, hold_zero, look_again
 from spectral.results import Density
 from spectral.spectrum import Spectrum
 
@@ -242,10 +242,7 @@ def _in_three(flight: Flight, steps: int, limit: effort.Budget, shown: Any) -> L
         w = w.clone() if q_prev is None else torch.sub(w, q_prev, alpha=betas[-1], out=q_prev)
         alphas.append(arrays.dot(w, q))
         betas.append(arrays.norm(w.sub_(q, alpha=alphas[-1])))
-        if not math.isfinite(alphas[-1]) or not math.isfinite(betas[-1]):
-            raise ValueError(
-                f"the product in step {len(alphas)} holds NaN or infinity; check the operator with A.adjoint_error()."
-            )
+        hold_size(w, math.hypot(alphas[-1], betas[-1]), f"the product in step {len(alphas)}")
         if q_prev is None and alphas[-1] == betas[-1] == 0:
             hold_zero(op, q, "the product in step 1 of Lanczos")
         if betas[-1] <= BREAKDOWN * arrays.machine_epsilon(op.dtype) * (

@@ -18,6 +18,7 @@ Cov(e_i, e_j) = E d_ij d_ji without bias. The m (m - 1) numbers d_ij cost O(m^3)
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from spectral import arrays
 from spectral.estimators import proof
 from spectral.operators.base import Operator
 from spectral.probes import probe
-from spectral.recurrences.symmetry import hold
+from spectral.recurrences.symmetry import hold, hold_size
 from spectral.schema import Array, Fields, Items, Law, Number, Rule, Same
 
 RANK = 4.0  # a direction of Y within this many eps of its largest column is rounding
@@ -118,8 +119,7 @@ def draw(A: Operator, seed: int, indices: range, kind: str) -> torch.Tensor:
 def multiply(A: Operator, V: torch.Tensor) -> torch.Tensor:
     """A V, finite."""
     W = A @ V
-    if not torch.isfinite(W).all():
-        raise ValueError(f"the products of {A!r} hold NaN or infinity; check the operator with A.adjoint_error().")
+    hold_size(W, math.nan, "a product")
     return W
 
 

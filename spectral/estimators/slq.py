@@ -71,7 +71,7 @@ def slq(
     (4, 34.6573590279972...
     """
     op, zeros, dim = effort.symmetric_operand(A)
-    aim = _check(probes, steps, tol)
+    aim = check(probes, steps, tol, seed, deflate, reorthogonalize)
     plan = _Plan.of(op, aim, budget, probes, steps, deflate, reorthogonalize)
     settings = {
         "steps": None if plan.adaptive and isinstance(steps, Default) else int(steps),
@@ -93,10 +93,21 @@ def slq(
     return run.spectrum(products=products, epochs=epochs, stop=stop)
 
 
-def _check(probes: int, steps: int, tol: Any) -> Aim | None:
+def check(
+    probes: Any = PROBES, steps: Any = STEPS, tol: Any = None, seed: Any = 0, deflate: Any = "auto",
+    reorthogonalize: Any = "auto", progress: Any = None,
+) -> Aim | None:  # fmt: skip
+    """One sentence for an option of `slq` that is none; what `tol` asks for."""
     for name, value in (("probes", probes), ("steps", steps)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name}={value!r} is no number of {name}; use an integer >= 1.")
+    if reorthogonalize not in (*MODES, "auto"):
+        raise ValueError(f"reorthogonalize={reorthogonalize!r} is not known; use True, 'selective', False or 'auto'.")
+    if deflate not in (True, False, "auto"):
+        raise ValueError(f"deflate={deflate!r} is not known; use True, False or 'auto'.")
+    if progress not in (True, False, None):
+        raise ValueError(f"progress={progress!r} is not known; use True, False or None, which shows it on a terminal.")
+    check_seed(seed)
     return Aim.of(tol)
 
 
@@ -116,12 +127,6 @@ class _Plan:
         cls, op: Operator, aim: Aim | None, budget: Any, probes: int, steps: int, deflate: Any, reorthogonalize: Any
     ) -> _Plan:
         """See `slq`."""
-        if reorthogonalize not in (*MODES, "auto"):
-            raise ValueError(
-                f"reorthogonalize={reorthogonalize!r} is not known; use True, 'selective', False or 'auto'."
-            )
-        if deflate not in (True, False, "auto"):
-            raise ValueError(f"deflate={deflate!r} is not known; use True, False or 'auto'.")
         given = [not isinstance(value, Default) for value in (steps, probes)]
         adaptive = aim is not None or (budget is not None and not all(given))
         n = op.shape[0]

@@ -13,6 +13,7 @@ Source: Golub, Kahan (1965); one-sided: Simon, Zha (2000), backward stable: Barl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from spectral import arrays
 from spectral.operators.base import Operator
 from spectral.recurrences.block import TINY, independent, orthogonalise, rotate
 from spectral.recurrences.lanczos import BREAKDOWN
-from spectral.recurrences.symmetry import AGAIN, expected, hold_zero, look_again, repeated, wrong
+from spectral.recurrences.symmetry import AGAIN, expected, hold_size, hold_zero, look_again, repeated, wrong
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +149,8 @@ class GolubKahan:
         elif self.kept is not None:
             row = self.locked + len(self.kept)
             self.B[self.locked : row, j] = orthogonalise(w[None], self.kept)[:, 0].cpu().numpy()
-        alpha = self._finite(arrays.norm(w))
+        alpha = arrays.norm(w)
+        hold_size(w, alpha, f"the product K v after {j} basis vectors")
         self.norm = max(self.norm, float(np.hypot(alpha, np.linalg.norm(self.B[:j, j]))))
         if self.u is not None and abs(across) > self.allowed * self.norm + self.forgotten:
             names = _names("K v", "K^T u", j, j - 1)
@@ -164,7 +166,8 @@ class GolubKahan:
         u = w.div_(alpha)
         z = torch.sub(self.Kt @ u, v, alpha=alpha)
         along = orthogonalise(z[None], self.V[: j + 1])[:, 0].cpu().numpy()
-        beta = self._finite(arrays.norm(z))
+        beta = arrays.norm(z)
+        hold_size(z, math.hypot(alpha, beta), f"the product K^T u after {j} basis vectors")
         self.norm = max(self.norm, float(np.hypot(alpha, beta)))
         self._hold_transposed(along, u, alpha)
         if beta > self.floor and self.size < self.dim:
@@ -201,14 +204,6 @@ class GolubKahan:
             if (far := arrays.norm(repeated(self.K, self.V[self.locked + i], name) - made)) > off / 4:
                 raise wrong(name, f"it was {far:.6g} off", 0.0)
         self.allowed = AGAIN * off / self.norm
-
-    def _finite(self, number: float) -> float:
-        if not np.isfinite(number):
-            raise ValueError(
-                f"the product after {self.size} basis vectors holds NaN or infinity; check the operator with "
-                "A.adjoint_error()."
-            )
-        return number
 
     @property
     def locked_values(self) -> np.ndarray:

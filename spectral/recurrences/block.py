@@ -24,7 +24,7 @@ import torch
 from spectral import arrays
 from spectral.operators.base import Operator
 from spectral.recurrences.lanczos import BREAKDOWN
-from spectral.recurrences.symmetry import AGAIN, expected, hold_zero, look_again, repeated, wrong
+from spectral.recurrences.symmetry import AGAIN, expected, hold_size, hold_zero, look_again, repeated, wrong
 
 TINY = float(np.finfo(float).tiny)
 
@@ -206,6 +206,8 @@ class BlockLanczos:
         self.multiplying = True
         W = (self.A @ P.T).T.clone(memory_format=torch.contiguous_format)  # perhaps a buffer of the operator
         self.multiplying = False
+        if self.depth == 0:
+            hold_size(W, 0.0, f"the product in step {len(self.sizes) + 1} of block Lanczos")
         if self.depth == 0 and b == 1 and not W.any():  # wider blocks meet each other
             hold_zero(self.A, P[0], f"the product in step {len(self.sizes) + 1} of block Lanczos")
         self.V[j : j + b] = P

@@ -26,7 +26,7 @@ from scipy.linalg import eigh_tridiagonal
 
 from spectral import arrays
 from spectral.operators.base import ROUNDING, Operator
-from spectral.recurrences.symmetry import AGAIN, expected, hold_zero, look_again, repeated, wrong
+from spectral.recurrences.symmetry import AGAIN, expected, hold_size, hold_zero, look_again, repeated, wrong
 
 BREAKDOWN = 16.0  # beta <= 16 eps ||T|| counts as 0: A q - alpha q of an exact eigenvector rounds to a few eps ||A||
 ROWS = 32  # basis vectors allocated at a time
@@ -169,10 +169,7 @@ class Lanczos:
             w.sub_(q, alpha=alpha)
         )  # last: -alpha q_j would make rounding in U grow by alpha / beta a step
         beta, omega, along = self._orthogonal(w, j, alpha, omega)
-        if not math.isfinite(alpha) or not math.isfinite(beta):
-            raise ValueError(
-                f"the product in step {j + 1} holds NaN or infinity; check the operator with A.adjoint_error()."
-            )
+        hold_size(w, math.hypot(alpha, beta), f"the product in step {j + 1}")
         scale = max(abs(alpha), *map(abs, self.alphas), *np.abs(self.known), 0.0) + max([0.0, *self.betas])
         if j == 0 and alpha == beta == 0:
             hold_zero(self.A, q, _name(j))

@@ -13,6 +13,7 @@ in every product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -21,12 +22,32 @@ import torch
 from spectral import arrays
 from spectral.operators.base import Operator
 
+SIZES = 1e-140, 1e140
 AGAIN = 4.0  # times an asymmetry that was seen to be rounding: what is beyond is looked at again
 
 
 def expected(A: Operator) -> float:
     """How far products with unit vectors may be off, over ||A||, before they are made again."""
     return max(A.product_error, AGAIN * max(leaf.asymmetry for leaf in _leaves(A)))
+
+
+def hold_size(product: torch.Tensor, size: float, name: str) -> None:
+    """One sentence where a product, or what is left of it, is not finite or beyond the numbers whose squares float64 holds.
+
+    `size`: a norm of it that is there anyway; the product is read only where that is suspicious.
+    """
+    if SIZES[0] <= size <= SIZES[1]:
+        return
+    least, most = torch.aminmax(product)
+    largest = max(-float(least), float(most))
+    if largest == 0 or SIZES[0] <= largest <= SIZES[1]:
+        return
+    if not math.isfinite(largest):
+        raise ValueError(f"{name} holds NaN or infinity; check the operator with A.adjoint_error().")
+    raise ValueError(
+        f"{name} has entries of {largest:.0e}, whose squares float64 does not hold; multiply the operator by a number, such as "
+        f"A * {1 / largest:.0e}, and divide what comes out by it."
+    )
 
 
 def look_again(
