@@ -154,8 +154,15 @@ def test_deflation_is_never_worse_over_depths(name, steps):
     assert deflated <= 1.05 * plain + 1e-12
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("options", [{"budget": 200}, {"probes": 2, "steps": 100}])
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (np.float64, {"budget": 200}),
+        (np.float32, {"probes": 2, "steps": 100}),
+        pytest.param(np.float32, {"budget": 200}, marks=pytest.mark.slow),
+        pytest.param(np.float64, {"probes": 2, "steps": 100}, marks=pytest.mark.slow),
+    ],
+)
 def test_sixty_outliers_of_twenty_thousand_are_counted_and_the_bulk_error_falls_with_them(dtype, options):
     values = np.append(np.random.default_rng(0).uniform(0, 0.3, 20_000 - 60), np.geomspace(0.5, 100, 60))
     truth = spectral.Spectrum.from_eigenvalues(values)

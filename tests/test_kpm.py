@@ -351,7 +351,7 @@ def test_matrices_that_are_no_operands_are_refused():
 def test_lanczos_in_three_vectors_has_the_bits_of_lanczos():
     for A, steps in ((diagonal(GAPS), 25), (2 * np.eye(50), 5), (diagonal(np.float32(GAPS), np.float32), 25)):
         op = spectral.as_operator(A)
-        run = flight.Flight(None, op, {"seed": 3})
+        run = flight.Flight(None, op, {"seed": 3, "steps": steps})
         ours = _in_three(run, steps, effort.Budget(None, op), effort.bar(None, "", False))
         theirs = lanczos(op, run.start(0), steps, reorthogonalize=False)
         np.testing.assert_array_equal(ours.alphas, theirs.alphas)

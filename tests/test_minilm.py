@@ -90,7 +90,9 @@ OPERATORS = {
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("kind", OPERATORS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in ("F", "EF") else []) for kind in OPERATORS]
+)
 def test_a_part_of_the_network_is_the_oracle_on_ten_calls(kind, cut):
     V, expected = oracle()
     A = OPERATORS[kind](trained()[0], batches(cut), params=PART)

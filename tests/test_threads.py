@@ -53,7 +53,7 @@ def settings():
 
 def products(A):
     v = torch.linspace(-1, 1, A.shape[1], dtype=torch.float64)
-    return torch.stack([A @ (v + i) for i in range(6)])
+    return torch.stack([A @ (v + i) for i in range(3)])
 
 
 MAKE = {

@@ -23,7 +23,7 @@ from spectral.spectrum import Spectrum
 BLOCK = cost.BLOCK  # columns of the identity multiplied at a time, at most
 MADE = {"how": Text(), "spent": Number(True, least=0), "shift": Number()}
 STATE = Either(  # of a checkpoint: rows A e_0, A e_1, ... of the products so far; the matrix; its eigenvalues, a product of it
-    Fields({"products": Array("float64", None, "n")}),
+    Fields({"products": Array("float64", None, "n"), "width": Number(True, least=1)}),
     Fields({"matrix": Array("float64", "n", "n"), **MADE}),
     Fields({"values": Array("float64", "n", ascending=True), "image": Array("float64", "n"), **MADE}),
 )
@@ -204,7 +204,7 @@ def _by_products(A: Operator, kept: Kept, progress: bool | None) -> tuple[torch.
     if kept.state:
         before, width = (
             kept.state.pop("products"),
-            kept.state.get("width", width),
+            kept.state["width"],
         )  # the same columns together: the same bits
         done = len(before)
         table[:done] = before

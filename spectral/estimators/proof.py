@@ -17,7 +17,6 @@ from spectral import arrays
 from spectral.operators.base import Operator
 
 ROUNDING = 1e3  # times eps, at most its root: other blocks, threads and processors sum in another order
-AGAIN = 8.0  # times what a product differs by when it is made twice, or by what the operator states
 
 
 def repeat(
@@ -30,16 +29,13 @@ def repeat(
 ) -> None:
     """Multiply x (n,) once more; `differs` says how far the product is from what the record of the run says.
 
-    ValueError if that is more than rounding, relative to the product or to `scale`, than `slack`, than the noise that the
-    operator states, and than what a second product differs by from the first, which is made only then.
+    ValueError if that is more than rounding or the operator's own `product_error`, relative to the product or to `scale`, and
+    `slack`.
     """
     y = op @ x
     distance = differs(y)
     size = max(arrays.norm(y), scale)
-    if distance <= max(rounding(op.dtype), AGAIN * stated_noise(op)) * size + slack:
-        return
-    again = (op @ x).sub_(y)
-    if not distance <= AGAIN * arrays.norm(again):
+    if not distance <= max(rounding(op.dtype), op.product_error) * size + slack:
         raise ValueError(
             f"the checkpoint {path} is of another operator: a product of its run, made again, differs by "
             f"{distance / size if size else math.inf:.2g} of its size; delete it, or name another file."
@@ -65,16 +61,3 @@ def combined(rows: torch.Tensor, coefficients: np.ndarray) -> torch.Tensor:
 def coefficients(count: int) -> np.ndarray:
     """Random numbers (count,), the same each time: a product of a combination holds all products that it is made of."""
     return np.random.default_rng(0).standard_normal(count)
-
-
-def stated_noise(op: Operator) -> float:
-    """The relative error of products that an operator says it has, the largest of its parts; 0 if it says nothing."""
-
-    def found(node: Any) -> float:
-        if isinstance(node, dict):
-            own = node.get("product_noise")
-            inner = max(map(found, node.values()), default=0.0)
-            return max(float(own), inner) if isinstance(own, int | float) and math.isfinite(own) else inner
-        return max(map(found, node), default=0.0) if isinstance(node, list | tuple) else 0.0
-
-    return found(op.describe())
