@@ -59,7 +59,7 @@ MATRICES = {
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("matrix", MATRICES)
-@pytest.mark.parametrize("size", [1, 6, 16])
+@pytest.mark.parametrize("size", [1, 6, pytest.param(16, marks=pytest.mark.slow)])
 def test_checks_take_less_than_four_gradients_of_the_first_batch(name, matrix, size):
     torch.manual_seed(0)
     build, shape = MODELS[name]

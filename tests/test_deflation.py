@@ -139,8 +139,8 @@ def mean_errors(name, steps, seeds=6):
 
 @pytest.mark.parametrize("name", SPECTRA)
 def test_deflation_is_never_worse_than_plain_slq(name):
-    for steps in (10, 40, 120):
-        deflated, plain = mean_errors(name, steps)
+    for steps in (10, 120):
+        deflated, plain = mean_errors(name, steps, seeds=4)
         assert deflated <= 1.05 * plain + 1e-12
     if name in ("outliers", "decay", "power law"):
         assert deflated < plain / 3
@@ -157,7 +157,7 @@ def test_deflation_is_never_worse_over_depths(name, steps):
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [
-        (np.float64, {"budget": 200}),
+        pytest.param(np.float64, {"budget": 200}, marks=pytest.mark.slow),
         (np.float32, {"probes": 2, "steps": 100}),
         pytest.param(np.float32, {"budget": 200}, marks=pytest.mark.slow),
         pytest.param(np.float64, {"probes": 2, "steps": 100}, marks=pytest.mark.slow),

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import spectral
 from spectral import threads
 
-ROUNDS = 3
+ROUNDS = 2
 
 
 def problem(seed=0, attention=False):

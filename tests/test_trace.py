@@ -54,7 +54,12 @@ def check(method, name, probes, trials):
 CASES = [(m, name) for m in METHODS for name, v in SPECTRA.items() if m != "xnystrace" or v.min() >= 0]
 
 
-@pytest.mark.parametrize(("method", "name"), CASES)
+FEW = list(SPECTRA)[:5]
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [pytest.param(*case, marks=[] if case[1] in FEW else [pytest.mark.slow]) for case in CASES]
+)
 def test_unbiased_with_a_calibrated_error(method, name):
     """XTrace with ten vectors has one tail longer than that (log-uniform: rms z 1.2 over 600 seeds, one of them -12)."""
     check(method, name, 30 if method in ("hutch++", "xtrace") else 20, 200)

@@ -14,8 +14,8 @@ from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian
 from spectral.operators import batchwise
 
 REASON = "transformers is not installed; the extra `dev` brings it"
+ALIKE = ("Mixtral", "Qwen3-MoE", "GPT-2, no mask", "BERT, sentences")
 SAME = ("GPT-2, no mask", "BERT, sentences")  # another model stands for their family in the ordinary run
-LARGE = ("T5", "Mixtral", "Qwen3-MoE", "Llama")
 EACH = [pytest.param(name, marks=pytest.mark.slow) if name in SAME else name for name in FAMILIES]
 OPERATORS = {
     "J": lambda f, data, **options: Jacobian(f.model(), data, **options),
@@ -38,11 +38,11 @@ def oracle(name):
 
 
 def pairs():
-    """Every family with every matrix; large families with most matrices are slow: what they have of their own is in J and H."""
+    """Every family with every matrix; what most have of their own is in J and H, the rest is slow."""
     for each in EACH:
         name = each if isinstance(each, str) else each.values[0]
         for kind in OPERATORS:
-            slow = name in SAME or (name in LARGE and kind not in ("J", "H")) or (name == "Mixtral" and kind != "J")
+            slow = name in (*SAME, "Mixtral") or (name not in ("GPT-2", "ViT") and kind not in ("J", "H"))
             yield pytest.param(name, kind, marks=[pytest.mark.slow] if slow else [])
 
 
@@ -80,7 +80,9 @@ def test_products_do_not_depend_on_the_cut(name, sizes, monkeypatch):
         assert close(A @ V[:, 0], expected[kind][:, 0], name), kind
 
 
-@pytest.mark.parametrize("name", BUT_MIXTRAL)
+@pytest.mark.parametrize(
+    "name", [n for n in FAMILIES if n not in ALIKE] + [pytest.param(n, marks=pytest.mark.slow) for n in ALIKE]
+)
 def test_transposed_products_and_inputs(name):
     o, _, _ = oracle(name)
     data = FAMILIES[name].cut((2, 2, 1))
@@ -93,7 +95,13 @@ def test_transposed_products_and_inputs(name):
         assert close(B @ V, J @ V, name) and close(B.T @ U, J.T @ U, name)
 
 
-@pytest.mark.parametrize("name", ["GPT-2", "Llama", "BERT, masked words", "ViT", "ResNet (in place)", "Mixtral"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("GPT-2", "ViT", "ResNet (in place)"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("Llama", "BERT, masked words", "Mixtral")),
+    ],
+)
 def test_rows_are_the_oracles(name):
     o, _, _ = oracle(name)
     A = Jacobian(FAMILIES[name].model(), FAMILIES[name].cut((2, 3)))

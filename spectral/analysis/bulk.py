@@ -8,6 +8,7 @@ a few hundred are enough to tell a bulk that is not the law's. At the edge they 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
@@ -89,6 +90,7 @@ def positive_floor(spectrum: Spectrum) -> float:
     return max(spectrum.rounding, zero_within_residual(spectrum))
 
 
+@functools.cache
 def _standard_quantiles() -> Array:
     """Quantiles of the bulk with σ = 1 for every trial ratio, (ratios, levels)."""
     table = np.empty((len(RATIOS), len(LEVELS)))
@@ -97,9 +99,6 @@ def _standard_quantiles() -> Array:
         x = lower + (upper - lower) * (1 - np.cos(np.linspace(0, np.pi, 400))) / 2
         table[i] = np.interp(LEVELS, marchenko_pastur_cdf(x, ratio), x)
     return table
-
-
-STANDARD = _standard_quantiles()
 
 
 def _edge_width(ratio: float, variance: float, bulk: float) -> float:
@@ -150,8 +149,9 @@ def _fit(b: _Bulk, ratio: float | None, top: _Top | None = None) -> tuple[float,
     """
     middle = (b.before + b.after) / 2
     observed = np.interp(LEVELS, middle, b.x)
-    scales = STANDARD @ observed / np.sum(STANDARD**2, axis=1)
-    misfit = np.sum((observed - scales[:, None] * STANDARD) ** 2, axis=1)
+    standard = _standard_quantiles()
+    scales = standard @ observed / np.sum(standard**2, axis=1)
+    misfit = np.sum((observed - scales[:, None] * standard) ** 2, axis=1)
     best = int(np.argmin(misfit) if ratio is None else np.argmin(np.abs(RATIOS - ratio)))
     size, looked, weight = float(scales[best]), middle[b.at], 1 / (b.sd * np.sqrt(len(b.at)))
 

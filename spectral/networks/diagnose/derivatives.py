@@ -185,6 +185,8 @@ def missing_derivative(network: DataModel, batch: Any, problem: Exception, funct
         return f"{forward} has no forward-mode derivative and no second derivative"
     parts = [f"{forward} has no forward-mode derivative"] if forward else []
     parts += [f"{second} has no second derivative"] if second else []
+    if not parts and FORWARD.search(str(problem)):
+        return f"the gradient of {_refused(problem)} has no forward-mode derivative"
     return " and ".join(parts) or (str(problem).strip().splitlines() or [type(problem).__name__])[0]
 
 
