@@ -19,7 +19,8 @@ FEW = 1 << 11  # words of 8 bytes that a checksum hashes as they are
 PAIRS = ((257, 263), (1031, 1033))  # primes; a piece has as many words as the last two say, 8 MiB
 PIECE = math.prod(PAIRS[-1])
 ROWS = 8  # rows summed at a time: down whole columns torch reads memory at half of the speed
-SMALL = 1 << 16  # bytes: tensors up to that are joined for a checksum
+IN_CACHE = 1 << 19  # words that a cache holds, which need no such care
+SMALL = 1 << 20  # bytes: tensors up to that are joined for a checksum, 8 MiB at a time
 AT_ONCE = 32  # pieces of a checksum at a time on a GPU
 
 
@@ -171,8 +172,8 @@ def checksum(*tensors: torch.Tensor) -> str:
 
     How a tensor lies in memory, and on which device, changes nothing. Negative zero is not zero.
     Cost: each byte is read twice, once from memory and once from cache: twice the time of `tensor.sum()`; small tensors are
-    joined, which takes a few microseconds each. Memory: 20 MiB, on a GPU .3 GiB, and what small tensors take together (a tensor
-    that is not contiguous is copied by so much, or by one row, at a time).
+    joined, which takes a few microseconds each. Memory: 20 MiB, on a GPU .3 GiB, and 8 MiB for small tensors (a tensor that is
+    not contiguous is copied by so much, or by one row, at a time).
 
     >>> x = torch.arange(6.0)
     >>> checksum(x) == checksum(x.clone()), checksum(x) == checksum(x.flip(0)), checksum(x) == checksum(x.reshape(2, 3))
@@ -181,19 +182,30 @@ def checksum(*tensors: torch.Tensor) -> str:
     names: list[str] = []
     sums: list[torch.Tensor] = []
     small: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+    size = 0  # of what waits in `small`
     for x in tensors:
         names.append(f"{x.dtype} {tuple(x.shape)}")
+        real = _real(x.detach())
         if x.nbytes > SMALL:
-            sums += map(_sums, _words(_real(x.detach())))
-        else:
-            real = _real(x.detach())
-            small.setdefault((real.dtype, real.device), []).append(real.reshape(-1))
-    for parts in small.values():
-        sums += map(_sums, _words(torch.cat(parts)))
+            sums += map(_sums, _words(real))
+            continue
+        small.setdefault((real.dtype, real.device), []).append(real.reshape(-1))
+        size += x.nbytes
+        if size > 8 * PIECE - SMALL:
+            sums += _joined_sums(small)
+            size = 0
+    sums += _joined_sums(small)
     digest = hashlib.sha256(";".join(names).encode())
     for device in dict.fromkeys(part.device for part in sums):
         digest.update(torch.cat([part for part in sums if part.device == device]).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _joined_sums(small: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]]) -> list[torch.Tensor]:
+    """The sums of tensors that were joined by dtype and device; nothing waits any more."""
+    sums = [part for tensors in small.values() for part in map(_sums, _words(torch.cat(tensors)))]
+    small.clear()
+    return sums
 
 
 def _real(x: torch.Tensor) -> torch.Tensor:
@@ -234,11 +246,14 @@ def _sums(words: torch.Tensor) -> torch.Tensor:
         return words.reshape(-1)
     for C in next(pair for pair in PAIRS if pair[0] * pair[1] >= n):
         rows = n // C
-        whole = rows - rows % ROWS
+        whole = rows - rows % ROWS if n > IN_CACHE else 0
         table = words[:, : rows * C].view(len(words), rows, C)
-        total = table[:, :whole].view(len(words), whole // ROWS, ROWS, C).sum(2).sum(1)
-        if whole < rows:
-            total += table[:, whole:].sum(1)
+        if whole:
+            total = table[:, :whole].view(len(words), whole // ROWS, ROWS, C).sum(2).sum(1)
+            if whole < rows:
+                total += table[:, whole:].sum(1)
+        else:
+            total = table.sum(1)
         if rows * C < n:
             total[:, : n - rows * C] += words[:, rows * C :]
         sums.append(total)

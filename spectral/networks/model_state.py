@@ -33,6 +33,7 @@ CONTAINERS = (
     deque,
 )  # not their subclasses, which may refuse to be filled again
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+PLAIN_TYPES = set(PLAIN)
 
 
 @contextmanager
@@ -196,15 +197,31 @@ class Version:
         tensors: list[torch.Tensor] = []
         self.settings: list[list[Any]] = []
         self.held: list[Any] = []
-        for thing in walk(roots):
+        seen: set[int] = set()
+        queue = list(roots)
+        while queue:  # as `walk` goes, but past what is empty: most of what a module has
+            thing = queue.pop()
+            if id(thing) in seen:
+                continue
+            seen.add(id(thing))
             if (values := _values(thing)) is not None:
                 tensors.append(values)
-            elif isinstance(thing, dict):
-                self.settings.append([(k, v) for k, v in thing.items() if isinstance(v, PLAIN) and k != "training"])
-            elif type(thing) in CONTAINERS:
-                self.settings.append([part for part in thing if isinstance(part, PLAIN)])
-            else:
+                continue
+            parts: Any = thing
+            if type(thing) not in CONTAINERS and not isinstance(thing, tuple):
                 self.held.append(thing)
+                if not (isinstance(thing, nn.Module | SimpleNamespace) or _is_record(thing)):
+                    continue
+                parts = vars(thing)
+            plain: list[Any] = []
+            for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):
+                kind = type(part)
+                if kind in PLAIN_TYPES or isinstance(part, PLAIN):
+                    if key != "training":
+                        plain.append((key, part))
+                elif kind not in CONTAINERS or part:
+                    queue.append(part)
+            self.settings.append(plain)
         self.checksum = arrays.checksum(*tensors)
 
     def __eq__(self, other: object) -> bool:
