@@ -357,3 +357,18 @@ def test_copy_of_the_model_gives_the_same_matrix():
     v = torch.randn(sum(p.numel() for p in model.parameters())).double()
     a, b = (spectral.Jacobian(m, batches) @ v for m in (model, copy.deepcopy(model)))
     assert torch.allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (lambda: nn.Sequential(nn.LazyLinear(3)), r"the parameter 0.weight has no shape yet .* run one batch through"),
+        (
+            lambda: nn.Linear(4, 3, device="meta"),
+            r"the parameter weight is on the device meta .* load the model's weights",
+        ),
+    ],
+)
+def test_parameters_without_values_are_said(model, why):
+    with pytest.raises(ValueError, match=why):
+        spectral.Jacobian(model(), [torch.randn(2, 4)])

@@ -267,3 +267,51 @@ def test_kinks_everywhere_are_no_verdict():
     saw = lambda x: (x * 1e9).sin().sum()  # noqa: E731  (no step is short enough)
     p = differences.probe(saw, None, (torch.randn(50, dtype=DOUBLE),))
     assert differences.difference_error(p, torch.zeros(50)) is None
+
+
+class Partly(nn.Module):
+    """The same weights with a gradient and, on another path, without: no matrix is the derivative of such a gradient."""
+
+    def __init__(self, hide):
+        super().__init__()
+        self.hide, self.a, self.b = hide, nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        with torch.set_grad_enabled(not self.hide):
+            aside = self.a(x).tanh()
+        return self.b(self.a(x).tanh() * aside)
+
+
+def test_hessian_is_symmetric_or_refused_where_a_path_has_no_gradient():
+    """Forward mode goes through no_grad and agrees with the difference of gradients; its matrix is not symmetric."""
+    torch.manual_seed(0)
+    data = [(torch.randn(6, 4).double(), torch.randint(3, (6,)))]
+    v = torch.randn(35, dtype=torch.float64)
+    model = Partly(hide=True).double()
+    with pytest.raises(ValueError, match=r"no engine multiplies.*second derivative that is not that of its gradient"):
+        Hessian(model, nn.CrossEntropyLoss(), data) @ v
+    with pytest.raises(ValueError, match=r"fresh: <u, H v> and <v, H u> differ"):
+        Hessian(model, nn.CrossEntropyLoss(), data, engine="fresh") @ v
+    model.hide = False
+    Hessian(model, nn.CrossEntropyLoss(), data, engine="fresh") @ v
+
+
+class Frozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            h = self.a(x).tanh()
+        return self.b(h)
+
+
+@pytest.mark.parametrize("make", [Hessian, GaussNewton, lambda m, loss, data, **how: Jacobian(m, data, **how)])
+def test_parameters_under_no_grad_are_named_and_left_out_by_params(make):
+    torch.manual_seed(0)
+    model, data = Frozen().double(), [(torch.randn(6, 4).double(), torch.randint(3, (6,)))]
+    with pytest.raises(ValueError, match=r"change with a.weight, a.bias but carry no derivative .* params="):
+        make(model, nn.CrossEntropyLoss(), data)
+    A = make(model, nn.CrossEntropyLoss(), data, params=["b.*"])
+    assert A.shape[1] == 15 and A.adjoint_error() < 1e-12

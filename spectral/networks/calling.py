@@ -60,6 +60,15 @@ def _names(named: dict[str, nn.Parameter], one: Any) -> set[str]:
 
 def check_model(model: Any) -> None:
     if isinstance(model, nn.Module):
+        for name, p in model.named_parameters():
+            if isinstance(p, nn.parameter.UninitializedParameter):
+                raise ValueError(
+                    f"the parameter {name} has no shape yet (a lazy layer); run one batch through the model first."
+                )
+            if p.is_meta:
+                raise ValueError(
+                    f"the parameter {name} is on the device meta and has no values; load the model's weights first."
+                )
         return
     way = (
         "program.module()"

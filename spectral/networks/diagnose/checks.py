@@ -155,16 +155,30 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
             f"the parameter {name} is read by a reference from before and not from the model (a tensor that a function or a list "
             f"captured), so that no other value can stand in for it; read it inside, as model.get_parameter({name!r})."
         )
-    if any(facts.reached):
+    if all(facts.reached):
         return
     primals = network.primals(batch)
-    other = function(*(p + 0.1 * p.abs() + 0.1 * p.abs().mean() + 1e-3 for p in primals)).detach()
-    if _differ(facts.value, other, facts.value.dtype):
+    moved = [
+        p if reached else p + 0.1 * p.abs() + 0.1 * p.abs().mean() + 1e-3
+        for p, reached in zip(primals, facts.reached, strict=True)
+    ]
+    if not _differ(facts.value, function(*moved).detach(), facts.value.dtype):
+        return
+    if _differ(facts.value, function(*primals).detach(), facts.value.dtype):
+        return  # a random model, of which another test says so
+    why = "detached, computed under torch.no_grad() or outside torch"
+    if not any(facts.reached):
         what = "inputs" if network.wrt == "inputs" else "parameters"
         raise ValueError(
-            f"the outputs change with the {what} but carry no derivative (they are detached, computed under torch.no_grad() or "
-            "outside torch); remove that from the model, forward=, of= or loss=."
+            f"the outputs change with the {what} but carry no derivative (they are {why}); remove that from the model, forward=, "
+            "of= or loss=."
         )
+    lost = [name for name, reached in zip(network.names, facts.reached, strict=True) if not reached]
+    some = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+    raise ValueError(
+        f"the outputs change with {some} but carry no derivative of what is made of it ({why}); name the parameters that are "
+        "meant by params=, or remove that from the model, forward=, of= or loss=."
+    )
 
 
 def check_loss_of_outputs(network: LossModel, batch: Any, matrix: str) -> None:
