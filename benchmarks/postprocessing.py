@@ -45,7 +45,7 @@ def questions(s: Spectrum, other: Spectrum) -> dict[str, Callable[[], Any]]:
         "marchenko_pastur": lambda: spectral.marchenko_pastur(s),
         "outliers": lambda: spectral.outliers(s),
         "distance": lambda: s.distance(other),
-        "compare": lambda: spectral.compare([s, s], [other, other]),
+        "compare": lambda: spectral.compare(s, other),
     }
 
 

@@ -319,3 +319,9 @@ def test_a_bad_argument_is_one_sentence(options, words):
     assert "\n" not in str(error.value)
     with pytest.raises(TypeError, match="steps"):
         spectral.trace(np.eye(30), steps=5)
+
+
+def test_method_of_a_budget_in_seconds_is_that_of_as_many_products():
+    A = rotated(np.linspace(1, 2, 300))
+    assert spectral.trace(A, budget="60s").method == spectral.trace(A).method == "xtrace"
+    assert spectral.trace(A, budget=9).method == "hutchinson"

@@ -120,7 +120,7 @@ def _sampled(
     """tr A from vectors drawn until there are enough."""
     purse = Purse(A, budget, kept)
     n, wanted = A.shape[0], PROBES if probes is None else probes
-    affordable = purse.room(1)
+    affordable = purse.counted(1)
     if (kept.state or {}).get("method") == "exact" or (kept.state is None and n <= min(wanted, affordable)):
         return _exact(A, purse)
     name = choose(A, int(min(wanted, affordable))) if method == "auto" else method
@@ -185,15 +185,19 @@ class Purse:
         """Products so far."""
         return self.kept.spent[0]
 
+    def counted(self, cost: int) -> float:
+        """How many vectors of `cost` products (epochs) each the budget allows, its seconds not looked at."""
+        products, epochs, _ = self.kept.spent
+        left = min(self.limit.products - products, self.limit.epochs - epochs)
+        return left if left == np.inf else int(left // cost)
+
     def room(self, cost: int) -> float:
         """How many vectors of `cost` products (epochs) each are affordable now; with seconds, one until one was timed."""
         if self.limit.exhausted():
             return 0
         if self.limit.seconds < np.inf:
             return max(self.limit.left() // cost, 1) if self.spent else 1
-        products, epochs, _ = self.kept.spent
-        left = min(self.limit.products - products, self.limit.epochs - epochs)
-        return left if left == np.inf else int(left // cost)
+        return self.counted(cost)
 
 
 def _quadrature(
