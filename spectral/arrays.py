@@ -15,6 +15,7 @@ import torch
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 TILE = 1 << 14  # rows of a block transposed at a time: they stay in cache, and are enough for several threads
 CHUNK = 1 << 20  # entries upcast at a time: 8 MiB of float64, which stays in cache and off the peak memory
+SQUARES = 1e-140, 1e140  # sizes whose squares, and sums of so many, float64 holds
 FEW = 1 << 11  # words of 8 bytes that a checksum hashes as they are
 PAIRS = ((257, 263), (1031, 1033))  # primes; a piece has as many words as the last two say, 8 MiB
 PIECE = math.prod(PAIRS[-1])
@@ -143,6 +144,16 @@ def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     for start in range(0, x.numel(), CHUNK):
         total += torch.dot(x[start : start + CHUNK].double(), y[start : start + CHUNK].double())
     return float(total)
+
+
+def hold_squares(size: float, name: str) -> None:
+    """ValueError where a number of this size has no square in float64: beyond SQUARES, and not 0."""
+    if size == 0 or SQUARES[0] <= size <= SQUARES[1]:
+        return
+    raise ValueError(
+        f"{name} is of size {size:.0e}, whose square float64 does not hold; multiply the operator by a number, such as "
+        f"A * {1 / size:.0e}, and divide what comes out by it."
+    )
 
 
 def norm(x: torch.Tensor) -> float:

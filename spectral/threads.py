@@ -13,9 +13,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 RANDOM = threading.RLock()  # who draws from the global generators, or reseeds them, does so alone
-FORWARD_MODE = (
-    threading.RLock()
-)  # torch.autograd.forward_ad and torch.func.jvp count their levels for all threads at once
+# torch.autograd.forward_ad and torch.func.jvp count their levels for all threads at once
+FORWARD_MODE = threading.RLock()
 
 _LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _REGISTRY = threading.Lock()

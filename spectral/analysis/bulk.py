@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from scipy.stats import chi2
 
+from spectral import arrays
 from spectral.analysis.counting import Counting, counting, zero_within_residual
 from spectral.analysis.jackknife import Measure, leave_one_out
 from spectral.analysis.theory import marchenko_pastur_cdf, marchenko_pastur_edges
@@ -34,7 +35,6 @@ LEVELS = np.linspace(0.05, 0.95, 37)  # quantiles that are matched: neither a sp
 RATIOS = np.concatenate([np.geomspace(1e-4, 0.05, 12), np.linspace(0.06, 1.0, 48)])
 LOOKS = (np.arange(200) + 0.5) / 200  # where the CDFs are compared in the fit
 MIN_BULK = 20  # eigenvalues; with fewer, every bulk passes
-SIZES = 1e-140, 1e140  # of eigenvalues, whose squares float64 holds
 # The largest difference of N(x) to the law that chance makes, after the fit: 1.5 + 0.45 ln n. Seen in one of 1 000 (n = 30 to
 # 1 000, γ = .05 to 1; entries Gaussian, of two values, uniform, exponential, Student's with 5 degrees of freedom)
 RIGID = 1.5, 0.45
@@ -81,12 +81,7 @@ def positive_floor(spectrum: Spectrum) -> float:
     ValueError where the eigenvalues are so large or small that float64 does not hold what fits make of them.
     """
     values, _ = spectrum.points()
-    largest = float(np.abs(values).max(initial=0.0))
-    if largest > 0 and not SIZES[0] <= largest <= SIZES[1]:
-        raise ValueError(
-            f"the largest eigenvalue is {largest:.0e}, whose square float64 does not hold; multiply the operator by a number, "
-            f"such as A * {1 / largest:.0e}, and fit its spectrum."
-        )
+    arrays.hold_squares(float(np.abs(values).max(initial=0.0)), "the largest eigenvalue")
     return max(spectrum.rounding, zero_within_residual(spectrum))
 
 

@@ -47,26 +47,11 @@ def wasserstein(a: Measure, b: Measure) -> float:
     >>> wasserstein((np.array([0.0, 2.0]), np.ones(2)), (np.array([1.0]), np.ones(1)))
     1.0
     """
-    x, F, G = _distributions(a, b)
-    return float(np.sum(np.abs(F - G)[:-1] * np.diff(x))) if len(x) else NAN
-
-
-def kolmogorov(a: Measure, b: Measure) -> float:
-    """KS = max |F − G| between two measures, each normalised to mass 1.
-
-    >>> kolmogorov((np.array([0.0, 2.0]), np.ones(2)), (np.array([1.0]), np.ones(1)))
-    0.5
-    """
-    x, F, G = _distributions(a, b)
-    return float(np.max(np.abs(F - G))) if len(x) else NAN
-
-
-def _distributions(a: Measure, b: Measure) -> tuple[Array, Array, Array]:
     if not (len(a[0]) and len(b[0]) and a[1].sum() > 0 and b[1].sum() > 0):
-        return np.zeros(0), np.zeros(0), np.zeros(0)
+        return NAN
     x = np.union1d(a[0], b[0])
-    steps = [np.bincount(np.searchsorted(x, v), weights=c, minlength=len(x)) / c.sum() for v, c in (a, b)]
-    return x, np.cumsum(steps[0]), np.cumsum(steps[1])
+    F, G = (np.cumsum(np.bincount(np.searchsorted(x, v), weights=c, minlength=len(x)) / c.sum()) for v, c in (a, b))
+    return float(np.sum(np.abs(F - G)[:-1] * np.diff(x)))
 
 
 def jensen_shannon(a: Measure, b: Measure, bins: int = BINS, small: Rounding = (0.0, 0.0)) -> float:

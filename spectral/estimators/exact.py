@@ -16,7 +16,7 @@ from spectral.estimators.kept import Kept, State
 from spectral.operators.base import Gram, Operator
 from spectral.operators.jacobian import Jacobian
 from spectral.operators.views import Dense, as_operator
-from spectral.recurrences.symmetry import expected, look_again
+from spectral.recurrences.symmetry import expected, look_again, not_finite
 from spectral.schema import Array, Either, Fields, Number, Text
 from spectral.spectrum import Spectrum
 
@@ -216,9 +216,7 @@ def _by_products(A: Operator, kept: Kept, progress: bool | None) -> tuple[torch.
             columns[range(done, done + columns.shape[1]), range(columns.shape[1])] = 1
             block = (A @ columns).T
             if not torch.isfinite(block).all():
-                raise ValueError(
-                    f"the products of {A!r} hold NaN or infinity; check the operator with A.adjoint_error()."
-                )
+                raise not_finite(f"a product of {A!r}")
             table[done : done + len(block)] = block
             done += len(block)
             kept.stepped({"products": table[:done], "width": width})

@@ -119,7 +119,7 @@ def draw(A: Operator, seed: int, indices: range, kind: str) -> torch.Tensor:
 def multiply(A: Operator, V: torch.Tensor) -> torch.Tensor:
     """A V, finite."""
     W = A @ V
-    hold_size(W, math.nan, "a product")
+    hold_size(W, math.nan, f"a product of {A!r}")
     return W
 
 

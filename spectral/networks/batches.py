@@ -70,6 +70,7 @@ def placed(batch: Any, device: torch.device, cast: Callable[[torch.Tensor], torc
 
 
 def is_finite(batch: Any) -> bool:
+    """Whether no tensor of a batch, or of any tree, holds NaN or infinity."""
     return all(bool(torch.isfinite(t).all()) for t in tensors(batch))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from spectral import arrays, distributed
-from spectral.networks.batches import Samples
+from spectral.networks.batches import Samples, is_finite
 from spectral.networks.losses import (
     Misused,
     check_classes,
@@ -141,7 +141,7 @@ class Loss:
     def learn(self, index: int, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum, count) of a batch of the first sweep; ValueError or TypeError with one sentence for what has no meaning."""
         if self.given is None:
-            if all(bool(torch.isfinite(t).all()) for t in tensors(batch)):
+            if is_finite(batch):
                 self._recognise(index, output, batch)
             total, count = self(output, batch)
             self.counted = self.counted or bool(count)

@@ -69,12 +69,19 @@ def walk(roots: Iterable[Any]) -> Iterator[Any]:
             continue
         seen.add(id(thing))
         yield thing
-        if isinstance(thing, nn.Module | SimpleNamespace) or _is_record(thing):
-            thing = vars(thing)
-            yield thing
-        elif not (type(thing) in CONTAINERS or isinstance(thing, tuple)):
+        parts = _opened(thing)
+        if parts is None:
             continue
-        queue += list(thing.values() if isinstance(thing, dict) else thing)[::-1]
+        if parts is not thing:
+            yield parts
+        queue += list(parts.values() if isinstance(parts, dict) else parts)[::-1]
+
+
+def _opened(thing: Any) -> Any:
+    """What holds the parts of a thing: itself where it is a container, its attributes, or None."""
+    if type(thing) in CONTAINERS or isinstance(thing, tuple):
+        return thing
+    return vars(thing) if isinstance(thing, nn.Module | SimpleNamespace) or _is_record(thing) else None
 
 
 def _values(thing: Any) -> torch.Tensor | None:
@@ -207,12 +214,11 @@ class Version:
             if (values := _values(thing)) is not None:
                 tensors.append(values)
                 continue
-            parts: Any = thing
-            if type(thing) not in CONTAINERS and not isinstance(thing, tuple):
+            parts = _opened(thing)
+            if parts is not thing:
                 self.held.append(thing)
-                if not (isinstance(thing, nn.Module | SimpleNamespace) or _is_record(thing)):
-                    continue
-                parts = vars(thing)
+            if parts is None:
+                continue
             plain: list[Any] = []
             for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):
                 kind = type(part)

@@ -78,7 +78,7 @@ class Operator:
     @property
     def product_error(self) -> float:
         """How far a product with a unit vector is expected to be off by rounding, over ||A||; more is looked at again."""
-        return min(0.1, ROUNDING * arrays.machine_epsilon(self.dtype))
+        return min(0.1, ROUNDING * self.epsilon)
 
     def expect(self, products: int) -> None:
         """Tell the operator how many products will be asked for: estimators do, so that it can prepare for them."""

@@ -18,7 +18,7 @@ from spectral.networks.diagnose import derivatives as faults
 from spectral.networks.diagnose.graph import GraphFacts, graph_facts
 from spectral.networks.trees import tensors
 from spectral.operators import engines
-from spectral.operators.base import ROUNDING, Operator
+from spectral.operators.base import Operator
 from spectral.operators.selection import Engine, Maps, Runner
 
 NOISE_PROBES = 3
@@ -141,14 +141,8 @@ class Batchwise(Operator):
         self.network.open()
         try:
             return self.network.adds_up(parts, whole, self._allowed)
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            LookupError,
-            AssertionError,
-        ):  # a model that takes batches of one size alone, say
-            return False
+        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError):
+            return False  # a model that takes batches of one size alone, say
 
     def _samples(self, group: range) -> int:
         return sum(self.network.survey.samples[i] for i in group)
@@ -226,8 +220,7 @@ class Batchwise(Operator):
     def product_error(self) -> float:
         if self.noise is not None:  # the largest of a few products: room for larger ones
             return min(0.1, ROOM * self.noise)
-        inside = max(self._inside or self.dtype, self.network.compute_dtype, self.dtype, key=arrays.machine_epsilon)
-        return min(0.1, ROUNDING * arrays.machine_epsilon(inside))
+        return super().product_error
 
     # Other dtypes ----------------------------------------------------------------------------------------------------
     @property

@@ -46,9 +46,8 @@ class Maps:
     """One batch taken in one way: linear maps v (n,) -> (m,) by kind, and its error of the adjoint identity."""
 
     table: Mapping[str, Linear]
-    test: Callable[
-        [torch.Tensor, tape.Pieces], float
-    ]  # the error of v and its product; engines.Wrong if it is no rounding
+    # the error of v and its product; engines.Wrong if it is no rounding
+    test: Callable[[torch.Tensor, tape.Pieces], float]
     bytes: int = 0  # that keeping it takes
     allowed: float = 1e-9  # how far a program's products may be off by rounding
 
@@ -154,9 +153,8 @@ class Engine:
     asked: str = "auto"
     ways: tuple[str, ...] = tuple(engines.WAYS)
     check: bool = True  # hold the ways to the adjoint identity
-    explain: Callable[[dict[str, Exception]], str] | None = (
-        None  # names the operation and the module that have no derivative
-    )
+    # names the operation and the module that have no derivative
+    explain: Callable[[dict[str, Exception]], str] | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
     store: engines.Store = field(default_factory=engines.Store)
     batches: int = 1

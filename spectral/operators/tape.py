@@ -372,9 +372,7 @@ def fold(program: Program) -> Program:
     """
     graph = program.module.graph
     names = [node for node in graph.nodes if node.op == "placeholder"]
-    value, program.constants = (
-        dict(zip(names[1:], program.constants, strict=True)),
-        [],
-    )  # held here alone, and dropped one by one
+    value = dict(zip(names[1:], program.constants, strict=True))
+    program.constants = []  # held here alone, and dropped one by one
     simplify.simplify(graph, value)
     return Program(fx.GraphModule(torch.nn.Module(), graph), [value[node] for node in graph.nodes if node in value])

@@ -24,7 +24,7 @@ from numpy.polynomial.chebyshev import chebvander
 from spectral import arrays
 from spectral.operators.base import Operator
 from spectral.recurrences.lanczos import LanczosRecord
-from spectral.recurrences.symmetry import AGAIN, expected, look_again
+from spectral.recurrences.symmetry import AGAIN, expected, look_again, not_finite
 
 MARGIN = 0.002  # of the half width, on both sides: the density of an end point is then finite
 RESIDUALS = (
@@ -102,9 +102,7 @@ class Chebyshev:
         first = len(mu) == 1
         cross, square = arrays.dot(t_next, self.t), arrays.dot(t_next, t_next)
         if not math.isfinite(cross) or not math.isfinite(square):
-            raise ValueError(
-                f"the product in step {len(mu) // 2 + 1} holds NaN or infinity; check the operator with A.adjoint_error()."
-            )
+            raise not_finite(f"the product in step {len(mu) // 2 + 1}")
         mu += [cross if first else 2 * cross - mu[1], 2 * square - mu[0]]
         self.t_prev, self.t = self.t, t_next
         if outside(np.array(mu[-2:]) / mu[0], len(mu) - 1, self.interval, self.A.dtype):

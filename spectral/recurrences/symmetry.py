@@ -22,7 +22,6 @@ import torch
 from spectral import arrays
 from spectral.operators.base import Operator
 
-SIZES = 1e-140, 1e140
 AGAIN = 4.0  # times an asymmetry that was seen to be rounding: what is beyond is looked at again
 
 
@@ -36,18 +35,18 @@ def hold_size(product: torch.Tensor, size: float, name: str) -> None:
 
     `size`: a norm of it that is there anyway; the product is read only where that is suspicious.
     """
-    if SIZES[0] <= size <= SIZES[1]:
+    if arrays.SQUARES[0] <= size <= arrays.SQUARES[1]:
         return
     least, most = torch.aminmax(product)
     largest = max(-float(least), float(most))
-    if largest == 0 or SIZES[0] <= largest <= SIZES[1]:
-        return
     if not math.isfinite(largest):
-        raise ValueError(f"{name} holds NaN or infinity; check the operator with A.adjoint_error().")
-    raise ValueError(
-        f"{name} has entries of {largest:.0e}, whose squares float64 does not hold; multiply the operator by a number, such as "
-        f"A * {1 / largest:.0e}, and divide what comes out by it."
-    )
+        raise not_finite(name)
+    arrays.hold_squares(largest, name)
+
+
+def not_finite(name: str) -> ValueError:
+    """What to raise about a product that is not finite."""
+    return ValueError(f"{name} holds NaN or infinity; check the operator with A.adjoint_error().")
 
 
 def look_again(

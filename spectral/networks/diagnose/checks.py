@@ -22,7 +22,7 @@ from spectral import arrays
 from spectral.networks.batches import is_finite
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose.graph import GraphFacts, graph_facts, reached_leaves
-from spectral.networks.diagnose.hooks import ModuleCall, finite, visits
+from spectral.networks.diagnose.hooks import ModuleCall, visits
 from spectral.networks.loss_model import LossModel
 from spectral.networks.model_state import Snapshot
 from spectral.networks.output_curvature import loss_of_heads
@@ -253,8 +253,8 @@ def first_nonfinite_module(network: DataModel, batch: Any, function: Function | 
         visit.seen = all(_sound(t) for t in inputs)
 
     def leave(visit: ModuleCall, outputs: list[torch.Tensor]) -> None:
-        if visit.seen and not finite(outputs):
-            bad = [name for name, p in visit.module.named_parameters(recurse=False) if not finite([p.detach()])]
+        if visit.seen and not is_finite(outputs):
+            bad = [name for name, p in visit.module.named_parameters(recurse=False) if not is_finite([p.detach()])]
             found.append(visit.label + (f", whose {bad[0]} holds NaN or infinity" if bad else ""))
 
     with network.opened(), visits(network, enter, leave):

@@ -19,8 +19,9 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import probes
+from spectral.networks.batches import is_finite
 from spectral.networks.diagnose.graph import nodes
-from spectral.networks.diagnose.hooks import ModuleCall, finite, visits
+from spectral.networks.diagnose.hooks import ModuleCall, visits
 from spectral.threads import FORWARD_MODE
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _bad_gradient(network: DataModel, batch: Any, function: Function) -> str | N
     leaves = _leaves(network, batch)
     with visits(network) as (_, over):
         z = function(*leaves)
-    return _backward(leaves, z, over, finite)
+    return _backward(leaves, z, over, is_finite)
 
 
 def _tangents(parts: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -148,16 +149,16 @@ def _bad_tangent(network: DataModel, batch: Any, function: Function) -> str | No
     found: list[str] = []
 
     def enter(visit: ModuleCall, inputs: list[torch.Tensor]) -> None:
-        visit.seen = finite(_tangents(inputs))
+        visit.seen = is_finite(_tangents(inputs))
 
     def leave(visit: ModuleCall, outputs: list[torch.Tensor]) -> None:
-        if visit.seen and not finite(_tangents(outputs)):
+        if visit.seen and not is_finite(_tangents(outputs)):
             found.append(visit.label)
 
     primals = tuple(p.detach() for p in network.primals(batch))
     with torch.no_grad(), _forward_mode(), visits(network, enter, leave):
         z = function(*map(forward_ad.make_dual, primals, _direction(0, primals)))
-        if not found and not finite(_tangents([z])):
+        if not found and not is_finite(_tangents([z])):
             found.append("of= or loss=")
     return found[0] if found else None
 
@@ -169,7 +170,7 @@ def _bad_second(network: DataModel, batch: Any, function: Function) -> str | Non
         duals = tuple(map(forward_ad.make_dual, leaves, _direction(0, leaves)))
         with visits(network) as (_, over):
             z = function(*duals)
-        return _backward(leaves, z, over, lambda parts: finite(_tangents(parts)))
+        return _backward(leaves, z, over, lambda parts: is_finite(_tangents(parts)))
 
 
 # Missing derivatives -------------------------------------------------------------------------------------------------

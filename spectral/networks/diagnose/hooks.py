@@ -84,7 +84,3 @@ def visits(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def finite(parts: list[torch.Tensor]) -> bool:
-    return all(bool(torch.isfinite(t).all()) for t in parts)
