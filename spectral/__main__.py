@@ -158,8 +158,12 @@ def defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     kind = str(config["model"].get("kind")) if isinstance(config.get("model"), Mapping) else ""
     names = {"operator": chosen["operator"], "training": chosen["training"], "model": kind}
-    files = {group: folder / group / f"{name}.yaml" for group, name in names.items()}
-    return {group: OmegaConf.to_container(OmegaConf.load(path)) for group, path in files.items() if path.is_file()}
+    ours = {(path.parent.name, path.stem): path for path in folder.glob("*/*.yaml")}  # a name from outside is no path
+    return {
+        group: OmegaConf.to_container(OmegaConf.load(ours[group, name]))
+        for group, name in names.items()
+        if (group, name) in ours
+    }
 
 
 def task(config: DictConfig) -> None:

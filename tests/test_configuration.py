@@ -252,3 +252,8 @@ def test_the_same_of_many_configurations(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_same_of_many_command_lines(here, monkeypatch, capfd):  # noqa: F811
     assert len(random_lines(monkeypatch, capfd, 200, seed=1)) == 200
+
+
+@pytest.mark.parametrize("kind", ["1" * 400, "../operator/hessian", "/etc/passwd", "nul\0"])
+def test_names_of_a_configuration_are_looked_up_and_never_paths(kind):
+    assert "model" not in defaults({"model": {"kind": kind}}) and "model" in defaults({"model": {"kind": "mlp"}})

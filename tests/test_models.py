@@ -122,3 +122,9 @@ def test_models_fit_their_problem():
         model_for(flat, "cnn")
     with pytest.raises(ValueError, match="use one of mlp, cnn, resnet"):
         model_for(flat, "vit")
+
+
+@pytest.mark.parametrize("widths", [(2**40,), (2**31, 2**31), (2**62,)])
+def test_a_network_that_memory_does_not_hold_is_refused_before_it_is_built(widths):
+    with pytest.raises(ValueError, match=r"the network's parameters take .* GiB, more than .* use smaller sizes"):
+        mlp(64, widths)

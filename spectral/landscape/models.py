@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spectral import arrays
 from spectral.landscape.problems import Problem, stream
 
 BLOCKS = ("auto", "basic", "bottleneck")
@@ -246,6 +247,21 @@ def _nearest_depths(depth: int, block: str) -> list[int]:
     return below[-1:] + above[:1]
 
 
+def _check_fits(build: Callable[[], nn.Module]) -> None:
+    """One sentence for a network that memory does not hold; none of it is allocated."""
+    free = arrays.available_memory(torch.device("cpu"))
+    try:
+        with torch.device("meta"):
+            size = float(sum(p.nbytes for p in build().parameters()))
+    except (RuntimeError, OverflowError):  # a number of entries that torch cannot count
+        size = math.inf
+    if size > free:
+        raise ValueError(
+            f"the network's parameters take {size / 2**30:.3g} GiB, more than the {free / 2**30:.3g} GiB that are free; use "
+            "smaller sizes."
+        )
+
+
 def _seeded(build: Callable[[], M], seed: int) -> M:
     """Build a module and initialise it from `seed` alone, leaving the global generators as they were.
 
@@ -253,6 +269,7 @@ def _seeded(build: Callable[[], M], seed: int) -> M:
     norm: scale 1, shift 0. In the order of `modules()`, drawn on the CPU, so the device does not matter.
     """
     with torch.random.fork_rng(devices=[]):  # torch's own constructors draw from the global generator
+        _check_fits(build)
         model = build()
     generator = torch.Generator().manual_seed(stream(seed, "weights"))
     with torch.no_grad():
