@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from families import FAMILIES, Family, Oracle
 
 from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian
-from spectral.operators.base import Operator
+from spectral.operators.operator import Operator
 
 KINDS = ("Jacobian", "wrt inputs", "Hessian", "GaussNewton", "Fisher", "EmpiricalFisher")
 

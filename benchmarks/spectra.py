@@ -29,10 +29,10 @@ from peers import FAILURES, Product, first_line
 from torch.func import functional_call, jacrev, vmap
 
 import spectral
-from spectral.landscape.models import mlp
-from spectral.landscape.problems import digits as digits_problem
-from spectral.landscape.training import train
-from spectral.operators.base import Operator
+from spectral.experiments.datasets import digits as digits_problem
+from spectral.experiments.models import mlp
+from spectral.experiments.training import train
+from spectral.operators.operator import Operator
 
 Rule = tuple[np.ndarray, np.ndarray]  # nodes and weights, the weights sum to 1
 

@@ -20,22 +20,12 @@ from spectral.estimators import (
     top,
     trace,
 )
-from spectral.operators import (
-    EmpiricalFisher,
-    Fisher,
-    GaussNewton,
-    Hessian,
-    I,
-    Jacobian,
-    Operator,
-    as_operator,
-    blocks,
-)
+from spectral.operators import EmpiricalFisher, Fisher, GaussNewton, Hessian, I, Jacobian, Operator, as_operator, blocks
 from spectral.plan import Plan, plan
 from spectral.results import Atoms, Band, Density, Estimate
 from spectral.spectrum import Spectrum
+from spectral.version import __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "Atoms",
     "Band",
@@ -52,6 +42,7 @@ __all__ = [
     "Plan",
     "SingularTriplets",
     "Spectrum",
+    "__version__",
     "as_operator",
     "blocks",
     "compare",

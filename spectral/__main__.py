@@ -30,8 +30,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 import spectral
-from spectral import configuration, run
-from spectral.state import read_result
+from spectral.app import configuration, run
+from spectral.app.store import read_result
 
 SINGLE = ("model", "data", "training", "operator", "estimator")  # naming one of these asks for one spectrum
 DEFAULT = "experiment=real_vs_random"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectral import arrays
-from spectral.estimators import effort
+from spectral.estimators.budget import symmetric_operand
 from spectral.probes import probe
 
 RECURRENCE = 4  # vectors of a recurrence without its basis
@@ -50,7 +50,7 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     >>> plan(np.eye(100), steps=50, probes=2).products
     100
     """
-    op, _, _ = effort.symmetric_operand(A)
+    op, _, _ = symmetric_operand(A)
     n = op.shape[0]
     steps = min(steps, n)
     v = probe(0, 0, n, dtype=op.dtype, device=op.device)

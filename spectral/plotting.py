@@ -14,7 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.scale import SymmetricalLogTransform
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from spectral import density as densities
+from spectral.quadrature.density import (
+    LOG,
+    SIGNED_DECADES,
+    density,
+    is_signed,
+    mirrored,
+    one_eigenvalue,
+    positive,
+    signed_floor,
+)
 
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
@@ -43,7 +52,7 @@ def plot(s: Spectrum, ax: Any, scale: str, resolution: float | None, label: str 
     name = label if label is not None else f"{s.dim} eigenvalues, {s.method}"
     if outside > 5e-4:
         name += f" ({100 * outside:.3g} % not on this axis)"
-    floor = FLOOR * densities.one_eigenvalue(s.dim, width) if scale == "log" else 0.0
+    floor = FLOOR * one_eigenvalue(s.dim, width) if scale == "log" else 0.0
     for place, (x, value, lower, upper) in enumerate(curves):
         (line,) = ax.plot(x, np.where(value > floor, value, np.nan), label=name if place == 0 else "_", **options)
         options = {**options, "color": line.get_color()}
@@ -67,16 +76,16 @@ def plot(s: Spectrum, ax: Any, scale: str, resolution: float | None, label: str 
 
 def _curves(s: Spectrum, scale: str, resolution: float | None) -> tuple[list[Curve], float, float]:
     """What is drawn, a curve for each side of zero; the fraction that is not on the axis; the kernel's width."""
-    if scale != "log" or not densities.is_signed(s):
-        d = densities.density(s, None, resolution, scale, 0.95)
+    if scale != "log" or not is_signed(s):
+        d = density(s, None, resolution, scale, 0.95)
         factor = d.x if scale == "log" else 1.0
         return [(d.x, d.value * factor, d.lower * factor, d.upper * factor)], d.outside, d.resolution
-    low = densities.signed_floor([s])
-    grid = np.geomspace(low, low * 10.0**densities.SIGNED_DECADES * MARGIN, POINTS)
-    curves, shown, width = [], 0.0, densities.LOG
-    for sign, side in ((1, s), (-1, densities.mirrored(s))):
-        if len(densities.positive(side)):
-            d = densities.density(side, grid, resolution, "log", 0.95)
+    low = signed_floor([s])
+    grid = np.geomspace(low, low * 10.0**SIGNED_DECADES * MARGIN, POINTS)
+    curves, shown, width = [], 0.0, LOG
+    for sign, side in ((1, s), (-1, mirrored(s))):
+        if len(positive(side)):
+            d = density(side, grid, resolution, "log", 0.95)
             curves.append((sign * grid, d.value * grid, d.lower * grid, d.upper * grid))
             shown, width = shown + 1 - d.outside, d.resolution
     return curves, 1 - shown, width

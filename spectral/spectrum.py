@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import ndtri
 
-from spectral import curve as curves
-from spectral import density as densities
-from spectral import measure, storage
-from spectral.recurrences.lanczos import LanczosRecord
+from spectral import storage
+from spectral.krylov.lanczos import LanczosRecord
+from spectral.quadrature import cdf, gauss
+from spectral.quadrature.cdf import Curve
+from spectral.quadrature.density import density
 from spectral.results import Atoms, Band, Density, Estimate, nan
 
 SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
@@ -110,7 +111,7 @@ class Spectrum:
         rest = dim - zeros - int(atoms.multiplicities.sum())
         nodes, weights = storage.quadrature(records, gone, dim, rest)
         made = cls(dim, nodes, weights, atoms, zeros, products, epochs, method, dict(meta or {}), tuple(records), gone)
-        made.meta["error"] = curves.stated_error(made)
+        made.meta["error"] = cdf.stated_error(made)
         return made
 
     # The measure -----------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ class Spectrum:
     @property
     def epsilon(self) -> float:
         """Relative rounding of the products: of the coarsest dtype they were computed in, float64 where nothing says."""
-        return float(self.meta.get("epsilon", max((measure.epsilon(r) for r in self.records), default=2.0**-52)))
+        return float(self.meta.get("epsilon", max((gauss.epsilon(r) for r in self.records), default=2.0**-52)))
 
     @cached_property
     def rounding(self) -> float:
@@ -139,8 +140,8 @@ class Spectrum:
         """
         if "rounding" in self.meta:
             return float(self.meta["rounding"])
-        blur = max((measure.blur_of(record) for record in self.records), default=0.0)
-        return measure.zero_level(self.scale, self.dim, self.epsilon) + blur
+        blur = max((gauss.blur_of(record) for record in self.records), default=0.0)
+        return gauss.zero_level(self.scale, self.dim, self.epsilon) + blur
 
     @property
     def value_error(self) -> float:
@@ -181,7 +182,7 @@ class Spectrum:
             return np.full(len(self.nodes), 1 / max(1, len(self.nodes)))
         norms = np.array(
             [
-                record.squared_norm * max(1 - measure.gauss_rule(record)[1][np.unique(gone)].sum(), measure.TINY)
+                record.squared_norm * max(1 - gauss.gauss_rule(record)[1][np.unique(gone)].sum(), gauss.TINY)
                 for record, gone in zip(self.records, self.removed, strict=True)
             ]
         )
@@ -220,8 +221,8 @@ class Spectrum:
         Y[held] = self._evaluate(f, self.nodes[held])
         Y -= float((mass * Y).sum())
         unit = float(np.abs(Y[held]).max(initial=0.0)) or 1.0  # squares of 1e200 are no numbers
-        variance = float((measure.located(self.nodes, mass, 1 / r) * (Y / unit) ** 2).sum())
-        statistical = r * unit * float(np.sqrt(measure.pooled_variance(K, r, variance)))
+        variance = float((gauss.located(self.nodes, mass, 1 / r) * (Y / unit) ** 2).sum())
+        statistical = r * unit * float(np.sqrt(gauss.pooled_variance(K, r, variance)))
         stderr = float(np.hypot(statistical, self._truncation(f))) + steep
         return Estimate(value, stderr, nan, nan, K, self.products)
 
@@ -267,7 +268,7 @@ class Spectrum:
         total = 0.0
         for share, record, short in zip(self.pooling, self.records, self._short_rules, strict=True):
             if short is not None:
-                theta, omega, _ = measure.gauss_rule(record)
+                theta, omega, _ = gauss.gauss_rule(record)
                 total += float(share * (omega @ self._evaluate(f, theta) - short[1] @ _apply(f, short[0])))
         return abs(total) * self.dim if np.isfinite(total) else float("inf")
 
@@ -277,7 +278,7 @@ class Spectrum:
         return [
             None
             if record.steps < 4 or record.betas[-1] == 0
-            else measure.truncated_rule(record, record.steps - max(1, record.steps // 4))
+            else gauss.truncated_rule(record, record.steps - max(1, record.steps // 4))
             for record in self.records
         ]
 
@@ -291,7 +292,7 @@ class Spectrum:
         """The smallest value below which a fraction q of the eigenvalues lies, by `curve`; lower and upper from `cdf`'s band."""
         if not 0 <= q <= 1:
             raise ValueError(f"q={q} is no fraction; use 0 <= q <= 1.")
-        value = curves.inverse(self.curve, q)
+        value = cdf.inverse(self.curve, q)
         if self.is_exact:
             return Estimate(value, 0.0, value - self.value_error, value + self.value_error, 0, self.products)
         lower, upper = self._quantile_bounds(q, confidence)
@@ -341,7 +342,7 @@ class Spectrum:
         if r > 0:
             (low_lo, low_hi), (high_lo, high_hi) = self._rest(lo), self._rest(hi)
             mass_low, mass_high = np.clip(high_lo - low_hi, 0, 1), np.clip(high_hi - low_lo, 0, 1)
-            r_low, r_high = measure.count_interval(mass_low, mass_high, len(self.nodes), r, confidence)
+            r_low, r_high = gauss.count_interval(mass_low, mass_high, len(self.nodes), r, confidence)
             middle = (high_lo + high_hi - low_lo - low_hi) / 2
             value += np.clip(r * middle, r_low, r_high)
             lower, upper = lower + r_low, upper + r_high
@@ -376,7 +377,7 @@ class Spectrum:
 
     def probe_envelope(self, k: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The envelope of probe k with the mass of the atoms taken out, and with what positive semi-definiteness adds."""
-        low, high = measure.envelope(self.records[k], x)
+        low, high = gauss.envelope(self.records[k], x)
         nodes, cumulated, rest = self._taken(k)
         margin = self.value_error
         most = cumulated[np.searchsorted(nodes, x + margin, side="right")]
@@ -390,25 +391,25 @@ class Spectrum:
         """The middle of that envelope, (X,), without what rounding adds to it."""
         nodes, cumulated, rest = self._taken(k)
         taken = sum(cumulated[np.searchsorted(nodes, x, side=side)] for side in SIDES) / 2
-        return np.clip((measure.middle(self.records[k], x) - taken) / rest, 0, 1)
+        return np.clip((gauss.middle(self.records[k], x) - taken) / rest, 0, 1)
 
     def _taken(self, k: int) -> tuple[np.ndarray, np.ndarray, float]:
         """(nodes (L,) of probe k that became atoms, ascending, their cumulated weights (L + 1,), the weight of all others)."""
-        theta, omega, _ = measure.gauss_rule(self.records[k])
+        theta, omega, _ = gauss.gauss_rule(self.records[k])
         gone = np.unique(self.removed[k])
         order = gone[np.argsort(theta[gone])]
         cumulated = np.concatenate([[0.0], np.cumsum(omega[order])])
-        return theta[order], cumulated, max(1 - cumulated[-1], measure.TINY)
+        return theta[order], cumulated, max(1 - cumulated[-1], gauss.TINY)
 
     @cached_property
-    def curve(self) -> curves.Curve:
+    def curve(self) -> Curve:
         """The CDF that `cdf` gives, whole: (t, F), piecewise linear, with jumps at the atoms and known zeros (t stands twice)."""
-        return curves.of(self)
+        return cdf.of(self)
 
     @cached_property
-    def probe_curves(self) -> list[curves.Curve]:
+    def probe_curves(self) -> list[Curve]:
         """The same of each probe alone, for the eigenvalues that are neither atoms nor known zeros."""
-        return [curves.of_probe(self, k) for k in range(len(self.nodes))]
+        return [cdf.of_probe(self, k) for k in range(len(self.nodes))]
 
     def density(
         self, x: Any = None, *, resolution: float | None = None, scale: str = "linear", confidence: float = 0.95
@@ -422,7 +423,7 @@ class Spectrum:
         envelope (Nex 1978), so that it needs no broadening of its own; the band adds the envelope's half width under the
         kernel's slope and the exact probe variance.
         """
-        return densities.density(self, x, resolution, scale, confidence)
+        return density(self, x, resolution, scale, confidence)
 
     # Together --------------------------------------------------------------------------------------------------------
     def merge(self, other: Spectrum) -> Spectrum:
@@ -467,7 +468,7 @@ class Spectrum:
         """
         if kind not in ("wasserstein", "ks"):
             raise ValueError(f"kind={kind!r} is no distance; use 'wasserstein' or 'ks'.")
-        value, stderr = curves.between(self, other, kind)
+        value, stderr = cdf.between(self, other, kind)
         bounds = (value, value) if self.is_exact and other.is_exact else (nan, nan)
         return Estimate(value, stderr, *bounds, len(self.nodes) + len(other.nodes), self.products + other.products)
 

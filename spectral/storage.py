@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spectral import checkpoint, measure
-from spectral.recurrences.chebyshev import ChebyshevRecord
-from spectral.recurrences.lanczos import LanczosRecord
+from spectral import persist
+from spectral.krylov.chebyshev import ChebyshevRecord
+from spectral.krylov.lanczos import LanczosRecord
+from spectral.quadrature import gauss
 from spectral.results import Atoms
 from spectral.schema import (
     FLOATS,
@@ -297,7 +298,7 @@ def quadrature(
     longest = max((record.steps + len(record.known) for record in records), default=0)
     nodes, weights = np.zeros((len(records), longest)), np.zeros((len(records), longest))
     for k, (record, gone) in enumerate(zip(records, removed, strict=True)):
-        theta, omega, _ = measure.gauss_rule(record)
+        theta, omega, _ = gauss.gauss_rule(record)
         omega = omega.copy()
         omega[gone] = 0.0
         nodes[k, : len(theta)] = theta
@@ -342,7 +343,7 @@ def save_spectrum(s: Spectrum, path: Any) -> None:
         "meta": plain(s.meta),
         "records": names,
     }
-    checkpoint.save_arrays(path, arrays, header)
+    persist.save_arrays(path, arrays, header)
 
 
 def _rectangular(removed: Any) -> np.ndarray:
@@ -359,12 +360,12 @@ def _rectangular(removed: Any) -> np.ndarray:
 
 def load_spectrum(path: Any) -> dict[str, Any]:
     """The fields of the spectrum that `save_spectrum` wrote."""
-    arrays, header = checkpoint.load_arrays(path)
+    arrays, header = persist.load_arrays(path)
     if header.get("format") != FORMAT:
         raise ValueError(
             f"{path} holds no spectrum of this version ({shown(header.get('format'))}); expected {FORMAT}."
         )
-    checkpoint.check(path, {**header, **arrays}, SPECTRUM, "")
+    persist.check(path, {**header, **arrays}, SPECTRUM, "")
     fields = {key: header[key] for key in ("dim", "zeros", "products", "epochs", "method", "meta")}
     return {
         **fields,

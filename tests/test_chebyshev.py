@@ -6,10 +6,10 @@ import torch
 from numpy.polynomial.chebyshev import chebvander
 
 import spectral
-from spectral import measure
-from spectral.operators.base import Operator
-from spectral.recurrences import lanczos
-from spectral.recurrences.chebyshev import bounds, chebyshev, jackson, jacobi, rescaled
+from spectral.krylov import lanczos
+from spectral.krylov.chebyshev import bounds, chebyshev, jackson, jacobi, rescaled
+from spectral.operators.operator import Operator
+from spectral.quadrature import gauss
 
 RNG = np.random.default_rng(3)
 N = 120
@@ -93,7 +93,7 @@ def test_the_record_is_that_of_lanczos_as_far_as_it_goes(name, dtype):
     assert (ours.stop == "rounding") == (ours.steps < record.steps or ours.betas[-1] < 1e-2 * h)
     np.testing.assert_allclose(ours.alphas[:k], theirs.alphas[:k], atol=5e-3 * h)
     np.testing.assert_allclose(ours.betas[: k - 1], theirs.betas[: k - 1], atol=5e-3 * h)
-    theta, omega, _ = measure.gauss_rule(ours)
+    theta, omega, _ = gauss.gauss_rule(ours)
     t = (theta - interval[0] - h) / h
     np.testing.assert_allclose(omega @ chebvander(t, 2 * k - 1), record.moments[: 2 * k], atol=500 * eps)
 
@@ -111,7 +111,7 @@ def test_the_envelope_holds_the_probes_cdf_however_few_steps_survive(name, dtype
         x = np.concatenate([grid, (values[1:] + values[:-1]) / 2, values + 1e-6 * np.ptp(values)])
         cdf = np.array([w[values <= t].sum() for t in x])
         near = np.abs(x[:, None] - values).min(1) < 16 * eps * np.abs(values).max()  # on an eigenvalue, to rounding
-        lower, upper = measure.envelope(record, x)
+        lower, upper = gauss.envelope(record, x)
         assert (lower[~near] <= cdf[~near] + 4 * eps).all()
         assert (upper[~near] >= cdf[~near] - 4 * eps).all()
 

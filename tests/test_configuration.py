@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from test_fuzz import said
 from test_run import call, here  # noqa: F401  (a fixture)
 
-from spectral import configuration, run
 from spectral.__main__ import config_folder, defaults
+from spectral.app import configuration, run
 
 MARK = "hit"  # what an attack would leave behind
 HYDRA = [  # the groups of hydra's own configuration
@@ -109,7 +109,10 @@ def attacks(folder: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
         "experiment": ({"experiment/x.yaml": touch}, ["experiment=x"]),
         "loss": (globally(f"operator: {{loss: {touch}}}"), [*use, "operator=hessian"]),
         "target where nothing is built": (globally("training: {options: {lr: {_target_: spectral.exact}}}"), use),
-        "function that writes": (globally("model: {_target_: spectral.estimators.kept.Kept, path: x}"), use),
+        "function that writes": (
+            globally("model: {_target_: spectral.estimators.search_checkpoint.Kept, path: x}"),
+            use,
+        ),
         "checkpoint elsewhere": (globally(f"estimator: {{checkpoint: '{mark}'}}"), [*use, "estimator=slq"]),
         "pickle of a job": ({"x.pickle": ""}, ["--experimental-rerun", "x.pickle"]),
         "configuration in place of ours": ({"mine.yaml": "hydra: {searchpath: []}"}, ["--config-name", "mine"]),

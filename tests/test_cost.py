@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import spectral
+from spectral.engine import linearize
 from spectral.estimators.cost import BLOCK, Cost, affine, columns, cost, sweeps
-from spectral.operators import engines
 
 SAMPLES, OUTPUTS, FEATURES = 7, 3, 5
 
@@ -49,10 +49,10 @@ def passes(monkeypatch):
 
         monkeypatch.setattr(kind, name, run)
 
-    counted(engines.Fresh, "jvp", [0], lambda lin, arguments, result: len(result))
-    counted(engines.Fresh, "vjp", [1], lambda lin, arguments, result: len(arguments[0]))
+    counted(linearize.ForwardMode, "jvp", [0], lambda lin, arguments, result: len(result))
+    counted(linearize.ForwardMode, "vjp", [1], lambda lin, arguments, result: len(arguments[0]))
     # the derivative of a gradient is a pass forwards and one backwards, here of all samples as one batch
-    counted(engines.FreshGradient, "jvp", [0, 1], lambda lin, arguments, result: SAMPLES)
+    counted(linearize.ForwardOverReverse, "jvp", [0, 1], lambda lin, arguments, result: SAMPLES)
     return made
 
 

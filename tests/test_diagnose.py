@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import spectral
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks, derivatives
+from spectral.networks.survey import survey
 
 DOUBLE = torch.float64
 x = torch.randn(6, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
@@ -202,11 +203,13 @@ def test_singular_output_function_is_told_from_the_model():
 def test_first_batch_with_a_singular_derivative_is_located():
     model = nn.Sequential(nn.Linear(3, 3, bias=False), Apply(lambda h: h.abs().sqrt())).double()
     net = DataModel(model, [x, x * 0, x], preflight=False)
-    _ = net.survey
+    survey(net)
     before, sweeps = traces(model), net.sweeps
     assert derivatives.locate_nonfinite(net) == "batch 1, where the derivative of sqrt in 1 (Apply) is not finite"
     assert traces(model) == before and net.sweeps == sweeps
-    assert derivatives.locate_nonfinite(DataModel(network(torch.sin), [x, x])) == ""
+    fine = DataModel(network(torch.sin), [x, x])
+    survey(fine)
+    assert derivatives.locate_nonfinite(fine) == ""
 
 
 # Randomness ----------------------------------------------------------------------------------------------------------
@@ -390,7 +393,7 @@ def check_family(family):
         assert derivatives.nonfinite_product(net, 0, batch) == "batch 0"
     assert traces(model) == before
     bf16 = DataModel(copy.deepcopy(model), batches, product_dtype=torch.bfloat16)
-    assert bf16.survey.n == 5
+    assert bf16.info.n == 5
 
 
 # Missing derivatives -------------------------------------------------------------------------------------------------

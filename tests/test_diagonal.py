@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import spectral
+from spectral.estimators import leave_one_out
 from spectral.estimators.diagonal import diagonal
 
 N = 80
@@ -34,24 +35,22 @@ def written(A, Omega, i):
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_xdiag_is_the_mean_of_its_definition(symmetric):
-    from spectral.estimators import sketch
 
     A = rotated(SPECTRA["power law"]) + (0 if symmetric else 0.1 * np.triu(RNG.standard_normal((N, N)), 1))
     op = spectral.as_operator(A)
     e = diagonal(op, method="xdiag", probes=12, seed=4)
-    Omega = sketch.draw(op, 4, range(6), "rademacher").numpy()
+    Omega = leave_one_out.draw(op, 4, range(6), "rademacher").numpy()
     assert e.value == pytest.approx(np.mean([written(A, Omega, i) for i in range(6)], 0), rel=1e-9, abs=1e-12)
     assert (e.probes, e.products) == (6, 12)
 
 
 def test_the_stated_variance_is_that_of_leaving_two_out():
     """s^2 / m + mean of d_ij d_ji, each d_ij from two QR decompositions."""
-    from spectral.estimators import sketch
 
     A, m = rotated(SPECTRA["exponential"]), 6
     op = spectral.as_operator(A)
     e = diagonal(op, method="xdiag", probes=2 * m, seed=1)
-    Omega = sketch.draw(op, 1, range(m), "rademacher").numpy()
+    Omega = leave_one_out.draw(op, 1, range(m), "rademacher").numpy()
     samples = np.array([written(A, Omega, i) for i in range(m)])
     change = np.zeros((m, m, N))
     for i in range(m):
@@ -59,7 +58,7 @@ def test_the_stated_variance_is_that_of_leaving_two_out():
             change[i, j] = samples[i] - written(A, np.delete(Omega, j, 1), i - (j < i))
     covariance = (change * change.swapaxes(0, 1)).sum((0, 1)) / (m * (m - 1))
     variance = samples.var(0, ddof=1) / m + np.maximum(covariance, 0)
-    assert e.stderr == pytest.approx(np.sqrt(variance) * sketch.widening(m), rel=1e-6)
+    assert e.stderr == pytest.approx(np.sqrt(variance) * leave_one_out.widening(m), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", ["hutchinson", "xdiag"])

@@ -10,9 +10,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from spectral.landscape.cell import INIT, RANDOM, TRUE, Cell, CellResult, Matrix, Settings, cells, network, run_cell
-from spectral.landscape.contrasts import collect, spearman_within, trend
-from spectral.landscape.experiments import (
+from spectral.experiments.cell import INIT, RANDOM, TRUE, Cell, CellResult, Matrix, Settings, cells, network, run_cell
+from spectral.experiments.datasets import digits, permute_labels
+from spectral.experiments.effects import collect, spearman_within, trend
+from spectral.experiments.experiments import (
     conclude,
     depth_sweep,
     jacobian_evolution,
@@ -20,8 +21,7 @@ from spectral.landscape.experiments import (
     perform,
     real_vs_random,
 )
-from spectral.landscape.models import model_for
-from spectral.landscape.problems import digits, permute_labels
+from spectral.experiments.models import model_for
 from spectral.spectrum import Spectrum
 
 
@@ -108,11 +108,9 @@ def test_label_alignment_is_that_of_the_dense_eigenvectors(outcome, store):
 
 
 def test_a_large_kernel_goes_by_lanczos_and_says_so(monkeypatch, outcome, store):
-    from spectral.landscape import cell as module
-
     cell = Cell(0, TRUE, Matrix("ntk", "logits", "train"))
     exact = next(r for r in outcome.result.cells if r.cell == cell)
-    monkeypatch.setattr(module, "EXACT_ROWS", 100)
+    monkeypatch.setattr("spectral.experiments.cell.EXACT_ROWS", 100)
     result = run_cell(cell, SMALL, store)
     assert (exact.alignment["own"].method, result.alignment["own"].method) == ("exact", "lanczos")
     # an eigenvector that y does not see gets no Ritz value: the curve can only lie above the exact one

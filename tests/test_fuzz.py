@@ -11,10 +11,10 @@ from typing import Any
 import fuzz
 import numpy as np
 import pytest
-from test_checkpoint import PROVEN, SYMMETRIC, Opaque, interrupted
+from test_persist import PROVEN, SYMMETRIC, Opaque, interrupted
 
 import spectral
-from spectral import checkpoint
+from spectral import persist
 from spectral.report import sweep
 from spectral.results import Atoms
 from spectral.spectrum import Spectrum
@@ -203,7 +203,7 @@ def attempts(folder: Path, name: str, count: int, seed: int) -> list[str]:
             if interrupted(run, Opaque(matrix, symmetric=A.symmetric), int(share * A.products), path) and path.exists():
                 break
     beside = {file: file.read_bytes() for file in folder.iterdir() if file != path}
-    arrays, header = checkpoint.load_arrays(path) if path.suffix == ".npz" else ({}, SHOWN[rest])
+    arrays, header = persist.load_arrays(path) if path.suffix == ".npz" else ({}, SHOWN[rest])
     found = []
     for _ in range(count):
         for file, content in beside.items():
@@ -214,7 +214,7 @@ def attempts(folder: Path, name: str, count: int, seed: int) -> list[str]:
                 path.write_text(json.dumps(plain))
                 found.append(gathered(path))
                 continue
-            checkpoint.save_arrays(path, {k: v for k, v in changed.items() if v.dtype != object}, plain)
+            persist.save_arrays(path, {k: v for k, v in changed.items() if v.dtype != object}, plain)
             found.append(read_spectrum(path, whole) if kind == "spectrum" else goes_on(path, rest, whole, what))
         except Exception as problem:
             raise AssertionError(f"{name}: {what}: {type(problem).__name__}: {problem}") from problem

@@ -10,11 +10,12 @@ import torch
 from numpy.polynomial.chebyshev import chebvander
 
 import spectral
-from spectral.estimators import effort, flight
+from spectral.estimators import checkpoint
+from spectral.estimators.budget import Budget, progress_bar
 from spectral.estimators.kpm import _in_three, jackson, kpm, moments_of
-from spectral.operators.base import Operator
-from spectral.recurrences import lanczos
-from spectral.recurrences.chebyshev import jackson as damping
+from spectral.krylov import lanczos
+from spectral.krylov.chebyshev import jackson as damping
+from spectral.operators.operator import Operator
 
 RNG = np.random.default_rng(0)
 BULK = RNG.uniform(0, 1, 300)
@@ -351,8 +352,8 @@ def test_matrices_that_are_no_operands_are_refused():
 def test_lanczos_in_three_vectors_has_the_bits_of_lanczos():
     for A, steps in ((diagonal(GAPS), 25), (2 * np.eye(50), 5), (diagonal(np.float32(GAPS), np.float32), 25)):
         op = spectral.as_operator(A)
-        run = flight.Flight(None, op, {"seed": 3, "steps": steps})
-        ours = _in_three(run, steps, effort.Budget(None, op), effort.bar(None, "", False))
+        run = checkpoint.Flight(None, op, {"seed": 3, "steps": steps})
+        ours = _in_three(run, steps, Budget(None, op), progress_bar(None, "", False))
         theirs = lanczos(op, run.start(0), steps, reorthogonalize=False)
         np.testing.assert_array_equal(ours.alphas, theirs.alphas)
         np.testing.assert_array_equal(ours.betas, theirs.betas)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import spectral
-from spectral import measure
-from spectral.operators.base import Operator
-from spectral.recurrences import Lanczos, lanczos
-from spectral.recurrences.lanczos import second_pass
+from spectral.krylov import Lanczos, lanczos
+from spectral.krylov.lanczos import second_pass
+from spectral.operators.operator import Operator
+from spectral.quadrature import gauss
 
 
 def rotated(values, seed=0):
@@ -39,7 +39,7 @@ def strakos(n=24, low=0.1, high=100.0, rho=0.65):
 def test_gauss_rule_is_exact_to_degree_2k_minus_1_and_no_further(steps, reorthogonalize):
     values = np.sort(np.random.default_rng(0).uniform(-1, 1, 40))
     v = np.random.default_rng(2).standard_normal(40)
-    nodes, weights, _ = measure.gauss_rule(run(np.diag(values), v, steps, reorthogonalize=reorthogonalize))
+    nodes, weights, _ = gauss.gauss_rule(run(np.diag(values), v, steps, reorthogonalize=reorthogonalize))
     share = v**2 / (v @ v)
     for degree in range(2 * steps):
         assert weights @ nodes**degree == pytest.approx(share @ values**degree, abs=1e-12)
@@ -104,7 +104,7 @@ def test_kac_matrix_from_the_first_unit_vector_has_binomial_weights():
     beta = np.sqrt(np.arange(1, m + 1) * np.arange(m, 0, -1))
     first = np.eye(m + 1)[0]
     record = run(np.diag(beta, 1) + np.diag(beta, -1), first, steps=m + 1)
-    nodes, weights, _ = measure.gauss_rule(record)
+    nodes, weights, _ = gauss.gauss_rule(record)
     np.testing.assert_allclose(record.betas[:-1], beta, rtol=1e-12)
     np.testing.assert_allclose(nodes, np.arange(-m, m + 1, 2), atol=1e-12)
     np.testing.assert_allclose(weights, [comb(m, i) / 2**m for i in range(m + 1)], atol=1e-14)
@@ -116,7 +116,7 @@ def test_hypercube_has_its_multiplicities_as_weights_from_a_vertex():
     A = np.zeros((2**d, 2**d))
     for bit in range(d):
         A[vertices, vertices ^ (1 << bit)] = 1.0
-    nodes, weights, _ = measure.gauss_rule(run(A, np.eye(2**d)[5], steps=100))
+    nodes, weights, _ = gauss.gauss_rule(run(A, np.eye(2**d)[5], steps=100))
     np.testing.assert_allclose(nodes, d - 2 * np.arange(d, -1, -1), atol=1e-12)
     np.testing.assert_allclose(2**d * weights, [comb(d, j) for j in range(d + 1)], rtol=1e-10)
 
@@ -128,7 +128,7 @@ def test_strakos_matrix_makes_ghosts_only_without_reorthogonalisation():
     np.testing.assert_allclose(clean.eigen[0], values, rtol=1e-9)
     ghosts = run(np.diag(values), v, steps=24, reorthogonalize=False)
     assert (np.abs(ghosts.eigen[0] - 100.0) < 1e-6).sum() >= 2  # 100 appears again
-    nodes, weights, _ = measure.gauss_rule(ghosts)  # yet the copies share one weight
+    nodes, weights, _ = gauss.gauss_rule(ghosts)  # yet the copies share one weight
     assert weights[nodes > 99].sum() == pytest.approx(1 / 24, abs=1e-10)
 
 
@@ -222,7 +222,7 @@ def test_a_deflated_recurrence_is_that_of_the_complement(dtype):
     assert float((state.basis @ U.T).abs().max()) <= 100 * torch.finfo(dtype).eps
     whole = start(309, dtype=dtype).double().numpy() ** 2
     np.testing.assert_allclose(record.shares, whole[300:] / whole.sum(), rtol=1e-5)
-    nodes, weights, _ = measure.gauss_rule(record)
+    nodes, weights, _ = gauss.gauss_rule(record)
     assert weights.sum() == pytest.approx(1, abs=1e-6)
     assert weights @ nodes == pytest.approx(whole @ np.append(bulk, outliers) / whole.sum(), rel=1e-5)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from spectral.landscape.models import cnn, mlp, model_for, resnet
-from spectral.landscape.problems import digits
+from spectral.experiments.datasets import digits
+from spectral.experiments.models import cnn, mlp, model_for, resnet
 
 
 def count(model):
@@ -23,7 +23,7 @@ def test_parameter_counts_are_the_published_ones(depth, millions, digits):
 
 def test_the_thousand_layer_network_has_its_published_size():
     with torch.device("meta"):  # shapes alone: no need to draw ten million numbers
-        from spectral.landscape.models import PreactResNet
+        from spectral.experiments.models import PreactResNet
 
         model = PreactResNet(111, 10, 3, 16)
     assert 10.2e6 <= count(model) <= 10.35e6

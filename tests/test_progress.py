@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from spectral.progress import Progress
+from spectral.app.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -13,8 +13,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from spectral import density as densities
 from spectral import esd, slq
+from spectral.quadrature.density import is_signed, mirrored, one_eigenvalue, per_efold
 from spectral.report import (
     Curve,
     Line,
@@ -174,12 +174,12 @@ def test_equal_areas_are_equal_numbers_of_eigenvalues() -> None:
     """The integral of lambda rho over ln lambda is the fraction of the eigenvalues, zeros left out; one of n peaks at 1.7/n."""
     spectrum = spectra()[0].spectrum
     grid = np.geomspace(1e-5, 1e2, 4000)
-    value, lower, upper = densities.per_efold(spectrum, grid)
+    value, lower, upper = per_efold(spectrum, grid)
     assert np.trapezoid(value, np.log(grid)) == pytest.approx(40 / 50, rel=1e-3)
     assert (lower <= value + 1e-12).all() and (value <= upper + 1e-12).all()
     alone = Spectrum.from_eigenvalues([2.0], zeros=99)
-    assert densities.per_efold(alone, np.array([2.0]))[0][0] == pytest.approx(densities.one_eigenvalue(100))
-    assert densities.one_eigenvalue(100) == pytest.approx(0.017, abs=0.0005)
+    assert per_efold(alone, np.array([2.0]))[0][0] == pytest.approx(one_eigenvalue(100))
+    assert one_eigenvalue(100) == pytest.approx(0.017, abs=0.0005)
 
 
 def test_the_negative_side_is_the_spectrum_of_minus_a() -> None:
@@ -187,22 +187,22 @@ def test_the_negative_side_is_the_spectrum_of_minus_a() -> None:
     values = np.concatenate([-np.geomspace(1e-2, 1, 30), np.geomspace(1e-3, 5, 120)])
     grid = np.geomspace(1e-5, 1e2, 4000)
     for s in (Spectrum.from_eigenvalues(values), slq(np.diag(values), probes=2, steps=30), esd(np.diag(values))):
-        turned = densities.mirrored(s)
+        turned = mirrored(s)
         x = np.array([-0.3, -0.011, 0.0101, 1.7])
-        assert densities.is_signed(s)
+        assert is_signed(s)
         np.testing.assert_allclose(s.cdf(x).lower, 1 - turned.cdf(-x).upper, atol=1e-9)
-        value, lower, upper = (150 * part for part in densities.per_efold(turned, grid))
+        value, lower, upper = (150 * part for part in per_efold(turned, grid))
         inside = (np.trapezoid(lower, np.log(grid)), np.trapezoid(upper, np.log(grid)))
         assert inside[0] - 0.1 <= 30 <= inside[1] + 0.1
         assert not s.is_exact or np.trapezoid(value, np.log(grid)) == pytest.approx(30, rel=1e-3)
-    assert not densities.is_signed(Spectrum.from_eigenvalues([-1e-17, 0.0, 1.0]))
+    assert not is_signed(Spectrum.from_eigenvalues([-1e-17, 0.0, 1.0]))
 
 
 def test_deflated_atoms_are_mirrored_with_their_copies() -> None:
     """Atoms of both signs, one of them twice, all deflated from the later probes: 1 - F(-x), and the truth within the band."""
     values = np.concatenate([np.linspace(-1, 1, 300), [-9.0, -4.0, 5.0, 5.0, 20.0]])
     s = slq(np.diag(values), probes=4, steps=40)
-    turned = densities.mirrored(s)
+    turned = mirrored(s)
     assert [r.known.size > 0 for r in s.records] == [False, True, True, True]
     np.testing.assert_allclose(turned.atoms.values, [-20.0, -5.0, 4.0, 9.0], rtol=1e-8)
     assert turned.atoms.multiplicities.tolist() == [1, 2, 1, 1]

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spectral import configuration, run
 from spectral.__main__ import main, sentence, with_default
-from spectral.estimators import kept
+from spectral.app import configuration, run
+from spectral.estimators import search_checkpoint
 from spectral.spectrum import Spectrum
 
 TINY = ["data.train=40", "data.test=20", "model.options.widths=[8]", "training.options.max_epochs=15"]
@@ -113,7 +113,7 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
         (["sede=1"], "did you mean seed?"),
         (["experiment=fun"], "experiment is one of depth_sweep"),
         (["operator._target_=os.system"], "'os.system' is not allowed"),
-        (["operator._target_=spectral.run.os.system"], "is not allowed"),
+        (["operator._target_=spectral.app.run.os.system"], "is not allowed"),
         (["operator=loss_gradients", "operator.loss._target_=torch.load"], "'torch.load' is not allowed"),
         (["+hydra.callbacks.x._target_=subprocess.run"], "'subprocess.run' is not allowed"),
         (["data=file"], "data.path must be given"),
@@ -186,9 +186,9 @@ def test_other_estimators_write_numbers_with_their_errors_and_resume(
     here: Path, monkeypatch, capsys, name: str, arguments: list[str], arrays: list[str]
 ) -> None:
     given = [*TINY, f"estimator={name}", *arguments, "operator.engine=fresh"]
-    stepped, calls = kept.Kept.stepped, []
-    monkeypatch.setattr(kept, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(kept, "SHARE", 0.0)
+    stepped, calls = search_checkpoint.Kept.stepped, []
+    monkeypatch.setattr(search_checkpoint, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(search_checkpoint, "SHARE", 0.0)
 
     def struck(self, *state, **options):
         calls.append(self)
@@ -196,11 +196,11 @@ def test_other_estimators_write_numbers_with_their_errors_and_resume(
             raise run.Terminated
         stepped(self, *state, **options)
 
-    monkeypatch.setattr(kept.Kept, "stepped", struck)
+    monkeypatch.setattr(search_checkpoint.Kept, "stepped", struck)
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, *given)
     assert stop.value.code == 143 and "the finished probes of 1" in capsys.readouterr().err
-    monkeypatch.setattr(kept.Kept, "stepped", stepped)
+    monkeypatch.setattr(search_checkpoint.Kept, "stepped", stepped)
     for more in (["resume=true"], ["resume=true"], []):
         capsys.readouterr()
         call(monkeypatch, *given, *more)
@@ -247,15 +247,17 @@ def test_full_error_shows_the_exception(here: Path, monkeypatch) -> None:
 
 def test_no_target_outside_our_own_is_located() -> None:
     for target in (
-        "spectral.esd", "spectral.Jacobian", "spectral.landscape.problems.digits", "torch.nn.MSELoss",
-        "spectral.landscape.problems.arrays_file", "spectral.estimators.slq.slq", "spectral.landscape.models.model_for",
+        "spectral.esd", "spectral.Jacobian", "spectral.experiments.datasets.digits", "torch.nn.MSELoss",
+        "spectral.experiments.datasets.arrays_file", "spectral.estimators.slq.slq", "spectral.experiments.models.model_for",
     ):  # fmt: skip
         assert callable(configuration.locate(target))
     for target in (
-        "os.system", "torch.load", "builtins.eval", "spectral", "spectral.run.Path", "spectral.run.torch.load",
-        "spectral.checkpoint.atomic_write", "spectral.state.State", "spectral.run.execute", "spectral.report.page.write",
-        "spectral.landscape.cell.replace", "spectral.analysis.bulk.np", "spectral.estimators.slq.files", "spectral.storage.save",
-        "spectral.run.partial", "torch.nn.Module.load_state_dict", "torch.nn.init", "spectral.run._measure", "spectral.nothing",
+        "os.system", "torch.load", "builtins.eval", "spectral", "spectral.app.run.Path", "spectral.app.run.torch.load",
+        "spectral.persist.atomic_write", "spectral.app.store.State", "spectral.app.run.execute", "spectral.report.page.write",
+        "spectral.experiments.cell.replace", "spectral.analysis.marchenko_pastur.np",
+        "spectral.estimators.slq.persist", "spectral.storage.save",
+        "spectral.app.run.partial", "torch.nn.Module.load_state_dict", "torch.nn.init", "spectral.app.run._measure",
+        "spectral.nothing",
     ):  # fmt: skip
         with pytest.raises(ValueError, match="_target_"):
             configuration.locate(target)
@@ -379,7 +381,7 @@ def test_sigterm_inside_exec_of_a_string_still_exits_143(tmp_path: Path) -> None
     program = """
 import os, signal, sys, time
 import spectral.__main__ as command
-from spectral import configuration
+from spectral.app import configuration
 configuration.check_targets = lambda config: exec("os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)")
 command.main()
 """

@@ -9,7 +9,7 @@ import torch
 from scipy.sparse.linalg import aslinearoperator
 
 import spectral
-from spectral.operators.base import Operator
+from spectral.operators.operator import Operator
 
 
 def diagonal(values, dtype=np.float64):

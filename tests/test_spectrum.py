@@ -190,7 +190,7 @@ def test_a_foreign_or_damaged_file_is_one_sentence(tmp_path, s):
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="damaged"):
         Spectrum.load(path)
-    spectral.checkpoint.save_arrays(path, {}, {"format": "other"})
+    spectral.persist.save_arrays(path, {}, {"format": "other"})
     with pytest.raises(ValueError, match="no spectrum"):
         Spectrum.load(path)
     with pytest.raises(FileNotFoundError):

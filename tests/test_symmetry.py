@@ -6,8 +6,8 @@ import scipy.sparse.linalg as sla
 import torch
 
 import spectral
-from spectral.operators.base import Operator
-from spectral.recurrences import block_lanczos, golub_kahan
+from spectral.krylov import block_lanczos, golub_kahan
+from spectral.operators.operator import Operator
 
 N = 60
 VALUES = np.geomspace(1e-3, 1.0, N)

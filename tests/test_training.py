@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spectral.landscape.models import cnn, mlp
-from spectral.landscape.problems import digits, permute_labels
-from spectral.landscape.training import Trained, evaluate, train
+from spectral.experiments.datasets import digits, permute_labels
+from spectral.experiments.models import cnn, mlp
+from spectral.experiments.training import Trained, evaluate, train
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from families import FAMILIES, Oracle, made, text
 
 from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian
-from spectral.operators import batchwise
+from spectral.networks import sum_over_batches
 
 REASON = "transformers is not installed; the extra `dev` brings it"
 ALIKE = ("Mixtral", "Qwen3-MoE", "GPT-2, no mask", "BERT, sentences")
@@ -56,10 +56,12 @@ def close(W, expected, name):
     return (W - expected).norm() <= FAMILIES[name].tolerance * expected.norm()
 
 
-@pytest.mark.parametrize("sizes, join", [((3, 2), 0), pytest.param((2, 2, 1), batchwise.JOIN, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "sizes, join", [((3, 2), 0), pytest.param((2, 2, 1), sum_over_batches.JOIN, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_products_are_the_oracles_on_ten_calls(name, kind, sizes, join, monkeypatch):
-    monkeypatch.setattr(batchwise, "JOIN", join)
+    monkeypatch.setattr(sum_over_batches, "JOIN", join)
     _, V, expected = oracle(name)
     A = OPERATORS[kind](FAMILIES[name], FAMILIES[name].cut(sizes))
     for call in range(10):
@@ -73,7 +75,7 @@ def test_products_are_the_oracles_on_ten_calls(name, kind, sizes, join, monkeypa
 )
 @pytest.mark.parametrize("name", BUT_MIXTRAL)
 def test_products_do_not_depend_on_the_cut(name, sizes, monkeypatch):
-    monkeypatch.setattr(batchwise, "JOIN", 0)  # each batch by itself
+    monkeypatch.setattr(sum_over_batches, "JOIN", 0)  # each batch by itself
     _, V, expected = oracle(name)
     for kind, make in OPERATORS.items():
         A = make(FAMILIES[name], FAMILIES[name].cut(sizes), engine="double-backward")

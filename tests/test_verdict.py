@@ -10,7 +10,7 @@ from scipy.stats import ttest_rel
 
 from spectral import slq
 from spectral.analysis import summary
-from spectral.landscape.contrasts import SCALE, Trend, refused, spearman_within
+from spectral.experiments.effects import SCALE, Trend, refused, spearman_within
 from spectral.report import Numbers, Row, verdict
 from spectral.spectrum import Spectrum
 

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from spectral.measure import gauss_rule
+from spectral.estimators.exact import gram_matrix
+from spectral.krylov.lanczos import lanczos
 from spectral.operators import Operator, as_operator
 from spectral.probes import probe
-from spectral.recurrences.lanczos import lanczos
+from spectral.quadrature.gauss import gauss_rule
 
 Array = NDArray[np.float64]
 NAN = float("nan")
@@ -154,8 +155,6 @@ def label_alignment(
     vector, outputs = label_vector(y, A.shape[0], centred=centred)
     products, epochs = A.products, A.epochs
     if method == "exact" or (method == "auto" and A.shape[0] <= EXACT_ROWS):
-        from spectral.estimators.exact import gram_matrix
-
         K = gram_matrix(A, side="left")
         fit = gram_alignment(K.detach().cpu().numpy(), vector, k=_directions(k, outputs, A.shape[0]), centred=False)
         made: dict[str, Any] = fit.__dict__

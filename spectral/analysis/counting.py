@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral.measure import gauss_rule
+from spectral.quadrature.gauss import gauss_rule
 
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum

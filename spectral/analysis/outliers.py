@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral.analysis.bulk import marchenko_pastur, positive_floor
 from spectral.analysis.counting import counting
-from spectral.analysis.tail import top_values
+from spectral.analysis.marchenko_pastur import marchenko_pastur, positive_floor
+from spectral.analysis.power_law import top_values
 
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum

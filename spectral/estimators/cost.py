@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spectral import arrays, distributed
-from spectral.operators.base import Derived, Gram, Operator, Scaled, Shifted, Transpose
-from spectral.operators.batchwise import Batchwise
-from spectral.operators.jacobian import Jacobian
-from spectral.operators.views import Dense
+from spectral.networks.jacobian import Jacobian
+from spectral.networks.sum_over_batches import SumOverBatches
+from spectral.operators.foreign import Dense
+from spectral.operators.operator import Derived, Gram, Operator, Scaled, Shifted, Transpose
 
 BLOCK = 64  # columns of the identity multiplied at a time, where memory holds so many
 WORKSPACE = 3  # the matrix in float64, its copy in the eigenvalue routine, and room
@@ -88,7 +88,7 @@ def cost(A: Operator, products: int | None = None, free: int | None = None) -> C
 def _from_rows(gram: Any, swept: list[range]) -> Cost:
     """Of the Gram of a Jacobian's rows."""
     J, dim = gram.parts[0], gram.shape[0]
-    survey, row = J.network.survey, J.shape[1] * J.dtype.itemsize
+    survey, row = J.network.info, J.shape[1] * J.dtype.itemsize
     vjps = [B * k for B, k in zip(survey.samples, survey.outputs, strict=True)]
     held = max(_batch_rows(J)) * row  # of the batch at hand
     if gram.side == "left":
@@ -123,9 +123,9 @@ def _product(A: Operator, transposed: bool = False) -> Cost:
         return Cost(both.jvps, both.vjps, epochs=both.epochs - once)
     if isinstance(A, Derived):
         return sum((_product(part, transposed) for part in A.parts), Cost())
-    if not isinstance(A, Batchwise):
+    if not isinstance(A, SumOverBatches):
         return Cost()
-    passes = A.network.survey.n * A.unrolled
+    passes = A.network.info.n * A.unrolled
     one_way = isinstance(A, Jacobian)
     return Cost(0 if one_way and transposed else passes, 0 if one_way and not transposed else passes, epochs=1)
 

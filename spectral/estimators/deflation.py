@@ -17,8 +17,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from spectral import arrays, measure
-from spectral.recurrences.lanczos import NONE, LanczosRecord
+from spectral import arrays
+from spectral.krylov.lanczos import NONE, LanczosRecord
+from spectral.quadrature import gauss
 from spectral.results import Atoms
 
 ANGLE = 3e-3  # residual over gap: the largest error of a Ritz vector's direction
@@ -168,7 +169,7 @@ def _is_empty(record: LanczosRecord, values: np.ndarray, windows: np.ndarray, ra
     empty = (cumulated[ends[0]] - cumulated[ends[1]]) * rank <= MISSED
     if record.betas[-1] > 0:
         around = (values + windows * np.array([[-1.0], [0.0], [1.0]])).reshape(-1)
-        most = measure.largest_mass(record, around).reshape(3, -1).max(0)
+        most = gauss.largest_mass(record, around).reshape(3, -1).max(0)
         empty &= most * rank <= MISSED
     return empty
 
@@ -204,7 +205,7 @@ def converged(record: LanczosRecord) -> list[Pair]:
     omega at distance d is below (GHOST eps ||T|| / d)^2, is no neighbour.
     """
     theta, S = record.eigen
-    eps, k = measure.epsilon(record), record.steps
+    eps, k = gauss.epsilon(record), record.steps
     scale = max(float(np.abs(theta).max()), float(np.abs(record.known).max(initial=0.0)))
     if k < 2 and record.betas[-1] > 0:
         return []
@@ -215,7 +216,7 @@ def converged(record: LanczosRecord) -> list[Pair]:
     omega = np.array([(S[0, g] ** 2).sum() for g in groups])
     value = np.array(
         [
-            theta[g[0]] + (theta[g] - theta[g[0]]) @ S[0, g] ** 2 / max(w, measure.TINY)
+            theta[g[0]] + (theta[g] - theta[g[0]]) @ S[0, g] ** 2 / max(w, gauss.TINY)
             for g, w in zip(groups, omega, strict=True)
         ]
     )
@@ -227,9 +228,9 @@ def converged(record: LanczosRecord) -> list[Pair]:
     np.fill_diagonal(distances, np.inf)
     for i, nodes in enumerate(groups):
         c = S[:, nodes] @ S[0, nodes] if len(nodes) > 1 else S[:, nodes[0]].copy()
-        vectors.append(c / max(float(np.linalg.norm(c)), measure.TINY))
+        vectors.append(c / max(float(np.linalg.norm(c)), gauss.TINY))
         residuals[i] = max(float(record.betas[-1]) * abs(vectors[-1][-1]), 4 * eps * scale)
-    gaps = np.maximum(distances.min(axis=1), max(eps**2 * scale, measure.TINY))
+    gaps = np.maximum(distances.min(axis=1), max(eps**2 * scale, gauss.TINY))
     errors = np.maximum(np.minimum(residuals, residuals**2 / gaps), 4 * eps * scale)
     exact = max(1e-8, 8 * eps) * scale
     alone = (residuals <= ANGLE * gaps) & (errors <= exact)

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from spectral import arrays
-from spectral.estimators import effort, sketch
-from spectral.estimators.kept import Kept, State
-from spectral.operators.base import Operator
-from spectral.operators.views import as_operator
+from spectral.estimators import leave_one_out
+from spectral.estimators.budget import progress_bar
+from spectral.estimators.search_checkpoint import Kept, State
+from spectral.operators.foreign import as_operator
+from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
 from spectral.schema import Array, Either, Fields, Law, Number, Same
@@ -48,7 +49,7 @@ STATE = Either(
         laws=(
             Law("at most as many columns as there are vectors", lambda f, s: s["rank"] <= f["Y"].shape[1] <= s["half"]),
             Law("a basis of all columns alone", lambda f, s: s["rank"] == 0 or f["Y"].shape[1] == s["half"]),
-            Law("an orthonormal basis", lambda f, s: sketch.orthonormal(f["Q"])),
+            Law("an orthonormal basis", lambda f, s: leave_one_out.orthonormal(f["Q"])),
         ),
     ),
 )
@@ -72,7 +73,7 @@ def diagonal(
     products and 4 m n numbers of memory.
     "auto": exact, else xdiag with 20 products or more where A's transpose is known and the memory is there, else hutchinson.
     Each stderr is that of its entry, widened to Student's interval; `xdiag` includes the covariance of its samples
-    (`spectral.estimators.sketch`). Both are unbiased.
+    (`spectral.estimators.leave_one_out`). Both are unbiased.
     checkpoint: a file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits.
     Raises ValueError for an operator that is not square.
 
@@ -127,15 +128,15 @@ def exact_diagonal(A: Operator, progress: bool | None, kept: Kept) -> np.ndarray
     def whole() -> State:
         return {"method": "exact", "first": first, "value": value, "column": column}
 
-    with effort.bar(n, "diagonal", progress) as shown, kept.guard(whole):
+    with progress_bar(n, "diagonal", progress) as shown, kept.guard(whole):
         for start in range(first, n, BLOCK):
             size = min(BLOCK, n - start)
             columns = _unit(A, range(start, start + size))
-            product = sketch.multiply(A, columns)
+            product = leave_one_out.multiply(A, columns)
             if start == 0:
                 column = product[:, 0].double().cpu().numpy()
             among = product[start : start + size].double().cpu().numpy()
-            sketch.hold_products(A, columns, product, columns, product, (among, among.T))
+            leave_one_out.hold_products(A, columns, product, columns, product, (among, among.T))
             value[start : start + size] = torch.diagonal(product[start : start + size]).double().cpu().numpy()
             first = start + size
             kept.stepped(whole(), end=first == n)
@@ -159,12 +160,12 @@ def _hutchinson(A: Operator, m: int, seed: int, progress: bool | None, kept: Kep
     if kept.state is not None:
         drawn = kept.state
         if drawn["done"]:
-            kept.prove(sketch.draw(A, seed, range(1), "rademacher")[:, 0], drawn["first"])
-    with effort.bar(m, "diagonal", progress) as shown, kept.guard(lambda: drawn):
+            kept.prove(leave_one_out.draw(A, seed, range(1), "rademacher")[:, 0], drawn["first"])
+    with progress_bar(m, "diagonal", progress) as shown, kept.guard(lambda: drawn):
         for i in range(drawn["done"], m):
-            z = sketch.draw(A, seed, range(i, i + 1), "rademacher")
-            product = sketch.multiply(A, z)
-            last = sketch.hold_neighbours(A, last, z, product, arrays.norm(product[:, 0]))
+            z = leave_one_out.draw(A, seed, range(i, i + 1), "rademacher")
+            product = leave_one_out.multiply(A, z)
+            last = leave_one_out.hold_neighbours(A, last, z, product, arrays.norm(product[:, 0]))
             sample = (z * product)[:, 0].double().cpu().numpy()
             step = sample - drawn["mean"]
             mean = drawn["mean"] + step / (i + 1)
@@ -174,7 +175,7 @@ def _hutchinson(A: Operator, m: int, seed: int, progress: bool | None, kept: Kep
             kept.stepped(drawn, end=i + 1 == m)
             shown.update(1)
     mean, squares = drawn["mean"], drawn["squares"]
-    return mean, np.sqrt(squares / (m - 1) / m) * sketch.widening(m)
+    return mean, np.sqrt(squares / (m - 1) / m) * leave_one_out.widening(m)
 
 
 def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, kept: Kept) -> tuple[np.ndarray, np.ndarray]:
@@ -183,16 +184,21 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, kept: Kept) ->
     With f_i = Q s_i and g_i = A^T Q s_i the i-th is diag(Q Z^T) - f_i * g_i + omega_i * f_i (s_i^T r_i); without y_j as well,
     p = (s_j - gamma s_i) / nu joins s_i, and d_ij = Q p * A^T Q p - omega_i * Q p (p^T r_i).
     """
-    basis = sketch.Range(A.T)
-    drawn: State = {"Y": sketch.empty(A), "Q": sketch.empty(A), "Z": sketch.empty(A), "method": "xdiag"}
+    basis = leave_one_out.Range(A.T)
+    drawn: State = {
+        "Y": leave_one_out.empty(A),
+        "Q": leave_one_out.empty(A),
+        "Z": leave_one_out.empty(A),
+        "method": "xdiag",
+    }
     drawn = drawn if kept.state is None else kept.state
-    Omega = sketch.draw(A, seed, range(m), "rademacher")
+    Omega = leave_one_out.draw(A, seed, range(m), "rademacher")
     if drawn["Y"].shape[1]:
         pairs = [(Omega[:, : drawn["Y"].shape[1]], drawn["Y"]), *([(drawn["Q"], drawn["Z"])] if A.symmetric else [])]
-        kept.prove(*sketch.together(pairs))
-    with effort.bar(2 * m, "diagonal", progress) as shown, kept.guard(lambda: drawn):
+        kept.prove(*leave_one_out.together(pairs))
+    with progress_bar(2 * m, "diagonal", progress) as shown, kept.guard(lambda: drawn):
         while (done := drawn["Y"].shape[1]) < m:
-            columns = sketch.multiply(A, Omega[:, done : done + SHARED].contiguous())
+            columns = leave_one_out.multiply(A, Omega[:, done : done + SHARED].contiguous())
             drawn = {**drawn, "Y": torch.cat([drawn["Y"], columns], 1)}
             kept.stepped(drawn)
             shown.update(columns.shape[1])
@@ -203,11 +209,13 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, kept: Kept) ->
         basis.Q, basis.Z = drawn["Q"], drawn["Z"]
         kept.stepped(drawn, end=True)
         shown.update(m)
-    R = sketch.cross(basis.Q, Y)
-    sketch.hold_products(A, basis.Q, basis.Z, Omega, Y, (R, sketch.cross(basis.Z, Omega)), transposed=True)
-    S, alone = sketch.directions(R)
+    R = leave_one_out.cross(basis.Q, Y)
+    leave_one_out.hold_products(
+        A, basis.Q, basis.Z, Omega, Y, (R, leave_one_out.cross(basis.Z, Omega)), transposed=True
+    )
+    S, alone = leave_one_out.directions(R)
     gamma, SR = S.T @ S, (S * R).sum(0)
-    nu = np.sqrt(np.maximum(1 - gamma**2, sketch.PARALLEL))
+    nu = np.sqrt(np.maximum(1 - gamma**2, leave_one_out.PARALLEL))
     Q, Z, signs = (X.double().cpu().numpy() for X in (basis.Q, basis.Z, Omega))
     F, E = Q @ S, Z @ S
     samples = (Q * Z).sum(1)[:, None] - F * E + signs * F * SR
@@ -219,7 +227,7 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, kept: Kept) ->
     variance = samples.var(axis=1, ddof=1) / m + np.maximum(covariance, 0) / (m * (m - 1))
     eps = arrays.machine_epsilon(A.dtype)
     rounding = eps * np.sqrt((Y.double() ** 2).mean(1).cpu().numpy())  # of each row's product
-    return samples.mean(1), np.hypot(np.sqrt(variance) * sketch.widening(m), rounding)
+    return samples.mean(1), np.hypot(np.sqrt(variance) * leave_one_out.widening(m), rounding)
 
 
 def _change(

@@ -6,15 +6,15 @@ import inspect
 from typing import Any
 
 from spectral import arrays
-from spectral.estimators import effort
+from spectral.estimators.budget import Budget
 from spectral.estimators.cost import PASS, WORKSPACE, affine, cost
 from spectral.estimators.exact import exact
 from spectral.estimators.kpm import kpm
 from spectral.estimators.slq import PROBES, STEPS, slq
 from spectral.estimators.slq import check as check_slq
-from spectral.operators.base import Gram, Operator
-from spectral.operators.jacobian import Jacobian
-from spectral.operators.views import as_operator
+from spectral.networks.jacobian import Jacobian
+from spectral.operators.foreign import as_operator
+from spectral.operators.operator import Gram, Operator
 from spectral.spectrum import Spectrum
 
 WORTH = 3  # times the work of slq that all eigenvalues may take: they have no error
@@ -131,7 +131,7 @@ def _tight(A: Operator) -> tuple[str, str] | None:
 
 def _exact_is_cheap(A: Operator, budget: Any, options: dict[str, Any]) -> tuple[bool, str]:
     """(whether to compute all eigenvalues, why)."""
-    limit, own = effort.Budget(budget, A), _of_slq(options)
+    limit, own = Budget(budget, A), _of_slq(options)
     if own:
         return False, f"{', '.join(own)} given"
     op = A if A.shape[0] == A.shape[1] and A.self_map else A.gram()

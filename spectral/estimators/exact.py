@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral import arrays, distributed, measure
-from spectral.estimators import cost, effort, proof
+from spectral import arrays, distributed
+from spectral.estimators import cost, proof
+from spectral.estimators.budget import environment, progress_bar, stoppable, symmetric_operand
 from spectral.estimators.cost import SLICE, WORKSPACE
-from spectral.estimators.kept import Kept, State
-from spectral.operators.base import Gram, Operator
-from spectral.operators.jacobian import Jacobian
-from spectral.operators.views import Dense, as_operator
-from spectral.recurrences.symmetry import expected, look_again, not_finite
+from spectral.estimators.search_checkpoint import Kept, State
+from spectral.krylov.symmetry import expected, look_again, not_finite
+from spectral.networks.jacobian import Jacobian
+from spectral.operators.foreign import Dense, as_operator
+from spectral.operators.operator import Gram, Operator
+from spectral.quadrature import gauss
 from spectral.schema import Array, Either, Fields, Number, Text
 from spectral.spectrum import Spectrum
 
@@ -36,7 +38,7 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     counted as k products; anything else takes n products with the identity. Memory: n^2 doubles, and for J J^T the rows of J.
     Where half of the free memory does not hold these, it holds a part of them in each of several sweeps, which all later rows
     meet; `spectral.estimators.cost` counts it. Time: O(n^3) for the eigenvalues.
-    Products with the identity are held against each other: <e_i, A e_j> = <A e_i, e_j>, see `spectral.recurrences.symmetry`.
+    Products with the identity are held against each other: <e_i, A e_j> = <A e_i, e_j>, see `spectral.krylov.symmetry`.
     `meta["value_error"]`, the error of each eigenvalue, is `Spectrum.rounding`: that of products and of the eigenvalue routine.
     checkpoint: a file; the same call goes on from it to the same bits. It keeps the products with the identity and the whole
     matrix (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then the eigenvalues. A
@@ -49,7 +51,7 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     """
     A = as_operator(A)
     products, epochs = A.products, A.epochs
-    op, zeros, _ = effort.symmetric_operand(A)
+    op, zeros, _ = symmetric_operand(A)
     tested = A.products - products if op is A else 0  # the two products of the symmetry test
     before = op.epochs - epochs
     n = op.shape[0]
@@ -60,7 +62,7 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
         )
     kept = Kept(checkpoint, op, {"estimator": "exact"}, STATE, n=n)
     state = kept.state or {}
-    with effort.stoppable(checkpoint is not None):
+    with stoppable(checkpoint is not None):
         _prove(op, kept)
         if "values" not in state:
             state = _with_values(state if "matrix" in state else _whole(op, kept, progress), kept)
@@ -70,11 +72,11 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
         zeros=zeros,
         products=spent + tested,
         epochs=before + kept.spent[1],
-        meta={**effort.environment(op), "assembled": how},
+        meta={**environment(op), "assembled": how},
     )
     if shift:  # what was rounded may have been larger
         scale = float(max(np.abs(values).max(), np.abs(values - shift).max()))
-        spectrum.meta["rounding"] = measure.zero_level(scale, spectrum.dim, spectrum.epsilon)
+        spectrum.meta["rounding"] = gauss.zero_level(scale, spectrum.dim, spectrum.epsilon)
     spectrum.meta["value_error"] = spectrum.rounding
     return spectrum
 
@@ -151,7 +153,7 @@ def _assemble(gram: Operator, kept: Kept, progress: bool | None) -> tuple[torch.
 
 def _rows(J: Jacobian, progress: bool | None, first: int = 0) -> Generator[tuple[slice, torch.Tensor], None, None]:
     """The rows of J batch by batch, counted as the products that they are."""
-    with closing(J.rows(first)) as blocks, effort.bar(J.shape[0], "exact", progress, "row") as shown:
+    with closing(J.rows(first)) as blocks, progress_bar(J.shape[0], "exact", progress, "row") as shown:
         for where, block in blocks:
             yield where, block
             shown.update(len(block))
@@ -209,7 +211,7 @@ def _by_products(A: Operator, kept: Kept, progress: bool | None) -> tuple[torch.
         done = len(before)
         table[:done] = before
         del before
-    with kept.guard(lambda: {"products": table[:done], "width": width}), effort.bar(n, "exact", progress) as shown:
+    with kept.guard(lambda: {"products": table[:done], "width": width}), progress_bar(n, "exact", progress) as shown:
         shown.update(done)
         while done < n:
             columns = torch.zeros(n, min(width, n - done), dtype=A.dtype, device=A.device)

@@ -2,7 +2,7 @@
 
 Each takes an operator (with options of `spectral.esd`) or a ready `Spectrum`, which costs no product. Of an `Estimate` here
 `stderr` is statistical and quadrature error together. `lower` and `upper` are certified for the pooled quadratic forms of the
-probes that were drawn: they say what more steps could change, not what other probes could (`spectral.brackets`); where a
+probes that were drawn: they say what more steps could change, not what other probes could (`spectral.quadrature.bounds`); where a
 docstring says "confidence", they are a confidence interval instead. nan: nothing is certified. An exact value is both.
 """
 
@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from spectral import arrays, brackets, measure
-from spectral.estimators import sketch
+from spectral import arrays
+from spectral.estimators import leave_one_out
 from spectral.estimators.esd import esd
-from spectral.operators.views import as_operator
+from spectral.operators.foreign import as_operator
 from spectral.probes import check_seed
+from spectral.quadrature import bounds, gauss
 from spectral.results import Estimate, nan
 from spectral.spectrum import STEEP, Spectrum
 
@@ -36,7 +37,7 @@ def logdet(A: Any, shift: float = 0.0, *, interval: Interval | None = None, **op
     34.6573590279972...
     """
     spectrum = _spectrum(A, options)
-    return functional(spectrum, brackets.shifted(brackets.NAMED["log"], float(shift)), interval)
+    return functional(spectrum, bounds.shifted(bounds.NAMED["log"], float(shift)), interval)
 
 
 def spectral_form(
@@ -61,9 +62,9 @@ def spectral_form(
     found = []
     for s in np.ravel(np.asarray(shifts, dtype=float)):
         if of == "resolvent":
-            f = brackets.shifted(brackets.NAMED["inverse"], float(s))
+            f = bounds.shifted(bounds.NAMED["inverse"], float(s))
         elif s > 0:
-            f = brackets.Signed(lambda x, s=s: x / (x + s), -1, 1, 1, (-float(s), np.inf))  # type: ignore[misc]
+            f = bounds.Signed(lambda x, s=s: x / (x + s), -1, 1, 1, (-float(s), np.inf))  # type: ignore[misc]
         else:
             raise ValueError(f"shift {s:g} has no effective dimension; use shifts > 0.")
         found.append(functional(spectrum, f, interval))
@@ -73,7 +74,7 @@ def spectral_form(
     return Estimate(stacked[0], stacked[1], stacked[2], stacked[3], len(spectrum.nodes), spectrum.products)
 
 
-def functional(spectrum: Spectrum, f: brackets.Signed, interval: Interval | None = None) -> Estimate:
+def functional(spectrum: Spectrum, f: bounds.Signed, interval: Interval | None = None) -> Estimate:
     """sum_i f(lambda_i) with Golub-Meurant bounds of the pooled quadratic forms."""
     e = spectrum.integrate(f.f)
     if spectrum.is_exact or not spectrum.records:
@@ -85,10 +86,10 @@ def functional(spectrum: Spectrum, f: brackets.Signed, interval: Interval | None
     known += spectrum.zeros * float(f.f(np.zeros(1))[0]) if spectrum.zeros else 0.0
     lower = upper = known
     for record, gone, share in zip(spectrum.records, spectrum.removed, spectrum.pooling, strict=True):
-        (theta, omega, _), gone = measure.gauss_rule(record), np.unique(gone)
-        found = brackets.bracket(record, f, (a, b))
+        (theta, omega, _), gone = gauss.gauss_rule(record), np.unique(gone)
+        found = bounds.bracket(record, f, (a, b))
         taken = float(omega[gone] @ f.f(theta[gone])) if len(gone) else 0.0
-        rest = max(1 - float(omega[gone].sum()), measure.TINY)
+        rest = max(1 - float(omega[gone].sum()), gauss.TINY)
         lower += spectrum.unresolved * share * (found.lower - taken) / rest
         upper += spectrum.unresolved * share * (found.upper - taken) / rest
     return replace(e, lower=float(lower), upper=float(upper))
@@ -112,18 +113,18 @@ def frobenius(A: Any, *, probes: int = 20, seed: int = 0) -> Estimate:
     n, before, exact = A.shape[1], A.products, probes >= A.shape[1]
     norms = []
     for i in range(n if exact else int(probes)):
-        column = sketch.draw(A, seed, range(i, i + 1), "rademacher")
+        column = leave_one_out.draw(A, seed, range(i, i + 1), "rademacher")
         if exact:  # the identity instead
             column.zero_()
             column[i] = 1
-        norms.append(arrays.norm(sketch.multiply(A, column)[:, 0]))
+        norms.append(arrays.norm(leave_one_out.multiply(A, column)[:, 0]))
     spent, unit = A.products - before, max(norms) or 1.0
     squares = (np.array(norms) / unit) ** 2
     if exact:
         value = float(squares.sum())
         return _root(Estimate(value, 0.0, value, value, n, spent), unit)
     m = len(squares)
-    stderr = float(np.std(squares, ddof=1) / np.sqrt(m)) * sketch.widening(m)
+    stderr = float(np.std(squares, ddof=1) / np.sqrt(m)) * leave_one_out.widening(m)
     return _root(Estimate(float(squares.mean()), stderr, nan, nan, m, spent), unit)
 
 
@@ -191,8 +192,8 @@ def condition_number(A: Any, **options: Any) -> Estimate:
     near = [float(np.abs(spectrum.atoms.values).min()) + spectrum.value_error] if len(spectrum.atoms.values) else []
     blur = 0.0
     for record in spectrum.records:
-        theta, _, last = measure.gauss_rule(record)
-        blur = max(blur, brackets.BLUR * measure.epsilon(record) * float(np.abs(theta).max()))
+        theta, _, last = gauss.gauss_rule(record)
+        blur = max(blur, bounds.BLUR * gauss.epsilon(record) * float(np.abs(theta).max()))
         residual = record.betas[-1] * last
         near.append(float((np.abs(theta) + residual).min()))
         if spectrum.meta.get("nonnegative"):

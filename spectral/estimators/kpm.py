@@ -14,15 +14,16 @@ import torch
 from numpy.polynomial.chebyshev import chebvander
 from scipy.special import ndtri
 
-from spectral import arrays, measure
-from spectral.estimators import effort
-from spectral.estimators.flight import Flight
-from spectral.operators.base import Operator
+from spectral import arrays
+from spectral.estimators.budget import Budget, environment, progress_bar, stoppable, symmetric_operand
+from spectral.estimators.checkpoint import Flight
+from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord, bounds, centre, jacobi, rescaled
+from spectral.krylov.chebyshev import jackson as damping
+from spectral.krylov.lanczos import BREAKDOWN, Lanczos, LanczosRecord
+from spectral.krylov.symmetry import expected, hold_size, hold_zero, look_again
+from spectral.operators.operator import Operator
 from spectral.probes import check_seed
-from spectral.recurrences.chebyshev import Chebyshev, ChebyshevRecord, bounds, centre, jacobi, rescaled
-from spectral.recurrences.chebyshev import jackson as damping
-from spectral.recurrences.lanczos import BREAKDOWN, Lanczos, LanczosRecord
-from spectral.recurrences.symmetry import expected, hold_size, hold_zero, look_again
+from spectral.quadrature import gauss
 from spectral.results import Density
 from spectral.spectrum import Spectrum
 
@@ -55,20 +56,20 @@ def kpm(
     interval comes from at least 20 Lanczos steps more, and moments that grow restart a probe on a wider one, as
     `meta["restarts"]` counts. These moments know no more of the Gauss rule than their rounding leaves: `meta["kept_steps"]` of
     `meta["made_steps"]` survive (`meta["stops"]` then says "rounding"), and bounds are as wide as the kept ones leave them;
-    where a gap takes a share of the interval, how few is in `spectral.recurrences.chebyshev.jacobi`. Gaps call for "lanczos".
+    where a gap takes a share of the interval, how few is in `spectral.krylov.chebyshev.jacobi`. Gaps call for "lanczos".
 
     interval: (low, high) that holds the spectrum; ValueError if an eigenvalue shows itself outside. budget: products, or "10min",
     "50epochs". A rectangular operator means its Gram on the smaller side, whose known zeros are carried exactly.
     checkpoint: a file, saved every few seconds and at SIGINT and SIGTERM; the same call goes on from it to the same bits, with
     more `probes` too. Lanczos steps for the interval are kept once they are done.
 
-    Source: Weisse, Wellein, Alvermann, Fehske (2006); Chen (2023), J. Comput. Phys. 486; `spectral.recurrences.chebyshev`.
+    Source: Weisse, Wellein, Alvermann, Fehske (2006); Chen (2023), J. Comput. Phys. 486; `spectral.krylov.chebyshev`.
 
     >>> s = kpm(2 * np.eye(50))
     >>> s.products, float(s.integrate(np.log).value)      # one step a probe: log det 2I = 50 log 2
     (4, 34.6573590279972...
     """
-    op, zeros, dim = effort.symmetric_operand(A)
+    op, zeros, dim = symmetric_operand(A)
     given = _check(probes, moments, interval, recurrence)
     steps = min(-(-moments // 2), op.shape[0])
     settings = {
@@ -80,15 +81,15 @@ def kpm(
     }
     flight = Flight(checkpoint, op, settings)
     flight.restore()
-    limit = effort.Budget(budget, op, flight.spent)
+    limit = Budget(budget, op, flight.spent)
     limit.announce(probes * steps)
     left = (probes - len(flight.records) - len(flight.attempts)) * steps
-    with effort.stoppable(checkpoint is not None), effort.bar(max(left, 0), "kpm", progress) as shown:
+    with stoppable(checkpoint is not None), progress_bar(max(left, 0), "kpm", progress) as shown:
         draw = _lanczos if recurrence == "lanczos" else _chebyshev
         records, found = draw(flight, steps, limit, shown, probes, given)
     products, epochs, _ = flight.spent
     meta = {
-        **effort.environment(op, flight.matrix),
+        **environment(op, flight.matrix),
         "seed": int(seed),
         "probes": len(records),
         "moments": moments,
@@ -131,7 +132,7 @@ def _outside(given: Interval) -> ValueError:
     )
 
 
-def _follow(flight: Flight, state: Lanczos | Chebyshev, limit: effort.Budget, shown: Any) -> str | None:
+def _follow(flight: Flight, state: Lanczos | Chebyshev, limit: Budget, shown: Any) -> str | None:
     """Step to the end of the probe, or of the budget, which is returned."""
     more = state.steps < state.limit and not flight.ended
     try:
@@ -148,7 +149,7 @@ def _follow(flight: Flight, state: Lanczos | Chebyshev, limit: effort.Budget, sh
 
 
 def _lanczos(
-    flight: Flight, steps: int, limit: effort.Budget, shown: Any, probes: int, given: Interval | None
+    flight: Flight, steps: int, limit: Budget, shown: Any, probes: int, given: Interval | None
 ) -> tuple[list[LanczosRecord], dict[str, Any]]:
     """Records by Lanczos without a basis, and their moments on an interval chosen afterwards."""
     records = flight.records
@@ -158,7 +159,7 @@ def _lanczos(
         record = state.record(seed=flight.seed, index=len(records), stop=stop)
         del state  # before the next one is made
         if given is not None:  # Ritz values lie within the spectrum
-            theta, slack = record.eigen[0], 8 * measure.epsilon(record) * np.abs(record.eigen[0]).max()
+            theta, slack = record.eigen[0], 8 * gauss.epsilon(record) * np.abs(record.eigen[0]).max()
             if theta[0] < given[0] - slack or theta[-1] > given[1] + slack:
                 raise _outside(given)
         flight.finish(record)
@@ -173,7 +174,7 @@ def _lanczos(
 
 
 def _chebyshev(
-    flight: Flight, steps: int, limit: effort.Budget, shown: Any, probes: int, given: Interval | None
+    flight: Flight, steps: int, limit: Budget, shown: Any, probes: int, given: Interval | None
 ) -> tuple[list[LanczosRecord], dict[str, Any]]:
     """Records by the modified Chebyshev algorithm from moments on an interval found before, widened where they grow."""
     interval, source = given or (0.0, 0.0), "given"
@@ -211,7 +212,7 @@ def _chebyshev(
     }
 
 
-def _find(flight: Flight, steps: int, limit: effort.Budget, shown: Any) -> tuple[Interval, int, str]:
+def _find(flight: Flight, steps: int, limit: Budget, shown: Any) -> tuple[Interval, int, str]:
     """(interval, steps, how) from a few Lanczos steps on the first probe; as many steps as its invariant subspace has are enough.
 
     Every Gaussian probe has the Krylov dimension of the first, the number of distinct eigenvalues, almost surely.
@@ -226,7 +227,7 @@ def _find(flight: Flight, steps: int, limit: effort.Budget, shown: Any) -> tuple
     return bounds([record]), min(steps, record.steps) if exact else steps, f"{record.steps} Lanczos steps"
 
 
-def _in_three(flight: Flight, steps: int, limit: effort.Budget, shown: Any) -> LanczosRecord:
+def _in_three(flight: Flight, steps: int, limit: Budget, shown: Any) -> LanczosRecord:
     """The first probe's Lanczos record as `Lanczos` has it, bit for bit, in three vectors: a step overwrites the oldest."""
     op, start = flight.op, flight.start(0)
     squared = arrays.dot(start, start)
@@ -279,7 +280,7 @@ def moments_of(record: LanczosRecord, interval: Interval, count: int) -> np.ndar
     Of k steps the first 2k are those of the probe, and only those are given, unless the record is exact.
     """
     c, h = centre(interval)
-    theta, omega, _ = measure.gauss_rule(record)
+    theta, omega, _ = gauss.gauss_rule(record)
     known = count if record.betas[-1] == 0 else min(count, 2 * record.steps)
     return omega @ chebvander((theta - c) / h, known - 1)
 
@@ -320,7 +321,7 @@ def jackson(spectrum: Spectrum, x: Any = None, *, moments: int | None = None, co
     value[inside] = V @ (g * (norms @ mu_KM[:, :M] / norms.sum())) / root
     K = (V * g) @ chebvander(y, M - 1).T / root[:, None]
     variance[inside] = np.maximum(K**2 @ mass - (K @ mass) ** 2, 0.0)
-    noise = float(ndtri((1 + confidence) / 2)) * np.sqrt(measure.pooled_variance(len(norms), r, variance))
+    noise = float(ndtri((1 + confidence) / 2)) * np.sqrt(gauss.pooled_variance(len(norms), r, variance))
     share = r / spectrum.dim
     return Density(
         points.reshape(-1),

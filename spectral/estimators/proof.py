@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from spectral import arrays
-from spectral.operators.base import Operator
+from spectral.operators.operator import Operator
 
 ROUNDING = 1e3  # times eps, at most its root: other blocks, threads and processors sum in another order
 

@@ -10,13 +10,14 @@ import numpy as np
 from scipy.stats import chi2
 
 from spectral import arrays
-from spectral.estimators import aims, effort
-from spectral.estimators.aims import Aim
+from spectral.estimators import stopping
+from spectral.estimators.budget import Budget, environment, expect, progress_bar, stoppable, symmetric_operand
+from spectral.estimators.checkpoint import Flight
 from spectral.estimators.deflation import Deflation, converged, padded
-from spectral.estimators.flight import Flight
-from spectral.operators.base import Operator
+from spectral.estimators.stopping import Tolerance
+from spectral.krylov.lanczos import MODES, Lanczos, LanczosRecord, second_pass
+from spectral.operators.operator import Operator
 from spectral.probes import check_seed
-from spectral.recurrences.lanczos import MODES, Lanczos, LanczosRecord, second_pass
 from spectral.results import Atoms
 from spectral.spectrum import NO_ATOMS, Spectrum
 
@@ -64,13 +65,13 @@ def slq(
     `meta["error"]` states the W1 error relative to the range: truncation (certified envelope; rounding is what of it no step can
     lower), statistical (exact variance, mean) and w1_95; `meta["stop"]` says what ended the run: "probes", "tolerance", "budget",
     "exact" (all eigenvalues found), "depth" (more probes cannot meet tol: steps, memory or rounding limit the truncation).
-    Source: Ubaru, Chen, Saad (2017); Chen, Trogdon, Ubaru (2021); the certificate: `spectral.measure.envelope`.
+    Source: Ubaru, Chen, Saad (2017); Chen, Trogdon, Ubaru (2021); the certificate: `spectral.quadrature.gauss.envelope`.
 
     >>> s = slq(2 * np.eye(50))
     >>> s.products, float(s.integrate(np.log).value)      # one step a probe: log det 2I = 50 log 2
     (4, 34.6573590279972...
     """
-    op, zeros, dim = effort.symmetric_operand(A)
+    op, zeros, dim = symmetric_operand(A)
     aim = check(probes, steps, tol, seed, deflate, reorthogonalize)
     plan = _Plan.of(op, aim, budget, probes, steps, deflate, reorthogonalize)
     settings = {
@@ -83,10 +84,10 @@ def slq(
     if plan.choice:
         settings["memory"] = plan.choice
     run = _Run(op, settings, plan, aim, (dim, zeros), Flight(checkpoint, op, settings))
-    limit = effort.Budget(budget, op, run.flight.spent)
+    limit = Budget(budget, op, run.flight.spent)
     limit.announce(int(probes) * min(int(steps), op.shape[0]))
     total = None if plan.adaptive else (int(probes) - len(run.records)) * min(int(steps), op.shape[0])
-    with effort.stoppable(checkpoint is not None), effort.bar(total, "slq", progress) as shown:
+    with stoppable(checkpoint is not None), progress_bar(total, "slq", progress) as shown:
         while (stop := run.ended(limit)) is None:
             run.next_probe(limit, shown)
     products, epochs, _ = run.flight.spent
@@ -96,7 +97,7 @@ def slq(
 def check(
     probes: Any = PROBES, steps: Any = STEPS, tol: Any = None, seed: Any = 0, deflate: Any = "auto",
     reorthogonalize: Any = "auto", progress: Any = None,
-) -> Aim | None:  # fmt: skip
+) -> Tolerance | None:  # fmt: skip
     """One sentence for an option of `slq` that is none; what `tol` asks for."""
     for name, value in (("probes", probes), ("steps", steps)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -108,7 +109,7 @@ def check(
     if progress not in (True, False, None):
         raise ValueError(f"progress={progress!r} is not known; use True, False or None, which shows it on a terminal.")
     check_seed(seed)
-    return Aim.of(tol)
+    return Tolerance.of(tol)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,14 @@ class _Plan:
 
     @classmethod
     def of(
-        cls, op: Operator, aim: Aim | None, budget: Any, probes: int, steps: int, deflate: Any, reorthogonalize: Any
+        cls,
+        op: Operator,
+        aim: Tolerance | None,
+        budget: Any,
+        probes: int,
+        steps: int,
+        deflate: Any,
+        reorthogonalize: Any,
     ) -> _Plan:
         """See `slq`."""
         given = [not isinstance(value, Default) for value in (steps, probes)]
@@ -158,7 +166,7 @@ class _Run:
         op: Operator,
         settings: dict[str, Any],
         plan: _Plan,
-        aim: Aim | None,
+        aim: Tolerance | None,
         size: tuple[int, int],
         flight: Flight,
     ) -> None:
@@ -168,13 +176,13 @@ class _Run:
         self.deflation = flight.deflation = Deflation(plan.vectors) if plan.vectors else None
         flight.restore()
 
-    def ended(self, limit: effort.Budget) -> str | None:
+    def ended(self, limit: Budget) -> str | None:
         """Why the run is over, None if it is not."""
         if not self.records or self.flight.kept is not None:  # a probe that was interrupted comes to its own end
             return None
         if self.deflation is not None and len(self.deflation.found) == self.op.shape[0]:
             return "exact"
-        if self.aim is not None and (len(self.records) <= 4 or aims.due(len(self.records))):
+        if self.aim is not None and (len(self.records) <= 4 or stopping.due(len(self.records))):
             s = self.spectrum()
             parts = self.aim.parts(s)
             seen = len(self.records) > 1 or self.plan.probes == 1 or s.meta["error"]["w1_95"] == 0
@@ -192,17 +200,17 @@ class _Run:
             return "budget" if limit.left() < (steps if exact else steps / 2) else None
         return None
 
-    def next_probe(self, limit: effort.Budget, shown: Any) -> None:
+    def next_probe(self, limit: Budget, shown: Any) -> None:
         """Run one probe to its end and keep its record."""
         index = len(self.records)
         state = self.flight.begin(index, self._depth(index, limit), self.plan.mode)
         stop, more = None, state.steps < state.limit and not self.flight.ended
-        growth = aims.GROWTH if index < 2 else aims.LATER
+        growth = stopping.GROWTH if index < 2 else stopping.LATER
         try:
             while more:
                 if (
                     self.plan.adaptive
-                    and aims.due(state.steps, growth)
+                    and stopping.due(state.steps, growth)
                     and self._deep_enough(state, index, limit, shown)
                 ):
                     stop = "tolerance"
@@ -221,7 +229,7 @@ class _Run:
             raise
         self.flight.finish(record)
 
-    def _depth(self, index: int, limit: effort.Budget) -> int:
+    def _depth(self, index: int, limit: Budget) -> int:
         """Most steps of a probe: later ones as many as the second, the first that is deflated, took to meet the tolerance.
 
         A budget without a tolerance, or that cannot meet it, is divided: equal depths beyond what the first has found.
@@ -235,7 +243,7 @@ class _Run:
         left = limit.left() + self.flight.made
         return int(min(self.plan.steps, max(1, math.ceil(left / max(1, round(left / depth))))))
 
-    def _combine(self, state: Lanczos, record: LanczosRecord, limit: effort.Budget) -> Any:
+    def _combine(self, state: Lanczos, record: LanczosRecord, limit: Budget) -> Any:
         """How Ritz vectors are made: from the basis, or by a second pass if there are any."""
         if self.plan.mode:
             return state.combine
@@ -260,37 +268,37 @@ class _Run:
         left = min(self.plan.probes - 1 - record.index, COPIES)
         return float(chi2.isf(1e-3, left)) if left > 0 else 0.0
 
-    def _looks(self, asked: bool) -> aims.Looks:
+    def _looks(self, asked: bool) -> stopping.Looks:
         """What the first probe's looks saw, in units of the tolerance that was asked for or of W1."""
         first = 4 if asked else 2
         return {int(look[0]): (look[first], look[first + 1], int(look[1])) for look in self.flight.looks}
 
-    def _divided(self, limit: effort.Budget) -> bool:
+    def _divided(self, limit: Budget) -> bool:
         """Whether the budget is divided over probes: there is no tolerance, or none that it can meet."""
-        return self.aim is None or aims.out_of_reach(self._looks(asked=True), limit.whole())
+        return self.aim is None or stopping.out_of_reach(self._looks(asked=True), limit.whole())
 
-    def _deep_enough(self, state: Lanczos, index: int, limit: effort.Budget, shown: Any) -> bool:
+    def _deep_enough(self, state: Lanczos, index: int, limit: Budget, shown: Any) -> bool:
         """Whether more steps of this probe gain less than what they cost; shows the error that a stop would leave."""
         record = state.record(seed=self.settings["seed"], index=index)
         s = self._preview(record)
-        aim = self.aim or Aim(1.0)
+        aim = self.aim or Tolerance(1.0)
         parts, k, found = aim.parts(s), state.steps, len(s.atoms.values)
-        need = aims.probes_needed(parts, len(self.records) + 1)
-        effort.expect(shown, s.meta["error"]["w1"], need if self.aim else None, k - found)
-        if self.aim is not None and aims.stalled(s.meta["error"]):
+        need = stopping.probes_needed(parts, len(self.records) + 1)
+        expect(shown, s.meta["error"]["w1"], need if self.aim else None, k - found)
+        if self.aim is not None and stopping.stalled(s.meta["error"]):
             return True
         if index == 0:
             known = self.flight.looks and self.flight.looks[-1][0] == k  # after an interruption
             if not known:
-                self.flight.looks.append([k, found, *Aim(1.0).parts(s), *parts])
+                self.flight.looks.append([k, found, *Tolerance(1.0).parts(s), *parts])
             looks, most = self._looks(asked=True), self.plan.probes
-            if self.aim is not None and aims.first_is_deep_enough(looks, limit.whole(), most):
+            if self.aim is not None and stopping.first_is_deep_enough(looks, limit.whole(), most):
                 return True
             budget = limit.left() + k - (0 if self.plan.mode else k)  # a second pass costs as much again
             return (
                 self._divided(limit)
                 and self.plan.vectors > 0
-                and aims.first_has_its_share(self._looks(asked=False), budget)
+                and stopping.first_has_its_share(self._looks(asked=False), budget)
             )
         if self.aim is None:
             return False
@@ -298,7 +306,7 @@ class _Run:
         alone = Spectrum.from_records(
             [record], self.dim, zeros=self.zeros, atoms=s.atoms, removed=s.removed[-1:], meta=dict(s.meta)
         )  # the probes to come will be as deep as this one, not as the first
-        return sum(parts) <= 1 or (aim.parts(alone)[0] <= aims.SHARE and settled)
+        return sum(parts) <= 1 or (aim.parts(alone)[0] <= stopping.SHARE and settled)
 
     def _preview(self, record: LanczosRecord) -> Spectrum:
         """The spectrum if this probe ended here; of the first, what has converged is taken for atoms."""
@@ -319,7 +327,7 @@ class _Run:
         if self.deflation is not None:
             atoms, removed, error = self.deflation.atoms(records, self.op.shape[0])
         meta = {
-            **effort.environment(self.op, self.flight.matrix),
+            **environment(self.op, self.flight.matrix),
             **self.settings,
             "probes": len(records),
             "stop": stop,

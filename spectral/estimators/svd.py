@@ -17,14 +17,15 @@ import numpy as np
 import torch
 
 from spectral import arrays, results
-from spectral.estimators import effort, proof
-from spectral.estimators.kept import Kept
+from spectral.estimators import proof
+from spectral.estimators.budget import progress_bar
+from spectral.estimators.search_checkpoint import Kept
 from spectral.estimators.top import FLOOR, INNER, KEYS, Search, bounds, capacity, check, difference, held, saved
-from spectral.operators.base import Operator
-from spectral.operators.views import as_operator
+from spectral.krylov.block_lanczos import independent, orthogonalise, rotate
+from spectral.krylov.golub_kahan import GolubKahan
+from spectral.operators.foreign import as_operator
+from spectral.operators.operator import Operator
 from spectral.probes import check_seed, probe
-from spectral.recurrences.bidiagonal import GolubKahan
-from spectral.recurrences.block import independent, orthogonalise, rotate
 from spectral.schema import Array, Law, Number, maybe
 
 STATE = saved(  # of a checkpoint: vectors of the short side have n entries, those of the long side m
@@ -114,7 +115,7 @@ def svd(
     kept = Kept(checkpoint, A, settings, STATE, n=n, m=K.shape[0], k=int(k), block=1, **bounds(k, n, 1, basis))
     state = GolubKahan(K, held(kept) or capacity(K, k, n, 1, basis, k + 3 * k * -(-K.shape[0] // n)))
     run = Search(state, k, keys[which], max(tol, FLOOR * arrays.machine_epsilon(A.dtype)), A, seed, 1, kept, budget)
-    with effort.bar(None, "svd", progress) as shown:
+    with progress_bar(None, "svd", progress) as shown:
         complete = run.pairs(2 * k, shown)
     values, X, Y, residuals = _measured(K, state, k, keys[which], seed)
     run.norm = max(run.norm, float(values.max()))

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 
 from spectral import arrays, results
-from spectral.estimators import effort, proof
-from spectral.estimators.kept import Kept
-from spectral.operators.base import Gram, Operator
-from spectral.operators.views import as_operator
+from spectral.estimators import proof
+from spectral.estimators.budget import Budget, progress_bar, symmetric_operand
+from spectral.estimators.search_checkpoint import Kept
+from spectral.krylov.block_lanczos import BlockLanczos, dots, independent, rotate
+from spectral.krylov.symmetry import expected, hold, repeated, wrong
+from spectral.operators.foreign import as_operator
+from spectral.operators.operator import Gram, Operator
 from spectral.probes import check_seed, probe
-from spectral.recurrences.block import BlockLanczos, dots, independent, rotate
-from spectral.recurrences.symmetry import expected, hold, repeated, wrong
 from spectral.schema import Array, Fields, Flag, Items, Law, Number, Rule, maybe
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -140,7 +141,7 @@ def top(
     ([3.0, 3.0, 2.0], [True, True, True])
     """
     op = as_operator(A)
-    op = op if isinstance(op, Gram) else effort.symmetric_operand(op)[0]
+    op = op if isinstance(op, Gram) else symmetric_operand(op)[0]
     n = op.shape[0]
     check(op, k, n, tol, which, KEYS)
     if isinstance(block, bool) or not isinstance(block, int | np.integer) or not 1 <= block <= n:
@@ -151,7 +152,7 @@ def top(
     run = Search(
         state, k, KEYS[which], max(tol, FLOOR * arrays.machine_epsilon(op.dtype)), op, seed, block, kept, budget
     )
-    with effort.bar(None, "top", progress) as shown:
+    with progress_bar(None, "top", progress) as shown:
         complete = run.pairs(k, shown)
     values, X, residuals = _measured(op, state.V[:k], state.locked_values[:k], KEYS[which], run.norm)
     threshold = run.tol * max(run.norm, float(np.abs(values).max()))
@@ -306,10 +307,10 @@ class Search:
         self.norm = 0.0  # the largest |theta| so far
         self.look = 0  # size of the basis at the next look at its Ritz values; 0: random directions are due
         self.verdict: bool | None = None  # whether nothing better is left; None while it is not known
-        effort.Budget(budget, op, kept.before).announce(2 * (state.capacity + k))
+        Budget(budget, op, kept.before).announce(2 * (state.capacity + k))
         if kept.state is not None:
             self._resume(kept.state)
-        self.limit = effort.Budget(budget, op, kept.before)  # the product that proved a checkpoint is none of the run's
+        self.limit = Budget(budget, op, kept.before)  # the product that proved a checkpoint is none of the run's
 
     def _whole(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in NUMBERS}

@@ -1,7 +1,7 @@
 """Traces: tr A from products with random vectors, and tr f(A) by Lanczos quadrature.
 
 Every method draws m vectors and gives a value with a standard error that is widened to Student's interval for m. What the
-vectors have to do is in `spectral.estimators.sketch`.
+vectors have to do is in `spectral.estimators.leave_one_out`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from typing import Any
 import numpy as np
 
 from spectral import arrays
-from spectral.estimators import effort, sketch
+from spectral.estimators import leave_one_out
+from spectral.estimators.budget import Budget, progress_bar, symmetric_operand
 from spectral.estimators.diagonal import EXACT, exact_diagonal
-from spectral.estimators.kept import Kept
+from spectral.estimators.search_checkpoint import Kept
 from spectral.estimators.slq import slq
-from spectral.operators.base import Gram, Operator
-from spectral.operators.views import as_operator
+from spectral.operators.foreign import as_operator
+from spectral.operators.operator import Gram, Operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
 from spectral.schema import Either
 from spectral.spectrum import Spectrum
 
 SAMPLERS = {
-    "hutchinson": sketch.Hutchinson,
-    "hutch++": sketch.HutchPlusPlus,
-    "xtrace": sketch.XTrace,
-    "xnystrace": sketch.XNysTrace,
+    "hutchinson": leave_one_out.Hutchinson,
+    "hutch++": leave_one_out.HutchPlusPlus,
+    "xtrace": leave_one_out.XTrace,
+    "xnystrace": leave_one_out.XNysTrace,
 }
 METHODS = ("auto", *SAMPLERS, "slq")
 STATE = Either(EXACT, *(sampler.rule(name) for name, sampler in SAMPLERS.items()))  # of a checkpoint
@@ -135,11 +136,11 @@ def _sampled(
         sampler.resume(kept.state)
         target = kept.state["target"]
         if sampler.m:
-            kept.prove(*sketch.together(sampler.drawn()))
+            kept.prove(*leave_one_out.together(sampler.drawn()))
             purse = Purse(A, budget, kept)  # that product is none of the run's
     most = MOST // sampler.cost
     drawn = {"method": name, "target": target, **sampler.state()}
-    with effort.bar(target * sampler.cost, "trace", progress) as shown, kept.guard(lambda: drawn):
+    with progress_bar(target * sampler.cost, "trace", progress) as shown, kept.guard(lambda: drawn):
         while True:
             while sampler.m < target and (room := purse.room(sampler.cost)) > 0:
                 block = 1 if purse.limit.epochs < np.inf else int(max(1, min(BLOCK, target - sampler.m, room)))
@@ -178,7 +179,7 @@ class Purse:
     """What a budget has left while an operator multiplies."""
 
     def __init__(self, A: Operator, budget: Any, kept: Kept) -> None:
-        self.A, self.kept, self.limit = A, kept, effort.Budget(budget, A, kept.before)
+        self.A, self.kept, self.limit = A, kept, Budget(budget, A, kept.before)
 
     @property
     def spent(self) -> int:
@@ -211,8 +212,8 @@ def _quadrature(
     options: dict[str, Any],
 ) -> Estimate:
     """tr f(A) by `slq`; with rtol probes double, or steps where truncation is the larger part of the error."""
-    op, _, _ = effort.symmetric_operand(A)
-    limit = effort.Budget(budget, op)
+    op, _, _ = symmetric_operand(A)
+    limit = Budget(budget, op)
     spectrum = slq(A, seed=seed, budget=budget, progress=progress, checkpoint=checkpoint, **options)
     e, spent, drawn, runs = spectrum.integrate(f), spectrum.products, 0, 1
     while rtol is not None and e.stderr > rtol * abs(float(e)):

@@ -22,15 +22,7 @@ from torch import nn
 
 from spectral import threads
 from spectral.networks import model_state
-from spectral.networks.batches import (
-    Samples,
-    check_data,
-    fingerprint,
-    placed,
-    random_state,
-    set_random_state,
-    warm_up,
-)
+from spectral.networks.batches import Samples, check_data, fingerprint, placed, random_state, set_random_state, warm_up
 from spectral.networks.calling import (
     NOTHING,
     WholeCall,
@@ -40,9 +32,9 @@ from spectral.networks.calling import (
     required_inputs,
     select_parameters,
 )
+from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.learned_loss import Loss
 from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
-from spectral.networks.survey import DatasetInfo, NotFinite, guarded, surveyed
 from spectral.networks.trees import leaves, replaced, tensors
 
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
@@ -105,7 +97,7 @@ class DataModel:
         self.sweeps = 0  # passes over the data so far, the first one (a forward pass for the sizes) included
         self.draws = True  # whether reading the data or running the model draws from a global generator
         self.first: Any = None  # the first batch with its outputs, until it has been inspected
-        self._survey: DatasetInfo | None = None
+        self._info: DatasetInfo | None = None
         self._buffers: dict[str, torch.Tensor] = {}
         self._stack: ExitStack | None = None  # of the sweep under way
         self._opened = False
@@ -184,7 +176,7 @@ class DataModel:
         """The same functions of the named parameters alone: what the survey found is shared, sweeps are counted anew."""
         part = copy.copy(self)
         part.names = [name for name in self.names if name in names]
-        part.sweeps, part._survey, part._buffers = 0, self.survey, {}
+        part.sweeps, part._buffers = 0, {}
         with threads.alone(self.model.modules()):
             part.read_parameters()
         return part
@@ -258,7 +250,7 @@ class DataModel:
                 self._stack, self._opened = outer
 
     def _batches(self, fingerprints: list[str] | None) -> Iterator[tuple[int, Any]]:
-        known = self.survey.fingerprints if fingerprints is None else None
+        known = self.info.fingerprints if fingerprints is None else None
         index = 0
         for batch in self.data:
             batch = self._place(batch)
@@ -302,11 +294,15 @@ class DataModel:
             return model_state.checksum(root for root in self.roots if isinstance(root, nn.Module))
 
     @property
-    def survey(self) -> DatasetInfo:
-        """Sizes of all batches, from one forward sweep on first use."""
-        if self._survey is None:
-            self._survey = surveyed(self)
-        return self._survey
+    def info(self) -> DatasetInfo:
+        """Sizes of all batches, once a survey has told."""
+        if self._info is None:
+            raise RuntimeError("the data have not been surveyed; call survey(model) first.")
+        return self._info
+
+    @info.setter
+    def info(self, info: DatasetInfo) -> None:
+        self._info = info
 
     def look(self, index: int, batch: Any) -> tuple[int, int]:
         """(samples, outputs per sample) of a batch, from a forward pass."""
@@ -451,8 +447,8 @@ class DataModel:
             "mode": "eval",
             **({"statistics": self.statistics} if self.statistics != "population" else {}),
             **({"shared": list(self.samples.shared)} if self.samples.shared else {}),
-            "samples": self.survey.n,
-            "batches": len(self.survey.samples),
+            "samples": self.info.n,
+            "batches": len(self.info.samples),
             "parameters": names if len(names) <= 8 else [*names[:4], f"... {len(names) - 8} more ...", *names[-4:]],
             "product_dtype": str(self.compute_dtype).removeprefix("torch."),
             **({} if self.preflight else {"preflight": False}),
@@ -482,3 +478,47 @@ def _name(function: Any) -> str:
         settings = [f"{key}={value}" for key, value in sorted(options.items()) if key != "training"]
         return f"{type(function).__name__}({', '.join(settings)})"
     return getattr(function, "__qualname__", type(function).__name__)
+
+
+def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., Any]) -> Any:
+    """The function's value with all parameters detached, so that no graph is kept that the user's code does not ask for.
+
+    The first batch runs on copies of them, which show whether forward writes to its parameters.
+    """
+    own = model.values, model.rest, model.frozen
+    every = {**model.rest, **model.values}
+    if index == 0:
+        every = {name: value.clone() for name, value in every.items()}
+    model.values = {name: every.pop(name) for name in model.names}
+    model.rest = model.frozen = every
+    try:
+        z = function(*model.primals(batch))
+        copies = {**model.rest, **model.values}
+    except RuntimeError as problem:
+        if model.product_dtype is not None:
+            words = str(problem).strip().splitlines()[0]
+            raise TypeError(
+                f"the model does not run in product_dtype={model.product_dtype} ({words}); leave product_dtype= out."
+            ) from problem
+        kinds = {t.dtype for t in tensors(batch) if t.is_floating_point()} - {model.compute_dtype, *model.kinds}
+        if not kinds:
+            raise
+        listed = " and ".join(sorted(map(str, kinds)))
+        raise TypeError(
+            f"batch {index} holds {listed}, but the model is {model.compute_dtype}; convert one of them."
+        ) from problem
+    finally:
+        model.values, model.rest, model.frozen = own
+    if index == 0:
+        for name, value in {**model.rest, **model.values}.items():
+            if not _same(copies[name], value):
+                raise ValueError(
+                    f"forward writes to the parameter {name}, so that the outputs are no function of it; let forward compute "
+                    "from it without changing it (or give the changed values to the model before)."
+                )
+    return z
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal entry by entry; NaN equals NaN."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from spectral.networks.data_model import DataModel
-from spectral.networks.survey import NotFinite, guarded
+from spectral.networks.data_model import DataModel, guarded
+from spectral.networks.dataset import NotFinite
 from spectral.networks.trees import Place, leaves, named, replaced
 
 

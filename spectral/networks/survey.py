@@ -1,45 +1,16 @@
-"""The first sweep: sizes of all batches, and what forward does to its parameters."""
+"""The first sweep: sizes of all batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from spectral.networks.batches import random_state, same_random_state
-from spectral.networks.trees import tensors
-
-if TYPE_CHECKING:
-    from spectral.networks.data_model import DataModel
+from spectral.networks.data_model import DataModel
+from spectral.networks.dataset import DatasetInfo
 
 
-class NotFinite(ValueError):
-    """The outputs of a batch, or its loss, hold NaN or infinity."""
-
-    def __init__(self, index: int, batch: Any, what: str, function: Callable[..., torch.Tensor]) -> None:
-        super().__init__(f"{what} NaN or infinity in batch {index}")
-        self.index, self.batch, self.what, self.function = index, batch, what, function
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What one forward sweep tells of the data: samples and outputs per batch, a hash to recognise each, and its form."""
-
-    samples: list[int]
-    outputs: list[int]
-    feature_shape: tuple[int, ...] | None
-    fingerprints: list[str] = field(repr=False)
-    signatures: list[Any] = field(repr=False)
-
-    @property
-    def n(self) -> int:
-        return sum(self.samples)
-
-
-def surveyed(model: DataModel) -> DatasetInfo:
-    """The sizes of all batches, from one forward sweep."""
+def survey(model: DataModel) -> DatasetInfo:
+    """The sizes of all batches, from one forward sweep; the model knows them afterwards."""
     samples: list[int] = []
     outputs: list[int] = []
     fingerprints: list[str] = []
@@ -59,46 +30,8 @@ def surveyed(model: DataModel) -> DatasetInfo:
         model.draws = not same_random_state(begin, random_state(model.data))
     if not samples:
         raise ValueError("data holds no batches, or empty ones alone; pass at least one batch that holds samples.")
-    return DatasetInfo(samples, outputs, shape, fingerprints, signatures)
-
-
-def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., Any]) -> Any:
-    """The function's value with all parameters detached, so that no graph is kept that the user's code does not ask for.
-
-    The first batch runs on copies of them, which show whether forward writes to its parameters.
-    """
-    own = model.values, model.rest, model.frozen
-    every = {**model.rest, **model.values}
-    if index == 0:
-        every = {name: value.clone() for name, value in every.items()}
-    model.values = {name: every.pop(name) for name in model.names}
-    model.rest = model.frozen = every
-    try:
-        z = function(*model.primals(batch))
-        copies = {**model.rest, **model.values}
-    except RuntimeError as problem:
-        if model.product_dtype is not None:
-            words = str(problem).strip().splitlines()[0]
-            raise TypeError(
-                f"the model does not run in product_dtype={model.product_dtype} ({words}); leave product_dtype= out."
-            ) from problem
-        kinds = {t.dtype for t in tensors(batch) if t.is_floating_point()} - {model.compute_dtype, *model.kinds}
-        if not kinds:
-            raise
-        listed = " and ".join(sorted(map(str, kinds)))
-        raise TypeError(
-            f"batch {index} holds {listed}, but the model is {model.compute_dtype}; convert one of them."
-        ) from problem
-    finally:
-        model.values, model.rest, model.frozen = own
-    if index == 0:
-        for name, value in {**model.rest, **model.values}.items():
-            if not _same(copies[name], value):
-                raise ValueError(
-                    f"forward writes to the parameter {name}, so that the outputs are no function of it; let forward compute "
-                    "from it without changing it (or give the changed values to the model before)."
-                )
-    return z
+    model.info = DatasetInfo(samples, outputs, shape, fingerprints, signatures)
+    return model.info
 
 
 def _checked_shape(model: DataModel, index: int, batch: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -111,8 +44,3 @@ def _checked_shape(model: DataModel, index: int, batch: Any, shape: tuple[int, .
             "crop them."
         )
     return tuple(x.shape[1:])
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal entry by entry; NaN equals NaN."""
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -1,9 +1,10 @@
 """What is multiplied: operators of networks and of matrices."""
 
-from spectral.operators.base import Gram, I, Operator
-from spectral.operators.curvature import EmpiricalFisher, Fisher, GaussNewton, Hessian, blocks
-from spectral.operators.jacobian import Jacobian
-from spectral.operators.views import as_operator
+from spectral.networks.blocks import blocks
+from spectral.networks.curvature import EmpiricalFisher, Fisher, GaussNewton, Hessian
+from spectral.networks.jacobian import Jacobian
+from spectral.operators.foreign import as_operator
+from spectral.operators.operator import Gram, I, Operator
 
 __all__ = [
     "EmpiricalFisher",

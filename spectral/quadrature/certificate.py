@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import ellipk, ellipkm1
 
-from spectral.recurrences.lanczos import LanczosRecord
+from spectral.krylov.lanczos import LanczosRecord
 
 SIGN = 1e-13  # largest error of the sign between NEAREST and REACH
 NEAREST = 2.0**-49  # to a Gauss node: theta itself is known to a few units of 2^-52

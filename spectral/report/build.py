@@ -12,10 +12,10 @@ import numpy as np
 from spectral.analysis import METRICS, power_law
 from spectral.estimators.svd import SingularTriplets
 from spectral.estimators.top import Eigenpairs
-from spectral.landscape.cell import CellResult
-from spectral.landscape.contrasts import FITS, SCALE, MetricRow, refused
-from spectral.landscape.experiments import Outcome
-from spectral.landscape.training import Trained
+from spectral.experiments.cell import CellResult
+from spectral.experiments.effects import FITS, SCALE, MetricRow, refused
+from spectral.experiments.experiments import Outcome
+from spectral.experiments.training import Trained
 from spectral.results import Estimate
 from spectral.spectrum import Spectrum
 

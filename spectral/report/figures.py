@@ -23,8 +23,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 from PIL import Image  # which matplotlib brings
 
-from spectral import density as densities
 from spectral.plotting import FLOOR, LABELS, MARGIN, eigenvalue_axis, thin_ticks
+from spectral.quadrature.density import (
+    SIGNED_DECADES,
+    is_signed,
+    mirrored,
+    one_eigenvalue,
+    per_efold,
+    positive,
+    signed_floor,
+)
 
 from . import Curve, Line, Numbers, Row, conditions_of, matrices_of
 from .tables import d_text, mean_and_error, number, opening, words
@@ -189,10 +197,10 @@ def _common_grid(curves: Sequence[Curve]) -> tuple[np.ndarray, bool]:
 
     Where one has negative eigenvalues: from the largest |λ| down to `signed_floor`, and True.
     """
-    if any(densities.is_signed(curve.spectrum) for curve in curves):
-        low = densities.signed_floor(curve.spectrum for curve in curves)
-        return np.geomspace(low, low * 10.0**densities.SIGNED_DECADES * MARGIN, POINTS), True
-    found = [values for curve in curves if len(values := densities.positive(curve.spectrum))]
+    if any(is_signed(curve.spectrum) for curve in curves):
+        low = signed_floor(curve.spectrum for curve in curves)
+        return np.geomspace(low, low * 10.0**SIGNED_DECADES * MARGIN, POINTS), True
+    found = [values for curve in curves if len(values := positive(curve.spectrum))]
     if not found:
         return np.geomspace(0.1, 1.0, POINTS), False
     high = max(float(values[-1]) for values in found)
@@ -214,15 +222,15 @@ def draw_density(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style]) 
     Where a spectrum has negative eigenvalues the axis has two sides, each logarithmic in |λ|.
     """
     grid, signed = _common_grid(curves)
-    floor = FLOOR * densities.one_eigenvalue(max(curve.spectrum.dim for curve in curves))
+    floor = FLOOR * one_eigenvalue(max(curve.spectrum.dim for curve in curves))
     top = 10 * floor
     for condition, (shade, dash) in style.items():
         own = [curve.spectrum for curve in curves if curve.condition == condition]
         if not own:
             continue
         for side in (1, -1) if signed else (1,):
-            spectra = own if side == 1 else [densities.mirrored(spectrum) for spectrum in own]
-            middle, lower, upper = _pooled([densities.per_efold(spectrum, grid) for spectrum in spectra])
+            spectra = own if side == 1 else [mirrored(spectrum) for spectrum in own]
+            middle, lower, upper = _pooled([per_efold(spectrum, grid) for spectrum in spectra])
             lower, upper = np.maximum(lower, floor), np.maximum(upper, floor)
             ax.fill_between(side * grid, lower, upper, color=shade, alpha=0.2, linewidth=0)
             shown = np.where(middle > floor, middle, np.nan)

@@ -15,8 +15,8 @@ from typing import Any
 
 import jinja2
 
-from spectral import density as densities
-from spectral.progress import seconds
+from spectral.app.progress import seconds
+from spectral.quadrature.density import LOG, is_signed, signed_floor
 
 from . import Curve, Report, Row, conditions_of, figures, matrices_of, tables
 from .figures import Picture
@@ -146,9 +146,9 @@ def _resolution(report: Report) -> str:
     """The smoothing width, the known zeros and the fit of the picture, in one or two sentences."""
     if not report.curves:
         return ""
-    text = f"Smoothing: a Gaussian of {densities.LOG:g} decades in λ, under which one of n eigenvalues peaks at 1.7/n."
+    text = f"Smoothing: a Gaussian of {LOG:g} decades in λ, under which one of n eigenvalues peaks at 1.7/n."
     for matrix in matrices_of(report.curves):
-        if any(densities.is_signed(c.spectrum) for c in report.curves if c.matrix == matrix):
+        if any(is_signed(c.spectrum) for c in report.curves if c.matrix == matrix):
             text += " " + _about_zero([c for c in report.curves if c.matrix == matrix], report.labels)
     zeros = sorted({(c.matrix, c.spectrum.zeros, c.spectrum.dim) for c in report.curves if c.spectrum.zeros})
     named = [f"{zero} of {dim} ({words(matrix, report.labels)})" for matrix, zero, dim in zeros]
@@ -160,7 +160,7 @@ def _resolution(report: Report) -> str:
 
 def _about_zero(curves: list[Curve], labels: Mapping[str, str]) -> str:
     """What a two-sided axis leaves out and how much lies left of it, with their intervals, for each condition."""
-    low = densities.signed_floor(curve.spectrum for curve in curves)
+    low = signed_floor(curve.spectrum for curve in curves)
     said = []
     for condition in conditions_of(curves):
         first = next(curve for curve in curves if curve.condition == condition)

@@ -19,10 +19,10 @@ from typing import Any
 from urllib.parse import quote
 
 import spectral
-from spectral.checkpoint import atomic_write
-from spectral.landscape.contrasts import SCALE, refused
+from spectral.app.store import inside, read_result
+from spectral.experiments.effects import SCALE, refused
+from spectral.persist import atomic_write
 from spectral.spectrum import Spectrum
-from spectral.state import inside, read_result
 
 from . import Curve, Row, Verdict, figures, page, spreadsheet, tables
 from .build import labels_for

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from spectral.landscape.contrasts import SCALE, Trend
+from spectral.experiments.effects import SCALE, Trend
 from spectral.spectrum import Spectrum
 
 from . import Numbers, Row, Verdict

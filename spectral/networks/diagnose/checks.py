@@ -21,12 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spectral import arrays
 from spectral.networks.batches import is_finite
 from spectral.networks.data_model import DataModel
+from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.diagnose.graph import GraphFacts, graph_facts, reached_leaves
-from spectral.networks.diagnose.hooks import ModuleCall, visits
+from spectral.networks.diagnose.hooks import ModuleCall, module_calls
 from spectral.networks.loss_model import LossModel
 from spectral.networks.model_state import Snapshot
 from spectral.networks.output_curvature import loss_of_heads
-from spectral.networks.survey import DatasetInfo, NotFinite
+from spectral.networks.survey import survey
 from spectral.networks.trees import tensors
 
 Function = Callable[..., torch.Tensor]
@@ -41,10 +42,10 @@ def _sound(t: torch.Tensor) -> bool:
 
 # All of them ----------------------------------------------------------------------------------------------------------
 def surveyed(network: DataModel) -> DatasetInfo:
-    """`network.survey`, with the module to blame in the sentence where a batch's outputs are not finite."""
+    """`survey`, with the module to blame in the sentence where a batch's outputs are not finite."""
     check_model(network)
     try:
-        return network.survey
+        return survey(network)
     except NotFinite as problem:
         if not is_finite(problem.batch):
             raise ValueError(f"the data hold NaN or infinity in batch {problem.index}; remove those samples.") from None
@@ -257,7 +258,7 @@ def first_nonfinite_module(network: DataModel, batch: Any, function: Function | 
             bad = [name for name, p in visit.module.named_parameters(recurse=False) if not is_finite([p.detach()])]
             found.append(visit.label + (f", whose {bad[0]} holds NaN or infinity" if bad else ""))
 
-    with network.opened(), visits(network, enter, leave):
+    with network.opened(), module_calls(network, enter, leave):
         (function or network.function(batch))(*network.primals(batch))
     return found[0] if found else None
 
@@ -377,9 +378,9 @@ def _first_difference(
         if visit.seen and not same(kept[visit.label, visit.number][1], outputs):
             found.append(visit.label)
 
-    with visits(network, keep, keep):
+    with module_calls(network, keep, keep):
         one()
-    with visits(network, enter, leave):
+    with module_calls(network, enter, leave):
         two()
     return found[0] if found else None
 

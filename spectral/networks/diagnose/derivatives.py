@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from spectral import probes
 from spectral.networks.batches import is_finite
 from spectral.networks.diagnose.graph import nodes
-from spectral.networks.diagnose.hooks import ModuleCall, visits
+from spectral.networks.diagnose.hooks import ModuleCall, module_calls
 from spectral.threads import FORWARD_MODE
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _backward(
 
 def _bad_gradient(network: DataModel, batch: Any, function: Function) -> str | None:
     leaves = _leaves(network, batch)
-    with visits(network) as (_, over):
+    with module_calls(network) as (_, over):
         z = function(*leaves)
     return _backward(leaves, z, over, is_finite)
 
@@ -156,7 +156,7 @@ def _bad_tangent(network: DataModel, batch: Any, function: Function) -> str | No
             found.append(visit.label)
 
     primals = tuple(p.detach() for p in network.primals(batch))
-    with torch.no_grad(), _forward_mode(), visits(network, enter, leave):
+    with torch.no_grad(), _forward_mode(), module_calls(network, enter, leave):
         z = function(*map(forward_ad.make_dual, primals, _direction(0, primals)))
         if not found and not is_finite(_tangents([z])):
             found.append("of= or loss=")
@@ -168,7 +168,7 @@ def _bad_second(network: DataModel, batch: Any, function: Function) -> str | Non
     leaves = _leaves(network, batch)
     with _forward_mode():
         duals = tuple(map(forward_ad.make_dual, leaves, _direction(0, leaves)))
-        with visits(network) as (_, over):
+        with module_calls(network) as (_, over):
             z = function(*duals)
         return _backward(leaves, z, over, lambda parts: is_finite(_tangents(parts)))
 
@@ -193,7 +193,7 @@ def missing_derivative(network: DataModel, batch: Any, problem: Exception, funct
 
 def _without_forward(network: DataModel, batch: Any, function: Function) -> str:
     primals = tuple(p.detach() for p in network.primals(batch))
-    with _differentiated(network), visits(network) as (under_way, _):
+    with _differentiated(network), module_calls(network) as (under_way, _):
         try:
             with torch.no_grad(), _forward_mode():
                 function(*map(forward_ad.make_dual, primals, _direction(0, primals)))
@@ -229,7 +229,7 @@ def _without_second(network: DataModel, batch: Any, function: Function) -> str:
 
     with _differentiated(network):
         try:
-            with visits(network) as (_, over):
+            with module_calls(network) as (_, over):
                 z = function(*leaves)
             if not z.requires_grad:
                 return ""

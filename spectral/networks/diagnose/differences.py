@@ -24,7 +24,7 @@ from spectral import arrays, probes
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose.derivatives import REFUSALS, operation, owner
 from spectral.networks.diagnose.graph import graph_facts, nodes
-from spectral.networks.diagnose.hooks import label, visits
+from spectral.networks.diagnose.hooks import label, module_calls
 from spectral.networks.trees import leaves as leaves_of
 from spectral.networks.trees import map_tensors, replaced, tensors
 
@@ -201,7 +201,7 @@ def wrong_second_derivative(network: DataModel, batch: Any, function: Function) 
     """`Cube in 2 (Cubic)`: the innermost call whose second derivative, by double backward, is not that of its gradient."""
     with network.opened(), sdpa_kernel(SDPBackend.MATH):
         leaves = [p.detach().requires_grad_() for p in network.primals(batch)]
-        with visits(network) as (_, over):
+        with module_calls(network) as (_, over):
             z = function(*leaves)
         custom = {
             node._forward_cls: f"{operation(node)} in {owner(over, node)}" for node in nodes([z])[::-1] if _own(node)

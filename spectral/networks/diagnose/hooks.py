@@ -47,7 +47,7 @@ def _sequence() -> int:
 
 
 @contextmanager
-def visits(
+def module_calls(
     network: DataModel,
     enter: Callable[[ModuleCall, list[torch.Tensor]], None] | None = None,
     leave: Callable[[ModuleCall, list[torch.Tensor]], None] | None = None,

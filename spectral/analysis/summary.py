@@ -1,0 +1,393 @@
+"""Every number that one spectrum gives: scale, rank, tail, bulk, curvature, each with its error.
+
+Symbols: λ_i the eigenvalues (dim of them), p_i = |λ_i| / Σ|λ|. Shape metrics are functions of the |λ_i|, the singular
+values, so that they hold for indefinite matrices too; for Gram, Gauss–Newton and Fisher matrices |λ| = λ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp, xlogy
+
+from spectral.analysis.jackknife import Measure, jackknife, jackknife_stderr, leave_one_out
+from spectral.analysis.marchenko_pastur import MarchenkoPastur, as_measure, marchenko_pastur, without_probes
+from spectral.analysis.power_law import hill_of, power_laws, top_values
+from spectral.estimators.functionals import condition_number, frobenius, negative_mass, numerical_rank
+from spectral.results import Estimate
+
+if TYPE_CHECKING:
+    from spectral.spectrum import Spectrum
+
+Array = NDArray[np.float64]
+Term = Callable[[Array], Array]
+NAN = float("nan")
+EXPONENTS = (
+    "alpha", "alpha_bounded", "sigma", "alpha_hat", "log_alpha_norm", "truncated_alpha", "truncated_rate", "hill",
+)  # fmt: skip
+RELATIVE_Z = ("1e-1", "1e-2", "1e-3")
+INFORMATION = 0.9
+
+METRICS: dict[str, str] = {
+    "dim": "dimension of the matrix, eigenvalues",
+    "trace": "Σλ, units of λ",
+    "mean": "Σλ / dim, units of λ",
+    "lambda_max": "largest eigenvalue (largest node of a quadrature: a lower bound), units of λ",
+    "lambda_min": "smallest eigenvalue (smallest node of a quadrature: an upper bound), ± rounding where it is less, units of λ",
+    "frobenius": "√Σλ², units of λ",
+    "stable_rank": "Σ|λ| / max|λ|, directions",
+    "participation_ratio": "(Σ|λ|)² / Σλ², directions",
+    "effective_rank": "exp(−Σ p ln p), p = |λ|/Σ|λ|, directions",
+    "entropy": "−Σ p ln p / ln(hard rank), from 0 (one direction) to 1 (flat), no unit",
+    **{f"n_eff_{z}": f"Σ |λ|/(|λ| + z), z = {z}·max|λ|: effective number of parameters" for z in RELATIVE_Z},
+    "information_dimension": "smallest number of eigenvalues that hold 90 % of Σ|λ|, directions",
+    "hard_rank": "eigenvalues with |λ| above hard_rank_threshold (`numerical_rank`)",
+    "hard_rank_threshold": "`Spectrum.rounding`, in units of λ: (10 eps + √dim·2⁻⁵²)·max|λ|, more of a quadrature",
+    "zeros_fraction": "eigenvalues known to be 0 by the shape of the matrix / dim",
+    "condition_number": "max|λ| / min|λ| over all eigenvalues, inf when one is 0 or, error nan, not to be told from 0",
+    "condition_number_nonzero": "max|λ| / min|λ| over |λ| above hard_rank_threshold",
+    "negative_mass": "Σ |λ| over λ below −hard_rank_threshold / Σ|λ|, from 0 to 1",
+    "negative_fraction": "eigenvalues below −hard_rank_threshold / dim",
+    "skew": "third standardised moment of the eigenvalues; positive when the right tail is longer, no unit",
+    "alpha": "exponent of the density in the tail, ρ(λ) ∝ λ^−alpha; nan, as all exponents, where the fit is refused",
+    "alpha_accepted": "1 when the tail is a power law, 0 when the fit is refused; `power_law` says why",
+    "alpha_bounded": "alpha from the likelihood that ends at the largest eigenvalue",
+    "sigma": "standard error of alpha",
+    "xmin": "where the fitted tail begins (least D), units of λ",
+    "D": "largest distance between the tail's CDF and the power law, from 0 to 1",
+    "tail": "eigenvalues in the fitted tail",
+    "alpha_peak": "alpha with xmin at the peak of the density of ln λ; nan where that fit is refused",
+    "alpha_peak_accepted": "1 when the eigenvalues above the peak are a power law, 0 when that fit is refused",
+    "alpha_hat": "alpha · log10 λmax",
+    "log_alpha_norm": "log10 Σ λ^alpha over λ > 0",
+    "truncated_alpha": "exponent of the truncated power law λ^−alpha e^{−rate·λ} on the same tail",
+    "truncated_rate": "its rate, 1/units of λ",
+    "hill": "Hill's alpha from up to 50 largest exact eigenvalues",
+    "mp_edge": "upper edge of the fitted Marchenko–Pastur bulk, units of λ; nan, as all of the bulk, where it is refused",
+    "mp_accepted": "1 when the bulk is Marchenko–Pastur up to chance, 0 when it is not; `marchenko_pastur` says why",
+    "mp_sigma": "σ of the fitted bulk, √units of λ",
+    "mp_ratio": "aspect ratio γ of the fitted bulk",
+    "mp_spikes": "eigenvalues above the bulk",
+    "mp_softrank": "mp_edge / λmax",
+    "mp_ks": "CDF distance between the bulk and the law, from 0 to 1",
+    "top_c_energy": "sum of the `top` largest eigenvalues / Σ|λ|; needs them exactly",
+    "gap": "λ_C / λ_{C+1} with C = `top`; needs both exactly",
+}
+
+
+def describe_metric(name: str) -> str:
+    """One line of definition and unit of a key of `summary`, `x_stderr` included.
+
+    >>> describe_metric("trace"), describe_metric("trace_stderr")
+    ('Σλ, units of λ', 'standard error of trace: Σλ, units of λ')
+    """
+    base = name.removesuffix("_stderr")
+    if base not in METRICS:
+        raise ValueError(f"{name!r} is no metric; use one of {', '.join(METRICS)}, or one of them with _stderr.")
+    return METRICS[base] if base == name else f"standard error of {base}: {METRICS[base]}"
+
+
+# One definition each: `Spectrum` and `spectral.estimators.functionals` where they have it, else here --------------------
+def trace_of(spectrum: Spectrum) -> Estimate:
+    """Σλ, by `Spectrum.integrate`."""
+    return spectrum.integrate(lambda x: x)
+
+
+def size_of(spectrum: Spectrum) -> Estimate:
+    """Σ|λ|."""
+    return spectrum.integrate(np.abs)
+
+
+def extreme_of(spectrum: Spectrum, side: int) -> Estimate:
+    """The largest value (side 1) or the smallest (−1): of a quadrature a bound from inside, with a jackknife error.
+
+    A value that rounding does not tell from 0 has that for its error.
+    """
+    ends = [m[0][-1 if side > 0 else 0] for m in leave_one_out(spectrum)]
+    value = spectrum.interval[1 if side > 0 else 0]
+    error = jackknife_stderr(ends) if not spectrum.is_exact else 0.0
+    known = spectrum.zeros > 0 and value == 0
+    if abs(value) <= spectrum.rounding and not known:
+        error = float(np.hypot(error, spectrum.rounding))
+    return Estimate(value, error, NAN, NAN, len(spectrum.nodes), spectrum.products)
+
+
+def largest_of(spectrum: Spectrum) -> Estimate:
+    """λmax, see `extreme_of`."""
+    return extreme_of(spectrum, 1)
+
+
+def of_sums(
+    spectrum: Spectrum, terms: Sequence[Term], combine: Callable[..., tuple[float, Sequence[float]]]
+) -> Estimate:
+    """g(S_1, ..., S_j) of the sums S_i of `terms` over all eigenvalues; `combine` gives g and its partial derivatives.
+
+    The error is that of the linearised g, Σ ∂g/∂S_i · term_i, by the law of `Spectrum.integrate`: one probe has one too.
+    """
+    value, slopes = combine(*(float(spectrum.integrate(term)) for term in terms))
+    if not np.isfinite(value):
+        return Estimate(NAN, NAN, NAN, NAN, len(spectrum.nodes), spectrum.products)
+    linear = spectrum.integrate(lambda x: np.sum([s * term(x) for s, term in zip(slopes, terms, strict=True)], axis=0))
+    bounds = (value, value) if spectrum.is_exact else (NAN, NAN)
+    return Estimate(value, float(linear.stderr), *bounds, len(spectrum.nodes), spectrum.products)
+
+
+def _terms(spectrum: Spectrum) -> tuple[Term, Term, Term]:
+    """|λ|, λ² and |λ| ln |λ| in units of the largest |λ|, so that sums neither overflow nor vanish."""
+    unit, small = spectrum.scale or 1.0, spectrum.rounding
+
+    def logarithmic(x: Array) -> Array:
+        y = np.abs(x) / unit
+        return np.where(np.abs(x) > small, xlogy(y, y), 0.0)  # rounding is no direction
+
+    return lambda x: np.abs(x) / unit, lambda x: (x / unit) ** 2, logarithmic
+
+
+def stable_rank(spectrum: Spectrum) -> Estimate:
+    """Σ|λ| / max|λ|."""
+    return of_sums(spectrum, _terms(spectrum)[:1], lambda s: (s if s > 0 else NAN, [1.0]))
+
+
+def participation_ratio(spectrum: Spectrum) -> Estimate:
+    """(Σ|λ|)² / Σλ²."""
+
+    def combine(s: float, q: float) -> tuple[float, list[float]]:
+        return (s * s / q, [2 * s / q, -((s / q) ** 2)]) if s > 0 else (NAN, [])
+
+    return of_sums(spectrum, _terms(spectrum)[:2], combine)
+
+
+def spectral_entropy(spectrum: Spectrum) -> Estimate:
+    """H = −Σ p ln p, p = |λ|/Σ|λ|, in nats: ln S − L/S with S = Σ|λ| and L = Σ|λ| ln|λ|."""
+    size, _, logarithmic = _terms(spectrum)
+
+    def combine(s: float, l: float) -> tuple[float, list[float]]:
+        return (float(np.log(s)) - l / s, [1 / s + l / s**2, -1 / s]) if s > 0 else (NAN, [])
+
+    return of_sums(spectrum, (size, logarithmic), combine)
+
+
+def effective_rank(spectrum: Spectrum) -> Estimate:
+    """exp H."""
+    return _mapped(spectral_entropy(spectrum), np.exp, np.exp)
+
+
+def effective_parameters(spectrum: Spectrum, z: float) -> Estimate:
+    """Σ |λ| / (|λ| + z max|λ|)."""
+    unit = spectrum.scale
+    if unit == 0:
+        return Estimate(NAN, NAN)
+    return spectrum.integrate(lambda x: np.abs(x) / (np.abs(x) + z * unit))
+
+
+def skewness(spectrum: Spectrum) -> Estimate:
+    """The third standardised moment of the eigenvalues; nan where they differ by rounding alone."""
+    n, unit = spectrum.dim, spectrum.scale or 1.0
+    centre = float(trace_of(spectrum)) / n / unit
+    terms = [lambda x, p=p: (x / unit - centre) ** p for p in (1, 2, 3)]
+
+    def combine(a: float, b: float, c: float) -> tuple[float, list[float]]:
+        m2, m3 = b / n, c / n  # a is rounding: the derivatives are taken at 0
+        if m2 <= 1e-24:
+            return NAN, []
+        return m3 / m2**1.5, [-3 / m2**0.5 / n, -1.5 * m3 / m2**2.5 / n, 1 / m2**1.5 / n]
+
+    return of_sums(spectrum, terms, combine)
+
+
+def _mapped(e: Estimate, g: Callable[[float], float], slope: Callable[[float], float]) -> Estimate:
+    """g(e), its error to first order."""
+    value, lower, upper = (float(g(float(v))) for v in (e.value, e.lower, e.upper))
+    return Estimate(value, abs(float(slope(float(e)))) * float(e.stderr), lower, upper, e.probes, e.products)
+
+
+def ratio_of(a: Estimate, b: Estimate) -> tuple[float, float]:
+    """(a / b, its error to first order) of independent a and b; nan where b is 0."""
+    x, y = float(a), float(b)
+    return (x / y, float(np.hypot(a.stderr / y, x / y * b.stderr / y))) if y != 0 else (NAN, NAN)
+
+
+def _numbers(spectrum: Spectrum) -> dict[str, Estimate]:
+    """The metrics that are numbers of the whole spectrum."""
+    n, trace, rank = spectrum.dim, trace_of(spectrum), numerical_rank(spectrum)
+    negative, zero = negative_mass(spectrum), spectrum.scale == 0
+    entropy, highest, lowest = spectral_entropy(spectrum), extreme_of(spectrum, 1), extreme_of(spectrum, -1)
+    largest = max(highest, lowest, key=lambda e: abs(float(e)))
+    level = spectrum.rounding / spectrum.scale if not zero else 0.0
+    return {
+        "dim": Estimate(float(n), 0.0),
+        "trace": trace,
+        "mean": spectrum.moment(1),
+        "lambda_max": highest,
+        "lambda_min": lowest,
+        "frobenius": frobenius(spectrum),
+        "stable_rank": stable_rank(spectrum),
+        "participation_ratio": participation_ratio(spectrum),
+        "effective_rank": _mapped(entropy, np.exp, np.exp),
+        "entropy": _entropy_ratio(entropy, float(rank)),
+        **{f"n_eff_{z}": effective_parameters(spectrum, float(z)) for z in RELATIVE_Z},
+        "hard_rank": rank,
+        "hard_rank_threshold": Estimate(spectrum.rounding, level * largest.stderr),
+        "zeros_fraction": Estimate(spectrum.zeros / n, 0.0),
+        "condition_number": Estimate(NAN, NAN) if zero else condition_number(spectrum),
+        "negative_mass": Estimate(NAN, NAN) if zero else negative.mass,
+        "negative_fraction": negative.fraction,
+        "skew": skewness(spectrum),
+        "size": size_of(spectrum),
+    }
+
+
+def _entropy_ratio(entropy: Estimate, rank: float) -> Estimate:
+    """H / ln rank; a single direction has entropy 0 and needs no normalisation."""
+    if not rank > 1:
+        return Estimate(0.0, 0.0) if np.isfinite(entropy.value) else entropy
+    scale = float(np.log(rank))
+    return _mapped(entropy, lambda h: h / scale, lambda h: 1 / scale)
+
+
+def _order_statistics(values: Array, counts: Array, small: float) -> dict[str, float]:
+    """The metrics that are no smooth function of sums over the eigenvalues."""
+    size, counts = np.abs(values[counts > 0]), counts[counts > 0]
+    if not size.max(initial=0.0) > 0:
+        return {"information_dimension": NAN, "condition_number_nonzero": NAN}
+    kept = size > small
+    return {
+        "information_dimension": _information_dimension(size / size.max(), counts),
+        "condition_number_nonzero": _ratio(float(size.max()), float(size[kept].min())) if kept.any() else NAN,
+    }
+
+
+def _ratio(a: float, b: float) -> float:
+    """a/b with a/0 = inf and 0/0 = nan; an overflow is inf."""
+    if b == 0:
+        return NAN if a == 0 else float("inf")
+    with np.errstate(over="ignore"):
+        return float(np.float64(a) / np.float64(b))
+
+
+def _information_dimension(size: Array, counts: Array) -> float:
+    """How many of the largest values reach 90 % of their sum: a whole number when all counts are whole, else ≥ 1."""
+    order = np.argsort(size)[::-1]
+    size, counts = size[order], counts[order]
+    energy = np.cumsum(counts * size)
+    target = INFORMATION * energy[-1]
+    j = min(int(np.searchsorted(energy, target * (1 - 1e-12))), len(size) - 1)  # 9 of 10 equal values are 90 %
+    before = energy[j] - counts[j] * size[j]
+    r = float(counts[:j].sum() + (target - before) / size[j])
+    whole = np.all(np.abs(counts - np.round(counts)) < 1e-9)
+    return float(np.ceil(r - 1e-9 * max(r, 1.0))) if whole else max(r, 1.0)
+
+
+def _bulk_metrics(spectrum: Spectrum, lambda_max: float) -> dict[str, float]:
+    """The Marchenko–Pastur bulk; what a refused fit would say is nan, and the verdict and the distance stay."""
+
+    def metrics(fit: MarchenkoPastur) -> dict[str, float]:
+        told = {"mp_edge": fit.upper, "mp_sigma": fit.sigma, "mp_ratio": fit.ratio, "mp_spikes": fit.spikes}
+        told["mp_softrank"] = fit.upper / lambda_max if lambda_max > 0 else NAN
+        if not fit.accepted:
+            told = dict.fromkeys(told, NAN)
+        return told | {"mp_ks": fit.ks, "mp_accepted": float(fit.accepted)}
+
+    result, rest = metrics(marchenko_pastur(spectrum)), [metrics(fit) for fit in without_probes(spectrum)]
+    for key, value in list(result.items()):
+        error = 0.0 if spectrum.is_exact else jackknife_stderr([m[key] for m in rest])
+        result[f"{key}_stderr"] = NAN if np.isnan(value) else error
+    return result | {"mp_accepted_stderr": 0.0}
+
+
+def _tail_metrics(spectrum: Spectrum, lambda_max: float) -> dict[str, float]:
+    """The power law of the spectrum; the errors come from the fits themselves.
+
+    Exponents of a refused fit are nan, and so is what is made of them: a single number in a dictionary cannot say that it is not
+    to be trusted. `power_law` gives them with the reason; where the tail begins, its length and D stay here too.
+    """
+    fit, peak = power_laws(spectrum)
+    truncated = fit.tests["truncated power law"].parameters if fit.tests else {"alpha": NAN, "rate": NAN}
+    known = np.isfinite(fit.alpha) and lambda_max > 0
+    norm = _log_alpha_norm(spectrum, fit.alpha, fit.errors["alpha"]) if known else (NAN, NAN)
+    own = 0.0 if spectrum.is_exact else NAN  # their error across probes is not computed
+    decades = float(np.log10(lambda_max)) if known else NAN
+    result = {
+        "alpha": (fit.alpha, fit.sigma),
+        "alpha_accepted": (float(fit.accepted), 0.0),
+        "alpha_bounded": (fit.alpha_bounded, fit.errors["alpha_bounded"]),
+        "sigma": (fit.sigma, own),
+        "xmin": (fit.xmin, fit.errors["xmin"]),
+        "D": (fit.D, fit.errors["D"]),
+        "tail": (fit.tail, fit.errors["tail"]),
+        "alpha_peak": (peak.alpha, peak.sigma),
+        "alpha_peak_accepted": (float(peak.accepted), 0.0),
+        "alpha_hat": (fit.alpha * decades, fit.sigma * abs(decades)),
+        "log_alpha_norm": norm,
+        "truncated_alpha": (truncated["alpha"], own),
+        "truncated_rate": (truncated["rate"], own),
+        "hill": hill_of(spectrum),
+    }
+    refused = [key for key in EXPONENTS if not fit.accepted] + ["alpha_peak"] * (not peak.accepted)
+    result |= dict.fromkeys(refused, (NAN, NAN))
+    pairs = {key: (float(value), NAN if np.isnan(value) else float(error)) for key, (value, error) in result.items()}
+    return {key: v for key, (v, _) in pairs.items()} | {f"{key}_stderr": e for key, (_, e) in pairs.items()}
+
+
+def _log_alpha_norm(spectrum: Spectrum, alpha: float, alpha_error: float) -> tuple[float, float]:
+    """log10 Σ λ^alpha; its error from the probes at fixed alpha, and from the probes' error of alpha, in quadrature."""
+
+    def norm(measure: Measure, exponent: float) -> float:
+        values, counts = measure
+        kept = (values > 0) & (counts > 0)
+        return float(logsumexp(exponent * np.log(values[kept]), b=counts[kept]) / np.log(10))
+
+    pooled = as_measure(spectrum)
+    if spectrum.is_exact:
+        return norm(pooled, alpha), 0.0
+    fixed = jackknife_stderr([norm(m, alpha) for m in leave_one_out(spectrum)])
+    moved = (norm(pooled, alpha + alpha_error) - norm(pooled, alpha - alpha_error)) / 2
+    return norm(pooled, alpha), float(np.hypot(fixed, moved))
+
+
+def _top_metrics(spectrum: Spectrum, top: int | None, total: float, total_stderr: float) -> dict[str, float]:
+    """Energy and gap at C; nan unless the eigenvalues above and, for the gap, below the cut are known exactly."""
+    result = dict.fromkeys(("top_c_energy", "top_c_energy_stderr", "gap", "gap_stderr"), NAN)
+    values = top_values(spectrum, top + 1) if top is not None else np.zeros(0)
+    if top is not None and len(values) >= top and total > 0:
+        result["top_c_energy"] = float(values[:top].sum()) / total
+        result["top_c_energy_stderr"] = abs(result["top_c_energy"]) * total_stderr / total
+    if top is not None and len(values) > top:
+        result["gap"] = _ratio(float(values[top - 1]), float(values[top]))
+        result["gap_stderr"] = NAN if np.isnan(result["gap"]) else 0.0
+    return result
+
+
+def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
+    """Every metric of METRICS that the spectrum can give, and beside each key `x` its standard error `x_stderr`.
+
+    `top` is the C of top_c_energy and gap, usually the number of classes. nan stands where the spectrum cannot tell:
+    energies and gaps without exact largest eigenvalues, shapes of a zero matrix, and what belongs to a fit that was refused:
+    alpha and what is made of it (alpha_accepted 0), alpha_peak, the Marchenko–Pastur bulk (mp_accepted 0).
+    Errors are 0 for exact spectra, up to rounding where that counts. Those of sums over the eigenvalues, and of what is made of
+    sums, are those of `Spectrum.integrate`; those of counts the half widths of `Spectrum.count`'s intervals over 1.96; those of
+    lambda_max, lambda_min, information_dimension, condition_number_nonzero and the Marchenko–Pastur fit a jackknife over
+    probes (nan with one probe, and for sigma and the truncated power law); those of alpha, alpha_peak, alpha_hat and hill are
+    statistical, of the fit, for exact spectra too. A number that another function gives too is that function's:
+    `numerical_rank`, `negative_mass`, `condition_number`, `frobenius`, `spectral_form`. Scaling the matrix by c multiplies the
+    keys in units of λ by c, and changes no other but alpha_hat and log_alpha_norm (logarithms of λ), mp_sigma (√c),
+    truncated_rate (1/c). No products. Raises ValueError unless top >= 1.
+
+    >>> from spectral.spectrum import Spectrum
+    >>> s = summary(Spectrum.from_eigenvalues([4.0, 2.0, 1.0, 1.0]), top=1)
+    >>> s["trace"], s["stable_rank"], s["top_c_energy"], s["gap"], round(s["effective_rank"], 3), s["trace_stderr"]
+    (8.0, 2.0, 0.5, 2.0, 3.364, 0.0)
+    """
+    if top is not None and (isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1):
+        raise ValueError(f"top={top!r} must be an integer; use top >= 1, such as the number of classes.")
+    numbers = _numbers(spectrum)
+    result = {name: float(e.value) for name, e in numbers.items()}
+    result |= {f"{name}_stderr": NAN if np.isnan(e.value) else float(e.stderr) for name, e in numbers.items()}
+    result |= jackknife(spectrum, lambda x, c: _order_statistics(x, c, spectrum.rounding))
+    result |= _bulk_metrics(spectrum, result["lambda_max"])
+    result |= _tail_metrics(spectrum, result["lambda_max"])
+    result |= _top_metrics(spectrum, top, result["size"], result["size_stderr"])
+    return {name: result[name] for key in METRICS for name in (key, f"{key}_stderr")}

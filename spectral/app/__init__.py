@@ -1,0 +1,1 @@
+"""The command: configuration, runs, what they keep on disk."""

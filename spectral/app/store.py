@@ -1,0 +1,348 @@
+"""What a run keeps on disk so that it can go on: trained networks and finished cells, whole or absent, never mixed.
+
+The folder is named by the fingerprint of the configuration. Every file carries that fingerprint and a checksum; one that
+is damaged or belongs to another configuration is an error, as mixing them would give numbers of no run at all. What is read is
+held against a rule, and nothing is read or written through a link; so is the result.json of a finished run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectral import persist
+from spectral.experiments.cell import KINDS, CellResult, Snapshot
+from spectral.experiments.training import Trained
+from spectral.persist import atomic_write, fingerprint, load_arrays, save_arrays
+from spectral.schema import Array, Either, Fields, Flag, Items, Law, Mismatch, Number, Plain, Row, Rule, Text, maybe
+from spectral.spectrum import Spectrum
+from spectral.storage import COUNT, POSITIVE, REAL, SHARE, SIZE, Description
+
+MOST_BYTES = 1 << 28  # of a result.json
+
+# What files must hold -------------------------------------------------------------------------------------------------
+ANY = Number(finite=False, nan=True)
+NUMBERS = Fields(others=ANY)
+TRAINED = Fields(
+    {
+        "reached": Flag(),
+        "loss": POSITIVE,
+        "accuracy": SHARE,
+        "epochs": COUNT,
+        "seconds": POSITIVE,
+        "target_loss": Number(above=0),
+        "settings": Fields(others=Plain()),
+    },
+    {"history": Items(Row(SIZE, REAL, POSITIVE))},
+    laws=(Law("a row of its history for each epoch", lambda f, s: len(f.get("history", ())) in (0, f["epochs"])),),
+)
+CURVE = Fields(
+    {
+        "method": Text("exact", "lanczos"),
+        "k": SIZE,
+        "energy": REAL,
+        "sizes": Items(Number(above=0), least=1),
+        "energies": Items(REAL),
+    },
+    laws=(Law("as many energies as sizes", lambda f, s: len(f["sizes"]) == len(f["energies"])),),
+)
+CELL = Fields(
+    {
+        "cell": Fields(
+            {
+                "seed": COUNT,
+                "condition": Fields(
+                    {
+                        "name": Text(),
+                        "noise": maybe(SHARE),
+                        "epochs": maybe(COUNT),
+                        "options": maybe(Fields(others=Plain())),
+                    }
+                ),
+                "matrix": Fields({"kind": Text(*KINDS), "of": Text("logits", "probs"), "split": Text("train", "test")}),
+            }
+        ),
+        "metrics": NUMBERS,
+        "alignment": Fields(may={"own": CURVE, "true": CURVE}),
+        "trained": maybe(TRAINED),
+        "changed": SHARE,
+        "test_accuracy": Number(least=0, most=1, nan=True),
+        "cost": Fields({"products": POSITIVE, "epochs": POSITIVE, "seconds": POSITIVE}),
+    }
+)
+NETWORK = Fields(
+    {"of": Text(), "trained": TRAINED, "noise": SHARE, "changed": SHARE},
+    others=Either(
+        *(Array(dtype, ...) for dtype in ("float32", "float64", "float16", "int64", "int32", "uint8", "bool"))
+    ),
+)
+SHARED: dict[str, Rule] = {"products": COUNT, "epochs": POSITIVE, "of": Text(), "operator": Description()}
+SEARCHED = {
+    "values": Array("float64", "k"),
+    "residuals": Array("float64", "k", least=0),
+    "converged": Array("bool", "k"),
+    "threshold": POSITIVE,
+    "complete": Flag(),
+}
+DRAWN = {"value": Array("float64", "n"), "stderr": Array("float64", "n", least=0), "method": Text(), "probes": COUNT}
+
+
+def _vectors(side: str) -> Rule:
+    return Either(Array("float64", side, "k"), Array("float32", side, "k"))
+
+
+ESTIMATE = Either(  # what `top`, `svd`, `diagonal` and `trace` find
+    Fields({"kind": Text("eigenvalues"), **SHARED, **SEARCHED, "vectors": _vectors("n")}),
+    Fields({"kind": Text("singular values"), **SHARED, **SEARCHED, "left": _vectors("m"), "right": _vectors("n")}),
+    Fields({"kind": Text("diagonal"), **SHARED, **DRAWN}),
+    Fields({"kind": Text("trace"), **SHARED, **DRAWN, "lower": ANY, "upper": ANY}),
+)
+KEPT = Fields({"of": Text(), "check": Text(), "text": Text(most=MOST_BYTES)})
+
+# result.json: numbers that JSON has not are null
+ESTIMATED = Fields(
+    may={
+        "values": Items(maybe(REAL)),
+        "errors": Items(maybe(REAL)),
+        **dict.fromkeys(("d", "lower", "upper"), maybe(REAL)),
+    },
+    others=Plain(),
+    laws=(
+        Law("an error for each value", lambda f, s: len(f.get("values", ())) == len(f.get("errors", ()))),
+        Law("an interval of its d", lambda f, s: "values" in f or {"d", "lower", "upper"} <= set(f)),
+    ),
+)
+COMPARED = Fields(
+    others=ESTIMATED,
+    laws=(
+        Law(
+            "as many values of true as of random labels where they are compared",
+            lambda f, s: "true-random" not in f or len(f["true"]["values"]) == len(f["random"]["values"]),
+        ),
+    ),
+)
+LISTED = Fields(
+    {"matrix": Text(), "condition": Text(), "seed": COUNT, "metrics": Fields(others=maybe(REAL))},
+    {
+        "spectrum": Text(),
+        "arrays": Text(),
+        "test_accuracy": maybe(SHARE),
+        "trained": maybe(Fields({"reached": Flag()}, others=Plain())),
+        "found": Fields(may={"kind": Text()}, others=Plain()),
+    },
+    others=Plain(),
+)
+RESULT = Fields(
+    {
+        "config": Fields(may={"choices": Fields(others=maybe(Text()))}, others=Plain()),
+        "cost": Fields(others=maybe(REAL)),
+        "estimates": Fields(others=Plain()),
+        "cells": Items(LISTED, least=1),
+    },
+    {
+        "environment": Fields(may={"started": Text()}, others=Either(Text(), Number(), Flag(), None)),
+        "conditions": Fields(others=Text()),
+    },
+    others=Plain(),
+)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The result.json of a run; ValueError in one sentence for anything that no run has written."""
+    refusal = f"{path} is no result of spectral or is damaged"
+    if persist.own(path).stat().st_size > MOST_BYTES:
+        raise ValueError(f"{refusal}: it is larger than {MOST_BYTES >> 20} MiB; remove its folder.")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        RESULT.check(result, "")
+        if len(result["cells"]) > 1:
+            Fields(others=Fields(others=COMPARED)).check(result["estimates"], "estimates")
+    except (ValueError, RecursionError) as problem:
+        why = str(problem) if isinstance(problem, Mismatch) else "it cannot be read"
+        raise ValueError(f"{refusal}: {why}; remove its folder.") from problem
+    return result
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of that name in or below a run's folder; ValueError for one that would lead out of it."""
+    path = Path(name)
+    found = folder / path
+    if path.is_absolute() or ".." in path.parts or not found.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{folder / 'result.json'} names {name!r}, which lies outside of its folder; remove it.")
+    return persist.own(found)
+
+
+class State(MutableMapping[str, Snapshot]):
+    """The folder ROOT/<fingerprint of `description`>; as a mapping it holds the trained networks by their key."""
+
+    def __init__(self, root: str | Path, description: Any, resume: bool) -> None:
+        self.fingerprint = fingerprint(description)
+        self.folder = persist.own_folder(Path(root) / self.fingerprint)
+        self.description = json.dumps(description, sort_keys=True, default=str, indent=1)
+        self.unsaved: dict[str, Snapshot] = {}  # networks that a full disk did not take
+        persist.sweep(self.folder)
+        if not resume:
+            for old in (*self.folder.glob("*.json"), *self.folder.glob("*.npz"), *self.folder.glob("probes-*.npz.*")):
+                old.unlink(missing_ok=True)
+
+    def _begin(self) -> None:
+        """Say what the folder is of; with the first part that is kept, so that a run that fails at once leaves none."""
+        if not self.path("settings.json").exists():
+            atomic_write(self.path("settings.json"), self.description.encode())
+
+    def path(self, name: str) -> Path:
+        """Where a file of this state lies; ValueError where a link stands there."""
+        return persist.own(self.folder / name)
+
+    def parts(self) -> str:
+        """What is kept, in words.
+
+        >>> State("nowhere", {}, resume=True).parts()
+        '0 trained networks, 0 finished spectra and the finished probes of 0'
+        """
+        spectra = sum(path.name != "settings.json" for path in self.folder.glob("*.json"))
+        probed = sum(1 for _ in self.folder.glob("probes-*.npz"))
+        return f"{len(self)} trained networks, {spectra} finished spectra and the finished probes of {probed}"
+
+    def probes(self, key: str) -> Path:
+        """The file for the finished probes of a spectrum that is being computed; `save_spectrum` removes it."""
+        self._begin()
+        return self.path(f"probes-{key}.npz")
+
+    # Finished cells --------------------------------------------------------------------------------------------------
+    def save_cell(self, result: CellResult) -> None:
+        """Keep a finished cell."""
+        self.save_spectrum(result.cell.key, result.spectrum, result.to_dict())
+
+    def load_cell(self, key: str) -> CellResult | None:
+        """The finished cell of this key, or None if it is not done; ValueError if its files are damaged or foreign."""
+        kept = self._load_spectrum(key, CELL)
+        if kept is None:
+            return None
+        result = CellResult.from_dict(kept[1], kept[0])
+        if result.cell.key != key:
+            raise ValueError(
+                f"{self.path(key + '.json')} is of another matrix; delete the folder {self.folder} and run again."
+            )
+        return result
+
+    def save_spectrum(self, key: str, spectrum: Spectrum, plain: dict[str, Any]) -> None:
+        """Keep a spectrum and plain data that belong together: first the spectrum, then the record that makes it count."""
+        with persist.forgiving(self.path(f"{key}.npz")):
+            self._begin()
+            spectrum.save(self.path(f"{key}.npz"))
+            self._finish(key, plain)
+
+    def save_arrays(self, key: str, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
+        """The same for arrays that make no spectrum."""
+        with persist.forgiving(self.path(f"{key}.npz")):
+            self._begin()
+            save_arrays(self.path(f"{key}.npz"), arrays, {"of": self.fingerprint})
+            self._finish(key, plain)
+
+    def _finish(self, key: str, plain: dict[str, Any]) -> None:
+        """The record, and no checkpoint any more."""
+        self._save_record(key, plain, self.path(f"{key}.npz"))
+        for more in ("", ".vectors", ".basis"):  # beside a file of probes: see `estimators.flight`
+            self.path(f"probes-{key}.npz{more}").unlink(missing_ok=True)
+
+    def load_spectrum(self, key: str) -> tuple[Spectrum, dict[str, Any]] | None:
+        """What `save_spectrum` kept under this key with numbers, or None."""
+        return self._load_spectrum(key, NUMBERS)
+
+    def _load_spectrum(self, key: str, rule: Rule) -> tuple[Spectrum, dict[str, Any]] | None:
+        plain = self._load_record(key)
+        if plain is None:
+            return None
+        persist.check(self.path(f"{key}.json"), plain, rule, "")
+        return Spectrum.load(self.path(f"{key}.npz")), plain
+
+    def load_arrays(self, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """What `save_arrays` kept under this key, or None."""
+        plain = self._load_record(key)
+        if plain is None:
+            return None
+        path = self.path(f"{key}.npz")
+        arrays, header = load_arrays(path)
+        persist.check(path, header, Fields({"of": Text(self.fingerprint)}), "")
+        persist.check(path, {**plain, **arrays} if isinstance(plain, dict) else plain, ESTIMATE, "")
+        return arrays, plain
+
+    def _save_record(self, key: str, plain: dict[str, Any], spectrum: Path) -> None:
+        text = json.dumps(plain, sort_keys=True, default=str)
+        record = {"of": self.fingerprint, "check": _digest(text.encode(), spectrum.read_bytes()), "text": text}
+        atomic_write(self.path(f"{key}.json"), json.dumps(record).encode())
+
+    def _load_record(self, key: str) -> dict[str, Any] | None:
+        path, spectrum = self.path(f"{key}.json"), self.path(f"{key}.npz")
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_bytes())
+            KEPT.check(record, "")
+            of, check, text = record["of"], record["check"], record["text"]
+            plain = json.loads(text)
+        except (ValueError, RecursionError) as problem:
+            raise ValueError(f"{path} is damaged; delete the folder {self.folder} and run again.") from problem
+        if of != self.fingerprint:
+            raise ValueError(f"{path} belongs to another configuration; delete the folder {self.folder} and run again.")
+        if not spectrum.exists() or check != _digest(text.encode(), spectrum.read_bytes()):
+            raise ValueError(
+                f"{spectrum} is damaged or missing: it does not fit its record; delete the folder {self.folder} and run again."
+            )
+        return plain
+
+    # Trained networks ------------------------------------------------------------------------------------------------
+    def __getitem__(self, key: str) -> Snapshot:
+        path = self._network(key)
+        if key in self.unsaved:
+            return self.unsaved[key]
+        if not path.exists():
+            raise KeyError(key)
+        arrays, header = load_arrays(path)
+        if header.get("of") != self.fingerprint:
+            raise ValueError(f"{path} belongs to another configuration; delete the folder {self.folder} and run again.")
+        persist.check(path, {**header, **arrays}, NETWORK, "")
+        state = {name.removeprefix("state."): torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        return Snapshot(state, Trained.from_dict(header["trained"]), header["noise"], header["changed"])
+
+    def __setitem__(self, key: str, snapshot: Snapshot) -> None:
+        arrays = {f"state.{name}": value.numpy() for name, value in snapshot.state.items()}
+        header = {
+            "of": self.fingerprint,
+            "trained": snapshot.trained.to_dict(),
+            "noise": snapshot.noise,
+            "changed": snapshot.changed,
+        }
+        self.unsaved[key] = snapshot
+        with persist.forgiving(self._network(key)):
+            self._begin()
+            save_arrays(self._network(key), arrays, header)
+            del self.unsaved[key]
+
+    def __delitem__(self, key: str) -> None:
+        if self.unsaved.pop(key, None) is None:
+            self._network(key).unlink()
+
+    def __iter__(self) -> Iterator[str]:
+        kept = (path.stem.removeprefix("network-") for path in sorted(self.folder.glob("network-*.npz")))
+        yield from dict.fromkeys((*kept, *self.unsaved))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _network(self, key: str) -> Path:
+        return self.path(f"network-{key}.npz")
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""How products are computed: linearised, recorded as programs, chosen by measuring. Skip on first reading."""

@@ -1,0 +1,213 @@
+"""How the linear maps of one batch (J v, J^T u, J^T H J v, H v) are computed.
+
+The derivative is taken in one of two ways:
+
+- `fresh`: forward-mode AD (of the gradient, for the Hessian), computed anew for each product; J^T u by a backward pass;
+- `double-backward`: backward passes alone, through a graph that is recorded once; for functions without forward-mode AD.
+
+Either can be run again without what does not depend on the vector (`spectral.engine.trace`):
+
+- `replay`: the recorded program, for single vectors and, by vmap, for blocks of them;
+- `compiled`: that program through `torch.compile`, once for all batches whose programs differ in their constants alone.
+
+`auto` tries them on the first batch. A way counts only if <J v, u> = <v, J^T u> holds on three calls, a program only if it
+gives what its way gives on three calls: a recorded program may be silently wrong from the second call on. The one that is
+fastest for the expected number of products is taken; choice, reason and times stand in the operator's description. What a
+batch's engine keeps is kept as far as a memory budget goes (`Store`); batches beyond it take the engine that is fastest anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from spectral import arrays, probes
+from spectral.engine import trace
+from spectral.threads import FORWARD_MODE, Shared
+
+ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled")
+CALLS = 3  # that an engine must get right on the first batch
+Function = Callable[..., torch.Tensor]
+Tensors = Sequence[torch.Tensor]
+
+
+math_attention = Shared(lambda: sdpa_kernel(SDPBackend.MATH))
+"""Attention by matrix products and a softmax, which every kind of differentiation knows."""
+
+
+def gradients(total: torch.Tensor, leaves: Tensors, *, create_graph: bool = False) -> tuple[torch.Tensor, ...]:
+    """The gradient of a scalar with respect to the leaves, zeros for those that it does not depend on."""
+    if not total.requires_grad:
+        return tuple(torch.zeros_like(p) for p in leaves)
+    return dense(
+        torch.autograd.grad(total, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    )
+
+
+def dense(parts: Tensors) -> tuple[torch.Tensor, ...]:
+    """Gradients of sparse embeddings as ordinary tensors."""
+    return tuple(t.to_dense() if t.layout != torch.strided else t for t in parts)
+
+
+class ForwardMode:
+    """The linearisation of `function` at `primals`: `jvp(tangents) -> (B, k)`, `vjp(cotangent (B, k)) -> like primals`."""
+
+    def __init__(self, function: Function, primals: Tensors) -> None:
+        self.function, self.primals = function, tuple(primals)
+        self._leaves: tuple[torch.Tensor, ...] = ()
+        self._output: torch.Tensor | None = None
+        self._apart = False  # forward pass and graph do not go together
+
+    @property
+    def output(self) -> torch.Tensor:
+        """z with its backward graph, recorded on first use.
+
+        A program keeps the attention's probabilities for J v anyway: its backward pass need not make them again, as a fused one
+        does, which has no rule for blocks either.
+        """
+        if self._output is None:
+            self._leaves = tuple(p.detach().requires_grad_() for p in self.primals)
+            with math_attention() if trace.recording() else nullcontext():
+                self._output = self.function(*self._leaves)
+        return self._output
+
+    def vjp(self, cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """J^T u by one backward pass; torch.autograd.grad, which lives with activation checkpointing."""
+        z = self.output
+        if not z.requires_grad:  # the outputs do not depend on these primals
+            return tuple(torch.zeros_like(p) for p in self.primals)
+        return dense(torch.autograd.grad(
+            z, self._leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+        ))  # fmt: skip
+
+    def jvp(self, tangents: Tensors, *, graph: bool = False) -> torch.Tensor:
+        """J v by forward-mode AD; fused attention has none, so that the math kernel runs here.
+
+        `graph`: J^T u comes next, so that this forward pass records the graph too, if none is there yet.
+        """
+        copies = tuple(t.clone() for t in tangents)  # a view would be copied into new memory, which no program records
+        with math_attention(), FORWARD_MODE:
+            if graph and self._output is None and not self._apart and not trace.recording():
+                try:
+                    return self._both(copies)
+                except (RuntimeError, NotImplementedError):  # what records both does not do so for every operation
+                    self._apart = True
+            return torch.func.jvp(self.function, self.primals, copies)[1].detach()
+
+    def _both(self, tangents: Tensors) -> torch.Tensor:
+        """J v and the graph of z in one forward pass: 1.8 to 2.2 gradients for both products, instead of 2.2."""
+        leaves = tuple(p.detach().requires_grad_() for p in self.primals)
+        with forward_ad.dual_level():
+            z, jv = forward_ad.unpack_dual(self.function(*map(forward_ad.make_dual, leaves, tangents)))
+            jv = torch.zeros_like(z) if jv is None else jv.detach().clone()
+        self._leaves, self._output = leaves, z
+        return jv
+
+
+class DoubleBackward(ForwardMode):
+    """J v as the derivative of u -> J^T u (it is linear in u): two backward passes, no forward-mode AD."""
+
+    _u: torch.Tensor | None = None
+    _pulled: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def output(self) -> torch.Tensor:
+        with math_attention():  # the fused one has no double backward
+            return super().output
+
+    def jvp(self, tangents: Tensors, *, graph: bool = False) -> torch.Tensor:
+        z = self.output
+        if not z.requires_grad:
+            return torch.zeros_like(z)
+        if self._u is None:
+            self._u = torch.zeros_like(z, requires_grad=True)
+            self._pulled = torch.autograd.grad(
+                z, self._leaves, self._u, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+        linked = [(g, t) for g, t in zip(self._pulled, tangents, strict=True) if g.requires_grad]
+        if not linked:
+            return torch.zeros_like(z)
+        outputs, weights = zip(*linked, strict=True)
+        (jv,) = torch.autograd.grad(
+            outputs, self._u, weights, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return jv.detach()
+
+
+WAYS: dict[str, type[ForwardMode]] = {"fresh": ForwardMode, "double-backward": DoubleBackward}
+COPIES = {"fresh": 1, "double-backward": 3}  # graphs of about the forward pass's size that each one keeps
+
+
+class Wrong(RuntimeError):
+    """Products are not those of one matrix and its transpose."""
+
+
+class ForwardOverReverse:
+    """The derivative of a scalar function's gradient, H v by forward-mode AD of its backward pass."""
+
+    def __init__(self, function: Function, primals: Tensors) -> None:
+        self.function, self.primals = function, tuple(primals)
+
+    def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
+        gradient = torch.func.grad(self.function, argnums=tuple(range(len(self.primals))))
+        with math_attention(), FORWARD_MODE:
+            products = torch.func.jvp(gradient, self.primals, tuple(t.clone() for t in tangents))[1]
+        return tuple(t.detach() for t in products)
+
+
+class ReverseOverReverse(ForwardOverReverse):
+    """H v by one backward pass through the graph of the gradient, which is recorded once."""
+
+    _leaves: tuple[torch.Tensor, ...] = ()
+    _gradients: tuple[torch.Tensor, ...] | None = None
+
+    def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
+        if self._gradients is None:
+            self._leaves = tuple(p.detach().requires_grad_() for p in self.primals)
+            with math_attention():  # the fused one has no double backward
+                self._gradients = gradients(self.function(*self._leaves), self._leaves, create_graph=True)
+        linked = [(g, t) for g, t in zip(self._gradients, tangents, strict=True) if g.requires_grad]
+        if not linked:
+            return tuple(torch.zeros_like(p) for p in self.primals)
+        outputs, weights = zip(*linked, strict=True)
+        return torch.autograd.grad(
+            outputs, self._leaves, weights, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+
+
+GRADIENTS: dict[str, type[ForwardOverReverse]] = {"fresh": ForwardOverReverse, "double-backward": ReverseOverReverse}
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far products may be off by rounding alone: about sqrt(depth) eps, with room.
+
+    A bf16 product may be off by 1e-2; a wrong one is off by about 1.
+    """
+    return min(0.1, 1e3 * arrays.machine_epsilon(dtype) ** 0.75)
+
+
+def adjoint_error(lin: ForwardMode, allowed: float = math.inf, seed: int = 0) -> float:
+    """|<J v, u> - <v, J^T u>| / max(||J v||, ||J^T u||) of one batch for one Gaussian pair; `Wrong` if it is more than allowed.
+
+    The inner products of a Gaussian u (v) have the standard deviation ||J v|| (||J^T u||), so that a wrong product shows as
+    about 1 in any dimension; divided by ||u|| or ||v|| it would drown in float32's tolerance from a million parameters on.
+    """
+    tangents = [
+        probes.probe(2 * seed, i, p.numel(), dtype=p.dtype, device=p.device).view_as(p)
+        for i, p in enumerate(lin.primals)
+    ]
+    jv = lin.jvp(tangents)
+    u = probes.probe(2 * seed + 1, 0, jv.numel(), dtype=jv.dtype, device=jv.device).view_as(jv)
+    pulled = lin.vjp(u)
+    forward = (jv.double() * u.double()).sum()
+    backward = sum((t.double() * g.double()).sum() for t, g in zip(tangents, pulled, strict=True))
+    scale = max(arrays.norm(jv.reshape(-1)), sum(arrays.norm(g.reshape(-1)) ** 2 for g in pulled) ** 0.5)
+    error = abs(float(forward - backward)) / scale if scale > 0 else 0.0
+    if not error <= allowed:
+        raise Wrong(f"<Jv, u> and <v, J^T u> differ by {error:.1e}")
+    return error

@@ -1,0 +1,209 @@
+"""What lies between a recorded program's matrix products, multiplied out; sums of matrix products that add by themselves.
+
+Between matrix products everything is linear, entry by entry: y = sum_i c_i s_i with constants c_i and few values s_i, which
+may be smaller than y and broadcast to it. `combine` writes it so, with the c_i computed once (partial evaluation; a chain of
+many factors is one diagonal). Values change by rounding alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+from spectral.engine.passes.cse import SUMS, Node, Values, alike, calls, drop_copies, drop_zeros, replace, share
+
+aten: Any = torch.ops.aten
+SUMMING = {aten.mm.default: aten.addmm.default, aten.bmm.default: aten.baddbmm.default}  # a b: c + a b
+PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.neg.default, aten.div.Tensor, aten.div.Scalar)
+POINTWISE = (  # linear in the first operand, entry by entry
+    aten.threshold_backward.default, aten.tanh_backward.default, aten.sigmoid_backward.default,
+    aten.gelu_backward.default, aten.silu_backward.default, aten.leaky_relu_backward.default, aten.elu_backward.default,
+    aten.hardtanh_backward.default, aten.softplus_backward.default, aten.hardswish_backward.default,
+    aten.hardsigmoid_backward.default, aten.mish_backward.default, aten.logit_backward.default,
+)  # fmt: skip
+COSTLY = 3  # passes over memory that such an operation is worth
+INLINE = 2  # terms of a value that is written out again for each of several readers, at most
+# A coefficient: a number, a constant's node, ("+" | "*", coefficient, coefficient), ("1/", coefficient) or ("of", node): the
+# diagonal of a pointwise operation.
+Coefficient: TypeAlias = Any
+Form = dict[Node, Coefficient]  # s_i: c_i
+
+
+def simplify(graph: fx.Graph, value: Values) -> None:
+    """Rewrite a graph without operations in place; `value` holds its constants by placeholder and is kept in step."""
+    drop_copies(graph)
+    share(graph, value)
+    drop_zeros(graph, value)
+    combine(graph, value)
+    share(graph, value, reshaped=True)
+    sum_products(graph)
+
+
+def combine(graph: fx.Graph, value: Values) -> None:
+    """Write y = sum_i c_i s_i where that takes fewer passes over memory than the operations that are there."""
+    forms, cost, needed = _forms(graph, value)
+    made: dict[Node, Node] = {}
+    known: dict[Coefficient, Any] = {}
+    last = next(reversed(graph.find_nodes(op="placeholder")))
+    for y in needed:
+        form = {made.get(s, s): c for s, c in forms[y].items()}
+        if _passes(form, y) >= cost[y]:
+            continue
+        terms: list[tuple[Node, Any]] = []
+        for s, c in form.items():
+            factor = _evaluate(c, value, known)
+            if isinstance(factor, torch.Tensor):
+                with graph.inserting_after(last):
+                    last = graph.placeholder(f"d{len(value)}")
+                last.meta.update(shape=factor.shape, dtype=factor.dtype, strides=factor.stride())
+                value[last] = known[c] = factor
+                factor = last
+            terms.append((s, factor))
+        whole = y.meta["shape"]
+        terms.sort(key=lambda t: (not _whole(t[0], t[1], y), _shape(t[0], t[1]) != whole))
+        total: Any = None
+        with graph.inserting_before(y):
+            for s, factor in terms:
+                total = _plus(graph, total, s, factor, y)
+        y.replace_all_uses_with(total)
+        made[y] = total
+
+
+def _forms(graph: fx.Graph, value: Values) -> tuple[dict[Node, Form], dict[Node, int], list[Node]]:
+    """(what each pointwise value is made of, passes that its own operations take, those that must be there), in order."""
+    parts = {node: found for node in graph.nodes if (found := _parts(node, value)) is not None}
+    forms: dict[Node, Form] = {}
+    cost: dict[Node, int] = {}
+    needed: dict[Node, None] = {}
+    for y, terms in parts.items():
+        form: Form = {}
+        passes = COSTLY if y.target in POINTWISE else 1
+        spared = False
+        for x, factor in terms:
+            inner = {x: 1.0}
+            if x in parts and alike(x, y):
+                outside = any(user not in parts or not alike(user, x) for user in x.users)
+                several = len(forms[x]) > 1 and outside
+                if not several and (len(x.users) == 1 or len(forms[x]) <= INLINE):
+                    inner = forms[x]
+                    if len(x.users) == 1:
+                        passes += cost[x]
+                        spared = spared or (y.target in SUMS and x.target is aten.mul.Tensor)  # x + y z is one pass
+            if inner.get(x) == 1.0 and x in parts:
+                needed[x] = None
+            for s, c in inner.items():
+                made = _times(c, factor)
+                form[s] = made if s not in form else ("+", form[s], made)
+        forms[y], cost[y] = form, passes - spared
+        if any(user not in parts for user in y.users):
+            needed[y] = None
+    return forms, cost, [y for y in parts if y in needed]
+
+
+def _parts(node: Node, value: Values) -> list[tuple[Node, Coefficient]] | None:
+    """[(x, c), ...] if the node is sum c x, entry by entry, with x that broadcast to its shape; None if it is not."""
+    if node.op != "call_function" or node.target not in (*PRODUCTS, *SUMS, *POINTWISE) or "shape" not in node.meta:
+        return None
+    moving = [a for a in node.args if isinstance(a, fx.Node) and a not in value]
+    others = [a for a in node.args if isinstance(a, fx.Node) and a in value]
+    kinds = {a.meta.get("dtype") for a in (*moving, *others)}
+    if kinds != {node.meta["dtype"]} or set(node.kwargs) - {"alpha", "approximate"}:
+        return None
+    first = node.args[0] is moving[0]
+    if node.target in SUMS:
+        sign = node.kwargs.get("alpha", 1) * (1 if node.target is aten.add.Tensor else -1)
+        return [(moving[0], 1.0), (moving[1], float(sign))] if len(moving) == 2 == len(node.args) else None
+    if len(moving) != 1 or not (first or node.target is aten.mul.Tensor):
+        return None
+    if node.target in POINTWISE:
+        return [(moving[0], ("of", node))] if alike(moving[0], node) else None
+    if node.target is aten.neg.default:
+        return [(moving[0], -1.0)]
+    c = node.args[1] if first else node.args[0]
+    c = c if isinstance(c, fx.Node) else float(c)
+    if node.target in (aten.div.Tensor, aten.div.Scalar):
+        c = ("1/", c) if isinstance(c, fx.Node) else 1.0 / c
+    return [(moving[0], c)]
+
+
+def _times(a: Coefficient, b: Coefficient) -> Coefficient:
+    if isinstance(a, float) and isinstance(b, float):
+        return a * b
+    return b if a == 1.0 else a if b == 1.0 else ("*", a, b)
+
+
+def _evaluate(c: Coefficient, value: Values, known: dict[Coefficient, Any]) -> Any:
+    """A number, or a tensor that is computed once."""
+    if isinstance(c, fx.Node):
+        return value[c]
+    if not isinstance(c, tuple) or c in known:
+        return known.get(c, c)
+    if c[0] == "of":
+        node = c[1]
+        rest = [value[a] if isinstance(a, fx.Node) else a for a in node.args[1:]]
+        device = next(a.device for a in rest if isinstance(a, torch.Tensor))
+        one = torch.ones((), dtype=node.meta["dtype"], device=device).expand(node.meta["shape"])
+        made = node.target(one, *rest, **node.kwargs)
+    else:
+        a, *b = (_evaluate(part, value, known) for part in c[1:])
+        made = 1.0 / a if c[0] == "1/" else a + b[0] if c[0] == "+" else a * b[0]
+    known[c] = made.contiguous() if isinstance(made, torch.Tensor) else made
+    return known[c]
+
+
+def _whole(s: Node, c: Coefficient, y: Node) -> bool:
+    """Whether a sum may begin with s alone."""
+    return c == 1.0 and alike(s, y)
+
+
+def _shape(s: Node, factor: Any) -> torch.Size:
+    """Of a product."""
+    return (
+        s.meta["shape"] if isinstance(factor, float) else torch.broadcast_shapes(s.meta["shape"], factor.meta["shape"])
+    )
+
+
+def _passes(form: Form, y: Node) -> int:
+    """Passes over y's memory that a sum takes."""
+    return len(form) - any(_whole(s, c, y) for s, c in form.items())
+
+
+def _plus(graph: fx.Graph, total: Node | None, s: Node, factor: Any, y: Node) -> Node:
+    """total + factor s."""
+
+    def call(target: Any, args: tuple[Any, ...], shape: Any, **kwargs: Any) -> Node:
+        made = graph.call_function(target, args, kwargs)
+        made.meta.update(dtype=y.meta["dtype"], shape=shape, strides=torch.empty(shape, device="meta").stride())
+        return made
+
+    if isinstance(factor, float):
+        if total is not None:
+            return call(aten.add.Tensor, (total, s), y.meta["shape"], **({} if factor == 1.0 else {"alpha": factor}))
+        return s if factor == 1.0 else call(aten.mul.Scalar, (s, factor), s.meta["shape"])
+    product = call(aten.mul.Tensor, (s, factor), _shape(s, factor))
+    return product if total is None else call(aten.add.Tensor, (total, product), y.meta["shape"])
+
+
+def sum_products(graph: fx.Graph) -> None:
+    """c + a b of matrices, or of batches of them: the product adds to c by itself."""
+    for node in list(graph.nodes):
+        if not calls(node, (aten.add.Tensor,)) or node.kwargs:
+            continue
+        for c, product in (node.args[:2], node.args[1::-1]):
+            if calls(product, tuple(SUMMING)) and len(product.users) == 1 and alike(product, node) and _fits(c, node):
+                with graph.inserting_before(node):
+                    made = graph.call_function(SUMMING[product.target], (c, *product.args))
+                made.meta.update(product.meta)
+                replace(graph, node, made)
+                graph.erase_node(product)
+                break
+
+
+def _fits(c: Any, node: Node) -> bool:
+    """Whether c can be added to: of the node's dtype, and broadcast to its shape."""
+    shape = c.meta.get("shape") if isinstance(c, fx.Node) else None
+    if shape is None or c.meta["dtype"] != node.meta["dtype"] or len(shape) > len(node.meta["shape"]):
+        return False
+    return all(a in (1, b) for a, b in zip(reversed(shape), reversed(node.meta["shape"]), strict=False))

@@ -1,0 +1,174 @@
+"""What an estimator may spend and shows while it spends: budgets, progress bars, and the operand every estimator takes."""
+
+from __future__ import annotations
+
+import platform
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from tqdm import tqdm
+
+from spectral import arrays, probes
+from spectral.operators.foreign import as_operator
+from spectral.operators.operator import Gram, Operator
+from spectral.version import __version__
+
+SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+
+
+class Budget:
+    """A number of products, or "90s", "10min", "2h", "50epochs", "400products"; `None` is unlimited.
+
+    >>> Budget("10min", as_operator(np.eye(2))).seconds
+    600.0
+    """
+
+    def __init__(self, budget: Any, A: Operator, spent: tuple[int, float, float] = (0, 0.0, 0.0)) -> None:
+        """`spent`: products, epochs and seconds of earlier sessions, which count."""
+        self.A, self.begin = A, (time.monotonic() - spent[2], A.products - spent[0], A.epochs - spent[1])
+        self.seconds = self.products = self.epochs = float("inf")
+        if budget is None:
+            return
+        if isinstance(budget, int | float) and not isinstance(budget, bool) and budget > 0:
+            self.products = float(budget)
+            return
+        match = (
+            re.fullmatch(r"\s*(\d+\.?\d*)\s*(s|sec|min|h|epochs?|products?)\s*", budget)
+            if isinstance(budget, str)
+            else None
+        )
+        if not match or float(match[1]) <= 0:
+            raise ValueError(
+                f"budget={budget!r} is no budget; use a number of products, '10min', '50epochs' or '400products'."
+            )
+        amount, unit = float(match[1]), match[2]
+        if unit in SECONDS:
+            self.seconds = amount * SECONDS[unit]
+        elif unit.startswith("epoch"):
+            self.epochs = amount
+        else:
+            self.products = amount
+
+    def announce(self, products: int) -> None:
+        """Tell the operator how many products will be asked for, the same number on resume.
+
+        A budget in seconds cannot say how many they are: the operator then prepares for as many as it has made.
+        """
+        timed = self.seconds < float("inf")
+        self.A.expect(0 if timed else int(min(products, self.products, self.epochs)))
+
+    def exhausted(self) -> bool:
+        """Whether another product would exceed the budget (seconds: whether they are over)."""
+        began, products, epochs = self.begin
+        return (
+            time.monotonic() - began >= self.seconds
+            or self.A.products - products + 1 > self.products
+            or self.A.epochs - epochs + 1 > self.epochs
+        )
+
+    def whole(self) -> float:
+        """Products of the whole budget, at the cost of those so far."""
+        return self.left() + self.A.products - self.begin[1]
+
+    def left(self) -> float:
+        """Products that the budget still allows, at the cost of those so far."""
+        began, products, epochs = self.begin
+        done = self.A.products - products
+        each = [(time.monotonic() - began) / max(done, 1), (self.A.epochs - epochs) / max(done, 1)]
+        by_time = (self.seconds - (time.monotonic() - began)) / each[0] if each[0] > 0 else float("inf")
+        by_epoch = (self.epochs - (self.A.epochs - epochs)) / each[1] if each[1] > 0 else float("inf")
+        return max(min(self.products - done, by_time, by_epoch), 0.0)
+
+
+@contextmanager
+def stoppable(wanted: bool) -> Iterator[None]:
+    """SIGTERM raises SystemExit(143) inside, so that a checkpoint can be left, unless someone handles it already."""
+    plain = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not (wanted and plain):
+        yield
+        return
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def progress_bar(total: int | None, label: str, progress: bool | None, unit: str = "product") -> tqdm:
+    """A progress bar on stderr; None shows it only on a terminal."""
+    hidden = (not sys.stderr.isatty()) if progress is None else not progress
+    return tqdm(total=total, desc=label, unit=unit, disable=hidden, leave=False, dynamic_ncols=True)
+
+
+def expect(shown: tqdm, error: float, probes: float | None, each: int) -> None:
+    """Show the W1 error that a stop would leave and, of an adaptive run, the products that `probes` of `each` steps will be."""
+    shown.set_postfix_str(f"W1 {error:.2g}", refresh=False)
+    if probes is not None and probes < 1e9:
+        shown.total = max(shown.n, int(shown.n + max(probes - 1, 0) * each))
+
+
+def symmetric_operand(A: Any) -> tuple[Operator, int, int]:
+    """(operator to multiply with, its known zeros in the caller's dimension, the caller's dimension).
+
+    A rectangular operator means its Gram on the smaller side; a Gram with known zeros is run on its smaller side. An operator
+    whose symmetry is not known is tested with two products.
+    """
+    A = as_operator(A)
+    if 0 in A.shape:
+        raise ValueError(f"{A!r} is empty; it has no spectrum.")
+    if A.shape[0] != A.shape[1] or not A.self_map:
+        A = A.gram()
+    if isinstance(A, Gram):
+        return A.smaller, A.known_zeros, A.shape[0]
+    if A.symmetric is None:
+        error = _asymmetry(A)
+        if error > 1e3 * arrays.machine_epsilon(A.dtype) ** 0.75:
+            A.symmetric = False
+        else:
+            A.symmetric = True
+    if not A.symmetric:
+        raise ValueError(
+            f"{A!r} is not symmetric, and only symmetric operators have the real spectrum meant here; use A.gram() for its "
+            "squared singular values, or (A + A.T) / 2."
+        )
+    return A, 0, A.shape[0]
+
+
+def _asymmetry(A: Operator) -> float:
+    """|<A v, u> - <v, A u>| / max(||A v||, ||A u||) for one Gaussian pair: about 1 for a skew matrix, in any dimension."""
+    v = probes.probe(0, 0, A.shape[0], dtype=A.dtype, device=A.device)
+    u = probes.probe(0, 1, A.shape[0], dtype=A.dtype, device=A.device)
+    Av, Au = A @ v, A @ u
+    scale = max(arrays.norm(Av), arrays.norm(Au))
+    return abs(arrays.dot(Av, u) - arrays.dot(v, Au)) / scale if scale > 0 else 0.0
+
+
+def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:
+    """Versions, device and operator: what every result's meta begins with; `identity` where it is known."""
+    return {
+        "operator": A.describe(),
+        "identity": A.identity() if identity is None else identity,
+        "device": str(A.device),
+        "versions": {
+            "spectral": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+        "nonnegative": bool(A.nonnegative),
+        "epsilon": A.epsilon,
+    }

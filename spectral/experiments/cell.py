@@ -1,0 +1,407 @@
+"""One cell of an experiment: a trained network, one of its matrices, its spectrum and what that says.
+
+A *cell* is one matrix (kind, output, split) of one trained network (seed, condition). `cells` lists them, `run_cell`
+does one, `effects.collect` turns any finished set into tables. Nothing here knows of files: trained networks pass
+through a mapping that the caller may back by a disk.
+
+Legend: n samples, C classes (outputs), d input features, P parameters; J_i (C, d) or (C, P) of sample i.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache, partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spectral import arrays
+from spectral.analysis import label_alignment, summary
+from spectral.analysis.alignment import EXACT_ROWS, label_vector
+from spectral.estimators import esd
+from spectral.estimators.exact import exact, gram_matrix
+from spectral.experiments.datasets import Problem, batches, digits, permute_labels
+from spectral.experiments.models import model_for
+from spectral.experiments.training import Progress, Trained, evaluate, few_threads, train
+from spectral.operators import Jacobian
+from spectral.spectrum import Spectrum
+
+TRAINING = ("target_loss", "max_epochs", "batch_size", "lr", "weight_decay")
+CURVE_POINTS = 120  # of a stored alignment curve, geometrically spaced
+KINDS = ("flattened", "stacked", "diagonal", "ntk")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the network was trained on: `noise` is the fraction of permuted labels; None means not trained.
+
+    `epochs` stops the training after so many epochs, whatever the loss (spectra along the way); None: to the target.
+    `options`, where given, are handed to the settings' model as `options=` (other depths or widths).
+    """
+
+    name: str
+    noise: float | None = 0.0
+    epochs: int | None = None
+    options: Mapping[str, object] | None = None
+
+
+INIT, TRUE, RANDOM = Condition("init", None), Condition("true", 0.0), Condition("random", 1.0)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Which matrix: "flattened" (n, C d), "stacked" (n C, d) or "diagonal" (the n numbers ||J_i||_F^2) of the input
+    Jacobian, or "ntk", the parameter Jacobian (n C, P); `of` logits or probs; `split` train or test."""
+
+    kind: str
+    of: str
+    split: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}.{self.of}.{self.split}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work. `key` is unique within an experiment and fit for a file name."""
+
+    seed: int
+    condition: Condition
+    matrix: Matrix
+
+    @property
+    def key(self) -> str:
+        return f"seed{self.seed}-{self.condition.name}-{self.matrix.name}"
+
+    @property
+    def network(self) -> str:
+        """The key of the trained network, shared by all cells of one seed and condition."""
+        return f"seed{self.seed}-{self.condition.name}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything an experiment depends on; the defaults are the flagship on scikit-learn digits.
+
+    `problem(seed=...)` and `model(problem, seed=...)` are callables, so any data and any network fit; `training` holds
+    the keywords of `train`; `estimator` maps a Jacobian to a Spectrum. Networks train in float32; `dtype` is that of
+    the copy whose spectra are taken (float64: eigenvalues down to 1e-16 of the largest mean something). `ntk_samples`
+    bounds the samples of the parameter Jacobian, `alignment_k` the leading directions that label alignment counts.
+    """
+
+    problem: Callable[..., Problem] = digits
+    model: Callable[..., nn.Module] = model_for  # its default: the MLP 64 - 64 - 64 - 10
+    conditions: tuple[Condition, ...] = (INIT, TRUE, RANDOM)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    kinds: tuple[str, ...] = KINDS
+    outputs: tuple[str, ...] = ("logits", "probs")
+    splits: tuple[str, ...] = ("train", "test")
+    ntk_samples: int = 150
+    alignment_k: int = 50
+    batch_size: int = 150
+    training: Mapping[str, object] = field(default_factory=dict)
+    estimator: Callable[[Jacobian], Spectrum] = esd
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float64
+
+    def __post_init__(self) -> None:
+        choices: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+            ("kinds", self.kinds, KINDS),
+            ("outputs", self.outputs, ("logits", "probs")),
+            ("splits", self.splits, ("train", "test")),
+        )
+        for name, given, allowed in choices:
+            unknown = [item for item in given if item not in allowed]
+            if unknown or not given:
+                raise ValueError(f"{name}={list(given)} is not possible; use one or more of {', '.join(allowed)}.")
+        if strange := [name for name in self.training if name not in TRAINING]:
+            raise ValueError(f"training={strange} cannot be set; use {', '.join(TRAINING)}.")
+        names = [condition.name for condition in self.conditions]
+        if len(set(names)) < len(names) or len(set(self.seeds)) < len(self.seeds) or not names or not self.seeds:
+            raise ValueError(
+                f"conditions {names} and seeds {list(self.seeds)} hold none or a repeated one; name each once."
+            )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A trained network as plain data: its state_dict on the CPU, how training went, which labels it saw."""
+
+    state: dict[str, Tensor]
+    trained: Trained
+    noise: float
+    changed: float
+
+
+@dataclass(frozen=True)
+class AlignmentCurve:
+    """The labels' energy ||U_k^T y||^2 / ||y||^2 in the leading directions: at `k`, and at every size in `sizes`.
+
+    `method` is "exact", or "lanczos" where directions are counted in Ritz values (see `spectral.label_alignment`): the
+    two are not to be compared.
+    """
+
+    method: str
+    k: int
+    energy: float
+    sizes: tuple[float, ...]
+    energies: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One finished cell: its spectrum, metrics with their standard errors within the seed, alignment, network and cost.
+
+    `alignment` has the keys "own" (labels trained on) and "true" for the parameter Jacobian on training samples, "true"
+    on test samples, none elsewhere. `trained` is None at initialisation. `changed` is the fraction of labels that
+    differ from the true ones; `test_accuracy` is the network's. `cost` counts products, epochs, seconds of this cell.
+    """
+
+    cell: Cell
+    spectrum: Spectrum
+    metrics: dict[str, float]
+    alignment: dict[str, AlignmentCurve]
+    trained: Trained | None
+    changed: float
+    test_accuracy: float
+    cost: dict[str, float]
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON, without the spectrum (`Spectrum.save` keeps that) and the training history."""
+        plain: dict[str, object] = {
+            item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("spectrum", "trained")
+        }
+        plain["cell"] = asdict(self.cell)
+        plain["alignment"] = {name: asdict(curve) for name, curve in self.alignment.items()}
+        plain["trained"] = None if self.trained is None else self.trained.to_dict()
+        return plain
+
+    @staticmethod
+    def from_dict(plain: Mapping[str, object], spectrum: Spectrum) -> CellResult:
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+        rest = dict(plain)
+        cell, trained, alignment = rest.pop("cell"), rest.pop("trained"), rest.pop("alignment")
+        curves = {}
+        for name, curve in alignment.items():  # type: ignore[attr-defined]
+            values = {**curve, "sizes": tuple(curve["sizes"]), "energies": tuple(curve["energies"])}
+            curves[name] = AlignmentCurve(**values)
+        return CellResult(
+            cell=Cell(cell["seed"], Condition(**cell["condition"]), Matrix(**cell["matrix"])),  # type: ignore[index]
+            trained=None if trained is None else Trained.from_dict(trained),  # type: ignore[arg-type]
+            alignment=curves,
+            spectrum=spectrum,
+            **rest,  # type: ignore[arg-type]
+        )
+
+
+def cells(settings: Settings) -> list[Cell]:
+    """All cells in the order that trains each network once: by seed, then condition, then matrix."""
+    matrices = [Matrix(*names) for names in product(settings.kinds, settings.outputs, settings.splits)]
+    return [Cell(seed, c, matrix) for seed in settings.seeds for c in settings.conditions for matrix in matrices]
+
+
+def run_cell(
+    cell: Cell,
+    settings: Settings,
+    store: MutableMapping[str, Snapshot] | None = None,
+    *,
+    progress: Progress | bool | None = None,
+    checkpoint: str | Path | None = None,
+) -> CellResult:
+    """Train the cell's network, or take it from `store`, and take the spectrum of its matrix.
+
+    `store` maps `cell.network` to a `Snapshot`; a missing one is trained and put in, so a dict shares networks between
+    cells and a mapping over files resumes. `progress` is that of `train`; `checkpoint` is a file that an estimator with this
+    keyword keeps its finished probes in. Same settings and cell, same result. A small network computes with one thread (see
+    `few_threads`).
+    """
+    estimate: Callable[..., Spectrum] = settings.estimator
+    if checkpoint is not None:
+        estimate = partial(estimate, checkpoint=checkpoint)
+    problem = _problem(settings.problem, cell.seed, settings.device)
+    model, snapshot = network(cell, settings, problem, {} if store is None else store, progress=progress)
+    with few_threads(model):
+        return _measured(cell, settings, problem, model, snapshot, estimate)
+
+
+def _measured(
+    cell: Cell,
+    settings: Settings,
+    problem: Problem,
+    model: nn.Module,
+    snapshot: Snapshot | None,
+    estimate: Callable[[Jacobian], Spectrum],
+) -> CellResult:
+    """The spectrum of the cell's matrix and all that follows from it."""
+    accuracy = evaluate(model, problem.x_test, problem.y_test)[1] if len(problem.x_test) else float("nan")
+    started = time.perf_counter()
+    model = model.to(settings.dtype)
+    x, y_true = problem.split(cell.matrix.split)
+    y_own = _labels(problem, cell)[0] if cell.matrix.split == "train" else y_true
+    if cell.matrix.kind == "ntk":
+        x, y_true, y_own = (t[: settings.ntk_samples] for t in (x, y_true, y_own))
+    J = jacobian(model, x.to(settings.dtype), y_own, cell.matrix, settings.batch_size)
+    alignment: dict[str, AlignmentCurve] = {}
+    if cell.matrix.kind == "ntk":
+        wanted = {"true": y_true} if cell.matrix.split == "test" else {"own": y_own, "true": y_true}
+        spectrum, alignment = _kernel(J, wanted, settings, estimate)
+    else:
+        spectrum = _diagonal(J) if cell.matrix.kind == "diagonal" else estimate(J)
+    metrics = summary(spectrum, top=min(problem.classes, spectrum.dim))
+    if cell.matrix.kind == "diagonal":
+        values, counts = spectrum.points()
+        metrics |= concentration(np.repeat(values, counts.astype(int)))
+    metrics |= {f"{name}_label_alignment": curve.energy for name, curve in alignment.items()}
+    return CellResult(
+        cell=cell,
+        spectrum=spectrum,
+        metrics=metrics,
+        alignment=alignment,
+        trained=None if snapshot is None else snapshot.trained,
+        changed=0.0 if snapshot is None else snapshot.changed,
+        test_accuracy=accuracy,
+        cost={
+            "products": float(J.products),
+            "epochs": float(J.epochs),
+            "seconds": time.perf_counter() - started,
+        },
+    )
+
+
+def network(
+    cell: Cell,
+    settings: Settings,
+    problem: Problem,
+    store: MutableMapping[str, Snapshot],
+    *,
+    progress: Progress | bool | None = None,
+) -> tuple[nn.Module, Snapshot | None]:
+    """The cell's network in eval mode on the problem's device, and its snapshot (None at initialisation)."""
+    other = {} if cell.condition.options is None else {"options": cell.condition.options}
+    model = settings.model(problem, seed=cell.seed, **other).to(settings.device)
+    if cell.condition.noise is None:
+        return model.eval(), None
+    snapshot = store.get(cell.network)
+    if snapshot is None:
+        y, changed = _labels(problem, cell)
+        options = dict(settings.training)
+        if cell.condition.epochs is not None:
+            options["max_epochs"] = cell.condition.epochs
+        trained = train(model, problem.x_train, y, seed=cell.seed, progress=progress, **options)  # type: ignore[arg-type]
+        state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        snapshot = Snapshot(state=state, trained=trained, noise=cell.condition.noise, changed=changed)
+        store[cell.network] = snapshot
+    own, kept = ({name: (v.shape, v.dtype) for name, v in s.items()} for s in (model.state_dict(), snapshot.state))
+    if own != kept or snapshot.noise != cell.condition.noise:
+        raise ValueError(
+            f"The kept network {cell.network} is of another model or label noise; delete it and train again."
+        )
+    model.load_state_dict(snapshot.state)
+    return model.eval(), snapshot
+
+
+def jacobian(model: nn.Module, x: Tensor, y: Tensor, matrix: Matrix, batch_size: int = 150) -> Jacobian:
+    """The operator of a `Matrix` over (x, y): x (n, ...), y (n,). The diagonal belongs to the flattened Gram."""
+    data = batches(x, y, batch_size)
+    if matrix.kind == "ntk":
+        return Jacobian(model, data, of=matrix.of, wrt="params")
+    layout = "flattened" if matrix.kind == "flattened" else "stacked"
+    return Jacobian(model, data, of=matrix.of, wrt="inputs", layout=layout)
+
+
+@lru_cache(maxsize=2)
+def _problem(build: Callable[..., Problem], seed: int, device: str) -> Problem:
+    """The cells of one seed come one after the other: their data are made once."""
+    return build(seed=seed).to(device=device)
+
+
+def _labels(problem: Problem, cell: Cell) -> tuple[Tensor, float]:
+    """The training labels of the cell's condition, and the fraction that differ from the true ones."""
+    noise = cell.condition.noise or 0.0
+    if noise == 0.0:
+        return problem.y_train, 0.0
+    permuted = permute_labels(problem.y_train, noise, seed=cell.seed)
+    return permuted.y, permuted.changed
+
+
+def concentration(values: np.ndarray) -> dict[str, float]:
+    """How unequal n non-negative numbers are: "max_over_mean" (1..n) and the "gini" coefficient (0..1 - 1/n).
+
+    Gini = sum_i (2i - n - 1) v_(i) / (n sum v): 0 when all are equal. Both are nan when all are 0. Errors are 0: exact.
+
+    >>> concentration(np.array([0.0, 0.0, 0.0, 8.0]))["max_over_mean"], concentration(np.ones(5))["gini"]
+    (4.0, 0.0)
+    """
+    v, n, total = np.sort(values), len(values), float(values.sum())
+    weights = 2 * np.arange(1, n + 1) - n - 1
+    ratio = float(v[-1]) * n / total if total > 0 else float("nan")
+    gini = float(weights @ v) / (n * total) if total > 0 else float("nan")
+    return {"max_over_mean": ratio, "max_over_mean_stderr": 0.0, "gini": gini, "gini_stderr": 0.0}
+
+
+def _diagonal(J: Jacobian) -> Spectrum:
+    """The n numbers ||J_i||_F^2 as a spectrum: the eigenvalues of the block-diagonal part, one number a sample."""
+    started = J.epochs
+    values = J.squared_norms().double().cpu().numpy()
+    return Spectrum.from_eigenvalues(
+        np.asarray(values),
+        method="diagonal",
+        products=J.products,
+        epochs=J.epochs - started,
+        meta={"operator": J.describe(), "epsilon": J.epsilon},
+    )
+
+
+def _kernel(
+    J: Jacobian, wanted: Mapping[str, Tensor], settings: Settings, estimate: Callable[[Jacobian], Spectrum]
+) -> tuple[Spectrum, dict[str, AlignmentCurve]]:
+    """The spectrum of the parameter Jacobian, and its alignment with each set of labels (equal sets once).
+
+    With `esd` or `exact` a small kernel J J^T is assembled and decomposed once for all of them: that halves the
+    flagship's time. Otherwise the estimator and `label_alignment` each go their own way, the latter by Lanczos where the
+    rows of J do not fit into half of the memory.
+    """
+    rows, columns = J.shape
+    k = min(settings.alignment_k, rows)
+    fits = rows <= EXACT_ROWS and rows * columns * J.dtype.itemsize < arrays.available_memory(J.device) // 2
+    if settings.estimator not in (esd, exact) or not fits or rows > columns:
+        method = "exact" if fits else "lanczos"
+        found = {name: label_alignment(J, y, k=k, method=method) for name, y in wanted.items()}
+        return estimate(J), {name: _stored(f.curve.energy, k, method) for name, f in found.items()}
+    products, epochs = J.products, J.epochs
+    values, U = (part.cpu().numpy() for part in torch.linalg.eigh(gram_matrix(J, side="left")))
+    spectrum = Spectrum.from_eigenvalues(
+        values,
+        products=J.products - products,
+        epochs=J.epochs - epochs,
+        meta={
+            "operator": J.gram(side="left").describe(),
+            "assembled": "kernel decomposed once for spectrum and label alignment",
+            "epsilon": J.epsilon,
+            "nonnegative": True,
+        },
+    )
+    spectrum.meta["value_error"] = spectrum.rounding
+    curves = {}
+    for name, labels in wanted.items():
+        y = label_vector(labels, rows)[0]
+        curves[name] = _stored(np.cumsum((U.T @ y)[::-1] ** 2) / float(y @ y), k, "exact")
+    return spectrum, curves
+
+
+def _stored(energies: np.ndarray, k: int, method: str) -> AlignmentCurve:
+    """A curve of all directions, thinned to CURVE_POINTS sizes."""
+    sizes = np.unique(np.geomspace(1, len(energies), CURVE_POINTS).astype(int))
+    return AlignmentCurve(
+        method=method,
+        k=k,
+        energy=float(energies[min(k, len(energies)) - 1]),
+        sizes=tuple(float(size) for size in sizes),
+        energies=tuple(float(energy) for energy in energies[sizes - 1]),
+    )

@@ -1,0 +1,291 @@
+"""From finished cells to tables: effect sizes across seeds, distances between spectra, what separates, what trends.
+
+Pure functions of `CellResult`s; a partial set of cells gives the rows that it can give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.stats import rankdata
+
+from spectral.analysis import METRICS, cohens_d, compare
+from spectral.experiments.cell import CellResult
+from spectral.experiments.datasets import stream
+
+# What the pilot saw separate (RESEARCH.md, section 1): shape and alignment do; scale does too, the other way round from
+# "a deeper funnel has a larger Jacobian", so that it is no measure of the funnel; alpha hardly does.
+KEY_METRICS: dict[str, str] = {
+    "effective_rank": "shape",
+    "top_c_energy": "shape",
+    "own_label_alignment": "alignment",
+    "trace": "scale",
+    "lambda_max": "scale",
+    "alpha": "tail",
+}
+PAIRS = (("true", "random"), ("true", "init"), ("random", "init"))
+# How steep the network is: what changes when the matrix is multiplied by a number. It never counts as separating.
+SCALE = frozenset(name for name, text in METRICS.items() if "units of λ" in text) | {"alpha_hat", "log_alpha_norm"}
+# The key that says whether the fit behind a metric may be trusted (1) or was refused (0); a refused number may be nan.
+POWER_LAW = "alpha alpha_bounded alpha_hat log_alpha_norm sigma xmin D tail hill truncated_alpha truncated_rate"
+BULK = "mp_edge mp_sigma mp_ratio mp_spikes mp_softrank mp_ks"
+FITS: dict[str, str] = {
+    **dict.fromkeys(POWER_LAW.split(), "alpha_accepted"),
+    **dict.fromkeys(BULK.split(), "mp_accepted"),
+    "alpha_peak": "alpha_peak_accepted",
+}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Cohen's d of `a` minus `b` across seeds, with its confidence interval."""
+
+    a: str
+    b: str
+    d: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric of one matrix: per condition one number per seed (in the order of `Result.seeds`, nan where missing),
+    the standard error of each within its seed (0: exact, nan: unknown), whether the fit behind it was refused, and the
+    effects between the conditions."""
+
+    matrix: str
+    metric: str
+    values: dict[str, tuple[float, ...]]
+    errors: dict[str, tuple[float, ...]]
+    effects: tuple[Effect, ...]
+    refused: dict[str, tuple[bool, ...]] = field(default_factory=dict)
+
+    def effect(self, a: str, b: str) -> Effect | None:
+        """The effect of `a` minus `b`, or None where a condition has fewer than two seeds."""
+        return next((e for e in self.effects if (e.a, e.b) == (a, b)), None)
+
+
+@dataclass(frozen=True)
+class SpectrumDistance:
+    """Distances between the spectra of conditions `a` and `b` for one seed, as `spectral.compare` returns them."""
+
+    matrix: str
+    seed: int
+    a: str
+    b: str
+    distances: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Separation:
+    """On how many seeds the metric of true labels is below, or above, that of random labels of the same seed.
+
+    `refused` counts the seeds on which a fit behind either number was refused: with one of them nothing is compared.
+    """
+
+    matrix: str
+    metric: str
+    role: str
+    seeds: int
+    below: int
+    above: int
+    refused: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """ "true < random" or "true > random" when it holds on every seed, else "mixed"; "refused" where a fit was."""
+        if self.refused:
+            return "refused"
+        if self.seeds and self.below == self.seeds:
+            return "true < random"
+        return "true > random" if self.seeds and self.above == self.seeds else "mixed"
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How a metric moves with a level (noise, depth, epoch): `values` is one tuple over the levels for each seed.
+
+    `rho` is Spearman's rank correlation, the mean over seeds; `p_value` is the chance of so large an |rho| when the
+    levels are shuffled within each seed.
+    """
+
+    matrix: str
+    metric: str
+    levels: tuple[float, ...]
+    values: tuple[tuple[float, ...], ...]
+    rho: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished experiment. `cost` sums products, epochs, seconds of the spectra, and epochs, seconds of training."""
+
+    cells: tuple[CellResult, ...]
+    seeds: tuple[int, ...]
+    conditions: tuple[str, ...]
+    matrices: tuple[str, ...]
+    rows: tuple[MetricRow, ...]
+    distances: tuple[SpectrumDistance, ...]
+    separations: tuple[Separation, ...]
+    cost: dict[str, float]
+
+    def row(self, matrix: str, metric: str) -> MetricRow:
+        """The row of a metric of a matrix, such as row("flattened.logits.train", "trace")."""
+        for row in self.rows:
+            if (row.matrix, row.metric) == (matrix, metric):
+                return row
+        raise KeyError(f"There is no metric {metric!r} of {matrix!r}; the matrices are {', '.join(self.matrices)}.")
+
+    def untrained(self) -> tuple[str, ...]:
+        """The networks that missed their target loss: their rows compare networks that are not alike in loss."""
+        missed = {
+            c.cell.network
+            for c in self.cells
+            if c.trained is not None and not c.trained.reached and c.cell.condition.epochs is None
+        }
+        return tuple(sorted(missed))
+
+
+def collect(results: Iterable[CellResult]) -> Result:
+    """Tables from any finished cells, in the order in which conditions, matrices and seeds first appear.
+
+    Cost: one Wasserstein and one KS distance per matrix and seed; no product with any operator.
+    """
+    done = tuple(results)
+    seeds = tuple(dict.fromkeys(r.cell.seed for r in done))
+    conditions = tuple(dict.fromkeys(r.cell.condition.name for r in done))
+    matrices = tuple(dict.fromkeys(r.cell.matrix.name for r in done))
+    found = {(r.cell.matrix.name, r.cell.condition.name, r.cell.seed): r for r in done}
+    rows, distances = [], []
+    for matrix in matrices:
+        here = {(c, s): found[matrix, c, s] for c in conditions for s in seeds if (matrix, c, s) in found}
+        names = dict.fromkeys(m for r in here.values() for m in r.metrics if not m.endswith("_stderr"))
+        rows += [_row(matrix, metric, here, conditions, seeds) for metric in names]
+        for a, b in PAIRS[:2]:
+            for seed in seeds:
+                if (a, seed) in here and (b, seed) in here:
+                    apart = compare(here[a, seed].spectrum, here[b, seed].spectrum)
+                    distances.append(SpectrumDistance(matrix, seed, a, b, dict(apart)))
+    separations = [_separation(row) for row in rows if row.metric in KEY_METRICS]
+    return Result(
+        cells=done,
+        seeds=seeds,
+        conditions=conditions,
+        matrices=matrices,
+        rows=tuple(rows),
+        distances=tuple(distances),
+        separations=tuple(s for s in separations if s.seeds),
+        cost=_cost(done),
+    )
+
+
+def trend(result: Result, matrix: str, metric: str, levels: Mapping[str, float], draws: int = 9999) -> Trend:
+    """How a metric moves with the level of its condition, given as {condition: level}.
+
+    Spearman's rho within each seed, averaged: a seed's own offset does not blur it. The p-value counts `draws`
+    permutations of the levels within each seed, seeded (two-sided; at least 1 / (draws + 1)).
+
+    Source: Spearman (1904); Good (2005) for the stratified permutation test.
+    """
+    row = result.row(matrix, metric)
+    names = [name for name in levels if name in row.values]
+    if len(names) < 3:
+        raise ValueError(f"A trend needs three levels or more, but {len(names)} of {list(levels)} are in the result.")
+    values_SL = np.array([row.values[name] for name in names]).T
+    kept_SL = values_SL[np.isfinite(values_SL).all(axis=1)]
+    at = np.array([levels[name] for name in names], dtype=float)
+    rho, p_value = spearman_within(at, kept_SL, draws=draws)
+    return Trend(matrix, metric, tuple(at), tuple(tuple(map(float, row)) for row in values_SL), rho, p_value)
+
+
+def spearman_within(levels: np.ndarray, values_SL: np.ndarray, *, draws: int = 9999) -> tuple[float, float]:
+    """Mean over the rows of Spearman's rho between `levels` (L,) and each row (S, L), and its permutation p-value.
+
+    A constant row has no order and counts as 0; no rows at all give nan.
+
+    >>> rho, p = spearman_within(np.arange(6.0), np.array([[0.0, 1, 4, 9, 16, 25]] * 3))
+    >>> rho, p < 0.001
+    (1.0, True)
+    """
+    if values_SL.size == 0:
+        return math.nan, math.nan
+    ranks_L = _standard_ranks(levels)
+    ranks_SL = np.array([_standard_ranks(row) for row in values_SL])
+    rho = float((ranks_SL @ ranks_L).mean())
+    generator = np.random.default_rng(stream(0, "trend"))
+    shuffled = np.stack([generator.permuted(np.tile(ranks_L, (draws, 1)), axis=1) @ row for row in ranks_SL])
+    as_large = int((np.abs(shuffled.mean(axis=0)) >= abs(rho) - 1e-12).sum())
+    return round(rho, 12), (as_large + 1) / (draws + 1)
+
+
+def _standard_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks (ties averaged), centred, of unit length: their inner product is Spearman's rho."""
+    ranks = rankdata(values)
+    ranks = ranks - ranks.mean()
+    length = float(np.linalg.norm(ranks))
+    return ranks / length if length > 0 else ranks
+
+
+def refused(metric: str, metrics: Mapping[str, float]) -> bool:
+    """Whether `metric` comes from a fit that the same metrics say was refused.
+
+    >>> refused("alpha", {"alpha": 2.0, "alpha_accepted": 0.0}), refused("trace", {"alpha_accepted": 0.0})
+    (True, False)
+    """
+    return metric in FITS and metrics.get(FITS[metric]) == 0.0
+
+
+def _row(
+    matrix: str,
+    metric: str,
+    here: Mapping[tuple[str, int], CellResult],
+    conditions: Sequence[str],
+    seeds: Sequence[int],
+) -> MetricRow:
+    values: dict[str, tuple[float, ...]] = {}
+    errors: dict[str, tuple[float, ...]] = {}
+    doubted: dict[str, tuple[bool, ...]] = {}
+    for condition in conditions:
+        found = [r.metrics if (r := here.get((condition, seed))) is not None else {} for seed in seeds]
+        numbers = tuple(float(m.get(metric, math.nan)) for m in found)
+        if any(map(math.isfinite, numbers)) or any(refused(metric, m) for m in found):
+            values[condition] = numbers
+            errors[condition] = tuple(float(m.get(f"{metric}_stderr", math.nan)) for m in found)
+            if any(refused(metric, m) for m in found):
+                doubted[condition] = tuple(refused(metric, m) for m in found)
+    effects = []
+    for a, b in PAIRS:
+        x, y = ([v for v in values.get(name, ()) if math.isfinite(v)] for name in (a, b))
+        if len(x) >= 2 and len(y) >= 2:
+            effects.append(_effect(a, b, x, y))
+    return MetricRow(matrix, metric, values, errors, tuple(effects), doubted)
+
+
+def _effect(a: str, b: str, x: list[float], y: list[float]) -> Effect:
+    estimate = cohens_d(x, y)
+    return Effect(a, b, estimate.d, estimate.lower, estimate.upper)
+
+
+def _separation(row: MetricRow) -> Separation:
+    """Seed by seed, as true and random share the split, the initial weights and the order of the samples."""
+    sides = ("true", "random")
+    t, r = (np.array(row.values.get(side, ()), dtype=float) for side in sides)
+    if len(t) != len(r):
+        t = r = np.zeros(0)
+    known = np.isfinite(t) & np.isfinite(r)
+    doubted = [np.array(row.refused.get(side, (False,) * len(t)), dtype=bool) for side in sides]
+    lost = int((known & (doubted[0] | doubted[1])).sum()) if len(t) else 0
+    below, above = int((t < r)[known].sum()), int((t > r)[known].sum())
+    return Separation(row.matrix, row.metric, KEY_METRICS[row.metric], int(known.sum()), below, above, lost)
+
+
+def _cost(done: Sequence[CellResult]) -> dict[str, float]:
+    total = {name: sum(r.cost[name] for r in done) for name in ("products", "epochs", "seconds")}
+    trained = {r.cell.network: r.trained for r in done if r.trained is not None}
+    total["training_epochs"] = float(sum(t.epochs for t in trained.values()))
+    total["training_seconds"] = sum(t.seconds for t in trained.values())
+    return total

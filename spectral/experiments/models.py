@@ -1,0 +1,282 @@
+"""The networks of the landscape experiments: MLP, a small CNN, and the CIFAR family of residual networks.
+
+All map (B, *input shape) to logits (B, classes), use no in-place operation (forward-mode differentiation stays
+exact), and are initialised from their own seed: torch's global generator is as before.
+
+Sources: He et al. 2015 (the initialisation), He et al. 2016a "Deep residual learning" (ResNet-20 ... 110),
+He et al. 2016b "Identity mappings" (ResNet-164, 1001).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spectral import arrays
+from spectral.experiments.datasets import Problem, stream
+
+BLOCKS = ("auto", "basic", "bottleneck")
+M = TypeVar("M", bound=nn.Module)
+
+
+def mlp(in_features: int, widths: Sequence[int] = (64, 64), classes: int = 10, *, seed: int = 0) -> nn.Module:
+    """A ReLU multilayer perceptron in_features - widths - classes; images are flattened first.
+
+    >>> sum(p.numel() for p in mlp(64).parameters())     # (64*64 + 64) * 2 + 64*10 + 10
+    8970
+    """
+    sizes = [in_features, *widths, classes]
+    if min(sizes) < 1:
+        raise ValueError(f"layer sizes {sizes} hold a number below 1; use positive sizes.")
+
+    def build() -> nn.Sequential:
+        layers: list[nn.Module] = [nn.Flatten()]
+        for fan_in, fan_out in pairwise(sizes[:-1]):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+
+    return _seeded(build, seed)
+
+
+def cnn(in_channels: int = 1, classes: int = 10, width: int = 16, *, norm: bool = False, seed: int = 0) -> nn.Module:
+    """A small CNN: three 3x3 convolutions of width, 2 width, 2 width channels (stride 1, 2, 2), spatial mean, linear.
+
+    Any image size works. norm=True puts a batch norm after each convolution.
+
+    >>> cnn()(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+    if min(in_channels, classes, width) < 1:
+        raise ValueError(
+            f"in_channels={in_channels}, classes={classes}, width={width} hold a number below 1; use positive sizes."
+        )
+
+    def build() -> nn.Sequential:
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for out, stride in ((width, 1), (2 * width, 2), (2 * width, 2)):
+            layers.append(nn.Conv2d(channels, out, 3, stride, padding=1, bias=not norm))
+            layers += [nn.BatchNorm2d(out)] if norm else []
+            layers.append(nn.ReLU())
+            channels = out
+        return nn.Sequential(*layers, SpatialMean(), nn.Linear(channels, classes))
+
+    return _seeded(build, seed)
+
+
+def resnet(
+    depth: int = 20, classes: int = 10, in_channels: int = 3, width: int = 16, *, block: str = "auto", seed: int = 0
+) -> nn.Module:
+    """The CIFAR-style residual network of a given depth, with batch norm; any image size works.
+
+    Three stages of `width`, 2 `width`, 4 `width` channels. block="basic" is He et al. 2016a: depth 6n+2, two 3x3
+    convolutions a block, shortcuts without parameters (option A: stride, then zero channels). block="bottleneck" is the
+    pre-activation network of He et al. 2016b: depth 9n+2, 1x1-3x3-1x1 with four times the channels out, 1x1 projections
+    where the shape changes. "auto" follows the two papers: basic below depth 164, bottleneck from 164 on (20, 32, 44,
+    56 and 110 are basic; 164 and 1001 bottlenecks), and the only one that fits for other depths.
+
+    Errors: a depth of neither form; the sentence names the nearest that are.
+
+    >>> sum(p.numel() for p in resnet(20).parameters())  # He et al. 2016a, Table 6: 0.27M
+    269722
+    """
+    kind = _block_kind(depth, block)
+    if min(classes, in_channels, width) < 1:
+        raise ValueError(
+            f"classes={classes}, in_channels={in_channels}, width={width} hold a number below 1; use positive sizes."
+        )
+    if kind == "basic":
+        return _seeded(lambda: BasicResNet((depth - 2) // 6, classes, in_channels, width), seed)
+    return _seeded(lambda: PreactResNet((depth - 2) // 9, classes, in_channels, width), seed)
+
+
+def model_for(
+    problem: Problem, kind: str = "mlp", *, seed: int = 0, options: Mapping[str, object] | None = None
+) -> nn.Module:
+    """The network of a kind ("mlp", "cnn", "resnet") whose inputs and classes are those of `problem`.
+
+    `options` are the other arguments of the function of that name: widths for mlp; width and norm for cnn; depth, width
+    and block for resnet. Convolutional networks need images: build the problem with image=True.
+    """
+    given: dict[str, object] = {**(options or {}), "classes": problem.classes, "seed": seed}
+    if kind == "mlp":
+        return mlp(math.prod(problem.shape), **given)  # type: ignore[arg-type]
+    if kind not in ("cnn", "resnet"):
+        raise ValueError(f"model kind {kind!r} is unknown; use one of mlp, cnn, resnet.")
+    if len(problem.shape) != 3:
+        raise ValueError(
+            f"A {kind} needs images (channels, height, width), but the inputs of {problem.name} have the shape "
+            f"{problem.shape}; build the problem with image=True."
+        )
+    return (cnn if kind == "cnn" else resnet)(in_channels=problem.shape[0], **given)  # type: ignore[arg-type]
+
+
+class SpatialMean(nn.Module):
+    """(B, c, h, w) to (B, c): the mean over the pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+class BasicBlock(nn.Module):
+    """relu(bn(conv(relu(bn(conv x)))) + shortcut x), He et al. 2016a, figure 2 with option A."""
+
+    def __init__(self, channels: int, out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.stride = stride
+        self.extra = out - channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        h = self.bn2(self.conv2(h))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.extra:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+        return F.relu(h + shortcut)
+
+
+class BasicResNet(nn.Module):
+    """conv, three stages of n basic blocks, mean, linear: depth 6n+2."""
+
+    def __init__(self, n: int, classes: int, in_channels: int, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        blocks: list[nn.Module] = []
+        channels = width
+        for stage, out in enumerate((width, 2 * width, 4 * width)):
+            for i in range(n):
+                blocks.append(BasicBlock(channels, out, stride=2 if stage > 0 and i == 0 else 1))
+                channels = out
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = SpatialMean()
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn(self.conv(x)))
+        return self.head(self.pool(self.blocks(h)))
+
+
+class PreactBottleneck(nn.Module):
+    """shortcut + conv1x1 relu bn conv3x3 relu bn conv1x1 relu bn x, He et al. 2016b, figure 4e."""
+
+    def __init__(self, channels: int, out: int, stride: int):
+        super().__init__()
+        inner = out // 4
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, inner, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, out, 1, bias=False)
+        projects = channels != out or stride != 1
+        self.project: nn.Module | None = nn.Conv2d(channels, out, 1, stride, bias=False) if projects else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.relu(self.bn1(x))
+        shortcut = x if self.project is None else self.project(a)  # projections see the shared pre-activation
+        h = self.conv1(a)
+        h = self.conv2(F.relu(self.bn2(h)))
+        h = self.conv3(F.relu(self.bn3(h)))
+        return h + shortcut
+
+
+class PreactResNet(nn.Module):
+    """conv, three stages of n pre-activation bottlenecks, bn, relu, mean, linear: depth 9n+2."""
+
+    def __init__(self, n: int, classes: int, in_channels: int, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        blocks: list[nn.Module] = []
+        channels = width
+        for stage, out in enumerate((4 * width, 8 * width, 16 * width)):
+            for i in range(n):
+                blocks.append(PreactBottleneck(channels, out, stride=2 if stage > 0 and i == 0 else 1))
+                channels = out
+        self.blocks = nn.Sequential(*blocks)
+        self.bn = nn.BatchNorm2d(channels)
+        self.pool = SpatialMean()
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.blocks(self.conv(x))
+        return self.head(self.pool(F.relu(self.bn(h))))
+
+
+def _block_kind(depth: int, block: str) -> str:
+    if block not in BLOCKS:
+        raise ValueError(f"block={block!r} is unknown; use one of {', '.join(BLOCKS)}.")
+    basic = depth >= 8 and (depth - 2) % 6 == 0
+    bottleneck = depth >= 11 and (depth - 2) % 9 == 0
+    if block == "basic" and basic:
+        return "basic"
+    if block == "bottleneck" and bottleneck:
+        return "bottleneck"
+    if block == "auto" and (basic or bottleneck):
+        if basic and bottleneck:
+            return "bottleneck" if depth >= 164 else "basic"
+        return "basic" if basic else "bottleneck"
+    forms = {"basic": "6n+2 (basic)", "bottleneck": "9n+2 (bottleneck)", "auto": "6n+2 (basic) or 9n+2 (bottleneck)"}
+    raise ValueError(
+        f"depth={depth} is not of the form {forms[block]}; the nearest allowed depths are "
+        f"{' and '.join(str(d) for d in _nearest_depths(depth, block))}."
+    )
+
+
+def _nearest_depths(depth: int, block: str) -> list[int]:
+    """The closest allowed depth on either side (only the one above when there is none below)."""
+
+    def allowed(d: int) -> bool:
+        return (block != "bottleneck" and d >= 8 and (d - 2) % 6 == 0) or (
+            block != "basic" and d >= 11 and (d - 2) % 9 == 0
+        )
+
+    near = range(max(depth, 8) - 9, max(depth, 8) + 10)
+    below = [d for d in near if d < depth and allowed(d)]
+    above = [d for d in near if d > depth and allowed(d)]
+    return below[-1:] + above[:1]
+
+
+def _check_fits(build: Callable[[], nn.Module]) -> None:
+    """One sentence for a network that memory does not hold; none of it is allocated."""
+    free = arrays.available_memory(torch.device("cpu"))
+    try:
+        with torch.device("meta"):
+            size = float(sum(p.nbytes for p in build().parameters()))
+    except (RuntimeError, OverflowError):  # a number of entries that torch cannot count
+        size = math.inf
+    if size > free:
+        raise ValueError(
+            f"the network's parameters take {size / 2**30:.3g} GiB, more than the {free / 2**30:.3g} GiB that are free; use "
+            "smaller sizes."
+        )
+
+
+def _seeded(build: Callable[[], M], seed: int) -> M:
+    """Build a module and initialise it from `seed` alone, leaving the global generators as they were.
+
+    Convolutions and linear layers: weights N(0, 2 / fan_in), biases 0 (He et al. 2015), also in the last layer; batch
+    norm: scale 1, shift 0. In the order of `modules()`, drawn on the CPU, so the device does not matter.
+    """
+    with torch.random.fork_rng(devices=[]):  # torch's own constructors draw from the global generator
+        _check_fits(build)
+        model = build()
+    generator = torch.Generator().manual_seed(stream(seed, "weights"))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                fan_in = module.weight[0].numel()
+                module.weight.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+    return model

@@ -1,0 +1,340 @@
+"""The Lanczos recurrence: A Q = Q T + beta_k q_{k+1} e_k^T, T tridiagonal.
+
+Vectors stay in the operator's dtype on its device; alphas, betas and every dot are float64. Without reorthogonalisation
+four vectors of the operator's dimension n are held; with it the basis of k vectors as well. Vectors that are deflated (U,
+orthonormal rows) are projected out of the start vector and of every product: the recurrence is that of (I - P) A (I - P).
+
+Every product is held against those before: <q_{j-1}, A q_j> = beta_{j-1} = <A q_{j-1}, q_j>, at one dot a step; with the full
+basis <q_i, A q_j> = 0 for all i < j - 1 too, from the dots that orthogonalise. Of a semi-definite matrix no Ritz value is
+negative, which the pivots of T tell. A product that was wrong once (scaled, of other weights, with entries flipped or with
+noise) shows in its own step or in the next; `symmetry` says what then happens and what cannot be seen. A recurrence of one step
+shows nothing, and the last step only what its product has along the vectors that are held.
+
+Sources: Saad (2011), Numerical Methods for Large Eigenvalue Problems, Alg. 6.15; twice is enough: Giraud, Langou (2003);
+selective: Simon (1984), The Lanczos algorithm with partial reorthogonalization, eq. (20): |omega| stays below sqrt(eps).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.linalg import eigh_tridiagonal
+
+from spectral import arrays
+from spectral.krylov.symmetry import AGAIN, expected, hold_size, hold_zero, look_again, repeated, wrong
+from spectral.operators.operator import ROUNDING, Operator
+
+BREAKDOWN = 16.0  # beta <= 16 eps ||T|| counts as 0: A q - alpha q of an exact eigenvector rounds to a few eps ||A||
+ROWS = 32  # basis vectors allocated at a time
+# <q_{j-1}, q_i> and <q_j, q_i> as estimated, and whether the next vector is reorthogonalised too (Simon 1984, section 4)
+Omega = tuple[np.ndarray, np.ndarray, bool]
+State = tuple[int, torch.Tensor | None, torch.Tensor, Omega]
+MODES = (True, "selective", False)
+NONE = np.zeros(0)  # nothing deflated
+
+
+@dataclass(frozen=True, eq=False)
+class LanczosRecord:
+    """T of one start vector: `alphas` (k,), `betas` (k,) with the residual norm beta_k last (0 on an invariant subspace).
+
+    `squared_norm` is that of the start vector, `stop` why the recurrence ended: "steps", "breakdown" (the subspace is
+    invariant, so that the Gauss rule is exact), "budget" or "tolerance". `seed` and `index` name the probe (-1: a given
+    start vector), `dtype` is that of the products, `reorthogonalized` (True, "selective", False) says how the basis was kept
+    orthogonal. `known` (l,) are eigenvalues whose eigenvectors were deflated, `shares` (l,) what the start vector has on them:
+    T then belongs to the rest of it, 1 - sum(shares).
+    """
+
+    alphas: np.ndarray
+    betas: np.ndarray
+    squared_norm: float
+    dtype: str
+    reorthogonalized: bool | str
+    stop: str
+    seed: int = -1
+    index: int = -1
+    known: np.ndarray = field(default_factory=lambda: NONE)
+    shares: np.ndarray = field(default_factory=lambda: NONE)
+
+    @property
+    def steps(self) -> int:
+        return len(self.alphas)
+
+    @cached_property
+    def eigen(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues (k,), ascending, and eigenvectors (k, k), columns, of T."""
+        values, vectors = eigh_tridiagonal(self.alphas, self.betas[:-1])
+        values.flags.writeable = vectors.flags.writeable = False
+        return values, vectors
+
+    @cached_property
+    def centred(self) -> tuple[np.ndarray, np.ndarray]:
+        """`eigen` of T - alpha_1 I; solved again where the shift is so large that it would take digits from the differences."""
+        shift = float(self.alphas[0])
+        spread = np.abs(self.alphas - shift).max() + self.betas.max()
+        if abs(shift) <= 8 * spread:
+            return self.eigen[0] - shift, self.eigen[1]
+        values, vectors = eigh_tridiagonal(self.alphas - shift, self.betas[:-1])
+        return values, vectors
+
+
+class Lanczos:
+    """The recurrence in flight: `step()` until it returns False, then `record()`.
+
+    `now` = (j, q_{j-1}, q_j, omega) is the state after j steps, replaced whole, so that a step that is interrupted has not been
+    made; with it go the first j `alphas` and `betas` and, where it is kept, the first j vectors of the basis.
+    """
+
+    def __init__(
+        self,
+        A: Operator,
+        start: torch.Tensor,
+        steps: int,
+        *,
+        reorthogonalize: bool | str = True,
+        deflate: torch.Tensor | None = None,
+        known: np.ndarray = NONE,
+    ) -> None:
+        """`deflate`: orthonormal eigenvectors (l, n) with the eigenvalues `known` (l,)."""
+        if reorthogonalize not in MODES:
+            raise ValueError(f"reorthogonalize={reorthogonalize!r} is not known; use True, 'selective' or False.")
+        self.A, self.reorthogonalize, self.known = A, reorthogonalize, np.asarray(known, dtype=float)
+        self.U = deflate if deflate is not None and len(deflate) else None
+        self.rank = A.shape[1] - (0 if self.U is None else len(self.U))  # dimension of the space that is searched
+        self.limit = min(int(steps), self.rank)
+        self.squared_norm = arrays.dot(start, start)
+        if not math.isfinite(self.squared_norm) or self.squared_norm <= 0:
+            raise ValueError(
+                f"the start vector has squared norm {self.squared_norm}; use a finite vector that is not zero."
+            )
+        if self.limit < 1:
+            raise ValueError(f"steps={steps} with dimension {self.rank}; both must be at least 1.")
+        self.alphas: list[float] = []
+        self.betas: list[float] = []
+        norm, self.shares = math.sqrt(self.squared_norm), NONE
+        if self.U is not None:
+            self.shares = np.array([arrays.dot(u, start) ** 2 for u in self.U]) / self.squared_norm
+            start = self._project(self._project(start))
+            norm = arrays.norm(start)
+        self.now: State = (0, None, start / norm, (NONE, np.ones(1), False))
+        self.stop = "steps"
+        self.blocks: list[torch.Tensor] = []
+        self.pivots: list[float] = []  # of T + allowed I, positive where A >= 0
+        self.allowed = expected(A)  # over ||T||, what a product may be off before it is looked at again
+        self.carried = (1, 0.0)  # (j, what <A q_{j-1}, q_j> is beyond beta_{j-1}): q_j keeps what w had along q_{j-2}
+
+    @property
+    def q(self) -> torch.Tensor:
+        """q_j, the vector that the next step multiplies."""
+        return self.now[2]
+
+    @property
+    def steps(self) -> int:
+        """j, the steps that have been made."""
+        return self.now[0]
+
+    @property
+    def basis(self) -> torch.Tensor | None:
+        """The orthonormal vectors q_1 .. q_k as rows (a copy), None without reorthogonalisation."""
+        return torch.cat(self.blocks)[: self.steps] if self.reorthogonalize else None
+
+    def rows(self, first: int, last: int) -> list[torch.Tensor]:
+        """q_first .. q_{last - 1} of the basis, none where it is not kept."""
+        return [self.blocks[j // ROWS][j % ROWS] for j in range(first, last)] if self.reorthogonalize else []
+
+    def combine(self, coefficients: np.ndarray) -> torch.Tensor:
+        """coefficients (c, k) times the basis: (c, n)."""
+        total = self.q.new_zeros(len(coefficients), self.A.shape[1])
+        for i, block in enumerate(self.blocks):
+            part = torch.from_numpy(np.ascontiguousarray(coefficients[:, i * ROWS : (i + 1) * ROWS])).to(block)
+            total += part @ block[: part.shape[1]]
+        return total
+
+    def step(self) -> bool:
+        """One product; False when the recurrence has ended."""
+        j, q_prev, q, omega = self.now
+        del self.alphas[j:], self.betas[j:]
+        if self.reorthogonalize:
+            self._keep(j, q)
+        w = self.A @ q  # perhaps a buffer of the operator, perhaps q itself: not ours to change
+        full = self.reorthogonalize is True
+        across = 0.0 if q_prev is None or full else arrays.dot(q_prev, w) - self.betas[j - 1]
+        known = self.carried[1] if self.carried[0] == j else None
+        w = w.clone() if q_prev is None else torch.sub(w, q_prev, alpha=self.betas[j - 1])  # A q_j - beta_{j-1} q_{j-1}
+        alpha = arrays.dot(w, q)
+        w = self._project(
+            w.sub_(q, alpha=alpha)
+        )  # last: -alpha q_j would make rounding in U grow by alpha / beta a step
+        beta, omega, along = self._orthogonal(w, j, alpha, omega)
+        hold_size(w, math.hypot(alpha, beta), f"the product in step {j + 1}")
+        scale = max(abs(alpha), *map(abs, self.alphas), *np.abs(self.known), 0.0) + max([0.0, *self.betas])
+        if j == 0 and alpha == beta == 0:
+            hold_zero(self.A, q, _name(j))
+        elif full and j > 0:
+            self._hold_symmetric(j, along[:j], np.zeros(j), scale + beta)
+        elif j > 0 and known is not None:  # an interrupted step, or an earlier session, has forgotten it
+            self._hold_symmetric(j, np.array([across]), np.array([known]), scale + beta)
+        if self.A.nonnegative:
+            self._hold_definite(j, alpha, scale + beta)
+        ended = beta <= BREAKDOWN * arrays.machine_epsilon(self.A.dtype) * scale
+        if ended or (j + 1 == self.rank and self.reorthogonalize):
+            beta, self.stop = 0.0, "breakdown"  # the subspace is invariant, or the whole space
+        self.alphas.append(alpha)
+        self.betas.append(beta)
+        kept = j > 0 and beta > 0 and not len(along)  # what w has along q_{j-1} is left in q_{j+1}
+        self.carried = (j + 1, self.betas[j - 1] * across / beta if kept else 0.0)
+        self.now = (j + 1, q, w.div_(beta), omega) if beta > 0 else (j + 1, q_prev, q, omega)
+        return beta > 0 and j + 1 < self.limit
+
+    def _hold_symmetric(self, j: int, found: np.ndarray, due: np.ndarray, scale: float) -> None:
+        """<q_i, A q_j> against <A q_i, q_j> for i = j - len(found) ... j - 1, both less T_ij.
+
+        Without full reorthogonalisation q_{j-1} and q_j are orthogonal to eps ||A|| / beta_{j-1}, and so much less is known.
+        """
+        worst = int(np.abs(found - due).argmax())
+        i, off, amplified = j - len(due) + worst, abs(float(found[worst] - due[worst])), 1.0
+        if self.reorthogonalize is not True:
+            amplified += scale / self.betas[j - 1]
+        if off <= self.allowed * scale * amplified:
+            return
+        entry = self.betas[j - 1] if i == j - 1 else 0.0
+        q_i = self.now[1] if self.now[1] is not None and i == j - 1 else self.rows(i, i + 1)[0]
+        names = _name(j), _name(i)
+        look_again(self.A, q_i, self.q, entry + float(found[worst]), entry + float(due[worst]), names, scale)
+        self.allowed = AGAIN * off / (scale * amplified)
+
+    def _hold_definite(self, j: int, alpha: float, scale: float) -> None:
+        """No Ritz value of a semi-definite A below rounding: all pivots of T + allowed I = L D L^T are positive (Sylvester)."""
+        del self.pivots[j:]
+        for i in range(len(self.pivots), j + 1):  # one, or all after a resume
+            diagonal = (self.alphas[i] if i < j else alpha) + self.allowed * scale
+            self.pivots.append(diagonal - (self.betas[i - 1] ** 2 / self.pivots[i - 1] if i else 0.0))
+        if self.pivots[j] > 0:
+            return
+        for step, q, before in ((j, self.q, alpha), (j - 1, self.now[1], self.alphas[-1] if j else 0.0)):
+            again = before if q is None else arrays.dot(q, repeated(self.A, q, _name(step)))
+            if abs(again - before) > self.allowed * scale:
+                raise wrong(
+                    _name(step),
+                    f"of a semi-definite matrix it gave <q, A q> = {before:.6g} and a negative Ritz value",
+                    again,
+                )
+        self.allowed, self.pivots = AGAIN * self.allowed, []  # rounding: look again where it is larger still
+        if self.allowed < 1:
+            self._hold_definite(j, alpha, scale)
+
+    def resume(self, alphas: np.ndarray, betas: np.ndarray, now: State, rows: torch.Tensor | None) -> None:
+        """Go on from a state that was saved: `rows` (j, n) of the basis."""
+        self.alphas, self.betas, self.now = alphas.tolist(), betas.tolist(), now
+        for j, q in enumerate(rows if rows is not None else ()):
+            self._keep(j, q)
+
+    def _keep(self, j: int, q: torch.Tensor) -> None:
+        if j // ROWS == len(self.blocks):
+            self.blocks.append(q.new_empty(min(ROWS, self.limit - j), len(q)))
+        self.blocks[j // ROWS][j % ROWS] = q
+
+    def _project(self, w: torch.Tensor) -> torch.Tensor:
+        """w without its part in the deflated space."""
+        return w if self.U is None else w.sub(self.U.T @ (self.U @ w))
+
+    def _orthogonal(self, w: torch.Tensor, j: int, alpha: float, before: Omega) -> tuple[float, Omega, np.ndarray]:
+        """Reorthogonalise w in place: (its norm, the inner products of the next step, what it had along each basis vector)."""
+        if not self.reorthogonalize:
+            return arrays.norm(w), before, NONE
+        omega, again = NONE, False
+        if self.reorthogonalize == "selective":
+            beta, eps = arrays.norm(w), arrays.machine_epsilon(self.A.dtype)
+            omega = self._estimate(j, alpha, beta, before)
+            exceeds = bool(np.abs(omega[: j + 1]).max() > math.sqrt(eps))
+            if not exceeds and not before[2]:
+                return beta, (before[1], omega, False), NONE
+            omega[: j + 1], again = eps, exceeds and not before[2]
+        along: list[torch.Tensor] = []
+        for _ in range(2):  # classical Gram-Schmidt, twice
+            parts = [block[: j + 1 - i * ROWS] for i, block in enumerate(self.blocks[: j // ROWS + 1])]
+            products = [part @ w for part in parts]
+            along = along or products
+            for part, c in zip(parts, products, strict=True):
+                w.sub_(part.T @ c)
+        return arrays.norm(w), (before[1], omega, again), torch.cat(along).double().cpu().numpy()
+
+    def _estimate(self, j: int, alpha: float, beta: float, before: Omega) -> np.ndarray:
+        """omega_{j+1, i} ~ <q_{j+1}, q_i> for i = 0 .. j + 1, from the recurrence that they obey (Simon 1984, eq. 20)."""
+        older, last, _ = before
+        eps = arrays.machine_epsilon(self.A.dtype)
+        omega = np.ones(j + 2)
+        omega[j] = eps * math.sqrt(self.A.shape[1])
+        if j > 0 and beta > 0:
+            a, b, i = np.array(self.alphas), np.array(self.betas), np.arange(j)
+            value = b[i] * last[i + 1] + (a[i] - alpha) * last[i] - b[j - 1] * older[i]
+            value[1:] += b[i[1:] - 1] * last[i[1:] - 1]
+            coarse = self.A.product_error > ROUNDING * eps  # products in another dtype than vectors
+            rounding = (self.A.product_error if coarse else eps) * (b[i] + beta + 2 * abs(alpha))
+            omega[:j] = (value + np.where(value >= 0, rounding, -rounding)) / beta
+        return omega
+
+    def record(self, *, seed: int = -1, index: int = -1, stop: str | None = None) -> LanczosRecord:
+        """What has been computed so far."""
+        return LanczosRecord(
+            alphas=np.array(self.alphas[: self.steps]),
+            betas=np.array(self.betas[: self.steps]),
+            squared_norm=self.squared_norm,
+            dtype=str(self.A.dtype).removeprefix("torch."),
+            reorthogonalized=self.reorthogonalize,
+            stop=stop or self.stop,
+            seed=seed,
+            index=index,
+            known=self.known,
+            shares=self.shares,
+        )
+
+
+def _name(j: int) -> str:
+    return f"the product in step {j + 1} of Lanczos"
+
+
+def lanczos(A: Operator, start: torch.Tensor, steps: int, *, reorthogonalize: bool | str = True) -> LanczosRecord:
+    """`steps` Lanczos steps on symmetric A (n, n) from `start` (n,): one product each, at most n of them.
+
+    >>> A = spectral.as_operator(np.diag([1.0, 2.0, 4.0]))
+    >>> record = lanczos(A, torch.ones(3, dtype=torch.float64), steps=10)
+    >>> record.stop, record.steps, round(float(record.alphas[0]), 12)
+    ('breakdown', 3, 2.333333333333)
+    """
+    state = Lanczos(A, start, steps, reorthogonalize=reorthogonalize)
+    while state.step():
+        pass
+    return state.record()
+
+
+def second_pass(
+    A: Operator,
+    start: torch.Tensor,
+    record: LanczosRecord,
+    coefficients: np.ndarray,
+    deflate: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """coefficients (c, k) times the basis that `record` had, which is computed again: (c, n), k - 1 products.
+
+    `deflate` are the vectors (l, n) that `record` was deflated of.
+
+    Memory: four vectors and the c that are made. The same products give the same basis bit for bit; ValueError if they do not.
+    """
+    state = Lanczos(A, start, record.steps, reorthogonalize=False, deflate=deflate, known=record.known)
+    total = start.new_zeros(len(coefficients), len(start))
+    for j in range(record.steps):
+        for row, c in zip(total, coefficients[:, j], strict=True):
+            row.add_(state.q, alpha=float(c))
+        if j + 1 < record.steps:
+            state.step()
+    drift = max(np.abs(np.array(state.alphas) - record.alphas[:-1]).max(initial=0.0),
+                np.abs(np.array(state.betas) - record.betas[:-1]).max(initial=0.0))  # fmt: skip
+    if drift > math.sqrt(arrays.machine_epsilon(A.dtype)) * np.abs(record.alphas).max():
+        raise ValueError(
+            f"the second pass differs from the first by {drift:.2g}: the operator is not deterministic; use reorthogonalize=True."
+        )
+    return total

@@ -1,0 +1,111 @@
+"""Whether the products of a run are those of one matrix and its transpose: <x, A y> = <A^T x, y>.
+
+A recurrence knows both sides for some pairs of vectors, from products that it has made anyway. Where they differ by more than
+rounding is expected to explain, and only there, the vectors are multiplied again. What comes out otherwise then was wrong once,
+or belongs to another matrix (the weights or the data have changed), or is never the same twice: the run ends with a sentence
+that names the step. What comes out the same is the operator's own rounding, however large (a softmax near certainty, A - B near
+0): the run goes on, and the operator's description says how large.
+
+What no pair can show: an error of A y along y itself, which is that of another symmetric matrix; errors whose parts along the
+vectors at hand are within rounding, which move what is computed from those parts by no more; and what is wrong in the same way
+in every product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+
+from spectral import arrays
+from spectral.operators.operator import Operator
+
+AGAIN = 4.0  # times an asymmetry that was seen to be rounding: what is beyond is looked at again
+
+
+def expected(A: Operator) -> float:
+    """How far products with unit vectors may be off, over ||A||, before they are made again."""
+    return max(A.product_error, AGAIN * max(leaf.asymmetry for leaf in _leaves(A)))
+
+
+def hold_size(product: torch.Tensor, size: float, name: str) -> None:
+    """One sentence where a product, or what is left of it, is not finite or beyond the numbers whose squares float64 holds.
+
+    `size`: a norm of it that is there anyway; the product is read only where that is suspicious.
+    """
+    if arrays.SQUARES[0] <= size <= arrays.SQUARES[1]:
+        return
+    least, most = torch.aminmax(product)
+    largest = max(-float(least), float(most))
+    if not math.isfinite(largest):
+        raise not_finite(name)
+    arrays.hold_squares(largest, name)
+
+
+def not_finite(name: str) -> ValueError:
+    """What to raise about a product that is not finite."""
+    return ValueError(f"{name} holds NaN or infinity; check the operator with A.adjoint_error().")
+
+
+def look_again(
+    A: Operator, x: torch.Tensor, y: torch.Tensor, found: float, due: float, names: tuple[str, str], scale: float
+) -> None:
+    """Make the products again that gave <x, A y> = `found` and <A^T x, y> = `due`, one after the other.
+
+    `names` says which they were: that with y, that with x. `scale`: what their difference is relative to. Three products.
+    RuntimeError with one sentence, unless both come out as they were.
+    """
+    half = abs(found - due) / 2
+    again = arrays.dot(x, repeated(A, y, names[0]))
+    if not abs(again - found) <= half:
+        raise wrong(names[0], f"along another vector it gave {found:.6g} where {due:.6g} was due", again)
+    then = arrays.dot(y, A.T @ x)
+    if not abs(then - due) <= half:
+        raise wrong(names[1], f"along another vector it gave {due:.6g} where {found:.6g} came out afterwards", then)
+    for leaf in _leaves(A):
+        leaf.asymmetry = max(leaf.asymmetry, abs(found - due) / scale)
+
+
+def repeated(A: Operator, y: torch.Tensor, name: str) -> torch.Tensor:
+    """A y, made twice; RuntimeError if it is not twice the same."""
+    one = (A @ y).clone()  # perhaps a buffer of the operator
+    off = arrays.norm(A @ y - one)
+    length = max(arrays.norm(one), off)
+    if not off <= A.product_error * length:
+        raise RuntimeError(
+            f"{name} is not twice the same: two products with one vector differ by {off / length:.1e} of their length, so that a "
+            "kernel is not deterministic or the model is random; see torch.use_deterministic_algorithms, or multiply in float64."
+        )
+    return one
+
+
+def hold_zero(A: Operator, y: torch.Tensor, name: str) -> None:
+    """A first product that is 0 would end a recurrence, and meets no other: it is made again."""
+    again = arrays.norm(A @ y)
+    if again > 0:
+        raise wrong(name, "it was 0", again)
+
+
+def wrong(name: str, found: str, again: float) -> RuntimeError:
+    """What to raise about a product that comes out otherwise when it is made again."""
+    return RuntimeError(
+        f"{name} was wrong: {found}, and {again:.6g} when it was made again (a glitch, or the weights or the data changed "
+        "meanwhile); run again, without this run's checkpoint."
+    )
+
+
+def hold(
+    A: Operator, found: np.ndarray, due: np.ndarray, x: Callable[[int], torch.Tensor], y: Callable[[int], torch.Tensor],
+    scale: float, names: tuple[str, str],
+) -> None:  # fmt: skip
+    """Tables of <x_i, A y_j> and <A^T x_i, y_j>: look again at the pair that is furthest apart, if further than rounding."""
+    off = np.abs(found - due)
+    if off.size and float(off.max()) > expected(A) * scale:
+        i, j = np.unravel_index(int(off.argmax()), off.shape)
+        look_again(A, x(int(i)), y(int(j)), float(found[i, j]), float(due[i, j]), names, scale)
+
+
+def _leaves(A: Operator) -> Iterable[Operator]:
+    return getattr(A, "sources", {A})

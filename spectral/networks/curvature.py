@@ -1,0 +1,332 @@
+"""`Hessian`, `GaussNewton`, `Fisher` and `EmpiricalFisher` of a loss over a data set.
+
+Every matrix is that of torch's own mean over the counted targets of all data at once: sums over batches, one division at
+the end, so that it never matters how the data are batched.
+
+Legend: B samples in a batch, z the outputs (logits) of a batch, U a change of them, P parameters, N counted targets, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import glob
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectral import arrays, distributed, persist
+from spectral.engine import linearize, trace
+from spectral.engine.autotune import Maps
+from spectral.networks import losses
+from spectral.networks import output_curvature as outputs
+from spectral.networks.diagnose import checks, differences
+from spectral.networks.loss_model import LossModel
+from spectral.networks.sum_over_batches import SumOverBatches
+
+Forward = Callable[[nn.Module, Any], Any] | None
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Curvature(SumOverBatches):
+    """A symmetric (P, P) matrix: a sum over batches divided by the number N of counted targets.
+
+    `loss`: a torch loss module under any reduction; a callable (output, batch) that returns (sum, count), the mean over the
+    samples or one number for each; or None for the model's own loss (Hugging Face, labels in the batch). `shared` names the
+    entries of a batch that belong to no sample, by key or position. `statistics`: batch norm with its running statistics
+    ("population") or those of each batch ("batch"), as training sees them. `params`, `engine`, `product_dtype`, `memory` and
+    `preflight`: as for `Jacobian`.
+    """
+
+    network: LossModel
+    of = "logits"  # what is differentiated first
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Any,
+        data: Any,
+        *,
+        params: Any = None,
+        forward: Forward = None,
+        shared: Sequence[Any] = (),
+        statistics: str = "population",
+        engine: str = "auto",
+        product_dtype: torch.dtype | None = None,
+        memory: Any = None,
+        preflight: bool = True,
+    ) -> None:
+        network = LossModel(
+            model, data, loss=loss, forward=forward, params=params, shared=shared, statistics=statistics,
+            product_dtype=product_dtype, of=self.of, preflight=preflight,
+        )  # fmt: skip
+        self.network, self.loss, self._params = network, loss, params
+        self._how: dict[str, Any] = {
+            "forward": forward, "engine": engine, "product_dtype": product_dtype, "memory": memory, "preflight": preflight,
+            "shared": shared, "statistics": statistics,
+        }  # fmt: skip
+        survey = checks.surveyed(network)
+        self.first_sample = sum(distributed.all_counts(survey.n)[: distributed.rank()])
+        self.count = float(distributed.all_reduce(torch.tensor(sum(network.counts), dtype=torch.float64)))
+        if self.count == 0:
+            raise ValueError("no target is counted (all are ignored, say), so that the mean loss is not defined.")
+        self._begin(network)
+        self._inspect()
+
+    def _begin(self, network: LossModel) -> None:
+        """Be the matrix of this network's parameters, with engines and counters from the beginning."""
+        size = sum(value.numel() for value in network.values.values())
+        super().__init__(
+            (size, size), network, self._how["engine"], self._how["memory"], tuple(linearize.WAYS), symmetric=True,
+            nonnegative=self._semidefinite(),
+        )  # fmt: skip
+
+    def _semidefinite(self) -> bool:
+        """Whether the matrix is positive semi-definite by construction."""
+        return False
+
+    def restricted(self, names: list[str]) -> Curvature:
+        """A diagonal block: the matrix of the named parameters alone, by this operator's survey of the data, without a sweep."""
+        B = copy.copy(self)
+        B._params = [glob.escape(name) for name in names]
+        B._begin(self.network.restricted(names))
+        return B
+
+    def _alone(self, batch: Any, **changes: Any) -> Curvature:
+        how = {**self._how, "preflight": False, **changes}
+        return type(self)(self.network.model, self.loss, [batch], params=self._params, **how)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), **self.network.describe(), "count": self.count, **self._described()}
+
+    def identity(self) -> str:
+        what = {**super().describe(), **self.network.describe(), "count": self.count}
+        return persist.fingerprint([what, self.network.names, self.network.checksum(), self.network.info.fingerprints])
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        if self.coarse and self.noise is None:
+            self.measure_noise()
+        V_bn = arrays.rows(V)
+        W_bn = arrays.empty(tuple(V_bn.shape), V_bn)
+        with closing(self._batches()) as batches:
+            for group, batch in batches:
+                self._runner("H v", group, batch, V_bn).add(V_bn, W_bn, new=group.start == 0)
+        W_bn = self._finite(distributed.all_reduce(W_bn), f"with {type(self).__name__}")
+        return (W_bn.div_(self.count) if self.coarse else W_bn).T
+
+    @property
+    def share(self) -> float:
+        """1 / N where products are divided inside, which costs no pass over them; coarse dtypes might underflow: 1."""
+        return 1.0 if self.coarse else 1.0 / self.count
+
+    def _starts(self, index: int) -> int:
+        """The index, over all ranks, of a batch's first sample."""
+        return self.first_sample + sum(self.network.info.samples[:index])
+
+    def _tested(self, batch: Any) -> Callable[..., torch.Tensor]:
+        return self.network.total(batch)
+
+    def _difference(
+        self, way: str, places: Iterable[differences.Probe], product: Callable[[differences.Probe], Any]
+    ) -> float:
+        """How far a second derivative is off from a difference of gradients; differences.Wrong if it is no rounding."""
+        error = differences.hold(places, product, way)
+        if error is None:
+            self.network.untested["second derivatives"] = (
+                "differences of gradients do not tell (kinks, rounding, dtypes)"
+            )
+        return error or 0.0
+
+
+class Hessian(Curvature):
+    """The Hessian of the mean loss with respect to the parameters, (P, P): symmetric, in general indefinite.
+
+    One product is the derivative of the gradient along v: forward-mode AD of a backward pass, or a second backward pass
+    through the recorded gradient; see `spectral.engine.linearize`. Either is held against a difference of gradients before it is
+    used. Arguments as for `Curvature`. Source: Pearlmutter (1994).
+
+    >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
+    >>> H = Hessian(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), [(x, y)])
+    >>> H @ torch.ones(1)  # d2/dw2 of (w^2 + (2 w)^2) / 2
+    tensor([5.])
+    """
+
+    ways_alike = False  # a backward pass through the gradient is shorter than its tangent, or not
+    _places: tuple[torch.Tensor, list[differences.Probe]] | None = None  # where products along a vector are tested
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        W = super()._apply(V)
+        self._places = None  # it holds gradients
+        return W
+
+    def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
+        return self.network.total(batch)
+
+    def _maps(self, way: str, group: range, batch: Any) -> Maps:
+        total, primals = self._differentiated(batch), tuple(self.network.values.values())
+        gradient = linearize.GRADIENTS[way](lambda *values: self.share * total(*values), primals)
+
+        def product(v: torch.Tensor) -> trace.Pieces:
+            return tuple(g.to(self.dtype) for g in gradient.jvp(self.network.split(v)))
+
+        def test(v: torch.Tensor, w: trace.Pieces) -> float:
+            if self._places is None or self._places[0] is not v:  # both ways are held to the same differences
+                trial = self.network.split(v)
+                self._places = v, list(differences.candidates(self.network, batch, differences.of_parameters, trial))
+
+            def made(p: differences.Probe) -> trace.Pieces:
+                if p.trial:
+                    return tuple(piece / self.share for piece in w)
+                return linearize.GRADIENTS[way](p.function, p.primals).jvp(p.tangents)
+
+            return self._difference(way, self._places[1], made)
+
+        kept = 4 * self._graph_bytes * self._samples(group) if way == "double-backward" else 0
+        return Maps({"H v": product}, test, int(kept), self._allowed)
+
+
+class GaussNewton(Curvature):
+    """J^T H J / N: J the Jacobian of the outputs z, H the Hessian of the summed loss with respect to z; (P, P).
+
+    z are the logits for torch's loss modules, and all that the loss reads of the output for a callable. Positive semi-definite
+    where the loss is convex in z, as torch's are. One product: J v, a product with H (of the outputs
+    alone), J^T u; see `spectral.engine.linearize`. Arguments as for `Curvature`. Source: Schraudolph (2002); Martens (2020).
+
+    >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
+    >>> GaussNewton(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), [(x, y)]) @ torch.ones(1)
+    tensor([5.])
+    """
+
+    def _semidefinite(self) -> bool:
+        return outputs.is_convex(self.loss)
+
+    def _inspect(self) -> None:
+        batch, _ = self.network.first
+        if self.loss is None:
+            losses.check_classes(self.network.loss.shift)
+        super()._inspect()
+        checks.check_loss_of_outputs(self.network, batch, type(self).__name__)
+
+    def _maps(self, way: str, group: range, batch: Any) -> Maps:
+        outputs_seen: list[Any] = []
+
+        def seen(output: Any, there: Any) -> torch.Tensor:
+            outputs_seen[:] = [output]  # the loss's curvature needs no forward pass of its own
+            return self.network.select(output, there)
+
+        lin = linearize.WAYS[way](self.network.function(batch, seen), self.network.primals(batch))
+        curves: list[Product] = []
+
+        def product(v: torch.Tensor) -> trace.Pieces:
+            jv = lin.jvp(self.network.split(v), graph=True)
+            if not curves:
+                _ = lin.output  # plain tensors, where forward-mode AD left its own
+                curves.append(self._output_curvature(outputs_seen.pop(), batch, self._starts(group.start)))
+            return tuple(g.to(self.dtype) for g in lin.vjp(self.share * curves[0](jv)))
+
+        def test(v: torch.Tensor, w: trace.Pieces) -> float:
+            return max(linearize.adjoint_error(lin, self._allowed), self._curvature_error(batch))
+
+        kept = linearize.COPIES[way] * self._graph_bytes * self._samples(group)
+        return Maps({"H v": product}, test, int(kept), self._allowed)
+
+    def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
+        """U (B, k) -> H U."""
+        return outputs.loss_hessian(self.network, output, batch)
+
+    def _curvature_error(self, batch: Any) -> float:
+        """How far the loss's own second derivative is off from a difference of its gradients."""
+        places = differences.candidates(self.network, batch, outputs.loss_of_heads)
+        return self._difference("the loss's second derivative", places, differences.double_backward)
+
+
+class Fisher(GaussNewton):
+    """The Fisher information of the model's predictive distribution, (P, P): J^T F J / N, positive semi-definite.
+
+    F is the expected outer product of the score with respect to the logits under the model's own predictions: diag(p) - p p^T
+    for cross entropy, p (1 - p) for binary cross entropy, 2 for the squared error (torch's MSELoss is the negative
+    log-likelihood of variance 1/2). draws=None takes that expectation exactly; an integer draws so many labels for each target,
+    by (seed, sample) alone, whatever the batching. Ignored targets and class weights count as in the loss. Source: Amari (1998);
+    Kunstner, Balles, Hennig (2019).
+
+    >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
+    >>> Fisher(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), [(x, y)]) @ torch.ones(1)
+    tensor([5.])
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: Any, data: Any, *, draws: int | None = None, seed: int = 0, params: Any = None,
+        forward: Forward = None, shared: Sequence[Any] = (), statistics: str = "population", engine: str = "auto",
+        product_dtype: torch.dtype | None = None, memory: Any = None, preflight: bool = True,
+    ) -> None:  # fmt: skip
+        if draws is not None and (isinstance(draws, bool) or not isinstance(draws, int) or draws < 1):
+            raise ValueError(
+                f"draws={draws!r} is no number of draws; use an integer >= 1, or None for the exact Fisher."
+            )
+        outputs.check_predictive(loss)
+        self.draws, self.seed = draws, seed
+        super().__init__(
+            model, loss, data, params=params, forward=forward, shared=shared, statistics=statistics, engine=engine,
+            product_dtype=product_dtype, memory=memory, preflight=preflight,
+        )  # fmt: skip
+        self._how |= {"draws": draws, "seed": seed}
+
+    def _semidefinite(self) -> bool:
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "draws": self.draws, **({} if self.draws is None else {"seed": self.seed})}
+
+    def identity(self) -> str:
+        return persist.fingerprint([super().identity(), self.draws, self.seed])
+
+    def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
+        (z,) = (head.detach() for head in self.network.heads(output))
+        if self.draws is None:
+            return outputs.exact_fisher(self.network.loss, z, batch)
+        return outputs.sampled_fisher(self.network.loss, z, batch, self.draws, self.seed, first)
+
+    def _curvature_error(self, batch: Any) -> float:
+        return 0.0  # in closed form
+
+
+class EmpiricalFisher(GaussNewton):
+    """sum_i g_i g_i^T / N: g_i the gradient of sample i's summed loss; (P, P), positive semi-definite.
+
+    It is the Gram matrix of the Jacobian of the n per-sample losses; one product is one J v and one J^T u of it. It is no
+    Fisher matrix: the labels are the data's. A loss that couples the samples of a batch has no such gradients and is refused.
+    Source: Kunstner, Balles, Hennig (2019).
+
+    >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> _ = torch.nn.init.ones_(model.weight)
+    >>> EmpiricalFisher(model, torch.nn.MSELoss(), [(x, y)]) @ torch.ones(1)  # gradients 2 and 8: (4 + 64) / 2
+    tensor([34.])
+    """
+
+    of = "loss sums"
+
+    def __init__(
+        self, model: nn.Module, loss: Any, data: Any, *, params: Any = None, forward: Forward = None,
+        shared: Sequence[Any] = (), engine: str = "auto", product_dtype: torch.dtype | None = None, memory: Any = None,
+        preflight: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            model, loss, data, params=params, forward=forward, shared=shared, engine=engine, product_dtype=product_dtype,
+            memory=memory, preflight=preflight,
+        )  # fmt: skip
+        del self._how["statistics"]
+
+    def _semidefinite(self) -> bool:
+        return True
+
+    def _inspect(self) -> None:
+        Curvature._inspect(self)  # single samples' losses may read what they like
+
+    def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
+        return lambda u: u
+
+    def _curvature_error(self, batch: Any) -> float:
+        return 0.0

@@ -1,0 +1,395 @@
+"""`Jacobian`: of a network's outputs with respect to its parameters or its inputs.
+
+Legend: n samples, B in a batch, k outputs per sample, d input features, P parameters; J_i (k, P) or (k, d) of sample i.
+"""
+
+from __future__ import annotations
+
+import copy
+import glob
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectral import arrays, distributed, persist, probes
+from spectral.engine import linearize, trace
+from spectral.engine.autotune import Maps
+from spectral.networks.data_model import DataModel
+from spectral.networks.diagnose import checks
+from spectral.networks.diagnose.graph import coarsest
+from spectral.networks.sum_over_batches import SumOverBatches
+
+ROW_BYTES = 256 << 20  # rows of J held at a time while per-sample gradients are vectorised
+
+
+class Jacobian(SumOverBatches):
+    """The Jacobian of a network over a data set, never formed.
+
+    `of`: "logits", "probs", "loss" (each sample's own mean loss) or a callable(output, batch) -> (B, k).
+    `wrt`: "params" (those that require a gradient, or the name globs `params`) or "inputs" (embeddings for token models).
+    `layout`: "stacked", rows ordered by sample, then output: (n k, P) or (n k, d); "flattened", wrt inputs only: row i is
+    J_i flattened, (n, k d). One product is one JVP sweep, one transposed product one VJP sweep (flattened: k of each).
+    The model is computed in eval mode and left as it was.
+
+    `engine`: how products are computed, see `spectral.engine.linearize`; "auto" measures. `product_dtype`: the dtype of the
+    products (vectors keep the model's); what a coarser one costs in accuracy is measured and stored as `product_noise`.
+    `memory`: what engines may keep between sweeps (bytes, "2GiB", 0 for nothing; None: a quarter of the free memory).
+    `preflight=False` leaves out the tests of the first batch: randomness, samples that meet, the adjoint identity.
+
+    Raises ValueError or TypeError with one sentence for data that cannot be read twice, an empty data set, NaN, and outputs
+    whose first axis is not the sample.
+
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    >>> J = spectral.Jacobian(torch.nn.Linear(2, 1, bias=False), [x])
+    >>> torch.equal(J @ torch.eye(2), x)     # a linear model's Jacobian is its data
+    True
+    """
+
+    self_map = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        of: str | Callable[[Any, Any], torch.Tensor] = "logits",
+        wrt: str = "params",
+        layout: str = "stacked",
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        loss: Any = None,
+        params: Any = None,
+        shared: Sequence[Any] = (),
+        statistics: str = "population",
+        engine: str = "auto",
+        product_dtype: torch.dtype | None = None,
+        memory: Any = None,
+        preflight: bool = True,
+    ) -> None:
+        if layout not in ("stacked", "flattened"):
+            raise ValueError(f"layout={layout!r} is no layout; use 'stacked' or 'flattened'.")
+        if layout == "flattened" and wrt == "params":
+            raise ValueError("layout='flattened' is for wrt='inputs'; use layout='stacked' with wrt='params'.")
+        if engine not in linearize.ENGINES:
+            raise ValueError(f"engine={engine!r} is no engine; use one of {', '.join(linearize.ENGINES)}.")
+        network = DataModel(
+            model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, shared=shared, statistics=statistics,
+            product_dtype=product_dtype, preflight=preflight,
+        )  # fmt: skip
+        self.layout = layout
+        survey = checks.surveyed(network)
+        self.outputs = survey.outputs[0]
+        self.unrolled = self.outputs if layout == "flattened" else 1
+        self.feature_shape = survey.feature_shape or ()
+        if layout == "flattened" and len(set(survey.outputs)) > 1:
+            raise ValueError(
+                f"layout='flattened' needs one number of outputs per sample, got {sorted(set(survey.outputs))}."
+            )
+        rows = [B if layout == "flattened" else B * k for B, k in zip(survey.samples, survey.outputs, strict=True)]
+        self.rank_rows = distributed.all_counts(sum(rows))
+        self.rank_samples = distributed.all_counts(survey.n)
+        first = sum(self.rank_rows[: distributed.rank()])
+        self.starts = [first + sum(rows[:i]) for i in range(len(rows) + 1)]
+        self.first_sample = sum(self.rank_samples[: distributed.rank()])
+        self._how: dict[str, Any] = {
+            "of": of, "layout": layout, "forward": forward, "loss": loss, "engine": engine, "product_dtype": product_dtype,
+            "memory": memory, "preflight": preflight, "shared": shared, "statistics": statistics,
+        }  # fmt: skip
+        self._wrt: dict[str, Any] = {"wrt": wrt, "params": params}
+        self._begin(network)
+        self._inspect()
+
+    def _begin(self, network: DataModel) -> None:
+        """Be the Jacobian of this network: its columns, engines and counters from the beginning."""
+        if network.wrt == "params":
+            columns = sum(value.numel() for value in network.values.values())
+        else:
+            columns = math.prod(self.feature_shape) * (self.outputs if self.layout == "flattened" else 1)
+        engine, memory = self._how["engine"], self._how["memory"]
+        super().__init__((sum(self.rank_rows), columns), network, engine, memory, tuple(linearize.WAYS))
+        self.notes: dict[str, Any] = {}
+
+    def restricted(self, names: list[str]) -> Jacobian:
+        """The columns of the named parameters alone, by this operator's survey of the data: no sweep of its own."""
+        B = copy.copy(self)
+        B._wrt = {"wrt": "params", "params": [glob.escape(name) for name in names]}
+        B._begin(self.network.restricted(names))
+        return B
+
+    @property
+    def samples(self) -> int:
+        """n, over all ranks."""
+        return sum(self.rank_samples)
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        if side == "left":
+            return None
+        if self.network.wrt == "params":
+            return super()._names(side)
+        return {"inputs": (self.outputs, *self.feature_shape) if self.layout == "flattened" else self.feature_shape}
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            **self.network.describe(),
+            "layout": self.layout,
+            **self._described(),
+            **self.notes,
+        }
+
+    def identity(self) -> str:
+        what = {**super().describe(), **self.network.describe(), "layout": self.layout}
+        return persist.fingerprint([what, self.network.names, self.network.checksum(), self.network.info.fingerprints])
+
+    # One batch -------------------------------------------------------------------------------------------------------
+    def _maps(self, way: str, group: range, batch: Any) -> Maps:
+        function, primals = self.network.function(batch), self.network.primals(batch)
+        size = self._samples(group)
+        lin = linearize.WAYS[way](function, primals)
+        table = {
+            "J v": lambda v: (self._forward(lin, v, size).to(self.dtype),),
+            "J^T u": lambda u: self._backward(lin, u, size),
+            "J^T J v": lambda v: self._backward(lin, self._forward(lin, v, size, graph=True).to(self.dtype), size),
+        }
+        kept = int(linearize.COPIES[way] * self._graph_bytes * size)
+        return Maps(table, lambda v, w: linearize.adjoint_error(lin, self._allowed), kept, self._allowed)
+
+    def _alone(self, batch: Any, **changes: Any) -> Jacobian:
+        return Jacobian(self.network.model, [batch], **self._wrt, **{**self._how, "preflight": False, **changes})
+
+    def _tangents(self, v: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+        """A column of the input space (cast to the dtype of the products) as tangents of one batch."""
+        if self.network.wrt == "inputs":
+            v = v.to(self.network.compute_dtype)
+            return (v.view(self.feature_shape).expand(size, *self.feature_shape),)
+        return self.network.split(v)
+
+    def _forward(self, lin: linearize.ForwardMode, v: torch.Tensor, size: int, graph: bool = False) -> torch.Tensor:
+        """J_b v of one batch: its rows; `graph` says that J_b^T u comes next."""
+        if self.layout == "stacked":
+            return lin.jvp(self._tangents(v, size), graph=graph).reshape(-1)
+        per_output = v.view(self.outputs, -1)
+        return sum(  # type: ignore[return-value]
+            lin.jvp(self._tangents(v_c, size))[:, c] for c, v_c in enumerate(per_output)
+        )
+
+    def _pull(self, lin: linearize.ForwardMode, cotangent: torch.Tensor) -> trace.Pieces:
+        """The VJP of one batch, summed over its samples: gradients of the parameters, or one (d,)."""
+        pulled = lin.vjp(cotangent)
+        if self.network.wrt == "inputs":
+            pulled = (pulled[0].sum(0),)
+        return tuple(g.to(self.dtype) for g in pulled)
+
+    def _backward(self, lin: linearize.ForwardMode, u: torch.Tensor, size: int) -> trace.Pieces:
+        """J_b^T u of one batch, u its rows."""
+        u = u.to(self.network.compute_dtype)
+        if self.layout == "stacked":
+            return self._pull(lin, u.view(size, -1))
+        units = torch.eye(self.outputs, dtype=u.dtype, device=u.device)
+        return tuple(piece for e in units for piece in self._pull(lin, u[:, None] * e))
+
+    # Sweeps ----------------------------------------------------------------------------------------------------------
+    def _sweep(self) -> Generator[tuple[range, slice, Any], None, None]:
+        """(which batches, rows, those batches as one); closing the iterator leaves the sweep at once, also after an error."""
+        if self.coarse and self.noise is None:
+            self.measure_noise()
+        with closing(self._batches()) as batches:
+            for group, batch in batches:
+                yield group, slice(self.starts[group.start], self.starts[group.stop]), batch
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        first = sum(self.rank_rows[: distributed.rank()])
+        V_bn = arrays.rows(V)
+        W_bm = arrays.empty((V.shape[1], self.rank_rows[distributed.rank()]), V)
+        with closing(self._sweep()) as sweep:
+            for group, rows, batch in sweep:
+                W = W_bm[:, rows.start - first : rows.stop - first]
+                self._runner("J v", group, batch, V_bn).add(V_bn, W, new=True)
+        return self._finite(distributed.all_rows(W_bm.T.contiguous(), self.rank_rows), "J v")
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        W_bn = arrays.empty((U.shape[1], self.shape[1]), U)
+        with closing(self._sweep()) as sweep:
+            for group, rows, batch in sweep:
+                U_bm = arrays.rows(U[rows])
+                self._runner("J^T u", group, batch, U_bm, self.starts[1] - self.starts[0]).add(
+                    U_bm, W_bn, new=group.start == 0
+                )
+        return self._finite(distributed.all_reduce(W_bn), "J^T u").T
+
+    def _normal(self, V: torch.Tensor) -> torch.Tensor:
+        """J^T J V in one sweep."""
+        V_bn = arrays.rows(V)
+        W_bn = arrays.empty(tuple(V_bn.shape), V_bn)
+        with closing(self._sweep()) as sweep:
+            for group, _, batch in sweep:
+                self._runner("J^T J v", group, batch, V_bn).add(V_bn, W_bn, new=group.start == 0)
+        return self._finite(distributed.all_reduce(W_bn), "J^T J v").T
+
+    # Rows ------------------------------------------------------------------------------------------------------------
+    def rows(self, first: int = 0) -> Generator[tuple[slice, torch.Tensor], None, None]:
+        """(rows, block) of the dense J, batch by batch from batch `first` on: k VJPs per sample, this rank's samples only.
+
+        Memory: one batch's block, rows x columns entries. With respect to parameters the per-sample VJPs are vectorised, and
+        checked on the first batch against one ordinary VJP.
+        """
+        self._check_separate()
+        with self.network.sweep() as batches:
+            for index, batch in batches:
+                size = self.network.info.samples[index]
+                if index < first:
+                    continue
+                if self.network.wrt == "inputs":
+                    block = self._input_rows(
+                        linearize.ForwardMode(self.network.function(batch), self.network.primals(batch)), size
+                    )
+                else:
+                    block = self._parameter_rows(index, batch, size)
+                if index == 0:
+                    self._check_rows(batch, block)
+                where = slice(self.starts[index], self.starts[index + 1])
+                yield (
+                    where,
+                    self._finite(block.reshape(where.stop - where.start, self.shape[1]).to(self.dtype), "e_i^T J"),
+                )
+
+    def _check_separate(self) -> None:
+        if self.network.statistics == "batch":
+            raise ValueError(
+                "statistics='batch' couples the samples of a batch, so that rows of single samples are not defined; use "
+                "statistics='population', or products (slq, trace)."
+            )
+
+    def _check_rows(self, batch: Any, block: torch.Tensor) -> None:
+        """A random combination of the rows is one ordinary VJP of the batch, unless the samples meet in the model."""
+        lin = linearize.ForwardMode(self.network.function(batch), self.network.primals(batch))
+        u = probes.probe(0, 0, lin.output.numel(), device=self.device).to(lin.output.dtype)
+        expected = trace.flat(self._pull(lin, u.view_as(lin.output))).to(block.dtype)
+        error = block.reshape(len(u), -1).T @ u.to(block.dtype) - expected
+        inside = max((coarsest(lin.function, lin.primals), self.dtype), key=arrays.machine_epsilon)
+        if error.norm() > linearize.tolerance(inside) * expected.norm():
+            raise ValueError(
+                "the rows of single samples are not those of the batch: the samples of a batch meet in the model; only products "
+                "are defined then (slq, trace), and they depend on the batches."
+            )
+
+    def _input_rows(self, lin: linearize.ForwardMode, size: int) -> torch.Tensor:
+        """(B, k, d): samples do not meet in eval mode, so that one VJP per output gives the rows of all samples."""
+        z = lin.output
+        rows = []
+        for c in range(z.shape[1]):
+            cotangent = torch.zeros_like(z)
+            cotangent[:, c] = 1
+            rows.append(lin.vjp(cotangent)[0].reshape(size, -1))
+        return torch.stack(rows, 1)
+
+    def _parameter_rows(self, index: int, batch: Any, size: int) -> torch.Tensor:
+        """(B, k, P) by vmap over the samples, or sample by sample where that fails (noted)."""
+        if "rows" not in self.notes:
+            self._choose_rows(batch)
+        if self.notes["rows"] == "vmap":
+            return self._vectorised_rows(batch, size)
+        return torch.stack([self._one_sample_rows(self._sample(batch, i, size)) for i in range(size)])
+
+    def _choose_rows(self, batch: Any) -> None:
+        """vmap if it gives what an ordinary VJP gives on two samples of the first batch."""
+        size = min(2, self.network.info.samples[0])
+        two = self.network.samples.rows(batch, self.network.info.samples[0], 0, size)
+        expected = torch.stack([self._one_sample_rows(self._sample(two, i, size)) for i in range(size)])
+        reason = ""
+        try:
+            got = self._vectorised_rows(two, size)
+            error = float((got - expected).norm() / expected.norm().clamp(min=torch.finfo(got.dtype).tiny))
+            if error > linearize.tolerance(coarsest(self.network.function(two), self.network.primals(two))):
+                reason = f"vmap differs by {error:.1e}"
+        except (RuntimeError, ValueError, TypeError) as failure:
+            reason = f"vmap: {str(failure).strip().splitlines()[0]}"
+        self.notes = {
+            **self.notes,
+            "rows": "one by one" if reason else "vmap",
+            **({"rows_reason": reason} if reason else {}),
+        }
+
+    def _vectorised_rows(self, batch: Any, size: int) -> torch.Tensor:
+        primals = self.network.primals(batch)
+        chunk = max(1, ROW_BYTES // (max(self.network.info.outputs) * self.shape[1] * self.dtype.itemsize))
+        per_sample, shared = self.network.samples.apart(batch, size)
+
+        def one(parts: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            single = shared([part.unsqueeze(0) for part in parts])
+            function = self.network.function(single)
+            return torch.func.jacrev(lambda *p: function(*p)[0], argnums=tuple(range(len(primals))))(*primals)
+
+        with linearize.math_attention():  # the fused one has no batching rule
+            blocks = torch.func.vmap(one, chunk_size=chunk)(per_sample)
+        return torch.cat([block.reshape(size, block.shape[1], -1) for block in blocks], 2).detach()
+
+    def _sample(self, batch: Any, i: int, size: int) -> Any:
+        """Sample i of a batch of `size` as a batch of one."""
+        return self.network.samples.rows(batch, size, i, i + 1)
+
+    def _one_sample_rows(self, single: Any) -> torch.Tensor:
+        """(k, P) of a batch of one sample by k backward passes over one graph."""
+        lin = linearize.ForwardMode(self.network.function(single), self.network.primals(single))
+        z = lin.output
+        eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        return torch.stack([torch.cat([g.reshape(-1) for g in lin.vjp(e[None])]) for e in eye])
+
+    def squared_norms(self, exact: bool = True, seed: int = 0) -> torch.Tensor:
+        """||J_i||_F^2 of each sample, (n,), float64: the diagonal of the flattened Gram, whatever the layout.
+
+        exact: k VJPs per sample, one sweep. exact=False: one VJP per sample with random signs, which is unbiased; its
+        relative standard deviation is at most sqrt(2). The signs of sample i
+        depend on (seed, i) alone.
+        """
+        self._check_separate()
+        norms = torch.zeros(self.rank_samples[distributed.rank()], dtype=torch.float64, device=self.device)
+        start = 0
+        if exact:
+            with closing(self.rows()) as blocks:
+                for (_, block), size in zip(blocks, self.network.info.samples, strict=True):
+                    norms[start : start + size] = block.double().reshape(size, -1).square().sum(1)
+                    start += size
+        else:
+            with self.network.sweep() as batches:
+                for index, batch in batches:
+                    size = self.network.info.samples[index]
+                    norms[start : start + size] = self._probed_norms(
+                        index, batch, size, self.first_sample + start, seed
+                    )
+                    start += size
+        return distributed.all_rows(norms, self.rank_samples)
+
+    def _probed_norms(self, index: int, batch: Any, size: int, first: int, seed: int) -> torch.Tensor:
+        k = self.network.info.outputs[index]
+        signs = torch.stack([probes.probe(seed, first + i, k, kind="rademacher") for i in range(size)])
+        signs = signs.to(self.device, self.network.compute_dtype)
+        if self.network.wrt == "inputs":
+            pulled = linearize.ForwardMode(self.network.function(batch), self.network.primals(batch)).vjp(signs)[0]
+            return pulled.double().reshape(size, -1).square().sum(1)
+        if "rows" not in self.notes:
+            self._choose_rows(batch)
+        if self.notes["rows"] == "vmap":
+            return self._vectorised_norms(batch, size, signs)
+        values = []
+        for i in range(size):
+            single = self._sample(batch, i, size)
+            lin = linearize.ForwardMode(self.network.function(single), self.network.primals(single))
+            values.append(sum(g.double().square().sum() for g in lin.vjp(signs[i : i + 1])))
+        return torch.stack(values)  # type: ignore[arg-type]
+
+    def _vectorised_norms(self, batch: Any, size: int, signs: torch.Tensor) -> torch.Tensor:
+        primals = self.network.primals(batch)
+        per_sample, shared = self.network.samples.apart(batch, size)
+
+        def one(parts: list[torch.Tensor], sign: torch.Tensor) -> torch.Tensor:
+            function = self.network.function(shared([part.unsqueeze(0) for part in parts]))
+            pull = torch.func.vjp(lambda *p: function(*p)[0], *primals)[1]
+            return sum(g.double().square().sum() for g in pull(sign))  # type: ignore[return-value]
+
+        chunk = max(1, ROW_BYTES // (self.shape[1] * self.dtype.itemsize))
+        with linearize.math_attention():
+            return torch.func.vmap(one, chunk_size=chunk)(per_sample, signs)

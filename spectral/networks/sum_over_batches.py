@@ -1,0 +1,296 @@
+"""What `Jacobian` and the curvature matrices share: linear maps of batches, multiplied by engines that are chosen once.
+
+Legend: n columns, m rows, b vectors of a block; blocks are (b, n) inside, one vector a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from typing import Any
+
+import torch
+
+from spectral import arrays, probes
+from spectral.engine import linearize
+from spectral.engine.autotune import Engine, Maps, Runner
+from spectral.engine.store import KEEP, Store
+from spectral.networks.data_model import DataModel
+from spectral.networks.diagnose import checks, differences
+from spectral.networks.diagnose import derivatives as faults
+from spectral.networks.diagnose.graph import GraphFacts, graph_facts
+from spectral.networks.trees import tensors
+from spectral.operators.operator import Operator
+
+NOISE_PROBES = 3
+ROOM = 8.0  # times the noise that was measured
+JOIN = (
+    12  # parameter sizes: the largest graph of joined batches; beyond, the parameters are a small part of the traffic
+)
+JOIN_MEMORY = 1 / 16  # of what may be kept, that such a graph may take: a product makes up to four
+RECORDED = 2  # graphs that recording holds for each pass of a product (J v, J^T u: one), before equal constants are one
+PASSES = {"J v": 1, "J^T u": 1, "J^T J v": 2, "H v": 2}
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+class SumOverBatches(Operator):
+    """An operator whose products are made of the linear maps of its batches."""
+
+    network: DataModel
+    ways_alike = True  # programs of both ways of differentiation multiply the same matrices
+    unrolled = 1  # passes of one kind that a product is made of: of a flattened Jacobian as many as outputs
+
+    def __init__(
+        self, shape: tuple[int, int], network: DataModel, engine: str, memory: Any, ways: tuple[str, ...], **properties: Any
+    ) -> None:  # fmt: skip
+        super().__init__(shape, network.dtype, network.device, **properties)
+        self.network = network
+        self.facts: GraphFacts | None = None  # of the first batch, once its graph was made
+        self.engine = Engine(
+            engine, ways, network.preflight, self._explain, batches=len(network.info.samples), alike=self.ways_alike
+        )
+        self.engine.store.budget = budget_bytes(memory)
+        network.keeps = self.engine.store.budget != 0
+        self.kind = ""  # of the latest product
+        self.noise: float | None = None  # relative error of a product in a coarser dtype, measured on the first batch
+        self._graph_bytes = -1.0  # of one sample's backward graph, once measured
+        self._allowed = 0.0  # how far products may be off by rounding
+        self._inside: torch.dtype | None = None  # the coarsest dtype that the model computes in
+        self._first: Any = None  # the first batch, which engines are tried on, while a sweep is under way
+        self._groups: list[range] = []  # the batches that are multiplied as one, once a sweep has begun
+        self._joins: bool | None = None  # whether they give what they give one by one, once that was seen
+
+    # What a subclass gives -------------------------------------------------------------------------------------------
+    def _maps(self, way: str, group: range, batch: Any) -> Maps:
+        """One batch, or several as one, taken in one way."""
+        raise TypeError(f"{type(self).__name__} multiplies nothing by itself; use one of its subclasses.")
+
+    def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
+        """The function of the parameters whose derivatives are taken, of one batch."""
+        return self.network.function(batch)
+
+    def _inspect(self) -> None:
+        """Test the model on the first batch, once, before anything is multiplied."""
+        self._know(checks.inspected(self.network, self._differentiated))
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        return {name: tuple(value.shape) for name, value in self.network.values.items()}
+
+    # Products --------------------------------------------------------------------------------------------------------
+    @property
+    def epochs(self) -> float:
+        return float(self.network.sweeps)
+
+    @property
+    def store(self) -> Store:
+        """What is kept between sweeps; `store.budget = 0` keeps nothing."""
+        return self.engine.store
+
+    @property
+    def coming(self) -> int:
+        """Products to come: what an estimator expects, or else as many as there have been."""
+        return self.expected or max(1, self.products)
+
+    def _batches(self) -> Generator[tuple[range, Any], None, None]:
+        """(which batches, those as one) of one sweep; closing the iterator leaves the sweep at once, also after an error.
+
+        Small batches are joined: a product reads the parameters, its vector and its result once for each batch, and calls as
+        many operations. That several give what they give one by one is tested on the first that are joined.
+        """
+        with self.network.sweep(lazily=True) as batches:
+            waiting: list[Any] = []
+            number = 0  # of the group
+            for index, batch in batches:
+                waiting.append(batch)
+                if index == 0:
+                    self._first, self._groups = batch, self._groups or self._grouped(batch)
+                    self.engine.visits = len(self._groups)
+                group = self._groups[number]
+                if index + 1 < group.stop:
+                    continue
+                number += 1
+                whole = self.network.samples.joined(waiting)
+                if len(group) > 1 and self._joins is None:
+                    self._joins = self._add_up(waiting, whole)
+                if len(group) > 1 and not self._joins:
+                    self._groups = [range(i, i + 1) for i in range(len(self.network.info.samples))]
+                    self.engine.visits, number = len(self._groups), group.stop
+                    yield from zip(self._groups[group.start : group.stop], waiting, strict=True)
+                else:
+                    yield group, whole
+                waiting = []
+
+    def _grouped(self, batch: Any) -> list[range]:
+        """Consecutive batches of one form, as many as memory and use allow."""
+        survey, network = self.network.info, self.network
+        self._measure(batch)
+        parameters = sum(p.numel() * p.element_size() for p in network.values.values() or network.model.parameters())
+        room = self.store.budget or KEEP * arrays.available_memory(self.device)
+        limit = min(JOIN * parameters, JOIN_MEMORY * room)
+        forms, groups, start = list(zip(survey.signatures, survey.outputs, strict=True)), [], 0
+        for end in range(1, len(forms) + 1):
+            if end < len(forms) and forms[end] == forms[start] and forms[start][0] is not None:
+                continue
+            size = sum(survey.samples[start:end]) * self._graph_bytes
+            pieces = min(end - start, math.ceil(size / max(limit, 1)))
+            width = math.ceil((end - start) / max(pieces, 1))  # of all but the last, so that they share their programs
+            groups += [range(at, min(at + width, end)) for at in range(start, end, width)]
+            start = end
+        return groups
+
+    def _add_up(self, parts: list[Any], whole: Any) -> bool:
+        self.network.open()
+        try:
+            return self.network.adds_up(parts, whole, self._allowed)
+        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError):
+            return False  # a model that takes batches of one size alone, say
+
+    def _samples(self, group: range) -> int:
+        return sum(self.network.info.samples[i] for i in group)
+
+    def _runner(self, kind: str, group: range, batch: Any, V: torch.Tensor, entries: int | None = None) -> Runner:
+        """Multiplies a batch, or several as one: (b, n) -> (b, m); n is `entries` for the first batch alone, n if None."""
+        self.kind = kind
+        there = (*self.network.values.values(), *self.network.rest.values(), *self.network.model.buffers())
+        first = self._first
+
+        def make(way: str, group: range, batch: Any) -> Maps:
+            self.network.open()
+            return self._maps(way, group, batch)
+
+        runner = self.engine.runner(
+            kind,
+            group.start,
+            lambda way: make(way, group, batch),
+            V[0],
+            {t.untyped_storage().data_ptr() for t in (*there, *tensors(batch), *tensors(first))},
+            version=self.network.version,
+            expected=self.coming,
+            columns=len(V),
+            relative=self._samples(group) / self.network.info.samples[0],
+            trial=(lambda way: make(way, range(1), first), V[0, :entries]),
+            recording=int(RECORDED * PASSES[kind] * self.unrolled * self._graph_bytes * self.network.info.samples[0]),
+        )
+        if not runner.recorded:
+            self.network.open()
+        return runner
+
+    def _measure(self, batch: Any) -> None:
+        """What a sample's graph takes, and what rounding explains, unless the first batch has told already."""
+        if self.facts is None:
+            self.network.open()
+            self._know(graph_facts(self._differentiated(batch), self.network.primals(batch)))
+
+    def _know(self, facts: GraphFacts) -> None:
+        self.facts = facts
+        self._graph_bytes = facts.bytes / self.network.info.samples[0]
+        self._inside = facts.dtype
+        self._allowed = linearize.tolerance(facts.dtype)
+
+    def _explain(self, problems: dict[str, Exception]) -> str:
+        """What has no derivative, or a wrong one; `problems` by the way of differentiation."""
+        if wrong := [problem for problem in problems.values() if isinstance(problem, differences.Wrong)]:
+            culprit = differences.wrong_second_derivative(self.network, self._first, self._tested(self._first))
+            return (
+                f"{culprit} has a second derivative that is not that of its gradient: {wrong[0]}, as where a backward pass uses "
+                "saved constants, or after a stop-gradient, which preflight=False takes for a constant"
+            )
+        parts = [f"{way}: {problem}" for way, problem in problems.items() if isinstance(problem, linearize.Wrong)]
+        missing = [problem for problem in problems.values() if not isinstance(problem, linearize.Wrong)]
+        if missing:
+            differentiated = self._differentiated(self._first)
+            parts.insert(0, faults.missing_derivative(self.network, self._first, missing[0], differentiated))
+        return "; ".join(parts)
+
+    def _tested(self, batch: Any) -> Callable[..., torch.Tensor]:
+        """The function whose second derivatives are held against differences."""
+        return self._differentiated(batch)
+
+    def _finite(self, result: torch.Tensor, what: str) -> torch.Tensor:
+        """The product, or one sentence that names the batch and the module whose derivative is not finite."""
+        if arrays.all_finite(result):
+            return result
+        where = faults.locate_nonfinite(self.network, self._differentiated)
+        raise ValueError(
+            f"the product {what} holds NaN or infinity though the outputs are finite"
+            f"{': ' + where if where else ''}; mend the derivative there (a square root or a norm at 0, say), or multiply in "
+            "float64 by product_dtype=."
+        )
+
+    @property
+    def product_error(self) -> float:
+        if self.noise is not None:  # the largest of a few products: room for larger ones
+            return min(0.1, ROOM * self.noise)
+        return super().product_error
+
+    # Other dtypes ----------------------------------------------------------------------------------------------------
+    @property
+    def epsilon(self) -> float:
+        return max(arrays.machine_epsilon(t) for t in (self.dtype, self.network.compute_dtype, self._inside) if t)
+
+    @property
+    def coarse(self) -> bool:
+        """Whether products are made in a coarser dtype than the vectors'."""
+        return arrays.machine_epsilon(self.network.compute_dtype) > arrays.machine_epsilon(self.dtype)
+
+    def measure_noise(self) -> float:
+        """||(A' - A) v|| / ||A v|| on the first batch, A' in product_dtype: the largest of three Gaussian v. Nine products."""
+        batch = self.network.first_batch()
+        coarse, fine = self._alone(batch), self._alone(batch, product_dtype=None)
+        coarse.noise = 0.0  # it measures none itself
+        errors = []
+        for i in range(NOISE_PROBES):
+            v = probes.probe(1, i, fine.shape[1], dtype=self.dtype, device=self.device)
+            expected = fine @ v
+            scale = arrays.norm(expected)
+            errors.append(arrays.norm(coarse @ v - expected) / scale if scale > 0 else 0.0)
+        self.noise = max(errors)
+        return self.noise
+
+    def _alone(self, batch: Any, **changes: Any) -> SumOverBatches:
+        """The same matrix of one batch alone, its model not tested again."""
+        raise TypeError(f"{type(self).__name__} has no parts.")
+
+    @property
+    def _idle(self) -> list[str]:
+        """The parameters that the function of the first batch does not depend on."""
+        if self.facts is None or self.network.wrt != "params":
+            return []
+        return [name for name, reached in zip(self.network.names, self.facts.reached, strict=True) if not reached]
+
+    def _described(self) -> dict[str, Any]:
+        """Engine, reason and times of the latest kind of product, the choices of the others, and the noise."""
+        choices = self.engine.choices
+        chosen = choices[self.kind].describe(self.coming) if self.kind in choices else {}
+        others = {kind: choice.kept(self.coming) for kind, choice in choices.items() if kind != self.kind}
+        inside = self._inside if self._inside not in (None, self.network.compute_dtype) else None
+        return {
+            "engine": self.engine.asked,
+            **chosen,
+            **({"batches_joined": max(map(len, self._groups))} if self._joins else {}),
+            **({"without_influence": _some(self._idle)} if self._idle else {}),
+            **({"computes_in": str(inside).removeprefix("torch.")} if inside else {}),
+            **({"other_engines": others} if others else {}),
+            **({"product_noise": self.noise} if self.noise is not None else {}),
+            **({"asymmetry": self.asymmetry} if self.asymmetry else {}),
+        }
+
+
+def _some(names: list[str]) -> list[str]:
+    return names if len(names) <= 8 else [*names[:7], f"... {len(names) - 7} more"]
+
+
+def budget_bytes(memory: Any) -> int | None:
+    """Bytes of `memory`: a number of bytes, "512MiB", "2GiB", or None (a quarter of the free memory)."""
+    if memory is None:
+        return None
+    if isinstance(memory, int | float) and not isinstance(memory, bool) and memory >= 0:
+        return int(memory)
+    unit = memory[-3:] if isinstance(memory, str) else ""
+    try:
+        amount = float(memory[:-3]) if unit in UNITS else -1.0
+    except ValueError:
+        amount = -1.0
+    if not 0 <= amount < float("inf"):
+        raise ValueError(f"memory={memory!r} is no amount; use bytes, '512MiB', '2GiB', 0 to keep nothing, or None.")
+    return int(amount * UNITS[unit])

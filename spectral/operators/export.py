@@ -1,0 +1,84 @@
+"""The way out: views for scipy and cupy of whatever has `@`, `.T`, `.shape`, `.dtype` and `.device`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.sparse.linalg
+import torch
+
+from spectral import arrays
+
+
+def _cast_product(A: Any, X: torch.Tensor) -> torch.Tensor:
+    """A X in A's dtype for X of any; of a complex X the real and the imaginary part, as columns of one block."""
+    if not X.is_complex():
+        return A @ X.to(A.dtype)
+    parts = torch.view_as_real(X).to(A.dtype)
+    W = A @ parts.flatten(1)
+    return torch.view_as_complex(W.reshape(len(W), *parts.shape[1:]).contiguous())
+
+
+class ScipyView(scipy.sparse.linalg.LinearOperator):
+    """An operator's products for scipy. scipy's solvers work in the dtype of their own vectors: those are cast to the
+    operator's dtype on the way in, and the result keeps the operator's dtype. A complex vector is multiplied as its real and
+    its imaginary part, two products."""
+
+    def __init__(self, A: Any) -> None:
+        self.operator = A
+        kind = {torch.float64: np.float64, torch.float32: np.float32}.get(A.dtype)
+        if kind is None:
+            raise TypeError(f"scipy has no {A.dtype}; build the operator in float32 or float64.")
+        super().__init__(dtype=np.dtype(kind), shape=A.shape)
+
+    def _multiply(self, A: Any, X: np.ndarray) -> np.ndarray:
+        kind = np.result_type(self.dtype, np.complex64) if np.iscomplexobj(X) else self.dtype
+        return _cast_product(A, arrays.to_torch(np.ascontiguousarray(X, dtype=kind)).to(A.device)).cpu().numpy()
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        return self._multiply(self.operator, np.asarray(x).reshape(-1))
+
+    def _matmat(self, X: np.ndarray) -> np.ndarray:
+        return self._multiply(self.operator, X)
+
+    def _rmatvec(self, x: np.ndarray) -> np.ndarray:
+        return self._multiply(self.operator.T, np.asarray(x).reshape(-1))
+
+    def _rmatmat(self, X: np.ndarray) -> np.ndarray:
+        return self._multiply(self.operator.T, X)
+
+
+def cupy_view(A: Any) -> Any:
+    """`A` as a `cupyx.scipy.sparse.linalg.LinearOperator`; cupy is imported here and nowhere else."""
+    if A.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"cupy's solvers have no {A.dtype}; build the operator in float32 or float64.")
+    if not arrays.on_cuda(A.device):
+        raise ValueError(
+            f"cupy works on CUDA devices, but the operator is on {A.device}; build it on one, or use to_scipy()."
+        )
+    try:
+        import cupy  # noqa: F401  (arrays finds it in sys.modules)
+        from cupyx.scipy.sparse.linalg import LinearOperator
+    except ImportError as problem:  # cupyx also raises it for a missing libcublasLt
+        why = str(problem).strip().split("\n")[0].rstrip(".")
+        raise ImportError(
+            f"to_cupy needs cupy and the CUDA libraries that it loads ({why}); run pip install 'cupy-cuda12x[ctk]'."
+        ) from problem
+
+    def products(B: Any) -> Callable[[Any], Any]:
+        def multiply(X: Any) -> Any:
+            return arrays.to_cupy(_cast_product(B, arrays.to_torch(X)))
+
+        return multiply
+
+    times, transposed = products(A), products(A.T)
+    return LinearOperator(
+        A.shape,
+        matvec=times,
+        rmatvec=transposed,
+        matmat=times,
+        rmatmat=transposed,
+        dtype=str(A.dtype).removeprefix("torch."),
+    )

