@@ -352,7 +352,9 @@ def test_cost_of_the_preflight_is_two_passes_one_of_two_samples():
 
 def test_preflight_off_is_said_and_only_then():
     model = network(NOISE["dropout"])
-    assert DataModel(model, [x], preflight=False).describe()["preflight"] is False
+    net = DataModel(model, [x], preflight=False)
+    survey(net)
+    assert net.describe()["preflight"] is False
     assert not {"preflight", "untested"} & set(prepared(network(torch.sin), [x]).describe())
     with pytest.raises(ValueError, match=r"NaN or infinity in batch 0, first in 2.inner"):
         prepared(network(lambda h: h / 0), [x], preflight=False)
@@ -393,6 +395,7 @@ def check_family(family):
         assert derivatives.nonfinite_product(net, 0, batch) == "batch 0"
     assert traces(model) == before
     bf16 = DataModel(copy.deepcopy(model), batches, product_dtype=torch.bfloat16)
+    survey(bf16)
     assert bf16.info.n == 5
 
 

@@ -56,7 +56,13 @@ from spectral.schema import (
     shown,
 )
 
-PACKAGES = ("landscape", "operators", "estimators", "analysis")  # of spectral, whose functions a `_target_` may name
+PACKAGES = (
+    "experiments",
+    "networks",
+    "operators",
+    "estimators",
+    "analysis",
+)  # of spectral, whose functions a `_target_` may name
 DTYPES = ("float64", "float32")
 PRODUCT_DTYPES = (*DTYPES, "bfloat16", "float16")
 NUMBERS = (spectral.top, spectral.svd, spectral.trace, spectral.diagonal)  # estimators that make no spectrum

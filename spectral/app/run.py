@@ -128,7 +128,7 @@ def peak_bytes() -> int:
 
 
 def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
-    """The `Settings` of the landscape: problem, model, training and estimator as the groups say."""
+    """The `Settings` of an experiment: problem, model, training and estimator as the groups say."""
     return Settings(
         problem=partial(locate(config["data"]["_target_"]), **_data_options(config["data"])),
         model=_model(config["model"]),
