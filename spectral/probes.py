@@ -56,3 +56,16 @@ def probe(
             drawn = 2.0 * generator.integers(0, 2, size=count) - 1.0
         values[low - start : high - start] = drawn[low - segment * SEGMENT :]
     return torch.from_numpy(values).to(device=device, dtype=dtype)
+
+
+def signs(seed: int, n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> torch.Tensor:
+    """n independent signs +-1 for tests of products, (n,): one random bit an entry, a twentieth of what a Gaussian takes.
+
+    >>> signs(0, 4).abs()
+    tensor([1., 1., 1., 1.], dtype=torch.float64)
+    """
+    words = np.random.Philox(key=np.array([check_seed(seed), 0], dtype=np.uint64), counter=[0, 0, 0, 3]).random_raw(
+        -(-n // 64)
+    )
+    bits = torch.from_numpy(np.unpackbits(np.atleast_1d(words).astype("<u8").view(np.uint8))[:n])
+    return bits.to(device).to(dtype).mul_(2).sub_(1)

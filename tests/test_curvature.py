@@ -357,11 +357,12 @@ def test_blocks_share_one_budget():
     parts = blocks(Hessian(model, nn.CrossEntropyLoss(), data, engine="replay", memory=budget), by="module")
     ones = {name: torch.ones(B.shape[0], dtype=torch.float64) for name, B in parts.items()}
     seen = set()
-    for _ in range(5):
+    for turn in range(8):
         for name, B in parts.items():
             B @ ones[name]
             assert sum(other.store.used for other in parts.values()) <= budget
-            seen.add(parts["0"].store.used)
+            if turn >= 3:  # programs are tested beside what they are held to
+                seen.add(parts["0"].store.used)
     assert len(seen) == 1 and 0 not in seen  # nobody recorded anew
     for name, B in parts.items():
         for _ in range(5):
@@ -416,7 +417,7 @@ def test_low_precision_products_and_the_record():
     assert 1e-9 < (rough @ v - exact @ v).norm() / (exact @ v).norm() < 1e-5
     record = json.loads(json.dumps(exact.describe()))
     assert record["operator"] == "GaussNewton" and record["count"] == 5 and "CrossEntropyLoss" in record["loss"]
-    assert record["engine"] in ("fresh", "double-backward") and "hold on three calls" in record["reason"]
+    assert record["engine"] in ("fresh", "double-backward") and "fastest of those that hold" in record["reason"]
     assert exact.products == 2 and exact.epochs == 3  # the first sweep counts targets
 
 

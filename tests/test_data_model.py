@@ -102,7 +102,7 @@ def test_buffers_written_under_activation_checkpointing_are_as_before():
     assert float(model.inner[-1].calls) == 0
 
 
-@pytest.mark.parametrize("fail_at", [1, 2, 4, 6, 9])
+@pytest.mark.parametrize("fail_at", [1, 2, 4, 6, 8])
 def test_failure_in_the_middle_leaves_no_trace_while_the_exception_lives(fail_at):
     model, x = Counting(fail_at).double(), torch.randn(5, 3).double()
     before = traces(model)

@@ -9,7 +9,7 @@ from torch import nn
 
 from spectral import GaussNewton, Hessian, Jacobian
 from spectral.engine import autotune, linearize, trace
-from spectral.engine.autotune import Choice, Engine, Maps, Runner, Trial
+from spectral.engine.autotune import Engine, Kept, Maps, Workload
 from spectral.engine.store import Store
 from spectral.networks.sum_over_batches import budget_bytes
 
@@ -23,6 +23,23 @@ def dense(primals):
     return torch.cat([block.reshape(6, -1) for block in J], 1)
 
 
+def adjoint_error(lin, calls=3):
+    """Of products J v on so many calls."""
+    sizes = [p.numel() for p in lin.primals]
+
+    def there(v):
+        return (lin.jvp(tuple(piece.view_as(p) for piece, p in zip(v.split(sizes), lin.primals, strict=True))),)
+
+    def back(u):
+        return lin.vjp(u.view(lin.output.shape))
+
+    test, errors = linearize.Adjoint(there, back), []
+    for call in range(calls):
+        v = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(call)).to(lin.primals[0].dtype)
+        errors.append(test.of_forward(v, there(v)))
+    return max(errors)
+
+
 @pytest.mark.parametrize("engine", linearize.WAYS.values())
 def test_jvp_and_vjp_are_those_of_the_dense_jacobian(engine):
     primals = (torch.randn(3).double(), torch.randn(3).double())
@@ -31,7 +48,7 @@ def test_jvp_and_vjp_are_those_of_the_dense_jacobian(engine):
         v, u = torch.randn(6).double(), torch.randn(3, 2).double()
         assert torch.allclose(lin.jvp(v.split(3)).reshape(-1), J @ v, atol=1e-12)
         assert torch.allclose(torch.cat(lin.vjp(u)), J.T @ u.reshape(-1), atol=1e-12)
-    assert linearize.adjoint_error(lin) < 1e-14
+    assert adjoint_error(lin) < 1e-14
     assert not lin.jvp(v.split(3)).requires_grad and not any(p.requires_grad for p in primals)
 
 
@@ -40,7 +57,7 @@ def test_constant_function_has_zero_derivative(engine):
     lin = engine(lambda a: torch.ones(2, 3), (torch.randn(4),))
     assert torch.equal(lin.jvp((torch.ones(4),)), torch.zeros(2, 3))
     assert torch.equal(lin.vjp(torch.ones(2, 3))[0], torch.zeros(4))
-    assert linearize.adjoint_error(lin) == 0.0
+    assert adjoint_error(lin) == 0.0
 
 
 @pytest.mark.parametrize("engine", linearize.WAYS.values())
@@ -71,11 +88,11 @@ def test_choice_says_why():
     assert J.engine.choices == {} and J.describe()["engine"] == "auto"
     v = torch.randn(J.shape[1]).double()
     J @ v
-    assert set(J.engine.choices["J v"].trials) == {"fresh"}  # it holds, and its program is that of the other way
-    J.expect(100)
+    assert set(J.engine.choices["J v"].timings) == {"fresh"}
+    J.expect(10**9)
     J @ v
-    assert set(J.engine.choices["J v"].trials) == {"fresh", "replay"}
-    assert "hold on three calls" in J.describe()["reason"]
+    assert set(J.engine.choices["J v"].timings) == {*linearize.WAYS, "replay"}
+    assert "fastest of those that hold" in J.describe()["reason"]
     J.T @ (J @ v)
     assert J.describe()["other_engines"].keys() == {"J v"}
     for engine in linearize.WAYS:
@@ -87,11 +104,11 @@ def test_choice_says_why():
 
 def test_old_custom_function_goes_by_double_backward_and_its_replay():
     model, data = linear_model(Cubed())
-    J = Jacobian(model, data)
-    J.expect(50)
-    J @ torch.randn(J.shape[1]).double()
-    trials = J.engine.choices["J v"].trials
-    assert set(trials) == {"double-backward", "replay"} and trials["replay"].way == "double-backward"
+    J = Jacobian(model, data, engine="replay")
+    for _ in range(3):
+        J @ torch.randn(J.shape[1]).double()
+    choice = J.engine.choices["J v"]
+    assert set(choice.timings) == {"double-backward", "replay"} and choice.engine == "replay"
     assert "fresh: " in J.describe()["reason"]
     with pytest.raises(ValueError, match=r"no engine multiplies.*Cube in 1 \(Cubed\).*give what fails a derivative"):
         Jacobian(model, data, engine="fresh") @ torch.randn(J.shape[1]).double()
@@ -99,29 +116,60 @@ def test_old_custom_function_goes_by_double_backward_and_its_replay():
         Jacobian(model, data, engine="quick")
 
 
-def test_recording_must_pay_for_itself():
-    trials = {"fresh": Trial("fresh", 0.0, 1.0, 1.0, 0), "replay": Trial("fresh", 0.0, 5.0, 0.5, 0)}
-    choice = Choice("auto", trials, [])
-    assert choice.kept(1) == choice.kept(6) == "fresh"  # .9 x 6 x 1.0 < .8 (5.0 + 5 x 0.5)
-    assert choice.kept(10) == "replay"  # .9 x 10 x 1.0 > .8 (5.0 + 9 x 0.5)
-    assert choice.once() == "fresh" and choice.once(columns=20) == "replay"  # a block visits the batch once
-    choice.relative = 2.0  # joined batches are recorded once: .9 x 6 x 2.0 > .8 (4.5 + 6 x 2 x 0.5)
-    assert choice.kept(6) == "replay"
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock on which each product takes one second."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(autotune, "_now", lambda v: float(next(clock)))
 
 
-def test_without_an_estimator_recording_begins_after_as_many_products_as_it_takes():
-    model, data = linear_model()
-    G = GaussNewton(model, nn.CrossEntropyLoss(), data)
-    for call in range(4):
-        G @ torch.ones(G.shape[0]).double()
-        assert ("replay" in G.engine.choices["H v"].trials) == (call == 3)
+def work(A, kind="J v", index=0, **options):
+    """A batch whose map is the dense A."""
+    return Workload(kind, index, lambda way: Maps(lambda v: (A @ v,), lambda v, w: 0.0), **options)
+
+
+def multiply(engine, job, v, expected=0):
+    W = torch.full((1, len(job.linearize("fresh").product(v)[0])), torch.nan).double()
+    engine.multiply(job, v[None], W, True, expected)
+    return W[0]
+
+
+def test_recording_must_pay_for_itself(ticks):
+    """A recording takes three products and saves a fifth of each: it begins once as many are to come as were made, 15."""
+    engine, A, v = Engine(turns=False), torch.randn(4, 3).double(), torch.ones(3).double()
+    for call in range(1, 21):
+        assert torch.equal(multiply(engine, work(A), v), A @ v)
+        assert ("replay" in engine.choices["J v"].timings) == (call > 15)
+    announced = Engine(turns=False)
+    multiply(announced, work(A), v, expected=100)
+    assert "replay" in announced.choices["J v"].timings
+
+
+def test_the_other_way_takes_a_turn_and_the_faster_one_goes_on(monkeypatch):
+    times = {"fresh": 2.0, "double-backward": 1.0}
+    for faster in linearize.WAYS:
+        now = [0.0]
+        monkeypatch.setattr(autotune, "_now", lambda v, now=now: now[0])
+        engine, v, taken = Engine(), torch.ones(3).double(), []
+
+        def linearized(way, faster=faster, now=now, taken=taken):
+            def product(x):
+                now[0] += times[way] if faster == "double-backward" else 3.0 - times[way]
+                taken.append(way)
+                return (x,)
+
+            return Maps(product, lambda x, w: 0.0)
+
+        for _ in range(6):
+            engine.multiply(Workload("J v", 0, linearized), v[None], torch.empty(1, 3).double(), True)
+        assert set(taken) == set(linearize.WAYS) and taken[0] == "fresh" and taken[-1] == faster
 
 
 class Stale(Engine):
     """Its programs are wrong from their second call on."""
 
-    def _build_program(self, linear, v):
-        program, calls = super()._build_program(linear, v), []
+    def build(self, linear, v, own):
+        program, calls = super().build(linear, v, own), []
 
         def run(*operands):
             calls.append(0)
@@ -132,43 +180,35 @@ class Stale(Engine):
         return program
 
 
-def test_program_that_is_wrong_from_its_second_call_on_is_refused():
-    A = torch.randn(4, 3).double()
-    maps = Maps({"J v": lambda v: (A @ v,)}, lambda v, w: 0.0)
-    engine = Stale()
-    v, W = torch.ones(3).double(), torch.zeros(1, 4).double()
-    runner = engine.runner("J v", 0, lambda way: maps, v, set(), version=lambda: 0, expected=100, columns=1)
-    runner.add(v[None], W)
-    assert torch.equal(W, (A @ v)[None])
-    assert list(engine.choices["J v"].trials) == ["fresh", "double-backward"]
-    assert any("differs from a fresh product by 4.0e-01 on call" in why for why in engine.choices["J v"].failures)
+def test_program_that_is_wrong_from_its_second_call_on_is_refused_and_no_product_is_its():
+    A, engine = torch.randn(4, 3).double(), Stale()
+    for _ in range(4):
+        v = torch.randn(3).double()
+        assert torch.equal(multiply(engine, work(A), v, expected=10**9), A @ v)
+    choice = engine.choices["J v"]
+    assert choice.engine in linearize.WAYS and "replay" not in choice.timings
+    assert any("replay: differs from a fresh product by 4.0e-01 on call 2" in why for why in choice.failures)
 
 
 class WrongLater(Engine):
-    """Its programs are wrong, but for those of the first batch."""
+    """Its programs are wrong, but for that of the first batch."""
 
     made = 0
 
-    def _build_program(self, linear, v):
+    def build(self, linear, v, own):
         self.made += 1
-        program = super()._build_program(linear, v)
-        factor = 1.0 if self.made <= 2 else 1.01  # tried, and built
+        program, factor = super().build(linear, v, own), 1.0 if self.made == 1 else 1.01
         program.run = lambda *operands: tuple(factor * w for w in program.module(*operands))
         program.sum = program.put = None
         return program
 
 
 def test_programs_of_later_batches_are_held_to_their_products_too():
-    A = torch.randn(2, 4, 3).double()
-    engine, v, W = WrongLater("replay", batches=2), torch.ones(3).double(), torch.zeros(1, 4).double()
-    for index in (0, 1):
-        maps = Maps({"J v": lambda v, index=index: (A[index] @ v,)}, lambda v, w: 0.0)
-        runner = engine.runner(
-            "J v", index, lambda way, m=maps: m, v, set(), version=lambda: 0, expected=100, columns=1
-        )
-        runner.add(v[None], W)
-    assert torch.allclose(W, (A.sum(0) @ v)[None], atol=1e-14)
-    assert any("replay of a later batch: differs" in why for why in engine.choices["J v"].failures)
+    A, engine, v = torch.randn(2, 4, 3).double(), WrongLater("replay"), torch.ones(3).double()
+    for _ in range(5):
+        for index in (0, 1):
+            assert torch.allclose(multiply(engine, work(A[index], index=index), v, 100), A[index] @ v, atol=1e-14)
+    assert engine.made == 2 and any("replay of a later batch: differs" in why for why in engine.choices["J v"].failures)
 
 
 @pytest.mark.parametrize("engine", ["replay", "auto"])
@@ -186,7 +226,7 @@ def test_blocks_are_their_columns(engine, columns):
         assert A.engine.choices[A.kind].block or columns == 1
 
 
-def test_runner_takes_blocks_in_parts_and_the_rest_alone():
+def test_blocks_are_taken_in_parts_and_the_rest_with_zeros():
     taken = []
 
     def times(v, columns):
@@ -200,14 +240,11 @@ def test_runner_takes_blocks_in_parts_and_the_rest_alone():
         def add(self, V, W, new=False):
             W.copy_(torch.cat(self(V), 1) + (0 if new else W))
 
-    run = Runner(lambda v: times(v, 1), Several(), 4)
-    V, W = torch.arange(18.0).view(9, 2), torch.ones(9, 2)
-    run.add(V, W)
-    assert torch.equal(W, 1 + V * torch.tensor([1.0, 2.0])) and taken == [4, 4, 1]
-    run.add(V[:6], W[:6])
-    run.add(V[6:], W[6:].fill_(torch.nan), new=True)
-    assert torch.equal(W[6:], V[6:] * torch.tensor([1.0, 2.0])) and taken.pop() == 4
-    assert torch.equal(W[:6], 1 + 2 * V[:6] * torch.tensor([1.0, 2.0])) and taken[3:] == [4, 4]  # two of four and zeros
+    kept, V = Kept(several=Several(), width=4), torch.arange(12.0).view(6, 2)
+    for part, new in ((V[:4], False), (V[:3], False), (V[4:], True)):
+        W = torch.ones(len(part), 2)
+        Engine()._together(kept, part, W, new)
+        assert torch.equal(W, (not new) + part * torch.tensor([1.0, 2.0])) and taken.pop() == 4
 
 
 def test_memory_of_a_budget():
@@ -239,7 +276,7 @@ def test_a_program_that_is_expected_to_exceed_the_budget_is_not_even_tried(recor
     """k JVPs and k VJPs hold some k graphs: 40 of 6 x 40 doubles are more than 64 KiB."""
     free, tight = flattened(40), flattened(40, memory="64KiB")
     for J in (free, tight):
-        J.expect(100)
+        J.expect(10**6)
         recorders.clear()
         v, u = torch.ones(J.shape[1]).double(), torch.ones(6).double()
         products = [J @ v, J.T @ u]
@@ -247,8 +284,8 @@ def test_a_program_that_is_expected_to_exceed_the_budget_is_not_even_tried(recor
         if J is free:
             expected = products
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(products, expected, strict=True))
-    for kind, choice in tight.engine.choices.items():
-        assert set(choice.trials) == {"fresh"}, kind
+    for choice in tight.engine.choices.values():
+        assert set(choice.timings) <= set(linearize.WAYS)
         assert any("recording would hold about" in why and "memory=" in why for why in choice.failures)
     assert "more than the 0.0625 MiB of memory=" in tight.describe()["reason"]
 
@@ -265,14 +302,13 @@ def test_recording_never_holds_more_than_the_budget_leaves(recorders, kind, engi
     for budget in (0, 1500, 6000, 10**6):
         A = make(engine=engine, memory=budget)
         recorders.clear()
-        A.expect(100)
+        A.expect(10**6)
         for _ in range(3):
-            used = A.store.used
             seen = len(recorders)
             assert torch.allclose(A @ v, fresh @ v, atol=1e-12)
-            assert all(recorder.held <= max(budget - used, 0) for recorder in recorders[seen:])
+            assert all(recorder.held <= recorder.room <= budget for recorder in recorders[seen:])
             assert A.store.used <= budget
-        recorded += "replay" in {trial for choice in A.engine.choices.values() for trial in choice.trials}
+        recorded += bool(recorders)
     assert 0 < recorded < 4
 
 
@@ -294,7 +330,7 @@ def test_recording_is_given_up_at_the_first_constant_that_does_not_fit():
 
 def test_a_forward_pass_that_runs_for_each_output_is_kept_once(recorders):
     J = flattened(30)
-    J.expect(100)
+    J.expect(10**6)
     J @ torch.ones(J.shape[1]).double()
     graph = J._graph_bytes * 6
     assert max(recorder.held for recorder in recorders) < 5 * graph  # not 30 times
@@ -339,7 +375,7 @@ def test_store_keeps_what_fits_and_only_while_the_model_is_the_same():
     assert store.get(0, first) is None and store.room(6, cpu)
     store.put(("J v", 0), "kept", 6, first)
     assert store.get(("J v", 0), first) == "kept" and not store.room(6, cpu) and store.room(4, cpu)
-    store.drop("J^T u")
+    store.free(("J^T u", 0))
     assert store.used == 6
     assert store.get(("J v", 0), lambda: "b") is None and store.used == 0
 
@@ -353,9 +389,7 @@ def test_wrong_product_is_refused_in_any_dimension(dtype, wrong):
 
     n = 300_000
     lin = Wrong(lambda a: a.view(3, -1).cos(), (torch.linspace(0.1, 1, n).to(dtype),))
-    assert (
-        linearize.adjoint_error(lin) > 0.1 >= linearize.adjoint_error(linearize.ForwardMode(lin.function, lin.primals))
-    )
+    assert adjoint_error(lin) > 0.1 >= adjoint_error(linearize.ForwardMode(lin.function, lin.primals))
 
 
 def test_an_adder_adds_what_its_program_gives():

@@ -1,8 +1,10 @@
-"""Which engine multiplies: tried on the first batch, held to its way's products, timed, and kept as far as memory goes.
+"""Which engine multiplies: chosen by the products that are made anyway, and held to them.
 
-A program is recorded only where what it is expected to hold meanwhile fits into the store's budget, trials included, and is
-given up at the first constant that does not fit. Programs of later batches are held to what was computed while they were
-recorded; one that differs is not used.
+The first product of a kind is taken in a way (`linearize.WAYS`) that must pass its own tests; it is the answer, not a
+rehearsal. Where enough products are to come, the other way takes a turn, and the faster of both goes on. Where recording pays
+for itself and fits into memory, a product is recorded as a program while it is made. The program multiplies beside the way on
+CALLS products of the first batch, is held to them and timed, and only then multiplies alone. Programs of other batches are
+held to the product that was made while they were recorded.
 
 Legend: n columns and m rows of a batch's linear map, b vectors of a block; blocks are (b, n) and (b, m), one vector a row.
 A product is given in pieces that follow one another, such as the gradients of the parameters, so that none is copied.
@@ -13,26 +15,26 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from spectral import arrays, probes
+from spectral import arrays
 from spectral.engine import linearize, trace
+from spectral.engine.linearize import CALLS, WAYS
 from spectral.engine.store import Store
 
-Linear = trace.Linear
 COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]: compiling takes up to a minute
-RECORD = 4  # auto records only if at least so many products are to come
-PREFERRED = {
-    "replay": 0.8,
-    "compiled": 0.8,
-    "fresh": 0.9,
-}  # times count so much: near ties go the same way in every run
-TRIAL = 10  # products a column that a block's program must serve: trying it takes about three, and it saves some tenths of one
+# Guesses before a candidate is measured, in first products and in present ones: a recording with its tests took 2 to 4 of the
+# former and saved .05 to .5 of the latter on five models; the other way takes half a product more at first, and saves as much.
+RECORDING, SAVED = 3.0, 0.2
+TURN = 3.0
+BETTER = 0.95  # a candidate must take less than this part of the time: near ties go the same way in every run
+SERVE = 10  # products a column that a block's program must serve: trying it takes about three, and it saves some tenths of one
 BLOCK = 8  # vectors that a program takes at a time, at most
+CPU = torch.device("cpu")
 FAILURES = (
     RuntimeError,
     NotImplementedError,
@@ -44,194 +46,365 @@ FAILURES = (
 
 @dataclass
 class Maps:
-    """One batch taken in one way: linear maps v (n,) -> (m,) by kind, and its error of the adjoint identity."""
+    """One batch, linearised in one way: v (n,) -> the pieces of w (m,)."""
 
-    table: Mapping[str, Linear]
-    # the error of v and its product; linearize.Wrong if it is no rounding
-    test: Callable[[torch.Tensor, trace.Pieces], float]
+    product: trace.Linear
+    check: Callable[
+        [torch.Tensor, trace.Pieces], float
+    ]  # the error of a product just made; `linearize.Wrong` if no rounding
     bytes: int = 0  # that keeping it takes
     allowed: float = 1e-9  # how far a program's products may be off by rounding
 
 
 @dataclass(frozen=True)
-class Trial:
-    """An engine on the first batch: its error, seconds of its first product (recording included) and of a later one.
+class Workload:
+    """One batch, or several as one, and the kind of product that it is multiplied by."""
 
-    The error is that of the adjoint identity for a way, the relative distance from its way's products for a program.
-    """
+    kind: str
+    index: int  # of the first batch
+    linearize: Callable[[str], Maps]  # by way
+    samples: int = 1
+    version: Callable[[], Any] = int  # of the model: what was kept of another one is stale
+    own: Callable[[], set[int]] = set  # storages that are there anyway
+    graph: int = 0  # bytes that recording is expected to hold
+    device: torch.device = CPU
 
-    way: str
-    error: float
+    @property
+    def leads(self) -> bool:
+        """Whether engines are chosen on this batch."""
+        return self.index == 0
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Products to come: in all, and in this visit to the batch."""
+
+    coming: int
+    left: int
+
+
+@dataclass
+class Timing:
+    """Seconds of an engine on the first batch: of its first product, recording included, and of the fastest later one."""
+
     first: float
-    later: float
-    bytes: int  # that keeping it takes
+    later: float = math.inf
+    bytes: int = 0  # that keeping it takes
     held: int = 0  # that recording it held meanwhile
 
-    def seconds(self, products: int, relative: float = 1.0) -> float:
-        """What so many products take on the first batch, or on one `relative` times as large: recording takes what it takes."""
-        return self.first - self.later + products * relative * self.later
+    @property
+    def each(self) -> float:
+        """Of a product to come, as far as is known."""
+        return min(self.first, self.later)
+
+
+@dataclass
+class Kept:
+    """What is kept of one batch: its linearisation in a way, its program, and one for several vectors at a time."""
+
+    way: str = ""
+    maps: Maps | None = None
+    program: trace.Program | None = None
+    several: trace.Program | None = None
+    width: int = 1
+    bytes: int = 0  # of the program
 
 
 @dataclass
 class Choice:
-    """What holds on this model for one kind of product: `trials` of the engines that do, `failures` of the others."""
+    """What is known of one kind of product: times of the engines that hold, failures of the others, what multiplies now."""
 
     asked: str
-    trials: dict[str, Trial]
-    failures: list[str]
+    ways: list[str]  # that have not failed, the present one first
+    timings: dict[str, Timing] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)  # of ways by their own tests, of programs from their way
+    calls: dict[str, int] = field(default_factory=dict)  # on which an engine has been tested
+    failures: list[str] = field(default_factory=list)
+    problems: dict[str, Exception] = field(default_factory=dict)  # by way
+    count: int = 0  # vectors so far
+    samples: int = 1  # of the first batch
+    program: str = ""  # "replay" or "compiled", while programs multiply or are tested
+    settled: bool = False  # no program is tried any more
+    without: set[int] = field(default_factory=set)  # batches that cannot be recorded
     block: str = ""  # how blocks are multiplied, once one has been
-    best: str = ""  # what is used now
-    allowed: float = 0.0  # how far products may be off by rounding
-    recorded: bool = False  # whether programs have been tried, or are known not to fit into memory
-    relative: float = 1.0  # size of what is multiplied over that of the first batch: batches may be joined
-
-    def _allowed(self) -> dict[str, Trial]:
-        return {self.asked: self.trials[self.asked]} if self.asked in self.trials else self.trials
-
-    def kept(self, products: int) -> str:
-        """The engine that is fastest for so many products when it is kept: recording must pay for itself."""
-        allowed = self._allowed()
-        return min(allowed, key=lambda name: PREFERRED.get(name, 1.0) * allowed[name].seconds(products, self.relative))
-
-    def once(self, columns: int = 1, programs: bool = True) -> str:
-        """The engine that is fastest for one visit to a batch with so many vectors, when nothing is kept."""
-        allowed = {
-            name: trial
-            for name, trial in self.trials.items()
-            if name in linearize.WAYS or (programs and name != "compiled")
-        }
-        if self.asked in ("fresh", "double-backward"):
-            allowed = self._allowed()
-        return min(allowed, key=lambda name: PREFERRED.get(name, 1.0) * allowed[name].seconds(columns))
-
-    def describe(self, products: int) -> dict[str, Any]:
-        """Plain JSON: the engine, why, and what each one takes on the first batch."""
-        best = self.kept(products)
-        why = f"fastest for {products} products of those that hold on three calls"
-        return {
-            "engine": best,
-            "reason": "; ".join(["asked for" if self.asked != "auto" else why, *self.failures]),
-            **({"block": self.block} if self.block else {}),
-            "adjoint_error": max(t.error for t in self.trials.values() if t.way == self.trials[best].way),
-            "seconds_first_batch": {name: round(trial.later, 6) for name, trial in self.trials.items()},
-        }
-
-
-class Runner:
-    """Multiplies one batch, vector by vector or by a program for several."""
-
-    def __init__(self, one: Linear, several: trace.Program | None = None, width: int = 1) -> None:
-        self.one, self.several, self.width = one, several, width
 
     @property
-    def recorded(self) -> bool:
-        """Whether it multiplies by a program, without the model."""
-        return isinstance(self.one, trace.Program)
+    def way(self) -> str:
+        return self.ways[0]
 
-    def add(self, V: torch.Tensor, W: torch.Tensor, new: bool = False) -> None:
-        """W (b, m) += the products with the rows of V (b, n), or W = these if `new`."""
-        at = 0
-        while at < len(V):
-            part, sums = V[at : at + self.width], W[at : at + self.width]
-            if self.several is None or 2 * len(part) < self.width:
-                for v, w in zip(part, sums, strict=True):
-                    if isinstance(self.one, trace.Program):
-                        self.one.add(v, w, new)
-                    else:
-                        trace.add_pieces(w, self.one(v), new)
-            elif len(part) == self.width:
-                self.several.add(part, sums, new)
-            else:
-                full = torch.cat([part, part.new_zeros(self.width - len(part), V.shape[1])])
-                trace.add_pieces(sums, tuple(piece[: len(part)] for piece in self.several(full)), new)
-            at += len(part)
+    @property
+    def proven(self) -> bool:
+        """Whether programs have been seen to hold, on as many calls as it takes."""
+        return self.calls.get(self.program, 0) >= CALLS
+
+    @property
+    def engine(self) -> str:
+        """What multiplies now."""
+        return self.program if self.proven else self.way
+
+    def note(self, name: str, seconds: float, error: float) -> None:
+        """One more product of an engine."""
+        timing = self.timings.setdefault(name, Timing(seconds))
+        if name in self.calls:
+            timing.later = min(timing.later, seconds)
+        self.calls[name] = self.calls.get(name, 0) + 1
+        self.errors[name] = max(self.errors.get(name, 0.0), error)
+
+    def give_up(self, why: str) -> None:
+        """No programs any more."""
+        self.failures.append(f"{self.program or 'replay'}: {why}")
+        self.timings.pop(self.program, None)
+        self.program, self.settled = "", True
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON: the engine, why, and what each one takes on the first batch."""
+        why = "fastest of those that hold, by the products that were made"
+        return {
+            "engine": self.engine,
+            "reason": "; ".join(["asked for" if self.asked != "auto" else why, *self.failures]),
+            **({"block": self.block} if self.block else {}),
+            "adjoint_error": self.errors.get(self.way, 0.0),
+            "seconds_first_batch": {name: round(t.each, 6) for name, t in self.timings.items()},
+        }
 
 
 @dataclass
 class Engine:
-    """Chooses on the first batch, then hands out a `Runner` for each batch and kind of product."""
+    """Multiplies batches, each kind of product by the engine that was chosen for it."""
 
     asked: str = "auto"
-    ways: tuple[str, ...] = tuple(linearize.WAYS)
-    check: bool = True  # hold the ways to the adjoint identity
-    # names the operation and the module that have no derivative
-    explain: Callable[[dict[str, Exception]], str] | None = None
+    ways: tuple[str, ...] = tuple(WAYS)
+    check: bool = True  # hold the ways to their tests
+    explain: Callable[[dict[str, Exception]], str] | None = None  # names what has no derivative
+    turns: bool = True  # whether the second way is worth a try where the first holds
     choices: dict[str, Choice] = field(default_factory=dict)
     store: Store = field(default_factory=Store)
-    batches: int = 1
-    visits: int = 1  # in a sweep: batches may be joined
-    alike: bool = True  # both ways' programs do the same: the second way is tried only where the first fails
-    _shared: dict[Any, Any] = field(default_factory=dict)  # block and compiled programs by their key
-    _own: set[int] = field(default_factory=set)  # storages that are there anyway, of the batch at hand
+    groups: int = 1  # batches of a sweep, those that are joined counted once
+    _shared: dict[Any, Any] = field(default_factory=dict)  # adders, block and compiled programs by their key
 
     def __post_init__(self) -> None:
         if self.asked not in linearize.ENGINES:
             raise ValueError(f"engine={self.asked!r} is no engine; use one of {', '.join(linearize.ENGINES)}.")
 
-    # One batch -------------------------------------------------------------------------------------------------------
-    def runner(
-        self,
-        kind: str,
-        index: int,
-        make: Callable[[str], Maps],
-        v: torch.Tensor,
-        own: set[int],
-        *,
-        version: Callable[[], Any],
-        expected: int,
-        columns: int,
-        relative: float = 1.0,
-        trial: tuple[Callable[[str], Maps], torch.Tensor] | None = None,
-        recording: int = 0,
-    ) -> Runner:
-        """The runner of batch `index`: the one kept, or a new one, kept if it fits.
+    def multiply(self, work: Workload, V: torch.Tensor, W: torch.Tensor, new: bool, expected: int = 0) -> None:
+        """W (b, m) += the products with the rows of V (b, n), or W = these if `new`; `expected` products were announced."""
+        choice = self._choice(work.kind)
+        kept = self.store.get((work.kind, work.index), work.version) or Kept()
+        if work.leads:
+            choice.samples = work.samples
+        at = 0
+        while at < len(V):
+            coming = max(expected, choice.count + 1)
+            width = self._width(work, choice, kept, V[at:], coming)
+            part, sums = V[at : at + width], W[at : at + width]
+            if width > 1:
+                self._together(kept, part, sums, new)
+            else:
+                self._single(work, choice, kept, part[0], sums[0], new, Ahead(coming, len(V) - at))
+            choice.count += len(part) if work.leads else 0
+            at += width
+        self._keep(work, kept)
 
-        `make(way)` takes the batch in a way; `v` (n,) is an example; `own` are storages that are there anyway. `trial`: make and
-        v of the batch that engines are tried on, this one if None; `relative` is the size of this batch over that one's;
-        `recording`: bytes that recording a program of that batch is expected to hold.
-        """
-        self._own = own
-        kept = self.store.get((kind, index), version)
-        choice = self._choice(kind, make, v, own, expected, relative, trial or (make, v), recording)
-        choice.relative = relative if index == 0 else choice.relative
-        name = choice.kept(expected)
-        if name != choice.best:  # more products are to come than were, or fewer
-            self.store.drop(kind)
-            choice.best, kept = name, None
-        if kept is None:
-            size = int(choice.trials[name].bytes * relative)
-            most = int(relative * max((trial.held for trial in choice.trials.values()), default=0))
-            fits = self.store.room(size if name in linearize.WAYS else max(size, most), v.device)
-            name = name if fits else choice.once(columns, self.store.room(most, v.device))
-            kept = Runner(self._build(name, choice.trials[name].way, kind, make, v))
-            if fits:
-                self.store.put((kind, index), kept, size, version)
-        if columns > 1 and kept.several is None and kept.width == 1:
-            self._widen(kept, kind, v, columns, expected)
-        return kept
+    def _choice(self, kind: str) -> Choice:
+        if kind not in self.choices:
+            self.choices[kind] = Choice(self.asked, [self.asked] if self.asked in WAYS else list(self.ways))
+        return self.choices[kind]
 
-    def _build(self, name: str, way: str, kind: str, make: Callable[[str], Maps], v: torch.Tensor) -> Linear:
-        linear = make(way).table[kind]
-        if name in linearize.WAYS:
-            return linear
-        choice = self.choices[kind]
+    def _keep(self, work: Workload, kept: Kept) -> None:
+        """Keep what fits; a linearisation goes before a program does."""
+        device, name = work.device, (work.kind, work.index)
+        self.store.free(name)
+        if kept.maps is not None and not self.store.room(kept.maps.bytes + kept.bytes, device):
+            kept.maps = None
+        size = kept.bytes + (kept.maps.bytes if kept.maps is not None else 0)
+        if (kept.maps or kept.program) and self.store.room(size, device):
+            self.store.put(name, kept, size, work.version)
+
+    # One vector ------------------------------------------------------------------------------------------------------
+    def _single(
+        self, work: Workload, choice: Choice, kept: Kept, v: torch.Tensor, w: torch.Tensor, new: bool, ahead: Ahead
+    ) -> None:
+        if not choice.program:
+            kept.program = kept.several = None  # programs have been given up since
+        if kept.program is not None and (choice.proven or not work.leads):
+            kept.program.add(v, w, new)
+            return
+        if work.leads:
+            product = self._by_way(work, choice, kept, v, ahead.coming)
+            if kept.program is None and self._pays(work, choice, ahead):
+                self._record_first(work, choice, kept, v)
+            if kept.program is not None:
+                self._prove(choice, kept, kept.program, v, product, ahead.coming)
+        else:
+            recorded = self._record(work, choice, kept, v) if self._pays(work, choice, ahead) else None
+            product = recorded if recorded is not None else self._by_way(work, choice, kept, v)
+        trace.add_pieces(w, product, new)
+
+    def _by_way(self, work: Workload, choice: Choice, kept: Kept, v: torch.Tensor, coming: int = 0) -> trace.Pieces:
+        """The product in a way, which is tested and timed while it is new."""
+        while True:
+            if work.leads:
+                self._turn(choice, v.device, coming)
+            way = choice.way
+            begin, young = _now(v), work.leads and choice.calls.get(way, 0) < CALLS
+            try:
+                if kept.way != way or kept.maps is None:
+                    kept.way, kept.maps = way, None  # the other's graph goes first
+                    kept.maps = work.linearize(way)
+                product = kept.maps.product(v)
+                if young:
+                    seconds = _now(v) - begin
+                    choice.note(way, seconds, kept.maps.check(v, product) if self.check else 0.0)
+                    choice.timings[way].bytes = kept.maps.bytes
+                return product
+            except FAILURES as failure:
+                if not work.leads:
+                    raise
+                kept.maps = None
+                self._refuse(choice, failure)
+
+    def _refuse(self, choice: Choice, failure: Exception) -> None:
+        """Go on in another way, or end with a sentence if there is none."""
+        way = choice.ways.pop(0)
+        choice.problems[way] = failure
+        choice.failures.append(f"{way}: {_first_line(failure)}")
+        choice.timings.pop(way, None)
+        if not choice.ways:
+            named = self.explain(choice.problems) if self.explain is not None else ""
+            choice.ways = list(choice.problems)  # whoever asks again is told again
+            raise ValueError(
+                f"no engine multiplies this matrix ({named or '; '.join(choice.failures)}); give what fails a derivative, or "
+                "replace it by torch operations."
+            ) from next(iter(choice.problems.values()))
+
+    def _turn(self, choice: Choice, device: torch.device, coming: int) -> None:
+        """Give the way that has not multiplied yet a turn, if that may pay; then go on in the faster one."""
+        if len(choice.ways) < 2 or not self.turns or choice.program or choice.way not in choice.timings:
+            return
+        now, other = (choice.timings.get(way) for way in choice.ways)
+        if now is not None and other is None:
+            graphs = linearize.COPIES[choice.ways[1]] / linearize.COPIES[choice.way]
+            if coming > TURN and self.store.room(int(graphs * now.bytes), device):
+                choice.ways.reverse()
+        elif now is not None and other is not None and now.later < math.inf and BETTER * now.each > other.each:
+            choice.ways.reverse()
+
+    # Programs --------------------------------------------------------------------------------------------------------
+    def _pays(self, work: Workload, choice: Choice, ahead: Ahead) -> bool:
+        """Whether to record this product: that is worth it for the products to come, and what recording holds fits."""
+        if choice.asked in WAYS or choice.settled or work.index in choice.without or not (work.leads or choice.proven):
+            return False
+        way, program = choice.timings[choice.way], choice.timings.get(choice.program)
+        if program is None:
+            cost, gain, size = RECORDING * way.first, SAVED * way.each, work.graph
+        else:
+            cost, gain = program.first, way.each - program.later
+            size = int(max(program.bytes, program.held) * work.samples / choice.samples)
+        if self.store.room(size, work.device):
+            return choice.asked != "auto" or ahead.coming * gain > cost
+        if program is None and size > self.store.whole(work.device):
+            choice.give_up(
+                f"recording would hold about {size / 2**20:.3g} MiB, more than the {self.store.whole(work.device) / 2**20:.3g} "
+                "MiB of memory="
+            )
+        return False
+
+    def _record_first(self, work: Workload, choice: Choice, kept: Kept, v: torch.Tensor) -> None:
+        """The first batch's program, which is still to be held to products."""
+        begin = _now(v)
         try:
-            program = self._build_program(linear, v)
-            program = self._compiled(program) if name == "compiled" else program
-            expected = trace.flat(program.seen or linear(v))
-            for call in range(1 if program.pure else linearize.CALLS):
-                _hold(trace.flat(program(v)), expected, choice.allowed, call)
-            program.seen = None
+            program = self.build(work.linearize(choice.way).product, v, work.own())
+            choice.program = "compiled" if choice.asked == "compiled" else "replay"
+            if choice.asked == "compiled":
+                self.compile(program)
+        except (*FAILURES, OSError, ImportError) as failure:  # no compiler on this machine, say
+            choice.give_up(_first_line(failure))
+            return
+        program.seen = None
+        kept.program, kept.bytes = program, program.bytes(work.own())
+        choice.timings[choice.program] = Timing(_now(v) - begin, bytes=kept.bytes, held=program.held)
+
+    def _prove(
+        self, choice: Choice, kept: Kept, program: trace.Program, v: torch.Tensor, product: trace.Pieces, coming: int
+    ) -> None:
+        """Hold the first batch's program to a product of its way; decide once there have been enough of them."""
+        name, call = choice.program, choice.calls.get(choice.program, 0)
+        try:
+            begin = _now(v)
+            w = _into(program, v, product, new=call != 1)  # in both forms in which it will be used
+            seconds = _now(v) - begin
+            allowed = max(kept.maps.allowed if kept.maps is not None else 0.0, linearize.tolerance(v.dtype))
+            choice.note(name, seconds, _hold(w, product, allowed, call))
+        except FAILURES as failure:
+            self._fall_back(choice, kept, failure)
+            return
+        timing = choice.timings[name]
+        timing.later = min(timing.later, seconds)
+        if choice.proven:
+            self._decide(choice, kept, program, v, coming)
+
+    def _decide(self, choice: Choice, kept: Kept, program: trace.Program, v: torch.Tensor, coming: int) -> None:
+        """A program that holds multiplies from now on, unless what there was is as fast."""
+        now = choice.timings[choice.program]
+        before = choice.timings["replay" if choice.program == "compiled" and "replay" in choice.timings else choice.way]
+        kept.maps = None  # its graph is as large
+        if choice.asked != "auto":
+            return
+        if now.later > BETTER * before.each:
+            choice.program, choice.settled = "" if before is choice.timings[choice.way] else "replay", True
+            kept.program, kept.bytes = None, 0
+            self._shared.clear()
+        elif choice.program == "replay" and coming * self.groups * now.later > COMPILE:
+            begin = _now(v)
+            try:
+                self.compile(program)
+            except (*FAILURES, OSError, ImportError) as failure:  # no compiler on this machine, say
+                choice.failures.append(f"compiled: {_first_line(failure)}")
+                kept.program = None
+                return
+            choice.program, choice.timings["compiled"] = (
+                "compiled",
+                Timing(_now(v) - begin, bytes=kept.bytes, held=now.held),
+            )
+
+    def _fall_back(self, choice: Choice, kept: Kept, failure: Exception) -> None:
+        """Give up compiled programs for plain ones that have been seen to hold, else programs."""
+        plain = choice.calls.get("replay", 0) >= CALLS and choice.program == "compiled"
+        if plain:
+            choice.failures.append(f"compiled: {_first_line(failure)}")
+            choice.timings.pop("compiled", None)
+            choice.program = "replay"
+        else:
+            choice.give_up(_first_line(failure))
+        kept.program, kept.several, kept.bytes = None, None, 0
+        self._shared.clear()
+
+    def _record(self, work: Workload, choice: Choice, kept: Kept, v: torch.Tensor) -> trace.Pieces | None:
+        """The product of a later batch, recorded while it is made; its program is held to it. None if it cannot be."""
+        try:
+            maps = work.linearize(choice.way)
+            program = self.build(maps.product, v, work.own())
+            product, program.seen = program.seen, None
+            if product is None:
+                product = maps.product(v)
+            if choice.program == "compiled":
+                self.compile(program)
+            for call in range(1 if program.pure else CALLS):
+                _hold(_into(program, v, product), product, max(maps.allowed, linearize.tolerance(v.dtype)), call)
         except FAILURES as failure:  # only the first batch's has been tried
-            choice.failures.append(f"{name} of a later batch: {_first_line(failure)}")
-            return linear
+            choice.without.add(work.index)
+            choice.failures.append(f"{choice.program} of a later batch: {_first_line(failure)}")
+            return None
+        kept.program, kept.bytes, kept.maps = program, program.bytes(work.own()), None
+        return product
+
+    def build(self, linear: trace.Linear, v: torch.Tensor, own: set[int]) -> trace.Program:
+        """The program of a linear map, recorded at v, with its adders, which programs of one key share."""
+        program = trace.record(linear, v, self.store.left(v.device), own)
+        self._summing(program)
         return program
 
-    def _build_program(self, linear: Linear, v: torch.Tensor) -> trace.Program:
-        return self._summing(trace.record(linear, v, self.store.left(v.device), self._own))
-
     def _summing(self, program: trace.Program) -> trace.Program:
-        """The program with its adder, which programs of one key share."""
         if program.pure:
             key = ("sum", program.key())
             if key not in self._shared:
@@ -239,172 +412,57 @@ class Engine:
             program.sum, program.put = self._shared[key]
         return program
 
-    def _compiled(self, program: trace.Program) -> trace.Program:
+    def compile(self, program: trace.Program) -> None:
+        """Let the program run through `torch.compile`, once for all of one key."""
         key = program.key()
         if key not in self._shared:
             self._shared[key] = torch.compile(program.module, dynamic=False, options={"layout_optimization": False})
         program.run, program.sum, program.put = self._shared[key], None, None
-        return program
-
-    # The first batch -------------------------------------------------------------------------------------------------
-    def _choice(
-        self, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int], expected: int, relative: float,
-        trial: tuple[Callable[[str], Maps], torch.Tensor], recording: int,
-    ) -> Choice:  # fmt: skip
-        """Ways are tried at the first product, programs once enough products are to come, where recording them fits."""
-        if kind not in self.choices:
-            self.choices[kind] = self._choose_way(kind, *trial)
-        choice = self.choices[kind]
-        wanted = self.asked not in linearize.WAYS and (self.asked != "auto" or expected >= RECORD)
-        if wanted and not choice.recorded and self._may_record(choice, recording, v.device):
-            choice.recorded = True
-            replay = self._try_replay(choice, kind, *trial, own)
-            long = replay is not None and expected * self.batches * replay.later > COMPILE
-            fits = replay is not None and self.store.room(int(recording * relative), v.device)
-            if replay is not None and fits and (self.asked == "compiled" or (self.asked == "auto" and long)):
-                try:  # on the batch itself: another size would be compiled again
-                    found = self._try_program(kind, replay.way, make, v, own, compiled=True)
-                    choice.trials["compiled"] = replace(
-                        found,
-                        first=found.first / relative,
-                        later=found.later / relative,
-                        bytes=int(found.bytes / relative),
-                        held=int(found.held / relative),
-                    )
-                except (*FAILURES, OSError, ImportError) as failure:  # no compiler on this machine, say
-                    choice.failures.append(f"compiled: {_first_line(failure)}")
-        return choice
-
-    def _may_record(self, choice: Choice, recording: int, device: torch.device) -> bool:
-        """Whether a trial fits beside what is kept now; where it exceeds the whole budget it is never made, and noted."""
-        if self.store.room(recording, device):
-            return True
-        if recording > (self.store.budget or 0):
-            choice.recorded = True
-            choice.failures.append(
-                f"replay: recording would hold about {recording / 2**20:.3g} MiB, more than the "
-                f"{(self.store.budget or 0) / 2**20:.3g} MiB of memory="
-            )
-        return False
-
-    def _choose_way(self, kind: str, make: Callable[[str], Maps], v: torch.Tensor) -> Choice:
-        choice = Choice(self.asked, {}, [])
-        problems: dict[str, Exception] = {}
-        for way in (self.asked,) if self.asked in linearize.WAYS else self.ways:
-            try:
-                choice.trials[way] = self._try_way(kind, way, make, v)
-            except FAILURES as failure:
-                problems[way] = failure
-                choice.failures.append(f"{way}: {_first_line(failure)}")
-            else:
-                if self.alike:
-                    break
-        if not choice.trials:
-            named = self.explain(problems) if self.explain is not None else ""
-            raise ValueError(
-                f"no engine multiplies this matrix ({named or '; '.join(choice.failures)}); give what fails a derivative, or "
-                "replace it by torch operations."
-            ) from next(iter(problems.values()))
-        return choice
-
-    def _try_replay(
-        self, choice: Choice, kind: str, make: Callable[[str], Maps], v: torch.Tensor, own: set[int]
-    ) -> Trial | None:
-        recorded: list[Trial] = []
-        for way in self.ways:
-            if recorded and self.alike:
-                break
-            try:
-                if way not in choice.trials:  # the first way holds, but is no program
-                    choice.trials[way] = self._try_way(kind, way, make, v)
-                recorded.append(self._try_program(kind, way, make, v, own))
-            except FAILURES as failure:
-                named = f"{way}: {_first_line(failure)}"
-                if not any(known.endswith(named) for known in choice.failures):
-                    choice.failures.append(f"replay of {named}")
-        if not recorded:
-            return None
-        choice.trials["replay"] = min(recorded, key=lambda trial: trial.later)
-        return choice.trials["replay"]
-
-    def _try_way(self, kind: str, way: str, make: Callable[[str], Maps], v: torch.Tensor) -> Trial:
-        for _ in range(2):  # the first time warms up
-            begin = _now(v)
-            maps = make(way)
-            product = maps.table[kind](v)
-            first = _now(v) - begin
-        error, w = (maps.test(v, product) if self.check else 0.0), trace.flat(product)
-        later, sound = [], self.check and arrays.all_finite(w)
-        for call in range(2):  # one alone may be disturbed
-            symmetric = call > 0 and sound and kind == "H v"
-            u = probes.probe(1, 0, len(v), dtype=v.dtype, device=v.device) if symmetric else v
-            begin = _now(v)
-            again = maps.table[kind](u)
-            later.append(_now(v) - begin)
-            if sound and not symmetric:
-                _hold(trace.flat(again), w, maps.allowed, call + 1)
-            elif sound:
-                _hold_symmetric(u, w, v, trace.flat(again), maps.allowed)
-        return Trial(way, error, first, min(later), maps.bytes)
-
-    def _try_program(
-        self,
-        kind: str,
-        way: str,
-        make: Callable[[str], Maps],
-        v: torch.Tensor,
-        own: set[int],
-        *,
-        compiled: bool = False,
-    ) -> Trial:
-        maps = make(way)
-        linear, allowed = maps.table[kind], max(maps.allowed, linearize.tolerance(v.dtype))
-        self.choices[kind].allowed = allowed
-        begin = _now(v)
-        program = self._build_program(linear, v)
-        if compiled:
-            program = self._compiled(program)
-        w = arrays.empty((sum(math.prod(shape) for shape in program.shapes),), v)
-        program.add(v, w, new=True)
-        first = _now(v) - begin
-        errors, later = [], []
-        for call in range(linearize.CALLS):
-            u = probes.probe(call, 0, len(v), dtype=v.dtype, device=v.device)
-            expected = trace.flat(linear(u))
-            w.zero_()
-            begin = _now(v)
-            program.add(u, w, new=call > 0)  # both forms in which it will be used
-            later.append(_now(v) - begin)
-            errors.append(_hold(w, expected, allowed, call))
-        return Trial(way, max(errors), first, min(later), program.bytes(own), program.held)
 
     # Blocks ----------------------------------------------------------------------------------------------------------
-    def _widen(self, runner: Runner, kind: str, v: torch.Tensor, columns: int, expected: int) -> None:
-        """Give the runner a program for several vectors, if the first batch's was faster than one by one."""
-        choice, program = self.choices[kind], runner.one
-        known = self._shared.get(("width", kind))
-        if known == 1 or not isinstance(program, trace.Program):
-            choice.block = choice.block or "one by one"
+    def _width(self, work: Workload, choice: Choice, kept: Kept, V: torch.Tensor, coming: int) -> int:
+        """How many of the vectors to multiply at a time: 1, or what the block's program takes if that is worth it."""
+        program = kept.program
+        if program is None or not choice.program or not choice.proven or len(V) < 2:
+            choice.block = choice.block or ("one by one" if len(V) > 1 else "")
+            return 1
+        if kept.several is None and self._shared.get(("width", work.kind)) != 1:
+            self._widen(work, choice, kept, program, V, coming)
+        return kept.width if kept.several is not None and 2 * len(V) >= kept.width else 1
+
+    def _together(self, kept: Kept, V: torch.Tensor, W: torch.Tensor, new: bool) -> None:
+        """A block of the width of its program, or less, which is filled with zeros."""
+        missing = kept.width - len(V)
+        if not missing:
+            kept.several.add(V, W, new)  # type: ignore[union-attr]
             return
-        width = known or min(columns, BLOCK, self._fitting(program, v))
-        if width < 2 or (known is None and expected * self.visits < TRIAL * width):
+        pieces = kept.several(torch.cat([V, V.new_zeros(missing, V.shape[1])]))  # type: ignore[misc]
+        trace.add_pieces(W, tuple(piece[: len(V)] for piece in pieces), new)
+
+    def _widen(
+        self, work: Workload, choice: Choice, kept: Kept, program: trace.Program, V: torch.Tensor, coming: int
+    ) -> None:
+        """Give the batch a program for several vectors, if the first batch's was faster than one by one."""
+        known = self._shared.get(("width", work.kind))
+        width = known or min(len(V), BLOCK, self._fitting(program, V[0]))
+        if width < 2 or (known is None and (coming * self.groups < SERVE * width or not work.leads)):
             return
         key = ("block", width, program.key())
-        begin = _now(v)
+        begin = _now(V)
         try:
             if key not in self._shared:
                 self._shared[key] = program.batched(width).module
             several = self._summing(trace.Program(self._shared[key], program.constants))
             if program.run is not program.module:
-                several = self._compiled(several)
+                self.compile(several)
             if known is None:
-                faster, choice.block = self._compare(choice, program, several, v, width, _now(v) - begin, expected)
-                self._shared["width", kind] = known = width if faster else 1
+                faster, choice.block = self._compare(choice, program, several, V[:width], _now(V) - begin, coming)
+                self._shared["width", work.kind] = known = width if faster else 1
         except FAILURES as failure:
-            self._shared["width", kind] = known = 1
+            self._shared["width", work.kind] = known = 1
             choice.block = f"one by one: vmap: {_first_line(failure)}"
         if known > 1:
-            runner.several, runner.width = several, known
+            kept.several, kept.width = several, known
 
     def _fitting(self, program: trace.Program, v: torch.Tensor) -> int:
         """Vectors whose own intermediate values, about as large as the constants for each, fit into what is left."""
@@ -412,51 +470,45 @@ class Engine:
         return max(1, int(self.store.left(v.device) / each))
 
     def _compare(
-        self, choice: Choice, program: trace.Program, several: trace.Program, v: torch.Tensor, width: int, built: float,
-        expected: int,
-    ) -> tuple[bool, str]:  # fmt: skip
+        self, choice: Choice, program: trace.Program, several: trace.Program, V: torch.Tensor, built: float, coming: int
+    ) -> tuple[bool, str]:
         """Hold a block's program to single products and time both: (whether it is faster for the products to come, why)."""
-        V = torch.stack([probes.probe(0, i, len(v), dtype=v.dtype, device=v.device) for i in range(width)])
-        m = sum(math.prod(shape) for shape in program.shapes)
-        W, alone = arrays.empty((width, m), v), arrays.empty((width, m), v)
+        width, m = len(V), sum(math.prod(shape) for shape in program.shapes)
+        W, alone = arrays.empty((width, m), V), arrays.empty((width, m), V)
         several.add(V, W, new=True)
-        begin = _now(v)
-        for u, w in zip(V, alone, strict=True):
-            program.add(u, w, new=True)
-        single = (_now(v) - begin) / width
-        error = float((W - alone).double().norm() / alone.double().norm().clamp(min=torch.finfo(torch.float64).tiny))
-        if not error <= choice.allowed:
-            raise linearize.Wrong(f"differs from single products by {error:.1e}")
-        begin = _now(v)
+        begin = _now(V)
+        for v, w in zip(V, alone, strict=True):
+            program.add(v, w, new=True)
+        single = (_now(V) - begin) / width
+        _hold(W, (alone,), max(choice.errors[choice.program], linearize.tolerance(V.dtype)), 0)
+        begin = _now(V)
         several.add(V, W, new=True)
-        block = (_now(v) - begin) / width
-        faster = built / self.visits + expected * block < expected * single
+        block = (_now(V) - begin) / width
+        faster = built / self.groups + coming * block < coming * single
         why = f"{block:.2e} s each by vmap of {width}, {single:.2e} s alone, on what is multiplied first"
         return faster, f"{'vmap' if faster else 'one by one'}: {why}"
 
-    def clear(self) -> None:
-        """Forget what was kept (not what was chosen)."""
-        self.store.clear()
+
+def _into(program: trace.Program, v: torch.Tensor, like: trace.Pieces, new: bool = True) -> torch.Tensor:
+    """The program's product in a vector of its own, written or added to zeros."""
+    w = arrays.empty((sum(piece.numel() for piece in like),), v)
+    if not new:
+        w.zero_()
+    program.add(v, w, new)
+    return w
 
 
-def _hold(w: torch.Tensor, expected: torch.Tensor, allowed: float, call: int) -> float:
-    """The relative distance of a program's product from a fresh one, if it is rounding; `Wrong` if not."""
-    scale, difference = arrays.norm(expected), arrays.norm(w - expected)
+def _hold(w: torch.Tensor, expected: trace.Pieces, allowed: float, call: int) -> float:
+    """The relative distance of a program's product from what it must be, if it is rounding; `linearize.Wrong` if not."""
+    w, start, scale, difference = w.reshape(-1), 0, 0.0, 0.0
+    for piece in expected:
+        part, piece = w[start : start + piece.numel()], piece.reshape(-1)
+        scale, difference = math.hypot(scale, arrays.norm(piece)), math.hypot(difference, arrays.norm(part - piece))
+        start += piece.numel()
     error = difference / scale if scale > 0 else difference
     if not error <= allowed:
         raise linearize.Wrong(f"differs from a fresh product by {error:.1e} on call {call + 1}")
     return error
-
-
-def _hold_symmetric(u: torch.Tensor, Av: torch.Tensor, v: torch.Tensor, Au: torch.Tensor, allowed: float) -> None:
-    """`Wrong` where <u, A v> and <v, A u> differ, u Gaussian: forward mode sees what lies under no_grad, gradients do not.
-
-    Their standard deviation is ||A v||, as in `linearize.adjoint_error`.
-    """
-    scale = max(arrays.norm(Av), arrays.norm(Au) * arrays.norm(v) / arrays.norm(u))
-    error = abs(arrays.dot(u, Av) - arrays.dot(v, Au)) / scale if scale > 0 else 0.0
-    if not error <= allowed:
-        raise linearize.Wrong(f"<u, H v> and <v, H u> differ by {error:.1e}")
 
 
 def _first_line(failure: Exception) -> str:

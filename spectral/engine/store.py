@@ -29,11 +29,15 @@ class Store:
             self.clear()
         return self.entries.get(key, (None, 0))[0]
 
-    def left(self, device: torch.device) -> int:
-        """Bytes of the budget that are not taken."""
+    def whole(self, device: torch.device) -> int:
+        """Bytes of the budget."""
         if self.budget is None:
             self.budget = int(KEEP * arrays.available_memory(device))
-        return max(self.budget - self.used, 0)
+        return self.budget
+
+    def left(self, device: torch.device) -> int:
+        """Bytes of the budget that are not taken."""
+        return max(self.whole(device) - self.used, 0)
 
     def room(self, size: int, device: torch.device) -> bool:
         """Whether `size` more bytes fit."""
@@ -46,10 +50,9 @@ class Store:
         self.entries[key] = (value, size)
         self.used += size
 
-    def drop(self, kind: str) -> None:
-        """Drop what was kept by the names (kind, ...)."""
-        for key in [key for key in self.entries if key[0] == kind]:
-            self.used -= self.entries.pop(key)[1]
+    def free(self, key: Any) -> None:
+        """Drop what was kept by this name, if anything was."""
+        self.used -= self.entries.pop(key, (None, 0))[1]
 
     def clear(self) -> None:
         """Drop everything."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import copy
 import glob
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
 import torch
 from torch import nn
 
-from spectral import arrays, distributed, persist
+from spectral import arrays, distributed, persist, probes
 from spectral.engine import linearize, trace
 from spectral.engine.autotune import Maps
 from spectral.networks import losses
@@ -42,6 +42,7 @@ class Curvature(SumOverBatches):
 
     network: LossModel
     of = "logits"  # what is differentiated first
+    ways: Collection[str] = linearize.WAYS  # in the order in which they are tried
 
     def __init__(
         self,
@@ -78,8 +79,9 @@ class Curvature(SumOverBatches):
     def _begin(self, network: LossModel) -> None:
         """Be the matrix of this network's parameters, with engines and counters from the beginning."""
         size = sum(value.numel() for value in network.values.values())
+        self._held: set[str] = set()  # ways whose second derivatives, or the loss's, have been held to differences
         super().__init__(
-            (size, size), network, self._how["engine"], self._how["memory"], tuple(linearize.WAYS), symmetric=True,
+            (size, size), network, self._how["engine"], self._how["memory"], tuple(self.ways), symmetric=True,
             nonnegative=self._semidefinite(),
         )  # fmt: skip
 
@@ -112,7 +114,7 @@ class Curvature(SumOverBatches):
         W_bn = arrays.empty(tuple(V_bn.shape), V_bn)
         with closing(self._batches()) as batches:
             for group, batch in batches:
-                self._runner("H v", group, batch, V_bn).add(V_bn, W_bn, new=group.start == 0)
+                self._multiply("H v", group, batch, V_bn, W_bn, new=group.start == 0)
         W_bn = self._finite(distributed.all_reduce(W_bn), f"with {type(self).__name__}")
         return (W_bn.div_(self.count) if self.coarse else W_bn).T
 
@@ -153,38 +155,49 @@ class Hessian(Curvature):
     tensor([5.])
     """
 
-    ways_alike = False  # a backward pass through the gradient is shorter than its tangent, or not
-    _places: tuple[torch.Tensor, list[differences.Probe]] | None = None  # where products along a vector are tested
-
-    def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        W = super()._apply(V)
-        self._places = None  # it holds gradients
-        return W
+    ways = linearize.GRADIENTS
+    turns = False  # the second way's product is never the faster one
+    _earlier: tuple[str, torch.Tensor, trace.Pieces] | None = (
+        None  # a way and its first product, until there is a second
+    )
 
     def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
         return self.network.total(batch)
 
-    def _maps(self, way: str, group: range, batch: Any) -> Maps:
+    def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
         total, primals = self._differentiated(batch), tuple(self.network.values.values())
         gradient = linearize.GRADIENTS[way](lambda *values: self.share * total(*values), primals)
 
         def product(v: torch.Tensor) -> trace.Pieces:
             return tuple(g.to(self.dtype) for g in gradient.jvp(self.network.split(v)))
 
-        def test(v: torch.Tensor, w: trace.Pieces) -> float:
-            if self._places is None or self._places[0] is not v:  # both ways are held to the same differences
-                trial = self.network.split(v)
-                self._places = v, list(differences.candidates(self.network, batch, differences.of_parameters, trial))
-
-            def made(p: differences.Probe) -> trace.Pieces:
-                if p.trial:
-                    return tuple(piece / self.share for piece in w)
-                return linearize.GRADIENTS[way](p.function, p.primals).jvp(p.tangents)
-
-            return self._difference(way, self._places[1], made)
+        def check(v: torch.Tensor, w: trace.Pieces) -> float:
+            if self._earlier is not None and self._earlier[0] == way:
+                (_, u, Hu), self._earlier = self._earlier, None
+                return linearize.symmetry_error(u, Hu, v, w, self._allowed)
+            if way in self._held:
+                return 0.0
+            self._held.add(way)
+            error = self._second_derivative_error(way, batch, v, w)
+            if way == "fresh":  # forward mode sees what lies under no_grad, the backward pass does not: told at once
+                u = probes.signs(0, len(v), dtype=v.dtype, device=v.device)
+                return max(error, linearize.symmetry_error(u, product(u), v, w, self._allowed))
+            self._earlier = way, v.clone(), w
+            return error
 
         kept = 4 * self._graph_bytes * self._samples(group) if way == "double-backward" else 0
-        return Maps({"H v": product}, test, int(kept), self._allowed)
+        return Maps(product, check, int(kept), self._allowed)
+
+    def _second_derivative_error(self, way: str, batch: Any, v: torch.Tensor, w: trace.Pieces) -> float:
+        """How far a product is off from a difference of gradients."""
+
+        def made(p: differences.Probe) -> trace.Pieces:
+            if p.trial:
+                return tuple(piece / self.share for piece in w)
+            return linearize.GRADIENTS[way](p.function, p.primals).jvp(p.tangents)
+
+        places = differences.candidates(self.network, batch, differences.of_parameters, self.network.split(v))
+        return self._difference(way, places, made)
 
 
 class GaussNewton(Curvature):
@@ -209,28 +222,40 @@ class GaussNewton(Curvature):
         super()._inspect()
         checks.check_loss_of_outputs(self.network, batch, type(self).__name__)
 
-    def _maps(self, way: str, group: range, batch: Any) -> Maps:
+    def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
         outputs_seen: list[Any] = []
+        latest, curves = list[torch.Tensor](), list[Product]()
 
         def seen(output: Any, there: Any) -> torch.Tensor:
             outputs_seen[:] = [output]  # the loss's curvature needs no forward pass of its own
             return self.network.select(output, there)
 
         lin = linearize.WAYS[way](self.network.function(batch, seen), self.network.primals(batch))
-        curves: list[Product] = []
+
+        def there(v: torch.Tensor) -> trace.Pieces:
+            return (lin.jvp(self.network.split(v)).to(self.dtype),)
+
+        def back(u: torch.Tensor) -> trace.Pieces:
+            return tuple(g.to(self.dtype) for g in lin.vjp(u))
 
         def product(v: torch.Tensor) -> trace.Pieces:
             jv = lin.jvp(self.network.split(v), graph=True)
+            latest[:] = [jv]
             if not curves:
                 _ = lin.output  # plain tensors, where forward-mode AD left its own
                 curves.append(self._output_curvature(outputs_seen.pop(), batch, self._starts(group.start)))
-            return tuple(g.to(self.dtype) for g in lin.vjp(self.share * curves[0](jv)))
+            return back(self.share * curves[0](jv))
 
-        def test(v: torch.Tensor, w: trace.Pieces) -> float:
-            return max(linearize.adjoint_error(lin, self._allowed), self._curvature_error(batch))
+        def check(v: torch.Tensor, w: trace.Pieces) -> float:
+            jv = latest[0]
+            error = 0.0 if way in self._held else self._curvature_error(batch)
+            self._held.add(way)
+            return max(error, test.of_forward(v, (jv.to(self.dtype),)))
 
-        kept = linearize.COPIES[way] * self._graph_bytes * self._samples(group)
-        return Maps({"H v": product}, test, int(kept), self._allowed)
+        test = linearize.Adjoint(there, lambda u: back(u.to(latest[0].dtype).view_as(latest[0])), self._allowed)
+        return Maps(
+            product, check, int(linearize.COPIES[way] * self._graph_bytes * self._samples(group)), self._allowed
+        )
 
     def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
         """U (B, k) -> H U."""

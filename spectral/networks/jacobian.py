@@ -145,17 +145,32 @@ class Jacobian(SumOverBatches):
         return persist.fingerprint([what, self.network.names, self.network.checksum(), self.network.info.fingerprints])
 
     # One batch -------------------------------------------------------------------------------------------------------
-    def _maps(self, way: str, group: range, batch: Any) -> Maps:
+    def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
         function, primals = self.network.function(batch), self.network.primals(batch)
-        size = self._samples(group)
+        size, latest = self._samples(group), list[torch.Tensor]()
         lin = linearize.WAYS[way](function, primals)
-        table = {
-            "J v": lambda v: (self._forward(lin, v, size).to(self.dtype),),
-            "J^T u": lambda u: self._backward(lin, u, size),
-            "J^T J v": lambda v: self._backward(lin, self._forward(lin, v, size, graph=True).to(self.dtype), size),
-        }
-        kept = int(linearize.COPIES[way] * self._graph_bytes * size)
-        return Maps(table, lambda v, w: linearize.adjoint_error(lin, self._allowed), kept, self._allowed)
+
+        def there(v: torch.Tensor, graph: bool = False) -> torch.Tensor:
+            return self._forward(lin, v, size, graph).to(self.dtype)
+
+        def back(u: torch.Tensor) -> trace.Pieces:
+            return self._backward(lin, u, size)
+
+        def forward(v: torch.Tensor) -> trace.Pieces:
+            return (there(v, graph=self.network.preflight and not test.done),)  # its test is a J^T u
+
+        def normal(v: torch.Tensor) -> trace.Pieces:
+            latest[:] = [there(v, graph=True)]
+            return back(latest[0])
+
+        def check(v: torch.Tensor, w: trace.Pieces) -> float:
+            if kind == "J^T u":
+                return test.of_transpose(v, w)
+            return test.of_forward(v, (latest.pop(),) if kind == "J^T J v" else w)
+
+        test = linearize.Adjoint(lambda v: (there(v),), back, self._allowed)
+        product = {"J v": forward, "J^T u": back, "J^T J v": normal}[kind]
+        return Maps(product, check, int(linearize.COPIES[way] * self._graph_bytes * size), self._allowed)
 
     def _alone(self, batch: Any, **changes: Any) -> Jacobian:
         return Jacobian(self.network.model, [batch], **self._wrt, **{**self._how, "preflight": False, **changes})
@@ -207,17 +222,14 @@ class Jacobian(SumOverBatches):
         with closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
                 W = W_bm[:, rows.start - first : rows.stop - first]
-                self._runner("J v", group, batch, V_bn).add(V_bn, W, new=True)
+                self._multiply("J v", group, batch, V_bn, W, new=True)
         return self._finite(distributed.all_rows(W_bm.T.contiguous(), self.rank_rows), "J v")
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
         W_bn = arrays.empty((U.shape[1], self.shape[1]), U)
         with closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
-                U_bm = arrays.rows(U[rows])
-                self._runner("J^T u", group, batch, U_bm, self.starts[1] - self.starts[0]).add(
-                    U_bm, W_bn, new=group.start == 0
-                )
+                self._multiply("J^T u", group, batch, arrays.rows(U[rows]), W_bn, new=group.start == 0)
         return self._finite(distributed.all_reduce(W_bn), "J^T u").T
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
@@ -226,7 +238,7 @@ class Jacobian(SumOverBatches):
         W_bn = arrays.empty(tuple(V_bn.shape), V_bn)
         with closing(self._sweep()) as sweep:
             for group, _, batch in sweep:
-                self._runner("J^T J v", group, batch, V_bn).add(V_bn, W_bn, new=group.start == 0)
+                self._multiply("J^T J v", group, batch, V_bn, W_bn, new=group.start == 0)
         return self._finite(distributed.all_reduce(W_bn), "J^T J v").T
 
     # Rows ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from spectral.networks.data_model import DataModel, guarded
+from spectral.networks.data_model import DataModel, guarded, near
 from spectral.networks.dataset import NotFinite
 from spectral.networks.trees import Place, leaves, named, replaced
 
@@ -46,13 +46,20 @@ class LossModel(DataModel):
 
     def adds_up(self, parts: list[Any], whole: Any, allowed: float) -> bool:
         """Outputs, summed losses and counts: a loss that is divided within a batch does not add up."""
-        if self.loss.couples or not super().adds_up(parts, whole, allowed):
+        if self.loss.couples:
             return False
-        sums = [self.function(b, self.loss.__call__)(*self.primals(b)) for b in (*parts, whole)]
-        *some, (total, count) = ((float(total), float(count)) for total, count in sums)
-        expected, counted = (sum(numbers) for numbers in zip(*some, strict=True))
-        scale = sum(abs(total) for total, _ in some)
-        return abs(total - expected) <= allowed * scale and abs(count - counted) <= allowed * counted
+
+        def told(output: Any, there: Any) -> tuple[torch.Tensor, ...]:
+            return self.select(output, there), *self.loss(output, there)
+
+        *some, (z, total, count) = (self.function(batch, told)(*self.primals(batch)) for batch in (*parts, whole))
+        outputs, totals, counts = zip(*some, strict=True)
+        scale, counted = sum(abs(float(t)) for t in totals), sum(map(float, counts))
+        return (
+            near(z, torch.cat(outputs), allowed)
+            and abs(float(total) - sum(map(float, totals))) <= allowed * scale
+            and abs(float(count) - counted) <= allowed * counted
+        )
 
     # What the loss reads ----------------------------------------------------------------------------------------------
     def heads(self, output: Any) -> list[torch.Tensor]:

@@ -13,8 +13,9 @@ import torch
 
 from spectral import arrays, probes
 from spectral.engine import linearize
-from spectral.engine.autotune import Engine, Maps, Runner
+from spectral.engine.autotune import Engine, Maps, Workload
 from spectral.engine.store import KEEP, Store
+from spectral.engine.trace import Pieces
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.diagnose import derivatives as faults
@@ -37,7 +38,7 @@ class SumOverBatches(Operator):
     """An operator whose products are made of the linear maps of its batches."""
 
     network: DataModel
-    ways_alike = True  # programs of both ways of differentiation multiply the same matrices
+    turns = True  # whether the second way of differentiation may be faster where the first holds
     unrolled = 1  # passes of one kind that a product is made of: of a flattened Jacobian as many as outputs
 
     def __init__(
@@ -46,9 +47,7 @@ class SumOverBatches(Operator):
         super().__init__(shape, network.dtype, network.device, **properties)
         self.network = network
         self.facts: GraphFacts | None = None  # of the first batch, once its graph was made
-        self.engine = Engine(
-            engine, ways, network.preflight, self._explain, batches=len(network.info.samples), alike=self.ways_alike
-        )
+        self.engine = Engine(engine, ways, network.preflight, self._explain, self.turns)
         self.engine.store.budget = budget_bytes(memory)
         network.keeps = self.engine.store.budget != 0
         self.kind = ""  # of the latest product
@@ -61,8 +60,8 @@ class SumOverBatches(Operator):
         self._joins: bool | None = None  # whether they give what they give one by one, once that was seen
 
     # What a subclass gives -------------------------------------------------------------------------------------------
-    def _maps(self, way: str, group: range, batch: Any) -> Maps:
-        """One batch, or several as one, taken in one way."""
+    def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
+        """One batch, or several as one, linearised in one way for one kind of product."""
         raise TypeError(f"{type(self).__name__} multiplies nothing by itself; use one of its subclasses.")
 
     def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
@@ -86,11 +85,6 @@ class SumOverBatches(Operator):
         """What is kept between sweeps; `store.budget = 0` keeps nothing."""
         return self.engine.store
 
-    @property
-    def coming(self) -> int:
-        """Products to come: what an estimator expects, or else as many as there have been."""
-        return self.expected or max(1, self.products)
-
     def _batches(self) -> Generator[tuple[range, Any], None, None]:
         """(which batches, those as one) of one sweep; closing the iterator leaves the sweep at once, also after an error.
 
@@ -104,7 +98,7 @@ class SumOverBatches(Operator):
                 waiting.append(batch)
                 if index == 0:
                     self._first, self._groups = batch, self._groups or self._grouped(batch)
-                    self.engine.visits = len(self._groups)
+                    self.engine.groups = len(self._groups)
                 group = self._groups[number]
                 if index + 1 < group.stop:
                     continue
@@ -114,7 +108,7 @@ class SumOverBatches(Operator):
                     self._joins = self._add_up(waiting, whole)
                 if len(group) > 1 and not self._joins:
                     self._groups = [range(i, i + 1) for i in range(len(self.network.info.samples))]
-                    self.engine.visits, number = len(self._groups), group.stop
+                    self.engine.groups, number = len(self._groups), group.stop
                     yield from zip(self._groups[group.start : group.stop], waiting, strict=True)
                 else:
                     yield group, whole
@@ -148,32 +142,31 @@ class SumOverBatches(Operator):
     def _samples(self, group: range) -> int:
         return sum(self.network.info.samples[i] for i in group)
 
-    def _runner(self, kind: str, group: range, batch: Any, V: torch.Tensor, entries: int | None = None) -> Runner:
-        """Multiplies a batch, or several as one: (b, n) -> (b, m); n is `entries` for the first batch alone, n if None."""
-        self.kind = kind
-        there = (*self.network.values.values(), *self.network.rest.values(), *self.network.model.buffers())
-        first = self._first
+    def _multiply(self, kind: str, group: range, batch: Any, V: torch.Tensor, W: torch.Tensor, new: bool) -> None:
+        """W (b, m) += the products of a batch, or of several as one, with the rows of V (b, n); W = these if `new`."""
+        self.kind, samples = kind, self._samples(group)
+        if self._graph_bytes < 0:
+            self._measure(batch)
 
-        def make(way: str, group: range, batch: Any) -> Maps:
+        def linearized(way: str) -> Maps:
             self.network.open()
-            return self._maps(way, group, batch)
+            maps = self._maps(kind, way, group, batch)
 
-        runner = self.engine.runner(
-            kind,
-            group.start,
-            lambda way: make(way, group, batch),
-            V[0],
-            {t.untyped_storage().data_ptr() for t in (*there, *tensors(batch), *tensors(first))},
-            version=self.network.version,
-            expected=self.coming,
-            columns=len(V),
-            relative=self._samples(group) / self.network.info.samples[0],
-            trial=(lambda way: make(way, range(1), first), V[0, :entries]),
-            recording=int(RECORDED * PASSES[kind] * self.unrolled * self._graph_bytes * self.network.info.samples[0]),
-        )
-        if not runner.recorded:
-            self.network.open()
-        return runner
+            def product(v: torch.Tensor) -> Pieces:
+                self.network.open()  # recorded programs need no model, so that a sweep opens it only here
+                return made(v)
+
+            made, maps.product = maps.product, product
+            return maps
+
+        def there() -> set[int]:
+            """Storages of the parameters and the data."""
+            own = (*self.network.values.values(), *self.network.rest.values(), *self.network.model.buffers())
+            return {t.untyped_storage().data_ptr() for t in (*own, *tensors(batch))}
+
+        graph = int(RECORDED * PASSES[kind] * self.unrolled * self._graph_bytes * samples)
+        work = Workload(kind, group.start, linearized, samples, self.network.version, there, graph, self.device)
+        self.engine.multiply(work, V, W, new, self.expected)
 
     def _measure(self, batch: Any) -> None:
         """What a sample's graph takes, and what rounding explains, unless the first batch has told already."""
@@ -185,7 +178,8 @@ class SumOverBatches(Operator):
         self.facts = facts
         self._graph_bytes = facts.bytes / self.network.info.samples[0]
         self._inside = facts.dtype
-        self._allowed = linearize.tolerance(facts.dtype)
+        # vectors may be coarser than what is computed in
+        self._allowed = max(linearize.tolerance(facts.dtype), linearize.tolerance(self.dtype))
 
     def _explain(self, problems: dict[str, Exception]) -> str:
         """What has no derivative, or a wrong one; `problems` by the way of differentiation."""
@@ -261,8 +255,8 @@ class SumOverBatches(Operator):
     def _described(self) -> dict[str, Any]:
         """Engine, reason and times of the latest kind of product, the choices of the others, and the noise."""
         choices = self.engine.choices
-        chosen = choices[self.kind].describe(self.coming) if self.kind in choices else {}
-        others = {kind: choice.kept(self.coming) for kind, choice in choices.items() if kind != self.kind}
+        chosen = choices[self.kind].describe() if self.kind in choices else {}
+        others = {kind: choice.engine for kind, choice in choices.items() if kind != self.kind}
         inside = self._inside if self._inside not in (None, self.network.compute_dtype) else None
         return {
             "engine": self.engine.asked,

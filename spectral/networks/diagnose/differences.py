@@ -66,9 +66,12 @@ class Probe:
 
 
 def directions(primals: Tensors, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    return tuple(
-        probes.probe(seed, i, p.numel(), dtype=p.dtype, device=p.device).view_as(p) for i, p in enumerate(primals)
+    """Random signs."""
+    n = sum(p.numel() for p in primals)
+    pieces = probes.signs(seed, n, dtype=torch.int8, device=primals[0].device if primals else "cpu").split(
+        [p.numel() for p in primals]
     )
+    return tuple(piece.to(p.dtype).view_as(p) for piece, p in zip(pieces, primals, strict=True))
 
 
 def probe(function: Function, gradient: Gradient | None, primals: Tensors, where: str = "") -> Probe:
