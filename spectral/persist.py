@@ -161,13 +161,13 @@ class Rows:
     def __init__(self, path: Any, mark: tuple[int, str] | None = None) -> None:
         """`mark` as `append` gave it: the file must hold what it held then, ValueError if not; None begins anew."""
         self.path, self.size, self.digest = own(path), 0, hashlib.sha256()
-        self.content = b""
+        self.content = bytearray()  # what was read; the caller takes it away
         if mark is None or mark[0] == 0:
             return
         try:
             with os.fdopen(os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b") as file:
                 size = os.fstat(file.fileno()).st_size
-                self.content = file.read(mark[0]) if mark[0] <= size else b""
+                self.content = bytearray(file.read(mark[0]) if mark[0] <= size else b"")
                 if self.content:
                     file.truncate(mark[0])
         except FileNotFoundError as problem:

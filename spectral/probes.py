@@ -56,3 +56,10 @@ def probe(
             drawn = 2.0 * generator.integers(0, 2, size=count) - 1.0
         values[low - start : high - start] = drawn[low - segment * SEGMENT :]
     return torch.from_numpy(values).to(device=device, dtype=dtype)
+
+
+def unit_vectors(indices: range, n: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+    """These columns of the identity, (n, b): probes that miss nothing."""
+    columns = torch.zeros(n, len(indices), dtype=dtype, device=device)
+    columns[indices, range(len(indices))] = 1
+    return columns

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from spectral import arrays
+
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes of operators
 MOST_WHOLE = 2**64 - 1  # what a seed may be
 UNSAID = 2**62  # a bound that is none to a person
@@ -57,7 +59,7 @@ def shown(value: Any) -> str:
 def dtype_name(array: Any) -> str:
     """ "float64" and the like; the byte order where it is not this machine's."""
     if isinstance(array, torch.Tensor):
-        return str(array.dtype).removeprefix("torch.")
+        return arrays.dtype_name(array.dtype)
     return array.dtype.name if array.dtype.isnative else array.dtype.str
 
 
@@ -78,6 +80,21 @@ class Rule:
 
     def words(self, sizes: Sizes) -> str:
         raise TypeError(f"{type(self).__name__} has no words.")
+
+
+def integer(value: Any, name: str, what: str, least: int = 1, most: int | None = None) -> int:
+    """The keyword `name` as an integer from `least` to `most`; one sentence for anything else.
+
+    >>> integer(0, "probes", "number of probes")
+    Traceback (most recent call last):
+    ...
+    ValueError: probes=0 is no number of probes; use an integer >= 1.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        allowed = f">= {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name}={value!r} is no {what}; use an integer {allowed}.")
+    return int(value)
 
 
 # One value -------------------------------------------------------------------------------------------------------------
@@ -119,6 +136,9 @@ class Number(Rule):
             return f"{kind} from {least} to {most}"
         bounds = ((">=", least), ("<=", most), (">", self.above), ("<", self.below))
         return " and ".join([f"{kind} {sign} {bound}" for sign, bound in bounds if bound is not None]) or kind
+
+
+COUNT, SIZE, REAL, POSITIVE = Number(True, least=0), Number(True, least=1), Number(), Number(least=0)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from spectral import arrays, probes
+from spectral import arrays, longvectors, probes
 from spectral.engine import linearize, trace
 from spectral.engine.store import Store
 
@@ -358,7 +358,7 @@ class Engine:
         compiled: bool = False,
     ) -> Trial:
         maps = make(way)
-        linear, allowed = maps.table[kind], max(maps.allowed, linearize.tolerance(v.dtype))
+        linear, allowed = maps.table[kind], max(maps.allowed, arrays.discrepancy(v.dtype))
         self.choices[kind].allowed = allowed
         begin = _now(v)
         program = self._build_program(linear, v)
@@ -441,7 +441,7 @@ class Engine:
 
 def _hold(w: torch.Tensor, expected: torch.Tensor, allowed: float, call: int) -> float:
     """The relative distance of a program's product from a fresh one, if it is rounding; `Wrong` if not."""
-    scale, difference = arrays.norm(expected), arrays.norm(w - expected)
+    scale, difference = longvectors.norm(expected), longvectors.norm(w - expected)
     error = difference / scale if scale > 0 else difference
     if not error <= allowed:
         raise linearize.Wrong(f"differs from a fresh product by {error:.1e} on call {call + 1}")
@@ -453,8 +453,8 @@ def _hold_symmetric(u: torch.Tensor, Av: torch.Tensor, v: torch.Tensor, Au: torc
 
     Their standard deviation is ||A v||, as in `linearize.adjoint_error`.
     """
-    scale = max(arrays.norm(Av), arrays.norm(Au) * arrays.norm(v) / arrays.norm(u))
-    error = abs(arrays.dot(u, Av) - arrays.dot(v, Au)) / scale if scale > 0 else 0.0
+    scale = max(longvectors.norm(Av), longvectors.norm(Au) * longvectors.norm(v) / longvectors.norm(u))
+    error = abs(longvectors.dot(u, Av) - longvectors.dot(v, Au)) / scale if scale > 0 else 0.0
     if not error <= allowed:
         raise linearize.Wrong(f"<u, H v> and <v, H u> differ by {error:.1e}")
 

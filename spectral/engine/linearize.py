@@ -26,7 +26,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from spectral import arrays, probes
+from spectral import longvectors, probes
 from spectral.engine import trace
 from spectral.threads import FORWARD_MODE, Shared
 
@@ -183,14 +183,6 @@ class ReverseOverReverse(ForwardOverReverse):
 GRADIENTS: dict[str, type[ForwardOverReverse]] = {"fresh": ForwardOverReverse, "double-backward": ReverseOverReverse}
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """How far products may be off by rounding alone: about sqrt(depth) eps, with room.
-
-    A bf16 product may be off by 1e-2; a wrong one is off by about 1.
-    """
-    return min(0.1, 1e3 * arrays.machine_epsilon(dtype) ** 0.75)
-
-
 def adjoint_error(lin: ForwardMode, allowed: float = math.inf, seed: int = 0) -> float:
     """|<J v, u> - <v, J^T u>| / max(||J v||, ||J^T u||) of one batch for one Gaussian pair; `Wrong` if it is more than allowed.
 
@@ -206,7 +198,7 @@ def adjoint_error(lin: ForwardMode, allowed: float = math.inf, seed: int = 0) ->
     pulled = lin.vjp(u)
     forward = (jv.double() * u.double()).sum()
     backward = sum((t.double() * g.double()).sum() for t, g in zip(tangents, pulled, strict=True))
-    scale = max(arrays.norm(jv.reshape(-1)), sum(arrays.norm(g.reshape(-1)) ** 2 for g in pulled) ** 0.5)
+    scale = max(longvectors.norm(jv.reshape(-1)), sum(longvectors.norm(g.reshape(-1)) ** 2 for g in pulled) ** 0.5)
     error = abs(float(forward - backward)) / scale if scale > 0 else 0.0
     if not error <= allowed:
         raise Wrong(f"<Jv, u> and <v, J^T u> differ by {error:.1e}")

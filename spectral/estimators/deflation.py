@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from spectral import arrays
+from spectral import longvectors
 from spectral.krylov.lanczos import NONE, LanczosRecord
 from spectral.quadrature import gauss
 from spectral.results import Atoms
@@ -92,7 +92,7 @@ class Deflation:
             for _ in range(2):
                 for block in kept:
                     y = y - block.T @ (block @ y)
-            length = arrays.norm(y)
+            length = longvectors.norm(y)
             if length > 0.9:  # else the projection of a vector that is held already
                 kept.append((y / length)[None])
                 self.found.append(Found(pair.value, pair.error, pair.window, index, tuple(map(int, pair.nodes))))
