@@ -32,14 +32,8 @@ DAMAGE = (  # what numpy, zipfile, zlib and json raise for a file that is not wh
     zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, OSError, EOFError, ValueError, TypeError, LookupError,
     ArithmeticError, AttributeError, NotImplementedError, RuntimeError, SyntaxError, MemoryError,
 )  # fmt: skip
-FULL = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EIO,
-    errno.EROFS,
-    errno.EFBIG,
-    errno.ESTALE,
-)  # what may pass while a run goes on
+# What may pass while a run goes on.
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE
 KINDS = "fiub"  # of arrays in a file: numbers and truth values
 
 
@@ -132,8 +126,7 @@ def claim(path: Any) -> Path:
         raise ValueError(
             f"the checkpoint {path} cannot be written there; name a file in a folder that can be written to."
         )
-    for name in ("", ".vectors", ".basis"):
-        sweep(target.parent, glob.escape(target.name + name))
+    sweep(target.parent, glob.escape(target.name))
     return target
 
 

@@ -147,11 +147,11 @@ def progress_bar(total: int | None, label: str, progress: bool | None, unit: str
     return tqdm(total=total, desc=label, unit=unit, disable=hidden, leave=False, dynamic_ncols=True)
 
 
-def expect(shown: tqdm, error: float, probes: float | None, each: int) -> None:
+def expect(bar: tqdm, error: float, probes: float | None, each: int) -> None:
     """Show the W1 error that a stop would leave and, of an adaptive run, the products that `probes` of `each` steps will be."""
-    shown.set_postfix_str(f"W1 {error:.2g}", refresh=False)
+    bar.set_postfix_str(f"W1 {error:.2g}", refresh=False)
     if probes is not None and probes < 1e9:
-        shown.total = max(shown.n, int(shown.n + max(probes - 1, 0) * each))
+        bar.total = max(bar.n, int(bar.n + max(probes - 1, 0) * each))
 
 
 def symmetric_operand(A: Any) -> tuple[Operator, int, int]:

@@ -128,7 +128,7 @@ def exact_diagonal(A: Operator, progress: bool | None, run: Checkpoint) -> np.nd
     def state() -> State:
         return {"method": "exact", "first": first, "value": value, "column": column}
 
-    with progress_bar(n, "diagonal", progress) as shown, run.guard(state):
+    with progress_bar(n, "diagonal", progress) as bar, run.guard(state):
         for start in range(first, n, BLOCK):
             stop = min(start + BLOCK, n)
             columns = unit_vectors(range(start, stop), n, dtype=A.dtype, device=A.device)
@@ -140,7 +140,7 @@ def exact_diagonal(A: Operator, progress: bool | None, run: Checkpoint) -> np.nd
             value[start:stop] = np.diag(among)
             first = stop
             run.stepped(end=first == n)
-            shown.update(stop - start)
+            bar.update(stop - start)
     return value
 
 
@@ -157,7 +157,7 @@ def _hutchinson(
         if drawn["done"]:
             z = leave_one_out.draw(A, seed, range(1), "rademacher")[:, 0]
             run.prove(KnownProduct(z, distance(drawn["first"])))
-    with progress_bar(m, "diagonal", progress) as shown, run.guard(lambda: drawn):
+    with progress_bar(m, "diagonal", progress) as bar, run.guard(lambda: drawn):
         for i in range(drawn["done"], m):
             z = leave_one_out.draw(A, seed, range(i, i + 1), "rademacher")
             product = leave_one_out.multiply(A, z)
@@ -169,7 +169,7 @@ def _hutchinson(
             first = drawn["first"] if i else product[:, 0].clone()
             drawn = {**drawn, "done": i + 1, "mean": mean, "squares": squares, "first": first}
             run.stepped(end=i + 1 == m)
-            shown.update(1)
+            bar.update(1)
     return drawn["mean"], np.sqrt(drawn["squares"] / (m - 1) / m) * leave_one_out.widening(m)
 
 
@@ -188,18 +188,18 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoin
         if done := drawn["Y"].shape[1]:
             pairs = [(Omega[:, :done], drawn["Y"]), *([(basis.Q, basis.Z)] if A.symmetric else [])]
             run.prove(leave_one_out.known_product(pairs))
-    with progress_bar(2 * m, "diagonal", progress) as shown, run.guard(lambda: drawn):
+    with progress_bar(2 * m, "diagonal", progress) as bar, run.guard(lambda: drawn):
         while (done := drawn["Y"].shape[1]) < m:
             columns = leave_one_out.multiply(A, Omega[:, done : done + SHARED].contiguous())
             drawn = {**drawn, "Y": torch.cat([drawn["Y"], columns], 1)}
             run.stepped()
-            shown.update(columns.shape[1])
+            bar.update(columns.shape[1])
         Y = drawn["Y"]
         if not basis.Q.shape[1]:
             basis.extend(Y)
             drawn = {**drawn, "range": basis.state()}
         run.stepped(end=True)
-        shown.update(m)
+        bar.update(m)
     R = cross(basis.Q, Y)
     leave_one_out.hold_products(A, basis.Q, basis.Z, Omega, Y, (R, cross(basis.Z, Omega)), transposed=True)
     S, alone = leave_one_out.directions(R)

@@ -154,10 +154,10 @@ def _assemble(gram: Operator, run: Checkpoint, progress: bool | None) -> tuple[t
 
 def _rows(J: Jacobian, progress: bool | None, first: int = 0) -> Generator[tuple[slice, torch.Tensor], None, None]:
     """The rows of J batch by batch, counted as the products that they are."""
-    with closing(J.rows(first)) as blocks, progress_bar(J.shape[0], "exact", progress, "row") as shown:
+    with closing(J.rows(first)) as blocks, progress_bar(J.shape[0], "exact", progress, "row") as bar:
         for where, block in blocks:
             yield where, block
-            shown.update(len(block))
+            bar.update(len(block))
     J.products += J.outputs
 
 
@@ -200,8 +200,8 @@ def _by_products(A: Operator, run: Checkpoint, progress: bool | None) -> tuple[t
         width = run.state["width"]  # the same columns together: the same bits
         done = len(run.state["products"])
         table[:done] = run.state.pop("products")
-    with run.guard(lambda: {"products": table[:done], "width": width}), progress_bar(n, "exact", progress) as shown:
-        shown.update(done)
+    with run.guard(lambda: {"products": table[:done], "width": width}), progress_bar(n, "exact", progress) as bar:
+        bar.update(done)
         while done < n:
             columns = unit_vectors(range(done, min(done + width, n)), n, dtype=A.dtype, device=A.device)
             block = (A @ columns).T
@@ -210,7 +210,7 @@ def _by_products(A: Operator, run: Checkpoint, progress: bool | None) -> tuple[t
             table[done : done + len(block)] = block
             done += len(block)
             run.stepped()
-            shown.update(len(block))
+            bar.update(len(block))
     _hold_symmetric(A, table)
     return table.T, f"{n} products", n
 

@@ -75,9 +75,9 @@ def kpm(
     limit = Budget(budget, op, run.checkpoint.before)
     limit.announce(probes * steps)
     left = (probes - len(run.records) - len(run.attempts)) * steps
-    with run.guard(), progress_bar(max(left, 0), "kpm", progress) as shown:
+    with run.guard(), progress_bar(max(left, 0), "kpm", progress) as bar:
         draw = _lanczos if recurrence == "lanczos" else _chebyshev
-        records, about = draw(run, steps, limit, shown, probes, given)
+        records, about = draw(run, steps, limit, bar, probes, given)
     products, epochs, _ = run.checkpoint.counted
     meta = {
         **environment(op, run.matrix),
@@ -115,13 +115,13 @@ def _outside(given: Interval) -> ValueError:
 
 
 def _lanczos(
-    run: ProbeRun, steps: int, limit: Budget, shown: Any, probes: int, given: Interval | None
+    run: ProbeRun, steps: int, limit: Budget, bar: Any, probes: int, given: Interval | None
 ) -> tuple[list[LanczosRecord], dict[str, Any]]:
     """Records by Lanczos without a basis, and their moments on an interval chosen afterwards."""
     records = run.records
     while len(records) < probes and not (records and run.recurrence is None and limit.exhausted()):
         state = run.begin(len(records), lambda start: run.lanczos(start, steps))
-        stop = run.follow(limit, shown)
+        stop = run.follow(limit, bar)
         record = state.record(seed=run.seed, index=len(records), stop=stop)
         del state  # before the next one is made
         if given is not None:  # Ritz values lie within the spectrum
@@ -140,19 +140,19 @@ def _lanczos(
 
 
 def _chebyshev(
-    run: ProbeRun, steps: int, limit: Budget, shown: Any, probes: int, given: Interval | None
+    run: ProbeRun, steps: int, limit: Budget, bar: Any, probes: int, given: Interval | None
 ) -> tuple[list[LanczosRecord], dict[str, Any]]:
     """Records by the modified Chebyshev algorithm from moments on an interval found before, widened where they grow."""
     interval, source = given or (0.0, 0.0), "given"
     if given is None:
-        interval, steps, source = _find_interval(run, steps, limit, shown)
+        interval, steps, source = _find_interval(run, steps, limit, bar)
     done: list[ChebyshevRecord] = []
     restarts = tried = 0
     while len(done) < probes:
         if tried == len(run.attempts):
             if done and run.recurrence is None and limit.exhausted():
                 break
-            run.finish(_attempt(run, len(done), steps, interval, limit, shown))
+            run.finish(_attempt(run, len(done), steps, interval, limit, bar))
         record, tried = run.attempts[tried], tried + 1
         if record.stop != "outside":
             done.append(record)
@@ -175,17 +175,17 @@ def _chebyshev(
     }
 
 
-def _attempt(run: ProbeRun, index: int, steps: int, interval: Interval, limit: Budget, shown: Any) -> ChebyshevRecord:
+def _attempt(run: ProbeRun, index: int, steps: int, interval: Interval, limit: Budget, bar: Any) -> ChebyshevRecord:
     """A probe's moments on an interval, or those that show that the interval is too small."""
     state = run.begin(index, lambda start: Chebyshev(run.op, start, steps, interval))
     state.limit = steps
     if state.interval != interval:
         raise run.checkpoint.damaged("its interval is not that of the run")
-    stop = run.follow(limit, shown)
+    stop = run.follow(limit, bar)
     return state.record(seed=run.seed, index=index, stop=stop)
 
 
-def _find_interval(run: ProbeRun, steps: int, limit: Budget, shown: Any) -> tuple[Interval, int, str]:
+def _find_interval(run: ProbeRun, steps: int, limit: Budget, bar: Any) -> tuple[Interval, int, str]:
     """(interval, steps, how) from a few Lanczos steps on the first probe; as many steps as its invariant subspace has are enough.
 
     Every Gaussian probe has the Krylov dimension of the first, the number of distinct eigenvalues, almost surely.
@@ -196,7 +196,7 @@ def _find_interval(run: ProbeRun, steps: int, limit: Budget, shown: Any) -> tupl
         )
         while not state.ended and not limit.exhausted():
             state.step()
-            shown.update(1)
+            bar.update(1)
         if limit.exhausted():
             raise ValueError(SOUGHT)
         run.finish(state.record(seed=run.seed, index=0))

@@ -88,9 +88,9 @@ def slq(
     limit = Budget(budget, op, run.checkpoint.before)
     limit.announce(int(probes) * min(int(steps), op.shape[0]))
     total = None if plan.adaptive else (int(probes) - len(run.records)) * min(int(steps), op.shape[0])
-    with run.guard(), progress_bar(total, "slq", progress) as shown:
+    with run.guard(), progress_bar(total, "slq", progress) as bar:
         while (stop := run.stop(limit)) is None:
-            run.next_probe(limit, shown)
+            run.next_probe(limit, bar)
     return run.spectrum(stop=stop)
 
 
@@ -177,7 +177,7 @@ class _Run(ProbeRun):
         done = len(self.records)
         if not done or self.recurrence is not None:  # a probe that was interrupted comes to its own end
             return None
-        if self.deflation is not None and len(self.deflation.found) == self.op.shape[0]:
+        if self.deflation is not None and len(self.deflation.deflated) == self.op.shape[0]:
             return "exact"
         if self.aim is not None and (done <= 4 or stopping.due(done)):
             s = self.spectrum()
@@ -197,7 +197,7 @@ class _Run(ProbeRun):
             return "budget" if limit.left() < (steps if exact else steps / 2) else None
         return None
 
-    def next_probe(self, limit: Budget, shown: Any) -> None:
+    def next_probe(self, limit: Budget, bar: Any) -> None:
         """Run one probe to its end and keep its record."""
         index = len(self.records)
         state = self.begin(index, lambda start: self.lanczos(start, self._depth(index, limit)))
@@ -205,9 +205,9 @@ class _Run(ProbeRun):
 
         def enough() -> bool:
             look = self.plan.adaptive and stopping.due(state.steps, growth)
-            return look and self._deep_enough(state, index, limit, shown)
+            return look and self._deep_enough(state, index, limit, bar)
 
-        stop = self.follow(limit, shown, enough)
+        stop = self.follow(limit, bar, enough)
         record = state.record(seed=self.seed, index=index, stop=stop)
         if self.deflation is not None:
             self.deflation.add(record, self._combine(state, record, limit), self._worth(record))
@@ -223,7 +223,7 @@ class _Run(ProbeRun):
         if not self._divided(limit):
             return self.plan.steps if index == 1 else self.records[1].steps
         first = self.records[0]
-        depth = max(first.steps - (0 if self.deflation is None else len(self.deflation.found)), 4)
+        depth = max(first.steps - (0 if self.deflation is None else len(self.deflation.deflated)), 4)
         left = limit.left()
         return int(min(self.plan.steps, max(1, math.ceil(left / max(1, round(left / depth))))))
 
@@ -261,14 +261,14 @@ class _Run(ProbeRun):
         """Whether the budget is divided over probes: there is no tolerance, or none that it can meet."""
         return self.aim is None or stopping.out_of_reach(self._history(asked=True), limit.whole())
 
-    def _deep_enough(self, state: Lanczos, index: int, limit: Budget, shown: Any) -> bool:
+    def _deep_enough(self, state: Lanczos, index: int, limit: Budget, bar: Any) -> bool:
         """Whether more steps of this probe gain less than what they cost; shows the error that a stop would leave."""
         record = state.record(seed=self.seed, index=index)
         s = self._preview(record)
         aim = self.aim or Tolerance(1.0)
         parts, k, found = aim.parts(s), state.steps, len(s.atoms.values)
         need = stopping.probes_needed(parts, len(self.records) + 1)
-        expect(shown, s.meta["error"]["w1"], need if self.aim else None, k - found)
+        expect(bar, s.meta["error"]["w1"], need if self.aim else None, k - found)
         if self.aim is not None and stopping.stalled(s.meta["error"]):
             return True
         if index == 0:
@@ -287,7 +287,7 @@ class _Run(ProbeRun):
             )
         if self.aim is None:
             return False
-        settled = self.deflation is None or found >= len(self.deflation.found) or k >= self.records[0].steps
+        settled = self.deflation is None or found >= len(self.deflation.deflated) or k >= self.records[0].steps
         alone = Spectrum.from_records(
             [record], self.dim, zeros=self.zeros, atoms=s.atoms, removed=s.removed[-1:], meta=dict(s.meta)
         )  # the probes to come will be as deep as this one, not as the first

@@ -93,8 +93,8 @@ def svd(
     file = Checkpoint(checkpoint, A, settings, saved(GolubKahan), n=n, **sizes)
     state = GolubKahan(K, held(file) or capacity(K, k, n, 1, basis, k + 3 * k * -(-K.shape[0] // n)))
     run = Search(state, k, keys[which], tol, A, seed, 1, file, budget)
-    with progress_bar(None, "svd", progress) as shown:
-        complete = run.find(2 * k, shown)
+    with progress_bar(None, "svd", progress) as bar:
+        complete = run.find(2 * k, bar)
     values, X, Y, residuals = _measured(K, state, k, keys[which], seed)
     run.norm = max(run.norm, float(values.max()))
     threshold = run.tol * run.norm

@@ -123,8 +123,8 @@ def top(
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
     state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, 2 * k))
     run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)
-    with progress_bar(None, "top", progress) as shown:
-        complete = run.find(k, shown)
+    with progress_bar(None, "top", progress) as bar:
+        complete = run.find(k, bar)
     values, X, residuals = _measured(op, state.V[:k], state.locked_values[:k], KEYS[which], run.norm)
     threshold = run.tol * max(run.norm, float(np.abs(values).max()))
     return Eigenpairs(
@@ -245,9 +245,9 @@ class Search:
             slack = self.tol * known.scale * math.sqrt(self.state.locked)  # the residuals of locked pairs are forgotten
             self.file.prove(known, self.state.A, slack)
 
-    def find(self, reserve: int, shown: Any) -> bool:
+    def find(self, reserve: int, bar: Any) -> bool:
         """Leave the k best pairs in `state`, locked; `reserve` products stay unspent. Whether nothing better is left."""
-        self.reserve, self.shown = reserve, shown
+        self.reserve, self.bar = reserve, bar
         least = (self.k + self.block - 1) * self.state.power + reserve
         if self.limit.products < least:
             raise ValueError(
@@ -291,7 +291,7 @@ class Search:
             spent = self.exhausted(cost) and state.size >= k
             full = state.size + len(state.pending) > state.capacity
             if len(state.pending) and not (spent or full or state.size >= self.look):
-                self.shown.update(state.step())
+                self.bar.update(state.step())
                 self.file.stepped()
                 continue
             self.look = state.size + 1 + state.size // EVERY
@@ -325,7 +325,7 @@ class Search:
                     return self._give_up(old, new)
                 self.deepest = self.deepest or state.depth
                 state.restart(np.argsort(-self.key(values), kind="stable")[:pairs])
-                self.shown.update(state.restart_cost(pairs))
+                self.bar.update(state.restart_cost(pairs))
                 self.look = state.size + 1
                 self.file.stepped()
 

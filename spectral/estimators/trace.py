@@ -139,14 +139,14 @@ def _sampled(
         return {"method": name, "target": target, **sampler.state()}
 
     drawn = state()  # a block that a signal cuts off is drawn again
-    with progress_bar(target * sampler.cost, "trace", progress) as shown, run.guard(lambda: drawn):
+    with progress_bar(target * sampler.cost, "trace", progress) as bar, run.guard(lambda: drawn):
         while True:
             while sampler.m < target and (room := limit.vectors_now(sampler.cost)) > 0:
                 block = 1 if limit.epochs < np.inf else int(max(1, min(BLOCK, target - sampler.m, room)))
                 sampler.add(block)
                 drawn = state()
                 run.stepped(end=sampler.m >= target)
-                shown.update(block * sampler.cost)
+                bar.update(block * sampler.cost)
             if sampler.m < 2:
                 raise ValueError(
                     f"budget={budget!r} allows fewer than the {2 * sampler.cost} products of two vectors; raise it."

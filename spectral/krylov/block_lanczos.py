@@ -14,52 +14,28 @@ Source: Golub, Underwood (1977); restart: Wu, Simon (2000); dropping: Freund (20
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from spectral import arrays, longvectors
+from spectral import longvectors
 from spectral.krylov.restarted import Indices, RestartedKrylov
 from spectral.krylov.symmetry import AGAIN, distance, hold_size, hold_zero, look_again, repeated, wrong
 from spectral.operators.operator import Operator
 from spectral.schema import Array, Items, Law, Number, Rule
 
 
-@dataclass(frozen=True, eq=False)
-class BlockRecord:
-    """T (k, k) of k products, block tridiagonal with blocks of `sizes`; `coupling` (b, k) to the block that would come next.
-
-    No row of `coupling`: the subspace is invariant. `stop`: "steps" or "breakdown"; `dtype` is that of the products.
-    """
-
-    T: np.ndarray
-    coupling: np.ndarray
-    sizes: tuple[int, ...]
-    dtype: str
-    stop: str
-
-    @property
-    def steps(self) -> int:
-        return len(self.sizes)
-
-    @cached_property
-    def eigen(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ritz values (k,), ascending, and eigenvectors (k, k), columns, of T."""
-        values, vectors = np.linalg.eigh(self.T)
-        values.flags.writeable = vectors.flags.writeable = False
-        return values, vectors
-
-    @property
-    def residuals(self) -> np.ndarray:
-        """||A y - theta y|| of every Ritz pair, (k,), as far as rounding allows: ||B s||."""
-        return np.linalg.norm(self.coupling @ self.eigen[1], axis=0)
-
-
 class BlockLanczos(RestartedKrylov):
-    """The recurrence at work: H is T, and `coupling` (b, j) the B of A V = V T + P B."""
+    """The recurrence at work: H is T, and `coupling` (b, j) the B of A V = V T + P B.
+
+    An eigenvalue of multiplicity up to b comes with all its copies. A residual is ||A y - theta y|| = ||B s||.
+
+    >>> lanczos = BlockLanczos(spectral.as_operator(np.diag([3.0, 3.0, 1.0])), capacity=3)
+    >>> lanczos.start(torch.eye(3, dtype=torch.float64)[:2])
+    >>> lanczos.step(), lanczos.ritz()[0].tolist(), len(lanczos.pending)     # the subspace is invariant
+    (2, [3.0, 3.0], 0)
+    """
 
     power = 1
     own: ClassVar[dict[str, Rule]] = {"coupling": Array("float64", "b", "j"), "sizes": Items(Number(True, least=1))}
@@ -149,36 +125,3 @@ class BlockLanczos(RestartedKrylov):
         coupling = self.coupling[:, self.locked :] @ S[:, chosen]
         self._replace(range(self.locked), values[chosen], S[:, chosen])
         self.coupling = np.concatenate([np.zeros((len(self.pending), self.locked)), coupling], axis=1)
-
-    def record(self) -> BlockRecord:
-        """What has been computed since the start."""
-        j = self.size
-        return BlockRecord(
-            T=self.H[:j, :j].copy(),
-            coupling=self.coupling.copy(),
-            sizes=tuple(self.sizes),
-            dtype=arrays.dtype_name(self.A.dtype),
-            stop="steps" if len(self.pending) else "breakdown",
-        )
-
-
-def block_lanczos(A: Operator, start: torch.Tensor, steps: int) -> BlockRecord:
-    """`steps` block Lanczos steps on symmetric A (n, n) from `start` (n, b): b products each, fewer where directions vanish.
-
-    Memory: b (steps + 2) vectors of length n. An eigenvalue of multiplicity up to b comes with all its copies.
-    ValueError: a start block that is zero or not finite, steps < 1. Source: Golub, Underwood (1977).
-
-    >>> A = spectral.as_operator(np.diag([3.0, 3.0, 1.0]))
-    >>> record = block_lanczos(A, torch.eye(3, dtype=torch.float64)[:, :2], steps=5)
-    >>> record.stop, record.steps, record.eigen[0].tolist()
-    ('breakdown', 1, [3.0, 3.0])
-    """
-    if steps < 1:
-        raise ValueError(f"steps={steps} with dimension {A.shape[0]}; use at least 1.")
-    if start.ndim != 2 or start.shape[0] != A.shape[1]:
-        raise ValueError(f"the start block has shape {tuple(start.shape)}; use ({A.shape[1]}, b).")
-    state = BlockLanczos(A, steps * start.shape[1])
-    state.start(start.T)
-    while len(state.pending) and len(state.sizes) < steps:
-        state.step()
-    return state.record()

@@ -26,7 +26,6 @@ from spectral import arrays, longvectors
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.krylov.symmetry import AGAIN, expected, look_again, not_finite
 from spectral.operators.operator import Operator
-from spectral.schema import Array, Fields, Law, Number, Row, Sizes
 
 MARGIN = 0.002  # of the half width, on both sides: the density of an end point is then finite
 # After 30 steps on seven spectra, 30 probes each: the ends held in 95 %, else missed by 0.1 % of the range.
@@ -64,34 +63,6 @@ class ChebyshevRecord:
         with np.errstate(all="ignore"):  # of a damaged interval
             square = np.square(c) + 2 * c * h * mu[1] + np.square(h) * (1 + mu[2]) / 2  # 2 ||X x||^2 - 1 = mu_2
         return float(c + h * mu[1]), float(square), float(abs(c) + h)
-
-
-def _of_its_vectors(f: Any, s: Sizes) -> bool:
-    """The last two moments are those of the vectors that a saved state holds."""
-    mu, (t_prev, t) = f["moments"], (f["t_prev"], f["t"])
-    first = len(mu) == 3
-    cross, square = longvectors.dot(t_prev, t), longvectors.dot(t, t)
-    off = abs(2 * square - mu[0] - mu[-1]), abs((cross if first else 2 * cross - mu[1]) - mu[-2])
-    return max(off) <= math.sqrt(arrays.machine_epsilon(t.dtype))
-
-
-# What a saved state must hold: vectors of n entries, and an odd number of moments, 3 or more.
-CHEBYSHEV_STATE = Fields(
-    {
-        "moments": Array("float64", None),
-        "t_prev": Array("dtype", "n"),
-        "t": Array("dtype", "n"),
-        "interval": Row(Number(), Number()),
-    },
-    laws=(
-        Law("an interval with low < high", lambda f, s: f["interval"][0] < f["interval"][1]),
-        Law(
-            "an odd number of moments, the first of them > 0",
-            lambda f, s: len(f["moments"]) % 2 == 1 < len(f["moments"]) and bool(f["moments"][0] > 0),
-        ),
-        Law("moments that are those of its vectors", _of_its_vectors),
-    ),
-)
 
 
 class Chebyshev:
@@ -132,7 +103,7 @@ class Chebyshev:
         return self.steps >= self.limit or (self.steps > 0 and self.outside)
 
     def state(self) -> dict[str, Any]:
-        """All that the recurrence goes on from, see `CHEBYSHEV_STATE`."""
+        """All that the recurrence goes on from."""
         return {
             "moments": np.array(self.moments), "t_prev": self.t_prev, "t": self.t, "interval": list(self.interval),
         }  # fmt: skip

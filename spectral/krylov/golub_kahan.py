@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,47 +27,16 @@ from spectral.operators.operator import Operator
 from spectral.schema import Array, Law, Number, Rule, maybe
 
 
-@dataclass(frozen=True, eq=False)
-class BidiagonalRecord:
-    """B of one start vector: `alphas` (k,) on the diagonal, `betas` (k,) above it with the residual norm beta_k last.
-
-    `norm` is that of the start vector; `stop`: "steps" or "breakdown" (the singular values are then those of K on an invariant
-    pair of subspaces, beta_k = 0); `dtype` is that of the products. 2k products made it, 2k - 1 where the last alpha is 0.
-    """
-
-    alphas: np.ndarray
-    betas: np.ndarray
-    norm: float
-    dtype: str
-    stop: str
-
-    @property
-    def steps(self) -> int:
-        return len(self.alphas)
-
-    @property
-    def B(self) -> np.ndarray:
-        """The upper bidiagonal matrix (k, k)."""
-        return np.diag(self.alphas) + np.diag(self.betas[:-1], 1)
-
-    @cached_property
-    def triplets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(P (k, k), singular values (k,), descending, Q (k, k)) with B = P diag(values) Q^T."""
-        P, values, Qt = np.linalg.svd(self.B)
-        for array in (P, values, Qt):
-            array.flags.writeable = False
-        return P, values, Qt.T
-
-    @property
-    def residuals(self) -> np.ndarray:
-        """||K^T u - sigma v|| of every triplet, (k,), as far as rounding allows: beta_k |p_k|."""
-        return self.betas[-1] * np.abs(self.triplets[0][-1])
-
-
 class GolubKahan(RestartedKrylov):
     """The recurrence at work: H is B, and `beta` couples the pending vector to the last left one, u (m,).
 
-    `left` (r, m) are the left vectors of a restart, until the next product.
+    `left` (r, m) are the left vectors of a restart, until the next product. With B = P diag(sigma) Q^T a residual is
+    ||K^T u - sigma v|| = beta |p|, p in the last row of P. A step is two products, one where the last alpha is 0.
+
+    >>> bidiagonal = GolubKahan(spectral.as_operator(np.diag([3.0, 2.0, 0.0])[:, :2]), capacity=2)
+    >>> bidiagonal.start(torch.ones(1, 2, dtype=torch.float64))
+    >>> bidiagonal.step(), bidiagonal.step(), bidiagonal.ritz()[0].round(12).tolist()
+    (2, 2, [3.0, 2.0])
     """
 
     power = 2  # singular values converge as the eigenvalues sigma ** 2 of K^T K do, which is never formed
@@ -207,31 +174,3 @@ def _of_length_1(u: torch.Tensor | None) -> bool:
 
 def _names(now: str, before: str, j: int, i: int) -> tuple[str, str]:
     return f"the product {now} in step {j + 1} of Golub-Kahan", f"the product {before} in step {i + 1} of Golub-Kahan"
-
-
-def golub_kahan(K: Operator, start: torch.Tensor, steps: int) -> BidiagonalRecord:
-    """`steps` Golub-Kahan steps on K (m, n) from `start` (n,): two products each, at most n of them.
-
-    Memory: `steps` vectors of length n, four of length m; pass K.T where m < n.
-    ValueError: a start vector that is zero or not finite, steps < 1. Source: Golub, Kahan (1965).
-
-    >>> K = spectral.as_operator(np.diag([3.0, 2.0, 0.0])[:, :2])
-    >>> record = golub_kahan(K, torch.ones(2, dtype=torch.float64), steps=9)
-    >>> record.stop, record.triplets[1].round(12).tolist()
-    ('breakdown', [3.0, 2.0])
-    """
-    if steps < 1:
-        raise ValueError(f"steps={steps} with dimension {K.shape[1]}; use at least 1.")
-    state = GolubKahan(K, steps)
-    state.start(start[None])
-    betas = []
-    while len(state.pending) and state.size < state.capacity:
-        state.step()
-        betas.append(state.beta)
-    return BidiagonalRecord(
-        alphas=np.diag(state.H)[: state.size].copy(),
-        betas=np.array(betas),
-        norm=longvectors.norm(start),
-        dtype=arrays.dtype_name(K.dtype),
-        stop="steps" if len(state.pending) else "breakdown",
-    )

@@ -28,7 +28,6 @@ from scipy.linalg import eigh_tridiagonal
 from spectral import arrays, longvectors
 from spectral.krylov import symmetry
 from spectral.operators.operator import ROUNDING, Operator
-from spectral.schema import Array, Fields, Flag, Law, Number, Sizes, maybe
 
 BREAKDOWN = 16.0  # beta <= 16 eps ||T|| counts as 0: A q - alpha q of an exact eigenvector rounds to a few eps ||A||
 ROWS = 32  # basis vectors allocated at a time
@@ -86,47 +85,6 @@ class LanczosRecord:
             return self.eigen[0] - shift, self.eigen[1]
         values, vectors = eigh_tridiagonal(self.alphas - shift, self.betas[:-1])
         return values, vectors
-
-
-def _is_whole(f: Any, s: Sizes) -> bool:
-    """The parts of a saved state have the sizes of j steps in this mode."""
-    j, mode, omegas = s["j"], s["mode"], (len(f["omega_prev"]), len(f["omega"]))
-    return (
-        1 <= j <= f["limit"]
-        and (f["q_prev"] is not None or j == 1)
-        and len(f["basis"]) == (j if mode else 0)
-        and (omegas == (j, j + 1) if mode == "selective" else max(omegas) <= 1)
-        and bool((f["betas"][:-1] > 0).all())
-    )
-
-
-def unit_rows(V: torch.Tensor) -> bool:
-    """Whether the rows have length 1, to the root of eps."""
-    return bool(np.abs(longvectors.norms(V) ** 2 - 1).max(initial=0.0) <= math.sqrt(arrays.machine_epsilon(V.dtype)))
-
-
-# What a saved state must hold: j steps with vectors of n entries, the basis kept as `mode` says, at most `most` steps meant.
-LANCZOS_STATE = Fields(
-    {
-        "alphas": Array("float64", "j"),
-        "betas": Array("float64", "j", least=0),
-        "q_prev": maybe(Array("dtype", "n")),
-        "q": Array("dtype", "n"),
-        "basis": Array("dtype", None, "n"),
-        "omega_prev": Array("float64", None),
-        "omega": Array("float64", None),
-        "again": Flag(),
-        "limit": Number(True, least=1, most="most"),
-    },
-    laws=(
-        Law("a recurrence that is whole", _is_whole),
-        Law("vectors of length 1", lambda f, s: all(unit_rows(v) for v in (*_pair(f["q_prev"], f["q"]), f["basis"]))),
-    ),
-)
-
-
-def _pair(q_prev: torch.Tensor | None, q: torch.Tensor) -> list[torch.Tensor]:
-    return [v[None] for v in (q_prev, q) if v is not None]
 
 
 class Lanczos:
@@ -296,7 +254,7 @@ class Lanczos:
             self._hold_definite(j, alpha, scale)
 
     def state(self) -> dict[str, Any]:
-        """All that the recurrence goes on from, see `LANCZOS_STATE`; the basis as the list of its rows."""
+        """All that the recurrence goes on from, views of its arrays; the basis as a list of its rows."""
         j, q_prev, q, (omega_prev, omega, again) = self.now
         return {
             "alphas": np.array(self.alphas[:j]), "betas": np.array(self.betas[:j]), "q_prev": q_prev, "q": q,
