@@ -58,11 +58,8 @@ class Budget:
         if isinstance(budget, int | float) and not isinstance(budget, bool) and budget > 0:
             self.products = float(budget)
             return
-        match = (
-            re.fullmatch(r"\s*(\d+\.?\d*)\s*(s|sec|min|h|epochs?|products?)\s*", budget)
-            if isinstance(budget, str)
-            else None
-        )
+        text = budget if isinstance(budget, str) else ""
+        match = re.fullmatch(r"\s*(\d+\.?\d*)\s*(s|sec|min|h|epochs?|products?)\s*", text)
         if not match or float(match[1]) <= 0:
             raise ValueError(
                 f"budget={budget!r} is no budget; use a number of products, '10min', '50epochs' or '400products'."
@@ -163,22 +160,25 @@ def symmetric_operand(A: Any) -> tuple[Operator, int, int]:
     A = as_operator(A)
     if 0 in A.shape:
         raise ValueError(f"{A!r} is empty; it has no spectrum.")
-    if A.shape[0] != A.shape[1] or not A.self_map:
-        A = A.gram()
-    if isinstance(A, Gram):
-        return A.smaller, A.known_zeros, A.shape[0]
+    op = smaller_side(A)
+    if isinstance(op, Gram):
+        whole = A if isinstance(A, Gram) else A.gram()
+        return op, whole.known_zeros, whole.shape[0]
     if A.symmetric is None:
-        error = _asymmetry(A)
-        if error > arrays.discrepancy(A.dtype):
-            A.symmetric = False
-        else:
-            A.symmetric = True
+        A.symmetric = not _asymmetry(A) > arrays.discrepancy(A.dtype)
     if not A.symmetric:
         raise ValueError(
             f"{A!r} is not symmetric, and only symmetric operators have the real spectrum meant here; use A.gram() for its "
             "squared singular values, or (A + A.T) / 2."
         )
     return A, 0, A.shape[0]
+
+
+def smaller_side(A: Operator) -> Operator:
+    """A; of an operator that maps a space to another one its Gram; of a Gram the one without known zeros."""
+    if A.shape[0] != A.shape[1] or not A.self_map:
+        A = A.gram()
+    return A.smaller if isinstance(A, Gram) else A
 
 
 def _asymmetry(A: Operator) -> float:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -124,30 +123,29 @@ class Deflation:
         return Atoms(values, counts), [padded([rows[i] for i in order], width) for rows in removed], error
 
     def _clusters(self) -> list[list[int]]:
-        """The found vectors by eigenvalue, in the order in which they were found."""
-        order = np.argsort(self.known, kind="stable")
-        clusters: list[list[int]] = []
-        for i in order:
-            f = self.deflated[i]
-            if clusters and any(
-                abs(f.value - self.deflated[j].value) <= f.window + self.deflated[j].window for j in clusters[-1]
-            ):
-                clusters[-1].append(int(i))
-            else:
-                clusters.append([int(i)])
-        return [sorted(members) for members in clusters]
+        """The deflated vectors by eigenvalue, in the order in which they were found."""
+        order = np.argsort(self.known, kind="stable").tolist()
+        return self._grouped(order, lambda one: one.window, chained=True)
 
     def _values(self, members: list[int]) -> list[list[int]]:
         """A cluster by value: vectors whose values differ by less than their errors are copies."""
-        ordered = sorted(members, key=lambda i: self.deflated[i].value)
-        split = [[ordered[0]]]
-        for before, i in pairwise(ordered):
-            one, two = self.deflated[before], self.deflated[i]
-            if two.value - one.value <= one.error + two.error:
-                split[-1].append(i)
+        order = sorted(members, key=lambda i: self.deflated[i].value)
+        return self._grouped(order, lambda one: one.error)
+
+    def _grouped(self, order: list[int], width: Callable[[Deflated], float], chained: bool = False) -> list[list[int]]:
+        """Vectors in the order of their values, apart where these differ by more than both widths.
+
+        `chained`: a vector joins a group where it is near any of its members, not the last alone.
+        """
+        groups: list[list[int]] = []
+        for i in order:
+            one = self.deflated[i]
+            before = [self.deflated[j] for j in (groups[-1] if chained else groups[-1][-1:])] if groups else []
+            if any(abs(one.value - other.value) <= width(one) + width(other) for other in before):
+                groups[-1].append(i)
             else:
-                split.append([i])
-        return [sorted(copies) for copies in split]
+                groups.append([i])
+        return [sorted(group) for group in groups]
 
     def _empty(self, records: list[LanczosRecord], n: int) -> np.ndarray:
         """(K, L): whether record k shows that no copy of found vector i is left; None of a probe before its own was deflated."""

@@ -14,12 +14,12 @@ import numpy as np
 
 from spectral import arrays
 from spectral.estimators import leave_one_out
-from spectral.estimators.budget import Budget, progress_bar, symmetric_operand
+from spectral.estimators.budget import Budget, progress_bar, smaller_side, symmetric_operand
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.diagonal import EXACT, exact_diagonal
 from spectral.estimators.slq import slq
 from spectral.operators.foreign import as_operator
-from spectral.operators.operator import Gram, Operator
+from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
 from spectral.schema import Either, integer
@@ -88,9 +88,7 @@ def trace(
         raise TypeError(
             f"trace got unknown options {', '.join(options)}; without f it takes probes, rtol, seed, budget, checkpoint."
         )
-    if A.shape[0] != A.shape[1] or not A.self_map:
-        A = A.gram()
-    A = A.smaller if isinstance(A, Gram) else A
+    A = smaller_side(A)
     wanted = PROBES if probes is None else integer(probes, "probes", "number of products")
     settings = {"trace": method, "probes": probes, "rtol": rtol, "seed": check_seed(seed)}
     targets = {name: _targets(wanted, sampler.cost, rtol) for name, sampler in SAMPLERS.items()}
