@@ -97,11 +97,9 @@ class ProbeRun:
         known = self.recurrence.known_product() if isinstance(self.recurrence, Lanczos) else None
         if known is None:
             return self.checkpoint.prove(self._first_product())
-        slack = 0.0
-        if (
-            self.deflation is not None and self.deflation.deflated
-        ):  # what was deflated is no eigenvector to the last digit
-            slack = max(f.window for f in self.deflation.deflated) * len(self.deflation.deflated) ** 0.5
+        deflated = [] if self.deflation is None else self.deflation.deflated
+        # what was deflated is no eigenvector to the last digit
+        slack = max((one.window for one in deflated), default=0.0) * len(deflated) ** 0.5
         return self.checkpoint.prove(known, slack=slack * longvectors.norm(known.vector))
 
     def _first_product(self) -> KnownProduct:
