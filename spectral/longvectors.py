@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from spectral import arrays
+
 CHUNK = 1 << 20  # entries upcast at a time: 8 MiB of float64, which stays in cache and off the peak memory
 TINY = float(np.finfo(float).tiny)
 
@@ -123,6 +125,18 @@ def independent(W: torch.Tensor, V: torch.Tensor, floor: float) -> tuple[torch.T
             W[left] = torch.addmm(W[left], torch.from_numpy(R[r : r + 1, left].T).to(W), q, alpha=-1)
         r += 1
     return Q[:r], R[:r]
+
+
+def of_length_1(*vectors: torch.Tensor | None) -> bool:
+    """Whether vectors (n,), or the rows of (j, n), have length 1, to their rounding; None is no vector."""
+    rows = [row for V in vectors if V is not None for row in V.reshape(-1, V.shape[-1])]
+    return all(abs(norm(row) - 1) <= arrays.summation_error(row.dtype) for row in rows)
+
+
+def orthonormal(V: torch.Tensor) -> bool:
+    """Whether rows are orthonormal, to their rounding."""
+    distance = (dots(V, V).cpu() - torch.eye(len(V), dtype=torch.float64)).abs()
+    return not len(V) or float(distance.max()) <= arrays.summation_error(V.dtype)
 
 
 def differences(W: torch.Tensor, V: torch.Tensor, values: np.ndarray) -> np.ndarray:

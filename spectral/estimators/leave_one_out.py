@@ -26,9 +26,8 @@ import torch
 from scipy.stats import t as student
 
 from spectral import arrays, longvectors
-from spectral.krylov.restarted import orthonormal
 from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_size, random_coefficients
-from spectral.longvectors import column_dots, combination, cross
+from spectral.longvectors import column_dots, combination, cross, orthonormal
 from spectral.operators.operator import Operator
 from spectral.probes import probe
 from spectral.schema import COUNT, POSITIVE, Array, Fields, Items, Law, Number, Rule, Same

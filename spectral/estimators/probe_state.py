@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 
 from spectral import arrays, longvectors, storage
 from spectral.estimators.deflation import converged
@@ -107,12 +106,6 @@ def _of_its_vectors(f: Any, s: Sizes) -> bool:
     return max(off) <= math.sqrt(arrays.machine_epsilon(t.dtype))
 
 
-def _of_length_1(*vectors: torch.Tensor | None) -> bool:
-    """Whether vectors (n,), or rows, have length 1, to the root of eps."""
-    rows = [row for V in vectors if V is not None for row in V.reshape(-1, V.shape[-1])]
-    return all(abs(longvectors.dot(v, v) - 1) <= math.sqrt(arrays.machine_epsilon(v.dtype)) for v in rows)
-
-
 ANY = Number(finite=False, nan=True)
 LANCZOS_STATE = Fields(
     {
@@ -128,7 +121,7 @@ LANCZOS_STATE = Fields(
     },
     laws=(
         Law("a recurrence that is whole", _is_whole),
-        Law("vectors of length 1", lambda f, s: _of_length_1(f["q_prev"], f["q"], f["basis"])),
+        Law("vectors of length 1", lambda f, s: longvectors.of_length_1(f["q_prev"], f["q"], f["basis"])),
     ),
 )
 CHEBYSHEV_STATE = Fields(
@@ -165,6 +158,6 @@ STATE = Fields(
         Law("deflated vectors of probes that are done, as many as were found", _deflated),
         Law("deflated values at nodes of their records", _converged),
         Law("as many steps as the run aims at", _aimed_at),
-        Law("deflated vectors of length 1", lambda f, s: _of_length_1(f["vectors"])),
+        Law("deflated vectors of length 1", lambda f, s: longvectors.of_length_1(f["vectors"])),
     ),
 )

@@ -14,13 +14,13 @@ Source: Golub, Kahan (1965); one-sided: Simon, Zha (2000), backward stable: Barl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from spectral import arrays, longvectors
+from spectral import longvectors
 from spectral.krylov.restarted import Indices, RestartedKrylov
 from spectral.krylov.symmetry import AGAIN, hold_size, hold_zero, look_again, repeated, wrong
 from spectral.operators.operator import Operator
@@ -47,8 +47,11 @@ class GolubKahan(RestartedKrylov):
     }
     laws: ClassVar[tuple[Law, ...]] = (
         *RestartedKrylov.laws,
-        Law("left vectors of length 1", lambda f, s: all(map(_of_length_1, (f["u"], *(_rows(f["left"])))))),
-        Law("left vectors for what is not locked", lambda f, s: len(_rows(f["left"])) <= s["j"] - f["locked"]),
+        Law("left vectors of length 1", lambda f, s: longvectors.of_length_1(f["u"], f["left"])),
+        Law(
+            "left vectors for what is not locked",
+            lambda f, s: f["left"] is None or len(f["left"]) <= s["j"] - f["locked"],
+        ),
     )
 
     def __init__(self, K: Operator, capacity: int) -> None:
@@ -162,14 +165,6 @@ class GolubKahan(RestartedKrylov):
         self.H[l:j, l:j] = 0.0
         self.H[l : l + len(R), l:j] = R
         self.left = left
-
-
-def _rows(left: torch.Tensor | None) -> Sequence[torch.Tensor]:
-    return () if left is None else tuple(left)
-
-
-def _of_length_1(u: torch.Tensor | None) -> bool:
-    return u is None or abs(longvectors.norm(u) - 1) <= arrays.summation_error(u.dtype)
 
 
 def _names(now: str, before: str, j: int, i: int) -> tuple[str, str]:

@@ -26,12 +26,6 @@ from spectral.schema import COUNT, POSITIVE, Array, Law, Number, Rule
 Indices = Sequence[int] | np.ndarray
 
 
-def orthonormal(V: torch.Tensor) -> bool:
-    """Whether rows are orthonormal, to their rounding."""
-    distance = (longvectors.dots(V, V).cpu() - torch.eye(len(V), dtype=torch.float64)).abs()
-    return not len(V) or float(distance.max()) <= arrays.summation_error(V.dtype)
-
-
 class RestartedKrylov(ABC):
     """`start` a block, `step` while `pending` has rows; `ritz`, `restart` and `lock` in between. Holds `capacity` vectors."""
 
@@ -42,7 +36,7 @@ class RestartedKrylov(ABC):
             "locked vectors among a basis that its capacity holds", lambda f, s: f["locked"] <= s["j"] <= f["capacity"]
         ),
         Law("at most as many directions as a block", lambda f, s: s["b"] <= s["block"]),
-        Law("an orthonormal basis", lambda f, s: orthonormal(torch.cat([f["V"], f["pending"]]))),
+        Law("an orthonormal basis", lambda f, s: longvectors.orthonormal(torch.cat([f["V"], f["pending"]]))),
     )
     SHARED: ClassVar[dict[str, Rule]] = {
         "pending": Array("dtype", "b", "n"),
