@@ -1,4 +1,4 @@
-"""Arrays of numpy, cupy and torch exchanged without copies where one memory serves both, and float64 dots of any vectors."""
+"""Arrays of numpy, cupy and torch, exchanged without copies where one memory serves both; devices, dtypes and free memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 TILE = 1 << 14  # rows of a block transposed at a time: they stay in cache, and are enough for several threads
-CHUNK = 1 << 20  # entries upcast at a time: 8 MiB of float64, which stays in cache and off the peak memory
 SQUARES = 1e-140, 1e140  # sizes whose squares, and sums of so many, float64 holds
 FEW = 1 << 11  # words of 8 bytes that a checksum hashes as they are
 PAIRS = ((257, 263), (1031, 1033))  # primes; a piece has as many words as the last two say, 8 MiB
@@ -136,16 +135,6 @@ def rows(V: torch.Tensor) -> torch.Tensor:
     return W
 
 
-def dot(x: torch.Tensor, y: torch.Tensor) -> float:
-    """<x, y> accumulated in float64 whatever the dtype of the vectors; (n,) and (n,) to a float."""
-    if x.dtype == torch.float64:
-        return float(torch.dot(x, y))
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for start in range(0, x.numel(), CHUNK):
-        total += torch.dot(x[start : start + CHUNK].double(), y[start : start + CHUNK].double())
-    return float(total)
-
-
 def hold_squares(size: float, name: str) -> None:
     """ValueError where a number of this size has no square in float64: beyond SQUARES, and not 0."""
     if size == 0 or SQUARES[0] <= size <= SQUARES[1]:
@@ -154,11 +143,6 @@ def hold_squares(size: float, name: str) -> None:
         f"{name} is of size {size:.0e}, whose square float64 does not hold; multiply the operator by a number, such as "
         f"A * {1 / size:.0e}, and divide what comes out by it."
     )
-
-
-def norm(x: torch.Tensor) -> float:
-    """Euclidean norm accumulated in float64."""
-    return dot(x, x) ** 0.5
 
 
 def sketch(x: torch.Tensor, entries: int = 1024) -> float:
@@ -288,9 +272,33 @@ def available_memory(device: torch.device) -> int:
     return max(free, 0)
 
 
-def machine_epsilon(dtype: torch.dtype) -> float:
-    """Relative rounding unit 2 u of a floating dtype."""
-    return float(torch.finfo(dtype).eps)
+def room(n: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many vectors (n,) a quarter of the free memory holds: what a basis may take."""
+    return available_memory(device) // 4 // (n * dtype.itemsize)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float64" and the like."""
+    return str(dtype).removeprefix("torch.")
+
+
+def machine_epsilon(dtype: torch.dtype | str) -> float:
+    """Relative rounding unit 2 u of a floating dtype, or of the one of that name."""
+    return float(torch.finfo(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eps)
+
+
+def summation_error(dtype: torch.dtype | str) -> float:
+    """How far sums in `dtype` may be from the same sums in another order, as other blocks, threads and processors have it."""
+    eps = machine_epsilon(dtype)
+    return min(1e3 * eps, math.sqrt(eps))
+
+
+def discrepancy(dtype: torch.dtype) -> float:
+    """How far two ways to compute one number in `dtype` may be apart, relative to its size, by rounding alone.
+
+    Of products of a deep network about sqrt(depth) eps, with room. A bf16 product may be off by 1e-2, a wrong one is by about 1.
+    """
+    return min(0.1, 1e3 * machine_epsilon(dtype) ** 0.75)
 
 
 def all_finite(x: torch.Tensor) -> bool:

@@ -32,14 +32,8 @@ DAMAGE = (  # what numpy, zipfile, zlib and json raise for a file that is not wh
     zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, OSError, EOFError, ValueError, TypeError, LookupError,
     ArithmeticError, AttributeError, NotImplementedError, RuntimeError, SyntaxError, MemoryError,
 )  # fmt: skip
-FULL = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EIO,
-    errno.EROFS,
-    errno.EFBIG,
-    errno.ESTALE,
-)  # what may pass while a run goes on
+# What may pass while a run goes on.
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE
 KINDS = "fiub"  # of arrays in a file: numbers and truth values
 
 
@@ -132,8 +126,7 @@ def claim(path: Any) -> Path:
         raise ValueError(
             f"the checkpoint {path} cannot be written there; name a file in a folder that can be written to."
         )
-    for name in ("", ".vectors", ".basis"):
-        sweep(target.parent, glob.escape(target.name + name))
+    sweep(target.parent, glob.escape(target.name))
     return target
 
 
@@ -161,13 +154,13 @@ class Rows:
     def __init__(self, path: Any, mark: tuple[int, str] | None = None) -> None:
         """`mark` as `append` gave it: the file must hold what it held then, ValueError if not; None begins anew."""
         self.path, self.size, self.digest = own(path), 0, hashlib.sha256()
-        self.content = b""
+        self.content = bytearray()  # what was read; the caller takes it away
         if mark is None or mark[0] == 0:
             return
         try:
             with os.fdopen(os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b") as file:
                 size = os.fstat(file.fileno()).st_size
-                self.content = file.read(mark[0]) if mark[0] <= size else b""
+                self.content = bytearray(file.read(mark[0]) if mark[0] <= size else b"")
                 if self.content:
                     file.truncate(mark[0])
         except FileNotFoundError as problem:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from spectral import arrays
+from spectral import arrays, longvectors
 from spectral.estimators.budget import symmetric_operand
 from spectral.probes import probe
 
@@ -57,7 +57,7 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     elapsed = 0.0
     for _ in range(2):  # the first one warms up
         begin = time.perf_counter()
-        arrays.norm(op @ v)  # the norm waits for the device
+        longvectors.norm(op @ v)  # the norm waits for the device
         elapsed = time.perf_counter() - begin
     free, one = arrays.available_memory(op.device), n * op.dtype.itemsize
     room = free // 4 // one

@@ -69,3 +69,10 @@ def signs(seed: int, n: int, *, dtype: torch.dtype = torch.float64, device: torc
     )
     bits = torch.from_numpy(np.unpackbits(np.atleast_1d(words).astype("<u8").view(np.uint8))[:n])
     return bits.to(device).to(dtype).mul_(2).sub_(1)
+
+
+def unit_vectors(indices: range, n: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+    """These columns of the identity, (n, b): probes that miss nothing."""
+    columns = torch.zeros(n, len(indices), dtype=dtype, device=device)
+    columns[indices, range(len(indices))] = 1
+    return columns

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from spectral import arrays
+
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes of operators
 MOST_WHOLE = 2**64 - 1  # what a seed may be
 UNSAID = 2**62  # a bound that is none to a person
@@ -57,7 +59,7 @@ def shown(value: Any) -> str:
 def dtype_name(array: Any) -> str:
     """ "float64" and the like; the byte order where it is not this machine's."""
     if isinstance(array, torch.Tensor):
-        return str(array.dtype).removeprefix("torch.")
+        return arrays.dtype_name(array.dtype)
     return array.dtype.name if array.dtype.isnative else array.dtype.str
 
 
@@ -78,6 +80,21 @@ class Rule:
 
     def words(self, sizes: Sizes) -> str:
         raise TypeError(f"{type(self).__name__} has no words.")
+
+
+def integer(value: Any, name: str, what: str, least: int = 1, most: int | None = None) -> int:
+    """The keyword `name` as an integer from `least` to `most`; one sentence for anything else.
+
+    >>> integer(0, "probes", "number of probes")
+    Traceback (most recent call last):
+    ...
+    ValueError: probes=0 is no number of probes; use an integer >= 1.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        allowed = f">= {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name}={value!r} is no {what}; use an integer {allowed}.")
+    return int(value)
 
 
 # One value -------------------------------------------------------------------------------------------------------------
@@ -121,6 +138,9 @@ class Number(Rule):
         return " and ".join([f"{kind} {sign} {bound}" for sign, bound in bounds if bound is not None]) or kind
 
 
+COUNT, SIZE, REAL, POSITIVE = Number(True, least=0), Number(True, least=1), Number(), Number(least=0)
+
+
 @dataclass(frozen=True)
 class Flag(Rule):
     """True or false, and nothing that might mean it."""
@@ -132,18 +152,11 @@ class Flag(Rule):
         return "true or false"
 
 
-@dataclass(frozen=True, init=False)
 class Text(Rule):
     """One of `choices`; without any, a text that matches `pattern` and holds at most `most` characters."""
 
-    choices: tuple[str, ...]
-    pattern: str | None
-    said: str
-    most: int
-
     def __init__(self, *choices: str, pattern: str | None = None, said: str = "a text", most: int = 100_000) -> None:
-        for name, value in (("choices", choices), ("pattern", pattern), ("said", said), ("most", most)):
-            object.__setattr__(self, name, value)
+        self.choices, self.pattern, self.said, self.most = choices, pattern, said, most
 
     def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
         if not isinstance(value, str):
@@ -209,31 +222,15 @@ def _plain(value: Any, levels: int) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-@dataclass(frozen=True, init=False)
 class Array(Rule):
     """An array of numpy or torch: its dtype (or the size of that name), its shape (None: any side, ...: any shape), its range."""
 
-    dtype: str
-    shape: tuple[Any, ...]
-    least: float | None
-    most: float | None
-    above: float | None
-    finite: bool
-    ascending: bool
-
     def __init__(
-        self,
-        dtype: str,
-        *shape: Any,
-        least: float | None = None,
-        most: float | None = None,
-        above: float | None = None,
-        finite: bool = True,
-        ascending: bool = False,
-    ) -> None:
-        values = (dtype, shape, least, most, above, finite, ascending)
-        for name, value in zip(self.__dataclass_fields__, values, strict=True):
-            object.__setattr__(self, name, value)
+        self, dtype: str, *shape: Any, least: float | None = None, most: float | None = None, above: float | None = None,
+        finite: bool = True, ascending: bool = False,
+    ) -> None:  # fmt: skip
+        self.dtype, self.shape, self.finite, self.ascending = dtype, shape, finite, ascending
+        self.least, self.most, self.above = least, most, above
 
     def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
         if not isinstance(value, np.ndarray | torch.Tensor) or dtype_name(value) != sizes.get(self.dtype, self.dtype):
@@ -247,13 +244,10 @@ class Array(Rule):
                 return False
         if 0 in value.shape:
             return True
-        floating = dtype_name(value) in FLOATS
-        if (
-            self.finite
-            and floating
-            and not bool((torch if isinstance(value, torch.Tensor) else np).isfinite(value).all())
-        ):
-            return False
+        if self.finite and dtype_name(value) in FLOATS:
+            library = torch if isinstance(value, torch.Tensor) else np
+            if not bool(library.isfinite(value).all()):
+                return False
         return (
             (self.least is None or bool(value.min() >= self.least))
             and (self.most is None or bool(value.max() <= self.most))
@@ -274,14 +268,11 @@ class Array(Rule):
 
 
 # Several together --------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, init=False)
 class Either(Rule):
     """What one of the rules takes; None stands for null."""
 
-    rules: tuple[Rule | None, ...]
-
     def __init__(self, *rules: Rule | None) -> None:
-        object.__setattr__(self, "rules", rules)
+        self.rules = rules
 
     def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
         sizes = {} if sizes is None else sizes
@@ -347,14 +338,11 @@ class Items(Rule):
         return f"a list{many}, each {self.rule.words(sizes)}"
 
 
-@dataclass(frozen=True, init=False)
 class Row(Rule):
     """A list of as many items as there are rules."""
 
-    rules: tuple[Rule, ...]
-
     def __init__(self, *rules: Rule) -> None:
-        object.__setattr__(self, "rules", rules)
+        self.rules = rules
 
     def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
         super().check(value, where, sizes)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectral import arrays
+from spectral import arrays, longvectors
 
 
 def test_numpy_and_torch_share_memory_both_ways():
@@ -41,17 +41,17 @@ def test_no_array_is_one_sentence(given):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("n", [0, 1, 1000, arrays.CHUNK + 17])
+@pytest.mark.parametrize("n", [0, 1, 1000, longvectors.CHUNK + 17])
 def test_dot_is_accumulated_in_double(dtype, n):
     x, y = (torch.randn(n) + 1).to(dtype), torch.randn(n).to(dtype)
     exact = float((x.double() * y.double()).sum())
-    assert abs(arrays.dot(x, y) - exact) <= 1e-12 * float((x.double() * y.double()).abs().sum())
-    assert math.isclose(arrays.norm(x), float(x.double().norm()), rel_tol=1e-13)
+    assert abs(longvectors.dot(x, y) - exact) <= 1e-12 * float((x.double() * y.double()).abs().sum())
+    assert math.isclose(longvectors.norm(x), float(x.double().norm()), rel_tol=1e-13)
 
 
 def test_dot_takes_strided_vectors():
     X = torch.randn(50, 3)
-    assert math.isclose(arrays.dot(X[:, 0], X[:, 1]), float(X[:, 0].double() @ X[:, 1].double()), rel_tol=1e-12)
+    assert math.isclose(longvectors.dot(X[:, 0], X[:, 1]), float(X[:, 0].double() @ X[:, 1].double()), rel_tol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(256, 1, 28, 28), (128, 3, 32, 32), (64, 64), (2048, 784)])

@@ -110,7 +110,7 @@ def attacks(folder: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
         "loss": (globally(f"operator: {{loss: {touch}}}"), [*use, "operator=hessian"]),
         "target where nothing is built": (globally("training: {options: {lr: {_target_: spectral.exact}}}"), use),
         "function that writes": (
-            globally("model: {_target_: spectral.estimators.search_checkpoint.Kept, path: x}"),
+            globally("model: {_target_: spectral.estimators.checkpoint.Checkpoint, path: x}"),
             use,
         ),
         "checkpoint elsewhere": (globally(f"estimator: {{checkpoint: '{mark}'}}"), [*use, "estimator=slq"]),

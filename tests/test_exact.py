@@ -137,8 +137,8 @@ def test_nan_in_the_data_is_one_sentence():
 @pytest.mark.parametrize("struck", [KeyboardInterrupt, RuntimeError], ids=["a signal", "as if killed"])
 def test_a_matrix_that_is_whole_is_not_assembled_again(tmp_path, monkeypatch, struck):
     """Interrupted in the eigenvalue routine: neither the rows of J nor the products are made again."""
-    monkeypatch.setattr(spectral.estimators.search_checkpoint, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(spectral.estimators.search_checkpoint, "SHARE", 0.0)
+    monkeypatch.setattr(spectral.estimators.checkpoint, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(spectral.estimators.checkpoint, "SHARE", 0.0)
     model, data = network()
     path, routine = tmp_path / "run.npz", torch.linalg.eigvalsh
     J = spectral.Jacobian(model, data)

@@ -75,9 +75,21 @@ def read_spectrum(path: Path, whole: Spectrum) -> str:
 ONLY_THE_RUN_KNOWS = {  # sums and records of probes whose vectors are gone: no product of the matrix tells them from others
     "diagonal": ("mean", "squares"),
     "slq": ("alphas", "betas", "records", "norms"),
-    "kpm": ("alphas", "betas", "records", "norms", "moments", "attempts", "flight.ended", "intervals", "in_moments"),
-    "top": ("state.search_norm",),
-    "svd": ("state.search_norm",),
+    "slq, no basis": ("alphas", "betas", "records", "norms", "recurrence.alphas", "recurrence.betas"),
+    "kpm": (
+        "alphas",
+        "betas",
+        "records",
+        "norms",
+        "moments",
+        "attempts",
+        "intervals",
+        "recurrence.moments",
+        "recurrence.alphas",
+        "recurrence.betas",
+    ),
+    "top": ("search.norm",),
+    "svd": ("search.norm",),
 }
 
 
@@ -100,7 +112,9 @@ def goes_on(path: Path, name: str, whole: Any, what: str) -> str:
         said(problem)
         assert "was wrong" in str(problem)
         return "refused"
-    if what.startswith(ONLY_THE_RUN_KNOWS.get(name.partition(",")[0], ("nothing",))):
+    if what.removeprefix("state.").startswith(
+        ONLY_THE_RUN_KNOWS.get(name, ONLY_THE_RUN_KNOWS.get(name.partition(",")[0], ("nothing",)))
+    ):
         return "read"
     if hasattr(result, "residuals"):
         certified(result, whole, matrix)

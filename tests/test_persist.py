@@ -15,7 +15,7 @@ import torch
 
 import spectral
 from spectral import persist
-from spectral.estimators import checkpoint, proof, search_checkpoint
+from spectral.estimators import checkpoint
 from spectral.operators.operator import Operator
 
 VALUES = np.append(np.linspace(0, 1, 77), [4.0, 7.0, 11.0])
@@ -68,7 +68,7 @@ def test_an_interrupted_run_resumes_to_the_bits_of_one_shot(tmp_path, stop_at, d
     assert again.products == 1  # one of the run, repeated: is it the same matrix?
 
 
-def test_a_session_interrupted_many_times_counts_each_kept_product_once(tmp_path):
+def test_a_session_interrupted_many_times_counts_each_saved_product_once(tmp_path):
     A, path = Diagonal(), tmp_path / "run.npz"
     for _ in range(20):
         A.stop_at = A.products + 40  # one whole probe of 30 a session
@@ -159,9 +159,9 @@ import torch
 from test_persist import KPM_OPTIONS, LONG, OPTIONS, Diagonal
 import importlib
 import spectral
-from spectral.estimators import checkpoint, search_checkpoint
+from spectral.estimators import checkpoint
 exact = importlib.import_module("spectral.estimators.exact")
-checkpoint.SAVE_SECONDS = search_checkpoint.SAVE_SECONDS = search_checkpoint.SHARE = 0.0
+checkpoint.SAVE_SECONDS = checkpoint.SHARE = 0.0
 fast = Diagonal._apply
 Diagonal._apply = lambda self, V: (time.sleep(0.004), fast(self, V))[1]
 print("begun", flush=True)
@@ -241,6 +241,7 @@ def test_kpm_that_is_killed_resumes_to_the_same_bits(tmp_path, kills, recurrence
 
 def test_a_probe_in_flight_loses_no_step(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 0.0)
     whole = spectral.slq(Diagonal(), tol=0.02, seed=1)
     A, path = Diagonal(), tmp_path / "run.npz"
     for _ in range(200):
@@ -258,6 +259,7 @@ def test_a_probe_in_flight_loses_no_step(tmp_path, monkeypatch):
 def test_second_passes_are_resumed_to_the_bits_of_one_shot(tmp_path, monkeypatch, often):
     """Without a basis, a pass for each copy of a triple outlier; one that is cut off is made again."""
     monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0 if often else 1e9)
+    monkeypatch.setattr(checkpoint, "SHARE", 0.0)
     options = {**OPTIONS, "reorthogonalize": False, "deflate": True}
     values = np.append(VALUES, [11.0, 11.0])
     whole = spectral.slq(Diagonal(values), **options)
@@ -325,13 +327,13 @@ def test_kpm_interrupted_anywhere_resumes_to_the_bits_of_one_shot(tmp_path, recu
     same(more, spectral.kpm(Diagonal(dtype=dtype), **{**options, "probes": 6, "checkpoint": None}))
 
 
-def test_a_probe_that_left_its_interval_is_kept_as_an_attempt(tmp_path, monkeypatch):
+def test_a_probe_that_left_its_interval_is_saved_as_an_attempt(tmp_path, monkeypatch):
     chebyshev = importlib.import_module("spectral.krylov.chebyshev")
-    for module, name in (
-        (proof, "repeat"),
+    for owner, name in (  # a matrix that changes on the way is refused otherwise
+        (checkpoint.Checkpoint, "prove"),
         (chebyshev, "look_again"),
-    ):  # a matrix that changes on the way is refused otherwise
-        monkeypatch.setattr(module, name, lambda *given: None)
+    ):
+        monkeypatch.setattr(owner, name, lambda *given: None)
     options = {**KPM_OPTIONS, "recurrence": "chebyshev"}
     whole = spectral.kpm(Late(), **options)
     assert whole.meta["restarts"] >= 1
@@ -375,6 +377,7 @@ def test_seconds_of_earlier_sessions_count(tmp_path, monkeypatch, estimate):
 )
 def test_what_an_adaptive_run_decides_does_not_depend_on_interruptions(tmp_path, monkeypatch, options, often):
     monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0 if often else 1e9)
+    monkeypatch.setattr(checkpoint, "SHARE", 0.0)
     whole = spectral.slq(Diagonal(), seed=5, progress=False, **options)
     A, path = Diagonal(), tmp_path / "run.npz"
     for _ in range(whole.products):
@@ -441,10 +444,8 @@ def bits(result):
 @pytest.mark.parametrize("name", SAVED)
 @pytest.mark.parametrize("often", [True, False], ids=["saved often", "saved at the signal"])
 def test_every_long_estimator_goes_on_to_the_bits_of_one_shot(tmp_path, monkeypatch, name, dtype, often):
-
-    for module in (search_checkpoint, checkpoint):
-        monkeypatch.setattr(module, "SAVE_SECONDS", 0.0 if often else 1e9)
-    monkeypatch.setattr(search_checkpoint, "SHARE", 0.0)
+    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0 if often else 1e9)
+    monkeypatch.setattr(checkpoint, "SHARE", 0.0)
     matrix, run = SAVED[name]
     A = matrix.astype(dtype)
     symmetric = A.shape[0] == A.shape[1]
@@ -452,19 +453,19 @@ def test_every_long_estimator_goes_on_to_the_bits_of_one_shot(tmp_path, monkeypa
     interrupted = Table(A, stops=np.linspace(3, 0.9 * whole.products, 7).astype(int), symmetric=symmetric or None)
     for _ in range(30):
         try:
-            result = run(interrupted, checkpoint=tmp_path / "kept.npz", progress=False)
+            result = run(interrupted, checkpoint=tmp_path / "run.npz", progress=False)
             break
         except KeyboardInterrupt:
             pass
     assert not interrupted.stops
     assert bits(result) == bits(whole)
     again = Table(A, symmetric=symmetric or None)
-    assert bits(run(again, checkpoint=tmp_path / "kept.npz", progress=False)) == bits(whole)
+    assert bits(run(again, checkpoint=tmp_path / "run.npz", progress=False)) == bits(whole)
     assert again.products <= 12  # nothing is drawn again; residuals are measured again
 
 
-def test_a_kept_state_of_another_setting_is_refused_and_so_is_a_damaged_one(tmp_path):
-    path = tmp_path / "kept.npz"
+def test_a_saved_state_of_another_setting_is_refused_and_so_is_a_damaged_one(tmp_path):
+    path = tmp_path / "run.npz"
     spectral.top(Table(SYMMETRIC), 3, checkpoint=path)
     for run in (
         lambda: spectral.top(Table(SYMMETRIC), 4, checkpoint=path),
@@ -483,9 +484,9 @@ def test_a_kept_state_of_another_setting_is_refused_and_so_is_a_damaged_one(tmp_
 
 def test_a_search_that_its_budget_ended_goes_on_with_a_larger_one(tmp_path):
     values = np.linspace(0, 1, 400)
-    short = spectral.top(Diagonal(values), 3, budget=40, checkpoint=tmp_path / "kept.npz")
+    short = spectral.top(Diagonal(values), 3, budget=40, checkpoint=tmp_path / "run.npz")
     assert not short.complete and short.products <= 40
-    long = spectral.top(Diagonal(values), 3, budget=4000, checkpoint=tmp_path / "kept.npz")
+    long = spectral.top(Diagonal(values), 3, budget=4000, checkpoint=tmp_path / "run.npz")
     assert long.complete and long.products > short.products
     np.testing.assert_allclose(long.values, values[:-4:-1], atol=1e-7)
 

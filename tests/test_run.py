@@ -20,7 +20,7 @@ import pytest
 
 from spectral.__main__ import main, sentence, with_default
 from spectral.app import configuration, run
-from spectral.estimators import search_checkpoint
+from spectral.estimators import checkpoint
 from spectral.spectrum import Spectrum
 
 TINY = ["data.train=40", "data.test=20", "model.options.widths=[8]", "training.options.max_epochs=15"]
@@ -186,9 +186,9 @@ def test_other_estimators_write_numbers_with_their_errors_and_resume(
     here: Path, monkeypatch, capsys, name: str, arguments: list[str], arrays: list[str]
 ) -> None:
     given = [*TINY, f"estimator={name}", *arguments, "operator.engine=fresh"]
-    stepped, calls = search_checkpoint.Kept.stepped, []
-    monkeypatch.setattr(search_checkpoint, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(search_checkpoint, "SHARE", 0.0)
+    stepped, calls = checkpoint.Checkpoint.stepped, []
+    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 0.0)
 
     def struck(self, *state, **options):
         calls.append(self)
@@ -196,11 +196,11 @@ def test_other_estimators_write_numbers_with_their_errors_and_resume(
             raise run.Terminated
         stepped(self, *state, **options)
 
-    monkeypatch.setattr(search_checkpoint.Kept, "stepped", struck)
+    monkeypatch.setattr(checkpoint.Checkpoint, "stepped", struck)
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, *given)
     assert stop.value.code == 143 and "the finished probes of 1" in capsys.readouterr().err
-    monkeypatch.setattr(search_checkpoint.Kept, "stepped", stepped)
+    monkeypatch.setattr(checkpoint.Checkpoint, "stepped", stepped)
     for more in (["resume=true"], ["resume=true"], []):
         capsys.readouterr()
         call(monkeypatch, *given, *more)

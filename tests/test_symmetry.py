@@ -6,7 +6,7 @@ import scipy.sparse.linalg as sla
 import torch
 
 import spectral
-from spectral.krylov import block_lanczos, golub_kahan
+from spectral.krylov import BlockLanczos, GolubKahan
 from spectral.operators.operator import Operator
 
 N = 60
@@ -59,14 +59,22 @@ def against_itself(w, v):
     return w - 2 * v * (v @ w) / (v @ v)
 
 
+def followed(recurrence, block):
+    """From a block of rows until there is no room for another."""
+    recurrence.start(block)
+    while 0 < len(recurrence.pending) <= recurrence.capacity - recurrence.size:
+        recurrence.step()
+    return recurrence
+
+
 CHANGES = {"scaled": lambda w, v: 0.9 * w, "flipped": flipped, "noisy": noisy, "zero": lambda w, v: 0 * w}
 OPTIONS = {"progress": False}
 SEEN = {
     "slq with the basis": lambda A: spectral.slq(A, probes=2, steps=8, reorthogonalize=True, **OPTIONS),
     "slq, selective": lambda A: spectral.slq(A, probes=2, steps=8, reorthogonalize="selective", **OPTIONS),
     "slq without a basis": lambda A: spectral.slq(A, probes=2, steps=8, reorthogonalize=False, **OPTIONS),
-    "block Lanczos": lambda A: block_lanczos(A, torch.eye(N, 3, dtype=A.dtype), 6),
-    "Golub-Kahan": lambda A: golub_kahan(A, torch.ones(N, dtype=A.dtype), 8),
+    "block Lanczos": lambda A: followed(BlockLanczos(A, 18), torch.eye(N, 3, dtype=A.dtype).T),
+    "Golub-Kahan": lambda A: followed(GolubKahan(A, 8), torch.ones(1, N, dtype=A.dtype)),
     "kpm": lambda A: spectral.kpm(A, probes=2, moments=16, **OPTIONS),
     "kpm, Chebyshev": lambda A: spectral.kpm(A, probes=2, moments=16, recurrence="chebyshev", **OPTIONS),
     "hutchinson": lambda A: spectral.trace(A, probes=12, method="hutchinson", **OPTIONS),

@@ -249,7 +249,7 @@ class State(MutableMapping[str, Snapshot]):
     def _finish(self, key: str, plain: dict[str, Any]) -> None:
         """The record, and no checkpoint any more."""
         self._save_record(key, plain, self.path(f"{key}.npz"))
-        for more in ("", ".vectors", ".basis"):  # beside a file of probes: see `estimators.flight`
+        for more in ("", ".vectors", ".basis"):  # beside a file of probes: see `estimators.probe_run`
             self.path(f"probes-{key}.npz{more}").unlink(missing_ok=True)
 
     def load_spectrum(self, key: str) -> tuple[Spectrum, dict[str, Any]] | None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from spectral import arrays
+from spectral import arrays, longvectors
 from spectral.engine import linearize, trace
 from spectral.engine.linearize import CALLS, WAYS
 from spectral.engine.store import Store
@@ -333,7 +333,7 @@ class Engine:
             begin = _now(v)
             w = _into(program, v, product, new=call != 1)  # in both forms in which it will be used
             seconds = _now(v) - begin
-            allowed = max(kept.maps.allowed if kept.maps is not None else 0.0, linearize.tolerance(v.dtype))
+            allowed = max(kept.maps.allowed if kept.maps is not None else 0.0, arrays.discrepancy(v.dtype))
             choice.note(name, seconds, _hold(w, product, allowed, call))
         except FAILURES as failure:
             self._fall_back(choice, kept, failure)
@@ -390,7 +390,7 @@ class Engine:
             if choice.program == "compiled":
                 self.compile(program)
             for call in range(1 if program.pure else CALLS):
-                _hold(_into(program, v, product), product, max(maps.allowed, linearize.tolerance(v.dtype)), call)
+                _hold(_into(program, v, product), product, max(maps.allowed, arrays.discrepancy(v.dtype)), call)
         except FAILURES as failure:  # only the first batch's has been tried
             choice.without.add(work.index)
             choice.failures.append(f"{choice.program} of a later batch: {_first_line(failure)}")
@@ -480,7 +480,7 @@ class Engine:
         for v, w in zip(V, alone, strict=True):
             program.add(v, w, new=True)
         single = (_now(V) - begin) / width
-        _hold(W, (alone,), max(choice.errors[choice.program], linearize.tolerance(V.dtype)), 0)
+        _hold(W, (alone,), max(choice.errors[choice.program], arrays.discrepancy(V.dtype)), 0)
         begin = _now(V)
         several.add(V, W, new=True)
         block = (_now(V) - begin) / width
@@ -503,7 +503,10 @@ def _hold(w: torch.Tensor, expected: trace.Pieces, allowed: float, call: int) ->
     w, start, scale, difference = w.reshape(-1), 0, 0.0, 0.0
     for piece in expected:
         part, piece = w[start : start + piece.numel()], piece.reshape(-1)
-        scale, difference = math.hypot(scale, arrays.norm(piece)), math.hypot(difference, arrays.norm(part - piece))
+        scale, difference = (
+            math.hypot(scale, longvectors.norm(piece)),
+            math.hypot(difference, longvectors.norm(part - piece)),
+        )
         start += piece.numel()
     error = difference / scale if scale > 0 else difference
     if not error <= allowed:

@@ -26,7 +26,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from spectral import arrays, probes
+from spectral import longvectors, probes
 from spectral.engine import trace
 from spectral.threads import FORWARD_MODE, Shared
 
@@ -185,14 +185,6 @@ class ReverseOverReverse(ForwardOverReverse):
 GRADIENTS: dict[str, type[ForwardOverReverse]] = {"double-backward": ReverseOverReverse, "fresh": ForwardOverReverse}
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """How far products may be off by rounding alone: about sqrt(depth) eps, with room.
-
-    A bf16 product may be off by 1e-2; a wrong one is off by about 1.
-    """
-    return min(0.1, 1e3 * arrays.machine_epsilon(dtype) ** 0.75)
-
-
 class Adjoint:
     """Holds the products of one linearisation to <J v, u> = <v, J^T u> as they are made.
 
@@ -231,7 +223,7 @@ class Adjoint:
             signs, image = self.pair
             self.done, self.pair = True, None  # two long vectors
             again, scale = other(signs), norm(image)
-            change = math.hypot(*(arrays.norm((a - b).reshape(-1)) for a, b in zip(again, image, strict=True)))
+            change = math.hypot(*(longvectors.norm((a - b).reshape(-1)) for a, b in zip(again, image, strict=True)))
             if change > 0 and math.isfinite(scale) and not change <= self.allowed * scale:
                 raise Wrong(f"a second product differs from the first by {change / scale if scale else math.inf:.1e}")
         return max(error, self._identity(signs, product, x, image))
@@ -249,18 +241,18 @@ class Adjoint:
 
 def _component(x: torch.Tensor) -> float:
     """The root mean square of a vector's entries."""
-    return arrays.norm(x) / max(len(x), 1) ** 0.5
+    return longvectors.norm(x) / max(len(x), 1) ** 0.5
 
 
 def norm(pieces: Tensors) -> float:
     """Of pieces that follow one another."""
-    return math.hypot(*(arrays.norm(p.reshape(-1)) for p in pieces))
+    return math.hypot(*(longvectors.norm(p.reshape(-1)) for p in pieces))
 
 
 def dot(x: torch.Tensor, pieces: Tensors) -> float:
     """<x, y> for y in pieces that follow one another."""
     parts = x.split([p.numel() for p in pieces])
-    return sum(arrays.dot(part, p.reshape(-1)) for part, p in zip(parts, pieces, strict=True))
+    return sum(longvectors.dot(part, p.reshape(-1)) for part, p in zip(parts, pieces, strict=True))
 
 
 def symmetry_error(u: torch.Tensor, Au: Tensors, v: torch.Tensor, Av: Tensors, allowed: float) -> float:

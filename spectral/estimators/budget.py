@@ -10,19 +10,36 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
 import torch
 from tqdm import tqdm
 
-from spectral import arrays, probes
+from spectral import arrays, longvectors, probes
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.version import __version__
 
 SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+
+
+class Spent(NamedTuple):
+    """What a run, or an operator, has cost."""
+
+    products: int = 0
+    epochs: float = 0.0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, A: Operator) -> Spent:
+        """By an operator so far, on a clock that began some time ago."""
+        return cls(A.products, A.epochs, time.monotonic())
+
+    def since(self, begun: Spent) -> Spent:
+        """The difference."""
+        return Spent(self.products - begun.products, self.epochs - begun.epochs, self.seconds - begun.seconds)
 
 
 class Budget:
@@ -32,20 +49,17 @@ class Budget:
     600.0
     """
 
-    def __init__(self, budget: Any, A: Operator, spent: tuple[int, float, float] = (0, 0.0, 0.0)) -> None:
-        """`spent`: products, epochs and seconds of earlier sessions, which count."""
-        self.A, self.begin = A, (time.monotonic() - spent[2], A.products - spent[0], A.epochs - spent[1])
+    def __init__(self, budget: Any, A: Operator, before: Spent = Spent()) -> None:  # noqa: B008
+        """`before`: what was spent in earlier sessions, which counts."""
+        self.A, self.begun = A, Spent.of(A).since(before)
         self.seconds = self.products = self.epochs = float("inf")
         if budget is None:
             return
         if isinstance(budget, int | float) and not isinstance(budget, bool) and budget > 0:
             self.products = float(budget)
             return
-        match = (
-            re.fullmatch(r"\s*(\d+\.?\d*)\s*(s|sec|min|h|epochs?|products?)\s*", budget)
-            if isinstance(budget, str)
-            else None
-        )
+        text = budget if isinstance(budget, str) else ""
+        match = re.fullmatch(r"\s*(\d+\.?\d*)\s*(s|sec|min|h|epochs?|products?)\s*", text)
         if not match or float(match[1]) <= 0:
             raise ValueError(
                 f"budget={budget!r} is no budget; use a number of products, '10min', '50epochs' or '400products'."
@@ -66,27 +80,44 @@ class Budget:
         timed = self.seconds < float("inf")
         self.A.expect(0 if timed else int(min(products, self.products, self.epochs)))
 
-    def exhausted(self) -> bool:
-        """Whether another product would exceed the budget (seconds: whether they are over)."""
-        began, products, epochs = self.begin
+    @property
+    def spent(self) -> Spent:
+        """Products, epochs and seconds so far, earlier sessions included."""
+        return Spent.of(self.A).since(self.begun)
+
+    def exhausted(self, more: int = 1) -> bool:
+        """Whether so many products more would exceed the budget (seconds: whether they are over)."""
+        spent = self.spent
         return (
-            time.monotonic() - began >= self.seconds
-            or self.A.products - products + 1 > self.products
-            or self.A.epochs - epochs + 1 > self.epochs
+            spent.seconds >= self.seconds or spent.products + more > self.products or spent.epochs + more > self.epochs
         )
+
+    def vectors(self, cost: int = 1) -> float:
+        """How many vectors of `cost` products (epochs) each the budget still allows, its seconds not looked at."""
+        spent = self.spent
+        left = min(self.products - spent.products, self.epochs - spent.epochs)
+        return left if left == float("inf") else int(left // cost)
+
+    def vectors_now(self, cost: int) -> float:
+        """How many of them are affordable at once; with seconds, one until one was timed."""
+        if self.exhausted():
+            return 0
+        if self.seconds < float("inf"):
+            return max(self.left() // cost, 1) if self.spent.products else 1
+        return self.vectors(cost)
 
     def whole(self) -> float:
         """Products of the whole budget, at the cost of those so far."""
-        return self.left() + self.A.products - self.begin[1]
+        return self.left() + self.spent.products
 
     def left(self) -> float:
         """Products that the budget still allows, at the cost of those so far."""
-        began, products, epochs = self.begin
-        done = self.A.products - products
-        each = [(time.monotonic() - began) / max(done, 1), (self.A.epochs - epochs) / max(done, 1)]
-        by_time = (self.seconds - (time.monotonic() - began)) / each[0] if each[0] > 0 else float("inf")
-        by_epoch = (self.epochs - (self.A.epochs - epochs)) / each[1] if each[1] > 0 else float("inf")
-        return max(min(self.products - done, by_time, by_epoch), 0.0)
+        spent = self.spent
+        by_time, by_epoch = (
+            (limit - amount) / (amount / max(spent.products, 1)) if amount > 0 else float("inf")
+            for limit, amount in ((self.seconds, spent.seconds), (self.epochs, spent.epochs))
+        )
+        return max(min(self.products - spent.products, by_time, by_epoch), 0.0)
 
 
 @contextmanager
@@ -113,11 +144,11 @@ def progress_bar(total: int | None, label: str, progress: bool | None, unit: str
     return tqdm(total=total, desc=label, unit=unit, disable=hidden, leave=False, dynamic_ncols=True)
 
 
-def expect(shown: tqdm, error: float, probes: float | None, each: int) -> None:
+def expect(bar: tqdm, error: float, probes: float | None, each: int) -> None:
     """Show the W1 error that a stop would leave and, of an adaptive run, the products that `probes` of `each` steps will be."""
-    shown.set_postfix_str(f"W1 {error:.2g}", refresh=False)
+    bar.set_postfix_str(f"W1 {error:.2g}", refresh=False)
     if probes is not None and probes < 1e9:
-        shown.total = max(shown.n, int(shown.n + max(probes - 1, 0) * each))
+        bar.total = max(bar.n, int(bar.n + max(probes - 1, 0) * each))
 
 
 def symmetric_operand(A: Any) -> tuple[Operator, int, int]:
@@ -129,16 +160,12 @@ def symmetric_operand(A: Any) -> tuple[Operator, int, int]:
     A = as_operator(A)
     if 0 in A.shape:
         raise ValueError(f"{A!r} is empty; it has no spectrum.")
-    if A.shape[0] != A.shape[1] or not A.self_map:
-        A = A.gram()
-    if isinstance(A, Gram):
-        return A.smaller, A.known_zeros, A.shape[0]
+    op = smaller_side(A)
+    if isinstance(op, Gram):
+        whole = A if isinstance(A, Gram) else A.gram()
+        return op, whole.known_zeros, whole.shape[0]
     if A.symmetric is None:
-        error = _asymmetry(A)
-        if error > 1e3 * arrays.machine_epsilon(A.dtype) ** 0.75:
-            A.symmetric = False
-        else:
-            A.symmetric = True
+        A.symmetric = not _asymmetry(A) > arrays.discrepancy(A.dtype)
     if not A.symmetric:
         raise ValueError(
             f"{A!r} is not symmetric, and only symmetric operators have the real spectrum meant here; use A.gram() for its "
@@ -147,13 +174,20 @@ def symmetric_operand(A: Any) -> tuple[Operator, int, int]:
     return A, 0, A.shape[0]
 
 
+def smaller_side(A: Operator) -> Operator:
+    """A; of an operator that maps a space to another one its Gram; of a Gram the one without known zeros."""
+    if A.shape[0] != A.shape[1] or not A.self_map:
+        A = A.gram()
+    return A.smaller if isinstance(A, Gram) else A
+
+
 def _asymmetry(A: Operator) -> float:
     """|<A v, u> - <v, A u>| / max(||A v||, ||A u||) for one Gaussian pair: about 1 for a skew matrix, in any dimension."""
     v = probes.probe(0, 0, A.shape[0], dtype=A.dtype, device=A.device)
     u = probes.probe(0, 1, A.shape[0], dtype=A.dtype, device=A.device)
     Av, Au = A @ v, A @ u
-    scale = max(arrays.norm(Av), arrays.norm(Au))
-    return abs(arrays.dot(Av, u) - arrays.dot(v, Au)) / scale if scale > 0 else 0.0
+    scale = max(longvectors.norm(Av), longvectors.norm(Au))
+    return abs(longvectors.dot(Av, u) - longvectors.dot(v, Au)) / scale if scale > 0 else 0.0
 
 
 def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:

@@ -1,420 +1,242 @@
-"""A run of probes on disk: the records that are done, the deflated vectors, and the few vectors of the probe in flight.
+"""Where a run stands on disk: one file, written whole, that says all that the run goes on from.
 
-Probes are followed by Lanczos (`begin`) or by the Chebyshev recurrence (`begin_moments`).
+A state is a mapping of numbers, texts, lists, arrays, tensors, None and other states. The run says what it is (`guard`); it is
+saved when the last save is a while ago, when a part of the run has ended, and when SIGINT or SIGTERM ends it. A save takes at
+most a twentieth of the time.
 
-`path` is small and written whole; vectors that only grow in number (deflated ones, the basis in flight) are appended to files
-beside it, so that a save costs O(n). What a crash leaves behind the marks in `path` is cut off.
+Of `GrowingRows` (a basis, what is deflated) what is new is appended to a file beside, so that a
+save costs O(n). What a crash leaves behind the mark that the file itself holds is cut off.
 
-What is read is held against `FLIGHT`, and one product of the run is repeated: a file of another matrix is refused.
+What is read is held against the rule of the estimator; then `prove` repeats one product of the run. Of an operator that has
+nothing but products no hash can say what it is, and no hash of any other sees all: a forward function that closes over a number,
+a module's attribute. A product must come out as the record says, within its noise.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from spectral import arrays, persist, storage
-from spectral.estimators import proof
-from spectral.estimators.deflation import Deflation, Found, converged
-from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord, centre
-from spectral.krylov.lanczos import NONE, Lanczos, LanczosRecord
+from spectral import arrays, longvectors, persist, storage
+from spectral.estimators.budget import Spent, stoppable
+from spectral.krylov.symmetry import KnownProduct
 from spectral.operators.operator import Operator
-from spectral.probes import probe
-from spectral.schema import Array, Either, Fields, Flag, Items, Law, Number, Row, Same, Sizes, Text
-from spectral.storage import COUNT, POSITIVE, REAL, SIZE
+from spectral.schema import COUNT, FLOATS, POSITIVE, Either, Fields, Items, Plain, Row, Rule, Same, Text
 
-FORMAT = "spectral.flight/5"
-SAVE_SECONDS = 2.0  # between saves of a probe in flight
-TINY = 1e-300
+FORMAT = "spectral.checkpoint/1"
+SAVE_SECONDS = 2.0  # between saves, at least
+SHARE = 20.0  # times what the last save took
 
-# What a file must hold. Sizes: n the dimension, width the bytes of a vector; dtype, seed, mode (how the basis is kept) and most
-# steps of a probe are those of the run; j steps of the probe in flight; R records, A attempts.
+State = dict[str, Any]
 MARK = Row(COUNT, Text(pattern="[0-9a-f]{64}", said="a SHA-256"))
-ANY = Number(finite=False, nan=True)
-LANCZOS = Fields(
-    {"steps": SIZE, "limit": SIZE, "again": Flag(), "stop": Text("steps", "breakdown"), "ended": Flag()},
-)
-CHEBYSHEV = Fields(
-    {"stop": Text("steps", "outside"), "ended": Flag(), "interval": Row(REAL, REAL)},
-    laws=(Law("an interval with low < high", lambda f, s: f["interval"][0] < f["interval"][1]),),
-)
-LANCZOS_ARRAYS = {
-    "in_alphas": Array("float64", "j"),
-    "in_betas": Array("float64", "j", least=0),
-    "omega0": Array("float64", None),
-    "omega1": Array("float64", None),
-}
-IN_FLIGHT = {"q": Array("uint8", None), "in_moments": Array("float64", None), **LANCZOS_ARRAYS}
-
-
-def _of_the_run(f: Any, s: Sizes) -> bool:
-    """Records and attempts are those of this run's probes, in their order."""
-    own = [(r["seed"], r["dtype"]) for r in (*f["records"], *f["attempts"])]
-    places = [0, *(a["index"] for a in f["attempts"])]
-    steps = [a["stop"] != "outside" for a in f["attempts"][:-1]]
-    return (
-        all(r == (s["seed"], s["dtype"]) for r in own)
-        and all(r["index"] == k and r["reorthogonalized"] == s["mode"] for k, r in enumerate(f["records"]))
-        and all(r["steps"] <= s["n"] for r in f["records"])
-        and all(
-            b - a == (up if i else 0)
-            for i, (a, b, up) in enumerate(zip(places, places[1:], [False, *steps], strict=False))
-        )
-    )
-
-
-def _found(f: Any, s: Sizes) -> bool:
-    """What was found comes from probes that are done, in their order, and each record knows what was found before it."""
-    ends = np.cumsum([0, *(r["known"] for r in f["records"])])
-    known = [f["known"][a:b] for a, b in pairwise(ends)]
-    probes = [x[3] for x in f["found"]]
-    return (
-        (s["deflates"] or not f["found"])
-        and probes == sorted(probes)
-        and all(p < len(f["records"]) for p in probes)
-        and all(max(x[4]) < f["records"][x[3]]["steps"] for x in f["found"])
-        and all(list(v) == [x[0] for x in f["found"] if x[3] < k] for k, v in enumerate(known))
-    )
-
-
-def _found_there(f: Any, s: Sizes) -> bool:
-    """What was found is what its record gives: a pair that has converged, at its nodes, with its value, error and window."""
-    eps = proof.ROUNDING * arrays.machine_epsilon(getattr(torch, s["dtype"]))
-    records = storage.unpack_records(f, f["records"])
-    pairs = [{tuple(map(int, p.nodes)): p for p in converged(record)} for record in records]
-
-    def near(found: list[Any]) -> bool:
-        pair, scale = pairs[found[3]].get(tuple(found[4])), float(np.abs(records[found[3]].eigen[0]).max())
-        if pair is None:
-            return False
-        given, known = np.array(found[:3]), np.array([pair.value, pair.error, pair.window])
-        return bool((np.abs(given - known) <= eps * scale + 0.5 * np.array([0.0, *known[1:]])).all())
-
-    return all(map(near, f["found"]))
-
-
-def _in_flight(f: Any, s: Sizes) -> bool:
-    """The probe in flight has its arrays, of its sizes, and no others."""
-    flight, held, width = f["flight"], set(IN_FLIGHT) & set(f), s["width"]
-    if not flight:
-        return not held and f["marks"][1][0] == 0
-    if "steps" not in flight:
-        mu = f.get("in_moments", np.zeros(0))
-        return (
-            held == {"q", "in_moments"} and len(f["q"]) == 2 * width and len(mu) % 2 == 1 < len(mu) and bool(mu[0] > 0)
-        )
-    j, mode = flight["steps"], s["mode"]
-    if held != {"q", *LANCZOS_ARRAYS} or not j == s["j"] <= flight["limit"] <= s["most"]:
-        return False
-    omegas = (len(f["omega0"]), len(f["omega1"]))
-    return (
-        len(f["q"]) in ((2 * width, width) if j == 1 else (2 * width,))
-        and (omegas == (j, j + 1) if mode == "selective" else max(omegas) <= 1)
-        and f["marks"][1][0] == (j * width if mode else 0)
-        and bool((f["in_betas"][:-1] > 0).all())
-    )
-
-
-FLIGHT = Fields(
+SHAPE = Items(COUNT, most=4)
+FILE = Fields(
     {
         "format": Same(FORMAT),
         "identity": Text(),
-        "found": Items(Row(REAL, POSITIVE, POSITIVE, COUNT, Items(COUNT, least=1))),
-        "marks": Row(MARK, MARK),
-        "flight": Either(Fields(), LANCZOS, CHEBYSHEV),
-        "looks": Items(Row(SIZE, COUNT, ANY, ANY, ANY, ANY)),
+        "state": Fields(others=Plain()),
+        "arrays": Fields(others=Either(Fields({"shape": SHAPE}, {"dtype": Text(*FLOATS)}), Fields({"rows": MARK}))),
         "spent": Row(COUNT, POSITIVE, POSITIVE),
-        **storage.RECORDS,
-        **storage.DEFLATED,
-        **storage.MOMENTS,
-    },
-    IN_FLIGHT,
-    laws=(
-        *storage.RECORD_LAWS,
-        *storage.MOMENT_LAWS,
-        Law("records of this run's probes", _of_the_run),
-        Law("found vectors of probes that are done", _found),
-        Law("found values at nodes of their records", _found_there),
-        Law("as many vectors as were found", lambda f, s: f["marks"][0][0] == len(f["found"]) * s["width"]),
-        Law("a probe in flight that is whole", _in_flight),
-    ),
+    }
 )
 
 
-class Flight:
-    """Where a run stands. Without a path nothing is kept on disk, and the counts alone are."""
+class Checkpoint:
+    """The file of a run and what the run has spent; without a path, the latter alone. `state`: what an earlier session left."""
 
-    def __init__(self, path: Any, op: Operator, settings: dict[str, Any]) -> None:
-        self.path = None if path is None else persist.claim(path)
-        self.op, self.seed = op, settings["seed"]
-        self.matrix = op.identity()  # of the operator as the run begins
-        self.identity = persist.fingerprint([self.matrix, storage.plain(settings)]) if path is not None else ""
-        self.mode, self.steps = settings.get("reorthogonalize", False), settings["steps"]
-        self.records: list[LanczosRecord] = []
-        self.attempts: list[ChebyshevRecord] = []  # those that left their interval included
-        self.deflation: Deflation | None = None
-        self.looks: list[list[float]] = []  # of the first probe, as `slq` writes them down
-        self.before = (0, 0.0, 0.0)  # products, epochs and seconds of earlier sessions
-        self.begun = (op.products, op.epochs, time.monotonic())
-        self.spent = self.before  # those of all steps that were made, earlier sessions included
-        self.kept: tuple[dict[str, np.ndarray], dict[str, Any]] | None = None  # a probe in flight as it was saved
-        self.made, self.ended, self.saved = 0, False, time.monotonic()
-        self.owed = False  # a probe's end that could not be saved
+    def __init__(self, path: Any, op: Operator, settings: dict[str, Any], rule: Rule, **sizes: Any) -> None:
+        """`settings` are all that the result depends on beside the operator; `rule` with its `sizes` is what a state must be.
+
+        ValueError for a file that is damaged or of another operator, seed or setting.
+        """
+        self.path, self.op = None if path is None else persist.claim(path), op
+        self.identity = "" if path is None else persist.fingerprint([self.matrix, storage.plain(settings)])
+        self.state: State | None = None
+        self.current: Callable[[], State] = dict  # where the run stands
+        self.before = Spent()  # in earlier sessions
+        self.beside: dict[str, persist.Rows] = {}  # files of rows
+        self.unsaved: State | None = None  # the end of a part of the run that could not be saved
         if self.path is not None and self.path.exists():
-            self.packed, self.header = persist.load_own(self.path, FORMAT, self.identity)
+            packed, header = persist.load_own(self.path, FORMAT, self.identity)
+            persist.check(self.path, header, FILE, "")
+            self.state = self._unpacked(packed, header)
+            sizes = {"n": op.shape[0], "dtype": arrays.dtype_name(op.dtype), **sizes}
+            persist.check(self.path, self.state, rule, "", **sizes)
+            products, epochs, seconds = header["spent"]
+            self.before = Spent(int(products), float(epochs), float(seconds))
+        self._begin()
+        self.saved, self.took = time.monotonic(), 0.0
 
-    def restore(self) -> None:
-        """Take the records, the deflated vectors and the probe in flight from disk, and repeat a product of the run."""
-        if self.path is None:
-            return
-        if hasattr(self, "header"):
-            sizes: dict[str, Any] = {"n": self.op.shape[0], "width": self.op.shape[0] * self.op.dtype.itemsize}
-            sizes |= {"dtype": str(self.op.dtype).removeprefix("torch."), "seed": self.seed, "mode": self.mode}
-            sizes |= {
-                "deflates": self.deflation is not None,
-                "most": min(self.steps or self.op.shape[0], self.op.shape[0]),
-            }
-            persist.check(self.path, {**self.header, **self.packed}, FLIGHT, "", **sizes)
-        marks = getattr(self, "header", {}).get("marks", [None, None])
-        self.vectors, self.basis = (
-            persist.Rows(self.path.with_name(f"{self.path.name}.{name}"), mark and (mark[0], mark[1]))
-            for name, mark in zip(("vectors", "basis"), marks, strict=True)
-        )
-        if not hasattr(self, "header"):
-            return
-        header, packed = self.header, self.packed
-        self.records.extend(storage.unpack_records(packed, header["records"]))
-        self.attempts.extend(storage.unpack_moments(packed, header["attempts"]))
-        products, epochs, seconds = header["spent"]
-        self.spent = self.before = (int(products), float(epochs), float(seconds))
-        self.looks = header["looks"]
-        self.kept = (packed, header["flight"]) if header["flight"] else None
-        if self.deflation is not None:
-            self.deflation.looked = len(self.records)
-            self.deflation.found = [Found(f[0], f[1], f[2], f[3], tuple(f[4])) for f in header["found"]]
-            if self.deflation.found:
-                self.deflation.vectors = self._tensor(self.vectors.content, unit=True)
-        self.vectors.content = b""
-        if self.kept is None:
-            self.basis.remove()  # what a run that was killed has left
-        if self.records or self.attempts or self.kept is not None:
-            proof.repeat(self.op, self.path, *self._known_product())
-            self.begun = (self.op.products, self.op.epochs, time.monotonic())  # that product is none of the run's
+    @cached_property
+    def matrix(self) -> str:
+        """The identity of the operator as the run begins."""
+        return self.op.identity()
 
-    def _known_product(self) -> tuple[torch.Tensor, Callable[[torch.Tensor], float], float, float]:
-        """(x, how far a vector is from A x as the record says, scale of its rounding, how much else it may be off).
+    def _begin(self) -> None:
+        """Count from here."""
+        self.begun = Spent.of(self.op).since(self.before)
+        self.counted = self.before  # spent when the last step ended: a product that a signal cuts off is made again
 
-        Of a probe in flight with a basis V, x is a random combination of V and of what is deflated, and A V = V T + beta q e^T
-        says what comes out: that holds all of them together. Without one, x is the vector that was multiplied last, and A x less
-        its parts along x and q is as long as the beta before. Else x is the first probe's start, and two numbers of its product
-        are known.
+    @property
+    def spent(self) -> Spent:
+        """Products, epochs and seconds so far, earlier sessions included."""
+        return Spent.of(self.op).since(self.begun)
+
+    def prove(self, known: KnownProduct, op: Operator | None = None, slack: float = 0.0) -> None:
+        """Repeat a product that the state knows, before anything else is multiplied: by `op` where it is not the run's operator.
+
+        ValueError if it differs by more than rounding or the operator's own `product_error`, relative to the product or to the
+        scale of its rounding, and `slack`. The product is none of the run's.
         """
-        packed, flight = self.kept or ({}, {})
-        if "steps" in flight and flight["stop"] == "steps" and self.mode != "selective":
-            alphas, betas = packed["in_alphas"], packed["in_betas"]
-            two, norm = self._tensor(packed["q"].tobytes(), unit=True), float(np.abs(alphas).max() + 2 * betas.max())
-            U = None if self.deflation is None else self.deflation.vectors
-            off = (
-                0.0
-                if U is None or self.deflation is None
-                else max(f.window for f in self.deflation.found) * len(U) ** 0.5
+        op = self.op if op is None else op
+        y = op @ known.vector
+        off, size = known.differs(y), max(longvectors.norm(y), known.scale)
+        if not off <= max(arrays.summation_error(op.dtype), op.product_error) * size + slack:
+            raise ValueError(
+                f"the checkpoint {self.path} is of another operator: a product of its run, made again, differs by "
+                f"{off / size if size else math.inf:.2g} of its size; delete it, or name another file."
             )
-            if not self.mode:
-                x, before = two[0], float(betas[-2]) if len(betas) > 1 else 0.0
+        self._begin()
 
-                def last(y: torch.Tensor) -> float:
-                    rest = arrays.norm(y.sub(x, alpha=float(alphas[-1])).sub_(two[1], alpha=float(betas[-1])))
-                    return max(abs(arrays.dot(x, y) - float(alphas[-1])), abs(rest - before))
+    # Saving ------------------------------------------------------------------------------------------------------------
+    @contextmanager
+    def guard(self, state: Callable[[], State], ready: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Inside, `state` says where the run stands between its steps; SIGINT and SIGTERM save it before they end the run.
 
-                return x, last, norm, off
-            V = self._tensor(self.basis.content, unit=True)
-            c = proof.coefficients(len(V))
-            image = alphas * c
-            image[:-1] += betas[:-1] * c[1:]
-            image[1:] += betas[:-1] * c[:-1]
-            x, expected = proof.combined(V, c), proof.combined(V, image).add_(two[1], alpha=float(betas[-1] * c[-1]))
-            if U is not None and self.deflation is not None:
-                d = proof.coefficients(len(U))
-                x.add_(proof.combined(U, d))
-                expected.add_(proof.combined(U, d * self.deflation.known))
-            size = float(np.linalg.norm(c))
-            return x, proof.away(expected), norm * size, off * size
-        g = self.start(0)
-        x, known = g / math.sqrt(arrays.dot(g, g)), self._first_product()
-
-        def first(y: torch.Tensor) -> float:
-            along, square = arrays.dot(x, y), arrays.dot(y, y)
-            return max(max(abs(along - a), abs(square - b) / max(scale, TINY)) for a, b, scale in known)
-
-        return x, first, max(scale for _, _, scale in known), 0.0
-
-    def _first_product(self) -> list[tuple[float, float, float]]:
-        """(<x, y>, ||y||^2, scale of their rounding) of the product y of the first probe's start x, of length 1.
-
-        Of each recurrence that has made it: Lanczos, and Chebyshev where the first gave its interval.
+        `ready`: whether it is whole in the midst of a step too; where it is not the last save stands.
         """
-        packed, flight = self.kept or ({}, {})
-        known = []
-        if self.records or "steps" in flight:
-            record = self.records[0] if self.records else None
-            alphas, betas = (record.alphas, record.betas) if record else (packed["in_alphas"], packed["in_betas"])
-            square = float(np.square(alphas[0]) + np.square(betas[0]))
-            known.append((float(alphas[0]), square, math.sqrt(square)))
-        if self.attempts or "interval" in flight:
-            interval = self.attempts[0].interval if self.attempts else tuple(flight["interval"])
-            mu = self.attempts[0].moments if self.attempts else packed["in_moments"] / packed["in_moments"][0]
-            c, h = map(np.float64, centre(interval))  # y = c x + h X x, and 2 ||X x||^2 - 1 is the second moment
-            with np.errstate(all="ignore"):  # of a damaged interval
-                square = float(np.square(c) + 2 * c * h * mu[1] + np.square(h) * (1 + mu[2]) / 2)
-                known.append((float(c + h * mu[1]), square, float(abs(c) + h)))
-        return known
+        self.current = state
+        with stoppable(self.path is not None):
+            try:
+                yield
+            except (KeyboardInterrupt, SystemExit):
+                if self.path is not None and ready():
+                    self._save(state())
+                raise
 
-    def start(self, index: int) -> torch.Tensor:
-        """The Gaussian vector of probe `index`."""
-        return probe(self.seed, index, self.op.shape[0], dtype=self.op.dtype, device=self.op.device)
+    def count(self) -> None:
+        """What is spent by now belongs to the state."""
+        self.counted = self.spent
 
-    def begin(self, index: int, steps: int, mode: bool | str) -> Lanczos:
-        """Probe `index` from its start, or from where it was saved."""
-        U, known = (None, NONE) if self.deflation is None else (self.deflation.vectors, self.deflation.known)
-        if self.kept is not None:
-            steps = int(self.kept[1]["limit"])
-        state = Lanczos(self.op, self.start(index), steps, reorthogonalize=mode, deflate=U, known=known)
-        self.made, self.ended = 0, False
-        if self.kept is not None:
-            packed, flight = self.kept
-            two = self._tensor(packed["q"].tobytes(), unit=True)
-            now = (int(flight["steps"]), two[0] if len(two) > 1 else None, two[-1],
-                   (packed["omega0"], packed["omega1"], bool(flight["again"])))  # fmt: skip
-            rows = self._tensor(self.basis.content, unit=True) if self.basis.size else None
-            state.resume(packed["in_alphas"], packed["in_betas"], now, rows)
-            state.stop, self.ended, self.made = flight["stop"], bool(flight["ended"]), now[0]
-            self.kept, self.basis.content = None, b""
-        return state
+    def stepped(self, end: bool = False) -> None:
+        """A step was made; saved if the last save is long ago, or if this is the `end` of a part of the run."""
+        self.count()
+        if self.path is None or not (end or time.monotonic() - self.saved >= max(SAVE_SECONDS, SHARE * self.took)):
+            return
+        if end:
+            self.unsaved = self.current()
+        self._save(None if end else self.current())
 
-    def begin_moments(self, index: int, steps: int, interval: tuple[float, float]) -> Chebyshev:
-        """The same by the Chebyshev recurrence; a kept probe has the interval that it had."""
-        state = Chebyshev(self.op, self.start(index), steps, interval)
-        self.made, self.ended = 0, False
-        if self.kept is not None:
-            packed, flight = self.kept
-            if tuple(flight["interval"]) != interval:
-                raise ValueError(
-                    f"{self.path} is damaged: its interval is not that of the run; delete it and run again."
-                )
-            two, mu = self._tensor(packed["q"].tobytes()), packed["in_moments"]
-            ends = (
-                2 * arrays.dot(two[1], two[1]) - mu[0],
-                (2 if len(mu) > 3 else 1) * arrays.dot(*two) - (len(mu) > 3) * mu[1],
-            )
-            if np.abs(np.subtract(ends, mu[:-3:-1])).max() > math.sqrt(arrays.machine_epsilon(self.op.dtype)):
-                raise ValueError(
-                    f"{self.path} is damaged: its moments are not those of its vectors; delete it and run again."
-                )
-            state.resume(packed["in_moments"], two[0] if len(two) > 1 else None, two[-1])
-            state.stop, self.ended, self.made = flight["stop"], bool(flight["ended"]), state.steps
-            self.kept = None
-        return state
+    def _save(self, state: State | None) -> None:
+        """Write the state; a full disk warns, and the last save stands.
 
-    def _count(self) -> None:
-        now = (self.op.products, self.op.epochs, time.monotonic())
-        products, epochs, seconds = (b + n - s for b, n, s in zip(self.before, now, self.begun, strict=True))
-        self.spent = (int(products), epochs, seconds)
-
-    def stepped(self, state: Lanczos | Chebyshev, more: bool) -> None:
-        """A step was made; saved if the last save is long ago."""
-        self._count()
-        self.made, self.ended = state.steps, not more
-        if self.path is not None and time.monotonic() - self.saved >= SAVE_SECONDS:
-            self.save(state)
-
-    def finish(self, record: LanczosRecord | ChebyshevRecord) -> None:
-        """The probe is done."""
-        self._count()
-        if isinstance(record, LanczosRecord):
-            self.records.append(record)
-        else:
-            self.attempts.append(record)
-        self.made, self.ended = 0, False
-        self.owed = self.path is not None
-        self.save(None)
-
-    def save(self, state: Lanczos | Chebyshev | None) -> None:
-        """Write where the run stands; a full disk warns, and the last save stands.
-
-        While the end of a probe is not on disk, the basis that its save goes on from is not written over.
+        While the end of a part of the run is not on disk, the rows that its save goes on from are not written over.
         """
-        if self.path is None or (isinstance(state, Chebyshev) and not state.whole):
-            return  # this step has overwritten a vector and was not ended
+        begun = time.monotonic()
         with persist.forgiving(self.path):
-            if self.owed:
-                self.basis = persist.Rows(self.basis.path)
-                self._write(None)
-                self.basis.remove()
-                self.owed = False
-            if state is not None:
-                self._write(state)
+            for one in (self.unsaved, state):
+                if one is not None:
+                    self._write(one)
+                self.unsaved = None
         self.saved = time.monotonic()
+        self.took = self.saved - begun
 
-    def _write(self, state: Lanczos | Chebyshev | None) -> None:
-        """Vectors first, then the file that says how many of them count."""
-        if state is not None and state.steps != self.made:  # a signal came between a step and `stepped`
-            self._count()
-            self.made, self.ended = state.steps, state.stop in ("breakdown", "outside")
-        packed, names = storage.pack_records(self.records)
-        moments, attempts = storage.pack_moments(self.attempts)
-        packed |= moments
-        flight: dict[str, Any] = {}
-        if isinstance(state, Chebyshev) and state.steps:
-            packed |= {"in_moments": np.array(state.moments), "q": self._pair(state.t_prev, state.t)}
-            flight = {"stop": state.stop, "ended": self.ended, "interval": list(state.interval)}
-        elif isinstance(state, Lanczos) and state.steps:
-            j, before, q, (older, last, again) = state.now
-            packed |= {
-                "in_alphas": np.array(state.alphas[:j]),
-                "in_betas": np.array(state.betas[:j]),
-                "q": self._pair(before, q),
-                "omega0": older,
-                "omega1": last,
-            }
-            flight = {"steps": j, "limit": state.limit, "again": again, "stop": state.stop, "ended": self.ended}
-            width = q.numel() * q.element_size()
-            self.basis.append(b"".join(self._bytes(row) for row in state.rows(self.basis.size // width, j)))
-        found = [] if self.deflation is None else self.deflation.found
-        if self.deflation is not None and self.deflation.vectors is not None and state is None:
-            U = self.deflation.vectors
-            self.vectors.append(self._bytes(U[self.vectors.size // (U.shape[1] * U.element_size()) :]))
-        header = {
-            "format": FORMAT,
-            "identity": self.identity,
-            "records": names,
-            "attempts": attempts,
-            "found": [[f.value, f.error, f.window, f.probe, f.nodes] for f in found if f.probe < len(self.records)],
-            "marks": [self.vectors.append(b""), self.basis.append(b"")],
-            "flight": flight,
-            "looks": self.looks,
-            "spent": self.spent,
-        }
-        persist.save_arrays(self.path, packed, header)
+    def _write(self, state: State) -> None:
+        """Rows first, then the file that says how many of them count; files of rows that it does not name are done with."""
+        packed: dict[str, np.ndarray] = {}
+        described: dict[str, Any] = {}
+        growing: set[str] = set()
 
-    @classmethod
-    def _pair(cls, before: torch.Tensor | None, now: torch.Tensor) -> np.ndarray:
-        return np.frombuffer((b"" if before is None else cls._bytes(before)) + cls._bytes(now), dtype=np.uint8)
+        def plain(node: State, before: str) -> State:
+            rest: State = {}
+            for name, value in node.items():
+                full = before + name
+                if isinstance(value, dict):
+                    rest[name] = plain(value, f"{full}.")
+                elif isinstance(value, longvectors.GrowingRows):
+                    described[full] = {"rows": self._append(name, value)}
+                    growing.add(name)
+                elif isinstance(value, torch.Tensor):
+                    packed[full] = np.frombuffer(content(value), dtype=np.uint8)
+                    described[full] = {"shape": list(value.shape), "dtype": arrays.dtype_name(value.dtype)}
+                elif isinstance(value, np.ndarray):
+                    packed[full], described[full] = value, {"shape": list(value.shape)}
+                else:
+                    rest[name] = value
+            return rest
 
-    @staticmethod
-    def _bytes(tensor: torch.Tensor) -> bytes:
-        return tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16
+        header = {"state": plain(state, ""), "arrays": described, "format": FORMAT, "identity": self.identity}
+        done = [self.beside.pop(name) for name in self.beside.keys() - growing]
+        persist.save_arrays(self.path, packed, {**header, "spent": self.counted})
+        for file in done:
+            file.remove()
 
-    def _tensor(self, content: bytes, unit: bool = False) -> torch.Tensor:
-        """Vectors (l, n) from their bytes; ValueError unless they are finite, and of length 1 where they must be."""
-        rows = torch.frombuffer(bytearray(content), dtype=self.op.dtype).reshape(-1, self.op.shape[0])
-        squares = torch.tensor([arrays.dot(row, row) for row in rows])
-        away = float((squares - 1).abs().max()) if unit else 0.0
-        if not torch.isfinite(squares).all() or away > math.sqrt(arrays.machine_epsilon(self.op.dtype)):
-            raise ValueError(f"{self.path} is damaged: its vectors are not those of a run; delete it and run again.")
-        return rows.to(self.op.device)
+    def _append(self, name: str, vectors: Sequence[torch.Tensor]) -> tuple[int, str]:
+        """Write what is new of these rows; returns the mark of all so far."""
+        file = self.beside.setdefault(name, persist.Rows(self._beside(name)))
+        there = file.size // (self.op.shape[0] * self.op.dtype.itemsize)
+        return file.append(b"".join(map(content, vectors[there:])))
+
+    # Reading -----------------------------------------------------------------------------------------------------------
+    def _beside(self, name: str) -> Path:
+        path = Path(self.path or "")
+        return path.with_name(f"{path.name}.{name}")
+
+    def damaged(self, what: str) -> ValueError:
+        """What to raise about a file that holds something else than its run."""
+        return ValueError(f"{self.path} is damaged: {what}; delete it and run again.")
+
+    def _unpacked(self, packed: dict[str, np.ndarray], header: dict[str, Any]) -> State:
+        """The state, arrays in their places; what an array says of its size is held against what is there before it is made."""
+        state = header["state"]
+        for full, about in header["arrays"].items():
+            *places, name = full.split(".")
+            node = state
+            for place in places:
+                node = node.get(place) if isinstance(node, dict) else None
+            if not isinstance(node, dict) or name in node:
+                raise self.damaged(f"{full} has no place in it")
+            node[name] = self._rows(name, about["rows"]) if "rows" in about else self._array(full, about, packed)
+        if packed:
+            raise self.damaged(f"it holds {', '.join(sorted(packed))}, which nothing needs")
+        return state
+
+    def _rows(self, name: str, mark: Sequence[Any]) -> torch.Tensor:
+        """Vectors (l, n) from the file beside, as far as the mark counts them."""
+        file = self.beside[name] = persist.Rows(self._beside(name), (mark[0], mark[1]))
+        if not file.size:
+            file.remove()  # what a run that was killed has left
+        array, file.content = np.frombuffer(file.content, dtype=np.uint8), bytearray()
+        n, dtype = self.op.shape[0], self.op.dtype
+        return self._tensor(name, array, (len(array) // (n * dtype.itemsize), n), dtype)
+
+    def _array(self, name: str, about: dict[str, Any], packed: dict[str, np.ndarray]) -> np.ndarray | torch.Tensor:
+        """The array of this name as it was."""
+        array, shape = packed.pop(name, None), tuple(about["shape"])
+        if array is not None and "dtype" in about:
+            return self._tensor(name, array, shape, getattr(torch, about["dtype"]))
+        if array is None or array.shape != shape:
+            raise self.damaged(f"{name} is not of the size that it says")
+        return array
+
+    def _tensor(self, name: str, array: np.ndarray, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor from its bytes."""
+        if array.dtype != np.uint8 or array.shape != (math.prod(shape) * dtype.itemsize,):
+            raise self.damaged(f"{name} is not of the size that it says")
+        tensor = torch.empty(math.prod(shape), dtype=dtype)
+        if len(array):
+            tensor.view(torch.uint8).copy_(torch.from_numpy(array))
+        return tensor.reshape(shape).to(self.op.device)
+
+
+def content(tensor: torch.Tensor) -> bytes:
+    """The bytes of a tensor: numpy has no bfloat16."""
+    return tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 
-from spectral import arrays
+from spectral import longvectors
 from spectral.krylov.lanczos import NONE, LanczosRecord
 from spectral.quadrature import gauss
 from spectral.results import Atoms
@@ -40,7 +39,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Found:
+class Deflated:
     """An eigenvector that was found: by which probe, at which nodes of its record."""
 
     value: float
@@ -51,19 +50,19 @@ class Found:
 
 
 class Deflation:
-    """The orthonormal eigenvectors `vectors` (l, n) found so far, None before the first; `found` says where each comes from."""
+    """The orthonormal eigenvectors `vectors` (l, n) so far, None before the first; `deflated` says where each comes from."""
 
     def __init__(self, most: int) -> None:
         """`most`: vectors that may be held."""
         self.most = most
-        self.found: list[Found] = []
+        self.deflated: list[Deflated] = []
         self.vectors: torch.Tensor | None = None
         self.looked = 0  # probes that have been taken in
         self._told: dict[int, tuple[LanczosRecord, np.ndarray]] = {}
 
     @property
     def known(self) -> np.ndarray:
-        return np.array([f.value for f in self.found]) if self.found else NONE
+        return np.array([f.value for f in self.deflated]) if self.deflated else NONE
 
     def add(
         self,
@@ -79,25 +78,25 @@ class Deflation:
         index, self.looked = self.looked, self.looked + 1
         pairs = converged(record)
         if index > 0:
-            pairs = [p for p in pairs if any(abs(p.value - f.value) <= p.window + f.window for f in self.found)]
+            pairs = [p for p in pairs if any(abs(p.value - f.value) <= p.window + f.window for f in self.deflated)]
         if pairs and index > 0 and self.vectors is not None:
             unit = 1 / (self.vectors.shape[1] - len(record.known))
             pairs = [p for p in pairs if (record.eigen[1][0, p.nodes] ** 2).sum() <= most * unit]
-        pairs = sorted(pairs, key=lambda p: p.window)[: max(0, self.most - len(self.found))]
+        pairs = sorted(pairs, key=lambda p: p.window)[: max(0, self.most - len(self.deflated))]
         if not pairs or combine is None:
             return
-        made = combine(np.array([p.coefficients for p in pairs]))
-        kept = [] if self.vectors is None else [self.vectors]
-        for pair, y in zip(pairs, made, strict=True):
+        blocks = [] if self.vectors is None else [self.vectors]
+        for pair, y in zip(pairs, combine(np.array([p.coefficients for p in pairs])), strict=True):
             for _ in range(2):
-                for block in kept:
+                for block in blocks:
                     y = y - block.T @ (block @ y)
-            length = arrays.norm(y)
+            length = longvectors.norm(y)
             if length > 0.9:  # else the projection of a vector that is held already
-                kept.append((y / length)[None])
-                self.found.append(Found(pair.value, pair.error, pair.window, index, tuple(map(int, pair.nodes))))
-            kept = [torch.cat(kept)] if len(kept) > 8 else kept
-        self.vectors = torch.cat(kept) if kept else None
+                blocks.append((y / length)[None])
+                nodes = tuple(map(int, pair.nodes))
+                self.deflated.append(Deflated(pair.value, pair.error, pair.window, index, nodes))
+            blocks = [torch.cat(blocks)] if len(blocks) > 8 else blocks
+        self.vectors = torch.cat(blocks) if blocks else None
 
     def atoms(self, records: list[LanczosRecord], n: int) -> tuple[Atoms, list[np.ndarray], float]:
         """(atoms, nodes (L, w) that each record gives up for them, largest error of a value) in dimension n."""
@@ -106,11 +105,11 @@ class Deflation:
         error = 0.0
         empty = self._empty(records, n)
         for members in self._clusters():
-            if self.found[members[0]].probe > 0 or not empty[:, members].all(1).any():
+            if self.deflated[members[0]].probe > 0 or not empty[:, members].all(1).any():
                 continue
             for copies in self._values(members):
-                group = [self.found[i] for i in copies]
-                rows = [_nodes(record, k, copies, self.found, members) for k, record in enumerate(records)]
+                group = [self.deflated[i] for i in copies]
+                rows = [_nodes(record, k, copies, self.deflated, members) for k, record in enumerate(records)]
                 if any(len(row) == 0 for row in rows):
                     continue
                 atoms.append((float(np.mean([f.value for f in group])), len(group)))
@@ -124,41 +123,40 @@ class Deflation:
         return Atoms(values, counts), [padded([rows[i] for i in order], width) for rows in removed], error
 
     def _clusters(self) -> list[list[int]]:
-        """The found vectors by eigenvalue, in the order in which they were found."""
-        order = np.argsort(self.known, kind="stable")
-        clusters: list[list[int]] = []
-        for i in order:
-            f = self.found[i]
-            if clusters and any(
-                abs(f.value - self.found[j].value) <= f.window + self.found[j].window for j in clusters[-1]
-            ):
-                clusters[-1].append(int(i))
-            else:
-                clusters.append([int(i)])
-        return [sorted(members) for members in clusters]
+        """The deflated vectors by eigenvalue, in the order in which they were found."""
+        order = np.argsort(self.known, kind="stable").tolist()
+        return self._grouped(order, lambda one: one.window, chained=True)
 
     def _values(self, members: list[int]) -> list[list[int]]:
         """A cluster by value: vectors whose values differ by less than their errors are copies."""
-        ordered = sorted(members, key=lambda i: self.found[i].value)
-        split = [[ordered[0]]]
-        for before, i in pairwise(ordered):
-            one, two = self.found[before], self.found[i]
-            if two.value - one.value <= one.error + two.error:
-                split[-1].append(i)
+        order = sorted(members, key=lambda i: self.deflated[i].value)
+        return self._grouped(order, lambda one: one.error)
+
+    def _grouped(self, order: list[int], width: Callable[[Deflated], float], chained: bool = False) -> list[list[int]]:
+        """Vectors in the order of their values, apart where these differ by more than both widths.
+
+        `chained`: a vector joins a group where it is near any of its members, not the last alone.
+        """
+        groups: list[list[int]] = []
+        for i in order:
+            one = self.deflated[i]
+            before = [self.deflated[j] for j in (groups[-1] if chained else groups[-1][-1:])] if groups else []
+            if any(abs(one.value - other.value) <= width(one) + width(other) for other in before):
+                groups[-1].append(i)
             else:
-                split.append([i])
-        return [sorted(copies) for copies in split]
+                groups.append([i])
+        return [sorted(group) for group in groups]
 
     def _empty(self, records: list[LanczosRecord], n: int) -> np.ndarray:
         """(K, L): whether record k shows that no copy of found vector i is left; None of a probe before its own was deflated."""
-        values, windows = self.known, np.array([f.window for f in self.found])
-        told = np.zeros((len(records), len(self.found)), dtype=bool)
+        values, windows = self.known, np.array([f.window for f in self.deflated])
+        told = np.zeros((len(records), len(self.deflated)), dtype=bool)
         for k, record in enumerate(records):
             held = self._told.get(k)
-            if held is None or held[0] is not record or len(held[1]) != len(self.found):
+            if held is None or held[0] is not record or len(held[1]) != len(self.deflated):
                 self._told[k] = held = record, _is_empty(record, values, windows, n - len(record.known))
             told[k, : len(record.known)] = held[1][: len(record.known)]
-        return told | (len(self.found) == n)
+        return told | (len(self.deflated) == n)
 
 
 def _is_empty(record: LanczosRecord, values: np.ndarray, windows: np.ndarray, rank: int) -> np.ndarray:
@@ -174,17 +172,19 @@ def _is_empty(record: LanczosRecord, values: np.ndarray, windows: np.ndarray, ra
     return empty
 
 
-def _nodes(record: LanczosRecord, index: int, copies: list[int], found: list[Found], members: list[int]) -> list[int]:
+def _nodes(
+    record: LanczosRecord, index: int, copies: list[int], deflated: list[Deflated], members: list[int]
+) -> list[int]:
     """Where record `index` holds its mass on the vectors `copies`: its own Ritz values, and what it was deflated of.
 
     A copy that a later probe found has its mass in the node that this one has for the cluster, the nearest of its `members`.
     """
     known = [record.steps + i for i in copies if i < len(record.known)]
-    own = [i for i in copies if found[i].probe == index]
-    mine = [i for i in members if found[i].probe == index]
+    own = [i for i in copies if deflated[i].probe == index]
+    mine = [i for i in members if deflated[i].probe == index]
     if not known and not own and mine:
-        own = [min(mine, key=lambda i: abs(found[i].value - found[copies[0]].value))]
-    return [node for i in own for node in found[i].nodes] + known
+        own = [min(mine, key=lambda i: abs(deflated[i].value - deflated[copies[0]].value))]
+    return [node for i in own for node in deflated[i].nodes] + known
 
 
 def padded(rows: list[list[int]], width: int) -> np.ndarray:

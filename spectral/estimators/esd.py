@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from spectral import arrays
-from spectral.estimators.budget import Budget
+from spectral.estimators.budget import Budget, smaller_side
 from spectral.estimators.cost import PASS, WORKSPACE, affine, cost
 from spectral.estimators.exact import exact
 from spectral.estimators.kpm import kpm
@@ -59,31 +59,38 @@ def esd(
     if method not in METHODS:
         raise ValueError(f"method={method!r} is no method; use one of {', '.join(METHODS)}.")
     A = as_operator(A)
+    chosen, reason, more = _choose(A, tol, budget, method, options)
+    if chosen == "exact":
+        spectrum = exact(A, checkpoint=checkpoint, progress=options.get("progress"))
+    elif chosen == "kpm":
+        spectrum = kpm(A, budget=budget, checkpoint=checkpoint, **_for_kpm(tol, {**options, **more}))
+    else:
+        spectrum = slq(A, tol=tol, budget=budget, checkpoint=checkpoint, **options)
+    spectrum.meta["choice"] = f"{chosen}: {reason}"
+    return spectrum
+
+
+def _choose(
+    A: Operator, tol: Any, budget: Any, method: str, options: dict[str, Any]
+) -> tuple[str, str, dict[str, Any]]:
+    """(method, why, options of it)."""
     if method == "exact":
         given = [*(set(options) - {"progress"}), *(k for k, v in (("tol", tol), ("budget", budget)) if v is not None)]
         if given:
             raise TypeError(
                 f"method='exact' takes no {' or '.join(sorted(given))}; leave them out or use method='slq'."
             )
-        chosen, reason = True, "asked for"
-    elif method == "kpm":
-        return _kpm(A, tol, budget, checkpoint, options, "asked for")
-    elif method == "slq":
-        chosen, reason = False, "asked for"
-    elif own := KPM_OPTIONS & set(options):
-        return _kpm(A, tol, budget, checkpoint, options, f"{', '.join(sorted(own))} given")
-    else:
-        _check(tol, options)
-        chosen, reason = _exact_is_cheap(A, budget, options)
-        if not chosen and tol is None and not _of_slq(options) and (tight := _tight(A)):
-            recurrence, why = tight
-            return _kpm(A, None, budget, checkpoint, {**options, "recurrence": recurrence}, f"{reason}; {why}")
-    if chosen:
-        spectrum = exact(A, checkpoint=checkpoint, progress=options.get("progress"))
-    else:
-        spectrum = slq(A, tol=tol, budget=budget, checkpoint=checkpoint, **options)
-    spectrum.meta["choice"] = f"{spectrum.method}: {reason}"
-    return spectrum
+    if method != "auto":
+        return method, "asked for", {}
+    if own := KPM_OPTIONS & set(options):
+        return "kpm", f"{', '.join(sorted(own))} given", {}
+    _check(tol, options)
+    cheap, reason = _exact_is_cheap(A, budget, options)
+    if cheap:
+        return "exact", reason, {}
+    if tol is None and not _of_slq(options) and (tight := _tight(A)):
+        return "kpm", f"{reason}; {tight[1]}", {"recurrence": tight[0]}
+    return "slq", reason, {}
 
 
 def _check(tol: Any, options: dict[str, Any]) -> None:
@@ -97,17 +104,15 @@ def _check(tol: Any, options: dict[str, Any]) -> None:
     check_slq(tol=tol, **options)
 
 
-def _kpm(A: Operator, tol: Any, budget: Any, checkpoint: Any, options: dict[str, Any], reason: str) -> Spectrum:
-    """`kpm`, with steps for half its moments."""
+def _for_kpm(tol: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `kpm`: steps are half its moments."""
     if tol is not None:
         raise TypeError("method='kpm' takes no tol; leave it out or use method='slq'.")
-    if "steps" in options:
-        if "moments" in options:
-            raise TypeError("steps and moments were given, and steps are half the moments; use one of them.")
-        options = {k: v for k, v in options.items() if k != "steps"} | {"moments": 2 * options["steps"]}
-    spectrum = kpm(A, budget=budget, checkpoint=checkpoint, **options)
-    spectrum.meta["choice"] = f"kpm: {reason}"
-    return spectrum
+    if "steps" not in options:
+        return options
+    if "moments" in options:
+        raise TypeError("steps and moments were given, and steps are half the moments; use one of them.")
+    return {k: v for k, v in options.items() if k != "steps"} | {"moments": 2 * options["steps"]}
 
 
 def _of_slq(options: dict[str, Any]) -> list[str]:
@@ -117,8 +122,7 @@ def _of_slq(options: dict[str, Any]) -> list[str]:
 
 def _tight(A: Operator) -> tuple[str, str] | None:
     """(recurrence of kpm, why) where the free memory does not hold the vectors of slq."""
-    op = A.gram() if A.shape[0] != A.shape[1] or not A.self_map else A
-    n = (op.smaller if isinstance(op, Gram) else op).shape[0]
+    n = smaller_side(A).shape[0]
     room = arrays.available_memory(A.device) // (n * A.dtype.itemsize)
     if room >= SLQ_VECTORS:
         return None
@@ -134,8 +138,7 @@ def _exact_is_cheap(A: Operator, budget: Any, options: dict[str, Any]) -> tuple[
     limit, own = Budget(budget, A), _of_slq(options)
     if own:
         return False, f"{', '.join(own)} given"
-    op = A if A.shape[0] == A.shape[1] and A.self_map else A.gram()
-    op = op.smaller if isinstance(op, Gram) else op
+    op = smaller_side(A)
     dim, free = op.shape[0], arrays.available_memory(A.device)
     probes, steps = int(options.get("probes", PROBES)), int(options.get("steps", STEPS))
     swept = limit.epochs / cost(op, 1).epochs if cost(op, 1).epochs else limit.epochs
@@ -161,15 +164,9 @@ def _exact_is_cheap(A: Operator, budget: Any, options: dict[str, Any]) -> tuple[
     spent = whole.products > limit.products or whole.epochs > limit.epochs
     if spent or whole.work > WORTH * other.work:
         than = f"the {affordable} of slq" if spent else f"{WORTH} times the {affordable} of slq"
-        return (
-            False,
-            f"all eigenvalues would take {whole.products} products, more than {than}: {whole} instead of {other}",
-        )
-    passes = (
-        "" if whole.jvps or not whole.epochs else f" and {whole.epochs} passes" if whole.epochs > 1 else " and one pass"
-    )
-    data = f"{passes} over the data" if passes else ""
-    return (
-        True,
-        f"dimension {dim}, {whole.products} products{data} instead of up to {affordable}: {whole} instead of {other}",
-    )
+        counts = f"all eigenvalues would take {whole.products} products, more than {than}"
+        return False, f"{counts}: {whole} instead of {other}"
+    counts = f"dimension {dim}, {whole.products} products"
+    if whole.epochs and not whole.jvps:  # from rows
+        counts += f" and {'one pass' if whole.epochs == 1 else f'{whole.epochs} passes'} over the data"
+    return True, f"{counts} instead of up to {affordable}: {whole} instead of {other}"

@@ -9,25 +9,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral import arrays, distributed
-from spectral.estimators import cost, proof
+from spectral import arrays, distributed, longvectors
+from spectral.estimators import cost
 from spectral.estimators.budget import environment, progress_bar, stoppable, symmetric_operand
+from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.cost import SLICE, WORKSPACE
-from spectral.estimators.search_checkpoint import Kept, State
-from spectral.krylov.symmetry import expected, look_again, not_finite
+from spectral.krylov.symmetry import KnownProduct, distance, expected, look_again, not_finite, random_coefficients
 from spectral.networks.jacobian import Jacobian
 from spectral.operators.foreign import Dense, as_operator
 from spectral.operators.operator import Gram, Operator
+from spectral.probes import unit_vectors
 from spectral.quadrature import gauss
-from spectral.schema import Array, Either, Fields, Number, Text
+from spectral.schema import COUNT, SIZE, Array, Either, Fields, Number, Text
 from spectral.spectrum import Spectrum
 
 BLOCK = cost.BLOCK  # columns of the identity multiplied at a time, at most
-MADE = {"how": Text(), "spent": Number(True, least=0), "shift": Number()}
+WHOLE = {"how": Text(), "spent": COUNT, "shift": Number()}
 STATE = Either(  # of a checkpoint: rows A e_0, A e_1, ... of the products so far; the matrix; its eigenvalues, a product of it
-    Fields({"products": Array("float64", None, "n"), "width": Number(True, least=1)}),
-    Fields({"matrix": Array("float64", "n", "n"), **MADE}),
-    Fields({"values": Array("float64", "n", ascending=True), "image": Array("float64", "n"), **MADE}),
+    Fields({"products": Array("float64", None, "n"), "width": SIZE}),
+    Fields({"matrix": Array("float64", "n", "n"), **WHOLE}),
+    Fields({"values": Array("float64", "n", ascending=True), "image": Array("float64", "n"), **WHOLE}),
 )
 
 
@@ -60,18 +61,18 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
             f"exact needs {needed / 2**30:.1f} GiB for the {n} x {n} matrix, more than is free; use spectral.slq, which never "
             "forms it."
         )
-    kept = Kept(checkpoint, op, {"estimator": "exact"}, STATE, n=n)
-    state = kept.state or {}
+    run = Checkpoint(checkpoint, op, {"estimator": "exact"}, STATE)
+    state = run.state or {}
     with stoppable(checkpoint is not None):
-        _prove(op, kept)
+        _prove(op, run)
         if "values" not in state:
-            state = _with_values(state if "matrix" in state else _whole(op, kept, progress), kept)
+            state = _with_values(state if "matrix" in state else _matrix(op, run, progress), run)
     values, how, spent, shift = (state[key] for key in ("values", "how", "spent", "shift"))
     spectrum = Spectrum.from_eigenvalues(
         values,
         zeros=zeros,
         products=spent + tested,
-        epochs=before + kept.spent[1],
+        epochs=before + run.spent.epochs,
         meta={**environment(op), "assembled": how},
     )
     if shift:  # what was rounded may have been larger
@@ -81,15 +82,15 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     return spectrum
 
 
-def _whole(op: Operator, kept: Kept, progress: bool | None) -> State:
+def _matrix(op: Operator, run: Checkpoint, progress: bool | None) -> State:
     """The matrix, how it was made, its products."""
     factor, shift, inner = cost.affine(op)
     if isinstance(inner, Dense):
         matrix, how, spent = inner.matrix.to_dense().double(), "dense matrix", 0
-    elif (made := _assemble(inner, kept, progress)) is not None:
-        matrix, how, spent = made
+    elif (assembled := _assemble(inner, run, progress)) is not None:
+        matrix, how, spent = assembled
     else:
-        factor, shift, (matrix, how, spent) = 1.0, 0.0, _by_products(op, kept, progress)
+        factor, shift, (matrix, how, spent) = 1.0, 0.0, _by_products(op, run, progress)
     if factor != 1.0:
         matrix = matrix * factor
     if shift != 0.0:
@@ -98,51 +99,51 @@ def _whole(op: Operator, kept: Kept, progress: bool | None) -> State:
     return {"matrix": matrix, "how": how, "spent": spent, "shift": shift}
 
 
-def _with_values(state: State, kept: Kept) -> State:
+def _with_values(state: State, run: Checkpoint) -> State:
     """The eigenvalues in place of the matrix."""
     matrix = state["matrix"]
-    kept.stepped(state)  # the routine hears no signal, and no SIGKILL waits for it
-    with kept.guard(lambda: state):
+    with run.guard(lambda: state):
+        run.stepped()  # the routine hears no signal, and no SIGKILL waits for it
         values = torch.linalg.eigvalsh((matrix + matrix.T) / 2).cpu().numpy()
-    image = (matrix @ _combination(kept.op)).cpu().numpy()
-    found = {"values": values, "image": image, **{key: state[key] for key in state if key != "matrix"}}
-    kept.stepped(found, end=True)
-    return found
+        image = (matrix @ _combination(run.op)).cpu().numpy()
+        state = {"values": values, "image": image, **{key: state[key] for key in WHOLE}}
+        run.stepped(end=True)
+    return state
 
 
-def _prove(op: Operator, kept: Kept) -> None:
+def _prove(op: Operator, run: Checkpoint) -> None:
     """Repeat the products that a checkpoint knows, all of them in one random combination."""
-    state: State = kept.state or {}
+    state: State = run.state or {}
     c = _combination(op)
     if "image" in state:
-        expected = torch.from_numpy(state["image"])
+        due = torch.from_numpy(state["image"])
     else:
         rows: Any = state.get("products", state.get("matrix", torch.zeros(0, op.shape[0])))
         c[len(rows) :] = 0
-        expected = rows.T @ c[: len(rows)].to(rows)
-    if c.any():
-        kept.prove(c.to(op.dtype), expected.to(op.device))
+        due = rows.T @ c[: len(rows)].to(rows)
+    if run.state and c.any():
+        run.prove(KnownProduct(c.to(op.dtype), distance(due.to(op.device))))
 
 
 def _combination(op: Operator) -> torch.Tensor:
     """A random vector (n,) in float64 whose entries the dtype of the operator has too."""
-    return torch.from_numpy(proof.coefficients(op.shape[0])).to(op.device, op.dtype).double()
+    return torch.from_numpy(random_coefficients(op.shape[0])).to(op.device, op.dtype).double()
 
 
 def gram_matrix(A: Any, side: str = "auto") -> torch.Tensor:
     """A A^T ("left") or A^T A ("right") as a dense float64 matrix; of a Jacobian in one pass over the data."""
     gram = Gram(as_operator(A), side)
-    return _whole(gram, Kept(None, gram, {}), False)["matrix"]
+    return _matrix(gram, Checkpoint(None, gram, {}, STATE), False)["matrix"]
 
 
-def _assemble(gram: Operator, kept: Kept, progress: bool | None) -> tuple[torch.Tensor, str, int] | None:
+def _assemble(gram: Operator, run: Checkpoint, progress: bool | None) -> tuple[torch.Tensor, str, int] | None:
     """(the Gram matrix in float64, how it was made, products), None where rows do not make it."""
     A = gram.parts[0] if isinstance(gram, Gram) else None
     if isinstance(gram, Gram) and isinstance(A, Dense):
         matrix = A.matrix.to_dense().double()
         return (matrix @ matrix.T if gram.side == "left" else matrix.T @ matrix), "dense matrix", 0
     swept = cost.sweeps(gram, arrays.available_memory(gram.device))
-    if not isinstance(gram, Gram) or not isinstance(A, Jacobian) or not swept or kept.state:
+    if not isinstance(gram, Gram) or not isinstance(A, Jacobian) or not swept or run.state:
         return None  # products that were kept are gone on with
     if gram.side == "right":
         return _sum_of_rows(A, progress), "one pass over the data, J^T J summed batch by batch", A.outputs
@@ -153,10 +154,10 @@ def _assemble(gram: Operator, kept: Kept, progress: bool | None) -> tuple[torch.
 
 def _rows(J: Jacobian, progress: bool | None, first: int = 0) -> Generator[tuple[slice, torch.Tensor], None, None]:
     """The rows of J batch by batch, counted as the products that they are."""
-    with closing(J.rows(first)) as blocks, progress_bar(J.shape[0], "exact", progress, "row") as shown:
+    with closing(J.rows(first)) as blocks, progress_bar(J.shape[0], "exact", progress, "row") as bar:
         for where, block in blocks:
             yield where, block
-            shown.update(len(block))
+            bar.update(len(block))
     J.products += J.outputs
 
 
@@ -183,46 +184,33 @@ def _gram_of_rows(J: Jacobian, swept: list[range], progress: bool | None) -> tor
                 if where.start < mine.stop:
                     held[where.start - mine.start : where.stop - mine.start] = block
                 else:
-                    _add_product(G[mine, where], held, block)
+                    longvectors.add_products(G[mine, where], held, block, SLICE // 8)
                     G[where, mine] = G[mine, where].T
-        _add_product(G[mine, mine], held, held)
+        longvectors.add_products(G[mine, mine], held, held, SLICE // 8)
     return G
 
 
-def _add_product(G: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> None:
-    """G += A B^T in float64, a slice of columns at a time."""
-    width = max(1, SLICE // (8 * max(len(A), len(B))))
-    for start in range(0, A.shape[1], width):
-        one = A[:, start : start + width].double()
-        G.addmm_(one, one.T if B is A else B[:, start : start + width].double().T)
-
-
-def _by_products(A: Operator, kept: Kept, progress: bool | None) -> tuple[torch.Tensor, str, int]:
+def _by_products(A: Operator, run: Checkpoint, progress: bool | None) -> tuple[torch.Tensor, str, int]:
     """(A times the identity, how, products): block by block, row j of the table is A e_j, so that a part of it is contiguous."""
     n, done = A.shape[0], 0
     A.expect(n)
     table = torch.empty(n, n, dtype=torch.float64, device=A.device)
     width = min(BLOCK, cost.columns(A, arrays.available_memory(A.device)))
-    if kept.state:
-        before, width = (
-            kept.state.pop("products"),
-            kept.state["width"],
-        )  # the same columns together: the same bits
-        done = len(before)
-        table[:done] = before
-        del before
-    with kept.guard(lambda: {"products": table[:done], "width": width}), progress_bar(n, "exact", progress) as shown:
-        shown.update(done)
+    if run.state:
+        width = run.state["width"]  # the same columns together: the same bits
+        done = len(run.state["products"])
+        table[:done] = run.state.pop("products")
+    with run.guard(lambda: {"products": table[:done], "width": width}), progress_bar(n, "exact", progress) as bar:
+        bar.update(done)
         while done < n:
-            columns = torch.zeros(n, min(width, n - done), dtype=A.dtype, device=A.device)
-            columns[range(done, done + columns.shape[1]), range(columns.shape[1])] = 1
+            columns = unit_vectors(range(done, min(done + width, n)), n, dtype=A.dtype, device=A.device)
             block = (A @ columns).T
             if not torch.isfinite(block).all():
                 raise not_finite(f"a product of {A!r}")
             table[done : done + len(block)] = block
             done += len(block)
-            kept.stepped({"products": table[:done], "width": width})
-            shown.update(len(block))
+            run.stepped()
+            bar.update(len(block))
     _hold_symmetric(A, table)
     return table.T, f"{n} products", n
 

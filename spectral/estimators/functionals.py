@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from spectral import arrays
+from spectral import longvectors
 from spectral.estimators import leave_one_out
 from spectral.estimators.esd import esd
 from spectral.operators.foreign import as_operator
 from spectral.probes import check_seed
 from spectral.quadrature import bounds, gauss
 from spectral.results import Estimate, nan
+from spectral.schema import integer
 from spectral.spectrum import STEEP, Spectrum
 
 Interval = tuple[float | None, float | None]
@@ -107,8 +108,7 @@ def frobenius(A: Any, *, probes: int = 20, seed: int = 0) -> Estimate:
     if isinstance(A, Spectrum):
         unit = A.scale or 1.0  # so that squares neither overflow nor vanish
         return _root(A.integrate(lambda x: (x / unit) ** 2), unit)
-    if isinstance(probes, bool) or not isinstance(probes, int | np.integer) or probes < 2:
-        raise ValueError(f"probes={probes!r} is no number of products; use an integer >= 2.")
+    integer(probes, "probes", "number of products", 2)
     A, seed = as_operator(A), check_seed(seed)
     n, before, exact = A.shape[1], A.products, probes >= A.shape[1]
     norms = []
@@ -117,7 +117,7 @@ def frobenius(A: Any, *, probes: int = 20, seed: int = 0) -> Estimate:
         if exact:  # the identity instead
             column.zero_()
             column[i] = 1
-        norms.append(arrays.norm(leave_one_out.multiply(A, column)[:, 0]))
+        norms.append(longvectors.norm(leave_one_out.multiply(A, column)[:, 0]))
     spent, unit = A.products - before, max(norms) or 1.0
     squares = (np.array(norms) / unit) ** 2
     if exact:

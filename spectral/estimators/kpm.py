@@ -5,26 +5,22 @@ Legend: K probes, M moments, X evaluation points; h the half width of the interv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.polynomial.chebyshev import chebvander
 from scipy.special import ndtri
 
-from spectral import arrays
-from spectral.estimators.budget import Budget, environment, progress_bar, stoppable, symmetric_operand
-from spectral.estimators.checkpoint import Flight
+from spectral.estimators.budget import Budget, environment, progress_bar, symmetric_operand
+from spectral.estimators.probe_run import ProbeRun
 from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord, bounds, centre, jacobi, rescaled
 from spectral.krylov.chebyshev import jackson as damping
-from spectral.krylov.lanczos import BREAKDOWN, Lanczos, LanczosRecord
-from spectral.krylov.symmetry import expected, hold_size, hold_zero, look_again
-from spectral.operators.operator import Operator
+from spectral.krylov.lanczos import Lanczos, LanczosRecord
 from spectral.probes import check_seed
 from spectral.quadrature import gauss
 from spectral.results import Density
+from spectral.schema import integer
 from spectral.spectrum import Spectrum
 
 Interval = tuple[float, float]
@@ -73,49 +69,35 @@ def kpm(
     given = _check(probes, moments, interval, recurrence)
     steps = min(-(-moments // 2), op.shape[0])
     settings = {
-        "estimator": "kpm",
-        "seed": check_seed(seed),
-        "recurrence": recurrence,
-        "steps": steps,
-        "interval": given,
-    }
-    flight = Flight(checkpoint, op, settings)
-    flight.restore()
-    limit = Budget(budget, op, flight.spent)
+        "estimator": "kpm", "seed": check_seed(seed), "recurrence": recurrence, "steps": steps, "interval": given,
+    }  # fmt: skip
+    run = ProbeRun(checkpoint, op, settings, least=steps, most=steps)
+    limit = Budget(budget, op, run.checkpoint.before)
     limit.announce(probes * steps)
-    left = (probes - len(flight.records) - len(flight.attempts)) * steps
-    with stoppable(checkpoint is not None), progress_bar(max(left, 0), "kpm", progress) as shown:
+    left = (probes - len(run.records) - len(run.attempts)) * steps
+    with run.guard(), progress_bar(max(left, 0), "kpm", progress) as bar:
         draw = _lanczos if recurrence == "lanczos" else _chebyshev
-        records, found = draw(flight, steps, limit, shown, probes, given)
-    products, epochs, _ = flight.spent
+        records, about = draw(run, steps, limit, bar, probes, given)
+    products, epochs, _ = run.checkpoint.counted
     meta = {
-        **environment(op, flight.matrix),
+        **environment(op, run.matrix),
         "seed": int(seed),
         "probes": len(records),
         "moments": moments,
         "recurrence": recurrence,
         "damping": "none",
-        **found,
+        **about,
         "stop": "probes" if len(records) >= probes else "budget",
         "stops": [record.stop for record in records],
         "kept_steps": [record.steps for record in records],
     }
-    return Spectrum.from_records(
-        records,
-        dim,
-        zeros=zeros,
-        products=products,
-        epochs=epochs,
-        method="kpm",
-        meta=meta,
-    )
+    return Spectrum.from_records(records, dim, zeros=zeros, products=products, epochs=epochs, method="kpm", meta=meta)
 
 
 def _check(probes: int, moments: int, interval: Sequence[float] | None, recurrence: str) -> Interval | None:
     """The interval that was given, as two numbers."""
     for name, value in (("probes", probes), ("moments", moments)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}={value!r} is no number of {name}; use an integer >= 1.")
+        integer(value, name, f"number of {name}")
     if recurrence not in ("lanczos", "chebyshev"):
         raise ValueError(f"recurrence={recurrence!r} is not known; use 'lanczos' or 'chebyshev'.")
     if interval is None:
@@ -132,37 +114,21 @@ def _outside(given: Interval) -> ValueError:
     )
 
 
-def _follow(flight: Flight, state: Lanczos | Chebyshev, limit: Budget, shown: Any) -> str | None:
-    """Step to the end of the probe, or of the budget, which is returned."""
-    more = state.steps < state.limit and not flight.ended
-    try:
-        while more:
-            if state.steps and limit.exhausted():
-                return "budget"
-            more = state.step()
-            shown.update(1)
-            flight.stepped(state, more)
-    except (KeyboardInterrupt, SystemExit):
-        flight.save(state)
-        raise
-    return None
-
-
 def _lanczos(
-    flight: Flight, steps: int, limit: Budget, shown: Any, probes: int, given: Interval | None
+    run: ProbeRun, steps: int, limit: Budget, bar: Any, probes: int, given: Interval | None
 ) -> tuple[list[LanczosRecord], dict[str, Any]]:
     """Records by Lanczos without a basis, and their moments on an interval chosen afterwards."""
-    records = flight.records
-    while len(records) < probes and not (records and flight.kept is None and limit.exhausted()):
-        state = flight.begin(len(records), steps, False)
-        stop = _follow(flight, state, limit, shown)
-        record = state.record(seed=flight.seed, index=len(records), stop=stop)
+    records = run.records
+    while len(records) < probes and not (records and run.recurrence is None and limit.exhausted()):
+        state = run.begin(len(records), lambda start: run.lanczos(start, steps))
+        stop = run.follow(limit, bar)
+        record = state.record(seed=run.seed, index=len(records), stop=stop)
         del state  # before the next one is made
         if given is not None:  # Ritz values lie within the spectrum
             theta, slack = record.eigen[0], 8 * gauss.epsilon(record) * np.abs(record.eigen[0]).max()
             if theta[0] < given[0] - slack or theta[-1] > given[1] + slack:
                 raise _outside(given)
-        flight.finish(record)
+        run.finish(record)
     interval = given or bounds(records)
     return records, {
         "interval": list(interval),
@@ -174,29 +140,26 @@ def _lanczos(
 
 
 def _chebyshev(
-    flight: Flight, steps: int, limit: Budget, shown: Any, probes: int, given: Interval | None
+    run: ProbeRun, steps: int, limit: Budget, bar: Any, probes: int, given: Interval | None
 ) -> tuple[list[LanczosRecord], dict[str, Any]]:
     """Records by the modified Chebyshev algorithm from moments on an interval found before, widened where they grow."""
     interval, source = given or (0.0, 0.0), "given"
     if given is None:
-        interval, steps, source = _find(flight, steps, limit, shown)
+        interval, steps, source = _find_interval(run, steps, limit, bar)
     done: list[ChebyshevRecord] = []
     restarts = tried = 0
-    while len(done) < probes and not (
-        done and tried == len(flight.attempts) and flight.kept is None and limit.exhausted()
-    ):
-        if tried == len(flight.attempts):
-            state = flight.begin_moments(len(done), steps, interval)
-            stop = _follow(flight, state, limit, shown)
-            flight.finish(state.record(seed=flight.seed, index=len(done), stop=stop))
-            del state  # before the next one is made
-        record, tried = flight.attempts[tried], tried + 1
+    while len(done) < probes:
+        if tried == len(run.attempts):
+            if done and run.recurrence is None and limit.exhausted():
+                break
+            run.finish(_attempt(run, len(done), steps, interval, limit, bar))
+        record, tried = run.attempts[tried], tried + 1
         if record.stop != "outside":
             done.append(record)
             continue
         if given is not None:
             raise _outside(given)
-        if limit.exhausted() and tried == len(flight.attempts):
+        if limit.exhausted() and tried == len(run.attempts):
             raise ValueError(SOUGHT)
         low, high = bounds([jacobi(record)])
         margin = WIDER * 2**restarts * (interval[1] - interval[0])
@@ -212,66 +175,34 @@ def _chebyshev(
     }
 
 
-def _find(flight: Flight, steps: int, limit: Budget, shown: Any) -> tuple[Interval, int, str]:
+def _attempt(run: ProbeRun, index: int, steps: int, interval: Interval, limit: Budget, bar: Any) -> ChebyshevRecord:
+    """A probe's moments on an interval, or those that show that the interval is too small."""
+    state = run.begin(index, lambda start: Chebyshev(run.op, start, steps, interval))
+    state.limit = steps
+    if state.interval != interval:
+        raise run.checkpoint.damaged("its interval is not that of the run")
+    stop = run.follow(limit, bar)
+    return state.record(seed=run.seed, index=index, stop=stop)
+
+
+def _find_interval(run: ProbeRun, steps: int, limit: Budget, bar: Any) -> tuple[Interval, int, str]:
     """(interval, steps, how) from a few Lanczos steps on the first probe; as many steps as its invariant subspace has are enough.
 
     Every Gaussian probe has the Krylov dimension of the first, the number of distinct eigenvalues, almost surely.
     """
-    if not flight.records:
-        record = _in_three(flight, max(BOUND_STEPS, steps // BOUND_SHARE), limit, shown)
+    if not run.records:
+        state = Lanczos(
+            run.op, run.start(0), max(BOUND_STEPS, steps // BOUND_SHARE), reorthogonalize=False, overwrite=True
+        )
+        while not state.ended and not limit.exhausted():
+            state.step()
+            bar.update(1)
         if limit.exhausted():
             raise ValueError(SOUGHT)
-        flight.finish(record)
-    record = flight.records[0]
+        run.finish(state.record(seed=run.seed, index=0))
+    record = run.records[0]
     exact = record.betas[-1] == 0
     return bounds([record]), min(steps, record.steps) if exact else steps, f"{record.steps} Lanczos steps"
-
-
-def _in_three(flight: Flight, steps: int, limit: Budget, shown: Any) -> LanczosRecord:
-    """The first probe's Lanczos record as `Lanczos` has it, bit for bit, in three vectors: a step overwrites the oldest."""
-    op, start = flight.op, flight.start(0)
-    squared = arrays.dot(start, start)
-    q, q_prev = start.div_(math.sqrt(squared)), None
-    alphas: list[float] = []
-    betas: list[float] = []
-    carried = 0.0  # as in `Lanczos`
-    while len(alphas) < min(steps, op.shape[0]) and not (betas and betas[-1] == 0) and not limit.exhausted():
-        w = op @ q  # perhaps a buffer of the operator: not ours to change
-        across = 0.0 if q_prev is None else arrays.dot(q_prev, w)
-        if q_prev is not None:
-            _hold_symmetric(op, q_prev, q, across, betas[-1] + carried, alphas, betas)
-        w = w.clone() if q_prev is None else torch.sub(w, q_prev, alpha=betas[-1], out=q_prev)
-        alphas.append(arrays.dot(w, q))
-        betas.append(arrays.norm(w.sub_(q, alpha=alphas[-1])))
-        hold_size(w, math.hypot(alphas[-1], betas[-1]), f"the product in step {len(alphas)}")
-        if q_prev is None and alphas[-1] == betas[-1] == 0:
-            hold_zero(op, q, "the product in step 1 of Lanczos")
-        if betas[-1] <= BREAKDOWN * arrays.machine_epsilon(op.dtype) * (
-            max(map(abs, alphas)) + max([0.0, *betas[:-1]])
-        ):
-            betas[-1] = 0.0
-        else:
-            carried = 0.0 if q_prev is None else betas[-2] * (across - betas[-2]) / betas[-1]
-            q_prev, q = q, w.div_(betas[-1])
-        shown.update(1)
-    dtype, stop = str(op.dtype).removeprefix("torch."), "breakdown" if betas and betas[-1] == 0 else "steps"
-    return LanczosRecord(np.array(alphas), np.array(betas), squared, dtype, False, stop, flight.seed, 0)
-
-
-def _hold_symmetric(
-    op: Operator,
-    q_prev: torch.Tensor,
-    q: torch.Tensor,
-    found: float,
-    due: float,
-    alphas: list[float],
-    betas: list[float],
-) -> None:
-    """<q_{j-1}, A q_j> against <A q_{j-1}, q_j>, as `Lanczos` does it."""
-    scale = max(map(abs, alphas)) + 2 * max(betas)
-    if abs(found - due) > expected(op) * scale * (1 + scale / betas[-1]):
-        names = (f"the product in step {step} of Lanczos" for step in (len(alphas) + 1, len(alphas)))
-        look_again(op, q_prev, q, found, due, tuple(names), scale)  # type: ignore[arg-type]
 
 
 def moments_of(record: LanczosRecord, interval: Interval, count: int) -> np.ndarray:

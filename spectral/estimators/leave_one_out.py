@@ -25,52 +25,60 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-from spectral import arrays
-from spectral.estimators import proof
-from spectral.krylov.symmetry import hold, hold_size
+from spectral import arrays, longvectors
+from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_size, random_coefficients
+from spectral.longvectors import column_dots, combination, cross, orthonormal
 from spectral.operators.operator import Operator
 from spectral.probes import probe
-from spectral.schema import Array, Fields, Items, Law, Number, Rule, Same
+from spectral.schema import COUNT, POSITIVE, Array, Fields, Items, Law, Number, Rule, Same
 
 RANK = 4.0  # a direction of Y within this many eps of its largest column is rounding
 ALONE = 1e-6  # leverage 1 - ALONE: no other vector of Y reaches this one's direction
 PARALLEL = 1e-12  # squared sine below which two directions are one
-POSITIVE, COLUMNS = Number(least=0), Array("dtype", "n", "m")
-RANGE: dict[str, Rule] = {"Q": Array("dtype", "n", "rank"), "Z": Array("dtype", "n", "rank"), "largest": POSITIVE}
+RANGE = Fields(  # of a checkpoint
+    {"Q": Array("dtype", "n", "rank"), "Z": Array("dtype", "n", "rank"), "largest": POSITIVE},
+    laws=(Law("an orthonormal basis", lambda f, s: orthonormal(f["Q"].T)),),
+)
 
 
 class Sampler:
-    """Vectors drawn so far, and what they say of tr A."""
+    """m vectors drawn so far, and what they say of tr A.
+
+    `parts` are the attributes that a checkpoint holds: replaced by `add`, never changed in place.
+    """
 
     cost = 1  # products for each vector
-    alone = True  # without a `Range`
-    parts: ClassVar[
-        dict[str, Rule]
-    ] = {}  # attributes that hold what has been drawn; replaced by `add`, never changed in place
+    parts: ClassVar[dict[str, Rule]] = {}
 
     def __init__(self, A: Operator, seed: int) -> None:
         self.A, self.seed, self.m = A, seed, 0
+        self.squares = 0.0  # sum of the squared lengths of products
+        self.range = Range(A)  # of those that have one
 
     def state(self) -> dict[str, Any]:
-        """What has been drawn, for a checkpoint."""
-        own = {name: getattr(self, name) for name in ("m", *self.parts)}
-        basis = getattr(self, "range", None)
-        return own if basis is None else {**own, "Q": basis.Q, "Z": basis.Z, "largest": basis.largest}
+        """What has been drawn."""
+        state = {name: getattr(self, name) for name in ("m", *self.parts)}
+        return {**state, "range": self.range.state()} if "range" in state else state
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        for name in ("m", *self.parts):
+            if name == "range":
+                self.range.resume(state[name])
+            else:
+                setattr(self, name, state[name])
 
     @classmethod
     def rule(cls, name: str) -> Fields:
         """What a checkpoint of this sampler under its name must hold; `targets`: numbers of vectors that a run may aim at."""
-        whole = Number(True, least=0)
-        ranged = {} if cls.alone else RANGE
         laws = (
             Law("a number of vectors that the run aims at", lambda f, s: f["target"] in s["targets"][name]),
             Law(
                 "as many vectors as it says, and not more than it aims at", lambda f, s: f["m"] == s["m"] <= f["target"]
             ),
-            Law("an orthonormal basis", lambda f, s: "Q" not in f or orthonormal(f["Q"])),
             Law("sums that are those of its vectors", cls.sums),
         )
-        return Fields({"method": Same(name), "target": whole, "m": whole, **cls.parts, **ranged}, laws=laws)
+        return Fields({"method": Same(name), "target": COUNT, "m": COUNT, **cls.parts}, laws=laws)
 
     @staticmethod
     def sums(state: Any, sizes: Any) -> bool:
@@ -81,19 +89,6 @@ class Sampler:
         """Blocks of vectors that were multiplied, and their products."""
         raise TypeError(f"{type(self).__name__} draws nothing.")
 
-    def again(self) -> None:
-        """Draw the vectors that a checkpoint leaves out once more."""
-
-    def resume(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        for name in ("m", *self.parts):
-            setattr(self, name, state[name])
-        basis = getattr(self, "range", None)
-        if basis is not None:
-            basis.Q, basis.Z, basis.largest = state["Q"], state["Z"], state["largest"]
-        if self.m:
-            self.again()
-
     def add(self, count: int) -> None:
         """Draw `count` more vectors and multiply."""
         raise TypeError(f"{type(self).__name__} draws nothing.")
@@ -102,12 +97,10 @@ class Sampler:
         """(value, standard error)."""
         raise TypeError(f"{type(self).__name__} estimates nothing.")
 
-    def draw(self, first: int, count: int, kind: str, stride: int = 1) -> torch.Tensor:
-        """Probes first, first + stride, ...: (n, count)."""
-        return draw(self.A, self.seed, range(first, first + count * stride, stride), kind)
-
-    def multiply(self, V: torch.Tensor) -> torch.Tensor:
-        return multiply(self.A, V)
+    def stderr(self, variance: float) -> float:
+        """Widened to Student's interval, and with eps ||A||_F, which products in this dtype leave of a trace."""
+        rounding = arrays.machine_epsilon(self.A.dtype) * float(np.sqrt(self.squares / self.m))
+        return float(np.hypot(np.sqrt(variance) * widening(self.m), rounding))
 
 
 def draw(A: Operator, seed: int, indices: range, kind: str) -> torch.Tensor:
@@ -143,12 +136,12 @@ class Hutchinson(Sampler):
         self.values: list[float] = []
         self.product = torch.zeros(A.shape[0], dtype=A.dtype, device=A.device)  # of the first vector
         self.last: tuple[torch.Tensor, torch.Tensor] | None = None  # a vector (n, 1) and its product, to meet the next
-        self.squares = self.scatter = 0.0
+        self.scatter = 0.0
         self.mean = torch.zeros(A.shape[0], dtype=torch.float64, device=A.device)
 
     def add(self, count: int) -> None:
-        Z = self.draw(self.m, count, "rademacher")
-        Y = self.multiply(Z)
+        Z = draw(self.A, self.seed, range(self.m, self.m + count), "rademacher")
+        Y = multiply(self.A, Z)
         if self.m == 0:
             self.product = Y[:, 0].clone()
         self.values = self.values + column_dots(Z, Y).tolist()
@@ -160,12 +153,12 @@ class Hutchinson(Sampler):
             sample = (Z[:, i] * Y[:, i]).double()
             step = sample - self.mean
             self.mean = self.mean + step / self.m
-            self.scatter += arrays.dot(step, sample - self.mean)
+            self.scatter += longvectors.dot(step, sample - self.mean)
 
     @staticmethod
     def sums(state: Any, sizes: Any) -> bool:
         """The entries of the mean sum up to the mean of the values, and ||z * A z|| = ||A z|| for signs z."""
-        m, mean, eps = state["m"], state["mean"], proof.rounding(getattr(torch, sizes["dtype"]))
+        m, mean, eps = state["m"], state["mean"], arrays.summation_error(sizes["dtype"])
         size = np.sqrt(len(mean) * state["squares"] * m)
         scatter = state["squares"] - m * float(mean @ mean)
         return (
@@ -174,53 +167,88 @@ class Hutchinson(Sampler):
         )
 
     def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(self.draw(0, 1, "rademacher"), self.product[:, None])]
+        return [(draw(self.A, self.seed, range(1), "rademacher"), self.product[:, None])]
 
     def estimate(self) -> tuple[float, float]:
         values = np.array(self.values)
         variance = 2 * self.scatter / (self.m - 1) if self.A.symmetric else float(values.var(ddof=1))
-        return float(values.mean()), _stderr(variance / self.m, self.m, _rounding(self))
+        return float(values.mean()), self.stderr(variance / self.m)
 
 
-class HutchPlusPlus(Sampler):
-    """tr Q^T A Q for Q from m vectors, and g^T (I - Q Q^T) A (I - Q Q^T) g of m other ones."""
+class Pairs(Sampler):
+    """Vectors Omega (n, m) and their products Y; the former are drawn again where a checkpoint holds the latter."""
 
-    cost = 3
-    alone = False
-    parts: ClassVar[dict[str, Rule]] = {"AG": COLUMNS, "squares": POSITIVE}
+    kind, first, stride = "gaussian", 0, 1
+    parts: ClassVar[dict[str, Rule]] = {"Y": Array("dtype", "n", "m"), "squares": POSITIVE}
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
-        self.range, self.squares = Range(A), 0.0
-        self.G = self.AG = empty(A)
+        self.Omega = self.Y = empty(A)
+
+    def _draw(self, start: int, stop: int) -> torch.Tensor:
+        indices = range(self.first + start * self.stride, self.first + stop * self.stride, self.stride)
+        return draw(self.A, self.seed, indices, self.kind)
+
+    def resume(self, state: dict[str, Any]) -> None:
+        super().resume(state)
+        if self.m:
+            self.Omega = self._draw(0, self.m)
 
     def add(self, count: int) -> None:
-        self.range.extend(self.multiply(self.draw(2 * self.m, count, "rademacher", 2)))
-        G = self.draw(2 * self.m + 1, count, "rademacher", 2)
-        AG = self.multiply(G)
-        self.G, self.AG = torch.cat([self.G, G], 1), torch.cat([self.AG, AG], 1)
-        self.squares += float(column_dots(AG, AG).sum())
+        Omega = self._draw(self.m, self.m + count)
+        Y = multiply(self.A, Omega)
+        self.take(Y)
+        self.Omega, self.Y = torch.cat([self.Omega, Omega], 1), torch.cat([self.Y, Y], 1)
+        self.squares += float(column_dots(Y, Y).sum())
         self.m += count
+
+    def take(self, Y: torch.Tensor) -> None:
+        """What else is made of new products."""
 
     @staticmethod
     def sums(state: Any, sizes: Any) -> bool:
-        return same_squares(state["AG"], state["squares"])
+        total = float(column_dots(state["Y"], state["Y"]).sum())
+        return abs(total - state["squares"]) <= arrays.summation_error(sizes["dtype"]) * state["squares"]
 
     def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(self.G, self.AG), (self.range.Q, self.range.Z)]
+        return [(self.Omega, self.Y), *([(self.range.Q, self.range.Z)] if "range" in self.parts else [])]
 
-    def again(self) -> None:
-        self.G = self.draw(1, self.m, "rademacher", 2)
+
+class HutchPlusPlus(Pairs):
+    """tr Q^T A Q for Q from m vectors, and g^T (I - Q Q^T) A (I - Q Q^T) g of m other ones: Omega, with products Y."""
+
+    cost = 3
+    kind, first, stride = "rademacher", 1, 2
+    parts: ClassVar[dict[str, Rule]] = {**Pairs.parts, "range": RANGE}
+
+    def add(self, count: int) -> None:
+        others = range(2 * self.m, 2 * (self.m + count), 2)
+        self.range.extend(multiply(self.A, draw(self.A, self.seed, others, self.kind)))
+        super().add(count)
 
     def estimate(self) -> tuple[float, float]:
-        Q, Z = self.range.Q, self.range.Z
-        W, H, R, T = cross(Q, self.G), cross(Q, Z), cross(Q, self.AG), cross(Z, self.G)
-        hold_products(self.A, Q, Z, self.G, self.AG, (R, T))
-        rest = column_dots(self.G, self.AG) - (W * R).sum(0) - (W * T).sum(0) + (W * (H @ W)).sum(0)
-        return float(np.trace(H) + rest.mean()), _stderr(float(rest.var(ddof=1)) / self.m, self.m, _rounding(self))
+        Q, Z, G, AG = self.range.Q, self.range.Z, self.Omega, self.Y
+        W, H, R, T = cross(Q, G), cross(Q, Z), cross(Q, AG), cross(Z, G)
+        hold_products(self.A, Q, Z, G, AG, (R, T))
+        rest = column_dots(G, AG) - (W * R).sum(0) - (W * T).sum(0) + (W * (H @ W)).sum(0)
+        return float(np.trace(H) + rest.mean()), self.stderr(float(rest.var(ddof=1)) / self.m)
 
 
-class XTrace(Sampler):
+class Exchangeable(Pairs):
+    """An estimate that is the mean of e_i, each unbiased given all vectors but omega_i."""
+
+    def samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """e (m,) and d (m, m): d_ij = e_i less the same without the j-th vector in its basis."""
+        raise TypeError(f"{type(self).__name__} estimates nothing.")
+
+    def estimate(self) -> tuple[float, float]:
+        if self.squares == 0:
+            return 0.0, 0.0
+        e, change = self.samples()
+        return float(e.mean()), self.stderr(exchangeable_variance(e, change))
+
+
+class XTrace(Exchangeable):
     """e_i = tr Q_i^T A Q_i + c_i omega_i^T (I - Q_i Q_i^T) A (I - Q_i Q_i^T) omega_i, Q_i the range of Y without y_i.
 
     c_i = (n - dim Q_i) / ||(I - Q_i Q_i^T) omega_i||^2 puts the projected vector on the sphere ("resphered"), which makes
@@ -229,35 +257,10 @@ class XTrace(Sampler):
     """
 
     cost = 2
-    alone = False
-    parts: ClassVar[dict[str, Rule]] = {"Y": COLUMNS, "squares": POSITIVE}
+    parts: ClassVar[dict[str, Rule]] = {**Pairs.parts, "range": RANGE}
 
-    def __init__(self, A: Operator, seed: int) -> None:
-        super().__init__(A, seed)
-        self.range, self.squares = Range(A), 0.0
-        self.Omega = self.Y = empty(A)
-
-    def add(self, count: int) -> None:
-        Omega = self.draw(self.m, count, "gaussian")
-        Y = self.multiply(Omega)
+    def take(self, Y: torch.Tensor) -> None:
         self.range.extend(Y)
-        self.Omega, self.Y = torch.cat([self.Omega, Omega], 1), torch.cat([self.Y, Y], 1)
-        self.squares += float(column_dots(Y, Y).sum())
-        self.m += count
-
-    def estimate(self) -> tuple[float, float]:
-        e, change = self.samples()
-        return float(e.mean()), _stderr(exchangeable_variance(e, change), self.m, _rounding(self))
-
-    @staticmethod
-    def sums(state: Any, sizes: Any) -> bool:
-        return same_squares(state["Y"], state["squares"])
-
-    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(self.Omega, self.Y), (self.range.Q, self.range.Z)]
-
-    def again(self) -> None:
-        self.Omega = self.draw(0, self.m, "gaussian")
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """e (m,) and d (m, m): d_ij = e_i less the same without y_j in its basis."""
@@ -287,43 +290,13 @@ class XTrace(Sampler):
         return e, change
 
 
-class XNysTrace(Sampler):
+class XNysTrace(Exchangeable):
     """e_i = tr A_i + c_i omega_i^T (A - A_i) omega_i, A_i Nystrom's approximation of A >= 0 without omega_i.
 
     With H = Omega^T Y, G = Omega^T Omega, P = H^-1 and the unit vectors u_i: A_i = Y P Y^T - Y P u_i u_i^T P Y^T / P_ii, the
     quadratic form is 1 / P_ii, and resphering multiplies it by (n - m + 1) (G^-1)_ii. A + nu I with nu at the rounding of Y is
     what is approximated; nu n is subtracted again. Epperly, Tropp, Webber (2024).
     """
-
-    parts: ClassVar[dict[str, Rule]] = {"Y": COLUMNS, "squares": POSITIVE}
-
-    def __init__(self, A: Operator, seed: int) -> None:
-        super().__init__(A, seed)
-        self.Omega = self.Y = empty(A)
-        self.squares = 0.0
-
-    @staticmethod
-    def sums(state: Any, sizes: Any) -> bool:
-        return same_squares(state["Y"], state["squares"])
-
-    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(self.Omega, self.Y)]
-
-    def again(self) -> None:
-        self.Omega = self.draw(0, self.m, "gaussian")
-
-    def add(self, count: int) -> None:
-        Omega = self.draw(self.m, count, "gaussian")
-        Y = self.multiply(Omega)
-        self.Omega, self.Y = torch.cat([self.Omega, Omega], 1), torch.cat([self.Y, Y], 1)
-        self.squares += float(column_dots(Y, Y).sum())
-        self.m += count
-
-    def estimate(self) -> tuple[float, float]:
-        if self.squares == 0:
-            return 0.0, 0.0
-        e, change = self.samples()
-        return float(e.mean()), _stderr(exchangeable_variance(e, change), self.m, _rounding(self))
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """e (m,) and d (m, m): d_ij = e_i less the same without omega_j."""
@@ -332,7 +305,7 @@ class XNysTrace(Sampler):
         hold_products(self.A, self.Omega, self.Y, self.Omega, self.Y, (plain, plain.T))
         C, nu = self._cholesky(plain, G)
         inverse = np.linalg.inv(C)  # H = C C^T
-        R = triangle(self.Y, self.Omega, nu)
+        R = longvectors.triangle(self.Y, self.Omega, nu)
         B = R @ inverse.T  # A_m = Q B B^T Q^T
         P, YP = inverse.T @ inverse, B @ inverse
         K, G = YP.T @ YP, np.linalg.inv(G)
@@ -350,7 +323,7 @@ class XNysTrace(Sampler):
     def _cholesky(self, H: np.ndarray, G: np.ndarray) -> tuple[np.ndarray, float]:
         """The factor of H + nu G, nu the smallest of a few that makes it definite; ValueError where A is not."""
         n, eps = self.A.shape[0], arrays.machine_epsilon(self.A.dtype)
-        if np.abs(H - H.T).max() > 1e3 * eps**0.75 * np.abs(H).max():
+        if np.abs(H - H.T).max() > arrays.discrepancy(self.A.dtype) * np.abs(H).max():
             raise ValueError(f"{self.A!r} is not symmetric, and 'xnystrace' needs A >= 0; use method='xtrace'.")
         nu = eps * np.sqrt(self.squares / n)
         for _ in range(4):
@@ -403,6 +376,14 @@ class Range:
     def __init__(self, A: Operator) -> None:
         self.A, self.Q, self.Z, self.largest = A, empty(A), empty(A), 0.0
 
+    def state(self) -> dict[str, Any]:
+        """See `RANGE`."""
+        return {"Q": self.Q, "Z": self.Z, "largest": self.largest}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.Q, self.Z, self.largest = state["Q"], state["Z"], state["largest"]
+
     def extend(self, Y: torch.Tensor) -> None:
         """Add what the columns of Y reach beyond Q, as far as it is more than rounding, and multiply it."""
         self.largest = max(self.largest, float(column_dots(Y, Y).max()) ** 0.5)
@@ -412,16 +393,15 @@ class Range:
         X = X @ U[:, s > RANK * arrays.machine_epsilon(self.A.dtype) * self.largest]
         if X.shape[1] == 0:
             return
-        X = torch.linalg.qr(self._orthogonal(X))[0].to(
-            self.A.dtype
-        )  # once more: a short direction is not yet orthogonal
+        # once more: a short direction is not yet orthogonal
+        X = torch.linalg.qr(self._orthogonal(X))[0].to(self.A.dtype)
         self.Q, self.Z = torch.cat([self.Q, X], 1), torch.cat([self.Z, multiply(self.A, X)], 1)
 
     def _orthogonal(self, X: torch.Tensor) -> torch.Tensor:
         """(I - Q Q^T) X, in place."""
         for _ in range(2):
             G = torch.from_numpy(cross(self.Q, X)).to(X)
-            for rows in _chunks(X):
+            for rows in longvectors.chunks(*X.shape):
                 X[rows] -= self.Q[rows].double() @ G
         return X
 
@@ -441,69 +421,22 @@ def exchangeable_variance(e: np.ndarray, change: np.ndarray) -> float:
     return float(e.var(ddof=1)) / m + max(0.0, float((change * change.T).sum()) / (m * (m - 1)))
 
 
-def _stderr(variance: float, m: int, rounding: float) -> float:
-    return float(np.hypot(np.sqrt(variance) * widening(m), rounding))
-
-
 def widening(m: int) -> float:
     """Student's 97.5 % quantile for m values over the normal one: +- 1.96 stderr is then a 95 % interval."""
     return float(student.ppf(0.975, m - 1) / 1.959964)
 
 
-def _rounding(sampler: Hutchinson | HutchPlusPlus | XTrace | XNysTrace) -> float:
-    """eps ||A||_F, the latter from ||A omega||^2: what products in this dtype leave of a trace."""
-    return arrays.machine_epsilon(sampler.A.dtype) * float(np.sqrt(sampler.squares / sampler.m))
-
-
-# Blocks in the operator's dtype, sums in float64 -----------------------------------------------------------------------
 def empty(A: Operator) -> torch.Tensor:
     return torch.empty(A.shape[1], 0, dtype=A.dtype, device=A.device)
 
 
-def _chunks(X: torch.Tensor) -> list[slice]:
-    step = max(1, arrays.CHUNK // max(1, X.shape[1]))
-    return [slice(start, start + step) for start in range(0, X.shape[0], step)]
-
-
-def cross(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:
-    """X^T Y, (k, n) times (n, m), summed in float64."""
-    total = torch.zeros(X.shape[1], Y.shape[1], dtype=torch.float64, device=X.device)
-    for rows in _chunks(X if X.shape[1] > Y.shape[1] else Y):
-        total += X[rows].double().T @ Y[rows].double()
-    return total.cpu().numpy()
-
-
-def orthonormal(Q: torch.Tensor) -> bool:
-    """Whether the columns of Q (n, k) are, to their rounding."""
-    return bool(np.abs(cross(Q, Q) - np.eye(Q.shape[1])).max(initial=0.0) <= proof.rounding(Q.dtype))
-
-
-def same_squares(Y: torch.Tensor, squares: float) -> bool:
-    """Whether `squares` is ||Y||_F^2."""
-    return abs(float(column_dots(Y, Y).sum()) - squares) <= proof.rounding(Y.dtype) * squares
-
-
-def together(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random combination of all vectors, (n,), and the same one of their products."""
-    c = proof.coefficients(sum(V.shape[1] for V, _ in pairs))
+def known_product(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> KnownProduct:
+    """A random combination of all vectors in blocks (n, b), with the same one of their products."""
     ends = np.cumsum([0, *(V.shape[1] for V, _ in pairs)])
+    c = random_coefficients(int(ends[-1]))
+    shares = [c[a:b] for a, b in itertools.pairwise(ends)]
     x, y = (
-        torch.stack([proof.combined(pair[i].T, c[a:b]) for pair, a, b in zip(pairs, ends, ends[1:], strict=False)]).sum(
-            0
-        )
+        torch.stack([combination(share, pair[i].T) for pair, share in zip(pairs, shares, strict=True)]).sum(0)
         for i in (0, 1)
     )
-    return x, y
-
-
-def column_dots(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:
-    """x_i^T y_i of the columns, in float64."""
-    return np.array([arrays.dot(X[:, i].contiguous(), Y[:, i].contiguous()) for i in range(X.shape[1])])
-
-
-def triangle(Y: torch.Tensor, Omega: torch.Tensor, nu: float) -> np.ndarray:
-    """R of the QR decomposition of Y + nu Omega, rows taken in chunks, in float64."""
-    R = torch.zeros(0, Y.shape[1], dtype=torch.float64, device=Y.device)
-    for rows in _chunks(Y):
-        R = torch.linalg.qr(torch.cat([R, Y[rows].double() + nu * Omega[rows].double()]), mode="r")[1]
-    return R.cpu().numpy()
+    return KnownProduct(x, distance(y))

@@ -11,14 +11,15 @@ from scipy.stats import chi2
 
 from spectral import arrays
 from spectral.estimators import stopping
-from spectral.estimators.budget import Budget, environment, expect, progress_bar, stoppable, symmetric_operand
-from spectral.estimators.checkpoint import Flight
+from spectral.estimators.budget import Budget, environment, expect, progress_bar, symmetric_operand
 from spectral.estimators.deflation import Deflation, converged, padded
+from spectral.estimators.probe_run import ProbeRun
 from spectral.estimators.stopping import Tolerance
 from spectral.krylov.lanczos import MODES, Lanczos, LanczosRecord, second_pass
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.results import Atoms
+from spectral.schema import integer
 from spectral.spectrum import NO_ATOMS, Spectrum
 
 
@@ -83,15 +84,14 @@ def slq(
     }
     if plan.choice:
         settings["memory"] = plan.choice
-    run = _Run(op, settings, plan, aim, (dim, zeros), Flight(checkpoint, op, settings))
-    limit = Budget(budget, op, run.flight.spent)
+    run = _Run(op, settings, plan, aim, (dim, zeros), checkpoint)
+    limit = Budget(budget, op, run.checkpoint.before)
     limit.announce(int(probes) * min(int(steps), op.shape[0]))
     total = None if plan.adaptive else (int(probes) - len(run.records)) * min(int(steps), op.shape[0])
-    with stoppable(checkpoint is not None), progress_bar(total, "slq", progress) as shown:
-        while (stop := run.ended(limit)) is None:
-            run.next_probe(limit, shown)
-    products, epochs, _ = run.flight.spent
-    return run.spectrum(products=products, epochs=epochs, stop=stop)
+    with run.guard(), progress_bar(total, "slq", progress) as bar:
+        while (stop := run.stop(limit)) is None:
+            run.next_probe(limit, bar)
+    return run.spectrum(stop=stop)
 
 
 def check(
@@ -100,8 +100,7 @@ def check(
 ) -> Tolerance | None:  # fmt: skip
     """One sentence for an option of `slq` that is none; what `tol` asks for."""
     for name, value in (("probes", probes), ("steps", steps)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}={value!r} is no number of {name}; use an integer >= 1.")
+        integer(value, name, f"number of {name}")
     if reorthogonalize not in (*MODES, "auto"):
         raise ValueError(f"reorthogonalize={reorthogonalize!r} is not known; use True, 'selective', False or 'auto'.")
     if deflate not in (True, False, "auto"):
@@ -139,9 +138,7 @@ class _Plan:
         adaptive = aim is not None or (budget is not None and not all(given))
         n = op.shape[0]
         most = n if adaptive and not given[0] else min(int(steps), n)
-        room = int(
-            arrays.available_memory(op.device) // 4 // (n * op.dtype.itemsize)
-        )  # vectors in a quarter of the memory
+        room = arrays.room(n, op.dtype, op.device)
         mode, choice = reorthogonalize, ""
         if reorthogonalize == "auto":
             mode = room >= min(most, int(steps))
@@ -158,8 +155,8 @@ class _Plan:
         )  # fmt: skip
 
 
-class _Run:
-    """The probes that are done and the one in flight, with what deflation knows of them."""
+class _Run(ProbeRun):
+    """The probes that are done and the one at hand, with what deflation knows of them."""
 
     def __init__(
         self,
@@ -168,66 +165,53 @@ class _Run:
         plan: _Plan,
         aim: Tolerance | None,
         size: tuple[int, int],
-        flight: Flight,
+        path: Any,
     ) -> None:
-        self.op, self.settings, self.plan, self.aim, self.flight = op, settings, plan, aim, flight
-        self.dim, self.zeros = size
-        self.records = flight.records
-        self.deflation = flight.deflation = Deflation(plan.vectors) if plan.vectors else None
-        flight.restore()
+        self.settings, self.plan, self.aim, (self.dim, self.zeros) = settings, plan, aim, size
+        most = min(settings["steps"] or op.shape[0], op.shape[0])
+        deflation = Deflation(plan.vectors) if plan.vectors else None
+        super().__init__(path, op, settings, deflation, least=1 if plan.adaptive else most, most=most)
 
-    def ended(self, limit: Budget) -> str | None:
+    def stop(self, limit: Budget) -> str | None:
         """Why the run is over, None if it is not."""
-        if not self.records or self.flight.kept is not None:  # a probe that was interrupted comes to its own end
+        done = len(self.records)
+        if not done or self.recurrence is not None:  # a probe that was interrupted comes to its own end
             return None
-        if self.deflation is not None and len(self.deflation.found) == self.op.shape[0]:
+        if self.deflation is not None and len(self.deflation.deflated) == self.op.shape[0]:
             return "exact"
-        if self.aim is not None and (len(self.records) <= 4 or stopping.due(len(self.records))):
+        if self.aim is not None and (done <= 4 or stopping.due(done)):
             s = self.spectrum()
             parts = self.aim.parts(s)
-            seen = len(self.records) > 1 or self.plan.probes == 1 or s.meta["error"]["w1_95"] == 0
+            seen = done > 1 or self.plan.probes == 1 or s.meta["error"]["w1_95"] == 0
             if sum(parts) <= 1 and seen:  # the spread of one probe is not known
                 return "tolerance"
-            deep = len(self.records) > 1 and self.records[-1].stop != "budget" and not self._divided(limit)
+            deep = done > 1 and self.records[-1].stop != "budget" and not self._divided(limit)
             if parts[0] >= 1 and deep:
                 return "depth"
-        if len(self.records) >= self.plan.probes:
+        if done >= self.plan.probes:
             return "probes"
         if limit.exhausted():
             return "budget"
-        if self.plan.adaptive and len(self.records) > 1:  # a shallow probe would spoil what the others resolve
+        if self.plan.adaptive and done > 1:  # a shallow probe would spoil what the others resolve
             steps, exact = self.records[1].steps, self.records[1].betas[-1] == 0
             return "budget" if limit.left() < (steps if exact else steps / 2) else None
         return None
 
-    def next_probe(self, limit: Budget, shown: Any) -> None:
+    def next_probe(self, limit: Budget, bar: Any) -> None:
         """Run one probe to its end and keep its record."""
         index = len(self.records)
-        state = self.flight.begin(index, self._depth(index, limit), self.plan.mode)
-        stop, more = None, state.steps < state.limit and not self.flight.ended
+        state = self.begin(index, lambda start: self.lanczos(start, self._depth(index, limit)))
         growth = stopping.GROWTH if index < 2 else stopping.LATER
-        try:
-            while more:
-                if (
-                    self.plan.adaptive
-                    and stopping.due(state.steps, growth)
-                    and self._deep_enough(state, index, limit, shown)
-                ):
-                    stop = "tolerance"
-                    break
-                if state.steps and limit.exhausted():
-                    stop = "budget"
-                    break
-                more = state.step()
-                shown.update(1)
-                self.flight.stepped(state, more)
-            record = state.record(seed=self.settings["seed"], index=index, stop=stop)
-            if self.deflation is not None:
-                self.deflation.add(record, self._combine(state, record, limit), self._worth(record))
-        except (KeyboardInterrupt, SystemExit):
-            self.flight.save(state)
-            raise
-        self.flight.finish(record)
+
+        def enough() -> bool:
+            look = self.plan.adaptive and stopping.due(state.steps, growth)
+            return look and self._deep_enough(state, index, limit, bar)
+
+        stop = self.follow(limit, bar, enough)
+        record = state.record(seed=self.seed, index=index, stop=stop)
+        if self.deflation is not None:
+            self.deflation.add(record, self._combine(state, record, limit), self._worth(record))
+        self.finish(record)
 
     def _depth(self, index: int, limit: Budget) -> int:
         """Most steps of a probe: later ones as many as the second, the first that is deflated, took to meet the tolerance.
@@ -239,8 +223,8 @@ class _Run:
         if not self._divided(limit):
             return self.plan.steps if index == 1 else self.records[1].steps
         first = self.records[0]
-        depth = max(first.steps - (0 if self.deflation is None else len(self.deflation.found)), 4)
-        left = limit.left() + self.flight.made
+        depth = max(first.steps - (0 if self.deflation is None else len(self.deflation.deflated)), 4)
+        left = limit.left()
         return int(min(self.plan.steps, max(1, math.ceil(left / max(1, round(left / depth))))))
 
     def _combine(self, state: Lanczos, record: LanczosRecord, limit: Budget) -> Any:
@@ -251,7 +235,7 @@ class _Run:
             return None
 
         def again(coefficients: np.ndarray) -> Any:
-            return second_pass(self.op, self.flight.start(record.index), record, coefficients, state.U)
+            return second_pass(self.op, self.start(record.index), record, coefficients, state.U)
 
         return again
 
@@ -268,41 +252,42 @@ class _Run:
         left = min(self.plan.probes - 1 - record.index, COPIES)
         return float(chi2.isf(1e-3, left)) if left > 0 else 0.0
 
-    def _looks(self, asked: bool) -> stopping.Looks:
-        """What the first probe's looks saw, in units of the tolerance that was asked for or of W1."""
+    def _history(self, asked: bool) -> stopping.History:
+        """What looks at the first probe saw, in units of the tolerance that was asked for or of W1."""
         first = 4 if asked else 2
-        return {int(look[0]): (look[first], look[first + 1], int(look[1])) for look in self.flight.looks}
+        return {int(look[0]): (look[first], look[first + 1], int(look[1])) for look in self.history}
 
     def _divided(self, limit: Budget) -> bool:
         """Whether the budget is divided over probes: there is no tolerance, or none that it can meet."""
-        return self.aim is None or stopping.out_of_reach(self._looks(asked=True), limit.whole())
+        return self.aim is None or stopping.out_of_reach(self._history(asked=True), limit.whole())
 
-    def _deep_enough(self, state: Lanczos, index: int, limit: Budget, shown: Any) -> bool:
+    def _deep_enough(self, state: Lanczos, index: int, limit: Budget, bar: Any) -> bool:
         """Whether more steps of this probe gain less than what they cost; shows the error that a stop would leave."""
-        record = state.record(seed=self.settings["seed"], index=index)
+        record = state.record(seed=self.seed, index=index)
         s = self._preview(record)
         aim = self.aim or Tolerance(1.0)
         parts, k, found = aim.parts(s), state.steps, len(s.atoms.values)
         need = stopping.probes_needed(parts, len(self.records) + 1)
-        expect(shown, s.meta["error"]["w1"], need if self.aim else None, k - found)
+        expect(bar, s.meta["error"]["w1"], need if self.aim else None, k - found)
         if self.aim is not None and stopping.stalled(s.meta["error"]):
             return True
         if index == 0:
-            known = self.flight.looks and self.flight.looks[-1][0] == k  # after an interruption
+            known = self.history and self.history[-1][0] == k  # after an interruption
             if not known:
-                self.flight.looks.append([k, found, *Tolerance(1.0).parts(s), *parts])
-            looks, most = self._looks(asked=True), self.plan.probes
-            if self.aim is not None and stopping.first_is_deep_enough(looks, limit.whole(), most):
+                self.history.append([k, found, *Tolerance(1.0).parts(s), *parts])
+            if self.aim is not None and stopping.first_is_deep_enough(
+                self._history(asked=True), limit.whole(), self.plan.probes
+            ):
                 return True
             budget = limit.left() + k - (0 if self.plan.mode else k)  # a second pass costs as much again
             return (
                 self._divided(limit)
                 and self.plan.vectors > 0
-                and stopping.first_has_its_share(self._looks(asked=False), budget)
+                and stopping.first_has_its_share(self._history(asked=False), budget)
             )
         if self.aim is None:
             return False
-        settled = self.deflation is None or found >= len(self.deflation.found) or k >= self.records[0].steps
+        settled = self.deflation is None or found >= len(self.deflation.deflated) or k >= self.records[0].steps
         alone = Spectrum.from_records(
             [record], self.dim, zeros=self.zeros, atoms=s.atoms, removed=s.removed[-1:], meta=dict(s.meta)
         )  # the probes to come will be as deep as this one, not as the first
@@ -318,22 +303,21 @@ class _Run:
         meta = {"nonnegative": bool(self.op.nonnegative), "value_error": max((p.error for p in pairs), default=0.0)}
         return Spectrum.from_records([record], self.dim, zeros=self.zeros, atoms=atoms, removed=removed, meta=meta)
 
-    def spectrum(
-        self, records: list[LanczosRecord] | None = None, *, products: int = 0, epochs: float = 0.0, stop: str = ""
-    ) -> Spectrum:
+    def spectrum(self, records: list[LanczosRecord] | None = None, *, stop: str = "") -> Spectrum:
         """The spectrum of the probes so far, with its stated error."""
         records = self.records if records is None else records
         atoms, removed, error = NO_ATOMS, None, 0.0
         if self.deflation is not None:
             atoms, removed, error = self.deflation.atoms(records, self.op.shape[0])
         meta = {
-            **environment(self.op, self.flight.matrix),
+            **environment(self.op, self.matrix),
             **self.settings,
             "probes": len(records),
             "stop": stop,
             "stops": [record.stop for record in records],
             "value_error": error,
         }
+        products, epochs, _ = self.checkpoint.counted
         return Spectrum.from_records(
             records,
             self.dim,

@@ -19,8 +19,8 @@ FIRST = 0.25  # of a budget, at least for the first probe: outliers are found af
 GROWTH = 1.12  # steps between looks: a look costs about as much in T as all looks before it
 LATER = 2.0  # the same for probes whose depth is settled
 
-# What the first probe's looks saw: {steps: (truncation, noise, found)}, in units of a tolerance.
-Looks = Mapping[int, tuple[float, float, int]]
+# What looks at the first probe saw: {steps: (truncation, noise, found)}, in units of a tolerance.
+History = Mapping[int, tuple[float, float, int]]
 
 
 @dataclass(frozen=True)
@@ -80,55 +80,55 @@ def probes_needed(parts: tuple[float, float], have: int) -> float:
     return have * (noise / (1 - fixed)) ** 2 if fixed < 1 else math.inf
 
 
-def rest(looks: Looks, most: float = math.inf) -> float:
+def rest(history: History, most: float = math.inf) -> float:
     """Products beyond the first probe's that meet the tolerance, of at most `most` probes; inf while truncation is too large.
 
     Other probes need the depth at which truncation first took its share, less what was found by then, and leave that share.
     """
-    last, noise, found = looks[max(looks)]
+    last, noise, found = history[max(history)]
     if last > SHARE:
         return math.inf
-    enough = [steps - known for steps, (fixed, _, known) in looks.items() if fixed <= SHARE]
+    enough = [steps - known for steps, (fixed, _, known) in history.items() if fixed <= SHARE]
     others = max(math.ceil(probes_needed((SHARE, noise), 1)) - 1, 1 if found else 0)  # found values need a second probe
     return min(others, most - 1) * max(min(enough), 1)
 
 
-def first_is_deep_enough(looks: Looks, budget: float, most: float) -> bool:
+def first_is_deep_enough(history: History, budget: float, most: float) -> bool:
     """Whether the first probe, which finds what is deflated from all others, has cost as much as those will.
 
     More steps find more eigenvalues and save probes; how many nobody knows before. Stopping when both costs are equal makes at
     most twice the products of the best choice (the ski-rental argument). It also stops when a budget would not do after the next
     look and does now.
     """
-    steps, others = max(looks), rest(looks, most)
+    steps, others = max(history), rest(history, most)
     return steps >= others or steps + others <= budget < GROWTH * steps + others
 
 
-def out_of_reach(looks: Looks, budget: float) -> bool:
+def out_of_reach(history: History, budget: float) -> bool:
     """Whether a budget cannot meet the tolerance, as far as the first probe knows: by truncation or by noise.
 
     Truncation falls like one over the steps or faster, and two probes share the budget.
     """
-    if not looks or budget == math.inf:
+    if not history or budget == math.inf:
         return False
-    steps, others = max(looks), rest(looks)
-    return 2 * looks[steps][0] * steps > budget if others == math.inf else steps + others > budget
+    steps, others = max(history), rest(history)
+    return 2 * history[steps][0] * steps > budget if others == math.inf else steps + others > budget
 
 
-def first_has_its_share(looks: Looks, budget: float) -> bool:
-    """Whether the first probe should leave the rest of a budget to others, by its looks in units of W1.
+def first_has_its_share(history: History, budget: float) -> bool:
+    """Whether the first probe should leave the rest of a budget to others, by what looks at it saw, in units of W1.
 
     At the latest when two probes would have equal depth beyond what was found; before, but not before FIRST of the budget, when
     the noise that the other probes will leave exceeds the truncation to be expected, and the last look has neither found another
     eigenvalue nor lowered the sum of both by a tenth.
     """
     seen = []
-    for steps, (fixed, noise, found) in sorted(looks.items()):
+    for steps, (fixed, noise, found) in sorted(history.items()):
         free = max(steps - found, 1)
         fixed *= min(1.0, SMOOTH / free)
         noise /= math.sqrt(1 + max(budget - steps, 0) / free)
         seen.append((fixed + noise, fixed <= noise, found))
-    steps, (_, _, found) = max(looks.items())
+    steps, (_, _, found) = max(history.items())
     if 2 * steps - found >= budget:
         return True
     if len(seen) < 2 or steps < FIRST * budget:

@@ -16,37 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral import arrays, results
-from spectral.estimators import proof
+from spectral import arrays, longvectors, results
 from spectral.estimators.budget import progress_bar
-from spectral.estimators.search_checkpoint import Kept
-from spectral.estimators.top import FLOOR, INNER, KEYS, Search, bounds, capacity, check, difference, held, saved
-from spectral.krylov.block_lanczos import independent, orthogonalise, rotate
+from spectral.estimators.checkpoint import Checkpoint
+from spectral.estimators.top import INNER, KEYS, Search, bounds, capacity, check, held, saved
 from spectral.krylov.golub_kahan import GolubKahan
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed, probe
-from spectral.schema import Array, Law, Number, maybe
-
-STATE = saved(  # of a checkpoint: vectors of the short side have n entries, those of the long side m
-    {
-        "B": Array("float64", "j", "j"),
-        "beta": Number(least=0),
-        "u": maybe(Array("dtype", "m")),
-        "kept": maybe(Array("dtype", "r", "m")),
-    },
-    Law(
-        "left vectors of length 1",
-        lambda f, s: all(
-            abs(arrays.norm(u) - 1) <= proof.rounding(u.dtype)
-            for u in (*([] if f["u"] is None else [f["u"]]), *([] if f["kept"] is None else f["kept"]))
-        ),
-    ),
-    Law(
-        "left vectors for what is not locked",
-        lambda f, s: f["kept"] is None or len(f["kept"]) <= s["j"] - f["locked"],
-    ),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,23 +89,22 @@ def svd(
     n = K.shape[1]
     check(A, k, n, tol, which, keys)
     settings = {"svd": k, "tol": tol, "seed": check_seed(seed), "which": which, "basis": basis}
-    kept = Kept(checkpoint, A, settings, STATE, n=n, m=K.shape[0], k=int(k), block=1, **bounds(k, n, 1, basis))
-    state = GolubKahan(K, held(kept) or capacity(K, k, n, 1, basis, k + 3 * k * -(-K.shape[0] // n)))
-    run = Search(state, k, keys[which], max(tol, FLOOR * arrays.machine_epsilon(A.dtype)), A, seed, 1, kept, budget)
-    with progress_bar(None, "svd", progress) as shown:
-        complete = run.pairs(2 * k, shown)
+    sizes = {"m": K.shape[0], "k": int(k), "block": 1, **bounds(k, n, 1, basis)}
+    file = Checkpoint(checkpoint, A, settings, saved(GolubKahan), n=n, **sizes)
+    state = GolubKahan(K, held(file) or capacity(K, k, n, 1, basis, k + 3 * k * -(-K.shape[0] // n)))
+    run = Search(state, k, keys[which], tol, A, seed, 1, file, budget)
+    with progress_bar(None, "svd", progress) as bar:
+        complete = run.find(2 * k, bar)
     values, X, Y, residuals = _measured(K, state, k, keys[which], seed)
     run.norm = max(run.norm, float(values.max()))
     threshold = run.tol * run.norm
     lost = np.flatnonzero((residuals > threshold) & (values <= threshold / 2))
     run.reserve = 3 * len(lost)
-    if len(lost) and not run._exhausted(0):  # the direction of K v is rounding and says nothing of u
+    if len(lost) and not run.exhausted(0):  # the direction of K v is rounding and says nothing of u
         known = np.setdiff1d(np.arange(k), lost)
         Y[lost] = _outside(K, Y[known], run, seed, len(lost))
         images = ((K @ X[lost].T).T, (K.T @ Y[lost].T).T)
-        residuals[lost] = np.maximum(
-            difference(images[0], Y[lost], values[lost]), difference(images[1], X[lost], values[lost])
-        )
+        residuals[lost] = _residuals(*images, X[lost], Y[lost], values[lost])
     return SingularTriplets(
         values=values,
         left=(X if wide else Y).T,
@@ -137,8 +113,8 @@ def svd(
         converged=residuals <= threshold,
         threshold=threshold,
         complete=complete,
-        products=kept.spent[0],
-        epochs=kept.spent[1],
+        products=file.spent.products,
+        epochs=file.spent.epochs,
     )
 
 
@@ -149,16 +125,22 @@ def _measured(
 
     The right vectors span a space X; the singular values of K X are those of the factor R in K X^T = Y^T R.
     """
-    X = independent(state.V[:k], state.V[:0], 0.0)[0]
+    X = longvectors.independent(state.V[:k], state.V[:0], 0.0)[0]
     W = (K @ X.T).T.clone(memory_format=torch.contiguous_format)
-    Y, R = independent(W.clone(), W[:0], arrays.machine_epsilon(K.dtype) ** 2 * state.norm)
+    Y, R = longvectors.independent(W.clone(), W[:0], arrays.machine_epsilon(K.dtype) ** 2 * state.norm)
     R = np.concatenate([R, np.zeros((k - len(R), k))])
     Y = torch.cat([Y, _complement(Y, k - len(Y), seed)])
     P, values, Qt = np.linalg.svd(R)
     order = np.argsort(-key(values), kind="stable")
-    values, X, W, Y = values[order], rotate(X, Qt.T[:, order]), rotate(W, Qt.T[:, order]), rotate(Y, P[:, order])
+    values, right, left = values[order], Qt.T[:, order], P[:, order]
+    X, W, Y = longvectors.rotate(X, right), longvectors.rotate(W, right), longvectors.rotate(Y, left)
     Z = (K.T @ Y.T).T
-    return values, X, Y, np.maximum(difference(W, Y, values), difference(Z, X, values))
+    return values, X, Y, _residuals(W, Z, X, Y, values)
+
+
+def _residuals(KX: torch.Tensor, KtY: torch.Tensor, X: torch.Tensor, Y: torch.Tensor, values: np.ndarray) -> np.ndarray:
+    """max(||K x - sigma y||, ||K^T y - sigma x||) of each triplet, (k,)."""
+    return np.maximum(longvectors.differences(KX, Y, values), longvectors.differences(KtY, X, values))
 
 
 def _complement(Y: torch.Tensor, count: int, seed: int) -> torch.Tensor:
@@ -167,8 +149,8 @@ def _complement(Y: torch.Tensor, count: int, seed: int) -> torch.Tensor:
         return Y[:0]
     drawn = [probe(seed, (1 << 32) + i, Y.shape[1], dtype=Y.dtype, device=Y.device) for i in range(count)]
     W = torch.stack(drawn)
-    orthogonalise(W, Y)
-    return independent(W, Y, 0.0)[0]
+    longvectors.orthogonalise(W, Y)
+    return longvectors.independent(W, Y, 0.0)[0]
 
 
 def _outside(K: Operator, Y: torch.Tensor, run: Search, seed: int, count: int) -> torch.Tensor:
@@ -181,13 +163,13 @@ def _outside(K: Operator, Y: torch.Tensor, run: Search, seed: int, count: int) -
     for i in range(count):
         r = W[i]  # a view
         s = K.T @ r
-        p, square = s.clone(), arrays.dot(s, s)
+        p, square = s.clone(), longvectors.dot(s, s)
         for _ in range(K.shape[1]):
-            if square <= (INNER * run.tol * run.norm) ** 2 * arrays.dot(r, r) or run._exhausted(2):
+            if square <= (INNER * run.tol * run.norm) ** 2 * longvectors.dot(r, r) or run.exhausted(2):
                 break
             q = K @ p
-            r.sub_(q, alpha=square / arrays.dot(q, q))
+            r.sub_(q, alpha=square / longvectors.dot(q, q))
             s, before = K.T @ r, square
-            square = arrays.dot(s, s)
+            square = longvectors.dot(s, s)
             p.mul_(square / before).add_(s)
-    return independent(W, Y, 0.0)[0]
+    return longvectors.independent(W, Y, 0.0)[0]

@@ -13,21 +13,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from spectral import arrays, results
-from spectral.estimators import proof
+from spectral import arrays, longvectors, results
 from spectral.estimators.budget import Budget, progress_bar, symmetric_operand
-from spectral.estimators.search_checkpoint import Kept
-from spectral.krylov.block_lanczos import BlockLanczos, dots, independent, rotate
+from spectral.estimators.checkpoint import Checkpoint
+from spectral.krylov.block_lanczos import BlockLanczos
+from spectral.krylov.restarted import RestartedKrylov
 from spectral.krylov.symmetry import expected, hold, repeated, wrong
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.probes import check_seed, probe
-from spectral.schema import Array, Fields, Flag, Items, Law, Number, Rule, maybe
+from spectral.schema import COUNT, POSITIVE, Fields, Flag, Law, Number, integer, maybe
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "largest": lambda x: x,
@@ -39,52 +39,25 @@ INNER = 0.25  # of the tolerance: the recurrence's own residual is brought there
 MISSED = 1e-4  # probability, for any matrix, that the bound for random starts rules out wrongly
 MOST = 50.0  # times n: products after which a search with restarts has stalled, and ends incomplete
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
-NUMBERS = ("probes", "lowest", "highest", "deepest", "norm", "look", "verdict")  # of a search
 EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 1/EVERY
-COUNT, POSITIVE, ANY = Number(True, least=0), Number(least=0), Number(finite=False)
+ANY = Number(finite=False)
+NUMBERS = {  # of a search, as a checkpoint holds them
+    "probes": COUNT, "lowest": ANY, "highest": ANY, "deepest": COUNT, "norm": POSITIVE, "look": COUNT,
+    "verdict": maybe(Flag()),
+}  # fmt: skip
 
 
-def saved(own: dict[str, Rule], *laws: Law) -> Fields:
-    """What a checkpoint of a search must hold, with what its recurrence has of its own: j vectors V, l of them locked."""
-    search = dict(zip(NUMBERS, (COUNT, ANY, ANY, COUNT, POSITIVE, COUNT, maybe(Flag())), strict=True))
-    shared: dict[str, Rule] = {
-        "V": Array("dtype", "j", "n"),
-        "pending": Array("dtype", "b", "n"),
-        "locked": Number(True, least=0),
-        "depth": COUNT,
-        "norm": POSITIVE,
-        "forgotten": POSITIVE,
-        "capacity": Number(True, least="least", most="most"),
-    }
-    common = (
-        Law(
-            "locked vectors among a basis that its capacity holds", lambda f, s: f["locked"] <= s["j"] <= f["capacity"]
-        ),
-        Law("at most as many directions as a block", lambda f, s: s["b"] <= s["block"]),
-        Law("an orthonormal basis", lambda f, s: _orthonormal(f["V"], f["pending"])),
-        Law(
-            "k locked vectors and no others where the search has ended",
-            lambda f, s: f["search_verdict"] is None or (f["search_verdict"] and s["k"] <= s["j"] == f["locked"]),
+def saved(recurrence: type[RestartedKrylov]) -> Fields:
+    """What a checkpoint of a search with this recurrence must hold: j vectors V, l of them locked."""
+    whole = Law(
+        "k locked vectors and no others where the search has ended",
+        lambda f, s: (
+            f["search"]["verdict"] is None or (f["search"]["verdict"] and s["k"] <= s["j"] == f["recurrence"]["locked"])
         ),
     )
-    return Fields({f"search_{name}": rule for name, rule in search.items()} | shared | own, laws=(*common, *laws))
-
-
-def _orthonormal(V: torch.Tensor, pending: torch.Tensor) -> bool:
-    """Whether basis and pending vectors, rows, are orthonormal, to their rounding."""
-    W = torch.cat([V, pending])
-    distance = (dots(W, W).cpu() - torch.eye(len(W), dtype=torch.float64)).abs()
-    return not len(W) or float(distance.max()) <= proof.rounding(V.dtype)
-
-
-STATE = saved(
-    {
-        "T": Array("float64", "j", "j"),
-        "coupling": Array("float64", "b", "j"),
-        "sizes": Items(Number(True, least=1)),
-    },
-    Law("a symmetric T", lambda f, s: np.array_equal(f["T"], f["T"].T)),
-)
+    return Fields(
+        {"search": Fields(NUMBERS), "recurrence": Fields(recurrence.rules(), laws=recurrence.laws)}, laws=(whole,)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,16 +117,14 @@ def top(
     op = op if isinstance(op, Gram) else symmetric_operand(op)[0]
     n = op.shape[0]
     check(op, k, n, tol, which, KEYS)
-    if isinstance(block, bool) or not isinstance(block, int | np.integer) or not 1 <= block <= n:
-        raise ValueError(f"block={block!r} is no block size; use an integer from 1 to {n}.")
-    settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": int(block), "basis": basis}
-    kept = Kept(checkpoint, op, settings, STATE, n=n, k=int(k), block=int(block), **bounds(k, n, block, basis))
-    state = BlockLanczos(op, held(kept) or capacity(op, k, n, block, basis, 2 * k))
-    run = Search(
-        state, k, KEYS[which], max(tol, FLOOR * arrays.machine_epsilon(op.dtype)), op, seed, block, kept, budget
-    )
-    with progress_bar(None, "top", progress) as shown:
-        complete = run.pairs(k, shown)
+    block = integer(block, "block", "block size", 1, n)
+    settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": block, "basis": basis}
+    sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis)}
+    file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
+    state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, 2 * k))
+    run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)
+    with progress_bar(None, "top", progress) as bar:
+        complete = run.find(k, bar)
     values, X, residuals = _measured(op, state.V[:k], state.locked_values[:k], KEYS[which], run.norm)
     threshold = run.tol * max(run.norm, float(np.abs(values).max()))
     return Eigenpairs(
@@ -163,8 +134,8 @@ def top(
         converged=residuals <= threshold,
         threshold=threshold,
         complete=complete,
-        products=kept.spent[0],
-        epochs=kept.spent[1],
+        products=file.spent.products,
+        epochs=file.spent.epochs,
     )
 
 
@@ -175,17 +146,17 @@ def _measured(
 
     `known` (k,) are the Ritz values of the rows, `norm` estimates ||A||: what products are held against.
     """
-    X = independent(V, V[:0], 0.0)[0]
+    X = longvectors.independent(V, V[:0], 0.0)[0]
     W = (op @ X.T).T.clone(memory_format=torch.contiguous_format)
-    H = dots(X, W).cpu().numpy()
+    H = longvectors.dots(X, W).cpu().numpy()
     name, scale = "a product that measures residuals", max(norm, float(np.abs(H).max()))
     hold(op, H, H.T, lambda i: X[i], lambda j: X[j], scale, (name, name))
     _hold_values(op, X, np.diag(H), known, scale, name)
     values, S = np.linalg.eigh((H + H.T) / 2)  # Rayleigh-Ritz: the residuals lie outside the span
     order = np.argsort(-key(values), kind="stable")
     values, S = values[order], S[:, order]
-    X, W = rotate(X, S), rotate(W, S)
-    return values, X, difference(W, X, values)
+    X, W = longvectors.rotate(X, S), longvectors.rotate(W, S)
+    return values, X, longvectors.differences(W, X, values)
 
 
 def _hold_values(op: Operator, X: torch.Tensor, values: np.ndarray, known: np.ndarray, scale: float, name: str) -> None:
@@ -195,26 +166,15 @@ def _hold_values(op: Operator, X: torch.Tensor, values: np.ndarray, known: np.nd
     worst = int(off.argmax())
     if off[worst] > expected(op) * scale:
         i = order[worst]
-        again = arrays.dot(X[i], repeated(op, X[i], name))
+        again = longvectors.dot(X[i], repeated(op, X[i], name))
         if abs(again - values[i]) > off[worst] / 2:
             raise wrong(name, f"it gave the eigenvalue {values[i]:.6g} where {known[worst]:.6g} was due", again)
-
-
-def difference(W: torch.Tensor, X: torch.Tensor, values: np.ndarray) -> np.ndarray:
-    """||w_i - values_i x_i|| of each row, (k,), in float64 a chunk of columns at a time."""
-    factors = torch.from_numpy(np.ascontiguousarray(values)).to(W.device)[:, None]
-    total = torch.zeros(len(W), dtype=torch.float64, device=W.device)
-    width = max(1, arrays.CHUNK // max(1, len(W)))
-    for s in range(0, W.shape[1], width):
-        total += (W[:, s : s + width].double() - factors * X[:, s : s + width].double()).square().sum(1)
-    return total.sqrt().cpu().numpy()
 
 
 # What top and svd share -----------------------------------------------------------------------------------------------
 def check(op: Operator, k: int, n: int, tol: float, which: str, keys: dict[str, Any]) -> None:
     """One sentence about whatever is wrong with the arguments."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(f"k={k!r} is no number of pairs; use an integer from 1 to {n}.")
+    integer(k, "k", "number of pairs")
     if k > n:
         raise ValueError(f"k={k} exceeds the dimension {n} of {op!r}; use k <= {n}.")
     if not 0 <= tol < 1:
@@ -228,14 +188,13 @@ def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra:
     least, most = bounds(k, n, block, basis).values()
     if basis is not None:
         return most
-    free = arrays.available_memory(op.device) // 4
-    fits = free // (n * op.dtype.itemsize) - extra - block
-    if fits < least:
+    room = arrays.room(n, op.dtype, op.device)
+    if room - extra - block < least:
         raise ValueError(
-            f"{k} pairs need {least + extra + block} vectors of length {n} ({op.dtype}), and a quarter of the free memory "
-            f"({free / 2**30:.1f} GiB) holds {max(0, fits + extra + block)}; ask for fewer pairs, or say basis= yourself."
+            f"{k} pairs need {least + extra + block} vectors of length {n} ({op.dtype}), and a quarter of the free memory holds "
+            f"{room}; ask for fewer pairs, or say basis= yourself."
         )
-    return min(fits, most)
+    return min(room - extra - block, most)
 
 
 def bounds(k: int, n: int, block: int, basis: int | None) -> dict[str, int]:
@@ -248,58 +207,20 @@ def bounds(k: int, n: int, block: int, basis: int | None) -> dict[str, int]:
     return {"least": int(least), "most": min(int(basis), n)}
 
 
-def held(kept: Kept) -> int:
+def held(file: Checkpoint) -> int:
     """The basis that an earlier session had, 0 without one: it may have been chosen by the memory that was free then."""
-    return 0 if kept.state is None else int(kept.state["capacity"])
-
-
-class Recurrence(Protocol):
-    """What `BlockLanczos` and `GolubKahan` have in common."""
-
-    V: torch.Tensor
-    power: int
-    dim: int
-    capacity: int
-    size: int
-    locked: int
-    depth: int
-    pending: torch.Tensor
-
-    @property
-    def locked_values(self) -> np.ndarray: ...
-
-    multiplying: bool
-
-    @property
-    def multiplied(self) -> Operator: ...
-
-    def state(self) -> dict[str, Any]: ...
-    def resume(self, state: dict[str, Any]) -> None: ...
-    def known_product(self, c: np.ndarray) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None: ...
-    def start(self, block: torch.Tensor) -> None: ...
-    def step(self) -> int: ...
-    def ritz(self) -> tuple[np.ndarray, np.ndarray]: ...
-    def restart_cost(self, kept: int) -> int: ...
-    def restart(self, chosen: Any) -> None: ...
-    def lock(self, old: Any, chosen: Any) -> None: ...
+    return 0 if file.state is None else int(file.state["recurrence"]["capacity"])
 
 
 class Search:
     """Lock pairs of a recurrence until the k best are locked and nothing better is left in their complement."""
 
     def __init__(
-        self,
-        state: Recurrence,
-        k: int,
-        key: Callable[[np.ndarray], np.ndarray],
-        tol: float,
-        op: Operator,
-        seed: int,
-        block: int,
-        kept: Kept,
-        budget: Any,
-    ) -> None:
-        self.state, self.k, self.key, self.tol, self.kept = state, k, key, tol, kept
+        self, state: RestartedKrylov, k: int, key: Callable[[np.ndarray], np.ndarray], tol: float, op: Operator, seed: int,
+        block: int, file: Checkpoint, budget: Any,
+    ) -> None:  # fmt: skip
+        self.state, self.k, self.key, self.file = state, k, key, file
+        self.tol = max(tol, FLOOR * arrays.machine_epsilon(op.dtype))
         self.op, self.seed, self.block = op, check_seed(seed), block
         self.probes = 0  # random directions so far
         self.lowest, self.highest = np.inf, -np.inf  # Ritz values since the last of them, to the recurrence's power
@@ -307,34 +228,32 @@ class Search:
         self.norm = 0.0  # the largest |theta| so far
         self.look = 0  # size of the basis at the next look at its Ritz values; 0: random directions are due
         self.verdict: bool | None = None  # whether nothing better is left; None while it is not known
-        Budget(budget, op, kept.before).announce(2 * (state.capacity + k))
-        if kept.state is not None:
-            self._resume(kept.state)
-        self.limit = Budget(budget, op, kept.before)  # the product that proved a checkpoint is none of the run's
+        self.reserve = 0  # products that stay unspent
+        Budget(budget, op, file.before).announce(2 * (state.capacity + k))
+        if file.state is not None:
+            self._resume(file.state)
+        self.limit = Budget(budget, op, file.before)  # the product that proved a checkpoint is none of the run's
 
-    def _whole(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in NUMBERS}
-        return {**{f"search_{name}": value for name, value in own.items()}, **self.state.state()}
+    def _current(self) -> dict[str, Any]:
+        return {"search": {name: getattr(self, name) for name in NUMBERS}, "recurrence": self.state.state()}
 
-    def _resume(self, state: dict[str, Any]) -> None:
+    def _resume(self, saved: dict[str, Any]) -> None:
         for name in NUMBERS:
-            setattr(self, name, state[f"search_{name}"])
-        self.state.resume(state)
-        c = proof.coefficients(self.state.size)
-        if known := self.state.known_product(c):
-            size = self.norm * max(float(np.linalg.norm(c)), 1.0)
-            slack = self.tol * size * math.sqrt(self.state.locked)  # the residuals of locked pairs are forgotten
-            self.kept.prove(*known, op=self.state.multiplied, scale=size, slack=slack)
+            setattr(self, name, saved["search"][name])
+        self.state.resume(saved["recurrence"])
+        if known := self.state.known_product():
+            slack = self.tol * known.scale * math.sqrt(self.state.locked)  # the residuals of locked pairs are forgotten
+            self.file.prove(known, self.state.A, slack)
 
-    def pairs(self, reserve: int, shown: Any) -> bool:
+    def find(self, reserve: int, bar: Any) -> bool:
         """Leave the k best pairs in `state`, locked; `reserve` products stay unspent. Whether nothing better is left."""
-        limit, self.reserve, self.shown = self.limit, reserve, shown
+        self.reserve, self.bar = reserve, bar
         least = (self.k + self.block - 1) * self.state.power + reserve
-        if limit.products < least:
+        if self.limit.products < least:
             raise ValueError(
-                f"a budget of {limit.products:g} products does not give {self.k} pairs; use at least {least}."
+                f"a budget of {self.limit.products:g} products does not give {self.k} pairs; use at least {least}."
             )
-        with self.kept.guard(lambda: self._whole() if self.state.multiplying else None):
+        with self.file.guard(self._current, lambda: self.state.multiplying):
             while self.verdict is None:
                 if not self.look:
                     self._start()
@@ -343,7 +262,7 @@ class Search:
                 self.verdict = self._explore() if len(self.state.pending) else True
                 self.look = 0
             if self.verdict:
-                self.kept.stepped(self._whole(), end=True)
+                self.file.stepped(end=True)
         return self.verdict
 
     def _start(self) -> None:
@@ -354,16 +273,12 @@ class Search:
         self.state.start(torch.stack([probe(self.seed, i, n, dtype=dtype, device=device) for i in indices]))
         self.lowest, self.highest, self.deepest = np.inf, -np.inf, 0
 
-    def _exhausted(self, more: int) -> bool:
+    def exhausted(self, more: int) -> bool:
         """Whether `more` products, and the reserve after them, would exceed the budget; or the search has stalled."""
-        products, epochs = self.limit.begin[1:]
         more += self.reserve
-        A = self.limit.A
         return (
-            self.limit.exhausted()
-            or A.products - products > MOST * self.state.dim
-            or A.products - products + more > self.limit.products
-            or A.epochs - epochs + more > self.limit.epochs
+            self.limit.exhausted(max(more, 1))
+            or self.limit.spent.products > MOST * self.state.dim
             or (self.limit.seconds < np.inf and self.limit.left() < more)
         )
 
@@ -373,11 +288,11 @@ class Search:
         seen = state.locked >= k  # the wanted number is there: is anything better left?
         while True:
             cost = len(state.pending) * state.power
-            spent = self._exhausted(cost) and state.size >= k
+            spent = self.exhausted(cost) and state.size >= k
             full = state.size + len(state.pending) > state.capacity
             if len(state.pending) and not (spent or full or state.size >= self.look):
-                self.shown.update(state.step())
-                self.kept.stepped(self._whole())
+                self.bar.update(state.step())
+                self.file.stepped()
                 continue
             self.look = state.size + 1 + state.size // EVERY
             values, residuals = state.ritz()
@@ -402,21 +317,21 @@ class Search:
             if full:
                 null = new[residuals[new] <= INNER * self.tol * self.norm]
                 null = null[values[null] <= (self.tol * self.norm if state.power == 2 else -np.inf)]
-                if len(null) and not self._exhausted(cost + k * state.power):
+                if len(null) and not self.exhausted(cost + k * state.power):
                     state.lock(old, null)  # a restart would make their left vectors from K v, which is rounding
                     return None
-                kept = self._kept(len(new))
-                if self._exhausted(cost + state.restart_cost(kept)):
+                pairs = self._restarted(len(new))
+                if self.exhausted(cost + state.restart_cost(pairs)):
                     return self._give_up(old, new)
                 self.deepest = self.deepest or state.depth
-                state.restart(np.argsort(-self.key(values), kind="stable")[:kept])
-                self.shown.update(state.restart_cost(kept))
+                state.restart(np.argsort(-self.key(values), kind="stable")[:pairs])
+                self.bar.update(state.restart_cost(pairs))
                 self.look = state.size + 1
-                self.kept.stepped(self._whole())
+                self.file.stepped()
 
     def _give_up(self, old: np.ndarray, new: np.ndarray) -> bool:
         """Lock what there is; the checkpoint keeps the search as it was, for a larger budget."""
-        self.kept.stepped(self._whole(), end=True)
+        self.file.stepped(end=True)
         self.state.lock(old, new)
         return False
 
@@ -428,7 +343,7 @@ class Search:
         best = np.argsort(-self.key(pool), kind="stable")[: self.k]
         return best[best < l], best[best >= l] - l
 
-    def _kept(self, wanted: int) -> int:
+    def _restarted(self, wanted: int) -> int:
         """Pairs to keep in a thick restart: half of the room that the wanted ones leave, less where each costs a product."""
         wanted, room = max(1, wanted), self.state.capacity - self.state.locked
         more = (room - wanted) // 2 if self.state.restart_cost(1) == 0 else min((room - wanted) // 2, 8)

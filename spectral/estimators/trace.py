@@ -14,15 +14,15 @@ import numpy as np
 
 from spectral import arrays
 from spectral.estimators import leave_one_out
-from spectral.estimators.budget import Budget, progress_bar, symmetric_operand
+from spectral.estimators.budget import Budget, progress_bar, smaller_side, symmetric_operand
+from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.diagonal import EXACT, exact_diagonal
-from spectral.estimators.search_checkpoint import Kept
 from spectral.estimators.slq import slq
 from spectral.operators.foreign import as_operator
-from spectral.operators.operator import Gram, Operator
+from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
-from spectral.schema import Either
+from spectral.schema import Either, integer
 from spectral.spectrum import Spectrum
 
 SAMPLERS = {
@@ -88,16 +88,12 @@ def trace(
         raise TypeError(
             f"trace got unknown options {', '.join(options)}; without f it takes probes, rtol, seed, budget, checkpoint."
         )
-    if A.shape[0] != A.shape[1] or not A.self_map:
-        A = A.gram()
-    A = A.smaller if isinstance(A, Gram) else A
-    wanted = PROBES if probes is None else probes
-    if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or wanted < 1:
-        raise ValueError(f"probes={probes!r} is no number of products; use an integer >= 2.")
+    A = smaller_side(A)
+    wanted = PROBES if probes is None else integer(probes, "probes", "number of products")
     settings = {"trace": method, "probes": probes, "rtol": rtol, "seed": check_seed(seed)}
-    targets = {name: _targets(int(wanted), sampler.cost, rtol) for name, sampler in SAMPLERS.items()}
-    kept = Kept(checkpoint, A, settings, STATE, n=A.shape[0], targets=targets)
-    return _sampled(A, method, probes, rtol, seed, budget, kept, progress)
+    targets = {name: _targets(wanted, sampler.cost, rtol) for name, sampler in SAMPLERS.items()}
+    run = Checkpoint(checkpoint, A, settings, STATE, targets=targets)
+    return _sampled(A, method, wanted, rtol, seed, budget, run, progress)
 
 
 def _targets(probes: int, cost: int, rtol: float | None) -> list[int]:
@@ -111,94 +107,69 @@ def _targets(probes: int, cost: int, rtol: float | None) -> list[int]:
 def _sampled(
     A: Operator,
     method: str,
-    probes: int | None,
+    wanted: int,
     rtol: float | None,
     seed: int,
     budget: Any,
-    kept: Kept,
+    run: Checkpoint,
     progress: bool | None,
 ) -> Estimate:
     """tr A from vectors drawn until there are enough."""
-    purse = Purse(A, budget, kept)
-    n, wanted = A.shape[0], PROBES if probes is None else probes
-    affordable = purse.counted(1)
-    if (kept.state or {}).get("method") == "exact" or (kept.state is None and n <= min(wanted, affordable)):
-        return _exact(A, purse)
-    name = choose(A, int(min(wanted, affordable))) if method == "auto" else method
-    if kept.state is not None:
-        name = kept.state["method"]  # "auto" may mean another with the memory of today
+    n, saved, limit = A.shape[0], run.state or {}, Budget(budget, A, run.before)
+    affordable = min(wanted, limit.vectors())
+    if saved.get("method") == "exact" or (not saved and n <= affordable):
+        return _exact(A, run)
+    # of an earlier session: "auto" may mean another with the memory of today
+    name = saved.get("method") or (choose(A, int(affordable)) if method == "auto" else method)
     sampler = SAMPLERS[name](A, seed)
-    target = int(wanted) // sampler.cost
+    target = saved.get("target", wanted // sampler.cost)
     if target < 2:
         raise ValueError(f"probes={wanted} gives no error bar with {name!r}; use probes >= {2 * sampler.cost}.")
-    purse.limit.announce(int(wanted))
-    if kept.state is not None:
-        sampler.resume(kept.state)
-        target = kept.state["target"]
+    limit.announce(wanted)
+    if saved:
+        sampler.resume(saved)
         if sampler.m:
-            kept.prove(*leave_one_out.together(sampler.drawn()))
-            purse = Purse(A, budget, kept)  # that product is none of the run's
+            run.prove(leave_one_out.known_product(sampler.drawn()))
+            limit = Budget(budget, A, run.before)  # that product is none of the run's
     most = MOST // sampler.cost
-    drawn = {"method": name, "target": target, **sampler.state()}
-    with progress_bar(target * sampler.cost, "trace", progress) as shown, kept.guard(lambda: drawn):
+
+    def state() -> State:
+        return {"method": name, "target": target, **sampler.state()}
+
+    drawn = state()  # a block that a signal cuts off is drawn again
+    with progress_bar(target * sampler.cost, "trace", progress) as bar, run.guard(lambda: drawn):
         while True:
-            while sampler.m < target and (room := purse.room(sampler.cost)) > 0:
-                block = 1 if purse.limit.epochs < np.inf else int(max(1, min(BLOCK, target - sampler.m, room)))
+            while sampler.m < target and (room := limit.vectors_now(sampler.cost)) > 0:
+                block = 1 if limit.epochs < np.inf else int(max(1, min(BLOCK, target - sampler.m, room)))
                 sampler.add(block)
-                drawn = {"method": name, "target": target, **sampler.state()}
-                kept.stepped(drawn, end=sampler.m >= target)
-                shown.update(block * sampler.cost)
+                drawn = state()
+                run.stepped(end=sampler.m >= target)
+                bar.update(block * sampler.cost)
             if sampler.m < 2:
                 raise ValueError(
                     f"budget={budget!r} allows fewer than the {2 * sampler.cost} products of two vectors; raise it."
                 )
             value, stderr = sampler.estimate()
             if rtol is None or stderr <= rtol * abs(value) or sampler.m < target or target >= most:
-                return Estimate(value, stderr, nan, nan, sampler.m, purse.spent, name)
-            if 2 * target * sampler.cost >= n <= purse.room(1):
-                kept.state = None
+                return Estimate(value, stderr, nan, nan, sampler.m, run.spent.products, name)
+            if 2 * target * sampler.cost >= n <= limit.vectors_now(1):
                 break
             target = min(2 * target, most)
-    return _exact(A, purse)
+    run.state = None
+    return _exact(A, run)
 
 
 def choose(A: Operator, products: int) -> str:
     """What "auto" means for A and so many products."""
-    free = arrays.available_memory(A.device) // 4 // (A.shape[0] * A.dtype.itemsize)  # vectors
-    if A.nonnegative and products >= 10 and 2 * products <= free:
+    fits = 2 * products <= arrays.room(A.shape[0], A.dtype, A.device)
+    if A.nonnegative and products >= 10 and fits:
         return "xnystrace"
-    return "xtrace" if products >= 20 and 2 * products <= free else "hutchinson"
+    return "xtrace" if products >= 20 and fits else "hutchinson"
 
 
-def _exact(A: Operator, purse: Purse) -> Estimate:
-    value = float(exact_diagonal(A, None, purse.kept).sum())
-    return Estimate(value, 0.0, value, value, A.shape[0], purse.spent, "exact")
-
-
-class Purse:
-    """What a budget has left while an operator multiplies."""
-
-    def __init__(self, A: Operator, budget: Any, kept: Kept) -> None:
-        self.A, self.kept, self.limit = A, kept, Budget(budget, A, kept.before)
-
-    @property
-    def spent(self) -> int:
-        """Products so far."""
-        return self.kept.spent[0]
-
-    def counted(self, cost: int) -> float:
-        """How many vectors of `cost` products (epochs) each the budget allows, its seconds not looked at."""
-        products, epochs, _ = self.kept.spent
-        left = min(self.limit.products - products, self.limit.epochs - epochs)
-        return left if left == np.inf else int(left // cost)
-
-    def room(self, cost: int) -> float:
-        """How many vectors of `cost` products (epochs) each are affordable now; with seconds, one until one was timed."""
-        if self.limit.exhausted():
-            return 0
-        if self.limit.seconds < np.inf:
-            return max(self.limit.left() // cost, 1) if self.spent else 1
-        return self.counted(cost)
+def _exact(A: Operator, run: Checkpoint) -> Estimate:
+    value = float(exact_diagonal(A, None, run).sum())
+    return Estimate(value, 0.0, value, value, A.shape[0], run.spent.products, "exact")
 
 
 def _quadrature(

@@ -1,21 +1,17 @@
-"""Recurrences: products in, immutable records out."""
+"""Recurrences: products in, immutable records or converged pairs out."""
 
-from spectral.krylov.block_lanczos import BlockLanczos, BlockRecord, block_lanczos
+from spectral.krylov.block_lanczos import BlockLanczos
 from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord, chebyshev
-from spectral.krylov.golub_kahan import BidiagonalRecord, GolubKahan, golub_kahan
+from spectral.krylov.golub_kahan import GolubKahan
 from spectral.krylov.lanczos import Lanczos, LanczosRecord, lanczos
 
 __all__ = [
-    "BidiagonalRecord",
     "BlockLanczos",
-    "BlockRecord",
     "Chebyshev",
     "ChebyshevRecord",
     "GolubKahan",
     "Lanczos",
     "LanczosRecord",
-    "block_lanczos",
     "chebyshev",
-    "golub_kahan",
     "lanczos",
 ]

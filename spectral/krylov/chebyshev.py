@@ -16,24 +16,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.polynomial.chebyshev import chebvander
 
-from spectral import arrays
+from spectral import arrays, longvectors
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.krylov.symmetry import AGAIN, expected, look_again, not_finite
 from spectral.operators.operator import Operator
 
 MARGIN = 0.002  # of the half width, on both sides: the density of an end point is then finite
-RESIDUALS = (
-    2.0  # after 30 steps on seven spectra, 30 probes each: the ends held in 95 %, else missed by 0.1 % of the range
-)
+# After 30 steps on seven spectra, 30 probes each: the ends held in 95 %, else missed by 0.1 % of the range.
+RESIDUALS = 2.0
 COPIES = 6  # of the moments, moved by their rounding: what moves with them they do not determine
-DETERMINED = (
-    1e-3  # of h / 2: with coefficients known to 1e-2 an envelope was seen to miss the truth by 4e-7, below never
-)
+# Of h / 2: with coefficients known to 1e-2 an envelope was seen to miss the truth by 4e-7, below never.
+DETERMINED = 1e-3
 EXCESS = 8.0  # an eigenvalue at an end of the interval, rounded outwards by eps, lets T_j grow by j^2 eps
 
 
@@ -57,16 +56,24 @@ class ChebyshevRecord:
     def steps(self) -> int:
         return len(self.moments) // 2
 
+    @property
+    def first_product(self) -> tuple[float, float, float]:
+        """(<x, A x>, ||A x||^2, scale of their rounding) of the start vector x, of length 1: A x = c x + h X x."""
+        (c, h), mu = map(np.float64, centre(self.interval)), self.moments
+        with np.errstate(all="ignore"):  # of a damaged interval
+            square = np.square(c) + 2 * c * h * mu[1] + np.square(h) * (1 + mu[2]) / 2  # 2 ||X x||^2 - 1 = mu_2
+        return float(c + h * mu[1]), float(square), float(abs(c) + h)
+
 
 class Chebyshev:
-    """The recurrence in flight: `step()` until it returns False, then `record()`.
+    """The recurrence at work: `step()` until it returns False, then `record()`.
 
     A step overwrites the older of the two vectors; `whole` is False while it does, and what it leaves then cannot be kept.
     """
 
     def __init__(self, A: Operator, start: torch.Tensor, steps: int, interval: tuple[float, float]) -> None:
         self.A, self.limit, self.interval = A, min(int(steps), A.shape[1]), interval
-        self.squared_norm = arrays.dot(start, start)
+        self.squared_norm = longvectors.dot(start, start)
         if not math.isfinite(self.squared_norm) or self.squared_norm <= 0:
             raise ValueError(
                 f"the start vector has squared norm {self.squared_norm}; use a finite vector that is not zero."
@@ -75,8 +82,8 @@ class Chebyshev:
             raise ValueError(f"steps={steps} with dimension {A.shape[1]}; both must be at least 1.")
         self.t = start / math.sqrt(self.squared_norm)
         self.t_prev: torch.Tensor | None = None
-        self.moments = [arrays.dot(self.t, self.t)]
-        self.stop, self.whole = "steps", True
+        self.moments = [longvectors.dot(self.t, self.t)]
+        self.whole = True
         self.allowed = expected(A)  # as in `Lanczos`
 
     @property
@@ -84,9 +91,28 @@ class Chebyshev:
         """The steps that have been made."""
         return len(self.moments) // 2
 
-    def resume(self, moments: np.ndarray, t_prev: torch.Tensor | None, t: torch.Tensor) -> None:
-        """Go on from a state that was saved."""
-        self.moments, self.t_prev, self.t = moments.tolist(), t_prev, t
+    @property
+    def outside(self) -> bool:
+        """Whether the last moments prove that an eigenvalue lies outside the interval."""
+        mu = self.moments
+        return outside(np.array(mu[-2:]) / mu[0], len(mu) - 1, self.interval, self.A.dtype)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left."""
+        return self.steps >= self.limit or (self.steps > 0 and self.outside)
+
+    def state(self) -> dict[str, Any]:
+        """All that the recurrence goes on from."""
+        return {
+            "moments": np.array(self.moments), "t_prev": self.t_prev, "t": self.t, "interval": list(self.interval),
+        }  # fmt: skip
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, of a recurrence from the same start."""
+        self.moments, self.t_prev, self.t = state["moments"].tolist(), state["t_prev"], state["t"]
+        low, high = state["interval"]
+        self.interval = low, high
 
     def step(self) -> bool:
         """One product, two moments; False when the recurrence has ended."""
@@ -100,21 +126,19 @@ class Chebyshev:
         else:
             t_next = self.t_prev.neg_().add_(w, alpha=2 / h).sub_(self.t, alpha=2 * c / h)
         first = len(mu) == 1
-        cross, square = arrays.dot(t_next, self.t), arrays.dot(t_next, t_next)
+        cross, square = longvectors.dot(t_next, self.t), longvectors.dot(t_next, t_next)
         if not math.isfinite(cross) or not math.isfinite(square):
             raise not_finite(f"the product in step {len(mu) // 2 + 1}")
         mu += [cross if first else 2 * cross - mu[1], 2 * square - mu[0]]
         self.t_prev, self.t = self.t, t_next
-        if outside(np.array(mu[-2:]) / mu[0], len(mu) - 1, self.interval, self.A.dtype):
-            self.stop = "outside"
         self.whole = True
-        return self.stop != "outside" and self.steps < self.limit
+        return not self.ended
 
     def _hold_symmetric(self, t_prev: torch.Tensor, w: torch.Tensor) -> None:
         """<t_{j-1}, A t_j> against the moments; what is not finite is found in `step`."""
         (c, h), mu, j = centre(self.interval), self.moments, self.steps
         due = c * (mu[2 * j - 1] + mu[1]) / 2 + h * (mu[2 * j] + mu[2 * j - 2] + mu[2] + mu[0]) / 4
-        found, scale = arrays.dot(t_prev, w), (1 + j) * (abs(c) + h) * max(map(abs, mu))
+        found, scale = longvectors.dot(t_prev, w), (1 + j) * (abs(c) + h) * max(map(abs, mu))
         if not abs(found - due) > self.allowed * scale:
             return
         now, before = (f"the product in step {step} of the Chebyshev recurrence" for step in (j + 1, j))
@@ -127,8 +151,8 @@ class Chebyshev:
             moments=np.array(self.moments) / self.moments[0],
             interval=self.interval,
             squared_norm=self.squared_norm,
-            dtype=str(self.A.dtype).removeprefix("torch."),
-            stop=stop or self.stop,
+            dtype=arrays.dtype_name(self.A.dtype),
+            stop=stop or ("outside" if self.steps and self.outside else "steps"),
             seed=seed,
             index=index,
         )
@@ -174,7 +198,7 @@ def bounds(records: Sequence[LanczosRecord]) -> tuple[float, float]:
         residual = record.betas[-1] * np.abs(S[-1])
         low, high = min(low, theta[0] - RESIDUALS * residual[0]), max(high, theta[-1] + RESIDUALS * residual[-1])
     c, h = centre((low, high))
-    eps = max(arrays.machine_epsilon(getattr(torch, record.dtype)) for record in records)
+    eps = max(arrays.machine_epsilon(record.dtype) for record in records)
     if h <= 16 * eps * abs(c) or h == 0:  # a multiple of I has no range, and any interval around it serves
         return c - (abs(c) or 1.0), c + (abs(c) or 1.0)
     return float(low - MARGIN * h), float(high + MARGIN * h)
@@ -217,7 +241,7 @@ def jacobi(record: ChebyshevRecord) -> LanczosRecord:
     """
     c, h = centre(record.interval)
     order = np.arange(len(record.moments))
-    eps = arrays.machine_epsilon(getattr(torch, record.dtype))
+    eps = arrays.machine_epsilon(record.dtype)
     noise = eps * (1 + order / 4) * (1 + abs(c) / h)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (COPIES, len(order)))
     nu = np.vstack([record.moments, record.moments + signs * noise])

@@ -14,159 +14,99 @@ Source: Golub, Kahan (1965); one-sided: Simon, Zha (2000), backward stable: Barl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from spectral import arrays
-from spectral.krylov.block_lanczos import TINY, independent, orthogonalise, rotate
-from spectral.krylov.lanczos import BREAKDOWN
-from spectral.krylov.symmetry import AGAIN, expected, hold_size, hold_zero, look_again, repeated, wrong
+from spectral import longvectors
+from spectral.krylov.restarted import Indices, RestartedKrylov
+from spectral.krylov.symmetry import AGAIN, hold_size, hold_zero, look_again, repeated, wrong
 from spectral.operators.operator import Operator
+from spectral.schema import Array, Law, Number, Rule, maybe
 
 
-@dataclass(frozen=True, eq=False)
-class BidiagonalRecord:
-    """B of one start vector: `alphas` (k,) on the diagonal, `betas` (k,) above it with the residual norm beta_k last.
+class GolubKahan(RestartedKrylov):
+    """The recurrence at work: H is B, and `beta` couples the pending vector to the last left one, u (m,).
 
-    `norm` is that of the start vector; `stop`: "steps" or "breakdown" (the singular values are then those of K on an invariant
-    pair of subspaces, beta_k = 0); `dtype` is that of the products. 2k products made it, 2k - 1 where the last alpha is 0.
+    `left` (r, m) are the left vectors of a restart, until the next product. With B = P diag(sigma) Q^T a residual is
+    ||K^T u - sigma v|| = beta |p|, p in the last row of P. A step is two products, one where the last alpha is 0.
+
+    >>> bidiagonal = GolubKahan(spectral.as_operator(np.diag([3.0, 2.0, 0.0])[:, :2]), capacity=2)
+    >>> bidiagonal.start(torch.ones(1, 2, dtype=torch.float64))
+    >>> bidiagonal.step(), bidiagonal.step(), bidiagonal.ritz()[0].round(12).tolist()
+    (2, 2, [3.0, 2.0])
     """
 
-    alphas: np.ndarray
-    betas: np.ndarray
-    norm: float
-    dtype: str
-    stop: str
-
-    @property
-    def steps(self) -> int:
-        return len(self.alphas)
-
-    @property
-    def B(self) -> np.ndarray:
-        """The upper bidiagonal matrix (k, k)."""
-        return np.diag(self.alphas) + np.diag(self.betas[:-1], 1)
-
-    @cached_property
-    def triplets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(P (k, k), singular values (k,), descending, Q (k, k)) with B = P diag(values) Q^T."""
-        P, values, Qt = np.linalg.svd(self.B)
-        for array in (P, values, Qt):
-            array.flags.writeable = False
-        return P, values, Qt.T
-
-    @property
-    def residuals(self) -> np.ndarray:
-        """||K^T u - sigma v|| of every triplet, (k,), as far as rounding allows: beta_k |p_k|."""
-        return self.betas[-1] * np.abs(self.triplets[0][-1])
-
-
-class GolubKahan:
-    """`start` a vector, `step` while `pending` has a row; `ritz`, `restart` and `lock` in between, as `BlockLanczos`."""
-
-    power = 2  # the recurrence is Lanczos on (K^T K) = sigma ** 2, without the square
+    power = 2  # singular values converge as the eigenvalues sigma ** 2 of K^T K do, which is never formed
+    own: ClassVar[dict[str, Rule]] = {
+        "beta": Number(least=0),
+        "u": maybe(Array("dtype", "m")),
+        "left": maybe(Array("dtype", "r", "m")),
+    }
+    laws: ClassVar[tuple[Law, ...]] = (
+        *RestartedKrylov.laws,
+        Law("left vectors of length 1", lambda f, s: longvectors.of_length_1(f["u"], f["left"])),
+        Law(
+            "left vectors for what is not locked",
+            lambda f, s: f["left"] is None or len(f["left"]) <= s["j"] - f["locked"],
+        ),
+    )
 
     def __init__(self, K: Operator, capacity: int) -> None:
-        self.K, self.Kt, self.dim = K, K.T, K.shape[1]
-        self.capacity = min(capacity, self.dim)
-        self.V = torch.empty(self.capacity, self.dim, dtype=K.dtype, device=K.device)
-        self.B = np.zeros((self.capacity, self.capacity))
-        self.pending = self.V[:0]
-        self.beta = 0.0  # ||K^T u_j - alpha_j v_j - ...||, the coupling to the pending vector
-        self.u: torch.Tensor | None = None  # u_j (m,)
-        self.kept: torch.Tensor | None = None  # the left vectors (r, m) of a restart, until the next product
-        self.size = self.locked = self.depth = 0
-        self.norm = self.forgotten = 0.0  # the latter as in `BlockLanczos`, and:
-        self.allowed = expected(K)
-        self.least = np.inf  # alpha since the last start or restart: U is orthogonal to eps ||K|| over this
-        self.multiplying = False  # as in `BlockLanczos`, during the first product of a step
+        self.At = K.T
+        super().__init__(K, capacity)
 
-    def state(self) -> dict[str, Any]:
-        """All that the recurrence goes on from, views of its arrays."""
-        j = self.size
-        return {
-            "V": self.V[:j], "B": self.B[:j, :j], "pending": self.pending, "beta": self.beta, "u": self.u, "kept": self.kept,
-            "locked": self.locked, "depth": self.depth, "norm": self.norm, "capacity": self.capacity,
-            "forgotten": self.forgotten,
-        }  # fmt: skip
+    def _uncouple(self) -> None:
+        self.beta = 0.0  # ||K^T u_j - alpha_j v_j - ...||
+        self.u: torch.Tensor | None = None
+        self.left: torch.Tensor | None = None
+        self.least = np.inf  # alpha since the last start or restart: U is orthogonal to eps ||K|| over this
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, of a recurrence with the same operator and capacity."""
-        j = self.size = len(state["V"])
-        self.V[:j], self.B[:j, :j] = state["V"], state["B"]
-        self.pending, self.beta, self.u, self.kept = (state[name] for name in ("pending", "beta", "u", "kept"))
-        self.locked, self.depth, self.norm = (state[name] for name in ("locked", "depth", "norm"))
-        self.forgotten = state["forgotten"]
-        alphas = np.diag(self.B)[self.locked : j]
+        super().resume(state)
+        alphas = np.diag(self.unlocked)
         self.least = float(alphas.min(where=alphas > 0, initial=np.inf))
 
-    @property
-    def multiplied(self) -> Operator:
-        """The operator whose products make the recurrence."""
-        return self.K
-
-    def known_product(self, c: np.ndarray) -> tuple[torch.Tensor, Callable[[torch.Tensor], float]] | None:
-        """V^T c for numbers c (j,), and how far a vector is from its product U^T B c in length; None of an empty basis."""
-        if self.size == 0:
-            return None
-        length = float(np.linalg.norm(self.B[: self.size, : self.size] @ c))
-        x = self.V[: self.size].T @ torch.from_numpy(np.ascontiguousarray(c)).to(self.V)
-        return x, lambda y: abs(arrays.norm(y) - length)
-
-    @property
-    def floor(self) -> float:
-        """What is not longer than this is rounding."""
-        return BREAKDOWN * arrays.machine_epsilon(self.K.dtype) * self.norm
-
-    def start(self, block: torch.Tensor) -> None:
-        """Go on from the part of `block` (1, n) that is orthogonal to the basis; of a full space nothing is left."""
-        W, V = block.clone(), self.V[: self.size]
-        scale = arrays.norm(W[0])
-        if not np.isfinite(scale) or scale <= 0:
-            raise ValueError(f"the start vector has length {scale}; use a finite vector that is not zero.")
-        orthogonalise(W, V)
-        floor = BREAKDOWN * arrays.machine_epsilon(W.dtype) * scale
-        self.pending = independent(W, V, floor)[0][: self.dim - self.size]
-        self.beta, self.u, self.kept, self.depth, self.least = 0.0, None, None, 0, np.inf
+    def _image(self, c: np.ndarray) -> Callable[[torch.Tensor], float]:
+        """The product is U^T B c, whose length is known."""
+        length = float(np.linalg.norm(self.H[: self.size, : self.size] @ c))
+        return lambda y: abs(longvectors.norm(y) - length)
 
     def step(self) -> int:
         """One right and one left vector: two products."""
         v, j = self.pending[0], self.size
         self.multiplying = True
-        w = (self.K @ v).clone()  # perhaps a buffer of the operator
+        w = (self.A @ v).clone()  # perhaps a buffer of the operator
         self.multiplying = False
         self.V[j] = v
         across = 0.0
         if self.u is not None:
             w.sub_(self.u, alpha=self.beta)  # K v_j = beta_{j-1} u_{j-1} + alpha_j u_j
-            self.B[j - 1, j] = self.beta
-            across = arrays.dot(self.u, w)
-        elif self.kept is not None:
-            row = self.locked + len(self.kept)
-            self.B[self.locked : row, j] = orthogonalise(w[None], self.kept)[:, 0].cpu().numpy()
-        alpha = arrays.norm(w)
+            self.H[j - 1, j] = self.beta
+            across = longvectors.dot(self.u, w)
+        elif self.left is not None:
+            row = self.locked + len(self.left)
+            self.H[self.locked : row, j] = longvectors.orthogonalise(w[None], self.left)[:, 0].cpu().numpy()
+        alpha = longvectors.norm(w)
         hold_size(w, alpha, f"the product K v after {j} basis vectors")
-        self.norm = max(self.norm, float(np.hypot(alpha, np.linalg.norm(self.B[:j, j]))))
+        self.norm = max(self.norm, float(np.hypot(alpha, np.linalg.norm(self.H[:j, j]))))
         if self.u is not None and abs(across) > self.allowed * self.norm + self.forgotten:
             names = _names("K v", "K^T u", j, j - 1)
-            look_again(self.K, self.u, v, self.beta + across, self.beta, names, self.norm)
+            look_again(self.A, self.u, v, self.beta + across, self.beta, names, self.norm)
             self.allowed = AGAIN * abs(across) / self.norm
-        self.pending, self.beta, self.u, self.kept = self.V[:0], 0.0, None, None
+        self.pending, self.beta, self.u, self.left = self.V[:0], 0.0, None, None
         self.size, self.depth = j + 1, self.depth + 1
         if alpha == 0 and self.depth == 1:
-            hold_zero(self.K, v, _names("K v", "", j, j)[0])
+            hold_zero(self.A, v, _names("K v", "", j, j)[0])
         if alpha <= self.floor:  # K v_j lies in the span of the left vectors: invariant
             return 1
-        self.B[j, j] = alpha
+        self.H[j, j] = alpha
         u = w.div_(alpha)
-        z = torch.sub(self.Kt @ u, v, alpha=alpha)
-        along = orthogonalise(z[None], self.V[: j + 1])[:, 0].cpu().numpy()
-        beta = arrays.norm(z)
+        z = torch.sub(self.At @ u, v, alpha=alpha)
+        along = longvectors.orthogonalise(z[None], self.V[: j + 1])[:, 0].cpu().numpy()
+        beta = longvectors.norm(z)
         hold_size(z, math.hypot(alpha, beta), f"the product K^T u after {j} basis vectors")
         self.norm = max(self.norm, float(np.hypot(alpha, beta)))
         self._hold_transposed(along, u, alpha)
@@ -185,102 +125,47 @@ class GolubKahan:
             return
         names = _names("K^T u", "K v", j, j)
         if i == j:
-            look_again(self.Kt, self.V[j], u, alpha + float(along[j]), alpha, names, self.norm)
+            look_again(self.At, self.V[j], u, alpha + float(along[j]), alpha, names, self.norm)
         else:
-            again = arrays.dot(self.V[i], repeated(self.Kt, u, names[0]))
+            again = longvectors.dot(self.V[i], repeated(self.At, u, names[0]))
             if abs(again - along[i]) > off / 2:
                 raise wrong(names[0], f"along an earlier vector it gave {along[i]:.6g}", again)
         self.allowed = AGAIN * off / (self.norm * amplified[i])
 
-    def _hold_restarted(self, R: np.ndarray, kept: torch.Tensor, values: np.ndarray) -> None:
-        """K V^T = (kept, as rows)^T R of singular vectors: orthogonal columns, as long as the singular values are."""
+    def _hold_restarted(self, R: np.ndarray, left: torch.Tensor, values: np.ndarray) -> None:
+        """K V^T = left^T R of singular vectors: orthogonal columns, as long as the singular values are."""
         table = np.abs(R.T @ R - np.diag(values**2))
-        off = float(table.max(initial=0.0)) / max(self.norm, TINY)
+        off = float(table.max(initial=0.0)) / max(self.norm, longvectors.TINY)
         if off <= self.allowed * self.norm + self.forgotten:
             return
         name = f"a product K v of the restart after step {self.depth} of Golub-Kahan"
         for i in np.unravel_index(int(table.argmax()), table.shape):
-            made = kept.T @ torch.from_numpy(R[:, i]).to(kept)
-            if (far := arrays.norm(repeated(self.K, self.V[self.locked + i], name) - made)) > off / 4:
+            due = longvectors.combination(R[:, i], left)
+            if (far := longvectors.norm(repeated(self.A, self.V[self.locked + i], name) - due)) > off / 4:
                 raise wrong(name, f"it was {far:.6g} off", 0.0)
         self.allowed = AGAIN * off / self.norm
 
-    @property
-    def locked_values(self) -> np.ndarray:
-        return np.diag(self.B)[: self.locked].copy()
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        P, values, Qt = np.linalg.svd(self.unlocked)
+        return values, Qt.T, self.beta * np.abs(P[-1:]).sum(0)  # of an empty basis, empty
 
-    def ritz(self) -> tuple[np.ndarray, np.ndarray]:
-        """Singular values (j - l,) of the part that is not locked, and ||K^T u - sigma v|| as the recurrence knows it."""
-        P, values, _ = self._svd()
-        return values, self.beta * np.abs(P[-1:]).sum(0)  # of an empty basis, empty
+    def restart_cost(self, count: int) -> int:
+        """The left vectors are made anew, one product each."""
+        return count
 
-    def _svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        P, values, Qt = np.linalg.svd(self.B[self.locked : self.size, self.locked : self.size])
-        return P, values, Qt.T
-
-    def restart_cost(self, kept: int) -> int:
-        """Products that `restart` with `kept` triplets takes."""
-        return kept
-
-    def restart(self, chosen: Sequence[int]) -> None:
-        """Thick restart: keep the locked vectors and the triplets `chosen`; the pending vector stays."""
-        _, values, Q = self._svd()
-        self._keep(range(self.locked), values[chosen], Q[:, chosen])
+    def restart(self, chosen: Indices) -> None:
+        """Of the triplets `chosen`, B becomes the factor R of their products."""
+        values, S, _ = self.pairs()
+        self._replace(range(self.locked), values[chosen], S[:, chosen])
         l, j = self.locked, self.size
-        W = (self.K @ self.V[l:j].T).T.clone(memory_format=torch.contiguous_format)
+        W = (self.A @ self.V[l:j].T).T.clone(memory_format=torch.contiguous_format)
         self.u, self.least = None, np.inf
-        self.kept, R = independent(W, W[:0], self.floor)
-        self._hold_restarted(R, self.kept, values[chosen])
-        self.B[l:j, l:j] = 0.0
-        self.B[l : l + len(R), l:j] = R
-
-    def lock(self, old: Sequence[int], chosen: Sequence[int]) -> None:
-        """Keep the locked vectors `old` and the triplets `chosen`, all locked; forget the pending vector."""
-        P, values, Q = self._svd()
-        self.forgotten = float(np.linalg.norm([self.forgotten, *(self.beta * P[-1:, chosen].reshape(-1))]))
-        self._keep(old, values[chosen], Q[:, chosen])
-        self.locked, self.pending = self.size, self.V[:0]
-        self.beta, self.u, self.kept = 0.0, None, None
-
-    def _keep(self, old: Sequence[int], values: np.ndarray, S: np.ndarray) -> None:
-        old = list(old)
-        R = np.zeros((self.size, len(old) + len(values)))
-        R[old, range(len(old))] = 1.0
-        R[self.locked :, len(old) :] = S
-        rotate(self.V[: self.size], R)
-        diagonal = np.concatenate([self.locked_values[old], values])
-        self.size = len(diagonal)
-        self.B[...] = 0.0
-        self.B[range(self.size), range(self.size)] = diagonal
+        left, R = longvectors.independent(W, W[:0], self.floor)
+        self._hold_restarted(R, left, values[chosen])
+        self.H[l:j, l:j] = 0.0
+        self.H[l : l + len(R), l:j] = R
+        self.left = left
 
 
 def _names(now: str, before: str, j: int, i: int) -> tuple[str, str]:
     return f"the product {now} in step {j + 1} of Golub-Kahan", f"the product {before} in step {i + 1} of Golub-Kahan"
-
-
-def golub_kahan(K: Operator, start: torch.Tensor, steps: int) -> BidiagonalRecord:
-    """`steps` Golub-Kahan steps on K (m, n) from `start` (n,): two products each, at most n of them.
-
-    Memory: `steps` vectors of length n, four of length m; pass K.T where m < n.
-    ValueError: a start vector that is zero or not finite, steps < 1. Source: Golub, Kahan (1965).
-
-    >>> K = spectral.as_operator(np.diag([3.0, 2.0, 0.0])[:, :2])
-    >>> record = golub_kahan(K, torch.ones(2, dtype=torch.float64), steps=9)
-    >>> record.stop, record.triplets[1].round(12).tolist()
-    ('breakdown', [3.0, 2.0])
-    """
-    if steps < 1:
-        raise ValueError(f"steps={steps} with dimension {K.shape[1]}; use at least 1.")
-    state = GolubKahan(K, steps)
-    state.start(start[None])
-    betas = []
-    while len(state.pending) and state.size < state.capacity:
-        state.step()
-        betas.append(state.beta)
-    return BidiagonalRecord(
-        alphas=np.diag(state.B)[: state.size].copy(),
-        betas=np.array(betas),
-        norm=arrays.norm(start),
-        dtype=str(K.dtype).removeprefix("torch."),
-        stop="steps" if len(state.pending) else "breakdown",
-    )

@@ -19,20 +19,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal
 
-from spectral import arrays
-from spectral.krylov.symmetry import AGAIN, expected, hold_size, hold_zero, look_again, repeated, wrong
+from spectral import arrays, longvectors
+from spectral.krylov import symmetry
 from spectral.operators.operator import ROUNDING, Operator
 
 BREAKDOWN = 16.0  # beta <= 16 eps ||T|| counts as 0: A q - alpha q of an exact eigenvector rounds to a few eps ||A||
 ROWS = 32  # basis vectors allocated at a time
 # <q_{j-1}, q_i> and <q_j, q_i> as estimated, and whether the next vector is reorthogonalised too (Simon 1984, section 4)
 Omega = tuple[np.ndarray, np.ndarray, bool]
-State = tuple[int, torch.Tensor | None, torch.Tensor, Omega]
 MODES = (True, "selective", False)
 NONE = np.zeros(0)  # nothing deflated
 
@@ -70,6 +70,12 @@ class LanczosRecord:
         values.flags.writeable = vectors.flags.writeable = False
         return values, vectors
 
+    @property
+    def first_product(self) -> tuple[float, float, float]:
+        """(<x, A x>, ||A x||^2, scale of their rounding) of the start vector x, of length 1."""
+        square = float(np.square(self.alphas[0]) + np.square(self.betas[0]))
+        return float(self.alphas[0]), square, math.sqrt(square)
+
     @cached_property
     def centred(self) -> tuple[np.ndarray, np.ndarray]:
         """`eigen` of T - alpha_1 I; solved again where the shift is so large that it would take digits from the differences."""
@@ -82,11 +88,13 @@ class LanczosRecord:
 
 
 class Lanczos:
-    """The recurrence in flight: `step()` until it returns False, then `record()`.
+    """The recurrence at work: `step()` until it returns False, then `record()`.
 
-    `now` = (j, q_{j-1}, q_j, omega) is the state after j steps, replaced whole, so that a step that is interrupted has not been
-    made; with it go the first j `alphas` and `betas` and, where it is kept, the first j vectors of the basis.
+    `now` = (j, q_{j-1}, q_j, omega) is where it stands after j steps, replaced whole, so that a step that is interrupted has not
+    been made; with it go the first j `alphas` and `betas` and, where it is kept, the first j vectors of the basis.
     """
+
+    whole = True  # in the midst of a step too
 
     def __init__(
         self,
@@ -97,15 +105,21 @@ class Lanczos:
         reorthogonalize: bool | str = True,
         deflate: torch.Tensor | None = None,
         known: np.ndarray = NONE,
+        overwrite: bool = False,
     ) -> None:
-        """`deflate`: orthonormal eigenvectors (l, n) with the eigenvalues `known` (l,)."""
+        """`deflate`: orthonormal eigenvectors (l, n) with the eigenvalues `known` (l,).
+
+        `overwrite`: q_{j+1} takes the memory of q_{j-1} and q_1 that of `start`, so that three vectors are held instead of four;
+        for runs without a basis whose interrupted steps nobody goes on from.
+        """
         if reorthogonalize not in MODES:
             raise ValueError(f"reorthogonalize={reorthogonalize!r} is not known; use True, 'selective' or False.")
         self.A, self.reorthogonalize, self.known = A, reorthogonalize, np.asarray(known, dtype=float)
+        self.overwrite = overwrite
         self.U = deflate if deflate is not None and len(deflate) else None
         self.rank = A.shape[1] - (0 if self.U is None else len(self.U))  # dimension of the space that is searched
         self.limit = min(int(steps), self.rank)
-        self.squared_norm = arrays.dot(start, start)
+        self.squared_norm = longvectors.dot(start, start)
         if not math.isfinite(self.squared_norm) or self.squared_norm <= 0:
             raise ValueError(
                 f"the start vector has squared norm {self.squared_norm}; use a finite vector that is not zero."
@@ -116,14 +130,14 @@ class Lanczos:
         self.betas: list[float] = []
         norm, self.shares = math.sqrt(self.squared_norm), NONE
         if self.U is not None:
-            self.shares = np.array([arrays.dot(u, start) ** 2 for u in self.U]) / self.squared_norm
+            self.shares = np.array([longvectors.dot(u, start) ** 2 for u in self.U]) / self.squared_norm
             start = self._project(self._project(start))
-            norm = arrays.norm(start)
-        self.now: State = (0, None, start / norm, (NONE, np.ones(1), False))
-        self.stop = "steps"
+            norm = longvectors.norm(start)
+        first = start.div_(norm) if overwrite else start / norm
+        self.now: tuple[int, torch.Tensor | None, torch.Tensor, Omega] = (0, None, first, (NONE, np.ones(1), False))
         self.blocks: list[torch.Tensor] = []
         self.pivots: list[float] = []  # of T + allowed I, positive where A >= 0
-        self.allowed = expected(A)  # over ||T||, what a product may be off before it is looked at again
+        self.allowed = symmetry.expected(A)  # over ||T||, what a product may be off before it is looked at again
         self.carried = (1, 0.0)  # (j, what <A q_{j-1}, q_j> is beyond beta_{j-1}): q_j keeps what w had along q_{j-2}
 
     @property
@@ -135,6 +149,11 @@ class Lanczos:
     def steps(self) -> int:
         """j, the steps that have been made."""
         return self.now[0]
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left: the subspace is invariant, or the limit is reached."""
+        return self.steps >= self.limit or (self.steps > 0 and self.betas[self.steps - 1] == 0)
 
     @property
     def basis(self) -> torch.Tensor | None:
@@ -161,33 +180,41 @@ class Lanczos:
             self._keep(j, q)
         w = self.A @ q  # perhaps a buffer of the operator, perhaps q itself: not ours to change
         full = self.reorthogonalize is True
-        across = 0.0 if q_prev is None or full else arrays.dot(q_prev, w) - self.betas[j - 1]
-        known = self.carried[1] if self.carried[0] == j else None
-        w = w.clone() if q_prev is None else torch.sub(w, q_prev, alpha=self.betas[j - 1])  # A q_j - beta_{j-1} q_{j-1}
-        alpha = arrays.dot(w, q)
-        w = self._project(
-            w.sub_(q, alpha=alpha)
-        )  # last: -alpha q_j would make rounding in U grow by alpha / beta a step
+        size = max([0.0, *map(abs, self.alphas), *np.abs(self.known)])
+        coupling = max([0.0, *self.betas])
+        across = 0.0 if q_prev is None or full else longvectors.dot(q_prev, w) - self.betas[j - 1]
+        # an interrupted step, or an earlier session, has forgotten what is due
+        due = np.array([self.carried[1]]) if j > 0 and not full and self.carried[0] == j else None
+        if self.overwrite and due is not None:  # q_{j-1} is there no longer afterwards
+            self._hold_symmetric(j, np.array([across]), due, size + 2 * coupling)
+        if q_prev is None:
+            w = w.clone()
+        else:  # A q_j - beta_{j-1} q_{j-1}
+            w = torch.sub(w, q_prev, alpha=self.betas[j - 1], out=q_prev if self.overwrite else None)
+        alpha = longvectors.dot(w, q)
+        # the projection last: -alpha q_j would make rounding in U grow by alpha / beta a step
+        w = self._project(w.sub_(q, alpha=alpha))
         beta, omega, along = self._orthogonal(w, j, alpha, omega)
-        hold_size(w, math.hypot(alpha, beta), f"the product in step {j + 1}")
-        scale = max(abs(alpha), *map(abs, self.alphas), *np.abs(self.known), 0.0) + max([0.0, *self.betas])
+        symmetry.hold_size(w, math.hypot(alpha, beta), f"the product in step {j + 1}")
+        scale = max(size, abs(alpha)) + coupling
         if j == 0 and alpha == beta == 0:
-            hold_zero(self.A, q, _name(j))
+            symmetry.hold_zero(self.A, q, _name(j))
         elif full and j > 0:
             self._hold_symmetric(j, along[:j], np.zeros(j), scale + beta)
-        elif j > 0 and known is not None:  # an interrupted step, or an earlier session, has forgotten it
-            self._hold_symmetric(j, np.array([across]), np.array([known]), scale + beta)
+        elif due is not None and not self.overwrite:
+            self._hold_symmetric(j, np.array([across]), due, scale + beta)
         if self.A.nonnegative:
             self._hold_definite(j, alpha, scale + beta)
-        ended = beta <= BREAKDOWN * arrays.machine_epsilon(self.A.dtype) * scale
-        if ended or (j + 1 == self.rank and self.reorthogonalize):
-            beta, self.stop = 0.0, "breakdown"  # the subspace is invariant, or the whole space
+        if beta <= BREAKDOWN * arrays.machine_epsilon(self.A.dtype) * scale:
+            beta = 0.0  # the subspace is invariant
+        if j + 1 == self.rank and self.reorthogonalize:
+            beta = 0.0  # it is the whole space
         self.alphas.append(alpha)
         self.betas.append(beta)
-        kept = j > 0 and beta > 0 and not len(along)  # what w has along q_{j-1} is left in q_{j+1}
-        self.carried = (j + 1, self.betas[j - 1] * across / beta if kept else 0.0)
+        leaves = j > 0 and beta > 0 and not len(along)  # what w has along q_{j-1} is left in q_{j+1}
+        self.carried = (j + 1, self.betas[j - 1] * across / beta if leaves else 0.0)
         self.now = (j + 1, q, w.div_(beta), omega) if beta > 0 else (j + 1, q_prev, q, omega)
-        return beta > 0 and j + 1 < self.limit
+        return not self.ended
 
     def _hold_symmetric(self, j: int, found: np.ndarray, due: np.ndarray, scale: float) -> None:
         """<q_i, A q_j> against <A q_i, q_j> for i = j - len(found) ... j - 1, both less T_ij.
@@ -203,8 +230,8 @@ class Lanczos:
         entry = self.betas[j - 1] if i == j - 1 else 0.0
         q_i = self.now[1] if self.now[1] is not None and i == j - 1 else self.rows(i, i + 1)[0]
         names = _name(j), _name(i)
-        look_again(self.A, q_i, self.q, entry + float(found[worst]), entry + float(due[worst]), names, scale)
-        self.allowed = AGAIN * off / (scale * amplified)
+        symmetry.look_again(self.A, q_i, self.q, entry + float(found[worst]), entry + float(due[worst]), names, scale)
+        self.allowed = symmetry.AGAIN * off / (scale * amplified)
 
     def _hold_definite(self, j: int, alpha: float, scale: float) -> None:
         """No Ritz value of a semi-definite A below rounding: all pivots of T + allowed I = L D L^T are positive (Sylvester)."""
@@ -215,22 +242,65 @@ class Lanczos:
         if self.pivots[j] > 0:
             return
         for step, q, before in ((j, self.q, alpha), (j - 1, self.now[1], self.alphas[-1] if j else 0.0)):
-            again = before if q is None else arrays.dot(q, repeated(self.A, q, _name(step)))
+            again = before if q is None else longvectors.dot(q, symmetry.repeated(self.A, q, _name(step)))
             if abs(again - before) > self.allowed * scale:
-                raise wrong(
+                raise symmetry.wrong(
                     _name(step),
                     f"of a semi-definite matrix it gave <q, A q> = {before:.6g} and a negative Ritz value",
                     again,
                 )
-        self.allowed, self.pivots = AGAIN * self.allowed, []  # rounding: look again where it is larger still
+        self.allowed, self.pivots = symmetry.AGAIN * self.allowed, []  # rounding: look again where it is larger still
         if self.allowed < 1:
             self._hold_definite(j, alpha, scale)
 
-    def resume(self, alphas: np.ndarray, betas: np.ndarray, now: State, rows: torch.Tensor | None) -> None:
-        """Go on from a state that was saved: `rows` (j, n) of the basis."""
-        self.alphas, self.betas, self.now = alphas.tolist(), betas.tolist(), now
-        for j, q in enumerate(rows if rows is not None else ()):
+    def state(self) -> dict[str, Any]:
+        """All that the recurrence goes on from, views of its arrays; the basis as a list of its rows."""
+        j, q_prev, q, (omega_prev, omega, again) = self.now
+        return {
+            "alphas": np.array(self.alphas[:j]), "betas": np.array(self.betas[:j]), "q_prev": q_prev, "q": q,
+            "basis": longvectors.GrowingRows(self.rows(0, j)), "omega_prev": omega_prev, "omega": omega, "again": again,
+            "limit": self.limit,
+        }  # fmt: skip
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, of a recurrence from the same start."""
+        self.alphas, self.betas, self.limit = state["alphas"].tolist(), state["betas"].tolist(), state["limit"]
+        omega = state["omega_prev"], state["omega"], state["again"]
+        self.now = len(self.alphas), state["q_prev"], state["q"], omega
+        for j, q in enumerate(state["basis"]):
             self._keep(j, q)
+
+    def known_product(self) -> symmetry.KnownProduct | None:
+        """A product that the recurrence knows; None where it knows none of all its vectors.
+
+        With a basis x is a random combination of V and of what is deflated, U: A V = V T + beta q e^T and A U = U diag(known) say
+        what comes out, which holds all of them together. Without one x is the vector that was multiplied last, and A x less its
+        parts along x and the next is as long as the beta before.
+        """
+        j, last, q, _ = self.now
+        if last is None or self.betas[j - 1] == 0 or self.reorthogonalize == "selective":
+            return None
+        alphas, betas = np.array(self.alphas[:j]), np.array(self.betas[:j])
+        scale = float(np.abs(alphas).max() + 2 * betas.max())
+        if not self.reorthogonalize:
+            before = float(betas[-2]) if j > 1 else 0.0
+
+            def differs(y: torch.Tensor) -> float:
+                rest = longvectors.norm(y.sub(last, alpha=float(alphas[-1])).sub_(q, alpha=float(betas[-1])))
+                return max(abs(longvectors.dot(last, y) - float(alphas[-1])), abs(rest - before))
+
+            return symmetry.KnownProduct(last, differs, scale)
+        c = symmetry.random_coefficients(j)
+        image = alphas * c
+        image[:-1] += betas[:-1] * c[1:]
+        image[1:] += betas[:-1] * c[:-1]
+        x = self.combine(c[None])[0]
+        due = self.combine(image[None])[0].add_(q, alpha=float(betas[-1] * c[-1]))
+        if self.U is not None:
+            d = symmetry.random_coefficients(len(self.U))
+            x += longvectors.combination(d, self.U)
+            due += longvectors.combination(d * self.known, self.U)
+        return symmetry.KnownProduct(x, symmetry.distance(due), scale * float(np.linalg.norm(c)))
 
     def _keep(self, j: int, q: torch.Tensor) -> None:
         if j // ROWS == len(self.blocks):
@@ -244,10 +314,10 @@ class Lanczos:
     def _orthogonal(self, w: torch.Tensor, j: int, alpha: float, before: Omega) -> tuple[float, Omega, np.ndarray]:
         """Reorthogonalise w in place: (its norm, the inner products of the next step, what it had along each basis vector)."""
         if not self.reorthogonalize:
-            return arrays.norm(w), before, NONE
+            return longvectors.norm(w), before, NONE
         omega, again = NONE, False
         if self.reorthogonalize == "selective":
-            beta, eps = arrays.norm(w), arrays.machine_epsilon(self.A.dtype)
+            beta, eps = longvectors.norm(w), arrays.machine_epsilon(self.A.dtype)
             omega = self._estimate(j, alpha, beta, before)
             exceeds = bool(np.abs(omega[: j + 1]).max() > math.sqrt(eps))
             if not exceeds and not before[2]:
@@ -260,7 +330,7 @@ class Lanczos:
             along = along or products
             for part, c in zip(parts, products, strict=True):
                 w.sub_(part.T @ c)
-        return arrays.norm(w), (before[1], omega, again), torch.cat(along).double().cpu().numpy()
+        return longvectors.norm(w), (before[1], omega, again), torch.cat(along).double().cpu().numpy()
 
     def _estimate(self, j: int, alpha: float, beta: float, before: Omega) -> np.ndarray:
         """omega_{j+1, i} ~ <q_{j+1}, q_i> for i = 0 .. j + 1, from the recurrence that they obey (Simon 1984, eq. 20)."""
@@ -283,9 +353,9 @@ class Lanczos:
             alphas=np.array(self.alphas[: self.steps]),
             betas=np.array(self.betas[: self.steps]),
             squared_norm=self.squared_norm,
-            dtype=str(self.A.dtype).removeprefix("torch."),
+            dtype=arrays.dtype_name(self.A.dtype),
             reorthogonalized=self.reorthogonalize,
-            stop=stop or self.stop,
+            stop=stop or ("breakdown" if self.steps and self.betas[self.steps - 1] == 0 else "steps"),
             seed=seed,
             index=index,
             known=self.known,

@@ -15,14 +15,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from spectral import arrays
+from spectral import arrays, longvectors
 from spectral.operators.operator import Operator
 
 AGAIN = 4.0  # times an asymmetry that was seen to be rounding: what is beyond is looked at again
+
+
+class KnownProduct(NamedTuple):
+    """A product that a run knows: the vector, how far another vector is from its product, and the scale of its rounding."""
+
+    vector: torch.Tensor
+    differs: Callable[[torch.Tensor], float]
+    scale: float = 0.0
+
+
+def distance(due: torch.Tensor) -> Callable[[torch.Tensor], float]:
+    """How far a product is from the vector that it was."""
+    return lambda y: longvectors.norm(y.to(due.dtype) - due)
+
+
+def random_coefficients(count: int) -> np.ndarray:
+    """Numbers (count,), the same each time: the product of a combination holds all products that it is made of."""
+    return np.random.default_rng(0).standard_normal(count)
 
 
 def expected(A: Operator) -> float:
@@ -58,10 +77,10 @@ def look_again(
     RuntimeError with one sentence, unless both come out as they were.
     """
     half = abs(found - due) / 2
-    again = arrays.dot(x, repeated(A, y, names[0]))
+    again = longvectors.dot(x, repeated(A, y, names[0]))
     if not abs(again - found) <= half:
         raise wrong(names[0], f"along another vector it gave {found:.6g} where {due:.6g} was due", again)
-    then = arrays.dot(y, A.T @ x)
+    then = longvectors.dot(y, A.T @ x)
     if not abs(then - due) <= half:
         raise wrong(names[1], f"along another vector it gave {due:.6g} where {found:.6g} came out afterwards", then)
     for leaf in _leaves(A):
@@ -71,8 +90,8 @@ def look_again(
 def repeated(A: Operator, y: torch.Tensor, name: str) -> torch.Tensor:
     """A y, made twice; RuntimeError if it is not twice the same."""
     one = (A @ y).clone()  # perhaps a buffer of the operator
-    off = arrays.norm(A @ y - one)
-    length = max(arrays.norm(one), off)
+    off = longvectors.norm(A @ y - one)
+    length = max(longvectors.norm(one), off)
     if not off <= A.product_error * length:
         raise RuntimeError(
             f"{name} is not twice the same: two products with one vector differ by {off / length:.1e} of their length, so that a "
@@ -83,7 +102,7 @@ def repeated(A: Operator, y: torch.Tensor, name: str) -> torch.Tensor:
 
 def hold_zero(A: Operator, y: torch.Tensor, name: str) -> None:
     """A first product that is 0 would end a recurrence, and meets no other: it is made again."""
-    again = arrays.norm(A @ y)
+    again = longvectors.norm(A @ y)
     if again > 0:
         raise wrong(name, "it was 0", again)
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral import threads
+from spectral import arrays, threads
 from spectral.networks import model_state
 from spectral.networks.batches import Samples, check_data, fingerprint, placed, random_state, set_random_state, warm_up
 from spectral.networks.calling import (
@@ -450,7 +450,7 @@ class DataModel:
             "samples": self.info.n,
             "batches": len(self.info.samples),
             "parameters": names if len(names) <= 8 else [*names[:4], f"... {len(names) - 8} more ...", *names[-4:]],
-            "product_dtype": str(self.compute_dtype).removeprefix("torch."),
+            "product_dtype": arrays.dtype_name(self.compute_dtype),
             **({} if self.preflight else {"preflight": False}),
             **(
                 {"untested": "; ".join(f"{what}: {why}" for what, why in self.untested.items())}

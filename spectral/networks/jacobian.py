@@ -282,7 +282,7 @@ class Jacobian(SumOverBatches):
         expected = trace.flat(self._pull(lin, u.view_as(lin.output))).to(block.dtype)
         error = block.reshape(len(u), -1).T @ u.to(block.dtype) - expected
         inside = max((coarsest(lin.function, lin.primals), self.dtype), key=arrays.machine_epsilon)
-        if error.norm() > linearize.tolerance(inside) * expected.norm():
+        if error.norm() > arrays.discrepancy(inside) * expected.norm():
             raise ValueError(
                 "the rows of single samples are not those of the batch: the samples of a batch meet in the model; only products "
                 "are defined then (slq, trace), and they depend on the batches."
@@ -315,7 +315,7 @@ class Jacobian(SumOverBatches):
         try:
             got = self._vectorised_rows(two, size)
             error = float((got - expected).norm() / expected.norm().clamp(min=torch.finfo(got.dtype).tiny))
-            if error > linearize.tolerance(coarsest(self.network.function(two), self.network.primals(two))):
+            if error > arrays.discrepancy(coarsest(self.network.function(two), self.network.primals(two))):
                 reason = f"vmap differs by {error:.1e}"
         except (RuntimeError, ValueError, TypeError) as failure:
             reason = f"vmap: {str(failure).strip().splitlines()[0]}"

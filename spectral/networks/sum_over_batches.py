@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from spectral import arrays, probes
+from spectral import arrays, longvectors, probes
 from spectral.engine import linearize
 from spectral.engine.autotune import Engine, Maps, Workload
 from spectral.engine.store import KEEP, Store
@@ -179,7 +179,7 @@ class SumOverBatches(Operator):
         self._graph_bytes = facts.bytes / self.network.info.samples[0]
         self._inside = facts.dtype
         # vectors may be coarser than what is computed in
-        self._allowed = max(linearize.tolerance(facts.dtype), linearize.tolerance(self.dtype))
+        self._allowed = max(arrays.discrepancy(facts.dtype), arrays.discrepancy(self.dtype))
 
     def _explain(self, problems: dict[str, Exception]) -> str:
         """What has no derivative, or a wrong one; `problems` by the way of differentiation."""
@@ -236,8 +236,8 @@ class SumOverBatches(Operator):
         for i in range(NOISE_PROBES):
             v = probes.probe(1, i, fine.shape[1], dtype=self.dtype, device=self.device)
             expected = fine @ v
-            scale = arrays.norm(expected)
-            errors.append(arrays.norm(coarse @ v - expected) / scale if scale > 0 else 0.0)
+            scale = longvectors.norm(expected)
+            errors.append(longvectors.norm(coarse @ v - expected) / scale if scale > 0 else 0.0)
         self.noise = max(errors)
         return self.noise
 
@@ -263,7 +263,7 @@ class SumOverBatches(Operator):
             **chosen,
             **({"batches_joined": max(map(len, self._groups))} if self._joins else {}),
             **({"without_influence": _some(self._idle)} if self._idle else {}),
-            **({"computes_in": str(inside).removeprefix("torch.")} if inside else {}),
+            **({"computes_in": arrays.dtype_name(inside)} if inside else {}),
             **({"other_engines": others} if others else {}),
             **({"product_noise": self.noise} if self.noise is not None else {}),
             **({"asymmetry": self.asymmetry} if self.asymmetry else {}),

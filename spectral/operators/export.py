@@ -80,5 +80,5 @@ def cupy_view(A: Any) -> Any:
         rmatvec=transposed,
         matmat=times,
         rmatmat=transposed,
-        dtype=str(A.dtype).removeprefix("torch."),
+        dtype=arrays.dtype_name(A.dtype),
     )

@@ -91,7 +91,7 @@ class Foreign(Operator):
                 f"{name} of shape {self.shape} returned {tuple(W.shape)} where {(rows, *V.shape[1:])} was due; its products "
                 f"must be blocks of as many columns as they are given."
             )
-        if str(W.dtype).removeprefix("torch.") != str(V.dtype).removeprefix("torch."):
+        if arrays.dtype_name(W.dtype) != arrays.dtype_name(V.dtype):
             raise TypeError(f"{name} returned {W.dtype} for a {V.dtype} block; its products must keep the dtype.")
         tensor = self._in(W)
         if tensor.device != V.device:
@@ -241,7 +241,7 @@ def as_operator(A: Any) -> Operator:
 
 def _not_real(A: Any, dtype: Any) -> Any:
     """One sentence about a matrix that is not of real floating numbers, with what to write."""
-    name = str(dtype).removeprefix("torch.")
+    name = arrays.dtype_name(dtype)
     if "complex" in name:
         advice = "pass the real matrix [[Re A, -Im A], [Im A, Re A]], which has each eigenvalue of a Hermitian A twice"
     elif isinstance(A, torch.Tensor):

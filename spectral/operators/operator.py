@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from spectral import arrays, persist, probes
+from spectral import arrays, longvectors, persist, probes
 from spectral.operators.export import ScipyView, cupy_view
 
 # eps, of a product with a unit vector over ||A||: below 15 seen in networks; see `spectral.krylov.symmetry`
@@ -100,7 +100,7 @@ class Operator:
         return {
             "operator": type(self).__name__,
             "shape": list(self.shape),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": arrays.dtype_name(self.dtype),
         }
 
     def identity(self) -> str:
@@ -258,8 +258,8 @@ class Operator:
         v = probes.probe(seed, 0, self.shape[1], dtype=self.dtype, device=self.device)
         u = probes.probe(seed, 1, self.shape[0], dtype=self.dtype, device=self.device)
         Av, Atu = self @ v, self.T @ u
-        scale = max(arrays.norm(Av) * arrays.norm(u), arrays.norm(Atu) * arrays.norm(v))
-        return abs(arrays.dot(Av, u) - arrays.dot(v, Atu)) / scale if scale > 0 else 0.0
+        scale = max(longvectors.norm(Av) * longvectors.norm(u), longvectors.norm(Atu) * longvectors.norm(v))
+        return abs(longvectors.dot(Av, u) - longvectors.dot(v, Atu)) / scale if scale > 0 else 0.0
 
     # Algebra ---------------------------------------------------------------------------------------------------------
     def __add__(self, other: Any) -> Operator:
@@ -307,7 +307,7 @@ class Operator:
 
     def __repr__(self) -> str:
         m, n = self.shape
-        return f"<{type(self).__name__} {m} x {n}, {str(self.dtype).removeprefix('torch.')} on {self.device}>"
+        return f"<{type(self).__name__} {m} x {n}, {arrays.dtype_name(self.dtype)} on {self.device}>"
 
 
 def _number(value: Any) -> float:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectral import arrays
+from spectral import arrays, longvectors
 from spectral.networks.batches import is_finite
 from spectral.networks.data_model import DataModel
 from spectral.networks.dataset import DatasetInfo, NotFinite
@@ -291,9 +291,9 @@ def _differ(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
     if not a.is_floating_point():
         return not torch.equal(a, b)
     alike = (a == b) | (a.isnan() & b.isnan())  # masks of -infinity too
-    allowed = min(0.1, 1e3 * arrays.machine_epsilon(dtype) ** 0.75)
+    allowed = arrays.discrepancy(dtype)
     gap, size = (torch.where(keep, t, 0).reshape(-1) for keep, t in ((~alike, a - b), (a.isfinite(), a)))
-    return not arrays.norm(gap) <= allowed * arrays.norm(size)
+    return not longvectors.norm(gap) <= allowed * longvectors.norm(size)
 
 
 def active_randomness(

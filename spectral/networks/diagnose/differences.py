@@ -20,7 +20,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from spectral import arrays, probes
+from spectral import arrays, longvectors, probes
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose.derivatives import REFUSALS, operation, owner
 from spectral.networks.diagnose.graph import graph_facts, nodes
@@ -161,7 +161,7 @@ def difference_error(p: Probe, w: torch.Tensor) -> float | None:
     w = w.detach().double()
     steps = FINE if p.eps < 1e-12 else COARSE
     agrees = max(AGREES[0] if p.eps < 1e-12 else AGREES[1], 1e3 * p.rounding)
-    scale = (arrays.norm(flat(p.primals)) or 1.0) / arrays.norm(flat(p.tangents))
+    scale = (longvectors.norm(flat(p.primals)) or 1.0) / longvectors.norm(flat(p.tangents))
     judged: list[tuple[torch.Tensor, float]] = []
     for step in steps:
         h = step * scale
@@ -172,15 +172,15 @@ def difference_error(p: Probe, w: torch.Tensor) -> float | None:
             ]
         ends = p.ends[step]
         D = (ends[0] - ends[1]) / (2 * h)
-        size, error = max(arrays.norm(D), arrays.norm(w)), arrays.norm(D - w)
+        size, error = max(longvectors.norm(D), longvectors.norm(w)), longvectors.norm(D - w)
         if error <= agrees * size:
             return error / size if size else 0.0
-        if ROUNDING * p.eps * sum(map(arrays.norm, ends)) / (2 * h) < 0.1 * error:
+        if ROUNDING * p.eps * sum(map(longvectors.norm, ends)) / (2 * h) < 0.1 * error:
             judged.append((D, error))
     if len(judged) < 2:
-        return 0.0 if not judged and not arrays.norm(w) else None
+        return 0.0 if not judged and not longvectors.norm(w) else None
     (one, _), (two, error) = judged
-    if arrays.norm(one - two) > 0.3 * error:
+    if longvectors.norm(one - two) > 0.3 * error:
         return None
     raise Wrong(f"is off by {error / size:.1e} from the difference of gradients on {p.where}")
 

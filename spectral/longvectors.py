@@ -1,0 +1,156 @@
+"""Verbs on vectors of a model's size: dots, norms and block products, summed in float64 whatever the dtype of the vectors.
+
+Entries are upcast a chunk at a time, so that no verb holds a copy of what it is given. Rows V (j, n) are how bases lie,
+columns X (n, m) how blocks are multiplied: `dots` and `rotate` take rows, `cross` and `column_dots` take columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from spectral import arrays
+
+CHUNK = 1 << 20  # entries upcast at a time: 8 MiB of float64, which stays in cache and off the peak memory
+TINY = float(np.finfo(float).tiny)
+
+
+class GrowingRows(list[torch.Tensor]):
+    """Vectors (n,) of a state that only grow in number: of a save later on, those of this one are the first."""
+
+
+def dot(x: torch.Tensor, y: torch.Tensor) -> float:
+    """<x, y> of (n,) and (n,)."""
+    if x.dtype == torch.float64:
+        return float(torch.dot(x, y))
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for start in range(0, x.numel(), CHUNK):
+        total += torch.dot(x[start : start + CHUNK].double(), y[start : start + CHUNK].double())
+    return float(total)
+
+
+def norm(x: torch.Tensor) -> float:
+    """The Euclidean norm of (n,)."""
+    return dot(x, x) ** 0.5
+
+
+def norms(V: torch.Tensor) -> np.ndarray:
+    """The norm of each row, (j,)."""
+    return np.array([norm(v) for v in V])
+
+
+def chunks(length: int, together: int, entries: int = CHUNK) -> list[slice]:
+    """Pieces of vectors of this length, of which `together` have about so many entries."""
+    width = max(1, entries // max(1, together))
+    return [slice(start, start + width) for start in range(0, length, width)]
+
+
+def add_products(total: torch.Tensor, V: torch.Tensor, W: torch.Tensor, entries: int = CHUNK) -> None:
+    """total += V W^T for rows, (j, n) and (b, n) to (j, b), `entries` upcast at a time."""
+    for piece in chunks(V.shape[1], max(len(V), len(W)), entries):
+        some = V[:, piece].double()
+        total.addmm_(some, some.T if W is V else W[:, piece].double().T)
+
+
+def dots(V: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+    """V W^T for rows, (j, n) and (b, n) to (j, b)."""
+    if V.dtype == torch.float64:
+        return V @ W.T
+    total = torch.zeros(len(V), len(W), dtype=torch.float64, device=V.device)
+    add_products(total, V, W)
+    return total
+
+
+def cross(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:
+    """X^T Y for columns, (n, k) and (n, m) to (k, m)."""
+    return dots(X.T, Y.T).cpu().numpy()
+
+
+def column_dots(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:
+    """x_i^T y_i of the columns, (m,)."""
+    return np.array([dot(x.contiguous(), y.contiguous()) for x, y in zip(X.T, Y.T, strict=True)])
+
+
+def combination(coefficients: np.ndarray, V: torch.Tensor) -> torch.Tensor:
+    """coefficients times rows: (j,) and (j, n) to (n,), (c, j) and (j, n) to (c, n), in the dtype of V."""
+    C = torch.from_numpy(np.ascontiguousarray(coefficients)).to(V)
+    return C @ V if C.ndim > 1 else V.T @ C
+
+
+def rotate(V: torch.Tensor, S: np.ndarray) -> torch.Tensor:
+    """S^T V, (j, n) and (j, k) with k <= j to (k, n), written over the first k rows of V."""
+    R = torch.from_numpy(np.ascontiguousarray(S.T)).to(V)
+    for piece in chunks(V.shape[1], len(V)):
+        V[: len(R), piece] = R @ V[:, piece]
+    return V[: len(R)]
+
+
+def orthogonalise(W: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
+    """Subtract from the rows of W, in place, their part in the span of V's; returns the coefficients (j, b)."""
+    total = torch.zeros(len(V), len(W), dtype=torch.float64, device=V.device)
+    for _ in range(2):  # classical Gram-Schmidt, twice: Giraud, Langou (2003)
+        C = dots(V, W)
+        W.addmm_(C.T.to(W.dtype), V, alpha=-1)
+        total += C
+    return total
+
+
+def independent(W: torch.Tensor, V: torch.Tensor, floor: float) -> tuple[torch.Tensor, np.ndarray]:
+    """W = R^T Q for rows orthogonal to V's: (Q (r, n) orthonormal, R (r, b)); what is at most `floor` long is dropped.
+
+    Gram-Schmidt with pivoting, overwrites W. A direction that comes out of a cancellation is orthogonalised again.
+    """
+    Q, R, left, r = W.new_empty(W.shape), np.zeros((len(W), len(W))), list(range(len(W))), 0
+    while left:
+        lengths = norms(W[left])
+        i = left[int(lengths.argmax())]
+        length = float(lengths.max())
+        if length <= floor:
+            break
+        q = W[i : i + 1] / length
+        share = 0.0 if r else 1.0  # of the length that orthogonalising leaves
+        while share < 0.5 and length > floor:
+            orthogonalise(q, V)
+            orthogonalise(q, Q[:r])
+            share = norm(q[0])
+            length *= share
+            q /= max(share, TINY)
+        if length <= floor:
+            left.remove(i)
+            continue
+        Q[r] = q[0]
+        R[r, left] = dots(q, W[left])[0].cpu().numpy()
+        left.remove(i)
+        if left:
+            W[left] = torch.addmm(W[left], torch.from_numpy(R[r : r + 1, left].T).to(W), q, alpha=-1)
+        r += 1
+    return Q[:r], R[:r]
+
+
+def of_length_1(*vectors: torch.Tensor | None) -> bool:
+    """Whether vectors (n,), or the rows of (j, n), have length 1, to their rounding; None is no vector."""
+    rows = [row for V in vectors if V is not None for row in V.reshape(-1, V.shape[-1])]
+    return all(abs(norm(row) - 1) <= arrays.summation_error(row.dtype) for row in rows)
+
+
+def orthonormal(V: torch.Tensor) -> bool:
+    """Whether rows are orthonormal, to their rounding."""
+    distance = (dots(V, V).cpu() - torch.eye(len(V), dtype=torch.float64)).abs()
+    return not len(V) or float(distance.max()) <= arrays.summation_error(V.dtype)
+
+
+def differences(W: torch.Tensor, V: torch.Tensor, values: np.ndarray) -> np.ndarray:
+    """||w_i - values_i v_i|| of each row, (k,)."""
+    factors = torch.from_numpy(np.ascontiguousarray(values)).to(W.device)[:, None]
+    total = torch.zeros(len(W), dtype=torch.float64, device=W.device)
+    for piece in chunks(W.shape[1], len(W)):
+        total += (W[:, piece].double() - factors * V[:, piece].double()).square().sum(1)
+    return total.sqrt().cpu().numpy()
+
+
+def triangle(Y: torch.Tensor, Omega: torch.Tensor, nu: float) -> np.ndarray:
+    """R of the QR decomposition of the columns of Y + nu Omega, (n, m) to (m, m)."""
+    R = torch.zeros(0, Y.shape[1], dtype=torch.float64, device=Y.device)
+    for piece in chunks(*Y.shape):
+        R = torch.linalg.qr(torch.cat([R, Y[piece].double() + nu * Omega[piece].double()]), mode="r")[1]
+    return R.cpu().numpy()
