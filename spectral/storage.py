@@ -6,10 +6,9 @@ Sizes of the rules: R records with T steps and D deflated eigenvalues together, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -37,10 +36,8 @@ from spectral.schema import (
     shown,
 )
 
-if TYPE_CHECKING:
-    from spectral.spectrum import Spectrum
-
 FORMAT = "spectral.Spectrum/1"
+HEADER = ("dim", "zeros", "products", "epochs", "method")  # fields that are numbers and texts
 NEAR = 1e-6  # of the largest |node|: how far the nodes of a file may be from those of its records, made elsewhere
 TOTAL = 1e-6  # the same of the weights' sums
 
@@ -182,7 +179,7 @@ def _probes_once(f: Any, s: Sizes) -> bool:
 def _made_of_its_records(f: Any, s: Sizes) -> bool:
     """Nodes, and the sums and means of weights: single weights of nodes that are copies are rounding."""
     records = unpack_records(f, f["records"])
-    nodes, weights = quadrature(records, f["removed"], f["dim"], _rest(f))
+    nodes, weights = gauss.padded_rules(records, f["removed"], f["dim"], _rest(f))
     if nodes.shape != f["nodes"].shape:
         return False
     scale = np.abs(nodes).max(initial=0.0)
@@ -291,23 +288,6 @@ def unpack_moments(arrays: dict[str, np.ndarray], names: list[dict[str, Any]]) -
     )
 
 
-def quadrature(
-    records: Sequence[LanczosRecord], removed: Sequence[np.ndarray], dim: int, rest: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(nodes (K, M), weights (K, M)): Gauss rules of records; `removed` nodes have become atoms, the others weigh rest / dim."""
-    longest = max((record.steps + len(record.known) for record in records), default=0)
-    nodes, weights = np.zeros((len(records), longest)), np.zeros((len(records), longest))
-    for k, (record, gone) in enumerate(zip(records, removed, strict=True)):
-        theta, omega, _ = gauss.gauss_rule(record)
-        omega = omega.copy()
-        omega[gone] = 0.0
-        nodes[k, : len(theta)] = theta
-        total = omega.sum()
-        if rest > 0 and total > 0:
-            weights[k, : len(theta)] = omega * (rest / dim / total)
-    return nodes, weights
-
-
 def plain(value: Any) -> Any:
     """`value` as plain JSON: numpy scalars and arrays become numbers and lists, what JSON cannot hold becomes text."""
     if isinstance(value, dict):
@@ -323,26 +303,17 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)
 
 
-def save_spectrum(s: Spectrum, path: Any) -> None:
-    """See `Spectrum.save`."""
-    arrays, names = pack_records(s.records)
+def save_spectrum(fields: dict[str, Any], path: Any) -> None:
+    """Write the fields of a `Spectrum`, see `Spectrum.save`."""
+    arrays, names = pack_records(fields["records"])
     arrays |= {
-        "nodes": s.nodes,
-        "weights": s.weights,
-        "atom_values": s.atoms.values,
-        "atom_multiplicities": s.atoms.multiplicities,
-        "removed": _rectangular(s.removed),
+        "nodes": fields["nodes"],
+        "weights": fields["weights"],
+        "atom_values": fields["atoms"].values,
+        "atom_multiplicities": fields["atoms"].multiplicities,
+        "removed": _rectangular(fields["removed"]),
     }
-    header = {
-        "format": FORMAT,
-        "dim": s.dim,
-        "zeros": s.zeros,
-        "products": s.products,
-        "epochs": s.epochs,
-        "method": s.method,
-        "meta": plain(s.meta),
-        "records": names,
-    }
+    header = {"format": FORMAT, **{key: fields[key] for key in HEADER}, "meta": plain(fields["meta"]), "records": names}
     persist.save_arrays(path, arrays, header)
 
 
@@ -366,9 +337,8 @@ def load_spectrum(path: Any) -> dict[str, Any]:
             f"{path} holds no spectrum of this version ({shown(header.get('format'))}); expected {FORMAT}."
         )
     persist.check(path, {**header, **arrays}, SPECTRUM, "")
-    fields = {key: header[key] for key in ("dim", "zeros", "products", "epochs", "method", "meta")}
     return {
-        **fields,
+        **{key: header[key] for key in (*HEADER, "meta")},
         "nodes": arrays["nodes"],
         "weights": arrays["weights"],
         "atoms": Atoms(arrays["atom_values"], arrays["atom_multiplicities"]),

@@ -14,8 +14,8 @@ from spectral.estimators import checkpoint
 from spectral.estimators.budget import Budget, progress_bar
 from spectral.estimators.kpm import _in_three, jackson, kpm, moments_of
 from spectral.krylov import lanczos
-from spectral.krylov.chebyshev import jackson as damping
 from spectral.operators.operator import Operator
+from spectral.quadrature.jackson import jackson as damping
 
 RNG = np.random.default_rng(0)
 BULK = RNG.uniform(0, 1, 300)

@@ -15,7 +15,7 @@ from scipy.special import chdtrc, chdtri, gammaln, ndtr
 from spectral.analysis.jackknife import Measure, jackknife_stderr, leave_one_out
 from spectral.analysis.marchenko_pastur import as_measure
 from spectral.analysis.summary import effective_rank, largest_of, ratio_of, trace_of
-from spectral.quadrature import cdf
+from spectral.quadrature import error
 
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
@@ -140,7 +140,7 @@ def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
     pooled, without = (as_measure(a), as_measure(b)), (leave_one_out(a), leave_one_out(b))
     nodes = [s.nodes.shape[1] for s in (a, b) if not s.is_exact]
     bins = max(2, min([BINS, *(n // NODES_PER_BIN for n in nodes)]))
-    pairs = {kind: cdf.between(a, b, kind) for kind in ("wasserstein", "ks")}
+    pairs = {kind: error.between(a, b, kind) for kind in ("wasserstein", "ks")}
     units = [_units(m) for m in pooled]
     each = [[_units(m) for m in rest] for rest in without]
     for name in ("mean", "lambda_max"):
@@ -148,7 +148,7 @@ def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
             u, v = (unit[name] for unit in units)
             rest = [[unit[name] for unit in one] or None for one in each]
             able = all(w > 0 for w in (u, v, *(rest[0] or []), *(rest[1] or [])))
-            pairs[f"{kind}_by_{name}"] = cdf.between(a, b, kind, (u, v), (rest[0], rest[1])) if able else (NAN, NAN)
+            pairs[f"{kind}_by_{name}"] = error.between(a, b, kind, (u, v), (rest[0], rest[1])) if able else (NAN, NAN)
     for name, number in (("trace", trace_of), ("lambda_max", largest_of), ("effective_rank", effective_rank)):
         pairs[f"{name}_ratio"] = ratio_of(number(a), number(b))
     small = a.rounding, b.rounding

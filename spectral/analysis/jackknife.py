@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral.quadrature.cdf import jackknife_variance
+from spectral.quadrature.error import jackknife_variance
 
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum

@@ -18,12 +18,13 @@ from spectral import arrays
 from spectral.estimators.budget import Budget, environment, progress_bar, stoppable, symmetric_operand
 from spectral.estimators.checkpoint import Flight
 from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord, bounds, centre, jacobi, rescaled
-from spectral.krylov.chebyshev import jackson as damping
 from spectral.krylov.lanczos import BREAKDOWN, Lanczos, LanczosRecord
 from spectral.krylov.symmetry import expected, hold_size, hold_zero, look_again
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.quadrature import gauss
+from spectral.quadrature.beta import pooled_variance
+from spectral.quadrature.jackson import jackson as damping
 from spectral.results import Density
 from spectral.spectrum import Spectrum
 
@@ -321,7 +322,7 @@ def jackson(spectrum: Spectrum, x: Any = None, *, moments: int | None = None, co
     value[inside] = V @ (g * (norms @ mu_KM[:, :M] / norms.sum())) / root
     K = (V * g) @ chebvander(y, M - 1).T / root[:, None]
     variance[inside] = np.maximum(K**2 @ mass - (K @ mass) ** 2, 0.0)
-    noise = float(ndtri((1 + confidence) / 2)) * np.sqrt(gauss.pooled_variance(len(norms), r, variance))
+    noise = float(ndtri((1 + confidence) / 2)) * np.sqrt(pooled_variance(len(norms), r, variance))
     share = r / spectrum.dim
     return Density(
         points.reshape(-1),

@@ -1,4 +1,4 @@
-"""The certified envelope of a CDF, from the eigenvectors of T.
+"""The certified envelope of a probe's CDF, and what truncation moves at most.
 
 With T = S Theta S^T of k steps, a_i = S_1i and b_i = beta_k S_ki, the Gauss-Radau rule that has x among its k + 1 nodes is
 the spectral measure of e_1 under the bordered matrix of Theta, b and d = x + sum_i b_i^2 / (theta_i - x). Its weight at x is
@@ -7,18 +7,22 @@ turns that sum into values of one resolvent on the line Re z = x, where the node
 two nodes xi there is one theta: no node but x is nearer to x than the nearest theta, and x outside of all theta is the first
 node or the last.
 
-Legend: X points, k steps, L poles. All arrays are float64 numpy, in units of the radius of T around its first alpha.
+Legend: X points, k steps, L poles. All arrays are float64 numpy; those of `Radau` in units of the radius of T around its first
+alpha. `gone` are nodes that became atoms, as in `gauss`.
 Source: Golub, Meurant (2010), ch. 6; the best rational sign: Zolotarev (1877), as in Nakatsukasa, Freund (2016), SIAM Rev. 58.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from scipy.special import ellipk, ellipkm1
 
 from spectral.krylov.lanczos import LanczosRecord
+from spectral.quadrature.beta import ROUNDING
+from spectral.quadrature.gauss import BLUR, blur, epsilon, free_share, gauss_rule, norm, undeflated
 
 SIGN = 1e-13  # largest error of the sign between NEAREST and REACH
 NEAREST = 2.0**-49  # to a Gauss node: theta itself is known to a few units of 2^-52
@@ -27,15 +31,29 @@ SINGLE = 1e-6  # an error that single precision has: half the time
 LEAST = 7  # steps for that to be rounding
 EPS = 2.0**-52
 CHUNK = 16  # points at a time: their (X, k, L) array stays in cache
+MANY = 256  # points at a time of one continued fraction, or of one value of each node
+LOG_STEP = 0.36  # trapezoidal step in log y: its error is about 2 exp(-pi^2 / 0.36) = 2e-12, which ROUNDING holds
+Y_RANGE = 2e-13, 2e4  # of y: beyond it terms are powers of y
+MIDDLE = 1e-6  # of the mass: what is drawn and compared knows no more
+CUTS = np.array([[1 / 16], [1 / 4], [1 / 2]])  # of an interval, from its higher end
+SPLITS = 10  # 16^-10 of a gap is beyond rounding
+SETTLED = 0.02  # of the area under the width
 
 
 class Radau:
-    """The Radau rules of one record, for T - alpha_1 I divided by `scale`."""
+    """The Radau rules of one record, in units of T's radius around its first alpha: a shift of A moves all but the blur along."""
 
-    def __init__(self, record: LanczosRecord, scale: float) -> None:
+    def __init__(self, record: LanczosRecord) -> None:
         theta, S = record.centred
-        self.theta = theta / scale
-        self.a, self.b = S[0], S[-1] * (record.betas[-1] / scale)
+        self.centre = float(record.alphas[0])
+        spread = float(np.abs(record.alphas - self.centre).max() + 2 * record.betas.max(initial=0.0))
+        self.scale = max(spread, blur(record))
+        self.alphas, self.betas = (record.alphas - self.centre) / self.scale, record.betas / self.scale
+        self.theta, self.a, self.b = theta / self.scale, S[0], S[-1] * self.betas[-1]
+
+    def units(self, x: np.ndarray) -> np.ndarray:
+        """Points in these units."""
+        return (x - self.centre) / self.scale
 
     def distance(self, x: np.ndarray) -> np.ndarray:
         """To the nearest Gauss node, (X,)."""
@@ -53,10 +71,10 @@ class Radau:
     def at(self, x: np.ndarray) -> np.ndarray:
         """The weight at x, (X,): the Christoffel function 1 / sum_j p_j(x)^2, j = 0, ..., k; O(k) a point."""
         found = np.empty(len(x))
-        for s in range(0, len(x), 256):
-            u = self.theta - x[s : s + 256, None]
+        for s in range(0, len(x), MANY):
+            u = self.theta - x[s : s + MANY, None]
             C = 1 / np.where(np.abs(u) < EPS, EPS, u)  # theta is known to that; at theta_i the limit is a_i^2
-            found[s : s + 256] = (C @ (self.a * self.b)) ** 2 / (1 + (C * C) @ self.b**2)
+            found[s : s + MANY] = (C @ (self.a * self.b)) ** 2 / (1 + (C * C) @ self.b**2)
         return found
 
     def middle(self, x: np.ndarray, error: float = SIGN) -> np.ndarray:
@@ -96,6 +114,60 @@ class Radau:
         re, im = g_re**2 - g_im**2, 2 * g_re * g_im  # of G^2
         return sums[:, 0] - (im * e_re - re * e_im) / (y * (e_re**2 + e_im**2))
 
+    def left(self, x: np.ndarray, side: int) -> np.ndarray:
+        """The weight left of x, (X,), without that at x (side -1) or with it (+1): `middle`, or near Gauss nodes `fraction`."""
+        found, easy = np.empty(len(x)), self.reaches(x)
+        found[easy] = self.middle(x[easy]) + side * self.at(x[easy]) / 2
+        hard = np.flatnonzero(~easy)
+        for s in range(0, len(hard), MANY):
+            found[hard[s : s + MANY]] = self.fraction(x[hard[s : s + MANY]], side)
+        return found
+
+    def fraction(self, x: np.ndarray, side: int) -> np.ndarray:
+        """Weight of the Radau nodes left of the line Re z = x + side 1e-9, for the rules that have x among their nodes.
+
+        With m(z) = e_1^T (T_x - z)^{-1} e_1, the signed weight sum_i w_i sign(theta_i - c) is (2/pi) int_0^inf Re m(c + iy) dy:
+        a trapezoidal sum in log y, each m one continued fraction. It needs no eigenvalues and has no special case where x is a
+        Ritz value. With the pivots d_j of T - x I and h = x - z, m = 1 / (h c_1), c_{k+1} = 1 and
+        c_j = 1 + c_{j+1} d_j^2 / (b_j^2 + h c_{j+1} d_j): the pole at x stands in front, where the plain fraction cancels it to
+        eps / 1e-9.
+        """
+        k = len(self.alphas)
+        floor = np.finfo(float).eps ** 2
+        d = np.empty((k, len(x)))  # Sturm sequence
+        for j in range(k):
+            pivot = self.alphas[j] - x - (self.betas[j - 1] ** 2 / d[j - 1] if j > 0 else 0.0)
+            d[j] = np.where(np.abs(pivot) < floor, floor, pivot)
+        y = np.exp(np.arange(np.log(Y_RANGE[0]), np.log(Y_RANGE[1]), LOG_STEP))[:, None]
+        h, shape = -side * 1e-9, (len(y), len(x))  # h - i y, two arrays: numpy divides complex numbers slowly
+        c_re, c_im = np.ones(shape), np.zeros(shape)
+        re, im, size, work = (np.empty(shape) for _ in range(4))
+        for j in range(k - 1, -1, -1):
+            c_re *= d[j]  # c d
+            c_im *= d[j]
+            np.multiply(c_re, h, out=re)  # b^2 + (h - i y) c d
+            re += np.multiply(c_im, y, out=work)
+            re += self.betas[j] ** 2
+            np.multiply(c_im, h, out=im)
+            im -= np.multiply(c_re, y, out=work)
+            np.multiply(re, re, out=size)
+            size += np.multiply(im, im, out=work)
+            np.divide(d[j], size, out=size)
+            np.multiply(c_re, im, out=work)  # 1 + d c d / (b^2 + h c d)
+            c_re *= re
+            im *= c_im
+            c_re += im
+            c_re *= size
+            c_re += 1
+            c_im *= re
+            c_im -= work
+            c_im *= size
+        # Re 1 / ((h - i y) (c_re + i c_im))
+        terms = y * (h * c_re + y * c_im) / ((h**2 + y**2) * (c_re**2 + c_im**2))
+        geometric = 1 / np.expm1(LOG_STEP)  # beyond both ends the terms fall like y and like 1 / y
+        signed = 2 / np.pi * LOG_STEP * (terms.sum(0) + geometric * (terms[0] + terms[-1]))
+        return (1 - signed) / 2
+
 
 @lru_cache(maxsize=128)
 def sign_poles(nearest: float, error: float = SIGN) -> tuple[np.ndarray, np.ndarray]:
@@ -116,3 +188,109 @@ def sign_poles(nearest: float, error: float = SIGN) -> tuple[np.ndarray, np.ndar
     t = np.geomspace(1, 1 / k, 4001)[:, None]
     value = t[:, 0] * (w / (t * t + odd)).sum(1)
     return w * (2 * nearest / (value.max() + value.min())), odd * nearest**2
+
+
+def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sharp bounds lower <= mu((-inf, t)) <= mu((-inf, t]) <= upper at t = x, (X,) each, from the moments in the record.
+
+    Chebyshev-Markov-Stieltjes through the Gauss-Radau rule that has x among its k + 1 nodes (Golub, Meurant 2010, ch. 6):
+    lower is the weight of its nodes left of x, upper adds the weight at x. In finite precision T belongs to a matrix whose
+    eigenvalues differ by some eps ||A|| (Greenbaum 1989), so that lower is taken at x - 8 eps ||T||, upper at x + 8 eps ||T||,
+    eps of the products' dtype. O(k) a point: `Radau.middle` where no Gauss node is near, else a continued fraction, for which
+    nodes nearer to x than 1e-9 of the radius of T's spectrum count as undecided.
+    """
+    rules, margin, x = Radau(record), blur(record), np.asarray(x, dtype=float)
+    rounding = max(ROUNDING, epsilon(record) * norm(record) / rules.scale if rules.scale > margin else 0.0)
+    slack = (
+        BLUR * epsilon(record) if len(record.known) else 0.0
+    )  # the shares are dots of vectors in the products' dtype
+    finite, bounds = np.isfinite(x), []
+    for side in (-1, +1):
+        mass = (x == np.inf).astype(float)
+        mass[finite] = rules.left(rules.units(x[finite]) + side * margin / rules.scale, side)
+        mass = np.clip(mass + side * rounding, 0, 1)
+        mass = undeflated(record) * mass + _known_left(record, x + side * margin, side)
+        mass = np.clip(mass + side * slack, 0.0, 1.0)
+        bounds.append(np.where(x == np.inf, 1.0, np.where(x == -np.inf, 0.0, mass)))
+    return bounds[0], bounds[1]
+
+
+def middle(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
+    """The middle of the envelope, (X,), to MIDDLE: mu left of x and half of what can sit at x, finite precision apart."""
+    rules = Radau(record)
+    points, found = rules.units(np.asarray(x, dtype=float)), np.empty(len(x))
+    easy = np.full(len(x), record.steps >= LEAST) | ~rules.inside(points)
+    found[easy] = rules.middle(points[easy], MIDDLE)
+    if not easy.all():
+        found[~easy] = (rules.fraction(points[~easy], -1) + rules.fraction(points[~easy], +1)) / 2
+    known = (_known_left(record, x, -1) + _known_left(record, x, +1)) / 2
+    return np.clip(undeflated(record) * found + known, 0.0, 1.0)
+
+
+def _known_left(record: LanczosRecord, x: np.ndarray, side: int) -> np.ndarray:
+    """The shares of the deflated eigenvalues left of x, (X,), without those at x (side -1) or with them (+1)."""
+    order = np.argsort(record.known)
+    below = np.concatenate([[0.0], np.cumsum(record.shares[order])])
+    return below[np.searchsorted(record.known[order], x, side="left" if side < 0 else "right")]
+
+
+def largest_mass(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
+    """The largest share, (X,), of the undeflated part that can sit at x: the Christoffel function 1 / sum_j p_j(x)^2.
+
+    p_0, ..., p_k are the orthonormal polynomials of T and its last residual, p_k = 0 left out on an invariant subspace; it is
+    the weight that the Gauss-Radau rule through x gives to x, and thereby the width of the envelope there (Akhiezer 1965).
+    """
+    x = np.asarray(x, dtype=float)
+    before, now, total = np.zeros_like(x), np.ones_like(x), np.ones_like(x)
+    for j in range(record.steps):
+        if record.betas[j] == 0:
+            break
+        after = (x - record.alphas[j]) * now - (record.betas[j - 1] if j else 0.0) * before
+        before, now = now, np.clip(after / record.betas[j], -1e100, 1e100)
+        total = total + now**2
+        if (total > 1e60).all():
+            break
+    return 1 / total
+
+
+def truncation(record: LanczosRecord, gone: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """(the most that truncation moves in W1, what finite precision alone leaves of it), of the part of mu off the nodes `gone`.
+
+    The first is half the area of the envelope over [low, high]; on an invariant subspace the envelope has no width between the
+    nodes. The blur of finite precision (see `envelope`) adds twice itself.
+    """
+    rules, free = Radau(record), free_share(record, gone)
+    extra = 2 * ROUNDING + (2 * BLUR * epsilon(record) if len(record.known) else 0.0)
+    rounding = min(extra / free, 1.0) * (high - low) / 2 + blur(record)
+    if record.betas[-1] == 0:
+        return rounding, rounding
+
+    def width(x: np.ndarray) -> np.ndarray:
+        return np.minimum((undeflated(record) * rules.at(rules.units(x)) + extra) / free, 1.0)
+
+    alone = np.delete(gauss_rule(record)[0], np.unique(gone))
+    x = np.unique(np.clip(np.concatenate([[low, high], np.linspace(low, high, 33), alone]), low, high))
+    return _area(width, np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))) / 2 + blur(record), rounding
+
+
+def _area(width: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> float:
+    """int width dx from the first of ascending points x (X,) to the last, by trapezoids that are split until they are SETTLED.
+
+    They are split near their higher end: a node that stands alone is a peak whose width is the root of its residual.
+    """
+    w, settled = width(x), 0.0
+    x, w = np.stack([x[:-1], x[1:]]), np.stack([w[:-1], w[1:]])  # (2, intervals): both ends of each
+    for splits in range(SPLITS + 1):
+        length = x[1] - x[0]
+        parts, bend = length * (w[0] + w[1]) / 2, length * np.abs(w[0] - w[1]) / 2  # a monotone width errs by less
+        total = settled + float(parts.sum())
+        coarse = bend > SETTLED * total / (len(bend) + 1)
+        if splits == SPLITS or bend.sum() <= SETTLED * total or not coarse.any():
+            break
+        settled += float(parts[~coarse].sum())
+        x, w = x[:, coarse], w[:, coarse]
+        cuts = np.where(w[0] >= w[1], CUTS, 1 - CUTS[::-1]) * (x[1] - x[0]) + x[0]
+        inner = width(cuts.reshape(-1)).reshape(cuts.shape)
+        x, w = np.vstack([x[:1], cuts, x[1:]]), np.vstack([w[:1], inner, w[1:]])
+        x, w = (np.stack([a[:-1].reshape(-1), a[1:].reshape(-1)]) for a in (x, w))
+    return total
