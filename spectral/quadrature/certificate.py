@@ -132,38 +132,15 @@ class Radau:
         c_j = 1 + c_{j+1} d_j^2 / (b_j^2 + h c_{j+1} d_j): the pole at x stands in front, where the plain fraction cancels it to
         eps / 1e-9.
         """
-        k = len(self.alphas)
-        floor = np.finfo(float).eps ** 2
-        d = np.empty((k, len(x)))  # Sturm sequence
-        for j in range(k):
-            pivot = self.alphas[j] - x - (self.betas[j - 1] ** 2 / d[j - 1] if j > 0 else 0.0)
-            d[j] = np.where(np.abs(pivot) < floor, floor, pivot)
+        d = np.empty((len(self.alphas), len(x)))  # Sturm sequence
+        for j, alpha in enumerate(self.alphas):
+            pivot = alpha - x - (self.betas[j - 1] ** 2 / d[j - 1] if j > 0 else 0.0)
+            d[j] = np.where(np.abs(pivot) < EPS**2, EPS**2, pivot)
         y = np.exp(np.arange(np.log(Y_RANGE[0]), np.log(Y_RANGE[1]), LOG_STEP))[:, None]
-        h, shape = -side * 1e-9, (len(y), len(x))  # h - i y, two arrays: numpy divides complex numbers slowly
-        c_re, c_im = np.ones(shape), np.zeros(shape)
-        re, im, size, work = (np.empty(shape) for _ in range(4))
-        for j in range(k - 1, -1, -1):
-            c_re *= d[j]  # c d
-            c_im *= d[j]
-            np.multiply(c_re, h, out=re)  # b^2 + (h - i y) c d
-            re += np.multiply(c_im, y, out=work)
-            re += self.betas[j] ** 2
-            np.multiply(c_im, h, out=im)
-            im -= np.multiply(c_re, y, out=work)
-            np.multiply(re, re, out=size)
-            size += np.multiply(im, im, out=work)
-            np.divide(d[j], size, out=size)
-            np.multiply(c_re, im, out=work)  # 1 + d c d / (b^2 + h c d)
-            c_re *= re
-            im *= c_im
-            c_re += im
-            c_re *= size
-            c_re += 1
-            c_im *= re
-            c_im -= work
-            c_im *= size
-        # Re 1 / ((h - i y) (c_re + i c_im))
-        terms = y * (h * c_re + y * c_im) / ((h**2 + y**2) * (c_re**2 + c_im**2))
+        h, c = -side * 1e-9 - 1j * y, np.ones((len(y), len(x)), dtype=complex)
+        for pivot, beta in zip(d[::-1], self.betas[::-1], strict=True):
+            c = 1 + c * pivot**2 / (beta**2 + h * c * pivot)
+        terms = y * (1 / (h * c)).real
         geometric = 1 / np.expm1(LOG_STEP)  # beyond both ends the terms fall like y and like 1 / y
         signed = 2 / np.pi * LOG_STEP * (terms.sum(0) + geometric * (terms[0] + terms[-1]))
         return (1 - signed) / 2
@@ -235,22 +212,12 @@ def _known_left(record: LanczosRecord, x: np.ndarray, side: int) -> np.ndarray:
 
 
 def largest_mass(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
-    """The largest share, (X,), of the undeflated part that can sit at x: the Christoffel function 1 / sum_j p_j(x)^2.
+    """The largest share, (X,), of the undeflated part that can sit at x: the Christoffel function (Akhiezer 1965).
 
-    p_0, ..., p_k are the orthonormal polynomials of T and its last residual, p_k = 0 left out on an invariant subspace; it is
-    the weight that the Gauss-Radau rule through x gives to x, and thereby the width of the envelope there (Akhiezer 1965).
+    It is the weight that the Gauss-Radau rule through x gives to x, and thereby the width of the envelope there.
     """
-    x = np.asarray(x, dtype=float)
-    before, now, total = np.zeros_like(x), np.ones_like(x), np.ones_like(x)
-    for j in range(record.steps):
-        if record.betas[j] == 0:
-            break
-        after = (x - record.alphas[j]) * now - (record.betas[j - 1] if j else 0.0) * before
-        before, now = now, np.clip(after / record.betas[j], -1e100, 1e100)
-        total = total + now**2
-        if (total > 1e60).all():
-            break
-    return 1 / total
+    rules = Radau(record)
+    return rules.at(rules.units(x))
 
 
 def truncation(record: LanczosRecord, gone: np.ndarray, low: float, high: float) -> tuple[float, float]:
