@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -82,6 +82,15 @@ class Band:
     confidence: float
     certified_lower: np.ndarray
     certified_upper: np.ndarray
+
+
+NUMBERS = ("value", "stderr", "lower", "upper", "certified_lower", "certified_upper")
+Result = TypeVar("Result", Estimate, Band)
+
+
+def over(result: Result, n: float) -> Result:
+    """An estimate or a band of what is n times as small."""
+    return replace(result, **{name: getattr(result, name) / n for name in NUMBERS if hasattr(result, name)})
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ from scipy.special import ndtri
 
 from spectral import plotting, storage
 from spectral.krylov.lanczos import LanczosRecord
-from spectral.quadrature import beta, cdf, error, gauss
+from spectral.quadrature import beta, cdf, gauss
 from spectral.quadrature.density import density
+from spectral.quadrature.error import between, stated_error
 from spectral.quadrature.pooled import Quadrature
-from spectral.results import Atoms, Band, Density, Estimate, nan
+from spectral.results import Atoms, Band, Density, Estimate, nan, over
 
+Function = Callable[[np.ndarray], np.ndarray]
 STEEP = 64.0  # times the mean slope of a function over the spectrum
 NO_ATOMS = Atoms(np.zeros(0), np.zeros(0, dtype=np.int64))
 
@@ -102,11 +104,11 @@ class Spectrum(Quadrature):
             dim, nodes, weights, atoms, zeros, products, epochs, method,
             meta=dict(meta or {}), records=tuple(records), removed=gone,
         )  # fmt: skip
-        spectrum.meta["error"] = error.stated_error(spectrum)
+        spectrum.meta["error"] = stated_error(spectrum)
         return spectrum
 
     # Numbers ---------------------------------------------------------------------------------------------------------
-    def integrate(self, f: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+    def integrate(self, f: Function) -> Estimate:
         """sum_i f(lambda_i) over all dim eigenvalues, f mapping float64 arrays to arrays.
 
         stderr: sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian probes with the variance over the measure
@@ -130,7 +132,7 @@ class Spectrum(Quadrature):
         stderr = float(np.hypot(statistical, self.truncation(f))) + steep
         return Estimate(value, stderr, nan, nan, K, self.products)
 
-    def _evaluate(self, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    def _evaluate(self, f: Function, x: np.ndarray) -> np.ndarray:
         """f(x), finite; of a value within `rounding` of 0 that f does not take, such as the root of -1e-17, f(0)."""
         y = _apply(f, x)
         small = np.abs(x) <= self.rounding
@@ -145,7 +147,7 @@ class Spectrum(Quadrature):
             raise ValueError(f"f is not finite at the eigenvalue {where:.6g}; f must be finite on the spectrum.")
         return y
 
-    def _steep(self, f: Callable[[np.ndarray], np.ndarray], y: np.ndarray) -> float:
+    def _steep(self, f: Function, y: np.ndarray) -> float:
         """What `rounding` of every eigenvalue but the known zeros may change, where f varies STEEP times as fast as on the whole.
 
         Elsewhere the same rounding is of the size of that of any sum in float64. y: f on all points.
@@ -167,30 +169,25 @@ class Spectrum(Quadrature):
         slope = max(float(np.ptp(y)) / span if span > 0 else 0.0, float(np.abs(y).max()) / self.scale)
         return float(c @ np.where(change > STEEP * slope * r, change, 0.0))
 
-    def truncation(self, f: Callable[[np.ndarray], np.ndarray]) -> float:
+    def truncation(self, f: Function) -> float:
         """|change of the integral| when the last quarter of the steps is left out: what more steps would still move."""
         total = 0.0
-        for share, record, short in zip(self.pooling, self.records, self._short_rules, strict=True):
-            if short is not None:
-                theta, omega, _ = gauss.gauss_rule(record)
-                total += float(share * (omega @ self._evaluate(f, theta) - short[1] @ _apply(f, short[0])))
+        for share, (theta, omega, _), (short, weights) in self._unfinished:
+            total += float(share * (omega @ self._evaluate(f, theta) - weights @ _apply(f, short)))
         return abs(total) * self.dim if np.isfinite(total) else float("inf")
 
     @cached_property
-    def _short_rules(self) -> list[tuple[np.ndarray, np.ndarray] | None]:
-        """Each record's Gauss rule of the first three quarters of its steps; None where nothing more is to come."""
+    def _unfinished(self) -> list[tuple[Any, ...]]:
+        """Of each probe that more steps may still move: (its share, its Gauss rule, that of three quarters of its steps)."""
         return [
-            None
-            if record.steps < 4 or record.betas[-1] == 0
-            else gauss.truncated_rule(record, record.steps - max(1, record.steps // 4))
-            for record in self.records
+            (share, gauss.gauss_rule(record), gauss.truncated_rule(record, record.steps - max(1, record.steps // 4)))
+            for share, record in zip(self.pooling, self.records, strict=True)
+            if record.steps >= 4 and record.betas[-1] > 0
         ]
 
     def moment(self, p: float) -> Estimate:
         """The mean of lambda^p over all dim eigenvalues."""
-        e = self.integrate(lambda x: x**p)
-        n = self.dim
-        return Estimate(e.value / n, e.stderr / n, e.lower / n, e.upper / n, e.probes, e.products)
+        return over(self.integrate(lambda x: x**p), self.dim)
 
     def quantile(self, q: float, confidence: float = 0.95) -> Estimate:
         """The smallest value below which a fraction q of the eigenvalues lies, by `curve`; lower and upper from `cdf`'s band."""
@@ -220,50 +217,41 @@ class Spectrum(Quadrature):
     # Functions -------------------------------------------------------------------------------------------------------
     def cdf(self, x: Any, confidence: float = 0.95) -> Band:
         """The fraction of eigenvalues <= x, (X,), with its pointwise band: certified envelope, then exact Beta law."""
-        x = np.asarray(x, dtype=float)
-        band = self.count(np.full(x.shape, -np.inf), x, confidence)
-        scaled = [
-            v / self.dim for v in (band.value, band.lower, band.upper, band.certified_lower, band.certified_upper)
-        ]
-        return Band(scaled[0], scaled[1], scaled[2], confidence, scaled[3], scaled[4])
+        return over(self.count(-np.inf, x, confidence), self.dim)
 
     def count(self, lo: Any, hi: Any, confidence: float = 0.95) -> Band:
         """How many eigenvalues lie in (lo, hi], arrays or numbers, with an interval that holds with `confidence`."""
         return self._count(lo, hi, confidence, self.value_error)
 
-    def _count(self, lo: Any, hi: Any, confidence: float, error: float) -> Band:
-        """`count` where atoms may be off by `error`."""
+    def _count(self, lo: Any, hi: Any, confidence: float, margin: float) -> Band:
+        """`count` where atoms may be off by `margin`."""
         if not 0 < confidence < 1:
             raise ValueError(f"confidence={confidence} is no probability; use 0 < confidence < 1, such as 0.95.")
         lo, hi = np.broadcast_arrays(np.asarray(lo, dtype=float), np.asarray(hi, dtype=float))
         if np.isnan(lo).any() or np.isnan(hi).any() or (lo > hi).any():
             raise ValueError("count needs lo <= hi, both numbers (infinite ones allowed).")
         shape, lo, hi = lo.shape, lo.reshape(-1), hi.reshape(-1)
-        known = [self._known(lo, hi, widen) for widen in (0.0, -error, error)]
-        value = known[0].astype(float)
-        lower, upper, certain_low, certain_high = (known[i].astype(float) for i in (1, 2, 1, 2))
-        r = self.unresolved
-        if r > 0:
+        value, least, most = (self._known(lo, hi, widen).astype(float) for widen in (0.0, -margin, margin))
+        bands = [value, least, most, least, most]
+        if r := self.unresolved:
             (low_lo, low_hi), (high_lo, high_hi) = self.envelope(lo), self.envelope(hi)
             mass_low, mass_high = np.clip(high_lo - low_hi, 0, 1), np.clip(high_hi - low_lo, 0, 1)
             r_low, r_high = beta.count_interval(mass_low, mass_high, len(self.nodes), r, confidence)
-            middle = (high_lo + high_hi - low_lo - low_hi) / 2
-            value += np.clip(r * middle, r_low, r_high)
-            lower, upper = lower + r_low, upper + r_high
-            certain_low, certain_high = certain_low + r * mass_low, certain_high + r * mass_high
-        bands = [np.asarray(v).reshape(shape) for v in (value, lower, upper, certain_low, certain_high)]
-        return Band(bands[0], bands[1], bands[2], confidence, bands[3], bands[4])
+            middle = np.clip(r * (high_lo + high_hi - low_lo - low_hi) / 2, r_low, r_high)
+            bands = [value + middle, least + r_low, most + r_high, least + r * mass_low, most + r * mass_high]
+        value, lower, upper, certain_low, certain_high = (band.reshape(shape) for band in bands)
+        return Band(value, lower, upper, confidence, certain_low, certain_high)
 
     def count_within(self, size: float, confidence: float = 0.95) -> Band:
         """How many |eigenvalues| are at most `size`, which allows for rounding itself: computed values count as they are.
 
         Only what an atom's residual exceeds `rounding` by widens the interval.
         """
-        return self._count(np.nextafter(-size, -np.inf), size, confidence, max(self.value_error - self.rounding, 0.0))
+        return self._count(np.nextafter(-size, -np.inf), size, confidence, self.floor - self.rounding)
 
     def count_below(self, x: float, confidence: float = 0.95) -> Band:
         """How many eigenvalues are less than x, in the same sense."""
-        return self._count(-np.inf, np.nextafter(x, -np.inf), confidence, max(self.value_error - self.rounding, 0.0))
+        return self._count(-np.inf, np.nextafter(x, -np.inf), confidence, self.floor - self.rounding)
 
     def _known(self, lo: np.ndarray, hi: np.ndarray, widen: float) -> np.ndarray:
         """Atoms and zeros in (lo - widen, hi + widen]."""
@@ -294,7 +282,8 @@ class Spectrum(Quadrature):
             raise ValueError(
                 "these spectra are of different operators; merge spectra of one operator with other probes."
             )
-        names = [(record.seed, record.index) for record in (*self.records, *other.records) if record.seed >= 0]
+        records = *self.records, *other.records
+        names = [(record.seed, record.index) for record in records if record.seed >= 0]
         if len(set(names)) < len(names):
             raise ValueError("both spectra contain the same probe (seed, index); use another seed for one of them.")
         tolerance = max(self.value_error, other.value_error)
@@ -302,23 +291,22 @@ class Spectrum(Quadrature):
         same = (distance <= 2 * tolerance) & (self.atoms.multiplicities[:, None] == other.atoms.multiplicities[None, :])
         common = np.flatnonzero(same.any(1))
         partner = same[common].argmax(1) if len(common) else common
-        removed = [gone[common] for gone in self.removed] + [gone[partner] for gone in other.removed]
+        told = {
+            "value_error": tolerance,
+            "probes": len(records),
+            "stops": [record.stop for record in records],
+            "merged": [*self.meta.get("merged", []), other.meta.get("seed")],
+        }
         return Spectrum.from_records(
-            (*self.records, *other.records),
+            records,
             self.dim,
             zeros=self.zeros,
             atoms=Atoms(self.atoms.values[common], self.atoms.multiplicities[common]),
-            removed=removed,
+            removed=[gone[common] for gone in self.removed] + [gone[partner] for gone in other.removed],
             products=self.products + other.products,
             epochs=self.epochs + other.epochs,
             method=self.method,
-            meta={
-                **self.meta,
-                "value_error": tolerance,
-                "probes": len(self.records) + len(other.records),
-                "stops": [record.stop for record in (*self.records, *other.records)],
-                "merged": [*self.meta.get("merged", []), other.meta.get("seed")],
-            },
+            meta={**self.meta, **told},
         )
 
     def distance(self, other: Spectrum, kind: str = "wasserstein") -> Estimate:
@@ -328,7 +316,7 @@ class Spectrum(Quadrature):
         """
         if kind not in ("wasserstein", "ks"):
             raise ValueError(f"kind={kind!r} is no distance; use 'wasserstein' or 'ks'.")
-        value, stderr = error.between(self, other, kind)
+        value, stderr = between(self, other, kind)
         bounds = (value, value) if self.is_exact and other.is_exact else (nan, nan)
         return Estimate(value, stderr, *bounds, len(self.nodes) + len(other.nodes), self.products + other.products)
 
@@ -369,7 +357,7 @@ class Spectrum(Quadrature):
         )
 
 
-def _apply(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+def _apply(f: Function, x: np.ndarray) -> np.ndarray:
     """f(x) as float64, held to the shape of x; warnings of numpy's are answered by those who look at the values."""
     with np.errstate(all="ignore"):
         y = np.asarray(f(x), dtype=np.float64)

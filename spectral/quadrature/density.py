@@ -18,7 +18,8 @@ from spectral.quadrature.beta import pooled_variance
 from spectral.quadrature.pooled import Quadrature
 from spectral.results import Atoms, Density
 
-LINEAR, LOG = 0.02, 0.1  # default kernels: 2 % of the range, a tenth of a decade
+LOG = 0.1  # a tenth of a decade
+KERNELS = {"linear": 0.02, "log": LOG}  # by default: 2 % of the range
 POINTS = 400
 SIGNED_DECADES = 5  # that a two-sided logarithmic axis has on each side of zero
 PER_KERNEL = 5  # grid points within one standard deviation of the kernel
@@ -27,10 +28,9 @@ Q = TypeVar("Q", bound=Quadrature)
 
 def density(s: Quadrature, x: Any, resolution: float | None, scale: str, confidence: float = 0.95) -> Density:
     """See `Spectrum.density`."""
-    if scale not in ("linear", "log"):
+    if scale not in KERNELS:
         raise ValueError(f"scale={scale!r} is no scale; use 'linear' or 'log'.")
-    if resolution is None:
-        resolution = LINEAR if scale == "linear" else LOG
+    resolution = KERNELS[scale] if resolution is None else resolution
     if not resolution > 0:
         raise ValueError(f"resolution={resolution} is no width; use a positive number.")
     low, high = _support(s, scale)
@@ -40,16 +40,9 @@ def density(s: Quadrature, x: Any, resolution: float | None, scale: str, confide
     noise = float(ndtri((1 + confidence) / 2)) * np.sqrt(variance)
     points = t if scale == "linear" else 10.0**t
     per_unit = 1.0 if scale == "linear" else points * np.log(10)
-    band = np.maximum(value - half - noise, 0.0), value + half + noise
-    return Density(
-        points,
-        value / per_unit,
-        band[0] / per_unit,
-        band[1] / per_unit,
-        resolution,
-        scale,
-        float(np.clip(1 - shown, 0, 1)),
-    )
+    lower, upper = np.maximum(value - half - noise, 0.0), value + half + noise
+    value, lower, upper = (v / per_unit for v in (value, lower, upper))
+    return Density(points, value, lower, upper, resolution, scale, float(np.clip(1 - shown, 0, 1)))
 
 
 def _coordinate(x: Any, scale: str) -> np.ndarray:
