@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 nan = float("nan")
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
 class Atoms(NamedTuple):

@@ -11,16 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from spectral.estimators.exact import gram_matrix
 from spectral.krylov.lanczos import lanczos
 from spectral.operators import Operator, as_operator
 from spectral.probes import probe
 from spectral.quadrature.gauss import gauss_rule
+from spectral.results import Array, IntArray, nan
 
-Array = NDArray[np.float64]
-NAN = float("nan")
 EXACT_ROWS = 4000  # K in float64 is then 128 MB, and its eigenvectors take seconds
 OWN_LABEL = 50  # directions in which the energy of the labels trained on is customarily quoted
 NORM_PROBES = 8  # products for ‖K‖_F when K is not assembled
@@ -29,7 +28,7 @@ NORM_PROBES = 8  # products for ‖K‖_F when K is not assembled
 class Curve(NamedTuple):
     """energy[j]: that of the labels in the k[j] leading directions, whose last eigenvalue is eigenvalue[j]."""
 
-    k: NDArray[np.int64]
+    k: IntArray
     energy: Array
     eigenvalue: Array
 
@@ -115,7 +114,7 @@ def gram_alignment(K: ArrayLike, y: Any, *, k: int | None = None, centred: bool 
     energy = np.cumsum((U.T @ y) ** 2) / square
     curve = Curve(np.arange(1, len(K) + 1), np.minimum(energy, 1.0), values)
     frobenius = float(np.linalg.norm(K))
-    target = float(y @ K @ y) / (square * frobenius) if frobenius > 0 else NAN
+    target = float(y @ K @ y) / (square * frobenius) if frobenius > 0 else nan
     own = float(curve.energy[min(OWN_LABEL, len(K)) - 1])
     return Alignment(curve, k, float(curve.energy[k - 1]), own, target, 0.0, centred, "exact", 0, 0, 0.0)
 
@@ -173,8 +172,8 @@ def _krylov(A: Operator, y: Array, k: int, steps: int, seed: int) -> dict[str, A
     energy = np.minimum(np.cumsum(weights[::-1]), 1.0)
     squares = np.array([_product_norm(K, seed, i) for i in range(NORM_PROBES)])
     frobenius = float(np.sqrt(squares.mean()))  # E‖Kg‖² = ‖K‖_F²
-    relative = float(squares.std(ddof=1) / np.sqrt(NORM_PROBES) / squares.mean()) if frobenius > 0 else NAN
-    target = float(record.alphas[0]) / frobenius if frobenius > 0 else NAN
+    relative = float(squares.std(ddof=1) / np.sqrt(NORM_PROBES) / squares.mean()) if frobenius > 0 else nan
+    target = float(record.alphas[0]) / frobenius if frobenius > 0 else nan
     return {
         "curve": Curve(np.arange(1, len(nodes) + 1), energy, nodes[::-1]),
         "k": k,

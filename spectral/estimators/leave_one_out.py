@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from spectral import arrays
 from spectral.estimators import proof
@@ -447,7 +447,7 @@ def _stderr(variance: float, m: int, rounding: float) -> float:
 
 def widening(m: int) -> float:
     """Student's 97.5 % quantile for m values over the normal one: +- 1.96 stderr is then a 95 % interval."""
-    return float(student.ppf(0.975, m - 1) / 1.959964)
+    return float(stdtrit(m - 1, 0.975) / 1.959964)
 
 
 def _rounding(sampler: Hutchinson | HutchPlusPlus | XTrace | XNysTrace) -> float:
