@@ -105,11 +105,9 @@ class Radau:
         u = self.theta - x[:, None]
         a, b, y = self.a, self.b, np.sqrt(squares)
         whole = np.ones_like(u)
-        parts = np.stack([a * a * u, a * b * u, a * b * whole, b * b * whole, b * b / u], axis=1).astype(
-            space.dtype
-        )  # (X, 5, k)
+        parts = np.stack([a * a * u, a * b * u, a * b * whole, b * b * whole, b * b / u], axis=1)  # (X, 5, k)
         poles = np.add((u * u).astype(space.dtype)[:, :, None], squares.astype(space.dtype), out=space)
-        sums = (parts @ np.divide(1, poles, out=space)).astype(np.float64)
+        sums = (parts.astype(space.dtype) @ np.divide(1, poles, out=space)).astype(np.float64)
         g_re, g_im, e_re, e_im = sums[:, 1], y * sums[:, 2], 1 + sums[:, 3], y * sums[:, 4]
         re, im = g_re**2 - g_im**2, 2 * g_re * g_im  # of G^2
         return sums[:, 0] - (im * e_re - re * e_im) / (y * (e_re**2 + e_im**2))
@@ -178,9 +176,8 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """
     rules, margin, x = Radau(record), blur(record), np.asarray(x, dtype=float)
     rounding = max(ROUNDING, epsilon(record) * norm(record) / rules.scale if rules.scale > margin else 0.0)
-    slack = (
-        BLUR * epsilon(record) if len(record.known) else 0.0
-    )  # the shares are dots of vectors in the products' dtype
+    # the shares of what was deflated are dots of vectors in the products' dtype
+    slack = BLUR * epsilon(record) if len(record.known) else 0.0
     finite, bounds = np.isfinite(x), []
     for side in (-1, +1):
         mass = (x == np.inf).astype(float)
