@@ -231,7 +231,7 @@ class Spectrum(Quadrature):
         if np.isnan(lo).any() or np.isnan(hi).any() or (lo > hi).any():
             raise ValueError("count needs lo <= hi, both numbers (infinite ones allowed).")
         shape, lo, hi = lo.shape, lo.reshape(-1), hi.reshape(-1)
-        value, least, most = (self._known(lo, hi, widen).astype(float) for widen in (0.0, -margin, margin))
+        value, least, most = (self._known(lo, hi, widen) for widen in (0.0, -margin, margin))
         bands = [value, least, most, least, most]
         if r := self.unresolved:
             (low_lo, low_hi), (high_lo, high_hi) = self.envelope(lo), self.envelope(hi)
@@ -255,8 +255,7 @@ class Spectrum(Quadrature):
 
     def _known(self, lo: np.ndarray, hi: np.ndarray, widen: float) -> np.ndarray:
         """Atoms and zeros in (lo - widen, hi + widen]."""
-        cumulated = np.concatenate([[0], np.cumsum(self.atoms.multiplicities)])
-        below = [cumulated[np.searchsorted(self.atoms.values, t, side="right")] for t in (lo - widen, hi + widen)]
+        below = [gauss.left_of(*self.atoms, t, "right") for t in (lo - widen, hi + widen)]
         return np.maximum(below[1] - below[0], 0) + self.zeros * ((lo < 0) & (hi >= 0))
 
     def density(

@@ -22,7 +22,7 @@ from scipy.special import ellipk, ellipkm1
 
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature.beta import ROUNDING
-from spectral.quadrature.gauss import BLUR, blur, epsilon, free_share, gauss_rule, norm, undeflated
+from spectral.quadrature.gauss import BLUR, Side, blur, epsilon, free_share, gauss_rule, left_of, norm, undeflated
 
 SIGN = 1e-13  # largest error of the sign between NEAREST and REACH
 NEAREST = 2.0**-49  # to a Gauss node: theta itself is known to a few units of 2^-52
@@ -179,11 +179,12 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     # the shares of what was deflated are dots of vectors in the products' dtype
     slack = BLUR * epsilon(record) if len(record.known) else 0.0
     finite, bounds = np.isfinite(x), []
-    for side in (-1, +1):
+    sides: tuple[tuple[int, Side], ...] = (-1, "left"), (+1, "right")
+    for side, name in sides:
         mass = (x == np.inf).astype(float)
         mass[finite] = rules.left(rules.units(x[finite]) + side * margin / rules.scale, side)
         mass = np.clip(mass + side * rounding, 0, 1)
-        mass = undeflated(record) * mass + _known_left(record, x + side * margin, side)
+        mass = undeflated(record) * mass + left_of(record.known, record.shares, x + side * margin, name)
         mass = np.clip(mass + side * slack, 0.0, 1.0)
         bounds.append(np.where(x == np.inf, 1.0, np.where(x == -np.inf, 0.0, mass)))
     return bounds[0], bounds[1]
@@ -197,15 +198,8 @@ def middle(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
     found[easy] = rules.middle(points[easy], MIDDLE)
     if not easy.all():
         found[~easy] = (rules.fraction(points[~easy], -1) + rules.fraction(points[~easy], +1)) / 2
-    known = (_known_left(record, x, -1) + _known_left(record, x, +1)) / 2
+    known = (left_of(record.known, record.shares, x, "left") + left_of(record.known, record.shares, x, "right")) / 2
     return np.clip(undeflated(record) * found + known, 0.0, 1.0)
-
-
-def _known_left(record: LanczosRecord, x: np.ndarray, side: int) -> np.ndarray:
-    """The shares of the deflated eigenvalues left of x, (X,), without those at x (side -1) or with them (+1)."""
-    order = np.argsort(record.known)
-    below = np.concatenate([[0.0], np.cumsum(record.shares[order])])
-    return below[np.searchsorted(record.known[order], x, side="left" if side < 0 else "right")]
 
 
 def largest_mass(record: LanczosRecord, x: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch
 from spectral import arrays
 from spectral.krylov.lanczos import LanczosRecord
 
+Side = Literal["left", "right"]
 TINY = float(np.finfo(float).tiny)
 BLUR = 8.0  # eps ||T||: how far eigenvalues of the matrix that T belongs to may be from A's (Greenbaum 1989)
 
@@ -44,6 +46,13 @@ def undeflated(record: LanczosRecord) -> float:
 def free_share(record: LanczosRecord, gone: np.ndarray) -> float:
     """The share of mu off the nodes `gone`."""
     return max(1 - float(gauss_rule(record)[1][np.unique(gone)].sum()), TINY)
+
+
+def left_of(nodes: np.ndarray, weights: np.ndarray, x: np.ndarray, side: Side) -> np.ndarray:
+    """What the nodes left of x weigh together, (X,), without those at x ("left") or with them ("right")."""
+    order = np.argsort(nodes)
+    below = np.concatenate([[0.0], np.cumsum(weights[order])])
+    return below[np.searchsorted(nodes[order], x, side=side)]
 
 
 def padded_rules(

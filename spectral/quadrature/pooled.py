@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from spectral.quadrature.cdf import Curve
 from spectral.quadrature.certificate import MIDDLE, envelope, middle
 from spectral.results import Atoms
 
-SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 BEND = 3e-3  # of the CDF, from a line
 AREA = 0.05  # of what the steps between nodes leave open: the same for areas, an equal part for each interval
 JUMP = 1e-6  # of the range: an envelope that rises over less does so at once
@@ -150,27 +149,23 @@ class Quadrature:
     def probe_envelope(self, k: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The envelope of probe k with the mass of the atoms taken out, and with what positive semi-definiteness adds."""
         low, high = envelope(self.records[k], x)
-        nodes, cumulated, free = self._taken(k)
-        most = cumulated[np.searchsorted(nodes, x + self.value_error, side="right")]
-        least = cumulated[np.searchsorted(nodes, x - self.value_error, side="right")]
-        low, high = np.clip((low - most) / free, 0, 1), np.clip((high - least) / free, 0, 1)
+        free = gauss.free_share(self.records[k], self.removed[k])
+        low = np.clip((low - self._taken(k, x + self.value_error, "right")) / free, 0, 1)
+        high = np.clip((high - self._taken(k, x - self.value_error, "right")) / free, 0, 1)
         if self.nonnegative:
             high = np.where(x < -self.floor, 0.0, high)
         return np.minimum(low, high), high
 
     def probe_middle(self, k: int, x: np.ndarray) -> np.ndarray:
         """The middle of that envelope, (X,), without what rounding adds to it."""
-        nodes, cumulated, free = self._taken(k)
-        taken = sum(cumulated[np.searchsorted(nodes, x, side=side)] for side in SIDES) / 2
-        return np.clip((middle(self.records[k], x) - taken) / free, 0, 1)
+        taken = (self._taken(k, x, "left") + self._taken(k, x, "right")) / 2
+        return np.clip((middle(self.records[k], x) - taken) / gauss.free_share(self.records[k], self.removed[k]), 0, 1)
 
-    def _taken(self, k: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """(nodes (L,) of probe k that became atoms, ascending, their cumulated weights (L + 1,), the weight of all others)."""
+    def _taken(self, k: int, x: np.ndarray, side: gauss.Side) -> np.ndarray:
+        """What probe k has on the atoms left of x, (X,), with those at x or without."""
         theta, omega, _ = gauss.gauss_rule(self.records[k])
         gone = np.unique(self.removed[k])
-        order = gone[np.argsort(theta[gone])]
-        cumulated = np.concatenate([[0.0], np.cumsum(omega[order])])
-        return theta[order], cumulated, max(1 - cumulated[-1], gauss.TINY)
+        return gauss.left_of(theta[gone], omega[gone], x, side)
 
     # The CDF as a curve ----------------------------------------------------------------------------------------------
     @cached_property
