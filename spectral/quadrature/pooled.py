@@ -24,12 +24,15 @@ JUMP = 1e-6  # of the range: an envelope that rises over less does so at once
 
 @dataclass(frozen=True, eq=False)
 class Quadrature:
-    """For each probe k: sum(weights[k]) + sum(atoms.multiplicities) / dim + zeros / dim = 1.
+    """All eigenvalues as a discrete measure: exact atoms, known zeros, and for the rest the Gauss rules of K probes.
 
-    Rows shorter than M are padded with weight 0; without probes all eigenvalues are atoms or zeros. `records` are what the nodes
-    come from, `removed[k]` (L, w) the indices of the nodes of record k that became atoms, repeats allowed. Probes are pooled by
-    their squared norms off the atoms, which makes the pooled counts follow an exact Beta law. Of `meta` it needs what the
-    operator was: "nonnegative", and what its products and its atoms were rounded to, "epsilon", "rounding", "value_error".
+    For each probe k: sum(weights[k]) + sum(atoms.multiplicities) / dim + zeros / dim = 1; rows shorter than M are padded with
+    weight 0. Without probes all eigenvalues are atoms or zeros. Probes are pooled by their squared norms off the atoms, which
+    makes the pooled counts follow an exact Beta law.
+
+    The nodes come from `records`; `removed[k]` (L, w) are the indices of those of record k that became atoms, repeats allowed.
+    `meta` says whether the operator is "nonnegative", and to what its products and its atoms are rounded: "epsilon", "rounding",
+    "value_error".
     """
 
     dim: int
