@@ -121,7 +121,7 @@ def mirrored(s: Q) -> Q:
 
 def is_signed(s: Quadrature) -> bool:
     """Whether it has negative eigenvalues beyond rounding: its logarithmic axis then has two sides."""
-    return not s.nonnegative and bool(len(positive(mirrored(s))))
+    return not s.nonnegative and bool((s.points(zeros=False)[0] < -s.floor).any())
 
 
 def signed_floor(spectra: Iterable[Quadrature]) -> float:
