@@ -15,7 +15,7 @@ from spectral.analysis.jackknife import Measure, jackknife, jackknife_stderr, le
 from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur, without_probes
 from spectral.analysis.power_law import hill_of, power_laws, top_values
 from spectral.estimators.functionals import condition_number, frobenius, negative_mass, numerical_rank
-from spectral.results import Array, Estimate, nan
+from spectral.results import Array, Estimate, nan, over
 from spectral.spectrum import Spectrum
 
 Term = Callable[[Array], Array]
@@ -239,8 +239,7 @@ def _entropy_ratio(entropy: Estimate, rank: float) -> Estimate:
     """H / ln rank; a single direction has entropy 0 and needs no normalisation."""
     if not rank > 1:
         return Estimate(0.0, 0.0) if np.isfinite(entropy.value) else entropy
-    scale = float(np.log(rank))
-    return _mapped(entropy, lambda h: h / scale, lambda h: 1 / scale)
+    return over(entropy, float(np.log(rank)))
 
 
 def _order_statistics(values: Array, counts: Array, small: float) -> dict[str, float]:
