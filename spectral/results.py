@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 nan = float("nan")
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
 class Atoms(NamedTuple):
@@ -82,6 +85,15 @@ class Band:
     confidence: float
     certified_lower: np.ndarray
     certified_upper: np.ndarray
+
+
+NUMBERS = ("value", "stderr", "lower", "upper", "certified_lower", "certified_upper")
+Result = TypeVar("Result", Estimate, Band)
+
+
+def over(result: Result, n: float) -> Result:
+    """An estimate or a band of what is n times as small."""
+    return replace(result, **{name: getattr(result, name) / n for name in NUMBERS if hasattr(result, name)})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`Spectrum`: the measure of all eigenvalues of a symmetric operator, and what follows from it.
+"""`Spectrum`: all eigenvalues of a symmetric operator as one measure, and what follows from it.
 
 Legend: K probes, M nodes each, L atoms, X evaluation points; n = dim, r = eigenvalues that are neither atoms nor known zeros.
 """
@@ -6,51 +6,41 @@ Legend: K probes, M nodes each, L atoms, X evaluation points; n = dim, r = eigen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtri
 
-from spectral import storage
+from spectral import plotting, storage
 from spectral.krylov.lanczos import LanczosRecord
-from spectral.quadrature import cdf, gauss
-from spectral.quadrature.cdf import Curve
+from spectral.quadrature import beta, cdf, gauss
 from spectral.quadrature.density import density
-from spectral.results import Atoms, Band, Density, Estimate, nan
+from spectral.quadrature.error import between, stated_error
+from spectral.quadrature.pooled import Quadrature
+from spectral.results import Atoms, Band, Density, Estimate, nan, over
 
-SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
+Function = Callable[[np.ndarray], np.ndarray]
 STEEP = 64.0  # times the mean slope of a function over the spectrum
 NO_ATOMS = Atoms(np.zeros(0), np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
+class Spectrum(Quadrature):
     """A discrete measure of `dim` eigenvalues: exact atoms, known zeros, and a quadrature of the rest from K probes.
 
-    For each probe k: sum(weights[k]) + sum(atoms.multiplicities) / dim + zeros / dim = 1; rows shorter than M are padded with
-    weight 0. An exact spectrum has all its eigenvalues as atoms and no probes. Probes are pooled by their squared norms, which
-    makes the pooled counts follow an exact Beta law.
+    The measure itself, `nodes`, `weights`, `atoms`, `zeros` and what is certified of it, is the `Quadrature`; here is what it
+    cost, and what a person asks of it. An exact spectrum has all its eigenvalues as atoms and no probes.
 
     >>> s = Spectrum.from_eigenvalues([1.0, 2.0, 3.0], zeros=1)
     >>> float(s.moment(1)), float(s.count(1.5, 9.0).value)
     (1.5, 2.0)
     """
 
-    dim: int
-    nodes: np.ndarray
-    weights: np.ndarray
-    atoms: Atoms
-    zeros: int
     products: int
     epochs: float
     method: str
-    meta: dict[str, Any] = field(default_factory=dict)
-    records: tuple[LanczosRecord, ...] = ()
-    removed: tuple[
-        np.ndarray, ...
-    ] = ()  # of each record, the indices (L, w) of the nodes that became atoms, repeats allowed
 
     # Making one ------------------------------------------------------------------------------------------------------
     @classmethod
@@ -86,7 +76,7 @@ class Spectrum:
         order = np.argsort(values, kind="stable")
         empty = np.zeros((0, 0))
         atoms, told = Atoms(values[order], counts[order]), {} if rounding is None else {"rounding": float(rounding)}
-        return cls(dim, empty, empty, atoms, int(zeros), products, epochs, method, {**(meta or {}), **told})
+        return cls(dim, empty, empty, atoms, int(zeros), products, epochs, method, meta={**(meta or {}), **told})
 
     @classmethod
     def from_records(
@@ -109,98 +99,16 @@ class Spectrum:
         """
         gone = tuple(removed) if removed is not None else tuple(np.zeros((0, 1), dtype=np.int64) for _ in records)
         rest = dim - zeros - int(atoms.multiplicities.sum())
-        nodes, weights = storage.quadrature(records, gone, dim, rest)
-        made = cls(dim, nodes, weights, atoms, zeros, products, epochs, method, dict(meta or {}), tuple(records), gone)
-        made.meta["error"] = cdf.stated_error(made)
-        return made
-
-    # The measure -----------------------------------------------------------------------------------------------------
-    @property
-    def is_exact(self) -> bool:
-        """Every eigenvalue is an atom or a known zero."""
-        return self.unresolved == 0
-
-    @property
-    def unresolved(self) -> int:
-        """r: how many eigenvalues only the quadrature stands for."""
-        return self.dim - self.zeros - int(self.atoms.multiplicities.sum())
-
-    @property
-    def epsilon(self) -> float:
-        """Relative rounding of the products: of the coarsest dtype they were computed in, float64 where nothing says."""
-        return float(self.meta.get("epsilon", max((gauss.epsilon(r) for r in self.records), default=2.0**-52)))
-
-    @cached_property
-    def rounding(self) -> float:
-        """What rounding may leave of a 0, in units of lambda: a value of that size or less may be 0, or of the other sign.
-
-        (10 eps + sqrt(dim) 2^-52) max |lambda|: a few units of rounding of the products, which do not grow with the dimension,
-        and what a float64 eigenvalue routine leaves; of a quadrature also the blur of its envelopes. The one level by which rank,
-        signs, condition and logarithms are told.
-        """
-        if "rounding" in self.meta:
-            return float(self.meta["rounding"])
-        blur = max((gauss.blur_of(record) for record in self.records), default=0.0)
-        return gauss.zero_level(self.scale, self.dim, self.epsilon) + blur
-
-    @property
-    def value_error(self) -> float:
-        """How far an atom may be from the truth: `rounding` where all were computed, or the residual of a converged Ritz pair."""
-        return float(self.meta.get("value_error", 0.0))
-
-    def probe_points(self, zeros: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The measure that each probe alone gives: [(values ascending, eigenvalue counts)]; one entry if exact."""
-        return [self._assemble(range(k, k + 1), zeros) for k in range(len(self.nodes))] or [
-            self._assemble(range(0), zeros)
-        ]
-
-    def points(self, zeros: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """The pooled measure: values ascending and eigenvalue counts that sum to dim (to dim - self.zeros without zeros)."""
-        return self._assemble(range(len(self.nodes)), zeros)
-
-    def known_points(self) -> tuple[np.ndarray, np.ndarray]:
-        """The atoms and known zeros alone: values ascending and eigenvalue counts."""
-        return self._assemble(range(0), True)
-
-    def _assemble(self, probes: range, zeros: bool) -> tuple[np.ndarray, np.ndarray]:
-        shares = self.pooling[probes.start : probes.stop]
-        values = [self.atoms.values, *(self.nodes[k] for k in probes)]
-        counts = [self.atoms.multiplicities.astype(float)]
-        counts += [self.dim * self.weights[k] * share / shares.sum() for k, share in zip(probes, shares, strict=True)]
-        if zeros and self.zeros:
-            values.append(np.zeros(1))
-            counts.append(np.array([float(self.zeros)]))
-        x, c = np.concatenate(values), np.concatenate(counts)
-        order = np.flatnonzero(c > 0)
-        order = order[np.argsort(x[order], kind="stable")]
-        return x[order], c[order]
-
-    @cached_property
-    def pooling(self) -> np.ndarray:
-        """Share of each probe, (K,): its squared norm off the atoms over that of all."""
-        if not self.records:
-            return np.full(len(self.nodes), 1 / max(1, len(self.nodes)))
-        norms = np.array(
-            [
-                record.squared_norm * max(1 - gauss.gauss_rule(record)[1][np.unique(gone)].sum(), gauss.TINY)
-                for record, gone in zip(self.records, self.removed, strict=True)
-            ]
-        )
-        return norms / norms.sum()
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The smallest and the largest value of the measure."""
-        x, _ = self.points()
-        return float(x[0]), float(x[-1])
-
-    @property
-    def scale(self) -> float:
-        """The largest |value|."""
-        return max(map(abs, self.interval))
+        nodes, weights = gauss.padded_rules(records, gone, dim, rest)
+        spectrum = cls(
+            dim, nodes, weights, atoms, zeros, products, epochs, method,
+            meta=dict(meta or {}), records=tuple(records), removed=gone,
+        )  # fmt: skip
+        spectrum.meta["error"] = stated_error(spectrum)
+        return spectrum
 
     # Numbers ---------------------------------------------------------------------------------------------------------
-    def integrate(self, f: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+    def integrate(self, f: Function) -> Estimate:
         """sum_i f(lambda_i) over all dim eigenvalues, f mapping float64 arrays to arrays.
 
         stderr: sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian probes with the variance over the measure
@@ -214,19 +122,17 @@ class Spectrum:
         value, steep = float(c @ y), self._steep(f, y)
         if self.is_exact:
             return Estimate(value, steep, value - steep, value + steep, len(self.nodes), self.products)
-        share, K, r = self.pooling, len(self.nodes), self.unresolved
-        mass = self.weights * (self.dim / r * share[:, None])  # of the unresolved part, sums to 1
-        held = mass > 0
-        Y = np.zeros_like(mass)
+        K, r, held = len(self.nodes), self.unresolved, self.mass > 0
+        Y = np.zeros_like(self.mass)
         Y[held] = self._evaluate(f, self.nodes[held])
-        Y -= float((mass * Y).sum())
+        Y -= float((self.mass * Y).sum())
         unit = float(np.abs(Y[held]).max(initial=0.0)) or 1.0  # squares of 1e200 are no numbers
-        variance = float((gauss.located(self.nodes, mass, 1 / r) * (Y / unit) ** 2).sum())
-        statistical = r * unit * float(np.sqrt(gauss.pooled_variance(K, r, variance)))
-        stderr = float(np.hypot(statistical, self._truncation(f))) + steep
+        variance = float((beta.located(self.nodes, self.mass, 1 / r) * (Y / unit) ** 2).sum())
+        statistical = r * unit * float(np.sqrt(beta.pooled_variance(K, r, variance)))
+        stderr = float(np.hypot(statistical, self.truncation(f))) + steep
         return Estimate(value, stderr, nan, nan, K, self.products)
 
-    def _evaluate(self, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    def _evaluate(self, f: Function, x: np.ndarray) -> np.ndarray:
         """f(x), finite; of a value within `rounding` of 0 that f does not take, such as the root of -1e-17, f(0)."""
         y = _apply(f, x)
         small = np.abs(x) <= self.rounding
@@ -241,7 +147,7 @@ class Spectrum:
             raise ValueError(f"f is not finite at the eigenvalue {where:.6g}; f must be finite on the spectrum.")
         return y
 
-    def _steep(self, f: Callable[[np.ndarray], np.ndarray], y: np.ndarray) -> float:
+    def _steep(self, f: Function, y: np.ndarray) -> float:
         """What `rounding` of every eigenvalue but the known zeros may change, where f varies STEEP times as fast as on the whole.
 
         Elsewhere the same rounding is of the size of that of any sum in float64. y: f on all points.
@@ -250,7 +156,7 @@ class Spectrum:
         if not len(x) or r == 0 or self.scale == 0:
             return 0.0
         here, low = self._evaluate(f, x), x - r
-        low = np.maximum(low, np.minimum(x, 0.0)) if self.meta.get("nonnegative") else low
+        low = np.maximum(low, np.minimum(x, 0.0)) if self.nonnegative else low
         moved = np.abs([_apply(f, low) - here, _apply(f, x + r) - here])
         undefined = ~np.isfinite(moved).all(0)
         if (undefined & (np.abs(x) > r)).any():
@@ -263,30 +169,25 @@ class Spectrum:
         slope = max(float(np.ptp(y)) / span if span > 0 else 0.0, float(np.abs(y).max()) / self.scale)
         return float(c @ np.where(change > STEEP * slope * r, change, 0.0))
 
-    def _truncation(self, f: Callable[[np.ndarray], np.ndarray]) -> float:
+    def truncation(self, f: Function) -> float:
         """|change of the integral| when the last quarter of the steps is left out: what more steps would still move."""
         total = 0.0
-        for share, record, short in zip(self.pooling, self.records, self._short_rules, strict=True):
-            if short is not None:
-                theta, omega, _ = gauss.gauss_rule(record)
-                total += float(share * (omega @ self._evaluate(f, theta) - short[1] @ _apply(f, short[0])))
+        for share, (theta, omega, _), (short, weights) in self._unfinished:
+            total += float(share * (omega @ self._evaluate(f, theta) - weights @ _apply(f, short)))
         return abs(total) * self.dim if np.isfinite(total) else float("inf")
 
     @cached_property
-    def _short_rules(self) -> list[tuple[np.ndarray, np.ndarray] | None]:
-        """Each record's Gauss rule of the first three quarters of its steps; None where nothing more is to come."""
+    def _unfinished(self) -> list[tuple[Any, ...]]:
+        """Of each probe that more steps may still move: (its share, its Gauss rule, that of three quarters of its steps)."""
         return [
-            None
-            if record.steps < 4 or record.betas[-1] == 0
-            else gauss.truncated_rule(record, record.steps - max(1, record.steps // 4))
-            for record in self.records
+            (share, gauss.gauss_rule(record), gauss.truncated_rule(record, record.steps - max(1, record.steps // 4)))
+            for share, record in zip(self.pooling, self.records, strict=True)
+            if record.steps >= 4 and record.betas[-1] > 0
         ]
 
     def moment(self, p: float) -> Estimate:
         """The mean of lambda^p over all dim eigenvalues."""
-        e = self.integrate(lambda x: x**p)
-        n = self.dim
-        return Estimate(e.value / n, e.stderr / n, e.lower / n, e.upper / n, e.probes, e.products)
+        return over(self.integrate(lambda x: x**p), self.dim)
 
     def quantile(self, q: float, confidence: float = 0.95) -> Estimate:
         """The smallest value below which a fraction q of the eigenvalues lies, by `curve`; lower and upper from `cdf`'s band."""
@@ -316,100 +217,46 @@ class Spectrum:
     # Functions -------------------------------------------------------------------------------------------------------
     def cdf(self, x: Any, confidence: float = 0.95) -> Band:
         """The fraction of eigenvalues <= x, (X,), with its pointwise band: certified envelope, then exact Beta law."""
-        x = np.asarray(x, dtype=float)
-        band = self.count(np.full(x.shape, -np.inf), x, confidence)
-        scaled = [
-            v / self.dim for v in (band.value, band.lower, band.upper, band.certified_lower, band.certified_upper)
-        ]
-        return Band(scaled[0], scaled[1], scaled[2], confidence, scaled[3], scaled[4])
+        return over(self.count(-np.inf, x, confidence), self.dim)
 
     def count(self, lo: Any, hi: Any, confidence: float = 0.95) -> Band:
         """How many eigenvalues lie in (lo, hi], arrays or numbers, with an interval that holds with `confidence`."""
         return self._count(lo, hi, confidence, self.value_error)
 
-    def _count(self, lo: Any, hi: Any, confidence: float, error: float) -> Band:
-        """`count` where atoms may be off by `error`."""
+    def _count(self, lo: Any, hi: Any, confidence: float, margin: float) -> Band:
+        """`count` where atoms may be off by `margin`."""
         if not 0 < confidence < 1:
             raise ValueError(f"confidence={confidence} is no probability; use 0 < confidence < 1, such as 0.95.")
         lo, hi = np.broadcast_arrays(np.asarray(lo, dtype=float), np.asarray(hi, dtype=float))
         if np.isnan(lo).any() or np.isnan(hi).any() or (lo > hi).any():
             raise ValueError("count needs lo <= hi, both numbers (infinite ones allowed).")
         shape, lo, hi = lo.shape, lo.reshape(-1), hi.reshape(-1)
-        known = [self._known(lo, hi, widen) for widen in (0.0, -error, error)]
-        value = known[0].astype(float)
-        lower, upper, certain_low, certain_high = (known[i].astype(float) for i in (1, 2, 1, 2))
-        r = self.unresolved
-        if r > 0:
-            (low_lo, low_hi), (high_lo, high_hi) = self._rest(lo), self._rest(hi)
+        value, least, most = (self._known(lo, hi, widen) for widen in (0.0, -margin, margin))
+        bands = [value, least, most, least, most]
+        if r := self.unresolved:
+            (low_lo, low_hi), (high_lo, high_hi) = self.envelope(lo), self.envelope(hi)
             mass_low, mass_high = np.clip(high_lo - low_hi, 0, 1), np.clip(high_hi - low_lo, 0, 1)
-            r_low, r_high = gauss.count_interval(mass_low, mass_high, len(self.nodes), r, confidence)
-            middle = (high_lo + high_hi - low_lo - low_hi) / 2
-            value += np.clip(r * middle, r_low, r_high)
-            lower, upper = lower + r_low, upper + r_high
-            certain_low, certain_high = certain_low + r * mass_low, certain_high + r * mass_high
-        bands = [np.asarray(v).reshape(shape) for v in (value, lower, upper, certain_low, certain_high)]
-        return Band(bands[0], bands[1], bands[2], confidence, bands[3], bands[4])
+            r_low, r_high = beta.count_interval(mass_low, mass_high, len(self.nodes), r, confidence)
+            middle = np.clip(r * (high_lo + high_hi - low_lo - low_hi) / 2, r_low, r_high)
+            bands = [value + middle, least + r_low, most + r_high, least + r * mass_low, most + r * mass_high]
+        value, lower, upper, certain_low, certain_high = (band.reshape(shape) for band in bands)
+        return Band(value, lower, upper, confidence, certain_low, certain_high)
 
     def count_within(self, size: float, confidence: float = 0.95) -> Band:
         """How many |eigenvalues| are at most `size`, which allows for rounding itself: computed values count as they are.
 
         Only what an atom's residual exceeds `rounding` by widens the interval.
         """
-        return self._count(np.nextafter(-size, -np.inf), size, confidence, max(self.value_error - self.rounding, 0.0))
+        return self._count(np.nextafter(-size, -np.inf), size, confidence, self.floor - self.rounding)
 
     def count_below(self, x: float, confidence: float = 0.95) -> Band:
         """How many eigenvalues are less than x, in the same sense."""
-        return self._count(-np.inf, np.nextafter(x, -np.inf), confidence, max(self.value_error - self.rounding, 0.0))
+        return self._count(-np.inf, np.nextafter(x, -np.inf), confidence, self.floor - self.rounding)
 
     def _known(self, lo: np.ndarray, hi: np.ndarray, widen: float) -> np.ndarray:
         """Atoms and zeros in (lo - widen, hi + widen]."""
-        cumulated = np.concatenate([[0], np.cumsum(self.atoms.multiplicities)])
-        below = [cumulated[np.searchsorted(self.atoms.values, t, side="right")] for t in (lo - widen, hi + widen)]
+        below = [gauss.left_of(*self.atoms, t, "right") for t in (lo - widen, hi + widen)]
         return np.maximum(below[1] - below[0], 0) + self.zeros * ((lo < 0) & (hi >= 0))
-
-    def _rest(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Certified bounds of the pooled mass of the unresolved eigenvalues at or left of x."""
-        lower, upper = np.zeros_like(x), np.zeros_like(x)
-        for k, share in enumerate(self.pooling):
-            low, high = self.probe_envelope(k, x)
-            lower, upper = lower + share * low, upper + share * high
-        return lower, upper
-
-    def probe_envelope(self, k: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The envelope of probe k with the mass of the atoms taken out, and with what positive semi-definiteness adds."""
-        low, high = gauss.envelope(self.records[k], x)
-        nodes, cumulated, rest = self._taken(k)
-        margin = self.value_error
-        most = cumulated[np.searchsorted(nodes, x + margin, side="right")]
-        least = cumulated[np.searchsorted(nodes, x - margin, side="right")]
-        low, high = np.clip((low - most) / rest, 0, 1), np.clip((high - least) / rest, 0, 1)
-        if self.meta.get("nonnegative"):
-            high = np.where(x < -max(margin, self.rounding), 0.0, high)
-        return np.minimum(low, high), high
-
-    def probe_middle(self, k: int, x: np.ndarray) -> np.ndarray:
-        """The middle of that envelope, (X,), without what rounding adds to it."""
-        nodes, cumulated, rest = self._taken(k)
-        taken = sum(cumulated[np.searchsorted(nodes, x, side=side)] for side in SIDES) / 2
-        return np.clip((gauss.middle(self.records[k], x) - taken) / rest, 0, 1)
-
-    def _taken(self, k: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """(nodes (L,) of probe k that became atoms, ascending, their cumulated weights (L + 1,), the weight of all others)."""
-        theta, omega, _ = gauss.gauss_rule(self.records[k])
-        gone = np.unique(self.removed[k])
-        order = gone[np.argsort(theta[gone])]
-        cumulated = np.concatenate([[0.0], np.cumsum(omega[order])])
-        return theta[order], cumulated, max(1 - cumulated[-1], gauss.TINY)
-
-    @cached_property
-    def curve(self) -> Curve:
-        """The CDF that `cdf` gives, whole: (t, F), piecewise linear, with jumps at the atoms and known zeros (t stands twice)."""
-        return cdf.of(self)
-
-    @cached_property
-    def probe_curves(self) -> list[Curve]:
-        """The same of each probe alone, for the eigenvalues that are neither atoms nor known zeros."""
-        return [cdf.of_probe(self, k) for k in range(len(self.nodes))]
 
     def density(
         self, x: Any = None, *, resolution: float | None = None, scale: str = "linear", confidence: float = 0.95
@@ -434,7 +281,8 @@ class Spectrum:
             raise ValueError(
                 "these spectra are of different operators; merge spectra of one operator with other probes."
             )
-        names = [(record.seed, record.index) for record in (*self.records, *other.records) if record.seed >= 0]
+        records = *self.records, *other.records
+        names = [(record.seed, record.index) for record in records if record.seed >= 0]
         if len(set(names)) < len(names):
             raise ValueError("both spectra contain the same probe (seed, index); use another seed for one of them.")
         tolerance = max(self.value_error, other.value_error)
@@ -442,23 +290,22 @@ class Spectrum:
         same = (distance <= 2 * tolerance) & (self.atoms.multiplicities[:, None] == other.atoms.multiplicities[None, :])
         common = np.flatnonzero(same.any(1))
         partner = same[common].argmax(1) if len(common) else common
-        removed = [gone[common] for gone in self.removed] + [gone[partner] for gone in other.removed]
+        told = {
+            "value_error": tolerance,
+            "probes": len(records),
+            "stops": [record.stop for record in records],
+            "merged": [*self.meta.get("merged", []), other.meta.get("seed")],
+        }
         return Spectrum.from_records(
-            (*self.records, *other.records),
+            records,
             self.dim,
             zeros=self.zeros,
             atoms=Atoms(self.atoms.values[common], self.atoms.multiplicities[common]),
-            removed=removed,
+            removed=[gone[common] for gone in self.removed] + [gone[partner] for gone in other.removed],
             products=self.products + other.products,
             epochs=self.epochs + other.epochs,
             method=self.method,
-            meta={
-                **self.meta,
-                "value_error": tolerance,
-                "probes": len(self.records) + len(other.records),
-                "stops": [record.stop for record in (*self.records, *other.records)],
-                "merged": [*self.meta.get("merged", []), other.meta.get("seed")],
-            },
+            meta={**self.meta, **told},
         )
 
     def distance(self, other: Spectrum, kind: str = "wasserstein") -> Estimate:
@@ -468,13 +315,13 @@ class Spectrum:
         """
         if kind not in ("wasserstein", "ks"):
             raise ValueError(f"kind={kind!r} is no distance; use 'wasserstein' or 'ks'.")
-        value, stderr = cdf.between(self, other, kind)
+        value, stderr = between(self, other, kind)
         bounds = (value, value) if self.is_exact and other.is_exact else (nan, nan)
         return Estimate(value, stderr, *bounds, len(self.nodes) + len(other.nodes), self.products + other.products)
 
     def save(self, path: Any) -> None:
         """Write one .npz without pickles, atomically."""
-        storage.save_spectrum(self, path)
+        storage.save_spectrum({field.name: getattr(self, field.name) for field in fields(self)}, path)
 
     @classmethod
     def load(cls, path: Any) -> Spectrum:
@@ -498,9 +345,8 @@ class Spectrum:
         stands in the legend, with what the axis leaves out (zeros, and the gap); `options` go to `Axes.plot`. An `ax` that
         shows other spectra keeps them in view.
         """
-        from spectral import plotting
-
-        return plotting.plot(self, ax, scale, resolution, label, options)
+        name = f"{self.dim} eigenvalues, {self.method}" if label is None else label
+        return plotting.plot(self, ax, scale, resolution, name, options)
 
     def __repr__(self) -> str:
         low, high = self.interval
@@ -510,7 +356,7 @@ class Spectrum:
         )
 
 
-def _apply(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+def _apply(f: Function, x: np.ndarray) -> np.ndarray:
     """f(x) as float64, held to the shape of x; warnings of numpy's are answered by those who look at the values."""
     with np.errstate(all="ignore"):
         y = np.asarray(f(x), dtype=np.float64)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -37,24 +37,22 @@ from spectral.schema import (
     shown,
 )
 
-if TYPE_CHECKING:
-    from spectral.spectrum import Spectrum
-
 FORMAT = "spectral.Spectrum/1"
+HEADER = ("dim", "zeros", "products", "epochs", "method")  # fields that are numbers and texts
 NEAR = 1e-6  # of the largest |node|: how far the nodes of a file may be from those of its records, made elsewhere
 TOTAL = 1e-6  # the same of the weights' sums
+NONE = np.zeros(0)
 
 # What a file must hold ------------------------------------------------------------------------------------------------
 COUNT, SIZE, SHARE, REAL = Number(True, least=0), Number(True, least=1), Number(least=0, most=1), Number()
 POSITIVE, SEED = Number(least=0), Number(True, least=-1, most=2**64 - 1)
+PROBE = {"dtype": Text(*FLOATS), "seed": SEED, "index": SEED}
 RECORD = Fields(
     {
         "steps": SIZE,
-        "dtype": Text(*FLOATS),
         "reorthogonalized": Either(Flag(), Same("selective")),
         "stop": Text("steps", "breakdown", "budget", "tolerance", "rounding"),
-        "seed": SEED,
-        "index": SEED,
+        **PROBE,
     },
     {"known": COUNT},  # files of version 0.1.0 have none
 )
@@ -66,53 +64,47 @@ RECORDS = {
 }
 DEFLATED = {"known": Array("float64", "D"), "shares": Array("float64", "D", least=0, most=1 + TOTAL)}
 MOMENTS = {
-    "attempts": Items(
-        Fields(
-            {
-                "moments": SIZE,
-                "dtype": Text(*FLOATS),
-                "stop": Text("steps", "budget", "outside"),
-                "seed": SEED,
-                "index": SEED,
-            }
-        ),
-        count="A",
-    ),
+    "attempts": Items(Fields({"moments": SIZE, "stop": Text("steps", "budget", "outside"), **PROBE}), count="A"),
     "moments": Array("float64", None),
     "moments_squared_norms": Array("float64", "A", above=0),
     "intervals": Array("float64", "A", 2),
 }
 
 
-def _ends(file: Any, key: str) -> np.ndarray:
-    """Where the part of each record begins, and where the last one ends."""
-    return np.cumsum([0, *(name.get(key, 0) for name in file["records"])])
+def _ends(names: list[dict[str, Any]], key: str) -> np.ndarray:
+    """Where the part of each record begins, and where the last one ends; `key` says how long they are."""
+    return np.cumsum([0, *(name.get(key, 0) for name in names)])
 
 
-def _shares(file: Any) -> np.ndarray:
-    """The sum of each record's shares."""
-    ends, shares = _ends(file, "known"), file.get("shares", np.zeros(0))
-    return np.array([shares[a:b].sum() for a, b in pairwise(ends)])
+def _parts(array: np.ndarray, names: list[dict[str, Any]], key: str) -> list[np.ndarray]:
+    """The part of each record."""
+    return [array[a:b] for a, b in pairwise(_ends(names, key))]
+
+
+def _shares_sum(f: Any, s: Sizes) -> bool:
+    parts = _parts(f.get("shares", NONE), f["records"], "known")
+    return all(part.sum() <= 1 + TOTAL for part in parts)
+
+
+def _odd_and_as_many(f: Any, s: Sizes) -> bool:
+    parts, sizes = _parts(f["moments"], f["attempts"], "moments"), [a["moments"] for a in f["attempts"]]
+    return sum(sizes) == len(f["moments"]) and all(len(part) % 2 and part[0] == 1 for part in parts)
 
 
 RECORD_LAWS = (
-    Law("records whose steps are as many as there are alphas", lambda f, s: _ends(f, "steps")[-1] == s["T"]),
-    Law("records that know as many eigenvalues as the file", lambda f, s: _ends(f, "known")[-1] == s.get("D", 0)),
+    Law("records whose steps are as many as there are alphas", lambda f, s: _ends(f["records"], "steps")[-1] == s["T"]),
+    Law(
+        "records that know as many eigenvalues as the file",
+        lambda f, s: _ends(f["records"], "known")[-1] == s.get("D", 0),
+    ),
     Law(
         "betas that are > 0 except for the last of a record",
-        lambda f, s: bool((np.delete(f["betas"], _ends(f, "steps")[1:] - 1) > 0).all()),
+        lambda f, s: bool((np.delete(f["betas"], _ends(f["records"], "steps")[1:] - 1) > 0).all()),
     ),
-    Law("shares of a record that sum to at most 1", lambda f, s: bool((_shares(f) <= 1 + TOTAL).all())),
+    Law("shares of a record that sum to at most 1", _shares_sum),
 )
 MOMENT_LAWS = (
-    Law(
-        "moments as many as the attempts say, an odd number each, the first of them 1",
-        lambda f, s: (
-            all(a["moments"] % 2 for a in f["attempts"])
-            and sum(a["moments"] for a in f["attempts"]) == len(f["moments"])
-            and all(f["moments"][i] == 1 for i in np.cumsum([0, *(a["moments"] for a in f["attempts"][:-1])]) if s["A"])
-        ),
-    ),
+    Law("moments as many as the attempts say, an odd number each, the first of them 1", _odd_and_as_many),
     Law("intervals with low < high", lambda f, s: bool((f["intervals"][:, 0] < f["intervals"][:, 1]).all())),
 )
 
@@ -126,6 +118,10 @@ class Description(Rule):
         if isinstance(value.get("of"), list):
             for i, part in enumerate(value["of"]):
                 self.check(part, f"{where}.of[{i}]", sizes)
+
+
+def _interval_for_moments(f: Any, s: Sizes) -> bool:
+    return "chebyshev_moments" not in f or ("interval" in f and f["interval"][0] < f["interval"][1])
 
 
 META = Fields(
@@ -145,12 +141,7 @@ META = Fields(
         "choice": Text(),
     },
     others=Plain(),
-    laws=(
-        Law(
-            "an interval for its moments, low < high",
-            lambda f, s: "chebyshev_moments" not in f or ("interval" in f and f["interval"][0] < f["interval"][1]),
-        ),
-    ),
+    laws=(Law("an interval for its moments, low < high", _interval_for_moments),),
 )
 
 
@@ -160,7 +151,7 @@ def _rest(f: Any) -> int:
 
 
 def _gone_in_range(f: Any, s: Sizes) -> bool:
-    longest = _ends(f, "steps")[1:] - _ends(f, "steps")[:-1] + np.diff(_ends(f, "known"))
+    longest = np.diff(_ends(f["records"], "steps")) + np.diff(_ends(f["records"], "known"))
     return bool((f["removed"] >= 0).all() and (f["removed"].max((1, 2), initial=0) < np.maximum(longest, 1)).all())
 
 
@@ -182,7 +173,7 @@ def _probes_once(f: Any, s: Sizes) -> bool:
 def _made_of_its_records(f: Any, s: Sizes) -> bool:
     """Nodes, and the sums and means of weights: single weights of nodes that are copies are rounding."""
     records = unpack_records(f, f["records"])
-    nodes, weights = quadrature(records, f["removed"], f["dim"], _rest(f))
+    nodes, weights = gauss.padded_rules(records, f["removed"], f["dim"], _rest(f))
     if nodes.shape != f["nodes"].shape:
         return False
     scale = np.abs(nodes).max(initial=0.0)
@@ -222,90 +213,58 @@ SPECTRUM = Fields(
 
 
 # Packing --------------------------------------------------------------------------------------------------------------
-def pack_records(records: Any) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+def _joined(records: Sequence[Any], key: str) -> np.ndarray:
+    return np.concatenate([NONE, *(getattr(record, key) for record in records)])
+
+
+def _named(records: Sequence[Any], *keys: str) -> list[dict[str, Any]]:
+    return [{key: getattr(record, key) for key in (*keys, "stop", *PROBE)} for record in records]
+
+
+def pack_records(records: Sequence[LanczosRecord]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """(arrays, JSON): the recurrence coefficients end to end, and what names each record."""
-    arrays = {
-        "alphas": np.concatenate([np.zeros(0), *(record.alphas for record in records)]),
-        "betas": np.concatenate([np.zeros(0), *(record.betas for record in records)]),
-        "squared_norms": np.array([record.squared_norm for record in records], dtype=float),
-        "known": np.concatenate([np.zeros(0), *(record.known for record in records)]),
-        "shares": np.concatenate([np.zeros(0), *(record.shares for record in records)]),
-    }
-    names = [
-        {
-            "steps": record.steps,
-            "known": len(record.known),
-            "dtype": record.dtype,
-            "reorthogonalized": record.reorthogonalized,
-            "stop": record.stop,
-            "seed": record.seed,
-            "index": record.index,
-        }
-        for record in records
-    ]
-    return arrays, names
+    arrays = {key: _joined(records, key) for key in ("alphas", "betas", "known", "shares")}
+    arrays["squared_norms"] = np.array([record.squared_norm for record in records], dtype=float)
+    names = _named(records, "steps", "reorthogonalized")
+    return arrays, [{**name, "known": len(record.known)} for name, record in zip(names, records, strict=True)]
 
 
 def unpack_records(arrays: dict[str, np.ndarray], names: list[dict[str, Any]]) -> tuple[LanczosRecord, ...]:
     """The inverse of `pack_records`."""
-    ends = np.cumsum([0, *(name["steps"] for name in names)])
-    deflated = np.cumsum([0, *(name.get("known", 0) for name in names)])  # files of version 0.1.0 have none
-    none = np.zeros(0)
+    steps = [_parts(arrays[key], names, "steps") for key in ("alphas", "betas")]
+    deflated = [_parts(arrays.get(key, NONE), names, "known") for key in ("known", "shares")]  # version 0.1.0 has none
     return tuple(
-        LanczosRecord(
-            arrays["alphas"][ends[i] : ends[i + 1]],
-            arrays["betas"][ends[i] : ends[i + 1]],
-            float(arrays["squared_norms"][i]),
-            known=arrays.get("known", none)[deflated[i] : deflated[i + 1]],
-            shares=arrays.get("shares", none)[deflated[i] : deflated[i + 1]],
-            **{key: value for key, value in name.items() if key not in ("steps", "known")},
+        LanczosRecord(alphas, betas, float(norm), known=known, shares=shares, **_without(name, "steps", "known"))
+        for name, norm, alphas, betas, known, shares in zip(
+            names, arrays["squared_norms"], *steps, *deflated, strict=True
         )
-        for i, name in enumerate(names)
     )
 
 
-def pack_moments(records: Any) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+def _without(name: dict[str, Any], *sizes: str) -> dict[str, Any]:
+    """What a record is named by, without the sizes of its arrays."""
+    return {key: value for key, value in name.items() if key not in sizes}
+
+
+def pack_moments(records: Sequence[ChebyshevRecord]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """(arrays, JSON) of Chebyshev records: their moments end to end, and what names each."""
     arrays = {
-        "moments": np.concatenate([np.zeros(0), *(record.moments for record in records)]),
+        "moments": _joined(records, "moments"),
         "moments_squared_norms": np.array([record.squared_norm for record in records], dtype=float),
         "intervals": np.array([record.interval for record in records], dtype=float).reshape(-1, 2),
     }
-    names = [
-        {"moments": len(r.moments), "dtype": r.dtype, "stop": r.stop, "seed": r.seed, "index": r.index} for r in records
-    ]
-    return arrays, names
+    return arrays, [{**n, "moments": len(r.moments)} for n, r in zip(_named(records), records, strict=True)]
 
 
 def unpack_moments(arrays: dict[str, np.ndarray], names: list[dict[str, Any]]) -> tuple[ChebyshevRecord, ...]:
     """The inverse of `pack_moments`."""
-    ends = np.cumsum([0, *(name["moments"] for name in names)])
+    parts = _parts(arrays["moments"], names, "moments")
     return tuple(
-        ChebyshevRecord(
-            arrays["moments"][ends[i] : ends[i + 1]],
-            (float(arrays["intervals"][i, 0]), float(arrays["intervals"][i, 1])),
-            float(arrays["moments_squared_norms"][i]),
-            **{key: value for key, value in name.items() if key != "moments"},
+        ChebyshevRecord(moments, (float(low), float(high)), float(norm), **_without(name, "moments"))
+        for name, norm, moments, (low, high) in zip(
+            names, arrays["moments_squared_norms"], parts, arrays["intervals"], strict=True
         )
-        for i, name in enumerate(names)
     )
-
-
-def quadrature(
-    records: Sequence[LanczosRecord], removed: Sequence[np.ndarray], dim: int, rest: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(nodes (K, M), weights (K, M)): Gauss rules of records; `removed` nodes have become atoms, the others weigh rest / dim."""
-    longest = max((record.steps + len(record.known) for record in records), default=0)
-    nodes, weights = np.zeros((len(records), longest)), np.zeros((len(records), longest))
-    for k, (record, gone) in enumerate(zip(records, removed, strict=True)):
-        theta, omega, _ = gauss.gauss_rule(record)
-        omega = omega.copy()
-        omega[gone] = 0.0
-        nodes[k, : len(theta)] = theta
-        total = omega.sum()
-        if rest > 0 and total > 0:
-            weights[k, : len(theta)] = omega * (rest / dim / total)
-    return nodes, weights
 
 
 def plain(value: Any) -> Any:
@@ -323,39 +282,26 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)
 
 
-def save_spectrum(s: Spectrum, path: Any) -> None:
-    """See `Spectrum.save`."""
-    arrays, names = pack_records(s.records)
+def save_spectrum(fields: dict[str, Any], path: Any) -> None:
+    """Write the fields of a `Spectrum`, see `Spectrum.save`."""
+    arrays, names = pack_records(fields["records"])
     arrays |= {
-        "nodes": s.nodes,
-        "weights": s.weights,
-        "atom_values": s.atoms.values,
-        "atom_multiplicities": s.atoms.multiplicities,
-        "removed": _rectangular(s.removed),
+        "nodes": fields["nodes"],
+        "weights": fields["weights"],
+        "atom_values": fields["atoms"].values,
+        "atom_multiplicities": fields["atoms"].multiplicities,
+        "removed": _rectangular(fields["removed"]),
     }
-    header = {
-        "format": FORMAT,
-        "dim": s.dim,
-        "zeros": s.zeros,
-        "products": s.products,
-        "epochs": s.epochs,
-        "method": s.method,
-        "meta": plain(s.meta),
-        "records": names,
-    }
+    header = {"format": FORMAT, **{key: fields[key] for key in HEADER}, "meta": plain(fields["meta"]), "records": names}
     persist.save_arrays(path, arrays, header)
 
 
-def _rectangular(removed: Any) -> np.ndarray:
+def _rectangular(removed: Sequence[np.ndarray]) -> np.ndarray:
     """(K, L, w): the rows of all probes at one width; a repeated index removes nothing more."""
     rows = [gone if gone.ndim == 2 else gone[:, None] for gone in removed]
-    width = max((row.shape[1] for row in rows), default=1)
-    wide = [np.pad(row, ((0, 0), (0, width - row.shape[1])), mode="edge") if len(row) else row for row in rows]
-    return (
-        np.array(wide, dtype=np.int64).reshape(len(rows), -1, width)
-        if len(rows) and len(rows[0])
-        else np.zeros((len(rows), 0, width), dtype=np.int64)
-    )
+    width, atoms = max((row.shape[1] for row in rows), default=1), len(rows[0]) if rows else 0
+    wide = [np.pad(row, ((0, 0), (0, width - row.shape[1])), mode="edge") for row in rows if atoms]
+    return np.array(wide, dtype=np.int64).reshape(len(rows), atoms, width)
 
 
 def load_spectrum(path: Any) -> dict[str, Any]:
@@ -366,9 +312,8 @@ def load_spectrum(path: Any) -> dict[str, Any]:
             f"{path} holds no spectrum of this version ({shown(header.get('format'))}); expected {FORMAT}."
         )
     persist.check(path, {**header, **arrays}, SPECTRUM, "")
-    fields = {key: header[key] for key in ("dim", "zeros", "products", "epochs", "method", "meta")}
     return {
-        **fields,
+        **{key: header[key] for key in (*HEADER, "meta")},
         "nodes": arrays["nodes"],
         "weights": arrays["weights"],
         "atoms": Atoms(arrays["atom_values"], arrays["atom_multiplicities"]),

@@ -5,8 +5,8 @@ import pytest
 from scipy.linalg import eigh_tridiagonal
 
 from spectral.krylov.lanczos import LanczosRecord
-from spectral.quadrature import gauss
-from spectral.quadrature.certificate import LEAST, NEAREST, REACH, Radau, sign_poles
+from spectral.quadrature import certificate
+from spectral.quadrature.certificate import LEAST, MIDDLE, NEAREST, REACH, Radau, sign_poles
 
 
 def record_of(alphas, betas):
@@ -57,8 +57,8 @@ def test_the_middle_is_that_of_all_radau_nodes(name):
     for point in x:
         weights, at = radau_rule(record, point)
         right.append(weights[:at].sum() + weights[at] / 2)
-    np.testing.assert_allclose(gauss.middle(record, x), right, atol=2 * gauss.MIDDLE)
-    lower, upper = gauss.envelope(record, x)
+    np.testing.assert_allclose(certificate.middle(record, x), right, atol=2 * MIDDLE)
+    lower, upper = certificate.envelope(record, x)
     np.testing.assert_allclose((lower + upper) / 2, right, atol=3e-11 if "far" not in name else 1e-9)
 
 
@@ -66,12 +66,11 @@ def test_the_middle_is_that_of_all_radau_nodes(name):
 def test_two_algorithms_agree_as_near_to_a_node_as_the_first_goes(name):
     """The continued fraction takes the line at 1e-9 of the radius beside x: no Radau node may lie there, and no pivot be 0."""
     record = RECORDS[name]
-    rules, centre, scale = gauss._rules(record)
+    rules = Radau(record)
     theta = rules.theta
     x = np.concatenate([theta[:-1] + share * np.diff(theta) for share in (1e-3, 0.2, 0.47, 0.9, 1 - 1e-4)])
     x = x[rules.distance(x) > 1e-8]
-    alphas, betas = (record.alphas - centre) / scale, record.betas / scale
-    below, above = (gauss._weight_left(alphas, betas, x, side) for side in (-1, 1))
+    below, above = (rules.fraction(x, side) for side in (-1, 1))
     np.testing.assert_allclose(rules.middle(x), (below + above) / 2, atol=1e-11)
     np.testing.assert_allclose(rules.at(x), above - below, atol=1e-11)
 
@@ -80,12 +79,12 @@ def test_two_algorithms_agree_as_near_to_a_node_as_the_first_goes(name):
 def test_the_weight_at_a_point_is_the_christoffel_function(name):
     """By the recurrence of the orthonormal polynomials, off the nodes, where it is no better known than the nodes are."""
     record = RECORDS[name]
-    rules, centre, scale = gauss._rules(record)
+    rules = Radau(record)
     x = np.random.default_rng(2).uniform(-1.2, 1.2, 200)
     x = x[rules.distance(x) > 1e-6]
     p_before, p, total = np.zeros_like(x), np.ones_like(x), np.ones_like(x)
     for j in range(record.steps):
-        after = (x * scale + centre - record.alphas[j]) * p - (record.betas[j - 1] if j else 0.0) * p_before
+        after = (x * rules.scale + rules.centre - record.alphas[j]) * p - (record.betas[j - 1] if j else 0.0) * p_before
         p_before, p = p, np.clip(after / record.betas[j], -1e120, 1e120)
         total += p**2
     np.testing.assert_allclose(rules.at(x), 1 / total, rtol=1e-6, atol=1e-14)
@@ -93,8 +92,7 @@ def test_the_weight_at_a_point_is_the_christoffel_function(name):
 
 def test_at_a_gauss_node_the_middle_is_that_of_the_gauss_rule():
     record = RECORDS["smooth"]
-    rules, _, _ = gauss._rules(record)
+    rules = Radau(record)
     mass = record.eigen[1][0] ** 2
     np.testing.assert_allclose(rules.middle(rules.theta)[1:-1], (np.cumsum(mass) - mass / 2)[1:-1], atol=1e-12)
     assert not rules.reaches(rules.theta)[1:-1].any()
-    assert isinstance(rules, Radau)

@@ -12,8 +12,8 @@ from numpy.polynomial.chebyshev import chebvander
 import spectral
 from spectral.estimators.kpm import jackson, kpm, moments_of
 from spectral.krylov import Lanczos, lanczos
-from spectral.krylov.chebyshev import jackson as damping
 from spectral.operators.operator import Operator
+from spectral.quadrature.jackson import jackson as damping
 
 RNG = np.random.default_rng(0)
 BULK = RNG.uniform(0, 1, 300)

@@ -6,21 +6,20 @@ labels, one-hot by sample, then class.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from spectral.estimators.exact import gram_matrix
 from spectral.krylov.lanczos import lanczos
 from spectral.operators import Operator, as_operator
 from spectral.probes import probe
 from spectral.quadrature.gauss import gauss_rule
+from spectral.results import Array, IntArray, nan
 
-Array = NDArray[np.float64]
-NAN = float("nan")
 EXACT_ROWS = 4000  # K in float64 is then 128 MB, and its eigenvectors take seconds
 OWN_LABEL = 50  # directions in which the energy of the labels trained on is customarily quoted
 NORM_PROBES = 8  # products for ‖K‖_F when K is not assembled
@@ -29,7 +28,7 @@ NORM_PROBES = 8  # products for ‖K‖_F when K is not assembled
 class Curve(NamedTuple):
     """energy[j]: that of the labels in the k[j] leading directions, whose last eigenvalue is eigenvalue[j]."""
 
-    k: NDArray[np.int64]
+    k: IntArray
     energy: Array
     eigenvalue: Array
 
@@ -111,13 +110,19 @@ def gram_alignment(K: ArrayLike, y: Any, *, k: int | None = None, centred: bool 
     k = _directions(k, outputs, len(K))
     values, U = np.linalg.eigh(K)
     values, U = values[::-1], U[:, ::-1]
-    square = float(y @ y)
-    energy = np.cumsum((U.T @ y) ** 2) / square
-    curve = Curve(np.arange(1, len(K) + 1), np.minimum(energy, 1.0), values)
-    frobenius = float(np.linalg.norm(K))
-    target = float(y @ K @ y) / (square * frobenius) if frobenius > 0 else NAN
-    own = float(curve.energy[min(OWN_LABEL, len(K)) - 1])
-    return Alignment(curve, k, float(curve.energy[k - 1]), own, target, 0.0, centred, "exact", 0, 0, 0.0)
+    square, frobenius = float(y @ y), float(np.linalg.norm(K))
+    target = float(y @ K @ y) / (square * frobenius) if frobenius > 0 else nan
+    return _alignment(np.cumsum((U.T @ y) ** 2) / square, values, k, target, 0.0, centred, "exact", 0)
+
+
+def _alignment(
+    energy: Array, values: Array, k: int, target: float, error: float, centred: bool, method: str, steps: int
+) -> Alignment:
+    """The result of energies cumulated over descending values; what it cost is not in it yet."""
+    energy = np.minimum(energy, 1.0)
+    at_k, own = (float(energy[min(j, len(energy)) - 1]) for j in (k, OWN_LABEL))
+    curve = Curve(np.arange(1, len(values) + 1), energy, values)
+    return Alignment(curve, k, at_k, own, target, error, centred, method, steps, 0, 0.0)
 
 
 def _directions(k: int | None, outputs: int, rows: int) -> int:
@@ -154,37 +159,26 @@ def label_alignment(
         raise ValueError(f"method={method!r} is no method; use 'auto', 'exact' or 'lanczos'.")
     vector, outputs = label_vector(y, A.shape[0], centred=centred)
     products, epochs = A.products, A.epochs
+    k = _directions(k, outputs, A.shape[0])
     if method == "exact" or (method == "auto" and A.shape[0] <= EXACT_ROWS):
-        K = gram_matrix(A, side="left")
-        fit = gram_alignment(K.detach().cpu().numpy(), vector, k=_directions(k, outputs, A.shape[0]), centred=False)
-        made: dict[str, Any] = fit.__dict__
+        fit = gram_alignment(gram_matrix(A, side="left").detach().cpu().numpy(), vector, k=k, centred=False)
     else:
-        made = _krylov(A, vector, _directions(k, outputs, A.shape[0]), steps, seed)
-    spent = {"products": A.products - products, "epochs": A.epochs - epochs}
-    return Alignment(**{**made, **spent, "centred": centred})
+        fit = _krylov(A, vector, k, steps, seed)
+    return replace(fit, centred=centred, products=A.products - products, epochs=A.epochs - epochs)
 
 
-def _krylov(A: Operator, y: Array, k: int, steps: int, seed: int) -> dict[str, Any]:
-    """The fields of Alignment from Lanczos on K = A Aᵀ started at y."""
+def _krylov(A: Operator, y: Array, k: int, steps: int, seed: int) -> Alignment:
+    """From Lanczos on K = A Aᵀ started at y."""
     K = A.gram(side="left")
     start = torch.from_numpy(y).to(device=A.device, dtype=A.dtype)
     record = lanczos(K, start, min(steps, len(y)))
     nodes, weights, _ = gauss_rule(record)
-    energy = np.minimum(np.cumsum(weights[::-1]), 1.0)
     squares = np.array([_product_norm(K, seed, i) for i in range(NORM_PROBES)])
     frobenius = float(np.sqrt(squares.mean()))  # E‖Kg‖² = ‖K‖_F²
-    relative = float(squares.std(ddof=1) / np.sqrt(NORM_PROBES) / squares.mean()) if frobenius > 0 else NAN
-    target = float(record.alphas[0]) / frobenius if frobenius > 0 else NAN
-    return {
-        "curve": Curve(np.arange(1, len(nodes) + 1), energy, nodes[::-1]),
-        "k": k,
-        "energy": float(energy[min(k, len(energy)) - 1]),
-        "own_label": float(energy[min(OWN_LABEL, len(energy)) - 1]),
-        "kernel_target": target,
-        "kernel_target_stderr": target * relative / 2,
-        "method": "lanczos",
-        "steps": record.steps,
-    }
+    relative = float(squares.std(ddof=1) / np.sqrt(NORM_PROBES) / squares.mean()) if frobenius > 0 else nan
+    target = float(record.alphas[0]) / frobenius if frobenius > 0 else nan
+    energy, error = np.cumsum(weights[::-1]), target * relative / 2
+    return _alignment(energy, nodes[::-1], k, target, error, False, "lanczos", record.steps)
 
 
 def _product_norm(K: Operator, seed: int, index: int) -> float:

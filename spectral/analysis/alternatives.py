@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from math import erfc, exp, log, sqrt
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_ndtr, ndtr, ndtri
 
 from spectral.analysis.counting import Counting
+from spectral.results import Array, nan
 
-Array = NDArray[np.float64]
 GAUSS_X, GAUSS_W = np.polynomial.legendre.leggauss(200)
 OF_ALL = "lognormal of all eigenvalues"
 NEGLIGIBLE = 45.0  # exp(-45) = 3e-20: beyond it an integrand no longer changes a float64 sum
@@ -159,7 +158,6 @@ def lognormal_of_all(c: Counting, u: Array, p: Array, a: float, L: float, n_eff:
     mass = np.diff(after, prepend=0.0)
     F = np.clip((before + after) / 2, 1e-12, 1 - 1e-12)
     kept = (mass > 0) & (total * np.minimum(F, 1 - F) > 0.5)
-    nan = float("nan")
     if kept.sum() < 3:
         return LikelihoodRatio(nan, nan, "neither", {"mu": nan, "sigma": nan, "misfit": nan})
     z, at = ndtri(F[kept]), y[kept]

@@ -5,23 +5,20 @@ Symbols: F, G the distribution functions of the eigenvalues; W1 = ∫|F − G| d
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import chdtrc, chdtri, gammaln, ndtr
 
 from spectral.analysis.jackknife import Measure, jackknife_stderr, leave_one_out
-from spectral.analysis.marchenko_pastur import as_measure
 from spectral.analysis.summary import effective_rank, largest_of, ratio_of, trace_of
 from spectral.quadrature import cdf
+from spectral.quadrature.error import between
+from spectral.results import Array, nan
+from spectral.spectrum import Spectrum
 
-if TYPE_CHECKING:
-    from spectral.spectrum import Spectrum
-
-Array = NDArray[np.float64]
-NAN = float("nan")
 Rounding = tuple[float, float]  # what rounding leaves of a 0 in a and in b
 BINS = 60  # log-histogram bins between the smallest and the largest positive value of both
 NODES_PER_BIN = 3  # fewer nodes of a quadrature than that leave bins empty by chance, and any two look disjoint
@@ -48,10 +45,8 @@ def wasserstein(a: Measure, b: Measure) -> float:
     1.0
     """
     if not (len(a[0]) and len(b[0]) and a[1].sum() > 0 and b[1].sum() > 0):
-        return NAN
-    x = np.union1d(a[0], b[0])
-    F, G = (np.cumsum(np.bincount(np.searchsorted(x, v), weights=c, minlength=len(x)) / c.sum()) for v, c in (a, b))
-    return float(np.sum(np.abs(F - G)[:-1] * np.diff(x)))
+        return nan
+    return cdf.distance(cdf.staircase(*a), cdf.staircase(*b), "wasserstein")
 
 
 def jensen_shannon(a: Measure, b: Measure, bins: int = BINS, small: Rounding = (0.0, 0.0)) -> float:
@@ -71,7 +66,7 @@ def jensen_shannon(a: Measure, b: Measure, bins: int = BINS, small: Rounding = (
     else:
         edges = np.zeros(0)
     p, q = (
-        _histogram(v, c, t, edges) / c.sum() if c.sum() > 0 else np.full(len(edges) + 3, NAN)
+        _histogram(v, c, t, edges) / c.sum() if c.sum() > 0 else np.full(len(edges) + 3, nan)
         for (v, c), t in zip((a, b), small, strict=True)
     )
     m = (p + q) / 2
@@ -113,7 +108,7 @@ def _histograms(a: Measure, b: Measure, bins: int, small: Rounding) -> dict[str,
         u, v = (unit[name] for unit in units)
         able = u > 0 and v > 0
         result[f"js_by_{name}"] = (
-            jensen_shannon(_scaled(a, u), _scaled(b, v), bins, (small[0] / u, small[1] / v)) if able else NAN
+            jensen_shannon(_scaled(a, u), _scaled(b, v), bins, (small[0] / u, small[1] / v)) if able else nan
         )
     return result
 
@@ -137,10 +132,10 @@ def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
     >>> d["wasserstein"], d["wasserstein_by_mean"], round(d["wasserstein_log10"], 6), d["trace_ratio"], d["js_by_mean"]
     (2.0, 0.0, 0.30103, 0.5, 0.0)
     """
-    pooled, without = (as_measure(a), as_measure(b)), (leave_one_out(a), leave_one_out(b))
+    pooled, without = (a.points(), b.points()), (leave_one_out(a), leave_one_out(b))
     nodes = [s.nodes.shape[1] for s in (a, b) if not s.is_exact]
     bins = max(2, min([BINS, *(n // NODES_PER_BIN for n in nodes)]))
-    pairs = {kind: cdf.between(a, b, kind) for kind in ("wasserstein", "ks")}
+    pairs = {kind: between(a, b, kind) for kind in ("wasserstein", "ks")}
     units = [_units(m) for m in pooled]
     each = [[_units(m) for m in rest] for rest in without]
     for name in ("mean", "lambda_max"):
@@ -148,7 +143,7 @@ def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
             u, v = (unit[name] for unit in units)
             rest = [[unit[name] for unit in one] or None for one in each]
             able = all(w > 0 for w in (u, v, *(rest[0] or []), *(rest[1] or [])))
-            pairs[f"{kind}_by_{name}"] = cdf.between(a, b, kind, (u, v), (rest[0], rest[1])) if able else (NAN, NAN)
+            pairs[f"{kind}_by_{name}"] = between(a, b, kind, (u, v), (rest[0], rest[1])) if able else (nan, nan)
     for name, number in (("trace", trace_of), ("lambda_max", largest_of), ("effective_rank", effective_rank)):
         pairs[f"{name}_ratio"] = ratio_of(number(a), number(b))
     small = a.rounding, b.rounding
@@ -159,7 +154,7 @@ def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
     ]
     for key, value in values.items():
         errors = [0.0 if rows is None else jackknife_stderr([row[key] for row in rows]) for rows in left]
-        pairs[key] = value, NAN if np.isnan(value) else float(np.hypot(errors[0], errors[1]))
+        pairs[key] = value, nan if np.isnan(value) else float(np.hypot(errors[0], errors[1]))
     return {name: number for key in ORDER for name, number in zip((key, f"{key}_stderr"), pairs[key], strict=True)}
 
 
@@ -189,7 +184,7 @@ def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: 
     difference = float(x.mean() - y.mean())
     pooled = float(np.sqrt((np.sum((x - x.mean()) ** 2) + np.sum((y - y.mean()) ** 2)) / freedom))
     if pooled <= 1e-14 * max(float(np.abs(x).max()), float(np.abs(y).max())):  # equal values up to rounding
-        d = float(np.copysign(np.inf, difference)) if abs(difference) > pooled else NAN
+        d = float(np.copysign(np.inf, difference)) if abs(difference) > pooled else nan
         return Effect(d, d, d)
     d, root = difference / pooled, float(np.sqrt(len(x) * len(y) / (len(x) + len(y))))
     half = (1 - confidence) / 2

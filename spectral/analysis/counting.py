@@ -8,18 +8,16 @@ cut at some x take the nearest node whole or not at all: for an exponent of 1.8 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral.analysis.jackknife import merged
 from spectral.quadrature.gauss import gauss_rule
+from spectral.results import Array, IntArray
+from spectral.spectrum import Spectrum
 
-if TYPE_CHECKING:
-    from spectral.spectrum import Spectrum
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 POINTS = 1024  # on which the interpolated part is tabulated
 MASSIVE = 1e-8  # of an eigenvalue: less is what rounding leaves on a deflated direction
 
@@ -99,29 +97,26 @@ def counting(spectrum: Spectrum, floor: float = 0.0) -> tuple[Counting, list[Cou
     >>> counting(Spectrum.from_eigenvalues([1.0, 2.0, 2.0, -3.0]))[0].at_least
     array([3., 2.])
     """
-    kept = np.asarray(spectrum.atoms.values) > floor
-    values, where = np.unique(np.asarray(spectrum.atoms.values, np.float64)[kept], return_inverse=True)
-    counts = np.bincount(where, np.asarray(spectrum.atoms.multiplicities)[kept], len(values)).astype(np.float64)
+    kept = spectrum.atoms.values > floor
+    values, counts = merged(spectrum.atoms.values[kept], spectrum.atoms.multiplicities[kept])
     if spectrum.is_exact:
-        return _pooled(
-            values, values, counts, np.zeros((1, len(values))), np.zeros((1, len(values))), np.ones(1), 0
-        ), []
-    shares = np.asarray(spectrum.pooling, np.float64)
-    rules = [_rule(spectrum, k) for k in range(len(shares))]
-    tables = [_table(nodes, weights, floor) for nodes, weights in rules]
+        none = np.zeros((1, len(values)))
+        return _pooled(values, values, counts, none, none, np.ones(1), 0), []
+    shares = spectrum.pooling
+    tables = [_table(*_rule(spectrum, k), floor) for k in range(len(shares))]
     ends = [t[0][[0, -1]] for t in tables if len(t[0])]
     x = values
     if ends:
         lowest, highest = min(e[0] for e in ends), max(e[1] for e in ends)
         x = np.unique(np.append(values, np.clip(np.geomspace(lowest, highest, POINTS), lowest, highest)))
     found = [_interpolated(*t, x) for t in tables]
-    N_KX, loose_KX = (np.array([f[i] for f in found]).reshape(len(rules), len(x)) for i in (0, 1))
-    keeps = [np.arange(len(rules)) != k for k in range(len(rules))] if len(rules) > 1 else []
-    whole, *rest = (
-        _pooled(x, values, counts, N_KX[keep], loose_KX[keep], shares[keep], int(keep.sum()))
-        for keep in [np.ones(len(rules), bool), *keeps]
-    )
-    return whole, rest
+    N_KX, loose_KX = (np.array([f[i] for f in found]).reshape(len(shares), len(x)) for i in (0, 1))
+
+    def pooled(keep: NDArray[np.bool_]) -> Counting:
+        return _pooled(x, values, counts, N_KX[keep], loose_KX[keep], shares[keep], int(keep.sum()))
+
+    each = np.eye(len(shares), dtype=bool) if len(shares) > 1 else np.zeros((0, 1), dtype=bool)
+    return pooled(np.ones(len(shares), bool)), [pooled(~out) for out in each]
 
 
 def zero_within_residual(spectrum: Spectrum) -> float:
@@ -142,7 +137,7 @@ def zero_within_residual(spectrum: Spectrum) -> float:
 
 def _rule(spectrum: Spectrum, k: int) -> tuple[Array, Array]:
     """Nodes ascending and weights in eigenvalues of probe k."""
-    nodes, weights = np.asarray(spectrum.nodes[k]), np.asarray(spectrum.weights[k]) * spectrum.dim
+    nodes, weights = spectrum.nodes[k], spectrum.weights[k] * spectrum.dim
     order = np.flatnonzero(weights > MASSIVE)
     order = order[np.argsort(nodes[order], kind="stable")]
     return nodes[order], weights[order]

@@ -6,46 +6,31 @@ A discrete measure is a pair (values, counts): sorted float64 arrays of equal le
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from spectral.quadrature.cdf import jackknife_variance
+from spectral.quadrature.error import jackknife_variance
+from spectral.results import Array, nan
+from spectral.spectrum import Spectrum
 
-if TYPE_CHECKING:
-    from spectral.spectrum import Spectrum
-
-Array = NDArray[np.float64]
 Measure = tuple[Array, Array]
 
 
-def pool(probes: Sequence[Measure], shares: Sequence[float] | Array) -> Measure:
-    """Mean of the probes' measures weighted by `shares`; equal values (atoms, zeros) become one point again.
-
-    >>> one, two = (np.array([0.0, 1.0]), np.array([1.0, 3.0])), (np.array([0.0, 2.0]), np.array([1.0, 3.0]))
-    >>> pool([one, two], [1.0, 2.0])
-    (array([0., 1., 2.]), array([1., 1., 2.]))
-    """
-    share = np.asarray(shares, dtype=np.float64) / np.sum(shares)
-    values, where = np.unique(np.concatenate([v for v, _ in probes]), return_inverse=True)
-    weights = np.concatenate([s * c for s, (_, c) in zip(share, probes, strict=True)])
-    return values, np.bincount(where, weights=weights, minlength=len(values)).astype(np.float64)
+def merged(values: Array, counts: Array) -> Measure:
+    """Values ascending, equal ones once, with the sums of their counts."""
+    points, where = np.unique(values, return_inverse=True)
+    return points, np.bincount(where, counts, len(points)).astype(np.float64)
 
 
 def leave_one_out(spectrum: Spectrum) -> list[Measure]:
     """The pooled measure without probe 0, without probe 1, …; empty when there are fewer than two probes."""
     if spectrum.is_exact or len(spectrum.nodes) < 2:
         return []
-    probes, share = spectrum.probe_points(), np.asarray(spectrum.pooling)
+    probes, share = spectrum.probe_points(), spectrum.pooling
     values, where = np.unique(np.concatenate([v for v, _ in probes]), return_inverse=True)
     ends = np.cumsum([len(v) for v, _ in probes])[:-1]
-    rows = np.array(
-        [
-            np.bincount(at, weights=c, minlength=len(values))
-            for at, (_, c) in zip(np.split(where, ends), probes, strict=True)
-        ]
-    )
+    parts = zip(np.split(where, ends), probes, strict=True)
+    rows = np.array([np.bincount(at, weights=c, minlength=len(values)) for at, (_, c) in parts])
     holders, total, found = (rows > 0).sum(0), share @ rows, []
     for row, part in zip(rows, share, strict=True):
         held = holders - (row > 0) > 0
@@ -63,7 +48,7 @@ def jackknife_stderr(values: Sequence[float]) -> float:
     """
     theta = np.asarray(values, dtype=np.float64)
     if len(theta) < 2 or not np.all(np.isfinite(theta)):
-        return float("nan")
+        return nan
     return float(np.sqrt(jackknife_variance(theta)))
 
 
@@ -76,6 +61,6 @@ def jackknife(spectrum: Spectrum, metrics: Callable[[Array, Array], dict[str, fl
     result = metrics(*spectrum.points())
     without = [metrics(values, counts) for values, counts in leave_one_out(spectrum)]
     for key in list(result):
-        exact = 0.0 if spectrum.is_exact and not np.isnan(result[key]) else float("nan")
+        exact = 0.0 if spectrum.is_exact and not np.isnan(result[key]) else nan
         result[f"{key}_stderr"] = jackknife_stderr([m[key] for m in without]) if without else exact
     return result

@@ -11,24 +11,19 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 
 from spectral import arrays
 from spectral.analysis.counting import Counting, counting, zero_within_residual
 from spectral.analysis.jackknife import Measure, leave_one_out
 from spectral.analysis.theory import marchenko_pastur_cdf, marchenko_pastur_edges
+from spectral.results import Array, IntArray, nan
+from spectral.spectrum import Spectrum
 
-if TYPE_CHECKING:
-    from spectral.spectrum import Spectrum
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-NAN = float("nan")
 TRACY_WIDOM = 3.27  # the largest eigenvalue of a pure bulk exceeds this many scales once in a thousand matrices
 TRACY_WIDOM_MEAN, TRACY_WIDOM_SD = -1.2065, 1.268
 LEVELS = np.linspace(0.05, 0.95, 37)  # quantiles that are matched: neither a spike nor the smallest eigenvalues enter
@@ -60,7 +55,7 @@ class MarchenkoPastur:
     upper: float
     spikes: float
     ks: float
-    bulk: float = NAN
+    bulk: float = nan
     zeros: float = 0.0
     negative: float = 0.0
     accepted: bool = False
@@ -197,7 +192,9 @@ def _by_gap(c: Counting, measure: Measure, ratio: float | None) -> tuple[float, 
     loose = c.loose[np.searchsorted(c.x, (upper + lower) / 2)]
     empty = np.flatnonzero(expected > EMPTY + loose)
     count = int(empty[-1]) + 1 if len(empty) else 0
-    several = chi2.ppf(1 - 1e-4, c.probes) / c.probes  # what one eigenvalue weighs is a chi square over the probes
+    several = (
+        2 * gammaincinv(c.probes / 2, 1 - 1e-4) / c.probes
+    )  # what one eigenvalue weighs is a chi square over the probes
     copies = np.where(weights > several, np.round(weights), 1.0)[:count]
     top = _Top(float(values[first[count]]), float(weights[count]))
     last = int(np.searchsorted(c.x, top.value, side="right")) - 1
@@ -223,7 +220,7 @@ def _of(c: Counting, measure: Measure, floor: float, ratio: float | None) -> Mar
     zeros, negative = float(counts[np.abs(values) <= floor].sum()), float(counts[values < -floor].sum())
     if len(c.x) == 0:
         reason = "No eigenvalue is positive, so there is no bulk."
-        return MarchenkoPastur(NAN, NAN, NAN, NAN, NAN, NAN, 0.0, zeros, negative, False, reason)
+        return MarchenkoPastur(nan, nan, nan, nan, nan, nan, 0.0, zeros, negative, False, reason)
     if c.x[-1] - c.x[0] <= 1e-12 * c.x[-1]:  # one eigenvalue, or many equal ones: the limit γ = 0
         sigma, reason = float(np.sqrt(c.x[0])), "All positive eigenvalues are equal, so there is no bulk."
         return MarchenkoPastur(
@@ -240,7 +237,7 @@ def _of(c: Counting, measure: Measure, floor: float, ratio: float | None) -> Mar
     if abs(empty - (1 - gamma)) < empty if ratio is None else ratio > 1:
         gamma, variance = 1 / gamma, variance * gamma  # the same bulk, seen from the larger side, which has the zeros
     return MarchenkoPastur(
-        float(np.sqrt(variance)), gamma, lower, upper, NAN if reason else spikes, ks, b.size, zeros, negative,
+        float(np.sqrt(variance)), gamma, lower, upper, nan if reason else spikes, ks, b.size, zeros, negative,
         not reason, reason,
     )  # fmt: skip
 
@@ -286,10 +283,4 @@ def marchenko_pastur(spectrum: Spectrum, *, ratio: float | None = None) -> March
             f"ratio={ratio!r} must be a number, the shape γ = d/n > 0 of a matrix; leave it out to fit it."
         )
     floor = positive_floor(spectrum)
-    return _of(counting(spectrum, floor)[0], as_measure(spectrum), floor, ratio)
-
-
-def as_measure(spectrum: Spectrum) -> Measure:
-    """The pooled points as float64, zeros included."""
-    values, counts = spectrum.points()
-    return np.asarray(values, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    return _of(counting(spectrum, floor)[0], spectrum.points(), floor, ratio)

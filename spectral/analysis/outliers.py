@@ -9,21 +9,19 @@ with mean 1/(alpha − 1) (Rényi 1953), so that λ_1/λ_2 = 10 is nothing in a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spectral.analysis.counting import counting
+from spectral.analysis.jackknife import merged
 from spectral.analysis.marchenko_pastur import marchenko_pastur, positive_floor
 from spectral.analysis.power_law import top_values
+from spectral.results import Array, nan
+from spectral.spectrum import Spectrum
 
-if TYPE_CHECKING:
-    from spectral.spectrum import Spectrum
-
-Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-NAN = float("nan")
 # Eigenvalues below a gap, at least, that say how wide gaps are there; twice as many as stand above it, if more
 WINDOW = 20
 MIN_WINDOW = 5
@@ -152,18 +150,16 @@ def outliers(spectrum: Spectrum) -> Outliers:
     points, weights = spectrum.points(zeros=False)
     kept = points > floor
     if not kept.any():
-        return Outliers(0, np.zeros(0), NAN, NAN, False, "No eigenvalue is positive, so there is no bulk.")
-    values, where = np.unique(points[kept], return_inverse=True)
-    counts = np.bincount(where, weights[kept], len(values)).astype(np.float64)[::-1]
-    values = values[::-1]
+        return Outliers(0, np.zeros(0), nan, nan, False, "No eigenvalue is positive, so there is no bulk.")
+    values, counts = (v[::-1] for v in merged(points[kept], weights[kept]))
     count, reason = _count(spectrum, values, counts, floor)
     known = top_values(spectrum, count)
     if not reason and len(known) < count:
         reason = f"{count} eigenvalues stand above a gap, but {len(known)} of them are known exactly; use more steps and deflate."
     if reason:
-        return Outliers(count, known, NAN, NAN, False, reason)
+        return Outliers(count, known, nan, nan, False, reason)
     edge = float(values[values < known[-1]][0] if count else values[0])
-    return Outliers(count, known, float(known[-1] / edge) if count else NAN, edge, True, "")
+    return Outliers(count, known, float(known[-1] / edge) if count else nan, edge, True, "")
 
 
 def _count(spectrum: Spectrum, values: Array, counts: Array, floor: float) -> tuple[int, str]:

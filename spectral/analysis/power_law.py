@@ -9,23 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from spectral.analysis.alternatives import OF_ALL, LikelihoodRatio, against_power_law, lognormal_of_all
-from spectral.analysis.counting import Counting, counting, log_sums
+from spectral.analysis.counting import MASSIVE, Counting, counting, log_sums
 from spectral.analysis.jackknife import jackknife_stderr
 from spectral.analysis.marchenko_pastur import positive_floor
+from spectral.results import Array, IntArray, nan
+from spectral.spectrum import Spectrum
 
-if TYPE_CHECKING:
-    from spectral.spectrum import Spectrum
-
-Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-NAN = float("nan")
 MIN_TAIL = 50  # eigenvalues; with fewer, sigma/(alpha − 1) exceeds 14 % and the search over xmin fits noise
 MIN_DECADES = 1.0  # a shorter tail cannot be told from a lognormal or an exponential
 ALL_CANDIDATES = 4000  # up to so many distinct exact eigenvalues each is tried as xmin
@@ -79,11 +75,11 @@ class PowerLaw:
     tests: dict[str, LikelihoodRatio]
     accepted: bool
     reason: str
-    alpha_bounded: float = NAN
-    hill: float = NAN
-    ccdf_slope: float = NAN
-    n_eff: float = NAN
-    decades: float = NAN
+    alpha_bounded: float = nan
+    hill: float = nan
+    ccdf_slope: float = nan
+    n_eff: float = nan
+    decades: float = nan
     excluded: float = 0.0
     above: float = 0.0
     errors: dict[str, float] = field(default_factory=dict)
@@ -164,7 +160,7 @@ def hill(values: ArrayLike, k: int | None = None) -> tuple[float, float]:
         raise ValueError(f"k={k} with {len(x)} positive values; use 2 <= k <= {len(x)}.")
     total = float(np.sum(np.log(x[: k - 1] / x[k - 1]))) if k >= 2 else 0.0
     if not total > 0:
-        return NAN, NAN
+        return nan, nan
     alpha = 1 + (k - 1) / total
     return alpha, (alpha - 1) / float(np.sqrt(k - 1))
 
@@ -175,27 +171,21 @@ def top_values(spectrum: Spectrum, k: int) -> Array:
     Atoms come out as often as their multiplicity says. A quadrature node is no eigenvalue, so the list ends at the
     largest node that carries mass; for an exact spectrum it ends at k or at the dimension.
     """
-    values, counts = np.asarray(spectrum.atoms.values), np.asarray(spectrum.atoms.multiplicities)
-    if spectrum.zeros:
-        values, counts = np.append(values, 0.0), np.append(counts, spectrum.zeros)
-    massive = np.asarray(spectrum.weights) * spectrum.dim > 1e-8  # what rounding leaves on a deflated direction
+    values, counts = spectrum.known_points()
+    massive = spectrum.weights * spectrum.dim > MASSIVE
     if massive.any():
-        above = values > np.asarray(spectrum.nodes)[massive].max()
+        above = values > spectrum.nodes[massive].max()
         values, counts = values[above], counts[above]
-    order = np.argsort(values)[::-1]
-    repeats = np.minimum(np.round(counts[order]).astype(int), k)
-    return np.repeat(values[order], repeats)[:k]
+    return np.repeat(values[::-1], np.minimum(counts[::-1].astype(int), k))[:k]
 
 
 def hill_of(spectrum: Spectrum) -> tuple[float, float]:
     """Hill's estimate from at most 50 largest exact eigenvalues: all deflated ones, at most half of a full list."""
     top = top_values(spectrum, 100)
     top = top[top > 0]
-    return (
-        hill(top[:50], None if spectrum.is_exact and len(top) < 100 else min(50, len(top)))
-        if len(top) > 1
-        else (NAN, NAN)
-    )
+    if len(top) < 2:
+        return nan, nan
+    return hill(top[:50], None if spectrum.is_exact and len(top) < 100 else min(50, len(top)))
 
 
 def log_density_peak(x: Array, w: Array, n_eff: float) -> float:
@@ -262,7 +252,7 @@ def _range(c: Counting, xmax: float | None) -> _Range:
     last = len(c.x) - 1 if xmax is None else int(np.searchsorted(c.x, xmax))
     beyond = float(c.above[last])
     held = np.flatnonzero(c.at_least[: last + 1] > beyond)
-    largest = float(c.x[held[-1]]) if len(held) else NAN
+    largest = float(c.x[held[-1]]) if len(held) else nan
     beyond_exact = float(c.exact[last + 1]) if last + 1 < len(c.x) else 0.0
     return _Range(c, xmax, last, beyond, beyond_exact, largest, log_sums(c), np.log(c.x))
 
@@ -272,7 +262,7 @@ def _scan(r: _Range, first: IntArray) -> tuple[TailCurve, Array]:
     n, mean_u, L = r.counts(first), r.mean_u(first), r.length(first)
     a = np.where((mean_u > 0) & (n > 0), exponent(mean_u, L), np.inf)  # one value has no slope
     chance = _error(a, L, r.n_eff(first))
-    D, sigma = np.full(len(first), NAN), np.full(len(first), np.inf)
+    D, sigma = np.full(len(first), nan), np.full(len(first), np.inf)
     for i in np.flatnonzero(np.isfinite(a)):
         D[i] = r.distance(int(first[i]), float(a[i]), float(L[i]))
         sigma[i] = np.hypot(chance[i], LOOSE * abs(a[i]) * r.c.loose[first[i]] / n[i])
@@ -318,8 +308,8 @@ def _search(c: Counting, xmax: float | None, exact: bool) -> _Search:
 
 def _least(search: _Search, among: NDArray[np.bool_]) -> float:
     """The xmin of the least D, nan where no tail has one."""
-    D = np.where(among, search.curve.D, NAN)
-    return NAN if np.isnan(D).all() else float(search.curve.xmin[np.nanargmin(D)])
+    D = np.where(among, search.curve.D, nan)
+    return nan if np.isnan(D).all() else float(search.curve.xmin[np.nanargmin(D)])
 
 
 def _starts(search: _Search, xmin: float | str | None, exact: bool) -> list[float]:
@@ -347,12 +337,12 @@ def _fit(search: _Search, start: float, mode: str) -> _Fit:
     later = search.able & (search.curve.xmin > start) & (mode == "peak")  # where the density turns, its slope does
     drift = _drift(search.curve.alpha[later] - here.alpha[0], search.chance[later], own[0])
     return _Fit(
-        alpha=float(here.alpha[0]) if np.isfinite(here.alpha[0]) else NAN,
+        alpha=float(here.alpha[0]) if np.isfinite(here.alpha[0]) else nan,
         alpha_bounded=_bounded(r, first),
         xmin=start,
         D=float(here.D[0]),
         tail=float(here.tail[0]),
-        sigma=float(np.hypot(here.sigma[0], drift)) if np.isfinite(here.alpha[0]) else NAN,
+        sigma=float(np.hypot(here.sigma[0], drift)) if np.isfinite(here.alpha[0]) else nan,
         n_eff=float(r.n_eff(first)[0]),
         open=float(r.c.loose[first[0]] / here.tail[0]),
         decades=float(np.log10(r.largest / start)),
@@ -362,7 +352,7 @@ def _fit(search: _Search, start: float, mode: str) -> _Fit:
 def _bounded(r: _Range, first: IntArray) -> float:
     """alpha of the likelihood that ends at xmax, or at the largest eigenvalue."""
     end = np.log((r.largest if r.xmax is None else r.xmax) / r.c.x[first])
-    return 1 + float(exponent(r.mean_u(first), end)[0]) if end[0] > 0 else NAN
+    return 1 + float(exponent(r.mean_u(first), end)[0]) if end[0] > 0 else nan
 
 
 def _drift(change: Array, chance: Array, own: float) -> float:
@@ -518,26 +508,12 @@ def _judged(
             break
     xmax = search.xmax
     return PowerLaw(
-        alpha=fit.alpha,
-        sigma=fit.sigma,
-        xmin=fit.xmin,
-        xmax=search.largest if xmax is None else float(xmax),
-        D=fit.D,
-        tail=fit.tail,
-        curve=search.curve,
-        tests=tests,
-        accepted=not reason,
-        reason=reason,
-        alpha_bounded=fit.alpha_bounded,
-        hill=hills,
-        ccdf_slope=_ccdf_slope(*_tail_of(search, fit.xmin)),
-        n_eff=fit.n_eff,
-        decades=fit.decades,
-        excluded=excluded,
+        fit.alpha, fit.sigma, fit.xmin, search.largest if xmax is None else float(xmax), fit.D, fit.tail, search.curve, tests,
+        not reason, reason, fit.alpha_bounded, hills, _ccdf_slope(*_tail_of(search, fit.xmin)), fit.n_eff, fit.decades, excluded,
         above=_range(search.c, xmax).beyond,
         errors=dict.fromkeys(ERRORS, 0.0) if exact else _probe_errors(others, xmin, mode),
         mode=mode,
-    )
+    )  # fmt: skip
 
 
 def _holds(c: Counting, xmax: float | None) -> bool:
@@ -550,7 +526,7 @@ def _probe_errors(others: list[_Search | None], xmin: float | str | None, mode: 
     fits = []
     for search in others:
         if search is None or (mode == "given" and not xmin < search.largest):  # type: ignore[operator]
-            return dict.fromkeys(ERRORS, NAN)
+            return dict.fromkeys(ERRORS, nan)
         fits.append(_fit(search, _starts(search, xmin, exact=False)[0], mode))
     return {name: jackknife_stderr([getattr(fit, name) for fit in fits]) for name in ERRORS}
 
@@ -559,15 +535,15 @@ def _ccdf_slope(u: Array, w: Array) -> float:
     """1 − slope of the weighted regression of ln(midpoint CCDF) on u."""
     ccdf = 1 - (np.cumsum(w) - w / 2) / w.sum()
     if len(u) < 2 or np.ptp(u) == 0:
-        return NAN
+        return nan
     centred = u - np.average(u, weights=w)
     return 1 - float(np.sum(w * centred * np.log(ccdf)) / np.sum(w * centred**2))
 
 
-def _nothing(reason: str, excluded: float, mode: str, xmin: float = NAN, count: float = 0.0) -> PowerLaw:
+def _nothing(reason: str, excluded: float, mode: str, xmin: float = nan, count: float = 0.0) -> PowerLaw:
     empty = np.zeros(0)
     curve = TailCurve(empty, empty, empty, empty, empty)
     return PowerLaw(
-        NAN, NAN, xmin, xmin, NAN, count, curve, {}, False, reason, decades=0.0 if count else NAN, excluded=excluded,
-        errors=dict.fromkeys(ERRORS, NAN), mode=mode,
+        nan, nan, xmin, xmin, nan, count, curve, {}, False, reason, decades=0.0 if count else nan, excluded=excluded,
+        errors=dict.fromkeys(ERRORS, nan), mode=mode,
     )  # fmt: skip

@@ -7,24 +7,19 @@ values, so that they hold for indefinite matrices too; for Gram, Gauss–Newton 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import logsumexp, xlogy
 
 from spectral.analysis.jackknife import Measure, jackknife, jackknife_stderr, leave_one_out
-from spectral.analysis.marchenko_pastur import MarchenkoPastur, as_measure, marchenko_pastur, without_probes
+from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur, without_probes
 from spectral.analysis.power_law import hill_of, power_laws, top_values
 from spectral.estimators.functionals import condition_number, frobenius, negative_mass, numerical_rank
-from spectral.results import Estimate
+from spectral.results import Array, Estimate, nan, over
+from spectral.spectrum import Spectrum
 
-if TYPE_CHECKING:
-    from spectral.spectrum import Spectrum
-
-Array = NDArray[np.float64]
 Term = Callable[[Array], Array]
-NAN = float("nan")
+Pairs = dict[str, tuple[float, float]]  # numbers with their errors
 EXPONENTS = (
     "alpha", "alpha_bounded", "sigma", "alpha_hat", "log_alpha_norm", "truncated_alpha", "truncated_rate", "hill",
 )  # fmt: skip
@@ -112,7 +107,7 @@ def extreme_of(spectrum: Spectrum, side: int) -> Estimate:
     known = spectrum.zeros > 0 and value == 0
     if abs(value) <= spectrum.rounding and not known:
         error = float(np.hypot(error, spectrum.rounding))
-    return Estimate(value, error, NAN, NAN, len(spectrum.nodes), spectrum.products)
+    return Estimate(value, error, nan, nan, len(spectrum.nodes), spectrum.products)
 
 
 def largest_of(spectrum: Spectrum) -> Estimate:
@@ -129,9 +124,9 @@ def of_sums(
     """
     value, slopes = combine(*(float(spectrum.integrate(term)) for term in terms))
     if not np.isfinite(value):
-        return Estimate(NAN, NAN, NAN, NAN, len(spectrum.nodes), spectrum.products)
+        return Estimate(nan, nan, nan, nan, len(spectrum.nodes), spectrum.products)
     linear = spectrum.integrate(lambda x: np.sum([s * term(x) for s, term in zip(slopes, terms, strict=True)], axis=0))
-    bounds = (value, value) if spectrum.is_exact else (NAN, NAN)
+    bounds = (value, value) if spectrum.is_exact else (nan, nan)
     return Estimate(value, float(linear.stderr), *bounds, len(spectrum.nodes), spectrum.products)
 
 
@@ -148,14 +143,14 @@ def _terms(spectrum: Spectrum) -> tuple[Term, Term, Term]:
 
 def stable_rank(spectrum: Spectrum) -> Estimate:
     """Σ|λ| / max|λ|."""
-    return of_sums(spectrum, _terms(spectrum)[:1], lambda s: (s if s > 0 else NAN, [1.0]))
+    return of_sums(spectrum, _terms(spectrum)[:1], lambda s: (s if s > 0 else nan, [1.0]))
 
 
 def participation_ratio(spectrum: Spectrum) -> Estimate:
     """(Σ|λ|)² / Σλ²."""
 
     def combine(s: float, q: float) -> tuple[float, list[float]]:
-        return (s * s / q, [2 * s / q, -((s / q) ** 2)]) if s > 0 else (NAN, [])
+        return (s * s / q, [2 * s / q, -((s / q) ** 2)]) if s > 0 else (nan, [])
 
     return of_sums(spectrum, _terms(spectrum)[:2], combine)
 
@@ -165,7 +160,7 @@ def spectral_entropy(spectrum: Spectrum) -> Estimate:
     size, _, logarithmic = _terms(spectrum)
 
     def combine(s: float, l: float) -> tuple[float, list[float]]:
-        return (float(np.log(s)) - l / s, [1 / s + l / s**2, -1 / s]) if s > 0 else (NAN, [])
+        return (float(np.log(s)) - l / s, [1 / s + l / s**2, -1 / s]) if s > 0 else (nan, [])
 
     return of_sums(spectrum, (size, logarithmic), combine)
 
@@ -179,7 +174,7 @@ def effective_parameters(spectrum: Spectrum, z: float) -> Estimate:
     """Σ |λ| / (|λ| + z max|λ|)."""
     unit = spectrum.scale
     if unit == 0:
-        return Estimate(NAN, NAN)
+        return Estimate(nan, nan)
     return spectrum.integrate(lambda x: np.abs(x) / (np.abs(x) + z * unit))
 
 
@@ -192,7 +187,7 @@ def skewness(spectrum: Spectrum) -> Estimate:
     def combine(a: float, b: float, c: float) -> tuple[float, list[float]]:
         m2, m3 = b / n, c / n  # a is rounding: the derivatives are taken at 0
         if m2 <= 1e-24:
-            return NAN, []
+            return nan, []
         return m3 / m2**1.5, [-3 / m2**0.5 / n, -1.5 * m3 / m2**2.5 / n, 1 / m2**1.5 / n]
 
     return of_sums(spectrum, terms, combine)
@@ -207,7 +202,7 @@ def _mapped(e: Estimate, g: Callable[[float], float], slope: Callable[[float], f
 def ratio_of(a: Estimate, b: Estimate) -> tuple[float, float]:
     """(a / b, its error to first order) of independent a and b; nan where b is 0."""
     x, y = float(a), float(b)
-    return (x / y, float(np.hypot(a.stderr / y, x / y * b.stderr / y))) if y != 0 else (NAN, NAN)
+    return (x / y, float(np.hypot(a.stderr / y, x / y * b.stderr / y))) if y != 0 else (nan, nan)
 
 
 def _numbers(spectrum: Spectrum) -> dict[str, Estimate]:
@@ -232,8 +227,8 @@ def _numbers(spectrum: Spectrum) -> dict[str, Estimate]:
         "hard_rank": rank,
         "hard_rank_threshold": Estimate(spectrum.rounding, level * largest.stderr),
         "zeros_fraction": Estimate(spectrum.zeros / n, 0.0),
-        "condition_number": Estimate(NAN, NAN) if zero else condition_number(spectrum),
-        "negative_mass": Estimate(NAN, NAN) if zero else negative.mass,
+        "condition_number": Estimate(nan, nan) if zero else condition_number(spectrum),
+        "negative_mass": Estimate(nan, nan) if zero else negative.mass,
         "negative_fraction": negative.fraction,
         "skew": skewness(spectrum),
         "size": size_of(spectrum),
@@ -244,26 +239,25 @@ def _entropy_ratio(entropy: Estimate, rank: float) -> Estimate:
     """H / ln rank; a single direction has entropy 0 and needs no normalisation."""
     if not rank > 1:
         return Estimate(0.0, 0.0) if np.isfinite(entropy.value) else entropy
-    scale = float(np.log(rank))
-    return _mapped(entropy, lambda h: h / scale, lambda h: 1 / scale)
+    return over(entropy, float(np.log(rank)))
 
 
 def _order_statistics(values: Array, counts: Array, small: float) -> dict[str, float]:
     """The metrics that are no smooth function of sums over the eigenvalues."""
     size, counts = np.abs(values[counts > 0]), counts[counts > 0]
     if not size.max(initial=0.0) > 0:
-        return {"information_dimension": NAN, "condition_number_nonzero": NAN}
+        return {"information_dimension": nan, "condition_number_nonzero": nan}
     kept = size > small
     return {
         "information_dimension": _information_dimension(size / size.max(), counts),
-        "condition_number_nonzero": _ratio(float(size.max()), float(size[kept].min())) if kept.any() else NAN,
+        "condition_number_nonzero": _ratio(float(size.max()), float(size[kept].min())) if kept.any() else nan,
     }
 
 
 def _ratio(a: float, b: float) -> float:
     """a/b with a/0 = inf and 0/0 = nan; an overflow is inf."""
     if b == 0:
-        return NAN if a == 0 else float("inf")
+        return nan if a == 0 else float("inf")
     with np.errstate(over="ignore"):
         return float(np.float64(a) / np.float64(b))
 
@@ -281,35 +275,33 @@ def _information_dimension(size: Array, counts: Array) -> float:
     return float(np.ceil(r - 1e-9 * max(r, 1.0))) if whole else max(r, 1.0)
 
 
-def _bulk_metrics(spectrum: Spectrum, lambda_max: float) -> dict[str, float]:
+def _bulk_metrics(spectrum: Spectrum, lambda_max: float) -> Pairs:
     """The Marchenko–Pastur bulk; what a refused fit would say is nan, and the verdict and the distance stay."""
 
     def metrics(fit: MarchenkoPastur) -> dict[str, float]:
         told = {"mp_edge": fit.upper, "mp_sigma": fit.sigma, "mp_ratio": fit.ratio, "mp_spikes": fit.spikes}
-        told["mp_softrank"] = fit.upper / lambda_max if lambda_max > 0 else NAN
+        told["mp_softrank"] = fit.upper / lambda_max if lambda_max > 0 else nan
         if not fit.accepted:
-            told = dict.fromkeys(told, NAN)
+            told = dict.fromkeys(told, nan)
         return told | {"mp_ks": fit.ks, "mp_accepted": float(fit.accepted)}
 
-    result, rest = metrics(marchenko_pastur(spectrum)), [metrics(fit) for fit in without_probes(spectrum)]
-    for key, value in list(result.items()):
-        error = 0.0 if spectrum.is_exact else jackknife_stderr([m[key] for m in rest])
-        result[f"{key}_stderr"] = NAN if np.isnan(value) else error
-    return result | {"mp_accepted_stderr": 0.0}
+    whole, *rest = map(metrics, [marchenko_pastur(spectrum), *without_probes(spectrum)])
+    errors = {key: 0.0 if spectrum.is_exact else jackknife_stderr([m[key] for m in rest]) for key in whole}
+    return {key: (value, errors[key]) for key, value in whole.items()} | {"mp_accepted": (whole["mp_accepted"], 0.0)}
 
 
-def _tail_metrics(spectrum: Spectrum, lambda_max: float) -> dict[str, float]:
+def _tail_metrics(spectrum: Spectrum, lambda_max: float) -> Pairs:
     """The power law of the spectrum; the errors come from the fits themselves.
 
     Exponents of a refused fit are nan, and so is what is made of them: a single number in a dictionary cannot say that it is not
     to be trusted. `power_law` gives them with the reason; where the tail begins, its length and D stay here too.
     """
     fit, peak = power_laws(spectrum)
-    truncated = fit.tests["truncated power law"].parameters if fit.tests else {"alpha": NAN, "rate": NAN}
+    truncated = fit.tests["truncated power law"].parameters if fit.tests else {"alpha": nan, "rate": nan}
     known = np.isfinite(fit.alpha) and lambda_max > 0
-    norm = _log_alpha_norm(spectrum, fit.alpha, fit.errors["alpha"]) if known else (NAN, NAN)
-    own = 0.0 if spectrum.is_exact else NAN  # their error across probes is not computed
-    decades = float(np.log10(lambda_max)) if known else NAN
+    norm = _log_alpha_norm(spectrum, fit.alpha, fit.errors["alpha"]) if known else (nan, nan)
+    own = 0.0 if spectrum.is_exact else nan  # their error across probes is not computed
+    decades = float(np.log10(lambda_max)) if known else nan
     result = {
         "alpha": (fit.alpha, fit.sigma),
         "alpha_accepted": (float(fit.accepted), 0.0),
@@ -327,9 +319,7 @@ def _tail_metrics(spectrum: Spectrum, lambda_max: float) -> dict[str, float]:
         "hill": hill_of(spectrum),
     }
     refused = [key for key in EXPONENTS if not fit.accepted] + ["alpha_peak"] * (not peak.accepted)
-    result |= dict.fromkeys(refused, (NAN, NAN))
-    pairs = {key: (float(value), NAN if np.isnan(value) else float(error)) for key, (value, error) in result.items()}
-    return {key: v for key, (v, _) in pairs.items()} | {f"{key}_stderr": e for key, (_, e) in pairs.items()}
+    return result | dict.fromkeys(refused, (nan, nan))
 
 
 def _log_alpha_norm(spectrum: Spectrum, alpha: float, alpha_error: float) -> tuple[float, float]:
@@ -340,7 +330,7 @@ def _log_alpha_norm(spectrum: Spectrum, alpha: float, alpha_error: float) -> tup
         kept = (values > 0) & (counts > 0)
         return float(logsumexp(exponent * np.log(values[kept]), b=counts[kept]) / np.log(10))
 
-    pooled = as_measure(spectrum)
+    pooled = spectrum.points()
     if spectrum.is_exact:
         return norm(pooled, alpha), 0.0
     fixed = jackknife_stderr([norm(m, alpha) for m in leave_one_out(spectrum)])
@@ -348,16 +338,15 @@ def _log_alpha_norm(spectrum: Spectrum, alpha: float, alpha_error: float) -> tup
     return norm(pooled, alpha), float(np.hypot(fixed, moved))
 
 
-def _top_metrics(spectrum: Spectrum, top: int | None, total: float, total_stderr: float) -> dict[str, float]:
+def _top_metrics(spectrum: Spectrum, top: int | None, total: float, total_stderr: float) -> Pairs:
     """Energy and gap at C; nan unless the eigenvalues above and, for the gap, below the cut are known exactly."""
-    result = dict.fromkeys(("top_c_energy", "top_c_energy_stderr", "gap", "gap_stderr"), NAN)
+    result = {"top_c_energy": (nan, nan), "gap": (nan, nan)}
     values = top_values(spectrum, top + 1) if top is not None else np.zeros(0)
     if top is not None and len(values) >= top and total > 0:
-        result["top_c_energy"] = float(values[:top].sum()) / total
-        result["top_c_energy_stderr"] = abs(result["top_c_energy"]) * total_stderr / total
+        energy = float(values[:top].sum()) / total
+        result["top_c_energy"] = (energy, abs(energy) * total_stderr / total)
     if top is not None and len(values) > top:
-        result["gap"] = _ratio(float(values[top - 1]), float(values[top]))
-        result["gap_stderr"] = NAN if np.isnan(result["gap"]) else 0.0
+        result["gap"] = (_ratio(float(values[top - 1]), float(values[top])), 0.0)
     return result
 
 
@@ -383,11 +372,14 @@ def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
     """
     if top is not None and (isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1):
         raise ValueError(f"top={top!r} must be an integer; use top >= 1, such as the number of classes.")
-    numbers = _numbers(spectrum)
-    result = {name: float(e.value) for name, e in numbers.items()}
-    result |= {f"{name}_stderr": NAN if np.isnan(e.value) else float(e.stderr) for name, e in numbers.items()}
-    result |= jackknife(spectrum, lambda x, c: _order_statistics(x, c, spectrum.rounding))
-    result |= _bulk_metrics(spectrum, result["lambda_max"])
-    result |= _tail_metrics(spectrum, result["lambda_max"])
-    result |= _top_metrics(spectrum, top, result["size"], result["size_stderr"])
+    pairs = {name: (float(e.value), float(e.stderr)) for name, e in _numbers(spectrum).items()}
+    largest = pairs["lambda_max"][0]
+    pairs |= (
+        _bulk_metrics(spectrum, largest)
+        | _tail_metrics(spectrum, largest)
+        | _top_metrics(spectrum, top, *pairs["size"])
+    )
+    result = jackknife(spectrum, lambda x, c: _order_statistics(x, c, spectrum.rounding))
+    for name, (value, error) in pairs.items():
+        result |= {name: float(value), f"{name}_stderr": nan if np.isnan(value) else float(error)}
     return {name: result[name] for key in METRICS for name in (key, f"{key}_stderr")}

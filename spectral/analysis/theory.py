@@ -9,9 +9,9 @@ from __future__ import annotations
 from math import comb
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
+from spectral.results import Array
 
 
 def _check_bulk(ratio: float, sigma: float) -> None:

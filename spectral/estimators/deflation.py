@@ -19,6 +19,7 @@ import torch
 from spectral import longvectors
 from spectral.krylov.lanczos import NONE, LanczosRecord
 from spectral.quadrature import gauss
+from spectral.quadrature.certificate import largest_mass
 from spectral.results import Atoms
 
 ANGLE = 3e-3  # residual over gap: the largest error of a Ritz vector's direction
@@ -167,7 +168,7 @@ def _is_empty(record: LanczosRecord, values: np.ndarray, windows: np.ndarray, ra
     empty = (cumulated[ends[0]] - cumulated[ends[1]]) * rank <= MISSED
     if record.betas[-1] > 0:
         around = (values + windows * np.array([[-1.0], [0.0], [1.0]])).reshape(-1)
-        most = gauss.largest_mass(record, around).reshape(3, -1).max(0)
+        most = largest_mass(record, around).reshape(3, -1).max(0)
         empty &= most * rank <= MISSED
     return empty
 

@@ -193,7 +193,7 @@ def condition_number(A: Any, **options: Any) -> Estimate:
     blur = 0.0
     for record in spectrum.records:
         theta, _, last = gauss.gauss_rule(record)
-        blur = max(blur, bounds.BLUR * gauss.epsilon(record) * float(np.abs(theta).max()))
+        blur = max(blur, gauss.BLUR * gauss.epsilon(record) * float(np.abs(theta).max()))
         residual = record.betas[-1] * last
         near.append(float((np.abs(theta) + residual).min()))
         if spectrum.meta.get("nonnegative"):

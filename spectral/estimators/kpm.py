@@ -15,10 +15,11 @@ from scipy.special import ndtri
 from spectral.estimators.budget import Budget, environment, progress_bar, symmetric_operand
 from spectral.estimators.probe_run import ProbeRun
 from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord, bounds, centre, jacobi, rescaled
-from spectral.krylov.chebyshev import jackson as damping
 from spectral.krylov.lanczos import Lanczos, LanczosRecord
 from spectral.probes import check_seed
 from spectral.quadrature import gauss
+from spectral.quadrature.beta import pooled_variance
+from spectral.quadrature.jackson import jackson as damping
 from spectral.results import Density
 from spectral.schema import integer
 from spectral.spectrum import Spectrum
@@ -252,7 +253,7 @@ def jackson(spectrum: Spectrum, x: Any = None, *, moments: int | None = None, co
     value[inside] = V @ (g * (norms @ mu_KM[:, :M] / norms.sum())) / root
     K = (V * g) @ chebvander(y, M - 1).T / root[:, None]
     variance[inside] = np.maximum(K**2 @ mass - (K @ mass) ** 2, 0.0)
-    noise = float(ndtri((1 + confidence) / 2)) * np.sqrt(gauss.pooled_variance(len(norms), r, variance))
+    noise = float(ndtri((1 + confidence) / 2)) * np.sqrt(pooled_variance(len(norms), r, variance))
     share = r / spectrum.dim
     return Density(
         points.reshape(-1),

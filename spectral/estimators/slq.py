@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from spectral import arrays
 from spectral.estimators import stopping
@@ -66,7 +66,7 @@ def slq(
     `meta["error"]` states the W1 error relative to the range: truncation (certified envelope; rounding is what of it no step can
     lower), statistical (exact variance, mean) and w1_95; `meta["stop"]` says what ended the run: "probes", "tolerance", "budget",
     "exact" (all eigenvalues found), "depth" (more probes cannot meet tol: steps, memory or rounding limit the truncation).
-    Source: Ubaru, Chen, Saad (2017); Chen, Trogdon, Ubaru (2021); the certificate: `spectral.quadrature.gauss.envelope`.
+    Source: Ubaru, Chen, Saad (2017); Chen, Trogdon, Ubaru (2021); the certificate: `spectral.quadrature.certificate.envelope`.
 
     >>> s = slq(2 * np.eye(50))
     >>> s.products, float(s.integrate(np.log).value)      # one step a probe: log det 2I = 50 log 2
@@ -250,7 +250,7 @@ class _Run(ProbeRun):
         if self.aim is not None and sum(self.aim.parts(self._preview(record))) <= 1:
             return 0.0
         left = min(self.plan.probes - 1 - record.index, COPIES)
-        return float(chi2.isf(1e-3, left)) if left > 0 else 0.0
+        return float(chdtri(left, 1e-3)) if left > 0 else 0.0
 
     def _history(self, asked: bool) -> stopping.History:
         """What looks at the first probe saw, in units of the tolerance that was asked for or of W1."""

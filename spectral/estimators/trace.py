@@ -23,7 +23,6 @@ from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
 from spectral.schema import Either, integer
-from spectral.spectrum import Spectrum
 
 SAMPLERS = {
     "hutchinson": leave_one_out.Hutchinson,
@@ -189,7 +188,7 @@ def _quadrature(
     e, spent, drawn, runs = spectrum.integrate(f), spectrum.products, 0, 1
     while rtol is not None and e.stderr > rtol * abs(float(e)):
         options = {"steps": 100, **options}
-        truncation = _truncation(spectrum, f)
+        truncation = spectrum.truncation(f)
         deeper = truncation > rtol * abs(float(e)) / 2 and options["steps"] < op.shape[0]
         probes = len(spectrum.nodes)
         room = limit.products - spent
@@ -211,7 +210,3 @@ def _quadrature(
             spectrum = spectrum.merge(more)
         e = spectrum.integrate(f)
     return Estimate(e.value, e.stderr, e.lower, e.upper, e.probes, spent, "slq")
-
-
-def _truncation(spectrum: Spectrum, f: Callable[[np.ndarray], np.ndarray]) -> float:
-    return spectrum._truncation(f)

@@ -216,16 +216,6 @@ def rescaled(moments: np.ndarray, old: tuple[float, float], new: tuple[float, fl
     return new_TM.T @ (old_TM @ scaled)
 
 
-def jackson(count: int) -> np.ndarray:
-    """Jackson's damping factors g_0 = 1, ..., g_{M-1}, (M,): M moments damped by them give a density that is nowhere negative.
-
-    The kernel is about pi / M wide in arccos(x), which biases integrals: for pictures alone. Weisse et al. (2006), eq. 71.
-    """
-    M, j = count, np.arange(count)
-    angle = np.pi / (M + 1)
-    return ((M - j + 1) * np.cos(angle * j) + np.sin(angle * j) / np.tan(angle)) / (M + 1)
-
-
 def jacobi(record: ChebyshevRecord) -> LanczosRecord:
     """The Lanczos record of the same probe: modified Chebyshev algorithm, in O(k^2) and without a product.
 

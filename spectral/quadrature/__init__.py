@@ -1,1 +1,1 @@
-"""Quadrature from Lanczos records; the modules of `measure`, `curve`, `brackets` and `density` move here."""
+"""Quadrature from records: `gauss`, `certificate`, `bounds` of one; `beta`, `pooled` of many; `cdf`, `density`, `error`."""

@@ -4,12 +4,12 @@ With T of k steps and mu the probe's measure, the error int f dmu - rule has the
     Gauss f^(2k), left Radau (node a) f^(2k+1), right Radau (node b) -f^(2k+1), Lobatto (a and b) -f^(2k+2),
 for a <= spectrum <= b. Where the even and the odd derivatives of f keep their signs on [a, b], half of the rules lie above
 and half below. What lies outside the Ritz values is the caller's knowledge: Lanczos certifies no end, A >= 0 gives a = 0.
-Finite precision: T belongs to a nearby matrix, so that every node is moved by BLUR eps ||T|| and the weights by rounding.
+Finite precision: T belongs to a nearby matrix, so that every node is moved by `gauss.blur` and the weights by rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,6 @@ from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import gauss
 from spectral.results import nan
 
-BLUR = 8.0  # eps ||T||: how far eigenvalues of the matrix that T belongs to may be from A's (as in gauss.envelope)
 WEIGHTS = 1e-13  # of the range of f: rounding of the weights
 
 
@@ -87,9 +86,7 @@ def bracket(record: LanczosRecord, f: str | Signed, interval: tuple[float | None
     if isinstance(f, str) and f not in NAMED:
         raise ValueError(f"f={f!r} is no known function; use one of {', '.join(NAMED)}, power(p) or a Signed.")
     g = NAMED[f] if isinstance(f, str) else f
-    known, shares = record.known, record.shares  # deflated eigenvectors: T is the rest
-    norm = max(np.abs(record.alphas).max() + 2 * record.betas.max(initial=0.0), np.abs(known).max(initial=0.0))
-    blur = BLUR * gauss.epsilon(record) * float(norm)
+    known, shares, blur = record.known, record.shares, gauss.blur(record)  # deflated eigenvectors: T is the rest
     found = _of_T(record, g, interval, blur)
     if len(known) == 0:
         return found
@@ -97,61 +94,55 @@ def bracket(record: LanczosRecord, f: str | Signed, interval: tuple[float | None
     with np.errstate(all="ignore"):
         values = np.asarray(g.f(at.reshape(-1)), float).reshape(at.shape)
     parts = zip(found, (values.min(0), values.max(0), values[1]), strict=True)
-    lower, upper, value = ((1 - shares.sum()) * float(part) + float(shares @ v) for part, v in parts)
-    return Bracket(lower if np.isfinite(lower) else nan, upper if np.isfinite(upper) else nan, value)
+    return _finite(*((1 - shares.sum()) * float(part) + float(shares @ v) for part, v in parts))
+
+
+def _finite(lower: float, upper: float, value: float) -> Bracket:
+    """nan for a bound that is none."""
+    return Bracket(
+        float(lower) if np.isfinite(lower) else nan, float(upper) if np.isfinite(upper) else nan, float(value)
+    )
 
 
 def _of_T(record: LanczosRecord, g: Signed, interval: tuple[float | None, float | None], blur: float) -> Bracket:
     """The bracket of the measure that T stands for."""
-    theta = record.eigen[0]
+    theta, (low, high), eps = record.eigen[0], g.domain, gauss.epsilon(record)
     a, b = (-np.inf if interval[0] is None else interval[0]), (np.inf if interval[1] is None else interval[1])
     if not a <= b or theta[0] < a - blur or theta[-1] > b + blur:
         raise ValueError(
             f"the interval [{a:.6g}, {b:.6g}] does not hold the Ritz values {theta[0]:.6g} to {theta[-1]:.6g}; give bounds of "
             "all eigenvalues."
         )
-    low, high = g.domain
     if theta[0] < low - blur or theta[-1] > high + blur:
         raise ValueError(
-            f"f is known on [{g.domain[0]:.6g}, {g.domain[1]:.6g}], but Ritz values reach from {theta[0]:.6g} to "
-            f"{theta[-1]:.6g}; shift the matrix."
+            f"f is known on [{low:.6g}, {high:.6g}], but Ritz values reach from {theta[0]:.6g} to {theta[-1]:.6g}; shift the "
+            "matrix."
         )
-    gauss = _widened(g, record.alphas, record.betas[:-1], low, high, blur, record)
-    value = (gauss[0] + gauss[1]) / 2
+    rules = [(g.even, _widened(g, record.alphas, record.betas[:-1], blur, eps))]  # Gauss
+    (lower, upper), value = rules[0][1], sum(rules[0][1]) / 2
     if record.betas[-1] == 0:
-        lower, upper = (float(x) if np.isfinite(x) else nan for x in gauss)
-        return Bracket(lower, upper, float(value))
-    if a < g.domain[0] or b > g.domain[1] or 2 * record.steps < g.order:
+        return _finite(lower, upper, value)
+    if a < low or b > high or 2 * record.steps < g.order:
         return Bracket(nan, nan, float(value))
-    lowers, uppers = [-np.inf], [np.inf]
-    for sign, rule in ((g.even, gauss), *_prescribed(g, record, a, b, blur)):
-        if sign > 0:
-            lowers.append(rule[0])
-        elif sign < 0:
-            uppers.append(rule[1])
-    lower, upper = np.nanmax(lowers), np.nanmin(uppers)
-    return Bracket(float(lower) if lower > -np.inf else nan, float(upper) if upper < np.inf else nan, float(value))
+    rules += [(sign, _widened(g, d, e, blur, eps)) for sign, d, e in _prescribed(g, record, a, b, blur)]
+    lower = max((rule[0] for sign, rule in rules if sign > 0), default=nan)
+    upper = min((rule[1] for sign, rule in rules if sign < 0), default=nan)
+    return _finite(lower, upper, value)
 
 
 def _prescribed(
     g: Signed, record: LanczosRecord, a: float, b: float, blur: float
-) -> list[tuple[int, tuple[float, float]]]:
-    """(sign of int f dmu - rule, the rule's widened values) of both Radau rules and Lobatto's, where their nodes are known."""
-    theta = record.eigen[0]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(sign of int f dmu - rule, diagonals of the rule's T) of both Radau rules and Lobatto's, where their nodes are known."""
+    theta, alphas, betas = record.eigen[0], record.alphas, record.betas
     left, right = min(a, theta[0] - blur), max(b, theta[-1] + blur)
-    (low, high), beta = g.domain, record.betas[-1]
-    rules = []
     for node, sign in ((left, g.odd), (right, -g.odd)):
         if np.isfinite(node):
-            last = node + beta**2 / _last_pivot(record, node)
-            rules.append((sign, _widened(g, np.append(record.alphas, last), record.betas, low, high, blur, record)))
+            yield sign, np.append(alphas, node + betas[-1] ** 2 / _last_pivot(record, node)), betas
     if np.isfinite(left) and np.isfinite(right):
         gamma, mu = 1 / _last_pivot(record, left), 1 / _last_pivot(record, right)
         square = (right - left) / (gamma - mu)
-        alphas = np.append(record.alphas, left + gamma * square)
-        betas = np.append(record.betas[:-1], np.sqrt(square))
-        rules.append((-g.even, _widened(g, alphas, betas, low, high, blur, record)))
-    return rules
+        yield -g.even, np.append(alphas, left + gamma * square), np.append(betas[:-1], np.sqrt(square))
 
 
 def _last_pivot(record: LanczosRecord, x: float) -> float:
@@ -162,16 +153,14 @@ def _last_pivot(record: LanczosRecord, x: float) -> float:
     return float(d)
 
 
-def _widened(
-    g: Signed, alphas: np.ndarray, betas: np.ndarray, low: float, high: float, blur: float, record: LanczosRecord
-) -> tuple[float, float]:
+def _widened(g: Signed, alphas: np.ndarray, betas: np.ndarray, blur: float, eps: float) -> tuple[float, float]:
     """The rule's value with every node moved by up to `blur` within f's domain, down and up; then the weights' rounding."""
     nodes, S = eigh_tridiagonal(alphas, betas)
     weights = S[0] ** 2
     with np.errstate(all="ignore"):
-        moved = np.array([np.asarray(g.f(np.clip(nodes + d, low, high)), float) for d in (-blur, 0.0, blur)])
+        moved = np.array([np.asarray(g.f(np.clip(nodes + d, *g.domain)), float) for d in (-blur, 0.0, blur)])
         least, most = moved.min(0), moved.max(0)
-        rounding = max(WEIGHTS, gauss.epsilon(record)) * float(most.max() - least.min())
+        rounding = max(WEIGHTS, eps) * float(most.max() - least.min())
         held = weights > 0
         below, above = float(weights[held] @ least[held]) - rounding, float(weights[held] @ most[held]) + rounding
     return below if np.isfinite(below) else -np.inf, above if np.isfinite(above) else np.inf

@@ -1,4 +1,4 @@
-"""The certified envelope of a CDF, from the eigenvectors of T.
+"""The certified envelope of a probe's CDF, and what truncation moves at most.
 
 With T = S Theta S^T of k steps, a_i = S_1i and b_i = beta_k S_ki, the Gauss-Radau rule that has x among its k + 1 nodes is
 the spectral measure of e_1 under the bordered matrix of Theta, b and d = x + sum_i b_i^2 / (theta_i - x). Its weight at x is
@@ -7,18 +7,22 @@ turns that sum into values of one resolvent on the line Re z = x, where the node
 two nodes xi there is one theta: no node but x is nearer to x than the nearest theta, and x outside of all theta is the first
 node or the last.
 
-Legend: X points, k steps, L poles. All arrays are float64 numpy, in units of the radius of T around its first alpha.
+Legend: X points, k steps, L poles. All arrays are float64 numpy; those of `Radau` in units of the radius of T around its first
+alpha. `gone` are nodes that became atoms, as in `gauss`.
 Source: Golub, Meurant (2010), ch. 6; the best rational sign: Zolotarev (1877), as in Nakatsukasa, Freund (2016), SIAM Rev. 58.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from scipy.special import ellipk, ellipkm1
 
 from spectral.krylov.lanczos import LanczosRecord
+from spectral.quadrature.beta import ROUNDING
+from spectral.quadrature.gauss import BLUR, Side, blur, epsilon, free_share, gauss_rule, left_of, norm, undeflated
 
 SIGN = 1e-13  # largest error of the sign between NEAREST and REACH
 NEAREST = 2.0**-49  # to a Gauss node: theta itself is known to a few units of 2^-52
@@ -27,15 +31,29 @@ SINGLE = 1e-6  # an error that single precision has: half the time
 LEAST = 7  # steps for that to be rounding
 EPS = 2.0**-52
 CHUNK = 16  # points at a time: their (X, k, L) array stays in cache
+MANY = 256  # points at a time of one continued fraction, or of one value of each node
+LOG_STEP = 0.36  # trapezoidal step in log y: its error is about 2 exp(-pi^2 / 0.36) = 2e-12, which ROUNDING holds
+Y_RANGE = 2e-13, 2e4  # of y: beyond it terms are powers of y
+MIDDLE = 1e-6  # of the mass: what is drawn and compared knows no more
+CUTS = np.array([[1 / 16], [1 / 4], [1 / 2]])  # of an interval, from its higher end
+SPLITS = 10  # 16^-10 of a gap is beyond rounding
+SETTLED = 0.02  # of the area under the width
 
 
 class Radau:
-    """The Radau rules of one record, for T - alpha_1 I divided by `scale`."""
+    """The Radau rules of one record, in units of T's radius around its first alpha: a shift of A moves all but the blur along."""
 
-    def __init__(self, record: LanczosRecord, scale: float) -> None:
+    def __init__(self, record: LanczosRecord) -> None:
         theta, S = record.centred
-        self.theta = theta / scale
-        self.a, self.b = S[0], S[-1] * (record.betas[-1] / scale)
+        self.centre = float(record.alphas[0])
+        spread = float(np.abs(record.alphas - self.centre).max() + 2 * record.betas.max(initial=0.0))
+        self.scale = max(spread, blur(record))
+        self.alphas, self.betas = (record.alphas - self.centre) / self.scale, record.betas / self.scale
+        self.theta, self.a, self.b = theta / self.scale, S[0], S[-1] * self.betas[-1]
+
+    def units(self, x: np.ndarray) -> np.ndarray:
+        """Points in these units."""
+        return (x - self.centre) / self.scale
 
     def distance(self, x: np.ndarray) -> np.ndarray:
         """To the nearest Gauss node, (X,)."""
@@ -53,10 +71,10 @@ class Radau:
     def at(self, x: np.ndarray) -> np.ndarray:
         """The weight at x, (X,): the Christoffel function 1 / sum_j p_j(x)^2, j = 0, ..., k; O(k) a point."""
         found = np.empty(len(x))
-        for s in range(0, len(x), 256):
-            u = self.theta - x[s : s + 256, None]
+        for s in range(0, len(x), MANY):
+            u = self.theta - x[s : s + MANY, None]
             C = 1 / np.where(np.abs(u) < EPS, EPS, u)  # theta is known to that; at theta_i the limit is a_i^2
-            found[s : s + 256] = (C @ (self.a * self.b)) ** 2 / (1 + (C * C) @ self.b**2)
+            found[s : s + MANY] = (C @ (self.a * self.b)) ** 2 / (1 + (C * C) @ self.b**2)
         return found
 
     def middle(self, x: np.ndarray, error: float = SIGN) -> np.ndarray:
@@ -87,14 +105,43 @@ class Radau:
         u = self.theta - x[:, None]
         a, b, y = self.a, self.b, np.sqrt(squares)
         whole = np.ones_like(u)
-        parts = np.stack([a * a * u, a * b * u, a * b * whole, b * b * whole, b * b / u], axis=1).astype(
-            space.dtype
-        )  # (X, 5, k)
+        parts = np.stack([a * a * u, a * b * u, a * b * whole, b * b * whole, b * b / u], axis=1)  # (X, 5, k)
         poles = np.add((u * u).astype(space.dtype)[:, :, None], squares.astype(space.dtype), out=space)
-        sums = (parts @ np.divide(1, poles, out=space)).astype(np.float64)
+        sums = (parts.astype(space.dtype) @ np.divide(1, poles, out=space)).astype(np.float64)
         g_re, g_im, e_re, e_im = sums[:, 1], y * sums[:, 2], 1 + sums[:, 3], y * sums[:, 4]
         re, im = g_re**2 - g_im**2, 2 * g_re * g_im  # of G^2
         return sums[:, 0] - (im * e_re - re * e_im) / (y * (e_re**2 + e_im**2))
+
+    def left(self, x: np.ndarray, side: int) -> np.ndarray:
+        """The weight left of x, (X,), without that at x (side -1) or with it (+1): `middle`, or near Gauss nodes `fraction`."""
+        found, easy = np.empty(len(x)), self.reaches(x)
+        found[easy] = self.middle(x[easy]) + side * self.at(x[easy]) / 2
+        hard = np.flatnonzero(~easy)
+        for s in range(0, len(hard), MANY):
+            found[hard[s : s + MANY]] = self.fraction(x[hard[s : s + MANY]], side)
+        return found
+
+    def fraction(self, x: np.ndarray, side: int) -> np.ndarray:
+        """Weight of the Radau nodes left of the line Re z = x + side 1e-9, for the rules that have x among their nodes.
+
+        With m(z) = e_1^T (T_x - z)^{-1} e_1, the signed weight sum_i w_i sign(theta_i - c) is (2/pi) int_0^inf Re m(c + iy) dy:
+        a trapezoidal sum in log y, each m one continued fraction. It needs no eigenvalues and has no special case where x is a
+        Ritz value. With the pivots d_j of T - x I and h = x - z, m = 1 / (h c_1), c_{k+1} = 1 and
+        c_j = 1 + c_{j+1} d_j^2 / (b_j^2 + h c_{j+1} d_j): the pole at x stands in front, where the plain fraction cancels it to
+        eps / 1e-9.
+        """
+        d = np.empty((len(self.alphas), len(x)))  # Sturm sequence
+        for j, alpha in enumerate(self.alphas):
+            pivot = alpha - x - (self.betas[j - 1] ** 2 / d[j - 1] if j > 0 else 0.0)
+            d[j] = np.where(np.abs(pivot) < EPS**2, EPS**2, pivot)
+        y = np.exp(np.arange(np.log(Y_RANGE[0]), np.log(Y_RANGE[1]), LOG_STEP))[:, None]
+        h, c = -side * 1e-9 - 1j * y, np.ones((len(y), len(x)), dtype=complex)
+        for pivot, beta in zip(d[::-1], self.betas[::-1], strict=True):
+            c = 1 + c * pivot**2 / (beta**2 + h * c * pivot)
+        terms = y * (1 / (h * c)).real
+        geometric = 1 / np.expm1(LOG_STEP)  # beyond both ends the terms fall like y and like 1 / y
+        signed = 2 / np.pi * LOG_STEP * (terms.sum(0) + geometric * (terms[0] + terms[-1]))
+        return (1 - signed) / 2
 
 
 @lru_cache(maxsize=128)
@@ -116,3 +163,92 @@ def sign_poles(nearest: float, error: float = SIGN) -> tuple[np.ndarray, np.ndar
     t = np.geomspace(1, 1 / k, 4001)[:, None]
     value = t[:, 0] * (w / (t * t + odd)).sum(1)
     return w * (2 * nearest / (value.max() + value.min())), odd * nearest**2
+
+
+def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sharp bounds lower <= mu((-inf, t)) <= mu((-inf, t]) <= upper at t = x, (X,) each, from the moments in the record.
+
+    Chebyshev-Markov-Stieltjes through the Gauss-Radau rule that has x among its k + 1 nodes (Golub, Meurant 2010, ch. 6):
+    lower is the weight of its nodes left of x, upper adds the weight at x. In finite precision T belongs to a matrix whose
+    eigenvalues differ by some eps ||A|| (Greenbaum 1989), so that lower is taken at x - 8 eps ||T||, upper at x + 8 eps ||T||,
+    eps of the products' dtype. O(k) a point: `Radau.middle` where no Gauss node is near, else a continued fraction, for which
+    nodes nearer to x than 1e-9 of the radius of T's spectrum count as undecided.
+    """
+    rules, margin, x = Radau(record), blur(record), np.asarray(x, dtype=float)
+    rounding = max(ROUNDING, epsilon(record) * norm(record) / rules.scale if rules.scale > margin else 0.0)
+    # the shares of what was deflated are dots of vectors in the products' dtype
+    slack = BLUR * epsilon(record) if len(record.known) else 0.0
+    finite, bounds = np.isfinite(x), []
+    sides: tuple[tuple[int, Side], ...] = (-1, "left"), (+1, "right")
+    for side, name in sides:
+        mass = (x == np.inf).astype(float)
+        mass[finite] = rules.left(rules.units(x[finite]) + side * margin / rules.scale, side)
+        mass = np.clip(mass + side * rounding, 0, 1)
+        mass = undeflated(record) * mass + left_of(record.known, record.shares, x + side * margin, name)
+        mass = np.clip(mass + side * slack, 0.0, 1.0)
+        bounds.append(np.where(x == np.inf, 1.0, np.where(x == -np.inf, 0.0, mass)))
+    return bounds[0], bounds[1]
+
+
+def middle(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
+    """The middle of the envelope, (X,), to MIDDLE: mu left of x and half of what can sit at x, finite precision apart."""
+    rules = Radau(record)
+    points, found = rules.units(np.asarray(x, dtype=float)), np.empty(len(x))
+    easy = np.full(len(x), record.steps >= LEAST) | ~rules.inside(points)
+    found[easy] = rules.middle(points[easy], MIDDLE)
+    if not easy.all():
+        found[~easy] = (rules.fraction(points[~easy], -1) + rules.fraction(points[~easy], +1)) / 2
+    known = (left_of(record.known, record.shares, x, "left") + left_of(record.known, record.shares, x, "right")) / 2
+    return np.clip(undeflated(record) * found + known, 0.0, 1.0)
+
+
+def largest_mass(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
+    """The largest share, (X,), of the undeflated part that can sit at x: the Christoffel function (Akhiezer 1965).
+
+    It is the weight that the Gauss-Radau rule through x gives to x, and thereby the width of the envelope there.
+    """
+    rules = Radau(record)
+    return rules.at(rules.units(x))
+
+
+def truncation(record: LanczosRecord, gone: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """(the most that truncation moves in W1, what finite precision alone leaves of it), of the part of mu off the nodes `gone`.
+
+    The first is half the area of the envelope over [low, high]; on an invariant subspace the envelope has no width between the
+    nodes. The blur of finite precision (see `envelope`) adds twice itself.
+    """
+    rules, free = Radau(record), free_share(record, gone)
+    extra = 2 * ROUNDING + (2 * BLUR * epsilon(record) if len(record.known) else 0.0)
+    rounding = min(extra / free, 1.0) * (high - low) / 2 + blur(record)
+    if record.betas[-1] == 0:
+        return rounding, rounding
+
+    def width(x: np.ndarray) -> np.ndarray:
+        return np.minimum((undeflated(record) * rules.at(rules.units(x)) + extra) / free, 1.0)
+
+    alone = np.delete(gauss_rule(record)[0], np.unique(gone))
+    x = np.unique(np.clip(np.concatenate([[low, high], np.linspace(low, high, 33), alone]), low, high))
+    return _area(width, np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))) / 2 + blur(record), rounding
+
+
+def _area(width: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> float:
+    """int width dx from the first of ascending points x (X,) to the last, by trapezoids that are split until they are SETTLED.
+
+    They are split near their higher end: a node that stands alone is a peak whose width is the root of its residual.
+    """
+    w, settled = width(x), 0.0
+    x, w = np.stack([x[:-1], x[1:]]), np.stack([w[:-1], w[1:]])  # (2, intervals): both ends of each
+    for splits in range(SPLITS + 1):
+        length = x[1] - x[0]
+        parts, bend = length * (w[0] + w[1]) / 2, length * np.abs(w[0] - w[1]) / 2  # a monotone width errs by less
+        total = settled + float(parts.sum())
+        coarse = bend > SETTLED * total / (len(bend) + 1)
+        if splits == SPLITS or bend.sum() <= SETTLED * total or not coarse.any():
+            break
+        settled += float(parts[~coarse].sum())
+        x, w = x[:, coarse], w[:, coarse]
+        cuts = np.where(w[0] >= w[1], CUTS, 1 - CUTS[::-1]) * (x[1] - x[0]) + x[0]
+        inner = width(cuts.reshape(-1)).reshape(cuts.shape)
+        x, w = np.vstack([x[:1], cuts, x[1:]]), np.vstack([w[:1], inner, w[1:]])
+        x, w = (np.stack([a[:-1].reshape(-1), a[1:].reshape(-1)]) for a in (x, w))
+    return total

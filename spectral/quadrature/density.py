@@ -9,29 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.special import ndtri
 
-from spectral.quadrature import gauss
+from spectral.quadrature.beta import pooled_variance
+from spectral.quadrature.pooled import Quadrature
 from spectral.results import Atoms, Density
 
-if TYPE_CHECKING:
-    from spectral.spectrum import Spectrum
-
-LINEAR, LOG = 0.02, 0.1  # default kernels: 2 % of the range, a tenth of a decade
+LOG = 0.1  # a tenth of a decade
+KERNELS = {"linear": 0.02, "log": LOG}  # by default: 2 % of the range
 POINTS = 400
 SIGNED_DECADES = 5  # that a two-sided logarithmic axis has on each side of zero
 PER_KERNEL = 5  # grid points within one standard deviation of the kernel
+Q = TypeVar("Q", bound=Quadrature)
 
 
-def density(s: Spectrum, x: Any, resolution: float | None, scale: str, confidence: float) -> Density:
+def density(s: Quadrature, x: Any, resolution: float | None, scale: str, confidence: float = 0.95) -> Density:
     """See `Spectrum.density`."""
-    if scale not in ("linear", "log"):
+    if scale not in KERNELS:
         raise ValueError(f"scale={scale!r} is no scale; use 'linear' or 'log'.")
-    if resolution is None:
-        resolution = LINEAR if scale == "linear" else LOG
+    resolution = KERNELS[scale] if resolution is None else resolution
     if not resolution > 0:
         raise ValueError(f"resolution={resolution} is no width; use a positive number.")
     low, high = _support(s, scale)
@@ -41,16 +40,9 @@ def density(s: Spectrum, x: Any, resolution: float | None, scale: str, confidenc
     noise = float(ndtri((1 + confidence) / 2)) * np.sqrt(variance)
     points = t if scale == "linear" else 10.0**t
     per_unit = 1.0 if scale == "linear" else points * np.log(10)
-    band = np.maximum(value - half - noise, 0.0), value + half + noise
-    return Density(
-        points,
-        value / per_unit,
-        band[0] / per_unit,
-        band[1] / per_unit,
-        resolution,
-        scale,
-        float(np.clip(1 - shown, 0, 1)),
-    )
+    lower, upper = np.maximum(value - half - noise, 0.0), value + half + noise
+    value, lower, upper = (v / per_unit for v in (value, lower, upper))
+    return Density(points, value, lower, upper, resolution, scale, float(np.clip(1 - shown, 0, 1)))
 
 
 def _coordinate(x: Any, scale: str) -> np.ndarray:
@@ -60,21 +52,20 @@ def _coordinate(x: Any, scale: str) -> np.ndarray:
     return np.log10(x) if scale == "log" else x
 
 
-def _support(s: Spectrum, scale: str) -> tuple[float, float]:
+def _support(s: Quadrature, scale: str) -> tuple[float, float]:
     """Ends of the axis: all values, on the log scale those above rounding."""
     values, _ = s.points(zeros=False)
     if len(values) == 0:
         return 0.0, 0.0
     if scale == "linear":
         return float(values[0]), float(values[-1])
-    floor = max(s.value_error, s.rounding)
-    positive = values[values > floor]
-    if len(positive) == 0:
+    shown = positive(s)
+    if len(shown) == 0:
         raise ValueError("the spectrum has no positive eigenvalue above rounding; use scale='linear'.")
-    return float(np.log10(positive[0])), float(np.log10(positive[-1]))
+    return float(np.log10(shown[0])), float(np.log10(shown[-1]))
 
 
-def _smooth(s: Spectrum, t: np.ndarray, width: float, scale: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def _smooth(s: Quadrature, t: np.ndarray, width: float, scale: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Per point: smoothed fraction per unit of t, half width of the envelope, probe variance; and the fraction on the axis."""
     left = t.min() - 4 * width
 
@@ -94,7 +85,7 @@ def _smooth(s: Spectrum, t: np.ndarray, width: float, scale: str) -> tuple[np.nd
         if (right - left) / step > 20_000:
             raise ValueError("the kernel is too narrow for the axis; raise resolution= or give fewer points x.")
         edges = np.arange(left, right + step, step)
-        lower, upper = s._rest(10.0**edges if scale == "log" else edges)
+        lower, upper = s.envelope(10.0**edges if scale == "log" else edges)
         F = np.maximum.accumulate((lower + upper) / 2)  # the middle of two monotone bounds is so up to their rounding
         mass = np.maximum(np.diff(F), 0.0)
         centre = (edges[1:] + edges[:-1]) / 2
@@ -104,19 +95,19 @@ def _smooth(s: Spectrum, t: np.ndarray, width: float, scale: str) -> tuple[np.nd
         # int K dF = -int K' F: F may be wrong by (upper - lower) / 2 anywhere
         half = np.abs(np.diff(kernel(edges), axis=1)) @ ((upper - lower)[1:] + (upper - lower)[:-1]) / 4 * (r / s.dim)
         spread = np.maximum(K**2 @ mass - mean**2, 0.0)
-        variance = np.asarray(gauss.pooled_variance(len(s.nodes), r, spread)) * (r / s.dim) ** 2
+        variance = np.asarray(pooled_variance(len(s.nodes), r, spread)) * (r / s.dim) ** 2
         shown += float(mass.sum()) * r / s.dim
     return value, half, variance, shown
 
 
 # Both signs ----------------------------------------------------------------------------------------------------------
-def positive(s: Spectrum) -> np.ndarray:
+def positive(s: Quadrature) -> np.ndarray:
     """The eigenvalues that a logarithmic axis can show, ascending: positive and above their own rounding."""
     values, _ = s.points(zeros=False)
-    return values[values > max(s.value_error, s.rounding)]
+    return values[values > s.floor]
 
 
-def mirrored(s: Spectrum) -> Spectrum:
+def mirrored(s: Q) -> Q:
     """The spectrum of -A, whose positive side is the negative side of A; bands and atoms go along."""
     records = tuple(replace(record, alphas=-record.alphas, known=-record.known) for record in s.records)
     removed = tuple(  # Ritz values turn round, what was deflated stays behind them; rows follow the atoms
@@ -128,17 +119,17 @@ def mirrored(s: Spectrum) -> Spectrum:
     return replace(s, nodes=-s.nodes, atoms=atoms, records=records, removed=removed, meta=meta)
 
 
-def is_signed(s: Spectrum) -> bool:
+def is_signed(s: Quadrature) -> bool:
     """Whether it has negative eigenvalues beyond rounding: its logarithmic axis then has two sides."""
-    return not s.meta.get("nonnegative", False) and bool(len(positive(mirrored(s))))
+    return not s.nonnegative and bool((s.points(zeros=False)[0] < -s.floor).any())
 
 
-def signed_floor(spectra: Iterable[Spectrum]) -> float:
+def signed_floor(spectra: Iterable[Quadrature]) -> float:
     """|lambda| from which a two-sided axis is logarithmic: `SIGNED_DECADES` below the largest |lambda| of the spectra."""
     return max(s.scale for s in spectra) * 10.0**-SIGNED_DECADES
 
 
-def per_efold(s: Spectrum, grid: np.ndarray, resolution: float = LOG) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def per_efold(s: Quadrature, grid: np.ndarray, resolution: float = LOG) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """lambda rho(lambda) at the positive points of `grid`, with its band: value, lower, upper.
 
     It is the density per unit of ln lambda, so that on a logarithmic axis equal areas are equal numbers of eigenvalues. rho
@@ -146,7 +137,7 @@ def per_efold(s: Spectrum, grid: np.ndarray, resolution: float = LOG) -> tuple[n
     """
     if not len(positive(s)):
         return np.zeros_like(grid), np.zeros_like(grid), np.zeros_like(grid)
-    d = density(s, grid, resolution, "log", 0.95)
+    d = density(s, grid, resolution, "log")
     return d.value * grid, d.lower * grid, d.upper * grid
 
 

@@ -1,0 +1,80 @@
+"""The law of pooled Gaussian probes: what m of them see of n eigenvalues, whatever these are.
+
+The mass that m pooled probes have on r of n eigenvectors is Beta(m r / 2, m (n - r) / 2) exactly, a ratio of chi-squares. All
+arrays are float64 numpy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import betainc
+
+LOCATED = 1e-7  # of the range: nodes of different probes as close as this are one eigenvalue
+ROUNDING = 1e-11  # of masses
+DRAWS = 400  # of the probes' noise
+
+
+def count_interval(
+    lower: np.ndarray, upper: np.ndarray, probes: int, dim: int, confidence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Integers r_lo <= r <= r_hi: how many of `dim` eigenvalues lie where pooled Gaussian probes have mass in [lower, upper].
+
+    The two one-sided tests at (1 - confidence) / 2 of the Beta law are inverted by bisection over r. The masses are known to
+    rounding only: 1 - 1e-16 must not exclude r = n.
+    """
+    tail = (1 - confidence) / 2
+    lower, upper = np.where(lower < ROUNDING, 0.0, lower), np.where(upper > 1 - ROUNDING, 1.0, upper)
+    return dim - _most(1 - lower, probes, dim, tail), _most(upper, probes, dim, tail)
+
+
+def _most(mass: np.ndarray, probes: int, dim: int, tail: float) -> np.ndarray:
+    """The most eigenvectors, (X,), that have no more than `mass` with a probability of `tail` or more."""
+    low, high = np.zeros(mass.shape), np.full(mass.shape, float(dim))
+    while np.any(low < high):
+        r = np.ceil((low + high) / 2)
+        a, b = (np.clip(probes / 2 * count, 1e-300, None) for count in (r, dim - r))
+        at_most = np.where(r >= dim, np.where(mass >= 1, 1.0, 0.0), betainc(a, b, np.clip(mass, 0, 1)))
+        fits = (r <= 0) | (at_most >= tail)
+        low, high = np.where(fits, r, low), np.where(fits, high, np.maximum(r - 1, low))
+    return low
+
+
+def pooled_variance(probes: int, dim: int, variance: float | np.ndarray) -> float | np.ndarray:
+    """Variance of a pooled quadratic form: 2 Var_lambda(f) / (m n + 2), exact for m pooled Gaussian probes in dimension n.
+
+    g^T f(A) g / g^T g of one vector uniform on the sphere in R^N has variance 2 Var(f) / (N + 2); pooled probes are one such
+    vector of I_m (x) f(A) in R^{m n}.
+    """
+    return 2 * variance / (probes * dim + 2)
+
+
+def located(nodes: np.ndarray, masses: np.ndarray, least: float) -> np.ndarray:
+    """`masses` (K, M) of K probes' `nodes`, raised where all probes agree on a value that they hold too light.
+
+    A value within LOCATED of the range on which every probe has a node is an eigenvalue, whose true mass is at least `least`;
+    the random mass may be far smaller, and a variance taken with it too small (with one probe, without bound).
+    """
+    held = masses > 0
+    x, owner = nodes[held], np.nonzero(held)[0]
+    order = np.argsort(x, kind="stable")
+    group = np.empty(len(x), dtype=int)
+    group[order] = np.cumsum(np.diff(x[order], prepend=x[order[0]]) > LOCATED * np.ptp(x))
+    seen = np.zeros((group.max() + 1, len(nodes)), dtype=bool)
+    seen[group, owner] = True
+    total = np.bincount(group[order], masses[held][order])
+    raised = masses.copy()
+    raised[held] *= np.where(seen.all(1), np.maximum(1.0, least / total), 1.0)[group]
+    return raised
+
+
+def w1_noise(cdf: np.ndarray, grid: np.ndarray, probes: int, dim: int, quantile: float = 0.95) -> float:
+    """The `quantile` of int |F_g - F| dx over the draws of pooled Gaussian probes, F (X,) a CDF of `dim` eigenvalues that is
+    constant between the points of `grid`.
+
+    The masses that m pooled probes have on the cells of the grid are Dirichlet(m r_i / 2), r_i the eigenvalues in cell i: the
+    joint law of which the Beta law is one margin. Simulated with a fixed seed.
+    """
+    share = np.maximum(np.diff(np.concatenate([[0.0], np.maximum.accumulate(np.clip(cdf, 0, 1)), [1.0]])), 0.0)
+    draws = np.random.default_rng(0).standard_gamma(probes * dim * share / 2, (DRAWS, len(share)))
+    noisy = np.cumsum(draws / draws.sum(1, keepdims=True), axis=1)[:, :-1]
+    return float(np.quantile(np.abs(noisy - np.cumsum(share)[:-1])[:, :-1] @ np.diff(grid), quantile))

@@ -1,0 +1,78 @@
+"""The errors that are stated of CDFs: of one, in W1 from the truth; of the distance of two, from probe to probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spectral.quadrature import beta, cdf
+from spectral.quadrature.certificate import truncation
+from spectral.quadrature.pooled import Quadrature
+
+Units = tuple[Sequence[float] | None, Sequence[float] | None]
+CELLS = 128  # of equal noise, on which draws of the probes are simulated
+
+
+def stated_error(q: Quadrature) -> dict[str, float]:
+    """W1 error of the CDF of `q` relative to its range.
+
+    "truncation": half the area of the certified envelope, "rounding": what finite precision alone leaves of it; "statistical":
+    the mean over draws of the probes, from their exact variance; "w1": their sum; "w1_95" is exceeded in 5 % of the draws.
+    """
+    (low, high), r, K = q.interval, q.unresolved, len(q.nodes)
+    one_value = high - low <= 16 * q.epsilon * q.scale  # the values of a multiple of I differ by rounding
+    if r == 0 or one_value or not q.weights.any():
+        return dict.fromkeys(("w1", "truncation", "rounding", "statistical", "w1_95"), 0.0)
+    share = r / q.dim / (high - low)
+    probes = [truncation(record, gone, low, high) for record, gone in zip(q.records, q.removed, strict=True)]
+    truncated, rounding = (share * float(part) for part in q.pooling @ probes)
+    held = q.mass > 0
+    order = np.argsort(q.nodes[held], kind="stable")
+    nodes, F = q.nodes[held][order], np.clip(np.cumsum(q.mass[held][order]), 0, 1)
+
+    def mean(F: np.ndarray, nodes: np.ndarray) -> np.ndarray:  # of |noise| between nodes: E|z| of a normal z
+        variance = np.asarray(beta.pooled_variance(K, r, F[:-1] * (1 - F[:-1])))
+        return np.sqrt(2 / np.pi * variance) * np.diff(nodes) * share
+
+    parts = mean(F, nodes)
+    statistical = float(parts.sum())
+    cuts = np.searchsorted(np.cumsum(parts), np.linspace(0, statistical, CELLS + 1)[1:-1])
+    some = np.unique(np.concatenate([[0], np.minimum(cuts, len(nodes) - 1), [len(nodes) - 1]]))
+    coarse, worst = float(mean(F[some], nodes[some]).sum()), truncated
+    if coarse > 0:
+        worst += statistical / coarse * share * beta.w1_noise(F[some], nodes[some], K, r)
+    return {
+        "w1": truncated + statistical, "w1_95": worst, "truncation": truncated, "rounding": rounding,
+        "statistical": statistical,
+    }  # fmt: skip
+
+
+def between(
+    a: Quadrature, b: Quadrature, kind: str, units: tuple[float, float] = (1.0, 1.0), without: Units = (None, None)
+) -> tuple[float, float]:
+    """(W1 or KS between two CDFs, each divided by its unit; its jackknife error over the probes of both).
+
+    `without`: each one's unit without probe k, (K,), where it moves along. The error is 0 between exact spectra, and nan if
+    one has a single probe.
+    """
+    scaled = [(q.curve[0] / unit, q.curve[1]) for q, unit in zip((a, b), units, strict=True)]
+    x = np.unique(np.concatenate([scaled[0][0], scaled[1][0]]))
+    whole = [cdf.limits(curve, x) for curve in scaled]
+    value = float(cdf.distances(whole[0][0] - whole[1][0], whole[0][1] - whole[1][1], x, kind))
+    squares = 0.0
+    for q, unit, own, other in ((a, units[0], without[0], whole[1]), (b, units[1], without[1], whole[0])):
+        if not q.is_exact:
+            left, right = q.without_each(x * unit)
+            if own is not None:
+                rows = zip(left, right, own, strict=True)
+                moved = [cdf.limits(cdf.joined(x * unit, l, r), x * one) for l, r, one in rows]
+                left, right = np.array([l for l, _ in moved]), np.array([r for _, r in moved])
+            squares += jackknife_variance(cdf.distances(left - other[0], right - other[1], x, kind))
+    return value, float(np.sqrt(squares))
+
+
+def jackknife_variance(values: np.ndarray) -> float:
+    """(K - 1) / K sum (v - mean)^2 of K leave-one-out values, nan for one (Tukey 1958)."""
+    K = len(values)
+    return (K - 1) / K * float(np.square(values - values.mean()).sum()) if K > 1 else float("nan")

@@ -1,0 +1,250 @@
+"""`Quadrature`: the measure of all eigenvalues by exact atoms, known zeros, and the Gauss rules of pooled Gaussian probes.
+
+Legend: K probes, M nodes each, L atoms, X evaluation points; n = dim, r = eigenvalues that are neither atoms nor known zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from spectral.krylov.lanczos import LanczosRecord
+from spectral.quadrature import cdf, gauss
+from spectral.quadrature.cdf import Curve
+from spectral.quadrature.certificate import MIDDLE, envelope, middle
+from spectral.results import Atoms
+
+BEND = 3e-3  # of the CDF, from a line
+AREA = 0.05  # of what the steps between nodes leave open: the same for areas, an equal part for each interval
+JUMP = 1e-6  # of the range: an envelope that rises over less does so at once
+
+
+@dataclass(frozen=True, eq=False)
+class Quadrature:
+    """All eigenvalues as a discrete measure: exact atoms, known zeros, and for the rest the Gauss rules of K probes.
+
+    For each probe k: sum(weights[k]) + sum(atoms.multiplicities) / dim + zeros / dim = 1; rows shorter than M are padded with
+    weight 0. Without probes all eigenvalues are atoms or zeros. Probes are pooled by their squared norms off the atoms, which
+    makes the pooled counts follow an exact Beta law.
+
+    The nodes come from `records`; `removed[k]` (L, w) are the indices of those of record k that became atoms, repeats allowed.
+    `meta` says whether the operator is "nonnegative", and to what its products and its atoms are rounded: "epsilon", "rounding",
+    "value_error".
+    """
+
+    dim: int
+    nodes: np.ndarray
+    weights: np.ndarray
+    atoms: Atoms
+    zeros: int
+    meta: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    records: tuple[LanczosRecord, ...] = field(default=(), kw_only=True)
+    removed: tuple[np.ndarray, ...] = field(default=(), kw_only=True)
+
+    @property
+    def is_exact(self) -> bool:
+        """Every eigenvalue is an atom or a known zero."""
+        return self.unresolved == 0
+
+    @property
+    def unresolved(self) -> int:
+        """r: how many eigenvalues only the quadrature stands for."""
+        return self.dim - self.zeros - int(self.atoms.multiplicities.sum())
+
+    @property
+    def nonnegative(self) -> bool:
+        """No eigenvalue is negative, for certain."""
+        return bool(self.meta.get("nonnegative"))
+
+    # Rounding --------------------------------------------------------------------------------------------------------
+    @property
+    def epsilon(self) -> float:
+        """Relative rounding of the products: of the coarsest dtype they were computed in, float64 where nothing says."""
+        return float(self.meta.get("epsilon", max((gauss.epsilon(r) for r in self.records), default=2.0**-52)))
+
+    @cached_property
+    def rounding(self) -> float:
+        """What rounding may leave of a 0, in units of lambda: a value of that size or less may be 0, or of the other sign.
+
+        (10 eps + sqrt(dim) 2^-52) max |lambda|: a few units of rounding of the products, which do not grow with the dimension,
+        and what a float64 eigenvalue routine leaves; of a quadrature also the blur of its envelopes. The one level by which rank,
+        signs, condition and logarithms are told.
+        """
+        if "rounding" in self.meta:
+            return float(self.meta["rounding"])
+        blur = max((gauss.blur(record) for record in self.records), default=0.0)
+        return gauss.zero_level(self.scale, self.dim, self.epsilon) + blur
+
+    @property
+    def value_error(self) -> float:
+        """How far an atom may be from the truth: `rounding` where all were computed, or the residual of a converged Ritz pair."""
+        return float(self.meta.get("value_error", 0.0))
+
+    @property
+    def floor(self) -> float:
+        """The size that an atom must exceed to have a sign: `rounding`, or its own error."""
+        return max(self.value_error, self.rounding)
+
+    # The measure -----------------------------------------------------------------------------------------------------
+    def probe_points(self, zeros: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The measure that each probe alone gives: [(values ascending, eigenvalue counts)]; one entry if exact."""
+        alone = [self._assemble(range(k, k + 1), zeros) for k in range(len(self.nodes))]
+        return alone or [self._assemble(range(0), zeros)]
+
+    def points(self, zeros: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """The pooled measure: values ascending and eigenvalue counts that sum to dim (to dim - self.zeros without zeros)."""
+        return self._assemble(range(len(self.nodes)), zeros)
+
+    def known_points(self) -> tuple[np.ndarray, np.ndarray]:
+        """The atoms and known zeros alone: values ascending and eigenvalue counts."""
+        return self._assemble(range(0), True)
+
+    def _assemble(self, probes: range, zeros: bool) -> tuple[np.ndarray, np.ndarray]:
+        shares = self.pooling[probes.start : probes.stop]
+        values = [self.atoms.values, *(self.nodes[k] for k in probes)]
+        counts = [self.atoms.multiplicities.astype(float)]
+        counts += [self.dim * self.weights[k] * share / shares.sum() for k, share in zip(probes, shares, strict=True)]
+        if zeros and self.zeros:
+            values.append(np.zeros(1))
+            counts.append(np.array([float(self.zeros)]))
+        x, c = np.concatenate(values), np.concatenate(counts)
+        order = np.flatnonzero(c > 0)
+        order = order[np.argsort(x[order], kind="stable")]
+        return x[order], c[order]
+
+    @cached_property
+    def pooling(self) -> np.ndarray:
+        """Share of each probe, (K,): its squared norm off the atoms over that of all."""
+        if not self.records:
+            return np.full(len(self.nodes), 1 / max(1, len(self.nodes)))
+        probes = zip(self.records, self.removed, strict=True)
+        norms = np.array([record.squared_norm * gauss.free_share(record, gone) for record, gone in probes])
+        return norms / norms.sum()
+
+    @cached_property
+    def mass(self) -> np.ndarray:
+        """What the nodes weigh of the unresolved part, (K, M), all probes together 1."""
+        return self.weights * (self.dim / self.unresolved * self.pooling[:, None])
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The smallest and the largest value of the measure."""
+        x, _ = self.points()
+        return float(x[0]), float(x[-1])
+
+    @property
+    def scale(self) -> float:
+        """The largest |value|."""
+        return max(map(abs, self.interval))
+
+    # The certified envelope of the unresolved part -------------------------------------------------------------------
+    def envelope(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Certified bounds of the pooled mass of the unresolved eigenvalues at or left of x, (X,) each."""
+        lower, upper = np.zeros_like(x), np.zeros_like(x)
+        for k, share in enumerate(self.pooling):
+            low, high = self.probe_envelope(k, x)
+            lower, upper = lower + share * low, upper + share * high
+        return lower, upper
+
+    def probe_envelope(self, k: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The envelope of probe k with the mass of the atoms taken out, and with what positive semi-definiteness adds."""
+        low, high = envelope(self.records[k], x)
+        free = gauss.free_share(self.records[k], self.removed[k])
+        low = np.clip((low - self._taken(k, x + self.value_error, "right")) / free, 0, 1)
+        high = np.clip((high - self._taken(k, x - self.value_error, "right")) / free, 0, 1)
+        if self.nonnegative:
+            high = np.where(x < -self.floor, 0.0, high)
+        return np.minimum(low, high), high
+
+    def probe_middle(self, k: int, x: np.ndarray) -> np.ndarray:
+        """The middle of that envelope, (X,), without what rounding adds to it."""
+        taken = (self._taken(k, x, "left") + self._taken(k, x, "right")) / 2
+        return np.clip((middle(self.records[k], x) - taken) / gauss.free_share(self.records[k], self.removed[k]), 0, 1)
+
+    def _taken(self, k: int, x: np.ndarray, side: gauss.Side) -> np.ndarray:
+        """What probe k has on the atoms left of x, (X,), with those at x or without."""
+        theta, omega, _ = gauss.gauss_rule(self.records[k])
+        gone = np.unique(self.removed[k])
+        return gauss.left_of(theta[gone], omega[gone], x, side)
+
+    # The CDF as a curve ----------------------------------------------------------------------------------------------
+    @cached_property
+    def curve(self) -> Curve:
+        """The CDF that `cdf` gives, whole: (t, F), piecewise linear, with jumps at the atoms and known zeros (t stands twice)."""
+        if self.is_exact:
+            return cdf.staircase(*self.points())
+        rest = self.unresolved / self.dim
+        if rest == 1:
+            return cdf.pooled(self.probe_curves, list(self.pooling))
+        return cdf.pooled([*self.probe_curves, cdf.staircase(*self.known_points())], [*(self.pooling * rest), 1 - rest])
+
+    @cached_property
+    def probe_curves(self) -> list[Curve]:
+        """The same of each probe alone, for the eigenvalues that are neither atoms nor known zeros."""
+        return [_probe_curve(self, k) for k in range(len(self.nodes))]
+
+    def without_each(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The CDF without probe k, just left and right of x: (K, X) each."""
+        rest, keep = self.unresolved / self.dim, np.maximum(1 - self.pooling, gauss.TINY)[:, None]
+        sides = []
+        alone = zip(*(cdf.limits(curve, x) for curve in self.probe_curves), strict=True)
+        for whole, parts in zip(cdf.limits(self.curve, x), alone, strict=True):
+            probes = np.array(parts)
+            mean = self.pooling @ probes
+            sides.append(whole + rest * ((mean - self.pooling[:, None] * probes) / keep - mean))
+        return sides[0], sides[1]
+
+
+def _probe_curve(q: Quadrature, k: int) -> Curve:
+    """The middle of probe k's envelope over the range of `q`, off the atoms; steps where its rule is exact or has no record.
+
+    At a Gauss node the Gauss rule is the Radau rule, which costs nothing. Intervals between nodes are halved until the middle is
+    a line to BEND; over a node that stands alone it rises over the node's residual beta_k |s_k|, or, below JUMP, at once.
+    """
+    if not q.records or q.records[k].betas[-1] == 0:
+        held = q.weights[k] > 0
+        return cdf.staircase(*_sorted(q.nodes[k][held], q.weights[k][held]))
+    low, high = q.interval
+    least = 4 * JUMP * (high - low)
+    (t, F), around = _at_nodes(q, k)
+    x = np.unique(np.clip(np.concatenate([[low, high], around]), low, high))
+    t, F = _sorted(np.concatenate([t, x]), np.concatenate([F, q.probe_middle(k, x)]))
+    parts, fine = np.array([t[:-1], F[:-1], t[1:], F[1:]]), AREA * float(np.diff(t) @ np.diff(F)) / len(t)
+    while parts.size:
+        left, F_left, right, F_right = parts[:, parts[2] - parts[0] > least]
+        x = (left + right) / 2
+        y = q.probe_middle(k, x)
+        t, F = np.concatenate([t, x]), np.concatenate([F, y])
+        bend = np.abs(y - (F_left + F_right) / 2)
+        # a large rise may have its middle on the line by chance
+        bent = (bend > BEND) | (F_right - F_left > 8 * BEND) | ((bend > 4 * MIDDLE) & (bend * (right - left) > fine))
+        halves = np.array([left, F_left, x, y]), np.array([x, y, right, F_right])
+        parts = np.concatenate([half[:, bent] for half in halves], axis=1)
+    t, F = _sorted(t, F)
+    return t, np.maximum.accumulate(F)
+
+
+def _at_nodes(q: Quadrature, k: int) -> tuple[Curve, np.ndarray]:
+    """Of probe k's nodes that are no atoms: (the middle there, with jumps; points about those that it rises over slowly)."""
+    theta, omega, last = gauss.gauss_rule(q.records[k])
+    n = q.records[k].steps
+    gap = np.full(len(theta), np.inf)  # what was deflated stands alone
+    gap[:n] = np.minimum(np.diff(theta[:n], prepend=-np.inf), np.diff(theta[:n], append=np.inf))
+    width, free = q.records[k].betas[-1] * last, np.ones(len(theta), dtype=bool)
+    free[np.unique(q.removed[k])] = False
+    mass, order, after = np.where(free, omega, 0.0), np.argsort(theta, kind="stable"), np.empty(len(theta))
+    after[order] = np.cumsum(mass[order])
+    after, mass = after / max(mass.sum(), gauss.TINY), mass / max(mass.sum(), gauss.TINY)
+    jump, slow = free & (width <= JUMP * np.ptp(q.interval)), free & (width >= gap / 8)
+    rise = free & ~jump & ~slow
+    t = np.concatenate([theta[slow], theta[jump], theta[jump]])
+    F = np.concatenate([(after - mass / 2)[slow], (after - mass)[jump], after[jump]])
+    return (t, F), np.concatenate([theta[rise] + c * width[rise] for c in (-3, -1, 1, 3)])
+
+
+def _sorted(t: np.ndarray, F: np.ndarray) -> Curve:
+    order = np.argsort(t, kind="stable")
+    return t[order], F[order]
