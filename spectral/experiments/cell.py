@@ -27,7 +27,7 @@ from spectral.estimators import esd
 from spectral.estimators.exact import exact, gram_matrix
 from spectral.experiments.datasets import Problem, batches, digits, permute_labels
 from spectral.experiments.models import model_for
-from spectral.experiments.training import Progress, Trained, evaluate, few_threads, train
+from spectral.experiments.training import Trained, evaluate, few_threads, train
 from spectral.operators import Jacobian
 from spectral.spectrum import Spectrum
 
@@ -111,12 +111,11 @@ class Settings:
     dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        choices: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+        for name, given, allowed in (
             ("kinds", self.kinds, KINDS),
             ("outputs", self.outputs, ("logits", "probs")),
             ("splits", self.splits, ("train", "test")),
-        )
-        for name, given, allowed in choices:
+        ):
             unknown = [item for item in given if item not in allowed]
             if unknown or not given:
                 raise ValueError(f"{name}={list(given)} is not possible; use one or more of {', '.join(allowed)}.")
@@ -127,6 +126,11 @@ class Settings:
             raise ValueError(
                 f"conditions {names} and seeds {list(self.seeds)} hold none or a repeated one; name each once."
             )
+
+    def build(self, problem: Problem, seed: int, condition: Condition) -> nn.Module:
+        """The network of a condition, at initialisation."""
+        other = {} if condition.options is None else {"options": condition.options}
+        return self.model(problem, seed=seed, **other)
 
 
 @dataclass(frozen=True)
@@ -211,21 +215,19 @@ def run_cell(
     settings: Settings,
     store: MutableMapping[str, Snapshot] | None = None,
     *,
-    progress: Progress | bool | None = None,
     checkpoint: str | Path | None = None,
 ) -> CellResult:
     """Train the cell's network, or take it from `store`, and take the spectrum of its matrix.
 
     `store` maps `cell.network` to a `Snapshot`; a missing one is trained and put in, so a dict shares networks between
-    cells and a mapping over files resumes. `progress` is that of `train`; `checkpoint` is a file that an estimator with this
-    keyword keeps its finished probes in. Same settings and cell, same result. A small network computes with one thread (see
-    `few_threads`).
+    cells and a mapping over files resumes. `checkpoint` is a file that an estimator with this keyword keeps its finished
+    probes in. Same settings and cell, same result. A small network computes with one thread (see `few_threads`).
     """
     estimate: Callable[..., Spectrum] = settings.estimator
     if checkpoint is not None:
         estimate = partial(estimate, checkpoint=checkpoint)
     problem = _problem(settings.problem, cell.seed, settings.device)
-    model, snapshot = network(cell, settings, problem, {} if store is None else store, progress=progress)
+    model, snapshot = network(cell, settings, problem, {} if store is None else store)
     with few_threads(model):
         return _measured(cell, settings, problem, model, snapshot, estimate)
 
@@ -266,25 +268,15 @@ def _measured(
         trained=None if snapshot is None else snapshot.trained,
         changed=0.0 if snapshot is None else snapshot.changed,
         test_accuracy=accuracy,
-        cost={
-            "products": float(J.products),
-            "epochs": float(J.epochs),
-            "seconds": time.perf_counter() - started,
-        },
+        cost={"products": float(J.products), "epochs": float(J.epochs), "seconds": time.perf_counter() - started},
     )
 
 
 def network(
-    cell: Cell,
-    settings: Settings,
-    problem: Problem,
-    store: MutableMapping[str, Snapshot],
-    *,
-    progress: Progress | bool | None = None,
+    cell: Cell, settings: Settings, problem: Problem, store: MutableMapping[str, Snapshot]
 ) -> tuple[nn.Module, Snapshot | None]:
     """The cell's network in eval mode on the problem's device, and its snapshot (None at initialisation)."""
-    other = {} if cell.condition.options is None else {"options": cell.condition.options}
-    model = settings.model(problem, seed=cell.seed, **other).to(settings.device)
+    model = settings.build(problem, cell.seed, cell.condition).to(settings.device)
     if cell.condition.noise is None:
         return model.eval(), None
     snapshot = store.get(cell.network)
@@ -293,12 +285,12 @@ def network(
         options = dict(settings.training)
         if cell.condition.epochs is not None:
             options["max_epochs"] = cell.condition.epochs
-        trained = train(model, problem.x_train, y, seed=cell.seed, progress=progress, **options)  # type: ignore[arg-type]
+        trained = train(model, problem.x_train, y, seed=cell.seed, **options)  # type: ignore[arg-type]
         state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         snapshot = Snapshot(state=state, trained=trained, noise=cell.condition.noise, changed=changed)
         store[cell.network] = snapshot
-    own, kept = ({name: (v.shape, v.dtype) for name, v in s.items()} for s in (model.state_dict(), snapshot.state))
-    if own != kept or snapshot.noise != cell.condition.noise:
+    own, stored = ({name: (v.shape, v.dtype) for name, v in s.items()} for s in (model.state_dict(), snapshot.state))
+    if own != stored or snapshot.noise != cell.condition.noise:
         raise ValueError(
             f"The kept network {cell.network} is of another model or label noise; delete it and train again."
         )
@@ -372,8 +364,8 @@ def _kernel(
     fits = rows <= EXACT_ROWS and rows * columns * J.dtype.itemsize < arrays.available_memory(J.device) // 2
     if settings.estimator not in (esd, exact) or not fits or rows > columns:
         method = "exact" if fits else "lanczos"
-        found = {name: label_alignment(J, y, k=k, method=method) for name, y in wanted.items()}
-        return estimate(J), {name: _stored(f.curve.energy, k, method) for name, f in found.items()}
+        aligned = {name: label_alignment(J, y, k=k, method=method) for name, y in wanted.items()}
+        return estimate(J), {name: _thinned(a.curve.energy, k, method) for name, a in aligned.items()}
     products, epochs = J.products, J.epochs
     values, U = (part.cpu().numpy() for part in torch.linalg.eigh(gram_matrix(J, side="left")))
     spectrum = Spectrum.from_eigenvalues(
@@ -391,11 +383,11 @@ def _kernel(
     curves = {}
     for name, labels in wanted.items():
         y = label_vector(labels, rows)[0]
-        curves[name] = _stored(np.cumsum((U.T @ y)[::-1] ** 2) / float(y @ y), k, "exact")
+        curves[name] = _thinned(np.cumsum((U.T @ y)[::-1] ** 2) / float(y @ y), k, "exact")
     return spectrum, curves
 
 
-def _stored(energies: np.ndarray, k: int, method: str) -> AlignmentCurve:
+def _thinned(energies: np.ndarray, k: int, method: str) -> AlignmentCurve:
     """A curve of all directions, thinned to CURVE_POINTS sizes."""
     sizes = np.unique(np.geomspace(1, len(energies), CURVE_POINTS).astype(int))
     return AlignmentCurve(
