@@ -78,9 +78,9 @@ class Estimate:
     def estimates(self) -> dict[str, Estimate]:
         """Each number by its place: "1", "2", ...; of one number itself, as "1"."""
         parts = np.broadcast_arrays(*map(np.atleast_1d, (self.value, self.stderr, self.lower, self.upper)))
-        rest = (self.probes, self.products, self.method)
         numbers = zip(*(part.ravel().tolist() for part in parts), strict=True)
-        return {str(i): Estimate(*number, *rest) for i, number in enumerate(numbers, 1)}
+        each = [Estimate(v, e, lo, hi, self.probes, self.products, self.method) for v, e, lo, hi in numbers]
+        return {str(i): estimate for i, estimate in enumerate(each, 1)}
 
 
 def bounded(name: str, values: np.ndarray, residuals: np.ndarray, products: int) -> dict[str, Estimate]:

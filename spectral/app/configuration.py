@@ -65,7 +65,12 @@ PACKAGES = (
 )  # of spectral, whose functions a `_target_` may name
 DTYPES = ("float64", "float32")
 PRODUCT_DTYPES = (*DTYPES, "bfloat16", "float16")
-NUMBERS = (spectral.top, spectral.svd, spectral.trace, spectral.diagonal)  # estimators that make no spectrum
+NUMBERS = {  # estimators that make no spectrum, and what they give
+    spectral.top: "eigenvalues",
+    spectral.svd: "singular values",
+    spectral.trace: "trace",
+    spectral.diagonal: "diagonal",
+}
 SPECTRA = (spectral.esd, spectral.slq, spectral.kpm, spectral.exact)
 OPERATORS = (spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher)
 FOUND = (

@@ -100,7 +100,7 @@ def _vectors(side: str) -> Rule:
 ESTIMATE = Either(  # what `top`, `svd`, `diagonal` and `trace` find
     Fields({"kind": Text("eigenvalues"), **SHARED, **SEARCHED, "vectors": _vectors("n")}),
     Fields({"kind": Text("singular values"), **SHARED, **SEARCHED, "left": _vectors("m"), "right": _vectors("n")}),
-    Fields({"kind": Text("diagonal"), **SHARED, **DRAWN}),
+    Fields({"kind": Text("diagonal"), **SHARED, **DRAWN}, {"lower": ANY, "upper": ANY}),
     Fields({"kind": Text("trace"), **SHARED, **DRAWN, "lower": ANY, "upper": ANY}),
 )
 KEPT = Fields({"of": Text(), "check": Text(), "text": Text(most=MOST_BYTES)})
@@ -178,7 +178,7 @@ def inside(folder: Path, name: str) -> Path:
     return persist.own(found)
 
 
-class State(MutableMapping[str, Snapshot]):
+class RunStore(MutableMapping[str, Snapshot]):
     """The folder ROOT/<fingerprint of `description`>; as a mapping it holds the trained networks by their key."""
 
     def __init__(self, root: str | Path, description: Any, resume: bool) -> None:
@@ -197,13 +197,13 @@ class State(MutableMapping[str, Snapshot]):
             atomic_write(self.path("settings.json"), self.description.encode())
 
     def path(self, name: str) -> Path:
-        """Where a file of this state lies; ValueError where a link stands there."""
+        """Where a file of this store lies; ValueError where a link stands there."""
         return persist.own(self.folder / name)
 
     def parts(self) -> str:
         """What is kept, in words.
 
-        >>> State("nowhere", {}, resume=True).parts()
+        >>> RunStore("nowhere", {}, resume=True).parts()
         '0 trained networks, 0 finished spectra and the finished probes of 0'
         """
         spectra = sum(path.name != "settings.json" for path in self.folder.glob("*.json"))

@@ -24,21 +24,14 @@ from spectral.experiments.effects import SCALE, refused
 from spectral.persist import atomic_write
 from spectral.spectrum import Spectrum
 
-from . import Curve, Row, Verdict, figures, page, spreadsheet, tables
+from . import Curve, Row, Verdict, figures, page, tables
 from .build import labels_for
 from .figures import Picture
-from .tables import Cell, Entry, Table, mean_and_error, number, words
+from .tables import Cell, Entry, Table, number, words
 
 # Settings that say nothing about the numbers, and those in which the runs of one configuration may differ.
-IGNORED = (
-    "output",
-    "choices",
-    "resume",
-    "analysis.metrics",
-    "analysis.alpha_curve",
-    "experiment.headline",
-    "experiment.headline_metric",
-)
+IGNORED = ("output", "choices", "resume", *(f"analysis.{name}" for name in ("metrics", "alpha_curve")))
+IGNORED += ("experiment.headline", "experiment.headline_metric")
 SEEDS = ("seed", "experiment.seeds")
 COMPUTED_BY = ("spectral", "torch", "device")
 MOST_CURVES = 12  # configurations in one picture; more are unreadable
@@ -181,18 +174,10 @@ def _read(path: Path) -> Run:
     return Run(path.parent, result, settings)
 
 
-def _settings(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as one level {dotted name: value}, without what says nothing about the numbers."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        if name in IGNORED:
-            continue
-        if isinstance(value, Mapping) and value:
-            flat |= _settings(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
+    whole = tables.leaves(config)
+    return {k: v for k, v in whole.items() if not any(k == name or k.startswith(f"{name}.") for name in IGNORED)}
 
 
 def _canonical(value: Any) -> Any:
@@ -406,8 +391,8 @@ def csv_texts(runs: Sequence[Run]) -> tuple[str, str]:
                 long.append([*start, m, found[m], found.get(f"{m}_{kind}"), kind, refused(m, found)])
     titles = [*fixed, "test_accuracy", "reached_target", *(f"run_{c}" for c in costs), *metrics]
     return (
-        spreadsheet.text([titles, *wide]),
-        spreadsheet.text([[*fixed, "metric", "value", "error", "error_kind", "refused"], *long]),
+        tables.csv_text([titles, *wide]),
+        tables.csv_text([[*fixed, "metric", "value", "error", "error_kind", "refused"], *long]),
     )
 
 
@@ -465,7 +450,7 @@ def answer(sweep: Sweep) -> Verdict:
         own = [c for c in sweep.configurations if c.panel == panel]
         metric = headline(sweep, panel)
         rows = [(c, c.row(metric)) for c in own]
-        means = [(mean_and_error(row.values["all"], row.errors["all"])[0], number(row, "all"), c) for c, row in rows]
+        means = [(row.mean("all")[0], number(row, "all"), c) for c, row in rows]
         known = sorted((m for m in means if math.isfinite(m[0])), key=lambda m: m[0])
         if not known:
             continue
