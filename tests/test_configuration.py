@@ -177,7 +177,7 @@ def random_trees(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, seed
     def stop(*given: Any, **options: Any) -> None:
         raise Stopped
 
-    for name in ("network", "cells"):
+    for name in ("network", "all_cells"):
         monkeypatch.setattr(run, name, stop)
     monkeypatch.chdir(folder)
     rng, found = np.random.default_rng(seed), []

@@ -10,7 +10,18 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from spectral.experiments.cell import INIT, RANDOM, TRUE, Cell, CellResult, Matrix, Settings, cells, network, run_cell
+from spectral.experiments.cell import (
+    INIT,
+    RANDOM,
+    TRUE,
+    Cell,
+    CellResult,
+    Matrix,
+    Settings,
+    all_cells,
+    network,
+    run_cell,
+)
 from spectral.experiments.datasets import digits, permute_labels
 from spectral.experiments.effects import collect, spearman_within, trend
 from spectral.experiments.experiments import (
@@ -46,10 +57,10 @@ SMALL = Settings(
 def perform(experiment, store=None, done=()):
     """Every cell that is not done, and the conclusion; a store that is given keeps the trained networks."""
     store, finished = {} if store is None else store, {result.cell.key: result for result in done}
-    for cell in cells(experiment.settings):
+    for cell in all_cells(experiment.settings):
         if cell.key not in finished:
             finished[cell.key] = run_cell(cell, experiment.settings, store)
-    return conclude(experiment, [finished[cell.key] for cell in cells(experiment.settings)])
+    return conclude(experiment, [finished[cell.key] for cell in all_cells(experiment.settings)])
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +138,7 @@ def test_a_large_kernel_goes_by_lanczos_and_says_so(monkeypatch, outcome, store)
 
 
 def test_cells_come_once_each_and_train_each_network_in_one_stretch():
-    listed = cells(SMALL)
+    listed = all_cells(SMALL)
     assert len(listed) == 2 * 3 * 4 * 2 * 2
     assert len({cell.key for cell in listed}) == len(listed)
     changes = sum(a.network != b.network for a, b in pairwise(listed))
@@ -289,7 +300,7 @@ def test_evolution_starts_at_the_initial_network_and_depths_differ():
     depths = {n: {"widths": (16,) * n} for n in (1, 2, 3)}
     sweep = depth_sweep(settings, depths)
     problem = small_digits()
-    for cell, hidden in zip(cells(sweep.settings), depths, strict=True):
+    for cell, hidden in zip(all_cells(sweep.settings), depths, strict=True):
         model, _ = network(cell, sweep.settings, problem, {})
         assert sum(isinstance(m, torch.nn.Linear) for m in model.modules()) == hidden + 1
     assert conclude(sweep, []).trends == ()

@@ -30,10 +30,10 @@ from spectral.analysis import label_alignment, summary
 from spectral.analysis.alignment import EXACT_ROWS
 from spectral.app import configuration
 from spectral.app.configuration import NUMBERS, locate
-from spectral.app.progress import Progress, seconds
+from spectral.app.progress import Progress
 from spectral.app.store import RunStore
 from spectral.estimators.esd import NETWORK_DIM
-from spectral.experiments.cell import Cell, Condition, Matrix, Settings, cells, network, run_cell
+from spectral.experiments.cell import Cell, Condition, Matrix, Settings, all_cells, network, run_cell
 from spectral.experiments.datasets import Problem, batches
 from spectral.experiments.experiments import Experiment, Outcome, conclude
 from spectral.experiments.training import evaluate, few_threads
@@ -41,6 +41,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.persist import atomic_write, own_folder, save_arrays
 from spectral.report import Numbers, Report, Subject, build, mean_and_error, page, verdict
+from spectral.report.tables import seconds
 from spectral.spectrum import Spectrum
 
 OWN_KEYS = {"_target_", "images", "headline", "headline_metric", "split", "samples"}  # read here, not by the target
@@ -127,8 +128,10 @@ def peak_bytes() -> int:
 
 def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
     """The `Settings` of an experiment: problem, model, training and estimator as the groups say."""
+    data = config["data"]
+    rest = {"test": None} if "test" in data and data["test"] is None else {}  # null: all that remain
     return Settings(
-        problem=partial(locate(config["data"]["_target_"]), **_data_options(config["data"])),
+        problem=partial(locate(data["_target_"]), **arguments(data), **rest),
         model=_model(config["model"]),
         training=arguments(config["training"]["options"]),
         device=where,
@@ -136,11 +139,6 @@ def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
         batch_size=config["batch_size"],
         **more,
     )
-
-
-def _data_options(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Like `arguments`, but test=null means all that remain."""
-    return {k: v for k, v in node.items() if k not in OWN_KEYS and (v is not None or k == "test")}
 
 
 def _model(node: Mapping[str, Any]) -> Any:
@@ -191,7 +189,7 @@ def _experiment(config: dict[str, Any], folder: Path, store: RunStore, where: st
     rest = {k: v for k, v in arguments(node).items() if k not in names}
     plan: Experiment = locate(node["_target_"])(settings_of(config, where, **chosen), **rest)
     models = _rehearse_experiment(config, plan)
-    wanted, finished, resumable = cells(plan.settings), [], _keeps_probes(config["estimator"])
+    wanted, finished, resumable = all_cells(plan.settings), [], _keeps_probes(config["estimator"])
     started = time.perf_counter()
     with Progress(plan.name, len(wanted)) as progress:
         for cell in wanted:

@@ -1,6 +1,6 @@
 """One cell of an experiment: a trained network, one of its matrices, its spectrum and what that says.
 
-A *cell* is one matrix (kind, output, split) of one trained network (seed, condition). `cells` lists them, `run_cell`
+A *cell* is one matrix (kind, output, split) of one trained network (seed, condition). `all_cells` lists them, `run_cell`
 does one, `effects.collect` turns any finished set into tables. Nothing here knows of files: trained networks pass
 through a mapping that the caller may back by a disk.
 
@@ -204,7 +204,7 @@ class CellResult:
         )
 
 
-def cells(settings: Settings) -> list[Cell]:
+def all_cells(settings: Settings) -> list[Cell]:
     """All cells in the order that trains each network once: by seed, then condition, then matrix."""
     matrices = [Matrix(*names) for names in product(settings.kinds, settings.outputs, settings.splits)]
     return [Cell(seed, c, matrix) for seed in settings.seeds for c in settings.conditions for matrix in matrices]

@@ -5,7 +5,7 @@ and resume what is finished:
 
     experiment = real_vs_random(Settings())
     store = {}                                    # or a mapping over files: key -> Snapshot
-    for cell in cells(experiment.settings):
+    for cell in all_cells(experiment.settings):
         finished.append(run_cell(cell, experiment.settings, store))
     outcome = conclude(experiment, finished)
 """

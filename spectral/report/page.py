@@ -15,12 +15,11 @@ from typing import Any
 
 import jinja2
 
-from spectral.app.progress import seconds
 from spectral.quadrature.density import LOG, is_signed, signed_floor
 
 from . import Curve, Report, Row, conditions_of, figures, matrices_of, of_matrix, tables
 from .figures import Picture
-from .tables import Table, d_text, matrices, number, words
+from .tables import Table, d_text, matrices, number, seconds, words
 
 READ = (
     "Each curve is the empirical spectral density of one matrix: λ·ρ(λ) on logarithmic axes, ρ being the fraction of all "

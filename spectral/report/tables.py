@@ -80,6 +80,18 @@ def words(name: str, labels: Mapping[str, str]) -> str:
     return labels.get(name, name.replace("_", " "))
 
 
+def seconds(value: float) -> str:
+    """A duration as a person says it.
+
+    >>> seconds(4.25), seconds(75), seconds(7300)
+    ('4.2 s', '1 min 15 s', '2 h 1 min')
+    """
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def matrices(count: int) -> str:
     """So many matrices, in words."""
     return f"{count} matrices" if count > 1 else "1 matrix"
