@@ -292,7 +292,7 @@ def _single(config: dict[str, Any], folder: Path, store: RunStore, where: str) -
     """One network, one operator, one spectrum or other numbers of it: the report, and what result.json says of it."""
     started, seed, training = time.perf_counter(), config["seed"], config["training"]
     settings = settings_of(config, where)
-    task = Task(config, settings, settings.problem(seed=seed).to(device=where), store)
+    task = Task(config, settings, settings.problem(seed=seed).to(where), store)
     noise = float(training["noise"])
     name = "init" if not training["enabled"] else {0.0: "true", 1.0: "random"}.get(noise, f"noise{100 * noise:g}")
     cell = Cell(seed, Condition(name, noise if training["enabled"] else None), Matrix("matrix", "logits", "train"))

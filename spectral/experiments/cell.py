@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,32 +177,26 @@ class CellResult:
     test_accuracy: float
     cost: dict[str, float]
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON, without the spectrum (`Spectrum.save` keeps that) and the training history."""
-        plain: dict[str, object] = {
-            item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("spectrum", "trained")
-        }
-        plain["cell"] = asdict(self.cell)
-        plain["alignment"] = {name: asdict(curve) for name, curve in self.alignment.items()}
-        plain["trained"] = None if self.trained is None else self.trained.to_dict()
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without the spectrum (`Spectrum.save` keeps that)."""
+        plain = asdict(replace(self, spectrum=None))  # type: ignore[arg-type]
+        del plain["spectrum"]
         return plain
 
     @staticmethod
-    def from_dict(plain: Mapping[str, object], spectrum: Spectrum) -> CellResult:
+    def from_dict(plain: Mapping[str, Any], spectrum: Spectrum) -> CellResult:
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        rest = dict(plain)
-        cell, trained, alignment = rest.pop("cell"), rest.pop("trained"), rest.pop("alignment")
-        curves = {}
-        for name, curve in alignment.items():  # type: ignore[attr-defined]
-            values = {**curve, "sizes": tuple(curve["sizes"]), "energies": tuple(curve["energies"])}
-            curves[name] = AlignmentCurve(**values)
-        return CellResult(
-            cell=Cell(cell["seed"], Condition(**cell["condition"]), Matrix(**cell["matrix"])),  # type: ignore[index]
-            trained=None if trained is None else Trained.from_dict(trained),  # type: ignore[arg-type]
-            alignment=curves,
-            spectrum=spectrum,
-            **rest,  # type: ignore[arg-type]
-        )
+        cell, trained = plain["cell"], plain["trained"]
+        alignment = {
+            name: AlignmentCurve(**{**curve, "sizes": tuple(curve["sizes"]), "energies": tuple(curve["energies"])})
+            for name, curve in plain["alignment"].items()
+        }
+        own = {
+            "cell": Cell(cell["seed"], Condition(**cell["condition"]), Matrix(**cell["matrix"])),
+            "trained": None if trained is None else Trained.from_dict(trained),
+            "alignment": alignment,
+        }
+        return CellResult(spectrum=spectrum, **{**plain, **own})
 
 
 def all_cells(settings: Settings) -> list[Cell]:
@@ -246,8 +241,8 @@ def _measured(
     model = model.to(settings.dtype)
     x, y_true = problem.split(cell.matrix.split)
     y_own = _labels(problem, cell)[0] if cell.matrix.split == "train" else y_true
-    if cell.matrix.kind == "ntk":
-        x, y_true, y_own = (t[: settings.ntk_samples] for t in (x, y_true, y_own))
+    count = settings.ntk_samples if cell.matrix.kind == "ntk" else len(x)
+    x, y_true, y_own = x[:count], y_true[:count], y_own[:count]
     J = jacobian(model, x.to(settings.dtype), y_own, cell.matrix, settings.batch_size)
     alignment: dict[str, AlignmentCurve] = {}
     if cell.matrix.kind == "ntk":
@@ -310,7 +305,7 @@ def jacobian(model: nn.Module, x: Tensor, y: Tensor, matrix: Matrix, batch_size:
 @lru_cache(maxsize=2)
 def _problem(build: Callable[..., Problem], seed: int, device: str) -> Problem:
     """The cells of one seed come one after the other: their data are made once."""
-    return build(seed=seed).to(device=device)
+    return build(seed=seed).to(device)
 
 
 def _labels(problem: Problem, cell: Cell) -> tuple[Tensor, float]:

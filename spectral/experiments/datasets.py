@@ -43,15 +43,10 @@ class Problem:
             return self.x_test, self.y_test
         raise ValueError(f"split={name!r} is unknown; use 'train' or 'test'.")
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Problem:
-        """The same problem with its tensors on `device` and its inputs in `dtype`; labels stay int64."""
-        return replace(
-            self,
-            x_train=self.x_train.to(device=device, dtype=dtype),
-            y_train=self.y_train.to(device=device),
-            x_test=self.x_test.to(device=device, dtype=dtype),
-            y_test=self.y_test.to(device=device),
-        )
+    def to(self, device: str | torch.device) -> Problem:
+        """The same problem with its tensors on `device`."""
+        names = ("x_train", "y_train", "x_test", "y_test")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 class PermutedLabels(NamedTuple):

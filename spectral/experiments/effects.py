@@ -45,7 +45,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric of one matrix: per condition one number per seed (in the order of `Result.seeds`, nan where missing),
+    """One metric of one matrix: per condition one number per seed (in the order of their first appearance, nan where missing),
     the standard error of each within its seed (0: exact, nan: unknown), whether the fit behind it was refused, and the
     effects between the conditions."""
 
@@ -93,7 +93,6 @@ class Result:
     """A finished experiment. `cost` sums products, epochs, seconds of the spectra, and epochs, seconds of training."""
 
     cells: tuple[CellResult, ...]
-    seeds: tuple[int, ...]
     conditions: tuple[str, ...]
     matrices: tuple[str, ...]
     rows: tuple[MetricRow, ...]
@@ -129,7 +128,7 @@ def collect(results: Iterable[CellResult]) -> Result:
             m for c in conditions for s in seeds for m in own.get((c, s), {}) if not m.endswith("_stderr")
         )
         rows += [_row(matrix, metric, own, conditions, seeds) for metric in names]
-    return Result(done, seeds, conditions, matrices, tuple(rows), _cost(done))
+    return Result(done, conditions, matrices, tuple(rows), _cost(done))
 
 
 def trend(result: Result, matrix: str, metric: str, levels: Mapping[str, float], draws: int = 9999) -> Trend:
