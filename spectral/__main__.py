@@ -33,7 +33,8 @@ import spectral
 from spectral.app import configuration, run
 from spectral.app.store import read_result
 
-SINGLE = ("model", "data", "training", "operator", "estimator")  # naming one of these asks for one spectrum
+CHOSEN = ("model", "data", "training", "operator", "estimator")  # whose choices are recorded
+SINGLE = (*CHOSEN, "products")  # naming one of these asks for one spectrum
 DEFAULT = "experiment=real_vs_random"
 EXPECTED = (ValueError, TypeError, ImportError, OSError, MemoryError, RuntimeError, KeyError)
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -157,13 +158,14 @@ def defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         for group, name in entry.items()
     }
     kind = str(config["model"].get("kind")) if isinstance(config.get("model"), Mapping) else ""
-    names = {"operator": chosen["operator"], "training": chosen["training"], "model": kind}
+    names = {group: chosen[group] for group in ("products", "operator", "training")} | {"model": kind}
     ours = {(path.parent.name, path.stem): path for path in folder.glob("*/*.yaml")}  # a name from outside is no path
-    return {
+    groups: dict[str, Any] = {
         group: OmegaConf.to_container(OmegaConf.load(ours[group, name]))
         for group, name in names.items()
         if (group, name) in ours
     }
+    return groups | {"operator": groups.pop("products") | groups["operator"]}
 
 
 def task(config: DictConfig) -> None:
@@ -175,7 +177,7 @@ def task(config: DictConfig) -> None:
     try:
         settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         configuration.check(settings, defaults(settings))
-        settings["choices"] = {name: job.runtime.choices[name] for name in SINGLE if name in job.runtime.choices}
+        settings["choices"] = {name: job.runtime.choices[name] for name in CHOSEN if name in job.runtime.choices}
         if sweep and settings["resume"] and _finished(Path(job.runtime.output_dir), settings):
             return
         run.execute(settings, job.runtime.output_dir, shlex.join(["spectral", *overrides]))

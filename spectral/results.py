@@ -70,6 +70,31 @@ class Estimate:
         value, stderr = np.asarray(self.value, np.float64), np.asarray(self.stderr, np.float64)
         return listed(value.ravel(), np.broadcast_to(stderr, value.shape).ravel())
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """`value` and `stderr`, each (n,): a number is one entry.
+
+        >>> Estimate(2.0, 0.1).to_arrays()["value"]
+        array([2.])
+        """
+        return {"value": np.atleast_1d(self.value), "stderr": np.atleast_1d(self.stderr)}
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Each number by its place: "1", "2", ...; of one number itself, as "1"."""
+        parts = np.broadcast_arrays(*map(np.atleast_1d, (self.value, self.stderr, self.lower, self.upper)))
+        numbers = zip(*(part.ravel().tolist() for part in parts), strict=True)
+        each = [Estimate(v, e, lo, hi, self.probes, self.products, self.method) for v, e, lo, hi in numbers]
+        return {str(i): estimate for i, estimate in enumerate(each, 1)}
+
+
+def bounded(name: str, values: np.ndarray, residuals: np.ndarray, products: int) -> dict[str, Estimate]:
+    """NAME_1, NAME_2, ...: values that are off by at most their residuals, which are all their error and bound them.
+
+    >>> bounded("eigenvalue", np.array([2.0]), np.array([0.5]), 7)["eigenvalue_1"].upper
+    2.5
+    """
+    pairs = enumerate(zip(values.tolist(), residuals.tolist(), strict=True), 1)
+    return {f"{name}_{i}": Estimate(v, r, v - r, v + r, products=products) for i, (v, r) in pairs}
+
 
 @dataclass(frozen=True)
 class Band:

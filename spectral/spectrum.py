@@ -355,6 +355,27 @@ class Spectrum(Quadrature):
             f"{self.zeros} known zeros, {len(self.nodes)} probes, {self.products} products>"
         )
 
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"Spectrum of {self.dim} eigenvalues in [{low:.4g}, {high:.4g}] by {self.method}, "
+            f"trace {self.integrate(lambda x: x)}"
+        )
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The measure: `nodes` and `weights` (K, M), `atom_values` and `atom_multiplicities` (L,), the number of `zeros`."""
+        return {
+            "nodes": self.nodes,
+            "weights": self.weights,
+            "atom_values": self.atoms.values,
+            "atom_multiplicities": self.atoms.multiplicities,
+            "zeros": np.asarray(self.zeros),
+        }
+
+    def estimates(self) -> dict[str, Estimate]:
+        """`trace`, `mean` and `median` of the eigenvalues; `spectral.summary` has every number that a spectrum gives."""
+        return {"trace": self.integrate(lambda x: x), "mean": self.moment(1), "median": self.quantile(0.5)}
+
 
 def _apply(f: Function, x: np.ndarray) -> np.ndarray:
     """f(x) as float64, held to the shape of x; warnings of numpy's are answered by those who look at the values."""

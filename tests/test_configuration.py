@@ -177,7 +177,7 @@ def random_trees(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, seed
     def stop(*given: Any, **options: Any) -> None:
         raise Stopped
 
-    for name in ("network", "cells"):
+    for name in ("network", "all_cells"):
         monkeypatch.setattr(run, name, stop)
     monkeypatch.chdir(folder)
     rng, found = np.random.default_rng(seed), []
@@ -255,6 +255,48 @@ def test_the_same_of_many_configurations(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_same_of_many_command_lines(here, monkeypatch, capfd):  # noqa: F811
     assert len(random_lines(monkeypatch, capfd, 200, seed=1)) == 200
+
+
+# Products --------------------------------------------------------------------------------------------------------------
+PRODUCTS = {"engine": "auto", "product_dtype": None, "memory": None, "preflight": True}
+OPERATORS = sorted(path.stem for path in Path(config_folder()).glob("operator/*.yaml"))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_has_the_settings_of_products(name):
+    """Said once, in the group `products`; they stand with the operator, as if its own file had them."""
+    tree = composed([f"operator={name}", "operator.memory=1MiB"])
+    configuration.check(tree, defaults(tree))
+    assert {key: tree["operator"][key] for key in PRODUCTS} == PRODUCTS | {"memory": "1MiB"}
+    assert composed([f"operator={name}", "products=fresh"])["operator"]["engine"] == "fresh"
+    assert composed([f"operator={name}", "products=fresh", "operator.engine=replay"])["operator"]["engine"] == "replay"
+
+
+def test_a_file_of_an_operator_may_have_its_own_settings_of_products(here, monkeypatch):  # noqa: F811
+    (here / "mine" / "operator").mkdir(parents=True)
+    (here / "mine" / "operator" / "old.yaml").write_text(
+        "{_target_: spectral.Jacobian, of: logits, wrt: inputs, layout: stacked, split: test, samples: 5, engine: replay}"
+    )
+    ran: list[dict[str, Any]] = []
+    monkeypatch.setattr(run, "execute", lambda settings, *given: ran.append(settings))
+    call(monkeypatch, "--config-dir", "mine", "operator=old", "operator.preflight=false")
+    (settings,) = ran
+    assert settings["operator"] == {
+        **PRODUCTS, "_target_": "spectral.Jacobian", "of": "logits", "wrt": "inputs", "layout": "stacked",
+        "split": "test", "samples": 5, "engine": "replay", "preflight": False,
+    }  # fmt: skip
+
+
+def test_products_are_of_one_spectrum(here, monkeypatch, capsys):  # noqa: F811
+    """Named alone they ask for one; an experiment, whose matrices are its own, refuses them as it does an operator."""
+    ran: list[dict[str, Any]] = []
+    monkeypatch.setattr(run, "execute", lambda settings, *given: ran.append(settings))
+    call(monkeypatch, "products=fresh")
+    assert ran[0]["operator"]["engine"] == "fresh" and ran[0].get("experiment") is None
+    assert "products" not in ran[0] and "products" not in ran[0]["choices"]
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "experiment=real_vs_random", "products=fresh")
+    assert "operator would be ignored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["1" * 400, "../operator/hessian", "/etc/passwd", "nul\0"])

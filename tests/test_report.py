@@ -25,8 +25,8 @@ from spectral.report import (
     build,
     conditions_of,
     figures,
+    mean_and_error,
     page,
-    spreadsheet,
     tables,
 )  # fmt: skip
 from spectral.spectrum import Spectrum
@@ -108,9 +108,9 @@ def test_digits_follow_the_error(value: float, error: float, text: str) -> None:
 
 
 def test_error_of_several_seeds_is_their_standard_deviation_and_of_one_its_own() -> None:
-    assert tables.mean_and_error((1.0, 3.0, math.nan), (9.0, 9.0, 9.0)) == (2.0, math.sqrt(2))
-    assert tables.mean_and_error((1.0,), (0.5,)) == (1.0, 0.5)
-    assert math.isnan(tables.mean_and_error((math.nan,), (0.5,))[0])
+    assert mean_and_error((1.0, 3.0, math.nan), (9.0, 9.0, 9.0)) == (2.0, math.sqrt(2))
+    assert mean_and_error((1.0,), (0.5,)) == (1.0, 0.5)
+    assert math.isnan(mean_and_error((math.nan,), (0.5,))[0])
 
 
 def test_conditions_come_in_the_order_of_the_question() -> None:
@@ -154,7 +154,7 @@ def test_pairs_are_drawn_with_their_residuals_on_a_log_axis_where_all_are_positi
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_diagonal_lists_its_extreme_entries_and_a_trace_has_no_picture(monkeypatch, sign: float) -> None:
     value = np.array([2.0, 5.0 * sign, 1.0])
-    found = build.of_arrays({"value": value, "stderr": value**2}, {"kind": "diagonal"})
+    found = Numbers.of({"value": value, "stderr": value**2}, {"kind": "diagonal"})
     assert found.estimates()["largest_entry"]["index"] == (1 if sign > 0 else 0)
     assert found.estimates()["smallest_entry"] == {
         "value": value.min(),
@@ -165,7 +165,7 @@ def test_a_diagonal_lists_its_extreme_entries_and_a_trace_has_no_picture(monkeyp
     assert ax.get_yscale() == ("log" if sign > 0 else "symlog")
     np.testing.assert_array_equal(ax.lines[-1].get_ydata(), np.sort(value)[::-1])
     of_trace = {"kind": "trace", "lower": math.nan, "upper": 9.0}
-    found = build.of_arrays({"value": np.array([8.0]), "stderr": np.array([1.0])}, of_trace)
+    found = Numbers.of({"value": np.array([8.0]), "stderr": np.array([1.0])}, of_trace)
     assert figures.numbers(found) is None
     assert found.estimates() == {"trace": {"value": 8.0, "stderr": 1.0, "upper": 9.0}}
 
@@ -312,7 +312,7 @@ def test_columns_line_up_whatever_is_in_them() -> None:
 
 
 def test_csv_holds_what_it_was_given() -> None:
-    text = spreadsheet.text([["a", "b"], [1.5, None], [math.nan, 'x "quoted", y']])
+    text = tables.csv_text([["a", "b"], [1.5, None], [math.nan, 'x "quoted", y']])
     assert text == 'a,b\n1.5,\n,"x ""quoted"", y"\n'
 
 

@@ -31,6 +31,47 @@ def test_results_are_printed(name):
     assert re.search(expected, str(made()).replace("\n", " "))
 
 
+FACES = {
+    "trace": lambda: spectral.trace(A, probes=10),
+    "diagonal": lambda: spectral.diagonal(A, probes=10),
+    "top": lambda: spectral.top(A, 3, which="smallest"),
+    "svd": lambda: spectral.svd(A, 2),
+    "exact": lambda: spectral.exact(A),
+    "slq": lambda: spectral.slq(A, probes=2, steps=8),
+}
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_every_result_knows_its_arrays_its_estimates_and_its_line(name, tmp_path):
+    """Arrays that a file takes without pickles; numbers with errors whose bounds hold them; one line that says both."""
+    result = FACES[name]()
+    arrays, numbers = result.to_arrays(), result.estimates()
+    np.savez(tmp_path / "arrays.npz", **arrays)
+    with np.load(tmp_path / "arrays.npz", allow_pickle=False) as file:
+        assert all(np.array_equal(file[key], array) for key, array in arrays.items())
+    assert numbers and all(isinstance(number, Estimate) for number in numbers.values())
+    for number in numbers.values():
+        assert np.isfinite(float(number)) and number.stderr >= 0 and number.products == result.products
+        assert not number.lower > number.value and not number.upper < number.value
+    assert "\n" not in str(result) and " ± " in str(result)
+
+
+def test_numbers_of_a_result_are_those_of_its_fields():
+    pairs, whole = spectral.top(A, 2), spectral.exact(A)
+    assert list(pairs.estimates()) == ["eigenvalue_1", "eigenvalue_2"] and list(spectral.svd(A, 1).estimates()) == [
+        "singular_value_1"
+    ]
+    for number, value, residual in zip(pairs.estimates().values(), pairs.values, pairs.residuals, strict=True):
+        assert number == Estimate(value, residual, value - residual, value + residual, products=pairs.products)
+    diagonal = spectral.diagonal(A, probes=10)
+    assert [float(e) for e in diagonal.estimates().values()] == diagonal.value.tolist()
+    assert [e.stderr for e in diagonal.estimates().values()] == diagonal.stderr.tolist()
+    numbers = whole.estimates()
+    assert float(numbers["trace"]) == 465 and float(numbers["mean"]) == 15.5 and float(numbers["median"]) == 15
+    arrays = whole.to_arrays()
+    assert (arrays["atom_values"] @ arrays["atom_multiplicities"], int(arrays["zeros"])) == (465, 0)
+
+
 def test_arrays_of_estimates_are_printed_with_an_error_each():
     assert str(Estimate(np.array([1.0, 2.5]), np.array([0.5, 0.25]))) == "1 ± 0.5, 2.5 ± 0.25"
     assert str(Estimate(np.ones((4, 2)), 0.0)).endswith("1 ± 0, ... 2 more")

@@ -159,7 +159,7 @@ def test_seeds_of_different_settings_are_never_put_together(name: str) -> None:
     base, other = run(seed=0), run("s", seed=1, **OTHER[name])
     assert base.key != other.key
     found = sweep.sweep_of([base, other, run("t", seed=2)])
-    assert sorted(len(c.cells) for c in found.configurations) == [1, 2]
+    assert sorted(len(c.seeds) for c in found.configurations) == [1, 2]
     assert len({(c.panel, c.values) for c in found.configurations}) == 2  # and a reader can tell them apart
 
 
@@ -172,7 +172,7 @@ def test_numbers_that_look_alike_are_told_apart_to_their_last_digit() -> None:
 def test_all_pairs_of_other_settings_stay_apart() -> None:
     runs = [run(str(i), seed=i, **more) for i, more in enumerate([{}, *OTHER.values()])]
     found = sweep.sweep_of(runs)
-    assert len(found.configurations) == len(runs) and all(len(c.cells) == 1 for c in found.configurations)
+    assert len(found.configurations) == len(runs) and all(len(c.seeds) == 1 for c in found.configurations)
     assert len({(c.panel, c.values) for c in found.configurations}) == len(runs)
 
 
@@ -183,7 +183,7 @@ def test_what_says_nothing_about_the_numbers_keeps_seeds_together() -> None:
         run("t", seed=2, analysis={"metrics": ["trace"], "alpha_curve": False}),
     ]
     (only,) = sweep.sweep_of(runs).configurations
-    assert list(only.cells) == [0, 1, 2] and only.values == ()
+    assert list(only.seeds) == [0, 1, 2] and only.values == ()
 
 
 def test_other_versions_and_devices_are_other_settings(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_an_experiment_has_a_row_for_each_condition_of_each_matrix(tmp_path: Pat
         (tmp_path / name / "result.json").write_text(json.dumps(result))
     found = sweep.sweep_of(sweep.find([tmp_path]))
     assert found.columns == ("lr", "condition") and found.panels == ("flattened.logits.train", "ntk.logits.train")
-    assert len(found.configurations) == 12 and all(list(c.cells) == [0, 1] for c in found.configurations)
+    assert len(found.configurations) == 12 and all(list(c.seeds) == [0, 1] for c in found.configurations)
     shown = sweep.table(found, "ntk.logits.train", tmp_path)
     texts = [[cell.text for cell in entry.cells] for entry in shown.groups[0][1]]
     assert texts[1] == ["2", "0.1", "true labels", "10.50 ± 0.71", "2.000 †1/2", "0, 1"]

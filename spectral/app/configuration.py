@@ -56,24 +56,20 @@ from spectral.schema import (
     shown,
 )
 
-PACKAGES = (
-    "experiments",
-    "networks",
-    "operators",
-    "estimators",
-    "analysis",
-)  # of spectral, whose functions a `_target_` may name
+# Of spectral, whose functions a `_target_` may name.
+PACKAGES = ("experiments", "networks", "operators", "estimators", "analysis")
 DTYPES = ("float64", "float32")
 PRODUCT_DTYPES = (*DTYPES, "bfloat16", "float16")
-NUMBERS = (spectral.top, spectral.svd, spectral.trace, spectral.diagonal)  # estimators that make no spectrum
+NUMBERS = {  # estimators that make no spectrum, and what they give
+    spectral.top: "eigenvalues",
+    spectral.svd: "singular values",
+    spectral.trace: "trace",
+    spectral.diagonal: "diagonal",
+}
 SPECTRA = (spectral.esd, spectral.slq, spectral.kpm, spectral.exact)
 OPERATORS = (spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher)
-FOUND = (
-    "own_label_alignment",
-    "true_label_alignment",
-    "max_over_mean",
-    "gini",
-)  # metrics of cells beside those of a spectrum
+# Metrics of cells beside those of a spectrum.
+OF_CELLS = ("own_label_alignment", "true_label_alignment", "max_over_mean", "gini")
 HIDDEN = ("checkpoint", "progress", "f")  # keywords that are the command's own to give
 BUILT = ("model", "data", "operator", "operator.loss", "estimator", "experiment")  # where a `_target_` may stand
 
@@ -89,31 +85,33 @@ def locate(target: str) -> Any:
     Of spectral that is: names of the top level and of the packages in `PACKAGES`. Anything else is refused before it is
     imported: a configuration file must not be a way to run any code or to write any file.
     """
-    refusal = f"_target_={target!r} is not allowed; use a public function of spectral or a module of torch.nn."
-    parts = str(target).split(".")
+    named = _named(str(target).split("."))
+    if not callable(named):
+        raise ValueError(
+            f"_target_={target!r} is not allowed; use a public function of spectral or a module of torch.nn."
+        )
+    return named
+
+
+def _named(parts: list[str]) -> Any:
+    """What a dotted name leads to; None where it leads to nothing that may be named."""
+    *home, name = parts
     if any(part.startswith("_") or not part.isidentifier() for part in parts):
-        raise ValueError(refusal)
-    if parts[:2] == ["torch", "nn"] and len(parts) == 3:
-        found = getattr(nn, parts[2], None)
-        if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-            raise ValueError(refusal)
-        return found
-    home, name = ".".join(parts[:-1]), parts[-1]
-    if home == "spectral":
-        found = getattr(spectral, name, None) if name in spectral.__all__ else None
-    elif parts[0] == "spectral" and len(parts) > 2 and parts[1] in PACKAGES:
-        try:
-            found = getattr(importlib.import_module(home), name, None)
-        except ModuleNotFoundError as problem:
-            raise ValueError(refusal) from problem
-        # what a module of ours has merely imported (os, torch.load, atomic_write, ...) is not its own
-        if not str(getattr(found, "__module__", "")).startswith(tuple(f"spectral.{package}" for package in PACKAGES)):
-            raise ValueError(refusal)
-    else:
-        raise ValueError(refusal)
-    if not callable(found):
-        raise ValueError(refusal)
-    return found
+        return None
+    if home == ["torch", "nn"]:
+        module = getattr(nn, name, None)
+        return module if inspect.isclass(module) and issubclass(module, nn.Module) else None
+    if home == ["spectral"]:
+        return getattr(spectral, name) if name in spectral.__all__ else None
+    if home[:1] != ["spectral"] or home[1] not in PACKAGES:
+        return None
+    try:
+        own = getattr(importlib.import_module(".".join(home)), name, None)
+    except ModuleNotFoundError:
+        return None
+    # what a module of ours has merely imported (os, torch.load, atomic_write, ...) is not its own
+    ours = tuple(f"spectral.{package}" for package in PACKAGES)
+    return own if str(getattr(own, "__module__", "")).startswith(ours) else None
 
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -224,44 +222,33 @@ OPTIONS: dict[str, Rule] = {  # of operators, by their names
 }
 
 
+LAWS = (  # of a Jacobian
+    Law("a loss where of=loss, and nowhere else", lambda f, s: (f.get("of") == "loss") == (f.get("loss") is not None)),
+    Law("wrt=inputs where layout=flattened", lambda f, s: f.get("layout") != "flattened" or f.get("wrt") == "inputs"),
+    Law(
+        "wrt=params where params are chosen",
+        lambda f, s: f.get("params") is None or f.get("wrt", "params") == "params",
+    ),
+)
+
+
 def _operator(target: Any) -> Fields | None:
     if target not in OPERATORS:
         return None
     names = [name for name in _keywords(target, ("forward",)) if name not in ("model", "data")]
-    required = ("loss",) if target is not spectral.Jacobian else ()
-    laws = (
-        Law(
-            "a loss where of=loss, and nowhere else",
-            lambda f, s: (f.get("of") == "loss") == (f.get("loss") is not None),
-        ),
-        Law(
-            "wrt=inputs where layout=flattened", lambda f, s: f.get("layout") != "flattened" or f.get("wrt") == "inputs"
-        ),
-        Law(
-            "wrt=params where params are chosen",
-            lambda f, s: f.get("params") is None or f.get("wrt", "params") == "params",
-        ),
-    )
     known = {name: OPTIONS.get(name, Plain()) for name in (*names, "split", "samples", "loss")}
-    return Fields(
-        {"split": OPTIONS["split"], "samples": OPTIONS["samples"], **dict.fromkeys(required, LOSS)},
-        known,
-        laws=laws if target is spectral.Jacobian else (),
-    )
+    must = {name: OPTIONS[name] for name in ("split", "samples")}
+    if target is spectral.Jacobian:
+        return Fields(must, known, laws=LAWS)
+    return Fields({**must, "loss": LOSS}, known)
 
 
 TOLERANCE = Checked(stopping.Tolerance.of, "a number from 0 to 1, such as 1e-3, or {count: [low, high, width]}")
 BUDGET = Checked(
     lambda value: Budget(value, as_operator(np.eye(1))), "a number of products, 10min, 50epochs or 400products"
 )
-INTERVAL = Checked(
-    lambda value: _holds(
-        Fields({"it": Row(REAL, REAL)}, laws=(Law("low < high", lambda f, s: f["it"][0] < f["it"][1]),)),
-        {"it": value},
-        "",
-    ),
-    "two numbers [low, high], low < high",
-)
+ENDS = Fields({"ends": Row(REAL, REAL)}, laws=(Law("low < high", lambda f, s: f["ends"][0] < f["ends"][1]),))
+INTERVAL = Checked(lambda value: _holds(ENDS, {"ends": value}, ""), "two numbers [low, high], low < high")
 SETTINGS: dict[str, Rule] = {  # of estimators, by their names; what is null is left to the estimator
     "probes": SIZE,
     "steps": SIZE,
@@ -297,7 +284,7 @@ def _estimator(target: Any) -> Fields | None:
     return Fields(must, {name: maybe(rules.get(name, Plain())) for name in names if name not in must})
 
 
-METRIC = Text(*METRICS, *FOUND)
+METRIC = Text(*METRICS, *OF_CELLS)
 MATRIX = Text(
     pattern=rf"({'|'.join(KINDS)})\.(logits|probs)\.(train|test)", said="KIND.OUTPUT.SPLIT, such as ntk.logits.train"
 )
@@ -319,8 +306,9 @@ SWEPT: dict[str, dict[str, Rule]] = {
 
 
 def _experiment(target: Any) -> Fields | None:
-    name = next((name for name, made in EXPERIMENTS.items() if made is target), None)
-    return None if name is None else Fields(may={**SHARED, **SWEPT.get(name, {})})
+    if target not in EXPERIMENTS.values():
+        return None
+    return Fields(may={**SHARED, **SWEPT.get(target.__name__, {})})
 
 
 TRAINING = Fields(
@@ -398,7 +386,7 @@ def _combination(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
     if config["operator"] != defaults.get("operator", config["operator"]):
         raise ValueError(
             f"The experiment {name} has matrices of its own (experiment.kinds), and operator would be ignored; leave it out, or "
-            f"take experiment=null with model={_kind(config['model'])} for one spectrum."
+            f"take experiment=null with model={config['model'].get('kind') or 'mlp'} for one spectrum."
         )
     if name == "depth_sweep":
         if config["model"].get("options") != defaults.get("model", config["model"]).get("options"):
@@ -412,10 +400,6 @@ def _combination(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
         ours, theirs = (c["options"].get("max_epochs") for c in (training, defaults.get("training", training)))
         if ours != theirs:
             raise ValueError("jacobian_evolution trains for experiment.epochs; leave training.options.max_epochs out.")
-
-
-def _kind(model: Mapping[str, Any]) -> str:
-    return str(model.get("kind") or "mlp")
 
 
 # Rules of hydra's own node -----------------------------------------------------------------------------------------------
@@ -432,9 +416,8 @@ LAUNCHERS: dict[str, Fields] = {
             "require": maybe(Text("sharedmem")),
             "verbose": COUNT,
             "timeout": maybe(POSITIVE),
-            "pre_dispatch": Either(
-                SIZE, Text(pattern=r"all|(\d+ ?\* ?)?n_jobs", said="2*n_jobs or all")
-            ),  # joblib evaluates it
+            # joblib evaluates it
+            "pre_dispatch": Either(SIZE, Text(pattern=r"all|(\d+ ?\* ?)?n_jobs", said="2*n_jobs or all")),
             "batch_size": Either(SIZE, Same("auto")),
             "temp_folder": Same(None),
             "max_nbytes": maybe(Either(SIZE, WORD)),
@@ -529,12 +512,8 @@ HYDRA = Fields(
 TYPED = re.compile(  # settings of hydra that are taken as they are where somebody has typed them
     r"run\.dir|sweep\.(dir|subdir)|output_subdir|searchpath|verbose|job\.(name|chdir|env_set\..+|env_copy)|launcher\.(?!_target_)\w+"
 )
-FOLDERS = (
-    "output.root",
-    "output.state",
-    "hydra.run.dir",
-    "hydra.sweep.dir",
-)  # what is written lies in or below one of these
+# What is written lies in or below one of these.
+FOLDERS = ("output.root", "output.state", "hydra.run.dir", "hydra.sweep.dir")
 RESOLVERS = ("now", "hydra")  # that configurations may use: others read the environment
 SUBDIR = re.compile(r"([\w.,=+@ -]|\$\{hydra\.job\.(num|id|name|override_dirname)\})+")
 
@@ -574,18 +553,18 @@ def check_hydra(node: Mapping[str, Any], typed: Mapping[str, str]) -> None:
 
 def _without(node: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
     """The node with what was typed put to what the rule takes."""
-    kept = dict(node)
+    left = dict(node)
     harmless: dict[str, Any] = {"searchpath": [], "output_subdir": None, "verbose": False}
     for key in keys:
         first, _, rest = key.partition(".")
         if not rest:
-            kept[first] = harmless[first]
+            left[first] = harmless[first]
         elif first in ("run", "sweep"):
-            kept[first] = {**kept[first], rest: ""}
+            left[first] = {**left[first], rest: ""}
         else:
             name = rest.split(".")[0]
-            kept[first] = {k: v for k, v in kept[first].items() if k != name}
-    return kept
+            left[first] = {k: v for k, v in left[first].items() if k != name}
+    return left
 
 
 def check_resolvers(node: Any, where: str = "") -> None:

@@ -7,17 +7,7 @@ import time
 
 from tqdm import tqdm
 
-
-def seconds(value: float) -> str:
-    """A duration as a person says it.
-
-    >>> seconds(4.25), seconds(75), seconds(7300)
-    ('4.2 s', '1 min 15 s', '2 h 1 min')
-    """
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+from spectral.report.tables import seconds
 
 
 class Progress:
@@ -28,7 +18,7 @@ class Progress:
     """
 
     def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.done, self.computed, self.kept = name, total, 0, 0, 0
+        self.name, self.total, self.done, self.computed, self.resumed = name, total, 0, 0, 0
         self.bar = tqdm(total=total, desc=name, unit="matrix", disable=None, dynamic_ncols=True, file=sys.stderr)
         self.started = self.begun = time.perf_counter()
         self.key = ""
@@ -37,7 +27,7 @@ class Progress:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._say_kept()
+        self._say_resumed()
         self.bar.close()
 
     def begin(self, key: str) -> None:
@@ -45,23 +35,23 @@ class Progress:
         self.key, self.begun = key, time.perf_counter()
         self.bar.set_postfix_str(key, refresh=True)
 
-    def end(self, kept: bool) -> None:
-        """The cell is finished; `kept`: it was read from what an earlier run has left (one line says how many)."""
+    def end(self, resumed: bool) -> None:
+        """The cell is finished; `resumed`: it was read from what an earlier run has left (one line says how many)."""
         now = time.perf_counter()
         self.bar.update(1)
-        if kept:
-            self.done, self.kept = self.done + 1, self.kept + 1
+        if resumed:
+            self.done, self.resumed = self.done + 1, self.resumed + 1
             return
-        self._say_kept()
+        self._say_resumed()
         self.done, self.computed = self.done + 1, self.computed + 1
         missing = self.total - self.done
         left = f", about {seconds((now - self.started) / self.computed * missing)} left" if missing else ""
         self._line(f"{self.done:{len(str(self.total))}}/{self.total}: {self.key}, {seconds(now - self.begun)}{left}")
 
-    def _say_kept(self) -> None:
-        if self.kept:
-            self._line(f"{self.done:{len(str(self.total))}}/{self.total}: {self.kept} kept from before")
-            self.kept = 0
+    def _say_resumed(self) -> None:
+        if self.resumed:
+            self._line(f"{self.done:{len(str(self.total))}}/{self.total}: {self.resumed} kept from before")
+            self.resumed = 0
 
     def _line(self, text: str) -> None:
         if self.bar.disable:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,21 @@ from torch import nn
 
 import spectral
 from spectral.analysis import label_alignment, summary
+from spectral.analysis.alignment import EXACT_ROWS
 from spectral.app import configuration
 from spectral.app.configuration import NUMBERS, locate
-from spectral.app.progress import Progress, seconds
-from spectral.app.store import State
+from spectral.app.progress import Progress
+from spectral.app.store import RunStore
 from spectral.estimators.esd import NETWORK_DIM
-from spectral.experiments.cell import Cell, CellResult, Condition, Matrix, Settings, cells, network, run_cell
+from spectral.experiments.cell import Cell, Condition, Matrix, Settings, all_cells, network, run_cell
 from spectral.experiments.datasets import Problem, batches
 from spectral.experiments.experiments import Experiment, Outcome, conclude
 from spectral.experiments.training import evaluate, few_threads
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.persist import atomic_write, own_folder, save_arrays
-from spectral.report import Report, build, page, tables, verdict
+from spectral.report import Numbers, Report, Subject, build, mean_and_error, page, verdict
+from spectral.report.tables import seconds
 from spectral.spectrum import Spectrum
 
 OWN_KEYS = {"_target_", "images", "headline", "headline_metric", "split", "samples"}  # read here, not by the target
@@ -66,12 +68,9 @@ class Terminated(SystemExit):
 # Configuration -------------------------------------------------------------------------------------------------------
 def arguments(node: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of a node for its target: without keys of our own and nulls, inner targets built."""
-    kept = {key: value for key, value in node.items() if key not in OWN_KEYS and value is not None}
-    return {k: locate(v["_target_"])(**arguments(v)) if _is_node(v) else v for k, v in kept.items()}
-
-
-def _is_node(value: Any) -> bool:
-    return isinstance(value, Mapping) and "_target_" in value
+    given = {key: value for key, value in node.items() if key not in OWN_KEYS and value is not None}
+    inner = {k: v for k, v in given.items() if isinstance(v, Mapping) and "_target_" in v}
+    return given | {k: locate(v["_target_"])(**arguments(v)) for k, v in inner.items()}
 
 
 def estimator(node: Mapping[str, Any], seed: int | None = None) -> Any:
@@ -129,8 +128,10 @@ def peak_bytes() -> int:
 
 def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
     """The `Settings` of an experiment: problem, model, training and estimator as the groups say."""
+    data = config["data"]
+    rest = {"test": None} if "test" in data and data["test"] is None else {}  # null: all that remain
     return Settings(
-        problem=partial(locate(config["data"]["_target_"]), **_data_options(config["data"])),
+        problem=partial(locate(data["_target_"]), **arguments(data), **rest),
         model=_model(config["model"]),
         training=arguments(config["training"]["options"]),
         device=where,
@@ -138,11 +139,6 @@ def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
         batch_size=config["batch_size"],
         **more,
     )
-
-
-def _data_options(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Like `arguments`, but test=null means all that remain."""
-    return {k: v for k, v in node.items() if k not in OWN_KEYS and (v is not None or k == "test")}
 
 
 def _model(node: Mapping[str, Any]) -> Any:
@@ -169,89 +165,75 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
     folder = own_folder(folder)
     where = device(config["device"])
     about = {**environment(where), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-    kept = {k: v for k, v in config.items() if k not in ("resume", "output", "analysis")}
-    kept["computed by"] = {k: about[k] for k in ("spectral", "torch", "device")}
-    state = State(config["output"]["state"], kept, resume=config["resume"])
+    description = {k: v for k, v in config.items() if k not in ("resume", "output", "analysis")}
+    description["computed by"] = {k: about[k] for k in ("spectral", "torch", "device")}
+    store = RunStore(config["output"]["state"], description, resume=config["resume"])
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        if config.get("experiment"):
-            return _experiment(config, folder, state, where, about)
-        return _single(config, folder, state, where, about)
+        perform = _experiment if config.get("experiment") else _single
+        report, results = perform(config, folder, store, where)
+        return _write(folder, config, replace(report, config=recorded(config), environment=about), results)
     except (KeyboardInterrupt, Terminated) as stop:
         code = 143 if isinstance(stop, Terminated) else 130
         raise Interrupted(
-            f"Interrupted with {state.parts()} kept in {state.folder}; go on with: {command} resume=true", code
+            f"Interrupted with {store.parts()} kept in {store.folder}; go on with: {command} resume=true", code
         ) from stop
 
 
-def _experiment(config: dict[str, Any], folder: Path, state: State, where: str, about: dict[str, Any]) -> Path:
-    """All cells of an experiment, each kept as it ends, and its report."""
+def _experiment(config: dict[str, Any], folder: Path, store: RunStore, where: str) -> tuple[Report, dict[str, Any]]:
+    """All cells of an experiment, each stored as it ends: its report, and what result.json says of it."""
     node = config["experiment"]
     names = {item.name for item in fields(Settings)} & set(node)
     chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if k in names}
     chosen["estimator"] = estimator(config["estimator"])
     rest = {k: v for k, v in arguments(node).items() if k not in names}
     plan: Experiment = locate(node["_target_"])(settings_of(config, where, **chosen), **rest)
-    _rehearse_experiment(config, plan)
-    wanted, finished, resumable = cells(plan.settings), [], _keeps_probes(config["estimator"])
+    models = _rehearse_experiment(config, plan)
+    wanted, finished, resumable = all_cells(plan.settings), [], _keeps_probes(config["estimator"])
     started = time.perf_counter()
     with Progress(plan.name, len(wanted)) as progress:
         for cell in wanted:
             progress.begin(cell.key)
-            result = state.load_cell(cell.key)
-            if kept := result is not None:
-                finished.append(result)
+            before = store.load_cell(cell.key)
+            if before is None:
+                probes = store.probes(cell.key) if resumable else None
+                finished.append(run_cell(cell, plan.settings, store, checkpoint=probes))
+                store.save_cell(finished[-1])
             else:
-                probes = state.probes(cell.key) if resumable else None
-                finished.append(run_cell(cell, plan.settings, state, checkpoint=probes))
-                state.save_cell(finished[-1])
-            progress.end(kept)
+                finished.append(before)
+            progress.end(before is not None)
     outcome = conclude(plan, finished)
     spent = {**outcome.result.cost, "wall_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     spent["seconds"] += spent["training_seconds"]
+    what = _named(config, "model", "data", between=" on ") or plan.name.replace("_", " ")
     report = build.experiment(
         outcome,
         metrics=config["analysis"]["metrics"],
         headline=node.get("headline", ()),
         headline_metric=node.get("headline_metric", "effective_rank"),
-        about=_about(config, plan),
+        about=verdict.scope([sum(p.numel() for p in model.parameters()) for model in models], what),
         alpha_curve=config["analysis"]["alpha_curve"],
-        config=recorded(config),
-        environment=about,
-        cost=spent,
     )
-    (folder / SPECTRA).mkdir(exist_ok=True)
+    listed = []
     for result in finished:
-        result.spectrum.save(folder / _spectrum_file(result))
-    extra = {"conditions": plan.words, "cells": [_cell_record(result) for result in finished]}
-    return _write(folder, config, report, *_experiment_numbers(outcome), extra)
+        file = _save_spectrum(result.spectrum, folder, f"spectrum-{result.cell.key}.npz")
+        listed.append({"spectrum": file, "metrics": result.metrics, **build.subject_of(result).to_dict()})
+    metrics, estimates = _experiment_numbers(outcome)
+    said = {"metrics": metrics, "estimates": estimates, "conditions": plan.words, "cells": listed}
+    return replace(report, cost=spent), said
 
 
-def _about(config: dict[str, Any], plan: Experiment) -> str:
-    """How many networks of what size an experiment is about, and what they are of."""
-    options = {json.dumps(c.options, default=str, sort_keys=True): c.options for c in plan.settings.conditions}
-    problem = plan.settings.problem(seed=plan.settings.seeds[0])
-    models = [plan.settings.model(problem, seed=0, **({} if o is None else {"options": o})) for o in options.values()]
+def _named(config: dict[str, Any], *groups: str, between: str) -> str:
+    """The members of the groups that were chosen, by their names."""
     chosen = config.get("choices", {})
-    what = " on ".join(str(chosen[key]) for key in ("model", "data") if key in chosen) or plan.name.replace("_", " ")
-    return verdict.scope([sum(p.numel() for p in model.parameters()) for model in models], what)
+    return between.join(str(chosen[group]) for group in groups if group in chosen)
 
 
-def _spectrum_file(result: CellResult) -> str:
-    return f"{SPECTRA}/spectrum-{result.cell.key}.npz"
-
-
-def _cell_record(result: CellResult) -> dict[str, Any]:
-    """One matrix of one network: enough for `spectral-report` to find and label it."""
-    return {
-        "spectrum": _spectrum_file(result),
-        "matrix": result.cell.matrix.name,
-        "condition": result.cell.condition.name,
-        "seed": result.cell.seed,
-        "metrics": result.metrics,
-        "test_accuracy": result.test_accuracy,
-        "trained": None if result.trained is None else result.trained.to_dict(history=False),
-    }
+def _save_spectrum(spectrum: Spectrum, folder: Path, name: str) -> str:
+    """Where the spectrum was saved, from the run's folder."""
+    (folder / SPECTRA).mkdir(exist_ok=True)
+    spectrum.save(folder / SPECTRA / name)
+    return f"{SPECTRA}/{name}"
 
 
 def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -261,7 +243,7 @@ def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any
     for row in outcome.result.rows:
         means, details = {}, {}
         for condition, numbers in row.values.items():
-            value, sd = tables.mean_and_error(numbers, row.errors[condition])
+            value, sd = mean_and_error(numbers, row.errors[condition])
             seeds = sum(math.isfinite(v) for v in numbers)
             means[condition] = value
             stderr = sd / math.sqrt(seeds) if seeds > 1 else sd
@@ -275,82 +257,90 @@ def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any
     return metrics, estimates
 
 
-def _single(config: dict[str, Any], folder: Path, state: State, where: str, about: dict[str, Any]) -> Path:
-    """Train (or not), one operator, one spectrum or other numbers of it, their report."""
-    started, seed, node = time.perf_counter(), config["seed"], config["operator"]
+@dataclass(frozen=True)
+class Task:
+    """What one matrix is of: the configuration, the data, where what is finished is stored."""
+
+    config: dict[str, Any]
+    settings: Settings
+    problem: Problem
+    store: RunStore
+
+    def operator(self, model: nn.Module) -> tuple[Operator, torch.Tensor]:
+        """The operator that the configuration names, and the labels of its samples."""
+        node = self.config["operator"]
+        x, y = self.problem.split(node["split"])
+        count = len(x) if node["samples"] is None else min(node["samples"], len(x))
+        x, y, model = x[:count].to(self.settings.dtype), y[:count], model.to(self.settings.dtype)
+        options = arguments(node)
+        if "product_dtype" in options:
+            options["product_dtype"] = getattr(torch, options["product_dtype"])
+        return locate(node["_target_"])(model=model, data=batches(x, y, self.settings.batch_size), **options), y
+
+    @property
+    def estimator(self) -> Any:
+        return estimator(self.config["estimator"], self.config["seed"])
+
+    def operand(self, A: Operator) -> Operator:
+        """What the estimator is given: the operator, or for numbers of square matrices its Gram."""
+        square = A.shape[0] == A.shape[1] and A.self_map
+        target = locate(self.config["estimator"]["_target_"])
+        return A if square or target not in NUMBERS or target is spectral.svd else Gram(A)
+
+
+def _single(config: dict[str, Any], folder: Path, store: RunStore, where: str) -> tuple[Report, dict[str, Any]]:
+    """One network, one operator, one spectrum or other numbers of it: the report, and what result.json says of it."""
+    started, seed, training = time.perf_counter(), config["seed"], config["training"]
     settings = settings_of(config, where)
-    problem = settings.problem(seed=seed).to(device=where)
-    training = config["training"]
+    task = Task(config, settings, settings.problem(seed=seed).to(where), store)
     noise = float(training["noise"])
     name = "init" if not training["enabled"] else {0.0: "true", 1.0: "random"}.get(noise, f"noise{100 * noise:g}")
     cell = Cell(seed, Condition(name, noise if training["enabled"] else None), Matrix("matrix", "logits", "train"))
-    if training["enabled"] and cell.network not in state:
-        _rehearse(config, settings, problem)
-    model, snapshot = network(cell, settings, problem, state)
-    trained = None if snapshot is None else snapshot.trained
-    accuracy = evaluate(model, problem.x_test, problem.y_test)[1] if len(problem.x_test) else math.nan
-    if other := locate(config["estimator"]["_target_"]) in NUMBERS:
-        arrays, numbers = state.load_arrays("estimate") or _found(config, settings, problem, model, state)
-        save_arrays(folder / "estimate.npz", arrays, numbers)
-        products, epochs = numbers["products"], numbers["epochs"]
-    else:
-        kept = state.load_spectrum("spectrum")
-        spectrum, numbers = kept or _measured(config, settings, problem, model, state)
-        (folder / SPECTRA).mkdir(exist_ok=True)
-        spectrum.save(folder / SPECTRA / "spectrum.npz")
-        products, epochs = spectrum.products, spectrum.epochs
-    spent = {
-        "products": products,
-        "epochs": epochs,
+    if training["enabled"] and cell.network not in store:
+        _rehearse(task)
+    model, snapshot = network(cell, settings, task.problem, store)
+    trained, test = None if snapshot is None else snapshot.trained, (task.problem.x_test, task.problem.y_test)
+    title = _named(config, "operator", "model", "data", between=" · ") or config["operator"]["_target_"]
+    subject = Subject(title, name, seed, trained, evaluate(model, *test)[1] if len(test[0]) else math.nan)
+    make = _numbers if locate(config["estimator"]["_target_"]) in NUMBERS else _spectrum
+    report, own, cost = make(task, model, subject, folder)
+    cost |= {
         "seconds": time.perf_counter() - started,
         "training_epochs": 0 if trained is None else trained.epochs,
         "peak_bytes": peak_bytes(),
     }
-    chosen = config.get("choices", {})
-    title = " · ".join(str(chosen[k]) for k in ("operator", "model", "data") if k in chosen) or node["_target_"]
-    shared: dict[str, Any] = {
-        "matrix": title, "condition": name, "seed": seed, "trained": trained, "test_accuracy": accuracy,
-        "config": recorded(config), "environment": about, "cost": spent,
-    }  # fmt: skip
-    if other:
-        found = build.of_arrays(arrays, numbers)
-        which = str(config["estimator"].get("which") or "largest")
-        report, estimates = build.numbers(found, which=which, **shared), found.estimates()
-        metrics = {k: e["value"] for k, e in estimates.items()}
-        errors = {f"{k}_{n}": e[n] for k, e in estimates.items() for n in ("stderr", "residual") if n in e}
-        own = {"arrays": "estimate.npz", "metrics": metrics | errors, "found": numbers}
-    else:
-        analysis = config["analysis"]
-        report = build.single(
-            spectrum, numbers, metrics=analysis["metrics"], alpha_curve=analysis["alpha_curve"], **shared
-        )
-        metrics = {k: v for k, v in numbers.items() if not k.endswith("_stderr")}
-        estimates = {k: {"value": v, "stderr": numbers.get(f"{k}_stderr", math.nan)} for k, v in metrics.items()}
-        own = {"spectrum": f"{SPECTRA}/spectrum.npz", "metrics": numbers}
-    plain = None if trained is None else trained.to_dict(history=False)
-    common = {"matrix": title, "condition": name, "seed": seed, "test_accuracy": accuracy, "trained": plain}
-    return _write(folder, config, report, metrics, estimates, {"cells": [own | common]})
+    cells = [{**own.pop("cell"), **subject.to_dict()}]
+    return replace(report, cost=cost), {**own, "cells": cells}
 
 
-def _operator(
-    config: dict[str, Any], settings: Settings, problem: Problem, model: nn.Module
-) -> tuple[Operator, torch.Tensor]:
-    """The operator that the configuration names, and the labels of its samples."""
-    node = config["operator"]
-    x, y = problem.split(node["split"])
-    count = len(x) if node["samples"] is None else min(node["samples"], len(x))
-    x, y, model = x[:count].to(settings.dtype), y[:count], model.to(settings.dtype)
-    options = arguments(node)
-    if "product_dtype" in options:
-        options["product_dtype"] = getattr(torch, options["product_dtype"])
-    return locate(node["_target_"])(model=model, data=batches(x, y, settings.batch_size), **options), y
+def _spectrum(
+    task: Task, model: nn.Module, subject: Subject, folder: Path
+) -> tuple[Report, dict[str, Any], dict[str, Any]]:
+    """The report of a spectrum, its numbers for result.json, its cost."""
+    analysis = task.config["analysis"]
+    spectrum, numbers = task.store.load_spectrum("spectrum") or _measured_spectrum(task, model)
+    report = build.single(subject, spectrum, numbers, metrics=analysis["metrics"], alpha_curve=analysis["alpha_curve"])
+    metrics = {k: v for k, v in numbers.items() if not k.endswith("_stderr")}
+    estimates = {k: {"value": v, "stderr": numbers.get(f"{k}_stderr", math.nan)} for k, v in metrics.items()}
+    cell = {"spectrum": _save_spectrum(spectrum, folder, "spectrum.npz"), "metrics": numbers}
+    cost = {"products": spectrum.products, "epochs": spectrum.epochs}
+    return report, {"metrics": metrics, "estimates": estimates, "cell": cell}, cost
 
 
-def _subject(config: dict[str, Any], A: Operator) -> Operator:
-    """What the estimator is given: the operator, or for numbers of square matrices its Gram."""
-    square = A.shape[0] == A.shape[1] and A.self_map
-    target = locate(config["estimator"]["_target_"])
-    return A if square or target not in NUMBERS or target is spectral.svd else Gram(A)
+def _numbers(
+    task: Task, model: nn.Module, subject: Subject, folder: Path
+) -> tuple[Report, dict[str, Any], dict[str, Any]]:
+    """The same of what makes no spectrum."""
+    arrays, facts = task.store.load_arrays("estimate") or _measured_numbers(task, model)
+    save_arrays(folder / "estimate.npz", arrays, facts)
+    numbers = Numbers.of(arrays, facts)
+    estimates = numbers.estimates()
+    metrics = {k: e["value"] for k, e in estimates.items()}
+    errors = {f"{k}_{n}": e[n] for k, e in estimates.items() for n in ("stderr", "residual") if n in e}
+    cell = {"arrays": "estimate.npz", "metrics": metrics | errors, "found": facts}
+    report = build.numbers(subject, numbers, str(task.config["estimator"].get("which") or "largest"))
+    cost = {"products": facts["products"], "epochs": facts["epochs"]}
+    return report, {"metrics": metrics, "estimates": estimates, "cell": cell}, cost
 
 
 class Rehearsed(Exception):
@@ -371,62 +361,59 @@ class Rehearsal(Operator):
         raise Rehearsed
 
 
-def _rehearse(config: dict[str, Any], settings: Settings, problem: Problem) -> None:
+def _rehearse(task: Task) -> None:
     """Build the operator over the network as it is before training, and let the estimator look at its options."""
-    model = settings.model(problem, seed=config["seed"]).to(settings.device).eval()
+    model = task.settings.model(task.problem, seed=task.config["seed"]).to(task.settings.device).eval()
     with few_threads(model), suppress(Rehearsed):
-        A = _operator(config, settings, problem, model)[0]
-        estimator(config["estimator"], config["seed"])(_subject(config, Rehearsal(A)), progress=False)
+        task.estimator(task.operand(Rehearsal(task.operator(model)[0])), progress=False)
 
 
-def _rehearse_experiment(config: dict[str, Any], plan: Experiment) -> None:
-    """Build the first seed's data and networks, and let the estimator look at its options."""
-    settings = plan.settings
-    problem = settings.problem(seed=settings.seeds[0])
-    for condition in settings.conditions:
-        settings.model(
-            problem, seed=settings.seeds[0], **({} if condition.options is None else {"options": condition.options})
-        )
+def _rehearse_experiment(config: dict[str, Any], plan: Experiment) -> list[nn.Module]:
+    """Build the first seed's data and networks, and let the estimator look at its options; one network of each kind."""
+    settings, seed = plan.settings, plan.settings.seeds[0]
+    problem = settings.problem(seed=seed)
+    models = {json.dumps(c.options, default=str, sort_keys=True): c for c in settings.conditions}
+    built = [settings.build(problem, seed, condition) for condition in models.values()]
     with suppress(Rehearsed):
         A = Rehearsal(as_operator(torch.eye(REHEARSED, dtype=settings.dtype)))
         estimator(config["estimator"])(A, progress=False)
+    return built
 
 
-def _found(
-    config: dict[str, Any], settings: Settings, problem: Problem, model: nn.Module, state: State
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What an estimator finds that makes no spectrum: (arrays, plain facts), kept."""
-    estimate, of = estimator(config["estimator"], config["seed"]), "The numbers are those of the matrix itself."
-    whole = _operator(config, settings, problem, model)[0]
-    A = _subject(config, whole)
+def _measured_numbers(task: Task, model: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What an estimator gives that makes no spectrum: (arrays, plain facts), stored."""
+    said, whole = "The numbers are those of the matrix itself.", task.operator(model)[0]
+    A = task.operand(whole)
     if isinstance(A, Gram) and A is not whole:
         m, n, side = *whole.shape, A.shape[0]
-        of = f"The matrix is {m} x {n}: the numbers are those of its Gram, {side} x {side}, on the {A.side} side."
+        said = f"The matrix is {m} x {n}: the numbers are those of its Gram, {side} x {side}, on the {A.side} side."
     begun = A.epochs
     with few_threads(model):
-        arrays, about = build.to_arrays(estimate(A, checkpoint=state.probes("estimate")))
-    about = {"epochs": A.epochs - begun, **about, "of": of, "operator": plain(A.describe())}
-    state.save_arrays("estimate", arrays, about)
-    return arrays, about
+        result = task.estimator(A, checkpoint=task.store.probes("estimate"))
+    arrays = result.to_arrays()
+    rest = {item.name: getattr(result, item.name) for item in fields(result) if item.name not in arrays}
+    facts = {name: value for name, value in rest.items() if np.ndim(value) == 0}
+    kind = NUMBERS[locate(task.config["estimator"]["_target_"])]
+    facts = {"epochs": A.epochs - begun, **facts, "kind": kind, "of": said, "operator": plain(A.describe())}
+    task.store.save_arrays("estimate", arrays, facts)
+    return arrays, facts
 
 
-def _measured(
-    config: dict[str, Any], settings: Settings, problem: Problem, model: nn.Module, state: State
-) -> tuple[Spectrum, dict[str, float]]:
-    """The spectrum and its metrics, kept."""
-    node, estimate = config["operator"], estimator(config["estimator"], config["seed"])
-    A, y = _operator(config, settings, problem, model)
-    if _keeps_probes(config["estimator"]):
-        estimate = partial(estimate, checkpoint=state.probes("spectrum"))
+def _measured_spectrum(task: Task, model: nn.Module) -> tuple[Spectrum, dict[str, float]]:
+    """The spectrum and its metrics, stored."""
+    node, estimate = task.config["operator"], task.estimator
+    A, y = task.operator(model)
+    if _keeps_probes(task.config["estimator"]):
+        estimate = partial(estimate, checkpoint=task.store.probes("spectrum"))
     # large enough to be decomposed, small enough for it to be chosen: there threads help more than they hurt
     with nullcontext() if MANY_THREADS < min(A.shape) <= NETWORK_DIM else few_threads(model):
         spectrum = estimate(A)
-    top = config["analysis"]["top"] or problem.classes
+    top = task.config["analysis"]["top"] or task.problem.classes
     numbers = summary(spectrum, top=min(top, spectrum.dim))
-    if node.get("wrt") == "params" and node.get("of") in ("logits", "probs") and A.shape[0] <= 4000:
+    if node.get("wrt") == "params" and node.get("of") in ("logits", "probs") and A.shape[0] <= EXACT_ROWS:
         aligned = label_alignment(A, y)
         numbers |= {"true_label_alignment": aligned.own_label, "true_label_alignment_stderr": 0.0}
-    state.save_spectrum("spectrum", spectrum, numbers)
+    task.store.save_spectrum("spectrum", spectrum, numbers)
     return spectrum, numbers
 
 
@@ -435,49 +422,32 @@ def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "resume"}
 
 
-def _write(
-    folder: Path,
-    config: dict[str, Any],
-    report: Report,
-    metrics: dict[str, Any],
-    estimates: dict[str, Any],
-    extra: dict[str, Any],
-) -> Path:
+def _write(folder: Path, config: dict[str, Any], report: Report, results: dict[str, Any]) -> Path:
     """result.json, pictures, page and the table on the terminal; the last line names what to open."""
     result = {
-        "config": recorded(config),
+        "config": report.config,
         "environment": report.environment,
         "cost": report.cost,
-        "metrics": metrics,
-        "estimates": estimates,
+        "metrics": results.pop("metrics"),
+        "estimates": results.pop("estimates"),
         "title": report.title,
         "question": report.question,
         "answer": {"verdict": report.verdict.answer, "sentence": report.verdict.sentence},
-        **extra,
+        **results,
     }
-    last = folder / "result.json"
+    last, output = folder / "result.json", config["output"]
     atomic_write(last, json.dumps(plain(result), indent=1, allow_nan=False).encode())
-    shown = [row for row in report.rows if row.matrix in report.headline] or report.rows
-    print(f"{report.title}: {report.question}\n{report.verdict.sentence}\n")
-    listed = tables.of_rows(shown, report.labels) if report.numbers is None else tables.of_numbers(report.numbers)
-    print(listed.text() + "\n")
-    if report.trends:
-        print(tables.of_mappings(report.trends, 2).text() + "\n")
-    for fact in report.facts:
-        print(fact)
-    for finding in page.findings(report):
-        print(f"- {finding}")
-    pictures = page.draw(report) if config["output"]["figures"] or config["output"]["report"] else {}
-    if config["output"]["figures"]:
+    print(page.text(report))
+    pictures = page.draw(report) if output["figures"] or output["report"] else {}
+    if output["figures"]:
         page.save_pictures(folder, pictures)
-    if config["output"]["report"]:
+    if output["report"]:
         last = page.write(folder / "report.html", report, pictures)
-    cost = report.cost
-    memory = float(cost["peak_bytes"]) / 2**20
+    cost, memory = report.cost, float(report.cost["peak_bytes"]) / 2**20
     spent = (
         f"{cost['products']:.0f} products, {cost['epochs']:.1f} epochs, {seconds(cost['seconds'])}, {memory:.0f} MiB"
     )
-    print(f"\ncost: {spent}\n{'report' if config['output']['report'] else 'result'}: {last}", flush=True)
+    print(f"\ncost: {spent}\n{'report' if output['report'] else 'result'}: {last}", flush=True)
     return last
 
 

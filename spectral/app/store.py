@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +52,13 @@ CURVE = Fields(
     },
     laws=(Law("as many energies as sizes", lambda f, s: len(f["sizes"]) == len(f["energies"])),),
 )
+CONDITION = Fields(
+    {"name": Text(), "noise": maybe(SHARE), "epochs": maybe(COUNT), "options": maybe(Fields(others=Plain()))}
+)
+MATRIX = Fields({"kind": Text(*KINDS), "of": Text("logits", "probs"), "split": Text("train", "test")})
 CELL = Fields(
     {
-        "cell": Fields(
-            {
-                "seed": COUNT,
-                "condition": Fields(
-                    {
-                        "name": Text(),
-                        "noise": maybe(SHARE),
-                        "epochs": maybe(COUNT),
-                        "options": maybe(Fields(others=Plain())),
-                    }
-                ),
-                "matrix": Fields({"kind": Text(*KINDS), "of": Text("logits", "probs"), "split": Text("train", "test")}),
-            }
-        ),
+        "cell": Fields({"seed": COUNT, "condition": CONDITION, "matrix": MATRIX}),
         "metrics": NUMBERS,
         "alignment": Fields(may={"own": CURVE, "true": CURVE}),
         "trained": maybe(TRAINED),
@@ -76,11 +67,10 @@ CELL = Fields(
         "cost": Fields({"products": POSITIVE, "epochs": POSITIVE, "seconds": POSITIVE}),
     }
 )
+STATE = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")  # dtypes of a network's state
 NETWORK = Fields(
     {"of": Text(), "trained": TRAINED, "noise": SHARE, "changed": SHARE},
-    others=Either(
-        *(Array(dtype, ...) for dtype in ("float32", "float64", "float16", "int64", "int32", "uint8", "bool"))
-    ),
+    others=Either(*(Array(dtype, ...) for dtype in STATE)),
 )
 SHARED: dict[str, Rule] = {"products": COUNT, "epochs": POSITIVE, "of": Text(), "operator": Description()}
 SEARCHED = {
@@ -100,10 +90,10 @@ def _vectors(side: str) -> Rule:
 ESTIMATE = Either(  # what `top`, `svd`, `diagonal` and `trace` find
     Fields({"kind": Text("eigenvalues"), **SHARED, **SEARCHED, "vectors": _vectors("n")}),
     Fields({"kind": Text("singular values"), **SHARED, **SEARCHED, "left": _vectors("m"), "right": _vectors("n")}),
-    Fields({"kind": Text("diagonal"), **SHARED, **DRAWN}),
+    Fields({"kind": Text("diagonal"), **SHARED, **DRAWN}, {"lower": ANY, "upper": ANY}),
     Fields({"kind": Text("trace"), **SHARED, **DRAWN, "lower": ANY, "upper": ANY}),
 )
-KEPT = Fields({"of": Text(), "check": Text(), "text": Text(most=MOST_BYTES)})
+RECORD = Fields({"of": Text(), "check": Text(), "text": Text(most=MOST_BYTES)})
 
 # result.json: numbers that JSON has not are null
 ESTIMATED = Fields(
@@ -118,15 +108,11 @@ ESTIMATED = Fields(
         Law("an interval of its d", lambda f, s: "values" in f or {"d", "lower", "upper"} <= set(f)),
     ),
 )
-COMPARED = Fields(
-    others=ESTIMATED,
-    laws=(
-        Law(
-            "as many values of true as of random labels where they are compared",
-            lambda f, s: "true-random" not in f or len(f["true"]["values"]) == len(f["random"]["values"]),
-        ),
-    ),
+PAIRED = Law(
+    "as many values of true as of random labels where they are compared",
+    lambda f, s: "true-random" not in f or len(f["true"]["values"]) == len(f["random"]["values"]),
 )
+COMPARED = Fields(others=ESTIMATED, laws=(PAIRED,))
 LISTED = Fields(
     {"matrix": Text(), "condition": Text(), "seed": COUNT, "metrics": Fields(others=maybe(REAL))},
     {
@@ -171,14 +157,13 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def inside(folder: Path, name: str) -> Path:
     """The file of that name in or below a run's folder; ValueError for one that would lead out of it."""
-    path = Path(name)
-    found = folder / path
-    if path.is_absolute() or ".." in path.parts or not found.resolve().is_relative_to(folder.resolve()):
+    path, file = Path(name), folder / name
+    if path.is_absolute() or ".." in path.parts or not file.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{folder / 'result.json'} names {name!r}, which lies outside of its folder; remove it.")
-    return persist.own(found)
+    return persist.own(file)
 
 
-class State(MutableMapping[str, Snapshot]):
+class RunStore(MutableMapping[str, Snapshot]):
     """The folder ROOT/<fingerprint of `description`>; as a mapping it holds the trained networks by their key."""
 
     def __init__(self, root: str | Path, description: Any, resume: bool) -> None:
@@ -197,13 +182,13 @@ class State(MutableMapping[str, Snapshot]):
             atomic_write(self.path("settings.json"), self.description.encode())
 
     def path(self, name: str) -> Path:
-        """Where a file of this state lies; ValueError where a link stands there."""
+        """Where a file of this store lies; ValueError where a link stands there."""
         return persist.own(self.folder / name)
 
     def parts(self) -> str:
         """What is kept, in words.
 
-        >>> State("nowhere", {}, resume=True).parts()
+        >>> RunStore("nowhere", {}, resume=True).parts()
         '0 trained networks, 0 finished spectra and the finished probes of 0'
         """
         spectra = sum(path.name != "settings.json" for path in self.folder.glob("*.json"))
@@ -215,6 +200,9 @@ class State(MutableMapping[str, Snapshot]):
         self._begin()
         return self.path(f"probes-{key}.npz")
 
+    def _foreign(self, path: Path, why: str = "belongs to another configuration") -> ValueError:
+        return ValueError(f"{path} {why}; delete the folder {self.folder} and run again.")
+
     # Finished cells --------------------------------------------------------------------------------------------------
     def save_cell(self, result: CellResult) -> None:
         """Keep a finished cell."""
@@ -222,41 +210,35 @@ class State(MutableMapping[str, Snapshot]):
 
     def load_cell(self, key: str) -> CellResult | None:
         """The finished cell of this key, or None if it is not done; ValueError if its files are damaged or foreign."""
-        kept = self._load_spectrum(key, CELL)
-        if kept is None:
+        stored = self.load_spectrum(key, CELL)
+        if stored is None:
             return None
-        result = CellResult.from_dict(kept[1], kept[0])
+        result = CellResult.from_dict(stored[1], stored[0])
         if result.cell.key != key:
-            raise ValueError(
-                f"{self.path(key + '.json')} is of another matrix; delete the folder {self.folder} and run again."
-            )
+            raise self._foreign(self.path(f"{key}.json"), "is of another matrix")
         return result
 
     def save_spectrum(self, key: str, spectrum: Spectrum, plain: dict[str, Any]) -> None:
-        """Keep a spectrum and plain data that belong together: first the spectrum, then the record that makes it count."""
-        with persist.forgiving(self.path(f"{key}.npz")):
-            self._begin()
-            spectrum.save(self.path(f"{key}.npz"))
-            self._finish(key, plain)
+        """Keep a spectrum and plain data that belong together."""
+        self._save(key, spectrum.save, plain)
 
     def save_arrays(self, key: str, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
         """The same for arrays that make no spectrum."""
-        with persist.forgiving(self.path(f"{key}.npz")):
+        self._save(key, lambda path: save_arrays(path, arrays, {"of": self.fingerprint}), plain)
+
+    def _save(self, key: str, write: Callable[[Path], None], plain: dict[str, Any]) -> None:
+        """First the arrays, then the record that makes them count; then no checkpoint any more."""
+        path, text = self.path(f"{key}.npz"), json.dumps(plain, sort_keys=True, default=str)
+        with persist.forgiving(path):
             self._begin()
-            save_arrays(self.path(f"{key}.npz"), arrays, {"of": self.fingerprint})
-            self._finish(key, plain)
+            write(path)
+            record = {"of": self.fingerprint, "check": _digest(text.encode(), path.read_bytes()), "text": text}
+            atomic_write(self.path(f"{key}.json"), json.dumps(record).encode())
+            for more in ("", ".vectors", ".basis"):  # beside a file of probes
+                self.path(f"probes-{key}.npz{more}").unlink(missing_ok=True)
 
-    def _finish(self, key: str, plain: dict[str, Any]) -> None:
-        """The record, and no checkpoint any more."""
-        self._save_record(key, plain, self.path(f"{key}.npz"))
-        for more in ("", ".vectors", ".basis"):  # beside a file of probes: see `estimators.probe_run`
-            self.path(f"probes-{key}.npz{more}").unlink(missing_ok=True)
-
-    def load_spectrum(self, key: str) -> tuple[Spectrum, dict[str, Any]] | None:
-        """What `save_spectrum` kept under this key with numbers, or None."""
-        return self._load_spectrum(key, NUMBERS)
-
-    def _load_spectrum(self, key: str, rule: Rule) -> tuple[Spectrum, dict[str, Any]] | None:
+    def load_spectrum(self, key: str, rule: Rule = NUMBERS) -> tuple[Spectrum, dict[str, Any]] | None:
+        """What `save_spectrum` kept under this key with plain data as the rule says, or None."""
         plain = self._load_record(key)
         if plain is None:
             return None
@@ -274,28 +256,20 @@ class State(MutableMapping[str, Snapshot]):
         persist.check(path, {**plain, **arrays} if isinstance(plain, dict) else plain, ESTIMATE, "")
         return arrays, plain
 
-    def _save_record(self, key: str, plain: dict[str, Any], spectrum: Path) -> None:
-        text = json.dumps(plain, sort_keys=True, default=str)
-        record = {"of": self.fingerprint, "check": _digest(text.encode(), spectrum.read_bytes()), "text": text}
-        atomic_write(self.path(f"{key}.json"), json.dumps(record).encode())
-
     def _load_record(self, key: str) -> dict[str, Any] | None:
-        path, spectrum = self.path(f"{key}.json"), self.path(f"{key}.npz")
+        path, arrays = self.path(f"{key}.json"), self.path(f"{key}.npz")
         if not path.exists():
             return None
         try:
             record = json.loads(path.read_bytes())
-            KEPT.check(record, "")
-            of, check, text = record["of"], record["check"], record["text"]
-            plain = json.loads(text)
+            RECORD.check(record, "")
+            plain = json.loads(record["text"])
         except (ValueError, RecursionError) as problem:
-            raise ValueError(f"{path} is damaged; delete the folder {self.folder} and run again.") from problem
-        if of != self.fingerprint:
-            raise ValueError(f"{path} belongs to another configuration; delete the folder {self.folder} and run again.")
-        if not spectrum.exists() or check != _digest(text.encode(), spectrum.read_bytes()):
-            raise ValueError(
-                f"{spectrum} is damaged or missing: it does not fit its record; delete the folder {self.folder} and run again."
-            )
+            raise self._foreign(path, "is damaged") from problem
+        if record["of"] != self.fingerprint:
+            raise self._foreign(path)
+        if not arrays.exists() or record["check"] != _digest(record["text"].encode(), arrays.read_bytes()):
+            raise self._foreign(arrays, "is damaged or missing: it does not fit its record")
         return plain
 
     # Trained networks ------------------------------------------------------------------------------------------------
@@ -307,23 +281,18 @@ class State(MutableMapping[str, Snapshot]):
             raise KeyError(key)
         arrays, header = load_arrays(path)
         if header.get("of") != self.fingerprint:
-            raise ValueError(f"{path} belongs to another configuration; delete the folder {self.folder} and run again.")
+            raise self._foreign(path)
         persist.check(path, {**header, **arrays}, NETWORK, "")
         state = {name.removeprefix("state."): torch.from_numpy(array.copy()) for name, array in arrays.items()}
         return Snapshot(state, Trained.from_dict(header["trained"]), header["noise"], header["changed"])
 
     def __setitem__(self, key: str, snapshot: Snapshot) -> None:
         arrays = {f"state.{name}": value.numpy() for name, value in snapshot.state.items()}
-        header = {
-            "of": self.fingerprint,
-            "trained": snapshot.trained.to_dict(),
-            "noise": snapshot.noise,
-            "changed": snapshot.changed,
-        }
+        header = {"trained": snapshot.trained.to_dict(), "noise": snapshot.noise, "changed": snapshot.changed}
         self.unsaved[key] = snapshot
         with persist.forgiving(self._network(key)):
             self._begin()
-            save_arrays(self._network(key), arrays, header)
+            save_arrays(self._network(key), arrays, {"of": self.fingerprint, **header})
             del self.unsaved[key]
 
     def __delitem__(self, key: str) -> None:
@@ -331,8 +300,8 @@ class State(MutableMapping[str, Snapshot]):
             self._network(key).unlink()
 
     def __iter__(self) -> Iterator[str]:
-        kept = (path.stem.removeprefix("network-") for path in sorted(self.folder.glob("network-*.npz")))
-        yield from dict.fromkeys((*kept, *self.unsaved))
+        saved = (path.stem.removeprefix("network-") for path in sorted(self.folder.glob("network-*.npz")))
+        yield from dict.fromkeys((*saved, *self.unsaved))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -49,6 +49,15 @@ class SingularTriplets:
             "singular values", self.values, self.residuals, self.converged, self.threshold, self.complete
         )
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """`values`, `residuals`, `converged` (k,), `left` (m, k) and `right` (n, k), on the CPU."""
+        arrays = {name: getattr(self, name) for name in ("values", "residuals", "converged")}
+        return arrays | {"left": self.left.cpu().numpy(), "right": self.right.cpu().numpy()}
+
+    def estimates(self) -> dict[str, results.Estimate]:
+        """Each value with its residual, within which a singular value lies: singular_value_1, singular_value_2, ..."""
+        return results.bounded("singular_value", self.values, self.residuals, self.products)
+
 
 def svd(
     J: Any,

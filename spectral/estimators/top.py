@@ -81,6 +81,15 @@ class Eigenpairs:
     def __str__(self) -> str:
         return results.pairs("eigenvalues", self.values, self.residuals, self.converged, self.threshold, self.complete)
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """`values`, `residuals`, `converged` (k,) and `vectors` (n, k), on the CPU."""
+        arrays = {name: getattr(self, name) for name in ("values", "residuals", "converged")}
+        return arrays | {"vectors": self.vectors.cpu().numpy()}
+
+    def estimates(self) -> dict[str, results.Estimate]:
+        """Each value with its residual, within which an eigenvalue lies: eigenvalue_1, eigenvalue_2, ..."""
+        return results.bounded("eigenvalue", self.values, self.residuals, self.products)
+
 
 def top(
     A: Any,

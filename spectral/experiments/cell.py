@@ -1,6 +1,6 @@
 """One cell of an experiment: a trained network, one of its matrices, its spectrum and what that says.
 
-A *cell* is one matrix (kind, output, split) of one trained network (seed, condition). `cells` lists them, `run_cell`
+A *cell* is one matrix (kind, output, split) of one trained network (seed, condition). `all_cells` lists them, `run_cell`
 does one, `effects.collect` turns any finished set into tables. Nothing here knows of files: trained networks pass
 through a mapping that the caller may back by a disk.
 
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from spectral.estimators import esd
 from spectral.estimators.exact import exact, gram_matrix
 from spectral.experiments.datasets import Problem, batches, digits, permute_labels
 from spectral.experiments.models import model_for
-from spectral.experiments.training import Progress, Trained, evaluate, few_threads, train
+from spectral.experiments.training import Trained, evaluate, few_threads, train
 from spectral.operators import Jacobian
 from spectral.spectrum import Spectrum
 
@@ -111,12 +112,11 @@ class Settings:
     dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        choices: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+        for name, given, allowed in (
             ("kinds", self.kinds, KINDS),
             ("outputs", self.outputs, ("logits", "probs")),
             ("splits", self.splits, ("train", "test")),
-        )
-        for name, given, allowed in choices:
+        ):
             unknown = [item for item in given if item not in allowed]
             if unknown or not given:
                 raise ValueError(f"{name}={list(given)} is not possible; use one or more of {', '.join(allowed)}.")
@@ -127,6 +127,11 @@ class Settings:
             raise ValueError(
                 f"conditions {names} and seeds {list(self.seeds)} hold none or a repeated one; name each once."
             )
+
+    def build(self, problem: Problem, seed: int, condition: Condition) -> nn.Module:
+        """The network of a condition, at initialisation."""
+        other = {} if condition.options is None else {"options": condition.options}
+        return self.model(problem, seed=seed, **other)
 
 
 @dataclass(frozen=True)
@@ -172,35 +177,29 @@ class CellResult:
     test_accuracy: float
     cost: dict[str, float]
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON, without the spectrum (`Spectrum.save` keeps that) and the training history."""
-        plain: dict[str, object] = {
-            item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("spectrum", "trained")
-        }
-        plain["cell"] = asdict(self.cell)
-        plain["alignment"] = {name: asdict(curve) for name, curve in self.alignment.items()}
-        plain["trained"] = None if self.trained is None else self.trained.to_dict()
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without the spectrum (`Spectrum.save` keeps that)."""
+        plain = asdict(replace(self, spectrum=None))  # type: ignore[arg-type]
+        del plain["spectrum"]
         return plain
 
     @staticmethod
-    def from_dict(plain: Mapping[str, object], spectrum: Spectrum) -> CellResult:
+    def from_dict(plain: Mapping[str, Any], spectrum: Spectrum) -> CellResult:
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        rest = dict(plain)
-        cell, trained, alignment = rest.pop("cell"), rest.pop("trained"), rest.pop("alignment")
-        curves = {}
-        for name, curve in alignment.items():  # type: ignore[attr-defined]
-            values = {**curve, "sizes": tuple(curve["sizes"]), "energies": tuple(curve["energies"])}
-            curves[name] = AlignmentCurve(**values)
-        return CellResult(
-            cell=Cell(cell["seed"], Condition(**cell["condition"]), Matrix(**cell["matrix"])),  # type: ignore[index]
-            trained=None if trained is None else Trained.from_dict(trained),  # type: ignore[arg-type]
-            alignment=curves,
-            spectrum=spectrum,
-            **rest,  # type: ignore[arg-type]
-        )
+        cell, trained = plain["cell"], plain["trained"]
+        alignment = {
+            name: AlignmentCurve(**{**curve, "sizes": tuple(curve["sizes"]), "energies": tuple(curve["energies"])})
+            for name, curve in plain["alignment"].items()
+        }
+        own = {
+            "cell": Cell(cell["seed"], Condition(**cell["condition"]), Matrix(**cell["matrix"])),
+            "trained": None if trained is None else Trained.from_dict(trained),
+            "alignment": alignment,
+        }
+        return CellResult(spectrum=spectrum, **{**plain, **own})
 
 
-def cells(settings: Settings) -> list[Cell]:
+def all_cells(settings: Settings) -> list[Cell]:
     """All cells in the order that trains each network once: by seed, then condition, then matrix."""
     matrices = [Matrix(*names) for names in product(settings.kinds, settings.outputs, settings.splits)]
     return [Cell(seed, c, matrix) for seed in settings.seeds for c in settings.conditions for matrix in matrices]
@@ -211,21 +210,19 @@ def run_cell(
     settings: Settings,
     store: MutableMapping[str, Snapshot] | None = None,
     *,
-    progress: Progress | bool | None = None,
     checkpoint: str | Path | None = None,
 ) -> CellResult:
     """Train the cell's network, or take it from `store`, and take the spectrum of its matrix.
 
     `store` maps `cell.network` to a `Snapshot`; a missing one is trained and put in, so a dict shares networks between
-    cells and a mapping over files resumes. `progress` is that of `train`; `checkpoint` is a file that an estimator with this
-    keyword keeps its finished probes in. Same settings and cell, same result. A small network computes with one thread (see
-    `few_threads`).
+    cells and a mapping over files resumes. `checkpoint` is a file that an estimator with this keyword keeps its finished
+    probes in. Same settings and cell, same result. A small network computes with one thread (see `few_threads`).
     """
     estimate: Callable[..., Spectrum] = settings.estimator
     if checkpoint is not None:
         estimate = partial(estimate, checkpoint=checkpoint)
     problem = _problem(settings.problem, cell.seed, settings.device)
-    model, snapshot = network(cell, settings, problem, {} if store is None else store, progress=progress)
+    model, snapshot = network(cell, settings, problem, {} if store is None else store)
     with few_threads(model):
         return _measured(cell, settings, problem, model, snapshot, estimate)
 
@@ -244,8 +241,8 @@ def _measured(
     model = model.to(settings.dtype)
     x, y_true = problem.split(cell.matrix.split)
     y_own = _labels(problem, cell)[0] if cell.matrix.split == "train" else y_true
-    if cell.matrix.kind == "ntk":
-        x, y_true, y_own = (t[: settings.ntk_samples] for t in (x, y_true, y_own))
+    count = settings.ntk_samples if cell.matrix.kind == "ntk" else len(x)
+    x, y_true, y_own = x[:count], y_true[:count], y_own[:count]
     J = jacobian(model, x.to(settings.dtype), y_own, cell.matrix, settings.batch_size)
     alignment: dict[str, AlignmentCurve] = {}
     if cell.matrix.kind == "ntk":
@@ -266,25 +263,15 @@ def _measured(
         trained=None if snapshot is None else snapshot.trained,
         changed=0.0 if snapshot is None else snapshot.changed,
         test_accuracy=accuracy,
-        cost={
-            "products": float(J.products),
-            "epochs": float(J.epochs),
-            "seconds": time.perf_counter() - started,
-        },
+        cost={"products": float(J.products), "epochs": float(J.epochs), "seconds": time.perf_counter() - started},
     )
 
 
 def network(
-    cell: Cell,
-    settings: Settings,
-    problem: Problem,
-    store: MutableMapping[str, Snapshot],
-    *,
-    progress: Progress | bool | None = None,
+    cell: Cell, settings: Settings, problem: Problem, store: MutableMapping[str, Snapshot]
 ) -> tuple[nn.Module, Snapshot | None]:
     """The cell's network in eval mode on the problem's device, and its snapshot (None at initialisation)."""
-    other = {} if cell.condition.options is None else {"options": cell.condition.options}
-    model = settings.model(problem, seed=cell.seed, **other).to(settings.device)
+    model = settings.build(problem, cell.seed, cell.condition).to(settings.device)
     if cell.condition.noise is None:
         return model.eval(), None
     snapshot = store.get(cell.network)
@@ -293,12 +280,12 @@ def network(
         options = dict(settings.training)
         if cell.condition.epochs is not None:
             options["max_epochs"] = cell.condition.epochs
-        trained = train(model, problem.x_train, y, seed=cell.seed, progress=progress, **options)  # type: ignore[arg-type]
+        trained = train(model, problem.x_train, y, seed=cell.seed, **options)  # type: ignore[arg-type]
         state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         snapshot = Snapshot(state=state, trained=trained, noise=cell.condition.noise, changed=changed)
         store[cell.network] = snapshot
-    own, kept = ({name: (v.shape, v.dtype) for name, v in s.items()} for s in (model.state_dict(), snapshot.state))
-    if own != kept or snapshot.noise != cell.condition.noise:
+    own, stored = ({name: (v.shape, v.dtype) for name, v in s.items()} for s in (model.state_dict(), snapshot.state))
+    if own != stored or snapshot.noise != cell.condition.noise:
         raise ValueError(
             f"The kept network {cell.network} is of another model or label noise; delete it and train again."
         )
@@ -318,7 +305,7 @@ def jacobian(model: nn.Module, x: Tensor, y: Tensor, matrix: Matrix, batch_size:
 @lru_cache(maxsize=2)
 def _problem(build: Callable[..., Problem], seed: int, device: str) -> Problem:
     """The cells of one seed come one after the other: their data are made once."""
-    return build(seed=seed).to(device=device)
+    return build(seed=seed).to(device)
 
 
 def _labels(problem: Problem, cell: Cell) -> tuple[Tensor, float]:
@@ -372,8 +359,8 @@ def _kernel(
     fits = rows <= EXACT_ROWS and rows * columns * J.dtype.itemsize < arrays.available_memory(J.device) // 2
     if settings.estimator not in (esd, exact) or not fits or rows > columns:
         method = "exact" if fits else "lanczos"
-        found = {name: label_alignment(J, y, k=k, method=method) for name, y in wanted.items()}
-        return estimate(J), {name: _stored(f.curve.energy, k, method) for name, f in found.items()}
+        aligned = {name: label_alignment(J, y, k=k, method=method) for name, y in wanted.items()}
+        return estimate(J), {name: _thinned(a.curve.energy, k, method) for name, a in aligned.items()}
     products, epochs = J.products, J.epochs
     values, U = (part.cpu().numpy() for part in torch.linalg.eigh(gram_matrix(J, side="left")))
     spectrum = Spectrum.from_eigenvalues(
@@ -391,11 +378,11 @@ def _kernel(
     curves = {}
     for name, labels in wanted.items():
         y = label_vector(labels, rows)[0]
-        curves[name] = _stored(np.cumsum((U.T @ y)[::-1] ** 2) / float(y @ y), k, "exact")
+        curves[name] = _thinned(np.cumsum((U.T @ y)[::-1] ** 2) / float(y @ y), k, "exact")
     return spectrum, curves
 
 
-def _stored(energies: np.ndarray, k: int, method: str) -> AlignmentCurve:
+def _thinned(energies: np.ndarray, k: int, method: str) -> AlignmentCurve:
     """A curve of all directions, thinned to CURVE_POINTS sizes."""
     sizes = np.unique(np.geomspace(1, len(energies), CURVE_POINTS).astype(int))
     return AlignmentCurve(

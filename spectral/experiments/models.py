@@ -21,7 +21,9 @@ from torch.nn import functional as F
 from spectral import arrays
 from spectral.experiments.datasets import Problem, stream
 
-BLOCKS = ("auto", "basic", "bottleneck")
+FORMS = {"basic": (6, 8), "bottleneck": (9, 11)}  # depth = period n + 2, from the depth of one block a stage
+BLOCKS = ("auto", *FORMS)
+DEEP = 164  # from this depth on the papers take bottlenecks
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -152,15 +154,9 @@ class BasicResNet(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(width)
-        blocks: list[nn.Module] = []
-        channels = width
-        for stage, out in enumerate((width, 2 * width, 4 * width)):
-            for i in range(n):
-                blocks.append(BasicBlock(channels, out, stride=2 if stage > 0 and i == 0 else 1))
-                channels = out
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = _stages(BasicBlock, n, width, (width, 2 * width, 4 * width))
         self.pool = SpatialMean()
-        self.head = nn.Linear(channels, classes)
+        self.head = nn.Linear(4 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.bn(self.conv(x)))
@@ -197,54 +193,48 @@ class PreactResNet(nn.Module):
     def __init__(self, n: int, classes: int, in_channels: int, width: int):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        blocks: list[nn.Module] = []
-        channels = width
-        for stage, out in enumerate((4 * width, 8 * width, 16 * width)):
-            for i in range(n):
-                blocks.append(PreactBottleneck(channels, out, stride=2 if stage > 0 and i == 0 else 1))
-                channels = out
-        self.blocks = nn.Sequential(*blocks)
-        self.bn = nn.BatchNorm2d(channels)
+        self.blocks = _stages(PreactBottleneck, n, width, (4 * width, 8 * width, 16 * width))
+        self.bn = nn.BatchNorm2d(16 * width)
         self.pool = SpatialMean()
-        self.head = nn.Linear(channels, classes)
+        self.head = nn.Linear(16 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.blocks(self.conv(x))
         return self.head(self.pool(F.relu(self.bn(h))))
 
 
+def _stages(block: Callable[..., nn.Module], n: int, channels: int, outs: Sequence[int]) -> nn.Sequential:
+    """Three stages of n blocks; the first block of each stage but the first has stride 2."""
+    blocks = []
+    for stage, out in enumerate(outs):
+        for i in range(n):
+            blocks.append(block(channels, out, stride=2 if stage > 0 and i == 0 else 1))
+            channels = out
+    return nn.Sequential(*blocks)
+
+
+def _block_kinds(depth: int) -> list[str]:
+    """The blocks that a network of this depth may be made of; where it is both, the one of its paper first."""
+    kinds = [kind for kind, (period, least) in FORMS.items() if depth >= least and (depth - 2) % period == 0]
+    return kinds if depth < DEEP else kinds[::-1]
+
+
 def _block_kind(depth: int, block: str) -> str:
     if block not in BLOCKS:
         raise ValueError(f"block={block!r} is unknown; use one of {', '.join(BLOCKS)}.")
-    basic = depth >= 8 and (depth - 2) % 6 == 0
-    bottleneck = depth >= 11 and (depth - 2) % 9 == 0
-    if block == "basic" and basic:
-        return "basic"
-    if block == "bottleneck" and bottleneck:
-        return "bottleneck"
-    if block == "auto" and (basic or bottleneck):
-        if basic and bottleneck:
-            return "bottleneck" if depth >= 164 else "basic"
-        return "basic" if basic else "bottleneck"
-    forms = {"basic": "6n+2 (basic)", "bottleneck": "9n+2 (bottleneck)", "auto": "6n+2 (basic) or 9n+2 (bottleneck)"}
+
+    def allowed(d: int) -> list[str]:
+        return [kind for kind in _block_kinds(d) if block in ("auto", kind)]
+
+    if kinds := allowed(depth):
+        return kinds[0]
+    forms = [f"{period}n+2 ({kind})" for kind, (period, _) in FORMS.items() if block in ("auto", kind)]
+    below = [d for d in range(max(depth, 8) - 9, depth) if allowed(d)]
+    above = [d for d in range(max(depth + 1, 8), max(depth, 8) + 10) if allowed(d)]
     raise ValueError(
-        f"depth={depth} is not of the form {forms[block]}; the nearest allowed depths are "
-        f"{' and '.join(str(d) for d in _nearest_depths(depth, block))}."
+        f"depth={depth} is not of the form {' or '.join(forms)}; the nearest allowed depths are "
+        f"{' and '.join(map(str, below[-1:] + above[:1]))}."
     )
-
-
-def _nearest_depths(depth: int, block: str) -> list[int]:
-    """The closest allowed depth on either side (only the one above when there is none below)."""
-
-    def allowed(d: int) -> bool:
-        return (block != "bottleneck" and d >= 8 and (d - 2) % 6 == 0) or (
-            block != "basic" and d >= 11 and (d - 2) % 9 == 0
-        )
-
-    near = range(max(depth, 8) - 9, max(depth, 8) + 10)
-    below = [d for d in near if d < depth and allowed(d)]
-    above = [d for d in near if d > depth and allowed(d)]
-    return below[-1:] + above[:1]
 
 
 def _check_fits(build: Callable[[], nn.Module]) -> None:

@@ -73,7 +73,6 @@ def train(
     weight_decay: float = 0.0,
     seed: int = 0,
     progress: Progress | bool | None = None,
-    on_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> Trained:
     """Train `model` in place with Adam on cross-entropy until its training loss is at most `target_loss`.
 
@@ -84,8 +83,8 @@ def train(
     last batch of one sample joins the batch before it.
 
     progress: a callable (epoch, loss), True or False for a bar or none; None shows a bar with the remaining time when
-    stderr is a terminal. on_epoch(epoch, model) is called with epoch 0 before the first step and after every epoch.
-    An unreached target is no error: see `Trained.reached`. Errors: settings out of range, a loss that is not finite.
+    stderr is a terminal. An unreached target is no error: see `Trained.reached`.
+    Errors: settings out of range, a loss that is not finite.
 
     Source: Kingma and Ba (2015).
 
@@ -104,8 +103,6 @@ def train(
     if not math.isfinite(loss):
         raise ValueError(f"The loss is {loss:g} before the first step; give a model whose weights are finite.")
     with _shown(progress, max_epochs) as show, _own_draws(x.device, seed), _keeping_modes(model), few_threads(model):
-        if on_epoch is not None:
-            on_epoch(0, model)
         while loss > target_loss and len(history) < max_epochs:
             running = _epoch(model, optimiser, x, y, batch_size, order)
             loss, accuracy = evaluate(model, x, y)
@@ -114,8 +111,6 @@ def train(
                 raise ValueError(f"The loss became {running:g} in epoch {epoch} at lr={lr:g}; use a smaller lr.")
             history.append((epoch, running, loss))
             show(epoch, loss)
-            if on_epoch is not None:
-                on_epoch(epoch, model)
     optimiser.zero_grad(set_to_none=True)
     return Trained(
         reached=loss <= target_loss,

@@ -7,15 +7,31 @@ Nothing here computes an eigenvalue. A `Report` is a plain collection of results
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from spectral.experiments.training import Trained
 from spectral.spectrum import Spectrum
 
-__all__ = ["Curve", "Line", "Numbers", "Report", "Row", "Verdict", "conditions_of", "matrices_of"]
+
+@dataclass(frozen=True)
+class Subject:
+    """What numbers are of: a matrix of one network, how that was trained (None: not at all), its accuracy on the test samples."""
+
+    matrix: str
+    condition: str
+    seed: int
+    trained: Trained | None
+    test_accuracy: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without the history of the training."""
+        trained = None if self.trained is None else self.trained.to_dict(history=False)
+        return {**vars(self), "trained": trained}
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,11 @@ class Row:
     refused: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
     scale: bool = False
 
+    def mean(self, condition: str) -> tuple[float, float]:
+        """See `mean_and_error`."""
+        values = self.values[condition]
+        return mean_and_error(values, self.errors.get(condition, (math.nan,) * len(values)))
+
     def doubted(self, *conditions: str) -> tuple[int, int]:
         """(refused fits, all numbers) of the conditions, of all without any."""
         chosen = conditions or tuple(self.values)
@@ -71,9 +92,12 @@ class Row:
         return sum(flags), sum(len(self.values.get(name, ())) for name in chosen)
 
 
+Item = TypeVar("Item", Curve, Line, Row)
+
+
 @dataclass(frozen=True)
 class Numbers:
-    """What an estimator found that makes no spectrum: `value` (M,) and `error` (M,), in the order in which it gave them.
+    """What an estimator gives that makes no spectrum: `value` (M,) and `error` (M,), in the order in which it gave them.
 
     `kind`: "eigenvalues" and "singular values" (errors are residuals, small where `converged` (M,)), "diagonal" and "trace"
     (errors are standard errors). `about`: the kind, and plain facts such as method, probes, threshold, complete, lower and upper.
@@ -83,6 +107,13 @@ class Numbers:
     error: np.ndarray
     converged: np.ndarray
     about: Mapping[str, Any]
+
+    @staticmethod
+    def of(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Numbers:
+        """From the arrays of a result (`to_arrays`) and its plain facts."""
+        if "values" in arrays:
+            return Numbers(arrays["values"], arrays["residuals"], arrays["converged"], about)
+        return Numbers(arrays["value"], arrays["stderr"], np.ones(len(arrays["value"]), dtype=bool), about)
 
     @property
     def kind(self) -> str:
@@ -104,7 +135,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run has found, in one sentence of plain text; `answer` is "yes", "no", "undecided", or "found" where the
+    """What a run says, in one sentence of plain text; `answer` is "yes", "no", "undecided", or "found" where the
     question is not one of yes or no."""
 
     answer: str
@@ -143,6 +174,19 @@ class Report:
     environment: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def headline_rows(self) -> list[Row]:
+        """The rows of the matrices of the first picture; all, where it names none of them."""
+        return [row for row in self.rows if row.matrix in self.headline] or self.rows
+
+
+def mean_and_error(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation across seeds; for a single number the number and its own standard error."""
+    known = [(v, e) for v, e in zip(values, errors, strict=True) if math.isfinite(v)]
+    if len(known) < 2:
+        return known[0] if known else (math.nan, math.nan)
+    return float(np.mean([v for v, _ in known])), float(np.std([v for v, _ in known], ddof=1))
+
 
 def conditions_of(items: Sequence[Curve | Line | Row]) -> list[str]:
     """The conditions in the order of their first appearance, init, true and random before all others."""
@@ -157,3 +201,8 @@ def conditions_of(items: Sequence[Curve | Line | Row]) -> list[str]:
 def matrices_of(items: Sequence[Curve | Line | Row]) -> list[str]:
     """The matrices in the order of their first appearance."""
     return list(dict.fromkeys(item.matrix for item in items))
+
+
+def of_matrix(items: Sequence[Item], matrix: str) -> list[Item]:
+    """Those of one matrix."""
+    return [item for item in items if item.matrix == matrix]

@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 
 from spectral.analysis import METRICS, power_law
-from spectral.estimators.svd import SingularTriplets
-from spectral.estimators.top import Eigenpairs
 from spectral.experiments.cell import CellResult
 from spectral.experiments.effects import FITS, SCALE, MetricRow, refused
 from spectral.experiments.experiments import Outcome
-from spectral.experiments.training import Trained
-from spectral.results import Estimate
 from spectral.spectrum import Spectrum
 
-from . import Curve, Line, Numbers, Report, Row, Verdict, tables, verdict
+from . import Curve, Line, Numbers, Report, Row, Subject, Verdict, tables, verdict
 from .figures import DECADES
 
 KINDS = {
@@ -51,7 +47,6 @@ OPERATORS = {
     "empirical_fisher": "empirical Fisher matrix",
 }
 CONDITIONS = {"init": "at initialisation", "true": "true labels", "random": "random labels"}
-TICKS = {"init": "init", "true": "true", "random": "random"}
 OWN_METRICS = {
     "own_label_alignment": "energy of the labels trained on in the leading directions, ‖Uᵀy‖²/‖y‖², from 0 to 1",
     "true_label_alignment": "the same for the true labels",
@@ -86,9 +81,7 @@ def labels_for(matrices: Sequence[str], conditions: Mapping[str, str] | None = N
 
     "note:METRIC" is the definition of a metric, "tick:CONDITION" a condition in a word. `conditions` names further ones.
     """
-    labels = (
-        NAMES | OPERATORS | CONDITIONS | dict(conditions or {}) | {f"tick:{name}": text for name, text in TICKS.items()}
-    )
+    labels = NAMES | OPERATORS | CONDITIONS | dict(conditions or {}) | {f"tick:{name}": name for name in CONDITIONS}
     for name in conditions or {}:
         labels[f"tick:{name}"] = re.sub(r"^\D+(?=\d)", "", name)  # noise20: 20
     for matrix in matrices:
@@ -104,11 +97,8 @@ def experiment(
     metrics: Sequence[str] | None,
     headline: Sequence[str],
     headline_metric: str,
-    about: str = "",
-    alpha_curve: bool = True,
-    config: Mapping[str, Any],
-    environment: Mapping[str, Any],
-    cost: Mapping[str, Any],
+    about: str,
+    alpha_curve: bool,
 ) -> Report:
     """The report of an experiment; `metrics` are the rows shown (None: all), `headline` the matrices of the first picture.
 
@@ -120,8 +110,8 @@ def experiment(
     labels = labels_for(result.matrices, asked.words)
     curves = [Curve(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, r.spectrum) for r in result.cells]
     everything = [_row(row) for name in ordered for row in result.rows if row.matrix == name]
-    shown = metrics or tuple(dict.fromkeys(row.metric for row in everything))
-    rows = [row for name in ordered for m in shown for row in everything if (row.matrix, row.metric) == (name, m)]
+    listed = metrics or tuple(dict.fromkeys(row.metric for row in everything))
+    rows = [row for name in ordered for m in listed for row in everything if (row.matrix, row.metric) == (name, m)]
     trained = {r.cell.network: r for r in result.cells if r.trained is not None}
     return Report(
         title=asked.name.replace("_", " ").capitalize(),
@@ -133,17 +123,22 @@ def experiment(
         headline_metric=headline_metric,
         alignment=_alignment(result.cells),
         alpha=_alpha([curve for curve in curves if curve.matrix in known]) if alpha_curve else [],
-        losses=[_loss(r.cell.condition.name, r.cell.seed, r.trained) for r in trained.values() if r.trained],
-        training=[_training(r, labels) for r in trained.values()],
+        losses=[_loss(subject_of(r)) for r in trained.values()],
+        training=[
+            _training(subject_of(r), labels) | {"labels changed": f"{100 * r.changed:.0f} %"} for r in trained.values()
+        ],
         products=_products([(curve.matrix, curve.spectrum.meta.get("operator", {})) for curve in curves]),
         labels=labels,
         levels=asked.levels,
         trends=_trends(outcome, labels),
         facts=_facts(outcome, labels),
-        config=config,
-        environment=environment,
-        cost=cost,
     )
+
+
+def subject_of(result: CellResult) -> Subject:
+    """Of what the numbers of a cell are."""
+    cell = result.cell
+    return Subject(cell.matrix.name, cell.condition.name, cell.seed, result.trained, result.test_accuracy)
 
 
 def _verdict(outcome: Outcome, rows: Sequence[Row], metric: str, labels: Mapping[str, str], about: str) -> Verdict:
@@ -170,24 +165,16 @@ def _verdict(outcome: Outcome, rows: Sequence[Row], metric: str, labels: Mapping
 
 
 def single(
+    subject: Subject,
     spectrum: Spectrum,
     numbers: Mapping[str, float],
     *,
-    matrix: str,
-    condition: str,
-    seed: int,
-    trained: Trained | None,
-    test_accuracy: float,
     metrics: Sequence[str] | None,
     alpha_curve: bool,
-    config: Mapping[str, Any],
-    environment: Mapping[str, Any],
-    cost: Mapping[str, Any],
 ) -> Report:
-    """The report of one spectrum; `numbers` are those of `summary`, errors included."""
-    labels = labels_for([]) | _named(condition)
-    curve = Curve(matrix, condition, seed, spectrum)
-    names = metrics or [name for name in numbers if not name.endswith("_stderr")]
+    """The report of one spectrum; `numbers` are those of `summary`, errors included, `metrics` the rows shown (None: all)."""
+    matrix, condition = subject.matrix, subject.condition
+    curve = Curve(matrix, condition, subject.seed, spectrum)
     rows = [
         Row(
             matrix,
@@ -197,33 +184,67 @@ def single(
             refused={condition: (True,)} if refused(name, numbers) else {},
             scale=name in SCALE,
         )
-        for name in names
+        for name in metrics or [name for name in numbers if not name.endswith("_stderr")]
         if math.isfinite(numbers.get(name, math.nan)) or refused(name, numbers)
     ]
+    description = spectrum.meta.get("operator", {})
     facts = [
-        f"{spectrum.dim} eigenvalues, {spectrum.zeros} of them known to be zero by shape; method: {_method(spectrum)}."
+        f"{spectrum.dim} eigenvalues, {spectrum.zeros} of them known to be zero by shape; method: {_method(spectrum)}.",
+        *_cautions(description),
     ]
-    facts += _cautions(spectrum.meta.get("operator", {}))
     if refused("alpha", numbers):
         facts.append(f"No tail exponent ({tables.REFUSED}): {power_law(spectrum).reason}")
-    if trained is not None:
-        facts.append(_trained(trained, test_accuracy))
-    return Report(
-        title=matrix,
+    return _of_one(
+        subject,
+        description,
+        facts,
         question=QUESTION_SINGLE,
         verdict=verdict.of_spectrum(spectrum, numbers, about=_state(condition)),
         curves=[curve],
         rows=rows,
         headline=(matrix,),
         alpha=_alpha([curve]) if alpha_curve else [],
-        losses=[_loss(condition, seed, trained)] if trained is not None and trained.history else [],
-        training=[] if trained is None else [_facts_of(trained, labels.get(condition, condition), seed, test_accuracy)],
-        products=_products([(matrix, spectrum.meta.get("operator", {}))]),
+    )
+
+
+def numbers(subject: Subject, given: Numbers, which: str = "largest") -> Report:
+    """The report of numbers that make no spectrum; `which` of them were asked for."""
+    about = given.about
+    facts = [str(about["of"]), *_cautions(about.get("operator", {}))]
+    if "method" in about:
+        facts.append(f"Method: {about['method']}, {about['products']} products.")
+    else:
+        done, many = int(given.converged.sum()), len(given.value)
+        left = "nothing better was left" if about["complete"] else "the search was cut off, a better one may be missing"
+        facts.append(f"{done} of {many} have converged (residual at most {about['threshold']:.2g}); {left}.")
+    if len(given.estimates()) > tables.MOST_ENTRIES:
+        facts.append(f"The table shows the first {tables.MOST_ENTRIES}; result.json has all.")
+    return _of_one(
+        subject,
+        about.get("operator", {}),
+        facts,
+        question=QUESTIONS[given.kind],
+        verdict=verdict.of_numbers(given, which=which, about=_state(subject.condition)),
+        curves=[],
+        rows=[],
+        numbers=given,
+    )
+
+
+def _of_one(subject: Subject, description: Mapping[str, Any], facts: Sequence[str], **own: Any) -> Report:
+    """What the reports of one matrix have in common: its training, its products, its labels."""
+    labels, trained = labels_for([]) | _named(subject.condition), subject.trained
+    if trained is not None:
+        accuracy = f"{100 * subject.test_accuracy:.1f} %"
+        facts = [*facts, f"Training {trained.sentence}; test accuracy {accuracy}."]
+    return Report(
+        title=subject.matrix,
+        losses=[_loss(subject)] if trained is not None and trained.history else [],
+        training=[] if trained is None else [_training(subject, labels)],
+        products=_products([(subject.matrix, description)]),
         labels=labels,
         facts=tuple(facts),
-        config=config,
-        environment=environment,
-        cost=cost,
+        **own,
     )
 
 
@@ -244,87 +265,6 @@ def _state(condition: str) -> str:
     return f"the network trained on {CONDITIONS.get(condition, condition)}"
 
 
-def to_arrays(result: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(arrays, plain facts) of what `top`, `svd`, `trace` or `diagonal` returned: all that `numbers` needs, for a file."""
-    if isinstance(result, Estimate):
-        arrays = {name: np.atleast_1d(np.asarray(getattr(result, name))) for name in ("value", "stderr")}
-        if np.ndim(result.value):
-            more: dict[str, Any] = {"kind": "diagonal"}
-        else:
-            more = {"kind": "trace", "lower": float(result.lower), "upper": float(result.upper)}
-        return arrays, {**more, "method": result.method, "probes": result.probes, "products": result.products}
-    kinds: dict[type, tuple[str, tuple[str, ...]]] = {
-        Eigenpairs: ("eigenvalues", ("vectors",)),
-        SingularTriplets: ("singular values", ("left", "right")),
-    }
-    kind, vectors = kinds[type(result)]
-    arrays = {name: getattr(result, name) for name in ("values", "residuals", "converged")}
-    arrays |= {name: getattr(result, name).cpu().numpy() for name in vectors}
-    facts = {name: getattr(result, name) for name in ("threshold", "complete", "products", "epochs")}
-    return arrays, {"kind": kind, **facts}
-
-
-def of_arrays(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Numbers:
-    """The numbers of what `to_arrays` gave."""
-    if "values" in arrays:
-        return Numbers(arrays["values"], arrays["residuals"], arrays["converged"], about)
-    return Numbers(arrays["value"], arrays["stderr"], np.ones(len(arrays["value"]), dtype=bool), about)
-
-
-def numbers(
-    shown: Numbers,
-    *,
-    matrix: str,
-    condition: str,
-    seed: int,
-    trained: Trained | None,
-    test_accuracy: float,
-    which: str = "largest",
-    config: Mapping[str, Any],
-    environment: Mapping[str, Any],
-    cost: Mapping[str, Any],
-) -> Report:
-    """The report of numbers that make no spectrum; `which` of them were asked for."""
-    about, labels = shown.about, labels_for([]) | _named(condition)
-    facts = [str(about["of"]), *_cautions(about.get("operator", {}))]
-    if "method" in about:
-        facts.append(f"Method: {about['method']}, {about['products']} products.")
-    else:
-        missing = int((~shown.converged).sum())
-        facts.append(
-            f"{len(shown.value) - missing} of {len(shown.value)} have converged (residual at most {about['threshold']:.2g}); "
-            + (
-                "nothing better was left."
-                if about["complete"]
-                else "the search was cut off, a better one may be missing."
-            )
-        )
-    if len(shown.estimates()) > tables.MOST_ENTRIES:
-        facts.append(f"The table shows the first {tables.MOST_ENTRIES}; result.json has all.")
-    if trained is not None:
-        facts.append(_trained(trained, test_accuracy))
-    return Report(
-        title=matrix,
-        question=QUESTIONS[shown.kind],
-        verdict=verdict.of_numbers(shown, which=which, about=_state(condition)),
-        curves=[],
-        rows=[],
-        numbers=shown,
-        losses=[_loss(condition, seed, trained)] if trained is not None and trained.history else [],
-        training=[] if trained is None else [_facts_of(trained, labels.get(condition, condition), seed, test_accuracy)],
-        products=_products([(matrix, about.get("operator", {}))]),
-        labels=labels,
-        facts=tuple(facts),
-        config=config,
-        environment=environment,
-        cost=cost,
-    )
-
-
-def _trained(trained: Trained, test_accuracy: float) -> str:
-    return f"Training {trained.sentence}; test accuracy {100 * test_accuracy:.1f} %."
-
-
 def _method(spectrum: Spectrum) -> str:
     choice = str(spectrum.meta.get("choice", spectrum.method))
     error = spectrum.meta.get("error")
@@ -341,9 +281,9 @@ def _products(operators: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Mappin
             if "engine" in leaf:
                 row = {"matrix": matrix} | {name: leaf[key] for key, name in COMPUTED.items() if key in leaf}
                 noise = row.pop(COMPUTED["product_noise"], None)
-                kept = rows.setdefault(repr(sorted((k, str(v)) for k, v in row.items())), row)
+                same = rows.setdefault(repr(sorted((k, str(v)) for k, v in row.items())), row)
                 if noise is not None:  # the largest of those that it was measured on
-                    kept[COMPUTED["product_noise"]] = max(float(noise), kept.get(COMPUTED["product_noise"], 0.0))
+                    same[COMPUTED["product_noise"]] = max(float(noise), same.get(COMPUTED["product_noise"], 0.0))
     return list(rows.values())
 
 
@@ -365,17 +305,11 @@ def _leaves(description: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _row(row: MetricRow) -> Row:
-    found = None if row.metric in NOT_COMPARED else row.effect("true", "random")
-    effect = None if found is None else (found.d, found.lower, found.upper)
-    separates = None if found is None or any(map(any, row.refused.values())) else _separates(row)
+    d = None if row.metric in NOT_COMPARED else row.effect("true", "random")
+    effect = None if d is None else (d.d, d.lower, d.upper)
+    order = None if d is None else row.order("true", "random")
+    separates = None if order is None else bool(order)
     return Row(row.matrix, row.metric, row.values, row.errors, effect, separates, row.refused, row.metric in SCALE)
-
-
-def _separates(row: MetricRow) -> bool | None:
-    """Whether true is below random on every seed, or above on every seed."""
-    pairs = zip(row.values.get("true", ()), row.values.get("random", ()), strict=False)
-    signs = {np.sign(t - r) for t, r in pairs if math.isfinite(t) and math.isfinite(r)}
-    return None if not signs else signs in ({1.0}, {-1.0})
 
 
 def _alignment(results: Sequence[CellResult]) -> list[Line]:
@@ -395,37 +329,34 @@ def _alpha(curves: Sequence[Curve]) -> list[Line]:
     lines = []
     for curve in curves:
         fit = power_law(curve.spectrum)
-        found = fit.curve
-        kept = np.isfinite(found.alpha) & (found.tail >= 10) & (found.xmin > 10.0**-DECADES * curve.spectrum.scale)
-        if kept.sum() > 1:
-            x, alpha, sigma = found.xmin[kept], found.alpha[kept], found.sigma[kept]
+        starts = fit.curve
+        drawn = np.isfinite(starts.alpha) & (starts.tail >= 10) & (starts.xmin > 10.0**-DECADES * curve.spectrum.scale)
+        if drawn.sum() > 1:
+            x, alpha, sigma = starts.xmin[drawn], starts.alpha[drawn], starts.sigma[drawn]
             chosen = (float(fit.xmin), float(fit.alpha)) if math.isfinite(fit.alpha) else None
             lines.append(Line(curve.matrix, curve.condition, curve.seed, x, alpha, sigma, chosen, not fit.accepted))
     return lines
 
 
-def _loss(condition: str, seed: int, trained: Trained) -> Line:
-    history = np.array(trained.history, dtype=float).reshape(-1, 3)
-    return Line("training loss", condition, seed, history[:, 0], history[:, 2])
+def _loss(subject: Subject) -> Line:
+    history = np.array([] if subject.trained is None else subject.trained.history, dtype=float).reshape(-1, 3)
+    return Line("training loss", subject.condition, subject.seed, history[:, 0], history[:, 2])
 
 
-def _training(r: CellResult, labels: Mapping[str, str]) -> dict[str, Any]:
-    name = labels.get(r.cell.condition.name, r.cell.condition.name)
-    entry = _facts_of(r.trained, name, r.cell.seed, r.test_accuracy) if r.trained else {}
-    return entry | {"labels changed": f"{100 * r.changed:.0f} %"}
-
-
-def _facts_of(trained: Trained, condition: str, seed: int, test_accuracy: float) -> dict[str, Any]:
+def _training(subject: Subject, labels: Mapping[str, str]) -> dict[str, Any]:
     """One row of the table of trained networks."""
+    trained = subject.trained
+    if trained is None:
+        return {}
     return {
-        "condition": condition,
-        "seed": seed,
+        "condition": labels.get(subject.condition, subject.condition),
+        "seed": subject.seed,
         "reached target": trained.reached,
         "target loss": trained.target_loss,
         "loss": trained.loss,
         "epochs": trained.epochs,
         "train accuracy": f"{100 * trained.accuracy:.1f} %",
-        "test accuracy": f"{100 * test_accuracy:.1f} %",
+        "test accuracy": f"{100 * subject.test_accuracy:.1f} %",
     }
 
 

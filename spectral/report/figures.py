@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
@@ -34,22 +35,20 @@ from spectral.quadrature.density import (
     signed_floor,
 )
 
-from . import Curve, Line, Numbers, Row, conditions_of, matrices_of
-from .tables import d_text, mean_and_error, number, opening, words
+from . import Curve, Line, Numbers, Row, conditions_of, matrices_of, of_matrix
+from .tables import d_text, number, opening, words
 
 COLOURS = {"init": "#767676", "true": "#0072B2", "random": "#D55E00"}
 OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#000000")
-DASHES: dict[str, Any] = {
-    "solid": "-",
-    "dashed": (0, (5, 2)),
-    "dotted": (0, (1.2, 1.6)),
-}  # by the names that style sheets have
+# by the names that style sheets have
+DASHES: dict[str, Any] = {"solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1.2, 1.6))}
+GREY = "#8a8a8a"
 DECADES = 8  # how far below the largest eigenvalue a picture looks at most
 POINTS = 300  # grid points of a curve
 RANKS = 2000  # entries of a sorted diagonal that are drawn
 DPI = 200
 WIDE, NARROW = 4.6, 3.6  # inches, of a picture of one panel and of more
-TOP, BOTTOM, RIGHT = 0.32, 0.52, 0.14  # inches around axes
+LEFT, TOP, BOTTOM, RIGHT = 0.68, 0.32, 0.52, 0.14  # inches around axes
 
 Style = tuple[str, str]  # colour, dash
 
@@ -135,7 +134,7 @@ def _panel(
     alt: str,
     width: float,
     axes: Sequence[tuple[float, float]],
-    left: float = 0.68,
+    left: float = LEFT,
 ) -> Panel:
     """`draw(*axes)` on axes one below the other: (height, space below) in inches; `left` inches are for the labels of y.
 
@@ -200,11 +199,11 @@ def _common_grid(curves: Sequence[Curve]) -> tuple[np.ndarray, bool]:
     if any(is_signed(curve.spectrum) for curve in curves):
         low = signed_floor(curve.spectrum for curve in curves)
         return np.geomspace(low, low * 10.0**SIGNED_DECADES * MARGIN, POINTS), True
-    found = [values for curve in curves if len(values := positive(curve.spectrum))]
-    if not found:
+    above = [values for curve in curves if len(values := positive(curve.spectrum))]
+    if not above:
         return np.geomspace(0.1, 1.0, POINTS), False
-    high = max(float(values[-1]) for values in found)
-    low = min(float(values[0]) for values in found)
+    high = max(float(values[-1]) for values in above)
+    low = min(float(values[0]) for values in above)
     return np.geomspace(max(low, high * 10.0**-DECADES) / MARGIN, high * MARGIN, POINTS), False
 
 
@@ -233,8 +232,8 @@ def draw_density(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style]) 
             middle, lower, upper = _pooled([per_efold(spectrum, grid) for spectrum in spectra])
             lower, upper = np.maximum(lower, floor), np.maximum(upper, floor)
             ax.fill_between(side * grid, lower, upper, color=shade, alpha=0.2, linewidth=0)
-            shown = np.where(middle > floor, middle, np.nan)
-            ax.plot(side * grid, shown, color=shade, linestyle=DASHES[dash], linewidth=1.8)
+            line = np.where(middle > floor, middle, np.nan)
+            ax.plot(side * grid, line, color=shade, linestyle=DASHES[dash], linewidth=1.8)
             top = max(top, float(upper.max()))
     ax.set_yscale("log")
     ax.set_ylim(floor, top * 1.6)
@@ -263,18 +262,18 @@ def draw_cdf(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style]) -> N
 
 def draw_strip(ax: Axes, row: Row, style: Mapping[str, Style], labels: Mapping[str, str]) -> None:
     """One dot per seed, hollow where a fit was refused, and the mean with one standard deviation, per condition."""
-    style = {condition: found for condition, found in style.items() if condition in row.values}
+    style = {condition: own for condition, own in style.items() if condition in row.values}
     everything = [v for condition in style for v in row.values.get(condition, ()) if math.isfinite(v)]
     ends: list[float] = []
     for place, (condition, (shade, _)) in enumerate(style.items()):
         given = row.values.get(condition, ())
         flags = row.refused.get(condition, (False,) * len(given))
-        kept = [(v, flag) for v, flag in zip(given, flags, strict=True) if math.isfinite(v)]
-        for i, (value, refused) in enumerate(kept):
-            x = place + (i - (len(kept) - 1) / 2) * min(0.07, 0.5 / len(kept))
+        known = [(v, flag) for v, flag in zip(given, flags, strict=True) if math.isfinite(v)]
+        for i, (value, refused) in enumerate(known):
+            x = place + (i - (len(known) - 1) / 2) * min(0.07, 0.5 / len(known))
             ax.plot(x, value, "o", color=shade, alpha=0.6, markersize=4.5, fillstyle="none" if refused else "full")
-        if kept:
-            mean, sigma = mean_and_error(given, row.errors.get(condition, (math.nan,) * len(given)))
+        if known:
+            mean, sigma = row.mean(condition)
             ends.append(mean + float(np.nan_to_num(sigma)))
             ax.errorbar(
                 place + 0.3, mean, yerr=np.nan_to_num(sigma), fmt="_", color=shade, capsize=4, markersize=11,
@@ -320,25 +319,39 @@ def landscape(
     `order` is that of the conditions; by default as they come.
     """
     strips = {row.matrix: row for row in rows if metric in ("", row.metric) and row.matrix in matrices}
-    shown = [name for name in matrices if name in strips or any(curve.matrix == name for curve in curves)]
-    chosen = [curve for curve in curves if curve.matrix in shown]
+    names = [name for name in matrices if name in strips or of_matrix(curves, name)]
+    chosen = [curve for curve in curves if curve.matrix in names]
     conditions = list(order) or conditions_of([*chosen, *strips.values()])
     style = styles(conditions, levels)
-    width = NARROW if len(shown) > 1 else WIDE
-    panels = []
-    for name in shown:
-        own, strip = [curve for curve in chosen if curve.matrix == name], strips.get(name)
 
-        def draw(*axes: Axes, own: list[Curve] = own, strip: Row | None = strip) -> None:
-            if own:
-                draw_density(axes[0], own, style)
-            if strip is not None:
-                draw_strip(axes[-1], strip, style, labels)
+    def draw(name: str, *axes: Axes) -> None:
+        if own := of_matrix(chosen, name):
+            draw_density(axes[0], own, style)
+        if name in strips:
+            draw_strip(axes[-1], strips[name], style, labels)
 
-        alt = _alt_density(name, own, strip, labels)
-        axes = [(2.4, BOTTOM + 0.2 * (strip is not None))] * bool(own) + [(1.7, 0.3)] * (strip is not None)
-        panels.append(_panel(draw, words(name, labels), alt, width, axes))
-    return Picture(_same_size(panels), _keys(conditions, style, labels), band_note(chosen) if chosen else "")
+    def axes(name: str) -> Sequence[tuple[float, float]]:
+        strip = name in strips
+        return [(2.4, BOTTOM + 0.2 * strip)] * bool(of_matrix(chosen, name)) + [(1.7, 0.3)] * strip
+
+    def alt(name: str) -> str:
+        return _alt_density(name, of_matrix(chosen, name), strips.get(name), labels)
+
+    panels = _same_size(_by_matrix(names, labels, draw, alt, axes))
+    return Picture(panels, _keys(conditions, style, labels), band_note(chosen) if chosen else "")
+
+
+def _by_matrix(
+    names: Sequence[str],
+    labels: Mapping[str, str],
+    draw: Callable[..., None],
+    alt: Callable[[str], str],
+    axes: Callable[[str], Sequence[tuple[float, float]]] = lambda name: [(2.4, BOTTOM)],
+    left: float = LEFT,
+) -> tuple[Panel, ...]:
+    """A panel for each matrix: `draw(name, *axes)`, and what it shows in words, `alt(name)`."""
+    width = NARROW if len(names) > 1 else WIDE
+    return tuple(_panel(partial(draw, name), words(name, labels), alt(name), width, axes(name), left) for name in names)
 
 
 def _same_size(panels: Sequence[Panel]) -> tuple[Panel, ...]:
@@ -354,7 +367,7 @@ def _same_size(panels: Sequence[Panel]) -> tuple[Panel, ...]:
 def _alt_density(name: str, curves: Sequence[Curve], strip: Row | None, labels: Mapping[str, str]) -> str:
     """What the densities of a matrix look like, for those who do not see them."""
     said = []
-    for condition in conditions_of(list(curves)):
+    for condition in conditions_of(curves):
         spectra = [curve.spectrum for curve in curves if curve.condition == condition]
         values = [x for s in spectra if len(x := s.points(zeros=False)[0])] or [np.zeros(1)]
         low, high = min(float(x[0]) for x in values), max(float(x[-1]) for x in values)
@@ -373,22 +386,21 @@ def panels(
     curves: Sequence[Curve], kind: str, labels: Mapping[str, str], levels: Mapping[str, float] | None = None
 ) -> Picture:
     """One panel per matrix, `kind` is "density" or "cdf"."""
-    names, conditions = matrices_of(list(curves)), conditions_of(list(curves))
-    style, drawn = styles(conditions, levels), {"density": draw_density, "cdf": draw_cdf}[kind]
-    made = []
-    for name in names:
-        own = [curve for curve in curves if curve.matrix == name]
+    conditions = conditions_of(curves)
+    style, draw_kind = styles(conditions, levels), {"density": draw_density, "cdf": draw_cdf}[kind]
 
-        def draw(ax: Axes, own: list[Curve] = own) -> None:
-            drawn(ax, own, style)
+    def draw(name: str, ax: Axes) -> None:
+        draw_kind(ax, of_matrix(curves, name), style)
 
-        alt = _alt_density(name, own, None, labels)
-        if kind == "cdf":
-            alt = f"Distribution function of the eigenvalues of {words(name, labels)}: " + "; ".join(
-                f"{words(c, labels)}, half of them below {_median(own, c):.2g}" for c in conditions_of(own)
-            )
-        made.append(_panel(draw, words(name, labels), alt, NARROW if len(names) > 1 else WIDE, [(2.4, BOTTOM)]))
-    return Picture(tuple(made), _keys(conditions, style, labels), band_note(curves))
+    def alt(name: str) -> str:
+        own = of_matrix(curves, name)
+        if kind == "density":
+            return _alt_density(name, own, None, labels)
+        halves = [f"{words(c, labels)}, half of them below {_median(own, c):.2g}" for c in conditions_of(own)]
+        return f"Distribution function of the eigenvalues of {words(name, labels)}: {'; '.join(halves)}"
+
+    made = _by_matrix(matrices_of(curves), labels, draw, alt)
+    return Picture(made, _keys(conditions, style, labels), band_note(curves))
 
 
 def _median(curves: Sequence[Curve], condition: str) -> float:
@@ -398,36 +410,36 @@ def _median(curves: Sequence[Curve], condition: str) -> float:
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
-def numbers(shown: Numbers) -> Picture | None:
+def numbers(given: Numbers) -> Picture | None:
     """Eigenvalues or singular values above their residuals, or the sorted diagonal with its errors; None for a trace."""
-    if shown.kind == "trace":
+    if given.kind == "trace":
         return None
-    return _sorted_diagonal(shown) if shown.kind == "diagonal" else _pairs(shown)
+    return _sorted_diagonal(given) if given.kind == "diagonal" else _pairs(given)
 
 
-def _pairs(shown: Numbers) -> Picture:
+def _pairs(given: Numbers) -> Picture:
     """Values with residual bars against their index, and the residuals with the threshold of convergence."""
-    index, threshold = np.arange(1, len(shown.value) + 1), float(shown.about["threshold"])
+    index, threshold = np.arange(1, len(given.value) + 1), float(given.about["threshold"])
     parts = [
-        ("converged", shown.converged, COLOURS["true"], "full"),
-        ("not converged (hollow)", ~shown.converged, COLOURS["random"], "none"),
+        ("converged", given.converged, COLOURS["true"], "full"),
+        ("not converged (hollow)", ~given.converged, COLOURS["random"], "none"),
     ]
     parts = [part for part in parts if part[1].any()]
 
     def draw(upper: Axes, lower: Axes) -> None:
         for _, chosen, shade, fill in parts:
-            x, y, r = index[chosen], shown.value[chosen], shown.error[chosen]
+            x, y, r = index[chosen], given.value[chosen], given.error[chosen]
             upper.errorbar(x, y, yerr=r, fmt="o", color=shade, fillstyle=fill, markersize=4.5, capsize=3, linewidth=1.2)
             lower.plot(x, r, "o", color=shade, fillstyle=fill, markersize=4.5)
-        upper.set_ylabel(shown.kind.removesuffix("s"), fontsize=10)
-        if (shown.value > 0).all():
-            _log_values(upper, shown.value)
+        upper.set_ylabel(given.kind.removesuffix("s"), fontsize=10)
+        if (given.value > 0).all():
+            _log_values(upper, given.value)
         lower.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
-        if (shown.error > 0).any():
+        if (given.error > 0).any():
             lower.set_yscale("log", nonpositive="clip")
             thin_ticks(lower)
-            least = shown.error[shown.error > 0].min()
-            lower.set_ylim(min(least, threshold) / 3, max(shown.error.max(), threshold) * 3)
+            least = given.error[given.error > 0].min()
+            lower.set_ylim(min(least, threshold) / 3, max(given.error.max(), threshold) * 3)
         lower.set_ylabel("residual", fontsize=10)
         lower.set_xlabel("index", fontsize=10)
         for ax in (upper, lower):
@@ -435,8 +447,8 @@ def _pairs(shown: Numbers) -> Picture:
             ax.set_xlim(0.5, len(index) + 0.5)
 
     alt = (
-        f"{len(index)} {shown.kind} from {shown.value[0]:.4g} to {shown.value[-1]:.4g} against their index, and their "
-        f"residuals: {int(shown.converged.sum())} at or below {threshold:.1g}."
+        f"{len(index)} {given.kind} from {given.value[0]:.4g} to {given.value[-1]:.4g} against their index, and their "
+        f"residuals: {int(given.converged.sum())} at or below {threshold:.1g}."
     )
     keys = tuple(Key(name, shade) for name, _, shade, _ in parts)
     return Picture(
@@ -457,11 +469,11 @@ def _log_values(ax: Axes, values: np.ndarray) -> None:
         ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _sorted_diagonal(shown: Numbers) -> Picture:
+def _sorted_diagonal(given: Numbers) -> Picture:
     """The entries from the largest to the smallest, each with one standard error on both sides."""
-    n, order = len(shown.value), np.argsort(-shown.value, kind="stable")
+    n, order = len(given.value), np.argsort(-given.value, kind="stable")
     ranks = np.unique(np.linspace(0, n - 1, min(n, RANKS)).astype(int))
-    value, error = shown.value[order][ranks], shown.error[order][ranks]
+    value, error = given.value[order][ranks], given.error[order][ranks]
 
     def draw(ax: Axes) -> None:
         if (value > 0).all():
@@ -477,7 +489,7 @@ def _sorted_diagonal(shown: Numbers) -> Picture:
         ax.set_xlabel("rank of the entry, largest first", fontsize=10)
         ax.set_ylabel("diagonal entry", fontsize=10)
 
-    alt = f"{n} diagonal entries, sorted from {shown.value.max():.3g} down to {shown.value.min():.3g}."
+    alt = f"{n} diagonal entries, sorted from {given.value.max():.3g} down to {given.value.min():.3g}."
     note = "bars: one standard error on both sides" if (error > 0).any() else "exact entries: a line without bars"
     return Picture((_panel(draw, "", alt, WIDE, [(2.8, BOTTOM)]),), (), note)
 
@@ -488,39 +500,35 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
 
     Metrics of scale and refused fits are no candidates and are left out.
     """
-    shown = [
-        row for row in rows if row.effect is not None and all(map(math.isfinite, row.effect)) and is_candidate(row)
-    ]
-    names = list(dict.fromkeys(row.matrix for row in shown))
-    most = max((sum(row.matrix == name for row in shown) for name in names), default=1)
-    ends = [x for row in shown for x in (row.effect or ())[1:]]
-    reach = max(map(abs, ends), default=1.0) * 1.2
-    made = []
-    for name in names:
-        own = [row for row in shown if row.matrix == name]
+    known = [(row, row.effect) for row in rows if row.effect is not None and all(map(math.isfinite, row.effect))]
+    judged = [(row, effect) for row, effect in known if is_candidate(row)]
+    names = matrices_of([row for row, _ in judged])
+    most = max((sum(row.matrix == name for row, _ in judged) for name in names), default=1)
+    reach = max((abs(end) for _, effect in judged for end in effect[1:]), default=1.0) * 1.2
 
-        def draw(ax: Axes, own: list[Row] = own) -> None:
-            for place, row in enumerate(own):
-                d, lower, upper = row.effect or (math.nan,) * 3
-                shade = COLOURS["true"] if row.separates else "#8a8a8a"
-                ax.plot([lower, upper], [place, place], color=shade, linewidth=1.6, solid_capstyle="butt")
-                ax.plot(d, place, "o" if row.separates else "s", color=shade, markersize=5.5)
-            ax.axvline(0, color="black", linewidth=0.9)
-            ax.set_yticks(range(len(own)), [words(row.metric, labels) for row in own], fontsize=9)
-            ax.set_ylim(most - 0.4, -0.6)
-            ax.set_xscale("symlog", linthresh=2)
-            ax.set_xlim(-reach, reach)
-            ax.set_xticks([t for t in (-100, -10, -2, 0, 2, 10, 100) if abs(t) <= reach])
-            ax.xaxis.set_minor_locator(NullLocator())
-            ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-            ax.set_xlabel("Cohen's d, true − random labels", fontsize=9.5)
+    def draw(name: str, ax: Axes) -> None:
+        own = [(row, effect) for row, effect in judged if row.matrix == name]
+        for place, (row, (d, lower, upper)) in enumerate(own):
+            shade = COLOURS["true"] if row.separates else GREY
+            ax.plot([lower, upper], [place, place], color=shade, linewidth=1.6, solid_capstyle="butt")
+            ax.plot(d, place, "o" if row.separates else "s", color=shade, markersize=5.5)
+        ax.axvline(0, color="black", linewidth=0.9)
+        ax.set_yticks(range(len(own)), [words(row.metric, labels) for row, _ in own], fontsize=9)
+        ax.set_ylim(most - 0.4, -0.6)
+        ax.set_xscale("symlog", linthresh=2)
+        ax.set_xlim(-reach, reach)
+        ax.set_xticks([t for t in (-100, -10, -2, 0, 2, 10, 100) if abs(t) <= reach])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+        ax.set_xlabel("Cohen's d, true − random labels", fontsize=9.5)
 
-        said = [f"{words(row.metric, labels)} {d_text(row.effect)}" for row in own if row.effect is not None]
-        alt = f"Cohen's d, true minus random labels, of {words(name, labels)}: {'; '.join(said)}."
-        width = NARROW if len(names) > 1 else WIDE
-        made.append(_panel(draw, words(name, labels), alt, width, [(0.2 + 0.25 * most, BOTTOM)], left=1.56))
-    keys = (Key("same sign on every seed (dots)", COLOURS["true"]), Key("not on every seed (squares)", "#8a8a8a"))
-    return Picture(tuple(made), keys, "bars: 95 % interval")
+    def alt(name: str) -> str:
+        said = [f"{words(row.metric, labels)} {d_text(effect)}" for row, effect in judged if row.matrix == name]
+        return f"Cohen's d, true minus random labels, of {words(name, labels)}: {'; '.join(said)}."
+
+    made = _by_matrix(names, labels, draw, alt, lambda name: [(0.2 + 0.25 * most, BOTTOM)], left=1.56)
+    keys = (Key("same sign on every seed (dots)", COLOURS["true"]), Key("not on every seed (squares)", GREY))
+    return Picture(made, keys, "bars: 95 % interval")
 
 
 def is_candidate(row: Row) -> bool:
@@ -546,54 +554,46 @@ def lines(
     The fit that the tables quote is a dot, hollow where it was refused. `level` draws a dashed line across (a target),
     `chance` the line from 0 to 1 that meaningless directions would give.
     """
-    names, conditions = matrices_of(list(items)), conditions_of(list(items))
+    conditions = conditions_of(items)
     style = styles(conditions, levels)
-    made = []
-    for name in names:
-        own = [item for item in items if item.matrix == name]
 
-        def draw(ax: Axes, own: list[Line] = own) -> None:
-            for item in own:
-                shade, dash = style[item.condition]
-                ax.plot(item.x, item.y, color=shade, linestyle=DASHES[dash], linewidth=1.2, alpha=0.85)
-                if item.sigma is not None:
-                    ax.fill_between(
-                        item.x, item.y - item.sigma, item.y + item.sigma, color=shade, alpha=0.12, linewidth=0
-                    )
-            for item in own:
-                if item.chosen is not None:
-                    fill = "white" if item.refused else style[item.condition][0]
-                    ax.plot(
-                        *item.chosen,
-                        "o",
-                        color=style[item.condition][0],
-                        markerfacecolor=fill,
-                        markersize=5.5,
-                        zorder=5,
-                    )
-            if chance:
-                ax.plot(
-                    [0, max(float(item.x[-1]) for item in own)], [0, 1], color="black", linewidth=0.8, linestyle=":"
-                )
-            if level is not None:
-                ax.axhline(level, color="black", linewidth=0.8, linestyle="--")
-            if log_x:
-                ax.set_xscale("log")
-            if log_y:
-                ax.set_yscale("log")
-            thin_ticks(ax)
-            ax.set_xlabel(x_label, fontsize=10)
-            ax.set_ylabel(y_label, fontsize=9.5)
+    def draw(name: str, ax: Axes) -> None:
+        own = of_matrix(items, name)
+        for item in own:
+            shade, dash = style[item.condition]
+            ax.plot(item.x, item.y, color=shade, linestyle=DASHES[dash], linewidth=1.2, alpha=0.85)
+            if item.sigma is not None:
+                low, high = item.y - item.sigma, item.y + item.sigma
+                ax.fill_between(item.x, low, high, color=shade, alpha=0.12, linewidth=0)
+        for item in own:
+            if item.chosen is not None:
+                shade = style[item.condition][0]
+                fill = "white" if item.refused else shade
+                ax.plot(*item.chosen, "o", color=shade, markerfacecolor=fill, markersize=5.5, zorder=5)
+        if chance:
+            end = max(float(item.x[-1]) for item in own)
+            ax.plot([0, end], [0, 1], color="black", linewidth=0.8, linestyle=":")
+        if level is not None:
+            ax.axhline(level, color="black", linewidth=0.8, linestyle="--")
+        if log_x:
+            ax.set_xscale("log")
+        if log_y:
+            ax.set_yscale("log")
+        thin_ticks(ax)
+        ax.set_xlabel(x_label, fontsize=10)
+        ax.set_ylabel(y_label, fontsize=9.5)
 
-        alt = _alt_lines(name, own, labels, x_label, y_label)
-        made.append(_panel(draw, words(name, labels), alt, NARROW if len(names) > 1 else WIDE, [(2.4, BOTTOM)]))
-    return Picture(tuple(made), _keys(conditions, style, labels), note)
+    def alt(name: str) -> str:
+        return _alt_lines(name, of_matrix(items, name), labels, x_label, y_label)
+
+    made = _by_matrix(matrices_of(items), labels, draw, alt)
+    return Picture(made, _keys(conditions, style, labels), note)
 
 
 def _alt_lines(name: str, items: Sequence[Line], labels: Mapping[str, str], x_label: str, y_label: str) -> str:
     """Where the lines of a panel begin and end, condition by condition."""
     said = []
-    for condition in conditions_of(list(items)):
+    for condition in conditions_of(items):
         own = [item for item in items if item.condition == condition]
         first, last = (np.mean([item.y[place] for item in own]) for place in (0, -1))
         refused = sum(item.refused for item in own)

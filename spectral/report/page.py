@@ -15,12 +15,11 @@ from typing import Any
 
 import jinja2
 
-from spectral.app.progress import seconds
 from spectral.quadrature.density import LOG, is_signed, signed_floor
 
-from . import Curve, Report, Row, conditions_of, figures, matrices_of, tables
+from . import Curve, Report, Row, conditions_of, figures, matrices_of, of_matrix, tables
 from .figures import Picture
-from .tables import Table, d_text, number, words
+from .tables import Table, d_text, matrices, number, seconds, words
 
 READ = (
     "Each curve is the empirical spectral density of one matrix: λ·ρ(λ) on logarithmic axes, ρ being the fraction of all "
@@ -88,9 +87,8 @@ def draw(report: Report) -> dict[str, Picture]:
             made["esd"] = figures.panels(report.curves, "density", labels, levels)
     if report.numbers is not None and (picture := figures.numbers(report.numbers)) is not None:
         made["numbers"] = picture
-    headline = [row for row in report.rows if row.matrix in report.headline] or report.rows
-    if any(row.effect is not None and figures.is_candidate(row) for row in headline):
-        made["effects"] = figures.effects(headline, labels)
+    if any(row.effect is not None and figures.is_candidate(row) for row in report.headline_rows):
+        made["effects"] = figures.effects(report.headline_rows, labels)
     if report.alignment:
         made["alignment"] = figures.lines(
             report.alignment, labels, x_label="leading directions, part of all", y_label="part of the labels' energy",
@@ -148,8 +146,9 @@ def _resolution(report: Report) -> str:
         return ""
     text = f"Smoothing: a Gaussian of {LOG:g} decades in λ, under which one of n eigenvalues peaks at 1.7/n."
     for matrix in matrices_of(report.curves):
-        if any(is_signed(c.spectrum) for c in report.curves if c.matrix == matrix):
-            text += " " + _about_zero([c for c in report.curves if c.matrix == matrix], report.labels)
+        own = of_matrix(report.curves, matrix)
+        if any(is_signed(curve.spectrum) for curve in own):
+            text += " " + _about_zero(own, report.labels)
     zeros = sorted({(c.matrix, c.spectrum.zeros, c.spectrum.dim) for c in report.curves if c.spectrum.zeros})
     named = [f"{zero} of {dim} ({words(matrix, report.labels)})" for matrix, zero, dim in zeros]
     if named:
@@ -229,7 +228,7 @@ def _separating(rows: Sequence[Row], count: int, labels: Mapping[str, str]) -> F
     refused = f" (in {count - len(rows)} of them a fit was refused {tables.REFUSED})" if count > len(rows) else ""
     return Finding(
         tables.opening(words(rows[0].metric, labels)),
-        f": {way} on every seed in {len(apart)} of {_matrices(count)}{refused}, most clearly in "
+        f": {way} on every seed in {len(apart)} of {matrices(count)}{refused}, most clearly in "
         f"{words(strongest.matrix, labels)} ({number(strongest, 'true')} against {number(strongest, 'random')}, "
         f"d = {'–' if strongest.effect is None else d_text(strongest.effect)}).",
     )
@@ -241,7 +240,7 @@ def _scales(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Finding]:
     for row in rows:
         if row.scale and not row.doubted("true", "random")[0]:
             counts.setdefault(row.metric, []).append(int(bool(row.separates) and _d(row) < 0))
-    parts = [f"{words(metric, labels)} in {sum(flags)} of {_matrices(len(flags))}" for metric, flags in counts.items()]
+    parts = [f"{words(metric, labels)} in {sum(flags)} of {matrices(len(flags))}" for metric, flags in counts.items()]
     if not parts:
         return []
     text = (
@@ -249,10 +248,6 @@ def _scales(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Finding]:
         f"random labels: {', '.join(parts)}."
     )
     return [Finding("Scale", text)]
-
-
-def _matrices(count: int) -> str:
-    return f"{count} matrices" if count > 1 else "1 matrix"
 
 
 def _d(row: Row) -> float:
@@ -275,8 +270,7 @@ def template(name: str) -> jinja2.Template:
 
 def render(report: Report, pictures: Mapping[str, Picture]) -> str:
     """The whole page as a string."""
-    headline = [row for row in report.rows if row.matrix in report.headline] or report.rows
-    others = [row for row in report.rows if row not in headline]
+    others = [row for row in report.rows if row not in report.headline_rows]
     used = dict.fromkeys(row.metric for row in report.rows if f"note:{row.metric}" in report.labels)
     return template("page.html.j2").render(
         report=report,
@@ -285,15 +279,15 @@ def render(report: Report, pictures: Mapping[str, Picture]) -> str:
         titles=TITLES,
         read=_read(report),
         findings=findings(report),
-        numbers=_numbers(report, headline),
+        numbers=_numbers(report),
         others=tables.of_rows(others, report.labels) if others else None,
-        other_matrices=_matrices(len({row.matrix for row in others})),
+        other_matrices=matrices(len({row.matrix for row in others})),
         metrics=[(words(name, report.labels), report.labels[f"note:{name}"]) for name in used],
-        training=tables.of_mappings(report.training, 2) if report.training else None,
-        trends=tables.of_mappings(report.trends, 2) if report.trends else None,
-        products=tables.of_mappings([_worded(row, report.labels) for row in report.products])
-        if report.products
-        else None,
+        training=tables.of_mappings(report.training, 2),
+        trends=tables.of_mappings(report.trends, 2),
+        products=tables.of_mappings(
+            [{**row, "matrix": words(row["matrix"], report.labels)} for row in report.products]
+        ),
         cost=costs(report.cost),
         settings=tables.of_settings(report.config),
         environment=tables.of_settings(report.environment),
@@ -313,14 +307,20 @@ def _read(report: Report) -> tuple[str, ...]:
     return READ + (READ_SWEPT if len(conditions) > 1 else READ_SINGLE)
 
 
-def _numbers(report: Report, headline: Sequence[Row]) -> Table | None:
+def _numbers(report: Report) -> Table | None:
     if report.numbers is not None:
         return tables.of_numbers(report.numbers)
-    return tables.of_rows(headline, report.labels) if headline else None
+    return tables.of_rows(report.headline_rows, report.labels) if report.rows else None
 
 
-def _worded(row: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
-    return {**row, "matrix": words(str(row["matrix"]), labels)}
+def text(report: Report) -> str:
+    """The report for a terminal: question, answer, the table of the page, facts and findings."""
+    parts = [f"{report.title}: {report.question}\n{report.verdict.sentence}\n"]
+    if listed := _numbers(report):
+        parts.append(listed.text() + "\n")
+    if report.trends:
+        parts.append(tables.of_mappings(report.trends, 2).text() + "\n")
+    return "\n".join([*parts, *report.facts, *(f"- {finding}" for finding in findings(report))])
 
 
 def costs(cost: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -24,26 +24,20 @@ from spectral.experiments.effects import SCALE, refused
 from spectral.persist import atomic_write
 from spectral.spectrum import Spectrum
 
-from . import Curve, Row, Verdict, figures, page, spreadsheet, tables
+from . import Curve, Row, Verdict, figures, page, tables
 from .build import labels_for
 from .figures import Picture
-from .tables import Cell, Entry, Table, mean_and_error, number, words
+from .tables import Cell, Entry, Table, number, words
 
 # Settings that say nothing about the numbers, and those in which the runs of one configuration may differ.
-IGNORED = (
-    "output",
-    "choices",
-    "resume",
-    "analysis.metrics",
-    "analysis.alpha_curve",
-    "experiment.headline",
-    "experiment.headline_metric",
-)
+IGNORED = ("output", "choices", "resume", *(f"analysis.{name}" for name in ("metrics", "alpha_curve")))
+IGNORED += ("experiment.headline", "experiment.headline_metric")
 SEEDS = ("seed", "experiment.seeds")
 COMPUTED_BY = ("spectral", "torch", "device")
 MOST_CURVES = 12  # configurations in one picture; more are unreadable
 MOST_NUMBERS = 6  # columns of numbers; the CSV files hold all
-SHOWN = ("effective_rank", "top_c_energy", "stable_rank", "trace", "lambda_max", "alpha")
+LISTED = ("effective_rank", "top_c_energy", "stable_rank", "trace", "lambda_max", "alpha")
+SUMMED = ("products", "epochs", "seconds")  # costs of runs
 SHORT = {
     "data.train": "training samples",
     "data.test": "test samples",
@@ -66,8 +60,12 @@ class Run:
     @property
     def key(self) -> str:
         """The same for two runs if and only if every setting but the seeds is the same."""
-        kept = {name: _canonical(value) for name, value in self.settings.items() if name not in SEEDS}
-        return json.dumps(kept, sort_keys=True)
+        same = {name: _canonical(value) for name, value in self.settings.items() if name not in SEEDS}
+        return json.dumps(same, sort_keys=True)
+
+    @property
+    def is_experiment(self) -> bool:
+        return "experiment._target_" in self.settings or len({cell["matrix"] for cell in self.result["cells"]}) > 1
 
     def choice(self, group: str) -> str:
         """Which member of a group was chosen: its name, or what its `_target_` ends in."""
@@ -79,18 +77,22 @@ class Run:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One matrix under one set of settings: `values` are those of the swept columns, `cells` one for each seed."""
+    """One matrix under one set of settings: `values` are those of the swept columns, `seeds` has what was run with each seed."""
 
     panel: str
     values: tuple[str, ...]
-    cells: dict[int, tuple[Run, Mapping[str, Any]]]
+    seeds: dict[int, tuple[Run, Mapping[str, Any]]]
+
+    @property
+    def metrics(self) -> list[Mapping[str, Any]]:
+        """All numbers, a mapping for each seed."""
+        return [cell["metrics"] for _, cell in self.seeds.values()]
 
     def row(self, metric: str) -> Row:
         """A metric of all seeds as a row with one condition, "all"."""
-        found = [cell["metrics"] for _, cell in self.cells.values()]
-        values = tuple(_number(m.get(metric)) for m in found)
-        errors = tuple(_number(m.get(f"{metric}_stderr", m.get(f"{metric}_residual"))) for m in found)
-        doubted = tuple(refused(metric, m) for m in found)
+        values = tuple(_number(m.get(metric)) for m in self.metrics)
+        errors = tuple(_number(m.get(f"{metric}_stderr", m.get(f"{metric}_residual"))) for m in self.metrics)
+        doubted = tuple(refused(metric, m) for m in self.metrics)
         marks = {"all": doubted} if any(doubted) else {}
         return Row(self.panel, metric, {"all": values}, {"all": errors}, refused=marks, scale=metric in SCALE)
 
@@ -109,6 +111,9 @@ class Sweep:
     @property
     def panels(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(c.panel for c in self.configurations))
+
+    def of(self, panel: str) -> list[Configuration]:
+        return [c for c in self.configurations if c.panel == panel]
 
     @property
     def series(self) -> tuple[tuple[str, ...], ...]:
@@ -181,18 +186,10 @@ def _read(path: Path) -> Run:
     return Run(path.parent, result, settings)
 
 
-def _settings(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as one level {dotted name: value}, without what says nothing about the numbers."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        if name in IGNORED:
-            continue
-        if isinstance(value, Mapping) and value:
-            flat |= _settings(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
+    whole = tables.leaves(config)
+    return {k: v for k, v in whole.items() if not any(k == name or k.startswith(f"{name}.") for name in IGNORED)}
 
 
 def _canonical(value: Any) -> Any:
@@ -222,10 +219,6 @@ def _speaks(text: str) -> bool:
     return text[:1].isalpha() and text not in ("yes", "no", "default", "none", "true", "false", "inf", "nan")
 
 
-def _spectrum(run: Run, cell: Mapping[str, Any]) -> Spectrum:
-    return Spectrum.load(inside(run.folder, cell["spectrum"]))
-
-
 # Configurations ------------------------------------------------------------------------------------------------------
 def swept(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     """(groups of which the runs chose different members, other settings that differ), seeds left out.
@@ -251,46 +244,39 @@ def swept(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
 def sweep_of(runs: Sequence[Run]) -> Sweep:
     """The configurations of the runs, in the order of their first appearance."""
     swapped, differ = swept(runs)
-    shown = [group for group in swapped if group != "operator"]
-    conditions = any(_is_experiment(run) for run in runs)
-    columns = [*(group.replace("_", " ") for group in shown), *_short(differ), *(["condition"] if conditions else [])]
-    labels, notes, repeats = labels_for([]), [], 0
-    found: dict[tuple[str, str, str], dict[int, tuple[Run, Mapping[str, Any]]]] = {}
+    groups = [group for group in swapped if group != "operator"]
+    columns = [*(group.replace("_", " ") for group in groups), *_short(differ)]
+    labels, repeats = labels_for([]), 0
+    matrices: dict[tuple[str, str, str], dict[int, tuple[Run, Mapping[str, Any]]]] = {}
     for run in sorted(runs, key=lambda run: str(run.result.get("environment", {}).get("started", ""))):
         for cell in run.result["cells"]:
-            where = (_panel(run, cell, labels), run.key, cell["condition"] if _is_experiment(run) else "")
-            cells = found.setdefault(where, {})
-            repeats += cell["seed"] in cells
-            cells[cell["seed"]] = (run, cell)  # the last one that was started
-    order = {run.folder: place for place, run in enumerate(runs)}
-    made = []
-    for (panel, _, condition), cells in found.items():
-        run = next(iter(cells.values()))[0]
-        values = [run.choice(group) or "–" for group in shown]
+            where = (_panel(run, cell, labels), run.key, cell["condition"] if run.is_experiment else "")
+            seeds = matrices.setdefault(where, {})
+            repeats += cell["seed"] in seeds
+            seeds[cell["seed"]] = (run, cell)  # the last one that was started
+    configurations = []
+    for (panel, _, condition), seeds in matrices.items():
+        run = next(iter(seeds.values()))[0]
+        values = [run.choice(group) or "–" for group in groups]
         values += [_told(run.settings[key]) if key in run.settings else "–" for key in differ]
-        values += [words(condition, labels | run.result.get("conditions", {})) if condition else "–"] * conditions
-        made.append(Configuration(panel, tuple(values), dict(sorted(cells.items()))))
-    made.sort(key=lambda c: min(order[run.folder] for run, _ in c.cells.values()))
-    if repeats:
-        notes.append(
-            f"{repeats} matrices were computed more than once with the same settings and seed: the last run counts."
-        )
-    labels |= labels_for([c.panel for c in made if c.panel not in labels])
-    same = {
-        k: v
-        for k, v in runs[0].settings.items()
-        if k not in SEEDS and k not in differ and k.partition(".")[0] not in swapped
-    }
-    return Sweep(tuple(runs), tuple(columns), tuple(_told_apart(made)), labels, tuple(notes), same)
-
-
-def _is_experiment(run: Run) -> bool:
-    return bool(run.settings.get("experiment._target_")) or len({cell["matrix"] for cell in run.result["cells"]}) > 1
+        if any(run.is_experiment for run in runs):
+            values.append(words(condition, labels | run.result.get("conditions", {})) if condition else "–")
+        configurations.append(Configuration(panel, tuple(values), dict(sorted(seeds.items()))))
+    if any(run.is_experiment for run in runs):
+        columns.append("condition")
+    order = {run.folder: place for place, run in enumerate(runs)}
+    configurations.sort(key=lambda c: min(order[run.folder] for run, _ in c.seeds.values()))
+    labels |= labels_for([c.panel for c in configurations if c.panel not in labels])
+    told = f"{repeats} matrices were computed more than once with the same settings and seed: the last run counts."
+    left_out = (*SEEDS, *differ)
+    same = {k: v for k, v in runs[0].settings.items() if k not in left_out and k.partition(".")[0] not in swapped}
+    apart = tuple(_told_apart(configurations))
+    return Sweep(tuple(runs), tuple(columns), apart, labels, (told,) * bool(repeats), same)
 
 
 def _panel(run: Run, cell: Mapping[str, Any], labels: dict[str, str]) -> str:
     """What a panel is of: the operator of a single spectrum, the matrix of an experiment; numbers have panels of their own."""
-    if _is_experiment(run):
+    if run.is_experiment:
         return str(cell["matrix"])
     operator = run.choice("operator") or str(cell["matrix"])
     kind = cell.get("found", {}).get("kind")
@@ -309,26 +295,25 @@ def _short(keys: Sequence[str]) -> list[str]:
     ]
 
 
-def _told_apart(made: Iterable[Configuration]) -> list[Configuration]:
+def _told_apart(configurations: Iterable[Configuration]) -> list[Configuration]:
     """Configurations of one panel never share their words: a further one is numbered."""
     seen: dict[tuple[str, tuple[str, ...]], int] = {}
     out = []
-    for c in made:
+    for c in configurations:
         count = seen[c.panel, c.values] = seen.get((c.panel, c.values), 0) + 1
         last = f"{c.values[-1]} ({count})" if c.values else f"({count})"
-        out.append(c if count == 1 else Configuration(c.panel, (*c.values[:-1], last), c.cells))
+        out.append(c if count == 1 else Configuration(c.panel, (*c.values[:-1], last), c.seeds))
     return out
 
 
 # Tables --------------------------------------------------------------------------------------------------------------
-def metrics_of(cells: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The numbers that a table shows of these cells: a few of a spectrum's, or those that an estimator gave."""
-    named = list(dict.fromkeys(name for cell in cells for name in cell["metrics"]))
-    listed = [name for name in SHOWN if name in named]
-    numbers = [name for name in named if f"{name}_residual" in named or f"{name}_stderr" in named]
-    return (listed if "effective_rank" in listed else [n for n in numbers if not n.endswith(("_stderr", "_residual"))])[
-        :MOST_NUMBERS
-    ]
+def metrics_of(configurations: Iterable[Configuration]) -> list[str]:
+    """The numbers that a table has of these: a few of a spectrum's, or those that an estimator gave."""
+    named = list(dict.fromkeys(name for c in configurations for metrics in c.metrics for name in metrics))
+    listed = [name for name in LISTED if name in named]
+    if "effective_rank" not in listed:
+        listed = [name for name in named if f"{name}_residual" in named or f"{name}_stderr" in named]
+    return [name for name in listed if not name.endswith(("_stderr", "_residual"))][:MOST_NUMBERS]
 
 
 def table(sweep: Sweep, panel: str, output: Path) -> Table:
@@ -336,37 +321,27 @@ def table(sweep: Sweep, panel: str, output: Path) -> Table:
 
     What is the same in all rows stands below them.
     """
-    own = [c for c in sweep.configurations if c.panel == panel]
-    cells = [cell for c in own for _, cell in c.cells.values()]
-    metrics = [m for m in metrics_of(cells) if any(map(_is_known, (c.row(m) for c in own)))]
+    own = sweep.of(panel)
+    metrics = [m for m in metrics_of(own) if any(_is_known(c.row(m)) for c in own)]
     differ = [i for i in range(len(sweep.columns)) if len({c.values[i] for c in own}) > 1]
     entries = []
     for c in own:
-        links = tuple((str(seed), _address(run, output)) for seed, (run, _) in c.cells.items())
-        texts = [
-            str(sweep.series.index(c.values) + 1),
-            *(c.values[i] for i in differ),
-            *(number(c.row(m), "all") for m in metrics),
-        ]
+        links = tuple((str(seed), _address(run, output)) for seed, (run, _) in c.seeds.items())
+        texts = [str(sweep.series.index(c.values) + 1), *(c.values[i] for i in differ)]
+        texts += [number(c.row(m), "all") for m in metrics]
         entries.append(Entry((*map(Cell, texts), Cell(", ".join(seed for seed, _ in links), links))))
-    residual = {
-        m: " (± residual)" if any(f"{m}_residual" in cell["metrics"] for cell in cells) else "" for m in metrics
-    }
-    titles = [
-        "#",
-        *(sweep.columns[i] for i in differ),
-        *(words(m, sweep.labels) + residual[m] for m in metrics),
-        "seeds",
-    ]
+    residuals = {m for m in metrics if any(f"{m}_residual" in numbers for c in own for numbers in c.metrics)}
+    titles = ["#", *(sweep.columns[i] for i in differ)]
+    titles += [words(m, sweep.labels) + " (± residual)" * (m in residuals) for m in metrics]
     same = tuple("–" if i in differ else value for i, value in enumerate(own[0].values))
     foot = [f"All rows: {sweep.text(same)}."] if any(value != "–" for value in same) else []
-    if any(len(c.cells) > 1 for c in own):
+    if any(len(c.seeds) > 1 for c in own):
         foot.append("Mean ± standard deviation over seeds; of one seed ± its own error, without ±: exact.")
     else:
         foot.append("± the error of the number itself; without ±: exact.")
     if any(c.row(m).doubted()[0] for c in own for m in metrics):
         foot.append(f"{tables.REFUSED}: the fit was refused, and gives no number.")
-    return Table(tuple(titles), (("", tuple(entries)),), 1 + len(differ), " ".join(foot))
+    return Table((*titles, "seeds"), (("", tuple(entries)),), 1 + len(differ), " ".join(foot))
 
 
 def _is_known(row: Row) -> bool:
@@ -376,9 +351,8 @@ def _is_known(row: Row) -> bool:
 
 def _address(run: Run, output: Path) -> str:
     """Where the page of a run is, seen from the page of the sweep."""
-    target = next(
-        (run.folder / name for name in ("report.html", "result.json") if (run.folder / name).exists()), run.folder
-    )
+    pages = [run.folder / name for name in ("report.html", "result.json")]
+    target = next((path for path in pages if path.exists()), run.folder)
     return quote(Path(os.path.relpath(target.resolve(), output.resolve())).as_posix())
 
 
@@ -393,22 +367,19 @@ def csv_texts(runs: Sequence[Run]) -> tuple[str, str]:
     wide, long = [], []
     for run in runs:
         for cell in run.result["cells"]:
-            trained, found = cell.get("trained") or {}, cell["metrics"]
+            trained, numbers = cell.get("trained") or {}, cell["metrics"]
             start: list[Any] = [str(run.folder), *(run.choice(group) for group in swapped)]
             start += [_plain(run.settings.get(key)) for key in keys]
             start += [cell["matrix"], cell["condition"], cell["seed"]]
             spent = [run.result["cost"].get(c) for c in costs]
-            wide.append(
-                [*start, cell.get("test_accuracy"), trained.get("reached"), *spent, *(found.get(m) for m in metrics)]
-            )
-            for m in (m for m in metrics if m in found and not m.endswith(("_stderr", "_residual"))):
-                kind = next((kind for kind in ("stderr", "residual") if f"{m}_{kind}" in found), "")
-                long.append([*start, m, found[m], found.get(f"{m}_{kind}"), kind, refused(m, found)])
+            values = [numbers.get(m) for m in metrics]
+            wide.append([*start, cell.get("test_accuracy"), trained.get("reached"), *spent, *values])
+            for m in (m for m in metrics if m in numbers and not m.endswith(("_stderr", "_residual"))):
+                kind = next((kind for kind in ("stderr", "residual") if f"{m}_{kind}" in numbers), "")
+                long.append([*start, m, numbers[m], numbers.get(f"{m}_{kind}"), kind, refused(m, numbers)])
     titles = [*fixed, "test_accuracy", "reached_target", *(f"run_{c}" for c in costs), *metrics]
-    return (
-        spreadsheet.text([titles, *wide]),
-        spreadsheet.text([[*fixed, "metric", "value", "error", "error_kind", "refused"], *long]),
-    )
+    of_numbers = [*fixed, "metric", "value", "error", "error_kind", "refused"]
+    return tables.csv_text([titles, *wide]), tables.csv_text([of_numbers, *long])
 
 
 def _plain(value: Any) -> Any:
@@ -422,11 +393,11 @@ def write(runs: Sequence[Run], output: Path) -> tuple[Path, Path, Path]:
     atomic_write(output / "sweep.csv", wide.encode("utf-8"))
     atomic_write(output / "sweep_long.csv", long.encode("utf-8"))
     sweep = sweep_of(runs)
-    found = {panel: table(sweep, panel, output) for panel in sweep.panels}
+    own = {panel: table(sweep, panel, output) for panel in sweep.panels}
     said = answer(sweep)
     print(f"{question(sweep)}\n{said.sentence}")
-    for panel, own in found.items():
-        print(f"\n{words(panel, sweep.labels)}\n{own.text()}")
+    for panel, numbers in own.items():
+        print(f"\n{words(panel, sweep.labels)}\n{numbers.text()}")
     for note in sweep.notes:
         print(note)
     html = page.template("sweep.html.j2").render(
@@ -435,10 +406,8 @@ def write(runs: Sequence[Run], output: Path) -> tuple[Path, Path, Path]:
         verdict=said,
         picture=draw(sweep),
         caption=caption(sweep),
-        tables=[(tables.opening(words(panel, sweep.labels)), own) for panel, own in found.items()],
-        cost=page.costs(
-            {k: sum(_number(run.result["cost"].get(k)) for run in runs) for k in ("products", "epochs", "seconds")}
-        ),
+        tables=[(tables.opening(words(panel, sweep.labels)), numbers) for panel, numbers in own.items()],
+        cost=page.costs({k: sum(_number(run.result["cost"].get(k)) for run in runs) for k in SUMMED}),
         settings=tables.of_settings(sweep.same),
         version=spectral.__version__,
     )
@@ -449,12 +418,9 @@ def write(runs: Sequence[Run], output: Path) -> tuple[Path, Path, Path]:
 def question(sweep: Sweep) -> str:
     """What a sweep asks."""
     if not sweep.columns:
-        seeds = {seed for c in sweep.configurations for seed in c.cells}
-        return (
-            "How far does the spectrum scatter over seeds?" if len(seeds) > 1 else "What does the spectrum look like?"
-        )
-    names = list(sweep.columns)
-    last = names.pop()
+        several = len({seed for c in sweep.configurations for seed in c.seeds}) > 1
+        return "How far does the spectrum scatter over seeds?" if several else "What does the spectrum look like?"
+    *names, last = sweep.columns
     return f"How does the spectrum change with {', '.join(names)}{' and ' * bool(names)}{last}?"
 
 
@@ -462,70 +428,52 @@ def answer(sweep: Sweep) -> Verdict:
     """Between which values one number of each operator goes, and where: the effective rank, or the first that there is."""
     parts = []
     for panel in sweep.panels:
-        own = [c for c in sweep.configurations if c.panel == panel]
         metric = headline(sweep, panel)
-        rows = [(c, c.row(metric)) for c in own]
-        means = [(mean_and_error(row.values["all"], row.errors["all"])[0], number(row, "all"), c) for c, row in rows]
+        rows = [(c, c.row(metric)) for c in sweep.of(panel)]
+        means = [(row.mean("all")[0], number(row, "all"), c) for c, row in rows]
         known = sorted((m for m in means if math.isfinite(m[0])), key=lambda m: m[0])
         if not known:
             continue
-        low, high = known[0], known[-1]
         where = f" of the {words(panel.partition(', ')[0], sweep.labels)}"
-        span = f"is {low[1]}" if len(known) == 1 else f"goes from {_of(low, sweep)} to {_of(high, sweep)}"
+        low, high = (f"{text} ({sweep.text(c.values)})" for _, text, c in (known[0], known[-1]))
+        span = f"is {known[0][1]}" if len(known) == 1 else f"goes from {low} to {high}"
         parts.append(f"the {words(metric, sweep.labels)}{where} {span}")
-    many = max(len(c.cells) for c in sweep.configurations)
-    scatter = (
-        f"mean ± sd over {'up to ' * (many > min(len(c.cells) for c in sweep.configurations))}{many} seeds"
-        if many > 1
-        else "one seed each"
-    )
+    counts = [len(c.seeds) for c in sweep.configurations]
+    few, many = min(counts), max(counts)
+    scatter = f"mean ± sd over {'up to ' * (many > few)}{many} seeds" if many > 1 else "one seed each"
     text = "; ".join(parts[:3]) + (f"; {len(parts) - 3} more below" if len(parts) > 3 else "")
     return Verdict("found", f"{tables.opening(text)} ({scatter})." if parts else f"{len(sweep.runs)} runs.")
 
 
-def _of(found: tuple[float, str, Configuration], sweep: Sweep) -> str:
-    return f"{found[1]} ({sweep.text(found[2].values)})"
-
-
 def headline(sweep: Sweep, panel: str) -> str:
     """The number that a panel sums up."""
-    metrics = metrics_of(cell for c in sweep.configurations if c.panel == panel for _, cell in c.cells.values())
-    return metrics[0] if metrics else ""
+    return next(iter(metrics_of(sweep.of(panel))), "")
 
 
 def draw(sweep: Sweep) -> Picture | None:
     """A panel for each operator: the densities of its configurations, and below the number that sums them up, seed by seed."""
-    drawn = set(sweep.series[:MOST_CURVES])
+    drawn = sweep.series[:MOST_CURVES]
     labels = dict(sweep.labels)
     curves, rows = [], []
     for panel in sweep.panels:
-        own = [c for c in sweep.configurations if c.panel == panel and c.values in drawn]
-        metric = headline(sweep, panel)
-        values: dict[str, tuple[float, ...]] = {}
-        errors: dict[str, tuple[float, ...]] = {}
-        doubted: dict[str, tuple[bool, ...]] = {}
-        for c in own:
+        metric, known = headline(sweep, panel), {}
+        for c in (c for c in sweep.of(panel) if c.values in drawn):
             name, row = sweep.name(c.values), c.row(metric)
             labels[f"tick:{name}"] = str(sweep.series.index(c.values) + 1)
-            for seed, (run, cell) in c.cells.items():
+            for seed, (run, cell) in c.seeds.items():
                 if "spectrum" in cell:
-                    curves.append(Curve(panel, name, seed, _spectrum(run, cell)))
-            if any(math.isfinite(v) for v in row.values["all"]):
-                values[name], errors[name] = row.values["all"], row.errors["all"]
-                doubted[name] = row.refused.get("all", (False,) * len(row.values["all"]))
-        if values:
-            rows.append(Row(panel, metric, values, errors, refused=doubted))
+                    curves.append(Curve(panel, name, seed, Spectrum.load(inside(run.folder, cell["spectrum"]))))
+            if any(map(math.isfinite, row.values["all"])):
+                known[name] = row
+        if known:
+            values = {name: row.values["all"] for name, row in known.items()}
+            errors = {name: row.errors["all"] for name, row in known.items()}
+            marks = {name: row.refused["all"] for name, row in known.items() if row.refused}
+            rows.append(Row(panel, metric, values, errors, refused=marks))
     if not (curves or rows):
         return None
-    return figures.landscape(
-        curves,
-        rows,
-        sweep.panels,
-        "",
-        labels,
-        _levels(sweep),
-        [sweep.name(values) for values in sweep.series[:MOST_CURVES]],
-    )
+    order = [sweep.name(values) for values in drawn]
+    return figures.landscape(curves, rows, sweep.panels, "", labels, _levels(sweep), order)
 
 
 def _levels(sweep: Sweep) -> dict[str, float]:

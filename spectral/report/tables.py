@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from . import Numbers, Row, conditions_of
 
 MOST_ENTRIES = 50  # numbers listed on a page; result.json and the arrays hold all
 NARROW = 46  # letters that a row of a table may have on a screen of 390 pixels
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: of full width
 REFUSED = "†"  # behind a number of which a fit was refused
 
 
@@ -76,6 +80,23 @@ def words(name: str, labels: Mapping[str, str]) -> str:
     return labels.get(name, name.replace("_", " "))
 
 
+def seconds(value: float) -> str:
+    """A duration as a person says it.
+
+    >>> seconds(4.25), seconds(75), seconds(7300)
+    ('4.2 s', '1 min 15 s', '2 h 1 min')
+    """
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def matrices(count: int) -> str:
+    """So many matrices, in words."""
+    return f"{count} matrices" if count > 1 else "1 matrix"
+
+
 def opening(text: str) -> str:
     """The text as a sentence begins; symbols keep their case.
 
@@ -116,16 +137,6 @@ def _significant(value: float, digits: int = 4) -> str:
     return f"{value:.{max(digits - 1 - power, 0)}f}"
 
 
-def mean_and_error(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation across seeds; for a single number the number and its own standard error."""
-    kept = [(v, e) for v, e in zip(values, errors, strict=True) if math.isfinite(v)]
-    if not kept:
-        return math.nan, math.nan
-    if len(kept) == 1:
-        return kept[0]
-    return float(np.mean([v for v, _ in kept])), float(np.std([v for v, _ in kept], ddof=1))
-
-
 def d_text(effect: tuple[float, float, float]) -> str:
     """Cohen's d with its interval, as far as they are finite.
 
@@ -143,7 +154,7 @@ def number(row: Row, condition: str) -> str:
     if values is None:
         return "–"
     refused, count = row.doubted(condition)
-    text = with_error(*mean_and_error(values, row.errors.get(condition, (math.nan,) * len(values))))
+    text = with_error(*row.mean(condition))
     if refused and not any(map(math.isfinite, values)):
         text = "refused"
     return f"{text} {REFUSED}{f'{refused}/{count}' if count > 1 else ''}" if refused else text
@@ -152,7 +163,7 @@ def number(row: Row, condition: str) -> str:
 # Tables --------------------------------------------------------------------------------------------------------------
 def of_rows(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
     """A row for each metric under the name of its matrix: a column for each condition, then what is said of their difference."""
-    conditions = conditions_of(list(rows))
+    conditions = conditions_of(rows)
     seeds = max((len(v) for row in rows for v in row.values.values()), default=1)
     compared = any(row.effect is not None for row in rows)
     groups: dict[str, list[Entry]] = {}
@@ -181,13 +192,13 @@ def apart(row: Row) -> str:
     return {True: "yes", False: "no", None: "–"}[row.separates]
 
 
-def of_numbers(found: Numbers) -> Table:
+def of_numbers(given: Numbers) -> Table:
     """A row for each number that makes no spectrum, at most `MOST_ENTRIES`: its value, error, and what else is said."""
     renamed = {"stderr": "standard error", "lower": "at least", "upper": "at most"}
     rows = []
-    for name, given in list(found.estimates().items())[:MOST_ENTRIES]:
-        row = {"": name.replace("_", " "), "value": f"{given['value']:.6g}"}
-        for key, value in given.items():
+    for name, estimate in list(given.estimates().items())[:MOST_ENTRIES]:
+        row = {"": name.replace("_", " "), "value": f"{estimate['value']:.6g}"}
+        for key, value in estimate.items():
             if key == "converged":
                 row[key] = "yes" if value else "no"
             elif key != "value":
@@ -205,8 +216,9 @@ def of_mappings(rows: Sequence[Mapping[str, object]], heads: int = 1) -> Table:
 
 def of_settings(mapping: Mapping[str, object]) -> Table:
     """A nested mapping in two columns, its keys joined by dots."""
-    entries = tuple(Entry((Cell(key), Cell(value))) for key, value in flatten(mapping).items())
-    return Table(("setting", "value"), (("", entries),))
+    known = {name: value for name, value in leaves(mapping).items() if not isinstance(value, Mapping)}
+    texts = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in known.items()}
+    return Table(("setting", "value"), (("", tuple(Entry(tuple(map(Cell, pair))) for pair in texts.items())),))
 
 
 def plain(value: object) -> str:
@@ -222,12 +234,36 @@ def plain(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def flatten(mapping: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """A nested mapping as one level: {"a": {"b": 1}} is {"a.b": "1"}; empty mappings vanish."""
-    flat: dict[str, str] = {}
+def leaves(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level.
+
+    >>> leaves({"a": {"b": 1, "c": {}}, "d": [2]})
+    {'a.b': 1, 'a.c': {}, 'd': [2]}
+    """
+    flat: dict[str, Any] = {}
     for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = f"{value:.6g}" if isinstance(value, float) else str(value)
+        inner = isinstance(value, Mapping) and value
+        flat |= leaves(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
     return flat
+
+
+# Files for spreadsheets ----------------------------------------------------------------------------------------------
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """The rows as CSV whose cells are data; None and nan are empty cells.
+
+    A program that opens a table takes a cell that begins with =, +, - or @ for a formula, and a formula can call programs. Text
+    that begins so gets an apostrophe in front; numbers stay numbers.
+
+    >>> print(csv_text([["a", "=1+1", -1.5, "-2e3", None, "- or @"]]), end="")
+    a,'=1+1,-1.5,-2e3,,'- or @
+    """
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([[_harmless(value) for value in row] for row in rows])
+    return buffer.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    if not isinstance(value, str):
+        return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+    number = NUMBER.fullmatch(value)
+    return value if number or not value.lstrip(" ").startswith(FORMULA) else "'" + value

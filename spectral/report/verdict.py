@@ -16,8 +16,8 @@ from scipy.special import stdtrit
 from spectral.experiments.effects import SCALE, Trend
 from spectral.spectrum import Spectrum
 
-from . import Numbers, Row, Verdict
-from .tables import mean_and_error, with_error, words
+from . import Numbers, Row, Verdict, mean_and_error
+from .tables import matrices, with_error, words
 
 LEVEL = 0.05  # of the test of each matrix
 SEEN = 0.7  # a rank correlation that a sweep must have been able to see before "no" may be said of it
@@ -54,29 +54,27 @@ def compared(
     own = [row for row in both if len(_differences(row)) or row.doubted("true", "random")[0]]
     if not own:
         return Verdict("undecided", f"Undecided: no matrix has the {name} of both true and random labels.")
-    found = [_agreement(row) for row in own]
-    counts = [len(_differences(row)) for row, (way, _) in zip(own, found, strict=True) if way != "refused"] or [0]
+    agreed = [_agreement(row) for row in own]
+    ways = [way for way, _ in agreed]
+    counts = [len(_differences(row)) for row, way in zip(own, ways, strict=True) if way != "refused"] or [0]
     seeds = min(counts)
-    lead = max(("smaller", "larger"), key=lambda way: [agreed for agreed, _ in found].count(way))
-    agree = sum(way == lead for way, _ in found)
-    sure = sum(way == lead and apart for way, apart in found)
-    mixed = sum(way == "mixed" for way, _ in found)
-    refused = sum(way == "refused" for way, _ in found)
-    against = sum(way == OPPOSITE[lead] for way, _ in found)
-    shown = next((row for row, (way, _) in zip(own, found, strict=True) if way == lead), own[0])
+    lead = max(("smaller", "larger"), key=ways.count)
+    agree, against, mixed, refused = map(ways.count, (lead, OPPOSITE[lead], "mixed", "refused"))
+    sure = agreed.count((lead, True))
+    example = own[ways.index(lead)] if agree else own[0]
     on = f"on all{f' {seeds}' * (max(counts) == seeds)} seeds" if max(counts) > 1 else "on the only seed"
-    body = f"the {name} is {lead} with true labels {on} in {agree} of {_matrices(len(own))}"
+    body = f"the {name} is {lead} with true labels {on} in {agree} of {matrices(len(own))}"
     if against:
         body += f" and {OPPOSITE[lead]} in {against}"
     if 2 * mixed > len(own):
         disagree = f"the seeds disagree on whether the {name} is smaller or larger with true labels"
-        body = f"in {mixed} of {_matrices(len(own))} {disagree}"
-    body += f", {_quoted(shown, labels)}"
+        body = f"in {mixed} of {matrices(len(own))} {disagree}"
+    body += f", {_quoted(example, labels)}"
     end = f"; {about}" if about else ""
     if refused and 2 * (agree + against + mixed) <= len(own):
         return Verdict(
             "undecided",
-            f"Undecided: the fits behind the {name} were refused in {refused} of {_matrices(len(own))}{end}.",
+            f"Undecided: the fits behind the {name} were refused in {refused} of {matrices(len(own))}{end}.",
         )
     if doubt := _doubt(metric, name, missed, seeds):
         return Verdict("undecided", f"Undecided: {body}, {doubt}{end}.")
@@ -125,18 +123,9 @@ def _doubt(metric: str, name: str, missed: tuple[int, int], seeds: int) -> str:
 
 def _quoted(row: Row, labels: Mapping[str, str]) -> str:
     """Both numbers of a row, and of what they are."""
-    sides = [_side(row, name) for name in ("true", "random")]
+    sides = [with_error(*row.mean(name)) for name in ("true", "random")]
     spread = " (mean ± sd)" if len(row.values["true"]) > 1 else ""
     return f"{sides[0]} against {sides[1]}{spread} for the {words(row.matrix, labels)}"
-
-
-def _side(row: Row, condition: str) -> str:
-    values = row.values[condition]
-    return with_error(*mean_and_error(values, row.errors.get(condition, (math.nan,) * len(values))))
-
-
-def _matrices(count: int) -> str:
-    return f"{count} matrices" if count > 1 else "1 matrix"
 
 
 # A swept axis --------------------------------------------------------------------------------------------------------
@@ -209,29 +198,26 @@ def _clause(trends: Sequence[Trend], way: str, labels: Mapping[str, str], axis: 
     grow, fall = ([t for t in trends if _kind(t) == kind] for kind in ("grows", "falls"))
     same = [t for t in trends if _kind(t) == way] or list(trends)
     t = same[0]
-    first, last = (
-        with_error(*mean_and_error(column, (math.nan,) * len(column)))
-        for column in ([row[place] for row in t.values] for place in (0, -1))
-    )
+    first, last = _ends(t)
     spread = ", mean ± sd" if len(t.values) > 1 else ""
     test = f"ρ {t.rho:.2f}, p = {t.p_value:.2g}".replace("ρ -", "ρ −")
     if any(ends):  # the first clause says what the others leave out
         first, last, test = (
             f"{first} ({ends[0]})",
             f"{last} ({ends[1]}{spread})",
-            f"Spearman's {test}, {_seeds(len(t.values))}",
+            f"Spearman's {test}, {len(t.values)} seed{'s' * (len(t.values) > 1)}",
         )
     axis = f" {axis}" if any(ends) else ""
     numbers = f"from {first} to {last} for the {words(t.matrix, labels)} ({test})"
     if way == "flat":
-        return f"the {name} has no steady trend{axis} in {len(same)} of {_matrices(len(trends))}, {numbers}"
+        return f"the {name} has no steady trend{axis} in {len(same)} of {matrices(len(trends))}, {numbers}"
     if way == "open":
         return f"most matrices do not say whether the {name} moves steadily{axis}, {numbers}"
     if way == "split":
-        return f"the {name} grows{axis} in {len(grow)} and falls in {len(fall)} of {_matrices(len(trends))}, {numbers}"
+        return f"the {name} grows{axis} in {len(grow)} and falls in {len(fall)} of {matrices(len(trends))}, {numbers}"
     contrary = len(fall if way == "grows" else grow)
     other = f" and {'falls' if way == 'grows' else 'grows'} in {contrary}" if contrary else ""
-    return f"the {name} {way}{axis} in {len(same)} of {_matrices(len(trends))}{other}, {numbers}"
+    return f"the {name} {way}{axis} in {len(same)} of {matrices(len(trends))}{other}, {numbers}"
 
 
 def _scale_clause(trends: Sequence[Trend], shown: Trend, labels: Mapping[str, str]) -> str:
@@ -239,15 +225,15 @@ def _scale_clause(trends: Sequence[Trend], shown: Trend, labels: Mapping[str, st
     largest = next((t for t in trends if (t.matrix, t.metric) == (shown.matrix, "lambda_max")), None)
     if largest is None:
         return ""
-    first, last = (
-        with_error(*mean_and_error(column, (math.nan,) * len(column)))
-        for column in ([row[place] for row in largest.values] for place in (0, -1))
-    )
+    first, last = _ends(largest)
     return f", while its {words('lambda_max', labels)} goes from {first} to {last}"
 
 
-def _seeds(count: int) -> str:
-    return f"{count} seeds" if count > 1 else "1 seed"
+def _ends(t: Trend) -> tuple[str, str]:
+    """What a trend goes from and to: means over seeds with their standard deviations."""
+    columns = [[row[place] for row in t.values] for place in (0, -1)]
+    first, last = (with_error(*mean_and_error(column, (math.nan,) * len(column))) for column in columns)
+    return first, last
 
 
 # One matrix ----------------------------------------------------------------------------------------------------------
@@ -292,33 +278,33 @@ def _plain(value: float) -> str:
     return f"{value:.4g}"
 
 
-def of_numbers(found: Numbers, *, which: str = "largest", about: str = "") -> Verdict:
-    """What `top`, `svd`, `trace` or `diagonal` has found, with its error."""
+def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Verdict:
+    """What `top`, `svd`, `trace` or `diagonal` gives, with its error."""
     end = f"; {about}" if about else ""
-    v, e = found.value, found.error
-    if found.kind == "trace":
+    v, e = given.value, given.error
+    if given.kind == "trace":
         exact = (
             " exactly"
             if e[0] == 0
-            else f" (one standard error; {found.about['method']}, {found.about['products']} products)"
+            else f" (one standard error; {given.about['method']}, {given.about['products']} products)"
         )
         return Verdict("found", f"The trace is {with_error(float(v[0]), float(e[0]))}{exact}{end}.")
-    if found.kind == "diagonal":
+    if given.kind == "diagonal":
         low, high = (f"{with_error(float(v[i]), float(e[i]))} (entry {i})" for i in (int(v.argmin()), int(v.argmax())))
         text = f"The {len(v)} diagonal entries reach from {low} to {high}, their mean is {_plain(float(v.mean()))}"
         return Verdict("found", f"{text}; {'all are exact' if not e.any() else 'one standard error'}{end}.")
-    done = found.converged
+    done = given.converged
     if not done.any():
-        return Verdict("undecided", f"Undecided: none of the {len(v)} {found.kind} has converged{end}.")
-    kept = v[done]
-    span = _plain(float(kept[0])) if len(kept) == 1 else f"{_plain(float(kept[0]))} to {_plain(float(kept[-1]))}"
+        return Verdict("undecided", f"Undecided: none of the {len(v)} {given.kind} has converged{end}.")
+    good = v[done]
+    span = _plain(float(good[0])) if len(good) == 1 else f"{_plain(float(good[0]))} to {_plain(float(good[-1]))}"
     many = (
-        f"The {len(kept)} {which} {found.kind} are"
-        if len(kept) > 1
-        else f"The {which} {found.kind.removesuffix('s')} is"
+        f"The {len(good)} {which} {given.kind} are"
+        if len(good) > 1
+        else f"The {which} {given.kind.removesuffix('s')} is"
     )
-    missing = len(v) - len(kept)
+    missing = len(v) - len(good)
     text = f"{many} {span}, each within {float(e[done].max()):.1g}"
     text += f"; {missing} more {'have' if missing > 1 else 'has'} not converged" if missing else ""
-    text += "" if found.about["complete"] else "; the search was cut off, and a better one may be missing"
+    text += "" if given.about["complete"] else "; the search was cut off, and a better one may be missing"
     return Verdict("found", f"{text}{end}.")
