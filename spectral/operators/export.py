@@ -22,9 +22,11 @@ def _cast_product(A: Any, X: torch.Tensor) -> torch.Tensor:
 
 
 class ScipyView(scipy.sparse.linalg.LinearOperator):
-    """An operator's products for scipy. scipy's solvers work in the dtype of their own vectors: those are cast to the
-    operator's dtype on the way in, and the result keeps the operator's dtype. A complex vector is multiplied as its real and
-    its imaginary part, two products."""
+    """An operator's products for scipy, see `Operator.to_scipy`.
+
+    scipy's solvers work in the dtype of their own vectors: those are cast to the operator's dtype on the way in, and the result
+    keeps the operator's dtype. A complex vector is multiplied as its real and its imaginary part, two products.
+    """
 
     def __init__(self, A: Any) -> None:
         self.operator = A
