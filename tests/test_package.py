@@ -14,8 +14,8 @@ import spectral
 
 ROOT = Path(__file__).parents[1]
 HEAVY = (
-    "matplotlib", "hydra", "omegaconf", "jinja2", "sklearn", "mlxtend", "pandas", "transformers", "cupy", "sympy", "torch._dynamo",
-    "scipy.stats", "scipy.optimize", "scipy.ndimage",
+    "matplotlib", "hydra", "omegaconf", "jinja2", "sklearn", "mlxtend", "pandas", "transformers", "cupy", "sympy",
+    "torch._dynamo", "scipy.stats", "scipy.optimize", "scipy.ndimage",
 )  # fmt: skip
 STILL_LOADED = {
     "scipy.stats",
