@@ -35,7 +35,7 @@ class Dense(Operator):
         A = self.matrix
         if A.layout == torch.strided:
             return (A,)
-        A = A.to_sparse_coo().coalesce()
+        A = A.to_sparse().coalesce()
         return A.values(), *A.indices()
 
     def identity(self) -> str:

@@ -409,7 +409,7 @@ class Operator:
                 f"the vector has shape {tuple(V.shape)}, but the {', '.join(list(names)[:4])} of {self!r} have "
                 f"{sum(sizes)} entries; use ({sum(sizes)},) or ({sum(sizes)}, b)."
             )
-        pieces = V.split(sizes)
+        pieces = torch.split(V, sizes)
         return {name: p.reshape(*shape, *V.shape[1:]) for (name, shape), p in zip(names.items(), pieces, strict=True)}
 
     def flatten(self, tensors: Mapping[str, Any]) -> torch.Tensor:
@@ -521,13 +521,13 @@ class Operator:
         return Sum(self, other) if isinstance(other, Operator) else NotImplemented
 
     def __radd__(self, other: Any) -> Operator:
-        return self + other
+        return self.__add__(other)
 
     def __sub__(self, other: Any) -> Operator:
-        return self + (-1.0) * other
+        return self.__add__((-1.0) * other)
 
     def __rsub__(self, other: Any) -> Operator:
-        return -self + other
+        return (-self).__add__(other)
 
     def __neg__(self) -> Operator:
         return Scaled(-1.0, self)
