@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 GALLERY = ROOT / "docs" / "gallery.md"
+
+
+def seconds() -> float:
+    """Of processors, by all children so far: another program on the machine does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def named(path: Path) -> str:
@@ -42,8 +48,8 @@ def test_a_script_stands_in_the_gallery_with_a_small_picture(script):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=named)
 def test_a_script_runs_within_two_minutes_and_prints_numbers_with_errors(script, tmp_path):
-    begin = time.perf_counter()
-    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+    begin = seconds()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path)],
         cwd=tmp_path,
@@ -53,6 +59,6 @@ def test_a_script_runs_within_two_minutes_and_prints_numbers_with_errors(script,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - begin < 120
+    assert seconds() - begin < 120
     assert "±" in done.stdout
     assert (tmp_path / f"{script.stem}.png").stat().st_size < 80_000
