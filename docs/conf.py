@@ -18,7 +18,7 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["conf.py"]
-smartquotes = False  # what stands between quotes is code
+smartquotes_action = "D"  # dashes alone: what stands between quotes is code
 html_theme = "furo"
 html_title = "spectral"
 html_static_path = ["style"]
