@@ -1,6 +1,7 @@
 # make demo   the flagship experiment on real data, from a bare checkout
 # make test   ruff, mypy, all tests, doctests and README snippets
-# make check  ruff and mypy only        make test-slow  the long tests        make bench  the benchmarks
+# make check  ruff and mypy only        make test-slow  the long tests and the examples      make bench  the benchmarks
+# make docs   the site: these pages, the gallery, a reference made from the docstrings
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constrain
 WORKERS ?= 2
 BENCHMARKS := product_cost model_table accuracy time_to_accuracy
 
-.PHONY: demo test check test-slow bench clean
+.PHONY: demo test check test-slow docs bench clean
 demo: $(VENV)/.demo
 	$(BIN)/spectral
 
@@ -22,6 +23,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs build/docs
+	@echo "the documentation: $(CURDIR)/build/docs/index.html"
 
 bench: $(VENV)/.dev
 	for script in $(wildcard $(BENCHMARKS:%=benchmarks/%.py)); do $(BIN)/python $$script || exit 1; done
@@ -39,6 +44,11 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) -e '.[examples,dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "installing spectral and sphinx into $(VENV) ..."
+	$(PIP) -e '.[docs]'
 	touch $@
 
 clean:

@@ -68,3 +68,8 @@ __all__ = [
     "top",
     "trace",
 ]
+
+
+def __dir__() -> list[str]:
+    """The contract alone; modules are imported by their own names (`spectral.arrays`)."""
+    return __all__

@@ -70,9 +70,28 @@ def one_stream(device: torch.device) -> Iterator[bool]:
 
 
 def to_torch(array: Any) -> torch.Tensor:
-    """The same memory as a torch tensor (numpy arrays that torch cannot alias are copied, and cupy arrays where cupy's
-    current stream is not torch's: see `one_stream`).
+    """The same memory as a torch tensor.
 
+    What torch cannot alias is copied: numpy arrays that are read-only or have negative strides, and cupy arrays where cupy's
+    current stream is not torch's (see `one_stream`).
+
+    Parameters
+    ----------
+    array : array
+        A torch tensor, a numpy array or a cupy array.
+
+    Returns
+    -------
+    torch.Tensor
+        On the device of `array`.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+
+    Examples
+    --------
     >>> to_torch(np.arange(3.0))
     tensor([0., 1., 2.], dtype=torch.float64)
     """
@@ -92,7 +111,18 @@ def to_torch(array: Any) -> torch.Tensor:
 
 
 def to_cupy(tensor: torch.Tensor) -> Any:
-    """The same memory as a cupy array; a copy of a tensor on the CPU, and where cupy's current stream is not torch's."""
+    """The same memory as a cupy array; a copy of a tensor on the CPU, and where cupy's current stream is not torch's.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        On the CPU or a CUDA device; cupy must have been imported.
+
+    Returns
+    -------
+    cupy.ndarray
+        Safe to free on either library's stream.
+    """
     cupy = sys.modules["cupy"]
     if not on_cuda(tensor.device):
         return cupy.asarray(tensor.detach().numpy())
@@ -107,7 +137,25 @@ def to_cupy(tensor: torch.Tensor) -> Any:
 
 
 def like(tensor: torch.Tensor, original: Any) -> Any:
-    """`tensor` handed back as the kind of array that `original` is."""
+    """`tensor` handed back as the kind of array that `original` is.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        What is handed back.
+    original : array
+        A torch tensor, a numpy array or a cupy array.
+
+    Returns
+    -------
+    array
+        The same memory where it can be.
+
+    Examples
+    --------
+    >>> like(torch.ones(2), np.zeros(1))
+    array([1., 1.], dtype=float32)
+    """
     if isinstance(original, torch.Tensor):
         return tensor
     if isinstance(original, np.ndarray):
@@ -136,7 +184,24 @@ def rows(V: torch.Tensor) -> torch.Tensor:
 
 
 def hold_squares(size: float, name: str) -> None:
-    """ValueError where a number of this size has no square in float64: beyond SQUARES, and not 0."""
+    """Refuse a number whose square float64 does not hold: a size beyond SQUARES, and not 0.
+
+    Parameters
+    ----------
+    size : float
+        The number, >= 0.
+    name : str
+        What it is the size of, for the sentence.
+
+    Raises
+    ------
+    ValueError
+        One sentence that says by what to scale.
+
+    Examples
+    --------
+    >>> hold_squares(1.0, "the largest eigenvalue")
+    """
     if size == 0 or SQUARES[0] <= size <= SQUARES[1]:
         return
     raise ValueError(
@@ -158,18 +223,31 @@ def sketch(x: torch.Tensor, entries: int = 1024) -> float:
 
 
 def checksum(*tensors: torch.Tensor) -> str:
-    """A hash of all bits of `tensors`, their shapes, their dtypes and their order: 32 hexadecimal digits.
+    """A hash of all bits of `tensors`, their shapes, their dtypes and their order.
 
-    Every entry counts, and so does its place. The bytes are read as words w_p of 64 bits, in pieces of 8 MiB. Of each piece
-    the sums of w_p over p = r mod C are taken modulo 2^64, for every r and for two primes C, C' with C C' >= its words; the
-    sums are hashed (SHA-256, 128 bits of it). Two places never share both residues. A change of up to three words in a piece is
-    therefore certain to be seen, one of four unless they are p, p + u C, p + v C', p + u C + v C' and what changes cancels.
+    Every entry counts, and so does its place. The bytes are read as words w_p of 64 bits, in pieces of 8 MiB. Of each piece the
+    sums of w_p over p = r mod C are taken modulo 2^64, for every r and for two primes C, C' with C C' >= its words. The sums are
+    hashed (SHA-256, 128 bits of it). Two places never share both residues. A change of up to three words in a piece is therefore
+    certain to be seen, one of four unless they are p, p + u C, p + v C', p + u C + v C' and what changes cancels.
 
     How a tensor lies in memory, and on which device, changes nothing. Negative zero is not zero.
-    Cost: each byte is read twice, once from memory and once from cache: twice the time of `tensor.sum()`; small tensors are
+
+    Cost: each byte is read twice, once from memory and once from cache: twice the time of `tensor.sum()`. Small tensors are
     joined, which takes a few microseconds each. Memory: 20 MiB, on a GPU .3 GiB, and 8 MiB for small tensors (a tensor that is
     not contiguous is copied by so much, or by one row, at a time).
 
+    Parameters
+    ----------
+    *tensors : torch.Tensor
+        Of any dtypes, shapes and devices.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+
+    Examples
+    --------
     >>> x = torch.arange(6.0)
     >>> checksum(x) == checksum(x.clone()), checksum(x) == checksum(x.flip(0)), checksum(x) == checksum(x.reshape(2, 3))
     (True, False, False)
@@ -256,7 +334,23 @@ def _sums(words: torch.Tensor) -> torch.Tensor:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device` (for the CPU: what the kernel and the container's limit leave)."""
+    """Bytes that can still be allocated: for the CPU, what the kernel and the container's limit leave.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where.
+
+    Returns
+    -------
+    int
+        Bytes now; 4 GiB where the system tells nothing.
+
+    Examples
+    --------
+    >>> available_memory(torch.device("cpu")) > 0
+    True
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = 4 << 30  # where the system tells nothing

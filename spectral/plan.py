@@ -15,11 +15,29 @@ RECURRENCE = 4  # vectors of a recurrence without its basis
 
 @dataclass(frozen=True)
 class Plan:
-    """Predicted cost of a Lanczos quadrature: most `products`, `seconds`, and `bytes` of vectors that it holds in any case.
+    """Predicted cost of a Lanczos quadrature.
 
-    `most_bytes`: while deflated vectors are made, if every Ritz pair of the first probe has converged; usually few have.
-    `seconds_per_product` is measured (the second of two products); `free` are the bytes free now; `basis` says whether the
-    Lanczos basis would be kept, as `slq` decides by itself.
+    Attributes
+    ----------
+    products : int
+        At most.
+    seconds : float
+        For so many products, by the one that was measured.
+    bytes : int
+        Of vectors that it holds in any case.
+    most_bytes : int
+        While deflated vectors are made, if every Ritz pair of the first probe has converged; usually few have.
+    seconds_per_product : float
+        Of the second of two products.
+    free : int
+        Bytes free now.
+    basis : bool
+        Whether the Lanczos basis would be kept, as `slq` decides by itself.
+
+    Examples
+    --------
+    >>> spectral.plan(np.eye(100), steps=50).basis
+    True
     """
 
     products: int
@@ -40,13 +58,31 @@ class Plan:
 
 
 def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
-    """Products, seconds and bytes that `slq(A, steps=steps, probes=probes)` would take at most. Costs two products.
+    """What `slq(A, steps=steps, probes=probes)` would take at most: products, seconds, bytes.
 
-    Of vectors, `slq` holds four, the basis of `steps` where that takes at most a quarter of the free memory, and with two probes
-    or more what the first has converged to: at most `steps` vectors, in as much memory at most, three times while they are made.
-    Without a basis they cost the first probe's products once more, and those of each probe that finds a further copy of an
-    eigenvalue, which are not foreseen. A network's own activations come on top, as in training.
+    Of vectors, `slq` holds four, the basis of `steps` where that takes at most a quarter of the free memory, and with two
+    probes or more what the first has converged to: at most `steps` vectors, in as much memory at most, three times while they
+    are made. Without a basis they cost the first probe's products once more, and those of each probe that finds a further copy
+    of an eigenvalue, which are not foreseen. A network's own activations come on top, as in training.
 
+    Cost: two products, the second of which is timed.
+
+    Parameters
+    ----------
+    A : operator or matrix
+        (n, n) symmetric, or rectangular for its Gram; whatever `as_operator` takes.
+    steps : int
+        Lanczos steps on each probe.
+    probes : int
+        Random vectors.
+
+    Returns
+    -------
+    Plan
+        Prints as one line.
+
+    Examples
+    --------
     >>> plan(np.eye(100), steps=50, probes=2).products
     100
     """

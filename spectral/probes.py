@@ -15,7 +15,13 @@ KINDS = ("gaussian", "rademacher", "uniform")
 
 
 def check_seed(seed: int) -> int:
-    """`seed` if it is an integer in [0, 2^64), which is what a Philox key holds."""
+    """`seed` if it is an integer in [0, 2^64), which is what a Philox key holds.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+    """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
         raise ValueError(f"seed={seed!r} is no seed; use an integer from 0 to 2**64 - 1.")
     return int(seed)
@@ -31,10 +37,43 @@ def probe(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Entries start, ..., start + n - 1 of probe `index` of `seed`: independent N(0, 1), signs +-1, or uniform on [0, 1).
+    """Entries start, ..., start + n - 1 of one random vector.
 
-    Drawn in float64 on the CPU, then rounded to `dtype`, so that every device sees the same numbers.
+    They are drawn in float64 on the CPU, then rounded to `dtype`, so that every device sees the same numbers.
 
+    Parameters
+    ----------
+    seed : int
+        Of the family of vectors.
+    index : int
+        Which of them.
+    n : int
+        How many entries.
+    start : int
+        The first of them.
+    kind : str
+        "gaussian" for independent N(0, 1), "rademacher" for signs +-1, "uniform" for [0, 1).
+    dtype : torch.dtype
+        Of the result.
+    device : torch.device or str
+        Of the result.
+
+    Returns
+    -------
+    torch.Tensor
+        (n,).
+
+    Raises
+    ------
+    ValueError
+        For another kind, and for a seed that is no integer from 0 to 2**64 - 1.
+
+    References
+    ----------
+    Salmon, Moraes, Dror and Shaw (2011), Parallel random numbers: as easy as 1, 2, 3.
+
+    Examples
+    --------
     >>> torch.equal(probe(0, 3, 10)[4:], probe(0, 3, 6, start=4))
     True
     """

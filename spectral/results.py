@@ -14,7 +14,20 @@ IntArray = NDArray[np.int64]
 
 
 class Atoms(NamedTuple):
-    """Exact eigenvalues: `values` (L,) ascending and how often each occurs, `multiplicities` (L,)."""
+    """Exact eigenvalues, and how often each occurs.
+
+    Attributes
+    ----------
+    values : numpy.ndarray
+        (L,), ascending.
+    multiplicities : numpy.ndarray
+        (L,), integers.
+
+    Examples
+    --------
+    >>> spectral.exact(np.diag([1.0, 2.0, 2.0])).atoms.values
+    array([1., 2., 2.])
+    """
 
     values: np.ndarray
     multiplicities: np.ndarray
@@ -46,13 +59,29 @@ def pairs(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its error: `stderr` is one standard error (statistical and quadrature, 0 if exact).
+    """A number with its error, or an array of them with theirs; `float(estimate)` is the number.
 
-    `lower` and `upper` are certified bounds, nan where nothing is certified; of a quantile they bound its confidence interval.
-    `method` names what `trace` and `diagonal` did ("xtrace", "slq", "exact", ...), "" where there is but one way.
+    Attributes
+    ----------
+    value : float or numpy.ndarray
+        The number.
+    stderr : float or numpy.ndarray
+        One standard error, statistical and of the quadrature; 0 if exact.
+    lower, upper : float or numpy.ndarray
+        Certified bounds, nan where nothing is certified; of a quantile they bound its confidence interval.
+    probes : int
+        Random vectors behind it.
+    products : int
+        Products that it took.
+    method : str
+        What `trace` and `diagonal` did: "xtrace", "slq", "exact", ...; "" where there is but one way.
 
+    Examples
+    --------
     >>> float(Estimate(2.0, 0.1))
     2.0
+    >>> print(Estimate(2.0, 0.1))
+    2 ± 0.1
     """
 
     value: float | np.ndarray
@@ -102,6 +131,23 @@ class Band:
 
     `certified_lower` and `certified_upper` bound, without any statistics, what the given probes can have seen: the part of the
     band that more steps would narrow. The rest is probe noise, by its exact Beta law; more probes narrow that.
+
+    Attributes
+    ----------
+    value : numpy.ndarray
+        The function at each point.
+    lower, upper : numpy.ndarray
+        The band.
+    confidence : float
+        Of each point by itself.
+    certified_lower, certified_upper : numpy.ndarray
+        The part of the band that is certain.
+
+    Examples
+    --------
+    >>> band = spectral.exact(np.diag([1.0, 2.0, 3.0])).cdf([0.5, 2.5])
+    >>> band.value.round(3)
+    array([0.   , 0.667])
     """
 
     value: np.ndarray
@@ -123,11 +169,28 @@ def over(result: Result, n: float) -> Result:
 
 @dataclass(frozen=True)
 class Density:
-    """A density at the points `x`: the fraction of the dimension per unit of lambda, with its band of 95 % confidence.
+    """A density at some points: the fraction of the dimension per unit of lambda, with its band of 95 % confidence.
 
-    `resolution` is the standard deviation of the Gaussian kernel: in units of the spectrum's range on the linear scale, in
-    decades on the log scale. `outside` is the fraction of eigenvalues that the axis does not show: known zeros, and on the
-    log scale what is not above the first point by more than the kernel.
+    Attributes
+    ----------
+    x : numpy.ndarray
+        Where it is evaluated, in units of lambda.
+    value, lower, upper : numpy.ndarray
+        The density and its band, per unit of lambda on either scale.
+    resolution : float
+        Standard deviation of the Gaussian kernel: a fraction of the spectrum's range on the linear scale, decades on the log
+        scale.
+    scale : str
+        "linear" or "log".
+    outside : float
+        Fraction of the eigenvalues that the axis does not show: known zeros, and on the log scale what is not above the first
+        point by more than the kernel.
+
+    Examples
+    --------
+    >>> d = spectral.exact(np.diag(np.linspace(0.0, 1.0, 101))).density(resolution=0.05)
+    >>> round(float((d.value * np.gradient(d.x)).sum()), 2)  # all of the mass
+    1.0
     """
 
     x: np.ndarray

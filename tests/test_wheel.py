@@ -17,6 +17,8 @@ def test_a_wheel_holds_every_module_template_and_configuration(tmp_path: Path, m
     wanted = {
         path.relative_to(ROOT).as_posix() for kind in ("py", "j2") for path in (ROOT / "spectral").rglob(f"*.{kind}")
     }
-    wanted |= {f"spectral/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
+    wanted |= {"spectral/py.typed"} | {
+        f"spectral/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")
+    }
     assert "spectral/report/page.html.j2" in wanted and "spectral/report/sweep.html.j2" in wanted
     assert wanted <= names

@@ -35,11 +35,39 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class Alignment:
-    """Energy ‖U_kᵀy‖²/‖y‖² of the labels, from 0 to 1. energy: at `k`. own_label: at 50 directions (all, if fewer).
-    kernel_target: yᵀKy/(‖y‖²‖K‖_F), with its standard error (0 when K is assembled). method: "exact", or "lanczos",
-    where k counts Ritz values of the Krylov space of y instead of eigenvectors. centred: whether means were taken
-    from y.
-    steps: Lanczos steps, 0 when exact. products, epochs: what it cost."""
+    """How much of the labels' energy ||U_k^T y||^2 / ||y||^2 lies in the leading left singular directions, from 0 to 1.
+
+    Attributes
+    ----------
+    curve : Curve
+        `k`, `energy` and `eigenvalue`, arrays of one length: the energy in the k[j] leading directions.
+    k : int
+        Directions that `energy` is of.
+    energy : float
+        The energy at `k`.
+    own_label : float
+        The energy at 50 directions; at all, if there are fewer.
+    kernel_target : float
+        y^T K y / (||y||^2 ||K||_F).
+    kernel_target_stderr : float
+        Its standard error, 0 when K is assembled.
+    centred : bool
+        Whether means were taken from y.
+    method : str
+        "exact", or "lanczos", where k counts Ritz values of the Krylov space of y instead of eigenvectors.
+    steps : int
+        Lanczos steps, 0 when exact.
+    products : int
+        What it cost.
+    epochs : float
+        Sweeps over the data.
+
+    Examples
+    --------
+    >>> fit = spectral.label_alignment(np.diag([3.0, 2.0, 1.0]), [3.0, 0.0, 4.0], centred=False)
+    >>> fit.at(3)
+    1.0
+    """
 
     curve: Curve
     k: int
@@ -54,7 +82,29 @@ class Alignment:
     epochs: float
 
     def at(self, k: int) -> float:
-        """Energy in the k leading directions; beyond the end of the curve, its last value."""
+        """Energy in the k leading directions; beyond the end of the curve, its last value.
+
+        Parameters
+        ----------
+        k : int
+            At least 1.
+
+        Returns
+        -------
+        float
+            From 0 to 1.
+
+        Raises
+        ------
+        ValueError
+            For k < 1.
+
+        Examples
+        --------
+        >>> fit = spectral.label_alignment(np.diag([3.0, 2.0, 1.0]), [3.0, 0.0, 4.0], centred=False)
+        >>> round(fit.at(1), 9)
+        0.36
+        """
         if k < 1:
             raise ValueError(f"k={k} is no number of directions; use k >= 1.")
         return float(self.curve.energy[min(k, len(self.curve.energy)) - 1])
@@ -63,9 +113,30 @@ class Alignment:
 def label_vector(y: Any, rows: int, *, centred: bool = True) -> tuple[Array, int]:
     """Labels as a float64 vector (rows,) and the number of outputs C.
 
-    Integers (n,) with rows = n·C become one-hot; an array (n, C) is flattened by sample; a vector (rows,) is taken as
-    it is, C = 1. centred=True takes the mean over samples from each output.
+    Integers (n,) with rows = n·C become one-hot; an array (n, C) is flattened by sample; a vector (rows,) is taken as it is, C
+    = 1.
 
+    Parameters
+    ----------
+    y : array
+        The labels.
+    rows : int
+        Of the Jacobian.
+    centred : bool
+        Take the mean over samples from each output.
+
+    Returns
+    -------
+    (numpy.ndarray, int)
+        The vector, and C.
+
+    Raises
+    ------
+    ValueError
+        Where y does not fit, is not finite, or vanishes.
+
+    Examples
+    --------
     >>> label_vector([0, 1], rows=4)
     (array([ 0.5, -0.5, -0.5,  0.5]), 2)
     """
@@ -96,11 +167,35 @@ def label_vector(y: Any, rows: int, *, centred: bool = True) -> tuple[Array, int
 
 
 def gram_alignment(K: ArrayLike, y: Any, *, k: int | None = None, centred: bool = True) -> Alignment:
-    """`label_alignment` from an assembled kernel K (m, m), so that several label vectors share one assembly.
+    """`label_alignment` from an assembled kernel K, so that several label vectors share one assembly.
 
-    The curve has all m directions. Directions of equal eigenvalue are in no order: a k that cuts through them is
-    arbitrary. Raises ValueError as `label_alignment`. O(m³) time, O(m²) memory.
+    The curve has all m directions. Directions of equal eigenvalue are in no order: a k that cuts through them is arbitrary.
 
+    Cost: O(m³) time, O(m²) memory, no products.
+
+    Parameters
+    ----------
+    K : array
+        (m, m), symmetric.
+    y : array
+        Labels, as for `label_alignment`.
+    k : int, optional
+        Directions for `energy`, by default C.
+    centred : bool
+        Take the mean over samples from each output.
+
+    Returns
+    -------
+    Alignment
+        With method "exact".
+
+    Raises
+    ------
+    ValueError
+        As `label_alignment`.
+
+    Examples
+    --------
     >>> fit = gram_alignment(np.diag([9.0, 4.0, 1.0]), [3.0, 0.0, 4.0], k=1, centred=False)  # 9/25 in the first
     >>> round(fit.energy, 9), fit.curve.energy.round(9), round(fit.kernel_target * 98**0.5, 9)  # (81 + 16)/25
     (0.36, array([0.36, 0.36, 1.  ]), 3.88)
@@ -136,20 +231,49 @@ def _directions(k: int | None, outputs: int, rows: int) -> int:
 def label_alignment(
     J: Any, y: Any, *, k: int | None = None, steps: int = 100, centred: bool = True, method: str = "auto", seed: int = 0
 ) -> Alignment:
-    """Energy ‖U_kᵀy‖²/‖y‖² of the labels in the k leading left singular directions of J, for every k.
+    """Energy ||U_k^T y||^2 / ||y||^2 of the labels in the k leading left singular directions of J, for every k.
 
-    `J`: Jacobian (n·C, P), or anything `as_operator` takes. `y`: integer labels (n,), made one-hot; (n, C); or
-    (n·C,). `k`: for `energy`, by default C. `centred`: take the mean over samples from each output, without which the
-    energy measures the class frequencies. `method`: "exact" assembles K = J Jᵀ (one pass over the data) and is taken
-    by "auto" up to 4000 rows; "lanczos" runs `steps` steps on K from y. There the curve cumulates y's spectral
-    measure over Ritz values, largest first: k counts *Ritz values*, not eigenvectors. An eigenvector that y does not
-    see gets none, so that its curve lies above that of all eigenvectors; as energy against eigenvalue it converges to
-    the exact one. ‖K‖_F then comes from 8 Gaussian probes of `seed`. Cost: `steps` + 8 products with J Jᵀ; `steps`·m
-    numbers of memory.
+    "lanczos" runs on K = J J^T from y. Its curve cumulates y's spectral measure over Ritz values, largest first: k counts *Ritz
+    values*, not eigenvectors. An eigenvector that y does not see gets none, so that its curve lies above that of all
+    eigenvectors. As energy against eigenvalue it converges to the exact one. ||K||_F then comes from 8 Gaussian probes of
+    `seed`.
 
-    Raises ValueError where y does not fit J or vanishes. Source: Oymak et al. (2019); Cristianini et al. (2001) for
-    kernel-target alignment.
+    Cost: "exact" assembles K in one pass over the data, then O(m³) time for m rows. "lanczos" takes `steps` + 8 products with J
+    J^T and `steps`·m numbers of memory.
 
+    Parameters
+    ----------
+    J : operator or matrix
+        Jacobian (n·C, P), rows by sample, then output; or anything `as_operator` takes.
+    y : array
+        Integer labels (n,), made one-hot; (n, C); or (n·C,).
+    k : int, optional
+        Directions for `energy`, by default C.
+    steps : int
+        Of "lanczos".
+    centred : bool
+        Take the mean over samples from each output, without which the energy measures the class frequencies.
+    method : str
+        "exact", "lanczos", or "auto": exact up to 4000 rows.
+    seed : int
+        Of the probes for ||K||_F.
+
+    Returns
+    -------
+    Alignment
+        The curve over k, and the kernel-target alignment.
+
+    Raises
+    ------
+    ValueError
+        Where y does not fit J or vanishes, and for another method.
+
+    References ---------- Oymak, Fabian, Li and Soltanolkotabi (2019), Generalization guarantees for neural networks via
+    harnessing the low-rank structure of the Jacobian. Cristianini, Shawe-Taylor, Elisseeff and Kandola (2001), On kernel-target
+    alignment.
+
+    Examples
+    --------
     >>> fit = label_alignment(np.diag([3.0, 2.0, 1.0]), [3.0, 0.0, 4.0], k=2, centred=False)
     >>> round(fit.energy, 9), round(fit.kernel_target, 6), fit.method
     (0.36, 0.391939, 'exact')

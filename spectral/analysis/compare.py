@@ -116,16 +116,32 @@ def _histograms(a: Measure, b: Measure, bins: int, small: Rounding) -> dict[str,
 def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
     """Distances and ratios between two spectra, and beside each key `x` its standard error `x_stderr`.
 
-    wasserstein (units of λ) and ks (fractions): between the spectra as they are, `a.distance(b, kind=...)`.
-    …_by_mean, …_by_lambda_max: the same distances after dividing each spectrum's values by its mean, or by its largest: shape
-    without scale (nan unless both are positive). wasserstein_log10: W1 between the log10 of the values, in decades; values
-    that are not positive beyond `Spectrum.rounding` have no logarithm, and log10_excluded_a, _b are their fractions. js:
-    `jensen_shannon` in bits, with 60 bins, or a third of the nodes of a probe: to be compared only between pairs of
-    equal kind. trace_ratio, lambda_max_ratio, effective_rank_ratio: a over b, of the numbers of `summary`; nan when b's is 0.
+    - `wasserstein` (units of λ) and `ks` (fractions): between the spectra as they are, `a.distance(b, kind=...)`.
+    - `..._by_mean`, `..._by_lambda_max`: the same after dividing each spectrum's values by its mean, or by its largest: shape
+      without scale. nan unless both are positive.
+    - `wasserstein_log10`: W1 between the log10 of the values, in decades. Values that are not positive beyond
+      `Spectrum.rounding` have no logarithm; `log10_excluded_a` and `log10_excluded_b` are their fractions.
+    - `js`: the Jensen-Shannon divergence in bits, with 60 bins, or a third of the nodes of a probe: to be compared only between
+      pairs of equal kind.
+    - `trace_ratio`, `lambda_max_ratio`, `effective_rank_ratio`: a over b, of the numbers of `summary`; nan when b's is 0.
 
-    Errors are 0 when both are exact, those of ratios follow from the errors of `summary`, all others are a jackknife over the
-    probes of each; a distance between noisy estimates of *one* spectrum is not 0 but of the order of its error. No products.
+    Errors are 0 when both are exact. Those of ratios follow from the errors of `summary`; all others are a jackknife over the
+    probes of each. A distance between noisy estimates of *one* spectrum is not 0 but of the order of its error.
 
+    Cost: no products.
+
+    Parameters
+    ----------
+    a, b : Spectrum
+        Of any two matrices; their dimensions may differ.
+
+    Returns
+    -------
+    dict
+        {name: number}, always the same names.
+
+    Examples
+    --------
     >>> from spectral.spectrum import Spectrum
     >>> a, b = (Spectrum.from_eigenvalues(v) for v in ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]))
     >>> d = compare(a, b)
@@ -161,14 +177,34 @@ def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
 def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: bool = False) -> Effect:
     """Effect size d = (x̄ − ȳ)/s, s the pooled standard deviation, with its exact interval under normality.
 
-    t = d·√(nx·ny/(nx+ny)) is noncentral t with nx + ny − 2 degrees of freedom; the interval holds the noncentralities
-    for which t is neither too large nor too small. d is biased away from 0 in small samples; hedges=True multiplies all
-    three numbers by J = Γ(ν/2)/(√(ν/2) Γ((ν−1)/2)), 0.90 for two groups of five (undefined, so refused, for ν = 1).
-    Two groups without any spread give d = ±inf, or nan where their means are equal too.
+    t = d·√(nx·ny/(nx+ny)) is noncentral t with nx + ny − 2 degrees of freedom. The interval holds the noncentralities for which
+    t is neither too large nor too small. Two groups without any spread give d = ±inf, or nan where their means are equal too.
 
-    Raises ValueError with a group of fewer than two, values that are not finite, or confidence outside (0, 1).
-    Sources: Cohen (1988); Hedges (1981); Cumming & Finch (2001) for the interval.
+    Parameters
+    ----------
+    xs, ys : array
+        The two groups, at least two values each.
+    confidence : float
+        Of the interval.
+    hedges : bool
+        d is biased away from 0 in small samples: True multiplies all three numbers by J = Γ(ν/2)/(√(ν/2) Γ((ν−1)/2)), 0.90
+        for two groups of five (undefined, so refused, for ν = 1).
 
+    Returns
+    -------
+    Effect
+        Unpacks as (d, lower, upper).
+
+    Raises
+    ------
+    ValueError
+        For a group of fewer than two, values that are not finite, or confidence outside (0, 1).
+
+    References ---------- Cohen (1988), Statistical power analysis. Hedges (1981), Distribution theory for Glass's estimator of
+    effect size. Cumming and Finch (2001), A primer on confidence intervals, for the interval.
+
+    Examples
+    --------
     >>> d, lower, upper = cohens_d([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])
     >>> round(d, 9), round(lower, 2), round(upper, 2)
     (2.0, -0.15, 4.02)

@@ -43,11 +43,36 @@ EMPTY = 3.5
 
 @dataclass(frozen=True)
 class MarchenkoPastur:
-    """A fitted bulk. sigma: standard deviation of a matrix entry, √ of the eigenvalues' unit. ratio: γ = d/n, above 1
-    when the zeros are as many as 1 − 1/γ of all. lower, upper: the edges. spikes: eigenvalues above the bulk, nan where the fit
-    is refused. ks: largest CDF distance between the bulk and the law. bulk: eigenvalues that were fitted. zeros: eigenvalues
-    that are 0 up to rounding; negative: those below; neither is fitted. accepted, reason: False with one sentence where the
-    bulk is not Marchenko–Pastur; the other fields are then those of the closest law."""
+    """A fitted bulk, and whether it is one.
+
+    Attributes
+    ----------
+    sigma : float
+        Standard deviation of a matrix entry, √ of the eigenvalues' unit.
+    ratio : float
+        γ = d/n, above 1 when the zeros are as many as 1 − 1/γ of all.
+    lower, upper : float
+        The edges.
+    spikes : float
+        Eigenvalues above the bulk, nan where the fit is refused.
+    ks : float
+        Largest CDF distance between the bulk and the law.
+    bulk : float
+        Eigenvalues that were fitted.
+    zeros : float
+        Eigenvalues that are 0 up to rounding; they are not fitted.
+    negative : float
+        Eigenvalues below those; they are not fitted either.
+    accepted : bool
+        False where the bulk is not Marchenko–Pastur; the other fields are then those of the closest law.
+    reason : str
+        One sentence that says why not.
+
+    Examples
+    --------
+    >>> print(spectral.marchenko_pastur(spectral.exact(np.eye(5))).accepted)
+    False
+    """
 
     sigma: float
     ratio: float
@@ -253,23 +278,44 @@ def marchenko_pastur(spectrum: Spectrum, *, ratio: float | None = None) -> March
     """Fit the Marchenko–Pastur law to the bulk, say whether it holds, and count the spikes above it.
 
     Quantiles between 5 and 95 % give a start, the least mean square distance of the CDFs, in standard deviations, the fit.
-    `ratio` = d/n fixes the shape where it is known (above 1 too: the positive eigenvalues are those of the transpose), so that
-    only sigma is fitted. Eigenvalues that are 0 up to rounding are not fitted: if they are as many as d > n makes,
-    ratio > 1. No products; O(points) memory.
+    Eigenvalues that are 0 up to rounding are not fitted: if they are as many as d > n makes, ratio > 1. All fields are nan
+    without a positive eigenvalue.
 
-    Spikes: of exact eigenvalues, those beyond the edge by more than 3.27 Tracy–Widom widths (one in a thousand pure bulks
-    has one); they leave the fit until none is left. Of a quadrature, those above the last stretch that is empty though a
-    bulk up to its upper end would have 3.5 eigenvalues there: the largest Ritz values know the edge better than the noisy CDF.
+    Spikes: of exact eigenvalues, those beyond the edge by more than 3.27 Tracy–Widom widths (one in a thousand pure bulks has
+    one). They leave the fit until none is left. Of a quadrature, those above the last stretch that is empty though a bulk up to
+    its upper end would have 3.5 eigenvalues there: the largest Ritz values know the edge better than the noisy CDF.
 
-    accepted is False when the CDF is further from the law than chance moves n eigenvalues of a random matrix,
-    (1.5 + .45 ln n)/n, and 1.2 √(2/(n probes)) of a quadrature; when there would be a spike for each ten eigenvalues of the
-    bulk; and below 20 eigenvalues. One bulk of independent entries in a thousand is refused. Of 100 exact eigenvalues or
-    more, flat, lognormal, exponential and semicircle bulks and power laws are; quadratures tell what the noise of their
-    probes lets them.
+    `accepted` is False when the CDF is further from the law than chance moves n eigenvalues of a random matrix, (1.5 + .45 ln
+    n)/n, and 1.2 √(2/(n probes)) of a quadrature; when there would be a spike for each ten eigenvalues of the bulk; and below
+    20 eigenvalues. One bulk of independent entries in a thousand is refused. Of 100 exact eigenvalues or more, flat, lognormal,
+    exponential and semicircle bulks and power laws are. Quadratures tell what the noise of their probes lets them.
 
-    All fields are nan without a positive eigenvalue. Raises ValueError for a ratio that is no number > 0. Source: Marchenko &
-    Pastur (1967); Johnstone (2001) for the width; Baik, Ben Arous & Péché (2005) for what can be seen, spikes ℓ > √γ.
+    Cost: no products; O(points) memory.
 
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Exact, or a quadrature.
+    ratio : float, optional
+        γ = d/n where the shape is known (above 1 too: the positive eigenvalues are those of the transpose), so that only sigma is
+        fitted.
+
+    Returns
+    -------
+    MarchenkoPastur
+        With a verdict: `accepted` and `reason`.
+
+    Raises
+    ------
+    ValueError
+        For a ratio that is no number > 0, and for eigenvalues whose squares float64 does not hold.
+
+    References ---------- Marchenko and Pastur (1967), Distribution of eigenvalues for some sets of random matrices. Johnstone
+    (2001), On the distribution of the largest eigenvalue, for the width. Baik, Ben Arous and Péché (2005), Phase transition of
+    the largest eigenvalue, for what can be seen: spikes ℓ > √γ.
+
+    Examples
+    --------
     >>> from spectral.spectrum import Spectrum
     >>> from spectral.analysis.theory import marchenko_pastur_cdf
     >>> x = np.linspace(0.25, 2.25, 20001)  # γ = 1/4, σ = 1

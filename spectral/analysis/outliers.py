@@ -38,10 +38,26 @@ INDEPENDENT, REPELLED, SCATTER, PAIRS = 0.386, 0.53, 0.28, 80
 class Outliers:
     """The eigenvalues above the bulk.
 
-    count: how many. values: these eigenvalues, (count,), the largest first. gap: the smallest of them over the edge, nan without
-    outliers. edge: the upper end of the bulk, its largest eigenvalue (of a quadrature, its largest node), in units of λ.
-    accepted, reason: False with one sentence where the spectrum cannot tell how many there are; count and values are then those
-    above the gap in doubt, if there is one, and gap and edge nan. No outliers are an answer, count 0, and accepted.
+    Attributes
+    ----------
+    count : int
+        How many. No outliers are an answer, 0, and accepted.
+    values : numpy.ndarray
+        (count,), the largest first.
+    gap : float
+        The smallest of them over the edge, nan without outliers.
+    edge : float
+        The upper end of the bulk, its largest eigenvalue (of a quadrature, its largest node), in units of λ.
+    accepted : bool
+        False where the spectrum cannot tell how many there are. `count` and `values` are then those above the gap in doubt,
+        if there is one, and `gap` and `edge` nan.
+    reason : str
+        One sentence that says why not.
+
+    Examples
+    --------
+    >>> print(spectral.outliers(spectral.exact(np.diag(np.append(np.linspace(0.1, 1, 60), 9.0)))))
+    1 outlier (9), 9 times above the edge 1
     """
 
     count: int
@@ -127,20 +143,42 @@ def _clear(g: _Gaps, repelled: Flags) -> Flags:
 def outliers(spectrum: Spectrum) -> Outliers:
     """The eigenvalues that stand apart above the bulk: how many, which, and how far above its edge.
 
-    If all eigenvalues are known and their bulk is Marchenko–Pastur, they are its spikes. Otherwise they are what lies above
-    the widest gap λ_i/λ_{i+1} that is wider than chance makes it; `gap` is that ratio, `edge` is λ_{i+1}. Below the i largest
-    of independent values with a power law, i ln(λ_i/λ_{i+1}) is exponential, and its mean is seen in the gaps below, so that
-    heavy tails have no outliers although their largest values lie far apart. Where the eigenvalues below the gap repel each
-    other, as those of a matrix do, less is asked for. Of spectra without a gap, 1 to 4 in 100 are said to have one.
+    If all eigenvalues are known and their bulk is Marchenko–Pastur, they are its spikes. Otherwise they are what lies above the
+    widest gap λ_i/λ_{i+1} that is wider than chance makes it; `gap` is that ratio, `edge` is λ_{i+1}. Below the i largest of
+    independent values with a power law, i ln(λ_i/λ_{i+1}) is exponential, and its mean is seen in the gaps below, so that heavy
+    tails have no outliers although their largest values lie far apart. Where the eigenvalues below the gap repel each other, as
+    those of a matrix do, less is asked for. Of spectra without a gap, 1 to 4 in 100 are said to have one.
 
-    Of trained classifiers expect C or C − 1, one direction for each class mean, less their common one; C(C − 1) where the classes
-    are tight clusters, as in a Gaussian mixture; and 0 where the directions of the classes merge into the bulk.
+    Of trained classifiers expect C or C − 1, one direction for each class mean, less their common one; C(C − 1) where the
+    classes are tight clusters, as in a Gaussian mixture; and 0 where the directions of the classes merge into the bulk.
 
-    A quadrature must know its largest eigenvalues one by one (`slq` deflates them by default, with two probes or more), and
-    some below the gap: accepted is False where it does not. Negative eigenvalues are no part of it; -A has them above. No
-    products, O(points) memory.
-    Sources: Papyan (2019, 2020); Rényi (1953) for gaps of a power law; Atas et al. (2013) for those of a matrix.
+    A quadrature must know its largest eigenvalues one by one (`slq` deflates them by default, with two probes or more), and some
+    below the gap: `accepted` is False where it does not. Negative eigenvalues are no part of it; -A has them above.
 
+    Cost: no products, O(points) memory.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Exact, or a quadrature with atoms.
+
+    Returns
+    -------
+    Outliers
+        With a verdict: `accepted` and `reason`.
+
+    Raises
+    ------
+    ValueError
+        For eigenvalues whose squares float64 does not hold.
+
+    References ---------- Papyan (2019), Measurements of three-level hierarchical structure in the outliers in the spectrum of
+    deepnet Hessians. Papyan (2020), Traces of class/cross-class structure pervade deep learning spectra. Rényi (1953), On the
+    theory of order statistics, for gaps of a power law. Atas, Bogomolny, Giraud and Roux (2013), Distribution of the ratio of
+    consecutive level spacings, for those of a matrix.
+
+    Examples
+    --------
     >>> from spectral.spectrum import Spectrum
     >>> found = outliers(Spectrum.from_eigenvalues(np.append(np.linspace(0.1, 1, 60), [5.0, 6.0, 9.0])))
     >>> found.count, found.values, found.gap, found.edge

@@ -54,15 +54,49 @@ class TailCurve:
 class PowerLaw:
     """A power law ρ(λ) ∝ λ^{−alpha} for λ ≥ xmin, with what is needed to doubt it.
 
-    alpha: exponent of the density. sigma: its standard error, see `power_law`. xmin, xmax: the range; xmax is the one
-    given, otherwise the largest eigenvalue. D: largest distance between the CDF of the tail, on both sides of its steps,
-    and the law. tail: eigenvalues in the range. curve: the fit for every xmin. tests: likelihood ratios against rivals
-    (none beyond 43 decades, or without alpha). accepted, reason: False with one sentence when alpha is not to be trusted.
-    alpha_bounded: alpha of the likelihood that ends at xmax. hill: from the exact largest eigenvalues, nan without
-    them; ccdf_slope: 1 − slope of ln CCDF over ln λ. n_eff: independent eigenvalues that say as much as the tail, at
-    most `tail`. decades: log10 (largest/xmin). excluded: eigenvalues not positive beyond rounding, which no logarithm
-    takes; above: eigenvalues beyond a given xmax. errors: jackknife errors over probes of alpha, alpha_bounded, xmin,
-    D, tail (0 if exact, nan with one probe). mode: how xmin was chosen.
+    Attributes
+    ----------
+    alpha : float
+        Exponent of the density.
+    sigma : float
+        Its standard error, see `power_law`.
+    xmin, xmax : float
+        The range; xmax is the one given, otherwise the largest eigenvalue.
+    D : float
+        Largest distance between the CDF of the tail, on both sides of its steps, and the law.
+    tail : float
+        Eigenvalues in the range.
+    curve : TailCurve
+        The fit for every xmin: `xmin`, `alpha`, `sigma`, `D`, `tail`, arrays of one length.
+    tests : dict
+        Likelihood ratios against rivals; none beyond 43 decades, or without alpha.
+    accepted : bool
+        False when alpha is not to be trusted.
+    reason : str
+        One sentence that says why not.
+    alpha_bounded : float
+        alpha of the likelihood that ends at xmax.
+    hill : float
+        From the exact largest eigenvalues, nan without them.
+    ccdf_slope : float
+        1 − slope of ln CCDF over ln λ.
+    n_eff : float
+        Independent eigenvalues that say as much as the tail, at most `tail`.
+    decades : float
+        log10 (largest/xmin).
+    excluded : float
+        Eigenvalues not positive beyond rounding, which no logarithm takes.
+    above : float
+        Eigenvalues beyond a given xmax.
+    errors : dict
+        Jackknife errors over probes of alpha, alpha_bounded, xmin, D, tail: 0 if exact, nan with one probe.
+    mode : str
+        How xmin was chosen.
+
+    Examples
+    --------
+    >>> spectral.power_law(spectral.exact(np.diag([1.0, 2.0, 3.0]))).accepted
+    False
     """
 
     alpha: float
@@ -145,10 +179,29 @@ def model_cdf(u: Array, a: float, L: float) -> Array:
 def hill(values: ArrayLike, k: int | None = None) -> tuple[float, float]:
     """Hill's estimate of alpha and its standard error: 1 + (k−1)/Σ_{i<k} ln(λ_i/λ_k) over the k largest values.
 
-    `values` are exact eigenvalues in any order; k=None takes the 50 largest, or half of them if there are fewer than
-    100. The error is (alpha−1)/√(k−1). Returns (nan, nan) with fewer than two positive values or no spread.
-    Raises ValueError if k exceeds the number of positive values. Source: Hill (1975).
+    Parameters
+    ----------
+    values : array
+        Exact eigenvalues in any order.
+    k : int, optional
+        How many; by default the 50 largest, or half of them if there are fewer than 100.
 
+    Returns
+    -------
+    (float, float)
+        alpha, and (alpha−1)/√(k−1); nan with fewer than two positive values or no spread.
+
+    Raises
+    ------
+    ValueError
+        If k exceeds the number of positive values.
+
+    References
+    ----------
+    Hill (1975), A simple general approach to inference about the tail of a distribution.
+
+    Examples
+    --------
     >>> hill([np.e, 1.0], k=2)
     (2.0, 1.0)
     """
@@ -430,32 +483,58 @@ def _refusal(fit: _Fit, tests: dict[str, LikelihoodRatio], mode: str) -> str:
 def power_law(spectrum: Spectrum, *, xmin: float | str | None = None, xmax: float | None = None) -> PowerLaw:
     """Fit ρ(λ) ∝ λ^{−alpha}, λ ≥ xmin: alpha = 1 + n / Σ ln(λ/xmin) over the n eigenvalues of the tail.
 
-    Of a quadrature, n and the sum are those of its interpolated counting function, n = N(xmin) and ∫ N(x) dx/x from xmin
-    on. alpha has no units, xmin those of the eigenvalues. No products; memory O(points), O(candidates · points) time.
+    Of a quadrature, n and the sum are those of its interpolated counting function, n = N(xmin) and ∫ N(x) dx/x from xmin on.
+    alpha has no units, xmin those of the eigenvalues. Eigenvalues that are not positive beyond the rounding of the operator's
+    products are left out, and counted in `excluded`.
 
-    xmin=None searches the xmin of the least D among the tails that could be accepted, those with 50 eigenvalues, a decade
-    and, in a quadrature, nodes near xmin: the "tail" convention. Every eigenvalue is tried if exact and at most 4000, otherwise a
-    log grid of 200. If none of them is a power law and the eigenvalues are exact, the least D of all tails is what is reported
-    and refused.
-    xmin="peak" starts at the maximum of the density per unit of ln λ: the "near the peak" convention. A number is taken
-    as it is. With `xmax`, alpha maximises the likelihood on [xmin, xmax]; without, that value is in `alpha_bounded`, with
-    xmax the largest eigenvalue.
+    The error `sigma` is (alpha − 1)/√n_eff, and in quadrature a twentieth of what the two nodes around xmin weigh, as a share
+    of the tail, and for the peak how far alpha moves beyond chance when the tail begins later. n_eff is n for exact
+    eigenvalues; m probes make it n/(1 + 2/m). alpha ± sigma holds a planted exponent in 2 of 3 spectra
+    (tests/test_calibration.py).
 
-    sigma is (alpha − 1)/√n_eff, and in quadrature a twentieth of what the two nodes around xmin weigh, as a share of the
-    tail, and for the peak how far alpha moves beyond chance when the tail begins later. n_eff is n for exact eigenvalues;
-    m probes make it n/(1 + 2/m). alpha ± sigma holds a planted exponent in 2 of 3 spectra (tests/test_calibration.py).
+    `accepted` is False, and alpha still given,
 
-    accepted is False when the tail holds fewer than 50 eigenvalues or spans less than a decade, when the two nodes around xmin
-    weigh more than half of it, when D √n_eff exceeds 1.1
-    (1.31 if the tail was not searched for), when a rival (truncated power law, lognormal, exponential, log-uniform) is
-    better with p < .01, or when one lognormal describes all eigenvalues, and the tail as well; alpha is still given. This
-    refuses 0 to 6 of 100 Pareto tails, 9 of 10 lognormals, 98 of 100 exponentials and every Marchenko–Pastur bulk (exact
+    - when the tail holds fewer than 50 eigenvalues or spans less than a decade,
+    - when the two nodes around xmin weigh more than half of it,
+    - when D √n_eff exceeds 1.1 (1.31 if the tail was not searched for),
+    - when a rival (truncated power law, lognormal, exponential, log-uniform) is better with p < .01,
+    - or when one lognormal describes all eigenvalues, and the tail as well.
+
+    This refuses 0 to 6 of 100 Pareto tails, 9 of 10 lognormals, 98 of 100 exponentials and every Marchenko–Pastur bulk (exact
     and SLQ, 100 to 4000 eigenvalues). A third of the stretched exponentials of power 1/2 passes.
 
-    Eigenvalues that are not positive beyond the rounding of the operator's products (`positive_floor`) are left out, and
-    counted in `excluded`. Raises ValueError for a range that holds no eigenvalue. Source: Clauset, Shalizi & Newman (2009),
-    eqs. 3.1, 3.2, 3.9.
+    Cost: no products; O(points) memory, O(candidates · points) time.
 
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Exact, or a quadrature.
+    xmin : float or "peak", optional
+        Where the tail begins. None searches the xmin of the least D among the tails that could be accepted, those with 50
+        eigenvalues, a decade and, in a quadrature, nodes near xmin: every eigenvalue is tried if exact and at most 4000,
+        otherwise a log grid of 200. If none of them is a power law and the eigenvalues are exact, the least D of all tails is
+        what is reported and refused. "peak" starts at the maximum of the density per unit of ln λ. A number is taken as it
+        is.
+    xmax : float, optional
+        Where it ends: alpha then maximises the likelihood on [xmin, xmax]. Without, that value is in `alpha_bounded`, with
+        xmax the largest eigenvalue.
+
+    Returns
+    -------
+    PowerLaw
+        With a verdict: `accepted` and `reason`.
+
+    Raises
+    ------
+    ValueError
+        For a range that holds no eigenvalue.
+
+    References
+    ----------
+    Clauset, Shalizi and Newman (2009), Power-law distributions in empirical data, eqs. 3.1, 3.2, 3.9.
+
+    Examples
+    --------
     >>> from spectral.spectrum import Spectrum
     >>> quantiles = (np.arange(1000) + 0.5) / 1000
     >>> fit = power_law(Spectrum.from_eigenvalues((1 - quantiles) ** (-1 / 1.5)), xmin=1.0)  # Pareto, alpha = 2.5

@@ -76,6 +76,23 @@ METRICS: dict[str, str] = {
 def describe_metric(name: str) -> str:
     """One line of definition and unit of a key of `summary`, `x_stderr` included.
 
+    Parameters
+    ----------
+    name : str
+        A key of `METRICS`, or one with _stderr.
+
+    Returns
+    -------
+    str
+        What it is, and in which units.
+
+    Raises
+    ------
+    ValueError
+        For a name that is no metric.
+
+    Examples
+    --------
     >>> describe_metric("trace"), describe_metric("trace_stderr")
     ('Σλ, units of λ', 'standard error of trace: Σλ, units of λ')
     """
@@ -353,18 +370,43 @@ def _top_metrics(spectrum: Spectrum, top: int | None, total: float, total_stderr
 def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
     """Every metric of METRICS that the spectrum can give, and beside each key `x` its standard error `x_stderr`.
 
-    `top` is the C of top_c_energy and gap, usually the number of classes. nan stands where the spectrum cannot tell:
-    energies and gaps without exact largest eigenvalues, shapes of a zero matrix, and what belongs to a fit that was refused:
-    alpha and what is made of it (alpha_accepted 0), alpha_peak, the Marchenko–Pastur bulk (mp_accepted 0).
-    Errors are 0 for exact spectra, up to rounding where that counts. Those of sums over the eigenvalues, and of what is made of
-    sums, are those of `Spectrum.integrate`; those of counts the half widths of `Spectrum.count`'s intervals over 1.96; those of
-    lambda_max, lambda_min, information_dimension, condition_number_nonzero and the Marchenko–Pastur fit a jackknife over
-    probes (nan with one probe, and for sigma and the truncated power law); those of alpha, alpha_peak, alpha_hat and hill are
-    statistical, of the fit, for exact spectra too. A number that another function gives too is that function's:
-    `numerical_rank`, `negative_mass`, `condition_number`, `frobenius`, `spectral_form`. Scaling the matrix by c multiplies the
-    keys in units of λ by c, and changes no other but alpha_hat and log_alpha_norm (logarithms of λ), mp_sigma (√c),
-    truncated_rate (1/c). No products. Raises ValueError unless top >= 1.
+    nan stands where the spectrum cannot tell: energies and gaps without exact largest eigenvalues, shapes of a zero matrix, and
+    what belongs to a fit that was refused: alpha and what is made of it (alpha_accepted 0), alpha_peak, the Marchenko–Pastur
+    bulk (mp_accepted 0). A number that another function gives too is that function's: `numerical_rank`, `negative_mass`,
+    `condition_number`, `frobenius`, `spectral_form`. `describe_metric` says what a key is.
 
+    Errors are 0 for exact spectra, up to rounding where that counts.
+
+    - Sums over the eigenvalues, and what is made of sums: those of `Spectrum.integrate`.
+    - Counts: the half widths of `Spectrum.count`'s intervals over 1.96.
+    - lambda_max, lambda_min, information_dimension, condition_number_nonzero and the Marchenko–Pastur fit: a jackknife over
+      probes (nan with one probe, and for sigma and the truncated power law).
+    - alpha, alpha_peak, alpha_hat and hill: statistical, of the fit, for exact spectra too.
+
+    Scaling the matrix by c multiplies the keys in units of λ by c, and changes no other but alpha_hat and log_alpha_norm
+    (logarithms of λ), mp_sigma (√c), truncated_rate (1/c).
+
+    Cost: no products.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Exact, or a quadrature.
+    top : int, optional
+        The C of top_c_energy and gap, usually the number of classes.
+
+    Returns
+    -------
+    dict
+        {name: number}, always the same names.
+
+    Raises
+    ------
+    ValueError
+        Unless top >= 1.
+
+    Examples
+    --------
     >>> from spectral.spectrum import Spectrum
     >>> s = summary(Spectrum.from_eigenvalues([4.0, 2.0, 1.0, 1.0]), top=1)
     >>> s["trace"], s["stable_rank"], s["top_c_energy"], s["gap"], round(s["effective_rank"], 3), s["trace_stderr"]

@@ -14,17 +14,21 @@ from spectral import arrays
 
 def _cast_product(A: Any, X: torch.Tensor) -> torch.Tensor:
     """A X in A's dtype for X of any; of a complex X the real and the imaginary part, as columns of one block."""
+    W: torch.Tensor
     if not X.is_complex():
-        return A @ X.to(A.dtype)
+        W = A @ X.to(A.dtype)
+        return W
     parts = torch.view_as_real(X).to(A.dtype)
     W = A @ parts.flatten(1)
     return torch.view_as_complex(W.reshape(len(W), *parts.shape[1:]).contiguous())
 
 
-class ScipyView(scipy.sparse.linalg.LinearOperator):
-    """An operator's products for scipy. scipy's solvers work in the dtype of their own vectors: those are cast to the
-    operator's dtype on the way in, and the result keeps the operator's dtype. A complex vector is multiplied as its real and
-    its imaginary part, two products."""
+class ScipyView(scipy.sparse.linalg.LinearOperator):  # type: ignore[misc]  # scipy has no types
+    """An operator's products for scipy, see `Operator.to_scipy`.
+
+    scipy's solvers work in the dtype of their own vectors: those are cast to the operator's dtype on the way in, and the result
+    keeps the operator's dtype. A complex vector is multiplied as its real and its imaginary part, two products.
+    """
 
     def __init__(self, A: Any) -> None:
         self.operator = A

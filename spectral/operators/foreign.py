@@ -35,7 +35,7 @@ class Dense(Operator):
         A = self.matrix
         if A.layout == torch.strided:
             return (A,)
-        A = A.to_sparse_coo().coalesce()
+        A = A.to_sparse().coalesce()
         return A.values(), *A.indices()
 
     def identity(self) -> str:
@@ -204,14 +204,37 @@ class OnCupy(Foreign):
 
 
 def as_operator(A: Any) -> Operator:
-    """`A` as an `Operator`: a numpy, cupy or torch matrix, a scipy or cupyx sparse matrix or LinearOperator, a PyLops or
-    curvlinops operator, or anything with shape, dtype and @.
+    """A matrix, or another library's operator, as an `Operator`.
 
-    What it multiplies: cupy arrays, if a class of it is defined in cupy or cupyx; torch tensors, if its dtype is torch's, on
-    its `device` (the CPU if it has none); numpy arrays otherwise. Products are those of `matmat`, else of @; transposed
-    ones those of `rmatmat`, `.T`, `.H`, `.adjoint()` or `rmatvec`, the first there is. They must keep the dtype. Dense
-    and scipy sparse matrices are tested for symmetry here; of anything else the estimators test it with two products.
+    A numpy, cupy or torch matrix, a scipy or cupyx sparse matrix or LinearOperator, a PyLops or curvlinops operator, or anything
+    with `shape`, `dtype` and `@`. An `Operator` is handed back as it is.
 
+    What it is given to multiply: cupy arrays, if a class of it is defined in cupy or cupyx; torch tensors, if its dtype is
+    torch's, on its `device` (the CPU if it has none); numpy arrays otherwise. Products are those of `matmat`, else of `@`.
+    Transposed ones are those of `rmatmat`, `.T`, `.H`, `.adjoint()` or `rmatvec`, the first there is. They must keep the dtype.
+
+    Cost: one pass over a dense or scipy sparse matrix, which is tested for symmetry and finite entries here. Of anything else the
+    estimators test symmetry with two products.
+
+    Parameters
+    ----------
+    A : object
+        (m, n), real and floating.
+
+    Returns
+    -------
+    Operator
+        (m, n), sharing the memory of A.
+
+    Raises
+    ------
+    TypeError
+        For what is no matrix, has no dtype, or is complex or integer.
+    ValueError
+        For another number of axes than two, and for NaN or infinity.
+
+    Examples
+    --------
     >>> as_operator(np.diag([1.0, 2.0])).symmetric
     True
     """

@@ -21,9 +21,44 @@ ROUNDING = 64.0
 class Operator:
     """A real (m, n) matrix given by its products `A @ V` and `A.T @ U`.
 
-    Arrays may be numpy, torch or cupy, a vector (n,) or a block (n, b), in the operator's dtype; the result is of the
-    same kind. `products` counts the columns multiplied so far, `epochs` the sweeps over the data.
+    Arrays may be numpy, torch or cupy, a vector (n,) or a block (n, b), in the operator's dtype. The result is of the same kind.
+    Nothing is cast silently: an array of another dtype, device or length raises TypeError or ValueError.
 
+    Algebra makes operators of operators, and multiplies nothing: `A.T`, `A + B`, `A - B`, `2 * A`, `A / 2`, `A @ B`, `A ** 3`,
+    `A + shift * spectral.I`, `A.gram()`. Each product of theirs is one of every part.
+
+    Only authors of operators call the constructor: a subclass gives `_apply(V)` (n, b) -> (m, b) and, unless it is symmetric,
+    `_apply_transpose(U)` (m, b) -> (n, b), on torch tensors.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Rows m and columns n.
+    dtype : torch.dtype
+        Of the vectors: a real floating dtype.
+    device : torch.device or str
+        Where the vectors lie.
+    symmetric : bool, optional
+        Whether A^T = A; None where nobody knows, and then two products tell.
+    nonnegative : bool
+        Whether A is positive semi-definite by construction.
+    known_zeros : int
+        Eigenvalues that are 0 by the shapes alone.
+
+    Attributes
+    ----------
+    products : int
+        Columns multiplied so far.
+    epochs : float
+        Sweeps over the data so far.
+
+    Raises
+    ------
+    TypeError
+        For a dtype that is not floating.
+
+    Examples
+    --------
     >>> A = spectral.as_operator(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
     >>> (A + 0.5 * spectral.I) @ torch.ones(2)
     tensor([2.5000, 3.5000])
@@ -82,7 +117,20 @@ class Operator:
         return min(0.1, ROUNDING * self.epsilon)
 
     def expect(self, products: int) -> None:
-        """Tell the operator how many products will be asked for: estimators do, so that it can prepare for them."""
+        """Tell the operator how many products will be asked for, so that it can prepare for them; estimators do.
+
+        Parameters
+        ----------
+        products : int
+            Columns to come. It changes time and memory, never the matrix.
+
+        Examples
+        --------
+        >>> A = spectral.as_operator(np.eye(2))
+        >>> A.expect(100)
+        >>> A.expected
+        100
+        """
         self.expected = products
 
     @property
@@ -96,7 +144,18 @@ class Operator:
         return arrays.machine_epsilon(self.dtype)
 
     def describe(self) -> dict[str, Any]:
-        """What the operator is, as plain JSON; stored with every result."""
+        """What the operator is, as plain JSON; stored with every result.
+
+        Returns
+        -------
+        dict
+            Class, shape and dtype; of an operator over data also how it is computed.
+
+        Examples
+        --------
+        >>> spectral.as_operator(np.eye(2)).describe()
+        {'operator': 'Dense', 'shape': [2, 2], 'dtype': 'float64'}
+        """
         return {
             "operator": type(self).__name__,
             "shape": list(self.shape),
@@ -104,7 +163,19 @@ class Operator:
         }
 
     def identity(self) -> str:
-        """A short hash of what the matrix is, of all that can be seen of it: checkpoints and merges refuse another one."""
+        """A short hash of what the matrix is, of all that can be seen of it: checkpoints and merges refuse another one.
+
+        Returns
+        -------
+        str
+            The same for the same matrix, in other processes too.
+
+        Examples
+        --------
+        >>> one, other = spectral.as_operator(np.eye(2)), spectral.as_operator(np.ones((2, 2)))
+        >>> one.identity() == other.identity()
+        False
+        """
         return persist.fingerprint(self.describe())
 
     # Products --------------------------------------------------------------------------------------------------------
@@ -139,17 +210,67 @@ class Operator:
         return (self.T @ other.T).T if arrays.is_array(other) and other.ndim == 2 else self.T @ other
 
     def multiply(self, V: torch.Tensor) -> torch.Tensor:
-        """A V for a block (n, b) that fits, counted: what the operators made of this one call."""
+        """A V, counted: what the operators made of this one call.
+
+        Parameters
+        ----------
+        V : torch.Tensor
+            A block (n, b) that fits; nothing is checked here. `A @ V` is for everybody else.
+
+        Returns
+        -------
+        torch.Tensor
+            (m, b).
+
+        Examples
+        --------
+        >>> spectral.as_operator(torch.tensor([[2.0, 1.0]])).multiply(torch.ones(2, 1))
+        tensor([[3.]])
+        """
         self.products += V.shape[1]
         return self._apply(V) if V.shape[1] else V.new_empty(self.shape[0], 0)
 
     def multiply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        """A^T U for a block (m, b), counted."""
+        """A^T U, counted.
+
+        Parameters
+        ----------
+        U : torch.Tensor
+            A block (m, b) that fits.
+
+        Returns
+        -------
+        torch.Tensor
+            (n, b).
+
+        Examples
+        --------
+        >>> spectral.as_operator(torch.tensor([[2.0, 1.0]])).multiply_transpose(torch.ones(1, 1))
+        tensor([[2.],
+                [1.]])
+        """
         self.products += U.shape[1]
         return self._apply_transpose(U) if U.shape[1] else U.new_empty(self.shape[1], 0)
 
     def multiply_normal(self, V: torch.Tensor) -> torch.Tensor:
-        """A^T A V for a block (n, b), counted as a product and a transposed one."""
+        """A^T A V, counted as a product and a transposed one; operators over data do it in one sweep.
+
+        Parameters
+        ----------
+        V : torch.Tensor
+            A block (n, b) that fits.
+
+        Returns
+        -------
+        torch.Tensor
+            (n, b).
+
+        Examples
+        --------
+        >>> spectral.as_operator(torch.tensor([[2.0, 1.0]])).multiply_normal(torch.ones(2, 1))
+        tensor([[6.],
+                [3.]])
+        """
         self.products += 2 * V.shape[1]
         return self._normal(V) if V.shape[1] else V.new_empty(self.shape[1], 0)
 
@@ -165,22 +286,76 @@ class Operator:
 
     # What scipy's linear operators are asked by name ------------------------------------------------------------------
     def dot(self, other: Any) -> Any:
-        """A @ other, as scipy names it: `matvec` and `matmat` are the same for a vector and for a block."""
+        """A @ other, as scipy names it; `matvec` and `matmat` are the same, for a vector and for a block.
+
+        Parameters
+        ----------
+        other : array
+            (n,) or (n, b).
+
+        Returns
+        -------
+        array
+            (m,) or (m, b), of the kind of `other`.
+
+        Examples
+        --------
+        >>> spectral.as_operator(np.diag([1.0, 2.0])).matvec(np.ones(2))
+        array([1., 2.])
+        """
         return self @ other
 
     def rmatvec(self, other: Any) -> Any:
-        """A.T @ other, as scipy names it; `rmatmat` is the same for a block."""
+        """A.T @ other, as scipy names it; `rmatmat` is the same for a block.
+
+        Parameters
+        ----------
+        other : array
+            (m,) or (m, b).
+
+        Returns
+        -------
+        array
+            (n,) or (n, b), of the kind of `other`.
+
+        Examples
+        --------
+        >>> spectral.as_operator(np.array([[1.0, 2.0]])).rmatvec(np.ones(1))
+        array([1., 2.])
+        """
         return self.T @ other
 
     matvec = matmat = dot
     rmatmat = rmatvec
 
     def transpose(self) -> Operator:
-        """`A.T`."""
+        """`A.T`, as numpy names it.
+
+        Returns
+        -------
+        Operator
+            (n, m).
+
+        Examples
+        --------
+        >>> spectral.as_operator(np.ones((2, 3))).transpose().shape
+        (3, 2)
+        """
         return self.T
 
     def adjoint(self) -> Operator:
-        """`A.H`, which is `A.T`."""
+        """`A.H`, as scipy names it: of a real matrix the transpose.
+
+        Returns
+        -------
+        Operator
+            (n, m).
+
+        Examples
+        --------
+        >>> spectral.as_operator(np.ones((2, 3))).adjoint().shape
+        (3, 2)
+        """
         return self.T
 
     # Vectors by name --------------------------------------------------------------------------------------------------
@@ -198,12 +373,31 @@ class Operator:
         return names
 
     def unflatten(self, v: Any) -> dict[str, torch.Tensor]:
-        """{name: tensor} of a vector (P,), or of a block (P, b) with b as the last axis: parameters by their names.
+        """A vector as {name: tensor}: parameters by their names.
 
-        With wrt="inputs" the one name is "inputs", its shape that of a sample (with layout="flattened": outputs, then that).
-        Expressions have the names of their parts: J.T, J.gram("right"), H + shift * I. The tensors are views of v where v is
-        contiguous. Raises TypeError where vectors have no names (matrices, J.gram("left")), ValueError for another length.
+        With wrt="inputs" the one name is "inputs", its shape that of a sample; with layout="flattened": outputs, then that.
+        Expressions have the names of their parts: `J.T`, `J.gram("right")`, `H + shift * I`. The tensors are views of v where v
+        is contiguous.
 
+        Parameters
+        ----------
+        v : array
+            (P,), or a block (P, b), which puts b last in every shape.
+
+        Returns
+        -------
+        dict
+            {name: tensor}, in the order of the vector.
+
+        Raises
+        ------
+        TypeError
+            Where vectors have no names: matrices, `J.gram("left")`.
+        ValueError
+            For a vector of another length.
+
+        Examples
+        --------
         >>> J = spectral.Jacobian(torch.nn.Linear(2, 1), [torch.ones(3, 2)])
         >>> J.unflatten(J.T @ torch.ones(3))
         {'weight': tensor([[3., 3.]]), 'bias': tensor([3.])}
@@ -215,12 +409,31 @@ class Operator:
                 f"the vector has shape {tuple(V.shape)}, but the {', '.join(list(names)[:4])} of {self!r} have "
                 f"{sum(sizes)} entries; use ({sum(sizes)},) or ({sum(sizes)}, b)."
             )
-        pieces = V.split(sizes)
+        pieces = torch.split(V, sizes)
         return {name: p.reshape(*shape, *V.shape[1:]) for (name, shape), p in zip(names.items(), pieces, strict=True)}
 
     def flatten(self, tensors: Mapping[str, Any]) -> torch.Tensor:
-        """The vector (P,), or the block (P, b), whose `unflatten` is `tensors`: every name, in any order, in A's dtype.
+        """The vector whose `unflatten` is `tensors`.
 
+        Parameters
+        ----------
+        tensors : mapping
+            {name: tensor}, every name and no other, in any order, in A's dtype and on its device.
+
+        Returns
+        -------
+        torch.Tensor
+            (P,), or (P, b) where the tensors have b as their last axis.
+
+        Raises
+        ------
+        TypeError
+            For a tensor of another dtype or device, and where vectors have no names.
+        ValueError
+            For missing or unknown names, and for shapes that do not fit.
+
+        Examples
+        --------
         >>> J = spectral.Jacobian(torch.nn.Linear(2, 1), [torch.ones(3, 2)])
         >>> J @ J.flatten({"bias": torch.ones(1), "weight": torch.zeros(1, 2)})
         tensor([1., 1., 1.])
@@ -250,11 +463,51 @@ class Operator:
         return torch.cat([parts[name].reshape(math.prod(shape), *block) for name, shape in names.items()])
 
     def gram(self, side: str = "auto") -> Operator:
-        """A^T A ("right") or A A^T ("left"); "auto" takes the one of smaller dimension, the right one if they are equal."""
+        """A^T A or A A^T: two squares of one matrix, which share all eigenvalues but zeros.
+
+        Parameters
+        ----------
+        side : str
+            "right" for A^T A (n, n), "left" for A A^T (m, m); "auto" for the smaller one, the right one if they are equal.
+
+        Returns
+        -------
+        Operator
+            Symmetric and positive semi-definite; see `spectral.operators.Gram`. One product is one of A and one of A.T.
+
+        Raises
+        ------
+        ValueError
+            For another side.
+
+        Examples
+        --------
+        >>> G = spectral.as_operator(np.ones((2, 3))).gram()
+        >>> G.side, G.shape, G @ np.ones(2)
+        ('left', (2, 2), array([6., 6.]))
+        """
         return Gram(self, side)
 
     def adjoint_error(self, seed: int = 0) -> float:
-        """|<A v, u> - <v, A^T u>| / (||A v|| ||u||) for one random pair: round-off unless a product is wrong. Two products."""
+        """|<A v, u> - <v, A^T u>| / (||A v|| ||u||) for one random pair: round-off unless a product is wrong.
+
+        Cost: a product and a transposed one.
+
+        Parameters
+        ----------
+        seed : int
+            Of the two random vectors.
+
+        Returns
+        -------
+        float
+            A few units of rounding if A^T is the transpose of A.
+
+        Examples
+        --------
+        >>> spectral.as_operator(np.ones((2, 3))).adjoint_error() < 1e-15
+        True
+        """
         v = probes.probe(seed, 0, self.shape[1], dtype=self.dtype, device=self.device)
         u = probes.probe(seed, 1, self.shape[0], dtype=self.dtype, device=self.device)
         Av, Atu = self @ v, self.T @ u
@@ -268,13 +521,13 @@ class Operator:
         return Sum(self, other) if isinstance(other, Operator) else NotImplemented
 
     def __radd__(self, other: Any) -> Operator:
-        return self + other
+        return self.__add__(other)
 
     def __sub__(self, other: Any) -> Operator:
-        return self + (-1.0) * other
+        return self.__add__((-1.0) * other)
 
     def __rsub__(self, other: Any) -> Operator:
-        return -self + other
+        return (-self).__add__(other)
 
     def __neg__(self) -> Operator:
         return Scaled(-1.0, self)
@@ -294,14 +547,55 @@ class Operator:
         return self if power == 1 else self @ self ** (power - 1)
 
     def to_scipy(self) -> Any:
-        """A `scipy.sparse.linalg.LinearOperator` of these products; it casts what scipy hands in to this operator's dtype."""
+        """This operator as a `scipy.sparse.linalg.LinearOperator`.
+
+        scipy's solvers work in the dtype of their own vectors: those are cast to this operator's dtype on the way in. A complex
+        vector is multiplied as its real and its imaginary part, two products.
+
+        Returns
+        -------
+        scipy.sparse.linalg.LinearOperator
+            The same products, counted by this operator.
+
+        Raises
+        ------
+        TypeError
+            For a dtype that scipy does not have: other than float32 and float64.
+
+        Examples
+        --------
+        >>> import scipy.sparse.linalg
+        >>> A = spectral.as_operator(np.diag([1.0, 2.0, 3.0, 4.0])).to_scipy()
+        >>> scipy.sparse.linalg.eigsh(A, k=1, return_eigenvectors=False).round(9)
+        array([4.])
+        """
         return ScipyView(self)
 
     def to_cupy(self) -> Any:
-        """A `cupyx.scipy.sparse.linalg.LinearOperator` of these products, for an operator on a CUDA device.
+        """This operator as a `cupyx.scipy.sparse.linalg.LinearOperator`, for an operator on a CUDA device.
 
-        Arrays cross by DLPack without a copy while cupy and torch work on one stream; on two, each block is copied once
-        each way and the streams wait for each other. Real arrays are cast to this operator's dtype on the way in.
+        Arrays cross by DLPack without a copy while cupy and torch work on one stream. On two, each block is copied once each
+        way and the streams wait for each other. Real arrays are cast to this operator's dtype on the way in.
+
+        Returns
+        -------
+        cupyx.scipy.sparse.linalg.LinearOperator
+            The same products, counted by this operator.
+
+        Raises
+        ------
+        TypeError
+            For another dtype than float32 and float64.
+        ValueError
+            For an operator that is not on a CUDA device.
+        ImportError
+            Without cupy, or without the CUDA libraries that it loads.
+
+        Examples
+        --------
+        >>> spectral.as_operator(np.eye(2)).to_cupy()
+        Traceback (most recent call last):
+        ValueError: cupy works on CUDA devices, but the operator is on cpu; build it on one, or use to_scipy().
         """
         return cupy_view(self)
 
@@ -322,7 +616,18 @@ def _number(value: Any) -> float:
 
 
 class ScaledIdentity:
-    """`shift * I` of whatever size fits; `spectral.I` is the identity."""
+    """`shift * I` of whatever size fits; `spectral.I` is the identity.
+
+    Parameters
+    ----------
+    shift : float
+        The number on the diagonal.
+
+    Examples
+    --------
+    >>> (spectral.as_operator(np.zeros((2, 2))) + 3 * spectral.I) @ np.ones(2)
+    array([3., 3.])
+    """
 
     __array_ufunc__ = None
 
@@ -493,10 +798,34 @@ class Product(Derived):
 
 
 class Gram(Derived):
-    """A^T A (side "right") or A A^T (side "left") of an (m, n) operator; both have the same spectrum off zero.
+    """A^T A or A A^T of an (m, n) operator; both have the same spectrum off zero.
 
-    `known_zeros` = dim - min(m, n) eigenvalues are 0 by the shapes alone; estimators run on the smaller side and carry
-    those zeros exactly.
+    Estimators run on the smaller side and carry the zeros of the larger one exactly.
+
+    Parameters
+    ----------
+    A : Operator
+        The factor.
+    side : str
+        "right" (A^T A), "left" (A A^T) or "auto" (the smaller).
+
+    Attributes
+    ----------
+    side : str
+        "left" or "right".
+    known_zeros : int
+        dim - min(m, n): eigenvalues that are 0 by the shapes alone.
+
+    Raises
+    ------
+    ValueError
+        For another side.
+
+    Examples
+    --------
+    >>> G = spectral.operators.Gram(spectral.as_operator(np.ones((2, 3))), "right")
+    >>> G.shape, G.known_zeros, G.smaller.side
+    ((3, 3), 1, 'left')
     """
 
     def __init__(self, A: Operator, side: str = "auto") -> None:

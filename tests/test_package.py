@@ -1,0 +1,67 @@
+"""The package as others meet it: what it shows, what it loads, what a type checker says of a program that uses it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spectral
+
+ROOT = Path(__file__).parents[1]
+HEAVY = (
+    "matplotlib", "hydra", "omegaconf", "jinja2", "sklearn", "mlxtend", "pandas", "transformers", "cupy", "sympy",
+    "torch._dynamo", "scipy.stats", "scipy.optimize", "scipy.ndimage",
+)  # fmt: skip
+STILL_LOADED = {
+    "scipy.stats",
+    "scipy.optimize",
+    "scipy.ndimage",
+}  # by estimators and analysis; a name leaves, and none joins
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_dir_is_the_contract():
+    assert dir(spectral) == sorted(spectral.__all__)
+
+
+@pytest.mark.parametrize(
+    "module", ["arrays", "probes", "distributed", "krylov", "operators", "estimators", "analysis", "results"]
+)
+def test_modules_are_still_imported_by_their_names(module):
+    assert importlib.import_module(f"spectral.{module}") is getattr(spectral, module)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> set[str]:
+    return set(python("-c", "import sys, spectral; print(*sys.modules)").stdout.split())
+
+
+@pytest.mark.parametrize("module", HEAVY)
+def test_import_loads_no_library_that_takes_long(module, loaded):
+    assert "spectral" in loaded
+    if module in loaded and module in STILL_LOADED:
+        pytest.skip("on the list of what is still loaded")
+    assert module not in loaded
+
+
+def test_a_typed_program_that_uses_the_whole_contract_passes_strict_checking():
+    if importlib.util.find_spec("mypy") is None:
+        pytest.skip("mypy is not installed; it is in the extra dev")
+    found = python(
+        "-m", "mypy", "--strict", "--ignore-missing-imports", "--follow-imports=silent", "tests/typed_client.py"
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_typed_program_runs():
+    found = python("tests/typed_client.py")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("eigenvalues")
