@@ -22,9 +22,9 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
 
 from spectral import arrays
+from spectral.compat import eigh_tridiagonal
 from spectral.krylov.symmetry import AGAIN, expected, hold_size, hold_zero, look_again, repeated, wrong
 from spectral.operators.operator import ROUNDING, Operator
 
