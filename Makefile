@@ -2,14 +2,18 @@
 # make test   ruff, mypy, all tests, doctests and README snippets
 # make check  ruff and mypy only        make test-slow  the long tests and the examples      make bench  the benchmarks
 # make docs   the site: these pages, the gallery, a reference made from the docstrings
+# make test-versions  the fast tests on the lowest and the newest dependencies (docs/versions.md); 5 to 6 GB each in VERSIONS
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 WORKERS ?= 2
+VERSIONS ?= /tmp/spectral-versions
+LOWEST_PYTHON ?= python3.10
+NEWEST_PYTHON ?= python3.14
 BENCHMARKS := product_cost model_table accuracy time_to_accuracy
 
-.PHONY: demo test check test-slow docs bench clean
+.PHONY: demo test check test-slow test-versions test-lowest test-newest docs bench clean
 demo: $(VENV)/.demo
 	$(BIN)/spectral
 
@@ -18,6 +22,11 @@ test: check
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+test-versions: test-lowest test-newest
+
+test-lowest test-newest: test-%: $(VERSIONS)/%/.built
+	OMP_NUM_THREADS=1 $(VERSIONS)/$*/bin/python -m pytest -n $(WORKERS) -p no:cacheprovider
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -49,6 +58,16 @@ $(VENV)/.dev: $(VENV)/.demo
 $(VENV)/.docs: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "installing spectral and sphinx into $(VENV) ..."
 	$(PIP) -e '.[docs]'
+	touch $@
+
+# PIP_CONSTRAINT, not -c: a set is what its file says, whatever constraint pip is configured to have
+$(VERSIONS)/lowest/.built: INTERPRETER = $(LOWEST_PYTHON)
+$(VERSIONS)/newest/.built: INTERPRETER = $(NEWEST_PYTHON)
+$(VERSIONS)/%/.built: constraints-%.txt pyproject.toml
+	@$(INTERPRETER) -c '' || { echo "$(INTERPRETER) does not run; name one by LOWEST_PYTHON= or NEWEST_PYTHON=" >&2; exit 1; }
+	$(INTERPRETER) -m venv $(@D)
+	@echo "installing the $* dependencies into $(@D) ..."
+	PIP_CONSTRAINT=$< $(@D)/bin/python -m pip --disable-pip-version-check install -qq -e '.[examples,dev]'
 	touch $@
 
 clean:

@@ -7,6 +7,7 @@ from itertools import permutations
 import matplotlib as mpl
 import numpy as np
 import pytest
+from scipy.integrate import trapezoid
 
 import spectral
 from spectral import Spectrum, plotting
@@ -59,7 +60,7 @@ def test_negative_eigenvalues_are_drawn_on_their_own_side(name: str) -> None:
     assert ax.get_xscale() == "symlog" and ax.get_ylabel().startswith("|λ|·ρ(λ)")
     for sign in (-1, 1):
         x, y = np.concatenate([np.zeros((0, 2)), *(l.get_xydata() for l in ax.lines if sign * l.get_xdata()[0] > 0)]).T
-        area = np.trapezoid(np.nan_to_num(y), np.log(np.abs(x))) if len(x) else 0.0
+        area = trapezoid(np.nan_to_num(y), np.log(np.abs(x))) if len(x) else 0.0
         band = s.count(*((-np.inf, -1e-9) if sign < 0 else (1e-9, np.inf)))
         assert band.lower / s.dim - 0.01 <= area <= band.upper / s.dim + 0.01
     label = ax.get_legend().get_texts()[0].get_text()
@@ -71,11 +72,11 @@ def test_what_is_drawn_is_the_density_in_its_one_unit() -> None:
     s = Spectrum.from_eigenvalues(np.geomspace(1e-2, 3, 60), zeros=20)
     x, y = s.plot(scale="linear").lines[0].get_xydata().T
     np.testing.assert_array_equal(y, s.density().value)
-    assert np.trapezoid(y, x) == pytest.approx(0.75, abs=0.01)
+    assert trapezoid(y, x) == pytest.approx(0.75, abs=0.01)
     x, y = s.plot().lines[0].get_xydata().T
     seen = np.isfinite(y)
     np.testing.assert_allclose(y[seen], (x * s.density(x, scale="log").value)[seen], rtol=1e-12)
-    assert np.trapezoid(np.nan_to_num(y), np.log(x)) == pytest.approx(0.75, abs=0.01)
+    assert trapezoid(np.nan_to_num(y), np.log(x)) == pytest.approx(0.75, abs=0.01)
     assert "per unit of λ" in plotting.LABELS["log"] and "per unit of λ" in plotting.LABELS["linear"]
 
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
 
 from spectral import arrays, longvectors
+from spectral.compat import eigh_tridiagonal
 from spectral.krylov import symmetry
 from spectral.operators.operator import ROUNDING, Operator
 

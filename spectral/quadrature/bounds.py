@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh_tridiagonal
 
+from spectral.compat import eigh_tridiagonal
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import gauss
 from spectral.results import nan

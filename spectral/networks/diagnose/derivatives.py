@@ -32,6 +32,7 @@ Function = Callable[..., torch.Tensor]
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 FORWARD = re.compile(r"forward AD with (\S+) that does not support it")
 SECOND = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
+COMPILED = re.compile(r"Higher Order Operator: torch\.ops\.higher_order\.(\w+)")  # torch 2.15 compiles no dual tensors
 
 
 @contextmanager
@@ -206,14 +207,16 @@ def _without_forward(network: DataModel, batch: Any, function: Function) -> str:
 def _refused(failure: Exception) -> str:
     """The operation that torch's message names, or the autograd.Function that was applied."""
     text = str(failure)
-    match = FORWARD.search(text) or SECOND.search(text)
+    match = FORWARD.search(text) or SECOND.search(text) or COMPILED.search(text)
     if match:
         return match[1].removeprefix("aten::").removesuffix("_backward").lstrip("_")
     trace, name = failure.__traceback__, ""
     while trace is not None:
-        cls = trace.tb_frame.f_locals.get("cls")
-        if trace.tb_frame.f_code.co_name == "apply" and isinstance(cls, type):
-            name = cls.__name__
+        frame = trace.tb_frame
+        cls = frame.f_locals.get("cls") if frame.f_code.co_name == "apply" else None
+        if frame.f_code.co_name == "apply_jvp":  # torch 2.15 applies without a Python frame of its own
+            cls = getattr(frame.f_locals.get("self"), "_forward_cls", None)
+        name = cls.__name__ if isinstance(cls, type) else name
         trace = trace.tb_next
     return name or f"an operation ({(text.strip().splitlines() or [type(failure).__name__])[0]})"
 
