@@ -7,6 +7,8 @@ and one counter block for each segment of 2^16 entries, so that any slice costs 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 
@@ -39,7 +41,8 @@ def probe(
 ) -> torch.Tensor:
     """Entries start, ..., start + n - 1 of one random vector.
 
-    They are drawn in float64 on the CPU, then rounded to `dtype`, so that every device sees the same numbers.
+    They are drawn on the CPU, one segment a thread, and rounded to `dtype` segment by segment, so that every device sees the same
+    numbers and no vector of float64 is made.
 
     Parameters
     ----------
@@ -80,21 +83,31 @@ def probe(
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is no kind of probe; use one of {', '.join(KINDS)}.")
     key = np.array([check_seed(seed), index], dtype=np.uint64)
-    values = np.empty(n)
-    first = start // SEGMENT
-    for segment in range(first, -(-(start + n) // SEGMENT)):
-        generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, segment, KINDS.index(kind)]))
+    values = torch.empty(n, dtype=dtype)
+
+    def fill(segment: int) -> None:
         low, high = max(start, segment * SEGMENT), min(start + n, (segment + 1) * SEGMENT)
-        count = high - segment * SEGMENT  # the head of the segment is drawn and dropped
-        drawn: np.ndarray
-        if kind == "gaussian":
-            drawn = generator.standard_normal(count)
-        elif kind == "uniform":
-            drawn = generator.random(count)
-        else:
-            drawn = 2.0 * generator.integers(0, 2, size=count) - 1.0
-        values[low - start : high - start] = drawn[low - segment * SEGMENT :]
-    return torch.from_numpy(values).to(device=device, dtype=dtype)
+        drawn = _drawn(key, segment, kind, high - segment * SEGMENT)  # the head of the segment is drawn and dropped
+        values[low - start : high - start] = torch.from_numpy(drawn[low - segment * SEGMENT :])
+
+    segments = range(start // SEGMENT, -(-(start + n) // SEGMENT)) if n else range(0)
+    threads = min(torch.get_num_threads(), len(segments))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:  # numpy draws without the interpreter's lock
+            list(pool.map(fill, segments))
+    else:
+        list(map(fill, segments))
+    return values.to(device)
+
+
+def _drawn(key: np.ndarray, segment: int, kind: str, count: int) -> np.ndarray:
+    """The first entries of one segment."""
+    generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, segment, KINDS.index(kind)]))
+    if kind == "gaussian":
+        return generator.standard_normal(count)
+    if kind == "uniform":
+        return generator.random(count)
+    return 2.0 * generator.integers(0, 2, size=count) - 1.0
 
 
 def signs(seed: int, n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -24,19 +24,25 @@ def dense(primals):
 
 
 def adjoint_error(lin, calls=3):
-    """Of products J v on so many calls."""
-    sizes = [p.numel() for p in lin.primals]
+    """Of products J v and J^T u on so many calls."""
+    sizes, shape = [p.numel() for p in lin.primals], lin.output.shape
 
     def there(v):
-        return (lin.jvp(tuple(piece.view_as(p) for piece, p in zip(v.split(sizes), lin.primals, strict=True))),)
+        return (
+            lin.jvp(tuple(piece.view_as(p) for piece, p in zip(v.split(sizes), lin.primals, strict=True))).reshape(-1),
+        )
 
     def back(u):
-        return lin.vjp(u.view(lin.output.shape))
+        return lin.vjp(u.view(shape))
 
-    test, errors = linearize.Adjoint(there, back), []
+    like = torch.empty(sum(sizes), dtype=lin.primals[0].dtype)
+    test, errors = linearize.Adjoint(there, back, like, lin.output.numel()), []
     for call in range(calls):
-        v = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(call)).to(lin.primals[0].dtype)
-        errors.append(test.of_forward(v, there(v)))
+        v, u = (
+            torch.randn(n, generator=torch.Generator().manual_seed(call)).to(like.dtype) for n in (len(like), test.rows)
+        )
+        errors += [test.of_forward(v, there(v)), test.of_transpose(u, back(u))]
+    assert test.spent == (calls >= 3)
     return max(errors)
 
 
@@ -135,11 +141,11 @@ def multiply(engine, job, v, expected=0):
 
 
 def test_recording_must_pay_for_itself(ticks):
-    """A recording takes three products and saves a fifth of each: it begins once as many are to come as were made, 15."""
+    """A recording takes four products and saves a fifth of each: it begins once as many are to come as were made, 20."""
     engine, A, v = Engine(turns=False), torch.randn(4, 3).double(), torch.ones(3).double()
-    for call in range(1, 21):
+    for call in range(1, 26):
         assert torch.equal(multiply(engine, work(A), v), A @ v)
-        assert ("replay" in engine.choices["J v"].timings) == (call > 15)
+        assert ("replay" in engine.choices["J v"].timings) == (call > 20)
     announced = Engine(turns=False)
     multiply(announced, work(A), v, expected=100)
     assert "replay" in announced.choices["J v"].timings

@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
-from spectral import arrays, longvectors
+from spectral import arrays
 from spectral.engine import linearize, trace
 from spectral.engine.linearize import CALLS, WAYS
 from spectral.engine.store import Store
 
 COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]: compiling takes up to a minute
-# Guesses before a candidate is measured, in first products and in present ones: a recording with its tests took 2 to 4 of the
+# Guesses before a candidate is measured, in first products and in present ones: a recording with its tests took 3 to 6 of the
 # former and saved .05 to .5 of the latter on five models; the other way takes half a product more at first, and saves as much.
-RECORDING, SAVED = 3.0, 0.2
+RECORDING, SAVED = 4.0, 0.2
 TURN = 3.0
 BETTER = 0.95  # a candidate must take less than this part of the time: near ties go the same way in every run
 SERVE = 10  # products a column that a block's program must serve: trying it takes about three, and it saves some tenths of one
@@ -503,10 +503,8 @@ def _hold(w: torch.Tensor, expected: trace.Pieces, allowed: float, call: int) ->
     w, start, scale, difference = w.reshape(-1), 0, 0.0, 0.0
     for piece in expected:
         part, piece = w[start : start + piece.numel()], piece.reshape(-1)
-        scale, difference = (
-            math.hypot(scale, longvectors.norm(piece)),
-            math.hypot(difference, longvectors.norm(part - piece)),
-        )
+        scale = math.hypot(scale, linearize.norm((piece,)))
+        difference = math.hypot(difference, linearize.norm((part - piece,)))
         start += piece.numel()
     error = difference / scale if scale > 0 else difference
     if not error <= allowed:

@@ -157,9 +157,8 @@ class Hessian(Curvature):
 
     ways = linearize.GRADIENTS
     turns = False  # the second way's product is never the faster one
-    _earlier: tuple[str, torch.Tensor, trace.Pieces] | None = (
-        None  # a way and its first product, until there is a second
-    )
+    # a way, the model's version, a vector and its product, until there is a second one
+    _earlier: tuple[str, Any, torch.Tensor, trace.Pieces] | None = None
 
     def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
         return self.network.total(batch)
@@ -172,17 +171,17 @@ class Hessian(Curvature):
             return tuple(g.to(self.dtype) for g in gradient.jvp(self.network.split(v)))
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
-            if self._earlier is not None and self._earlier[0] == way:
-                (_, u, Hu), self._earlier = self._earlier, None
-                return linearize.symmetry_error(u, Hu, v, w, self._allowed)
-            if way in self._held:
+            earlier, self._earlier = self._earlier, None
+            if earlier is not None and earlier[:2] == (way, self.network.version()):
+                return linearize.symmetry_error(*earlier[2:], v, w, self._allowed)
+            if way in self._held and earlier is None:
                 return 0.0
             self._held.add(way)
             error = self._second_derivative_error(way, batch, v, w)
             if way == "fresh":  # forward mode sees what lies under no_grad, the backward pass does not: told at once
                 u = probes.signs(0, len(v), dtype=v.dtype, device=v.device)
                 return max(error, linearize.symmetry_error(u, product(u), v, w, self._allowed))
-            self._earlier = way, v.clone(), w
+            self._earlier = way, self.network.version(), v.clone(), w
             return error
 
         kept = 4 * self._graph_bytes * self._samples(group) if way == "double-backward" else 0
@@ -236,23 +235,23 @@ class GaussNewton(Curvature):
             return (lin.jvp(self.network.split(v)).to(self.dtype),)
 
         def back(u: torch.Tensor) -> trace.Pieces:
-            return tuple(g.to(self.dtype) for g in lin.vjp(u))
+            return tuple(g.to(self.dtype) for g in lin.vjp(u.to(latest[0].dtype).view_as(latest[0])))
 
         def product(v: torch.Tensor) -> trace.Pieces:
             jv = lin.jvp(self.network.split(v), graph=True)
-            latest[:] = [jv]
             if not curves:
                 _ = lin.output  # plain tensors, where forward-mode AD left its own
                 curves.append(self._output_curvature(outputs_seen.pop(), batch, self._starts(group.start)))
-            return back(self.share * curves[0](jv))
+            latest[:] = [jv, self.share * curves[0](jv)]
+            return back(latest[1])
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
-            jv = latest[0]
+            jv, u = (x.reshape(-1).to(self.dtype) for x in latest)
             error = 0.0 if way in self._held else self._curvature_error(batch)
             self._held.add(way)
-            return max(error, test.of_forward(v, (jv.to(self.dtype),)))
+            test = self._adjoint_test(way, there, back, v, len(jv))
+            return max(error, test.of_forward(v, (jv,)), test.of_transpose(u, w))
 
-        test = linearize.Adjoint(there, lambda u: back(u.to(latest[0].dtype).view_as(latest[0])), self._allowed)
         return Maps(
             product, check, int(linearize.COPIES[way] * self._graph_bytes * self._samples(group)), self._allowed
         )

@@ -98,10 +98,10 @@ class DataModel:
         self.draws = True  # whether reading the data or running the model draws from a global generator
         self.first: Any = None  # the first batch with its outputs, until it has been inspected
         self._info: DatasetInfo | None = None
-        self._buffers: dict[str, torch.Tensor] = {}
+        self._clones: dict[str, torch.Tensor] = {}
         self._stack: ExitStack | None = None  # of the sweep under way
         self._opened = False
-        self._version: model_state.Version | None = None  # of the sweep under way
+        self._seen_version: model_state.Version | None = None  # of the sweep under way
         self.keeps = True  # whether anything is kept from sweep to sweep
 
     @property
@@ -176,7 +176,7 @@ class DataModel:
         """The same functions of the named parameters alone: what the survey found is shared, sweeps are counted anew."""
         part = copy.copy(self)
         part.names = [name for name in self.names if name in names]
-        part.sweeps, part._buffers = 0, {}
+        part.sweeps, part._clones = 0, {}
         with threads.alone(self.model.modules()):
             part.read_parameters()
         return part
@@ -185,7 +185,7 @@ class DataModel:
         """The same functions in another dtype, for tests on batches of this one while its model is opened."""
         other = copy.copy(self)
         other.product_dtype = other.compute_dtype = dtype
-        other._buffers, other._stack = {}, None
+        other._clones, other._stack = {}, None
         other.read_parameters()
         return other
 
@@ -216,7 +216,7 @@ class DataModel:
         self.modes = {module: module.training for module in self.model.modules()}
         stack.enter_context(model_state.untouched(self.model, self.roots[1:], self.statistics == "population"))
         self._opened = True
-        self._buffers = {}
+        self._clones = {}
 
     @contextmanager
     def sweep(
@@ -238,7 +238,7 @@ class DataModel:
                 set_random_state(self.data, self.state)
             self.read_parameters()
             self.sweeps += 1
-            self._version = None
+            self._seen_version = None
             outer, self._stack, self._opened = (self._stack, self._opened), stack, False
             stack.enter_context(torch.enable_grad())
             try:
@@ -284,9 +284,9 @@ class DataModel:
 
         Read once a sweep, before the model is run in it.
         """
-        if self._version is None:
-            self._version = model_state.Version(self.roots)
-        return self._version
+        if self._seen_version is None:
+            self._seen_version = model_state.Version(self.roots)
+        return self._seen_version
 
     def checksum(self) -> str:
         """A hash of every entry of the model's (and a loss module's) parameters and buffers, as they are now."""
@@ -410,9 +410,9 @@ class DataModel:
 
     def _fresh_buffers(self) -> dict[str, torch.Tensor]:
         """Clones of the buffers, cloned anew only after a forward has written into them."""
-        if not self._buffers or any(buffer._version for buffer in self._buffers.values()):
-            self._buffers = {name: self._cast(b.detach()).clone() for name, b in self.model.named_buffers()}
-        return self._buffers
+        if not self._clones or any(buffer._version for buffer in self._clones.values()):
+            self._clones = {name: self._cast(b.detach()).clone() for name, b in self.model.named_buffers()}
+        return self._clones
 
     def select(self, output: Any, batch: Any) -> torch.Tensor:
         """What `of` names, flattened per sample to (B, k)."""

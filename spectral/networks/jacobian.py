@@ -150,25 +150,29 @@ class Jacobian(SumOverBatches):
         size, latest = self._samples(group), list[torch.Tensor]()
         lin = linearize.WAYS[way](function, primals)
 
-        def there(v: torch.Tensor, graph: bool = False) -> torch.Tensor:
-            return self._forward(lin, v, size, graph).to(self.dtype)
+        def there(v: torch.Tensor) -> trace.Pieces:
+            return (self._forward(lin, v, size, graph=True).to(self.dtype),)
 
         def back(u: torch.Tensor) -> trace.Pieces:
             return self._backward(lin, u, size)
 
         def forward(v: torch.Tensor) -> trace.Pieces:
-            return (there(v, graph=self.network.preflight and not test.done),)  # its test is a J^T u
+            return (self._forward(lin, v, size).to(self.dtype),)
 
         def normal(v: torch.Tensor) -> trace.Pieces:
-            latest[:] = [there(v, graph=True)]
+            latest[:] = there(v)
             return back(latest[0])
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
+            rows = self.starts[group.stop] - self.starts[group.start]
+            like = v if kind != "J^T u" else v.new_empty(1).expand(self.shape[1])
+            test = self._adjoint_test(way, there, back, like, rows)
+            if kind == "J v":
+                return test.of_forward(v, w)
             if kind == "J^T u":
                 return test.of_transpose(v, w)
-            return test.of_forward(v, (latest.pop(),) if kind == "J^T J v" else w)
+            return max(test.of_forward(v, latest), test.of_transpose(latest.pop(), w))
 
-        test = linearize.Adjoint(lambda v: (there(v),), back, self._allowed)
         product = {"J v": forward, "J^T u": back, "J^T J v": normal}[kind]
         return Maps(product, check, int(linearize.COPIES[way] * self._graph_bytes * size), self._allowed)
 

@@ -57,6 +57,7 @@ class SumOverBatches(Operator):
         self._inside: torch.dtype | None = None  # the coarsest dtype that the model computes in
         self._first: Any = None  # the first batch, which engines are tried on, while a sweep is under way
         self._groups: list[range] = []  # the batches that are multiplied as one, once a sweep has begun
+        self._adjoint: dict[str, tuple[Any, linearize.Adjoint]] = {}  # by way, with the model's version
         self._joins: bool | None = None  # whether they give what they give one by one, once that was seen
 
     # What a subclass gives -------------------------------------------------------------------------------------------
@@ -167,6 +168,17 @@ class SumOverBatches(Operator):
         graph = int(RECORDED * PASSES[kind] * self.unrolled * self._graph_bytes * samples)
         work = Workload(kind, group.start, linearized, samples, self.network.version, there, graph, self.device)
         self.engine.multiply(work, V, W, new, self.expected)
+
+    def _adjoint_test(
+        self, way: str, there: linearize.Linear, back: linearize.Linear, v: torch.Tensor, rows: int
+    ) -> linearize.Adjoint:
+        """What products of the first batch are held to; kinds of products share it. `v` is like any v."""
+        version, test = self._adjoint.get(way, (None, None))
+        if test is None or test.spent or version != self.network.version():
+            self._adjoint.pop(way, None)  # two long vectors
+            test = linearize.Adjoint(there, back, v, rows, self._allowed)
+            self._adjoint[way] = self.network.version(), test
+        return test
 
     def _measure(self, batch: Any) -> None:
         """What a sample's graph takes, and what rounding explains, unless the first batch has told already."""

@@ -1,0 +1,292 @@
+"""What do short runs cost, set-up included, beside other packages? In gradients over the same data, one run of this script.
+
+    PYTHONPATH=/tmp/peers python benchmarks/short_runs.py [--models mlp gpt2] [--matrices Hessian] [--json FILE]
+    python benchmarks/short_runs.py --table FILE            # the Markdown tables of docs/performance.md from a stored run
+    python benchmarks/short_runs.py --picture FILE PNG      # its picture
+
+For each model and matrix: the operator is built and multiplies 1, 3, 10, 30 and 100 vectors, one after another, as a user's own
+loop does (nothing is announced); then, for `spectral`, curvlinops (through scipy's eigsh) and hessian-eigenthings, the whole of
+the five largest eigenvalues, and a Lanczos run of 20 steps. Each run is made anew REPEATS times, with gradients before and
+after it; the medians of the ratios stand. Every product is held against double backward in plain torch. Peers are installed as
+`product_cost.py` says. Run it on an idle machine.
+
+`wide`: an MLP with 38 million parameters and one batch of 32 samples, where vectors weigh more than the model's arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import environment, watched
+from models import MATRICES, MODELS, Workload, build, reference
+from peers import FAILURES, PEERS, first_line
+from peers import present as importable
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import spectral
+
+COUNTS = (1, 3, 10, 30, 100)
+REPEATS = 3
+STEPS, PAIRS = 20, 5
+Run = Callable[[], Any]
+
+
+@functools.cache
+def present() -> list[str]:
+    """The peers that can be imported."""
+    return importable(list(PEERS))
+
+
+def wide() -> Workload:
+    """One batch of 32 for 38 million parameters."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(784, 4096), nn.Tanh(), nn.Linear(4096, 4096), nn.Tanh(), nn.Linear(4096, 4096), nn.Tanh(),
+                          nn.Linear(4096, 10))  # fmt: skip
+    data = [(torch.randn(32, 784), torch.randint(10, (32,)))]
+    return Workload(model.eval(), data, "784-4096-4096-4096-10, tanh; one batch of 32", nn.CrossEntropyLoss())
+
+
+def operator(package: str, work: Workload, matrix: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """v -> A v, built as a user would."""
+    if package != "spectral":
+        return PEERS[package].product(work, matrix)
+    if matrix == "J^T J":
+        A: Any = spectral.Jacobian(work.model, work.data).gram("right")
+    else:
+        A = getattr(spectral, matrix)(work.model, work.loss, work.data)
+    return lambda v: A @ v
+
+
+def timed(action: Run) -> float:
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+def ratios(work: Workload, run: Callable[[], list[float]]) -> list[list[float]]:
+    """Cumulated seconds of a run's stages over a gradient, REPEATS times."""
+    found = []
+    for _ in range(REPEATS):
+        gc.collect()
+        before = min(timed(work.gradient) for _ in range(2))
+        stages = run()
+        after = min(timed(work.gradient) for _ in range(2))
+        found.append([2 * seconds / (before + after) for seconds in stages])
+    return found
+
+
+def products(package: str, work: Workload, matrix: str, vectors: Sequence[torch.Tensor]) -> dict[str, float]:
+    """Build and so many products, in gradients."""
+    truth = reference(work, matrix, vectors[0])
+
+    def run() -> list[float]:
+        stages, begin = [], time.perf_counter()
+        with sdpa_kernel(SDPBackend.MATH) if package != "spectral" else warnings.catch_warnings():
+            A = operator(package, work, matrix)
+            for i in range(max(COUNTS)):
+                w = A(vectors[i % len(vectors)])
+                if i + 1 in COUNTS:
+                    stages.append(time.perf_counter() - begin)
+                if i == 0:
+                    error = float((w.double() - truth).norm() / truth.norm())
+                    if not error < 1e-3:
+                        raise ValueError(f"is off by {error:.1e}")
+        return stages
+
+    rows = ratios(work, run)
+    return {str(count): statistics.median(row[i] for row in rows) for i, count in enumerate(COUNTS)}
+
+
+def whole_runs(work: Workload, matrix: str) -> dict[str, dict[str, float]]:
+    """{package: {what: gradients}} of the five largest eigenvalues, and of a Lanczos run."""
+
+    def ours() -> Any:
+        return (
+            spectral.Jacobian(work.model, work.data).gram("right")
+            if matrix == "J^T J"
+            else getattr(spectral, matrix)(work.model, work.loss, work.data)
+        )
+
+    runs: dict[str, dict[str, Run]] = {
+        "spectral": {
+            f"top {PAIRS}": lambda: spectral.top(ours(), PAIRS, tol=1e-3, progress=False),
+            f"slq {STEPS}": lambda: spectral.slq(
+                ours(), probes=1, steps=STEPS, deflate=False, reorthogonalize=False, progress=False
+            ),
+        }
+    }
+    if "curvlinops" in present() and matrix in PEERS["curvlinops"].matrices:
+        runs["curvlinops"] = curvlinops_runs(work, matrix)
+    if "hessian-eigenthings" in present() and matrix in PEERS["hessian-eigenthings"].matrices:
+        runs["hessian-eigenthings"] = eigenthings_runs(work, matrix)
+    found: dict[str, dict[str, float]] = {}
+    for package, named in runs.items():
+        for what, run in named.items():
+            try:
+                with sdpa_kernel(SDPBackend.MATH) if package != "spectral" else warnings.catch_warnings():
+                    rows = ratios(work, lambda run=run: [timed(run)])
+                found.setdefault(package, {})[what] = statistics.median(row[0] for row in rows)
+            except FAILURES as failure:
+                print(f"    {package}, {what}: {first_line(failure)}", flush=True)
+    return found
+
+
+def curvlinops_runs(work: Workload, matrix: str) -> dict[str, Run]:
+    import curvlinops as package
+    from scipy.sparse.linalg import eigsh
+
+    def made() -> Any:
+        options: dict[str, Any] = {"check_deterministic": False, "num_data": work.samples}
+        if matrix == "J^T J":
+            J = package.JacobianLinearOperator(work.model, work.leaves, work.data, **options)
+            return J.adjoint() @ J
+        kind = {"GaussNewton": package.GGNLinearOperator, "Hessian": package.HessianLinearOperator}[matrix]
+        return kind(work.model, work.loss, work.leaves, work.data, **options)
+
+    def lanczos() -> None:
+        A = made()
+        q = torch.randn(A.shape[1])
+        for _ in range(STEPS):
+            w = A @ (q / q.norm())
+            q = w - (w @ q) * q
+
+    return {
+        f"top {PAIRS}": lambda: eigsh(made().to_scipy(), k=PAIRS, which="LA", tol=1e-3),
+        f"slq {STEPS}": lanczos,  # its products and a minimum of vector work
+    }
+
+
+def eigenthings_runs(work: Workload, matrix: str) -> dict[str, Run]:
+    def lanczos() -> None:
+        A = operator("hessian-eigenthings", work, matrix)
+        q = torch.randn(work.parameters)
+        for _ in range(STEPS):
+            w = A(q / q.norm())
+            q = w - (w @ q) * q
+
+    return {f"slq {STEPS}": lanczos}
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+def measure(models: list[str], matrices: list[str]) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    warm_up()
+    for name in models:
+        work = wide() if name == "wide" else build(name)
+        generator = torch.Generator().manual_seed(0)
+        vectors = [torch.randn(work.parameters, generator=generator) for _ in range(4)]
+        for matrix in matrices:
+            for package in ["spectral", *present()]:
+                if package != "spectral" and matrix not in PEERS[package].matrices:
+                    continue
+                try:
+                    row = products(package, work, matrix, vectors)
+                except FAILURES as failure:
+                    print(f"{name} {matrix} {package}: {first_line(failure)}", flush=True)
+                    continue
+                rows.append({"model": name, "matrix": matrix, "package": package, "products": row})
+                print(f"{name:5} {matrix:12} {package:20}", {k: round(v, 1) for k, v in row.items()}, flush=True)
+            for package, found in whole_runs(work, matrix).items():
+                rows.append({"model": name, "matrix": matrix, "package": package, "runs": found})
+                print(f"{name:5} {matrix:12} {package:20}", {k: round(v, 1) for k, v in found.items()}, flush=True)
+        del work
+    return {"rows": rows, "environment": environment([PEERS[name].distribution for name in present()])}
+
+
+def warm_up() -> None:
+    """What torch and the packages import on first use is nobody's set-up."""
+    work = build("tiny")
+    for package in ["spectral", *present()]:
+        for matrix in MATRICES:
+            try:
+                A = operator(package, work, matrix)
+                for _ in range(3):
+                    A(torch.ones(work.parameters))
+            except FAILURES:
+                continue
+
+
+def table(stored: dict[str, Any]) -> str:
+    """Markdown: products of ours and of the best of the others, and their ratio."""
+    head = "| model | matrix | 1 | 3 | 10 | 30 | 100 | best other, 10 / 100 | ours over it, 10 / 100 |"
+    lines = [head, "|---|---|" + "---|" * 7]
+    rows = [row for row in stored["rows"] if "products" in row]
+    for model, matrix in dict.fromkeys((row["model"], row["matrix"]) for row in rows):
+        here = {row["package"]: row["products"] for row in rows if (row["model"], row["matrix"]) == (model, matrix)}
+        ours = here.pop("spectral")
+        best = {n: min((others[n] for others in here.values()), default=float("nan")) for n in ("10", "100")}
+        cells = [f"{ours[str(n)]:.1f}" for n in COUNTS]
+        lines.append(
+            f"| {model} | {matrix} | {' | '.join(cells)} | {best['10']:.1f} / {best['100']:.0f} | "
+            f"{ours['10'] / best['10']:.2f} / {ours['100'] / best['100']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def picture(stored: dict[str, Any], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in stored["rows"] if "products" in row]
+    pairs = list(dict.fromkeys((row["model"], row["matrix"]) for row in rows))
+    models, matrices = list(dict.fromkeys(m for m, _ in pairs)), list(dict.fromkeys(m for _, m in pairs))
+    figure, axes = plt.subplots(
+        len(models), len(matrices), figsize=(3.2 * len(matrices), 2.4 * len(models)), squeeze=False, sharex=True
+    )
+    colours = {"spectral": "C0", "curvlinops": "C1", "hessian-eigenthings": "C2", "PyHessian": "C3"}
+    for row in rows:
+        ax = axes[models.index(row["model"])][matrices.index(row["matrix"])]
+        counts = [int(n) for n in row["products"]]
+        each = [row["products"][str(n)] / n for n in counts]
+        ax.plot(counts, each, "o-", ms=3, color=colours.get(row["package"], "grey"), label=row["package"])
+        ax.set(xscale="log", yscale="log", title=f"{row['model']}, {row['matrix']}")
+        ax.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"], minor=False)
+        ax.minorticks_off()
+        ax.axhline(1, color="grey", lw=0.5)
+    for ax in axes[-1]:
+        ax.set(xlabel="products in a row", xticks=COUNTS, xticklabels=[str(n) for n in COUNTS])
+    for line in axes:
+        line[0].set_ylabel("gradients a product,\nset-up included")
+    handles, labels = axes[0][min(1, len(matrices) - 1)].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=[*MODELS, "wide"])
+    parser.add_argument("--matrices", nargs="+", default=list(MATRICES))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--picture", nargs=2, type=Path)
+    asked = parser.parse_args()
+    if asked.table:
+        print(table(json.loads(asked.table.read_text())))
+        return
+    if asked.picture:
+        picture(json.loads(asked.picture[0].read_text()), asked.picture[1])
+        return
+    torch.set_num_threads(asked.threads)
+    load: dict[str, Any] = {}
+    with watched(load, "others"):
+        stored = measure(asked.models, asked.matrices)
+    stored["load"] = load
+    if asked.json:
+        asked.json.write_text(json.dumps(stored, indent=1) + "\n")
+    print(table(stored))
+
+
+if __name__ == "__main__":
+    main()
