@@ -119,8 +119,8 @@ def signs(seed: int, n: int, *, dtype: torch.dtype = torch.float64, device: torc
     words = np.random.Philox(key=np.array([check_seed(seed), 0], dtype=np.uint64), counter=[0, 0, 0, 3]).random_raw(
         -(-n // 64)
     )
-    bits = torch.from_numpy(np.unpackbits(np.atleast_1d(words).astype("<u8").view(np.uint8))[:n])
-    return bits.to(device).to(dtype).mul_(2).sub_(1)
+    bits = np.unpackbits(np.atleast_1d(words).astype("<u8").view(np.uint8))[:n].view(np.int8)
+    return torch.from_numpy(2 * bits - 1).to(device).to(dtype)
 
 
 def unit_vectors(indices: range, n: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:

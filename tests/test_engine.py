@@ -39,7 +39,8 @@ def adjoint_error(lin, calls=3):
     test, errors = linearize.Adjoint(there, back, like, lin.output.numel()), []
     for call in range(calls):
         v, u = (
-            torch.randn(n, generator=torch.Generator().manual_seed(call)).to(like.dtype) for n in (len(like), test.rows)
+            torch.randn(n, generator=torch.Generator().manual_seed(call)).to(like.dtype)
+            for n in (len(like), lin.output.numel())
         )
         errors += [test.of_forward(v, there(v)), test.of_transpose(u, back(u))]
     assert test.spent == (calls >= 3)

@@ -193,23 +193,19 @@ class Adjoint:
     What a user multiplies may be blind to an error (ones, before a normalisation), so that the pair itself is tested first;
     then each product J v is held to (u, J^T u), each J^T u to (v, J v). An inner product of signs with J v has the standard
     deviation ||J v||, so that a wrong product shows as about 1 in any dimension; divided by ||u|| or ||v|| it would drown in
-    float32's rounding from a million parameters on. Cost: one J v and one J^T u, then two inner products a test; memory: one
-    vector of each side, until USES products have been tested.
+    float32's rounding from a million parameters on. Cost: one J v and one J^T u, then two inner products a test; memory: two
+    vectors of each side, until USES products have been tested.
     """
 
     USES = 6  # three of each kind
 
     def __init__(self, there: Linear, back: Linear, v: torch.Tensor, rows: int, allowed: float = math.inf) -> None:
         """`there`: v (n,) -> the pieces of J v (rows,); `back`: u (rows,) -> the pieces of J^T u (n,); `v`: like any v."""
-        self.allowed, self.uses, self.rows, self.columns = allowed, 0, rows, len(v)
-        self.Jv, self.pulled = there(self._v(v)), back(self._u(v))
-        self.error = self._identity(self._u(v), self.Jv, self._v(v), self.pulled)
-
-    def _u(self, like: torch.Tensor) -> torch.Tensor:
-        return probes.signs(0, self.rows, dtype=like.dtype, device=like.device)
-
-    def _v(self, like: torch.Tensor) -> torch.Tensor:
-        return probes.signs(1, self.columns, dtype=like.dtype, device=like.device)
+        self.allowed, self.uses = allowed, 0
+        self.v = probes.signs(1, len(v), dtype=v.dtype, device=v.device)
+        self.u = probes.signs(0, rows, dtype=v.dtype, device=v.device)
+        self.Jv, self.pulled = there(self.v), back(self.u)
+        self.error = self._identity(self.u, self.Jv, self.v, self.pulled)
 
     @property
     def spent(self) -> bool:
@@ -219,12 +215,12 @@ class Adjoint:
     def of_forward(self, v: torch.Tensor, Jv: Tensors) -> float:
         """The error of J v; `Wrong` if it is more than allowed."""
         self.uses += 1
-        return max(self.error, self._identity(self._u(v), Jv, v, self.pulled))
+        return max(self.error, self._identity(self.u, Jv, v, self.pulled))
 
     def of_transpose(self, u: torch.Tensor, pulled: Tensors) -> float:
         """The error of J^T u; `Wrong` if it is more than allowed."""
         self.uses += 1
-        return max(self.error, self._identity(u, self.Jv, self._v(u), pulled))
+        return max(self.error, self._identity(u, self.Jv, self.v, pulled))
 
     def _identity(self, u: torch.Tensor, Jv: Tensors, v: torch.Tensor, pulled: Tensors) -> float:
         one, two = dot(u, Jv), dot(v, pulled)

@@ -178,7 +178,7 @@ class Lanczos:
         del self.alphas[j:], self.betas[j:]
         if self.reorthogonalize:
             self._keep(j, q)
-        w = self.A @ q  # perhaps a buffer of the operator, perhaps q itself: not ours to change
+        w = self.A @ q  # perhaps a buffer of the operator, perhaps q itself: not ours to change unless it is new
         full = self.reorthogonalize is True
         size = max([0.0, *map(abs, self.alphas), *np.abs(self.known)])
         coupling = max([0.0, *self.betas])
@@ -188,9 +188,10 @@ class Lanczos:
         if self.overwrite and due is not None:  # q_{j-1} is there no longer afterwards
             self._hold_symmetric(j, np.array([across]), due, size + 2 * coupling)
         if q_prev is None:
-            w = w.clone()
+            w = w if self.A.new_products else w.clone()
         else:  # A q_j - beta_{j-1} q_{j-1}
-            w = torch.sub(w, q_prev, alpha=self.betas[j - 1], out=q_prev if self.overwrite else None)
+            out = w if self.A.new_products else q_prev if self.overwrite else arrays.empty(tuple(w.shape), w)
+            w = torch.sub(w, q_prev, alpha=self.betas[j - 1], out=out)
         alpha = longvectors.dot(w, q)
         # the projection last: -alpha q_j would make rounding in U grow by alpha / beta a step
         w = self._project(w.sub_(q, alpha=alpha))

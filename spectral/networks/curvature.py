@@ -249,7 +249,7 @@ class GaussNewton(Curvature):
             jv, u = (x.reshape(-1).to(self.dtype) for x in latest)
             error = 0.0 if way in self._held else self._curvature_error(batch)
             self._held.add(way)
-            test = self._adjoint_test(way, there, back, v, len(jv))
+            test = self._adjoint_test(there, back, v, len(jv))
             return max(error, test.of_forward(v, (jv,)), test.of_transpose(u, w))
 
         return Maps(

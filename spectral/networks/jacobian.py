@@ -166,7 +166,7 @@ class Jacobian(SumOverBatches):
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
             rows = self.starts[group.stop] - self.starts[group.start]
             like = v if kind != "J^T u" else v.new_empty(1).expand(self.shape[1])
-            test = self._adjoint_test(way, there, back, like, rows)
+            test = self._adjoint_test(there, back, like, rows)
             if kind == "J v":
                 return test.of_forward(v, w)
             if kind == "J^T u":

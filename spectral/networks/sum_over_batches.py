@@ -38,6 +38,7 @@ class SumOverBatches(Operator):
     """An operator whose products are made of the linear maps of its batches."""
 
     network: DataModel
+    new_products = True
     turns = True  # whether the second way of differentiation may be faster where the first holds
     unrolled = 1  # passes of one kind that a product is made of: of a flattened Jacobian as many as outputs
 
@@ -57,7 +58,7 @@ class SumOverBatches(Operator):
         self._inside: torch.dtype | None = None  # the coarsest dtype that the model computes in
         self._first: Any = None  # the first batch, which engines are tried on, while a sweep is under way
         self._groups: list[range] = []  # the batches that are multiplied as one, once a sweep has begun
-        self._adjoint: dict[str, tuple[Any, linearize.Adjoint]] = {}  # by way, with the model's version
+        self._adjoint: tuple[Any, linearize.Adjoint | None] = (None, None)  # with the model's version
         self._joins: bool | None = None  # whether they give what they give one by one, once that was seen
 
     # What a subclass gives -------------------------------------------------------------------------------------------
@@ -170,14 +171,14 @@ class SumOverBatches(Operator):
         self.engine.multiply(work, V, W, new, self.expected)
 
     def _adjoint_test(
-        self, way: str, there: linearize.Linear, back: linearize.Linear, v: torch.Tensor, rows: int
+        self, there: linearize.Linear, back: linearize.Linear, v: torch.Tensor, rows: int
     ) -> linearize.Adjoint:
-        """What products of the first batch are held to; kinds of products share it. `v` is like any v."""
-        version, test = self._adjoint.get(way, (None, None))
+        """What products of the first batch are held to; kinds of products and ways share it. `v` is like any v."""
+        version, test = self._adjoint
         if test is None or test.spent or version != self.network.version():
-            self._adjoint.pop(way, None)  # two long vectors
+            self._adjoint = None, None  # two long vectors
             test = linearize.Adjoint(there, back, v, rows, self._allowed)
-            self._adjoint[way] = self.network.version(), test
+            self._adjoint = self.network.version(), test
         return test
 
     def _measure(self, batch: Any) -> None:

@@ -19,6 +19,8 @@ from spectral.operators.operator import Operator
 class Dense(Operator):
     """A dense (or torch-sparse) matrix on its own device."""
 
+    new_products = True
+
     def __init__(self, matrix: torch.Tensor) -> None:
         if matrix.ndim != 2:
             raise ValueError(f"an operator is a matrix, but the array has shape {tuple(matrix.shape)}.")

@@ -67,6 +67,7 @@ class Operator:
     """
 
     self_map = True  # rows and columns are one space; a Jacobian's are not, even where it happens to be square
+    new_products = False  # whether a product is memory of its own, which recurrences may overwrite
     ndim = 2
     args: tuple[Any, ...] = ()  # what an expression is made of, as scipy's operators say it; of a leaf nothing
     __array_ufunc__ = None  # numpy hands `array @ A` and `number * A` over to us
@@ -664,6 +665,10 @@ class Derived(Operator):
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         return self.parts[0]._names(side)
+
+    @property
+    def new_products(self) -> bool:  # type: ignore[override]  # a constant of other operators
+        return all(part.new_products for part in self.parts)
 
     @property
     def sources(self) -> set[Operator]:
