@@ -35,13 +35,8 @@ BETTER = 0.95  # a candidate must take less than this part of the time: near tie
 SERVE = 10  # products a column that a block's program must serve: trying it takes about three, and it saves some tenths of one
 BLOCK = 8  # vectors that a program takes at a time, at most
 CPU = torch.device("cpu")
-FAILURES = (
-    RuntimeError,
-    NotImplementedError,
-    AssertionError,
-    TypeError,
-    ValueError,
-)  # what torch raises where it cannot
+# What torch raises where it cannot.
+FAILURES = (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError)
 
 
 @dataclass
@@ -49,9 +44,7 @@ class Maps:
     """One batch, linearised in one way: v (n,) -> the pieces of w (m,)."""
 
     product: trace.Linear
-    check: Callable[
-        [torch.Tensor, trace.Pieces], float
-    ]  # the error of a product just made; `linearize.Wrong` if no rounding
+    check: Callable[[torch.Tensor, trace.Pieces], float]  # a product's error; `linearize.Wrong` if it is no rounding
     bytes: int = 0  # that keeping it takes
     allowed: float = 1e-9  # how far a program's products may be off by rounding
 
@@ -246,7 +239,8 @@ class Engine:
             if work.leads:
                 self._turn(choice, v.device, coming)
             way = choice.way
-            begin, young = _now(v), work.leads and choice.calls.get(way, 0) < CALLS
+            young = work.leads and choice.calls.get(way, 0) < CALLS
+            begin = _now(v) if young else 0.0
             try:
                 if kept.way != way or kept.maps is None:
                     kept.way, kept.maps = way, None  # the other's graph goes first
@@ -362,10 +356,8 @@ class Engine:
                 choice.failures.append(f"compiled: {_first_line(failure)}")
                 kept.program = None
                 return
-            choice.program, choice.timings["compiled"] = (
-                "compiled",
-                Timing(_now(v) - begin, bytes=kept.bytes, held=now.held),
-            )
+            choice.program = "compiled"
+            choice.timings["compiled"] = Timing(_now(v) - begin, bytes=kept.bytes, held=now.held)
 
     def _fall_back(self, choice: Choice, kept: Kept, failure: Exception) -> None:
         """Give up compiled programs for plain ones that have been seen to hold, else programs."""
