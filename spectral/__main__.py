@@ -1,4 +1,4 @@
-"""The command `spectral` (also `python -m spectral`): hydra composes the configuration, `spectral.run` does the work."""
+"""The command `spectral` (also `python -m spectral`): hydra composes the configuration, `spectral.app.run` does the work."""
 
 from __future__ import annotations
 

@@ -1,11 +1,14 @@
 """Every Python snippet of the README and of the docs runs as it stands, page by page, in an empty folder."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "spectral"
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -34,3 +37,59 @@ def test_every_config_named_in_the_readme_exists():
         for name in re.findall(rf"\b{group}=([a-z_,]+)", text):
             for one in name.split(","):
                 assert (ROOT / "conf" / group / f"{one}.yaml").exists(), f"{group}={one}"
+
+
+def paths(text):
+    """What is written as a path: `spectrum.py`, `krylov/lanczos.py`, `krylov/lanczos`, `krylov/`."""
+    return re.findall(r"`(__\w+__\.py|\w+\.py|[a-z_]+/[a-z_/.]*)`", text)
+
+
+def test_every_path_of_the_architecture_exists():
+    named = paths(ARCHITECTURE)
+    homes = (PACKAGE, ROOT)
+    missing = [
+        name for name in named if not any((home / name).exists() or (home / f"{name}.py").exists() for home in homes)
+    ]
+    assert len(named) > 100 and missing == []
+
+
+def test_every_class_and_function_of_the_architecture_exists():
+    """Names in backticks that look like a class, or like a function of a module (`name.attribute` belongs to an object)."""
+    code = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    named = re.findall(r"`([A-Z]\w{2,}|_?[a-z]\w+)(?:\(\))?`", ARCHITECTURE)
+    assert [name for name in named if not re.search(rf"\b{name}\b", code) and not list(PACKAGE.rglob(f"{name}*"))] == []
+
+
+def test_every_module_of_the_reading_path_and_after_is_named():
+    """Whoever adds a module says what it is."""
+    text = set(re.findall(r"\w+", ARCHITECTURE))
+    modules = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    assert [str(module) for module in modules if module.stem not in text] == []
+
+
+def imported(path):
+    """Modules of the package that a file imports, as paths without their end; relative imports lie in its own package."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] == "spectral":
+            for alias in node.names:
+                whole = [*node.module.split(".")[1:], alias.name]
+                yield "/".join(whole if PACKAGE.joinpath(*whole).with_suffix(".py").exists() else whole[:-1]) + ".py"
+
+
+def layer_of(name, layers):
+    """The layer of a module: that of its own name, or of its package; None for what gathers names."""
+    of = {entry: number for number, line in enumerate(layers) for entry in paths(line)}
+    return of.get(name, of.get(name.split("/")[0] + "/") if "/" in name and "__init__" not in name else None)
+
+
+def test_imports_follow_the_layers_of_the_architecture():
+    layers = re.search(r"<!-- layers -->\n(.*?)<!-- end", ARCHITECTURE, flags=re.DOTALL)[1].splitlines()
+    modules = {str(path.relative_to(PACKAGE)): path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    assert [name for name in modules if layer_of(name, layers) is None] == [], "every module has its layer"
+    against = [
+        f"{name} imports {other}"
+        for name, path in modules.items()
+        for other in imported(path)
+        if (layer_of(other, layers) or 0) > layer_of(name, layers)
+    ]
+    assert against == []

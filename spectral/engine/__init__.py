@@ -1,1 +1,1 @@
-"""How products are computed: linearised, recorded as programs, chosen by measuring. Skip on first reading."""
+"""How products are computed: linearised, recorded as programs, chosen by the products that are made. Skip on first reading."""

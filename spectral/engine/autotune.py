@@ -2,9 +2,9 @@
 
 The first product of a kind is taken in a way (`linearize.WAYS`) that must pass its own tests; it is the answer, not a
 rehearsal. Where enough products are to come, the other way takes a turn, and the faster of both goes on. Where recording pays
-for itself and fits into memory, a product is recorded as a program while it is made. The program multiplies beside the way on
-CALLS products of the first batch, is held to them and timed, and only then multiplies alone. Programs of other batches are
-held to the product that was made while they were recorded.
+for itself and fits into memory, the first batch's product is also recorded as a program. The program multiplies beside the way
+on CALLS products of that batch, is held to them and timed, and only then multiplies alone. Other batches are recorded while
+their product is made, and their programs are held to it.
 
 Legend: n columns and m rows of a batch's linear map, b vectors of a block; blocks are (b, n) and (b, m), one vector a row.
 A product is given in pieces that follow one another, such as the gradients of the parameters, so that none is copied.

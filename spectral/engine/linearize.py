@@ -10,10 +10,11 @@ Either can be run again without what does not depend on the vector (`spectral.en
 - `replay`: the recorded program, for single vectors and, by vmap, for blocks of them;
 - `compiled`: that program through `torch.compile`, once for all batches whose programs differ in their constants alone.
 
-`auto` tries them on the first batch. A way counts only if <J v, u> = <v, J^T u> holds on three calls, a program only if it
-gives what its way gives on three calls: a recorded program may be silently wrong from the second call on. The one that is
-fastest for the expected number of products is taken; choice, reason and times stand in the operator's description. What a
-batch's engine keeps is kept as far as a memory budget goes (`Store`); batches beyond it take the engine that is fastest anew.
+`auto` chooses by the products that are made anyway (`spectral.engine.autotune`). The first products of a way are held to
+<J v, u> = <v, J^T u> (`Adjoint`), those of a Hessian to differences of gradients and to symmetry. A program multiplies beside
+its way on three products before it does alone: it may be silently wrong from the second call on. Choice, reason and times
+stand in the operator's description. Linearisations and programs stay from sweep to sweep as far as a memory budget goes
+(`spectral.engine.store`); batches beyond it are multiplied in the way.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from spectral.engine import trace
 from spectral.threads import FORWARD_MODE, Shared
 
 ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled")
-CALLS = 3  # that an engine must get right on the first batch
+CALLS = 3  # products of the first batch on which a program is held to its way, and in which a way is timed
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
 Linear = Callable[[torch.Tensor], Tensors]  # a vector -> what follows one another in its image

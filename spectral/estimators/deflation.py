@@ -4,7 +4,7 @@ What the first probe has found is projected out of every later one, so that thes
 further copy of a found eigenvalue shows itself: a probe has a component in every eigenspace that is left. An eigenvalue becomes
 an atom with as many copies as have been found once a probe, deflated of all of them, shows that no mass is left there.
 
-Sources: a converged node's random weight becomes 1/n (variance-reduced SLQ, RESEARCH.md section 2); Q f(T) e_1 is the
+Sources: a converged node's random weight becomes 1/n (variance-reduced SLQ); Q f(T) e_1 is the
 projection f(A) q_1 with and without reorthogonalisation (Druskin, Knizhnerman 1991); residual and gap: Parlett (1980), ch. 11.
 """
 

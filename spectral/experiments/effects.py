@@ -16,7 +16,7 @@ from spectral.analysis import METRICS, cohens_d
 from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import stream
 
-# What the pilot saw separate (RESEARCH.md, section 1): shape and alignment do; scale does too, the other way round from
+# What a pilot study saw separate: shape and alignment do; scale does too, the other way round from
 # "a deeper funnel has a larger Jacobian", so that it is no measure of the funnel; alpha hardly does.
 KEY_METRICS = ("effective_rank", "top_c_energy", "own_label_alignment", "trace", "lambda_max", "alpha")
 PAIRS = (("true", "random"), ("true", "init"), ("random", "init"))

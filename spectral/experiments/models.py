@@ -1,4 +1,4 @@
-"""The networks of the landscape experiments: MLP, a small CNN, and the CIFAR family of residual networks.
+"""The networks of the experiments: MLP, a small CNN, and the CIFAR family of residual networks.
 
 All map (B, *input shape) to logits (B, classes), use no in-place operation (forward-mode differentiation stays
 exact), and are initialised from their own seed: torch's global generator is as before.

@@ -173,7 +173,7 @@ class DataModel:
         return batch
 
     def restricted(self, names: list[str]) -> Any:
-        """The same functions of the named parameters alone: what the survey found is shared, sweeps are counted anew."""
+        """The same functions of the named parameters alone: what the first sweep has told is shared, sweeps are counted anew."""
         part = copy.copy(self)
         part.names = [name for name in self.names if name in names]
         part.sweeps, part._clones = 0, {}
@@ -295,7 +295,7 @@ class DataModel:
 
     @property
     def info(self) -> DatasetInfo:
-        """Sizes of all batches, once a survey has told."""
+        """Sizes of all batches, once the first sweep has told."""
         if self._info is None:
             raise RuntimeError("the data have not been surveyed; call survey(model) first.")
         return self._info

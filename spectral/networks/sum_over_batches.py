@@ -1,4 +1,4 @@
-"""What `Jacobian` and the curvature matrices share: linear maps of batches, multiplied by engines that are chosen once.
+"""What `Jacobian` and the curvature matrices share: linear maps of batches, multiplied by the engine.
 
 Legend: n columns, m rows, b vectors of a block; blocks are (b, n) inside, one vector a row.
 """
@@ -56,7 +56,7 @@ class SumOverBatches(Operator):
         self._graph_bytes = -1.0  # of one sample's backward graph, once measured
         self._allowed = 0.0  # how far products may be off by rounding
         self._inside: torch.dtype | None = None  # the coarsest dtype that the model computes in
-        self._first: Any = None  # the first batch, which engines are tried on, while a sweep is under way
+        self._first: Any = None  # the first batch, on which engines are chosen, while a sweep is under way
         self._groups: list[range] = []  # the batches that are multiplied as one, once a sweep has begun
         self._adjoint: tuple[Any, linearize.Adjoint | None] = (None, None)  # with the model's version
         self._joins: bool | None = None  # whether they give what they give one by one, once that was seen
