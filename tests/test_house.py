@@ -20,7 +20,17 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-TREES = {name_of(path): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+def absolute(path: Path) -> ast.Module:
+    """A module's tree, with `from . import x` written out."""
+    tree, package = ast.parse(path.read_text()), path.relative_to(ROOT.parent).parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            home = package[: len(package) - node.level + 1]
+            node.module, node.level = ".".join([*home, *([node.module] if node.module else [])]), 0
+    return tree
+
+
+TREES = {name_of(path): absolute(path) for path in sorted(ROOT.rglob("*.py"))}
 
 
 def target(module: str) -> str:
