@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+import scipy
 
 from spectral import plotting, storage
 from spectral.krylov.lanczos import LanczosRecord
@@ -198,7 +198,7 @@ class Spectrum(Quadrature):
             return Estimate(value, 0.0, value - self.value_error, value + self.value_error, 0, self.products)
         lower, upper = self._quantile_bounds(q, confidence)
         lower, upper = min(lower, value), max(upper, value)
-        stderr = (upper - lower) / 2 / float(ndtri((1 + confidence) / 2))
+        stderr = (upper - lower) / 2 / float(scipy.special.ndtri((1 + confidence) / 2))
         return Estimate(value, stderr, lower, upper, len(self.nodes), self.products)
 
     def _quantile_bounds(self, q: float, confidence: float) -> tuple[float, float]:
@@ -256,7 +256,8 @@ class Spectrum(Quadrature):
     def _known(self, lo: np.ndarray, hi: np.ndarray, widen: float) -> np.ndarray:
         """Atoms and zeros in (lo - widen, hi + widen]."""
         below = [gauss.left_of(*self.atoms, t, "right") for t in (lo - widen, hi + widen)]
-        return np.maximum(below[1] - below[0], 0) + self.zeros * ((lo < 0) & (hi >= 0))
+        known: np.ndarray = np.maximum(below[1] - below[0], 0) + self.zeros * ((lo < 0) & (hi >= 0))
+        return known
 
     def density(
         self, x: Any = None, *, resolution: float | None = None, scale: str = "linear", confidence: float = 0.95

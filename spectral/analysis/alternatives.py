@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import erfc, exp, log, sqrt
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import log_ndtr, ndtr, ndtri
+import scipy
 
 from spectral.analysis.counting import Counting
 from spectral.results import Array, nan
 
-GAUSS_X, GAUSS_W = np.polynomial.legendre.leggauss(200)
+gauss_legendre = cache(np.polynomial.legendre.leggauss)
 OF_ALL = "lognormal of all eigenvalues"
 NEGLIGIBLE = 45.0  # exp(-45) = 3e-20: beyond it an integrand no longer changes a float64 sum
 
@@ -55,8 +55,9 @@ def log_normaliser(a: float, b: float, t: Callable[[Array], Array], L: float, wi
         return float("inf"), np.full(2, np.nan)
     left = grid[far[far < lowest].max()] if np.any(far < lowest) else 0.0
     right = grid[far[far > lowest].min()] if np.any(far > lowest) else grid[-1]
-    u = left + (right - left) * (GAUSS_X + 1) / 2
-    density = GAUSS_W * (right - left) / 2 * np.exp(h[lowest] - a * u - b * t(u))
+    x, w = gauss_legendre(200)
+    u = left + (right - left) * (x + 1) / 2
+    density = w * (right - left) / 2 * np.exp(h[lowest] - a * u - b * t(u))
     Z = float(density.sum())
     if Z == 0:  # the mass lies in a sliver between two grid points: no law that 200 nodes can integrate
         return float("inf"), np.full(2, np.nan)
@@ -80,11 +81,13 @@ def _maximise(
         return a * mean_u + b * mean_t + logZ, gradient if fixed_a is None else gradient[1:]
 
     if fixed_a is not None:
-        best = minimize(negative, [1 / mean_t], jac=True, method="L-BFGS-B", bounds=[(1e-12 / mean_t, None)])
+        best = scipy.optimize.minimize(
+            negative, [1 / mean_t], jac=True, method="L-BFGS-B", bounds=[(1e-12 / mean_t, None)]
+        )
         a, b = fixed_a, float(best.x[0])
     else:
         start, bounds = [1 / mean_u, 1e-3 / mean_t], [(None, None), (0.0, None)]
-        best = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds)
+        best = scipy.optimize.minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds)
         contained = negative(np.array([power, 0.0]))[0]
         a, b = (float(best.x[0]), float(best.x[1])) if best.fun <= contained else (power, 0.0)
     return a, b, log_normaliser(a, b, t, L, mean_u)[0]
@@ -160,16 +163,18 @@ def lognormal_of_all(c: Counting, u: Array, p: Array, a: float, L: float, n_eff:
     kept = (mass > 0) & (total * np.minimum(F, 1 - F) > 0.5)
     if kept.sum() < 3:
         return LikelihoodRatio(nan, nan, "neither", {"mu": nan, "sigma": nan, "misfit": nan})
-    z, at = ndtri(F[kept]), y[kept]
+    z, at = scipy.special.ndtri(F[kept]), y[kept]
     spread = F[kept] * (1 - F[kept]) + total * open_[kept] ** 2
     w = mass[kept] * np.exp(-(z**2)) / spread  # 1/Var z, by the slope of Φ⁻¹
     slope = float(w @ ((at - np.average(at, weights=w)) * z) / (w @ (at - np.average(at, weights=w)) ** 2))
     sigma = 1 / slope
     mu = float(np.average(at, weights=w) - sigma * np.average(z, weights=w))
-    law = ndtr((y - mu) / sigma)
+    law = scipy.special.ndtr((y - mu) / sigma)
     D = float(np.max(np.maximum(np.abs(before - law), np.abs(after - law)) - open_))
     start, v = (log(xmin) - mu) / sigma, (u + log(xmin) - mu) / sigma
-    inside = log_ndtr(-start) + np.log1p(-np.exp(log_ndtr(-(start + L / sigma)) - log_ndtr(-start)))
+    inside = scipy.special.log_ndtr(-start) + np.log1p(
+        -np.exp(scipy.special.log_ndtr(-(start + L / sigma)) - scipy.special.log_ndtr(-start))
+    )
     power = -a * u - log_normaliser(a, 0.0, np.square, L, float(p @ u))[0]
     ratio, probability = _vuong(power + v**2 / 2 + log(sigma * sqrt(2 * np.pi)) + inside, p, n_eff, False)
     favours = "neither" if probability > 0.1 else ("power law" if ratio > 0 else OF_ALL)

@@ -5,12 +5,12 @@ Symbols: F, G the distribution functions of the eigenvalues; W1 = ∫|F − G| d
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.optimize import brentq
-from scipy.special import chdtrc, chdtri, gammaln, ndtr
 
 from spectral.analysis.jackknife import Measure, jackknife_stderr, leave_one_out
 from spectral.analysis.summary import effective_rank, largest_of, ratio_of, trace_of
@@ -27,7 +27,7 @@ ORDER = (  # of what `compare` tells
     "wasserstein_by_mean", "ks_by_mean", "js_by_mean", "wasserstein_by_lambda_max", "ks_by_lambda_max", "js_by_lambda_max",
     "trace_ratio", "lambda_max_ratio", "effective_rank_ratio",
 )  # fmt: skip
-GAUSS_X, GAUSS_W = np.polynomial.legendre.leggauss(400)
+gauss_legendre = cache(np.polynomial.legendre.leggauss)  # 400 nodes take longer than the rest of this module
 
 
 class Effect(NamedTuple):
@@ -227,7 +227,9 @@ def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: 
     lower, upper = (_noncentrality(d * root, freedom, q) / root for q in (1 - half, half))
     correction = 1.0
     if hedges:
-        correction = float(np.exp(gammaln(freedom / 2) - gammaln((freedom - 1) / 2)) / np.sqrt(freedom / 2))
+        correction = float(
+            np.exp(scipy.special.gammaln(freedom / 2) - scipy.special.gammaln((freedom - 1) / 2)) / np.sqrt(freedom / 2)
+        )
     return Effect(d * correction, lower * correction, upper * correction)
 
 
@@ -240,15 +242,16 @@ def noncentral_t_cdf(t: float, freedom: float, delta: float) -> float:
     >>> round(noncentral_t_cdf(1.0, 1.0, 0.0), 9)  # the Cauchy law: 3/4
     0.75
     """
+    x, w = gauss_legendre(400)
     if t > np.sqrt(2 * freedom):
-        z = 9.0 * GAUSS_X
-        inside = chdtrc(freedom, freedom * np.clip((z + delta) / t, 0.0, None) ** 2)
-        return float(9.0 * GAUSS_W @ (inside * np.exp(-(z**2) / 2)) / np.sqrt(2 * np.pi))
-    end = np.sqrt(chdtri(freedom, 1e-17) / freedom)
-    s, w = end * (GAUSS_X + 1) / 2, end * GAUSS_W / 2
-    log_density = np.log(2.0) + (freedom / 2) * np.log(freedom / 2) - gammaln(freedom / 2)
+        z = 9.0 * x
+        inside = scipy.special.chdtrc(freedom, freedom * np.clip((z + delta) / t, 0.0, None) ** 2)
+        return float(9.0 * w @ (inside * np.exp(-(z**2) / 2)) / np.sqrt(2 * np.pi))
+    end = np.sqrt(scipy.special.chdtri(freedom, 1e-17) / freedom)
+    s, w = end * (x + 1) / 2, end * w / 2
+    log_density = np.log(2.0) + (freedom / 2) * np.log(freedom / 2) - scipy.special.gammaln(freedom / 2)
     density = np.exp(log_density + (freedom - 1) * np.log(s) - freedom * s**2 / 2)
-    return float(w @ (density * ndtr(t * s - delta)))
+    return float(w @ (density * scipy.special.ndtr(t * s - delta)))
 
 
 def _noncentrality(t: float, freedom: int, probability: float) -> float:
@@ -262,4 +265,4 @@ def _noncentrality(t: float, freedom: int, probability: float) -> float:
     low, high = -40.0, 40.0 + 4 * t
     while excess(high) > 0:  # few degrees of freedom: s has a long tail
         high *= 2
-    return sign * float(brentq(excess, low, high, xtol=1e-9, rtol=1e-12))
+    return sign * float(scipy.optimize.brentq(excess, low, high, xtol=1e-9, rtol=1e-12))

@@ -14,8 +14,7 @@ from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import least_squares
-from scipy.special import gammaincinv
+import scipy
 
 from spectral import arrays
 from spectral.analysis.counting import Counting, counting, zero_within_residual
@@ -182,7 +181,9 @@ def _fit(b: _Bulk, ratio: float | None, top: _Top | None = None) -> tuple[float,
 
     start = [0.0] if ratio is not None else [0.0, min(float(np.sqrt(RATIOS[best])), 0.999)]
     limits = [-2.0, 1e-3][: len(start)], [2.0, 1.0][: len(start)]
-    found = least_squares(residuals, start, bounds=limits, x_scale=0.1, xtol=1e-10, ftol=1e-12, gtol=1e-12).x
+    found = scipy.optimize.least_squares(
+        residuals, start, bounds=limits, x_scale=0.1, xtol=1e-10, ftol=1e-12, gtol=1e-12
+    ).x
     return (float(found[1] ** 2) if ratio is None else ratio), size * float(np.exp(found[0]))
 
 
@@ -218,7 +219,7 @@ def _by_gap(c: Counting, measure: Measure, ratio: float | None) -> tuple[float, 
     empty = np.flatnonzero(expected > EMPTY + loose)
     count = int(empty[-1]) + 1 if len(empty) else 0
     several = (
-        2 * gammaincinv(c.probes / 2, 1 - 1e-4) / c.probes
+        2 * scipy.special.gammaincinv(c.probes / 2, 1 - 1e-4) / c.probes
     )  # what one eigenvalue weighs is a chi square over the probes
     copies = np.where(weights > several, np.round(weights), 1.0)[:count]
     top = _Top(float(values[first[count]]), float(weights[count]))

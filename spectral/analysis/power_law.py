@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import gaussian_filter1d
 
 from spectral.analysis.alternatives import OF_ALL, LikelihoodRatio, against_power_law, lognormal_of_all
 from spectral.analysis.counting import MASSIVE, Counting, counting, log_sums
@@ -256,7 +256,7 @@ def log_density_peak(x: Array, w: Array, n_eff: float) -> float:
     width = max(0.9 * spread * max(n_eff, 1.0) ** -0.2, 1e-3 * np.ptp(y))
     edges = np.linspace(y[0], y[-1], 4097)
     mass = np.histogram(y, bins=edges, weights=w)[0]
-    value = gaussian_filter1d(mass, width / (edges[1] - edges[0]), mode="constant", truncate=6.0)
+    value = scipy.ndimage.gaussian_filter1d(mass, width / (edges[1] - edges[0]), mode="constant", truncate=6.0)
     at = np.argmax(value)
     return float(np.clip(np.exp((edges[at] + edges[at + 1]) / 2), x[0], x[-1]))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import logsumexp, xlogy
+import scipy
 
 from spectral.analysis.jackknife import Measure, jackknife, jackknife_stderr, leave_one_out
 from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur, without_probes
@@ -153,7 +153,7 @@ def _terms(spectrum: Spectrum) -> tuple[Term, Term, Term]:
 
     def logarithmic(x: Array) -> Array:
         y = np.abs(x) / unit
-        return np.where(np.abs(x) > small, xlogy(y, y), 0.0)  # rounding is no direction
+        return np.where(np.abs(x) > small, scipy.special.xlogy(y, y), 0.0)  # rounding is no direction
 
     return lambda x: np.abs(x) / unit, lambda x: (x / unit) ** 2, logarithmic
 
@@ -345,7 +345,7 @@ def _log_alpha_norm(spectrum: Spectrum, alpha: float, alpha_error: float) -> tup
     def norm(measure: Measure, exponent: float) -> float:
         values, counts = measure
         kept = (values > 0) & (counts > 0)
-        return float(logsumexp(exponent * np.log(values[kept]), b=counts[kept]) / np.log(10))
+        return float(scipy.special.logsumexp(exponent * np.log(values[kept]), b=counts[kept]) / np.log(10))
 
     pooled = spectrum.points()
     if spectrum.is_exact:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import ndtri
+import scipy
 
 from spectral import longvectors
 from spectral.estimators import leave_one_out
@@ -155,7 +155,7 @@ def numerical_rank(A: Any, tol: float | None = None, *, confidence: float = 0.95
     else:
         cut = tol * spectrum.scale
         small = spectrum.count(np.nextafter(-cut, -np.inf), cut, confidence)
-    n, z = spectrum.dim, float(ndtri((1 + confidence) / 2))
+    n, z = spectrum.dim, float(scipy.special.ndtri((1 + confidence) / 2))
     value, lower, upper = n - float(small.value), n - float(small.upper), n - float(small.lower)
     return Estimate(value, (upper - lower) / 2 / z, lower, upper, len(spectrum.nodes), spectrum.products)
 
@@ -230,7 +230,7 @@ def negative_mass(A: Any, *, confidence: float = 0.95, **options: Any) -> Negati
     if spectrum.meta.get("nonnegative") or unit == 0:
         none = Estimate(0.0, 0.0, 0.0, 0.0, K, products)
         return NegativeMass(none, none)
-    n, z = spectrum.dim, float(ndtri((1 + confidence) / 2))
+    n, z = spectrum.dim, float(scipy.special.ndtri((1 + confidence) / 2))
     band = spectrum.count_below(-r, confidence)
     value, lower, upper = float(band.value) / n, float(band.lower) / n, float(band.upper) / n
     count = Estimate(value, (upper - lower) / 2 / z, lower, upper, K, products)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.polynomial.chebyshev import chebvander
-from scipy.special import ndtri
 
 from spectral.estimators.budget import Budget, environment, progress_bar, symmetric_operand
 from spectral.estimators.probe_run import ProbeRun
@@ -253,7 +253,7 @@ def jackson(spectrum: Spectrum, x: Any = None, *, moments: int | None = None, co
     value[inside] = V @ (g * (norms @ mu_KM[:, :M] / norms.sum())) / root
     K = (V * g) @ chebvander(y, M - 1).T / root[:, None]
     variance[inside] = np.maximum(K**2 @ mass - (K @ mass) ** 2, 0.0)
-    noise = float(ndtri((1 + confidence) / 2)) * np.sqrt(pooled_variance(len(norms), r, variance))
+    noise = float(scipy.special.ndtri((1 + confidence) / 2)) * np.sqrt(pooled_variance(len(norms), r, variance))
     share = r / spectrum.dim
     return Density(
         points.reshape(-1),

@@ -22,8 +22,8 @@ import math
 from typing import Any, ClassVar
 
 import numpy as np
+import scipy
 import torch
-from scipy.special import stdtrit
 
 from spectral import arrays, longvectors
 from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_size, random_coefficients
@@ -423,7 +423,7 @@ def exchangeable_variance(e: np.ndarray, change: np.ndarray) -> float:
 
 def widening(m: int) -> float:
     """Student's 97.5 % quantile for m values over the normal one: +- 1.96 stderr is then a 95 % interval."""
-    return float(stdtrit(m - 1, 0.975) / 1.959964)
+    return float(scipy.special.stdtrit(m - 1, 0.975) / 1.959964)
 
 
 def empty(A: Operator) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import chdtri
+import scipy
 
 from spectral import arrays
 from spectral.estimators import stopping
@@ -250,7 +250,7 @@ class _Run(ProbeRun):
         if self.aim is not None and sum(self.aim.parts(self._preview(record))) <= 1:
             return 0.0
         left = min(self.plan.probes - 1 - record.index, COPIES)
-        return float(chdtri(left, 1e-3)) if left > 0 else 0.0
+        return float(scipy.special.chdtri(left, 1e-3)) if left > 0 else 0.0
 
     def _history(self, asked: bool) -> stopping.History:
         """What looks at the first probe saw, in units of the tolerance that was asked for or of W1."""

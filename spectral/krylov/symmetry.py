@@ -89,7 +89,7 @@ def look_again(
 
 def repeated(A: Operator, y: torch.Tensor, name: str) -> torch.Tensor:
     """A y, made twice; RuntimeError if it is not twice the same."""
-    one = (A @ y).clone()  # perhaps a buffer of the operator
+    one: torch.Tensor = (A @ y).clone()  # perhaps a buffer of the operator
     off = longvectors.norm(A @ y - one)
     length = max(longvectors.norm(one), off)
     if not off <= A.product_error * length:

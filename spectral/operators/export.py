@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.sparse.linalg
+import scipy
 import torch
 
 from spectral import arrays
@@ -23,35 +23,32 @@ def _cast_product(A: Any, X: torch.Tensor) -> torch.Tensor:
     return torch.view_as_complex(W.reshape(len(W), *parts.shape[1:]).contiguous())
 
 
-class ScipyView(scipy.sparse.linalg.LinearOperator):  # type: ignore[misc]  # scipy has no types
-    """An operator's products for scipy, see `Operator.to_scipy`.
+def scipy_view(A: Any) -> Any:
+    """`A` as a `scipy.sparse.linalg.LinearOperator`, see `Operator.to_scipy`.
 
     scipy's solvers work in the dtype of their own vectors: those are cast to the operator's dtype on the way in, and the result
     keeps the operator's dtype. A complex vector is multiplied as its real and its imaginary part, two products.
     """
+    kind = {torch.float64: np.float64, torch.float32: np.float32}.get(A.dtype)
+    if kind is None:
+        raise TypeError(f"scipy has no {A.dtype}; build the operator in float32 or float64.")
 
-    def __init__(self, A: Any) -> None:
-        self.operator = A
-        kind = {torch.float64: np.float64, torch.float32: np.float32}.get(A.dtype)
-        if kind is None:
-            raise TypeError(f"scipy has no {A.dtype}; build the operator in float32 or float64.")
-        super().__init__(dtype=np.dtype(kind), shape=A.shape)
+    def products(B: Any) -> Callable[[np.ndarray], np.ndarray]:
+        def multiply(X: np.ndarray) -> np.ndarray:
+            dtype = np.result_type(kind, np.complex64) if np.iscomplexobj(X) else kind
+            return _cast_product(B, arrays.to_torch(np.ascontiguousarray(X, dtype=dtype)).to(B.device)).cpu().numpy()
 
-    def _multiply(self, A: Any, X: np.ndarray) -> np.ndarray:
-        kind = np.result_type(self.dtype, np.complex64) if np.iscomplexobj(X) else self.dtype
-        return _cast_product(A, arrays.to_torch(np.ascontiguousarray(X, dtype=kind)).to(A.device)).cpu().numpy()
+        return multiply
 
-    def _matvec(self, x: np.ndarray) -> np.ndarray:
-        return self._multiply(self.operator, np.asarray(x).reshape(-1))
-
-    def _matmat(self, X: np.ndarray) -> np.ndarray:
-        return self._multiply(self.operator, X)
-
-    def _rmatvec(self, x: np.ndarray) -> np.ndarray:
-        return self._multiply(self.operator.T, np.asarray(x).reshape(-1))
-
-    def _rmatmat(self, X: np.ndarray) -> np.ndarray:
-        return self._multiply(self.operator.T, X)
+    times, transposed = products(A), products(A.T)
+    return scipy.sparse.linalg.LinearOperator(
+        A.shape,
+        matvec=lambda x: times(np.asarray(x).reshape(-1)),
+        rmatvec=lambda x: transposed(np.asarray(x).reshape(-1)),
+        matmat=times,
+        rmatmat=transposed,
+        dtype=np.dtype(kind),
+    )
 
 
 def cupy_view(A: Any) -> Any:

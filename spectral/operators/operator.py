@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from spectral import arrays, longvectors, persist, probes
-from spectral.operators.export import ScipyView, cupy_view
+from spectral.operators.export import cupy_view, scipy_view
 
 # eps, of a product with a unit vector over ||A||: below 15 seen in networks; see `spectral.krylov.symmetry`
 ROUNDING = 64.0
@@ -570,7 +570,7 @@ class Operator:
         >>> scipy.sparse.linalg.eigsh(A, k=1, return_eigenvectors=False).round(9)
         array([4.])
         """
-        return ScipyView(self)
+        return scipy_view(self)
 
     def to_cupy(self) -> Any:
         """This operator as a `cupyx.scipy.sparse.linalg.LinearOperator`, for an operator on a CUDA device.

@@ -7,7 +7,7 @@ arrays are float64 numpy.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import betainc
+import scipy
 
 LOCATED = 1e-7  # of the range: nodes of different probes as close as this are one eigenvalue
 ROUNDING = 1e-11  # of masses
@@ -33,7 +33,7 @@ def _most(mass: np.ndarray, probes: int, dim: int, tail: float) -> np.ndarray:
     while np.any(low < high):
         r = np.ceil((low + high) / 2)
         a, b = (np.clip(probes / 2 * count, 1e-300, None) for count in (r, dim - r))
-        at_most = np.where(r >= dim, np.where(mass >= 1, 1.0, 0.0), betainc(a, b, np.clip(mass, 0, 1)))
+        at_most = np.where(r >= dim, np.where(mass >= 1, 1.0, 0.0), scipy.special.betainc(a, b, np.clip(mass, 0, 1)))
         fits = (r <= 0) | (at_most >= tail)
         low, high = np.where(fits, r, low), np.where(fits, high, np.maximum(r - 1, low))
     return low

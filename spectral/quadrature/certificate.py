@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import ellipk, ellipkm1
+import scipy
 
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature.beta import ROUNDING
@@ -53,16 +53,16 @@ class Radau:
 
     def units(self, x: np.ndarray) -> np.ndarray:
         """Points in these units."""
-        return (x - self.centre) / self.scale
+        return np.asarray((x - self.centre) / self.scale)
 
     def distance(self, x: np.ndarray) -> np.ndarray:
         """To the nearest Gauss node, (X,)."""
         right = np.clip(np.searchsorted(self.theta, x), 1, len(self.theta) - 1)
-        return np.minimum(np.abs(x - self.theta[right - 1]), np.abs(self.theta[right] - x))
+        return np.asarray(np.minimum(np.abs(x - self.theta[right - 1]), np.abs(self.theta[right] - x)))
 
     def inside(self, x: np.ndarray) -> np.ndarray:
         """Where x has Gauss nodes on both sides, (X,) of bool: elsewhere x is the last node or the first."""
-        return (x > self.theta[0]) & (x < self.theta[-1])
+        return np.asarray((x > self.theta[0]) & (x < self.theta[-1]))
 
     def reaches(self, x: np.ndarray) -> np.ndarray:
         """Where `middle` is exact to rounding, (X,) of bool."""
@@ -110,7 +110,7 @@ class Radau:
         sums = (parts.astype(space.dtype) @ np.divide(1, poles, out=space)).astype(np.float64)
         g_re, g_im, e_re, e_im = sums[:, 1], y * sums[:, 2], 1 + sums[:, 3], y * sums[:, 4]
         re, im = g_re**2 - g_im**2, 2 * g_re * g_im  # of G^2
-        return sums[:, 0] - (im * e_re - re * e_im) / (y * (e_re**2 + e_im**2))
+        return np.asarray(sums[:, 0] - (im * e_re - re * e_im) / (y * (e_re**2 + e_im**2)))
 
     def left(self, x: np.ndarray, side: int) -> np.ndarray:
         """The weight left of x, (X,), without that at x (side -1) or with it (+1): `middle`, or near Gauss nodes `fraction`."""
@@ -141,7 +141,7 @@ class Radau:
         terms = y * (1 / (h * c)).real
         geometric = 1 / np.expm1(LOG_STEP)  # beyond both ends the terms fall like y and like 1 / y
         signed = 2 / np.pi * LOG_STEP * (terms.sum(0) + geometric * (terms[0] + terms[-1]))
-        return (1 - signed) / 2
+        return np.asarray((1 - signed) / 2)
 
 
 @lru_cache(maxsize=128)
@@ -151,7 +151,7 @@ def sign_poles(nearest: float, error: float = SIGN) -> tuple[np.ndarray, np.ndar
     The best approximation of its kind: c from the elliptic function sc at equal steps, here by its series in the nome.
     """
     k = nearest / REACH
-    K, K_small = ellipkm1(k * k), ellipk(k * k)
+    K, K_small = scipy.special.ellipkm1(k * k), scipy.special.ellipk(k * k)
     count = 2 * int(np.ceil(np.log(4 / error) * np.log(4 / k) / np.pi**2))
     i, n = np.arange(1, count), np.arange(8)[:, None]
     half = np.minimum(i, count - i)  # sc(u) sc(K - u) = 1 / k
@@ -199,7 +199,7 @@ def middle(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
     if not easy.all():
         found[~easy] = (rules.fraction(points[~easy], -1) + rules.fraction(points[~easy], +1)) / 2
     known = (left_of(record.known, record.shares, x, "left") + left_of(record.known, record.shares, x, "right")) / 2
-    return np.clip(undeflated(record) * found + known, 0.0, 1.0)
+    return np.asarray(np.clip(undeflated(record) * found + known, 0.0, 1.0))
 
 
 def largest_mass(record: LanczosRecord, x: np.ndarray) -> np.ndarray:

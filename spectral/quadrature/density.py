@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy.special import ndtri
+import scipy
 
 from spectral.quadrature.beta import pooled_variance
 from spectral.quadrature.pooled import Quadrature
@@ -37,7 +37,7 @@ def density(s: Quadrature, x: Any, resolution: float | None, scale: str, confide
     width = resolution if scale == "log" else resolution * ((high - low) or abs(high) or 1.0)
     t = np.linspace(low - 3 * width, high + 3 * width, POINTS) if x is None else _coordinate(x, scale)
     value, half, variance, shown = _smooth(s, t, width, scale)
-    noise = float(ndtri((1 + confidence) / 2)) * np.sqrt(variance)
+    noise = float(scipy.special.ndtri((1 + confidence) / 2)) * np.sqrt(variance)
     points = t if scale == "linear" else 10.0**t
     per_unit = 1.0 if scale == "linear" else points * np.log(10)
     lower, upper = np.maximum(value - half - noise, 0.0), value + half + noise
@@ -49,7 +49,7 @@ def _coordinate(x: Any, scale: str) -> np.ndarray:
     x = np.asarray(x, dtype=float).reshape(-1)
     if scale == "log" and (x <= 0).any():
         raise ValueError("scale='log' needs positive points x; use scale='linear' for others.")
-    return np.log10(x) if scale == "log" else x
+    return np.asarray(np.log10(x) if scale == "log" else x)
 
 
 def _support(s: Quadrature, scale: str) -> tuple[float, float]:
@@ -70,7 +70,7 @@ def _smooth(s: Quadrature, t: np.ndarray, width: float, scale: str) -> tuple[np.
     left = t.min() - 4 * width
 
     def kernel(centre: np.ndarray) -> np.ndarray:
-        return np.exp(-0.5 * ((t[:, None] - centre) / width) ** 2) / (width * np.sqrt(2 * np.pi))
+        return np.asarray(np.exp(-0.5 * ((t[:, None] - centre) / width) ** 2) / (width * np.sqrt(2 * np.pi)))
 
     value, half, variance, shown = np.zeros_like(t), np.zeros_like(t), np.zeros_like(t), 0.0
     atoms, counts = s.atoms.values, s.atoms.multiplicities / s.dim

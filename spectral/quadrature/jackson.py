@@ -12,4 +12,4 @@ def jackson(count: int) -> np.ndarray:
     """
     M, j = count, np.arange(count)
     angle = np.pi / (M + 1)
-    return ((M - j + 1) * np.cos(angle * j) + np.sin(angle * j) / np.tan(angle)) / (M + 1)
+    return np.asarray(((M - j + 1) * np.cos(angle * j) + np.sin(angle * j) / np.tan(angle)) / (M + 1))

@@ -122,7 +122,7 @@ class Quadrature:
             return np.full(len(self.nodes), 1 / max(1, len(self.nodes)))
         probes = zip(self.records, self.removed, strict=True)
         norms = np.array([record.squared_norm * gauss.free_share(record, gone) for record, gone in probes])
-        return norms / norms.sum()
+        return np.asarray(norms / norms.sum())
 
     @cached_property
     def mass(self) -> np.ndarray:
@@ -162,7 +162,8 @@ class Quadrature:
     def probe_middle(self, k: int, x: np.ndarray) -> np.ndarray:
         """The middle of that envelope, (X,), without what rounding adds to it."""
         taken = (self._taken(k, x, "left") + self._taken(k, x, "right")) / 2
-        return np.clip((middle(self.records[k], x) - taken) / gauss.free_share(self.records[k], self.removed[k]), 0, 1)
+        mass = (middle(self.records[k], x) - taken) / gauss.free_share(self.records[k], self.removed[k])
+        return np.asarray(np.clip(mass, 0, 1))
 
     def _taken(self, k: int, x: np.ndarray, side: gauss.Side) -> np.ndarray:
         """What probe k has on the atoms left of x, (X,), with those at x or without."""
