@@ -1,12 +1,12 @@
 """What do short runs cost, set-up included, beside other packages? In gradients over the same data, one run of this script.
 
-    PYTHONPATH=/tmp/peers python benchmarks/short_runs.py [--models mlp gpt2] [--matrices Hessian] [--json FILE]
+    PYTHONPATH=/tmp/peers python benchmarks/short_runs.py [--models mlp gpt2] [--matrices Hessian] [--counts 1 3 10] [--json FILE]
     python benchmarks/short_runs.py --table FILE            # the Markdown tables of docs/performance.md from a stored run
     python benchmarks/short_runs.py --picture FILE PNG      # its picture
 
 For each model and matrix: the operator is built and multiplies 1, 3, 10, 30 and 100 vectors, one after another, as a user's own
 loop does (nothing is announced); then, for `spectral`, curvlinops (through scipy's eigsh) and hessian-eigenthings, the whole of
-the five largest eigenvalues, and a Lanczos run of 20 steps. Each run is made anew REPEATS times, with gradients before and
+the five largest eigenvalues, and a Lanczos run of 20 steps. Each run is made anew --repeats times, with gradients before and
 after it; the medians of the ratios stand. Every product is held against double backward in plain torch. Peers are installed as
 `product_cost.py` says. Run it on an idle machine.
 
@@ -19,6 +19,7 @@ import argparse
 import functools
 import gc
 import json
+import math
 import statistics
 import time
 import warnings
@@ -74,10 +75,10 @@ def timed(action: Run) -> float:
     return time.perf_counter() - begin
 
 
-def ratios(work: Workload, run: Callable[[], list[float]]) -> list[list[float]]:
-    """Cumulated seconds of a run's stages over a gradient, REPEATS times."""
+def ratios(work: Workload, run: Callable[[], list[float]], repeats: int) -> list[list[float]]:
+    """Cumulated seconds of a run's stages over a gradient, so many times."""
     found = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         gc.collect()
         before = min(timed(work.gradient) for _ in range(2))
         stages = run()
@@ -86,7 +87,9 @@ def ratios(work: Workload, run: Callable[[], list[float]]) -> list[list[float]]:
     return found
 
 
-def products(package: str, work: Workload, matrix: str, vectors: Sequence[torch.Tensor]) -> dict[str, float]:
+def products(
+    package: str, work: Workload, matrix: str, vectors: Sequence[torch.Tensor], counts: Sequence[int], repeats: int
+) -> dict[str, float]:
     """Build and so many products, in gradients."""
     truth = reference(work, matrix, vectors[0])
 
@@ -94,9 +97,9 @@ def products(package: str, work: Workload, matrix: str, vectors: Sequence[torch.
         stages, begin = [], time.perf_counter()
         with sdpa_kernel(SDPBackend.MATH) if package != "spectral" else warnings.catch_warnings():
             A = operator(package, work, matrix)
-            for i in range(max(COUNTS)):
+            for i in range(max(counts)):
                 w = A(vectors[i % len(vectors)])
-                if i + 1 in COUNTS:
+                if i + 1 in counts:
                     stages.append(time.perf_counter() - begin)
                 if i == 0:
                     error = float((w.double() - truth).norm() / truth.norm())
@@ -104,11 +107,11 @@ def products(package: str, work: Workload, matrix: str, vectors: Sequence[torch.
                         raise ValueError(f"is off by {error:.1e}")
         return stages
 
-    rows = ratios(work, run)
-    return {str(count): statistics.median(row[i] for row in rows) for i, count in enumerate(COUNTS)}
+    rows = ratios(work, run, repeats)
+    return {str(count): statistics.median(row[i] for row in rows) for i, count in enumerate(counts)}
 
 
-def whole_runs(work: Workload, matrix: str) -> dict[str, dict[str, float]]:
+def whole_runs(work: Workload, matrix: str, repeats: int) -> dict[str, dict[str, float]]:
     """{package: {what: gradients}} of the five largest eigenvalues, and of a Lanczos run."""
 
     def ours() -> Any:
@@ -135,7 +138,7 @@ def whole_runs(work: Workload, matrix: str) -> dict[str, dict[str, float]]:
         for what, run in named.items():
             try:
                 with sdpa_kernel(SDPBackend.MATH) if package != "spectral" else warnings.catch_warnings():
-                    rows = ratios(work, lambda run=run: [timed(run)])
+                    rows = ratios(work, lambda run=run: [timed(run)], repeats)
                 found.setdefault(package, {})[what] = statistics.median(row[0] for row in rows)
             except FAILURES as failure:
                 print(f"    {package}, {what}: {first_line(failure)}", flush=True)
@@ -179,7 +182,7 @@ def eigenthings_runs(work: Workload, matrix: str) -> dict[str, Run]:
 
 
 # Results -------------------------------------------------------------------------------------------------------------
-def measure(models: list[str], matrices: list[str]) -> dict[str, Any]:
+def measure(models: list[str], matrices: list[str], counts: Sequence[int], repeats: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     warm_up()
     for name in models:
@@ -191,13 +194,13 @@ def measure(models: list[str], matrices: list[str]) -> dict[str, Any]:
                 if package != "spectral" and matrix not in PEERS[package].matrices:
                     continue
                 try:
-                    row = products(package, work, matrix, vectors)
+                    row = products(package, work, matrix, vectors, counts, repeats)
                 except FAILURES as failure:
                     print(f"{name} {matrix} {package}: {first_line(failure)}", flush=True)
                     continue
                 rows.append({"model": name, "matrix": matrix, "package": package, "products": row})
                 print(f"{name:5} {matrix:12} {package:20}", {k: round(v, 1) for k, v in row.items()}, flush=True)
-            for package, found in whole_runs(work, matrix).items():
+            for package, found in whole_runs(work, matrix, repeats).items():
                 rows.append({"model": name, "matrix": matrix, "package": package, "runs": found})
                 print(f"{name:5} {matrix:12} {package:20}", {k: round(v, 1) for k, v in found.items()}, flush=True)
         del work
@@ -225,12 +228,18 @@ def table(stored: dict[str, Any]) -> str:
     for model, matrix in dict.fromkeys((row["model"], row["matrix"]) for row in rows):
         here = {row["package"]: row["products"] for row in rows if (row["model"], row["matrix"]) == (model, matrix)}
         ours = here.pop("spectral")
-        best = {n: min((others[n] for others in here.values()), default=float("nan")) for n in ("10", "100")}
-        cells = [f"{ours[str(n)]:.1f}" for n in COUNTS]
-        lines.append(
-            f"| {model} | {matrix} | {' | '.join(cells)} | {best['10']:.1f} / {best['100']:.0f} | "
-            f"{ours['10'] / best['10']:.2f} / {ours['100'] / best['100']:.2f} |"
-        )
+        best = {n: min((others.get(n, math.nan) for others in here.values()), default=math.nan) for n in ("10", "100")}
+        cells = [f"{ours[str(n)]:.1f}" if str(n) in ours else "–" for n in COUNTS]
+        over = [ours.get(n, math.nan) / best[n] for n in ("10", "100")]
+        pairs = [" / ".join("–" if math.isnan(x) else f"{x:{form}}" for x in pair) for pair, form in
+                 ((best.values(), ".1f"), (over, ".2f"))]  # fmt: skip
+        lines.append(f"| {model} | {matrix} | {' | '.join(cells)} | {' | '.join(pairs)} |")
+    whole = [row for row in stored["rows"] if "runs" in row]
+    kinds = list(dict.fromkeys(what for row in whole for what in row["runs"]))
+    lines += ["", f"| model | matrix | package | {' | '.join(kinds)} |", "|---|---|---|" + "---|" * len(kinds)]
+    for row in whole:
+        cells = [f"{row['runs'][what]:.0f}" if what in row["runs"] else "–" for what in kinds]
+        lines.append(f"| {row['model']} | {row['matrix']} | {row['package']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -267,6 +276,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=[*MODELS, "wide"])
     parser.add_argument("--matrices", nargs="+", default=list(MATRICES))
+    parser.add_argument("--counts", nargs="+", type=int, default=list(COUNTS))
+    parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path)
@@ -281,7 +292,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     load: dict[str, Any] = {}
     with watched(load, "others"):
-        stored = measure(asked.models, asked.matrices)
+        stored = measure(asked.models, asked.matrices, asked.counts, asked.repeats)
     stored["load"] = load
     if asked.json:
         asked.json.write_text(json.dumps(stored, indent=1) + "\n")
