@@ -47,7 +47,7 @@ class Spectrum(Quadrature):
     zeros : int
         Eigenvalues known to be 0.
     products : int
-        That it took.
+        Products with the operator that it took.
     epochs : float
         Sweeps over the data that it took.
     method : str
@@ -304,8 +304,8 @@ class Spectrum(Quadrature):
         Returns
         -------
         float
-            0 for an exact spectrum, and for probes that have ended in an invariant subspace; inf where the shorter rule
-            meets no finite f.
+            0 for an exact spectrum, and for probes that ended in an invariant subspace or made fewer than four steps; inf
+            where the shorter rule meets no finite f.
 
         Examples
         --------
@@ -365,7 +365,7 @@ class Spectrum(Quadrature):
         Raises
         ------
         ValueError
-            For a q that is no fraction.
+            For a q that is no fraction, and a confidence that is no probability.
 
         Examples
         --------
@@ -662,12 +662,14 @@ class Spectrum(Quadrature):
         Parameters
         ----------
         path : path
-            Of the file.
+            Of the file. Its folder is made where it is missing; a link there is replaced, not followed.
 
         Raises
         ------
-        ValueError
-            For a link, which is not written through, and a place that cannot be written.
+        TypeError
+            For what is no path.
+        OSError
+            For a place that cannot be written.
 
         Examples
         --------
@@ -697,6 +699,8 @@ class Spectrum(Quadrature):
         ------
         ValueError
             For anything else than such a file, whole and undamaged.
+        FileNotFoundError
+            For a file that is not there.
 
         Examples
         --------

@@ -97,6 +97,8 @@ def diagonal(
     ValueError
         For an operator that is not square, products that hold NaN, fewer probes than give an error bar (2; "xdiag": 4), a
         keyword that is none of its values, and a checkpoint that is damaged or of another call.
+    RuntimeError
+        For products that come out otherwise when they are made again.
 
     Notes
     -----
@@ -111,8 +113,9 @@ def diagonal(
 
     References
     ----------
-    Bekas, Kokiopoulou, Saad (2007), An estimator for the diagonal of a matrix, Appl. Numer. Math. 57. Epperly, Tropp,
-    Webber (2024), XTrace: making the most of every sample in stochastic trace estimation, SIAM J. Matrix Anal. Appl. 45.
+    - Bekas, Kokiopoulou, Saad (2007), An estimator for the diagonal of a matrix, Appl. Numer. Math. 57.
+    - Epperly, Tropp, Webber (2024), XTrace: making the most of every sample in stochastic trace estimation, SIAM J. Matrix
+      Anal. Appl. 45.
 
     Examples
     --------

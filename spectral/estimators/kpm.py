@@ -99,8 +99,9 @@ def kpm(
 
     References
     ----------
-    Weisse, Wellein, Alvermann, Fehske (2006), The kernel polynomial method, Rev. Mod. Phys. 78. Chen (2023), A spectrum
-    adaptive kernel polynomial method, J. Chem. Phys. 159. The recurrences: `spectral.krylov.chebyshev`.
+    - Weisse, Wellein, Alvermann, Fehske (2006), The kernel polynomial method, Rev. Mod. Phys. 78.
+    - Chen (2023), A spectrum adaptive kernel polynomial method, J. Chem. Phys. 159.
+    - The recurrences: `spectral.krylov.chebyshev`.
 
     Examples
     --------

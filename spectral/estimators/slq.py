@@ -57,9 +57,10 @@ def slq(
         (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes. Known zeros of a
         Gram are carried exactly.
     probes : int
-        Gaussian vectors. With tol or budget the most where it is given, and decided by the run where not.
+        Gaussian vectors, 4 by default. With tol or budget the most where it is given, and decided by the run where not.
     steps : int
-        Lanczos steps on each, at most n. With tol or budget as `probes`; with a budget and both given they are as given.
+        Lanczos steps on each, 100 by default, at most n. With tol or budget as `probes`; with a budget and both given they
+        are as given.
     seed : int
         0 to 2^64 - 1. Probe i depends on (seed, i) alone.
     deflate : bool or str
@@ -112,8 +113,9 @@ def slq(
 
     References
     ----------
-    Ubaru, Chen, Saad (2017), Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIAM J. Matrix Anal. Appl. 38.
-    Chen, Trogdon, Ubaru (2021), Analysis of stochastic Lanczos quadrature for spectrum approximation, ICML.
+    - Ubaru, Chen, Saad (2017), Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIAM J. Matrix Anal. Appl.
+      38.
+    - Chen, Trogdon, Ubaru (2021), Analysis of stochastic Lanczos quadrature for spectrum approximation, ICML.
 
     Examples
     --------

@@ -166,10 +166,10 @@ def svd(
 
     References
     ----------
-    Golub, Kahan (1965), Calculating the singular values and pseudo-inverse of a matrix, SIAM J. Numer. Anal. B 2. Simon,
-    Zha (2000), Low-rank matrix approximation using the Lanczos bidiagonalization process, SIAM J. Sci. Comput. 21. Baglama,
-    Reichel (2005), Augmented implicitly restarted Lanczos bidiagonalization methods, SIAM J. Sci. Comput. 27. Bjorck
-    (1996), Numerical Methods for Least Squares Problems, SIAM.
+    - Golub, Kahan (1965), Calculating the singular values and pseudo-inverse of a matrix, SIAM J. Numer. Anal. B 2.
+    - Simon, Zha (2000), Low-rank matrix approximation using the Lanczos bidiagonalization process, SIAM J. Sci. Comput. 21.
+    - Baglama, Reichel (2005), Augmented implicitly restarted Lanczos bidiagonalization methods, SIAM J. Sci. Comput. 27.
+    - Bjorck (1996), Numerical Methods for Least Squares Problems, SIAM.
 
     Examples
     --------

@@ -202,9 +202,9 @@ def top(
 
     References
     ----------
-    Wu, Simon (2000), Thick-restart Lanczos method for large symmetric eigenvalue problems, SIAM J. Matrix Anal. Appl. 22.
-    Golub, Underwood (1977), The block Lanczos method for computing eigenvalues, Mathematical Software III. The bound:
-    Kuczynski, Wozniakowski (1992), SIAM J. Matrix Anal. Appl. 13.
+    - Wu, Simon (2000), Thick-restart Lanczos method for large symmetric eigenvalue problems, SIAM J. Matrix Anal. Appl. 22.
+    - Golub, Underwood (1977), The block Lanczos method for computing eigenvalues, Mathematical Software III.
+    - The bound: Kuczynski, Wozniakowski (1992), SIAM J. Matrix Anal. Appl. 13.
 
     Examples
     --------

@@ -93,6 +93,8 @@ def trace(
         few probes or too small a budget for an error bar, and for a keyword that is none of its values.
     TypeError
         For options of `slq` without f.
+    RuntimeError
+        For products that come out otherwise when they are made again.
 
     Notes
     -----
@@ -111,10 +113,11 @@ def trace(
 
     References
     ----------
-    Hutchinson (1990), A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines, Commun.
-    Stat. Simul. Comput. 19. Meyer, Musco, Musco, Woodruff (2021), Hutch++: optimal stochastic trace estimation, SOSA.
-    Epperly, Tropp, Webber (2024), XTrace: making the most of every sample in stochastic trace estimation, SIAM J. Matrix
-    Anal. Appl. 45.
+    - Hutchinson (1990), A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines,
+      Commun. Stat. Simul. Comput. 19.
+    - Meyer, Musco, Musco, Woodruff (2021), Hutch++: optimal stochastic trace estimation, SOSA.
+    - Epperly, Tropp, Webber (2024), XTrace: making the most of every sample in stochastic trace estimation, SIAM J. Matrix
+      Anal. Appl. 45.
 
     Examples
     --------

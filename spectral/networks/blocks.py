@@ -89,7 +89,8 @@ def blocks(A: Operator, *, by: str = "parameter") -> dict[str, Operator]:
     Examples
     --------
     >>> x, y = torch.ones(1, 3), torch.zeros(1, 2)
-    >>> H = spectral.Hessian(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)), torch.nn.MSELoss(), [(x, y)])
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    >>> H = spectral.Hessian(model, torch.nn.MSELoss(), [(x, y)])
     >>> {name: B.shape for name, B in blocks(H).items()}
     {'0.weight': (12, 12), '0.bias': (4, 4), '1.weight': (8, 8), '1.bias': (2, 2)}
     >>> {name: B.shape for name, B in blocks(H, by="module").items()}

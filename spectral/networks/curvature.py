@@ -166,7 +166,8 @@ class Hessian(Curvature):
     shared : list
         Keys or positions of a batch's entries that belong to no sample (weights, priors).
     statistics : str
-        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them.
+        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
+        (refused for a model without batch norm).
     engine : str
         How products are computed. "double-backward": a second backward pass through the gradient's graph, which is recorded
         once. "fresh": forward-mode AD of a backward pass, for each product anew. "replay": a recorded program without what
@@ -299,7 +300,8 @@ class GaussNewton(Curvature):
     shared : list
         Keys or positions of a batch's entries that belong to no sample (weights, priors).
     statistics : str
-        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them.
+        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
+        (refused for a model without batch norm).
     engine : str
         How products are computed. "fresh": forward-mode AD for each product anew, J^T u by a backward pass.
         "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
@@ -349,8 +351,8 @@ class GaussNewton(Curvature):
 
     References
     ----------
-    Schraudolph (2002), Fast curvature matrix-vector products for second-order gradient descent, Neural Computation 14.
-    Martens (2020), New insights and perspectives on the natural gradient method, JMLR 21.
+    - Schraudolph (2002), Fast curvature matrix-vector products for second-order gradient descent, Neural Computation 14.
+    - Martens (2020), New insights and perspectives on the natural gradient method, JMLR 21.
 
     Examples
     --------
@@ -447,7 +449,8 @@ class Fisher(GaussNewton):
     shared : list
         Keys or positions of a batch's entries that belong to no sample (weights, priors).
     statistics : str
-        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them.
+        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
+        (refused for a model without batch norm).
     engine : str
         How products are computed. "fresh": forward-mode AD for each product anew, J^T u by a backward pass.
         "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
@@ -494,8 +497,9 @@ class Fisher(GaussNewton):
 
     References
     ----------
-    Amari (1998), Natural gradient works efficiently in learning, Neural Computation 10. Kunstner, Balles, Hennig (2019),
-    Limitations of the empirical Fisher approximation for natural gradient descent, NeurIPS.
+    - Amari (1998), Natural gradient works efficiently in learning, Neural Computation 10.
+    - Kunstner, Balles, Hennig (2019), Limitations of the empirical Fisher approximation for natural gradient descent,
+      NeurIPS.
 
     Examples
     --------

@@ -60,8 +60,9 @@ class Jacobian(SumOverBatches):
     shared : list
         Keys or positions of a batch's entries that belong to no sample (weights, priors).
     statistics : str
-        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them.
-        Rows of single samples refuse "batch".
+        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
+        (refused for a model without batch norm). Refused also with wrt="inputs", with of="loss" and for rows of single
+        samples, which it couples.
     engine : str
         How products are computed. "fresh": forward-mode AD for each product anew, J^T u by a backward pass.
         "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
@@ -108,8 +109,8 @@ class Jacobian(SumOverBatches):
 
     References
     ----------
-    Pearlmutter (1994), Fast exact multiplication by the Hessian, Neural Computation 6. Griewank, Walther (2008), Evaluating
-    Derivatives, SIAM.
+    - Pearlmutter (1994), Fast exact multiplication by the Hessian, Neural Computation 6.
+    - Griewank, Walther (2008), Evaluating Derivatives, SIAM.
 
     Examples
     --------
@@ -357,7 +358,8 @@ class Jacobian(SumOverBatches):
 
         Examples
         --------
-        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1, bias=False), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])])
+        >>> data = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])]
+        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1, bias=False), data)
         >>> [(where.start, block.tolist()) for where, block in J.rows()]
         [(0, [[1.0, 2.0]]), (1, [[3.0, 4.0]])]
         """
@@ -488,7 +490,8 @@ class Jacobian(SumOverBatches):
 
         Examples
         --------
-        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1, bias=False), [torch.tensor([[3.0, 4.0], [0.0, 1.0]])])
+        >>> x = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1, bias=False), [x])
         >>> J.squared_norms()
         tensor([25.,  1.], dtype=torch.float64)
         """
