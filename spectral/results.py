@@ -100,15 +100,33 @@ class Estimate:
         return listed(value.ravel(), np.broadcast_to(stderr, value.shape).ravel())
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """`value` and `stderr`, each (n,): a number is one entry.
+        """What stands in a file of results: a number is one entry.
 
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            `value` and `stderr`, each (n,).
+
+        Examples
+        --------
         >>> Estimate(2.0, 0.1).to_arrays()["value"]
         array([2.])
         """
         return {"value": np.atleast_1d(self.value), "stderr": np.atleast_1d(self.stderr)}
 
     def estimates(self) -> dict[str, Estimate]:
-        """Each number by its place: "1", "2", ...; of one number itself, as "1"."""
+        """Each number by its place, one number itself as "1".
+
+        Returns
+        -------
+        dict of str to Estimate
+            "1", "2", ...
+
+        Examples
+        --------
+        >>> list(Estimate(np.array([1.0, 2.0]), np.zeros(2)).estimates())
+        ['1', '2']
+        """
         parts = np.broadcast_arrays(*map(np.atleast_1d, (self.value, self.stderr, self.lower, self.upper)))
         numbers = zip(*(part.ravel().tolist() for part in parts), strict=True)
         each = [Estimate(v, e, lo, hi, self.probes, self.products, self.method) for v, e, lo, hi in numbers]

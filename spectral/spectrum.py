@@ -30,9 +30,44 @@ NO_ATOMS = Atoms(np.zeros(0), np.zeros(0, dtype=np.int64))
 class Spectrum(Quadrature):
     """A discrete measure of `dim` eigenvalues: exact atoms, known zeros, and a quadrature of the rest from K probes.
 
-    The measure itself, `nodes`, `weights`, `atoms`, `zeros` and what is certified of it, is the `Quadrature`; here is what it
-    cost, and what a person asks of it. An exact spectrum has all its eigenvalues as atoms and no probes.
+    For each probe k: sum(weights[k]) + sum(atoms.multiplicities) / dim + zeros / dim = 1. An exact spectrum has all its
+    eigenvalues as atoms and no probes. Estimators make spectra, or `from_eigenvalues` of eigenvalues that are known; nobody
+    else calls the constructor.
 
+    Attributes
+    ----------
+    dim : int
+        How many eigenvalues.
+    nodes : numpy.ndarray
+        (K, M), of the K probes, in units of lambda.
+    weights : numpy.ndarray
+        (K, M), fractions of dim; rows shorter than M are padded with weight 0.
+    atoms : Atoms
+        Exact eigenvalues and their multiplicities, (L,) each.
+    zeros : int
+        Eigenvalues known to be 0.
+    products : int
+        Products with the operator that it took.
+    epochs : float
+        Sweeps over the data that it took.
+    method : str
+        "exact", "slq" or "kpm".
+    meta : dict
+        Plain JSON: versions, seeds, dtypes, what the operator was, why the run ended, and for spectra with probes `error`,
+        the W1 error relative to the range.
+    records : tuple
+        The Lanczos record of each probe, from which the nodes come.
+    removed : tuple
+        (L, w) of each record: which of its nodes became atoms, repeats allowed.
+
+    Notes
+    -----
+    Probes are pooled by their squared norms off the atoms, which makes the pooled counts follow an exact Beta law.
+
+    Frozen, and safe to read from any number of threads. Nothing here multiplies.
+
+    Examples
+    --------
     >>> s = Spectrum.from_eigenvalues([1.0, 2.0, 3.0], zeros=1)
     >>> float(s.moment(1)), float(s.count(1.5, 9.0).value)
     (1.5, 2.0)
@@ -56,10 +91,43 @@ class Spectrum(Quadrature):
         meta: dict[str, Any] | None = None,
         rounding: float | None = None,
     ) -> Spectrum:
-        """The spectrum whose eigenvalues are all known: `values` (with `multiplicities`, 1 by default) and `zeros` zeros.
+        """The spectrum whose eigenvalues are all known.
 
-        `rounding` is what may be left of a 0 in `values`, in their units: by default what a float64 eigenvalue routine leaves;
-        0 for values of a formula, which are what they say.
+        Parameters
+        ----------
+        values : array
+            (L,), in any order, in units of lambda.
+        zeros : int
+            Further eigenvalues that are 0.
+        multiplicities : array, optional
+            (L,), 1 by default.
+        method : str
+            What made them.
+        products : int
+            That they took.
+        epochs : float
+            Sweeps over the data that they took.
+        meta : dict, optional
+            What else is known of them.
+        rounding : float, optional
+            What may be left of a 0 in `values`, in their units: by default what a float64 eigenvalue routine leaves; 0 for
+            values of a formula, which are what they say.
+
+        Returns
+        -------
+        Spectrum
+            Exact, of dimension sum(multiplicities) + zeros.
+
+        Raises
+        ------
+        ValueError
+            For values that are not finite, multiplicities that are not one integer >= 1 for each, no eigenvalue at all, and
+            a rounding that is no finite number >= 0.
+
+        Examples
+        --------
+        >>> Spectrum.from_eigenvalues([2.0, 1.0], multiplicities=[3, 1], zeros=2).dim
+        6
         """
         values = np.asarray(values, dtype=np.float64).reshape(-1)
         if not np.isfinite(values).all():
@@ -94,8 +162,42 @@ class Spectrum(Quadrature):
     ) -> Spectrum:
         """The spectrum of Lanczos records of Gaussian probes in dimension dim - zeros.
 
-        `removed[k]` are the Ritz values of record k that stand for the `atoms`; what they weigh is exact knowledge of where
-        probe k points, so the rest is renormalised to the eigenvalues that are left.
+        Parameters
+        ----------
+        records : sequence of LanczosRecord
+            One for each probe.
+        dim : int
+            Of the matrix, zeros included.
+        zeros : int
+            Eigenvalues known to be 0, which the records do not see.
+        atoms : Atoms
+            Eigenvalues that are known exactly.
+        removed : sequence of array, optional
+            `removed[k]` are the indices of the Ritz values of record k that stand for the atoms, (L, w); none by default.
+        products : int
+            That the records took.
+        epochs : float
+            Sweeps over the data that they took.
+        method : str
+            What made them.
+        meta : dict, optional
+            What else is known of them; `error` is stated here.
+
+        Returns
+        -------
+        Spectrum
+            Of K = len(records) probes.
+
+        Notes
+        -----
+        What the removed Ritz values weigh is exact knowledge of where probe k points, so the rest is renormalised to the
+        eigenvalues that are left.
+
+        Examples
+        --------
+        >>> s = spectral.slq(np.diag([1.0, 2.0, 3.0]), probes=2, deflate=False)
+        >>> Spectrum.from_records(s.records, 4, zeros=1).dim
+        4
         """
         gone = tuple(removed) if removed is not None else tuple(np.zeros((0, 1), dtype=np.int64) for _ in records)
         rest = dim - zeros - int(atoms.multiplicities.sum())
@@ -109,13 +211,35 @@ class Spectrum(Quadrature):
 
     # Numbers ---------------------------------------------------------------------------------------------------------
     def integrate(self, f: Function) -> Estimate:
-        """sum_i f(lambda_i) over all dim eigenvalues, f mapping float64 arrays to arrays.
+        """sum_i f(lambda_i) over all dim eigenvalues.
 
-        stderr: sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian probes with the variance over the measure
-        itself, in which an eigenvalue that all probes have found counts at least once, and the change when a quarter of the
-        steps is left out, in quadrature. To both is added what `rounding` of the eigenvalues may change where f is steep, all the
-        error that an exact spectrum has: its bounds are value +- stderr. ValueError where f is not finite on the spectrum, which
-        holds 0 as soon as an eigenvalue cannot be told from it.
+        Parameters
+        ----------
+        f : callable
+            float64 arrays to arrays of the same shape.
+
+        Returns
+        -------
+        Estimate
+            Bounds of an exact spectrum are value +- stderr, else nan.
+
+        Raises
+        ------
+        ValueError
+            Where f is not finite on the spectrum, which holds 0 as soon as an eigenvalue cannot be told from it, or within
+            `rounding` of an eigenvalue; and for an f that changes the shape.
+
+        Notes
+        -----
+        stderr is, in quadrature, sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian probes and r unresolved
+        eigenvalues with the variance over the measure itself, in which an eigenvalue that all probes have found counts at
+        least once, and `truncation`, the change when a quarter of the steps is left out. To both is added what `rounding`
+        of the eigenvalues may change where f is steep, all the error that an exact spectrum has.
+
+        Examples
+        --------
+        >>> float(Spectrum.from_eigenvalues([1.0, 2.0], zeros=1).integrate(np.exp2).value)  # 1 + 2 + 4
+        7.0
         """
         x, c = self.points()
         y = self._evaluate(f, x)
@@ -170,7 +294,24 @@ class Spectrum(Quadrature):
         return float(c @ np.where(change > STEEP * slope * r, change, 0.0))
 
     def truncation(self, f: Function) -> float:
-        """|change of the integral| when the last quarter of the steps is left out: what more steps would still move."""
+        """|change of the integral of f| when the last quarter of the steps is left out: what more steps would still move.
+
+        Parameters
+        ----------
+        f : callable
+            As in `integrate`.
+
+        Returns
+        -------
+        float
+            0 for an exact spectrum, and for probes that ended in an invariant subspace or made fewer than four steps; inf
+            where the shorter rule meets no finite f.
+
+        Examples
+        --------
+        >>> Spectrum.from_eigenvalues([1.0, 2.0]).truncation(np.log)
+        0.0
+        """
         total = 0.0
         for share, (theta, omega, _), (short, weights) in self._unfinished:
             total += float(share * (omega @ self._evaluate(f, theta) - weights @ _apply(f, short)))
@@ -186,11 +327,51 @@ class Spectrum(Quadrature):
         ]
 
     def moment(self, p: float) -> Estimate:
-        """The mean of lambda^p over all dim eigenvalues."""
+        """The mean of lambda^p over all dim eigenvalues.
+
+        Parameters
+        ----------
+        p : float
+            The exponent.
+
+        Returns
+        -------
+        Estimate
+            (1 / dim) sum_i lambda_i^p, with errors as in `integrate`.
+
+        Examples
+        --------
+        >>> float(Spectrum.from_eigenvalues([1.0, 2.0, 3.0], zeros=1).moment(2))
+        3.5
+        """
         return over(self.integrate(lambda x: x**p), self.dim)
 
     def quantile(self, q: float, confidence: float = 0.95) -> Estimate:
-        """The smallest value below which a fraction q of the eigenvalues lies, by `curve`; lower and upper from `cdf`'s band."""
+        """The smallest value below which a fraction q of the eigenvalues lies, by `curve`.
+
+        Parameters
+        ----------
+        q : float
+            0 to 1.
+        confidence : float
+            Of the interval.
+
+        Returns
+        -------
+        Estimate
+            lower and upper come from `cdf`'s band, to 1e-6 of the range, and stderr is half their distance over the normal
+            quantile.
+
+        Raises
+        ------
+        ValueError
+            For a q that is no fraction, and a confidence that is no probability.
+
+        Examples
+        --------
+        >>> float(Spectrum.from_eigenvalues([1.0, 2.0, 3.0]).quantile(0.5))
+        2.0
+        """
         if not 0 <= q <= 1:
             raise ValueError(f"q={q} is no fraction; use 0 <= q <= 1.")
         value = cdf.inverse(self.curve, q)
@@ -216,11 +397,58 @@ class Spectrum(Quadrature):
 
     # Functions -------------------------------------------------------------------------------------------------------
     def cdf(self, x: Any, confidence: float = 0.95) -> Band:
-        """The fraction of eigenvalues <= x, (X,), with its pointwise band: certified envelope, then exact Beta law."""
+        """The fraction of eigenvalues <= x, with its pointwise band: certified envelope, then exact Beta law.
+
+        Parameters
+        ----------
+        x : array
+            (X,) points, or a number, in units of lambda.
+        confidence : float
+            Of each point by itself.
+
+        Returns
+        -------
+        Band
+            Fractions of dim, in the shape of x.
+
+        Raises
+        ------
+        ValueError
+            For NaN, and for a confidence that is no probability.
+
+        Examples
+        --------
+        >>> Spectrum.from_eigenvalues([1.0, 2.0, 3.0, 4.0]).cdf([0.0, 2.5]).value
+        array([0. , 0.5])
+        """
         return over(self.count(-np.inf, x, confidence), self.dim)
 
     def count(self, lo: Any, hi: Any, confidence: float = 0.95) -> Band:
-        """How many eigenvalues lie in (lo, hi], arrays or numbers, with an interval that holds with `confidence`."""
+        """How many eigenvalues lie in (lo, hi].
+
+        Parameters
+        ----------
+        lo, hi : array
+            Arrays that broadcast, or numbers, infinite ones allowed.
+        confidence : float
+            With which the interval holds.
+
+        Returns
+        -------
+        Band
+            Numbers of eigenvalues: certified envelope, then exact Beta law. Atoms that their error may move across an end
+            widen it.
+
+        Raises
+        ------
+        ValueError
+            For lo > hi, NaN, and a confidence that is no probability.
+
+        Examples
+        --------
+        >>> float(Spectrum.from_eigenvalues([1.0, 2.0, 3.0]).count(1.0, 3.0).value)
+        2.0
+        """
         return self._count(lo, hi, confidence, self.value_error)
 
     def _count(self, lo: Any, hi: Any, confidence: float, margin: float) -> Band:
@@ -245,12 +473,45 @@ class Spectrum(Quadrature):
     def count_within(self, size: float, confidence: float = 0.95) -> Band:
         """How many |eigenvalues| are at most `size`, which allows for rounding itself: computed values count as they are.
 
-        Only what an atom's residual exceeds `rounding` by widens the interval.
+        Parameters
+        ----------
+        size : float
+            In units of lambda, such as `rounding`.
+        confidence : float
+            With which the interval holds.
+
+        Returns
+        -------
+        Band
+            Of numbers. Only what an atom's residual exceeds `rounding` by widens it.
+
+        Examples
+        --------
+        >>> float(Spectrum.from_eigenvalues([-1.0, 0.5, 2.0]).count_within(1.0).value)
+        2.0
         """
         return self._count(np.nextafter(-size, -np.inf), size, confidence, self.floor - self.rounding)
 
     def count_below(self, x: float, confidence: float = 0.95) -> Band:
-        """How many eigenvalues are less than x, in the same sense."""
+        """How many eigenvalues are less than x, computed values counting as they are.
+
+        Parameters
+        ----------
+        x : float
+            In units of lambda.
+        confidence : float
+            With which the interval holds.
+
+        Returns
+        -------
+        Band
+            Of numbers. Only what an atom's residual exceeds `rounding` by widens it.
+
+        Examples
+        --------
+        >>> float(Spectrum.from_eigenvalues([1.0, 2.0, 3.0]).count_below(2.0).value)
+        1.0
+        """
         return self._count(-np.inf, np.nextafter(x, -np.inf), confidence, self.floor - self.rounding)
 
     def _known(self, lo: np.ndarray, hi: np.ndarray, widen: float) -> np.ndarray:
@@ -262,20 +523,75 @@ class Spectrum(Quadrature):
     def density(
         self, x: Any = None, *, resolution: float | None = None, scale: str = "linear", confidence: float = 0.95
     ) -> Density:
-        """The density at the points `x`, (X,): fraction of all eigenvalues per unit of lambda, smoothed by a Gaussian kernel.
+        """The density at some points, smoothed by a Gaussian kernel: the fraction of all eigenvalues per unit of lambda.
 
-        Known zeros are left out (see `outside`).
+        Parameters
+        ----------
+        x : array, optional
+            (X,) points in units of lambda, positive on the log scale. By default over the spectrum and three kernel widths
+            beyond.
+        resolution : float, optional
+            The kernel's standard deviation: on the linear scale a part of the range of the spectrum (0.02 by default), on
+            the log scale decades (0.1 by default).
+        scale : str
+            "linear" or "log".
+        confidence : float
+            Of the band at each point.
 
-        `scale` "linear": the kernel's standard deviation is `resolution` (0.02 by default) times the range of the spectrum;
-        "log": `resolution` (0.1 by default) decades. The quadrature part is the derivative of the middle of the certified
-        envelope (Nex 1978), so that it needs no broadening of its own; the band adds the envelope's half width under the
-        kernel's slope and the exact probe variance.
+        Returns
+        -------
+        Density
+            Known zeros are left out (see its `outside`).
+
+        Raises
+        ------
+        ValueError
+            For another scale, a resolution that is no width, points that are not positive or no positive eigenvalue on the
+            log scale, and a kernel too narrow for the axis.
+
+        Notes
+        -----
+        The quadrature part is the derivative of the middle of the certified envelope, so that it needs no broadening of its
+        own. The band adds the envelope's half width under the kernel's slope and the exact probe variance.
+
+        References
+        ----------
+        Nex (1978), Estimation of integrals with respect to a density of states, J. Phys. A 11.
+
+        Examples
+        --------
+        >>> d = Spectrum.from_eigenvalues([0.0, 1.0]).density([0.0, 0.5], resolution=0.1)
+        >>> (d.value * 0.1 * np.sqrt(2 * np.pi)).round(3)  # half of the mass, and the kernel five widths away
+        array([0.5, 0. ])
         """
         return density(self, x, resolution, scale, confidence)
 
     # Together --------------------------------------------------------------------------------------------------------
     def merge(self, other: Spectrum) -> Spectrum:
-        """The spectrum of both sets of probes of the same operator; atoms that only one of them has go back to its probes."""
+        """The spectrum of both sets of probes of the same operator.
+
+        Parameters
+        ----------
+        other : Spectrum
+            Of the same operator, with other probes.
+
+        Returns
+        -------
+        Spectrum
+            Products and epochs are those of both. Atoms that only one of them has go back to its probes.
+
+        Raises
+        ------
+        ValueError
+            For exact spectra, other operators, and a probe (seed, index) that both contain.
+
+        Examples
+        --------
+        >>> A = np.diag(np.arange(1.0, 101.0))
+        >>> one, two = (spectral.slq(A, steps=10, seed=seed) for seed in (0, 1))
+        >>> len(one.merge(two).nodes)
+        8
+        """
         if not self.records or not other.records:
             raise ValueError("only spectra with probes merge; an exact spectrum gains nothing from another one.")
         if (self.dim, self.zeros, self.meta.get("identity")) != (other.dim, other.zeros, other.meta.get("identity")):
@@ -310,9 +626,30 @@ class Spectrum(Quadrature):
         )
 
     def distance(self, other: Spectrum, kind: str = "wasserstein") -> Estimate:
-        """The distance of two CDFs (`curve`): "wasserstein", int |F - G| dx in units of lambda, or "ks", max |F - G|.
+        """The distance of two CDFs F and G, by `curve`.
 
-        stderr is the jackknife over the probes of both (0 between exact spectra, nan if one has a single probe).
+        Parameters
+        ----------
+        other : Spectrum
+            Of any matrix.
+        kind : str
+            "wasserstein", int |F - G| dx in units of lambda, or "ks", max |F - G|.
+
+        Returns
+        -------
+        Estimate
+            stderr is the jackknife over the probes of both (0 between exact spectra, nan if one has a single probe).
+
+        Raises
+        ------
+        ValueError
+            For another kind.
+
+        Examples
+        --------
+        >>> one, two = Spectrum.from_eigenvalues([1.0, 2.0]), Spectrum.from_eigenvalues([2.0, 3.0])
+        >>> float(one.distance(two)), float(one.distance(two, "ks"))
+        (1.0, 0.5)
         """
         if kind not in ("wasserstein", "ks"):
             raise ValueError(f"kind={kind!r} is no distance; use 'wasserstein' or 'ks'.")
@@ -321,12 +658,59 @@ class Spectrum(Quadrature):
         return Estimate(value, stderr, *bounds, len(self.nodes) + len(other.nodes), self.products + other.products)
 
     def save(self, path: Any) -> None:
-        """Write one .npz without pickles, atomically."""
+        """Write one .npz without pickles, atomically.
+
+        Parameters
+        ----------
+        path : path
+            Of the file. Its folder is made where it is missing; a link there is replaced, not followed.
+
+        Raises
+        ------
+        TypeError
+            For what is no path.
+        OSError
+            For a place that cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/spectrum.npz"
+        >>> Spectrum.from_eigenvalues([1.0, 2.0]).save(path)
+        >>> Spectrum.load(path).dim
+        2
+        """
         storage.save_spectrum({field.name: getattr(self, field.name) for field in fields(self)}, path)
 
     @classmethod
     def load(cls, path: Any) -> Spectrum:
-        """Read what `save` wrote; ValueError for anything else."""
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            Of the file.
+
+        Returns
+        -------
+        Spectrum
+            The same, to the bit.
+
+        Raises
+        ------
+        ValueError
+            For anything else than such a file, whole and undamaged.
+        FileNotFoundError
+            For a file that is not there.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/spectrum.npz"
+        >>> Spectrum.from_eigenvalues([1.0, 2.0]).save(path)
+        >>> Spectrum.load(path).atoms.values
+        array([1., 2.])
+        """
         return cls(**storage.load_spectrum(path))
 
     def plot(
@@ -338,13 +722,33 @@ class Spectrum(Quadrature):
         label: str | None = None,
         **options: Any,
     ) -> Any:
-        """Draw the density with its band (matplotlib) and return the axes; several spectra may share one `ax`.
+        """Draw the density with its band (matplotlib); several spectra may share one `ax`.
 
-        scale "log": lambda rho(lambda) on a logarithmic axis, on which equal areas are equal numbers of eigenvalues; with
-        negative eigenvalues the axis has two sides, each logarithmic in |lambda| over five decades, and a grey gap between them.
-        "linear": rho(lambda), the fraction of eigenvalues per unit of lambda. `resolution` is that of `density`. `label`
-        stands in the legend, with what the axis leaves out (zeros, and the gap); `options` go to `Axes.plot`. An `ax` that
-        shows other spectra keeps them in view.
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw, a new figure by default. One that shows other spectra keeps them in view.
+        scale : str
+            "log": lambda rho(lambda) on a logarithmic axis, on which equal areas are equal numbers of eigenvalues; with
+            negative eigenvalues the axis has two sides, each logarithmic in |lambda| over five decades, and a grey gap
+            between them. "linear": rho(lambda), the fraction of eigenvalues per unit of lambda.
+        resolution : float, optional
+            As in `density`.
+        label : str, optional
+            Stands in the legend, with what the axis leaves out (zeros, and the gap).
+        **options : object
+            Of `Axes.plot`, such as color.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            Where it was drawn.
+
+        Examples
+        --------
+        >>> ax = Spectrum.from_eigenvalues(np.arange(1.0, 101.0)).plot(label="one to a hundred")
+        >>> ax.get_legend().get_texts()[0].get_text()
+        'one to a hundred'
         """
         name = f"{self.dim} eigenvalues, {self.method}" if label is None else label
         return plotting.plot(self, ax, scale, resolution, name, options)
@@ -364,7 +768,18 @@ class Spectrum(Quadrature):
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The measure: `nodes` and `weights` (K, M), `atom_values` and `atom_multiplicities` (L,), the number of `zeros`."""
+        """The measure as arrays.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            `nodes` and `weights` (K, M), `atom_values` and `atom_multiplicities` (L,), the number of `zeros`.
+
+        Examples
+        --------
+        >>> Spectrum.from_eigenvalues([1.0, 2.0]).to_arrays()["atom_values"]
+        array([1., 2.])
+        """
         return {
             "nodes": self.nodes,
             "weights": self.weights,
@@ -374,7 +789,18 @@ class Spectrum(Quadrature):
         }
 
     def estimates(self) -> dict[str, Estimate]:
-        """`trace`, `mean` and `median` of the eigenvalues; `spectral.summary` has every number that a spectrum gives."""
+        """Three numbers of the eigenvalues; `spectral.summary` has every number that a spectrum gives.
+
+        Returns
+        -------
+        dict of str to Estimate
+            `trace`, `mean` and `median`.
+
+        Examples
+        --------
+        >>> {name: float(e) for name, e in Spectrum.from_eigenvalues([1.0, 2.0, 6.0]).estimates().items()}
+        {'trace': 9.0, 'mean': 3.0, 'median': 2.0}
+        """
         return {"trace": self.integrate(lambda x: x), "mean": self.moment(1), "median": self.quantile(0.5)}
 
 

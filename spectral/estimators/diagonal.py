@@ -64,19 +64,61 @@ def diagonal(
     checkpoint: Any = None,
     progress: bool | None = None,
 ) -> Estimate:
-    """The diagonal of square A (n, n): value and stderr are float64 arrays (n,).
+    """The diagonal of square A (n, n), entry by entry with its error.
 
-    `probes` is the number of products; n or more, or method="exact", multiply the identity: n products, stderr 0.
-    "hutchinson": the mean of z * (A z) over signs z (Bekas, Kokiopoulou, Saad 2007); O(n) memory.
-    "xdiag": m = probes / 2 sign vectors; the diagonal of the part of A in the range of their products, exactly, and the mean of
-    what each left out says of the rest (Epperly, Tropp, Webber 2024): far better where the spectrum decays; takes m transposed
-    products and 4 m n numbers of memory.
-    "auto": exact, else xdiag with 20 products or more where A's transpose is known and the memory is there, else hutchinson.
-    Each stderr is that of its entry, widened to Student's interval; `xdiag` includes the covariance of its samples
-    (`spectral.estimators.leave_one_out`). Both are unbiased.
-    checkpoint: a file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits.
-    Raises ValueError for an operator that is not square.
+    d_i = e_i^T A e_i, estimated by the mean of z * (A z) over sign vectors z, after what the range of few products holds
+    exactly.
 
+    Cost: `probes` products, n at most. Memory: O(n), or 4 m n numbers for "xdiag" with m = probes / 2.
+
+    Parameters
+    ----------
+    A : operator or matrix
+        (n, n); whatever `as_operator` takes.
+    method : str
+        "auto", "xdiag", "hutchinson" or "exact"; see Notes.
+    probes : int
+        Products; n or more, or method="exact", multiply the identity: n products, stderr 0.
+    seed : int
+        0 to 2^64 - 1. Probe i depends on (seed, i) alone.
+    checkpoint : path, optional
+        A file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits.
+    progress : bool, optional
+        A progress bar on stderr; by default only on a terminal.
+
+    Returns
+    -------
+    Estimate
+        value and stderr are float64 arrays (n,); lower and upper are nan unless exact. Each stderr is that of its entry,
+        widened to Student's interval.
+
+    Raises
+    ------
+    ValueError
+        For an operator that is not square, products that hold NaN, fewer probes than give an error bar (2; "xdiag": 4), a
+        keyword that is none of its values, and a checkpoint that is damaged or of another call.
+    RuntimeError
+        For products that come out otherwise when they are made again.
+
+    Notes
+    -----
+    Both random methods are unbiased:
+
+    - "hutchinson": the mean of z * (A z) over signs z.
+    - "xdiag": m = probes / 2 sign vectors; the diagonal of the part of A in the range of their products, exactly, and the
+      mean of what each left out says of the rest: far better where the spectrum decays. Takes m transposed products. stderr
+      includes the covariance of its samples (`spectral.estimators.leave_one_out`).
+    - "auto": exact, else xdiag with 20 products or more where A's transpose is known and the memory is there, else
+      hutchinson.
+
+    References
+    ----------
+    - Bekas, Kokiopoulou, Saad (2007), An estimator for the diagonal of a matrix, Appl. Numer. Math. 57.
+    - Epperly, Tropp, Webber (2024), XTrace: making the most of every sample in stochastic trace estimation, SIAM J. Matrix
+      Anal. Appl. 45.
+
+    Examples
+    --------
     >>> e = diagonal(np.array([[2.0, 1.0], [1.0, 3.0]]))
     >>> e.value.tolist(), e.stderr.tolist(), e.products
     ([2.0, 3.0], [0.0, 0.0], 2)

@@ -39,20 +39,54 @@ def esd(
     checkpoint: Any = None,
     **options: Any,
 ) -> Spectrum:
-    """The spectrum of symmetric A, or of the Gram of a rectangular operator on its smaller side.
+    """The spectrum of symmetric A, or of the Gram of a rectangular operator on its smaller side, by whatever is cheapest here.
 
-    "auto": all eigenvalues if they cost up to three times what `slq` would (`spectral.estimators.cost` counts derivative passes,
-    sweeps and bytes; a product of a flattened Jacobian is as many passes as it has outputs, and so is its whole Gram) and the
-    matrix is small: 4096; 8192 for a Jacobian whose Gram is assembled from rows, more where the passes outweigh dense
-    arithmetic. Otherwise `slq` with deflation. With tol, probes or steps, too, all eigenvalues where they are cheap, as they are
-    within any tolerance; other options of slq mean slq, those of `kpm` kpm. A budget is kept as it is counted: all eigenvalues
-    of a Jacobian are as many products as it has outputs, and one epoch. `meta["choice"]` says what was chosen and why, with
-    these numbers. Products being equal, `kpm` knows nothing that slq does not, and less where
-    slq deflates; "auto" takes it where the free memory holds no vectors to deflate: fewer than seven of A's dimension. It is then
-    Lanczos with four vectors, or the Chebyshev recurrence with three, which loses steps in spectra with gaps. kpm has no tol,
-    which therefore means slq. `checkpoint` is a file that the method keeps: the same call goes on from it to the same bits.
-    `options` are those of the method; `steps` of kpm are half its moments.
+    Cost: that of the method. "auto" takes all eigenvalues where they cost up to three times what `slq` would, and `slq`
+    otherwise.
 
+    Parameters
+    ----------
+    A : operator or matrix
+        (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes.
+    tol : float or dict, optional
+        As in `slq`. kpm has none, so that tol means slq, or all eigenvalues where they are cheap, which are within any
+        tolerance.
+    budget : int or str, optional
+        As in `slq`, kept as it is counted: all eigenvalues of a Jacobian are as many products as it has outputs, and one
+        epoch.
+    method : str
+        "auto", "exact", "slq" or "kpm".
+    checkpoint : path, optional
+        A file that the method keeps: the same call goes on from it to the same bits.
+    **options : object
+        Those of the method. With "auto", probes or steps leave the choice open; other options of `slq` mean slq, those of
+        `kpm` kpm. `steps` of kpm are half its moments.
+
+    Returns
+    -------
+    Spectrum
+        `meta["choice"]` says what was chosen and why, with the numbers that were compared.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method, and as the method that is chosen.
+    TypeError
+        For an option that the method does not take.
+
+    Notes
+    -----
+    "auto" counts derivative passes, sweeps and bytes (`spectral.estimators.cost`). A product of a flattened Jacobian is as
+    many passes as it has outputs, and so is its whole Gram. All eigenvalues must cost up to three times what `slq` would,
+    take no more than half of the free memory, and the matrix must be small: 4096; 8192 for a Jacobian whose Gram is
+    assembled from rows, more where the passes outweigh dense arithmetic.
+
+    Products being equal, `kpm` knows nothing that slq does not, and less where slq deflates. "auto" takes it where the free
+    memory holds no vectors to deflate: fewer than seven of A's dimension. It is then Lanczos with four vectors, or the
+    Chebyshev recurrence with three, which loses steps in spectra with gaps.
+
+    Examples
+    --------
     >>> esd(np.diag([1.0, 2.0])).method
     'exact'
     """

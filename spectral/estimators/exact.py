@@ -35,18 +35,45 @@ STATE = Either(  # of a checkpoint: rows A e_0, A e_1, ... of the products so fa
 def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Spectrum:
     """All eigenvalues of symmetric A (n, n), or of the Gram of a rectangular or network operator on its smaller side.
 
-    A Jacobian's Gram (also multiples and shifts of it) is assembled in float64 in one sweep over the data, k VJPs a sample,
-    counted as k products; anything else takes n products with the identity. Memory: n^2 doubles, and for J J^T the rows of J.
-    Where half of the free memory does not hold these, it holds a part of them in each of several sweeps, which all later rows
-    meet; `spectral.estimators.cost` counts it. Time: O(n^3) for the eigenvalues.
+    Cost: of a Jacobian's Gram (also of its multiples and shifts) one sweep over the data, k VJPs a sample, counted as k
+    products; of anything else n products with the identity, of a matrix none. Memory: n^2 doubles, and for J J^T the rows
+    of J. Time: O(n^3) for the eigenvalues.
+
+    Parameters
+    ----------
+    A : operator or matrix
+        (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes.
+    checkpoint : path, optional
+        A file; the same call goes on from it to the same bits. It keeps the products with the identity and the whole matrix
+        (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then the eigenvalues. A
+        sweep that assembles a Jacobian's Gram is kept when it is over: interrupted before, it begins anew.
+    progress : bool, optional
+        A progress bar on stderr; by default only on a terminal.
+
+    Returns
+    -------
+    Spectrum
+        All eigenvalues as atoms, by method "exact". `meta["assembled"]` says how the matrix was made.
+
+    Raises
+    ------
+    ValueError
+        When the matrix does not fit into memory, for an operator that is not symmetric, for products that hold NaN, and for
+        a checkpoint that is damaged or of another operator.
+    RuntimeError
+        For products that come out otherwise when they are made again.
+
+    Notes
+    -----
+    A Jacobian's Gram is assembled in float64. Where half of the free memory does not hold it and the rows of J, it holds a
+    part of them in each of several sweeps, which all later rows meet; `spectral.estimators.cost` counts it.
+
     Products with the identity are held against each other: <e_i, A e_j> = <A e_i, e_j>, see `spectral.krylov.symmetry`.
-    `meta["value_error"]`, the error of each eigenvalue, is `Spectrum.rounding`: that of products and of the eigenvalue routine.
-    checkpoint: a file; the same call goes on from it to the same bits. It keeps the products with the identity and the whole
-    matrix (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then the eigenvalues. A
-    sweep that assembles a Jacobian's Gram is kept when it is over: interrupted before, it begins anew.
+    `meta["value_error"]`, the error of each eigenvalue, is `Spectrum.rounding`: that of products and of the eigenvalue
+    routine.
 
-    Raises ValueError when the matrix does not fit into memory, or for a checkpoint that is damaged or of another operator.
-
+    Examples
+    --------
     >>> exact(np.diag([3.0, 1.0, 2.0])).atoms.values.tolist()
     [1.0, 2.0, 3.0]
     """

@@ -31,9 +31,47 @@ Interval = tuple[float | None, float | None]
 def logdet(A: Any, shift: float = 0.0, *, interval: Interval | None = None, **options: Any) -> Estimate:
     """log det (A + shift I) = sum_i log(lambda_i + shift) of A + shift I > 0.
 
-    `interval` = (a, b): bounds of all eigenvalues of A that you know; a = 0 of a semi-definite operator is known. The upper bound
-    needs an a with a + shift >= 0, the lower one a + shift > 0. Raises ValueError where an eigenvalue or Ritz value + shift <= 0.
+    Cost: the products of `esd`; none of a ready spectrum.
 
+    Parameters
+    ----------
+    A : operator, matrix or Spectrum
+        (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes. A ready spectrum
+        costs no product.
+    shift : float
+        Added to every eigenvalue.
+    interval : (float, float), optional
+        (a, b): bounds of all eigenvalues of A that you know, None for an end that you do not; a = 0 of a semi-definite
+        operator is known.
+    **options : object
+        Of `esd`, which makes the spectrum: tol, budget, method, probes, steps, seed, checkpoint, ...; none with a ready
+        spectrum.
+
+    Returns
+    -------
+    Estimate
+        In nats. stderr is statistical and quadrature error together.
+        lower and upper are certified for the pooled quadratic forms of the probes that were drawn: what more steps could
+        change, not what other probes could; nan where nothing is certified. An exact value is both.
+
+    Raises
+    ------
+    ValueError
+        Where an eigenvalue or Ritz value + shift <= 0.
+    TypeError
+        For options with a ready spectrum.
+
+    Notes
+    -----
+    The upper bound needs an a with a + shift >= 0, the lower one a + shift > 0.
+
+    References
+    ----------
+    Golub, Meurant (2010), Matrices, Moments and Quadrature with Applications, Princeton: Gauss and Gauss-Radau rules as
+    bounds, see `spectral.quadrature.bounds`.
+
+    Examples
+    --------
     >>> float(logdet(2 * np.eye(50)))     # 50 log 2
     34.6573590279972...
     """
@@ -49,11 +87,52 @@ def spectral_form(
     interval: Interval | None = None,
     **options: Any,
 ) -> Estimate:
-    """At each s of `shifts` (S,), from one spectrum: "resolvent" tr (A + s I)^-1, "dimension" N_eff(s) = sum l / (l + s).
+    """Resolvent traces, or effective dimensions, at each shift, from one spectrum.
 
-    value, stderr, lower and upper are arrays (S,), or numbers for one shift. N_eff: effective dimension of ridge regression.
-    Both bounds hold for semi-definite A and s > 0 (or with `interval`, as in `logdet`).
+    "resolvent": tr (A + s I)^-1 = sum_i 1 / (lambda_i + s). "dimension": N_eff(s) = sum_i lambda_i / (lambda_i + s), the
+    effective dimension of ridge regression.
 
+    Cost: the products of `esd`, whatever the number of shifts; none of a ready spectrum.
+
+    Parameters
+    ----------
+    A : operator, matrix or Spectrum
+        (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes. A ready spectrum
+        costs no product.
+    shifts : float or array
+        s, or (S,) of them, in units of lambda; s > 0 for "dimension".
+    of : str
+        "resolvent" or "dimension".
+    interval : (float, float), optional
+        (a, b): bounds of all eigenvalues of A that you know, None for an end that you do not; a = 0 of a semi-definite
+        operator is known.
+    **options : object
+        Of `esd`, which makes the spectrum: tol, budget, method, probes, steps, seed, checkpoint, ...; none with a ready
+        spectrum.
+
+    Returns
+    -------
+    Estimate
+        value, stderr, lower and upper are arrays (S,), or numbers for one shift. stderr is statistical and quadrature error
+        together.
+        lower and upper are certified for the pooled quadratic forms of the probes that were drawn: what more steps could
+        change, not what other probes could; nan where nothing is certified. An exact value is both. Both bounds hold for
+        semi-definite A and s > 0 (or with `interval`, as in `logdet`).
+
+    Raises
+    ------
+    ValueError
+        For another form, a dimension at s <= 0, and a form that is not finite on the spectrum.
+    TypeError
+        For options with a ready spectrum.
+
+    References
+    ----------
+    Golub, Meurant (2010), Matrices, Moments and Quadrature with Applications, Princeton: Gauss and Gauss-Radau rules as
+    bounds, see `spectral.quadrature.bounds`.
+
+    Examples
+    --------
     >>> spectral_form(np.diag([1.0, 3.0]), [1.0, 3.0], of="dimension").value.tolist()
     [1.25, 0.75]
     """
@@ -97,11 +176,36 @@ def functional(spectrum: Spectrum, f: bounds.Signed, interval: Interval | None =
 
 
 def frobenius(A: Any, *, probes: int = 20, seed: int = 0) -> Estimate:
-    """||A||_F of any (m, n) operator from ||A z||^2 of `probes` sign vectors, or sqrt(sum lambda^2) of a `Spectrum`.
+    """||A||_F of any (m, n) operator, from ||A z||^2 of random sign vectors, or sqrt(sum lambda^2) of a `Spectrum`.
 
-    One product each, no transpose; n of them or more are exact. The square is unbiased, the root is low by about
-    stderr^2 / (2 value). lower and upper are nan unless exact.
+    Cost: `probes` products, n at most, and no transposed one; none of a ready spectrum. Memory: two vectors.
 
+    Parameters
+    ----------
+    A : operator, matrix or Spectrum
+        (m, n), any; whatever `as_operator` takes.
+    probes : int
+        Sign vectors, one product each, 2 at least; n of them or more are exact, with the identity.
+    seed : int
+        0 to 2^64 - 1. Vector i depends on (seed, i) alone.
+
+    Returns
+    -------
+    Estimate
+        The square is unbiased, the root is low by about stderr^2 / (2 value). lower and upper are nan unless exact.
+
+    Raises
+    ------
+    ValueError
+        For probes that are no integer >= 2, and for products that hold NaN.
+
+    References
+    ----------
+    Hutchinson (1990), A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines, Commun.
+    Stat. Simul. Comput. 19: ||A||_F^2 = tr A^T A.
+
+    Examples
+    --------
     >>> frobenius(np.diag([3.0, 4.0])).value
     5.0
     """
@@ -136,12 +240,42 @@ def _root(e: Estimate, unit: float) -> Estimate:
 
 
 def numerical_rank(A: Any, tol: float | None = None, *, confidence: float = 0.95, **options: Any) -> Estimate:
-    """How many |eigenvalues| exceed tol times the largest; lower and upper are the confidence interval of `Spectrum.count`.
+    """How many |eigenvalues| exceed tol times the largest.
 
-    tol: by default `Spectrum.rounding`, below which an eigenvalue cannot be told from 0: (10 eps + sqrt(n) 2^-52) times the
-    largest, eps of the products. stderr is the interval's half width over its normal quantile. The largest |eigenvalue| is
-    taken from the spectrum, which sees it from below. `summary` calls it "hard_rank".
+    Cost: the products of `esd`; none of a ready spectrum.
 
+    Parameters
+    ----------
+    A : operator, matrix or Spectrum
+        (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes. A ready spectrum
+        costs no product.
+    tol : float, optional
+        Relative, 0 <= tol < 1. By default `Spectrum.rounding`, below which an eigenvalue cannot be told from 0: (10 eps +
+        sqrt(n) 2^-52) times the largest, eps of the products.
+    confidence : float
+        Of the interval.
+    **options : object
+        Of `esd`, which makes the spectrum: tol, budget, method, probes, steps, seed, checkpoint, ...; none with a ready
+        spectrum. esd's own `tol` cannot be given here.
+
+    Returns
+    -------
+    Estimate
+        lower and upper are the confidence interval of `Spectrum.count`; stderr is its half width over its normal quantile.
+
+    Raises
+    ------
+    ValueError
+        For a tol that is no relative tolerance, and a confidence that is no probability.
+    TypeError
+        For options with a ready spectrum.
+
+    Notes
+    -----
+    The largest |eigenvalue| is taken from the spectrum, which sees it from below. `summary` calls the number "hard_rank".
+
+    Examples
+    --------
     >>> numerical_rank(np.diag([1.0, 2.0, 0.0])).value
     2.0
     """
@@ -167,11 +301,38 @@ def _is_number(value: Any) -> bool:
 def condition_number(A: Any, **options: Any) -> Estimate:
     """max |lambda| / min |lambda|: a certified lower bound, no upper one, unless the spectrum is exact.
 
-    Ritz values are never outside the spectrum, and within its residual of each lies an eigenvalue; so the value, the ratio of the
-    extreme |Ritz values|, may be far too small, stderr is nan, and `lower` is what is certain up to rounding. upper is nan:
-    no product with A excludes a smaller eigenvalue. An eigenvalue known to be 0 makes it infinite. One that rounding does not
-    tell from 0 does so too, and is no knowledge: stderr is then nan, and `lower` says how large it is at least.
+    Cost: the products of `esd`; none of a ready spectrum.
 
+    Parameters
+    ----------
+    A : operator, matrix or Spectrum
+        (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes. A ready spectrum
+        costs no product.
+    **options : object
+        Of `esd`, which makes the spectrum: tol, budget, method, probes, steps, seed, checkpoint, ...; none with a ready
+        spectrum.
+
+    Returns
+    -------
+    Estimate
+        value is the ratio of the extreme |Ritz values| and may be far too small; stderr is nan. `lower` is what is certain
+        up to rounding, upper is nan. Of an exact spectrum lower and upper hold by the error of its eigenvalues.
+
+    Raises
+    ------
+    ValueError
+        For the matrix 0.
+    TypeError
+        For options with a ready spectrum.
+
+    Notes
+    -----
+    Ritz values are never outside the spectrum, and within its residual of each lies an eigenvalue. No product with A
+    excludes a smaller eigenvalue. An eigenvalue known to be 0 makes the number infinite. One that rounding does not tell
+    from 0 does so too, and is no knowledge: stderr is then nan, and `lower` says how large it is at least.
+
+    Examples
+    --------
     >>> condition_number(np.diag([1.0, -4.0])).value
     4.0
     """
@@ -209,19 +370,63 @@ def _ratio(a: float, b: float) -> float:
 
 
 class NegativeMass(NamedTuple):
-    """`fraction` of the eigenvalues below 0; `mass`: sum of |lambda| over them, as a fraction of sum |lambda|."""
+    """The negative part of a spectrum, as two fractions.
+
+    Attributes
+    ----------
+    fraction : Estimate
+        Of the eigenvalues below 0.
+    mass : Estimate
+        Sum of |lambda| over them, as a fraction of sum |lambda|.
+
+    Examples
+    --------
+    >>> spectral.negative_mass(np.diag([-1.0, 1.0, 2.0, 4.0])).fraction.value
+    0.25
+    """
 
     fraction: Estimate
     mass: Estimate
 
 
 def negative_mass(A: Any, *, confidence: float = 0.95, **options: Any) -> NegativeMass:
-    """The negative part of a spectrum, by count and by |lambda|; lower and upper are confidence intervals.
+    """The negative part of a spectrum, by count and by |lambda|.
 
-    Negative is what lies below -`Spectrum.rounding`: nearer to 0 the sign is not known. The interval of the fraction is that of
-    `Spectrum.count` (certified envelope, then Beta law). The mass's is value +- the normal quantile times stderr, within [0, 1].
-    A semi-definite operator has neither, exactly.
+    #{lambda_i < 0} / n and sum_{lambda_i < 0} |lambda_i| / sum_i |lambda_i|.
 
+    Cost: the products of `esd`; none of a ready spectrum.
+
+    Parameters
+    ----------
+    A : operator, matrix or Spectrum
+        (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes. A ready spectrum
+        costs no product.
+    confidence : float
+        Of both intervals.
+    **options : object
+        Of `esd`, which makes the spectrum: tol, budget, method, probes, steps, seed, checkpoint, ...; none with a ready
+        spectrum.
+
+    Returns
+    -------
+    NegativeMass
+        `fraction` and `mass`, whose lower and upper are confidence intervals. That of the fraction is `Spectrum.count`'s
+        (certified envelope, then Beta law); that of the mass is value +- the normal quantile times stderr, within [0, 1].
+
+    Raises
+    ------
+    ValueError
+        For a confidence that is no probability.
+    TypeError
+        For options with a ready spectrum.
+
+    Notes
+    -----
+    Negative is what lies below -`Spectrum.rounding`: nearer to 0 the sign is not known. A semi-definite operator has
+    neither, exactly.
+
+    Examples
+    --------
     >>> negative_mass(np.diag([-1.0, 1.0, 2.0])).mass.value
     0.25
     """

@@ -43,25 +43,68 @@ def kpm(
     checkpoint: Any = None,
     progress: bool | None = None,
 ) -> Spectrum:
-    """The spectrum of symmetric A (n, n) from Chebyshev moments mu_j = <g, T_j((A - c) / h) g> of `probes` Gaussian vectors g.
+    """The spectrum of symmetric A (n, n) from Chebyshev moments, the kernel polynomial method without its damping.
 
-    Cost: two moments a product, so `moments` / 2 products a probe (rounded up, at most n). Each probe becomes its Gauss rule,
-    exact for polynomials of degree < `moments`; nothing is damped, and no basis is kept. `jackson` draws the damped density.
+    mu_j = <g, T_j((A - c) / h) g> of `probes` Gaussian vectors g, on the interval c - h to c + h. Each probe becomes its
+    Gauss rule, exact for polynomials of degree < `moments`. `jackson` draws the damped density.
 
-    recurrence "lanczos": spectrum-adaptive, the moments come from the Lanczos matrix of each probe and the interval is chosen
-    afterwards: four vectors of length n. "chebyshev": the moments themselves, three vectors, and dots that nothing waits for; the
-    interval comes from at least 20 Lanczos steps more, and moments that grow restart a probe on a wider one, as
-    `meta["restarts"]` counts. These moments know no more of the Gauss rule than their rounding leaves: `meta["kept_steps"]` of
-    `meta["made_steps"]` survive (`meta["stops"]` then says "rounding"), and bounds are as wide as the kept ones leave them;
-    where a gap takes a share of the interval, how few is in `spectral.krylov.chebyshev.jacobi`. Gaps call for "lanczos".
+    Cost: two moments a product, so `moments` / 2 products a probe (rounded up, at most n). Memory: no basis; four vectors
+    of length n by "lanczos", three by "chebyshev".
 
-    interval: (low, high) that holds the spectrum; ValueError if an eigenvalue shows itself outside. budget: products, or "10min",
-    "50epochs". A rectangular operator means its Gram on the smaller side, whose known zeros are carried exactly.
-    checkpoint: a file, saved every few seconds and at SIGINT and SIGTERM; the same call goes on from it to the same bits, with
-    more `probes` too. Lanczos steps for the interval are kept once they are done.
+    Parameters
+    ----------
+    A : operator or matrix
+        (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes. Known zeros of a
+        Gram are carried exactly.
+    probes : int
+        Gaussian vectors.
+    moments : int
+        Of each probe.
+    seed : int
+        0 to 2^64 - 1. Probe i depends on (seed, i) alone.
+    interval : (float, float), optional
+        (low, high) that holds the spectrum. By default it is found.
+    recurrence : str
+        "lanczos": spectrum-adaptive, the moments come from the Lanczos matrix of each probe and the interval is chosen
+        afterwards. "chebyshev": the moments themselves, and dots that nothing waits for; see Notes. Gaps in the spectrum
+        call for "lanczos".
+    budget : int or str, optional
+        A number of products, or "10min", "50epochs", ..., as in `slq`.
+    checkpoint : path, optional
+        A file, saved every few seconds and at SIGINT and SIGTERM. The same call goes on from it to the same bits, with more
+        `probes` too. Lanczos steps for the interval are kept once they are done.
+    progress : bool, optional
+        A progress bar on stderr; by default only on a terminal.
 
-    Source: Weisse, Wellein, Alvermann, Fehske (2006); Chen (2023), J. Comput. Phys. 486; `spectral.krylov.chebyshev`.
+    Returns
+    -------
+    Spectrum
+        By method "kpm"; `meta` holds the moments, the interval and what was made.
 
+    Raises
+    ------
+    ValueError
+        For a square operator that is not symmetric (two products tell where nobody knows) or is empty, a keyword that is
+        none of its values, an interval outside of which an eigenvalue shows itself, a budget that ends while the interval
+        is sought, and a checkpoint that is damaged or of another operator, seed or setting.
+    RuntimeError
+        For products that come out otherwise when they are made again.
+
+    Notes
+    -----
+    recurrence="chebyshev": the interval comes from at least 20 Lanczos steps more, and moments that grow restart a probe on
+    a wider one, as `meta["restarts"]` counts. These moments know no more of the Gauss rule than their rounding leaves:
+    `meta["kept_steps"]` of `meta["made_steps"]` survive (`meta["stops"]` then says "rounding"), and bounds are as wide as
+    the kept ones leave them. Where a gap takes a share of the interval, how few is in `spectral.krylov.chebyshev.jacobi`.
+
+    References
+    ----------
+    - Weisse, Wellein, Alvermann, Fehske (2006), The kernel polynomial method, Rev. Mod. Phys. 78.
+    - Chen (2023), A spectrum adaptive kernel polynomial method, J. Chem. Phys. 159.
+    - The recurrences: `spectral.krylov.chebyshev`.
+
+    Examples
+    --------
     >>> s = kpm(2 * np.eye(50))
     >>> s.products, float(s.integrate(np.log).value)      # one step a probe: log det 2I = 50 log 2
     (4, 34.6573590279972...
@@ -218,14 +261,45 @@ def moments_of(record: LanczosRecord, interval: Interval, count: int) -> np.ndar
 
 
 def jackson(spectrum: Spectrum, x: Any = None, *, moments: int | None = None, confidence: float = 0.95) -> Density:
-    """The density damped by Jackson's kernel, sum_j g_j mu_j T_j(t) / (pi h sqrt(1 - t^2)): a picture, nowhere negative.
+    """The density damped by Jackson's kernel: a picture, nowhere negative.
 
-    Of the moments of `kpm`, or those in the records of any spectrum with probes (`slq`), the first `moments` (all by default) on
-    `meta["interval"]`, or on one around all Ritz values. The kernel is pi h sqrt(1 - t^2) / M wide: narrow at the ends, where
-    moments resolve most. x: (X,) points; zero outside the interval, known zeros are left out. The value is exact for what the
-    probes see through the kernel, so that the band is probe noise alone: sqrt(2 Var / (m r + 2)). Integrals of it are biased;
-    `Spectrum.integrate` has none of this. Cost: O(X M) flops, no product. Source: Weisse et al. (2006), section II.C.
+    sum_j g_j mu_j T_j(t) / (pi h sqrt(1 - t^2)) with t = (x - c) / h, mu_j the moments and g_j Jackson's coefficients.
 
+    Cost: O(X M) flops for X points and M moments, no product.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Of `kpm`, or any with probes (`slq`), whose records hold moments.
+    x : array, optional
+        (X,) points, in units of lambda. By default 400 over the interval.
+    moments : int, optional
+        How many to take, all by default. They are those on `meta["interval"]`, or on an interval around all Ritz values.
+    confidence : float
+        Of the band at each point.
+
+    Returns
+    -------
+    Density
+        Zero outside the interval; known zeros are left out. `resolution` is pi / (2 M).
+
+    Raises
+    ------
+    ValueError
+        For an exact spectrum, a confidence that is no probability, and moments that are not there.
+
+    Notes
+    -----
+    The kernel is pi h sqrt(1 - t^2) / M wide: narrow at the ends, where moments resolve most. The value is exact for what
+    the probes see through the kernel, so that the band is probe noise alone: sqrt(2 Var / (m r + 2)) for m probes and r
+    eigenvalues. Integrals of it are biased; `Spectrum.integrate` has none of this.
+
+    References
+    ----------
+    Weisse, Wellein, Alvermann, Fehske (2006), The kernel polynomial method, Rev. Mod. Phys. 78, section II.C.
+
+    Examples
+    --------
     >>> d = jackson(kpm(np.diag([1.0, 2.0, 3.0])), np.array([0.0, 2.0, 9.0]))
     >>> bool(d.value[0] == d.value[2] == 0 < d.value[1])
     True

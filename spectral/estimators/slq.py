@@ -44,30 +44,81 @@ def slq(
     checkpoint: Any = None,
     progress: bool | None = None,
 ) -> Spectrum:
-    """The spectrum of symmetric A (n, n) from `probes` Gaussian vectors and `steps` Lanczos steps on each.
+    """The spectrum of symmetric A (n, n) by stochastic Lanczos quadrature, with deflation of what has converged.
 
-    Cost: probes x steps products; memory: up to 2 `steps` vectors of length n with a basis, else four and what is deflated. A
-    rectangular operator means its Gram on the smaller side, whose known zeros are carried exactly. At most n steps are made; an
-    invariant subspace ends a probe early with an exact rule, and finding all eigenvalues ends the run.
+    Each of `probes` Gaussian vectors g becomes the Gauss rule of its spectral measure, of `steps` nodes: <g, f(A) g> =
+    ||g||^2 sum_j w_j f(theta_j) for polynomials f of degree below 2 `steps`.
 
-    reorthogonalize: True (fully), "selective" (where orthogonality falls below sqrt(eps): fewer flops, the same memory), False
-    (four vectors); "auto" is True if a basis takes at most a quarter of the free memory, else False.
-    deflate "auto": with two probes or more, what the first has converged to is projected out of the others and becomes exact
-    atoms once another probe shows no further copy. Without a basis the first probe's products are made twice for it (two-pass
-    Lanczos) if "auto" left the basis out or deflate=True, and those of a later probe that shows a further copy, as long as the
-    probes to come can find the rest of them; reorthogonalize=False alone deflates nothing.
-    tol: steps and probes go on until the W1 error relative to the spectral range, truncation and the probes' noise in 95 % of the
-    draws, is below tol; {"count": (lo, hi, width)} until the interval of count(lo, hi) is that narrow; {"w1": ..., "count": ...}
-    asks for both. budget: products, or "10min", "50epochs". With tol, and with a budget, probes and steps are most numbers
-    where they are given and decided by the run where not; with a budget and both given they are as given.
-    checkpoint: a file (with two more beside it while a probe runs) saved every few seconds and at SIGINT and SIGTERM; the same
-    call goes on from it to the same bits. Probe i depends on (seed, i) alone.
+    Cost: probes x steps products. Memory: up to 2 `steps` vectors of length n with a basis, else four and what is deflated.
 
-    `meta["error"]` states the W1 error relative to the range: truncation (certified envelope; rounding is what of it no step can
-    lower), statistical (exact variance, mean) and w1_95; `meta["stop"]` says what ended the run: "probes", "tolerance", "budget",
-    "exact" (all eigenvalues found), "depth" (more probes cannot meet tol: steps, memory or rounding limit the truncation).
-    Source: Ubaru, Chen, Saad (2017); Chen, Trogdon, Ubaru (2021); the certificate: `spectral.quadrature.certificate.envelope`.
+    Parameters
+    ----------
+    A : operator or matrix
+        (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes. Known zeros of a
+        Gram are carried exactly.
+    probes : int
+        Gaussian vectors, 4 by default. With tol or budget the most where it is given, and decided by the run where not.
+    steps : int
+        Lanczos steps on each, 100 by default, at most n. With tol or budget as `probes`; with a budget and both given they
+        are as given.
+    seed : int
+        0 to 2^64 - 1. Probe i depends on (seed, i) alone.
+    deflate : bool or str
+        "auto": with two probes or more, what the first has converged to is projected out of the others and becomes exact
+        atoms once another probe shows no further copy. Without a basis this takes products of its own, see Notes. True asks
+        for it, with reorthogonalize=False too; False deflates nothing.
+    reorthogonalize : bool or str
+        True (fully), "selective" (where orthogonality falls below sqrt(eps): fewer flops, the same memory), False (four
+        vectors). "auto" is True if a basis takes at most a quarter of the free memory, else False.
+    tol : float or dict, optional
+        Steps and probes go on until the W1 error relative to the spectral range, truncation and the probes' noise in 95 %
+        of the draws, is below tol (0 < tol < 1). {"count": (lo, hi, width)}: until the interval of `count(lo, hi)` is that
+        narrow. {"w1": ..., "count": ...} asks for both.
+    budget : int or str, optional
+        A number of products, or "90s", "10min", "2h", "50epochs", "400products". Earlier sessions of a checkpoint count.
+    checkpoint : path, optional
+        A file (with two more beside it while a probe runs), saved every few seconds and at SIGINT and SIGTERM. The same
+        call goes on from it to the same bits.
+    progress : bool, optional
+        A progress bar on stderr; by default only on a terminal.
 
+    Returns
+    -------
+    Spectrum
+        By method "slq"; `meta` says what was done.
+
+    Raises
+    ------
+    ValueError
+        For a square operator that is not symmetric (two products tell where nobody knows) or is empty, a keyword that is
+        none of its values, and for a checkpoint that is damaged or of another operator, seed or setting.
+    RuntimeError
+        For products that come out otherwise when they are made again.
+
+    Notes
+    -----
+    An invariant subspace ends a probe early with an exact rule, and finding all eigenvalues ends the run.
+
+    `meta["error"]` states the W1 error relative to the range: `truncation` (certified envelope; `rounding` is what of it no
+    step can lower), `statistical` (exact variance, mean) and `w1_95`. `meta["stop"]` says what ended the run: "probes",
+    "tolerance", "budget", "exact" (all eigenvalues found), "depth" (more probes cannot meet tol: steps, memory or rounding
+    limit the truncation).
+
+    Without a basis, deflation makes the first probe's products twice (two-pass Lanczos) if "auto" left the basis out or
+    deflate=True. It also makes those of a later probe again that shows a further copy, as long as the probes to come can
+    find the rest of them. With reorthogonalize=False and deflate="auto" nothing is deflated.
+
+    The certificate of `truncation` is `spectral.quadrature.certificate.envelope`. `plan` predicts products, seconds and
+    memory.
+
+    References
+    ----------
+    - Ubaru, Chen, Saad (2017), Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIAM J. Matrix Anal. Appl.
+      38.
+    - Chen, Trogdon, Ubaru (2021), Analysis of stochastic Lanczos quadrature for spectrum approximation, ICML.
+
+    Examples
+    --------
     >>> s = slq(2 * np.eye(50))
     >>> s.products, float(s.integrate(np.log).value)      # one step a probe: log det 2I = 50 log 2
     (4, 34.6573590279972...

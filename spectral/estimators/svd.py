@@ -28,10 +28,33 @@ from spectral.probes import check_seed, probe
 
 @dataclass(frozen=True, eq=False)
 class SingularTriplets:
-    """k triplets, best first: `values` (k,), `left` (m, k), `right` (n, k), `residuals` (k,), all measured.
+    """k triplets J v = sigma u, J^T u = sigma v, best first, all measured.
 
-    residuals = max(||J v - sigma u||, ||J^T u - sigma v||): within its residual of each value there is a singular value.
-    `converged`, `threshold`, `complete`: as in `Eigenpairs`.
+    Attributes
+    ----------
+    values : numpy.ndarray
+        (k,), sigma.
+    left : torch.Tensor
+        (m, k), the u, on the operator's device.
+    right : torch.Tensor
+        (n, k), the v.
+    residuals : numpy.ndarray
+        (k,), max(||J v - sigma u||, ||J^T u - sigma v||): within its residual of each value there is a singular value.
+    converged : numpy.ndarray
+        (k,), whether the residual is at most `threshold`.
+    threshold : float
+        max(tol, 16 eps) ||J||, eps that of the operator's dtype, ||J|| estimated by the largest sigma.
+    complete : bool
+        Nothing better was left in the complement, as in `Eigenpairs`.
+    products : int
+        That it took, earlier sessions of a checkpoint included; J v and J^T u are one each.
+    epochs : float
+        Sweeps over the data that it took.
+
+    Examples
+    --------
+    >>> print(spectral.svd(np.diag([1.0, 2.0]), 1).complete)
+    True
     """
 
     values: np.ndarray
@@ -50,12 +73,34 @@ class SingularTriplets:
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """`values`, `residuals`, `converged` (k,), `left` (m, k) and `right` (n, k), on the CPU."""
+        """What stands in a file of results, on the CPU.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            `values`, `residuals`, `converged` (k,), `left` (m, k) and `right` (n, k).
+
+        Examples
+        --------
+        >>> spectral.svd(np.ones((3, 2)), 1).to_arrays()["left"].shape
+        (3, 1)
+        """
         arrays = {name: getattr(self, name) for name in ("values", "residuals", "converged")}
         return arrays | {"left": self.left.cpu().numpy(), "right": self.right.cpu().numpy()}
 
     def estimates(self) -> dict[str, results.Estimate]:
-        """Each value with its residual, within which a singular value lies: singular_value_1, singular_value_2, ..."""
+        """Each value with its residual, within which a singular value lies.
+
+        Returns
+        -------
+        dict of str to Estimate
+            singular_value_1, singular_value_2, ...
+
+        Examples
+        --------
+        >>> list(spectral.svd(np.diag([1.0, 2.0]), 2).estimates())
+        ['singular_value_1', 'singular_value_2']
+        """
         return results.bounded("singular_value", self.values, self.residuals, self.products)
 
 
@@ -73,18 +118,61 @@ def svd(
 ) -> SingularTriplets:
     """The k largest ("smallest") singular triplets J v = sigma u, J^T u = sigma v of J (m, n), with all copies.
 
-    Golub-Kahan on J with one-sided reorthogonalisation on the short side and thick restarts; converged where both residuals
-    are <= max(tol, 16 eps) ||J||. k = min(m, n) is the full decomposition. The smallest ones of a large matrix converge slowly.
-    Where a value is below half of that and J v / sigma is rounding, the left vector is a random one less its projection on the
+    Golub-Kahan bidiagonalisation on J itself, never on its square, with one-sided reorthogonalisation on the short side and
+    thick restarts. k = min(m, n) is the full decomposition.
+
+    Cost: two products a step (J v and J^T u are one each), as many as `top` needs for J^T J, and 2k to measure the
+    residuals. Memory: `basis` vectors of the short side, 3k of the long side, and those that a restart keeps.
+
+    Parameters
+    ----------
+    J : operator or matrix
+        (m, n); whatever `as_operator` takes.
+    k : int
+        How many triplets, 1 to min(m, n).
+    tol : float
+        Converged where both residuals are <= max(tol, 16 eps) ||J||; 0 <= tol < 1.
+    seed : int
+        0 to 2^64 - 1, of the random start vectors.
+    which : str
+        "largest" or "smallest". The smallest ones of a large matrix converge slowly.
+    basis : int, optional
+        Vectors of the short side that are held, k + 4 at least; by default as in `top`.
+    budget : int or str, optional
+        As in `slq`. A number of products is kept; of any other those that give k triplets at all (4k) are made.
+    checkpoint : path, optional
+        As in `top`.
+    progress : bool, optional
+        A progress bar on stderr; by default only on a terminal.
+
+    Returns
+    -------
+    SingularTriplets
+        Best first, with measured residuals.
+
+    Raises
+    ------
+    ValueError
+        For an empty matrix, k < 1 or k > min(m, n), a basis or budget that is too small for k, memory that does not hold
+        one, a keyword that is none of its values, and a checkpoint that is damaged or of another call.
+    RuntimeError
+        For products that come out otherwise when they are made again.
+
+    Notes
+    -----
+    Products with J^T J would lose singular values below sqrt(eps) ||J||; these lose them below eps ||J||. Where a value is
+    below half of the tolerance and J v / sigma is rounding, the left vector is a random one less its projection on the
     range: conjugate gradients, two products a step, within the budget; `residuals` and `converged` say how good it is.
-    Cost: two products a step (J v and J^T u are one each), as many as `top` needs for J^T J, and 2k to measure the residuals.
-    Memory: `basis` vectors of the short side (default: as in `top`), 3k of the long side, and those that a restart keeps.
-    budget: as in `slq`; a number of products is kept, and of any other those that give k triplets at all (4k) are made.
-    checkpoint: as in `top`.
 
-    ValueError: k < 1 or k > min(m, n), a basis or budget that is too small for k.
-    Source: Golub, Kahan (1965); Simon, Zha (2000); Baglama, Reichel (2005).
+    References
+    ----------
+    - Golub, Kahan (1965), Calculating the singular values and pseudo-inverse of a matrix, SIAM J. Numer. Anal. B 2.
+    - Simon, Zha (2000), Low-rank matrix approximation using the Lanczos bidiagonalization process, SIAM J. Sci. Comput. 21.
+    - Baglama, Reichel (2005), Augmented implicitly restarted Lanczos bidiagonalization methods, SIAM J. Sci. Comput. 27.
+    - Bjorck (1996), Numerical Methods for Least Squares Problems, SIAM.
 
+    Examples
+    --------
     >>> triplets = svd(np.diag([3.0, 1.0, 2.0])[:, :2], 2)
     >>> triplets.values.round(12).tolist(), triplets.left.shape, triplets.converged.tolist()
     ([3.0, 1.0], torch.Size([3, 2]), [True, True])

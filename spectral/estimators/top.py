@@ -62,11 +62,32 @@ def saved(recurrence: type[RestartedKrylov]) -> Fields:
 
 @dataclass(frozen=True, eq=False)
 class Eigenpairs:
-    """k eigenpairs, best first: `values` (k,), `vectors` (n, k), `residuals` (k,) = ||A v - theta v||, all measured.
+    """k eigenpairs A v = theta v, best first, all measured.
 
-    Within its residual of each value there is an eigenvalue. `converged` (k,): the residual is at most `threshold` =
-    max(tol, 16 eps) ||A||, eps that of the operator's dtype, ||A|| estimated by the largest |theta|. `complete`: nothing better
-    was left in the complement; otherwise (budget, or 50 n products) a converged pair is one of A, but a better may be missing.
+    Attributes
+    ----------
+    values : numpy.ndarray
+        (k,), theta.
+    vectors : torch.Tensor
+        (n, k), orthonormal columns, on the operator's device.
+    residuals : numpy.ndarray
+        (k,), ||A v - theta v||: within its residual of each value there is an eigenvalue.
+    converged : numpy.ndarray
+        (k,), whether the residual is at most `threshold`.
+    threshold : float
+        max(tol, 16 eps) ||A||, eps that of the operator's dtype, ||A|| estimated by the largest |theta|.
+    complete : bool
+        Nothing better was left in the complement. Otherwise (budget, or 50 n products) a converged pair is one of A, but a
+        better may be missing.
+    products : int
+        That it took, earlier sessions of a checkpoint included.
+    epochs : float
+        Sweeps over the data that it took.
+
+    Examples
+    --------
+    >>> print(spectral.top(np.diag([1.0, 2.0]), 1).complete)
+    True
     """
 
     values: np.ndarray
@@ -82,12 +103,34 @@ class Eigenpairs:
         return results.pairs("eigenvalues", self.values, self.residuals, self.converged, self.threshold, self.complete)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """`values`, `residuals`, `converged` (k,) and `vectors` (n, k), on the CPU."""
+        """What stands in a file of results, on the CPU.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            `values`, `residuals`, `converged` (k,) and `vectors` (n, k).
+
+        Examples
+        --------
+        >>> spectral.top(np.diag([1.0, 2.0]), 1).to_arrays()["vectors"].shape
+        (2, 1)
+        """
         arrays = {name: getattr(self, name) for name in ("values", "residuals", "converged")}
         return arrays | {"vectors": self.vectors.cpu().numpy()}
 
     def estimates(self) -> dict[str, results.Estimate]:
-        """Each value with its residual, within which an eigenvalue lies: eigenvalue_1, eigenvalue_2, ..."""
+        """Each value with its residual, within which an eigenvalue lies.
+
+        Returns
+        -------
+        dict of str to Estimate
+            eigenvalue_1, eigenvalue_2, ...
+
+        Examples
+        --------
+        >>> list(spectral.top(np.diag([1.0, 2.0]), 2).estimates())
+        ['eigenvalue_1', 'eigenvalue_2']
+        """
         return results.bounded("eigenvalue", self.values, self.residuals, self.products)
 
 
@@ -106,18 +149,65 @@ def top(
 ) -> Eigenpairs:
     """The k largest ("smallest", or largest in "magnitude") eigenpairs of symmetric A (n, n), with all copies.
 
-    Thick-restart (block) Lanczos with full reorthogonalisation, converged where ||A v - theta v|| <= max(tol, 16 eps) ||A||;
-    eigenvalues closer than that count as equal. `block` directions are multiplied at a time; start vectors depend on (seed, i).
-    Cost: until convergence, then about 5 / sqrt(gap) to 11 / sqrt(gap) products to rule out missed copies (gap: from theta_k to
-    the next, relative to the range), then k to measure residuals. Memory: `basis` vectors of length n (default: the larger of 4k
-    and k + 128, at most a quarter of the free memory) and 2k more. budget: as in `slq`; a number of products is kept, and
-    of any other the products that give k pairs at all (2k) are made. checkpoint: a file that is written now and then, and at
-    SIGINT and SIGTERM; the same call goes on from it, to the same bits.
-    A rectangular operator means its Gram on the smaller side, a Gram itself the side that it has.
+    A v = theta v by thick-restart (block) Lanczos with full reorthogonalisation. Eigenvalues closer than the tolerance
+    count as equal.
 
-    ValueError: k < 1 or k > n, a basis or budget that is too small for k, an operator that is not symmetric.
-    Source: Wu, Simon (2000); Golub, Underwood (1977).
+    Cost: until convergence, then about 5 / sqrt(gap) to 11 / sqrt(gap) products to rule out missed copies (gap: from
+    theta_k to the next, relative to the range), then k to measure residuals. Memory: `basis` vectors of length n and 2k
+    more.
 
+    Parameters
+    ----------
+    A : operator or matrix
+        (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes. A Gram itself keeps
+        the side that it has.
+    k : int
+        How many pairs, 1 to n.
+    tol : float
+        Converged where ||A v - theta v|| <= max(tol, 16 eps) ||A||; 0 <= tol < 1.
+    seed : int
+        0 to 2^64 - 1. Start vectors depend on (seed, i).
+    which : str
+        "largest", "smallest" or "magnitude".
+    block : int
+        Directions that are multiplied at a time.
+    basis : int, optional
+        Vectors that are held, k + 3 block + 1 at least. By default the larger of 4k and k + 128, at most a quarter of the
+        free memory.
+    budget : int or str, optional
+        As in `slq`. A number of products is kept; of any other the products that give k pairs at all (2k) are made.
+    checkpoint : path, optional
+        A file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits.
+    progress : bool, optional
+        A progress bar on stderr; by default only on a terminal.
+
+    Returns
+    -------
+    Eigenpairs
+        Best first, with measured residuals.
+
+    Raises
+    ------
+    ValueError
+        For k < 1 or k > n, a basis or budget that is too small for k, memory that does not hold one, an operator that is
+        not symmetric, a keyword that is none of its values, and a checkpoint that is damaged or of another call.
+    RuntimeError
+        For products that come out otherwise when they are made again.
+
+    Notes
+    -----
+    One Krylov space holds one vector of each eigenspace. Converged pairs are locked, and a fresh random direction is
+    followed in their complement until nothing better is left there: its space is invariant, its best pair has converged to
+    something worse, or the bound for random starts rules anything better out (wrongly with a probability of 1e-4).
+
+    References
+    ----------
+    - Wu, Simon (2000), Thick-restart Lanczos method for large symmetric eigenvalue problems, SIAM J. Matrix Anal. Appl. 22.
+    - Golub, Underwood (1977), The block Lanczos method for computing eigenvalues, Mathematical Software III.
+    - The bound: Kuczynski, Wozniakowski (1992), SIAM J. Matrix Anal. Appl. 13.
+
+    Examples
+    --------
     >>> pairs = top(np.diag([3.0, 1.0, 3.0, 2.0]), 3)
     >>> pairs.values.round(12).tolist(), pairs.converged.tolist()
     ([3.0, 3.0, 2.0], [True, True, True])

@@ -50,24 +50,77 @@ def trace(
     progress: bool | None = None,
     **options: Any,
 ) -> Estimate:
-    """tr A for square A (n, n), or tr f(A) = sum_i f(lambda_i) for symmetric A.
+    """tr A for square A (n, n), or tr f(A) = sum_i f(lambda_i) for symmetric A, with its standard error.
 
-    `probes` (20) is the number of products; n of them or more give the exact trace, with the identity and stderr 0.
-    "hutchinson": mean of z^T A z over signs z; O(n) memory.
-    "hutch++": a third of the products find a range Q, a third give tr Q^T A Q, a third Hutchinson's estimate of the rest.
-    "xtrace": the same with every vector in both roles, each left out of its own Q; m = probes / 2 vectors, 4 m n numbers.
-    "xnystrace": positive semi-definite A only; Nystrom's approximation, each vector left out once; m = probes, 2 m n numbers.
-    "auto": xnystrace where A is positive semi-definite by construction, else xtrace; hutchinson with fewer than 10 (xtrace: 20)
-    products or where the vectors would take more than a quarter of the free memory. All are unbiased.
-    "slq": the integral of `spectral.slq` (which takes `options`); the only method, and the default, with f.
+    Cost: `probes` products, n at most; with f those of `slq`. Memory: O(n) for "hutchinson"; see Notes for the others.
 
-    rtol: the products double, all kept, until stderr <= rtol |value|, the budget ends, n products make the trace exact, or there
-    are 10 240 of them; the returned stderr says what was reached. Seconds and epochs of a `budget` are looked at between blocks.
-    checkpoint: a file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits.
-    stderr includes the rounding of the products, eps ||A||_F; lower and upper are nan. A rectangular operator means its Gram.
-    Raises ValueError for products that hold NaN, or where "xnystrace" meets a vector with x^T A x < 0.
-    Source: Hutchinson (1990); Meyer, Musco, Musco, Woodruff (2021); Epperly, Tropp, Webber (2024).
+    Parameters
+    ----------
+    A : operator or matrix
+        (n, n), or rectangular for its Gram; whatever `as_operator` takes.
+    f : callable, optional
+        float64 arrays to arrays of the same shape. By default the identity.
+    method : str
+        "auto", "hutchinson", "hutch++", "xtrace", "xnystrace" or "slq"; see Notes.
+    probes : int, optional
+        Products, 20 by default; n of them or more give the exact trace, with the identity and stderr 0. Of "slq" its
+        probes.
+    rtol : float, optional
+        The products double, all kept, until stderr <= rtol |value|, the budget ends, n products make the trace exact, or
+        there are 10 240 of them; the returned stderr says what was reached.
+    seed : int
+        0 to 2^64 - 1. Probe i depends on (seed, i) alone.
+    budget : int or str, optional
+        As in `slq`. Its seconds and epochs are looked at between blocks.
+    checkpoint : path, optional
+        A file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits. Of
+        "slq" with rtol each run has a file of its own beside it.
+    progress : bool, optional
+        A progress bar on stderr; by default only on a terminal.
+    **options : object
+        Of `slq`, with f or method="slq" only.
 
+    Returns
+    -------
+    Estimate
+        stderr includes the rounding of the products, eps ||A||_F, and is widened to Student's interval for the number of
+        vectors; lower and upper are nan unless exact. `method` says what was done.
+
+    Raises
+    ------
+    ValueError
+        For products that hold NaN, where "xnystrace" meets a vector with x^T A x < 0 or an A that is not symmetric, for too
+        few probes or too small a budget for an error bar, and for a keyword that is none of its values.
+    TypeError
+        For options of `slq` without f.
+    RuntimeError
+        For products that come out otherwise when they are made again.
+
+    Notes
+    -----
+    All methods are unbiased:
+
+    - "hutchinson": mean of z^T A z over signs z.
+    - "hutch++": a third of the products find a range Q, a third give tr Q^T A Q, a third Hutchinson's estimate of the rest.
+    - "xtrace": the same with every vector in both roles, each left out of its own Q; m = probes / 2 vectors, 4 m n numbers
+      of memory.
+    - "xnystrace": positive semi-definite A only; Nystrom's approximation, each vector left out once; m = probes, 2 m n
+      numbers.
+    - "slq": the integral of `slq`; the only method, and the default, with f. With rtol the probes double, or the steps
+      where truncation is the larger part of the error.
+    - "auto": xnystrace where A is positive semi-definite by construction, else xtrace; hutchinson with fewer than 10
+      (xtrace: 20) products or where the vectors would take more than a quarter of the free memory.
+
+    References
+    ----------
+    - Hutchinson (1990), A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines,
+      Commun. Stat. Simul. Comput. 19.
+    - Meyer, Musco, Musco, Woodruff (2021), Hutch++: optimal stochastic trace estimation, SOSA.
+    - Epperly, Tropp, Webber (2024), XTrace: making the most of every sample in stochastic trace estimation, SIAM J. Matrix
+      Anal. Appl. 45.
+
+    Examples
+    --------
     >>> e = trace(np.diag([1.0, 2.0, 3.0]))     # three products with the identity
     >>> e.value, e.stderr, e.products
     (6.0, 0.0, 3)

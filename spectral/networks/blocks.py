@@ -56,19 +56,41 @@ class Share(Store):
 def blocks(A: Operator, *, by: str = "parameter") -> dict[str, Operator]:
     """The diagonal blocks of A by name, one operator for each parameter tensor or module, in the order of the parameters.
 
-    A is a Hessian, GaussNewton, Fisher or EmpiricalFisher, or the Gram J^T J of a parameter Jacobian; each block is the same
-    matrix restricted to some parameters (as by `params=`) on the same data.
+    Each block is the same matrix restricted to some parameters (as by `params=`) on the same data.
 
-    `by`: "parameter", or "module": one block for each module that owns parameters itself, not by its children ("(root)" is
-    the model). Tied parameters are in one block, that of their first name.
+    Cost: none to build; sizes, counts, fingerprints and preflight are A's. One product is a sweep as A's is. Together the
+    blocks keep no more than A's `memory` between sweeps (beside what A keeps).
 
-    Building them costs nothing: sizes, counts, fingerprints and preflight are A's, `epochs` counts from 0. One product is a
-    sweep as A's is. Together they keep no more than A's `memory` between sweeps (beside what A keeps).
+    Parameters
+    ----------
+    A : operator
+        A Hessian, GaussNewton, Fisher or EmpiricalFisher, or the Gram J^T J of a parameter Jacobian, `J.gram("right")`.
+    by : str
+        "parameter", or "module": one block for each module that owns parameters itself, not by its children ("(root)" is
+        the model). Tied parameters are in one block, that of their first name.
 
-    Raises TypeError for an operator without blocks, ValueError for another `by`.
+    Returns
+    -------
+    dict of str to Operator
+        Each (p, p) for p parameters of the block; `epochs` counts from 0.
 
+    Raises
+    ------
+    TypeError
+        For an operator without blocks.
+    ValueError
+        For another `by`.
+
+    Notes
+    -----
+    Where the memory is full, a block that multiplies alone for more than three sweeps takes the room of the others. Blocks
+    that multiply one after another have all of it; those that multiply in turns do not record anew at each turn.
+
+    Examples
+    --------
     >>> x, y = torch.ones(1, 3), torch.zeros(1, 2)
-    >>> H = spectral.Hessian(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)), torch.nn.MSELoss(), [(x, y)])
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    >>> H = spectral.Hessian(model, torch.nn.MSELoss(), [(x, y)])
     >>> {name: B.shape for name, B in blocks(H).items()}
     {'0.weight': (12, 12), '0.bias': (4, 4), '1.weight': (8, 8), '1.bias': (2, 2)}
     >>> {name: B.shape for name, B in blocks(H, by="module").items()}

@@ -33,11 +33,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 class Curvature(SumOverBatches):
     """A symmetric (P, P) matrix: a sum over batches divided by the number N of counted targets.
 
-    `loss`: a torch loss module under any reduction; a callable (output, batch) that returns (sum, count), the mean over the
-    samples or one number for each; or None for the model's own loss (Hugging Face, labels in the batch). `shared` names the
-    entries of a batch that belong to no sample, by key or position. `statistics`: batch norm with its running statistics
-    ("population") or those of each batch ("batch"), as training sees them. `params`, `engine`, `product_dtype`, `memory` and
-    `preflight`: as for `Jacobian`.
+    Its keywords are documented on each of its subclasses.
     """
 
     network: LossModel
@@ -145,10 +141,84 @@ class Curvature(SumOverBatches):
 class Hessian(Curvature):
     """The Hessian of the mean loss with respect to the parameters, (P, P): symmetric, in general indefinite.
 
-    One product is the derivative of the gradient along v: forward-mode AD of a backward pass, or a second backward pass
-    through the recorded gradient; see `spectral.engine.linearize`. Either is held against a difference of gradients before it is
-    used. Arguments as for `Curvature`. Source: Pearlmutter (1994).
+    H = d^2 L / d theta^2 of L = (1/N) sum_i loss_i, N the number of counted targets.
 
+    Cost: one product is one sweep over the data, the derivative of the gradient along v. Building it takes a forward pass
+    over the data, for sizes and counts.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Computed in eval mode, left as it was. Each sweep sees its weights as they are when it begins.
+    loss : torch.nn.Module or callable, optional
+        A torch loss module under any reduction; a callable (output, batch) that returns (sum, count), the mean over the
+        samples, or one number for each; None for the model's own loss (Hugging Face, labels in the batch). A callable gets
+        the output as the model gives it, and the whole batch.
+    data : iterable of batches
+        Read anew in each sweep, so that an iterator is refused. A batch is a tensor, a tuple such as (x, y), or a mapping
+        (Hugging Face). Each sweep must give the same batches; the random state of a shuffling loader is replayed.
+    params : list, optional
+        The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
+        gradient. Tied parameters count once.
+    forward : callable, optional
+        (model, batch) -> output. By default the model is called with the tensor, with as many entries of the tuple as its
+        `forward` requires, or with the fields of the mapping without its labels.
+    shared : list
+        Keys or positions of a batch's entries that belong to no sample (weights, priors).
+    statistics : str
+        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
+        (refused for a model without batch norm).
+    engine : str
+        How products are computed. "double-backward": a second backward pass through the gradient's graph, which is recorded
+        once. "fresh": forward-mode AD of a backward pass, for each product anew. "replay": a recorded program without what
+        does not depend on the vector. "compiled": that program through `torch.compile`. "auto": see Notes.
+    product_dtype : torch.dtype, optional
+        Of the products; vectors keep the model's. What a coarser one costs in accuracy is measured on the first batch (nine
+        products) and stored as `product_noise` in `describe()`.
+    memory : int or str, optional
+        What engines may keep between sweeps: bytes, "512MiB", "2GiB", 0 for nothing. By default a quarter of the free
+        memory.
+    preflight : bool
+        False leaves out the tests of the first batch: randomness, samples that meet, second derivatives against a
+        difference of gradients, symmetry.
+
+    Attributes
+    ----------
+    count : float
+        N, over all ranks.
+
+    Raises
+    ------
+    TypeError
+        For data that cannot be read twice, a loss that is a class or no callable, and a model or dtype without real
+        derivatives.
+    ValueError
+        For an empty data set or no counted target, NaN, outputs whose first axis is not the sample, and an unknown keyword
+        value. From the tests of the first batch: a model that is random in eval mode, or in which samples meet, and outputs
+        that carry no derivative. From a product: batches that are not those of the first sweep, and no engine that holds.
+
+    Notes
+    -----
+    The mean is torch's own over the counted targets of the whole data set at once: sums over batches, one division at the
+    end. How the data are cut into batches never matters, nor does a module's reduction; class weights, ignored targets and
+    label smoothing count as in torch.
+
+    engine="auto" takes the first product as the answer, by "double-backward". It is held to a difference of gradients
+    before it is used, and with the second to <u, H v> = <v, H u>; if it fails, "fresh" takes its place and is held to the
+    same, with the reason in `describe()`. A program is recorded only where the products to come (estimators announce
+    theirs) pay for it and `memory` holds it; it is held to three products of the first batch before it multiplies alone.
+    "compiled" is tried only where a run is predicted to take more than ten minutes. Kinks, rounding and coarse dtypes may
+    leave a difference of gradients without a verdict.
+
+    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
+    torch.distributed group, operators built alike on each rank from its own samples mean the whole.
+
+    References
+    ----------
+    Pearlmutter (1994), Fast exact multiplication by the Hessian, Neural Computation 6.
+
+    Examples
+    --------
     >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
     >>> H = Hessian(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), [(x, y)])
     >>> H @ torch.ones(1)  # d2/dw2 of (w^2 + (2 w)^2) / 2
@@ -200,12 +270,91 @@ class Hessian(Curvature):
 
 
 class GaussNewton(Curvature):
-    """J^T H J / N: J the Jacobian of the outputs z, H the Hessian of the summed loss with respect to z; (P, P).
+    """The Gauss-Newton matrix J^T H J / N, (P, P): the curvature of the mean loss through the linearised network.
 
-    z are the logits for torch's loss modules, and all that the loss reads of the output for a callable. Positive semi-definite
-    where the loss is convex in z, as torch's are. One product: J v, a product with H (of the outputs
-    alone), J^T u; see `spectral.engine.linearize`. Arguments as for `Curvature`. Source: Schraudolph (2002); Martens (2020).
+    J is the Jacobian of the outputs z, H the Hessian of the summed loss with respect to z, N the number of counted targets.
+    z are the logits for torch's loss modules, and all that the loss reads of the output for a callable. Positive
+    semi-definite where the loss is convex in z, as torch's are.
 
+    Cost: one product is one sweep over the data: J v, a product with H (of the outputs alone), J^T u. Building it takes a
+    forward pass over the data, for sizes and counts.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Computed in eval mode, left as it was. Each sweep sees its weights as they are when it begins.
+    loss : torch.nn.Module or callable, optional
+        A torch loss module under any reduction; a callable (output, batch) that returns (sum, count), the mean over the
+        samples, or one number for each; None for the model's own loss (Hugging Face, labels in the batch). A callable gets
+        the output as the model gives it, and the whole batch.
+    data : iterable of batches
+        Read anew in each sweep, so that an iterator is refused. A batch is a tensor, a tuple such as (x, y), or a mapping
+        (Hugging Face). Each sweep must give the same batches; the random state of a shuffling loader is replayed.
+    params : list, optional
+        The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
+        gradient. Tied parameters count once.
+    forward : callable, optional
+        (model, batch) -> output. By default the model is called with the tensor, with as many entries of the tuple as its
+        `forward` requires, or with the fields of the mapping without its labels.
+    shared : list
+        Keys or positions of a batch's entries that belong to no sample (weights, priors).
+    statistics : str
+        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
+        (refused for a model without batch norm).
+    engine : str
+        How products are computed. "fresh": forward-mode AD for each product anew, J^T u by a backward pass.
+        "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
+        without what does not depend on the vector. "compiled": that program through `torch.compile`. "auto": see Notes.
+    product_dtype : torch.dtype, optional
+        Of the products; vectors keep the model's. What a coarser one costs in accuracy is measured on the first batch (nine
+        products) and stored as `product_noise` in `describe()`.
+    memory : int or str, optional
+        What engines may keep between sweeps: bytes, "512MiB", "2GiB", 0 for nothing. By default a quarter of the free
+        memory.
+    preflight : bool
+        False leaves out the tests of the first batch: randomness, samples that meet, a callable loss that reads parameters,
+        the adjoint identity, the loss's second derivative against a difference of its gradients.
+
+    Attributes
+    ----------
+    count : float
+        N, over all ranks.
+
+    Raises
+    ------
+    TypeError
+        For data that cannot be read twice, a loss that is a class or no callable, and a model or dtype without real
+        derivatives.
+    ValueError
+        For an empty data set or no counted target, NaN, outputs whose first axis is not the sample, and an unknown keyword
+        value. From the tests of the first batch: a model that is random in eval mode, or in which samples meet, and outputs
+        that carry no derivative. From a product: batches that are not those of the first sweep, and no engine that holds.
+        Also for a loss that reads parameters beside the outputs, whose terms would be left out, or numbers that the model
+        has reduced already.
+
+    Notes
+    -----
+    The mean is torch's own over the counted targets of the whole data set at once: sums over batches, one division at the
+    end. How the data are cut into batches never matters, nor does a module's reduction; class weights, ignored targets and
+    label smoothing count as in torch.
+
+    engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
+    that fails gives place to the other, with the reason in `describe()`. Where more than three products are to come
+    (estimators announce theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program
+    is recorded only where the products to come pay for it and `memory` holds it; it is held to three products of the first
+    batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. The
+    loss's second derivative is held to a difference of its gradients.
+
+    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
+    torch.distributed group, operators built alike on each rank from its own samples mean the whole.
+
+    References
+    ----------
+    - Schraudolph (2002), Fast curvature matrix-vector products for second-order gradient descent, Neural Computation 14.
+    - Martens (2020), New insights and perspectives on the natural gradient method, JMLR 21.
+
+    Examples
+    --------
     >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
     >>> GaussNewton(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), [(x, y)]) @ torch.ones(1)
     tensor([5.])
@@ -269,12 +418,90 @@ class GaussNewton(Curvature):
 class Fisher(GaussNewton):
     """The Fisher information of the model's predictive distribution, (P, P): J^T F J / N, positive semi-definite.
 
-    F is the expected outer product of the score with respect to the logits under the model's own predictions: diag(p) - p p^T
-    for cross entropy, p (1 - p) for binary cross entropy, 2 for the squared error (torch's MSELoss is the negative
-    log-likelihood of variance 1/2). draws=None takes that expectation exactly; an integer draws so many labels for each target,
-    by (seed, sample) alone, whatever the batching. Ignored targets and class weights count as in the loss. Source: Amari (1998);
-    Kunstner, Balles, Hennig (2019).
+    F is the expected outer product of the score with respect to the logits under the model's own predictions: diag(p) - p
+    p^T for cross entropy, p (1 - p) for binary cross entropy, 2 for the squared error (torch's MSELoss is the negative
+    log-likelihood of variance 1/2). N is the number of counted targets.
 
+    Cost: one product is one sweep over the data: J v, a product with F (of the outputs alone), J^T u. Building it takes a
+    forward pass over the data, for sizes and counts.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Computed in eval mode, left as it was. Each sweep sees its weights as they are when it begins.
+    loss : torch.nn.Module, optional
+        What names the distribution: CrossEntropyLoss (alone with class weights), BCEWithLogitsLoss or MSELoss, under any
+        reduction, or None for the model's own cross entropy (Hugging Face, labels in the batch).
+    data : iterable of batches
+        Read anew in each sweep, so that an iterator is refused. A batch is a tensor, a tuple such as (x, y), or a mapping
+        (Hugging Face). Each sweep must give the same batches; the random state of a shuffling loader is replayed.
+    draws : int, optional
+        None takes the expectation exactly; an integer draws so many labels for each target.
+    seed : int
+        Of the draws: they depend on (seed, sample) alone, whatever the batching.
+    params : list, optional
+        The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
+        gradient. Tied parameters count once.
+    forward : callable, optional
+        (model, batch) -> output. By default the model is called with the tensor, with as many entries of the tuple as its
+        `forward` requires, or with the fields of the mapping without its labels.
+    shared : list
+        Keys or positions of a batch's entries that belong to no sample (weights, priors).
+    statistics : str
+        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
+        (refused for a model without batch norm).
+    engine : str
+        How products are computed. "fresh": forward-mode AD for each product anew, J^T u by a backward pass.
+        "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
+        without what does not depend on the vector. "compiled": that program through `torch.compile`. "auto": see Notes.
+    product_dtype : torch.dtype, optional
+        Of the products; vectors keep the model's. What a coarser one costs in accuracy is measured on the first batch (nine
+        products) and stored as `product_noise` in `describe()`.
+    memory : int or str, optional
+        What engines may keep between sweeps: bytes, "512MiB", "2GiB", 0 for nothing. By default a quarter of the free
+        memory.
+    preflight : bool
+        False leaves out the tests of the first batch: randomness, samples that meet, the adjoint identity.
+
+    Attributes
+    ----------
+    count : float
+        N, over all ranks.
+
+    Raises
+    ------
+    TypeError
+        For data that cannot be read twice, a loss that is a class or no callable, and a model or dtype without real
+        derivatives.
+    ValueError
+        For an empty data set or no counted target, NaN, outputs whose first axis is not the sample, and an unknown keyword
+        value. From the tests of the first batch: a model that is random in eval mode, or in which samples meet, and outputs
+        that carry no derivative. From a product: batches that are not those of the first sweep, and no engine that holds.
+        Also for a loss that names no predictive distribution, and for draws that are no integer >= 1.
+
+    Notes
+    -----
+    The mean is torch's own over the counted targets of the whole data set at once: sums over batches, one division at the
+    end. How the data are cut into batches never matters, nor does a module's reduction; class weights, ignored targets and
+    label smoothing count as in torch.
+
+    engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
+    that fails gives place to the other, with the reason in `describe()`. Where more than three products are to come
+    (estimators announce theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program
+    is recorded only where the products to come pay for it and `memory` holds it; it is held to three products of the first
+    batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes.
+
+    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
+    torch.distributed group, operators built alike on each rank from its own samples mean the whole.
+
+    References
+    ----------
+    - Amari (1998), Natural gradient works efficiently in learning, Neural Computation 10.
+    - Kunstner, Balles, Hennig (2019), Limitations of the empirical Fisher approximation for natural gradient descent,
+      NeurIPS.
+
+    Examples
+    --------
     >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
     >>> Fisher(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), [(x, y)]) @ torch.ones(1)
     tensor([5.])
@@ -317,12 +544,86 @@ class Fisher(GaussNewton):
 
 
 class EmpiricalFisher(GaussNewton):
-    """sum_i g_i g_i^T / N: g_i the gradient of sample i's summed loss; (P, P), positive semi-definite.
+    """The empirical Fisher matrix sum_i g_i g_i^T / N, (P, P), positive semi-definite.
 
-    It is the Gram matrix of the Jacobian of the n per-sample losses; one product is one J v and one J^T u of it. It is no
-    Fisher matrix: the labels are the data's. A loss that couples the samples of a batch has no such gradients and is refused.
-    Source: Kunstner, Balles, Hennig (2019).
+    g_i is the gradient of sample i's summed loss, N the number of counted targets. It is the Gram matrix of the Jacobian of
+    the n per-sample losses. It is no Fisher matrix: the labels are the data's.
 
+    Cost: one product is one sweep over the data, one J v and one J^T u of that Jacobian. Building it takes a forward pass
+    over the data, for sizes and counts.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Computed in eval mode, left as it was. Each sweep sees its weights as they are when it begins.
+    loss : torch.nn.Module or callable, optional
+        A torch loss module under any reduction; a callable (output, batch) that returns (sum, count), the mean over the
+        samples, or one number for each; None for the model's own loss (Hugging Face, labels in the batch). A callable gets
+        the output as the model gives it, and the whole batch.
+    data : iterable of batches
+        Read anew in each sweep, so that an iterator is refused. A batch is a tensor, a tuple such as (x, y), or a mapping
+        (Hugging Face). Each sweep must give the same batches; the random state of a shuffling loader is replayed.
+    params : list, optional
+        The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
+        gradient. Tied parameters count once.
+    forward : callable, optional
+        (model, batch) -> output. By default the model is called with the tensor, with as many entries of the tuple as its
+        `forward` requires, or with the fields of the mapping without its labels.
+    shared : list
+        Keys or positions of a batch's entries that belong to no sample (weights, priors).
+    engine : str
+        How products are computed. "fresh": forward-mode AD for each product anew, J^T u by a backward pass.
+        "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
+        without what does not depend on the vector. "compiled": that program through `torch.compile`. "auto": see Notes.
+    product_dtype : torch.dtype, optional
+        Of the products; vectors keep the model's. What a coarser one costs in accuracy is measured on the first batch (nine
+        products) and stored as `product_noise` in `describe()`.
+    memory : int or str, optional
+        What engines may keep between sweeps: bytes, "512MiB", "2GiB", 0 for nothing. By default a quarter of the free
+        memory.
+    preflight : bool
+        False leaves out the tests of the first batch: randomness, samples that meet, the adjoint identity.
+
+    Attributes
+    ----------
+    count : float
+        N, over all ranks.
+
+    Raises
+    ------
+    TypeError
+        For data that cannot be read twice, a loss that is a class or no callable, and a model or dtype without real
+        derivatives.
+    ValueError
+        For an empty data set or no counted target, NaN, outputs whose first axis is not the sample, and an unknown keyword
+        value. From the tests of the first batch: a model that is random in eval mode, or in which samples meet, and outputs
+        that carry no derivative. From a product: batches that are not those of the first sweep, and no engine that holds.
+        Also for a loss that couples the samples of a batch, which has no such gradients.
+
+    Notes
+    -----
+    The mean is torch's own over the counted targets of the whole data set at once: sums over batches, one division at the
+    end. How the data are cut into batches never matters, nor does a module's reduction; class weights, ignored targets and
+    label smoothing count as in torch.
+
+    Batch norm runs with its running statistics: there is no statistics="batch" here, which would couple the samples.
+
+    engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
+    that fails gives place to the other, with the reason in `describe()`. Where more than three products are to come
+    (estimators announce theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program
+    is recorded only where the products to come pay for it and `memory` holds it; it is held to three products of the first
+    batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes.
+
+    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
+    torch.distributed group, operators built alike on each rank from its own samples mean the whole.
+
+    References
+    ----------
+    Kunstner, Balles, Hennig (2019), Limitations of the empirical Fisher approximation for natural gradient descent,
+    NeurIPS.
+
+    Examples
+    --------
     >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
     >>> model = torch.nn.Linear(1, 1, bias=False)
     >>> _ = torch.nn.init.ones_(model.weight)

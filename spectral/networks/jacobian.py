@@ -27,22 +27,93 @@ ROW_BYTES = 256 << 20  # rows of J held at a time while per-sample gradients are
 
 
 class Jacobian(SumOverBatches):
-    """The Jacobian of a network over a data set, never formed.
+    """The Jacobian J of a network over a data set, never formed.
 
-    `of`: "logits", "probs", "loss" (each sample's own mean loss) or a callable(output, batch) -> (B, k).
-    `wrt`: "params" (those that require a gradient, or the name globs `params`) or "inputs" (embeddings for token models).
-    `layout`: "stacked", rows ordered by sample, then output: (n k, P) or (n k, d); "flattened", wrt inputs only: row i is
-    J_i flattened, (n, k d). One product is one JVP sweep, one transposed product one VJP sweep (flattened: k of each).
-    The model is computed in eval mode and left as it was.
+    J_i = d z_i / d theta, z_i (k,) the outputs of sample i and theta the parameters or the inputs. Rows are ordered by
+    sample, then output: (n k, P) or (n k, d). With layout="flattened", row i is J_i flattened: (n, k d).
 
-    `engine`: how products are computed, see `spectral.engine.linearize`; "auto" measures. `product_dtype`: the dtype of the
-    products (vectors keep the model's); what a coarser one costs in accuracy is measured and stored as `product_noise`.
-    `memory`: what engines may keep between sweeps (bytes, "2GiB", 0 for nothing; None: a quarter of the free memory).
-    `preflight=False` leaves out the tests of the first batch: randomness, samples that meet, the adjoint identity.
+    Cost: one product is one JVP sweep over the data, one transposed product one VJP sweep (flattened: k of each). J^T J v
+    takes both in one sweep. Building it takes a forward pass over the data, for sizes.
 
-    Raises ValueError or TypeError with one sentence for data that cannot be read twice, an empty data set, NaN, and outputs
-    whose first axis is not the sample.
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Computed in eval mode, left as it was. Each sweep sees its weights as they are when it begins.
+    data : iterable of batches
+        Read anew in each sweep, so that an iterator is refused. A batch is a tensor, a tuple such as (x, y), or a mapping
+        (Hugging Face). Each sweep must give the same batches; the random state of a shuffling loader is replayed.
+    of : str or callable
+        What is differentiated: "logits", "probs", "loss" (each sample's own mean loss), or a callable (output, batch) ->
+        (B, k). Outputs are flattened per sample to (B, k).
+    wrt : str
+        With respect to "params", or to "inputs" (embeddings for token models).
+    layout : str
+        "stacked", or, with respect to inputs only, "flattened".
+    forward : callable, optional
+        (model, batch) -> output. By default the model is called with the tensor, with as many entries of the tuple as its
+        `forward` requires, or with the fields of the mapping without its labels.
+    loss : torch.nn.Module or callable, optional
+        For of="loss": as for `Hessian`; None is the model's own loss.
+    params : list, optional
+        The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
+        gradient. Tied parameters count once.
+    shared : list
+        Keys or positions of a batch's entries that belong to no sample (weights, priors).
+    statistics : str
+        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
+        (refused for a model without batch norm). Refused also with wrt="inputs", with of="loss" and for rows of single
+        samples, which it couples.
+    engine : str
+        How products are computed. "fresh": forward-mode AD for each product anew, J^T u by a backward pass.
+        "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
+        without what does not depend on the vector. "compiled": that program through `torch.compile`. "auto" takes the first
+        product as the answer and holds it to <J v, u> = <v, J^T u>; see Notes.
+    product_dtype : torch.dtype, optional
+        Of the products; vectors keep the model's. What a coarser one costs in accuracy is measured on the first batch (nine
+        products) and stored as `product_noise` in `describe()`.
+    memory : int or str, optional
+        What engines may keep between sweeps: bytes, "512MiB", "2GiB", 0 for nothing. By default a quarter of the free
+        memory.
+    preflight : bool
+        False leaves out the tests of the first batch: randomness, samples that meet, the adjoint identity.
 
+    Attributes
+    ----------
+    samples : int
+        n, over all ranks.
+    outputs : int
+        k of the first batch.
+
+    Raises
+    ------
+    TypeError
+        For data that cannot be read twice, and for a model, an output or a dtype without real derivatives.
+    ValueError
+        For an empty data set, NaN, outputs whose first axis is not the sample, and an unknown keyword value. From the tests
+        of the first batch: a model that is random in eval mode, or in which samples meet, and outputs that carry no
+        derivative. From a product: batches that are not those of the first sweep, and no engine that holds.
+
+    Notes
+    -----
+    engine="auto": the first two products of each kind are held to the adjoint identity, to rounding; a way that fails gives
+    place to the other, with the reason in `describe()`. Where more than three products are to come (estimators announce
+    theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program is recorded only
+    where the products to come pay for it and `memory` holds it; it is held to three products of the first batch before it
+    multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. `describe()` says
+    which engine multiplies, why, and its seconds on the first batch.
+
+    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. Small batches are joined
+    where that gives the same.
+
+    In an initialised torch.distributed group, operators built alike on each rank from its own samples mean the whole.
+
+    References
+    ----------
+    - Pearlmutter (1994), Fast exact multiplication by the Hessian, Neural Computation 6.
+    - Griewank, Walther (2008), Evaluating Derivatives, SIAM.
+
+    Examples
+    --------
     >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     >>> J = spectral.Jacobian(torch.nn.Linear(2, 1, bias=False), [x])
     >>> torch.equal(J @ torch.eye(2), x)     # a linear model's Jacobian is its data
@@ -113,7 +184,24 @@ class Jacobian(SumOverBatches):
         self.notes: dict[str, Any] = {}
 
     def restricted(self, names: list[str]) -> Jacobian:
-        """The columns of the named parameters alone, by this operator's survey of the data: no sweep of its own."""
+        """The columns of the named parameters alone, by this operator's survey of the data: no sweep of its own.
+
+        Parameters
+        ----------
+        names : list of str
+            Full names of parameters that this operator differentiates.
+
+        Returns
+        -------
+        Jacobian
+            With counters that begin at 0.
+
+        Examples
+        --------
+        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1), [torch.ones(3, 2)])
+        >>> J.shape, J.restricted(["bias"]).shape
+        ((3, 3), (3, 1))
+        """
         B = copy.copy(self)
         B._wrt = {"wrt": "params", "params": [glob.escape(name) for name in names]}
         B._begin(self.network.restricted(names))
@@ -247,10 +335,37 @@ class Jacobian(SumOverBatches):
 
     # Rows ------------------------------------------------------------------------------------------------------------
     def rows(self, first: int = 0) -> Generator[tuple[slice, torch.Tensor], None, None]:
-        """(rows, block) of the dense J, batch by batch from batch `first` on: k VJPs per sample, this rank's samples only.
+        """(rows, block) of the dense J, batch by batch from batch `first` on, of this rank's samples only.
 
-        Memory: one batch's block, rows x columns entries. With respect to parameters the per-sample VJPs are vectorised, and
-        checked on the first batch against one ordinary VJP.
+        Cost: one sweep, k VJPs per sample. Memory: one batch's block, rows x columns entries. With respect to parameters
+        the per-sample VJPs are vectorised, 256 MiB of rows at a time, and checked on the first batch against one ordinary
+        VJP.
+
+        Parameters
+        ----------
+        first : int
+            The batch to begin with; those before are read and left out.
+
+        Returns
+        -------
+        generator of (slice, torch.Tensor)
+            Which rows, and their entries (rows, columns) in the operator's dtype.
+
+        Raises
+        ------
+        ValueError
+            With statistics="batch", for samples that meet in the model, and for NaN.
+
+        Notes
+        -----
+        Where vmap fails or gives something else, the rows are made sample by sample; `describe()` says so under `rows`.
+
+        Examples
+        --------
+        >>> data = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])]
+        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1, bias=False), data)
+        >>> [(where.start, block.tolist()) for where, block in J.rows()]
+        [(0, [[1.0, 2.0]]), (1, [[3.0, 4.0]])]
         """
         self._check_separate()
         with self.network.sweep() as batches:
@@ -355,11 +470,34 @@ class Jacobian(SumOverBatches):
         return torch.stack([torch.cat([g.reshape(-1) for g in lin.vjp(e[None])]) for e in eye])
 
     def squared_norms(self, exact: bool = True, seed: int = 0) -> torch.Tensor:
-        """||J_i||_F^2 of each sample, (n,), float64: the diagonal of the flattened Gram, whatever the layout.
+        """||J_i||_F^2 of each sample, the diagonal of the flattened Gram, whatever the layout.
 
-        exact: k VJPs per sample, one sweep. exact=False: one VJP per sample with random signs, which is unbiased; its
-        relative standard deviation is at most sqrt(2). The signs of sample i
-        depend on (seed, i) alone.
+        Cost: one sweep; k VJPs per sample if exact, else one.
+
+        Parameters
+        ----------
+        exact : bool
+            False takes one VJP per sample with random signs s, ||J_i^T s||^2, which is unbiased; its relative standard
+            deviation is at most sqrt(2).
+        seed : int
+            Of the signs: those of sample i depend on (seed, i) alone.
+
+        Returns
+        -------
+        torch.Tensor
+            (n,), float64, over all ranks.
+
+        Raises
+        ------
+        ValueError
+            With statistics="batch", which couples samples, and as `rows`.
+
+        Examples
+        --------
+        >>> x = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1, bias=False), [x])
+        >>> J.squared_norms()
+        tensor([25.,  1.], dtype=torch.float64)
         """
         self._check_separate()
         norms = torch.zeros(self.rank_samples[distributed.rank()], dtype=torch.float64, device=self.device)
