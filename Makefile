@@ -11,7 +11,7 @@ WORKERS ?= 2
 VERSIONS ?= /tmp/spectral-versions
 LOWEST_PYTHON ?= python3.10
 NEWEST_PYTHON ?= python3.14
-BENCHMARKS := product_cost model_table accuracy time_to_accuracy
+BENCHMARKS := product_cost short_runs model_table accuracy time_to_accuracy
 
 .PHONY: demo test check test-slow test-versions test-lowest test-newest docs bench clean
 demo: $(VENV)/.demo

@@ -47,7 +47,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spectral
 
-WARM_UP = 3  # calls before timing: an engine is chosen on the first and held to its second and third
+WARM_UP = 8  # calls before timing: ways take turns, a program is recorded and held to three products
 EXPECTED = 100  # products that an estimator would ask for, so that recording may pay for itself
 
 

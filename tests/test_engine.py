@@ -172,6 +172,40 @@ def test_the_other_way_takes_a_turn_and_the_faster_one_goes_on(monkeypatch):
         assert set(taken) == set(linearize.WAYS) and taken[0] == "fresh" and taken[-1] == faster
 
 
+def test_the_other_ways_program_takes_over_where_it_is_shorter_and_is_held_to_the_same_products(monkeypatch):
+    """A Hessian's: its forward-mode program may be shorter than that of double backward, or wrong."""
+    for right in (True, False):
+        now, A = [0.0], torch.randn(3, 3).double()
+        monkeypatch.setattr(autotune, "_now", lambda v, now=now: now[0])
+
+        class Clocked(Engine):
+            def build(self, linear, v, own, now=now):
+                program, cost = super().build(linear, v, own), 1.0 if linear.way == "fresh" else 2.0
+
+                def run(*operands):
+                    now[0] += cost
+                    return program.module(*operands)
+
+                program.run, program.sum, program.put = run, None, None
+                return program
+
+        def linearized(way, A=A, now=now, right=right):
+            def product(x):
+                now[0] += 3.0
+                return (A @ x if right or way != "fresh" else 1.5 * (A @ x),)
+
+            product.way = way
+            return Maps(product, lambda x, w: 0.0)
+
+        engine = Clocked(ways=("double-backward", "fresh"), turns=False)
+        for _ in range(6):
+            v = torch.randn(3).double()
+            assert torch.allclose(multiply(engine, Workload("H v", 0, linearized), v, 200), A @ v, atol=1e-14)
+        choice = engine.choices["H v"]
+        assert choice.engine == "replay" and choice.way == ("fresh" if right else "double-backward")
+        assert any("replay of fresh: differs" in why for why in choice.failures) == (not right)
+
+
 class Stale(Engine):
     """Its programs are wrong from their second call on."""
 

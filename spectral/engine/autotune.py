@@ -31,6 +31,7 @@ COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]
 # former and saved .05 to .5 of the latter on five models; the other way takes half a product more at first, and saves as much.
 RECORDING, SAVED = 4.0, 0.2
 TURN = 3.0
+RIVAL = 0.15  # what the other way's program may save of a Hessian's: 0 to .2 on five models
 BETTER = 0.95  # a candidate must take less than this part of the time: near ties go the same way in every run
 SERVE = 10  # products a column that a block's program must serve: trying it takes about three, and it saves some tenths of one
 BLOCK = 8  # vectors that a program takes at a time, at most
@@ -227,7 +228,7 @@ class Engine:
             if kept.program is None and self._pays(work, choice, ahead):
                 self._record_first(work, choice, kept, v)
             if kept.program is not None:
-                self._prove(choice, kept, kept.program, v, product, ahead.coming)
+                self._prove(work, choice, kept, kept.program, v, product, ahead.coming)
         else:
             recorded = self._record(work, choice, kept, v) if self._pays(work, choice, ahead) else None
             product = recorded if recorded is not None else self._by_way(work, choice, kept, v)
@@ -319,8 +320,9 @@ class Engine:
         choice.timings[choice.program] = Timing(_now(v) - begin, bytes=kept.bytes, held=program.held)
 
     def _prove(
-        self, choice: Choice, kept: Kept, program: trace.Program, v: torch.Tensor, product: trace.Pieces, coming: int
-    ) -> None:
+        self, work: Workload, choice: Choice, kept: Kept, program: trace.Program, v: torch.Tensor, product: trace.Pieces,
+        coming: int,
+    ) -> None:  # fmt: skip
         """Hold the first batch's program to a product of its way; decide once there have been enough of them."""
         name, call = choice.program, choice.calls.get(choice.program, 0)
         try:
@@ -335,15 +337,16 @@ class Engine:
         timing = choice.timings[name]
         timing.later = min(timing.later, seconds)
         if choice.proven:
-            self._decide(choice, kept, program, v, coming)
+            kept.maps = None  # its graph is as large
+            if choice.asked == "auto":
+                self._decide(choice, kept, program, v, coming)
+            if kept.program is program and choice.program == "replay" and not self.turns and len(choice.ways) > 1:
+                self._challenge(work, choice, kept, v, product, coming)
 
     def _decide(self, choice: Choice, kept: Kept, program: trace.Program, v: torch.Tensor, coming: int) -> None:
         """A program that holds multiplies from now on, unless what there was is as fast."""
         now = choice.timings[choice.program]
         before = choice.timings["replay" if choice.program == "compiled" and "replay" in choice.timings else choice.way]
-        kept.maps = None  # its graph is as large
-        if choice.asked != "auto":
-            return
         if now.later > BETTER * before.each:
             choice.program, choice.settled = "" if before is choice.timings[choice.way] else "replay", True
             kept.program, kept.bytes = None, 0
@@ -358,6 +361,34 @@ class Engine:
                 return
             choice.program = "compiled"
             choice.timings["compiled"] = Timing(_now(v) - begin, bytes=kept.bytes, held=now.held)
+
+    def _challenge(
+        self, work: Workload, choice: Choice, kept: Kept, v: torch.Tensor, product: trace.Pieces, coming: int
+    ) -> None:
+        """Try the other way's program, where it may be the shorter one, before other batches are recorded."""
+        way, other = choice.ways
+        now, first = choice.timings["replay"], choice.timings[way].first
+        if coming * RIVAL * now.later < RECORDING * first or not self.store.room(
+            int(now.held + now.bytes), work.device
+        ):
+            return
+        begin = _now(v)
+        try:
+            rival = self.build(work.linearize(other).product, v, work.own())
+            rival.seen = None
+            timing = Timing(_now(v) - begin, bytes=rival.bytes(work.own()), held=rival.held)
+            for call in range(CALLS):
+                begin = _now(v)
+                w = _into(rival, v, product, new=call != 1)
+                timing.later = min(timing.later, _now(v) - begin)
+                _hold(w, product, max(choice.errors["replay"], arrays.discrepancy(v.dtype)), call)
+        except FAILURES as failure:
+            choice.failures.append(f"replay of {other}: {_first_line(failure)}")
+            return
+        if timing.later < BETTER * now.later:
+            choice.ways.reverse()
+            choice.timings[other] = Timing(choice.timings[way].first, choice.timings[way].later)  # as far as is known
+            choice.timings["replay"], kept.program, kept.several, kept.bytes = timing, rival, None, timing.bytes
 
     def _fall_back(self, choice: Choice, kept: Kept, failure: Exception) -> None:
         """Give up compiled programs for plain ones that have been seen to hold, else programs."""
