@@ -59,6 +59,14 @@ class Spectrum(Quadrature):
         The Lanczos record of each probe, from which the nodes come.
     removed : tuple
         (L, w) of each record: which of its nodes became atoms, repeats allowed.
+    unresolved : int
+        r, how many eigenvalues only the quadrature stands for.
+    is_exact : bool
+        Whether there are none: every eigenvalue is an atom or a known zero.
+    rounding : float
+        What rounding may leave of a 0, in units of lambda: a value of that size or less may be 0, or of the other sign.
+    value_error : float
+        How far an atom may be from the truth: `rounding` where all were computed, or the residual of a converged Ritz pair.
 
     Notes
     -----
@@ -231,14 +239,16 @@ class Spectrum(Quadrature):
 
         Notes
         -----
-        stderr is, in quadrature, sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian probes and r unresolved
-        eigenvalues with the variance over the measure itself, in which an eigenvalue that all probes have found counts at
-        least once, and `truncation`, the change when a quarter of the steps is left out. To both is added what `rounding`
-        of the eigenvalues may change where f is steep, all the error that an exact spectrum has.
+        stderr has two parts, added in quadrature. One is sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian
+        probes and r unresolved eigenvalues. Its variance is over the measure itself, in which an eigenvalue that all probes
+        have found counts at least once. The other is `truncation`, the change when a quarter of the steps is left out. To
+        both is added what `rounding` of the eigenvalues may change where f is steep, all the error that an exact spectrum
+        has.
 
         Examples
         --------
-        >>> float(Spectrum.from_eigenvalues([1.0, 2.0], zeros=1).integrate(np.exp2).value)  # 1 + 2 + 4
+        >>> s = Spectrum.from_eigenvalues([1.0, 2.0], zeros=1)
+        >>> float(s.integrate(np.exp2).value)  # 1 + 2 + 4
         7.0
         """
         x, c = self.points()

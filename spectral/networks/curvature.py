@@ -207,8 +207,8 @@ class Hessian(Curvature):
     before it is used, and with the second to <u, H v> = <v, H u>; if it fails, "fresh" takes its place and is held to the
     same, with the reason in `describe()`. A program is recorded only where the products to come (estimators announce
     theirs) pay for it and `memory` holds it; it is held to three products of the first batch before it multiplies alone.
-    "compiled" is tried only where a run is predicted to take more than ten minutes. Kinks, rounding and coarse dtypes may
-    leave a difference of gradients without a verdict.
+    "compiled" is tried only where a run is predicted to take more than ten minutes. See `spectral.engine.autotune`. Kinks,
+    rounding and coarse dtypes may leave a difference of gradients without a verdict.
 
     Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
     torch.distributed group, operators built alike on each rank from its own samples mean the whole.
@@ -342,8 +342,8 @@ class GaussNewton(Curvature):
     that fails gives place to the other, with the reason in `describe()`. Where more than three products are to come
     (estimators announce theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program
     is recorded only where the products to come pay for it and `memory` holds it; it is held to three products of the first
-    batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. The
-    loss's second derivative is held to a difference of its gradients.
+    batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. See
+    `spectral.engine.autotune`. The loss's second derivative is held to a difference of its gradients.
 
     Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
     torch.distributed group, operators built alike on each rank from its own samples mean the whole.
@@ -489,7 +489,8 @@ class Fisher(GaussNewton):
     that fails gives place to the other, with the reason in `describe()`. Where more than three products are to come
     (estimators announce theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program
     is recorded only where the products to come pay for it and `memory` holds it; it is held to three products of the first
-    batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes.
+    batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. See
+    `spectral.engine.autotune`.
 
     Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
     torch.distributed group, operators built alike on each rank from its own samples mean the whole.
@@ -612,7 +613,8 @@ class EmpiricalFisher(GaussNewton):
     that fails gives place to the other, with the reason in `describe()`. Where more than three products are to come
     (estimators announce theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program
     is recorded only where the products to come pay for it and `memory` holds it; it is held to three products of the first
-    batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes.
+    batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. See
+    `spectral.engine.autotune`.
 
     Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
     torch.distributed group, operators built alike on each rank from its own samples mean the whole.
