@@ -266,8 +266,8 @@ def picture(stored: dict[str, Any], path: Path) -> None:
         ax.set(xlabel="products in a row", xticks=COUNTS, xticklabels=[str(n) for n in COUNTS])
     for line in axes:
         line[0].set_ylabel("gradients a product,\nset-up included")
-    handles, labels = axes[0][min(1, len(matrices) - 1)].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False)
+    named = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="upper center", ncols=4, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.95))
     figure.savefig(path, dpi=110)
 
