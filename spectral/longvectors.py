@@ -26,7 +26,8 @@ def dot(x: torch.Tensor, y: torch.Tensor) -> float:
         return float(torch.dot(x, y))
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for start in range(0, x.numel(), CHUNK):
-        total += torch.dot(x[start : start + CHUNK].double(), y[start : start + CHUNK].double())
+        some = x[start : start + CHUNK].double()
+        total += torch.dot(some, some if y is x else y[start : start + CHUNK].double())
     return float(total)
 
 

@@ -371,6 +371,21 @@ def test_blocks_share_one_budget():
         assert B.store.used > 0 and torch.allclose(product, free[name] @ ones[name], atol=1e-13)
 
 
+def test_blocks_of_a_hessian_are_tested_by_their_own_products():
+    """The first product of the whole, which waits for a second one, says nothing of a block's."""
+    model, _, data = ready("mlp")
+    H = Hessian(model, nn.CrossEntropyLoss(), data)
+    H @ torch.ones(H.shape[0], dtype=torch.float64)
+    for name, B in blocks(H).items():
+        u = torch.ones(B.shape[0], dtype=torch.float64)
+        expected = H @ H.flatten(
+            {n: u.view(s) if n == name else torch.zeros(s).double() for n, s in H._names("right").items()}
+        )
+        for _ in range(2):
+            assert torch.allclose(B @ u, B.flatten({name: H.unflatten(expected)[name]}), atol=1e-12)
+        assert B.describe()["engine"] == "double-backward" and ";" not in B.describe()["reason"]
+
+
 def test_no_blocks_is_one_sentence():
     model, _, data = ready("mlp")
     H = Hessian(model, nn.CrossEntropyLoss(), data)

@@ -102,6 +102,7 @@ class Kept:
     several: trace.Program | None = None
     width: int = 1
     bytes: int = 0  # of the program
+    allowed: float = 0.0  # how far its products may be off by rounding
 
 
 @dataclass
@@ -132,15 +133,21 @@ class Choice:
         return self.calls.get(self.program, 0) >= CALLS
 
     @property
+    def young(self) -> bool:
+        """Whether the present way is still tested."""
+        return self.calls.get(self.way, 0) < CALLS
+
+    @property
     def engine(self) -> str:
         """What multiplies now."""
         return self.program if self.proven else self.way
 
     def note(self, name: str, seconds: float, error: float) -> None:
-        """One more product of an engine."""
-        timing = self.timings.setdefault(name, Timing(seconds))
-        if name in self.calls:
-            timing.later = min(timing.later, seconds)
+        """One more product of an engine; a recording has made its `Timing` before."""
+        if name in self.timings:
+            self.timings[name].later = min(self.timings[name].later, seconds)
+        else:
+            self.timings[name] = Timing(seconds)
         self.calls[name] = self.calls.get(name, 0) + 1
         self.errors[name] = max(self.errors.get(name, 0.0), error)
 
@@ -179,6 +186,11 @@ class Engine:
     def __post_init__(self) -> None:
         if self.asked not in linearize.ENGINES:
             raise ValueError(f"engine={self.asked!r} is no engine; use one of {', '.join(linearize.ENGINES)}.")
+
+    @property
+    def tests(self) -> bool:
+        """Whether products to come are tested."""
+        return self.check and any(choice.young and not choice.proven for choice in self.choices.values())
 
     def multiply(self, work: Workload, V: torch.Tensor, W: torch.Tensor, new: bool, expected: int = 0) -> None:
         """W (b, m) += the products with the rows of V (b, n), or W = these if `new`; `expected` products were announced."""
@@ -240,7 +252,7 @@ class Engine:
             if work.leads:
                 self._turn(choice, v.device, coming)
             way = choice.way
-            young = work.leads and choice.calls.get(way, 0) < CALLS
+            young = work.leads and choice.young
             begin = _now(v) if young else 0.0
             try:
                 if kept.way != way or kept.maps is None:
@@ -304,51 +316,64 @@ class Engine:
             )
         return False
 
+    def _recorded(
+        self, work: Workload, way: str, v: torch.Tensor, compiled: bool
+    ) -> tuple[trace.Program, trace.Pieces, Timing, float]:
+        """(a program of this way's product with v, that product, what recording took, how far products may be off)."""
+        begin, own, maps = _now(v), work.own(), work.linearize(way)
+        program = self.build(maps.product, v, own)
+        if compiled:
+            self.compile(program)
+        product, program.seen = program.seen, None
+        timing = Timing(_now(v) - begin, bytes=program.bytes(own), held=program.held)
+        return program, product, timing, max(maps.allowed, arrays.discrepancy(v.dtype))  # type: ignore[return-value]
+
     def _record_first(self, work: Workload, choice: Choice, kept: Kept, v: torch.Tensor) -> None:
         """The first batch's program, which is still to be held to products."""
-        begin = _now(v)
+        name = choice.program or ("compiled" if choice.asked == "compiled" else "replay")
         try:
-            program = self.build(work.linearize(choice.way).product, v, work.own())
-            choice.program = "compiled" if choice.asked == "compiled" else "replay"
-            if choice.asked == "compiled":
-                self.compile(program)
+            program, _, timing, kept.allowed = self._recorded(work, choice.way, v, name == "compiled")
         except (*FAILURES, OSError, ImportError) as failure:  # no compiler on this machine, say
             choice.give_up(_first_line(failure))
             return
-        program.seen = None
-        kept.program, kept.bytes = program, program.bytes(work.own())
-        choice.timings[choice.program] = Timing(_now(v) - begin, bytes=kept.bytes, held=program.held)
+        kept.program, kept.bytes = program, timing.bytes
+        choice.program, choice.timings[name] = name, timing
 
     def _prove(
         self, work: Workload, choice: Choice, kept: Kept, program: trace.Program, v: torch.Tensor, product: trace.Pieces,
         coming: int,
     ) -> None:  # fmt: skip
         """Hold the first batch's program to a product of its way; decide once there have been enough of them."""
-        name, call = choice.program, choice.calls.get(choice.program, 0)
+        name = choice.program
         try:
-            begin = _now(v)
-            w = _into(program, v, product, new=call != 1)  # in both forms in which it will be used
-            seconds = _now(v) - begin
-            allowed = max(kept.maps.allowed if kept.maps is not None else 0.0, arrays.discrepancy(v.dtype))
-            choice.note(name, seconds, _hold(w, product, allowed, call))
+            seconds, error = self._held(program, v, product, kept.allowed, choice.calls.get(name, 0))
         except FAILURES as failure:
             self._fall_back(choice, kept, failure)
             return
-        timing = choice.timings[name]
-        timing.later = min(timing.later, seconds)
+        choice.note(name, seconds, error)
         if choice.proven:
             kept.maps = None  # its graph is as large
+        if choice.calls[name] == CALLS:
             if choice.asked == "auto":
                 self._decide(choice, kept, program, v, coming)
             if kept.program is program and choice.program == "replay" and not self.turns and len(choice.ways) > 1:
                 self._challenge(work, choice, kept, v, product, coming)
 
+    def _held(
+        self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, allowed: float, call: int
+    ) -> tuple[float, float]:
+        """(seconds, relative error) of a program beside a product, in turn in both forms in which it will be used."""
+        begin = _now(v)
+        w = _into(program, v, product, new=call != 1)
+        seconds = _now(v) - begin
+        return seconds, _hold(w, product, allowed, call)
+
     def _decide(self, choice: Choice, kept: Kept, program: trace.Program, v: torch.Tensor, coming: int) -> None:
         """A program that holds multiplies from now on, unless what there was is as fast."""
+        before = "replay" if choice.program == "compiled" else ""
         now = choice.timings[choice.program]
-        before = choice.timings["replay" if choice.program == "compiled" and "replay" in choice.timings else choice.way]
-        if now.later > BETTER * before.each:
-            choice.program, choice.settled = "" if before is choice.timings[choice.way] else "replay", True
+        if now.later > BETTER * choice.timings[before or choice.way].each:
+            choice.program, choice.settled = before, not before
             kept.program, kept.bytes = None, 0
             self._shared.clear()
         elif choice.program == "replay" and coming * self.groups * now.later > COMPILE:
@@ -367,33 +392,25 @@ class Engine:
     ) -> None:
         """Try the other way's program, where it may be the shorter one, before other batches are recorded."""
         way, other = choice.ways
-        now, first = choice.timings["replay"], choice.timings[way].first
-        if coming * RIVAL * now.later < RECORDING * first or not self.store.room(
-            int(now.held + now.bytes), work.device
-        ):
+        now, before = choice.timings["replay"], choice.timings[way]
+        fits = self.store.room(now.held + now.bytes, work.device)
+        if not fits or coming * RIVAL * now.later < RECORDING * before.first:
             return
-        begin = _now(v)
         try:
-            rival = self.build(work.linearize(other).product, v, work.own())
-            rival.seen = None
-            timing = Timing(_now(v) - begin, bytes=rival.bytes(work.own()), held=rival.held)
+            rival, _, timing, allowed = self._recorded(work, other, v, False)
             for call in range(CALLS):
-                begin = _now(v)
-                w = _into(rival, v, product, new=call != 1)
-                timing.later = min(timing.later, _now(v) - begin)
-                _hold(w, product, max(choice.errors["replay"], arrays.discrepancy(v.dtype)), call)
+                timing.later = min(timing.later, self._held(rival, v, product, allowed, call)[0])
         except FAILURES as failure:
             choice.failures.append(f"replay of {other}: {_first_line(failure)}")
             return
         if timing.later < BETTER * now.later:
             choice.ways.reverse()
-            choice.timings[other] = Timing(choice.timings[way].first, choice.timings[way].later)  # as far as is known
+            choice.timings[other] = Timing(before.first, before.later)  # as far as is known
             choice.timings["replay"], kept.program, kept.several, kept.bytes = timing, rival, None, timing.bytes
 
     def _fall_back(self, choice: Choice, kept: Kept, failure: Exception) -> None:
         """Give up compiled programs for plain ones that have been seen to hold, else programs."""
-        plain = choice.calls.get("replay", 0) >= CALLS and choice.program == "compiled"
-        if plain:
+        if choice.program == "compiled" and choice.calls.get("replay", 0) >= CALLS:
             choice.failures.append(f"compiled: {_first_line(failure)}")
             choice.timings.pop("compiled", None)
             choice.program = "replay"
@@ -405,20 +422,14 @@ class Engine:
     def _record(self, work: Workload, choice: Choice, kept: Kept, v: torch.Tensor) -> trace.Pieces | None:
         """The product of a later batch, recorded while it is made; its program is held to it. None if it cannot be."""
         try:
-            maps = work.linearize(choice.way)
-            program = self.build(maps.product, v, work.own())
-            product, program.seen = program.seen, None
-            if product is None:
-                product = maps.product(v)
-            if choice.program == "compiled":
-                self.compile(program)
+            program, product, timing, allowed = self._recorded(work, choice.way, v, choice.program == "compiled")
             for call in range(1 if program.pure else CALLS):
-                _hold(_into(program, v, product), product, max(maps.allowed, arrays.discrepancy(v.dtype)), call)
+                _hold(_into(program, v, product), product, allowed, call)
         except FAILURES as failure:  # only the first batch's has been tried
             choice.without.add(work.index)
             choice.failures.append(f"{choice.program} of a later batch: {_first_line(failure)}")
             return None
-        kept.program, kept.bytes, kept.maps = program, program.bytes(work.own()), None
+        kept.program, kept.bytes, kept.maps = program, timing.bytes, None
         return product
 
     def build(self, linear: trace.Linear, v: torch.Tensor, own: set[int]) -> trace.Program:

@@ -195,32 +195,23 @@ class Adjoint:
     then each product J v is held to (u, J^T u), each J^T u to (v, J v). An inner product of signs with J v has the standard
     deviation ||J v||, so that a wrong product shows as about 1 in any dimension; divided by ||u|| or ||v|| it would drown in
     float32's rounding from a million parameters on. Cost: one J v and one J^T u, then two inner products a test; memory: two
-    vectors of each side, until USES products have been tested.
+    vectors of each side.
     """
-
-    USES = 6  # three of each kind
 
     def __init__(self, there: Linear, back: Linear, v: torch.Tensor, rows: int, allowed: float = math.inf) -> None:
         """`there`: v (n,) -> the pieces of J v (rows,); `back`: u (rows,) -> the pieces of J^T u (n,); `v`: like any v."""
-        self.allowed, self.uses = allowed, 0
+        self.allowed = allowed
         self.v = probes.signs(1, len(v), dtype=v.dtype, device=v.device)
         self.u = probes.signs(0, rows, dtype=v.dtype, device=v.device)
         self.Jv, self.pulled = there(self.v), back(self.u)
         self.error = self._identity(self.u, self.Jv, self.v, self.pulled)
 
-    @property
-    def spent(self) -> bool:
-        """Whether enough has been tested."""
-        return self.uses >= self.USES
-
     def of_forward(self, v: torch.Tensor, Jv: Tensors) -> float:
         """The error of J v; `Wrong` if it is more than allowed."""
-        self.uses += 1
         return max(self.error, self._identity(self.u, Jv, v, self.pulled))
 
     def of_transpose(self, u: torch.Tensor, pulled: Tensors) -> float:
         """The error of J^T u; `Wrong` if it is more than allowed."""
-        self.uses += 1
         return max(self.error, self._identity(u, self.Jv, self.v, pulled))
 
     def _identity(self, u: torch.Tensor, Jv: Tensors, v: torch.Tensor, pulled: Tensors) -> float:
@@ -236,24 +227,18 @@ class Adjoint:
 
 def _component(x: torch.Tensor) -> float:
     """The root mean square of a vector's entries."""
-    return norm((x,)) / max(len(x), 1) ** 0.5
+    return longvectors.norm(x) / max(len(x), 1) ** 0.5
 
 
 def norm(pieces: Tensors) -> float:
-    """Of pieces that follow one another; in their own dtype where that holds it, which is four times as fast as in float64."""
-    total = math.hypot(*(float(torch.linalg.vector_norm(_at_least_float32(p))) for p in pieces))
-    return total if math.isfinite(total) else math.hypot(*(longvectors.norm(p.reshape(-1)) for p in pieces))
+    """Of pieces that follow one another."""
+    return math.hypot(*(longvectors.norm(p.reshape(-1)) for p in pieces))
 
 
 def dot(x: torch.Tensor, pieces: Tensors) -> float:
-    """<x, y> for y in pieces that follow one another; see `norm`."""
-    pairs = list(zip(x.split([p.numel() for p in pieces]), (p.reshape(-1) for p in pieces), strict=True))
-    total = sum(float(torch.dot(_at_least_float32(a), _at_least_float32(b))) for a, b in pairs)
-    return total if math.isfinite(total) else sum(longvectors.dot(a, b) for a, b in pairs)
-
-
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    """<x, y> for y in pieces that follow one another."""
+    parts = x.split([p.numel() for p in pieces])
+    return sum(longvectors.dot(part, p.reshape(-1)) for part, p in zip(parts, pieces, strict=True))
 
 
 def symmetry_error(u: torch.Tensor, Au: Tensors, v: torch.Tensor, Av: Tensors, allowed: float) -> float:

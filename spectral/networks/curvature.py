@@ -76,6 +76,8 @@ class Curvature(SumOverBatches):
         """Be the matrix of this network's parameters, with engines and counters from the beginning."""
         size = sum(value.numel() for value in network.values.values())
         self._held: set[str] = set()  # ways whose second derivatives, or the loss's, have been held to differences
+        # a way, the model's version, a vector and its product, until there is a second one
+        self._earlier: tuple[str, Any, torch.Tensor, trace.Pieces] | None = None
         super().__init__(
             (size, size), network, self._how["engine"], self._how["memory"], tuple(self.ways), symmetric=True,
             nonnegative=self._semidefinite(),
@@ -227,8 +229,6 @@ class Hessian(Curvature):
 
     ways = linearize.GRADIENTS
     turns = False  # the second way's product is never the faster one
-    # a way, the model's version, a vector and its product, until there is a second one
-    _earlier: tuple[str, Any, torch.Tensor, trace.Pieces] | None = None
 
     def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
         return self.network.total(batch)

@@ -169,13 +169,15 @@ class SumOverBatches(Operator):
         graph = int(RECORDED * PASSES[kind] * self.unrolled * self._graph_bytes * samples)
         work = Workload(kind, group.start, linearized, samples, self.network.version, there, graph, self.device)
         self.engine.multiply(work, V, W, new, self.expected)
+        if not self.engine.tests:
+            self._adjoint = None, None  # two long vectors
 
     def _adjoint_test(
         self, there: linearize.Linear, back: linearize.Linear, v: torch.Tensor, rows: int
     ) -> linearize.Adjoint:
         """What products of the first batch are held to; kinds of products and ways share it. `v` is like any v."""
         version, test = self._adjoint
-        if test is None or test.spent or version != self.network.version():
+        if test is None or version != self.network.version():
             self._adjoint = None, None  # two long vectors
             test = linearize.Adjoint(there, back, v, rows, self._allowed)
             self._adjoint = self.network.version(), test
