@@ -138,7 +138,8 @@ class Number(Rule):
         return " and ".join([f"{kind} {sign} {bound}" for sign, bound in bounds if bound is not None]) or kind
 
 
-COUNT, SIZE, REAL, POSITIVE = Number(True, least=0), Number(True, least=1), Number(), Number(least=0)
+COUNT, SIZE, REAL, SHARE = Number(True, least=0), Number(True, least=1), Number(), Number(least=0, most=1)
+NONNEGATIVE, POSITIVE = Number(least=0), Number(above=0)
 
 
 @dataclass(frozen=True)

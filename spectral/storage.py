@@ -19,7 +19,11 @@ from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import gauss
 from spectral.results import Atoms
 from spectral.schema import (
+    COUNT,
     FLOATS,
+    NONNEGATIVE,
+    REAL,
+    SIZE,
     Array,
     Either,
     Fields,
@@ -44,8 +48,7 @@ TOTAL = 1e-6  # the same of the weights' sums
 NONE = np.zeros(0)
 
 # What a file must hold ------------------------------------------------------------------------------------------------
-COUNT, SIZE, SHARE, REAL = Number(True, least=0), Number(True, least=1), Number(least=0, most=1), Number()
-POSITIVE, SEED = Number(least=0), Number(True, least=-1, most=2**64 - 1)
+SEED = Number(True, least=-1, most=2**64 - 1)
 PROBE = {"dtype": Text(*FLOATS), "seed": SEED, "index": SEED}
 RECORD = Fields(
     {
@@ -114,7 +117,7 @@ class Description(Rule):
     """What an operator says of itself: a mapping, and so are the parts that it lists under "of"."""
 
     def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
-        Fields(may={"product_noise": maybe(POSITIVE)}, others=Plain()).check(value, where, sizes)
+        Fields(may={"product_noise": maybe(NONNEGATIVE)}, others=Plain()).check(value, where, sizes)
         if isinstance(value.get("of"), list):
             for i, part in enumerate(value["of"]):
                 self.check(part, f"{where}.of[{i}]", sizes)
@@ -127,9 +130,12 @@ def _interval_for_moments(f: Any, s: Sizes) -> bool:
 META = Fields(
     may={
         "nonnegative": Flag(),
-        "value_error": POSITIVE,
+        "value_error": NONNEGATIVE,
         "error": Fields(
-            may={**dict.fromkeys(("w1", "truncation", "rounding", "statistical"), POSITIVE), "w1_95": maybe(POSITIVE)},
+            may={
+                **dict.fromkeys(("w1", "truncation", "rounding", "statistical"), NONNEGATIVE),
+                "w1_95": maybe(NONNEGATIVE),
+            },
             others=Plain(),
         ),
         "operator": Description(),
@@ -188,7 +194,7 @@ SPECTRUM = Fields(
         "dim": SIZE,
         "zeros": Number(True, least=0),
         "products": COUNT,
-        "epochs": POSITIVE,
+        "epochs": NONNEGATIVE,
         "method": Text(),
         "meta": META,
         "nodes": Array("float64", "K", "M"),

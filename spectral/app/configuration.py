@@ -35,6 +35,11 @@ from spectral.krylov.lanczos import MODES
 from spectral.networks.sum_over_batches import budget_bytes
 from spectral.operators.foreign import as_operator
 from spectral.schema import (
+    COUNT,
+    POSITIVE,
+    REAL,
+    SHARE,
+    SIZE,
     Broken,
     Checked,
     Either,
@@ -73,8 +78,7 @@ OF_CELLS = ("own_label_alignment", "true_label_alignment", "max_over_mean", "gin
 HIDDEN = ("checkpoint", "progress", "f")  # keywords that are the command's own to give
 BUILT = ("model", "data", "operator", "operator.loss", "estimator", "experiment")  # where a `_target_` may stand
 
-COUNT, SIZE, SHARE, REAL = Number(True, least=0), Number(True, least=1), Number(least=0, most=1), Number()
-POSITIVE, NAME = Number(above=0), Text(pattern=r"[^\0]+", said="a text")
+NAME = Text(pattern=r"[^\0]+", said="a text")
 SEED = Number(True, least=0, most=2**63 - 1)
 
 

@@ -20,9 +20,28 @@ from spectral import persist
 from spectral.experiments.cell import KINDS, CellResult, Snapshot
 from spectral.experiments.training import Trained
 from spectral.persist import atomic_write, fingerprint, load_arrays, save_arrays
-from spectral.schema import Array, Either, Fields, Flag, Items, Law, Mismatch, Number, Plain, Row, Rule, Text, maybe
+from spectral.schema import (
+    COUNT,
+    NONNEGATIVE,
+    REAL,
+    SHARE,
+    SIZE,
+    Array,
+    Either,
+    Fields,
+    Flag,
+    Items,
+    Law,
+    Mismatch,
+    Number,
+    Plain,
+    Row,
+    Rule,
+    Text,
+    maybe,
+)
 from spectral.spectrum import Spectrum
-from spectral.storage import COUNT, POSITIVE, REAL, SHARE, SIZE, Description
+from spectral.storage import Description
 
 MOST_BYTES = 1 << 28  # of a result.json
 
@@ -32,14 +51,14 @@ NUMBERS = Fields(others=ANY)
 TRAINED = Fields(
     {
         "reached": Flag(),
-        "loss": POSITIVE,
+        "loss": NONNEGATIVE,
         "accuracy": SHARE,
         "epochs": COUNT,
-        "seconds": POSITIVE,
+        "seconds": NONNEGATIVE,
         "target_loss": Number(above=0),
         "settings": Fields(others=Plain()),
     },
-    {"history": Items(Row(SIZE, REAL, POSITIVE))},
+    {"history": Items(Row(SIZE, REAL, NONNEGATIVE))},
     laws=(Law("a row of its history for each epoch", lambda f, s: len(f.get("history", ())) in (0, f["epochs"])),),
 )
 CURVE = Fields(
@@ -64,7 +83,7 @@ CELL = Fields(
         "trained": maybe(TRAINED),
         "changed": SHARE,
         "test_accuracy": Number(least=0, most=1, nan=True),
-        "cost": Fields({"products": POSITIVE, "epochs": POSITIVE, "seconds": POSITIVE}),
+        "cost": Fields({"products": NONNEGATIVE, "epochs": NONNEGATIVE, "seconds": NONNEGATIVE}),
     }
 )
 STATE = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")  # dtypes of a network's state
@@ -72,12 +91,12 @@ NETWORK = Fields(
     {"of": Text(), "trained": TRAINED, "noise": SHARE, "changed": SHARE},
     others=Either(*(Array(dtype, ...) for dtype in STATE)),
 )
-SHARED: dict[str, Rule] = {"products": COUNT, "epochs": POSITIVE, "of": Text(), "operator": Description()}
+SHARED: dict[str, Rule] = {"products": COUNT, "epochs": NONNEGATIVE, "of": Text(), "operator": Description()}
 SEARCHED = {
     "values": Array("float64", "k"),
     "residuals": Array("float64", "k", least=0),
     "converged": Array("bool", "k"),
-    "threshold": POSITIVE,
+    "threshold": NONNEGATIVE,
     "complete": Flag(),
 }
 DRAWN = {"value": Array("float64", "n"), "stderr": Array("float64", "n", least=0), "method": Text(), "probes": COUNT}

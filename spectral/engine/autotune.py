@@ -25,6 +25,7 @@ from spectral import arrays
 from spectral.engine import linearize, trace
 from spectral.engine.linearize import CALLS, WAYS
 from spectral.engine.store import Store
+from spectral.failures import first_line
 
 COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]: compiling takes up to a minute
 # Guesses before a candidate is measured, in first products and in present ones: a recording with its tests took 3 to 6 of the
@@ -274,7 +275,7 @@ class Engine:
         """Go on in another way, or end with a sentence if there is none."""
         way = choice.ways.pop(0)
         choice.problems[way] = failure
-        choice.failures.append(f"{way}: {_first_line(failure)}")
+        choice.failures.append(f"{way}: {_said(failure)}")
         choice.timings.pop(way, None)
         if not choice.ways:
             named = self.explain(choice.problems) if self.explain is not None else ""
@@ -334,7 +335,7 @@ class Engine:
         try:
             program, _, timing, kept.allowed = self._recorded(work, choice.way, v, name == "compiled")
         except (*FAILURES, OSError, ImportError) as failure:  # no compiler on this machine, say
-            choice.give_up(_first_line(failure))
+            choice.give_up(_said(failure))
             return
         kept.program, kept.bytes = program, timing.bytes
         choice.program, choice.timings[name] = name, timing
@@ -381,7 +382,7 @@ class Engine:
             try:
                 self.compile(program)
             except (*FAILURES, OSError, ImportError) as failure:  # no compiler on this machine, say
-                choice.failures.append(f"compiled: {_first_line(failure)}")
+                choice.failures.append(f"compiled: {_said(failure)}")
                 kept.program = None
                 return
             choice.program = "compiled"
@@ -401,7 +402,7 @@ class Engine:
             for call in range(CALLS):
                 timing.later = min(timing.later, self._held(rival, v, product, allowed, call)[0])
         except FAILURES as failure:
-            choice.failures.append(f"replay of {other}: {_first_line(failure)}")
+            choice.failures.append(f"replay of {other}: {_said(failure)}")
             return
         if timing.later < BETTER * now.later:
             choice.ways.reverse()
@@ -411,11 +412,11 @@ class Engine:
     def _fall_back(self, choice: Choice, kept: Kept, failure: Exception) -> None:
         """Give up compiled programs for plain ones that have been seen to hold, else programs."""
         if choice.program == "compiled" and choice.calls.get("replay", 0) >= CALLS:
-            choice.failures.append(f"compiled: {_first_line(failure)}")
+            choice.failures.append(f"compiled: {_said(failure)}")
             choice.timings.pop("compiled", None)
             choice.program = "replay"
         else:
-            choice.give_up(_first_line(failure))
+            choice.give_up(_said(failure))
         kept.program, kept.several, kept.bytes = None, None, 0
         self._shared.clear()
 
@@ -427,7 +428,7 @@ class Engine:
                 _hold(_into(program, v, product), product, allowed, call)
         except FAILURES as failure:  # only the first batch's has been tried
             choice.without.add(work.index)
-            choice.failures.append(f"{choice.program} of a later batch: {_first_line(failure)}")
+            choice.failures.append(f"{choice.program} of a later batch: {_said(failure)}")
             return None
         kept.program, kept.bytes, kept.maps = program, timing.bytes, None
         return product
@@ -494,7 +495,7 @@ class Engine:
                 self._shared["width", work.kind] = known = width if faster else 1
         except FAILURES as failure:
             self._shared["width", work.kind] = known = 1
-            choice.block = f"one by one: vmap: {_first_line(failure)}"
+            choice.block = f"one by one: vmap: {_said(failure)}"
         if known > 1:
             kept.several, kept.width = several, known
 
@@ -546,9 +547,9 @@ def _hold(w: torch.Tensor, expected: trace.Pieces, allowed: float, call: int) ->
     return error
 
 
-def _first_line(failure: Exception) -> str:
-    text = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-    return re.sub(r"\s+", " ", text)[:200]
+def _said(failure: Exception) -> str:
+    """Its first line, as a record keeps it."""
+    return re.sub(r"\s+", " ", first_line(failure))[:200]
 
 
 def _now(v: torch.Tensor) -> float:

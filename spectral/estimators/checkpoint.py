@@ -29,7 +29,7 @@ from spectral import arrays, longvectors, persist, storage
 from spectral.estimators.budget import Spent, stoppable
 from spectral.krylov.symmetry import KnownProduct
 from spectral.operators.operator import Operator
-from spectral.schema import COUNT, FLOATS, POSITIVE, Either, Fields, Items, Plain, Row, Rule, Same, Text
+from spectral.schema import COUNT, FLOATS, NONNEGATIVE, Either, Fields, Items, Plain, Row, Rule, Same, Text
 
 FORMAT = "spectral.checkpoint/1"
 SAVE_SECONDS = 2.0  # between saves, at least
@@ -44,7 +44,7 @@ FILE = Fields(
         "identity": Text(),
         "state": Fields(others=Plain()),
         "arrays": Fields(others=Either(Fields({"shape": SHAPE}, {"dtype": Text(*FLOATS)}), Fields({"rows": MARK}))),
-        "spent": Row(COUNT, POSITIVE, POSITIVE),
+        "spent": Row(COUNT, NONNEGATIVE, NONNEGATIVE),
     }
 )
 

@@ -30,13 +30,13 @@ from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_size, ra
 from spectral.longvectors import column_dots, combination, cross, orthonormal
 from spectral.operators.operator import Operator
 from spectral.probes import probe
-from spectral.schema import COUNT, POSITIVE, Array, Fields, Items, Law, Number, Rule, Same
+from spectral.schema import COUNT, NONNEGATIVE, Array, Fields, Items, Law, Number, Rule, Same
 
 RANK = 4.0  # a direction of Y within this many eps of its largest column is rounding
 ALONE = 1e-6  # leverage 1 - ALONE: no other vector of Y reaches this one's direction
 PARALLEL = 1e-12  # squared sine below which two directions are one
 RANGE = Fields(  # of a checkpoint
-    {"Q": Array("dtype", "n", "rank"), "Z": Array("dtype", "n", "rank"), "largest": POSITIVE},
+    {"Q": Array("dtype", "n", "rank"), "Z": Array("dtype", "n", "rank"), "largest": NONNEGATIVE},
     laws=(Law("an orthonormal basis", lambda f, s: orthonormal(f["Q"].T)),),
 )
 
@@ -125,8 +125,8 @@ class Hutchinson(Sampler):
 
     parts: ClassVar[dict[str, Rule]] = {
         "values": Items(Number(), count="m"),
-        "squares": POSITIVE,
-        "scatter": POSITIVE,
+        "squares": NONNEGATIVE,
+        "scatter": NONNEGATIVE,
         "mean": Array("float64", "n"),
         "product": Array("dtype", "n"),
     }
@@ -179,7 +179,7 @@ class Pairs(Sampler):
     """Vectors Omega (n, m) and their products Y; the former are drawn again where a checkpoint holds the latter."""
 
     kind, first, stride = "gaussian", 0, 1
-    parts: ClassVar[dict[str, Rule]] = {"Y": Array("dtype", "n", "m"), "squares": POSITIVE}
+    parts: ClassVar[dict[str, Rule]] = {"Y": Array("dtype", "n", "m"), "squares": NONNEGATIVE}
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)

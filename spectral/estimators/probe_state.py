@@ -15,7 +15,7 @@ from spectral import arrays, longvectors, storage
 from spectral.estimators.deflation import converged
 from spectral.schema import (
     COUNT,
-    POSITIVE,
+    NONNEGATIVE,
     REAL,
     SIZE,
     Array,
@@ -143,7 +143,7 @@ CHEBYSHEV_STATE = Fields(
 # Sizes: n the dimension; dtype, seed and mode (how the basis is kept) are those of the run, `deflates` whether it deflates.
 STATE = Fields(
     {
-        "deflated": Items(Row(REAL, POSITIVE, POSITIVE, COUNT, Items(COUNT, least=1))),
+        "deflated": Items(Row(REAL, NONNEGATIVE, NONNEGATIVE, COUNT, Items(COUNT, least=1))),
         "vectors": Array("dtype", None, "n"),
         "recurrence": Either(LANCZOS_STATE, CHEBYSHEV_STATE, None),
         "history": Items(Row(SIZE, COUNT, ANY, ANY, ANY, ANY)),

@@ -27,7 +27,7 @@ from spectral.krylov.symmetry import expected, hold, repeated, wrong
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.probes import check_seed, probe
-from spectral.schema import COUNT, POSITIVE, Fields, Flag, Law, Number, integer, maybe
+from spectral.schema import COUNT, NONNEGATIVE, Fields, Flag, Law, Number, integer, maybe
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "largest": lambda x: x,
@@ -42,7 +42,7 @@ ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
 EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 1/EVERY
 ANY = Number(finite=False)
 NUMBERS = {  # of a search, as a checkpoint holds them
-    "probes": COUNT, "lowest": ANY, "highest": ANY, "deepest": COUNT, "norm": POSITIVE, "look": COUNT,
+    "probes": COUNT, "lowest": ANY, "highest": ANY, "deepest": COUNT, "norm": NONNEGATIVE, "look": COUNT,
     "verdict": maybe(Flag()),
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from spectral import arrays, longvectors
 from spectral.krylov.lanczos import BREAKDOWN
 from spectral.krylov.symmetry import KnownProduct, expected, random_coefficients
 from spectral.operators.operator import Operator
-from spectral.schema import COUNT, POSITIVE, Array, Law, Number, Rule
+from spectral.schema import COUNT, NONNEGATIVE, Array, Law, Number, Rule
 
 Indices = Sequence[int] | np.ndarray
 
@@ -42,8 +42,8 @@ class RestartedKrylov(ABC):
         "pending": Array("dtype", "b", "n"),
         "locked": COUNT,
         "depth": COUNT,
-        "norm": POSITIVE,
-        "forgotten": POSITIVE,
+        "norm": NONNEGATIVE,
+        "forgotten": NONNEGATIVE,
         "capacity": Number(True, least="least", most="most"),
     }
 

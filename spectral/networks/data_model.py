@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from spectral import arrays, threads
+from spectral.failures import first_line
 from spectral.networks import model_state
 from spectral.networks.batches import Samples, check_data, fingerprint, placed, random_state, set_random_state, warm_up
 from spectral.networks.calling import (
@@ -496,7 +497,7 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
         copies = {**model.rest, **model.values}
     except RuntimeError as problem:
         if model.product_dtype is not None:
-            words = str(problem).strip().splitlines()[0]
+            words = first_line(problem)
             raise TypeError(
                 f"the model does not run in product_dtype={model.product_dtype} ({words}); leave product_dtype= out."
             ) from problem

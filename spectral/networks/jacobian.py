@@ -18,6 +18,7 @@ from torch import nn
 from spectral import arrays, distributed, persist, probes
 from spectral.engine import linearize, trace
 from spectral.engine.autotune import Maps
+from spectral.failures import first_line
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks
 from spectral.networks.diagnose.graph import coarsest
@@ -437,7 +438,7 @@ class Jacobian(SumOverBatches):
             if error > arrays.discrepancy(coarsest(self.network.function(two), self.network.primals(two))):
                 reason = f"vmap differs by {error:.1e}"
         except (RuntimeError, ValueError, TypeError) as failure:
-            reason = f"vmap: {str(failure).strip().splitlines()[0]}"
+            reason = f"vmap: {first_line(failure)}"
         self.notes = {
             **self.notes,
             "rows": "one by one" if reason else "vmap",

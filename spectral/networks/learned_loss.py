@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from spectral import arrays, distributed
+from spectral.failures import first_line
 from spectral.networks.batches import Samples, is_finite
 from spectral.networks.losses import (
     Misused,
@@ -213,9 +214,7 @@ class Loss:
                 for part in parts
             ]
         except WRONG as problem:
-            self._coupled(
-                index, f"parts of a batch alone: {str(problem).strip().splitlines()[0] if str(problem) else problem}"
-            )
+            self._coupled(index, f"parts of a batch alone: {first_line(problem)}")
             return
         finally:
             self.tested = True
@@ -339,7 +338,7 @@ def _check_loss(loss: Any) -> None:
 
 def _misused(loss: Loss, batch: Any, problem: Exception) -> Exception:
     """One sentence for a loss that fails on the first batch, or returns what has no meaning."""
-    words = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")
+    words = first_line(problem).rstrip(".")
     if loss.is_module:
         return ValueError(
             f"{_called(loss.given)} does not take the output and the target of the first batch ({words}); pass what it takes, or "

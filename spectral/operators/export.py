@@ -10,6 +10,7 @@ import scipy
 import torch
 
 from spectral import arrays
+from spectral.failures import first_line
 
 
 def _cast_product(A: Any, X: torch.Tensor) -> torch.Tensor:
@@ -63,7 +64,7 @@ def cupy_view(A: Any) -> Any:
         import cupy  # noqa: F401  (arrays finds it in sys.modules)
         from cupyx.scipy.sparse.linalg import LinearOperator
     except ImportError as problem:  # cupyx also raises it for a missing libcublasLt
-        why = str(problem).strip().split("\n")[0].rstrip(".")
+        why = first_line(problem).rstrip(".")
         raise ImportError(
             f"to_cupy needs cupy and the CUDA libraries that it loads ({why}); run pip install 'cupy-cuda12x[ctk]'."
         ) from problem

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral import arrays, longvectors
+from spectral.failures import first_line
 from spectral.networks.batches import is_finite
 from spectral.networks.data_model import DataModel
 from spectral.networks.dataset import DatasetInfo, NotFinite
@@ -235,7 +236,7 @@ def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
     try:
         culprit = samples_meet(network, batch, z)
     except (RuntimeError, ValueError, LookupError, AssertionError, TypeError) as failure:
-        words = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+        words = first_line(failure)
         network.untested["copies of one sample alone"] = words
         return
     if culprit is not None:

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import probes
+from spectral.failures import first_line
 from spectral.networks.batches import is_finite
 from spectral.networks.diagnose.graph import nodes
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
@@ -189,7 +190,7 @@ def missing_derivative(network: DataModel, batch: Any, problem: Exception, funct
     parts += [f"{second} has no second derivative"] if second else []
     if not parts and FORWARD.search(str(problem)):
         return f"the gradient of {_refused(problem)} has no forward-mode derivative"
-    return " and ".join(parts) or (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    return " and ".join(parts) or first_line(problem)
 
 
 def _without_forward(network: DataModel, batch: Any, function: Function) -> str:
@@ -218,7 +219,7 @@ def _refused(failure: Exception) -> str:
             cls = getattr(frame.f_locals.get("self"), "_forward_cls", None)
         name = cls.__name__ if isinstance(cls, type) else name
         trace = trace.tb_next
-    return name or f"an operation ({(text.strip().splitlines() or [type(failure).__name__])[0]})"
+    return name or f"an operation ({first_line(failure)})"
 
 
 def _without_second(network: DataModel, batch: Any, function: Function) -> str:
