@@ -19,16 +19,20 @@ FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError,
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
-def curvlinops(work: Workload, matrix: str) -> Product:
+def curvlinops_operator(work: Workload, matrix: str) -> Any:
+    """Its LinearOperator."""
     import curvlinops as package
 
     options: dict[str, Any] = {"check_deterministic": False, "num_data": work.samples}
     if matrix == "J^T J":
         J = package.JacobianLinearOperator(work.model, work.leaves, work.data, **options)
-        transposed = J.adjoint()
-        return lambda V: transposed @ (J @ V)
+        return J.adjoint() @ J
     kind = {"GaussNewton": package.GGNLinearOperator, "Hessian": package.HessianLinearOperator}[matrix]
-    A = kind(work.model, work.loss, work.leaves, work.data, **options)
+    return kind(work.model, work.loss, work.leaves, work.data, **options)
+
+
+def curvlinops(work: Workload, matrix: str) -> Product:
+    A = curvlinops_operator(work, matrix)
     return lambda V: A @ V
 
 

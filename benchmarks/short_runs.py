@@ -16,13 +16,13 @@ after it; the medians of the ratios stand. Every product is held against double 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import gc
 import json
 import math
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from typing import Any
 import torch
 from machine import environment, watched
 from models import MATRICES, MODELS, Workload, build, reference
-from peers import FAILURES, PEERS, first_line
+from peers import FAILURES, PEERS, curvlinops_operator, first_line
 from peers import present as importable
+from scipy.sparse.linalg import eigsh
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -58,14 +59,18 @@ def wide() -> Workload:
     return Workload(model.eval(), data, "784-4096-4096-4096-10, tanh; one batch of 32", nn.CrossEntropyLoss())
 
 
+def ours(work: Workload, matrix: str) -> Any:
+    """Our operator, built as a user would."""
+    if matrix == "J^T J":
+        return spectral.Jacobian(work.model, work.data).gram("right")
+    return getattr(spectral, matrix)(work.model, work.loss, work.data)
+
+
 def operator(package: str, work: Workload, matrix: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """v -> A v, built as a user would."""
+    """v -> A v."""
     if package != "spectral":
         return PEERS[package].product(work, matrix)
-    if matrix == "J^T J":
-        A: Any = spectral.Jacobian(work.model, work.data).gram("right")
-    else:
-        A = getattr(spectral, matrix)(work.model, work.loss, work.data)
+    A = ours(work, matrix)
     return lambda v: A @ v
 
 
@@ -95,7 +100,7 @@ def products(
 
     def run() -> list[float]:
         stages, begin = [], time.perf_counter()
-        with sdpa_kernel(SDPBackend.MATH) if package != "spectral" else warnings.catch_warnings():
+        with attention(package):
             A = operator(package, work, matrix)
             for i in range(max(counts)):
                 w = A(vectors[i % len(vectors)])
@@ -113,31 +118,26 @@ def products(
 
 def whole_runs(work: Workload, matrix: str, repeats: int) -> dict[str, dict[str, float]]:
     """{package: {what: gradients}} of the five largest eigenvalues, and of a Lanczos run."""
-
-    def ours() -> Any:
-        return (
-            spectral.Jacobian(work.model, work.data).gram("right")
-            if matrix == "J^T J"
-            else getattr(spectral, matrix)(work.model, work.loss, work.data)
-        )
-
+    top, lanczos = f"top {PAIRS}", f"slq {STEPS}"
+    options: dict[str, Any] = {"probes": 1, "steps": STEPS, "deflate": False, "reorthogonalize": False}
     runs: dict[str, dict[str, Run]] = {
         "spectral": {
-            f"top {PAIRS}": lambda: spectral.top(ours(), PAIRS, tol=1e-3, progress=False),
-            f"slq {STEPS}": lambda: spectral.slq(
-                ours(), probes=1, steps=STEPS, deflate=False, reorthogonalize=False, progress=False
-            ),
+            top: lambda: spectral.top(ours(work, matrix), PAIRS, tol=1e-3, progress=False),
+            lanczos: lambda: spectral.slq(ours(work, matrix), **options, progress=False),
         }
     }
-    if "curvlinops" in present() and matrix in PEERS["curvlinops"].matrices:
-        runs["curvlinops"] = curvlinops_runs(work, matrix)
-    if "hessian-eigenthings" in present() and matrix in PEERS["hessian-eigenthings"].matrices:
-        runs["hessian-eigenthings"] = eigenthings_runs(work, matrix)
+    for package in present():
+        if package != "PyHessian" and matrix in PEERS[package].matrices:
+            runs[package] = {lanczos: lambda package=package: krylov(operator(package, work, matrix), work.parameters)}
+    if "curvlinops" in runs:
+        runs["curvlinops"][top] = lambda: eigsh(
+            curvlinops_operator(work, matrix).to_scipy(), k=PAIRS, which="LA", tol=1e-3
+        )
     found: dict[str, dict[str, float]] = {}
     for package, named in runs.items():
         for what, run in named.items():
             try:
-                with sdpa_kernel(SDPBackend.MATH) if package != "spectral" else warnings.catch_warnings():
+                with attention(package):
                     rows = ratios(work, lambda run=run: [timed(run)], repeats)
                 found.setdefault(package, {})[what] = statistics.median(row[0] for row in rows)
             except FAILURES as failure:
@@ -145,40 +145,18 @@ def whole_runs(work: Workload, matrix: str, repeats: int) -> dict[str, dict[str,
     return found
 
 
-def curvlinops_runs(work: Workload, matrix: str) -> dict[str, Run]:
-    import curvlinops as package
-    from scipy.sparse.linalg import eigsh
-
-    def made() -> Any:
-        options: dict[str, Any] = {"check_deterministic": False, "num_data": work.samples}
-        if matrix == "J^T J":
-            J = package.JacobianLinearOperator(work.model, work.leaves, work.data, **options)
-            return J.adjoint() @ J
-        kind = {"GaussNewton": package.GGNLinearOperator, "Hessian": package.HessianLinearOperator}[matrix]
-        return kind(work.model, work.loss, work.leaves, work.data, **options)
-
-    def lanczos() -> None:
-        A = made()
-        q = torch.randn(A.shape[1])
-        for _ in range(STEPS):
-            w = A @ (q / q.norm())
-            q = w - (w @ q) * q
-
-    return {
-        f"top {PAIRS}": lambda: eigsh(made().to_scipy(), k=PAIRS, which="LA", tol=1e-3),
-        f"slq {STEPS}": lanczos,  # its products and a minimum of vector work
-    }
+def krylov(A: Callable[[torch.Tensor], torch.Tensor], n: int) -> None:
+    """The products of a Lanczos run, and a minimum of work on vectors."""
+    q = torch.randn(n)
+    for _ in range(STEPS):
+        q = q / q.norm()
+        w = A(q)
+        q = w - (w @ q) * q
 
 
-def eigenthings_runs(work: Workload, matrix: str) -> dict[str, Run]:
-    def lanczos() -> None:
-        A = operator("hessian-eigenthings", work, matrix)
-        q = torch.randn(work.parameters)
-        for _ in range(STEPS):
-            w = A(q / q.norm())
-            q = w - (w @ q) * q
-
-    return {f"slq {STEPS}": lanczos}
+def attention(package: str) -> contextlib.AbstractContextManager[None]:
+    """The peers do without the fused kernel, which knows neither forward mode nor double backward."""
+    return contextlib.nullcontext() if package == "spectral" else sdpa_kernel(SDPBackend.MATH)
 
 
 # Results -------------------------------------------------------------------------------------------------------------
