@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import spectral
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks, derivatives
+from spectral.networks.products import Products
 from spectral.networks.survey import survey
 
 DOUBLE = torch.float64
@@ -67,16 +68,16 @@ def network(function):
 
 def diagnose(model, question, **options):
     """The answer about the first batch; what it must not change is as before."""
-    net = DataModel(model, [x], preflight=False, **options)
+    net = DataModel(model, [x], products=Products(preflight=False), **options)
     before, sweeps = traces(model), net.sweeps
     answer = question(net)
     assert traces(model) == before and net.sweeps == sweeps
     return answer
 
 
-def prepared(model, batches, **options):
+def prepared(model, batches, preflight=True, **options):
     """A model that has been surveyed and inspected, as an operator does it."""
-    net = DataModel(model, batches, **options)
+    net = DataModel(model, batches, products=Products(preflight=preflight), **options)
     checks.surveyed(net)
     checks.inspected(net, net.function)
     return net
@@ -202,7 +203,7 @@ def test_singular_output_function_is_told_from_the_model():
 
 def test_first_batch_with_a_singular_derivative_is_located():
     model = nn.Sequential(nn.Linear(3, 3, bias=False), Apply(lambda h: h.abs().sqrt())).double()
-    net = DataModel(model, [x, x * 0, x], preflight=False)
+    net = DataModel(model, [x, x * 0, x], products=Products(preflight=False))
     survey(net)
     before, sweeps = traces(model), net.sweeps
     assert derivatives.locate_nonfinite(net) == "batch 1, where the derivative of sqrt in 1 (Apply) is not finite"
@@ -352,7 +353,7 @@ def test_cost_of_the_preflight_is_two_passes_one_of_two_samples():
 
 def test_preflight_off_is_said_and_only_then():
     model = network(NOISE["dropout"])
-    net = DataModel(model, [x], preflight=False)
+    net = DataModel(model, [x], products=Products(preflight=False))
     survey(net)
     assert net.describe()["preflight"] is False
     assert not {"preflight", "untested"} & set(prepared(network(torch.sin), [x]).describe())
@@ -394,7 +395,7 @@ def check_family(family):
         assert checks.active_randomness(net, batch) is None
         assert derivatives.nonfinite_product(net, 0, batch) == "batch 0"
     assert traces(model) == before
-    bf16 = DataModel(copy.deepcopy(model), batches, product_dtype=torch.bfloat16)
+    bf16 = DataModel(copy.deepcopy(model), batches, products=Products(dtype=torch.bfloat16))
     survey(bf16)
     assert bf16.info.n == 5
 
@@ -466,5 +467,7 @@ def test_flex_attention_is_named():
         q = h.float().reshape(-1, 1, 1, 3).repeat(1, 1, 1, 6)[..., :16]
         return flex(q, q, q)[..., 0, :3].reshape(-1, 3).to(h.dtype)
 
-    clause = derivatives.missing_derivative(DataModel(network(attend), [x], preflight=False), x, PROBLEM)
+    clause = derivatives.missing_derivative(
+        DataModel(network(attend), [x], products=Products(preflight=False)), x, PROBLEM
+    )
     assert f"in {CULPRIT} has no forward-mode derivative" in clause and "flex" in clause.lower()

@@ -11,7 +11,7 @@ from spectral import GaussNewton, Hessian, Jacobian
 from spectral.engine import autotune, linearize, trace
 from spectral.engine.autotune import Engine, Kept, Maps, Workload
 from spectral.engine.store import Store
-from spectral.networks.sum_over_batches import budget_bytes
+from spectral.networks.products import budget_bytes
 
 
 def f(a, b):

@@ -32,7 +32,7 @@ from spectral.experiments.datasets import STANDARDISATIONS
 from spectral.experiments.experiments import EXPERIMENTS
 from spectral.experiments.models import BLOCKS
 from spectral.krylov.lanczos import MODES
-from spectral.networks.sum_over_batches import budget_bytes
+from spectral.networks.products import budget_bytes
 from spectral.operators.foreign import as_operator
 from spectral.schema import (
     COUNT,

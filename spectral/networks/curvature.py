@@ -8,8 +8,6 @@ Legend: B samples in a batch, z the outputs (logits) of a batch, U a change of t
 
 from __future__ import annotations
 
-import copy
-import glob
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
 from typing import Any
@@ -24,6 +22,7 @@ from spectral.networks import losses
 from spectral.networks import output_curvature as outputs
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.loss_model import LossModel
+from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
 
 Forward = Callable[[nn.Module, Any], Any] | None
@@ -55,33 +54,28 @@ class Curvature(SumOverBatches):
         memory: Any = None,
         preflight: bool = True,
     ) -> None:
+        products = Products(engine, product_dtype, memory, preflight)
         network = LossModel(
-            model, data, loss=loss, forward=forward, params=params, shared=shared, statistics=statistics,
-            product_dtype=product_dtype, of=self.of, preflight=preflight,
+            model, data, loss=loss, forward=forward, params=params, shared=shared, statistics=statistics, of=self.of,
+            products=products,
         )  # fmt: skip
-        self.network, self.loss, self._params = network, loss, params
-        self._how: dict[str, Any] = {
-            "forward": forward, "engine": engine, "product_dtype": product_dtype, "memory": memory, "preflight": preflight,
-            "shared": shared, "statistics": statistics,
-        }  # fmt: skip
+        self.loss = loss
+        self._begin(network, products)
+        self._inspect()
+
+    def _begin(self, network: Any, products: Products) -> None:
         survey = checks.surveyed(network)
         self.first_sample = sum(distributed.all_counts(survey.n)[: distributed.rank()])
         self.count = float(distributed.all_reduce(torch.tensor(sum(network.counts), dtype=torch.float64)))
         if self.count == 0:
             raise ValueError("no target is counted (all are ignored, say), so that the mean loss is not defined.")
-        self._begin(network)
-        self._inspect()
-
-    def _begin(self, network: LossModel) -> None:
-        """Be the matrix of this network's parameters, with engines and counters from the beginning."""
         size = sum(value.numel() for value in network.values.values())
         self._held: set[str] = set()  # ways whose second derivatives, or the loss's, have been held to differences
         # a way, the model's version, a vector and its product, until there is a second one
         self._earlier: tuple[str, Any, torch.Tensor, trace.Pieces] | None = None
         super().__init__(
-            (size, size), network, self._how["engine"], self._how["memory"], tuple(self.ways), symmetric=True,
-            nonnegative=self._semidefinite(),
-        )  # fmt: skip
+            (size, size), network, products, tuple(self.ways), symmetric=True, nonnegative=self._semidefinite()
+        )
 
     def _semidefinite(self) -> bool:
         """Whether the matrix is positive semi-definite by construction."""
@@ -89,14 +83,7 @@ class Curvature(SumOverBatches):
 
     def restricted(self, names: list[str]) -> Curvature:
         """A diagonal block: the matrix of the named parameters alone, by this operator's survey of the data, without a sweep."""
-        B = copy.copy(self)
-        B._params = [glob.escape(name) for name in names]
-        B._begin(self.network.restricted(names))
-        return B
-
-    def _alone(self, batch: Any, **changes: Any) -> Curvature:
-        how = {**self._how, "preflight": False, **changes}
-        return type(self)(self.network.model, self.loss, [batch], params=self._params, **how)
+        return self._of(self.network.restricted(names), self.options)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), **self.network.describe(), "count": self.count, **self._described()}
@@ -523,7 +510,6 @@ class Fisher(GaussNewton):
             model, loss, data, params=params, forward=forward, shared=shared, statistics=statistics, engine=engine,
             product_dtype=product_dtype, memory=memory, preflight=preflight,
         )  # fmt: skip
-        self._how |= {"draws": draws, "seed": seed}
 
     def _semidefinite(self) -> bool:
         return True
@@ -644,7 +630,6 @@ class EmpiricalFisher(GaussNewton):
             model, loss, data, params=params, forward=forward, shared=shared, engine=engine, product_dtype=product_dtype,
             memory=memory, preflight=preflight,
         )  # fmt: skip
-        del self._how["statistics"]
 
     def _semidefinite(self) -> bool:
         return True

@@ -36,6 +36,7 @@ from spectral.networks.calling import (
 from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.learned_loss import Loss
 from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
+from spectral.networks.products import Products
 from spectral.networks.trees import leaves, replaced, tensors
 
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
@@ -60,8 +61,7 @@ class DataModel:
         params: Any = None,
         shared: Sequence[Any] = (),
         statistics: str = "population",
-        product_dtype: torch.dtype | None = None,
-        preflight: bool = True,
+        products: Products = Products(),  # noqa: B008 (frozen)
     ) -> None:
         check_model(model)
         if not callable(of) and of not in OF:
@@ -78,14 +78,14 @@ class DataModel:
             raise TypeError(f"shared={shared!r} must be a list of keys or positions, such as [{shared!r}].")
         check_data(data)
         self.model, self.data, self.of, self.wrt = model, data, of, wrt
-        self.statistics, self.preflight = statistics, preflight
+        self.statistics, self.preflight = statistics, products.preflight
         self.samples = Samples(tuple(shared))
         self.inputs = 1 if forward is not None else required_inputs(model)
         self.loss = Loss(loss, self.samples, self.inputs)
         own = loss is None and (self._of_loss or self.needs_loss)
         self.loss.guess(model)
         self.call = WholeCall(model, forward or (labelled_forward if own else default_forward))
-        self.product_dtype = product_dtype
+        self.product_dtype = products.dtype
         self.untested: dict[str, str] = {}  # what could not be tested on this model, and why
         self.roots = [model, *(state for given in (loss, of, forward) for state in _states(given))]
         with threads.alone(model.modules()), threads.RANDOM:
@@ -128,10 +128,6 @@ class DataModel:
         if not self.dtype.is_floating_point:
             raise TypeError(
                 f"derivatives need floating point, but the model or its inputs are {self.dtype}; convert them."
-            )
-        if self.product_dtype is not None and not self.product_dtype.is_floating_point:
-            raise TypeError(
-                f"product_dtype={self.product_dtype} is not floating point; use torch.bfloat16, for example."
             )
         self.kinds.add(self.dtype)
         self.compute_dtype = self.product_dtype or self.dtype
@@ -188,6 +184,16 @@ class DataModel:
         other.product_dtype = other.compute_dtype = dtype
         other._clones, other._stack = {}, None
         other.read_parameters()
+        return other
+
+    def alone(self, batch: Any, products: Products) -> Any:
+        """The same functions of one batch alone, in another dtype: not surveyed yet."""
+        other = copy.copy(self)
+        other.data, other.state, other.preflight = [batch], random_state([batch]), products.preflight
+        other.product_dtype, other.compute_dtype = products.dtype, products.dtype or self.dtype
+        other.sweeps, other.untested, other.first, other._info, other._clones = 0, {}, None, None, {}
+        with threads.alone(self.model.modules()):
+            other.read_parameters()
         return other
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
@@ -293,6 +299,10 @@ class DataModel:
         """A hash of every entry of the model's (and a loss module's) parameters and buffers, as they are now."""
         with threads.alone(self.model.modules()):
             return model_state.checksum(root for root in self.roots if isinstance(root, nn.Module))
+
+    @property
+    def surveyed(self) -> bool:
+        return self._info is not None
 
     @property
     def info(self) -> DatasetInfo:

@@ -5,8 +5,6 @@ Legend: n samples, B in a batch, k outputs per sample, d input features, P param
 
 from __future__ import annotations
 
-import copy
-import glob
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -22,6 +20,7 @@ from spectral.failures import first_line
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks
 from spectral.networks.diagnose.graph import coarsest
+from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
 
 ROW_BYTES = 256 << 20  # rows of J held at a time while per-sample gradients are vectorised
@@ -145,13 +144,17 @@ class Jacobian(SumOverBatches):
             raise ValueError(f"layout={layout!r} is no layout; use 'stacked' or 'flattened'.")
         if layout == "flattened" and wrt == "params":
             raise ValueError("layout='flattened' is for wrt='inputs'; use layout='stacked' with wrt='params'.")
-        if engine not in linearize.ENGINES:
-            raise ValueError(f"engine={engine!r} is no engine; use one of {', '.join(linearize.ENGINES)}.")
+        products = Products(engine, product_dtype, memory, preflight)
         network = DataModel(
             model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, shared=shared, statistics=statistics,
-            product_dtype=product_dtype, preflight=preflight,
+            products=products,
         )  # fmt: skip
         self.layout = layout
+        self._begin(network, products)
+        self._inspect()
+
+    def _begin(self, network: DataModel, products: Products) -> None:
+        layout = self.layout
         survey = checks.surveyed(network)
         self.outputs = survey.outputs[0]
         self.unrolled = self.outputs if layout == "flattened" else 1
@@ -166,22 +169,11 @@ class Jacobian(SumOverBatches):
         first = sum(self.rank_rows[: distributed.rank()])
         self.starts = [first + sum(rows[:i]) for i in range(len(rows) + 1)]
         self.first_sample = sum(self.rank_samples[: distributed.rank()])
-        self._how: dict[str, Any] = {
-            "of": of, "layout": layout, "forward": forward, "loss": loss, "engine": engine, "product_dtype": product_dtype,
-            "memory": memory, "preflight": preflight, "shared": shared, "statistics": statistics,
-        }  # fmt: skip
-        self._wrt: dict[str, Any] = {"wrt": wrt, "params": params}
-        self._begin(network)
-        self._inspect()
-
-    def _begin(self, network: DataModel) -> None:
-        """Be the Jacobian of this network: its columns, engines and counters from the beginning."""
         if network.wrt == "params":
             columns = sum(value.numel() for value in network.values.values())
         else:
             columns = math.prod(self.feature_shape) * (self.outputs if self.layout == "flattened" else 1)
-        engine, memory = self._how["engine"], self._how["memory"]
-        super().__init__((sum(self.rank_rows), columns), network, engine, memory, tuple(linearize.WAYS))
+        super().__init__((sum(self.rank_rows), columns), network, products, tuple(linearize.WAYS))
         self.notes: dict[str, Any] = {}
 
     def restricted(self, names: list[str]) -> Jacobian:
@@ -203,10 +195,7 @@ class Jacobian(SumOverBatches):
         >>> J.shape, J.restricted(["bias"]).shape
         ((3, 3), (3, 1))
         """
-        B = copy.copy(self)
-        B._wrt = {"wrt": "params", "params": [glob.escape(name) for name in names]}
-        B._begin(self.network.restricted(names))
-        return B
+        return self._of(self.network.restricted(names), self.options)
 
     @property
     def samples(self) -> int:
@@ -264,9 +253,6 @@ class Jacobian(SumOverBatches):
 
         product = {"J v": forward, "J^T u": back, "J^T J v": normal}[kind]
         return Maps(product, check, int(linearize.COPIES[way] * self._graph_bytes * size), self._allowed)
-
-    def _alone(self, batch: Any, **changes: Any) -> Jacobian:
-        return Jacobian(self.network.model, [batch], **self._wrt, **{**self._how, "preflight": False, **changes})
 
     def _tangents(self, v: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
         """A column of the input space (cast to the dtype of the products) as tangents of one batch."""

@@ -5,8 +5,10 @@ Legend: n columns, m rows, b vectors of a block; blocks are (b, n) inside, one v
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.diagnose import derivatives as faults
 from spectral.networks.diagnose.graph import GraphFacts, graph_facts
+from spectral.networks.products import Products
 from spectral.networks.trees import tensors
 from spectral.operators.operator import Operator
 
@@ -31,7 +34,6 @@ JOIN = (
 JOIN_MEMORY = 1 / 16  # of what may be kept, that such a graph may take: a product makes up to four
 RECORDED = 2  # graphs that recording holds for each pass of a product (J v, J^T u: one), before equal constants are one
 PASSES = {"J v": 1, "J^T u": 1, "J^T J v": 2, "H v": 2}
-UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 class SumOverBatches(Operator):
@@ -43,13 +45,13 @@ class SumOverBatches(Operator):
     unrolled = 1  # passes of one kind that a product is made of: of a flattened Jacobian as many as outputs
 
     def __init__(
-        self, shape: tuple[int, int], network: DataModel, engine: str, memory: Any, ways: tuple[str, ...], **properties: Any
-    ) -> None:  # fmt: skip
+        self, shape: tuple[int, int], network: DataModel, products: Products, ways: tuple[str, ...], **properties: Any
+    ) -> None:
         super().__init__(shape, network.dtype, network.device, **properties)
-        self.network = network
+        self.network, self.options = network, products
         self.facts: GraphFacts | None = None  # of the first batch, once its graph was made
-        self.engine = Engine(engine, ways, network.preflight, self._explain, self.turns)
-        self.engine.store.budget = budget_bytes(memory)
+        self.engine = Engine(products.engine, ways, products.preflight, self._explain, self.turns)
+        self.engine.store.budget = products.budget
         network.keeps = self.engine.store.budget != 0
         self.kind = ""  # of the latest product
         self.noise: float | None = None  # relative error of a product in a coarser dtype, measured on the first batch
@@ -245,7 +247,7 @@ class SumOverBatches(Operator):
     def measure_noise(self) -> float:
         """||(A' - A) v|| / ||A v|| on the first batch, A' in product_dtype: the largest of three Gaussian v. Nine products."""
         batch = self.network.first_batch()
-        coarse, fine = self._alone(batch), self._alone(batch, product_dtype=None)
+        coarse, fine = self._alone(batch, self.options.dtype), self._alone(batch, None)
         coarse.noise = 0.0  # it measures none itself
         errors = []
         for i in range(NOISE_PROBES):
@@ -256,9 +258,21 @@ class SumOverBatches(Operator):
         self.noise = max(errors)
         return self.noise
 
-    def _alone(self, batch: Any, **changes: Any) -> SumOverBatches:
-        """The same matrix of one batch alone, its model not tested again."""
-        raise TypeError(f"{type(self).__name__} has no parts.")
+    def _begin(self, network: Any, products: Products) -> None:
+        """Be the matrix of this network, which is surveyed if it has not been, with engines and counters from the beginning."""
+        raise TypeError(f"{type(self).__name__} multiplies nothing by itself; use one of its subclasses.")
+
+    def _of(self, network: DataModel, products: Products) -> Any:
+        """The same matrix of other parameters or data."""
+        other = copy.copy(self)
+        other._begin(network, products)
+        return other
+
+    def _alone(self, batch: Any, dtype: torch.dtype | None) -> SumOverBatches:
+        """The same matrix of one batch alone, multiplied in another dtype, its model not tested again."""
+        products = replace(self.options, dtype=dtype, preflight=False)
+        alone: SumOverBatches = self._of(self.network.alone(batch, products), products)
+        return alone
 
     @property
     def _idle(self) -> list[str]:
@@ -287,19 +301,3 @@ class SumOverBatches(Operator):
 
 def _some(names: list[str]) -> list[str]:
     return names if len(names) <= 8 else [*names[:7], f"... {len(names) - 7} more"]
-
-
-def budget_bytes(memory: Any) -> int | None:
-    """Bytes of `memory`: a number of bytes, "512MiB", "2GiB", or None (a quarter of the free memory)."""
-    if memory is None:
-        return None
-    if isinstance(memory, int | float) and not isinstance(memory, bool) and memory >= 0:
-        return int(memory)
-    unit = memory[-3:] if isinstance(memory, str) else ""
-    try:
-        amount = float(memory[:-3]) if unit in UNITS else -1.0
-    except ValueError:
-        amount = -1.0
-    if not 0 <= amount < float("inf"):
-        raise ValueError(f"memory={memory!r} is no amount; use bytes, '512MiB', '2GiB', 0 to keep nothing, or None.")
-    return int(amount * UNITS[unit])

@@ -10,7 +10,9 @@ from spectral.networks.dataset import DatasetInfo
 
 
 def survey(model: DataModel) -> DatasetInfo:
-    """The sizes of all batches, from one forward sweep; the model knows them afterwards."""
+    """The sizes of all batches, from one forward sweep; the model knows them afterwards, and is not asked again."""
+    if model.surveyed:
+        return model.info
     samples: list[int] = []
     outputs: list[int] = []
     fingerprints: list[str] = []

@@ -7,6 +7,8 @@ many factors is one diagonal). Values change by rounding alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -25,9 +27,57 @@ POINTWISE = (  # linear in the first operand, entry by entry
 )  # fmt: skip
 COSTLY = 3  # passes over memory that such an operation is worth
 INLINE = 2  # terms of a value that is written out again for each of several readers, at most
-# A coefficient: a number, a constant's node, ("+" | "*", coefficient, coefficient), ("1/", coefficient) or ("of", node): the
-# diagonal of a pointwise operation.
-Coefficient: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class Sum:
+    """a + b."""
+
+    a: Coefficient
+    b: Coefficient
+
+    def evaluate(self, value: Callable[[Coefficient], Factor]) -> Factor:
+        return value(self.a) + value(self.b)
+
+
+@dataclass(frozen=True)
+class Product:
+    """a b, entry by entry."""
+
+    a: Coefficient
+    b: Coefficient
+
+    def evaluate(self, value: Callable[[Coefficient], Factor]) -> Factor:
+        return value(self.a) * value(self.b)
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """1 / a, entry by entry."""
+
+    a: Coefficient
+
+    def evaluate(self, value: Callable[[Coefficient], Factor]) -> Factor:
+        return 1.0 / value(self.a)
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """The diagonal of a pointwise operation: what it makes of ones."""
+
+    node: Node
+
+    def evaluate(self, value: Callable[[Coefficient], Factor]) -> Factor:
+        node = self.node
+        rest: list[Any] = [value(a) if isinstance(a, fx.Node) else a for a in node.args[1:]]
+        device = next(a.device for a in rest if isinstance(a, torch.Tensor))
+        one = torch.ones((), dtype=node.meta["dtype"], device=device).expand(node.meta["shape"])
+        made: torch.Tensor = node.target(one, *rest, **node.kwargs)  # type: ignore[operator]
+        return made
+
+
+Factor: TypeAlias = float | torch.Tensor
+Coefficient: TypeAlias = "float | Node | Sum | Product | Inverse | Diagonal"  # a node is a constant's
 Form = dict[Node, Coefficient]  # s_i: c_i
 
 
@@ -45,7 +95,8 @@ def combine(graph: fx.Graph, value: Values) -> None:
     """Write y = sum_i c_i s_i where that takes fewer passes over memory than the operations that are there."""
     forms, cost, needed = _forms(graph, value)
     made: dict[Node, Node] = {}
-    known: dict[Coefficient, Any] = {}
+    known: dict[Coefficient, Factor] = {}
+    placed: dict[Coefficient, Node] = {}  # placeholders of coefficients that are tensors
     last = next(reversed(graph.find_nodes(op="placeholder")))
     for y in needed:
         form = {made.get(s, s): c for s, c in forms[y].items()}
@@ -54,13 +105,12 @@ def combine(graph: fx.Graph, value: Values) -> None:
         terms: list[tuple[Node, Any]] = []
         for s, c in form.items():
             factor = _evaluate(c, value, known)
-            if isinstance(factor, torch.Tensor):
+            if isinstance(factor, torch.Tensor) and c not in placed:
                 with graph.inserting_after(last):
                     last = graph.placeholder(f"d{len(value)}")
                 last.meta.update(shape=factor.shape, dtype=factor.dtype, strides=factor.stride())
-                value[last] = known[c] = factor
-                factor = last
-            terms.append((s, factor))
+                value[last], placed[c] = factor, last
+            terms.append((s, placed.get(c, factor)))
         whole = y.meta["shape"]
         terms.sort(key=lambda t: (not _whole(t[0], t[1], y), _shape(t[0], t[1]) != whole))
         total: Any = None
@@ -82,7 +132,7 @@ def _forms(graph: fx.Graph, value: Values) -> tuple[dict[Node, Form], dict[Node,
         passes = COSTLY if y.target in POINTWISE else 1
         spared = False
         for x, factor in terms:
-            inner = {x: 1.0}
+            inner: Form = {x: 1.0}
             if x in parts and alike(x, y):
                 outside = any(user not in parts or not alike(user, x) for user in x.users)
                 several = len(forms[x]) > 1 and outside
@@ -95,7 +145,7 @@ def _forms(graph: fx.Graph, value: Values) -> tuple[dict[Node, Form], dict[Node,
                 needed[x] = None
             for s, c in inner.items():
                 made = _times(c, factor)
-                form[s] = made if s not in form else ("+", form[s], made)
+                form[s] = made if s not in form else Sum(form[s], made)
         forms[y], cost[y] = form, passes - spared
         if any(user not in parts for user in y.users):
             needed[y] = None
@@ -118,38 +168,31 @@ def _parts(node: Node, value: Values) -> list[tuple[Node, Coefficient]] | None:
     if len(moving) != 1 or not (first or node.target is aten.mul.Tensor):
         return None
     if node.target in POINTWISE:
-        return [(moving[0], ("of", node))] if alike(moving[0], node) else None
+        return [(moving[0], Diagonal(node))] if alike(moving[0], node) else None
     if node.target is aten.neg.default:
         return [(moving[0], -1.0)]
     c = node.args[1] if first else node.args[0]
     c = c if isinstance(c, fx.Node) else float(c)
     if node.target in (aten.div.Tensor, aten.div.Scalar):
-        c = ("1/", c) if isinstance(c, fx.Node) else 1.0 / c
+        c = Inverse(c) if isinstance(c, fx.Node) else 1.0 / c
     return [(moving[0], c)]
 
 
 def _times(a: Coefficient, b: Coefficient) -> Coefficient:
     if isinstance(a, float) and isinstance(b, float):
         return a * b
-    return b if a == 1.0 else a if b == 1.0 else ("*", a, b)
+    return b if a == 1.0 else a if b == 1.0 else Product(a, b)
 
 
-def _evaluate(c: Coefficient, value: Values, known: dict[Coefficient, Any]) -> Any:
+def _evaluate(c: Coefficient, value: Values, known: dict[Coefficient, Factor]) -> Factor:
     """A number, or a tensor that is computed once."""
     if isinstance(c, fx.Node):
         return value[c]
-    if not isinstance(c, tuple) or c in known:
-        return known.get(c, c)
-    if c[0] == "of":
-        node = c[1]
-        rest = [value[a] if isinstance(a, fx.Node) else a for a in node.args[1:]]
-        device = next(a.device for a in rest if isinstance(a, torch.Tensor))
-        one = torch.ones((), dtype=node.meta["dtype"], device=device).expand(node.meta["shape"])
-        made = node.target(one, *rest, **node.kwargs)
-    else:
-        a, *b = (_evaluate(part, value, known) for part in c[1:])
-        made = 1.0 / a if c[0] == "1/" else a + b[0] if c[0] == "+" else a * b[0]
-    known[c] = made.contiguous() if isinstance(made, torch.Tensor) else made
+    if isinstance(c, float):
+        return c
+    if c not in known:
+        made = c.evaluate(lambda part: _evaluate(part, value, known))
+        known[c] = made.contiguous() if isinstance(made, torch.Tensor) else made
     return known[c]
 
 
