@@ -10,7 +10,8 @@ the five largest eigenvalues, and a Lanczos run of 20 steps. Each run is made an
 after it; the medians of the ratios stand. Every product is held against double backward in plain torch. Peers are installed as
 `product_cost.py` says. Run it on an idle machine.
 
-`wide`: an MLP with 38 million parameters and one batch of 32 samples, where vectors weigh more than the model's arithmetic.
+`wide` and `124m`: an MLP with 38 million parameters and one batch of 32 samples, GPT-2 and one sequence, where vectors weigh more
+than the arithmetic of the model.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 import torch
 from machine import environment, watched
-from models import MATRICES, MODELS, Workload, build, reference
+from models import MATRICES, MODELS, Logits, Workload, build, reference
 from peers import FAILURES, PEERS, curvlinops_operator, first_line
 from peers import present as importable
 from scipy.sparse.linalg import eigsh
@@ -57,6 +58,21 @@ def wide() -> Workload:
                           nn.Linear(4096, 10))  # fmt: skip
     data = [(torch.randn(32, 784), torch.randint(10, (32,)))]
     return Workload(model.eval(), data, "784-4096-4096-4096-10, tanh; one batch of 32", nn.CrossEntropyLoss())
+
+
+def published_gpt2() -> Workload:
+    """GPT-2 with 124 million parameters and one sequence."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=None, eos_token_id=None, use_cache=False))
+    ids = torch.randint(50257, (1, 65))
+    about = "Hugging Face, GPT-2 as published with 124 million parameters, random weights; one sequence of 64 tokens"
+    net = Logits(model, lambda m, t: m(input_ids=t))
+    return Workload(net.eval(), [(ids[:, :-1].clone(), ids[:, 1:].clone())], about, nn.CrossEntropyLoss())
+
+
+LARGE: dict[str, Callable[[], Workload]] = {"wide": wide, "124m": published_gpt2}
 
 
 def ours(work: Workload, matrix: str) -> Any:
@@ -164,7 +180,7 @@ def measure(models: list[str], matrices: list[str], counts: Sequence[int], repea
     rows: list[dict[str, Any]] = []
     warm_up()
     for name in models:
-        work = wide() if name == "wide" else build(name)
+        work = LARGE[name]() if name in LARGE else build(name)
         generator = torch.Generator().manual_seed(0)
         vectors = [torch.randn(work.parameters, generator=generator) for _ in range(4)]
         for matrix in matrices:
@@ -252,7 +268,7 @@ def picture(stored: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=[*MODELS, "wide"])
+    parser.add_argument("--models", nargs="+", default=[*MODELS, *LARGE])
     parser.add_argument("--matrices", nargs="+", default=list(MATRICES))
     parser.add_argument("--counts", nargs="+", type=int, default=list(COUNTS))
     parser.add_argument("--repeats", type=int, default=REPEATS)

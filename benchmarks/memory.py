@@ -1,0 +1,97 @@
+"""How much memory do runs take beside the model and one gradient? In vectors of the model's size, each job in its own process.
+
+    python benchmarks/memory.py [--models wide 124m] [--jobs slq trace] [--matrices GaussNewton] [--json FILE]
+
+The base is the most that computing one gradient holds: weights, activations and the gradient. A job's figure is the most that
+it holds beyond, set-up, tests and recording included, over the size of a vector. Linux: the peak is that of resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import environment
+from models import MATRICES
+from short_runs import LARGE, ours
+
+import spectral
+
+JOBS: dict[str, Callable[[Any], Any]] = {
+    "product": lambda A: A @ torch.ones(A.shape[1]),
+    "slq": lambda A: spectral.slq(A, probes=1, steps=12, reorthogonalize=False, deflate=False, progress=False),
+    "kpm": lambda A: spectral.kpm(A, probes=1, moments=12, progress=False),
+    "trace": lambda A: spectral.trace(A, probes=8, progress=False),
+    "diagonal": lambda A: spectral.diagonal(A, probes=6, progress=False),
+    "top": lambda A: spectral.top(A, k=5, tol=1e-3, progress=False),
+}
+
+
+def status(field: str) -> int:
+    """Bytes of a line of this process's status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def peak(work: Callable[[], Any]) -> int:
+    """Bytes that were resident at most while `work` ran."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    return status("VmHWM")
+
+
+def measure(model: str, matrix: str, job: str) -> dict[str, Any]:
+    """One job in this process."""
+    work = LARGE[model]()
+    vector = work.parameters * 4
+
+    base = peak(work.gradient)
+    made: list[Any] = []
+
+    def run() -> None:
+        made.append(ours(work, matrix))
+        JOBS[job](made[0])
+
+    most = peak(run)
+    return {
+        "model": model, "matrix": matrix, "job": job, "vectors": (most - base) / vector, "vector_bytes": vector,
+        "base_vectors": base / vector, "engine": made[0].describe().get("engine"),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(LARGE))
+    parser.add_argument("--matrices", nargs="+", default=list(MATRICES))
+    parser.add_argument("--jobs", nargs="+", default=list(JOBS))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", nargs=3, metavar=("MODEL", "MATRIX", "JOB"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(measure(*asked.one)))
+        return
+    rows = []
+    for model in asked.models:
+        for matrix in asked.matrices:
+            for job in asked.jobs:
+                command = [sys.executable, __file__, "--one", model, matrix, job]
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    print(f"{model} {matrix} {job}: {done.stderr.strip().splitlines()[-1]}", flush=True)
+                    continue
+                rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
+                print(f"{model:10} {matrix:12} {job:9} {rows[-1]['vectors']:6.1f} vectors  {rows[-1]['engine']}", flush=True)
+    if asked.json:
+        asked.json.write_text(json.dumps({"about": environment([]), "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
