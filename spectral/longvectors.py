@@ -36,6 +36,15 @@ def norm(x: torch.Tensor) -> float:
     return dot(x, x) ** 0.5
 
 
+def distance(x: torch.Tensor, y: torch.Tensor) -> float:
+    """||x - y|| of (n,) and (n,)."""
+    total = 0.0
+    for start in range(0, x.numel(), CHUNK):
+        rest = x[start : start + CHUNK].double() - y[start : start + CHUNK].double()
+        total += float(torch.dot(rest, rest))
+    return total**0.5
+
+
 def norms(V: torch.Tensor) -> np.ndarray:
     """The norm of each row, (j,)."""
     return np.array([norm(v) for v in V])

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from spectral import arrays, longvectors
 from spectral.estimators.budget import symmetric_operand
+from spectral.operators.operator import Operator
 from spectral.probes import probe
 
-RECURRENCE = 4  # vectors of a recurrence without its basis
+RECURRENCE = 4  # vectors of a recurrence without its basis, the product's own pieces among them
+SETTLE = 8  # products at most until the operator has chosen how it multiplies
+MANY = 20  # products that must be expected before more than two are measured
+PASSES = 4  # over each vector of a basis in a step: Gram-Schmidt twice, each reads it for the dots and for the sum
+CONVERGED = 0.25  # of the first probe's Ritz vectors, that are expected to converge and to be deflated
 
 
 @dataclass(frozen=True)
@@ -22,17 +30,21 @@ class Plan:
     products : int
         At most.
     seconds : float
-        For so many products, by the one that was measured.
+        Of the whole run: the sum of `parts`.
     bytes : int
-        Of vectors that it holds in any case.
+        At the peak, beside what is there now: the sum of `held`.
     most_bytes : int
-        While deflated vectors are made, if every Ritz pair of the first probe has converged; usually few have.
+        The same if every Ritz pair of the first probe converges and is deflated; usually few do.
     seconds_per_product : float
-        Of the second of two products.
+        Of the last one that was measured.
     free : int
         Bytes free now.
     basis : bool
         Whether the Lanczos basis would be kept, as `slq` decides by itself.
+    parts : dict
+        Seconds by what takes them: products, recurrence, orthogonalisation, random vectors, deflation.
+    held : dict
+        Bytes by what takes them: vectors, basis, deflation, products.
 
     Examples
     --------
@@ -47,25 +59,31 @@ class Plan:
     seconds_per_product: float
     free: int
     basis: bool
+    parts: dict[str, float] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is below what is free now."""
+        return self.bytes <= self.free
 
     def __str__(self) -> str:
         basis = "basis kept" if self.basis else "no basis"
         mib = [f"{b / 2**20:.4g} MiB" for b in (self.bytes, self.most_bytes, self.free)]
         return (
-            f"{self.products} products, about {self.seconds:.3g} s ({self.seconds_per_product:.3g} s each, one measured), "
-            f"{mib[0]} of vectors ({basis}), up to {mib[1]} with what is deflated; {mib[2]} are free"
+            f"{self.products} products, about {self.seconds:.3g} s ({self.seconds_per_product:.3g} s each, measured), "
+            f"{mib[0]} at the peak ({basis}), up to {mib[1]} with all that may be deflated; {mib[2]} are free"
         )
 
 
 def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     """What `slq(A, steps=steps, probes=probes)` would take at most: products, seconds, bytes.
 
-    Of vectors, `slq` holds four, the basis of `steps` where that takes at most a quarter of the free memory, and with two
-    probes or more what the first has converged to: at most `steps` vectors, in as much memory at most, three times while they
-    are made. Without a basis they cost the first probe's products once more, and those of each probe that finds a further copy
-    of an eigenvalue, which are not foreseen. A network's own activations come on top, as in training.
+    The run is announced to the operator, which then chooses how it multiplies as it would in the run itself. Products are
+    measured until it has chosen: the last one is timed, and one step's sums over vectors are timed beside it.
 
-    Cost: two products, the second of which is timed.
+    Cost: two products; at most eight where more than twenty are planned and the operator tries several ways to multiply. The run
+    itself goes on with what was chosen.
 
     Parameters
     ----------
@@ -81,6 +99,14 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     Plan
         Prints as one line.
 
+    Notes
+    -----
+    Of vectors, `slq` holds four, the basis of `steps` where that takes at most a quarter of the free memory, and with two
+    probes or more what the first has converged to: a quarter of its steps are expected, all of them at most, three times while
+    they are made. Without a basis they cost the first probe's products once more, and those of each probe that finds a further
+    copy of an eigenvalue, which are not foreseen. Products take the activations of a batch, as in training, and what the engine
+    keeps between sweeps.
+
     Examples
     --------
     >>> plan(np.eye(100), steps=50, probes=2).products
@@ -89,16 +115,61 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     op, _, _ = symmetric_operand(A)
     n = op.shape[0]
     steps = min(steps, n)
-    v = probe(0, 0, n, dtype=op.dtype, device=op.device)
-    elapsed = 0.0
-    for _ in range(2):  # the first one warms up
-        begin = time.perf_counter()
-        longvectors.norm(op @ v)  # the norm waits for the device
-        elapsed = time.perf_counter() - begin
     free, one = arrays.available_memory(op.device), n * op.dtype.itemsize
     room = free // 4 // one
     basis = room >= steps
-    held = RECURRENCE + (steps if basis else 0)
-    deflated = min(steps, max(room, 1)) if probes > 1 else 0  # the new ones, the orthogonalised ones, and these joined
-    products = steps * probes + (0 if basis or not deflated else steps - 1)
-    return Plan(products, elapsed * products, one * held, one * (held + 3 * deflated), elapsed, free, basis)
+    products = steps * probes + (steps - 1 if probes > 1 and not basis else 0)
+    begin = time.perf_counter()
+    v = probe(0, 0, n, dtype=op.dtype, device=op.device)
+    drawn = time.perf_counter() - begin
+    each, w = _measured(op, v, products)
+    dot, update, read = _vector_seconds(v, w)
+    deflated = min(steps, max(room, 1)) if probes > 1 else 0  # at most
+    converged = int(CONVERGED * deflated)
+    parts = {
+        "products": each * products,
+        "recurrence": products * (3 * dot + 3 * update),
+        "orthogonalisation": probes * PASSES * read * steps * (steps + 1) / 2 if basis else 0.0,
+        "random vectors": probes * drawn,
+        "deflation": read * (converged * steps + 2 * converged * (probes - 1) * steps) if probes > 1 else 0.0,
+    }
+    held = {
+        "vectors": RECURRENCE * one,
+        "basis": steps * one if basis else 0,
+        "deflation": 3 * converged * one,  # the new ones, the orthogonalised ones, and these joined
+        "products": op.workspace,
+    }
+    total = sum(held.values())
+    most = total + 3 * (deflated - converged) * one
+    return Plan(products, sum(parts.values()), total, most, each, free, basis, parts, held)
+
+
+def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, torch.Tensor]:
+    """Seconds of a product once the operator has chosen how it multiplies, as far as that is worth it, and a product."""
+    op.expect(products)
+    elapsed = 0.0
+    for made in range(1, SETTLE + 1):
+        begin = time.perf_counter()
+        w = op @ v
+        longvectors.norm(w)  # waits for the device
+        elapsed = time.perf_counter() - begin
+        if made >= 2 and (op.settled or products < MANY):
+            break
+    return elapsed, w
+
+
+def _vector_seconds(v: torch.Tensor, w: torch.Tensor) -> tuple[float, float, float]:
+    """Seconds of a float64 dot of two vectors, of v + a w in a vector that is there, and of reading one."""
+    out = torch.empty_like(v)
+
+    def seconds(work: Callable[[], Any]) -> float:
+        best = float("inf")
+        for _ in range(2):
+            begin = time.perf_counter()
+            work()
+            float(out[0])  # waits for the device
+            best = min(best, time.perf_counter() - begin)
+        return best
+
+    update = seconds(lambda: torch.sub(v, w, alpha=0.5, out=out))
+    return seconds(lambda: longvectors.dot(v, w)), update, seconds(lambda: torch.dot(v, w)) / 2

@@ -257,16 +257,16 @@ def test_difference_tells_a_wrong_product_from_a_right_one():
     p = differences.probe(lambda x: x @ A @ x / 2 + (x**4).sum(), None, (torch.randn(5, dtype=DOUBLE),))
     (x,), (t,) = p.primals, p.tangents
     right = A @ t + 12 * x**2 * t
-    assert differences.difference_error(p, right) < 1e-6
+    assert differences.difference_error(p, (right,)) < 1e-6
     for wrong, by in ((right * 1.001, r"1.0e-03"), (torch.zeros(5), r"1.0e\+00")):
         with pytest.raises(differences.Wrong, match=f"off by {by} from the difference"):
-            differences.difference_error(p, wrong)
+            differences.difference_error(p, (wrong,))
 
 
 def test_kinks_everywhere_are_no_verdict():
     saw = lambda x: (x * 1e9).sin().sum()  # noqa: E731  (no step is short enough)
     p = differences.probe(saw, None, (torch.randn(50, dtype=DOUBLE),))
-    assert differences.difference_error(p, torch.zeros(50)) is None
+    assert differences.difference_error(p, (torch.zeros(50),)) is None
 
 
 class Partly(nn.Module):

@@ -193,6 +193,11 @@ class Engine:
         """Whether products to come are tested."""
         return self.check and any(choice.young and not choice.proven for choice in self.choices.values())
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is tested or tried any more."""
+        return all(choice.proven or not (choice.young or choice.program) for choice in self.choices.values())
+
     def multiply(self, work: Workload, V: torch.Tensor, W: torch.Tensor, new: bool, expected: int = 0) -> None:
         """W (b, m) += the products with the rows of V (b, n), or W = these if `new`; `expected` products were announced."""
         choice = self._choice(work.kind)
@@ -245,7 +250,9 @@ class Engine:
         else:
             recorded = self._record(work, choice, kept, v) if self._pays(work, choice, ahead) else None
             product = recorded if recorded is not None else self._by_way(work, choice, kept, v)
-        trace.add_pieces(w, product, new)
+        pieces = list(product)
+        del product
+        trace.add_pieces(w, pieces, new)
 
     def _by_way(self, work: Workload, choice: Choice, kept: Kept, v: torch.Tensor, coming: int = 0) -> trace.Pieces:
         """The product in a way, which is tested and timed while it is new."""

@@ -25,6 +25,7 @@ from contextlib import nullcontext
 
 import torch
 from torch.autograd import forward_ad
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import longvectors, probes
@@ -54,6 +55,11 @@ def gradients(total: torch.Tensor, leaves: Tensors, *, create_graph: bool = Fals
 def dense(parts: Tensors) -> tuple[torch.Tensor, ...]:
     """Gradients of sparse embeddings as ordinary tensors."""
     return tuple(t.to_dense() if t.layout != torch.strided else t for t in parts)
+
+
+def edges(parts: Tensors) -> tuple[GradientEdge | None, ...]:
+    """Where backward passes through these tensors begin, without their values; None for one that depends on nothing."""
+    return tuple(get_gradient_edge(t) if t.requires_grad else None for t in parts)
 
 
 class ForwardMode:
@@ -116,7 +122,7 @@ class DoubleBackward(ForwardMode):
     """J v as the derivative of u -> J^T u (it is linear in u): two backward passes, no forward-mode AD."""
 
     _u: torch.Tensor | None = None
-    _pulled: tuple[torch.Tensor, ...] = ()
+    _pulled: tuple[GradientEdge | None, ...] = ()
 
     @property
     def output(self) -> torch.Tensor:
@@ -129,10 +135,10 @@ class DoubleBackward(ForwardMode):
             return torch.zeros_like(z)
         if self._u is None:
             self._u = torch.zeros_like(z, requires_grad=True)
-            self._pulled = torch.autograd.grad(
+            self._pulled = edges(torch.autograd.grad(
                 z, self._leaves, self._u, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-        linked = [(g, t) for g, t in zip(self._pulled, tangents, strict=True) if g.requires_grad]
+            ))  # fmt: skip
+        linked = [(g, t) for g, t in zip(self._pulled, tangents, strict=True) if g is not None]
         if not linked:
             return torch.zeros_like(z)
         outputs, weights = zip(*linked, strict=True)
@@ -167,14 +173,14 @@ class ReverseOverReverse(ForwardOverReverse):
     """H v by one backward pass through the graph of the gradient, which is recorded once."""
 
     _leaves: tuple[torch.Tensor, ...] = ()
-    _gradients: tuple[torch.Tensor, ...] | None = None
+    _gradients: tuple[GradientEdge | None, ...] | None = None
 
     def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
         if self._gradients is None:
             self._leaves = tuple(p.detach().requires_grad_() for p in self.primals)
             with math_attention():  # the fused one has no double backward
-                self._gradients = gradients(self.function(*self._leaves), self._leaves, create_graph=True)
-        linked = [(g, t) for g, t in zip(self._gradients, tangents, strict=True) if g.requires_grad]
+                self._gradients = edges(gradients(self.function(*self._leaves), self._leaves, create_graph=True))
+        linked = [(g, t) for g, t in zip(self._gradients, tangents, strict=True) if g is not None]
         if not linked:
             return tuple(torch.zeros_like(p) for p in self.primals)
         outputs, weights = zip(*linked, strict=True)
@@ -194,16 +200,16 @@ class Adjoint:
     What a user multiplies may be blind to an error (ones, before a normalisation), so that the pair itself is tested first;
     then each product J v is held to (u, J^T u), each J^T u to (v, J v). An inner product of signs with J v has the standard
     deviation ||J v||, so that a wrong product shows as about 1 in any dimension; divided by ||u|| or ||v|| it would drown in
-    float32's rounding from a million parameters on. Cost: one J v and one J^T u, then two inner products a test; memory: two
-    vectors of each side.
+    float32's rounding from a million parameters on. Cost: one J v and one J^T u, then two inner products a test; memory: a
+    vector of each side and a quarter.
     """
 
     def __init__(self, there: Linear, back: Linear, v: torch.Tensor, rows: int, allowed: float = math.inf) -> None:
         """`there`: v (n,) -> the pieces of J v (rows,); `back`: u (rows,) -> the pieces of J^T u (n,); `v`: like any v."""
         self.allowed = allowed
-        self.v = probes.signs(1, len(v), dtype=v.dtype, device=v.device)
+        self.v = probes.signs(1, len(v), dtype=torch.int8, device=v.device)
         self.u = probes.signs(0, rows, dtype=v.dtype, device=v.device)
-        self.Jv, self.pulled = there(self.v), back(self.u)
+        self.Jv, self.pulled = there(self.v.to(v.dtype)), back(self.u)
         self.error = self._identity(self.u, self.Jv, self.v, self.pulled)
 
     def of_forward(self, v: torch.Tensor, Jv: Tensors) -> float:

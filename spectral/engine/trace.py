@@ -249,10 +249,16 @@ def recording() -> bool:
     return any(isinstance(mode, Tracer) for mode in _get_current_dispatch_mode_stack())
 
 
-def add_pieces(w: torch.Tensor, pieces: Pieces, new: bool = False) -> None:
-    """w (m,) += pieces that follow one another, or w = these if `new`; w (b, m) for pieces (b, ...)."""
+def add_pieces(w: torch.Tensor, pieces: Pieces | list[Any], new: bool = False) -> None:
+    """w (m,) += pieces that follow one another, or w = these if `new`; w (b, m) for pieces (b, ...).
+
+    A list of pieces is emptied meanwhile: a new w takes memory as it is written, so that there are never two of its size.
+    """
     start = 0
-    for piece in pieces:
+    for i in range(len(pieces)):
+        piece = pieces[i]
+        if isinstance(pieces, list):
+            pieces[i] = None
         size = piece.numel() if w.ndim == 1 else piece[0].numel()
         part, piece = w[..., start : start + size], piece.reshape(*w.shape[:-1], size)
         part.copy_(piece) if new else part.add_(piece)

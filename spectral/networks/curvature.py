@@ -71,8 +71,8 @@ class Curvature(SumOverBatches):
             raise ValueError("no target is counted (all are ignored, say), so that the mean loss is not defined.")
         size = sum(value.numel() for value in network.values.values())
         self._held: set[str] = set()  # ways whose second derivatives, or the loss's, have been held to differences
-        # a way, the model's version, a vector and its product, until there is a second one
-        self._earlier: tuple[str, Any, torch.Tensor, trace.Pieces] | None = None
+        # a way, the model's version, a vector and its product, until there is a second one; the vector's own version
+        self._earlier: tuple[str, Any, torch.Tensor, trace.Pieces, int] | None = None
         super().__init__(
             (size, size), network, products, tuple(self.ways), symmetric=True, nonnegative=self._semidefinite()
         )
@@ -230,7 +230,10 @@ class Hessian(Curvature):
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
             earlier, self._earlier = self._earlier, None
             if earlier is not None and earlier[:2] == (way, self.network.version()):
-                return linearize.symmetry_error(*earlier[2:], v, w, self._allowed)
+                if earlier[2]._version == earlier[4]:
+                    return linearize.symmetry_error(*earlier[2:4], v, w, self._allowed)
+                self._hold(way, v, w)  # the earlier vector is there no longer
+                return 0.0
             if way in self._held and earlier is None:
                 return 0.0
             self._held.add(way)
@@ -238,21 +241,28 @@ class Hessian(Curvature):
             if way == "fresh":  # forward mode sees what lies under no_grad, the backward pass does not: told at once
                 u = probes.signs(0, len(v), dtype=v.dtype, device=v.device)
                 return max(error, linearize.symmetry_error(u, product(u), v, w, self._allowed))
-            self._earlier = way, self.network.version(), v.clone(), w
+            self._hold(way, v, w)
             return error
 
         kept = 4 * self._graph_bytes * self._samples(group) if way == "double-backward" else 0
         return Maps(product, check, int(kept), self._allowed)
+
+    def _hold(self, way: str, v: torch.Tensor, w: trace.Pieces) -> None:
+        """Keep a product for the next one's test; its vector is copied only if others can change it unseen."""
+        x = v if v.untyped_storage().resizable() else v.clone()
+        self._earlier = way, self.network.version(), x, w, x._version
 
     def _second_derivative_error(self, way: str, batch: Any, v: torch.Tensor, w: trace.Pieces) -> float:
         """How far a product is off from a difference of gradients."""
 
         def made(p: differences.Probe) -> trace.Pieces:
             if p.trial:
-                return tuple(piece / self.share for piece in w)
+                return w
             return linearize.GRADIENTS[way](p.function, p.primals).jvp(p.tangents)
 
-        places = differences.candidates(self.network, batch, differences.of_parameters, self.network.split(v))
+        graph = self._graph_bytes * self.network.samples.size(batch)
+        trial = self.network.split(v), self.share
+        places = differences.candidates(self.network, batch, differences.of_parameters, trial, graph=graph)
         return self._difference(way, places, made)
 
 

@@ -37,7 +37,7 @@ from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.learned_loss import Loss
 from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
 from spectral.networks.products import Products
-from spectral.networks.trees import leaves, replaced, tensors
+from spectral.networks.trees import leaves, map_tensors, replaced, tensors
 
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
 WRT = ("params", "inputs")
@@ -178,12 +178,16 @@ class DataModel:
             part.read_parameters()
         return part
 
-    def in_dtype(self, dtype: torch.dtype) -> Any:
-        """The same functions in another dtype, for tests on batches of this one while its model is opened."""
+    def in_dtype(self, dtype: torch.dtype, *, cast: bool = True) -> Any:
+        """The same functions in another dtype, for tests on batches of this one while its model is opened.
+
+        `cast`: the parameters too; what reads of them but an output needs no other ones.
+        """
         other = copy.copy(self)
         other.product_dtype = other.compute_dtype = dtype
         other._clones, other._stack = {}, None
-        other.read_parameters()
+        if cast:
+            other.read_parameters()
         return other
 
     def alone(self, batch: Any, products: Products) -> Any:
@@ -412,6 +416,10 @@ class DataModel:
             value._is_param = True  # type: ignore[attr-defined]  # what isinstance(value, nn.Parameter) asks for
         buffers = {f"run.model.{name}": b for name, b in self._fresh_buffers().items()}
         return torch.func.functional_call(self.call, {**substituted, **buffers}, (batch, then, output))
+
+    def output(self, batch: Any) -> Any:
+        """What the model returns, without graphs."""
+        return map_tensors(torch.Tensor.detach, self.run(self.values, batch, lambda z: z))
 
     def split(self, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A vector (P,) as tangents shaped like the parameters, in the dtypes of the products."""

@@ -15,7 +15,6 @@ from spectral import probes
 from spectral.networks import losses
 from spectral.networks.learned_loss import Loss
 from spectral.networks.loss_model import LossModel, apart, joined
-from spectral.networks.trees import map_tensors
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 CONVEX = (
@@ -67,9 +66,11 @@ def loss_hessian(model: LossModel, output: Any, batch: Any) -> Product:
     return product
 
 
-def loss_of_heads(model: LossModel, batch: Any) -> tuple[Callable[..., torch.Tensor], None, list[torch.Tensor]]:
+def loss_of_heads(
+    model: LossModel, batch: Any, outputs: Callable[[], Any]
+) -> tuple[Callable[..., torch.Tensor], None, list[torch.Tensor]]:
     """The summed loss of the batch as a function of what it reads of the output; no gradient; the output's own values there."""
-    output = map_tensors(torch.Tensor.detach, model.run(model.values, batch, lambda z: z))
+    output = outputs()
 
     def loss(*heads: torch.Tensor) -> torch.Tensor:
         return model.run(model.values, batch, lambda z: model.loss(z, batch)[0], model.with_heads(output, heads))

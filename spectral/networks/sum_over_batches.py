@@ -89,6 +89,19 @@ class SumOverBatches(Operator):
         """What is kept between sweeps; `store.budget = 0` keeps nothing."""
         return self.engine.store
 
+    @property
+    def settled(self) -> bool:
+        return self.engine.settled
+
+    @property
+    def workspace(self) -> int:
+        """The graph of the largest batch, a batch's gradients, and the store."""
+        largest = max(
+            map(self._samples, self._groups or [range(i, i + 1) for i in range(len(self.network.info.samples))])
+        )
+        gradients = sum(value.numel() * value.element_size() for value in self.network.values.values())
+        return int(max(self._graph_bytes, 0.0) * largest) + gradients + self.store.used
+
     def _batches(self) -> Generator[tuple[range, Any], None, None]:
         """(which batches, those as one) of one sweep; closing the iterator leaves the sweep at once, also after an error.
 

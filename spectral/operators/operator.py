@@ -135,6 +135,16 @@ class Operator:
         self.expected = products
 
     @property
+    def settled(self) -> bool:
+        """Whether products to come take what the latest one took: nothing is tested or tried any more."""
+        return True
+
+    @property
+    def workspace(self) -> int:
+        """Bytes that a product takes beside the vector and the result, and what is kept for the next one."""
+        return 0
+
+    @property
     def epochs(self) -> float:
         """Sweeps over the data so far; 0 for an operator that has no data."""
         return 0.0
@@ -682,6 +692,14 @@ class Derived(Operator):
     def expect(self, products: int) -> None:
         for part in self.parts:
             part.expect(products)
+
+    @property
+    def settled(self) -> bool:
+        return all(part.settled for part in self.parts)
+
+    @property
+    def workspace(self) -> int:
+        return sum(leaf.workspace for leaf in self.sources)
 
     @property
     def epochs(self) -> float:

@@ -192,7 +192,7 @@ def check_loss_of_outputs(network: LossModel, batch: Any, matrix: str) -> None:
     if loss.given is None or loss.is_native or not network.preflight:
         return
     with network.opened():
-        total_of, _, heads = loss_of_heads(network, batch)
+        total_of, _, heads = loss_of_heads(network, batch, lambda: network.output(batch))
         named = dict(network.model.named_parameters())
         own = {name: named[name].requires_grad_() for name in network.names}  # the flags are put back
         leaves = {name: value.detach().requires_grad_() for name, value in network.values.items()}

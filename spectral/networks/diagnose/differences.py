@@ -9,9 +9,10 @@ Legend: t a direction (tangents), w = H t the product that is held, h a step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,12 +32,15 @@ from spectral.networks.trees import map_tensors, replaced, tensors
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
 Gradient = Callable[[Tensors], Tensors]
-Make = Callable[[Any, Any], tuple[Function, Gradient | None, Tensors]]
+Make = Callable[[Any, Any, Callable[[], Any]], tuple[Function, Gradient | None, Tensors]]
 SLICE = 8  # the first batch is at least so many times as large as what differences are taken on
 FINE = (1e-7, 1e-5)  # steps relative to the size of the primals, in float64
 COARSE = (1e-2, 1e-3)  # in dtypes that round more
 AGREES = 1e-5, 2e-2  # relative difference that truncation explains, in float64 and in others
-DOUBLES, MEMORY = 10, 0.25  # vectors of float64 that a test takes, and the part of the free memory that they may take
+DOUBLES = 10  # vectors of float64 that a test takes
+LIGHT = (
+    1 << 28
+)  # bytes that they may take beside a graph of the batch: beyond, vectors are the memory of a run, not activations
 ROUNDING = 100  # of a gradient, in units of eps times its norm
 
 
@@ -44,8 +48,9 @@ class Wrong(RuntimeError):
     """A product is not the derivative of the gradient."""
 
 
-def flat(parts: Tensors) -> torch.Tensor:
-    return torch.cat([part.detach().reshape(-1).double() for part in parts])
+def norm(parts: Tensors) -> float:
+    """Of tensors that are one vector."""
+    return math.hypot(*(longvectors.norm(part.detach().reshape(-1)) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,7 @@ class Probe:
     where: str = ""
     rounding: float = 0.0  # unit of the product, where it is coarser
     trial: bool = False  # the product along t is there already
-    ends: dict[float, list[torch.Tensor]] = field(
-        default_factory=dict, repr=False
-    )  # gradients of both ends by step, once made
+    share: float = 1.0  # the product is this times the derivative of the gradient
 
 
 def directions(primals: Tensors, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -105,7 +108,7 @@ def double_backward(p: Probe) -> tuple[torch.Tensor, ...]:
     return torch.autograd.grad(outputs, leaves, weights, allow_unused=True, materialize_grads=True)
 
 
-def of_parameters(model: Any, batch: Any) -> tuple[Function, Gradient, tuple[torch.Tensor, ...]]:
+def of_parameters(model: Any, batch: Any, output: Any) -> tuple[Function, Gradient, tuple[torch.Tensor, ...]]:
     """The summed loss of a batch as a function of the parameters, its gradient, and these.
 
     The backward pass runs with the parameters in their place: checkpointed activations are computed again in it.
@@ -118,78 +121,109 @@ def of_parameters(model: Any, batch: Any) -> tuple[Function, Gradient, tuple[tor
     return model.total(batch), gradient, model.primals(batch)
 
 
-def candidates(network: DataModel, batch: Any, make: Make, trial: Tensors | None = None) -> Iterator[Probe]:
-    """Where `make(network, batch)` can be tested, the best place first.
+def candidates(
+    network: DataModel, batch: Any, make: Make, trial: tuple[Tensors, float] | None = None, *, graph: float = 0.0
+) -> Iterator[Probe]:
+    """Where `make(network, batch, output)` can be tested, the best place first; `output()` is the model's there.
 
     In float64 on an eighth of the samples, along a random direction; on all of them along `trial`, the direction of a product
-    that is there, in float64 and in the dtype it was made in. Float64 only where the memory holds it.
+    that is there, in float64 and in the dtype it was made in. Float64 only where its vectors are small, or no larger than a
+    `graph` of the batch [bytes]: a test must not be what a run needs its memory for. Along `trial` a test holds three vectors.
     """
     size = network.samples.size(batch)
-    double = network.in_dtype(torch.float64)
-    entries = sum(t.numel() for t in network.values.values())
-    fits = DOUBLES * 8 * entries <= MEMORY * arrays.available_memory(network.device)
+    entries = sum(t.numel() for t in network.values.values()) if trial is not None else 0
+    fits = DOUBLES * 8 * entries <= max(LIGHT, graph)
+    double = network.in_dtype(torch.float64, cast=trial is not None) if fits else network
 
     def fine(t: torch.Tensor) -> torch.Tensor:
         return t.double() if t.dtype in network.kinds or t.dtype == network.compute_dtype else t
 
-    places: list[tuple[str, DataModel, Any, Tensors | None]] = []
+    places: list[tuple[str, DataModel, Any, Callable[[Any], Any], tuple[Tensors, float] | None]] = []
     if fits and (size >= SLICE or trial is None):
         some = max(1, size // SLICE)
-        few = map_tensors(fine, network.samples.rows(batch, size, 0, some))
-        places.append((f"{some} of the first batch's samples, in float64", double, few, None))
+        few = network.samples.rows(batch, size, 0, some)
+        places.append((f"{some} of the first batch's samples, in float64", double, few, fine, None))
     if fits and trial is not None and network.device.type == "cpu" and network.compute_dtype != torch.float64:
-        places.append(("the first batch, in float64", double, map_tensors(fine, batch), trial))
-    places.append(("the first batch", network, batch, trial))
-    for where, model, part, along in places:
+        places.append(("the first batch, in float64", double, batch, fine, trial))
+    places.append(("the first batch", network, batch, lambda t: t, trial))
+    for where, model, rows, cast, along in places:
         try:
-            p = probe(*make(model, part), where)
+            p = probe(*make(model, map_tensors(cast, rows), partial(_output, network, rows, cast)), where)
         except REFUSALS:  # not in float64, or not with so few samples
             continue
         if along is not None:
-            tangents = tuple(t.to(x.dtype) for t, x in zip(along, p.primals, strict=True))
+            tangents = tuple(t.to(x.dtype) for t, x in zip(along[0], p.primals, strict=True))
             coarse = max(arrays.machine_epsilon(kind) for kind in network.kinds | {network.compute_dtype})
-            p = replace(p, tangents=tangents, rounding=coarse, trial=True)
+            p = replace(p, tangents=tangents, rounding=coarse, trial=True, share=along[1])
         yield p
 
 
-def difference_error(p: Probe, w: torch.Tensor) -> float | None:
+def _output(network: DataModel, rows: Any, cast: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    return map_tensors(cast, network.output(rows))
+
+
+def difference_error(p: Probe, w: Tensors) -> float | None:
     """||D - w|| / ||D|| for the central difference D of the gradient along t, if rounding and truncation explain it.
 
     None where differences cannot tell (kinks, rounding). `Wrong` if the product is far from the differences of two steps, which
     agree with each other.
     """
-    w = w.detach().double()
     steps = FINE if p.eps < 1e-12 else COARSE
     agrees = max(AGREES[0] if p.eps < 1e-12 else AGREES[1], 1e3 * p.rounding)
-    scale = (longvectors.norm(flat(p.primals)) or 1.0) / longvectors.norm(flat(p.tangents))
-    judged: list[tuple[torch.Tensor, float]] = []
+    scale = (norm(p.primals) or 1.0) / norm(p.tangents)
+    length = norm(w)
+    judged: list[tuple[Tensors, float]] = []
     for step in steps:
         h = step * scale
-        if step not in p.ends:
-            p.ends[step] = [
-                flat(p.gradient([x + sign * h * t for x, t in zip(p.primals, p.tangents, strict=True)]))
-                for sign in (1, -1)
-            ]
-        ends = p.ends[step]
-        D = (ends[0] - ends[1]) / (2 * h)
-        size, error = max(longvectors.norm(D), longvectors.norm(w)), longvectors.norm(D - w)
+        D, ends = _difference(p, h)
+        size, error = max(norm(D), length), distance(D, w)
         if error <= agrees * size:
             return error / size if size else 0.0
-        if ROUNDING * p.eps * sum(map(longvectors.norm, ends)) / (2 * h) < 0.1 * error:
+        if ROUNDING * p.eps * p.share * ends / (2 * h) < 0.1 * error:
             judged.append((D, error))
     if len(judged) < 2:
-        return 0.0 if not judged and not longvectors.norm(w) else None
+        return 0.0 if not judged and not length else None
     (one, _), (two, error) = judged
-    if longvectors.norm(one - two) > 0.3 * error:
+    if distance(one, two) > 0.3 * error:
         return None
     raise Wrong(f"is off by {error / size:.1e} from the difference of gradients on {p.where}")
+
+
+def _difference(p: Probe, h: float) -> tuple[Tensors, float]:
+    """(share times the central difference of the gradient along t, the gradients' norms)."""
+
+    def gradient(step: float) -> list[torch.Tensor]:
+        return [
+            g.detach() for g in p.gradient([x.add(t, alpha=step) for x, t in zip(p.primals, p.tangents, strict=True)])
+        ]
+
+    D = gradient(h)
+    length = norm(D)
+    back = gradient(-h)
+    length += norm(back)
+    return [(d - b).mul_(p.share / (2 * h)) for d, b in _taken(D, back)], length
+
+
+def _taken(*lists: list[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The tensors of lists of one length side by side; the lists are empty afterwards, so that no tensor is held twice."""
+    for some in lists:
+        some.reverse()
+    while lists[0]:
+        yield tuple(some.pop() for some in lists)
+
+
+def distance(one: Tensors, two: Tensors) -> float:
+    """||one - two||, summed in float64 a tensor at a time."""
+    return math.hypot(
+        *(longvectors.distance(a.reshape(-1), b.detach().reshape(-1)) for a, b in zip(one, two, strict=True))
+    )
 
 
 def hold(places: Iterable[Probe], product: Callable[[Probe], Tensors], way: str) -> float | None:
     """`difference_error` at the first place where the product and the differences run and tell; `Wrong` names the way."""
     for p in places:
         try:
-            error = difference_error(p, flat(product(p)))
+            error = difference_error(p, product(p))
         except Wrong as problem:
             raise Wrong(f"{way} {problem}") from None
         except REFUSALS:
@@ -283,4 +317,4 @@ def _own_error(call: Function, inputs: tuple[torch.Tensor, ...]) -> float | None
         return torch.stack(parts).sum()
 
     p = probe(total, None, inputs)
-    return difference_error(p, flat(double_backward(p)))
+    return difference_error(p, double_backward(p))
