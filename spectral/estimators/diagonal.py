@@ -17,11 +17,10 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed, unit_vectors
 from spectral.results import Estimate, nan
-from spectral.schema import Array, Either, Fields, Law, Number, Same, integer
+from spectral.schema import NONNEGATIVE, Array, Either, Fields, Law, Number, Same, integer
 
 METHODS = ("auto", "xdiag", "hutchinson", "exact")
 BLOCK = 64  # columns of the identity multiplied at a time
-SHARED = 8  # random vectors multiplied at a time: sweeps are shared
 EXACT = Fields(  # of a checkpoint: the entries so far, and the column A e_0
     {
         "method": Same("exact"),
@@ -36,9 +35,10 @@ STATE = Either(
         {
             "method": Same("hutchinson"),
             "done": Number(True, least=0, most="most"),
-            "mean": Array("float64", "n"),
-            "squares": Array("float64", "n", least=0),
-            "first": Array("dtype", "n"),
+            "mean": Array("dtype", "n"),
+            "squares": Array("dtype", "n", least=0),
+            "along": Number(),
+            "length": NONNEGATIVE,
         }
     ),
     Fields(
@@ -190,29 +190,44 @@ def _hutchinson(
     A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoint
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error of z * (A z), by Welford's recurrence."""
-    zero = np.zeros(A.shape[0])
-    first = torch.zeros(A.shape[0], dtype=A.dtype, device=A.device)
-    drawn: State = {"method": "hutchinson", "done": 0, "mean": zero, "squares": zero, "first": first}
-    last: tuple[torch.Tensor, torch.Tensor] | None = None
+    zero = torch.zeros(A.shape[0], dtype=A.dtype, device=A.device)
+    drawn: State = {"method": "hutchinson", "done": 0, "mean": zero, "squares": zero, "along": 0.0, "length": 0.0}
+    neighbours = leave_one_out.Neighbours(A)
     if run.state is not None:
         drawn = run.state
         if drawn["done"]:
             z = leave_one_out.draw(A, seed, range(1), "rademacher")[:, 0]
-            run.prove(KnownProduct(z, distance(drawn["first"])))
+            run.prove(leave_one_out.two_numbers(z, drawn["along"], drawn["length"]))
     with progress_bar(m, "diagonal", progress) as bar, run.guard(lambda: drawn):
         for i in range(drawn["done"], m):
             z = leave_one_out.draw(A, seed, range(i, i + 1), "rademacher")
+            neighbours.meet(z[:, 0])
             product = leave_one_out.multiply(A, z)
-            last = leave_one_out.hold_neighbours(A, last, z, product, longvectors.norm(product[:, 0]))
-            sample = (z * product)[:, 0].double().cpu().numpy()
-            step = sample - drawn["mean"]
-            mean = drawn["mean"] + step / (i + 1)
-            squares = drawn["squares"] + step * (sample - mean)
-            first = drawn["first"] if i else product[:, 0].clone()
-            drawn = {**drawn, "done": i + 1, "mean": mean, "squares": squares, "first": first}
+            mean, squares = _entries(drawn["mean"], drawn["squares"], z[:, 0], product[:, 0], i + 1)
+            drawn = {**drawn, "done": i + 1, "mean": mean, "squares": squares}
+            if i == 0:
+                drawn["along"] = longvectors.dot(z[:, 0], product[:, 0])
+                drawn["length"] = longvectors.norm(product[:, 0])
+            neighbours.hold(z, product)
+            del mean, squares, product
             run.stepped(end=i + 1 == m)
             bar.update(1)
-    return drawn["mean"], np.sqrt(drawn["squares"] / (m - 1) / m) * leave_one_out.widening(m)
+    squares = drawn["squares"].double().cpu().numpy()
+    return drawn["mean"].double().cpu().numpy(), np.sqrt(squares / (m - 1) / m) * leave_one_out.widening(m)
+
+
+def _entries(
+    mean: torch.Tensor, squares: torch.Tensor, z: torch.Tensor, y: torch.Tensor, m: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means of m samples z * y, and the sums of their squared deviations, from those of m - 1; new, so that a state stays."""
+    after, sums = torch.empty_like(mean), torch.empty_like(squares)
+    for piece in longvectors.chunks(len(mean), 1):
+        sample = z[piece].double() * y[piece].double()
+        step = sample - mean[piece].double()
+        now = mean[piece].double() + step / m
+        after[piece] = now
+        sums[piece] = squares[piece].double() + step * (sample - now)
+    return after, sums
 
 
 def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
@@ -232,7 +247,7 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoin
             run.prove(leave_one_out.known_product(pairs))
     with progress_bar(2 * m, "diagonal", progress) as bar, run.guard(lambda: drawn):
         while (done := drawn["Y"].shape[1]) < m:
-            columns = leave_one_out.multiply(A, Omega[:, done : done + SHARED].contiguous())
+            columns = leave_one_out.multiply(A, Omega[:, done : done + leave_one_out.block_of(A)].contiguous())
             drawn = {**drawn, "Y": torch.cat([drawn["Y"], columns], 1)}
             run.stepped()
             bar.update(columns.shape[1])

@@ -32,6 +32,7 @@ from spectral.operators.operator import Operator
 from spectral.probes import probe
 from spectral.schema import COUNT, NONNEGATIVE, Array, Fields, Items, Law, Number, Rule, Same
 
+SHARED, LIGHT = 8, 1 << 28  # vectors multiplied at a time, and bytes that they may take
 RANK = 4.0  # a direction of Y within this many eps of its largest column is rounding
 ALONE = 1e-6  # leverage 1 - ALONE: no other vector of Y reaches this one's direction
 PARALLEL = 1e-12  # squared sine below which two directions are one
@@ -89,6 +90,10 @@ class Sampler:
         """Blocks of vectors that were multiplied, and their products."""
         raise TypeError(f"{type(self).__name__} draws nothing.")
 
+    def known_product(self) -> KnownProduct:
+        """A product that holds all that were made, or the first."""
+        return known_product(self.drawn())
+
     def add(self, count: int) -> None:
         """Draw `count` more vectors and multiply."""
         raise TypeError(f"{type(self).__name__} draws nothing.")
@@ -101,6 +106,11 @@ class Sampler:
         """Widened to Student's interval, and with eps ||A||_F, which products in this dtype leave of a trace."""
         rounding = arrays.machine_epsilon(self.A.dtype) * float(np.sqrt(self.squares / self.m))
         return float(np.hypot(np.sqrt(variance) * widening(self.m), rounding))
+
+
+def block_of(A: Operator) -> int:
+    """Vectors multiplied at a time: sweeps are shared where vectors are light."""
+    return max(1, min(SHARED, LIGHT // (A.shape[0] * A.dtype.itemsize)))
 
 
 def draw(A: Operator, seed: int, indices: range, kind: str) -> torch.Tensor:
@@ -127,33 +137,31 @@ class Hutchinson(Sampler):
         "values": Items(Number(), count="m"),
         "squares": NONNEGATIVE,
         "scatter": NONNEGATIVE,
-        "mean": Array("float64", "n"),
-        "product": Array("dtype", "n"),
+        "length": NONNEGATIVE,
+        "mean": Array("dtype", "n"),
     }
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
         self.values: list[float] = []
-        self.product = torch.zeros(A.shape[0], dtype=A.dtype, device=A.device)  # of the first vector
-        self.last: tuple[torch.Tensor, torch.Tensor] | None = None  # a vector (n, 1) and its product, to meet the next
+        self.length = 0.0  # of the first vector's product
+        self.neighbours = Neighbours(A)
         self.scatter = 0.0
-        self.mean = torch.zeros(A.shape[0], dtype=torch.float64, device=A.device)
+        self.mean = torch.zeros(A.shape[0], dtype=A.dtype, device=A.device)
 
     def add(self, count: int) -> None:
         Z = draw(self.A, self.seed, range(self.m, self.m + count), "rademacher")
+        self.neighbours.meet(Z[:, 0])
         Y = multiply(self.A, Z)
-        if self.m == 0:
-            self.product = Y[:, 0].clone()
         self.values = self.values + column_dots(Z, Y).tolist()
         squares = column_dots(Y, Y)
-        self.last = hold_neighbours(self.A, self.last, Z, Y, float(squares.max()) ** 0.5)
+        self.length = self.length if self.m else float(squares[0]) ** 0.5
         self.squares += float(squares.sum())
-        for i in range(count):  # Welford's recurrence
+        for z, y in zip(Z.T, Y.T, strict=True):
             self.m += 1
-            sample = (Z[:, i] * Y[:, i]).double()
-            step = sample - self.mean
-            self.mean = self.mean + step / self.m
-            self.scatter += longvectors.dot(step, sample - self.mean)
+            self.mean, scatter = welford(self.mean, z, y, self.m)
+            self.scatter += scatter
+        self.neighbours.hold(Z, Y)
 
     @staticmethod
     def sums(state: Any, sizes: Any) -> bool:
@@ -166,8 +174,9 @@ class Hutchinson(Sampler):
             and abs(scatter - state["scatter"]) <= eps * state["squares"]
         )
 
-    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(draw(self.A, self.seed, range(1), "rademacher"), self.product[:, None])]
+    def known_product(self) -> KnownProduct:
+        z = draw(self.A, self.seed, range(1), "rademacher")[:, 0]
+        return two_numbers(z, self.values[0], self.length)
 
     def estimate(self) -> tuple[float, float]:
         values = np.array(self.values)
@@ -352,18 +361,53 @@ def hold_products(
         hold(A, *tables, lambda i: X[:, i].contiguous(), lambda j: Y[:, j].contiguous(), scale, _pair(Y.shape[1]))
 
 
-def hold_neighbours(
-    A: Operator, last: tuple[torch.Tensor, torch.Tensor] | None, Y: torch.Tensor, AY: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Hold each column of a symmetric A's products AY against the one before, the first against `last`; the next `last`."""
-    if not A.symmetric:
-        return None
-    pairs = [(Y[:, i : i + 1], AY[:, i : i + 1]) for i in range(Y.shape[1])]
-    for (x, Ax), (y, Ay) in itertools.pairwise([*([] if last is None else [last]), *pairs]):
-        tables = np.array([column_dots(x, Ay)]), np.array([column_dots(Ax, y)])
+class Neighbours:
+    """Holds each product of a symmetric A with signs to the one before, <x, A y> = <A x, y>, between calls by signs in int8."""
+
+    def __init__(self, A: Operator) -> None:
+        self.A = A
+        self.product: torch.Tensor | None = None
+        self.signs: torch.Tensor | None = None
+        self.due = 0.0
+
+    def meet(self, z: torch.Tensor) -> None:
+        """The next vector, before it is multiplied: the product before is needed no longer."""
+        if self.product is not None:
+            self.due, self.product = longvectors.dot(self.product.contiguous(), z.contiguous()), None
+
+    def hold(self, Z: torch.Tensor, Y: torch.Tensor) -> None:
+        """The products of vectors (n, b), the first of which has been met."""
+        if not self.A.symmetric:
+            return
+        scale = max(longvectors.norm(y.contiguous()) for y in Y.T)
         names = "the product with a random vector", "the product with the random vector before"
-        hold(A, *tables, lambda _, x=x: x[:, 0].contiguous(), lambda _, y=y: y[:, 0].contiguous(), scale, names)  # type: ignore[misc]
-    return pairs[-1][0].clone(), pairs[-1][1].clone()
+        for z, y in zip(Z.T, Y.T, strict=True):
+            self.meet(z)
+            if self.signs is not None:
+                x, now = self.signs.to(z.dtype), z.contiguous()
+                tables = np.array([[longvectors.dot(x, y.contiguous())]]), np.array([[self.due]])
+                hold(self.A, *tables, lambda _, x=x: x, lambda _, now=now: now, scale, names)  # type: ignore[misc]
+            self.signs, self.product = z.to(torch.int8), y
+
+
+def welford(mean: torch.Tensor, z: torch.Tensor, y: torch.Tensor, m: int) -> tuple[torch.Tensor, float]:
+    """The mean of m samples z * y from that of m - 1, and what the m-th adds to the sum of their squared deviations."""
+    after, scatter = torch.empty_like(mean), 0.0
+    for piece in longvectors.chunks(len(mean), 1):
+        sample = z[piece].double() * y[piece].double()
+        step = sample - mean[piece].double()
+        after[piece] = mean[piece].double() + step / m
+        scatter += float(torch.dot(step, sample - after[piece].double()))
+    return after, scatter
+
+
+def two_numbers(z: torch.Tensor, along: float, length: float) -> KnownProduct:
+    """A product A z of which <z, A z> and ||A z|| are known."""
+
+    def differs(y: torch.Tensor) -> float:
+        return max(abs(longvectors.dot(z, y) - along) / longvectors.norm(z), abs(longvectors.norm(y) - length))
+
+    return KnownProduct(z, differs)
 
 
 def _pair(count: int) -> tuple[str, str]:

@@ -34,7 +34,6 @@ METHODS = ("auto", *SAMPLERS, "slq")
 STATE = Either(EXACT, *(sampler.rule(name) for name, sampler in SAMPLERS.items()))  # of a checkpoint
 PROBES = 20  # by default; of fewer than 10 vectors the X methods' errors have long tails
 MOST = 10_240  # products with rtol=
-BLOCK = 8  # vectors multiplied at a time: sweeps are shared, memory is not
 
 
 def trace(
@@ -181,7 +180,7 @@ def _sampled(
     if saved:
         sampler.resume(saved)
         if sampler.m:
-            run.prove(leave_one_out.known_product(sampler.drawn()))
+            run.prove(sampler.known_product())
             limit = Budget(budget, A, run.before)  # that product is none of the run's
     most = MOST // sampler.cost
 
@@ -192,7 +191,11 @@ def _sampled(
     with progress_bar(target * sampler.cost, "trace", progress) as bar, run.guard(lambda: drawn):
         while True:
             while sampler.m < target and (room := limit.vectors_now(sampler.cost)) > 0:
-                block = 1 if limit.epochs < np.inf else int(max(1, min(BLOCK, target - sampler.m, room)))
+                block = (
+                    1
+                    if limit.epochs < np.inf
+                    else int(max(1, min(leave_one_out.block_of(A), target - sampler.m, room)))
+                )
                 sampler.add(block)
                 drawn = state()
                 run.stepped(end=sampler.m >= target)
