@@ -22,7 +22,7 @@ class GrowingRows(list[torch.Tensor]):
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     """<x, y> of (n,) and (n,)."""
-    if x.dtype == torch.float64:
+    if x.dtype == y.dtype == torch.float64:
         return float(torch.dot(x, y))
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for start in range(0, x.numel(), CHUNK):

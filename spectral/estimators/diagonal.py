@@ -147,7 +147,7 @@ def diagonal(
         )
     A.expect(probes)
     value, stderr = (_xdiag if name == "xdiag" else _hutchinson)(A, m, seed, progress, run)
-    bounds = np.full(n, nan)
+    bounds = np.broadcast_to(nan, n)  # takes no memory
     return Estimate(value, stderr, bounds, bounds, m, run.spent.products, name)
 
 
@@ -190,44 +190,48 @@ def _hutchinson(
     A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoint
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error of z * (A z), by Welford's recurrence."""
-    zero = torch.zeros(A.shape[0], dtype=A.dtype, device=A.device)
-    drawn: State = {"method": "hutchinson", "done": 0, "mean": zero, "squares": zero, "along": 0.0, "length": 0.0}
-    neighbours = leave_one_out.Neighbours(A)
+    mean, squares = (torch.zeros(A.shape[0], dtype=A.dtype, device=A.device) for _ in range(2))
+    drawn: State = {"method": "hutchinson", "done": 0, "mean": mean, "squares": squares, "along": 0.0, "length": 0.0}
+    neighbours, whole = leave_one_out.Neighbours(A), True
     if run.state is not None:
         drawn = run.state
         if drawn["done"]:
             z = leave_one_out.draw(A, seed, range(1), "rademacher")[:, 0]
             run.prove(leave_one_out.two_numbers(z, drawn["along"], drawn["length"]))
-    with progress_bar(m, "diagonal", progress) as bar, run.guard(lambda: drawn):
+    with progress_bar(m, "diagonal", progress) as bar, run.guard(lambda: drawn, lambda: whole):
         for i in range(drawn["done"], m):
             z = leave_one_out.draw(A, seed, range(i, i + 1), "rademacher")
             neighbours.meet(z[:, 0])
             product = leave_one_out.multiply(A, z)
-            mean, squares = _entries(drawn["mean"], drawn["squares"], z[:, 0], product[:, 0], i + 1)
-            drawn = {**drawn, "done": i + 1, "mean": mean, "squares": squares}
+            neighbours.hold(z, product)
+            whole = False
+            _add_sample(drawn["mean"], drawn["squares"], z[:, 0], product[:, 0], i + 1)
             if i == 0:
                 drawn["along"] = longvectors.dot(z[:, 0], product[:, 0])
                 drawn["length"] = longvectors.norm(product[:, 0])
-            neighbours.hold(z, product)
-            del mean, squares, product
+            drawn["done"], whole = i + 1, True
+            del z, product
             run.stepped(end=i + 1 == m)
             bar.update(1)
-    squares = drawn["squares"].double().cpu().numpy()
-    return drawn["mean"].double().cpu().numpy(), np.sqrt(squares / (m - 1) / m) * leave_one_out.widening(m)
+    del neighbours
+    del squares
+    run.current = dict  # the vectors of the state go as those of the result come
+    mean = drawn.pop("mean").double().cpu().numpy()
+    stderr = drawn.pop("squares").double().cpu().numpy()
+    stderr *= 1 / ((m - 1) * m)
+    np.sqrt(stderr, out=stderr)
+    stderr *= leave_one_out.widening(m)
+    return mean, stderr
 
 
-def _entries(
-    mean: torch.Tensor, squares: torch.Tensor, z: torch.Tensor, y: torch.Tensor, m: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means of m samples z * y, and the sums of their squared deviations, from those of m - 1; new, so that a state stays."""
-    after, sums = torch.empty_like(mean), torch.empty_like(squares)
+def _add_sample(mean: torch.Tensor, squares: torch.Tensor, z: torch.Tensor, y: torch.Tensor, m: int) -> None:
+    """Make the means of m samples z * y, and the sums of their squared deviations, of those of m - 1, in place."""
     for piece in longvectors.chunks(len(mean), 1):
         sample = z[piece].double() * y[piece].double()
         step = sample - mean[piece].double()
         now = mean[piece].double() + step / m
-        after[piece] = now
-        sums[piece] = squares[piece].double() + step * (sample - now)
-    return after, sums
+        mean[piece] = now
+        squares[piece] = squares[piece].double() + step * (sample - now)
 
 
 def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoint) -> tuple[np.ndarray, np.ndarray]:

@@ -157,11 +157,12 @@ class Hutchinson(Sampler):
         squares = column_dots(Y, Y)
         self.length = self.length if self.m else float(squares[0]) ** 0.5
         self.squares += float(squares.sum())
+        self.neighbours.hold(Z, Y)
         for z, y in zip(Z.T, Y.T, strict=True):
             self.m += 1
-            self.mean, scatter = welford(self.mean, z, y, self.m)
+            out = z if self.A.new_products and z.is_contiguous() else torch.empty_like(z)
+            self.mean, scatter = welford(self.mean, z, y, self.m, out)
             self.scatter += scatter
-        self.neighbours.hold(Z, Y)
 
     @staticmethod
     def sums(state: Any, sizes: Any) -> bool:
@@ -384,21 +385,26 @@ class Neighbours:
         for z, y in zip(Z.T, Y.T, strict=True):
             self.meet(z)
             if self.signs is not None:
-                x, now = self.signs.to(z.dtype), z.contiguous()
-                tables = np.array([[longvectors.dot(x, y.contiguous())]]), np.array([[self.due]])
-                hold(self.A, *tables, lambda _, x=x: x, lambda _, now=now: now, scale, names)  # type: ignore[misc]
+                x, now = self.signs, z.contiguous()
+                tables = np.array([[longvectors.dot(y.contiguous(), x)]]), np.array([[self.due]])
+                hold(self.A, *tables, lambda _, x=x, now=now: x.to(now.dtype), lambda _, now=now: now, scale, names)  # type: ignore[misc]
             self.signs, self.product = z.to(torch.int8), y
 
 
-def welford(mean: torch.Tensor, z: torch.Tensor, y: torch.Tensor, m: int) -> tuple[torch.Tensor, float]:
-    """The mean of m samples z * y from that of m - 1, and what the m-th adds to the sum of their squared deviations."""
-    after, scatter = torch.empty_like(mean), 0.0
+def welford(
+    mean: torch.Tensor, z: torch.Tensor, y: torch.Tensor, m: int, out: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """The mean of m samples z * y from that of m - 1, and what the m-th adds to the sum of their squared deviations.
+
+    The new mean is `out`, which may be z; `mean` stays, which a state may hold.
+    """
+    scatter = 0.0
     for piece in longvectors.chunks(len(mean), 1):
         sample = z[piece].double() * y[piece].double()
         step = sample - mean[piece].double()
-        after[piece] = mean[piece].double() + step / m
-        scatter += float(torch.dot(step, sample - after[piece].double()))
-    return after, scatter
+        out[piece] = mean[piece].double() + step / m
+        scatter += float(torch.dot(step, sample - out[piece].double()))
+    return out, scatter
 
 
 def two_numbers(z: torch.Tensor, along: float, length: float) -> KnownProduct:
