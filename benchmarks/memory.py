@@ -53,6 +53,8 @@ def measure(model: str, matrix: str, job: str) -> dict[str, Any]:
     work = LARGE[model]()
     vector = work.parameters * 4
 
+    JOBS[job](spectral.as_operator(torch.eye(300)))  # libraries are loaded
+    work.gradient()
     base = peak(work.gradient)
     made: list[Any] = []
 

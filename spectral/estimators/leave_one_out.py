@@ -26,7 +26,7 @@ import scipy
 import torch
 
 from spectral import arrays, longvectors
-from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_size, random_coefficients
+from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_size, leaves, random_coefficients
 from spectral.longvectors import column_dots, combination, cross, orthonormal
 from spectral.operators.operator import Operator
 from spectral.probes import probe
@@ -109,8 +109,9 @@ class Sampler:
 
 
 def block_of(A: Operator) -> int:
-    """Vectors multiplied at a time: sweeps are shared where vectors are light."""
-    return max(1, min(SHARED, LIGHT // (A.shape[0] * A.dtype.itemsize)))
+    """Vectors multiplied at a time: sweeps are shared where vectors are light, those of an operator's factors too."""
+    longest = max(max(leaf.shape) for leaf in leaves(A))
+    return max(1, min(SHARED, LIGHT // (longest * A.dtype.itemsize)))
 
 
 def draw(A: Operator, seed: int, indices: range, kind: str) -> torch.Tensor:

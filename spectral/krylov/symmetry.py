@@ -46,7 +46,7 @@ def random_coefficients(count: int) -> np.ndarray:
 
 def expected(A: Operator) -> float:
     """How far products with unit vectors may be off, over ||A||, before they are made again."""
-    return max(A.product_error, AGAIN * max(leaf.asymmetry for leaf in _leaves(A)))
+    return max(A.product_error, AGAIN * max(leaf.asymmetry for leaf in leaves(A)))
 
 
 def hold_size(product: torch.Tensor, size: float, name: str) -> None:
@@ -83,7 +83,7 @@ def look_again(
     then = longvectors.dot(y, A.T @ x)
     if not abs(then - due) <= half:
         raise wrong(names[1], f"along another vector it gave {due:.6g} where {found:.6g} came out afterwards", then)
-    for leaf in _leaves(A):
+    for leaf in leaves(A):
         leaf.asymmetry = max(leaf.asymmetry, abs(found - due) / scale)
 
 
@@ -126,5 +126,5 @@ def hold(
         look_again(A, x(int(i)), y(int(j)), float(found[i, j]), float(due[i, j]), names, scale)
 
 
-def _leaves(A: Operator) -> Iterable[Operator]:
+def leaves(A: Operator) -> Iterable[Operator]:
     return getattr(A, "sources", {A})
