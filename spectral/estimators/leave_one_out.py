@@ -32,7 +32,7 @@ from spectral.operators.operator import Operator
 from spectral.probes import probe
 from spectral.schema import COUNT, NONNEGATIVE, Array, Fields, Items, Law, Number, Rule, Same
 
-SHARED, LIGHT = 8, 1 << 28  # vectors multiplied at a time, and bytes that they may take
+SHARED, LIGHT = 8, 1 << 26  # vectors multiplied at a time, and bytes that they may take
 RANK = 4.0  # a direction of Y within this many eps of its largest column is rounding
 ALONE = 1e-6  # leverage 1 - ALONE: no other vector of Y reaches this one's direction
 PARALLEL = 1e-12  # squared sine below which two directions are one

@@ -37,10 +37,8 @@ SLICE = 8  # the first batch is at least so many times as large as what differen
 FINE = (1e-7, 1e-5)  # steps relative to the size of the primals, in float64
 COARSE = (1e-2, 1e-3)  # in dtypes that round more
 AGREES = 1e-5, 2e-2  # relative difference that truncation explains, in float64 and in others
-DOUBLES = 10  # vectors of float64 that a test takes
-LIGHT = (
-    1 << 28
-)  # bytes that they may take beside a graph of the batch: beyond, vectors are the memory of a run, not activations
+DOUBLES, MEMORY = 10, 0.25  # vectors of float64 that a test takes, and the part of the free memory that they may take
+LIGHT = 1 << 28  # bytes of vectors that are no matter; beyond, they are what a run needs its memory for
 ROUNDING = 100  # of a gradient, in units of eps times its norm
 
 
@@ -127,26 +125,28 @@ def candidates(
     """Where `make(network, batch, output)` can be tested, the best place first; `output()` is the model's there.
 
     In float64 on an eighth of the samples, along a random direction; on all of them along `trial`, the direction of a product
-    that is there, in float64 and in the dtype it was made in. Float64 only where its vectors are small, or no larger than a
-    `graph` of the batch [bytes]: a test must not be what a run needs its memory for. Along `trial` a test holds three vectors.
+    that is there, in float64 and in the dtype it was made in. Float64 only where the memory holds it, and last where it takes
+    more than little, or than a `graph` of the batch [bytes]: in the product's own dtype a test holds three vectors.
     """
     size = network.samples.size(batch)
     entries = sum(t.numel() for t in network.values.values()) if trial is not None else 0
-    fits = DOUBLES * 8 * entries <= max(LIGHT, graph)
-    double = network.in_dtype(torch.float64, cast=trial is not None) if fits else network
+    fits = DOUBLES * 8 * entries <= MEMORY * arrays.available_memory(network.device)
+    heavy = DOUBLES * 8 * entries > max(LIGHT, graph)
 
     def fine(t: torch.Tensor) -> torch.Tensor:
         return t.double() if t.dtype in network.kinds or t.dtype == network.compute_dtype else t
 
-    places: list[tuple[str, DataModel, Any, Callable[[Any], Any], tuple[Tensors, float] | None]] = []
+    places: list[tuple[str, bool, Any, tuple[Tensors, float] | None]] = []  # in float64 or not, on these samples
     if fits and (size >= SLICE or trial is None):
         some = max(1, size // SLICE)
         few = network.samples.rows(batch, size, 0, some)
-        places.append((f"{some} of the first batch's samples, in float64", double, few, fine, None))
+        places.append((f"{some} of the first batch's samples, in float64", True, few, None))
     if fits and trial is not None and network.device.type == "cpu" and network.compute_dtype != torch.float64:
-        places.append(("the first batch, in float64", double, batch, fine, trial))
-    places.append(("the first batch", network, batch, lambda t: t, trial))
-    for where, model, rows, cast, along in places:
+        places.append(("the first batch, in float64", True, batch, trial))
+    places.insert(0 if heavy else len(places), ("the first batch", False, batch, trial))
+    for where, double, rows, along in places:
+        cast = fine if double else lambda t: t
+        model = network.in_dtype(torch.float64, cast=trial is not None) if double else network
         try:
             p = probe(*make(model, map_tensors(cast, rows), partial(_output, network, rows, cast)), where)
         except REFUSALS:  # not in float64, or not with so few samples

@@ -1,0 +1,60 @@
+"""How many vectors of a model's size are held at a time: memory is what a large model's spectrum is short of."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import gc, json, sys
+from pathlib import Path
+import torch, spectral
+from torch import nn
+
+job, matrix = sys.argv[1:]
+RUN = {
+    "slq": lambda A: spectral.slq(A, probes=1, steps=6, reorthogonalize=False, deflate=False, progress=False),
+    "kpm": lambda A: spectral.kpm(A, probes=1, moments=8, progress=False),
+    "trace": lambda A: spectral.trace(A, probes=4, progress=False),
+    "diagonal": lambda A: spectral.diagonal(A, probes=3, progress=False),
+}[job]
+
+def peak(work):
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+model = nn.Sequential(nn.Linear(3000, 3000), nn.Tanh(), nn.Linear(3000, 3000), nn.Tanh(), nn.Linear(3000, 4))
+x, y = torch.randn(2, 3000), torch.randint(4, (2,))
+loss = nn.CrossEntropyLoss()
+
+def gradient():
+    loss(model(x), y).backward()
+    model.zero_grad(set_to_none=True)
+
+RUN(spectral.GaussNewton(nn.Linear(100, 4), loss, [(x[:, :100], y)]))  # libraries are loaded
+gradient()
+base = peak(gradient)
+most = peak(lambda: RUN(getattr(spectral, matrix)(model, loss, [(x, y)])))
+print(json.dumps((most - base) / 4 / sum(p.numel() for p in model.parameters())))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+@pytest.mark.parametrize(
+    "matrix, job, vectors",
+    [
+        ("GaussNewton", "slq", 4),
+        ("GaussNewton", "trace", 5),
+        pytest.param("Hessian", "kpm", 4, marks=pytest.mark.slow),
+        pytest.param("Hessian", "diagonal", 6, marks=pytest.mark.slow),
+    ],
+)
+def test_runs_without_a_basis_hold_few_vectors_beside_model_and_gradient(job, vectors, matrix):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, job, matrix], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    # a piece of a product, half a vector here, is there twice while it is added
+    assert json.loads(done.stdout) <= vectors + 0.75
