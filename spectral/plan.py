@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from spectral import arrays, longvectors
-from spectral.estimators.budget import symmetric_operand
+from spectral import longvectors
+from spectral.estimators.budget import free_memory, symmetric_operand
 from spectral.probes import probe
 
 RECURRENCE = 4  # vectors of a recurrence without its basis
@@ -95,7 +95,7 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
         begin = time.perf_counter()
         longvectors.norm(op @ v)  # the norm waits for the device
         elapsed = time.perf_counter() - begin
-    free, one = arrays.available_memory(op.device), n * op.dtype.itemsize
+    free, one = free_memory(op), n * op.dtype.itemsize
     room = free // 4 // one
     basis = room >= steps
     held = RECURRENCE + (steps if basis else 0)
