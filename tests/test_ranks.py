@@ -1,5 +1,6 @@
 """Ranks decide as one and end as one: gloo processes that see other memory, clocks, weights and data than one another."""
 
+import math
 import multiprocessing
 import os
 import re
@@ -19,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 import spectral
 from spectral import arrays, distributed, heartbeat
 from spectral.estimators import budget
+from spectral.estimators.cost import cost
+from spectral.estimators.stopping import Tolerance
 from spectral.krylov.lanczos import Lanczos
 
 CASE = CASES["mlp"]
@@ -44,6 +47,27 @@ class Data(list):
             failing, self.failing = self.failing, None
             failing()
         return super().__iter__()
+
+
+class Rounded(torch.nn.Linear):
+    """A float64 layer that computes in float32 inside."""
+
+    def forward(self, x):
+        return super().forward(x).float().double()
+
+
+class Root(torch.nn.Linear):
+    """A layer whose derivative is not finite at 0."""
+
+    def forward(self, x):
+        return super().forward(x).square().sqrt()
+
+
+class Sum(torch.nn.Module):
+    """A function of inputs of any width."""
+
+    def forward(self, x):
+        return x.sum(1, keepdim=True)
 
 
 def own_batches(rank, ranks):
@@ -104,9 +128,32 @@ def sentence(work):
     """(kind, message) of what `work` ends with."""
     try:
         work()
-    except Exception as problem:
+    except (Exception, KeyboardInterrupt) as problem:
         return type(problem).__name__, str(problem)
     return "", ""
+
+
+def short_of(steps, problem, work):
+    """`work()`, in which the second Lanczos recurrence ends by `problem` after so many steps, between its products."""
+    plain, begun = Lanczos.step, []
+
+    def step(self):
+        begun.extend([self] * (self.steps == 0))
+        if len(begun) == 2 and self.steps == steps:
+            raise problem
+        return plain(self)
+
+    Lanczos.step = step
+    try:
+        return work()
+    finally:
+        Lanczos.step = plain
+
+
+def interrupted(work):
+    """Ended by Ctrl-C in the midst of a probe."""
+    with pytest.raises(KeyboardInterrupt):
+        short_of(5, KeyboardInterrupt(), work)
 
 
 def counted(work):
@@ -199,6 +246,11 @@ def two_ranks(rank, folder):
     found = {"product": A @ v}
     found["memory"] = by_memory(data, MEMORY[rank], BLOCKS[rank])
     found["clock"] = told(with_clock(TICKS[rank], lambda: spectral.slq(A, **RUN, budget="8s")))
+    parts = Tolerance.parts
+    if rank == 1:  # as if it rounded so that every tolerance is met
+        Tolerance.parts = lambda self, s: (0.0, 0.0)
+    found["verdicts"] = told(spectral.slq(A, tol=0.1, seed=1, deflate=False))
+    Tolerance.parts = parts
     found["counts"] = counted(lambda: A @ v)
     found["counts of building"] = counted(lambda: gauss_newton(data))
     found["counts of a run"] = counted(lambda: spectral.slq(A, probes=2, steps=8, seed=1))
@@ -208,14 +260,23 @@ def two_ranks(rank, folder):
     found["raised"] = sentence(lambda: A @ v)
     found["after"] = A @ v
     J = spectral.Jacobian(CASE.network(), data)
-    raised = []
+    coarse, raised = gauss_newton(data, product_dtype=torch.float32), []
     for work in (lambda: J @ v, lambda: J.T @ torch.ones(J.shape[0], dtype=J.dtype), J.squared_norms,
-                 lambda: spectral.exact(J.gram("right")), lambda: gauss_newton(data)):  # fmt: skip
+                 lambda: spectral.exact(J.gram("right")), lambda: gauss_newton(data), lambda: coarse @ v):  # fmt: skip
         if rank == 1:
             data.failing = fail
         raised.append(sentence(work))
     found["raised elsewhere"] = raised
-    found["interrupted"] = interrupted(rank, data, A, v)
+    if rank == 1:
+        data.failing = lambda: (_ for _ in ()).throw(KeyboardInterrupt())
+    found["interrupted"] = sentence(lambda: A @ v)
+    root = Root(3, 1, bias=False).double()
+    root.weight.data.fill_(1)
+    found["not finite"] = sentence(
+        lambda: (
+            spectral.Jacobian(root, [torch.full((2, 3), 1.0 - rank).double()], preflight=False) @ torch.ones(3).double()
+        )
+    )
     found["no data"] = sentence(lambda: gauss_newton([]))
     found["bad data"] = sentence(lambda: gauss_newton(data if rank == 0 else iter(data)))
 
@@ -224,6 +285,7 @@ def two_ranks(rank, folder):
         other[2].bias.data[0] += 1e-3
     found["weights"] = sentence(lambda: spectral.GaussNewton(other, LOSS, data))
     found["parameters"] = sentence(lambda: gauss_newton(data, params=["0.*"] if rank == 0 else ["2.*"]))
+    found["shapes"] = sentence(lambda: spectral.Jacobian(Sum(), [torch.ones(2, 3 + rank).double()], wrt="inputs"))
     found["keywords"] = sentence(lambda: spectral.slq(A, probes=1, steps=2 + rank))
 
     for empty in range(2):
@@ -233,12 +295,12 @@ def two_ranks(rank, folder):
         coarse = gauss_newton(here, product_dtype=torch.float32)
         found[f"empty {empty}"] = [
             E @ v, K @ v, K.squared_norms(), flat @ torch.ones(flat.shape[1], dtype=flat.dtype), coarse @ v,
-            spectral.exact(K.gram("right")).atoms.values, E.identity(), E.epsilon,
+            spectral.exact(K.gram("right")).atoms.values, E.identity(), str(cost(K.gram("right"))), rounding(here),
         ]  # fmt: skip
     found["identity"] = A.identity(), A.describe()["samples"], A.describe()["batches"]
 
     path = f"{folder}/of rank {rank}"  # that of rank 0 counts
-    spectral.slq(A, **RUN, budget=12, checkpoint=path)
+    interrupted(lambda: spectral.slq(A, **RUN, checkpoint=path))
     found["files"] = sorted(p.name for p in Path(folder).glob("of rank*"))
     found["resumed"] = told(spectral.slq(A, **RUN, checkpoint=f"{folder}/of one"))
 
@@ -247,32 +309,19 @@ def two_ranks(rank, folder):
     found["cards of a run"] = cards[0], sorted(cards[1])
 
     heartbeat.PATIENCE = 0.5
-    step = Lanczos.step
-
-    def short(self):
-        if rank == 1 and self.steps == 2:  # between collectives, where no other rank can see it
-            raise MemoryError("no room for the basis")
-        return step(self)
-
-    Lanczos.step = short
-    begun = time.monotonic()
-    found["left"] = sentence(lambda: spectral.slq(A, **RUN))
+    begun, steps = time.monotonic(), 2 if rank == 1 else math.inf  # between products, where no other rank can see it
+    found["left"] = sentence(
+        lambda: short_of(steps, MemoryError("no room for the basis"), lambda: spectral.slq(A, **RUN))
+    )
     found["waited"] = time.monotonic() - begun
     time.sleep(2 * heartbeat.PATIENCE)  # a process that ends takes its connections with it
     return found
 
 
-def interrupted(rank, data, A, v):
-    """A signal that one rank hears alone ends the run of both, and leaves what a run goes on from."""
-    if rank == 1:
-        data.failing = lambda: (_ for _ in ()).throw(KeyboardInterrupt())
-    try:
-        A @ v
-    except KeyboardInterrupt:
-        return "KeyboardInterrupt", ""
-    except distributed.RankFailed as problem:
-        return "RankFailed", str(problem)
-    return "", ""
+def rounding(data):
+    """That of products with a model that computes in a coarser dtype than its weights'."""
+    torch.manual_seed(0)
+    return spectral.Jacobian(Rounded(3, 2).double(), data).epsilon
 
 
 def three_ranks(rank, folder):
@@ -328,7 +377,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(folder):
-    spectral.slq(gauss_newton(CASE.batches(SIZES)), **RUN, budget=12, checkpoint=folder / "of one")
+    A = gauss_newton(CASE.batches(SIZES))
+    interrupted(lambda: spectral.slq(A, **RUN, checkpoint=folder / "of one"))
     return started(2, folder, two_ranks)
 
 
@@ -395,6 +445,30 @@ def test_ranks_of_unequal_clocks_stop_by_that_of_the_first(two, A):
     assert same(found[0], (expected[0] | {"choice": ""}, expected[1]), exactly=False)
 
 
+def test_ranks_that_round_otherwise_take_the_verdict_of_the_first(two, A):
+    expected = told(spectral.slq(A, tol=0.1, seed=1, deflate=False))
+    found = [without_ranks(rank["verdicts"]) for rank in two]
+    assert same(found[0], found[1], exactly=True)
+    assert found[0][0] == expected[0] | {"choice": ""}  # stops, probes and products
+    assert expected[0]["products"] > 4 and len(expected[1]) > 1
+
+
+def test_a_product_that_is_not_finite_names_the_rank(two):
+    for rank in two:
+        assert rank["not finite"] == two[0]["not finite"] and rank["not finite"][0] == "ValueError"
+        assert "holds NaN or infinity though the outputs are finite: on rank 1, " in rank["not finite"][1]
+
+
+def test_progress_is_shown_by_the_first_rank_alone(monkeypatch):
+    monkeypatch.setattr(budget.sys.stderr, "isatty", lambda: True, raising=False)
+    shown = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        with budget.progress_bar(1, "slq", None) as bar:
+            shown.append(not bar.disable)
+    assert shown == [True, False]
+
+
 def test_a_product_is_one_all_reduce(two):
     for rank in two:
         assert rank["counts"] == {"all_reduce": 1, "all_gather": 0, "broadcast": 0}
@@ -421,7 +495,7 @@ def test_what_one_rank_fails_with_in_a_product_every_rank_raises(two, v, A):
     words = "rank 1 of 2 failed (OSError: the disk of this rank is gone); mend it there, and start all ranks again."
     for rank in two:
         assert rank["raised"] == ("RankFailed", words)
-        assert rank["raised elsewhere"] == [("RankFailed", words)] * 5
+        assert rank["raised elsewhere"] == [("RankFailed", words)] * 6
         assert torch.equal(rank["after"], two[0]["product"])  # in step afterwards
         assert torch.allclose(rank["after"], A @ v, rtol=1e-12)
 
@@ -446,6 +520,7 @@ def test_ranks_that_were_given_other_things_say_what(two):
             r"rank 1 has other weights than rank 0 \(2.bias differ\), .* before the operator is built.",
         ),
         "parameters": ("ValueError", r"rank 1 has built another operator than rank 0: parameters=.*"),
+        "shapes": ("ValueError", r"rank 1 has inputs of shape \(4,\), rank 0 of \(3,\); pad or crop them\."),
         "keywords": ("ValueError", r"rank 1 was asked for another run than rank 0 .*"),
     }
     for rank in two:
@@ -461,7 +536,7 @@ def test_a_rank_without_samples_adds_nothing(two, v, empty):
     flat = spectral.Jacobian(CASE.network(), whole, wrt="inputs", layout="flattened")
     expected = [
         E @ v, K @ v, K.squared_norms(), flat @ torch.ones(flat.shape[1], dtype=flat.dtype), E @ v,
-        spectral.exact(K.gram("right")).atoms.values, E.identity(), E.epsilon,
+        spectral.exact(K.gram("right")).atoms.values, E.identity(), str(cost(K.gram("right"))), rounding(whole),
     ]  # fmt: skip
     for rank in two:
         found = rank[f"empty {empty}"]

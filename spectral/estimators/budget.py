@@ -87,7 +87,7 @@ class Budget:
         spent = Spent.of(self.A).since(self.begun)
         if self.seconds == float("inf") or self.A.ranks == 1:
             return spent
-        return spent._replace(seconds=distributed.first(spent.seconds))
+        return Spent(spent.products, spent.epochs, distributed.first(spent.seconds))
 
     def exhausted(self, more: int = 1) -> bool:
         """Whether so many products more would exceed the budget (seconds: whether they are over)."""
