@@ -312,7 +312,7 @@ def free_memory(free: int, device: torch.device) -> int:
 def leave(failure: BaseException) -> None:
     """Tell the others that this rank ends a run by an exception, between collectives: who waits for it ends as well."""
     if world_size() > 1:
-        _heart().say(str(failure) if isinstance(failure, RankFailed) else _sentence(rank(), _said(failure) or ""))
+        _heart().leave(str(failure) if isinstance(failure, RankFailed) else _sentence(rank(), _said(failure) or ""))
 
 
 def _said(failure: BaseException | None) -> str | None:
@@ -368,7 +368,6 @@ def _heart() -> heartbeat.Heartbeat:
 def _carry(start: Callable[[], Any]) -> None:
     """Wait for a collective, but not for ranks that are gone."""
     heart = _heart()
-    heart.say("")
     try:
         work, begun, look = start(), time.monotonic(), heartbeat.PATIENCE
         while not work.is_completed():
@@ -381,12 +380,13 @@ def _carry(start: Callable[[], Any]) -> None:
                 look = waited + heartbeat.BEAT
             time.sleep(min(LATENCY * waited, LONGEST))
         work.wait()
+        heart.count += 1
     except RankFailed as failure:
-        heart.say(str(failure))
+        heart.leave(str(failure))
         raise
     except RuntimeError as problem:  # the connection to a rank broke: which one is gone shows
         words = _blame(heart, problem)
-        heart.say(words)
+        heart.leave(words)
         raise RankFailed(words) from problem
 
 

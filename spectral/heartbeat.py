@@ -24,7 +24,8 @@ class Heartbeat:
     def __init__(self, store: Any, rank: int, size: int) -> None:
         """`store`: torch's, or None where this torch does not give it away; then nothing is known of others."""
         self.store, self.rank, self.size = store, rank, size
-        self.said = False  # whether the store holds words of ours
+        self.count = 0  # collectives so far
+        self.left = -1  # how many there had been when this rank last left a run by an exception
         self.seen: dict[int, tuple[int, float]] = {}  # of each rank its number, and when it was first seen
         self.over = threading.Event()
         if store is not None:
@@ -50,31 +51,35 @@ class Heartbeat:
     def _key(what: str, rank: int) -> str:
         return f"spectral/{what}/{rank}"
 
-    def say(self, words: str) -> None:
-        """Tell whoever waits for this rank that it does not come; "" takes it back."""
-        if self.store is None or (not words and not self.said):
+    def leave(self, words: str) -> None:
+        """Tell whoever waits for this rank that it does not come, and why."""
+        self.left = self.count
+        if self.store is None:
             return
         try:
-            self.store.set(self._key("words", self.rank), words)
-            self.said = bool(words)
+            self.store.set(self._key("words", self.rank), f"{self.count} {words}")
         except (RuntimeError, OSError):  # there is nobody left to tell
             self.over.set()
 
     def missing(self) -> str:
-        """Why another rank will not come, "" as long as all may; to be asked again and again while one waits."""
+        """Why another rank will not come, "" as long as all may; to be asked again and again while one waits.
+
+        What a rank said before a later collective does not count, and neither does what this one left with it.
+        """
         if self.store is None:
             return ""
         try:
             others = [rank for rank in range(self.size) if rank != self.rank]
             for rank in others:
                 key = self._key("words", rank)
-                if self.store.check([key]) and (words := self.store.get(key).decode()):
-                    return words
+                count, words = self.store.get(key).decode().split(" ", 1) if self.store.check([key]) else ("-1", "")
+                if int(count) == self.count != self.left:
+                    return str(words)
             now = time.monotonic()
             for rank in others:
-                count = self.store.add(self._key("beat", rank), 0)
-                if count == 0 or count != self.seen.get(rank, (0, 0.0))[0]:  # who has not begun yet may take its time
-                    self.seen[rank] = count, now
+                beats = self.store.add(self._key("beat", rank), 0)
+                if beats == 0 or beats != self.seen.get(rank, (0, 0.0))[0]:  # who has not begun yet may take its time
+                    self.seen[rank] = beats, now
             gone = [rank for rank in others if now - self.seen[rank][1] > SILENT]
         except (RuntimeError, OSError):
             return LOST

@@ -304,6 +304,10 @@ def two_ranks(rank, folder):
     found["files"] = sorted(p.name for p in Path(folder).glob("of rank*"))
     found["resumed"] = told(spectral.slq(A, **RUN, checkpoint=f"{folder}/of one"))
 
+    matrix = np.diag(np.arange(1.0, 9))
+    found["alone"] = counted(
+        lambda: rank == 0 and spectral.slq(matrix, probes=1, steps=4, budget="1h", checkpoint=f"{folder}/alone")
+    )
     found["cards"] = with_cards(lambda: gauss_newton(data) @ v)
     cards = with_cards(lambda: told(spectral.slq(gauss_newton(data), probes=2, steps=6, seed=1, budget="1h")))
     found["cards of a run"] = cards[0], sorted(cards[1])
@@ -474,6 +478,10 @@ def test_a_product_is_one_all_reduce(two):
         assert rank["counts"] == {"all_reduce": 1, "all_gather": 0, "broadcast": 0}
 
 
+def test_a_matrix_without_data_is_a_rank_s_own_business(two):
+    assert all(rank["alone"] == {"all_reduce": 0, "all_gather": 0, "broadcast": 0} for rank in two)
+
+
 def test_small_collectives_are_few(two):
     for rank in two:
         assert rank["counts of building"] == {"all_reduce": 0, "all_gather": 3, "broadcast": 0}
@@ -603,17 +611,26 @@ def test_only_a_rank_that_has_begun_and_then_stands_still_is_gone(monkeypatch):
         assert heart.missing().startswith("rank 1 of 3 died")  # rank 2 may still read its data
         store.add("spectral/beat/1", 1)
         assert heart.missing() == ""
-        heart.say("rank 0 of 3 failed (x)")
-        other = heartbeat.Heartbeat(store, 1, 3)
-        other.stop()
-        assert other.missing() == "rank 0 of 3 failed (x)"
-        heart.say("")
-        assert other.missing() == ""
     finally:
         heart.stop()
 
 
+def test_what_a_rank_said_counts_until_a_later_collective_and_not_where_both_left():
+    store = Numbers()
+    heart, other = heartbeat.Heartbeat(store, 0, 2), heartbeat.Heartbeat(store, 1, 2)
+    heart.stop()
+    other.stop()
+    heart.count = other.count = 3
+    heart.leave("rank 0 of 2 failed (x)")
+    assert other.missing() == "rank 0 of 2 failed (x)"
+    other.count = 4  # it came, later on
+    assert other.missing() == ""
+    other.count = 3
+    other.leave("rank 1 of 2 failed (y)")  # both were given what neither could do, and both went on
+    assert heart.missing() == other.missing() == ""
+
+
 def test_without_a_store_nothing_is_known():
     heart = heartbeat.Heartbeat(None, 0, 2)
-    heart.say("no")
+    heart.leave("no")
     assert heart.missing() == ""

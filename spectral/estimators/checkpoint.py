@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class Checkpoint:
         self.unsaved: State | None = None  # the end of a part of the run that could not be saved
         if self.path is not None:
             found = None
-            with distributed.together():
+            with distributed.together() if op.ranks > 1 else nullcontext():
                 if self.writes and self.path.exists():
                     found = self._read(rule, sizes)
             found = found if op.ranks == 1 else distributed.first(found, op.device)
