@@ -366,11 +366,6 @@ def available_memory(device: torch.device) -> int:
     return max(free, 0)
 
 
-def room(n: int, dtype: torch.dtype, device: torch.device) -> int:
-    """How many vectors (n,) a quarter of the free memory holds: what a basis may take."""
-    return available_memory(device) // 4 // (n * dtype.itemsize)
-
-
 def dtype_name(dtype: torch.dtype) -> str:
     """ "float64" and the like."""
     return str(dtype).removeprefix("torch.")

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from spectral import arrays, longvectors
-from spectral.estimators.budget import symmetric_operand
+from spectral import longvectors
+from spectral.estimators.budget import SETTLE, decided, free_memory, symmetric_operand
 from spectral.operators.operator import Operator
 from spectral.probes import probe
 
 RECURRENCE = 4  # vectors of a recurrence without its basis, the product's own pieces among them
-SETTLE = 8  # products at most until the operator has chosen how it multiplies
 MANY = 20  # products that must be expected before more than two are measured
 PASSES = 4  # over each vector of a basis in a step: Gram-Schmidt twice, each reads it for the dots and for the sum
 CONVERGED = 0.25  # of the first probe's Ritz vectors, that are expected to converge and to be deflated
@@ -115,7 +114,7 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     op, _, _ = symmetric_operand(A)
     n = op.shape[0]
     steps = min(steps, n)
-    free, one = arrays.available_memory(op.device), n * op.dtype.itemsize
+    free, one = free_memory(op), n * op.dtype.itemsize
     room = free // 4 // one
     basis = room >= steps
     products = steps * probes + (steps - 1 if probes > 1 and not basis else 0)
@@ -153,7 +152,7 @@ def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, torc
         w = op @ v
         longvectors.norm(w)  # waits for the device
         elapsed = time.perf_counter() - begin
-        if made >= 2 and (op.settled or products < MANY):
+        if decided(op, made >= 2 and (op.settled or products < MANY)):
             break
     return elapsed, w
 

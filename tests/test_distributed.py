@@ -54,7 +54,7 @@ def work(rank, folder):
     whole = case.batches(sum(OWN, ()))
     own = whole[: len(OWN[0])] if rank == 0 else whole[len(OWN[0]) :]
     assert distributed.world_size() == 2 and distributed.rank() == rank
-    assert distributed.all_counts(3 + rank) == [3, 4]
+    assert distributed.gather(lambda: 3 + rank) == [3, 4]
     with pytest.raises(ValueError, match=r"Whole couples the samples of a batch .* pass all data as one batch"):
         spectral.Hessian(case.network(), Whole(), own[:1])  # one batch on each rank
     torch.save({name: results(own, options) for name, options in OPTIONS.items()}, f"{folder}/{rank}.pt")
@@ -83,5 +83,5 @@ def test_two_ranks_mean_the_whole(two, name):
 
 def test_one_process_is_the_identity():
     t = torch.ones(3)
-    assert (distributed.world_size(), distributed.rank(), distributed.all_counts(5)) == (1, 0, [5])
+    assert (distributed.world_size(), distributed.rank(), distributed.gather(lambda: 5)) == (1, 0, [5])
     assert distributed.all_reduce(t) is t and distributed.all_rows(t, [3]) is t

@@ -58,7 +58,7 @@ def jacobian(samples, inputs, outputs=10):
     ],
 )
 def test_a_jacobian_whose_gram_one_pass_assembles_may_be_larger(samples, inputs, budget, chosen, why, monkeypatch):
-    monkeypatch.setattr(esd_module.arrays, "available_memory", lambda device: 2**35)
+    monkeypatch.setattr(spectral.arrays, "available_memory", lambda device: 2**35)
     found, reason = esd_module._exact_is_cheap(jacobian(samples, inputs), budget, {})
     assert found is chosen and why in reason
 
@@ -113,7 +113,7 @@ def test_many_outputs_are_chosen_by_passes_and_budgets_kept_as_they_are_counted(
 
 def test_beyond_the_limits_passes_that_are_known_to_outweigh_arithmetic_decide(monkeypatch):
     """At 9000 samples the eigenvalues take 1.6e13 flops: 400 products of 300 passes through 1e5 weights take 9e14."""
-    monkeypatch.setattr(esd_module.arrays, "available_memory", lambda device: 2**35)
+    monkeypatch.setattr(spectral.arrays, "available_memory", lambda device: 2**35)
     layers = [torch.nn.Linear(40, 200), torch.nn.ReLU(), torch.nn.Linear(200, 200), torch.nn.Linear(200, 300)]
     x = torch.zeros(9000, 40).split(3000)
     J = spectral.Jacobian(torch.nn.Sequential(*layers), list(x), wrt="inputs", layout="flattened")
@@ -190,7 +190,7 @@ def test_memory_for_three_vectors_but_not_for_deflation_means_kpm(monkeypatch, v
     """A (70, 900) rectangular operator has its Gram's vectors, of length 70."""
     values = np.random.default_rng(0).uniform(1, 2, 70)
     B = sp.diags_array(values, shape=(70, 900)).tocsr()
-    monkeypatch.setattr(esd_module.arrays, "available_memory", lambda device: vectors * 70 * 8 + 100)
+    monkeypatch.setattr(spectral.arrays, "available_memory", lambda device: vectors * 70 * 8 + 100)
     s = spectral.esd(B, **options)
     assert (s.method, s.meta.get("recurrence")) == (method, recurrence)
     if method == "kpm":

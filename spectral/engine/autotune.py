@@ -195,8 +195,11 @@ class Engine:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is tested or tried any more."""
-        return all(choice.proven or not (choice.young or choice.program) for choice in self.choices.values())
+        """Whether nothing is tried any more, so that a product comes out to the same bits again."""
+        tried = bool(self.choices) and all(
+            choice.proven or not (choice.young or choice.program) for choice in self.choices.values()
+        )
+        return self.asked in WAYS or tried
 
     def multiply(self, work: Workload, V: torch.Tensor, W: torch.Tensor, new: bool, expected: int = 0) -> None:
         """W (b, m) += the products with the rows of V (b, n), or W = these if `new`; `expected` products were announced."""

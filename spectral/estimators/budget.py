@@ -10,18 +10,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import scipy
 import torch
 from tqdm import tqdm
 
-from spectral import arrays, longvectors, probes
+from spectral import arrays, distributed, longvectors, probes
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.version import __version__
 
+T = TypeVar("T")
+# products at most until an operator has chosen how it multiplies
+SETTLE = 8
 SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -82,8 +85,11 @@ class Budget:
 
     @property
     def spent(self) -> Spent:
-        """Products, epochs and seconds so far, earlier sessions included."""
-        return Spent.of(self.A).since(self.begun)
+        """Products, epochs and seconds so far, earlier sessions included; where ranks share a budget in seconds, rank 0's."""
+        spent = Spent.of(self.A).since(self.begun)
+        if self.seconds == float("inf") or self.A.ranks == 1:
+            return spent
+        return Spent(spent.products, spent.epochs, distributed.first(spent.seconds))
 
     def exhausted(self, more: int = 1) -> bool:
         """Whether so many products more would exceed the budget (seconds: whether they are over)."""
@@ -120,6 +126,32 @@ class Budget:
         return max(min(self.products - spent.products, by_time, by_epoch), 0.0)
 
 
+def free_memory(A: Operator) -> int:
+    """Bytes that may still be taken where A's vectors lie: the same number on every rank that multiplies A."""
+    free = arrays.available_memory(A.device)
+    return free if A.ranks == 1 else distributed.free_memory(free, A.device)
+
+
+def vectors_that_fit(A: Operator, n: int) -> int:
+    """How many vectors (n,) a quarter of the free memory holds: what a basis may take."""
+    return free_memory(A) // 4 // (n * A.dtype.itemsize)
+
+
+def decided(A: Operator, verdict: T) -> T:
+    """The verdict of the first of the ranks that multiply A: others may have rounded otherwise."""
+    return verdict if A.ranks == 1 else distributed.first(verdict)
+
+
+def settle(A: Operator, v: torch.Tensor) -> None:
+    """Multiply v until products come out to the same bits again, where A tries several ways at first: what is run twice needs it."""
+    made = 0
+    while made < SETTLE and not decided(A, A.settled):
+        A @ v
+        made += 1
+    if made:
+        A @ v  # batches beyond the first are recorded in the sweep after
+
+
 @contextmanager
 def stoppable(wanted: bool) -> Iterator[None]:
     """SIGTERM raises SystemExit(143) inside, so that a checkpoint can be left, unless someone handles it already."""
@@ -139,8 +171,8 @@ def _leave(number: int, frame: Any) -> None:
 
 
 def progress_bar(total: int | None, label: str, progress: bool | None, unit: str = "product") -> tqdm:
-    """A progress bar on stderr; None shows it only on a terminal."""
-    hidden = (not sys.stderr.isatty()) if progress is None else not progress
+    """A progress bar on stderr; None shows it only on a terminal, and of several ranks on rank 0's."""
+    hidden = (not sys.stderr.isatty() or distributed.rank() > 0) if progress is None else not progress
     return tqdm(total=total, desc=label, unit=unit, disable=hidden, leave=False, dynamic_ncols=True)
 
 
@@ -193,6 +225,7 @@ def _asymmetry(A: Operator) -> float:
 def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:
     """Versions, device and operator: what every result's meta begins with; `identity` where it is known."""
     return {
+        **({"ranks": A.ranks} if A.ranks > 1 else {}),
         "operator": A.describe(),
         "identity": A.identity() if identity is None else identity,
         "device": str(A.device),

@@ -10,6 +10,9 @@ save costs O(n). What a crash leaves behind the mark that the file itself holds 
 What is read is held against the rule of the estimator; then `prove` repeats one product of the run. Of an operator that has
 nothing but products no hash can say what it is, and no hash of any other sees all: a forward function that closes over a number,
 a module's attribute. A product must come out as the record says, within its noise.
+
+Of several ranks the first alone writes and reads, and tells the others. What the file belongs to are the weights and the data of
+all: a run goes on from it on another number of ranks, where these hold the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral import arrays, longvectors, persist, storage
+from spectral import arrays, distributed, longvectors, persist, storage
 from spectral.estimators.budget import Spent, stoppable
 from spectral.krylov.symmetry import KnownProduct
 from spectral.operators.operator import Operator
@@ -34,6 +37,7 @@ from spectral.schema import COUNT, FLOATS, NONNEGATIVE, Either, Fields, Items, P
 FORMAT = "spectral.checkpoint/1"
 SAVE_SECONDS = 2.0  # between saves, at least
 SHARE = 20.0  # times what the last save took
+ENDS = (KeyboardInterrupt, SystemExit, distributed.RankFailed)  # of a run that is saved
 
 State = dict[str, Any]
 MARK = Row(COUNT, Text(pattern="[0-9a-f]{64}", said="a SHA-256"))
@@ -57,23 +61,52 @@ class Checkpoint:
 
         ValueError for a file that is damaged or of another operator, seed or setting.
         """
-        self.path, self.op = None if path is None else persist.claim(path), op
-        self.identity = "" if path is None else persist.fingerprint([self.matrix, storage.plain(settings)])
+        self.op = op
+        self.path = self._claimed(path, settings)
+        self.writes = self.path is not None and (op.ranks == 1 or distributed.rank() == 0)
+        self.identity = "" if self.path is None else persist.fingerprint([self.matrix, storage.plain(settings)])
         self.state: State | None = None
         self.current: Callable[[], State] = dict  # where the run stands
         self.before = Spent()  # in earlier sessions
         self.beside: dict[str, persist.Rows] = {}  # files of rows
         self.unsaved: State | None = None  # the end of a part of the run that could not be saved
-        if self.path is not None and self.path.exists():
-            packed, header = persist.load_own(self.path, FORMAT, self.identity)
-            persist.check(self.path, header, FILE, "")
-            self.state = self._unpacked(packed, header)
-            sizes = {"n": op.shape[0], "dtype": arrays.dtype_name(op.dtype), **sizes}
-            persist.check(self.path, self.state, rule, "", **sizes)
-            products, epochs, seconds = header["spent"]
-            self.before = Spent(int(products), float(epochs), float(seconds))
+        if self.path is not None:
+            found = None
+            with distributed.together() if op.ranks > 1 else nullcontext():
+                if self.writes and self.path.exists():
+                    found = self._read(rule, sizes)
+            found = found if op.ranks == 1 else distributed.first(found, op.device)
+            if found is not None:
+                self.state, self.before = found["state"], Spent(*found["spent"])
         self._begin()
         self.saved, self.took = time.monotonic(), 0.0
+
+    def _claimed(self, path: Any, settings: dict[str, Any]) -> Path | None:
+        """Where the file is; of several ranks, that which the first was given. They must have been asked for the same run."""
+        if self.op.ranks == 1:
+            return None if path is None else persist.claim(path)
+
+        def told() -> tuple[str, str]:
+            place = "" if path is None or distributed.rank() > 0 else str(persist.claim(path))
+            return place, persist.fingerprint(storage.plain(settings))
+
+        everyone = distributed.gather(told)
+        for rank, (_, asked) in enumerate(everyone):
+            if asked != everyone[0][1]:
+                raise ValueError(
+                    f"rank {rank} was asked for another run than rank 0 (other keywords); call the estimator alike on every rank."
+                )
+        return Path(everyone[0][0]) if everyone[0][0] else None
+
+    def _read(self, rule: Rule, sizes: dict[str, Any]) -> State:
+        """What an earlier session left, once it is known to be whole."""
+        packed, header = persist.load_own(self.path, FORMAT, self.identity)
+        persist.check(self.path, header, FILE, "")
+        state = self._unpacked(packed, header)
+        sizes = {"n": self.op.shape[0], "dtype": arrays.dtype_name(self.op.dtype), **sizes}
+        persist.check(self.path, state, rule, "", **sizes)
+        products, epochs, seconds = header["spent"]
+        return {"state": state, "spent": (int(products), float(epochs), float(seconds))}
 
     @cached_property
     def matrix(self) -> str:
@@ -111,14 +144,18 @@ class Checkpoint:
     def guard(self, state: Callable[[], State], ready: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """Inside, `state` says where the run stands between its steps; SIGINT and SIGTERM save it before they end the run.
 
+        So does the failure of another rank; whatever ends the run on this one, the others are told.
+
         `ready`: whether it is whole in the midst of a step too; where it is not the last save stands.
         """
         self.current = state
         with stoppable(self.path is not None):
             try:
                 yield
-            except (KeyboardInterrupt, SystemExit):
-                if self.path is not None and ready():
+            except BaseException as failure:
+                if self.op.ranks > 1:
+                    distributed.leave(failure)
+                if self.writes and isinstance(failure, ENDS) and ready():
                     self._save(state())
                 raise
 
@@ -129,7 +166,7 @@ class Checkpoint:
     def stepped(self, end: bool = False) -> None:
         """A step was made; saved if the last save is long ago, or if this is the `end` of a part of the run."""
         self.count()
-        if self.path is None or not (end or time.monotonic() - self.saved >= max(SAVE_SECONDS, SHARE * self.took)):
+        if not self.writes or not (end or time.monotonic() - self.saved >= max(SAVE_SECONDS, SHARE * self.took)):
             return
         if end:
             self.unsaved = self.current()

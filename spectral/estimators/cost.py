@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spectral import arrays, distributed
+from spectral import distributed
+from spectral.estimators.budget import free_memory
 from spectral.networks.jacobian import Jacobian
 from spectral.networks.sum_over_batches import SumOverBatches
 from spectral.operators.foreign import Dense
@@ -77,7 +78,7 @@ def cost(A: Operator, products: int | None = None, free: int | None = None) -> C
     if products is not None:
         return _times(_product(A), products)
     dim, inner = A.shape[0], affine(A)[2]
-    free = arrays.available_memory(A.device) if free is None else free
+    free = free_memory(A) if free is None else free
     values = Cost(flops=EIGENVALUES * dim**3, bytes=dim * dim * 8 * WORKSPACE)
     if isinstance(inner.parts[0] if isinstance(inner, Gram) else inner, Dense):
         return values
@@ -88,7 +89,7 @@ def cost(A: Operator, products: int | None = None, free: int | None = None) -> C
 def _from_rows(gram: Any, swept: list[range]) -> Cost:
     """Of the Gram of a Jacobian's rows."""
     J, dim = gram.parts[0], gram.shape[0]
-    survey, row = J.network.info, J.shape[1] * J.dtype.itemsize
+    survey, row = J.network.info.busiest, J.shape[1] * J.dtype.itemsize
     vjps = [B * k for B, k in zip(survey.samples, survey.outputs, strict=True)]
     held = max(_batch_rows(J)) * row  # of the batch at hand
     if gram.side == "left":
@@ -125,7 +126,7 @@ def _product(A: Operator, transposed: bool = False) -> Cost:
         return sum((_product(part, transposed) for part in A.parts), Cost())
     if not isinstance(A, SumOverBatches):
         return Cost()
-    passes = A.network.info.n * A.unrolled
+    passes = A.network.info.busiest.n * A.unrolled
     one_way = isinstance(A, Jacobian)
     return Cost(0 if one_way and transposed else passes, 0 if one_way and not transposed else passes, epochs=1)
 
@@ -158,7 +159,8 @@ def affine(A: Operator) -> tuple[float, float, Any]:
 
 
 def _batch_rows(J: Any) -> list[int]:
-    return [stop - start for start, stop in zip(J.starts[:-1], J.starts[1:], strict=True)]
+    """Of all ranks."""
+    return [rows for part in J.network.info.parts for rows in J.batch_rows(part)]
 
 
 def sweeps(gram: Any, free: int) -> list[range]:

@@ -9,7 +9,7 @@ import torch
 
 from spectral import arrays, longvectors
 from spectral.estimators import leave_one_out
-from spectral.estimators.budget import progress_bar
+from spectral.estimators.budget import progress_bar, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.krylov.symmetry import KnownProduct, distance
 from spectral.longvectors import cross
@@ -152,7 +152,7 @@ def diagonal(
 
 
 def _choose(A: Operator, probes: int) -> str:
-    fits = 4 * probes <= arrays.room(A.shape[0], A.dtype, A.device)
+    fits = 4 * probes <= vectors_that_fit(A, A.shape[0])
     return "xdiag" if probes >= 20 and A.symmetric is not None and fits else "hutchinson"
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from spectral import arrays
-from spectral.estimators.budget import Budget, smaller_side
+from spectral.estimators.budget import Budget, free_memory, smaller_side
 from spectral.estimators.cost import PASS, WORKSPACE, affine, cost
 from spectral.estimators.exact import exact
 from spectral.estimators.kpm import kpm
@@ -157,7 +156,7 @@ def _of_slq(options: dict[str, Any]) -> list[str]:
 def _tight(A: Operator) -> tuple[str, str] | None:
     """(recurrence of kpm, why) where the free memory does not hold the vectors of slq."""
     n = smaller_side(A).shape[0]
-    room = arrays.available_memory(A.device) // (n * A.dtype.itemsize)
+    room = free_memory(A) // (n * A.dtype.itemsize)
     if room >= SLQ_VECTORS:
         return None
     recurrence, takes = ("lanczos", LANCZOS_VECTORS) if room >= LANCZOS_VECTORS else ("chebyshev", CHEBYSHEV_VECTORS)
@@ -173,7 +172,7 @@ def _exact_is_cheap(A: Operator, budget: Any, options: dict[str, Any]) -> tuple[
     if own:
         return False, f"{', '.join(own)} given"
     op = smaller_side(A)
-    dim, free = op.shape[0], arrays.available_memory(A.device)
+    dim, free = op.shape[0], free_memory(A)
     probes, steps = int(options.get("probes", PROBES)), int(options.get("steps", STEPS))
     swept = limit.epochs / cost(op, 1).epochs if cost(op, 1).epochs else limit.epochs
     affordable = max(int(min(probes * min(steps, dim), limit.products, swept)), 1)

@@ -11,7 +11,7 @@ import torch
 
 from spectral import arrays, distributed, longvectors
 from spectral.estimators import cost
-from spectral.estimators.budget import environment, progress_bar, stoppable, symmetric_operand
+from spectral.estimators.budget import environment, free_memory, progress_bar, stoppable, symmetric_operand
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.cost import SLICE, WORKSPACE
 from spectral.krylov.symmetry import KnownProduct, distance, expected, look_again, not_finite, random_coefficients
@@ -83,7 +83,7 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     tested = A.products - products if op is A else 0  # the two products of the symmetry test
     before = op.epochs - epochs
     n = op.shape[0]
-    if (needed := n * n * 8 * WORKSPACE) > arrays.available_memory(op.device):
+    if (needed := n * n * 8 * WORKSPACE) > free_memory(op):
         raise ValueError(
             f"exact needs {needed / 2**30:.1f} GiB for the {n} x {n} matrix, more than is free; use spectral.slq, which never "
             "forms it."
@@ -169,7 +169,7 @@ def _assemble(gram: Operator, run: Checkpoint, progress: bool | None) -> tuple[t
     if isinstance(gram, Gram) and isinstance(A, Dense):
         matrix = A.matrix.to_dense().double()
         return (matrix @ matrix.T if gram.side == "left" else matrix.T @ matrix), "dense matrix", 0
-    swept = cost.sweeps(gram, arrays.available_memory(gram.device))
+    swept = cost.sweeps(gram, free_memory(gram))
     if not isinstance(gram, Gram) or not isinstance(A, Jacobian) or not swept or run.state:
         return None  # products that were kept are gone on with
     if gram.side == "right":
@@ -192,12 +192,15 @@ def _sum_of_rows(J: Jacobian, progress: bool | None) -> torch.Tensor:
     """J^T J = sum_b J_b^T J_b."""
     n = J.shape[1]
     G = torch.zeros(n, n, dtype=torch.float64, device=J.device)
-    with closing(_rows(J, progress)) as blocks:
+    with distributed.Summand(G) as part, closing(_rows(J, progress)) as blocks:
         for _, block in blocks:
             for some in block.split(max(1, SLICE // (8 * n))):
                 wide = some.double()
                 G.addmm_(wide.T, wide)
-    return distributed.all_reduce(G)
+    part.sum()
+    if J.ranks > 1 and not arrays.all_finite(G):
+        part.share()
+    return G
 
 
 def _gram_of_rows(J: Jacobian, swept: list[range], progress: bool | None) -> torch.Tensor:
@@ -222,7 +225,7 @@ def _by_products(A: Operator, run: Checkpoint, progress: bool | None) -> tuple[t
     n, done = A.shape[0], 0
     A.expect(n)
     table = torch.empty(n, n, dtype=torch.float64, device=A.device)
-    width = min(BLOCK, cost.columns(A, arrays.available_memory(A.device)))
+    width = min(BLOCK, cost.columns(A, free_memory(A)))
     if run.state:
         width = run.state["width"]  # the same columns together: the same bits
         done = len(run.state["products"])

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import scipy
 
-from spectral import arrays
 from spectral.estimators import stopping
-from spectral.estimators.budget import Budget, environment, expect, progress_bar, symmetric_operand
+from spectral.estimators.budget import (
+    Budget,
+    decided,
+    environment,
+    expect,
+    progress_bar,
+    settle,
+    symmetric_operand,
+    vectors_that_fit,
+)
 from spectral.estimators.deflation import Deflation, converged, padded
 from spectral.estimators.probe_run import ProbeRun
 from spectral.estimators.stopping import Tolerance
@@ -137,10 +145,13 @@ def slq(
         settings["memory"] = plan.choice
     run = _Run(op, settings, plan, aim, (dim, zeros), checkpoint)
     limit = Budget(budget, op, run.checkpoint.before)
-    limit.announce(int(probes) * min(int(steps), op.shape[0]))
+    twice = not plan.mode and plan.vectors > 0
+    limit.announce((int(probes) + twice) * min(int(steps), op.shape[0]))
+    if twice:
+        settle(op, run.start(0))
     total = None if plan.adaptive else (int(probes) - len(run.records)) * min(int(steps), op.shape[0])
     with run.guard(), progress_bar(total, "slq", progress) as bar:
-        while (stop := run.stop(limit)) is None:
+        while (stop := decided(op, run.stop(limit))) is None:
             run.next_probe(limit, bar)
     return run.spectrum(stop=stop)
 
@@ -189,7 +200,7 @@ class _Plan:
         adaptive = aim is not None or (budget is not None and not all(given))
         n = op.shape[0]
         most = n if adaptive and not given[0] else min(int(steps), n)
-        room = arrays.room(n, op.dtype, op.device)
+        room = vectors_that_fit(op, n)
         mode, choice = reorthogonalize, ""
         if reorthogonalize == "auto":
             mode = room >= min(most, int(steps))
@@ -256,7 +267,7 @@ class _Run(ProbeRun):
 
         def enough() -> bool:
             look = self.plan.adaptive and stopping.due(state.steps, growth)
-            return look and self._deep_enough(state, index, limit, bar)
+            return look and decided(self.op, self._deep_enough(state, index, limit, bar))
 
         stop = self.follow(limit, bar, enough)
         record = state.record(seed=self.seed, index=index, stop=stop)

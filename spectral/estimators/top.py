@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from spectral import arrays, longvectors, results
-from spectral.estimators.budget import Budget, progress_bar, symmetric_operand
+from spectral.estimators.budget import Budget, progress_bar, symmetric_operand, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint
 from spectral.krylov.block_lanczos import BlockLanczos
 from spectral.krylov.restarted import RestartedKrylov
@@ -287,7 +287,7 @@ def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra:
     least, most = bounds(k, n, block, basis).values()
     if basis is not None:
         return most
-    room = arrays.room(n, op.dtype, op.device)
+    room = vectors_that_fit(op, n)
     if room - extra - block < least:
         raise ValueError(
             f"{k} pairs need {least + extra + block} vectors of length {n} ({op.dtype}), and a quarter of the free memory holds "

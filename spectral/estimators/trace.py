@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from spectral import arrays
 from spectral.estimators import leave_one_out
-from spectral.estimators.budget import Budget, progress_bar, smaller_side, symmetric_operand
+from spectral.estimators.budget import Budget, progress_bar, smaller_side, symmetric_operand, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.diagonal import EXACT, exact_diagonal
 from spectral.estimators.slq import slq
@@ -216,7 +215,7 @@ def _sampled(
 
 def choose(A: Operator, products: int) -> str:
     """What "auto" means for A and so many products."""
-    fits = 2 * products <= arrays.room(A.shape[0], A.dtype, A.device)
+    fits = 2 * products <= vectors_that_fit(A, A.shape[0])
     if A.nonnegative and products >= 10 and fits:
         return "xnystrace"
     return "xtrace" if products >= 20 and fits else "hutchinson"

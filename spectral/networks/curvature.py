@@ -55,18 +55,19 @@ class Curvature(SumOverBatches):
         preflight: bool = True,
     ) -> None:
         products = Products(engine, product_dtype, memory, preflight)
-        network = LossModel(
-            model, data, loss=loss, forward=forward, params=params, shared=shared, statistics=statistics, of=self.of,
-            products=products,
-        )  # fmt: skip
+        with distributed.together():
+            network = LossModel(
+                model, data, loss=loss, forward=forward, params=params, shared=shared, statistics=statistics, of=self.of,
+                products=products,
+            )  # fmt: skip
         self.loss = loss
         self._begin(network, products)
-        self._inspect()
+        self._test_model()
 
     def _begin(self, network: Any, products: Products) -> None:
         survey = checks.surveyed(network)
-        self.first_sample = sum(distributed.all_counts(survey.n)[: distributed.rank()])
-        self.count = float(distributed.all_reduce(torch.tensor(sum(network.counts), dtype=torch.float64)))
+        self.first_sample = sum(part.n for part in survey.parts[: distributed.rank()])
+        self.count = sum(part.counted for part in survey.parts)
         if self.count == 0:
             raise ValueError("no target is counted (all are ignored, say), so that the mean loss is not defined.")
         size = sum(value.numel() for value in network.values.values())
@@ -90,17 +91,15 @@ class Curvature(SumOverBatches):
 
     def identity(self) -> str:
         what = {**super().describe(), **self.network.describe(), "count": self.count}
-        return persist.fingerprint([what, self.network.names, self.network.checksum(), self.network.info.fingerprints])
+        return self._fingerprint(what)
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        if self.coarse and self.noise is None:
-            self.measure_noise()
+        self._know_noise()
         V_bn = arrays.rows(V)
-        W_bn = arrays.empty(tuple(V_bn.shape), V_bn)
-        with closing(self._batches()) as batches:
+        with self._sums((len(V_bn), self.shape[0]), V_bn) as part, closing(self._batches()) as batches:
             for group, batch in batches:
-                self._multiply("H v", group, batch, V_bn, W_bn, new=group.start == 0)
-        W_bn = self._finite(distributed.all_reduce(W_bn), f"with {type(self).__name__}")
+                self._multiply("H v", group, batch, V_bn, part.tensor, new=group.start == 0)
+        W_bn = self._finite(part, part.sum(), f"with {type(self).__name__}")
         return (W_bn.div_(self.count) if self.coarse else W_bn).T
 
     @property

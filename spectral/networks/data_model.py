@@ -104,6 +104,8 @@ class DataModel:
         self._opened = False
         self._seen_version: model_state.Version | None = None  # of the sweep under way
         self.keeps = True  # whether anything is kept from sweep to sweep
+        self.counts: list[float] = []  # of each batch, the targets that a loss counts
+        self.inside: torch.dtype | None = None  # what other ranks' batches are computed in, where this one has none
 
     @property
     def _of_loss(self) -> bool:
@@ -193,9 +195,11 @@ class DataModel:
     def alone(self, batch: Any, products: Products) -> Any:
         """The same functions of one batch alone, in another dtype: not surveyed yet."""
         other = copy.copy(self)
-        other.data, other.state, other.preflight = [batch], random_state([batch]), products.preflight
+        data = [] if batch is None else [batch]
+        other.data, other.state, other.preflight = data, random_state(data), products.preflight
         other.product_dtype, other.compute_dtype = products.dtype, products.dtype or self.dtype
         other.sweeps, other.untested, other.first, other._info, other._clones = 0, {}, None, None, {}
+        other.counts = []
         with threads.alone(self.model.modules()):
             other.read_parameters()
         return other
@@ -303,6 +307,12 @@ class DataModel:
         """A hash of every entry of the model's (and a loss module's) parameters and buffers, as they are now."""
         with threads.alone(self.model.modules()):
             return model_state.checksum(root for root in self.roots if isinstance(root, nn.Module))
+
+    def checksums(self) -> dict[str, str]:
+        """The same for each parameter and buffer of the model by itself, by its name."""
+        with threads.alone(self.model.modules()):
+            named = [*self.model.named_parameters(), *self.model.named_buffers()]
+            return {name: arrays.checksum(t.detach()) for name, t in named if t.layout == torch.strided}
 
     @property
     def surveyed(self) -> bool:
@@ -466,8 +476,8 @@ class DataModel:
             "mode": "eval",
             **({"statistics": self.statistics} if self.statistics != "population" else {}),
             **({"shared": list(self.samples.shared)} if self.samples.shared else {}),
-            "samples": self.info.n,
-            "batches": len(self.info.samples),
+            "samples": sum(part.n for part in self.info.parts),
+            "batches": sum(len(part.samples) for part in self.info.parts),
             "parameters": names if len(names) <= 8 else [*names[:4], f"... {len(names) - 8} more ...", *names[-4:]],
             "product_dtype": arrays.dtype_name(self.compute_dtype),
             **({} if self.preflight else {"preflight": False}),

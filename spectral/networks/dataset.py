@@ -26,7 +26,24 @@ class DatasetInfo:
     feature_shape: tuple[int, ...] | None
     fingerprints: list[str] = field(repr=False)
     signatures: list[Any] = field(repr=False)
+    counted: float = 0.0  # targets of the loss
+    ranks: tuple[DatasetInfo, ...] = field(default=(), repr=False)  # what each rank holds; empty on one process
 
     @property
     def n(self) -> int:
         return sum(self.samples)
+
+    @property
+    def parts(self) -> tuple[DatasetInfo, ...]:
+        """What each rank holds, in rank order."""
+        return self.ranks or (self,)
+
+    @property
+    def busiest(self) -> DatasetInfo:
+        """What the rank with the most samples holds, for which all others wait."""
+        return max(self.parts, key=lambda part: part.n)
+
+    @property
+    def leader(self) -> int:
+        """The first rank that holds samples."""
+        return next(rank for rank, part in enumerate(self.parts) if part.samples)

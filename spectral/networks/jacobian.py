@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral import arrays, distributed, persist, probes
+from spectral import arrays, distributed, probes
 from spectral.engine import linearize, trace
 from spectral.engine.autotune import Maps
 from spectral.failures import first_line
 from spectral.networks.data_model import DataModel
+from spectral.networks.dataset import DatasetInfo
 from spectral.networks.diagnose import checks
 from spectral.networks.diagnose.graph import coarsest
 from spectral.networks.products import Products
@@ -145,27 +146,27 @@ class Jacobian(SumOverBatches):
         if layout == "flattened" and wrt == "params":
             raise ValueError("layout='flattened' is for wrt='inputs'; use layout='stacked' with wrt='params'.")
         products = Products(engine, product_dtype, memory, preflight)
-        network = DataModel(
-            model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, shared=shared, statistics=statistics,
-            products=products,
-        )  # fmt: skip
+        with distributed.together():
+            network = DataModel(
+                model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, shared=shared, statistics=statistics,
+                products=products,
+            )  # fmt: skip
         self.layout = layout
         self._begin(network, products)
-        self._inspect()
+        self._test_model()
 
     def _begin(self, network: DataModel, products: Products) -> None:
         layout = self.layout
         survey = checks.surveyed(network)
-        self.outputs = survey.outputs[0]
+        widths = [k for part in survey.parts for k in part.outputs]
+        self.outputs = widths[0]
         self.unrolled = self.outputs if layout == "flattened" else 1
-        self.feature_shape = survey.feature_shape or ()
-        if layout == "flattened" and len(set(survey.outputs)) > 1:
-            raise ValueError(
-                f"layout='flattened' needs one number of outputs per sample, got {sorted(set(survey.outputs))}."
-            )
-        rows = [B if layout == "flattened" else B * k for B, k in zip(survey.samples, survey.outputs, strict=True)]
-        self.rank_rows = distributed.all_counts(sum(rows))
-        self.rank_samples = distributed.all_counts(survey.n)
+        self.feature_shape = next((part.feature_shape for part in survey.parts if part.feature_shape is not None), ())
+        if layout == "flattened" and len(set(widths)) > 1:
+            raise ValueError(f"layout='flattened' needs one number of outputs per sample, got {sorted(set(widths))}.")
+        self.rank_rows = [sum(self.batch_rows(part)) for part in survey.parts]
+        self.rank_samples = [part.n for part in survey.parts]
+        rows = self.batch_rows(survey)
         first = sum(self.rank_rows[: distributed.rank()])
         self.starts = [first + sum(rows[:i]) for i in range(len(rows) + 1)]
         self.first_sample = sum(self.rank_samples[: distributed.rank()])
@@ -175,6 +176,10 @@ class Jacobian(SumOverBatches):
             columns = math.prod(self.feature_shape) * (self.outputs if self.layout == "flattened" else 1)
         super().__init__((sum(self.rank_rows), columns), network, products, tuple(linearize.WAYS))
         self.notes: dict[str, Any] = {}
+
+    def batch_rows(self, part: DatasetInfo) -> list[int]:
+        """The rows of each batch of a rank."""
+        return [B if self.layout == "flattened" else B * k for B, k in zip(part.samples, part.outputs, strict=True)]
 
     def restricted(self, names: list[str]) -> Jacobian:
         """The columns of the named parameters alone, by this operator's survey of the data: no sweep of its own.
@@ -220,7 +225,7 @@ class Jacobian(SumOverBatches):
 
     def identity(self) -> str:
         what = {**super().describe(), **self.network.describe(), "layout": self.layout}
-        return persist.fingerprint([what, self.network.names, self.network.checksum(), self.network.info.fingerprints])
+        return self._fingerprint(what)
 
     # One batch -------------------------------------------------------------------------------------------------------
     def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
@@ -288,8 +293,6 @@ class Jacobian(SumOverBatches):
     # Sweeps ----------------------------------------------------------------------------------------------------------
     def _sweep(self) -> Generator[tuple[range, slice, Any], None, None]:
         """(which batches, rows, those batches as one); closing the iterator leaves the sweep at once, also after an error."""
-        if self.coarse and self.noise is None:
-            self.measure_noise()
         with closing(self._batches()) as batches:
             for group, batch in batches:
                 yield group, slice(self.starts[group.start], self.starts[group.stop]), batch
@@ -297,28 +300,30 @@ class Jacobian(SumOverBatches):
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         first = sum(self.rank_rows[: distributed.rank()])
         V_bn = arrays.rows(V)
+        self._know_noise()
         W_bm = arrays.empty((V.shape[1], self.rank_rows[distributed.rank()]), V)
-        with closing(self._sweep()) as sweep:
+        with distributed.Summand(W_bm) as part, closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
                 W = W_bm[:, rows.start - first : rows.stop - first]
                 self._multiply("J v", group, batch, V_bn, W, new=True)
-        return self._finite(distributed.all_rows(W_bm.T.contiguous(), self.rank_rows), "J v")
+        part.tensor = W_bm.T.contiguous()
+        return self._finite(part, part.rows(self.rank_rows), "J v")
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        W_bn = arrays.empty((U.shape[1], self.shape[1]), U)
-        with closing(self._sweep()) as sweep:
+        self._know_noise()
+        with self._sums((U.shape[1], self.shape[1]), U) as part, closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
-                self._multiply("J^T u", group, batch, arrays.rows(U[rows]), W_bn, new=group.start == 0)
-        return self._finite(distributed.all_reduce(W_bn), "J^T u").T
+                self._multiply("J^T u", group, batch, arrays.rows(U[rows]), part.tensor, new=group.start == 0)
+        return self._finite(part, part.sum(), "J^T u").T
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         """J^T J V in one sweep."""
+        self._know_noise()
         V_bn = arrays.rows(V)
-        W_bn = arrays.empty(tuple(V_bn.shape), V_bn)
-        with closing(self._sweep()) as sweep:
+        with self._sums((len(V_bn), self.shape[1]), V_bn) as part, closing(self._sweep()) as sweep:
             for group, _, batch in sweep:
-                self._multiply("J^T J v", group, batch, V_bn, W_bn, new=group.start == 0)
-        return self._finite(distributed.all_reduce(W_bn), "J^T J v").T
+                self._multiply("J^T J v", group, batch, V_bn, part.tensor, new=group.start == 0)
+        return self._finite(part, part.sum(), "J^T J v").T
 
     # Rows ------------------------------------------------------------------------------------------------------------
     def rows(self, first: int = 0) -> Generator[tuple[slice, torch.Tensor], None, None]:
@@ -369,10 +374,10 @@ class Jacobian(SumOverBatches):
                 if index == 0:
                     self._check_rows(batch, block)
                 where = slice(self.starts[index], self.starts[index + 1])
-                yield (
-                    where,
-                    self._finite(block.reshape(where.stop - where.start, self.shape[1]).to(self.dtype), "e_i^T J"),
-                )
+                block = block.reshape(where.stop - where.start, self.shape[1]).to(self.dtype)
+                if not arrays.all_finite(block):
+                    raise self._not_finite("e_i^T J", self._nonfinite())
+                yield where, block
 
     def _check_separate(self) -> None:
         if self.network.statistics == "batch":
@@ -488,21 +493,27 @@ class Jacobian(SumOverBatches):
         """
         self._check_separate()
         norms = torch.zeros(self.rank_samples[distributed.rank()], dtype=torch.float64, device=self.device)
+        with distributed.Summand(norms) as part:
+            self._own_norms(norms, exact, seed)
+        whole = part.rows(self.rank_samples)
+        if self.ranks > 1 and not arrays.all_finite(whole):
+            part.share()
+        return whole
+
+    def _own_norms(self, norms: torch.Tensor, exact: bool, seed: int) -> None:
+        """Those of this rank's samples."""
         start = 0
         if exact:
             with closing(self.rows()) as blocks:
                 for (_, block), size in zip(blocks, self.network.info.samples, strict=True):
                     norms[start : start + size] = block.double().reshape(size, -1).square().sum(1)
                     start += size
-        else:
-            with self.network.sweep() as batches:
-                for index, batch in batches:
-                    size = self.network.info.samples[index]
-                    norms[start : start + size] = self._probed_norms(
-                        index, batch, size, self.first_sample + start, seed
-                    )
-                    start += size
-        return distributed.all_rows(norms, self.rank_samples)
+            return
+        with self.network.sweep() as batches:
+            for index, batch in batches:
+                size = self.network.info.samples[index]
+                norms[start : start + size] = self._probed_norms(index, batch, size, self.first_sample + start, seed)
+                start += size
 
     def _probed_norms(self, index: int, batch: Any, size: int, first: int, seed: int) -> torch.Tensor:
         k = self.network.info.outputs[index]

@@ -12,7 +12,6 @@ import torch
 
 from spectral.networks.data_model import DataModel, guarded, near
 from spectral.networks.dataset import NotFinite
-from spectral.networks.products import Products
 from spectral.networks.trees import Place, leaves, named, replaced
 
 
@@ -23,13 +22,7 @@ class LossModel(DataModel):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.counts: list[float] = []
         self.places: list[Place] | None = None  # of what the loss reads in an output
-
-    def alone(self, batch: Any, products: Products) -> Any:
-        other = super().alone(batch, products)
-        other.counts = []
-        return other
 
     def look(self, index: int, batch: Any) -> tuple[int, int]:
         def chosen(output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

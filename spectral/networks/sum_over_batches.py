@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from spectral import arrays, longvectors, probes
+from spectral import arrays, distributed, longvectors, persist, probes
 from spectral.engine import linearize
 from spectral.engine.autotune import Engine, Maps, Workload
 from spectral.engine.store import KEEP, Store
@@ -57,7 +57,7 @@ class SumOverBatches(Operator):
         self.noise: float | None = None  # relative error of a product in a coarser dtype, measured on the first batch
         self._graph_bytes = -1.0  # of one sample's backward graph, once measured
         self._allowed = 0.0  # how far products may be off by rounding
-        self._inside: torch.dtype | None = None  # the coarsest dtype that the model computes in
+        self._inside = network.inside  # the coarsest dtype that the model computes in
         self._first: Any = None  # the first batch, on which engines are chosen, while a sweep is under way
         self._groups: list[range] = []  # the batches that are multiplied as one, once a sweep has begun
         self._adjoint: tuple[Any, linearize.Adjoint | None] = (None, None)  # with the model's version
@@ -76,6 +76,18 @@ class SumOverBatches(Operator):
         """Test the model on the first batch, once, before anything is multiplied."""
         self._know(checks.inspected(self.network, self._differentiated))
 
+    def _test_model(self) -> None:
+        """`_inspect` on each rank that holds samples; what one of them finds wrong, every rank raises."""
+
+        def inside() -> torch.dtype | None:
+            if self.network.info.samples:
+                self._inspect()
+            return self._inside
+
+        kinds = [kind for kind in distributed.gather(inside) if kind is not None]
+        if not self.network.info.samples and kinds:  # how products are rounded must be known alike
+            self.network.inside = self._inside = max(kinds, key=arrays.machine_epsilon)
+
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         return {name: tuple(value.shape) for name, value in self.network.values.items()}
 
@@ -83,6 +95,10 @@ class SumOverBatches(Operator):
     @property
     def epochs(self) -> float:
         return float(self.network.sweeps)
+
+    @property
+    def ranks(self) -> int:  # type: ignore[override]  # a constant of other operators
+        return distributed.world_size()
 
     @property
     def store(self) -> Store:
@@ -230,16 +246,34 @@ class SumOverBatches(Operator):
         """The function whose second derivatives are held against differences."""
         return self._differentiated(batch)
 
-    def _finite(self, result: torch.Tensor, what: str) -> torch.Tensor:
-        """The product, or one sentence that names the batch and the module whose derivative is not finite."""
+    def _sums(self, shape: tuple[int, int], like: torch.Tensor) -> distributed.Summand:
+        """Memory for this rank's part of a product, which its first batch writes: zeros where there is none."""
+        W = arrays.empty(shape, like)
+        return distributed.Summand(W if self.network.info.samples else W.zero_())
+
+    def _finite(self, part: distributed.Summand, result: torch.Tensor, what: str) -> torch.Tensor:
+        """The product, or one sentence: which rank failed in its part, or the batch and the module that are not finite."""
         if arrays.all_finite(result):
             return result
-        where = faults.locate_nonfinite(self.network, self._differentiated)
-        raise ValueError(
+        part.share()
+        found = distributed.gather(self._nonfinite)
+        raise self._not_finite(what, next((f"{_on(rank)}{words}" for rank, words in enumerate(found) if words), ""))
+
+    def _nonfinite(self) -> str:
+        """The batch of this rank, and its module, whose derivative is not finite."""
+        return faults.locate_nonfinite(self.network, self._differentiated) or ""
+
+    def _not_finite(self, what: str, where: str) -> ValueError:
+        return ValueError(
             f"the product {what} holds NaN or infinity though the outputs are finite"
             f"{': ' + where if where else ''}; mend the derivative there (a square root or a norm at 0, say), or multiply in "
             "float64 by product_dtype=."
         )
+
+    def _know_noise(self) -> None:
+        """Measure it before the first product in a coarser dtype."""
+        if self.coarse and self.noise is None:
+            self.measure_noise()
 
     @property
     def product_error(self) -> float:
@@ -259,7 +293,8 @@ class SumOverBatches(Operator):
 
     def measure_noise(self) -> float:
         """||(A' - A) v|| / ||A v|| on the first batch, A' in product_dtype: the largest of three Gaussian v. Nine products."""
-        batch = self.network.first_batch()
+        with distributed.together():
+            batch = self.network.first_batch()
         coarse, fine = self._alone(batch, self.options.dtype), self._alone(batch, None)
         coarse.noise = 0.0  # it measures none itself
         errors = []
@@ -287,6 +322,13 @@ class SumOverBatches(Operator):
         alone: SumOverBatches = self._of(self.network.alone(batch, products), products)
         return alone
 
+    def _fingerprint(self, what: Any) -> str:
+        """A hash of the matrix: of `what` it is, its weights and its data, however many ranks they lie on."""
+        network = self.network
+        marks = [mark for part in network.info.parts for mark in part.fingerprints]
+        own = persist.fingerprint([what, network.names, network.checksum(), marks])
+        return own if self.ranks == 1 else distributed.gather(lambda: own)[network.info.leader]
+
     @property
     def _idle(self) -> list[str]:
         """The parameters that the function of the first batch does not depend on."""
@@ -301,6 +343,7 @@ class SumOverBatches(Operator):
         others = {kind: choice.engine for kind, choice in choices.items() if kind != self.kind}
         inside = self._inside if self._inside not in (None, self.network.compute_dtype) else None
         return {
+            **({"ranks": self.ranks} if self.ranks > 1 else {}),
             "engine": self.engine.asked,
             **chosen,
             **({"batches_joined": max(map(len, self._groups))} if self._joins else {}),
@@ -310,6 +353,11 @@ class SumOverBatches(Operator):
             **({"product_noise": self.noise} if self.noise is not None else {}),
             **({"asymmetry": self.asymmetry} if self.asymmetry else {}),
         }
+
+
+def _on(rank: int) -> str:
+    """Where a batch lies, in a sentence."""
+    return f"on rank {rank}, " if distributed.world_size() > 1 else ""
 
 
 def _some(names: list[str]) -> list[str]:

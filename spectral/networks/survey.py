@@ -1,16 +1,96 @@
-"""The first sweep: sizes of all batches."""
+"""The first sweep: sizes of all batches, and whether the ranks of a group hold parts of one matrix."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+from spectral import arrays, distributed
 from spectral.networks.batches import random_state, same_random_state
 from spectral.networks.data_model import DataModel
 from spectral.networks.dataset import DatasetInfo
 
+NOTHING = "data holds no batches, or empty ones alone; pass at least one batch that holds samples."
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a rank tells the others of its part of the matrix."""
+
+    info: DatasetInfo
+    built: dict[str, Any]
+    weights: str
+
+
+def of_all_ranks(model: DataModel, look: Callable[[], DatasetInfo]) -> DatasetInfo:
+    """What `look` finds on each rank, which the model knows afterwards; one sentence where the ranks do not fit together.
+
+    One collective, a second one for more than a hundred batches.
+    """
+    if model.surveyed:
+        return model.info
+    if distributed.world_size() == 1:
+        return look()
+
+    def told() -> Told:
+        return Told(replace(look(), signatures=[]), _built(model), model.checksum())
+
+    everyone = distributed.gather(told)
+    _check_alike(model, everyone)
+    model.info = replace(model.info, ranks=tuple(one.info for one in everyone))
+    if not any(part.samples for part in model.info.parts):
+        raise ValueError(NOTHING)
+    return model.info
+
+
+def _built(model: DataModel) -> dict[str, Any]:
+    """What must be the same on every rank, by the words for it."""
+    return {
+        "wrt": model.wrt,
+        "statistics": model.statistics,
+        "dtype": arrays.dtype_name(model.dtype),
+        "product_dtype": arrays.dtype_name(model.compute_dtype),
+        "parameters": {name: tuple(model.shapes[name]) for name in model.names},
+    }
+
+
+def _check_alike(model: DataModel, everyone: list[Told]) -> None:
+    """Every rank has built the same operator of the same weights; rank 0's is what others are held against."""
+    first = everyone[0]
+    for rank, other in enumerate(everyone):
+        for word, value in other.built.items():
+            if value != first.built[word]:
+                raise ValueError(
+                    f"rank {rank} has built another operator than rank 0: {word}={_short(value)} instead of "
+                    f"{_short(first.built[word])}; build operators alike on every rank, each from its own samples."
+                )
+    shapes = {rank: one.info.feature_shape for rank, one in enumerate(everyone) if one.info.feature_shape is not None}
+    for rank, shape in shapes.items():
+        if shape != shapes[min(shapes)]:
+            raise ValueError(
+                f"rank {rank} has inputs of shape {shape}, rank {min(shapes)} of {shapes[min(shapes)]}; pad or crop them."
+            )
+    other_weights = [rank for rank, one in enumerate(everyone) if one.weights != first.weights]
+    if not other_weights:
+        return
+    entries = distributed.gather(lambda: model.checksums())
+    rank = other_weights[0]
+    names = [name for name in {**entries[0], **entries[rank]} if entries[0].get(name) != entries[rank].get(name)]
+    raise ValueError(
+        f"rank {rank} has other weights than rank 0 ({_short(names)} differ), so that the sum would be of no matrix; give every "
+        "rank rank 0's parameters and buffers (torch.distributed.broadcast) before the operator is built."
+    )
+
+
+def _short(value: Any) -> str:
+    """In a sentence."""
+    text = ", ".join(map(str, value)) if isinstance(value, list | dict) else str(value)
+    return text if len(text) < 120 else f"{text[:120]} ..."
+
 
 def survey(model: DataModel) -> DatasetInfo:
-    """The sizes of all batches, from one forward sweep; the model knows them afterwards, and is not asked again."""
+    """The sizes of all batches of this rank, from one forward sweep."""
     if model.surveyed:
         return model.info
     samples: list[int] = []
@@ -30,9 +110,9 @@ def survey(model: DataModel) -> DatasetInfo:
             if model.wrt == "inputs":
                 shape = _checked_shape(model, index, batch, shape)
         model.draws = not same_random_state(begin, random_state(model.data))
-    if not samples:
-        raise ValueError("data holds no batches, or empty ones alone; pass at least one batch that holds samples.")
-    model.info = DatasetInfo(samples, outputs, shape, fingerprints, signatures)
+    if not samples and distributed.world_size() == 1:
+        raise ValueError(NOTHING)
+    model.info = DatasetInfo(samples, outputs, shape, fingerprints, signatures, sum(model.counts))
     return model.info
 
 

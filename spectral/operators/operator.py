@@ -67,6 +67,7 @@ class Operator:
     """
 
     self_map = True  # rows and columns are one space; a Jacobian's are not, even where it happens to be square
+    ranks = 1  # processes that make a product together, each of its own data
     new_products = False  # whether a product is memory of its own, which recurrences may overwrite
     ndim = 2
     args: tuple[Any, ...] = ()  # what an expression is made of, as scipy's operators say it; of a leaf nothing
@@ -684,6 +685,10 @@ class Derived(Operator):
     def sources(self) -> set[Operator]:
         """The operators at the leaves, each once: in A.T @ A, a sweep of A is one sweep."""
         return {leaf for part in self.parts for leaf in (part.sources if isinstance(part, Derived) else {part})}
+
+    @property
+    def ranks(self) -> int:  # type: ignore[override]  # a constant of most operators
+        return max(leaf.ranks for leaf in self.sources)
 
     @property
     def product_error(self) -> float:

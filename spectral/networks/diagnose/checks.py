@@ -28,7 +28,7 @@ from spectral.networks.diagnose.hooks import ModuleCall, module_calls
 from spectral.networks.loss_model import LossModel
 from spectral.networks.model_state import Snapshot
 from spectral.networks.output_curvature import loss_of_heads
-from spectral.networks.survey import survey
+from spectral.networks.survey import of_all_ranks, survey
 from spectral.networks.trees import tensors
 
 Function = Callable[..., torch.Tensor]
@@ -43,7 +43,11 @@ def _sound(t: torch.Tensor) -> bool:
 
 # All of them ----------------------------------------------------------------------------------------------------------
 def surveyed(network: DataModel) -> DatasetInfo:
-    """`survey`, with the module to blame in the sentence where a batch's outputs are not finite."""
+    """What the first sweep tells on every rank, with the module to blame in the sentence where outputs are not finite."""
+    return of_all_ranks(network, lambda: _surveyed(network))
+
+
+def _surveyed(network: DataModel) -> DatasetInfo:
     check_model(network)
     try:
         return survey(network)
