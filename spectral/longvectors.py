@@ -6,6 +6,8 @@ columns X (n, m) how blocks are multiplied: `dots` and `rotate` take rows, `cros
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -34,6 +36,14 @@ def dot(x: torch.Tensor, y: torch.Tensor) -> float:
 def norm(x: torch.Tensor) -> float:
     """The Euclidean norm of (n,)."""
     return dot(x, x) ** 0.5
+
+
+def distance(x: torch.Tensor, y: torch.Tensor) -> float:
+    """||x - y|| of two of one shape, subtracted in float64."""
+    total = 0.0
+    for some, other in zip(x.reshape(-1).split(CHUNK), y.reshape(-1).split(CHUNK), strict=True):
+        total = math.hypot(total, norm(some.double() - other.double()))
+    return total
 
 
 def norms(V: torch.Tensor) -> np.ndarray:
