@@ -334,8 +334,14 @@ class GaussNewton(Curvature):
     batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. See
     `spectral.engine.autotune`. The loss's second derivative is held to a difference of its gradients.
 
-    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
-    torch.distributed group, operators built alike on each rank from its own samples mean the whole.
+    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. Cross entropy's H is known,
+    and needs beside the logits and J v its result alone; other losses keep the graph of their gradient. Where a wide linear
+    layer gives the logits (a language model's head, tied or not: on every batch its one call's result, unchanged), they are
+    never made: a product holds three chunks of them, at most an eighth, and their probabilities where `memory` keeps them,
+    1.2 logits tensors in all; `describe()` names the layer as "head_in_chunks". The preflight makes one product through it
+    and one without, on one sample, and the first sweep and the tests run the model as it is, logits and all. Other models
+    hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed group, operators built alike
+    on each rank from its own samples mean the whole.
 
     References
     ----------
@@ -371,10 +377,11 @@ class GaussNewton(Curvature):
 
     def _hold_head(self, batch: Any) -> None:
         """A product through the head in chunks is the plain one, on one sample of the first batch; else it is not taken."""
-        network = self.network
-        alone = network.samples.rows(batch, network.samples.size(batch), 0, 1)
+        network, head = self.network, self.network.head
         v = probes.signs(0, self.shape[1], dtype=self.dtype, device=self.device)
-        head = network.head
+        size = network.samples.size(batch)
+        sample = int(network.loss.class_counts(batch, v).reshape(size, -1).sum(1).argmax())  # that says most
+        alone = network.samples.rows(batch, size, sample, sample + 1)
         for way in self.engine.ways:
             try:
                 with network.opened(), torch.enable_grad():
@@ -444,10 +451,10 @@ class GaussNewton(Curvature):
             parts = u.split([t.numel() for t in latest[0]])
             return pulled([part.to(t.dtype).view_as(t) for part, t in zip(parts, latest[0], strict=True)])
 
-        def pulled(u: Sequence[torch.Tensor]) -> trace.Pieces:
+        def pulled(u: Sequence[torch.Tensor], ours: bool = False) -> trace.Pieces:
             pieces = list(lin.vjp(u[0]))
             for i, g in zip(own, u[1:], strict=True):
-                pieces[i] = g + pieces[i]
+                pieces[i] = g.add_(pieces[i]) if ours else g + pieces[i]
             return tuple(g.to(self.dtype) for g in pieces)
 
         def product(v: torch.Tensor) -> trace.Pieces:
@@ -455,14 +462,17 @@ class GaussNewton(Curvature):
             jv = (lin.jvp(tangents, graph=True), *(tangents[i] for i in own))
             if not curves:
                 curves.append(curvature())
-            latest[:] = [jv, curves[0](*jv)]
-            return pulled(latest[1])
+            u = curves[0](*jv)
+            latest[:] = [jv, u] if self.under_test else []
+            del jv
+            return pulled(u, ours=not latest)
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
             jv, u = (tuple(t.reshape(-1).to(self.dtype) for t in some) for some in latest)
             error = 0.0 if way in self._held else self._curvature_error(batch)
             self._held.add(way)
             test = self._adjoint_test(there, back, v, sum(map(len, jv)))
+            latest.clear()
             return max(error, test.of_forward(v, jv), test.of_transpose(torch.cat(u) if own else u[0], w))
 
         return Maps(product, check, kept + keeps * logits, self._allowed)
@@ -559,8 +569,14 @@ class Fisher(GaussNewton):
     batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. See
     `spectral.engine.autotune`.
 
-    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
-    torch.distributed group, operators built alike on each rank from its own samples mean the whole.
+    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. Cross entropy's H is known,
+    and needs beside the logits and J v its result alone; other losses keep the graph of their gradient. Where a wide linear
+    layer gives the logits (a language model's head, tied or not: on every batch its one call's result, unchanged), they are
+    never made: a product holds three chunks of them, at most an eighth, and their probabilities where `memory` keeps them,
+    1.2 logits tensors in all; `describe()` names the layer as "head_in_chunks". The preflight makes one product through it
+    and one without, on one sample, and the first sweep and the tests run the model as it is, logits and all. Other models
+    hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed group, operators built alike
+    on each rank from its own samples mean the whole.
 
     References
     ----------

@@ -54,16 +54,31 @@ class HeadCall:
         return made.dtype == z.dtype and gap <= arrays.discrepancy(z.dtype) * longvectors.norm(made.reshape(-1))
 
 
+@dataclass
+class WideCalls:
+    """How often each wide linear layer was called, and the latest call of all: a head is what is called last."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    latest: tuple[str, HeadCall] | None = None
+
+    def head(self, z: Tensor) -> str | None:
+        """The name of the layer that gave the logits z (..., V), and was called for nothing else; None if no layer did."""
+        if self.latest is None:
+            return None
+        name, call = self.latest
+        return name if self.counts[name] == 1 and call.gave(z) else None
+
+
 @contextmanager
-def linear_calls(model: nn.Module) -> Iterator[dict[str, list[HeadCall]]]:
-    """The calls of the wide linear layers in the forward passes inside, by name."""
-    calls: dict[str, list[HeadCall]] = {}
+def wide_calls(model: nn.Module) -> Iterator[WideCalls]:
+    """The calls of wide linear layers in the forward pass inside."""
+    calls = WideCalls()
 
     def noted(name: str) -> Callable[..., None]:
         def note(layer: Any, args: Any, z: Tensor) -> None:
             bias = None if layer.bias is None else layer.bias.detach()
-            call = HeadCall(args[0].detach(), layer.weight.detach(), bias, z.detach(), z._version)
-            calls.setdefault(name, []).append(call)
+            calls.counts[name] = calls.counts.get(name, 0) + 1
+            calls.latest = name, HeadCall(args[0].detach(), layer.weight.detach(), bias, z.detach(), z._version)
 
         return note
 
@@ -77,11 +92,6 @@ def linear_calls(model: nn.Module) -> Iterator[dict[str, list[HeadCall]]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def head_of(calls: dict[str, list[HeadCall]], z: Tensor) -> str | None:
-    """The name of the layer that gave the logits z (..., V), and was called for nothing else; None if no layer did."""
-    return next((name for name, (call, *others) in calls.items() if not others and call.gave(z)), None)
 
 
 class _Reached(BaseException):

@@ -89,6 +89,12 @@ class SumOverBatches(Operator):
         """What is kept between sweeps; `store.budget = 0` keeps nothing."""
         return self.engine.store
 
+    @property
+    def under_test(self) -> bool:
+        """Whether the product that is being made will be held to its tests."""
+        choice = self.engine.choices.get(self.kind)
+        return self.engine.check and choice is not None and choice.young
+
     def _batches(self) -> Generator[tuple[range, Any], None, None]:
         """(which batches, those as one) of one sweep; closing the iterator leaves the sweep at once, also after an error.
 
