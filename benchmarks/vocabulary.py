@@ -54,9 +54,7 @@ WAYS: dict[str, Callable[..., Any]] = {
     "closed form": lambda *work, **options: whole(
         spectral.GaussNewton(work[0], nn.CrossEntropyLoss(), work[1], **options)
     ),
-    "head in chunks": lambda *work, **options: spectral.GaussNewton(
-        work[0], nn.CrossEntropyLoss(), work[1], **options
-    ),
+    "head in chunks": lambda *work, **options: spectral.GaussNewton(work[0], nn.CrossEntropyLoss(), work[1], **options),
 }
 
 

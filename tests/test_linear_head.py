@@ -54,51 +54,54 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("dtype, allowed", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-@pytest.mark.parametrize("engine", ["fresh", "double-backward", "replay"])
-@pytest.mark.parametrize("make", [GaussNewton, Fisher])
-@pytest.mark.parametrize("case", CASES)
-def test_products_in_chunks_are_the_plain_ones(case, make, engine, dtype, allowed, monkeypatch):
+ENGINES = ["fresh", "double-backward", "replay"]
+
+
+@pytest.mark.parametrize(
+    "case, make, engine, dtype",
+    [
+        *((case, GaussNewton, engine, torch.float64) for case in CASES for engine in ENGINES),
+        *((case, GaussNewton, "double-backward", torch.float32) for case in CASES),
+        *((case, Fisher, "fresh", torch.float64) for case in CASES),
+    ],
+)
+def test_products_in_chunks_are_the_plain_ones(case, make, engine, dtype, monkeypatch):
     torch.manual_seed(0)
     model, loss, data = CASES[case](dtype)
-    if make is Fisher and getattr(loss, "label_smoothing", 0):
-        loss = nn.CrossEntropyLoss(weight=loss.weight)
     monkeypatch.setattr("spectral.longvectors.CHUNK", 5 * C)
     A, expected = make(model, loss, data, engine=engine), plain(make(model, loss, data, engine=engine))
     assert A.describe()["head_in_chunks"] == "head" and "head_in_chunks" not in expected.describe()
     for _ in range(5):
         v = torch.randn(A.shape[1], dtype=dtype)
-        assert (A @ v - expected @ v).norm() <= allowed * (expected @ v).norm()
+        right = expected @ v
+        assert (A @ v - right).norm() <= (1e-12 if dtype == torch.float64 else 1e-6) * right.norm()
     assert A.describe()["engine"] == engine
 
 
-@pytest.mark.parametrize("params", [["head.weight"], ["head.bias"], ["mix.*"], ["mix.*", "head.bias"], ["embedding.*"]])
+@pytest.mark.parametrize("params", [["head.weight"], ["mix.*", "head.bias"], ["embedding.*"]])
 def test_products_in_chunks_of_some_parameters(params, monkeypatch):
     """Any of h, W and b may be what does not vary."""
     torch.manual_seed(0)
     model, loss, data = own()
     monkeypatch.setattr("spectral.longvectors.CHUNK", 5 * C)
-    for engine in ("fresh", "double-backward", "replay"):
-        A, expected = (GaussNewton(model, loss, data, params=params, engine=engine) for _ in range(2))
-        assert A.network.head == "head"
-        plain(expected)
-        for _ in range(5):
-            v = torch.randn(A.shape[1], dtype=torch.float64)
-            assert (A @ v - expected @ v).norm() <= 1e-12 * (expected @ v).norm() > 0
+    A, expected = (GaussNewton(model, loss, data, params=params, engine="double-backward") for _ in range(2))
+    v, right = torch.randn(A.shape[1], dtype=torch.float64), plain(expected)
+    assert A.network.head == "head" and (A @ v - right @ v).norm() <= 1e-12 * (right @ v).norm() > 0
 
 
 def test_blocks_of_vectors_and_of_parameters_go_through_the_head(monkeypatch):
     torch.manual_seed(0)
     model, loss, data = own(tied=True)
     monkeypatch.setattr("spectral.longvectors.CHUNK", 5 * C)
-    A, expected = GaussNewton(model, loss, data, engine="replay"), plain(GaussNewton(model, loss, data))
-    V = torch.randn(A.shape[1], 6, dtype=torch.float64)
-    for _ in range(8):
-        assert torch.allclose(A @ V, expected @ V, atol=1e-12)
+    A, expected = GaussNewton(model, loss, data, engine="replay"), plain(GaussNewton(model, loss, data, memory=0))
+    V = torch.randn(A.shape[1], 2, dtype=torch.float64)
+    right = expected @ V
+    for _ in range(12):
+        assert torch.allclose(A @ V, right, atol=1e-12)
     assert "vmap" in A.describe()["block"]
-    for part, right in zip(blocks(A).values(), blocks(expected).values(), strict=True):
-        v = torch.randn(part.shape[1], dtype=torch.float64)
-        assert "head_in_chunks" in part.describe() and torch.allclose(part @ v, right @ v, atol=1e-12)
+    part, there = blocks(A)["embedding.weight"], blocks(expected)["embedding.weight"]
+    v = torch.randn(part.shape[1], dtype=torch.float64)
+    assert "head_in_chunks" in part.describe() and torch.allclose(part @ v, there @ v, atol=1e-12)
 
 
 def test_kept_probabilities_are_those_of_the_model_of_now():
@@ -138,6 +141,20 @@ class Twice(Hidden):
         return super().forward(x)
 
 
+class Mixed(Hidden):
+    """Logits in another dtype than the head's inputs."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+def touched(z):
+    """Other values of a token that is not compared, in place."""
+    z[:, 1] *= 2
+    return z
+
+
 def doubled(model):
     """A hook of the user's that changes what the head gives."""
     model.head.register_forward_hook(lambda layer, args, z: 2 * z)
@@ -155,7 +172,7 @@ def steeper(model):
     [
         lambda: Hidden(lambda z: transposed(2 * z)),
         lambda: Hidden(lambda z: transposed(z.mul_(2))),
-        lambda: Hidden(lambda z: transposed(z.masked_fill_(torch.arange(C) > 20, -3.0))),
+        lambda: Hidden(lambda z: transposed(touched(z))),
         lambda: Hidden(lambda z: transposed(z[..., : C - 1])),
         lambda: Hidden(lambda z: z.view(B, C, T)),
         lambda: Twice(transposed),
@@ -174,6 +191,25 @@ def test_logits_that_are_not_the_heads_are_multiplied_plainly(change):
     expected = GaussNewton(model, lambda z, b: (F.cross_entropy(z, b[1], reduction="sum"), b[1].numel()), data)
     v = torch.randn(A.shape[1], dtype=torch.float64)
     assert A.network.head is None and torch.allclose(A @ v, expected @ v, atol=1e-13)
+
+
+def test_transposed_pictures_are_not_the_heads():
+    """Of which the first places are the same."""
+    torch.manual_seed(0)
+    x, y = torch.randn(B, 3, 3, D, dtype=torch.float64), torch.randint(C, (B, 3, 3))
+    A = GaussNewton(Hidden(lambda z: z.transpose(1, 2).movedim(-1, 1)).double(), nn.CrossEntropyLoss(), [(x, y)])
+    assert A.network.head is None
+    A = GaussNewton(Hidden(lambda z: z.movedim(-1, 1)).double(), nn.CrossEntropyLoss(), [(x, y)])
+    v = torch.randn(A.shape[1], dtype=torch.float64)
+    assert A.network.head == "head"
+    product = A @ v
+    assert torch.allclose(product, plain(GaussNewton(A.network.model, nn.CrossEntropyLoss(), [(x, y)])) @ v, atol=1e-13)
+
+
+def test_logits_in_another_dtype_are_multiplied_plainly():
+    torch.manual_seed(0)
+    _, loss, data = module(dtype=torch.float32)
+    assert GaussNewton(Mixed(transposed), loss, data, preflight=False).network.head is None
 
 
 def test_a_head_whose_derivative_is_another_is_said():
@@ -237,8 +273,7 @@ def test_a_model_that_handles_exceptions_is_left_at_its_head_all_the_same():
 
 
 # What it holds --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("memory, most", [(0, 0.2), (None, 1.2)])
-@pytest.mark.parametrize("engine", ["fresh", "double-backward"])
+@pytest.mark.parametrize("engine, memory, most", [("fresh", 0, 0.2), ("double-backward", None, 1.2)])
 def test_a_product_holds_at_most_1_2_logits_tensors_and_none_where_nothing_is_kept(engine, memory, most):
     """V = 128 000; a vector is 1.6 % of the logits. The plain way held 6."""
     torch.manual_seed(0)

@@ -479,6 +479,7 @@ def _states(given: Any) -> list[Any]:
 
 
 def near(a: torch.Tensor, b: torch.Tensor, allowed: float) -> bool:
+    a, b = a.detach(), b.detach()
     return a.shape == b.shape and longvectors.distance(a, b) <= allowed * longvectors.norm(b.reshape(-1))
 
 
