@@ -177,8 +177,8 @@ def steeper(model):
         lambda: Hidden(lambda z: z.view(B, C, T)),
         lambda: Twice(transposed),
         lambda: Elsewhere(transposed),
+        lambda: Hidden(lambda z: transposed(2 * z - z.detach())),
         lambda: doubled(Hidden(transposed)),
-        lambda: steeper(Hidden(transposed)),
     ],
 )
 def test_logits_that_are_not_the_heads_are_multiplied_plainly(change):
@@ -187,7 +187,7 @@ def test_logits_that_are_not_the_heads_are_multiplied_plainly(change):
     x, y = torch.randn(2 * B, T, D, dtype=torch.float64), torch.randint(C - 1, (2 * B, T))
     x[B:] -= 3
     data = [(x[:B], y[:B]), (x[B:], y[B:])]
-    A = GaussNewton(model, nn.CrossEntropyLoss(), data)
+    A = GaussNewton(model, nn.CrossEntropyLoss(), data, preflight=False)
     expected = GaussNewton(model, lambda z, b: (F.cross_entropy(z, b[1], reduction="sum"), b[1].numel()), data)
     v = torch.randn(A.shape[1], dtype=torch.float64)
     assert A.network.head is None and torch.allclose(A @ v, expected @ v, atol=1e-13)
@@ -215,8 +215,9 @@ def test_logits_in_another_dtype_are_multiplied_plainly():
 def test_a_head_whose_derivative_is_another_is_said():
     torch.manual_seed(0)
     model, loss, data = module()
-    said = GaussNewton(steeper(model), loss, data).describe()["untested"]
-    assert said.startswith("the head in chunks: its product is off by ")
+    A = GaussNewton(steeper(model), loss, data)
+    assert A.network.head is None
+    assert A.describe()["untested"].startswith("the head in chunks: its product is off by ")
 
 
 def test_layers_with_more_than_a_weight_and_a_bias_are_no_heads():
@@ -266,16 +267,16 @@ def test_a_model_that_handles_exceptions_is_left_at_its_head_all_the_same():
 
     torch.manual_seed(0)
     _, loss, data = module()
-    A = GaussNewton(Careful(transposed).double(), loss, data)
+    A = GaussNewton(Careful(transposed).double(), loss, data, preflight=False)
     v = torch.randn(A.shape[1], dtype=torch.float64)
     expected = plain(GaussNewton(A.network.model, loss, data)) @ v
-    assert torch.allclose(A @ v, expected, atol=1e-13)
+    assert A.network.head == "head" and torch.allclose(A @ v, expected, atol=1e-13)
 
 
 # What it holds --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("engine, memory, most", [("fresh", 0, 0.2), ("double-backward", None, 1.2)])
+@pytest.mark.parametrize("engine, memory, most", [("fresh", 0, 0.25), ("double-backward", None, 1.2)])
 def test_a_product_holds_at_most_1_2_logits_tensors_and_none_where_nothing_is_kept(engine, memory, most):
-    """V = 128 000; a vector is 1.6 % of the logits. The plain way held 6."""
+    """V = 128 000; a vector is 1.6 % of the logits. The plain way held 10."""
     torch.manual_seed(0)
     V = 128_000
     ids = torch.randint(V, (8, 16))

@@ -26,7 +26,9 @@ from spectral.engine import linearize
 
 WIDER = 4  # times as many classes as inputs: from here on the logits are larger than what a layer below them keeps
 ROWS = 4  # tokens on which the head's values are compared
-PARTS = 24  # of the logits that a chunk may be, at least: three of them are held at a time
+# A chunk is a sixteenth of the logits, of which three are held at a time, or a quarter of W where that is more: each chunk reads
+# W and dW and adds to a sum of their size, which takes longer than the products with fewer tokens.
+PARTS, ROOM = 16, 4
 LARGEST = 1 << 24  # entries of a chunk; matrix products gain nothing from more
 Tensor = torch.Tensor
 
@@ -134,8 +136,9 @@ class HeadCurvature:
     def __post_init__(self) -> None:
         self.h, self.mass = self.h.reshape(-1, self.h.shape[-1]), self.mass.reshape(-1, 1)
         self.weighted = self.mass * self.h
-        classes = len(self.weight)
-        tokens = max(1, longvectors.CHUNK // classes, min(LARGEST // classes, len(self.h) // PARTS))
+        (classes, width), tokens = self.weight.shape, len(self.h)
+        fewest, most = max(1, longvectors.CHUNK // classes), LARGEST // classes
+        tokens = max(fewest, min(most, max(tokens // PARTS, width // ROOM)))
         self.parts = [slice(start, start + tokens) for start in range(0, len(self.h), tokens)]
 
     def __call__(self, dh: Tensor, dW: Tensor | None, db: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -151,6 +154,7 @@ class HeadCurvature:
                 of_weight = _plus(of_weight, u.T, self.weighted[part])
             if db is not None:
                 of_bias = _plus(of_bias, u.T, self.mass[part])
+            del u  # before the next chunk is made
         return torch.cat(through).reshape(dh.shape), of_weight, None if of_bias is None else of_bias.view(-1)
 
     def _curved(self, part: slice, dh: Tensor, dW: Tensor | None, db: Tensor | None) -> Tensor:
