@@ -339,7 +339,8 @@ class GaussNewton(Curvature):
     layer gives the logits (a language model's head, tied or not: on every batch its one call's result, unchanged), they are
     never made: a product holds three chunks, each a sixteenth of them or a quarter of the layer's weight, and probabilities
     where `memory` keeps them, 1.2 logits tensors in all; `describe()` names the layer as "head_in_chunks". The preflight
-    makes one product through it and one without, on one sample, and the first sweep and the tests run the model as it is, logits and all. Other models
+    makes one product through it and one without, on one sample, and the first sweep and the tests run the
+    model as it is, logits and all. Other models
     hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed group, operators built alike
     on each rank from its own samples mean the whole.
 
@@ -574,7 +575,8 @@ class Fisher(GaussNewton):
     layer gives the logits (a language model's head, tied or not: on every batch its one call's result, unchanged), they are
     never made: a product holds three chunks, each a sixteenth of them or a quarter of the layer's weight, and probabilities
     where `memory` keeps them, 1.2 logits tensors in all; `describe()` names the layer as "head_in_chunks". The preflight
-    makes one product through it and one without, on one sample, and the first sweep and the tests run the model as it is, logits and all. Other models
+    makes one product through it and one without, on one sample, and the first sweep and the tests run the
+    model as it is, logits and all. Other models
     hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed group, operators built alike
     on each rank from its own samples mean the whole.
 
