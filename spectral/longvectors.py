@@ -6,6 +6,8 @@ columns X (n, m) how blocks are multiplied: `dots` and `rotate` take rows, `cros
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -37,12 +39,11 @@ def norm(x: torch.Tensor) -> float:
 
 
 def distance(x: torch.Tensor, y: torch.Tensor) -> float:
-    """||x - y|| of (n,) and (n,)."""
+    """||x - y|| of two of one shape, subtracted in float64."""
     total = 0.0
-    for start in range(0, x.numel(), CHUNK):
-        rest = x[start : start + CHUNK].double() - y[start : start + CHUNK].double()
-        total += float(torch.dot(rest, rest))
-    return total**0.5
+    for some, other in zip(x.reshape(-1).split(CHUNK), y.reshape(-1).split(CHUNK), strict=True):
+        total = math.hypot(total, norm(some.double() - other.double()))
+    return total
 
 
 def norms(V: torch.Tensor) -> np.ndarray:

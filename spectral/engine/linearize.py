@@ -43,6 +43,11 @@ math_attention = Shared(lambda: sdpa_kernel(SDPBackend.MATH))
 """Attention by matrix products and a softmax, which every kind of differentiation knows."""
 
 
+def softmax_pullback(p: torch.Tensor, u: torch.Tensor, axis: int) -> torch.Tensor:
+    """(diag(p) - p p^T) u along an axis, p a softmax: its derivative is symmetric, and torch has it in one pass."""
+    return torch._softmax_backward_data(u, p, axis, p.dtype)
+
+
 def gradients(total: torch.Tensor, leaves: Tensors, *, create_graph: bool = False) -> tuple[torch.Tensor, ...]:
     """The gradient of a scalar with respect to the leaves, zeros for those that it does not depend on."""
     if not total.requires_grad:

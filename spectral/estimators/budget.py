@@ -143,7 +143,7 @@ def decided(A: Operator, verdict: T) -> T:
 
 
 def settle(A: Operator, v: torch.Tensor) -> None:
-    """Multiply v until products come out to the same bits again, where A tries several ways at first: what is run twice needs it."""
+    """Multiply v until products come out to the same bits again: what is run twice needs it where A tries several ways."""
     made = 0
     while made < SETTLE and not decided(A, A.settled):
         A @ v

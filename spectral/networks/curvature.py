@@ -8,6 +8,7 @@ Legend: B samples in a batch, z the outputs (logits) of a batch, U a change of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral import arrays, distributed, persist, probes
+from spectral import arrays, distributed, longvectors, persist, probes
 from spectral.engine import linearize, trace
-from spectral.engine.autotune import Maps
+from spectral.engine.autotune import FAILURES, Maps
 from spectral.networks import losses
 from spectral.networks import output_curvature as outputs
 from spectral.networks.diagnose import checks, differences
+from spectral.networks.linear_head import HeadCurvature
 from spectral.networks.loss_model import LossModel
 from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
@@ -341,8 +343,15 @@ class GaussNewton(Curvature):
     batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. See
     `spectral.engine.autotune`. The loss's second derivative is held to a difference of its gradients.
 
-    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
-    torch.distributed group, operators built alike on each rank from its own samples mean the whole.
+    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. Cross entropy's H is known,
+    and needs beside the logits and J v its result alone; other losses keep the graph of their gradient. Where a wide linear
+    layer gives the logits (a language model's head, tied or not: on every batch its one call's result, unchanged), they are
+    never made: a product holds three chunks, each a sixteenth of them or a quarter of the layer's weight, and probabilities
+    where `memory` keeps them, 1.2 logits tensors in all; `describe()` names the layer as "head_in_chunks". The preflight
+    makes one product through it and one without, on one sample, and the first sweep and the tests run the
+    model as it is, logits and all. Other models
+    hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed group, operators built alike
+    on each rank from its own samples mean the whole.
 
     References
     ----------
@@ -359,54 +368,136 @@ class GaussNewton(Curvature):
     def _semidefinite(self) -> bool:
         return outputs.is_convex(self.loss)
 
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), **({"head_in_chunks": self.network.head} if self.chunked else {})}
+
     def _inspect(self) -> None:
         batch, _ = self.network.first
         if self.loss is None:
             losses.check_classes(self.network.loss.shift)
         super()._inspect()
         checks.check_loss_of_outputs(self.network, batch, type(self).__name__)
+        if self.chunked and self.options.preflight:
+            self._hold_head(batch)
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the head's logits are multiplied a chunk of tokens at a time, and never made whole."""
+        return self.network.head is not None
+
+    def _hold_head(self, batch: Any) -> None:
+        """A product through the head in chunks is the plain one, on one sample of the first batch; else it is not taken."""
+        network, head = self.network, self.network.head
+        v = probes.signs(0, self.shape[1], dtype=self.dtype, device=self.device)
+        size = network.samples.size(batch)
+        sample = int(network.loss.class_counts(batch, v).reshape(size, -1).sum(1).argmax())  # that says most
+        alone = network.samples.rows(batch, size, sample, sample + 1)
+        for way in self.engine.ways:
+            try:
+                with network.opened(), torch.enable_grad():
+                    chunked = self._maps("H v", way, range(1), alone).product(v)
+                    network.head = None
+                    plain = self._maps("H v", way, range(1), alone).product(v)
+            except FAILURES:  # not in this way
+                network.head = head
+                continue
+            gap = math.hypot(*(longvectors.distance(a, b) for a, b in zip(chunked, plain, strict=True)))
+            if gap <= self._allowed * linearize.norm(plain):
+                network.head = head
+            else:
+                network.untested["the head in chunks"] = f"its product is off by {gap / linearize.norm(plain):.1e}"
+            return
+
+    def _logits_bytes(self, batch: Any, index: int) -> int:
+        """Of a batch's logits."""
+        network = self.network
+        return network.samples.size(batch) * network.info.outputs[index] * network.compute_dtype.itemsize
+
+    def _head_curvature(self, seen: Sequence[Any], batch: Any, keeps: bool) -> Callable[..., Sequence[torch.Tensor]]:
+        """(dh, dW, db), the latter if they vary -> the loss's curvature with respect to these, times `share`."""
+        h, weight = (t.detach() for t in seen[:2])
+        bias = None if seen[2] is None else seen[2].detach()
+        product = HeadCurvature(h, weight, bias, self.share * self._target_mass(batch, h), keeps)
+        varies = [i is not None for i in self.network.of_head()]
+
+        def curved(dh: torch.Tensor, *own: torch.Tensor) -> Sequence[torch.Tensor]:
+            rest = iter(own)
+            return [t for t in product(dh, *(next(rest) if v else None for v in varies)) if t is not None]
+
+        return curved
+
+    def _target_mass(self, batch: Any, like: torch.Tensor) -> torch.Tensor:
+        """What stands before diag(p) - p p^T in the curvature of each target."""
+        return self.network.loss.class_mass(batch, like)
 
     def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
-        outputs_seen: list[Any] = []
-        latest, curves = list[torch.Tensor](), list[Product]()
+        network, seen = self.network, list[Any]()  # what the curvature is taken at needs no forward pass of its own
+        kept = int(linearize.COPIES[way] * self._graph_bytes * self._samples(group))
+        logits = self._logits_bytes(batch, group.start)
+        keeps = self.chunked and self.store.room(kept + logits, self.device)
+        latest, curves = list[Sequence[torch.Tensor]](), list[Callable[..., Sequence[torch.Tensor]]]()
+        # the parameters of a head that is multiplied in chunks are outputs of the linearised function, beside what it reads
+        own = [i for i in network.of_head() if i is not None] if self.chunked else []
 
-        def seen(output: Any, there: Any) -> torch.Tensor:
-            outputs_seen[:] = [output]  # the loss's curvature needs no forward pass of its own
-            return self.network.select(output, there)
+        def whole(output: Any, there: Any) -> torch.Tensor:
+            seen[:] = [output]
+            return network.select(output, there)
 
-        lin = linearize.WAYS[way](self.network.function(batch, seen), self.network.primals(batch))
+        function = network.before_head(batch, seen) if self.chunked else network.function(batch, whole)
+        lin = linearize.WAYS[way](function, network.primals(batch))
+
+        def curvature() -> Callable[..., Sequence[torch.Tensor]]:
+            _ = lin.output  # plain tensors, where forward-mode AD left its own
+            if self.chunked:
+                return self._head_curvature(seen, batch, keeps)
+            product = self._output_curvature(seen.pop(), batch, self._starts(group.start))
+            return lambda jv: (product(jv),)
 
         def there(v: torch.Tensor) -> trace.Pieces:
-            return (lin.jvp(self.network.split(v)).to(self.dtype),)
+            tangents = network.split(v)
+            return tuple(t.to(self.dtype) for t in (lin.jvp(tangents), *(tangents[i] for i in own)))
 
         def back(u: torch.Tensor) -> trace.Pieces:
-            return tuple(g.to(self.dtype) for g in lin.vjp(u.to(latest[0].dtype).view_as(latest[0])))
+            parts = u.split([t.numel() for t in latest[0]])
+            return pulled([part.to(t.dtype).view_as(t) for part, t in zip(parts, latest[0], strict=True)])
+
+        def pulled(u: Sequence[torch.Tensor], ours: bool = False) -> trace.Pieces:
+            pieces = list(lin.vjp(u[0]))
+            for i, g in zip(own, u[1:], strict=True):
+                pieces[i] = g.add_(pieces[i]) if ours else g + pieces[i]
+            return tuple(g.to(self.dtype) for g in pieces)
 
         def product(v: torch.Tensor) -> trace.Pieces:
-            jv = lin.jvp(self.network.split(v), graph=True)
+            tangents = network.split(v)
+            jv = (lin.jvp(tangents, graph=True), *(tangents[i] for i in own))
             if not curves:
-                _ = lin.output  # plain tensors, where forward-mode AD left its own
-                curves.append(self._output_curvature(outputs_seen.pop(), batch, self._starts(group.start)))
-            latest[:] = [jv, self.share * curves[0](jv)]
-            return back(latest[1])
+                curves.append(curvature())
+            u = curves[0](*jv)
+            latest[:] = [jv, u] if self.under_test else []
+            del jv
+            return pulled(u, ours=not latest)
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
-            jv, u = (x.reshape(-1).to(self.dtype) for x in latest)
+            jv, u = (tuple(t.reshape(-1).to(self.dtype) for t in some) for some in latest)
             error = 0.0 if way in self._held else self._curvature_error(batch)
             self._held.add(way)
-            test = self._adjoint_test(there, back, v, len(jv))
-            return max(error, test.of_forward(v, (jv,)), test.of_transpose(u, w))
+            test = self._adjoint_test(there, back, v, sum(map(len, jv)))
+            latest.clear()
+            return max(error, test.of_forward(v, jv), test.of_transpose(torch.cat(u) if own else u[0], w))
 
-        return Maps(
-            product, check, int(linearize.COPIES[way] * self._graph_bytes * self._samples(group)), self._allowed
-        )
+        return Maps(product, check, kept + keeps * logits, self._allowed)
 
     def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
-        """U (B, k) -> H U."""
-        return outputs.loss_hessian(self.network, output, batch)
+        """U (B, k) -> H U, times `share`."""
+        if self.network.loss.is_cross_entropy:
+            (z,) = (head.detach() for head in self.network.heads(output))
+            return outputs.cross_entropy_hessian(self.network.loss, z, batch, self.share)
+        return outputs.loss_hessian(self.network, output, batch, self.share)
 
     def _curvature_error(self, batch: Any) -> float:
         """How far the loss's own second derivative is off from a difference of its gradients."""
+        if self.network.loss.is_cross_entropy:
+            return 0.0  # in closed form
         places = differences.candidates(self.network, batch, outputs.loss_of_heads)
         return self._difference("the loss's second derivative", places, differences.double_backward)
 
@@ -488,8 +579,15 @@ class Fisher(GaussNewton):
     batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. See
     `spectral.engine.autotune`.
 
-    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
-    torch.distributed group, operators built alike on each rank from its own samples mean the whole.
+    Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. Cross entropy's H is known,
+    and needs beside the logits and J v its result alone; other losses keep the graph of their gradient. Where a wide linear
+    layer gives the logits (a language model's head, tied or not: on every batch its one call's result, unchanged), they are
+    never made: a product holds three chunks, each a sixteenth of them or a quarter of the layer's weight, and probabilities
+    where `memory` keeps them, 1.2 logits tensors in all; `describe()` names the layer as "head_in_chunks". The preflight
+    makes one product through it and one without, on one sample, and the first sweep and the tests run the
+    model as it is, logits and all. Other models
+    hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed group, operators built alike
+    on each rank from its own samples mean the whole.
 
     References
     ----------
@@ -523,6 +621,13 @@ class Fisher(GaussNewton):
     def _semidefinite(self) -> bool:
         return True
 
+    @property
+    def chunked(self) -> bool:
+        return super().chunked and self.draws is None
+
+    def _target_mass(self, batch: Any, like: torch.Tensor) -> torch.Tensor:
+        return self.network.loss.class_counts(batch, like)
+
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "draws": self.draws, **({} if self.draws is None else {"seed": self.seed})}
 
@@ -532,8 +637,8 @@ class Fisher(GaussNewton):
     def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
         (z,) = (head.detach() for head in self.network.heads(output))
         if self.draws is None:
-            return outputs.exact_fisher(self.network.loss, z, batch)
-        return outputs.sampled_fisher(self.network.loss, z, batch, self.draws, self.seed, first)
+            return outputs.exact_fisher(self.network.loss, z, batch, self.share)
+        return outputs.sampled_fisher(self.network.loss, z, batch, self.draws, self.seed, first, self.share)
 
     def _curvature_error(self, batch: Any) -> float:
         return 0.0  # in closed form
@@ -643,11 +748,13 @@ class EmpiricalFisher(GaussNewton):
     def _semidefinite(self) -> bool:
         return True
 
+    chunked = False  # type: ignore[assignment]  # its outputs are the losses
+
     def _inspect(self) -> None:
         Curvature._inspect(self)  # single samples' losses may read what they like
 
     def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
-        return lambda u: u
+        return lambda u: self.share * u
 
     def _curvature_error(self, batch: Any) -> float:
         return 0.0

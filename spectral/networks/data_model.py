@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral import arrays, threads
+from spectral import arrays, longvectors, threads
 from spectral.failures import first_line
 from spectral.networks import model_state
 from spectral.networks.batches import Samples, check_data, fingerprint, placed, random_state, set_random_state, warm_up
@@ -497,7 +497,8 @@ def _states(given: Any) -> list[Any]:
 
 
 def near(a: torch.Tensor, b: torch.Tensor, allowed: float) -> bool:
-    return a.shape == b.shape and bool((a - b).double().norm() <= allowed * b.double().norm())
+    a, b = a.detach(), b.detach()
+    return a.shape == b.shape and longvectors.distance(a, b) <= allowed * longvectors.norm(b.reshape(-1))
 
 
 def _name(function: Any) -> str:

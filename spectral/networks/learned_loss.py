@@ -20,11 +20,13 @@ from spectral.networks.batches import Samples, is_finite
 from spectral.networks.losses import (
     Misused,
     check_classes,
+    class_mass,
     label_counts,
     own_cross_entropy,
     own_mean,
     own_shifts,
     reduced,
+    target_counts,
     unreduced,
 )
 from spectral.networks.places import output_place, output_tensor, target_of
@@ -65,6 +67,11 @@ class Loss:
     def is_native(self) -> bool:
         """A loss module of torch itself, of which no sample reads another."""
         return self.is_module and type(self.given).__module__.startswith("torch.nn.modules")
+
+    @property
+    def is_cross_entropy(self) -> bool:
+        """The cross entropy of the logits, torch's own or the model's: a function that is known. A subclass may be anything."""
+        return self.given is None or type(self.given) is nn.CrossEntropyLoss
 
     def guess(self, model: nn.Module) -> None:
         """Whether the model's own loss shifts its labels, by the model's name, until a batch tells."""
@@ -125,6 +132,26 @@ class Loss:
         """The mean loss of each sample alone, (B,), and 0 without a gradient where nothing is counted."""
         sums, counts = self.each(output, batch)
         return torch.where(counts > 0, sums / torch.where(counts > 0, counts, torch.ones_like(counts)), 0.0)
+
+    # Of a cross entropy -----------------------------------------------------------------------------------------------
+    def class_axis(self, z: torch.Tensor) -> int:
+        """The axis of the classes in logits z."""
+        return z.ndim - 1 if self.given is None else 1
+
+    def class_mass(self, batch: Any, like: torch.Tensor) -> torch.Tensor:
+        """What stands before diag(p) - p p^T in the Hessian of each target's term."""
+        if self.given is None:
+            return self.class_counts(batch, like)
+        return class_mass(self.given, self.target(batch), like)
+
+    def class_counts(self, batch: Any, like: torch.Tensor) -> torch.Tensor:
+        """What each target counts: the factor of its Fisher matrix, whose labels are the model's own."""
+        target = self.target(batch)
+        if self.given is None:
+            check_classes(self.shift)
+            return label_counts(target, self.shift).to(like)
+        shape = target.shape[:1] + target.shape[2:] if target.is_floating_point() else target.shape
+        return target_counts(self.given, like.new_ones(shape), target)
 
     def describe(self) -> dict[str, Any]:
         """What was learnt of it, as plain JSON."""

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from spectral.networks import linear_head
 from spectral.networks.data_model import DataModel, guarded, near
 from spectral.networks.dataset import NotFinite
+from spectral.networks.places import output_tensor
 from spectral.networks.trees import Place, leaves, named, replaced
 
 
@@ -23,15 +25,23 @@ class LossModel(DataModel):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.places: list[Place] | None = None  # of what the loss reads in an output
+        self.head: str | None = (
+            None  # the linear layer that gives the logits of a cross entropy, if one does on every batch
+        )
 
     def look(self, index: int, batch: Any) -> tuple[int, int]:
         def chosen(output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             total, count = self._learn(index, output, batch)
             if self.places is None and not self._of_loss:
                 self.places = self.loss.places(output, batch)
+            if self.loss.is_cross_entropy:
+                z = output_tensor(output)
+                found = calls.head(z.movedim(self.loss.class_axis(z), -1))
+                self.head = found if index == 0 or found == self.head else None
             return total, count, self.select(output, batch)
 
-        total, count, z = guarded(self, index, batch, self.function(batch, chosen))
+        with linear_head.wide_calls(self.model) as calls:
+            total, count, z = guarded(self, index, batch, self.function(batch, chosen))
         if not torch.isfinite(total):
             raise NotFinite(index, batch, "the loss is", self.total(batch))
         self.counts.append(float(count))
@@ -59,6 +69,24 @@ class LossModel(DataModel):
             and abs(float(total) - sum(map(float, totals))) <= allowed * scale
             and abs(float(count) - counted) <= allowed * counted
         )
+
+    # The head ---------------------------------------------------------------------------------------------------------
+    def before_head(self, batch: Any, seen: list[Any]) -> Callable[..., torch.Tensor]:
+        """The function parameters -> what the head reads of a batch, (B, k); (h, W, b) as the head saw them go into `seen`."""
+        forward = self.function(batch)
+
+        def hidden(*values: torch.Tensor) -> torch.Tensor:
+            seen[:] = linear_head.inputs_of(self.model.get_submodule(self.head or ""), lambda: forward(*values))
+            return seen[0].reshape(len(seen[0]), -1)
+
+        return hidden
+
+    def of_head(self) -> list[int | None]:
+        """Where the head's weight and bias stand among the parameters that are differentiated; None where they do not."""
+        layer = self.model.get_submodule(self.head or "")
+        own = dict(self.model.named_parameters())
+        ids = {id(own[name]): i for i, name in enumerate(self.names)}
+        return [ids.get(id(layer.weight)), ids.get(id(layer.bias))]
 
     # What the loss reads ----------------------------------------------------------------------------------------------
     def heads(self, output: Any) -> list[torch.Tensor]:

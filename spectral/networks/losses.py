@@ -61,6 +61,24 @@ def target_counts(loss: nn.Module, terms: torch.Tensor, target: Any) -> torch.Te
     return loss.weight.to(terms)[target.clamp(min=0) * counted] * counted
 
 
+def class_mass(loss: nn.CrossEntropyLoss, target: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """sum_c w_c y_c of each target, in the dtype of `like`: with y after smoothing, what stands before -log p in its term.
+
+    The term -sum_c w_c y_c log p_c has the Hessian (sum_c w_c y_c) (diag(p) - p p^T) in the logits. Torch smooths y to
+    (1 - s) y + s / C, and an ignored target has neither part.
+    """
+    smoothing = loss.label_smoothing
+    weight = None if loss.weight is None else loss.weight.to(like)
+    if target.is_floating_point():
+        y = target.movedim(1, -1).to(like)
+        counted, mass = torch.ones_like(y[..., 0]), y.sum(-1) if weight is None else y @ weight
+    else:
+        counted = (target != loss.ignore_index).to(like)
+        mass = counted if weight is None else weight[target.clamp(min=0) * (target != loss.ignore_index)]
+    mean = 1.0 if weight is None else weight.mean()
+    return ((1 - smoothing) * mass + smoothing * mean) * counted
+
+
 # The model's own loss ------------------------------------------------------------------------------------------------
 def own_mean(output: Any) -> torch.Tensor:
     """The mean loss that the model itself returns."""

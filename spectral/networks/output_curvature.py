@@ -1,18 +1,22 @@
 """Curvature in the space of the outputs: products with the loss's Hessian and with the Fisher matrix, target by target.
 
-z are a batch's outputs in the model's own shape; every function returns U (B, k) -> H U (B, k), U flattened per sample.
+z are a batch's outputs in the model's own shape; every function returns U (B, k) -> scale H U (B, k), U flattened per sample.
+
+The Hessian of cross entropy is known: w (diag(p) - p p^T) for each target, p = softmax(z), w what the target weighs
+(`Loss.class_mass`). Beside z and U it needs a chunk of targets at a time. All other losses are differentiated twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from spectral import probes
-from spectral.networks import losses
+from spectral import longvectors, probes
+from spectral.engine import linearize, trace
 from spectral.networks.learned_loss import Loss
 from spectral.networks.loss_model import LossModel, apart, joined
 
@@ -41,7 +45,49 @@ def check_predictive(loss: Any) -> None:
     )
 
 
-def loss_hessian(model: LossModel, output: Any, batch: Any) -> Product:
+# The closed form of cross entropy -------------------------------------------------------------------------------------
+def cross_entropy_hessian(loss: Loss, z: torch.Tensor, batch: Any, scale: float = 1.0) -> Product:
+    """Products with the Hessian of the summed cross entropy of the batch with respect to the logits."""
+    return softmax_hessian(z, loss.class_axis(z), scale * loss.class_mass(batch, z))
+
+
+def softmax_hessian(z: torch.Tensor, axis: int, mass: torch.Tensor) -> Product:
+    """Products with m (diag(p) - p p^T) of each target; p = softmax(z) over `axis`, `mass` m (...), shaped like z without it.
+
+    Cost: a softmax and its derivative, a chunk of targets at a time, so that nothing but the result is as large as z. A
+    program that is being recorded keeps p whole, which is then as large as z, and multiplies by it in one pass.
+    """
+    m = mass.unsqueeze(axis).to(z)
+
+    def whole(z: torch.Tensor, m: torch.Tensor, V: torch.Tensor, axis: int) -> torch.Tensor:
+        return linearize.softmax_pullback(z.softmax(axis), V, axis).mul_(m)
+
+    def product(U: torch.Tensor) -> torch.Tensor:
+        V = U.reshape(z.shape)
+        if trace.recording() or z.numel() <= longvectors.CHUNK:
+            return whole(z, m, V, axis).reshape(U.shape)
+        H_V = torch.empty_like(V)
+        z_, m_, V_, H_V_ = (t.movedim(axis, -1) for t in (z, m, V, H_V))
+        for part in chunks(z_.shape):
+            H_V_[part] = whole(z_[part], m_[part], V_[part], -1)
+        return H_V.reshape(U.shape)
+
+    return product
+
+
+def chunks(shape: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+    """Indices of parts of a tensor that have about `longvectors.CHUNK` entries each; its last axis stays whole."""
+    width = longvectors.CHUNK // math.prod(shape[1:])
+    if len(shape) == 1:
+        yield ()
+    elif width > 1:
+        yield from ((slice(start, start + width),) for start in range(0, shape[0], width))
+    else:
+        yield from ((i, *part) for i in range(shape[0]) for part in chunks(shape[1:]))
+
+
+# Other losses ---------------------------------------------------------------------------------------------------------
+def loss_hessian(model: LossModel, output: Any, batch: Any, scale: float = 1.0) -> Product:
     """Products with the Hessian of the summed loss of the batch with respect to all that it reads of the output.
 
     By double backward through the loss, which runs with the model's parameters of now.
@@ -61,7 +107,7 @@ def loss_hessian(model: LossModel, output: Any, batch: Any) -> Product:
             [gradient[i] for i in linked], heads, [parts[i] for i in linked], retain_graph=True, allow_unused=True,
             materialize_grads=True,
         )  # fmt: skip
-        return joined(H_U, len(U))
+        return scale * joined(H_U, len(U))
 
     return product
 
@@ -78,47 +124,39 @@ def loss_of_heads(
     return loss, None, model.heads(output)
 
 
+# Fisher matrices ------------------------------------------------------------------------------------------------------
 def _targets(loss: Loss, z: torch.Tensor, batch: Any) -> tuple[int, torch.Tensor]:
     """(axis of the classes, or no axis: z.ndim; what each target counts, shaped like z without that axis)."""
-    target = loss.target(batch)
-    if loss.given is None:
-        losses.check_classes(loss.shift)
-        return z.ndim - 1, losses.label_counts(target, loss.shift).to(z)
-    if isinstance(loss.given, nn.CrossEntropyLoss):
-        shape = z.shape[:1] + z.shape[2:]
-        return 1, losses.target_counts(loss.given, z.new_ones(shape), target)
+    if loss.is_cross_entropy:
+        return loss.class_axis(z), loss.class_counts(batch, z)
     return z.ndim, torch.ones_like(z)
 
 
-def exact_fisher(loss: Loss, z: torch.Tensor, batch: Any) -> Product:
+def exact_fisher(loss: Loss, z: torch.Tensor, batch: Any, scale: float = 1.0) -> Product:
     """Products with E[s s^T], s the score of a label drawn from the model's prediction."""
-    axis, counts = _targets(loss, z, batch)
     if isinstance(loss.given, nn.MSELoss):
-        return lambda U: 2 * U
+        return lambda U: (2 * scale) * U
     if isinstance(loss.given, nn.BCEWithLogitsLoss):
-        variance = (z.sigmoid() * (-z).sigmoid()).reshape(len(z), -1)
+        variance = scale * (z.sigmoid() * (-z).sigmoid()).reshape(len(z), -1)
         return lambda U: variance * U
-    p, counts = z.softmax(axis), counts.unsqueeze(axis)
-
-    def product(U: torch.Tensor) -> torch.Tensor:
-        V = U.reshape(z.shape)
-        return (counts * p * (V - (p * V).sum(axis, keepdim=True))).reshape(U.shape)
-
-    return product
+    axis, counts = _targets(loss, z, batch)
+    return softmax_hessian(z, axis, scale * counts)
 
 
-def sampled_fisher(loss: Loss, z: torch.Tensor, batch: Any, draws: int, seed: int, first: int) -> Product:
+def sampled_fisher(
+    loss: Loss, z: torch.Tensor, batch: Any, draws: int, seed: int, first: int, scale: float = 1.0
+) -> Product:
     """Products with the mean of s s^T over `draws` labels for each target, drawn by (seed, sample) alone."""
     axis, counts = _targets(loss, z, batch)
     scores = [_score(loss.given, z, axis, _uniform(counts, seed, first, draw)) for draw in range(draws)]
     if axis == z.ndim:
-        square = (sum(s**2 for s in scores) / draws).reshape(len(z), -1)  # type: ignore[union-attr]
+        square = (scale / draws * sum(s**2 for s in scores)).reshape(len(z), -1)  # type: ignore[union-attr]
         return lambda U: square * U
 
     def product(U: torch.Tensor) -> torch.Tensor:
         V = U.reshape(z.shape)
         total = sum(s * (s * V).sum(axis, keepdim=True) for s in scores)
-        return (counts.unsqueeze(axis) * total / draws).reshape(U.shape)
+        return (scale / draws * counts.unsqueeze(axis) * total).reshape(U.shape)
 
     return product
 

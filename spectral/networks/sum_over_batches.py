@@ -118,6 +118,12 @@ class SumOverBatches(Operator):
         gradients = sum(value.numel() * value.element_size() for value in self.network.values.values())
         return int(max(self._graph_bytes, 0.0) * largest) + gradients + self.store.used
 
+    @property
+    def under_test(self) -> bool:
+        """Whether the product that is being made will be held to its tests."""
+        choice = self.engine.choices.get(self.kind)
+        return self.engine.check and choice is not None and choice.young
+
     def _batches(self) -> Generator[tuple[range, Any], None, None]:
         """(which batches, those as one) of one sweep; closing the iterator leaves the sweep at once, also after an error.
 

@@ -9,6 +9,7 @@ Legend: B samples in a batch, z (B, k) its outputs.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -295,10 +296,12 @@ def _differ(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
         return True
     if not a.is_floating_point():
         return not torch.equal(a, b)
-    alike = (a == b) | (a.isnan() & b.isnan())  # masks of -infinity too
-    allowed = arrays.discrepancy(dtype)
-    gap, size = (torch.where(keep, t, 0).reshape(-1) for keep, t in ((~alike, a - b), (a.isfinite(), a)))
-    return not longvectors.norm(gap) <= allowed * longvectors.norm(size)
+    gap = size = 0.0
+    for x, y in zip(a.reshape(-1).split(longvectors.CHUNK), b.reshape(-1).split(longvectors.CHUNK), strict=True):
+        alike = (x == y) | (x.isnan() & y.isnan())  # masks of -infinity too
+        gap = math.hypot(gap, longvectors.norm(torch.where(alike, 0, x - y)))
+        size = math.hypot(size, longvectors.norm(torch.where(x.isfinite(), x, 0)))
+    return not gap <= arrays.discrepancy(dtype) * size
 
 
 def active_randomness(
