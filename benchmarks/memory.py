@@ -88,7 +88,10 @@ def main() -> None:
                     print(f"{model} {matrix} {job}: {done.stderr.strip().splitlines()[-1]}", flush=True)
                     continue
                 rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
-                print(f"{model:10} {matrix:12} {job:9} {rows[-1]['vectors']:6.1f} vectors  {rows[-1]['engine']}", flush=True)
+                print(
+                    f"{model:10} {matrix:12} {job:9} {rows[-1]['vectors']:6.1f} vectors  {rows[-1]['engine']}",
+                    flush=True,
+                )
     if asked.json:
         asked.json.write_text(json.dumps({"about": environment([]), "rows": rows}, indent=1))
 
