@@ -6,6 +6,7 @@ of forward-mode differentiation and one set of attention kernels for the whole p
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -32,16 +33,22 @@ def alone(modules: Iterable[Any]) -> Iterator[None]:
 
 
 class Shared:
-    """A process-wide setting that several threads need at a time: the first one sets it, the last one hands it back."""
+    """A process-wide setting that several threads need at a time: the first one sets it, the last one hands it back.
+
+    Both in one `contextvars.Context`: what a setting keeps in context variables (torch's sdpa_kernel from 2.15 on) may be handed
+    back only where it was set, and the last one is often another thread.
+    """
 
     def __init__(self, setting: Callable[[], AbstractContextManager[Any]]) -> None:
         self.setting, self.lock, self.users, self.stack = setting, threading.Lock(), 0, ExitStack()
+        self.context = contextvars.Context()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with self.lock:
             if self.users == 0:
-                self.stack.enter_context(self.setting())
+                self.context = contextvars.copy_context()
+                self.context.run(lambda: self.stack.enter_context(self.setting()))
             self.users += 1
         try:
             yield
@@ -49,4 +56,4 @@ class Shared:
             with self.lock:
                 self.users -= 1
                 if self.users == 0:
-                    self.stack.close()
+                    self.context.run(self.stack.close)

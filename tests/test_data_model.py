@@ -163,6 +163,39 @@ def test_tied_weights_count_once_and_stay_tied():
     assert model.head.weight is model.embed.weight
 
 
+class OfTwoNames(nn.Module):
+    """One embedding under two names, its weight tied to another layer's: T5 is so made."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Embedding(5, 3)
+        self.inner = nn.Sequential(self.shared, nn.Tanh())
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.shared.weight
+
+    def forward(self, x):
+        return self.head(self.inner(x)).sum(1)
+
+
+@pytest.mark.parametrize("engine", ["auto", "fresh", "double-backward", "replay"])
+def test_module_of_two_names_whose_weight_is_tied_elsewhere(engine):
+    torch.manual_seed(0)
+    model, x, y = OfTwoNames().double(), torch.tensor([[0, 1], [2, 3], [4, 4], [1, 2]]), torch.tensor([0, 3, 1, 4])
+
+    def logits(w):
+        return nn.functional.linear(torch.tanh(w.view(5, 3)[x]), w.view(5, 3)).sum(1)
+
+    w, v = model.shared.weight.detach().reshape(-1), torch.randn(15, dtype=torch.float64)
+    J = torch.func.jacrev(logits)(w).reshape(20, 15)
+    H = torch.func.hessian(lambda w: nn.functional.cross_entropy(logits(w), y))(w)
+    A = spectral.Jacobian(model, [x[:2], x[2:]], engine=engine)
+    B = spectral.Hessian(model, nn.CrossEntropyLoss(), [(x[:2], y[:2]), (x[2:], y[2:])], engine=engine)
+    for _ in range(5):
+        assert torch.allclose(A @ v, J @ v, atol=1e-12) and torch.allclose(A.T @ (J @ v), J.T @ (J @ v), atol=1e-12)
+        assert torch.allclose(B @ v, H @ v, atol=1e-12)
+    assert model.head.weight is model.shared.weight and type(model.shared.weight) is nn.Parameter
+
+
 # One data set --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("own", [False, True])
 def test_shuffling_loader_gives_one_order(own):

@@ -21,6 +21,22 @@ CLASSES = [
     spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
     analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
 ]  # fmt: skip
+NETWORKS = {
+    kind.__name__: kind
+    for kind in (spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher)
+}
+OWN = {  # keywords and fields that the named operators describe in words of their own, and why
+    "loss": {"Jacobian": "for of='loss' alone", "Fisher": "names a distribution: no callable"},
+    "engine": {"Jacobian": "says what 'auto' does at once", "Hessian": "its ways are other ones"},
+    "statistics": {"Jacobian": "says where it is refused"},
+    "preflight": {"Hessian": "other tests", "GaussNewton": "tests of its loss beside"},
+    "TypeError": {"Jacobian": "no loss"},
+    "ValueError": {"Jacobian": "no targets", "GaussNewton": "its loss", "Fisher": "its draws", "EmpiricalFisher": "its loss"},
+}  # fmt: skip
+CONTINUED = [
+    ("Jacobian", "statistics"),
+    *((name, "ValueError") for name in ("GaussNewton", "Fisher", "EmpiricalFisher")),
+]
 
 
 def methods(kind: type) -> dict[str, Any]:
@@ -73,6 +89,14 @@ def missing(name: str) -> list[str]:
     return lacks
 
 
+def entries(thing: Any) -> dict[str, str]:
+    """{name: type and text} of what a docstring's lists describe: keywords, fields and errors."""
+    found = sections(thing)
+    lists = "".join(found.get(title, "") for title in ("Parameters", "Attributes", "Raises"))
+    each = re.findall(r"^(\w+)(?: : (.+))?\n((?:    .+\n?)+)", lists, flags=re.MULTILINE)
+    return {name: " ".join(f"{kind}\n{text}".split()) for name, kind, text in each}
+
+
 @pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_a_public_docstring_has_the_sections_that_apply(name):
     assert missing(name) == []
@@ -105,3 +129,33 @@ def test_a_page_of_the_reference_names_what_there_is():
             else:
                 where, _, last = (name if name.startswith("spectral.") else f"{module}.{name}").rpartition(".")
                 assert kinds[kind](getattr(importlib.import_module(where), last, None)), f"{page.name}: {where}.{last}"
+
+
+def test_operators_of_networks_describe_a_shared_keyword_in_the_same_words():
+    told = {name: entries(kind) for name, kind in NETWORKS.items()}
+    assert {"model", "data", "params", "memory", "count", "TypeError"} <= set(told["Hessian"])
+    shared = {}
+    for keyword in sorted({keyword for found in told.values() for keyword in found}):
+        texts = {name: found[keyword] for name, found in told.items() if keyword in found}
+        others = {text for name, text in texts.items() if name not in OWN.get(keyword, {})}
+        assert len(others) == 1, f"{keyword}: {others}"
+        (shared[keyword],) = others
+        for name in OWN.get(keyword, {}):
+            assert texts[name] not in others, f"{keyword} of {name} is as elsewhere: it has no words of its own"
+    for name, keyword in CONTINUED:  # the common words first, then its own
+        assert told[name][keyword].startswith(shared[keyword]), f"{keyword} of {name}"
+
+
+def test_operators_of_networks_share_what_their_notes_say_of_all():
+    notes = {name: " ".join(sections(kind)["Notes"].split()) for name, kind in NETWORKS.items()}
+    losses = {name: text for name, text in notes.items() if name != "Jacobian"}
+    for sentence, texts in (
+        (r"In an initialised torch\.distributed group, [^.]*\.", notes),
+        (r"pay for it and `memory` holds it; [^.]*\.", notes),
+        (r'"compiled" is tried only where [^.]*\.', notes),
+        (r"Memory: the activations of a batch, [^.]*\.", notes),
+        (r"The mean is torch's own .* count as in torch\.", losses),
+        (r'engine="auto" takes .* `spectral\.engine\.autotune`\.', {n: t for n, t in losses.items() if n != "Hessian"}),
+    ):
+        assert len({tuple(re.findall(sentence, text)) for text in texts.values()}) == 1, sentence
+        assert all(len(re.findall(sentence, text)) == 1 for text in texts.values()), sentence

@@ -1,7 +1,10 @@
 """Threads multiply by one model in turns and by several side by side: the numbers of one thread, models whole."""
 
+import contextlib
+import contextvars
 import copy
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import spectral
 from spectral import threads
 
 ROUNDS = 2
+PACKAGE = Path(spectral.__file__).parent
 
 
 def problem(seed=0, attention=False):
@@ -146,6 +150,46 @@ def test_setting_is_handed_back_by_the_last():
         thread.join()
         assert log == ["set"]
     assert log == ["set", "back"]
+
+
+def test_setting_of_a_context_variable_is_handed_back_by_the_last_whichever_thread_it_is():
+    """torch 2.15's sdpa_kernel is such a setting; a token of a context variable is refused in another context."""
+    variable, log = contextvars.ContextVar("variable", default=0), []
+
+    @contextlib.contextmanager
+    def setting():
+        token = variable.set(variable.get() + 1)
+        log.append("set")
+        try:
+            yield
+        finally:
+            log.append("back")
+            variable.reset(token)
+
+    shared, inside, beside, left = threads.Shared(setting), *(threading.Event() for _ in range(3))
+
+    def first():
+        with shared():
+            inside.set()
+            beside.wait(10)
+        left.set()
+
+    def second():
+        inside.wait(10)
+        with shared():
+            beside.set()
+            left.wait(10)
+
+    run([first, second])
+    with shared():
+        assert log == ["set", "back", "set"]
+    assert log == ["set", "back"] * 2 and variable.get() == 0
+
+
+def test_kernels_of_attention_are_chosen_for_all_threads_at_once():
+    """Who set them beside the others would hand back what those have set."""
+    users = [path.name for path in PACKAGE.rglob("*.py") if "sdpa_kernel(" in path.read_text()]
+    assert users == ["linearize.py"]
 
 
 def test_modules_are_locked_in_one_order_and_again_by_the_same_thread():

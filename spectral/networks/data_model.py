@@ -421,11 +421,27 @@ class DataModel:
         if not self._opened:
             with self.opened():
                 return self.run(values, batch, then, output)
-        substituted = {f"run.model.{name}": value for name, value in {**self.frozen, **values}.items()}
+        substituted = {**self.frozen, **values}
         for value in substituted.values():
             value._is_param = True  # type: ignore[attr-defined]  # what isinstance(value, nn.Parameter) asks for
-        buffers = {f"run.model.{name}": b for name, b in self._fresh_buffers().items()}
-        return torch.func.functional_call(self.call, {**substituted, **buffers}, (batch, then, output))
+        inside = self._everywhere({**substituted, **self._fresh_buffers()})
+        return torch.func.functional_call(self.call, inside, (batch, then, output), tie_weights=False)
+
+    def _everywhere(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Each value at every place where a module holds the parameter or buffer of that name, tied ones included.
+
+        A module that has several names is named once: torch's own tie_weights= substitutes it under each of them, and then puts
+        back what the first one has put there, so that a weight tied to another module's is tied no longer.
+        """
+        own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        value_of = {id(own[name]): value for name, value in values.items() if name in own}
+        return {
+            f"{prefix}.{name}".lstrip("."): value_of[id(held)]
+            for prefix, module in self.call.named_modules()
+            for named in (module.named_parameters, module.named_buffers)
+            for name, held in named(recurse=False, remove_duplicate=False)
+            if id(held) in value_of
+        }
 
     def output(self, batch: Any) -> Any:
         """What the model returns, without graphs."""

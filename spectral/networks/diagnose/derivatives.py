@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import probes
+from spectral.engine.linearize import math_attention
 from spectral.failures import first_line
 from spectral.networks.batches import is_finite
 from spectral.networks.diagnose.graph import nodes
@@ -39,7 +39,7 @@ COMPILED = re.compile(r"Higher Order Operator: torch\.ops\.higher_order\.(\w+)")
 @contextmanager
 def _differentiated(network: DataModel) -> Iterator[None]:
     """The opened model, with attention by matrix products: the fused one has neither forward mode nor a second derivative."""
-    with network.opened(), sdpa_kernel(SDPBackend.MATH):
+    with network.opened(), math_attention():
         yield
 
 

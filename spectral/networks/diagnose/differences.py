@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import arrays, longvectors, probes
+from spectral.engine.linearize import math_attention
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose.derivatives import REFUSALS, operation, owner
 from spectral.networks.diagnose.graph import graph_facts, nodes
@@ -236,7 +236,7 @@ def hold(places: Iterable[Probe], product: Callable[[Probe], Tensors], way: str)
 # Who is to blame ------------------------------------------------------------------------------------------------------
 def wrong_second_derivative(network: DataModel, batch: Any, function: Function) -> str:
     """`Cube in 2 (Cubic)`: the innermost call whose second derivative, by double backward, is not that of its gradient."""
-    with network.opened(), sdpa_kernel(SDPBackend.MATH):
+    with network.opened(), math_attention():
         leaves = [p.detach().requires_grad_() for p in network.primals(batch)]
         with module_calls(network) as (_, over):
             z = function(*leaves)
