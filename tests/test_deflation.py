@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 import spectral
+from spectral.estimators.budget import SETTLE, settle
 
 RNG = np.random.default_rng(4)
 
@@ -195,3 +197,24 @@ def test_eigenvalues_too_close_for_one_probe_are_never_taken_for_one(delta):
         count = s.count(9, 11)
         covered.append(count.lower <= 2 <= count.upper)
     assert np.mean(covered) >= 0.8
+
+
+def test_what_is_made_twice_waits_until_products_come_out_to_the_same_bits():
+    """An engine that is chosen in the midst of the first pass would leave the second one another basis."""
+    torch.manual_seed(0)
+    model, x, y = torch.nn.Linear(30, 10), torch.randn(64, 30), torch.randint(10, (64,))
+    batches = [(x[:40], y[:40]), (x[40:], y[40:])]
+    A = spectral.GaussNewton(torch.nn.Sequential(model, torch.nn.Tanh()), torch.nn.CrossEntropyLoss(), batches)
+    A.expect(10_000)
+    v = torch.randn(A.shape[0])
+    assert not A.settled
+    settle(A, v)
+    w, made = A @ v, A.products
+    assert A.settled and made <= SETTLE + 2
+    assert all(torch.equal(A @ v, w) for _ in range(4))
+
+
+def test_a_matrix_that_chooses_nothing_is_not_multiplied_beforehand():
+    A = spectral.as_operator(np.eye(5))
+    settle(A, torch.ones(5, dtype=torch.float64))
+    assert A.products == 0

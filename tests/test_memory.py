@@ -48,7 +48,7 @@ print(json.dumps((most - base) / 4 / sum(p.numel() for p in model.parameters()))
     "matrix, job, vectors",
     [
         ("GaussNewton", "slq", 4),
-        ("GaussNewton", "trace", 5),
+        pytest.param("GaussNewton", "trace", 5, marks=pytest.mark.slow),
         pytest.param("Hessian", "kpm", 4, marks=pytest.mark.slow),
         pytest.param("Hessian", "diagonal", 6, marks=pytest.mark.slow),
     ],

@@ -178,7 +178,24 @@ class Jacobian(SumOverBatches):
         self.notes: dict[str, Any] = {}
 
     def batch_rows(self, part: DatasetInfo) -> list[int]:
-        """The rows of each batch of a rank."""
+        """The rows of each batch of a rank.
+
+        Parameters
+        ----------
+        part : DatasetInfo
+            What the first sweep told of that rank's batches.
+
+        Returns
+        -------
+        list of int
+            Rows a batch: its samples, times the outputs of each where they are stacked.
+
+        Examples
+        --------
+        >>> J = spectral.Jacobian(torch.nn.Linear(2, 4), [torch.ones(3, 2)])
+        >>> J.batch_rows(J.network.info.parts[0])
+        [12]
+        """
         return [B if self.layout == "flattened" else B * k for B, k in zip(part.samples, part.outputs, strict=True)]
 
     def restricted(self, names: list[str]) -> Jacobian:
