@@ -218,7 +218,8 @@ def _hutchinson(
     run.current = dict  # the vectors of the state go as those of the result come
     mean = drawn.pop("mean").double().cpu().numpy()
     stderr = drawn.pop("squares").double().cpu().numpy()
-    stderr *= 1 / ((m - 1) * m)
+    stderr /= m - 1
+    stderr /= m
     np.sqrt(stderr, out=stderr)
     stderr *= leave_one_out.widening(m)
     return mean, stderr
