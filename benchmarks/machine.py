@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import json
 import os
@@ -45,6 +46,22 @@ def watched(about: dict[str, Any], key: str) -> Iterator[None]:
             f"WARNING: the machine is not idle: others use {about[key]:.2f} cores. These ratios are not to be quoted."
         )
         print(f"\n{'!' * len(line)}\n{line}\n{'!' * len(line)}\n", file=sys.stderr, flush=True)
+
+
+# Every tensor in pages of its own, so that freed memory goes back to the system.
+FREES = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+
+
+def status_bytes(key: str) -> int:
+    """A line of this process's status: "VmRSS" what is resident, "VmHWM" the most that was."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key + ":")]
+    return int(line.split()[1]) * 1024
+
+
+def forget_peak() -> None:
+    """The peak is what is resident now."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def environment(packages: list[str]) -> dict[str, Any]:

@@ -10,9 +10,7 @@ with an allocator that gives freed blocks back (MALLOC_MMAP_THRESHOLD_=131072), 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import environment
+from machine import FREES, environment, forget_peak, status_bytes
 from models import MATRICES
 from short_runs import LARGE, ours
 
@@ -36,21 +34,11 @@ JOBS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-FREES = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-
-
-def status(field: str) -> int:
-    """Bytes of a line of this process's status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
 def peak(work: Callable[[], Any]) -> int:
     """Bytes that were resident at most while `work` ran."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
+    forget_peak()
     work()
-    return status("VmHWM")
+    return status_bytes("VmHWM")
 
 
 def measure(model: str, matrix: str, job: str) -> dict[str, Any]:

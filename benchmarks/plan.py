@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from machine import environment, watched
-from memory import peak, status
+from machine import environment, status_bytes, watched
+from memory import peak
 from models import build
 from short_runs import LARGE, ours
 
@@ -62,7 +62,7 @@ def measure(job: str) -> dict[str, Any]:
     predicted = spectral.plan(make(), **size)
     A = make()
     spectral.as_operator(np.eye(3)) @ np.ones(3)  # scipy is loaded
-    before = status("VmRSS")
+    before = status_bytes("VmRSS")
     begin = time.perf_counter()
     most = peak(lambda: spectral.slq(A, **size, progress=False)) - before
     seconds = time.perf_counter() - begin

@@ -40,7 +40,7 @@ from typing import Any
 
 import torch
 from cost_table import COLUMNS, WRONG, Record, table, time_cell
-from machine import environment, watched
+from machine import FREES, environment, forget_peak, status_bytes, watched
 from models import MATRICES, MODELS, Workload, build, reference
 from peers import FAILURES, PEERS, Product, first_line, present
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -234,11 +234,6 @@ def bf16_gradient(work: Workload, repeats: int) -> dict[str, float]:
 
 
 # Memory --------------------------------------------------------------------------------------------------------------
-def status_bytes(key: str) -> int:
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key + ":")]
-    return int(line.split()[1]) * 1024
-
-
 def peak(name: str, case: Case | None, math: bool) -> dict[str, int]:
     """Peak resident bytes of a gradient (case None) or of products by width, beyond model, data and vectors; fresh process.
 
@@ -249,8 +244,7 @@ def peak(name: str, case: Case | None, math: bool) -> dict[str, int]:
         work = build(label)
         V = torch.randn(work.parameters, COLUMNS)
         v = V[:, 0].contiguous()
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")
+        forget_peak()
         base, found = status_bytes("VmRSS"), {}
         if case is None:
             for _ in range(WARM_UP):
@@ -269,7 +263,7 @@ def peak(name: str, case: Case | None, math: bool) -> dict[str, int]:
 def peak_in_child(name: str, case: Case | None, math: bool = False) -> dict[str, int] | str:
     """`peak` in a fresh process with every tensor in pages of its own (so that freed memory goes back), or why it failed."""
     what = json.dumps([name, case and asdict(case), math, torch.get_num_threads()])
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "PYTHONWARNINGS": "ignore"}
+    env = {**FREES, "PYTHONWARNINGS": "ignore"}
     child = subprocess.run([sys.executable, __file__, "--child", what], capture_output=True, text=True, env=env)
     if child.returncode:
         return (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from spectral import longvectors
-from spectral.estimators.budget import SETTLE, decided, free_memory, symmetric_operand
+from spectral.estimators.budget import free_memory, settle, symmetric_operand
 from spectral.operators.operator import Operator
 from spectral.probes import probe
 
@@ -81,8 +81,8 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     The run is announced to the operator, which then chooses how it multiplies as it would in the run itself. Products are
     measured until it has chosen: the last one is timed, and one step's sums over vectors are timed beside it.
 
-    Cost: two products; at most eight where more than twenty are planned and the operator tries several ways to multiply. The run
-    itself goes on with what was chosen.
+    Cost: two products; at most eleven where twenty or more are planned and the operator tries several ways to multiply. The
+    run itself goes on with what was chosen.
 
     Parameters
     ----------
@@ -146,15 +146,13 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
 def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, torch.Tensor]:
     """Seconds of a product once the operator has chosen how it multiplies, as far as that is worth it, and a product."""
     op.expect(products)
-    elapsed = 0.0
-    for made in range(1, SETTLE + 1):
-        begin = time.perf_counter()
-        w = op @ v
-        longvectors.norm(w)  # waits for the device
-        elapsed = time.perf_counter() - begin
-        if decided(op, made >= 2 and (op.settled or products < MANY)):
-            break
-    return elapsed, w
+    longvectors.norm(op @ v)  # the first one warms up; the norm waits for the device
+    if products >= MANY:
+        settle(op, v)
+    begin = time.perf_counter()
+    w = op @ v
+    longvectors.norm(w)
+    return time.perf_counter() - begin, w
 
 
 def _vector_seconds(v: torch.Tensor, w: torch.Tensor) -> tuple[float, float, float]:

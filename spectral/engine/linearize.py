@@ -246,6 +246,11 @@ def norm(pieces: Tensors) -> float:
     return math.hypot(*(longvectors.norm(p.reshape(-1)) for p in pieces))
 
 
+def distance(one: Tensors, two: Tensors) -> float:
+    """Of two vectors in the same pieces."""
+    return math.hypot(*(longvectors.distance(a, b) for a, b in zip(one, two, strict=True)))
+
+
 def dot(x: torch.Tensor, pieces: Tensors) -> float:
     """<x, y> for y in pieces that follow one another."""
     parts = x.split([p.numel() for p in pieces])

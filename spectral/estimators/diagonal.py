@@ -203,12 +203,14 @@ def _hutchinson(
             z = leave_one_out.draw(A, seed, range(i, i + 1), "rademacher")
             neighbours.meet(z[:, 0])
             product = leave_one_out.multiply(A, z)
-            neighbours.hold(z, product)
+            length = longvectors.norm(product[:, 0])
+            neighbours.hold(z, product, length)
             whole = False
-            _add_sample(drawn["mean"], drawn["squares"], z[:, 0], product[:, 0], i + 1)
+            mean = drawn["mean"]
+            leave_one_out.welford(mean, z[:, 0], product[:, 0], i + 1, mean, drawn["squares"])
             if i == 0:
                 drawn["along"] = longvectors.dot(z[:, 0], product[:, 0])
-                drawn["length"] = longvectors.norm(product[:, 0])
+                drawn["length"] = length
             drawn["done"], whole = i + 1, True
             del z, product
             run.stepped(end=i + 1 == m)
@@ -223,16 +225,6 @@ def _hutchinson(
     np.sqrt(stderr, out=stderr)
     stderr *= leave_one_out.widening(m)
     return mean, stderr
-
-
-def _add_sample(mean: torch.Tensor, squares: torch.Tensor, z: torch.Tensor, y: torch.Tensor, m: int) -> None:
-    """Make the means of m samples z * y, and the sums of their squared deviations, of those of m - 1, in place."""
-    for piece in longvectors.chunks(len(mean), 1):
-        sample = z[piece].double() * y[piece].double()
-        step = sample - mean[piece].double()
-        now = mean[piece].double() + step / m
-        mean[piece] = now
-        squares[piece] = squares[piece].double() + step * (sample - now)
 
 
 def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoint) -> tuple[np.ndarray, np.ndarray]:

@@ -158,12 +158,12 @@ class Hutchinson(Sampler):
         squares = column_dots(Y, Y)
         self.length = self.length if self.m else float(squares[0]) ** 0.5
         self.squares += float(squares.sum())
-        self.neighbours.hold(Z, Y)
+        self.neighbours.hold(Z, Y, float(squares.max()) ** 0.5)
         for z, y in zip(Z.T, Y.T, strict=True):
             self.m += 1
             out = z if self.A.new_products and z.is_contiguous() else torch.empty_like(z)
-            self.mean, scatter = welford(self.mean, z, y, self.m, out)
-            self.scatter += scatter
+            self.scatter += welford(self.mean, z, y, self.m, out)
+            self.mean = out
 
     @staticmethod
     def sums(state: Any, sizes: Any) -> bool:
@@ -377,11 +377,10 @@ class Neighbours:
         if self.product is not None:
             self.due, self.product = longvectors.dot(self.product.contiguous(), z.contiguous()), None
 
-    def hold(self, Z: torch.Tensor, Y: torch.Tensor) -> None:
-        """The products of vectors (n, b), the first of which has been met."""
+    def hold(self, Z: torch.Tensor, Y: torch.Tensor, scale: float) -> None:
+        """The products of vectors (n, b), the first of which has been met; `scale` is the length of the longest."""
         if not self.A.symmetric:
             return
-        scale = max(longvectors.norm(y.contiguous()) for y in Y.T)
         names = "the product with a random vector", "the product with the random vector before"
         for z, y in zip(Z.T, Y.T, strict=True):
             self.meet(z)
@@ -393,19 +392,22 @@ class Neighbours:
 
 
 def welford(
-    mean: torch.Tensor, z: torch.Tensor, y: torch.Tensor, m: int, out: torch.Tensor
-) -> tuple[torch.Tensor, float]:
-    """The mean of m samples z * y from that of m - 1, and what the m-th adds to the sum of their squared deviations.
+    mean: torch.Tensor, z: torch.Tensor, y: torch.Tensor, m: int, out: torch.Tensor, squares: torch.Tensor | None = None
+) -> float:
+    """The mean of m samples z * y into `out`, from that of m - 1; returns what the m-th adds to their squared deviations.
 
-    The new mean is `out`, which may be z; `mean` stays, which a state may hold.
+    `out` may be `mean` or z; `squares` (n,) grow by what it adds entry by entry, where they are given.
     """
     scatter = 0.0
     for piece in longvectors.chunks(len(mean), 1):
         sample = z[piece].double() * y[piece].double()
         step = sample - mean[piece].double()
-        out[piece] = mean[piece].double() + step / m
-        scatter += float(torch.dot(step, sample - out[piece].double()))
-    return out, scatter
+        now = mean[piece].double() + step / m
+        out[piece] = now
+        scatter += float(torch.dot(step, sample - now))
+        if squares is not None:
+            squares[piece] = squares[piece].double() + step * (sample - now)
+    return scatter
 
 
 def two_numbers(z: torch.Tensor, along: float, length: float) -> KnownProduct:

@@ -8,7 +8,6 @@ Legend: B samples in a batch, z the outputs (logits) of a batch, U a change of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral import arrays, distributed, longvectors, persist, probes
+from spectral import arrays, distributed, persist, probes
 from spectral.engine import linearize, trace
 from spectral.engine.autotune import FAILURES, Maps
 from spectral.networks import losses
@@ -401,7 +400,7 @@ class GaussNewton(Curvature):
             except FAILURES:  # not in this way
                 network.head = head
                 continue
-            gap = math.hypot(*(longvectors.distance(a, b) for a, b in zip(chunked, plain, strict=True)))
+            gap = linearize.distance(chunked, plain)
             if gap <= self._allowed * linearize.norm(plain):
                 network.head = head
             else:

@@ -25,9 +25,8 @@ class LossModel(DataModel):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.places: list[Place] | None = None  # of what the loss reads in an output
-        self.head: str | None = (
-            None  # the linear layer that gives the logits of a cross entropy, if one does on every batch
-        )
+        # the linear layer that gives the logits of a cross entropy, if one does on every batch
+        self.head: str | None = None
 
     def look(self, index: int, batch: Any) -> tuple[int, int]:
         def chosen(output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

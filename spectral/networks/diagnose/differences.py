@@ -9,7 +9,6 @@ Legend: t a direction (tangents), w = H t the product that is held, h a step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,8 +19,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from spectral import arrays, longvectors, probes
-from spectral.engine.linearize import math_attention
+from spectral import arrays, probes
+from spectral.engine.linearize import distance, math_attention, norm
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose.derivatives import REFUSALS, operation, owner
 from spectral.networks.diagnose.graph import graph_facts, nodes
@@ -44,11 +43,6 @@ ROUNDING = 100  # of a gradient, in units of eps times its norm
 
 class Wrong(RuntimeError):
     """A product is not the derivative of the gradient."""
-
-
-def norm(parts: Tensors) -> float:
-    """Of tensors that are one vector."""
-    return math.hypot(*(longvectors.norm(part.detach().reshape(-1)) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -210,13 +204,6 @@ def _taken(*lists: list[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
         some.reverse()
     while lists[0]:
         yield tuple(some.pop() for some in lists)
-
-
-def distance(one: Tensors, two: Tensors) -> float:
-    """||one - two||, summed in float64 a tensor at a time."""
-    return math.hypot(
-        *(longvectors.distance(a.reshape(-1), b.detach().reshape(-1)) for a, b in zip(one, two, strict=True))
-    )
 
 
 def hold(places: Iterable[Probe], product: Callable[[Probe], Tensors], way: str) -> float | None:
