@@ -1,4 +1,4 @@
-"""Tests start from one seed, without a screen; doctests see the names that a user has imported."""
+"""Tests start from one seed, without a screen; doctests see the names that a user has imported; tests of GPUs wait for one."""
 
 import os
 
@@ -15,3 +15,10 @@ import spectral
 def seeded(doctest_namespace):
     doctest_namespace.update(np=np, torch=torch, spectral=spectral)
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -169,7 +169,7 @@ def reference(work: Workload, matrix: str, v: torch.Tensor, dtype: torch.dtype =
     J^T J is that of the stacked logits; GaussNewton and Hessian are those of the mean loss. Batches add up in float64.
     """
     work = work.to(dtype)
-    leaves, total = work.leaves, torch.zeros(len(v), dtype=torch.float64)
+    leaves, total = work.leaves, torch.zeros(len(v), dtype=torch.float64, device=v.device)
     parts = v.to(dtype).split([p.numel() for p in leaves])
     tangents = [part.view_as(p) for part, p in zip(parts, leaves, strict=True)]
 

@@ -22,6 +22,7 @@ ROWS = 8  # rows summed at a time: down whole columns torch reads memory at half
 IN_CACHE = 1 << 19  # words that a cache holds, which need no such care
 SMALL = 1 << 20  # bytes: tensors up to that are joined for a checksum, 8 MiB at a time
 AT_ONCE = 32  # pieces of a checksum at a time on a GPU
+LONGEST = 1 << 30  # entries of one call: the libraries of GPUs count in 32 bits
 
 
 def is_cupy(array: Any) -> bool:
@@ -336,6 +337,8 @@ def _sums(words: torch.Tensor) -> torch.Tensor:
 def available_memory(device: torch.device) -> int:
     """Bytes that can still be allocated: for the CPU, what the kernel and the container's limit leave.
 
+    On a GPU what torch's allocator holds and no tensor has counts as free.
+
     Parameters
     ----------
     device : torch.device
@@ -352,7 +355,8 @@ def available_memory(device: torch.device) -> int:
     True
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, free for tensors
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     free = 4 << 30  # where the system tells nothing
     try:
         with open("/proc/meminfo") as lines:
@@ -393,6 +397,6 @@ def discrepancy(dtype: torch.dtype) -> float:
 def all_finite(x: torch.Tensor) -> bool:
     """Whether no entry is NaN or infinite; one pass over contiguous memory unless the squares overflow."""
     flat = x.detach().reshape(-1)
-    if math.isfinite(float(torch.dot(flat, flat))):
+    if all(math.isfinite(float(torch.dot(part, part))) for part in flat.split(LONGEST)):
         return True
     return bool(torch.isfinite(flat).all())

@@ -15,6 +15,8 @@ from spectral import arrays
 
 # Entries upcast at a time: 2 MiB of float64. Larger pieces are asked of the system anew each time: nine times as long.
 CHUNK = 1 << 18
+# On another device 64 MiB, which its allocator keeps: a piece must outlast the four kernels that are launched for it.
+CHUNK_ELSEWHERE = 1 << 23
 TINY = float(np.finfo(float).tiny)
 
 
@@ -22,14 +24,22 @@ class GrowingRows(list[torch.Tensor]):
     """Vectors (n,) of a state that only grow in number: of a save later on, those of this one are the first."""
 
 
+def chunk(device: torch.device) -> int:
+    """Entries that are upcast, or made, at a time on this device."""
+    return CHUNK if device.type == "cpu" else CHUNK_ELSEWHERE
+
+
 def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     """<x, y> of (n,) and (n,)."""
+    step = chunk(x.device)
     if x.dtype == y.dtype == torch.float64:
-        return float(torch.dot(x, y))
+        if x.numel() <= arrays.LONGEST:
+            return float(torch.dot(x, y))
+        step = arrays.LONGEST
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for start in range(0, x.numel(), CHUNK):
-        some = x[start : start + CHUNK].double()
-        total += torch.dot(some, some if y is x else y[start : start + CHUNK].double())
+    for start in range(0, x.numel(), step):
+        some = x[start : start + step].double()
+        total += torch.dot(some, some if y is x else y[start : start + step].double())
     return float(total)
 
 
@@ -40,8 +50,8 @@ def norm(x: torch.Tensor) -> float:
 
 def distance(x: torch.Tensor, y: torch.Tensor) -> float:
     """||x - y|| of two of one shape, subtracted in float64."""
-    total = 0.0
-    for some, other in zip(x.reshape(-1).split(CHUNK), y.reshape(-1).split(CHUNK), strict=True):
+    total, step = 0.0, chunk(x.device)
+    for some, other in zip(x.reshape(-1).split(step), y.reshape(-1).split(step), strict=True):
         total = math.hypot(total, norm(some.double() - other.double()))
     return total
 
@@ -57,9 +67,9 @@ def chunks(length: int, together: int, entries: int = CHUNK) -> list[slice]:
     return [slice(start, start + width) for start in range(0, length, width)]
 
 
-def add_products(total: torch.Tensor, V: torch.Tensor, W: torch.Tensor, entries: int = CHUNK) -> None:
+def add_products(total: torch.Tensor, V: torch.Tensor, W: torch.Tensor, entries: int | None = None) -> None:
     """total += V W^T for rows, (j, n) and (b, n) to (j, b), `entries` upcast at a time."""
-    for piece in chunks(V.shape[1], max(len(V), len(W)), entries):
+    for piece in chunks(V.shape[1], max(len(V), len(W)), entries or chunk(V.device)):
         some = V[:, piece].double()
         total.addmm_(some, some.T if W is V else W[:, piece].double().T)
 
@@ -92,7 +102,7 @@ def combination(coefficients: np.ndarray, V: torch.Tensor) -> torch.Tensor:
 def rotate(V: torch.Tensor, S: np.ndarray) -> torch.Tensor:
     """S^T V, (j, n) and (j, k) with k <= j to (k, n), written over the first k rows of V."""
     R = torch.from_numpy(np.ascontiguousarray(S.T)).to(V)
-    for piece in chunks(V.shape[1], len(V)):
+    for piece in chunks(V.shape[1], len(V), chunk(V.device)):
         V[: len(R), piece] = R @ V[:, piece]
     return V[: len(R)]
 
@@ -155,7 +165,7 @@ def differences(W: torch.Tensor, V: torch.Tensor, values: np.ndarray) -> np.ndar
     """||w_i - values_i v_i|| of each row, (k,)."""
     factors = torch.from_numpy(np.ascontiguousarray(values)).to(W.device)[:, None]
     total = torch.zeros(len(W), dtype=torch.float64, device=W.device)
-    for piece in chunks(W.shape[1], len(W)):
+    for piece in chunks(W.shape[1], len(W), chunk(W.device)):
         total += (W[:, piece].double() - factors * V[:, piece].double()).square().sum(1)
     return total.sqrt().cpu().numpy()
 
@@ -163,6 +173,6 @@ def differences(W: torch.Tensor, V: torch.Tensor, values: np.ndarray) -> np.ndar
 def triangle(Y: torch.Tensor, Omega: torch.Tensor, nu: float) -> np.ndarray:
     """R of the QR decomposition of the columns of Y + nu Omega, (n, m) to (m, m)."""
     R = torch.zeros(0, Y.shape[1], dtype=torch.float64, device=Y.device)
-    for piece in chunks(*Y.shape):
+    for piece in chunks(*Y.shape, chunk(Y.device)):
         R = torch.linalg.qr(torch.cat([R, Y[piece].double() + nu * Omega[piece].double()]), mode="r")[1]
     return R.cpu().numpy()

@@ -547,7 +547,7 @@ def test_real_cupyx_class_takes_our_products(monkeypatch):
             assert ours.shape == dense.shape and np.allclose(ours.array, dense, atol=1e-12)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("own_stream", [False, True])
 def test_on_a_gpu_cupyx_and_torch_agree(own_stream):
     cp = pytest.importorskip("cupy", reason="cupy is not installed")

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from spectral import arrays, distributed, longvectors, probes
+from spectral.krylov import kernels
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.version import __version__
@@ -229,6 +230,7 @@ def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:
         "operator": A.describe(),
         "identity": A.identity() if identity is None else identity,
         "device": str(A.device),
+        **({"kernels": made} if (made := kernels.described(A.device)) else {}),
         "versions": {
             "spectral": __version__,
             "python": platform.python_version(),

@@ -399,7 +399,7 @@ def welford(
     `out` may be `mean` or z; `squares` (n,) grow by what it adds entry by entry, where they are given.
     """
     scatter = 0.0
-    for piece in longvectors.chunks(len(mean), 1):
+    for piece in longvectors.chunks(len(mean), 1, longvectors.chunk(mean.device)):
         sample = z[piece].double() * y[piece].double()
         step = sample - mean[piece].double()
         now = mean[piece].double() + step / m
@@ -454,7 +454,7 @@ class Range:
         """(I - Q Q^T) X, in place."""
         for _ in range(2):
             G = torch.from_numpy(cross(self.Q, X)).to(X)
-            for rows in longvectors.chunks(*X.shape):
+            for rows in longvectors.chunks(*X.shape, longvectors.chunk(X.device)):
                 X[rows] -= self.Q[rows].double() @ G
         return X
 

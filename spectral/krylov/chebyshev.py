@@ -23,6 +23,7 @@ import torch
 from numpy.polynomial.chebyshev import chebvander
 
 from spectral import arrays, longvectors
+from spectral.krylov import kernels
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.krylov.symmetry import AGAIN, expected, look_again, not_finite
 from spectral.operators.operator import Operator
@@ -121,12 +122,13 @@ class Chebyshev:
         if self.t_prev is not None:
             self._hold_symmetric(self.t_prev, w)
         self.whole = False
+        first = self.t_prev is None
         if self.t_prev is None:
             t_next = torch.mul(w, 1 / h).sub_(self.t, alpha=c / h)
+            cross, square = longvectors.dot(t_next, self.t), longvectors.dot(t_next, t_next)
         else:
-            t_next = self.t_prev.neg_().add_(w, alpha=2 / h).sub_(self.t, alpha=2 * c / h)
-        first = len(mu) == 1
-        cross, square = longvectors.dot(t_next, self.t), longvectors.dot(t_next, t_next)
+            t_next, by = self.t_prev, kernels.fused(self.t_prev, self.t, w) or kernels.PLAIN
+            cross, square = by.chebyshev(t_next, self.t, w, 2 / h, 2 * c / h)
         if not math.isfinite(cross) or not math.isfinite(square):
             raise not_finite(f"the product in step {len(mu) // 2 + 1}")
         mu += [cross if first else 2 * cross - mu[1], 2 * square - mu[0]]

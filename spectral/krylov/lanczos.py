@@ -26,7 +26,7 @@ import torch
 
 from spectral import arrays, longvectors
 from spectral.compat import eigh_tridiagonal
-from spectral.krylov import symmetry
+from spectral.krylov import kernels, symmetry
 from spectral.operators.operator import ROUNDING, Operator
 
 BREAKDOWN = 16.0  # beta <= 16 eps ||T|| counts as 0: A q - alpha q of an exact eigenvector rounds to a few eps ||A||
@@ -182,20 +182,34 @@ class Lanczos:
         full = self.reorthogonalize is True
         size = max([0.0, *map(abs, self.alphas), *np.abs(self.known)])
         coupling = max([0.0, *self.betas])
-        across = 0.0 if q_prev is None or full else longvectors.dot(q_prev, w) - self.betas[j - 1]
+        fused = None  # where q_{j-1} stays as it is
+        if q_prev is not None and (self.A.new_products or not self.overwrite):
+            fused = kernels.fused(w, q, q_prev)
+        if q_prev is None or (full and fused is None):
+            across = 0.0
+        elif fused is None:
+            across = longvectors.dot(q_prev, w) - self.betas[j - 1]
+        else:  # A q_j - beta_{j-1} q_{j-1} in the same pass
+            out = w if self.A.new_products else torch.empty_like(w)
+            inner, alpha = fused.lanczos_subtract(q_prev, q, w, out, self.betas[j - 1])
+            across, w = 0.0 if full else inner - self.betas[j - 1], out
         # an interrupted step, or an earlier session, has forgotten what is due
         due = np.array([self.carried[1]]) if j > 0 and not full and self.carried[0] == j else None
         if self.overwrite and due is not None:  # q_{j-1} is there no longer afterwards
             self._hold_symmetric(j, np.array([across]), due, size + 2 * coupling)
         if q_prev is None:
             w = w if self.A.new_products else w.clone()
-        else:  # A q_j - beta_{j-1} q_{j-1}
+        elif fused is None:  # A q_j - beta_{j-1} q_{j-1}
             out = w if self.A.new_products else q_prev if self.overwrite else arrays.empty(tuple(w.shape), w)
             w = torch.sub(w, q_prev, alpha=self.betas[j - 1], out=out)
-        alpha = longvectors.dot(w, q)
+        if fused is None:
+            alpha = longvectors.dot(w, q)
         # the projection last: -alpha q_j would make rounding in U grow by alpha / beta a step
-        w = self._project(w.sub_(q, alpha=alpha))
-        beta, omega, along = self._orthogonal(w, j, alpha, omega)
+        if fused is not None and self.U is None and not full:
+            length = fused.lanczos_shorten(q, w, alpha)
+        else:
+            w, length = self._project(w.sub_(q, alpha=alpha)), None
+        beta, omega, along = self._orthogonal(w, j, alpha, omega, length)
         symmetry.hold_size(w, math.hypot(alpha, beta), f"the product in step {j + 1}")
         scale = max(size, abs(alpha)) + coupling
         if j == 0 and alpha == beta == 0:
@@ -312,13 +326,19 @@ class Lanczos:
         """w without its part in the deflated space."""
         return w if self.U is None else w.sub(self.U.T @ (self.U @ w))
 
-    def _orthogonal(self, w: torch.Tensor, j: int, alpha: float, before: Omega) -> tuple[float, Omega, np.ndarray]:
-        """Reorthogonalise w in place: (its norm, the inner products of the next step, what it had along each basis vector)."""
+    def _orthogonal(
+        self, w: torch.Tensor, j: int, alpha: float, before: Omega, length: float | None
+    ) -> tuple[float, Omega, np.ndarray]:
+        """Reorthogonalise w in place: (its norm, the inner products of the next step, what it had along each basis vector).
+
+        `length`: its norm before, where that is known.
+        """
         if not self.reorthogonalize:
-            return longvectors.norm(w), before, NONE
+            return longvectors.norm(w) if length is None else length, before, NONE
         omega, again = NONE, False
         if self.reorthogonalize == "selective":
-            beta, eps = longvectors.norm(w), arrays.machine_epsilon(self.A.dtype)
+            beta = longvectors.norm(w) if length is None else length
+            eps = arrays.machine_epsilon(self.A.dtype)
             omega = self._estimate(j, alpha, beta, before)
             exceeds = bool(np.abs(omega[: j + 1]).max() > math.sqrt(eps))
             if not exceeds and not before[2]:

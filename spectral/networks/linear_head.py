@@ -137,7 +137,7 @@ class HeadCurvature:
         self.h, self.mass = self.h.reshape(-1, self.h.shape[-1]), self.mass.reshape(-1, 1)
         self.weighted = self.mass * self.h
         (classes, width), tokens = self.weight.shape, len(self.h)
-        fewest, most = max(1, longvectors.CHUNK // classes), LARGEST // classes
+        fewest, most = max(1, longvectors.chunk(self.h.device) // classes), LARGEST // classes
         tokens = max(fewest, min(most, max(tokens // PARTS, width // ROOM)))
         self.parts = [slice(start, start + tokens) for start in range(0, len(self.h), tokens)]
 

@@ -64,26 +64,26 @@ def softmax_hessian(z: torch.Tensor, axis: int, mass: torch.Tensor) -> Product:
 
     def product(U: torch.Tensor) -> torch.Tensor:
         V = U.reshape(z.shape)
-        if trace.recording() or z.numel() <= longvectors.CHUNK:
+        if trace.recording() or z.numel() <= longvectors.chunk(z.device):
             return whole(z, m, V, axis).reshape(U.shape)
         H_V = torch.empty_like(V)
         z_, m_, V_, H_V_ = (t.movedim(axis, -1) for t in (z, m, V, H_V))
-        for part in chunks(z_.shape):
+        for part in chunks(z_.shape, longvectors.chunk(z.device)):
             H_V_[part] = whole(z_[part], m_[part], V_[part], -1)
         return H_V.reshape(U.shape)
 
     return product
 
 
-def chunks(shape: Sequence[int]) -> Iterator[tuple[Any, ...]]:
-    """Indices of parts of a tensor that have about `longvectors.CHUNK` entries each; its last axis stays whole."""
-    width = longvectors.CHUNK // math.prod(shape[1:])
+def chunks(shape: Sequence[int], entries: int = longvectors.CHUNK) -> Iterator[tuple[Any, ...]]:
+    """Indices of parts of a tensor that have about so many entries each; its last axis stays whole."""
+    width = entries // math.prod(shape[1:])
     if len(shape) == 1:
         yield ()
     elif width > 1:
         yield from ((slice(start, start + width),) for start in range(0, shape[0], width))
     else:
-        yield from ((i, *part) for i in range(shape[0]) for part in chunks(shape[1:]))
+        yield from ((i, *part) for i in range(shape[0]) for part in chunks(shape[1:], entries))
 
 
 # Other losses ---------------------------------------------------------------------------------------------------------

@@ -297,7 +297,8 @@ def _differ(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
     if not a.is_floating_point():
         return not torch.equal(a, b)
     gap = size = 0.0
-    for x, y in zip(a.reshape(-1).split(longvectors.CHUNK), b.reshape(-1).split(longvectors.CHUNK), strict=True):
+    step = longvectors.chunk(a.device)
+    for x, y in zip(a.reshape(-1).split(step), b.reshape(-1).split(step), strict=True):
         alike = (x == y) | (x.isnan() & y.isnan())  # masks of -infinity too
         gap = math.hypot(gap, longvectors.norm(torch.where(alike, 0, x - y)))
         size = math.hypot(size, longvectors.norm(torch.where(x.isfinite(), x, 0)))
