@@ -93,17 +93,39 @@ def column_dots(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:
     return np.array([dot(x.contiguous(), y.contiguous()) for x, y in zip(X.T, Y.T, strict=True)])
 
 
+def product(C: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
+    """C V of a small C (c, j) and rows V (j, n), in the dtype of V.
+
+    On a GPU in float64, since float32 may mean tf32 there, which is the user's choice for the model and not for vectors.
+    """
+    if V.device.type == "cpu" or V.dtype == torch.float64:
+        return C.to(V) @ V
+    C, total = C.to(V.device, torch.float64), V.new_empty(len(C), V.shape[1])
+    for piece in chunks(V.shape[1], len(V), chunk(V.device)):
+        total[:, piece] = C @ V[:, piece].double()
+    return total
+
+
+def subtract(W: torch.Tensor, C: torch.Tensor, V: torch.Tensor) -> None:
+    """W -= C^T V for rows, (b, n), C (j, b) and (j, n)."""
+    if W.device.type == "cpu":
+        W.addmm_(C.T.to(W.dtype), V, alpha=-1)
+        return
+    for piece in chunks(V.shape[1], len(V), chunk(V.device)):
+        W[:, piece] -= product(C.T, V[:, piece])
+
+
 def combination(coefficients: np.ndarray, V: torch.Tensor) -> torch.Tensor:
     """coefficients times rows: (j,) and (j, n) to (n,), (c, j) and (j, n) to (c, n), in the dtype of V."""
-    C = torch.from_numpy(np.ascontiguousarray(coefficients)).to(V)
-    return C @ V if C.ndim > 1 else V.T @ C
+    C = torch.from_numpy(np.ascontiguousarray(coefficients))
+    return product(C, V) if C.ndim > 1 else V.T @ C.to(V)
 
 
 def rotate(V: torch.Tensor, S: np.ndarray) -> torch.Tensor:
     """S^T V, (j, n) and (j, k) with k <= j to (k, n), written over the first k rows of V."""
-    R = torch.from_numpy(np.ascontiguousarray(S.T)).to(V)
+    R = torch.from_numpy(np.ascontiguousarray(S.T))
     for piece in chunks(V.shape[1], len(V), chunk(V.device)):
-        V[: len(R), piece] = R @ V[:, piece]
+        V[: len(R), piece] = product(R, V[:, piece])
     return V[: len(R)]
 
 
@@ -112,7 +134,7 @@ def orthogonalise(W: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
     total = torch.zeros(len(V), len(W), dtype=torch.float64, device=V.device)
     for _ in range(2):  # classical Gram-Schmidt, twice: Giraud, Langou (2003)
         C = dots(V, W)
-        W.addmm_(C.T.to(W.dtype), V, alpha=-1)
+        subtract(W, C, V)
         total += C
     return total
 
@@ -144,7 +166,9 @@ def independent(W: torch.Tensor, V: torch.Tensor, floor: float) -> tuple[torch.T
         R[r, left] = dots(q, W[left])[0].cpu().numpy()
         left.remove(i)
         if left:
-            W[left] = torch.addmm(W[left], torch.from_numpy(R[r : r + 1, left].T).to(W), q, alpha=-1)
+            rest = W[left]
+            subtract(rest, torch.from_numpy(R[r : r + 1, left]).to(W.device), q)
+            W[left] = rest
         r += 1
     return Q[:r], R[:r]
 

@@ -1,0 +1,134 @@
+"""A GPU that is not there: tensors say "cuda:0", mix with no tensor of the processor, and what leaves them is written down.
+
+`with card() as moved:` every operation on a `Card` runs on the processor with the tensor that it holds. Where a real card would
+refuse, so does this one: an operation on tensors of both devices, `numpy()` of what lies there. `moved` lists what a card would
+have had to copy or to wait for: ("there" or "back", operation, entries).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map
+
+aten = torch.ops.aten
+CUDA = torch.device("cuda", 0)
+COPIES = (aten._to_copy.default, aten.copy_.default)
+WAITS = (aten._local_scalar_dense.default, aten.equal.default)  # the host needs a number
+INDICES = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default)
+
+
+@functools.cache
+def guard():
+    """What torch built for processors lacks, `card_guard.cpp`; once a process."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if torch.cuda.is_available() or compiler is None:
+        pytest.skip("a real GPU is here" if compiler else "no C++ compiler (g++, clang++) is here")
+    home = Path(torch.__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "guard.so"
+        command = [compiler, "-std=c++20", "-O0", "-shared", "-fPIC", f"-I{home / 'include'}", f"-L{home / 'lib'}"]
+        command += [str(Path(__file__).with_name("card_guard.cpp")), "-o", str(made), "-lc10"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"torch's headers do not compile here: {done.stderr.strip().splitlines()[-1]}")
+        ctypes.CDLL(str(made))
+
+
+class Card(torch.Tensor):
+    """A tensor on the card; `held` is what it is made of."""
+
+    @staticmethod
+    def __new__(cls, held):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=CUDA
+        )
+
+    def __init__(self, held):
+        self.held = held
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return on_card(func, args, kwargs or {}, [])
+
+    def data_ptr(self):
+        return self.held.data_ptr()
+
+    def untyped_storage(self):
+        return self.held.untyped_storage()
+
+    def numpy(self, **_):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy; use .cpu() first")
+
+    def __repr__(self, **_):
+        return f"Card({self.held})"
+
+
+def wrapped(x):
+    """On the card; forward mode's zeros without memory, which only torch's own dispatch reads, with memory."""
+    return Card(torch.zeros(x.shape, dtype=x.dtype) if x._is_zerotensor() else x)
+
+
+def held(x):
+    return x.held if isinstance(x, Card) else torch.device("cpu") if isinstance(x, torch.device) else x
+
+
+def on_card(func, args, kwargs, moved):
+    leaves = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+    cards = [x for x in leaves if isinstance(x, Card)]
+    others = [x for x in leaves if not isinstance(x, Card)]
+    wanted = kwargs.get("device")
+    there = bool(cards) if wanted is None else torch.device(wanted).type == "cuda"
+    if cards and others and func not in COPIES and func not in INDICES:
+        if any(x.ndim for x in others) or func in (aten.mm.default, aten.cat.default, aten.stack.default):
+            raise RuntimeError(f"{func} mixes devices: {[(str(x.device), tuple(x.shape)) for x in leaves]}")
+    if func in WAITS and cards:
+        moved.append(("back", str(func), 1))
+    if func in COPIES:
+        source = args[1] if func is aten.copy_.default else args[0]
+        target = isinstance(args[0], Card) if func is aten.copy_.default else there
+        if isinstance(source, Card) != target:
+            moved.append(("there" if target else "back", str(func), source.numel()))
+    out = func(*tree_map(held, args), **tree_map(held, kwargs))
+    if func in COPIES[1:] and not isinstance(args[0], Card):
+        return args[0]
+    made = tree_map(lambda x: wrapped(x) if isinstance(x, torch.Tensor) and there else x, out)
+    return return_and_correct_aliasing(func, args, kwargs, made) if cards else made
+
+
+class Runs(TorchDispatchMode):
+    def __init__(self, moved):
+        super().__init__()
+        self.moved = moved
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return on_card(func, args, kwargs or {}, self.moved)
+
+
+@contextmanager
+def card(memory=8 << 30):
+    """torch with one GPU of so many bytes; what crosses its border."""
+    guard()
+    moved = []
+    with ExitStack() as stack:
+        for name, value in {
+            "_lazy_init": lambda: None, "synchronize": lambda *_: None, "mem_get_info": lambda *_: (memory, memory),
+            "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0,
+        }.items():  # fmt: skip
+            stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        before = torch.__future__.get_overwrite_module_params_on_conversion()  # else a module keeps its own tensor objects
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, before)
+        stack.enter_context(Runs(moved))
+        yield moved
