@@ -2,6 +2,7 @@
 # make test   ruff, mypy, all tests, doctests and README snippets
 # make check  ruff and mypy only        make test-slow  the long tests and the examples      make bench  the benchmarks
 # make docs   the site: these pages, the gallery, a reference made from the docstrings
+# make gpu    on a machine with a GPU: the tests that need one, then benchmarks/gpu.py; GPU_PYTHON=python3 takes another interpreter
 # make test-versions  the fast tests on the lowest and the newest dependencies (docs/versions.md); 5 to 6 GB each in VERSIONS
 PYTHON ?= python3
 VENV := .venv
@@ -11,9 +12,12 @@ WORKERS ?= 2
 VERSIONS ?= /tmp/spectral-versions
 LOWEST_PYTHON ?= python3.10
 NEWEST_PYTHON ?= python3.14
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_SECONDS ?= 270
+RESULTS ?= benchmarks/results
 BENCHMARKS := product_cost short_runs model_table accuracy time_to_accuracy
 
-.PHONY: demo test check test-slow test-versions test-lowest test-newest docs bench clean
+.PHONY: demo test check test-slow test-versions test-lowest test-newest docs bench gpu clean
 demo: $(VENV)/.demo
 	$(BIN)/spectral
 
@@ -39,6 +43,12 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.dev
 	for script in $(wildcard $(BENCHMARKS:%=benchmarks/%.py)); do $(BIN)/python $$script || exit 1; done
+
+# nothing is installed: the interpreter has a torch that sees the card, numpy, scipy, tqdm, safetensors, jinja2, matplotlib and pytest
+gpu:
+	@$(GPU_PYTHON) -c 'import torch; torch.cuda.is_available() or exit("make gpu needs a GPU that torch can see; $(GPU_PYTHON) has torch " + torch.__version__ + " and sees none.")'
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH timeout -s INT 200 $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider --durations=5 $$(grep -l 'mark\.gpu' tests/*.py); \
+	  tests=$$?; PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) benchmarks/gpu.py --seconds $(GPU_SECONDS) --out $(RESULTS) && exit $$tests
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

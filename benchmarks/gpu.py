@@ -102,7 +102,13 @@ def llama(tiny: bool) -> Workload:
             "num_attention_heads": 32, "num_key_value_heads": 8}  # fmt: skip
     small = {"vocab_size": 100, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
              "num_key_value_heads": 1}  # fmt: skip
-    options = {"tie_word_embeddings": True, "use_cache": False, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    options = {
+        "tie_word_embeddings": True,
+        "use_cache": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
     model = LlamaForCausalLM(LlamaConfig(**(small if tiny else size), **options))
     T, classes = (8, 100) if tiny else (256, 128256)
     ids = torch.randint(classes, (1, T + 1))
@@ -195,7 +201,13 @@ def recurrences(device: torch.device, tiny: bool) -> Iterator[Record]:
 
     def row(what: str, passes: int, action: Callable[[], Any], **about: Any) -> Record:
         took = median(device, action, repeats, 2)
-        return {"part": "recurrences", "what": what, "seconds": took, "bytes_per_second": passes * n * size / took, **about}
+        return {
+            "part": "recurrences",
+            "what": what,
+            "seconds": took,
+            "bytes_per_second": passes * n * size / took,
+            **about,
+        }
 
     yield row("copy", 2, lambda: w.copy_(x))
     plain = longvectors.CHUNK, longvectors.CHUNK_ELSEWHERE
@@ -310,7 +322,9 @@ class Products:
         }  # fmt: skip
 
 
-def products(device: torch.device, tiny: bool, models: list[str], peers: list[str], left: Callable[[], float]) -> Iterator[Record]:
+def products(
+    device: torch.device, tiny: bool, models: list[str], peers: list[str], left: Callable[[], float]
+) -> Iterator[Record]:
     """A record of each case; models are made when the first case needs them, and kept."""
     known: dict[str, Products] = {}
     for case in cases(models, peers):
@@ -379,7 +393,9 @@ def measured(asked: argparse.Namespace, write: Callable[[Record], None]) -> Reco
     share = asked.seconds / 8  # for the runs at the end
     parts: dict[str, Callable[[], Iterator[Record]]] = {
         "recurrences": lambda: recurrences(device, asked.tiny),
-        "products": lambda: products(device, asked.tiny, asked.models, peers, lambda: left() - ("slq" in asked.parts) * share),
+        "products": lambda: products(
+            device, asked.tiny, asked.models, peers, lambda: left() - ("slq" in asked.parts) * share
+        ),
         "slq": lambda: slq(device, asked.tiny, [m for m in asked.models if m in ("mlp", "gpt2-124m")], peers),
     }
     for name, rows in parts.items():
@@ -406,7 +422,9 @@ def measured(asked: argparse.Namespace, write: Callable[[Record], None]) -> Reco
 
 
 def about(device: torch.device) -> Record:
-    found = environment(["transformers", "cupy-cuda12x", "cupy-cuda13x", *(peer.distribution for peer in PEERS.values())])
+    found = environment(
+        ["transformers", "cupy-cuda12x", "cupy-cuda13x", *(peer.distribution for peer in PEERS.values())]
+    )
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         found |= {"card": card.name, "memory": card.total_memory, "multiprocessors": card.multi_processor_count,
@@ -417,8 +435,14 @@ def about(device: torch.device) -> Record:
 def table(stored: Record) -> str:
     """Markdown: what was expected and came out, then all rows."""
     where, rows = stored["environment"], [row for row in stored["rows"] if "seconds" in row]
-    lines = [f"{where.get('card', where['cpu'])}, torch {where['torch']}, commit {where.get('commit')}, {where['date']}.", ""]
-    bound, speed = stored["expected"], {row["what"]: row["bytes_per_second"] for row in rows if row.get("what") == "copy"}
+    lines = [
+        f"{where.get('card', where['cpu'])}, torch {where['torch']}, commit {where.get('commit')}, {where['date']}.",
+        "",
+    ]
+    bound, speed = (
+        stored["expected"],
+        {row["what"]: row["bytes_per_second"] for row in rows if row.get("what") == "copy"},
+    )
     if speed:
         lines += ["| update of vectors | | GB/s | of a copy | expected |", "|---|---|---|---|---|"]
         for row in (row for row in rows if row["part"] == "recurrences"):
@@ -449,7 +473,9 @@ def table(stored: Record) -> str:
         limit = bound["slq"]["gradients a step"] * row["steps"] if row["package"] == "spectral" else None
         verdict = "" if limit is None else f"{limit:.0f}{'' if row['gradients'] <= limit else ', missed'}"
         memory = "–" if row["peak"] is None else f"{row['peak'] / 1e9:.2f}"
-        lines.append(f"| {row['model']} | {row['package']} | {row['steps']} | {row['seconds']:.2f} | {row['gradients']:.1f} | {memory} | {verdict} |")
+        lines.append(
+            f"| {row['model']} | {row['package']} | {row['steps']} | {row['seconds']:.2f} | {row['gradients']:.1f} | {memory} | {verdict} |"
+        )
     failed = [row for row in stored["rows"] if "failure" in row]
     lines += ["", *(f"- failed: {name(row)}: {row['failure']}" for row in failed)]
     lines += [f"- left out for want of time: {name(row)}" for row in stored["rows"] if row.get("left_out")]
@@ -467,7 +493,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny models and vectors: is the script itself right?")
     parser.add_argument("--seconds", type=float, default=270, help="for everything")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--parts", nargs="+", choices=["recurrences", "products", "slq"], default=["recurrences", "products", "slq"])
+    parser.add_argument(
+        "--parts", nargs="+", choices=["recurrences", "products", "slq"], default=["recurrences", "products", "slq"]
+    )
     parser.add_argument("--out", type=Path, help="a folder for the JSON, named by the card")
     parser.add_argument("--table", type=Path)
     asked = parser.parse_args()
@@ -475,7 +503,9 @@ def main() -> None:
         print(table(json.loads(asked.table.read_text())))
         return
     if asked.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda needs a GPU that torch can see, and there is none; use --device cpu --tiny to try the script.")
+        raise SystemExit(
+            "--device cuda needs a GPU that torch can see, and there is none; use --device cpu --tiny to try the script."
+        )
 
     def write(stored: Record) -> None:
         if asked.out:

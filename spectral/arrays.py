@@ -355,7 +355,9 @@ def available_memory(device: torch.device) -> int:
     True
     """
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, free for tensors
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # torch's own, free for tensors
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     free = 4 << 30  # where the system tells nothing
     try:
@@ -368,6 +370,25 @@ def available_memory(device: torch.device) -> int:
     except (OSError, StopIteration, ValueError):
         pass  # not Linux, or no control group: keep what is known
     return max(free, 0)
+
+
+def tf32(device: torch.device) -> list[str]:
+    """What torch computes in tf32 where float32 is said: 10 bits of mantissa, on a GPU that has it.
+
+    >>> tf32(torch.device("cpu"))
+    []
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return []
+    backends = (
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv if hasattr(torch.backends.cudnn, "conv") else torch.backends.cudnn,
+    )
+    on = [
+        getattr(b, "fp32_precision", None) == "tf32" or (not hasattr(b, "fp32_precision") and b.allow_tf32)
+        for b in backends
+    ]
+    return [what for what, is_on in zip(("matrix products", "convolutions"), on, strict=True) if is_on]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -146,7 +146,7 @@ def independent(W: torch.Tensor, V: torch.Tensor, floor: float) -> tuple[torch.T
     """
     Q, R, left, r = W.new_empty(W.shape), np.zeros((len(W), len(W))), list(range(len(W))), 0
     while left:
-        lengths = norms(W[left])
+        lengths = np.array([norm(W[i]) for i in left])
         i = left[int(lengths.argmax())]
         length = float(lengths.max())
         if length <= floor:

@@ -70,8 +70,21 @@ class Card(torch.Tensor):
     def numpy(self, **_):
         raise TypeError("can't convert cuda:0 device type tensor to numpy; use .cpu() first")
 
+    def __getitem__(self, place):
+        return super().__getitem__(by_tensors(place))
+
+    def __setitem__(self, place, value):
+        super().__setitem__(by_tensors(place), value)
+
     def __repr__(self, **_):
         return f"Card({self.held})"
+
+
+def by_tensors(place):
+    """Lists of places as tensors, which torch makes of them where no mode sees it."""
+    if isinstance(place, tuple):
+        return tuple(map(by_tensors, place))
+    return torch.tensor(list(place)) if isinstance(place, list | range) else place
 
 
 def wrapped(x):
@@ -127,7 +140,9 @@ def card(memory=8 << 30):
         }.items():  # fmt: skip
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-        before = torch.__future__.get_overwrite_module_params_on_conversion()  # else a module keeps its own tensor objects
+        before = (
+            torch.__future__.get_overwrite_module_params_on_conversion()
+        )  # else a module keeps its own tensor objects
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, before)
         stack.enter_context(Runs(moved))

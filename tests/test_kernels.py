@@ -74,7 +74,9 @@ def test_each_pass_gives_what_torch_gives(library, dtype, n, offset):
         found, vector = run(made, x, y, w)
         due, expected = run(kernels.PLAIN, x, y, w)
         assert torch.equal(vector, expected)  # rounded alike, to the bit
-        torch.testing.assert_close(torch.tensor(found), torch.tensor(due), rtol=1e-12, atol=1e-12 * n, check_dtype=False)
+        torch.testing.assert_close(
+            torch.tensor(found), torch.tensor(due), rtol=1e-12, atol=1e-12 * n, check_dtype=False
+        )
 
 
 def test_the_result_of_a_subtraction_may_take_the_memory_of_the_product(library):
@@ -150,9 +152,21 @@ def test_without_cupy_torch_does_it_and_the_reason_is_told(monkeypatch):
 
 # Compiled for cards -----------------------------------------------------------------------------------------------------
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-@pytest.mark.parametrize("card", [pytest.param(card, marks=pytest.mark.slow if card != "sm_90" else ()) for card in CARDS])
+@pytest.mark.parametrize(
+    "card", [pytest.param(card, marks=pytest.mark.slow if card != "sm_90" else ()) for card in CARDS]
+)
 def test_nvcc_compiles_the_source_and_registers_suffice(tmp_path, card):
-    command = ["nvcc", "-std=c++17", f"-arch={card}", "-cubin", "-Xptxas", "-v", "-o", str(tmp_path / "out"), str(kernels.SOURCE)]
+    command = [
+        "nvcc",
+        "-std=c++17",
+        f"-arch={card}",
+        "-cubin",
+        "-Xptxas",
+        "-v",
+        "-o",
+        str(tmp_path / "out"),
+        str(kernels.SOURCE),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(re.findall("Compiling entry function", done.stderr)) == 6

@@ -230,6 +230,7 @@ def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:
         "operator": A.describe(),
         "identity": A.identity() if identity is None else identity,
         "device": str(A.device),
+        **({"tf32": low} if A.dtype == torch.float32 and (low := arrays.tf32(A.device)) else {}),
         **({"kernels": made} if (made := kernels.described(A.device)) else {}),
         "versions": {
             "spectral": __version__,

@@ -68,7 +68,9 @@ class Fused:
         cross, square = self._launch("chebyshev", (t_prev, t, w), (a, b), 2)
         return cross, square
 
-    def _launch(self, name: str, vectors: tuple[torch.Tensor, ...], numbers: tuple[float, ...], sums: int) -> list[float]:
+    def _launch(
+        self, name: str, vectors: tuple[torch.Tensor, ...], numbers: tuple[float, ...], sums: int
+    ) -> list[float]:
         """One pass, on torch's stream; the inner products, for which the host waits once."""
         n = vectors[0].numel()
         blocks = min(self.blocks, -(-n // THREADS))
@@ -86,12 +88,20 @@ class Fused:
         generator = torch.Generator().manual_seed(0)
         for dtype in arrays.NUMPY:
             x, y, w = torch.randn(3, TRIED, dtype=dtype, generator=generator).to(self.device)
-            for name, run in (("lanczos_subtract", _subtracted), ("lanczos_shorten", _shortened), ("chebyshev", _three_term)):
+            for name, run in (
+                ("lanczos_subtract", _subtracted),
+                ("lanczos_shorten", _shortened),
+                ("chebyshev", _three_term),
+            ):
                 found, vector = run(self, x, y, w)
                 due, expected = run(PLAIN, x, y, w)
-                off = max(np.abs(np.array(found) - due).max() / TRIED, longvectors.distance(vector, expected) / TRIED**0.5)
+                off = max(
+                    np.abs(np.array(found) - due).max() / TRIED, longvectors.distance(vector, expected) / TRIED**0.5
+                )
                 if not off <= 4 * arrays.machine_epsilon(dtype):
-                    raise ValueError(f"{name} differs from torch's operations by {off:.1e} in {arrays.dtype_name(dtype)}")
+                    raise ValueError(
+                        f"{name} differs from torch's operations by {off:.1e} in {arrays.dtype_name(dtype)}"
+                    )
 
 
 class Plain:
@@ -153,7 +163,9 @@ def _made(device: torch.device) -> Fused | str:
         kernels = Fused(device)
         kernels.hold()
         return kernels
-    except Exception as failure:  # whatever cupy, its compiler and the driver raise: torch's operations are always there
+    except (
+        Exception
+    ) as failure:  # whatever cupy, its compiler and the driver raise: torch's operations are always there
         return first_line(failure)
 
 
