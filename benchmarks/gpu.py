@@ -7,10 +7,10 @@
 
 Parts, in the order in which they run; what the seconds do not reach is listed as left out:
 
-- `recurrences`: bytes a second of a plain copy; of an inner product, by how many entries are upcast at a time; of the updates of
-  Lanczos and Chebyshev, by torch's operations and by `spectral.krylov.kernels`, counting the passes that each must make.
-- `products`: a gradient, J^T J, Gauss-Newton and Hessian: milliseconds warm, over a gradient in the same precision, and the peak of
-  memory beyond model, data and vectors; one vector and a block; float32 without tf32, with it, and products in bfloat16; beside
+- `recurrences`: bytes a second of a plain copy; of an inner product, by how many entries are upcast at a time; of the updates
+  of Lanczos and Chebyshev, by torch's operations and by `spectral.krylov.kernels`, counting the passes that each must make.
+- `products`: a gradient, J^T J, Gauss-Newton and Hessian: milliseconds warm, over a gradient in the same precision, and the
+  peak of memory beyond model, data and vectors; one vector and a block; float32 without tf32, with it, and products in bfloat16; beside
   curvlinops and hessian-eigenthings where they can be imported. Every product is held against double backward in plain torch.
 - `slq`: a Lanczos run of Gauss-Newton end to end, the operator built anew, beside what others take for as many products.
 
@@ -316,7 +316,8 @@ class Products:
         each = took / case.columns
         return {
             "seconds": each, "gradient_seconds": gradient["seconds"], "ratio": each / gradient["seconds"], "error": error,
-            "wrong": not error <= WRONG[case.precision], "peak": warm, "peak_at_first": max(map(int, most)) if warm is not None else None,
+            "wrong": not error <= WRONG[case.precision], "peak": warm,
+            "peak_at_first": None if warm is None else max(map(int, most)),
             "gradient_peak": gradient["peak"], "building": beginning,
             "chosen": None if inner is None else inner.describe().get("engine"),
         }  # fmt: skip
@@ -474,7 +475,8 @@ def table(stored: Record) -> str:
         verdict = "" if limit is None else f"{limit:.0f}{'' if row['gradients'] <= limit else ', missed'}"
         memory = "–" if row["peak"] is None else f"{row['peak'] / 1e9:.2f}"
         lines.append(
-            f"| {row['model']} | {row['package']} | {row['steps']} | {row['seconds']:.2f} | {row['gradients']:.1f} | {memory} | {verdict} |"
+            f"| {row['model']} | {row['package']} | {row['steps']} | {row['seconds']:.2f} | {row['gradients']:.1f} | {memory} "
+            f"| {verdict} |"
         )
     failed = [row for row in stored["rows"] if "failure" in row]
     lines += ["", *(f"- failed: {name(row)}: {row['failure']}" for row in failed)]

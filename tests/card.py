@@ -102,9 +102,9 @@ def on_card(func, args, kwargs, moved):
     others = [x for x in leaves if not isinstance(x, Card)]
     wanted = kwargs.get("device")
     there = bool(cards) if wanted is None else torch.device(wanted).type == "cuda"
-    if cards and others and func not in COPIES and func not in INDICES:
-        if any(x.ndim for x in others) or func in (aten.mm.default, aten.cat.default, aten.stack.default):
-            raise RuntimeError(f"{func} mixes devices: {[(str(x.device), tuple(x.shape)) for x in leaves]}")
+    small = func not in (aten.mm.default, aten.cat.default, aten.stack.default) and not any(x.ndim for x in others)
+    if cards and others and func not in COPIES and func not in INDICES and not small:
+        raise RuntimeError(f"{func} mixes devices: {[(str(x.device), tuple(x.shape)) for x in leaves]}")
     if func in WAITS and cards:
         moved.append(("back", str(func), 1))
     if func in COPIES:

@@ -42,7 +42,7 @@ def operators(device: Any) -> dict[str, Callable[[], Any]]:
     return {
         "Jacobian": lambda: spectral.Jacobian(net, batches),
         "Jacobian of inputs": lambda: spectral.Jacobian(net, batches, wrt="inputs"),
-        "flattened Jacobian": lambda: spectral.Jacobian(net, batches, layout="flattened"),
+        "flattened Jacobian": lambda: spectral.Jacobian(net, batches, wrt="inputs", layout="flattened"),
         "Gram": lambda: spectral.Jacobian(net, batches).gram("right"),
         "Hessian": lambda: spectral.Hessian(net, loss, batches),
         "GaussNewton": lambda: spectral.GaussNewton(net, loss, batches),

@@ -37,7 +37,7 @@ def test_the_card_refuses_what_a_card_refuses_and_sees_what_leaves_it():
         assert isinstance(x, Card) and x.device.type == "cuda" and moved == [("there", "aten._to_copy.default", 5)]
         with pytest.raises(RuntimeError, match="mixes devices"):
             x + torch.ones(5)
-        with pytest.raises(TypeError, match="use .cpu"):
+        with pytest.raises(TypeError, match=r"use \.cpu"):
             x.numpy()
         assert isinstance(x.new_zeros(3), Card) and float((2.0 * x).sum()) == 10
         assert x.cpu().tolist() == [1.0] * 5 and [way for way, _, _ in moved] == ["there", "back", "back"]
@@ -151,7 +151,7 @@ def test_on_a_gpu_every_estimator_gives_what_it_gives_on_the_processor(name, est
 
 
 def by_engine(matrix, engine):
-    """Products of a matrix of the network on the GPU, held to the processor's until ways have taken turns and programs are used."""
+    """Products of a matrix of the network on the GPU, held to the processor's while ways take turns and programs begin."""
     net = network()
     v = probes.probe(0, 0, sum(p.numel() for p in net.parameters()), dtype=DTYPE)
     due = getattr(spectral, matrix)(net, nn.CrossEntropyLoss(), data()) @ v
