@@ -10,8 +10,9 @@ Parts, in the order in which they run; what the seconds do not reach is listed a
 - `recurrences`: bytes a second of a plain copy; of an inner product, by how many entries are upcast at a time; of the updates
   of Lanczos and Chebyshev, by torch's operations and by `spectral.krylov.kernels`, counting the passes that each must make.
 - `products`: a gradient, J^T J, Gauss-Newton and Hessian: milliseconds warm, over a gradient in the same precision, and the
-  peak of memory beyond model, data and vectors; one vector and a block; float32 without tf32, with it, and products in bfloat16; beside
-  curvlinops and hessian-eigenthings where they can be imported. Every product is held against double backward in plain torch.
+  peak of memory beyond model, data and vectors; one vector and a block; float32 without tf32, with it, and products in
+  bfloat16; beside curvlinops and hessian-eigenthings where they can be imported. Every product is held against double backward
+  in plain torch.
 - `slq`: a Lanczos run of Gauss-Newton end to end, the operator built anew, beside what others take for as many products.
 
 Times are CUDA events around each call after WARM_UP calls, medians; memory is torch's count of what is allocated. EXPECTED says
