@@ -33,6 +33,9 @@ from spectral.engine import trace
 from spectral.threads import FORWARD_MODE, Shared
 
 ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled")
+PART = 1 << 20  # entries of a vector that are looked at at a time
+TINY = 1e-25  # of a sum of squares in float32: below, and beyond what it holds, float64 tells
+HEAVY = 1 << 28  # bytes of a vector that is held in half of them while products are tested
 CALLS = 3  # products of the first batch on which a program is held to its way, and in which a way is timed
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
@@ -104,7 +107,8 @@ class ForwardMode:
 
         `graph`: J^T u comes next, so that this forward pass records the graph too, if none is there yet.
         """
-        copies = tuple(t.clone() for t in tangents)  # a view would be copied into new memory, which no program records
+        # a view would be copied into new memory, which no program records
+        copies = tuple(t.clone() if t._is_view() else t for t in tangents)
         with math_attention(), FORWARD_MODE:
             if graph and self._output is None and not self._apart and not trace.recording():
                 try:
@@ -170,7 +174,8 @@ class ForwardOverReverse:
     def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
         gradient = torch.func.grad(self.function, argnums=tuple(range(len(self.primals))))
         with math_attention(), FORWARD_MODE:
-            products = torch.func.jvp(gradient, self.primals, tuple(t.clone() for t in tangents))[1]
+            copies = tuple(t.clone() if t._is_view() else t for t in tangents)
+            products = torch.func.jvp(gradient, self.primals, copies)[1]
         return tuple(t.detach() for t in products)
 
 
@@ -206,28 +211,33 @@ class Adjoint:
     then each product J v is held to (u, J^T u), each J^T u to (v, J v). An inner product of signs with J v has the standard
     deviation ||J v||, so that a wrong product shows as about 1 in any dimension; divided by ||u|| or ||v|| it would drown in
     float32's rounding from a million parameters on. Cost: one J v and one J^T u, then two inner products a test; memory: a
-    vector of each side and a quarter.
+    vector of each side, half of one where it is large.
     """
 
     def __init__(self, there: Linear, back: Linear, v: torch.Tensor, rows: int, allowed: float = math.inf) -> None:
         """`there`: v (n,) -> the pieces of J v (rows,); `back`: u (rows,) -> the pieces of J^T u (n,); `v`: like any v."""
         self.allowed = allowed
-        self.v = probes.signs(1, len(v), dtype=torch.int8, device=v.device)
+        self.v = probes.Signs(1, len(v), v.device)
         self.u = probes.signs(0, rows, dtype=v.dtype, device=v.device)
-        self.Jv, self.pulled = there(self.v.to(v.dtype)), back(self.u)
-        self.error = self._identity(self.u, self.Jv, self.v, self.pulled)
+        self.Jv, self.pulled = there(self.v[:].to(v.dtype)), back(self.u)
+        self.error, self.unit = self._identity(self.u, self.Jv, self.v, self.pulled), 1.0
+        if sum(p.numel() * p.element_size() for p in self.pulled) > HEAVY:
+            pulled, self.pulled = self.pulled, ()
+            self.pulled, self.unit = _halved(pulled)
 
     def of_forward(self, v: torch.Tensor, Jv: Tensors) -> float:
         """The error of J v; `Wrong` if it is more than allowed."""
-        return max(self.error, self._identity(self.u, Jv, v, self.pulled))
+        return max(self.error, self._identity(self.u, Jv, v, self.pulled, self.unit))
 
     def of_transpose(self, u: torch.Tensor, pulled: Tensors) -> float:
         """The error of J^T u; `Wrong` if it is more than allowed."""
         return max(self.error, self._identity(u, self.Jv, self.v, pulled))
 
-    def _identity(self, u: torch.Tensor, Jv: Tensors, v: torch.Tensor, pulled: Tensors) -> float:
-        one, two = dot(u, Jv), dot(v, pulled)
-        scale = max(norm(Jv) * _component(u), norm(pulled) * _component(v))
+    def _identity(
+        self, u: torch.Tensor, Jv: Tensors, v: torch.Tensor | probes.Signs, pulled: Tensors, unit: float = 1.0
+    ) -> float:
+        one, two = dot(u, Jv), unit * dot(v, pulled)
+        scale = max(norm(Jv) * _component(u), unit * norm(pulled) * _component(v))
         if not scale > 0 or not math.isfinite(scale):  # what is not finite is somebody else's to say
             return 0.0
         error = abs(one - two) / scale
@@ -236,14 +246,25 @@ class Adjoint:
         return error
 
 
-def _component(x: torch.Tensor) -> float:
+def _halved(pieces: Tensors) -> tuple[Tensors, float]:
+    """(pieces in float16 over their largest entry, that entry): inner products with signs are off by 1e-4 of their norm."""
+    largest = max(float(p.abs().max()) for p in pieces if p.numel())
+    if not 0 < largest < math.inf or pieces[0].element_size() == 2:
+        return pieces, 1.0
+    left, halves = list(pieces), list[torch.Tensor]()
+    while left:
+        halves.append((left.pop(0) / largest).half())
+    return tuple(halves), largest
+
+
+def _component(x: torch.Tensor | probes.Signs) -> float:
     """The root mean square of a vector's entries."""
-    return longvectors.norm(x) / max(len(x), 1) ** 0.5
+    return 1.0 if isinstance(x, probes.Signs) else norm((x,)) / max(len(x), 1) ** 0.5
 
 
 def norm(pieces: Tensors) -> float:
     """Of pieces that follow one another."""
-    return math.hypot(*(longvectors.norm(p.reshape(-1)) for p in pieces))
+    return math.sqrt(sum(_dot(some, some) for p in pieces for some in p.reshape(-1).split(PART)))
 
 
 def distance(one: Tensors, two: Tensors) -> float:
@@ -251,10 +272,21 @@ def distance(one: Tensors, two: Tensors) -> float:
     return math.hypot(*(longvectors.distance(a, b) for a, b in zip(one, two, strict=True)))
 
 
-def dot(x: torch.Tensor, pieces: Tensors) -> float:
+def dot(x: torch.Tensor | probes.Signs, pieces: Tensors) -> float:
     """<x, y> for y in pieces that follow one another."""
-    parts = x.split([p.numel() for p in pieces])
-    return sum(longvectors.dot(part, p.reshape(-1)) for part, p in zip(parts, pieces, strict=True))
+    start, total = 0, 0.0
+    for y in pieces:
+        for some in y.reshape(-1).split(PART):
+            total += _dot(x[start : start + len(some)], some)
+            start += len(some)
+    return total
+
+
+def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
+    """<x, y> to what tests of products need: in float32 where nothing is finer, a quarter of what float64 takes."""
+    kind = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    value = float(torch.dot(x.to(kind), y.to(kind)))
+    return value if TINY < abs(value) < math.inf else longvectors.dot(x, y)
 
 
 def symmetry_error(u: torch.Tensor, Au: Tensors, v: torch.Tensor, Av: Tensors, allowed: float) -> float:
