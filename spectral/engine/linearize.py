@@ -20,7 +20,7 @@ stand in the operator's description. Linearisations and programs stay from sweep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -39,6 +39,8 @@ HEAVY = 1 << 28  # bytes of a vector that is held in half of them while products
 CALLS = 3  # products of the first batch on which a program is held to its way, and in which a way is timed
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
+Vector = torch.Tensor | probes.Signs | Tensors
+Held = Sequence[torch.Tensor | tuple[torch.Tensor, float]]  # pieces, or pieces over a unit
 Linear = Callable[[torch.Tensor], Tensors]  # a vector -> what follows one another in its image
 
 
@@ -217,27 +219,23 @@ class Adjoint:
     def __init__(self, there: Linear, back: Linear, v: torch.Tensor, rows: int, allowed: float = math.inf) -> None:
         """`there`: v (n,) -> the pieces of J v (rows,); `back`: u (rows,) -> the pieces of J^T u (n,); `v`: like any v."""
         self.allowed = allowed
-        self.v = probes.Signs(1, len(v), v.device)
-        self.u = probes.signs(0, rows, dtype=v.dtype, device=v.device)
-        self.Jv, self.pulled = there(self.v[:].to(v.dtype)), back(self.u)
-        self.error, self.unit = self._identity(self.u, self.Jv, self.v, self.pulled), 1.0
-        if sum(p.numel() * p.element_size() for p in self.pulled) > HEAVY:
-            pulled, self.pulled = self.pulled, ()
-            self.pulled, self.unit = _halved(pulled)
+        self.v, self.u = probes.Signs(1, len(v), v.device), probes.Signs(0, rows, v.device)
+        Jv, pulled = list(there(self.v[:].to(v.dtype))), list(back(self.u[:].to(v.dtype)))
+        self.error = self._identity(self.u, Jv, self.v, pulled)
+        heavy = sum(p.numel() * p.element_size() for p in pulled) > HEAVY
+        self.Jv, self.pulled = (_waiting(pieces) if heavy else pieces for pieces in (Jv, pulled))
 
     def of_forward(self, v: torch.Tensor, Jv: Tensors) -> float:
         """The error of J v; `Wrong` if it is more than allowed."""
-        return max(self.error, self._identity(self.u, Jv, v, self.pulled, self.unit))
+        return max(self.error, self._identity(self.u, Jv, v, self.pulled))
 
-    def of_transpose(self, u: torch.Tensor, pulled: Tensors) -> float:
-        """The error of J^T u; `Wrong` if it is more than allowed."""
+    def of_transpose(self, u: torch.Tensor | Tensors, pulled: Tensors) -> float:
+        """The error of J^T u, u in one piece or in those of J v; `Wrong` if it is more than allowed."""
         return max(self.error, self._identity(u, self.Jv, self.v, pulled))
 
-    def _identity(
-        self, u: torch.Tensor, Jv: Tensors, v: torch.Tensor | probes.Signs, pulled: Tensors, unit: float = 1.0
-    ) -> float:
-        one, two = dot(u, Jv), unit * dot(v, pulled)
-        scale = max(norm(Jv) * _component(u), unit * norm(pulled) * _component(v))
+    def _identity(self, u: Vector, Jv: Held, v: Vector, pulled: Held) -> float:
+        one, two = dot(u, Jv), dot(v, pulled)
+        scale = max(norm(Jv) * _component(u), norm(pulled) * _component(v))
         if not scale > 0 or not math.isfinite(scale):  # what is not finite is somebody else's to say
             return 0.0
         error = abs(one - two) / scale
@@ -246,25 +244,35 @@ class Adjoint:
         return error
 
 
-def _halved(pieces: Tensors) -> tuple[Tensors, float]:
-    """(pieces in float16 over their largest entry, that entry): inner products with signs are off by 1e-4 of their norm."""
-    largest = max(float(p.abs().max()) for p in pieces if p.numel())
-    if not 0 < largest < math.inf or pieces[0].element_size() == 2:
-        return pieces, 1.0
-    left, halves = list(pieces), list[torch.Tensor]()
-    while left:
-        halves.append((left.pop(0) / largest).half())
-    return tuple(halves), largest
+def _waiting(pieces: list[torch.Tensor]) -> Held:
+    """Large pieces in float16 over their largest entry, with that: inner products with signs are off by 1e-4 of their norm."""
+    held: list[torch.Tensor | tuple[torch.Tensor, float]] = []
+    while pieces:
+        piece = pieces.pop(0)
+        largest = float(piece.abs().max()) if piece.numel() > PART and piece.element_size() > 2 else 0.0
+        held.append(((piece / largest).half(), largest) if 0 < largest < math.inf else piece)
+    return held
 
 
-def _component(x: torch.Tensor | probes.Signs) -> float:
+def _component(x: Vector) -> float:
     """The root mean square of a vector's entries."""
-    return 1.0 if isinstance(x, probes.Signs) else norm((x,)) / max(len(x), 1) ** 0.5
+    if isinstance(x, probes.Signs):
+        return 1.0
+    parts = (x,) if isinstance(x, torch.Tensor) else x
+    return norm(parts) / max(sum(p.numel() for p in parts), 1) ** 0.5
 
 
-def norm(pieces: Tensors) -> float:
+def norm(pieces: Held) -> float:
     """Of pieces that follow one another."""
-    return math.sqrt(sum(_dot(some, some) for p in pieces for some in p.reshape(-1).split(PART)))
+    return math.sqrt(
+        sum(unit * unit * _dot(some, some) for piece, unit in _units(pieces) for some in piece.split(PART))
+    )
+
+
+def _units(pieces: Held) -> Iterator[tuple[torch.Tensor, float]]:
+    for piece in pieces:
+        y, unit = piece if isinstance(piece, tuple) else (piece, 1.0)
+        yield y.reshape(-1), unit
 
 
 def distance(one: Tensors, two: Tensors) -> float:
@@ -272,13 +280,15 @@ def distance(one: Tensors, two: Tensors) -> float:
     return math.hypot(*(longvectors.distance(a, b) for a, b in zip(one, two, strict=True)))
 
 
-def dot(x: torch.Tensor | probes.Signs, pieces: Tensors) -> float:
-    """<x, y> for y in pieces that follow one another."""
+def dot(x: Vector, pieces: Held) -> float:
+    """<x, y> for y in pieces that follow one another, x in the same ones if it is in some."""
     start, total = 0, 0.0
-    for y in pieces:
-        for some in y.reshape(-1).split(PART):
-            total += _dot(x[start : start + len(some)], some)
-            start += len(some)
+    for i, (y, unit) in enumerate(_units(pieces)):
+        own, at = (x, start) if isinstance(x, torch.Tensor | probes.Signs) else (x[i].reshape(-1), 0)
+        for some in y.split(PART):
+            total += unit * _dot(own[at : at + len(some)], some)
+            at += len(some)
+        start += len(y)
     return total
 
 

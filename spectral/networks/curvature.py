@@ -482,12 +482,12 @@ class GaussNewton(Curvature):
             return pulled(u)
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
-            jv, u = (tuple(t.reshape(-1).to(self.dtype) for t in some) for some in latest)
+            jv, u = (tuple(t.reshape(-1) for t in some) for some in latest)
             error = 0.0 if way in self._held else self._curvature_error(batch)
             self._held.add(way)
             test = self._adjoint_test(there, back, v, sum(map(len, jv)))
             latest.clear()
-            return max(error, test.of_forward(v, jv), test.of_transpose(torch.cat(u) if own else u[0], w))
+            return max(error, test.of_forward(v, jv), test.of_transpose(u, w))
 
         return Maps(product, check, kept + keeps * logits, self._allowed)
 
