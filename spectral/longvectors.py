@@ -7,6 +7,7 @@ columns X (n, m) how blocks are multiplied: `dots` and `rotate` take rows, `cros
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,8 +21,26 @@ CHUNK_ELSEWHERE = 1 << 23
 TINY = float(np.finfo(float).tiny)
 
 
-class GrowingRows(list[torch.Tensor]):
-    """Vectors (n,) of a state that only grow in number: of a save later on, those of this one are the first."""
+class GrowingRows(Sequence[torch.Tensor]):
+    """Vectors (n,) of a state that only grow in number: of a save later on, those of this one are the first.
+
+    Each is asked for when it is needed, so that they need not be there together.
+    """
+
+    def __init__(self, row: Callable[[int], torch.Tensor], number: int) -> None:
+        self.row, self.number = row, number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, j: int) -> torch.Tensor:  # type: ignore[override]
+        if not 0 <= j < self.number:
+            raise IndexError(j)
+        return self.row(j)
+
+    def tensor(self) -> torch.Tensor:
+        """All of them, (count, n)."""
+        return torch.stack(list(self)) if self.number else torch.zeros(0)
 
 
 def chunk(device: torch.device) -> int:
@@ -173,10 +192,10 @@ def independent(W: torch.Tensor, V: torch.Tensor, floor: float) -> tuple[torch.T
     return Q[:r], R[:r]
 
 
-def of_length_1(*vectors: torch.Tensor | None) -> bool:
-    """Whether vectors (n,), or the rows of (j, n), have length 1, to their rounding; None is no vector."""
-    rows = [row for V in vectors if V is not None for row in V.reshape(-1, V.shape[-1])]
-    return all(abs(norm(row) - 1) <= arrays.summation_error(row.dtype) for row in rows)
+def of_length_1(*vectors: torch.Tensor | Sequence[torch.Tensor] | None, rounding: float = 0.0) -> bool:
+    """Whether vectors (n,), or rows, have length 1, to their rounding; None is no vector."""
+    some = ([V] if isinstance(V, torch.Tensor) and V.ndim == 1 else V for V in vectors if V is not None)
+    return all(abs(norm(row) - 1) <= max(arrays.summation_error(row.dtype), rounding) for rows in some for row in rows)
 
 
 def orthonormal(V: torch.Tensor) -> bool:

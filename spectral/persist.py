@@ -19,7 +19,7 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +34,7 @@ DAMAGE = (  # what numpy, zipfile, zlib and json raise for a file that is not wh
 )  # fmt: skip
 # What may pass while a run goes on.
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE
+READ = 1 << 24  # bytes at a time
 KINDS = "fiub"  # of arrays in a file: numbers and truth values
 
 
@@ -149,46 +150,57 @@ def _why(problem: BaseException) -> str:
 
 
 class Rows:
-    """An append-only file of vectors: a save costs what is new. What a crash left behind the last mark is cut off again."""
+    """An append-only file of vectors: a save costs what is new. What a crash left behind the last mark is cut off again.
+
+    What is written and read passes by in pieces, so that the file is never in memory whole.
+    """
 
     def __init__(self, path: Any, mark: tuple[int, str] | None = None) -> None:
         """`mark` as `append` gave it: the file must hold what it held then, ValueError if not; None begins anew."""
         self.path, self.size, self.digest = own(path), 0, hashlib.sha256()
-        self.content = bytearray()  # what was read; the caller takes it away
         if mark is None or mark[0] == 0:
             return
         try:
-            with os.fdopen(os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b") as file:
-                size = os.fstat(file.fileno()).st_size
-                self.content = bytearray(file.read(mark[0]) if mark[0] <= size else b"")
-                if self.content:
+            with self._opened() as file:
+                if mark[0] <= os.fstat(file.fileno()).st_size:
+                    while self.size < mark[0] and (piece := file.read(min(READ, mark[0] - self.size))):
+                        self.digest.update(piece)
+                        self.size += len(piece)
                     file.truncate(mark[0])
         except FileNotFoundError as problem:
             raise ValueError(
                 f"{path} is missing, which belongs to a checkpoint; delete that and run again."
             ) from problem
-        self.digest.update(self.content)
-        self.size = len(self.content)
         if (self.size, self.digest.hexdigest()) != tuple(mark):
             raise ValueError(
                 f"{path} is damaged (its checksum does not fit); delete it with its checkpoint and run again."
             )
 
-    def append(self, content: bytes) -> tuple[int, str]:
+    def _opened(self, flags: int = 0) -> IO[bytes]:
+        return os.fdopen(os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o666), "r+b")
+
+    def append(self, contents: Iterable[bytes]) -> tuple[int, str]:
         """Write behind what is there; returns the mark (bytes, SHA-256) of all so far."""
-        if content:
-            own(self.path).parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            with os.fdopen(handle, "r+b") as file:
-                file.seek(self.size)  # behind the last mark, whatever an interrupted append has left there
+        size, digest = self.size, self.digest.copy()
+        own(self.path).parent.mkdir(parents=True, exist_ok=True)
+        with self._opened(os.O_CREAT) as file:
+            file.seek(size)  # behind the last mark, whatever an interrupted append has left there
+            for content in contents:
                 file.write(content)
-                file.truncate()
-                file.flush()
-                os.fsync(file.fileno())
-            digest = self.digest.copy()
-            digest.update(content)
-            self.size, self.digest = self.size + len(content), digest  # both or, where a signal comes, none
+                digest.update(content)
+                size += len(content)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        self.size, self.digest = size, digest  # both or, where a signal comes, none
         return self.size, self.digest.hexdigest()
+
+    def read(self, start: int, memory: np.ndarray) -> None:
+        """What stands from byte `start` on, into `memory` (bytes,)."""
+        with self._opened() as file:
+            file.seek(start)
+            if file.readinto(memory) != len(memory):  # type: ignore[attr-defined]
+                raise ValueError(f"{self.path} has become shorter; delete it with its checkpoint and run again.")
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

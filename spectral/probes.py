@@ -110,17 +110,38 @@ def _drawn(key: np.ndarray, segment: int, kind: str, count: int) -> np.ndarray:
     return 2.0 * generator.integers(0, 2, size=count) - 1.0
 
 
+class Signs:
+    """n independent signs +-1 for tests of products, one random bit each, a twentieth of what a Gaussian takes to draw.
+
+    Eight of them are held in a byte; a slice gives entries, as int8.
+
+    >>> Signs(0, 4)[1:].abs()
+    tensor([1, 1, 1], dtype=torch.int8)
+    """
+
+    def __init__(self, seed: int, n: int, device: torch.device | str = "cpu") -> None:
+        generator = np.random.Philox(key=np.array([check_seed(seed), 0], dtype=np.uint64), counter=[0, 0, 0, 3])
+        words = np.atleast_1d(generator.random_raw(-(-n // 64))).astype("<u8").view(np.uint8)
+        self.bytes, self.n = torch.from_numpy(words).to(device), n
+        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+        self.table = torch.from_numpy(2 * bits.view(np.int8) - 1).to(device)  # the signs of each byte
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, part: slice) -> torch.Tensor:
+        low, high, _ = part.indices(self.n)
+        some = self.table[self.bytes[low // 8 : -(-high // 8)].int()]
+        return some.reshape(-1)[low % 8 :][: high - low]
+
+
 def signs(seed: int, n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> torch.Tensor:
-    """n independent signs +-1 for tests of products, (n,): one random bit an entry, a twentieth of what a Gaussian takes.
+    """`Signs` as a vector (n,).
 
     >>> signs(0, 4).abs()
     tensor([1., 1., 1., 1.], dtype=torch.float64)
     """
-    words = np.random.Philox(key=np.array([check_seed(seed), 0], dtype=np.uint64), counter=[0, 0, 0, 3]).random_raw(
-        -(-n // 64)
-    )
-    bits = np.unpackbits(np.atleast_1d(words).astype("<u8").view(np.uint8))[:n].view(np.int8)
-    return torch.from_numpy(2 * bits - 1).to(device).to(dtype)
+    return Signs(seed, n, device)[:].to(dtype)
 
 
 def unit_vectors(indices: range, n: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:

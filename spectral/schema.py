@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -266,6 +266,22 @@ class Array(Rule):
         bounds = ((">=", self.least), ("<=", self.most), (">", self.above))
         parts += [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
         return ", ".join(parts + (["ascending"] if self.ascending else []))
+
+
+@dataclass(frozen=True)
+class Vectors(Rule):
+    """A sequence of vectors (n,) of the run's dtype, alike, which may be read one at a time."""
+
+    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
+        if not isinstance(value, Sequence | torch.Tensor) or isinstance(value, str):
+            return False
+        v = value[0] if len(value) else None
+        return v is None or (
+            isinstance(v, torch.Tensor) and v.shape == (sizes["n"],) and dtype_name(v) == sizes["dtype"]
+        )
+
+    def words(self, sizes: Sizes) -> str:
+        return f"vectors of {sizes['n']} entries in {sizes['dtype']}"
 
 
 # Several together --------------------------------------------------------------------------------------------------------

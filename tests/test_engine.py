@@ -124,16 +124,20 @@ def test_old_custom_function_goes_by_double_backward_and_its_replay():
 
 @pytest.mark.parametrize("kind", ["J v", "J^T J v", "Gauss-Newton"])
 def test_what_products_are_held_to_is_dropped_once_they_have_been(kind):
-    """The pair is two vectors of a model's size; three products of each way are tested."""
+    """The pair is two vectors of a model's size; three products of each way are tested, the second way's after TURN of them."""
     model, data = linear_model()
     A = GaussNewton(model, nn.CrossEntropyLoss(), data) if kind == "Gauss-Newton" else Jacobian(model, data)
     B, v = (A.gram("right") if kind == "J^T J v" else A), torch.ones(A.shape[1]).double()
     B @ v
     pair = A._adjoint[1]
     assert len(pair.v) == A.shape[1] and pair.error < 1e-12
-    for _ in range(6):
+    for _ in range(int(autotune.TURN) + 4):
         B @ v
     assert A._adjoint == (None, None)
+    forced = Jacobian(model, data, engine="fresh")
+    for _ in range(4):
+        forced @ v
+    assert forced._adjoint == (None, None)
 
 
 class Half(linearize.ForwardMode):
@@ -196,8 +200,9 @@ def test_the_other_way_takes_a_turn_and_the_faster_one_goes_on(monkeypatch):
 
             return Maps(product, lambda x, w: 0.0)
 
-        for _ in range(6):
+        for _ in range(int(autotune.TURN) + 3):
             engine.multiply(Workload("J v", 0, linearized), v[None], torch.empty(1, 3).double(), True)
+        assert taken[: int(autotune.TURN)] == ["fresh"] * int(autotune.TURN)  # a turn costs as much as some products
         assert set(taken) == set(linearize.WAYS) and taken[0] == "fresh" and taken[-1] == faster
 
 

@@ -464,7 +464,7 @@ def test_function_that_differentiates_once_is_refused(function, why, dtype):
     model = Cubic(function).to(dtype)
     J = spectral.Jacobian(model, [torch.randn(4, 3).to(dtype)])
     with pytest.raises(ValueError, match=f"no engine multiplies.*{why}"):
-        J @ torch.ones(8, dtype=dtype)
+        J @ torch.ones(8, dtype=J.dtype)
 
 
 def test_wrong_product_is_seen_among_a_million_parameters():

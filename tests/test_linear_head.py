@@ -217,7 +217,7 @@ def test_a_head_whose_derivative_is_another_is_said():
     model, loss, data = module()
     A = GaussNewton(steeper(model), loss, data)
     assert A.network.head is None
-    assert A.describe()["untested"].startswith("the head in chunks: its product is off by ")
+    assert A.describe()["untested"].startswith("the head in chunks: its derivative is off by ")
 
 
 def test_layers_with_more_than_a_weight_and_a_bias_are_no_heads():

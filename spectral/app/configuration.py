@@ -31,6 +31,7 @@ from spectral.experiments.cell import KINDS
 from spectral.experiments.datasets import STANDARDISATIONS
 from spectral.experiments.experiments import EXPERIMENTS
 from spectral.experiments.models import BLOCKS
+from spectral.krylov.basis import check_place
 from spectral.krylov.lanczos import MODES
 from spectral.networks.products import budget_bytes
 from spectral.operators.foreign import as_operator
@@ -221,6 +222,7 @@ OPTIONS: dict[str, Rule] = {  # of operators, by their names
     "product_dtype": maybe(Text(*PRODUCT_DTYPES)),
     "memory": maybe(Checked(budget_bytes, "bytes, such as 512MiB, 2GiB or 0")),
     "preflight": Flag(),
+    "chunk": maybe(SIZE),
     "draws": maybe(SIZE),
     "seed": SEED,
 }
@@ -271,6 +273,10 @@ SETTINGS: dict[str, Rule] = {  # of estimators, by their names; what is null is 
     "method": Text(*ESD_METHODS),
 }
 OWN_SETTINGS: dict[Any, dict[str, Rule]] = {
+    **{
+        run: {"basis": Checked(check_place, "device, bf16, host or the path of a folder")}
+        for run in (spectral.slq, spectral.esd)
+    },
     spectral.top: {"tol": Number(least=0, below=1), "which": Text(*KEYS)},
     spectral.svd: {"tol": Number(least=0, below=1), "which": Text("largest", "smallest")},
     spectral.trace: {"method": Text(*TRACE_METHODS)},

@@ -29,9 +29,10 @@ from spectral.failures import first_line
 
 COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]: compiling takes up to a minute
 # Guesses before a candidate is measured, in first products and in present ones: a recording with its tests took 3 to 6 of the
-# former and saved .05 to .5 of the latter on five models; the other way takes half a product more at first, and saves as much.
+# former and saved .05 to .5 of the latter on five models. The other way saves as much, and takes two products more at first where
+# vectors weigh more than a model's arithmetic: it waits for TURN products, made or announced.
 RECORDING, SAVED = 4.0, 0.2
-TURN = 3.0
+TURN = 10.0
 RIVAL = 0.15  # what the other way's program may save of a Hessian's: 0 to .2 on five models
 BETTER = 0.95  # a candidate must take less than this part of the time: near ties go the same way in every run
 SERVE = 10  # products a column that a block's program must serve: trying it takes about three, and it saves some tenths of one
@@ -190,8 +191,15 @@ class Engine:
 
     @property
     def tests(self) -> bool:
-        """Whether products to come are tested."""
-        return self.check and any(choice.young and not choice.proven for choice in self.choices.values())
+        """Whether products to come are tested, those of a way that may take its turn soon included."""
+        return self.check and any(
+            not choice.proven and (choice.young or (self._waits(choice) and choice.count <= TURN))
+            for choice in self.choices.values()
+        )
+
+    def _waits(self, choice: Choice) -> bool:
+        """Whether the second way has not multiplied yet and might."""
+        return len(choice.ways) > 1 and self.turns and not choice.program and choice.ways[1] not in choice.timings
 
     @property
     def settled(self) -> bool:

@@ -20,7 +20,7 @@ stand in the operator's description. Linearisations and programs stay from sweep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -33,9 +33,14 @@ from spectral.engine import trace
 from spectral.threads import FORWARD_MODE, Shared
 
 ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled")
+PART = 1 << 20  # entries of a vector that are looked at at a time
+TINY = 1e-25  # of a sum of squares in float32: below, and beyond what it holds, float64 tells
+HEAVY = 1 << 28  # bytes of a vector that is held in half of them while products are tested
 CALLS = 3  # products of the first batch on which a program is held to its way, and in which a way is timed
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
+Vector = torch.Tensor | probes.Signs | Tensors
+Held = Sequence[torch.Tensor | tuple[torch.Tensor, float]]  # pieces, or pieces over a unit
 Linear = Callable[[torch.Tensor], Tensors]  # a vector -> what follows one another in its image
 
 
@@ -104,7 +109,8 @@ class ForwardMode:
 
         `graph`: J^T u comes next, so that this forward pass records the graph too, if none is there yet.
         """
-        copies = tuple(t.clone() for t in tangents)  # a view would be copied into new memory, which no program records
+        # a view would be copied into new memory, which no program records
+        copies = tuple(t.clone() if t._is_view() else t for t in tangents)
         with math_attention(), FORWARD_MODE:
             if graph and self._output is None and not self._apart and not trace.recording():
                 try:
@@ -170,7 +176,8 @@ class ForwardOverReverse:
     def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
         gradient = torch.func.grad(self.function, argnums=tuple(range(len(self.primals))))
         with math_attention(), FORWARD_MODE:
-            products = torch.func.jvp(gradient, self.primals, tuple(t.clone() for t in tangents))[1]
+            copies = tuple(t.clone() if t._is_view() else t for t in tangents)
+            products = torch.func.jvp(gradient, self.primals, copies)[1]
         return tuple(t.detach() for t in products)
 
 
@@ -206,26 +213,27 @@ class Adjoint:
     then each product J v is held to (u, J^T u), each J^T u to (v, J v). An inner product of signs with J v has the standard
     deviation ||J v||, so that a wrong product shows as about 1 in any dimension; divided by ||u|| or ||v|| it would drown in
     float32's rounding from a million parameters on. Cost: one J v and one J^T u, then two inner products a test; memory: a
-    vector of each side and a quarter.
+    vector of each side, half of one where it is large.
     """
 
     def __init__(self, there: Linear, back: Linear, v: torch.Tensor, rows: int, allowed: float = math.inf) -> None:
         """`there`: v (n,) -> the pieces of J v (rows,); `back`: u (rows,) -> the pieces of J^T u (n,); `v`: like any v."""
         self.allowed = allowed
-        self.v = probes.signs(1, len(v), dtype=torch.int8, device=v.device)
-        self.u = probes.signs(0, rows, dtype=v.dtype, device=v.device)
-        self.Jv, self.pulled = there(self.v.to(v.dtype)), back(self.u)
-        self.error = self._identity(self.u, self.Jv, self.v, self.pulled)
+        self.v, self.u = probes.Signs(1, len(v), v.device), probes.Signs(0, rows, v.device)
+        Jv, pulled = list(there(self.v[:].to(v.dtype))), list(back(self.u[:].to(v.dtype)))
+        self.error = self._identity(self.u, Jv, self.v, pulled)
+        heavy = sum(p.numel() * p.element_size() for p in pulled) > HEAVY
+        self.Jv, self.pulled = (_waiting(pieces) if heavy else pieces for pieces in (Jv, pulled))
 
     def of_forward(self, v: torch.Tensor, Jv: Tensors) -> float:
         """The error of J v; `Wrong` if it is more than allowed."""
         return max(self.error, self._identity(self.u, Jv, v, self.pulled))
 
-    def of_transpose(self, u: torch.Tensor, pulled: Tensors) -> float:
-        """The error of J^T u; `Wrong` if it is more than allowed."""
+    def of_transpose(self, u: torch.Tensor | Tensors, pulled: Tensors) -> float:
+        """The error of J^T u, u in one piece or in those of J v; `Wrong` if it is more than allowed."""
         return max(self.error, self._identity(u, self.Jv, self.v, pulled))
 
-    def _identity(self, u: torch.Tensor, Jv: Tensors, v: torch.Tensor, pulled: Tensors) -> float:
+    def _identity(self, u: Vector, Jv: Held, v: Vector, pulled: Held) -> float:
         one, two = dot(u, Jv), dot(v, pulled)
         scale = max(norm(Jv) * _component(u), norm(pulled) * _component(v))
         if not scale > 0 or not math.isfinite(scale):  # what is not finite is somebody else's to say
@@ -236,14 +244,35 @@ class Adjoint:
         return error
 
 
-def _component(x: torch.Tensor) -> float:
+def _waiting(pieces: list[torch.Tensor]) -> Held:
+    """Large pieces in float16 over their largest entry, with that: inner products with signs are off by 1e-4 of their norm."""
+    held: list[torch.Tensor | tuple[torch.Tensor, float]] = []
+    while pieces:
+        piece = pieces.pop(0)
+        largest = float(piece.abs().max()) if piece.numel() > PART and piece.element_size() > 2 else 0.0
+        held.append(((piece / largest).half(), largest) if 0 < largest < math.inf else piece)
+    return held
+
+
+def _component(x: Vector) -> float:
     """The root mean square of a vector's entries."""
-    return longvectors.norm(x) / max(len(x), 1) ** 0.5
+    if isinstance(x, probes.Signs):
+        return 1.0
+    parts = (x,) if isinstance(x, torch.Tensor) else x
+    return norm(parts) / max(sum(p.numel() for p in parts), 1) ** 0.5
 
 
-def norm(pieces: Tensors) -> float:
+def norm(pieces: Held) -> float:
     """Of pieces that follow one another."""
-    return math.hypot(*(longvectors.norm(p.reshape(-1)) for p in pieces))
+    return math.sqrt(
+        sum(unit * unit * _dot(some, some) for piece, unit in _units(pieces) for some in piece.split(PART))
+    )
+
+
+def _units(pieces: Held) -> Iterator[tuple[torch.Tensor, float]]:
+    for piece in pieces:
+        y, unit = piece if isinstance(piece, tuple) else (piece, 1.0)
+        yield y.reshape(-1), unit
 
 
 def distance(one: Tensors, two: Tensors) -> float:
@@ -251,10 +280,23 @@ def distance(one: Tensors, two: Tensors) -> float:
     return math.hypot(*(longvectors.distance(a, b) for a, b in zip(one, two, strict=True)))
 
 
-def dot(x: torch.Tensor, pieces: Tensors) -> float:
-    """<x, y> for y in pieces that follow one another."""
-    parts = x.split([p.numel() for p in pieces])
-    return sum(longvectors.dot(part, p.reshape(-1)) for part, p in zip(parts, pieces, strict=True))
+def dot(x: Vector, pieces: Held) -> float:
+    """<x, y> for y in pieces that follow one another, x in the same ones if it is in some."""
+    start, total = 0, 0.0
+    for i, (y, unit) in enumerate(_units(pieces)):
+        own, at = (x, start) if isinstance(x, torch.Tensor | probes.Signs) else (x[i].reshape(-1), 0)
+        for some in y.split(PART):
+            total += unit * _dot(own[at : at + len(some)], some)
+            at += len(some)
+        start += len(y)
+    return total
+
+
+def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
+    """<x, y> to what tests of products need: in float32 where nothing is finer, a quarter of what float64 takes."""
+    kind = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    value = float(torch.dot(x.to(kind), y.to(kind)))
+    return value if TINY < abs(value) < math.inf else longvectors.dot(x, y)
 
 
 def symmetry_error(u: torch.Tensor, Au: Tensors, v: torch.Tensor, Av: Tensors, allowed: float) -> float:

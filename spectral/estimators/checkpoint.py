@@ -75,7 +75,7 @@ class Checkpoint:
             with distributed.together() if op.ranks > 1 else nullcontext():
                 if self.writes and self.path.exists():
                     found = self._read(rule, sizes)
-            found = found if op.ranks == 1 else distributed.first(found, op.device)
+            found = found if op.ranks == 1 else distributed.first(_whole(found), op.device)
             if found is not None:
                 self.state, self.before = found["state"], Spent(*found["spent"])
         self._begin()
@@ -220,7 +220,9 @@ class Checkpoint:
         """Write what is new of these rows; returns the mark of all so far."""
         file = self.beside.setdefault(name, persist.Rows(self._beside(name)))
         there = file.size // (self.op.shape[0] * self.op.dtype.itemsize)
-        return file.append(b"".join(map(content, vectors[there:])))
+        if there >= len(vectors):
+            return file.size, file.digest.hexdigest()
+        return file.append(content(vectors[j]) for j in range(there, len(vectors)))
 
     # Reading -----------------------------------------------------------------------------------------------------------
     def _beside(self, name: str) -> Path:
@@ -246,14 +248,21 @@ class Checkpoint:
             raise self.damaged(f"it holds {', '.join(sorted(packed))}, which nothing needs")
         return state
 
-    def _rows(self, name: str, mark: Sequence[Any]) -> torch.Tensor:
-        """Vectors (l, n) from the file beside, as far as the mark counts them."""
+    def _rows(self, name: str, mark: Sequence[Any]) -> longvectors.GrowingRows:
+        """Vectors (n,) from the file beside, as far as the mark counts them, each read when it is asked for."""
         file = self.beside[name] = persist.Rows(self._beside(name), (mark[0], mark[1]))
         if not file.size:
             file.remove()  # what a run that was killed has left
-        array, file.content = np.frombuffer(file.content, dtype=np.uint8), bytearray()
-        n, dtype = self.op.shape[0], self.op.dtype
-        return self._tensor(name, array, (len(array) // (n * dtype.itemsize), n), dtype)
+        each = self.op.shape[0] * self.op.dtype.itemsize
+        if file.size % each:
+            raise self.damaged(f"{name} is not of the size that it says")
+
+        def row(j: int) -> torch.Tensor:
+            q = torch.empty(self.op.shape[0], dtype=self.op.dtype)
+            file.read(j * each, q.view(torch.uint8).numpy())
+            return q.to(self.op.device)
+
+        return longvectors.GrowingRows(row, file.size // each)
 
     def _array(self, name: str, about: dict[str, Any], packed: dict[str, np.ndarray]) -> np.ndarray | torch.Tensor:
         """The array of this name as it was."""
@@ -272,6 +281,13 @@ class Checkpoint:
         if len(array):
             tensor.view(torch.uint8).copy_(torch.from_numpy(array))
         return tensor.reshape(shape).to(self.op.device)
+
+
+def _whole(node: Any) -> Any:
+    """A state as other ranks can be sent it: rows as one tensor."""
+    if isinstance(node, dict):
+        return {name: _whole(value) for name, value in node.items()}
+    return node.tensor() if isinstance(node, longvectors.GrowingRows) else node
 
 
 def content(tensor: torch.Tensor) -> bytes:

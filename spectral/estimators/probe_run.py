@@ -21,6 +21,7 @@ from spectral.operators.operator import Operator
 from spectral.probes import probe
 
 R = TypeVar("R", Lanczos, Chebyshev)
+ROUNDING = 2.0**-8  # of the length of a row in bfloat16
 
 
 class ProbeRun:
@@ -31,13 +32,15 @@ class ProbeRun:
     ) -> None:
         """`steps`: the `least` and the `most` that a probe may aim at."""
         self.op, self.seed, self.mode = op, settings["seed"], settings.get("reorthogonalize", False)
+        self.place = settings.get("basis", "device")
         self.deflation = deflation
         self.records: list[LanczosRecord] = []
         self.attempts: list[ChebyshevRecord] = []  # those that left their interval included
         self.history: list[list[float]] = []  # of the first probe, as `slq` writes it down
         self.recurrence: Lanczos | Chebyshev | None = None  # of the probe at hand, the one after so many `done`
         self.done = self.counted = 0  # `counted`: its steps of which the products are
-        run = {"seed": self.seed, "mode": self.mode, "deflates": deflation is not None}
+        rounding = ROUNDING if self.place == "bf16" else 0.0
+        run = {"seed": self.seed, "mode": self.mode, "deflates": deflation is not None, "rounding": rounding}
         self.checkpoint = Checkpoint(path, op, settings, STATE, **run, **steps)
         self.matrix = self.checkpoint.matrix
         if self.checkpoint.state is not None:
@@ -67,7 +70,9 @@ class ProbeRun:
             "attempts": attempts,
             "history": self.history,
             "deflated": [[f.value, f.error, f.window, f.probe, f.nodes] for f in deflated],
-            "vectors": longvectors.GrowingRows([] if vectors is None else vectors[: len(deflated)]),
+            "vectors": longvectors.GrowingRows(
+                *((int, 0) if vectors is None else (vectors.__getitem__, len(deflated)))
+            ),
             "recurrence": None if recurrence is None or not steps else recurrence.state(),
         }
 
@@ -79,7 +84,7 @@ class ProbeRun:
         if self.deflation is not None:
             self.deflation.looked = len(self.records)
             self.deflation.deflated = [Deflated(f[0], f[1], f[2], f[3], tuple(f[4])) for f in state["deflated"]]
-            self.deflation.vectors = state["vectors"] if state["deflated"] else None
+            self.deflation.vectors = torch.stack(list(state["vectors"])) if state["deflated"] else None
         if (saved := state["recurrence"]) is not None:
             recurrence: Lanczos | Chebyshev
             if "alphas" in saved:
@@ -128,7 +133,7 @@ class ProbeRun:
     def lanczos(self, start: torch.Tensor, steps: int) -> Lanczos:
         """The recurrence from this start, in the complement of what is deflated."""
         U, known = (None, NONE) if self.deflation is None else (self.deflation.vectors, self.deflation.known)
-        return Lanczos(self.op, start, steps, reorthogonalize=self.mode, deflate=U, known=known)
+        return Lanczos(self.op, start, steps, reorthogonalize=self.mode, deflate=U, known=known, place=self.place)
 
     def begin(self, index: int, make: Callable[[torch.Tensor], R]) -> R:
         """The recurrence of probe `index`, made from its start, or the one that an earlier session has left."""

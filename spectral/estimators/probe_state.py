@@ -27,6 +27,7 @@ from spectral.schema import (
     Number,
     Row,
     Sizes,
+    Vectors,
     maybe,
 )
 
@@ -113,15 +114,22 @@ LANCZOS_STATE = Fields(
         "betas": Array("float64", "j", least=0),
         "q_prev": maybe(Array("dtype", "n")),
         "q": Array("dtype", "n"),
-        "basis": Array("dtype", None, "n"),
+        "basis": Vectors(),
         "omega_prev": Array("float64", None),
         "omega": Array("float64", None),
         "again": Flag(),
         "limit": Number(True, least=1, most="most"),
     },
+    {"sum": Array("dtype", "n"), "orthogonality": NONNEGATIVE},  # of a rounded basis
     laws=(
         Law("a recurrence that is whole", _is_whole),
-        Law("vectors of length 1", lambda f, s: longvectors.of_length_1(f["q_prev"], f["q"], f["basis"])),
+        Law(
+            "vectors of length 1",
+            lambda f, s: (
+                longvectors.of_length_1(f["q_prev"], f["q"])
+                and longvectors.of_length_1(f["basis"], rounding=s["rounding"])
+            ),
+        ),
     ),
 )
 CHEBYSHEV_STATE = Fields(
@@ -140,11 +148,12 @@ CHEBYSHEV_STATE = Fields(
         Law("moments that are those of its vectors", _of_its_vectors),
     ),
 )
-# Sizes: n the dimension; dtype, seed and mode (how the basis is kept) are those of the run, `deflates` whether it deflates.
+# Sizes: n the dimension; dtype, seed and mode (whether a basis is kept, which) are those of the run, `deflates` whether it
+# deflates, `rounding` how far the rows of its basis may be from length 1.
 STATE = Fields(
     {
         "deflated": Items(Row(REAL, NONNEGATIVE, NONNEGATIVE, COUNT, Items(COUNT, least=1))),
-        "vectors": Array("dtype", None, "n"),
+        "vectors": Vectors(),
         "recurrence": Either(LANCZOS_STATE, CHEBYSHEV_STATE, None),
         "history": Items(Row(SIZE, COUNT, ANY, ANY, ANY, ANY)),
         **storage.RECORDS,

@@ -23,6 +23,7 @@ from spectral.estimators.budget import (
 from spectral.estimators.deflation import Deflation, converged, padded
 from spectral.estimators.probe_run import ProbeRun
 from spectral.estimators.stopping import Tolerance
+from spectral.krylov.basis import PLACES, check_place, free, row_bytes
 from spectral.krylov.lanczos import MODES, Lanczos, LanczosRecord, second_pass
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
@@ -47,6 +48,7 @@ def slq(
     seed: int = 0,
     deflate: bool | str = "auto",
     reorthogonalize: bool | str = "auto",
+    basis: Any = "device",
     tol: Any = None,
     budget: Any = None,
     checkpoint: Any = None,
@@ -78,6 +80,10 @@ def slq(
     reorthogonalize : bool or str
         True (fully), "selective" (where orthogonality falls below sqrt(eps): fewer flops, the same memory), False (four
         vectors). "auto" is True if a basis takes at most a quarter of the free memory, else False.
+    basis : str or path
+        Where the basis is kept: "device" (beside the vectors), "bf16" (there, in bfloat16: half the memory of float32), "host"
+        (the processor's memory) or the path of a folder (files that are mapped into memory and go with the run, where "auto"
+        takes at most three quarters of the free disk). See Notes.
     tol : float or dict, optional
         Steps and probes go on until the W1 error relative to the spectral range, truncation and the probes' noise in 95 %
         of the draws, is below tol (0 < tol < 1). {"count": (lo, hi, width)}: until the interval of `count(lo, hi)` is that
@@ -116,6 +122,12 @@ def slq(
     deflate=True. It also makes those of a later probe again that shows a further copy, as long as the probes to come can
     find the rest of them. With reorthogonalize=False and deflate="auto" nothing is deflated.
 
+    `basis="bf16"` rounds the rows that products are orthogonalised against, not the vectors that are multiplied: these stay
+    orthogonal to about 1e-3 / sqrt(m) where they live on m entries, and eigenvalues are off by as much of ||A||. It is
+    measured: `meta["orthogonality"]`, the largest inner product of a vector with a random sum of those before it, is the
+    rounding that the spectrum states. Vectors to deflate are made of rounded rows, which may leave eigenvalues without the
+    proof that makes them atoms. "host" and a path keep every bit.
+
     The certificate of `truncation` is `spectral.quadrature.certificate.envelope`. `plan` predicts products, seconds and
     memory.
 
@@ -133,7 +145,10 @@ def slq(
     """
     op, zeros, dim = symmetric_operand(A)
     aim = check(probes, steps, tol, seed, deflate, reorthogonalize)
-    plan = _Plan.of(op, aim, budget, probes, steps, deflate, reorthogonalize)
+    place = check_place(basis, op.dtype)
+    if place != "device" and reorthogonalize is False:
+        raise ValueError(f"basis={place!r} with reorthogonalize=False, which keeps none; leave one of them out.")
+    plan = _Plan.of(op, aim, budget, probes, steps, deflate, reorthogonalize, place)
     settings = {
         "steps": None if plan.adaptive and isinstance(steps, Default) else int(steps),
         "seed": check_seed(seed),
@@ -143,6 +158,8 @@ def slq(
     }
     if plan.choice:
         settings["memory"] = plan.choice
+    if place != "device" and plan.mode:
+        settings["basis"] = place
     run = _Run(op, settings, plan, aim, (dim, zeros), checkpoint)
     limit = Budget(budget, op, run.checkpoint.before)
     twice = not plan.mode and plan.vectors > 0
@@ -194,18 +211,21 @@ class _Plan:
         steps: int,
         deflate: Any,
         reorthogonalize: Any,
+        place: str,
     ) -> _Plan:
         """See `slq`."""
         given = [not isinstance(value, Default) for value in (steps, probes)]
         adaptive = aim is not None or (budget is not None and not all(given))
         n = op.shape[0]
         most = n if adaptive and not given[0] else min(int(steps), n)
-        room = vectors_that_fit(op, n)
+        room = held = vectors_that_fit(op, n)
         mode, choice = reorthogonalize, ""
+        if place != "device":
+            room = decided(op, free(place, op.device) // row_bytes(place, n, op.dtype))
         if reorthogonalize == "auto":
             mode = room >= min(most, int(steps))
             fits = "the basis fits" if mode else "no basis, two passes: it does not fit"
-            choice = f"auto: {fits} a quarter of the free memory"
+            choice = f"auto: {fits} {'a quarter of the free memory' if place in PLACES else 'three quarters of the free disk'}"
         if mode and reorthogonalize == "auto":
             most = min(most, room)
         wanted = deflate is True or (
@@ -213,7 +233,7 @@ class _Plan:
         )
         return cls(
             adaptive, most, float("inf") if adaptive and not given[1] else int(probes), mode,
-            max(min(room, n), 1) if wanted else 0, choice,
+            max(min(held, n), 1) if wanted else 0, choice,
         )  # fmt: skip
 
 
@@ -230,6 +250,7 @@ class _Run(ProbeRun):
         path: Any,
     ) -> None:
         self.settings, self.plan, self.aim, (self.dim, self.zeros) = settings, plan, aim, size
+        self.orthogonality = 0.0  # of a rounded basis, as measured
         most = min(settings["steps"] or op.shape[0], op.shape[0])
         deflation = Deflation(plan.vectors) if plan.vectors else None
         super().__init__(path, op, settings, deflation, least=1 if plan.adaptive else most, most=most)
@@ -271,6 +292,7 @@ class _Run(ProbeRun):
 
         stop = self.follow(limit, bar, enough)
         record = state.record(seed=self.seed, index=index, stop=stop)
+        self.orthogonality = max(self.orthogonality, state.orthogonality)
         if self.deflation is not None:
             self.deflation.add(record, self._combine(state, record, limit), self._worth(record))
         self.finish(record)
@@ -379,6 +401,9 @@ class _Run(ProbeRun):
             "stops": [record.stop for record in records],
             "value_error": error,
         }
+        if self.orthogonality:
+            meta["orthogonality"] = self.orthogonality
+            meta["epsilon"] = max(meta["epsilon"], self.orthogonality)
         products, epochs, _ = self.checkpoint.counted
         return Spectrum.from_records(
             records,

@@ -27,10 +27,10 @@ import torch
 from spectral import arrays, longvectors
 from spectral.compat import eigh_tridiagonal
 from spectral.krylov import kernels, symmetry
+from spectral.krylov.basis import Basis
 from spectral.operators.operator import ROUNDING, Operator
 
 BREAKDOWN = 16.0  # beta <= 16 eps ||T|| counts as 0: A q - alpha q of an exact eigenvector rounds to a few eps ||A||
-ROWS = 32  # basis vectors allocated at a time
 # <q_{j-1}, q_i> and <q_j, q_i> as estimated, and whether the next vector is reorthogonalised too (Simon 1984, section 4)
 Omega = tuple[np.ndarray, np.ndarray, bool]
 MODES = (True, "selective", False)
@@ -106,8 +106,9 @@ class Lanczos:
         deflate: torch.Tensor | None = None,
         known: np.ndarray = NONE,
         overwrite: bool = False,
+        place: str = "device",
     ) -> None:
-        """`deflate`: orthonormal eigenvectors (l, n) with the eigenvalues `known` (l,).
+        """`deflate`: orthonormal eigenvectors (l, n) with the eigenvalues `known` (l,). `place`: where the basis is kept.
 
         `overwrite`: q_{j+1} takes the memory of q_{j-1} and q_1 that of `start`, so that three vectors are held instead of four;
         for runs without a basis whose interrupted steps nobody goes on from.
@@ -135,9 +136,16 @@ class Lanczos:
             norm = longvectors.norm(start)
         first = start.div_(norm) if overwrite else start / norm
         self.now: tuple[int, torch.Tensor | None, torch.Tensor, Omega] = (0, None, first, (NONE, np.ones(1), False))
-        self.blocks: list[torch.Tensor] = []
+        self.kept = Basis(first, self.limit, place) if reorthogonalize else None
+        # a rounded basis does not tell how orthogonal the vectors are: their sum with random signs does
+        self.sum = first.clone() if self.kept is not None and not self.kept.exact else None
+        self.orthogonality = (
+            0.0  # the largest |<sum_{i < j} +-q_i, q_j>|, which is about the root of sum_{i < j} <q_i, q_j>^2
+        )
         self.pivots: list[float] = []  # of T + allowed I, positive where A >= 0
-        self.allowed = symmetry.expected(A)  # over ||T||, what a product may be off before it is looked at again
+        self.allowed = symmetry.expected(A) + (
+            0.0 if self.kept is None else self.kept.rounding
+        )  # over ||T||, what a product may be off before it is looked at again
         self.carried = (1, 0.0)  # (j, what <A q_{j-1}, q_j> is beyond beta_{j-1}): q_j keeps what w had along q_{j-2}
 
     @property
@@ -158,26 +166,20 @@ class Lanczos:
     @property
     def basis(self) -> torch.Tensor | None:
         """The orthonormal vectors q_1 .. q_k as rows (a copy), None without reorthogonalisation."""
-        return torch.cat(self.blocks)[: self.steps] if self.reorthogonalize else None
-
-    def rows(self, first: int, last: int) -> list[torch.Tensor]:
-        """q_first .. q_{last - 1} of the basis, none where it is not kept."""
-        return [self.blocks[j // ROWS][j % ROWS] for j in range(first, last)] if self.reorthogonalize else []
+        return None if self.kept is None else torch.stack(self.kept.rows(0, self.steps))
 
     def combine(self, coefficients: np.ndarray) -> torch.Tensor:
-        """coefficients (c, k) times the basis: (c, n)."""
-        total = self.q.new_zeros(len(coefficients), self.A.shape[1])
-        for i, block in enumerate(self.blocks):
-            part = torch.from_numpy(np.ascontiguousarray(coefficients[:, i * ROWS : (i + 1) * ROWS])).to(block)
-            total += part @ block[: part.shape[1]]
-        return total
+        """coefficients (c, k) times the basis, which must be kept: (c, n)."""
+        if self.kept is None:
+            raise ValueError("no basis is kept; use reorthogonalize=True.")
+        return self.kept.combine(coefficients)
 
     def step(self) -> bool:
         """One product; False when the recurrence has ended."""
         j, q_prev, q, omega = self.now
         del self.alphas[j:], self.betas[j:]
-        if self.reorthogonalize:
-            self._keep(j, q)
+        if self.kept is not None:
+            self.kept.keep(j, q)
         w = self.A @ q  # perhaps a buffer of the operator, perhaps q itself: not ours to change unless it is new
         full = self.reorthogonalize is True
         size = max([0.0, *map(abs, self.alphas), *np.abs(self.known)])
@@ -229,6 +231,9 @@ class Lanczos:
         leaves = j > 0 and beta > 0 and not len(along)  # what w has along q_{j-1} is left in q_{j+1}
         self.carried = (j + 1, self.betas[j - 1] * across / beta if leaves else 0.0)
         self.now = (j + 1, q, w.div_(beta), omega) if beta > 0 else (j + 1, q_prev, q, omega)
+        if self.sum is not None and beta > 0:
+            self.orthogonality = max(self.orthogonality, abs(longvectors.dot(self.sum, w)))
+            self.sum.add_(w, alpha=float(np.random.default_rng(j).choice([-1.0, 1.0])))
         return not self.ended
 
     def _hold_symmetric(self, j: int, found: np.ndarray, due: np.ndarray, scale: float) -> None:
@@ -243,7 +248,9 @@ class Lanczos:
         if off <= self.allowed * scale * amplified:
             return
         entry = self.betas[j - 1] if i == j - 1 else 0.0
-        q_i = self.now[1] if self.now[1] is not None and i == j - 1 else self.rows(i, i + 1)[0]
+        q_i: Any = self.now[1]
+        if self.kept is not None and (q_i is None or i < j - 1):
+            q_i = self.kept.row(i)
         names = _name(j), _name(i)
         symmetry.look_again(self.A, q_i, self.q, entry + float(found[worst]), entry + float(due[worst]), names, scale)
         self.allowed = symmetry.AGAIN * off / (scale * amplified)
@@ -273,8 +280,9 @@ class Lanczos:
         j, q_prev, q, (omega_prev, omega, again) = self.now
         return {
             "alphas": np.array(self.alphas[:j]), "betas": np.array(self.betas[:j]), "q_prev": q_prev, "q": q,
-            "basis": longvectors.GrowingRows(self.rows(0, j)), "omega_prev": omega_prev, "omega": omega, "again": again,
-            "limit": self.limit,
+            "basis": longvectors.GrowingRows(*((int, 0) if self.kept is None else (self.kept.row, j))),
+            "omega_prev": omega_prev, "omega": omega, "again": again,
+            "limit": self.limit, **({} if self.sum is None else {"sum": self.sum, "orthogonality": self.orthogonality}),
         }  # fmt: skip
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -282,8 +290,11 @@ class Lanczos:
         self.alphas, self.betas, self.limit = state["alphas"].tolist(), state["betas"].tolist(), state["limit"]
         omega = state["omega_prev"], state["omega"], state["again"]
         self.now = len(self.alphas), state["q_prev"], state["q"], omega
-        for j, q in enumerate(state["basis"]):
-            self._keep(j, q)
+        if self.kept is not None:
+            self.kept.most = self.limit
+            self.sum, self.orthogonality = state.get("sum"), state.get("orthogonality", 0.0)
+            for j, q in enumerate(state["basis"]):
+                self.kept.keep(j, q)
 
     def known_product(self) -> symmetry.KnownProduct | None:
         """A product that the recurrence knows; None where it knows none of all its vectors.
@@ -297,7 +308,7 @@ class Lanczos:
             return None
         alphas, betas = np.array(self.alphas[:j]), np.array(self.betas[:j])
         scale = float(np.abs(alphas).max() + 2 * betas.max())
-        if not self.reorthogonalize:
+        if self.kept is None or not self.kept.exact:
             before = float(betas[-2]) if j > 1 else 0.0
 
             def differs(y: torch.Tensor) -> float:
@@ -317,11 +328,6 @@ class Lanczos:
             due += longvectors.combination(d * self.known, self.U)
         return symmetry.KnownProduct(x, symmetry.distance(due), scale * float(np.linalg.norm(c)))
 
-    def _keep(self, j: int, q: torch.Tensor) -> None:
-        if j // ROWS == len(self.blocks):
-            self.blocks.append(q.new_empty(min(ROWS, self.limit - j), len(q)))
-        self.blocks[j // ROWS][j % ROWS] = q
-
     def _project(self, w: torch.Tensor) -> torch.Tensor:
         """w without its part in the deflated space."""
         return w if self.U is None else w.sub(self.U.T @ (self.U @ w))
@@ -333,7 +339,7 @@ class Lanczos:
 
         `length`: its norm before, where that is known.
         """
-        if not self.reorthogonalize:
+        if self.kept is None:
             return longvectors.norm(w) if length is None else length, before, NONE
         omega, again = NONE, False
         if self.reorthogonalize == "selective":
@@ -344,14 +350,8 @@ class Lanczos:
             if not exceeds and not before[2]:
                 return beta, (before[1], omega, False), NONE
             omega[: j + 1], again = eps, exceeds and not before[2]
-        along: list[torch.Tensor] = []
-        for _ in range(2):  # classical Gram-Schmidt, twice
-            parts = [block[: j + 1 - i * ROWS] for i, block in enumerate(self.blocks[: j // ROWS + 1])]
-            products = [part @ w for part in parts]
-            along = along or products
-            for part, c in zip(parts, products, strict=True):
-                w.sub_(part.T @ c)
-        return longvectors.norm(w), (before[1], omega, again), torch.cat(along).double().cpu().numpy()
+        along = self.kept.orthogonalise(w, j + 1)
+        return longvectors.norm(w), (before[1], omega, again), along
 
     def _estimate(self, j: int, alpha: float, beta: float, before: Omega) -> np.ndarray:
         """omega_{j+1, i} ~ <q_{j+1}, q_i> for i = 0 .. j + 1, from the recurrence that they obey (Simon 1984, eq. 20)."""

@@ -69,6 +69,12 @@ def check_model(model: Any) -> None:
                 raise ValueError(
                     f"the parameter {name} is on the device meta and has no values; load the model's weights first."
                 )
+            if p.dtype.itemsize == 1 or not (p.is_floating_point() or p.is_complex()):
+                kind = str(p.dtype).removeprefix("torch.")
+                raise TypeError(
+                    f"the parameter {name} is {kind}, in which no derivative can be computed; convert it to bfloat16, float32 or "
+                    "float64."
+                )
         return
     way = (
         "program.module()"

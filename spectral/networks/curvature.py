@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral import arrays, distributed, persist, probes
+from spectral import arrays, distributed, longvectors, persist, probes
 from spectral.engine import linearize, trace
 from spectral.engine.autotune import FAILURES, Maps
 from spectral.networks import losses
@@ -54,8 +54,9 @@ class Curvature(SumOverBatches):
         product_dtype: torch.dtype | None = None,
         memory: Any = None,
         preflight: bool = True,
+        chunk: int | None = None,
     ) -> None:
-        products = Products(engine, product_dtype, memory, preflight)
+        products = Products(engine, product_dtype, memory, preflight, chunk)
         with distributed.together():
             network = LossModel(
                 model, data, loss=loss, forward=forward, params=params, shared=shared, statistics=statistics, of=self.of,
@@ -162,11 +163,14 @@ class Hessian(Curvature):
         once. "fresh": forward-mode AD of a backward pass, for each product anew. "replay": a recorded program without what
         does not depend on the vector. "compiled": that program through `torch.compile`. "auto": see Notes.
     product_dtype : torch.dtype, optional
-        Of the products; vectors keep the model's. What a coarser one costs in accuracy is measured on the first batch (nine
-        products) and stored as `product_noise` in `describe()`.
+        Of the products; by default the model's. Vectors are in the model's, float32 at least. What a coarser one that is given
+        costs in accuracy is measured on the first batch (nine products) and stored as `product_noise` in `describe()`.
     memory : int or str, optional
         What engines may keep between sweeps: bytes, "512MiB", "2GiB", 0 for nothing. By default a quarter of the free
         memory.
+    chunk : int, optional
+        Samples of a batch that are multiplied at a time, so that their activations fit. By default all of them, or as many as
+        the free memory has room for (then in `describe()`). Refused where the samples of a batch meet.
     preflight : bool
         False leaves out the tests of the first batch: randomness, samples that meet, second derivatives against a
         difference of gradients, symmetry.
@@ -225,7 +229,7 @@ class Hessian(Curvature):
         gradient = linearize.GRADIENTS[way](lambda *values: self.share * total(*values), primals)
 
         def product(v: torch.Tensor) -> trace.Pieces:
-            return tuple(g.to(self.dtype) for g in gradient.jvp(self.network.split(v)))
+            return gradient.jvp(self.network.split(v))
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
             earlier, self._earlier = self._earlier, None
@@ -303,11 +307,14 @@ class GaussNewton(Curvature):
         "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
         without what does not depend on the vector. "compiled": that program through `torch.compile`. "auto": see Notes.
     product_dtype : torch.dtype, optional
-        Of the products; vectors keep the model's. What a coarser one costs in accuracy is measured on the first batch (nine
-        products) and stored as `product_noise` in `describe()`.
+        Of the products; by default the model's. Vectors are in the model's, float32 at least. What a coarser one that is given
+        costs in accuracy is measured on the first batch (nine products) and stored as `product_noise` in `describe()`.
     memory : int or str, optional
         What engines may keep between sweeps: bytes, "512MiB", "2GiB", 0 for nothing. By default a quarter of the free
         memory.
+    chunk : int, optional
+        Samples of a batch that are multiplied at a time, so that their activations fit. By default all of them, or as many as
+        the free memory has room for (then in `describe()`). Refused where the samples of a batch meet.
     preflight : bool
         False leaves out the tests of the first batch: randomness, samples that meet, a callable loss that reads parameters,
         the adjoint identity, the loss's second derivative against a difference of its gradients.
@@ -385,8 +392,8 @@ class GaussNewton(Curvature):
         return self.network.head is not None
 
     def _hold_head(self, batch: Any) -> None:
-        """A product through the head in chunks is the plain one, on one sample of the first batch; else it is not taken."""
-        network, head = self.network, self.network.head
+        """The logits' derivative is that of the head alone, on one sample of the first batch; else it is not taken."""
+        network = self.network
         v = probes.signs(0, self.shape[1], dtype=self.dtype, device=self.device)
         size = network.samples.size(batch)
         sample = int(network.loss.class_counts(batch, v).reshape(size, -1).sum(1).argmax())  # that says most
@@ -394,17 +401,13 @@ class GaussNewton(Curvature):
         for way in self.engine.ways:
             try:
                 with network.opened(), torch.enable_grad():
-                    chunked = self._maps("H v", way, range(1), alone).product(v)
-                    network.head = None
-                    plain = self._maps("H v", way, range(1), alone).product(v)
+                    dz, due = network.head_derivative(linearize.WAYS[way], alone, network.split(v))
             except FAILURES:  # not in this way
-                network.head = head
                 continue
-            gap = linearize.distance(chunked, plain)
-            if gap <= self._allowed * linearize.norm(plain):
-                network.head = head
-            else:
-                network.untested["the head in chunks"] = f"its product is off by {gap / linearize.norm(plain):.1e}"
+            gap, scale = longvectors.distance(dz, due), longvectors.norm(dz.reshape(-1))
+            if not gap <= self._allowed * scale:
+                network.head = None
+                network.untested["the head in chunks"] = f"its derivative is off by {gap / scale:.1e}"
             return
 
     def _logits_bytes(self, batch: Any, index: int) -> int:
@@ -454,17 +457,19 @@ class GaussNewton(Curvature):
 
         def there(v: torch.Tensor) -> trace.Pieces:
             tangents = network.split(v)
-            return tuple(t.to(self.dtype) for t in (lin.jvp(tangents), *(tangents[i] for i in own)))
+            return (lin.jvp(tangents), *(tangents[i] for i in own))
 
         def back(u: torch.Tensor) -> trace.Pieces:
             parts = u.split([t.numel() for t in latest[0]])
             return pulled([part.to(t.dtype).view_as(t) for part, t in zip(parts, latest[0], strict=True)])
 
-        def pulled(u: Sequence[torch.Tensor], ours: bool = False) -> trace.Pieces:
+        def pulled(u: Sequence[torch.Tensor]) -> trace.Pieces:
             pieces = list(lin.vjp(u[0]))
             for i, g in zip(own, u[1:], strict=True):
-                pieces[i] = g.add_(pieces[i]) if ours else g + pieces[i]
-            return tuple(g.to(self.dtype) for g in pieces)
+                # in place, unless that is a constant of a program, or u itself
+                ours = not trace.recording() and pieces[i].is_contiguous() and pieces[i].data_ptr() != u[0].data_ptr()
+                pieces[i] = pieces[i].add_(g) if ours else g + pieces[i]
+            return tuple(pieces)
 
         def product(v: torch.Tensor) -> trace.Pieces:
             tangents = network.split(v)
@@ -474,15 +479,15 @@ class GaussNewton(Curvature):
             u = curves[0](*jv)
             latest[:] = [jv, u] if self.under_test else []
             del jv
-            return pulled(u, ours=not latest)
+            return pulled(u)
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
-            jv, u = (tuple(t.reshape(-1).to(self.dtype) for t in some) for some in latest)
+            jv, u = (tuple(t.reshape(-1) for t in some) for some in latest)
             error = 0.0 if way in self._held else self._curvature_error(batch)
             self._held.add(way)
             test = self._adjoint_test(there, back, v, sum(map(len, jv)))
             latest.clear()
-            return max(error, test.of_forward(v, jv), test.of_transpose(torch.cat(u) if own else u[0], w))
+            return max(error, test.of_forward(v, jv), test.of_transpose(u, w))
 
         return Maps(product, check, kept + keeps * logits, self._allowed)
 
@@ -541,11 +546,14 @@ class Fisher(GaussNewton):
         "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
         without what does not depend on the vector. "compiled": that program through `torch.compile`. "auto": see Notes.
     product_dtype : torch.dtype, optional
-        Of the products; vectors keep the model's. What a coarser one costs in accuracy is measured on the first batch (nine
-        products) and stored as `product_noise` in `describe()`.
+        Of the products; by default the model's. Vectors are in the model's, float32 at least. What a coarser one that is given
+        costs in accuracy is measured on the first batch (nine products) and stored as `product_noise` in `describe()`.
     memory : int or str, optional
         What engines may keep between sweeps: bytes, "512MiB", "2GiB", 0 for nothing. By default a quarter of the free
         memory.
+    chunk : int, optional
+        Samples of a batch that are multiplied at a time, so that their activations fit. By default all of them, or as many as
+        the free memory has room for (then in `describe()`). Refused where the samples of a batch meet.
     preflight : bool
         False leaves out the tests of the first batch: randomness, samples that meet, the adjoint identity.
 
@@ -604,7 +612,7 @@ class Fisher(GaussNewton):
     def __init__(
         self, model: nn.Module, loss: Any, data: Any, *, draws: int | None = None, seed: int = 0, params: Any = None,
         forward: Forward = None, shared: Sequence[Any] = (), statistics: str = "population", engine: str = "auto",
-        product_dtype: torch.dtype | None = None, memory: Any = None, preflight: bool = True,
+        product_dtype: torch.dtype | None = None, memory: Any = None, preflight: bool = True, chunk: int | None = None,
     ) -> None:  # fmt: skip
         if draws is not None and (isinstance(draws, bool) or not isinstance(draws, int) or draws < 1):
             raise ValueError(
@@ -614,7 +622,7 @@ class Fisher(GaussNewton):
         self.draws, self.seed = draws, seed
         super().__init__(
             model, loss, data, params=params, forward=forward, shared=shared, statistics=statistics, engine=engine,
-            product_dtype=product_dtype, memory=memory, preflight=preflight,
+            product_dtype=product_dtype, memory=memory, preflight=preflight, chunk=chunk,
         )  # fmt: skip
 
     def _semidefinite(self) -> bool:
@@ -676,11 +684,14 @@ class EmpiricalFisher(GaussNewton):
         "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
         without what does not depend on the vector. "compiled": that program through `torch.compile`. "auto": see Notes.
     product_dtype : torch.dtype, optional
-        Of the products; vectors keep the model's. What a coarser one costs in accuracy is measured on the first batch (nine
-        products) and stored as `product_noise` in `describe()`.
+        Of the products; by default the model's. Vectors are in the model's, float32 at least. What a coarser one that is given
+        costs in accuracy is measured on the first batch (nine products) and stored as `product_noise` in `describe()`.
     memory : int or str, optional
         What engines may keep between sweeps: bytes, "512MiB", "2GiB", 0 for nothing. By default a quarter of the free
         memory.
+    chunk : int, optional
+        Samples of a batch that are multiplied at a time, so that their activations fit. By default all of them, or as many as
+        the free memory has room for (then in `describe()`). Refused where the samples of a batch meet.
     preflight : bool
         False leaves out the tests of the first batch: randomness, samples that meet, the adjoint identity.
 
@@ -737,11 +748,11 @@ class EmpiricalFisher(GaussNewton):
     def __init__(
         self, model: nn.Module, loss: Any, data: Any, *, params: Any = None, forward: Forward = None,
         shared: Sequence[Any] = (), engine: str = "auto", product_dtype: torch.dtype | None = None, memory: Any = None,
-        preflight: bool = True,
+        preflight: bool = True, chunk: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(
             model, loss, data, params=params, forward=forward, shared=shared, engine=engine, product_dtype=product_dtype,
-            memory=memory, preflight=preflight,
+            memory=memory, preflight=preflight, chunk=chunk,
         )  # fmt: skip
 
     def _semidefinite(self) -> bool:

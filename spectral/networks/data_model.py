@@ -74,11 +74,13 @@ class DataModel:
             raise ValueError(f"statistics={statistics!r} is unknown; use 'population' or 'batch'.")
         if wrt == "inputs" and params is not None:
             raise ValueError("params= restricts wrt='params'; leave it out with wrt='inputs'.")
+        if products.chunk is not None and statistics == "batch":
+            raise ValueError("chunk= cuts batches, and statistics='batch' is of whole ones; leave one of them out.")
         if isinstance(shared, str) or not isinstance(shared, Sequence):
             raise TypeError(f"shared={shared!r} must be a list of keys or positions, such as [{shared!r}].")
         check_data(data)
         self.model, self.data, self.of, self.wrt = model, data, of, wrt
-        self.statistics, self.preflight = statistics, products.preflight
+        self.statistics, self.preflight, self.chunk = statistics, products.preflight, products.chunk
         self.samples = Samples(tuple(shared))
         self.inputs = 1 if forward is not None else required_inputs(model)
         self.loss = Loss(loss, self.samples, self.inputs)
@@ -121,18 +123,20 @@ class DataModel:
             raise TypeError(f"the parameters are on several devices ({listed}); choose those of one by params=[...].")
         self.kinds = {p.dtype for p in floating}
         if self.kinds and not (self.wrt == "inputs" and len(self.kinds) > 1):
-            self.dtype, self.device = reduce(torch.promote_types, sorted(self.kinds, key=str)), devices.pop()
+            self.own_dtype, self.device = reduce(torch.promote_types, sorted(self.kinds, key=str)), devices.pop()
         else:  # what the inputs are
             batch = self.first_batch()
             x = None if batch is None else next(iter(tensors(batch)), None)
-            self.dtype = torch.get_default_dtype() if x is None else x.dtype
+            self.own_dtype = torch.get_default_dtype() if x is None else x.dtype
             self.device = devices.pop() if devices else torch.device("cpu") if x is None else x.device
-        if not self.dtype.is_floating_point:
+        if not self.own_dtype.is_floating_point:
             raise TypeError(
-                f"derivatives need floating point, but the model or its inputs are {self.dtype}; convert them."
+                f"derivatives need floating point, but the model or its inputs are {self.own_dtype}; convert them."
             )
-        self.kinds.add(self.dtype)
-        self.compute_dtype = self.product_dtype or self.dtype
+        self.kinds.add(self.own_dtype)
+        # a recurrence in half precision loses what it is made for: vectors and sums are float32 at least
+        self.dtype = torch.promote_types(self.own_dtype, torch.float32)
+        self.compute_dtype = self.product_dtype or self.own_dtype
         self.read_parameters()
 
     def _cast(self, t: torch.Tensor) -> torch.Tensor:
@@ -197,7 +201,7 @@ class DataModel:
         other = copy.copy(self)
         data = [] if batch is None else [batch]
         other.data, other.state, other.preflight = data, random_state(data), products.preflight
-        other.product_dtype, other.compute_dtype = products.dtype, products.dtype or self.dtype
+        other.product_dtype, other.compute_dtype = products.dtype, products.dtype or self.own_dtype
         other.sweeps, other.untested, other.first, other._info, other._clones = 0, {}, None, None, {}
         other.counts = []
         with threads.alone(self.model.modules()):
@@ -273,20 +277,37 @@ class DataModel:
             if first is not None and not len(first):
                 continue  # an empty batch adds nothing, and many models take none
             mark = fingerprint(batch)
-            if fingerprints is not None:
-                fingerprints.append(mark)
-            elif known is not None and (index >= len(known) or mark != known[index]):
-                raise ValueError(
-                    f"batch {index} is not what it was in the first sweep, so the products would be of another matrix; "
-                    f"use a loader that gives the same batches each time (no random augmentation{self._persistent()})."
-                )
-            yield index, batch
-            index += 1
+            for part in self._cut(batch):
+                if fingerprints is not None:
+                    fingerprints.append(mark)
+                elif known is not None and (index >= len(known) or mark != known[index]):
+                    raise ValueError(
+                        f"batch {index} is not what it was in the first sweep, so the products would be of another matrix; "
+                        f"use a loader that gives the same batches each time (no random augmentation{self._persistent()})."
+                    )
+                yield index, part
+                index, mark = index + 1, ""  # a batch has one mark, in however many parts it is multiplied
         if known is not None and index != len(known):
             raise ValueError(
                 f"the data held {len(known)} batches in the first sweep and {index} now; pass a list of batches or a "
                 "loader that gives the same batches each time."
             )
+
+    def _cut(self, batch: Any) -> list[Any]:
+        """A batch as parts of at most `chunk` samples."""
+        size = self.samples.size(batch)
+        if self.chunk is None or size <= self.chunk:
+            return [batch]
+        if self.samples.signature(batch) is None:
+            raise ValueError(
+                f"chunk={self.chunk} cannot cut a batch of {size} samples some entries of which are not one a sample; name those "
+                "by shared=[...], or pass smaller batches."
+            )
+        return [self.samples.rows(batch, size, at, at + self.chunk) for at in range(0, size, self.chunk)]
+
+    def cut(self, chunk: int) -> None:
+        """Multiply so many samples at a time from now on: the first sweep is to be made again."""
+        self.chunk, self._info, self.counts, self.first = chunk, None, [], None
 
     def _persistent(self) -> str:
         return ", persistent_workers=False" if getattr(self.data, "persistent_workers", False) else ""
@@ -448,10 +469,10 @@ class DataModel:
         return map_tensors(torch.Tensor.detach, self.run(self.values, batch, lambda z: z))
 
     def split(self, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """A vector (P,) as tangents shaped like the parameters, in the dtypes of the products."""
+        """A vector (P,) as tangents shaped like the parameters, in the dtypes of the products: views where that is its own."""
         values = list(self.values.values())
         pieces = v.split([p.numel() for p in values])
-        return tuple(piece.to(p.dtype).view_as(p) for piece, p in zip(pieces, values, strict=True))
+        return tuple(piece.view_as(p).to(p.dtype) for piece, p in zip(pieces, values, strict=True))
 
     def _fresh_buffers(self) -> dict[str, torch.Tensor]:
         """Clones of the buffers, cloned anew only after a forward has written into them."""
@@ -493,7 +514,7 @@ class DataModel:
             **({"statistics": self.statistics} if self.statistics != "population" else {}),
             **({"shared": list(self.samples.shared)} if self.samples.shared else {}),
             "samples": sum(part.n for part in self.info.parts),
-            "batches": sum(len(part.samples) for part in self.info.parts),
+            "batches": sum(bool(mark) for part in self.info.parts for mark in part.fingerprints),
             "parameters": names if len(names) <= 8 else [*names[:4], f"... {len(names) - 8} more ...", *names[-4:]],
             "product_dtype": arrays.dtype_name(self.compute_dtype),
             **({} if self.preflight else {"preflight": False}),
@@ -567,4 +588,4 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal entry by entry; NaN equals NaN."""
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    return torch.equal(a, b) or (a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()))

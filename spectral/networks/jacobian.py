@@ -70,11 +70,14 @@ class Jacobian(SumOverBatches):
         without what does not depend on the vector. "compiled": that program through `torch.compile`. "auto" takes the first
         product as the answer and holds it to <J v, u> = <v, J^T u>; see Notes.
     product_dtype : torch.dtype, optional
-        Of the products; vectors keep the model's. What a coarser one costs in accuracy is measured on the first batch (nine
-        products) and stored as `product_noise` in `describe()`.
+        Of the products; by default the model's. Vectors are in the model's, float32 at least. What a coarser one that is given
+        costs in accuracy is measured on the first batch (nine products) and stored as `product_noise` in `describe()`.
     memory : int or str, optional
         What engines may keep between sweeps: bytes, "512MiB", "2GiB", 0 for nothing. By default a quarter of the free
         memory.
+    chunk : int, optional
+        Samples of a batch that are multiplied at a time, so that their activations fit. By default all of them, or as many as
+        the free memory has room for (then in `describe()`). Refused where the samples of a batch meet.
     preflight : bool
         False leaves out the tests of the first batch: randomness, samples that meet, the adjoint identity.
 
@@ -140,12 +143,13 @@ class Jacobian(SumOverBatches):
         product_dtype: torch.dtype | None = None,
         memory: Any = None,
         preflight: bool = True,
+        chunk: int | None = None,
     ) -> None:
         if layout not in ("stacked", "flattened"):
             raise ValueError(f"layout={layout!r} is no layout; use 'stacked' or 'flattened'.")
         if layout == "flattened" and wrt == "params":
             raise ValueError("layout='flattened' is for wrt='inputs'; use layout='stacked' with wrt='params'.")
-        products = Products(engine, product_dtype, memory, preflight)
+        products = Products(engine, product_dtype, memory, preflight, chunk)
         with distributed.together():
             network = DataModel(
                 model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, shared=shared, statistics=statistics,
@@ -251,13 +255,13 @@ class Jacobian(SumOverBatches):
         lin = linearize.WAYS[way](function, primals)
 
         def there(v: torch.Tensor) -> trace.Pieces:
-            return (self._forward(lin, v, size, graph=True).to(self.dtype),)
+            return (self._forward(lin, v, size, graph=True),)
 
         def back(u: torch.Tensor) -> trace.Pieces:
             return self._backward(lin, u, size)
 
         def forward(v: torch.Tensor) -> trace.Pieces:
-            return (self._forward(lin, v, size).to(self.dtype),)
+            return (self._forward(lin, v, size),)
 
         def normal(v: torch.Tensor) -> trace.Pieces:
             latest[:] = there(v)
@@ -296,8 +300,8 @@ class Jacobian(SumOverBatches):
         """The VJP of one batch, summed over its samples: gradients of the parameters, or one (d,)."""
         pulled = lin.vjp(cotangent)
         if self.network.wrt == "inputs":
-            pulled = (pulled[0].sum(0),)
-        return tuple(g.to(self.dtype) for g in pulled)
+            pulled = (pulled[0].sum(0, dtype=self.dtype),)
+        return pulled
 
     def _backward(self, lin: linearize.ForwardMode, u: torch.Tensor, size: int) -> trace.Pieces:
         """J_b^T u of one batch, u its rows."""

@@ -80,6 +80,35 @@ class LossModel(DataModel):
 
         return hidden
 
+    def head_derivative(
+        self, way: Any, batch: Any, tangents: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, V) twice: the derivative of the logits along these tangents, and dh W^T + h dW^T + db of the head; one pass."""
+        head, layer = self.model.get_submodule(self.head or ""), list[torch.Tensor]()
+
+        def both(output: Any, there: Any) -> torch.Tensor:
+            z = output_tensor(output)
+            z = z.movedim(self.loss.class_axis(z), -1)
+            return torch.cat([t.reshape(1, -1) for t in (layer[0], z)], 1)
+
+        def joint(*values: torch.Tensor) -> torch.Tensor:
+            handle = head.register_forward_pre_hook(lambda module, args: layer.__setitem__(slice(None), args[:1]))
+            try:
+                return self.function(batch, both)(*values)
+            finally:
+                handle.remove()
+
+        lin = way(joint, self.primals(batch))
+        moved, value = lin.jvp(tangents, graph=True)[0], lin.output.detach()[0]
+        own, named = dict(self.model.named_parameters()), {**self.rest, **self.values}
+        weight = next(named[name] for name, p in own.items() if p is head.weight)
+        size = len(value) // sum(weight.shape) * weight.shape[1]  # N d of N (d + V)
+        h, dh = (t[:size].view(-1, weight.shape[1]) for t in (value, moved))
+        due = dh @ weight.T
+        for i, of in zip(self.of_head(), (lambda dW: h @ dW.T, lambda db: db), strict=True):
+            due = due if i is None else due.add_(of(tangents[i]))
+        return moved[size:].view(due.shape), due
+
     def of_head(self) -> list[int | None]:
         """Where the head's weight and bias stand among the parameters that are differentiated; None where they do not."""
         layer = self.model.get_submodule(self.head or "")

@@ -1,4 +1,4 @@
-"""How the products of a network's matrix are made: what `engine=`, `product_dtype=`, `memory=` and `preflight=` say."""
+"""How the products of a network's matrix are made: what `engine=`, `product_dtype=`, `memory=`, `preflight=` and `chunk=` say."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Products:
     dtype: torch.dtype | None = None  # that of the vectors, if None
     memory: Any = None  # as it was given
     preflight: bool = True
+    chunk: int | None = None  # samples of a batch that are multiplied at a time; None leaves it to the free memory
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -27,6 +28,9 @@ class Products:
         if self.dtype is not None and not self.dtype.is_floating_point:
             raise TypeError(f"product_dtype={self.dtype} is not floating point; use torch.bfloat16, for example.")
         budget_bytes(self.memory)
+        whole = isinstance(self.chunk, int) and not isinstance(self.chunk, bool)
+        if self.chunk is not None and not (whole and self.chunk >= 1):
+            raise ValueError(f"chunk={self.chunk!r} is no number of samples; use a whole number from 1 on, or None.")
 
     @property
     def budget(self) -> int | None:

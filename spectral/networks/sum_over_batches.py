@@ -15,7 +15,7 @@ import torch
 
 from spectral import arrays, distributed, longvectors, persist, probes
 from spectral.engine import linearize
-from spectral.engine.autotune import Engine, Maps, Workload
+from spectral.engine.autotune import FAILURES, Engine, Maps, Workload
 from spectral.engine.store import KEEP, Store
 from spectral.engine.trace import Pieces
 from spectral.networks.data_model import DataModel
@@ -33,6 +33,8 @@ JOIN = (
 )
 JOIN_MEMORY = 1 / 16  # of what may be kept, that such a graph may take: a product makes up to four
 RECORDED = 2  # graphs that recording holds for each pass of a product (J v, J^T u: one), before equal constants are one
+GRAPHS = 4  # of a batch, that a product makes: a dual forward pass, the graph, a backward pass through it
+VECTORS = 5  # of a recurrence without a basis, beside which a batch's graphs must fit
 PASSES = {"J v": 1, "J^T u": 1, "J^T J v": 2, "H v": 2}
 
 
@@ -74,7 +76,51 @@ class SumOverBatches(Operator):
 
     def _inspect(self) -> None:
         """Test the model on the first batch, once, before anything is multiplied."""
+        if self.options.chunk is not None:
+            self._check_cut()
         self._know(checks.inspected(self.network, self._differentiated))
+
+    def _cut(self) -> None:
+        """Multiply fewer samples at a time where a batch's graph would not fit: on each rank as many as fit there."""
+        if any(distributed.gather(lambda: self.options.chunk is None and self._too_large())):
+            self._begin(self.network, self.options)
+
+    def _too_large(self) -> bool:
+        """Whether the largest batch does not fit, by the graph of one of its samples; batches are cut then, if they can be."""
+        network, survey = self.network, self.network.info
+        most = max(survey.samples, default=0)
+        if most < 2 or network.statistics == "batch" or None in survey.signatures:
+            return False
+        batch, _ = network.first
+        with network.opened(), torch.enable_grad():
+            one = network.samples.rows(batch, network.samples.size(batch), 0, 1)
+            try:
+                each = GRAPHS * graph_facts(self._differentiated(one), network.primals(one)).bytes
+            except FAILURES:  # a model that takes batches of one size alone, say
+                return False
+            vectors = VECTORS * max(self.shape) * self.dtype.itemsize
+            free = max(0, arrays.available_memory(self.device) - vectors)
+            if each * most <= free or not self._adds_up(batch):
+                return False
+        network.cut(max(1, int(free // each)))
+        return True
+
+    def _adds_up(self, batch: Any) -> bool:
+        """Whether two samples give what they give one by one."""
+        samples, allowed = self.network.samples, arrays.discrepancy(self.network.compute_dtype)
+        size = samples.size(batch)
+        pair = [samples.rows(batch, size, i, i + 1) for i in range(min(2, size))]
+        return self.network.adds_up(pair, samples.rows(batch, size, 0, 2), allowed)
+
+    def _check_cut(self) -> None:
+        batch = self.network.first_batch()
+        if batch is not None and self.network.samples.size(batch) > (self.options.chunk or 0):
+            with self.network.opened():
+                if not self._adds_up(batch):
+                    raise ValueError(
+                        f"chunk={self.options.chunk} cuts batches, but the samples of a batch meet in the model or in the loss: "
+                        "two of them do not give what they give one by one; leave chunk= out, or pass smaller batches."
+                    )
 
     def _test_model(self) -> None:
         """`_inspect` on each rank that holds samples; what one of them finds wrong, every rank raises."""
@@ -84,6 +130,7 @@ class SumOverBatches(Operator):
                 self._inspect()
             return self._inside
 
+        self._cut()
         kinds = [kind for kind in distributed.gather(inside) if kind is not None]
         if not self.network.info.samples and kinds:  # how products are rounded must be known alike
             self.network.inside = self._inside = max(kinds, key=arrays.machine_epsilon)
@@ -166,7 +213,10 @@ class SumOverBatches(Operator):
                 continue
             size = sum(survey.samples[start:end]) * self._graph_bytes
             pieces = min(end - start, math.ceil(size / max(limit, 1)))
-            width = math.ceil((end - start) / max(pieces, 1))  # of all but the last, so that they share their programs
+            width = math.ceil((end - start) / max(pieces, 1))
+            if network.chunk is not None:
+                width = min(width, max(1, network.chunk // max(survey.samples[start:end])))
+            # `width` of all but the last, so that they share their programs
             groups += [range(at, min(at + width, end)) for at in range(start, end, width)]
             start = end
         return groups
@@ -175,7 +225,7 @@ class SumOverBatches(Operator):
         self.network.open()
         try:
             return self.network.adds_up(parts, whole, self._allowed)
-        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError):
+        except (*FAILURES, LookupError):
             return False  # a model that takes batches of one size alone, say
 
     def _samples(self, group: range) -> int:
@@ -277,8 +327,11 @@ class SumOverBatches(Operator):
         )
 
     def _know_noise(self) -> None:
-        """Measure it before the first product in a coarser dtype."""
-        if self.coarse and self.noise is None:
+        """Measure it before the first product in a coarser dtype that was asked for.
+
+        Weights that are themselves in half precision are not copied into a finer dtype: `epsilon` says what is known.
+        """
+        if self.options.dtype is not None and self.coarse and self.noise is None:
             self.measure_noise()
 
     @property
@@ -298,10 +351,13 @@ class SumOverBatches(Operator):
         return arrays.machine_epsilon(self.network.compute_dtype) > arrays.machine_epsilon(self.dtype)
 
     def measure_noise(self) -> float:
-        """||(A' - A) v|| / ||A v|| on the first batch, A' in product_dtype: the largest of three Gaussian v. Nine products."""
+        """||(A' - A) v|| / ||A v|| on the first batch, A' in the products' dtype and A in the vectors': the largest of three v.
+
+        v is Gaussian. Nine products, and a copy of the parameters in the vectors' dtype.
+        """
         with distributed.together():
             batch = self.network.first_batch()
-        coarse, fine = self._alone(batch, self.options.dtype), self._alone(batch, None)
+        coarse, fine = self._alone(batch, self.options.dtype), self._alone(batch, self.dtype)
         coarse.noise = 0.0  # it measures none itself
         errors = []
         for i in range(NOISE_PROBES):
@@ -331,7 +387,7 @@ class SumOverBatches(Operator):
     def _fingerprint(self, what: Any) -> str:
         """A hash of the matrix: of `what` it is, its weights and its data, however many ranks they lie on."""
         network = self.network
-        marks = [mark for part in network.info.parts for mark in part.fingerprints]
+        marks = [mark for part in network.info.parts for mark in part.fingerprints if mark]
         own = persist.fingerprint([what, network.names, network.checksum(), marks])
         return own if self.ranks == 1 else distributed.gather(lambda: own)[network.info.leader]
 
@@ -352,6 +408,7 @@ class SumOverBatches(Operator):
             **({"ranks": self.ranks} if self.ranks > 1 else {}),
             "engine": self.engine.asked,
             **chosen,
+            **({"chunk": self.network.chunk} if self.network.chunk is not None else {}),
             **({"batches_joined": max(map(len, self._groups))} if self._joins else {}),
             **({"without_influence": _some(self._idle)} if self._idle else {}),
             **({"computes_in": arrays.dtype_name(inside)} if inside else {}),
