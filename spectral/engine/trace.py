@@ -66,7 +66,7 @@ class Tracer(TorchDispatchMode):
 
     def _own(self, tensor: torch.Tensor, node: Node) -> Node:
         self._name(tensor, node)
-        node.meta.update(shape=tensor.shape, dtype=tensor.dtype, strides=tensor.stride())
+        node.meta.update(shape=tensor.shape, dtype=tensor.dtype, strides=tensor.stride(), device=tensor.device)
         if tensor.layout == torch.strided:
             self.storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(node)
         return node
@@ -210,9 +210,8 @@ class Program:
         """The same program for (columns, n) -> pieces (columns, ...), by vmap, over the same constants."""
         if not self.pure:
             raise Unrecordable("a program that writes in place takes one vector at a time")
-        shape, dtype = next((n.meta["shape"], n.meta["dtype"]) for n in self.module.graph.nodes if "shape" in n.meta)
-        device = self.constants[0].device if self.constants else torch.device("cpu")
-        V = torch.zeros(columns, *shape, dtype=dtype, device=device)
+        v = next(node.meta for node in self.module.graph.nodes if "device" in node.meta)
+        V = torch.zeros(columns, *v["shape"], dtype=v["dtype"], device=v["device"])
         mapped = torch.func.vmap(self.module, in_dims=(0, *[None] * len(self.constants)))
         with torch.no_grad(), Tracer([V, *self.constants], copies=False) as recorder:
             out = mapped(V, *self.constants)
