@@ -136,7 +136,7 @@ def card(memory=8 << 30):
     with ExitStack() as stack:
         for name, value in {
             "_lazy_init": lambda: None, "synchronize": lambda *_: None, "mem_get_info": lambda *_: (memory, memory),
-            "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0,
+            "get_device_capability": lambda *_: (9, 0), "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0,
         }.items():  # fmt: skip
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))

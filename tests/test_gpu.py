@@ -100,6 +100,18 @@ def test_long_vectors_are_multiplied_in_float64_on_a_card_where_float32_may_be_t
             torch.testing.assert_close(one.held, two)
 
 
+def test_a_spectrum_says_what_of_the_model_is_in_tf32(monkeypatch):
+    """Convolutions unless somebody has forbidden it, says torch."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for on, said in ((True, ["convolutions"]), (False, [])):
+            torch.backends.cudnn.allow_tf32 = on
+            assert arrays.tf32(torch.device("cuda", 0)) == said
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def test_memory_that_torch_has_cached_counts_as_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
