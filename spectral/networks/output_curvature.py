@@ -75,9 +75,9 @@ def softmax_hessian(z: torch.Tensor, axis: int, mass: torch.Tensor) -> Product:
     return product
 
 
-def chunks(shape: Sequence[int], entries: int = longvectors.CHUNK) -> Iterator[tuple[Any, ...]]:
-    """Indices of parts of a tensor that have about so many entries each; its last axis stays whole."""
-    width = entries // math.prod(shape[1:])
+def chunks(shape: Sequence[int], entries: int | None = None) -> Iterator[tuple[Any, ...]]:
+    """Indices of parts of a tensor that have about `entries` (`longvectors.CHUNK`) each; its last axis stays whole."""
+    width = (entries or longvectors.CHUNK) // math.prod(shape[1:])
     if len(shape) == 1:
         yield ()
     elif width > 1:
