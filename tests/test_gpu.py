@@ -44,7 +44,9 @@ def test_the_card_refuses_what_a_card_refuses_and_sees_what_leaves_it():
         assert float(torch.dot(x, x.add_(1))) == 20
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("top", "svd") else ()) for name in ESTIMATORS]
+)
 def test_no_vector_leaves_the_card(name, dtype=torch.float32):
     """Results that are vectors themselves (a diagonal, exact eigenvalues) leave once, what recurrences hold never."""
     run, results = ESTIMATORS[name], {"diagonal": 4, "exact": 4, "esd": 4, "logdet": 4}.get(name, 0)

@@ -136,7 +136,9 @@ class Basis:
                 yield piece, part[:, piece].to(self.like)
                 continue
             some = self.like.new_empty(len(part), len(part[0, piece]))
-            for row, there in zip(some, part[:, piece], strict=True):  # row by row: only what lies together moves by itself
+            for row, there in zip(
+                some, part[:, piece], strict=True
+            ):  # row by row: only what lies together moves by itself
                 row.copy_(there, non_blocking=True)
             yield piece, some
 
