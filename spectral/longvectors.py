@@ -216,6 +216,6 @@ def differences(W: torch.Tensor, V: torch.Tensor, values: np.ndarray) -> np.ndar
 def triangle(Y: torch.Tensor, Omega: torch.Tensor, nu: float) -> np.ndarray:
     """R of the QR decomposition of the columns of Y + nu Omega, (n, m) to (m, m)."""
     R = torch.zeros(0, Y.shape[1], dtype=torch.float64, device=Y.device)
-    for piece in chunks(*Y.shape, chunk(Y.device)):
+    for piece in chunks(len(Y), Y.shape[1], chunk(Y.device)):
         R = torch.linalg.qr(torch.cat([R, Y[piece].double() + nu * Omega[piece].double()]), mode="r")[1]
     return R.cpu().numpy()

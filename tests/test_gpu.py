@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral
 from spectral import arrays, longvectors, probes
+from spectral.krylov import Lanczos
 
 N = 150  # whose multiples are the sizes of vectors; the sums of a checksum are 520
 
@@ -212,11 +213,22 @@ def test_on_a_gpu_a_basis_on_the_host_is_the_basis():
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_run_goes_on_from_its_checkpoint(tmp_path, exact_convolutions):
-    run = {"probes": 2, "steps": 8, "progress": False, "checkpoint": tmp_path / "run"}
-    due = spectral.slq(operators(GPU)["GaussNewton"](), **(run | {"checkpoint": None}))
-    spectral.slq(operators(GPU)["GaussNewton"](), **run, budget=5)
-    found = spectral.slq(operators(GPU)["GaussNewton"](), **run)
+def test_on_a_gpu_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, exact_convolutions):
+    run = {"probes": 2, "steps": 8, "progress": False}
+    due = spectral.slq(operators(GPU)["GaussNewton"](), **run)
+    step = Lanczos.step
+
+    def interrupted(self):
+        if self.steps == 5:
+            raise KeyboardInterrupt
+        return step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Lanczos, "step", interrupted)
+        spectral.slq(operators(GPU)["GaussNewton"](), **run, checkpoint=tmp_path / "run")
+    A = operators(GPU)["GaussNewton"]()
+    found = spectral.slq(A, **run, checkpoint=tmp_path / "run")
+    assert A.products < due.products  # some were made before
     np.testing.assert_allclose(found.points()[0], due.points()[0], rtol=1e-7, atol=1e-9)
 
 

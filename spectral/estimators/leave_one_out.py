@@ -454,7 +454,7 @@ class Range:
         """(I - Q Q^T) X, in place."""
         for _ in range(2):
             G = torch.from_numpy(cross(self.Q, X)).to(X)
-            for rows in longvectors.chunks(*X.shape, longvectors.chunk(X.device)):
+            for rows in longvectors.chunks(len(X), X.shape[1], longvectors.chunk(X.device)):
                 X[rows] -= self.Q[rows].double() @ G
         return X
 
