@@ -28,6 +28,7 @@ def adjoint_error(lin, calls=3):
     sizes, shape = [p.numel() for p in lin.primals], lin.output.shape
 
     def there(v):
+        v = v[:].to(like.dtype)
         return (
             lin.jvp(tuple(piece.view_as(p) for piece, p in zip(v.split(sizes), lin.primals, strict=True))).reshape(-1),
         )

@@ -35,7 +35,7 @@ from spectral.threads import FORWARD_MODE, Shared
 ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled")
 PART = 1 << 20  # entries of a vector that are looked at at a time
 TINY = 1e-25  # of a sum of squares in float32: below, and beyond what it holds, float64 tells
-HEAVY = 1 << 28  # bytes of a vector that is held in half of them while products are tested
+HEAVY = 1 << 26  # bytes of a vector that is held in half of them while products are tested
 CALLS = 3  # products of the first batch on which a program is held to its way, and in which a way is timed
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
@@ -216,11 +216,18 @@ class Adjoint:
     vector of each side, half of one where it is large.
     """
 
-    def __init__(self, there: Linear, back: Linear, v: torch.Tensor, rows: int, allowed: float = math.inf) -> None:
-        """`there`: v (n,) -> the pieces of J v (rows,); `back`: u (rows,) -> the pieces of J^T u (n,); `v`: like any v."""
+    def __init__(
+        self,
+        there: Callable[[probes.Signs], Tensors],
+        back: Linear,
+        v: torch.Tensor,
+        rows: int,
+        allowed: float = math.inf,
+    ) -> None:
+        """`there`: signs v (n,) -> the pieces of J v (rows,); `back`: u (rows,) -> those of J^T u (n,); `v`: like any v."""
         self.allowed = allowed
         self.v, self.u = probes.Signs(1, len(v), v.device), probes.Signs(0, rows, v.device)
-        Jv, pulled = list(there(self.v[:].to(v.dtype))), list(back(self.u[:].to(v.dtype)))
+        Jv, pulled = list(there(self.v)), list(back(self.u[:].to(v.dtype)))
         self.error = self._identity(self.u, Jv, self.v, pulled)
         heavy = sum(p.numel() * p.element_size() for p in pulled) > HEAVY
         self.Jv, self.pulled = (_waiting(pieces) if heavy else pieces for pieces in (Jv, pulled))

@@ -39,6 +39,7 @@ INNER = 0.25  # of the tolerance: the recurrence's own residual is brought there
 MISSED = 1e-4  # probability, for any matrix, that the bound for random starts rules out wrongly
 MOST = 50.0  # times n: products after which a search with restarts has stalled, and ends incomplete
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
+TOGETHER = 1 << 26  # bytes of vectors that are multiplied together where residuals are measured
 EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 1/EVERY
 ANY = Number(finite=False)
 NUMBERS = {  # of a search, as a checkpoint holds them
@@ -153,8 +154,8 @@ def top(
     count as equal.
 
     Cost: until convergence, then about 5 / sqrt(gap) to 11 / sqrt(gap) products to rule out missed copies (gap: from
-    theta_k to the next, relative to the range), then k to measure residuals. Memory: `basis` vectors of length n and 2k
-    more.
+    theta_k to the next, relative to the range), then k to measure residuals. Memory: `basis` vectors of length n, k more at
+    the end, and a product's own.
 
     Parameters
     ----------
@@ -220,11 +221,11 @@ def top(
     settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": block, "basis": basis}
     sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis)}
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
-    state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, 2 * k))
+    state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, k))
     run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)
     with progress_bar(None, "top", progress) as bar:
         complete = run.find(k, bar)
-    values, X, residuals = _measured(op, state.V[:k], state.locked_values[:k], KEYS[which], run.norm)
+    values, X, residuals = _measured(op, state.V, state.locked_values[:k], KEYS[which], run.norm)
     threshold = run.tol * max(run.norm, float(np.abs(values).max()))
     return Eigenpairs(
         values=values,
@@ -241,12 +242,16 @@ def top(
 def _measured(
     op: Operator, V: torch.Tensor, known: np.ndarray, key: Callable[[np.ndarray], np.ndarray], norm: float
 ) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
-    """(values (k,), vectors (k, n), residuals (k,)) by one product with each row of V, best first.
+    """(values (k,), vectors (k, n), residuals (k,)) by one product with each of the first k rows of V, best first.
 
-    `known` (k,) are the Ritz values of the rows, `norm` estimates ||A||: what products are held against.
+    `known` (k,) are the Ritz values of the rows, `norm` estimates ||A||: what products are held against. The products take the
+    memory of V, large ones one at a time, so that k vectors are held beside it.
     """
-    X = longvectors.independent(V, V[:0], 0.0)[0]
-    W = (op @ X.T).T.clone(memory_format=torch.contiguous_format)
+    k = len(known)
+    X = longvectors.independent(V[:k], V[:0], 0.0)[0]
+    W, width = V[:k], k if k * op.shape[0] * op.dtype.itemsize <= TOGETHER else 1
+    for i in range(0, k, width):
+        W[i : i + width] = (op @ X[i : i + width].T).T
     H = longvectors.dots(X, W).cpu().numpy()
     name, scale = "a product that measures residuals", max(norm, float(np.abs(H).max()))
     hold(op, H, H.T, lambda i: X[i], lambda j: X[j], scale, (name, name))

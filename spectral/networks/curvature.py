@@ -455,7 +455,7 @@ class GaussNewton(Curvature):
             product = self._output_curvature(seen.pop(), batch, self._starts(group.start))
             return lambda jv: (product(jv),)
 
-        def there(v: torch.Tensor) -> trace.Pieces:
+        def there(v: Any) -> trace.Pieces:
             tangents = network.split(v)
             return (lin.jvp(tangents), *(tangents[i] for i in own))
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -38,6 +39,7 @@ from spectral.networks.learned_loss import Loss
 from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
 from spectral.networks.products import Products
 from spectral.networks.trees import leaves, map_tensors, replaced, tensors
+from spectral.probes import Signs
 
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
 WRT = ("params", "inputs")
@@ -468,9 +470,15 @@ class DataModel:
         """What the model returns, without graphs."""
         return map_tensors(torch.Tensor.detach, self.run(self.values, batch, lambda z: z))
 
-    def split(self, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def split(self, v: torch.Tensor | Signs) -> tuple[torch.Tensor, ...]:
         """A vector (P,) as tangents shaped like the parameters, in the dtypes of the products: views where that is its own."""
         values = list(self.values.values())
+        if isinstance(v, Signs):  # piece by piece, so that the vector itself is never there
+            ends = np.cumsum([p.numel() for p in values])
+            return tuple(
+                torch.empty(p.shape, dtype=p.dtype, device=p.device).copy_(v[end - p.numel() : end].view(p.shape))
+                for end, p in zip(ends.tolist(), values, strict=True)
+            )
         pieces = v.split([p.numel() for p in values])
         return tuple(piece.view_as(p).to(p.dtype) for piece, p in zip(pieces, values, strict=True))
 

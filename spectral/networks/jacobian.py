@@ -254,7 +254,8 @@ class Jacobian(SumOverBatches):
         size, latest = self._samples(group), list[torch.Tensor]()
         lin = linearize.WAYS[way](function, primals)
 
-        def there(v: torch.Tensor) -> trace.Pieces:
+        def there(v: Any) -> trace.Pieces:
+            v = v if self.network.wrt == "params" else v[:].to(self.dtype)
             return (self._forward(lin, v, size, graph=True),)
 
         def back(u: torch.Tensor) -> trace.Pieces:

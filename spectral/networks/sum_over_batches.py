@@ -260,7 +260,7 @@ class SumOverBatches(Operator):
             self._adjoint = None, None  # two long vectors
 
     def _adjoint_test(
-        self, there: linearize.Linear, back: linearize.Linear, v: torch.Tensor, rows: int
+        self, there: Callable[[Any], linearize.Tensors], back: linearize.Linear, v: torch.Tensor, rows: int
     ) -> linearize.Adjoint:
         """What products of the first batch are held to; kinds of products and ways share it. `v` is like any v."""
         version, test = self._adjoint
