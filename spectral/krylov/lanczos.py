@@ -166,7 +166,7 @@ class Lanczos:
 
     def combine(self, coefficients: np.ndarray) -> torch.Tensor:
         """coefficients (c, k) times the basis: (c, n)."""
-        total = self.q.new_zeros(len(coefficients), self.A.shape[1])
+        total = self.q.new_zeros(len(coefficients), len(self.q))
         for i, block in enumerate(self.blocks):
             part = torch.from_numpy(np.ascontiguousarray(coefficients[:, i * ROWS : (i + 1) * ROWS])).to(block)
             total += part @ block[: part.shape[1]]

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from spectral import arrays, longvectors, threads
+from spectral.engine import linearize
 from spectral.failures import first_line
 from spectral.networks import model_state
 from spectral.networks.batches import Samples, check_data, fingerprint, placed, random_state, set_random_state, warm_up
@@ -32,12 +33,14 @@ from spectral.networks.calling import (
     labelled_forward,
     required_inputs,
     select_parameters,
+    unwrapped,
 )
 from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.learned_loss import Loss
 from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
 from spectral.networks.products import Products
 from spectral.networks.trees import leaves, map_tensors, replaced, tensors
+from spectral.pieces import Shards
 
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
 WRT = ("params", "inputs")
@@ -48,6 +51,7 @@ class DataModel:
     """(model, data) as functions of the parameters or of the inputs; see the module's docstring."""
 
     needs_loss = False  # whether loss=None means the model's own
+    shards: Shards | None = None  # how vectors shaped like the parameters lie over ranks; None: each holds all of them
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class DataModel:
         statistics: str = "population",
         products: Products = Products(),  # noqa: B008 (frozen)
     ) -> None:
+        model = unwrapped(model)
         check_model(model)
         if not callable(of) and of not in OF:
             raise ValueError(
@@ -312,7 +317,7 @@ class DataModel:
         """The same for each parameter and buffer of the model by itself, by its name."""
         with threads.alone(self.model.modules()):
             named = [*self.model.named_parameters(), *self.model.named_buffers()]
-            return {name: arrays.checksum(t.detach()) for name, t in named if t.layout == torch.strided}
+            return {name: arrays.checksum(t.detach()) for name, t in named if t.shards == torch.strided}
 
     @property
     def surveyed(self) -> bool:
@@ -357,6 +362,22 @@ class DataModel:
         return near(self.function(whole)(*self.primals(whole)), z, allowed)
 
     # Functions -------------------------------------------------------------------------------------------------------
+    def linearised(self, way: str, function: Callable[..., torch.Tensor], batch: Any) -> linearize.ForwardMode:
+        """A function of the primals of this batch, linearised there in one way."""
+        return linearize.WAYS[way](function, self.primals(batch))
+
+    def gradient(self, way: str, function: Callable[..., torch.Tensor]) -> linearize.ForwardOverReverse:
+        """The gradient of a scalar function of the parameters, to be differentiated in one way."""
+        return linearize.GRADIENTS[way](function, tuple(self.values.values()))
+
+    def observed(self, function: Callable[..., Any], batch: Any) -> Any:
+        """A function's value at this batch, without a graph, of a model whose parameters nothing can stand in for."""
+        raise TypeError(f"{type(self).__name__} runs on other values in the place of its parameters.")
+
+    def local_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The parameters by name, as far as this rank holds them."""
+        return {name: tuple(value.shape) for name, value in self.values.items()}
+
     def primals(self, batch: Any) -> tuple[torch.Tensor, ...]:
         """What is differentiated on this batch: the parameters, or the inputs (B, ...)."""
         if self.wrt == "params":
@@ -531,6 +552,8 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
 
     The first batch runs on copies of them, which show whether forward writes to its parameters.
     """
+    if model.shards is not None:
+        return model.observed(function, batch)
     own = model.values, model.rest, model.frozen
     every = {**model.rest, **model.values}
     if index == 0:
