@@ -306,7 +306,8 @@ class Hessian(Curvature):
         if self.shards is None:
             with distributed.together():
                 batch = self.network.first_batch()
-            mine, exact = self._alone(batch, self.options.dtype), self._alone(batch, None, "auto")  # type: ignore[assignment]
+            mine = self._alone(batch, self.options.dtype)  # type: ignore[assignment]
+            exact = self._alone(batch, None, engine="auto", preflight=True)
             mine.noise = 0.0
         w = mine.multiply(v)
         due = None if exact is None else mine._exactly(exact, v)

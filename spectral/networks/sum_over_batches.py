@@ -374,9 +374,9 @@ class SumOverBatches(Operator):
         other._begin(network, products)
         return other
 
-    def _alone(self, batch: Any, dtype: torch.dtype | None, engine: str | None = None) -> SumOverBatches:
-        """The same matrix of one batch alone, multiplied in another dtype or by another engine, its model not tested again."""
-        products = replace(self.options, dtype=dtype, preflight=False, engine=engine or self.options.engine)
+    def _alone(self, batch: Any, dtype: torch.dtype | None, **how: Any) -> SumOverBatches:
+        """The same matrix of one batch alone, multiplied in another dtype, or otherwise; its model is not tested again."""
+        products = replace(self.options, **{"dtype": dtype, "preflight": False, **how})
         alone: SumOverBatches = self._of(self.network.alone(batch, products), products)
         return alone
 
