@@ -140,12 +140,12 @@ def scenes(rank, folder, quick=False):
         w = A @ v
         assert isinstance(w, pieces.Piece) and len(w) == A.shards.entries
         found["products"][name] = A.shards.whole(v), A.shards.whole(w), float(v @ w), A.shape
-    A = OPERATORS["GaussNewton"](net, data)
+    A = OPERATORS["GaussNewton"](net, [tuple(map(torch.cat, zip(*data, strict=True)))])
     for name in ["slq"] if quick else ESTIMATORS:
         found["estimates"][name] = numbers(ESTIMATORS[name](A), A.shards)
     if quick:
         return found
-    J = spectral.Jacobian(net, data)
+    A, J = OPERATORS["GaussNewton"](net, data), spectral.Jacobian(net, data)
     v, u = J.probe(7, 0), J.T.probe(7, 1)
     found["jacobian"] = (
         J @ v,
@@ -286,7 +286,7 @@ def wrapped(rank, folder):
 # What must come out ---------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module", params=[2, 3])
 def ranks(request, tmp_path_factory):
-    return started(request.param, tmp_path_factory.mktemp(f"{request.param}"), scenes)
+    return started(request.param, tmp_path_factory.mktemp(f"{request.param}"), scenes, patience=570)
 
 
 def close(found, expected, rtol):

@@ -304,9 +304,9 @@ def gathered(rows: Sequence[torch.Tensor], like: Sequence[Any]) -> list[torch.Te
         torch.nn.functional.pad(own.reshape(-1), (0, chunk * math.prod(each) - own.numel()))
         for own, (chunk, each) in zip(rows, sizes, strict=True)
     ])  # fmt: skip
-    out = flat.new_empty(ranks * len(flat))
-    dist.all_gather_into_tensor(out, flat, group=like[0].device_mesh.get_group())
-    parts = out.view(ranks, -1).split([chunk * math.prod(each) for chunk, each in sizes], 1)
+    out = flat.new_empty(ranks, len(flat))
+    dist.all_gather(list(out), flat, group=like[0].device_mesh.get_group())
+    parts = out.split([chunk * math.prod(each) for chunk, each in sizes], 1)
     return [
         part.reshape(ranks * chunk, *each)[: p.shape[0]]
         for part, p, (chunk, each) in zip(parts, like, sizes, strict=True)
