@@ -1,6 +1,8 @@
 """Parameters and vectors that lie over ranks (fully_shard): two and three gloo processes against one; wrappers of other kinds."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral
-from spectral import pieces
+from spectral import distributed, pieces
+from spectral.operators import Operator
 
 SIZES = (2, 2, 1, 3, 1, 2)
 CE = nn.CrossEntropyLoss()
@@ -79,7 +82,7 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
         for t in made if isinstance(made, list | tuple) else [made]:
-            if isinstance(t, torch.Tensor) and not hasattr(t, "to_local"):
+            if isinstance(t, torch.Tensor) and t.is_floating_point() and not hasattr(t, "to_local"):
                 self.entries = max(self.entries, t.numel())
         return made
 
@@ -98,7 +101,7 @@ ESTIMATORS = {
     "slq without a basis": lambda A: spectral.slq(A, probes=2, steps=9, seed=1, reorthogonalize=False, deflate=True),
     "selective": lambda A: spectral.slq(A, probes=2, steps=12, seed=1, reorthogonalize="selective"),
     "slq to a tolerance": lambda A: spectral.slq(A, tol=0.1, seed=1),
-    "esd of a sum": lambda A: spectral.esd(2 * A + 0.1 * spectral.I, probes=2, steps=9),
+    "esd of a sum": lambda A: spectral.esd(2 * A + 0.1 * spectral.I, method="slq", probes=2, steps=9),
     "kpm": lambda A: spectral.kpm(A, probes=2, moments=20, seed=1),
     **{method: (lambda A, m=method: spectral.trace(A, method=m, probes=24, seed=1))
        for method in ("hutchinson", "hutch++", "xtrace", "xnystrace")},
@@ -143,8 +146,12 @@ def scenes(rank, folder, quick=False):
     A = OPERATORS["GaussNewton"](net, [tuple(map(torch.cat, zip(*data, strict=True)))])
     for name in ["slq"] if quick else ESTIMATORS:
         found["estimates"][name] = numbers(ESTIMATORS[name](A), A.shards)
-    if quick:
-        return found
+    return found if quick else found | beside(rank, ranks, net, data)
+
+
+def beside(rank, ranks, net, data):
+    """What else there is to say of them."""
+    found = {}
     A, J = OPERATORS["GaussNewton"](net, data), spectral.Jacobian(net, data)
     v, u = J.probe(7, 0), J.T.probe(7, 1)
     found["jacobian"] = (
@@ -159,7 +166,8 @@ def scenes(rank, folder, quick=False):
     with Largest() as seen:
         A @ A.probe(7, 0)
     found["largest"] = seen.entries
-    found["named"] = A.unflatten(A.probe(7, 0)), torch.equal(A.flatten(A.unflatten(A.probe(7, 0))), A.probe(7, 0))
+    again = A.flatten(A.unflatten(A.probe(7, 0)))
+    found["named"] = A.unflatten(A.probe(7, 0)), torch.equal(A.shards.whole(again), A.shards.whole(A.probe(7, 0)))
     found["described"] = (
         A.describe()["sharded"],
         A.identity(),
@@ -307,6 +315,7 @@ def held(ranks, name, rtol):
         close({"w": product, "dot": dot}, {"w": w, "dot": float(v @ w)}, rtol)
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_pieces_of_vectors_and_give_the_product_and_spectrum_of_one_process(tmp_path):
     ranks = started(2, tmp_path, quick)
     held(ranks, "GaussNewton", 1e-12)
@@ -451,7 +460,94 @@ def test_data_parallel_is_the_model_inside_and_a_wrapper_in_a_model_is_refused()
         spectral.Jacobian(nn.Sequential(nn.Linear(3, 3), nn.DataParallel(inner)), x)
 
 
-# Pieces on one process ------------------------------------------------------------------------------------------------
+# On one process -------------------------------------------------------------------------------------------------------
+def test_a_model_that_one_rank_holds_all_of_is_multiplied_as_sharded_ones_are(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        net = sharded(network())
+        for name in ("GaussNewton", "Hessian"):
+            A, plain = OPERATORS[name](net, batches()), OPERATORS[name](network(), batches())
+            v = A.probe(7, 0)
+            assert isinstance(v, pieces.Piece) and A.describe()["sharded"].startswith("over 1 ranks")
+            close({"w": A.shards.whole(A @ v)}, {"w": plain @ plain.probe(7, 0)}, 1e-8 if name == "Hessian" else 1e-12)
+        J, plain = spectral.Jacobian(net, batches()), spectral.Jacobian(network(), batches())
+        u = J.T.probe(7, 1)
+        close(
+            {"J v": J @ v, "J^T u": J.shards.whole(J.T @ u)},
+            {"J v": plain @ plain.probe(7, 0), "J^T u": plain.T @ u},
+            1e-12,
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+class Split(Operator):
+    """A symmetric matrix whose vectors lie over ranks."""
+
+    ranks = 3
+
+    def __init__(self, matrix):
+        super().__init__(matrix.shape, matrix.dtype, symmetric=True, nonnegative=True)
+        self.matrix = matrix
+
+    def _shards(self, side):
+        n = self.shape[0]  # the second rank holds nothing
+        return pieces.Shards(n, (((0, 10), (30, n - 30)), ((10, 0),), ((10, 20),)))
+
+    def _apply(self, V):
+        return self.shards.part(self.matrix @ self.shards.whole(V))
+
+
+def by_threads(monkeypatch, ranks, work):
+    """What `work()` gives on each of so many ranks, which are threads."""
+    own, meeting, slots = threading.local(), threading.Barrier(ranks, timeout=60), [None] * ranks
+
+    def exchanged(value):
+        slots[own.rank] = value
+        meeting.wait()
+        everyone = list(slots)
+        meeting.wait()
+        return everyone
+
+    def life(rank):
+        own.rank = rank
+        try:
+            return work()
+        except BaseException:
+            meeting.abort()
+            raise
+
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    monkeypatch.setattr(distributed, "rank", lambda: own.rank)
+    monkeypatch.setattr(distributed, "all_reduce", lambda t: t.copy_(sum(exchanged(t.clone()))))
+    monkeypatch.setattr(distributed, "gather", lambda make: exchanged(make()))
+    monkeypatch.setattr(distributed, "first", lambda value, device=None: exchanged(value)[0])
+    with ThreadPoolExecutor(ranks) as pool:
+        return list(pool.map(life, range(ranks)))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimators_sum_over_the_ranks(name, monkeypatch):
+    g = torch.Generator().manual_seed(5)
+    Q = torch.linalg.qr(torch.randn(60, 60, generator=g).double())[0]
+    values = torch.cat([torch.tensor([9.0, 9.0, 7.0]), torch.linspace(0.0, 1.0, 57)]).double()
+    M = Q @ torch.diag(values) @ Q.T
+    expected = numbers(ESTIMATORS[name](dense(M)))
+
+    def work():
+        A = Split(M)
+        return numbers(ESTIMATORS[name](A), A.shards)
+
+    for found in by_threads(monkeypatch, 3, work):
+        close(found, expected, 1e-8)
+
+
+def dense(M):
+    A = spectral.as_operator(M)
+    A.symmetric = A.nonnegative = True
+    return A
+
+
 def test_products_of_pieces_are_plain_and_what_is_done_entry_by_entry_is_a_piece():
     V, w = torch.arange(6.0).reshape(2, 3).as_subclass(pieces.Piece), torch.ones(3).as_subclass(pieces.Piece)
     for plain in (V @ w, V @ V.T, w @ w, torch.ones(2).to(V)):
