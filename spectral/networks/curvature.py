@@ -262,7 +262,7 @@ class Hessian(Curvature):
             return tuple(g.to(self.dtype) for g in gradient.jvp(tangents))
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
-            if way == linearize.DIFFERENCE:  # which is no derivative: `measure_noise` says how far it is off
+            if way == linearize.DIFFERENCE:  # which is no derivative: `_know_noise` says how far it is off
                 return 0.0
             earlier, self._earlier = self._earlier, None
             if earlier is not None and earlier[:2] == (way, self.network.version()):
@@ -293,14 +293,15 @@ class Hessian(Curvature):
         exact = super().epsilon
         return max(exact, exact ** (2 / 3) if self.noise is None else self.noise) if self._differs else exact
 
-    def measure_noise(self) -> float:
-        """||(A' - A) v|| / ||A v|| of products in another dtype or by differences, on the first batch.
+    def _know_noise(self) -> None:
+        """Also before the first product by differences: ||(H' - H) v|| / ||H v|| on the first batch, v Gaussian.
 
-        By differences A' v is held to one exact product of a Gaussian v. Where that has no derivative or does not fit, and where
-        parameters lie over ranks, A v is A' v with a step twice as long, which is off by four times the truncation.
+        H v is an exact product. Where that has no derivative or does not fit, and where parameters lie over ranks, H' v with
+        a step twice as long stands for it, whose truncation is four times as large.
         """
-        if not self._differs:
-            return super().measure_noise()
+        if not self._differs or self.noise is not None:
+            super()._know_noise()
+            return
         v, self.noise = self.probe(1, 0)[:, None], 0.0  # it measures none itself
         mine, exact = self, None
         if self.shards is None:
@@ -320,7 +321,6 @@ class Hessian(Curvature):
             self.products -= 2  # none that anybody asked for
         scale = longvectors.norm(due[:, 0])
         self.noise = longvectors.norm((w - due)[:, 0]) / scale if scale > 0 else 0.0
-        return self.noise
 
     def _exactly(self, exact: SumOverBatches, v: torch.Tensor) -> torch.Tensor | None:
         """The exact product; None where it does not fit or cannot be made."""

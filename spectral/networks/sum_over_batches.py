@@ -329,8 +329,8 @@ class SumOverBatches(Operator):
         )
 
     def _know_noise(self) -> None:
-        """Measure it before the first product in a coarser dtype, or by differences."""
-        if (self.coarse or self.options.engine == linearize.DIFFERENCE) and self.noise is None:
+        """Measure it before the first product in a coarser dtype."""
+        if self.coarse and self.noise is None:
             self.measure_noise()
 
     @property
