@@ -231,7 +231,7 @@ class Hessian(Curvature):
     tensor([5.])
     """
 
-    ways = linearize.EXACT
+    ways: Collection[str] = linearize.EXACT
     turns = False  # the second way's product is never the faster one
     factor = 1.0  # of the steps of differences
     measured_by = "an exact product of the first batch"
@@ -302,7 +302,16 @@ class Hessian(Curvature):
         if not self._differs or self.noise is not None:
             super()._know_noise()
             return
-        v, self.noise = self.probe(1, 0)[:, None], 0.0  # it measures none itself
+        self.noise = 0.0  # what is multiplied now measures none itself
+        try:
+            self.noise = self._error()
+        except BaseException:
+            self.noise = None
+            raise
+
+    def _error(self) -> float:
+        """Of a product by differences, relative."""
+        v = self.probe(1, 0)[:, None]
         mine, exact = self, None
         if self.shards is None:
             with distributed.together():
@@ -320,7 +329,7 @@ class Hessian(Curvature):
         if mine is self:
             self.products -= 2  # none that anybody asked for
         scale = longvectors.norm(due[:, 0])
-        self.noise = longvectors.norm((w - due)[:, 0]) / scale if scale > 0 else 0.0
+        return longvectors.norm((w - due)[:, 0]) / scale if scale > 0 else 0.0
 
     def _exactly(self, exact: SumOverBatches, v: torch.Tensor) -> torch.Tensor | None:
         """The exact product; None where it does not fit or cannot be made."""

@@ -317,7 +317,7 @@ class DataModel:
         """The same for each parameter and buffer of the model by itself, by its name."""
         with threads.alone(self.model.modules()):
             named = [*self.model.named_parameters(), *self.model.named_buffers()]
-            return {name: arrays.checksum(t.detach()) for name, t in named if t.shards == torch.strided}
+            return {name: arrays.checksum(t.detach()) for name, t in named if t.layout == torch.strided}
 
     @property
     def surveyed(self) -> bool:

@@ -102,7 +102,8 @@ def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> No
             f"torch {torch.__version__} does not say how fully_shard reduces gradients (no {missing[0]}); use torch 2.8 or later."
         )
     shared = {id(p) for unit in _units(model) for group in _groups(unit) for p in _sharded(group)}
-    for name, p in model.named_parameters():
+    own: dict[str, Any] = dict(model.named_parameters())
+    for name, p in own.items():
         if id(p) not in shared:
             raise ValueError(
                 f"the parameter {name} is not sharded by fully_shard, as others are; shard the whole model by "
@@ -357,13 +358,12 @@ class ShardedDifference(linearize.CentralDifference):
 
 
 # Tests ----------------------------------------------------------------------------------------------------------------
-def adjoint_error(network: ShardedModel, batch: Any) -> float:
+def adjoint_error(network: Any, batch: Any) -> float:
     """How far <J v, u> is from <v, J^T u> on the first batch of all ranks, over what it is for a wrong product.
 
     As `linearize.Adjoint` has it, for signs u and v, whose root mean square is 1.
     """
     at = ShardedMode(network, network.function(batch))
-    assert network.shards is not None
     how: Any = {"kind": "rademacher", "dtype": network.dtype, "device": network.device}
     v = network.shards.probe(0, 0, **how)
     with network.opened(), torch.enable_grad():

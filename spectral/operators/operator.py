@@ -223,7 +223,7 @@ class Operator:
         >>> spectral.as_operator(np.eye(2)).probe(0, 0, "rademacher").abs()
         tensor([1., 1.], dtype=torch.float64)
         """
-        how = {"kind": kind, "dtype": self.dtype, "device": self.device}
+        how: dict[str, Any] = {"kind": kind, "dtype": self.dtype, "device": self.device}
         if self.shards is not None:
             return self.shards.probe(seed, index, **how)
         return probes.probe(seed, index, self.shape[1], **how)
