@@ -169,7 +169,7 @@ def empty(shape: tuple[int, ...], other: torch.Tensor) -> torch.Tensor:
 
     A large block is written for the first time in every product, and pages of 4 KiB cost more than its arithmetic.
     """
-    if other.device.type != "cpu" or other.dtype not in NUMPY:
+    if other.device.type != "cpu" or other.dtype not in NUMPY or type(other) is not torch.Tensor:
         return other.new_empty(shape)
     return torch.from_numpy(np.empty(shape, NUMPY[other.dtype]))
 

@@ -1,7 +1,8 @@
 """Verbs on vectors of a model's size: dots, norms and block products, summed in float64 whatever the dtype of the vectors.
 
 Entries are upcast a chunk at a time, so that no verb holds a copy of what it is given. Rows V (j, n) are how bases lie,
-columns X (n, m) how blocks are multiplied: `dots` and `rotate` take rows, `cross` and `column_dots` take columns.
+columns X (n, m) how blocks are multiplied: `dots` and `rotate` take rows, `cross` and `column_dots` take columns. Of vectors
+that lie over ranks (`spectral.pieces`) every sum is that of all entries, by one small all-reduce.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from spectral import arrays
+from spectral import arrays, distributed
+from spectral.pieces import Piece, like, local, summed
 
 # Entries upcast at a time: 2 MiB of float64. Larger pieces are asked of the system anew each time: nine times as long.
 CHUNK = 1 << 18
@@ -50,16 +52,27 @@ def chunk(device: torch.device) -> int:
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     """<x, y> of (n,) and (n,)."""
+    own = local(x)
+    return float(summed(_dot(own, own if y is x else local(y)), x, y))
+
+
+def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of what this rank holds, ()."""
     step = chunk(x.device)
     if x.dtype == y.dtype == torch.float64:
         if x.numel() <= arrays.LONGEST:
-            return float(torch.dot(x, y))
+            return torch.dot(x, y)
         step = arrays.LONGEST
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for start in range(0, x.numel(), step):
         some = x[start : start + step].double()
         total += torch.dot(some, some if y is x else y[start : start + step].double())
-    return float(total)
+    return total
+
+
+def added(number: float, *of: torch.Tensor) -> float:
+    """A sum over entries of `of` as this rank has it, over all ranks where these lie there."""
+    return float(summed(torch.tensor(number, dtype=torch.float64, device=of[0].device), *of))
 
 
 def norm(x: torch.Tensor) -> float:
@@ -70,9 +83,18 @@ def norm(x: torch.Tensor) -> float:
 def distance(x: torch.Tensor, y: torch.Tensor) -> float:
     """||x - y|| of two of one shape, subtracted in float64."""
     total, step = 0.0, chunk(x.device)
-    for some, other in zip(x.reshape(-1).split(step), y.reshape(-1).split(step), strict=True):
+    for some, other in zip(local(x).reshape(-1).split(step), local(y).reshape(-1).split(step), strict=True):
         total = math.hypot(total, norm(some.double() - other.double()))
-    return total
+    return math.sqrt(added(total**2, x)) if isinstance(x, Piece) else total
+
+
+def largest(X: torch.Tensor) -> float:
+    """The largest |entry|, NaN where one is."""
+    own = local(X)
+    least, most = torch.aminmax(own) if own.numel() else (0.0, 0.0)
+    size = max(-float(least), float(most))
+    everyone = distributed.gather(lambda: size) if isinstance(X, Piece) else [size]
+    return math.nan if any(map(math.isnan, everyone)) else max(everyone)
 
 
 def norms(V: torch.Tensor) -> np.ndarray:
@@ -96,10 +118,10 @@ def add_products(total: torch.Tensor, V: torch.Tensor, W: torch.Tensor, entries:
 def dots(V: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
     """V W^T for rows, (j, n) and (b, n) to (j, b)."""
     if V.dtype == torch.float64:
-        return V @ W.T
+        return summed(local(V) @ local(W).T, V, W)
     total = torch.zeros(len(V), len(W), dtype=torch.float64, device=V.device)
-    add_products(total, V, W)
-    return total
+    add_products(total, local(V), local(V) if W is V else local(W))
+    return summed(total, V, W)
 
 
 def cross(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:
@@ -208,14 +230,33 @@ def differences(W: torch.Tensor, V: torch.Tensor, values: np.ndarray) -> np.ndar
     """||w_i - values_i v_i|| of each row, (k,)."""
     factors = torch.from_numpy(np.ascontiguousarray(values)).to(W.device)[:, None]
     total = torch.zeros(len(W), dtype=torch.float64, device=W.device)
+    own, other = local(W), local(V)
     for piece in chunks(W.shape[1], len(W), chunk(W.device)):
-        total += (W[:, piece].double() - factors * V[:, piece].double()).square().sum(1)
-    return total.sqrt().cpu().numpy()
+        total += (own[:, piece].double() - factors * other[:, piece].double()).square().sum(1)
+    return summed(total, W, V).sqrt().cpu().numpy()
 
 
 def triangle(Y: torch.Tensor, Omega: torch.Tensor, nu: float) -> np.ndarray:
     """R of the QR decomposition of the columns of Y + nu Omega, (n, m) to (m, m)."""
-    R = torch.zeros(0, Y.shape[1], dtype=torch.float64, device=Y.device)
+    R, y, omega = torch.zeros(0, Y.shape[1], dtype=torch.float64, device=Y.device), local(Y), local(Omega)
     for piece in chunks(len(Y), Y.shape[1], chunk(Y.device)):
-        R = torch.linalg.qr(torch.cat([R, Y[piece].double() + nu * Omega[piece].double()]), mode="r")[1]
-    return R.cpu().numpy()
+        R = torch.linalg.qr(torch.cat([R, y[piece].double() + nu * omega[piece].double()]), mode="r")[1]
+    return (_joint(R)[1] if isinstance(Y, Piece) else R).cpu().numpy()
+
+
+def qr(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Q, R) of columns (n, m); of pieces by the QR decomposition of the R of all ranks (Demmel et al. 2012, TSQR)."""
+    Q, R = torch.linalg.qr(local(X))
+    if not isinstance(X, Piece):
+        return Q, R
+    S, R = _joint(R)
+    return like(Q @ S, X), R
+
+
+def _joint(R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(this rank's rows of Q, R) of the QR decomposition of every rank's R, (r, m) each, under one another."""
+    rows, m = R.shape
+    square = R.new_zeros(m, m)
+    square[:rows] = R
+    Q, joint = torch.linalg.qr(distributed.all_rows(square, [m] * distributed.world_size()))
+    return Q[distributed.rank() * m :][:rows], joint

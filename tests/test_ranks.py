@@ -358,14 +358,14 @@ def one(rank, ranks, folder, work):
         os._exit(0)  # a group that has lost a rank cannot be taken down
 
 
-def started(ranks, folder, work):
+def started(ranks, folder, work, patience=150):
     """What each rank found, None of one that died."""
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=one, args=(rank, ranks, str(folder), work)) for rank in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(150)
+        process.join(patience)
         process.kill()
     for rank in range(ranks):
         if (failed := folder / f"{rank}.txt").exists():

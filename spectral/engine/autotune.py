@@ -23,7 +23,7 @@ import torch
 
 from spectral import arrays
 from spectral.engine import linearize, trace
-from spectral.engine.linearize import CALLS, WAYS
+from spectral.engine.linearize import CALLS, DIFFERENCE, WAYS
 from spectral.engine.store import Store
 from spectral.failures import first_line
 
@@ -37,6 +37,7 @@ RIVAL = 0.15  # what the other way's program may save of a Hessian's: 0 to .2 on
 BETTER = 0.95  # a candidate must take less than this part of the time: near ties go the same way in every run
 SERVE = 10  # products a column that a block's program must serve: trying it takes about three, and it saves some tenths of one
 BLOCK = 8  # vectors that a program takes at a time, at most
+ALONE = {*WAYS, DIFFERENCE}  # engines that are a way, of which nothing is recorded
 CPU = torch.device("cpu")
 # What torch raises where it cannot.
 FAILURES = (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError)
@@ -207,7 +208,7 @@ class Engine:
         tried = bool(self.choices) and all(
             choice.proven or not (choice.young or choice.program) for choice in self.choices.values()
         )
-        return self.asked in WAYS or tried
+        return self.asked in ALONE or tried
 
     def multiply(self, work: Workload, V: torch.Tensor, W: torch.Tensor, new: bool, expected: int = 0) -> None:
         """W (b, m) += the products with the rows of V (b, n), or W = these if `new`; `expected` products were announced."""
@@ -230,7 +231,7 @@ class Engine:
 
     def _choice(self, kind: str) -> Choice:
         if kind not in self.choices:
-            self.choices[kind] = Choice(self.asked, [self.asked] if self.asked in WAYS else list(self.ways))
+            self.choices[kind] = Choice(self.asked, [self.asked] if self.asked in ALONE else list(self.ways))
         return self.choices[kind]
 
     def _keep(self, work: Workload, kept: Kept) -> None:
@@ -318,7 +319,7 @@ class Engine:
     # Programs --------------------------------------------------------------------------------------------------------
     def _pays(self, work: Workload, choice: Choice, ahead: Ahead) -> bool:
         """Whether to record this product: that is worth it for the products to come, and what recording holds fits."""
-        if choice.asked in WAYS or choice.settled or work.index in choice.without or not (work.leads or choice.proven):
+        if choice.asked in ALONE or choice.settled or work.index in choice.without or not (work.leads or choice.proven):
             return False
         way, program = choice.timings[choice.way], choice.timings.get(choice.program)
         if program is None:

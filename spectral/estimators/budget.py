@@ -17,8 +17,9 @@ import scipy
 import torch
 from tqdm import tqdm
 
-from spectral import arrays, distributed, longvectors, probes
+from spectral import arrays, distributed, longvectors
 from spectral.krylov import kernels
+from spectral.krylov.symmetry import leaves
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.version import __version__
@@ -135,7 +136,17 @@ def free_memory(A: Operator) -> int:
 
 def vectors_that_fit(A: Operator, n: int) -> int:
     """How many vectors (n,) a quarter of the free memory holds: what a basis may take."""
-    return free_memory(A) // 4 // (n * A.dtype.itemsize)
+    held = A.shards.most if A.shards is not None and n == A.shape[1] else n
+    return free_memory(A) // 4 // (held * A.dtype.itemsize)
+
+
+def hold_whole(A: Operator, what: str) -> None:
+    """One sentence where ranks hold pieces of A's vectors, which `what` needs whole."""
+    if any(leaf.shards is not None for leaf in leaves(A)):
+        raise ValueError(
+            f"{what} needs whole vectors, but the ranks hold pieces of those of {A!r}, as its parameters lie (fully_shard); use "
+            "slq, kpm, trace, top or diagonal."
+        )
 
 
 def decided(A: Operator, verdict: T) -> T:
@@ -216,8 +227,7 @@ def smaller_side(A: Operator) -> Operator:
 
 def _asymmetry(A: Operator) -> float:
     """|<A v, u> - <v, A u>| / max(||A v||, ||A u||) for one Gaussian pair: about 1 for a skew matrix, in any dimension."""
-    v = probes.probe(0, 0, A.shape[0], dtype=A.dtype, device=A.device)
-    u = probes.probe(0, 1, A.shape[0], dtype=A.dtype, device=A.device)
+    v, u = A.probe(0, 0), A.probe(0, 1)
     Av, Au = A @ v, A @ u
     scale = max(longvectors.norm(Av), longvectors.norm(Au))
     return abs(longvectors.dot(Av, u) - longvectors.dot(v, Au)) / scale if scale > 0 else 0.0

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from spectral import arrays, distributed, longvectors, persist, storage
-from spectral.estimators.budget import Spent, stoppable
+from spectral.estimators.budget import Spent, hold_whole, stoppable
 from spectral.krylov.symmetry import KnownProduct
 from spectral.operators.operator import Operator
 from spectral.schema import COUNT, FLOATS, NONNEGATIVE, Either, Fields, Items, Plain, Row, Rule, Same, Text
@@ -62,6 +62,8 @@ class Checkpoint:
         ValueError for a file that is damaged or of another operator, seed or setting.
         """
         self.op = op
+        if path is not None:
+            hold_whole(op, "checkpoint=")
         self.path = self._claimed(path, settings)
         self.writes = self.path is not None and (op.ranks == 1 or distributed.rank() == 0)
         self.identity = "" if self.path is None else persist.fingerprint([self.matrix, storage.plain(settings)])

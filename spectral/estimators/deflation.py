@@ -53,9 +53,9 @@ class Deflated:
 class Deflation:
     """The orthonormal eigenvectors `vectors` (l, n) so far, None before the first; `deflated` says where each comes from."""
 
-    def __init__(self, most: int) -> None:
-        """`most`: vectors that may be held."""
-        self.most = most
+    def __init__(self, most: int, n: int) -> None:
+        """`most`: vectors that may be held; `n`: their dimension."""
+        self.most, self.n = most, n
         self.deflated: list[Deflated] = []
         self.vectors: torch.Tensor | None = None
         self.looked = 0  # probes that have been taken in
@@ -81,7 +81,7 @@ class Deflation:
         if index > 0:
             pairs = [p for p in pairs if any(abs(p.value - f.value) <= p.window + f.window for f in self.deflated)]
         if pairs and index > 0 and self.vectors is not None:
-            unit = 1 / (self.vectors.shape[1] - len(record.known))
+            unit = 1 / (self.n - len(record.known))
             pairs = [p for p in pairs if (record.eigen[1][0, p.nodes] ** 2).sum() <= most * unit]
         pairs = sorted(pairs, key=lambda p: p.window)[: max(0, self.most - len(self.deflated))]
         if not pairs or combine is None:

@@ -9,12 +9,13 @@ import torch
 
 from spectral import arrays, longvectors
 from spectral.estimators import leave_one_out
-from spectral.estimators.budget import progress_bar, vectors_that_fit
+from spectral.estimators.budget import hold_whole, progress_bar, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.krylov.symmetry import KnownProduct, distance
 from spectral.longvectors import cross
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
+from spectral.pieces import local
 from spectral.probes import check_seed, unit_vectors
 from spectral.results import Estimate, nan
 from spectral.schema import NONNEGATIVE, Array, Either, Fields, Law, Number, Same, integer
@@ -147,7 +148,7 @@ def diagonal(
         )
     A.expect(probes)
     value, stderr = (_xdiag if name == "xdiag" else _hutchinson)(A, m, seed, progress, run)
-    bounds = np.broadcast_to(nan, n)  # takes no memory
+    bounds = np.broadcast_to(nan, len(value))  # takes no memory
     return Estimate(value, stderr, bounds, bounds, m, run.spent.products, name)
 
 
@@ -158,6 +159,7 @@ def _choose(A: Operator, probes: int) -> str:
 
 def exact_diagonal(A: Operator, progress: bool | None, run: Checkpoint) -> np.ndarray:
     """The diagonal (n,) from n products with the identity."""
+    hold_whole(A, "the exact diagonal")
     n, first = A.shape[0], 0
     A.expect(n)
     value, column = np.zeros(n), np.zeros(n)
@@ -190,7 +192,7 @@ def _hutchinson(
     A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoint
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error of z * (A z), by Welford's recurrence."""
-    mean, squares = (torch.zeros(A.shape[0], dtype=A.dtype, device=A.device) for _ in range(2))
+    mean, squares = (A.empty().zero_() for _ in range(2))
     drawn: State = {"method": "hutchinson", "done": 0, "mean": mean, "squares": squares, "along": 0.0, "length": 0.0}
     neighbours, whole = leave_one_out.Neighbours(A), True
     if run.state is not None:
@@ -269,7 +271,7 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoin
                 covariance += 2 * _change(i, j, F, E, signs, gamma, nu, SR) * _change(j, i, F, E, signs, gamma, nu, SR)
     variance = samples.var(axis=1, ddof=1) / m + np.maximum(covariance, 0) / (m * (m - 1))
     eps = arrays.machine_epsilon(A.dtype)
-    rounding = eps * np.sqrt((Y.double() ** 2).mean(1).cpu().numpy())  # of each row's product
+    rounding = eps * np.sqrt((local(Y).double() ** 2).mean(1).cpu().numpy())  # of each row's product
     return samples.mean(1), np.hypot(np.sqrt(variance) * leave_one_out.widening(m), rounding)
 
 

@@ -11,6 +11,7 @@ from spectral.estimators.exact import exact
 from spectral.estimators.kpm import kpm
 from spectral.estimators.slq import PROBES, STEPS, slq
 from spectral.estimators.slq import check as check_slq
+from spectral.krylov.symmetry import leaves
 from spectral.networks.jacobian import Jacobian
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
@@ -172,6 +173,8 @@ def _exact_is_cheap(A: Operator, budget: Any, options: dict[str, Any]) -> tuple[
     if own:
         return False, f"{', '.join(own)} given"
     op = smaller_side(A)
+    if any(leaf.shards is not None for leaf in leaves(op)):
+        return False, "the ranks hold pieces of its vectors"
     dim, free = op.shape[0], free_memory(A)
     probes, steps = int(options.get("probes", PROBES)), int(options.get("steps", STEPS))
     swept = limit.epochs / cost(op, 1).epochs if cost(op, 1).epochs else limit.epochs

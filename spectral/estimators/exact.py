@@ -11,7 +11,7 @@ import torch
 
 from spectral import arrays, distributed, longvectors
 from spectral.estimators import cost
-from spectral.estimators.budget import environment, free_memory, progress_bar, stoppable, symmetric_operand
+from spectral.estimators.budget import environment, free_memory, hold_whole, progress_bar, stoppable, symmetric_operand
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.cost import SLICE, WORKSPACE
 from spectral.krylov.symmetry import KnownProduct, distance, expected, look_again, not_finite, random_coefficients
@@ -78,6 +78,7 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     [1.0, 2.0, 3.0]
     """
     A = as_operator(A)
+    hold_whole(A, "exact")
     products, epochs = A.products, A.epochs
     op, zeros, _ = symmetric_operand(A)
     tested = A.products - products if op is A else 0  # the two products of the symmetry test

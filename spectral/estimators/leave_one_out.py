@@ -29,7 +29,7 @@ from spectral import arrays, longvectors
 from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_size, leaves, random_coefficients
 from spectral.longvectors import column_dots, combination, cross, orthonormal
 from spectral.operators.operator import Operator
-from spectral.probes import probe
+from spectral.pieces import local
 from spectral.schema import COUNT, NONNEGATIVE, Array, Fields, Items, Law, Number, Rule, Same
 
 SHARED, LIGHT = 8, 1 << 26  # vectors multiplied at a time, and bytes that they may take
@@ -116,8 +116,7 @@ def block_of(A: Operator) -> int:
 
 def draw(A: Operator, seed: int, indices: range, kind: str) -> torch.Tensor:
     """The probes of these indices as columns, (n, b)."""
-    columns = [probe(seed, i, A.shape[1], kind=kind, dtype=A.dtype, device=A.device) for i in indices]
-    return torch.stack(columns, 1)
+    return torch.stack([A.probe(seed, i, kind) for i in indices], 1)
 
 
 def multiply(A: Operator, V: torch.Tensor) -> torch.Tensor:
@@ -148,7 +147,7 @@ class Hutchinson(Sampler):
         self.length = 0.0  # of the first vector's product
         self.neighbours = Neighbours(A)
         self.scatter = 0.0
-        self.mean = torch.zeros(A.shape[0], dtype=A.dtype, device=A.device)
+        self.mean = A.empty().zero_()
 
     def add(self, count: int) -> None:
         Z = draw(self.A, self.seed, range(self.m, self.m + count), "rademacher")
@@ -398,7 +397,9 @@ def welford(
 
     `out` may be `mean` or z; `squares` (n,) grow by what it adds entry by entry, where they are given.
     """
-    scatter = 0.0
+    scatter, whole = 0.0, mean
+    mean, z, y, out = (local(x) for x in (mean, z, y, out))
+    squares = None if squares is None else local(squares)
     for piece in longvectors.chunks(len(mean), 1, longvectors.chunk(mean.device)):
         sample = z[piece].double() * y[piece].double()
         step = sample - mean[piece].double()
@@ -407,7 +408,7 @@ def welford(
         scatter += float(torch.dot(step, sample - now))
         if squares is not None:
             squares[piece] = squares[piece].double() + step * (sample - now)
-    return scatter
+    return longvectors.added(scatter, whole)
 
 
 def two_numbers(z: torch.Tensor, along: float, length: float) -> KnownProduct:
@@ -441,13 +442,13 @@ class Range:
         """Add what the columns of Y reach beyond Q, as far as it is more than rounding, and multiply it."""
         self.largest = max(self.largest, float(column_dots(Y, Y).max()) ** 0.5)
         X = self._orthogonal(Y.to(torch.float64, copy=True))
-        X, R = torch.linalg.qr(X)
+        X, R = longvectors.qr(X)
         U, s, _ = torch.linalg.svd(R)
         X = X @ U[:, s > RANK * arrays.machine_epsilon(self.A.dtype) * self.largest]
         if X.shape[1] == 0:
             return
         # once more: a short direction is not yet orthogonal
-        X = torch.linalg.qr(self._orthogonal(X))[0].to(self.A.dtype)
+        X = longvectors.qr(self._orthogonal(X))[0].to(self.A.dtype)
         self.Q, self.Z = torch.cat([self.Q, X], 1), torch.cat([self.Z, multiply(self.A, X)], 1)
 
     def _orthogonal(self, X: torch.Tensor) -> torch.Tensor:
@@ -480,7 +481,7 @@ def widening(m: int) -> float:
 
 
 def empty(A: Operator) -> torch.Tensor:
-    return torch.empty(A.shape[1], 0, dtype=A.dtype, device=A.device)
+    return A.empty(0).T
 
 
 def known_product(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> KnownProduct:

@@ -18,7 +18,6 @@ from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord
 from spectral.krylov.lanczos import NONE, Lanczos, LanczosRecord
 from spectral.krylov.symmetry import KnownProduct
 from spectral.operators.operator import Operator
-from spectral.probes import probe
 
 R = TypeVar("R", Lanczos, Chebyshev)
 ROUNDING = 2.0**-8  # of the length of a row in bfloat16
@@ -128,7 +127,7 @@ class ProbeRun:
     # Probe by probe ----------------------------------------------------------------------------------------------------
     def start(self, index: int) -> torch.Tensor:
         """The Gaussian vector of probe `index`."""
-        return probe(self.seed, index, self.op.shape[0], dtype=self.op.dtype, device=self.op.device)
+        return self.op.probe(self.seed, index)
 
     def lanczos(self, start: torch.Tensor, steps: int) -> Lanczos:
         """The recurrence from this start, in the complement of what is deflated."""

@@ -252,7 +252,7 @@ class _Run(ProbeRun):
         self.settings, self.plan, self.aim, (self.dim, self.zeros) = settings, plan, aim, size
         self.orthogonality = 0.0  # of a rounded basis, as measured
         most = min(settings["steps"] or op.shape[0], op.shape[0])
-        deflation = Deflation(plan.vectors) if plan.vectors else None
+        deflation = Deflation(plan.vectors, op.shape[0]) if plan.vectors else None
         super().__init__(path, op, settings, deflation, least=1 if plan.adaptive else most, most=most)
 
     def stop(self, limit: Budget) -> str | None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from spectral import arrays, longvectors, results
-from spectral.estimators.budget import progress_bar
+from spectral.estimators.budget import hold_whole, progress_bar
 from spectral.estimators.checkpoint import Checkpoint
 from spectral.estimators.top import INNER, KEYS, Search, bounds, capacity, check, held, saved
 from spectral.krylov.golub_kahan import GolubKahan
@@ -178,6 +178,7 @@ def svd(
     ([3.0, 1.0], torch.Size([3, 2]), [True, True])
     """
     A = as_operator(J)
+    hold_whole(A, "svd")
     if 0 in A.shape:
         raise ValueError(f"{A!r} is empty; it has no singular values.")
     wide = A.shape[0] < A.shape[1]

@@ -26,7 +26,7 @@ from spectral.krylov.restarted import RestartedKrylov
 from spectral.krylov.symmetry import expected, hold, repeated, wrong
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
-from spectral.probes import check_seed, probe
+from spectral.probes import check_seed
 from spectral.schema import COUNT, NONNEGATIVE, Fields, Flag, Law, Number, integer, maybe
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -373,8 +373,7 @@ class Search:
         """Fresh random directions in the complement of what is locked."""
         indices = range(self.probes, self.probes + min(self.block, self.state.capacity - self.state.locked))
         self.probes = indices.stop
-        n, dtype, device = self.state.dim, self.op.dtype, self.op.device
-        self.state.start(torch.stack([probe(self.seed, i, n, dtype=dtype, device=device) for i in indices]))
+        self.state.start(torch.stack([self.state.A.probe(self.seed, i) for i in indices]))
         self.lowest, self.highest, self.deepest = np.inf, -np.inf, 0
 
     def exhausted(self, more: int) -> bool:

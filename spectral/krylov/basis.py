@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from spectral import arrays, longvectors
+from spectral.pieces import like
 
 ROWS = 32  # rows allocated at a time
 PLACES = ("device", "bf16", "host")
@@ -63,14 +64,14 @@ def row_bytes(place: str, n: int, dtype: torch.dtype) -> int:
 
 
 class Basis:
-    """Rows that grow in number, `most` at the most, of vectors like `like` (n,)."""
+    """Rows that grow in number, `most` at the most: vectors like `vector` (n,)."""
 
-    def __init__(self, like: torch.Tensor, most: int, place: str = "device") -> None:
-        self.like, self.most, self.place = like[:0], most, place
+    def __init__(self, vector: torch.Tensor, most: int, place: str = "device") -> None:
+        self.like, self.most, self.place = vector[:0], most, place
         self.blocks: list[torch.Tensor] = []
         self.exact = place != "bf16"  # whether rows are the vectors to the bit
-        here = self.exact and (place == "device" or like.device.type == "cpu")
-        self.n, self.plain = len(like), here  # whether blocks can be multiplied as they are
+        here = self.exact and (place == "device" or vector.device.type == "cpu")
+        self.n, self.plain = len(vector), here  # whether blocks can be multiplied as they are
 
     @property
     def rounding(self) -> float:
@@ -138,7 +139,7 @@ class Basis:
             some = self.like.new_empty(len(part), len(part[0, piece]))
             for row, there in zip(
                 some, part[:, piece], strict=True
-            ):  # row by row: only what lies together moves by itself
+            ):  # what does not lie together does not move by itself
                 row.copy_(there, non_blocking=True)
             yield piece, some
 
@@ -149,7 +150,8 @@ class Basis:
         if self.place == "bf16":
             return self.like.new_empty(rows, self.n, dtype=torch.bfloat16)
         if self.place == "host":
-            return torch.empty(rows, self.n, dtype=self.like.dtype, pin_memory=self.like.device.type == "cuda")
+            pinned = self.like.device.type == "cuda"
+            return like(torch.empty(rows, self.n, dtype=self.like.dtype, pin_memory=pinned), self.like)
         size = rows * row_bytes(self.place, self.n, self.like.dtype)
         handle, name = tempfile.mkstemp(prefix="spectral-basis-", dir=self.place)
         try:
@@ -163,4 +165,4 @@ class Basis:
         finally:
             os.close(handle)
             os.unlink(name)  # the mapping stays; whatever ends the process, nothing is left
-        return block.view(rows, self.n)
+        return like(block.view(rows, self.n), self.like)

@@ -63,7 +63,7 @@ class BlockLanczos(RestartedKrylov):
         self.multiplying = True
         W = (self.A @ P.T).T.clone(memory_format=torch.contiguous_format)  # perhaps a buffer of the operator
         self.multiplying = False
-        if self.depth == 0 and b == 1 and not W.any():  # wider blocks meet each other
+        if self.depth == 0 and b == 1 and longvectors.largest(W) == 0:  # wider blocks meet each other
             hold_zero(self.A, P[0], f"the product in step {len(self.sizes) + 1} of block Lanczos")
         self.V[j : j + b] = P
         V, H = self.V[: j + b], self.H

@@ -50,7 +50,7 @@ class RestartedKrylov(ABC):
     def __init__(self, A: Operator, capacity: int) -> None:
         self.A, self.dim = A, A.shape[1]
         self.capacity = min(capacity, self.dim)
-        self.V = torch.empty(self.capacity, self.dim, dtype=A.dtype, device=A.device)
+        self.V = A.empty(self.capacity)
         self.H = np.zeros((self.capacity, self.capacity))
         self.pending = self.V[:0]
         self.size = self.locked = self.depth = 0  # j, l, and steps since the last start

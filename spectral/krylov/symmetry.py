@@ -56,8 +56,7 @@ def hold_size(product: torch.Tensor, size: float, name: str) -> None:
     """
     if arrays.SQUARES[0] <= size <= arrays.SQUARES[1]:
         return
-    least, most = torch.aminmax(product)
-    largest = max(-float(least), float(most))
+    largest = longvectors.largest(product)
     if not math.isfinite(largest):
         raise not_finite(name)
     arrays.hold_squares(largest, name)

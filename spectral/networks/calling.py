@@ -14,6 +14,7 @@ from spectral.networks.batches import LABEL_KEYS
 from spectral.networks.places import fields
 
 NOTHING = object()
+WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
 
 # Which parameters ----------------------------------------------------------------------------------------------------
@@ -56,6 +57,29 @@ def _names(named: dict[str, nn.Parameter], one: Any) -> set[str]:
             f"params holds {what} that is no parameter or part of the model; take it from model.parameters()."
         )
     return found
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside a wrapper that adds nothing but the exchange of gradients; one sentence for wrappers that do more."""
+    if isinstance(model, WRAPPERS):
+        if getattr(model, "mixed_precision", None) is not None:
+            raise ValueError(
+                "DistributedDataParallel(mixed_precision=...) computes another function than the model inside; pass model.module "
+                "with product_dtype=."
+            )
+        model = model.module
+    for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        if isinstance(module, WRAPPERS):
+            raise ValueError(
+                f"{name} is a {type(module).__name__} inside the model, whose hooks know no derivatives of derivatives; put its "
+                ".module in its place."
+            )
+        if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__):
+            raise ValueError(
+                f"{name or 'the model'} is a FullyShardedDataParallel (FSDP1), whose flat parameters cannot be differentiated "
+                "one by one; shard the model by torch.distributed.fsdp.fully_shard, or pass it unsharded."
+            )
+    return model
 
 
 def check_model(model: Any) -> None:

@@ -18,16 +18,18 @@ from torch import nn
 from spectral import arrays, distributed, longvectors, persist, probes
 from spectral.engine import linearize, trace
 from spectral.engine.autotune import FAILURES, Maps
-from spectral.networks import losses
+from spectral.networks import losses, sharded
 from spectral.networks import output_curvature as outputs
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.linear_head import HeadCurvature
 from spectral.networks.loss_model import LossModel
 from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
+from spectral.pieces import local
 
 Forward = Callable[[nn.Module, Any], Any] | None
 Product = Callable[[torch.Tensor], torch.Tensor]
+RECORDED_TWICE = 4  # graphs that a second backward pass holds
 
 
 class Curvature(SumOverBatches):
@@ -57,14 +59,23 @@ class Curvature(SumOverBatches):
         chunk: int | None = None,
     ) -> None:
         products = Products(engine, product_dtype, memory, preflight, chunk)
+        self._hold_engine(model, engine)
         with distributed.together():
-            network = LossModel(
-                model, data, loss=loss, forward=forward, params=params, shared=shared, statistics=statistics, of=self.of,
-                products=products,
+            network = sharded.modelled(
+                LossModel, model, data, loss=loss, forward=forward, params=params, shared=shared, statistics=statistics,
+                of=self.of, products=products,
             )  # fmt: skip
         self.loss = loss
         self._begin(network, products)
         self._test_model()
+
+    def _hold_engine(self, model: Any, engine: str) -> None:
+        """One sentence for an engine that this matrix of this model does not have."""
+        if engine == linearize.DIFFERENCE:
+            raise ValueError(
+                f"engine='finite-difference' is of the Hessian, a difference of gradients; {type(self).__name__} has exact "
+                "products: leave it out."
+            )
 
     def _begin(self, network: Any, products: Products) -> None:
         survey = checks.surveyed(network)
@@ -97,12 +108,12 @@ class Curvature(SumOverBatches):
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         self._know_noise()
-        V_bn = arrays.rows(V)
-        with self._sums((len(V_bn), self.shape[0]), V_bn) as part, closing(self._batches()) as batches:
+        V_bn = arrays.rows(local(V))
+        with self._sums((len(V_bn), self._entries), V_bn) as part, closing(self._batches()) as batches:
             for group, batch in batches:
                 self._multiply("H v", group, batch, V_bn, part.tensor, new=group.start == 0)
-        W_bn = self._finite(part, part.sum(), f"with {type(self).__name__}")
-        return (W_bn.div_(self.count) if self.coarse else W_bn).T
+        W_bn = self._total(part, f"with {type(self).__name__}")
+        return self._piece((W_bn.div_(self.count) if self.coarse else W_bn).T)
 
     @property
     def share(self) -> float:
@@ -161,7 +172,8 @@ class Hessian(Curvature):
     engine : str
         How products are computed. "double-backward": a second backward pass through the gradient's graph, which is recorded
         once. "fresh": forward-mode AD of a backward pass, for each product anew. "replay": a recorded program without what
-        does not depend on the vector. "compiled": that program through `torch.compile`. "auto": see Notes.
+        does not depend on the vector. "compiled": that program through `torch.compile`. "finite-difference": a central
+        difference of gradients, never chosen by itself. "auto": see Notes.
     product_dtype : torch.dtype, optional
         Of the products; by default the model's. Vectors are in the model's, float32 at least. What a coarser one that is given
         costs in accuracy is measured on the first batch (nine products) and stored as `product_noise` in `describe()`.
@@ -203,6 +215,11 @@ class Hessian(Curvature):
     "compiled" is tried only where a run is predicted to take more than ten minutes. See `spectral.engine.autotune`. Kinks,
     rounding and coarse dtypes may leave a difference of gradients without a verdict.
 
+    engine="finite-difference" takes two gradients a product, and memory for no graph but theirs: for models without second
+    derivatives, and the only one for parameters that lie over ranks (`fully_shard`). It moves the parameters by a relative
+    eps^(1/3). Its relative error is measured before the first product against an exact one of the first batch (against a step
+    twice as long where there is none, or it does not fit), and stands in `describe()` as "finite_difference".
+
     Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
     torch.distributed group, operators built alike on each rank from its own samples mean the whole.
 
@@ -218,20 +235,39 @@ class Hessian(Curvature):
     tensor([5.])
     """
 
-    ways = linearize.GRADIENTS
+    ways: Collection[str] = linearize.EXACT
     turns = False  # the second way's product is never the faster one
+    factor = 1.0  # of the steps of differences
+    measured_by = "an exact product of the first batch"
+
+    def _hold_engine(self, model: Any, engine: str) -> None:
+        if engine != linearize.DIFFERENCE and sharded.lies_over_ranks(model):
+            raise ValueError(
+                f"engine={engine!r}: the Hessian of a model whose parameters lie over ranks has no exact products, since torch "
+                "has no second derivatives through fully_shard; use engine='finite-difference', GaussNewton, or the model "
+                "before it is sharded."
+            )
+
+    def _begin(self, network: Any, products: Products) -> None:
+        self.ways = (linearize.DIFFERENCE,) if products.engine == linearize.DIFFERENCE else linearize.EXACT
+        super()._begin(network, products)
 
     def _differentiated(self, batch: Any) -> Callable[..., torch.Tensor]:
         return self.network.total(batch)
 
     def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
-        total, primals = self._differentiated(batch), tuple(self.network.values.values())
-        gradient = linearize.GRADIENTS[way](lambda *values: self.share * total(*values), primals)
+        total = self._differentiated(batch)
+        gradient = self.network.gradient(way, lambda *values: self.share * total(*values))
 
         def product(v: torch.Tensor) -> trace.Pieces:
-            return gradient.jvp(self.network.split(v))
+            tangents = self.network.split(v)
+            if isinstance(gradient, linearize.CentralDifference):
+                return gradient.jvp(tangents, self.factor)
+            return gradient.jvp(tangents)
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
+            if way == linearize.DIFFERENCE:  # which is no derivative: `_know_noise` says how far it is off
+                return 0.0
             earlier, self._earlier = self._earlier, None
             if earlier is not None and earlier[:2] == (way, self.network.version()):
                 if earlier[2]._version == earlier[4]:
@@ -248,8 +284,76 @@ class Hessian(Curvature):
             self._hold(way, v, w)
             return error
 
-        kept = 4 * self._graph_bytes * self._samples(group) if way == "double-backward" else 0
+        kept = RECORDED_TWICE * self._graph_bytes * self._samples(group) if way == "double-backward" else 0
         return Maps(product, check, int(kept), self._allowed)
+
+    # By differences ---------------------------------------------------------------------------------------------------
+    @property
+    def _differs(self) -> bool:
+        return self.options.engine == linearize.DIFFERENCE
+
+    @property
+    def epsilon(self) -> float:
+        exact = super().epsilon
+        return max(exact, exact ** (2 / 3) if self.noise is None else self.noise) if self._differs else exact
+
+    def _know_noise(self) -> None:
+        """Also before the first product by differences: ||(H' - H) v|| / ||H v|| on the first batch, v Gaussian.
+
+        H v is an exact product. Where that has no derivative or does not fit, and where parameters lie over ranks, H' v with
+        a step twice as long stands for it, whose truncation is four times as large.
+        """
+        if not self._differs or self.noise is not None:
+            super()._know_noise()
+            return
+        self.noise = 0.0  # what is multiplied now measures none itself
+        try:
+            self.noise = self._error()
+        except BaseException:
+            self.noise = None
+            raise
+
+    def _error(self) -> float:
+        """Of a product by differences, relative."""
+        v = self.probe(1, 0)[:, None]
+        mine, exact = self, None
+        if self.shards is None:
+            with distributed.together():
+                batch = self.network.first_batch()
+            mine = self._alone(batch, self.options.dtype)  # type: ignore[assignment]
+            exact = self._alone(batch, None, engine="auto", preflight=True)
+            mine.noise = 0.0
+        w = mine.multiply(v)
+        due = None if exact is None else mine._exactly(exact, v)
+        if due is None:
+            self.measured_by = "a step twice as long"
+            mine.factor = 2.0
+            due = mine.multiply(v)
+            mine.factor = 1.0
+        if mine is self:
+            self.products -= 2  # none that anybody asked for
+        scale = longvectors.norm(due[:, 0])
+        return longvectors.norm((w - due)[:, 0]) / scale if scale > 0 else 0.0
+
+    def _exactly(self, exact: SumOverBatches, v: torch.Tensor) -> torch.Tensor | None:
+        """The exact product; None where it does not fit or cannot be made."""
+        free = distributed.free_memory(arrays.available_memory(self.device), self.device)
+        graph = RECORDED_TWICE * max(self._graph_bytes, 0.0) * sum(self.network.info.samples)
+        if not all(distributed.gather(lambda: graph <= free)):
+            return None
+        try:
+            return exact.multiply(v)
+        except FAILURES:
+            return None
+
+    def describe(self) -> dict[str, Any]:
+        if not self._differs:
+            return super().describe()
+        stated = {
+            "error": self.noise,
+            "measured_by": self.measured_by if self.noise is not None else "the first product to come",
+        }
+        return {**super().describe(), "finite_difference": stated}
 
     def _hold(self, way: str, v: torch.Tensor, w: trace.Pieces) -> None:
         """Keep a product for the next one's test; its vector is copied only if others can change it unseen."""
@@ -446,7 +550,7 @@ class GaussNewton(Curvature):
             return network.select(output, there)
 
         function = network.before_head(batch, seen) if self.chunked else network.function(batch, whole)
-        lin = linearize.WAYS[way](function, network.primals(batch))
+        lin = network.linearised(way, function, batch)
 
         def curvature() -> Callable[..., Sequence[torch.Tensor]]:
             _ = lin.output  # plain tensors, where forward-mode AD left its own

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from spectral import arrays, longvectors, threads
+from spectral.engine import linearize
 from spectral.failures import first_line
 from spectral.networks import model_state
 from spectral.networks.batches import Samples, check_data, fingerprint, placed, random_state, set_random_state, warm_up
@@ -33,12 +34,14 @@ from spectral.networks.calling import (
     labelled_forward,
     required_inputs,
     select_parameters,
+    unwrapped,
 )
 from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.learned_loss import Loss
 from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
 from spectral.networks.products import Products
 from spectral.networks.trees import leaves, map_tensors, replaced, tensors
+from spectral.pieces import Shards
 from spectral.probes import Signs
 
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
@@ -50,6 +53,7 @@ class DataModel:
     """(model, data) as functions of the parameters or of the inputs; see the module's docstring."""
 
     needs_loss = False  # whether loss=None means the model's own
+    shards: Shards | None = None  # how vectors shaped like the parameters lie over ranks; None: each holds all of them
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class DataModel:
         statistics: str = "population",
         products: Products = Products(),  # noqa: B008 (frozen)
     ) -> None:
+        model = unwrapped(model)
         check_model(model)
         if not callable(of) and of not in OF:
             raise ValueError(
@@ -380,6 +385,22 @@ class DataModel:
         return near(self.function(whole)(*self.primals(whole)), z, allowed)
 
     # Functions -------------------------------------------------------------------------------------------------------
+    def linearised(self, way: str, function: Callable[..., torch.Tensor], batch: Any) -> linearize.ForwardMode:
+        """A function of the primals of this batch, linearised there in one way."""
+        return linearize.WAYS[way](function, self.primals(batch))
+
+    def gradient(self, way: str, function: Callable[..., torch.Tensor]) -> linearize.ForwardOverReverse:
+        """The gradient of a scalar function of the parameters, to be differentiated in one way."""
+        return linearize.GRADIENTS[way](function, tuple(self.values.values()))
+
+    def observed(self, function: Callable[..., Any], batch: Any) -> Any:
+        """A function's value at this batch, without a graph, of a model whose parameters nothing can stand in for."""
+        raise TypeError(f"{type(self).__name__} runs on other values in the place of its parameters.")
+
+    def local_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The parameters by name, as far as this rank holds them."""
+        return {name: tuple(value.shape) for name, value in self.values.items()}
+
     def primals(self, batch: Any) -> tuple[torch.Tensor, ...]:
         """What is differentiated on this batch: the parameters, or the inputs (B, ...)."""
         if self.wrt == "params":
@@ -560,6 +581,8 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
 
     The first batch runs on copies of them, which show whether forward writes to its parameters.
     """
+    if model.shards is not None:
+        return model.observed(function, batch)
     own = model.values, model.rest, model.frozen
     every = {**model.rest, **model.values}
     if index == 0:

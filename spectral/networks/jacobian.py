@@ -17,12 +17,14 @@ from spectral import arrays, distributed, probes
 from spectral.engine import linearize, trace
 from spectral.engine.autotune import Maps
 from spectral.failures import first_line
+from spectral.networks import sharded
 from spectral.networks.data_model import DataModel
 from spectral.networks.dataset import DatasetInfo
 from spectral.networks.diagnose import checks
 from spectral.networks.diagnose.graph import coarsest
 from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
+from spectral.pieces import Shards, local
 
 ROW_BYTES = 256 << 20  # rows of J held at a time while per-sample gradients are vectorised
 
@@ -149,11 +151,16 @@ class Jacobian(SumOverBatches):
             raise ValueError(f"layout={layout!r} is no layout; use 'stacked' or 'flattened'.")
         if layout == "flattened" and wrt == "params":
             raise ValueError("layout='flattened' is for wrt='inputs'; use layout='stacked' with wrt='params'.")
+        if engine == linearize.DIFFERENCE:
+            raise ValueError(
+                "engine='finite-difference' is of the Hessian, a difference of gradients; a Jacobian has exact products: leave "
+                "it out."
+            )
         products = Products(engine, product_dtype, memory, preflight, chunk)
         with distributed.together():
-            network = DataModel(
-                model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, shared=shared, statistics=statistics,
-                products=products,
+            network = sharded.modelled(
+                DataModel, model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, shared=shared,
+                statistics=statistics, products=products,
             )  # fmt: skip
         self.layout = layout
         self._begin(network, products)
@@ -228,6 +235,9 @@ class Jacobian(SumOverBatches):
         """n, over all ranks."""
         return sum(self.rank_samples)
 
+    def _shards(self, side: str) -> Shards | None:
+        return None if side == "left" else super()._shards(side)
+
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         if side == "left":
             return None
@@ -250,9 +260,9 @@ class Jacobian(SumOverBatches):
 
     # One batch -------------------------------------------------------------------------------------------------------
     def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
-        function, primals = self.network.function(batch), self.network.primals(batch)
+        function = self.network.function(batch)
         size, latest = self._samples(group), list[torch.Tensor]()
-        lin = linearize.WAYS[way](function, primals)
+        lin = self.network.linearised(way, function, batch)
 
         def there(v: Any) -> trace.Pieces:
             v = v if self.network.wrt == "params" else v[:].to(self.dtype)
@@ -321,9 +331,9 @@ class Jacobian(SumOverBatches):
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         first = sum(self.rank_rows[: distributed.rank()])
-        V_bn = arrays.rows(V)
+        V_bn = arrays.rows(local(V))
         self._know_noise()
-        W_bm = arrays.empty((V.shape[1], self.rank_rows[distributed.rank()]), V)
+        W_bm = arrays.empty((V.shape[1], self.rank_rows[distributed.rank()]), V_bn)
         with distributed.Summand(W_bm) as part, closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
                 W = W_bm[:, rows.start - first : rows.stop - first]
@@ -333,19 +343,19 @@ class Jacobian(SumOverBatches):
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
         self._know_noise()
-        with self._sums((U.shape[1], self.shape[1]), U) as part, closing(self._sweep()) as sweep:
+        with self._sums((U.shape[1], self._entries), U) as part, closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
                 self._multiply("J^T u", group, batch, arrays.rows(U[rows]), part.tensor, new=group.start == 0)
-        return self._finite(part, part.sum(), "J^T u").T
+        return self._piece(self._total(part, "J^T u").T)
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         """J^T J V in one sweep."""
         self._know_noise()
-        V_bn = arrays.rows(V)
-        with self._sums((len(V_bn), self.shape[1]), V_bn) as part, closing(self._sweep()) as sweep:
+        V_bn = arrays.rows(local(V))
+        with self._sums((len(V_bn), self._entries), V_bn) as part, closing(self._sweep()) as sweep:
             for group, _, batch in sweep:
                 self._multiply("J^T J v", group, batch, V_bn, part.tensor, new=group.start == 0)
-        return self._finite(part, part.sum(), "J^T J v").T
+        return self._piece(self._total(part, "J^T J v").T)
 
     # Rows ------------------------------------------------------------------------------------------------------------
     def rows(self, first: int = 0) -> Generator[tuple[slice, torch.Tensor], None, None]:
@@ -402,6 +412,11 @@ class Jacobian(SumOverBatches):
                 yield where, block
 
     def _check_separate(self) -> None:
+        if self.network.shards is not None:
+            raise ValueError(
+                "the parameters lie over ranks, which run the model together, so that rows of single samples are not made; "
+                "use products (slq, trace, top)."
+            )
         if self.network.statistics == "batch":
             raise ValueError(
                 "statistics='batch' couples the samples of a batch, so that rows of single samples are not defined; use "

@@ -33,7 +33,7 @@ class LossModel(DataModel):
             total, count = self._learn(index, output, batch)
             if self.places is None and not self._of_loss:
                 self.places = self.loss.places(output, batch)
-            if self.loss.is_cross_entropy:
+            if self.loss.is_cross_entropy and self.shards is None:
                 z = output_tensor(output)
                 found = calls.head(z.movedim(self.loss.class_axis(z), -1))
                 self.head = found if index == 0 or found == self.head else None

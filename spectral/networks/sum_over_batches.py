@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from spectral import arrays, distributed, longvectors, persist, probes
-from spectral.engine import linearize
+from spectral import arrays, distributed, longvectors, persist, pieces, probes
+from spectral.engine import linearize, trace
 from spectral.engine.autotune import FAILURES, Engine, Maps, Workload
 from spectral.engine.store import KEEP, Store
 from spectral.engine.trace import Pieces
+from spectral.networks import sharded
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.diagnose import derivatives as faults
@@ -49,6 +50,8 @@ class SumOverBatches(Operator):
     def __init__(
         self, shape: tuple[int, int], network: DataModel, products: Products, ways: tuple[str, ...], **properties: Any
     ) -> None:
+        if network.shards is not None:
+            products = replace(products, memory=0)  # a program knows no collectives
         super().__init__(shape, network.dtype, network.device, **properties)
         self.network, self.options = network, products
         self.facts: GraphFacts | None = None  # of the first batch, once its graph was made
@@ -125,6 +128,10 @@ class SumOverBatches(Operator):
     def _test_model(self) -> None:
         """`_inspect` on each rank that holds samples; what one of them finds wrong, every rank raises."""
 
+        if self.network.shards is not None:
+            self._test_sharded()
+            return
+
         def inside() -> torch.dtype | None:
             if self.network.info.samples:
                 self._inspect()
@@ -135,8 +142,24 @@ class SumOverBatches(Operator):
         if not self.network.info.samples and kinds:  # how products are rounded must be known alike
             self.network.inside = self._inside = max(kinds, key=arrays.machine_epsilon)
 
+    def _test_sharded(self) -> None:
+        """The adjoint identity on the first batch of all ranks: each test more would be one of them all."""
+        (batch, z), self.network.first = self.network.first, None
+        self._know(GraphFacts(z, 0, self.network.dtype, tuple(True for _ in self.network.names)))
+        if not self.options.preflight or self.options.engine == linearize.DIFFERENCE:
+            return
+        error = sharded.adjoint_error(self.network, batch)
+        if not error <= self._allowed:
+            raise ValueError(
+                f"<Jv, u> and <v, J^T u> of this sharded model differ by {error:.1e}, so that its products would be of no "
+                "matrix; look for parameters that are used outside the module that was sharded, or for torch.no_grad inside."
+            )
+
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
-        return {name: tuple(value.shape) for name, value in self.network.values.items()}
+        return self.network.local_shapes()
+
+    def _shards(self, side: str) -> pieces.Shards | None:
+        return self.network.shards
 
     # Products --------------------------------------------------------------------------------------------------------
     @property
@@ -234,6 +257,12 @@ class SumOverBatches(Operator):
     def _multiply(self, kind: str, group: range, batch: Any, V: torch.Tensor, W: torch.Tensor, new: bool) -> None:
         """W (b, m) += the products of a batch, or of several as one, with the rows of V (b, n); W = these if `new`."""
         self.kind, samples = kind, self._samples(group)
+        if self.network.shards is not None:  # one way, and nothing to choose or to keep
+            self.network.open()
+            product = self._maps(kind, self.engine.ways[0], group, batch).product
+            for v, w in zip(V, W, strict=True):
+                trace.add_pieces(w, list(product(v)), new)
+            return
         if self._graph_bytes < 0:
             self._measure(batch)
 
@@ -307,6 +336,29 @@ class SumOverBatches(Operator):
         W = arrays.empty(shape, like)
         return distributed.Summand(W if self.network.info.samples else W.zero_())
 
+    @property
+    def _entries(self) -> int:
+        """Of a vector shaped like the parameters, those that this rank holds."""
+        return self.shape[1] if self.shards is None else self.shards.entries
+
+    def _total(self, part: distributed.Summand, what: str) -> torch.Tensor:
+        """The sum over the ranks of a product shaped like the parameters; a sharded model's backward pass has summed already."""
+        if self.network.shards is None:
+            return self._finite(part, part.sum(), what)
+
+        def finite() -> bool:
+            if part.failure is not None:
+                raise part.failure
+            return arrays.all_finite(part.tensor)
+
+        if not all(distributed.gather(finite)):
+            raise self._not_finite(what, "")
+        return part.tensor
+
+    def _piece(self, W: torch.Tensor) -> torch.Tensor:
+        """What is handed out: a piece where vectors lie over ranks."""
+        return W if self.network.shards is None else W.as_subclass(pieces.Piece)
+
     def _finite(self, part: distributed.Summand, result: torch.Tensor, what: str) -> torch.Tensor:
         """The product, or one sentence: which rank failed in its part, or the batch and the module that are not finite."""
         if arrays.all_finite(result):
@@ -378,9 +430,9 @@ class SumOverBatches(Operator):
         other._begin(network, products)
         return other
 
-    def _alone(self, batch: Any, dtype: torch.dtype | None) -> SumOverBatches:
-        """The same matrix of one batch alone, multiplied in another dtype, its model not tested again."""
-        products = replace(self.options, dtype=dtype, preflight=False)
+    def _alone(self, batch: Any, dtype: torch.dtype | None, **how: Any) -> SumOverBatches:
+        """The same matrix of one batch alone, multiplied in another dtype, or otherwise; its model is not tested again."""
+        products = replace(self.options, **{"dtype": dtype, "preflight": False, **how})
         alone: SumOverBatches = self._of(self.network.alone(batch, products), products)
         return alone
 
@@ -389,6 +441,8 @@ class SumOverBatches(Operator):
         network = self.network
         marks = [mark for part in network.info.parts for mark in part.fingerprints if mark]
         own = persist.fingerprint([what, network.names, network.checksum(), marks])
+        if network.shards is not None:  # each rank has weights of its own
+            return persist.fingerprint(distributed.gather(lambda: own))
         return own if self.ranks == 1 else distributed.gather(lambda: own)[network.info.leader]
 
     @property

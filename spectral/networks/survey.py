@@ -34,7 +34,8 @@ def of_all_ranks(model: DataModel, look: Callable[[], DatasetInfo]) -> DatasetIn
         return look()
 
     def told() -> Told:
-        return Told(replace(look(), signatures=[]), _built(model), model.checksum())
+        weights = model.checksum() if model.shards is None else ""  # else each rank's are other ones
+        return Told(replace(look(), signatures=[]), _built(model), weights)
 
     everyone = distributed.gather(told)
     _check_alike(model, everyone)
@@ -106,7 +107,8 @@ def survey(model: DataModel) -> DatasetInfo:
             size, width = model.look(index, batch)
             samples.append(size)
             outputs.append(width)
-            signatures.append(model.samples.signature(batch) if model.statistics == "population" else None)
+            joins = model.statistics == "population" and model.shards is None
+            signatures.append(model.samples.signature(batch) if joins else None)
             if model.wrt == "inputs":
                 shape = _checked_shape(model, index, batch, shape)
         model.draws = not same_random_state(begin, random_state(model.data))

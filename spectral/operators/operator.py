@@ -13,6 +13,7 @@ import torch
 
 from spectral import arrays, longvectors, persist, probes
 from spectral.operators.export import cupy_view, scipy_view
+from spectral.pieces import Piece, Shards, local, own_rows
 
 # eps, of a product with a unit vector over ||A||: below 15 seen in networks; see `spectral.krylov.symmetry`
 ROUNDING = 64.0
@@ -190,14 +191,81 @@ class Operator:
         """
         return persist.fingerprint(self.describe())
 
+    # Vectors ---------------------------------------------------------------------------------------------------------
+    def _shards(self, side: str) -> Shards | None:
+        """How the vectors that A multiplies ("right"), or its products ("left"), lie over ranks; None: each holds all of them."""
+        return None
+
+    @property
+    def shards(self) -> Shards | None:
+        """How the vectors that A multiplies lie over the ranks; None where every rank holds all of each."""
+        return self._shards("right")
+
+    def probe(self, seed: int, index: int, kind: str = "gaussian") -> torch.Tensor:
+        """A random vector that A multiplies: entry j depends on (seed, index, j) alone, however vectors lie.
+
+        Parameters
+        ----------
+        seed : int
+            Of the family of vectors.
+        index : int
+            Which of them.
+        kind : str
+            "gaussian", "rademacher" or "uniform".
+
+        Returns
+        -------
+        torch.Tensor
+            (n,), or this rank's piece of it.
+
+        Examples
+        --------
+        >>> spectral.as_operator(np.eye(2)).probe(0, 0, "rademacher").abs()
+        tensor([1., 1.], dtype=torch.float64)
+        """
+        how: dict[str, Any] = {"kind": kind, "dtype": self.dtype, "device": self.device}
+        if self.shards is not None:
+            return self.shards.probe(seed, index, **how)
+        return probes.probe(seed, index, self.shape[1], **how)
+
+    def empty(self, *rows: int) -> torch.Tensor:
+        """Memory for vectors that A multiplies.
+
+        Parameters
+        ----------
+        *rows : int
+            How many, one beneath the other; nothing for a single vector.
+
+        Returns
+        -------
+        torch.Tensor
+            (*rows, n), or this rank's pieces.
+
+        Examples
+        --------
+        >>> spectral.as_operator(np.eye(2)).empty(3).shape
+        torch.Size([3, 2])
+        """
+        entries = self.shape[1] if self.shards is None else self.shards.entries
+        made = torch.empty(*rows, entries, dtype=self.dtype, device=self.device)
+        return made if self.shards is None else made.as_subclass(Piece)
+
     # Products --------------------------------------------------------------------------------------------------------
     def _check(self, array: Any) -> torch.Tensor:
         """`array` as a (n, b) tensor on our device; one clear sentence where it does not fit."""
-        V = arrays.to_torch(array).detach()
-        if V.ndim not in (1, 2) or V.shape[0] != self.shape[1]:
+        V, shards = arrays.to_torch(array).detach(), self.shards
+        if isinstance(V, Piece) != (shards is not None):
+            raise TypeError(
+                f"{type(self).__name__} multiplies vectors of which every rank holds a piece, as its parameters lie; make one by "
+                "A.flatten, A.probe or A.shards.part."
+                if shards is not None
+                else f"{type(self).__name__} multiplies whole vectors; make one of the pieces by shards.whole."
+            )
+        n = self.shape[1] if shards is None else shards.entries
+        if V.ndim not in (1, 2) or V.shape[0] != n:
             raise ValueError(
                 f"cannot multiply {type(self).__name__} of shape {self.shape} with an array of shape {tuple(V.shape)}; "
-                f"use ({self.shape[1]},) or ({self.shape[1]}, b)."
+                f"use ({n},) or ({n}, b)."
             )
         if V.dtype != self.dtype:
             raise TypeError(
@@ -414,7 +482,7 @@ class Operator:
         >>> J.unflatten(J.T @ torch.ones(3))
         {'weight': tensor([[3., 3.]]), 'bias': tensor([3.])}
         """
-        names, V = self._named_space(), arrays.to_torch(v).detach()
+        names, V = self._named_space(), local(arrays.to_torch(v).detach())
         sizes = [math.prod(shape) for shape in names.values()]
         if V.ndim not in (1, 2) or len(V) != sum(sizes):
             raise ValueError(
@@ -458,7 +526,7 @@ class Operator:
                 f"flatten takes a mapping with a tensor for each of the {len(names)} names of {self!r} and no other, got "
                 f"{type(tensors).__name__} of {len(given)} ({', '.join(map(str, wrong[:4]))} missing or unknown)."
             )
-        parts = {name: arrays.to_torch(tensors[name]).detach() for name in names}
+        parts = {name: arrays.to_torch(own_rows(tensors[name])).detach() for name in names}
         blocks = {tuple(parts[name].shape[len(shape) :]) for name, shape in names.items()}
         for name, shape in names.items():
             part = parts[name]
@@ -472,7 +540,8 @@ class Operator:
                     "nothing is cast silently; convert the tensor."
                 )
         block = blocks.pop()
-        return torch.cat([parts[name].reshape(math.prod(shape), *block) for name, shape in names.items()])
+        whole = torch.cat([parts[name].reshape(math.prod(shape), *block) for name, shape in names.items()])
+        return whole if self._shards("right" if self._names("right") else "left") is None else whole.as_subclass(Piece)
 
     def gram(self, side: str = "auto") -> Operator:
         """A^T A or A A^T: two squares of one matrix, which share all eigenvalues but zeros.
@@ -520,8 +589,7 @@ class Operator:
         >>> spectral.as_operator(np.ones((2, 3))).adjoint_error() < 1e-15
         True
         """
-        v = probes.probe(seed, 0, self.shape[1], dtype=self.dtype, device=self.device)
-        u = probes.probe(seed, 1, self.shape[0], dtype=self.dtype, device=self.device)
+        v, u = self.probe(seed, 0), self.T.probe(seed, 1)
         Av, Atu = self @ v, self.T @ u
         scale = max(longvectors.norm(Av) * longvectors.norm(u), longvectors.norm(Atu) * longvectors.norm(v))
         return abs(longvectors.dot(Av, u) - longvectors.dot(v, Atu)) / scale if scale > 0 else 0.0
@@ -677,6 +745,9 @@ class Derived(Operator):
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         return self.parts[0]._names(side)
 
+    def _shards(self, side: str) -> Shards | None:
+        return self.parts[0]._shards(side)
+
     @property
     def new_products(self) -> bool:  # type: ignore[override]  # a constant of other operators
         return all(part.new_products for part in self.parts)
@@ -736,6 +807,9 @@ class Transpose(Derived):
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         return self.parts[0]._names("left" if side == "right" else "right")
+
+    def _shards(self, side: str) -> Shards | None:
+        return self.parts[0]._shards("left" if side == "right" else "right")
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply_transpose(V)
@@ -818,6 +892,9 @@ class Product(Derived):
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         return self.parts[0 if side == "left" else 1]._names(side)
 
+    def _shards(self, side: str) -> Shards | None:
+        return self.parts[0 if side == "left" else 1]._shards(side)
+
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply(self.parts[1].multiply(V))
 
@@ -867,6 +944,9 @@ class Gram(Derived):
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         return self.parts[0]._names(self.side)
+
+    def _shards(self, side: str) -> Shards | None:
+        return self.parts[0]._shards(self.side)
 
     @property
     def smaller(self) -> Gram:

@@ -28,6 +28,7 @@ import torch
 
 from spectral import arrays, longvectors
 from spectral.failures import first_line
+from spectral.pieces import Piece
 
 SOURCE = Path(__file__).with_name("recurrences.cu")
 KERNELS = ("lanczos_subtract", "lanczos_shorten", "chebyshev")
@@ -149,6 +150,8 @@ def fused(*vectors: torch.Tensor) -> Fused | None:
     """The kernels for these vectors (n,), None where torch's operations are to be used."""
     x = vectors[0]
     if not arrays.on_cuda(x.device) or x.numel() < LEAST or x.dtype not in arrays.NUMPY:
+        return None
+    if isinstance(x, Piece):  # whose inner products are sums over ranks
         return None
     if not all(v.is_contiguous() and v.dtype == x.dtype and v.device == x.device for v in vectors):
         return None

@@ -55,7 +55,8 @@ def _surveyed(network: DataModel) -> DatasetInfo:
     except NotFinite as problem:
         if not is_finite(problem.batch):
             raise ValueError(f"the data hold NaN or infinity in batch {problem.index}; remove those samples.") from None
-        culprit = first_nonfinite_module(network, problem.batch, problem.function)
+        # one rank alone cannot run a sharded model
+        culprit = first_nonfinite_module(network, problem.batch, problem.function) if network.shards is None else None
         first = "" if culprit is None else f", first in {culprit}"
         raise ValueError(
             f"{problem.what} NaN or infinity in batch {problem.index}{first}; remove those samples or mend the model."

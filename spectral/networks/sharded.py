@@ -1,0 +1,379 @@
+"""Models whose parameters lie over the ranks of a group, by torch's `fully_shard` (FSDP2), as functions of them.
+
+A vector lies as the parameters do: of each, every rank holds its rows, one parameter after the other (`pieces.Shards`). Each rank
+runs the model on its own samples, all of them at once: torch gathers a module's parameters where the module is called.
+
+    J v      by forward-mode AD: where a module is called, its part of v is gathered beside its parameters
+    J^T u    by `backward()`: torch's reduce-scatter leaves each rank its rows of the sum over the ranks
+
+Nothing of the model's size is ever whole. autograd.grad and torch.func know nothing of such parameters, so that all products of
+this module go through the model's own call, hooks and all, and leave it as it was.
+
+Of torch's private names `_get_fsdp_state()._fsdp_param_groups` are read, for how gradients are divided and in which dtype.
+
+Source: Zhao et al. (2023), PyTorch FSDP, VLDB 16; torch's issue 182641 asks for J v.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.autograd import forward_ad
+
+from spectral import arrays, distributed, longvectors, probes
+from spectral.engine import linearize
+from spectral.networks.calling import NOTHING, unwrapped
+from spectral.networks.data_model import DataModel
+from spectral.networks.loss_model import LossModel
+from spectral.networks.products import Products
+from spectral.pieces import Shards, own_rows
+from spectral.threads import FORWARD_MODE
+
+OURS = {  # how the backward pass of a product reduces, whatever training does
+    "gradient_divide_factor": 1.0,  # a sum, no mean
+    "force_sum_reduction_for_comms": True,  # gloo has no other
+    "reduce_grads": True,
+    "reshard_after_backward": True,
+}
+UNTESTED = "ranks run a sharded model together"
+
+
+# Which models ---------------------------------------------------------------------------------------------------------
+def modelled(kind: type[DataModel], model: Any, data: Any, *, products: Products, **options: Any) -> Any:
+    """A model and its data as a `kind`, or as one whose parameters lie over ranks."""
+    if not lies_over_ranks(model):
+        return kind(model, data, products=products, **options)
+    hold(unwrapped(model), products, options)
+    return (ShardedLossModel if issubclass(kind, LossModel) else ShardedModel)(
+        model, data, products=products, **options
+    )
+
+
+def lies_over_ranks(model: Any) -> bool:
+    """Whether some parameter of the model is a DTensor, or will be one again once a module is left."""
+    if not isinstance(model, nn.Module):
+        return False
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+    return bool(_units(model)) or any(isinstance(p, kind) for p in model.parameters())
+
+
+def _units(model: nn.Module) -> list[Any]:
+    """The modules that `fully_shard` was called with."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
+def _groups(unit: Any) -> list[Any]:
+    return list(unit._get_fsdp_state()._fsdp_param_groups)
+
+
+def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> None:
+    """One sentence for what does not go with parameters that lie over ranks."""
+    for word, given, only in (
+        ("wrt", options.get("wrt", "params"), ("params",)),
+        ("statistics", options.get("statistics", "population"), ("population",)),
+        ("product_dtype", products.dtype, (None,)),
+        ("chunk", products.chunk, (None,)),
+        ("engine", products.engine, ("auto", "fresh", linearize.DIFFERENCE)),
+    ):
+        if given not in only:
+            raise ValueError(
+                f"{word}={given!r} is not there for a model whose parameters lie over ranks; use {only[0]!r}, or the model "
+                "before it is sharded."
+            )
+    for unit in _units(model):
+        unit.reshard()
+        for policy in (group.mp_policy for group in _groups(unit)):
+            if {policy.param_dtype, policy.reduce_dtype, policy.output_dtype} - {None, next(model.parameters()).dtype}:
+                raise ValueError(
+                    "fully_shard(mp_policy=...) computes in another dtype than the parameters', which products would not show; "
+                    "shard the model without it, in the dtype that is meant."
+                )
+    if missing := [
+        name for name in OURS for unit in _units(model) for group in _groups(unit) if not hasattr(group, name)
+    ]:
+        raise RuntimeError(
+            f"torch {torch.__version__} does not say how fully_shard reduces gradients (no {missing[0]}); use torch 2.8 or later."
+        )
+    shared = {id(p) for unit in _units(model) for group in _groups(unit) for p in _sharded(group)}
+    own: dict[str, Any] = dict(model.named_parameters())
+    for name, p in own.items():
+        if id(p) not in shared:
+            raise ValueError(
+                f"the parameter {name} is not sharded by fully_shard, as others are; shard the whole model by "
+                "torch.distributed.fsdp.fully_shard."
+            )
+        mesh, rows = p.device_mesh, [placement.is_shard(0) for placement in p.placements]
+        if rows != [True] or mesh.mesh.flatten().tolist() != list(range(distributed.world_size())):
+            raise ValueError(
+                f"the parameter {name} lies as {p.placements} on a mesh of shape {tuple(mesh.mesh.shape)}; shard rows alone, "
+                "over all ranks in their order (fully_shard with its default mesh and placement)."
+            )
+
+
+def _sharded(group: Any) -> list[Any]:
+    return [one.sharded_param for one in group.fsdp_params]
+
+
+def shards(values: Mapping[str, Any], ranks: int) -> Shards:
+    """How vectors shaped like these DTensors lie: of each the rows as torch.chunk cuts them."""
+    spans: list[list[tuple[int, int]]] = [[] for _ in range(ranks)]
+    start = 0
+    for value in values.values():
+        rows, each = value.shape[0], math.prod(value.shape[1:])
+        chunk = -(-rows // ranks)
+        for rank, own in enumerate(spans):
+            first, last = min(rank * chunk, rows), min((rank + 1) * chunk, rows)
+            own.append((start + first * each, (last - first) * each))
+        start += rows * each
+    return Shards(start, tuple(map(tuple, spans)))
+
+
+# Functions ------------------------------------------------------------------------------------------------------------
+class ShardedModel(DataModel):
+    """A model whose parameters lie over ranks: it is called as it is, and its parameters are never substituted."""
+
+    def __init__(self, model: nn.Module, data: Any, **options: Any) -> None:
+        super().__init__(model, data, **options)
+        self.keeps = False
+        self.untested = {"the first batch": UNTESTED}
+        for unit in _units(self.model):  # what torch does at a first call belongs to the model as it was
+            unit.unshard()
+            unit.reshard()
+
+    def read_parameters(self) -> None:
+        self._reshard()
+        super().read_parameters()
+        self.shards = shards(self.values, distributed.world_size())
+
+    def _reshard(self) -> None:
+        for unit in _units(self.model):
+            unit.reshard()
+
+    def checksum(self) -> str:
+        """Of what this rank holds."""
+        return arrays.checksum(*(own_rows(t.detach()) for t in (*self.model.parameters(), *self.model.buffers())))
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "sharded": f"over {distributed.world_size()} ranks, each with its own samples"}
+
+    def local_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(own_rows(value).shape) for name, value in self.values.items()}
+
+    def split(self, v: Any) -> tuple[torch.Tensor, ...]:
+        """This rank's entries of a vector as its rows of tangents."""
+        shapes = self.local_shapes()
+        pieces = v.split([math.prod(shape) for shape in shapes.values()])
+        values = self.values.values()
+        return tuple(
+            piece.to(p.dtype).view(shape) for piece, p, shape in zip(pieces, values, shapes.values(), strict=True)
+        )
+
+    # Every rank runs the model as often as all others -----------------------------------------------------------------
+    def _batches(self, fingerprints: list[str] | None) -> Iterator[tuple[int, Any]]:
+        batches = super()._batches(fingerprints)
+        latest: list[tuple[int, Any]] = []
+
+        def ended() -> bool:
+            latest[:] = [one for one in (next(batches, None),) if one is not None]
+            return not latest
+
+        while not all(over := distributed.gather(ended)):
+            if any(over):
+                raise ValueError(
+                    f"rank {over.index(True)} holds fewer batches than rank {over.index(False)}, but the ranks run a sharded "
+                    "model together; cut the data into as many batches, none of them empty, on each rank."
+                )
+            yield latest[0]
+
+    def look(self, index: int, batch: Any) -> tuple[int, int]:
+        with distributed.together():  # what is wrong with one rank's outputs
+            return super().look(index, batch)
+
+    def observed(self, function: Callable[..., Any], batch: Any) -> Any:
+        """A function's value at this batch, without a graph of the model's own."""
+        with self._differentiating(()):
+            return function(*self.primals(batch))
+
+    def run(
+        self, values: Mapping[str, torch.Tensor], batch: Any, then: Callable[[Any], Any], output: Any = NOTHING
+    ) -> Any:
+        """then(what the model returns) with its own parameters, which `values` are."""
+        if not self._opened:
+            with self.opened():
+                return self.run(values, batch, then, output)
+        return self.call(batch, then, output)
+
+    # Derivatives ------------------------------------------------------------------------------------------------------
+    def linearised(self, way: str, function: Callable[..., torch.Tensor], batch: Any) -> linearize.ForwardMode:
+        return ShardedMode(self, function)
+
+    def gradient(self, way: str, function: Callable[..., torch.Tensor]) -> linearize.ForwardOverReverse:
+        return ShardedDifference(self, function)
+
+    @contextmanager
+    def moving(self, tangents: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Inside a forward-mode level, every module that is called finds its parameters with these tangents."""
+        moves = dict(zip(self.names, tangents, strict=True))
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        handles = []
+        for unit, places in _owned(self.model).items():
+            where = [(m, key, names[id(p)], p) for m, key, p in places if names.get(id(p)) in moves]
+
+            def meet(module: Any, args: Any, where: list[Any] = where) -> None:
+                found = {name: p for _, _, name, p in where}
+                whole = gathered([moves[name] for name in found], list(found.values()))
+                tangent = dict(zip(found, whole, strict=True))
+                for m, key, name, _ in where:
+                    own = m._parameters[key]  # gathered by now
+                    if forward_ad.unpack_dual(own).tangent is None:  # a module that is called twice has them
+                        dual = forward_ad.make_dual(own.detach(), tangent[name])
+                        dual._is_param = True  # what isinstance(dual, nn.Parameter) asks for
+                        m._parameters[key] = dual
+
+            if where:
+                handles.append(unit.register_forward_pre_hook(meet))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._reshard()
+
+    def pulled(self, function: Callable[..., torch.Tensor], cotangent: torch.Tensor | None) -> list[torch.Tensor]:
+        """This rank's rows of J^T u, summed over the ranks; by the model's own backward pass, its gradients as before."""
+        with self._differentiating(self.names) as named:
+            z = function(*self.values.values())
+            if z.requires_grad:
+                torch.autograd.backward(z, cotangent)
+            rows = {name: own_rows(value) for name, value in self.values.items()}
+            return [torch.zeros_like(p) if (g := own_rows(named[name].grad)) is None else g for name, p in rows.items()]
+
+    @contextmanager
+    def _differentiating(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Inside, the named parameters alone have gradients, none yet, which torch sums over the ranks; yields all of them."""
+        named = dict(self.model.named_parameters())
+        before = {name: (p.requires_grad, p.grad) for name, p in named.items()}
+        groups = [group for unit in _units(self.model) for group in _groups(unit)]
+        theirs = [{name: getattr(group, name) for name in OURS} for group in groups]
+        try:
+            for name, p in named.items():
+                p.grad = None
+                p.requires_grad_(name in names)
+            for group in groups:
+                vars(group).update(OURS)
+            yield named
+        finally:
+            for group, settings in zip(groups, theirs, strict=True):
+                vars(group).update(settings)
+            self._reshard()
+            for name, p in named.items():
+                p.requires_grad_(before[name][0])
+                p.grad = before[name][1]
+
+
+class ShardedLossModel(ShardedModel, LossModel):
+    """The same with a loss."""
+
+
+def _owned(model: nn.Module) -> dict[Any, list[tuple[nn.Module, str, Any]]]:
+    """(module, key, parameter) of all that is gathered when a module that was sharded is called."""
+    found: dict[Any, list[tuple[nn.Module, str, Any]]] = {unit: [] for unit in _units(model)}
+
+    def walk(module: nn.Module, above: Any) -> None:
+        above = module if module in found else above
+        if above is not None:
+            found[above] += [(module, key, p) for key, p in module._parameters.items() if p is not None]
+        for child in module.children():
+            walk(child, above)
+
+    walk(model, None)
+    return found
+
+
+def gathered(rows: Sequence[torch.Tensor], like: Sequence[Any]) -> list[torch.Tensor]:
+    """Whole tensors from every rank's rows, shaped like these DTensors: one collective."""
+    ranks = distributed.world_size()
+    sizes = [(-(-p.shape[0] // ranks), p.shape[1:]) for p in like]  # rows of a rank, each of this shape
+    flat = torch.cat([
+        torch.nn.functional.pad(own.reshape(-1), (0, chunk * math.prod(each) - own.numel()))
+        for own, (chunk, each) in zip(rows, sizes, strict=True)
+    ])  # fmt: skip
+    out = flat.new_empty(ranks, len(flat))
+    dist.all_gather(list(out), flat, group=like[0].device_mesh.get_group())
+    parts = out.split([chunk * math.prod(each) for chunk, each in sizes], 1)
+    return [
+        part.reshape(ranks * chunk, *each)[: p.shape[0]]
+        for part, p, (chunk, each) in zip(parts, like, sizes, strict=True)
+    ]
+
+
+class ShardedMode(linearize.ForwardMode):
+    """J v and J^T u of a function of parameters that lie over ranks; z (B, k) are this rank's samples."""
+
+    def __init__(self, network: ShardedModel, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__(function, tuple(network.values.values()))
+        self.network = network
+
+    def jvp(self, tangents: Sequence[torch.Tensor], *, graph: bool = False) -> torch.Tensor:
+        levels = (torch.no_grad(), linearize.math_attention(), FORWARD_MODE, forward_ad.dual_level())
+        with ExitStack() as stack:
+            for level in (*levels, self.network.moving(tangents)):
+                stack.enter_context(level)
+            z, jv = forward_ad.unpack_dual(self.function(*self.primals))
+            self._output = z.clone()
+            return torch.zeros_like(z) if jv is None else jv.clone()
+
+    def vjp(self, cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self.network.pulled(self.function, cotangent))
+
+
+class ShardedDifference(linearize.CentralDifference):
+    """The same of a gradient, by differences: each rank moves its own rows, and puts them back."""
+
+    def __init__(self, network: ShardedModel, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__(function, tuple(own_rows(value) for value in network.values.values()))
+        self.network = network
+
+    def gradient_at(self, step: float, tangents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        before = [p.clone() for p in self.primals]
+        try:
+            for p, t in zip(self.primals, tangents, strict=True):
+                p.add_(t, alpha=step)
+            return self.network.pulled(self.function, None)
+        finally:
+            for p, values in zip(self.primals, before, strict=True):
+                p.copy_(values)
+
+    def sizes(self, tensors: Sequence[torch.Tensor]) -> tuple[float, float]:
+        own = super().sizes(tensors)
+        everyone = distributed.gather(lambda: own)
+        return math.hypot(*(norm for norm, _ in everyone)), max(largest for _, largest in everyone)
+
+
+# Tests ----------------------------------------------------------------------------------------------------------------
+def adjoint_error(network: Any, batch: Any) -> float:
+    """How far <J v, u> is from <v, J^T u> on the first batch of all ranks, over what it is for a wrong product.
+
+    As `linearize.Adjoint` has it, for signs u and v, whose root mean square is 1.
+    """
+    at = ShardedMode(network, network.function(batch))
+    how: Any = {"kind": "rademacher", "dtype": network.dtype, "device": network.device}
+    v = network.shards.probe(0, 0, **how)
+    with network.opened(), torch.enable_grad():
+        jv = at.jvp(network.split(v.as_subclass(torch.Tensor)))
+        u = probes.signs(1 + distributed.rank(), jv.numel(), dtype=jv.dtype, device=jv.device).view_as(jv)
+        pulled = at.vjp(u)
+    mine = longvectors.dot(u.reshape(-1), jv.reshape(-1)), longvectors.norm(jv.reshape(-1))
+    there = linearize.dot(v.as_subclass(torch.Tensor), pulled), linearize.norm(pulled)
+    everyone = distributed.gather(lambda: (*mine, *there))
+    one, two = (sum(rank[i] for rank in everyone) for i in (0, 2))
+    scale = max(math.hypot(*(rank[i] for rank in everyone)) for i in (1, 3))
+    return abs(one - two) / scale if scale > 0 and math.isfinite(scale) else 0.0
