@@ -350,7 +350,7 @@ TEXT = Settings(
     outputs=("logits",),
     splits=("train",),
     training={"target_loss": 1.0, "max_epochs": 20, "batch_size": 2},
-    blocks=("*.query", "head"),
+    blocks=("*.query", "*.rise"),
     block_probes=2,
     block_steps=30,
     pairs=20,
@@ -402,7 +402,7 @@ def test_curvature_blocks_and_gap_of_a_language_model_are_those_of_the_dense_mat
     model, _ = network(cell, TEXT, letters(), store)
     matrix, places = dense_curvature(model.double(), letters().x_train[:3], letters().y_train[:3], kind)
     found = {r.cell.matrix.block: r for r in results if r.cell.matrix.kind == kind}
-    assert set(found) == {"", "blocks.0.query", "head"}
+    assert set(found) == {"", "blocks.0.query", "blocks.0.rise"}
     values = torch.linalg.eigvalsh(matrix).numpy()
     whole = found[""]
     assert whole.spectrum.is_exact and np.abs(np.sort(whole.spectrum.points()[0])[-1] - values[-1]) < 1e-10 * values[-1]
@@ -423,13 +423,13 @@ def test_blocks_come_after_their_matrix_and_survive_json(language):
     _, experiment, results = language
     whole = "gauss_newton.logits.train"
     names = [r.cell.matrix.name for r in results]
-    assert names[:4] == [whole, f"{whole}.blocks.0.query", f"{whole}.head", "hessian.logits.train"]
+    assert names[:4] == [whole, f"{whole}.blocks.0.query", f"{whole}.blocks.0.rise", "hessian.logits.train"]
     result = results[1]
     assert CellResult.from_dict(json.loads(json.dumps(result.to_dict())), result.spectrum).cell == result.cell
     table = conclude(experiment, results).result
     assert table.row(whole, "block_js").values.keys() == {"true"}
     with pytest.raises(KeyError):
-        table.row(f"{whole}.head", "block_js")
+        table.row(f"{whole}.blocks.0.rise", "block_js")
 
 
 def test_unlikeness_of_blocks_is_the_mean_over_pairs():
