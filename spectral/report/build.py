@@ -93,7 +93,8 @@ def labels_for(matrices: Sequence[str], conditions: Mapping[str, str] | None = N
     """
     labels = NAMES | OPERATORS | CONDITIONS | dict(conditions or {}) | {f"tick:{name}": name for name in CONDITIONS}
     for name in conditions or {}:
-        labels[f"tick:{name}"] = re.sub(r"^\D+(?=\d)", "", name)  # noise20: 20
+        # before training: before; noise20: 20
+        labels[f"tick:{name}"] = labels[name].split()[0] if name in CONDITIONS else re.sub(r"^\D+(?=\d)", "", name)
     for matrix in matrices:
         parts = matrix.split(".")
         if len(parts) == 3 and parts[0] in KINDS:
@@ -121,7 +122,7 @@ def experiment(
     ordered = [*known, *(name for name in names if name not in known)]
     labels = labels_for(list(names), asked.words)
     curves = [Curve(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, r.spectrum) for r in cells]
-    everything = [_row(row) for name in ordered for row in result.rows if row.matrix == name]
+    everything = [_row(row) for name in ordered for row in result.rows if row.matrix == name and row.values]
     listed = metrics or tuple(dict.fromkeys(row.metric for row in everything))
     rows = [row for name in ordered for m in listed for row in everything if (row.matrix, row.metric) == (name, m)]
     trained = {r.cell.network: r for r in result.cells if r.trained is not None}

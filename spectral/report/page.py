@@ -91,7 +91,7 @@ def draw(report: Report) -> dict[str, Picture]:
     if any(row.effect is not None and figures.is_candidate(row) for row in report.headline_rows):
         made["effects"] = figures.effects(report.headline_rows, labels)
     if report.blocks:
-        made["blocks"] = figures.panels(report.blocks, "density", labels)
+        made["blocks"] = figures.panels(report.blocks, "lines", labels)
     if report.alignment:
         made["alignment"] = figures.lines(
             report.alignment, labels, x_label="leading directions, part of all", y_label="part of the labels' energy",
@@ -140,8 +140,8 @@ def captions(report: Report) -> dict[str, str]:
         "alpha": "The power-law exponent depends on where the tail is said to begin: a plateau is a tail, a slope is none. "
         "Starts that leave fewer than ten eigenvalues are not drawn.",
         "training": "Loss on the training labels after each epoch.",
-        "blocks": "Densities of the diagonal blocks, each of its own eigenvalues alone. Where the curves lie apart, one step "
-        "size is too large for some blocks or too small for others.",
+        "blocks": "Densities of the diagonal blocks, each of its own eigenvalues alone; the table has their errors. Where the "
+        "curves lie apart, one step size is too large for some blocks or too small for others.",
     }
 
 
