@@ -150,6 +150,7 @@ def test_the_small_gpt_has_its_size_and_looks_only_back():
     ("given", "said"),
     [
         (lambda: gpt(width=10, heads=4), "multiple of heads"),
+        (lambda: gpt(depth=10**9), "at most 1000 blocks"),
         (
             lambda: model_for(digits(train=10, test=0), "gpt"),
             "A gpt needs text in tokens=bytes with targets=next, but digits has",

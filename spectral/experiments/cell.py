@@ -120,7 +120,7 @@ class Settings:
     blocks: tuple[str, ...] = ()
     by: str = "module"
     block_probes: int = 2
-    block_steps: int = 40
+    block_steps: int = 30
     pairs: int = 16
     alignment_k: int = 50
     batch_size: int = 150

@@ -28,6 +28,7 @@ DEEP = 164  # from this depth on the papers take bottlenecks
 IMAGES = ("cnn", "resnet")
 GIVEN = ("smollm2", "minilm")  # that come with their weights
 TOKENS = ("gpt", *GIVEN)
+DEEPEST = 1000  # blocks of a GPT: more would take longer to build than to refuse
 SPREAD = 0.02  # standard deviation of the weights of a GPT-2 before training
 M = TypeVar("M", bound=nn.Module)
 
@@ -114,10 +115,10 @@ def gpt(
     >>> gpt(vocabulary=11, length=8)(torch.zeros(2, 8, dtype=torch.int64)).shape
     torch.Size([2, 11, 8])
     """
-    if min(vocabulary, length, width, depth, heads) < 1 or width % heads:
+    if min(vocabulary, length, width, depth, heads) < 1 or width % heads or depth > DEEPEST:
         raise ValueError(
             f"vocabulary={vocabulary}, length={length}, width={width}, depth={depth}, heads={heads} are no sizes of a GPT; use "
-            "positive ones, with a width that is a multiple of heads."
+            f"positive ones, a width that is a multiple of heads, and at most {DEEPEST} blocks."
         )
     return _seeded(lambda: GPT(vocabulary, length, width, depth, heads), seed, SPREAD)
 
