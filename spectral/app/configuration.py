@@ -217,7 +217,9 @@ def _data(target: Any) -> Fields | None:
 
 
 def _loss(target: Any) -> Fields | None:
-    return Fields(others=Plain()) if inspect.isclass(target) and issubclass(target, nn.modules.loss._Loss) else None
+    if not (inspect.isclass(target) and issubclass(target, nn.modules.loss._Loss)):
+        return None
+    return Fields(may=dict.fromkeys(inspect.signature(target).parameters, Plain()))
 
 
 LOSS = Target(_loss, "a loss of torch.nn")
