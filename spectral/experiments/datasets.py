@@ -217,8 +217,8 @@ def text(
         x, y = torch.cat(cut), torch.cat([torch.full((len(part),), c) for c, part in enumerate(cut)])
         classes = len(longest)
         rows_train, rows_test = _stratified(y, classes, train, test, seed)
-    parts = (x[rows_train], y[rows_train], x[rows_test], y[rows_test])
-    return Problem("text", *(part.contiguous() for part in parts), classes, (length,), tokens, targets)
+    x_train, y_train, x_test, y_test = x[rows_train], y[rows_train], x[rows_test], y[rows_test]
+    return Problem("text", x_train, y_train, x_test, y_test, classes, (length,), tokens, targets)
 
 
 def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -375,6 +375,6 @@ def _seeded(build: Callable[[], M], seed: int, spread: float | None = None) -> M
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
                 fan_in = module.weight[0].numel()
                 module.weight.normal_(0.0, spread or math.sqrt(2.0 / fan_in), generator=generator)
-                if getattr(module, "bias", None) is not None:
-                    module.bias.zero_()
+                if isinstance(bias := getattr(module, "bias", None), Tensor):
+                    bias.zero_()
     return model
