@@ -4,6 +4,7 @@ from spectral.analysis import compare, label_alignment, marchenko_pastur, outlie
 from spectral.estimators import (
     Eigenpairs,
     SingularTriplets,
+    block_gap,
     condition_number,
     diagonal,
     esd,
@@ -44,6 +45,7 @@ __all__ = [
     "Spectrum",
     "__version__",
     "as_operator",
+    "block_gap",
     "blocks",
     "compare",
     "condition_number",

@@ -27,7 +27,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 import spectral
 from spectral.app import configuration, run
@@ -165,6 +170,8 @@ def defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         for group, name in names.items()
         if (group, name) in ours
     }
+    if "model" in groups:  # a file that sets other groups too has its own below its name
+        groups["model"] = groups["model"].get("model", groups["model"])
     return groups | {"operator": groups.pop("products") | groups["operator"]}
 
 
@@ -241,6 +248,8 @@ def sentence(problem: BaseException, given: list[str]) -> str:
     if isinstance(problem, MissingMandatoryValue) or isinstance(problem.__cause__, MissingMandatoryValue):
         name = getattr(problem, "full_key", None) or getattr(problem.__cause__, "full_key", None) or "A setting"
         return f"{name} must be given; add {name}=VALUE."
+    if isinstance(problem, InterpolationKeyError) and (key := re.search(r"key '([^']+)' not found", text)):
+        return f"{problem.full_key} follows {key.group(1)}, which is not there; choose another {key.group(1).split('.')[0]}."
     if options := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+((?:\S+\n\s)*\S+)", text):
         wanted, group, names = options.groups()
         return f"There is no {wanted.replace('/', '=', 1)}; {group} is one of {', '.join(names.split())}."

@@ -159,6 +159,7 @@ BASES = [
     ["operator=input_stacked", "estimator=slq", "training=none", *TINY],
     ["operator=jacobian", "estimator=top", "estimator.k=2", *TINY],
     ["operator=loss_gradients", "estimator=trace", "model=cnn", "data.train=40"],
+    ["experiment=language_model", "data.train=10", "data.test=2", "model.options.width=8"],
 ]
 
 

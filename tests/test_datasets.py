@@ -133,3 +133,56 @@ def test_errors_are_one_sentence_each(monkeypatch):
         datasets.mnist()
     with pytest.raises(ImportError, match=r"pip install 'spectral\[examples\]'"):
         datasets.digits()
+
+
+# Text ------------------------------------------------------------------------------------------------------------------
+def test_passages_of_text_are_pieces_of_it_that_do_not_overlap():
+    from pydoc_data.topics import topics
+
+    p = datasets.text(train=300, test=100, length=40, seed=2)
+    whole = "\n\n".join(datasets.reference().values())
+    every = {paragraph for topic in topics.values() for paragraph in topic.split("\n\n")}
+    assert all(paragraph in whole for paragraph in every)
+    assert len(whole) == sum(map(len, every)) + 2 * (len(every) - 1), "each paragraph once"
+    rows = torch.cat([p.x_train, p.x_test])
+    ends = torch.cat([p.y_train, p.y_test])[:, -1:]
+    said = [bytes(row.tolist()) for row in torch.cat([rows, ends], 1)]
+    places = [whole.encode().find(row) // 41 for row in said]
+    assert all(whole.encode()[41 * place : 41 * place + 41] == row for place, row in zip(places, said, strict=True))
+    assert len(set(places)) == 400
+    assert torch.equal(p.x_train[:, 1:], p.y_train[:, :-1])
+    assert (p.classes, p.shape, p.tokens, p.targets) == (256, (40,), "bytes", "next")
+
+
+def test_topics_are_the_articles_that_passages_are_from():
+    p = datasets.text(train=160, test=80, length=60, targets="topic", seed=1)
+    articles = datasets.reference()
+    longest = sorted(articles, key=lambda name: -len(articles[name]))[: p.classes]
+    for row, label in zip(p.x_train, p.y_train, strict=True):
+        assert bytes(row.tolist()) in articles[longest[int(label)]].encode()
+    assert (p.classes, int(torch.bincount(p.y_train).min()) > 0) == (8, True)
+
+
+def test_text_of_a_file_and_what_cannot_be_had(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("abcdefghij" * 5)
+    p = datasets.text(train=3, test=None, length=4, path=str(path))
+    assert len(p.x_train) + len(p.x_test) == 10
+    for given, said in (
+        ({"train": 9}, "at most 10 together"),
+        ({"targets": "topic"}, "use next, or topic without a path"),
+        ({"tokens": "words"}, "use one of bytes, smollm2, minilm"),
+        ({"length": 0}, "use 1 or more"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            datasets.text(**{"train": 2, "test": 2, "length": 4, "path": str(path), **given})
+    with pytest.raises(ValueError, match="no text that can be read"):
+        datasets.text(path=str(tmp_path / "other.txt"))
+
+
+def test_a_python_without_its_reference_says_so(monkeypatch):
+    monkeypatch.setattr(datasets, "REFERENCE", "spectral.nothing")
+    datasets.reference.cache_clear()
+    with pytest.raises(ImportError, match=r"comes without spectral\.nothing; .* give data.path=FILE"):
+        datasets.text()
+    datasets.reference.cache_clear()

@@ -34,7 +34,7 @@ def test_links_and_pictures_exist(page):
 def test_every_config_named_in_the_readme_exists():
     text = (ROOT / "README.md").read_text()
     for group in ("model", "data", "operator", "estimator", "experiment"):
-        for name in re.findall(rf"\b{group}=([a-z_,]+)", text):
+        for name in re.findall(rf"\b{group}=([a-z0-9_,]+)", text):
             for one in name.split(","):
                 assert (ROOT / "conf" / group / f"{one}.yaml").exists(), f"{group}={one}"
 

@@ -22,16 +22,17 @@ from spectral.experiments.cell import (
     network,
     run_cell,
 )
-from spectral.experiments.datasets import digits, permute_labels
-from spectral.experiments.effects import collect, spearman_within, trend
+from spectral.experiments.datasets import Problem, digits, permute_labels
+from spectral.experiments.effects import collect, heterogeneity, spearman_within, trend
 from spectral.experiments.experiments import (
     conclude,
     depth_sweep,
     jacobian_evolution,
     label_noise_sweep,
+    language_model,
     real_vs_random,
 )
-from spectral.experiments.models import model_for
+from spectral.experiments.models import gpt, model_for
 from spectral.spectrum import Spectrum
 
 
@@ -308,7 +309,13 @@ def test_evolution_starts_at_the_initial_network_and_depths_differ():
 
 def test_settings_and_sweeps_refuse_in_one_sentence():
     with pytest.raises(ValueError, match="use one or more of flattened, stacked, diagonal, ntk"):
-        Settings(kinds=("hessian",))
+        Settings(kinds=("fisher",))
+    with pytest.raises(ValueError, match="leave out logits, of which curvature matrices are"):
+        Settings(kinds=("hessian",), outputs=("probs",))
+    with pytest.raises(
+        ValueError, match=r"blocks=\['x\*'\] are 0 of tokens, positions, blocks.0.norm1, .* name two or more"
+    ):
+        language_model(replace(TEXT, blocks=("x*",)))
     with pytest.raises(ValueError, match="use target_loss, max_epochs, batch_size, lr, weight_decay"):
         Settings(training={"seed": 3})
     with pytest.raises(ValueError, match="name each once"):
@@ -321,3 +328,134 @@ def test_settings_and_sweeps_refuse_in_one_sentence():
         depth_sweep(SMALL, {1: {}})
     with pytest.raises(ValueError, match="A trend needs three levels or more"):
         trend(collect([handmade(TRUE, 0, [1, 2])]), "flattened.logits.train", "trace", {"true": 0.0, "random": 1.0})
+
+
+# Language models -------------------------------------------------------------------------------------------------------
+def letters(seed=0):
+    """Five sequences of four tokens of eleven, each followed by the next."""
+    ids = torch.randint(11, (5, 5), generator=torch.Generator().manual_seed(seed))
+    x, y = ids[:, :-1].clone(), ids[:, 1:].clone()
+    return Problem("letters", x[:4], y[:4], x[4:], y[4:], 11, (4,), "bytes", "next")
+
+
+def tiny_gpt(problem, seed=0, options=None):
+    return gpt(problem.classes, 4, width=4, depth=1, heads=2, seed=seed)
+
+
+TEXT = Settings(
+    problem=letters,
+    model=tiny_gpt,
+    seeds=(0,),
+    kinds=("gauss_newton", "hessian", "ntk"),
+    outputs=("logits",),
+    splits=("train",),
+    training={"target_loss": 1.0, "max_epochs": 20, "batch_size": 2},
+    blocks=("*.query", "*.rise"),
+    block_probes=2,
+    block_steps=30,
+    pairs=20,
+    samples=3,
+    ntk_samples=2,
+)
+
+
+@pytest.fixture(scope="module")
+def language():
+    """Finished cells of the trained network, its networks, and the experiment."""
+    store, experiment = {}, language_model(replace(TEXT, kinds=("gauss_newton", "hessian")))
+    cells = [cell for cell in all_cells(experiment.settings) if cell.condition == TRUE]
+    return store, experiment, [run_cell(cell, experiment.settings, store) for cell in cells]
+
+
+def dense_curvature(model, x, y, kind):
+    """(P, P) of the mean cross entropy by torch.func on all parameters flat, and the places of each module."""
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    flat = torch.cat([p.reshape(-1) for p in weights.values()])
+
+    def logits(theta):
+        parts = dict(zip(weights, theta.split([p.numel() for p in weights.values()]), strict=True))
+        given = {name: part.view_as(weights[name]) for name, part in parts.items()}
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return torch.func.functional_call(model, given, (x,)).transpose(1, 2).flatten(0, 1)
+
+    if kind == "hessian":
+        matrix = torch.autograd.functional.hessian(
+            lambda t: torch.nn.functional.cross_entropy(logits(t), y.flatten()), flat
+        )
+    else:
+        J = torch.func.jacrev(logits)(flat).detach()
+        p = logits(flat).softmax(-1)
+        K = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+        matrix = torch.einsum("ncp,ncd,ndq->pq", J, K, J) / len(p)
+    places, start = {}, 0
+    for name, p in weights.items():
+        module = name.rpartition(".")[0]
+        places.setdefault(module, []).extend(range(start, start + p.numel()))
+        start += p.numel()
+    return matrix.detach(), places
+
+
+@pytest.mark.parametrize("kind", ["gauss_newton", "hessian"])
+def test_curvature_blocks_and_gap_of_a_language_model_are_those_of_the_dense_matrix(language, kind):
+    store, _, results = language
+    cell = Cell(0, TRUE, Matrix(kind, "logits", "train"))
+    model, _ = network(cell, TEXT, letters(), store)
+    matrix, places = dense_curvature(model.double(), letters().x_train[:3], letters().y_train[:3], kind)
+    found = {r.cell.matrix.block: r for r in results if r.cell.matrix.kind == kind}
+    assert set(found) == {"", "blocks.0.query", "blocks.0.rise"}
+    values = torch.linalg.eigvalsh(matrix).numpy()
+    whole = found[""]
+    assert whole.spectrum.is_exact and np.abs(np.sort(whole.spectrum.points()[0])[-1] - values[-1]) < 1e-10 * values[-1]
+    assert whole.metrics["trace"] == pytest.approx(float(torch.trace(matrix)), rel=1e-8)
+    outside = matrix.clone()
+    for rows in places.values():
+        outside[np.ix_(rows, rows)] = 0
+    gap = float(outside.norm() / matrix.norm())
+    assert abs(whole.metrics["block_gap"] - gap) < 4 * whole.metrics["block_gap_stderr"] < 0.6
+    for name in set(found) - {""}:
+        part = torch.linalg.eigvalsh(matrix[np.ix_(places[name], places[name])]).numpy()
+        assert found[name].spectrum.dim == len(part)
+        assert found[name].metrics["lambda_max"] == pytest.approx(part[-1], rel=1e-6)
+        assert abs(found[name].metrics["trace"] - part.sum()) <= 4 * found[name].metrics["trace_stderr"] + 1e-9
+
+
+def test_blocks_come_after_their_matrix_and_survive_json(language):
+    _, experiment, results = language
+    whole = "gauss_newton.logits.train"
+    names = [r.cell.matrix.name for r in results]
+    assert names[:4] == [whole, f"{whole}.blocks.0.query", f"{whole}.blocks.0.rise", "hessian.logits.train"]
+    result = results[1]
+    assert CellResult.from_dict(json.loads(json.dumps(result.to_dict())), result.spectrum).cell == result.cell
+    table = conclude(experiment, results).result
+    assert table.row(whole, "block_js").values.keys() == {"true"}
+    with pytest.raises(KeyError):
+        table.row(f"{whole}.blocks.0.rise", "block_js")
+
+
+def test_unlikeness_of_blocks_is_the_mean_over_pairs():
+    cell = Cell(0, INIT, Matrix("hessian", "logits", "train"))
+    whole = replace(handmade(INIT, 0, [1, 2, 3]), cell=cell)
+
+    def block(name, values):
+        return replace(handmade(INIT, 0, values), cell=replace(cell, matrix=replace(cell.matrix, block=name)))
+
+    other = replace(block("d", [9.0]), cell=replace(block("d", [9.0]).cell, condition=TRUE))
+    done = [whole, block("a", [1, 2]), block("b", [4, 8]), block("c", [1, 2]), other]
+    found = heterogeneity(whole, done)  # a and c are alike, each of them and b disjoint
+    assert found == {
+        "block_js": pytest.approx(2 / 3),
+        "block_js_stderr": 0,
+        "block_js_by_lambda_max": 0,
+        "block_js_by_lambda_max_stderr": 0,
+    }
+    assert heterogeneity(whole, [whole, done[1]]) == {}
+    assert collect(done[:4]).row("hessian.logits.train", "block_js").values == {"init": (pytest.approx(2 / 3),)}
+
+
+def test_given_weights_are_not_trained_and_tokens_have_no_label_alignment():
+    experiment = language_model(replace(TEXT, kinds=("ntk",)), trains=False)
+    (cell,) = all_cells(experiment.settings)
+    assert (cell.condition.name, cell.matrix.name) == ("given", "ntk.logits.train")
+    result, start = run_cell(cell, experiment.settings), run_cell(replace(cell, condition=INIT), experiment.settings)
+    assert result.trained is None and result.metrics["trace"] == start.metrics["trace"]
+    assert result.alignment == {} and "own_label_alignment" not in result.metrics

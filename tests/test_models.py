@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from spectral.experiments.datasets import digits
-from spectral.experiments.models import cnn, mlp, model_for, resnet
+from spectral.experiments.datasets import digits, text
+from spectral.experiments.models import cnn, gpt, mlp, model_for, resnet
 
 
 def count(model):
@@ -128,3 +128,39 @@ def test_models_fit_their_problem():
 def test_a_network_that_memory_does_not_hold_is_refused_before_it_is_built(widths):
     with pytest.raises(ValueError, match=r"the network's parameters take .* GiB, more than .* use smaller sizes"):
         mlp(64, widths)
+
+
+# Language models -------------------------------------------------------------------------------------------------------
+def test_the_small_gpt_has_its_size_and_looks_only_back():
+    model = gpt(vocabulary=256, length=64, width=64, depth=2, heads=4, seed=3)
+    block = 4 * 64 * 64 + 2 * (2 * 64) + (64 * 256 + 256) + (256 * 64 + 64)
+    assert count(model) == 256 * 64 + 64 * 64 + 2 * block + 2 * 64 + 64 * 256
+    ids = torch.randint(256, (2, 64), generator=torch.Generator().manual_seed(0))
+    other = ids.clone()
+    other[:, 40:] = (other[:, 40:] + 1) % 256
+    with torch.no_grad():
+        a, b = model(ids), model(other)
+    torch.testing.assert_close(a[:, :, :40], b[:, :, :40])
+    assert (a[:, :, 40:] - b[:, :, 40:]).abs().max() > 1e-3
+    assert abs(float(model.blocks[0].rise.weight.detach().std()) - 0.02) < 1e-3
+    assert torch.equal(gpt(seed=3).head.weight, gpt(seed=3).head.weight)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda: gpt(width=10, heads=4), "multiple of heads"),
+        (lambda: gpt(depth=10**9), "at most 1000 blocks"),
+        (
+            lambda: model_for(digits(train=10, test=0), "gpt"),
+            "A gpt needs text in tokens=bytes with targets=next, but digits has",
+        ),
+        (
+            lambda: model_for(text(train=2, test=0, targets="topic"), "gpt"),
+            "but text has tokens=bytes with targets=topic",
+        ),
+    ],
+)
+def test_a_language_model_needs_its_own_text(given, said):
+    with pytest.raises(ValueError, match=said):
+        given()

@@ -459,6 +459,20 @@ def test_page_is_self_contained_and_complete(report: Report, pictures, tmp_path)
     assert settings.startswith("<details><summary>Settings")  # folded
 
 
+def test_a_page_shows_diagonal_blocks_in_one_panel_with_their_numbers() -> None:
+    parts = [
+        Curve("Hessian, before training", f"layer.{i}", 0, Spectrum.from_eigenvalues([0.1, 10.0**i])) for i in range(12)
+    ]
+    table = [{"matrix": c.matrix, "block": c.condition, "parameters": "2", "λmax": "1.0 ± 0.1"} for c in parts]
+    given = Report("t", "q?", FOUND, spectra()[:1], [], blocks=parts, parts=table)
+    pictures = page.draw(given)
+    assert len(pictures["blocks"].panels) == 1
+    assert len({(key.colour, key.dash) for key in pictures["blocks"].keys}) == 12
+    text = page.render(given, pictures)
+    assert 'id="blocks"' in text and "layer.11" in text and "The numbers of each block" in text
+    assert "blocks" not in page.draw(Report("t", "q?", FOUND, spectra()[:1], []))
+
+
 def test_everything_that_a_page_is_given_is_escaped(report: Report) -> None:
     """A name, a sentence or a setting from somewhere else is text on the page, never markup."""
     evil = "<img src=x onerror=alert(1)>'\""

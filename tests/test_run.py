@@ -103,7 +103,10 @@ def test_a_single_spectrum_from_an_unrelated_folder(tmp_path: Path) -> None:
 def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
     done = spectral("model=transformer", folder=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "spectral: There is no model=transformer; model is one of cnn, mlp, resnet.\n"
+    assert (
+        done.stderr
+        == "spectral: There is no model=transformer; model is one of cnn, gpt, minilm, mlp, resnet, smollm2.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,6 +122,13 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
         (["data=file"], "data.path must be given"),
         (["data=file", "data.path=nowhere.npz"], "nowhere.npz does not exist"),
         (["model=cnn", "data.image=false"], "image=True"),
+        (["model=cnn", "data=text"], "data.tokens follows model.text, which is not there; choose another model."),
+        (
+            ["model=cnn", "data=text", "data.tokens=bytes", "data.targets=next"],
+            "A cnn reads numbers, and text is tokens",
+        ),
+        (["model=gpt", "data=digits"], "A gpt needs text in tokens=bytes with targets=next, but digits has"),
+        (["experiment=language_model", "experiment.trains=false"], "experiment.trains follows training.enabled"),
         (["model=resnet", "model.options.depth=21"], "nearest allowed depths"),
         (["estimator.method=magic"], "use one of auto"),
         (["model=mlp", "what"], "write KEY=VALUE"),

@@ -143,3 +143,15 @@ def test_errors_are_one_sentence_each(problem):
 def test_a_record_survives_json(problem):
     record = train(mlp(64), problem.x_train, problem.y_train, max_epochs=2, progress=False)
     assert Trained.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+
+
+def test_loss_and_accuracy_of_text_are_means_over_its_tokens():
+    """Logits (n, C, T) against targets (n, T): what each token has by itself, however they are cut."""
+    logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    y = logits.argmax(1)
+    y[0] = (y[0] + 1) % 3
+    loss, accuracy = evaluate(nn.Identity(), logits, y, batch_size=2)
+    flat = logits.transpose(1, 2).reshape(20, 3).double()
+    each = [float(torch.logsumexp(row, 0) - row[label]) for row, label in zip(flat, y.reshape(20), strict=True)]
+    assert loss == pytest.approx(sum(each) / 20, rel=1e-6)
+    assert accuracy == 16 / 20

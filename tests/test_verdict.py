@@ -308,3 +308,37 @@ def test_a_number_is_refused_with_the_fit_that_it_comes_from() -> None:
     assert refused("alpha_hat", {"alpha_accepted": 0.0}) and not refused("alpha_hat", {"alpha_accepted": 1.0})
     assert refused("mp_edge", {"mp_accepted": 0.0}) and not refused("mp_edge", {"alpha_accepted": 0.0})
     assert not refused("effective_rank", {"alpha_accepted": 0.0})
+
+
+# Blocks ----------------------------------------------------------------------------------------------------------------
+def blocks(gaps: dict[str, tuple[float, float]], js: tuple[float, float] | None = (0.4, 0.02)) -> list[Row]:
+    """Rows of a Gauss-Newton matrix: {condition: (gap, error)}, and the unlikeness of its blocks."""
+
+    def one(metric: str, numbers: dict[str, tuple[float, float]]) -> Row:
+        values, errors = ({name: (pair[k],) for name, pair in numbers.items()} for k in (0, 1))
+        return Row("gauss_newton.logits.train", metric, values, errors)
+
+    return [one("block_gap", gaps)] + ([one("block_js", dict.fromkeys(gaps, js))] if js else [])
+
+
+@pytest.mark.parametrize(
+    ("gaps", "answer"),
+    [
+        ({"init": (0.8, 0.02), "true": (0.5, 0.1)}, "no"),
+        ({"init": (0.8, 0.02), "true": (0.05, 0.01)}, "undecided"),  # one is block diagonal and one is not
+        ({"init": (0.04, 0.02), "true": (0.05, 0.02)}, "yes"),
+        ({"init": (0.2, 0.06)}, "undecided"),  # within two errors of a tenth
+    ],
+)
+def test_a_block_gap_answers_where_its_error_lets_it(gaps, answer) -> None:
+    found = verdict.of_blocks(blocks(gaps), {"init": "before training", "true": "after training"}, about="one network")
+    assert found.answer == answer
+    assert found.sentence.startswith(f"{answer.capitalize()}: outside of the blocks lies")
+    assert found.sentence.endswith("; one network.")
+    for value, error in gaps.values():
+        assert f"{value:.3f} ± {error:.3f}" in found.sentence or f"{value:.2f} ± {error:.2f}" in found.sentence
+    assert "0.400 ± 0.020 before training" in found.sentence
+
+
+def test_unlikeness_is_left_out_where_it_is_not_known() -> None:
+    assert "unlike" not in verdict.of_blocks(blocks({"init": (0.8, 0.02)}, None), {}).sentence

@@ -28,9 +28,10 @@ from spectral.estimators.esd import METHODS as ESD_METHODS
 from spectral.estimators.top import KEYS
 from spectral.estimators.trace import METHODS as TRACE_METHODS
 from spectral.experiments.cell import KINDS
-from spectral.experiments.datasets import STANDARDISATIONS
+from spectral.experiments.datasets import STANDARDISATIONS, TARGETS
 from spectral.experiments.experiments import EXPERIMENTS
-from spectral.experiments.models import BLOCKS
+from spectral.experiments.models import BLOCKS, GIVEN
+from spectral.experiments.pretrained import TOKENS
 from spectral.krylov.basis import check_place
 from spectral.krylov.lanczos import MODES
 from spectral.networks.products import budget_bytes
@@ -75,7 +76,9 @@ NUMBERS = {  # estimators that make no spectrum, and what they give
 SPECTRA = (spectral.esd, spectral.slq, spectral.kpm, spectral.exact)
 OPERATORS = (spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher)
 # Metrics of cells beside those of a spectrum.
-OF_CELLS = ("own_label_alignment", "true_label_alignment", "max_over_mean", "gini")
+OF_CELLS = (
+    "own_label_alignment", "true_label_alignment", "max_over_mean", "gini", "block_gap", "block_js", "block_js_by_lambda_max",
+)  # fmt: skip
 HIDDEN = ("checkpoint", "progress", "f")  # keywords that are the command's own to give
 BUILT = ("model", "data", "operator", "operator.loss", "estimator", "experiment")  # where a `_target_` may stand
 
@@ -173,13 +176,17 @@ MODELS = {
     "mlp": Fields(may={"widths": WIDTHS}),
     "cnn": Fields(may={"width": SIZE, "norm": Flag()}),
     "resnet": Fields(may={"depth": SIZE, "width": SIZE, "block": Text(*BLOCKS)}),
+    "gpt": Fields(may={"width": SIZE, "depth": SIZE, "heads": SIZE}),
+    **dict.fromkeys(GIVEN, Fields()),
 }
+# Of a model: what its data must be, read by the group data.
+READS: dict[str, Rule] = {"images": Flag(), "text": Text(*TOKENS), "predicts": Text(*TARGETS)}
 
 
 def _model(target: Any) -> Fields | None:
     """A network of ours for a problem, or a module of torch.nn with its own arguments."""
     if inspect.isclass(target) and issubclass(target, nn.Module) and target.__module__.startswith("torch.nn"):
-        return Fields(may={"images": Flag()}, others=Plain())
+        return Fields(may=READS, others=Plain())
     if target is not locate("spectral.experiments.models.model_for"):
         return None
     own = {"kind": Text(*MODELS), "options": Fields(others=Plain())}
@@ -187,7 +194,7 @@ def _model(target: Any) -> Fields | None:
         "options of its kind",
         lambda f, s: _holds(MODELS[f.get("kind", "mlp")], f.get("options") or {}, "model.options"),
     )
-    return Fields(may={"images": Flag(), **{k: maybe(v) for k, v in own.items()}}, laws=(law,))
+    return Fields(may={**READS, **{k: maybe(v) for k, v in own.items()}}, laws=(law,))
 
 
 def _holds(rule: Rule, value: Any, where: str) -> bool:
@@ -197,16 +204,23 @@ def _holds(rule: Rule, value: Any, where: str) -> bool:
 
 
 def _data(target: Any) -> Fields | None:
-    names = {locate(f"spectral.experiments.datasets.{name}"): name for name in ("digits", "mnist", "arrays_file")}
+    names = {
+        locate(f"spectral.experiments.datasets.{name}"): name for name in ("digits", "mnist", "arrays_file", "text")
+    }
     if target not in names:
         return None
+    if names[target] == "text":
+        sizes: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT), "length": SIZE}
+        return Fields(may={**sizes, "tokens": Text(*TOKENS), "targets": Text(*TARGETS), "path": maybe(NAME)})
     own: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT), "standardise": Text(*STANDARDISATIONS)}
     more: dict[str, Rule] = {"path": NAME} if names[target] == "arrays_file" else {"image": Flag()}
     return Fields({"path": NAME} if "path" in more else {}, {**own, **more})
 
 
 def _loss(target: Any) -> Fields | None:
-    return Fields(others=Plain()) if inspect.isclass(target) and issubclass(target, nn.modules.loss._Loss) else None
+    if not (inspect.isclass(target) and issubclass(target, nn.modules.loss._Loss)):
+        return None
+    return Fields(may=dict.fromkeys(inspect.signature(target).parameters, Plain()))
 
 
 LOSS = Target(_loss, "a loss of torch.nn")
@@ -312,6 +326,15 @@ SWEPT: dict[str, dict[str, Rule]] = {
     "label_noise_sweep": {"noises": Items(SHARE, least=3, distinct=True)},
     "depth_sweep": {"noise": SHARE, "options": Pairs(SIZE, Fields(others=Plain()), least=3)},
     "jacobian_evolution": {"noise": SHARE, "epochs": Items(COUNT, least=3, distinct=True)},
+    "language_model": {
+        "trains": Flag(),
+        "samples": maybe(SIZE),
+        "blocks": Items(NAME, least=1, distinct=True),
+        "by": Text("module", "parameter"),
+        "block_probes": SIZE,
+        "block_steps": SIZE,
+        "pairs": Number(True, least=2),
+    },
 }
 
 
@@ -340,7 +363,7 @@ TRAINING = Fields(
 CONFIG = Fields(
     {
         "model": Target(_model, "a network of spectral.experiments.models or a module of torch.nn"),
-        "data": Target(_data, "digits, mnist or arrays_file of spectral.experiments.datasets"),
+        "data": Target(_data, "digits, mnist, text or arrays_file of spectral.experiments.datasets"),
         "training": TRAINING,
         "operator": Target(_operator, "an operator of spectral"),
         "estimator": Target(_estimator, "an estimator of spectral"),
@@ -385,7 +408,12 @@ def _combination(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
     training = config["training"]
     if config["seed"]:
         raise ValueError(f"seed={config['seed']} is of one spectrum; an experiment has experiment.seeds=[0,1,2].")
-    if not training["enabled"]:
+    if name == "language_model":
+        if training["enabled"] != node.get("trains", True):
+            raise ValueError(
+                "experiment.trains follows training.enabled; leave it out, and choose training=none or another."
+            )
+    elif not training["enabled"]:
         raise ValueError("An experiment trains its networks; leave training=none out, or name no experiment.")
     if locate(config["estimator"]["_target_"]) in NUMBERS:
         raise ValueError("An experiment compares spectra, and this estimator gives none; use esd, slq, kpm or exact.")

@@ -34,8 +34,9 @@ from spectral.app.progress import Progress
 from spectral.app.store import RunStore
 from spectral.estimators.esd import NETWORK_DIM
 from spectral.experiments.cell import Cell, Condition, Matrix, Settings, all_cells, network, run_cell
-from spectral.experiments.datasets import Problem, batches
+from spectral.experiments.datasets import Problem, batches, in_dtype
 from spectral.experiments.experiments import Experiment, Outcome, conclude
+from spectral.experiments.models import GIVEN
 from spectral.experiments.training import evaluate, few_threads
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
@@ -44,7 +45,8 @@ from spectral.report import Numbers, Report, Subject, build, mean_and_error, pag
 from spectral.report.tables import seconds
 from spectral.spectrum import Spectrum
 
-OWN_KEYS = {"_target_", "images", "headline", "headline_metric", "split", "samples"}  # read here, not by the target
+# Keys of a node that are read here, not by its target.
+OWN_KEYS = {"_target_", "images", "text", "predicts", "headline", "headline_metric", "split", "samples"}
 REHEARSED = 256  # dimension of a matrix that options are tried on
 MANY_THREADS = 2000  # dimension from which eigenvalues gain more by threads than the products of a small network lose
 SPECTRA = "spectra"  # the folder of a run's spectra: hundreds of them would hide report.html
@@ -271,7 +273,7 @@ class Task:
         node = self.config["operator"]
         x, y = self.problem.split(node["split"])
         count = len(x) if node["samples"] is None else min(node["samples"], len(x))
-        x, y, model = x[:count].to(self.settings.dtype), y[:count], model.to(self.settings.dtype)
+        x, y, model = in_dtype(x[:count], self.settings.dtype), y[:count], model.to(self.settings.dtype)
         options = arguments(node)
         if "product_dtype" in options:
             options["product_dtype"] = getattr(torch, options["product_dtype"])
@@ -294,7 +296,8 @@ def _single(config: dict[str, Any], folder: Path, store: RunStore, where: str) -
     settings = settings_of(config, where)
     task = Task(config, settings, settings.problem(seed=seed).to(where), store)
     noise = float(training["noise"])
-    name = "init" if not training["enabled"] else {0.0: "true", 1.0: "random"}.get(noise, f"noise{100 * noise:g}")
+    untrained = "given" if config["model"].get("kind") in GIVEN else "init"
+    name = {0.0: "true", 1.0: "random"}.get(noise, f"noise{100 * noise:g}") if training["enabled"] else untrained
     cell = Cell(seed, Condition(name, noise if training["enabled"] else None), Matrix("matrix", "logits", "train"))
     if training["enabled"] and cell.network not in store:
         _rehearse(task)
@@ -410,7 +413,8 @@ def _measured_spectrum(task: Task, model: nn.Module) -> tuple[Spectrum, dict[str
         spectrum = estimate(A)
     top = task.config["analysis"]["top"] or task.problem.classes
     numbers = summary(spectrum, top=min(top, spectrum.dim))
-    if node.get("wrt") == "params" and node.get("of") in ("logits", "probs") and A.shape[0] <= EXACT_ROWS:
+    of_labels = node.get("of") in ("logits", "probs") and y.ndim == 1
+    if node.get("wrt") == "params" and of_labels and A.shape[0] <= EXACT_ROWS:
         aligned = label_alignment(A, y)
         numbers |= {"true_label_alignment": aligned.own_label, "true_label_alignment_stderr": 0.0}
     task.store.save_spectrum("spectrum", spectrum, numbers)

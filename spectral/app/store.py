@@ -74,7 +74,9 @@ CURVE = Fields(
 CONDITION = Fields(
     {"name": Text(), "noise": maybe(SHARE), "epochs": maybe(COUNT), "options": maybe(Fields(others=Plain()))}
 )
-MATRIX = Fields({"kind": Text(*KINDS), "of": Text("logits", "probs"), "split": Text("train", "test")})
+MATRIX = Fields(
+    {"kind": Text(*KINDS), "of": Text("logits", "probs"), "split": Text("train", "test")}, {"block": Text()}
+)
 CELL = Fields(
     {
         "cell": Fields({"seed": COUNT, "condition": CONDITION, "matrix": MATRIX}),

@@ -1,5 +1,6 @@
 """From an operator to its spectrum, its extreme eigenpairs, and numbers of it with their errors."""
 
+from spectral.estimators.block_gap import block_gap
 from spectral.estimators.diagonal import diagonal
 from spectral.estimators.esd import esd
 from spectral.estimators.exact import exact
@@ -20,6 +21,7 @@ from spectral.estimators.trace import trace
 __all__ = [
     "Eigenpairs",
     "SingularTriplets",
+    "block_gap",
     "condition_number",
     "diagonal",
     "esd",

@@ -1,8 +1,8 @@
 """One cell of an experiment: a trained network, one of its matrices, its spectrum and what that says.
 
-A *cell* is one matrix (kind, output, split) of one trained network (seed, condition). `all_cells` lists them, `run_cell`
-does one, `effects.collect` turns any finished set into tables. Nothing here knows of files: trained networks pass
-through a mapping that the caller may back by a disk.
+A *cell* is one matrix (kind, output, split; or a diagonal block of one) of one trained network (seed, condition). `all_cells`
+lists them, `run_cell` does one, `effects.collect` turns any finished set into tables. Nothing here knows of files: trained
+networks pass through a mapping that the caller may back by a disk.
 
 Legend: n samples, C classes (outputs), d input features, P parameters; J_i (C, d) or (C, P) of sample i.
 """
@@ -24,22 +24,23 @@ from torch import Tensor, nn
 from spectral import arrays
 from spectral.analysis import label_alignment, summary
 from spectral.analysis.alignment import EXACT_ROWS, label_vector
-from spectral.estimators import esd
+from spectral.estimators import block_gap, esd, slq
 from spectral.estimators.exact import exact, gram_matrix
-from spectral.experiments.datasets import Problem, batches, digits, permute_labels
+from spectral.experiments.datasets import Problem, batches, digits, in_dtype, permute_labels
 from spectral.experiments.models import model_for
 from spectral.experiments.training import Trained, evaluate, few_threads, train
-from spectral.operators import Jacobian
+from spectral.operators import GaussNewton, Hessian, Jacobian, Operator, blocks
 from spectral.spectrum import Spectrum
 
 TRAINING = ("target_loss", "max_epochs", "batch_size", "lr", "weight_decay")
 CURVE_POINTS = 120  # of a stored alignment curve, geometrically spaced
-KINDS = ("flattened", "stacked", "diagonal", "ntk")
+CURVATURES: dict[str, Callable[..., Operator]] = {"gauss_newton": GaussNewton, "hessian": Hessian}
+KINDS = ("flattened", "stacked", "diagonal", "ntk", *CURVATURES)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What the network was trained on: `noise` is the fraction of permuted labels; None means not trained.
+    """What the network was trained on: `noise` is the fraction of permuted labels; None means not trained here.
 
     `epochs` stops the training after so many epochs, whatever the loss (spectra along the way); None: to the target.
     `options`, where given, are handed to the settings' model as `options=` (other depths or widths).
@@ -52,19 +53,27 @@ class Condition:
 
 
 INIT, TRUE, RANDOM = Condition("init", None), Condition("true", 0.0), Condition("random", 1.0)
+GIVEN = Condition("given", None)  # the network as it is built, which has its weights of training
 
 
 @dataclass(frozen=True)
 class Matrix:
     """Which matrix: "flattened" (n, C d), "stacked" (n C, d) or "diagonal" (the n numbers ||J_i||_F^2) of the input
-    Jacobian, or "ntk", the parameter Jacobian (n C, P); `of` logits or probs; `split` train or test."""
+    Jacobian, or "ntk", the parameter Jacobian (n C, P); `of` logits or probs; `split` train or test. "gauss_newton" and "hessian"
+    are those of the mean cross entropy (P, P), `of` logits alone; `block` names one of their diagonal blocks ("": the whole)."""
 
     kind: str
     of: str
     split: str
+    block: str = ""
 
     @property
     def name(self) -> str:
+        return f"{self.whole}.{self.block}" if self.block else self.whole
+
+    @property
+    def whole(self) -> str:
+        """The name of the matrix that a block is of."""
         return f"{self.kind}.{self.of}.{self.split}"
 
 
@@ -93,17 +102,26 @@ class Settings:
     `problem(seed=...)` and `model(problem, seed=...)` are callables, so any data and any network fit; `training` holds
     the keywords of `train`; `estimator` maps a Jacobian to a Spectrum. Networks train in float32; `dtype` is that of
     the copy whose spectra are taken (float64: eigenvalues down to 1e-16 of the largest mean something). `ntk_samples`
-    bounds the samples of the parameter Jacobian, `alignment_k` the leading directions that label alignment counts.
+    bounds the samples of the parameter Jacobian, `samples` those of curvature matrices, `alignment_k` the leading directions that
+    label alignment counts. `blocks` names diagonal blocks of curvature matrices whose spectra are taken too, each from
+    `block_probes` and `block_steps`, so that they can be compared; `pairs` of products estimate what lies outside of all blocks.
+    `by` is that of `spectral.blocks`.
     """
 
     problem: Callable[..., Problem] = digits
     model: Callable[..., nn.Module] = model_for  # its default: the MLP 64 - 64 - 64 - 10
     conditions: tuple[Condition, ...] = (INIT, TRUE, RANDOM)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = KINDS[:4]
     outputs: tuple[str, ...] = ("logits", "probs")
     splits: tuple[str, ...] = ("train", "test")
     ntk_samples: int = 150
+    samples: int | None = None
+    blocks: tuple[str, ...] = ()
+    by: str = "module"
+    block_probes: int = 2
+    block_steps: int = 30
+    pairs: int = 16
     alignment_k: int = 50
     batch_size: int = 150
     training: Mapping[str, object] = field(default_factory=dict)
@@ -120,6 +138,10 @@ class Settings:
             unknown = [item for item in given if item not in allowed]
             if unknown or not given:
                 raise ValueError(f"{name}={list(given)} is not possible; use one or more of {', '.join(allowed)}.")
+        if set(self.kinds) & set(CURVATURES) and "logits" not in self.outputs:
+            raise ValueError(
+                f"outputs={list(self.outputs)} leave out logits, of which curvature matrices are; name them too."
+            )
         if strange := [name for name in self.training if name not in TRAINING]:
             raise ValueError(f"training={strange} cannot be set; use {', '.join(TRAINING)}.")
         names = [condition.name for condition in self.conditions]
@@ -200,8 +222,13 @@ class CellResult:
 
 
 def all_cells(settings: Settings) -> list[Cell]:
-    """All cells in the order that trains each network once: by seed, then condition, then matrix."""
-    matrices = [Matrix(*names) for names in product(settings.kinds, settings.outputs, settings.splits)]
+    """All cells in the order that trains each network once: by seed, then condition, then matrix, blocks after their matrix."""
+    matrices = [
+        Matrix(*names, block)
+        for names in product(settings.kinds, settings.outputs, settings.splits)
+        for block in ("", *(settings.blocks if names[0] in CURVATURES else ()))
+        if names[0] not in CURVATURES or names[1] == "logits"
+    ]
     return [Cell(seed, c, matrix) for seed in settings.seeds for c in settings.conditions for matrix in matrices]
 
 
@@ -233,25 +260,30 @@ def _measured(
     problem: Problem,
     model: nn.Module,
     snapshot: Snapshot | None,
-    estimate: Callable[[Jacobian], Spectrum],
+    estimate: Callable[[Any], Spectrum],
 ) -> CellResult:
     """The spectrum of the cell's matrix and all that follows from it."""
     accuracy = evaluate(model, problem.x_test, problem.y_test)[1] if len(problem.x_test) else float("nan")
     started = time.perf_counter()
-    model = model.to(settings.dtype)
+    model, kind = model.to(settings.dtype), cell.matrix.kind
     x, y_true = problem.split(cell.matrix.split)
     y_own = _labels(problem, cell)[0] if cell.matrix.split == "train" else y_true
-    count = settings.ntk_samples if cell.matrix.kind == "ntk" else len(x)
-    x, y_true, y_own = x[:count], y_true[:count], y_own[:count]
-    J = jacobian(model, x.to(settings.dtype), y_own, cell.matrix, settings.batch_size)
+    count = settings.ntk_samples if kind == "ntk" else settings.samples if kind in CURVATURES else None
+    x, y_true, y_own = in_dtype(x[:count], settings.dtype), y_true[:count], y_own[:count]
+    A: Operator
     alignment: dict[str, AlignmentCurve] = {}
-    if cell.matrix.kind == "ntk":
+    more: dict[str, float] = {}
+    if kind in CURVATURES:
+        A, spectrum, more = _curvature(cell.matrix, settings, model, batches(x, y_own, settings.batch_size), estimate)
+    else:
+        A = J = jacobian(model, x, y_own, cell.matrix, settings.batch_size)
+    if kind == "ntk" and y_true.ndim == 1:
         wanted = {"true": y_true} if cell.matrix.split == "test" else {"own": y_own, "true": y_true}
         spectrum, alignment = _kernel(J, wanted, settings, estimate)
-    else:
-        spectrum = _diagonal(J) if cell.matrix.kind == "diagonal" else estimate(J)
-    metrics = summary(spectrum, top=min(problem.classes, spectrum.dim))
-    if cell.matrix.kind == "diagonal":
+    elif kind not in CURVATURES:
+        spectrum = _diagonal(J) if kind == "diagonal" else estimate(J)
+    metrics = summary(spectrum, top=min(problem.classes, spectrum.dim)) | more
+    if kind == "diagonal":
         values, counts = spectrum.points()
         metrics |= concentration(np.repeat(values, counts.astype(int)))
     metrics |= {f"{name}_label_alignment": curve.energy for name, curve in alignment.items()}
@@ -263,8 +295,29 @@ def _measured(
         trained=None if snapshot is None else snapshot.trained,
         changed=0.0 if snapshot is None else snapshot.changed,
         test_accuracy=accuracy,
-        cost={"products": float(J.products), "epochs": float(J.epochs), "seconds": time.perf_counter() - started},
+        cost={"products": float(A.products), "epochs": float(A.epochs), "seconds": time.perf_counter() - started},
     )
+
+
+def _curvature(
+    matrix: Matrix,
+    settings: Settings,
+    model: nn.Module,
+    data: list[tuple[Tensor, ...]],
+    estimate: Callable[[Any], Spectrum],
+) -> tuple[Operator, Spectrum, dict[str, float]]:
+    """(operator, spectrum, block gap) of the mean cross entropy's curvature, or of one of its diagonal blocks, without a gap."""
+    A = CURVATURES[matrix.kind](model, nn.CrossEntropyLoss(), data)
+    parts = blocks(A, by=settings.by) if settings.blocks else {}
+    if matrix.block:
+        B = parts[matrix.block]
+        probes, steps = settings.block_probes, min(settings.block_steps, B.shape[0])
+        return B, slq(B, probes=probes, steps=steps, progress=False), {}
+    spectrum = estimate(A)
+    if not parts:
+        return A, spectrum, {}
+    gap = block_gap(A, [B.shape[0] for B in parts.values()], pairs=settings.pairs, progress=False)
+    return A, spectrum, {"block_gap": float(gap), "block_gap_stderr": float(gap.stderr)}
 
 
 def network(

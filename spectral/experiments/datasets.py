@@ -1,11 +1,12 @@
-"""Real data as plain tensors: digits and MNIST digits, split, standardised, with true or permuted labels.
+"""Real data as plain tensors: digits and MNIST digits, standardised, and text in tokens; split, with true or permuted labels.
 
-Shapes: n samples, d features, C classes. Every random choice comes from a generator built here from a seed;
+Shapes: n samples, d features, C classes, T tokens. Every random choice comes from a generator built here from a seed;
 torch's and numpy's global generators are neither read nor moved.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import zlib
 from dataclasses import dataclass, replace
@@ -17,14 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectral.experiments import pretrained
+
 STANDARDISATIONS = ("feature", "global", "none")
+TARGETS = ("next", "topic")
+TOPICS = 8  # classes of targets="topic"
+REFERENCE = "pydoc_data.topics"  # of Python's standard library: what help("topics") shows
 
 
 @dataclass(frozen=True)
 class Problem:
     """A classification task: standardised inputs and integer labels, both splits, and how they came about.
 
-    `x_train` is (n, *shape) float, `y_train` is (n,) int64 in 0..classes-1; `x_test` and `y_test` likewise.
+    `x_train` is (n, *shape) float, `y_train` is (n,) int64 in 0..classes-1; `x_test` and `y_test` likewise. Of text `x_train` is
+    (n, T) int64, in `tokens` of that kind, and with `targets` "next" `y_train` is (n, T) too.
     """
 
     name: str
@@ -34,6 +41,8 @@ class Problem:
     y_test: Tensor
     classes: int
     shape: tuple[int, ...]
+    tokens: str = ""
+    targets: str = ""
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """The inputs and true labels of "train" or "test"."""
@@ -167,6 +176,60 @@ def arrays_file(
     return from_arrays(Path(path).stem, x, y, train=train, test=test, seed=seed, standardise=standardise)
 
 
+def text(
+    train: int = 128,
+    test: int | None = 64,
+    seed: int = 0,
+    *,
+    length: int = 64,
+    tokens: str = "bytes",
+    targets: str = "next",
+    path: str | None = None,
+) -> Problem:
+    """Passages of `length` tokens of real text, no two of them overlapping, drawn with a seed.
+
+    The text is Python's own language reference as `help("topics")` shows it: 0.4 MB of English prose and code that lie on every
+    machine with Python (PSF licence; it differs a little from one Python to the next), each paragraph once. Or `path`, a file in
+    UTF-8. `tokens` are "bytes" (256 classes), "smollm2" or "minilm" (those of the model). `targets` "next" are the tokens that
+    follow, (n, T); "topic" is one of the reference's eight longest articles, (n,): from which one a passage is.
+
+    Errors: more passages than there are, topics of a file of one's own.
+
+    Source: the Python Software Foundation, The Python Language Reference, as in `pydoc_data.topics`.
+
+    >>> p = text(train=4, test=2, length=16)
+    >>> p.x_train.shape, p.classes, bool((p.x_train[:, 1:] == p.y_train[:, :-1]).all())
+    (torch.Size([4, 16]), 256, True)
+    """
+    if targets not in TARGETS or (targets == "topic" and path is not None):
+        raise ValueError(f"targets={targets!r} is not possible of {path or 'text'}; use next, or topic without a path.")
+    encode, vocabulary = pretrained.tokeniser(tokens)
+    articles = reference() if path is None else {"": _read(path)}
+    if targets == "next":
+        passages = _passages(encode("\n\n".join(articles.values())), length + 1)
+        _enough(len(passages), train, test)
+        order = torch.randperm(len(passages), generator=torch.Generator().manual_seed(stream(seed, "split")))
+        rows_train, rows_test = order[:train], order[train : None if test is None else train + test]
+        x, y, classes = passages[:, :-1], passages[:, 1:], vocabulary
+    else:
+        longest = sorted(articles, key=lambda name: (-len(articles[name]), name))[:TOPICS]
+        cut = [_passages(encode(articles[name]), length) for name in longest]
+        x, y = torch.cat(cut), torch.cat([torch.full((len(part),), c) for c, part in enumerate(cut)])
+        classes = len(longest)
+        rows_train, rows_test = _stratified(y, classes, train, test, seed)
+    x_train, y_train, x_test, y_test = x[rows_train], y[rows_train], x[rows_test], y[rows_test]
+    return Problem("text", x_train, y_train, x_test, y_test, classes, (length,), tokens, targets)
+
+
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers in `dtype`; tokens stay what they are.
+
+    >>> in_dtype(torch.zeros(1), torch.float64).dtype, in_dtype(torch.zeros(1, dtype=torch.int64), torch.float64).dtype
+    (torch.float64, torch.int64)
+    """
+    return x.to(dtype) if x.is_floating_point() else x
+
+
 def batches(x: Tensor, y: Tensor | None, size: int) -> list[tuple[Tensor, ...]]:
     """(x, y) cut into re-iterable batches of `size` samples, in order; the last one may be smaller. Views, no copies.
 
@@ -204,6 +267,41 @@ def permute_labels(y: Tensor, fraction: float = 1.0, seed: int = 0) -> PermutedL
 
 
 @lru_cache(maxsize=1)
+def reference() -> dict[str, str]:
+    """{topic: text}, each paragraph where it stands first: topics quote one another."""
+    try:
+        topics: dict[str, str] = importlib.import_module(REFERENCE).topics
+    except ImportError as error:
+        raise ImportError(
+            f"The text is Python's own reference, and this Python comes without {REFERENCE}; install its whole standard "
+            "library, or give data.path=FILE."
+        ) from error
+    first: dict[str, str] = {}
+    for name in sorted(topics):
+        for paragraph in topics[name].split("\n\n"):
+            first.setdefault(paragraph, name)
+    articles: dict[str, list[str]] = {}
+    for paragraph, name in first.items():
+        articles.setdefault(name, []).append(paragraph)
+    return {name: "\n\n".join(paragraphs) for name, paragraphs in articles.items()}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ValueError(f"data.path={path} is no text that can be read; give a file in UTF-8.") from problem
+
+
+def _passages(ids: list[int], length: int) -> Tensor:
+    """(N, length), one after the other; what is left over at the end is dropped."""
+    if length < 1:
+        raise ValueError(f"length={length} is no number of tokens; use 1 or more.")
+    count = len(ids) // length
+    return torch.tensor(ids[: count * length], dtype=torch.int64).reshape(count, length)
+
+
+@lru_cache(maxsize=1)
 def _digits_arrays() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
@@ -228,14 +326,9 @@ def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
 
 def _stratified(y: Tensor, classes: int, train: int, test: int | None, seed: int) -> tuple[Tensor, Tensor]:
     """Disjoint rows for training and test, each class in proportion to its count, in an order mixed by the seed."""
-    total = len(y)
-    if train < 1 or (test is not None and test < 0) or train + (test or 0) > total:
-        raise ValueError(
-            f"train={train} and test={test} do not fit {total} samples; use train >= 1, test >= 0 and at most "
-            f"{total} together."
-        )
+    _enough(len(y), train, test)
     generator = torch.Generator().manual_seed(stream(seed, "split"))
-    order = torch.randperm(total, generator=generator)
+    order = torch.randperm(len(y), generator=generator)
     members = [order[y[order] == c] for c in range(classes)]
     counts = [len(m) for m in members]
     for_train = _shares(counts, train)
@@ -246,6 +339,14 @@ def _stratified(y: Tensor, classes: int, train: int, test: int | None, seed: int
     mix_train = torch.randperm(len(rows_train), generator=generator)
     mix_test = torch.randperm(len(rows_test), generator=generator)
     return rows_train[mix_train], rows_test[mix_test]
+
+
+def _enough(total: int, train: int, test: int | None) -> None:
+    if train < 1 or (test is not None and test < 0) or train + (test or 0) > total:
+        raise ValueError(
+            f"train={train} and test={test} do not fit {total} samples; use train >= 1, test >= 0 and at most "
+            f"{total} together."
+        )
 
 
 def _shares(counts: list[int], wanted: int) -> list[int]:

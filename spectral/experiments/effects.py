@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import rankdata
 
-from spectral.analysis import METRICS, cohens_d
+from spectral.analysis import METRICS, cohens_d, compare
 from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import stream
 
@@ -123,12 +123,39 @@ def collect(results: Iterable[CellResult]) -> Result:
     matrices = tuple(dict.fromkeys(r.cell.matrix.name for r in done))
     rows = []
     for matrix in matrices:
-        own = {(r.cell.condition.name, r.cell.seed): r.metrics for r in done if r.cell.matrix.name == matrix}
+        own = {
+            (r.cell.condition.name, r.cell.seed): r.metrics | heterogeneity(r, done)
+            for r in done
+            if r.cell.matrix.name == matrix
+        }
         names = dict.fromkeys(
             m for c in conditions for s in seeds for m in own.get((c, s), {}) if not m.endswith("_stderr")
         )
         rows += [_row(matrix, metric, own, conditions, seeds) for metric in names]
     return Result(done, conditions, matrices, tuple(rows), _cost(done))
+
+
+def heterogeneity(whole: CellResult, done: Iterable[CellResult]) -> dict[str, float]:
+    """How unlike the spectra of a matrix's diagonal blocks are; nothing for fewer than two blocks.
+
+    "block_js" is the mean over all pairs of their Jensen-Shannon divergence in bits, "block_js_by_lambda_max" that of their
+    shapes, each spectrum divided by its largest eigenvalue.
+
+    The error is the mean of those of the pairs, as if all were off to one side: pairs share blocks, so that it is an upper bound.
+
+    Source: Zhang et al. (2024), Why transformers need Adam: a Hessian perspective. Their JS0 is such a mean of distances, the
+    roots of divergences, at initialisation and with other bins.
+    """
+    cell = whole.cell
+    own = [
+        r.spectrum
+        for r in done
+        if (r.cell.network, r.cell.matrix.whole) == (cell.network, cell.matrix.name) and r.cell.matrix.block
+    ]
+    pairs = [compare(a, b) for i, a in enumerate(own) for b in own[:i]]
+    names = {"block_js": "js", "block_js_by_lambda_max": "js_by_lambda_max"} if pairs else {}
+    keys = {name + end: key + end for name, key in names.items() for end in ("", "_stderr")}
+    return {name: float(np.mean([pair[key] for pair in pairs])) for name, key in keys.items()}
 
 
 def trend(result: Result, matrix: str, metric: str, levels: Mapping[str, float], draws: int = 9999) -> Trend:

@@ -1,4 +1,4 @@
-"""The experiments of the funnel question: which cells each one is made of, and what is asked of them.
+"""The experiments: which cells each one is made of, and what is asked of them.
 
 An `Experiment` is a name, `Settings` and the level of each condition. Whoever performs it does the loop, and may show, store
 and resume what is finished:
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
-from spectral.experiments.cell import CellResult, Condition, Settings
+from spectral.experiments.cell import GIVEN, INIT, TRUE, CellResult, Condition, Settings
 from spectral.experiments.effects import KEY_METRICS, Result, Trend, collect, trend
 
 
@@ -122,8 +123,31 @@ def jacobian_evolution(
     )
 
 
+def language_model(settings: Settings, trains: bool = True) -> Experiment:
+    """Is the curvature of a language model block diagonal, and are its blocks alike?
+
+    `settings.blocks` are globs of modules or parameters (`settings.by`); those that fit have their own spectra. `trains`: before
+    and after training; otherwise with the weights that the model is built with.
+    """
+    first = replace(settings, conditions=(INIT, TRUE) if trains else (GIVEN,))
+    model = first.build(settings.problem(seed=settings.seeds[0]), settings.seeds[0], first.conditions[0])
+    parameters = [name for name, p in model.named_parameters() if p.requires_grad]
+    named = parameters if settings.by == "parameter" else [name.rpartition(".")[0] or "(root)" for name in parameters]
+    chosen = tuple(dict.fromkeys(name for name in named if any(fnmatchcase(name, glob) for glob in settings.blocks)))
+    if len(chosen) < 2:
+        raise ValueError(
+            f"blocks={list(settings.blocks)} are {len(chosen)} of {', '.join(dict.fromkeys(named))}; name two or more by globs."
+        )
+    return Experiment(
+        "language_model",
+        "Is the curvature of a language model block diagonal, and are its blocks alike?",
+        replace(first, blocks=chosen),
+        words={"init": "before training", "true": "after training", "given": "with its given weights"},
+    )
+
+
 EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
-    made.__name__: made for made in (real_vs_random, label_noise_sweep, depth_sweep, jacobian_evolution)
+    made.__name__: made for made in (real_vs_random, label_noise_sweep, depth_sweep, jacobian_evolution, language_model)
 }
 
 

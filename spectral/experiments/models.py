@@ -1,10 +1,10 @@
-"""The networks of the experiments: MLP, a small CNN, and the CIFAR family of residual networks.
+"""The networks of the experiments: MLP, a small CNN, the CIFAR family of residual networks, and language models.
 
-All map (B, *input shape) to logits (B, classes), use no in-place operation (forward-mode differentiation stays
-exact), and are initialised from their own seed: torch's global generator is as before.
+All map (B, *input shape) to logits (B, classes), or tokens (B, T) to logits (B, classes, T), use no in-place operation
+(forward-mode differentiation stays exact), and are initialised from their own seed: torch's global generator is as before.
 
 Sources: He et al. 2015 (the initialisation), He et al. 2016a "Deep residual learning" (ResNet-20 ... 110),
-He et al. 2016b "Identity mappings" (ResNet-164, 1001).
+He et al. 2016b "Identity mappings" (ResNet-164, 1001), Radford et al. 2019 (GPT-2).
 """
 
 from __future__ import annotations
@@ -19,11 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spectral import arrays
+from spectral.experiments import pretrained
 from spectral.experiments.datasets import Problem, stream
 
 FORMS = {"basic": (6, 8), "bottleneck": (9, 11)}  # depth = period n + 2, from the depth of one block a stage
 BLOCKS = ("auto", *FORMS)
 DEEP = 164  # from this depth on the papers take bottlenecks
+IMAGES = ("cnn", "resnet")
+GIVEN = ("smollm2", "minilm")  # that come with their weights
+TOKENS = ("gpt", *GIVEN)
+DEEPEST = 1000  # blocks of a GPT: more would take longer to build than to refuse
+SPREAD = 0.02  # standard deviation of the weights of a GPT-2 before training
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -98,25 +104,127 @@ def resnet(
     return _seeded(lambda: PreactResNet((depth - 2) // 9, classes, in_channels, width), seed)
 
 
+def gpt(
+    vocabulary: int = 256, length: int = 64, width: int = 64, depth: int = 2, heads: int = 4, *, seed: int = 0
+) -> nn.Module:
+    """A small GPT-2: tokens (B, T), T <= length, to logits (B, vocabulary, T) of the token after each.
+
+    Learned positions, `depth` pre-norm blocks of causal attention and a GELU layer of 4 width, norm, a head of its own. Query,
+    key and value are layers of their own, so that each is a block of the curvature. Weights N(0, 0.02^2), biases 0.
+
+    >>> gpt(vocabulary=11, length=8)(torch.zeros(2, 8, dtype=torch.int64)).shape
+    torch.Size([2, 11, 8])
+    """
+    if min(vocabulary, length, width, depth, heads) < 1 or width % heads or depth > DEEPEST:
+        raise ValueError(
+            f"vocabulary={vocabulary}, length={length}, width={width}, depth={depth}, heads={heads} are no sizes of a GPT; use "
+            f"positive ones, a width that is a multiple of heads, and at most {DEEPEST} blocks."
+        )
+    return _seeded(lambda: GPT(vocabulary, length, width, depth, heads), seed, SPREAD)
+
+
 def model_for(
     problem: Problem, kind: str = "mlp", *, seed: int = 0, options: Mapping[str, object] | None = None
 ) -> nn.Module:
-    """The network of a kind ("mlp", "cnn", "resnet") whose inputs and classes are those of `problem`.
+    """The network of a kind whose inputs and classes are those of `problem`: mlp, cnn, resnet, gpt, smollm2, minilm.
 
     `options` are the other arguments of the function of that name: widths for mlp; width and norm for cnn; depth, width
-    and block for resnet. Convolutional networks need images: build the problem with image=True.
+    and block for resnet; width, depth and heads for gpt. Convolutional networks need images: build the problem with image=True.
+    Language models need tokens of their own kind: `text(tokens=...)`. smollm2 and minilm have their weights of training.
     """
     given: dict[str, object] = {**(options or {}), "classes": problem.classes, "seed": seed}
+    if kind in TOKENS:
+        return _language(problem, kind, seed, options or {})
+    if problem.tokens and kind in ("mlp", *IMAGES):
+        raise ValueError(
+            f"A {kind} reads numbers, and {problem.name} is tokens; use one of {', '.join(TOKENS)}, or other data."
+        )
     if kind == "mlp":
         return mlp(math.prod(problem.shape), **given)  # type: ignore[arg-type]
-    if kind not in ("cnn", "resnet"):
-        raise ValueError(f"model kind {kind!r} is unknown; use one of mlp, cnn, resnet.")
+    if kind not in IMAGES:
+        raise ValueError(f"model kind {kind!r} is unknown; use one of mlp, {', '.join((*IMAGES, *TOKENS))}.")
     if len(problem.shape) != 3:
         raise ValueError(
             f"A {kind} needs images (channels, height, width), but the inputs of {problem.name} have the shape "
             f"{problem.shape}; build the problem with image=True."
         )
     return (cnn if kind == "cnn" else resnet)(in_channels=problem.shape[0], **given)  # type: ignore[arg-type]
+
+
+def _language(problem: Problem, kind: str, seed: int, options: Mapping[str, object]) -> nn.Module:
+    """A language model for a problem of its tokens and of the targets that it gives logits for."""
+    needed = {"gpt": ("bytes", "next"), "smollm2": ("smollm2", "next"), "minilm": ("minilm", "topic")}[kind]
+    if (problem.tokens, problem.targets) != needed:
+        raise ValueError(
+            f"A {kind} needs text in tokens={needed[0]} with targets={needed[1]}, but {problem.name} has "
+            f"tokens={problem.tokens or 'none'} with targets={problem.targets or 'of its own'}; use data=text, which takes "
+            "those of the model."
+        )
+    if kind == "gpt":
+        return gpt(problem.classes, problem.shape[0], seed=seed, **options)  # type: ignore[arg-type]
+    if options:
+        raise ValueError(f"{kind} is what it is and takes no options, got {', '.join(options)}; leave them out.")
+    if kind == "smollm2":
+        return Causal(pretrained.smollm2())
+    encoder, width = pretrained.minilm()
+    return Classifier(encoder, _seeded(lambda: nn.Linear(width, problem.classes), seed, width**-0.5))
+
+
+class Causal(nn.Module):
+    """A causal model of Hugging Face as a function of tokens (B, T): logits (B, V, T), classes where torch's cross entropy reads
+    them."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.inner(input_ids=ids).logits.transpose(1, 2)
+
+
+class Classifier(nn.Module):
+    """The mean of an encoder's last states over the tokens (B, T), all of which count, and a linear head: (B, classes)."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.encoder(input_ids=ids).last_hidden_state.mean(1))
+
+
+class CausalBlock(nn.Module):
+    """x + attention(norm x), then x + fall(gelu(rise(norm x))): Radford et al. 2019."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.project = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.rise, self.fall = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.norm1(x)
+        q, k, v = (
+            layer(a).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.project(mixed.transpose(1, 2).flatten(2))
+        return x + self.fall(F.gelu(self.rise(self.norm2(x))))
+
+
+class GPT(nn.Module):
+    """Embeddings of tokens and positions, causal blocks, norm, linear head."""
+
+    def __init__(self, vocabulary: int, length: int, width: int, depth: int, heads: int):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(CausalBlock(width, heads) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
+        return self.head(self.norm(self.blocks(x))).transpose(1, 2)
 
 
 class SpatialMean(nn.Module):
@@ -252,11 +360,11 @@ def _check_fits(build: Callable[[], nn.Module]) -> None:
         )
 
 
-def _seeded(build: Callable[[], M], seed: int) -> M:
+def _seeded(build: Callable[[], M], seed: int, spread: float | None = None) -> M:
     """Build a module and initialise it from `seed` alone, leaving the global generators as they were.
 
-    Convolutions and linear layers: weights N(0, 2 / fan_in), biases 0 (He et al. 2015), also in the last layer; batch
-    norm: scale 1, shift 0. In the order of `modules()`, drawn on the CPU, so the device does not matter.
+    Convolutions, linear layers and embeddings: weights N(0, spread^2), by default N(0, 2 / fan_in), biases 0 (He et al. 2015),
+    also in the last layer; norms: scale 1, shift 0. In the order of `modules()`, drawn on the CPU, so the device does not matter.
     """
     with torch.random.fork_rng(devices=[]):  # torch's own constructors draw from the global generator
         _check_fits(build)
@@ -264,9 +372,9 @@ def _seeded(build: Callable[[], M], seed: int) -> M:
     generator = torch.Generator().manual_seed(stream(seed, "weights"))
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
                 fan_in = module.weight[0].numel()
-                module.weight.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
-                if module.bias is not None:
-                    module.bias.zero_()
+                module.weight.normal_(0.0, spread or math.sqrt(2.0 / fan_in), generator=generator)
+                if isinstance(bias := getattr(module, "bias", None), Tensor):
+                    bias.zero_()
     return model

@@ -23,7 +23,7 @@ SMALL = 100_000  # parameters; above it threads pay for themselves
 
 @dataclass(frozen=True)
 class Trained:
-    """What training did. Losses are mean cross-entropies in nats per sample.
+    """What training did. Losses are mean cross-entropies in nats per target.
 
     `reached`: whether `loss` is at or below `target_loss`, measured in eval mode over all samples; `history` has one
     row (epoch, loss in train mode while stepping, loss in eval mode after it) for each epoch; `seconds` is wall time.
@@ -76,8 +76,8 @@ def train(
 ) -> Trained:
     """Train `model` in place with Adam on cross-entropy until its training loss is at most `target_loss`.
 
-    x is (n, ...), y is (n,) int64, both on the model's device. After every epoch the loss over all of (x, y) is
-    measured in eval mode (a third of an epoch more); that is the loss held against the target, as batch norm and
+    x is (n, ...), y is (n,) int64, or (n, T) of text, both on the model's device. After every epoch the loss over all of (x, y)
+    is measured in eval mode (a third of an epoch more); that is the loss held against the target, as batch norm and
     dropout make the train-mode loss another quantity. The model is handed back in the mode it came in. The order of
     the samples depends on `seed` alone; dropout draws from the seed too, and the global generators are as before. A
     last batch of one sample joins the batch before it.
@@ -133,7 +133,7 @@ def train(
 
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 1024) -> tuple[float, float]:
-    """The mean cross-entropy (nats) and the accuracy over (x, y), in eval mode; the model's mode is as before.
+    """The mean cross-entropy (nats) and the accuracy over all targets of (x, y), in eval mode; the model's mode is as before.
 
     Cost: one forward pass. How the samples are cut into batches changes nothing beyond round-off.
     """
@@ -144,7 +144,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 1024) 
             logits, target = model(x[start : start + batch_size]), y[start : start + batch_size]
             total += float(F.cross_entropy(logits, target, reduction="sum"))
             correct += int((logits.argmax(dim=1) == target).sum())
-    return total / len(x), correct / len(x)
+    return total / y.numel(), correct / y.numel()
 
 
 @contextlib.contextmanager

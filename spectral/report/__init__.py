@@ -149,8 +149,9 @@ class Report:
     `verdict` answers the question. `labels` gives matrices, conditions and metrics their names in words ("note:METRIC" its
     definition), `levels` the conditions their places on a swept axis. `headline` are the matrices of the first picture and
     `headline_metric` what it sums up. `facts` are sentences beside the cost, `training` one mapping per network, `trends` one
-    per metric that moves along an axis, `products` one per network's matrix: how its products were computed. `numbers` are
-    shown where there is no spectrum.
+    per metric that moves along an axis, `products` one per network's matrix: how its products were computed. `blocks` are the
+    spectra of diagonal blocks, their names in place of conditions, `parts` one mapping for each. `numbers` are shown where
+    there is no spectrum.
     """
 
     title: str
@@ -168,6 +169,8 @@ class Report:
     labels: Mapping[str, str] = field(default_factory=dict)
     levels: Mapping[str, float] = field(default_factory=dict)
     products: list[Mapping[str, Any]] = field(default_factory=list)
+    blocks: list[Curve] = field(default_factory=list)
+    parts: list[Mapping[str, Any]] = field(default_factory=list)
     numbers: Numbers | None = None
     facts: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)

@@ -23,6 +23,8 @@ KINDS = {
     "stacked": "stacked input Jacobian",
     "diagonal": "squared norms ‖Jᵢ‖²",
     "ntk": "parameter Jacobian, NTK",
+    "gauss_newton": "Gauss–Newton matrix",
+    "hessian": "Hessian",
 }
 NAMES = {
     "effective_rank": "effective rank",
@@ -35,6 +37,9 @@ NAMES = {
     "gini": "Gini coefficient",
     "mp_edge": "Marchenko–Pastur edge",
     "mp_spikes": "spikes above the bulk",
+    "block_gap": "block gap ‖A − D‖ / ‖A‖",
+    "block_js": "unlikeness of the blocks (bits)",
+    "block_js_by_lambda_max": "unlikeness of their shapes (bits)",
 }
 OPERATORS = {
     "jacobian": "parameter Jacobian",
@@ -46,12 +51,17 @@ OPERATORS = {
     "fisher": "Fisher matrix",
     "empirical_fisher": "empirical Fisher matrix",
 }
-CONDITIONS = {"init": "at initialisation", "true": "true labels", "random": "random labels"}
+CONDITIONS = {
+    "init": "at initialisation", "true": "true labels", "random": "random labels", "given": "with its given weights",
+}  # fmt: skip
 OWN_METRICS = {
     "own_label_alignment": "energy of the labels trained on in the leading directions, ‖Uᵀy‖²/‖y‖², from 0 to 1",
     "true_label_alignment": "the same for the true labels",
     "max_over_mean": "the largest of the n numbers ‖Jᵢ‖² over their mean, from 1 to n",
     "gini": "how unequal the n numbers ‖Jᵢ‖² are, 0 when all are equal",
+    "block_gap": "the Frobenius norm of what lies outside of the diagonal blocks over that of the whole matrix, from 0 to 1",
+    "block_js": "the mean over all pairs of blocks of the Jensen–Shannon divergence of their spectra, from 0 (alike) to 1 bit",
+    "block_js_by_lambda_max": "the same of each block's eigenvalues over its largest",
 }
 COMPUTED = {  # of an operator's description: what the page says of its products
     "loss_couples_samples": "the loss couples samples",
@@ -83,7 +93,8 @@ def labels_for(matrices: Sequence[str], conditions: Mapping[str, str] | None = N
     """
     labels = NAMES | OPERATORS | CONDITIONS | dict(conditions or {}) | {f"tick:{name}": name for name in CONDITIONS}
     for name in conditions or {}:
-        labels[f"tick:{name}"] = re.sub(r"^\D+(?=\d)", "", name)  # noise20: 20
+        # before training: before; noise20: 20
+        labels[f"tick:{name}"] = labels[name].split()[0] if name in CONDITIONS else re.sub(r"^\D+(?=\d)", "", name)
     for matrix in matrices:
         parts = matrix.split(".")
         if len(parts) == 3 and parts[0] in KINDS:
@@ -105,11 +116,13 @@ def experiment(
     `about` says in words how much the answer is an answer of (see `verdict.scope`).
     """
     result, asked = outcome.result, outcome.experiment
-    known = [name for name in headline if name in result.matrices] or list(result.matrices[:4])
-    ordered = [*known, *(name for name in result.matrices if name not in known)]
-    labels = labels_for(result.matrices, asked.words)
-    curves = [Curve(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, r.spectrum) for r in result.cells]
-    everything = [_row(row) for name in ordered for row in result.rows if row.matrix == name]
+    cells = [r for r in result.cells if not r.cell.matrix.block]
+    names = dict.fromkeys(r.cell.matrix.name for r in cells)
+    known = [name for name in headline if name in names] or list(names)[:4]
+    ordered = [*known, *(name for name in names if name not in known)]
+    labels = labels_for(list(names), asked.words)
+    curves = [Curve(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, r.spectrum) for r in cells]
+    everything = [_row(row) for name in ordered for row in result.rows if row.matrix == name and row.values]
     listed = metrics or tuple(dict.fromkeys(row.metric for row in everything))
     rows = [row for name in ordered for m in listed for row in everything if (row.matrix, row.metric) == (name, m)]
     trained = {r.cell.network: r for r in result.cells if r.trained is not None}
@@ -121,13 +134,15 @@ def experiment(
         rows=rows,
         headline=tuple(known),
         headline_metric=headline_metric,
-        alignment=_alignment(result.cells),
+        alignment=_alignment(cells),
         alpha=_alpha([curve for curve in curves if curve.matrix in known]) if alpha_curve else [],
         losses=[_loss(subject_of(r)) for r in trained.values()],
         training=[
             _training(subject_of(r), labels) | {"labels changed": f"{100 * r.changed:.0f} %"} for r in trained.values()
         ],
         products=_products([(curve.matrix, curve.spectrum.meta.get("operator", {})) for curve in curves]),
+        blocks=_blocks(result.cells, labels),
+        parts=_parts(result.cells, labels),
         labels=labels,
         levels=asked.levels,
         trends=_trends(outcome, labels),
@@ -141,10 +156,40 @@ def subject_of(result: CellResult) -> Subject:
     return Subject(cell.matrix.name, cell.condition.name, cell.seed, result.trained, result.test_accuracy)
 
 
+def _blocks(cells: Sequence[CellResult], labels: Mapping[str, str]) -> list[Curve]:
+    """The spectra of diagonal blocks of the first seed: a matrix and a condition is a panel, each block a colour."""
+    first = [r for r in cells if r.cell.matrix.block and r.cell.seed == cells[0].cell.seed]
+    return [Curve(_panel_of(r, labels), r.cell.matrix.block, r.cell.seed, r.spectrum) for r in first]
+
+
+def _panel_of(r: CellResult, labels: Mapping[str, str]) -> str:
+    return f"{KINDS[r.cell.matrix.kind]}, {tables.words(r.cell.condition.name, labels)}"
+
+
+def _parts(cells: Sequence[CellResult], labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """A row for each block of the first seed: its size, and trace, largest eigenvalue and effective rank with their errors."""
+
+    def said(r: CellResult, name: str) -> str:
+        return tables.with_error(r.metrics[name], r.metrics.get(f"{name}_stderr", math.nan))
+
+    return [
+        {
+            "matrix": _panel_of(r, labels),
+            "block": r.cell.matrix.block,
+            "parameters": f"{r.spectrum.dim:,}",
+            **{NAMES.get(name, name): said(r, name) for name in ("trace", "lambda_max", "effective_rank")},
+        }
+        for r in cells
+        if r.cell.matrix.block and r.cell.seed == cells[0].cell.seed
+    ]
+
+
 def _verdict(outcome: Outcome, rows: Sequence[Row], metric: str, labels: Mapping[str, str], about: str) -> Verdict:
     """The answer to the question of an experiment: of two conditions, or of a swept axis."""
     asked, result = outcome.experiment, outcome.result
     missed = (len(result.untrained()), len({r.cell.network for r in result.cells if r.trained is not None}))
+    if any(row.metric == "block_gap" for row in rows):
+        return verdict.of_blocks(rows, labels, about=about)
     if not asked.levels:
         return verdict.compared(rows, metric, labels, about=about, missed=missed)
     ends = [words for _, words in sorted((asked.levels[name], text) for name, text in asked.words.items())]
@@ -258,8 +303,8 @@ def _named(condition: str) -> dict[str, str]:
 
 def _state(condition: str) -> str:
     """What the network of one spectrum is, in words."""
-    if condition == "init":
-        return "the network at initialisation"
+    if condition in ("init", "given"):
+        return f"the network {CONDITIONS[condition]}"
     if condition.startswith("noise"):
         return f"the network trained with {_named(condition)[condition]}"
     return f"the network trained on {CONDITIONS.get(condition, condition)}"
@@ -369,7 +414,7 @@ def _facts(outcome: Outcome, labels: Mapping[str, str]) -> tuple[str, ...]:
         )
     doubted = []
     for row in outcome.result.rows:
-        if row.metric == "alpha" and (lost := sum(map(sum, row.refused.values()))):
+        if row.metric == "alpha" and row.matrix in labels and (lost := sum(map(sum, row.refused.values()))):
             doubted.append(f"{lost} of {sum(map(len, row.values.values()))} of {labels.get(row.matrix, row.matrix)}")
     if doubted:
         facts.append(

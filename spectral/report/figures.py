@@ -215,8 +215,8 @@ def _pooled(bands: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.
     return values_SX.mean(0), values_SX.min(0), values_SX.max(0)
 
 
-def draw_density(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style]) -> None:
-    """Overlaid densities on logarithmic axes: several seeds give their mean and range, one spectrum its own band.
+def draw_density(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style], band: bool = True) -> None:
+    """Overlaid densities on logarithmic axes: several seeds give their mean and range, one spectrum its own `band`.
 
     Where a spectrum has negative eigenvalues the axis has two sides, each logarithmic in |λ|.
     """
@@ -230,8 +230,9 @@ def draw_density(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style]) 
         for side in (1, -1) if signed else (1,):
             spectra = own if side == 1 else [mirrored(spectrum) for spectrum in own]
             middle, lower, upper = _pooled([per_efold(spectrum, grid) for spectrum in spectra])
-            lower, upper = np.maximum(lower, floor), np.maximum(upper, floor)
-            ax.fill_between(side * grid, lower, upper, color=shade, alpha=0.2, linewidth=0)
+            lower, upper = np.maximum(lower, floor), np.maximum(upper if band else middle, floor)
+            if band:
+                ax.fill_between(side * grid, lower, upper, color=shade, alpha=0.2, linewidth=0)
             line = np.where(middle > floor, middle, np.nan)
             ax.plot(side * grid, line, color=shade, linestyle=DASHES[dash], linewidth=1.8)
             top = max(top, float(upper.max()))
@@ -385,22 +386,27 @@ def _alt_density(name: str, curves: Sequence[Curve], strip: Row | None, labels: 
 def panels(
     curves: Sequence[Curve], kind: str, labels: Mapping[str, str], levels: Mapping[str, float] | None = None
 ) -> Picture:
-    """One panel per matrix, `kind` is "density" or "cdf"."""
+    """One panel per matrix, `kind` is "density", "lines" (densities of many, without bands) or "cdf"."""
     conditions = conditions_of(curves)
-    style, draw_kind = styles(conditions, levels), {"density": draw_density, "cdf": draw_cdf}[kind]
+    kinds: dict[str, Callable[..., None]] = {
+        "density": draw_density,
+        "lines": partial(draw_density, band=False),
+        "cdf": draw_cdf,
+    }
+    style, draw_kind = styles(conditions, levels), kinds[kind]
 
     def draw(name: str, ax: Axes) -> None:
         draw_kind(ax, of_matrix(curves, name), style)
 
     def alt(name: str) -> str:
         own = of_matrix(curves, name)
-        if kind == "density":
+        if kind != "cdf":
             return _alt_density(name, own, None, labels)
         halves = [f"{words(c, labels)}, half of them below {_median(own, c):.2g}" for c in conditions_of(own)]
         return f"Distribution function of the eigenvalues of {words(name, labels)}: {'; '.join(halves)}"
 
     made = _by_matrix(matrices_of(curves), labels, draw, alt)
-    return Picture(made, _keys(conditions, style, labels), band_note(curves))
+    return Picture(made, _keys(conditions, style, labels), "" if kind == "lines" else band_note(curves))
 
 
 def _median(curves: Sequence[Curve], condition: str) -> float:
@@ -462,7 +468,7 @@ def _log_values(ax: Axes, values: np.ndarray) -> None:
     """A logarithmic axis that has readable ticks also where hardly a power of ten is in sight."""
     ax.set_yscale("log", nonpositive="clip")
     thin_ticks(ax)
-    if (ratio := values.max() / values.min()) < 30:
+    if len(values) and (ratio := values.max() / values.min()) < 30:
         ticks = LogLocator(subs=(1.0, 2.0, 5.0)) if ratio > 4 else MaxNLocator(6, steps=[1, 2, 5, 10])
         ax.yaxis.set_major_locator(ticks)
         ax.yaxis.set_major_formatter(ScalarFormatter())
@@ -577,9 +583,10 @@ def lines(
             ax.axhline(level, color="black", linewidth=0.8, linestyle="--")
         if log_x:
             ax.set_xscale("log")
-        if log_y:
-            ax.set_yscale("log")
         thin_ticks(ax)
+        if log_y:
+            values = np.concatenate([item.y for item in own] + [np.array([level])] * (level is not None))
+            _log_values(ax, values[values > 0])
         ax.set_xlabel(x_label, fontsize=10)
         ax.set_ylabel(y_label, fontsize=9.5)
 

@@ -52,6 +52,7 @@ TITLES = {
     "alignment": "Where the labels live",
     "alpha": "The power-law exponent and where its tail begins",
     "esd": "All densities",
+    "blocks": "Block by block",
 }
 COST = {
     "products": ("products", lambda v: f"{v:,.0f}"),
@@ -74,7 +75,7 @@ class Finding:
 
 # Pictures ------------------------------------------------------------------------------------------------------------
 def draw(report: Report) -> dict[str, Picture]:
-    """All pictures of the report by name: landscape, cdf, esd, numbers, effects, alignment, alpha, training."""
+    """All pictures of the report by name: landscape, cdf, esd, numbers, effects, blocks, alignment, alpha, training."""
     made: dict[str, Picture] = {}
     labels, levels = report.labels, report.levels
     if report.curves:
@@ -89,6 +90,8 @@ def draw(report: Report) -> dict[str, Picture]:
         made["numbers"] = picture
     if any(row.effect is not None and figures.is_candidate(row) for row in report.headline_rows):
         made["effects"] = figures.effects(report.headline_rows, labels)
+    if report.blocks:
+        made["blocks"] = figures.panels(report.blocks, "lines", labels)
     if report.alignment:
         made["alignment"] = figures.lines(
             report.alignment, labels, x_label="leading directions, part of all", y_label="part of the labels' energy",
@@ -137,6 +140,8 @@ def captions(report: Report) -> dict[str, str]:
         "alpha": "The power-law exponent depends on where the tail is said to begin: a plateau is a tail, a slope is none. "
         "Starts that leave fewer than ten eigenvalues are not drawn.",
         "training": "Loss on the training labels after each epoch.",
+        "blocks": "Densities of the diagonal blocks, each of its own eigenvalues alone; the table has their errors. Where the "
+        "curves lie apart, one step size is too large for some blocks or too small for others.",
     }
 
 
@@ -285,6 +290,7 @@ def render(report: Report, pictures: Mapping[str, Picture]) -> str:
         metrics=[(words(name, report.labels), report.labels[f"note:{name}"]) for name in used],
         training=tables.of_mappings(report.training, 2),
         trends=tables.of_mappings(report.trends, 2),
+        parts=tables.of_mappings(report.parts, 2),
         products=tables.of_mappings(
             [{**row, "matrix": words(row["matrix"], report.labels)} for row in report.products]
         ),

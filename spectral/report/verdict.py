@@ -23,6 +23,7 @@ LEVEL = 0.05  # of the test of each matrix
 SEEN = 0.7  # a rank correlation that a sweep must have been able to see before "no" may be said of it
 CONTRARY = 0.25  # of the matrices: with so many that say the opposite, the answer depends on the matrix
 SMALL = 1_000_000  # parameters of a small network
+NEARLY = 0.1  # a block gap below which a matrix is called block diagonal: 1 % of its squared norm lies outside
 OPPOSITE = {"smaller": "larger", "larger": "smaller"}
 
 
@@ -234,6 +235,32 @@ def _ends(t: Trend) -> tuple[str, str]:
     columns = [[row[place] for row in t.values] for place in (0, -1)]
     first, last = (with_error(*mean_and_error(column, (math.nan,) * len(column))) for column in columns)
     return first, last
+
+
+# Blocks --------------------------------------------------------------------------------------------------------------
+def of_blocks(rows: Sequence[Row], labels: Mapping[str, str], *, about: str = "") -> Verdict:
+    """Whether matrices are block diagonal, and how unlike their blocks are.
+
+    No: each gap is above `NEARLY` by twice its error; yes: each is below it by so much; undecided otherwise.
+    """
+    gaps = [(row, name, *row.mean(name)) for row in rows if row.metric == "block_gap" for name in row.values]
+    answers = {"no" if v - 2 * e > NEARLY else "yes" if v + 2 * e < NEARLY else "undecided" for _, _, v, e in gaps}
+    answer = answers.pop() if len(answers) == 1 else "undecided"
+
+    def said(metric: str, matrix: str) -> str:
+        row = next(row for row in rows if (row.matrix, row.metric) == (matrix, metric))
+        return " and ".join(f"{with_error(*row.mean(name))} {words(name, labels)}" for name in row.values)
+
+    names = dict.fromkeys(row.matrix for row, *_ in gaps)
+    outside = "; ".join(f"{said('block_gap', name)} for the {words(name, labels)}" for name in names)
+    text = f"{answer.capitalize()}: outside of the blocks lies a part of the Frobenius norm of {outside}"
+    alike = [name for name in names if any((row.matrix, row.metric) == (name, "block_js") for row in rows)]
+    if alike:
+        text += (
+            f". The blocks of the {words(alike[0], labels)} are unlike by {said('block_js', alike[0])} of at most 1 bit"
+        )
+        text += ", the mean Jensen–Shannon divergence of two of their spectra"
+    return Verdict(answer, f"{text}{f'; {about}' if about else ''}.")
 
 
 # One matrix ----------------------------------------------------------------------------------------------------------

