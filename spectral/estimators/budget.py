@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import re
 import signal
@@ -87,7 +88,7 @@ class Budget:
     def spent(self) -> Spent:
         """Products, epochs and seconds so far, earlier sessions included; where ranks share a budget in seconds, rank 0's."""
         spent = Spent.of(self.A).since(self.begun)
-        if self.seconds == float("inf") or self.A.ranks == 1:
+        if self.seconds == float("inf") or self.A.ranks == 1:  # products and epochs are the same on every rank
             return spent
         return Spent(spent.products, spent.epochs, distributed.first(spent.seconds))
 
@@ -116,14 +117,20 @@ class Budget:
         """Products of the whole budget, at the cost of those so far."""
         return self.left() + self.spent.products
 
-    def left(self) -> float:
-        """Products that the budget still allows, at the cost of those so far."""
+    def after(self, products: int) -> Budget:
+        """What is left for one team of ranks, where others make so many products at the same time."""
+        rest = copy.copy(self)
+        rest.products, rest.epochs = self.products - products, self.epochs - products
+        return rest
+
+    def left(self, teams: int = 1) -> float:
+        """Products that the budget still allows, at the cost of those so far; several teams of ranks make theirs at a time."""
         spent = self.spent
         by_time, by_epoch = (
             (limit - amount) / (amount / max(spent.products, 1)) if amount > 0 else float("inf")
             for limit, amount in ((self.seconds, spent.seconds), (self.epochs, spent.epochs))
         )
-        return max(min(self.products - spent.products, by_time, by_epoch), 0.0)
+        return max(min(self.products - spent.products, teams * by_time, by_epoch), 0.0)
 
 
 def free_memory(A: Operator) -> int:
@@ -172,7 +179,7 @@ def _leave(number: int, frame: Any) -> None:
 
 def progress_bar(total: int | None, label: str, progress: bool | None, unit: str = "product") -> tqdm:
     """A progress bar on stderr; None shows it only on a terminal, and of several ranks on rank 0's."""
-    hidden = (not sys.stderr.isatty() or distributed.rank() > 0) if progress is None else not progress
+    hidden = (not sys.stderr.isatty() or not distributed.leads()) if progress is None else not progress
     return tqdm(total=total, desc=label, unit=unit, disable=hidden, leave=False, dynamic_ncols=True)
 
 
