@@ -95,8 +95,8 @@ class Heartbeat:
             return ""
         names = ", ".join(str(self.names[rank]) for rank in gone)
         return (
-            f"rank{'s' * (len(gone) > 1)} {names} of {self.everyone} died or was cut off: no sign of life for {SILENT:g} s; see its own log (it may have run "
-            "out of memory), and start all ranks again."
+            f"rank{'s' * (len(gone) > 1)} {names} of {self.everyone} died or was cut off: no sign of life for {SILENT:g} s; see "
+            "its own log (it may have run out of memory), and start all ranks again."
         )
 
     def begin_to_watch(self) -> None:

@@ -41,7 +41,8 @@ def results(data, **ranks):
     A, J = gauss_newton(data), spectral.Jacobian(CASE.network(), data, engine="fresh")
     runs = {name: {k: v for k, v in {**FIXED, **options}.items() if v is not None} for name, options in RUNS.items()}
     found = {
-        name: told(spectral.slq(SIMPLE if "budget" in options else MATRIX, **options, **ranks)) for name, options in runs.items()
+        name: told(spectral.slq(SIMPLE if "budget" in options else MATRIX, **options, **ranks))
+        for name, options in runs.items()
     }
     found["Gauss-Newton"] = told(spectral.slq(A, **FEW, **ranks))
     found["epochs"] = told(spectral.slq(A, **FEW, budget="10epochs", **ranks))

@@ -129,8 +129,15 @@ def test_more_ranks_than_batches_and_probes_of_their_own(tmp_path: Path) -> None
     assert spectra[2].meta["operator"]["teams"] == 2 and spectra[2].products == spectra[0].products
 
 
+OTHERS = [
+    ["estimator=trace", "estimator.ranks=probes"],
+    ["estimator=top", "estimator.k=3"],
+    ["estimator=svd", "estimator.k=2", "operator=jacobian"],
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", [["estimator=trace", "estimator.ranks=probes"], ["estimator=top", "estimator.k=3"], ["estimator=svd", "estimator.k=2", "operator=jacobian"]])  # fmt: skip
+@pytest.mark.parametrize("estimator", OTHERS)
 def test_other_estimators(tmp_path: Path, estimator: list[str]) -> None:
     given = [*TINY, "operator=gauss_newton", "output=numbers", *estimator]
     for name in ("one", "two"):
@@ -167,9 +174,8 @@ def test_what_one_rank_fails_with_is_one_sentence_and_a_status(tmp_path: Path) -
     (tmp_path / "program.py").write_text(PROGRAM.format(what="fail()"))
     done = torchrun(tmp_path, "program.py", *SINGLE)
     assert done.returncode != 0
-    assert said(done) == [
-        "spectral: rank 1 of 2 failed (OSError: the disk of this rank is gone); mend it there, and start all ranks again."
-    ]
+    words = "rank 1 of 2 failed (OSError: the disk of this rank is gone); mend it there, and start all ranks again."
+    assert said(done) == [f"spectral: {words}"]
     assert not list(tmp_path.rglob("result.json"))
 
 

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from spectral import arrays, distributed, longvectors, probes
+from spectral.estimators.shared_out import SharedOut
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.version import __version__
@@ -87,8 +88,10 @@ class Budget:
     @property
     def spent(self) -> Spent:
         """Products, epochs and seconds so far, earlier sessions included; where ranks share a budget in seconds, rank 0's."""
+        if self.epochs < float("inf") and isinstance(self.A, SharedOut) and not distributed.is_apart():
+            self.A.tally()
         spent = Spent.of(self.A).since(self.begun)
-        if self.seconds == float("inf") or self.A.ranks == 1:  # products and epochs are the same on every rank
+        if self.seconds == float("inf") or self.A.ranks == 1:
             return spent
         return Spent(spent.products, spent.epochs, distributed.first(spent.seconds))
 

@@ -24,7 +24,7 @@ RANKS = ("data", "probes", "both")
 
 
 class SharedOut(Derived):
-    """A matrix that every team makes by itself: a block's columns are shared out, and inside `apart` all of them are one's own."""
+    """A matrix that every team makes by itself: columns of a block are shared out, and inside `apart` all are one's own."""
 
     def __init__(self, own: Operator, team: distributed.Team) -> None:
         """`own`: the matrix of this rank's team. ValueError where another rank has another matrix."""
@@ -39,8 +39,8 @@ class SharedOut(Derived):
         for rank, (identity, _) in enumerate(everyone):
             if identity != everyone[0][0]:
                 raise ValueError(
-                    f"rank {rank} has another matrix than rank 0, so that their probes do not belong together; build the operator "
-                    "from the same weights and data on every rank, or use ranks='data'."
+                    f"rank {rank} has another matrix than rank 0, so that their probes do not belong together; build the "
+                    "operator from the same weights and data on every rank, or use ranks='data'."
                 )
 
     @property
@@ -70,7 +70,7 @@ class SharedOut(Derived):
         return SharedOut(parts[0], self.team)
 
     def tally(self, products: int = 0) -> list[int]:
-        """Count what other teams have swept, and multiplied where this one has made `products`; those of each team."""
+        """Count what other teams have swept, and multiplied while this one has made `products` apart; those of each team."""
         told = distributed.gather(lambda: (products, super(SharedOut, self).epochs))[:: self.team.size]
         made = [count for count, _ in told]
         others = [epochs - begun for (_, epochs), begun in zip(told, self.begun, strict=True)]
@@ -93,7 +93,6 @@ class SharedOut(Derived):
         W = part.sum()
         if not arrays.all_finite(W):
             part.share()
-        self.tally()
         return W.T
 
 
@@ -118,8 +117,9 @@ def shared_out(A: Any, ranks: str, prepare: Callable[[Operator], tuple[Any, ...]
         size = next(p for p in range(1, everyone + 1) if everyone % p == 0 and all(_repeat(marks, p) for marks in held))
         if size == everyone:
             raise ValueError(
-                f"ranks='both' needs data that repeat, but no two groups of ranks hold the same; give ranks 0 to p - 1 the shares "
-                f"of all data, ranks p to 2p - 1 the same shares, and so on (p a divisor of {everyone}), or use ranks='data'."
+                "ranks='both' needs data that repeat, but no two groups of ranks hold the same; give ranks 0 to p - 1 the "
+                f"shares of all data, ranks p to 2p - 1 the same shares, and so on (p a divisor of {everyone}), or use "
+                "ranks='data'."
             )
     for marks in held:
         if not _repeat(marks, size):

@@ -274,15 +274,12 @@ class _Run(ProbeRun):
         return None
 
     def next_probes(self, limit: Budget, bar: Any) -> None:
-        """Run one probe to its end and keep its record; one for each team, where teams share them out."""
-        done = len(self.records)
-        decide = (
-            2 if self.plan.adaptive else 1 if self.deflation is not None else 0
-        )  # probes on which later ones depend
-        if isinstance(self.op, SharedOut) and done >= decide and self.recurrence is None:
+        """Run one probe to its end and keep its record; where teams share them out, one for each team."""
+        if isinstance(self.op, SharedOut):
             self._one_for_each_team(self.op, limit, bar)
         else:
-            self.finish(self._probe(done, self._depth(done, limit.left(), limit), limit, bar))
+            index = len(self.records)
+            self.finish(self._probe(index, self._depth(index, limit.left(), limit), limit, bar))
 
     def settle(self) -> None:
         """Until products come out to the same bits again, on every team."""
@@ -306,24 +303,29 @@ class _Run(ProbeRun):
                 found = [] if deflation is None else deflation.deflated[known:]
         self.recurrence = None
         distributed.meet()
-        told = distributed.gather(lambda: (record, found))[:: op.team.size]
+        told = distributed.gather(lambda: (record, found, self.history))[:: op.team.size]
         made = op.tally(op.products - begun)
         bar.update(sum(made) - made[0])
-        first = next((team for team, (_, new) in enumerate(told) if new), len(depths) - 1)
-        self.made_again += len(depths) - 1 - first
+        last = next((team for team, (_, new, _) in enumerate(told) if new), len(depths) - 1)
+        self.made_again += len(depths) - 1 - last
         if deflation is not None:
             vectors = None if deflation.vectors is None else deflation.vectors[known:]
-            if new := told[first][1]:
-                vectors = distributed.first({"new": vectors}, op.device, first * op.team.size)["new"]
-            deflation.take(known, new, vectors if new else None, done + first + 1)
-        self.records += [one for one, _ in told[:first] if one is not None]
-        self.finish(told[first][0])
+            if new := told[last][1]:
+                vectors = distributed.first({"new": vectors}, op.device, last * op.team.size)["new"]
+            deflation.take(known, new, vectors if new else None, done + last + 1)
+        self.history = told[0][2]
+        self.records += [one for one, _, _ in told[:last] if one is not None]
+        self.finish(told[last][0])
 
     def _depths(self, limit: Budget) -> list[int]:
         """Steps of the probes to come, one for each team as far as probes and budget go: as if they were made in turn."""
         done, left = len(self.records), limit.left(self.op.teams)
+        before = (
+            2 if self.plan.adaptive else 1 if self.deflation is not None else 0
+        )  # probes on which later ones depend
+        most = self.op.teams if done >= before and self.recurrence is None else 1
         depths: list[int] = []
-        while len(depths) < self.op.teams and done + len(depths) < self.plan.probes:
+        while len(depths) < most and done + len(depths) < self.plan.probes:
             if depths and left < (self.records[1].steps / 2 if self.plan.adaptive else 1):
                 break
             depths.append(max(1, self._depth(done + len(depths), left, limit)))

@@ -21,7 +21,7 @@ import torch
 from spectral import arrays, longvectors, results
 from spectral.estimators.budget import Budget, progress_bar, symmetric_operand, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint
-from spectral.estimators.shared_out import check_ranks, shared_out
+from spectral.estimators.shared_out import SharedOut, check_ranks, shared_out
 from spectral.krylov.block_lanczos import BlockLanczos
 from spectral.krylov.restarted import RestartedKrylov
 from spectral.krylov.symmetry import expected, hold, repeated, wrong
@@ -218,8 +218,8 @@ def top(
     if ranks != "data" and block == 1:
         check_ranks(ranks)
         raise ValueError(
-            f"ranks={ranks!r} shares out the directions of a block, and top follows one after the other with block=1; use block=2 or "
-            "more, or ranks='data', where every rank has its share of each product."
+            f"ranks={ranks!r} shares out the directions of a block, and top follows one after the other with block=1; use "
+            "block=2 or more, or ranks='data', where every rank has its share of each product."
         )
     op, *_ = shared_out(A, ranks, lambda own: (own,) if isinstance(own, Gram) else symmetric_operand(own))
     n = op.shape[0]
@@ -233,6 +233,8 @@ def top(
     with progress_bar(None, "top", progress) as bar:
         complete = run.find(k, bar)
     values, X, residuals = _measured(op, state.V[:k], state.locked_values[:k], KEYS[which], run.norm)
+    if isinstance(op, SharedOut):
+        op.tally()
     threshold = run.tol * max(run.norm, float(np.abs(values).max()))
     return Eigenpairs(
         values=values,

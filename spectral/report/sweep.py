@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `spectral-report`; errors are one sentence and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="spectral-report",
-        description="Gather runs of spectral into one page (sweep.html) and two tables (sweep.csv, sweep_long.csv; also .parquet).",
+        description="Gather runs of spectral into one page (sweep.html) and two tables (sweep.csv and sweep_long.csv).",
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="run folders, or folders that hold some")
     parser.add_argument("--output", metavar="DIR", help="where to write (default: the first DIR)")
