@@ -364,17 +364,17 @@ def test_a_sweep_that_was_killed_twice_gives_the_table_of_one_that_was_not(tmp_p
             time.sleep(0.02)
         assert process.poll() is None
         os.killpg(process.pid, number)
-        process.wait(60)
+        process.wait(200)
         assert finished <= len(list((tmp_path / "killed").glob("*/result.json"))) < 24
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*/result.json")}
     for name in ("killed", "undisturbed"):
-        subprocess.run(command(name), check=True, timeout=300, **given)
+        subprocess.run(command(name), check=True, timeout=900, **given)
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
     assert (
         table_of(tmp_path / "killed") == table_of(tmp_path / "undisturbed") and len(table_of(tmp_path / "killed")) == 24
     )
     longer = [text.replace("range(0,6)", "6,0,1,2,3,4,5") for text in command("killed")]
-    subprocess.run(longer, check=True, timeout=300, **given)
+    subprocess.run(longer, check=True, timeout=900, **given)
     assert len(table_of(tmp_path / "killed")) == 28
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
 

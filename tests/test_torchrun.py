@@ -100,6 +100,7 @@ def said(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.startswith("spectral: ")]
 
 
+@pytest.mark.slow
 def test_torchrun_makes_one_run_in_one_folder_with_the_numbers_of_one_process(tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     two.mkdir()
