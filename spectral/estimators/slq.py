@@ -278,8 +278,7 @@ class _Run(ProbeRun):
         if isinstance(self.op, SharedOut):
             self._one_for_each_team(self.op, limit, bar)
         else:
-            index = len(self.records)
-            self.finish(self._probe(index, self._depth(index, limit.left(), limit), limit, bar))
+            self.finish(self._probe(len(self.records), None, limit, bar))
 
     def settle(self) -> None:
         """Until products come out to the same bits again, on every team."""
@@ -320,21 +319,20 @@ class _Run(ProbeRun):
     def _depths(self, limit: Budget) -> list[int]:
         """Steps of the probes to come, one for each team as far as probes and budget go: as if they were made in turn."""
         done, left = len(self.records), limit.left(self.op.teams)
-        before = (
-            2 if self.plan.adaptive else 1 if self.deflation is not None else 0
-        )  # probes on which later ones depend
+        # probes on which later ones depend
+        before = 2 if self.plan.adaptive else 1 if self.deflation is not None else 0
         most = self.op.teams if done >= before and self.recurrence is None else 1
         depths: list[int] = []
         while len(depths) < most and done + len(depths) < self.plan.probes:
             if depths and left < (self.records[1].steps / 2 if self.plan.adaptive else 1):
                 break
-            depths.append(max(1, self._depth(done + len(depths), left, limit)))
+            depths.append(max(1, self._depth(done + len(depths), limit, left)))
             left -= depths[-1]
         return depths
 
-    def _probe(self, index: int, depth: int, limit: Budget, bar: Any) -> LanczosRecord:
+    def _probe(self, index: int, depth: int | None, limit: Budget, bar: Any) -> LanczosRecord:
         """Run a probe to its end; what it finds is deflated from then on."""
-        state = self.begin(index, lambda start: self.lanczos(start, depth))
+        state = self.begin(index, lambda start: self.lanczos(start, depth or self._depth(index, limit)))
         growth = stopping.GROWTH if index < 2 else stopping.LATER
 
         def enough() -> bool:
@@ -348,7 +346,7 @@ class _Run(ProbeRun):
             self.deflation.add(record, self._combine(state, record, limit), self._worth(record))
         return record
 
-    def _depth(self, index: int, left: float, limit: Budget) -> int:
+    def _depth(self, index: int, limit: Budget, left: float | None = None) -> int:
         """Most steps of a probe with so many products `left`: later ones as many as the second, the first that is deflated.
 
         A budget without a tolerance, or that cannot meet it, is divided: equal depths beyond what the first has found.
@@ -359,6 +357,7 @@ class _Run(ProbeRun):
             return self.plan.steps if index == 1 else self.records[1].steps
         first = self.records[0]
         depth = max(first.steps - (0 if self.deflation is None else len(self.deflation.deflated)), 4)
+        left = limit.left() if left is None else left
         return int(min(self.plan.steps, max(1, math.ceil(left / max(1, round(left / depth))))))
 
     def _combine(self, state: Lanczos, record: LanczosRecord, limit: Budget) -> Any:
