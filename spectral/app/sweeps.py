@@ -30,6 +30,7 @@ def place(sweep: Path, folder: Path, settings: dict[str, Any]) -> tuple[Path, bo
     if not (folder / "result.json").exists():
         return folder, False
     if read_result(folder / "result.json")["config"] == _recorded(settings):
+        mark(sweep, folder, settings)  # it was killed before it could
         return folder, True
     return folder.with_name(f"{folder.name}-{_hash(settings)}"), False
 
