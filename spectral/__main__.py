@@ -10,14 +10,17 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
 import hydra._internal.hydra as internal
+import hydra.core.utils as utils
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
@@ -35,8 +38,8 @@ from omegaconf.errors import (
 )
 
 import spectral
-from spectral.app import configuration, run
-from spectral.app.store import read_result
+from spectral import distributed
+from spectral.app import configuration, ranks, run, sweeps
 
 CHOSEN = ("model", "data", "training", "operator", "estimator")  # whose choices are recorded
 SINGLE = (*CHOSEN, "products")  # naming one of these asks for one spectrum
@@ -68,20 +71,26 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     running.clear()
     loader, logging.raiseExceptions = internal.ConfigLoaderImpl, False  # a reader such as head may close the pipe early
+    clock = utils.datetime
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="hydra")
         warnings.filterwarnings("ignore", message=r"\s*\S+ is validated against ConfigStore schema")
         warnings.showwarning = _warn
         try:
+            ranks.join()
             if any(len(text) > 2 and "--version".startswith(text) for text in given):
                 print(f"spectral {spectral.__version__}")
                 return
             flags = _flags(given)
+            if distributed.world_size() > 1:  # one run has one folder, which is named by the time
+                begun = ranks.begun()
+                utils.datetime = SimpleNamespace(now=lambda: begun)  # type: ignore[misc, assignment]
             internal.ConfigLoaderImpl = partial(CheckedLoader, typed=_typed(flags.overrides))  # type: ignore[misc, assignment]
             named = flags.overrides
             named = named if flags.hydra_help or flags.shell_completion else with_default(named)
             sys.argv[1:] = [*_flags_first(flags), *named]
             hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")(task)()
+            ranks.done()
         except run.Interrupted as stop:
             if full and stop.code == 2 and stop.__cause__ is not None:
                 raise stop.__cause__ from None
@@ -94,12 +103,14 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python flushes it once more at its end
             raise SystemExit(141) from None
         except Exception as problem:
+            distributed.leave(problem)
             expected = isinstance(problem, (HydraException, OmegaConfBaseException, *EXPECTED))
             if full or (running and not expected):
                 raise
             _leave(sentence(problem, given), 2)
         finally:
             internal.ConfigLoaderImpl, logging.raiseExceptions = loader, True  # type: ignore[misc]
+            utils.datetime = clock  # type: ignore[misc]
             if asked is None:
                 del os.environ["HYDRA_FULL_ERROR"]
             else:
@@ -127,6 +138,11 @@ class CheckedLoader(ConfigLoaderImpl):
             {key: value for key, value in folders.items() if isinstance(value, str)}, self.typed
         )
         configuration.check_targets(plain)
+        if distributed.world_size() > 1 and "BasicLauncher" not in str(config.hydra.launcher.get("_target_")):
+            raise ValueError(
+                f"{distributed.world_size()} processes make each run of this sweep together, and a launcher would start others; "
+                "leave launcher= out, or torchrun."
+            )
         if config_name is not None and run_mode == RunMode.RUN:
             whole = _resolved(config)
             if whole is not None:
@@ -179,35 +195,35 @@ def task(config: DictConfig) -> None:
     """One job of hydra: a run, or one run of a sweep."""
     job = HydraConfig.get()
     running[:] = [job]
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)  # in a process that a launcher has started
+    ranks.join()
     overrides = [text for text in job.overrides.task if not text.startswith("resume=")]
     sweep = job.mode == RunMode.MULTIRUN
     try:
         settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         configuration.check(settings, defaults(settings))
         settings["choices"] = {name: job.runtime.choices[name] for name in CHOSEN if name in job.runtime.choices}
-        if sweep and settings["resume"] and _finished(Path(job.runtime.output_dir), settings):
-            return
-        run.execute(settings, job.runtime.output_dir, shlex.join(["spectral", *overrides]))
+        settings["resume"] = settings["resume"] or ranks.attempt() > 0
+        folder = Path(job.runtime.output_dir)
+        if sweep and settings["resume"]:
+            folder, finished = distributed.by_first(lambda: sweeps.place(Path(job.sweep.dir), folder, settings))
+            if finished:
+                print(f"{folder}: finished before")
+                return
+        run.execute(settings, folder, shlex.join(["spectral", *overrides]))
+        if sweep and distributed.leads():
+            sweeps.mark(Path(job.sweep.dir), folder, settings)
     except run.Interrupted as stop:
         if not sweep:
             raise
         raise run.Interrupted(_interrupted(sys.argv[1:]), stop.code) from stop
     except (OmegaConfBaseException, *EXPECTED) as problem:
-        if sweep:
+        distributed.leave(problem)
+        if sweep and distributed.world_size() == 1:
             raise  # hydra names the run of the sweep that failed, and finishes the others
         # hydra would print a line of its own before the sentence if this reached it
         raise run.Interrupted(sentence(problem, []), 2) from problem
-
-
-def _finished(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether this run of a sweep that is gone on with is done; ValueError if the folder is of another one."""
-    path = folder / "result.json"
-    if not path.exists():
-        return False
-    if read_result(path)["config"] != run.plain(run.recorded(settings)):
-        raise ValueError(f"{folder} holds a run of another configuration; name another folder with hydra.sweep.dir.")
-    print(f"{folder}: finished before")
-    return True
 
 
 def _interrupted(given: list[str]) -> str:
@@ -252,6 +268,8 @@ def sentence(problem: BaseException, given: list[str]) -> str:
         return f"{problem.full_key} follows {key.group(1)}, which is not there; choose another {key.group(1).split('.')[0]}."
     if options := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+((?:\S+\n\s)*\S+)", text):
         wanted, group, names = options.groups()
+        if group == "hydra/launcher":
+            return "launcher= needs hydra's launchers, which are not installed; run: pip install 'spectral[sweeps]'."
         return f"There is no {wanted.replace('/', '=', 1)}; {group} is one of {', '.join(names.split())}."
     if isinstance(problem, ConfigCompositionException):
         key = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text)
@@ -321,7 +339,8 @@ def _typed(overrides: list[str]) -> dict[str, str]:
 
 
 def _warn(message: Warning | str, *where: Any, **options: Any) -> None:
-    print(f"spectral: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    if distributed.leads():
+        print(f"spectral: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def _terminate(number: int, frame: Any) -> None:
@@ -331,6 +350,8 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def _leave(text: str, code: int) -> None:
+    if distributed.world_size() > 1:
+        ranks.leave(f"spectral: {text}", code)
     print(f"spectral: {text}", file=sys.stderr, flush=True)
     raise SystemExit(code)
 

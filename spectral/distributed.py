@@ -1,7 +1,8 @@
 """What the ranks of an initialised torch.distributed group do together; on one process all of it is the identity.
 
 They sum (`all_reduce`, `Summand`), put rows in rank order (`all_rows`), and take one decision where each would take its own
-(`first`, `gather`, `free_memory`).
+(`first`, `gather`, `free_memory`). The group may be cut into teams of consecutive ranks (`teams`): inside `apart` only those of
+one team are there, and teams go each at its own pace until they `meet`.
 
 They also end together. A rank that fails while it makes its part of a sum puts NaN in its place: every rank sees it in the sum,
 which is looked through for NaN anyway, and asks who has failed. It costs nothing, and leaves the ranks in step. A rank that does
@@ -13,8 +14,10 @@ from __future__ import annotations
 import pickle
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -28,6 +31,7 @@ SLOT = 1 << 10  # bytes of what ranks tell each other in one collective; more ta
 PREFIX = 8  # of them for the length
 GIVEN = (ValueError, TypeError)  # what is wrong with what all ranks were given, each seeing its own part of it
 LATENCY, LONGEST = 1 / 16, 1e-3  # how long a wait may be overslept: a part of it, and in seconds
+UNHURRIED = 0.05  # the same where teams wait for one another
 
 
 class RankFailed(RuntimeError):
@@ -35,24 +39,39 @@ class RankFailed(RuntimeError):
 
 
 # Who is there ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Team:
+    """One of `count` teams of `size` consecutive ranks; `group` is torch's, None where each process is alone."""
+
+    group: Any
+    index: int
+    count: int
+    size: int
+
+
+_team: ContextVar[Team | None] = ContextVar("team", default=None)  # whose ranks are there now; None: all
+_subgroups: dict[tuple[Any, int], Any] = {}  # that exist, by group and size
+
+
 def world_size() -> int:
-    """Number of processes that hold samples: 1 without an initialised group.
+    """Number of processes that make a product together: 1 without an initialised group.
 
     Returns
     -------
     int
-        The size of torch's default group.
+        The size of torch's default group, or of this rank's team inside `apart`.
 
     Examples
     --------
     >>> world_size()
     1
     """
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    team = _team.get()
+    return _everyone() if team is None else team.size
 
 
 def rank() -> int:
-    """Index of this process.
+    """Index of this process among them.
 
     Returns
     -------
@@ -64,7 +83,137 @@ def rank() -> int:
     >>> rank()
     0
     """
-    return dist.get_rank() if world_size() > 1 else 0
+    return dist.get_rank() % world_size() if world_size() > 1 else 0
+
+
+def leads() -> bool:
+    """Whether this process is the first of all, which writes files and shows progress.
+
+    Returns
+    -------
+    bool
+        True without a group.
+
+    Examples
+    --------
+    >>> leads()
+    True
+    """
+    return _everyone() == 1 or dist.get_rank() == 0
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """This rank's part of what all ranks have, in their order: consecutive, as even as it goes, perhaps empty.
+
+    Parameters
+    ----------
+    items : sequence
+        Batches, say; the same on every rank.
+
+    Returns
+    -------
+    list
+        Those of all ranks one after another are `items`.
+
+    Examples
+    --------
+    >>> share("abc")
+    ['a', 'b', 'c']
+    """
+    ends = [len(items) * i // world_size() for i in (rank(), rank() + 1)]
+    return list(items[slice(*ends)])
+
+
+def _everyone() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+# Teams ----------------------------------------------------------------------------------------------------------------
+def teams(size: int) -> Team:
+    """The group cut into teams of `size` consecutive ranks, and this rank's among them; every rank must ask for it.
+
+    Parameters
+    ----------
+    size : int
+        A divisor of the number of ranks.
+
+    Returns
+    -------
+    Team
+        To go `apart` with.
+
+    Examples
+    --------
+    >>> teams(1)
+    Team(group=None, index=0, count=1, size=1)
+    """
+    if size == _everyone():
+        return Team(dist.group.WORLD if size > 1 else None, 0, 1, size)
+    key = dist.group.WORLD, size
+    if size > 1 and key not in _subgroups:
+        _subgroups[key] = dist.new_subgroups(size)[0]
+    return Team(_subgroups.get(key), dist.get_rank() // size, _everyone() // size, size)
+
+
+@contextmanager
+def apart(team: Team, *, together: bool = False) -> Iterator[None]:
+    """Inside, only the ranks of this team are there; whoever ends it by an exception tells all others, who see it by `look`.
+
+    Parameters
+    ----------
+    team : Team
+        This rank's.
+    together : bool
+        Whether a collective of all follows at once, in which a failure is told.
+
+    Examples
+    --------
+    >>> with apart(teams(1)):
+    ...     world_size()
+    1
+    """
+    before = _team.set(team)
+    try:
+        yield
+    except BaseException as failure:
+        for told in () if together else (team, None):
+            _team.set(told)
+            leave(failure)
+        raise
+    finally:
+        _team.reset(before)
+
+
+def is_apart() -> bool:
+    """Whether the ranks of other teams are not there."""
+    return _team.get() is not None
+
+
+def look() -> None:
+    """Raise what has ended another team, or the sentence about a rank that is gone; asks once a second at most."""
+    if _team.get() is not None and _everyone() > 1:
+        heart = _heart(dist.group.WORLD)
+        if time.monotonic() - heart.looked >= heartbeat.BEAT:
+            _watch(heart)
+
+
+def meet() -> None:
+    """Wait for all ranks, however long they take (a collective has a time-out), unless one fails meanwhile or is gone."""
+    if _everyone() == 1 or (heart := _heart(dist.group.WORLD)).store is None:
+        return
+    begun, key = time.monotonic(), f"spectral/meet/{heart.count}"
+    heart.begin_to_watch()
+    heart.store.add(key, 1)
+    while heart.store.add(key, 0) < heart.size:
+        if time.monotonic() - heart.looked >= heartbeat.BEAT:
+            _watch(heart)
+        time.sleep(min(LATENCY * (time.monotonic() - begun), UNHURRIED))
+
+
+def _watch(heart: heartbeat.Heartbeat) -> None:
+    heart.looked = time.monotonic()
+    if words := heart.missing():
+        raise RankFailed(words)
 
 
 # Sums -----------------------------------------------------------------------------------------------------------------
@@ -95,7 +244,7 @@ def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() == 1:
         return tensor
     there = tensor.to(served(tensor.device))
-    _carry(lambda: dist.all_reduce(there, async_op=True))
+    _carry(lambda: dist.all_reduce(there, group=_group(), async_op=True))
     return tensor if there is tensor else tensor.copy_(there)
 
 
@@ -221,8 +370,8 @@ def together() -> Iterator[None]:
     _raise(failure, _gathered(_said(failure)))
 
 
-def first(value: T, device: torch.device | None = None) -> T:
-    """That of rank 0, on every rank.
+def first(value: T, device: torch.device | None = None, source: int = 0) -> T:
+    """That of one rank, the first by default, on every rank.
 
     Parameters
     ----------
@@ -230,11 +379,13 @@ def first(value: T, device: torch.device | None = None) -> T:
         What can be pickled; that of other ranks is not looked at. Tensors in nested dictionaries are sent one by one.
     device : torch.device, optional
         Where other ranks put such tensors; by default on the CPU.
+    source : int
+        Whose it is.
 
     Returns
     -------
     object
-        Rank 0's.
+        That rank's.
 
     Examples
     --------
@@ -244,10 +395,11 @@ def first(value: T, device: torch.device | None = None) -> T:
     if world_size() == 1:
         return value
     tensors: list[torch.Tensor] = []
-    data = pickle.dumps(_without(value, tensors)) if rank() == 0 else b""
-    slot = _broadcast(_slot(data, SLOT))
+    own = rank() == source
+    data = pickle.dumps(_without(value, tensors)) if own else b""
+    slot = _broadcast(_slot(data, SLOT), source)
     if (size := _size(slot)) > SLOT - PREFIX:
-        slot = _broadcast(_slot(data, size + PREFIX))
+        slot = _broadcast(_slot(data, size + PREFIX), source)
     waiting = iter(tensors)
 
     def received(node: Any) -> Any:
@@ -255,12 +407,28 @@ def first(value: T, device: torch.device | None = None) -> T:
             return {name: received(part) for name, part in node.items()}
         if not isinstance(node, _Form):
             return node
-        tensor = next(waiting) if rank() == 0 else torch.empty(node.shape, dtype=node.dtype, device=device)
-        there = _broadcast(tensor.contiguous().to(served(tensor.device)))
-        return tensor if rank() == 0 else there.to(tensor.device)
+        tensor = next(waiting) if own else torch.empty(node.shape, dtype=node.dtype, device=device)
+        there = _broadcast(tensor.contiguous().to(served(tensor.device)), source)
+        return tensor if own else there.to(tensor.device)
 
     made: T = received(_content(slot))
     return made
+
+
+def by_first(make: Callable[[], T]) -> T:
+    """What rank 0 alone makes, without collectives, on every rank; what it fails with, every rank raises.
+
+    >>> by_first(lambda: 5)
+    5
+    """
+    if world_size() == 1:
+        return make()
+    made: Any = None
+    with together():
+        if rank() == 0:
+            made = make()
+    value: T = first(made)
+    return value
 
 
 class _Form(NamedTuple):
@@ -302,7 +470,7 @@ def free_memory(free: int, device: torch.device) -> int:
     >>> free_memory(1000, torch.device("cpu"))
     1000
     """
-    place = platform.node() if device.type == "cpu" else f"{platform.node()} {rank()}"
+    place = platform.node() if device.type == "cpu" else f"{platform.node()} {_base() + rank()}"
     seen = gather(lambda: (place, free))
     places = [place for place, _ in seen]
     return min(free // places.count(place) for place, free in seen)
@@ -312,7 +480,30 @@ def free_memory(free: int, device: torch.device) -> int:
 def leave(failure: BaseException) -> None:
     """Tell the others that this rank ends a run by an exception, between collectives: who waits for it ends as well."""
     if world_size() > 1:
-        _heart().leave(str(failure) if isinstance(failure, RankFailed) else _sentence(rank(), _said(failure) or ""))
+        _heart(_group()).leave(
+            str(failure) if isinstance(failure, RankFailed) else _sentence(rank(), _said(failure) or "")
+        )
+
+
+def end(seconds: float = 0.0) -> bool:
+    """This process has come to its end: wait so many seconds at most for all others to come to theirs; whether the first has.
+
+    A launcher that sees one process fail stops all others, who then say nothing of why.
+    """
+    if _everyone() == 1:
+        return True
+    store, begun, keys = _heart(dist.group.WORLD).store, time.monotonic(), ("spectral/end", "spectral/end of the first")
+    if store is None:
+        return leads()
+    try:
+        store.add(keys[1], int(leads()))
+        there = store.add(keys[0], 1)
+        while there < _everyone() and time.monotonic() - begun < seconds:
+            time.sleep(UNHURRIED)
+            there = store.add(keys[0], 0)
+        return bool(store.add(keys[1], 0))
+    except (RuntimeError, OSError):  # the store has gone with the first rank, which kept it
+        return True
 
 
 def _said(failure: BaseException | None) -> str | None:
@@ -320,7 +511,9 @@ def _said(failure: BaseException | None) -> str | None:
 
 
 def _sentence(who: int, said: str) -> str:
-    return f"rank {who} of {world_size()} failed ({said.rstrip('.')}); mend it there, and start all ranks again."
+    return (
+        f"rank {_base() + who} of {_everyone()} failed ({said.rstrip('.')}); mend it there, and start all ranks again."
+    )
 
 
 def _raise(failure: BaseException | None, said: list[str | None]) -> None:
@@ -333,6 +526,8 @@ def _raise(failure: BaseException | None, said: list[str | None]) -> None:
     ):
         raise failure  # the same everywhere: it is about what all were given
     kind, words = (said[failed[0]] or "").split(": ", 1)
+    if kind == RankFailed.__name__:  # of a team: it names the rank
+        raise RankFailed(words) from failure
     if len(failed) == len(said) and isinstance(failure, GIVEN) and type(failure).__name__ == kind:
         raise type(failure)(words) from failure
     raise RankFailed(_sentence(failed[0], f"{kind}: {words}")) from failure
@@ -350,24 +545,44 @@ def served(device: torch.device) -> torch.device:
     return bound or torch.device(kinds[0])  # of torch.cuda.set_device
 
 
-_hearts: dict[Any, heartbeat.Heartbeat] = {}  # of the present group alone
+_hearts: dict[Any, heartbeat.Heartbeat] = {}  # of the present group and its teams alone
 
 
-def _heart() -> heartbeat.Heartbeat:
-    """This rank's heartbeat in the present group, which begins with the group's first collective."""
-    group = dist.group.WORLD
-    if group not in _hearts:
+def _group() -> Any:
+    """Torch's group of the ranks that are there."""
+    team = _team.get()
+    return dist.group.WORLD if team is None else team.group
+
+
+def _base() -> int:
+    """The rank among all of the first that is there."""
+    team = _team.get()
+    return 0 if team is None else team.index * team.size
+
+
+def _heart(group: Any) -> heartbeat.Heartbeat:
+    """This rank's heartbeat in a group, which begins with the group's first collective."""
+    world = dist.group.WORLD
+    if world not in _hearts:
         for other in _hearts.values():
             other.stop()
         _hearts.clear()
-        store = getattr(group, "get_group_store", lambda: None)()
-        _hearts[group] = heartbeat.Heartbeat(store, rank(), world_size())
+        _subgroups.clear()
+        _hearts[world] = _begun(world, 0)
+    if group not in _hearts:
+        _hearts[group] = _begun(group, _base())
     return _hearts[group]
+
+
+def _begun(group: Any, base: int) -> heartbeat.Heartbeat:
+    store = getattr(group, "get_group_store", lambda: None)()
+    names = range(base, base + dist.get_world_size(group))
+    return heartbeat.Heartbeat(store, dist.get_rank(group), len(names), names, _everyone())
 
 
 def _carry(start: Callable[[], Any]) -> None:
     """Wait for a collective, but not for ranks that are gone."""
-    heart = _heart()
+    heart = _heart(_group())
     try:
         work, begun, look = start(), time.monotonic(), heartbeat.PATIENCE
         while not work.is_completed():
@@ -415,8 +630,8 @@ def _content(slot: torch.Tensor) -> Any:
     return pickle.loads(slot[PREFIX : PREFIX + _size(slot)].cpu().numpy().tobytes())
 
 
-def _broadcast(slot: torch.Tensor) -> torch.Tensor:
-    _carry(lambda: dist.broadcast(slot, 0, async_op=True))
+def _broadcast(slot: torch.Tensor, source: int) -> torch.Tensor:
+    _carry(lambda: dist.broadcast(slot, _base() + source, group=_group(), async_op=True))
     return slot
 
 
@@ -431,5 +646,5 @@ def _gathered(value: Any) -> list[Any]:
 
 def _all_gather(slot: torch.Tensor) -> list[torch.Tensor]:
     slots = [torch.empty_like(slot) for _ in range(world_size())]
-    _carry(lambda: dist.all_gather(slots, slot, async_op=True))
+    _carry(lambda: dist.all_gather(slots, slot, group=_group(), async_op=True))
     return slots

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 BEAT = 1.0  # seconds between signs of life
@@ -21,9 +22,16 @@ LOST = "the store of the group cannot be reached, which rank 0 (or the launcher)
 class Heartbeat:
     """This rank's signs of life, and what is to be seen of the others'."""
 
-    def __init__(self, store: Any, rank: int, size: int) -> None:
-        """`store`: torch's, or None where this torch does not give it away; then nothing is known of others."""
+    def __init__(
+        self, store: Any, rank: int, size: int, names: Sequence[int] | None = None, everyone: int | None = None
+    ) -> None:
+        """`store`: torch's, or None where this torch does not give it away; then nothing is known of others.
+
+        `names`: what the ranks are called, of `everyone`, where the group is a part of all.
+        """
         self.store, self.rank, self.size = store, rank, size
+        self.names, self.everyone = range(size) if names is None else names, everyone or size
+        self.looked = 0.0  # when somebody last asked who is missing
         self.count = 0  # collectives so far
         self.left = -1  # how many there had been when this rank last left a run by an exception
         self.seen: dict[int, tuple[int, float]] = {}  # of each rank its number, and when it was first seen
@@ -85,10 +93,10 @@ class Heartbeat:
             return LOST
         if not gone:
             return ""
-        named = f"rank {gone[0]}" if len(gone) == 1 else f"ranks {', '.join(map(str, gone))}"
+        names = ", ".join(str(self.names[rank]) for rank in gone)
         return (
-            f"{named} of {self.size} died or was cut off: no sign of life for {SILENT:g} s; see its own log (it may have run "
-            "out of memory), and start all ranks again."
+            f"rank{'s' * (len(gone) > 1)} {names} of {self.everyone} died or was cut off: no sign of life for {SILENT:g} s; see "
+            "its own log (it may have run out of memory), and start all ranks again."
         )
 
     def begin_to_watch(self) -> None:

@@ -190,7 +190,7 @@ def gathered(path: Path) -> str:
     """Gather the run into tables; "refused" or "read"."""
     try:
         found = sweep.sweep_of(runs := sweep.find([path.parent]))
-        sweep.csv_texts(runs)
+        sweep.rows_of(runs)
         for panel in found.panels:
             assert sweep.table(found, panel, path.parent).text()
         assert sweep.answer(found).sentence and sweep.question(found)

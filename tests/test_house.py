@@ -12,6 +12,7 @@ import spectral
 ROOT = Path(spectral.__file__).parent
 HEAVY = {  # loaded when they are first needed: they take long, or are extras
     "matplotlib", "sklearn", "mlxtend", "transformers", "cupy", "cupyx", "pandas", "hydra", "omegaconf", "lightning",
+    "pyarrow", "submitit",
 }  # fmt: skip
 
 

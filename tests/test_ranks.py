@@ -466,7 +466,7 @@ def test_progress_is_shown_by_the_first_rank_alone(monkeypatch):
     monkeypatch.setattr(budget.sys.stderr, "isatty", lambda: True, raising=False)
     shown = []
     for rank in (0, 1):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "leads", lambda rank=rank: rank == 0)
         with budget.progress_bar(1, "slq", None) as bar:
             shown.append(not bar.disable)
     assert shown == [True, False]

@@ -11,14 +11,17 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spectral.__main__ import main as command
+from spectral.app import sweeps
 from spectral.report import figures, sweep
 from spectral.report.sweep import Run
+from spectral.spectrum import Spectrum
 
 TINY = ["data.train=40", "data.test=20", "training=none", "output=numbers"]
 
@@ -317,3 +320,77 @@ def test_errors_are_one_sentence(tmp_path: Path, capsys, kind: str) -> None:
         sweep.main([str(tmp_path / "no" if kind == "missing" else tmp_path)])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("spectral-report: ") and said.count("\n") == 1
+
+
+def test_a_finished_run_is_known_wherever_it_stands_in_a_sweep(tmp_path: Path) -> None:
+    one, other = {"seed": 0, "resume": True}, {"seed": 1, "resume": False}
+    (tmp_path / "0").mkdir()
+    assert sweeps.place(tmp_path, tmp_path / "0", one) == (tmp_path / "0", False)
+    (tmp_path / "0" / "result.json").write_text(json.dumps(run(**one).result | {"config": {"seed": 0}}))
+    assert sweeps.place(tmp_path, tmp_path / "0", one) == (tmp_path / "0", True)  # of a sweep before there were marks
+    sweeps.mark(tmp_path, tmp_path / "0", one)
+    for number in ("0", "7"):  # resume says nothing about what a run is
+        assert sweeps.place(tmp_path, tmp_path / number, {"seed": 0, "resume": False}) == (tmp_path / "0", True)
+    there, finished = sweeps.place(tmp_path, tmp_path / "0", other)
+    assert not finished and there.parent == tmp_path and re.fullmatch(r"0-[0-9a-f]+", there.name)
+    assert sweeps.place(tmp_path, tmp_path / "1", other) == (tmp_path / "1", False)
+    (tmp_path / "0" / "result.json").unlink()  # a mark alone is not enough
+    assert sweeps.place(tmp_path, tmp_path / "3", one) == (tmp_path / "3", False)
+
+
+def table_of(folder: Path) -> list[dict[str, str]]:
+    """sweep.csv without what differs from one session to the next."""
+    sweep.main([str(folder), "--tables"])
+    with (folder / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in ("run", "run_seconds", "run_peak_bytes")} for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["", "joblib"])
+def test_a_sweep_that_was_killed_twice_gives_the_table_of_one_that_was_not(tmp_path: Path, launcher: str) -> None:
+    if launcher:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    swept = ["-m", "seed=range(0,6)", "operator=input_stacked,input_flattened", "model.options.widths=[8],[16]", *TINY]
+    swept += ["launcher=joblib", "hydra.launcher.n_jobs=2"] if launcher else []
+    given = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL}
+
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-m", "spectral", *swept, f"hydra.sweep.dir={name}", "resume=true"]
+
+    for finished, number in ((5, signal.SIGKILL), (13, signal.SIGTERM)):
+        process = subprocess.Popen(command("killed"), start_new_session=True, **given)
+        while len(list((tmp_path / "killed").glob("*/result.json"))) < finished and process.poll() is None:
+            time.sleep(0.02)
+        assert process.poll() is None
+        os.killpg(process.pid, number)
+        process.wait(200)
+        assert finished <= len(list((tmp_path / "killed").glob("*/result.json"))) < 24
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*/result.json")}
+    for name in ("killed", "undisturbed"):
+        subprocess.run(command(name), check=True, timeout=900, **given)
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
+    assert (
+        table_of(tmp_path / "killed") == table_of(tmp_path / "undisturbed") and len(table_of(tmp_path / "killed")) == 24
+    )
+    longer = [text.replace("range(0,6)", "6,0,1,2,3,4,5") for text in command("killed")]
+    subprocess.run(longer, check=True, timeout=900, **given)
+    assert len(table_of(tmp_path / "killed")) == 28
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
+
+
+def test_tables_are_made_without_spectra_and_as_parquet_where_it_can_be_written(
+    real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(Spectrum, "load", lambda path: pytest.fail("a spectrum was read"))
+    sweep.main([str(real), "--tables", "--output", str(tmp_path)])
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"sweep.csv", "sweep_long.csv"} <= written and "sweep.html" not in written
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name in ("sweep", "sweep_long"):
+        found = parquet.read_table(tmp_path / f"{name}.parquet").to_pylist()
+        with (tmp_path / f"{name}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(found) == len(rows) and list(found[0]) == list(rows[0])
+        for row, texts in zip(found, rows, strict=True):
+            assert {key: "" if value is None else str(value) for key, value in row.items()} == texts

@@ -285,6 +285,7 @@ SETTINGS: dict[str, Rule] = {  # of estimators, by their names; what is null is 
     "basis": SIZE,
     "rtol": POSITIVE,
     "method": Text(*ESD_METHODS),
+    "ranks": Text("data", "probes"),  # "both" is a grid, of which the command does not know the shape
 }
 OWN_SETTINGS: dict[Any, dict[str, Rule]] = {
     **{
@@ -419,6 +420,8 @@ def _combination(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
         raise ValueError("An experiment compares spectra, and this estimator gives none; use esd, slq, kpm or exact.")
     if training["noise"]:
         raise ValueError("An experiment sets the label noise itself; leave training.noise out.")
+    if config["estimator"].get("ranks") not in (None, "data"):
+        raise ValueError("The ranks of an experiment share its data; leave estimator.ranks out.")
     if config["analysis"]["top"] is not None:
         raise ValueError("An experiment counts as many classes as its data have; leave analysis.top out.")
     if config["operator"] != defaults.get("operator", config["operator"]):
@@ -466,6 +469,7 @@ LAUNCHERS: dict[str, Fields] = {
         f"hydra_plugins.hydra_submitit_launcher.submitit_launcher.{name}": Fields(
             may={
                 "submitit_folder": Same("${hydra.sweep.dir}/.submitit/%j"),
+                "tasks_per_node": Either(SIZE, Same("${hydra.launcher.gpus_per_node}")),
                 "name": Same("${hydra.job.name}"),
                 **dict.fromkeys(
                     ("setup", "srun_args", "python", "additional_parameters", "executable"),

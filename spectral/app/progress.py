@@ -7,6 +7,7 @@ import time
 
 from tqdm import tqdm
 
+from spectral import distributed
 from spectral.report.tables import seconds
 
 
@@ -19,7 +20,8 @@ class Progress:
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self.done, self.computed, self.resumed = name, total, 0, 0, 0
-        self.bar = tqdm(total=total, desc=name, unit="matrix", disable=None, dynamic_ncols=True, file=sys.stderr)
+        hidden = None if distributed.leads() else True  # None: where there is no terminal
+        self.bar = tqdm(total=total, desc=name, unit="matrix", disable=hidden, dynamic_ncols=True, file=sys.stderr)
         self.started = self.begun = time.perf_counter()
         self.key = ""
 
@@ -54,5 +56,5 @@ class Progress:
             self.resumed = 0
 
     def _line(self, text: str) -> None:
-        if self.bar.disable:
+        if self.bar.disable and distributed.leads():
             print(f"{self.name} {text}", file=sys.stderr, flush=True)

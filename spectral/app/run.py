@@ -14,7 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 import spectral
+from spectral import distributed
 from spectral.analysis import label_alignment, summary
 from spectral.analysis.alignment import EXACT_ROWS
 from spectral.app import configuration
@@ -56,7 +57,7 @@ class Interrupted(BaseException):
     """A signal came; `sentence` says what is kept and how to go on, `code` is the exit status."""
 
     def __init__(self, sentence: str, code: int) -> None:
-        super().__init__(sentence)
+        super().__init__(sentence, code)  # both, for processes that a launcher has started
         self.sentence, self.code = sentence, code
 
 
@@ -118,14 +119,16 @@ def environment(where: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if where == "cuda" else where,
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
+        **({"ranks": distributed.world_size()} if distributed.world_size() > 1 else {}),
     }
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held: resident on the CPU, plus torch's on the GPU."""
+    """The most memory this process has held, of several ranks the largest: resident on the CPU, plus torch's on the GPU."""
     unit = 1 if sys.platform == "darwin" else 1024
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return held + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+    held += torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return max(distributed.gather(lambda: held))
 
 
 def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
@@ -158,10 +161,11 @@ def _model(node: Mapping[str, Any]) -> Any:
 
 
 # Running -------------------------------------------------------------------------------------------------------------
-def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral") -> Path:
+def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral") -> Path | None:
     """Run a composed configuration and write its folder; returns the file to look at (report.html or result.json).
 
-    `command` is what a person would type to run it again; an interruption quotes it with resume=true.
+    `command` is what a person would type to run it again; an interruption quotes it with resume=true. Of several ranks each has
+    its share of the data, and the first alone reads and writes; the others return None.
     """
     configuration.check(config)
     folder = own_folder(folder)
@@ -169,13 +173,16 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
     about = {**environment(where), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     description = {k: v for k, v in config.items() if k not in ("resume", "output", "analysis")}
     description["computed by"] = {k: about[k] for k in ("spectral", "torch", "device")}
-    store = RunStore(config["output"]["state"], description, resume=config["resume"])
+    store = RunStore(config["output"]["state"], description, resume=config["resume"], present=distributed.leads())
     folder.mkdir(parents=True, exist_ok=True)
     try:
         perform = _experiment if config.get("experiment") else _single
         report, results = perform(config, folder, store, where)
+        if not distributed.leads():
+            return None
         return _write(folder, config, replace(report, config=recorded(config), environment=about), results)
     except (KeyboardInterrupt, Terminated) as stop:
+        distributed.leave(stop)
         code = 143 if isinstance(stop, Terminated) else 130
         raise Interrupted(
             f"Interrupted with {store.parts()} kept in {store.folder}; go on with: {command} resume=true", code
@@ -196,7 +203,7 @@ def _experiment(config: dict[str, Any], folder: Path, store: RunStore, where: st
     with Progress(plan.name, len(wanted)) as progress:
         for cell in wanted:
             progress.begin(cell.key)
-            before = store.load_cell(cell.key)
+            before = distributed.by_first(lambda key=cell.key: store.load_cell(key))  # type: ignore[misc]
             if before is None:
                 probes = store.probes(cell.key) if resumable else None
                 finished.append(run_cell(cell, plan.settings, store, checkpoint=probes))
@@ -233,8 +240,9 @@ def _named(config: dict[str, Any], *groups: str, between: str) -> str:
 
 def _save_spectrum(spectrum: Spectrum, folder: Path, name: str) -> str:
     """Where the spectrum was saved, from the run's folder."""
-    (folder / SPECTRA).mkdir(exist_ok=True)
-    spectrum.save(folder / SPECTRA / name)
+    if distributed.leads():
+        (folder / SPECTRA).mkdir(exist_ok=True)
+        spectrum.save(folder / SPECTRA / name)
     return f"{SPECTRA}/{name}"
 
 
@@ -277,7 +285,14 @@ class Task:
         options = arguments(node)
         if "product_dtype" in options:
             options["product_dtype"] = getattr(torch, options["product_dtype"])
-        return locate(node["_target_"])(model=model, data=batches(x, y, self.settings.batch_size), **options), y
+        data = batches(x, y, self.settings.batch_size)
+        with self.apart():
+            return locate(node["_target_"])(model=model, data=distributed.share(data), **options), y
+
+    def apart(self) -> AbstractContextManager[None]:
+        """Where the ranks of a group share out probes, each has all the data by itself."""
+        probes = self.config["estimator"].get("ranks") == "probes"
+        return distributed.apart(distributed.teams(1)) if probes else nullcontext()
 
     @property
     def estimator(self) -> Any:
@@ -299,7 +314,7 @@ def _single(config: dict[str, Any], folder: Path, store: RunStore, where: str) -
     untrained = "given" if config["model"].get("kind") in GIVEN else "init"
     name = {0.0: "true", 1.0: "random"}.get(noise, f"noise{100 * noise:g}") if training["enabled"] else untrained
     cell = Cell(seed, Condition(name, noise if training["enabled"] else None), Matrix("matrix", "logits", "train"))
-    if training["enabled"] and cell.network not in store:
+    if training["enabled"] and distributed.by_first(lambda: cell.network not in store):
         _rehearse(task)
     model, snapshot = network(cell, settings, task.problem, store)
     trained, test = None if snapshot is None else snapshot.trained, (task.problem.x_test, task.problem.y_test)
@@ -321,7 +336,8 @@ def _spectrum(
 ) -> tuple[Report, dict[str, Any], dict[str, Any]]:
     """The report of a spectrum, its numbers for result.json, its cost."""
     analysis = task.config["analysis"]
-    spectrum, numbers = task.store.load_spectrum("spectrum") or _measured_spectrum(task, model)
+    before = distributed.by_first(lambda: task.store.load_spectrum("spectrum"))
+    spectrum, numbers = before or _measured_spectrum(task, model)
     report = build.single(subject, spectrum, numbers, metrics=analysis["metrics"], alpha_curve=analysis["alpha_curve"])
     metrics = {k: v for k, v in numbers.items() if not k.endswith("_stderr")}
     estimates = {k: {"value": v, "stderr": numbers.get(f"{k}_stderr", math.nan)} for k, v in metrics.items()}
@@ -334,8 +350,10 @@ def _numbers(
     task: Task, model: nn.Module, subject: Subject, folder: Path
 ) -> tuple[Report, dict[str, Any], dict[str, Any]]:
     """The same of what makes no spectrum."""
-    arrays, facts = task.store.load_arrays("estimate") or _measured_numbers(task, model)
-    save_arrays(folder / "estimate.npz", arrays, facts)
+    before = distributed.by_first(lambda: task.store.load_arrays("estimate"))
+    arrays, facts = before or _measured_numbers(task, model)
+    if distributed.leads():
+        save_arrays(folder / "estimate.npz", arrays, facts)
     numbers = Numbers.of(arrays, facts)
     estimates = numbers.estimates()
     metrics = {k: e["value"] for k, e in estimates.items()}
@@ -367,8 +385,9 @@ class Rehearsal(Operator):
 def _rehearse(task: Task) -> None:
     """Build the operator over the network as it is before training, and let the estimator look at its options."""
     model = task.settings.model(task.problem, seed=task.config["seed"]).to(task.settings.device).eval()
-    with few_threads(model), suppress(Rehearsed):
-        task.estimator(task.operand(Rehearsal(task.operator(model)[0])), progress=False)
+    A = Rehearsal(task.operator(model)[0])
+    with few_threads(model), distributed.apart(distributed.teams(1)), suppress(Rehearsed):
+        task.estimator(task.operand(A), progress=False)
 
 
 def _rehearse_experiment(config: dict[str, Any], plan: Experiment) -> list[nn.Module]:
@@ -377,7 +396,7 @@ def _rehearse_experiment(config: dict[str, Any], plan: Experiment) -> list[nn.Mo
     problem = settings.problem(seed=seed)
     models = {json.dumps(c.options, default=str, sort_keys=True): c for c in settings.conditions}
     built = [settings.build(problem, seed, condition) for condition in models.values()]
-    with suppress(Rehearsed):
+    with distributed.apart(distributed.teams(1)), suppress(Rehearsed):
         A = Rehearsal(as_operator(torch.eye(REHEARSED, dtype=settings.dtype)))
         estimator(config["estimator"])(A, progress=False)
     return built
@@ -397,7 +416,10 @@ def _measured_numbers(task: Task, model: nn.Module) -> tuple[dict[str, np.ndarra
     rest = {item.name: getattr(result, item.name) for item in fields(result) if item.name not in arrays}
     facts = {name: value for name, value in rest.items() if np.ndim(value) == 0}
     kind = NUMBERS[locate(task.config["estimator"]["_target_"])]
-    facts = {"epochs": A.epochs - begun, **facts, "kind": kind, "of": said, "operator": plain(A.describe())}
+    with task.apart():
+        described, alone = plain(A.describe()), distributed.is_apart()
+    swept = distributed.gather(lambda: A.epochs - begun)
+    facts = {"epochs": sum(swept) if alone else swept[0], **facts, "kind": kind, "of": said, "operator": described}
     task.store.save_arrays("estimate", arrays, facts)
     return arrays, facts
 
@@ -415,7 +437,8 @@ def _measured_spectrum(task: Task, model: nn.Module) -> tuple[Spectrum, dict[str
     numbers = summary(spectrum, top=min(top, spectrum.dim))
     of_labels = node.get("of") in ("logits", "probs") and y.ndim == 1
     if node.get("wrt") == "params" and of_labels and A.shape[0] <= EXACT_ROWS:
-        aligned = label_alignment(A, y)
+        with task.apart():
+            aligned = label_alignment(A, y)
         numbers |= {"true_label_alignment": aligned.own_label, "true_label_alignment_stderr": 0.0}
     task.store.save_spectrum("spectrum", spectrum, numbers)
     return spectrum, numbers

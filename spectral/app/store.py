@@ -185,21 +185,26 @@ def inside(folder: Path, name: str) -> Path:
 
 
 class RunStore(MutableMapping[str, Snapshot]):
-    """The folder ROOT/<fingerprint of `description`>; as a mapping it holds the trained networks by their key."""
+    """The folder ROOT/<fingerprint of `description`>; as a mapping it holds the trained networks by their key.
 
-    def __init__(self, root: str | Path, description: Any, resume: bool) -> None:
+    Where it is not `present`, on ranks that another one reads and writes for, nothing is on disk.
+    """
+
+    def __init__(self, root: str | Path, description: Any, resume: bool, present: bool = True) -> None:
+        self.present = present
         self.fingerprint = fingerprint(description)
         self.folder = persist.own_folder(Path(root) / self.fingerprint)
         self.description = json.dumps(description, sort_keys=True, default=str, indent=1)
         self.unsaved: dict[str, Snapshot] = {}  # networks that a full disk did not take
-        persist.sweep(self.folder)
-        if not resume:
+        if present:
+            persist.sweep(self.folder)
+        if present and not resume:
             for old in (*self.folder.glob("*.json"), *self.folder.glob("*.npz"), *self.folder.glob("probes-*.npz.*")):
                 old.unlink(missing_ok=True)
 
     def _begin(self) -> None:
         """Say what the folder is of; with the first part that is kept, so that a run that fails at once leaves none."""
-        if not self.path("settings.json").exists():
+        if self.present and not self.path("settings.json").exists():
             atomic_write(self.path("settings.json"), self.description.encode())
 
     def path(self, name: str) -> Path:
@@ -249,6 +254,8 @@ class RunStore(MutableMapping[str, Snapshot]):
 
     def _save(self, key: str, write: Callable[[Path], None], plain: dict[str, Any]) -> None:
         """First the arrays, then the record that makes them count; then no checkpoint any more."""
+        if not self.present:
+            return
         path, text = self.path(f"{key}.npz"), json.dumps(plain, sort_keys=True, default=str)
         with persist.forgiving(path):
             self._begin()
@@ -298,7 +305,7 @@ class RunStore(MutableMapping[str, Snapshot]):
         path = self._network(key)
         if key in self.unsaved:
             return self.unsaved[key]
-        if not path.exists():
+        if not self.present or not path.exists():
             raise KeyError(key)
         arrays, header = load_arrays(path)
         if header.get("of") != self.fingerprint:
@@ -311,6 +318,8 @@ class RunStore(MutableMapping[str, Snapshot]):
         arrays = {f"state.{name}": value.numpy() for name, value in snapshot.state.items()}
         header = {"trained": snapshot.trained.to_dict(), "noise": snapshot.noise, "changed": snapshot.changed}
         self.unsaved[key] = snapshot
+        if not self.present:
+            return
         with persist.forgiving(self._network(key)):
             self._begin()
             save_arrays(self._network(key), arrays, {"of": self.fingerprint, **header})

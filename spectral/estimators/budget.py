@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import re
 import signal
@@ -18,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from spectral import arrays, distributed, longvectors
+from spectral.estimators.shared_out import SharedOut
 from spectral.krylov import kernels
 from spectral.krylov.symmetry import leaves
 from spectral.operators.foreign import as_operator
@@ -88,6 +90,8 @@ class Budget:
     @property
     def spent(self) -> Spent:
         """Products, epochs and seconds so far, earlier sessions included; where ranks share a budget in seconds, rank 0's."""
+        if self.epochs < float("inf") and isinstance(self.A, SharedOut) and not distributed.is_apart():
+            self.A.tally()
         spent = Spent.of(self.A).since(self.begun)
         if self.seconds == float("inf") or self.A.ranks == 1:
             return spent
@@ -118,14 +122,20 @@ class Budget:
         """Products of the whole budget, at the cost of those so far."""
         return self.left() + self.spent.products
 
-    def left(self) -> float:
-        """Products that the budget still allows, at the cost of those so far."""
+    def after(self, products: int) -> Budget:
+        """What is left for one team of ranks, where others make so many products at the same time."""
+        rest = copy.copy(self)
+        rest.products, rest.epochs = self.products - products, self.epochs - products
+        return rest
+
+    def left(self, teams: int = 1) -> float:
+        """Products that the budget still allows, at the cost of those so far; several teams of ranks make theirs at a time."""
         spent = self.spent
         by_time, by_epoch = (
             (limit - amount) / (amount / max(spent.products, 1)) if amount > 0 else float("inf")
             for limit, amount in ((self.seconds, spent.seconds), (self.epochs, spent.epochs))
         )
-        return max(min(self.products - spent.products, by_time, by_epoch), 0.0)
+        return max(min(self.products - spent.products, teams * by_time, by_epoch), 0.0)
 
 
 def free_memory(A: Operator) -> int:
@@ -184,7 +194,7 @@ def _leave(number: int, frame: Any) -> None:
 
 def progress_bar(total: int | None, label: str, progress: bool | None, unit: str = "product") -> tqdm:
     """A progress bar on stderr; None shows it only on a terminal, and of several ranks on rank 0's."""
-    hidden = (not sys.stderr.isatty() or distributed.rank() > 0) if progress is None else not progress
+    hidden = (not sys.stderr.isatty() or not distributed.leads()) if progress is None else not progress
     return tqdm(total=total, desc=label, unit=unit, disable=hidden, leave=False, dynamic_ncols=True)
 
 

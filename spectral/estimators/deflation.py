@@ -99,6 +99,12 @@ class Deflation:
             blocks = [torch.cat(blocks)] if len(blocks) > 8 else blocks
         self.vectors = torch.cat(blocks) if blocks else None
 
+    def take(self, known: int, found: list[Deflated], vectors: torch.Tensor | None, looked: int) -> None:
+        """Go on from the first `known` vectors and those that another team of ranks has found, after so many probes."""
+        held = None if self.vectors is None else self.vectors[:known]
+        self.deflated, self.looked = [*self.deflated[:known], *found], looked
+        self.vectors = held if vectors is None else vectors if held is None else torch.cat([held, vectors])
+
     def atoms(self, records: list[LanczosRecord], n: int) -> tuple[Atoms, list[np.ndarray], float]:
         """(atoms, nodes (L, w) that each record gives up for them, largest error of a value) in dimension n."""
         atoms: list[tuple[float, int]] = []

@@ -109,9 +109,9 @@ class Sampler:
 
 
 def block_of(A: Operator) -> int:
-    """Vectors multiplied at a time: sweeps are shared where vectors are light, those of an operator's factors too."""
+    """Vectors multiplied at a time, by each team: sweeps are shared where vectors, of an operator's factors too, are light."""
     longest = max(max(leaf.shape) for leaf in leaves(A))
-    return max(1, min(SHARED, LIGHT // (longest * A.dtype.itemsize)))
+    return A.teams * max(1, min(SHARED, LIGHT // (longest * A.dtype.itemsize)))
 
 
 def draw(A: Operator, seed: int, indices: range, kind: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from spectral import longvectors, storage
+from spectral import distributed, longvectors, storage
 from spectral.estimators.budget import Budget
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.deflation import Deflated, Deflation
@@ -145,6 +145,7 @@ class ProbeRun:
         """Step to the end of the probe; why it ended before, if it did."""
         recurrence = self.recurrence
         while recurrence is not None and not recurrence.ended:
+            distributed.look()
             if enough():
                 return "tolerance"
             if recurrence.steps and limit.exhausted():
@@ -155,11 +156,11 @@ class ProbeRun:
             self.counted = recurrence.steps
         return None
 
-    def finish(self, record: LanczosRecord | ChebyshevRecord) -> None:
+    def finish(self, record: LanczosRecord | ChebyshevRecord | None) -> None:
         """The probe is done."""
         if isinstance(record, LanczosRecord):
             self.records.append(record)
-        else:
+        elif record is not None:
             self.attempts.append(record)
         self.recurrence, self.counted = None, 0
         self.checkpoint.stepped(end=True)

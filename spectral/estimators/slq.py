@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy
 
+from spectral import distributed
 from spectral.estimators import stopping
 from spectral.estimators.budget import (
     Budget,
@@ -20,8 +21,9 @@ from spectral.estimators.budget import (
     symmetric_operand,
     vectors_that_fit,
 )
-from spectral.estimators.deflation import Deflation, converged, padded
+from spectral.estimators.deflation import Deflated, Deflation, converged, padded
 from spectral.estimators.probe_run import ProbeRun
+from spectral.estimators.shared_out import SharedOut, check_ranks, shared_out
 from spectral.estimators.stopping import Tolerance
 from spectral.krylov.basis import PLACES, check_place, free, row_bytes
 from spectral.krylov.lanczos import MODES, Lanczos, LanczosRecord, second_pass
@@ -53,6 +55,7 @@ def slq(
     budget: Any = None,
     checkpoint: Any = None,
     progress: bool | None = None,
+    ranks: str = "data",
 ) -> Spectrum:
     """The spectrum of symmetric A (n, n) by stochastic Lanczos quadrature, with deflation of what has converged.
 
@@ -95,6 +98,10 @@ def slq(
         call goes on from it to the same bits.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
+    ranks : str
+        In a torch.distributed group. "data": each rank has its share of the data, products are summed. "probes": each rank
+        has all the data and takes probes of its own. "both": the data repeat every p ranks, which share them, and each such
+        team takes probes of its own.
 
     Returns
     -------
@@ -105,7 +112,8 @@ def slq(
     ------
     ValueError
         For a square operator that is not symmetric (two products tell where nobody knows) or is empty, a keyword that is
-        none of its values, and for a checkpoint that is damaged or of another operator, seed or setting.
+        none of its values, ranks that do not hold the data that `ranks` asks for, and for a checkpoint that is damaged or
+        of another operator, seed or setting.
     RuntimeError
         For products that come out otherwise when they are made again.
 
@@ -128,6 +136,10 @@ def slq(
     rounding that the spectrum states. Vectors to deflate are made of rounded rows, which may leave eigenvalues without the
     proof that makes them atoms. "host" and a path keep every bit.
 
+    With probes shared out, the first (with tol or budget the second too) is made by the first team, as what it finds is
+    deflated from the others; then each team takes one at a time. One that a probe before it would have deflated further is
+    made again (`meta["made_again"]`), so that the spectrum is that of one process. A checkpoint goes on with any `ranks`.
+
     The certificate of `truncation` is `spectral.quadrature.certificate.envelope`. `plan` predicts products, seconds and
     memory.
 
@@ -143,7 +155,7 @@ def slq(
     >>> s.products, float(s.integrate(np.log).value)      # one step a probe: log det 2I = 50 log 2
     (4, 34.6573590279972...
     """
-    op, zeros, dim = symmetric_operand(A)
+    op, zeros, dim = shared_out(A, ranks, symmetric_operand)
     aim = check(probes, steps, tol, seed, deflate, reorthogonalize)
     place = check_place(basis, op.dtype)
     if place != "device" and reorthogonalize is False:
@@ -165,17 +177,17 @@ def slq(
     twice = not plan.mode and plan.vectors > 0
     limit.announce((int(probes) + twice) * min(int(steps), op.shape[0]))
     if twice:
-        settle(op, run.start(0))
+        run.settle()
     total = None if plan.adaptive else (int(probes) - len(run.records)) * min(int(steps), op.shape[0])
     with run.guard(), progress_bar(total, "slq", progress) as bar:
         while (stop := decided(op, run.stop(limit))) is None:
-            run.next_probe(limit, bar)
+            run.next_probes(limit, bar)
     return run.spectrum(stop=stop)
 
 
 def check(
     probes: Any = PROBES, steps: Any = STEPS, tol: Any = None, seed: Any = 0, deflate: Any = "auto",
-    reorthogonalize: Any = "auto", progress: Any = None,
+    reorthogonalize: Any = "auto", progress: Any = None, ranks: Any = "data",
 ) -> Tolerance | None:  # fmt: skip
     """One sentence for an option of `slq` that is none; what `tol` asks for."""
     for name, value in (("probes", probes), ("steps", steps)):
@@ -186,6 +198,7 @@ def check(
         raise ValueError(f"deflate={deflate!r} is not known; use True, False or 'auto'.")
     if progress not in (True, False, None):
         raise ValueError(f"progress={progress!r} is not known; use True, False or None, which shows it on a terminal.")
+    check_ranks(ranks)
     check_seed(seed)
     return Tolerance.of(tol)
 
@@ -251,6 +264,7 @@ class _Run(ProbeRun):
     ) -> None:
         self.settings, self.plan, self.aim, (self.dim, self.zeros) = settings, plan, aim, size
         self.orthogonality = 0.0  # of a rounded basis, as measured
+        self.made_again = 0  # probes, where teams have taken some that an earlier one would have deflated further
         most = min(settings["steps"] or op.shape[0], op.shape[0])
         deflation = Deflation(plan.vectors, op.shape[0]) if plan.vectors else None
         super().__init__(path, op, settings, deflation, least=1 if plan.adaptive else most, most=most)
@@ -280,10 +294,66 @@ class _Run(ProbeRun):
             return "budget" if limit.left() < (steps if exact else steps / 2) else None
         return None
 
-    def next_probe(self, limit: Budget, bar: Any) -> None:
-        """Run one probe to its end and keep its record."""
-        index = len(self.records)
-        state = self.begin(index, lambda start: self.lanczos(start, self._depth(index, limit)))
+    def next_probes(self, limit: Budget, bar: Any) -> None:
+        """Run one probe to its end and keep its record; where teams share them out, one for each team."""
+        if isinstance(self.op, SharedOut):
+            self._one_for_each_team(self.op, limit, bar)
+        else:
+            self.finish(self._probe(len(self.records), None, limit, bar))
+
+    def settle(self) -> None:
+        """Until products come out to the same bits again, on every team."""
+        if not isinstance(self.op, SharedOut):
+            return settle(self.op, self.start(0))
+        begun = self.op.products
+        with distributed.apart(self.op.team):
+            settle(self.op, self.start(0))
+        self.op.tally(self.op.products - begun)
+        return None
+
+    def _one_for_each_team(self, op: SharedOut, limit: Budget, bar: Any) -> None:
+        """Probes of the teams, each deflated of what is known now; those are kept that one process would have made so."""
+        done, deflation = len(self.records), self.deflation
+        depths, begun, own = self._depths(limit), op.products, op.team.index
+        known = 0 if deflation is None else len(deflation.deflated)
+        record, found = None, list[Deflated]()
+        with distributed.apart(op.team):
+            if own < len(depths):
+                record = self._probe(done + own, depths[own], limit.after(sum(depths[:own])), bar)
+                found = [] if deflation is None else deflation.deflated[known:]
+        self.recurrence = None
+        distributed.meet()
+        told = distributed.gather(lambda: (record, found, self.history))[:: op.team.size]
+        made = op.tally(op.products - begun)
+        bar.update(sum(made) - made[0])
+        last = next((team for team, (_, new, _) in enumerate(told) if new), len(depths) - 1)
+        self.made_again += len(depths) - 1 - last
+        if deflation is not None:
+            vectors = None if deflation.vectors is None else deflation.vectors[known:]
+            if new := told[last][1]:
+                vectors = distributed.first({"new": vectors}, op.device, last * op.team.size)["new"]
+            deflation.take(known, new, vectors if new else None, done + last + 1)
+        self.history = told[0][2]
+        self.records += [one for one, _, _ in told[:last] if one is not None]
+        self.finish(told[last][0])
+
+    def _depths(self, limit: Budget) -> list[int]:
+        """Steps of the probes to come, one for each team as far as probes and budget go: as if they were made in turn."""
+        done, left = len(self.records), limit.left(self.op.teams)
+        # probes on which later ones depend
+        before = 2 if self.plan.adaptive else 1 if self.deflation is not None else 0
+        most = self.op.teams if done >= before and self.recurrence is None else 1
+        depths: list[int] = []
+        while len(depths) < most and done + len(depths) < self.plan.probes:
+            if depths and left < (self.records[1].steps / 2 if self.plan.adaptive else 1):
+                break
+            depths.append(max(1, self._depth(done + len(depths), limit, left)))
+            left -= depths[-1]
+        return depths
+
+    def _probe(self, index: int, depth: int | None, limit: Budget, bar: Any) -> LanczosRecord:
+        """Run a probe to its end; what it finds is deflated from then on."""
+        state = self.begin(index, lambda start: self.lanczos(start, depth or self._depth(index, limit)))
         growth = stopping.GROWTH if index < 2 else stopping.LATER
 
         def enough() -> bool:
@@ -294,11 +364,12 @@ class _Run(ProbeRun):
         record = state.record(seed=self.seed, index=index, stop=stop)
         self.orthogonality = max(self.orthogonality, state.orthogonality)
         if self.deflation is not None:
+            self.deflation.looked = index
             self.deflation.add(record, self._combine(state, record, limit), self._worth(record))
-        self.finish(record)
+        return record
 
-    def _depth(self, index: int, limit: Budget) -> int:
-        """Most steps of a probe: later ones as many as the second, the first that is deflated, took to meet the tolerance.
+    def _depth(self, index: int, limit: Budget, left: float | None = None) -> int:
+        """Most steps of a probe with so many products `left`: later ones as many as the second, the first that is deflated.
 
         A budget without a tolerance, or that cannot meet it, is divided: equal depths beyond what the first has found.
         """
@@ -308,7 +379,7 @@ class _Run(ProbeRun):
             return self.plan.steps if index == 1 else self.records[1].steps
         first = self.records[0]
         depth = max(first.steps - (0 if self.deflation is None else len(self.deflation.deflated)), 4)
-        left = limit.left()
+        left = limit.left() if left is None else left
         return int(min(self.plan.steps, max(1, math.ceil(left / max(1, round(left / depth))))))
 
     def _combine(self, state: Lanczos, record: LanczosRecord, limit: Budget) -> Any:
@@ -399,6 +470,7 @@ class _Run(ProbeRun):
             "probes": len(records),
             "stop": stop,
             "stops": [record.stop for record in records],
+            **({"made_again": self.made_again} if self.made_again else {}),
             "value_error": error,
         }
         if self.orthogonality:

@@ -21,10 +21,10 @@ import torch
 from spectral import arrays, longvectors, results
 from spectral.estimators.budget import Budget, progress_bar, symmetric_operand, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint
+from spectral.estimators.shared_out import SharedOut, check_ranks, shared_out
 from spectral.krylov.block_lanczos import BlockLanczos
 from spectral.krylov.restarted import RestartedKrylov
 from spectral.krylov.symmetry import expected, hold, repeated, wrong
-from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.probes import check_seed
 from spectral.schema import COUNT, NONNEGATIVE, Fields, Flag, Law, Number, integer, maybe
@@ -147,6 +147,7 @@ def top(
     budget: Any = None,
     checkpoint: Any = None,
     progress: bool | None = None,
+    ranks: str = "data",
 ) -> Eigenpairs:
     """The k largest ("smallest", or largest in "magnitude") eigenpairs of symmetric A (n, n), with all copies.
 
@@ -181,6 +182,8 @@ def top(
         A file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
+    ranks : str
+        As in `slq`. "probes" and "both" share out the directions of a block, and need block >= 2.
 
     Returns
     -------
@@ -213,8 +216,13 @@ def top(
     >>> pairs.values.round(12).tolist(), pairs.converged.tolist()
     ([3.0, 3.0, 2.0], [True, True, True])
     """
-    op = as_operator(A)
-    op = op if isinstance(op, Gram) else symmetric_operand(op)[0]
+    if ranks != "data" and block == 1:
+        check_ranks(ranks)
+        raise ValueError(
+            f"ranks={ranks!r} shares out the directions of a block, and top follows one after the other with block=1; use "
+            "block=2 or more, or ranks='data', where every rank has its share of each product."
+        )
+    op, *_ = shared_out(A, ranks, lambda own: (own,) if isinstance(own, Gram) else symmetric_operand(own))
     n = op.shape[0]
     check(op, k, n, tol, which, KEYS)
     block = integer(block, "block", "block size", 1, n)
@@ -226,6 +234,8 @@ def top(
     with progress_bar(None, "top", progress) as bar:
         complete = run.find(k, bar)
     values, X, residuals = _measured(op, state.V, state.locked_values[:k], KEYS[which], run.norm)
+    if isinstance(op, SharedOut):
+        op.tally()
     threshold = run.tol * max(run.norm, float(np.abs(values).max()))
     return Eigenpairs(
         values=values,

@@ -13,9 +13,17 @@ from typing import Any
 import numpy as np
 
 from spectral.estimators import leave_one_out
-from spectral.estimators.budget import Budget, progress_bar, smaller_side, symmetric_operand, vectors_that_fit
+from spectral.estimators.budget import (
+    Budget,
+    decided,
+    progress_bar,
+    smaller_side,
+    symmetric_operand,
+    vectors_that_fit,
+)
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.diagonal import EXACT, exact_diagonal
+from spectral.estimators.shared_out import shared_out
 from spectral.estimators.slq import slq
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
@@ -46,6 +54,7 @@ def trace(
     budget: Any = None,
     checkpoint: Any = None,
     progress: bool | None = None,
+    ranks: str = "data",
     **options: Any,
 ) -> Estimate:
     """tr A for square A (n, n), or tr f(A) = sum_i f(lambda_i) for symmetric A, with its standard error.
@@ -75,6 +84,9 @@ def trace(
         "slq" with rtol each run has a file of its own beside it.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
+    ranks : str
+        As in `slq`: whether the ranks of a group share the data, the vectors, or both. Shared out are the columns of a
+        block; every rank holds what one process would.
     **options : object
         Of `slq`, with f or method="slq" only.
 
@@ -133,12 +145,13 @@ def trace(
     if method == "slq" or f is not None:
         if probes is not None:
             options["probes"] = probes
+        options["ranks"] = ranks
         return _quadrature(A, f or (lambda x: x), rtol, check_seed(seed), budget, checkpoint, progress, options)
     if options:
         raise TypeError(
             f"trace got unknown options {', '.join(options)}; without f it takes probes, rtol, seed, budget, checkpoint."
         )
-    A = smaller_side(A)
+    (A,) = shared_out(A, ranks, lambda own: (smaller_side(own),))
     wanted = PROBES if probes is None else integer(probes, "probes", "number of products")
     settings = {"trace": method, "probes": probes, "rtol": rtol, "seed": check_seed(seed)}
     targets = {name: _targets(wanted, sampler.cost, rtol) for name, sampler in SAMPLERS.items()}
@@ -190,11 +203,8 @@ def _sampled(
     with progress_bar(target * sampler.cost, "trace", progress) as bar, run.guard(lambda: drawn):
         while True:
             while sampler.m < target and (room := limit.vectors_now(sampler.cost)) > 0:
-                block = (
-                    1
-                    if limit.epochs < np.inf
-                    else int(max(1, min(leave_one_out.block_of(A), target - sampler.m, room)))
-                )
+                block = A.teams if limit.epochs < np.inf else leave_one_out.block_of(A)
+                block = int(max(1, min(block, target - sampler.m, room)))
                 sampler.add(block)
                 drawn = state()
                 run.stepped(end=sampler.m >= target)
@@ -237,7 +247,7 @@ def _quadrature(
     options: dict[str, Any],
 ) -> Estimate:
     """tr f(A) by `slq`; with rtol probes double, or steps where truncation is the larger part of the error."""
-    op, _, _ = symmetric_operand(A)
+    op, _, _ = shared_out(A, options.get("ranks", "data"), symmetric_operand)
     limit = Budget(budget, op)
     spectrum = slq(A, seed=seed, budget=budget, progress=progress, checkpoint=checkpoint, **options)
     e, spent, drawn, runs = spectrum.integrate(f), spectrum.products, 0, 1
@@ -247,7 +257,7 @@ def _quadrature(
         deeper = truncation > rtol * abs(float(e)) / 2 and options["steps"] < op.shape[0]
         probes = len(spectrum.nodes)
         room = limit.products - spent
-        if room < 1 or limit.exhausted() or 2 * probes * options["steps"] > MOST * 100:
+        if room < 1 or decided(op, limit.exhausted()) or 2 * probes * options["steps"] > MOST * 100:
             break
         common: dict[str, Any] = {"budget": room if room < np.inf else budget, "progress": progress}
         if checkpoint is not None:  # every run has a file of its own

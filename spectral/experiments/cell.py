@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spectral import arrays
+from spectral import distributed
 from spectral.analysis import label_alignment, summary
 from spectral.analysis.alignment import EXACT_ROWS, label_vector
 from spectral.estimators import block_gap, esd, slq
+from spectral.estimators.budget import free_memory
 from spectral.estimators.exact import exact, gram_matrix
 from spectral.experiments.datasets import Problem, batches, digits, in_dtype, permute_labels
 from spectral.experiments.models import model_for
@@ -327,16 +328,7 @@ def network(
     model = settings.build(problem, cell.seed, cell.condition).to(settings.device)
     if cell.condition.noise is None:
         return model.eval(), None
-    snapshot = store.get(cell.network)
-    if snapshot is None:
-        y, changed = _labels(problem, cell)
-        options = dict(settings.training)
-        if cell.condition.epochs is not None:
-            options["max_epochs"] = cell.condition.epochs
-        trained = train(model, problem.x_train, y, seed=cell.seed, **options)  # type: ignore[arg-type]
-        state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        snapshot = Snapshot(state=state, trained=trained, noise=cell.condition.noise, changed=changed)
-        store[cell.network] = snapshot
+    snapshot = distributed.by_first(lambda: store.get(cell.network) or _trained(cell, settings, problem, model, store))
     own, stored = ({name: (v.shape, v.dtype) for name, v in s.items()} for s in (model.state_dict(), snapshot.state))
     if own != stored or snapshot.noise != cell.condition.noise:
         raise ValueError(
@@ -346,9 +338,27 @@ def network(
     return model.eval(), snapshot
 
 
+def _trained(
+    cell: Cell, settings: Settings, problem: Problem, model: nn.Module, store: MutableMapping[str, Snapshot]
+) -> Snapshot:
+    """The cell's network after training, which is stored; of several ranks the first trains, so that all have its weights."""
+    y, changed = _labels(problem, cell)
+    options = dict(settings.training)
+    if cell.condition.epochs is not None:
+        options["max_epochs"] = cell.condition.epochs
+    trained = train(model, problem.x_train, y, seed=cell.seed, **options)  # type: ignore[arg-type]
+    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    snapshot = Snapshot(state=state, trained=trained, noise=cell.condition.noise or 0.0, changed=changed)
+    store[cell.network] = snapshot
+    return snapshot
+
+
 def jacobian(model: nn.Module, x: Tensor, y: Tensor, matrix: Matrix, batch_size: int = 150) -> Jacobian:
-    """The operator of a `Matrix` over (x, y): x (n, ...), y (n,). The diagonal belongs to the flattened Gram."""
-    data = batches(x, y, batch_size)
+    """The operator of a `Matrix` over (x, y): x (n, ...), y (n,), of which each rank of a group takes its share.
+
+    The diagonal belongs to the flattened Gram.
+    """
+    data = distributed.share(batches(x, y, batch_size))
     if matrix.kind == "ntk":
         return Jacobian(model, data, of=matrix.of, wrt="params")
     layout = "flattened" if matrix.kind == "flattened" else "stacked"
@@ -409,7 +419,7 @@ def _kernel(
     """
     rows, columns = J.shape
     k = min(settings.alignment_k, rows)
-    fits = rows <= EXACT_ROWS and rows * columns * J.dtype.itemsize < arrays.available_memory(J.device) // 2
+    fits = rows <= EXACT_ROWS and rows * columns * J.dtype.itemsize < free_memory(J) // 2
     if settings.estimator not in (esd, exact) or not fits or rows > columns:
         method = "exact" if fits else "lanczos"
         aligned = {name: label_alignment(J, y, k=k, method=method) for name, y in wanted.items()}

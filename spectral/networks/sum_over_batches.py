@@ -67,6 +67,7 @@ class SumOverBatches(Operator):
         self._groups: list[range] = []  # the batches that are multiplied as one, once a sweep has begun
         self._adjoint: tuple[Any, linearize.Adjoint | None] = (None, None)  # with the model's version
         self._joins: bool | None = None  # whether they give what they give one by one, once that was seen
+        self._team: tuple[distributed.Team, SumOverBatches] | None = None  # the same of one team's data, once asked for
 
     # What a subclass gives -------------------------------------------------------------------------------------------
     def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
@@ -169,6 +170,22 @@ class SumOverBatches(Operator):
     @property
     def ranks(self) -> int:  # type: ignore[override]  # a constant of other operators
         return distributed.world_size()
+
+    @property
+    def held_data(self) -> list[str]:
+        return [persist.fingerprint([mark for mark in part.fingerprints if mark]) for part in self.network.info.parts]
+
+    def of_team(self, team: distributed.Team) -> Operator:
+        """By this operator's survey of the data, without a sweep; its engines are its own."""
+        if team.size == 1 and not self.network.info.ranks:  # built apart
+            return self
+        if self._team is None or self._team[0] != team:
+            network, first = self.network.restricted(self.network.names), team.index * team.size
+            parts = network.info.parts[first : first + team.size]
+            network.info = replace(network.info, ranks=parts if team.size > 1 else ())
+            with distributed.apart(team):
+                self._team = team, self._of(network, self.options)
+        return self._team[1]
 
     @property
     def store(self) -> Store:

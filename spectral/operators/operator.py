@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from spectral import arrays, longvectors, persist, probes
+from spectral import arrays, distributed, longvectors, persist, probes
 from spectral.operators.export import cupy_view, scipy_view
 from spectral.pieces import Piece, Shards, local, own_rows
 
@@ -69,6 +69,7 @@ class Operator:
 
     self_map = True  # rows and columns are one space; a Jacobian's are not, even where it happens to be square
     ranks = 1  # processes that make a product together, each of its own data
+    teams = 1  # of ranks that multiply columns of their own
     new_products = False  # whether a product is memory of its own, which recurrences may overwrite
     ndim = 2
     args: tuple[Any, ...] = ()  # what an expression is made of, as scipy's operators say it; of a leaf nothing
@@ -135,6 +136,32 @@ class Operator:
         100
         """
         self.expected = products
+
+    @property
+    def held_data(self) -> list[str]:
+        """A mark of the data that each rank holds, in rank order; of an operator that has none, nothing."""
+        return []
+
+    def of_team(self, team: distributed.Team) -> Operator:
+        """The same matrix of the data that one team of ranks holds, to be multiplied `apart`.
+
+        Parameters
+        ----------
+        team : Team
+            This rank's, of `spectral.distributed.teams`.
+
+        Returns
+        -------
+        Operator
+            This one where it has no data.
+
+        Examples
+        --------
+        >>> A = spectral.as_operator(np.eye(2))
+        >>> A.of_team(spectral.distributed.teams(1)) is A
+        True
+        """
+        return self
 
     @property
     def settled(self) -> bool:
@@ -761,6 +788,16 @@ class Derived(Operator):
     def ranks(self) -> int:  # type: ignore[override]  # a constant of most operators
         return max(leaf.ranks for leaf in self.sources)
 
+    def of_team(self, team: distributed.Team) -> Operator:
+        other = self._rebuilt(*(part.of_team(team) for part in self.parts))
+        if other.symmetric is None:  # two products, or the user, have told
+            other.symmetric = self.symmetric
+        return other
+
+    def _rebuilt(self, *parts: Operator) -> Operator:
+        """The same expression of other parts."""
+        return type(self)(*parts)  # type: ignore[arg-type]
+
     @property
     def product_error(self) -> float:
         return max(part.product_error for part in self.parts)
@@ -832,6 +869,9 @@ class Scaled(Derived):
         self.factor, self.args = factor, (A, factor)
         self.self_map = A.self_map
 
+    def _rebuilt(self, *parts: Operator) -> Operator:
+        return Scaled(self.factor, *parts)
+
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.factor * self.parts[0].multiply(V)
 
@@ -850,6 +890,9 @@ class Shifted(Derived):
             raise ValueError(f"cannot add {shift} I to {A!r}, which is not square.")
         super().__init__((A,), A.shape, symmetric=A.symmetric, nonnegative=A.nonnegative and shift >= 0)
         self.shift, self.args = shift, (A, ScaledIdentity(shift))
+
+    def _rebuilt(self, *parts: Operator) -> Operator:
+        return Shifted(parts[0], self.shift)
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply(V) + self.shift * V
@@ -941,6 +984,9 @@ class Gram(Derived):
         dim = m if self.side == "left" else n
         super().__init__((A,), (dim, dim), symmetric=True, nonnegative=True, known_zeros=dim - min(m, n))
         self.args = (A, A.T) if self.side == "left" else (A.T, A)
+
+    def _rebuilt(self, *parts: Operator) -> Operator:
+        return Gram(parts[0], self.side)
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         return self.parts[0]._names(self.side)

@@ -1,8 +1,12 @@
-"""`spectral-report DIR...`: the runs of a sweep as one page and two tables (CSV).
+"""`spectral-report DIR...`: the runs of a sweep as one page and two tables.
 
 A run is a folder with a result.json; folders are searched to any depth. Written into `--output` (the first DIR): sweep.html,
 one panel per operator and one row per configuration, seeds aggregated; sweep.csv, one row for each matrix of each run;
-sweep_long.csv, one row for each number. Runs are of one configuration only if every setting but the seed is the same.
+sweep_long.csv, one row for each number; both as .parquet too where pyarrow is installed. Runs are of one configuration only if
+every setting but the seed is the same.
+
+Tables are made from the result.json files alone, so that thousands of runs take seconds; `--tables` leaves the page out, which
+reads spectra.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -108,14 +113,14 @@ class Sweep:
     notes: tuple[str, ...] = ()
     same: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def panels(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(c.panel for c in self.configurations))
 
     def of(self, panel: str) -> list[Configuration]:
         return [c for c in self.configurations if c.panel == panel]
 
-    @property
+    @cached_property
     def series(self) -> tuple[tuple[str, ...], ...]:
         """The values of the swept columns, each once: what has one number and one colour in all panels."""
         return tuple(dict.fromkeys(c.values for c in self.configurations))
@@ -138,20 +143,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `spectral-report`; errors are one sentence and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="spectral-report",
-        description="Gather runs of spectral into one page (sweep.html) and two tables (sweep.csv, sweep_long.csv).",
+        description="Gather runs of spectral into one page (sweep.html) and two tables (sweep.csv and sweep_long.csv).",
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="run folders, or folders that hold some")
     parser.add_argument("--output", metavar="DIR", help="where to write (default: the first DIR)")
+    parser.add_argument("--tables", action="store_true", help="the tables alone: no page, no spectrum is read")
     given = parser.parse_args(arguments)
     try:
         runs = find(given.folders)
         output = Path(given.output or given.folders[0])
         output.mkdir(parents=True, exist_ok=True)
-        written = write(runs, output)
+        tabled = write_tables(runs, output)
+        page = None if given.tables else write(runs, output)
     except (ValueError, OSError) as problem:
         print(f"spectral-report: {problem}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(f"\ntable: {written[0]}\nnumbers: {written[1]}\nreport: {written[2]}")
+    print("\n" + "\n".join(f"{kind}: {path}" for kind, path in tabled))
+    if page is not None:
+        print(f"report: {page}")
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------
@@ -356,8 +365,23 @@ def _address(run: Run, output: Path) -> str:
     return quote(Path(os.path.relpath(target.resolve(), output.resolve())).as_posix())
 
 
-def csv_texts(runs: Sequence[Run]) -> tuple[str, str]:
-    """(a row for each matrix of each run with all its numbers, a row for each number): settings that differ, then results."""
+def write_tables(runs: Sequence[Run], output: Path) -> list[tuple[str, Path]]:
+    """Write sweep.csv and sweep_long.csv into `output`, as .parquet too where that can be written; (what it is, where)."""
+    written = []
+    for kind, name, rows in zip(("table", "numbers"), ("sweep", "sweep_long"), rows_of(runs), strict=True):
+        atomic_write(output / f"{name}.csv", tables.csv_text(rows).encode("utf-8"))
+        written.append((kind, output / f"{name}.csv"))
+        if (content := tables.parquet(rows)) is not None:
+            atomic_write(output / f"{name}.parquet", content)
+            written.append((kind, output / f"{name}.parquet"))
+    return written
+
+
+def rows_of(runs: Sequence[Run]) -> tuple[list[list[Any]], list[list[Any]]]:
+    """(a row for each matrix of each run with all its numbers, a row for each number): settings that differ, then results.
+
+    The first row of each has the names.
+    """
     swapped, differ = swept(runs)
     seeds = [key for key in SEEDS if len({json.dumps(run.settings.get(key)) for run in runs}) > 1]
     keys = [*differ, *seeds]
@@ -379,7 +403,7 @@ def csv_texts(runs: Sequence[Run]) -> tuple[str, str]:
                 long.append([*start, m, numbers[m], numbers.get(f"{m}_{kind}"), kind, refused(m, numbers)])
     titles = [*fixed, "test_accuracy", "reached_target", *(f"run_{c}" for c in costs), *metrics]
     of_numbers = [*fixed, "metric", "value", "error", "error_kind", "refused"]
-    return tables.csv_text([titles, *wide]), tables.csv_text([of_numbers, *long])
+    return [titles, *wide], [of_numbers, *long]
 
 
 def _plain(value: Any) -> Any:
@@ -387,11 +411,8 @@ def _plain(value: Any) -> Any:
 
 
 # The page ------------------------------------------------------------------------------------------------------------
-def write(runs: Sequence[Run], output: Path) -> tuple[Path, Path, Path]:
-    """Write sweep.csv, sweep_long.csv and sweep.html into `output`, print the tables, and return the paths."""
-    wide, long = csv_texts(runs)
-    atomic_write(output / "sweep.csv", wide.encode("utf-8"))
-    atomic_write(output / "sweep_long.csv", long.encode("utf-8"))
+def write(runs: Sequence[Run], output: Path) -> Path:
+    """Write sweep.html into `output`, print what it says, and return where it is."""
     sweep = sweep_of(runs)
     own = {panel: table(sweep, panel, output) for panel in sweep.panels}
     said = answer(sweep)
@@ -412,7 +433,7 @@ def write(runs: Sequence[Run], output: Path) -> tuple[Path, Path, Path]:
         version=spectral.__version__,
     )
     atomic_write(output / "sweep.html", html.encode("utf-8"))
-    return output / "sweep.csv", output / "sweep_long.csv", output / "sweep.html"
+    return output / "sweep.html"
 
 
 def question(sweep: Sweep) -> str:

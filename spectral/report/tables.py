@@ -262,6 +262,33 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     return buffer.getvalue()
 
 
+def parquet(rows: Iterable[Sequence[Any]]) -> bytes | None:
+    """The rows as a Parquet file, the first of them the names of the columns; None where pyarrow is not installed.
+
+    A column is of truth values, of numbers, or of texts, whichever holds all its cells; None and nan are null.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        return None
+    names, *rest = rows
+    columns = [_column(values) for values in zip(*rest, strict=True)] or [[] for _ in names]
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([pa.array(column) for column in columns], names=list(map(str, names))), file)
+    return file.getvalue()
+
+
+def _column(values: Sequence[Any]) -> list[Any]:
+    """The cells in one type."""
+    cells = [None if value is None or value != value else value for value in values]
+    types = {type(cell) for cell in cells if cell is not None}
+    if len(types) <= 1:
+        return cells
+    kind = float if types == {int, float} else str
+    return [None if cell is None else kind(cell) for cell in cells]
+
+
 def _harmless(value: Any) -> Any:
     if not isinstance(value, str):
         return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value

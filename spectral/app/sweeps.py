@@ -1,0 +1,52 @@
+"""The runs of a sweep in its folder: one that is finished is known by the hash of its configuration, whatever number it has now.
+
+So a sweep that was killed goes on where it was, and one that is made longer, or in another order, computes what is new alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spectral.app import run
+from spectral.app.store import read_result
+from spectral.persist import atomic_write, fingerprint, own
+
+FINISHED = (
+    ".finished"  # in a sweep's folder: for each finished run a file named by its hash, which holds its folder's name
+)
+
+
+def place(sweep: Path, folder: Path, settings: dict[str, Any]) -> tuple[Path, bool]:
+    """(where this run is or belongs, whether it is finished); `folder` is the one of its number.
+
+    Where that holds another run, it belongs beside it.
+    """
+    name = own(_mark(sweep, settings))
+    if name.exists():
+        there = sweep / name.read_text(encoding="utf-8")
+        if there.resolve().is_relative_to(sweep.resolve()) and (there / "result.json").exists():
+            return there, True
+    if not (folder / "result.json").exists():
+        return folder, False
+    if read_result(folder / "result.json")["config"] == _recorded(settings):
+        mark(sweep, folder, settings)  # it was killed before it could
+        return folder, True
+    return folder.with_name(f"{folder.name}-{_hash(settings)}"), False
+
+
+def mark(sweep: Path, folder: Path, settings: dict[str, Any]) -> None:
+    """The run in this folder is finished."""
+    atomic_write(own(_mark(sweep, settings)), str(folder.resolve().relative_to(sweep.resolve())).encode())
+
+
+def _mark(sweep: Path, settings: dict[str, Any]) -> Path:
+    return sweep / FINISHED / _hash(settings)
+
+
+def _hash(settings: dict[str, Any]) -> str:
+    return fingerprint(_recorded(settings))
+
+
+def _recorded(settings: dict[str, Any]) -> Any:
+    return run.plain(run.recorded(settings))
