@@ -209,6 +209,27 @@ def test_rounding_that_is_large_beside_the_matrix_is_told_from_a_wrong_product()
         {**SEEN, **MEASURED}[name](A)
 
 
+class Otherwise(Once):
+    """From product `since` on another engine multiplies, which rounds otherwise: by `unit` of the norm, the same each time."""
+
+    def __init__(self, M, since, unit):
+        super().__init__(M)
+        self.since, self.error = since, unit * torch.from_numpy(rotated(SIGNED, seed=5))
+
+    def _made(self, W, V):
+        self.calls += 1
+        return W + self.error @ V if self.calls >= self.since else W
+
+
+@pytest.mark.parametrize("name", ["slq with the basis", "slq, selective", "top"])
+@pytest.mark.parametrize("since", (3, 7, 11, 15))
+def test_an_engine_that_takes_over_and_rounds_otherwise_is_no_wrong_product(name, since):
+    eps = torch.finfo(torch.float64).eps
+    {**SEEN, **MEASURED}[name](Otherwise(rotated(SIGNED), since, 200 * eps))
+    with pytest.raises(RuntimeError, match="was wrong"):
+        {**SEEN, **MEASURED}[name](Otherwise(rotated(SIGNED), since, 1e-6))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_networks_in_coarse_dtypes_are_not_refused(dtype):
     torch.manual_seed(0)
