@@ -79,6 +79,23 @@ def said_first(folder: Path, shown: str) -> str:
     return lines[place + 1]
 
 
+def test_a_plan_is_said_for_each_job_and_nothing_is_kept(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    call(monkeypatch, "-m", *SINGLE, "model=mlp", "estimator=slq", "estimator.steps=5,9", "plan=only")
+    said = [line for line in capfd.readouterr().out.splitlines() if " products, about " in line]
+    assert [line.split(": ")[1].split()[0] for line in said] == ["20", "36"] and not results(here)
+    monkeypatch.setattr(sys, "argv", ["spectral", "plan=only"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "plan=only is of one spectrum by slq or esd" in "".join(capfd.readouterr())
+    monkeypatch.setattr(sys.modules["spectral.plan"], "free_memory", lambda A: 1000)
+    monkeypatch.setattr(sys, "argv", ["spectral", *SINGLE, "model=mlp", "estimator=slq", "plan=only"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "which does not fit; most are for" in "".join(capfd.readouterr())
+
+
 def test_a_single_spectrum_from_an_unrelated_folder(tmp_path: Path) -> None:
     done = spectral(*SINGLE, "output=default", folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -378,7 +378,10 @@ CONFIG = Fields(
         "batch_size": SIZE,
         "resume": Flag(),
     },
-    {"experiment": maybe(Target(_experiment, "an experiment of spectral.experiments.experiments"))},
+    {
+        "experiment": maybe(Target(_experiment, "an experiment of spectral.experiments.experiments")),
+        "plan": maybe(Same("only")),
+    },
 )
 
 

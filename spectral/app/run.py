@@ -170,8 +170,11 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
     configuration.check(config)
     folder = own_folder(folder)
     where = device(config["device"])
+    if config.get("plan") == "only":
+        print(planned(config, where), flush=True)
+        return None
     about = {**environment(where), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-    description = {k: v for k, v in config.items() if k not in ("resume", "output", "analysis")}
+    description = {k: v for k, v in config.items() if k not in ("resume", "output", "analysis", "plan")}
     description["computed by"] = {k: about[k] for k in ("spectral", "torch", "device")}
     store = RunStore(config["output"]["state"], description, resume=config["resume"], present=distributed.leads())
     folder.mkdir(parents=True, exist_ok=True)
@@ -382,6 +385,29 @@ class Rehearsal(Operator):
         raise Rehearsed
 
 
+def planned(config: dict[str, Any], where: str) -> str:
+    """What the spectrum of a configuration would take, by products with the network as it is before training: one line."""
+    target = locate(config["estimator"]["_target_"])
+    if config.get("experiment") or target not in (spectral.slq, spectral.esd):
+        raise ValueError(
+            "plan=only is of one spectrum by slq or esd; name model=, operator= and estimator=, and no experiment."
+        )
+    settings, options = settings_of(config, where), arguments(config["estimator"])
+    problem = settings.problem(seed=config["seed"]).to(where)
+    model = settings.model(problem, seed=config["seed"]).to(where).eval()
+    A = Task(config, settings, problem, None).operator(model)[0]  # type: ignore[arg-type]  # nothing is kept
+    with few_threads(model):
+        told = spectral.plan(A, steps=options.get("steps", 100), probes=options.get("probes", 4))
+    if not told.fits:
+        held = max(told.held, key=lambda what: told.held[what])
+        way = {
+            "basis": "estimator.reorthogonalize=false or estimator.basis=PATH", "deflation": "estimator.deflate=false",
+            "products": "operator.chunk=1 or products=fresh", "vectors": "a smaller model, or parameters over ranks",
+        }[held]  # fmt: skip
+        raise ValueError(f"{told}, which does not fit; most are for {held}: use {way}.")
+    return f"{_named(config, 'operator', 'model', 'data', between=' · ')}: {told}"
+
+
 def _rehearse(task: Task) -> None:
     """Build the operator over the network as it is before training, and let the estimator look at its options."""
     model = task.settings.model(task.problem, seed=task.config["seed"]).to(task.settings.device).eval()
@@ -446,7 +472,7 @@ def _measured_spectrum(task: Task, model: nn.Module) -> tuple[Spectrum, dict[str
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as it stands in result.json and on the page."""
-    return {key: value for key, value in config.items() if key != "resume"}
+    return {key: value for key, value in config.items() if key not in ("resume", "plan")}
 
 
 def _write(folder: Path, config: dict[str, Any], report: Report, results: dict[str, Any]) -> Path:
