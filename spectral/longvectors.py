@@ -72,6 +72,8 @@ def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def added(number: float, *of: torch.Tensor) -> float:
     """A sum over entries of `of` as this rank has it, over all ranks where these lie there."""
+    if not any(isinstance(x, Piece) for x in of):
+        return number
     return float(summed(torch.tensor(number, dtype=torch.float64, device=of[0].device), *of))
 
 

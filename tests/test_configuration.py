@@ -284,7 +284,7 @@ def test_a_file_of_an_operator_may_have_its_own_settings_of_products(here, monke
     (settings,) = ran
     assert settings["operator"] == {
         **PRODUCTS, "_target_": "spectral.Jacobian", "of": "logits", "wrt": "inputs", "layout": "stacked",
-        "split": "test", "samples": 5, "engine": "replay", "preflight": False,
+        "split": "test", "samples": 5, "engine": "replay", "preflight": False, "chunk": None,
     }  # fmt: skip
 
 

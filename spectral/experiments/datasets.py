@@ -203,6 +203,8 @@ def text(
     """
     if targets not in TARGETS or (targets == "topic" and path is not None):
         raise ValueError(f"targets={targets!r} is not possible of {path or 'text'}; use next, or topic without a path.")
+    if length < 1:
+        raise ValueError(f"length={length} is no length of a passage; use 1 or more.")
     encode, vocabulary = pretrained.tokeniser(tokens)
     articles = reference() if path is None else {"": _read(path)}
     if targets == "next":
