@@ -395,6 +395,7 @@ def dense_curvature(model, x, y, kind):
     return matrix.detach(), places
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gauss_newton", "hessian"])
 def test_curvature_blocks_and_gap_of_a_language_model_are_those_of_the_dense_matrix(language, kind):
     store, _, results = language
@@ -419,6 +420,7 @@ def test_curvature_blocks_and_gap_of_a_language_model_are_those_of_the_dense_mat
         assert abs(found[name].metrics["trace"] - part.sum()) <= 4 * found[name].metrics["trace_stderr"] + 1e-9
 
 
+@pytest.mark.slow
 def test_blocks_come_after_their_matrix_and_survive_json(language):
     _, experiment, results = language
     whole = "gauss_newton.logits.train"

@@ -196,7 +196,8 @@ def killed_and_resumed(folder, kills, call, number):
 @pytest.mark.parametrize(
     ("kills", "mode", "number"),
     [
-        (3, True, signal.SIGKILL),
+        (1, True, signal.SIGKILL),
+        pytest.param(3, True, signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(2, "selective", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(50, True, signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(12, False, signal.SIGKILL, marks=pytest.mark.slow),
@@ -211,7 +212,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_bits(tmp_path, kills, mode, nu
 @pytest.mark.parametrize(
     ("kills", "number"),
     [
-        (2, signal.SIGKILL),
+        pytest.param(2, signal.SIGKILL, marks=pytest.mark.slow),
         (1, signal.SIGTERM),
         pytest.param(25, signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(10, signal.SIGINT, marks=pytest.mark.slow),
@@ -226,7 +227,8 @@ def test_exact_that_is_killed_resumes_to_the_same_bits(tmp_path, kills, number):
 @pytest.mark.parametrize(
     ("kills", "recurrence", "number"),
     [
-        (2, "chebyshev", signal.SIGKILL),
+        (1, "chebyshev", signal.SIGKILL),
+        pytest.param(2, "chebyshev", signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(2, "chebyshev", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(25, "chebyshev", signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(25, "lanczos", signal.SIGKILL, marks=pytest.mark.slow),

@@ -572,6 +572,7 @@ def test_a_rank_that_leaves_between_products_ends_the_others(two):
     assert two[0]["left"] == ("RankFailed", words) and two[0]["waited"] < 10
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_is_named_by_all_others_and_the_run_is_saved(three):
     assert three[1] is None
     for rank in (three[0], three[2]):

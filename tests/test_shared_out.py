@@ -12,6 +12,8 @@ import spectral
 from spectral import heartbeat
 from spectral.krylov.lanczos import Lanczos
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 CASE = CASES["mlp"]
 # eigenvalues of which later probes find further copies, above a bulk
 MATRIX = np.diag(np.concatenate([[9.0, 9.0, 9.0, 7.0, 7.0, -1.0], np.linspace(0.0, 0.5, 200)]))
