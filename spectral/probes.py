@@ -131,8 +131,11 @@ class Signs:
 
     def __getitem__(self, part: slice) -> torch.Tensor:
         low, high, _ = part.indices(self.n)
-        some = self.table[self.bytes[low // 8 : -(-high // 8)].int()]
-        return some.reshape(-1)[low % 8 :][: high - low]
+        some = self.bytes[low // 8 : -(-high // 8)]
+        if some.device.type == "cpu":  # numpy unpacks ten times as fast
+            bits = torch.from_numpy(np.unpackbits(some.numpy()).view(np.int8))
+            return bits[low % 8 :][: high - low].mul_(2).sub_(1)
+        return self.table[some.int()].reshape(-1)[low % 8 :][: high - low]
 
 
 def signs(seed: int, n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> torch.Tensor:

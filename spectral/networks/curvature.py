@@ -498,9 +498,10 @@ class GaussNewton(Curvature):
     def _hold_head(self, batch: Any) -> None:
         """The logits' derivative is that of the head alone, on one sample of the first batch; else it is not taken."""
         network = self.network
-        v = probes.signs(0, self.shape[1], dtype=self.dtype, device=self.device)
+        v = probes.Signs(0, self.shape[1], self.device)
         size = network.samples.size(batch)
-        sample = int(network.loss.class_counts(batch, v).reshape(size, -1).sum(1).argmax())  # that says most
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        sample = int(network.loss.class_counts(batch, like).reshape(size, -1).sum(1).argmax())  # that says most
         alone = network.samples.rows(batch, size, sample, sample + 1)
         for way in self.engine.ways:
             try:
