@@ -75,6 +75,7 @@ def test_scale_does_not_matter_and_two_empty_blocks_leave_everything_outside():
     assert float(block_gap(outside, [3, 3])) == pytest.approx(1.0, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "by"), [(GaussNewton, "module"), (Hessian, "parameter")])
 def test_the_gap_of_a_network_is_that_of_its_dense_matrix(kind, by):
     generator = torch.Generator().manual_seed(0)

@@ -101,6 +101,7 @@ def symmetric(n=60):
     return spectral.as_operator(M + M.T)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {"reorthogonalize": False, "deflate": False}, {"reorthogonalize": True}, {"reorthogonalize": "selective", "deflate": False},
 ])  # fmt: skip
