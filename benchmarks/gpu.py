@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 from machine import environment
-from models import MATRICES, Logits, Workload, reference
+from models import MATRICES, Logits, Workload, our_operator, reference
 from models import build as built
 from peers import FAILURES, PEERS, first_line, present
 from torch import nn
@@ -258,11 +258,7 @@ def operator(work: Workload, case: Case) -> tuple[Callable[[torch.Tensor], torch
     options: dict[str, Any] = {"engine": case.engine}
     if case.precision == "bfloat16":
         options["product_dtype"] = torch.bfloat16
-    if case.matrix == "J^T J":
-        inner: Any = spectral.Jacobian(work.model, work.data, **options)
-        A: Any = inner.gram("right")
-    else:
-        A = inner = getattr(spectral, case.matrix)(work.model, work.loss, work.data, **options)
+    A, inner = our_operator(work, case.matrix, **options)
     A.expect(EXPECTED_PRODUCTS)
     return (lambda V: A @ V), inner
 

@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import spectral
+
 BATCHES = 4
 MATRICES = ("J^T J", "GaussNewton", "Hessian")
 Data = list[tuple[torch.Tensor, torch.Tensor]]
@@ -163,6 +165,15 @@ def build(name: str, seed: int = 0) -> Workload:
 
 
 # What products must be -----------------------------------------------------------------------------------------------
+def our_operator(work: Workload, matrix: str, **options: Any) -> tuple[Any, Any]:
+    """(spectral's operator, the one that multiplies batches and knows its engine: of J^T J the Jacobian)."""
+    if matrix == "J^T J":
+        J = spectral.Jacobian(work.model, work.data, **options)
+        return J.gram("right"), J
+    A = getattr(spectral, matrix)(work.model, work.loss, work.data, **options)
+    return A, A
+
+
 def reference(work: Workload, matrix: str, v: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """A v (P,) by double backward alone, on a copy in `dtype`: torch.autograd, nothing of the package.
 

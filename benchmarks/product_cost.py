@@ -41,11 +41,9 @@ from typing import Any
 import torch
 from cost_table import COLUMNS, WRONG, Record, table, time_cell
 from machine import FREES, environment, forget_peak, status_bytes, watched
-from models import MATRICES, MODELS, Workload, build, reference
+from models import MATRICES, MODELS, Workload, build, our_operator, reference
 from peers import FAILURES, PEERS, Product, first_line, present
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-import spectral
 
 WARM_UP = 8  # calls before timing: ways take turns, a program is recorded and held to three products
 EXPECTED = 100  # products that an estimator would ask for, so that recording may pay for itself
@@ -76,11 +74,7 @@ def spectral_operator(work: Workload, case: Case) -> tuple[Product, Any]:
     options: dict[str, Any] = {"engine": case.engine}
     if case.dtype != "float32":
         options["product_dtype"] = getattr(torch, case.dtype)
-    if case.matrix == "J^T J":
-        inner: Any = spectral.Jacobian(work.model, work.data, **options)
-        A: Any = inner.gram("right")
-    else:
-        A = inner = getattr(spectral, case.matrix)(work.model, work.loss, work.data, **options)
+    A, inner = our_operator(work, case.matrix, **options)
     A.expect(EXPECTED)
     if not case.replay:
         inner.store.budget = 0

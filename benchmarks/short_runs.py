@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from machine import environment, watched
-from models import MATRICES, MODELS, Logits, Workload, build, reference
+from models import MATRICES, MODELS, Logits, Workload, build, our_operator, reference
 from peers import FAILURES, PEERS, curvlinops_operator, first_line
 from peers import present as importable
 from scipy.sparse.linalg import eigsh
@@ -77,9 +77,7 @@ LARGE: dict[str, Callable[[], Workload]] = {"wide": wide, "124m": published_gpt2
 
 def ours(work: Workload, matrix: str) -> Any:
     """Our operator, built as a user would."""
-    if matrix == "J^T J":
-        return spectral.Jacobian(work.model, work.data).gram("right")
-    return getattr(spectral, matrix)(work.model, work.loss, work.data)
+    return our_operator(work, matrix)[0]
 
 
 def operator(package: str, work: Workload, matrix: str) -> Callable[[torch.Tensor], torch.Tensor]:

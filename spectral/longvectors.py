@@ -29,7 +29,7 @@ class GrowingRows(Sequence[torch.Tensor]):
     Each is asked for when it is needed, so that they need not be there together.
     """
 
-    def __init__(self, row: Callable[[int], torch.Tensor], number: int) -> None:
+    def __init__(self, row: Callable[[int], torch.Tensor] = torch.empty, number: int = 0) -> None:
         self.row, self.number = row, number
 
     def __len__(self) -> int:

@@ -179,8 +179,13 @@ class Rows:
     def _opened(self, flags: int = 0) -> IO[bytes]:
         return os.fdopen(os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o666), "r+b")
 
+    @property
+    def mark(self) -> tuple[int, str]:
+        """(bytes, SHA-256) of all so far."""
+        return self.size, self.digest.hexdigest()
+
     def append(self, contents: Iterable[bytes]) -> tuple[int, str]:
-        """Write behind what is there; returns the mark (bytes, SHA-256) of all so far."""
+        """Write behind what is there; returns the mark of all so far."""
         size, digest = self.size, self.digest.copy()
         own(self.path).parent.mkdir(parents=True, exist_ok=True)
         with self._opened(os.O_CREAT) as file:
@@ -193,7 +198,7 @@ class Rows:
             file.flush()
             os.fsync(file.fileno())
         self.size, self.digest = size, digest  # both or, where a signal comes, none
-        return self.size, self.digest.hexdigest()
+        return self.mark
 
     def read(self, start: int, memory: np.ndarray) -> None:
         """What stands from byte `start` on, into `memory` (bytes,)."""

@@ -123,8 +123,9 @@ class Signs:
         generator = np.random.Philox(key=np.array([check_seed(seed), 0], dtype=np.uint64), counter=[0, 0, 0, 3])
         words = np.atleast_1d(generator.random_raw(-(-n // 64))).astype("<u8").view(np.uint8)
         self.bytes, self.n = torch.from_numpy(words).to(device), n
-        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
-        self.table = torch.from_numpy(2 * bits.view(np.int8) - 1).to(device)  # the signs of each byte
+        if self.bytes.device.type != "cpu":  # the signs of each byte
+            bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+            self.table = torch.from_numpy(2 * bits.view(np.int8) - 1).to(device)
 
     def __len__(self) -> int:
         return self.n

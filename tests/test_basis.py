@@ -3,13 +3,13 @@
 import errno
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from resident import measured
 
 import spectral
 from spectral.krylov.basis import ROUNDED, Basis
@@ -164,9 +164,9 @@ def test_a_full_disk_says_so(tmp_path, monkeypatch):
 
 
 RESUMES = """
-import gc, json, sys
-from pathlib import Path
+import json, sys
 import torch, spectral
+from resident import peak
 from spectral.operators.operator import Operator
 
 n = 1 << 22
@@ -181,13 +181,6 @@ class Ramp(Operator):
         return self.d[:, None] * V
     def identity(self):
         return "ramp"
-
-def peak(work):
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    work()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 folder, stop = sys.argv[1], int(sys.argv[2])
 spectral.slq(torch.eye(100), probes=1, steps=3, progress=False)
@@ -208,11 +201,7 @@ print(json.dumps((peak(run) - base) / 4 / n))
 def test_going_on_takes_no_more_than_a_tenth_beyond_what_the_run_takes(tmp_path):
     def vectors(folder, stop):
         folder.mkdir(exist_ok=True)
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-        command = [sys.executable, "-c", RESUMES, str(folder), str(stop)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return json.loads(measured(RESUMES, folder, stop, environment={"MALLOC_MMAP_THRESHOLD_": "131072"}))
 
     whole = vectors(tmp_path / "whole", 10**9)
     vectors(tmp_path / "parts", 35)

@@ -1,15 +1,15 @@
 """How many vectors of a model's size are held at a time: memory is what a large model's spectrum is short of."""
 
 import json
-import subprocess
 import sys
 
 import pytest
+from resident import measured
 
 SCRIPT = """
-import gc, json, sys
-from pathlib import Path
+import json, sys
 import torch, spectral
+from resident import peak
 from torch import nn
 
 job, matrix = sys.argv[1:]
@@ -19,13 +19,6 @@ RUN = {
     "trace": lambda A: spectral.trace(A, probes=4, progress=False),
     "diagonal": lambda A: spectral.diagonal(A, probes=3, progress=False),
 }[job]
-
-def peak(work):
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    work()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 model = nn.Sequential(nn.Linear(3000, 3000), nn.Tanh(), nn.Linear(3000, 3000), nn.Tanh(), nn.Linear(3000, 4))
 x, y = torch.randn(2, 3000), torch.randint(4, (2,))
@@ -54,7 +47,6 @@ print(json.dumps((most - base) / 4 / sum(p.numel() for p in model.parameters()))
     ],
 )
 def test_runs_without_a_basis_hold_few_vectors_beside_model_and_gradient(job, vectors, matrix):
-    done = subprocess.run([sys.executable, "-c", SCRIPT, job, matrix], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    found = json.loads(measured(SCRIPT, job, matrix, timeout=120))
     # a piece of a product, half a vector here, is there twice while it is added
-    assert json.loads(done.stdout) <= vectors + 0.75
+    assert found <= vectors + 0.75

@@ -133,13 +133,13 @@ def sentence(work):
     return "", ""
 
 
-def short_of(steps, problem, work):
-    """`work()`, in which the second Lanczos recurrence ends by `problem` after so many steps, between its products."""
+def short_of(steps, problem, work, recurrence=2):
+    """`work()`, in which the second Lanczos recurrence (or another) ends by `problem` after so many steps, between products."""
     plain, begun = Lanczos.step, []
 
     def step(self):
         begun.extend([self] * (self.steps == 0))
-        if len(begun) == 2 and self.steps == steps:
+        if len(begun) == recurrence and self.steps == steps:
             raise problem
         return plain(self)
 

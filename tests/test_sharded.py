@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from test_jacobian import Once
 from test_ranks import sentence, started
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -616,20 +617,6 @@ def test_the_error_of_differences_stands_in_every_spectrum():
 
 
 def test_without_an_exact_product_the_error_of_differences_is_that_of_a_longer_step():
-    class Once(torch.autograd.Function):
-        """x^3 with a gradient and no second derivative."""
-
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x**3
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, g):
-            (x,) = ctx.saved_tensors
-            return 3 * x**2 * g
-
     net = nn.Linear(2, 1, bias=False).double()
     H = spectral.Hessian(
         net, lambda z, batch: (Once.apply(z).sum(), len(z)), [torch.eye(2).double()], engine="finite-difference", preflight=False

@@ -279,6 +279,11 @@ class Task:
     problem: Problem
     store: RunStore
 
+    def untrained(self) -> nn.Module:
+        """The network as it is before training, in eval mode."""
+        network: nn.Module = self.settings.model(self.problem, seed=self.config["seed"]).to(self.settings.device)
+        return network.eval()
+
     def operator(self, model: nn.Module) -> tuple[Operator, torch.Tensor]:
         """The operator that the configuration names, and the labels of its samples."""
         node = self.config["operator"]
@@ -393,9 +398,9 @@ def planned(config: dict[str, Any], where: str) -> str:
             "plan=only is of one spectrum by slq or esd; name model=, operator= and estimator=, and no experiment."
         )
     settings, options = settings_of(config, where), arguments(config["estimator"])
-    problem = settings.problem(seed=config["seed"]).to(where)
-    model = settings.model(problem, seed=config["seed"]).to(where).eval()
-    A = Task(config, settings, problem, None).operator(model)[0]  # type: ignore[arg-type]  # nothing is kept
+    task = Task(config, settings, settings.problem(seed=config["seed"]).to(where), None)  # type: ignore[arg-type]  # nothing is kept
+    model = task.untrained()
+    A = task.operator(model)[0]
     with few_threads(model):
         told = spectral.plan(A, steps=options.get("steps", 100), probes=options.get("probes", 4))
     if not told.fits:
@@ -410,7 +415,7 @@ def planned(config: dict[str, Any], where: str) -> str:
 
 def _rehearse(task: Task) -> None:
     """Build the operator over the network as it is before training, and let the estimator look at its options."""
-    model = task.settings.model(task.problem, seed=task.config["seed"]).to(task.settings.device).eval()
+    model = task.untrained()
     A = Rehearsal(task.operator(model)[0])
     with few_threads(model), distributed.apart(distributed.teams(1)), suppress(Rehearsed):
         task.estimator(task.operand(A), progress=False)

@@ -14,13 +14,13 @@ from spectral.estimators.budget import Budget
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.deflation import Deflated, Deflation
 from spectral.estimators.probe_state import STATE
+from spectral.krylov.basis import ROUNDED
 from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord
 from spectral.krylov.lanczos import NONE, Lanczos, LanczosRecord
 from spectral.krylov.symmetry import KnownProduct
 from spectral.operators.operator import Operator
 
 R = TypeVar("R", Lanczos, Chebyshev)
-ROUNDING = 2.0**-8  # of the length of a row in bfloat16
 
 
 class ProbeRun:
@@ -38,7 +38,7 @@ class ProbeRun:
         self.history: list[list[float]] = []  # of the first probe, as `slq` writes it down
         self.recurrence: Lanczos | Chebyshev | None = None  # of the probe at hand, the one after so many `done`
         self.done = self.counted = 0  # `counted`: its steps of which the products are
-        rounding = ROUNDING if self.place == "bf16" else 0.0
+        rounding = ROUNDED if self.place == "bf16" else 0.0
         run = {"seed": self.seed, "mode": self.mode, "deflates": deflation is not None, "rounding": rounding}
         self.checkpoint = Checkpoint(path, op, settings, STATE, **run, **steps)
         self.matrix = self.checkpoint.matrix
@@ -69,9 +69,9 @@ class ProbeRun:
             "attempts": attempts,
             "history": self.history,
             "deflated": [[f.value, f.error, f.window, f.probe, f.nodes] for f in deflated],
-            "vectors": longvectors.GrowingRows(
-                *((int, 0) if vectors is None else (vectors.__getitem__, len(deflated)))
-            ),
+            "vectors": longvectors.GrowingRows()
+            if vectors is None
+            else longvectors.GrowingRows(vectors.__getitem__, len(deflated)),
             "recurrence": None if recurrence is None or not steps else recurrence.state(),
         }
 

@@ -297,8 +297,6 @@ def _read(path: str) -> str:
 
 def _passages(ids: list[int], length: int) -> Tensor:
     """(N, length), one after the other; what is left over at the end is dropped."""
-    if length < 1:
-        raise ValueError(f"length={length} is no number of tokens; use 1 or more.")
     count = len(ids) // length
     return torch.tensor(ids[: count * length], dtype=torch.int64).reshape(count, length)
 

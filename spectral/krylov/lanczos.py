@@ -143,9 +143,9 @@ class Lanczos:
             0.0  # the largest |<sum_{i < j} +-q_i, q_j>|, which is about the root of sum_{i < j} <q_i, q_j>^2
         )
         self.pivots: list[float] = []  # of T + allowed I, positive where A >= 0
-        self.allowed = symmetry.expected(A) + (
-            0.0 if self.kept is None else self.kept.rounding
-        )  # over ||T||, what a product may be off before it is looked at again
+        self.allowed = symmetry.expected(A)  # over ||T||, what a product may be off before it is looked at again
+        if self.kept is not None:
+            self.allowed += self.kept.rounding
         self.carried = (1, 0.0)  # (j, what <A q_{j-1}, q_j> is beyond beta_{j-1}): q_j keeps what w had along q_{j-2}
 
     @property
@@ -280,7 +280,7 @@ class Lanczos:
         j, q_prev, q, (omega_prev, omega, again) = self.now
         return {
             "alphas": np.array(self.alphas[:j]), "betas": np.array(self.betas[:j]), "q_prev": q_prev, "q": q,
-            "basis": longvectors.GrowingRows(*((int, 0) if self.kept is None else (self.kept.row, j))),
+            "basis": longvectors.GrowingRows() if self.kept is None else longvectors.GrowingRows(self.kept.row, j),
             "omega_prev": omega_prev, "omega": omega, "again": again,
             "limit": self.limit, **({} if self.sum is None else {"sum": self.sum, "orthogonality": self.orthogonality}),
         }  # fmt: skip

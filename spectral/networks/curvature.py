@@ -447,7 +447,7 @@ class GaussNewton(Curvature):
     label smoothing count as in torch.
 
     engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
-    that fails gives place to the other, with the reason in `describe()`. Where more than three products are to come
+    that fails gives place to the other, with the reason in `describe()`. Where more than ten products are to come
     (estimators announce theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program
     is recorded only where the products to come pay for it and `memory` holds it; it is held to three products of the first
     batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. See
@@ -458,10 +458,9 @@ class GaussNewton(Curvature):
     layer gives the logits (a language model's head, tied or not: on every batch its one call's result, unchanged), they are
     never made: a product holds three chunks, each a sixteenth of them or a quarter of the layer's weight, and probabilities
     where `memory` keeps them, 1.2 logits tensors in all; `describe()` names the layer as "head_in_chunks". The preflight
-    makes one product through it and one without, on one sample, and the first sweep and the tests run the
-    model as it is, logits and all. Other models
-    hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed group, operators built alike
-    on each rank from its own samples mean the whole.
+    holds the logits' derivative on one sample to that of the layer, and the first sweep and the tests run the model as it is,
+    logits and all. Other models hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed
+    group, operators built alike on each rank from its own samples mean the whole.
 
     References
     ----------
@@ -685,7 +684,7 @@ class Fisher(GaussNewton):
     label smoothing count as in torch.
 
     engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
-    that fails gives place to the other, with the reason in `describe()`. Where more than three products are to come
+    that fails gives place to the other, with the reason in `describe()`. Where more than ten products are to come
     (estimators announce theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program
     is recorded only where the products to come pay for it and `memory` holds it; it is held to three products of the first
     batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. See
@@ -696,10 +695,9 @@ class Fisher(GaussNewton):
     layer gives the logits (a language model's head, tied or not: on every batch its one call's result, unchanged), they are
     never made: a product holds three chunks, each a sixteenth of them or a quarter of the layer's weight, and probabilities
     where `memory` keeps them, 1.2 logits tensors in all; `describe()` names the layer as "head_in_chunks". The preflight
-    makes one product through it and one without, on one sample, and the first sweep and the tests run the
-    model as it is, logits and all. Other models
-    hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed group, operators built alike
-    on each rank from its own samples mean the whole.
+    holds the logits' derivative on one sample to that of the layer, and the first sweep and the tests run the model as it is,
+    logits and all. Other models hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed
+    group, operators built alike on each rank from its own samples mean the whole.
 
     References
     ----------
@@ -825,7 +823,7 @@ class EmpiricalFisher(GaussNewton):
     Batch norm runs with its running statistics: there is no statistics="batch" here, which would couple the samples.
 
     engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
-    that fails gives place to the other, with the reason in `describe()`. Where more than three products are to come
+    that fails gives place to the other, with the reason in `describe()`. Where more than ten products are to come
     (estimators announce theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program
     is recorded only where the products to come pay for it and `memory` holds it; it is held to three products of the first
     batch before it multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. See

@@ -465,6 +465,9 @@ class DataModel:
         if not self._opened:
             with self.opened():
                 return self.run(values, batch, then, output)
+        return self._called(values, batch, then, output)
+
+    def _called(self, values: Mapping[str, torch.Tensor], batch: Any, then: Callable[[Any], Any], output: Any) -> Any:
         substituted = {**self.frozen, **values}
         for value in substituted.values():
             value._is_param = True  # type: ignore[attr-defined]  # what isinstance(value, nn.Parameter) asks for

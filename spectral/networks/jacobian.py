@@ -102,7 +102,7 @@ class Jacobian(SumOverBatches):
     Notes
     -----
     engine="auto": the first two products of each kind are held to the adjoint identity, to rounding; a way that fails gives
-    place to the other, with the reason in `describe()`. Where more than three products are to come (estimators announce
+    place to the other, with the reason in `describe()`. Where more than ten products are to come (estimators announce
     theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program is recorded only
     where the products to come pay for it and `memory` holds it; it is held to three products of the first batch before it
     multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. `describe()` says

@@ -29,7 +29,7 @@ from torch.autograd import forward_ad
 
 from spectral import arrays, distributed, longvectors, probes
 from spectral.engine import linearize
-from spectral.networks.calling import NOTHING, unwrapped
+from spectral.networks.calling import unwrapped
 from spectral.networks.data_model import DataModel
 from spectral.networks.loss_model import LossModel
 from spectral.networks.products import Products
@@ -202,13 +202,8 @@ class ShardedModel(DataModel):
         with self._differentiating(()):
             return function(*self.primals(batch))
 
-    def run(
-        self, values: Mapping[str, torch.Tensor], batch: Any, then: Callable[[Any], Any], output: Any = NOTHING
-    ) -> Any:
-        """then(what the model returns) with its own parameters, which `values` are."""
-        if not self._opened:
-            with self.opened():
-                return self.run(values, batch, then, output)
+    def _called(self, values: Mapping[str, torch.Tensor], batch: Any, then: Callable[[Any], Any], output: Any) -> Any:
+        """With the model's own parameters, which `values` are."""
         return self.call(batch, then, output)
 
     # Derivatives ------------------------------------------------------------------------------------------------------

@@ -104,12 +104,12 @@ class SumOverBatches(Operator):
                 return False
             vectors = VECTORS * max(self.shape) * self.dtype.itemsize
             free = max(0, arrays.available_memory(self.device) - vectors)
-            if each * most <= free or not self._adds_up(batch):
+            if each * most <= free or not self._pair_adds_up(batch):
                 return False
         network.cut(max(1, int(free // each)))
         return True
 
-    def _adds_up(self, batch: Any) -> bool:
+    def _pair_adds_up(self, batch: Any) -> bool:
         """Whether two samples give what they give one by one."""
         samples, allowed = self.network.samples, arrays.discrepancy(self.network.compute_dtype)
         size = samples.size(batch)
@@ -120,7 +120,7 @@ class SumOverBatches(Operator):
         batch = self.network.first_batch()
         if batch is not None and self.network.samples.size(batch) > (self.options.chunk or 0):
             with self.network.opened():
-                if not self._adds_up(batch):
+                if not self._pair_adds_up(batch):
                     raise ValueError(
                         f"chunk={self.options.chunk} cuts batches, but the samples of a batch meet in the model or in the loss: "
                         "two of them do not give what they give one by one; leave chunk= out, or pass smaller batches."
