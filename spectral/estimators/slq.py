@@ -323,10 +323,10 @@ class _Run(ProbeRun):
                 found = [] if deflation is None else deflation.deflated[known:]
         self.recurrence = None
         distributed.meet()
-        told = distributed.gather(lambda: (record, found, self.history))[:: op.team.size]
+        told = distributed.gather(lambda: (record, found, self.history, self.orthogonality))[:: op.team.size]
         made = op.tally(op.products - begun)
         bar.update(sum(made) - made[0])
-        last = next((team for team, (_, new, _) in enumerate(told) if new), len(depths) - 1)
+        last = next((team for team, (_, new, *_) in enumerate(told) if new), len(depths) - 1)
         self.made_again += len(depths) - 1 - last
         if deflation is not None:
             vectors = None if deflation.vectors is None else deflation.vectors[known:]
@@ -334,7 +334,8 @@ class _Run(ProbeRun):
                 vectors = distributed.first({"new": vectors}, op.device, last * op.team.size)["new"]
             deflation.take(known, new, vectors if new else None, done + last + 1)
         self.history = told[0][2]
-        self.records += [one for one, _, _ in told[:last] if one is not None]
+        self.orthogonality = max(lost for *_, lost in told)
+        self.records += [one for one, *_ in told[:last] if one is not None]
         self.finish(told[last][0])
 
     def _depths(self, limit: Budget) -> list[int]:
