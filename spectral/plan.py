@@ -41,7 +41,8 @@ class Plan:
     basis : bool
         Whether the Lanczos basis would be kept, as `slq` decides by itself.
     parts : dict
-        Seconds by what takes them: products, recurrence, orthogonalisation, random vectors, deflation.
+        Seconds by what takes them: first products, products (the others), recurrence, orthogonalisation, random vectors,
+        deflation.
     held : dict
         Bytes by what takes them: vectors, basis, deflation, products.
 
@@ -81,8 +82,9 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     The run is announced to the operator, which then chooses how it multiplies as it would in the run itself. Products are
     measured until it has chosen: the last one is timed, and one step's sums over vectors are timed beside it.
 
-    Cost: two products; at most eleven where twenty or more are planned and the operator tries several ways to multiply. The
-    run itself goes on with what was chosen.
+    Cost: two products; at most eleven where twenty or more are planned and the operator tries several ways to multiply. What
+    these took, choosing included, is part of the prediction, as in a run of an operator built anew; a run of this one goes on
+    with what was chosen.
 
     Parameters
     ----------
@@ -121,12 +123,13 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     begin = time.perf_counter()
     v = probe(0, 0, n, dtype=op.dtype, device=op.device)
     drawn = time.perf_counter() - begin
-    each, w = _measured(op, v, products)
+    first, made, each, w = _measured(op, v, products)
     dot, update, read = _vector_seconds(v, w)
     deflated = min(steps, max(room, 1)) if probes > 1 else 0  # at most
     converged = int(CONVERGED * deflated)
     parts = {
-        "products": each * products,
+        "first products": first,
+        "products": each * max(products - made, 0),
         "recurrence": products * (3 * dot + 3 * update),
         "orthogonalisation": probes * PASSES * read * steps * (steps + 1) / 2 if basis else 0.0,
         "random vectors": probes * drawn,
@@ -143,16 +146,18 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     return Plan(products, sum(parts.values()), total, most, each, free, basis, parts, held)
 
 
-def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, torch.Tensor]:
-    """Seconds of a product once the operator has chosen how it multiplies, as far as that is worth it, and a product."""
+def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, int, float, torch.Tensor]:
+    """(seconds of the first products, how many, seconds of one once the operator has chosen how it multiplies, a product)."""
     op.expect(products)
+    done, begin = op.products, time.perf_counter()
     longvectors.norm(op @ v)  # the first one warms up; the norm waits for the device
     if products >= MANY:
         settle(op, v)
+    first, made = time.perf_counter() - begin, op.products - done
     begin = time.perf_counter()
     w = op @ v
     longvectors.norm(w)
-    return time.perf_counter() - begin, w
+    return first, made, time.perf_counter() - begin, w
 
 
 def _vector_seconds(v: torch.Tensor, w: torch.Tensor) -> tuple[float, float, float]:

@@ -37,13 +37,13 @@ def adjoint_error(lin, calls=3):
         return lin.vjp(u.view(shape))
 
     like = torch.empty(sum(sizes), dtype=lin.primals[0].dtype)
-    test, errors = linearize.Adjoint(there, back, like, lin.output.numel()), []
+    test, errors = linearize.Adjoint(back, like, lin.output.numel()), []
     for call in range(calls):
         v, u = (
             torch.randn(n, generator=torch.Generator().manual_seed(call)).to(like.dtype)
             for n in (len(like), lin.output.numel())
         )
-        errors += [test.of_forward(v, there(v)), test.of_transpose(u, back(u))]
+        errors += [test.of_forward(v, there(v), there), test.of_transpose(u, back(u), there)]
     return max(errors)
 
 
@@ -155,6 +155,49 @@ def test_a_way_with_a_wrong_transpose_is_left_for_the_next_one(monkeypatch):
     v = torch.ones(J.shape[1]).double()
     assert torch.allclose(J.gram("right") @ v, right.gram("right") @ v, atol=1e-12)
     assert J.describe()["engine"] == "double-backward" and "fresh: <Jv, u>" in J.describe()["reason"]
+
+
+class Tilted(linearize.ForwardMode):
+    """Its transpose is wrong by what ones do not see."""
+
+    def vjp(self, cotangent):
+        first, *rest = super().vjp(cotangent)
+        return (first + cotangent.sum() * (torch.eye(*first.shape) - first.shape[1] / first.numel()), *rest)
+
+
+@pytest.mark.parametrize("make", [torch.ones, torch.randn, lambda n: torch.eye(n)[0], torch.zeros])
+def test_whatever_is_multiplied_first_a_wrong_transpose_is_found(monkeypatch, make):
+    monkeypatch.setitem(linearize.WAYS, "fresh", Tilted)
+    model, data = linear_model()
+    for make_operator in (
+        lambda **options: Jacobian(model, data, **options).gram("right"),
+        lambda **options: GaussNewton(model, nn.MSELoss(), [(data[0][0], torch.zeros(5, 2).double())], **options),
+    ):
+        A, right = make_operator(), make_operator(engine="double-backward")
+        v = make(A.shape[1]).double()
+        assert torch.allclose(A @ v, right @ v, atol=1e-12)
+
+
+def test_a_random_vector_is_its_own_test_pair_and_others_are_given_one():
+    """Beside the product itself: one J^T u for a random v, and a J v for what an error may be orthogonal to."""
+    A, calls = torch.randn(50, 40).double(), []
+
+    def there(v):
+        calls.append("J v")
+        return (A @ v[:].double(),)
+
+    def back(u):
+        calls.append("J^T u")
+        return (A.T @ u,)
+
+    for v, drawn in ((torch.randn(40), []), (torch.ones(40), ["J v"]), (torch.arange(40) % 7 + 1, ["J v"])):
+        calls.clear()
+        Jv = A @ v.double()
+        test = linearize.Adjoint(back, A[0], 50, 1e-9)
+        assert test.of_both(v.double(), (Jv,), (3 * Jv,), (3 * A.T @ Jv,), there) < 1e-12
+        assert calls == ["J^T u", *drawn]
+        with pytest.raises(linearize.Wrong):
+            test.of_both(v.double(), (Jv,), (3 * Jv,), (3.3 * A.T @ Jv,), there)
 
 
 @pytest.fixture

@@ -212,10 +212,19 @@ def test_logits_in_another_dtype_are_multiplied_plainly():
     assert GaussNewton(Mixed(transposed), loss, data, preflight=False).network.head is None
 
 
-def test_a_head_whose_derivative_is_another_is_said():
+def shifted(model):
+    """The head's values, which move with a parameter that is not the head's."""
+    model.shift = nn.Parameter(torch.zeros(C, dtype=torch.float64))
+    own = model.head.forward
+    model.head.forward = lambda h: own(h) + model.shift
+    return model
+
+
+@pytest.mark.parametrize("change", [steeper, shifted])
+def test_a_head_whose_derivative_is_another_is_said(change):
     torch.manual_seed(0)
     model, loss, data = module()
-    A = GaussNewton(steeper(model), loss, data)
+    A = GaussNewton(change(model), loss, data)
     assert A.network.head is None
     assert A.describe()["untested"].startswith("the head in chunks: its derivative is off by ")
 

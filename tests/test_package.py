@@ -46,6 +46,7 @@ def test_import_loads_no_library_that_takes_long(module, loaded):
     assert module not in loaded
 
 
+@pytest.mark.slow  # `make check` holds it to the same rules, beside the package
 def test_a_typed_program_that_uses_the_whole_contract_passes_strict_checking():
     if importlib.util.find_spec("mypy") is None:
         pytest.skip("mypy is not installed; it is in the extra dev")

@@ -28,10 +28,11 @@ from spectral.engine.store import Store
 from spectral.failures import first_line
 
 COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]: compiling takes up to a minute
-# Guesses before a candidate is measured, in first products and in present ones: a recording with its tests took 3 to 6 of the
-# former and saved .05 to .5 of the latter on five models. The other way saves as much, and takes two products more at first where
-# vectors weigh more than a model's arithmetic: it waits for TURN products, made or announced.
-RECORDING, SAVED = 4.0, 0.2
+# Guesses before a candidate is measured, in first products and in present ones: the first batch's recording with its tests took 3
+# to 6 of the former, another's, which makes the product that is asked for, 1 to 2, and they saved .05 to .5 of the latter on five
+# models. The other way saves as much, and takes two products more at first where vectors weigh more than a model's arithmetic: it
+# waits for TURN products, made or announced.
+RECORDING, LATER, SAVED = 4.0, 1.5, 0.2
 TURN = 10.0
 RIVAL = 0.15  # what the other way's program may save of a Hessian's: 0 to .2 on five models
 BETTER = 0.95  # a candidate must take less than this part of the time: near ties go the same way in every run
@@ -323,7 +324,8 @@ class Engine:
             return False
         way, program = choice.timings[choice.way], choice.timings.get(choice.program)
         if program is None:
-            cost, gain, size = RECORDING * way.first, SAVED * way.each, work.graph
+            first = (RECORDING + (self.groups - 1) * LATER) / self.groups  # of a batch, on average
+            cost, gain, size = first * way.first, SAVED * way.each, work.graph
         else:
             cost, gain = program.first, way.each - program.later
             size = int(max(program.bytes, program.held) * work.samples / choice.samples)

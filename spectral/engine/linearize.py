@@ -37,6 +37,7 @@ ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled", DIFFERENCE)
 PART = 1 << 20  # entries of a vector that are looked at at a time
 TINY = 1e-25  # of a sum of squares in float32: below, and beyond what it holds, float64 tells
 HEAVY = 1 << 26  # bytes of a vector that is held in half of them while products are tested
+LOOKS = 32  # entries of a user's vector that tell whether it is like a random one
 CALLS = 3  # products of the first batch on which a program is held to its way, and in which a way is timed
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
@@ -246,57 +247,90 @@ EXACT = ("double-backward", "fresh")
 
 
 class Adjoint:
-    """Holds products to <J v, u> = <v, J^T u>, for a pair u, v of signs that is drawn once with J^T u and J v.
+    """Holds products to <J v, u> = <v, J^T u>, for signs u that are drawn once, with J^T u.
 
-    What a user multiplies may be blind to an error (ones, before a normalisation), so that the pair itself is tested first;
-    then each product J v is held to (u, J^T u), each J^T u to (v, J v). An inner product of signs with J v has the standard
-    deviation ||J v||, so that a wrong product shows as about 1 in any dimension; divided by ||u|| or ||v|| it would drown in
-    float32's rounding from a million parameters on. Cost: one J v and one J^T u, then two inner products a test; memory: a
-    vector of each side, half of one where it is large.
+    Each product J v is held to (u, J^T u). A J^T w is held to signs v and their J v, drawn too; or, where it was made of a J v
+    (w = H J v), to that pair v, J v, if v is generic: what a user multiplies may be blind to an error (ones, before a
+    normalisation), and then signs v are drawn, for a J v alone too.
+
+    An inner product of signs with J v has the standard deviation ||J v||, so that a wrong product shows as about 1 in any
+    dimension; divided by ||u|| or ||v|| it would drown in float32's rounding from a million parameters on. Of vectors that were
+    made of each other the inner product itself may be larger, and rounding with it, as in `symmetry_error`.
+
+    Cost: a J^T u, a J v where that is drawn, then two inner products a test; memory: a vector of each side that is drawn, half of
+    one where it is large.
     """
 
-    def __init__(
-        self,
-        there: Callable[[probes.Signs], Tensors],
-        back: Linear,
-        v: torch.Tensor,
-        rows: int,
-        allowed: float = math.inf,
-    ) -> None:
-        """`there`: signs v (n,) -> the pieces of J v (rows,); `back`: u (rows,) -> those of J^T u (n,); `v`: like any v."""
-        self.allowed = allowed
+    def __init__(self, back: Linear, v: torch.Tensor, rows: int, allowed: float = math.inf) -> None:
+        """`back`: u (rows,) -> the pieces of J^T u (n,); `v`: like any v (n,)."""
+        self.allowed, self.error = allowed, 0.0
+        self.holds = True  # once a product is wrong, what was drawn may be
         self.v, self.u = probes.Signs(1, len(v), v.device), probes.Signs(0, rows, v.device)
-        Jv, pulled = list(there(self.v)), list(back(self.u[:].to(v.dtype)))
-        self.error = self._identity(self.u, Jv, self.v, pulled)
-        heavy = sum(p.numel() * p.element_size() for p in pulled) > HEAVY
-        self.Jv, self.pulled = (_waiting(pieces) if heavy else pieces for pieces in (Jv, pulled))
+        self.Jv: Held | None = None
+        self.pulled = _waiting(list(back(self.u[:].to(v.dtype))))
 
-    def of_forward(self, v: torch.Tensor, Jv: Tensors) -> float:
-        """The error of J v; `Wrong` if it is more than allowed."""
+    def of_forward(self, v: torch.Tensor, Jv: Tensors, there: Callable[[probes.Signs], Tensors]) -> float:
+        """The error of J v; `Wrong` if it is more than allowed. `there`: signs v (n,) -> the pieces of J v (rows,)."""
+        if not is_generic(v):
+            self._draw(there)
         return max(self.error, self._identity(self.u, Jv, v, self.pulled))
 
-    def of_transpose(self, u: torch.Tensor | Tensors, pulled: Tensors) -> float:
+    def of_transpose(
+        self, u: torch.Tensor | Tensors, pulled: Tensors, there: Callable[[probes.Signs], Tensors]
+    ) -> float:
         """The error of J^T u, u in one piece or in those of J v; `Wrong` if it is more than allowed."""
-        return max(self.error, self._identity(u, self.Jv, self.v, pulled))
+        return max(self._identity(u, self._draw(there), self.v, pulled), self.error)
 
-    def _identity(self, u: Vector, Jv: Held, v: Vector, pulled: Held) -> float:
+    def of_both(
+        self, v: torch.Tensor, Jv: Tensors, u: Tensors, pulled: Tensors, there: Callable[[probes.Signs], Tensors]
+    ) -> float:
+        """The larger error of J v and of J^T u, u made of J v; `Wrong` if it is more than allowed."""
+        error = self.of_forward(v, Jv, there)
+        if self.Jv is not None:
+            return max(error, self.of_transpose(u, pulled, there))
+        return max(error, self._identity(u, Jv, v, pulled, related=True))
+
+    def _draw(self, there: Callable[[probes.Signs], Tensors]) -> Held:
+        if self.Jv is None:
+            Jv = list(there(self.v))
+            self.error = self._identity(self.u, Jv, self.v, self.pulled)
+            self.Jv = _waiting(Jv)
+        return self.Jv
+
+    def _identity(self, u: Vector, Jv: Held, v: Vector, pulled: Held, related: bool = False) -> float:
         one, two = dot(u, Jv), dot(v, pulled)
-        scale = max(norm(Jv) * _component(u), norm(pulled) * _component(v))
+        scale = max(norm(Jv) * _component(u), norm(pulled) * _component(v), *((abs(one), abs(two)) if related else ()))
         if not scale > 0 or not math.isfinite(scale):  # what is not finite is somebody else's to say
             return 0.0
         error = abs(one - two) / scale
-        if not error <= self.allowed:
+        self.holds = error <= self.allowed
+        if not self.holds:
             raise Wrong(f"<Jv, u> and <v, J^T u> differ by {error:.1e}")
         return error
 
 
+def is_generic(v: torch.Tensor) -> bool:
+    """Whether v's entries are like those of a random vector: of LOOKS none is zero, and no two are of one size."""
+    some = v[:: max(1, len(v) // LOOKS)].abs()
+    return len(some) >= LOOKS and bool((some > 0).all()) and len(torch.unique(some)) == len(some)
+
+
 def _waiting(pieces: list[torch.Tensor]) -> Held:
-    """Large pieces in float16 over their largest entry, with that: inner products with signs are off by 1e-4 of their norm."""
+    """A large vector's large pieces in float16 over their largest entry, with that: inner products are off by 1e-4 of norms."""
+    if sum(p.numel() * p.element_size() for p in pieces) <= HEAVY:
+        return pieces
     held: list[torch.Tensor | tuple[torch.Tensor, float]] = []
     while pieces:
-        piece = pieces.pop(0)
-        largest = float(piece.abs().max()) if piece.numel() > PART and piece.element_size() > 2 else 0.0
-        held.append(((piece / largest).half(), largest) if 0 < largest < math.inf else piece)
+        piece = pieces.pop(0).reshape(-1)
+        large = len(piece) > PART and piece.element_size() > 2
+        largest = max(map(abs, map(float, torch.aminmax(piece)))) if large else 0.0
+        if not 0 < largest < math.inf:
+            held.append(piece)
+            continue
+        half = torch.empty_like(piece, dtype=torch.half)
+        for some, rounded in zip(piece.split(PART), half.split(PART), strict=True):
+            rounded.copy_(some / largest)
+        held.append((half, largest))
     return held
 
 

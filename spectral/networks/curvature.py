@@ -497,22 +497,14 @@ class GaussNewton(Curvature):
     def _hold_head(self, batch: Any) -> None:
         """The logits' derivative is that of the head alone, on one sample of the first batch; else it is not taken."""
         network = self.network
-        v = probes.Signs(0, self.shape[1], self.device)
         size = network.samples.size(batch)
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         sample = int(network.loss.class_counts(batch, like).reshape(size, -1).sum(1).argmax())  # that says most
-        alone = network.samples.rows(batch, size, sample, sample + 1)
-        for way in self.engine.ways:
-            try:
-                with network.opened(), torch.enable_grad():
-                    dz, due = network.head_derivative(linearize.WAYS[way], alone, network.split(v))
-            except FAILURES:  # not in this way
-                continue
-            gap, scale = longvectors.distance(dz, due), longvectors.norm(dz.reshape(-1))
-            if not gap <= self._allowed * scale:
-                network.head = None
-                network.untested["the head in chunks"] = f"its derivative is off by {gap / scale:.1e}"
-            return
+        with network.opened(), torch.enable_grad():
+            gap, scale = network.head_pullback(network.samples.rows(batch, size, sample, sample + 1))
+        if not gap <= self._allowed * scale:
+            network.head = None
+            network.untested["the head in chunks"] = f"its derivative is off by {gap / scale:.1e}"
 
     def _logits_bytes(self, batch: Any, index: int) -> int:
         """Of a batch's logits."""
@@ -589,9 +581,9 @@ class GaussNewton(Curvature):
             jv, u = (tuple(t.reshape(-1) for t in some) for some in latest)
             error = 0.0 if way in self._held else self._curvature_error(batch)
             self._held.add(way)
-            test = self._adjoint_test(there, back, v, sum(map(len, jv)))
+            test = self._adjoint_test(back, v, sum(map(len, jv)))
             latest.clear()
-            return max(error, test.of_forward(v, jv), test.of_transpose(u, w))
+            return max(error, test.of_both(v, jv, u, w, there))
 
         return Maps(product, check, kept + keeps * logits, self._allowed)
 

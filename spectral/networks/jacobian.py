@@ -281,12 +281,13 @@ class Jacobian(SumOverBatches):
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
             rows = self.starts[group.stop] - self.starts[group.start]
             like = v if kind != "J^T u" else v.new_empty(1).expand(self.shape[1])
-            test = self._adjoint_test(there, back, like, rows)
+            test = self._adjoint_test(back, like, rows)
             if kind == "J v":
-                return test.of_forward(v, w)
+                return test.of_forward(v, w, there)
             if kind == "J^T u":
-                return test.of_transpose(v, w)
-            return max(test.of_forward(v, latest), test.of_transpose(latest.pop(), w))
+                return test.of_transpose(v, w, there)
+            Jv = (latest.pop(),)
+            return test.of_both(v, Jv, Jv, w, there)
 
         product = {"J v": forward, "J^T u": back, "J^T J v": normal}[kind]
         return Maps(product, check, int(linearize.COPIES[way] * self._graph_bytes * size), self._allowed)

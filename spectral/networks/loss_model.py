@@ -5,16 +5,19 @@ Legend: B samples in a batch, K real numbers that the loss reads of the output, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from spectral import longvectors
 from spectral.networks import linear_head
 from spectral.networks.data_model import DataModel, guarded, near
 from spectral.networks.dataset import NotFinite
 from spectral.networks.places import output_tensor
 from spectral.networks.trees import Place, leaves, named, replaced
+from spectral.probes import Signs
 
 
 class LossModel(DataModel):
@@ -80,34 +83,47 @@ class LossModel(DataModel):
 
         return hidden
 
-    def head_derivative(
-        self, way: Any, batch: Any, tangents: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, V) twice: the derivative of the logits along these tangents, and dh W^T + h dW^T + db of the head; one pass."""
+    def head_pullback(self, batch: Any) -> tuple[float, float]:
+        """(how far the logits' derivatives are from those of W h + b, their norm), along signs; one forward pass.
+
+        Pulled back to h, which is cut off from what is below it, and to all parameters: W^T u, u h^T, sum u, and 0 to others.
+        """
         head, layer = self.model.get_submodule(self.head or ""), list[torch.Tensor]()
 
-        def both(output: Any, there: Any) -> torch.Tensor:
+        def cut(module: Any, args: Any) -> Any:
+            layer[:] = [args[0].detach().requires_grad_()]
+            return (layer[0], *args[1:])
+
+        def logits(output: Any, there: Any) -> torch.Tensor:
             z = output_tensor(output)
-            z = z.movedim(self.loss.class_axis(z), -1)
-            return torch.cat([t.reshape(1, -1) for t in (layer[0], z)], 1)
+            return z.movedim(self.loss.class_axis(z), -1)
 
-        def joint(*values: torch.Tensor) -> torch.Tensor:
-            handle = head.register_forward_pre_hook(lambda module, args: layer.__setitem__(slice(None), args[:1]))
-            try:
-                return self.function(batch, both)(*values)
-            finally:
-                handle.remove()
-
-        lin = way(joint, self.primals(batch))
-        moved, value = lin.jvp(tangents, graph=True)[0], lin.output.detach()[0]
+        primals = [p.detach().requires_grad_() for p in self.primals(batch)]
+        handle = head.register_forward_pre_hook(cut)
+        try:
+            z = self.function(batch, logits)(*primals)
+        finally:
+            handle.remove()
         own, named = dict(self.model.named_parameters()), {**self.rest, **self.values}
         weight = next(named[name] for name, p in own.items() if p is head.weight)
-        size = len(value) // sum(weight.shape) * weight.shape[1]  # N d of N (d + V)
-        h, dh = (t[:size].view(-1, weight.shape[1]) for t in (value, moved))
-        due = dh @ weight.T
-        for i, of in zip(self.of_head(), (lambda dW: h @ dW.T, lambda db: db), strict=True):
-            due = due if i is None else due.add_(of(tangents[i]))
-        return moved[size:].view(due.shape), due
+        u = Signs(0, z.numel(), z.device)[:].to(z.dtype).view(-1, z.shape[-1])
+        found: list[Any] = [None] * (1 + len(primals))
+        if z.requires_grad:
+            found = list(torch.autograd.grad(z, (layer[0], *primals), u.view_as(z), allow_unused=True))
+        h = layer[0].detach().reshape(len(u), -1)
+        factors = [(u, weight), *(None for _ in primals)]  # of what is due, of the bias (u^T, 1)
+        for i, right in zip(self.of_head(), (h, h.new_ones(len(h), 1)), strict=True):
+            if i is not None:
+                factors[1 + i] = u.T, right
+        gap = scale = 0.0
+        for g, of, product in zip(found, (layer[0], *primals), factors, strict=True):
+            if g is not None or product is not None:
+                g = torch.zeros_like(of) if g is None else g.detach()
+                scale = math.hypot(scale, longvectors.norm(g.reshape(-1)))
+                if product is not None:  # in place: the weight is as large as much of the model
+                    g = g.reshape(len(product[0]), -1).addmm_(*product, alpha=-1)
+                gap = math.hypot(gap, longvectors.norm(g.reshape(-1)))
+        return gap, max(gap, scale)
 
     def of_head(self) -> list[int | None]:
         """Where the head's weight and bias stand among the parameters that are differentiated; None where they do not."""

@@ -305,14 +305,12 @@ class SumOverBatches(Operator):
         if not self.engine.tests:
             self._adjoint = None, None  # two long vectors
 
-    def _adjoint_test(
-        self, there: Callable[[Any], linearize.Tensors], back: linearize.Linear, v: torch.Tensor, rows: int
-    ) -> linearize.Adjoint:
+    def _adjoint_test(self, back: linearize.Linear, v: torch.Tensor, rows: int) -> linearize.Adjoint:
         """What products of the first batch are held to; kinds of products and ways share it. `v` is like any v."""
         version, test = self._adjoint
-        if test is None or version != self.network.version():
+        if test is None or not test.holds or version != self.network.version():
             self._adjoint = None, None  # two long vectors
-            test = linearize.Adjoint(there, back, v, rows, self._allowed)
+            test = linearize.Adjoint(back, v, rows, self._allowed)
             self._adjoint = self.network.version(), test
         return test
 
