@@ -34,6 +34,16 @@ def test_a_mass_of_one_up_to_rounding_does_not_exclude_the_whole_dimension():
     assert (low[0], high[0]) == (0, 200)
 
 
+@pytest.mark.parametrize("mass", [1e-13, 1e-10, 1e-8, 1e-6, 1e-4, 0.5, 1 - 1e-8])
+@pytest.mark.parametrize("probes", [1, 5, 40])
+def test_no_interval_of_counts_is_empty(mass, probes):
+    """A known mass that is as good as impossible for any whole number; what projected vectors leave of themselves is none."""
+    low, high = beta.count_interval(np.array([mass]), np.array([mass]), probes, 300, 0.95)
+    assert 0 <= low[0] <= high[0] <= 300
+    if mass < 1e-9:
+        assert high[0] == 0
+
+
 def test_pooled_variance_is_that_of_a_quadratic_form():
     values = np.array([0.0, 1.0, 5.0, 5.0, -2.0])
     g = np.random.default_rng(0).standard_normal((200_000, 2, 5)) ** 2

@@ -60,7 +60,7 @@ UNDEFLATED = [
 
 @pytest.mark.parametrize(("name", "deflate"), [*((name, "auto") for name in SPECTRA), *UNDEFLATED])
 def test_bands_cover_and_errors_are_calibrated(name, deflate):
-    check(*trials(name, 60, {"probes": 4, "steps": 16, "deflate": deflate}))
+    check(*trials(name, 40, {"probes": 4, "steps": 16, "deflate": deflate}))
 
 
 @pytest.mark.slow

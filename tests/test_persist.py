@@ -213,7 +213,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_bits(tmp_path, kills, mode, nu
     ("kills", "number"),
     [
         pytest.param(2, signal.SIGKILL, marks=pytest.mark.slow),
-        (1, signal.SIGTERM),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(25, signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(10, signal.SIGINT, marks=pytest.mark.slow),
     ],

@@ -202,9 +202,14 @@ def test_options_of_operator_and_estimator_are_settable(here: Path, monkeypatch)
 
 FOUND = [
     ("top", ["operator=hessian", "estimator.k=4", "estimator.tol=1e-10"], ["values", "residuals", "converged", "vectors"]),
-    ("svd", ["operator=jacobian", "operator.samples=12"], ["values", "residuals", "converged", "left", "right"]),
+    pytest.param(
+        "svd", ["operator=jacobian", "operator.samples=12"], ["values", "residuals", "converged", "left", "right"],
+        marks=pytest.mark.slow,
+    ),
     ("trace", ["operator=fisher", "operator.draws=2", "estimator.probes=30"], ["value", "stderr"]),
-    ("diagonal", ["operator=empirical_fisher", "estimator.probes=40"], ["value", "stderr"]),
+    pytest.param(
+        "diagonal", ["operator=empirical_fisher", "estimator.probes=40"], ["value", "stderr"], marks=pytest.mark.slow
+    ),
 ]  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def quadrature(name, f, trials):
 
 
 @pytest.mark.parametrize("f", [None, lambda x: np.exp(x / 10)], ids=["identity", "exp"])
-def test_quadrature_with_few_probes_is_calibrated(f, trials=20):
+def test_quadrature_with_few_probes_is_calibrated(f, trials=10):
     z = np.array([quadrature(name, f, trials) for name in SPECTRA])
     rms = np.sqrt(np.mean(z**2, axis=1))
     spread = 3 / np.sqrt(2 * trials)  # of the rms of that many normal numbers

@@ -268,6 +268,7 @@ class Adjoint:
         self.v, self.u = probes.Signs(1, len(v), v.device), probes.Signs(0, rows, v.device)
         self.Jv: Held | None = None
         self.pulled = _waiting(list(back(self.u[:].to(v.dtype))))
+        self.size = norm(self.pulled)
 
     def of_forward(self, v: torch.Tensor, Jv: Tensors, there: Callable[[probes.Signs], Tensors]) -> float:
         """The error of J v; `Wrong` if it is more than allowed. `there`: signs v (n,) -> the pieces of J v (rows,)."""
@@ -299,7 +300,8 @@ class Adjoint:
 
     def _identity(self, u: Vector, Jv: Held, v: Vector, pulled: Held, related: bool = False) -> float:
         one, two = dot(u, Jv), dot(v, pulled)
-        scale = max(norm(Jv) * _component(u), norm(pulled) * _component(v), *((abs(one), abs(two)) if related else ()))
+        size = self.size if pulled is self.pulled else norm(pulled)
+        scale = max(norm(Jv) * _component(u), size * _component(v), *((abs(one), abs(two)) if related else ()))
         if not scale > 0 or not math.isfinite(scale):  # what is not finite is somebody else's to say
             return 0.0
         error = abs(one - two) / scale

@@ -18,14 +18,13 @@ import torch
 
 from spectral import longvectors
 from spectral.krylov.lanczos import NONE, LanczosRecord
-from spectral.quadrature import gauss
+from spectral.quadrature import beta, gauss
 from spectral.quadrature.certificate import largest_mass
 from spectral.results import Atoms
 
 ANGLE = 3e-3  # residual over gap: the largest error of a Ritz vector's direction
 NEAR = 10.0  # residuals around a Ritz value in which another eigenvalue might hide, with weight 1 / NEAR^2 at the edge
 GHOST = 64.0  # without full reorthogonalisation, Ritz values within GHOST eps ||T|| are copies of one
-MISSED = 1.6e-6  # mass of an eigenvector, in units of 1/n, that a Gaussian probe is below once in a thousand
 
 
 @dataclass(frozen=True)
@@ -171,11 +170,11 @@ def _is_empty(record: LanczosRecord, values: np.ndarray, windows: np.ndarray, ra
     theta, S = record.eigen
     cumulated = np.append(0.0, np.cumsum(S[0] ** 2))
     ends = [np.searchsorted(theta, values + windows, "right"), np.searchsorted(theta, values - windows, "left")]
-    empty = (cumulated[ends[0]] - cumulated[ends[1]]) * rank <= MISSED
+    empty = (cumulated[ends[0]] - cumulated[ends[1]]) * rank <= beta.MISSED
     if record.betas[-1] > 0:
         around = (values + windows * np.array([[-1.0], [0.0], [1.0]])).reshape(-1)
         most = largest_mass(record, around).reshape(3, -1).max(0)
-        empty &= most * rank <= MISSED
+        empty &= most * rank <= beta.MISSED
     return empty
 
 

@@ -484,10 +484,11 @@ class GaussNewton(Curvature):
         batch, _ = self.network.first
         if self.loss is None:
             losses.check_classes(self.network.loss.shift)
-        super()._inspect()
-        checks.check_loss_of_outputs(self.network, batch, type(self).__name__)
-        if self.chunked and self.options.preflight:
-            self._hold_head(batch)
+        with self.network.opened():  # once for all
+            super()._inspect()
+            checks.check_loss_of_outputs(self.network, batch, type(self).__name__)
+            if self.chunked and self.options.preflight:
+                self._hold_head(batch)
 
     @property
     def chunked(self) -> bool:
@@ -500,7 +501,7 @@ class GaussNewton(Curvature):
         size = network.samples.size(batch)
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         sample = int(network.loss.class_counts(batch, like).reshape(size, -1).sum(1).argmax())  # that says most
-        with network.opened(), torch.enable_grad():
+        with torch.enable_grad():
             gap, scale = network.head_pullback(network.samples.rows(batch, size, sample, sample + 1))
         if not gap <= self._allowed * scale:
             network.head = None

@@ -11,6 +11,7 @@ import scipy
 
 LOCATED = 1e-7  # of the range: nodes of different probes as close as this are one eigenvalue
 ROUNDING = 1e-11  # of masses
+MISSED = 1.6e-6  # mass of an eigenvector, in units of 1/n, that a Gaussian probe is below once in a thousand
 DRAWS = 400  # of the probes' noise
 
 
@@ -20,11 +21,13 @@ def count_interval(
     """Integers r_lo <= r <= r_hi: how many of `dim` eigenvalues lie where pooled Gaussian probes have mass in [lower, upper].
 
     The two one-sided tests at (1 - confidence) / 2 of the Beta law are inverted by bisection over r. The masses are known to
-    rounding only: 1 - 1e-16 must not exclude r = n.
+    rounding only (1 - 1e-16 must not exclude r = n), and to what eigenvectors that were projected out have left of themselves,
+    for which `MISSED` is taken to be nothing. A mass that no number of eigenvalues would have gives the two next to it.
     """
-    tail = (1 - confidence) / 2
-    lower, upper = np.where(lower < ROUNDING, 0.0, lower), np.where(upper > 1 - ROUNDING, 1.0, upper)
-    return dim - _most(1 - lower, probes, dim, tail), _most(upper, probes, dim, tail)
+    tail, nothing = (1 - confidence) / 2, max(ROUNDING, MISSED / dim)
+    lower, upper = np.where(lower < nothing, 0.0, lower), np.where(upper > 1 - nothing, 1.0, upper)
+    least, most = dim - _most(1 - lower, probes, dim, tail), _most(upper, probes, dim, tail)
+    return np.minimum(least, most), np.maximum(least, most)
 
 
 def _most(mass: np.ndarray, probes: int, dim: int, tail: float) -> np.ndarray:
