@@ -128,8 +128,8 @@ class Product:
         """
         sizes = np.linalg.norm(self.to_arrays()["value"], axis=0)
         pairs = enumerate(zip(sizes.tolist(), np.atleast_1d(self.error).tolist(), strict=True), 1)
-        bound = (lambda v, e: (v - e, v + e)) if self.certified else (lambda v, e: (np.nan, np.nan))
-        return {f"norm_{i}": Estimate(v, e, *bound(v, e), products=self.products) for i, (v, e) in pairs}
+        sure = 1.0 if self.certified else np.nan
+        return {f"norm_{i}": Estimate(v, e, v - sure * e, v + sure * e, products=self.products) for i, (v, e) in pairs}
 
 
 Given = str | bounds.Signed | Callable[[np.ndarray], np.ndarray]
@@ -140,7 +140,10 @@ def funm(A: Any, f: Given, b: None = None, *, tol: float = ..., interval: Interv
 
 
 @overload
-def funm(A: Any, f: Given, b: Any, **options: Any) -> Product: ...
+def funm(
+    A: Any, f: Given, b: Any, *, tol: float = ..., interval: Interval | None = ..., steps: int | None = ...,
+    reorthogonalize: bool | str = ..., budget: Any = ..., progress: bool | None = ...,
+) -> Product: ...  # fmt: skip
 
 
 def funm(

@@ -22,7 +22,7 @@ from spectral.operators.operator import ROUNDING, Derived, I, Operator
 from spectral.results import Estimate, bounded
 
 METHODS = ("auto", "cg", "minres", "lsmr")
-MOST = 10  # times the dimension: steps after which a recurrence has stalled
+MOST = 50, 1000  # times the dimension, and beside: steps after which a recurrence has stalled
 TOL = {torch.float64: 1e-10}  # of an inverse
 COARSE = 1e-5  # the same in other dtypes
 
@@ -256,7 +256,7 @@ def solved(
     op: Operator, B: torch.Tensor, tol: float, method: str, damp: float, limit: Budget, bar: Any
 ) -> list[tuple[linear.Solved, float]]:
     """(what its recurrence ended with, the residual that was asked for) of each column of B (m, c)."""
-    eps, most = op.epsilon, MOST * max(op.shape)
+    eps, most = op.epsilon, MOST[0] * max(op.shape) + MOST[1]
     goals = [tol * longvectors.norm(b) for b in B.T]
     if method == "lsmr":
         found = together(op, [linear.lsmr(b.contiguous(), tol, most, damp) for b in B.T], limit, bar)
@@ -287,8 +287,8 @@ def together(op: Operator, runs: list[linear.Run], limit: Budget, bar: Any) -> l
             for i in own:
                 answer(i, None)
             continue
-        for transposed in (False, True):
-            some = [i for i, one in asked.items() if one.transposed is transposed]
+        groups = [[i for i, one in asked.items() if one.transposed is way] for way in (False, True)]
+        for transposed, some in enumerate(groups):
             if not some:
                 continue
             vectors = [asked[i].vector for i in some]

@@ -20,7 +20,7 @@ from spectral import longvectors
 from spectral.krylov.symmetry import hold_size
 
 INNER = 0.5  # of a tolerance: where a recurrence ends, so that the true residual has room
-SINGULAR = 4.0  # times eps ||A||: a vector that A shortens to less is taken for one of its kernel
+SINGULAR = 4.0  # times eps ||A||: a direction that A shortens to less is taken for one of its kernel
 GAIN = 4.0  # times eps: what one recurrence gains on its right side at most
 HALVED = 0.5  # of a residual: one that a whole recurrence has lowered by less is down to rounding
 
@@ -100,7 +100,7 @@ def minres(b: torch.Tensor, goal: float, most: int, eps: float) -> Run:
         norm = max(norm, coupling + abs(alpha) + beta)
         delta, gamma_bar, last = c * delta_bar + s * alpha, s * delta_bar - c * alpha, epsilon
         epsilon, delta_bar = s * beta, -c * beta
-        if math.hypot(gamma_bar, delta_bar) <= SINGULAR * eps * norm:  # ||A r|| / ||r||
+        if math.hypot(gamma_bar, delta_bar) <= math.sqrt(eps) * norm:  # ||A r|| / ||r||; rounding lets it rise again
             return Solved(x, k, "singular", norm)
         gamma = math.hypot(gamma_bar, beta)
         c, s = gamma_bar / gamma, beta / gamma
@@ -193,6 +193,8 @@ def refined(method: Method, b: torch.Tensor, goal: float, most: int, eps: float)
         size = longvectors.norm(r)
         if stop == "tolerance" and size > max(goal, HALVED * before):
             stop = "rounding"
+        if stop == "singular" and size <= HALVED * before:
+            continue  # or nearly so: what is left may still be solved for
         if stop != "tolerance":
             break
     return Solved(x, steps, "tolerance" if size <= goal else stop, norm, size)

@@ -241,14 +241,16 @@ Reader = Callable[[torch.Tensor, Mapping[str, Any], Mapping[str, Any]], torch.Te
 def _adam(p: torch.Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> torch.Tensor:
     (beta_1, beta_2), t = (float(beta) for beta in group["betas"]), float(state["step"])
     v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    return ((v / (1 - beta_2**t)).sqrt_() + group["eps"]) * (1 - beta_1**t)
+    P: torch.Tensor = ((v / (1 - beta_2**t)).sqrt_() + group["eps"]) * (1 - beta_1**t)
+    return P
 
 
 def _rmsprop(p: torch.Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> torch.Tensor:
     v = state["square_avg"]
     if group["centered"]:
         v = v - state["grad_avg"] ** 2
-    return v.sqrt() + group["eps"]
+    P: torch.Tensor = v.sqrt() + group["eps"]
+    return P
 
 
 def _sgd(p: torch.Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> torch.Tensor:

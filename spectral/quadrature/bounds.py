@@ -156,7 +156,8 @@ def vector_error(record: LanczosRecord, f: Signed, interval: tuple[float | None,
         certain = known[0] if f.even != f.odd else known[1]
     else:
         grid = np.unique(np.concatenate([[a], theta[(theta > a) & (theta < b)], [b]]))
-        x = np.unique(grid[:-1, None] + np.diff(grid)[:, None] * np.linspace(0, 1, SAMPLES + 1))
+        inner = (np.arange(SAMPLES) + 0.5) / SAMPLES  # at theta_i the quotient is a derivative, which nobody gave
+        x = np.unique(np.append((grid[:-1, None] + np.diff(grid)[:, None] * inner).ravel(), [a, b]))
         certain = False
     with np.errstate(all="ignore"):
         apart = x[:, None] - theta
