@@ -193,7 +193,7 @@ def test_the_spectrum_of_the_inverse_is_that_of_the_reciprocals():
     s = spectral.slq(inverse(definite(DEFINITE), 0.01), steps=12, probes=1)
     truth = np.sort(1 / (np.linalg.eigvalsh(DEFINITE) + 0.01))
     assert np.allclose(spectral.exact(inverse(DEFINITE, 0.01)).atoms.values, truth, rtol=1e-7)
-    assert s.interval[1] == pytest.approx(truth[-1], rel=1e-6)
+    assert 0.95 * truth[-1] <= s.interval[1] <= truth[-1] * (1 + 1e-8)
 
 
 def test_a_solve_that_does_not_converge_is_no_product():
