@@ -142,10 +142,11 @@ def slq(
     deflated from the others; then each team takes one at a time. One that a probe before it would have deflated further is
     made again (`meta["made_again"]`), so that the spectrum is that of one process. A checkpoint goes on with any `ranks`.
 
-    Few steps do not see the low end: k of them tell eigenvalues below (pi / 2k)^2 of the largest from each other only as far as
-    they stand alone. tol={"cdf": (1e-8, 0.02)} takes as many as the certified envelope at 1e-8 lambda_max needs: of a log-uniform
-    spectrum of d decades about 0.3 / (d error) of 1 / sqrt(x) a probe, at most n. A shifted solve knows no more: its products are
-    polynomials of A too, of which a recurrence of as many products is the best.
+    Few steps do not see the low end. Of a log-uniform spectrum over d decades the envelope of k steps is 1.4 / (k d sqrt(x))
+    wide at x lambda_max (the Christoffel function there), until they find eigenvalues one by one: tol={"cdf": (x, error)} takes
+    about as many steps as bring half of that below half of the error, at most n. A shifted solve knows no more: its products
+    are polynomials of A too, and a recurrence of as many products is the best of them. Without room for a basis say
+    reorthogonalize=False, or steps end where memory does.
 
     The certificate of `truncation` is `spectral.quadrature.certificate.envelope`. `plan` predicts products, seconds and
     memory.
