@@ -47,7 +47,7 @@ def plot(s: Quadrature, ax: Any, scale: str, resolution: float | None, name: str
     before = _before(ax, scale)
     if outside > 5e-4:
         name += f" ({100 * outside:.3g} % not on this axis)"
-    floor = FLOOR * one_eigenvalue(s.dim, width) if scale == "log" else 0.0
+    floor = FLOOR * one_eigenvalue(s.meta.get("dimension", s.dim), width) if scale == "log" else 0.0
     for place, (x, value, lower, upper) in enumerate(curves):
         (line,) = ax.plot(x, np.where(value > floor, value, np.nan), label=name if place == 0 else "_", **options)
         options = {**options, "color": line.get_color()}

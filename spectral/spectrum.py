@@ -51,7 +51,7 @@ class Spectrum(Quadrature):
     epochs : float
         Sweeps over the data that it took.
     method : str
-        "exact", "slq" or "kpm".
+        "exact", "slq", "kpm" or "spectrum_of", the measure of one vector.
     meta : dict
         Plain JSON: versions, seeds, dtypes, what the operator was, why the run ended, and for spectra with probes `error`,
         the W1 error relative to the range.
@@ -262,7 +262,7 @@ class Spectrum(Quadrature):
         Y -= float((self.mass * Y).sum())
         unit = float(np.abs(Y[held]).max(initial=0.0)) or 1.0  # squares of 1e200 are no numbers
         variance = float((beta.located(self.nodes, self.mass, 1 / r) * (Y / unit) ** 2).sum())
-        statistical = r * unit * float(np.sqrt(beta.pooled_variance(K, r, variance)))
+        statistical = r * unit * float(np.sqrt(self.noise(variance)))
         stderr = float(np.hypot(statistical, self.truncation(f))) + steep
         return Estimate(value, stderr, nan, nan, K, self.products)
 
@@ -431,7 +431,7 @@ class Spectrum(Quadrature):
         >>> Spectrum.from_eigenvalues([1.0, 2.0, 3.0, 4.0]).cdf([0.0, 2.5]).value
         array([0. , 0.5])
         """
-        return over(self.count(-np.inf, x, confidence), self.dim)
+        return over(self._count(-np.inf, x, confidence, self.value_error), self.dim)
 
     def count(self, lo: Any, hi: Any, confidence: float = 0.95) -> Band:
         """How many eigenvalues lie in (lo, hi].
@@ -459,6 +459,7 @@ class Spectrum(Quadrature):
         >>> float(Spectrum.from_eigenvalues([1.0, 2.0, 3.0]).count(1.0, 3.0).value)
         2.0
         """
+        hold_eigenvalues(self, "a count")
         return self._count(lo, hi, confidence, self.value_error)
 
     def _count(self, lo: Any, hi: Any, confidence: float, margin: float) -> Band:
@@ -474,7 +475,9 @@ class Spectrum(Quadrature):
         if r := self.unresolved:
             (low_lo, low_hi), (high_lo, high_hi) = self.envelope(lo), self.envelope(hi)
             mass_low, mass_high = np.clip(high_lo - low_hi, 0, 1), np.clip(high_hi - low_lo, 0, 1)
-            r_low, r_high = beta.count_interval(mass_low, mass_high, len(self.nodes), r, confidence)
+            r_low, r_high = mass_low, mass_high  # of one vector, of mass r = 1
+            if not self.of_vector:
+                r_low, r_high = beta.count_interval(mass_low, mass_high, len(self.nodes), r, confidence)
             middle = np.clip(r * (high_lo + high_hi - low_lo - low_hi) / 2, r_low, r_high)
             bands = [value + middle, least + r_low, most + r_high, least + r * mass_low, most + r * mass_high]
         value, lower, upper, certain_low, certain_high = (band.reshape(shape) for band in bands)
@@ -500,6 +503,7 @@ class Spectrum(Quadrature):
         >>> float(Spectrum.from_eigenvalues([-1.0, 0.5, 2.0]).count_within(1.0).value)
         2.0
         """
+        hold_eigenvalues(self, "a count")
         return self._count(np.nextafter(-size, -np.inf), size, confidence, self.floor - self.rounding)
 
     def count_below(self, x: float, confidence: float = 0.95) -> Band:
@@ -522,6 +526,7 @@ class Spectrum(Quadrature):
         >>> float(Spectrum.from_eigenvalues([1.0, 2.0, 3.0]).count_below(2.0).value)
         1.0
         """
+        hold_eigenvalues(self, "a count")
         return self._count(-np.inf, np.nextafter(x, -np.inf), confidence, self.floor - self.rounding)
 
     def _known(self, lo: np.ndarray, hi: np.ndarray, widen: float) -> np.ndarray:
@@ -602,6 +607,8 @@ class Spectrum(Quadrature):
         >>> len(one.merge(two).nodes)
         8
         """
+        for one in (self, other):
+            hold_eigenvalues(one, "a merged spectrum")
         if not self.records or not other.records:
             raise ValueError("only spectra with probes merge; an exact spectrum gains nothing from another one.")
         if (self.dim, self.zeros, self.meta.get("identity")) != (other.dim, other.zeros, other.meta.get("identity")):
@@ -760,21 +767,25 @@ class Spectrum(Quadrature):
         >>> ax.get_legend().get_texts()[0].get_text()
         'one to a hundred'
         """
-        name = f"{self.dim} eigenvalues, {self.method}" if label is None else label
+        name = f"{self._what}, {self.method}" if label is None else label
         return plotting.plot(self, ax, scale, resolution, name, options)
+
+    @property
+    def _what(self) -> str:
+        return "one vector" if self.of_vector else f"{self.dim} eigenvalues"
 
     def __repr__(self) -> str:
         low, high = self.interval
         return (
-            f"<Spectrum of {self.dim} eigenvalues in [{low:.4g}, {high:.4g}] by {self.method}: {len(self.atoms.values)} exact, "
+            f"<Spectrum of {self._what} in [{low:.4g}, {high:.4g}] by {self.method}: {len(self.atoms.values)} exact, "
             f"{self.zeros} known zeros, {len(self.nodes)} probes, {self.products} products>"
         )
 
     def __str__(self) -> str:
         low, high = self.interval
         return (
-            f"Spectrum of {self.dim} eigenvalues in [{low:.4g}, {high:.4g}] by {self.method}, "
-            f"trace {self.integrate(lambda x: x)}"
+            f"Spectrum of {self._what} in [{low:.4g}, {high:.4g}] by {self.method}, "
+            f"{'mean' if self.of_vector else 'trace'} {self.integrate(lambda x: x)}"
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -804,14 +815,24 @@ class Spectrum(Quadrature):
         Returns
         -------
         dict of str to Estimate
-            `trace`, `mean` and `median`.
+            `trace`, `mean` and `median`; of one vector the latter two.
 
         Examples
         --------
         >>> {name: float(e) for name, e in Spectrum.from_eigenvalues([1.0, 2.0, 6.0]).estimates().items()}
         {'trace': 9.0, 'mean': 3.0, 'median': 2.0}
         """
-        return {"trace": self.integrate(lambda x: x), "mean": self.moment(1), "median": self.quantile(0.5)}
+        trace = {} if self.of_vector else {"trace": self.integrate(lambda x: x)}
+        return {**trace, "mean": self.moment(1), "median": self.quantile(0.5)}
+
+
+def hold_eigenvalues(spectrum: Spectrum, what: str) -> None:
+    """One sentence where `what` is about all eigenvalues, and the spectrum is the measure of one vector."""
+    if spectrum.of_vector:
+        raise ValueError(
+            f"{what} is about all eigenvalues, and this is the measure of one vector (spectrum_of), which tells what part of the "
+            "vector lies where (cdf, integrate, density); use slq or esd for the eigenvalues."
+        )
 
 
 def _apply(f: Function, x: np.ndarray) -> np.ndarray:

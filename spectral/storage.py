@@ -130,6 +130,8 @@ def _interval_for_moments(f: Any, s: Sizes) -> bool:
 META = Fields(
     may={
         "nonnegative": Flag(),
+        "vector": Flag(),
+        "dimension": SIZE,
         "value_error": NONNEGATIVE,
         "error": Fields(
             may={

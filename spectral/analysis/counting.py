@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from spectral.analysis.jackknife import merged
 from spectral.quadrature.gauss import gauss_rule
 from spectral.results import Array, IntArray
-from spectral.spectrum import Spectrum
+from spectral.spectrum import Spectrum, hold_eigenvalues
 
 POINTS = 1024  # on which the interpolated part is tabulated
 MASSIVE = 1e-8  # of an eigenvalue: less is what rounding leaves on a deflated direction
@@ -97,6 +97,7 @@ def counting(spectrum: Spectrum, floor: float = 0.0) -> tuple[Counting, list[Cou
     >>> counting(Spectrum.from_eigenvalues([1.0, 2.0, 2.0, -3.0]))[0].at_least
     array([3., 2.])
     """
+    hold_eigenvalues(spectrum, "a fit")
     kept = spectrum.atoms.values > floor
     values, counts = merged(spectrum.atoms.values[kept], spectrum.atoms.multiplicities[kept])
     if spectrum.is_exact:

@@ -21,7 +21,7 @@ from spectral.analysis.counting import Counting, counting, zero_within_residual
 from spectral.analysis.jackknife import Measure, leave_one_out
 from spectral.analysis.theory import marchenko_pastur_cdf, marchenko_pastur_edges
 from spectral.results import Array, IntArray, nan
-from spectral.spectrum import Spectrum
+from spectral.spectrum import Spectrum, hold_eigenvalues
 
 TRACY_WIDOM = 3.27  # the largest eigenvalue of a pure bulk exceeds this many scales once in a thousand matrices
 TRACY_WIDOM_MEAN, TRACY_WIDOM_SD = -1.2065, 1.268
@@ -99,6 +99,7 @@ def positive_floor(spectrum: Spectrum) -> float:
 
     ValueError where the eigenvalues are so large or small that float64 does not hold what fits make of them.
     """
+    hold_eigenvalues(spectrum, "a bulk")
     values, _ = spectrum.points()
     arrays.hold_squares(float(np.abs(values).max(initial=0.0)), "the largest eigenvalue")
     return max(spectrum.rounding, zero_within_residual(spectrum))

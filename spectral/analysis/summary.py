@@ -16,7 +16,7 @@ from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur
 from spectral.analysis.power_law import hill_of, power_laws, top_values
 from spectral.estimators.functionals import condition_number, frobenius, negative_mass, numerical_rank
 from spectral.results import Array, Estimate, nan, over
-from spectral.spectrum import Spectrum
+from spectral.spectrum import Spectrum, hold_eigenvalues
 
 Term = Callable[[Array], Array]
 Pairs = dict[str, tuple[float, float]]  # numbers with their errors
@@ -414,6 +414,7 @@ def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
     """
     if top is not None and (isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1):
         raise ValueError(f"top={top!r} must be an integer; use top >= 1, such as the number of classes.")
+    hold_eigenvalues(spectrum, "a summary")
     pairs = {name: (float(e.value), float(e.stderr)) for name, e in _numbers(spectrum).items()}
     largest = pairs["lambda_max"][0]
     pairs |= (

@@ -263,7 +263,9 @@ def _operator(target: Any) -> Fields | None:
     return Fields({**must, "loss": LOSS}, known)
 
 
-TOLERANCE = Checked(stopping.Tolerance.of, "a number from 0 to 1, such as 1e-3, or {count: [low, high, width]}")
+TOLERANCE = Checked(
+    stopping.Tolerance.of, "a number from 0 to 1, such as 1e-3, {count: [low, high, width]} or {cdf: [points, error]}"
+)
 BUDGET = Checked(
     lambda value: Budget(value, as_operator(np.eye(1))), "a number of products, 10min, 50epochs or 400products"
 )

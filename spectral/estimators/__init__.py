@@ -12,28 +12,36 @@ from spectral.estimators.functionals import (
     numerical_rank,
     spectral_form,
 )
+from spectral.estimators.funm import Product, funm, spectrum_of
 from spectral.estimators.kpm import jackson, kpm
 from spectral.estimators.slq import slq
+from spectral.estimators.solve import Solution, inverse, solve
 from spectral.estimators.svd import SingularTriplets, svd
 from spectral.estimators.top import Eigenpairs, top
 from spectral.estimators.trace import trace
 
 __all__ = [
     "Eigenpairs",
+    "Product",
     "SingularTriplets",
+    "Solution",
     "block_gap",
     "condition_number",
     "diagonal",
     "esd",
     "exact",
     "frobenius",
+    "funm",
+    "inverse",
     "jackson",
     "kpm",
     "logdet",
     "negative_mass",
     "numerical_rank",
     "slq",
+    "solve",
     "spectral_form",
+    "spectrum_of",
     "svd",
     "top",
     "trace",

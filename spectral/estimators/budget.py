@@ -218,14 +218,19 @@ def symmetric_operand(A: Any) -> tuple[Operator, int, int]:
     if isinstance(op, Gram):
         whole = A if isinstance(A, Gram) else A.gram()
         return op, whole.known_zeros, whole.shape[0]
-    if A.symmetric is None:
-        A.symmetric = not _asymmetry(A) > arrays.discrepancy(A.dtype)
-    if not A.symmetric:
+    if not is_symmetric(A):
         raise ValueError(
             f"{A!r} is not symmetric, and only symmetric operators have the real spectrum meant here; use A.gram() for its "
             "squared singular values, or (A + A.T) / 2."
         )
     return A, 0, A.shape[0]
+
+
+def is_symmetric(A: Operator) -> bool:
+    """Whether A^T = A: two products tell where nobody knows, once."""
+    if A.symmetric is None:
+        A.symmetric = not _asymmetry(A) > arrays.discrepancy(A.dtype)
+    return bool(A.symmetric)
 
 
 def smaller_side(A: Operator) -> Operator:

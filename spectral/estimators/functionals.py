@@ -23,7 +23,7 @@ from spectral.probes import check_seed
 from spectral.quadrature import bounds, gauss
 from spectral.results import Estimate, nan
 from spectral.schema import integer
-from spectral.spectrum import STEEP, Spectrum
+from spectral.spectrum import STEEP, Spectrum, hold_eigenvalues
 
 Interval = tuple[float | None, float | None]
 
@@ -454,6 +454,7 @@ def _spectrum(A: Any, options: dict[str, Any]) -> Spectrum:
     """`A` if it is a spectrum, otherwise `esd` of it."""
     if not isinstance(A, Spectrum):
         return esd(A, **options)
+    hold_eigenvalues(A, "this number")
     if options:
         raise TypeError(f"a ready spectrum takes no options, got {', '.join(options)}; give them where it is made.")
     return A

@@ -39,6 +39,7 @@ class Default(int):
 
 
 PROBES, STEPS = Default(4), Default(100)
+LOWEST = 32.0  # times eps of the largest |eigenvalue|: where the blur of eigenvalues is a third of one
 COPIES = 8  # of one eigenvalue that an adaptive run without a basis looks for, a second pass each
 
 
@@ -90,7 +91,8 @@ def slq(
     tol : float or dict, optional
         Steps and probes go on until the W1 error relative to the spectral range, truncation and the probes' noise in 95 %
         of the draws, is below tol (0 < tol < 1). {"count": (lo, hi, width)}: until the interval of `count(lo, hi)` is that
-        narrow. {"w1": ..., "count": ...} asks for both.
+        narrow. {"cdf": (points, error)}: until `cdf` is known to +-error with 95 % at each of the points, which are parts of
+        the largest |eigenvalue|: the low end, see Notes. Several of "w1", "count" and "cdf" ask for all.
     budget : int or str, optional
         A number of products, or "90s", "10min", "2h", "50epochs", "400products". Earlier sessions of a checkpoint count.
     checkpoint : path, optional
@@ -140,6 +142,12 @@ def slq(
     deflated from the others; then each team takes one at a time. One that a probe before it would have deflated further is
     made again (`meta["made_again"]`), so that the spectrum is that of one process. A checkpoint goes on with any `ranks`.
 
+    Few steps do not see the low end. Of a log-uniform spectrum over d decades the envelope of k steps is 1.4 / (k d sqrt(x))
+    wide at x lambda_max (the Christoffel function there), until they find eigenvalues one by one: tol={"cdf": (x, error)} takes
+    about as many steps as bring half of that below half of the error, at most n. A shifted solve knows no more: its products
+    are polynomials of A too, and a recurrence of as many products is the best of them. Without room for a basis say
+    reorthogonalize=False, or steps end where memory does.
+
     The certificate of `truncation` is `spectral.quadrature.certificate.envelope`. `plan` predicts products, seconds and
     memory.
 
@@ -160,6 +168,11 @@ def slq(
     place = check_place(basis, op.dtype)
     if place != "device" and reorthogonalize is False:
         raise ValueError(f"basis={place!r} with reorthogonalize=False, which keeps none; leave one of them out.")
+    if aim is not None and aim.nearest < LOWEST * op.epsilon:
+        raise ValueError(
+            f"tol asks for the CDF at {aim.nearest:.2g} of the largest |eigenvalue|, where products that are rounded to "
+            f"{op.epsilon:.2g} tell nothing; use points from {LOWEST * op.epsilon:.2g} on, or an operator in float64."
+        )
     plan = _Plan.of(op, aim, budget, probes, steps, deflate, reorthogonalize, place)
     settings = {
         "steps": None if plan.adaptive and isinstance(steps, Default) else int(steps),
@@ -425,7 +438,8 @@ class _Run(ProbeRun):
         parts, k, found = aim.parts(s), state.steps, len(s.atoms.values)
         need = stopping.probes_needed(parts, len(self.records) + 1)
         expect(bar, s.meta["error"]["w1"], need if self.aim else None, k - found)
-        if self.aim is not None and stopping.stalled(s.meta["error"]):
+        # areas are at rounding long before the low end is known
+        if self.aim is not None and self.aim.cdf is None and stopping.stalled(s.meta["error"]):
             return True
         if index == 0:
             known = self.history and self.history[-1][0] == k  # after an interruption

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
 
@@ -25,34 +27,49 @@ History = Mapping[int, tuple[float, float, int]]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What `tol` asks for: a W1 error relative to the range, the width of a count's interval, or both."""
+    """What `tol` asks for: a W1 error relative to the range, the width of a count's interval, the error of the CDF somewhere.
+
+    `cdf`: (t_1, ..., t_l, error), the CDF at t times the largest |eigenvalue| to +-error.
+    """
 
     w1: float | None = None
     count: tuple[float, float, float] | None = None
+    cdf: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, tol: Any) -> Tolerance | None:
-        """From a number, or {"w1": number, "count": (lo, hi, width)} with one of them or both; None for None.
+        """From a number, or {"w1": number, "count": (lo, hi, width), "cdf": (points, error)}, some of them; None for None.
 
-        >>> Tolerance.of({"count": (0.5, 9.0, 2)}).count
-        (0.5, 9.0, 2.0)
+        >>> Tolerance.of({"count": (0.5, 9.0, 2), "cdf": (1e-8, 0.02)})
+        Tolerance(w1=None, count=(0.5, 9.0, 2.0), cdf=(1e-08, 0.02))
         """
         if tol is None:
             return None
         given = dict(tol) if isinstance(tol, Mapping) else {"w1": tol}
-        w1, count = given.pop("w1", None), given.pop("count", None)
-        if given or (w1 is None and count is None):
-            raise ValueError(f"tol={tol!r} is no tolerance; use a number or {{'count': (lo, hi, width)}}.")
+        w1, count, cdf = (given.pop(name, None) for name in ("w1", "count", "cdf"))
+        if given or (w1 is None and count is None and cdf is None):
+            raise ValueError(
+                f"tol={tol!r} is no tolerance; use a number, {{'count': (lo, hi, width)}} or {{'cdf': (points, error)}}."
+            )
         if w1 is not None and (isinstance(w1, bool) or not isinstance(w1, int | float) or not 0 < w1 < 1):
             raise ValueError(
                 f"tol={tol!r} is no tolerance; use a W1 error relative to the spectral range, such as 1e-3."
             )
+        if cdf is not None:
+            points, error = (np.ravel(cdf[0]), float(cdf[1])) if len(cdf) == 2 else (np.zeros(1), math.nan)
+            if not (len(points) and np.all((np.abs(points) > 0) & (np.abs(points) < 1)) and 0 < error < 1):
+                raise ValueError(
+                    f"tol={tol!r} is no tolerance; a cdf needs (points, error), points as parts of the largest "
+                    "|eigenvalue|, such as "
+                    "([1e-8, 1e-4], 0.02)."
+                )
+            cdf = (*(float(x) for x in points), error)
         if count is None:
-            return cls(w1)
+            return cls(w1, None, cdf)
         lo, hi, width = (float(value) for value in count) if len(count) == 3 else (math.nan,) * 3
         if not (lo < hi and width > 0):
             raise ValueError(f"tol={tol!r} is no tolerance; a count needs (lo, hi, width) with lo < hi and width > 0.")
-        return cls(w1, (lo, hi, width))
+        return cls(w1, (lo, hi, width), cdf)
 
     def parts(self, s: Spectrum) -> tuple[float, float]:
         """(truncation, noise of the probes in 95 % of the draws) in units of the tolerance: met if they sum to 1 or less."""
@@ -65,7 +82,16 @@ class Tolerance:
             fixed = float(band.certified_upper - band.certified_lower) / self.count[2]
             found = (fixed, max(float(band.upper - band.lower) / self.count[2] - fixed, 0.0))
             worst = max(worst, found, key=sum)
+        if self.cdf is not None:
+            band = s.cdf(np.array(self.cdf[:-1]) * s.scale)
+            half = np.array([band.certified_upper - band.certified_lower, band.upper - band.lower]) / (2 * self.cdf[-1])
+            worst = max([worst, *((float(f), max(float(a - f), 0.0)) for f, a in half.T)], key=sum)
         return worst
+
+    @property
+    def nearest(self) -> float:
+        """The point nearest to 0 at which the CDF is asked for, as a part of the largest |eigenvalue|; inf without one."""
+        return math.inf if self.cdf is None else min(map(abs, self.cdf[:-1]))
 
 
 def due(steps: int, growth: float = GROWTH) -> bool:

@@ -5,6 +5,7 @@ from spectral.networks.curvature import EmpiricalFisher, Fisher, GaussNewton, He
 from spectral.networks.jacobian import Jacobian
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, I, Operator
+from spectral.operators.precondition import precondition
 
 __all__ = [
     "EmpiricalFisher",
@@ -17,4 +18,5 @@ __all__ = [
     "Operator",
     "as_operator",
     "blocks",
+    "precondition",
 ]

@@ -174,6 +174,11 @@ class Operator:
         return 0
 
     @property
+    def least(self) -> float:
+        """A number that no eigenvalue is below, for certain: 0 of a semi-definite operator, -inf where nobody knows one."""
+        return 0.0 if self.nonnegative else -math.inf
+
+    @property
     def epochs(self) -> float:
         """Sweeps over the data so far; 0 for an operator that has no data."""
         return 0.0
@@ -303,6 +308,33 @@ class Operator:
             raise ValueError(f"the array is on {V.device}, the operator on {self.device}; move one of them.")
         V = V.to(self.device)
         return V[:, None] if V.ndim == 1 else V
+
+    def columns(self, array: Any) -> torch.Tensor:
+        """What A may multiply, as columns: nothing is cast.
+
+        Parameters
+        ----------
+        array : array
+            (n,) or (n, b), numpy, torch or cupy, in A's dtype.
+
+        Returns
+        -------
+        torch.Tensor
+            (n, b) on A's device, sharing the memory of `array` where that is there.
+
+        Raises
+        ------
+        ValueError
+            For another length, or a tensor on another device.
+        TypeError
+            For another dtype.
+
+        Examples
+        --------
+        >>> spectral.as_operator(np.eye(2)).columns(np.ones(2)).shape
+        torch.Size([2, 1])
+        """
+        return self._check(array)
 
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, Operator):
@@ -888,8 +920,12 @@ class Shifted(Derived):
     def __init__(self, A: Operator, shift: float) -> None:
         if A.shape[0] != A.shape[1]:
             raise ValueError(f"cannot add {shift} I to {A!r}, which is not square.")
-        super().__init__((A,), A.shape, symmetric=A.symmetric, nonnegative=A.nonnegative and shift >= 0)
+        super().__init__((A,), A.shape, symmetric=A.symmetric, nonnegative=A.least + shift >= 0)
         self.shift, self.args = shift, (A, ScaledIdentity(shift))
+
+    @property
+    def least(self) -> float:
+        return self.parts[0].least + self.shift
 
     def _rebuilt(self, *parts: Operator) -> Operator:
         return Shifted(parts[0], self.shift)
@@ -943,6 +979,10 @@ class Product(Derived):
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
         return self.parts[1].multiply_transpose(self.parts[0].multiply_transpose(U))
+
+    def _normal(self, V: torch.Tensor) -> torch.Tensor:
+        A, B = self.parts  # A^T A may be one sweep
+        return B.multiply_transpose(A.multiply_normal(B.multiply(V)))
 
 
 class Gram(Derived):

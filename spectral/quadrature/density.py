@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import numpy as np
 import scipy
 
-from spectral.quadrature.beta import pooled_variance
 from spectral.quadrature.pooled import Quadrature
 from spectral.results import Atoms, Density
 
@@ -95,7 +94,7 @@ def _smooth(s: Quadrature, t: np.ndarray, width: float, scale: str) -> tuple[np.
         # int K dF = -int K' F: F may be wrong by (upper - lower) / 2 anywhere
         half = np.abs(np.diff(kernel(edges), axis=1)) @ ((upper - lower)[1:] + (upper - lower)[:-1]) / 4 * (r / s.dim)
         spread = np.maximum(K**2 @ mass - mean**2, 0.0)
-        variance = np.asarray(pooled_variance(len(s.nodes), r, spread)) * (r / s.dim) ** 2
+        variance = np.asarray(s.noise(spread)) * (r / s.dim) ** 2
         shown += float(mass.sum()) * r / s.dim
     return value, half, variance, shown
 

@@ -32,7 +32,7 @@ def stated_error(q: Quadrature) -> dict[str, float]:
     nodes, F = q.nodes[held][order], np.clip(np.cumsum(q.mass[held][order]), 0, 1)
 
     def mean(F: np.ndarray, nodes: np.ndarray) -> np.ndarray:  # of |noise| between nodes: E|z| of a normal z
-        variance = np.asarray(beta.pooled_variance(K, r, F[:-1] * (1 - F[:-1])))
+        variance = np.asarray(q.noise(F[:-1] * (1 - F[:-1])))
         return np.sqrt(2 / np.pi * variance) * np.diff(nodes) * share
 
     parts = mean(F, nodes)
@@ -53,8 +53,8 @@ def between(
 ) -> tuple[float, float]:
     """(W1 or KS between two CDFs, each divided by its unit; its jackknife error over the probes of both).
 
-    `without`: each one's unit without probe k, (K,), where it moves along. The error is 0 between exact spectra, and nan if
-    one has a single probe.
+    `without`: each one's unit without probe k, (K,), where it moves along. The error is 0 of exact spectra and of measures of
+    one vector, and nan if one has a single probe.
     """
     scaled = [(q.curve[0] / unit, q.curve[1]) for q, unit in zip((a, b), units, strict=True)]
     x = np.unique(np.concatenate([scaled[0][0], scaled[1][0]]))
@@ -62,7 +62,7 @@ def between(
     value = float(cdf.distances(whole[0][0] - whole[1][0], whole[0][1] - whole[1][1], x, kind))
     squares = 0.0
     for q, unit, own, other in ((a, units[0], without[0], whole[1]), (b, units[1], without[1], whole[0])):
-        if not q.is_exact:
+        if not (q.is_exact or q.of_vector):
             left, right = q.without_each(x * unit)
             if own is not None:
                 rows = zip(left, right, own, strict=True)

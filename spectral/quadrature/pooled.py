@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spectral.krylov.lanczos import LanczosRecord
-from spectral.quadrature import cdf, gauss
+from spectral.quadrature import beta, cdf, gauss
 from spectral.quadrature.cdf import Curve
 from spectral.quadrature.certificate import MIDDLE, envelope, middle
 from spectral.results import Atoms
@@ -58,6 +58,16 @@ class Quadrature:
     def nonnegative(self) -> bool:
         """No eigenvalue is negative, for certain."""
         return bool(self.meta.get("nonnegative"))
+
+    @property
+    def of_vector(self) -> bool:
+        """The measure of one given vector, of mass 1: nothing was drawn, and nothing is said of how many "
+        "eigenvalues there are."""
+        return bool(self.meta.get("vector"))
+
+    def noise(self, variance: float | np.ndarray) -> float | np.ndarray:
+        """Variance of a pooled quadratic form over the draws of the probes, `variance` that over the measure."""
+        return 0.0 * variance if self.of_vector else beta.pooled_variance(len(self.nodes), self.unresolved, variance)
 
     # Rounding --------------------------------------------------------------------------------------------------------
     @property
