@@ -18,7 +18,8 @@ PAGES = sorted((Path(__file__).parents[1] / "docs" / "reference").glob("*.rst"))
 CLASSES = [
     spectral.Operator, spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher,
     spectral.operators.Gram, spectral.Spectrum, spectral.Estimate, spectral.Band, spectral.Density, spectral.Atoms,
-    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
+    spectral.Eigenpairs, spectral.SingularTriplets, spectral.LowRankPlusDiagonal, spectral.Plan,
+    functionals.NegativeMass, analysis.Alignment,
     analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
 ]  # fmt: skip
 NETWORKS = {
@@ -28,6 +29,7 @@ NETWORKS = {
 OWN = {  # keywords and fields that the named operators describe in words of their own, and why
     "loss": {"Jacobian": "for of='loss' alone", "Fisher": "names a distribution: no callable"},
     "engine": {"Jacobian": "says what 'auto' does at once", "Hessian": "its ways are other ones"},
+    "layout": {"Jacobian": "of rows and columns"},
     "statistics": {"Jacobian": "says where it is refused"},
     "preflight": {"Hessian": "other tests", "GaussNewton": "tests of its loss beside"},
     "TypeError": {"Jacobian": "no loss"},

@@ -13,6 +13,7 @@ from spectral.estimators.functionals import (
     spectral_form,
 )
 from spectral.estimators.kpm import jackson, kpm
+from spectral.estimators.laplace import LowRankPlusDiagonal, block_diagonal, low_rank_plus_diagonal
 from spectral.estimators.slq import slq
 from spectral.estimators.svd import SingularTriplets, svd
 from spectral.estimators.top import Eigenpairs, top
@@ -20,7 +21,9 @@ from spectral.estimators.trace import trace
 
 __all__ = [
     "Eigenpairs",
+    "LowRankPlusDiagonal",
     "SingularTriplets",
+    "block_diagonal",
     "block_gap",
     "condition_number",
     "diagonal",
@@ -30,6 +33,7 @@ __all__ = [
     "jackson",
     "kpm",
     "logdet",
+    "low_rank_plus_diagonal",
     "negative_mass",
     "numerical_rank",
     "slq",
