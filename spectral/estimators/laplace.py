@@ -51,8 +51,8 @@ def block_diagonal(A: Any, partition: Any = None, *, by: str = "parameter") -> d
     Raises
     ------
     ValueError
-        Where the blocks do not fit into the free memory, and as `blocks`; for NaN, and where single samples do not make the
-        products, since they meet in the model.
+        Where the blocks do not fit into the free memory, for a matrix that is not symmetric, for NaN, where single samples do
+        not make the products, since they meet in the model, and as `blocks`.
 
     Examples
     --------
@@ -61,12 +61,12 @@ def block_diagonal(A: Any, partition: Any = None, *, by: str = "parameter") -> d
     """
     A = as_operator(A)
     hold_whole(A, "block_diagonal")
+    if A.symmetric is False:
+        raise ValueError(f"{A!r} is not symmetric, and has no curvature to give; use A[rows, cols] for a block of it.")
     parts = blocks(A, partition, by=by)
     largest = max(parts, key=lambda name: parts[name].shape[0], default="")
-    needed = 8 * (
-        sum(B.shape[0] ** 2 for B in parts.values())
-        + WORKSPACE * max((B.shape[0] ** 2 for B in parts.values()), default=0)
-    )
+    sizes = [B.shape[0] ** 2 for B in parts.values()]
+    needed = 8 * (sum(sizes) + WORKSPACE * max(sizes, default=0))
     if needed > free_memory(A):
         raise ValueError(
             f"the blocks need {needed / 2**30:.1f} GiB, more than is free; the largest is {largest!r} with "
@@ -77,7 +77,8 @@ def block_diagonal(A: Any, partition: Any = None, *, by: str = "parameter") -> d
 
 def _dense(B: Operator) -> torch.Tensor:
     """A block as a matrix."""
-    made = B.single_samples(whole=True) if isinstance(B, GaussNewton) and B.separate else matrix_of(B)
+    alone = isinstance(B, GaussNewton) and B.separate and B.network.wrt == "params"
+    made = B.single_samples(whole=True) if alone else matrix_of(B)  # type: ignore[attr-defined]
     return (made + made.T) / 2
 
 

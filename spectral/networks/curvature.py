@@ -139,8 +139,10 @@ class Curvature(SumOverBatches):
             if self._own and self.ranks > 1:
                 part.tensor.zero_()  # the samples of other ranks are theirs
             for group, batch in batches:
-                v, w = (t[:, self.entries(group)] if self._own else t for t in (V_bn, part.tensor))
-                self._multiply("H v", group, batch, v.contiguous(), w, new=self._own or group.start == 0)
+                v, w = V_bn, part.tensor
+                if self._own:
+                    v, w = v[:, self.entries(group)].contiguous(), w[:, self.entries(group)]
+                self._multiply("H v", group, batch, v, w, new=self._own or group.start == 0)
         W_bn = self._total(part, f"with {type(self).__name__}")
         return self._piece((W_bn.div_(self.count) if self.coarse else W_bn).T)
 
@@ -689,7 +691,8 @@ class GaussNewton(Curvature):
         Raises
         ------
         ValueError
-            Where the loss reads outputs that belong to no sample, for samples that meet in the model, and for NaN.
+            Where the loss reads outputs that belong to no sample, for samples that meet in the model, for NaN, and for
+            whole=True with respect to anything but parameters.
 
         Examples
         --------
@@ -698,25 +701,29 @@ class GaussNewton(Curvature):
         tensor([5.], dtype=torch.float64)
         """
         network, form, z = self.network, 0.0, self.probe(0, 0, "rademacher")
+        if whole and network.wrt != "params":
+            raise ValueError(f"whole=True is for wrt='params', got {network.wrt!r}; multiply by the identity.")
+        signs = z.double()
         total = torch.zeros(self.shape if whole else self.shape[:1], dtype=torch.float64, device=self.device)
         with distributed.Summand(total) as part, network.sweep() as batches:
             for index, batch in batches:
                 terms = self._terms(network.output(batch), batch, self.starts[index])
                 if network.wrt == "params":
                     self.singles = self.singles or per_sample.chosen(network, batch, terms)
-                    form += self.singles.add(batch, terms, total, z.double())
+                    form += self.singles.add(batch, terms, total, signs)
                     continue
                 own = self.entries(range(index, index + 1))
-                (like,) = self._tangents(z[own], network.info.samples[index])
-                added, along = per_sample.squares_of_variable(network, batch, terms, like.double())
+                (of_batch,) = self._tangents(z[own], network.info.samples[index])
+                added, along = per_sample.squares_of_variable(network, batch, terms, of_batch.double())
                 total[own] += (added.sum(0) if self.layout == "summed" else added).reshape(-1)
                 form += along
         made = self._finite(part, part.sum(), "of single samples")
         if self.coarse:
             made, form = made.div_(self.count), form / self.count
-        form, w = sum(distributed.gather(lambda: form)), self @ z
-        due = longvectors.dot(z, w)
-        if not abs(form - due) <= max(self._allowed, self.product_error) * max(abs(due), longvectors.norm(w)):
+        w = self @ z
+        parts, rounding = zip(*distributed.gather(lambda: (form, self._allowed)), strict=True)
+        form, due = sum(parts), longvectors.dot(z, w)
+        if not abs(form - due) <= max(*rounding, self.product_error) * max(abs(due), longvectors.norm(w)):
             raise ValueError(
                 f"z^T A z of random signs z is {form:.6g} by single samples and {due:.6g} by a product: the samples of a batch "
                 "meet in the model, so that only products are defined."

@@ -537,7 +537,8 @@ class Operator:
     def unflatten(self, v: Any) -> dict[str, torch.Tensor]:
         """A vector as {name: tensor}: parameters by their names.
 
-        With wrt="inputs" the one name is "inputs", its shape that of a sample; with layout="flattened": outputs, then that.
+        With wrt="inputs" or "module:NAME" that is the one name. Its shape is that of a sample's variable; with
+        layout="flattened": outputs, then that; of a curvature matrix that is block-diagonal: samples, then that.
         Expressions have the names of their parts: `J.T`, `J.gram("right")`, `H + shift * I`. The tensors are views of v where v
         is contiguous.
 
