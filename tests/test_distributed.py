@@ -47,6 +47,17 @@ def results(batches, options):
     return found, rows, J.samples
 
 
+def curvature(batches):
+    """Products with respect to inputs and activations, of which every rank has its own, and diagonals by single samples."""
+    case, found = CASES["batch-norm"], {}
+    for wrt in ("params", "inputs", "module:0"):
+        for layout in ("block-diagonal", "summed")[: 1 if wrt == "params" else 2]:
+            A = spectral.GaussNewton(case.network(), torch.nn.CrossEntropyLoss(), batches, wrt=wrt, layout=layout)
+            v = torch.randn(A.shape[0], 2, generator=torch.Generator().manual_seed(5)).double()
+            found[wrt, layout] = A @ v, torch.from_numpy(spectral.diagonal(A, method="exact").value)
+    return found
+
+
 def work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -57,7 +68,8 @@ def work(rank, folder):
     assert distributed.gather(lambda: 3 + rank) == [3, 4]
     with pytest.raises(ValueError, match=r"Whole couples the samples of a batch .* pass all data as one batch"):
         spectral.Hessian(case.network(), Whole(), own[:1])  # one batch on each rank
-    torch.save({name: results(own, options) for name, options in OPTIONS.items()}, f"{folder}/{rank}.pt")
+    found = {name: results(own, options) for name, options in OPTIONS.items()}
+    torch.save({**found, "curvature": curvature(own)}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -79,6 +91,14 @@ def test_two_ranks_mean_the_whole(two, name):
     both = two[0][name][1] + two[1][name][1]
     assert [start for start, _ in both] == [start for start, _ in rows]
     assert all(torch.allclose(a, b, atol=1e-13) for (_, a), (_, b) in zip(both, rows, strict=True))
+
+
+def test_two_ranks_mean_the_curvature_of_all_activations(two):
+    expected = curvature(CASES["batch-norm"].batches(sum(OWN, ())))
+    for rank in two:
+        for key, values in expected.items():
+            for got, due in zip(rank["curvature"][key], values, strict=True):
+                assert torch.allclose(got, due, rtol=1e-12, atol=1e-14), key
 
 
 def test_one_process_is_the_identity():

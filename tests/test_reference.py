@@ -20,6 +20,9 @@ CLASSES = [
     spectral.operators.Gram, spectral.Spectrum, spectral.Estimate, spectral.Band, spectral.Density, spectral.Atoms,
     spectral.Eigenpairs, spectral.SingularTriplets, spectral.Solution, spectral.Product,
     spectral.Plan, functionals.NegativeMass, analysis.Alignment, analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
+    spectral.Eigenpairs, spectral.SingularTriplets, spectral.LowRankPlusDiagonal, spectral.Plan,
+    functionals.NegativeMass, analysis.Alignment,
+    analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
 ]  # fmt: skip
 NETWORKS = {
     kind.__name__: kind
@@ -28,6 +31,7 @@ NETWORKS = {
 OWN = {  # keywords and fields that the named operators describe in words of their own, and why
     "loss": {"Jacobian": "for of='loss' alone", "Fisher": "names a distribution: no callable"},
     "engine": {"Jacobian": "says what 'auto' does at once", "Hessian": "its ways are other ones"},
+    "layout": {"Jacobian": "of rows and columns"},
     "statistics": {"Jacobian": "says where it is refused"},
     "preflight": {"Hessian": "other tests", "GaussNewton": "tests of its loss beside"},
     "TypeError": {"Jacobian": "no loss"},

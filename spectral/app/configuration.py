@@ -34,6 +34,7 @@ from spectral.experiments.models import BLOCKS, GIVEN
 from spectral.experiments.pretrained import TOKENS
 from spectral.krylov.basis import check_place
 from spectral.krylov.lanczos import MODES
+from spectral.networks.curvature import LAYOUTS
 from spectral.networks.products import budget_bytes
 from spectral.operators.foreign import as_operator
 from spectral.schema import (
@@ -229,8 +230,8 @@ OPTIONS: dict[str, Rule] = {  # of operators, by their names
     "samples": maybe(SIZE),
     "loss": maybe(LOSS),
     "of": Text("logits", "probs", "loss"),
-    "wrt": Text("params", "inputs"),
-    "layout": Text("stacked", "flattened"),
+    "wrt": Text(pattern=r"params|inputs|module:.+", said="params, inputs or module:NAME"),
+    "layout": Text("stacked", "flattened", *LAYOUTS),
     "params": maybe(Items(NAME, least=1)),
     "engine": Text(*linearize.ENGINES),
     "product_dtype": maybe(Text(*PRODUCT_DTYPES)),
@@ -244,7 +245,10 @@ OPTIONS: dict[str, Rule] = {  # of operators, by their names
 
 LAWS = (  # of a Jacobian
     Law("a loss where of=loss, and nowhere else", lambda f, s: (f.get("of") == "loss") == (f.get("loss") is not None)),
-    Law("wrt=inputs where layout=flattened", lambda f, s: f.get("layout") != "flattened" or f.get("wrt") == "inputs"),
+    Law(
+        "wrt=inputs or module:NAME where layout=flattened",
+        lambda f, s: f.get("layout") != "flattened" or f.get("wrt", "params") != "params",
+    ),
     Law(
         "wrt=params where params are chosen",
         lambda f, s: f.get("params") is None or f.get("wrt", "params") == "params",

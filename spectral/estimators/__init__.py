@@ -14,6 +14,7 @@ from spectral.estimators.functionals import (
 )
 from spectral.estimators.funm import Product, funm, spectrum_of
 from spectral.estimators.kpm import jackson, kpm
+from spectral.estimators.laplace import LowRankPlusDiagonal, block_diagonal, low_rank_plus_diagonal
 from spectral.estimators.slq import slq
 from spectral.estimators.solve import Solution, inverse, solve
 from spectral.estimators.svd import SingularTriplets, svd
@@ -25,6 +26,9 @@ __all__ = [
     "Product",
     "SingularTriplets",
     "Solution",
+    "LowRankPlusDiagonal",
+    "SingularTriplets",
+    "block_diagonal",
     "block_gap",
     "condition_number",
     "diagonal",
@@ -36,6 +40,7 @@ __all__ = [
     "jackson",
     "kpm",
     "logdet",
+    "low_rank_plus_diagonal",
     "negative_mass",
     "numerical_rank",
     "slq",

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from spectral import arrays, longvectors
-from spectral.estimators import leave_one_out
+from spectral.estimators import cost, leave_one_out
 from spectral.estimators.budget import hold_whole, progress_bar, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.krylov.symmetry import KnownProduct, distance
 from spectral.longvectors import cross
+from spectral.networks.curvature import GaussNewton
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.pieces import local
@@ -30,8 +31,12 @@ EXACT = Fields(  # of a checkpoint: the entries so far, and the column A e_0
         "column": Array("float64", "n"),
     }
 )
+SQUARES = Fields(  # the diagonal by samples, and the column of its largest entry
+    {"method": Same("squares"), "value": Array("float64", "n"), "column": Array("float64", "n")}
+)
 STATE = Either(
     EXACT,
+    SQUARES,
     Fields(
         {
             "method": Same("hutchinson"),
@@ -70,7 +75,8 @@ def diagonal(
     d_i = e_i^T A e_i, estimated by the mean of z * (A z) over sign vectors z, after what the range of few products holds
     exactly.
 
-    Cost: `probes` products, n at most. Memory: O(n), or 4 m n numbers for "xdiag" with m = probes / 2.
+    Cost: `probes` products, n at most; "exact" of a GaussNewton, Fisher or EmpiricalFisher one sweep and one product (two with a
+    checkpoint). Memory: O(n), or 4 m n numbers for "xdiag" with m = probes / 2.
 
     Parameters
     ----------
@@ -79,7 +85,7 @@ def diagonal(
     method : str
         "auto", "xdiag", "hutchinson" or "exact"; see Notes.
     probes : int
-        Products; n or more, or method="exact", multiply the identity: n products, stderr 0.
+        Products; n or more multiply the identity: n products, stderr 0.
     seed : int
         0 to 2^64 - 1. Probe i depends on (seed, i) alone.
     checkpoint : path, optional
@@ -109,8 +115,13 @@ def diagonal(
     - "xdiag": m = probes / 2 sign vectors; the diagonal of the part of A in the range of their products, exactly, and the
       mean of what each left out says of the rest: far better where the spectrum decays. Takes m transposed products. stderr
       includes the covariance of its samples (`spectral.estimators.leave_one_out`).
-    - "auto": exact, else xdiag with 20 products or more where A's transpose is known and the memory is there, else
-      hutchinson.
+    - "exact": of GaussNewton, Fisher and EmpiricalFisher (their multiples and shifts too) the squares of single samples'
+      gradients, summed in one sweep: one backward pass a sample for EmpiricalFisher, C for a cross entropy of C classes (for
+      each counted target), else one for each output. Where vmap fails samples go one by one; `describe()` of the operator says
+      so as "single_samples". z^T A z of random signs z is held to a product. Of all other operators, and where samples meet
+      (batch norm's own statistics, a loss that couples them), n products with the identity.
+    - "auto": n products if `probes` allows, else xdiag with 20 products or more where A's transpose is known and the memory
+      is there, else hutchinson.
 
     References
     ----------
@@ -135,6 +146,9 @@ def diagonal(
     n, seed = A.shape[0], check_seed(seed)
     settings = {"diagonal": method, "probes": probes, "seed": seed}
     run = Checkpoint(checkpoint, A, settings, STATE, most=probes, half=probes // 2)
+    if method == "exact" and isinstance(cost.affine(A)[2], GaussNewton) and cost.affine(A)[2].separate:
+        value = _of_squares(A, run)
+        return Estimate(value, np.zeros(n), value, value, 0, run.spent.products, "exact")
     if method == "exact" or probes >= n:
         value = exact_diagonal(A, progress, run)
         return Estimate(value, np.zeros(n), value, value, n, run.spent.products, "exact")
@@ -186,6 +200,27 @@ def exact_diagonal(A: Operator, progress: bool | None, run: Checkpoint) -> np.nd
             run.stepped(end=first == n)
             bar.update(stop - start)
     return value
+
+
+def _of_squares(A: Operator, run: Checkpoint) -> np.ndarray:
+    """The diagonal (n,) from the gradients of single samples, in one sweep, held to a product."""
+    factor, shift, G = cost.affine(A)
+    state, before = run.state, G.products
+    if state is None:
+        with run.guard(dict, lambda: False):
+            state = {"method": "squares", "value": (factor * G.single_samples() + shift).cpu().numpy()}
+        A.products += 0 if A is G else G.products - before
+    if run.path is None:
+        return state["value"]
+    largest = int(np.abs(state["value"]).argmax())
+    one = unit_vectors(range(largest, largest + 1), A.shape[0], dtype=A.dtype, device=A.device)
+    if run.state is not None:
+        run.prove(KnownProduct(one[:, 0], distance(torch.from_numpy(state["column"]).to(A.device))))
+        return state["value"]
+    state["column"] = leave_one_out.multiply(A, one)[:, 0].double().cpu().numpy()
+    with run.guard(lambda: state):
+        run.stepped(end=True)
+    return state["value"]
 
 
 def _hutchinson(

@@ -160,8 +160,12 @@ def _combination(op: Operator) -> torch.Tensor:
 
 def gram_matrix(A: Any, side: str = "auto") -> torch.Tensor:
     """A A^T ("left") or A^T A ("right") as a dense float64 matrix; of a Jacobian in one pass over the data."""
-    gram = Gram(as_operator(A), side)
-    return _matrix(gram, Checkpoint(None, gram, {}, STATE), False)["matrix"]
+    return matrix_of(Gram(as_operator(A), side))
+
+
+def matrix_of(A: Operator) -> torch.Tensor:
+    """A as a dense float64 matrix: what it is made of where that is known, else its products with the identity."""
+    return _matrix(A, Checkpoint(None, A, {}, STATE), False)["matrix"]
 
 
 def _assemble(gram: Operator, run: Checkpoint, progress: bool | None) -> tuple[torch.Tensor, str, int] | None:

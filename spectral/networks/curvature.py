@@ -3,11 +3,13 @@
 Every matrix is that of torch's own mean over the counted targets of all data at once: sums over batches, one division at
 the end, so that it never matters how the data are batched.
 
-Legend: B samples in a batch, z the outputs (logits) of a batch, U a change of them, P parameters, N counted targets, C classes.
+Legend: n samples, B in a batch, z the outputs (logits) of a batch, U a change of them, P parameters, d entries of a sample's
+inputs or of a module's output, N counted targets, C classes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
 from typing import Any
@@ -18,7 +20,7 @@ from torch import nn
 from spectral import arrays, distributed, longvectors, persist, probes
 from spectral.engine import linearize, trace
 from spectral.engine.autotune import FAILURES, Maps
-from spectral.networks import losses, sharded
+from spectral.networks import losses, per_sample, sharded
 from spectral.networks import output_curvature as outputs
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.linear_head import HeadCurvature
@@ -30,10 +32,11 @@ from spectral.pieces import local
 Forward = Callable[[nn.Module, Any], Any] | None
 Product = Callable[[torch.Tensor], torch.Tensor]
 RECORDED_TWICE = 4  # graphs that a second backward pass holds
+LAYOUTS = ("block-diagonal", "summed")  # of what is differentiated of each sample
 
 
 class Curvature(SumOverBatches):
-    """A symmetric (P, P) matrix: a sum over batches divided by the number N of counted targets.
+    """A symmetric matrix: a sum over batches divided by the number N of counted targets; (P, P), or (n d, n d) or (d, d).
 
     Its keywords are documented on each of its subclasses.
     """
@@ -48,6 +51,8 @@ class Curvature(SumOverBatches):
         loss: Any,
         data: Any,
         *,
+        wrt: str = "params",
+        layout: str = "block-diagonal",
         params: Any = None,
         forward: Forward = None,
         shared: Sequence[Any] = (),
@@ -58,14 +63,18 @@ class Curvature(SumOverBatches):
         preflight: bool = True,
         chunk: int | None = None,
     ) -> None:
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout={layout!r} is no layout; use one of {', '.join(LAYOUTS)}.")
+        if layout == "summed" and wrt == "params":
+            raise ValueError("layout='summed' is for wrt='inputs' and 'module:NAME'; leave it out with wrt='params'.")
         products = Products(engine, product_dtype, memory, preflight, chunk)
         self._hold_engine(model, engine)
         with distributed.together():
             network = sharded.modelled(
-                LossModel, model, data, loss=loss, forward=forward, params=params, shared=shared, statistics=statistics,
-                of=self.of, products=products,
+                LossModel, model, data, loss=loss, forward=forward, wrt=wrt, params=params, shared=shared,
+                statistics=statistics, of=self.of, products=products,
             )  # fmt: skip
-        self.loss = loss
+        self.loss, self.layout = loss, layout
         self._begin(network, products)
         self._test_model()
 
@@ -79,11 +88,19 @@ class Curvature(SumOverBatches):
 
     def _begin(self, network: Any, products: Products) -> None:
         survey = checks.surveyed(network)
-        self.first_sample = sum(part.n for part in survey.parts[: distributed.rank()])
+        self.samples = sum(part.n for part in survey.parts)
+        first = sum(part.n for part in survey.parts[: distributed.rank()])
+        self.starts = [
+            first + sum(survey.samples[:i]) for i in range(len(survey.samples) + 1)
+        ]  # samples before a batch
         self.count = sum(part.counted for part in survey.parts)
         if self.count == 0:
             raise ValueError("no target is counted (all are ignored, say), so that the mean loss is not defined.")
+        self._own = network.wrt != "params" and self.layout == "block-diagonal"  # entries of a vector for each sample
         size = sum(value.numel() for value in network.values.values())
+        if network.wrt != "params":
+            size = math.prod(survey.variable) * (self.samples if self._own else 1)
+        self.singles: per_sample.Gradients | None = None  # how single samples' gradients are made, once asked for
         self._held: set[str] = set()  # ways whose second derivatives, or the loss's, have been held to differences
         # a way, the model's version, a vector and its product, until there is a second one; the vector's own version
         self._earlier: tuple[str, Any, torch.Tensor, trace.Pieces, int] | None = None
@@ -99,19 +116,33 @@ class Curvature(SumOverBatches):
         """A diagonal block: the matrix of the named parameters alone, by this operator's survey of the data, without a sweep."""
         return self._of(self.network.restricted(names), self.options)
 
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        if self.network.wrt == "params":
+            return super()._names(side)
+        each = self.network.info.variable
+        return {self.network.wrt: (self.samples, *each) if self._own else each}
+
+    def _what(self) -> dict[str, Any]:
+        layout = {} if self.network.wrt == "params" else {"layout": self.layout}
+        return {**super().describe(), **self.network.describe(), **layout, "count": self.count}
+
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), **self.network.describe(), "count": self.count, **self._described()}
+        return {**self._what(), **self._described()}
 
     def identity(self) -> str:
-        what = {**super().describe(), **self.network.describe(), "count": self.count}
-        return self._fingerprint(what)
+        return self._fingerprint(self._what())
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         self._know_noise()
         V_bn = arrays.rows(local(V))
         with self._sums((len(V_bn), self._entries), V_bn) as part, closing(self._batches()) as batches:
+            if self._own and self.ranks > 1:
+                part.tensor.zero_()  # the samples of other ranks are theirs
             for group, batch in batches:
-                self._multiply("H v", group, batch, V_bn, part.tensor, new=group.start == 0)
+                v, w = V_bn, part.tensor
+                if self._own:
+                    v, w = v[:, self.entries(group)].contiguous(), w[:, self.entries(group)]
+                self._multiply("H v", group, batch, v, w, new=self._own or group.start == 0)
         W_bn = self._total(part, f"with {type(self).__name__}")
         return self._piece((W_bn.div_(self.count) if self.coarse else W_bn).T)
 
@@ -120,9 +151,16 @@ class Curvature(SumOverBatches):
         """1 / N where products are divided inside, which costs no pass over them; coarse dtypes might underflow: 1."""
         return 1.0 if self.coarse else 1.0 / self.count
 
-    def _starts(self, index: int) -> int:
-        """The index, over all ranks, of a batch's first sample."""
-        return self.first_sample + sum(self.network.info.samples[:index])
+    def entries(self, group: range) -> slice:
+        """Which entries of a vector belong to the samples of these batches; all where there is one variable for all samples."""
+        each = self.shape[0] // self.samples
+        return slice(self.starts[group.start] * each, self.starts[group.stop] * each) if self._own else slice(None)
+
+    def _pieces(self, gradients: trace.Pieces) -> trace.Pieces:
+        """What a batch adds to a product: the gradients of its variable, summed over the samples where it is one for all."""
+        if self.layout == "summed":
+            return (gradients[0].sum(0, dtype=self.dtype),)
+        return gradients
 
     def _tested(self, batch: Any) -> Callable[..., torch.Tensor]:
         return self.network.total(batch)
@@ -158,6 +196,11 @@ class Hessian(Curvature):
     data : iterable of batches
         Read anew in each sweep, so that an iterator is refused. A batch is a tensor, a tuple such as (x, y), or a mapping
         (Hugging Face). Each sweep must give the same batches; the random state of a shuffling loader is replayed.
+    wrt : str
+        With respect to "params", to "inputs" (embeddings for token models), or to "module:NAME": the output of that module, one
+        tensor (B, ...) of a module that is called once.
+    layout : str
+        Not for parameters: "block-diagonal", every sample's variable by itself, or "summed", one change for all samples.
     params : list, optional
         The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
         gradient. Tied parameters count once.
@@ -168,7 +211,7 @@ class Hessian(Curvature):
         Keys or positions of a batch's entries that belong to no sample (weights, priors).
     statistics : str
         Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
-        (refused for a model without batch norm).
+        (refused for a model without batch norm). For wrt="params" alone.
     engine : str
         How products are computed. "double-backward": a second backward pass through the gradient's graph, which is recorded
         once. "fresh": forward-mode AD of a backward pass, for each product anew. "replay": a recorded program without what
@@ -207,6 +250,10 @@ class Hessian(Curvature):
     The mean is torch's own over the counted targets of the whole data set at once: sums over batches, one division at the
     end. How the data are cut into batches never matters, nor does a module's reduction; class weights, ignored targets and
     label smoothing count as in torch.
+
+    With wrt="inputs" or "module:NAME" the variable is all samples' inputs or activations, d entries each: (n d, n d), ordered by
+    sample, block diagonal where samples do not meet in the loss, the block of sample i being its own matrix over N. With
+    layout="summed" it is one change d of all samples: the sum of these blocks, (d, d), as Jacobian's columns are.
 
     engine="auto" takes the first product as the answer, by "double-backward". It is held to a difference of gradients
     before it is used, and with the second to <u, H v> = <v, H u>; if it fails, "fresh" takes its place and is held to the
@@ -257,13 +304,13 @@ class Hessian(Curvature):
 
     def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
         total = self._differentiated(batch)
-        gradient = self.network.gradient(way, lambda *values: self.share * total(*values))
+        gradient = self.network.gradient(way, lambda *values: self.share * total(*values), batch)
 
         def product(v: torch.Tensor) -> trace.Pieces:
-            tangents = self.network.split(v)
+            tangents = self._tangents(v, self._samples(group))
             if isinstance(gradient, linearize.CentralDifference):
-                return gradient.jvp(tangents, self.factor)
-            return gradient.jvp(tangents)
+                return self._pieces(gradient.jvp(tangents, self.factor))
+            return self._pieces(gradient.jvp(tangents))
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
             if way == linearize.DIFFERENCE:  # which is no derivative: `_know_noise` says how far it is off
@@ -315,7 +362,6 @@ class Hessian(Curvature):
 
     def _error(self) -> float:
         """Of a product by differences, relative."""
-        v = self.probe(1, 0)[:, None]
         mine, exact = self, None
         if self.shards is None:
             with distributed.together():
@@ -323,6 +369,7 @@ class Hessian(Curvature):
             mine = self._alone(batch, self.options.dtype)  # type: ignore[assignment]
             exact = self._alone(batch, None, engine="auto", preflight=True)
             mine.noise = 0.0
+        v = mine.probe(1, 0)[:, None]
         w = mine.multiply(v)
         due = None if exact is None else mine._exactly(exact, v)
         if due is None:
@@ -364,12 +411,13 @@ class Hessian(Curvature):
         """How far a product is off from a difference of gradients."""
 
         def made(p: differences.Probe) -> trace.Pieces:
-            if p.trial:
+            if p.trial and self.layout != "summed":
                 return w
-            return linearize.GRADIENTS[way](p.function, p.primals).jvp(p.tangents)
+            return tuple(p.share * t for t in linearize.GRADIENTS[way](p.function, p.primals).jvp(p.tangents))
 
-        graph = self._graph_bytes * self.network.samples.size(batch)
-        trial = self.network.split(v), self.share
+        size = self.network.samples.size(batch)
+        graph = self._graph_bytes * size
+        trial = self._tangents(v, size), self.share
         places = differences.candidates(self.network, batch, differences.of_parameters, trial, graph=graph)
         return self._difference(way, places, made)
 
@@ -395,6 +443,11 @@ class GaussNewton(Curvature):
     data : iterable of batches
         Read anew in each sweep, so that an iterator is refused. A batch is a tensor, a tuple such as (x, y), or a mapping
         (Hugging Face). Each sweep must give the same batches; the random state of a shuffling loader is replayed.
+    wrt : str
+        With respect to "params", to "inputs" (embeddings for token models), or to "module:NAME": the output of that module, one
+        tensor (B, ...) of a module that is called once.
+    layout : str
+        Not for parameters: "block-diagonal", every sample's variable by itself, or "summed", one change for all samples.
     params : list, optional
         The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
         gradient. Tied parameters count once.
@@ -405,7 +458,7 @@ class GaussNewton(Curvature):
         Keys or positions of a batch's entries that belong to no sample (weights, priors).
     statistics : str
         Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
-        (refused for a model without batch norm).
+        (refused for a model without batch norm). For wrt="params" alone.
     engine : str
         How products are computed. "fresh": forward-mode AD for each product anew, J^T u by a backward pass.
         "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
@@ -446,6 +499,11 @@ class GaussNewton(Curvature):
     end. How the data are cut into batches never matters, nor does a module's reduction; class weights, ignored targets and
     label smoothing count as in torch.
 
+    With wrt="inputs" or "module:NAME" the variable is all samples' inputs or activations, d entries each: (n d, n d), ordered by
+    sample, block diagonal where samples do not meet in the loss, the block of sample i being its own matrix over N. With
+    layout="summed" it is one change d of all samples: the sum of these blocks, (d, d), as Jacobian's columns are. A head's
+    logits are then made whole.
+
     engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
     that fails gives place to the other, with the reason in `describe()`. Where more than ten products are to come
     (estimators announce theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program
@@ -474,11 +532,14 @@ class GaussNewton(Curvature):
     tensor([5.])
     """
 
+    draws: int | None = None  # labels that are drawn for each target
+
     def _semidefinite(self) -> bool:
         return outputs.is_convex(self.loss)
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), **({"head_in_chunks": self.network.head} if self.chunked else {})}
+        singles = {} if self.singles is None else self.singles.describe()
+        return {**super().describe(), **({"head_in_chunks": self.network.head} if self.chunked else {}), **singles}
 
     def _inspect(self) -> None:
         batch, _ = self.network.first
@@ -549,11 +610,11 @@ class GaussNewton(Curvature):
             _ = lin.output  # plain tensors, where forward-mode AD left its own
             if self.chunked:
                 return self._head_curvature(seen, batch, keeps)
-            product = self._output_curvature(seen.pop(), batch, self._starts(group.start))
+            product = self._output_curvature(seen.pop(), batch, self.starts[group.start])
             return lambda jv: (product(jv),)
 
         def there(v: Any) -> trace.Pieces:
-            tangents = network.split(v)
+            tangents = self._tangents(v, self._samples(group))
             return (lin.jvp(tangents), *(tangents[i] for i in own))
 
         def back(u: torch.Tensor) -> trace.Pieces:
@@ -566,10 +627,10 @@ class GaussNewton(Curvature):
                 # in place, unless that is a constant of a program, or u itself
                 ours = not trace.recording() and pieces[i].is_contiguous() and pieces[i].data_ptr() != u[0].data_ptr()
                 pieces[i] = pieces[i].add_(g) if ours else g + pieces[i]
-            return tuple(pieces)
+            return self._pieces(tuple(pieces))
 
         def product(v: torch.Tensor) -> trace.Pieces:
-            tangents = network.split(v)
+            tangents = self._tangents(v, self._samples(group))
             jv = (lin.jvp(tangents, graph=True), *(tangents[i] for i in own))
             if not curves:
                 curves.append(curvature())
@@ -594,6 +655,87 @@ class GaussNewton(Curvature):
             (z,) = (head.detach() for head in self.network.heads(output))
             return outputs.cross_entropy_hessian(self.network.loss, z, batch, self.share)
         return outputs.loss_hessian(self.network, output, batch, self.share)
+
+    # Sample by sample -------------------------------------------------------------------------------------------------
+    @property
+    def separate(self) -> bool:
+        """Whether the matrix is a sum over single samples."""
+        network = self.network
+        couples = network.loss.couples or network.loss.form == "whole"
+        return network.shards is None and network.statistics == "population" and not couples
+
+    def single_samples(self, *, whole: bool = False) -> torch.Tensor:
+        """The diagonal from the gradients of single samples, or the whole matrix, of one that is `separate`.
+
+        Cost: one sweep; a backward pass for each term of a sample's output curvature: C for a cross entropy of C classes (for
+        each counted target), one for each output of other losses, one for the empirical Fisher. And a product: z^T A z of
+        random signs z must come out as it does by single samples.
+
+        Parameters
+        ----------
+        whole : bool
+            (P, P) instead of (P,); with respect to parameters alone.
+
+        Returns
+        -------
+        torch.Tensor
+            float64, over all ranks.
+
+        Raises
+        ------
+        ValueError
+            Where the loss reads outputs that belong to no sample, for samples that meet in the model, for NaN, and for
+            whole=True with respect to anything but parameters.
+
+        Examples
+        --------
+        >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
+        >>> GaussNewton(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), [(x, y)]).single_samples()
+        tensor([5.], dtype=torch.float64)
+        """
+        network, form, z = self.network, 0.0, self.probe(0, 0, "rademacher")
+        if whole and network.wrt != "params":
+            raise ValueError(f"whole=True is for wrt='params', got {network.wrt!r}; multiply by the identity.")
+        signs = z.double()
+        total = torch.zeros(self.shape if whole else self.shape[:1], dtype=torch.float64, device=self.device)
+        with distributed.Summand(total) as part, network.sweep() as batches:
+            for index, batch in batches:
+                terms = self._terms(network.output(batch), batch, self.starts[index])
+                if network.wrt == "params":
+                    self.singles = self.singles or per_sample.chosen(network, batch, terms)
+                    form += self.singles.add(batch, terms, total, signs)
+                    continue
+                own = self.entries(range(index, index + 1))
+                (of_batch,) = self._tangents(z[own], network.info.samples[index])
+                added, along = per_sample.squares_of_variable(network, batch, terms, of_batch.double())
+                total[own] += (added.sum(0) if self.layout == "summed" else added).reshape(-1)
+                form += along
+        made = self._finite(part, part.sum(), "of single samples")
+        if self.coarse:
+            made, form = made.div_(self.count), form / self.count
+        w = self @ z
+        parts, rounding = zip(*distributed.gather(lambda: (form, self._allowed)), strict=True)
+        form, due = sum(parts), longvectors.dot(z, w)
+        if not abs(form - due) <= max(*rounding, self.product_error) * max(abs(due), longvectors.norm(w)):
+            raise ValueError(
+                f"z^T A z of random signs z is {form:.6g} by single samples and {due:.6g} by a product: the samples of a batch "
+                "meet in the model, so that only products are defined."
+            )
+        return made
+
+    def _terms(self, output: Any, batch: Any, first: int) -> outputs.Terms:
+        """The curvature of a batch's outputs, times `share`, as sums of squares."""
+        loss, z = self.network.loss, self.network.select(output, batch).detach()
+        if len(z) != self.network.samples.size(batch):
+            raise ValueError(
+                "the loss reads outputs that have no row for each sample, so that the diagonal is no sum over samples; use "
+                "diagonal(A, method='xdiag'), or probes=n for products with unit vectors."
+            )
+        if loss.is_cross_entropy and self.draws is None:
+            (logits,) = (head.detach() for head in self.network.heads(output))
+            return outputs.softmax_terms(logits, loss.class_axis(logits), self.share * self._target_mass(batch, logits))
+        product = self._output_curvature(output, batch, first)
+        return (outputs.diagonal_terms if type(loss.given) in outputs.ENTRYWISE else outputs.spectral_terms)(product, z)
 
     def _curvature_error(self, batch: Any) -> float:
         """How far the loss's own second derivative is off from a difference of its gradients."""
@@ -627,6 +769,11 @@ class Fisher(GaussNewton):
         None takes the expectation exactly; an integer draws so many labels for each target.
     seed : int
         Of the draws: they depend on (seed, sample) alone, whatever the batching.
+    wrt : str
+        With respect to "params", to "inputs" (embeddings for token models), or to "module:NAME": the output of that module, one
+        tensor (B, ...) of a module that is called once.
+    layout : str
+        Not for parameters: "block-diagonal", every sample's variable by itself, or "summed", one change for all samples.
     params : list, optional
         The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
         gradient. Tied parameters count once.
@@ -637,7 +784,7 @@ class Fisher(GaussNewton):
         Keys or positions of a batch's entries that belong to no sample (weights, priors).
     statistics : str
         Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
-        (refused for a model without batch norm).
+        (refused for a model without batch norm). For wrt="params" alone.
     engine : str
         How products are computed. "fresh": forward-mode AD for each product anew, J^T u by a backward pass.
         "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
@@ -676,6 +823,11 @@ class Fisher(GaussNewton):
     end. How the data are cut into batches never matters, nor does a module's reduction; class weights, ignored targets and
     label smoothing count as in torch.
 
+    With wrt="inputs" or "module:NAME" the variable is all samples' inputs or activations, d entries each: (n d, n d), ordered by
+    sample, block diagonal where samples do not meet in the loss, the block of sample i being its own matrix over N. With
+    layout="summed" it is one change d of all samples: the sum of these blocks, (d, d), as Jacobian's columns are. A head's
+    logits are then made whole.
+
     engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
     that fails gives place to the other, with the reason in `describe()`. Where more than ten products are to come
     (estimators announce theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program
@@ -706,9 +858,10 @@ class Fisher(GaussNewton):
     """
 
     def __init__(
-        self, model: nn.Module, loss: Any, data: Any, *, draws: int | None = None, seed: int = 0, params: Any = None,
-        forward: Forward = None, shared: Sequence[Any] = (), statistics: str = "population", engine: str = "auto",
-        product_dtype: torch.dtype | None = None, memory: Any = None, preflight: bool = True, chunk: int | None = None,
+        self, model: nn.Module, loss: Any, data: Any, *, draws: int | None = None, seed: int = 0, wrt: str = "params",
+        layout: str = "block-diagonal", params: Any = None, forward: Forward = None, shared: Sequence[Any] = (),
+        statistics: str = "population", engine: str = "auto", product_dtype: torch.dtype | None = None, memory: Any = None,
+        preflight: bool = True, chunk: int | None = None,
     ) -> None:  # fmt: skip
         if draws is not None and (isinstance(draws, bool) or not isinstance(draws, int) or draws < 1):
             raise ValueError(
@@ -717,8 +870,8 @@ class Fisher(GaussNewton):
         outputs.check_predictive(loss)
         self.draws, self.seed = draws, seed
         super().__init__(
-            model, loss, data, params=params, forward=forward, shared=shared, statistics=statistics, engine=engine,
-            product_dtype=product_dtype, memory=memory, preflight=preflight, chunk=chunk,
+            model, loss, data, wrt=wrt, layout=layout, params=params, forward=forward, shared=shared,
+            statistics=statistics, engine=engine, product_dtype=product_dtype, memory=memory, preflight=preflight, chunk=chunk,
         )  # fmt: skip
 
     def _semidefinite(self) -> bool:
@@ -767,6 +920,11 @@ class EmpiricalFisher(GaussNewton):
     data : iterable of batches
         Read anew in each sweep, so that an iterator is refused. A batch is a tensor, a tuple such as (x, y), or a mapping
         (Hugging Face). Each sweep must give the same batches; the random state of a shuffling loader is replayed.
+    wrt : str
+        With respect to "params", to "inputs" (embeddings for token models), or to "module:NAME": the output of that module, one
+        tensor (B, ...) of a module that is called once.
+    layout : str
+        Not for parameters: "block-diagonal", every sample's variable by itself, or "summed", one change for all samples.
     params : list, optional
         The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
         gradient. Tied parameters count once.
@@ -813,6 +971,12 @@ class EmpiricalFisher(GaussNewton):
     end. How the data are cut into batches never matters, nor does a module's reduction; class weights, ignored targets and
     label smoothing count as in torch.
 
+    With wrt="inputs" or "module:NAME" the variable is all samples' inputs or activations, d entries each: (n d, n d), ordered by
+    sample, block diagonal where samples do not meet in the loss, the block of sample i being its own matrix over N. With
+    layout="summed" it is one change d of all samples: the sum of these blocks, (d, d), as Jacobian's columns are.
+    Summed over the inputs it is the average gradient outer product, whose eigenvectors span the active subspace (Constantine
+    2015).
+
     Batch norm runs with its running statistics: there is no statistics="batch" here, which would couple the samples.
 
     engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
@@ -842,13 +1006,13 @@ class EmpiricalFisher(GaussNewton):
     of = "loss sums"
 
     def __init__(
-        self, model: nn.Module, loss: Any, data: Any, *, params: Any = None, forward: Forward = None,
-        shared: Sequence[Any] = (), engine: str = "auto", product_dtype: torch.dtype | None = None, memory: Any = None,
-        preflight: bool = True, chunk: int | None = None,
+        self, model: nn.Module, loss: Any, data: Any, *, wrt: str = "params", layout: str = "block-diagonal",
+        params: Any = None, forward: Forward = None, shared: Sequence[Any] = (), engine: str = "auto",
+        product_dtype: torch.dtype | None = None, memory: Any = None, preflight: bool = True, chunk: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(
-            model, loss, data, params=params, forward=forward, shared=shared, engine=engine, product_dtype=product_dtype,
-            memory=memory, preflight=preflight, chunk=chunk,
+            model, loss, data, wrt=wrt, layout=layout, params=params, forward=forward, shared=shared, engine=engine,
+            product_dtype=product_dtype, memory=memory, preflight=preflight, chunk=chunk,
         )  # fmt: skip
 
     def _semidefinite(self) -> bool:
@@ -861,6 +1025,9 @@ class EmpiricalFisher(GaussNewton):
 
     def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
         return lambda u: self.share * u
+
+    def _terms(self, output: Any, batch: Any, first: int) -> outputs.Terms:
+        return outputs.diagonal_terms(self._output_curvature(output, batch, first), self.network.select(output, batch))
 
     def _curvature_error(self, batch: Any) -> float:
         return 0.0

@@ -24,7 +24,7 @@ from torch import nn
 from spectral import arrays, longvectors, threads
 from spectral.engine import linearize
 from spectral.failures import first_line
-from spectral.networks import model_state
+from spectral.networks import activations, model_state
 from spectral.networks.batches import Samples, check_data, fingerprint, placed, random_state, set_random_state, warm_up
 from spectral.networks.calling import (
     NOTHING,
@@ -75,18 +75,24 @@ class DataModel:
             raise ValueError(
                 f"of={of!r} is no output; use one of {', '.join(OF[:3])} or a callable(output, batch) -> (B, k)."
             )
-        if wrt not in WRT:
-            raise ValueError(f"wrt={wrt!r} is no variable; use 'params' or 'inputs'.")
+        if wrt not in WRT and not (isinstance(wrt, str) and wrt.startswith(activations.PREFIX)):
+            raise ValueError(
+                f"wrt={wrt!r} is no variable; use 'params', 'inputs' or 'module:NAME', the output of that module."
+            )
         if statistics not in STATISTICS:
             raise ValueError(f"statistics={statistics!r} is unknown; use 'population' or 'batch'.")
-        if wrt == "inputs" and params is not None:
-            raise ValueError("params= restricts wrt='params'; leave it out with wrt='inputs'.")
+        if wrt != "params" and params is not None:
+            raise ValueError(f"params= restricts wrt='params'; leave it out with wrt={wrt!r}.")
         if products.chunk is not None and statistics == "batch":
             raise ValueError("chunk= cuts batches, and statistics='batch' is of whole ones; leave one of them out.")
         if isinstance(shared, str) or not isinstance(shared, Sequence):
             raise TypeError(f"shared={shared!r} must be a list of keys or positions, such as [{shared!r}].")
         check_data(data)
         self.model, self.data, self.of, self.wrt = model, data, of, wrt
+        # the module whose output is the variable, by its name; None where parameters or inputs are
+        self.inner = None if wrt in WRT else wrt.removeprefix(activations.PREFIX)
+        if self.inner is not None:
+            activations.module_named(model, self.inner)
         self.statistics, self.preflight, self.chunk = statistics, products.preflight, products.chunk
         self.samples = Samples(tuple(shared))
         self.inputs = 1 if forward is not None else required_inputs(model)
@@ -389,9 +395,9 @@ class DataModel:
         """A function of the primals of this batch, linearised there in one way."""
         return linearize.WAYS[way](function, self.primals(batch))
 
-    def gradient(self, way: str, function: Callable[..., torch.Tensor]) -> linearize.ForwardOverReverse:
-        """The gradient of a scalar function of the parameters, to be differentiated in one way."""
-        return linearize.GRADIENTS[way](function, tuple(self.values.values()))
+    def gradient(self, way: str, function: Callable[..., torch.Tensor], batch: Any) -> linearize.ForwardOverReverse:
+        """The gradient of a scalar function of the primals of this batch, to be differentiated in one way."""
+        return linearize.GRADIENTS[way](function, self.primals(batch))
 
     def observed(self, function: Callable[..., Any], batch: Any) -> Any:
         """A function's value at this batch, without a graph, of a model whose parameters nothing can stand in for."""
@@ -402,7 +408,7 @@ class DataModel:
         return {name: tuple(value.shape) for name, value in self.values.items()}
 
     def primals(self, batch: Any) -> tuple[torch.Tensor, ...]:
-        """What is differentiated on this batch: the parameters, or the inputs (B, ...)."""
+        """What is differentiated on this batch: the parameters, the inputs (B, ...), or a module's output (B, ...)."""
         if self.wrt == "params":
             return tuple(self.values.values())
         return (self.inputs_of(batch),)
@@ -415,6 +421,12 @@ class DataModel:
         )  # fmt: skip
 
     def inputs_of(self, batch: Any) -> torch.Tensor:
+        """The inputs of a batch, or the output of the module that is named in their place."""
+        if self.inner is not None:
+            module = activations.module_named(self.model, self.inner)
+            return activations.taken(
+                module, self.inner, self.samples.size(batch), lambda: self.run({}, batch, lambda z: z)
+            )
         if self._embeds(batch):
             with torch.no_grad():
                 embedding: Any = self.model.get_input_embeddings
@@ -439,7 +451,8 @@ class DataModel:
             )
         return x
 
-    def _with_inputs(self, batch: Any, x: torch.Tensor) -> Any:
+    def with_inputs(self, batch: Any, x: torch.Tensor) -> Any:
+        """The batch with other inputs."""
         if self._embeds(batch):
             rest = {name: value for name, value in fields(batch).items() if name != "input_ids"}  # type: ignore[union-attr]
             return {**rest, "inputs_embeds": x}
@@ -453,10 +466,15 @@ class DataModel:
             return self.run(dict(zip(self.names, values, strict=True)), batch, lambda output: then(output, batch))
 
         def of_inputs(x: torch.Tensor) -> Any:
-            there = self._with_inputs(batch, x)
+            there = self.with_inputs(batch, x)
             return self.run({}, there, lambda output: then(output, there))
 
-        return of_parameters if self.wrt == "params" else of_inputs
+        def of_activations(h: torch.Tensor) -> Any:
+            module = activations.module_named(self.model, self.inner or "")
+            with activations.standing_in(module, self.inner or "", h):
+                return self.run({}, batch, lambda output: then(output, batch))
+
+        return of_parameters if self.wrt == "params" else of_inputs if self.inner is None else of_activations
 
     def run(
         self, values: Mapping[str, torch.Tensor], batch: Any, then: Callable[[Any], Any], output: Any = NOTHING

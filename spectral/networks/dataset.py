@@ -39,6 +39,11 @@ class DatasetInfo:
         return self.ranks or (self,)
 
     @property
+    def variable(self) -> tuple[int, ...]:
+        """The shape of what is differentiated of a sample, if it is not the parameters, by the first rank that has one."""
+        return next((part.feature_shape for part in self.parts if part.feature_shape is not None), ())
+
+    @property
     def busiest(self) -> DatasetInfo:
         """What the rank with the most samples holds, for which all others wait."""
         return max(self.parts, key=lambda part: part.n)

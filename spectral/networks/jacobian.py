@@ -1,4 +1,4 @@
-"""`Jacobian`: of a network's outputs with respect to its parameters or its inputs.
+"""`Jacobian`: of a network's outputs with respect to its parameters, its inputs or a module's output.
 
 Legend: n samples, B in a batch, k outputs per sample, d input features, P parameters; J_i (k, P) or (k, d) of sample i.
 """
@@ -32,8 +32,9 @@ ROW_BYTES = 256 << 20  # rows of J held at a time while per-sample gradients are
 class Jacobian(SumOverBatches):
     """The Jacobian J of a network over a data set, never formed.
 
-    J_i = d z_i / d theta, z_i (k,) the outputs of sample i and theta the parameters or the inputs. Rows are ordered by
-    sample, then output: (n k, P) or (n k, d). With layout="flattened", row i is J_i flattened: (n, k d).
+    J_i = d z_i / d theta, z_i (k,) the outputs of sample i and theta the parameters, the inputs, or a module's output (d
+    entries a sample). Rows are ordered by sample, then output: (n k, P) or (n k, d). With layout="flattened", row i is J_i
+    flattened: (n, k d).
 
     Cost: one product is one JVP sweep over the data, one transposed product one VJP sweep (flattened: k of each). J^T J v
     takes both in one sweep. Building it takes a forward pass over the data, for sizes.
@@ -49,9 +50,10 @@ class Jacobian(SumOverBatches):
         What is differentiated: "logits", "probs", "loss" (each sample's own mean loss), or a callable (output, batch) ->
         (B, k). Outputs are flattened per sample to (B, k).
     wrt : str
-        With respect to "params", or to "inputs" (embeddings for token models).
+        With respect to "params", to "inputs" (embeddings for token models), or to "module:NAME": the output of that module, one
+        tensor (B, ...) of a module that is called once.
     layout : str
-        "stacked", or, with respect to inputs only, "flattened".
+        "stacked", or, not with respect to parameters, "flattened".
     forward : callable, optional
         (model, batch) -> output. By default the model is called with the tensor, with as many entries of the tuple as its
         `forward` requires, or with the fields of the mapping without its labels.
@@ -64,7 +66,7 @@ class Jacobian(SumOverBatches):
         Keys or positions of a batch's entries that belong to no sample (weights, priors).
     statistics : str
         Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
-        (refused for a model without batch norm). Refused also with wrt="inputs", with of="loss" and for rows of single
+        (refused for a model without batch norm). For wrt="params" alone. Refused also with of="loss" and for rows of single
         samples, which it couples.
     engine : str
         How products are computed. "fresh": forward-mode AD for each product anew, J^T u by a backward pass.
@@ -150,7 +152,9 @@ class Jacobian(SumOverBatches):
         if layout not in ("stacked", "flattened"):
             raise ValueError(f"layout={layout!r} is no layout; use 'stacked' or 'flattened'.")
         if layout == "flattened" and wrt == "params":
-            raise ValueError("layout='flattened' is for wrt='inputs'; use layout='stacked' with wrt='params'.")
+            raise ValueError(
+                "layout='flattened' is for wrt='inputs' and 'module:NAME'; use layout='stacked' with wrt='params'."
+            )
         if engine == linearize.DIFFERENCE:
             raise ValueError(
                 "engine='finite-difference' is of the Hessian, a difference of gradients; a Jacobian has exact products: leave "
@@ -172,7 +176,6 @@ class Jacobian(SumOverBatches):
         widths = [k for part in survey.parts for k in part.outputs]
         self.outputs = widths[0]
         self.unrolled = self.outputs if layout == "flattened" else 1
-        self.feature_shape = next((part.feature_shape for part in survey.parts if part.feature_shape is not None), ())
         if layout == "flattened" and len(set(widths)) > 1:
             raise ValueError(f"layout='flattened' needs one number of outputs per sample, got {sorted(set(widths))}.")
         self.rank_rows = [sum(self.batch_rows(part)) for part in survey.parts]
@@ -184,7 +187,7 @@ class Jacobian(SumOverBatches):
         if network.wrt == "params":
             columns = sum(value.numel() for value in network.values.values())
         else:
-            columns = math.prod(self.feature_shape) * (self.outputs if self.layout == "flattened" else 1)
+            columns = math.prod(survey.variable) * (self.outputs if self.layout == "flattened" else 1)
         super().__init__((sum(self.rank_rows), columns), network, products, tuple(linearize.WAYS))
         self.notes: dict[str, Any] = {}
 
@@ -243,7 +246,8 @@ class Jacobian(SumOverBatches):
             return None
         if self.network.wrt == "params":
             return super()._names(side)
-        return {"inputs": (self.outputs, *self.feature_shape) if self.layout == "flattened" else self.feature_shape}
+        shape = self.network.info.variable
+        return {self.network.wrt: (self.outputs, *shape) if self.layout == "flattened" else shape}
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -292,13 +296,6 @@ class Jacobian(SumOverBatches):
         product = {"J v": forward, "J^T u": back, "J^T J v": normal}[kind]
         return Maps(product, check, int(linearize.COPIES[way] * self._graph_bytes * size), self._allowed)
 
-    def _tangents(self, v: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-        """A column of the input space (cast to the dtype of the products) as tangents of one batch."""
-        if self.network.wrt == "inputs":
-            v = v.to(self.network.compute_dtype)
-            return (v.view(self.feature_shape).expand(size, *self.feature_shape),)
-        return self.network.split(v)
-
     def _forward(self, lin: linearize.ForwardMode, v: torch.Tensor, size: int, graph: bool = False) -> torch.Tensor:
         """J_b v of one batch: its rows; `graph` says that J_b^T u comes next."""
         if self.layout == "stacked":
@@ -311,7 +308,7 @@ class Jacobian(SumOverBatches):
     def _pull(self, lin: linearize.ForwardMode, cotangent: torch.Tensor) -> trace.Pieces:
         """The VJP of one batch, summed over its samples: gradients of the parameters, or one (d,)."""
         pulled = lin.vjp(cotangent)
-        if self.network.wrt == "inputs":
+        if self.network.wrt != "params":
             pulled = (pulled[0].sum(0, dtype=self.dtype),)
         return pulled
 
@@ -398,7 +395,7 @@ class Jacobian(SumOverBatches):
                 size = self.network.info.samples[index]
                 if index < first:
                     continue
-                if self.network.wrt == "inputs":
+                if self.network.wrt != "params":
                     block = self._input_rows(
                         linearize.ForwardMode(self.network.function(batch), self.network.primals(batch)), size
                     )
@@ -557,7 +554,7 @@ class Jacobian(SumOverBatches):
         k = self.network.info.outputs[index]
         signs = torch.stack([probes.probe(seed, first + i, k, kind="rademacher") for i in range(size)])
         signs = signs.to(self.device, self.network.compute_dtype)
-        if self.network.wrt == "inputs":
+        if self.network.wrt != "params":
             pulled = linearize.ForwardMode(self.network.function(batch), self.network.primals(batch)).vjp(signs)[0]
             return pulled.double().reshape(size, -1).square().sum(1)
         if "rows" not in self.notes:

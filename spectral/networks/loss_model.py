@@ -36,7 +36,7 @@ class LossModel(DataModel):
             total, count = self._learn(index, output, batch)
             if self.places is None and not self._of_loss:
                 self.places = self.loss.places(output, batch)
-            if self.loss.is_cross_entropy and self.shards is None:
+            if self.loss.is_cross_entropy and self.shards is None and self.wrt == "params":
                 z = output_tensor(output)
                 found = calls.head(z.movedim(self.loss.class_axis(z), -1))
                 self.head = found if index == 0 or found == self.head else None
@@ -61,7 +61,7 @@ class LossModel(DataModel):
             return False
 
         def told(output: Any, there: Any) -> tuple[torch.Tensor, ...]:
-            return self.select(output, there), *self.loss(output, there)
+            return tuple(t.detach() for t in (self.select(output, there), *self.loss(output, there)))
 
         *some, (z, total, count) = (self.function(batch, told)(*self.primals(batch)) for batch in (*parts, whole))
         outputs, totals, counts = zip(*some, strict=True)

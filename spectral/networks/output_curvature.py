@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from spectral import longvectors, probes
+from spectral import arrays, longvectors, probes
 from spectral.engine import linearize, trace
 from spectral.networks.learned_loss import Loss
 from spectral.networks.loss_model import LossModel, apart, joined
+from spectral.networks.losses import ELEMENTWISE
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 CONVEX = (
     nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss,
     nn.SoftMarginLoss,
 )  # fmt: skip
+ENTRYWISE = (*ELEMENTWISE, nn.BCEWithLogitsLoss)  # whose Hessian is diagonal in the outputs
 PREDICTIVE = (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss)
 
 
@@ -84,6 +87,58 @@ def chunks(shape: Sequence[int], entries: int | None = None) -> Iterator[tuple[A
         yield from ((slice(start, start + width),) for start in range(0, shape[0], width))
     else:
         yield from ((i, *part) for i in range(shape[0]) for part in chunks(shape[1:], entries))
+
+
+# As sums of squares ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Terms:
+    """H_i = sum_c w_ic r_ic r_ic^T of a batch's samples: w (B, q), and `vectors(which, samples)` -> r (samples, |which|, k)."""
+
+    weights: torch.Tensor
+    vectors: Callable[[torch.Tensor, slice], torch.Tensor]
+
+    def there(self) -> torch.Tensor:
+        """The terms that have a weight in some sample: masked targets have none."""
+        return (self.weights != 0).any(0).nonzero()[:, 0]
+
+    def of(self, samples: slice) -> Terms:
+        """Those of the first samples."""
+        return Terms(self.weights[samples], lambda which, inner: self.vectors(which, samples)[inner])
+
+
+def softmax_terms(z: torch.Tensor, axis: int, mass: torch.Tensor) -> Terms:
+    """m (diag(p) - p p^T) = sum_c m p_c (e_c - p) (e_c - p)^T of each target: C terms for each, scores of its classes."""
+    p = z.softmax(axis).movedim(axis, -1)
+    classes, shape = p.shape[-1], p.shape[1:]
+    weights = (mass.to(p).unsqueeze(-1) * p).reshape(len(z), -1)
+    p = p.reshape(len(z), -1, classes)
+
+    def vectors(which: torch.Tensor, samples: slice) -> torch.Tensor:
+        targets, c, order = which // classes, which % classes, torch.arange(len(which), device=z.device)
+        r = p.new_zeros(len(p[samples]), len(which), *p.shape[1:])
+        r[:, order, targets] = -p[samples][:, targets]
+        r[:, order, targets, c] += 1
+        return r.reshape(*r.shape[:2], *shape).movedim(-1, axis + 1).reshape(*r.shape[:2], -1)
+
+    return Terms(weights, vectors)
+
+
+def diagonal_terms(product: Product, z: torch.Tensor) -> Terms:
+    """Of a diagonal H: a term for each of the outputs z (B, k)."""
+
+    def vectors(which: torch.Tensor, samples: slice) -> torch.Tensor:
+        return torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[which].expand(len(z[samples]), -1, -1)
+
+    return Terms(product(torch.ones_like(z)), vectors)
+
+
+def spectral_terms(product: Product, z: torch.Tensor) -> Terms:
+    """Of any H: its eigenvectors in the space of the outputs z (B, k), from k products and O(k^3) a sample."""
+    eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    H = torch.stack([product(e.expand_as(z)) for e in eye], 1).double()
+    values, Q = torch.linalg.eigh((H + H.mT) / 2)
+    noise = z.shape[1] * arrays.machine_epsilon(z.dtype) * values.abs().amax(1, keepdim=True)
+    return Terms(torch.where(values.abs() > noise, values, 0.0), lambda which, samples: Q.mT[samples][:, which].to(z))
 
 
 # Other losses ---------------------------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ class ShardedModel(DataModel):
     def linearised(self, way: str, function: Callable[..., torch.Tensor], batch: Any) -> linearize.ForwardMode:
         return ShardedMode(self, function)
 
-    def gradient(self, way: str, function: Callable[..., torch.Tensor]) -> linearize.ForwardOverReverse:
+    def gradient(self, way: str, function: Callable[..., torch.Tensor], batch: Any) -> linearize.ForwardOverReverse:
         return ShardedDifference(self, function)
 
     @contextmanager

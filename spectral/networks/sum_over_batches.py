@@ -162,6 +162,13 @@ class SumOverBatches(Operator):
     def _shards(self, side: str) -> pieces.Shards | None:
         return self.network.shards
 
+    def _tangents(self, v: Any, size: int) -> tuple[torch.Tensor, ...]:
+        """A vector, or signs, as tangents of one batch, in the dtypes of the products; of inputs one a sample, or one for all."""
+        if self.network.wrt == "params":
+            return self.network.split(v)
+        shape = self.network.info.variable
+        return (v[:].to(self.network.compute_dtype).view(-1, *shape).expand(size, *shape),)
+
     # Products --------------------------------------------------------------------------------------------------------
     @property
     def epochs(self) -> float:
@@ -462,10 +469,10 @@ class SumOverBatches(Operator):
 
     @property
     def _idle(self) -> list[str]:
-        """The parameters that the function of the first batch does not depend on."""
-        if self.facts is None or self.network.wrt != "params":
-            return []
-        return [name for name, reached in zip(self.network.names, self.facts.reached, strict=True) if not reached]
+        """The parameters, or the variable, that the function of the first batch does not depend on."""
+        names = self.network.names if self.network.wrt == "params" else [self.network.wrt]
+        reached = (True for _ in names) if self.facts is None else self.facts.reached
+        return [name for name, there in zip(names, reached, strict=True) if not there]
 
     def _described(self) -> dict[str, Any]:
         """Engine, reason and times of the latest kind of product, the choices of the others, and the noise."""

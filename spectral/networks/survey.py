@@ -109,7 +109,7 @@ def survey(model: DataModel) -> DatasetInfo:
             outputs.append(width)
             joins = model.statistics == "population" and model.shards is None
             signatures.append(model.samples.signature(batch) if joins else None)
-            if model.wrt == "inputs":
+            if model.wrt != "params":
                 shape = _checked_shape(model, index, batch, shape)
         model.draws = not same_random_state(begin, random_state(model.data))
     if not samples and distributed.world_size() == 1:
@@ -121,10 +121,16 @@ def survey(model: DataModel) -> DatasetInfo:
 def _checked_shape(model: DataModel, index: int, batch: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     x = model.inputs_of(batch)
     if x.dtype != model.compute_dtype:
-        raise TypeError(f"the inputs are {x.dtype} but the model is {model.compute_dtype}; convert one of them.")
+        raise TypeError(
+            f"{_variable(model)} are {x.dtype} but the model is {model.compute_dtype}; convert one of them."
+        )
     if shape is not None and tuple(x.shape[1:]) != shape:
         raise ValueError(
-            f"wrt='inputs' needs inputs of one shape, but batch {index} has {tuple(x.shape[1:])} after {shape}; pad or "
+            f"wrt={model.wrt!r} needs samples of one shape, but batch {index} has {tuple(x.shape[1:])} after {shape}; pad or "
             "crop them."
         )
     return tuple(x.shape[1:])
+
+
+def _variable(model: DataModel) -> str:
+    return "the inputs" if model.inner is None else f"the outputs of {model.inner}"

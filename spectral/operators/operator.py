@@ -6,9 +6,11 @@ Shapes: an operator is (m, n); V (n, b) and U (m, b) are blocks of b columns.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from spectral import arrays, distributed, longvectors, persist, probes
@@ -74,6 +76,7 @@ class Operator:
     ndim = 2
     args: tuple[Any, ...] = ()  # what an expression is made of, as scipy's operators say it; of a leaf nothing
     __array_ufunc__ = None  # numpy hands `array @ A` and `number * A` over to us
+    __iter__ = None  # else `A[0], A[1], ...` would be tried, a product each
 
     def __init__(
         self,
@@ -497,6 +500,58 @@ class Operator:
         """
         return self.T
 
+    # Parts ------------------------------------------------------------------------------------------------------------
+    def __getitem__(self, key: Any) -> Any:
+        """A[rows, cols]: an operator, a vector or a number, each axis indexed by itself.
+
+        Two index arrays mean the block where these rows meet these columns, as `numpy.ix_` (whose result is taken too) and
+        pandas' `iloc` have it, not numpy's pairs. A[idx, idx] is a principal block: symmetric and semi-definite where A is. It
+        multiplies by a product of the whole A.
+
+        Parameters
+        ----------
+        key : index or (index, index)
+            Each a slice, an integer, an array or list of integers (negative ones count from the end, repeated ones repeat), a
+            boolean mask, or `...` for all. One alone is of rows.
+
+        Returns
+        -------
+        Operator, torch.Tensor or float
+            An `Operator`; with one integer a row (c,) or a column (r,) from one product; with two the entry, from one product.
+
+        Raises
+        ------
+        IndexError
+            For an index beyond the shape, and a mask of another length.
+        TypeError
+            For any other index.
+
+        Examples
+        --------
+        >>> A = spectral.as_operator(np.arange(9.0).reshape(3, 3))
+        >>> A[1:, [0, 2]] @ np.eye(2)
+        array([[3., 5.],
+               [6., 8.]])
+        >>> A[1, 2], A[:, 0]
+        (5.0, tensor([0., 3., 6.], dtype=torch.float64))
+        """
+        keys = key if isinstance(key, tuple) else (key,)
+        if len(keys) > 2:
+            raise IndexError(f"an operator has two axes, but the index has {len(keys)}; use A[rows, cols].")
+        if any(self._shards(side) is not None for side in ("left", "right")):
+            raise TypeError(f"A[rows, cols] needs whole vectors, but ranks hold pieces of those of {self!r}.")
+        rows, cols = (_index(k, length, self.device) for k, length in zip((*keys, ...), self.shape, strict=False))
+        if isinstance(cols, int):
+            column = self.multiply(self._unit(cols, self.shape[1]))[:, 0]
+            return column if rows is None else float(column[rows]) if isinstance(rows, int) else column[rows]
+        if isinstance(rows, int):
+            row = self.multiply_transpose(self._unit(rows, self.shape[0]))[:, 0]
+            return row if cols is None else row[cols]
+        return self if rows is None and cols is None else Submatrix(self, rows, cols)
+
+    def _unit(self, at: int, length: int) -> torch.Tensor:
+        return probes.unit_vectors(range(at, at + 1), length, dtype=self.dtype, device=self.device)
+
     # Vectors by name --------------------------------------------------------------------------------------------------
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         """{name: shape} of what the columns ("right") or the rows ("left") belong to, None where they have no names."""
@@ -514,7 +569,8 @@ class Operator:
     def unflatten(self, v: Any) -> dict[str, torch.Tensor]:
         """A vector as {name: tensor}: parameters by their names.
 
-        With wrt="inputs" the one name is "inputs", its shape that of a sample; with layout="flattened": outputs, then that.
+        With wrt="inputs" or "module:NAME" that is the one name. Its shape is that of a sample's variable; with
+        layout="flattened": outputs, then that; of a curvature matrix that is block-diagonal: samples, then that.
         Expressions have the names of their parts: `J.T`, `J.gram("right")`, `H + shift * I`. The tensors are views of v where v
         is contiguous.
 
@@ -983,6 +1039,78 @@ class Product(Derived):
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         A, B = self.parts  # A^T A may be one sweep
         return B.multiply_transpose(A.multiply_normal(B.multiply(V)))
+
+
+Index = torch.Tensor | None  # of an axis; None is all of it
+
+
+def _index(key: Any, length: int, device: torch.device) -> int | Index:
+    """One axis's index: an integer, integers (r,) from 0 on, or None for all."""
+    if key is Ellipsis or (isinstance(key, slice) and key == slice(None)):
+        return None
+    if isinstance(key, slice):
+        return torch.from_numpy(np.arange(length)[key].copy()).to(device)
+    if not isinstance(key, bool) and hasattr(key, "__index__") and not getattr(key, "ndim", 0):
+        at = operator.index(key)
+        if not -length <= at < length:
+            raise IndexError(f"index {at} is beyond the {length} entries of its axis.")
+        return at % length
+    if not isinstance(key, list | tuple) and not arrays.is_array(key):
+        raise TypeError(f"{key!r} is no index; use a slice, an integer, an array of integers, or a boolean mask.")
+    which = arrays.to_torch(key if arrays.is_array(key) else np.asarray(key, None if len(key) else np.int64)).to(device)
+    if which.ndim == 2 and 1 in which.shape:  # of numpy.ix_
+        which = which.reshape(-1)
+    if which.ndim != 1 or which.is_floating_point() or which.is_complex():
+        raise TypeError(
+            f"an index array is {tuple(which.shape)} of {which.dtype}; use integers or a boolean mask, (r,) of one axis."
+        )
+    if which.dtype == torch.bool:
+        if len(which) != length:
+            raise IndexError(f"the mask has {len(which)} entries, its axis {length}.")
+        return which.nonzero()[:, 0]
+    which = which.long()
+    if len(which) and not (-length <= int(which.min()) and int(which.max()) < length):
+        raise IndexError(
+            f"indices from {int(which.min())} to {int(which.max())} are beyond the {length} entries of the axis."
+        )
+    return which % max(length, 1)
+
+
+class Submatrix(Derived):
+    """A[rows, cols]: some rows and columns of A, by products of the whole."""
+
+    def __init__(self, A: Operator, rows: Index, cols: Index) -> None:
+        r, c = (length if index is None else len(index) for index, length in zip((rows, cols), A.shape, strict=True))
+        principal = rows is cols or (rows is not None and cols is not None and torch.equal(rows, cols))
+        super().__init__(
+            (A,), (r, c), symmetric=A.symmetric if principal else None, nonnegative=A.nonnegative and principal
+        )
+        self.rows, self.cols, self.args = rows, cols, (A, rows, cols)
+        self.self_map = A.self_map and principal
+
+    def _rebuilt(self, *parts: Operator) -> Operator:
+        return Submatrix(parts[0], self.rows, self.cols)
+
+    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
+        return self.parts[0]._names(side) if (self.cols if side == "right" else self.rows) is None else None
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        W = self.parts[0].multiply(_spread(V, self.cols, self.parts[0].shape[1]))
+        return W if self.rows is None else W[self.rows]
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        W = self.parts[0].multiply_transpose(_spread(U, self.rows, self.parts[0].shape[0]))
+        return W if self.cols is None else W[self.cols]
+
+    def describe(self) -> dict[str, Any]:
+        chosen = {"rows": self.rows, "cols": self.cols}
+        told = {name: "all" if index is None else arrays.checksum(index) for name, index in chosen.items()}
+        return {**super().describe(), **told}
+
+
+def _spread(V: torch.Tensor, index: Index, length: int) -> torch.Tensor:
+    """V (r, b) at its places in (length, b), zeros elsewhere; what comes twice is added."""
+    return V if index is None else V.new_zeros(length, V.shape[1]).index_add_(0, index, V)
 
 
 class Gram(Derived):

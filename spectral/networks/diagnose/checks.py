@@ -91,7 +91,7 @@ def check_model(network: DataModel) -> None:
     if network.statistics == "batch":
         if not norms:
             raise ValueError("statistics='batch' is for models with batch norm, but this one has none; leave it out.")
-        if network.wrt == "inputs" or network.of in ("loss", "loss sums"):
+        if network.wrt != "params" or network.of in ("loss", "loss sums"):
             raise ValueError(
                 "statistics='batch' couples the samples of a batch, so that rows of single samples are not defined; use "
                 "statistics='population', or parameters' Hessian, GaussNewton, Fisher or Jacobian of the logits."
@@ -176,9 +176,9 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
         return  # a random model, of which another test says so
     why = "detached, computed under torch.no_grad() or outside torch"
     if not any(facts.reached):
-        what = "inputs" if network.wrt == "inputs" else "parameters"
+        what = {"params": "the parameters", "inputs": "the inputs"}.get(network.wrt, f"the output of {network.inner}")
         raise ValueError(
-            f"the outputs change with the {what} but carry no derivative (they are {why}); remove that from the model, forward=, "
+            f"the outputs change with {what} but carry no derivative (they are {why}); remove that from the model, forward=, "
             "of= or loss=."
         )
     lost = [name for name, reached in zip(network.names, facts.reached, strict=True) if not reached]
@@ -190,7 +190,7 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
 
 
 def check_loss_of_outputs(network: LossModel, batch: Any, matrix: str) -> None:
-    """Refuse a loss that reads parameters beside the outputs, or a number that the model has reduced already.
+    """Refuse a loss that reads what is differentiated beside the outputs, or a number that the model has reduced already.
 
     Through the outputs alone such terms would be left out. Cost: a forward pass of the first batch, for a loss of the user's.
     """
@@ -198,7 +198,9 @@ def check_loss_of_outputs(network: LossModel, batch: Any, matrix: str) -> None:
     if loss.given is None or loss.is_native or not network.preflight:
         return
     with network.opened():
-        total_of, _, heads = loss_of_heads(network, batch, lambda: network.output(batch))
+        x = network.inputs_of(batch).detach().requires_grad_() if network.wrt == "inputs" else None
+        there = batch if x is None else network.with_inputs(batch, x)
+        total_of, _, heads = loss_of_heads(network, there, lambda: network.output(batch))
         named = dict(network.model.named_parameters())
         own = {name: named[name].requires_grad_() for name in network.names}  # the flags are put back
         leaves = {name: value.detach().requires_grad_() for name, value in network.values.items()}
@@ -215,6 +217,11 @@ def check_loss_of_outputs(network: LossModel, batch: Any, matrix: str) -> None:
                 f"{matrix} is the curvature through the model's output, but loss= reads the parameter {read[0]} beside it, whose "
                 "terms it would leave out; use Hessian, or take them out of loss= and add their matrix (A + 2 * decay * "
                 "spectral.I)."
+            )
+        if x is not None and id(x) in ends:
+            raise ValueError(
+                f"{matrix} is the curvature through the model's output, but loss= reads the inputs beside it, whose terms it "
+                "would leave out; use Hessian, or give the loss a copy of them as a target."
             )
         if heads and not any(head.ndim for head in heads):
             raise ValueError(

@@ -123,7 +123,7 @@ def candidates(
     more than little, or than a `graph` of the batch [bytes]: in the product's own dtype a test holds three vectors.
     """
     size = network.samples.size(batch)
-    entries = sum(t.numel() for t in network.values.values()) if trial is not None else 0
+    entries = sum(t.numel() for t in trial[0]) if trial is not None else 0
     fits = DOUBLES * 8 * entries <= MEMORY * arrays.available_memory(network.device)
     heavy = DOUBLES * 8 * entries > max(LIGHT, graph)
 

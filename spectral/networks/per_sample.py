@@ -1,0 +1,124 @@
+"""Gradients of single samples, whose squares are the diagonal of sum_i J_i^T H_i J_i, and whose products are its blocks.
+
+With H_i = sum_c w_ic r_ic r_ic^T and g_ic = J_i^T r_ic the matrix is sum_i sum_c w_ic g_ic g_ic^T: one backward pass for each
+term, C a sample for a cross entropy of C classes.
+
+Source: Dangel, Kunstner, Hennig (2020), BackPACK: packing more into backprop, ICLR.
+
+Legend: B samples in a batch, q terms of each sample, k outputs, P parameters; r (B, q, k), w (B, q), g (rows, P).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spectral import arrays
+from spectral.engine import linearize
+from spectral.failures import first_line
+from spectral.networks.data_model import DataModel, near
+from spectral.networks.output_curvature import Terms
+
+ROOM = 256 << 20  # bytes of gradients that are held at a time
+Rows = Iterator[tuple[torch.Tensor, list[torch.Tensor]]]  # weights (rows,), gradients (rows, p) of each parameter
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """How single samples' gradients are made: by vmap over samples, or one by one for `reason`."""
+
+    model: DataModel
+    reason: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        return {"single_samples": f"one by one: {self.reason}" if self.reason else "vmap"}
+
+    @property
+    def entries(self) -> int:
+        return sum(value.numel() for value in self.model.values.values())
+
+    def add(self, batch: Any, terms: Terms, total: torch.Tensor, z: torch.Tensor) -> float:
+        """total (P,) += sum of w g^2, or total (P, P) += sum of w g g^T, in float64; returns the sum of w (g . z)^2."""
+        form, of_z = 0.0, z.split([value.numel() for value in self.model.values.values()])
+        for w, g in self.rows(batch, terms):
+            along = torch.stack([part.double() @ own for part, own in zip(g, of_z, strict=True)]).sum(0)
+            form += float(w @ along.square())
+            if total.ndim == 1:
+                total += torch.cat([w @ part.double().square() for part in g])
+            else:
+                wide = torch.cat(g, 1).double()
+                total.addmm_((w[:, None] * wide).T, wide)
+        return form
+
+    def rows(self, batch: Any, terms: Terms) -> Rows:
+        """The gradients of a batch's samples, no more at a time than there is room for."""
+        some, size = terms.there(), len(terms.weights)
+        if self.reason:
+            yield from self._one_by_one(batch, terms, some)
+            return
+        width = max(1, ROOM // max(1, self.entries * self.model.compute_dtype.itemsize))  # gradients at a time
+        for which in some.split(width):
+            each = max(1, width // len(which)) if len(which) else size
+            for start in range(0, size, each):
+                samples = slice(start, min(start + each, size))
+                part = self.model.samples.rows(batch, size, samples.start, samples.stop)
+                w = terms.weights[samples, which].double().reshape(-1)
+                yield w, self._vectorised(part, terms.vectors(which, samples))
+
+    def _vectorised(self, batch: Any, r: torch.Tensor) -> list[torch.Tensor]:
+        primals = self.model.primals(batch)
+        per_sample, rebuilt = self.model.samples.apart(batch, len(r))
+
+        def one(parts: list[torch.Tensor], r: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            function = self.model.function(rebuilt([part.unsqueeze(0) for part in parts]))
+            pull = torch.func.vjp(lambda *p: function(*p)[0], *primals)[1]
+            return torch.func.vmap(pull)(r)
+
+        with linearize.math_attention():  # the fused one has no batching rule
+            pulled = torch.func.vmap(one)(per_sample, r)
+        return [g.detach().reshape(len(r) * r.shape[1], -1) for g in pulled]
+
+    def _one_by_one(self, batch: Any, terms: Terms, some: torch.Tensor) -> Rows:
+        for i, w in enumerate(terms.weights):
+            single = self.model.samples.rows(batch, len(terms.weights), i, i + 1)
+            lin = linearize.ForwardMode(self.model.function(single), self.model.primals(single))
+            for c in some[w[some] != 0]:
+                pulled = lin.vjp(terms.vectors(c[None], slice(i, i + 1))[:, 0])
+                yield w[c][None].double(), [g.reshape(1, -1) for g in pulled]
+
+
+def chosen(model: DataModel, batch: Any, terms: Terms) -> Gradients:
+    """By vmap, if it gives on two samples of this batch what they give one by one."""
+    few = slice(0, min(2, len(terms.weights)))
+    two = model.samples.rows(batch, len(terms.weights), 0, few.stop)
+
+    def squares(how: Gradients) -> torch.Tensor:
+        total = torch.zeros(how.entries, dtype=torch.float64, device=model.device)
+        how.add(two, terms.of(few), total, total)
+        return total
+
+    due = squares(Gradients(model, "asked for"))
+    try:
+        got = squares(Gradients(model))
+    except (RuntimeError, ValueError, TypeError) as failure:
+        return Gradients(model, first_line(failure))
+    kinds = {model.compute_dtype, *(p.dtype for p in model.values.values())}
+    allowed = max(arrays.discrepancy(kind) for kind in kinds)
+    return Gradients(model, "" if near(got, due, allowed) else "vmap gives something else")
+
+
+def squares_of_variable(model: DataModel, batch: Any, terms: Terms, z: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """(B, ...) for the inputs or a module's output, and the sum of w (g . z)^2, z (B, ...).
+
+    Samples are separate, so that one backward pass has a term of all.
+    """
+    lin = linearize.ForwardMode(model.function(batch), model.primals(batch))
+    total, form = torch.zeros_like(z, dtype=torch.float64), 0.0
+    for c in terms.there():
+        g, w = lin.vjp(terms.vectors(c[None], slice(None))[:, 0])[0].double(), terms.weights[:, c].double()
+        total += w.view(-1, *(1 for _ in g.shape[1:])) * g.square()
+        form += float(w @ (g * z).reshape(len(w), -1).sum(1).square())
+    return total, form
