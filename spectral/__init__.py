@@ -21,6 +21,7 @@ from spectral.estimators import (
     top,
     trace,
 )
+from spectral.layers import LayerTable, layers
 from spectral.operators import EmpiricalFisher, Fisher, GaussNewton, Hessian, I, Jacobian, Operator, as_operator, blocks
 from spectral.plan import Plan, plan
 from spectral.results import Atoms, Band, Density, Estimate
@@ -39,6 +40,7 @@ __all__ = [
     "Hessian",
     "I",
     "Jacobian",
+    "LayerTable",
     "Operator",
     "Plan",
     "SingularTriplets",
@@ -56,6 +58,7 @@ __all__ = [
     "jackson",
     "kpm",
     "label_alignment",
+    "layers",
     "logdet",
     "marchenko_pastur",
     "negative_mass",

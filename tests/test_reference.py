@@ -18,8 +18,8 @@ PAGES = sorted((Path(__file__).parents[1] / "docs" / "reference").glob("*.rst"))
 CLASSES = [
     spectral.Operator, spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher,
     spectral.operators.Gram, spectral.Spectrum, spectral.Estimate, spectral.Band, spectral.Density, spectral.Atoms,
-    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
-    analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
+    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, spectral.LayerTable, functionals.NegativeMass,
+    analysis.Alignment, analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
 ]  # fmt: skip
 NETWORKS = {
     kind.__name__: kind
