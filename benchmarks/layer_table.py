@@ -3,9 +3,9 @@
     pip install --no-deps --target /tmp/ww weightwatcher && pip install --target /tmp/ww powerlaw
     PYTHONPATH=/tmp/ww python benchmarks/layer_table.py [--json FILE] [--only minilm] [--full]
 
-Each model: the time of `WeightWatcher(model).analyze()`, the time of `spectral.layers(model)`, verdicts included, their ratio, and
-the largest relative difference of alpha. `--full`: with mp_fit and detX. Ours is the median of three runs before and three after
-theirs. Models are random but MiniLM's: the time does not depend on values but for the search of xmin.
+Each model: the processor's time of `WeightWatcher(model).analyze()`, that of `spectral.layers(model)`, verdicts included, their
+ratio, and the largest relative difference of alpha. `--full`: with mp_fit and detX. Ours is the median of three runs before and
+three after theirs. Models are random but MiniLM's: the time does not depend on values but for the search of xmin.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ MODELS = {
 
 
 def timed(function: Any) -> tuple[float, Any]:
-    begin = time.perf_counter()
+    begin = time.process_time()
     result = function()
-    return time.perf_counter() - begin, result
+    return time.process_time() - begin, result
 
 
 def theirs(model: nn.Module, options: dict[str, bool]) -> Any:

@@ -1,7 +1,7 @@
 """One row a layer: what the weights say by themselves, beside what the data make of them.
 
-One learns to read `layers`: the exponent of each weight's spectrum as WeightWatcher fits it, whether its tail is a power law at all,
-and the trace and effective rank of the same layer's block of the Gauss-Newton matrix, each with its error.
+One learns to read `layers`: the exponent of each weight's spectrum as WeightWatcher fits it, whether its tail is a power law at
+all, and the trace and effective rank of the same layer's block of the Gauss-Newton matrix, each with its error.
 
     python examples/layers.py [FOLDER]     # about 30 s; writes layers.png
 """

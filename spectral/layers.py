@@ -252,7 +252,9 @@ class LayerTable:
 
         y, error = self[column].astype(np.float64), self.error(column)
         x = np.arange(len(y))
-        judged = self[VERDICT_OF[column]].astype(bool) if column in VERDICT_OF else np.ones(len(y), bool)
+        judged = (
+            self[VERDICT_OF[column]].astype(bool) if VERDICT_OF.get(column) in self.columns else np.ones(len(y), bool)
+        )
         if ax is None:
             ax = plt.subplots(figsize=(max(4.0, min(0.35 * len(y) + 2, 12.0)), 3.6))[1]
         for kept, face, label in ((judged, BLUE, column), (~judged, "white", f"{column}, no power law")):

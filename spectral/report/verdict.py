@@ -277,9 +277,10 @@ def of_layers(rows: Sequence[Row], labels: Mapping[str, str], *, about: str = ""
     answer = "yes" if value - 2 * error > 0 else "no" if value + 2 * error < SEEN else "undecided"
     answer = "undecided" if min(shares) < 50 else answer
     text = (
-        f"{answer.capitalize()}: over layers, {words(name, labels)}, exponents of weights and of curvature have a rank correlation "
-        f"of {said['alpha_correlation']}; {shares[0]:.0f} % of the weights and {shares[1]:.0f} % of the blocks have a tail that passes "
-        f"for a power law. Stable and effective rank: {said['rank_correlation']}, largest eigenvalues: {said['scale_correlation']}"
+        f"{answer.capitalize()}: over layers, {words(name, labels)}, exponents of weights and of curvature have a rank "
+        f"correlation of {said['alpha_correlation']}; {shares[0]:.0f} % of the weights and {shares[1]:.0f} % of the blocks have "
+        f"a tail that passes for a power law. Stable and effective rank: {said['rank_correlation']}, largest eigenvalues: "
+        f"{said['scale_correlation']}"
     )
     return Verdict(answer, f"{text}{f'; {about}' if about else ''}.")
 
