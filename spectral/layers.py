@@ -22,7 +22,7 @@ from spectral.networks.blocks import blocks
 from spectral.networks.curvature import EmpiricalFisher, Fisher, GaussNewton, Hessian
 from spectral.networks.jacobian import Jacobian
 from spectral.networks.weights import BY_DIMENSIONS, Layer, layers_of, matrices
-from spectral.operators.operator import Operator
+from spectral.operators.operator import Gram, Operator
 from spectral.results import Array, Estimate, nan
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
@@ -422,9 +422,12 @@ def layers(
     for name, given in (("min_evals", min_evals), ("max_evals", max_evals)):
         if isinstance(given, bool) or not (isinstance(given, int) or (given is None and name == "max_evals")):
             raise ValueError(f"{name}={given!r} must be an integer; use 1 or more, or max_evals=None for no limit.")
+    if isinstance(params, str):
+        raise ValueError(f"params={params!r} must be a list of globs; use [{params!r}].")
     most = np.inf if max_evals is None else max_evals
     found, A = _chosen(layers_of(model), params), _operator(model, data, loss, operator)
     parts = blocks(A) if A is not None else {}
+    matrix = "J^T J" if isinstance(A, Gram) else type(A).__name__
     rows, skipped = [], {}
     eigenvalues: dict[str, Array] = {}
     spectra: dict[str, Spectrum] = {}
@@ -441,7 +444,7 @@ def layers(
                     spectra[layer.longname] = esd(
                         block, probes=probes, steps=steps, budget=budget, seed=seed, progress=False
                     )
-                row |= _data_columns(type(A).__name__, spectra.get(layer.longname))
+                row |= _data_columns(matrix, spectra.get(layer.longname))
             rows.append(row)
             eigenvalues[layer.longname] = values
             bar.update()
@@ -458,8 +461,6 @@ def layers(
 
 
 def _chosen(found: Iterator[Layer], globs: Sequence[str] | None) -> Iterator[Layer]:
-    if isinstance(globs, str):
-        raise ValueError(f"params={globs!r} must be a list of globs; use [{globs!r}].")
     for layer in found:
         names = (layer.longname, layer.parameter)
         if globs is None or any(fnmatchcase(name, glob) for name in names for glob in globs):

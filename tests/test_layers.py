@@ -150,7 +150,7 @@ def test_data_give_the_block_of_the_jacobian_of_that_weight():
         J = jacobian_of(model, data, f"{row['longname']}.weight")
         values = torch.linalg.svdvals(J).square()
         p = values / values.sum()
-        assert row["data_matrix"] == "Gram" and row["data_products"] > 0
+        assert row["data_matrix"] == "J^T J" and row["data_products"] > 0
         assert abs(row["data_trace"] - float(values.sum())) <= 4 * row["data_trace_stderr"] + 1e-9 * float(values.sum())
         assert row["data_lambda_max"] == pytest.approx(float(values[0]), rel=1e-6)
         entropy = float(torch.exp(-torch.special.xlogy(p, p).sum()))

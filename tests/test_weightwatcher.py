@@ -107,6 +107,7 @@ def test_the_tail_is_that_of_a_loop_over_all_candidates(n, law):
 def test_leaving_candidates_out_by_some_of_their_points_loses_none(seed, monkeypatch):
     values = np.concatenate([pareto(1500, 2.2, seed), np.random.default_rng(seed).uniform(0.2, 1, 1500)])
     monkeypatch.setattr(weightwatcher, "BLOCK", 5000)
+    monkeypatch.setattr(weightwatcher, "FEW", 5000)
     seen = []
     plain = weightwatcher._distances
     monkeypatch.setattr(

@@ -30,7 +30,8 @@ EQUAL = 1e-12  # eigenvalues that differ by less, relative to the largest, are e
 RESOLVED = 1e-10
 ROWS = 1 << 22  # entries of W that are float64 at a time
 BLOCK = 1 << 20  # distances at a time
-POINTS = 32  # of a tail, at which its distance is first looked at
+FEW = 1 << 16  # distances that are cheaper to look at than to leave out
+POINTS = 16  # of a tail, at which its distance is first looked at
 SUMMARY = ("log_norm", "alpha", "alpha_weighted", "log_alpha_norm", "log_spectral_norm", "stable_rank", "mp_softrank")
 
 
@@ -58,6 +59,7 @@ def squared_singular_values(W: Tensor) -> tuple[Array, str]:
     values = torch.linalg.eigvalsh(G)
     if bool(values[0] >= RESOLVED * values[-1]) and bool(values[-1] > 0):
         return values.cpu().numpy(), "gram"
+    del G
     return torch.linalg.svdvals(W.to(torch.float64)).flip(0).square().cpu().numpy(), "svd"
 
 
@@ -80,7 +82,7 @@ def least_distance(values: Array) -> Tail | None:
     sigma = (alpha − 1)/√n. Of fewer than 20 eigenvalues, n − 1 instead of n, and tails of 8 or more. None where no tail has an
     exponent: fewer than two eigenvalues, or all equal up to rounding.
 
-    Cost: O(n) candidates at 32 points each, and all points of those few that could still be the least.
+    Cost: O(n) candidates at 16 points each, and all points of those few that could still be the least.
     """
     x = np.sort(values[values > THRESHOLD])
     N = len(x)
@@ -104,7 +106,7 @@ def _least(log_x: Array, a: Array, first: IntArray) -> tuple[int, float]:
     """
     points = POINTS
     while True:
-        if len(first) * len(log_x) <= BLOCK:
+        if len(first) * len(log_x) <= FEW:
             points = len(log_x)
         low = _distances(log_x, a, first, points)
         best = int(np.argmin(low))
