@@ -43,6 +43,8 @@ from spectral.operators import (
     blocks,
     precondition,
 )
+from spectral.layers import LayerTable, layers
+from spectral.operators import EmpiricalFisher, Fisher, GaussNewton, Hessian, I, Jacobian, Operator, as_operator, blocks
 from spectral.plan import Plan, plan
 from spectral.results import Atoms, Band, Density, Estimate
 from spectral.spectrum import Spectrum
@@ -61,6 +63,7 @@ __all__ = [
     "I",
     "Jacobian",
     "LowRankPlusDiagonal",
+    "LayerTable",
     "Operator",
     "Plan",
     "Product",
@@ -83,6 +86,7 @@ __all__ = [
     "jackson",
     "kpm",
     "label_alignment",
+    "layers",
     "logdet",
     "low_rank_plus_diagonal",
     "marchenko_pastur",

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.stats import spearmanr
 
 from spectral.experiments.cell import (
     INIT,
+    LAYERWISE,
     RANDOM,
     TRUE,
     Cell,
@@ -30,9 +32,11 @@ from spectral.experiments.experiments import (
     jacobian_evolution,
     label_noise_sweep,
     language_model,
+    layer_weightwatcher,
     real_vs_random,
 )
 from spectral.experiments.models import gpt, model_for
+from spectral.layers import layers
 from spectral.spectrum import Spectrum
 
 
@@ -461,3 +465,22 @@ def test_given_weights_are_not_trained_and_tokens_have_no_label_alignment():
     result, start = run_cell(cell, experiment.settings), run_cell(replace(cell, condition=INIT), experiment.settings)
     assert result.trained is None and result.metrics["trace"] == start.metrics["trace"]
     assert result.alignment == {} and "own_label_alignment" not in result.metrics
+
+
+def test_layers_of_a_network_are_correlated_with_their_curvature():
+    deep = replace(
+        SMALL, kinds=("layers",), outputs=("logits",), splits=("train",), conditions=(INIT,), seeds=(0,), samples=10
+    )
+    settings = replace(deep, model=partial(small_mlp, options={"widths": (10,) * 4}), block_probes=1, block_steps=6)
+    (cell,) = all_cells(layer_weightwatcher(settings).settings)
+    result = run_cell(cell, settings)
+    problem = small_digits()
+    model = network(cell, settings, problem, {})[0].double()
+    data = [(problem.x_train[:10].double(), problem.y_train[:10])]
+    table = layers(model, data, torch.nn.CrossEntropyLoss(), probes=1, steps=6, progress=False)
+    assert len(table) == 5 and result.spectrum.dim == 50 and result.cost["products"] == table["data_products"].sum() > 0
+    for name, columns in LAYERWISE.items():
+        assert result.metrics[f"{name}_correlation"] == pytest.approx(float(table.correlation(*columns)), nan_ok=True)
+    assert result.metrics["layers_accepted"] == 0
+    with pytest.raises(ValueError, match="has 3 layers with 8 singular values or more, and a correlation needs 4"):
+        run_cell(cell, deep)

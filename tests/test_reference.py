@@ -23,6 +23,8 @@ CLASSES = [
     spectral.Eigenpairs, spectral.SingularTriplets, spectral.LowRankPlusDiagonal, spectral.Plan,
     functionals.NegativeMass, analysis.Alignment,
     analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
+    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, spectral.LayerTable, functionals.NegativeMass,
+    analysis.Alignment, analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
 ]  # fmt: skip
 NETWORKS = {
     kind.__name__: kind

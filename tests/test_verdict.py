@@ -340,5 +340,30 @@ def test_a_block_gap_answers_where_its_error_lets_it(gaps, answer) -> None:
     assert "0.400 ± 0.020 before training" in found.sentence
 
 
+@pytest.mark.parametrize(
+    ("correlations", "accepted", "answer"),
+    [
+        ((0.6, 0.7, 0.65), 0.8, "yes"),
+        ((0.1, -0.1, 0.05), 0.8, "no"),
+        ((0.9, -0.5, 0.4), 0.8, "undecided"),  # the seeds scatter
+        ((0.6, 0.7, 0.65), 0.2, "undecided"),  # of exponents that were refused
+    ],
+)
+def test_exponents_over_layers_answer_where_seeds_agree_and_tails_are_power_laws(
+    correlations, accepted, answer
+) -> None:
+    numbers = {
+        "alpha_correlation": correlations, "rank_correlation": (0.5,) * 3, "scale_correlation": (0.25,) * 3,
+        "layers_accepted": (accepted,) * 3, "layers_data_accepted": (1.0,) * 3,
+    }  # fmt: skip
+    rows = [Row("layers.logits.train", k, {"true": v}, {"true": (0.0,) * 3}) for k, v in numbers.items()]
+    found = verdict.of_layers(rows, {"true": "true labels"}, about="three networks")
+    assert found.answer == answer and found.sentence.startswith(
+        f"{answer.capitalize()}: over layers, true labels, exponents"
+    )
+    assert f"{100 * accepted:.0f} % of the weights and 100 % of the blocks" in found.sentence
+    assert found.sentence.endswith("; three networks.")
+
+
 def test_unlikeness_is_left_out_where_it_is_not_known() -> None:
     assert "unlike" not in verdict.of_blocks(blocks({"init": (0.8, 0.02)}, None), {}).sentence

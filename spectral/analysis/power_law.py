@@ -32,7 +32,7 @@ LOOSE = 0.05
 OPEN = 0.5  # of the tail: two nodes around xmin that weigh more leave open what lies between them, and N is a power law there
 # D √n_eff above which a tail is no power law. Stephens (1974): with its rate fitted, an exponential u exceeds 1.31 in 1 of 100
 # samples and 1.09 in 5. A tail that was searched for lies closer: 1.1 was exceeded by 1 of 100 (n = 60 to 4000).
-MISFIT = {"ks": 1.1, "peak": 1.31, "given": 1.31}
+MISFIT = {"ks": 1.1, "peak": 1.31, "given": 1.31, "chosen": 1.1}
 RIVAL = 0.01  # a rival that is better with less than this probability of chance makes the power law untenable
 OF_ALL_MISFIT = 0.9  # D √n of a lognormal that describes all eigenvalues; Lilliefors: 1 of 20 samples exceeds .89
 OF_ALL_RATIO = 2.0  # Akaike: two parameters fitted to the tail alone are worth so much log-likelihood
@@ -462,10 +462,11 @@ def _refusal(fit: _Fit, tests: dict[str, LikelihoodRatio], mode: str) -> str:
             f"The tail closest to a power law holds {fit.tail:.3g} eigenvalues in {fit.decades:.2g} decades; alpha needs "
             f"{MIN_TAIL} in {MIN_DECADES:g}, and no tail of that length is one."
         )
+    hint = "." if mode == "chosen" else "; choose a smaller xmin."
     if fit.tail < MIN_TAIL:
-        return f"The tail holds {fit.tail:.3g} eigenvalues, and alpha needs {MIN_TAIL}; choose a smaller xmin."
+        return f"The tail holds {fit.tail:.3g} eigenvalues, and alpha needs {MIN_TAIL}{hint}"
     if fit.decades < MIN_DECADES:
-        return f"The tail spans {fit.decades:.2g} decades, and alpha needs {MIN_DECADES:g}; choose a smaller xmin."
+        return f"The tail spans {fit.decades:.2g} decades, and alpha needs {MIN_DECADES:g}{hint}"
     if fit.open > OPEN:
         return f"The nodes around xmin weigh {fit.open:.0%} of the tail, and may be {OPEN:.0%}; use more steps, or a larger xmin."
     allowed = MISFIT[mode] / np.sqrt(fit.n_eff)
@@ -548,6 +549,20 @@ def power_laws(spectrum: Spectrum) -> tuple[PowerLaw, PowerLaw]:
     """`power_law` by both rules, None and "peak", for the price of one search."""
     fit, peak = _fits(spectrum, [None, "peak"], None)
     return fit, peak
+
+
+def refusal_from(values: Array, xmin: float) -> str:
+    """Why the exact eigenvalues from `xmin` on are no power law, "" where they are: the rules of `power_law`, for a tail that
+    another search has chosen, and for the price of one fit.
+
+    >>> refusal_from(np.array([1.0, 2.0, 3.0]), 1.0)
+    'The tail holds 3 eigenvalues, and alpha needs 50.'
+    """
+    c, _ = counting(Spectrum.from_eigenvalues(values))
+    r = _range(c, None)
+    search = _Search(c, None, *_scan(r, np.searchsorted(c.x, [xmin])), np.zeros(1, bool), r.largest)
+    fit = _fit(search, xmin, "chosen")
+    return _refusal(fit, {}, "chosen") or _refusal(fit, _tests(search, fit), "chosen")
 
 
 def _fits(spectrum: Spectrum, rules: Sequence[float | str | None], xmax: float | None) -> list[PowerLaw]:

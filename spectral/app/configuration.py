@@ -27,7 +27,7 @@ from spectral.estimators.diagonal import METHODS as DIAGONAL_METHODS
 from spectral.estimators.esd import METHODS as ESD_METHODS
 from spectral.estimators.top import KEYS
 from spectral.estimators.trace import METHODS as TRACE_METHODS
-from spectral.experiments.cell import KINDS
+from spectral.experiments.cell import KINDS, LAYERWISE
 from spectral.experiments.datasets import STANDARDISATIONS, TARGETS
 from spectral.experiments.experiments import EXPERIMENTS
 from spectral.experiments.models import BLOCKS, GIVEN
@@ -79,6 +79,7 @@ OPERATORS = (spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral
 # Metrics of cells beside those of a spectrum.
 OF_CELLS = (
     "own_label_alignment", "true_label_alignment", "max_over_mean", "gini", "block_gap", "block_js", "block_js_by_lambda_max",
+    *(f"{name}_correlation" for name in LAYERWISE), "layers_accepted", "layers_data_accepted",
 )  # fmt: skip
 HIDDEN = ("checkpoint", "progress", "f")  # keywords that are the command's own to give
 BUILT = ("model", "data", "operator", "operator.loss", "estimator", "experiment")  # where a `_target_` may stand
@@ -342,6 +343,7 @@ SWEPT: dict[str, dict[str, Rule]] = {
         "block_steps": SIZE,
         "pairs": Number(True, least=2),
     },
+    "layer_weightwatcher": {"samples": maybe(SIZE), "block_probes": SIZE, "block_steps": SIZE},
 }
 
 

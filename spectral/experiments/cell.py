@@ -30,13 +30,18 @@ from spectral.estimators.exact import exact, gram_matrix
 from spectral.experiments.datasets import Problem, batches, digits, in_dtype, permute_labels
 from spectral.experiments.models import model_for
 from spectral.experiments.training import Trained, evaluate, few_threads, train
+from spectral.layers import layers
 from spectral.operators import GaussNewton, Hessian, Jacobian, Operator, blocks
 from spectral.spectrum import Spectrum
 
 TRAINING = ("target_loss", "max_epochs", "batch_size", "lr", "weight_decay")
 CURVE_POINTS = 120  # of a stored alignment curve, geometrically spaced
 CURVATURES: dict[str, Callable[..., Operator]] = {"gauss_newton": GaussNewton, "hessian": Hessian}
-KINDS = ("flattened", "stacked", "diagonal", "ntk", *CURVATURES)
+OF_LOGITS = (*CURVATURES, "layers")  # what belongs to the mean cross entropy
+KINDS = ("flattened", "stacked", "diagonal", "ntk", *OF_LOGITS)
+LAYERWISE = {  # a column of the weights of `spectral.layers`, and one of the data
+    "alpha": ("alpha", "data_alpha"), "rank": ("stable_rank", "data_effective_rank"), "scale": ("lambda_max", "data_lambda_max"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ GIVEN = Condition("given", None)  # the network as it is built, which has its we
 class Matrix:
     """Which matrix: "flattened" (n, C d), "stacked" (n C, d) or "diagonal" (the n numbers ||J_i||_F^2) of the input
     Jacobian, or "ntk", the parameter Jacobian (n C, P); `of` logits or probs; `split` train or test. "gauss_newton" and "hessian"
-    are those of the mean cross entropy (P, P), `of` logits alone; `block` names one of their diagonal blocks ("": the whole)."""
+    are those of the mean cross entropy (P, P), `of` logits alone; `block` names one of their diagonal blocks ("": the whole).
+    "layers" are the weights' own squared singular values, beside the blocks of the Gauss-Newton matrix."""
 
     kind: str
     of: str
@@ -139,7 +145,7 @@ class Settings:
             unknown = [item for item in given if item not in allowed]
             if unknown or not given:
                 raise ValueError(f"{name}={list(given)} is not possible; use one or more of {', '.join(allowed)}.")
-        if set(self.kinds) & set(CURVATURES) and "logits" not in self.outputs:
+        if set(self.kinds) & set(OF_LOGITS) and "logits" not in self.outputs:
             raise ValueError(
                 f"outputs={list(self.outputs)} leave out logits, of which curvature matrices are; name them too."
             )
@@ -228,7 +234,7 @@ def all_cells(settings: Settings) -> list[Cell]:
         Matrix(*names, block)
         for names in product(settings.kinds, settings.outputs, settings.splits)
         for block in ("", *(settings.blocks if names[0] in CURVATURES else ()))
-        if names[0] not in CURVATURES or names[1] == "logits"
+        if names[0] not in OF_LOGITS or names[1] == "logits"
     ]
     return [Cell(seed, c, matrix) for seed in settings.seeds for c in settings.conditions for matrix in matrices]
 
@@ -269,19 +275,22 @@ def _measured(
     model, kind = model.to(settings.dtype), cell.matrix.kind
     x, y_true = problem.split(cell.matrix.split)
     y_own = _labels(problem, cell)[0] if cell.matrix.split == "train" else y_true
-    count = settings.ntk_samples if kind == "ntk" else settings.samples if kind in CURVATURES else None
+    count = settings.ntk_samples if kind == "ntk" else settings.samples if kind in OF_LOGITS else None
     x, y_true, y_own = in_dtype(x[:count], settings.dtype), y_true[:count], y_own[:count]
-    A: Operator
+    A: Operator | Spectrum
     alignment: dict[str, AlignmentCurve] = {}
     more: dict[str, float] = {}
     if kind in CURVATURES:
         A, spectrum, more = _curvature(cell.matrix, settings, model, batches(x, y_own, settings.batch_size), estimate)
+    elif kind == "layers":
+        spectrum, more = _layers(model, batches(x, y_own, settings.batch_size), settings)
+        A = spectrum
     else:
         A = J = jacobian(model, x, y_own, cell.matrix, settings.batch_size)
     if kind == "ntk" and y_true.ndim == 1:
         wanted = {"true": y_true} if cell.matrix.split == "test" else {"own": y_own, "true": y_true}
         spectrum, alignment = _kernel(J, wanted, settings, estimate)
-    elif kind not in CURVATURES:
+    elif kind not in OF_LOGITS:
         spectrum = _diagonal(J) if kind == "diagonal" else estimate(J)
     metrics = summary(spectrum, top=min(problem.classes, spectrum.dim)) | more
     if kind == "diagonal":
@@ -319,6 +328,26 @@ def _curvature(
         return A, spectrum, {}
     gap = block_gap(A, [B.shape[0] for B in parts.values()], pairs=settings.pairs, progress=False)
     return A, spectrum, {"block_gap": float(gap), "block_gap_stderr": float(gap.stderr)}
+
+
+def _layers(model: nn.Module, data: list[tuple[Tensor, ...]], settings: Settings) -> tuple[Spectrum, dict[str, float]]:
+    """(squared singular values of all layers' weights, how their columns go with those of the same layers' curvature)."""
+    options = {"probes": settings.block_probes, "steps": settings.block_steps}
+    table = layers(model, data, nn.CrossEntropyLoss(), progress=False, **options)
+    if len(table) < 4:
+        raise ValueError(
+            f"the model has {len(table)} layers with 8 singular values or more, and a correlation needs 4; use a deeper one."
+        )
+    more = {}
+    for name, (x, y) in LAYERWISE.items():
+        found = table.correlation(x, y)
+        more |= {f"{name}_correlation": float(found), f"{name}_correlation_stderr": float(found.stderr)}
+    for name in ("accepted", "data_accepted"):
+        more |= {f"layers_{name}": float(np.mean(table[name])), f"layers_{name}_stderr": 0.0}
+    spectra = table.spectra.values()
+    products, epochs = sum(s.products for s in spectra), sum(s.epochs for s in spectra)
+    values, meta = np.concatenate(list(table.eigenvalues.values())), {"operator": table.meta["operator"]}
+    return Spectrum.from_eigenvalues(values, method="weights", products=products, epochs=epochs, meta=meta), more
 
 
 def network(

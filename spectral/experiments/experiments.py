@@ -146,9 +146,18 @@ def language_model(settings: Settings, trains: bool = True) -> Experiment:
     )
 
 
+def layer_weightwatcher(settings: Settings) -> Experiment:
+    """Does the exponent of a layer's weight go with that of the layer's curvature, over the layers of one network?"""
+    question = "Does the exponent of a layer's weight tell that of the layer's curvature?"
+    return Experiment("layer_weightwatcher", question, settings)
+
+
 EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
-    made.__name__: made for made in (real_vs_random, label_noise_sweep, depth_sweep, jacobian_evolution, language_model)
-}
+    made.__name__: made
+    for made in (
+        real_vs_random, label_noise_sweep, depth_sweep, jacobian_evolution, language_model, layer_weightwatcher,
+    )
+}  # fmt: skip
 
 
 def conclude(experiment: Experiment, results: Iterable[CellResult]) -> Outcome:

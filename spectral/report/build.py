@@ -25,6 +25,7 @@ KINDS = {
     "ntk": "parameter Jacobian, NTK",
     "gauss_newton": "Gauss–Newton matrix",
     "hessian": "Hessian",
+    "layers": "weights of all layers",
 }
 NAMES = {
     "effective_rank": "effective rank",
@@ -40,6 +41,11 @@ NAMES = {
     "block_gap": "block gap ‖A − D‖ / ‖A‖",
     "block_js": "unlikeness of the blocks (bits)",
     "block_js_by_lambda_max": "unlikeness of their shapes (bits)",
+    "alpha_correlation": "correlation of exponents over layers",
+    "rank_correlation": "correlation of ranks over layers",
+    "scale_correlation": "correlation of λmax over layers",
+    "layers_accepted": "layers whose weight has a power-law tail",
+    "layers_data_accepted": "layers whose curvature has one",
 }
 OPERATORS = {
     "jacobian": "parameter Jacobian",
@@ -62,6 +68,12 @@ OWN_METRICS = {
     "block_gap": "the Frobenius norm of what lies outside of the diagonal blocks over that of the whole matrix, from 0 to 1",
     "block_js": "the mean over all pairs of blocks of the Jensen–Shannon divergence of their spectra, from 0 (alike) to 1 bit",
     "block_js_by_lambda_max": "the same of each block's eigenvalues over its largest",
+    "alpha_correlation": "Spearman's rank correlation, over layers, of the exponent of the weight with that of its block of the "
+    "Gauss–Newton matrix, refused exponents as they are",
+    "rank_correlation": "the same of the weight's stable rank with the block's effective rank",
+    "scale_correlation": "the same of the largest eigenvalues of both",
+    "layers_accepted": "share of the layers whose weight's tail passes for a power law",
+    "layers_data_accepted": "share of the layers whose block's tail does",
 }
 COMPUTED = {  # of an operator's description: what the page says of its products
     "loss_couples_samples": "the loss couples samples",
@@ -190,6 +202,8 @@ def _verdict(outcome: Outcome, rows: Sequence[Row], metric: str, labels: Mapping
     missed = (len(result.untrained()), len({r.cell.network for r in result.cells if r.trained is not None}))
     if any(row.metric == "block_gap" for row in rows):
         return verdict.of_blocks(rows, labels, about=about)
+    if any(row.metric == "alpha_correlation" for row in rows):
+        return verdict.of_layers(rows, labels, about=about)
     if not asked.levels:
         return verdict.compared(rows, metric, labels, about=about, missed=missed)
     ends = [words for _, words in sorted((asked.levels[name], text) for name, text in asked.words.items())]

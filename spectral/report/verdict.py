@@ -263,6 +263,28 @@ def of_blocks(rows: Sequence[Row], labels: Mapping[str, str], *, about: str = ""
     return Verdict(answer, f"{text}{f'; {about}' if about else ''}.")
 
 
+def of_layers(rows: Sequence[Row], labels: Mapping[str, str], *, about: str = "") -> Verdict:
+    """Whether exponents of weights go with those of the curvature, over layers, after training on true labels.
+
+    Yes: the correlation is above 0 by twice its error; no: it is not, and below `SEEN` by so much; undecided otherwise, and where
+    fewer than half of the exponents are of tails that pass for power laws.
+    """
+    shown = {row.metric: row for row in rows if row.metric.endswith(("_correlation", "accepted"))}
+    name = "true" if "true" in shown["alpha_correlation"].values else next(iter(shown["alpha_correlation"].values))
+    value, error = shown["alpha_correlation"].mean(name)
+    said = {metric: with_error(*row.mean(name)) for metric, row in shown.items() if name in row.values}
+    shares = [100 * shown[metric].mean(name)[0] for metric in ("layers_accepted", "layers_data_accepted")]
+    answer = "yes" if value - 2 * error > 0 else "no" if value + 2 * error < SEEN else "undecided"
+    answer = "undecided" if min(shares) < 50 else answer
+    text = (
+        f"{answer.capitalize()}: over layers, {words(name, labels)}, exponents of weights and of curvature have a rank "
+        f"correlation of {said['alpha_correlation']}; {shares[0]:.0f} % of the weights and {shares[1]:.0f} % of the blocks have "
+        f"a tail that passes for a power law. Stable and effective rank: {said['rank_correlation']}, largest eigenvalues: "
+        f"{said['scale_correlation']}"
+    )
+    return Verdict(answer, f"{text}{f'; {about}' if about else ''}.")
+
+
 # One matrix ----------------------------------------------------------------------------------------------------------
 def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str = "") -> Verdict:
     """What one spectrum looks like: where it lies, how many eigenvalues carry it, how sure that is."""
