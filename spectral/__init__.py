@@ -6,6 +6,7 @@ from spectral.estimators import (
     SingularTriplets,
     block_gap,
     condition_number,
+    critical_sharpness,
     diagonal,
     esd,
     exact,
@@ -26,6 +27,7 @@ from spectral.plan import Plan, plan
 from spectral.results import Atoms, Band, Density, Estimate
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
+from spectral.watch import Watcher
 
 __all__ = [
     "Atoms",
@@ -43,12 +45,14 @@ __all__ = [
     "Plan",
     "SingularTriplets",
     "Spectrum",
+    "Watcher",
     "__version__",
     "as_operator",
     "block_gap",
     "blocks",
     "compare",
     "condition_number",
+    "critical_sharpness",
     "diagonal",
     "esd",
     "exact",

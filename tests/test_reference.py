@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import spectral
-from spectral import analysis
+from spectral import analysis, watch
 from spectral.estimators import functionals
 
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "reference").glob("*.rst"))
@@ -19,7 +19,7 @@ CLASSES = [
     spectral.Operator, spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher,
     spectral.operators.Gram, spectral.Spectrum, spectral.Estimate, spectral.Band, spectral.Density, spectral.Atoms,
     spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
-    analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
+    analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw, spectral.Watcher, watch.Reading, watch.Skipped,
 ]  # fmt: skip
 NETWORKS = {
     kind.__name__: kind
