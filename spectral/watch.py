@@ -384,9 +384,9 @@ class Watcher:
 
     def _next(self) -> tuple[str, float, bool]:
         """Which reading comes next, the seconds that are there for it, and whether they are enough."""
-        what = min(self._waiting, key=lambda kind: self._taken[kind])
         if self.share is None:
-            return what, math.inf, True
+            return next(iter(self._waiting)), math.inf, True
+        what = min(self._waiting, key=lambda kind: self._taken[kind])
         room = self._allowance - (self.clock() - self._begun)
         return what, room, SPARE * self._need(what) <= room
 
@@ -692,7 +692,7 @@ def _options(what: Any) -> dict[str, dict[str, Any]]:
 def _expected_products(what: str, options: Mapping[str, Any]) -> float:
     """Of a first reading."""
     if what == "top":
-        return 20.0 * options["k"]
+        return 30.0 * options["k"]
     if what == "critical_sharpness":
         return 4.0  # a gradient is about one, and so are two forward passes
     return options.get("probes") * (options["steps"] if what == "esd" else 1)

@@ -60,30 +60,27 @@ def trained(steps, *, product=0.01, build=0.5, each=1.0, **options):
     return watcher, told
 
 
-@pytest.mark.parametrize("share", [0.01, 0.05, 0.3, 1.0])
-@pytest.mark.parametrize("product", [1e-4, 0.01, 0.2])
+@pytest.mark.parametrize(("share", "product"), [(0.01, 0.01), (0.05, 0.2), (1.0, 0.2)])
 def test_watching_never_takes_more_than_its_share_and_everything_due_is_read_or_skipped(share, product):
-    watcher, told = trained(400, every=7, share=share, product=product)
+    watcher, told = trained(200, every=25, share=share, product=product)
     for watched, seconds in told:
         assert watched <= share * seconds + 1e-9
     kinds = list(watcher.options)
-    due = [7 * i for i in range(58)]
+    due = [25 * i for i in range(8)]
     for kind in kinds:
         found = [r.due for r in watcher.readings if r.what == kind] + [s.due for s in watcher.skipped if s.what == kind]
         assert sorted(found) == due
-    assert all(reading.due <= reading.step < reading.due + 7 for reading in watcher.readings)
+    assert all(reading.due <= reading.step < reading.due + 25 for reading in watcher.readings)
     assert watcher.watched == pytest.approx(told[-1][0]) and all(
         "s are there" in s.reason or "ended" in s.reason for s in watcher.skipped
     )
 
 
 def test_what_is_cheap_is_read_whenever_it_is_due_and_what_is_dear_gets_the_rest():
-    watcher, told = trained(2000, every=20, share=0.05, product=0.02, what=("top", "esd"))
-    made = {what: [r for r in watcher.readings if r.what == what] for what in watcher.options}
-    assert len(made["top"]) > 1.5 * len(made["esd"]) > 10
-    seconds = {what: sum(r.seconds for r in readings) for what, readings in made.items()}
-    assert 0.5 < seconds["top"] / seconds["esd"] < 2  # of a share that is short each has about one half
-    assert told[-1][0] > 0.8 * 0.05 * told[-1][1]  # and nearly all of it is used
+    watcher, told = trained(400, every=20, share=0.05, product=0.05, what=("trace", "esd"))
+    made = {what: sum(r.what == what for r in watcher.readings) for what in watcher.options}
+    assert made["trace"] >= 17 and 3 <= made["esd"] < 14  # half a second, and one and a half, of one that 20 steps earn
+    assert told[-1][0] > 0.75 * 0.05 * told[-1][1]  # nearly all of the share is used
 
 
 def test_no_share_reads_all_that_is_due_at_once():
@@ -102,13 +99,13 @@ def test_a_pause_gives_no_burst():
     """An hour in which nothing was due does not pay for readings at ten times the share afterwards."""
     clock = Clock()
     watcher = Watcher(lambda: Dear(VALUES, clock, 0.1), every=1, share=0.05, what=("trace",), clock=clock)
-    for step in range(3000):
-        clock.now += 3600.0 if step == 1000 else 1.0
+    for step in range(600):
+        clock.now += 3600.0 if step == 300 else 1.0
         watcher(step)
-        if step == 1000:
+        if step == 300:
             before = watcher.watched
     one = max(r.seconds for r in watcher.readings)
-    assert watcher.watched - before <= 0.05 * 1999 + 4 * one
+    assert watcher.watched - before <= 0.05 * 299 + 4 * one
 
 
 def test_a_reading_at_once_counts_and_later_ones_wait_for_it():
@@ -131,7 +128,7 @@ def problem(seed=0, batch_norm=True):
     return model, x, x[:, :3].argmax(1), nn.CrossEntropyLoss()
 
 
-def run(watch, steps=12, **options):
+def run(watch, steps=5, **options):
     """Weights, buffers, gradients and random numbers after a training, watched or not."""
     model, x, y, loss = problem()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
@@ -159,7 +156,7 @@ def test_a_network_trains_to_the_same_bits_as_unwatched():
     np.random.seed(0)  # noqa: NPY002
     kinds = ("top", "trace", "esd", "critical_sharpness")
     watched, also, watcher = run(True, every=4, share=None, what=kinds)
-    assert len(watcher.readings) == 12 and watcher.skipped == []
+    assert len(watcher.readings) == 8 and watcher.skipped == []
     assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True)) and torch.equal(drawn, also)
 
 
@@ -168,13 +165,13 @@ def test_readings_are_those_of_the_estimators_at_the_weights_of_then(tmp_path):
     data = [(x[:20], y[:20])]
     what = {"top": {"k": 2, "tol": 1e-6}, "critical_sharpness": {}, "trace": {"probes": 12}}
     watcher = Watcher(lambda: spectral.GaussNewton(model, loss, data), every=1, share=None, what=what)
-    for step in range(3):
+    for step in range(2):
         with torch.no_grad():
             model[0].weight *= 1.1
-        top, sharp, trace = watcher(step)
+        pairs, sharp, trace = watcher(step)
         A = spectral.GaussNewton(model, loss, data)
         values = spectral.top(A, 2, tol=1e-6).values
-        assert [float(top.estimates[f"eigenvalue_{i}"]) for i in (1, 2)] == pytest.approx(values, rel=1e-4)
+        assert [float(pairs.estimates[f"eigenvalue_{i}"]) for i in (1, 2)] == pytest.approx(values, rel=1e-4)
         assert float(trace.estimates["trace"]) == pytest.approx(spectral.trace(A, probes=12).value, rel=1e-4)
         e = spectral.critical_sharpness(A)
         assert (
@@ -203,7 +200,7 @@ def test_a_history_is_on_disk_as_it_grows_and_a_later_watcher_goes_on_with_it(tm
     third = Watcher(lambda: A, **options)
     assert third.history("top")["step"].tolist() == second.history("top")["step"].tolist() == [0, 5, 8, 10, 15]
     assert third.history("top")["eigenvalue_1"] == pytest.approx([4, 4, 8, 8, 8])
-    assert [s.moment(1).value for s in third.spectra().values()] == pytest.approx([7 / 3] * 2 + [14 / 3] * 3)
+    assert [float(s.nodes.max()) for s in third.spectra().values()] == pytest.approx([4, 4, 8, 8, 8])
     assert len(list((tmp_path / "watched").glob("*.npz"))) == 6  # none was written over
 
 
@@ -306,12 +303,12 @@ def test_tensorboard_writes_beside_the_history(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents*"))
 
 
-@pytest.mark.parametrize("signs", [1, -1])
+@pytest.mark.parametrize("signs", [1, pytest.param(-1, marks=pytest.mark.slow)])
 def test_the_picture_shows_each_kind_and_the_waterfall_its_single_eigenvalues(signs):
     watcher = Watcher(lambda: np.diag(np.append(np.linspace(0.1, 1, 60), signs * 30.0)), every=10, share=None)
     with pytest.raises(ValueError, match="nothing was read that could be drawn"):
         watcher.plot()
-    for step in range(0, 41, 10):
+    for step in (0, 40):
         watcher(step)
     figure = watcher.plot()
     titles = [ax.get_title() for ax in figure.axes]
@@ -321,11 +318,12 @@ def test_the_picture_shows_each_kind_and_the_waterfall_its_single_eigenvalues(si
         [m for m in meshes if hasattr(m, "norm") and m.get_array() is not None and m.get_array().size > 1000]
     ) == (1 if signs > 0 else 2)
     ax = mpl.pyplot.subplots()[1]
-    assert watcher.plot(ax) is ax and ax.get_ylim() == (-5.0, 45.0)
+    assert watcher.plot(ax) is ax and ax.get_ylim() == (-20.0, 60.0)
     mpl.pyplot.close("all")
 
 
 # In other people's loops ----------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_transformers_trainer_calls_it_after_each_step(tmp_path):
     transformers = pytest.importorskip("transformers")
     if importlib.util.find_spec("accelerate") is None:
@@ -355,6 +353,7 @@ def test_a_transformers_trainer_calls_it_after_each_step(tmp_path):
     assert model.training and watcher.history("top")["eigenvalue_1"].min() > 0
 
 
+@pytest.mark.slow
 def test_a_lightning_trainer_calls_it_after_each_step_and_its_loggers_take_the_numbers(tmp_path):
     if sys.platform == "win32" or importlib.util.find_spec("lightning") is None:
         pytest.skip("lightning is not installed; it is in the extra watch")

@@ -19,7 +19,7 @@ from spectral.schema import integer
 
 ROUNDING = 16.0  # times eps |L|: a difference of two losses below that tells nothing
 FURTHER = 8.0  # as far as the next trial may lie from the last one while the loss has not risen
-PATIENT = 6  # passes after which every second one halves the bracket
+PATIENT = 10  # passes after which every second one halves the bracket
 BESIDE = 0.4  # of rtol: how far from the predicted root a trial lies, so that the next one may be on its other side
 
 
@@ -121,7 +121,7 @@ def critical_sharpness(
         before = low, f_low
         low, f_low, high, f_high = (low, f_low, eta, f) if f > 0 else (eta, f, high, f_high)
         root = _root(low, f_low, high, f_high, before)
-        if high - low <= rtol * high:
+        if high < math.inf and high - low <= rtol * high:
             break
         eta = _trial(root, low, high, rtol, halve=passes >= PATIENT and passes % 2 == 0)
     return _estimate(nan if high == math.inf else 2 / root, low, high, passes)
@@ -141,9 +141,9 @@ class _Line:
 
 
 def _first(A: Curvature, here: float, size: float, slope: float) -> float:
-    """A step to begin with: where a quadratic with its minimum at 0 would cross; or a hundredth of the parameters' length."""
-    if slope < 0 and here > 0:
-        return -4 * here / slope
+    """A step to begin with: an eighth of the longest that a quadratic above 0 has; or a hundredth of the parameters' length."""
+    if slope < 0 < here:
+        return -here / (2 * slope)
     own = math.hypot(*(longvectors.norm(p.reshape(-1)) for p in A.network.values.values()))
     return 1e-2 * (own or 1.0) / size
 
@@ -164,6 +164,8 @@ def _trial(root: float, low: float, high: float, rtol: float, halve: bool) -> fl
         return min(max((1 + BESIDE * rtol) * root, (1 + rtol) * low), FURTHER * low)
     if low == 0.0 and not root > 0:
         return high / FURTHER
+    if low == 0.0 and root < high / 2:  # far beyond, the loss grows more slowly than a quadratic
+        return min((1 - BESIDE * rtol) * root, high / 4)
     if halve:
         return (low + high) / 2
     beside = (1 - BESIDE * rtol) * root if root - low > high - root else (1 + BESIDE * rtol) * root

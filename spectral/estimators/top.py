@@ -43,8 +43,10 @@ FLOOR = 16.0  # times eps ||A||: no residual of products in that precision is as
 LOOKS = 16  # products after those with `start`, about: an engine need not prepare for more
 INNER = 0.25  # of the tolerance: the recurrence's own residual is brought there, so that the measured one has room
 MISSED = 1e-4  # probability, for any matrix, that the bound for random starts rules out wrongly
-# The same after start=: an earlier run has looked before, and what it missed two runs in a row miss with a chance of 1e-7.
-MISSED_AGAIN = 1e-3
+# The same where `start` shows that the matrix has moved slowly: an earlier run has looked; four in a row miss with 1e-4.
+MISSED_AGAIN = 0.1
+SLOWLY = 0.05  # times ||A||: the residuals of `start` up to which it has
+POOR = 0.25  # times ||A||: the residual from which a vector of `start` tells nothing
 MOST = 50.0  # times n: products after which a search with restarts has stalled, and ends incomplete
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
 TOGETHER = 1 << 26  # bytes of vectors that are multiplied together where residuals are measured
@@ -52,7 +54,7 @@ EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 
 ANY = Number(finite=False)
 NUMBERS = {  # of a search, as a checkpoint holds them
     "probes": COUNT, "lowest": ANY, "highest": ANY, "deepest": COUNT, "norm": NONNEGATIVE, "look": COUNT,
-    "verdict": maybe(Flag()), "held": COUNT, "measured": maybe(Array("float64", "k", least=0)),
+    "verdict": maybe(Flag()), "held": COUNT, "missed": NONNEGATIVE, "measured": maybe(Array("float64", "k", least=0)),
 }  # fmt: skip
 
 
@@ -94,7 +96,7 @@ class Eigenpairs:
         Sweeps over the data that it took.
     meta : dict
         Of a run with `start`: {"start": {"vectors": j, "independent": how many of them, "held": how many of the k pairs had
-        converged already}, "missed": the chance that something better was ruled out wrongly}. Else empty.
+        converged already}, "missed": the chance, at most, that something better was ruled out wrongly}. Else empty.
 
     Examples
     --------
@@ -224,8 +226,10 @@ def top(
     something worse, or the bound for random starts rules anything better out (wrongly with a probability of 1e-4).
 
     `start` takes one product a vector; pairs that are still within the tolerance then cost nothing more, their residuals
-    included. What is left is to look for something better, which takes a random direction as ever, but only until the mass
-    that its own record leaves for anything better is as small as one draw in a thousand has (MISSED_AGAIN).
+    included. What is left is to look for something better along a random direction. Where all residuals are below 0.05 ||A||,
+    so that the matrix has moved slowly, an earlier run has looked before: the look ends once the mass that its record leaves
+    for anything better is one that a random direction is below with a chance of 0.1 (`meta["missed"]`). Four such runs in a
+    row, each with another `seed`, are as sure as a run without `start`. Else that chance is 1e-4 as ever.
 
     References
     ----------
@@ -281,7 +285,7 @@ def top(
         if begin is None
         else {
             "start": {"vectors": given, "independent": len(begin), "held": run.held},
-            "missed": MISSED_AGAIN,
+            "missed": run.missed,
         },
     )
 
@@ -406,7 +410,8 @@ class Search:
         self.look = 0  # size of the basis at the next look at its Ritz values; 0: random directions are due
         self.verdict: bool | None = None  # whether nothing better is left; None while it is not known
         self.reserve = 0  # products that stay unspent
-        self.again = False  # whether an earlier run has looked for something better before
+        self.warm = False  # whether the run begins with vectors of an earlier one
+        self.missed = MISSED  # the chance that something better is ruled out wrongly
         self.held = 0  # of its pairs, those that were still within the tolerance
         self.measured: np.ndarray | None = (
             None  # (k,) residuals of the first k vectors, if by the products with `start`
@@ -432,7 +437,7 @@ class Search:
 
         `begin` (j, n) are orthonormal vectors of an earlier run, with which this one begins.
         """
-        self.reserve, self.bar, self.again = reserve, bar, begin is not None
+        self.reserve, self.bar, self.warm = reserve, bar, begin is not None
         least = (self.k + self.block - 1) * self.state.power + reserve + (0 if begin is None else len(begin))
         if self.limit.products < least:
             raise ValueError(
@@ -460,16 +465,23 @@ class Search:
         """
         state = self.state
         state.start(begin)
+        # near the null space products are rounding, and nothing is known yet of ||A||: they are held to those that follow
+        allowed, state.allowed = state.allowed, np.inf
         self.bar.update(state.step())
+        state.allowed = allowed
         values, S, residuals = state.pairs()
         _, new = self._best(values)
         good = residuals[new] <= self.tol * self.norm
-        rest = longvectors.combination(S[:, new[~good]].sum(1), state.V[: state.size])
+        near = ~good & (residuals[new] <= POOR * self.norm)
+        rest = longvectors.combination(S[:, new[near]].sum(1), state.V[: state.size])
         state.lock([], new[good])
         self.held = int(good.sum())
+        if len(new) == self.k and (residuals[new] <= SLOWLY * self.norm).all():
+            self.missed = MISSED_AGAIN
         if self.held == self.k:
             self.measured = residuals[new]
-        elif not good.all():
+            self.verdict = True if state.locked == state.dim else None
+        elif near.any():
             state.start(rest[None])
             self.look = state.size + 1
 
@@ -570,7 +582,7 @@ class Search:
         best = int(np.argmax(self.key(values)))
         if residuals[best] <= INNER * self.tol * self.norm:
             return True
-        if self.again and self._unlikely(worst + self.tol * self.norm, values):
+        if self.warm and self._unlikely(worst + self.tol * self.norm, values):
             return True
         squares = values**state.power
         self.lowest, self.highest = min(self.lowest, squares.min()), max(self.highest, squares.max())
@@ -593,4 +605,4 @@ class Search:
         if rest < 2 or self.key(values).max() >= level:
             return False
         mass = sum(state.beyond(x) for x in {level, -level} if self.key(np.float64(x)) == level)
-        return bool(scipy.special.betainc(0.5, (rest - 1) / 2, min(mass, 1.0)) <= MISSED_AGAIN)
+        return bool(scipy.special.betainc(0.5, (rest - 1) / 2, min(mass, 1.0)) <= self.missed)
