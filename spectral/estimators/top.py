@@ -46,6 +46,7 @@ MISSED = 1e-4  # probability, for any matrix, that the bound for random starts r
 # The same where `start` shows that the matrix has moved slowly: an earlier run has looked; four in a row miss with 1e-4.
 MISSED_AGAIN = 0.1
 SLOWLY = 0.05  # times ||A||: the residuals of `start` up to which it has
+UNTOLD = 1e300  # what a product may be off, over ||A||, where that is not known
 POOR = 0.25  # times ||A||: the residual from which a vector of `start` tells nothing
 MOST = 50.0  # times n: products after which a search with restarts has stalled, and ends incomplete
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
@@ -466,7 +467,7 @@ class Search:
         state = self.state
         state.start(begin)
         # near the null space products are rounding, and nothing is known yet of ||A||: they are held to those that follow
-        allowed, state.allowed = state.allowed, np.inf
+        allowed, state.allowed = state.allowed, UNTOLD
         self.bar.update(state.step())
         state.allowed = allowed
         values, S, residuals = state.pairs()
