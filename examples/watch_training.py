@@ -1,8 +1,8 @@
-"""Watching the largest eigenvalue of the Hessian by hand, while a network trains.
+"""Watching the Hessian while a network trains: its largest eigenvalue, and its whole density as a waterfall.
 
-One learns that an operator multiplies by the weights of now, so that it is built once and asked again after every few steps, and
-what that costs. Gradient descent with a step eta is stable where lambda_max is below 2/eta: here lambda_max rises to that edge,
-swings about it, and settles there (Cohen et al. 2021). The residual says how far each eigenvalue may be off.
+One learns to call a `Watcher` after each training step, what its share of the time buys, and to read what it has kept. Gradient
+descent with a step eta is stable where lambda_max is below 2/eta: here lambda_max rises to that edge, swings about it, and
+settles there (Cohen et al. 2021). The critical sharpness, from a gradient and a few forward passes, follows from below.
 
     python examples/watch_training.py [FOLDER]     # about 20 s; writes watch_training.png
 """
@@ -10,7 +10,6 @@ swings about it, and settles there (Cohen et al. 2021). The residual says how fa
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 import spectral
+from spectral import plotting
 
 ETA, STEPS, EVERY = 0.1, 400, 10
 
@@ -31,37 +31,49 @@ def main(folder: Path) -> None:
         nn.MSELoss(),
     )
     optimizer = torch.optim.SGD(model.parameters(), ETA)
-    H = spectral.Hessian(model, loss, [(x, y)])
-    steps, losses, sharpness, errors, seconds = [], [], [], [], 0.0
+    # a step of so small a network takes a tenth of a millisecond: every reading is made, whatever it takes
+    watcher = spectral.Watcher(
+        lambda: spectral.Hessian(model, loss, [(x, y)]),
+        every=EVERY,
+        share=None,
+        what={"top": {"tol": 1e-3}, "critical_sharpness": {}, "esd": {"steps": 40}},
+    )
+    losses = []
     for step in range(STEPS + 1):
-        if step % EVERY == 0:
-            begin = time.perf_counter()
-            pair = spectral.top(H, 1, tol=1e-3, progress=False)
-            seconds += time.perf_counter() - begin
-            steps.append(step)
-            sharpness.append(float(pair.values[0]))
-            errors.append(float(pair.residuals[0]))
+        watcher(step)
         optimizer.zero_grad()
         value = loss(model(x), y)
         losses.append(float(value.detach()))
         value.backward()
         optimizer.step()
-    for step, number, error in list(zip(steps, sharpness, errors, strict=True))[:: len(steps) // 6]:
-        print(f"step {step:>4}  loss {losses[step]:.4f}  lambda_max {number:.3f} ± {error:.2g}")
-    late = torch.tensor(sharpness[len(sharpness) // 2 :])
-    print(f"second half: lambda_max {late.mean():.2f} ± {late.std():.2f} (sd over time); 2/eta = {2 / ETA:g}")
-    print(f"{H.products} products of {H.shape[0]} weights for {len(steps)} looks, {seconds / len(steps):.2g} s each")
+    watcher.close()
 
-    _, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
-    left.semilogy(losses)
+    top, critical = watcher.history("top"), watcher.history("critical_sharpness")
+    number, error = top["eigenvalue_1"], (top["eigenvalue_1_upper"] - top["eigenvalue_1_lower"]) / 2
+    for i in range(0, len(number), len(number) // 6):
+        step, sharp = top["step"][i], critical["critical_sharpness"][i]
+        print(
+            f"step {step:>4}  loss {losses[step]:.4f}  lambda_max {number[i]:.3f} ± {error[i]:.2g}  critical {sharp:.3f}"
+        )
+    late = number[len(number) // 2 :]
+    print(f"second half: lambda_max {late.mean():.2f} ± {late.std():.2f} (sd over time); 2/eta = {2 / ETA:g}")
+    products = [r.products for r in watcher.readings if r.what == "top"]
+    print(
+        f"{products[0]} products for the first lambda_max, {sum(products[1:]) / len(products[1:]):.1f} for each one after it"
+    )
+    print(watcher)
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=[3, 3, 4])
+    left.semilogy(losses, color=plotting.COLOURS[0])
     left.set(title="training loss", xlabel="step")
-    right.errorbar(steps, sharpness, yerr=errors, fmt=".-", label="$\\lambda_{max}$ ± residual")
-    right.axhline(2 / ETA, color="k", ls="--", lw=1, label="$2/\\eta$")
-    right.set(title="largest eigenvalue of the Hessian", xlabel="step")
-    right.set_ylim(bottom=0)
-    right.legend()
-    left.figure.tight_layout()
-    left.figure.savefig(folder / "watch_training.png", dpi=100)
+    plotting.over_steps({**critical, **top}, middle, "Hessian")
+    middle.axhline(2 / ETA, color="k", ls="--", lw=1, label="2/η")
+    middle.set_ylim(bottom=0)
+    middle.legend(fontsize="small")
+    watcher.plot(right)
+    right.set_title("density of the Hessian")
+    figure.tight_layout()
+    figure.savefig(folder / "watch_training.png", dpi=80)
     print(folder / "watch_training.png")
 
 

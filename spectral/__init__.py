@@ -11,6 +11,7 @@ from spectral.estimators import (
     block_diagonal,
     block_gap,
     condition_number,
+    critical_sharpness,
     diagonal,
     esd,
     exact,
@@ -49,6 +50,7 @@ from spectral.plan import Plan, plan
 from spectral.results import Atoms, Band, Density, Estimate
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
+from spectral.watch import Watcher
 
 __all__ = [
     "Atoms",
@@ -70,6 +72,7 @@ __all__ = [
     "SingularTriplets",
     "Solution",
     "Spectrum",
+    "Watcher",
     "__version__",
     "as_operator",
     "block_diagonal",
@@ -77,6 +80,7 @@ __all__ = [
     "blocks",
     "compare",
     "condition_number",
+    "critical_sharpness",
     "diagonal",
     "esd",
     "exact",

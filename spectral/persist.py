@@ -44,6 +44,32 @@ def atomic_write(path: Any, content: bytes) -> None:
         file.write(content)
 
 
+def append_line(path: Any, line: str) -> None:
+    """Write a line behind a text file; it is on disk when this returns. A crash leaves no more than a part of this line."""
+    target = own(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(target, flags, 0o666), "ab") as file:
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def whole_lines(path: Any) -> list[str]:
+    """The lines of a text file, none where there is no file; the part of a line that a crash has left is cut off."""
+    if not own(path).exists():
+        return []
+    with open(path, "r+b") as file:
+        content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            file.truncate(len(whole))
+    try:
+        return whole.decode().splitlines()
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path} is damaged or was not written by spectral; delete it.") from problem
+
+
 @contextmanager
 def whole_file(path: Any) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path`, a link there included, when all is written and on disk.

@@ -7,16 +7,19 @@ eigenvalues on both. rho is the fraction of eigenvalues per unit of lambda, as `
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from spectral.quadrature.density import (
+    LOG,
     SIGNED_DECADES,
     density,
     is_signed,
     mirrored,
     one_eigenvalue,
+    per_efold,
     positive,
     signed_floor,
 )
@@ -32,6 +35,14 @@ POINTS = 400  # of each side of a two-sided axis
 MARGIN = 1.7  # factor of lambda beyond the outermost eigenvalue
 FLOOR = 0.075  # of the peak of a single eigenvalue: where the flanks of its kernel end
 MANY_DECADES = 1e3  # on an axis: ticks between them are then too many
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # Okabe, Ito (2008), for colour-blind eyes too
 GAP = "#e9e9e9"  # the strip around zero that a two-sided axis does not draw
 Limits = tuple[float, float]
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x, value, lower, upper
@@ -62,6 +73,56 @@ def plot(s: Quadrature, ax: Any, scale: str, resolution: float | None, name: str
     ax.set_xlabel(f"eigenvalue λ (smoothed by {width:g} {'decades' if scale == 'log' else 'of the range'})")
     ax.set_ylabel(LABELS["signed" if scale == "log" and ax.get_xscale() == "symlog" else scale])
     ax.legend(fontsize="small")
+    return ax
+
+
+def waterfall(spectra: Mapping[int, Quadrature], ax: Any) -> Any:
+    """Densities over the steps of a training: lambda along, steps up, lambda rho(lambda) as colour on a logarithmic scale.
+
+    A single eigenvalue is seen: the colours begin where the flanks of its kernel end.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
+
+    steps, each = np.array(sorted(spectra), dtype=float), [spectra[step] for step in sorted(spectra)]
+    signed = any(map(is_signed, each))
+    shown = np.concatenate([positive(s) for s in each])
+    if not signed and not len(shown):
+        raise ValueError(
+            "no spectrum has an eigenvalue above rounding; there is nothing to draw on a logarithmic axis."
+        )
+    low = signed_floor(each) if signed else shown.min() / MARGIN
+    high = low * 10.0**SIGNED_DECADES * MARGIN if signed else shown.max() * MARGIN
+    grid = np.geomspace(low, high, POINTS)
+    middles = (steps[1:] + steps[:-1]) / 2
+    first, last = (middles[0] - steps[0], steps[-1] - middles[-1]) if len(middles) else (0.5, 0.5)
+    edges = np.concatenate([[steps[0] - first], middles, [steps[-1] + last]])
+    sides = [(1, [per_efold(s, grid)[0] for s in each])]
+    sides += [(-1, [per_efold(mirrored(s), grid)[0] for s in each])] if signed else []
+    least = min(FLOOR * one_eigenvalue(s.dim, LOG) for s in each)
+    norm = LogNorm(least, max(10 * least, *(float(np.max(values)) for _, values in sides)))
+    x = np.append(grid / (grid[1] / grid[0]) ** 0.5, grid[-1] * (grid[1] / grid[0]) ** 0.5)
+    for sign, values in sides:
+        mesh = ax.pcolormesh(
+            sign * x, edges, np.maximum(values, least), norm=norm, cmap="cividis", rasterized=True, shading="flat"
+        )
+    eigenvalue_axis(ax, low, high, signed)
+    ax.set(xlabel="eigenvalue λ (smoothed by 0.1 decades)", ylabel="step")
+    plt.colorbar(mesh, ax=ax, label=LABELS["signed" if signed else "log"])
+    return ax
+
+
+def over_steps(history: Mapping[str, np.ndarray], ax: Any, title: str) -> Any:
+    """Numbers over the steps of a training, with what bounds them: `step`, and NAME, NAME_lower, NAME_upper for each."""
+    names = [name for name in history if f"{name}_lower" in history]
+    for i, name in enumerate(names):
+        y, errors = history[name], [history[f"{name}_lower"], history[f"{name}_upper"]]
+        half = np.nan_to_num(np.abs(np.array(errors) - y), nan=0.0, posinf=0.0)
+        colour, label = COLOURS[i % len(COLOURS)], name.replace("_", " ")
+        ax.errorbar(history["step"], y, yerr=half, fmt=".-", color=colour, capsize=2, label=label)
+    ax.set(xlabel="step", title=title)
+    if len(names) > 1:
+        ax.legend(fontsize="small")
     return ax
 
 

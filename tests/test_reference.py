@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import spectral
-from spectral import analysis
+from spectral import analysis, watch
 from spectral.estimators import functionals
 
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "reference").glob("*.rst"))
@@ -25,6 +25,8 @@ CLASSES = [
     analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
     spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, spectral.LayerTable, functionals.NegativeMass,
     analysis.Alignment, analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
+    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
+    analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw, spectral.Watcher, watch.Reading, watch.Skipped,
 ]  # fmt: skip
 NETWORKS = {
     kind.__name__: kind

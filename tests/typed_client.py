@@ -95,6 +95,10 @@ def main() -> None:
     matrix: spectral.Operator = spectral.as_operator(np.diag([1.0, 2.0]))
     labels = torch.cat([y for _, y in network()[1]])
     told = analysis(spectrum, made["jacobian"], labels)
+    watcher = spectral.Watcher(lambda: made["hessian"], every=1, share=None, what={"top": {"k": 2}, "trace": {}})
+    numbers_read: dict[str, float] = watcher(0)[0].numbers()
+    sharpness: spectral.Estimate = spectral.critical_sharpness(made["hessian"], rtol=0.1)
+    assert len(numbers_read) == 4 and float(sharpness) > 0 and watcher.history("trace")["step"].tolist() == [0]
     estimates = numbers(matrix, spectral.exact(matrix))
     print(
         f"eigenvalues {spectrum.dim}, {len(estimates)} estimates, {len(told)} metrics, sigma {triplets.values[0]:.3g}"

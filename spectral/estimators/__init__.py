@@ -1,6 +1,7 @@
 """From an operator to its spectrum, its extreme eigenpairs, and numbers of it with their errors."""
 
 from spectral.estimators.block_gap import block_gap
+from spectral.estimators.critical_sharpness import critical_sharpness
 from spectral.estimators.diagonal import diagonal
 from spectral.estimators.esd import esd
 from spectral.estimators.exact import exact
@@ -31,6 +32,7 @@ __all__ = [
     "block_diagonal",
     "block_gap",
     "condition_number",
+    "critical_sharpness",
     "diagonal",
     "esd",
     "exact",

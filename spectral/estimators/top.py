@@ -5,17 +5,21 @@ they are locked, and a fresh random direction is followed in their complement un
 It shows it in one of three ways: its Krylov space is invariant and has been seen whole; its best pair has converged to
 something worse; or the bound of Kuczynski and Wozniakowski (1992) for random starts rules anything better out.
 
-Legend: n the dimension, k pairs, b vectors in a block, l locked vectors; theta Ritz values.
+From vectors of an earlier run (`start`) the search begins with their Rayleigh-Ritz pairs, one product a vector. Those that still
+hold are locked at once; the others are followed together, from their sum, which costs a step for each of them and not a block.
+
+Legend: n the dimension, k pairs, b vectors in a block, l locked vectors, j start vectors; theta Ritz values.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 
 from spectral import arrays, longvectors, results
@@ -26,8 +30,9 @@ from spectral.krylov.block_lanczos import BlockLanczos
 from spectral.krylov.restarted import RestartedKrylov
 from spectral.krylov.symmetry import expected, hold, repeated, wrong
 from spectral.operators.operator import Gram, Operator
+from spectral.pieces import Piece
 from spectral.probes import check_seed
-from spectral.schema import COUNT, NONNEGATIVE, Fields, Flag, Law, Number, integer, maybe
+from spectral.schema import COUNT, NONNEGATIVE, Array, Fields, Flag, Law, Number, integer, maybe
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "largest": lambda x: x,
@@ -35,8 +40,14 @@ KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "magnitude": np.abs,
 }
 FLOOR = 16.0  # times eps ||A||: no residual of products in that precision is asked to be smaller
+LOOKS = 16  # products after those with `start`, about: an engine need not prepare for more
 INNER = 0.25  # of the tolerance: the recurrence's own residual is brought there, so that the measured one has room
 MISSED = 1e-4  # probability, for any matrix, that the bound for random starts rules out wrongly
+# The same where `start` shows that the matrix has moved slowly: an earlier run has looked; four in a row miss with 1e-4.
+MISSED_AGAIN = 0.1
+SLOWLY = 0.05  # times ||A||: the residuals of `start` up to which it has
+UNTOLD = 1e300  # what a product may be off, over ||A||, where that is not known
+POOR = 0.25  # times ||A||: the residual from which a vector of `start` tells nothing
 MOST = 50.0  # times n: products after which a search with restarts has stalled, and ends incomplete
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
 TOGETHER = 1 << 26  # bytes of vectors that are multiplied together where residuals are measured
@@ -44,7 +55,7 @@ EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 
 ANY = Number(finite=False)
 NUMBERS = {  # of a search, as a checkpoint holds them
     "probes": COUNT, "lowest": ANY, "highest": ANY, "deepest": COUNT, "norm": NONNEGATIVE, "look": COUNT,
-    "verdict": maybe(Flag()),
+    "verdict": maybe(Flag()), "held": COUNT, "missed": NONNEGATIVE, "measured": maybe(Array("float64", "k", least=0)),
 }  # fmt: skip
 
 
@@ -84,6 +95,9 @@ class Eigenpairs:
         That it took, earlier sessions of a checkpoint included.
     epochs : float
         Sweeps over the data that it took.
+    meta : dict
+        Of a run with `start`: {"start": {"vectors": j, "independent": how many of them, "held": how many of the k pairs had
+        converged already}, "missed": the chance, at most, that something better was ruled out wrongly}. Else empty.
 
     Examples
     --------
@@ -99,6 +113,7 @@ class Eigenpairs:
     complete: bool
     products: int
     epochs: float
+    meta: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return results.pairs("eigenvalues", self.values, self.residuals, self.converged, self.threshold, self.complete)
@@ -144,6 +159,7 @@ def top(
     which: str = "largest",
     block: int = 1,
     basis: int | None = None,
+    start: Any = None,
     budget: Any = None,
     checkpoint: Any = None,
     progress: bool | None = None,
@@ -176,6 +192,9 @@ def top(
     basis : int, optional
         Vectors that are held, k + 3 block + 1 at least. By default the larger of 4k and k + 128, at most a quarter of the
         free memory.
+    start : array, optional
+        (n, j) vectors of an earlier run, of a matrix near this one: `pairs.vectors`. They are orthonormalised. Any others are
+        right too, and cost j products. See Notes.
     budget : int or str, optional
         As in `slq`. A number of products is kept; of any other the products that give k pairs at all (2k) are made.
     checkpoint : path, optional
@@ -194,7 +213,10 @@ def top(
     ------
     ValueError
         For k < 1 or k > n, a basis or budget that is too small for k, memory that does not hold one, an operator that is
-        not symmetric, a keyword that is none of its values, and a checkpoint that is damaged or of another call.
+        not symmetric, a keyword that is none of its values, a `start` that does not fit, holds NaN or a column of zeros, and
+        a checkpoint that is damaged or of another call.
+    TypeError
+        For a `start` in another dtype than the operator's.
     RuntimeError
         For products that come out otherwise when they are made again.
 
@@ -203,6 +225,12 @@ def top(
     One Krylov space holds one vector of each eigenspace. Converged pairs are locked, and a fresh random direction is
     followed in their complement until nothing better is left there: its space is invariant, its best pair has converged to
     something worse, or the bound for random starts rules anything better out (wrongly with a probability of 1e-4).
+
+    `start` takes one product a vector; pairs that are still within the tolerance then cost nothing more, their residuals
+    included. What is left is to look for something better along a random direction. Where all residuals are below 0.05 ||A||,
+    so that the matrix has moved slowly, an earlier run has looked before: the look ends once the mass that its record leaves
+    for anything better is one that a random direction is below with a chance of 0.1 (`meta["missed"]`). Four such runs in a
+    row, each with another `seed`, are as sure as a run without `start`. Else that chance is 1e-4 as ever.
 
     References
     ----------
@@ -215,6 +243,8 @@ def top(
     >>> pairs = top(np.diag([3.0, 1.0, 3.0, 2.0]), 3)
     >>> pairs.values.round(12).tolist(), pairs.converged.tolist()
     ([3.0, 3.0, 2.0], [True, True, True])
+    >>> top(np.diag([3.1, 1.0, 3.0, 2.0]), 3, start=pairs.vectors).values.round(12).tolist()
+    [3.1, 3.0, 2.0]
     """
     if ranks != "data" and block == 1:
         check_ranks(ranks)
@@ -228,12 +258,18 @@ def top(
     block = integer(block, "block", "block size", 1, n)
     settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": block, "basis": basis}
     sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis)}
+    given, begin = (0, None) if start is None else _start(op, start, sizes["most"])
+    if begin is not None and op.shards is None:  # of pieces every rank has others, and no checkpoint takes them
+        settings["start"] = arrays.checksum(begin)
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
     state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, k))
     run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)
     with progress_bar(None, "top", progress) as bar:
-        complete = run.find(k, bar)
-    values, X, residuals = _measured(op, state.V, state.locked_values[:k], KEYS[which], run.norm)
+        complete = run.find(k, bar, begin)
+    if run.measured is None:
+        values, X, residuals = _measured(op, state.V, state.locked_values[:k], KEYS[which], run.norm)
+    else:  # by the products with `start`, of which nothing has been locked since
+        values, X, residuals = state.locked_values[:k], state.V[:k].clone(), run.measured
     if isinstance(op, SharedOut):
         op.tally()
     threshold = run.tol * max(run.norm, float(np.abs(values).max()))
@@ -246,7 +282,39 @@ def top(
         complete=complete,
         products=file.spent.products,
         epochs=file.spent.epochs,
+        meta={}
+        if begin is None
+        else {
+            "start": {"vectors": given, "independent": len(begin), "held": run.held},
+            "missed": run.missed,
+        },
     )
+
+
+def _start(op: Operator, start: Any, most: int) -> tuple[int, torch.Tensor]:
+    """(how many vectors were given, an orthonormal basis (r, n) of their span), or one sentence about what does not fit."""
+    if not arrays.is_array(start):
+        raise TypeError(
+            f"start is a {type(start).__name__}; use an array (n, j), such as the vectors of an earlier run."
+        )
+    V, n = arrays.to_torch(start).detach(), op.shape[1] if op.shards is None else op.shards.entries
+    V = V[:, None] if V.ndim == 1 else V
+    if V.ndim != 2 or V.shape[0] != n or not 1 <= V.shape[1] <= most or isinstance(V, Piece) != (op.shards is not None):
+        raise ValueError(
+            f"start has shape {tuple(V.shape)}; use (n, j) with n={n}, as the operator's vectors are, and 1 <= j <= {most}, what "
+            "the basis holds."
+        )
+    if V.dtype != op.dtype:
+        raise TypeError(
+            f"start is {V.dtype}, and {op!r} multiplies {op.dtype}; convert it, since nothing is cast silently."
+        )
+    W = V.to(op.device).T.clone(memory_format=torch.contiguous_format)
+    lengths = longvectors.norms(W)
+    if not (np.isfinite(lengths).all() and (lengths > 0).all()):
+        raise ValueError("start holds NaN, infinity or a column of zeros; use finite vectors that are not zero.")
+    for w, length in zip(W, lengths, strict=True):
+        w /= length
+    return V.shape[1], longvectors.independent(W, W[:0], math.sqrt(arrays.machine_epsilon(op.dtype)))[0]
 
 
 def _measured(
@@ -343,6 +411,12 @@ class Search:
         self.look = 0  # size of the basis at the next look at its Ritz values; 0: random directions are due
         self.verdict: bool | None = None  # whether nothing better is left; None while it is not known
         self.reserve = 0  # products that stay unspent
+        self.warm = False  # whether the run begins with vectors of an earlier one
+        self.missed = MISSED  # the chance that something better is ruled out wrongly
+        self.held = 0  # of its pairs, those that were still within the tolerance
+        self.measured: np.ndarray | None = (
+            None  # (k,) residuals of the first k vectors, if by the products with `start`
+        )
         Budget(budget, op, file.before).announce(2 * (state.capacity + k))
         if file.state is not None:
             self._resume(file.state)
@@ -359,14 +433,20 @@ class Search:
             slack = self.tol * known.scale * math.sqrt(self.state.locked)  # the residuals of locked pairs are forgotten
             self.file.prove(known, self.state.A, slack)
 
-    def find(self, reserve: int, bar: Any) -> bool:
-        """Leave the k best pairs in `state`, locked; `reserve` products stay unspent. Whether nothing better is left."""
-        self.reserve, self.bar = reserve, bar
-        least = (self.k + self.block - 1) * self.state.power + reserve
+    def find(self, reserve: int, bar: Any, begin: torch.Tensor | None = None) -> bool:
+        """Leave the k best pairs in `state`, locked; `reserve` products stay unspent. Whether nothing better is left.
+
+        `begin` (j, n) are orthonormal vectors of an earlier run, with which this one begins.
+        """
+        self.reserve, self.bar, self.warm = reserve, bar, begin is not None
+        least = (self.k + self.block - 1) * self.state.power + reserve + (0 if begin is None else len(begin))
         if self.limit.products < least:
             raise ValueError(
                 f"a budget of {self.limit.products:g} products does not give {self.k} pairs; use at least {least}."
             )
+        if begin is not None and self.file.state is None:
+            self.limit.announce(len(begin) + LOOKS)
+            self._begin(begin)
         with self.file.guard(self._current, lambda: self.state.multiplying):
             while self.verdict is None:
                 if not self.look:
@@ -378,6 +458,33 @@ class Search:
             if self.verdict:
                 self.file.stepped(end=True)
         return self.verdict
+
+    def _begin(self, begin: torch.Tensor) -> None:
+        """Lock the Ritz pairs of `begin` that are among its k best and have converged; what is left of these comes next, summed.
+
+        One direction has a part on each of them, and its Krylov space finds them together: a block would find them one by one.
+        """
+        state = self.state
+        state.start(begin)
+        # near the null space products are rounding, and nothing is known yet of ||A||: they are held to those that follow
+        allowed, state.allowed = state.allowed, UNTOLD
+        self.bar.update(state.step())
+        state.allowed = allowed
+        values, S, residuals = state.pairs()
+        _, new = self._best(values)
+        good = residuals[new] <= self.tol * self.norm
+        near = ~good & (residuals[new] <= POOR * self.norm)
+        rest = longvectors.combination(S[:, new[near]].sum(1), state.V[: state.size])
+        state.lock([], new[good])
+        self.held = int(good.sum())
+        if len(new) == self.k and (residuals[new] <= SLOWLY * self.norm).all():
+            self.missed = MISSED_AGAIN
+        if self.held == self.k:
+            self.measured = residuals[new]
+            self.verdict = True if state.locked == state.dim else None
+        elif near.any():
+            state.start(rest[None])
+            self.look = state.size + 1
 
     def _start(self) -> None:
         """Fresh random directions in the complement of what is locked."""
@@ -417,6 +524,8 @@ class Search:
                 old = np.argsort(-self.key(state.locked_values), kind="stable")[: k - len(new)]
             settled = bool((residuals[new] <= INNER * self.tol * self.norm).all())
             enough = state.locked + len(values) >= k
+            if len(new):
+                self.measured = None
             if invariant or (enough and settled and (len(new) or not seen)):
                 whole = state.size == state.dim and enough
                 nothing = seen and not len(new)
@@ -474,6 +583,8 @@ class Search:
         best = int(np.argmax(self.key(values)))
         if residuals[best] <= INNER * self.tol * self.norm:
             return True
+        if self.warm and self._unlikely(worst + self.tol * self.norm, values):
+            return True
         squares = values**state.power
         self.lowest, self.highest = min(self.lowest, squares.min()), max(self.highest, squares.max())
         s = self.deepest or state.depth
@@ -483,3 +594,16 @@ class Search:
         margin = e / (1 - 2 * e) * (self.highest - self.lowest)
         level = np.abs(worst) ** state.power * np.sign(worst)
         return bool(self.key(squares).max() + margin <= level)
+
+    def _unlikely(self, level: float, values: np.ndarray) -> bool:
+        """Whether the random direction has next to nothing left for an eigenvector whose key is above `level`.
+
+        The mass that it has on what lies at x and beyond, outside its Ritz values, is at most the Christoffel function at x. A
+        given eigenvector of N has a mass of the Beta law (1/2, (N - 1) / 2), drawn before the first step: whenever one looks, it
+        is below a bound with no more than that bound's probability.
+        """
+        state, rest = self.state, self.state.dim - self.state.locked
+        if rest < 2 or self.key(values).max() >= level:
+            return False
+        mass = sum(state.beyond(x) for x in {level, -level} if self.key(np.float64(x)) == level)
+        return bool(scipy.special.betainc(0.5, (rest - 1) / 2, min(mass, 1.0)) <= self.missed)

@@ -119,6 +119,18 @@ class BlockLanczos(RestartedKrylov):
             self._hold_definite(float(values[0]), S[:, 0])
         return values, residuals
 
+    def beyond(self, x: float) -> float:
+        """The most of a single start vector's squared length, over all, that lies at x and beyond, x outside the Ritz values.
+
+        The Christoffel function 1 / sum_i p_i(x)^2, i = 0, ..., s, after s steps; 1 where a block was started, or restarted.
+        """
+        if self.depth != self.size - self.locked or len(self.coupling) != 1:
+            return 1.0
+        theta, S = np.linalg.eigh(self.unlocked)
+        b = self.coupling[0, self.locked :] @ S
+        u = 1 / (theta - x)
+        return float((u @ (S[0] * b)) ** 2 / (1 + (u * u) @ (b * b)))
+
     def restart(self, chosen: Indices) -> None:
         """Of the Ritz vectors `chosen`, T becomes diagonal, with an arrow once the pending block is multiplied."""
         values, S, _ = self.pairs()

@@ -146,6 +146,43 @@ class Curvature(SumOverBatches):
         W_bn = self._total(part, f"with {type(self).__name__}")
         return self._piece((W_bn.div_(self.count) if self.coarse else W_bn).T)
 
+    # The loss itself --------------------------------------------------------------------------------------------------
+    def mean_loss(self, shift: torch.Tensor | None = None) -> float:
+        """L at the parameters, or at the parameters plus `shift` (P,): one forward sweep. The model's own are not written to."""
+        network = self._with_whole_parameters("mean_loss")
+        moves = None if shift is None else network.split(self._check(shift)[:, 0])
+
+        def total() -> float:
+            with network.sweep() as batches, torch.no_grad():
+                values = tuple(network.values.values())
+                moved = values if moves is None else [p + move for p, move in zip(values, moves, strict=True)]
+                return sum(float(network.total(batch)(*moved)) for _, batch in batches)
+
+        return sum(distributed.gather(total)) / self.count
+
+    def gradient(self) -> torch.Tensor:
+        """The gradient of L, (P,): one forward and one backward pass over the data."""
+        network = self._with_whole_parameters("gradient")
+        g = torch.zeros(self.shape[1], dtype=self.dtype, device=self.device)
+        with distributed.Summand(g) as part, network.sweep() as batches:
+            values = tuple(p.detach().requires_grad_() for p in network.values.values())
+            for _, batch in batches:
+                found = torch.autograd.grad(network.total(batch)(*values), values, allow_unused=True)
+                for piece, one in zip(g.split([p.numel() for p in values]), found, strict=True):
+                    piece += 0.0 if one is None else one.reshape(-1)
+        total = part.sum().div_(self.count)
+        if not arrays.all_finite(total):
+            part.share()
+            raise ValueError("the gradient of the loss holds NaN or infinity.")
+        return total
+
+    def _with_whole_parameters(self, what: str) -> LossModel:
+        if self.network.shards is not None:
+            raise ValueError(
+                f"{what} needs whole parameters, but this model's lie over ranks (fully_shard); use it before it is sharded."
+            )
+        return self.network
+
     @property
     def share(self) -> float:
         """1 / N where products are divided inside, which costs no pass over them; coarse dtypes might underflow: 1."""
