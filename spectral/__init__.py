@@ -1,6 +1,15 @@
 """Matrix-free spectra of networks: operators, Lanczos quadrature with certificates, and what a spectrum tells."""
 
-from spectral.analysis import compare, label_alignment, marchenko_pastur, outliers, power_law, summary
+from spectral.analysis import (
+    class_structure,
+    compare,
+    label_alignment,
+    lyapunov,
+    marchenko_pastur,
+    outliers,
+    power_law,
+    summary,
+)
 from spectral.estimators import (
     Eigenpairs,
     SingularTriplets,
@@ -47,6 +56,7 @@ __all__ = [
     "as_operator",
     "block_gap",
     "blocks",
+    "class_structure",
     "compare",
     "condition_number",
     "diagonal",
@@ -57,6 +67,7 @@ __all__ = [
     "kpm",
     "label_alignment",
     "logdet",
+    "lyapunov",
     "marchenko_pastur",
     "negative_mass",
     "numerical_rank",
