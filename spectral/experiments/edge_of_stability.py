@@ -54,7 +54,7 @@ def edge_of_stability(
 ) -> Study:
     """Full-batch gradient descent at each of `rates` and Adam at each of `adam_rates`, looked at `every` so many steps.
 
-    `loss` is "squared" (of one-hot labels) or "cross_entropy", under which the curvature falls again once all samples are fitted.
+    `loss` is "squared" (half of it, of one-hot labels, as Cohen et al. have it) or "cross_entropy", under which the curvature falls again once all samples are fitted.
     """
     if not (rates or adam_rates):
         raise ValueError("rates and adam_rates are both empty; give a learning rate of one of them.")
@@ -80,19 +80,22 @@ def _trained(
     """One training: the step, the ratio to the edge, its residual, λmax itself and the loss, at each look."""
     cost, seed = Cost(), settings.seeds[0]
     problem = settings.problem(seed=seed).to(settings.device)
-    model = settings.build(problem, seed, TRUE).to(settings.device, settings.dtype).train()
+    model = settings.build(problem, seed, TRUE).to(settings.device, settings.dtype).eval()
     x, labels = in_dtype(problem.x_train, settings.dtype), problem.y_train
     squared = loss == "squared"
     y = F.one_hot(labels, problem.classes).to(settings.dtype) if squared else labels
     criterion = nn.MSELoss() if squared else nn.CrossEntropyLoss()
+    scale = (
+        problem.classes / 2 if squared else 1.0
+    )  # of torch's mean over all entries: half the square, a sample's classes summed
     optimiser: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=eta)
     if kind == "adam":
         optimiser = torch.optim.Adam(model.parameters(), lr=eta, betas=BETAS, eps=EPSILON)
-    H, rows = Hessian(model, criterion, [(x, y)]), []
+    H, rows = scale * Hessian(model, criterion, [(x, y)]), []
     with few_threads(model):
         for step in range(1, steps + 1):
             optimiser.zero_grad(set_to_none=True)
-            value = criterion(model(x), y)
+            value = scale * criterion(model(x), y)
             value.backward()
             optimiser.step()
             if not math.isfinite(reached := float(value.detach())):
@@ -106,7 +109,7 @@ def _trained(
     return Part(arrays, {"eta": eta, "optimiser": kind, **cost.of(H)})
 
 
-def _looked(H: Hessian, optimiser: torch.optim.Optimizer, kind: str, eta: float) -> tuple[float, float, float]:
+def _looked(H: Operator, optimiser: torch.optim.Optimizer, kind: str, eta: float) -> tuple[float, float, float]:
     """(ratio of the curvature to the edge, how far it may be off, λmax of H)."""
 
     def largest(A: Operator) -> tuple[float, float]:
