@@ -54,7 +54,8 @@ def edge_of_stability(
 ) -> Study:
     """Full-batch gradient descent at each of `rates` and Adam at each of `adam_rates`, looked at `every` so many steps.
 
-    `loss` is "squared" (half of it, of one-hot labels, as Cohen et al. have it) or "cross_entropy", under which the curvature falls again once all samples are fitted.
+    `loss` is "squared" (half of it, of one-hot labels, as Cohen et al. have it) or "cross_entropy", under which the curvature
+    falls again once all samples are fitted.
     """
     if not (rates or adam_rates):
         raise ValueError("rates and adam_rates are both empty; give a learning rate of one of them.")
