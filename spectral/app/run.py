@@ -38,6 +38,7 @@ from spectral.experiments.cell import Cell, Condition, Matrix, Settings, all_cel
 from spectral.experiments.datasets import Problem, batches, in_dtype
 from spectral.experiments.experiments import Experiment, Outcome, conclude
 from spectral.experiments.models import GIVEN
+from spectral.experiments.studies import READS
 from spectral.experiments.study import Part, Study
 from spectral.experiments.training import evaluate, few_threads
 from spectral.operators.foreign import as_operator
@@ -275,7 +276,8 @@ def _study(study: Study, config: dict[str, Any], folder: Path, store: RunStore) 
         for name, each in findings.estimates.items()
     }
     said = {"metrics": {study.name: metrics}, "estimates": {study.name: estimates}, "conditions": dict(findings.words)}
-    report = charts.report(study, findings, _named(config, "model", "data", between=" on "))
+    about = _named(config, *(group for group in ("model", "data") if group in READS[study.name]), between=" on ")
+    report = charts.report(study, findings, about)
     return replace(report, cost=spent), {**said, "cells": cells}
 
 

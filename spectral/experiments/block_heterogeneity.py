@@ -29,7 +29,7 @@ from spectral.spectrum import Spectrum
 SIGMA = 1e-5**0.5  # of the authors' code
 WIDTHS = (SIGMA / 10, SIGMA, SIGMA * 10)  # beside theirs: what the answer owes to the width
 PER_WIDTH, TAILS = 6, 8  # grid points in σ; how many σ a density reaches beyond its values
-GRID = 400  # points of a drawn density
+GRID, LEAST = 400, 1e-4  # points of a drawn density, and the least that is drawn
 
 
 def block_heterogeneity(
@@ -133,11 +133,11 @@ def heterogeneity(spectra: list[Spectrum], sigma: float = SIGMA) -> tuple[float,
 
 
 def _drawn(panel: str, number: int, s: Spectrum, ends: tuple[float, float]) -> Line:
-    """A block's density per unit of λ, as the divergence sees it; nan where there is none."""
+    """A block's density per unit of λ, as the divergence sees it."""
     x = np.linspace(*ends, GRID)
     values, counts = s.points()
     y = np.exp(-0.5 * ((x[:, None] - values) / SIGMA) ** 2) @ (counts / counts.sum()) / (SIGMA * math.sqrt(2 * math.pi))
-    return Line(panel, f"block {number}", x, np.where(y > 1e-4, y, np.nan))
+    return Line(panel, f"block {number}", x, np.maximum(y, LEAST))
 
 
 def _concluded(parts: Parts) -> Findings:

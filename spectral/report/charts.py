@@ -26,7 +26,9 @@ def report(study: Study, findings: Findings, about: str) -> Report:
     return Report(
         title=study.name.replace("_", " ").capitalize(),
         question=study.question,
-        verdict=Verdict(findings.answer, f"{findings.sentence.removesuffix('.')}; {about}."),
+        verdict=Verdict(
+            findings.answer, f"{findings.sentence.removesuffix('.')}; {about}." if about else findings.sentence
+        ),
         curves=curves,
         rows=[],
         headline=tuple(matrices),
