@@ -1,6 +1,15 @@
 """Matrix-free spectra of networks: operators, Lanczos quadrature with certificates, and what a spectrum tells."""
 
-from spectral.analysis import compare, label_alignment, marchenko_pastur, outliers, power_law, summary
+from spectral.analysis import (
+    class_structure,
+    compare,
+    label_alignment,
+    lyapunov,
+    marchenko_pastur,
+    outliers,
+    power_law,
+    summary,
+)
 from spectral.estimators import (
     Eigenpairs,
     Product,
@@ -78,6 +87,7 @@ __all__ = [
     "block_diagonal",
     "block_gap",
     "blocks",
+    "class_structure",
     "compare",
     "condition_number",
     "critical_sharpness",
@@ -93,6 +103,7 @@ __all__ = [
     "layers",
     "logdet",
     "low_rank_plus_diagonal",
+    "lyapunov",
     "marchenko_pastur",
     "negative_mass",
     "numerical_rank",

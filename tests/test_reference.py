@@ -27,6 +27,9 @@ CLASSES = [
     analysis.Alignment, analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
     spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
     analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw, spectral.Watcher, watch.Reading, watch.Skipped,
+    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
+    analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw, analysis.ClassStructure, analysis.Lyapunov,
+    analysis.LogSingularValues,
 ]  # fmt: skip
 NETWORKS = {
     kind.__name__: kind
@@ -58,7 +61,11 @@ def methods(kind: type) -> dict[str, Any]:
 
 
 FUNCTIONS = {name: value for name in spectral.__all__ if inspect.isfunction(value := getattr(spectral, name))}
-FUNCTIONS |= {"cohens_d": analysis.cohens_d, "describe_metric": analysis.describe_metric}
+FUNCTIONS |= {
+    "cohens_d": analysis.cohens_d,
+    "describe_metric": analysis.describe_metric,
+    "log_singular_values": analysis.log_singular_values,
+}
 PUBLIC: dict[str, Any] = {**FUNCTIONS, **{kind.__name__: kind for kind in CLASSES}}
 for kind in CLASSES:
     PUBLIC |= methods(kind)

@@ -131,7 +131,7 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
     [
         (["model.options.widhts=[3]"], "did you mean widths?"),
         (["sede=1"], "did you mean seed?"),
-        (["experiment=fun"], "experiment is one of depth_sweep"),
+        (["experiment=fun"], "experiment is one of batchnorm_outliers"),
         (["operator._target_=os.system"], "'os.system' is not allowed"),
         (["operator._target_=spectral.app.run.os.system"], "is not allowed"),
         (["operator=loss_gradients", "operator.loss._target_=torch.load"], "'torch.load' is not allowed"),

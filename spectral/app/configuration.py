@@ -32,6 +32,8 @@ from spectral.experiments.datasets import STANDARDISATIONS, TARGETS
 from spectral.experiments.experiments import EXPERIMENTS
 from spectral.experiments.models import BLOCKS, GIVEN
 from spectral.experiments.pretrained import TOKENS
+from spectral.experiments.studies import READS as STUDIED
+from spectral.experiments.studies import STUDIES
 from spectral.krylov.basis import check_place
 from spectral.krylov.lanczos import MODES
 from spectral.networks.curvature import LAYOUTS
@@ -347,7 +349,20 @@ SWEPT: dict[str, dict[str, Rule]] = {
 }
 
 
+RATES = Items(POSITIVE, distinct=True)
+OF_STUDIES: dict[str, dict[str, Rule]] = {
+    "edge_of_stability": {
+        "rates": RATES, "adam_rates": RATES, "steps": SIZE, "every": SIZE, "loss": Text("squared", "cross_entropy"),
+    },
+    "cross_section": {"points": Number(True, least=5), "checkpoints": Number(True, least=2)},
+    "batchnorm_outliers": {"width": SIZE, "epochs": SIZE, "probes": SIZE, "steps": SIZE},
+    "block_heterogeneity": dict.fromkeys(("samples", "passages", "depth", "probes", "steps"), SIZE),
+}  # fmt: skip
+
+
 def _experiment(target: Any) -> Fields | None:
+    if target in STUDIES.values():
+        return Fields(may={"seeds": SHARED["seeds"], **OF_STUDIES[target.__name__]})
     if target not in EXPERIMENTS.values():
         return None
     return Fields(may={**SHARED, **SWEPT.get(target.__name__, {})})
@@ -420,6 +435,9 @@ def _combination(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
     training = config["training"]
     if config["seed"]:
         raise ValueError(f"seed={config['seed']} is of one spectrum; an experiment has experiment.seeds=[0,1,2].")
+    if name in STUDIES:
+        _read(name, config, defaults)
+        return
     if name == "language_model":
         if training["enabled"] != node.get("trains", True):
             raise ValueError(
@@ -452,6 +470,23 @@ def _combination(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
         ours, theirs = (c["options"].get("max_epochs") for c in (training, defaults.get("training", training)))
         if ours != theirs:
             raise ValueError("jacobian_evolution trains for experiment.epochs; leave training.options.max_epochs out.")
+
+
+def _read(study: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """A study trains, and takes its own estimators: groups that it does not look at must be as by default."""
+    reads = STUDIED[study]
+    for group in ("model", "data", "training", "operator", "estimator"):
+        given, ours = (
+            {k: v for k, v in node[group].items() if k != "image"} for node in (config, {**config, **defaults})
+        )
+        other = group == "model" and given.get("kind") != ("cnn" if study == "batchnorm_outliers" else "mlp")
+        if group not in reads and (given != ours or other):
+            said = f"it reads {' and '.join(reads)}" if reads else "it has networks and data of its own"
+            raise ValueError(
+                f"The experiment {study} does not look at {group}, which would be ignored; leave it out: {said}."
+            )
+    if "training" in reads and not config["training"]["enabled"]:
+        raise ValueError("An experiment trains its networks; leave training=none out, or name no experiment.")
 
 
 # Rules of hydra's own node -----------------------------------------------------------------------------------------------

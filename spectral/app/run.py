@@ -38,11 +38,13 @@ from spectral.experiments.cell import Cell, Condition, Matrix, Settings, all_cel
 from spectral.experiments.datasets import Problem, batches, in_dtype
 from spectral.experiments.experiments import Experiment, Outcome, conclude
 from spectral.experiments.models import GIVEN
+from spectral.experiments.studies import READS
+from spectral.experiments.study import Part, Study
 from spectral.experiments.training import evaluate, few_threads
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.persist import atomic_write, own_folder, save_arrays
-from spectral.report import Numbers, Report, Subject, build, mean_and_error, page, verdict
+from spectral.report import Numbers, Report, Subject, build, charts, mean_and_error, page, verdict
 from spectral.report.tables import seconds
 from spectral.spectrum import Spectrum
 
@@ -199,7 +201,9 @@ def _experiment(config: dict[str, Any], folder: Path, store: RunStore, where: st
     chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if k in names}
     chosen["estimator"] = estimator(config["estimator"])
     rest = {k: v for k, v in arguments(node).items() if k not in names}
-    plan: Experiment = locate(node["_target_"])(settings_of(config, where, **chosen), **rest)
+    plan: Experiment | Study = locate(node["_target_"])(settings_of(config, where, **chosen), **rest)
+    if isinstance(plan, Study):
+        return _study(plan, config, folder, store)
     models = _rehearse_experiment(config, plan)
     wanted, finished, resumable = all_cells(plan.settings), [], _keeps_probes(config["estimator"])
     started = time.perf_counter()
@@ -233,6 +237,48 @@ def _experiment(config: dict[str, Any], folder: Path, store: RunStore, where: st
     metrics, estimates = _experiment_numbers(outcome)
     said = {"metrics": metrics, "estimates": estimates, "conditions": plan.words, "cells": listed}
     return replace(report, cost=spent), said
+
+
+def _study(study: Study, config: dict[str, Any], folder: Path, store: RunStore) -> tuple[Report, dict[str, Any]]:
+    """All steps of a study, each kept as it ends: its report, and what result.json says of it."""
+    if distributed.world_size() > 1:
+        raise ValueError(f"The experiment {study.name} is made by one process; leave torchrun out.")
+    parts: dict[str, Part] = {}
+    started = time.perf_counter()
+    with Progress(study.name, len(study.steps)) as progress:
+        for name, step in study.steps.items():
+            progress.begin(name)
+            before = store.load_part(name)
+            parts[name] = before or step(parts, store)
+            if before is None:
+                store.save_part(name, parts[name])
+            progress.end(before is not None)
+    findings = study.conclude(parts)
+    cells = []
+    for name, part in parts.items():
+        save_arrays(folder / f"{name}.npz", part.arrays, plain(part.facts))
+        saved = [_save_spectrum(s, folder, f"spectrum-{name}.{k}.npz") for k, s in part.spectra.items()]
+        numbers = {k: float(v) for k, v in part.facts.items() if isinstance(v, int | float)}
+        cell = {
+            "matrix": study.name,
+            "condition": name,
+            "seed": int(part.facts.get("seed", study.settings.seeds[0])),
+            "metrics": numbers,
+        }
+        cells.append(
+            {**cell, "arrays": f"{name}.npz", **({"spectrum": saved[0]} if len(saved) == 1 else {"spectra": saved})}
+        )
+    spent = {key: sum(part.facts[key] for part in parts.values()) for key in ("products", "epochs", "seconds")}
+    spent |= {"wall_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
+    metrics = {name: {k: float(e) for k, e in each.items()} for name, each in findings.estimates.items()}
+    estimates = {
+        name: {k: {"value": float(e), "stderr": float(e.stderr)} for k, e in each.items()}
+        for name, each in findings.estimates.items()
+    }
+    said = {"metrics": {study.name: metrics}, "estimates": {study.name: estimates}, "conditions": dict(findings.words)}
+    about = _named(config, *(group for group in ("model", "data") if group in READS[study.name]), between=" on ")
+    report = charts.report(study, findings, about)
+    return replace(report, cost=spent), {**said, "cells": cells}
 
 
 def _named(config: dict[str, Any], *groups: str, between: str) -> str:

@@ -18,6 +18,7 @@ import torch
 
 from spectral import persist
 from spectral.experiments.cell import KINDS, CellResult, Snapshot
+from spectral.experiments.study import Part
 from spectral.experiments.training import Trained
 from spectral.persist import atomic_write, fingerprint, load_arrays, save_arrays
 from spectral.schema import (
@@ -48,6 +49,7 @@ MOST_BYTES = 1 << 28  # of a result.json
 # What files must hold -------------------------------------------------------------------------------------------------
 ANY = Number(finite=False, nan=True)
 NUMBERS = Fields(others=ANY)
+COSTS = {"products": NONNEGATIVE, "epochs": NONNEGATIVE, "seconds": NONNEGATIVE}
 TRAINED = Fields(
     {
         "reached": Flag(),
@@ -85,7 +87,7 @@ CELL = Fields(
         "trained": maybe(TRAINED),
         "changed": SHARE,
         "test_accuracy": Number(least=0, most=1, nan=True),
-        "cost": Fields({"products": NONNEGATIVE, "epochs": NONNEGATIVE, "seconds": NONNEGATIVE}),
+        "cost": Fields(COSTS),
     }
 )
 STATE = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")  # dtypes of a network's state
@@ -114,6 +116,7 @@ ESTIMATE = Either(  # what `top`, `svd`, `diagonal` and `trace` find
     Fields({"kind": Text("diagonal"), **SHARED, **DRAWN}, {"lower": ANY, "upper": ANY}),
     Fields({"kind": Text("trace"), **SHARED, **DRAWN, "lower": ANY, "upper": ANY}),
 )
+PART = Fields({**COSTS, "spectra": Items(Text())}, others=Either(Text(), ANY, Flag()))  # of a step of a study
 RECORD = Fields({"of": Text(), "check": Text(), "text": Text(most=MOST_BYTES)})
 
 # result.json: numbers that JSON has not are null
@@ -265,6 +268,32 @@ class RunStore(MutableMapping[str, Snapshot]):
             for more in ("", ".vectors", ".basis"):  # beside a file of probes
                 self.path(f"probes-{key}.npz{more}").unlink(missing_ok=True)
 
+    def save_part(self, key: str, part: Part) -> None:
+        """Keep a finished step of a study: its spectra, then what makes them count."""
+        for name, spectrum in part.spectra.items():
+            self.save_spectrum(f"{key}.{name}", spectrum, {})
+        self.save_arrays(key, dict(part.arrays), {**part.facts, "spectra": list(part.spectra)})
+
+    def load_part(self, key: str) -> Part | None:
+        """The finished step of this key, or None if it is not done; ValueError if its files are damaged or foreign."""
+        plain = self._load_record(key)
+        if plain is None:
+            return None
+        persist.check(self.path(f"{key}.json"), plain, PART, "")
+        arrays = self._own_arrays(key)
+        persist.check(self.path(f"{key}.npz"), arrays, Fields(others=Array("float64", ..., finite=False)), "")
+        spectra = {name: self.load_spectrum(f"{key}.{name}") for name in plain.pop("spectra")}
+        if lost := [name for name, found in spectra.items() if found is None]:
+            raise self._foreign(self.path(f"{key}.{lost[0]}.npz"), "is missing")
+        return Part(arrays, plain, {name: found[0] for name, found in spectra.items() if found is not None})
+
+    def _own_arrays(self, key: str) -> dict[str, np.ndarray]:
+        """The arrays of this key, which must be of this configuration."""
+        path = self.path(f"{key}.npz")
+        arrays, header = load_arrays(path)
+        persist.check(path, header, Fields({"of": Text(self.fingerprint)}), "")
+        return arrays
+
     def load_spectrum(self, key: str, rule: Rule = NUMBERS) -> tuple[Spectrum, dict[str, Any]] | None:
         """What `save_spectrum` kept under this key with plain data as the rule says, or None."""
         plain = self._load_record(key)
@@ -278,9 +307,7 @@ class RunStore(MutableMapping[str, Snapshot]):
         plain = self._load_record(key)
         if plain is None:
             return None
-        path = self.path(f"{key}.npz")
-        arrays, header = load_arrays(path)
-        persist.check(path, header, Fields({"of": Text(self.fingerprint)}), "")
+        path, arrays = self.path(f"{key}.npz"), self._own_arrays(key)
         persist.check(path, {**plain, **arrays} if isinstance(plain, dict) else plain, ESTIMATE, "")
         return arrays, plain
 

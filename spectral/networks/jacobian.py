@@ -170,6 +170,33 @@ class Jacobian(SumOverBatches):
         self._begin(network, products)
         self._test_model()
 
+    @classmethod
+    def over(cls, network: DataModel, products: Products) -> Jacobian:
+        """That of a network which has been surveyed, with respect to its parameters: without a sweep of its own.
+
+        Parameters
+        ----------
+        network : DataModel
+            Of another operator, `A.network`; its sweeps are counted anew.
+        products : Products
+            That operator's `options`.
+
+        Returns
+        -------
+        Jacobian
+            Of all that the network selects of its outputs: for one with a loss, what that reads.
+
+        Examples
+        --------
+        >>> G = spectral.GaussNewton(torch.nn.Linear(2, 3), torch.nn.MSELoss(), [(torch.ones(4, 2), torch.ones(4, 3))])
+        >>> Jacobian.over(G.network, G.options).shape
+        (12, 9)
+        """
+        J = cls.__new__(cls)
+        J.layout = "stacked"
+        J._begin(network.restricted(network.names), products)
+        return J
+
     def _begin(self, network: DataModel, products: Products) -> None:
         layout = self.layout
         survey = checks.surveyed(network)

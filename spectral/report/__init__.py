@@ -151,7 +151,7 @@ class Report:
     `headline_metric` what it sums up. `facts` are sentences beside the cost, `training` one mapping per network, `trends` one
     per metric that moves along an axis, `products` one per network's matrix: how its products were computed. `blocks` are the
     spectra of diagonal blocks, their names in place of conditions, `parts` one mapping for each. `numbers` are shown where
-    there is no spectrum.
+    there is no spectrum. `charts` and `listed`, one mapping for each row, are those of a study.
     """
 
     title: str
@@ -172,6 +172,8 @@ class Report:
     blocks: list[Curve] = field(default_factory=list)
     parts: list[Mapping[str, Any]] = field(default_factory=list)
     numbers: Numbers | None = None
+    charts: tuple[Any, ...] = ()
+    listed: list[Mapping[str, Any]] = field(default_factory=list)
     facts: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

@@ -17,7 +17,7 @@ import jinja2
 
 from spectral.quadrature.density import LOG, is_signed, signed_floor
 
-from . import Curve, Report, Row, conditions_of, figures, matrices_of, of_matrix, tables
+from . import Curve, Report, Row, charts, conditions_of, figures, matrices_of, of_matrix, tables
 from .figures import Picture
 from .tables import Table, d_text, matrices, number, seconds, words
 
@@ -102,6 +102,7 @@ def draw(report: Report) -> dict[str, Picture]:
             report.alpha, labels, x_label="xmin (start of the tail)", y_label="fitted exponent α", log_x=True, levels=levels,
             note="one line per seed · band: standard error · dot: the fit of the table, hollow where it was refused",
         )  # fmt: skip
+    made |= {f"chart{i}": charts.picture(chart) for i, chart in enumerate(report.charts, 1)}
     if report.losses:
         made["training"] = figures.lines(
             report.losses, labels, x_label="epoch", y_label="training loss (nats)", log_y=True, levels=levels,
@@ -316,6 +317,8 @@ def _read(report: Report) -> tuple[str, ...]:
 def _numbers(report: Report) -> Table | None:
     if report.numbers is not None:
         return tables.of_numbers(report.numbers)
+    if report.listed:
+        return tables.of_mappings(report.listed)
     return tables.of_rows(report.headline_rows, report.labels) if report.rows else None
 
 

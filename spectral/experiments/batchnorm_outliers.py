@@ -1,0 +1,128 @@
+"""Do the outliers of the Hessian go away with batch norm, and by which of its statistics (Ghorbani, Krishnan, Xiao 2019)?
+
+Three Hessians: of a network without batch norm, and of one with it, that works with each batch's own statistics (as training sees
+the loss) or with the running ones (as it is used afterwards). Each is asked for λ₁ / λ₁₀, the paper's measure of outliers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from spectral.estimators import slq, top
+from spectral.experiments.cell import Cell, Condition, Matrix, Settings, network
+from spectral.experiments.datasets import batches, in_dtype
+from spectral.experiments.models import model_for
+from spectral.experiments.study import Cost, Findings, Part, Parts, Study
+from spectral.experiments.training import few_threads
+from spectral.operators import Hessian
+from spectral.results import Estimate
+
+KINDS = {  # name: (batch norm, statistics, in words)
+    "without": (False, "population", "without batch norm"),
+    "batch": (True, "batch", "batch norm, each batch's own statistics"),
+    "population": (True, "population", "batch norm, running statistics"),
+}
+TOP = 10
+MATRIX = "Hessian of the training loss"
+
+
+def batchnorm_outliers(
+    settings: Settings, *, width: int = 16, epochs: int = 30, probes: int = 1, steps: int = 80
+) -> Study:
+    """λ₁ / λ₁₀ of CNNs of this `width` after so many `epochs`, and the spectrum from `probes` of `steps`; of images alone."""
+    settings = replace(settings, model=partial(model_for, kind="cnn"))
+    return Study(
+        "batchnorm_outliers",
+        "Does batch norm take the outliers out of the Hessian, and do they come back with its running statistics?",
+        settings,
+        {
+            f"seed{seed}-{kind}": partial(_measured, settings, seed, kind, width, epochs, probes, steps)
+            for seed in settings.seeds
+            for kind in KINDS
+        },
+        partial(_concluded, settings.seeds),
+    )
+
+
+def _measured(
+    settings: Settings,
+    seed: int,
+    kind: str,
+    width: int,
+    epochs: int,
+    probes: int,
+    steps: int,
+    parts: Parts,
+    networks: Any,
+) -> Part:
+    cost, (norm, statistics, _) = Cost(), KINDS[kind]
+    condition = Condition("with" if norm else "without", 0.0, epochs, options={"width": width, "norm": norm})
+    problem = settings.problem(seed=seed).to(settings.device)
+    model, snapshot = network(Cell(seed, condition, Matrix("hessian", "logits", "train")), settings, problem, networks)
+    data = batches(in_dtype(problem.x_train, settings.dtype), problem.y_train, settings.batch_size)
+    H = Hessian(model.to(settings.dtype), nn.CrossEntropyLoss(), data, statistics=statistics)
+    with few_threads(model):
+        found = top(H, TOP, tol=1e-4, progress=False)
+        spectrum = slq(H, probes=probes, steps=steps, progress=False)
+    facts = {"seed": seed, "loss": float("nan") if snapshot is None else snapshot.trained.loss, **cost.of(H)}
+    return Part({"values": found.values, "residuals": found.residuals}, facts, {kind: spectrum})
+
+
+def _concluded(seeds: tuple[int, ...], parts: Parts) -> Findings:
+    ratios: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    estimates: dict[str, Estimate] = {}
+    table, spectra = [], []
+    for kind, (_, _, words) in KINDS.items():
+        errors = []
+        for seed in seeds:
+            part = parts[f"seed{seed}-{kind}"]
+            v, r = part.arrays["values"], part.arrays["residuals"]
+            ratios[kind].append(float(v[0] / v[-1]))
+            errors.append(abs(ratios[kind][-1]) * float(r[0] / abs(v[0]) + r[-1] / abs(v[-1])))
+            spectra.append((MATRIX, kind, seed, part.spectra[kind]))
+            table.append(
+                {
+                    "network": words,
+                    "seed": seed,
+                    "λ₁": f"{v[0]:.4g} ± {r[0]:.1g}",
+                    f"λ{TOP}": f"{v[-1]:.4g} ± {r[-1]:.1g}",
+                    f"λ₁ / λ{TOP}": f"{ratios[kind][-1]:.3g} ± {errors[-1]:.1g}",
+                    "training loss": f"{part.facts['loss']:.2g}",
+                }
+            )
+        many = len(seeds) > 1
+        spread = float(np.std(ratios[kind], ddof=1) / math.sqrt(len(seeds))) if many else errors[0]
+        estimates[kind] = Estimate(float(np.mean(ratios[kind])), spread)
+    lower = [
+        b < a / 2 and b < c / 2
+        for a, b, c in zip(*(ratios[k] for k in ("without", "batch", "population")), strict=True)
+    ]
+    higher = [
+        b >= a or b >= c for a, b, c in zip(*(ratios[k] for k in ("without", "batch", "population")), strict=True)
+    ]
+    answer = "yes" if all(lower) else "no" if all(higher) else "undecided"
+    said = ", ".join(
+        f"{float(estimates[kind]):.3g} ± {float(estimates[kind].stderr):.1g} {KINDS[kind][2]}" for kind in KINDS
+    )
+    sentence = (
+        f"{answer.capitalize()}: λ₁ / λ{TOP} of the Hessian is {said} ({len(seeds)} seed{'s' * (len(seeds) > 1)})."
+    )
+    return Findings(
+        answer,
+        sentence,
+        {f"lambda_1_over_lambda_{TOP}": estimates},
+        tuple(table),
+        spectra=tuple(spectra),
+        words={kind: words for kind, (_, _, words) in KINDS.items()} | {MATRIX: MATRIX},
+        facts=(
+            "Yes means that with each batch's own statistics the ratio is below half of both others on every seed. Errors are "
+            "the standard error over seeds, of one seed what the residuals allow.",
+            "With each batch's own statistics the matrix is that of the batches as cut (batch_size).",
+        ),
+    )

@@ -1,0 +1,208 @@
+"""The loss around a trained network in two planes: along its top eigenvectors, and along filter-normalised random directions.
+
+Symbols: θ the trained parameters (P,), H the Hessian of the mean loss there, L(θ + a d₁ + b d₂) the surface. A random direction
+is scaled filter by filter to the norm of the weights (Li et al. 2018), so that networks of other scales are drawn alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableMapping
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from spectral import probes
+from spectral.estimators import top
+from spectral.experiments.cell import TRUE, Settings, Snapshot
+from spectral.experiments.datasets import batches, in_dtype, stream
+from spectral.experiments.study import Cost, Findings, Part, Parts, Sheet, Study, Surfaces
+from spectral.experiments.training import few_threads, train
+from spectral.operators import Hessian
+from spectral.results import Array, Estimate
+
+PLANES = {"eigenvectors": "the top two eigenvectors", "random": "two filter-normalised random directions"}
+LENGTH = 1e-5  # of the steps of second differences: no kink of a ReLU is likely so near, and rounding is far below
+RISE = 2.0  # nats: how far the quadratic along the first eigenvector rises to the end of its picture
+
+
+def cross_section(settings: Settings, *, points: int = 31, checkpoints: int = 12) -> Study:
+    """The surface on `points` x `points` values in each plane, with `checkpoints` of the training as a path on it."""
+    if points < 5 or points % 2 == 0 or checkpoints < 2:
+        raise ValueError(
+            f"points={points} and checkpoints={checkpoints} draw no picture; use an odd number from 5 on, and 2 or more."
+        )
+    return Study(
+        "cross_section",
+        "Does the loss around a trained network rise as its largest eigenvalues say, and what do random directions see of it?",
+        settings,
+        {
+            "training": partial(_training, settings, checkpoints),
+            **{plane: partial(_plane, settings, plane, points) for plane in PLANES},
+        },
+        _concluded,
+    )
+
+
+# Steps ---------------------------------------------------------------------------------------------------------------
+def _training(settings: Settings, checkpoints: int, parts: Parts, networks: MutableMapping[str, Snapshot]) -> Part:
+    """Train to the target; parameters at geometrically spaced epochs, the first and the last among them, (T, P)."""
+    cost, seed = Cost(), settings.seeds[0]
+    problem = settings.problem(seed=seed).to(settings.device)
+    model = settings.build(problem, seed, TRUE).to(settings.device)
+    path = [parameters_to_vector(model.parameters()).detach().clone()]
+
+    def record(epoch: int, loss: float) -> None:
+        path.append(parameters_to_vector(model.parameters()).detach().clone())
+
+    trained = train(model, problem.x_train, problem.y_train, seed=seed, progress=record, **settings.training)  # type: ignore[arg-type]
+    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    networks["trained"] = Snapshot(state, trained, 0.0, 0.0)
+    epochs = np.unique(np.round(np.geomspace(1, len(path), checkpoints)).astype(int) - 1)
+    arrays = {
+        "epochs": epochs.astype(np.float64),
+        "path": torch.stack([path[e] for e in epochs]).double().cpu().numpy(),
+    }
+    return Part(arrays, {"loss": trained.loss, "reached": trained.reached, "trained": trained.sentence, **cost.of()})
+
+
+def _plane(settings: Settings, plane: str, points: int, parts: Parts, networks: MutableMapping[str, Snapshot]) -> Part:
+    """Directions (P, 2), the surface along them, and its curvature at the centre, by products and by differences."""
+    cost, seed = Cost(), settings.seeds[0]
+    problem = settings.problem(seed=seed).to(settings.device)
+    model = settings.build(problem, seed, TRUE).to(settings.device)
+    model.load_state_dict(networks["trained"].state)
+    model = model.to(settings.dtype).eval()
+    x, y = in_dtype(problem.x_train, settings.dtype), problem.y_train
+    H = Hessian(model, nn.CrossEntropyLoss(), batches(x, y, settings.batch_size))
+    theta = parameters_to_vector(model.parameters()).detach()
+    with few_threads(model):
+        facts: dict[str, float] = {}
+        if plane == "eigenvectors":
+            found = top(H, 2, tol=1e-6, progress=False)
+            D, known, error = found.vectors, found.values, found.residuals
+            radius = math.sqrt(2 * RISE / max(float(known[0]), 1e-12))
+        else:
+            D = torch.stack([filter_normalised(model, stream(seed, "directions"), i) for i in range(2)], 1)
+            known, error, radius = (D * (H @ D)).sum(0).double().cpu().numpy(), np.zeros(2), 1.0
+        measured = np.array([curvature(model, x, y, theta, d) for d in D.T])
+        path = _coordinates(parts["training"].arrays["path"] - theta.double().cpu().numpy(), D.double().cpu().numpy())
+        facts["path_inside"] = path[1]
+        reach = np.maximum(radius, 1.1 * np.abs(path[0]).max(0))
+        axes = [np.linspace(-r, r, points) for r in reach]
+        z = surface(model, x, y, theta, D, *axes)
+    arrays = {
+        "x": axes[0], "y": axes[1], "loss": z, "path": path[0], "known": np.asarray(known, np.float64), "known_error": error,
+        "measured": measured[:, 0], "measured_error": measured[:, 1],
+    }  # fmt: skip
+    return Part(arrays, {**facts, **cost.of(H)})
+
+
+def filter_normalised(model: nn.Module, seed: int, index: int) -> Tensor:
+    """A Gaussian direction (P,), each filter (row of a weight) scaled to the norm of the model's; 0 for biases and norms."""
+    parts = []
+    for place, p in enumerate(model.parameters()):
+        d = probes.probe(seed, 2 * place + index, p.numel(), dtype=p.dtype, device=p.device).view_as(p)
+        if p.ndim < 2:
+            parts.append(torch.zeros_like(d).reshape(-1))
+            continue
+        rows, weights = d.reshape(len(d), -1), p.detach().reshape(len(p), -1)
+        parts.append((rows * (weights.norm(dim=1) / rows.norm(dim=1))[:, None]).reshape(-1))
+    return torch.cat(parts)
+
+
+def surface(model: nn.Module, x: Tensor, y: Tensor, theta: Tensor, D: Tensor, a: Array, b: Array) -> Array:
+    """The mean cross entropy at θ + a d₁ + b d₂, (len(b), len(a)); the model has the parameters θ afterwards."""
+    with torch.no_grad():
+        z = [[_loss(model, x, y, theta + float(u) * D[:, 0] + float(v) * D[:, 1]) for u in a] for v in b]
+        vector_to_parameters(theta, model.parameters())
+    return np.array(z)
+
+
+def curvature(model: nn.Module, x: Tensor, y: Tensor, theta: Tensor, d: Tensor) -> tuple[float, float]:
+    """(dᵀ H d by second differences of the loss, its error): Richardson's value of steps h and 2 h, ‖h d‖ = `LENGTH`."""
+    h = LENGTH / float(d.norm())
+    with torch.no_grad():
+        at = {k: _loss(model, x, y, theta + k * h * d) for k in (-2, -1, 0, 1, 2)}
+        vector_to_parameters(theta, model.parameters())
+    near, far = ((at[k] - 2 * at[0] + at[-k]) / (k * h) ** 2 for k in (1, 2))
+    rounding = 16 * torch.finfo(theta.dtype).eps * max(at.values()) / h**2
+    return (4 * near - far) / 3, abs(near - far) / 3 + rounding
+
+
+def _loss(model: nn.Module, x: Tensor, y: Tensor, theta: Tensor) -> float:
+    vector_to_parameters(theta, model.parameters())
+    return float(F.cross_entropy(model(x), y))
+
+
+def _coordinates(path_TP: Array, D_P2: Array) -> tuple[Array, float]:
+    """The path in the plane, by least squares (T, 2), and which part of its squared length from θ lies in it."""
+    coordinates = np.linalg.lstsq(D_P2, path_TP.T, rcond=None)[0].T
+    total = float((path_TP**2).sum())
+    return coordinates, float(((coordinates @ D_P2.T) ** 2).sum()) / total if total > 0 else math.nan
+
+
+# What follows --------------------------------------------------------------------------------------------------------
+def _concluded(parts: Parts) -> Findings:
+    known: dict[str, Estimate] = {}
+    measured: dict[str, Estimate] = {}
+    table, sheets, agree = [], [], []
+    for plane, words in PLANES.items():
+        a = parts[plane].arrays
+        names = (
+            ("first eigenvector", "second eigenvector")
+            if plane == "eigenvectors"
+            else ("first direction", "second direction")
+        )
+        for i, name in enumerate(names):
+            key = f"{plane}-{i + 1}"
+            known[key] = Estimate(
+                float(a["known"][i]), float(a["known_error"][i]), products=int(parts[plane].facts["products"])
+            )
+            measured[key] = Estimate(float(a["measured"][i]), float(a["measured_error"][i]))
+            allowed = 3 * (float(measured[key].stderr) + float(known[key].stderr)) + 0.01 * abs(float(known[key]))
+            agree.append(abs(float(measured[key]) - float(known[key])) <= allowed)
+            table.append(
+                {
+                    "plane": words,
+                    "direction": name,
+                    "dᵀHd by products": f"{float(known[key]):.5g} ± {float(known[key].stderr):.1g}",
+                    "curvature of the surface": f"{float(measured[key]):.5g} ± {float(measured[key].stderr):.1g}",
+                    "highest loss drawn": f"{a['loss'].max():.3g}",
+                    "part of the path in the plane": f"{100 * parts[plane].facts['path_inside']:.2g} %",
+                }
+            )
+        axes = ("along v₁", "along v₂") if plane == "eigenvectors" else ("along d₁", "along d₂")
+        sheets.append(Sheet(words, a["x"], a["y"], a["loss"], a["path"], *axes))
+    e = parts["eigenvectors"].arrays
+    answer = "yes" if all(agree) else "no"
+    known_1, known_2, seen_1, seen_2 = (float(x) for x in (*e["known"], *e["measured"]))
+    rise, inside = parts["random"].arrays["loss"].max(), 100 * parts["eigenvectors"].facts["path_inside"]
+    sentence = (
+        f"{answer.capitalize()}: at the centre the surface curves by {seen_1:.4g} and {seen_2:.4g} along the top two "
+        f"eigenvectors, whose eigenvalues are {known_1:.4g} and {known_2:.4g}; along random directions of the weights' own norm "
+        f"it has risen to {rise:.2g} nats at the edge of the picture, and {inside:.2g} % of the way from the start lies in the "
+        "plane of the eigenvectors."
+    )
+    caption = (
+        "Mean training loss in nats, on a logarithmic scale; the line is the training, from a dot to a star, as far as it lies "
+        "in the plane. Contours, and the same in space. Lengths along eigenvectors are distances in parameter space, and "
+        "along random directions 1 is the norm of each filter."
+    )
+    return Findings(
+        answer,
+        sentence,
+        {"curvature_by_products": known, "curvature_of_surface": measured},
+        tuple(table),
+        (Surfaces("The loss around the trained network", caption, tuple(sheets), "training loss (nats)"),),
+        words={f"{plane}-{i}": f"{words}, {i}" for plane, words in PLANES.items() for i in (1, 2)},
+        facts=(
+            f"Training {parts['training'].facts['trained']}.",
+            f"Curvatures of the surface are second differences of the loss at a distance of {LENGTH:g}; batch norm has its "
+            "running statistics everywhere.",
+        ),
+    )

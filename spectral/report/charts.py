@@ -1,0 +1,102 @@
+"""From what a study has found to its report, and the pictures that no grid of cells has: charts of lines, surfaces as contours
+and in space."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from spectral.experiments.study import Findings, Lines, Sheet, Study, Surfaces
+
+from . import Curve, Line, Report, Verdict, build, figures
+from .figures import DPI, Panel, Picture
+
+WIDTH, HEIGHT = 4.2, 3.5  # inches of a surface
+LEVELS = 14  # contours
+FLOOR = 1e-12  # of a loss on a logarithmic scale
+
+
+def report(study: Study, findings: Findings, about: str) -> Report:
+    """The report of a study; `about` says in words how much the answer is an answer of."""
+    curves = [Curve(*item) for item in findings.spectra]
+    matrices = dict.fromkeys(curve.matrix for curve in curves)
+    return Report(
+        title=study.name.replace("_", " ").capitalize(),
+        question=study.question,
+        verdict=Verdict(
+            findings.answer, f"{findings.sentence.removesuffix('.')}; {about}." if about else findings.sentence
+        ),
+        curves=curves,
+        rows=[],
+        headline=tuple(matrices),
+        labels=build.labels_for(list(matrices), findings.words)
+        | {name: findings.words.get(name, name) for name in matrices},
+        facts=findings.facts,
+        charts=findings.charts,
+        listed=list(findings.table),
+    )
+
+
+def picture(chart: Lines | Surfaces) -> Picture:
+    """A chart as panels."""
+    if isinstance(chart, Surfaces):
+        return Picture(tuple(panel for sheet in chart.sheets for panel in _surface(sheet, chart.z_label)))
+    return figures.lines(
+        [Line(line.panel, line.label, 0, line.x, line.y, line.sigma) for line in chart.lines],
+        {},
+        x_label=chart.x_label,
+        y_label=chart.y_label,
+        note=chart.note,
+        log_x=chart.log_x,
+        log_y=chart.log_y,
+        level=chart.level,
+    )
+
+
+def _surface(sheet: Sheet, z_label: str) -> tuple[Panel, Panel]:
+    """The same surface as contours with its path, and in space."""
+    z = np.log10(np.maximum(sheet.z, FLOOR))
+    centre = sheet.z[len(sheet.y) // 2, len(sheet.x) // 2]
+    alt = f"{z_label} over {sheet.panel}: from {sheet.z.min():.2g} to {sheet.z.max():.2g}, {centre:.2g} at the centre"
+    return _drawn(partial(_contours, sheet, z, z_label), sheet.panel, f"{alt}, as contours.", None), _drawn(
+        partial(_space, sheet, z, z_label), sheet.panel, f"{alt}, in space.", "3d"
+    )
+
+
+def _drawn(draw, title: str, alt: str, projection: str | None) -> Panel:  # type: ignore[no-untyped-def]
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    ax = figure.add_subplot(projection=projection)
+    ax.set_title(title, fontsize=9.5, fontweight="bold")
+    ax.tick_params(labelsize=8)
+    draw(figure, ax)
+    canvas.draw()
+    return Panel(np.asarray(canvas.buffer_rgba()).copy(), alt)
+
+
+def _contours(sheet: Sheet, z: np.ndarray, z_label: str, figure: Figure, ax) -> None:  # type: ignore[no-untyped-def]
+    levels = np.linspace(z.min(), z.max(), LEVELS) if np.ptp(z) > 0 else np.array([z.min(), z.min() + 1])
+    filled = ax.contourf(sheet.x, sheet.y, z, levels=levels, cmap="viridis")
+    ax.contour(sheet.x, sheet.y, z, levels=levels, colors="white", linewidths=0.4, alpha=0.6)
+    if len(sheet.path):
+        ax.plot(*sheet.path.T, "-", color="#D55E00", linewidth=1.5)
+        ax.plot(*sheet.path[:-1].T, ".", color="#D55E00", markersize=4)
+        ax.plot(*sheet.path[0], "o", color="#D55E00", markersize=6)
+    ax.plot(0, 0, "*", color="white", markeredgecolor="black", markersize=11)
+    bar = figure.colorbar(filled, ax=ax)
+    bar.set_label(f"log₁₀ {z_label}", fontsize=8.5)
+    bar.ax.tick_params(labelsize=8)
+    ax.set_xlabel(sheet.x_label, fontsize=9)
+    ax.set_ylabel(sheet.y_label, fontsize=9)
+
+
+def _space(sheet: Sheet, z: np.ndarray, z_label: str, figure: Figure, ax) -> None:  # type: ignore[no-untyped-def]
+    X, Y = np.meshgrid(sheet.x, sheet.y)
+    ax.plot_surface(X, Y, z, cmap="viridis", linewidth=0, antialiased=True, rcount=60, ccount=60)
+    ax.set_xlabel(sheet.x_label, fontsize=8)
+    ax.set_ylabel(sheet.y_label, fontsize=8)
+    ax.set_zlabel(f"log₁₀ {z_label}", fontsize=8)
+    ax.view_init(elev=32, azim=-55)

@@ -1,0 +1,290 @@
+"""Experiments that are no grids: they measure what closed forms and dense matrices say, and each step is kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from torch import nn
+from torch.nn.utils import parameters_to_vector
+
+import spectral
+from spectral.app import configuration, run
+from spectral.app.store import RunStore
+from spectral.experiments.batchnorm_outliers import batchnorm_outliers
+from spectral.experiments.block_heterogeneity import block_heterogeneity, heterogeneity, js_distance
+from spectral.experiments.cell import Settings
+from spectral.experiments.cross_section import cross_section, curvature, filter_normalised, surface
+from spectral.experiments.datasets import digits
+from spectral.experiments.edge_of_stability import Preconditioned, edge_of_stability, preconditioner
+from spectral.experiments.models import cnn, model_for
+from spectral.experiments.study import Part, block_error, perform
+from spectral.report import charts, page
+from spectral.spectrum import Spectrum
+
+
+def tiny(**more) -> Settings:
+    return Settings(
+        problem=lambda seed: digits(40, 10, seed),
+        model=lambda problem, seed=0, options=None: model_for(problem, seed=seed, options={"widths": (8,)}),
+        training={"max_epochs": 20, "lr": 1e-2},
+        seeds=(0,),
+        **more,
+    )
+
+
+# Edge of stability ---------------------------------------------------------------------------------------------------
+def test_a_preconditioned_matrix_is_that_of_its_dense_form():
+    A = np.array([[2.0, 1.0], [1.0, 3.0]])
+    P = torch.tensor([4.0, 9.0], dtype=torch.float64)
+    B = Preconditioned(spectral.as_operator(A), P) @ np.eye(2)
+    np.testing.assert_allclose(B, A / np.sqrt(np.outer(P, P)), atol=1e-15)
+
+
+def test_the_preconditioner_is_what_adam_divided_its_step_by():
+    model = nn.Linear(3, 2).double()
+    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(5):
+        before = parameters_to_vector(model.parameters()).detach().clone()
+        adam.zero_grad()
+        model(torch.randn(4, 3, dtype=torch.float64)).square().sum().backward()
+        adam.step()
+    m = torch.cat([adam.state[p]["exp_avg"].reshape(-1) for p in model.parameters()])
+    moved = parameters_to_vector(model.parameters()).detach() - before
+    np.testing.assert_allclose(moved, -0.01 * m / preconditioner(adam), rtol=1e-9)
+
+
+def test_training_is_looked_at_as_a_dense_hessian_says():
+    study = edge_of_stability(tiny(), rates=(0.1,), adam_rates=(), steps=24, every=1)
+    part = study.steps["gd-0.1"]({}, {})
+    settings, criterion = study.settings, nn.MSELoss()
+    problem = settings.problem(seed=0)
+    model = settings.build(problem, 0, settings.conditions[0]).double()
+    x, y = problem.x_train.double(), nn.functional.one_hot(problem.y_train, 10).double()
+    for _ in range(2):
+        grads = torch.autograd.grad(5 * criterion(model(x), y), list(model.parameters()))
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), grads, strict=True):
+                p -= 0.1 * g
+    H = 5 * (spectral.Hessian(model, criterion, [(x, y)]) @ torch.eye(part_size(model), dtype=torch.float64))
+    largest = float(torch.linalg.eigvalsh(H)[-1])
+    assert part.arrays["sharpness"][1] == pytest.approx(largest, rel=1e-3)
+    assert abs(part.arrays["ratio"][1] - largest * 0.1 / 2) <= part.arrays["residual"][1] + 1e-9
+    assert len(part.arrays["step"]) == 24 and part.facts["products"] > 0
+
+
+def part_size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_rates_that_diverge_and_too_few_looks_are_refused():
+    with pytest.raises(ValueError, match="too few looks"):
+        edge_of_stability(tiny(), steps=100, every=50)
+    with pytest.raises(ValueError, match="give a learning rate"):
+        edge_of_stability(tiny(), rates=(), adam_rates=())
+    study = edge_of_stability(tiny(), rates=(1e9,), adam_rates=(), steps=24, every=1)
+    with pytest.raises(ValueError, match="use a smaller rate"):
+        study.steps["gd-1e+09"]({}, {})
+
+
+@pytest.mark.slow
+def test_the_edge_is_where_cohen_says():
+    findings = perform(edge_of_stability(replace(Settings(), seeds=(0,))))
+    assert findings.answer == "yes", findings.sentence
+
+
+def test_an_error_over_blocks_knows_a_series_that_remembers():
+    """An AR(1) series of memory ρ: the variance of its mean is (1 + ρ) / (1 − ρ) times that of independent numbers."""
+    generator, rho, n = np.random.default_rng(0), 0.9, 4000
+    x = np.zeros(n)
+    for i in range(1, n):
+        x[i] = rho * x[i - 1] + generator.standard_normal()
+    expected = math.sqrt((1 + rho) / (1 - rho) / (1 - rho**2) / n)
+    assert 0.5 < block_error(x, 40) / expected < 1.5
+    assert math.isnan(block_error(np.ones(5), 4)) and block_error(np.ones(8), 4) == 0
+
+
+# Cross-section -------------------------------------------------------------------------------------------------------
+def test_the_curvature_of_the_surface_is_that_of_the_hessian():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(3, 4).double(), torch.randn(20, 3, dtype=torch.float64), torch.randint(0, 4, (20,))
+    theta = parameters_to_vector(model.parameters()).detach()
+    H = spectral.Hessian(model, nn.CrossEntropyLoss(), [(x, y)])
+    for d in (torch.randn(16, dtype=torch.float64), spectral.top(H, 1).vectors[:, 0]):
+        value, error = curvature(model, x, y, theta, d)
+        assert abs(value - float(d @ (H @ d))) <= error < 0.01 * value
+    assert torch.equal(parameters_to_vector(model.parameters()), theta)
+
+
+def test_a_random_direction_has_the_norms_of_the_filters():
+    model = cnn(1, 10, 4, norm=True)
+    d = filter_normalised(model, 0, 1)
+    assert not torch.equal(d, filter_normalised(model, 0, 0))
+    for part, p in zip(d.split([p.numel() for p in model.parameters()]), model.parameters(), strict=True):
+        if p.ndim > 1:
+            np.testing.assert_allclose(
+                part.view(len(p), -1).norm(dim=1), p.detach().view(len(p), -1).norm(dim=1), rtol=1e-5
+            )
+        else:
+            assert not part.any()
+
+
+def test_the_surface_of_a_linear_model_is_its_loss():
+    model = nn.Linear(1, 2, bias=False).double()
+    x, y = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    z = surface(
+        model,
+        x,
+        y,
+        torch.zeros(2, dtype=torch.float64),
+        torch.eye(2, dtype=torch.float64),
+        np.array([0.0, 1]),
+        np.array([0.0]),
+    )
+    np.testing.assert_allclose(z, [[math.log(2), math.log(1 + math.exp(-1))]], atol=1e-15)
+
+
+@pytest.fixture(scope="module")
+def section():
+    study = cross_section(tiny(), points=5, checkpoints=4)
+    return study, perform(study)
+
+
+def test_a_cross_section_agrees_with_the_eigenvalues_and_says_so(section):
+    _, findings = section
+    assert findings.answer == "yes" and "top two eigenvectors, whose eigenvalues are" in findings.sentence
+    products, surfaces = (findings.estimates[name] for name in ("curvature_by_products", "curvature_of_surface"))
+    for key, value in products.items():
+        assert float(surfaces[key]) == pytest.approx(float(value), rel=0.01)
+    for sheet in findings.charts[0].sheets:
+        assert sheet.z.shape == (5, 5) and sheet.z.argmin() == 12  # the centre
+        np.testing.assert_allclose(sheet.path[-1], 0, atol=1e-6)  # the trained network, to the float32 of its training
+    with pytest.raises(ValueError, match="odd number"):
+        cross_section(tiny(), points=6)
+
+
+def test_a_study_has_a_page_with_its_answer_and_pictures(section):
+    study, findings = section
+    report = charts.report(study, findings, "mlp on digits")
+    pictures = page.draw(report)
+    text = page.render(report, pictures)
+    assert report.verdict.sentence.endswith("; mlp on digits.") and report.verdict.sentence.count(".;") == 0
+    assert len(pictures["chart1"].panels) == 4 and text.count("<img") == 4
+    assert "The loss around the trained network" in text and "dᵀHd by products" in text
+    assert findings.sentence.removesuffix(".") in page.text(report)
+
+
+# Batch norm, blocks --------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_batch_norm_takes_the_outliers_out_and_its_running_statistics_bring_them_back():
+    settings = Settings(problem=lambda seed: digits(seed=seed, image=True), seeds=(0,))
+    findings = perform(batchnorm_outliers(settings, epochs=30, steps=20))
+    assert findings.answer == "yes", findings.sentence
+
+
+def exact(*values: float) -> Spectrum:
+    return Spectrum.from_eigenvalues(np.array(values))
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.5, 2.0, 40.0])
+def test_the_divergence_of_two_smoothed_eigenvalues_is_that_of_two_gaussians(gap):
+    def term(x: float) -> float:
+        p, q = (math.exp(-0.5 * (x - c) ** 2) / math.sqrt(2 * math.pi) for c in (0, gap))
+        return 0.5 * sum(r * math.log2(2 * r / (p + q)) for r in (p, q) if r > 0)
+
+    expected = quad(term, -9, gap + 9, limit=200, points=[0, gap / 2, gap])[0]
+    assert js_distance(exact(3.0), exact(3.0 + 0.1 * gap), 0.1) == pytest.approx(expected, abs=2e-4)
+
+
+def test_heterogeneity_is_the_mean_over_pairs_with_a_jackknife_over_blocks():
+    assert heterogeneity([exact(0.0), exact(0.0), exact(1.0)]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert heterogeneity([exact(0.0)] * 3) == (0.0, 0.0)
+    assert all(map(math.isnan, heterogeneity([exact(0.0)])))
+    far = [exact(0.0, 1e6), exact(0.0, 1e-9)]  # nine decades and a range of 1e8 sigma on sparse cells
+    assert heterogeneity(far)[0] == pytest.approx(js_distance(*far))
+
+
+@pytest.mark.slow
+def test_a_transformer_is_less_alike_than_a_convolutional_network():
+    findings = perform(block_heterogeneity(Settings(seeds=(0,))))
+    assert findings.answer == "yes", findings.sentence
+
+
+# Kept and resumed ----------------------------------------------------------------------------------------------------
+def test_a_step_is_kept_as_it_was(tmp_path: Path):
+    store = RunStore(tmp_path, {"of": "this"}, resume=False)
+    part = Part(
+        {"x": np.array([1.0, math.nan])},
+        {"products": 3.0, "epochs": 1.0, "seconds": 0.5, "said": "yes"},
+        {"a.b": exact(1.0, 2.0)},
+    )
+    assert store.load_part("step") is None
+    store.save_part("step", part)
+    again = RunStore(tmp_path, {"of": "this"}, resume=True).load_part("step")
+    assert again is not None and again.facts == part.facts
+    np.testing.assert_array_equal(again.arrays["x"], part.arrays["x"])
+    np.testing.assert_array_equal(again.spectra["a.b"].points()[0], [1.0, 2.0])
+    store.path("step.a.b.json").unlink()
+    with pytest.raises(ValueError, match="is missing"):
+        store.load_part("step")
+
+
+def config(tmp_path: Path, **node) -> dict:
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from spectral.__main__ import config_folder
+
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        whole = compose("config", overrides=["experiment=cross_section", "data.train=40", "model.options.widths=[8]"])
+    made = OmegaConf.to_container(whole, resolve=True)
+    made["training"]["options"]["max_epochs"] = 20
+    made["experiment"] |= {"points": 5, "checkpoints": 3}
+    made["output"] |= {"figures": False, "report": False, "state": str(tmp_path / "state")}
+    return made
+
+
+def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path: Path, monkeypatch, capsys):
+    from spectral.experiments import cross_section as module
+
+    settings = config(tmp_path)
+    shown, steps = module.surface, []
+
+    def once(*args):
+        steps.append(1)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        return shown(*args)
+
+    monkeypatch.setattr(module, "surface", once)
+    with pytest.raises(run.Interrupted):
+        run.execute(settings, tmp_path / "one")
+    run.execute(settings | {"resume": True}, tmp_path / "one")
+    assert len(steps) == 3  # the first plane was not made again
+    monkeypatch.setattr(module, "surface", shown)
+    run.execute(settings | {"output": settings["output"] | {"state": str(tmp_path / "other")}}, tmp_path / "two")
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert one["estimates"] == two["estimates"] and one["answer"] == two["answer"]
+    assert [cell["condition"] for cell in one["cells"]] == ["training", "eigenvectors", "random"]
+    assert (tmp_path / "one" / "training.npz").exists()
+
+
+def test_groups_that_a_study_does_not_look_at_are_refused(tmp_path: Path):
+    settings = config(tmp_path)
+    configuration.check(settings)
+    changed = settings | {"estimator": {"_target_": "spectral.slq"}}
+    with pytest.raises(ValueError, match="does not look at estimator, which would be ignored"):
+        configuration.check(changed, {"estimator": settings["estimator"]})
+    with pytest.raises(ValueError, match="leave training=none out"):
+        configuration.check(settings | {"training": {"enabled": False, "noise": 0.0, "options": {}}})
+    blocks = {"_target_": "spectral.experiments.block_heterogeneity.block_heterogeneity"}
+    with pytest.raises(ValueError, match="it has networks and data of its own"):
+        configuration.check(
+            settings | {"experiment": blocks, "model": settings["model"] | {"kind": "cnn", "options": {}}}
+        )
