@@ -23,6 +23,7 @@ from spectral.estimators import (
 )
 from spectral.operators import EmpiricalFisher, Fisher, GaussNewton, Hessian, I, Jacobian, Operator, as_operator, blocks
 from spectral.plan import Plan, plan
+from spectral.report import report
 from spectral.results import Atoms, Band, Density, Estimate
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
@@ -63,6 +64,7 @@ __all__ = [
     "outliers",
     "plan",
     "power_law",
+    "report",
     "slq",
     "spectral_form",
     "summary",

@@ -19,7 +19,7 @@ CLASSES = [
     spectral.Operator, spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher,
     spectral.operators.Gram, spectral.Spectrum, spectral.Estimate, spectral.Band, spectral.Density, spectral.Atoms,
     spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
-    analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
+    analysis.Comparison, analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
 ]  # fmt: skip
 NETWORKS = {
     kind.__name__: kind

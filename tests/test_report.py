@@ -15,8 +15,7 @@ import pytest
 from scipy.integrate import trapezoid
 
 from spectral import esd, slq
-from spectral.quadrature.density import is_signed, mirrored, one_eigenvalue, per_efold
-from spectral.report import (
+from spectral.pages import (
     Curve,
     Line,
     Numbers,
@@ -30,6 +29,7 @@ from spectral.report import (
     page,
     tables,
 )  # fmt: skip
+from spectral.quadrature.density import is_signed, mirrored, one_eigenvalue, per_efold
 from spectral.spectrum import Spectrum
 
 SCALE = {"init": 1.0, "true": 3.0, "random": 30.0}

@@ -280,7 +280,7 @@ def test_no_target_outside_our_own_is_located() -> None:
         assert callable(configuration.locate(target))
     for target in (
         "os.system", "torch.load", "builtins.eval", "spectral", "spectral.app.run.Path", "spectral.app.run.torch.load",
-        "spectral.persist.atomic_write", "spectral.app.store.RunStore", "spectral.app.run.execute", "spectral.report.page.write",
+        "spectral.persist.atomic_write", "spectral.app.store.RunStore", "spectral.app.run.execute", "spectral.pages.page.write",
         "spectral.experiments.cell.replace", "spectral.analysis.marchenko_pastur.np",
         "spectral.estimators.slq.persist", "spectral.storage.save",
         "spectral.app.run.partial", "torch.nn.Module.load_state_dict", "torch.nn.init", "spectral.app.run._measure",

@@ -1,7 +1,7 @@
 """What spectra tell: tails, bulks, shapes, distances, label alignment, and closed forms to hold them against."""
 
 from spectral.analysis.alignment import Alignment, label_alignment
-from spectral.analysis.compare import cohens_d, compare
+from spectral.analysis.compare import Comparison, cohens_d, compare
 from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur
 from spectral.analysis.outliers import Outliers, outliers
 from spectral.analysis.power_law import PowerLaw, power_law
@@ -10,6 +10,7 @@ from spectral.analysis.summary import METRICS, describe_metric, summary
 __all__ = [
     "METRICS",
     "Alignment",
+    "Comparison",
     "MarchenkoPastur",
     "Outliers",
     "PowerLaw",

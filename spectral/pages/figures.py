@@ -11,7 +11,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -64,10 +64,11 @@ class Key:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes (or two, one below the other) as pixels (H, W, 4), with what it shows in words."""
+    """One pair of axes (or two, one below the other) as pixels (H, W, 4), with what it shows in words, and the figure itself."""
 
     pixels: np.ndarray
     alt: str
+    figure: Figure | None = None
 
     @property
     def width(self) -> int:
@@ -79,6 +80,13 @@ class Panel:
 
     def png(self) -> bytes:
         return _encoded(self.pixels)
+
+    def svg(self) -> bytes:
+        """The panel as a vector graphic, its texts as texts; the same bytes each time."""
+        buffer = io.BytesIO()
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "spectral"}):
+            (self.figure or Figure()).savefig(buffer, format="svg", metadata={"Date": None})
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,7 @@ def _panel(
         made.append(ax)
     draw(*made)
     canvas.draw()
-    return Panel(np.asarray(canvas.buffer_rgba()).copy(), alt)
+    return Panel(np.asarray(canvas.buffer_rgba()).copy(), alt, figure)
 
 
 def styles(conditions: Sequence[str], levels: Mapping[str, float] | None = None) -> dict[str, Style]:
@@ -360,7 +368,7 @@ def _same_size(panels: Sequence[Panel]) -> tuple[Panel, ...]:
     height = max(panel.pixels.shape[0] for panel in panels)
     pads = [((0, height - panel.pixels.shape[0]), (0, 0), (0, 0)) for panel in panels]
     return tuple(
-        Panel(np.pad(panel.pixels, pad, constant_values=255), panel.alt)
+        replace(panel, pixels=np.pad(panel.pixels, pad, constant_values=255))
         for panel, pad in zip(panels, pads, strict=True)
     )
 
@@ -498,6 +506,26 @@ def _sorted_diagonal(given: Numbers) -> Picture:
     alt = f"{n} diagonal entries, sorted from {given.value.max():.3g} down to {given.value.min():.3g}."
     note = "bars: one standard error on both sides" if (error > 0).any() else "exact entries: a line without bars"
     return Picture((_panel(draw, "", alt, WIDE, [(2.8, BOTTOM)]),), (), note)
+
+
+def bars(lengths: Mapping[str, float], x_label: str, title: str) -> Picture:
+    """A bar for each name."""
+
+    def draw(ax: Axes) -> None:
+        ax.barh(list(lengths), list(lengths.values()), color=COLOURS["true"], height=0.6)
+        ax.invert_yaxis()
+        ax.set_xlabel(x_label, fontsize=10)
+
+    alt = f"{title}: " + "; ".join(f"{name} {value:.3g} {x_label}" for name, value in lengths.items())
+    return Picture((_panel(draw, title, alt, WIDE, [(0.3 + 0.32 * len(lengths), BOTTOM)], left=1.3),))
+
+
+def of_figure(figure: Figure, alt: str) -> Picture:
+    """A figure that somebody else has drawn."""
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Picture((Panel(np.asarray(canvas.buffer_rgba()).copy(), alt, figure),))
 
 
 # Differences, lines --------------------------------------------------------------------------------------------------
