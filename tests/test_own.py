@@ -542,3 +542,34 @@ def test_every_command_of_the_walk_runs(tmp_path, monkeypatch):
         )  # fmt: skip
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     assert len(list(tmp_path.rglob("report.html"))) == 4 and (tmp_path / "two" / "sweep.html").exists()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_every_cell_that_shows_a_result_shows_a_card(tmp_path, monkeypatch):
+    import ast
+    import runpy
+    import shutil
+
+    import matplotlib.pyplot as plt
+
+    shutil.copytree(EXAMPLE, tmp_path / "own")
+    monkeypatch.chdir(tmp_path / "own")
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    monkeypatch.setattr(plt, "show", lambda: None)
+    runpy.run_path("train.py")
+    notebook = json.loads(Path("own_network.ipynb").read_text())
+    names: dict[str, object] = {}
+    cards = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            *body, last = ast.parse("".join(cell["source"])).body
+            exec(compile(ast.Module(body, []), "cell", "exec"), names)
+            if isinstance(last, ast.Expr):
+                shown = eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+                cards.append(getattr(shown, "_repr_html_", lambda: "")())
+            else:
+                exec(compile(ast.Module([last], []), "cell", "exec"), names)
+    plt.close("all")
+    assert [bool(card) for card in cards] == [True] * 5 + [False] and Path("page.html").exists()
+    for name in ("net", "batches"):
+        sys.modules.pop(name, None)

@@ -247,9 +247,15 @@ def _experiment(config: dict[str, Any], folder: Path, store: RunStore, where: st
 
 
 def _named(config: dict[str, Any], *groups: str, between: str) -> str:
-    """The members of the groups that were chosen, by their names."""
+    """The members of the groups that were chosen, by their names; those of one's own by their files."""
     chosen = config.get("choices", {})
-    return between.join(str(chosen[group]) for group in groups if group in chosen)
+    return between.join(_files(config[group]) or str(chosen[group]) for group in groups if group in chosen)
+
+
+def _files(node: Mapping[str, Any]) -> str:
+    """The files that a model or data are made of, in a word or two; "" for ours."""
+    named = [node.get(key) for key in ("path", "name", "checkpoint")]
+    return ", ".join(Path(name).name for name in named if isinstance(name, str))
 
 
 def _save_spectrum(spectrum: Spectrum, folder: Path, name: str) -> str:

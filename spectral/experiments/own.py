@@ -87,7 +87,10 @@ def read_by(config: Mapping[str, Any]) -> dict[str, str]:
     model, data = config["model"], config["data"]
     named = [*config.get("trust", ()), model.get("checkpoint"), model.get("name"), data.get("path"), data.get("tokens")]
     there = [name for name in named if isinstance(name, str) and place(name) is None and Path(name).exists()]
-    return {name: digest(name) for name in dict.fromkeys(there)}
+    whole = {
+        name: Path(name).parent if name.endswith(".index.json") else name for name in there
+    }  # an index, with its shards
+    return {name: digest(where) for name, where in whole.items()}
 
 
 def anchored(config: Mapping[str, Any], folder: str) -> dict[str, Any]:
@@ -160,22 +163,26 @@ class _Trusted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports of trusted files by their names; files that lie beside them and are not listed are refused."""
 
     def __init__(self, trust: Trust) -> None:
-        self.trust, self.files = trust, {Path(file).stem: Path(file) for file in trust}
+        self.trust, self.files = trust, [Path(file) for file in trust]
         self.made: list[str] = []
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
         if path is not None:
             return None
-        if fullname in self.files:
-            return importlib.util.spec_from_loader(fullname, self, origin=str(self.files[fullname]))
-        for folder in {file.parent for file in self.files.values()}:
-            if (folder / f"{fullname}.py").is_file():
-                raise Refused(f"{fullname}.py is imported and not trusted; add it to trust=[...].")
+        listed = [file for file in self.files if file.stem == fullname]
+        if len(listed) > 1:
+            raise Refused(
+                f"{fullname} is imported, and both {listed[0]} and {listed[1]} are trusted; rename one of them."
+            )
+        if listed:
+            return importlib.util.spec_from_loader(fullname, self, origin=str(listed[0]))
+        if any((file.parent / f"{fullname}.py").is_file() for file in self.files):
+            raise Refused(f"{fullname}.py is imported and not trusted; add it to trust=[...].")
         return None
 
     def exec_module(self, module: ModuleType) -> None:
         self.made.append(module.__name__)
-        _run(module, self.files[module.__name__], self.trust)
+        _run(module, Path(str(getattr(module.__spec__, "origin", ""))), self.trust)
 
 
 @contextlib.contextmanager
@@ -233,7 +240,8 @@ def huggingface(problem: Problem, name: str, *, seed: int = 0) -> nn.Module:
 
     On text of `data=text` a causal model, (B, T) to (B, V, T); on (x, y) of your own tensors x to its logits; else as it is.
     """
-    made, said = pretrained.of_folder(name)
+    with torch.random.fork_rng(devices=[]):
+        made, said = pretrained.of_folder(name)
     if isinstance(problem, Stream):
         chosen = made
     elif problem.tokens and (problem.tokens != name or problem.targets != "next" or not pretrained.is_causal(made)):
@@ -512,7 +520,8 @@ def data(
         if whole:
             raise ValueError(
                 f"{path} returned a {type(splits['train']).__name__} that is no list of pairs (x, y) of tensors of one shape, "
-                "and a training or an experiment needs all samples at hand; return such a list (list(loader)), or take training=none."
+                "and a training or an experiment needs all samples at hand; return such a list (list(loader)), or take "
+                "training=none."
             )
         return Stream(name, *nothing, *nothing, 0, (), given=splits)
     x, y = pairs["train"] or nothing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,7 @@ def write(results: Any, path: str | Path, title: str | None) -> Path:
     spectra = {name: result for name, result in given.items() if isinstance(result, spectral.Spectrum)}
     products, epochs = (sum(part.took[i] for part in sections) for i in (0, 1))
     rendered = page.template("results.html.j2").render(
-        title=title
-        or (next(iter(given)) if len(given) == 1 and isinstance(results, Mapping) else f"{len(given)} results"),
+        title=title or (sections[0].name if len(given) == 1 else f"{len(given)} results"),
         question=sections[0].question if len(sections) == 1 else QUESTION,
         sections=sections,
         together=overlaid(spectra) if len(spectra) > 1 else None,
@@ -92,18 +91,9 @@ def named(results: Any) -> dict[str, Any]:
 
 def section(name: str, result: Any) -> Section:
     """What a page says of one result."""
-    if isinstance(result, spectral.Spectrum):
-        return _spectrum(name, result)
-    if isinstance(result, spectral.Eigenpairs | spectral.SingularTriplets):
-        return _pairs(name, result)
-    if isinstance(result, spectral.Estimate):
-        return _estimate(name, result)
-    if isinstance(result, PowerLaw):
-        return _power_law(name, result)
-    if isinstance(result, spectral.Plan):
-        return _plan(name, result)
-    if isinstance(result, Comparison):
-        return _comparison(name, result)
+    for kind, told in KINDS.items():
+        if isinstance(result, kind):
+            return told(name, result)
     if callable(getattr(result, "plot", None)) and callable(getattr(result, "to_arrays", None)):
         return _other(name, result)
     raise TypeError(
@@ -250,3 +240,14 @@ def _other(name: str, result: Any) -> Section:
     cut = (f"The table shows the first {MOST_ROWS} of {longest} rows.",) if longest > MOST_ROWS else ()
     sentence = f"{tables.opening(str(result)).splitlines()[0].rstrip('.')}."
     return Section(name, QUESTION, sentence, tables.of_mappings(rows), figures.of_figure(drawn, name), "", cut)
+
+
+KINDS: dict[type, Callable[[str, Any], Section]] = {
+    spectral.Spectrum: _spectrum,
+    spectral.Eigenpairs: _pairs,
+    spectral.SingularTriplets: _pairs,
+    spectral.Estimate: _estimate,
+    spectral.Plan: _plan,
+    PowerLaw: _power_law,
+    Comparison: _comparison,
+}
