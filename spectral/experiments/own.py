@@ -85,11 +85,10 @@ def digest(path: str | Path) -> str:
 def read_by(config: Mapping[str, Any]) -> dict[str, str]:
     """{file or folder as it is named: SHA-256} of all that a configuration reads: what is trusted, weights, data."""
     model, data = config["model"], config["data"]
-    named = [*config.get("trust", ()), model.get("checkpoint"), model.get("name"), data.get("path"), data.get("tokens")]
+    named = [model.get("checkpoint"), model.get("name"), data.get("path"), data.get("tokens")]
     there = [name for name in named if isinstance(name, str) and place(name) is None and Path(name).exists()]
-    whole = {
-        name: Path(name).parent if name.endswith(".index.json") else name for name in there
-    }  # an index, with its shards
+    there = [*config.get("trust", ()), *there]
+    whole = {name: Path(name).parent if name.endswith(".index.json") else name for name in there}  # with its shards
     return {name: digest(where) for name, where in whole.items()}
 
 
