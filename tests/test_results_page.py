@@ -51,13 +51,13 @@ def test_a_page_needs_nothing_beside_itself_and_reads_on_a_phone_and_in_the_dark
     assert "width=device-width" in page and "prefers-color-scheme: dark" in page
 
 
-def test_every_picture_is_there_as_pixels_and_as_a_vector_graphic_with_texts(page):
+def test_every_picture_is_there_as_pixels_and_as_a_vector_graphic(page):
     pixels = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     vectors = re.findall(r'href="data:image/svg\+xml;base64,([^"]+)"', page)
-    assert len(pixels) == len(vectors) >= 12
+    assert len(vectors) == page.count("<figure") == 10 and len(pixels) >= 12
     for text in vectors:
         tree = ElementTree.fromstring(base64.b64decode(text))
-        assert tree.tag.endswith("svg") and list(tree.iter("{http://www.w3.org/2000/svg}text"))
+        assert tree.tag.endswith("svg") and list(tree.iter("{http://www.w3.org/2000/svg}path"))
 
 
 def test_a_single_result_answers_its_own_question(tmp_path):

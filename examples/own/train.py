@@ -21,5 +21,5 @@ for epoch in range(150):
         value.backward()
         optimizer.step()
     if epoch in (0, 149):
-        print(f"epoch {epoch + 1}: loss {float(value):.3f}")
+        print(f"epoch {epoch + 1}: loss {value.item():.3f}")
         save_file(model.state_dict(), HERE / ("early.safetensors" if epoch == 0 else "weights.safetensors"))
