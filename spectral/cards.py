@@ -87,7 +87,7 @@ def chart(
     for place, tick in x_ticks:
         parts.append(f'<path d="M{place:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke-opacity=".15"/>')
         parts.append(_text(place, HEIGHT - BOTTOM + 13, tick, "middle"))
-    for place, tick in y_ticks:
+    for place, tick in y_ticks if y_label else ():
         parts.append(f'<path d="M{LEFT} {place:.1f}H{WIDTH - RIGHT}" stroke-opacity=".15"/>')
         parts.append(_text(LEFT - 5, place + 3.5, tick, "end"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, x_label, "middle"))
@@ -99,10 +99,10 @@ def chart(
 
 def bars(rows: Sequence[tuple[str, float, str]], alt: str) -> str:
     """A bar for each (name, length, what is written at its end), as SVG."""
-    most, step, left = max((value for _, value, _ in rows), default=0.0) or 1.0, 20, 110
+    most, step, left = max((value for _, value, _ in rows), default=0.0) or 1.0, 20, 128
     parts = []
     for i, (name, value, said) in enumerate(rows):
-        long = (WIDTH - left - 85) * value / most
+        long = (WIDTH - left - 60) * value / most
         parts.append(_text(left - 6, i * step + 14, name, "end"))
         shade = f'fill="{COLOURS[0]}" stroke="none"'
         parts.append(f'<rect x="{left}" y="{i * step + 4}" width="{max(long, 1):.1f}" height="12" {shade}/>')

@@ -782,8 +782,9 @@ class Spectrum(Quadrature):
         error = self.meta.get("error")
         if not self.is_exact and isinstance(error, dict) and "w1" in error:
             sure += f"; off by {float(error['w1']):.2g} of the range (W1)"
+        trace = self.integrate(lambda x: x)
         rows = [
-            ("trace", f"{self.integrate(lambda x: x)}"),
+            ("trace", cards.number(float(trace), float(trace.stderr))),
             ("exact, known zeros", f"{self.atoms.multiplicities.sum()}, {self.zeros}"),
         ]
         rows += [("how sure", sure), ("it took", f"{self.products:,} products, {self.epochs:.4g} sweeps over the data")]

@@ -130,5 +130,5 @@ def test_a_comparison_is_a_dict_that_draws_both_spectra_with_their_distance():
     _, ax = plt.subplots()
     assert d.plot(ax, labels=("one", "two")) is ax
     names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert names == ["one", "two"] and f"W1 {d['wasserstein']:.6g} ± 0" in ax.get_title()
+    assert names == ["one", "two"] and f"W1 {d['wasserstein']:.6g}, KS" in ax.get_title()
     plt.close(ax.figure)

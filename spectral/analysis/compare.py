@@ -129,7 +129,7 @@ class Comparison(dict[str, float]):
     --------
     >>> a, b = (Spectrum.from_eigenvalues(v) for v in ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]))
     >>> print(compare(a, b))
-    W1 2 ± 0, KS 0.333333 ± 0; over their means W1 0 ± 0, KS 0 ± 0; traces as 0.5 ± 0
+    W1 2, KS 0.666667; over their means W1 0, KS 0; traces as 0.5
     """
 
     def __init__(self, numbers: Mapping[str, float], a: Spectrum, b: Spectrum) -> None:
@@ -166,7 +166,7 @@ class Comparison(dict[str, float]):
         return ax
 
     def _said(self, key: str) -> str:
-        return f"{self[key]:.6g} ± {self[f'{key}_stderr']:.2g}"
+        return cards.number(self[key], self[f"{key}_stderr"])
 
     def __str__(self) -> str:
         return (

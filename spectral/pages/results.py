@@ -27,7 +27,11 @@ APART = (
     "W1: the mean distance of eigenvalues of the same rank; KS: the largest difference of the distribution functions."
 )
 ALPHA = "A plateau is a tail, a slope is none; starts that leave fewer than ten eigenvalues are not drawn."
+PRODUCTS = "How the products were computed"
 PAIRS = "pairs words"  # the layout of a table of two columns
+LISTED = (  # metrics of a spectrum that a table begins with; the others fold away
+    "effective_rank", "information_dimension", "stable_rank", "trace", "mean", "lambda_max", "lambda_min", "negative_mass", "alpha",
+)  # fmt: skip
 LEAST_TAIL = 10  # eigenvalues that a start must leave to be drawn
 MOST_ROWS = tables.MOST_ENTRIES
 
@@ -36,7 +40,7 @@ MOST_ROWS = tables.MOST_ENTRIES
 class Section:
     """One result: its name, what it says in a sentence, a picture with its caption, its numbers, and notes.
 
-    `took` are products and sweeps over the data, `kind` the layout of the table.
+    `more` are tables that fold away, each under its title, `took` are products and sweeps over the data, `kind` the layout of the table.
     """
 
     name: str
@@ -46,8 +50,7 @@ class Section:
     picture: Picture | None = None
     caption: str = ""
     notes: tuple[str, ...] = ()
-    more: Table | None = None
-    about: str = "How the products were computed"  # what `more` is of
+    more: tuple[tuple[str, Table], ...] = ()
     took: tuple[float, float] = (0.0, 0.0)
     kind: str = "cards"
 
@@ -113,6 +116,9 @@ def overlaid(spectra: Mapping[str, Any]) -> Picture:
 def _spectrum(name: str, s: Any) -> Section:
     numbers = summary(s)
     whole = build.single(Subject(name, VALUE, 0, None, math.nan), s, numbers, metrics=None, alpha_curve=True)
+    labels = {**whole.labels, name: ""}
+    first = [row for row in whole.rows if row.metric in LISTED]
+    rest = [row for row in whole.rows if row.metric not in LISTED]
     picture = replace(overlaid({name: s}), keys=())
     if whole.alpha:
         fitted = figures.lines(
@@ -124,7 +130,7 @@ def _spectrum(name: str, s: Any) -> Section:
         name,
         build.QUESTION_SINGLE,
         verdict.of_spectrum(s, numbers).sentence,
-        tables.of_rows(whole.rows, {**whole.labels, name: ""}),
+        tables.of_rows(sorted(first, key=lambda row: LISTED.index(row.metric)), labels),
         picture,
         "The spectral density, its distribution function (not smoothed)"
         + (
@@ -133,11 +139,19 @@ def _spectrum(name: str, s: Any) -> Section:
             else "."
         ),
         whole.facts,
-        tables.of_mappings([{k: v for k, v in row.items() if k != "matrix"} for row in whole.products])
-        if whole.products
-        else None,
+        (
+            (f"The other {len(rest)} numbers", tables.of_rows(rest, labels)),
+            *(
+                (PRODUCTS, tables.of_mappings([_without_matrix(row) for row in whole.products]))
+                for _ in whole.products[:1]
+            ),
+        ),
         took=(float(s.products), float(s.epochs)),
     )
+
+
+def _without_matrix(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "matrix"}
 
 
 def _pairs(name: str, result: Any) -> Section:
@@ -202,7 +216,7 @@ def _power_law(name: str, fit: Any) -> Section:
     return Section(
         name, "Is the tail a power law?", f"{tables.opening(str(fit)).rstrip('.')}.", tables.of_settings(rows),
         replace(picture, keys=()) if drawn.any() else None, ALPHA, (),
-        tables.of_mappings(tests) if tests else None, "Likelihood ratios against rivals", kind=PAIRS,
+        (("Likelihood ratios against rivals", tables.of_mappings(tests)),) if tests else (), kind=PAIRS,
     )  # fmt: skip
 
 
