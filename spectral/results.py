@@ -119,37 +119,22 @@ class Estimate:
         return listed(value.ravel(), np.broadcast_to(stderr, value.shape).ravel())
 
     def _repr_html_(self) -> str:
-        v, e = (
-            np.atleast_1d(np.asarray(part, np.float64)).ravel() for part in np.broadcast_arrays(self.value, self.stderr)
-        )
-        lower, upper = (np.broadcast_to(part, v.shape) for part in (np.ravel(self.lower), np.ravel(self.upper)))
-        rows = [
-            (
-                "one standard error",
-                "0: exact" if not e.any() else f"{e[0]:.2g}" if len(e) == 1 else f"at most {e.max():.2g}",
-            )
-        ]
-        if len(v) == 1 and (np.isfinite(lower).all() or np.isfinite(upper).all()):
-            rows.append(("certified", f"{lower[0]:.6g} to {upper[0]:.6g}"))
-        took = [
-            f"{self.method}: " * bool(self.method),
-            f"{self.products:,} products",
-            f", {self.probes} random vectors" * (self.probes > 0),
-        ]
-        rows.append(("it took", "".join(took)))
+        value, stderr = (np.asarray(part, np.float64) for part in np.broadcast_arrays(self.value, self.stderr))
+        v, e = value.ravel(), stderr.ravel()
+        took = f"{self.products:,} products" + f", {self.probes} random vectors" * (self.probes > 0)
+        rows = [("one standard error", f"at most {e.max(initial=0.0):.2g}" if e.any() else "0: exact")]
+        rows += [("it took", f"{self.method}: {took}" if self.method else took)]
         if len(v) == 1:
-            ends = [v[0] - 2 * e[0], v[0] + 2 * e[0]] if np.isfinite(e[0]) else [v[0], v[0]]
-            mark = cards.Mark(v, np.zeros(1), dots=True), cards.Mark(np.array(ends), np.zeros(2))
-            picture = (
-                cards.chart(mark, "value, ± two standard errors", "", f"{self}", y_range=(-1.0, 1.0))
-                if e[0] > 0
-                else ""
-            )
-            return cards.card(f"{cards.number(float(v[0]), float(e[0]))}", rows, picture)
+            lower, upper = float(np.ravel(self.lower)[0]), float(np.ravel(self.upper)[0])
+            rows += [("bounds", f"{lower:.6g} to {upper:.6g}")] * bool(np.isfinite([lower, upper]).any())
+            reach = 2 * e if np.isfinite(e).all() else 0 * v
+            marks = [cards.Mark(v, 0 * v, dots=True), cards.Mark(np.concatenate([v - reach, v + reach]), np.zeros(2))]
+            picture = cards.chart(marks, "value, ± two standard errors", "", f"{self}", y_range=(-1.0, 1.0))
+            return cards.card(cards.number(float(v[0]), float(e[0])), rows, picture * bool(e.any()))
         order = np.argsort(-v, kind="stable")
-        mark = (cards.Mark(np.arange(1.0, len(v) + 1), v[order], (v - e)[order], (v + e)[order]),)
+        marks = [cards.Mark(np.arange(1.0, len(v) + 1), v[order], (v - e)[order], (v + e)[order])]
         alt = f"{len(v)} numbers from the largest to the smallest, with one standard error"
-        return cards.card(f"{len(v):,} numbers: {self}", rows, cards.chart(mark, "rank, largest first", "value", alt))
+        return cards.card(f"{len(v):,} numbers: {self}", rows, cards.chart(marks, "rank, largest first", "value", alt))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What stands in a file of results: a number is one entry.

@@ -83,11 +83,12 @@ def of_folder(name: str) -> tuple[nn.Module, str]:
         )
     try:
         with _quiet():
-            made, told = found.from_pretrained(
+            loaded: Any = found.from_pretrained(
                 name, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError) as problem:
         raise ValueError(f"{name} cannot be loaded: {first_line(problem)}") from problem
+    made, told = loaded
     if missing := sorted(told["missing_keys"]):
         raise ValueError(
             f"{name} lacks the weights of {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which "

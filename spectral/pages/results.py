@@ -30,7 +30,8 @@ ALPHA = "A plateau is a tail, a slope is none; starts that leave fewer than ten 
 PRODUCTS = "How the products were computed"
 PAIRS = "pairs words"  # the layout of a table of two columns
 LISTED = (  # metrics of a spectrum that a table begins with; the others fold away
-    "effective_rank", "information_dimension", "stable_rank", "trace", "mean", "lambda_max", "lambda_min", "negative_mass", "alpha",
+    "effective_rank", "information_dimension", "stable_rank", "trace", "mean", "lambda_max", "lambda_min",
+    "negative_mass", "alpha",
 )  # fmt: skip
 LEAST_TAIL = 10  # eigenvalues that a start must leave to be drawn
 MOST_ROWS = tables.MOST_ENTRIES
@@ -40,7 +41,8 @@ MOST_ROWS = tables.MOST_ENTRIES
 class Section:
     """One result: its name, what it says in a sentence, a picture with its caption, its numbers, and notes.
 
-    `more` are tables that fold away, each under its title, `took` are products and sweeps over the data, `kind` the layout of the table.
+    `more` are tables that fold away, each under its title, `took` are products and sweeps over the data, `kind` is the layout of
+    the table.
     """
 
     name: str
