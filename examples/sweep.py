@@ -26,7 +26,7 @@ SHOWN = ("trace", "lambda_max", "effective_rank")
 
 
 def command(*arguments: str, cwd: Path) -> None:
-    print("$", arguments[0].replace("spectral.report.sweep", "spectral-report"), *arguments[1:], flush=True)
+    print("$", arguments[0].replace("spectral.pages.sweep", "spectral-report"), *arguments[1:], flush=True)
     done = subprocess.run([sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
@@ -38,7 +38,7 @@ def sweep(folder: Path) -> list[dict[str, str]]:
     x = rng.standard_normal((300, 6))
     np.savez(folder / "rings.npz", x=x.astype(np.float32), y=(np.hypot(x[:, 0], x[:, 1]) > 1.2).astype(int))
     command("spectral", "-m", *SETTINGS, "training.noise=0,1", "seed=0,1", cwd=folder)
-    command("spectral.report.sweep", "runs", cwd=folder)
+    command("spectral.pages.sweep", "runs", cwd=folder)
     with open(folder / "runs" / "sweep_long.csv", newline="") as file:
         return list(csv.DictReader(file))
 

@@ -56,6 +56,7 @@ from spectral.operators import (
 from spectral.layers import LayerTable, layers
 from spectral.operators import EmpiricalFisher, Fisher, GaussNewton, Hessian, I, Jacobian, Operator, as_operator, blocks
 from spectral.plan import Plan, plan
+from spectral.report import report
 from spectral.results import Atoms, Band, Density, Estimate
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
@@ -111,6 +112,7 @@ __all__ = [
     "plan",
     "power_law",
     "precondition",
+    "report",
     "slq",
     "solve",
     "spectral_form",

@@ -40,6 +40,7 @@ from omegaconf.errors import (
 import spectral
 from spectral import distributed
 from spectral.app import configuration, ranks, run, sweeps
+from spectral.experiments import own
 
 CHOSEN = ("model", "data", "training", "operator", "estimator")  # whose choices are recorded
 SINGLE = (*CHOSEN, "products")  # naming one of these asks for one spectrum
@@ -82,6 +83,7 @@ def main() -> None:
                 print(f"spectral {spectral.__version__}")
                 return
             flags = _flags(given)
+            flags.overrides = [_listed(text) for text in flags.overrides]
             if distributed.world_size() > 1:  # one run has one folder, which is named by the time
                 begun = ranks.begun()
                 utils.datetime = SimpleNamespace(now=lambda: begun)  # type: ignore[misc, assignment]
@@ -138,6 +140,7 @@ class CheckedLoader(ConfigLoaderImpl):
             {key: value for key, value in folders.items() if isinstance(value, str)}, self.typed
         )
         configuration.check_targets(plain)
+        configuration.check_typed(plain.get("trust"), self.typed)
         if distributed.world_size() > 1 and "BasicLauncher" not in str(config.hydra.launcher.get("_target_")):
             raise ValueError(
                 f"{distributed.world_size()} processes make each run of this sweep together, and a launcher would start others; "
@@ -204,7 +207,10 @@ def task(config: DictConfig) -> None:
     sweep = job.mode == RunMode.MULTIRUN
     try:
         settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        if (started := job.runtime.cwd) != os.getcwd():  # hydra.job.chdir=true: paths are those of where it was started
+            settings = own.anchored(settings, started)
         configuration.check(settings, defaults(settings))
+        settings["files"] = own.read_by(settings)
         settings["choices"] = {name: job.runtime.choices[name] for name in CHOSEN if name in job.runtime.choices}
         settings["resume"] = settings["resume"] or ranks.attempt() > 0
         folder = Path(job.runtime.output_dir)
@@ -328,6 +334,16 @@ def _flags_first(flags: argparse.Namespace) -> list[str]:
     given = {name: value for name, value in vars(flags).items() if name != "overrides" and value}
     names = {name: "--" + name.replace("_", "-") for name in given}
     return [names[name] if value is True else f"{names[name]}={value}" for name, value in given.items()]
+
+
+def _listed(text: str) -> str:
+    """`trust=a.py,b.py` as a list: comma lists are sweeps, and these files belong together.
+
+    >>> _listed("trust=net.py,batches.py"), _listed("seed=0,1")
+    ('trust=[net.py,batches.py]', 'seed=0,1')
+    """
+    key, _, value = text.partition("=")
+    return f"{key}=[{value}]" if key.lstrip("+") == "trust" and value and not value.startswith("[") else text
 
 
 def _refuse(message: str) -> None:

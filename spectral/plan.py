@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spectral import longvectors
+from spectral import cards, longvectors
 from spectral.estimators.budget import free_memory, settle, symmetric_operand
 from spectral.operators.operator import Operator
 from spectral.probes import probe
@@ -74,6 +74,13 @@ class Plan:
             f"{self.products} products, about {self.seconds:.3g} s ({self.seconds_per_product:.3g} s each, measured), "
             f"{mib[0]} at the peak ({basis}), up to {mib[1]} with all that may be deflated; {mib[2]} are free"
         )
+
+    def _repr_html_(self) -> str:
+        seconds = [(f"{name} (s)", value, f"{value:.2g}") for name, value in self.parts.items()]
+        held = [(name, f"{size / 2**20:.4g} MiB") for name, size in self.held.items() if size]
+        rows = [*held, ("at the peak", f"{self.bytes / 2**20:.4g} of {self.free / 2**20:.4g} MiB that are free")]
+        picture = cards.bars(seconds, "seconds by what takes them")
+        return cards.card(f"{self}{'' if self.fits else ': it does not fit'}.", rows, picture)
 
 
 def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:

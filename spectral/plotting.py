@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from spectral import cards
 from spectral.quadrature.density import (
     LOG,
     SIGNED_DECADES,
@@ -124,6 +125,19 @@ def over_steps(history: Mapping[str, np.ndarray], ax: Any, title: str) -> Any:
     if len(names) > 1:
         ax.legend(fontsize="small")
     return ax
+def picture(s: Quadrature, alt: str) -> str:
+    """The density with its band as a small SVG, on the logarithmic axis of `Spectrum.plot`; "" where nothing is on it."""
+    if not is_signed(s) and not len(positive(s)):
+        return ""
+    curves, _, width = _curves(s, "log", None)
+    floor, low = FLOOR * one_eigenvalue(s.dim, width), min(float(np.abs(curve[0]).min()) for curve in curves)
+    marks = [
+        cards.Mark(x, np.where(v > floor, v, np.nan), np.maximum(a, floor), np.maximum(b, floor))
+        for x, v, a, b in curves
+    ]
+    top, signed = max(floor, *(float(curve[3].max()) for curve in curves)), is_signed(s)
+    scale, label = ("signed", "|λ| ρ(λ)") if signed else ("log", "λ ρ(λ)")
+    return cards.chart(marks, "eigenvalue λ", label, alt, scale, "log", low, (floor, 2 * top))
 
 
 def _curves(s: Quadrature, scale: str, resolution: float | None) -> tuple[list[Curve], float, float]:

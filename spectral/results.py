@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral import cards
+
 nan = float("nan")
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -57,6 +59,23 @@ def pairs(
     )
 
 
+def pairs_card(
+    name: str, values: np.ndarray, residuals: np.ndarray, converged: np.ndarray, said: str, products: int
+) -> str:
+    """What a notebook shows of eigenpairs or singular triplets: values above their residuals, hollow where not converged."""
+    index = np.arange(1.0, len(values) + 1)
+    low, high = values - residuals, values + residuals
+    marks = [
+        cards.Mark(index[c], values[c], low[c], high[c], dots=True, hollow=bool(i), colour=i)
+        for i, c in enumerate((converged, ~converged))
+        if c.any()
+    ]
+    rows = [(str(i + 1), f"{values[i]:.6g}, within {residuals[i]:.1g}") for i in range(min(len(values), SHOWN))]
+    rows += [("products", f"{products:,}")]
+    alt = f"{len(values)} {name} against their index, with their residuals"
+    return cards.card(f"{said}.", rows, cards.chart(marks, "index", name.removesuffix("s"), alt) if len(values) else "")
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its error, or an array of them with theirs; `float(estimate)` is the number.
@@ -98,6 +117,24 @@ class Estimate:
     def __str__(self) -> str:
         value, stderr = np.asarray(self.value, np.float64), np.asarray(self.stderr, np.float64)
         return listed(value.ravel(), np.broadcast_to(stderr, value.shape).ravel())
+
+    def _repr_html_(self) -> str:
+        value, stderr = (np.asarray(part, np.float64) for part in np.broadcast_arrays(self.value, self.stderr))
+        v, e = value.ravel(), stderr.ravel()
+        took = f"{self.products:,} products" + f", {self.probes} random vectors" * (self.probes > 0)
+        rows = [("one standard error", f"at most {e.max(initial=0.0):.2g}" if e.any() else "0: exact")]
+        rows += [("it took", f"{self.method}: {took}" if self.method else took)]
+        if len(v) == 1:
+            lower, upper = float(np.ravel(self.lower)[0]), float(np.ravel(self.upper)[0])
+            rows += [("bounds", f"{lower:.6g} to {upper:.6g}")] * bool(np.isfinite([lower, upper]).any())
+            reach = 2 * e if np.isfinite(e).all() else 0 * v
+            marks = [cards.Mark(v, 0 * v, dots=True), cards.Mark(np.concatenate([v - reach, v + reach]), np.zeros(2))]
+            picture = cards.chart(marks, "value, ± two standard errors", "", f"{self}", y_range=(-1.0, 1.0))
+            return cards.card(cards.number(float(v[0]), float(e[0])), rows, picture * bool(e.any()))
+        order = np.argsort(-v, kind="stable")
+        marks = [cards.Mark(np.arange(1.0, len(v) + 1), v[order], (v - e)[order], (v + e)[order])]
+        alt = f"{len(v)} numbers from the largest to the smallest, with one standard error"
+        return cards.card(f"{len(v):,} numbers: {self}", rows, cards.chart(marks, "rank, largest first", "value", alt))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What stands in a file of results: a number is one entry.

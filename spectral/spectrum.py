@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy
 
-from spectral import plotting, storage
+from spectral import cards, plotting, storage
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import beta, cdf, gauss
 from spectral.quadrature.density import density
@@ -787,6 +787,21 @@ class Spectrum(Quadrature):
             f"Spectrum of {self._what} in [{low:.4g}, {high:.4g}] by {self.method}, "
             f"{'mean' if self.of_vector else 'trace'} {self.integrate(lambda x: x)}"
         )
+
+    def _repr_html_(self) -> str:
+        sure = "all are exact" if self.is_exact else f"{len(self.nodes)} random vectors"
+        error = self.meta.get("error")
+        if not self.is_exact and isinstance(error, dict) and "w1" in error:
+            sure += f"; off by {float(error['w1']):.2g} of the range (W1)"
+        trace = self.integrate(lambda x: x)
+        rows = [
+            ("trace", cards.number(float(trace), float(trace.stderr))),
+            ("exact, known zeros", f"{self.atoms.multiplicities.sum()}, {self.zeros}"),
+        ]
+        rows += [("how sure", sure), ("it took", f"{self.products:,} products, {self.epochs:.4g} sweeps over the data")]
+        low, high = self.interval
+        said = f"{self.dim:,} eigenvalues from {low:.4g} to {high:.4g}, by {self.method}."
+        return cards.card(said, rows, plotting.picture(self, said))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The measure as arrays.

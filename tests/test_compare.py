@@ -120,3 +120,15 @@ def test_groups_far_apart_and_without_spread():
     assert lower < d < upper < -1e5
     with pytest.raises(ValueError, match="at least two"):
         cohens_d([1.0], [1.0, 2.0])
+
+
+def test_a_comparison_is_a_dict_that_draws_both_spectra_with_their_distance():
+    import matplotlib.pyplot as plt
+
+    d = of(ONE, TWO)
+    assert isinstance(d, dict) and {**d} == d and type(d | {}) is dict
+    _, ax = plt.subplots()
+    assert d.plot(ax, labels=("one", "two")) is ax
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["one", "two"] and f"W1 {d['wasserstein']:.6g}, KS" in ax.get_title()
+    plt.close(ax.figure)

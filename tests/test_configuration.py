@@ -38,6 +38,9 @@ def attacks(folder: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
     touch = f"{{_target_: subprocess.Popen, args: [touch, '{mark}']}}"
     made = f"{{(): subprocess.Popen, args: [touch, '{mark}']}}"
 
+    evil = {"model/evil.yaml": "{_target_: spectral.experiments.own.model, images: false, path: 'conf/evil.py:make'}"}
+    writes = f"open({str(mark)!r}, 'w')\n"
+
     def globally(text: str) -> dict[str, str]:
         return {"attack/a.yaml": "# @package _global_\n" + text}
 
@@ -106,6 +109,27 @@ def attacks(folder: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
         "resolver inside another": (globally("output: {root: '${now:${oc.env:HOME}}'}"), use),
         "model": (globally(f"model: {touch}"), use),
         "data": ({"data/x.yaml": touch}, ["data=x"]),
+        "Python of its own": ({**evil, "evil.py": writes}, ["model=evil"]),
+        "Python that it trusts": (
+            {**evil, **globally("trust: [conf/evil.py]"), "evil.py": writes},
+            ["model=evil", *use],
+        ),
+        "Python beside what is trusted": (
+            {**evil, "evil.py": writes, "good.py": ""},
+            ["model=evil", "trust=[conf/good.py]"],
+        ),
+        "Python behind the folder of what is trusted": (
+            {
+                "model/evil.yaml": evil["model/evil.yaml"].replace("evil.py", "sub/../evil.py"),
+                "evil.py": writes,
+                "sub/evil.py": "",
+            },
+            ["model=evil", "trust=[conf/sub/evil.py]"],
+        ),
+        "function that runs files": (
+            {"model/evil.yaml": evil["model/evil.yaml"].replace(".model,", ".call,"), "evil.py": writes},
+            ["model=evil", "trust=[conf/evil.py]"],
+        ),
         "experiment": ({"experiment/x.yaml": touch}, ["experiment=x"]),
         "loss": (globally(f"operator: {{loss: {touch}}}"), [*use, "operator=hessian"]),
         "target where nothing is built": (globally("training: {options: {lr: {_target_: spectral.exact}}}"), use),

@@ -15,7 +15,7 @@ from test_persist import PROVEN, SYMMETRIC, Opaque, interrupted
 
 import spectral
 from spectral import persist
-from spectral.report import sweep
+from spectral.pages import sweep
 from spectral.results import Atoms
 from spectral.spectrum import Spectrum
 

@@ -30,6 +30,8 @@ CLASSES = [
     spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
     analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw, analysis.ClassStructure, analysis.Lyapunov,
     analysis.LogSingularValues,
+    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
+    analysis.Comparison, analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
 ]  # fmt: skip
 NETWORKS = {
     kind.__name__: kind

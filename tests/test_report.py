@@ -15,8 +15,7 @@ import pytest
 from scipy.integrate import trapezoid
 
 from spectral import esd, slq
-from spectral.quadrature.density import is_signed, mirrored, one_eigenvalue, per_efold
-from spectral.report import (
+from spectral.pages import (
     Curve,
     Line,
     Numbers,
@@ -30,6 +29,7 @@ from spectral.report import (
     page,
     tables,
 )  # fmt: skip
+from spectral.quadrature.density import is_signed, mirrored, one_eigenvalue, per_efold
 from spectral.spectrum import Spectrum
 
 SCALE = {"init": 1.0, "true": 3.0, "random": 30.0}
@@ -385,7 +385,7 @@ def test_a_legend_of_many_long_names_fits_its_picture() -> None:
     keys = tuple(figures.Key(f"{i}: a configuration with a long name, lr 0.00{i}", "#0072B2") for i in range(12))
     panel = figures.Panel(np.zeros((100, int(3.6 * figures.DPI), 4), dtype=np.uint8), "")
     picture = figures.Picture((panel,), keys, "a note")
-    (strip,) = picture._legend(panel.width)
+    strip = figures._drawn(picture._legend(panel.width), panel.width)
     assert strip.shape[1] == panel.width and strip.shape[0] > 12 * 0.15 * figures.DPI  # one below the other
     edges = np.concatenate([strip[:, :3, :3], strip[:, -3:, :3]], axis=1)
     assert (edges == 255).all()  # nothing is cut off

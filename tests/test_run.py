@@ -122,7 +122,7 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stdout == ""
     assert (
         done.stderr
-        == "spectral: There is no model=transformer; model is one of cnn, gpt, minilm, mlp, resnet, smollm2.\n"
+        == "spectral: There is no model=transformer; model is one of cnn, file, gpt, huggingface, minilm, mlp, resnet, smollm2.\n"
     )
 
 
@@ -280,12 +280,13 @@ def test_full_error_shows_the_exception(here: Path, monkeypatch) -> None:
 def test_no_target_outside_our_own_is_located() -> None:
     for target in (
         "spectral.esd", "spectral.Jacobian", "spectral.experiments.datasets.digits", "torch.nn.MSELoss",
-        "spectral.experiments.datasets.arrays_file", "spectral.estimators.slq.slq", "spectral.experiments.models.model_for",
+        "spectral.experiments.datasets.arrays_file", "spectral.experiments.own.model", "spectral.estimators.slq.slq",
+        "spectral.experiments.models.model_for",
     ):  # fmt: skip
         assert callable(configuration.locate(target))
     for target in (
         "os.system", "torch.load", "builtins.eval", "spectral", "spectral.app.run.Path", "spectral.app.run.torch.load",
-        "spectral.persist.atomic_write", "spectral.app.store.RunStore", "spectral.app.run.execute", "spectral.report.page.write",
+        "spectral.persist.atomic_write", "spectral.app.store.RunStore", "spectral.app.run.execute", "spectral.pages.page.write",
         "spectral.experiments.cell.replace", "spectral.analysis.marchenko_pastur.np",
         "spectral.estimators.slq.persist", "spectral.storage.save",
         "spectral.app.run.partial", "torch.nn.Module.load_state_dict", "torch.nn.init", "spectral.app.run._measure",

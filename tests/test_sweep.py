@@ -19,8 +19,8 @@ import pytest
 
 from spectral.__main__ import main as command
 from spectral.app import sweeps
-from spectral.report import figures, sweep
-from spectral.report.sweep import Run
+from spectral.pages import figures, sweep
+from spectral.pages.sweep import Run
 from spectral.spectrum import Spectrum
 
 TINY = ["data.train=40", "data.test=20", "training=none", "output=numbers"]

@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 from spectral import slq
 from spectral.analysis import summary
 from spectral.experiments.effects import SCALE, Trend, refused, spearman_within
-from spectral.report import Numbers, Row, verdict
+from spectral.pages import Numbers, Row, verdict
 from spectral.spectrum import Spectrum
 
 RNG = np.random.default_rng(3)

@@ -20,5 +20,5 @@ def test_a_wheel_holds_every_module_template_and_configuration(tmp_path: Path, m
     wanted |= {"spectral/py.typed"} | {
         f"spectral/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")
     }
-    assert "spectral/report/page.html.j2" in wanted and "spectral/report/sweep.html.j2" in wanted
+    assert "spectral/pages/page.html.j2" in wanted and "spectral/pages/sweep.html.j2" in wanted
     assert wanted <= names

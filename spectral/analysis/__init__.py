@@ -4,6 +4,7 @@ from spectral.analysis.alignment import Alignment, label_alignment
 from spectral.analysis.class_structure import ClassStructure, class_structure
 from spectral.analysis.compare import cohens_d, compare
 from spectral.analysis.lyapunov import LogSingularValues, Lyapunov, log_singular_values, lyapunov
+from spectral.analysis.compare import Comparison, cohens_d, compare
 from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur
 from spectral.analysis.outliers import Outliers, outliers
 from spectral.analysis.power_law import PowerLaw, power_law
@@ -15,6 +16,7 @@ __all__ = [
     "ClassStructure",
     "LogSingularValues",
     "Lyapunov",
+    "Comparison",
     "MarchenkoPastur",
     "Outliers",
     "PowerLaw",

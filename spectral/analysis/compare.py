@@ -5,13 +5,15 @@ Symbols: F, G the distribution functions of the eigenvalues; W1 = ∫|F − G| d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
+from spectral import cards
 from spectral.analysis.jackknife import Measure, jackknife_stderr, leave_one_out
 from spectral.analysis.summary import effective_rank, largest_of, ratio_of, trace_of
 from spectral.quadrature import cdf
@@ -113,7 +115,71 @@ def _histograms(a: Measure, b: Measure, bins: int, small: Rounding) -> dict[str,
     return result
 
 
-def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
+class Comparison(dict[str, float]):
+    """What `compare` tells of two spectra: a dict of numbers that can draw them.
+
+    Attributes
+    ----------
+    numbers : dict
+        What it holds.
+    a, b : Spectrum
+        The two.
+
+    Examples
+    --------
+    >>> a, b = (Spectrum.from_eigenvalues(v) for v in ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]))
+    >>> print(compare(a, b))
+    W1 2, KS 0.666667; over their means W1 0, KS 0; traces as 0.5
+    """
+
+    def __init__(self, numbers: Mapping[str, float], a: Spectrum, b: Spectrum) -> None:
+        super().__init__(numbers)
+        self.a, self.b = a, b
+
+    def plot(self, ax: Any = None, *, labels: tuple[str, str] = ("a", "b"), scale: str = "log") -> Any:
+        """Draw both densities with their bands, and how far they are apart (matplotlib).
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw, a new figure by default.
+        labels : tuple of str
+            The names of a and b.
+        scale : str
+            As in `Spectrum.plot`.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            Where it was drawn.
+
+        Examples
+        --------
+        >>> a, b = (Spectrum.from_eigenvalues(v) for v in ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]))
+        >>> compare(a, b).plot(labels=("before", "after")).get_legend().get_texts()[1].get_text()
+        'after'
+        """
+        ax = self.a.plot(ax, label=labels[0], scale=scale)
+        ax = self.b.plot(ax, label=labels[1], scale=scale)
+        said = ", ".join(f"{name} {self._said(key)}" for name, key in (("W1", "wasserstein"), ("KS", "ks")))
+        ax.set_title(said, fontsize="medium")
+        return ax
+
+    def _said(self, key: str) -> str:
+        return cards.number(self[key], self[f"{key}_stderr"])
+
+    def __str__(self) -> str:
+        return (
+            f"W1 {self._said('wasserstein')}, KS {self._said('ks')}; over their means W1 {self._said('wasserstein_by_mean')}, "
+            f"KS {self._said('ks_by_mean')}; traces as {self._said('trace_ratio')}"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [(key.replace("_", " "), self._said(key)) for key in ORDER if not key.startswith("log10")]
+        return cards.card(f"{self}.", rows)
+
+
+def compare(a: Spectrum, b: Spectrum) -> Comparison:
     """Distances and ratios between two spectra, and beside each key `x` its standard error `x_stderr`.
 
     - `wasserstein` (units of λ) and `ks` (fractions): between the spectra as they are, `a.distance(b, kind=...)`.
@@ -137,8 +203,8 @@ def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
 
     Returns
     -------
-    dict
-        {name: number}, always the same names.
+    Comparison
+        A dict {name: number}, always the same names, with `plot()`.
 
     Examples
     --------
@@ -171,7 +237,8 @@ def compare(a: Spectrum, b: Spectrum) -> dict[str, float]:
     for key, value in values.items():
         errors = [0.0 if rows is None else jackknife_stderr([row[key] for row in rows]) for rows in left]
         pairs[key] = value, nan if np.isnan(value) else float(np.hypot(errors[0], errors[1]))
-    return {name: number for key in ORDER for name, number in zip((key, f"{key}_stderr"), pairs[key], strict=True)}
+    told = {name: number for key in ORDER for name, number in zip((key, f"{key}_stderr"), pairs[key], strict=True)}
+    return Comparison(told, a, b)
 
 
 def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: bool = False) -> Effect:

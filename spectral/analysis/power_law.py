@@ -15,6 +15,7 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
+from spectral import cards
 from spectral.analysis.alternatives import OF_ALL, LikelihoodRatio, against_power_law, lognormal_of_all
 from spectral.analysis.counting import MASSIVE, Counting, counting, log_sums
 from spectral.analysis.jackknife import jackknife_stderr
@@ -37,6 +38,7 @@ RIVAL = 0.01  # a rival that is better with less than this probability of chance
 OF_ALL_MISFIT = 0.9  # D √n of a lognormal that describes all eigenvalues; Lilliefors: 1 of 20 samples exceeds .89
 OF_ALL_RATIO = 2.0  # Akaike: two parameters fitted to the tail alone are worth so much log-likelihood
 ERRORS = ("alpha", "alpha_bounded", "xmin", "D", "tail")
+DRAWN = 10  # eigenvalues that a tail must hold to be drawn
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,25 @@ class PowerLaw:
             f"alpha {self.alpha:.3f} ± {self.sigma:.2g} from {self.xmin:.3g} on: {self.tail:.0f} eigenvalues, "
             f"{self.decades:.2g} decades, D = {self.D:.2g}"
         )
+
+    def _repr_html_(self) -> str:
+        c = self.curve
+        known = np.isfinite(c.alpha) & (c.tail >= DRAWN)
+        marks = [cards.Mark(c.xmin[known], c.alpha[known], (c.alpha - c.sigma)[known], (c.alpha + c.sigma)[known])]
+        if np.isfinite(self.alpha):
+            marks.append(cards.Mark(np.array([self.xmin]), np.array([self.alpha]), dots=True, hollow=not self.accepted))
+        rows = [
+            ("verdict", "accepted" if self.accepted else "refused"),
+            ("tail", f"{self.tail:.0f} eigenvalues from {self.xmin:.3g}"),
+        ]
+        rows += [
+            ("D", cards.number(self.D, self.errors.get("D", nan))),
+            ("independent", f"{self.n_eff:.3g} eigenvalues"),
+        ]
+        rows += [(f"against {name}", f"ln R = {test.ratio:.3g}, p = {test.p:.2g}") for name, test in self.tests.items()]
+        alt = "alpha against the start of the tail, with one standard error; the dot is the fit, hollow where it is refused"
+        picture = cards.chart(marks, "start of the tail, xmin", "alpha", alt, x_scale="log") if known.any() else ""
+        return cards.card(f"{self}", rows, picture)
 
 
 class _Fit(NamedTuple):

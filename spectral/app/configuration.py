@@ -27,11 +27,12 @@ from spectral.estimators.diagonal import METHODS as DIAGONAL_METHODS
 from spectral.estimators.esd import METHODS as ESD_METHODS
 from spectral.estimators.top import KEYS
 from spectral.estimators.trace import METHODS as TRACE_METHODS
+from spectral.experiments import own
 from spectral.experiments.cell import KINDS, LAYERWISE
 from spectral.experiments.datasets import STANDARDISATIONS, TARGETS
 from spectral.experiments.experiments import EXPERIMENTS
 from spectral.experiments.models import BLOCKS, GIVEN
-from spectral.experiments.pretrained import TOKENS
+from spectral.experiments.pretrained import check_tokens
 from spectral.experiments.studies import READS as STUDIED
 from spectral.experiments.studies import STUDIES
 from spectral.krylov.basis import check_place
@@ -183,22 +184,29 @@ MODELS = {
     "gpt": Fields(may={"width": SIZE, "depth": SIZE, "heads": SIZE}),
     **dict.fromkeys(GIVEN, Fields()),
 }
+TEXT = Checked(check_tokens, "bytes, smollm2, minilm, or a folder with a tokenizer.json")
 # Of a model: what its data must be, read by the group data.
-READS: dict[str, Rule] = {"images": Flag(), "text": Text(*TOKENS), "predicts": Text(*TARGETS)}
+READS: dict[str, Rule] = {"images": Flag(), "text": TEXT, "predicts": Text(*TARGETS)}
+PLACE = Text(pattern=own.PLACE.pattern, said="FILE.py:FUNCTION")
+ANYTHING = Fields(others=Plain())
 
 
 def _model(target: Any) -> Fields | None:
-    """A network of ours for a problem, or a module of torch.nn with its own arguments."""
+    """A network of ours for a problem, one of your own, or a module of torch.nn with its own arguments."""
+    if target is own.model:
+        return Fields({"path": PLACE}, {**READS, "checkpoint": maybe(NAME), "options": ANYTHING})
+    if target is own.huggingface:
+        return Fields({"name": NAME}, READS)
     if inspect.isclass(target) and issubclass(target, nn.Module) and target.__module__.startswith("torch.nn"):
         return Fields(may=READS, others=Plain())
     if target is not locate("spectral.experiments.models.model_for"):
         return None
-    own = {"kind": Text(*MODELS), "options": Fields(others=Plain())}
+    ours = {"kind": Text(*MODELS), "options": ANYTHING}
     law = Law(
         "options of its kind",
         lambda f, s: _holds(MODELS[f.get("kind", "mlp")], f.get("options") or {}, "model.options"),
     )
-    return Fields(may={**READS, **{k: maybe(v) for k, v in own.items()}}, laws=(law,))
+    return Fields(may={**READS, **{k: maybe(v) for k, v in ours.items()}}, laws=(law,))
 
 
 def _holds(rule: Rule, value: Any, where: str) -> bool:
@@ -207,7 +215,28 @@ def _holds(rule: Rule, value: Any, where: str) -> bool:
     return True
 
 
+BATCHES = Law(
+    "train, test and standardise at auto where its path is FILE.py:FUNCTION, and options nowhere else",
+    lambda f, s: (
+        not f.get("options")
+        if own.place(f["path"]) is None
+        else {f.get(name, "auto") for name in ("train", "test", "standardise")} == {"auto"}
+    ),
+)
+
+
+def _auto(rule: Rule) -> Either:
+    return Either(rule, Same("auto"))
+
+
 def _data(target: Any) -> Fields | None:
+    if target is own.data:
+        drawn: dict[str, Rule] = {"train": _auto(SIZE), "test": _auto(maybe(COUNT))}
+        return Fields(
+            {"path": NAME},
+            {**drawn, "standardise": Text("auto", *STANDARDISATIONS), "options": ANYTHING},
+            laws=(BATCHES,),
+        )
     names = {
         locate(f"spectral.experiments.datasets.{name}"): name for name in ("digits", "mnist", "arrays_file", "text")
     }
@@ -215,10 +244,10 @@ def _data(target: Any) -> Fields | None:
         return None
     if names[target] == "text":
         sizes: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT), "length": SIZE}
-        return Fields(may={**sizes, "tokens": Text(*TOKENS), "targets": Text(*TARGETS), "path": maybe(NAME)})
-    own: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT), "standardise": Text(*STANDARDISATIONS)}
+        return Fields(may={**sizes, "tokens": TEXT, "targets": Text(*TARGETS), "path": maybe(NAME)})
+    samples: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT), "standardise": Text(*STANDARDISATIONS)}
     more: dict[str, Rule] = {"path": NAME} if names[target] == "arrays_file" else {"image": Flag()}
-    return Fields({"path": NAME} if "path" in more else {}, {**own, **more})
+    return Fields({"path": NAME} if "path" in more else {}, {**samples, **more})
 
 
 def _loss(target: Any) -> Fields | None:
@@ -267,7 +296,7 @@ def _operator(target: Any) -> Fields | None:
     must = {name: OPTIONS[name] for name in ("split", "samples")}
     if target is spectral.Jacobian:
         return Fields(must, known, laws=LAWS)
-    return Fields({**must, "loss": LOSS}, known)
+    return Fields({**must, "loss": maybe(LOSS)}, known)  # null: the model's own loss
 
 
 TOLERANCE = Checked(
@@ -386,8 +415,10 @@ TRAINING = Fields(
 )
 CONFIG = Fields(
     {
-        "model": Target(_model, "a network of spectral.experiments.models or a module of torch.nn"),
-        "data": Target(_data, "digits, mnist, text or arrays_file of spectral.experiments.datasets"),
+        "model": Target(_model, "a network of spectral.experiments.models, one of your own, or a module of torch.nn"),
+        "data": Target(
+            _data, "digits, mnist, text or arrays_file of spectral.experiments.datasets, or data of your own"
+        ),
         "training": TRAINING,
         "operator": Target(_operator, "an operator of spectral"),
         "estimator": Target(_estimator, "an estimator of spectral"),
@@ -404,8 +435,10 @@ CONFIG = Fields(
     {
         "experiment": maybe(Target(_experiment, "an experiment of spectral.experiments.experiments")),
         "plan": maybe(Same("only")),
+        "trust": Items(NAME, distinct=True),
     },
 )
+NOTED = ("choices", "files")  # what the command itself writes down beside the settings
 
 
 def check(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
@@ -414,9 +447,10 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) 
     `defaults` are the groups as they are if nobody names them: what an experiment does not look at must be as there.
     """
     check_targets(config)
-    ours = {key: value for key, value in config.items() if key != "choices"}
+    ours = {key: value for key, value in config.items() if key not in NOTED}
     try:
         CONFIG.check(ours, "")
+        _check_trust(ours)
         _combination(ours, defaults or {})
     except Unknown as problem:
         raise ValueError(problem.sentence.replace("; it has", "; the configuration has")) from problem
@@ -424,6 +458,25 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) 
         raise ValueError(f"{problem.where} must have {problem.words}; change one of its settings.") from problem
     except Mismatch as problem:
         raise ValueError(f"{problem.where}={shown(problem.got)} is not possible; use {problem.words}.") from problem
+
+
+def _check_trust(config: Mapping[str, Any]) -> None:
+    """Raise for Python of one's own that is not listed."""
+    for setting in ("model", "data"):
+        found = own.place(path := config[setting].get("path"))
+        if found is not None and not own.is_trusted(found[0], config.get("trust", ())):
+            raise ValueError(
+                f"{setting}.path={path} runs your own Python, which must be allowed by name: add trust=[{found[0]}]."
+            )
+
+
+def check_typed(trust: Any, typed: Mapping[str, str]) -> None:
+    """Raise unless the files of `trust`, as a configuration has them before interpolation, are those that somebody has typed."""
+    given = [part.strip(" '\"") for part in typed.get("trust", "").strip("[] ").split(",") if part.strip(" '\"")]
+    if (trust or []) != given or any("$" in file for file in given):
+        raise ValueError(
+            f"trust={shown(trust)} lets Python of your own run; type trust=[FILE.py] yourself, file by file."
+        )
 
 
 def _combination(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -444,7 +497,7 @@ def _combination(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
                 "experiment.trains follows training.enabled; leave it out, and choose training=none or another."
             )
     elif not training["enabled"]:
-        raise ValueError("An experiment trains its networks; leave training=none out, or name no experiment.")
+        raise ValueError("An experiment trains its networks; take training=adam, or name no experiment.")
     if locate(config["estimator"]["_target_"]) in NUMBERS:
         raise ValueError("An experiment compares spectra, and this estimator gives none; use esd, slq, kpm or exact.")
     if training["noise"]:

@@ -8,7 +8,7 @@ import time
 from tqdm import tqdm
 
 from spectral import distributed
-from spectral.report.tables import seconds
+from spectral.pages.tables import seconds
 
 
 class Progress:

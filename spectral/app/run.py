@@ -34,6 +34,7 @@ from spectral.app.configuration import NUMBERS, locate
 from spectral.app.progress import Progress
 from spectral.app.store import RunStore
 from spectral.estimators.esd import NETWORK_DIM
+from spectral.experiments import own
 from spectral.experiments.cell import Cell, Condition, Matrix, Settings, all_cells, network, run_cell
 from spectral.experiments.datasets import Problem, batches, in_dtype
 from spectral.experiments.experiments import Experiment, Outcome, conclude
@@ -43,9 +44,9 @@ from spectral.experiments.study import Part, Study
 from spectral.experiments.training import evaluate, few_threads
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
+from spectral.pages import Numbers, Report, Subject, build, charts, mean_and_error, page, verdict
+from spectral.pages.tables import seconds
 from spectral.persist import atomic_write, own_folder, save_arrays
-from spectral.report import Numbers, Report, Subject, build, charts, mean_and_error, page, verdict
-from spectral.report.tables import seconds
 from spectral.spectrum import Spectrum
 
 # Keys of a node that are read here, not by its target.
@@ -136,10 +137,12 @@ def peak_bytes() -> int:
 def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
     """The `Settings` of an experiment: problem, model, training and estimator as the groups say."""
     data = config["data"]
-    rest = {"test": None} if "test" in data and data["test"] is None else {}  # null: all that remain
+    rest: dict[str, Any] = {"test": None} if "test" in data and data["test"] is None else {}  # null: all that remain
+    if locate(data["_target_"]) is own.data:
+        rest |= {"trust": _trust(config), "whole": config["training"]["enabled"] or bool(config.get("experiment"))}
     return Settings(
         problem=partial(locate(data["_target_"]), **arguments(data), **rest),
-        model=_model(config["model"]),
+        model=_model(config),
         training=arguments(config["training"]["options"]),
         device=where,
         dtype=getattr(torch, config["dtype"]),
@@ -148,9 +151,16 @@ def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
     )
 
 
-def _model(node: Mapping[str, Any]) -> Any:
+def _trust(config: Mapping[str, Any]) -> dict[str, str]:
+    """The files that may run, with their digests."""
+    return {str(Path(file).resolve()): config["files"][file] for file in config.get("trust", ())}
+
+
+def _model(config: Mapping[str, Any]) -> Any:
     """A function (problem, seed, options) -> network; a module of torch.nn is built from its own arguments."""
-    target, given = locate(node["_target_"]), arguments(node)
+    target, given = locate(config["model"]["_target_"]), arguments(config["model"])
+    if target is own.model:
+        return partial(target, **given, trust=_trust(config))
     if inspect.isclass(target):
 
         def seeded(problem: Problem, seed: int = 0, options: Any = None) -> Any:
@@ -170,6 +180,7 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
     its share of the data, and the first alone reads and writes; the others return None.
     """
     configuration.check(config)
+    config = {"files": own.read_by(config), **config}
     folder = own_folder(folder)
     where = device(config["device"])
     if config.get("plan") == "only":
@@ -282,9 +293,15 @@ def _study(study: Study, config: dict[str, Any], folder: Path, store: RunStore) 
 
 
 def _named(config: dict[str, Any], *groups: str, between: str) -> str:
-    """The members of the groups that were chosen, by their names."""
+    """The members of the groups that were chosen, by their names; those of one's own by their files."""
     chosen = config.get("choices", {})
-    return between.join(str(chosen[group]) for group in groups if group in chosen)
+    return between.join(_files(config[group]) or str(chosen[group]) for group in groups if group in chosen)
+
+
+def _files(node: Mapping[str, Any]) -> str:
+    """The files that a model or data are made of, in a word or two; "" for ours."""
+    named = [node.get(key) for key in ("path", "name", "checkpoint")]
+    return ", ".join(Path(name).name for name in named if isinstance(name, str))
 
 
 def _save_spectrum(spectrum: Spectrum, folder: Path, name: str) -> str:
@@ -332,16 +349,26 @@ class Task:
 
     def operator(self, model: nn.Module) -> tuple[Operator, torch.Tensor]:
         """The operator that the configuration names, and the labels of its samples."""
-        node = self.config["operator"]
-        x, y = self.problem.split(node["split"])
-        count = len(x) if node["samples"] is None else min(node["samples"], len(x))
-        x, y, model = in_dtype(x[:count], self.settings.dtype), y[:count], model.to(self.settings.dtype)
-        options = arguments(node)
+        node, target = self.config["operator"], locate(self.config["operator"]["_target_"])
+        options, model = arguments(node), model.to(self.settings.dtype)
         if "product_dtype" in options:
             options["product_dtype"] = getattr(torch, options["product_dtype"])
-        data = batches(x, y, self.settings.batch_size)
+        if target is not spectral.Jacobian and node["loss"] is None:
+            options["loss"] = None  # the model's own
+        data, y = self.data(node["split"], node["samples"])
         with self.apart():
-            return locate(node["_target_"])(model=model, data=distributed.share(data), **options), y
+            alone = distributed.world_size() == 1
+            return target(model=model, data=data if alone else distributed.share(list(data)), **options), y
+
+    def data(self, split: str, samples: int | None) -> tuple[Any, torch.Tensor]:
+        """The first samples (None: all) in batches, and their labels; a scalar where these are not at hand."""
+        if isinstance(self.problem, own.Stream):
+            return self.problem.batches(split, samples, self.settings.dtype), torch.zeros(())
+        x, y = self.problem.split(split)
+        x, y = in_dtype(x[:samples], self.settings.dtype), in_dtype(y[:samples], self.settings.dtype)
+        if not len(x):
+            raise ValueError(f"operator.split={split} has no samples; take the other, or data that has some.")
+        return batches(x, y, self.settings.batch_size), y
 
     def apart(self) -> AbstractContextManager[None]:
         """Where the ranks of a group share out probes, each has all the data by itself."""
@@ -365,24 +392,36 @@ def _single(config: dict[str, Any], folder: Path, store: RunStore, where: str) -
     settings = settings_of(config, where)
     task = Task(config, settings, settings.problem(seed=seed).to(where), store)
     noise = float(training["noise"])
-    untrained = "given" if config["model"].get("kind") in GIVEN else "init"
+    model_node = config["model"]
+    comes = model_node.get("kind") in GIVEN or model_node.get("checkpoint") or model_node.get("name")
+    untrained = "given" if comes else "init"
     name = {0.0: "true", 1.0: "random"}.get(noise, f"noise{100 * noise:g}") if training["enabled"] else untrained
     cell = Cell(seed, Condition(name, noise if training["enabled"] else None), Matrix("matrix", "logits", "train"))
     if training["enabled"] and distributed.by_first(lambda: cell.network not in store):
         _rehearse(task)
     model, snapshot = network(cell, settings, task.problem, store)
-    trained, test = None if snapshot is None else snapshot.trained, (task.problem.x_test, task.problem.y_test)
+    trained, weights = None if snapshot is None else snapshot.trained, own.loaded(model)
     title = _named(config, "operator", "model", "data", between=" · ") or config["operator"]["_target_"]
-    subject = Subject(title, name, seed, trained, evaluate(model, *test)[1] if len(test[0]) else math.nan)
+    subject = Subject(title, name, seed, trained, _test_accuracy(model, task.problem))
     make = _numbers if locate(config["estimator"]["_target_"]) in NUMBERS else _spectrum
-    report, own, cost = make(task, model, subject, folder)
+    report, said, cost = make(task, model, subject, folder)
     cost |= {
         "seconds": time.perf_counter() - started,
         "training_epochs": 0 if trained is None else trained.epochs,
         "peak_bytes": peak_bytes(),
     }
-    cells = [{**own.pop("cell"), **subject.to_dict()}]
-    return replace(report, cost=cost), {**own, "cells": cells}
+    cells = [{**said.pop("cell"), **subject.to_dict(), **({"weights": weights} if weights else {})}]
+    facts = (*report.facts, *([weights] if weights else []))
+    return replace(report, cost=cost, facts=facts), {**said, "cells": cells}
+
+
+def _test_accuracy(model: nn.Module, problem: Problem) -> float:
+    """The network's on the test samples; nan without any, and for labels that are no classes."""
+    x, y = problem.x_test, problem.y_test
+    if not len(x) or y.is_floating_point():
+        return math.nan
+    dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    return evaluate(model, in_dtype(x, dtypes[0]) if dtypes else x, y)[1]
 
 
 def _spectrum(
@@ -511,8 +550,8 @@ def _measured_spectrum(task: Task, model: nn.Module) -> tuple[Spectrum, dict[str
     with nullcontext() if MANY_THREADS < min(A.shape) <= NETWORK_DIM else few_threads(model):
         spectrum = estimate(A)
     top = task.config["analysis"]["top"] or task.problem.classes
-    numbers = summary(spectrum, top=min(top, spectrum.dim))
-    of_labels = node.get("of") in ("logits", "probs") and y.ndim == 1
+    numbers = summary(spectrum, top=min(top, spectrum.dim) or None)
+    of_labels = node.get("of") in ("logits", "probs") and y.ndim == 1 and not y.is_floating_point()
     if node.get("wrt") == "params" and of_labels and A.shape[0] <= EXACT_ROWS:
         with task.apart():
             aligned = label_alignment(A, y)

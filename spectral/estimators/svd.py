@@ -72,6 +72,11 @@ class SingularTriplets:
             "singular values", self.values, self.residuals, self.converged, self.threshold, self.complete
         )
 
+    def _repr_html_(self) -> str:
+        return results.pairs_card(
+            "singular values", self.values, self.residuals, self.converged, str(self), self.products
+        )
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What stands in a file of results, on the CPU.
 

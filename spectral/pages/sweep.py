@@ -247,7 +247,14 @@ def swept(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
         several = len(set(zip(chosen, column[key], strict=True))) > len(set(chosen))
         if several and (group in swapped or column[key] not in within):
             differ.append(key)
-    return swapped, differ
+    return swapped, _without_digests(differ, column)
+
+
+def _without_digests(differ: list[str], column: Mapping[str, list[str]]) -> list[str]:
+    """The settings that differ, without digests of files that are told apart by their names."""
+    named = [key for key in differ if not key.startswith("files.")]
+    rows = list(zip(*(column[key] for key in named), strict=True)) or [()] * len(next(iter(column.values()), []))
+    return [key for key in differ if key in named or len(set(zip(rows, column[key], strict=True))) > len(set(rows))]
 
 
 def sweep_of(runs: Sequence[Run]) -> Sweep:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
@@ -68,6 +70,7 @@ class Panel:
 
     pixels: np.ndarray
     alt: str
+    figure: Figure | None = None
 
     @property
     def width(self) -> int:
@@ -79,6 +82,10 @@ class Panel:
 
     def png(self) -> bytes:
         return _encoded(self.pixels)
+
+    def svg(self, x: float, y: float) -> str:
+        """Its lines and letters as a part of a larger picture, its upper left corner at (x, y) in points."""
+        return "" if self.figure is None else _vector(self.figure, x, y)
 
 
 @dataclass(frozen=True)
@@ -98,26 +105,57 @@ class Picture:
         for place, panel in enumerate(self.panels):
             y, x = divmod(place, columns)
             sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = panel.pixels
-        return _encoded(np.concatenate([*self._legend(sheet.shape[1]), sheet]))
+        legend = self._legend(sheet.shape[1])
+        return _encoded(sheet if legend is None else np.concatenate([_drawn(legend, sheet.shape[1]), sheet]))
 
-    def _legend(self, width: int) -> list[np.ndarray]:
+    def svg(self, columns: int = 4) -> bytes:
+        """The same as lines and letters, which print at any size."""
+        columns = min(columns, len(self.panels))
+        height, width = (side * 72 / DPI for side in self.panels[0].pixels.shape[:2])
+        legend = self._legend(round(columns * width * DPI / 72))
+        top = 0.0 if legend is None else 72 * legend.get_size_inches()[1]
+        places = [divmod(place, columns) for place in range(len(self.panels))]
+        parts = [panel.svg(x * width, top + y * height) for panel, (y, x) in zip(self.panels, places, strict=True)]
+        parts += [] if legend is None else [_vector(legend, 0, 0)]
+        whole = columns * width, top + -(-len(self.panels) // columns) * height
+        size = 'width="{0:g}pt" height="{1:g}pt" viewBox="0 0 {0:g} {1:g}"'.format(*whole)
+        return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{"".join(parts)}</svg>\n'.encode()
+
+    def _legend(self, width: int) -> Figure | None:
         """The legend as a strip of `width` pixels, in as many columns as fit."""
         if not (self.keys or self.note):
-            return []
+            return None
         longest = max([len(key.label) for key in self.keys], default=1)
         columns = max(1, min(len(self.keys), int(width / DPI / (0.6 + 0.085 * longest))))
         size = min(10.5, 72 * (width / DPI - 0.8) / (0.64 * longest))  # a long name in one column is written smaller
         lines = -(-len(self.keys) // columns) + bool(self.note)
         figure = Figure(figsize=(width / DPI, 0.12 + 0.21 * lines), dpi=DPI)
-        canvas = FigureCanvasAgg(figure)
         handles = [
             Line2D([], [], color=k.colour, linestyle=DASHES[k.dash], linewidth=2, label=k.label) for k in self.keys
         ]
         style: dict[str, Any] = {"fontsize": size, "title": self.note, "title_fontsize": min(9, size)}
         figure.legend(handles=handles, loc="center", ncols=columns, frameon=False, **style)
-        canvas.draw()
-        strip = np.asarray(canvas.buffer_rgba())[:, :width]
-        return [np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)), constant_values=255)]
+        return figure
+
+
+def _drawn(figure: Figure, width: int) -> np.ndarray:
+    """A figure as pixels, filled up with white or cut to a width."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    strip = np.asarray(canvas.buffer_rgba())[:, :width]
+    return np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)), constant_values=255)
+
+
+def _vector(figure: Figure, x: float, y: float) -> str:
+    """A figure as an SVG element at (x, y) in points; the same figure gives the same text."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "spectral"}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    text = buffer.getvalue()
+    head, body = text[text.index("<svg ") :].split(">", 1)
+    size = re.findall(r'\b(width|height|viewBox)="([^"]+)"', head)
+    kept = " ".join(f'{name}="{value.removesuffix("pt")}"' for name, value in size)
+    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" x="{x:g}" y="{y:g}" {kept}>{body}'
 
 
 def _encoded(pixels: np.ndarray) -> bytes:
@@ -158,7 +196,7 @@ def _panel(
         made.append(ax)
     draw(*made)
     canvas.draw()
-    return Panel(np.asarray(canvas.buffer_rgba()).copy(), alt)
+    return Panel(np.asarray(canvas.buffer_rgba()).copy(), alt, figure)
 
 
 def styles(conditions: Sequence[str], levels: Mapping[str, float] | None = None) -> dict[str, Style]:
@@ -360,7 +398,7 @@ def _same_size(panels: Sequence[Panel]) -> tuple[Panel, ...]:
     height = max(panel.pixels.shape[0] for panel in panels)
     pads = [((0, height - panel.pixels.shape[0]), (0, 0), (0, 0)) for panel in panels]
     return tuple(
-        Panel(np.pad(panel.pixels, pad, constant_values=255), panel.alt)
+        Panel(np.pad(panel.pixels, pad, constant_values=255), panel.alt, panel.figure)
         for panel, pad in zip(panels, pads, strict=True)
     )
 
@@ -607,3 +645,24 @@ def _alt_lines(name: str, items: Sequence[Line], labels: Mapping[str, str], x_la
         mark = f" ({refused} of {len(own)} fits refused)" if refused else ""
         said.append(f"{words(condition, labels)} from {first:.3g} to {last:.3g}{mark}")
     return f"{words(name, labels)}: {y_label} against {x_label}: {'; '.join(said)}."
+
+
+# Bars, and what others have drawn ---------------------------------------------------------------------------------------
+def bars(lengths: Mapping[str, float], x_label: str, title: str) -> Picture:
+    """A bar for each name."""
+
+    def draw(ax: Axes) -> None:
+        ax.barh(list(lengths), list(lengths.values()), color=COLOURS["true"], height=0.6)
+        ax.invert_yaxis()
+        ax.set_xlabel(x_label, fontsize=10)
+
+    alt = f"{title}: " + "; ".join(f"{name} {value:.3g} {x_label}" for name, value in lengths.items())
+    return Picture((_panel(draw, title, alt, WIDE, [(0.3 + 0.32 * len(lengths), BOTTOM)], left=1.3),))
+
+
+def of_figure(figure: Figure, alt: str) -> Picture:
+    """A figure that somebody else has drawn."""
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Picture((Panel(np.asarray(canvas.buffer_rgba()).copy(), alt, figure),))

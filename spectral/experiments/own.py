@@ -1,0 +1,567 @@
+"""Your own network and data: functions in Python files that are allowed by name, and weights, which run nothing when read.
+
+A file runs only where a person has listed it: `trusted` hashes what is listed, and those very bytes are run, never a cached
+compilation of them. A trusted file may import others that are listed, by their names; an unlisted one beside it is refused.
+Weights are tensors alone: safetensors, of which one tensor at a time is in memory, or torch's own files with `weights_only`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.abc
+import importlib.util
+import inspect
+import json
+import random
+import re
+import sys
+import traceback
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from spectral import arrays
+from spectral.experiments import pretrained
+from spectral.experiments.datasets import Problem, arrays_file, in_dtype
+from spectral.experiments.models import Causal
+from spectral.failures import first_line
+from spectral.networks.batches import Samples, check_data, random_state, set_random_state
+from spectral.networks.trees import mapped
+
+PLACE = re.compile(r"(?P<file>.*\.py):(?P<name>[A-Za-z_]\w*)")
+STATES = ("state_dict", "model_state_dict", "model", "module", "net", "weights")  # where files keep a state dict
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
+PIECE = 1 << 24  # bytes that are hashed at a time
+Trust = Mapping[str, str]  # SHA-256 of the files that may run, by their resolved paths
+LOADED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what weights a network was given, in words
+
+
+# Which files, and what is in them -----------------------------------------------------------------------------------------
+def place(text: object) -> tuple[str, str] | None:
+    """(file, function) of FILE.py:FUNCTION, None for anything else.
+
+    >>> place("here/net.py:make"), place("mine.npz")
+    (('here/net.py', 'make'), None)
+    """
+    found = PLACE.fullmatch(text) if isinstance(text, str) else None
+    return None if found is None else (found["file"], found["name"])
+
+
+def is_trusted(file: str, trust: Iterable[str]) -> bool:
+    """Whether a file is one of those that are listed, whatever links and .. lie on the way."""
+    return Path(file).resolve() in {Path(item).resolve() for item in trust}
+
+
+def trusted(files: Iterable[str]) -> dict[str, str]:
+    """{resolved path: SHA-256} of Python files that may run; ValueError for one that is not there."""
+    return {str(Path(file).resolve()): digest(file) for file in files}
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file; of a folder that of the names and contents of the files in it, those of its folders left out."""
+    whole, found = hashlib.sha256(), Path(path)
+    for file in sorted(part for part in found.iterdir() if part.is_file()) if found.is_dir() else [found]:
+        whole.update(file.name.encode() if found.is_dir() else b"")
+        try:
+            with open(file, "rb") as opened:
+                while piece := opened.read(PIECE):
+                    whole.update(piece)
+        except OSError as problem:
+            raise ValueError(f"{path} cannot be read ({problem.strerror}); give a file that is there.") from problem
+    return whole.hexdigest()
+
+
+def read_by(config: Mapping[str, Any]) -> dict[str, str]:
+    """{file or folder as it is named: SHA-256} of all that a configuration reads: what is trusted, weights, data."""
+    model, data = config["model"], config["data"]
+    named = [model.get("checkpoint"), model.get("name"), data.get("path"), data.get("tokens")]
+    there = [name for name in named if isinstance(name, str) and place(name) is None and Path(name).exists()]
+    there = [*config.get("trust", ()), *there]
+    whole = {name: Path(name).parent if name.endswith(".index.json") else name for name in there}  # with its shards
+    return {name: digest(where) for name, where in whole.items()}
+
+
+def anchored(config: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """A configuration whose relative paths are those of a folder; names that are no paths (tokens=bytes) stay."""
+
+    def within(path: Any) -> Any:
+        there = isinstance(path, str) and Path(folder, (place(path) or (path,))[0]).exists()
+        return str(Path(folder, path)) if there else path
+
+    model = {k: within(v) if k in ("path", "checkpoint", "name", "text") else v for k, v in config["model"].items()}
+    data = {k: within(v) if k in ("path", "tokens") else v for k, v in config["data"].items()}
+    return {**config, "model": model, "data": data, "trust": [within(file) for file in config.get("trust", ())]}
+
+
+# Running what is trusted --------------------------------------------------------------------------------------------------
+def call(setting: str, path: str, options: Mapping[str, Any] | None, trust: Trust, seed: int) -> Any:
+    """What the function `path` (FILE.py:FUNCTION) returns; every failure is one sentence that names the file and the line.
+
+    It runs with the global generators of Python, numpy and torch seeded, which are afterwards as they were.
+    """
+    file, name = place(path) or (path, "")
+    source = Path(file).resolve()
+    if str(source) not in trust:
+        raise Refused(f"{setting}={path} runs your own Python, which must be allowed by name: add trust=[{file}].")
+    before = random_state(())
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (what a user's own code draws from)
+        torch.manual_seed(seed)
+        with _importable(trust), _told(file, trust):
+            module = ModuleType(f"own_{source.stem}_{trust[str(source)][:8]}")
+            sys.modules[module.__name__] = module  # dataclasses and pickles look for it
+            _run(module, source, trust)
+            make = getattr(module, name, None)
+            if not inspect.isroutine(make) and not inspect.isclass(make):
+                known = [
+                    n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__
+                ]
+                raise Refused(f"{file} has no function {name}; it has {', '.join(known) or 'none'}.")
+            try:
+                given = inspect.signature(make).bind(**(options or {}))
+            except TypeError as problem:
+                group = setting.partition(".")[0]
+                raise Refused(
+                    f"{file}:{name} cannot be called with {group}.options={dict(options or {})}: {problem}; give it the options "
+                    f"that it has, {group}.options.NAME=VALUE."
+                ) from problem
+            return make(*given.args, **given.kwargs)
+    finally:
+        set_random_state((), before)
+
+
+class Refused(ValueError):
+    """A sentence of our own about a user's file."""
+
+
+def _run(module: ModuleType, source: Path, trust: Trust) -> None:
+    """Execute a trusted file as this module, from the bytes that were hashed."""
+    try:
+        content = source.read_bytes()
+    except OSError as problem:
+        raise Refused(f"{source} cannot be read ({problem.strerror}); give a file that is there.") from problem
+    if hashlib.sha256(content).hexdigest() != trust[str(source)]:
+        raise Refused(f"{source} has changed since this run began; run again.")
+    module.__file__ = str(source)
+    exec(compile(content, str(source), "exec"), vars(module))
+
+
+class _Trusted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports of trusted files by their names; files that lie beside them and are not listed are refused."""
+
+    def __init__(self, trust: Trust) -> None:
+        self.trust, self.files = trust, [Path(file) for file in trust]
+        self.made: list[str] = []
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        if path is not None:
+            return None
+        listed = [file for file in self.files if file.stem == fullname]
+        if len(listed) > 1:
+            raise Refused(
+                f"{fullname} is imported, and both {listed[0]} and {listed[1]} are trusted; rename one of them."
+            )
+        if listed:
+            return importlib.util.spec_from_loader(fullname, self, origin=str(listed[0]))
+        if any((file.parent / f"{fullname}.py").is_file() for file in self.files):
+            raise Refused(f"{fullname}.py is imported and not trusted; add it to trust=[...].")
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.made.append(module.__name__)
+        _run(module, Path(str(getattr(module.__spec__, "origin", ""))), self.trust)
+
+
+@contextlib.contextmanager
+def _importable(trust: Trust) -> Iterator[None]:
+    finder = _Trusted(trust)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in finder.made:  # another run may have another file of this name
+            sys.modules.pop(name, None)
+
+
+@contextlib.contextmanager
+def _told(file: str, trust: Trust) -> Iterator[None]:
+    """What a user's code raises, as a sentence that says where in it."""
+    try:
+        yield
+    except Refused:
+        raise
+    except (Exception, SystemExit) as problem:
+        if isinstance(problem, SystemExit) and type(problem) is not SystemExit:
+            raise  # a signal of ours
+        frames = [frame for frame in traceback.extract_tb(problem.__traceback__) if frame.filename in trust]
+        where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else file
+        if isinstance(problem, SyntaxError) and problem.filename in trust:
+            where = f"{Path(str(problem.filename)).name}, line {problem.lineno}"
+        said = first_line(problem)
+        kind = "" if said == type(problem).__name__ else f"{type(problem).__name__}: "
+        raise ValueError(f"{where} failed with {kind}{said.rstrip('.')}; mend it and run again.") from problem
+
+
+# Networks -----------------------------------------------------------------------------------------------------------------
+def model(
+    problem: Problem,
+    path: str,
+    *,
+    seed: int = 0,
+    checkpoint: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    trust: Trust | None = None,
+) -> nn.Module:
+    """The network that a function of a trusted file returns, with the weights of `checkpoint`; `seed` seeds what it draws."""
+    made = call("model.path", path, options, trust or {}, seed)
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{path} returned a {type(made).__name__}; it must return a torch.nn.Module.")
+    if checkpoint is not None:
+        LOADED[made] = load_weights(made, checkpoint, path)
+    return made
+
+
+def huggingface(problem: Problem, name: str, *, seed: int = 0) -> nn.Module:
+    """The model of a folder with config.json and weights, as transformers builds it; nothing is downloaded, no code of it is run.
+
+    On text of `data=text` a causal model, (B, T) to (B, V, T); on (x, y) of your own tensors x to its logits; else as it is.
+    """
+    with torch.random.fork_rng(devices=[]):
+        made, said = pretrained.of_folder(name)
+    if isinstance(problem, Stream):
+        chosen = made
+    elif problem.tokens and (problem.tokens != name or problem.targets != "next" or not pretrained.is_causal(made)):
+        raise ValueError(
+            f"{name} cannot read {problem.name} in tokens={problem.tokens} with targets={problem.targets}: text needs a causal "
+            "language model and its own tokens; leave data.tokens and data.targets out, or use data=file."
+        )
+    else:
+        chosen = Causal(made) if problem.tokens or problem.y_train.ndim == 2 else Logits(made)
+    LOADED[chosen] = said
+    return chosen
+
+
+class Logits(nn.Module):
+    """A model of Hugging Face as a function of its first input: its logits."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).logits
+
+
+def loaded(network: nn.Module) -> str:
+    """What weights a network was given, in words; "" for one that has none but its own."""
+    return LOADED.get(network, "")
+
+
+# Weights ------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a checkpoint: their names, and how they are read one by one; `under` is the key that they stand under."""
+
+    names: tuple[str, ...]
+    read: Callable[[], Iterator[tuple[str, Tensor]]]
+    under: str = ""
+
+
+def load_weights(network: nn.Module, path: str | Path, of: str = "the model") -> str:
+    """Put the tensors of a checkpoint into a network, all of them and nothing else; returns what was loaded, in words.
+
+    Errors: a file that holds more than tensors, names that the network has not or that are missing, other shapes, and dtypes in
+    which the network could not hold what it is given.
+    """
+    weights, own = weights_of(Path(path)), network.state_dict()
+    prefix = next(
+        (
+            p
+            for p in PREFIXES
+            if weights.names and all(n.startswith(p) for n in weights.names) and _fits(weights, own, p)
+        ),
+        "",
+    )
+    names = {name: name.removeprefix(prefix) for name in weights.names}
+    shared = {_memory(own[name]) for name in names.values() if name in own and own[name].numel()}
+    missing = [name for name, tensor in own.items() if name not in names.values() and _memory(tensor) not in shared]
+    unexpected = [name for name in names.values() if name not in own]
+    if missing or unexpected:
+        parts = [
+            f"{said} {found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}"
+            for said, found in (("lacks", missing), ("has, which the model has not,", unexpected))
+            if found
+        ]
+        raise ValueError(
+            f"{path} is no checkpoint of {of}: it {', and '.join(parts)}; give the weights of this very model."
+        )
+    dtypes: dict[str, None] = {}
+    with torch.no_grad():
+        for name, tensor in weights.read():
+            into = own[names[name]]
+            if tensor.shape != into.shape:
+                raise ValueError(
+                    f"{path} is no checkpoint of {of}: {names[name]} is {tuple(tensor.shape)}, and the model's is "
+                    f"{tuple(into.shape)}; give the sizes that it was trained with (model.options)."
+                )
+            if torch.promote_types(tensor.dtype, into.dtype) != into.dtype or (
+                into.is_floating_point() and not tensor.is_floating_point()
+            ):
+                raise ValueError(
+                    f"{path} holds {names[name]} in {_dtype(tensor)}, which the model's {_dtype(into)} cannot hold without loss; "
+                    f"return a model in {_dtype(tensor)}."
+                )
+            dtypes[_dtype(tensor) if tensor.dtype == into.dtype else f"{_dtype(tensor)} as {_dtype(into)}"] = None
+            into.copy_(tensor)
+    said = f"Weights: {len(names)} tensors of {path} ({', '.join(dtypes)})"
+    said += f", under {weights.under!r}" if weights.under else ""
+    return f"{said}, names without {prefix!r}." if prefix else f"{said}."
+
+
+def _fits(weights: Weights, own: Mapping[str, Tensor], prefix: str) -> bool:
+    """Whether names without a prefix are the model's, and with it are not."""
+    bare = {name.removeprefix(prefix) for name in weights.names}
+    return bare <= set(own) and not set(weights.names) <= set(own)
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """The same for tensors that are tied."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def weights_of(path: Path) -> Weights:
+    """The tensors of a file, or of a folder of safetensors, sharded or not."""
+    if path.is_dir():
+        return _sharded(path)
+    if not path.is_file():
+        raise ValueError(
+            f"model.checkpoint={path} does not exist; give a .safetensors or torch file, or a folder of shards."
+        )
+    if path.name.endswith(".index.json"):
+        return _indexed(path)
+    return _of_safetensors({path: None}) if path.suffix == ".safetensors" else _of_torch(path)
+
+
+def _sharded(folder: Path) -> Weights:
+    indices, files = sorted(folder.glob("*.safetensors.index.json")), sorted(folder.glob("*.safetensors"))
+    if len(indices) > 1 or not (indices or files):
+        raise ValueError(
+            f"model.checkpoint={folder} holds {len(indices)} indices and {len(files)} files of safetensors; give a folder with "
+            "one index, or with .safetensors files, or the file itself."
+        )
+    return _indexed(indices[0]) if indices else _of_safetensors(dict.fromkeys(files))
+
+
+def _indexed(index: Path) -> Weights:
+    """Of an index {"weight_map": {name: file}}: files that lie beside it."""
+    try:
+        where = json.loads(index.read_bytes())["weight_map"]
+        shards: dict[Path, set[str] | None] = {}
+        for name, file in where.items():
+            if Path(file).name != file:
+                raise ValueError(f"{file!r} does not lie beside it")
+            shards[index.parent / file] = (shards.get(index.parent / file) or set()) | {name}
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ValueError(f"{index} is no index of safetensors ({first_line(problem)}); download it again.") from problem
+    return _of_safetensors(shards)
+
+
+def _of_safetensors(files: Mapping[Path, set[str] | None]) -> Weights:
+    """Of several files, of each the names that an index gives (None: all)."""
+    names: list[str] = []
+    for file, wanted in files.items():
+        try:
+            with safetensors.safe_open(str(file), "pt") as opened:
+                there = list(opened.keys())
+        except (OSError, safetensors.SafetensorError) as problem:
+            raise ValueError(
+                f"{file} is no whole file of safetensors ({first_line(problem)}); give one that is."
+            ) from problem
+        if wanted is not None and (lost := sorted(wanted - set(there))):
+            raise ValueError(f"{file} lacks {lost[0]}, which its index says is there; download it again.")
+        names += there if wanted is None else sorted(wanted)
+    if twice := [name for name, after in pairwise(sorted(names)) if name == after]:
+        raise ValueError(f"{twice[0]} stands in two files of {next(iter(files)).parent}; give an index, or one file.")
+
+    def read() -> Iterator[tuple[str, Tensor]]:
+        for file, wanted in files.items():
+            with safetensors.safe_open(str(file), "pt") as opened:
+                for name in opened.keys() if wanted is None else sorted(wanted):
+                    yield name, opened.get_tensor(name)
+
+    return Weights(tuple(names), read)
+
+
+def _of_torch(path: Path) -> Weights:
+    """Of what torch.save wrote, unpickled as tensors alone."""
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as problem:
+        raise ValueError(
+            f"{path} holds more than tensors, or is no file of torch, and unpickling it would run what it says; save "
+            "model.state_dict(), or safetensors."
+        ) from problem
+    under = ""
+    if isinstance(held, Mapping) and not _is_state(held):
+        under = next((key for key in STATES if _is_state(held.get(key))), "")
+        held = held.get(under)
+    if not _is_state(held):
+        raise ValueError(
+            f"{path} holds no state dict, neither itself nor under {', '.join(STATES)}; save model.state_dict()."
+        )
+    return Weights(tuple(held), lambda: iter(held.items()), under)
+
+
+def _is_state(value: Any) -> bool:
+    """Whether it is {name: tensor}, with one at least."""
+    named = isinstance(value, Mapping) and len(value) > 0
+    return named and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+# Data ---------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Stream(Problem):
+    """Data that are no list of pairs (x, y) of one shape: `given` are the batches of each split, read anew for every product.
+
+    Its tensors are empty: what needs all samples at hand (a training, an experiment) is refused before it.
+    """
+
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def batches(self, split: str, samples: int | None, dtype: torch.dtype) -> Any:
+        """The batches of a split with their numbers in `dtype`; the first `samples` alone as a list, None: all."""
+        if split not in self.given:
+            raise ValueError(f"operator.split={split} is empty: {self.name} returned no batches of that name.")
+        whole = InDtype(self.given[split], dtype)
+        return whole if samples is None else list(_first(whole, samples))
+
+
+class InDtype:
+    """Batches with their floating numbers in one dtype, read anew each time; a loader's own attributes are still its own."""
+
+    def __init__(self, data: Any, dtype: torch.dtype) -> None:
+        self.data, self.dtype = data, dtype
+
+    def __getattr__(self, name: str) -> Any:  # the generators of a DataLoader, which sweeps put back
+        if name == "data":
+            raise AttributeError(name)
+        return getattr(self.data, name)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Any]:
+        def cast(_: Any, leaf: Any) -> Any:
+            leaf = arrays.to_torch(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf" else leaf
+            return in_dtype(leaf, self.dtype) if isinstance(leaf, Tensor) else leaf
+
+        for batch in self.data:
+            yield mapped(cast, batch)
+
+
+def _first(batches: Iterable[Any], samples: int) -> Iterator[Any]:
+    """Batches until so many samples are there; the last one is cut."""
+    cut = Samples()
+    for batch in batches:
+        size = cut.size(batch)
+        yield batch if size <= samples else cut.rows(batch, size, 0, samples)
+        samples -= size
+        if samples <= 0:
+            return
+
+
+def data(
+    path: str,
+    *,
+    seed: int = 0,
+    train: int | str = "auto",
+    test: int | str | None = "auto",
+    standardise: str = "auto",
+    options: Mapping[str, Any] | None = None,
+    trust: Trust | None = None,
+    whole: bool = False,
+) -> Problem:
+    """Your own data: the batches that a function of a trusted file returns, or an .npz file with x (N, ...) and y (N,).
+
+    A list of pairs (x, y) of arrays of one shape is put together; other batches (a DataLoader, mappings, ragged text) stay what
+    they are, a `Stream`, which `whole` refuses. {"train": batches, "test": batches} are two splits. Of an .npz file `train` and
+    `test` samples are drawn, 300 each by default (None: all that remain), standardised by feature.
+    """
+    if place(path) is None:
+        chosen = {"train": train, "test": test, "standardise": standardise}
+        return arrays_file(path, seed=seed, **{k: v for k, v in chosen.items() if v != "auto"})  # type: ignore[arg-type]
+    made = call("data.path", path, options, trust or {}, seed)
+    splits = (
+        made if isinstance(made, Mapping) and "train" in made and set(made) <= {"train", "test"} else {"train": made}
+    )
+    for batches in splits.values():
+        _check_batches(batches, path)
+    pairs = {name: _pairs(batches) for name, batches in splits.items()}
+    nothing, name = (torch.zeros(0), torch.zeros(0, dtype=torch.int64)), path
+    if any(found is None for found in pairs.values()):
+        if whole:
+            raise ValueError(
+                f"{path} returned a {type(splits['train']).__name__} that is no list of pairs (x, y) of tensors of one shape, "
+                "and a training or an experiment needs all samples at hand; return such a list (list(loader)), or take "
+                "training=none."
+            )
+        return Stream(name, *nothing, *nothing, 0, (), given=splits)
+    x, y = pairs["train"] or nothing
+    x_test, y_test = pairs.get("test") or nothing
+    if whole and y.is_floating_point():
+        raise ValueError(
+            f"The labels of {path} are no whole numbers, and training here is of classes; take training=none."
+        )
+    if whole:  # networks train in float32
+        x, x_test = in_dtype(x, torch.float32), in_dtype(x_test, torch.float32)
+    classes = y.shape[-1] if y.is_floating_point() and y.ndim > 1 else 1 if y.is_floating_point() else int(y.max()) + 1
+    return Problem(name, x, y, x_test, y_test, classes, tuple(x.shape[1:]))
+
+
+def _check_batches(batches: Any, path: str) -> None:
+    """One sentence for what is no re-iterable of at least one batch."""
+    try:
+        check_data(batches)
+        state = random_state(batches)
+        first = next(iter(batches), None)
+        set_random_state(batches, state)
+    except TypeError as problem:
+        raise ValueError(f"{path} must return batches, such as a list of (x, y): {problem}") from problem
+    if first is None:
+        raise ValueError(f"{path} returned no batches; return at least one, such as [(x, y)].")
+
+
+def _pairs(batches: Any) -> tuple[Tensor, Tensor] | None:
+    """(x, y) of a list of pairs of arrays of one shape, labels as int64 or as they are; None for other batches."""
+    if not isinstance(batches, Sequence):
+        return None
+    parts = []
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            return None
+        if not all(isinstance(part, Tensor | np.ndarray) and part.ndim for part in batch) or len(batch[0]) != len(
+            batch[1]
+        ):
+            return None
+        parts.append(tuple(torch.as_tensor(part).detach() for part in batch))
+    if len({(x.shape[1:], x.dtype, y.shape[1:], y.dtype) for x, y in parts}) > 1 or not sum(len(x) for x, _ in parts):
+        return None
+    x, y = (torch.cat(column) for column in zip(*parts, strict=True))
+    return x, y if y.is_floating_point() or y.is_complex() else y.long()

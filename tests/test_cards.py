@@ -1,0 +1,98 @@
+"""How results show themselves: one sentence, numbers with errors, a small picture that is valid SVG and says where things are."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spectral
+from spectral import cards
+from spectral.spectrum import Spectrum
+
+MOST = 30_000  # bytes of a card
+
+
+def matrix(n: int = 60) -> np.ndarray:
+    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((n, n)))[0]
+    return (Q * np.geomspace(1e-3, 1.0, n)) @ Q.T
+
+
+@cache
+def shown() -> dict[str, Any]:
+    """A result of every kind."""
+    A = matrix()
+    exact, signed = spectral.exact(A), spectral.exact(A - 0.1 * np.eye(60))
+    estimated = spectral.slq(A, probes=3, steps=10, progress=False)
+    return {
+        "exact": exact,
+        "estimated": estimated,
+        "signed": signed,
+        "one eigenvalue": Spectrum.from_eigenvalues([2.0]),
+        "zeros": Spectrum.from_eigenvalues([0.0, 0.0], zeros=3),
+        "negative": Spectrum.from_eigenvalues([-3.0, -2.0, -1.0]),
+        "number": estimated.integrate(lambda x: x),
+        "exact number": exact.moment(1),
+        "numbers": spectral.diagonal(A, probes=5),
+        "power law": spectral.power_law(Spectrum.from_eigenvalues((np.arange(1, 1001) / 1000) ** -1.0)),
+        "no power law": spectral.power_law(exact),
+        "pairs": spectral.top(A, 3),
+        "not converged": spectral.top(A, 3, budget=8, tol=1e-14),
+        "triplets": spectral.svd(A, 2),
+        "plan": spectral.plan(np.eye(30), steps=5),
+        "comparison": spectral.compare(exact, estimated),
+    }
+
+
+NAMES = (
+    "exact", "estimated", "signed", "one eigenvalue", "zeros", "negative", "number", "exact number", "numbers", "power law",
+    "no power law", "pairs", "not converged", "triplets", "plan", "comparison",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_is_small_valid_and_states_its_errors(name):
+    text = shown()[name]._repr_html_()
+    tree = ElementTree.fromstring(text)
+    assert len(text.encode()) < MOST and "nan" not in text.replace("nan'", "").lower().split("aria-label")[0]
+    words = " ".join(tree.itertext())
+    assert any(mark in words for mark in ("±", "exact", "within", "measured", "no power law", "standard error")), words
+    for svg in tree.iter("{http://www.w3.org/2000/svg}svg"):
+        assert svg.get("role") == "img" and len(svg.get("aria-label", "")) > 10
+        for mark in svg.iter("{http://www.w3.org/2000/svg}circle"):
+            assert cards.LEFT <= float(mark.get("cx", "nan")) <= cards.WIDTH - cards.RIGHT
+            assert 0 <= float(mark.get("cy", "nan")) <= cards.HEIGHT
+
+
+def test_what_a_person_wrote_is_escaped():
+    text = cards.card("<script>", [("<b>", "&")])
+    assert "<script>" not in text and "<b>" not in text and "&amp;" in text
+
+
+def test_dots_stand_where_their_values_are():
+    """A linear axis keeps ratios of distances, a logarithmic one those of ratios."""
+    for scale, x in (("linear", [0.0, 1.0, 3.0]), ("log", [1.0, 10.0, 1000.0])):
+        svg = cards.chart([cards.Mark(np.array(x), np.zeros(3), dots=True)], "x", "y", "three dots", x_scale=scale)
+        at = [float(c.get("cx", "nan")) for c in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}circle")]
+        assert (at[2] - at[1]) / (at[1] - at[0]) == pytest.approx(2.0, abs=0.01)
+
+
+def test_a_two_sided_axis_is_the_same_on_both_sides():
+    x = np.array([-100.0, -1.0, 1.0, 100.0])
+    svg = cards.chart([cards.Mark(x, np.zeros(4), dots=True)], "x", "y", "four dots", x_scale="signed", low=0.1)
+    at = [float(c.get("cx", "nan")) for c in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}circle")]
+    assert at[0] + at[3] == pytest.approx(at[1] + at[2], abs=0.2) and at == sorted(at)
+
+
+def test_a_line_has_a_gap_where_it_is_not_known():
+    y = np.array([1.0, 2.0, np.nan, 3.0, 4.0])
+    svg = cards.chart([cards.Mark(np.arange(5.0), y)], "x", "y", "a line in two pieces")
+    lines = [
+        p.get("d", "")
+        for p in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path")
+        if p.get("stroke-width")
+    ]
+    assert lines[0].count("M") == 2 and lines[0].count("L") == 2
