@@ -12,11 +12,10 @@ from spectral.analysis import (
 )
 from spectral.estimators import (
     Eigenpairs,
+    LowRankPlusDiagonal,
     Product,
     SingularTriplets,
     Solution,
-    LowRankPlusDiagonal,
-    SingularTriplets,
     block_diagonal,
     block_gap,
     condition_number,
@@ -41,6 +40,7 @@ from spectral.estimators import (
     top,
     trace,
 )
+from spectral.layers import LayerTable, layers
 from spectral.operators import (
     EmpiricalFisher,
     Fisher,
@@ -53,8 +53,6 @@ from spectral.operators import (
     blocks,
     precondition,
 )
-from spectral.layers import LayerTable, layers
-from spectral.operators import EmpiricalFisher, Fisher, GaussNewton, Hessian, I, Jacobian, Operator, as_operator, blocks
 from spectral.plan import Plan, plan
 from spectral.report import report
 from spectral.results import Atoms, Band, Density, Estimate
@@ -74,8 +72,8 @@ __all__ = [
     "Hessian",
     "I",
     "Jacobian",
-    "LowRankPlusDiagonal",
     "LayerTable",
+    "LowRankPlusDiagonal",
     "Operator",
     "Plan",
     "Product",

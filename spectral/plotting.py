@@ -125,6 +125,8 @@ def over_steps(history: Mapping[str, np.ndarray], ax: Any, title: str) -> Any:
     if len(names) > 1:
         ax.legend(fontsize="small")
     return ax
+
+
 def picture(s: Quadrature, alt: str) -> str:
     """The density with its band as a small SVG, on the logarithmic axis of `Spectrum.plot`; "" where nothing is on it."""
     if not is_signed(s) and not len(positive(s)):

@@ -25,7 +25,7 @@ from spectral.experiments.datasets import digits
 from spectral.experiments.edge_of_stability import Preconditioned, edge_of_stability, preconditioner
 from spectral.experiments.models import cnn, model_for
 from spectral.experiments.study import Part, block_error, perform
-from spectral.report import charts, page
+from spectral.pages import charts, page
 from spectral.spectrum import Spectrum
 
 

@@ -24,11 +24,10 @@ from spectral.estimators.trace import trace
 
 __all__ = [
     "Eigenpairs",
+    "LowRankPlusDiagonal",
     "Product",
     "SingularTriplets",
     "Solution",
-    "LowRankPlusDiagonal",
-    "SingularTriplets",
     "block_diagonal",
     "block_gap",
     "condition_number",
