@@ -28,7 +28,7 @@ from spectral.estimators.esd import METHODS as ESD_METHODS
 from spectral.estimators.top import KEYS
 from spectral.estimators.trace import METHODS as TRACE_METHODS
 from spectral.experiments.cell import KINDS
-from spectral.experiments.datasets import STANDARDISATIONS, TARGETS
+from spectral.experiments.datasets import INPUTS, STANDARDISATIONS, TARGETS
 from spectral.experiments.experiments import EXPERIMENTS
 from spectral.experiments.models import BLOCKS, GIVEN
 from spectral.experiments.pretrained import TOKENS
@@ -77,7 +77,8 @@ SPECTRA = (spectral.esd, spectral.slq, spectral.kpm, spectral.exact)
 OPERATORS = (spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher)
 # Metrics of cells beside those of a spectrum.
 OF_CELLS = (
-    "own_label_alignment", "true_label_alignment", "max_over_mean", "gini", "block_gap", "block_js", "block_js_by_lambda_max",
+    "own_label_alignment", "true_label_alignment", "own_information_alignment", "true_information_alignment", "max_over_mean",
+    "gini", "prototype_overlap", "outliers", "outlier_gap", "block_gap", "block_js", "block_js_by_lambda_max",
 )  # fmt: skip
 HIDDEN = ("checkpoint", "progress", "f")  # keywords that are the command's own to give
 BUILT = ("model", "data", "operator", "operator.loss", "estimator", "experiment")  # where a `_target_` may stand
@@ -175,7 +176,7 @@ WIDTHS = Items(SIZE)
 MODELS = {
     "mlp": Fields(may={"widths": WIDTHS}),
     "cnn": Fields(may={"width": SIZE, "norm": Flag()}),
-    "resnet": Fields(may={"depth": SIZE, "width": SIZE, "block": Text(*BLOCKS)}),
+    "resnet": Fields(may={"depth": SIZE, "width": SIZE, "block": Text(*BLOCKS), "checkpoint": Flag()}),
     "gpt": Fields(may={"width": SIZE, "depth": SIZE, "heads": SIZE}),
     **dict.fromkeys(GIVEN, Fields()),
 }
@@ -205,13 +206,17 @@ def _holds(rule: Rule, value: Any, where: str) -> bool:
 
 def _data(target: Any) -> Fields | None:
     names = {
-        locate(f"spectral.experiments.datasets.{name}"): name for name in ("digits", "mnist", "arrays_file", "text")
+        locate(f"spectral.experiments.datasets.{name}"): name
+        for name in ("digits", "mnist", "arrays_file", "text", "mixture")
     }
     if target not in names:
         return None
     if names[target] == "text":
         sizes: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT), "length": SIZE}
         return Fields(may={**sizes, "tokens": Text(*TOKENS), "targets": Text(*TARGETS), "path": maybe(NAME)})
+    if names[target] == "mixture":
+        sizes = {"train": SIZE, "test": maybe(COUNT), "classes": Number(True, least=2), "features": SIZE}
+        return Fields(may={**sizes, "separation": Number(least=0)})
     own: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT), "standardise": Text(*STANDARDISATIONS)}
     more: dict[str, Rule] = {"path": NAME} if names[target] == "arrays_file" else {"image": Flag()}
     return Fields({"path": NAME} if "path" in more else {}, {**own, **more})
@@ -319,6 +324,8 @@ SHARED: dict[str, Rule] = {
     "outputs": Items(Text("logits", "probs"), least=1, distinct=True),
     "splits": Items(Text("train", "test"), least=1, distinct=True),
     "ntk_samples": SIZE,
+    "samples": maybe(SIZE),
+    "data_seed": maybe(SEED),
     "alignment_k": SIZE,
     "headline": Items(MATRIX),
     "headline_metric": METRIC,
@@ -327,9 +334,10 @@ SWEPT: dict[str, dict[str, Rule]] = {
     "label_noise_sweep": {"noises": Items(SHARE, least=3, distinct=True)},
     "depth_sweep": {"noise": SHARE, "options": Pairs(SIZE, Fields(others=Plain()), least=3)},
     "jacobian_evolution": {"noise": SHARE, "epochs": Items(COUNT, least=3, distinct=True)},
+    "input_noise": {"inputs": Items(Text(*INPUTS), least=2, distinct=True)},
+    "ggn_outliers": {"classes": Items(Number(True, least=2), least=1, distinct=True)},
     "language_model": {
         "trains": Flag(),
-        "samples": maybe(SIZE),
         "blocks": Items(NAME, least=1, distinct=True),
         "by": Text("module", "parameter"),
         "block_probes": SIZE,
@@ -364,7 +372,7 @@ TRAINING = Fields(
 CONFIG = Fields(
     {
         "model": Target(_model, "a network of spectral.experiments.models or a module of torch.nn"),
-        "data": Target(_data, "digits, mnist, text or arrays_file of spectral.experiments.datasets"),
+        "data": Target(_data, "digits, mnist, text, mixture or arrays_file of spectral.experiments.datasets"),
         "training": TRAINING,
         "operator": Target(_operator, "an operator of spectral"),
         "estimator": Target(_estimator, "an estimator of spectral"),
