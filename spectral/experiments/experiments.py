@@ -190,6 +190,7 @@ def input_noise(settings: Settings, inputs: Sequence[str] = INPUTS) -> Experimen
         "Is the spectrum of a network that was trained on noise that of a random matrix, Marchenko and Pastur's?",
         replace(settings, conditions=tuple(Condition(name, 0.0, inputs=name) for name in inputs)),
         words={name: said[name] for name in inputs},
+        asked=("mp_spikes",),
         rule="of_noise",
         expectation="Like Marchenko and Pastur's law with Gaussian inputs, with few spikes above it; unlike it with real ones.",
         reference="Marchenko and Pastur 1967; Zhang et al. 2017, Understanding deep learning requires rethinking generalization, "
@@ -208,6 +209,7 @@ def jacobian_diagonal(settings: Settings) -> Experiment:
         "jacobian_diagonal",
         "Do a few samples hold most of the Jacobian of the probabilities, and are they the same whatever the initial weights?",
         settings,
+        asked=("max_over_mean", "prototype_overlap"),
         rule="of_prototypes",
         expectation="For probabilities a heavy tail: the largest ‖Jᵢ‖² far above the mean, and the samples that stand out, next to "
         "the boundaries between classes, are shared by networks of other initial weights.",
@@ -222,6 +224,7 @@ def ntk_information_space(settings: Settings) -> Experiment:
         "ntk_information_space",
         "Do true labels lie in the few directions in which the network is easy to move, and random labels outside of them?",
         settings,
+        asked=("true_information_alignment", "information_dimension"),
         rule="of_information",
         expectation="The Jacobian has few large singular values; true labels lie in the span of their directions, random labels do "
         "not, and training makes that clearer.",
@@ -241,6 +244,7 @@ def ggn_outliers(settings: Settings, classes: Sequence[int] = (3, 4, 6, 8)) -> E
         "Does the curvature of a trained classifier have one outlier for each of its C classes, C or C − 1 in all?",
         replace(settings, conditions=(*before.values(), *after.values())),
         words={name: f"{c.classes} classes, {'before' if c.noise is None else 'after'} training" for name, c in (before | after).items()},
+        asked=("outlier_gap",),
         rule="of_classes",
         expectation="After training C outliers, or C − 1 without the classes' common direction. Before it the predictions are near "
         "uniform, and C tight clusters give C (C − 1): one for each pair.",
@@ -254,6 +258,7 @@ def hessian_index(settings: Settings) -> Experiment:
         "hessian_index",
         "Does training end in a minimum, or in a point from which the loss still curves down in some directions?",
         settings,
+        asked=("negative_mass", "lambda_min", "lambda_max"),
         rule="of_index",
         expectation="Points of low loss have few directions of negative curvature, and those are shallow: nearly minima, and more so "
         "the lower the loss.",

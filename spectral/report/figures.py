@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
@@ -35,7 +37,7 @@ from spectral.quadrature.density import (
     signed_floor,
 )
 
-from . import Curve, Line, Numbers, Row, conditions_of, matrices_of, of_matrix
+from . import Curve, Line, Numbers, Prototype, Row, conditions_of, matrices_of, of_matrix
 from .tables import d_text, number, opening, words
 
 COLOURS = {"init": "#767676", "true": "#0072B2", "random": "#D55E00"}
@@ -68,6 +70,7 @@ class Panel:
 
     pixels: np.ndarray
     alt: str
+    figure: Figure | None = None
 
     @property
     def width(self) -> int:
@@ -79,6 +82,10 @@ class Panel:
 
     def png(self) -> bytes:
         return _encoded(self.pixels)
+
+    def svg(self, x: float, y: float) -> str:
+        """Its lines and letters as a part of a larger picture, its upper left corner at (x, y) in points."""
+        return "" if self.figure is None else _vector(self.figure, x, y)
 
 
 @dataclass(frozen=True)
@@ -98,26 +105,57 @@ class Picture:
         for place, panel in enumerate(self.panels):
             y, x = divmod(place, columns)
             sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = panel.pixels
-        return _encoded(np.concatenate([*self._legend(sheet.shape[1]), sheet]))
+        legend = self._legend(sheet.shape[1])
+        return _encoded(sheet if legend is None else np.concatenate([_drawn(legend, sheet.shape[1]), sheet]))
 
-    def _legend(self, width: int) -> list[np.ndarray]:
+    def svg(self, columns: int = 4) -> bytes:
+        """The same as lines and letters, which print at any size."""
+        columns = min(columns, len(self.panels))
+        height, width = (side * 72 / DPI for side in self.panels[0].pixels.shape[:2])
+        legend = self._legend(round(columns * width * DPI / 72))
+        top = 0.0 if legend is None else 72 * legend.get_size_inches()[1]
+        places = [divmod(place, columns) for place in range(len(self.panels))]
+        parts = [panel.svg(x * width, top + y * height) for panel, (y, x) in zip(self.panels, places, strict=True)]
+        parts += [] if legend is None else [_vector(legend, 0, 0)]
+        whole = columns * width, top + -(-len(self.panels) // columns) * height
+        size = 'width="{0:g}pt" height="{1:g}pt" viewBox="0 0 {0:g} {1:g}"'.format(*whole)
+        return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{"".join(parts)}</svg>\n'.encode()
+
+    def _legend(self, width: int) -> Figure | None:
         """The legend as a strip of `width` pixels, in as many columns as fit."""
         if not (self.keys or self.note):
-            return []
+            return None
         longest = max([len(key.label) for key in self.keys], default=1)
         columns = max(1, min(len(self.keys), int(width / DPI / (0.6 + 0.085 * longest))))
         size = min(10.5, 72 * (width / DPI - 0.8) / (0.64 * longest))  # a long name in one column is written smaller
         lines = -(-len(self.keys) // columns) + bool(self.note)
         figure = Figure(figsize=(width / DPI, 0.12 + 0.21 * lines), dpi=DPI)
-        canvas = FigureCanvasAgg(figure)
         handles = [
             Line2D([], [], color=k.colour, linestyle=DASHES[k.dash], linewidth=2, label=k.label) for k in self.keys
         ]
         style: dict[str, Any] = {"fontsize": size, "title": self.note, "title_fontsize": min(9, size)}
         figure.legend(handles=handles, loc="center", ncols=columns, frameon=False, **style)
-        canvas.draw()
-        strip = np.asarray(canvas.buffer_rgba())[:, :width]
-        return [np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)), constant_values=255)]
+        return figure
+
+
+def _drawn(figure: Figure, width: int) -> np.ndarray:
+    """A figure as pixels, filled up with white or cut to a width."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    strip = np.asarray(canvas.buffer_rgba())[:, :width]
+    return np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)), constant_values=255)
+
+
+def _vector(figure: Figure, x: float, y: float) -> str:
+    """A figure as an SVG element at (x, y) in points; the same figure gives the same text."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "spectral"}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    text = buffer.getvalue()
+    head, body = text[text.index("<svg ") :].split(">", 1)
+    size = re.findall(r'\b(width|height|viewBox)="([^"]+)"', head)
+    kept = " ".join(f'{name}="{value.removesuffix("pt")}"' for name, value in size)
+    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" x="{x:g}" y="{y:g}" {kept}>{body}'
 
 
 def _encoded(pixels: np.ndarray) -> bytes:
@@ -158,7 +196,7 @@ def _panel(
         made.append(ax)
     draw(*made)
     canvas.draw()
-    return Panel(np.asarray(canvas.buffer_rgba()).copy(), alt)
+    return Panel(np.asarray(canvas.buffer_rgba()).copy(), alt, figure)
 
 
 def styles(conditions: Sequence[str], levels: Mapping[str, float] | None = None) -> dict[str, Style]:
@@ -243,6 +281,18 @@ def draw_density(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style], 
     ax.set_ylabel(LABELS["signed" if signed else "log"], fontsize=9)
 
 
+def draw_known(ax: Axes, theory: Sequence[Line], stems: Sequence[Line], style: Mapping[str, Style]) -> None:
+    """Densities of closed forms as dashed lines, and eigenvalues that stand apart as stems, in the colours of their conditions."""
+    low, high = ax.get_ylim()
+    for line in theory:
+        shown = line.y > low
+        ax.plot(line.x[shown], line.y[shown], color=style[line.condition][0], linestyle=DASHES["dashed"], linewidth=1.1)
+    for line in stems:
+        ax.vlines(line.x, low, line.y, color=style[line.condition][0], linewidth=0.9)
+        ax.plot(line.x, line.y, "o", color=style[line.condition][0], markersize=2.6)
+    ax.set_ylim(low, max([high, *(1.6 * float(line.y.max()) for line in theory)]))
+
+
 def draw_cdf(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style]) -> None:
     """Overlaid distribution functions: the fraction of eigenvalues at or below λ, with the same bands."""
     half, signed = _common_grid(curves)
@@ -314,10 +364,13 @@ def landscape(
     labels: Mapping[str, str],
     levels: Mapping[str, float] | None = None,
     order: Sequence[str] = (),
+    theory: Sequence[Line] = (),
+    stems: Sequence[Line] = (),
 ) -> Picture:
     """A panel for each matrix: above the densities, below the metric that sums them up, seed by seed ("": the rows given).
 
-    `order` is that of the conditions; by default as they come.
+    `order` is that of the conditions; by default as they come. `theory` are densities of closed forms, drawn dashed, `stems` single
+    eigenvalues.
     """
     strips = {row.matrix: row for row in rows if metric in ("", row.metric) and row.matrix in matrices}
     names = [name for name in matrices if name in strips or of_matrix(curves, name)]
@@ -328,6 +381,7 @@ def landscape(
     def draw(name: str, *axes: Axes) -> None:
         if own := of_matrix(chosen, name):
             draw_density(axes[0], own, style)
+            draw_known(axes[0], of_matrix(theory, name), of_matrix(stems, name), style)
         if name in strips:
             draw_strip(axes[-1], strips[name], style, labels)
 
@@ -339,7 +393,9 @@ def landscape(
         return _alt_density(name, of_matrix(chosen, name), strips.get(name), labels)
 
     panels = _same_size(_by_matrix(names, labels, draw, alt, axes))
-    return Picture(panels, _keys(conditions, style, labels), band_note(chosen) if chosen else "")
+    note = band_note(chosen) if chosen else ""
+    note += " · dashed: the nearest Marchenko–Pastur law" * bool(theory) + " · stems: outliers of the first seed" * bool(stems)
+    return Picture(panels, _keys(conditions, style, labels), note)
 
 
 def _by_matrix(
@@ -360,7 +416,7 @@ def _same_size(panels: Sequence[Panel]) -> tuple[Panel, ...]:
     height = max(panel.pixels.shape[0] for panel in panels)
     pads = [((0, height - panel.pixels.shape[0]), (0, 0), (0, 0)) for panel in panels]
     return tuple(
-        Panel(np.pad(panel.pixels, pad, constant_values=255), panel.alt)
+        Panel(np.pad(panel.pixels, pad, constant_values=255), panel.alt, panel.figure)
         for panel, pad in zip(panels, pads, strict=True)
     )
 
@@ -498,6 +554,80 @@ def _sorted_diagonal(given: Numbers) -> Picture:
     alt = f"{n} diagonal entries, sorted from {given.value.max():.3g} down to {given.value.min():.3g}."
     note = "bars: one standard error on both sides" if (error > 0).any() else "exact entries: a line without bars"
     return Picture((_panel(draw, "", alt, WIDE, [(2.8, BOTTOM)]),), (), note)
+
+
+# Classes, samples ----------------------------------------------------------------------------------------------------
+def counts(items: Sequence[Line], labels: Mapping[str, str]) -> Picture:
+    """The number of outliers against the number of classes C: a dot for each network, and the lines C − 1, C and C (C − 1)."""
+    style = styles(conditions_of(items))
+    most = max((float(np.nanmax(item.y)) for item in items if np.isfinite(item.y).any()), default=1.0)
+
+    def draw(name: str, ax: Axes) -> None:
+        own = of_matrix(items, name)
+        low, high = min(float(item.x[0]) for item in own), max(float(item.x[-1]) for item in own)
+        c = np.linspace(low, high, 100)
+        for y, text in ((c - 1, "C − 1"), (c, "C"), (c * (c - 1), "C (C − 1)")):
+            ax.plot(c, y, color=GREY, linewidth=0.9, linestyle=DASHES["dashed"])
+            ax.annotate(text, (c[-1], y[-1]), (3, 0), textcoords="offset points", fontsize=8, va="center", color="#555555")
+        for place, item in enumerate(own):
+            shift = (place - (len(own) - 1) / 2) * 0.05
+            ax.plot(item.x + shift, item.y, "o", color=style[item.condition][0], markersize=5, alpha=0.75)
+        ax.set_yscale("symlog", linthresh=2)
+        ticks = [t for t in (0, 1, 2, 5, 10, 20, 50, 100, 200) if t <= 2 * max(most, high * (high - 1))]
+        ax.set_yticks(ticks, list(map(str, ticks)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.set_xlim(low - 0.4, high + 0.22 * (high - low) + 0.4)
+        ax.set_xticks(sorted({float(x) for item in own for x in item.x}))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.set_xlabel("classes C", fontsize=10)
+        ax.set_ylabel("outliers", fontsize=10)
+
+    def alt(name: str) -> str:
+        said = []
+        for condition in style:
+            own = [item for item in of_matrix(items, name) if item.condition == condition]
+            pairs = [f"{y:.0f} of {x:g}" for item in own for x, y in zip(item.x, item.y, strict=True) if math.isfinite(y)]
+            said += [f"{words(condition, labels)}: {', '.join(pairs) or 'none known'}"]
+        return f"Outliers of so many classes, {words(name, labels)}; {'; '.join(said)}."
+
+    made = _by_matrix(matrices_of(items), labels, draw, alt)
+    return Picture(made, _keys(list(style), style, labels), "a dot for each network whose outliers could be counted")
+
+
+def prototypes(items: Sequence[Prototype]) -> Picture:
+    """Samples as pictures, a panel for each end; above each its class and its ‖Jᵢ‖² over the mean."""
+    ends = list(dict.fromkeys(item.end for item in items))
+    columns = 4
+
+    def panel(end: str) -> Panel:
+        own = [item for item in items if item.end == end]
+        rows = -(-len(own) // columns)
+        side = (NARROW - 0.2) / columns
+        figure = Figure(figsize=(NARROW, TOP + rows * (side + 0.02)), dpi=DPI)
+        canvas, tall = FigureCanvasAgg(figure), TOP + rows * (side + 0.02)
+        figure.text(0.5, 1 - 0.05 / tall, end, ha="center", va="top", fontsize=10, fontweight="bold")
+        for place, item in enumerate(own):
+            row, column = divmod(place, columns)
+            left, base = (0.1 + column * side) / NARROW, 1 - (TOP + (row + 1) * side) / tall
+            ax = figure.add_axes((left, base, 0.78 * side / NARROW, 0.78 * side / tall))
+            low, high = float(item.image.min()), float(item.image.max())
+            ax.imshow((item.image - low) / (high - low or 1.0), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_title(f"{item.label} · {_times(item.value)}", fontsize=8, pad=2)
+            ax.set_axis_off()
+        canvas.draw()
+        said = ", ".join(f"class {item.label} {_times(item.value)}" for item in own)
+        return Panel(np.asarray(canvas.buffer_rgba()).copy(), f"Samples with the {end}, in times the mean: {said}.", figure)
+
+    return Picture(_same_size([panel(end) for end in ends]), (), "above each sample: its class · its ‖Jᵢ‖² in times the mean")
+
+
+def _times(value: float) -> str:
+    """A ratio with two significant digits.
+
+    >>> _times(23.4), _times(0.00012)
+    ('23×', '0.00012×')
+    """
+    return f"{value:.2g}×" if value < 1000 else f"{value:.0f}×"
 
 
 # Differences, lines --------------------------------------------------------------------------------------------------

@@ -418,6 +418,22 @@ def of_prototypes(
     return _given(answer, body, missed, about)
 
 
+def of_information(
+    rows: Sequence[Row], sizes: Mapping[str, int], labels: Mapping[str, str], *, about: str = "", missed: tuple[int, int] = (0, 0)
+) -> Verdict:
+    """Whether labels lie in the information space more if they are true: `compared`, and how much chance would give.
+
+    `sizes` are the numbers of directions of each matrix.
+    """
+    chance = ""
+    for row in rows:
+        if row.metric == "information_dimension" and {"true", "random"} <= set(row.values) and not chance:
+            parts = [f"{100 * row.mean(name)[0] / sizes[row.matrix]:.2g} % with {words(name, labels)}" for name in ("true", "random")]
+            chance = f"that space is {' and '.join(parts)} of all directions, as much as chance gives"
+    said = f"{chance}; {about}" if chance and about else chance or about
+    return compared(rows, "own_information_alignment", labels, expected="larger", about=said, missed=missed)
+
+
 def _given(answer: str, body: str, missed: tuple[int, int], about: str) -> Verdict:
     """The answer, undecided where networks missed their target loss."""
     end = f"; {about}" if about else ""
