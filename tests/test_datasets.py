@@ -219,7 +219,9 @@ def test_noise_takes_the_place_of_inputs_and_leaves_labels():
     own = p.x_train @ p.x_train.T
     assert float((scrambled.x_train @ scrambled.x_train.T - own).norm()) > 0.3 * float(own.norm())
     entries = gaussian.x_train.double()
-    assert abs(float(entries.mean() - p.x_train.double().mean())) < 4 * float(p.x_train.std()) / math.sqrt(entries.numel())
+    assert abs(float(entries.mean() - p.x_train.double().mean())) < 4 * float(p.x_train.std()) / math.sqrt(
+        entries.numel()
+    )
     assert float(entries.std()) == pytest.approx(float(p.x_train.double().std()), rel=0.03)
     images = digits(train=20, test=5, image=True).with_inputs("scrambled")
     assert images.x_train.shape == (20, 1, 8, 8)

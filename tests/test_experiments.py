@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from spectral.analysis.theory import softmax_ggn_at_zero
 from spectral.experiments.cell import (
     INIT,
     RANDOM,
@@ -23,7 +24,6 @@ from spectral.experiments.cell import (
     network,
     run_cell,
 )
-from spectral.analysis.theory import softmax_ggn_at_zero
 from spectral.experiments.datasets import Problem, digits, mixture, permute_labels
 from spectral.experiments.effects import collect, heterogeneity, overlap, spearman_within, trend
 from spectral.experiments.experiments import (
@@ -366,7 +366,11 @@ def test_clusters_before_training_have_an_outlier_for_each_pair_of_classes():
 
 def test_the_negative_part_of_a_hessian_is_that_of_the_dense_one(store):
     settings = replace(
-        SMALL, model=partial(model_for, options={"widths": (6,)}), kinds=("hessian",), outputs=("logits",), splits=("train",)
+        SMALL,
+        model=partial(model_for, options={"widths": (6,)}),
+        kinds=("hessian",),
+        outputs=("logits",),
+        splits=("train",),
     )
     cell = Cell(0, RANDOM, Matrix("hessian", "logits", "train"))
     networks = {}
@@ -374,7 +378,9 @@ def test_the_negative_part_of_a_hessian_is_that_of_the_dense_one(store):
     assert hessian_index(settings).settings is settings
     problem = settings.data(0, RANDOM)
     model = network(cell, settings, problem, networks)[0].double()
-    matrix, _ = dense_curvature(model, problem.x_train.double(), permute_labels(problem.y_train, 1.0, seed=0).y, "hessian")
+    matrix, _ = dense_curvature(
+        model, problem.x_train.double(), permute_labels(problem.y_train, 1.0, seed=0).y, "hessian"
+    )
     values = torch.linalg.eigvalsh(matrix).numpy()
     small = result.metrics["hard_rank_threshold"]
     assert result.metrics["negative_fraction"] == pytest.approx((values < -small).mean(), abs=1 / len(values))
@@ -386,7 +392,9 @@ def test_labels_in_the_information_space_are_counted_in_the_leading_eigenvectors
     cell = Cell(0, TRUE, Matrix("ntk", "logits", "train"))
     result = next(r for r in outcome.result.cells if r.cell == cell)
     problem = small_digits(seed=0)
-    J = dense_jacobian(network(cell, SMALL, problem, store)[0].double(), problem.x_train[:20].double(), cell.matrix).flatten(0, 1)
+    J = dense_jacobian(
+        network(cell, SMALL, problem, store)[0].double(), problem.x_train[:20].double(), cell.matrix
+    ).flatten(0, 1)
     values, vectors = torch.linalg.eigh(J @ J.T)
     inside = int((values.flip(0).cumsum(0) < 0.9 * values.sum()).sum()) + 1
     y = torch.nn.functional.one_hot(problem.y_train[:20], 10).double()
@@ -398,7 +406,9 @@ def test_labels_in_the_information_space_are_counted_in_the_leading_eigenvectors
 
 
 def test_all_seeds_have_the_samples_of_the_data_seed_and_their_numbers_in_order():
-    settings = replace(SMALL, data_seed=3, conditions=(INIT,), kinds=("diagonal",), outputs=("probs",), splits=("test",))
+    settings = replace(
+        SMALL, data_seed=3, conditions=(INIT,), kinds=("diagonal",), outputs=("probs",), splits=("test",)
+    )
     outcome = perform(jacobian_diagonal(settings))
     first, second = outcome.result.cells
     x = small_digits(seed=3).x_test.double()
@@ -434,7 +444,9 @@ def test_noise_for_inputs_reaches_the_network_and_its_matrix():
     settings = replace(SMALL, seeds=(1,), kinds=("stacked",), outputs=("logits",), splits=("train",))
     experiment = input_noise(settings, ("real", "gaussian"))
     real, gaussian = (run_cell(cell, experiment.settings) for cell in all_cells(experiment.settings))
-    model = network(gaussian.cell, experiment.settings, experiment.settings.data(1, gaussian.cell.condition), {})[0].double()
+    model = network(gaussian.cell, experiment.settings, experiment.settings.data(1, gaussian.cell.condition), {})[
+        0
+    ].double()
     x = small_digits(seed=1).with_inputs("gaussian", 1).x_train.double()
     J = dense_jacobian(model, x, gaussian.cell.matrix).flatten(0, 1)
     assert gaussian.metrics["trace"] == pytest.approx(float(J.square().sum()), rel=1e-9)

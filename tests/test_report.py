@@ -422,7 +422,10 @@ def test_the_vector_file_has_the_panels_where_the_other_has_them() -> None:
 
 
 def test_outliers_are_counted_against_classes_and_laws_overlaid(monkeypatch) -> None:
-    lines = [Line("G", state, 0, np.array([3.0, 4.0]), np.array([2.0, y])) for state, y in (("init", 12.0), ("true", math.nan))]
+    lines = [
+        Line("G", state, 0, np.array([3.0, 4.0]), np.array([2.0, y]))
+        for state, y in (("init", 12.0), ("true", math.nan))
+    ]
     (ax,) = drawn_axes(monkeypatch, figures.counts, lines, {})
     drawn = [line.get_ydata() for line in ax.lines]
     assert [list(y[[0, -1]]) for y in drawn[:3]] == [[2, 3], [3, 4], [6, 12]] and list(drawn[3]) == [2, 12]
@@ -430,9 +433,7 @@ def test_outliers_are_counted_against_classes_and_laws_overlaid(monkeypatch) -> 
     curve = Curve("G", "true", 0, Spectrum.from_eigenvalues(np.append(np.linspace(1, 2, 50), 9.0)))
     stem = Line("G", "true", 0, np.array([9.0]), np.array([0.03]))
     law = Line("G", "true", 0, np.array([1.0, 2.0]), np.array([0.5, 0.5]))
-    ax = drawn_axes(
-        monkeypatch, partial(figures.landscape, theory=[law], stems=[stem]), [curve], [], ["G"], "", {}
-    )[0]
+    ax = drawn_axes(monkeypatch, partial(figures.landscape, theory=[law], stems=[stem]), [curve], [], ["G"], "", {})[0]
     dashed = [line for line in ax.lines if line.is_dashed()]
     assert list(dashed[0].get_xdata()) == [1, 2] and list(ax.lines[-1].get_xdata()) == [9]
 
@@ -443,7 +444,9 @@ def test_samples_are_shown_at_both_ends_with_class_and_size() -> None:
     assert [panel.alt[:25] for panel in picture.panels] == ["Samples with the largest,", "Samples with the smallest"]
     assert "class 1 5×, class 2 3.3×" in picture.panels[0].alt
     assert len(picture.panels[0].figure.axes) == 5
-    page_text = page.render(Report("t", "q", FOUND, [], [], prototypes=items, expectation="a <tail>", reference="Who"), {})
+    page_text = page.render(
+        Report("t", "q", FOUND, [], [], prototypes=items, expectation="a <tail>", reference="Who"), {}
+    )
     assert "a &lt;tail&gt; <span>Who.</span>" in page_text
 
 

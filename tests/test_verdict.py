@@ -359,10 +359,16 @@ def of(metric: str, values: dict[str, tuple[float, ...]], matrix: str = "m0", er
     ],
 )
 def test_noise_is_random_where_the_law_holds_for_it_alone(real, gaussian, answer) -> None:
-    rows = [of("mp_accepted", {"real": real, "gaussian": gaussian}), of("mp_ks", {"real": (0.3, 0.4), "gaussian": (0.02, 0.04)})]
+    rows = [
+        of("mp_accepted", {"real": real, "gaussian": gaussian}),
+        of("mp_ks", {"real": (0.3, 0.4), "gaussian": (0.02, 0.04)}),
+    ]
     said = verdict.of_noise(rows, LABELS, about="one network")
     assert said.answer == answer and said.sentence.endswith("(mean ± sd) for the first matrix; one network.")
-    assert f"the law holds in {sum(gaussian):.0f} of 2 spectra with Gaussian inputs and in {sum(real):.0f} of 2" in said.sentence
+    assert (
+        f"the law holds in {sum(gaussian):.0f} of 2 spectra with Gaussian inputs and in {sum(real):.0f} of 2"
+        in said.sentence
+    )
     assert "away with Gaussian and 0.350 ± 0.071 with real inputs" in said.sentence
     assert verdict.of_noise(rows, LABELS, missed=(1, 4)).answer == "undecided"
     assert verdict.of_noise([], LABELS).answer == "undecided"
@@ -374,10 +380,25 @@ CLASSES = {"init3": 3, "init4": 4, "classes3": 3, "classes4": 4}
 @pytest.mark.parametrize(
     ("three", "four", "answer", "said"),
     [
-        ((2, 3), (3, 4), "yes", "C − 1 eigenvalues stand apart in 2 and C in 2 of 4 spectra after training, C from 3 to 4;"),
-        ((6, 6), (12, 3), "no", "stand apart in 1 and C in 0 of 4 spectra after training, C from 3 to 4 (else 12 of 4 classes, 6 of"),
+        (
+            (2, 3),
+            (3, 4),
+            "yes",
+            "C − 1 eigenvalues stand apart in 2 and C in 2 of 4 spectra after training, C from 3 to 4;",
+        ),
+        (
+            (6, 6),
+            (12, 3),
+            "no",
+            "stand apart in 1 and C in 0 of 4 spectra after training, C from 3 to 4 (else 12 of 4 classes, 6 of",
+        ),
         ((2, 5), (3, 9), "undecided", "in 2 and C in 0 of 4"),
-        ((math.nan, math.nan), (3, math.nan), "undecided", "in 1 and C in 0 of 4 spectra after training, C from 3 to 4, and 3 cannot tell"),
+        (
+            (math.nan, math.nan),
+            (3, math.nan),
+            "undecided",
+            "in 1 and C in 0 of 4 spectra after training, C from 3 to 4, and 3 cannot tell",
+        ),
     ],
 )
 def test_outliers_are_counted_against_the_classes(three, four, answer, said) -> None:

@@ -423,7 +423,9 @@ def _rehearse(task: Task) -> None:
 
 
 def _rehearse_experiment(config: dict[str, Any], plan: Experiment) -> list[int]:
-    """Build the first seed's data and networks, and let the estimator look at its options; the parameters of each kind of network."""
+    """Build the first seed's data and networks, and let the estimator look at its options; the parameters of each kind
+    of network.
+    """
     settings, seed = plan.settings, plan.settings.seeds[0]
     kinds = {json.dumps([c.options, c.classes], default=str, sort_keys=True): c for c in settings.conditions}
     for condition in {c.inputs: c for c in settings.conditions}.values():

@@ -44,8 +44,8 @@ class Condition:
     """What the network was trained on: `noise` is the fraction of permuted labels; None means not trained here.
 
     `epochs` stops the training after so many epochs, whatever the loss (spectra along the way); None: to the target.
-    `options`, where given, are handed to the settings' model as `options=` (other depths or widths). `inputs` and `classes` change
-    the data: noise in place of the inputs (`Problem.with_inputs`), the first classes alone (None: all).
+    `options`, where given, are handed to the settings' model as `options=` (other depths or widths). `inputs` and `classes`
+    change the data: noise in place of the inputs (`Problem.with_inputs`), the first classes alone (None: all).
     """
 
     name: str
@@ -386,7 +386,9 @@ def jacobian(model: nn.Module, x: Tensor, y: Tensor, matrix: Matrix, batch_size:
 
 
 @lru_cache(maxsize=2)
-def _problem(build: Callable[..., Problem], split: int, seed: int, device: str, condition: tuple[str, int | None]) -> Problem:
+def _problem(
+    build: Callable[..., Problem], split: int, seed: int, device: str, condition: tuple[str, int | None]
+) -> Problem:
     """The cells of one network come one after the other: their data are made once."""
     inputs, classes = condition
     problem = build(seed=split)

@@ -58,7 +58,8 @@ class Problem:
         """The samples of the first `count` classes alone."""
         if not 2 <= count <= self.classes or self.y_train.ndim > 1:
             raise ValueError(
-                f"{self.name} has {self.classes} classes{' of tokens' * bool(self.tokens)}, of which {count} cannot be taken; use "
+                f"{self.name} has {self.classes} classes{' of tokens' * bool(self.tokens)}, of which {count} cannot "
+                f"be taken; use "
                 "2 or more of labelled samples, and at most as many as there are."
             )
         train, test = self.y_train < count, self.y_test < count
@@ -173,8 +174,8 @@ def mixture(
 ) -> Problem:
     """Gaussian clusters: class means in random directions, `separation` standard deviations of a feature from the origin.
 
-    Each class has its share of the samples, to within one. Inputs are (features,), divided by one number so that their mean square
-    is 1 on average; they are not centred.
+    Each class has its share of the samples, to within one. Inputs are (features,), divided by one number so that their mean
+    square is 1 on average; they are not centred.
 
     >>> p = mixture(train=40, test=20, classes=4)
     >>> p.x_train.shape, torch.bincount(p.y_train).tolist(), p.classes

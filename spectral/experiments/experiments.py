@@ -64,7 +64,8 @@ def real_vs_random(settings: Settings) -> Experiment:
         "real_vs_random",
         question,
         settings,
-        expectation="Networks that learnt a rule answer along fewer directions (smaller effective rank, more energy in the top C) "
+        expectation="Networks that learnt a rule answer along fewer directions (smaller effective rank, more energy "
+        "in the top C) "
         "and hold their labels there; scale goes the other way. A pilot on this network; a direction, not a law.",
         reference="Zhang et al. 2017, Understanding deep learning requires rethinking generalization; Oymak et al. 2019, "
         "arXiv 1906.05392",
@@ -166,7 +167,8 @@ def language_model(settings: Settings, trains: bool = True) -> Experiment:
         replace(first, blocks=chosen),
         words={"init": "before training", "true": "after training", "given": "with its given weights"},
         rule="of_blocks",
-        expectation="A gap of order 1, so that a block diagonal is no small change of the matrix, and blocks that differ by much.",
+        expectation="A gap of order 1, so that a block diagonal is no small change of the matrix, and blocks that "
+        "differ by much.",
         reference="Granziol and Juarev 2026, Hessian spectral analysis at foundation model scale, arXiv 2602.00816; Zhang et al. "
         "2024, Why transformers need Adam, arXiv 2402.16788",
     )
@@ -178,7 +180,9 @@ def input_noise(settings: Settings, inputs: Sequence[str] = INPUTS) -> Experimen
     Each condition has the true labels and other inputs (`Problem.with_inputs`); "real" and "gaussian" must be among them.
     """
     if not {"real", "gaussian"} <= set(inputs):
-        raise ValueError(f"inputs={list(inputs)} compare nothing with noise; name real and gaussian, and others beside them.")
+        raise ValueError(
+            f"inputs={list(inputs)} compare nothing with noise; name real and gaussian, and others beside them."
+        )
     said = {
         "real": "real inputs",
         "shuffled": "features shuffled, alike in all samples",
@@ -211,9 +215,11 @@ def jacobian_diagonal(settings: Settings) -> Experiment:
         settings,
         asked=("max_over_mean", "prototype_overlap"),
         rule="of_prototypes",
-        expectation="For probabilities a heavy tail: the largest ‖Jᵢ‖² far above the mean, and the samples that stand out, next to "
+        expectation="For probabilities a heavy tail: the largest ‖Jᵢ‖² far above the mean, and the samples that stand "
+        "out, next to "
         "the boundaries between classes, are shared by networks of other initial weights.",
-        reference="Novak et al. 2018, Sensitivity and generalization in neural networks, arXiv 1802.08760, for ‖J‖ near boundaries; "
+        reference="Novak et al. 2018, Sensitivity and generalization in neural networks, arXiv 1802.08760, for ‖J‖ "
+        "near boundaries; "
         "the tail is a hypothesis of this project",
     )
 
@@ -226,7 +232,8 @@ def ntk_information_space(settings: Settings) -> Experiment:
         settings,
         asked=("true_information_alignment", "information_dimension"),
         rule="of_information",
-        expectation="The Jacobian has few large singular values; true labels lie in the span of their directions, random labels do "
+        expectation="The Jacobian has few large singular values; true labels lie in the span of their directions, "
+        "random labels do "
         "not, and training makes that clearer.",
         reference="Oymak, Fabian, Li and Soltanolkotabi 2019, Generalization guarantees for neural networks via harnessing the "
         "low-rank structure of the Jacobian, arXiv 1906.05392",
@@ -243,10 +250,14 @@ def ggn_outliers(settings: Settings, classes: Sequence[int] = (3, 4, 6, 8)) -> E
         "ggn_outliers",
         "Does the curvature of a trained classifier have one outlier for each of its C classes, C or C − 1 in all?",
         replace(settings, conditions=(*before.values(), *after.values())),
-        words={name: f"{c.classes} classes, {'before' if c.noise is None else 'after'} training" for name, c in (before | after).items()},
+        words={
+            name: f"{c.classes} classes, {'before' if c.noise is None else 'after'} training"
+            for name, c in (before | after).items()
+        },
         asked=("outlier_gap",),
         rule="of_classes",
-        expectation="After training C outliers, or C − 1 without the classes' common direction. Before it the predictions are near "
+        expectation="After training C outliers, or C − 1 without the classes' common direction. Before it the "
+        "predictions are near "
         "uniform, and C tight clusters give C (C − 1): one for each pair.",
         reference="Sagun et al. 2017, arXiv 1706.04454; Papyan 2019, arXiv 1901.08244, and 2020, arXiv 2008.11865",
     )
@@ -260,7 +271,8 @@ def hessian_index(settings: Settings) -> Experiment:
         settings,
         asked=("negative_mass", "lambda_min", "lambda_max"),
         rule="of_index",
-        expectation="Points of low loss have few directions of negative curvature, and those are shallow: nearly minima, and more so "
+        expectation="Points of low loss have few directions of negative curvature, and those are shallow: nearly "
+        "minima, and more so "
         "the lower the loss.",
         reference="Bray and Dean 2007, arXiv cond-mat/0611023; Dauphin et al. 2014, Identifying and attacking the saddle point "
         "problem, arXiv 1406.2572; Sagun et al. 2017, arXiv 1706.04454",

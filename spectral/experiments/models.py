@@ -98,8 +98,8 @@ def resnet(
     where the shape changes. "auto" follows the two papers: basic below depth 164, bottleneck from 164 on (20, 32, 44,
     56 and 110 are basic; 164 and 1001 bottlenecks), and the only one that fits for other depths.
 
-    checkpoint=True trains in the memory of about √n of n blocks' activations, for a third forward pass: the others are computed again
-    in the backward pass (Chen et al. 2016). The weights that come out are the same.
+    checkpoint=True trains in the memory of about √n of n blocks' activations, for a third forward pass: the others are
+    computed again in the backward pass (Chen et al. 2016). The weights that come out are the same.
 
     Errors: a depth of neither form; the sentence names the nearest that are.
 

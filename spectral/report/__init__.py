@@ -63,7 +63,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Prototype:
-    """A sample as a picture (height, width) or (height, width, 3): its label, its ‖Jᵢ‖² over the mean, to which end it belongs."""
+    """A sample as a picture (height, width) or (height, width, 3): its label, its ‖Jᵢ‖² over the mean, to which end it
+    belongs.
+    """
 
     end: str
     image: np.ndarray

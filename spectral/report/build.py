@@ -69,10 +69,12 @@ CONDITIONS = {
 OWN_METRICS = {
     "own_label_alignment": "energy of the labels trained on in the leading directions, ‖Uᵀy‖²/‖y‖², from 0 to 1",
     "true_label_alignment": "the same for the true labels",
-    "own_information_alignment": "the part of the energy of the labels trained on that lies in the information space, the leading "
+    "own_information_alignment": "the part of the energy of the labels trained on that lies in the information space, "
+    "the leading "
     "directions that hold 90 % of the trace",
     "true_information_alignment": "the same for the true labels",
-    "prototype_overlap": "the part of the tenth of the samples with the largest ‖Jᵢ‖² that is in that of another seed too, mean over "
+    "prototype_overlap": "the part of the tenth of the samples with the largest ‖Jᵢ‖² that is in that of another seed "
+    "too, mean over "
     "the other seeds; chance gives 0.1, ± its standard deviation",
     "outliers": "how many eigenvalues stand apart above the bulk, by the gap below them or above the edge of the bulk",
     "outlier_gap": "the smallest of them over the largest eigenvalue of the bulk",
@@ -134,7 +136,8 @@ def experiment(
 ) -> Report:
     """The report of an experiment; `metrics` are the rows shown (None: all), `headline` the matrices of the first picture.
 
-    `about` says in words how much the answer is an answer of (see `verdict.scope`), `problem` has the samples that all seeds share.
+    `about` says in words how much the answer is an answer of (see `verdict.scope`), `problem` has the samples that all seeds
+    share.
     """
     result, asked = outcome.result, outcome.experiment
     cells = [r for r in result.cells if not r.cell.matrix.block]
@@ -222,7 +225,9 @@ def _counts(outcome: Outcome) -> list[Line]:
 
 
 def _prototypes(cells: Sequence[CellResult], problem: Problem, headline: Sequence[str]) -> list[Prototype]:
-    """The samples at both ends of the first matrix with numbers of single samples, by the mean over seeds of ‖Jᵢ‖² over its mean."""
+    """The samples at both ends of the first matrix with numbers of single samples, by the mean over seeds of ‖Jᵢ‖²
+    over its mean.
+    """
     given = {r.cell.matrix.name: r.cell.matrix for r in cells if r.samples and r.cell.condition.name == "true"}
     matrix = next((given[name] for name in headline if name in given), None)
     if matrix is None:
@@ -241,7 +246,9 @@ def _prototypes(cells: Sequence[CellResult], problem: Problem, headline: Sequenc
     order = np.argsort(-relative, kind="stable")
     ends = {"largest ‖Jᵢ‖²": order[:SHOWN], "smallest ‖Jᵢ‖²": order[::-1][:SHOWN]}
     return [
-        Prototype(end, images[i].cpu().double().numpy(), int(y[i]), float(relative[i])) for end, rows in ends.items() for i in rows
+        Prototype(end, images[i].cpu().double().numpy(), int(y[i]), float(relative[i]))
+        for end, rows in ends.items()
+        for i in rows
     ]
 
 

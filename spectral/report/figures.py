@@ -282,7 +282,9 @@ def draw_density(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style], 
 
 
 def draw_known(ax: Axes, theory: Sequence[Line], stems: Sequence[Line], style: Mapping[str, Style]) -> None:
-    """Densities of closed forms as dashed lines, and eigenvalues that stand apart as stems, in the colours of their conditions."""
+    """Densities of closed forms as dashed lines, and eigenvalues that stand apart as stems, in the colours of their
+    conditions.
+    """
     low, high = ax.get_ylim()
     for line in theory:
         shown = line.y > low
@@ -369,8 +371,8 @@ def landscape(
 ) -> Picture:
     """A panel for each matrix: above the densities, below the metric that sums them up, seed by seed ("": the rows given).
 
-    `order` is that of the conditions; by default as they come. `theory` are densities of closed forms, drawn dashed, `stems` single
-    eigenvalues.
+    `order` is that of the conditions; by default as they come. `theory` are densities of closed forms, drawn dashed, `stems`
+    single eigenvalues.
     """
     strips = {row.matrix: row for row in rows if metric in ("", row.metric) and row.matrix in matrices}
     names = [name for name in matrices if name in strips or of_matrix(curves, name)]
@@ -394,7 +396,9 @@ def landscape(
 
     panels = _same_size(_by_matrix(names, labels, draw, alt, axes))
     note = band_note(chosen) if chosen else ""
-    note += " · dashed: the nearest Marchenko–Pastur law" * bool(theory) + " · stems: outliers of the first seed" * bool(stems)
+    note += " · dashed: the nearest Marchenko–Pastur law" * bool(
+        theory
+    ) + " · stems: outliers of the first seed" * bool(stems)
     return Picture(panels, _keys(conditions, style, labels), note)
 
 
@@ -568,7 +572,9 @@ def counts(items: Sequence[Line], labels: Mapping[str, str]) -> Picture:
         c = np.linspace(low, high, 100)
         for y, text in ((c - 1, "C − 1"), (c, "C"), (c * (c - 1), "C (C − 1)")):
             ax.plot(c, y, color=GREY, linewidth=0.9, linestyle=DASHES["dashed"])
-            ax.annotate(text, (c[-1], y[-1]), (3, 0), textcoords="offset points", fontsize=8, va="center", color="#555555")
+            ax.annotate(
+                text, (c[-1], y[-1]), (3, 0), textcoords="offset points", fontsize=8, va="center", color="#555555"
+            )
         for place, item in enumerate(own):
             shift = (place - (len(own) - 1) / 2) * 0.05
             ax.plot(item.x + shift, item.y, "o", color=style[item.condition][0], markersize=5, alpha=0.75)
@@ -586,7 +592,9 @@ def counts(items: Sequence[Line], labels: Mapping[str, str]) -> Picture:
         said = []
         for condition in style:
             own = [item for item in of_matrix(items, name) if item.condition == condition]
-            pairs = [f"{y:.0f} of {x:g}" for item in own for x, y in zip(item.x, item.y, strict=True) if math.isfinite(y)]
+            pairs = [
+                f"{y:.0f} of {x:g}" for item in own for x, y in zip(item.x, item.y, strict=True) if math.isfinite(y)
+            ]
             said += [f"{words(condition, labels)}: {', '.join(pairs) or 'none known'}"]
         return f"Outliers of so many classes, {words(name, labels)}; {'; '.join(said)}."
 
@@ -616,9 +624,13 @@ def prototypes(items: Sequence[Prototype]) -> Picture:
             ax.set_axis_off()
         canvas.draw()
         said = ", ".join(f"class {item.label} {_times(item.value)}" for item in own)
-        return Panel(np.asarray(canvas.buffer_rgba()).copy(), f"Samples with the {end}, in times the mean: {said}.", figure)
+        return Panel(
+            np.asarray(canvas.buffer_rgba()).copy(), f"Samples with the {end}, in times the mean: {said}.", figure
+        )
 
-    return Picture(_same_size([panel(end) for end in ends]), (), "above each sample: its class · its ‖Jᵢ‖² in times the mean")
+    return Picture(
+        _same_size([panel(end) for end in ends]), (), "above each sample: its class · its ‖Jᵢ‖² in times the mean"
+    )
 
 
 def _times(value: float) -> str:

@@ -75,7 +75,9 @@ class Finding:
 
 # Pictures ------------------------------------------------------------------------------------------------------------
 def draw(report: Report) -> dict[str, Picture]:
-    """All pictures of the report by name: counts, prototypes, landscape, cdf, esd, numbers, effects, blocks, alignment, alpha, training."""
+    """All pictures of the report by name: counts, prototypes, landscape, cdf, esd, numbers, effects, blocks,
+    alignment, alpha, training.
+    """
     made: dict[str, Picture] = {}
     labels, levels = report.labels, report.levels
     if report.counts:
@@ -102,7 +104,8 @@ def draw(report: Report) -> dict[str, Picture]:
     if report.alignment:
         made["alignment"] = figures.lines(
             report.alignment, labels, x_label="leading directions, part of all", y_label="part of the labels' energy",
-            note="one line per seed · dot: the information space, 90 % of the trace · dotted: directions that know nothing of the "
+            note="one line per seed · dot: the information space, 90 % of the trace · dotted: directions that know "
+            "nothing of the "
             "labels", levels=levels, chance=True,
         )  # fmt: skip
     if report.alpha:
@@ -131,9 +134,11 @@ def captions(report: Report) -> dict[str, str]:
     hollow = " (hollow: a refused fit)" if any(row.doubted()[0] for row in strips) else ""
     effect = ", d Cohen's effect size of true minus random labels" if any(row.effect for row in strips) else ""
     return {
-        "counts": "How many eigenvalues stand apart, against the number of classes, with the numbers that one mean a class (C, or C − 1 "
+        "counts": "How many eigenvalues stand apart, against the number of classes, with the numbers that one mean a "
+        "class (C, or C − 1 "
         "without their common direction) and one for each pair of classes, C (C − 1), would give.",
-        "prototypes": "The samples at both ends of the diagonal of the first matrix, networks trained on true labels, mean over seeds: "
+        "prototypes": "The samples at both ends of the diagonal of the first matrix, networks trained on true labels, "
+        "mean over seeds: "
         "those that the outputs depend on most, and least.",
         "numbers": "" if report.numbers is None else f"The {report.numbers.kind} of {report.title}, with their errors.",
         "landscape": f"Spectral densities{', overlaid' if multi else ''}. {small}"

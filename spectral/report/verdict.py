@@ -277,13 +277,18 @@ def of_blocks(rows: Sequence[Row], labels: Mapping[str, str], *, about: str = ""
 
 
 # Noise for inputs ----------------------------------------------------------------------------------------------------
-def of_noise(rows: Sequence[Row], labels: Mapping[str, str], *, about: str = "", missed: tuple[int, int] = (0, 0)) -> Verdict:
+def of_noise(
+    rows: Sequence[Row], labels: Mapping[str, str], *, about: str = "", missed: tuple[int, int] = (0, 0)
+) -> Verdict:
     """Whether Marchenko and Pastur's law holds for networks with Gaussian inputs.
 
     Yes: it is accepted in more than half of their spectra, over matrices and seeds, and in fewer than half of those with real
     inputs. No: it is refused in more than half of theirs. Undecided otherwise, and where networks missed their target loss.
     """
-    held = {name: [v for row in rows if row.metric == "mp_accepted" for v in row.values.get(name, ())] for name in ("real", "gaussian")}
+    held = {
+        name: [v for row in rows if row.metric == "mp_accepted" for v in row.values.get(name, ())]
+        for name in ("real", "gaussian")
+    }
     ours, theirs = (held[name] for name in ("gaussian", "real"))
     if not ours:
         return Verdict("undecided", "Undecided: no spectrum of a network with Gaussian inputs has a bulk to look at.")
@@ -293,11 +298,13 @@ def of_noise(rows: Sequence[Row], labels: Mapping[str, str], *, about: str = "",
     elif 2 * accepted < len(ours):
         answer = "no"
     row = next((row for row in rows if row.metric == "mp_ks" and {"real", "gaussian"} <= set(row.values)), None)
-    body = f"the law holds in {accepted} of {len(ours)} spectra with Gaussian inputs and in {int(sum(theirs))} of {len(theirs)} with real ones"
+    body = f"the law holds in {accepted} of {len(ours)} spectra with Gaussian inputs"
+    body += f" and in {int(sum(theirs))} of {len(theirs)} with real ones"
     if row is not None:
         far = [with_error(*row.mean(name)) for name in ("gaussian", "real")]
         spread = " (mean ± sd)" if len(row.values["real"]) > 1 else ""
-        body += f"; its CDF is {far[0]} away with Gaussian and {far[1]} with real inputs{spread} for the {words(row.matrix, labels)}"
+        body += f"; its CDF is {far[0]} away with Gaussian and {far[1]} with real inputs{spread}"
+        body += f" for the {words(row.matrix, labels)}"
     return _given(answer, body, missed, about)
 
 
@@ -334,14 +341,15 @@ def of_classes(
     others = sorted({f"{v:.0f} of {c} classes" for v, c in after if math.isfinite(v) and v not in (c - 1, c)})
     fits = one_less + one_each
     answer = "yes" if 2 * fits > len(after) else "no" if 2 * (len(after) - fits - unknown) > len(after) else "undecided"
-    span = f"{min(classes.values())} to {max(classes.values())}"
-    body = f"C − 1 eigenvalues stand apart in {one_less} and C in {one_each} of {len(after)} spectra after training, C from {span}"
+    body = f"C − 1 eigenvalues stand apart in {one_less} and C in {one_each} of {len(after)} spectra after training"
+    body += f", C from {min(classes.values())} to {max(classes.values())}"
     if others:
         body += f" (else {', '.join(others[:3])}{', …' if len(others) > 3 else ''})"
     if unknown:
         body += f", and {unknown} cannot tell"
     if before:
-        body += f"; before training C (C − 1) in {share(before, lambda c: c * (c - 1))} and C in {share(before, lambda c: c)} of {len(before)}"
+        pairs, each = share(before, lambda c: c * (c - 1)), share(before, lambda c: c)
+        body += f"; before training C (C − 1) in {pairs} and C in {each} of {len(before)}"
     return _given(answer, body, missed, about)
 
 
@@ -356,8 +364,8 @@ def of_index(
 ) -> Verdict:
     """Whether the Hessians of the conditions `trained` have no negative eigenvalue.
 
-    No: the 95 % interval of their number lies above 0 in every one; yes: it is 0 alone in every one; undecided otherwise, and where
-    networks missed their target loss. Intervals are those of `negative_mass`; exact eigenvalues are counted.
+    No: the 95 % interval of their number lies above 0 in every one; yes: it is 0 alone in every one; undecided otherwise,
+    and where networks missed their target loss. Intervals are those of `negative_mass`; exact eigenvalues are counted.
     """
     parts = {name: [negative_mass(c.spectrum) for c in curves if c.condition == name] for name in conditions_of(curves)}
     after = [part for name in trained for part in parts.get(name, [])]
@@ -368,7 +376,11 @@ def of_index(
     def said(own: list[NegativeMass]) -> str:
         fraction, mass = (100 * np.array([float(e) for e in part]) for part in zip(*own, strict=True))
         low, high = 100 * min(float(p.fraction.lower) for p in own), 100 * max(float(p.fraction.upper) for p in own)
-        exact = " exactly" if all(p.fraction.lower == p.fraction.upper for p in own) else f" (95 %: {low:.3g} to {high:.3g} %)"
+        exact = (
+            " exactly"
+            if all(p.fraction.lower == p.fraction.upper for p in own)
+            else f" (95 %: {low:.3g} to {high:.3g} %)"
+        )
         exact = f" ({low:.3g} to {high:.3g} %, counted)" if exact == " exactly" and len(own) > 1 else exact
         return f"{fraction.mean():.3g} %{exact} of the eigenvalues are negative and hold {mass.mean():.2g} % of Σ|λ|"
 
@@ -379,7 +391,12 @@ def of_index(
 
 # Single samples ------------------------------------------------------------------------------------------------------
 def of_prototypes(
-    rows: Sequence[Row], sizes: Mapping[str, int], labels: Mapping[str, str], *, about: str = "", missed: tuple[int, int] = (0, 0)
+    rows: Sequence[Row],
+    sizes: Mapping[str, int],
+    labels: Mapping[str, str],
+    *,
+    about: str = "",
+    missed: tuple[int, int] = (0, 0),
 ) -> Verdict:
     """Whether the diagonal of the probabilities is more unequal than that of the logits, and its largest samples are shared.
 
@@ -419,7 +436,12 @@ def of_prototypes(
 
 
 def of_information(
-    rows: Sequence[Row], sizes: Mapping[str, int], labels: Mapping[str, str], *, about: str = "", missed: tuple[int, int] = (0, 0)
+    rows: Sequence[Row],
+    sizes: Mapping[str, int],
+    labels: Mapping[str, str],
+    *,
+    about: str = "",
+    missed: tuple[int, int] = (0, 0),
 ) -> Verdict:
     """Whether labels lie in the information space more if they are true: `compared`, and how much chance would give.
 
@@ -428,7 +450,10 @@ def of_information(
     chance = ""
     for row in rows:
         if row.metric == "information_dimension" and {"true", "random"} <= set(row.values) and not chance:
-            parts = [f"{100 * row.mean(name)[0] / sizes[row.matrix]:.2g} % with {words(name, labels)}" for name in ("true", "random")]
+            parts = [
+                f"{100 * row.mean(name)[0] / sizes[row.matrix]:.2g} % with {words(name, labels)}"
+                for name in ("true", "random")
+            ]
             chance = f"that space is {' and '.join(parts)} of all directions, as much as chance gives"
     said = f"{chance}; {about}" if chance and about else chance or about
     return compared(rows, "own_information_alignment", labels, expected="larger", about=said, missed=missed)
