@@ -368,6 +368,7 @@ def test_the_negative_part_of_a_hessian_is_that_of_the_dense_one(store):
     settings = replace(
         SMALL,
         model=partial(model_for, options={"widths": (6,)}),
+        training={"max_epochs": 20},
         kinds=("hessian",),
         outputs=("logits",),
         splits=("train",),

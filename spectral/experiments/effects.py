@@ -163,7 +163,7 @@ def overlap(result: CellResult, done: Iterable[CellResult]) -> dict[str, float]:
     """How many of the samples that stand out in one network stand out in networks of other seeds too; nothing for one seed.
 
     "prototype_overlap" is the part of the tenth of the samples with the largest ||J_i||^2 that is in that of another seed, the
-    mean over the other seeds; chance gives a tenth. Its error is that of such a mean by chance: two random subsets of k of n share
+    mean over the other seeds; chance gives a tenth. Its error is that of such a mean by chance: two random k-subsets of n share
     a hypergeometric number, of variance k^2 (n - k)^2 / (n^2 (n - 1)).
     """
     own, cell = result.samples, result.cell

@@ -345,15 +345,18 @@ class Checkpointed(nn.Sequential):
 
 @contextmanager
 def _untracked(module: nn.Module) -> Iterator[None]:
-    """Batch norm in the statistics of the batch, which it does not keep."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    """Batch norm in the statistics of the batch, which its running statistics do not see: they would be moved twice."""
+    norms = [(m, m.momentum, m.num_batches_tracked) for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    counted = [None if count is None else count.clone() for _, _, count in norms]
     try:
-        for norm in norms:
-            norm.track_running_stats = False
+        for norm, _, _ in norms:
+            norm.momentum = 0.0
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for (norm, momentum, count), before in zip(norms, counted, strict=True):
+            norm.momentum = momentum
+            if count is not None and before is not None:
+                count.copy_(before)
 
 
 def _stages(
