@@ -617,7 +617,7 @@ def prototypes(items: Sequence[Prototype]) -> Picture:
         for place, item in enumerate(own):
             row, column = divmod(place, columns)
             left, base = (0.1 + column * side) / NARROW, 1 - (TOP + (row + 1) * side) / tall
-            ax = figure.add_axes((left, base, 0.78 * side / NARROW, 0.78 * side / tall))
+            ax = figure.add_axes((left, base, 0.74 * side / NARROW, 0.74 * side / tall))
             low, high = float(item.image.min()), float(item.image.max())
             ax.imshow((item.image - low) / (high - low or 1.0), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
             ax.set_title(f"{item.label} · {_times(item.value)}", fontsize=8, pad=2)
