@@ -1,6 +1,7 @@
 """Laws of the problems: disjoint stratified splits, labels that keep their counts, global generators that stay put."""
 
 import builtins
+import math
 from collections import Counter
 
 import numpy as np
@@ -8,7 +9,17 @@ import pytest
 import torch
 
 from spectral.experiments import datasets
-from spectral.experiments.datasets import batches, digits, from_arrays, mnist, permute_labels, stream
+from spectral.experiments.datasets import (
+    INPUTS,
+    batches,
+    digits,
+    from_arrays,
+    mixture,
+    mnist,
+    permute_labels,
+    stream,
+    text,
+)
 
 
 def test_digits_are_the_published_ones_split_without_overlap():
@@ -187,3 +198,65 @@ def test_a_python_without_its_reference_says_so(monkeypatch):
     with pytest.raises(ImportError, match=r"comes without spectral\.nothing; .* give data.path=FILE"):
         datasets.text()
     datasets.reference.cache_clear()
+
+
+# Noise for inputs, fewer classes, clusters ------------------------------------------------------------------------------
+def test_noise_takes_the_place_of_inputs_and_leaves_labels():
+    p = digits(train=200, test=50)
+    same, shuffled, scrambled, gaussian = (p.with_inputs(name, seed=1) for name in INPUTS)
+    assert same is p
+    for name, q in zip(INPUTS[1:], (shuffled, scrambled, gaussian), strict=True):
+        assert torch.equal(q.y_train, p.y_train) and torch.equal(q.y_test, p.y_test)
+        assert q.x_train.shape == p.x_train.shape and q.x_train.dtype == p.x_train.dtype
+        assert torch.equal(p.with_inputs(name, seed=1).x_test, q.x_test)
+        assert not torch.equal(p.with_inputs(name, seed=2).x_test, q.x_test)
+    # one permutation keeps the Gram matrix, many keep each sample's values alone
+    torch.testing.assert_close(shuffled.x_train @ shuffled.x_train.T, p.x_train @ p.x_train.T)
+    torch.testing.assert_close(shuffled.x_train @ shuffled.x_test.T, p.x_train @ p.x_test.T)
+    for q in (shuffled, scrambled):
+        assert torch.equal(q.x_train.sort(1).values, p.x_train.sort(1).values)
+        assert not torch.equal(q.x_train, p.x_train)
+    own = p.x_train @ p.x_train.T
+    assert float((scrambled.x_train @ scrambled.x_train.T - own).norm()) > 0.3 * float(own.norm())
+    entries = gaussian.x_train.double()
+    assert abs(float(entries.mean() - p.x_train.double().mean())) < 4 * float(p.x_train.std()) / math.sqrt(
+        entries.numel()
+    )
+    assert float(entries.std()) == pytest.approx(float(p.x_train.double().std()), rel=0.03)
+    images = digits(train=20, test=5, image=True).with_inputs("scrambled")
+    assert images.x_train.shape == (20, 1, 8, 8)
+
+
+def test_the_first_classes_alone():
+    p = digits(train=100, test=50)
+    q = p.of_classes(3)
+    assert q.classes == 3 and torch.bincount(q.y_train).tolist() == [10, 10, 10] and q.shape == p.shape
+    assert torch.equal(q.x_train, p.x_train[p.y_train < 3])
+
+
+def test_clusters_lie_where_they_are_said_to():
+    p = mixture(train=4000, test=8, classes=4, features=30, separation=12.0, seed=5)
+    assert torch.bincount(p.y_train).tolist() == [1000] * 4
+    assert float(p.x_train.square().mean()) == pytest.approx(1.0, rel=0.02)
+    unit = math.sqrt(1 + 12.0**2 / 30)
+    for c in range(4):
+        own = p.x_train[p.y_train == c].double() * unit
+        assert float(own.mean(0).norm()) == pytest.approx(12.0, rel=0.02)
+        assert float(own.var(0).mean()) == pytest.approx(1.0, rel=0.03)
+    assert not torch.equal(mixture(seed=0).x_train, mixture(seed=1).x_train)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda: digits(train=20, test=0).with_inputs("white"), "use one of real, shuffled, scrambled, gaussian"),
+        (lambda: text(train=4, test=2, length=8).with_inputs("gaussian"), "text is tokens; use other data"),
+        (lambda: digits(train=20, test=0).of_classes(11), "digits has 10 classes, of which 11 cannot be taken"),
+        (lambda: text(train=4, test=2, length=8).of_classes(2), "256 classes of tokens"),
+        (lambda: mixture(classes=1), "use 1 sample, 2 classes and 1 feature or more"),
+        (lambda: mixture(separation=-1.0), "a separation >= 0"),
+    ],
+)
+def test_noise_and_clusters_that_are_impossible_are_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        given()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from spectral.analysis.theory import softmax_ggn_at_zero
 from spectral.experiments.cell import (
     INIT,
     LAYERWISE,
@@ -24,15 +25,20 @@ from spectral.experiments.cell import (
     network,
     run_cell,
 )
-from spectral.experiments.datasets import Problem, digits, permute_labels
-from spectral.experiments.effects import collect, heterogeneity, spearman_within, trend
+from spectral.experiments.datasets import Problem, digits, mixture, permute_labels
+from spectral.experiments.effects import collect, heterogeneity, overlap, spearman_within, trend
 from spectral.experiments.experiments import (
     conclude,
     depth_sweep,
+    ggn_outliers,
+    hessian_index,
+    input_noise,
+    jacobian_diagonal,
     jacobian_evolution,
     label_noise_sweep,
     language_model,
     layer_weightwatcher,
+    ntk_information_space,
     real_vs_random,
 )
 from spectral.experiments.models import gpt, model_for
@@ -334,6 +340,127 @@ def test_settings_and_sweeps_refuse_in_one_sentence():
         trend(collect([handmade(TRUE, 0, [1, 2])]), "flattened.logits.train", "trace", {"true": 0.0, "random": 1.0})
 
 
+# Noise, classes, single samples, negative curvature ------------------------------------------------------------------------
+def linear_zero(problem, seed=0, options=None):
+    model = torch.nn.Linear(problem.shape[0], problem.classes)
+    torch.nn.init.zeros_(model.weight), torch.nn.init.zeros_(model.bias)
+    return model
+
+
+def test_clusters_before_training_have_an_outlier_for_each_pair_of_classes():
+    """Softmax regression at W = 0 has its closed form: uncentred clusters give C (C - 1) eigenvalues that stand apart."""
+    settings = Settings(
+        problem=partial(mixture, train=90, test=0, classes=4, features=20, separation=12.0),
+        model=linear_zero, kinds=("gauss_newton",), outputs=("logits",), splits=("train",), seeds=(0,),
+    )  # fmt: skip
+    experiment = ggn_outliers(settings, (3, 4))
+    cells = [cell for cell in all_cells(experiment.settings) if cell.condition.noise is None]
+    for cell, count in zip(cells, (3, 4), strict=True):
+        result, problem = run_cell(cell, experiment.settings), experiment.settings.data(0, cell.condition)
+        assert problem.classes == count and (cell.condition.name, cell.condition.classes) == (f"init{count}", count)
+        x = torch.cat([problem.x_train, torch.ones(len(problem.x_train), 1)], 1).double().numpy()
+        expected = np.sort(softmax_ggn_at_zero(x, count))
+        values, multiplicities = result.spectrum.points()
+        np.testing.assert_allclose(np.repeat(values, multiplicities.astype(int)), expected, atol=1e-6 * expected[-1])
+        assert result.metrics["outliers"] == count * (count - 1)
+        top = expected[::-1]
+        assert result.metrics["outlier_gap"] == pytest.approx(top[count * (count - 1) - 1] / top[count * (count - 1)])
+
+
+def test_the_negative_part_of_a_hessian_is_that_of_the_dense_one(store):
+    settings = replace(
+        SMALL,
+        model=partial(model_for, options={"widths": (6,)}),
+        training={"max_epochs": 20},
+        kinds=("hessian",),
+        outputs=("logits",),
+        splits=("train",),
+    )
+    cell = Cell(0, RANDOM, Matrix("hessian", "logits", "train"))
+    networks = {}
+    result = run_cell(cell, settings, networks)
+    assert hessian_index(settings).settings is settings
+    problem = settings.data(0, RANDOM)
+    model = network(cell, settings, problem, networks)[0].double()
+    matrix, _ = dense_curvature(
+        model, problem.x_train.double(), permute_labels(problem.y_train, 1.0, seed=0).y, "hessian"
+    )
+    values = torch.linalg.eigvalsh(matrix).numpy()
+    small = result.metrics["hard_rank_threshold"]
+    assert result.metrics["negative_fraction"] == pytest.approx((values < -small).mean(), abs=1 / len(values))
+    assert result.metrics["negative_mass"] == pytest.approx(-values[values < 0].sum() / np.abs(values).sum(), abs=1e-6)
+    assert result.metrics["lambda_min"] == pytest.approx(values[0], rel=1e-6)
+
+
+def test_labels_in_the_information_space_are_counted_in_the_leading_eigenvectors(outcome, store):
+    cell = Cell(0, TRUE, Matrix("ntk", "logits", "train"))
+    result = next(r for r in outcome.result.cells if r.cell == cell)
+    problem = small_digits(seed=0)
+    J = dense_jacobian(
+        network(cell, SMALL, problem, store)[0].double(), problem.x_train[:20].double(), cell.matrix
+    ).flatten(0, 1)
+    values, vectors = torch.linalg.eigh(J @ J.T)
+    inside = int((values.flip(0).cumsum(0) < 0.9 * values.sum()).sum()) + 1
+    y = torch.nn.functional.one_hot(problem.y_train[:20], 10).double()
+    y = (y - y.mean(0)).flatten()
+    energy = float((vectors[:, -inside:].T @ y).square().sum() / y.square().sum())
+    assert result.metrics["information_dimension"] == inside
+    assert result.metrics["own_information_alignment"] == pytest.approx(energy, abs=1e-6)
+    assert ntk_information_space(SMALL).settings is SMALL
+
+
+def test_all_seeds_have_the_samples_of_the_data_seed_and_their_numbers_in_order():
+    settings = replace(
+        SMALL, data_seed=3, conditions=(INIT,), kinds=("diagonal",), outputs=("probs",), splits=("test",)
+    )
+    outcome = perform(jacobian_diagonal(settings))
+    first, second = outcome.result.cells
+    x = small_digits(seed=3).x_test.double()
+    for result in (first, second):
+        J = dense_jacobian(network(result.cell, settings, small_digits(seed=3), {})[0].double(), x, result.cell.matrix)
+        np.testing.assert_allclose(result.samples, J.square().sum((1, 2)).numpy(), rtol=1e-8)
+    shared = len(set(np.argsort(first.samples)[-4:]) & set(np.argsort(second.samples)[-4:])) / 4
+    assert outcome.result.row("diagonal.probs.test", "prototype_overlap").values == {"init": (shared, shared)}
+    back = CellResult.from_dict(json.loads(json.dumps(first.to_dict())), first.spectrum)
+    assert back.samples == first.samples
+    assert run_cell(Cell(0, INIT, Matrix("diagonal", "probs", "test")), SMALL).samples == ()
+    with pytest.raises(ValueError, match="use data_seed=0"):
+        jacobian_diagonal(SMALL)
+
+
+def test_samples_that_stand_out_by_chance_are_shared_as_much_as_is_said():
+    generator = np.random.default_rng(0)
+    cell = Cell(0, TRUE, Matrix("diagonal", "probs", "test"))
+    found = []
+    for _ in range(400):
+        done = [
+            replace(handmade(TRUE, seed, [1, 2]), cell=replace(cell, seed=seed), samples=tuple(generator.random(50)))
+            for seed in range(3)
+        ]
+        found.append(overlap(done[0], done))
+    shared, error = np.array([o["prototype_overlap"] for o in found]), found[0]["prototype_overlap_stderr"]
+    assert abs(shared.mean() - 0.1) < 4 * error / 20
+    assert shared.std() == pytest.approx(error, rel=0.12)
+    assert overlap(done[0], done[:1]) == {}
+
+
+def test_noise_for_inputs_reaches_the_network_and_its_matrix():
+    settings = replace(SMALL, seeds=(1,), kinds=("stacked",), outputs=("logits",), splits=("train",))
+    experiment = input_noise(settings, ("real", "gaussian"))
+    real, gaussian = (run_cell(cell, experiment.settings) for cell in all_cells(experiment.settings))
+    model = network(gaussian.cell, experiment.settings, experiment.settings.data(1, gaussian.cell.condition), {})[
+        0
+    ].double()
+    x = small_digits(seed=1).with_inputs("gaussian", 1).x_train.double()
+    J = dense_jacobian(model, x, gaussian.cell.matrix).flatten(0, 1)
+    assert gaussian.metrics["trace"] == pytest.approx(float(J.square().sum()), rel=1e-9)
+    assert real.metrics["trace"] != gaussian.metrics["trace"] and gaussian.trained.reached
+    with pytest.raises(ValueError, match="name real and gaussian"):
+        input_noise(settings, ("real", "shuffled"))
+    with pytest.raises(ValueError, match="use 2 or more, each once"):
+        ggn_outliers(settings, (1, 2))
+
+
 # Language models -------------------------------------------------------------------------------------------------------
 def letters(seed=0):
     """Five sequences of four tokens of eleven, each followed by the next."""
@@ -380,7 +507,8 @@ def dense_curvature(model, x, y, kind):
         parts = dict(zip(weights, theta.split([p.numel() for p in weights.values()]), strict=True))
         given = {name: part.view_as(weights[name]) for name, part in parts.items()}
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            return torch.func.functional_call(model, given, (x,)).transpose(1, 2).flatten(0, 1)
+            z = torch.func.functional_call(model, given, (x,))
+            return z if z.ndim == 2 else z.transpose(1, 2).flatten(0, 1)
 
     if kind == "hessian":
         matrix = torch.autograd.functional.hessian(

@@ -130,6 +130,32 @@ def test_a_network_that_memory_does_not_hold_is_refused_before_it_is_built(width
         mlp(64, widths)
 
 
+@pytest.mark.parametrize("depth", [20, 29])
+def test_activations_that_are_computed_again_change_nothing_but_memory(depth):
+    """Three steps of Adam with batch norm: weights, running statistics and counters to the bit; a third of what is held."""
+    p, held, ends = digits(train=30, test=10, image=True), [], []
+    for checkpoint in (False, True):
+        model = resnet(depth, 10, 1, 4, checkpoint=checkpoint, seed=1)
+        optimiser, seen = torch.optim.Adam(model.parameters(), lr=1e-2), [0]
+
+        def pack(value, seen=seen):
+            seen[0] += value.nbytes
+            return value
+
+        for _ in range(3):
+            optimiser.zero_grad()
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+                loss = nn.functional.cross_entropy(model.train()(p.x_train), p.y_train)
+            held.append(seen[0])
+            loss.backward()
+            optimiser.step()
+        ends.append(model.state_dict())
+        with torch.no_grad():
+            ends[-1]["logits"] = model.eval()(p.x_test)
+    assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert held[3] < 0.4 * held[0]
+
+
 # Language models -------------------------------------------------------------------------------------------------------
 def test_the_small_gpt_has_its_size_and_looks_only_back():
     model = gpt(vocabulary=256, length=64, width=64, depth=2, heads=4, seed=3)

@@ -8,10 +8,13 @@ import io
 import math
 import shutil
 import subprocess
+from functools import partial
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.integrate import trapezoid
 
 from spectral import esd, slq
@@ -19,6 +22,7 @@ from spectral.pages import (
     Curve,
     Line,
     Numbers,
+    Prototype,
     Report,
     Row,
     Verdict,
@@ -393,13 +397,57 @@ def test_a_legend_of_many_long_names_fits_its_picture() -> None:
 
 
 def test_the_file_of_a_picture_holds_every_panel() -> None:
-    from PIL import Image
-
     curves = [Curve(f"m{i}", "true", 0, Spectrum.from_eigenvalues(np.geomspace(1, 10 + i, 9))) for i in range(4)]
     picture = figures.panels(curves, "cdf", {})
     whole = Image.open(io.BytesIO(picture.png(columns=2)))
     assert whole.width == 2 * picture.panels[0].width and whole.height > 2 * picture.panels[0].height
     assert all(panel.alt.startswith("Distribution function of the eigenvalues of m") for panel in picture.panels)
+
+
+def test_the_vector_file_has_the_panels_where_the_other_has_them() -> None:
+    curves = [Curve(f"m{i}", "true", 0, Spectrum.from_eigenvalues(np.geomspace(1, 10 + i, 9))) for i in range(3)]
+    picture = figures.panels(curves, "cdf", {})
+    text = picture.svg(columns=2)
+    parts = [child.attrib for child in ElementTree.fromstring(text)]
+    width, height = (side * 72 / figures.DPI for side in (picture.panels[0].width, picture.panels[0].height))
+    legend = parts.pop()
+    top = float(legend["height"])
+    found = [[float(part[name]) for name in ("x", "y", "width", "height")] for part in parts]
+    expected = [[x * width, top + y * height, width, height] for x, y in ((0, 0), (1, 0), (0, 1))]
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    assert (legend["x"], legend["y"]) == ("0", "0") and picture.svg(columns=2) == text
+    whole = Image.open(io.BytesIO(picture.png(columns=2)))
+    size = ElementTree.fromstring(text).attrib["viewBox"].split()[2:]
+    np.testing.assert_allclose([float(x) * figures.DPI / 72 for x in size], whole.size, atol=1.5)
+
+
+def test_outliers_are_counted_against_classes_and_laws_overlaid(monkeypatch) -> None:
+    lines = [
+        Line("G", state, 0, np.array([3.0, 4.0]), np.array([2.0, y]))
+        for state, y in (("init", 12.0), ("true", math.nan))
+    ]
+    (ax,) = drawn_axes(monkeypatch, figures.counts, lines, {})
+    drawn = [line.get_ydata() for line in ax.lines]
+    assert [list(y[[0, -1]]) for y in drawn[:3]] == [[2, 3], [3, 4], [6, 12]] and list(drawn[3]) == [2, 12]
+    assert "init: 2 of 3, 12 of 4; true: 2 of 3" in figures.counts(lines, {}).panels[0].alt
+    curve = Curve("G", "true", 0, Spectrum.from_eigenvalues(np.append(np.linspace(1, 2, 50), 9.0)))
+    stem = Line("G", "true", 0, np.array([9.0]), np.array([0.03]))
+    law = Line("G", "true", 0, np.array([1.0, 2.0]), np.array([0.5, 0.5]))
+    ax = drawn_axes(monkeypatch, partial(figures.landscape, theory=[law], stems=[stem]), [curve], [], ["G"], "", {})[0]
+    dashed = [line for line in ax.lines if line.is_dashed()]
+    assert list(dashed[0].get_xdata()) == [1, 2] and list(ax.lines[-1].get_xdata()) == [9]
+
+
+def test_samples_are_shown_at_both_ends_with_class_and_size() -> None:
+    items = [Prototype(end, np.eye(8) * k, k, 10.0 / (k + 1)) for end in ("largest", "smallest") for k in range(5)]
+    picture = figures.prototypes(items)
+    assert [panel.alt[:25] for panel in picture.panels] == ["Samples with the largest,", "Samples with the smallest"]
+    assert "class 1 5×, class 2 3.3×" in picture.panels[0].alt
+    assert len(picture.panels[0].figure.axes) == 5
+    page_text = page.render(
+        Report("t", "q", FOUND, [], [], prototypes=items, expectation="a <tail>", reference="Who"), {}
+    )
+    assert "a &lt;tail&gt; <span>Who.</span>" in page_text
 
 
 def test_alternative_texts_say_what_is_drawn(pictures) -> None:

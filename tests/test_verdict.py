@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 from spectral import slq
 from spectral.analysis import summary
 from spectral.experiments.effects import SCALE, Trend, refused, spearman_within
-from spectral.pages import Numbers, Row, verdict
+from spectral.pages import Curve, Numbers, Row, verdict
 from spectral.spectrum import Spectrum
 
 RNG = np.random.default_rng(3)
@@ -367,3 +367,134 @@ def test_exponents_over_layers_answer_where_seeds_agree_and_tails_are_power_laws
 
 def test_unlikeness_is_left_out_where_it_is_not_known() -> None:
     assert "unlike" not in verdict.of_blocks(blocks({"init": (0.8, 0.02)}, None), {}).sentence
+
+
+# Noise, classes, negative curvature, single samples ------------------------------------------------------------------------
+def of(metric: str, values: dict[str, tuple[float, ...]], matrix: str = "m0", errors: float = 0.0) -> Row:
+    return Row(matrix, metric, values, {name: (errors,) * len(v) for name, v in values.items()})
+
+
+@pytest.mark.parametrize(
+    ("real", "gaussian", "answer"),
+    [
+        ((0.0, 0.0), (1.0, 1.0), "yes"),
+        ((0.0, 0.0), (1.0, 0.0), "undecided"),
+        ((0.0, 0.0), (0.0, 0.0), "no"),
+        ((1.0, 1.0), (1.0, 1.0), "undecided"),  # it tells nothing apart
+    ],
+)
+def test_noise_is_random_where_the_law_holds_for_it_alone(real, gaussian, answer) -> None:
+    rows = [
+        of("mp_accepted", {"real": real, "gaussian": gaussian}),
+        of("mp_ks", {"real": (0.3, 0.4), "gaussian": (0.02, 0.04)}),
+    ]
+    said = verdict.of_noise(rows, LABELS, about="one network")
+    assert said.answer == answer and said.sentence.endswith("(mean ± sd) for the first matrix; one network.")
+    assert (
+        f"the law holds in {sum(gaussian):.0f} of 2 spectra with Gaussian inputs and in {sum(real):.0f} of 2"
+        in said.sentence
+    )
+    assert "away with Gaussian and 0.350 ± 0.071 with real inputs" in said.sentence
+    assert verdict.of_noise(rows, LABELS, missed=(1, 4)).answer == "undecided"
+    assert verdict.of_noise([], LABELS).answer == "undecided"
+
+
+CLASSES = {"init3": 3, "init4": 4, "classes3": 3, "classes4": 4}
+
+
+@pytest.mark.parametrize(
+    ("three", "four", "answer", "said"),
+    [
+        (
+            (2, 3),
+            (3, 4),
+            "yes",
+            "C − 1 eigenvalues stand apart in 2 and C in 2 of 4 spectra after training, C from 3 to 4;",
+        ),
+        (
+            (6, 6),
+            (12, 3),
+            "no",
+            "stand apart in 1 and C in 0 of 4 spectra after training, C from 3 to 4 (else 12 of 4 classes, 6 of",
+        ),
+        ((2, 5), (3, 9), "undecided", "in 2 and C in 0 of 4"),
+        (
+            (math.nan, math.nan),
+            (3, math.nan),
+            "undecided",
+            "in 1 and C in 0 of 4 spectra after training, C from 3 to 4, and 3 cannot tell",
+        ),
+    ],
+)
+def test_outliers_are_counted_against_the_classes(three, four, answer, said) -> None:
+    rows = [of("outliers", {"init3": (6.0, 3.0), "init4": (12.0, 12.0), "classes3": three, "classes4": four})]
+    found = verdict.of_classes(rows, CLASSES, ("classes3", "classes4"), LABELS)
+    assert found.answer == answer and said in found.sentence
+    assert "before training C (C − 1) in 3 and C in 1 of 4" in found.sentence
+    assert verdict.of_classes(rows, CLASSES, ("classes3",), LABELS, missed=(1, 2)).answer == "undecided"
+
+
+def hessian(condition: str, seed: int, values) -> Curve:
+    return Curve("hessian", condition, seed, Spectrum.from_eigenvalues(np.asarray(values, dtype=float)))
+
+
+def test_a_minimum_has_no_negative_curvature_and_a_saddle_has_some_in_every_network() -> None:
+    saddle, bowl = [-1.0, 1.0, 2.0, 4.0], [0.0, 1.0, 2.0, 4.0]
+    start = hessian("init", 0, [-4.0, -4.0, 4.0, 4.0])
+    said = verdict.of_index([start, hessian("true", 0, saddle), hessian("true", 1, saddle)], ["true"], {})
+    assert said.answer == "no"
+    assert said.sentence == (
+        "No: true, 25 % (25 to 25 %, counted) of the eigenvalues are negative and hold 12 % of Σ|λ|; "
+        "init, 50 % exactly of the eigenvalues are negative and hold 50 % of Σ|λ|."
+    )
+    assert verdict.of_index([start, hessian("true", 0, bowl)], ["true"], {}).answer == "yes"
+    assert verdict.of_index([hessian("true", 0, bowl), hessian("true", 1, saddle)], ["true"], {}).answer == "undecided"
+    assert verdict.of_index([start], ["true"], {}).answer == "undecided"
+
+
+def test_an_estimated_index_says_its_interval_and_decides_by_it() -> None:
+    """Three of 300 eigenvalues are negative and far from 0: found. One of 3000 just below 0: 40 products cannot say."""
+    clear = slq(np.diag(np.append(np.linspace(1, 2, 297), [-5.0, -6.0, -7.0])), probes=3, steps=40)
+    said = verdict.of_index([Curve("hessian", "true", 0, clear)], ["true"], {})
+    assert said.answer == "no" and "true, 1 %" in said.sentence
+    hidden = slq(np.diag(np.append(np.geomspace(1e-9, 1, 2999), -1e-9)), probes=2, steps=20)
+    said = verdict.of_index([Curve("hessian", "true", 0, hidden)], ["true"], {})
+    assert said.answer == "undecided" and "(95 %: 0 to " in said.sentence
+
+
+def diagonal(probs: float, logits: float, overlap: float, split: str = "test") -> list[Row]:
+    shift = 0.01 * np.arange(3)
+    return [
+        of("gini", {"true": tuple(probs + shift)}, f"diagonal.probs.{split}"),
+        of("gini", {"true": tuple(logits - shift)}, f"diagonal.logits.{split}"),
+        of("max_over_mean", {"true": (20.0, 21.0, 22.0)}, f"diagonal.probs.{split}"),
+        of("prototype_overlap", {"true": (overlap,) * 3}, f"diagonal.probs.{split}", 0.04),
+    ]
+
+
+def test_prototypes_are_shared_beyond_chance_and_the_tail_heavier_than_that_of_the_logits() -> None:
+    sizes = dict.fromkeys(("diagonal.probs.test", "diagonal.probs.train"), 300)
+
+    def answer(*rows: Row) -> str:
+        return verdict.of_prototypes(rows, sizes, LABELS).answer
+
+    good, alone, even = diagonal(0.8, 0.2, 0.5), diagonal(0.8, 0.2, 0.12), diagonal(0.2, 0.2, 0.5)
+    assert (answer(*good), answer(*alone), answer(*even)) == ("yes", "no", "no")
+    assert answer(*good, *diagonal(0.8, 0.2, 0.12, "train")) == "undecided"
+    said = verdict.of_prototypes(good, sizes, LABELS).sentence
+    assert "Gini coefficient 0.810 ± 0.010 (logits: 0.190 ± 0.010), and 50 % of the tenth that stands out" in said
+    assert answer(*good[:3]) == "undecided"  # one seed
+
+
+def test_labels_in_the_information_space_are_those_of_the_rule_if_they_are_the_more() -> None:
+    def rows(true: float, random: float) -> list[Row]:
+        shift = 0.01 * np.arange(5)
+        held = of("own_information_alignment", {"true": tuple(true + shift), "random": tuple(random + 0.5 * shift)})
+        return [held, of("information_dimension", {"true": (10.0,) * 5, "random": (30.0,) * 5})]
+
+    said = verdict.of_information(rows(0.6, 0.1), {"m0": 100}, LABELS, about="one network")
+    assert said.answer == "yes" and "is larger with true labels on all 5 seeds in 1 of 1 matrix" in said.sentence
+    assert said.sentence.endswith(
+        "; that space is 10 % with true and 30 % with random of all directions, as much as chance gives; one network."
+    )
+    assert verdict.of_information(rows(0.1, 0.6), {"m0": 100}, LABELS).answer == "no"

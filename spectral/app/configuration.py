@@ -29,7 +29,7 @@ from spectral.estimators.top import KEYS
 from spectral.estimators.trace import METHODS as TRACE_METHODS
 from spectral.experiments import own
 from spectral.experiments.cell import KINDS, LAYERWISE
-from spectral.experiments.datasets import STANDARDISATIONS, TARGETS
+from spectral.experiments.datasets import INPUTS, STANDARDISATIONS, TARGETS
 from spectral.experiments.experiments import EXPERIMENTS
 from spectral.experiments.models import BLOCKS, GIVEN
 from spectral.experiments.pretrained import check_tokens
@@ -81,7 +81,8 @@ SPECTRA = (spectral.esd, spectral.slq, spectral.kpm, spectral.exact)
 OPERATORS = (spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher)
 # Metrics of cells beside those of a spectrum.
 OF_CELLS = (
-    "own_label_alignment", "true_label_alignment", "max_over_mean", "gini", "block_gap", "block_js", "block_js_by_lambda_max",
+    "own_label_alignment", "true_label_alignment", "own_information_alignment", "true_information_alignment", "max_over_mean",
+    "gini", "prototype_overlap", "outliers", "outlier_gap", "block_gap", "block_js", "block_js_by_lambda_max",
     *(f"{name}_correlation" for name in LAYERWISE), "layers_accepted", "layers_data_accepted",
 )  # fmt: skip
 HIDDEN = ("checkpoint", "progress", "f")  # keywords that are the command's own to give
@@ -180,7 +181,7 @@ WIDTHS = Items(SIZE)
 MODELS = {
     "mlp": Fields(may={"widths": WIDTHS}),
     "cnn": Fields(may={"width": SIZE, "norm": Flag()}),
-    "resnet": Fields(may={"depth": SIZE, "width": SIZE, "block": Text(*BLOCKS)}),
+    "resnet": Fields(may={"depth": SIZE, "width": SIZE, "block": Text(*BLOCKS), "checkpoint": Flag()}),
     "gpt": Fields(may={"width": SIZE, "depth": SIZE, "heads": SIZE}),
     **dict.fromkeys(GIVEN, Fields()),
 }
@@ -238,13 +239,17 @@ def _data(target: Any) -> Fields | None:
             laws=(BATCHES,),
         )
     names = {
-        locate(f"spectral.experiments.datasets.{name}"): name for name in ("digits", "mnist", "arrays_file", "text")
+        locate(f"spectral.experiments.datasets.{name}"): name
+        for name in ("digits", "mnist", "arrays_file", "text", "mixture")
     }
     if target not in names:
         return None
     if names[target] == "text":
         sizes: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT), "length": SIZE}
         return Fields(may={**sizes, "tokens": TEXT, "targets": Text(*TARGETS), "path": maybe(NAME)})
+    if names[target] == "mixture":
+        sizes = {"train": SIZE, "test": maybe(COUNT), "classes": Number(True, least=2), "features": SIZE}
+        return Fields(may={**sizes, "separation": Number(least=0)})
     samples: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT), "standardise": Text(*STANDARDISATIONS)}
     more: dict[str, Rule] = {"path": NAME} if names[target] == "arrays_file" else {"image": Flag()}
     return Fields({"path": NAME} if "path" in more else {}, {**samples, **more})
@@ -357,6 +362,8 @@ SHARED: dict[str, Rule] = {
     "outputs": Items(Text("logits", "probs"), least=1, distinct=True),
     "splits": Items(Text("train", "test"), least=1, distinct=True),
     "ntk_samples": SIZE,
+    "samples": maybe(SIZE),
+    "data_seed": maybe(SEED),
     "alignment_k": SIZE,
     "headline": Items(MATRIX),
     "headline_metric": METRIC,
@@ -365,9 +372,10 @@ SWEPT: dict[str, dict[str, Rule]] = {
     "label_noise_sweep": {"noises": Items(SHARE, least=3, distinct=True)},
     "depth_sweep": {"noise": SHARE, "options": Pairs(SIZE, Fields(others=Plain()), least=3)},
     "jacobian_evolution": {"noise": SHARE, "epochs": Items(COUNT, least=3, distinct=True)},
+    "input_noise": {"inputs": Items(Text(*INPUTS), least=2, distinct=True)},
+    "ggn_outliers": {"classes": Items(Number(True, least=2), least=1, distinct=True)},
     "language_model": {
         "trains": Flag(),
-        "samples": maybe(SIZE),
         "blocks": Items(NAME, least=1, distinct=True),
         "by": Text("module", "parameter"),
         "block_probes": SIZE,
@@ -417,7 +425,7 @@ CONFIG = Fields(
     {
         "model": Target(_model, "a network of spectral.experiments.models, one of your own, or a module of torch.nn"),
         "data": Target(
-            _data, "digits, mnist, text or arrays_file of spectral.experiments.datasets, or data of your own"
+            _data, "digits, mnist, text, mixture or arrays_file of spectral.experiments.datasets, or data of your own"
         ),
         "training": TRAINING,
         "operator": Target(_operator, "an operator of spectral"),

@@ -35,7 +35,7 @@ from spectral.app.progress import Progress
 from spectral.app.store import RunStore
 from spectral.estimators.esd import NETWORK_DIM
 from spectral.experiments import own
-from spectral.experiments.cell import Cell, Condition, Matrix, Settings, all_cells, network, run_cell
+from spectral.experiments.cell import TRUE, Cell, Condition, Matrix, Settings, all_cells, network, run_cell
 from spectral.experiments.datasets import Problem, batches, in_dtype
 from spectral.experiments.experiments import Experiment, Outcome, conclude
 from spectral.experiments.models import GIVEN
@@ -215,7 +215,7 @@ def _experiment(config: dict[str, Any], folder: Path, store: RunStore, where: st
     plan: Experiment | Study = locate(node["_target_"])(settings_of(config, where, **chosen), **rest)
     if isinstance(plan, Study):
         return _study(plan, config, folder, store)
-    models = _rehearse_experiment(config, plan)
+    sizes = _rehearse_experiment(config, plan)
     wanted, finished, resumable = all_cells(plan.settings), [], _keeps_probes(config["estimator"])
     started = time.perf_counter()
     with Progress(plan.name, len(wanted)) as progress:
@@ -238,8 +238,9 @@ def _experiment(config: dict[str, Any], folder: Path, store: RunStore, where: st
         metrics=config["analysis"]["metrics"],
         headline=node.get("headline", ()),
         headline_metric=node.get("headline_metric", "effective_rank"),
-        about=verdict.scope([sum(p.numel() for p in model.parameters()) for model in models], what),
+        about=verdict.scope(sizes, what),
         alpha_curve=config["analysis"]["alpha_curve"],
+        problem=plan.settings.data(0, TRUE) if any(r.samples for r in finished) else None,
     )
     listed = []
     for result in finished:
@@ -506,16 +507,20 @@ def _rehearse(task: Task) -> None:
         task.estimator(task.operand(A), progress=False)
 
 
-def _rehearse_experiment(config: dict[str, Any], plan: Experiment) -> list[nn.Module]:
-    """Build the first seed's data and networks, and let the estimator look at its options; one network of each kind."""
+def _rehearse_experiment(config: dict[str, Any], plan: Experiment) -> list[int]:
+    """Build the first seed's data and networks, and let the estimator look at its options; the parameters of each kind
+    of network.
+    """
     settings, seed = plan.settings, plan.settings.seeds[0]
-    problem = settings.problem(seed=seed)
-    models = {json.dumps(c.options, default=str, sort_keys=True): c for c in settings.conditions}
-    built = [settings.build(problem, seed, condition) for condition in models.values()]
+    kinds = {json.dumps([c.options, c.classes], default=str, sort_keys=True): c for c in settings.conditions}
+    for condition in {c.inputs: c for c in settings.conditions}.values():
+        settings.data(seed, condition)
+    networks = (settings.build(settings.data(seed, condition), seed, condition) for condition in kinds.values())
+    sizes = [sum(p.numel() for p in model.parameters()) for model in networks]
     with distributed.apart(distributed.teams(1)), suppress(Rehearsed):
         A = Rehearsal(as_operator(torch.eye(REHEARSED, dtype=settings.dtype)))
         estimator(config["estimator"])(A, progress=False)
-    return built
+    return sizes
 
 
 def _measured_numbers(task: Task, model: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

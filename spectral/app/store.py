@@ -18,6 +18,7 @@ import torch
 
 from spectral import persist
 from spectral.experiments.cell import KINDS, CellResult, Snapshot
+from spectral.experiments.datasets import INPUTS
 from spectral.experiments.study import Part
 from spectral.experiments.training import Trained
 from spectral.persist import atomic_write, fingerprint, load_arrays, save_arrays
@@ -74,7 +75,8 @@ CURVE = Fields(
     laws=(Law("as many energies as sizes", lambda f, s: len(f["sizes"]) == len(f["energies"])),),
 )
 CONDITION = Fields(
-    {"name": Text(), "noise": maybe(SHARE), "epochs": maybe(COUNT), "options": maybe(Fields(others=Plain()))}
+    {"name": Text(), "noise": maybe(SHARE), "epochs": maybe(COUNT), "options": maybe(Fields(others=Plain()))},
+    {"inputs": Text(*INPUTS), "classes": maybe(SIZE)},
 )
 MATRIX = Fields(
     {"kind": Text(*KINDS), "of": Text("logits", "probs"), "split": Text("train", "test")}, {"block": Text()}
@@ -88,7 +90,8 @@ CELL = Fields(
         "changed": SHARE,
         "test_accuracy": Number(least=0, most=1, nan=True),
         "cost": Fields(COSTS),
-    }
+    },
+    {"samples": Items(NONNEGATIVE)},
 )
 STATE = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")  # dtypes of a network's state
 NETWORK = Fields(

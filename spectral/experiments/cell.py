@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral import distributed
-from spectral.analysis import label_alignment, summary
+from spectral.analysis import label_alignment, outliers, summary
 from spectral.analysis.alignment import EXACT_ROWS, label_vector
 from spectral.estimators import block_gap, esd, slq
 from spectral.estimators.budget import free_memory
@@ -49,13 +49,16 @@ class Condition:
     """What the network was trained on: `noise` is the fraction of permuted labels; None means not trained here.
 
     `epochs` stops the training after so many epochs, whatever the loss (spectra along the way); None: to the target.
-    `options`, where given, are handed to the settings' model as `options=` (other depths or widths).
+    `options`, where given, are handed to the settings' model as `options=` (other depths or widths). `inputs` and `classes`
+    change the data: noise in place of the inputs (`Problem.with_inputs`), the first classes alone (None: all).
     """
 
     name: str
     noise: float | None = 0.0
     epochs: int | None = None
     options: Mapping[str, object] | None = None
+    inputs: str = "real"
+    classes: int | None = None
 
 
 INIT, TRUE, RANDOM = Condition("init", None), Condition("true", 0.0), Condition("random", 1.0)
@@ -112,7 +115,8 @@ class Settings:
     bounds the samples of the parameter Jacobian, `samples` those of curvature matrices, `alignment_k` the leading directions that
     label alignment counts. `blocks` names diagonal blocks of curvature matrices whose spectra are taken too, each from
     `block_probes` and `block_steps`, so that they can be compared; `pairs` of products estimate what lies outside of all blocks.
-    `by` is that of `spectral.blocks`.
+    `by` is that of `spectral.blocks`. `data_seed` splits the data of all seeds alike (None: each seed has a split of its own), so
+    that numbers of single samples can be compared between seeds.
     """
 
     problem: Callable[..., Problem] = digits
@@ -131,6 +135,7 @@ class Settings:
     pairs: int = 16
     alignment_k: int = 50
     batch_size: int = 150
+    data_seed: int | None = None
     training: Mapping[str, object] = field(default_factory=dict)
     estimator: Callable[[Jacobian], Spectrum] = esd
     device: str = "cpu"
@@ -156,6 +161,11 @@ class Settings:
             raise ValueError(
                 f"conditions {names} and seeds {list(self.seeds)} hold none or a repeated one; name each once."
             )
+
+    def data(self, seed: int, condition: Condition) -> Problem:
+        """The data of a condition."""
+        split = seed if self.data_seed is None else self.data_seed
+        return _problem(self.problem, split, seed, self.device, (condition.inputs, condition.classes))
 
     def build(self, problem: Problem, seed: int, condition: Condition) -> nn.Module:
         """The network of a condition, at initialisation."""
@@ -194,7 +204,8 @@ class CellResult:
 
     `alignment` has the keys "own" (labels trained on) and "true" for the parameter Jacobian on training samples, "true"
     on test samples, none elsewhere. `trained` is None at initialisation. `changed` is the fraction of labels that
-    differ from the true ones; `test_accuracy` is the network's. `cost` counts products, epochs, seconds of this cell.
+    differ from the true ones; `test_accuracy` is the network's. `cost` counts products, epochs, seconds of this cell. `samples`
+    are the numbers ||J_i||_F^2 of a diagonal in the order of the samples, where all seeds have the same ones (`data_seed`).
     """
 
     cell: Cell
@@ -205,6 +216,7 @@ class CellResult:
     changed: float
     test_accuracy: float
     cost: dict[str, float]
+    samples: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without the spectrum (`Spectrum.save` keeps that)."""
@@ -224,6 +236,7 @@ class CellResult:
             "cell": Cell(cell["seed"], Condition(**cell["condition"]), Matrix(**cell["matrix"])),
             "trained": None if trained is None else Trained.from_dict(trained),
             "alignment": alignment,
+            "samples": tuple(plain.get("samples", ())),
         }
         return CellResult(spectrum=spectrum, **{**plain, **own})
 
@@ -255,7 +268,7 @@ def run_cell(
     estimate: Callable[..., Spectrum] = settings.estimator
     if checkpoint is not None:
         estimate = partial(estimate, checkpoint=checkpoint)
-    problem = _problem(settings.problem, cell.seed, settings.device)
+    problem = settings.data(cell.seed, cell.condition)
     model, snapshot = network(cell, settings, problem, {} if store is None else store)
     with few_threads(model):
         return _measured(cell, settings, problem, model, snapshot, estimate)
@@ -280,6 +293,7 @@ def _measured(
     A: Operator | Spectrum
     alignment: dict[str, AlignmentCurve] = {}
     more: dict[str, float] = {}
+    norms: tuple[float, ...] = ()
     if kind in CURVATURES:
         A, spectrum, more = _curvature(cell.matrix, settings, model, batches(x, y_own, settings.batch_size), estimate)
     elif kind == "layers":
@@ -290,13 +304,18 @@ def _measured(
     if kind == "ntk" and y_true.ndim == 1:
         wanted = {"true": y_true} if cell.matrix.split == "test" else {"own": y_own, "true": y_true}
         spectrum, alignment = _kernel(J, wanted, settings, estimate)
+    elif kind == "diagonal":
+        spectrum, norms = _diagonal(J)
     elif kind not in OF_LOGITS:
-        spectrum = _diagonal(J) if kind == "diagonal" else estimate(J)
+        spectrum = estimate(J)
     metrics = summary(spectrum, top=min(problem.classes, spectrum.dim)) | more
+    if kind in CURVATURES and not cell.matrix.block:
+        metrics |= standing_apart(spectrum)
     if kind == "diagonal":
-        values, counts = spectrum.points()
-        metrics |= concentration(np.repeat(values, counts.astype(int)))
-    metrics |= {f"{name}_label_alignment": curve.energy for name, curve in alignment.items()}
+        metrics |= concentration(np.array(norms))
+    for name, curve in alignment.items():
+        inside = np.interp(metrics["information_dimension"], curve.sizes, curve.energies)
+        metrics |= {f"{name}_label_alignment": curve.energy, f"{name}_information_alignment": float(inside)}
     return CellResult(
         cell=cell,
         spectrum=spectrum,
@@ -306,6 +325,7 @@ def _measured(
         changed=0.0 if snapshot is None else snapshot.changed,
         test_accuracy=accuracy,
         cost={"products": float(A.products), "epochs": float(A.epochs), "seconds": time.perf_counter() - started},
+        samples=() if settings.data_seed is None else norms,
     )
 
 
@@ -395,9 +415,14 @@ def jacobian(model: nn.Module, x: Tensor, y: Tensor, matrix: Matrix, batch_size:
 
 
 @lru_cache(maxsize=2)
-def _problem(build: Callable[..., Problem], seed: int, device: str) -> Problem:
-    """The cells of one seed come one after the other: their data are made once."""
-    return build(seed=seed).to(device)
+def _problem(
+    build: Callable[..., Problem], split: int, seed: int, device: str, condition: tuple[str, int | None]
+) -> Problem:
+    """The cells of one network come one after the other: their data are made once."""
+    inputs, classes = condition
+    problem = build(seed=split)
+    problem = problem if classes is None else problem.of_classes(classes)
+    return problem.with_inputs(inputs, seed).to(device)
 
 
 def _labels(problem: Problem, cell: Cell) -> tuple[Tensor, float]:
@@ -424,17 +449,33 @@ def concentration(values: np.ndarray) -> dict[str, float]:
     return {"max_over_mean": ratio, "max_over_mean_stderr": 0.0, "gini": gini, "gini_stderr": 0.0}
 
 
-def _diagonal(J: Jacobian) -> Spectrum:
-    """The n numbers ||J_i||_F^2 as a spectrum: the eigenvalues of the block-diagonal part, one number a sample."""
+def standing_apart(spectrum: Spectrum) -> dict[str, float]:
+    """How many eigenvalues stand apart above the bulk and how far, nan where that cannot be told ("outliers_accepted" 0).
+
+    >>> standing_apart(Spectrum.from_eigenvalues(np.append(np.linspace(0.1, 1, 60), [5.0, 6.0, 9.0])))["outliers"]
+    3.0
+    """
+    found = outliers(spectrum)
+    numbers = (float(found.count), found.gap) if found.accepted else (float("nan"), float("nan"))
+    return {
+        **dict(zip(("outliers", "outlier_gap"), numbers, strict=True)),
+        **dict.fromkeys(("outliers_stderr", "outlier_gap_stderr"), 0.0),
+        "outliers_accepted": float(found.accepted),
+    }
+
+
+def _diagonal(J: Jacobian) -> tuple[Spectrum, tuple[float, ...]]:
+    """The n numbers ||J_i||_F^2 as a spectrum, the eigenvalues of the block-diagonal part, and in the order of the samples."""
     started = J.epochs
     values = J.squared_norms().double().cpu().numpy()
-    return Spectrum.from_eigenvalues(
+    spectrum = Spectrum.from_eigenvalues(
         np.asarray(values),
         method="diagonal",
         products=J.products,
         epochs=J.epochs - started,
         meta={"operator": J.describe(), "epsilon": J.epsilon},
     )
+    return spectrum, tuple(map(float, values))
 
 
 def _kernel(
@@ -467,16 +508,17 @@ def _kernel(
         },
     )
     spectrum.meta["value_error"] = spectrum.rounding
-    curves = {}
+    energy = np.cumsum(np.abs(values)[::-1])
+    curves, own = {}, int(np.searchsorted(energy, 0.9 * (1 - 1e-12) * energy[-1])) + 1  # as `information_dimension`
     for name, labels in wanted.items():
         y = label_vector(labels, rows)[0]
-        curves[name] = _thinned(np.cumsum((U.T @ y)[::-1] ** 2) / float(y @ y), k, "exact")
+        curves[name] = _thinned(np.cumsum((U.T @ y)[::-1] ** 2) / float(y @ y), k, "exact", own)
     return spectrum, curves
 
 
-def _thinned(energies: np.ndarray, k: int, method: str) -> AlignmentCurve:
-    """A curve of all directions, thinned to CURVE_POINTS sizes."""
-    sizes = np.unique(np.geomspace(1, len(energies), CURVE_POINTS).astype(int))
+def _thinned(energies: np.ndarray, k: int, method: str, own: int = 1) -> AlignmentCurve:
+    """A curve of all directions, thinned to CURVE_POINTS sizes and the one that is the dimension of the information space."""
+    sizes = np.unique(np.append(np.geomspace(1, len(energies), CURVE_POINTS).astype(int), min(own, len(energies))))
     return AlignmentCurve(
         method=method,
         k=k,

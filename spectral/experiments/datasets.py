@@ -1,4 +1,5 @@
-"""Real data as plain tensors: digits and MNIST digits, standardised, and text in tokens; split, with true or permuted labels.
+"""Data as plain tensors: digits and MNIST digits, standardised, text in tokens, Gaussian clusters; split, with true or permuted
+labels, and with their inputs or with noise in place of them.
 
 Shapes: n samples, d features, C classes, T tokens. Every random choice comes from a generator built here from a seed;
 torch's and numpy's global generators are neither read nor moved.
@@ -22,6 +23,7 @@ from spectral.experiments import pretrained
 
 STANDARDISATIONS = ("feature", "global", "none")
 TARGETS = ("next", "topic")
+INPUTS = ("real", "shuffled", "scrambled", "gaussian")
 TOPICS = 8  # classes of targets="topic"
 REFERENCE = "pydoc_data.topics"  # of Python's standard library: what help("topics") shows
 
@@ -51,6 +53,47 @@ class Problem:
         if name == "test":
             return self.x_test, self.y_test
         raise ValueError(f"split={name!r} is unknown; use 'train' or 'test'.")
+
+    def of_classes(self, count: int) -> Problem:
+        """The samples of the first `count` classes alone."""
+        if not 2 <= count <= self.classes or self.y_train.ndim > 1:
+            raise ValueError(
+                f"{self.name} has {self.classes} classes{' of tokens' * bool(self.tokens)}, of which {count} cannot "
+                f"be taken; use "
+                "2 or more of labelled samples, and at most as many as there are."
+            )
+        train, test = self.y_train < count, self.y_test < count
+        parts = {"x_train": self.x_train[train], "x_test": self.x_test[test]}
+        return replace(self, **parts, y_train=self.y_train[train], y_test=self.y_test[test], classes=count)
+
+    def with_inputs(self, inputs: str, seed: int = 0) -> Problem:
+        """The same labels with noise for inputs, of both splits.
+
+        "real": as they are. "shuffled": one permutation of the features in all samples, which a network without an order of its
+        inputs cannot see. "scrambled": a permutation for each sample, which keeps its values alone. "gaussian": independent
+        normal numbers with the mean and the variance of all entries.
+
+        Source: Zhang et al. (2017), Understanding deep learning requires rethinking generalization, section 2.1.
+        """
+        if inputs not in INPUTS:
+            raise ValueError(f"inputs={inputs!r} is unknown; use one of {', '.join(INPUTS)}.")
+        if inputs == "real":
+            return self
+        if self.tokens:
+            raise ValueError(f"inputs={inputs!r} are noise in numbers, and {self.name} is tokens; use other data.")
+        generator = torch.Generator().manual_seed(stream(seed, "inputs"))
+        parts, place = {}, torch.randperm(math.prod(self.shape), generator=generator)
+        for name in ("x_train", "x_test"):
+            x = getattr(self, name)
+            if inputs == "gaussian":
+                drawn = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+                new = drawn * float(self.x_train.double().std()) + float(self.x_train.double().mean())
+            else:
+                flat = x.reshape(len(x), -1).cpu()
+                places = torch.rand(flat.shape, generator=generator).argsort(1) if inputs == "scrambled" else place
+                new = flat.gather(1, places.expand(flat.shape)).view(x.shape)
+            parts[name] = new.to(x)
+        return replace(self, **parts)
 
     def to(self, device: str | torch.device) -> Problem:
         """The same problem with its tensors on `device`."""
@@ -118,6 +161,44 @@ def mnist(
     images, labels = _mnist_arrays()
     shape = (1, 28, 28) if image else (784,)
     return from_arrays("mnist", images, labels, train=train, test=test, seed=seed, shape=shape, standardise=standardise)
+
+
+def mixture(
+    train: int = 300,
+    test: int | None = 300,
+    seed: int = 0,
+    *,
+    classes: int = 10,
+    features: int = 20,
+    separation: float = 10.0,
+) -> Problem:
+    """Gaussian clusters: class means in random directions, `separation` standard deviations of a feature from the origin.
+
+    Each class has its share of the samples, to within one. Inputs are (features,), divided by one number so that their mean
+    square is 1 on average; they are not centred.
+
+    >>> p = mixture(train=40, test=20, classes=4)
+    >>> p.x_train.shape, torch.bincount(p.y_train).tolist(), p.classes
+    (torch.Size([40, 20]), [10, 10, 10, 10], 4)
+    """
+    test = 0 if test is None else test
+    if train < 1 or test < 0 or classes < 2 or features < 1 or not 0 <= separation < math.inf:
+        raise ValueError(
+            f"train={train}, test={test}, classes={classes}, features={features}, separation={separation} make no clusters; use "
+            "1 sample, 2 classes and 1 feature or more, and a separation >= 0."
+        )
+    generator = torch.Generator().manual_seed(stream(seed, "split"))
+    means = torch.randn(classes, features, generator=generator, dtype=torch.float64)
+    means *= separation / means.norm(dim=1, keepdim=True)
+    unit = math.sqrt(1 + separation**2 / features)
+
+    def drawn(count: int) -> tuple[Tensor, Tensor]:
+        y = torch.arange(count)[torch.randperm(count, generator=generator)] % classes
+        noise = torch.randn(count, features, generator=generator, dtype=torch.float64)
+        return ((means[y] + noise) / unit).to(torch.float32), y
+
+    (x_train, y_train), (x_test, y_test) = drawn(train), drawn(test)
+    return Problem("mixture", x_train, y_train, x_test, y_test, classes, (features,))
 
 
 def from_arrays(

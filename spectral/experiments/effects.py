@@ -26,6 +26,7 @@ SCALE = frozenset(name for name, text in METRICS.items() if "units of λ" in tex
 POWER_LAW = "alpha alpha_bounded alpha_hat log_alpha_norm sigma xmin D tail hill truncated_alpha truncated_rate"
 BULK = "mp_edge mp_sigma mp_ratio mp_spikes mp_softrank mp_ks"
 FITS: dict[str, str] = {
+    **dict.fromkeys(("outliers", "outlier_gap"), "outliers_accepted"),
     **dict.fromkeys(POWER_LAW.split(), "alpha_accepted"),
     **dict.fromkeys(BULK.split(), "mp_accepted"),
     "alpha_peak": "alpha_peak_accepted",
@@ -124,7 +125,7 @@ def collect(results: Iterable[CellResult]) -> Result:
     rows = []
     for matrix in matrices:
         own = {
-            (r.cell.condition.name, r.cell.seed): r.metrics | heterogeneity(r, done)
+            (r.cell.condition.name, r.cell.seed): r.metrics | heterogeneity(r, done) | overlap(r, done)
             for r in done
             if r.cell.matrix.name == matrix
         }
@@ -156,6 +157,36 @@ def heterogeneity(whole: CellResult, done: Iterable[CellResult]) -> dict[str, fl
     names = {"block_js": "js", "block_js_by_lambda_max": "js_by_lambda_max"} if pairs else {}
     keys = {name + end: key + end for name, key in names.items() for end in ("", "_stderr")}
     return {name: float(np.mean([pair[key] for pair in pairs])) for name, key in keys.items()}
+
+
+def overlap(result: CellResult, done: Iterable[CellResult]) -> dict[str, float]:
+    """How many of the samples that stand out in one network stand out in networks of other seeds too; nothing for one seed.
+
+    "prototype_overlap" is the part of the tenth of the samples with the largest ||J_i||^2 that is in that of another seed, the
+    mean over the other seeds; chance gives a tenth. Its error is that of such a mean by chance: two random k-subsets of n share
+    a hypergeometric number, of variance k^2 (n - k)^2 / (n^2 (n - 1)).
+    """
+    own, cell = result.samples, result.cell
+    others = [
+        r.samples
+        for r in done
+        if r.samples and (r.cell.condition, r.cell.matrix) == (cell.condition, cell.matrix) and r.cell.seed != cell.seed
+    ]
+    if not own or not others:
+        return {}
+    shared = [len(top(own) & top(other)) / len(top(own)) for other in others]
+    n, k = len(own), len(top(own))
+    chance = (n - k) / n / np.sqrt((n - 1) * len(others)) if n > 1 else 0.0
+    return {"prototype_overlap": float(np.mean(shared)), "prototype_overlap_stderr": float(chance)}
+
+
+def top(values: Sequence[float]) -> set[int]:
+    """Which samples are the tenth with the largest values, at least one.
+
+    >>> sorted(top([0.0, 5.0, 1.0] + [0.5] * 17))
+    [1, 2]
+    """
+    return set(map(int, np.argsort(-np.asarray(values), kind="stable")[: max(1, round(len(values) / 10))]))
 
 
 def trend(result: Result, matrix: str, metric: str, levels: Mapping[str, float], draws: int = 9999) -> Trend:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from spectral.experiments.cell import GIVEN, INIT, TRUE, CellResult, Condition, Settings
+from spectral.experiments.datasets import INPUTS
 from spectral.experiments.effects import KEY_METRICS, Result, Trend, collect, trend
 
 
@@ -26,7 +27,9 @@ class Experiment:
 
     `axis` says along what in words ("with depth"), `words` names each condition as a person reads it. `asked` are metrics
     that the question names beside the one of the first picture; `expected` is "falls" or "grows" where yes means that
-    direction of it, "moves" where either is a yes, "" where the question is not one of yes or no.
+    direction of it, "moves" where either is a yes, "" where the question is not one of yes or no. `rule` names the rule of
+    `spectral.report.verdict` that answers ("": two conditions, or a trend where there is an axis). `expectation` is what
+    others found or predicted, `reference` who.
     """
 
     name: str
@@ -37,6 +40,9 @@ class Experiment:
     words: dict[str, str] = field(default_factory=dict)
     asked: tuple[str, ...] = ()
     expected: str = ""
+    rule: str = ""
+    expectation: str = ""
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,16 @@ def real_vs_random(settings: Settings) -> Experiment:
     `Settings()` is digits, n = 300, the MLP 64-64-64-10, Adam to a loss of 1e-3, five seeds, every matrix: 240 cells.
     """
     question = "Does the Jacobian's spectrum tell a network that learnt a rule from one that memorised random labels?"
-    return Experiment("real_vs_random", question, settings)
+    return Experiment(
+        "real_vs_random",
+        question,
+        settings,
+        expectation="Networks that learnt a rule answer along fewer directions (smaller effective rank, more energy "
+        "in the top C) "
+        "and hold their labels there; scale goes the other way. A pilot on this network; a direction, not a law.",
+        reference="Zhang et al. 2017, Understanding deep learning requires rethinking generalization; Oymak et al. 2019, "
+        "arXiv 1906.05392",
+    )
 
 
 def label_noise_sweep(settings: Settings, noises: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)) -> Experiment:
@@ -73,6 +88,9 @@ def label_noise_sweep(settings: Settings, noises: Sequence[float] = (0.0, 0.2, 0
         words={name: f"{100 * level:g} % permuted" for name, level in levels.items()},
         asked=("own_label_alignment",),
         expected="moves",
+        expectation="Both move steadily from their values of true labels to those of random ones: a hypothesis.",
+        reference="Zhang et al. 2017, Understanding deep learning requires rethinking generalization; Oymak et al. 2019, "
+        "arXiv 1906.05392",
     )
 
 
@@ -98,6 +116,9 @@ def depth_sweep(
         axis="with depth",
         words={name: f"depth {level:g}" for name, level in levels.items()},
         expected="falls",
+        expectation="The funnel sharpens with depth: fewer directions. A hypothesis; public tables of residual networks show no "
+        "steady exponent (CIFAR-10, ResNet-20 to 272: 3.24, 2.93, 2.98, 1.91, 7.45).",
+        reference="He et al. 2016, Identity mappings in deep residual networks, arXiv 1603.05027, for the networks",
     )
 
 
@@ -120,6 +141,8 @@ def jacobian_evolution(
         levels,
         axis="through training",
         words={name: f"after {level:g} epoch{'s' * (level != 1)}" for name, level in levels.items()},
+        expectation="The largest eigenvalue grows and then saturates, while the effective rank falls.",
+        reference="Fort et al. 2020, Deep learning versus kernel learning, arXiv 2010.15110; Oymak et al. 2019, arXiv 1906.05392",
     )
 
 
@@ -143,6 +166,116 @@ def language_model(settings: Settings, trains: bool = True) -> Experiment:
         "Is the curvature of a language model block diagonal, and are its blocks alike?",
         replace(first, blocks=chosen),
         words={"init": "before training", "true": "after training", "given": "with its given weights"},
+        rule="of_blocks",
+        expectation="A gap of order 1, so that a block diagonal is no small change of the matrix, and blocks that "
+        "differ by much.",
+        reference="Granziol and Juarev 2026, Hessian spectral analysis at foundation model scale, arXiv 2602.00816; Zhang et al. "
+        "2024, Why transformers need Adam, arXiv 2402.16788",
+    )
+
+
+def input_noise(settings: Settings, inputs: Sequence[str] = INPUTS) -> Experiment:
+    """Is the spectrum of a network that was trained on noise that of a random matrix?
+
+    Each condition has the true labels and other inputs (`Problem.with_inputs`); "real" and "gaussian" must be among them.
+    """
+    if not {"real", "gaussian"} <= set(inputs):
+        raise ValueError(
+            f"inputs={list(inputs)} compare nothing with noise; name real and gaussian, and others beside them."
+        )
+    said = {
+        "real": "real inputs",
+        "shuffled": "features shuffled, alike in all samples",
+        "scrambled": "features shuffled in each sample",
+        "gaussian": "Gaussian inputs",
+    }
+    return Experiment(
+        "input_noise",
+        "Is the spectrum of a network that was trained on noise that of a random matrix, Marchenko and Pastur's?",
+        replace(settings, conditions=tuple(Condition(name, 0.0, inputs=name) for name in inputs)),
+        words={name: said[name] for name in inputs},
+        asked=("mp_spikes",),
+        rule="of_noise",
+        expectation="Like Marchenko and Pastur's law with Gaussian inputs, with few spikes above it; unlike it with real ones.",
+        reference="Marchenko and Pastur 1967; Zhang et al. 2017, Understanding deep learning requires rethinking generalization, "
+        "for the inputs",
+    )
+
+
+def jacobian_diagonal(settings: Settings) -> Experiment:
+    """Is the diagonal ||J_i||_F^2 heavy-tailed for probabilities, and do networks agree on which samples stand out?
+
+    All seeds must have the same samples (`data_seed`), or their numbers cannot be compared.
+    """
+    if settings.data_seed is None:
+        raise ValueError("data_seed is not given, so that each seed has samples of its own; use data_seed=0.")
+    return Experiment(
+        "jacobian_diagonal",
+        "Do a few samples hold most of the Jacobian of the probabilities, and are they the same whatever the initial weights?",
+        settings,
+        asked=("max_over_mean", "prototype_overlap"),
+        rule="of_prototypes",
+        expectation="For probabilities a heavy tail: the largest ‖Jᵢ‖² far above the mean, and the samples that stand "
+        "out, next to "
+        "the boundaries between classes, are shared by networks of other initial weights.",
+        reference="Novak et al. 2018, Sensitivity and generalization in neural networks, arXiv 1802.08760, for ‖J‖ "
+        "near boundaries; "
+        "the tail is a hypothesis of this project",
+    )
+
+
+def ntk_information_space(settings: Settings) -> Experiment:
+    """Do the labels lie in the information space, the directions that hold 90 % of the kernel's trace?"""
+    return Experiment(
+        "ntk_information_space",
+        "Do true labels lie in the few directions in which the network is easy to move, and random labels outside of them?",
+        settings,
+        asked=("true_information_alignment", "information_dimension"),
+        rule="of_information",
+        expectation="The Jacobian has few large singular values; true labels lie in the span of their directions, "
+        "random labels do "
+        "not, and training makes that clearer.",
+        reference="Oymak, Fabian, Li and Soltanolkotabi 2019, Generalization guarantees for neural networks via harnessing the "
+        "low-rank structure of the Jacobian, arXiv 1906.05392",
+    )
+
+
+def ggn_outliers(settings: Settings, classes: Sequence[int] = (3, 4, 6, 8)) -> Experiment:
+    """How many outliers has the Gauss-Newton matrix for how many classes, before and after training?"""
+    if len(set(classes)) < len(classes) or min(classes, default=0) < 2:
+        raise ValueError(f"classes={list(classes)} are no numbers of classes to compare; use 2 or more, each once.")
+    before = {f"init{count}": Condition(f"init{count}", None, classes=count) for count in classes}
+    after = {f"classes{count}": Condition(f"classes{count}", 0.0, classes=count) for count in classes}
+    return Experiment(
+        "ggn_outliers",
+        "Does the curvature of a trained classifier have one outlier for each of its C classes, C or C − 1 in all?",
+        replace(settings, conditions=(*before.values(), *after.values())),
+        words={
+            name: f"{c.classes} classes, {'before' if c.noise is None else 'after'} training"
+            for name, c in (before | after).items()
+        },
+        asked=("outlier_gap",),
+        rule="of_classes",
+        expectation="After training C outliers, or C − 1 without the classes' common direction. Before it the "
+        "predictions are near "
+        "uniform, and C tight clusters give C (C − 1): one for each pair.",
+        reference="Sagun et al. 2017, arXiv 1706.04454; Papyan 2019, arXiv 1901.08244, and 2020, arXiv 2008.11865",
+    )
+
+
+def hessian_index(settings: Settings) -> Experiment:
+    """Which part of the Hessian is negative, before and after training?"""
+    return Experiment(
+        "hessian_index",
+        "Does training end in a minimum, or in a point from which the loss still curves down in some directions?",
+        settings,
+        asked=("negative_mass", "lambda_min", "lambda_max"),
+        rule="of_index",
+        expectation="Points of low loss have few directions of negative curvature, and those are shallow: nearly "
+        "minima, and more so "
+        "the lower the loss.",
+        reference="Bray and Dean 2007, arXiv cond-mat/0611023; Dauphin et al. 2014, Identifying and attacking the saddle point "
+        "problem, arXiv 1406.2572; Sagun et al. 2017, arXiv 1706.04454",
     )
 
 
@@ -155,7 +288,8 @@ def layer_weightwatcher(settings: Settings) -> Experiment:
 EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
     made.__name__: made
     for made in (
-        real_vs_random, label_noise_sweep, depth_sweep, jacobian_evolution, language_model, layer_weightwatcher,
+        real_vs_random, label_noise_sweep, input_noise, jacobian_evolution, depth_sweep, jacobian_diagonal,
+        ntk_information_space, ggn_outliers, hessian_index, language_model, layer_weightwatcher,
     )
 }  # fmt: skip
 

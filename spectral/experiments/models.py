@@ -10,13 +10,15 @@ He et al. 2016b "Identity mappings" (ResNet-164, 1001), Radford et al. 2019 (GPT
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from spectral import arrays
 from spectral.experiments import pretrained
@@ -79,7 +81,14 @@ def cnn(in_channels: int = 1, classes: int = 10, width: int = 16, *, norm: bool 
 
 
 def resnet(
-    depth: int = 20, classes: int = 10, in_channels: int = 3, width: int = 16, *, block: str = "auto", seed: int = 0
+    depth: int = 20,
+    classes: int = 10,
+    in_channels: int = 3,
+    width: int = 16,
+    *,
+    block: str = "auto",
+    checkpoint: bool = False,
+    seed: int = 0,
 ) -> nn.Module:
     """The CIFAR-style residual network of a given depth, with batch norm; any image size works.
 
@@ -88,6 +97,9 @@ def resnet(
     pre-activation network of He et al. 2016b: depth 9n+2, 1x1-3x3-1x1 with four times the channels out, 1x1 projections
     where the shape changes. "auto" follows the two papers: basic below depth 164, bottleneck from 164 on (20, 32, 44,
     56 and 110 are basic; 164 and 1001 bottlenecks), and the only one that fits for other depths.
+
+    checkpoint=True trains in the memory of about √n of n blocks' activations, for a third forward pass: the others are
+    computed again in the backward pass (Chen et al. 2016). The weights that come out are the same.
 
     Errors: a depth of neither form; the sentence names the nearest that are.
 
@@ -99,9 +111,8 @@ def resnet(
         raise ValueError(
             f"classes={classes}, in_channels={in_channels}, width={width} hold a number below 1; use positive sizes."
         )
-    if kind == "basic":
-        return _seeded(lambda: BasicResNet((depth - 2) // 6, classes, in_channels, width), seed)
-    return _seeded(lambda: PreactResNet((depth - 2) // 9, classes, in_channels, width), seed)
+    network, n = (BasicResNet, (depth - 2) // 6) if kind == "basic" else (PreactResNet, (depth - 2) // 9)
+    return _seeded(lambda: network(n, classes, in_channels, width, checkpoint), seed)
 
 
 def gpt(
@@ -258,11 +269,11 @@ class BasicBlock(nn.Module):
 class BasicResNet(nn.Module):
     """conv, three stages of n basic blocks, mean, linear: depth 6n+2."""
 
-    def __init__(self, n: int, classes: int, in_channels: int, width: int):
+    def __init__(self, n: int, classes: int, in_channels: int, width: int, checkpoint: bool = False):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(width)
-        self.blocks = _stages(BasicBlock, n, width, (width, 2 * width, 4 * width))
+        self.blocks = _stages(BasicBlock, n, width, (width, 2 * width, 4 * width), checkpoint)
         self.pool = SpatialMean()
         self.head = nn.Linear(4 * width, classes)
 
@@ -298,10 +309,10 @@ class PreactBottleneck(nn.Module):
 class PreactResNet(nn.Module):
     """conv, three stages of n pre-activation bottlenecks, bn, relu, mean, linear: depth 9n+2."""
 
-    def __init__(self, n: int, classes: int, in_channels: int, width: int):
+    def __init__(self, n: int, classes: int, in_channels: int, width: int, checkpoint: bool = False):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.blocks = _stages(PreactBottleneck, n, width, (4 * width, 8 * width, 16 * width))
+        self.blocks = _stages(PreactBottleneck, n, width, (4 * width, 8 * width, 16 * width), checkpoint)
         self.bn = nn.BatchNorm2d(16 * width)
         self.pool = SpatialMean()
         self.head = nn.Linear(16 * width, classes)
@@ -311,14 +322,53 @@ class PreactResNet(nn.Module):
         return self.head(self.pool(F.relu(self.bn(h))))
 
 
-def _stages(block: Callable[..., nn.Module], n: int, channels: int, outs: Sequence[int]) -> nn.Sequential:
+class Checkpointed(nn.Sequential):
+    """Blocks one after the other; in training about √n groups of them, whose activations are computed again in the backward pass.
+
+    Nothing else differs: names, values, gradients, and the running statistics of batch norm, which the second pass leaves alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(x)
+        blocks, size = list(self), max(1, math.isqrt(len(self)))
+
+        def part(x: Tensor, start: int) -> Tensor:
+            for block in blocks[start : start + size]:
+                x = block(x)
+            return x
+
+        for start in range(0, len(blocks), size):
+            x = recomputed(part, x, start, use_reentrant=False, context_fn=lambda: (nullcontext(), _untracked(self)))
+        return x
+
+
+@contextmanager
+def _untracked(module: nn.Module) -> Iterator[None]:
+    """Batch norm in the statistics of the batch, which its running statistics do not see: they would be moved twice."""
+    norms = [(m, m.momentum, m.num_batches_tracked) for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    counted = [None if count is None else count.clone() for _, _, count in norms]
+    try:
+        for norm, _, _ in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for (norm, momentum, count), before in zip(norms, counted, strict=True):
+            norm.momentum = momentum
+            if count is not None and before is not None:
+                count.copy_(before)
+
+
+def _stages(
+    block: Callable[..., nn.Module], n: int, channels: int, outs: Sequence[int], checkpoint: bool
+) -> nn.Sequential:
     """Three stages of n blocks; the first block of each stage but the first has stride 2."""
     blocks = []
     for stage, out in enumerate(outs):
         for i in range(n):
             blocks.append(block(channels, out, stride=2 if stage > 0 and i == 0 else 1))
             channels = out
-    return nn.Sequential(*blocks)
+    return (Checkpointed if checkpoint else nn.Sequential)(*blocks)
 
 
 def _block_kinds(depth: int) -> list[str]:

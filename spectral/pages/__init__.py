@@ -62,6 +62,18 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Prototype:
+    """A sample as a picture (height, width) or (height, width, 3): its label, its ‖Jᵢ‖² over the mean, to which end it
+    belongs.
+    """
+
+    end: str
+    image: np.ndarray
+    label: int
+    value: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One metric of one matrix: per condition one number per seed, and what separates `true` from `random`.
 
@@ -151,7 +163,9 @@ class Report:
     `headline_metric` what it sums up. `facts` are sentences beside the cost, `training` one mapping per network, `trends` one
     per metric that moves along an axis, `products` one per network's matrix: how its products were computed. `blocks` are the
     spectra of diagonal blocks, their names in place of conditions, `parts` one mapping for each. `numbers` are shown where
-    there is no spectrum. `charts` and `listed`, one mapping for each row, are those of a study.
+    there is no spectrum. `expectation` is what others found or predict, `reference` who. `theory` are densities λρ(λ) of closed
+    forms, `stems` eigenvalues that stand apart, both for the first picture; `counts` are numbers of outliers against numbers of
+    classes, `prototypes` samples as pictures. `charts` and `listed`, one mapping for each row, are those of a study.
     """
 
     title: str
@@ -178,6 +192,12 @@ class Report:
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
+    expectation: str = ""
+    reference: str = ""
+    theory: list[Line] = field(default_factory=list)
+    stems: list[Line] = field(default_factory=list)
+    counts: list[Line] = field(default_factory=list)
+    prototypes: list[Prototype] = field(default_factory=list)
 
     @property
     def headline_rows(self) -> list[Row]:

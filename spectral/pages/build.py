@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from spectral.analysis import METRICS, power_law
+from spectral.analysis import METRICS, marchenko_pastur, outliers, power_law
+from spectral.analysis.theory import marchenko_pastur_density
 from spectral.experiments.cell import CellResult
+from spectral.experiments.datasets import Problem
 from spectral.experiments.effects import FITS, SCALE, MetricRow, refused
 from spectral.experiments.experiments import Outcome
+from spectral.quadrature.density import one_eigenvalue
 from spectral.spectrum import Spectrum
 
-from . import Curve, Line, Numbers, Report, Row, Subject, Verdict, tables, verdict
+from . import Curve, Line, Numbers, Prototype, Report, Row, Subject, Verdict, tables, verdict
 from .figures import DECADES
 
 KINDS = {
@@ -34,6 +37,15 @@ NAMES = {
     "true_label_alignment": "true-label alignment",
     "lambda_max": "λmax",
     "alpha": "tail exponent α",
+    "own_information_alignment": "own labels in the information space",
+    "true_information_alignment": "true labels in the information space",
+    "information_dimension": "information dimension",
+    "prototype_overlap": "shared tenth of the samples",
+    "outliers": "outliers",
+    "outlier_gap": "gap below the outliers",
+    "negative_mass": "negative mass",
+    "negative_fraction": "negative part of the eigenvalues",
+    "mp_ks": "distance to Marchenko–Pastur (KS)",
     "max_over_mean": "max / mean",
     "gini": "Gini coefficient",
     "mp_edge": "Marchenko–Pastur edge",
@@ -63,6 +75,15 @@ CONDITIONS = {
 OWN_METRICS = {
     "own_label_alignment": "energy of the labels trained on in the leading directions, ‖Uᵀy‖²/‖y‖², from 0 to 1",
     "true_label_alignment": "the same for the true labels",
+    "own_information_alignment": "the part of the energy of the labels trained on that lies in the information space, "
+    "the leading "
+    "directions that hold 90 % of the trace",
+    "true_information_alignment": "the same for the true labels",
+    "prototype_overlap": "the part of the tenth of the samples with the largest ‖Jᵢ‖² that is in that of another seed "
+    "too, mean over "
+    "the other seeds; chance gives 0.1, ± its standard deviation",
+    "outliers": "how many eigenvalues stand apart above the bulk, by the gap below them or above the edge of the bulk",
+    "outlier_gap": "the smallest of them over the largest eigenvalue of the bulk",
     "max_over_mean": "the largest of the n numbers ‖Jᵢ‖² over their mean, from 1 to n",
     "gini": "how unequal the n numbers ‖Jᵢ‖² are, 0 when all are equal",
     "block_gap": "the Frobenius norm of what lies outside of the diagonal blocks over that of the whole matrix, from 0 to 1",
@@ -89,6 +110,7 @@ COMPUTED = {  # of an operator's description: what the page says of its products
     "untested": "not tested",
 }
 NOT_COMPARED = {"dim", "zeros_fraction", *FITS.values()}  # known before anything is computed, or no number of a matrix
+SHOWN = 12  # samples at each end
 QUESTION_SINGLE = "How are the eigenvalues of this matrix spread, and how sure is that?"
 QUESTIONS = {
     "eigenvalues": "Which are the extreme eigenvalues of this matrix, and how far off may they be?",
@@ -122,10 +144,12 @@ def experiment(
     headline_metric: str,
     about: str,
     alpha_curve: bool,
+    problem: Problem | None = None,
 ) -> Report:
     """The report of an experiment; `metrics` are the rows shown (None: all), `headline` the matrices of the first picture.
 
-    `about` says in words how much the answer is an answer of (see `verdict.scope`).
+    `about` says in words how much the answer is an answer of (see `verdict.scope`), `problem` has the samples that all seeds
+    share.
     """
     result, asked = outcome.result, outcome.experiment
     cells = [r for r in result.cells if not r.cell.matrix.block]
@@ -135,13 +159,15 @@ def experiment(
     labels = labels_for(list(names), asked.words)
     curves = [Curve(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, r.spectrum) for r in cells]
     everything = [_row(row) for name in ordered for row in result.rows if row.matrix == name and row.values]
-    listed = metrics or tuple(dict.fromkeys(row.metric for row in everything))
+    listed = tuple(dict.fromkeys((headline_metric, *asked.asked, *(metrics or (row.metric for row in everything)))))
     rows = [row for name in ordered for m in listed for row in everything if (row.matrix, row.metric) == (name, m)]
     trained = {r.cell.network: r for r in result.cells if r.trained is not None}
     return Report(
         title=asked.name.replace("_", " ").capitalize(),
         question=asked.question,
-        verdict=_verdict(outcome, everything, headline_metric, labels, about),
+        verdict=_verdict(outcome, everything, curves, headline_metric, labels, about),
+        expectation=asked.expectation,
+        reference=asked.reference,
         curves=curves,
         rows=rows,
         headline=tuple(known),
@@ -159,7 +185,83 @@ def experiment(
         levels=asked.levels,
         trends=_trends(outcome, labels),
         facts=_facts(outcome, labels),
+        theory=_random_bulks(curves) if asked.rule == "of_noise" else [],
+        stems=_stems(cells) if asked.rule == "of_classes" else [],
+        counts=_counts(outcome) if asked.rule == "of_classes" else [],
+        prototypes=[] if problem is None else _prototypes(cells, problem, known),
     )
+
+
+def _random_bulks(curves: Sequence[Curve]) -> list[Line]:
+    """Of each condition's first seed λρ(λ) of the Marchenko–Pastur law nearest to its bulk, as a fraction of all eigenvalues."""
+    lines, first = [], {(c.matrix, c.condition): c for c in reversed(curves)}
+    for (matrix, condition), curve in first.items():
+        fit = marchenko_pastur(curve.spectrum)
+        if fit.upper > fit.lower > 0 and condition in ("real", "gaussian"):
+            x = np.linspace(fit.lower, fit.upper, 400)[1:-1]
+            ratio, sigma = fit.ratio, fit.sigma
+            if ratio > 1:  # the positive part is that of the transpose
+                ratio, sigma = 1 / ratio, sigma * math.sqrt(ratio)
+            y = x * marchenko_pastur_density(x, ratio, sigma) * fit.bulk / curve.spectrum.dim
+            lines.append(Line(matrix, condition, curve.seed, x, y, refused=not fit.accepted))
+    return lines
+
+
+def _stems(cells: Sequence[CellResult]) -> list[Line]:
+    """The outliers of the first seed, each as high as one eigenvalue is drawn."""
+    first = [r for r in cells if r.cell.seed == cells[0].cell.seed and r.metrics.get("outliers", 0) > 0]
+    pairs = [(r, outliers(r.spectrum).values) for r in first]
+    return [
+        Line(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, x, np.full(len(x), one_eigenvalue(r.spectrum.dim)))
+        for r, x in pairs
+    ]
+
+
+def _counts(outcome: Outcome) -> list[Line]:
+    """The number of outliers against that of classes: a line for each matrix and seed, before and after training."""
+    lines = []
+    numbers = {c.name: c.classes for c in outcome.experiment.settings.conditions}
+    when = {c.name: "init" if c.noise is None else "true" for c in outcome.experiment.settings.conditions}
+    for matrix in outcome.result.matrices:
+        own = [r for r in outcome.result.cells if r.cell.matrix.name == matrix]
+        for seed in dict.fromkeys(r.cell.seed for r in own):
+            for state in ("init", "true"):
+                pairs = [
+                    (numbers[r.cell.condition.name], r.metrics.get("outliers", math.nan))
+                    for r in own
+                    if r.cell.seed == seed and when[r.cell.condition.name] == state
+                ]
+                x, y = np.array(sorted(pairs), dtype=float).reshape(-1, 2).T
+                lines.append(Line(matrix, state, seed, x, y))
+    return lines
+
+
+def _prototypes(cells: Sequence[CellResult], problem: Problem, headline: Sequence[str]) -> list[Prototype]:
+    """The samples at both ends of the first matrix with numbers of single samples, by the mean over seeds of ‖Jᵢ‖²
+    over its mean.
+    """
+    given = {r.cell.matrix.name: r.cell.matrix for r in cells if r.samples and r.cell.condition.name == "true"}
+    matrix = next((given[name] for name in headline if name in given), None)
+    if matrix is None:
+        return []
+    x, y = problem.split(matrix.split)
+    shape = tuple(x.shape[1:])
+    side = math.isqrt(math.prod(shape))
+    if len(shape) == 1 and side * side == shape[0]:
+        images = x.reshape(len(x), side, side)
+    elif len(shape) == 3 and shape[0] in (1, 3):
+        images = x.movedim(1, -1).squeeze(-1) if shape[0] == 1 else x.movedim(1, -1)
+    else:
+        return []
+    own = np.array([r.samples for r in cells if r.cell.matrix == matrix and r.cell.condition.name == "true"])
+    relative = (own / own.mean(axis=1, keepdims=True)).mean(axis=0)
+    order = np.argsort(-relative, kind="stable")
+    ends = {"largest ‖Jᵢ‖²": order[:SHOWN], "smallest ‖Jᵢ‖²": order[::-1][:SHOWN]}
+    return [
+        Prototype(end, images[i].cpu().double().numpy(), int(y[i]), float(relative[i]))
+        for end, rows in ends.items()
+        for i in rows
+    ]
 
 
 def subject_of(result: CellResult) -> Subject:
@@ -196,14 +298,29 @@ def _parts(cells: Sequence[CellResult], labels: Mapping[str, str]) -> list[Mappi
     ]
 
 
-def _verdict(outcome: Outcome, rows: Sequence[Row], metric: str, labels: Mapping[str, str], about: str) -> Verdict:
-    """The answer to the question of an experiment: of two conditions, or of a swept axis."""
+def _verdict(
+    outcome: Outcome, rows: Sequence[Row], curves: Sequence[Curve], metric: str, labels: Mapping[str, str], about: str
+) -> Verdict:
+    """The answer to the question of an experiment by the rule that it names; else of two conditions, or of a swept axis."""
     asked, result = outcome.experiment, outcome.result
     missed = (len(result.untrained()), len({r.cell.network for r in result.cells if r.trained is not None}))
-    if any(row.metric == "block_gap" for row in rows):
+    trained = [c.name for c in asked.settings.conditions if c.noise is not None]
+    dims = {curve.matrix: curve.spectrum.dim for curve in curves}
+    if asked.rule == "of_blocks":
         return verdict.of_blocks(rows, labels, about=about)
     if any(row.metric == "alpha_correlation" for row in rows):
         return verdict.of_layers(rows, labels, about=about)
+    if asked.rule == "of_noise":
+        return verdict.of_noise(rows, labels, about=about, missed=missed)
+    if asked.rule == "of_index":
+        return verdict.of_index(curves, trained, labels, about=about, missed=missed)
+    if asked.rule == "of_prototypes":
+        return verdict.of_prototypes(rows, dims, labels, about=about, missed=missed)
+    if asked.rule == "of_classes":
+        classes = {c.name: c.classes for c in asked.settings.conditions if c.classes is not None}
+        return verdict.of_classes(rows, classes, trained, labels, about=about, missed=missed)
+    if asked.rule == "of_information":
+        return verdict.of_information(rows, dims, labels, about=about, missed=missed)
     if not asked.levels:
         return verdict.compared(rows, metric, labels, about=about, missed=missed)
     ends = [words for _, words in sorted((asked.levels[name], text) for name, text in asked.words.items())]
@@ -379,7 +496,9 @@ def _alignment(results: Sequence[CellResult]) -> list[Line]:
         if curve is not None:
             sizes = np.array(curve.sizes)
             x, y = np.append(0.0, sizes / sizes[-1]), np.append(0.0, np.array(curve.energies))
-            lines.append(Line(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, x, y))
+            at = r.metrics.get("information_dimension", math.nan) / sizes[-1]
+            inside = (at, float(np.interp(at, x, y))) if math.isfinite(at) else None
+            lines.append(Line(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, x, y, chosen=inside))
     return lines
 
 

@@ -37,7 +37,7 @@ from spectral.quadrature.density import (
     signed_floor,
 )
 
-from . import Curve, Line, Numbers, Row, conditions_of, matrices_of, of_matrix
+from . import Curve, Line, Numbers, Prototype, Row, conditions_of, matrices_of, of_matrix
 from .tables import d_text, number, opening, words
 
 COLOURS = {"init": "#767676", "true": "#0072B2", "random": "#D55E00"}
@@ -281,6 +281,20 @@ def draw_density(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style], 
     ax.set_ylabel(LABELS["signed" if signed else "log"], fontsize=9)
 
 
+def draw_known(ax: Axes, theory: Sequence[Line], stems: Sequence[Line], style: Mapping[str, Style]) -> None:
+    """Densities of closed forms as dashed lines, and eigenvalues that stand apart as stems, in the colours of their
+    conditions.
+    """
+    low, high = ax.get_ylim()
+    for line in theory:
+        shown = line.y > low
+        ax.plot(line.x[shown], line.y[shown], color=style[line.condition][0], linestyle=DASHES["dashed"], linewidth=1.1)
+    for line in stems:
+        ax.vlines(line.x, low, line.y, color=style[line.condition][0], linewidth=0.9)
+        ax.plot(line.x, line.y, "o", color=style[line.condition][0], markersize=2.6)
+    ax.set_ylim(low, max([high, *(1.6 * float(line.y.max()) for line in theory)]))
+
+
 def draw_cdf(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style]) -> None:
     """Overlaid distribution functions: the fraction of eigenvalues at or below λ, with the same bands."""
     half, signed = _common_grid(curves)
@@ -352,10 +366,13 @@ def landscape(
     labels: Mapping[str, str],
     levels: Mapping[str, float] | None = None,
     order: Sequence[str] = (),
+    theory: Sequence[Line] = (),
+    stems: Sequence[Line] = (),
 ) -> Picture:
     """A panel for each matrix: above the densities, below the metric that sums them up, seed by seed ("": the rows given).
 
-    `order` is that of the conditions; by default as they come.
+    `order` is that of the conditions; by default as they come. `theory` are densities of closed forms, drawn dashed, `stems`
+    single eigenvalues.
     """
     strips = {row.matrix: row for row in rows if metric in ("", row.metric) and row.matrix in matrices}
     names = [name for name in matrices if name in strips or of_matrix(curves, name)]
@@ -366,6 +383,7 @@ def landscape(
     def draw(name: str, *axes: Axes) -> None:
         if own := of_matrix(chosen, name):
             draw_density(axes[0], own, style)
+            draw_known(axes[0], of_matrix(theory, name), of_matrix(stems, name), style)
         if name in strips:
             draw_strip(axes[-1], strips[name], style, labels)
 
@@ -377,7 +395,11 @@ def landscape(
         return _alt_density(name, of_matrix(chosen, name), strips.get(name), labels)
 
     panels = _same_size(_by_matrix(names, labels, draw, alt, axes))
-    return Picture(panels, _keys(conditions, style, labels), band_note(chosen) if chosen else "")
+    note = band_note(chosen) if chosen else ""
+    note += " · dashed: the nearest Marchenko–Pastur law" * bool(
+        theory
+    ) + " · stems: outliers of the first seed" * bool(stems)
+    return Picture(panels, _keys(conditions, style, labels), note)
 
 
 def _by_matrix(
@@ -536,6 +558,88 @@ def _sorted_diagonal(given: Numbers) -> Picture:
     alt = f"{n} diagonal entries, sorted from {given.value.max():.3g} down to {given.value.min():.3g}."
     note = "bars: one standard error on both sides" if (error > 0).any() else "exact entries: a line without bars"
     return Picture((_panel(draw, "", alt, WIDE, [(2.8, BOTTOM)]),), (), note)
+
+
+# Classes, samples ----------------------------------------------------------------------------------------------------
+def counts(items: Sequence[Line], labels: Mapping[str, str]) -> Picture:
+    """The number of outliers against the number of classes C: a dot for each network, and the lines C − 1, C and C (C − 1)."""
+    style = styles(conditions_of(items))
+    most = max((float(np.nanmax(item.y)) for item in items if np.isfinite(item.y).any()), default=1.0)
+
+    def draw(name: str, ax: Axes) -> None:
+        own = of_matrix(items, name)
+        low, high = min(float(item.x[0]) for item in own), max(float(item.x[-1]) for item in own)
+        c = np.linspace(low, high, 100)
+        for y, text in ((c - 1, "C − 1"), (c, "C"), (c * (c - 1), "C (C − 1)")):
+            ax.plot(c, y, color=GREY, linewidth=0.9, linestyle=DASHES["dashed"])
+            ax.annotate(
+                text, (c[-1], y[-1]), (3, 0), textcoords="offset points", fontsize=8, va="center", color="#555555"
+            )
+        for place, item in enumerate(own):
+            shift = (place - (len(own) - 1) / 2) * 0.05
+            ax.plot(item.x + shift, item.y, "o", color=style[item.condition][0], markersize=5, alpha=0.75)
+        ax.set_yscale("symlog", linthresh=2)
+        ticks = [t for t in (0, 1, 2, 5, 10, 20, 50, 100, 200) if t <= 2 * max(most, high * (high - 1))]
+        ax.set_yticks(ticks, list(map(str, ticks)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.set_xlim(low - 0.4, high + 0.22 * (high - low) + 0.4)
+        ax.set_xticks(sorted({float(x) for item in own for x in item.x}))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.set_xlabel("classes C", fontsize=10)
+        ax.set_ylabel("outliers", fontsize=10)
+
+    def alt(name: str) -> str:
+        said = []
+        for condition in style:
+            own = [item for item in of_matrix(items, name) if item.condition == condition]
+            pairs = [
+                f"{y:.0f} of {x:g}" for item in own for x, y in zip(item.x, item.y, strict=True) if math.isfinite(y)
+            ]
+            said += [f"{words(condition, labels)}: {', '.join(pairs) or 'none known'}"]
+        return f"Outliers of so many classes, {words(name, labels)}; {'; '.join(said)}."
+
+    made = _by_matrix(matrices_of(items), labels, draw, alt)
+    return Picture(made, _keys(list(style), style, labels), "a dot for each network whose outliers could be counted")
+
+
+def prototypes(items: Sequence[Prototype]) -> Picture:
+    """Samples as pictures, a panel for each end; above each its class and its ‖Jᵢ‖² over the mean."""
+    ends = list(dict.fromkeys(item.end for item in items))
+    columns = 4
+
+    def panel(end: str) -> Panel:
+        own = [item for item in items if item.end == end]
+        rows = -(-len(own) // columns)
+        side = (NARROW - 0.2) / columns
+        figure = Figure(figsize=(NARROW, TOP + rows * (side + 0.02)), dpi=DPI)
+        canvas, tall = FigureCanvasAgg(figure), TOP + rows * (side + 0.02)
+        figure.text(0.5, 1 - 0.05 / tall, end, ha="center", va="top", fontsize=10, fontweight="bold")
+        for place, item in enumerate(own):
+            row, column = divmod(place, columns)
+            left, base = (0.1 + column * side) / NARROW, 1 - (TOP + (row + 1) * side) / tall
+            ax = figure.add_axes((left, base, 0.74 * side / NARROW, 0.74 * side / tall))
+            low, high = float(item.image.min()), float(item.image.max())
+            ax.imshow((item.image - low) / (high - low or 1.0), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_title(f"{item.label} · {_times(item.value)}", fontsize=8, pad=2)
+            ax.set_axis_off()
+        canvas.draw()
+        said = ", ".join(f"class {item.label} {_times(item.value)}" for item in own)
+        return Panel(
+            np.asarray(canvas.buffer_rgba()).copy(), f"Samples with the {end}, in times the mean: {said}.", figure
+        )
+
+    return Picture(
+        _same_size([panel(end) for end in ends]), (), "above each sample: its class · its ‖Jᵢ‖² in times the mean"
+    )
+
+
+def _times(value: float) -> str:
+    """A ratio with two significant digits.
+
+    >>> _times(23.4), _times(0.00012)
+    ('23×', '0.00012×')
+    """
+    return f"{value:.2g}×" if value < 1000 else f"{value:.0f}×"
 
 
 # Differences, lines --------------------------------------------------------------------------------------------------

@@ -75,14 +75,23 @@ class Finding:
 
 # Pictures ------------------------------------------------------------------------------------------------------------
 def draw(report: Report) -> dict[str, Picture]:
-    """All pictures of the report by name: landscape, cdf, esd, numbers, effects, blocks, alignment, alpha, training."""
+    """All pictures of the report by name: counts, prototypes, landscape, cdf, esd, numbers, effects, blocks,
+    alignment, alpha, training.
+    """
     made: dict[str, Picture] = {}
     labels, levels = report.labels, report.levels
+    if report.counts:
+        made["counts"] = figures.counts(report.counts, labels)
+    if report.prototypes:
+        made["prototypes"] = figures.prototypes(report.prototypes)
     if report.curves:
         shown = report.headline or tuple(matrices_of(report.curves)[:4])
         chosen = [curve for name in shown for curve in report.curves if curve.matrix == name]
         strips = [] if report.numbers or len(conditions_of(chosen)) < 2 else report.rows
-        made["landscape"] = figures.landscape(report.curves, strips, shown, report.headline_metric, labels, levels)
+        known = {"theory": report.theory, "stems": report.stems}
+        made["landscape"] = figures.landscape(
+            report.curves, strips, shown, report.headline_metric, labels, levels, **known
+        )
         made["cdf"] = figures.panels(chosen, "cdf", labels, levels)
         if len(matrices_of(report.curves)) > len(shown):
             made["esd"] = figures.panels(report.curves, "density", labels, levels)
@@ -95,7 +104,9 @@ def draw(report: Report) -> dict[str, Picture]:
     if report.alignment:
         made["alignment"] = figures.lines(
             report.alignment, labels, x_label="leading directions, part of all", y_label="part of the labels' energy",
-            note="one line per seed · dotted: directions that know nothing of the labels", levels=levels, chance=True,
+            note="one line per seed · dot: the information space, 90 % of the trace · dotted: directions that know "
+            "nothing of the "
+            "labels", levels=levels, chance=True,
         )  # fmt: skip
     if report.alpha:
         made["alpha"] = figures.lines(
@@ -124,6 +135,12 @@ def captions(report: Report) -> dict[str, str]:
     hollow = " (hollow: a refused fit)" if any(row.doubted()[0] for row in strips) else ""
     effect = ", d Cohen's effect size of true minus random labels" if any(row.effect for row in strips) else ""
     return {
+        "counts": "How many eigenvalues stand apart, against the number of classes, with the numbers that one mean a "
+        "class (C, or C − 1 "
+        "without their common direction) and one for each pair of classes, C (C − 1), would give.",
+        "prototypes": "The samples at both ends of the diagonal of the first matrix, networks trained on true labels, "
+        "mean over seeds: "
+        "those that the outputs depend on most, and least.",
         "numbers": "" if report.numbers is None else f"The {report.numbers.kind} of {report.title}, with their errors.",
         "landscape": f"Spectral densities{', overlaid' if multi else ''}. {small}"
         + (
@@ -345,8 +362,9 @@ def write(path: str | Path, report: Report, pictures: Mapping[str, Picture] | No
 
 
 def save_pictures(folder: str | Path, pictures: Mapping[str, Picture]) -> list[Path]:
-    """Write each picture as FOLDER/name.png and return the paths."""
-    paths = [Path(folder) / f"{name}.png" for name in pictures]
-    for path, picture in zip(paths, pictures.values(), strict=True):
-        path.write_bytes(picture.png())
+    """Write each picture as FOLDER/name.png, and as FOLDER/name.svg for print; return the paths."""
+    files = {f"{name}.{end}": getattr(picture, end) for name, picture in pictures.items() for end in ("png", "svg")}
+    paths = [Path(folder) / name for name in files]
+    for path, made in zip(paths, files.values(), strict=True):
+        path.write_bytes(made())
     return paths

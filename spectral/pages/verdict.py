@@ -8,15 +8,16 @@ names beforehand, never the one that came out best.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.special import stdtrit
 
+from spectral.estimators.functionals import NegativeMass, negative_mass
 from spectral.experiments.effects import SCALE, Trend
 from spectral.spectrum import Spectrum
 
-from . import Numbers, Row, Verdict, mean_and_error
+from . import Curve, Numbers, Row, Verdict, conditions_of, mean_and_error
 from .tables import matrices, with_error, words
 
 LEVEL = 0.05  # of the test of each matrix
@@ -41,13 +42,20 @@ def scope(networks: Sequence[int], what: str) -> str:
 
 # Two conditions ------------------------------------------------------------------------------------------------------
 def compared(
-    rows: Sequence[Row], metric: str, labels: Mapping[str, str], *, about: str = "", missed: tuple[int, int] = (0, 0)
+    rows: Sequence[Row],
+    metric: str,
+    labels: Mapping[str, str],
+    *,
+    expected: str = "",
+    about: str = "",
+    missed: tuple[int, int] = (0, 0),
 ) -> Verdict:
     """Whether `metric` tells the networks of true labels from those of random labels, seed by seed, over all matrices.
 
     Yes: on more than half of the matrices all seeds agree on the sign of the difference, the same sign, and Student's 95 %
     interval of the mean difference excludes zero, and fewer than a quarter have the other sign. No: on more than half of them
-    three seeds or more disagree on the sign. Undecided otherwise, for a metric of scale, where fits were refused, and where
+    three seeds or more disagree on the sign, or where `expected`, "smaller" or "larger", is the other sign. Undecided otherwise,
+    for a metric of scale, where fits were refused, and where
     `missed` (of all) networks missed their target loss. The numbers are those of the first row that agrees.
     """
     name = words(metric, labels)
@@ -80,7 +88,8 @@ def compared(
     if doubt := _doubt(metric, name, missed, seeds):
         return Verdict("undecided", f"Undecided: {body}, {doubt}{end}.")
     if 2 * sure > len(own) and against < CONTRARY * len(own):
-        return Verdict("yes", f"Yes: {body}{end}.")
+        answer = "yes" if expected in ("", lead) else "no"
+        return Verdict(answer, f"{answer.capitalize()}: {body}{end}.")
     if 2 * mixed > len(own) and seeds > 2:
         return Verdict("no", f"No: {body}{end}.")
     if against >= CONTRARY * len(own):
@@ -104,7 +113,11 @@ def _agreement(row: Row) -> tuple[str, bool]:
     """("smaller", "larger", "mixed" or "refused"; whether the interval of the mean difference excludes zero)."""
     if row.doubted("true", "random")[0]:
         return "refused", False
-    d = _differences(row)
+    return _sign(_differences(row))
+
+
+def _sign(d: np.ndarray) -> tuple[str, bool]:
+    """The same of differences, one a seed."""
     if not len(d) or not ((d < 0).all() or (d > 0).all()):
         return "mixed", False
     half = (
@@ -283,6 +296,195 @@ def of_layers(rows: Sequence[Row], labels: Mapping[str, str], *, about: str = ""
         f"{said['scale_correlation']}"
     )
     return Verdict(answer, f"{text}{f'; {about}' if about else ''}.")
+# Noise for inputs ----------------------------------------------------------------------------------------------------
+def of_noise(
+    rows: Sequence[Row], labels: Mapping[str, str], *, about: str = "", missed: tuple[int, int] = (0, 0)
+) -> Verdict:
+    """Whether Marchenko and Pastur's law holds for networks with Gaussian inputs.
+
+    Yes: it is accepted in more than half of their spectra, over matrices and seeds, and in fewer than half of those with real
+    inputs. No: it is refused in more than half of theirs. Undecided otherwise, and where networks missed their target loss.
+    """
+    held = {
+        name: [v for row in rows if row.metric == "mp_accepted" for v in row.values.get(name, ())]
+        for name in ("real", "gaussian")
+    }
+    ours, theirs = (held[name] for name in ("gaussian", "real"))
+    if not ours:
+        return Verdict("undecided", "Undecided: no spectrum of a network with Gaussian inputs has a bulk to look at.")
+    accepted, answer = int(sum(ours)), "undecided"
+    if 2 * accepted > len(ours) and 2 * sum(theirs) < max(len(theirs), 1):
+        answer = "yes"
+    elif 2 * accepted < len(ours):
+        answer = "no"
+    row = next((row for row in rows if row.metric == "mp_ks" and {"real", "gaussian"} <= set(row.values)), None)
+    body = f"the law holds in {accepted} of {len(ours)} spectra with Gaussian inputs"
+    body += f" and in {int(sum(theirs))} of {len(theirs)} with real ones"
+    if row is not None:
+        far = [with_error(*row.mean(name)) for name in ("gaussian", "real")]
+        spread = " (mean ± sd)" if len(row.values["real"]) > 1 else ""
+        body += f"; its CDF is {far[0]} away with Gaussian and {far[1]} with real inputs{spread}"
+        body += f" for the {words(row.matrix, labels)}"
+    return _given(answer, body, missed, about)
+
+
+# Classes -------------------------------------------------------------------------------------------------------------
+def of_classes(
+    rows: Sequence[Row],
+    classes: Mapping[str, int],
+    trained: Sequence[str],
+    labels: Mapping[str, str],
+    *,
+    about: str = "",
+    missed: tuple[int, int] = (0, 0),
+) -> Verdict:
+    """Whether trained networks of C classes have C − 1 or C outliers; `classes` are those of each condition.
+
+    Yes: more than half of all their spectra have so many; no: more than half have another number; undecided otherwise, as where
+    the spectra cannot tell, and where networks missed their target loss.
+    """
+    counts = {
+        name: [v for row in rows if row.metric == "outliers" for v in row.values.get(name, ())]
+        + [math.nan] * sum(name not in row.values for row in rows if row.metric == "outliers")
+        for name in classes
+    }
+    after = [(v, classes[name]) for name in trained for v in counts[name]]
+    before = [(v, classes[name]) for name in classes if name not in trained for v in counts[name]]
+    if not after:
+        return Verdict("undecided", "Undecided: no trained network has a curvature to look at.")
+
+    def share(pairs: list[tuple[float, int]], wanted: Callable[[int], int]) -> int:
+        return sum(v == wanted(c) for v, c in pairs)
+
+    one_less, one_each = share(after, lambda c: c - 1), share(after, lambda c: c)
+    unknown = sum(not math.isfinite(v) for v, _ in after)
+    others = sorted({f"{v:.0f} of {c} classes" for v, c in after if math.isfinite(v) and v not in (c - 1, c)})
+    fits = one_less + one_each
+    answer = "yes" if 2 * fits > len(after) else "no" if 2 * (len(after) - fits - unknown) > len(after) else "undecided"
+    body = f"C − 1 eigenvalues stand apart in {one_less} and C in {one_each} of {len(after)} spectra after training"
+    body += f", C from {min(classes.values())} to {max(classes.values())}"
+    if others:
+        body += f" (else {', '.join(others[:3])}{', …' if len(others) > 3 else ''})"
+    if unknown:
+        body += f", and {unknown} cannot tell"
+    if before:
+        pairs, each = share(before, lambda c: c * (c - 1)), share(before, lambda c: c)
+        body += f"; before training C (C − 1) in {pairs} and C in {each} of {len(before)}"
+    return _given(answer, body, missed, about)
+
+
+# Negative curvature --------------------------------------------------------------------------------------------------
+def of_index(
+    curves: Sequence[Curve],
+    trained: Sequence[str],
+    labels: Mapping[str, str],
+    *,
+    about: str = "",
+    missed: tuple[int, int] = (0, 0),
+) -> Verdict:
+    """Whether the Hessians of the conditions `trained` have no negative eigenvalue.
+
+    No: the 95 % interval of their number lies above 0 in every one; yes: it is 0 alone in every one; undecided otherwise,
+    and where networks missed their target loss. Intervals are those of `negative_mass`; exact eigenvalues are counted.
+    """
+    parts = {name: [negative_mass(c.spectrum) for c in curves if c.condition == name] for name in conditions_of(curves)}
+    after = [part for name in trained for part in parts.get(name, [])]
+    if not after:
+        return Verdict("undecided", "Undecided: no trained network has a Hessian to look at.")
+    some, none = (all(test(p.fraction) for p in after) for test in (lambda e: e.lower > 0, lambda e: e.upper <= 0))
+
+    def said(own: list[NegativeMass]) -> str:
+        fraction, mass = (100 * np.array([float(e) for e in part]) for part in zip(*own, strict=True))
+        low, high = 100 * min(float(p.fraction.lower) for p in own), 100 * max(float(p.fraction.upper) for p in own)
+        exact = (
+            " exactly"
+            if all(p.fraction.lower == p.fraction.upper for p in own)
+            else f" (95 %: {low:.3g} to {high:.3g} %)"
+        )
+        exact = f" ({low:.3g} to {high:.3g} %, counted)" if exact == " exactly" and len(own) > 1 else exact
+        return f"{fraction.mean():.3g} %{exact} of the eigenvalues are negative and hold {mass.mean():.2g} % of Σ|λ|"
+
+    order = [*trained, *(name for name in parts if name not in trained)]
+    body = "; ".join(f"{words(name, labels)}, {said(parts[name])}" for name in order if parts.get(name))
+    return _given("no" if some else "yes" if none else "undecided", body, missed, about)
+
+
+# Single samples ------------------------------------------------------------------------------------------------------
+def of_prototypes(
+    rows: Sequence[Row],
+    sizes: Mapping[str, int],
+    labels: Mapping[str, str],
+    *,
+    about: str = "",
+    missed: tuple[int, int] = (0, 0),
+) -> Verdict:
+    """Whether the diagonal of the probabilities is more unequal than that of the logits, and its largest samples are shared.
+
+    Of networks trained on true labels, split by split: unequal where the Gini coefficient of the probabilities is above that of
+    the logits on all seeds and Student's 95 % interval of the mean difference excludes zero; shared where the overlap of the
+    largest tenth exceeds chance by 3 standard deviations. Yes: both on every split; no: on every split one of them fails;
+    undecided otherwise, and where networks missed their target loss. `sizes` are the numbers of samples of each matrix.
+    """
+    known = {(row.matrix, row.metric): row for row in rows if "true" in row.values}
+    splits = [matrix for matrix, metric in known if metric == "prototype_overlap" and ".probs." in matrix]
+    if not splits:
+        return Verdict("undecided", "Undecided: fewer than two seeds share samples, so that nothing can be compared.")
+    both = []
+    for matrix in splits:
+        other = known.get((matrix.replace(".probs.", ".logits."), "gini"))
+        own, overlap = known[matrix, "gini"], known[matrix, "prototype_overlap"]
+        d = np.array([]) if other is None else np.array(own.values["true"]) - np.array(other.values["true"])
+        seeds, n = len(overlap.values["true"]), sizes[matrix]
+        chance = max(1, round(n / 10)) / n
+        away = np.mean(overlap.values["true"]) - chance
+        both.append((_sign(d) == ("larger", True), bool(away > 3 * overlap.errors["true"][0] * math.sqrt(2 / seeds))))
+    answer = "yes" if all(map(all, both)) else "undecided" if any(map(all, both)) else "no"
+    first = splits[0]
+    numbers = {metric: with_error(*known[first, metric].mean("true")) for metric in ("max_over_mean", "gini")}
+    shared = float(np.mean(known[first, "prototype_overlap"].values["true"]))
+    logits = known.get((first.replace(".probs.", ".logits."), "gini"))
+    against = "" if logits is None else f" (logits: {with_error(*logits.mean('true'))})"
+    body = (
+        f"of the {words(first, labels)} the largest is {numbers['max_over_mean']} times the mean and the Gini coefficient "
+        f"{numbers['gini']}{against}, and {100 * shared:.0f} % of the tenth that stands out is the same for two seeds, of which "
+        f"chance gives 10 %"
+    )
+    if len(splits) > 1:
+        unequal, alike = (sum(part) for part in zip(*both, strict=True))
+        body += f"; unequal in {unequal} and shared in {alike} of {len(splits)} splits"
+    return _given(answer, body, missed, about)
+
+
+def of_information(
+    rows: Sequence[Row],
+    sizes: Mapping[str, int],
+    labels: Mapping[str, str],
+    *,
+    about: str = "",
+    missed: tuple[int, int] = (0, 0),
+) -> Verdict:
+    """Whether labels lie in the information space more if they are true: `compared`, and how much chance would give.
+
+    `sizes` are the numbers of directions of each matrix.
+    """
+    chance = ""
+    for row in rows:
+        if row.metric == "information_dimension" and {"true", "random"} <= set(row.values) and not chance:
+            parts = [
+                f"{100 * row.mean(name)[0] / sizes[row.matrix]:.2g} % with {words(name, labels)}"
+                for name in ("true", "random")
+            ]
+            chance = f"that space is {' and '.join(parts)} of all directions, as much as chance gives"
+    said = f"{chance}; {about}" if chance and about else chance or about
+    return compared(rows, "own_information_alignment", labels, expected="larger", about=said, missed=missed)
+
+
+def _given(answer: str, body: str, missed: tuple[int, int], about: str) -> Verdict:
+    """The answer, undecided where networks missed their target loss."""
+    end = f"; {about}" if about else ""
+    if missed[0]:
+        answer, body = "undecided", f"{body}, {_doubt('', '', missed, 2)}"
+    return Verdict(answer, f"{answer.capitalize()}: {body}{end}.")
 
 
 # One matrix ----------------------------------------------------------------------------------------------------------
