@@ -28,7 +28,7 @@ class Experiment:
     `axis` says along what in words ("with depth"), `words` names each condition as a person reads it. `asked` are metrics
     that the question names beside the one of the first picture; `expected` is "falls" or "grows" where yes means that
     direction of it, "moves" where either is a yes, "" where the question is not one of yes or no. `rule` names the rule of
-    `spectral.report.verdict` that answers ("": two conditions, or a trend where there is an axis). `expectation` is what
+    `spectral.pages.verdict` that answers ("": two conditions, or a trend where there is an axis). `expectation` is what
     others found or predicted, `reference` who.
     """
 

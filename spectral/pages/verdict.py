@@ -296,6 +296,8 @@ def of_layers(rows: Sequence[Row], labels: Mapping[str, str], *, about: str = ""
         f"{said['scale_correlation']}"
     )
     return Verdict(answer, f"{text}{f'; {about}' if about else ''}.")
+
+
 # Noise for inputs ----------------------------------------------------------------------------------------------------
 def of_noise(
     rows: Sequence[Row], labels: Mapping[str, str], *, about: str = "", missed: tuple[int, int] = (0, 0)
