@@ -122,7 +122,8 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stdout == ""
     assert (
         done.stderr
-        == "spectral: There is no model=transformer; model is one of cnn, file, gpt, huggingface, minilm, mlp, resnet, small, smollm2.\n"
+        == "spectral: There is no model=transformer; model is one of cnn, file, gpt, huggingface, minilm, mlp, resnet, small, "
+        "smollm2.\n"
     )
 
 
