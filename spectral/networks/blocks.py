@@ -126,8 +126,11 @@ def blocks(A: Operator, partition: Any = None, *, by: str = "parameter") -> dict
 
 def _of_parameters(A: Operator) -> Any:
     """What can be restricted to some parameters: a curvature matrix, or the Jacobian of a Gram; None for other operators."""
-    inner = A.parts[0] if isinstance(A, Gram) and A.side == "right" and isinstance(A.parts[0], Jacobian) else A
-    return inner if isinstance(inner, Curvature | Jacobian) and inner.network.wrt == "params" else None
+    if isinstance(A, Gram):
+        inner: Any = A.parts[0] if A.side == "right" and isinstance(A.parts[0], Jacobian) else None
+    else:
+        inner = A if isinstance(A, Curvature) else None
+    return inner if inner is not None and inner.network.wrt == "params" else None
 
 
 def _restricted(inner: Any, names: dict[str, list[str]]) -> dict[str, Operator]:
