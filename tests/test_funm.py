@@ -215,7 +215,7 @@ def test_what_counts_eigenvalues_is_refused_in_a_sentence():
     refused = [
         lambda: s.count(0, 1), lambda: s.count_below(1.0), lambda: s.count_within(1.0), lambda: s.merge(s),
         lambda: spectral.power_law(s), lambda: spectral.marchenko_pastur(s), lambda: spectral.outliers(s),
-        lambda: spectral.summary(s), lambda: spectral.logdet(s), lambda: spectral.numerical_rank(s),
+        lambda: spectral.jackson(s), lambda: spectral.summary(s), lambda: spectral.logdet(s), lambda: spectral.numerical_rank(s),
     ]  # fmt: skip
     for ask in refused:
         with pytest.raises(ValueError, match="is about all eigenvalues, and this is the measure of one vector"):

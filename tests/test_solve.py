@@ -12,7 +12,7 @@ from spectral.krylov import linear
 RNG = np.random.default_rng(0)
 N = 60
 Q = np.linalg.qr(RNG.standard_normal((N, N)))[0]
-DEFINITE, INDEFINITE = (Q * np.geomspace(1e-3, 1, N)) @ Q.T, (Q * np.linspace(-1, 1.5, N)) @ Q.T
+DEFINITE, INDEFINITE = (Q * np.geomspace(1e-2, 1, N)) @ Q.T, (Q * np.linspace(-1, 1.5, N)) @ Q.T
 TALL = RNG.standard_normal((N, 20)) * np.geomspace(1, 1e-2, 20)
 b, B = RNG.standard_normal(N), RNG.standard_normal((N, 3))
 

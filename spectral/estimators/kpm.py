@@ -18,10 +18,11 @@ from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord, bounds, centre
 from spectral.krylov.lanczos import Lanczos, LanczosRecord
 from spectral.probes import check_seed
 from spectral.quadrature import gauss
+from spectral.quadrature.beta import pooled_variance
 from spectral.quadrature.jackson import jackson as damping
 from spectral.results import Density
 from spectral.schema import integer
-from spectral.spectrum import Spectrum
+from spectral.spectrum import Spectrum, hold_eigenvalues
 
 Interval = tuple[float, float]
 POINTS = 400
@@ -303,6 +304,7 @@ def jackson(spectrum: Spectrum, x: Any = None, *, moments: int | None = None, co
     >>> bool(d.value[0] == d.value[2] == 0 < d.value[1])
     True
     """
+    hold_eigenvalues(spectrum, "a density with the noise of probes")
     if not spectrum.records:
         raise ValueError("an exact spectrum has no moments to damp; use Spectrum.density.")
     if not 0 < confidence < 1:
@@ -326,7 +328,7 @@ def jackson(spectrum: Spectrum, x: Any = None, *, moments: int | None = None, co
     value[inside] = V @ (g * (norms @ mu_KM[:, :M] / norms.sum())) / root
     K = (V * g) @ chebvander(y, M - 1).T / root[:, None]
     variance[inside] = np.maximum(K**2 @ mass - (K @ mass) ** 2, 0.0)
-    noise = float(scipy.special.ndtri((1 + confidence) / 2)) * np.sqrt(spectrum.noise(variance))
+    noise = float(scipy.special.ndtri((1 + confidence) / 2)) * np.sqrt(pooled_variance(len(norms), r, variance))
     share = r / spectrum.dim
     return Density(
         points.reshape(-1),
