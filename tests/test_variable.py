@@ -295,7 +295,7 @@ def test_keywords_that_do_not_go_together_are_refused():
         own = nn.Sequential(nn.BatchNorm1d(D), nn.Linear(D, K)).double() if "statistics" in options else model
         with pytest.raises(ValueError, match=words):
             Hessian(own, nn.CrossEntropyLoss(), [(x, y)], **options)
-    with pytest.raises(ValueError, match="samples of one shape"):
+    with pytest.raises(ValueError, match="needs inputs of one shape"):
         Hessian(nn.AdaptiveAvgPool1d(1).double(), nn.MSELoss(), [(torch.zeros(1, 1, n).double(), torch.zeros(1, 1, 1).double())
                                                                 for n in (2, 3)], wrt="inputs")  # fmt: skip
 

@@ -126,8 +126,8 @@ def _checked_shape(model: DataModel, index: int, batch: Any, shape: tuple[int, .
         )
     if shape is not None and tuple(x.shape[1:]) != shape:
         raise ValueError(
-            f"wrt={model.wrt!r} needs samples of one shape, but batch {index} has {tuple(x.shape[1:])} after {shape}; pad or "
-            "crop them."
+            f"wrt={model.wrt!r} needs {_variable(model)[4:]} of one shape, but batch {index} has {tuple(x.shape[1:])} after "
+            f"{shape}; pad or crop them."
         )
     return tuple(x.shape[1:])
 
