@@ -428,7 +428,8 @@ def layers(
     found, A = _chosen(layers_of(model), params), _operator(model, data, loss, operator)
     parts = blocks(A) if A is not None else {}
     matrix = "J^T J" if isinstance(A, Gram) else type(A).__name__
-    rows, skipped = [], {}
+    rows: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
     eigenvalues: dict[str, Array] = {}
     spectra: dict[str, Spectrum] = {}
     with progress_bar(None, "layers", progress, unit="layer") as bar:

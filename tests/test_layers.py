@@ -134,6 +134,14 @@ def test_the_peak_does_not_grow_with_the_number_of_layers(tmp_path):
 
 
 # With data -------------------------------------------------------------------------------------------------------------
+def perceptron():
+    """Two layers of 9 singular values or more, 12 samples, everything in float64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 10), nn.Tanh(), nn.Linear(10, 9)).double()
+    x = torch.randn(12, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return model, [(x[:6], torch.arange(6) % 9), (x[6:], torch.arange(6) % 9)]
+
+
 def jacobian_of(model, data, name):
     W = dict(model.named_parameters())[name]
     rows = []
@@ -144,8 +152,8 @@ def jacobian_of(model, data, name):
 
 
 def test_data_give_the_block_of_the_jacobian_of_that_weight():
-    model, data = network(torch.float64), batches(torch.float64)
-    table = layers(model, data, params=["3", "5"], progress=False)
+    model, data = perceptron()
+    table = layers(model, data, params=["0", "2"], progress=False)
     for row in table:
         J = jacobian_of(model, data, f"{row['longname']}.weight")
         values = torch.linalg.svdvals(J).square()
@@ -156,36 +164,44 @@ def test_data_give_the_block_of_the_jacobian_of_that_weight():
         entropy = float(torch.exp(-torch.special.xlogy(p, p).sum()))
         assert abs(row["data_effective_rank"] - entropy) <= 4 * row["data_effective_rank_stderr"] + 1e-6
         assert not row["data_accepted"] and row["data_reason"]
-    assert set(table.spectra) == {"3", "5"} and table.meta["data"].startswith("2 probes of 50 steps")
+    assert set(table.spectra) == {"0", "2"} and table.meta["data"].startswith("2 probes of 50 steps")
 
 
 def test_a_loss_gives_the_block_of_the_gauss_newton_matrix_and_operator_names_another():
-    model, data = network(torch.float64), batches(torch.float64)
+    model, data = perceptron()
     G = spectral.GaussNewton(model, nn.CrossEntropyLoss(), data)
-    truth = float(torch.trace(spectral.blocks(G)["5.weight"] @ torch.eye(288, dtype=torch.float64)))
+    truth = float(torch.trace(spectral.blocks(G)["2.weight"] @ torch.eye(90, dtype=torch.float64)))
     for table in (
-        layers(model, data, nn.CrossEntropyLoss(), params=["5"], progress=False),
-        layers(model, operator=G, params=["5"], progress=False),
+        layers(model, data, nn.CrossEntropyLoss(), params=["2"], progress=False),
+        layers(model, operator=G, params=["2"], progress=False),
     ):
         (row,) = table
         assert row["data_matrix"] == "GaussNewton"
         assert abs(row["data_trace"] - truth) <= 4 * row["data_trace_stderr"] + 1e-9 * truth
-    (row,) = layers(model, data, nn.CrossEntropyLoss(), operator="hessian", params=["5"], progress=False)
-    assert row["data_matrix"] == "Hessian"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kind"), [("hessian", "Hessian"), ("fisher", "Fisher"), ("empirical_fisher", "EmpiricalFisher")]
+)
+def test_an_operator_is_named_by_a_word(name, kind):
+    model, data = perceptron()
+    (row,) = layers(model, data, nn.CrossEntropyLoss(), operator=name, params=["2"], progress=False)
+    assert row["data_matrix"] == kind and np.isfinite(row["data_trace"])
 
 
 def test_a_budget_is_that_of_each_layer():
-    model, data = network(torch.float64), batches(torch.float64)
-    table = layers(model, data, params=["3", "5"], budget=12, progress=False)
+    model, data = perceptron()
+    table = layers(model, data, params=["0", "2"], budget=12, progress=False)
     assert (table["data_products"] <= 12).all() and "budget 12" in table.meta["data"]
 
 
 def test_a_layer_that_the_operator_does_not_vary_has_no_numbers_and_says_so():
-    model, data = network(torch.float64), batches(torch.float64)
-    model[3].weight.requires_grad_(False)
-    three, five = layers(model, data, params=["3", "5"], progress=False)
-    assert np.isnan(three["data_trace"]) and three["data_reason"] == "The operator has no parameter of this name."
-    assert np.isfinite(five["data_trace"])
+    model, data = perceptron()
+    model[0].weight.requires_grad_(False)
+    first, second = layers(model, data, params=["0", "2"], progress=False)
+    assert np.isnan(first["data_trace"]) and first["data_reason"] == "The operator has no parameter of this name."
+    assert np.isfinite(second["data_trace"])
 
 
 @pytest.mark.parametrize(
@@ -292,12 +308,12 @@ def test_the_rank_correlation_is_scipys_and_its_interval_holds_the_truth():
         0,
         6 / np.pi * np.arcsin(0.25),
     )  # of a bivariate normal with correlation 1/2
-    for _ in range(150):
+    for _ in range(60):
         x = rng.standard_normal(25)
         y = 0.5 * x + np.sqrt(0.75) * rng.standard_normal(25)
         found = LayerTable(tuple({"a": a, "b": b} for a, b in zip(x, y, strict=True)), {}).correlation("a", "b")
         held += found.lower <= true <= found.upper
-    assert abs(held / 150 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 150)
+    assert abs(held / 60 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 60)
     with pytest.raises(ValueError, match="confidence"):
         table.correlation(confidence=1.0)
 

@@ -69,8 +69,8 @@ def test_small_singular_values_that_a_gram_matrix_loses_are_found_by_another_way
 
 def test_a_zero_matrix_and_one_of_low_rank_have_exact_ranks():
     assert squared_singular_values(torch.zeros(5, 3))[0].tolist() == [0, 0, 0]
-    low = gaussian(20, 3, 3) @ gaussian(3, 12, 4)
-    row, _ = columns([squared_singular_values(low.double())[0]], 20)
+    low = gaussian(20, 3, 3, torch.float64) @ gaussian(3, 12, 4, torch.float64)
+    row, _ = columns([squared_singular_values(low)[0]], 20)
     assert (row["matrix_rank"], row["rank_loss"]) == (3, 9)
     zero, _ = columns([np.zeros(4)], 5)
     assert (zero["status"], zero["matrix_rank"], zero["norm"]) == ("failed", 0, 0.0)
@@ -86,7 +86,7 @@ def test_what_is_not_finite_is_refused(bad):
 
 
 # The power law ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("n", [2, 5, 8, 19, 20, 61, 700])
+@pytest.mark.parametrize("n", [2, 5, 8, 19, 20, 61, 300])
 @pytest.mark.parametrize("law", ["pareto", "lognormal", "uniform", "gram"])
 def test_the_tail_is_that_of_a_loop_over_all_candidates(n, law):
     rng = np.random.default_rng(n)
@@ -103,9 +103,9 @@ def test_the_tail_is_that_of_a_loop_over_all_candidates(n, law):
     assert tail.spikes == np.count_nonzero(values >= xmin) and tail.xmax == values.max()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_leaving_candidates_out_by_some_of_their_points_loses_none(seed, monkeypatch):
-    values = np.concatenate([pareto(1500, 2.2, seed), np.random.default_rng(seed).uniform(0.2, 1, 1500)])
+    values = np.concatenate([pareto(700, 2.2, seed), np.random.default_rng(seed).uniform(0.2, 1, 700)])
     monkeypatch.setattr(weightwatcher, "BLOCK", 5000)
     monkeypatch.setattr(weightwatcher, "FEW", 5000)
     seen = []

@@ -352,13 +352,13 @@ def _curvature(
 
 def _layers(model: nn.Module, data: list[tuple[Tensor, ...]], settings: Settings) -> tuple[Spectrum, dict[str, float]]:
     """(squared singular values of all layers' weights, how their columns go with those of the same layers' curvature)."""
-    options = {"probes": settings.block_probes, "steps": settings.block_steps}
-    table = layers(model, data, nn.CrossEntropyLoss(), progress=False, **options)
+    loss, probes, steps = nn.CrossEntropyLoss(), settings.block_probes, settings.block_steps
+    table = layers(model, data, loss, probes=probes, steps=steps, progress=False)
     if len(table) < 4:
         raise ValueError(
             f"the model has {len(table)} layers with 8 singular values or more, and a correlation needs 4; use a deeper one."
         )
-    more = {}
+    more: dict[str, float] = {}
     for name, (x, y) in LAYERWISE.items():
         found = table.correlation(x, y)
         more |= {f"{name}_correlation": float(found), f"{name}_correlation_stderr": float(found.stderr)}
