@@ -54,6 +54,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "critical_sharpness": {},
 }
 OURS = {"A", "start", "guess", "budget", "checkpoint", "progress"}  # options that the watcher gives itself
+UNASKED = (
+    "top",
+    "critical_sharpness",
+)  # need not know what a product takes: one has a budget in seconds, the other makes none
 FIRST = 2.0  # training steps that making the operator is expected to take, before it was made
 SPARE = 1.25  # times what a reading has taken: what must be there before it begins
 SAVED = (
@@ -213,7 +217,8 @@ class Watcher:
     random vectors each time, so that what changes is the matrix.
 
     Readings wait until there is SPARE = 1.25 times what such a reading took before, at first what its products are expected to
-    take. The time that is left is also the budget of `top`, whose products nobody knows beforehand; where it ends early the
+    take. What making the operator takes nobody knows beforehand: it is made once two training steps' time has been earned, and
+    what it takes beyond that is earned before anything else begins. The time that is left is also the budget of `top`, whose products nobody knows beforehand; where it ends early the
     reading is not `complete`, and the next one waits for twice as long. In a torch.distributed group every rank calls it, and
     rank 0 decides and writes.
 
@@ -286,7 +291,7 @@ class Watcher:
                     break
                 if self.operator is None:
                     self._build()
-                elif room < math.inf and math.isnan(self._product):
+                elif what not in UNASKED and room < math.inf and math.isnan(self._product):
                     self._time_product()
                 else:
                     reading = self._read(what, step, self._waiting.pop(what), room)
@@ -394,8 +399,8 @@ class Watcher:
         """Seconds that the next thing to do for a reading of this kind is expected to take."""
         if self.operator is None:
             return FIRST * self.trained / self._calls if self._calls else math.inf
-        if math.isnan(self._product):
-            return self._built
+        if what not in self._costs and (what in UNASKED or math.isnan(self._product)):
+            return self._built / 2
         return self._costs.get(what, _expected_products(what, self.options[what]) * self._product)
 
     def _build(self) -> None:
@@ -434,6 +439,8 @@ class Watcher:
                     spectrum.save(path)
             spectrum = path
         seconds = self._count(what, begun, complete)
+        if A.products > products:
+            self._product = seconds / (A.products - products)
         reading = Reading(what, step, due, estimates, complete, seconds, A.products - products, spectrum)
         self.readings.append(reading)
         self._write(
@@ -691,10 +698,6 @@ def _options(what: Any) -> dict[str, dict[str, Any]]:
 
 def _expected_products(what: str, options: Mapping[str, Any]) -> float:
     """Of a first reading."""
-    if what == "top":
-        return 30.0 * options["k"]
-    if what == "critical_sharpness":
-        return 4.0  # a gradient is about one, and so are two forward passes
     return options.get("probes") * (options["steps"] if what == "esd" else 1)
 
 
