@@ -218,9 +218,9 @@ class Watcher:
 
     Readings wait until there is SPARE = 1.25 times what such a reading took before, at first what its products are expected to
     take. What making the operator takes nobody knows beforehand: it is made once two training steps' time has been earned, and
-    what it takes beyond that is earned before anything else begins. The time that is left is also the budget of `top`, whose products nobody knows beforehand; where it ends early the
-    reading is not `complete`, and the next one waits for twice as long. In a torch.distributed group every rank calls it, and
-    rank 0 decides and writes.
+    what it takes beyond that is earned before anything else begins. The time that is left is also the budget of `top`, whose
+    products nobody knows beforehand; where it ends early the reading is not `complete`, and the next one waits for twice as
+    long. In a torch.distributed group every rank calls it, and rank 0 decides and writes.
 
     References
     ----------
