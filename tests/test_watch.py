@@ -16,6 +16,7 @@ from torch import nn
 
 import spectral
 from spectral import Watcher
+from spectral.estimators import budget
 from spectral.watch import Skipped
 
 mpl.use("Agg")
@@ -43,9 +44,11 @@ class Clock:
 VALUES = np.append(np.linspace(0, 1, 50), [2.0, 5.0])
 
 
-def trained(steps, *, product=0.01, build=0.5, each=1.0, **options):
+def trained(steps, *, product=0.01, build=0.5, each=1.0, patch=None, **options):
     """A watcher over `steps` steps of a second each, and what it had watched and trained after each."""
     clock = Clock()
+    if patch is not None:
+        patch.setattr(budget, "time", SimpleNamespace(monotonic=clock))  # seconds of a budget are those of the clock
 
     def make():
         clock.now += build
@@ -61,8 +64,8 @@ def trained(steps, *, product=0.01, build=0.5, each=1.0, **options):
 
 
 @pytest.mark.parametrize(("share", "product"), [(0.02, 0.01), (0.05, 0.1), (1.0, 0.2)])
-def test_watching_never_takes_more_than_its_share_and_everything_due_is_read_or_skipped(share, product):
-    watcher, told = trained(200, every=25, share=share, product=product)
+def test_watching_never_takes_more_than_its_share_and_everything_due_is_read_or_skipped(share, product, monkeypatch):
+    watcher, told = trained(200, every=25, share=share, product=product, patch=monkeypatch)
     for watched, seconds in told:
         assert watched <= share * seconds + 1e-9
     kinds = list(watcher.options)
