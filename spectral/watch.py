@@ -129,7 +129,7 @@ class Reading:
         >>> Reading("trace", 3, 3, {"trace": Estimate(2.0, 0.5)}, True, 0.1, 10).numbers()
         {'trace/trace': 2.0, 'trace/trace_error': 0.5}
         """
-        found = {}
+        found: dict[str, float] = {}
         for name, e in self.estimates.items():
             low, high = _interval(e)
             found |= {f"{self.what}/{name}": float(e), f"{self.what}/{name}_error": (high - low) / 2}
@@ -432,21 +432,22 @@ class Watcher:
             self._skip(what, step, due, f"it failed: {first_line(problem)}")
             return None
         self._read_before.add(what)
+        kept: Any = spectrum
         if spectrum is not None and self.folder is not None:
             path = self.folder / f"esd-{self.session}-{step}.npz"
             if distributed.leads():
                 with persist.forgiving(path):
                     spectrum.save(path)
-            spectrum = path
+            kept = path
         seconds = self._count(what, begun, complete)
         if A.products > products:
             self._product = seconds / (A.products - products)
-        reading = Reading(what, step, due, estimates, complete, seconds, A.products - products, spectrum)
+        reading = Reading(what, step, due, estimates, complete, seconds, A.products - products, kept)
         self.readings.append(reading)
         self._write(
             "reading", step=step, due=due, what=what, seconds=seconds, products=reading.products, complete=complete,
             estimates={name: [_plain(x) for x in (e.value, e.stderr, e.lower, e.upper)] for name, e in estimates.items()},
-            file=spectrum.name if isinstance(spectrum, Path) else None,
+            file=kept.name if isinstance(kept, Path) else None,
         )  # fmt: skip
         if self._log is not None and estimates and distributed.leads():
             self._log(reading.numbers(), step)
@@ -474,10 +475,9 @@ class Watcher:
             return {}, True, slq(A, **options, progress=False)
         if callable(options.get("direction")):
             options["direction"] = options["direction"]()
-        before = [
-            r.estimates[what].value for r in self.readings if r.what == what and 0 < r.estimates[what].value < math.inf
-        ]
-        found = critical_sharpness(A, **options, guess=before[-1] if before else None)
+        before = [float(r.estimates[what]) for r in self.readings if r.what == what]
+        near = [value for value in before if 0 < value < math.inf]
+        found = critical_sharpness(A, **options, guess=near[-1] if near else None)
         return {what: found}, True, None
 
     # The history ------------------------------------------------------------------------------------------------------
@@ -703,9 +703,8 @@ def _expected_products(what: str, options: Mapping[str, Any]) -> float:
 
 def _interval(e: Estimate) -> tuple[float, float]:
     """What bounds an estimate: its own bounds, or a standard error to each side."""
-    value, error = float(e), float(e.stderr)
-    low, high = (value - error if math.isnan(e.lower) else e.lower), (value + error if math.isnan(e.upper) else e.upper)
-    return float(low), float(high)
+    value, error, low, high = float(e), float(e.stderr), float(e.lower), float(e.upper)
+    return value - error if math.isnan(low) else low, value + error if math.isnan(high) else high
 
 
 def _plain(x: Any) -> Any:
