@@ -698,7 +698,7 @@ def _options(what: Any) -> dict[str, dict[str, Any]]:
 
 def _expected_products(what: str, options: Mapping[str, Any]) -> float:
     """Of a first reading."""
-    return options.get("probes") * (options["steps"] if what == "esd" else 1)
+    return float(options["probes"] or 20) * (options["steps"] or 100 if what == "esd" else 1)
 
 
 def _interval(e: Estimate) -> tuple[float, float]:
