@@ -24,7 +24,7 @@ from torch import nn
 import spectral
 from spectral.experiments.models import gpt
 
-BATCH, LENGTH, VOCABULARY = 16, 32, 256
+BATCH, LENGTH, VOCABULARY = 16, 64, 256
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     tokens = (
         torch.randint(VOCABULARY, (64, LENGTH + 1)).cumsum(1) % VOCABULARY
     )  # the next is not independent of the last
-    plain = gpt(vocabulary=VOCABULARY, length=LENGTH, width=64, depth=3, heads=4)
+    plain = gpt(vocabulary=VOCABULARY, length=LENGTH, width=128, depth=3, heads=4)
     other = copy.deepcopy(plain)
     loss = nn.CrossEntropyLoss()
     optimizers = {model: torch.optim.AdamW(model.parameters(), 1e-3) for model in (plain, other)}

@@ -4,7 +4,7 @@ One learns to call a `Watcher` after each training step, what its share of the t
 descent with a step eta is stable where lambda_max is below 2/eta: here lambda_max rises to that edge, swings about it, and
 settles there (Cohen et al. 2021). The critical sharpness, from a gradient and a few forward passes, follows from below.
 
-    python examples/watch_training.py [FOLDER]     # about 20 s; writes watch_training.png
+    python examples/watch_training.py [FOLDER]     # about 30 s; writes watch_training.png
 """
 
 from __future__ import annotations

@@ -54,6 +54,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "critical_sharpness": {},
 }
 OURS = {"A", "start", "guess", "budget", "checkpoint", "progress"}  # options that the watcher gives itself
+UNASKED = (
+    "top",
+    "critical_sharpness",
+)  # need not know what a product takes: one has a budget in seconds, the other makes none
 FIRST = 2.0  # training steps that making the operator is expected to take, before it was made
 SPARE = 1.25  # times what a reading has taken: what must be there before it begins
 SAVED = (
@@ -125,7 +129,7 @@ class Reading:
         >>> Reading("trace", 3, 3, {"trace": Estimate(2.0, 0.5)}, True, 0.1, 10).numbers()
         {'trace/trace': 2.0, 'trace/trace_error': 0.5}
         """
-        found = {}
+        found: dict[str, float] = {}
         for name, e in self.estimates.items():
             low, high = _interval(e)
             found |= {f"{self.what}/{name}": float(e), f"{self.what}/{name}_error": (high - low) / 2}
@@ -213,9 +217,10 @@ class Watcher:
     random vectors each time, so that what changes is the matrix.
 
     Readings wait until there is SPARE = 1.25 times what such a reading took before, at first what its products are expected to
-    take. The time that is left is also the budget of `top`, whose products nobody knows beforehand; where it ends early the
-    reading is not `complete`, and the next one waits for twice as long. In a torch.distributed group every rank calls it, and
-    rank 0 decides and writes.
+    take. What making the operator takes nobody knows beforehand: it is made once two training steps' time has been earned, and
+    what it takes beyond that is earned before anything else begins. The time that is left is also the budget of `top`, whose
+    products nobody knows beforehand; where it ends early the reading is not `complete`, and the next one waits for twice as
+    long. In a torch.distributed group every rank calls it, and rank 0 decides and writes.
 
     References
     ----------
@@ -286,7 +291,7 @@ class Watcher:
                     break
                 if self.operator is None:
                     self._build()
-                elif room < math.inf and math.isnan(self._product):
+                elif what not in UNASKED and room < math.inf and math.isnan(self._product):
                     self._time_product()
                 else:
                     reading = self._read(what, step, self._waiting.pop(what), room)
@@ -394,8 +399,8 @@ class Watcher:
         """Seconds that the next thing to do for a reading of this kind is expected to take."""
         if self.operator is None:
             return FIRST * self.trained / self._calls if self._calls else math.inf
-        if math.isnan(self._product):
-            return self._built
+        if what not in self._costs and (what in UNASKED or math.isnan(self._product)):
+            return self._built / 2
         return self._costs.get(what, _expected_products(what, self.options[what]) * self._product)
 
     def _build(self) -> None:
@@ -427,19 +432,22 @@ class Watcher:
             self._skip(what, step, due, f"it failed: {first_line(problem)}")
             return None
         self._read_before.add(what)
+        kept: Any = spectrum
         if spectrum is not None and self.folder is not None:
             path = self.folder / f"esd-{self.session}-{step}.npz"
             if distributed.leads():
                 with persist.forgiving(path):
                     spectrum.save(path)
-            spectrum = path
+            kept = path
         seconds = self._count(what, begun, complete)
-        reading = Reading(what, step, due, estimates, complete, seconds, A.products - products, spectrum)
+        if A.products > products:
+            self._product = seconds / (A.products - products)
+        reading = Reading(what, step, due, estimates, complete, seconds, A.products - products, kept)
         self.readings.append(reading)
         self._write(
             "reading", step=step, due=due, what=what, seconds=seconds, products=reading.products, complete=complete,
             estimates={name: [_plain(x) for x in (e.value, e.stderr, e.lower, e.upper)] for name, e in estimates.items()},
-            file=spectrum.name if isinstance(spectrum, Path) else None,
+            file=kept.name if isinstance(kept, Path) else None,
         )  # fmt: skip
         if self._log is not None and estimates and distributed.leads():
             self._log(reading.numbers(), step)
@@ -467,10 +475,9 @@ class Watcher:
             return {}, True, slq(A, **options, progress=False)
         if callable(options.get("direction")):
             options["direction"] = options["direction"]()
-        before = [
-            r.estimates[what].value for r in self.readings if r.what == what and 0 < r.estimates[what].value < math.inf
-        ]
-        found = critical_sharpness(A, **options, guess=before[-1] if before else None)
+        before = [float(r.estimates[what]) for r in self.readings if r.what == what]
+        near = [value for value in before if 0 < value < math.inf]
+        found = critical_sharpness(A, **options, guess=near[-1] if near else None)
         return {what: found}, True, None
 
     # The history ------------------------------------------------------------------------------------------------------
@@ -691,18 +698,13 @@ def _options(what: Any) -> dict[str, dict[str, Any]]:
 
 def _expected_products(what: str, options: Mapping[str, Any]) -> float:
     """Of a first reading."""
-    if what == "top":
-        return 30.0 * options["k"]
-    if what == "critical_sharpness":
-        return 4.0  # a gradient is about one, and so are two forward passes
-    return options.get("probes") * (options["steps"] if what == "esd" else 1)
+    return float(options["probes"] or 20) * (options["steps"] or 100 if what == "esd" else 1)
 
 
 def _interval(e: Estimate) -> tuple[float, float]:
     """What bounds an estimate: its own bounds, or a standard error to each side."""
-    value, error = float(e), float(e.stderr)
-    low, high = (value - error if math.isnan(e.lower) else e.lower), (value + error if math.isnan(e.upper) else e.upper)
-    return float(low), float(high)
+    value, error, low, high = float(e), float(e.stderr), float(e.lower), float(e.upper)
+    return value - error if math.isnan(low) else low, value + error if math.isnan(high) else high
 
 
 def _plain(x: Any) -> Any:

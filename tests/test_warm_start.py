@@ -72,7 +72,7 @@ def test_held_pairs_are_measured_by_the_first_products_alone():
     assert warm.meta["missed"] == 0.1 and cold.meta == {}
 
 
-@pytest.mark.parametrize(("k", "part"), [(1, 0.3), (3, 0.4)])
+@pytest.mark.parametrize(("k", "part"), [(1, 0.3), pytest.param(3, 0.4, marks=pytest.mark.slow)])
 def test_training_that_moves_slowly_takes_three_tenths_of_the_cold_products(k, part):
     """A Gauss-Newton matrix and its largest eigenvalues, after each step of gradient descent: products are counted."""
     torch.manual_seed(1)

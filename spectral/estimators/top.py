@@ -261,7 +261,7 @@ def top(
     block = integer(block, "block", "block size", 1, n)
     settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": block, "basis": basis}
     sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis)}
-    given, begin = (0, None) if start is None else _start(op, start, sizes["most"])
+    given, begin = _start(op, start, sizes["most"])
     if begin is not None and op.shards is None:  # of pieces every rank has others, and no checkpoint takes them
         settings["start"] = arrays.checksum(begin)
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
@@ -294,8 +294,10 @@ def top(
     )
 
 
-def _start(op: Operator, start: Any, most: int) -> tuple[int, torch.Tensor]:
+def _start(op: Operator, start: Any, most: int) -> tuple[int, torch.Tensor | None]:
     """(how many vectors were given, an orthonormal basis (r, n) of their span), or one sentence about what does not fit."""
+    if start is None:
+        return 0, None
     if not arrays.is_array(start):
         raise TypeError(
             f"start is a {type(start).__name__}; use an array (n, j), such as the vectors of an earlier run."
@@ -608,5 +610,5 @@ class Search:
         state, rest = self.state, self.state.dim - self.state.locked
         if rest < 2 or self.key(values).max() >= level:
             return False
-        mass = sum(state.beyond(x) for x in {level, -level} if self.key(np.float64(x)) == level)
+        mass = sum(state.beyond(x) for x in {level, -level} if self.key(np.array(x)) == level)
         return bool(scipy.special.betainc(0.5, (rest - 1) / 2, min(mass, 1.0)) <= self.missed)

@@ -133,6 +133,10 @@ class RestartedKrylov(ABC):
         values, _, residuals = self.pairs()
         return values, residuals
 
+    def beyond(self, x: float) -> float:
+        """At most so much of a single start vector's squared length, over all, lies at x and beyond; 1 where nothing is known."""
+        return 1.0
+
     def restart_cost(self, count: int) -> int:
         """Products that `restart` with so many pairs takes."""
         return 0
