@@ -44,7 +44,8 @@ def page(tmp_path_factory) -> str:
 
 
 def said_first(page: str, names: list[str]) -> None:
-    first = page.index("<figure")
+    first = page.index("</header>")
+    assert first < page.index("<figure")
     for name in names:
         assert f"<b>{name}:</b>" in page[:first] and f"<h2>{name}</h2>" in page[first:]
 
