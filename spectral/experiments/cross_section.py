@@ -27,7 +27,7 @@ from spectral.results import Array, Estimate
 
 PLANES = {"eigenvectors": "the top two eigenvectors", "random": "two filter-normalised random directions"}
 LENGTH = 1e-5  # of the steps of second differences: no kink of a ReLU is likely so near, and rounding is far below
-RISE = 2.0  # nats: how far the quadratic along the first eigenvector rises to the end of its picture
+RISE = 2.0  # nats, of which the loss rises by at most twice so many along the first eigenvector in its picture
 
 
 def cross_section(settings: Settings, *, points: int = 31, checkpoints: int = 12) -> Study:
@@ -85,7 +85,11 @@ def _plane(settings: Settings, plane: str, points: int, parts: Parts, networks: 
         if plane == "eigenvectors":
             found = top(H, 2, tol=1e-6, progress=False)
             D, known, error = found.vectors, found.values, found.residuals
-            radius = math.sqrt(2 * RISE / max(float(known[0]), 1e-12))
+            radius = math.sqrt(2 * RISE / max(float(known[0]), 1e-12))  # of the quadratic, which the loss soon leaves
+            with torch.no_grad():
+                while max(_loss(model, x, y, theta + s * radius * D[:, 0]) for s in (-1, 1)) > 2 * RISE:
+                    radius /= 1.5
+                vector_to_parameters(theta, model.parameters())
         else:
             D = torch.stack([filter_normalised(model, stream(seed, "directions"), i) for i in range(2)], 1)
             known, error, radius = (D * (H @ D)).sum(0).double().cpu().numpy(), np.zeros(2), 1.0

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from spectral.experiments.study import Findings, Lines, Sheet, Study, Surfaces
 
@@ -70,7 +71,7 @@ def _drawn(draw, title: str, alt: str, projection: str | None) -> Panel:  # type
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     ax = figure.add_subplot(projection=projection)
-    ax.set_title(title, fontsize=9.5, fontweight="bold")
+    ax.set_title(title, fontsize=9, fontweight="bold")
     ax.tick_params(labelsize=8)
     draw(figure, ax)
     canvas.draw()
@@ -86,7 +87,7 @@ def _contours(sheet: Sheet, z: np.ndarray, z_label: str, figure: Figure, ax) -> 
         ax.plot(*sheet.path[:-1].T, ".", color="#D55E00", markersize=4)
         ax.plot(*sheet.path[0], "o", color="#D55E00", markersize=6)
     ax.plot(0, 0, "*", color="white", markeredgecolor="black", markersize=11)
-    bar = figure.colorbar(filled, ax=ax)
+    bar = figure.colorbar(filled, ax=ax, ticks=MaxNLocator(6))
     bar.set_label(f"log₁₀ {z_label}", fontsize=8.5)
     bar.ax.tick_params(labelsize=8)
     ax.set_xlabel(sheet.x_label, fontsize=9)
@@ -99,4 +100,5 @@ def _space(sheet: Sheet, z: np.ndarray, z_label: str, figure: Figure, ax) -> Non
     ax.set_xlabel(sheet.x_label, fontsize=8)
     ax.set_ylabel(sheet.y_label, fontsize=8)
     ax.set_zlabel(f"log₁₀ {z_label}", fontsize=8)
+    ax.locator_params(nbins=5)
     ax.view_init(elev=32, azim=-55)
