@@ -419,7 +419,8 @@ def test_a_minimum_has_no_negative_curvature_and_a_saddle_has_some_in_every_netw
     said = verdict.of_index([start, hessian("true", 0, saddle), hessian("true", 1, saddle)], ["true"], {})
     assert said.answer == "no"
     assert said.sentence == (
-        "No: true, 1 of 4 eigenvalues are negative and hold 12 % of Σ|λ|; init, 2 of 4 eigenvalues are negative and hold 50 % of Σ|λ|."
+        "No: true, 1 of 4 eigenvalues are negative and hold 12 % of Σ|λ|; "
+        "init, 2 of 4 eigenvalues are negative and hold 50 % of Σ|λ|."
     )
     assert verdict.of_index([start, hessian("true", 0, bowl)], ["true"], {}).answer == "yes"
     assert verdict.of_index([hessian("true", 0, bowl), hessian("true", 1, saddle)], ["true"], {}).answer == "undecided"
