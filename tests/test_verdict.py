@@ -470,6 +470,6 @@ def test_labels_in_the_information_space_are_those_of_the_rule_if_they_are_the_m
     said = verdict.of_information(rows(0.6, 0.1), {"m0": 100}, LABELS, about="one network")
     assert said.answer == "yes" and "is larger with true labels on all 5 seeds in 1 of 1 matrix" in said.sentence
     assert said.sentence.endswith(
-        "; that space is 10 % with true and 30 % with random of all directions, as much as chance gives; one network."
+        "; chance gives, with true and with random labels, 10 and 30 % of the first matrix; one network."
     )
     assert verdict.of_information(rows(0.1, 0.6), {"m0": 100}, LABELS).answer == "no"

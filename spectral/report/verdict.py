@@ -446,20 +446,20 @@ def of_information(
     about: str = "",
     missed: tuple[int, int] = (0, 0),
 ) -> Verdict:
-    """Whether labels lie in the information space more if they are true: `compared`, and how much chance would give.
+    """Whether labels lie in the information space more if they are true, by `compared`, and what chance would give.
 
-    `sizes` are the numbers of directions of each matrix.
+    `sizes` are the numbers of directions of each matrix: a space of r of n directions holds r/n of labels that know nothing of it.
     """
-    chance = ""
-    for row in rows:
-        if row.metric == "information_dimension" and {"true", "random"} <= set(row.values) and not chance:
-            parts = [
-                f"{100 * row.mean(name)[0] / sizes[row.matrix]:.2g} % with {words(name, labels)}"
-                for name in ("true", "random")
-            ]
-            chance = f"that space is {' and '.join(parts)} of all directions, as much as chance gives"
-    said = f"{chance}; {about}" if chance and about else chance or about
-    return compared(rows, "own_information_alignment", labels, expected="larger", about=said, missed=missed)
+    known = {(row.matrix, row.metric): row for row in rows if {"true", "random"} <= set(row.values)}
+    said = []
+    for matrix, metric in known:
+        space = known.get((matrix, "information_dimension"))
+        if metric == "own_information_alignment" and space is not None:
+            chance = [f"{100 * space.mean(name)[0] / sizes[matrix]:.2g}" for name in ("true", "random")]
+            said.append(f"{' and '.join(chance)} % of the {words(matrix, labels)}")
+    clause = f"chance gives, with true and with random labels, {', '.join(said)}" if said else ""
+    about = "; ".join(text for text in (clause, about) if text)
+    return compared(rows, "own_information_alignment", labels, expected="larger", about=about, missed=missed)
 
 
 def _given(answer: str, body: str, missed: tuple[int, int], about: str) -> Verdict:
