@@ -448,7 +448,7 @@ def of_information(
 ) -> Verdict:
     """Whether labels lie in the information space more if they are true, by `compared`, and what chance would give.
 
-    `sizes` are the numbers of directions of each matrix: a space of r of n directions holds r/n of labels that know nothing of it.
+    `sizes` are the directions of each matrix: a space of r of n directions holds r/n of labels that know nothing of it.
     """
     known = {(row.matrix, row.metric): row for row in rows if {"true", "random"} <= set(row.values)}
     said = []
