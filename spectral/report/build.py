@@ -44,7 +44,7 @@ NAMES = {
     "outlier_gap": "gap below the outliers",
     "negative_mass": "negative mass",
     "negative_fraction": "negative part of the eigenvalues",
-    "mp_ks": "distance to Marchenko–Pastur (KS)",
+    "mp_ks": "KS to Marchenko–Pastur",
     "max_over_mean": "max / mean",
     "gini": "Gini coefficient",
     "mp_edge": "Marchenko–Pastur edge",
