@@ -444,8 +444,8 @@ def test_a_minimum_has_no_negative_curvature_and_a_saddle_has_some_in_every_netw
     said = verdict.of_index([start, hessian("true", 0, saddle), hessian("true", 1, saddle)], ["true"], {})
     assert said.answer == "no"
     assert said.sentence == (
-        "No: true, 25 % (25 to 25 %, counted) of the eigenvalues are negative and hold 12 % of Σ|λ|; "
-        "init, 50 % exactly of the eigenvalues are negative and hold 50 % of Σ|λ|."
+        "No: true, 1 of 4 eigenvalues are negative and hold 12 % of Σ|λ|; "
+        "init, 2 of 4 eigenvalues are negative and hold 50 % of Σ|λ|."
     )
     assert verdict.of_index([start, hessian("true", 0, bowl)], ["true"], {}).answer == "yes"
     assert verdict.of_index([hessian("true", 0, bowl), hessian("true", 1, saddle)], ["true"], {}).answer == "undecided"
@@ -495,6 +495,6 @@ def test_labels_in_the_information_space_are_those_of_the_rule_if_they_are_the_m
     said = verdict.of_information(rows(0.6, 0.1), {"m0": 100}, LABELS, about="one network")
     assert said.answer == "yes" and "is larger with true labels on all 5 seeds in 1 of 1 matrix" in said.sentence
     assert said.sentence.endswith(
-        "; that space is 10 % with true and 30 % with random of all directions, as much as chance gives; one network."
+        "; chance gives, with true and with random labels, 10 and 30 % of the first matrix; one network."
     )
     assert verdict.of_information(rows(0.1, 0.6), {"m0": 100}, LABELS).answer == "no"

@@ -269,7 +269,7 @@ def hessian_index(settings: Settings) -> Experiment:
         "hessian_index",
         "Does training end in a minimum, or in a point from which the loss still curves down in some directions?",
         settings,
-        asked=("negative_mass", "lambda_min", "lambda_max"),
+        asked=("negative_fraction", "lambda_min", "lambda_max"),
         rule="of_index",
         expectation="Points of low loss have few directions of negative curvature, and those are shallow: nearly "
         "minima, and more so "

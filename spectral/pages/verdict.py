@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from spectral.estimators.functionals import NegativeMass, negative_mass
+from spectral.estimators.functionals import negative_mass
 from spectral.experiments.effects import SCALE, Trend
 from spectral.spectrum import Spectrum
 
@@ -389,26 +389,29 @@ def of_index(
     No: the 95 % interval of their number lies above 0 in every one; yes: it is 0 alone in every one; undecided otherwise,
     and where networks missed their target loss. Intervals are those of `negative_mass`; exact eigenvalues are counted.
     """
-    parts = {name: [negative_mass(c.spectrum) for c in curves if c.condition == name] for name in conditions_of(curves)}
-    after = [part for name in trained for part in parts.get(name, [])]
+    groups = {name: [c.spectrum for c in curves if c.condition == name] for name in conditions_of(curves)}
+    parts = {name: [negative_mass(spectrum) for spectrum in own] for name, own in groups.items()}
+    after = [part.fraction for name in trained for part in parts.get(name, [])]
     if not after:
         return Verdict("undecided", "Undecided: no trained network has a Hessian to look at.")
-    some, none = (all(test(p.fraction) for p in after) for test in (lambda e: e.lower > 0, lambda e: e.upper <= 0))
+    answer = "no" if all(e.lower > 0 for e in after) else "yes" if all(e.upper <= 0 for e in after) else "undecided"
 
-    def said(own: list[NegativeMass]) -> str:
-        fraction, mass = (100 * np.array([float(e) for e in part]) for part in zip(*own, strict=True))
-        low, high = 100 * min(float(p.fraction.lower) for p in own), 100 * max(float(p.fraction.upper) for p in own)
-        exact = (
-            " exactly"
-            if all(p.fraction.lower == p.fraction.upper for p in own)
-            else f" (95 %: {low:.3g} to {high:.3g} %)"
-        )
-        exact = f" ({low:.3g} to {high:.3g} %, counted)" if exact == " exactly" and len(own) > 1 else exact
-        return f"{fraction.mean():.3g} %{exact} of the eigenvalues are negative and hold {mass.mean():.2g} % of Σ|λ|"
+    def said(name: str) -> str:
+        fraction, mass = (100 * np.array([float(e) for e in part]) for part in zip(*parts[name], strict=True))
+        low, high = min(p.fraction.lower for p in parts[name]), max(p.fraction.upper for p in parts[name])
+        dims = {s.dim for s in groups[name]}
+        if all(s.is_exact for s in groups[name]) and len(dims) == 1:
+            (n,) = dims
+            ends = dict.fromkeys(f"{edge * n:.0f}" for edge in (low, high))
+            part = f"{' to '.join(ends)} of {n:,} eigenvalues are negative"
+        else:
+            part = (
+                f"{fraction.mean():.3g} % of the eigenvalues are negative (95 %: {100 * low:.3g} to {100 * high:.3g} %)"
+            )
+        return f"{words(name, labels)}, {part} and hold {mass.mean():.2g} % of Σ|λ|"
 
     order = [*trained, *(name for name in parts if name not in trained)]
-    body = "; ".join(f"{words(name, labels)}, {said(parts[name])}" for name in order if parts.get(name))
-    return _given("no" if some else "yes" if none else "undecided", body, missed, about)
+    return _given(answer, "; ".join(said(name) for name in order if parts.get(name)), missed, about)
 
 
 # Single samples ------------------------------------------------------------------------------------------------------
@@ -465,20 +468,20 @@ def of_information(
     about: str = "",
     missed: tuple[int, int] = (0, 0),
 ) -> Verdict:
-    """Whether labels lie in the information space more if they are true: `compared`, and how much chance would give.
+    """Whether labels lie in the information space more if they are true, by `compared`, and what chance would give.
 
-    `sizes` are the numbers of directions of each matrix.
+    `sizes` are the directions of each matrix: a space of r of n directions holds r/n of labels that know nothing of it.
     """
-    chance = ""
-    for row in rows:
-        if row.metric == "information_dimension" and {"true", "random"} <= set(row.values) and not chance:
-            parts = [
-                f"{100 * row.mean(name)[0] / sizes[row.matrix]:.2g} % with {words(name, labels)}"
-                for name in ("true", "random")
-            ]
-            chance = f"that space is {' and '.join(parts)} of all directions, as much as chance gives"
-    said = f"{chance}; {about}" if chance and about else chance or about
-    return compared(rows, "own_information_alignment", labels, expected="larger", about=said, missed=missed)
+    known = {(row.matrix, row.metric): row for row in rows if {"true", "random"} <= set(row.values)}
+    said = []
+    for matrix, metric in known:
+        space = known.get((matrix, "information_dimension"))
+        if metric == "own_information_alignment" and space is not None:
+            chance = [f"{100 * space.mean(name)[0] / sizes[matrix]:.2g}" for name in ("true", "random")]
+            said.append(f"{' and '.join(chance)} % of the {words(matrix, labels)}")
+    clause = f"chance gives, with true and with random labels, {', '.join(said)}" if said else ""
+    about = "; ".join(text for text in (clause, about) if text)
+    return compared(rows, "own_information_alignment", labels, expected="larger", about=about, missed=missed)
 
 
 def _given(answer: str, body: str, missed: tuple[int, int], about: str) -> Verdict:
