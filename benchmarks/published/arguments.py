@@ -58,7 +58,7 @@ def products() -> Iterator[Argument]:
 
 def linear_rnn() -> Iterator[Argument]:
     """After T steps the logarithms of the first i exponents' volume are off by at most ln κ(Λ^i V), V the eigenvectors."""
-    n, T, worst, first = 24, 3800, 0.0, 0.0
+    n, T, worst, first = random_matrices.UNITS, random_matrices.STEPS, 0.0, 0.0
     for seed in range(4):
         V = np.linalg.eig(random_matrices.linear_network(1, n, seed)[0].weight.detach().numpy())[1]
         s = np.log(np.linalg.svd(V, compute_uv=False))

@@ -103,12 +103,15 @@ def lyapunov_exponents(factors, n: int, burn: int = 0) -> np.ndarray:
     return np.array(logs[burn:])
 
 
+UNITS, BURN, STEPS = 24, 200, 1000  # of the linear recurrence
+
+
 def linear_rnn() -> Row:
-    n, steps, gaps, largest = 24, 4000, [], []
+    n, gaps, largest = UNITS, [], []
     for seed in range(4):
         cell = linear_network(1, n, seed)
         A = spectral.Jacobian(cell, [torch.zeros(1, n).double()], wrt="inputs")
-        found = lyapunov_exponents((A for _ in range(steps)), n, burn=200).mean(0)
+        found = lyapunov_exponents((A for _ in range(BURN + STEPS)), n, burn=BURN).mean(0)
         truth = np.sort(np.log(np.abs(np.linalg.eigvals(cell[0].weight.detach().numpy()))))[::-1]
         gaps.append(np.abs(found - truth).max())
         largest.append(found[0] - truth[0])

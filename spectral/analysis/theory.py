@@ -370,7 +370,7 @@ def jacobian_variance(
     if layers < 1 or (width is not None and width < 2):
         raise ValueError(f"layers={layers}, width={width}: give layers >= 1 and width >= 2.")
     _, slope = _activation(activation)
-    mu, mu_2 = (_mean(lambda h, k=k: slope(h) ** (2 * k), q) for k in (1, 2))
+    mu, mu_2 = _mean(lambda h: slope(h) ** 2, q), _mean(lambda h: slope(h) ** 4, q)
     if width is None:
         return float(layers * (mu_2 / mu**2 - 1 + (weights == "gaussian")))
     # With M the Gram so far and P = W M Wᵀ: E P_ij P_kl = alpha δ_ij δ_kl + beta (δ_ik δ_jl + δ_il δ_jk)
