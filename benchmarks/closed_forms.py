@@ -139,19 +139,13 @@ def _densities(ax: Any, pair: Pair) -> None:
     edges = np.linspace(0, high, 61)
     ax.hist(measured, edges, color=BAR, weights=np.full(len(measured), 1 / (pair.measured.dim * (edges[1] - edges[0]))))
     x, each = law[::-1], 8  # eigenvalues in a cell of the law's density, but for what stands alone at the top
-    bulk = x if x[-1] - x[-2] < 10 * (x[-2] - x[-3]) else x[:-1]
+    bulk = x if x[-1] - x[-2] < 4 * (x[-2] - x[-3]) else x[:-1]
     ends = np.unique(np.append(bulk[::each], bulk[-1]))
-    counts = np.diff(np.searchsorted(bulk, ends, side="left"))
-    ax.plot((ends[1:] + ends[:-1]) / 2, counts / np.diff(ends) / pair.law.dim, color=INK, lw=1.8)
+    widths, counts = np.diff(ends), np.diff(np.searchsorted(bulk, ends, side="left"))
+    gap = np.r_[False, (widths[1:-1] > 4 * widths[:-2]) & (widths[1:-1] > 4 * widths[2:]), False]
+    ax.plot((ends[1:] + ends[:-1]) / 2, np.where(gap, np.nan, counts / widths / pair.law.dim), color=INK, lw=1.8)
     if len(bulk) < len(x):
-        ax.annotate(
-            "alone",
-            (x[-1], 0),
-            (x[-1], 0.08 * ax.get_ylim()[1]),
-            ha="center",
-            color=INK,
-            arrowprops={"color": INK, "width": 1},
-        )
+        ax.plot(x[-1], 0, "^", ms=12, color=INK, clip_on=False)
     ax.set(xlabel="λ", ylabel="density", xlim=(0, high))
 
 

@@ -204,11 +204,16 @@ def arguments() -> argparse.Namespace:
         type=Path,
         help="write the table as Markdown, between a page's marks",
     )
+    parser.add_argument(
+        "--update", action="store_true", help="with --only: put these rows into the run that --json names"
+    )
     parser.add_argument("--html", metavar="FILE", type=Path, help="write the table as a page")
     options = parser.parse_args()
     unknown = sorted(set(options.only or []) - set(expectations()))
     if unknown or options.workers < 1:
         parser.error(f"{', '.join(unknown)} is no row; --list names them." if unknown else "use 1 process or more.")
+    if options.update and not (options.json and options.json.exists()):
+        parser.error("--update needs a --json FILE that is there.")
     return options
 
 
@@ -220,7 +225,7 @@ def measured(rows: list[Record], workers: int) -> Record:
     began, stored = time.perf_counter(), {"environment": environment([]), "workers": workers, "rows": []}
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for row in pool.map(run, rows):
-            stored["rows"].append(row)
+            stored["rows"].append({**row, "commit": stored["environment"].get("commit", "unknown")})
             print(f"{row['verdict']:6} {row['name']:26} {row['cpu_seconds']:6.1f} s  {row['paper']}", flush=True)
             for number in row["numbers"]:
                 quantity, expected, ours, slack, verdict = cells(row, number)
@@ -243,6 +248,13 @@ def rejudged(stored: Record) -> Record:
     return {**stored, "rows": rows}
 
 
+def updated(old: Record, new: Record) -> Record:
+    """A stored run in which the rows of a later one stand in for its own."""
+    later = {row["name"]: row for row in new["rows"]}
+    rows = [later.pop(row["name"], row) for row in old["rows"]] + list(later.values())
+    return {**old, "rows": rows, "seconds": round(sum(row["seconds"] for row in rows) / old["workers"], 1)}
+
+
 def main() -> int:
     options = arguments()
     rows = [row for name, row in expectations().items() if not options.only or name in options.only]
@@ -254,6 +266,8 @@ def main() -> int:
         if options.show
         else measured(rows, min(options.workers, len(rows)))
     )
+    if options.update:
+        stored = updated(json.loads(options.json.read_text()), stored)
     print(summary(stored))
     for path, text in ((options.json, lambda: json.dumps(stored, indent=1)), (options.html, lambda: page(stored))):
         if path:

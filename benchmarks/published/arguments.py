@@ -158,6 +158,7 @@ def _kernel(
     alpha: float,
     sizes: tuple[int, ...],
     rest: float,
+    xmin: float | None = None,
 ) -> Iterator[Argument]:
     """How far eigenvalues and alpha of the mean kernel at these points are off the law; `rest`, relative, is for the width."""
     values, start = np.linalg.eigvalsh(gram / len(gram))[::-1], 0
@@ -165,7 +166,7 @@ def _kernel(
         found, expected = values[start : start + size].mean(), float(law[start])
         yield row, name, expected, abs(found - expected) + rest * expected
         start += size
-    fit = power_law(Spectrum.from_eigenvalues(values[values > 1e-12], zeros=int((values <= 1e-12).sum())))
+    fit = power_law(Spectrum.from_eigenvalues(values[values > 1e-12], zeros=int((values <= 1e-12).sum())), xmin=xmin)
     yield row, "alpha", alpha, abs(fit.alpha - alpha)
 
 
@@ -177,8 +178,8 @@ def circle_and_sphere() -> Iterator[Argument]:
          ("eigenvalue of degree 0", "of degree 1, mean of three", "of degree 3, mean of seven"), 5 / 3, 10_000),
     ):  # fmt: skip
         spectrum = theory.relu_kernel_on_sphere(p, 3)
-        law = np.repeat(*spectrum.atoms)[::-1]
-        yield from _kernel(row, theory.relu_gram(X.numpy(), 1) / p, law, names, alpha, sizes, 10 / width)
+        law, xmin = np.repeat(*spectrum.atoms)[::-1], kernels.resolved(len(X)) if p == 3 else None
+        yield from _kernel(row, theory.relu_gram(X.numpy(), 1) / p, law, names, alpha, sizes, 10 / width, xmin)
         yield row, "eigenvalues that are 0", len(X) / 2 - 1, 0.0
     n, spectrum = 240, theory.two_layer_ntk_on_circle(2)
     theta = np.abs((np.arange(n) * 2 * np.pi / n + np.pi) % (2 * np.pi) - np.pi)

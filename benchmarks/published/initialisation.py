@@ -79,7 +79,7 @@ def isometry_tanh_critical() -> Row:
 
 
 FISHER = {"tanh": {"sigma_w": 3**0.5, "sigma_b": 0.64**0.5}, "relu": {"sigma_w": 2**0.5, "sigma_b": 0.1**0.5}}
-FISHER_WIDTHS, FISHER_SAMPLES = (500, 500, 500, 4), 50
+FISHER_WIDTHS, FISHER_SAMPLES = (300, 300, 300, 4), 50
 
 
 def karakida() -> Row:

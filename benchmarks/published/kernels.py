@@ -106,9 +106,9 @@ def zeros_of(spectrum: spectral.Spectrum) -> float:
     return float(np.sum(eigenvalues(spectrum) <= spectrum.rounding))
 
 
-def exponent(spectra: list[spectral.Spectrum]) -> Measured:
+def exponent(spectra: list[spectral.Spectrum], xmin: float | None = None) -> Measured:
     """The mean alpha, with the sigma of one fit: the kernel is the same for all seeds."""
-    fits = [spectral.power_law(s) for s in spectra]
+    fits = [spectral.power_law(s, xmin=xmin) for s in spectra]
     accepted, tail = sum(f.accepted for f in fits), np.mean([f.tail for f in fits])
     note = f"{accepted} of {len(fits)} accepted, {tail:.0f} eigenvalues"
     return Measured(float(np.mean([f.alpha for f in fits])), float(np.mean([f.sigma for f in fits])), note)
@@ -126,6 +126,13 @@ def relu_circle() -> Row:
     }
 
 
+def resolved(n: int) -> float:
+    """An eigenvalue just below the harmonics that n points tell apart: odd degrees k ≤ √n/2, as the points integrate 2k."""
+    degree = int(n**0.5 / 2 - 1) // 2 * 2 + 1
+    law = theory.relu_kernel_on_sphere(3, degree + 2).atoms.values
+    return float((law[0] * law[1]) ** 0.5)
+
+
 def relu_sphere() -> Row:
     spectra = [spectral.exact(relu_jacobian(sphere(SPHERE), 10_000, seed)) for seed in range(3)]
     top = np.array([eigenvalues(s)[:11] for s in spectra])
@@ -134,7 +141,7 @@ def relu_sphere() -> Row:
         "of degree 1, mean of three": over_seeds(top[:, 1:4].mean(1)),
         "of degree 3, mean of seven": over_seeds(top[:, 4:].mean(1)),
         "eigenvalues that are 0": Measured(float(np.mean([zeros_of(s) for s in spectra])), 0.0, f"of {SPHERE}"),
-        "alpha": exponent(spectra),
+        "alpha": exponent(spectra, resolved(SPHERE)),
     }
 
 

@@ -49,10 +49,10 @@ def papyan() -> Row:
             if C == 4:
                 Q = spectral.as_operator(class_means(model, x, y, C))
                 without = spectral.I - Q @ Q.T
-                before = spectral.top(G, 1, tol=1e-4, progress=False).values[0]
-                ratios.append(spectral.top(without @ G @ without, 1, tol=1e-4, progress=False).values[0] / before)
+                least = spectral.top(G, C - 1, tol=1e-4, progress=False).values[-1]
+                ratios.append(spectral.top(without @ G @ without, 1, tol=1e-4, progress=False).values[0] / least)
         row[f"outliers of {C} classes"] = Measured(float(np.mean(counts)), 0.0, "; ".join(said))
-    row["lambda_max without the class means, over lambda_max"] = over_seeds(ratios)
+    row["lambda_max without the class means, over the least outlier of 4 classes"] = over_seeds(ratios)
     return row
 
 
@@ -120,7 +120,7 @@ def cohen_gradient_descent() -> Row:
     row = {}
     for eta in (0.1, 0.05):
         found = [
-            full_batch(seed, lambda p, eta=eta: torch.optim.SGD(p, lr=eta), 1500, 25, 16, lambda H, _: H)
+            full_batch(seed, lambda p, eta=eta: torch.optim.SGD(p, lr=eta), 1500, 50, 8, lambda H, _: H)
             for seed in range(3)
         ]
         first = np.mean([a for a, _ in found]) * eta / 2
@@ -149,7 +149,7 @@ def cohen_adam() -> Row:
     for eta in (1e-3, 5e-4):
         found = [
             full_batch(
-                seed, lambda p, eta=eta: torch.optim.Adam(p, lr=eta, betas=(BETA_1, BETA_2)), 4000, 50, 16, adam_scaled
+                seed, lambda p, eta=eta: torch.optim.Adam(p, lr=eta, betas=(BETA_1, BETA_2)), 3000, 100, 8, adam_scaled
             )
             for seed in range(3)
         ]
