@@ -3,6 +3,7 @@
 # make check  ruff and mypy only        make test-slow  the long tests and the examples      make bench  the benchmarks
 # make docs   the site: these pages, the gallery, a reference made from the docstrings
 # make gpu    on a machine with a GPU: the tests that need one, then benchmarks/gpu.py; GPU_PYTHON=python3 takes another interpreter
+# make papers  published numbers against ours (docs/papers.md): about 5 minutes on two idle cores, benchmarks/results/papers.json
 # make test-versions  the fast tests on the lowest and the newest dependencies (docs/versions.md); 5 to 6 GB each in VERSIONS
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +18,7 @@ GPU_SECONDS ?= 270
 RESULTS ?= benchmarks/results
 BENCHMARKS := product_cost short_runs model_table accuracy time_to_accuracy
 
-.PHONY: demo test check test-slow test-versions test-lowest test-newest docs bench gpu clean
+.PHONY: demo test check test-slow test-versions test-lowest test-newest docs bench papers gpu clean
 demo: $(VENV)/.demo
 	$(BIN)/spectral
 
@@ -43,6 +44,9 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.dev
 	for script in $(wildcard $(BENCHMARKS:%=benchmarks/%.py)); do $(BIN)/python $$script || exit 1; done
+
+papers: $(VENV)/.demo
+	$(BIN)/python benchmarks/papers.py --json $(RESULTS)/papers.json --html $(RESULTS)/papers.html
 
 # nothing is installed: the interpreter has a torch that sees the card, numpy, scipy, tqdm, safetensors, jinja2, matplotlib and pytest
 gpu:

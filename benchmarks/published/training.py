@@ -1,0 +1,224 @@
+"""Rows about trained networks: outliers, batch norm, the edge of stability, blocks, sloppiness, the information space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations, pairwise
+
+import numpy as np
+import scipy
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import spectral
+from published.measured import Measured, eigenvalues, over_seeds
+from spectral.experiments import datasets, models
+from spectral.experiments.training import train
+
+Row = dict[str, Measured]
+
+
+def some_classes(problem: datasets.Problem, C: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The training samples of the first C classes, in float64."""
+    kept = problem.y_train < C
+    return problem.x_train[kept].double(), problem.y_train[kept]
+
+
+def class_means(model: nn.Module, x: torch.Tensor, y: torch.Tensor, C: int) -> torch.Tensor:
+    """(P, C) orthonormal, the span of Papyan's δ_c: Σ_{c'≠c} p_c' ∇ loss(x_i, c') is ∇ p_ic, averaged over class c."""
+    probs = model(x).softmax(1)
+    means = [probs[y == c, c].mean() for c in range(C)]
+    parameters = list(model.parameters())
+    rows = [torch.cat([g.reshape(-1) for g in torch.autograd.grad(m, parameters, retain_graph=True)]) for m in means]
+    return torch.linalg.qr(torch.stack(rows, dim=1))[0]
+
+
+def papyan() -> Row:
+    row, ratios = {}, []
+    for C in (4, 10):
+        counts, said = [], []
+        for seed in range(3):
+            x, y = some_classes(datasets.mnist(train=600, test=10, seed=seed), C)
+            model = models.mlp(784, (64, 64), C, seed=seed).double()
+            train(model, x, y, target_loss=0.02, max_epochs=400, lr=1e-3, seed=seed, progress=False)
+            G = spectral.GaussNewton(model, nn.CrossEntropyLoss(), [(x, y)])
+            found = spectral.outliers(spectral.slq(G, probes=2, steps=80, seed=seed, progress=False))
+            counts.append(float(found.count) if found.accepted else np.nan)
+            said.append(str(found))
+            if C == 4:
+                Q = spectral.as_operator(class_means(model, x, y, C))
+                without = spectral.I - Q @ Q.T
+                least = spectral.top(G, C - 1, tol=1e-4, progress=False).values[-1]
+                ratios.append(spectral.top(without @ G @ without, 1, tol=1e-4, progress=False).values[0] / least)
+        row[f"outliers of {C} classes"] = Measured(float(np.mean(counts)), 0.0, "; ".join(said))
+    row["lambda_max without the class means, over the least outlier of 4 classes"] = over_seeds(ratios)
+    return row
+
+
+def ghorbani() -> Row:
+    logs: dict[str, list[float]] = {"none": [], "batch": [], "population": []}
+    for seed in range(4):
+        problem = datasets.digits(train=300, test=10, seed=seed, image=True)
+        batch = [(problem.x_train, problem.y_train)]
+        for norm in (False, True):
+            model = models.cnn(width=8, norm=norm, seed=seed)
+            train(model, problem.x_train, problem.y_train, target_loss=0.05, max_epochs=300, seed=seed, progress=False)
+            for name in ("batch", "population") if norm else ("none",):
+                H = spectral.Hessian(
+                    model, nn.CrossEntropyLoss(), batch, statistics="batch" if name == "batch" else "population"
+                )
+                values = spectral.top(H, 10, tol=1e-3, seed=seed, progress=False).values
+                logs[name].append(float(np.log(values[0] / values[9])))
+    plain, batch, population = (np.array(logs[name]) for name in ("none", "batch", "population"))
+    told = "lambda_1/lambda_10: " + ", ".join(f"{name} {np.exp(np.mean(v)):.3g}" for name, v in logs.items())
+    return {
+        "ln of the ratio of lambda_1/lambda_10, no batch norm to batch norm": over_seeds(plain - batch, told),
+        "the same, population to batch statistics": over_seeds(population - batch),
+    }
+
+
+def squared_loss(output: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """½‖f − y‖² summed, and the samples: Cohen et al.'s squared loss."""
+    return 0.5 * ((output - batch[1]) ** 2).sum(), len(output)
+
+
+def tanh_mlp(sizes: tuple[int, ...], seed: int) -> nn.Sequential:
+    """Weights N(0, 1/fan-in), biases 0, float64."""
+    g, parts = torch.Generator().manual_seed(seed), []
+    for fan_in, out in pairwise(sizes):
+        layer = nn.Linear(fan_in, out).double()
+        with torch.no_grad():
+            layer.weight.normal_(0.0, fan_in**-0.5, generator=g)
+            layer.bias.zero_()
+        parts += [layer, nn.Tanh()]
+    return nn.Sequential(*parts[:-1])
+
+
+def full_batch(
+    seed: int, optimiser: Callable[[list[nn.Parameter]], torch.optim.Optimizer], steps: int, every: int, last: int,
+    matrix: Callable[[spectral.Operator, torch.optim.Optimizer], spectral.Operator],
+) -> tuple[float, float]:  # fmt: skip
+    """Full-batch training on squared loss; (λ_max of `matrix` at first, its mean over the last `last` looks)."""
+    problem = datasets.digits(train=200, test=10, seed=seed)
+    x, y = problem.x_train.double(), F.one_hot(problem.y_train, 10).double()
+    model = tanh_mlp((64, 64, 64, 10), seed)
+    step, seen = optimiser(list(model.parameters())), []
+    with torch.random.fork_rng():
+        for k in range(1, steps + 1):
+            step.zero_grad()
+            total, n = squared_loss(model(x), (x, y))
+            (total / n).backward()
+            step.step()
+            if k == 1 or (k > steps - every * last and k % every == 0):
+                H = spectral.Hessian(model, squared_loss, [(x, y)], preflight=k == 1)
+                seen.append(spectral.top(matrix(H, step), 1, tol=1e-4, seed=k, progress=False).values[0])
+    return float(seen[0]), float(np.mean(seen[1:]))
+
+
+def cohen_gradient_descent() -> Row:
+    row = {}
+    for eta in (0.1, 0.05):
+        found = [
+            full_batch(seed, lambda p, eta=eta: torch.optim.SGD(p, lr=eta), 1500, 50, 8, lambda H, _: H)
+            for seed in range(3)
+        ]
+        first = np.mean([a for a, _ in found]) * eta / 2
+        row[f"lambda_max eta/2, eta = {eta:g}"] = over_seeds(
+            [b * eta / 2 for _, b in found], f"{first:.2g} after one step"
+        )
+    return row
+
+
+BETA_1, BETA_2 = 0.9, 0.999
+
+
+def adam_scaled(H: spectral.Operator, optimiser: torch.optim.Optimizer) -> spectral.Operator:
+    """P^{-1/2} H P^{-1/2}, P = (1 − β_1^{t+1}) (√(v/(1 − β_2^t)) + ε): what Adam's next step divides by."""
+    (group,) = optimiser.param_groups
+    states = [optimiser.state[p] for p in group["params"]]
+    t = float(states[0]["step"])
+    v = torch.cat([s["exp_avg_sq"].reshape(-1) for s in states])
+    P = (1 - BETA_1 ** (t + 1)) * ((v / (1 - BETA_2**t)).sqrt() + group["eps"])
+    D = spectral.as_operator(scipy.sparse.diags(P.numpy() ** -0.5))
+    return D @ H @ D
+
+
+def cohen_adam() -> Row:
+    row = {}
+    for eta in (1e-3, 5e-4):
+        found = [
+            full_batch(
+                seed, lambda p, eta=eta: torch.optim.Adam(p, lr=eta, betas=(BETA_1, BETA_2)), 3000, 100, 8, adam_scaled
+            )
+            for seed in range(3)
+        ]
+        threshold = (2 + 2 * BETA_1) / ((1 - BETA_1) * eta)  # 38/η
+        row[f"preconditioned lambda_max eta/38, eta = {eta:g}"] = over_seeds([b / threshold for _, b in found])
+    return row
+
+
+def block_distance(H: spectral.Operator, seed: int) -> float:
+    """The mean Jensen–Shannon divergence (bits) between the spectra of all pairs of weight blocks, on one logarithmic grid."""
+    spectra = [
+        spectral.slq(block, probes=2, steps=min(30, block.shape[0]), seed=seed, progress=False)
+        for name, block in spectral.blocks(H).items()
+        if block.shape[0] >= 128  # biases and norms are no matrices: Zhang et al. take weights
+    ]
+    return float(np.mean([spectral.compare(a, b)["js"] for a, b in combinations(spectra, 2)]))
+
+
+def zhang() -> Row:
+    transformer, convolutional = [], []
+    for seed in range(3):
+        text = datasets.text(train=16, test=2, length=32, seed=seed)
+        net = models.gpt(vocabulary=256, length=32, width=32, depth=2, heads=4, seed=seed)
+        transformer.append(
+            block_distance(spectral.Hessian(net, nn.CrossEntropyLoss(), [(text.x_train, text.y_train)]), seed)
+        )
+        problem = datasets.digits(train=64, test=10, seed=seed, image=True)
+        net = models.cnn(width=16, seed=seed)
+        convolutional.append(
+            block_distance(spectral.Hessian(net, nn.CrossEntropyLoss(), [(problem.x_train, problem.y_train)]), seed)
+        )
+    told = f"transformer {np.mean(transformer):.3g}, CNN {np.mean(convolutional):.3g} bits"
+    return {
+        "ln of the transformer's distance over the CNN's": over_seeds(
+            np.log(np.array(transformer) / convolutional), told
+        )
+    }
+
+
+def yang() -> Row:
+    lines, decades = [], []
+    for seed in range(3):
+        X = datasets.mnist(train=1000, test=10, seed=seed).x_train.double()
+        spectrum = spectral.exact(spectral.as_operator(X / len(X) ** 0.5))
+        values = eigenvalues(spectrum)
+        logs = np.log10(values[values > spectrum.rounding])
+        inner = logs[len(logs) // 10 : -len(logs) // 10]  # 80 % of them
+        lines.append(np.corrcoef(inner, np.arange(len(inner)))[0, 1] ** 2)
+        decades.append(inner[0] - inner[-1])
+    return {
+        "R^2 of log lambda over its index, the middle 80 %": over_seeds(lines),
+        "decades that they span": over_seeds(decades),
+    }
+
+
+def oymak() -> Row:
+    found: dict[str, list[float]] = {"before": [], "random": [], "after": []}
+    for seed in range(3):
+        problem = datasets.digits(train=100, test=10, seed=seed)
+        x, y = problem.x_train.double(), problem.y_train
+        model = models.mlp(64, (64, 64), 10, seed=seed).double()
+        J = spectral.Jacobian(model, [x])
+        found["before"].append(spectral.label_alignment(J, y, k=50).energy)
+        found["random"].append(spectral.label_alignment(J, datasets.permute_labels(y, 1.0, seed).y, k=50).energy)
+        train(model, x, y, target_loss=0.01, max_epochs=1000, seed=seed, progress=False)
+        found["after"].append(spectral.label_alignment(spectral.Jacobian(model, [x]), y, k=50).energy)
+    before, random, after = (np.array(found[name]) for name in found)
+    told = ", ".join(f"{name} {np.mean(v):.3g}" for name, v in found.items())
+    return {
+        "energy of true less that of random labels in 50 directions": over_seeds(before - random, told),
+        "energy after training less that before": over_seeds(after - before),
+    }
