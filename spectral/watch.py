@@ -511,7 +511,10 @@ class Watcher:
             elif event == "skipped":
                 self.skipped.append(Skipped(**told))
             elif event == "reading":
-                estimates = {name: Estimate(*map(float, four)) for name, four in told.pop("estimates").items()}
+                estimates = {
+                    name: Estimate(float(value), float(stderr), float(lower), float(upper))
+                    for name, (value, stderr, lower, upper) in told.pop("estimates").items()
+                }
                 file = told.pop("file")
                 spectrum = None if file is None else path.parent / file
                 self.readings.append(Reading(**told, estimates=estimates, spectrum=spectrum))

@@ -159,7 +159,8 @@ def lyapunov(
             return step(x) if inputs is None else step(x, inputs[t])
 
         def along(v: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.func.jvp(of_state, (x,), (v,))
+            y, Jv = torch.func.jvp(of_state, (x,), (v,))[:2]
+            return y, Jv
 
         ys, JQ = torch.func.vmap(along)(Q.T.reshape(k, *x.shape).to(x.dtype))
         return ys[0].detach(), JQ.detach().reshape(k, -1).T.double()

@@ -214,8 +214,13 @@ def unit_determinant(values: Array, spikes: int) -> dict[str, Any]:
     """
     n = len(values)
     if not values[-1] > values[0]:  # as many as there are, or none, would do
-        number = dict.fromkeys(("detX_num", "num_ERG_spikes"), 0)
-        return {**number, "ERG_gap": -spikes, "detX_val": float(values[0]), "detX_val_unrescaled": nan}
+        return {
+            "detX_num": 0,
+            "num_ERG_spikes": 0,
+            "ERG_gap": -spikes,
+            "detX_val": float(values[0]),
+            "detX_val_unrescaled": nan,
+        }
     scaled = values * (n / values.sum())
     with np.errstate(divide="ignore"):
         below = np.flatnonzero(np.cumsum(np.log(scaled[:0:-1])) < 0)

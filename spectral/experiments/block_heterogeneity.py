@@ -86,7 +86,7 @@ def _measured(
     return Part(arrays, {**facts, **cost.of(H, *made.values())}, spectra)
 
 
-def smoothed(s: Spectrum, sigma: float = SIGMA) -> tuple[Array, Array]:
+def smoothed(s: Spectrum, sigma: float = SIGMA) -> tuple[np.ndarray, np.ndarray]:
     """(cells, mass): the density under a Gaussian of width `sigma`, on cells of σ / 6, of which only those near an eigenvalue are
     kept, whatever the range."""
     values, counts = s.points()

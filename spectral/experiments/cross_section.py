@@ -145,7 +145,7 @@ def _loss(model: nn.Module, x: Tensor, y: Tensor, theta: Tensor) -> float:
 
 def _coordinates(path_TP: Array, D_P2: Array) -> tuple[Array, float]:
     """The path in the plane, by least squares (T, 2), and which part of its squared length from θ lies in it."""
-    coordinates = np.linalg.lstsq(D_P2, path_TP.T, rcond=None)[0].T
+    coordinates = np.asarray(np.linalg.lstsq(D_P2, path_TP.T, rcond=None)[0].T, dtype=np.float64)
     total = float((path_TP**2).sum())
     return coordinates, float(((coordinates @ D_P2.T) ** 2).sum()) / total if total > 0 else math.nan
 

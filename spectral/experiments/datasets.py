@@ -63,8 +63,10 @@ class Problem:
                 "2 or more of labelled samples, and at most as many as there are."
             )
         train, test = self.y_train < count, self.y_test < count
-        parts = {"x_train": self.x_train[train], "x_test": self.x_test[test]}
-        return replace(self, **parts, y_train=self.y_train[train], y_test=self.y_test[test], classes=count)
+        return replace(
+            self, x_train=self.x_train[train], x_test=self.x_test[test], y_train=self.y_train[train], y_test=self.y_test[test],
+            classes=count,
+        )  # fmt: skip
 
     def with_inputs(self, inputs: str, seed: int = 0) -> Problem:
         """The same labels with noise for inputs, of both splits.
@@ -93,7 +95,7 @@ class Problem:
                 places = torch.rand(flat.shape, generator=generator).argsort(1) if inputs == "scrambled" else place
                 new = flat.gather(1, places.expand(flat.shape)).view(x.shape)
             parts[name] = new.to(x)
-        return replace(self, **parts)
+        return replace(self, x_train=parts["x_train"], x_test=parts["x_test"])
 
     def to(self, device: str | torch.device) -> Problem:
         """The same problem with its tensors on `device`."""

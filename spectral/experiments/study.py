@@ -99,7 +99,7 @@ class Findings:
 
     answer: str
     sentence: str
-    estimates: Mapping[str, Estimate]
+    estimates: Mapping[str, Mapping[str, Estimate]]
     table: tuple[Mapping[str, Any], ...]
     charts: tuple[Lines | Surfaces, ...] = ()
     spectra: tuple[tuple[str, str, int, Spectrum], ...] = ()
