@@ -43,7 +43,7 @@ def test_the_error_is_at_most_what_is_stated_and_the_form_is_in_its_bracket(name
     """At every depth, not only at the last: certified where the end that matters is known."""
     A, due, form = matrix(name), truth(name, DENSE[f]), b @ truth(name, DENSE[f])
     low, high = VALUES[name][[0, -1]]
-    for steps in (2, 3, 5, 9, 17, 40, 80):
+    for steps in (2, 5, 17, 80):
         p = funm(A, f, b, tol=1e-15, steps=steps, interval=(low, high))
         off = np.linalg.norm(p.value - due)
         assert p.certified and off <= p.error, f"after {steps} steps"

@@ -156,6 +156,7 @@ def test_a_product_that_is_not_finite_is_named():
         solve(A, np.ones(3))
 
 
+@pytest.mark.slow
 def test_ridge_regression_on_a_network_is_the_dense_one():
     model, x = torch.nn.Linear(3, 2).double(), torch.randn(5, 3, dtype=torch.float64)
     J = spectral.Jacobian(model, [x[:2], x[2:]])
