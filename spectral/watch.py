@@ -399,9 +399,11 @@ class Watcher:
         """Seconds that the next thing to do for a reading of this kind is expected to take."""
         if self.operator is None:
             return FIRST * self.trained / self._calls if self._calls else math.inf
-        if what not in self._costs and (what in UNASKED or math.isnan(self._product)):
+        if what in self._costs:
+            return self._costs[what]
+        if what in UNASKED or math.isnan(self._product):
             return self._built / 2
-        return self._costs.get(what, _expected_products(what, self.options[what]) * self._product)
+        return _expected_products(what, self.options[what]) * self._product
 
     def _build(self) -> None:
         begun = self.clock()
