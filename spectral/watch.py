@@ -399,9 +399,11 @@ class Watcher:
         """Seconds that the next thing to do for a reading of this kind is expected to take."""
         if self.operator is None:
             return FIRST * self.trained / self._calls if self._calls else math.inf
-        if what not in self._costs and (what in UNASKED or math.isnan(self._product)):
+        if what in self._costs:
+            return self._costs[what]
+        if what in UNASKED or math.isnan(self._product):
             return self._built / 2
-        return self._costs.get(what, _expected_products(what, self.options[what]) * self._product)
+        return _expected_products(what, self.options[what]) * self._product
 
     def _build(self) -> None:
         begun = self.clock()
@@ -511,10 +513,15 @@ class Watcher:
             elif event == "skipped":
                 self.skipped.append(Skipped(**told))
             elif event == "reading":
+<<<<<<< HEAD
                 estimates = {
                     name: Estimate(float(value), float(stderr), float(lower), float(upper))
                     for name, (value, stderr, lower, upper) in told.pop("estimates").items()
                 }
+=======
+                each = told.pop("estimates").items()
+                estimates = {name: Estimate(value, error, low, high) for name, (value, error, low, high) in each}
+>>>>>>> watch
                 file = told.pop("file")
                 spectrum = None if file is None else path.parent / file
                 self.readings.append(Reading(**told, estimates=estimates, spectrum=spectrum))
