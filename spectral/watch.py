@@ -513,15 +513,8 @@ class Watcher:
             elif event == "skipped":
                 self.skipped.append(Skipped(**told))
             elif event == "reading":
-<<<<<<< HEAD
-                estimates = {
-                    name: Estimate(float(value), float(stderr), float(lower), float(upper))
-                    for name, (value, stderr, lower, upper) in told.pop("estimates").items()
-                }
-=======
                 each = told.pop("estimates").items()
                 estimates = {name: Estimate(value, error, low, high) for name, (value, error, low, high) in each}
->>>>>>> watch
                 file = told.pop("file")
                 spectrum = None if file is None else path.parent / file
                 self.readings.append(Reading(**told, estimates=estimates, spectrum=spectrum))
