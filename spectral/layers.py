@@ -354,7 +354,7 @@ def layers(
     ----------
     model : torch.nn.Module, mapping or path
         A model, a state_dict, a .safetensors file, or a folder of them with or without its *.safetensors.index.json. Of files and
-        mappings one layer is read at a time: no more than three are in memory, float64 copies counted.
+        mappings one layer is read at a time.
     data : iterable of batches, optional
         As for `Jacobian`; needs a model.
     loss : torch.nn.Module or callable, optional

@@ -28,7 +28,7 @@ WEAK = 1e-6  # an eigenvalue below is a weak loss of rank
 EQUAL = 1e-12  # eigenvalues that differ by less, relative to the largest, are equal up to rounding
 # Of λmin/λmax: eigh of a Gram matrix in float64 leaves errors of a few eps·λmax, 1e-5 of the smallest here
 RESOLVED = 1e-10
-ROWS = 1 << 22  # entries of W that are float64 at a time
+ROWS = 1 << 19  # entries of W that are float64 at a time
 BLOCK = 1 << 20  # distances at a time
 FEW = 1 << 16  # distances that are cheaper to look at than to leave out
 POINTS = 16  # of a tail, at which its distance is first looked at
@@ -56,10 +56,11 @@ def squared_singular_values(W: Tensor) -> tuple[Array, str]:
         G.addmm_(rows.T, rows)
     if not bool(torch.isfinite(G.diagonal()).all()):
         raise NotFinite("it holds NaN, infinity, or a number whose square is none in float64")
+    rows = W[:0]  # the last block is free again
     values = torch.linalg.eigvalsh(G)
     if bool(values[0] >= RESOLVED * values[-1]) and bool(values[-1] > 0):
         return values.cpu().numpy(), "gram"
-    del G
+    del G, rows
     return torch.linalg.svdvals(W.to(torch.float64)).flip(0).square().cpu().numpy(), "svd"
 
 
