@@ -29,7 +29,7 @@ ACTIVATIONS: dict[str, tuple[Function, Function]] = {
     "relu": (lambda z: np.maximum(z, 0.0), lambda z: np.heaviside(z, 0.5)),
     "abs": (np.abs, np.sign),
     "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2),
-    "erf": (scipy.special.erf, lambda z: 2 / np.sqrt(np.pi) * np.exp(-(z**2))),
+    "erf": (lambda z: scipy.special.erf(z), lambda z: 2 / np.sqrt(np.pi) * np.exp(-(z**2))),
 }
 GRID = 600  # points at which a law is solved for; its quantiles are interpolated between them
 ATOMS = 300  # that stand for a continuous population
