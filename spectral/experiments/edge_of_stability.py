@@ -46,10 +46,10 @@ class Preconditioned(Operator):
 def edge_of_stability(
     settings: Settings,
     *,
-    rates: Sequence[float] = (0.4, 0.2),
-    adam_rates: Sequence[float] = (1e-3, 5e-4),
+    rates: Sequence[float] = (0.6, 0.4),
+    adam_rates: Sequence[float] = (0.02, 0.01),
     steps: int = 1500,
-    every: int = 25,
+    every: int = 50,
     loss: str = "squared",
 ) -> Study:
     """Full-batch gradient descent at each of `rates` and Adam at each of `adam_rates`, looked at `every` so many steps.
