@@ -60,6 +60,7 @@ def test_the_preconditioner_is_what_adam_divided_its_step_by():
     np.testing.assert_allclose(moved, -0.01 * m / preconditioner(adam), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_training_is_looked_at_as_a_dense_hessian_says():
     study = edge_of_stability(tiny(), rates=(0.1,), adam_rates=(), steps=24, every=1)
     part = study.steps["gd-0.1"]({}, {})

@@ -27,6 +27,7 @@ from spectral.results import Estimate
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's own for Adam
 ALLOWED = {"gd": 0.10, "adam": 0.06}  # how far from 1 a mean ratio may be for yes: the issue's and Cohen's figures
+DIVERGED = 1e9  # of a loss, which begins of order 1
 TAIL = 1 / 3  # of the steps, over which a ratio is averaged
 NAMES = {"gd": "gradient descent", "adam": "Adam"}
 RATIOS = {"gd": "λmax η / 2", "adam": "λmax(P^-½ H P^-½) η / 38"}
@@ -46,10 +47,10 @@ class Preconditioned(Operator):
 def edge_of_stability(
     settings: Settings,
     *,
-    rates: Sequence[float] = (0.4, 0.2),
-    adam_rates: Sequence[float] = (1e-3, 5e-4),
+    rates: Sequence[float] = (0.6, 0.4),
+    adam_rates: Sequence[float] = (0.02, 0.01),
     steps: int = 1500,
-    every: int = 25,
+    every: int = 50,
     loss: str = "squared",
 ) -> Study:
     """Full-batch gradient descent at each of `rates` and Adam at each of `adam_rates`, looked at `every` so many steps.
@@ -99,7 +100,7 @@ def _trained(
             value = scale * criterion(model(x), y)
             value.backward()
             optimiser.step()
-            if not math.isfinite(reached := float(value.detach())):
+            if not (reached := float(value.detach())) < DIVERGED:
                 raise ValueError(
                     f"the loss of {kind} at rate {eta:g} became {reached:g} in step {step}; use a smaller rate."
                 )
