@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,8 +63,14 @@ class Problem:
                 "2 or more of labelled samples, and at most as many as there are."
             )
         train, test = self.y_train < count, self.y_test < count
-        parts = {"x_train": self.x_train[train], "x_test": self.x_test[test]}
-        return replace(self, **parts, y_train=self.y_train[train], y_test=self.y_test[test], classes=count)
+        return replace(
+            self,
+            x_train=self.x_train[train],
+            y_train=self.y_train[train],
+            x_test=self.x_test[test],
+            y_test=self.y_test[test],
+            classes=count,
+        )
 
     def with_inputs(self, inputs: str, seed: int = 0) -> Problem:
         """The same labels with noise for inputs, of both splits.
@@ -82,7 +88,8 @@ class Problem:
         if self.tokens:
             raise ValueError(f"inputs={inputs!r} are noise in numbers, and {self.name} is tokens; use other data.")
         generator = torch.Generator().manual_seed(stream(seed, "inputs"))
-        parts, place = {}, torch.randperm(math.prod(self.shape), generator=generator)
+        place = torch.randperm(math.prod(self.shape), generator=generator)
+        parts: dict[str, Any] = {}
         for name in ("x_train", "x_test"):
             x = getattr(self, name)
             if inputs == "gaussian":

@@ -88,9 +88,15 @@ def draw(report: Report) -> dict[str, Picture]:
         shown = report.headline or tuple(matrices_of(report.curves)[:4])
         chosen = [curve for name in shown for curve in report.curves if curve.matrix == name]
         strips = [] if report.numbers or len(conditions_of(chosen)) < 2 else report.rows
-        known = {"theory": report.theory, "stems": report.stems}
         made["landscape"] = figures.landscape(
-            report.curves, strips, shown, report.headline_metric, labels, levels, **known
+            report.curves,
+            strips,
+            shown,
+            report.headline_metric,
+            labels,
+            levels,
+            theory=report.theory,
+            stems=report.stems,
         )
         made["cdf"] = figures.panels(chosen, "cdf", labels, levels)
         if len(matrices_of(report.curves)) > len(shown):
