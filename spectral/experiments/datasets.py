@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -84,7 +84,8 @@ class Problem:
         if self.tokens:
             raise ValueError(f"inputs={inputs!r} are noise in numbers, and {self.name} is tokens; use other data.")
         generator = torch.Generator().manual_seed(stream(seed, "inputs"))
-        parts, place = {}, torch.randperm(math.prod(self.shape), generator=generator)
+        place = torch.randperm(math.prod(self.shape), generator=generator)
+        parts: dict[str, Any] = {}
         for name in ("x_train", "x_test"):
             x = getattr(self, name)
             if inputs == "gaussian":

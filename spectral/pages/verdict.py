@@ -398,7 +398,8 @@ def of_index(
 
     def said(name: str) -> str:
         fraction, mass = (100 * np.array([float(e) for e in part]) for part in zip(*parts[name], strict=True))
-        low, high = min(p.fraction.lower for p in parts[name]), max(p.fraction.upper for p in parts[name])
+        low = min(float(p.fraction.lower) for p in parts[name])
+        high = max(float(p.fraction.upper) for p in parts[name])
         dims = {s.dim for s in groups[name]}
         if all(s.is_exact for s in groups[name]) and len(dims) == 1:
             (n,) = dims
