@@ -118,9 +118,9 @@ def full_batch(
 
 def cohen_gradient_descent() -> Row:
     row = {}
-    for eta in (0.1, 0.05):
+    for eta in (0.4, 0.3):
         found = [
-            full_batch(seed, lambda p, eta=eta: torch.optim.SGD(p, lr=eta), 1500, 50, 8, lambda H, _: H)
+            full_batch(seed, lambda p, eta=eta: torch.optim.SGD(p, lr=eta), 1000, 50, 8, lambda H, _: H)
             for seed in range(3)
         ]
         first = np.mean([a for a, _ in found]) * eta / 2
@@ -146,7 +146,7 @@ def adam_scaled(H: spectral.Operator, optimiser: torch.optim.Optimizer) -> spect
 
 def cohen_adam() -> Row:
     row = {}
-    for eta in (1e-3, 5e-4):
+    for eta in (4e-3, 2e-3):
         found = [
             full_batch(
                 seed, lambda p, eta=eta: torch.optim.Adam(p, lr=eta, betas=(BETA_1, BETA_2)), 3000, 100, 8, adam_scaled
