@@ -52,10 +52,9 @@ def pairs() -> list[Pair]:
     for name, function in kernels.FUNCTIONS.items():
         model = kernels.TwoLayers(d, N, kernels.Standardised(function), 0)
         measured = spectral.exact(spectral.Jacobian(model, [kernels.isotropic(n, d, 0)], params=["v"]))
-        shown = "|x|" if name == "abs" else name
         found.append(
             Pair(
-                f"random features, {shown}",
+                f"random features, {name}",
                 f"n = {n}, d = {d}, {N} neurons",
                 theory.random_features(n, d, N, name),
                 measured,
@@ -106,7 +105,7 @@ INK, BAR = "#D55E00", "#56B4E9"  # Okabe and Ito's, told apart by all eyes
 
 
 def picture(found: list[Pair], folder: Path) -> None:
-    """closed_forms.png and .svg: laws as lines over histograms, or eigenvalue over its index where they are a list."""
+    """closed_forms.png: laws as lines over histograms, or eigenvalue over its index where they are a list."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -121,8 +120,7 @@ def picture(found: list[Pair], folder: Path) -> None:
         ax.grid(alpha=0.25)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     axes.flat[-1].legend(handles, labels, loc="center", fontsize=12, frameon=False)
-    for kind in ("png", "svg"):
-        figure.savefig(folder / f"closed_forms.{kind}", dpi=90)
+    figure.savefig(folder / "closed_forms.png", dpi=90)
     plt.close(figure)
 
 
@@ -151,7 +149,7 @@ def _densities(ax: Any, pair: Pair) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", metavar="FOLDER", type=Path, help="draw closed_forms.png and .svg there")
+    parser.add_argument("--pictures", metavar="FOLDER", type=Path, help="draw closed_forms.png there")
     parser.add_argument(
         "--table", metavar="FILE", type=Path, help="write the table as Markdown, between a page's marks"
     )
