@@ -110,7 +110,9 @@ def test_a_diagonal_is_a_tensor_or_a_dict_and_gives_names():
     P = torch.rand(A.shape[0], dtype=torch.float64) + 0.1
     root = np.diag(P.numpy() ** -0.5)
     flat, named = precondition(A, P), precondition(A, A.unflatten(P))
-    assert np.allclose(dense(flat), root @ dense(A) @ root, atol=1e-12) and np.allclose(dense(flat), dense(named), atol=1e-13)
+    assert np.allclose(dense(flat), root @ dense(A) @ root, atol=1e-12) and np.allclose(
+        dense(flat), dense(named), atol=1e-13
+    )
     assert flat.symmetric and flat.nonnegative and list(flat.unflatten(P)) == list(A.unflatten(P))
     assert (
         flat.describe()["of"][1]["preconditioner"] == "diagonal"
