@@ -25,6 +25,7 @@ import torch
 
 from spectral import arrays
 
+MANY = 30  # choices that a sentence lists
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes of operators
 MOST_WHOLE = 2**64 - 1  # what a seed may be
 UNSAID = 2**62  # a bound that is none to a person
@@ -169,6 +170,8 @@ class Text(Rule):
     def words(self, sizes: Sizes) -> str:
         if not self.choices:
             return self.said
+        if len(self.choices) > MANY:
+            return f"one of {', '.join(self.choices[:MANY])} and {len(self.choices) - MANY} more"
         *rest, last = self.choices
         return f"{'one of ' if len(rest) > 1 else ''}{', '.join(rest)} or {last}" if rest else last
 

@@ -251,6 +251,12 @@ def config(tmp_path: Path, **node) -> dict:
     return made
 
 
+def leaves(tree):
+    """The numbers of nested dictionaries, in order."""
+    for value in tree.values():
+        yield from leaves(value) if isinstance(value, dict) else [value]
+
+
 def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path: Path, monkeypatch, capsys):
     from spectral.experiments import cross_section as module
 
@@ -271,7 +277,9 @@ def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path: Path, monkey
     monkeypatch.setattr(module, "surface", shown)
     run.execute(settings | {"output": settings["output"] | {"state": str(tmp_path / "other")}}, tmp_path / "two")
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
-    assert one["estimates"] == two["estimates"] and one["answer"] == two["answer"]
+    numbers = [np.array(list(leaves(found["estimates"]))) for found in (one, two)]
+    np.testing.assert_allclose(*numbers, rtol=1e-6, atol=1e-12)  # which engine multiplied is measured anew
+    assert one["answer"]["verdict"] == two["answer"]["verdict"]
     assert [cell["condition"] for cell in one["cells"]] == ["training", "eigenvectors", "random"]
     assert (tmp_path / "one" / "training.npz").exists()
 

@@ -114,7 +114,7 @@ def _vectors(side: str) -> Rule:
 
 
 ESTIMATE = Either(  # what `top`, `svd`, `diagonal` and `trace` find
-    Fields({"kind": Text("eigenvalues"), **SHARED, **SEARCHED, "vectors": _vectors("n")}),
+    Fields({"kind": Text("eigenvalues"), **SHARED, **SEARCHED, "vectors": _vectors("n")}, {"meta": Plain()}),
     Fields({"kind": Text("singular values"), **SHARED, **SEARCHED, "left": _vectors("m"), "right": _vectors("n")}),
     Fields({"kind": Text("diagonal"), **SHARED, **DRAWN}, {"lower": ANY, "upper": ANY}),
     Fields({"kind": Text("trace"), **SHARED, **DRAWN, "lower": ANY, "upper": ANY}),

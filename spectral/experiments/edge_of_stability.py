@@ -47,8 +47,8 @@ class Preconditioned(Operator):
 def edge_of_stability(
     settings: Settings,
     *,
-    rates: Sequence[float] = (0.6, 0.4),
-    adam_rates: Sequence[float] = (0.02, 0.01),
+    rates: Sequence[float] = (0.25,),
+    adam_rates: Sequence[float] = (0.01,),
     steps: int = 1500,
     every: int = 50,
     loss: str = "squared",
