@@ -27,7 +27,7 @@ def named(path: Path) -> str:
 
 
 def test_there_are_scripts():
-    assert len(SCRIPTS) >= 6
+    assert len(SCRIPTS) >= 7
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=named)
