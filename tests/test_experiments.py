@@ -281,6 +281,7 @@ def test_spearman_agrees_with_scipy_and_its_p_value_is_calibrated():
     assert spearman_within(levels[[0, 1, 3]], np.array([[1.0, 2, 3], [100, 200, 300]]))[0] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_noise_sweep_runs_from_true_to_random():
     settings = replace(SMALL, kinds=("flattened",), outputs=("logits",), splits=("train",))
     experiment = label_noise_sweep(settings, (0.0, 0.5, 1.0))

@@ -113,6 +113,7 @@ def test_hessian_of_all_22_million_parameters_is_double_backward():
         assert (A @ v - expected).norm() <= 1e-9 * expected.norm()
 
 
+@pytest.mark.slow
 def test_spectrum_of_the_part_has_its_trace():
     """Fifteen logits: the Gauss-Newton matrix has rank 10 at most (rows of a softmax's curvature sum to 0), which a run finds."""
     A = GaussNewton(trained()[0], None, batches((5,)), params=PART)

@@ -56,6 +56,7 @@ def test_a_typed_program_that_uses_the_whole_contract_passes_strict_checking():
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_the_typed_program_runs():
     found = python("tests/typed_client.py")
     assert found.returncode == 0, found.stderr

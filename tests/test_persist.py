@@ -227,7 +227,7 @@ def test_exact_that_is_killed_resumes_to_the_same_bits(tmp_path, kills, number):
 @pytest.mark.parametrize(
     ("kills", "recurrence", "number"),
     [
-        (1, "chebyshev", signal.SIGKILL),
+        pytest.param(1, "chebyshev", signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(2, "chebyshev", signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(2, "chebyshev", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(25, "chebyshev", signal.SIGKILL, marks=pytest.mark.slow),

@@ -410,6 +410,7 @@ def test_sigterm_leaves_a_state_that_resumes(tmp_path: Path) -> None:
     assert said.startswith("spectral: Interrupted") and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_sigterm_inside_exec_of_a_string_still_exits_143(tmp_path: Path) -> None:
     """CPython ends with SIGINT if a KeyboardInterrupt has passed through such an exec, as imports and torch have."""
     program = """

@@ -22,7 +22,7 @@ from spectral.experiments.block_heterogeneity import block_heterogeneity, hetero
 from spectral.experiments.cell import Settings
 from spectral.experiments.cross_section import cross_section, curvature, filter_normalised, surface
 from spectral.experiments.datasets import digits
-from spectral.experiments.edge_of_stability import Preconditioned, edge_of_stability, preconditioner
+from spectral.experiments.edge_of_stability import edge_of_stability
 from spectral.experiments.models import cnn, model_for
 from spectral.experiments.study import Part, block_error, perform
 from spectral.pages import charts, page
@@ -40,26 +40,6 @@ def tiny(**more) -> Settings:
 
 
 # Edge of stability ---------------------------------------------------------------------------------------------------
-def test_a_preconditioned_matrix_is_that_of_its_dense_form():
-    A = np.array([[2.0, 1.0], [1.0, 3.0]])
-    P = torch.tensor([4.0, 9.0], dtype=torch.float64)
-    B = Preconditioned(spectral.as_operator(A), P) @ np.eye(2)
-    np.testing.assert_allclose(B, A / np.sqrt(np.outer(P, P)), atol=1e-15)
-
-
-def test_the_preconditioner_is_what_adam_divided_its_step_by():
-    model = nn.Linear(3, 2).double()
-    adam = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(5):
-        before = parameters_to_vector(model.parameters()).detach().clone()
-        adam.zero_grad()
-        model(torch.randn(4, 3, dtype=torch.float64)).square().sum().backward()
-        adam.step()
-    m = torch.cat([adam.state[p]["exp_avg"].reshape(-1) for p in model.parameters()])
-    moved = parameters_to_vector(model.parameters()).detach() - before
-    np.testing.assert_allclose(moved, -0.01 * m / preconditioner(adam), rtol=1e-9)
-
-
 @pytest.mark.slow
 def test_training_is_looked_at_as_a_dense_hessian_says():
     study = edge_of_stability(tiny(), rates=(0.1,), adam_rates=(), steps=24, every=1)

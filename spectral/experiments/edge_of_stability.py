@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from spectral.estimators import top
@@ -22,7 +22,7 @@ from spectral.experiments.cell import TRUE, Settings
 from spectral.experiments.datasets import in_dtype
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study, block_error
 from spectral.experiments.training import few_threads
-from spectral.operators import Hessian, Operator
+from spectral.operators import Hessian, Operator, precondition
 from spectral.results import Estimate
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's own for Adam
@@ -31,17 +31,6 @@ DIVERGED = 1e9  # of a loss, which begins of order 1
 TAIL = 1 / 3  # of the steps, over which a ratio is averaged
 NAMES = {"gd": "gradient descent", "adam": "Adam"}
 RATIOS = {"gd": "λmax η / 2", "adam": "λmax(P^-½ H P^-½) η / 38"}
-
-
-class Preconditioned(Operator):
-    """P^{-1/2} A P^{-1/2} of a symmetric A and a positive diagonal P, (n,)."""
-
-    def __init__(self, A: Operator, P: Tensor) -> None:
-        super().__init__(A.shape, A.dtype, A.device, symmetric=True, nonnegative=A.nonnegative)
-        self.A, self.root = A, P.rsqrt()[:, None]
-
-    def _apply(self, V: Tensor) -> Tensor:
-        return self.root * self.A.multiply(self.root * V)
 
 
 def edge_of_stability(
@@ -122,20 +111,8 @@ def _looked(H: Operator, optimiser: torch.optim.Optimizer, kind: str, eta: float
     if kind == "gd":
         return sharpness * eta / 2, residual * eta / 2, sharpness
     edge = (2 + 2 * BETAS[0]) / (1 - BETAS[0]) / eta
-    inside, residual = largest(Preconditioned(H, preconditioner(optimiser)))
+    inside, residual = largest(precondition(H, optimiser))
     return inside / edge, residual / edge, sharpness
-
-
-def preconditioner(optimiser: torch.optim.Optimizer) -> Tensor:
-    """P of the step that Adam has made, (n,): it moved its parameters by −η m / P, m the mean gradient of its state."""
-    (group,) = optimiser.param_groups
-    (b1, b2), pieces = group["betas"], []
-    for p in group["params"]:
-        state = optimiser.state[p]
-        t = float(state["step"])
-        root = (state["exp_avg_sq"] / (1 - b2**t)).sqrt() + group["eps"]
-        pieces.append(((1 - b1**t) * root).reshape(-1))
-    return torch.cat(pieces)
 
 
 def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> Findings:
