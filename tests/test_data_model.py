@@ -405,3 +405,23 @@ def test_copy_of_the_model_gives_the_same_matrix():
 def test_parameters_without_values_are_said(model, why):
     with pytest.raises(ValueError, match=why):
         spectral.Jacobian(model(), [torch.randn(2, 4)])
+
+
+@pytest.mark.parametrize("statistics", ["population", "batch"])
+@pytest.mark.parametrize("engine", ["fresh", "auto"])
+def test_buffers_of_one_transform_are_not_seen_by_the_next(statistics, engine):
+    """What is cloned inside a level of torch.func dies with it; running statistics are written in every call."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(12, 2)
+    ).double()
+    data = [(torch.randn(4, 1, 4, 4).double(), torch.randint(2, (4,))) for _ in range(2)]
+    loss = torch.nn.CrossEntropyLoss()
+    H = spectral.Hessian(model, loss, data, statistics=statistics, engine=engine)
+    G = spectral.GaussNewton(model, loss, data, statistics=statistics, engine=engine)
+    expected = spectral.Hessian(model, loss, data, statistics=statistics, engine="double-backward")
+    V = torch.randn(H.shape[1], 3, generator=torch.Generator().manual_seed(0)).double()
+    for _ in range(2):  # several in one sweep, and sweep by sweep
+        assert torch.allclose(H @ V, expected @ V, atol=1e-10)
+        assert torch.isfinite(G @ V).all()
+    assert int(model[1].num_batches_tracked) == 0

@@ -114,7 +114,8 @@ class DataModel:
         self.draws = True  # whether reading the data or running the model draws from a global generator
         self.first: Any = None  # the first batch with its outputs, until it has been inspected
         self._info: DatasetInfo | None = None
-        self._clones: dict[str, torch.Tensor] = {}
+        self._clones: dict[str, torch.Tensor] | None = None  # of the buffers, for the sweep under way
+        self._writes = False  # whether forward has been seen to write into buffers
         self._stack: ExitStack | None = None  # of the sweep under way
         self._opened = False
         self._seen_version: model_state.Version | None = None  # of the sweep under way
@@ -192,7 +193,7 @@ class DataModel:
         """The same functions of the named parameters alone: what the first sweep has told is shared, sweeps are counted anew."""
         part = copy.copy(self)
         part.names = [name for name in self.names if name in names]
-        part.sweeps, part._clones = 0, {}
+        part.sweeps, part._clones = 0, None
         with threads.alone(self.model.modules()):
             part.read_parameters()
         return part
@@ -204,7 +205,7 @@ class DataModel:
         """
         other = copy.copy(self)
         other.product_dtype = other.compute_dtype = dtype
-        other._clones, other._stack = {}, None
+        other._clones, other._stack = None, None
         if cast:
             other.read_parameters()
         return other
@@ -215,7 +216,7 @@ class DataModel:
         data = [] if batch is None else [batch]
         other.data, other.state, other.preflight = data, random_state(data), products.preflight
         other.product_dtype, other.compute_dtype = products.dtype, products.dtype or self.own_dtype
-        other.sweeps, other.untested, other.first, other._info, other._clones = 0, {}, None, None, {}
+        other.sweeps, other.untested, other.first, other._info, other._clones = 0, {}, None, None, None
         other.counts = []
         with threads.alone(self.model.modules()):
             other.read_parameters()
@@ -248,7 +249,7 @@ class DataModel:
         self.modes = {module: module.training for module in self.model.modules()}
         stack.enter_context(model_state.untouched(self.model, self.roots[1:], self.statistics == "population"))
         self._opened = True
-        self._clones = {}
+        self._clones = None if self._writes else self._cloned()
 
     @contextmanager
     def sweep(
@@ -525,10 +526,15 @@ class DataModel:
         return tuple(piece.view_as(p).to(p.dtype) for piece, p in zip(pieces, values, strict=True))
 
     def _fresh_buffers(self) -> dict[str, torch.Tensor]:
-        """Clones of the buffers, cloned anew only after a forward has written into them."""
-        if not self._clones or any(buffer._version for buffer in self._clones.values()):
-            self._clones = {name: self._cast(b.detach()).clone() for name, b in self.model.named_buffers()}
-        return self._clones
+        """Clones of the buffers: of the sweep, made outside of any transform; of one call where forward writes into them.
+
+        What is cloned inside a transform of torch.func belongs to its level, and is not to be seen by a later one.
+        """
+        self._writes = self._writes or any(buffer._version for buffer in (self._clones or {}).values())
+        return self._cloned() if self._writes or self._clones is None else self._clones
+
+    def _cloned(self) -> dict[str, torch.Tensor]:
+        return {name: self._cast(b.detach()).clone() for name, b in self.model.named_buffers()}
 
     def select(self, output: Any, batch: Any) -> torch.Tensor:
         """What `of` names, flattened per sample to (B, k)."""
