@@ -73,9 +73,7 @@ def test_products_are_the_oracles_on_ten_calls(name, kind, sizes, join, monkeypa
 @pytest.mark.parametrize(
     "sizes", [(1, 3, 1), *(pytest.param(cut, marks=pytest.mark.slow) for cut in ((5,), (1, 1, 1, 2)))]
 )
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n.startswith(("T5", "Qwen3")) else n for n in BUT_MIXTRAL]
-)
+@pytest.mark.parametrize("name", BUT_MIXTRAL)
 def test_products_do_not_depend_on_the_cut(name, sizes, monkeypatch):
     monkeypatch.setattr(sum_over_batches, "JOIN", 0)  # each batch by itself
     _, V, expected = oracle(name)
