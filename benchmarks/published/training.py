@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations, pairwise
 
 import numpy as np
-import scipy
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -133,26 +133,11 @@ def cohen_gradient_descent() -> Row:
 BETA_1, BETA_2 = 0.9, 0.999
 
 
-def adam_scaled(H: spectral.Operator, optimiser: torch.optim.Optimizer) -> spectral.Operator:
-    """P^{-1/2} H P^{-1/2}, P = (1 − β_1^{t+1}) (√(v/(1 − β_2^t)) + ε): what Adam's next step divides by."""
-    (group,) = optimiser.param_groups
-    states = [optimiser.state[p] for p in group["params"]]
-    t = float(states[0]["step"])
-    v = torch.cat([s["exp_avg_sq"].reshape(-1) for s in states])
-    P = (1 - BETA_1 ** (t + 1)) * ((v / (1 - BETA_2**t)).sqrt() + group["eps"])
-    D = spectral.as_operator(scipy.sparse.diags(P.numpy() ** -0.5))
-    return D @ H @ D
-
-
 def cohen_adam() -> Row:
     row = {}
     for eta in (4e-3, 2e-3):
-        found = [
-            full_batch(
-                seed, lambda p, eta=eta: torch.optim.Adam(p, lr=eta, betas=(BETA_1, BETA_2)), 3000, 100, 8, adam_scaled
-            )
-            for seed in range(3)
-        ]
+        adam = partial(torch.optim.Adam, lr=eta, betas=(BETA_1, BETA_2))
+        found = [full_batch(seed, adam, 3000, 100, 8, spectral.precondition) for seed in range(3)]
         threshold = (2 + 2 * BETA_1) / ((1 - BETA_1) * eta)  # 38/η
         row[f"preconditioned lambda_max eta/38, eta = {eta:g}"] = over_seeds([b / threshold for _, b in found])
     return row

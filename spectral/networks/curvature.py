@@ -9,6 +9,7 @@ inputs or of a module's output, N counted targets, C classes.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
@@ -90,9 +91,7 @@ class Curvature(SumOverBatches):
         survey = checks.surveyed(network)
         self.samples = sum(part.n for part in survey.parts)
         first = sum(part.n for part in survey.parts[: distributed.rank()])
-        self.starts = [
-            first + sum(survey.samples[:i]) for i in range(len(survey.samples) + 1)
-        ]  # samples before a batch
+        self.starts = list(itertools.accumulate(survey.samples, initial=first))  # samples before a batch
         self.count = sum(part.counted for part in survey.parts)
         if self.count == 0:
             raise ValueError("no target is counted (all are ignored, say), so that the mean loss is not defined.")

@@ -5,6 +5,7 @@ Legend: n samples, B in a batch, k outputs per sample, d input features, P param
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -209,7 +210,7 @@ class Jacobian(SumOverBatches):
         self.rank_samples = [part.n for part in survey.parts]
         rows = self.batch_rows(survey)
         first = sum(self.rank_rows[: distributed.rank()])
-        self.starts = [first + sum(rows[:i]) for i in range(len(rows) + 1)]
+        self.starts = list(itertools.accumulate(rows, initial=first))
         self.first_sample = sum(self.rank_samples[: distributed.rank()])
         if network.wrt == "params":
             columns = sum(value.numel() for value in network.values.values())

@@ -151,9 +151,8 @@ class Optimizer(Diagonal):
                 return self.read(p.detach(), self.optimizer.state.get(p, {}), group)
         except KeyError as missing:
             raise ValueError(
-                f"the parameter {name!r} has no {missing} in the state of {type(self.optimizer).__name__}; let "
-                "the optimizer step "
-                "once, or leave the parameter out of A by params=[...]."
+                f"the parameter {name!r} has no {missing} in the state of {type(self.optimizer).__name__}; let the "
+                "optimizer step once, or leave the parameter out of A by params=[...]."
             ) from None
 
     def _state(self) -> Iterable[tuple[torch.Tensor | None, Any]]:
@@ -216,8 +215,7 @@ def _root(A: Operator, P: Any) -> Operator:
         return Function(A, P)
     raise TypeError(
         f"P is a {type(P).__name__}; use a torch optimizer, its diagonal (a tensor, or a dict by parameter), or "
-        "what multiplies by "
-        "P^(-1/2)."
+        "what multiplies by P^(-1/2)."
     )
 
 
@@ -286,7 +284,6 @@ def _matched(A: Operator, optimizer: torch.optim.Optimizer) -> dict[str, torch.T
         if id(named.get(name)) not in known:
             raise ValueError(
                 f"the parameter {name!r} of {A!r} is not among those of {type(optimizer).__name__}; build the "
-                "optimizer of this model, "
-                "or leave the parameter out of A by params=[...]."
+                "optimizer of this model, or leave the parameter out of A by params=[...]."
             )
     return {name: named[name] for name in names}
