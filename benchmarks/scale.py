@@ -7,9 +7,9 @@ parameters), random weights in bfloat16, one sequence; its Gauss-Newton matrix, 
 float32. Stated: the time of a gradient in bfloat16 and of the run, and the most memory that the whole process has held (the
 kernel's VmHWM), python and torch included. Fewer layers make it smaller.
 
-A processor without bfloat16 instructions (AVX2 alone) multiplies bfloat16 matrices 40 to 70 times slower than float32 ones, unless
-the second one lies by columns: `--in-float32` then multiplies each of these pairs in float32, rounded afterwards, for everything in
-this process, the gradient included. What is held in float32 is one matrix at a time.
+A processor without bfloat16 instructions (AVX2 alone) multiplies bfloat16 matrices 40 to 70 times slower than float32 ones,
+unless the second one lies by columns: `--in-float32` then multiplies each of these pairs in float32, rounded afterwards, for
+everything in this process, the gradient included. What is held in float32 is one matrix at a time.
 """
 
 from __future__ import annotations
