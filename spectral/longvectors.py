@@ -82,6 +82,14 @@ def norm(x: torch.Tensor) -> float:
     return dot(x, x) ** 0.5
 
 
+def start_square(x: torch.Tensor) -> float:
+    """<x, x> of the start of a recurrence; one sentence where it cannot be one."""
+    square = dot(x, x)
+    if not 0 < square < math.inf:
+        raise ValueError(f"the start vector has squared norm {square}; use a finite vector that is not zero.")
+    return square
+
+
 def distance(x: torch.Tensor, y: torch.Tensor) -> float:
     """||x - y|| of two of one shape, subtracted in float64."""
     total, step = 0.0, chunk(x.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,34 +46,6 @@ def listed(values: np.ndarray, errors: np.ndarray) -> str:
     """
     pairs = [f"{value:.6g} ± {error:.2g}" for value, error in zip(values[:SHOWN], errors[:SHOWN], strict=True)]
     return ", ".join(pairs) + (f", ... {len(values) - SHOWN} more" if len(values) > SHOWN else "")
-
-
-def pairs(
-    name: str, values: np.ndarray, residuals: np.ndarray, converged: np.ndarray, threshold: float, complete: bool
-) -> str:
-    """What `print` shows of eigenpairs or singular triplets; `threshold` is what a converged one's residual is below."""
-    left = "nothing better is left" if complete else "a better one may be missing"
-    return (
-        f"{len(values)} {name}: {listed(values, residuals)}; {int(converged.sum())} of {len(values)} converged to a residual of "
-        f"{threshold:.2g}, relative to the matrix and not to the value; {left}"
-    )
-
-
-def pairs_card(
-    name: str, values: np.ndarray, residuals: np.ndarray, converged: np.ndarray, said: str, products: int
-) -> str:
-    """What a notebook shows of eigenpairs or singular triplets: values above their residuals, hollow where not converged."""
-    index = np.arange(1.0, len(values) + 1)
-    low, high = values - residuals, values + residuals
-    marks = [
-        cards.Mark(index[c], values[c], low[c], high[c], dots=True, hollow=bool(i), colour=i)
-        for i, c in enumerate((converged, ~converged))
-        if c.any()
-    ]
-    rows = [(str(i + 1), f"{values[i]:.6g}, within {residuals[i]:.1g}") for i in range(min(len(values), SHOWN))]
-    rows += [("products", f"{products:,}")]
-    alt = f"{len(values)} {name} against their index, with their residuals"
-    return cards.card(f"{said}.", rows, cards.chart(marks, "index", name.removesuffix("s"), alt) if len(values) else "")
 
 
 @dataclass(frozen=True)
@@ -178,6 +150,71 @@ def bounded(name: str, values: np.ndarray, residuals: np.ndarray, products: int)
     """
     pairs = enumerate(zip(values.tolist(), residuals.tolist(), strict=True), 1)
     return {f"{name}_{i}": Estimate(v, r, v - r, v + r, products=products) for i, (v, r) in pairs}
+
+
+class Measured:
+    """k values with measured residuals and the vectors of each: what `Eigenpairs` and `SingularTriplets` tell of themselves."""
+
+    noun: ClassVar[str]  # of one value
+    sides: ClassVar[tuple[str, ...]]  # the fields that hold vectors
+    values: np.ndarray
+    residuals: np.ndarray
+    converged: np.ndarray
+    threshold: float
+    complete: bool
+    products: int
+
+    def __str__(self) -> str:
+        left, k = "nothing better is left" if self.complete else "a better one may be missing", len(self.values)
+        return (
+            f"{k} {self.noun}s: {listed(self.values, self.residuals)}; {int(self.converged.sum())} of {k} converged to a "
+            f"residual of {self.threshold:.2g}, relative to the matrix and not to the value; {left}"
+        )
+
+    def _repr_html_(self) -> str:
+        values, k = self.values, len(self.values)
+        index, low, high = np.arange(1.0, k + 1), values - self.residuals, values + self.residuals
+        marks = [
+            cards.Mark(index[c], values[c], low[c], high[c], dots=True, hollow=bool(i), colour=i)
+            for i, c in enumerate((self.converged, ~self.converged))
+            if c.any()
+        ]
+        rows = [(str(i + 1), f"{values[i]:.6g}, within {self.residuals[i]:.1g}") for i in range(min(k, SHOWN))]
+        rows += [("products", f"{self.products:,}")]
+        alt = f"{k} {self.noun}s against their index, with their residuals"
+        return cards.card(f"{self}.", rows, cards.chart(marks, "index", self.noun, alt) if k else "")
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """What stands in a file of results, on the CPU.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            `values`, `residuals`, `converged` (k,), and the vectors as columns: `vectors` (n, k), or `left` (m, k) and `right`
+            (n, k).
+
+        Examples
+        --------
+        >>> spectral.svd(np.ones((3, 2)), 1).to_arrays()["left"].shape
+        (3, 1)
+        """
+        arrays = {name: getattr(self, name) for name in ("values", "residuals", "converged")}
+        return arrays | {name: getattr(self, name).cpu().numpy() for name in self.sides}
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Each value with its residual, within which one of the matrix lies.
+
+        Returns
+        -------
+        dict of str to Estimate
+            eigenvalue_1, eigenvalue_2, ..., or singular_value_1, ...
+
+        Examples
+        --------
+        >>> list(spectral.top(np.diag([1.0, 2.0]), 2).estimates())
+        ['eigenvalue_1', 'eigenvalue_2']
+        """
+        return bounded(self.noun.replace(" ", "_"), self.values, self.residuals, self.products)
 
 
 @dataclass(frozen=True)

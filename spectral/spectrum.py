@@ -5,7 +5,7 @@ Legend: K probes, M nodes each, L atoms, X evaluation points; n = dim, r = eigen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -18,11 +18,10 @@ from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import beta, cdf, gauss
 from spectral.quadrature.density import density
 from spectral.quadrature.error import between, stated_error
+from spectral.quadrature.function import Function, moved_by_rounding, values_of, values_on
 from spectral.quadrature.pooled import Quadrature
 from spectral.results import Atoms, Band, Density, Estimate, nan, over
 
-Function = Callable[[np.ndarray], np.ndarray]
-STEEP = 64.0  # times the mean slope of a function over the spectrum
 NO_ATOMS = Atoms(np.zeros(0), np.zeros(0, dtype=np.int64))
 
 
@@ -252,56 +251,19 @@ class Spectrum(Quadrature):
         7.0
         """
         x, c = self.points()
-        y = self._evaluate(f, x)
-        value, steep = float(c @ y), self._steep(f, y)
+        y = values_on(self, f, x)
+        value, steep = float(c @ y), moved_by_rounding(self, f, y)
         if self.is_exact:
             return Estimate(value, steep, value - steep, value + steep, len(self.nodes), self.products)
         K, r, held = len(self.nodes), self.unresolved, self.mass > 0
         Y = np.zeros_like(self.mass)
-        Y[held] = self._evaluate(f, self.nodes[held])
+        Y[held] = values_on(self, f, self.nodes[held])
         Y -= float((self.mass * Y).sum())
         unit = float(np.abs(Y[held]).max(initial=0.0)) or 1.0  # squares of 1e200 are no numbers
         variance = float((beta.located(self.nodes, self.mass, 1 / r) * (Y / unit) ** 2).sum())
         statistical = r * unit * float(np.sqrt(self.noise(variance)))
         stderr = float(np.hypot(statistical, self.truncation(f))) + steep
         return Estimate(value, stderr, nan, nan, K, self.products)
-
-    def _evaluate(self, f: Function, x: np.ndarray) -> np.ndarray:
-        """f(x), finite; of a value within `rounding` of 0 that f does not take, such as the root of -1e-17, f(0)."""
-        y = _apply(f, x)
-        small = np.abs(x) <= self.rounding
-        if small.any() and not np.isfinite(zero := _apply(f, np.zeros(1))[0]):
-            raise ValueError(
-                f"f is not finite at the eigenvalue 0, from which {x[small][0]:.2g} cannot be told, as rounding leaves up to "
-                f"{self.rounding:.2g}; shift the matrix, or integrate a function that is finite at 0."
-            )
-        y = np.where(small & ~np.isfinite(y), zero if small.any() else 0.0, y)
-        if not np.isfinite(y).all():
-            where = x[~np.isfinite(y)][0]
-            raise ValueError(f"f is not finite at the eigenvalue {where:.6g}; f must be finite on the spectrum.")
-        return y
-
-    def _steep(self, f: Function, y: np.ndarray) -> float:
-        """What `rounding` of every eigenvalue but the known zeros may change, where f varies STEEP times as fast as on the whole.
-
-        Elsewhere the same rounding is of the size of that of any sum in float64. y: f on all points.
-        """
-        (x, c), r = self.points(zeros=False), self.rounding
-        if not len(x) or r == 0 or self.scale == 0:
-            return 0.0
-        here, low = self._evaluate(f, x), x - r
-        low = np.maximum(low, np.minimum(x, 0.0)) if self.nonnegative else low
-        moved = np.abs([_apply(f, low) - here, _apply(f, x + r) - here])
-        undefined = ~np.isfinite(moved).all(0)
-        if (undefined & (np.abs(x) > r)).any():
-            where = x[undefined & (np.abs(x) > r)][0]
-            raise ValueError(
-                f"f is not finite within {r:.2g}, the rounding, of the eigenvalue {where:.6g}; f must be finite on the spectrum."
-            )
-        change = np.where(np.isfinite(moved), moved, 0.0).max(0)
-        span = np.ptp(x)
-        slope = max(float(np.ptp(y)) / span if span > 0 else 0.0, float(np.abs(y).max()) / self.scale)
-        return float(c @ np.where(change > STEEP * slope * r, change, 0.0))
 
     def truncation(self, f: Function) -> float:
         """|change of the integral of f| when the last quarter of the steps is left out: what more steps would still move.
@@ -324,7 +286,7 @@ class Spectrum(Quadrature):
         """
         total = 0.0
         for share, (theta, omega, _), (short, weights) in self._unfinished:
-            total += float(share * (omega @ self._evaluate(f, theta) - weights @ _apply(f, short)))
+            total += float(share * (omega @ values_on(self, f, theta) - weights @ values_of(f, short)))
         return abs(total) * self.dim if np.isfinite(total) else float("inf")
 
     @cached_property
@@ -848,12 +810,3 @@ def hold_eigenvalues(spectrum: Spectrum, what: str) -> None:
             f"{what} is about all eigenvalues, and this is the measure of one vector (spectrum_of), which tells what part of the "
             "vector lies where (cdf, integrate, density); use slq or esd for the eigenvalues."
         )
-
-
-def _apply(f: Function, x: np.ndarray) -> np.ndarray:
-    """f(x) as float64, held to the shape of x; warnings of numpy's are answered by those who look at the values."""
-    with np.errstate(all="ignore"):
-        y = np.asarray(f(x), dtype=np.float64)
-    if y.shape != x.shape:
-        raise ValueError(f"f maps an array of shape {x.shape} to {y.shape}; f must keep the shape of its array.")
-    return y

@@ -1,6 +1,5 @@
 """exact: all eigenvalues, a Jacobian's Gram in one pass over the data."""
 
-import importlib
 import json
 
 import numpy as np
@@ -9,8 +8,9 @@ import scipy.sparse as sp
 import torch
 
 import spectral
+from spectral.estimators import assembled
+from spectral.estimators.assembled import gram_matrix
 from spectral.estimators.cost import cost
-from spectral.estimators.exact import gram_matrix
 
 RNG = np.random.default_rng(2)
 
@@ -161,8 +161,7 @@ def test_products_that_were_kept_are_gone_on_with_whatever_fits_into_memory_then
     """Without room for one batch's rows the Gram is multiplied; a later session with room goes on as the first began."""
     model, data = network()
     data = [torch.cat(data)]
-    exact_module = importlib.import_module("spectral.estimators.exact")
-    monkeypatch.setattr(exact_module, "BLOCK", 3)
+    monkeypatch.setattr(assembled, "BLOCK", 3)
     J = spectral.Jacobian(model, data, engine="fresh")  # auto measures, and may go another way next time
     size = J.shape[0] * J.shape[1] * 8
     monkeypatch.setattr(spectral.arrays, "available_memory", lambda device: 2 * size - 1)

@@ -9,7 +9,7 @@ import torch
 import spectral
 from spectral import as_operator, funm, spectrum_of
 from spectral.krylov.lanczos import lanczos
-from spectral.quadrature import bounds
+from spectral.quadrature import applied, bounds
 
 RNG = np.random.default_rng(1)
 N = 80
@@ -133,7 +133,7 @@ def test_the_error_function_is_the_error():
     while deeper.step():
         pass
     V = deeper.basis.numpy()
-    exact = Q @ (np.exp(x) * (Q.T @ u)) - V[:6].T @ bounds.approximation(record, bounds.NAMED["exp"])
+    exact = Q @ (np.exp(x) * (Q.T @ u)) - V[:6].T @ applied.approximation(record, bounds.NAMED["exp"])
     assert np.allclose(exact, Q @ (e * (Q.T @ V[6])), atol=1e-12)
 
 

@@ -157,10 +157,8 @@ import sys, time
 sys.path.insert(0, {here!r})
 import torch
 from test_persist import KPM_OPTIONS, LONG, OPTIONS, Diagonal
-import importlib
 import spectral
-from spectral.estimators import checkpoint
-exact = importlib.import_module("spectral.estimators.exact")
+from spectral.estimators import assembled, checkpoint
 checkpoint.SAVE_SECONDS = checkpoint.SHARE = 0.0
 fast = Diagonal._apply
 Diagonal._apply = lambda self, V: (time.sleep(0.004), fast(self, V))[1]
@@ -168,7 +166,7 @@ print("begun", flush=True)
 {call}
 """
 SLQ = "spectral.slq(Diagonal(), checkpoint=sys.argv[1], reorthogonalize={mode!r}, deflate=True, **OPTIONS)"
-EXACT = "exact.BLOCK = 8; spectral.exact(Diagonal(LONG), checkpoint=sys.argv[1])"
+EXACT = "assembled.BLOCK = 8; spectral.exact(Diagonal(LONG), checkpoint=sys.argv[1])"
 LONG = np.linspace(0, 1, 1200)
 KPM = "spectral.kpm(Diagonal(), checkpoint=sys.argv[1], recurrence={mode!r}, **KPM_OPTIONS)"
 

@@ -13,25 +13,18 @@ import pytest
 import spectral
 from spectral import analysis, watch
 from spectral.estimators import functionals
+from spectral.operators.linear_map import LinearMap
+from spectral.results import Measured
 
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "reference").glob("*.rst"))
 CLASSES = [
-    spectral.Operator, spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher,
-    spectral.operators.Gram, spectral.Spectrum, spectral.Estimate, spectral.Band, spectral.Density, spectral.Atoms,
-    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Solution, spectral.Product,
-    spectral.Plan, functionals.NegativeMass, analysis.Alignment, analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
-    spectral.Eigenpairs, spectral.SingularTriplets, spectral.LowRankPlusDiagonal, spectral.Plan,
-    functionals.NegativeMass, analysis.Alignment,
-    analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
-    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, spectral.LayerTable, functionals.NegativeMass,
-    analysis.Alignment, analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
-    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
-    analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw, spectral.Watcher, watch.Reading, watch.Skipped,
-    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
-    analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw, analysis.ClassStructure, analysis.Lyapunov,
-    analysis.LogSingularValues,
-    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Plan, functionals.NegativeMass, analysis.Alignment,
-    analysis.Comparison, analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
+    spectral.Operator, spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher,
+    spectral.EmpiricalFisher, spectral.operators.Gram, spectral.Spectrum, spectral.Estimate, spectral.Band,
+    spectral.Density, spectral.Atoms, spectral.Eigenpairs, spectral.SingularTriplets, spectral.Solution,
+    spectral.Product, spectral.Plan, functionals.NegativeMass, analysis.Alignment, analysis.MarchenkoPastur,
+    analysis.Outliers, analysis.PowerLaw, spectral.LowRankPlusDiagonal, spectral.LayerTable, spectral.Watcher,
+    watch.Reading, watch.Skipped, analysis.ClassStructure, analysis.Lyapunov, analysis.LogSingularValues,
+    analysis.Comparison,
 ]  # fmt: skip
 NETWORKS = {
     kind.__name__: kind
@@ -69,7 +62,7 @@ FUNCTIONS |= {
     "log_singular_values": analysis.log_singular_values,
 }
 PUBLIC: dict[str, Any] = {**FUNCTIONS, **{kind.__name__: kind for kind in CLASSES}}
-for kind in CLASSES:
+for kind in (*CLASSES, LinearMap, Measured):  # the latter two are bases, whose methods those above have
     PUBLIC |= methods(kind)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from spectral.estimators.exact import gram_matrix
+from spectral.estimators.assembled import gram_matrix
 from spectral.krylov.lanczos import lanczos
 from spectral.operators import Operator, as_operator
 from spectral.probes import probe

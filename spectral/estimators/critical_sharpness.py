@@ -24,12 +24,7 @@ BESIDE = 0.4  # of rtol: how far from the predicted root a trial lies, so that t
 
 
 def critical_sharpness(
-    A: Any,
-    direction: Any = None,
-    *,
-    guess: float | None = None,
-    rtol: float = 0.05,
-    most: int = 20,
+    A: Any, direction: Any = None, *, guess: float | None = None, rtol: float = 0.05, most: int = 20
 ) -> Estimate:
     """2 / eta_c: eta_c is the step along a direction d from which on the loss of A is larger than where the step began.
 

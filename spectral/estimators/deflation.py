@@ -65,10 +65,7 @@ class Deflation:
         return np.array([f.value for f in self.deflated]) if self.deflated else NONE
 
     def add(
-        self,
-        record: LanczosRecord,
-        combine: Callable[[np.ndarray], torch.Tensor] | None,
-        most: float = np.inf,
+        self, record: LanczosRecord, combine: Callable[[np.ndarray], torch.Tensor] | None, most: float = np.inf
     ) -> None:
         """Take in a probe; `combine` makes vectors from coefficients (c, k), None where they cannot be had.
 
@@ -104,29 +101,27 @@ class Deflation:
         self.deflated, self.looked = [*self.deflated[:known], *found], looked
         self.vectors = held if vectors is None else vectors if held is None else torch.cat([held, vectors])
 
-    def atoms(self, records: list[LanczosRecord], n: int) -> tuple[Atoms, list[np.ndarray], float]:
-        """(atoms, nodes (L, w) that each record gives up for them, largest error of a value) in dimension n."""
-        atoms: list[tuple[float, int]] = []
-        removed: list[list[list[int]]] = [[] for _ in records]
-        error = 0.0
-        empty = self._empty(records, n)
+    def atoms(self, records: list[LanczosRecord]) -> tuple[Atoms, list[np.ndarray], float]:
+        """(atoms, nodes (L, w) that each record gives up for them, largest error of a value)."""
+        found: list[tuple[float, int, list[list[int]]]] = []
+        error, empty = 0.0, self._empty(records)
         for members in self._clusters():
             if self.deflated[members[0]].probe > 0 or not empty[:, members].all(1).any():
                 continue
             for copies in self._values(members):
-                group = [self.deflated[i] for i in copies]
+                values = [self.deflated[i].value for i in copies]
                 rows = [_nodes(record, k, copies, self.deflated, members) for k, record in enumerate(records)]
-                if any(len(row) == 0 for row in rows):
-                    continue
-                atoms.append((float(np.mean([f.value for f in group])), len(group)))
-                error = max(error, max(f.error for f in group), float(np.ptp([f.value for f in group])))
-                for mine, row in zip(removed, rows, strict=True):
-                    mine.append(row)
-        order = np.argsort([value for value, _ in atoms], kind="stable") if atoms else np.zeros(0, dtype=int)
-        values = np.array([atoms[i][0] for i in order], dtype=float)
-        counts = np.array([atoms[i][1] for i in order], dtype=np.int64)
-        width = max((len(row) for rows in removed for row in rows), default=1)
-        return Atoms(values, counts), [padded([rows[i] for i in order], width) for rows in removed], error
+                if all(rows):
+                    found.append((float(np.mean(values)), len(copies), rows))
+                    error = max(error, *(self.deflated[i].error for i in copies), float(np.ptp(values)))
+        found.sort(key=lambda one: one[0])
+        width = max((len(row) for *_, rows in found for row in rows), default=1)
+        removed = [padded([rows[k] for *_, rows in found], width) for k in range(len(records))]
+        atoms = (
+            np.array([value for value, *_ in found], dtype=float),
+            np.array([c for _, c, _ in found], dtype=np.int64),
+        )
+        return Atoms(*atoms), removed, error
 
     def _clusters(self) -> list[list[int]]:
         """The deflated vectors by eigenvalue, in the order in which they were found."""
@@ -153,16 +148,16 @@ class Deflation:
                 groups.append([i])
         return [sorted(group) for group in groups]
 
-    def _empty(self, records: list[LanczosRecord], n: int) -> np.ndarray:
+    def _empty(self, records: list[LanczosRecord]) -> np.ndarray:
         """(K, L): whether record k shows that no copy of found vector i is left; None of a probe before its own was deflated."""
         values, windows = self.known, np.array([f.window for f in self.deflated])
         told = np.zeros((len(records), len(self.deflated)), dtype=bool)
         for k, record in enumerate(records):
             held = self._told.get(k)
             if held is None or held[0] is not record or len(held[1]) != len(self.deflated):
-                self._told[k] = held = record, _is_empty(record, values, windows, n - len(record.known))
+                self._told[k] = held = record, _is_empty(record, values, windows, self.n - len(record.known))
             told[k, : len(record.known)] = held[1][: len(record.known)]
-        return told | (len(self.deflated) == n)
+        return told | (len(self.deflated) == self.n)
 
 
 def _is_empty(record: LanczosRecord, values: np.ndarray, windows: np.ndarray, rank: int) -> np.ndarray:

@@ -48,11 +48,7 @@ STATE = Either(
         }
     ),
     Fields(
-        {
-            "method": Same("xdiag"),
-            "Y": Array("dtype", "n", None),
-            "range": leave_one_out.RANGE,
-        },
+        {"method": Same("xdiag"), "Y": Array("dtype", "n", None), "range": leave_one_out.RANGE},
         laws=(
             Law("at most as many columns as there are vectors", lambda f, s: s["rank"] <= f["Y"].shape[1] <= s["half"]),
             Law("a basis of all columns alone", lambda f, s: s["rank"] == 0 or f["Y"].shape[1] == s["half"]),

@@ -9,8 +9,9 @@ from spectral.estimators.budget import Budget, free_memory, smaller_side
 from spectral.estimators.cost import PASS, WORKSPACE, affine, cost
 from spectral.estimators.exact import exact
 from spectral.estimators.kpm import kpm
-from spectral.estimators.slq import PROBES, STEPS, slq
-from spectral.estimators.slq import check as check_slq
+from spectral.estimators.slq import slq
+from spectral.estimators.slq_options import PROBES, STEPS
+from spectral.estimators.slq_options import check as check_slq
 from spectral.krylov.symmetry import leaves
 from spectral.networks.jacobian import Jacobian
 from spectral.operators.foreign import as_operator
@@ -31,13 +32,7 @@ SLQ_VECTORS, LANCZOS_VECTORS, CHEBYSHEV_VECTORS = 7, 4, 3
 
 
 def esd(
-    A: Any,
-    *,
-    tol: Any = None,
-    budget: Any = None,
-    method: str = "auto",
-    checkpoint: Any = None,
-    **options: Any,
+    A: Any, *, tol: Any = None, budget: Any = None, method: str = "auto", checkpoint: Any = None, **options: Any
 ) -> Spectrum:
     """The spectrum of symmetric A, or of the Gram of a rectangular operator on its smaller side, by whatever is cheapest here.
 

@@ -21,9 +21,10 @@ from spectral.estimators.esd import esd
 from spectral.operators.foreign import as_operator
 from spectral.probes import check_seed
 from spectral.quadrature import bounds, gauss
+from spectral.quadrature.function import STEEP
 from spectral.results import Estimate, nan
 from spectral.schema import integer
-from spectral.spectrum import STEEP, Spectrum, hold_eigenvalues
+from spectral.spectrum import Spectrum, hold_eigenvalues
 
 Interval = tuple[float | None, float | None]
 

@@ -1,6 +1,6 @@
 """f(A) b by Lanczos, with the error of the vector and brackets of b^T f(A) b, and the spectral measure of one vector.
 
-Both are one recurrence from the given vector. What bounds them is in `spectral.quadrature`: `bounds.vector_error` and
+Both are one recurrence from the given vector. What bounds them is in `spectral.quadrature`: `applied.vector_error` and
 `bounds.bracket` of f(A) b, the certified envelope of the measure.
 """
 
@@ -27,10 +27,11 @@ from spectral.estimators.budget import (
     vectors_that_fit,
 )
 from spectral.estimators.solve import finite_columns
-from spectral.krylov.lanczos import MODES, Lanczos, LanczosRecord, second_pass
+from spectral.krylov.again import second_pass
+from spectral.krylov.lanczos import MODES, Lanczos, LanczosRecord
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Derived, Operator
-from spectral.quadrature import bounds
+from spectral.quadrature import applied, bounds
 from spectral.results import Estimate
 from spectral.schema import integer
 from spectral.spectrum import Spectrum
@@ -382,8 +383,8 @@ def _one(
         if not (last or stopping.due(state.steps)):
             continue
         record = state.record()
-        y = bounds.approximation(record, g)
-        error, certain = bounds.vector_error(record, g, interval)
+        y = applied.approximation(record, g)
+        error, certain = applied.vector_error(record, g, interval)
         if error <= tol * float(np.linalg.norm(y)):
             stop = "tolerance"
             break

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from spectral import arrays
+from spectral.estimators.assembled import matrix_of
 from spectral.estimators.budget import free_memory, hold_whole
 from spectral.estimators.diagonal import diagonal
-from spectral.estimators.exact import matrix_of
 from spectral.estimators.top import top
 from spectral.networks.blocks import blocks
 from spectral.networks.curvature import GaussNewton

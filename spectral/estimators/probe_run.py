@@ -14,9 +14,10 @@ from spectral.estimators.budget import Budget
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.deflation import Deflated, Deflation
 from spectral.estimators.probe_state import STATE
+from spectral.krylov.again import known_product
 from spectral.krylov.basis import ROUNDED
 from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord
-from spectral.krylov.lanczos import NONE, Lanczos, LanczosRecord
+from spectral.krylov.lanczos import Lanczos, LanczosRecord
 from spectral.krylov.symmetry import KnownProduct
 from spectral.operators.operator import Operator
 
@@ -26,20 +27,18 @@ R = TypeVar("R", Lanczos, Chebyshev)
 class ProbeRun:
     """Where a run of probes stands. Without a path nothing is on disk."""
 
-    def __init__(
-        self, path: Any, op: Operator, settings: dict[str, Any], deflation: Deflation | None = None, **steps: int
-    ) -> None:
-        """`steps`: the `least` and the `most` that a probe may aim at."""
+    def __init__(self, path: Any, op: Operator, settings: dict[str, Any], deflated: int = 0, **steps: int) -> None:
+        """`deflated`: vectors that may be, at most; `steps`: the `least` and the `most` that a probe may aim at."""
         self.op, self.seed, self.mode = op, settings["seed"], settings.get("reorthogonalize", False)
         self.place = settings.get("basis", "device")
-        self.deflation = deflation
+        self.deflation = Deflation(deflated, op.shape[0])
         self.records: list[LanczosRecord] = []
         self.attempts: list[ChebyshevRecord] = []  # those that left their interval included
         self.history: list[list[float]] = []  # of the first probe, as `slq` writes it down
         self.recurrence: Lanczos | Chebyshev | None = None  # of the probe at hand, the one after so many `done`
         self.done = self.counted = 0  # `counted`: its steps of which the products are
         rounding = ROUNDED if self.place == "bf16" else 0.0
-        run = {"seed": self.seed, "mode": self.mode, "deflates": deflation is not None, "rounding": rounding}
+        run = {"seed": self.seed, "mode": self.mode, "deflates": deflated > 0, "rounding": rounding}
         self.checkpoint = Checkpoint(path, op, settings, STATE, **run, **steps)
         self.matrix = self.checkpoint.matrix
         if self.checkpoint.state is not None:
@@ -58,10 +57,8 @@ class ProbeRun:
             self.checkpoint.count()
         records, names = storage.pack_records(self.records)
         moments, attempts = storage.pack_moments(self.attempts)
-        deflated, vectors = [], None
-        if self.deflation is not None:
-            deflated = [f for f in self.deflation.deflated if f.probe < len(self.records)]
-            vectors = self.deflation.vectors
+        deflated = [f for f in self.deflation.deflated if f.probe < len(self.records)]
+        vectors = self.deflation.vectors
         return {
             **records,
             **moments,
@@ -80,10 +77,9 @@ class ProbeRun:
         self.records += storage.unpack_records(state, state["records"])
         self.attempts += storage.unpack_moments(state, state["attempts"])
         self.history = state["history"]
-        if self.deflation is not None:
-            self.deflation.looked = len(self.records)
-            self.deflation.deflated = [Deflated(f[0], f[1], f[2], f[3], tuple(f[4])) for f in state["deflated"]]
-            self.deflation.vectors = torch.stack(list(state["vectors"])) if state["deflated"] else None
+        self.deflation.looked = len(self.records)
+        self.deflation.deflated = [Deflated(f[0], f[1], f[2], f[3], tuple(f[4])) for f in state["deflated"]]
+        self.deflation.vectors = torch.stack(list(state["vectors"])) if state["deflated"] else None
         if (saved := state["recurrence"]) is not None:
             recurrence: Lanczos | Chebyshev
             if "alphas" in saved:
@@ -98,10 +94,10 @@ class ProbeRun:
 
     def _prove(self) -> None:
         """Repeat a product: of all vectors that the recurrence holds where it can say what comes out, else the run's first."""
-        known = self.recurrence.known_product() if isinstance(self.recurrence, Lanczos) else None
+        known = known_product(self.recurrence) if isinstance(self.recurrence, Lanczos) else None
         if known is None:
             return self.checkpoint.prove(self._first_product())
-        deflated = [] if self.deflation is None else self.deflation.deflated
+        deflated = self.deflation.deflated
         # what was deflated is no eigenvector to the last digit
         slack = max((one.window for one in deflated), default=0.0) * len(deflated) ** 0.5
         return self.checkpoint.prove(known, slack=slack * longvectors.norm(known.vector))
@@ -131,7 +127,7 @@ class ProbeRun:
 
     def lanczos(self, start: torch.Tensor, steps: int) -> Lanczos:
         """The recurrence from this start, in the complement of what is deflated."""
-        U, known = (None, NONE) if self.deflation is None else (self.deflation.vectors, self.deflation.known)
+        U, known = self.deflation.vectors, self.deflation.known
         return Lanczos(self.op, start, steps, reorthogonalize=self.mode, deflate=U, known=known, place=self.place)
 
     def begin(self, index: int, make: Callable[[torch.Tensor], R]) -> R:

@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy
 
-from spectral import distributed
 from spectral.estimators import stopping
-from spectral.estimators.budget import (
-    Budget,
-    decided,
-    environment,
-    expect,
-    progress_bar,
-    settle,
-    symmetric_operand,
-    vectors_that_fit,
-)
-from spectral.estimators.deflation import Deflated, Deflation, converged, padded
-from spectral.estimators.probe_run import ProbeRun
-from spectral.estimators.shared_out import SharedOut, check_ranks, shared_out
+from spectral.estimators.budget import Budget, decided, environment, expect, progress_bar, symmetric_operand
+from spectral.estimators.deflation import converged, padded
+from spectral.estimators.shared_out import shared_out
+from spectral.estimators.shared_probes import SharedProbes
+from spectral.estimators.slq_options import PROBES, STEPS, Default, Plan, check
 from spectral.estimators.stopping import Tolerance
-from spectral.krylov.basis import PLACES, check_place, free, row_bytes
-from spectral.krylov.lanczos import MODES, Lanczos, LanczosRecord, second_pass
+from spectral.krylov.again import second_pass
+from spectral.krylov.basis import check_place
+from spectral.krylov.lanczos import Lanczos, LanczosRecord
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.results import Atoms
-from spectral.schema import integer
-from spectral.spectrum import NO_ATOMS, Spectrum
+from spectral.spectrum import Spectrum
 
-
-class Default(int):
-    """A number that nobody gave: no limit where tol or budget decide."""
-
-
-PROBES, STEPS = Default(4), Default(100)
-LOWEST = 32.0  # times eps of the largest |eigenvalue|: where the blur of eigenvalues is a third of one
 COPIES = 8  # of one eigenvalue that an adaptive run without a basis looks for, a second pass each
 
 
@@ -166,14 +149,7 @@ def slq(
     op, zeros, dim = shared_out(A, ranks, symmetric_operand)
     aim = check(probes, steps, tol, seed, deflate, reorthogonalize)
     place = check_place(basis, op.dtype)
-    if place != "device" and reorthogonalize is False:
-        raise ValueError(f"basis={place!r} with reorthogonalize=False, which keeps none; leave one of them out.")
-    if aim is not None and aim.nearest < LOWEST * op.epsilon:
-        raise ValueError(
-            f"tol asks for the CDF at {aim.nearest:.2g} of the largest |eigenvalue|, where products that are rounded to "
-            f"{op.epsilon:.2g} tell nothing; use points from {LOWEST * op.epsilon:.2g} on, or an operator in float64."
-        )
-    plan = _Plan.of(op, aim, budget, probes, steps, deflate, reorthogonalize, place)
+    plan = Plan.of(op, aim, budget, probes, steps, deflate, reorthogonalize, place)
     settings = {
         "steps": None if plan.adaptive and isinstance(steps, Default) else int(steps),
         "seed": check_seed(seed),
@@ -198,96 +174,28 @@ def slq(
     return run.spectrum(stop=stop)
 
 
-def check(
-    probes: Any = PROBES, steps: Any = STEPS, tol: Any = None, seed: Any = 0, deflate: Any = "auto",
-    reorthogonalize: Any = "auto", progress: Any = None, ranks: Any = "data",
-) -> Tolerance | None:  # fmt: skip
-    """One sentence for an option of `slq` that is none; what `tol` asks for."""
-    for name, value in (("probes", probes), ("steps", steps)):
-        integer(value, name, f"number of {name}")
-    if reorthogonalize not in (*MODES, "auto"):
-        raise ValueError(f"reorthogonalize={reorthogonalize!r} is not known; use True, 'selective', False or 'auto'.")
-    if deflate not in (True, False, "auto"):
-        raise ValueError(f"deflate={deflate!r} is not known; use True, False or 'auto'.")
-    if progress not in (True, False, None):
-        raise ValueError(f"progress={progress!r} is not known; use True, False or None, which shows it on a terminal.")
-    check_ranks(ranks)
-    check_seed(seed)
-    return Tolerance.of(tol)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is decided before the run: most steps and probes, how the basis is kept, most deflated vectors (0: none)."""
-
-    adaptive: bool
-    steps: int
-    probes: float
-    mode: bool | str
-    vectors: int
-    choice: str
-
-    @classmethod
-    def of(
-        cls,
-        op: Operator,
-        aim: Tolerance | None,
-        budget: Any,
-        probes: int,
-        steps: int,
-        deflate: Any,
-        reorthogonalize: Any,
-        place: str,
-    ) -> _Plan:
-        """See `slq`."""
-        given = [not isinstance(value, Default) for value in (steps, probes)]
-        adaptive = aim is not None or (budget is not None and not all(given))
-        n = op.shape[0]
-        most = n if adaptive and not given[0] else min(int(steps), n)
-        room = held = vectors_that_fit(op, n)
-        mode, choice = reorthogonalize, ""
-        if place != "device":
-            room = decided(op, free(place, op.device) // row_bytes(place, n, op.dtype))
-        if reorthogonalize == "auto":
-            mode = room >= min(most, int(steps))
-            fits = "the basis fits" if mode else "no basis, two passes: it does not fit"
-            choice = f"auto: {fits} {'a quarter of the free memory' if place in PLACES else 'three quarters of the free disk'}"
-        if mode and reorthogonalize == "auto":
-            most = min(most, room)
-        wanted = deflate is True or (
-            deflate == "auto" and (mode or reorthogonalize == "auto") and (probes > 1 or adaptive)
-        )
-        return cls(
-            adaptive, most, float("inf") if adaptive and not given[1] else int(probes), mode,
-            max(min(held, n), 1) if wanted else 0, choice,
-        )  # fmt: skip
-
-
-class _Run(ProbeRun):
+class _Run(SharedProbes):
     """The probes that are done and the one at hand, with what deflation knows of them."""
 
     def __init__(
         self,
         op: Operator,
         settings: dict[str, Any],
-        plan: _Plan,
+        plan: Plan,
         aim: Tolerance | None,
         size: tuple[int, int],
         path: Any,
     ) -> None:
         self.settings, self.plan, self.aim, (self.dim, self.zeros) = settings, plan, aim, size
-        self.orthogonality = 0.0  # of a rounded basis, as measured
-        self.made_again = 0  # probes, where teams have taken some that an earlier one would have deflated further
         most = min(settings["steps"] or op.shape[0], op.shape[0])
-        deflation = Deflation(plan.vectors, op.shape[0]) if plan.vectors else None
-        super().__init__(path, op, settings, deflation, least=1 if plan.adaptive else most, most=most)
+        super().__init__(path, op, settings, plan.vectors, least=1 if plan.adaptive else most, most=most)
 
     def stop(self, limit: Budget) -> str | None:
         """Why the run is over, None if it is not."""
         done = len(self.records)
         if not done or self.recurrence is not None:  # a probe that was interrupted comes to its own end
             return None
-        if self.deflation is not None and len(self.deflation.deflated) == self.op.shape[0]:
+        if len(self.deflation.deflated) == self.op.shape[0]:
             return "exact"
         if self.aim is not None and (done <= 4 or stopping.due(done)):
             s = self.spectrum()
@@ -307,64 +215,6 @@ class _Run(ProbeRun):
             return "budget" if limit.left() < (steps if exact else steps / 2) else None
         return None
 
-    def next_probes(self, limit: Budget, bar: Any) -> None:
-        """Run one probe to its end and keep its record; where teams share them out, one for each team."""
-        if isinstance(self.op, SharedOut):
-            self._one_for_each_team(self.op, limit, bar)
-        else:
-            self.finish(self._probe(len(self.records), None, limit, bar))
-
-    def settle(self) -> None:
-        """Until products come out to the same bits again, on every team."""
-        if not isinstance(self.op, SharedOut):
-            return settle(self.op, self.start(0))
-        begun = self.op.products
-        with distributed.apart(self.op.team):
-            settle(self.op, self.start(0))
-        self.op.tally(self.op.products - begun)
-        return None
-
-    def _one_for_each_team(self, op: SharedOut, limit: Budget, bar: Any) -> None:
-        """Probes of the teams, each deflated of what is known now; those are kept that one process would have made so."""
-        done, deflation = len(self.records), self.deflation
-        depths, begun, own = self._depths(limit), op.products, op.team.index
-        known = 0 if deflation is None else len(deflation.deflated)
-        record, found = None, list[Deflated]()
-        with distributed.apart(op.team):
-            if own < len(depths):
-                record = self._probe(done + own, depths[own], limit.after(sum(depths[:own])), bar)
-                found = [] if deflation is None else deflation.deflated[known:]
-        self.recurrence = None
-        distributed.meet()
-        told = distributed.gather(lambda: (record, found, self.history, self.orthogonality))[:: op.team.size]
-        made = op.tally(op.products - begun)
-        bar.update(sum(made) - made[0])
-        last = next((team for team, (_, new, *_) in enumerate(told) if new), len(depths) - 1)
-        self.made_again += len(depths) - 1 - last
-        if deflation is not None:
-            vectors = None if deflation.vectors is None else deflation.vectors[known:]
-            if new := told[last][1]:
-                vectors = distributed.first({"new": vectors}, op.device, last * op.team.size)["new"]
-            deflation.take(known, new, vectors if new else None, done + last + 1)
-        self.history = told[0][2]
-        self.orthogonality = max(lost for *_, lost in told)
-        self.records += [one for one, *_ in told[:last] if one is not None]
-        self.finish(told[last][0])
-
-    def _depths(self, limit: Budget) -> list[int]:
-        """Steps of the probes to come, one for each team as far as probes and budget go: as if they were made in turn."""
-        done, left = len(self.records), limit.left(self.op.teams)
-        # probes on which later ones depend
-        before = 2 if self.plan.adaptive else 1 if self.deflation is not None else 0
-        most = self.op.teams if done >= before and self.recurrence is None else 1
-        depths: list[int] = []
-        while len(depths) < most and done + len(depths) < self.plan.probes:
-            if depths and left < (self.records[1].steps / 2 if self.plan.adaptive else 1):
-                break
-            depths.append(max(1, self._depth(done + len(depths), limit, left)))
-            left -= depths[-1]
-        return depths
-
     def _probe(self, index: int, depth: int | None, limit: Budget, bar: Any) -> LanczosRecord:
         """Run a probe to its end; what it finds is deflated from then on."""
         state = self.begin(index, lambda start: self.lanczos(start, depth or self._depth(index, limit)))
@@ -377,7 +227,7 @@ class _Run(ProbeRun):
         stop = self.follow(limit, bar, enough)
         record = state.record(seed=self.seed, index=index, stop=stop)
         self.orthogonality = max(self.orthogonality, state.orthogonality)
-        if self.deflation is not None:
+        if self.deflation.most:
             self.deflation.looked = index
             self.deflation.add(record, self._combine(state, record, limit), self._worth(record))
         return record
@@ -392,7 +242,7 @@ class _Run(ProbeRun):
         if not self._divided(limit):
             return self.plan.steps if index == 1 else self.records[1].steps
         first = self.records[0]
-        depth = max(first.steps - (0 if self.deflation is None else len(self.deflation.deflated)), 4)
+        depth = max(first.steps - len(self.deflation.deflated), 4)
         left = limit.left() if left is None else left
         return int(min(self.plan.steps, max(1, math.ceil(left / max(1, round(left / depth))))))
 
@@ -457,7 +307,7 @@ class _Run(ProbeRun):
             )
         if self.aim is None:
             return False
-        settled = self.deflation is None or found >= len(self.deflation.deflated) or k >= self.records[0].steps
+        settled = found >= len(self.deflation.deflated) or k >= self.records[0].steps
         alone = Spectrum.from_records(
             [record], self.dim, zeros=self.zeros, atoms=s.atoms, removed=s.removed[-1:], meta=dict(s.meta)
         )  # the probes to come will be as deep as this one, not as the first
@@ -465,7 +315,7 @@ class _Run(ProbeRun):
 
     def _preview(self, record: LanczosRecord) -> Spectrum:
         """The spectrum if this probe ended here; of the first, what has converged is taken for atoms."""
-        if len(self.records) or self.deflation is None:
+        if len(self.records) or not self.deflation.most:
             return self.spectrum([*self.records, record])
         pairs = converged(record)[: self.op.shape[0] - 1]
         atoms = Atoms(np.array([p.value for p in pairs]), np.ones(len(pairs), dtype=np.int64))
@@ -476,9 +326,7 @@ class _Run(ProbeRun):
     def spectrum(self, records: list[LanczosRecord] | None = None, *, stop: str = "") -> Spectrum:
         """The spectrum of the probes so far, with its stated error."""
         records = self.records if records is None else records
-        atoms, removed, error = NO_ATOMS, None, 0.0
-        if self.deflation is not None:
-            atoms, removed, error = self.deflation.atoms(records, self.op.shape[0])
+        atoms, removed, error = self.deflation.atoms(records)
         meta = {
             **environment(self.op, self.matrix),
             **self.settings,

@@ -18,7 +18,8 @@ from spectral import arrays, longvectors, persist
 from spectral.estimators.budget import Budget, Spent, environment, hold_whole, is_symmetric, progress_bar
 from spectral.krylov import linear
 from spectral.operators.foreign import as_operator
-from spectral.operators.operator import ROUNDING, Derived, I, Operator
+from spectral.operators.linear_map import ROUNDING
+from spectral.operators.operator import Derived, I, Operator
 from spectral.results import Estimate, bounded
 
 METHODS = ("auto", "cg", "minres", "lsmr")

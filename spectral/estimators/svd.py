@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral import arrays, longvectors, results
+from spectral import arrays, longvectors
 from spectral.estimators.budget import hold_whole, progress_bar
 from spectral.estimators.checkpoint import Checkpoint
 from spectral.estimators.top import INNER, KEYS, Search, bounds, capacity, check, held, saved
@@ -24,10 +24,11 @@ from spectral.krylov.golub_kahan import GolubKahan
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed, probe
+from spectral.results import Measured
 
 
 @dataclass(frozen=True, eq=False)
-class SingularTriplets:
+class SingularTriplets(Measured):
     """k triplets J v = sigma u, J^T u = sigma v, best first, all measured.
 
     Attributes
@@ -67,46 +68,7 @@ class SingularTriplets:
     products: int
     epochs: float
 
-    def __str__(self) -> str:
-        return results.pairs(
-            "singular values", self.values, self.residuals, self.converged, self.threshold, self.complete
-        )
-
-    def _repr_html_(self) -> str:
-        return results.pairs_card(
-            "singular values", self.values, self.residuals, self.converged, str(self), self.products
-        )
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """What stands in a file of results, on the CPU.
-
-        Returns
-        -------
-        dict of str to numpy.ndarray
-            `values`, `residuals`, `converged` (k,), `left` (m, k) and `right` (n, k).
-
-        Examples
-        --------
-        >>> spectral.svd(np.ones((3, 2)), 1).to_arrays()["left"].shape
-        (3, 1)
-        """
-        arrays = {name: getattr(self, name) for name in ("values", "residuals", "converged")}
-        return arrays | {"left": self.left.cpu().numpy(), "right": self.right.cpu().numpy()}
-
-    def estimates(self) -> dict[str, results.Estimate]:
-        """Each value with its residual, within which a singular value lies.
-
-        Returns
-        -------
-        dict of str to Estimate
-            singular_value_1, singular_value_2, ...
-
-        Examples
-        --------
-        >>> list(spectral.svd(np.diag([1.0, 2.0]), 2).estimates())
-        ['singular_value_1', 'singular_value_2']
-        """
-        return results.bounded("singular_value", self.values, self.residuals, self.products)
+    noun, sides = "singular value", ("left", "right")
 
 
 def svd(

@@ -22,7 +22,7 @@ import numpy as np
 import scipy
 import torch
 
-from spectral import arrays, longvectors, results
+from spectral import arrays, longvectors
 from spectral.estimators.budget import Budget, progress_bar, symmetric_operand, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint
 from spectral.estimators.shared_out import SharedOut, check_ranks, shared_out
@@ -32,6 +32,7 @@ from spectral.krylov.symmetry import expected, hold, repeated, wrong
 from spectral.operators.operator import Gram, Operator
 from spectral.pieces import Piece
 from spectral.probes import check_seed
+from spectral.results import Measured
 from spectral.schema import COUNT, NONNEGATIVE, Array, Fields, Flag, Law, Number, integer, maybe
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -73,7 +74,7 @@ def saved(recurrence: type[RestartedKrylov]) -> Fields:
 
 
 @dataclass(frozen=True, eq=False)
-class Eigenpairs:
+class Eigenpairs(Measured):
     """k eigenpairs A v = theta v, best first, all measured.
 
     Attributes
@@ -115,42 +116,7 @@ class Eigenpairs:
     epochs: float
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        return results.pairs("eigenvalues", self.values, self.residuals, self.converged, self.threshold, self.complete)
-
-    def _repr_html_(self) -> str:
-        return results.pairs_card("eigenvalues", self.values, self.residuals, self.converged, str(self), self.products)
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """What stands in a file of results, on the CPU.
-
-        Returns
-        -------
-        dict of str to numpy.ndarray
-            `values`, `residuals`, `converged` (k,) and `vectors` (n, k).
-
-        Examples
-        --------
-        >>> spectral.top(np.diag([1.0, 2.0]), 1).to_arrays()["vectors"].shape
-        (2, 1)
-        """
-        arrays = {name: getattr(self, name) for name in ("values", "residuals", "converged")}
-        return arrays | {"vectors": self.vectors.cpu().numpy()}
-
-    def estimates(self) -> dict[str, results.Estimate]:
-        """Each value with its residual, within which an eigenvalue lies.
-
-        Returns
-        -------
-        dict of str to Estimate
-            eigenvalue_1, eigenvalue_2, ...
-
-        Examples
-        --------
-        >>> list(spectral.top(np.diag([1.0, 2.0]), 2).estimates())
-        ['eigenvalue_1', 'eigenvalue_2']
-        """
-        return results.bounded("eigenvalue", self.values, self.residuals, self.products)
+    noun, sides = "eigenvalue", ("vectors",)
 
 
 def top(
@@ -287,10 +253,7 @@ def top(
         epochs=file.spent.epochs,
         meta={}
         if begin is None
-        else {
-            "start": {"vectors": given, "independent": len(begin), "held": run.held},
-            "missed": run.missed,
-        },
+        else {"start": {"vectors": given, "independent": len(begin), "held": run.held}, "missed": run.missed},
     )
 
 

@@ -25,8 +25,9 @@ from spectral import distributed
 from spectral.analysis import label_alignment, outliers, summary
 from spectral.analysis.alignment import EXACT_ROWS, label_vector
 from spectral.estimators import block_gap, esd, slq
+from spectral.estimators.assembled import gram_matrix
 from spectral.estimators.budget import free_memory
-from spectral.estimators.exact import exact, gram_matrix
+from spectral.estimators.exact import exact
 from spectral.experiments.datasets import Problem, batches, digits, in_dtype, permute_labels
 from spectral.experiments.models import model_for
 from spectral.experiments.training import Trained, evaluate, few_threads, train

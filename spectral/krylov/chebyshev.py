@@ -74,11 +74,7 @@ class Chebyshev:
 
     def __init__(self, A: Operator, start: torch.Tensor, steps: int, interval: tuple[float, float]) -> None:
         self.A, self.limit, self.interval = A, min(int(steps), A.shape[1]), interval
-        self.squared_norm = longvectors.dot(start, start)
-        if not math.isfinite(self.squared_norm) or self.squared_norm <= 0:
-            raise ValueError(
-                f"the start vector has squared norm {self.squared_norm}; use a finite vector that is not zero."
-            )
+        self.squared_norm = longvectors.start_square(start)
         if self.limit < 1:
             raise ValueError(f"steps={steps} with dimension {A.shape[1]}; both must be at least 1.")
         self.t = start / math.sqrt(self.squared_norm)

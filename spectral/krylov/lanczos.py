@@ -28,7 +28,8 @@ from spectral import arrays, longvectors
 from spectral.compat import eigh_tridiagonal
 from spectral.krylov import kernels, symmetry
 from spectral.krylov.basis import Basis
-from spectral.operators.operator import ROUNDING, Operator
+from spectral.operators.linear_map import ROUNDING
+from spectral.operators.operator import Operator
 
 BREAKDOWN = 16.0  # beta <= 16 eps ||T|| counts as 0: A q - alpha q of an exact eigenvector rounds to a few eps ||A||
 # <q_{j-1}, q_i> and <q_j, q_i> as estimated, and whether the next vector is reorthogonalised too (Simon 1984, section 4)
@@ -120,11 +121,7 @@ class Lanczos:
         self.U = deflate if deflate is not None and len(deflate) else None
         self.rank = A.shape[1] - (0 if self.U is None else len(self.U))  # dimension of the space that is searched
         self.limit = min(int(steps), self.rank)
-        self.squared_norm = longvectors.dot(start, start)
-        if not math.isfinite(self.squared_norm) or self.squared_norm <= 0:
-            raise ValueError(
-                f"the start vector has squared norm {self.squared_norm}; use a finite vector that is not zero."
-            )
+        self.squared_norm = longvectors.start_square(start)
         if self.limit < 1:
             raise ValueError(f"steps={steps} with dimension {self.rank}; both must be at least 1.")
         self.alphas: list[float] = []
@@ -296,38 +293,6 @@ class Lanczos:
             for j, q in enumerate(state["basis"]):
                 self.kept.keep(j, q)
 
-    def known_product(self) -> symmetry.KnownProduct | None:
-        """A product that the recurrence knows; None where it knows none of all its vectors.
-
-        With a basis x is a random combination of V and of what is deflated, U: A V = V T + beta q e^T and A U = U diag(known) say
-        what comes out, which holds all of them together. Without one x is the vector that was multiplied last, and A x less its
-        parts along x and the next is as long as the beta before.
-        """
-        j, last, q, _ = self.now
-        if last is None or self.betas[j - 1] == 0 or self.reorthogonalize == "selective":
-            return None
-        alphas, betas = np.array(self.alphas[:j]), np.array(self.betas[:j])
-        scale = float(np.abs(alphas).max() + 2 * betas.max())
-        if self.kept is None or not self.kept.exact:
-            before = float(betas[-2]) if j > 1 else 0.0
-
-            def differs(y: torch.Tensor) -> float:
-                rest = longvectors.norm(y.sub(last, alpha=float(alphas[-1])).sub_(q, alpha=float(betas[-1])))
-                return max(abs(longvectors.dot(last, y) - float(alphas[-1])), abs(rest - before))
-
-            return symmetry.KnownProduct(last, differs, scale)
-        c = symmetry.random_coefficients(j)
-        image = alphas * c
-        image[:-1] += betas[:-1] * c[1:]
-        image[1:] += betas[:-1] * c[:-1]
-        x = self.combine(c[None])[0]
-        due = self.combine(image[None])[0].add_(q, alpha=float(betas[-1] * c[-1]))
-        if self.U is not None:
-            d = symmetry.random_coefficients(len(self.U))
-            x += longvectors.combination(d, self.U)
-            due += longvectors.combination(d * self.known, self.U)
-        return symmetry.KnownProduct(x, symmetry.distance(due), scale * float(np.linalg.norm(c)))
-
     def _project(self, w: torch.Tensor) -> torch.Tensor:
         """w without its part in the deflated space."""
         return w if self.U is None else w.sub(self.U.T @ (self.U @ w))
@@ -400,32 +365,3 @@ def lanczos(A: Operator, start: torch.Tensor, steps: int, *, reorthogonalize: bo
     while state.step():
         pass
     return state.record()
-
-
-def second_pass(
-    A: Operator,
-    start: torch.Tensor,
-    record: LanczosRecord,
-    coefficients: np.ndarray,
-    deflate: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """coefficients (c, k) times the basis that `record` had, which is computed again: (c, n), k - 1 products.
-
-    `deflate` are the vectors (l, n) that `record` was deflated of.
-
-    Memory: four vectors and the c that are made. The same products give the same basis bit for bit; ValueError if they do not.
-    """
-    state = Lanczos(A, start, record.steps, reorthogonalize=False, deflate=deflate, known=record.known)
-    total = start.new_zeros(len(coefficients), len(start))
-    for j in range(record.steps):
-        for row, c in zip(total, coefficients[:, j], strict=True):
-            row.add_(state.q, alpha=float(c))
-        if j + 1 < record.steps:
-            state.step()
-    drift = max(np.abs(np.array(state.alphas) - record.alphas[:-1]).max(initial=0.0),
-                np.abs(np.array(state.betas) - record.betas[:-1]).max(initial=0.0))  # fmt: skip
-    if drift > math.sqrt(arrays.machine_epsilon(A.dtype)) * np.abs(record.alphas).max():
-        raise ValueError(
-            f"the second pass differs from the first by {drift:.2g}: the operator is not deterministic; use reorthogonalize=True."
-        )
-    return total

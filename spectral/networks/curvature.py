@@ -149,7 +149,7 @@ class Curvature(SumOverBatches):
     def mean_loss(self, shift: torch.Tensor | None = None) -> float:
         """L at the parameters, or at the parameters plus `shift` (P,): one forward sweep. The model's own are not written to."""
         network = self._with_whole_parameters("mean_loss")
-        moves = None if shift is None else network.split(self._check(shift)[:, 0])
+        moves = None if shift is None else network.split(self.columns(shift)[:, 0])
 
         def total() -> float:
             with network.sweep() as batches, torch.no_grad():

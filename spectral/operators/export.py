@@ -77,10 +77,5 @@ def cupy_view(A: Any) -> Any:
 
     times, transposed = products(A), products(A.T)
     return LinearOperator(
-        A.shape,
-        matvec=times,
-        rmatvec=transposed,
-        matmat=times,
-        rmatmat=transposed,
-        dtype=arrays.dtype_name(A.dtype),
+        A.shape, matvec=times, rmatvec=transposed, matmat=times, rmatmat=transposed, dtype=arrays.dtype_name(A.dtype)
     )

@@ -1,4 +1,4 @@
-"""`Operator`: a real matrix known by its products, its algebra, its counters and its adjoint test.
+"""`Operator`: a map with its algebra: sums, multiples, products, transposes, Grams and parts of maps are maps themselves.
 
 Shapes: an operator is (m, n); V (n, b) and U (m, b) are blocks of b columns.
 """
@@ -15,13 +15,11 @@ import torch
 
 from spectral import arrays, distributed, longvectors, persist, probes
 from spectral.operators.export import cupy_view, scipy_view
+from spectral.operators.linear_map import LinearMap
 from spectral.pieces import Piece, Shards, local, own_rows
 
-# eps, of a product with a unit vector over ||A||: below 15 seen in networks; see `spectral.krylov.symmetry`
-ROUNDING = 64.0
 
-
-class Operator:
+class Operator(LinearMap):
     """A real (m, n) matrix given by its products `A @ V` and `A.T @ U`.
 
     Arrays may be numpy, torch or cupy, a vector (n,) or a block (n, b), in the operator's dtype. The result is of the same kind.
@@ -69,77 +67,11 @@ class Operator:
     1
     """
 
-    self_map = True  # rows and columns are one space; a Jacobian's are not, even where it happens to be square
-    ranks = 1  # processes that make a product together, each of its own data
-    teams = 1  # of ranks that multiply columns of their own
-    new_products = False  # whether a product is memory of its own, which recurrences may overwrite
     ndim = 2
     args: tuple[Any, ...] = ()  # what an expression is made of, as scipy's operators say it; of a leaf nothing
-    __array_ufunc__ = None  # numpy hands `array @ A` and `number * A` over to us
     __iter__ = None  # else `A[0], A[1], ...` would be tried, a product each
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
-        *,
-        symmetric: bool | None = None,
-        nonnegative: bool = False,
-        known_zeros: int = 0,
-    ) -> None:
-        self.shape = (int(shape[0]), int(shape[1]))
-        if not dtype.is_floating_point:
-            raise TypeError(
-                f"the entries are {dtype}; an operator is real and floating: convert the matrix to float64."
-            )
-        self.dtype, self.device = dtype, torch.device(device)
-        self.symmetric = symmetric if self.shape[0] == self.shape[1] else False  # None: unknown, two products tell
-        self.nonnegative = nonnegative  # positive semi-definite by construction
-        self.known_zeros = known_zeros  # eigenvalues that are 0 by the shapes alone
-        self.products = 0
-        self.asymmetry = (
-            0.0  # the largest |<x, A y> - <A x, y>| / ||A|| that rounding was seen to make, where it is large
-        )
-        self.expected = 0  # products to come, 0 if nobody said: recording a program must pay for itself
-
-    # What a subclass gives -------------------------------------------------------------------------------------------
-    def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        """A V: (n, b) -> (m, b)."""
-        raise TypeError(f"{type(self).__name__} has no product.")
-
-    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        """A^T U: (m, b) -> (n, b)."""
-        if self.symmetric:
-            return self._apply(U)
-        raise TypeError(f"{type(self).__name__} has no transposed product; give one, or a symmetric matrix.")
-
-    def _normal(self, V: torch.Tensor) -> torch.Tensor:
-        """A^T A V: (n, b) -> (n, b); operators over data do it in one sweep."""
-        return self._apply_transpose(self._apply(V))
-
-    @property
-    def product_error(self) -> float:
-        """How far a product with a unit vector is expected to be off by rounding, over ||A||; more is looked at again."""
-        return min(0.1, ROUNDING * self.epsilon)
-
-    def expect(self, products: int) -> None:
-        """Tell the operator how many products will be asked for, so that it can prepare for them; estimators do.
-
-        Parameters
-        ----------
-        products : int
-            Columns to come. It changes time and memory, never the matrix.
-
-        Examples
-        --------
-        >>> A = spectral.as_operator(np.eye(2))
-        >>> A.expect(100)
-        >>> A.expected
-        100
-        """
-        self.expected = products
-
+    # Ranks ------------------------------------------------------------------------------------------------------------
     @property
     def held_data(self) -> list[str]:
         """A mark of the data that each rank holds, in rank order; of an operator that has none, nothing."""
@@ -166,255 +98,13 @@ class Operator:
         """
         return self
 
-    @property
-    def settled(self) -> bool:
-        """Whether products to come take what the latest one took: nothing is tested or tried any more."""
-        return True
-
-    @property
-    def workspace(self) -> int:
-        """Bytes that a product takes beside the vector and the result, and what is kept for the next one."""
-        return 0
-
-    @property
-    def least(self) -> float:
-        """A number that no eigenvalue is below, for certain: 0 of a semi-definite operator, -inf where nobody knows one."""
-        return 0.0 if self.nonnegative else -math.inf
-
-    @property
-    def epochs(self) -> float:
-        """Sweeps over the data so far; 0 for an operator that has no data."""
-        return 0.0
-
-    @property
-    def epsilon(self) -> float:
-        """Relative rounding of the products: the unit of the coarsest dtype that they are computed in."""
-        return arrays.machine_epsilon(self.dtype)
-
-    def describe(self) -> dict[str, Any]:
-        """What the operator is, as plain JSON; stored with every result.
-
-        Returns
-        -------
-        dict
-            Class, shape and dtype; of an operator over data also how it is computed.
-
-        Examples
-        --------
-        >>> spectral.as_operator(np.eye(2)).describe()
-        {'operator': 'Dense', 'shape': [2, 2], 'dtype': 'float64'}
-        """
-        return {
-            "operator": type(self).__name__,
-            "shape": list(self.shape),
-            "dtype": arrays.dtype_name(self.dtype),
-        }
-
-    def identity(self) -> str:
-        """A short hash of what the matrix is, of all that can be seen of it: checkpoints and merges refuse another one.
-
-        Returns
-        -------
-        str
-            The same for the same matrix, in other processes too.
-
-        Examples
-        --------
-        >>> one, other = spectral.as_operator(np.eye(2)), spectral.as_operator(np.ones((2, 2)))
-        >>> one.identity() == other.identity()
-        False
-        """
-        return persist.fingerprint(self.describe())
-
-    # Vectors ---------------------------------------------------------------------------------------------------------
-    def _shards(self, side: str) -> Shards | None:
-        """How the vectors that A multiplies ("right"), or its products ("left"), lie over ranks; None: each holds all of them."""
-        return None
-
-    @property
-    def shards(self) -> Shards | None:
-        """How the vectors that A multiplies lie over the ranks; None where every rank holds all of each."""
-        return self._shards("right")
-
-    def probe(self, seed: int, index: int, kind: str = "gaussian") -> torch.Tensor:
-        """A random vector that A multiplies: entry j depends on (seed, index, j) alone, however vectors lie.
-
-        Parameters
-        ----------
-        seed : int
-            Of the family of vectors.
-        index : int
-            Which of them.
-        kind : str
-            "gaussian", "rademacher" or "uniform".
-
-        Returns
-        -------
-        torch.Tensor
-            (n,), or this rank's piece of it.
-
-        Examples
-        --------
-        >>> spectral.as_operator(np.eye(2)).probe(0, 0, "rademacher").abs()
-        tensor([1., 1.], dtype=torch.float64)
-        """
-        how: dict[str, Any] = {"kind": kind, "dtype": self.dtype, "device": self.device}
-        if self.shards is not None:
-            return self.shards.probe(seed, index, **how)
-        return probes.probe(seed, index, self.shape[1], **how)
-
-    def empty(self, *rows: int) -> torch.Tensor:
-        """Memory for vectors that A multiplies.
-
-        Parameters
-        ----------
-        *rows : int
-            How many, one beneath the other; nothing for a single vector.
-
-        Returns
-        -------
-        torch.Tensor
-            (*rows, n), or this rank's pieces.
-
-        Examples
-        --------
-        >>> spectral.as_operator(np.eye(2)).empty(3).shape
-        torch.Size([3, 2])
-        """
-        entries = self.shape[1] if self.shards is None else self.shards.entries
-        made = torch.empty(*rows, entries, dtype=self.dtype, device=self.device)
-        return made if self.shards is None else made.as_subclass(Piece)
-
-    # Products --------------------------------------------------------------------------------------------------------
-    def _check(self, array: Any) -> torch.Tensor:
-        """`array` as a (n, b) tensor on our device; one clear sentence where it does not fit."""
-        V, shards = arrays.to_torch(array).detach(), self.shards
-        if isinstance(V, Piece) != (shards is not None):
-            raise TypeError(
-                f"{type(self).__name__} multiplies vectors of which every rank holds a piece, as its parameters lie; make one by "
-                "A.flatten, A.probe or A.shards.part."
-                if shards is not None
-                else f"{type(self).__name__} multiplies whole vectors; make one of the pieces by shards.whole."
-            )
-        n = self.shape[1] if shards is None else shards.entries
-        if V.ndim not in (1, 2) or V.shape[0] != n:
-            raise ValueError(
-                f"cannot multiply {type(self).__name__} of shape {self.shape} with an array of shape {tuple(V.shape)}; "
-                f"use ({n},) or ({n}, b)."
-            )
-        if V.dtype != self.dtype:
-            raise TypeError(
-                f"the array is {V.dtype} but {type(self).__name__} multiplies {self.dtype}, and nothing is cast silently; "
-                f"convert the array to {self.dtype}."
-            )
-        if isinstance(array, torch.Tensor) and V.device != self.device:
-            raise ValueError(f"the array is on {V.device}, the operator on {self.device}; move one of them.")
-        V = V.to(self.device)
-        return V[:, None] if V.ndim == 1 else V
-
-    def columns(self, array: Any) -> torch.Tensor:
-        """What A may multiply, as columns: nothing is cast.
-
-        Parameters
-        ----------
-        array : array
-            (n,) or (n, b), numpy, torch or cupy, in A's dtype.
-
-        Returns
-        -------
-        torch.Tensor
-            (n, b) on A's device, sharing the memory of `array` where that is there.
-
-        Raises
-        ------
-        ValueError
-            For another length, or a tensor on another device.
-        TypeError
-            For another dtype.
-
-        Examples
-        --------
-        >>> spectral.as_operator(np.eye(2)).columns(np.ones(2)).shape
-        torch.Size([2, 1])
-        """
-        return self._check(array)
-
+    # Products ---------------------------------------------------------------------------------------------------------
     def __matmul__(self, other: Any) -> Any:
-        if isinstance(other, Operator):
-            return Product(self, other)
-        if not arrays.is_array(other):
-            return NotImplemented
-        W = self.multiply(self._check(other))
-        return arrays.like(W[:, 0] if other.ndim == 1 else W, other)
+        return Product(self, other) if isinstance(other, Operator) else super().__matmul__(other)
 
     def __rmatmul__(self, other: Any) -> Any:
         """x^T A for a vector (m,) or rows (b, m), by the transposed product."""
         return (self.T @ other.T).T if arrays.is_array(other) and other.ndim == 2 else self.T @ other
-
-    def multiply(self, V: torch.Tensor) -> torch.Tensor:
-        """A V, counted: what the operators made of this one call.
-
-        Parameters
-        ----------
-        V : torch.Tensor
-            A block (n, b) that fits; nothing is checked here. `A @ V` is for everybody else.
-
-        Returns
-        -------
-        torch.Tensor
-            (m, b).
-
-        Examples
-        --------
-        >>> spectral.as_operator(torch.tensor([[2.0, 1.0]])).multiply(torch.ones(2, 1))
-        tensor([[3.]])
-        """
-        self.products += V.shape[1]
-        return self._apply(V) if V.shape[1] else V.new_empty(self.shape[0], 0)
-
-    def multiply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        """A^T U, counted.
-
-        Parameters
-        ----------
-        U : torch.Tensor
-            A block (m, b) that fits.
-
-        Returns
-        -------
-        torch.Tensor
-            (n, b).
-
-        Examples
-        --------
-        >>> spectral.as_operator(torch.tensor([[2.0, 1.0]])).multiply_transpose(torch.ones(1, 1))
-        tensor([[2.],
-                [1.]])
-        """
-        self.products += U.shape[1]
-        return self._apply_transpose(U) if U.shape[1] else U.new_empty(self.shape[1], 0)
-
-    def multiply_normal(self, V: torch.Tensor) -> torch.Tensor:
-        """A^T A V, counted as a product and a transposed one; operators over data do it in one sweep.
-
-        Parameters
-        ----------
-        V : torch.Tensor
-            A block (n, b) that fits.
-
-        Returns
-        -------
-        torch.Tensor
-            (n, b).
-
-        Examples
-        --------
-        >>> spectral.as_operator(torch.tensor([[2.0, 1.0]])).multiply_normal(torch.ones(2, 1))
-        tensor([[6.],
-                [3.]])
-        """
-        self.products += 2 * V.shape[1]
-        return self._normal(V) if V.shape[1] else V.new_empty(self.shape[1], 0)
 
     @property
     def T(self) -> Operator:
@@ -725,15 +415,15 @@ class Operator:
         return (-self).__add__(other)
 
     def __neg__(self) -> Operator:
-        return Scaled(-1.0, self)
+        return Scaled(self, -1.0)
 
     def __mul__(self, factor: Any) -> Operator:
-        return Scaled(_number(factor), self)
+        return Scaled(self, _number(factor))
 
     __rmul__ = __mul__
 
     def __truediv__(self, factor: Any) -> Operator:
-        return Scaled(1.0 / _number(factor), self)
+        return Scaled(self, 1.0 / _number(factor))
 
     def __pow__(self, power: Any) -> Operator:
         """A @ A @ ... @ A, `power` >= 1 times."""
@@ -794,10 +484,6 @@ class Operator:
         """
         return cupy_view(self)
 
-    def __repr__(self) -> str:
-        m, n = self.shape
-        return f"<{type(self).__name__} {m} x {n}, {arrays.dtype_name(self.dtype)} on {self.device}>"
-
 
 def _number(value: Any) -> float:
     """A finite real scalar as a float."""
@@ -845,9 +531,11 @@ I = ScaledIdentity()
 
 
 class Derived(Operator):
-    """An operator made of others: it counts its own columns, the parts count their sweeps."""
+    """An operator made of others, and of what is `told` beside them: it counts its own columns, the parts count their sweeps."""
 
-    def __init__(self, parts: tuple[Operator, ...], shape: tuple[int, int], **properties: Any) -> None:
+    def __init__(
+        self, parts: tuple[Operator, ...], shape: tuple[int, int], told: dict[str, Any] | None = None, **properties: Any
+    ) -> None:
         first = parts[0]
         for part in parts[1:]:
             if part.dtype != first.dtype or part.device != first.device:
@@ -856,12 +544,19 @@ class Derived(Operator):
                 )
         super().__init__(shape, first.dtype, first.device, **properties)
         self.parts = self.args = parts
+        self.told = told or {}
+
+    def _space(self, side: str) -> tuple[Operator, str]:
+        """The part, and which side of it, whose vectors are ours on this side."""
+        return self.parts[0], side
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
-        return self.parts[0]._names(side)
+        part, its = self._space(side)
+        return part._names(its)
 
     def _shards(self, side: str) -> Shards | None:
-        return self.parts[0]._shards(side)
+        part, its = self._space(side)
+        return part._shards(its)
 
     @property
     def new_products(self) -> bool:  # type: ignore[override]  # a constant of other operators
@@ -884,7 +579,7 @@ class Derived(Operator):
 
     def _rebuilt(self, *parts: Operator) -> Operator:
         """The same expression of other parts."""
-        return type(self)(*parts)  # type: ignore[arg-type]
+        return type(self)(*parts, **self.told)  # type: ignore[arg-type]
 
     @property
     def product_error(self) -> float:
@@ -911,16 +606,11 @@ class Derived(Operator):
         return max(part.epsilon for part in self.parts)
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "of": [part.describe() for part in self.parts]}
+        return {**super().describe(), "of": [part.describe() for part in self.parts], **self.told}
 
     def identity(self) -> str:
         own = {key: value for key, value in self.describe().items() if key != "of"}
         return persist.fingerprint([own, *(part.identity() for part in self.parts)])
-
-
-def _all_symmetric(*parts: Operator) -> bool | None:
-    flags = [part.symmetric for part in parts]
-    return True if all(flags) else None
 
 
 class Transpose(Derived):
@@ -930,11 +620,8 @@ class Transpose(Derived):
         super().__init__((A,), (A.shape[1], A.shape[0]), symmetric=A.symmetric)
         self.self_map = A.self_map
 
-    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
-        return self.parts[0]._names("left" if side == "right" else "right")
-
-    def _shards(self, side: str) -> Shards | None:
-        return self.parts[0]._shards("left" if side == "right" else "right")
+    def _space(self, side: str) -> tuple[Operator, str]:
+        return self.parts[0], "left" if side == "right" else "right"
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply_transpose(V)
@@ -950,24 +637,17 @@ class Transpose(Derived):
 class Scaled(Derived):
     """a A."""
 
-    def __init__(self, factor: float, A: Operator) -> None:
-        super().__init__(
-            (A,), A.shape, symmetric=A.symmetric, nonnegative=A.nonnegative and factor >= 0, known_zeros=A.known_zeros
-        )
+    def __init__(self, A: Operator, factor: float) -> None:
+        nonnegative, told = A.nonnegative and factor >= 0, {"factor": factor}
+        super().__init__((A,), A.shape, told, symmetric=A.symmetric, nonnegative=nonnegative, known_zeros=A.known_zeros)
         self.factor, self.args = factor, (A, factor)
         self.self_map = A.self_map
-
-    def _rebuilt(self, *parts: Operator) -> Operator:
-        return Scaled(self.factor, *parts)
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.factor * self.parts[0].multiply(V)
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
         return self.factor * self.parts[0].multiply_transpose(U)
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "factor": self.factor}
 
 
 class Shifted(Derived):
@@ -976,24 +656,18 @@ class Shifted(Derived):
     def __init__(self, A: Operator, shift: float) -> None:
         if A.shape[0] != A.shape[1]:
             raise ValueError(f"cannot add {shift} I to {A!r}, which is not square.")
-        super().__init__((A,), A.shape, symmetric=A.symmetric, nonnegative=A.least + shift >= 0)
+        super().__init__((A,), A.shape, {"shift": shift}, symmetric=A.symmetric, nonnegative=A.least + shift >= 0)
         self.shift, self.args = shift, (A, ScaledIdentity(shift))
 
     @property
     def least(self) -> float:
         return self.parts[0].least + self.shift
 
-    def _rebuilt(self, *parts: Operator) -> Operator:
-        return Shifted(parts[0], self.shift)
-
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply(V) + self.shift * V
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply_transpose(U) + self.shift * U
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "shift": self.shift}
 
 
 class Sum(Derived):
@@ -1002,7 +676,8 @@ class Sum(Derived):
     def __init__(self, A: Operator, B: Operator) -> None:
         if A.shape != B.shape:
             raise ValueError(f"cannot add {A!r} and {B!r}: their shapes differ.")
-        super().__init__((A, B), A.shape, symmetric=_all_symmetric(A, B), nonnegative=A.nonnegative and B.nonnegative)
+        symmetric = (A.symmetric and B.symmetric) or None
+        super().__init__((A, B), A.shape, symmetric=symmetric, nonnegative=A.nonnegative and B.nonnegative)
         self.self_map = A.self_map and B.self_map
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
@@ -1024,11 +699,8 @@ class Product(Derived):
             raise ValueError(f"cannot multiply {A!r} with {B!r}: {A.shape[1]} columns meet {B.shape[0]} rows.")
         super().__init__((A, B), (A.shape[0], B.shape[1]))
 
-    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
-        return self.parts[0 if side == "left" else 1]._names(side)
-
-    def _shards(self, side: str) -> Shards | None:
-        return self.parts[0 if side == "left" else 1]._shards(side)
+    def _space(self, side: str) -> tuple[Operator, str]:
+        return self.parts[0 if side == "left" else 1], side
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.parts[0].multiply(self.parts[1].multiply(V))
@@ -1082,14 +754,10 @@ class Submatrix(Derived):
     def __init__(self, A: Operator, rows: Index, cols: Index) -> None:
         r, c = (length if index is None else len(index) for index, length in zip((rows, cols), A.shape, strict=True))
         principal = rows is cols or (rows is not None and cols is not None and torch.equal(rows, cols))
-        super().__init__(
-            (A,), (r, c), symmetric=A.symmetric if principal else None, nonnegative=A.nonnegative and principal
-        )
+        symmetric, told = A.symmetric if principal else None, {"rows": rows, "cols": cols}
+        super().__init__((A,), (r, c), told, symmetric=symmetric, nonnegative=A.nonnegative and principal)
         self.rows, self.cols, self.args = rows, cols, (A, rows, cols)
         self.self_map = A.self_map and principal
-
-    def _rebuilt(self, *parts: Operator) -> Operator:
-        return Submatrix(parts[0], self.rows, self.cols)
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         return self.parts[0]._names(side) if (self.cols if side == "right" else self.rows) is None else None
@@ -1103,8 +771,7 @@ class Submatrix(Derived):
         return W if self.cols is None else W[self.cols]
 
     def describe(self) -> dict[str, Any]:
-        chosen = {"rows": self.rows, "cols": self.cols}
-        told = {name: "all" if index is None else arrays.checksum(index) for name, index in chosen.items()}
+        told = {name: "all" if index is None else arrays.checksum(index) for name, index in self.told.items()}
         return {**super().describe(), **told}
 
 
@@ -1150,17 +817,12 @@ class Gram(Derived):
         m, n = A.shape
         self.side = side if side != "auto" else ("left" if m < n else "right")
         dim = m if self.side == "left" else n
-        super().__init__((A,), (dim, dim), symmetric=True, nonnegative=True, known_zeros=dim - min(m, n))
+        zeros, told = dim - min(m, n), {"side": self.side}
+        super().__init__((A,), (dim, dim), told, symmetric=True, nonnegative=True, known_zeros=zeros)
         self.args = (A, A.T) if self.side == "left" else (A.T, A)
 
-    def _rebuilt(self, *parts: Operator) -> Operator:
-        return Gram(parts[0], self.side)
-
-    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
-        return self.parts[0]._names(self.side)
-
-    def _shards(self, side: str) -> Shards | None:
-        return self.parts[0]._shards(self.side)
+    def _space(self, side: str) -> tuple[Operator, str]:
+        return self.parts[0], self.side
 
     @property
     def smaller(self) -> Gram:
@@ -1170,6 +832,3 @@ class Gram(Derived):
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         A = self.parts[0]
         return A.multiply_normal(V) if self.side == "right" else A.multiply(A.multiply_transpose(V))
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "side": self.side}

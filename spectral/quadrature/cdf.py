@@ -21,6 +21,12 @@ def staircase(values: np.ndarray, masses: np.ndarray) -> Curve:
     return np.repeat(values, 2), np.column_stack([np.append(0.0, after[:-1]), after]).reshape(-1)
 
 
+def ascending(t: np.ndarray, F: np.ndarray) -> Curve:
+    """Points and their values in the order of the points; equal points stay in theirs."""
+    order = np.argsort(t, kind="stable")
+    return t[order], F[order]
+
+
 def limits(curve: Curve, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The values just left and just right of x (X,)."""
     t, F = np.concatenate([[-np.inf], curve[0], [np.inf]]), np.concatenate([[0.0], curve[1], [1.0]])

@@ -14,12 +14,9 @@ import numpy as np
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import beta, cdf, gauss
 from spectral.quadrature.cdf import Curve
-from spectral.quadrature.certificate import MIDDLE, envelope, middle
+from spectral.quadrature.certificate import envelope, middle
+from spectral.quadrature.traced import traced
 from spectral.results import Atoms
-
-BEND = 3e-3  # of the CDF, from a line
-AREA = 0.05  # of what the steps between nodes leave open: the same for areas, an equal part for each interval
-JUMP = 1e-6  # of the range: an envelope that rises over less does so at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +192,14 @@ class Quadrature:
     @cached_property
     def probe_curves(self) -> list[Curve]:
         """The same of each probe alone, for the eigenvalues that are neither atoms nor known zeros."""
-        return [_probe_curve(self, k) for k in range(len(self.nodes))]
+        return [self._probe_curve(k) for k in range(len(self.nodes))]
+
+    def _probe_curve(self, k: int) -> Curve:
+        """The middle of probe k's envelope, off the atoms; steps where its rule is exact or has no record."""
+        if not self.records or self.records[k].betas[-1] == 0:
+            held = self.weights[k] > 0
+            return cdf.staircase(*cdf.ascending(self.nodes[k][held], self.weights[k][held]))
+        return traced(self.records[k], self.removed[k], self.interval, lambda x: self.probe_middle(k, x))
 
     def without_each(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The CDF without probe k, just left and right of x: (K, X) each."""
@@ -207,55 +211,3 @@ class Quadrature:
             mean = self.pooling @ probes
             sides.append(whole + rest * ((mean - self.pooling[:, None] * probes) / keep - mean))
         return sides[0], sides[1]
-
-
-def _probe_curve(q: Quadrature, k: int) -> Curve:
-    """The middle of probe k's envelope over the range of `q`, off the atoms; steps where its rule is exact or has no record.
-
-    At a Gauss node the Gauss rule is the Radau rule, which costs nothing. Intervals between nodes are halved until the middle is
-    a line to BEND; over a node that stands alone it rises over the node's residual beta_k |s_k|, or, below JUMP, at once.
-    """
-    if not q.records or q.records[k].betas[-1] == 0:
-        held = q.weights[k] > 0
-        return cdf.staircase(*_sorted(q.nodes[k][held], q.weights[k][held]))
-    low, high = q.interval
-    least = 4 * JUMP * (high - low)
-    (t, F), around = _at_nodes(q, k)
-    x = np.unique(np.clip(np.concatenate([[low, high], around]), low, high))
-    t, F = _sorted(np.concatenate([t, x]), np.concatenate([F, q.probe_middle(k, x)]))
-    parts, fine = np.array([t[:-1], F[:-1], t[1:], F[1:]]), AREA * float(np.diff(t) @ np.diff(F)) / len(t)
-    while parts.size:
-        left, F_left, right, F_right = parts[:, parts[2] - parts[0] > least]
-        x = (left + right) / 2
-        y = q.probe_middle(k, x)
-        t, F = np.concatenate([t, x]), np.concatenate([F, y])
-        bend = np.abs(y - (F_left + F_right) / 2)
-        # a large rise may have its middle on the line by chance
-        bent = (bend > BEND) | (F_right - F_left > 8 * BEND) | ((bend > 4 * MIDDLE) & (bend * (right - left) > fine))
-        halves = np.array([left, F_left, x, y]), np.array([x, y, right, F_right])
-        parts = np.concatenate([half[:, bent] for half in halves], axis=1)
-    t, F = _sorted(t, F)
-    return t, np.maximum.accumulate(F)
-
-
-def _at_nodes(q: Quadrature, k: int) -> tuple[Curve, np.ndarray]:
-    """Of probe k's nodes that are no atoms: (the middle there, with jumps; points about those that it rises over slowly)."""
-    theta, omega, last = gauss.gauss_rule(q.records[k])
-    n = q.records[k].steps
-    gap = np.full(len(theta), np.inf)  # what was deflated stands alone
-    gap[:n] = np.minimum(np.diff(theta[:n], prepend=-np.inf), np.diff(theta[:n], append=np.inf))
-    width, free = q.records[k].betas[-1] * last, np.ones(len(theta), dtype=bool)
-    free[np.unique(q.removed[k])] = False
-    mass, order, after = np.where(free, omega, 0.0), np.argsort(theta, kind="stable"), np.empty(len(theta))
-    after[order] = np.cumsum(mass[order])
-    after, mass = after / max(mass.sum(), gauss.TINY), mass / max(mass.sum(), gauss.TINY)
-    jump, slow = free & (width <= JUMP * np.ptp(q.interval)), free & (width >= gap / 8)
-    rise = free & ~jump & ~slow
-    t = np.concatenate([theta[slow], theta[jump], theta[jump]])
-    F = np.concatenate([(after - mass / 2)[slow], (after - mass)[jump], after[jump]])
-    return (t, F), np.concatenate([theta[rise] + c * width[rise] for c in (-3, -1, 1, 3)])
-
-
-def _sorted(t: np.ndarray, F: np.ndarray) -> Curve:
-    order = np.argsort(t, kind="stable")
-    return t[order], F[order]

@@ -1,0 +1,60 @@
+"""A function on eigenvalues that are known to rounding: its values, and what rounding may change where it is steep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from spectral.quadrature.pooled import Quadrature
+
+Function = Callable[[np.ndarray], np.ndarray]
+STEEP = 64.0  # times the mean slope of a function over the spectrum
+
+
+def values_of(f: Function, x: np.ndarray) -> np.ndarray:
+    """f(x) as float64, held to the shape of x; warnings of numpy's are answered by those who look at the values."""
+    with np.errstate(all="ignore"):
+        y = np.asarray(f(x), dtype=np.float64)
+    if y.shape != x.shape:
+        raise ValueError(f"f maps an array of shape {x.shape} to {y.shape}; f must keep the shape of its array.")
+    return y
+
+
+def values_on(q: Quadrature, f: Function, x: np.ndarray) -> np.ndarray:
+    """f(x), finite; of a value within `rounding` of 0 that f does not take, such as the root of -1e-17, f(0)."""
+    y = values_of(f, x)
+    small = np.abs(x) <= q.rounding
+    if small.any() and not np.isfinite(zero := values_of(f, np.zeros(1))[0]):
+        raise ValueError(
+            f"f is not finite at the eigenvalue 0, from which {x[small][0]:.2g} cannot be told, as rounding leaves up to "
+            f"{q.rounding:.2g}; shift the matrix, or integrate a function that is finite at 0."
+        )
+    y = np.where(small & ~np.isfinite(y), zero if small.any() else 0.0, y)
+    if not np.isfinite(y).all():
+        where = x[~np.isfinite(y)][0]
+        raise ValueError(f"f is not finite at the eigenvalue {where:.6g}; f must be finite on the spectrum.")
+    return y
+
+
+def moved_by_rounding(q: Quadrature, f: Function, y: np.ndarray) -> float:
+    """What `rounding` of every eigenvalue but the known zeros may change, where f varies STEEP times as fast as on the whole.
+
+    Elsewhere the same rounding is of the size of that of any sum in float64. y: f on all points.
+    """
+    (x, c), r = q.points(zeros=False), q.rounding
+    if not len(x) or r == 0 or q.scale == 0:
+        return 0.0
+    here, low = values_on(q, f, x), x - r
+    low = np.maximum(low, np.minimum(x, 0.0)) if q.nonnegative else low
+    moved = np.abs([values_of(f, low) - here, values_of(f, x + r) - here])
+    undefined = ~np.isfinite(moved).all(0)
+    if (undefined & (np.abs(x) > r)).any():
+        where = x[undefined & (np.abs(x) > r)][0]
+        raise ValueError(
+            f"f is not finite within {r:.2g}, the rounding, of the eigenvalue {where:.6g}; f must be finite on the spectrum."
+        )
+    change = np.where(np.isfinite(moved), moved, 0.0).max(0)
+    span = np.ptp(x)
+    slope = max(float(np.ptp(y)) / span if span > 0 else 0.0, float(np.abs(y).max()) / q.scale)
+    return float(c @ np.where(change > STEEP * slope * r, change, 0.0))
