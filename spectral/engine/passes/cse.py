@@ -11,10 +11,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from spectral.engine import private
+
 aten: Any = torch.ops.aten
 Node: TypeAlias = Any  # of an fx graph
 Values = dict[Node, torch.Tensor]
-VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+VIEWS = (aten.view.default, private.unsafe_view, aten.reshape.default)
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
 ZEROS = (aten.zeros_like.default, aten.new_zeros.default)
 LEAST = 64  # entries from which a constant is worth a look for its double

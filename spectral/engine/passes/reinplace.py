@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from spectral.engine import private
+
 aten: Any = torch.ops.aten
 Node: TypeAlias = Any  # of an fx graph
 VIEWS = ("_unsafe_view", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")  # views, though no schema says so
@@ -106,7 +108,7 @@ def _root(node: Node, root: dict[Node, Node | None]) -> Node | None:
 
 def _views(target: Any) -> bool:
     """Whether what an operation returns may lie in its operand's memory."""
-    schema = getattr(target, "_schema", None)
+    schema = private.schema(target)
     if schema is None:
         return True
     named = schema.name.removeprefix("aten::") in VIEWS
