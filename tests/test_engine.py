@@ -10,12 +10,14 @@ from oracles import Cube
 from torch import nn
 
 from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian
-from spectral.engine import autotune, linearize, trace
+from spectral.engine import autotune, linearize, private, trace
 from spectral.engine.autotune import AutoEngine
 from spectral.engine.plain import Maps, PlainEngine, Workload
 from spectral.engine.store import Store
 from spectral.networks import sum_over_batches
 from spectral.networks.products import budget_bytes
+
+PLAIN_IS_ZERO = private.is_zero
 
 
 def f(a, b):
@@ -526,6 +528,20 @@ def test_a_forward_pass_that_runs_for_each_output_is_kept_once(recorders):
     J @ torch.ones(J.shape[1]).double()
     graph = J._graph_bytes * 6
     assert max(recorder.held for recorder in recorders) < 5 * graph  # not 30 times
+
+
+@pytest.mark.parametrize("gone", ["schema", "_is_zerotensor"])
+def test_without_a_private_name_nothing_is_recorded_and_products_are_the_same(monkeypatch, gone):
+    model, data = linear_model()
+    v = torch.randn(26).double()
+    due = Jacobian(model, data, engine="fresh") @ v
+    if gone == "schema":
+        monkeypatch.setattr(private, "schema", lambda operation: None)
+    else:
+        monkeypatch.setattr(private, "is_zero", lambda t: PLAIN_IS_ZERO(SimpleNamespace()))
+    J = Jacobian(model, data, engine="replay")
+    assert torch.allclose(J @ v, due, atol=1e-14) and J.describe()["engine"] == "fresh"
+    assert "replay: this torch does not say which" in J.describe()["reason"]
 
 
 def test_values_die_while_they_are_recorded_as_they_do_otherwise():

@@ -52,7 +52,7 @@ class Store:
         if self.budget is None:
             budget = int(KEEP * arrays.available_memory(device))
             for store in self.family:
-                store.budget = budget
+                store.budget = budget if store.budget is None else store.budget
         return self.budget or 0
 
     def left(self, device: torch.device) -> int:

@@ -21,18 +21,17 @@ import math
 import operator
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx
 
 from spectral.engine import private
 from spectral.engine.passes import cse, fold, reinplace
+from spectral.engine.passes.cse import Node, aten
 
-aten: Any = torch.ops.aten
 Pieces = tuple[torch.Tensor, ...]
 Linear = Callable[[torch.Tensor], Pieces]  # v (n,) -> what follows one another in w (m,), in any shapes
-Node: TypeAlias = Any  # of an fx graph; its arguments may be anything, which no type says
 SAME = (aten.detach.default, aten.alias.default)  # of a value that no graph is asked of
 SHAPES = (aten.is_same_size.default, private.has_same_storage_numel)  # tell nothing of the values
 INTO = {aten.mm.default: aten.addmm_.default, aten.bmm.default: aten.baddbmm_.default}

@@ -300,19 +300,10 @@ class SumOverBatches(Operator):
             return {t.untyped_storage().data_ptr() for t in (*own, *tensors(batch))}
 
         graph = int(RECORDED * PASSES[kind] * self.unrolled * self._graph_bytes * samples)
-        groups = len(self._groups)
         work = Workload(
-            kind,
-            group.start,
-            linearized,
-            samples,
-            groups,
-            self.expected,
-            self.network.version,
-            there,
-            graph,
+            kind, group.start, linearized, samples, len(self._groups), self.expected, self.network.version, there, graph,
             self.device,
-        )
+        )  # fmt: skip
         self.engine.multiplier(work).add(V, W, new)
         if not self.engine.tests():
             self._adjoint = None, None  # two long vectors
