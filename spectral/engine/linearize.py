@@ -258,6 +258,9 @@ class Adjoint:
     dimension; divided by ||u|| or ||v|| it would drown in float32's rounding from a million parameters on. Of vectors that were
     made of each other the inner product itself may be larger, and rounding with it, as in `symmetry_error`.
 
+    Where J v is in several pieces, u is of the first one, and 0 on others. A J^T (H J v) that has been held to J^T u is held to
+    its own pair alone afterwards, so that no vector waits for it.
+
     Cost: a J^T u, a J v where that is drawn, then two inner products a test; memory: a vector of each side that is drawn, half of
     one where it is large.
     """
@@ -268,14 +271,17 @@ class Adjoint:
         self.holds = True  # once a product is wrong, what was drawn may be
         self.v, self.u = probes.Signs(1, len(v), v.device), probes.Signs(0, rows, v.device)
         self.Jv: Held | None = None
-        self.pulled = _waiting(list(back(self.u[:].to(v.dtype))))
+        self.pulled: Held | None = list(back(self.u[:].to(v.dtype)))
         self.size = norm(self.pulled)
 
     def of_forward(self, v: torch.Tensor, Jv: Tensors, there: Callable[[probes.Signs], Tensors]) -> float:
         """The error of J v; `Wrong` if it is more than allowed. `there`: signs v (n,) -> the pieces of J v (rows,)."""
         if not is_generic(v):
             self._draw(there)
-        return max(self.error, self._identity(self.u, Jv, v, self.pulled))
+        error = max(self.error, self._of_drawn(Jv, v))
+        pulled, self.pulled = list(self.pulled or ()), None
+        self.pulled = _waiting(pulled)
+        return error
 
     def of_transpose(
         self, u: torch.Tensor | Tensors, pulled: Tensors, there: Callable[[probes.Signs], Tensors]
@@ -287,17 +293,24 @@ class Adjoint:
         self, v: torch.Tensor, Jv: Tensors, u: Tensors, pulled: Tensors, there: Callable[[probes.Signs], Tensors]
     ) -> float:
         """The larger error of J v and of J^T u, u made of J v; `Wrong` if it is more than allowed."""
-        error = self.of_forward(v, Jv, there)
+        if not is_generic(v):
+            self._draw(there)
+        error = max(self.error, self._of_drawn(Jv, v))
+        self.pulled = None
         if self.Jv is not None:
             return max(error, self.of_transpose(u, pulled, there))
         return max(error, self._identity(u, Jv, v, pulled, related=True))
 
     def _draw(self, there: Callable[[probes.Signs], Tensors]) -> Held:
         if self.Jv is None:
-            Jv = list(there(self.v))
-            self.error = self._identity(self.u, Jv, self.v, self.pulled)
+            Jv: list[torch.Tensor | tuple[torch.Tensor, float]] = list(there(self.v))
+            self.error = self._of_drawn(Jv, self.v)
             self.Jv = _waiting(Jv)
         return self.Jv
+
+    def _of_drawn(self, Jv: Held, v: Vector) -> float:
+        """With J^T u, while that is there."""
+        return 0.0 if self.pulled is None else self._identity(self.u, Jv[:1], v, self.pulled)
 
     def _identity(self, u: Vector, Jv: Held, v: Vector, pulled: Held, related: bool = False) -> float:
         one, two = dot(u, Jv), dot(v, pulled)
@@ -318,13 +331,17 @@ def is_generic(v: torch.Tensor) -> bool:
     return len(some) >= LOOKS and bool((some > 0).all()) and len(torch.unique(some)) == len(some)
 
 
-def _waiting(pieces: list[torch.Tensor]) -> Held:
+def _waiting(pieces: list[torch.Tensor | tuple[torch.Tensor, float]]) -> Held:
     """A large vector's large pieces in float16 over their largest entry, with that: inner products are off by 1e-4 of norms."""
-    if sum(p.numel() * p.element_size() for p in pieces) <= HEAVY:
+    if sum(p.numel() * p.element_size() for p in pieces if isinstance(p, torch.Tensor)) <= HEAVY:
         return pieces
     held: list[torch.Tensor | tuple[torch.Tensor, float]] = []
     while pieces:
-        piece = pieces.pop(0).reshape(-1)
+        piece = pieces.pop(0)
+        if isinstance(piece, tuple):
+            held.append(piece)
+            continue
+        piece = piece.reshape(-1)
         large = len(piece) > PART and piece.element_size() > 2
         largest = max(map(abs, map(float, torch.aminmax(piece)))) if large else 0.0
         if not 0 < largest < math.inf:

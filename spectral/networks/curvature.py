@@ -26,7 +26,7 @@ from spectral.networks import losses, per_sample, sharded
 from spectral.networks import output_curvature as outputs
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.linear_head import HeadCurvature
-from spectral.networks.loss_model import LossModel
+from spectral.networks.loss_model import Cut, LossModel
 from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
 from spectral.pieces import local
@@ -455,7 +455,9 @@ class Hessian(Curvature):
         size = self.network.samples.size(batch)
         graph = self._graph_bytes * size
         trial = self._tangents(v, size), self.share
-        places = differences.candidates(self.network, batch, differences.of_parameters, trial, graph=graph)
+        places = differences.candidates(
+            self.network, batch, differences.of_parameters, trial, graph=graph, inside=self._inside
+        )
         return self._difference(way, places, made)
 
 
@@ -553,8 +555,8 @@ class GaussNewton(Curvature):
     layer gives the logits (a language model's head, tied or not: on every batch its one call's result, unchanged), they are
     never made: a product holds three chunks, each a sixteenth of them or a quarter of the layer's weight, and probabilities
     where `memory` keeps them, 1.2 logits tensors in all; `describe()` names the layer as "head_in_chunks". The preflight
-    holds the logits' derivative on one sample to that of the layer, and the first sweep and the tests run the model as it is,
-    logits and all. Other models hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed
+    holds the logits' derivative on the first batch to that of the layer; the first sweep and the tests run the model as it
+    is, logits and all. Other models hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed
     group, operators built alike on each rank from its own samples mean the whole.
 
     References
@@ -570,6 +572,7 @@ class GaussNewton(Curvature):
     """
 
     draws: int | None = None  # labels that are drawn for each target
+    _head_cut: Cut | None = None  # of the first batch, while it is inspected
 
     def _semidefinite(self) -> bool:
         return outputs.is_convex(self.loss)
@@ -579,28 +582,32 @@ class GaussNewton(Curvature):
         return {**super().describe(), **({"head_in_chunks": self.network.head} if self.chunked else {}), **singles}
 
     def _inspect(self) -> None:
-        batch, _ = self.network.first
+        batch = self.network.first[0]
         if self.loss is None:
             losses.check_classes(self.network.loss.shift)
         with self.network.opened():  # once for all
             super()._inspect()
+            if self._head_cut is not None:
+                self._hold_head(self._head_cut)
             checks.check_loss_of_outputs(self.network, batch, type(self).__name__)
-            if self.chunked and self.options.preflight:
-                self._hold_head(batch)
+
+    def _recorded(self) -> tuple[Any, ...]:
+        """With a cut before a head, which is held to that of a linear layer by it."""
+        if not self.chunked or not self.options.preflight:
+            return ()
+        self._head_cut = Cut()
+        return self.network.cut_at_head(self.network.first[0], self._head_cut), self._head_cut.below
 
     @property
     def chunked(self) -> bool:
         """Whether the head's logits are multiplied a chunk of tokens at a time, and never made whole."""
         return self.network.head is not None
 
-    def _hold_head(self, batch: Any) -> None:
-        """The logits' derivative is that of the head alone, on one sample of the first batch; else it is not taken."""
-        network = self.network
-        size = network.samples.size(batch)
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        sample = int(network.loss.class_counts(batch, like).reshape(size, -1).sum(1).argmax())  # that says most
+    def _hold_head(self, cut: Cut) -> None:
+        """The logits' derivative is that of the head alone, on the first batch; else the head is not taken."""
+        network, self._head_cut = self.network, None
         with torch.enable_grad():
-            gap, scale = network.head_pullback(network.samples.rows(batch, size, sample, sample + 1))
+            gap, scale = network.head_pullback(cut)
         if not gap <= self._allowed * scale:
             network.head = None
             network.untested["the head in chunks"] = f"its derivative is off by {gap / scale:.1e}"
@@ -655,12 +662,12 @@ class GaussNewton(Curvature):
             return (lin.jvp(tangents), *(tangents[i] for i in own))
 
         def back(u: torch.Tensor) -> trace.Pieces:
-            parts = u.split([t.numel() for t in latest[0]])
-            return pulled([part.to(t.dtype).view_as(t) for part, t in zip(parts, latest[0], strict=True)])
+            jv = latest[0][0]
+            return pulled([u.to(jv.dtype).view_as(jv)])
 
         def pulled(u: Sequence[torch.Tensor]) -> trace.Pieces:
             pieces = list(lin.vjp(u[0]))
-            for i, g in zip(own, u[1:], strict=True):
+            for i, g in zip(own, u[1:], strict=False):  # none where u is of what the head reads alone
                 # in place, unless that is a constant of a program, or u itself
                 ours = not trace.recording() and pieces[i].is_contiguous() and pieces[i].data_ptr() != u[0].data_ptr()
                 pieces[i] = pieces[i].add_(g) if ours else g + pieces[i]
@@ -680,7 +687,7 @@ class GaussNewton(Curvature):
             jv, u = (tuple(t.reshape(-1) for t in some) for some in latest)
             error = 0.0 if way in self._held else self._curvature_error(batch)
             self._held.add(way)
-            test = self._adjoint_test(back, v, sum(map(len, jv)))
+            test = self._adjoint_test(back, v, len(jv[0]))  # a head's parameters are outputs as they are
             latest.clear()
             return max(error, test.of_both(v, jv, u, w, there))
 
@@ -877,8 +884,8 @@ class Fisher(GaussNewton):
     layer gives the logits (a language model's head, tied or not: on every batch its one call's result, unchanged), they are
     never made: a product holds three chunks, each a sixteenth of them or a quarter of the layer's weight, and probabilities
     where `memory` keeps them, 1.2 logits tensors in all; `describe()` names the layer as "head_in_chunks". The preflight
-    holds the logits' derivative on one sample to that of the layer, and the first sweep and the tests run the model as it is,
-    logits and all. Other models hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed
+    holds the logits' derivative on the first batch to that of the layer; the first sweep and the tests run the model as it
+    is, logits and all. Other models hold the logits, their tangent in three parts and H J v. In an initialised torch.distributed
     group, operators built alike on each rank from its own samples mean the whole.
 
     References

@@ -181,7 +181,7 @@ class Loss:
                 if isinstance(problem, Misused):
                     raise
                 raise _misused(self, batch, problem) from problem
-            if self.is_module and index == 0:
+            if self.is_module and index == 0 and not self.is_native:
                 self._check_own_mean(output, batch)
         self._check_halves(index, output, batch)
         several = index > 0 or distributed.world_size() > 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +19,16 @@ from spectral.networks.dataset import NotFinite
 from spectral.networks.places import output_tensor
 from spectral.networks.trees import Place, leaves, named, replaced
 from spectral.probes import Signs
+
+
+@dataclass
+class Cut:
+    """One forward pass with its graph, cut in two before the head: what is `below`, and (h, parameters) -> logits (..., V)."""
+
+    below: list[torch.Tensor] = field(default_factory=list)
+    primals: tuple[torch.Tensor, ...] = ()
+    h: Any = None
+    logits: Any = None
 
 
 class LossModel(DataModel):
@@ -48,7 +59,7 @@ class LossModel(DataModel):
             raise NotFinite(index, batch, "the loss is", self.total(batch))
         self.counts.append(float(count))
         if index == 0:
-            self.first = batch, z.detach()
+            self.first = batch, z.detach(), total
         return max(1, self.samples.size(batch)), z.shape[1]
 
     def total(self, batch: Any) -> Callable[..., torch.Tensor]:
@@ -83,40 +94,50 @@ class LossModel(DataModel):
 
         return hidden
 
-    def head_pullback(self, batch: Any) -> tuple[float, float]:
-        """(how far the logits' derivatives are from those of W h + b, their norm), along signs; one forward pass.
+    def cut_at_head(self, batch: Any, cut: Cut) -> Callable[..., torch.Tensor]:
+        """The outputs as a function of the parameters, whose head reads a leaf in the place of what is below it."""
+        head = self.model.get_submodule(self.head or "")
 
-        Pulled back to h, which is cut off from what is below it, and to all parameters: W^T u, u h^T, sum u, and 0 to others.
-        """
-        head, layer = self.model.get_submodule(self.head or ""), list[torch.Tensor]()
+        def begin_anew(module: Any, args: Any) -> Any:
+            cut.below[:] = args[:1]
+            cut.h = args[0].detach().requires_grad_()
+            return (cut.h, *args[1:])
 
-        def cut(module: Any, args: Any) -> Any:
-            layer[:] = [args[0].detach().requires_grad_()]
-            return (layer[0], *args[1:])
-
-        def logits(output: Any, there: Any) -> torch.Tensor:
+        def selected(output: Any, there: Any) -> torch.Tensor:
             z = output_tensor(output)
-            return z.movedim(self.loss.class_axis(z), -1)
+            cut.logits = z.movedim(self.loss.class_axis(z), -1)
+            return self.select(output, there)
 
-        primals = [p.detach().requires_grad_() for p in self.primals(batch)]
-        handle = head.register_forward_pre_hook(cut)
-        try:
-            z = self.function(batch, logits)(*primals)
-        finally:
-            handle.remove()
+        def recorded(*values: torch.Tensor) -> torch.Tensor:
+            cut.primals = values
+            handle = head.register_forward_pre_hook(begin_anew)
+            try:
+                return self.function(batch, selected)(*values)
+            finally:
+                handle.remove()
+
+        return recorded
+
+    def head_pullback(self, cut: Cut) -> tuple[float, float]:
+        """(how far the logits' derivatives are from those of W h + b, their norm), along signs; a backward pass to the cut.
+
+        Pulled back to h and to all parameters: W^T u, u h^T, sum u, and 0 to others.
+        """
+        head = self.model.get_submodule(self.head or "")
+        z, h, primals = cut.logits, cut.h, cut.primals
         own, named = dict(self.model.named_parameters()), {**self.rest, **self.values}
         weight = next(named[name] for name, p in own.items() if p is head.weight)
         u = Signs(0, z.numel(), z.device)[:].to(z.dtype).view(-1, z.shape[-1])
         found: list[Any] = [None] * (1 + len(primals))
         if z.requires_grad:
-            found = list(torch.autograd.grad(z, (layer[0], *primals), u.view_as(z), allow_unused=True))
-        h = layer[0].detach().reshape(len(u), -1)
+            found = list(torch.autograd.grad(z, (h, *primals), u.view_as(z), allow_unused=True))
+        rows = h.detach().reshape(len(u), -1)
         factors = [(u, weight), *(None for _ in primals)]  # of what is due, of the bias (u^T, 1)
-        for i, right in zip(self.of_head(), (h, h.new_ones(len(h), 1)), strict=True):
+        for i, right in zip(self.of_head(), (rows, rows.new_ones(len(rows), 1)), strict=True):
             if i is not None:
                 factors[1 + i] = u.T, right
         gap = scale = 0.0
-        for g, of, product in zip(found, (layer[0], *primals), factors, strict=True):
+        for g, of, product in zip(found, (h, *primals), factors, strict=True):
             if g is not None or product is not None:
                 g = torch.zeros_like(of) if g is None else g.detach()
                 scale = math.hypot(scale, longvectors.norm(g.reshape(-1)))

@@ -83,7 +83,11 @@ class SumOverBatches(Operator):
         """Test the model on the first batch, once, before anything is multiplied."""
         if self.options.chunk is not None:
             self._check_cut()
-        self._know(checks.inspected(self.network, self._differentiated))
+        self._know(checks.inspected(self.network, self._differentiated, *self._recorded()))
+
+    def _recorded(self) -> tuple[Any, ...]:
+        """How the graph of the first batch is recorded otherwise than that of any."""
+        return ()
 
     def _cut(self) -> None:
         """Multiply fewer samples at a time where a batch's graph would not fit: on each rank as many as fit there."""
@@ -96,7 +100,7 @@ class SumOverBatches(Operator):
         most = max(survey.samples, default=0)
         if most < 2 or network.statistics == "batch" or None in survey.signatures:
             return False
-        batch, _ = network.first
+        batch = network.first[0]
         with network.opened(), torch.enable_grad():
             one = network.samples.rows(batch, network.samples.size(batch), 0, 1)
             try:
@@ -146,7 +150,7 @@ class SumOverBatches(Operator):
 
     def _test_sharded(self) -> None:
         """The adjoint identity on the first batch of all ranks: each test more would be one of them all."""
-        (batch, z), self.network.first = self.network.first, None
+        (batch, z, *_), self.network.first = self.network.first, None
         self._know(GraphFacts(z, 0, self.network.dtype, tuple(True for _ in self.network.names)))
         if not self.options.preflight or self.options.engine == linearize.DIFFERENCE:
             return
@@ -311,7 +315,8 @@ class SumOverBatches(Operator):
     def _adjoint_test(self, back: linearize.Linear, v: torch.Tensor, rows: int) -> linearize.Adjoint:
         """What products of the first batch are held to; kinds of products and ways share it. `v` is like any v."""
         version, test = self._adjoint
-        if test is None or not test.holds or version != self.network.version():
+        spent = test is not None and test.pulled is None and self.kind in ("J v", "J^T u")
+        if test is None or not test.holds or spent or version != self.network.version():
             self._adjoint = None, None  # two long vectors
             test = linearize.Adjoint(back, v, rows, self._allowed)
             self._adjoint = self.network.version(), test

@@ -1,8 +1,9 @@
 """What a model must be before its derivatives are taken, and which module breaks it: NaN, randomness, samples that meet.
 
-A healthy model pays one more forward pass of the first batch and one of a few samples. Only what has already failed is run
-again under hooks, which are removed before the sentence is returned: modes, buffers, gradients and every random state are as
-before, and no sweep is counted. A culprit is the innermost module whose inputs are sound and whose outputs are not.
+A healthy model pays one more forward pass of the first batch, whose graph is needed anyway, and one of a few samples. Only what
+has already failed is run again under hooks, which are removed before the sentence is returned: modes, buffers, gradients and
+every random state are as before, and no sweep is counted. A culprit is the innermost module whose inputs are sound and whose
+outputs are not.
 
 Legend: B samples in a batch, z (B, k) its outputs.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from spectral.networks.output_curvature import loss_of_heads
 from spectral.networks.survey import of_all_ranks, survey
 
 Function = Callable[..., torch.Tensor]
+Tensors = Sequence[torch.Tensor]
 
 
 def _sound(t: torch.Tensor) -> bool:
@@ -61,24 +63,33 @@ def _surveyed(network: DataModel) -> DatasetInfo:
         ) from None
 
 
-def inspected(network: DataModel, function: Callable[[Any], Function]) -> GraphFacts:
+def inspected(
+    network: DataModel, function: Callable[[Any], Function], recorded: Function | None = None, below: Tensors = ()
+) -> GraphFacts:
     """The facts of the first batch's graph, after all tests of the model on that batch; one sentence where one fails.
 
-    `function(batch)` is what is differentiated. Cost: a forward pass with its graph, one more under other random states, one of
-    two or three samples; none of them counts as a sweep.
+    `function(batch)` is what is differentiated; `recorded` is the same of the first batch, with its graph cut in two (see
+    `graph_facts`). Cost: a forward pass with its graph, under other random states than the first sweep's, and one of two or three
+    samples; none of them counts as a sweep.
     """
-    batch, z = network.first
+    batch, z, *totals = network.first
     network.first = None
     with network.opened():
         named = dict(network.model.named_parameters())
         own = [named[name] for name in network.names]
         for p in own:
             p.requires_grad_()  # so that the graph shows them if something reads them behind our back; put back afterwards
-        facts = graph_facts(function(batch), network.primals(batch), own)
+        if network.preflight:
+            _reseed()
+        facts = graph_facts(recorded or function(batch), network.primals(batch), own, below)
         if network.preflight:
             _check_reach(network, batch, function(batch), facts)
             _check_own_eval(network, batch, function(batch), facts.value)
-            check_batch(network, batch, z, function(batch), facts.value)
+            earlier = next((t for t in (z, *totals) if t.shape == facts.value.shape), None)
+            if earlier is None or _differ(earlier, facts.value, earlier.dtype):
+                _check_random(network, batch, function(batch), facts.value)
+            if network.statistics == "population":
+                check_coupling(network, batch, z)
     return facts
 
 
@@ -228,22 +239,15 @@ def check_loss_of_outputs(network: LossModel, batch: Any, matrix: str) -> None:
             )
 
 
-def check_batch(
-    network: DataModel, batch: Any, z: torch.Tensor, function: Function | None = None, value: torch.Tensor | None = None
-) -> None:
-    """Refuse a model that is random or lets samples meet in eval mode; what cannot be tested stands in network.untested.
-
-    `z` are the outputs of this batch, `value` is what `function` (network.function(batch) if None) gave on it.
-    """
-    culprit = active_randomness(network, batch, function, z if value is None else value)
+def _check_random(network: DataModel, batch: Any, function: Function, value: torch.Tensor) -> None:
+    """Refuse a model that is random in eval mode, which two forward passes that differ are not yet; `value` is the latest."""
+    culprit = active_randomness(network, batch, function, value)
     if culprit is not None:
         raise ValueError(f"two forward passes of one batch differ: {culprit} is random in eval mode; remove the noise.")
-    if network.statistics == "population":
-        check_coupling(network, batch, z)
 
 
 def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
-    """Refuse a model that lets samples meet in eval mode."""
+    """Refuse a model that lets samples meet in eval mode; what cannot be tested stands in network.untested."""
     try:
         culprit = samples_meet(network, batch, z)
     except (RuntimeError, ValueError, LookupError, AssertionError, TypeError) as failure:

@@ -69,16 +69,29 @@ def directions(primals: Tensors, seed: int = 0) -> tuple[torch.Tensor, ...]:
     return tuple(piece.to(p.dtype).view_as(p) for piece, p in zip(pieces, primals, strict=True))
 
 
-def probe(function: Function, gradient: Gradient | None, primals: Tensors, where: str = "") -> Probe:
-    """A random direction at these primals; the gradient is that of the function if None."""
-    facts = graph_facts(function, primals)
-    eps = max(arrays.machine_epsilon(facts.dtype), *(arrays.machine_epsilon(p.dtype) for p in primals))
+def probe(
+    function: Function,
+    gradient: Gradient | None,
+    primals: Tensors,
+    where: str = "",
+    along: Tensors | None = None,
+    inside: torch.dtype | None = None,
+) -> Probe:
+    """A direction at these primals, a random one if None; the gradient is that of the function if None.
+
+    `inside`: the coarsest dtype that the function computes in, from a forward pass if None.
+    """
+    inside = inside or graph_facts(function, primals).dtype
+    eps = max(arrays.machine_epsilon(inside), *(arrays.machine_epsilon(p.dtype) for p in primals))
+    tangents = (
+        directions(primals) if along is None else tuple(t.to(x.dtype) for t, x in zip(along, primals, strict=True))
+    )
 
     def own(at: Tensors) -> tuple[torch.Tensor, ...]:
         leaves = [p.detach().requires_grad_() for p in at]
         return slopes(function(*leaves), leaves)
 
-    return Probe(function, gradient or own, tuple(p.detach() for p in primals), directions(primals), eps, where)
+    return Probe(function, gradient or own, tuple(p.detach() for p in primals), tangents, eps, where)
 
 
 def slopes(total: torch.Tensor, leaves: Tensors, **options: Any) -> tuple[torch.Tensor, ...]:
@@ -114,13 +127,20 @@ def of_parameters(model: Any, batch: Any, output: Any) -> tuple[Function, Gradie
 
 
 def candidates(
-    network: DataModel, batch: Any, make: Make, trial: tuple[Tensors, float] | None = None, *, graph: float = 0.0
+    network: DataModel,
+    batch: Any,
+    make: Make,
+    trial: tuple[Tensors, float] | None = None,
+    *,
+    graph: float = 0.0,
+    inside: torch.dtype | None = None,
 ) -> Iterator[Probe]:
     """Where `make(network, batch, output)` can be tested, the best place first; `output()` is the model's there.
 
     In float64 on an eighth of the samples, along a random direction; on all of them along `trial`, the direction of a product
     that is there, in float64 and in the dtype it was made in. Float64 only where the memory holds it, and last where it takes
-    more than little, or than a `graph` of the batch [bytes]: in the product's own dtype a test holds three vectors.
+    more than little, or than a `graph` of the batch [bytes]: in the product's own dtype a test holds three vectors. `inside` is
+    the coarsest dtype that is computed in, where it is known.
     """
     size = network.samples.size(batch)
     entries = sum(t.numel() for t in trial[0]) if trial is not None else 0
@@ -142,13 +162,13 @@ def candidates(
         cast = fine if double else lambda t: t
         model = network.in_dtype(torch.float64, cast=trial is not None) if double else network
         try:
-            p = probe(*make(model, map_tensors(cast, rows), partial(_output, network, rows, cast)), where)
+            made = make(model, map_tensors(cast, rows), partial(_output, network, rows, cast))
+            p = probe(*made, where, along and along[0], None if double else inside)
         except REFUSALS:  # not in float64, or not with so few samples
             continue
         if along is not None:
-            tangents = tuple(t.to(x.dtype) for t, x in zip(along[0], p.primals, strict=True))
             coarse = max(arrays.machine_epsilon(kind) for kind in network.kinds | {network.compute_dtype})
-            p = replace(p, tangents=tangents, rounding=coarse, trial=True, share=along[1])
+            p = replace(p, rounding=coarse, trial=True, share=along[1])
         yield p
 
 

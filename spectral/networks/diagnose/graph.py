@@ -54,8 +54,8 @@ class Made(TorchDispatchMode):
         return output
 
 
-def graph_facts(function: Function, primals: Tensors, others: Tensors = ()) -> GraphFacts:
-    """The facts of `function` at `primals`, from one forward pass."""
+def graph_facts(function: Function, primals: Tensors, others: Tensors = (), below: Tensors = ()) -> GraphFacts:
+    """The facts of `function` at `primals`, from one forward pass; `below` is filled in it, where it cuts its graph in two."""
     leaves = tuple(p.detach().requires_grad_() for p in primals)
     made: list[weakref.ref[_Saved]] = []
 
@@ -82,7 +82,7 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = ()) -> G
         own = {p.untyped_storage().data_ptr() for p in primals}
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
         size = sum(bytes for address, bytes in storages.items() if address not in own)
-    ends = {id(t) for t in reached_leaves([z])}
+    ends = {id(t) for t in reached_leaves([z, *below])}
     return GraphFacts(
         z.detach(),
         size,
