@@ -2,22 +2,18 @@
 
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from oracles import Cube
 from torch import nn
 
-from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian
-from spectral.engine import autotune, linearize, private, trace
+from spectral import GaussNewton, Hessian, Jacobian
+from spectral.engine import autotune, linearize, trace
 from spectral.engine.autotune import AutoEngine
-from spectral.engine.plain import Maps, PlainEngine, Workload
+from spectral.engine.plain import Maps, Workload
 from spectral.engine.store import Store
-from spectral.networks import sum_over_batches
 from spectral.networks.products import budget_bytes
-
-PLAIN_IS_ZERO = private.is_zero
 
 
 def f(a, b):
@@ -88,74 +84,6 @@ def linear_model(module=None):
         (torch.randn(5, 3).double(), torch.randint(2, (5,))),
         (torch.randn(2, 3).double(), torch.randint(2, (2,))),
     ]
-
-
-MATRICES = {
-    "J": Jacobian,
-    "J of inputs": lambda m, d, **o: Jacobian(m, d, wrt="inputs", layout="flattened", **o),
-    **{kind.__name__: lambda m, d, kind=kind, **o: kind(m, nn.CrossEntropyLoss(), d, **o)
-       for kind in (Hessian, GaussNewton, Fisher, EmpiricalFisher)},
-    "GaussNewton of inputs": lambda m, d, **o: GaussNewton(m, nn.CrossEntropyLoss(), d, wrt="inputs", **o),
-    "Hessian of a module, summed": lambda m, d, **o: Hessian(
-        m, nn.CrossEntropyLoss(), d, wrt="module:1", layout="summed", **o
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("join", [0, sum_over_batches.JOIN])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", MATRICES)
-def test_the_tuned_engine_gives_what_the_plain_one_gives(monkeypatch, name, dtype, join):
-    """On products in its way, beside a program under test, by the program alone, and on blocks."""
-    monkeypatch.setattr(sum_over_batches, "JOIN", join)
-    model, data = linear_model()
-    model, data = model.to(dtype), [(x.to(dtype), y) for x, y in data]
-    tuned, plain = MATRICES[name](model, data, engine="replay"), MATRICES[name](model, data)
-    plain.engine = PlainEngine()
-    tuned.expect(10**6)
-    for A, B in ((tuned, plain), (tuned.T, plain.T), (tuned.gram("right"), plain.gram("right"))):
-        for _ in range(5):
-            V = torch.randn(A.shape[1], 3, dtype=dtype)
-            for X in (V[:, 0], V):
-                due = B @ X
-                assert (A @ X - due).norm() <= 100 * torch.finfo(dtype).eps * due.norm()
-    assert tuned.describe()["engine"] == "replay" and tuned.store.used > 0
-    assert plain.describe()["engine"] == "fresh" and plain.settled and not plain.store.entries
-
-
-def test_the_plain_engine_writes_and_adds_what_a_matrix_gives_into_rows_that_lie_apart():
-    A, V, W = torch.randn(4, 3).double(), torch.randn(5, 7).double(), torch.ones(5, 9).double()
-    multiplier = PlainEngine().multiplier(work(A))
-    for new, factor in ((True, 1), (False, 2)):
-        multiplier.add(V[:, 2:5], W[:, 1:5], new)
-        assert torch.allclose(W[:, 1:5], factor * V[:, 2:5] @ A.T, atol=1e-14)
-    assert (W[:, [0, 5, 6, 7, 8]] == 1).all()
-
-
-class Spy(PlainEngine):
-    """Notes where the rows lie that it is given."""
-
-    def multiplier(self, work):
-        inner = super().multiplier(work)
-
-        def add(V, W, new):
-            self.seen.append((V.untyped_storage().data_ptr(), W.untyped_storage().data_ptr(), V.stride(1), W.stride(1)))
-            inner.add(V, W, new)
-
-        return SimpleNamespace(add=add)
-
-
-@pytest.mark.parametrize("name", MATRICES)
-def test_rows_reach_the_engine_and_go_out_uncopied(monkeypatch, name):
-    """A block whose columns are contiguous is rows already: batches read it where it lies, and write what is handed out."""
-    monkeypatch.setattr(sum_over_batches, "JOIN", 0)
-    J = MATRICES[name](*linear_model())
-    for A in (J, J.T, J.gram("right")) if isinstance(J, Jacobian) else (J,):
-        J.engine = Spy()
-        J.engine.seen = []
-        V = torch.randn(3, A.shape[1]).double().T
-        W = A @ V
-        assert J.engine.seen == 2 * [(*(t.untyped_storage().data_ptr() for t in (V, W)), 1, 1)]
 
 
 class Cubed(nn.Module):
@@ -404,21 +332,6 @@ def test_programs_of_later_batches_are_held_to_their_products_too():
     assert engine.made == 2 and any("replay of a later batch: differs" in why for why in engine.choices["J v"].failures)
 
 
-@pytest.mark.parametrize("engine", ["replay", "auto"])
-@pytest.mark.parametrize("columns", [1, 8, 11])
-def test_blocks_are_their_columns(engine, columns):
-    model, data = linear_model()
-    for A in (Jacobian(model, data, engine=engine), GaussNewton(model, nn.CrossEntropyLoss(), data, engine=engine),
-              Hessian(model, nn.CrossEntropyLoss(), data, engine=engine)):  # fmt: skip
-        A.expect(1000)
-        for B in (A, A.gram("right")):
-            V = torch.randn(B.shape[1], columns).double()
-            singles = torch.stack([B @ v for v in V.T], 1)
-            for _ in range(3):
-                assert torch.allclose(B @ V, singles, atol=1e-12)
-        assert A.engine.choices[A.kind].block or columns == 1
-
-
 def test_blocks_are_taken_in_parts_and_the_rest_with_zeros():
     taken = []
 
@@ -528,20 +441,6 @@ def test_a_forward_pass_that_runs_for_each_output_is_kept_once(recorders):
     J @ torch.ones(J.shape[1]).double()
     graph = J._graph_bytes * 6
     assert max(recorder.held for recorder in recorders) < 5 * graph  # not 30 times
-
-
-@pytest.mark.parametrize("gone", ["schema", "_is_zerotensor"])
-def test_without_a_private_name_nothing_is_recorded_and_products_are_the_same(monkeypatch, gone):
-    model, data = linear_model()
-    v = torch.randn(26).double()
-    due = Jacobian(model, data, engine="fresh") @ v
-    if gone == "schema":
-        monkeypatch.setattr(private, "schema", lambda operation: None)
-    else:
-        monkeypatch.setattr(private, "is_zero", lambda t: PLAIN_IS_ZERO(SimpleNamespace()))
-    J = Jacobian(model, data, engine="replay")
-    assert torch.allclose(J @ v, due, atol=1e-14) and J.describe()["engine"] == "fresh"
-    assert "replay: this torch does not say which" in J.describe()["reason"]
 
 
 def test_values_die_while_they_are_recorded_as_they_do_otherwise():
