@@ -21,7 +21,6 @@ from spectral.estimators.budget import hold_whole, progress_bar
 from spectral.estimators.checkpoint import Checkpoint
 from spectral.estimators.top import INNER, KEYS, Search, bounds, capacity, check, held, saved
 from spectral.krylov.golub_kahan import GolubKahan
-from spectral.krylov.restarted import images
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed, probe
@@ -230,7 +229,7 @@ def _measured(
     The right vectors span a space X; the singular values of K X are those of the factor R in K X^T = Y^T R.
     """
     X = longvectors.independent(state.V[:k], state.V[:0], 0.0)[0]
-    W = images(K, X)
+    W = (K @ X.T).T.clone(memory_format=torch.contiguous_format)
     Y, R = longvectors.independent(W.clone(), W[:0], arrays.machine_epsilon(K.dtype) ** 2 * state.norm)
     R = np.concatenate([R, np.zeros((k - len(R), k))])
     Y = torch.cat([Y, _complement(Y, k - len(Y), seed)])

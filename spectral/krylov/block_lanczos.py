@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from spectral import longvectors
-from spectral.krylov.restarted import Indices, RestartedKrylov, images
+from spectral.krylov.restarted import Indices, RestartedKrylov
 from spectral.krylov.symmetry import AGAIN, distance, hold_size, hold_zero, look_again, repeated, wrong
 from spectral.operators.operator import Operator
 from spectral.schema import Array, Items, Law, Number, Rule
@@ -61,7 +61,7 @@ class BlockLanczos(RestartedKrylov):
         P, j = self.pending, self.size
         b = len(P)
         self.multiplying = True
-        W = images(self.A, P)
+        W = (self.A @ P.T).T.clone(memory_format=torch.contiguous_format)  # perhaps a buffer of the operator
         self.multiplying = False
         if self.depth == 0 and b == 1 and longvectors.largest(W) == 0:  # wider blocks meet each other
             hold_zero(self.A, P[0], f"the product in step {len(self.sizes) + 1} of block Lanczos")

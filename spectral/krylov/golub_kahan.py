@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from spectral import longvectors
-from spectral.krylov.restarted import Indices, RestartedKrylov, images
+from spectral.krylov.restarted import Indices, RestartedKrylov
 from spectral.krylov.symmetry import AGAIN, hold_size, hold_zero, look_again, repeated, wrong
 from spectral.operators.operator import Operator
 from spectral.schema import Array, Law, Number, Rule, maybe
@@ -78,7 +78,7 @@ class GolubKahan(RestartedKrylov):
         """One right and one left vector: two products."""
         v, j = self.pending[0], self.size
         self.multiplying = True
-        w = images(self.A, v[None])[0]
+        w = (self.A @ v).clone()  # perhaps a buffer of the operator
         self.multiplying = False
         self.V[j] = v
         across = 0.0
@@ -158,7 +158,7 @@ class GolubKahan(RestartedKrylov):
         values, S, _ = self.pairs()
         self._replace(range(self.locked), values[chosen], S[:, chosen])
         l, j = self.locked, self.size
-        W = images(self.A, self.V[l:j])
+        W = (self.A @ self.V[l:j].T).T.clone(memory_format=torch.contiguous_format)
         self.u, self.least = None, np.inf
         left, R = longvectors.independent(W, W[:0], self.floor)
         self._hold_restarted(R, left, values[chosen])

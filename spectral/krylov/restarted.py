@@ -26,12 +26,6 @@ from spectral.schema import COUNT, NONNEGATIVE, Array, Law, Number, Rule
 Indices = Sequence[int] | np.ndarray
 
 
-def images(A: Operator, P: torch.Tensor) -> torch.Tensor:
-    """A's products with the rows of P (b, n), rows again, in memory of their own: a product may be a buffer of the operator."""
-    W = (A @ P.T).T
-    return W if A.new_products and W.is_contiguous() else W.clone(memory_format=torch.contiguous_format)
-
-
 class RestartedKrylov(ABC):
     """`start` a block, `step` while `pending` has rows; `ritz`, `restart` and `lock` in between. Holds `capacity` vectors."""
 
