@@ -416,8 +416,8 @@ def discrepancy(dtype: torch.dtype) -> float:
 
 
 def all_finite(x: torch.Tensor) -> bool:
-    """Whether no entry is NaN or infinite; one pass over contiguous memory unless the squares overflow."""
-    flat = x.detach().reshape(-1)
+    """Whether no entry is NaN or infinite; one pass over memory in its order, rows or columns, unless the squares overflow."""
+    flat = (x.T if x.ndim == 2 and x.T.is_contiguous() else x).detach().reshape(-1)
     if all(math.isfinite(float(torch.dot(part, part))) for part in flat.split(LONGEST)):
         return True
     return bool(torch.isfinite(flat).all())

@@ -1,6 +1,7 @@
 """Both ways give the derivative; programs give what their way gives; the choice is measured and says its reason."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 
 from spectral import GaussNewton, Hessian, Jacobian
 from spectral.engine import autotune, linearize, trace
-from spectral.engine.autotune import Engine, Kept, Maps, Workload
+from spectral.engine.autotune import AutoEngine
+from spectral.engine.plain import Maps, Workload
 from spectral.engine.store import Store
 from spectral.networks.products import budget_bytes
 
@@ -214,17 +216,17 @@ def work(A, kind="J v", index=0, **options):
 
 def multiply(engine, job, v, expected=0):
     W = torch.full((1, len(job.linearize("fresh").product(v)[0])), torch.nan).double()
-    engine.multiply(job, v[None], W, True, expected)
+    engine.multiplier(replace(job, expected=expected)).add(v[None], W, True)
     return W[0]
 
 
 def test_recording_must_pay_for_itself(ticks):
     """A recording takes four products and saves a fifth of each: it begins once as many are to come as were made, 20."""
-    engine, A, v = Engine(turns=False), torch.randn(4, 3).double(), torch.ones(3).double()
+    engine, A, v = AutoEngine(turns=False), torch.randn(4, 3).double(), torch.ones(3).double()
     for call in range(1, 26):
         assert torch.equal(multiply(engine, work(A), v), A @ v)
         assert ("replay" in engine.choices["J v"].timings) == (call > 20)
-    announced = Engine(turns=False)
+    announced = AutoEngine(turns=False)
     multiply(announced, work(A), v, expected=100)
     assert "replay" in announced.choices["J v"].timings
 
@@ -234,7 +236,7 @@ def test_the_other_way_takes_a_turn_and_the_faster_one_goes_on(monkeypatch):
     for faster in linearize.WAYS:
         now = [0.0]
         monkeypatch.setattr(autotune, "_now", lambda v, now=now: now[0])
-        engine, v, taken = Engine(), torch.ones(3).double(), []
+        engine, v, taken = AutoEngine(), torch.ones(3).double(), []
 
         def linearized(way, faster=faster, now=now, taken=taken):
             def product(x):
@@ -245,7 +247,7 @@ def test_the_other_way_takes_a_turn_and_the_faster_one_goes_on(monkeypatch):
             return Maps(product, lambda x, w: 0.0)
 
         for _ in range(int(autotune.TURN) + 3):
-            engine.multiply(Workload("J v", 0, linearized), v[None], torch.empty(1, 3).double(), True)
+            engine.multiplier(Workload("J v", 0, linearized)).add(v[None], torch.empty(1, 3).double(), True)
         assert taken[: int(autotune.TURN)] == ["fresh"] * int(autotune.TURN)  # a turn costs as much as some products
         assert set(taken) == set(linearize.WAYS) and taken[0] == "fresh" and taken[-1] == faster
 
@@ -256,7 +258,7 @@ def test_the_other_ways_program_takes_over_where_it_is_shorter_and_is_held_to_th
         now, A = [0.0], torch.randn(3, 3).double()
         monkeypatch.setattr(autotune, "_now", lambda v, now=now: now[0])
 
-        class Clocked(Engine):
+        class Clocked(AutoEngine):
             def build(self, linear, v, own, now=now):
                 program, cost = super().build(linear, v, own), 1.0 if linear.way == "fresh" else 2.0
 
@@ -284,7 +286,7 @@ def test_the_other_ways_program_takes_over_where_it_is_shorter_and_is_held_to_th
         assert any("replay of fresh: differs" in why for why in choice.failures) == (not right)
 
 
-class Stale(Engine):
+class Stale(AutoEngine):
     """Its programs are wrong from their second call on."""
 
     def build(self, linear, v, own):
@@ -309,7 +311,7 @@ def test_program_that_is_wrong_from_its_second_call_on_is_refused_and_no_product
     assert any("replay: differs from a fresh product by 4.0e-01 on call 2" in why for why in choice.failures)
 
 
-class WrongLater(Engine):
+class WrongLater(AutoEngine):
     """Its programs are wrong, but for that of the first batch."""
 
     made = 0
@@ -330,21 +332,6 @@ def test_programs_of_later_batches_are_held_to_their_products_too():
     assert engine.made == 2 and any("replay of a later batch: differs" in why for why in engine.choices["J v"].failures)
 
 
-@pytest.mark.parametrize("engine", ["replay", "auto"])
-@pytest.mark.parametrize("columns", [1, 2, 5, 8, 11])
-def test_blocks_are_their_columns(engine, columns):
-    model, data = linear_model()
-    for A in (Jacobian(model, data, engine=engine), GaussNewton(model, nn.CrossEntropyLoss(), data, engine=engine),
-              Hessian(model, nn.CrossEntropyLoss(), data, engine=engine)):  # fmt: skip
-        A.expect(1000)
-        for B in (A, A.gram("right")):
-            V = torch.randn(B.shape[1], columns).double()
-            singles = torch.stack([B @ v for v in V.T], 1)
-            for _ in range(3):
-                assert torch.allclose(B @ V, singles, atol=1e-12)
-        assert A.engine.choices[A.kind].block or columns == 1
-
-
 def test_blocks_are_taken_in_parts_and_the_rest_with_zeros():
     taken = []
 
@@ -359,10 +346,11 @@ def test_blocks_are_taken_in_parts_and_the_rest_with_zeros():
         def add(self, V, W, new=False):
             W.copy_(torch.cat(self(V), 1) + (0 if new else W))
 
-    kept, V = Kept(several=Several(), width=4), torch.arange(12.0).view(6, 2)
+    tuned, V = AutoEngine().multiplier(work(torch.eye(2))), torch.arange(12.0).view(6, 2)
+    tuned.kept.several, tuned.kept.width = Several(), 4
     for part, new in ((V[:4], False), (V[:3], False), (V[4:], True)):
         W = torch.ones(len(part), 2)
-        Engine()._together(kept, part, W, new)
+        tuned._together(part, W, new)
         assert torch.equal(W, (not new) + part * torch.tensor([1.0, 2.0])) and taken.pop() == 4
 
 

@@ -94,6 +94,38 @@ def private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
+TORCHS = {  # private names of torch that lie with one module for good; all others are in `engine/private.py`
+    "app.configuration": {"_Loss"},
+    "networks.batches": {"_iterator"},
+    "networks.diagnose.checks": {"_BatchNorm", "_NormBase"},
+    "networks.diagnose.derivatives": {"_forward_cls", "_sequence_nr"},
+    "networks.diagnose.differences": {"_forward_cls"},
+    "networks.diagnose.hooks": {"_sequence_nr"},
+    "networks.model_state": {"_NormBase", "_buffers"},
+    "networks.sharded": {"_fsdp_param_groups", "_get_fsdp_state", "_parameters"},
+    "operators.precondition": {"_version"},  # which the engine stands on
+    "pieces": {"_C"},
+}
+
+
+def test_private_names_of_torch_are_in_one_place_and_told():
+    own = set().union(*DEFINED.values(), {"_exit", "_fields"})  # of os, of named tuples
+    told, found = (ROOT.parent / "docs" / "versions.md").read_text(), {}
+    for module, tree in TREES.items():
+        names = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        names += [
+            part
+            for node in ast.walk(tree)
+            for name in imported(node)
+            if name.startswith("torch")
+            for part in name.split(".")
+        ]
+        if used := {name for name in names if private(name)} - own:
+            assert all(name in told for name in used), f"docs/versions.md says nothing of {used}"
+            found[module.removeprefix("spectral.")] = used
+    assert found.pop("engine.private") and found == TORCHS
+
+
 @pytest.mark.parametrize("module", TREES)
 def test_no_private_name_is_used_outside_its_module(module):
     """Of this package's own names; a class's own hooks (`self._apply`, `super()._apply`) belong to it wherever it is written."""

@@ -20,7 +20,7 @@ stand in the operator's description. Linearisations and programs stay from sweep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -29,7 +29,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import arrays, longvectors, probes
-from spectral.engine import trace
+from spectral.engine import private, trace
 from spectral.threads import FORWARD_MODE, Shared
 
 DIFFERENCE = "finite-difference"  # of the Hessian alone, and never chosen by itself
@@ -52,7 +52,7 @@ math_attention = Shared(lambda: sdpa_kernel(SDPBackend.MATH))
 
 def softmax_pullback(p: torch.Tensor, u: torch.Tensor, axis: int) -> torch.Tensor:
     """(diag(p) - p p^T) u along an axis, p a softmax: its derivative is symmetric, and torch has it in one pass."""
-    return torch._softmax_backward_data(u, p, axis, p.dtype)
+    return private.softmax_backward(u, p, axis)
 
 
 def gradients(total: torch.Tensor, leaves: Tensors, *, create_graph: bool = False) -> tuple[torch.Tensor, ...]:
@@ -72,6 +72,23 @@ def dense(parts: Tensors) -> tuple[torch.Tensor, ...]:
 def edges(parts: Tensors) -> tuple[GradientEdge | None, ...]:
     """Where backward passes through these tensors begin, without their values; None for one that depends on nothing."""
     return tuple(get_gradient_edge(t) if t.requires_grad else None for t in parts)
+
+
+def _copied(tangents: Tensors) -> tuple[torch.Tensor, ...]:
+    """For forward-mode AD, which would copy a view into new memory that no program records."""
+    return tuple(t.clone() if private.is_view(t) else t for t in tangents)
+
+
+def _through(links: Sequence[GradientEdge | None], weights: Tensors, leaves: Tensors) -> tuple[torch.Tensor, ...]:
+    """A backward pass from where some tensors begin, zeros for leaves that nothing leads to; the graph stays."""
+    linked = [(g, t) for g, t in zip(links, weights, strict=True) if g is not None]
+    if not linked:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    outputs, cotangents = zip(*linked, strict=True)
+    pulled = torch.autograd.grad(
+        outputs, leaves, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return tuple(t.detach() for t in pulled)  # torch 2.6 materialises zeros that require gradients
 
 
 class ForwardMode:
@@ -111,8 +128,7 @@ class ForwardMode:
 
         `graph`: J^T u comes next, so that this forward pass records the graph too, if none is there yet.
         """
-        # a view would be copied into new memory, which no program records
-        copies = tuple(t.clone() if t._is_view() else t for t in tangents)
+        copies = _copied(tangents)
         with math_attention(), FORWARD_MODE:
             if graph and self._output is None and not self._apart and not trace.recording():
                 try:
@@ -151,14 +167,7 @@ class DoubleBackward(ForwardMode):
             self._pulled = edges(torch.autograd.grad(
                 z, self._leaves, self._u, create_graph=True, allow_unused=True, materialize_grads=True
             ))  # fmt: skip
-        linked = [(g, t) for g, t in zip(self._pulled, tangents, strict=True) if g is not None]
-        if not linked:
-            return torch.zeros_like(z)
-        outputs, weights = zip(*linked, strict=True)
-        (jv,) = torch.autograd.grad(
-            outputs, self._u, weights, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return jv.detach()
+        return _through(self._pulled, tangents, (self._u,))[0]
 
 
 WAYS: dict[str, type[ForwardMode]] = {"fresh": ForwardMode, "double-backward": DoubleBackward}
@@ -178,8 +187,7 @@ class ForwardOverReverse:
     def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
         gradient = torch.func.grad(self.function, argnums=tuple(range(len(self.primals))))
         with math_attention(), FORWARD_MODE:
-            copies = tuple(t.clone() if t._is_view() else t for t in tangents)
-            products = torch.func.jvp(gradient, self.primals, copies)[1]
+            products = torch.func.jvp(gradient, self.primals, _copied(tangents))[1]
         return tuple(t.detach() for t in products)
 
 
@@ -194,14 +202,7 @@ class ReverseOverReverse(ForwardOverReverse):
             self._leaves = tuple(p.detach().requires_grad_() for p in self.primals)
             with math_attention():  # the fused one has no double backward
                 self._gradients = edges(gradients(self.function(*self._leaves), self._leaves, create_graph=True))
-        linked = [(g, t) for g, t in zip(self._gradients, tangents, strict=True) if g is not None]
-        if not linked:
-            return tuple(torch.zeros_like(p) for p in self.primals)
-        outputs, weights = zip(*linked, strict=True)
-        products = torch.autograd.grad(
-            outputs, self._leaves, weights, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return tuple(t.detach() for t in products)
+        return _through(self._gradients, tangents, self._leaves)
 
 
 class CentralDifference(ForwardOverReverse):
@@ -361,14 +362,14 @@ def _component(x: Vector) -> float:
     return norm(parts) / max(sum(p.numel() for p in parts), 1) ** 0.5
 
 
-def norm(pieces: Held) -> float:
+def norm(pieces: Iterable[torch.Tensor | tuple[torch.Tensor, float]]) -> float:
     """Of pieces that follow one another."""
     return math.sqrt(
         sum(unit * unit * _dot(some, some) for piece, unit in _units(pieces) for some in piece.split(PART))
     )
 
 
-def _units(pieces: Held) -> Iterator[tuple[torch.Tensor, float]]:
+def _units(pieces: Iterable[torch.Tensor | tuple[torch.Tensor, float]]) -> Iterator[tuple[torch.Tensor, float]]:
     for piece in pieces:
         y, unit = piece if isinstance(piece, tuple) else (piece, 1.0)
         yield y.reshape(-1), unit

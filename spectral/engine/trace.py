@@ -21,21 +21,19 @@ import math
 import operator
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from spectral.engine import private
 from spectral.engine.passes import cse, fold, reinplace
+from spectral.engine.passes.cse import Node, aten
 
-aten: Any = torch.ops.aten
 Pieces = tuple[torch.Tensor, ...]
 Linear = Callable[[torch.Tensor], Pieces]  # v (n,) -> what follows one another in w (m,), in any shapes
-Node: TypeAlias = Any  # of an fx graph; its arguments may be anything, which no type says
 SAME = (aten.detach.default, aten.alias.default)  # of a value that no graph is asked of
-SHAPES = (aten.is_same_size.default, aten._has_same_storage_numel.default)  # tell nothing of the values
+SHAPES = (aten.is_same_size.default, private.has_same_storage_numel)  # tell nothing of the values
 INTO = {aten.mm.default: aten.addmm_.default, aten.bmm.default: aten.baddbmm_.default}
 ADDED = {aten.addmm.default: aten.addmm_.default, aten.baddbmm.default: aten.baddbmm_.default}
 
@@ -44,7 +42,7 @@ class Unrecordable(RuntimeError):
     """The function is no fixed linear program of its argument."""
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(private.TorchDispatchMode):
     """Writes the operations that depend on the inputs into a graph; other operands become its constants."""
 
     def __init__(
@@ -81,9 +79,9 @@ class Tracer(TorchDispatchMode):
         known = self.nodes.get(id(tensor))
         if known is not None:
             return known
-        key = id(tensor), tensor._version
+        key = id(tensor), private.version(tensor)
         if key not in self.nodes:
-            self._name(tensor, self._constant(tensor), tensor._version)
+            self._name(tensor, self._constant(tensor), private.version(tensor))
         return self.nodes[key]
 
     def _constant(self, tensor: torch.Tensor) -> Node:
@@ -97,7 +95,7 @@ class Tracer(TorchDispatchMode):
         self._hold(tensor)
         alike.append(len(self.constants))
         node, kept = self.graph.get_attr(f"c{len(self.constants)}"), tensor.detach().clone() if self.copies else tensor
-        self.constants.append((node, kept, tensor._version))
+        self.constants.append((node, kept, private.version(tensor)))
         return node
 
     def _hold(self, tensor: torch.Tensor) -> None:
@@ -114,16 +112,19 @@ class Tracer(TorchDispatchMode):
     @property
     def overwritten(self) -> bool:
         """Whether a constant has been written to after it was met."""
-        return not self.copies and any(constant._version != version for _, constant, version in self.constants)
+        return not self.copies and any(private.version(constant) != version for _, constant, version in self.constants)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        leaves, tree = tree_flatten((args, kwargs))
-        if any(isinstance(x, torch.Tensor) and x._is_zerotensor() for x in leaves):
+        leaves, tree = private.tree_flatten((args, kwargs))
+        zeros = [isinstance(x, torch.Tensor) and private.is_zero(x) for x in leaves]
+        if any(zeros):
             # forward AD's zeros without memory are handled above a dispatch mode; kernels called from here would read them
-            leaves = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) if isinstance(x, torch.Tensor)
-                      and x._is_zerotensor() else x for x in leaves]  # fmt: skip
-            args, kwargs = tree_unflatten(leaves, tree)
+            leaves = [
+                torch.zeros(x.shape, dtype=x.dtype, device=x.device) if zero else x
+                for x, zero in zip(leaves, zeros, strict=True)
+            ]
+            args, kwargs = private.tree_unflatten(leaves, tree)
         depends = any(isinstance(x, torch.Tensor) and id(x) in self.nodes for x in leaves)
         if depends:
             self._refuse_writes(func, args, kwargs)
@@ -134,9 +135,9 @@ class Tracer(TorchDispatchMode):
         if func in SAME:
             self._name(out, self.nodes[id(leaves[0])])
             return out
-        a, k = tree_unflatten(operands, tree)
+        a, k = private.tree_unflatten(operands, tree)
         node = self.graph.call_function(func, tuple(a), k)
-        if func._schema.is_mutable and isinstance(args[0], torch.Tensor):
+        if private.schema(func).is_mutable and isinstance(args[0], torch.Tensor):
             shared = self.storages.get(args[0].untyped_storage().data_ptr(), [])
             node.meta["aliases"] = [other for other in shared if other is not a[0]]
         if isinstance(out, torch.Tensor):
@@ -150,7 +151,10 @@ class Tracer(TorchDispatchMode):
         return out
 
     def _refuse_writes(self, func: Any, args: Any, kwargs: Any) -> None:
-        for i, argument in enumerate(func._schema.arguments):
+        schema = private.schema(func)
+        if schema is None:
+            raise Unrecordable(f"this torch does not say which operands {func} writes")
+        for i, argument in enumerate(schema.arguments):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             written = args[i] if i < len(args) else kwargs.get(argument.name)
@@ -196,10 +200,8 @@ class Program:
     @property
     def pure(self) -> bool:
         """No operation writes in place, so that operations may be regrouped."""
-        return not any(
-            getattr(node.target, "_schema", None) is not None and node.target._schema.is_mutable  # type: ignore[union-attr]
-            for node in self.module.graph.nodes
-        )
+        schemas = (private.schema(node.target) for node in self.module.graph.nodes)
+        return not any(schema is not None and schema.is_mutable for schema in schemas)
 
     def bytes(self, own: set[int]) -> int:
         """Bytes of the constants beyond the storages `own` (of the parameters and the data, say)."""
@@ -245,7 +247,7 @@ class Program:
 
 def recording() -> bool:
     """Whether `record` is under way."""
-    return any(isinstance(mode, Tracer) for mode in _get_current_dispatch_mode_stack())
+    return any(isinstance(mode, Tracer) for mode in private.dispatch_modes())
 
 
 def add_pieces(w: torch.Tensor, pieces: Pieces | list[Any], new: bool = False) -> None:
@@ -304,7 +306,7 @@ def _functionalise(graph: fx.Graph) -> None:
         name, overload = str(node.target).removeprefix("aten.").split(".")
         twin = getattr(getattr(aten, name.removesuffix("_"), None), overload, None) if name.endswith("_") else None
         read = any(order[user] > order[node] for other in node.meta["aliases"] for user in other.users)
-        if twin is not None and not twin._schema.is_mutable and not read:
+        if twin is not None and not private.schema(twin).is_mutable and not read:
             node.target = twin
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import weakref
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,45 +14,6 @@ from spectral.networks.curvature import Curvature
 from spectral.networks.jacobian import Jacobian
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator, Submatrix
-
-
-class Share(Store):
-    """What one block keeps, within one budget for all blocks.
-
-    Where it is full, a block that goes on multiplying alone takes the room of the others after PATIENCE sweeps: blocks that
-    multiply one after another have all of it, those that multiply in turns do not record anew at each turn.
-    """
-
-    PATIENCE = 3  # waiting for so many products costs about what recording once too often would
-
-    def __init__(self, budget: int | None, shares: weakref.WeakSet[Share]) -> None:
-        super().__init__(budget)
-        self.shares, self.key = shares, None
-        self.visits: Counter[Any] = Counter()  # of each batch since another block multiplied
-        shares.add(self)
-
-    def get(self, key: Any, version: Any) -> Any:
-        for other in self.shares - {self}:
-            other.visits.clear()
-        self.key = key
-        self.visits[key] += 1
-        return super().get(key, version)
-
-    def left(self, device: torch.device) -> int:
-        others = self.shares - {self}
-        free = super().left(device)
-        for other in others:
-            other.budget = self.budget if other.budget is None else other.budget  # free memory is read once for all
-        return max(free - sum(other.used for other in others), 0)
-
-    def room(self, size: int, device: torch.device) -> bool:
-        if super().room(size, device):
-            return True
-        if self.used + size > (self.budget or 0) or self.visits[self.key] <= self.PATIENCE:
-            return False
-        for other in self.shares - {self}:
-            other.clear()
-        return True
 
 
 def blocks(A: Operator, partition: Any = None, *, by: str = "parameter") -> dict[str, Operator]:
@@ -136,10 +96,10 @@ def _of_parameters(A: Operator) -> Any:
 def _restricted(inner: Any, names: dict[str, list[str]]) -> dict[str, Operator]:
     """One operator for each list of names, within one budget of memory."""
     made: dict[str, Operator] = {}
-    shares: weakref.WeakSet[Share] = weakref.WeakSet()
+    family: weakref.WeakSet[Store] = weakref.WeakSet()
     for block, its in names.items():
         B = inner.restricted(its)
-        B.engine.store = Share(inner.store.budget, shares)
+        B.engine.store = Store(inner.store.budget, family)
         made[block] = B.gram("right") if isinstance(inner, Jacobian) else B
     return made
 

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from spectral import arrays, distributed, longvectors, persist, probes
-from spectral.engine import linearize, trace
-from spectral.engine.autotune import FAILURES, Maps
+from spectral.engine import linearize, private, trace
+from spectral.engine.autotune import FAILURES
+from spectral.engine.plain import Maps
 from spectral.networks import losses, per_sample, sharded
 from spectral.networks import output_curvature as outputs
 from spectral.networks.diagnose import checks, differences
@@ -140,7 +141,7 @@ class Curvature(SumOverBatches):
             for group, batch in batches:
                 v, w = V_bn, part.tensor
                 if self._own:
-                    v, w = v[:, self.entries(group)].contiguous(), w[:, self.entries(group)]
+                    v, w = v[:, self.entries(group)], w[:, self.entries(group)]
                 self._multiply("H v", group, batch, v, w, new=self._own or group.start == 0)
         W_bn = self._total(part, f"with {type(self).__name__}")
         return self._piece((W_bn.div_(self.count) if self.coarse else W_bn).T)
@@ -353,7 +354,7 @@ class Hessian(Curvature):
                 return 0.0
             earlier, self._earlier = self._earlier, None
             if earlier is not None and earlier[:2] == (way, self.network.version()):
-                if earlier[2]._version == earlier[4]:
+                if private.version(earlier[2]) == earlier[4]:
                     return linearize.symmetry_error(*earlier[2:4], v, w, self._allowed)
                 self._hold(way, v, w)  # the earlier vector is there no longer
                 return 0.0
@@ -441,7 +442,7 @@ class Hessian(Curvature):
     def _hold(self, way: str, v: torch.Tensor, w: trace.Pieces) -> None:
         """Keep a product for the next one's test; its vector is copied only if others can change it unseen."""
         x = v if v.untyped_storage().resizable() else v.clone()
-        self._earlier = way, self.network.version(), x, w, x._version
+        self._earlier = way, self.network.version(), x, w, private.version(x)
 
     def _second_derivative_error(self, way: str, batch: Any, v: torch.Tensor, w: trace.Pieces) -> float:
         """How far a product is off from a difference of gradients."""

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from spectral import arrays, longvectors, threads
-from spectral.engine import linearize
+from spectral.engine import linearize, private
 from spectral.failures import first_line
 from spectral.networks import activations, model_state
 from spectral.networks.batches import Samples, check_data, fingerprint, placed, random_state, set_random_state, warm_up
@@ -530,7 +530,7 @@ class DataModel:
 
         What is cloned inside a transform of torch.func belongs to its level, and is not to be seen by a later one.
         """
-        self._writes = self._writes or any(buffer._version for buffer in (self._clones or {}).values())
+        self._writes = self._writes or any(private.version(buffer) for buffer in (self._clones or {}).values())
         return self._cloned() if self._writes or self._clones is None else self._clones
 
     def _cloned(self) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from spectral import arrays, distributed, probes
 from spectral.engine import linearize, trace
-from spectral.engine.autotune import Maps
+from spectral.engine.plain import Maps
 from spectral.failures import first_line
 from spectral.networks import sharded
 from spectral.networks.data_model import DataModel
@@ -350,28 +350,28 @@ class Jacobian(SumOverBatches):
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
     def _sweep(self) -> Generator[tuple[range, slice, Any], None, None]:
-        """(which batches, rows, those batches as one); closing the iterator leaves the sweep at once, also after an error."""
+        """(batches, their rows of this rank's, those batches as one); closing it leaves the sweep at once, as an error does."""
+        first = self.starts[0]
         with closing(self._batches()) as batches:
             for group, batch in batches:
-                yield group, slice(self.starts[group.start], self.starts[group.stop]), batch
+                yield group, slice(self.starts[group.start] - first, self.starts[group.stop] - first), batch
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        first = sum(self.rank_rows[: distributed.rank()])
         V_bn = arrays.rows(local(V))
         self._know_noise()
         W_bm = arrays.empty((V.shape[1], self.rank_rows[distributed.rank()]), V_bn)
         with distributed.Summand(W_bm) as part, closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
-                W = W_bm[:, rows.start - first : rows.stop - first]
-                self._multiply("J v", group, batch, V_bn, W, new=True)
-        part.tensor = W_bm.T.contiguous()
+                self._multiply("J v", group, batch, V_bn, W_bm[:, rows], new=True)
+        part.tensor = W_bm.T
         return self._finite(part, part.rows(self.rank_rows), "J v")
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
         self._know_noise()
-        with self._sums((U.shape[1], self._entries), U) as part, closing(self._sweep()) as sweep:
+        U_bm = arrays.rows(U[self.starts[0] : self.starts[-1]])
+        with self._sums((len(U_bm), self._entries), U_bm) as part, closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
-                self._multiply("J^T u", group, batch, arrays.rows(U[rows]), part.tensor, new=group.start == 0)
+                self._multiply("J^T u", group, batch, U_bm[:, rows], part.tensor, new=group.start == 0)
         return self._piece(self._total(part, "J^T u").T)
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectral import arrays, longvectors
-from spectral.engine import linearize
+from spectral.engine import linearize, private
 
 WIDER = 4  # times as many classes as inputs: from here on the logits are larger than what a layer below them keeps
 ROWS = 4  # tokens on which the head's values are compared
@@ -47,7 +47,7 @@ class HeadCall:
     def gave(self, z: Tensor) -> bool:
         """Whether z is what the layer gave: the same memory in the same order, not written to since, and W h + b."""
         same = z.data_ptr() == self.z.data_ptr() and z.shape == self.z.shape and z.stride() == self.z.stride()
-        if not same or self.z._version != self.version or not self.h.dtype == self.weight.dtype == z.dtype:
+        if not same or private.version(self.z) != self.version or not self.h.dtype == self.weight.dtype == z.dtype:
             return False
         h, z = self.h.reshape(-1, self.h.shape[-1]), z.reshape(-1, z.shape[-1])
         some = slice(None, None, -(-len(z) // ROWS))
@@ -80,7 +80,7 @@ def wide_calls(model: nn.Module) -> Iterator[WideCalls]:
         def note(layer: Any, args: Any, z: Tensor) -> None:
             bias = None if layer.bias is None else layer.bias.detach()
             calls.counts[name] = calls.counts.get(name, 0) + 1
-            calls.latest = name, HeadCall(args[0].detach(), layer.weight.detach(), bias, z.detach(), z._version)
+            calls.latest = name, HeadCall(args[0].detach(), layer.weight.detach(), bias, z.detach(), private.version(z))
 
         return note
 

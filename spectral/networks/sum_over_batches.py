@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from spectral import arrays, distributed, longvectors, persist, pieces, probes
-from spectral.engine import linearize, trace
-from spectral.engine.autotune import FAILURES, Engine, Maps, Workload
+from spectral.engine import linearize
+from spectral.engine.autotune import FAILURES, AutoEngine
+from spectral.engine.plain import Engine, Maps, PlainEngine, Workload
 from spectral.engine.store import KEEP, Store
 from spectral.engine.trace import Pieces
 from spectral.networks import sharded
@@ -50,13 +51,13 @@ class SumOverBatches(Operator):
     def __init__(
         self, shape: tuple[int, int], network: DataModel, products: Products, ways: tuple[str, ...], **properties: Any
     ) -> None:
-        if network.shards is not None:
-            products = replace(products, memory=0)  # a program knows no collectives
         super().__init__(shape, network.dtype, network.device, **properties)
         self.network, self.options = network, products
         self.facts: GraphFacts | None = None  # of the first batch, once its graph was made
-        self.engine = Engine(products.engine, ways, products.preflight, self._explain, self.turns)
-        self.engine.store.budget = products.budget
+        self.engine: Engine = PlainEngine(ways[0])  # of a sharded model: one way, and nothing to choose or to keep
+        if network.shards is None:
+            store = Store(products.budget)
+            self.engine = AutoEngine(products.engine, ways, products.preflight, self._explain, self.turns, store=store)
         network.keeps = self.engine.store.budget != 0
         self.kind = ""  # of the latest product
         self.noise: float | None = None  # relative error of a product in a coarser dtype, measured on the first batch
@@ -219,8 +220,7 @@ class SumOverBatches(Operator):
     @property
     def under_test(self) -> bool:
         """Whether the product that is being made will be held to its tests."""
-        choice = self.engine.choices.get(self.kind)
-        return self.engine.check and choice is not None and choice.young
+        return self.engine.tests(self.kind)
 
     def _batches(self) -> Generator[tuple[range, Any], None, None]:
         """(which batches, those as one) of one sweep; closing the iterator leaves the sweep at once, also after an error.
@@ -235,7 +235,6 @@ class SumOverBatches(Operator):
                 waiting.append(batch)
                 if index == 0:
                     self._first, self._groups = batch, self._groups or self._grouped(batch)
-                    self.engine.groups = len(self._groups)
                 group = self._groups[number]
                 if index + 1 < group.stop:
                     continue
@@ -245,7 +244,7 @@ class SumOverBatches(Operator):
                     self._joins = self._add_up(waiting, whole)
                 if len(group) > 1 and not self._joins:
                     self._groups = [range(i, i + 1) for i in range(len(self.network.info.samples))]
-                    self.engine.groups, number = len(self._groups), group.stop
+                    number = group.stop
                     yield from zip(self._groups[group.start : group.stop], waiting, strict=True)
                 else:
                     yield group, whole
@@ -285,12 +284,6 @@ class SumOverBatches(Operator):
     def _multiply(self, kind: str, group: range, batch: Any, V: torch.Tensor, W: torch.Tensor, new: bool) -> None:
         """W (b, m) += the products of a batch, or of several as one, with the rows of V (b, n); W = these if `new`."""
         self.kind, samples = kind, self._samples(group)
-        if self.network.shards is not None:  # one way, and nothing to choose or to keep
-            self.network.open()
-            product = self._maps(kind, self.engine.ways[0], group, batch).product
-            for v, w in zip(V, W, strict=True):
-                trace.add_pieces(w, list(product(v)), new)
-            return
         if self._graph_bytes < 0:
             self._measure(batch)
 
@@ -311,9 +304,12 @@ class SumOverBatches(Operator):
             return {t.untyped_storage().data_ptr() for t in (*own, *tensors(batch))}
 
         graph = int(RECORDED * PASSES[kind] * self.unrolled * self._graph_bytes * samples)
-        work = Workload(kind, group.start, linearized, samples, self.network.version, there, graph, self.device)
-        self.engine.multiply(work, V, W, new, self.expected)
-        if not self.engine.tests:
+        work = Workload(
+            kind, group.start, linearized, samples, len(self._groups), self.expected, self.network.version, there, graph,
+            self.device,
+        )  # fmt: skip
+        self.engine.multiplier(work).add(V, W, new)
+        if not self.engine.tests():
             self._adjoint = None, None  # two long vectors
 
     def _adjoint_test(self, back: linearize.Linear, v: torch.Tensor, rows: int) -> linearize.Adjoint:
@@ -481,19 +477,14 @@ class SumOverBatches(Operator):
 
     def _described(self) -> dict[str, Any]:
         """Engine, reason and times of the latest kind of product, the choices of the others, and the noise."""
-        choices = self.engine.choices
-        chosen = choices[self.kind].describe() if self.kind in choices else {}
-        others = {kind: choice.engine for kind, choice in choices.items() if kind != self.kind}
         inside = self._inside if self._inside not in (None, self.network.compute_dtype) else None
         return {
             **({"ranks": self.ranks} if self.ranks > 1 else {}),
-            "engine": self.engine.asked,
-            **chosen,
+            **self.engine.describe(self.kind),
             **({"chunk": self.network.chunk} if self.network.chunk is not None else {}),
             **({"batches_joined": max(map(len, self._groups))} if self._joins else {}),
             **({"without_influence": _some(self._idle)} if self._idle else {}),
             **({"computes_in": arrays.dtype_name(inside)} if inside else {}),
-            **({"other_engines": others} if others else {}),
             **({"product_noise": self.noise} if self.noise is not None else {}),
             **({"asymmetry": self.asymmetry} if self.asymmetry else {}),
         }

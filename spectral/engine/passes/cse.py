@@ -11,10 +11,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from spectral.engine import private
+
 aten: Any = torch.ops.aten
-Node: TypeAlias = Any  # of an fx graph
+Node: TypeAlias = Any  # of an fx graph; its arguments may be anything, which no type says
 Values = dict[Node, torch.Tensor]
-VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+VIEWS = (aten.view.default, private.unsafe_view, aten.reshape.default)
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
 ZEROS = (aten.zeros_like.default, aten.new_zeros.default)
 LEAST = 64  # entries from which a constant is worth a look for its double
@@ -138,6 +140,6 @@ def calls(node: Any, targets: tuple[Any, ...]) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
 
-def alike(a: Any, b: Node) -> bool:
-    """Whether a value has the shape and dtype of another."""
-    return isinstance(a, fx.Node) and all(a.meta.get(key) == b.meta.get(key) for key in ("shape", "dtype"))
+def alike(a: Any, b: Node, *also: str) -> bool:
+    """Whether a value has the shape and dtype of another, and `also` its strides."""
+    return isinstance(a, fx.Node) and all(a.meta.get(key) == b.meta.get(key) for key in ("shape", "dtype", *also))

@@ -14,9 +14,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from spectral.engine.passes.cse import SUMS, Node, Values, alike, calls, drop_copies, drop_zeros, replace, share
+from spectral.engine.passes.cse import SUMS, Node, Values, alike, aten, calls, drop_copies, drop_zeros, replace, share
 
-aten: Any = torch.ops.aten
 SUMMING = {aten.mm.default: aten.addmm.default, aten.bmm.default: aten.baddbmm.default}  # a b: c + a b
 PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.neg.default, aten.div.Tensor, aten.div.Scalar)
 POINTWISE = (  # linear in the first operand, entry by entry

@@ -8,13 +8,13 @@ instead of two in `addcmul`).
 from __future__ import annotations
 
 import operator
-from typing import Any, TypeAlias
+from typing import Any
 
-import torch
 from torch import fx
 
-aten: Any = torch.ops.aten
-Node: TypeAlias = Any  # of an fx graph
+from spectral.engine import private
+from spectral.engine.passes.cse import SUMS, Node, alike, aten, calls, replace
+
 VIEWS = ("_unsafe_view", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")  # views, though no schema says so
 PLACES = {  # operation: (the one in place, operands that it may be written to)
     aten.mul.Tensor: (aten.mul_.Tensor, (0, 1)),
@@ -38,38 +38,25 @@ def save_traffic(graph: fx.Graph) -> None:
 
 def _fuse(graph: fx.Graph) -> None:
     """x + y z, x - y z: one pass over memory instead of two."""
-    nodes: list[Node] = list(graph.nodes)
-    for node in nodes:
-        if node.target not in (aten.add.Tensor, aten.sub.Tensor) or node.kwargs or "shape" not in node.meta:
+    node: Node
+    for node in list(graph.nodes):
+        if not calls(node, SUMS) or node.kwargs or "shape" not in node.meta:
             continue
-        sides = (1, 0) if node.target is aten.add.Tensor else (1,)
-        for side in sides:
+        for side in (1, 0) if node.target is aten.add.Tensor else (1,):
             product, other = node.args[side], node.args[1 - side]
             if (
-                _node(product)
-                and product.target is aten.mul.Tensor
+                calls(product, (aten.mul.Tensor,))
                 and len(product.users) == 1
-                and all(_node(a) for a in (other, *product.args))
-                and _same(other, node)
-                and _same(product, node)
-                and all(a.meta.get("dtype") == node.meta["dtype"] for a in product.args)
+                and all(alike(a, node, "strides") for a in (other, product))
+                and all(isinstance(a, fx.Node) and a.meta.get("dtype") == node.meta["dtype"] for a in product.args)
             ):
                 value: dict[str, Any] = {} if node.target is aten.add.Tensor else {"value": -1}
                 with graph.inserting_before(node):
                     made = graph.call_function(aten.addcmul.default, (other, *product.args), value)
                 made.meta.update(node.meta)
-                node.replace_all_uses_with(made)
-                graph.erase_node(node)
+                replace(graph, node, made)
                 graph.erase_node(product)
                 break
-
-
-def _node(a: Any) -> bool:
-    return isinstance(a, fx.Node)
-
-
-def _same(a: Node, b: Node) -> bool:
-    return all(a.meta.get(key) == b.meta.get(key) for key in ("shape", "dtype", "strides"))
 
 
 def _reuse(graph: fx.Graph) -> None:
@@ -99,14 +86,14 @@ def _root(node: Node, root: dict[Node, Node | None]) -> Node | None:
     """The value in whose memory this one lies, if that is the program's own."""
     if node.op != "call_function":
         return None
-    source = node.args[0] if node.args and _node(node.args[0]) else None
+    source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
     views = _views(source.target if source is not None and node.target is operator.getitem else node.target)
     return node if not views else root[source] if source is not None else None
 
 
 def _views(target: Any) -> bool:
     """Whether what an operation returns may lie in its operand's memory."""
-    schema = getattr(target, "_schema", None)
+    schema = private.schema(target)
     if schema is None:
         return True
     named = schema.name.removeprefix("aten::") in VIEWS
@@ -119,12 +106,12 @@ def _place(node: Node, root: dict[Node, Node | None], order: dict[Node, int], la
         return None
     for i in PLACES[node.target][1]:
         operand = node.args[i] if i < len(node.args) else None
-        if not _node(operand) or not _same(operand, node) or not _dense(operand):
+        if not alike(operand, node, "strides") or not _dense(operand):
             continue
         memory = root[operand]
         if memory is None or last(memory) > order[node]:
             continue
-        others = [a for j, a in enumerate(node.args) if j != i and _node(a)]
+        others = [a for j, a in enumerate(node.args) if j != i and isinstance(a, fx.Node)]
         if all(a is operand or root[a] is not memory for a in others) and not (i == 1 and node.kwargs):
             return i
     return None

@@ -18,20 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral import arrays, longvectors
 from spectral.failures import first_line
 from spectral.networks.batches import is_finite
 from spectral.networks.data_model import DataModel
 from spectral.networks.dataset import DatasetInfo, NotFinite
-from spectral.networks.diagnose.graph import GraphFacts, graph_facts, reached_leaves
+from spectral.networks.diagnose.graph import GraphFacts, Made, graph_facts, reached_leaves
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
 from spectral.networks.loss_model import LossModel
 from spectral.networks.model_state import Snapshot
 from spectral.networks.output_curvature import loss_of_heads
 from spectral.networks.survey import of_all_ranks, survey
-from spectral.networks.trees import tensors
 
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
@@ -289,19 +287,6 @@ def _reseed() -> None:
     np.random.seed(np.random.randint(2**31))  # noqa: NPY002 (the user's model draws from the global state)
 
 
-class _Kinds(TorchDispatchMode):
-    """The floating dtypes that are computed: some models compute in float32 whatever their parameters are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        self.found |= {t.dtype for t in tensors([output]) if t.is_floating_point()}
-        return output
-
-
 def _differ(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
     """Further apart than the rounding of a deep network in this dtype explains, about sqrt(depth) eps, with room."""
     if a.shape != b.shape:
@@ -362,9 +347,9 @@ def samples_meet(network: DataModel, batch: Any, z: torch.Tensor | None = None) 
         z_alone = run(alone)
         if not _differ(z[0], z_alone[0], z.dtype):
             return None
-        with _Kinds() as kinds:
+        with Made() as made:  # some models compute in float32 whatever their parameters are
             run(alone)
-        dtype = max(kinds.found | {z.dtype}, key=arrays.machine_epsilon)
+        dtype = max(made.kinds | {z.dtype}, key=arrays.machine_epsilon)
         if not _differ(z[0], z_alone[0], dtype):
             return None
         found = _first_difference(network, lambda: run(alone), lambda: run(batch), dtype, (copies, size))

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral import arrays
+from spectral.engine.private import TorchDispatchMode
 from spectral.networks.trees import tensors
 
 Function = Callable[..., torch.Tensor]
@@ -36,7 +36,7 @@ class _Saved:
         self.tensor = tensor
 
 
-class _Made(TorchDispatchMode):
+class Made(TorchDispatchMode):
     """The floating tensors that are computed: an upper bound of what a graph keeps, where hooks are not allowed."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
     except RuntimeError as problem:
         if "saved tensor hooks" not in str(problem):  # torch.func inside the function forbids them
             raise
-        with _Made() as seen:
+        with Made() as seen:
             z = function(*leaves)
         kinds |= seen.kinds
         size = sum(seen.sizes.values())
