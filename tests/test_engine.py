@@ -330,8 +330,7 @@ def test_programs_of_later_batches_are_held_to_their_products_too():
     assert engine.made == 2 and any("replay of a later batch: differs" in why for why in engine.choices["J v"].failures)
 
 
-@pytest.mark.parametrize("engine", ["replay", "auto"])
-@pytest.mark.parametrize("columns", [1, 2, 5, 8, 11])
+@pytest.mark.parametrize(("engine", "columns"), [("auto", 1), ("replay", 2), ("auto", 8), ("replay", 11)])
 def test_blocks_are_their_columns(engine, columns):
     model, data = linear_model()
     for A in (Jacobian(model, data, engine=engine), GaussNewton(model, nn.CrossEntropyLoss(), data, engine=engine),
