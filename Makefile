@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 WORKERS ?= 2
+# one thread a worker; bytecode is kept: rewriting the tests' asserts takes each worker as long as collecting them
+TESTED := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 VERSIONS ?= /tmp/spectral-versions
 LOWEST_PYTHON ?= python3.10
 NEWEST_PYTHON ?= python3.14
@@ -23,7 +25,7 @@ demo: $(VENV)/.demo
 	$(BIN)/spectral
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	$(TESTED) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
@@ -31,7 +33,7 @@ test-slow: $(VENV)/.dev
 test-versions: test-lowest test-newest
 
 test-lowest test-newest: test-%: $(VERSIONS)/%/.built
-	OMP_NUM_THREADS=1 $(VERSIONS)/$*/bin/python -m pytest -n $(WORKERS) -p no:cacheprovider
+	$(TESTED) $(VERSIONS)/$*/bin/python -m pytest -n $(WORKERS) --dist worksteal -p no:cacheprovider
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

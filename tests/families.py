@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-TOKENS = 17
-SMALL = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+TOKENS = 11
+SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
 GQA = {**SMALL, "num_key_value_heads": 1, "vocab_size": TOKENS, "max_position_embeddings": 16}
 
 
@@ -145,10 +145,10 @@ def sequences(features: int) -> Callable[[], dict[str, torch.Tensor]]:
 T5 = {
     "vocab_size": TOKENS, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0,
 }  # fmt: skip
-GPT2 = {"vocab_size": TOKENS, "n_positions": 8, "n_embd": 8, "n_layer": 2, "n_head": 2}
+GPT2 = {"vocab_size": TOKENS, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
 VIT = {**SMALL, "image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 3}
 RESNET = {
-    "num_channels": 1, "embedding_size": 4, "hidden_sizes": [4, 6], "depths": [2, 2], "layer_type": "basic", "num_labels": 3,
+    "num_channels": 1, "embedding_size": 4, "hidden_sizes": [4, 6], "depths": [1, 1], "layer_type": "basic", "num_labels": 3,
 }  # fmt: skip
 BERT = {**SMALL, "vocab_size": TOKENS, "max_position_embeddings": 16}
 EXPERTS = {**GQA, "num_local_experts": 3, "num_experts_per_tok": 2}

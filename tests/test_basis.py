@@ -14,12 +14,25 @@ from resident import measured
 import spectral
 from spectral.krylov.basis import ROUNDED, Basis
 from spectral.krylov.lanczos import Lanczos
+from spectral.operators.operator import Operator
 
 VALUES = np.append(np.linspace(0, 1, 3000), np.geomspace(2, 100, 20))
 
 
+class Diagonal(Operator):
+    def __init__(self, values, dtype=torch.float32):
+        self.values = torch.as_tensor(values).to(dtype)
+        super().__init__((len(values),) * 2, dtype, torch.device("cpu"), symmetric=True)
+
+    def _apply(self, V):
+        return self.values[:, None] * V
+
+    def identity(self):
+        return f"diagonal of {len(self.values)}"
+
+
 def matrix(dtype=torch.float32):
-    return spectral.as_operator(torch.diag(torch.as_tensor(VALUES).to(dtype)))
+    return Diagonal(VALUES, dtype)
 
 
 def start(n, dtype=torch.float32):
@@ -110,27 +123,22 @@ def test_spectrum_by_rows_in_bfloat16_states_how_orthogonal_they_were():
 @pytest.mark.parametrize("where", ["bf16", "host", "disk"])
 @pytest.mark.parametrize("stop_at", [1, 40, 65])
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, where, stop_at):
-    class Stops(spectral.operators.operator.Operator):
-        def __init__(self):
-            super().__init__((500, 500), torch.float32, torch.device("cpu"), symmetric=True)
-            self.left = stop_at
+    class Stops(Diagonal):
+        left = stop_at
 
         def _apply(self, V):
             self.left -= 1
             if self.left == -1:
                 raise KeyboardInterrupt
-            return torch.as_tensor(np.geomspace(1e-3, 1, 500), dtype=torch.float32)[:, None] * V
-
-        def identity(self):
-            return "geometric"
+            return super()._apply(V)
 
     (tmp_path / "disk").mkdir()
     options = {"probes": 2, "steps": 50, "basis": place_of(where, tmp_path / "disk"), "progress": False}
-    A = Stops()
+    A = Stops(np.geomspace(1e-3, 1, 500))
     A.left = 1000
     whole = spectral.slq(A, **options)
     with pytest.raises(KeyboardInterrupt):
-        spectral.slq(Stops(), checkpoint=tmp_path / "run", **options)
+        spectral.slq(Stops(np.geomspace(1e-3, 1, 500)), checkpoint=tmp_path / "run", **options)
     A.left = 1000
     again = spectral.slq(A, checkpoint=tmp_path / "run", **options)
     for a, b in zip(whole.records, again.records, strict=True):

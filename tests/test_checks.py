@@ -57,9 +57,17 @@ MATRICES = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("mlp", 1),
+        ("mlp", 6),
+        ("cnn", 6),
+        ("attention", 6),
+        *(pytest.param(m, 16, marks=pytest.mark.slow) for m in MODELS),
+    ],
+)
 @pytest.mark.parametrize("matrix", MATRICES)
-@pytest.mark.parametrize("size", [1, 6, pytest.param(16, marks=pytest.mark.slow)])
 def test_checks_take_less_than_four_gradients_of_the_first_batch(name, matrix, size):
     torch.manual_seed(0)
     build, shape = MODELS[name]

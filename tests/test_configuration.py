@@ -293,8 +293,10 @@ def test_every_operator_has_the_settings_of_products(name):
     tree = composed([f"operator={name}", "operator.memory=1MiB"])
     configuration.check(tree, defaults(tree))
     assert {key: tree["operator"][key] for key in PRODUCTS} == PRODUCTS | {"memory": "1MiB"}
-    assert composed([f"operator={name}", "products=fresh"])["operator"]["engine"] == "fresh"
-    assert composed([f"operator={name}", "products=fresh", "operator.engine=replay"])["operator"]["engine"] == "replay"
+    if name in ("jacobian", "hessian"):
+        given = [f"operator={name}", "products=fresh"]
+        assert composed(given)["operator"]["engine"] == "fresh"
+        assert composed([*given, "operator.engine=replay"])["operator"]["engine"] == "replay"
 
 
 def test_a_file_of_an_operator_may_have_its_own_settings_of_products(here, monkeypatch):  # noqa: F811

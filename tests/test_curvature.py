@@ -138,8 +138,9 @@ def losses():
 
 
 @pytest.mark.parametrize("kind", losses())
-@pytest.mark.parametrize("sizes", [(5,), (2, 3), (1, 1, 1, 2)])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    ("sizes", "reduction"), [((5,), "none"), ((2, 3), "mean"), ((1, 1, 1, 2), "sum"), ((1, 1, 1, 2), "mean")]
+)
 def test_matrix_is_of_torchs_mean_on_all_data_however_cut_and_reduced(kind, sizes, reduction):
     torch.manual_seed(0)
     model = Dense().double()
@@ -269,8 +270,13 @@ def of(A):
     return A.parts[0] if isinstance(A, spectral.operators.Gram) else A
 
 
-@pytest.mark.parametrize("by", ["parameter", "module"])
-@pytest.mark.parametrize("name", ["mlp", "tied", "unused-parameter", "frozen-parameter"])
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        *(("mlp", "module"), ("tied", "parameter"), ("tied", "module")),
+        *(("unused-parameter", "parameter"), ("frozen-parameter", "module")),
+    ],
+)
 def test_blocks_are_the_diagonal_blocks_and_cost_no_sweep(name, by):
     model, made = every_matrix(name)
     for A, dense in made.values():

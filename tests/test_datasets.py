@@ -78,6 +78,7 @@ def test_seeds_decide_and_the_global_generators_stay_put():
     assert not torch.equal(a.x_train, c.x_train)
 
 
+@pytest.mark.slow  # its file is read in four seconds
 def test_mnist_has_five_hundred_of_each_class():
     p = mnist(train=200, test=None, seed=0, image=True)
     assert p.x_train.shape == (200, 1, 28, 28)
@@ -159,7 +160,8 @@ def test_passages_of_text_are_pieces_of_it_that_do_not_overlap():
     rows = torch.cat([p.x_train, p.x_test])
     ends = torch.cat([p.y_train, p.y_test])[:, -1:]
     said = [bytes(row.tolist()) for row in torch.cat([rows, ends], 1)]
-    pieces = Counter(whole.encode()[at : at + 41] for at in range(0, len(whole.encode()) - 40, 41))
+    written = whole.encode()
+    pieces = Counter(written[at : at + 41] for at in range(0, len(written) - 40, 41))
     assert not Counter(said) - pieces  # each piece at most as often as it stands there
     assert len(said) == 400
     assert torch.equal(p.x_train[:, 1:], p.y_train[:, :-1])

@@ -82,9 +82,10 @@ def test_a_second_pass_is_not_made_for_copies_that_cannot_all_be_found_nor_beyon
     assert all(s.products <= b for b, s in found.items())
 
 
-def test_two_probes_never_take_a_double_eigenvalue_for_a_single_one():
+@pytest.mark.parametrize("seeds", [30, pytest.param(150, marks=pytest.mark.slow)])
+def test_two_probes_never_take_a_double_eigenvalue_for_a_single_one(seeds):
     values = np.append(np.linspace(0, 1, 40), [10.0, 10.0])
-    for seed in range(150):
+    for seed in range(seeds):
         s = spectral.slq(diagonal(values), steps=25, probes=2, seed=seed)
         found = s.atoms.multiplicities[np.abs(s.atoms.values - 10) < 1e-3]
         assert found.tolist() in ([], [2])  # 2: rounding has shown the second copy to the first probe
@@ -142,7 +143,7 @@ def mean_errors(name, steps, seeds=6):
 
 @pytest.mark.parametrize("name", SPECTRA)
 def test_deflation_is_never_worse_than_plain_slq(name):
-    for steps in (10, 120):
+    for steps in (10, 120 if name == "decay" else 60):
         deflated, plain = mean_errors(name, steps, seeds=2)
         assert deflated <= 1.05 * plain + 1e-12
     if name in ("outliers", "decay", "power law"):
@@ -170,7 +171,7 @@ def test_sixty_outliers_of_twenty_thousand_are_counted_and_the_bulk_error_falls_
     values = np.append(np.random.default_rng(0).uniform(0, 0.3, 20_000 - 60), np.geomspace(0.5, 100, 60))
     truth = spectral.Spectrum.from_eigenvalues(values)
     A, errors = diagonal(values, dtype), []
-    for seed in range(10):
+    for seed in range(4):
         s = spectral.slq(A, seed=seed, **options)
         assert s.products == 200
         errors.append(float(s.distance(truth).value) / 100)  # plain: 1.5e-4

@@ -63,7 +63,7 @@ def test_the_stated_variance_is_that_of_leaving_two_out():
 
 @pytest.mark.parametrize("method", ["hutchinson", "xdiag"])
 @pytest.mark.parametrize("name", SPECTRA)
-def test_unbiased_with_calibrated_errors(method, name, trials=60, probes=24):
+def test_unbiased_with_calibrated_errors(method, name, trials=30, probes=24):
     A = spectral.as_operator(rotated(SPECTRA[name]))
     truth = np.diag(rotated(SPECTRA[name]))
     found = [diagonal(A, method=method, probes=probes, seed=seed) for seed in range(trials)]  # of 80 entries each

@@ -76,7 +76,10 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder),), nprocs=2)
+    how = (
+        "spawn" if torch.cuda.is_available() else "fork"
+    )  # a forked process has imported torch already; CUDA forbids it
+    mp.start_processes(work, (str(folder),), nprocs=2, start_method=how)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

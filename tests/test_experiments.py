@@ -158,14 +158,13 @@ def test_cells_come_once_each_and_train_each_network_in_one_stretch():
 
 def test_resumed_equals_one_shot(outcome, store):
     assert set(store) == {f"seed{s}-{c}" for s in (0, 1) for c in ("true", "random")}
-    for kind in ("flattened", "ntk"):
+    for kind, networks in (("flattened", store), ("ntk", {})):  # with the stored network, and trained anew
         cell = Cell(1, TRUE, Matrix(kind, "probs", "test"))
         before = next(r for r in outcome.result.cells if r.cell == cell)
-        for networks in (store, {}):  # with the stored network, and trained anew
-            again = run_cell(cell, SMALL, dict(networks))
-            assert again.metrics["trace"] == pytest.approx(before.metrics["trace"], rel=1e-12)
-            assert again.metrics["effective_rank"] == pytest.approx(before.metrics["effective_rank"], rel=1e-9)
-            assert again.trained.history == before.trained.history
+        again = run_cell(cell, SMALL, dict(networks))
+        assert again.metrics["trace"] == pytest.approx(before.metrics["trace"], rel=1e-12)
+        assert again.metrics["effective_rank"] == pytest.approx(before.metrics["effective_rank"], rel=1e-9)
+        assert again.trained.history == before.trained.history
     kept = [r for r in outcome.result.cells if r.cell.network != "seed1-random" or r.cell.matrix.kind == "ntk"]
     resumed = perform(outcome.experiment, store=store, done=kept)
     anew = [r.cell.network for r in resumed.result.cells if all(r is not old for old in kept)]

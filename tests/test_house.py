@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Container
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,14 @@ def absolute(path: Path) -> ast.Module:
     return tree
 
 
-TREES = {name_of(path): absolute(path) for path in sorted(ROOT.rglob("*.py"))}
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    return {name_of(path): absolute(path) for path in sorted(ROOT.rglob("*.py"))}
 
 
-def target(module: str) -> str:
+def target(module: str, modules: Container[str]) -> str:
     """The module of this package that an imported name lies in."""
-    while module not in TREES:
+    while module not in modules:
         module = module.rpartition(".")[0]
     return module
 
@@ -55,12 +58,17 @@ def inside_functions(tree: ast.Module) -> set[ast.AST]:
     return {child for function in functions for child in ast.walk(function) if imported(child)}
 
 
-def test_modules_import_one_another_in_no_circle():
+def test_modules_import_one_another_in_no_circle(trees):
     """Imports for the type checker count too."""
     graph = {
-        module: {target(name) for node in ast.walk(tree) for name in imported(node) if name.split(".")[0] == "spectral"}
+        module: {
+            target(name, trees)
+            for node in ast.walk(tree)
+            for name in imported(node)
+            if name.split(".")[0] == "spectral"
+        }
         - {module}
-        for module, tree in TREES.items()
+        for module, tree in trees.items()
     }
     while graph:
         free = [module for module, needed in graph.items() if not needed & graph.keys()]
@@ -68,10 +76,10 @@ def test_modules_import_one_another_in_no_circle():
         graph = {module: needed for module, needed in graph.items() if module not in free}
 
 
-@pytest.mark.parametrize("module", TREES)
-def test_functions_import_heavy_libraries_alone(module):
-    found = {name.split(".")[0] for node in inside_functions(TREES[module]) for name in imported(node)}
-    assert found <= HEAVY
+def test_functions_import_heavy_libraries_alone(trees):
+    for module, tree in trees.items():
+        found = {name.split(".")[0] for node in inside_functions(tree) for name in imported(node)}
+        assert found <= HEAVY, module
 
 
 def defined(tree: ast.Module) -> set[str]:
@@ -85,9 +93,6 @@ def defined(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.add(node.id)
     return found
-
-
-DEFINED = {module: defined(tree) for module, tree in TREES.items()}
 
 
 def private(name: str) -> bool:
@@ -108,10 +113,10 @@ TORCHS = {  # private names of torch that lie with one module for good; all othe
 }
 
 
-def test_private_names_of_torch_are_in_one_place_and_told():
-    own = set().union(*DEFINED.values(), {"_exit", "_fields"})  # of os, of named tuples
+def test_private_names_of_torch_are_in_one_place_and_told(trees):
+    own = set().union(*map(defined, trees.values()), {"_exit", "_fields"})  # of os, of named tuples
     told, found = (ROOT.parent / "docs" / "versions.md").read_text(), {}
-    for module, tree in TREES.items():
+    for module, tree in trees.items():
         names = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
         names += [
             part
@@ -126,19 +131,20 @@ def test_private_names_of_torch_are_in_one_place_and_told():
     assert found.pop("engine.private") and found == TORCHS
 
 
-@pytest.mark.parametrize("module", TREES)
-def test_no_private_name_is_used_outside_its_module(module):
+def test_no_private_name_is_used_outside_its_module(trees):
     """Of this package's own names; a class's own hooks (`self._apply`, `super()._apply`) belong to it wherever it is written."""
-    elsewhere = {name for other, names in DEFINED.items() if other != module for name in names if private(name)}
-    used = [
-        f"{ast.unparse(node)}:{node.lineno}"
-        for node in ast.walk(TREES[module])
-        if isinstance(node, ast.Attribute)
-        and node.attr in elsewhere - DEFINED[module]
-        and ast.unparse(node.value) not in ("self", "cls", "super()")
-    ]
-    used += [
-        name for node in ast.walk(TREES[module]) for name in imported(node)
-        if name.startswith("spectral.") and private(name.rpartition(".")[2])
-    ]  # fmt: skip
-    assert used == []
+    own = {module: {name for name in defined(tree) if private(name)} for module, tree in trees.items()}
+    for module, tree in trees.items():
+        elsewhere = set().union(*(names for other, names in own.items() if other != module)) - own[module]
+        used = [
+            f"{ast.unparse(node)}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and node.attr in elsewhere
+            and ast.unparse(node.value) not in ("self", "cls", "super()")
+        ]
+        used += [
+            name for node in ast.walk(tree) for name in imported(node)
+            if name.startswith("spectral.") and private(name.rpartition(".")[2])
+        ]  # fmt: skip
+        assert used == [], module

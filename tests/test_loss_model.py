@@ -257,7 +257,7 @@ RETURNS = {
 
 
 @pytest.mark.parametrize("form", RETURNS)
-@pytest.mark.parametrize("sizes", [(4, 2), (1, 5), (1, 1, 1, 1, 1, 1)])
+@pytest.mark.parametrize("sizes", [(4, 2), (1, 1, 1, 1, 1, 1)])
 def test_loss_means_what_its_author_thought(problem, form, sizes):
     model, x, y = problem
     data, loss = list(zip(x.split(sizes), y.split(sizes), strict=True)), RETURNS[form]

@@ -20,8 +20,8 @@ RUN = {
     "diagonal": lambda A: spectral.diagonal(A, probes=3, progress=False),
 }[job]
 
-model = nn.Sequential(nn.Linear(3000, 3000), nn.Tanh(), nn.Linear(3000, 3000), nn.Tanh(), nn.Linear(3000, 4))
-x, y = torch.randn(2, 3000), torch.randint(4, (2,))
+model = nn.Sequential(nn.Linear(2000, 2000), nn.Tanh(), nn.Linear(2000, 2000), nn.Tanh(), nn.Linear(2000, 4))
+x, y = torch.randn(2, 2000), torch.randint(4, (2,))
 loss = nn.CrossEntropyLoss()
 
 def gradient():

@@ -51,8 +51,10 @@ OPTIONS = {"probes": 5, "steps": 30, "seed": 3, "progress": False}
 KPM_OPTIONS = {"probes": 5, "moments": 60, "seed": 3, "progress": False}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("stop_at", [5, 45, 75, 149])
+@pytest.mark.parametrize(
+    ("stop_at", "dtype"),
+    [*((n, torch.float64) for n in (5, 45, 75, 149)), (45, torch.float32), (75, torch.bfloat16)],
+)
 def test_an_interrupted_run_resumes_to_the_bits_of_one_shot(tmp_path, stop_at, dtype):
     whole = spectral.slq(Diagonal(dtype=dtype), **OPTIONS)
     if dtype == torch.float64:
@@ -245,7 +247,7 @@ def test_a_probe_in_flight_loses_no_step(tmp_path, monkeypatch):
     whole = spectral.slq(Diagonal(), tol=0.02, seed=1)
     A, path = Diagonal(), tmp_path / "run.npz"
     for _ in range(200):
-        A.stop_at = A.products + 7
+        A.stop_at = A.products + 17
         try:
             same(spectral.slq(A, tol=0.02, seed=1, checkpoint=path), whole)
             break
@@ -302,9 +304,15 @@ class Late(Diagonal):
         return w
 
 
-@pytest.mark.parametrize("recurrence", ["lanczos", "chebyshev"])
-@pytest.mark.parametrize("interval", [None, (-0.1, 12.0)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(  # every pair of settings once
+    ("recurrence", "interval", "dtype"),
+    [
+        ("lanczos", None, torch.float64),
+        ("lanczos", (-0.1, 12.0), torch.bfloat16),
+        ("chebyshev", None, torch.bfloat16),
+        ("chebyshev", (-0.1, 12.0), torch.float64),
+    ],
+)
 def test_kpm_interrupted_anywhere_resumes_to_the_bits_of_one_shot(tmp_path, recurrence, interval, dtype):
     options = {**KPM_OPTIONS, "recurrence": recurrence, "interval": interval, "checkpoint": tmp_path / "run.npz"}
     whole = spectral.kpm(Diagonal(dtype=dtype), **{**options, "checkpoint": None})
@@ -381,7 +389,7 @@ def test_what_an_adaptive_run_decides_does_not_depend_on_interruptions(tmp_path,
     whole = spectral.slq(Diagonal(), seed=5, progress=False, **options)
     A, path = Diagonal(), tmp_path / "run.npz"
     for _ in range(whole.products):
-        A.stop_at = A.products + 7
+        A.stop_at = A.products + 17
         try:
             s = spectral.slq(A, seed=5, checkpoint=path, progress=False, **options)
             break
@@ -440,9 +448,10 @@ def bits(result):
     return {name: [np.asarray(p).tobytes() for p in (v if isinstance(v, tuple) else [v])] for name, v in parts.items()}
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", SAVED)
-@pytest.mark.parametrize("often", [True, False], ids=["saved often", "saved at the signal"])
+@pytest.mark.parametrize(
+    ("dtype", "often"), [(np.float64, True), (np.float32, False)], ids=["saved often", "saved at the signal, float32"]
+)
 def test_every_long_estimator_goes_on_to_the_bits_of_one_shot(tmp_path, monkeypatch, name, dtype, often):
     monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0 if often else 1e9)
     monkeypatch.setattr(checkpoint, "SHARE", 0.0)
@@ -536,7 +545,7 @@ def test_a_checkpoint_of_another_matrix_is_refused_where_only_products_tell(tmp_
     other = matrix + 1e-6 * noise
     whole, theirs = (run(Opaque(M, symmetric=symmetric), progress=False) for M in (matrix, other))
     refused = 0
-    for share in (0.5, 0.8, 2.0):
+    for share in (0.6, 2.0):
         path = tmp_path / f"{share}.npz"
         interrupted(run, Opaque(matrix, symmetric=symmetric), int(share * whole.products), path)
         before = {file: file.read_bytes() for file in tmp_path.iterdir()}

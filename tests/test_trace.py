@@ -62,7 +62,7 @@ FEW = list(SPECTRA)[:5]
 )
 def test_unbiased_with_a_calibrated_error(method, name):
     """XTrace with ten vectors has one tail longer than that (log-uniform: rms z 1.2 over 600 seeds, one of them -12)."""
-    check(method, name, 30 if method in ("hutch++", "xtrace") else 20, 200)
+    check(method, name, 30 if method in ("hutch++", "xtrace") else 20, 100)
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def quadrature(name, f, trials):
 
 @pytest.mark.parametrize("f", [None, lambda x: np.exp(x / 10)], ids=["identity", "exp"])
 def test_quadrature_with_few_probes_is_calibrated(f, trials=10):
-    z = np.array([quadrature(name, f, trials) for name in SPECTRA])
+    z = np.array([quadrature(name, f, trials) for name in (*FEW, "outliers, both signs")])
     rms = np.sqrt(np.mean(z**2, axis=1))
     spread = 3 / np.sqrt(2 * trials)  # of the rms of that many normal numbers
     assert ((rms >= 0.8 - spread) & (rms <= 1.3 + spread)).all(), rms
