@@ -101,6 +101,21 @@ def largest(X: torch.Tensor) -> float:
     return math.nan if any(map(math.isnan, everyone)) else max(everyone)
 
 
+def extremes(X: torch.Tensor) -> torch.Tensor:
+    """(2,): the least and the largest entry, NaN where one is; (0,) where there are none."""
+    own = local(X)
+    ends = torch.stack(torch.aminmax(own)).tolist() if own.numel() else None
+    found = [e for e in (distributed.gather(lambda: ends) if isinstance(X, Piece) else [ends]) if e is not None]
+    values = torch.tensor(found, dtype=torch.float64)
+    return torch.stack([values[:, 0].amin(), values[:, 1].amax()]) if found else values.reshape(0)
+
+
+def finite(X: torch.Tensor) -> bool:
+    """Whether no entry is NaN or infinite, on any rank that holds some."""
+    own = arrays.all_finite(local(X))
+    return all(distributed.gather(lambda: own)) if isinstance(X, Piece) else own
+
+
 def norms(V: torch.Tensor) -> np.ndarray:
     """The norm of each row, (j,)."""
     return np.array([norm(v) for v in V])

@@ -178,7 +178,8 @@ def one():
 
 NAMES = [*RUNS, "Gauss-Newton", "epochs", "a Jacobian", "an expression", *(f"trace by {method}" for method in METHODS),
          "trace of cos", "exact trace", "top", "kpm by lanczos", "kpm by chebyshev", "kpm on intervals", "kpm on a budget",
-         *(f"diagonal by {method}" for method in ("hutchinson", "xdiag", "exact")), "exact diagonal", "svd", "svd of a matrix"]  # fmt: skip
+         *(f"diagonal by {method}" for method in ("hutchinson", "xdiag", "exact")), "exact diagonal", "svd",
+         "svd of a matrix"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

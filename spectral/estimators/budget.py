@@ -154,12 +154,17 @@ def entries(A: Operator) -> int:
     return A.shape[1] if A.shards is None else A.shards.most
 
 
+def sharded(A: Operator) -> bool:
+    """Whether ranks hold pieces of the vectors of A, or of what it is made of."""
+    return any(leaf.shards is not None for leaf in leaves(A))
+
+
 def hold_whole(A: Operator, what: str) -> None:
     """One sentence where ranks hold pieces of A's vectors, which `what` needs whole."""
-    if any(leaf.shards is not None for leaf in leaves(A)):
+    if sharded(A):
         raise ValueError(
             f"{what} needs whole vectors, but the ranks hold pieces of those of {A!r}, as its parameters lie (fully_shard); use "
-            "slq, kpm, trace, top or diagonal."
+            "slq, kpm, trace, top, svd, solve, funm or diagonal."
         )
 
 

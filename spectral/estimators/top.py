@@ -264,8 +264,8 @@ def top(
     settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": block, "basis": basis}
     sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis)}
     given, begin = _start(op, start, sizes["most"])
-    if begin is not None and op.shards is None:  # of pieces every rank has others, and no checkpoint takes them
-        settings["start"] = arrays.checksum(begin)
+    if begin is not None:
+        settings["start"] = arrays.checksum(begin) if op.shards is None else op.shards.checksum(begin)
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
     state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, k))
     run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)
