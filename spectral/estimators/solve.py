@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral import arrays, longvectors, persist
+from spectral import arrays, distributed, longvectors, persist
 from spectral.estimators.budget import Budget, Spent, environment, is_symmetric, progress_bar
 from spectral.krylov import linear
 from spectral.operators.foreign import as_operator
@@ -224,6 +224,13 @@ def finite_columns(A: Operator, array: Any, name: str) -> torch.Tensor:
         raise ValueError(f"{name} has no columns; give at least one.")
     if not longvectors.finite(V):
         raise ValueError(f"{name} holds NaN or infinity; it must be finite.")
+    if A.ranks > 1 and A.shards is None:
+        marks = distributed.gather(lambda: arrays.checksum(V))
+        for rank, mark in enumerate(marks):
+            if mark != marks[0]:
+                raise ValueError(
+                    f"rank {rank} was given another {name} than rank 0; give every rank rank 0's (torch.distributed.broadcast)."
+                )
     return V
 
 
