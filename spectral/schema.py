@@ -244,7 +244,7 @@ class Array(Rule):
         free = self.shape == (...,)
         if not free and len(value.shape) != len(self.shape):
             return False
-        apart = isinstance(value, Piece) and self.shape[self.long]  # of this side a rank has its part
+        apart = self.shape[self.long] if isinstance(value, Piece) else None  # of this side a rank has its part
         for side, have in () if free else zip(self.shape, value.shape, strict=True):
             if side == apart:
                 continue

@@ -265,6 +265,19 @@ def searches(data):
     }
 
 
+def answers(data):
+    """What is asked of a matrix with vectors that are given."""
+    A, J = gauss_newton(data), spectral.Jacobian(CASE.network(), data, engine="fresh")
+    b = A.probe(5, 0)
+    return {
+        "solve": spectral.solve(A, b, shift=0.1, tol=1e-10).x,
+        "least squares": spectral.solve(J, J.T.probe(5, 1), shift=0.1, tol=1e-10).x,
+        "funm": spectral.funm(A, "exp", b, tol=1e-10).value,
+        "spectrum_of": spectral.spectrum_of(A, b, steps=8).integrate(np.square).value,
+        "svd": spectral.svd(J, 2).values,
+    }
+
+
 def fail():
     raise OSError("the disk of this rank is gone.")
 
@@ -284,6 +297,8 @@ def two_ranks(rank, folder):
     found["verdicts"] = told(spectral.slq(A, tol=0.1, seed=1, deflate=False))
     Tolerance.parts = parts
     found["searches"] = (rounded_otherwise if rank == 1 else lambda work: work())(lambda: searches(data))
+    found["answers"] = answers(data)
+    found["another b"] = sentence(lambda: spectral.solve(A, A.probe(5, rank)))
     found["counts"] = counted(lambda: A @ v)
     found["counts of building"] = counted(lambda: gauss_newton(data))
     found["counts of a run"] = counted(lambda: spectral.slq(A, probes=2, steps=8, seed=1))
@@ -367,7 +382,7 @@ def three_ranks(rank, folder):
     data = own_batches(rank, 3)
     A = gauss_newton(data)
     v = torch.ones(A.shape[1], dtype=A.dtype)
-    found = {"product": A @ v}
+    found = {"product": A @ v, "answers": answers(data)}
     if rank == 1:
         data.failing = lambda: os.kill(os.getpid(), signal.SIGKILL)
     begun = time.monotonic()
@@ -435,6 +450,11 @@ def whole_searches():
 
 
 @pytest.fixture(scope="module")
+def whole_answers():
+    return answers(CASE.batches(SIZES))
+
+
+@pytest.fixture(scope="module")
 def v(A):
     return torch.ones(A.shape[1], dtype=A.dtype)
 
@@ -497,6 +517,13 @@ def test_ranks_that_round_otherwise_take_the_verdict_of_the_first(two):
 def test_ranks_of_mixed_hardware_search_and_stop_as_the_first(two, whole_searches, name):
     for rank in two:
         assert same(rank["searches"][name], whole_searches[name], exactly=False)
+
+
+def test_ranks_answer_as_one_process(two, whole_answers):
+    for rank in two:
+        assert same(rank["answers"], whole_answers, exactly=False)
+        words = "rank 1 was given another b than rank 0; give every rank rank 0's (torch.distributed.broadcast)."
+        assert rank["another b"] == ("ValueError", words)
 
 
 def test_a_product_that_is_not_finite_names_the_rank(two):
@@ -616,9 +643,10 @@ def test_a_rank_that_leaves_between_products_ends_the_others(two):
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_is_named_by_all_others_and_the_run_is_saved(three):
+def test_a_rank_that_dies_is_named_by_all_others_and_the_run_is_saved(three, whole_answers):
     assert three[1] is None
     for rank in (three[0], three[2]):
+        assert same(rank["answers"], whole_answers, exactly=False)
         assert rank["dead"][0] == "RankFailed" and rank["waited"] < 20
         assert rank["dead"][1].startswith("rank 1 of 3 died or was cut off: no sign of life for 2 s")
     assert three[0]["saved"]

@@ -258,10 +258,10 @@ def interrupted(rank, folder):
 def resumed(rank, folder):
     found = {}
     for name in KEPT:
-        A, before = of_rank(rank), Path(f"{folder}/kept/{name}").stat().st_mtime_ns
-        found[name] = kept(name, A, f"{folder}/kept/{name}"), A.products, before
+        A = of_rank(rank)
+        found[name] = kept(name, A, f"{folder}/kept/{name}"), A.products
     other = sharded(network())
-    next(other.parameters()).to_local().view(-1)[:1].add_(1e-3 if rank == 0 else 0.0)
+    next(other.parameters()).detach().to_local().view(-1)[:1].add_(1e-3 if rank == 0 else 0.0)
     A = OPERATORS["GaussNewton"](other, own_batches(rank, dist.get_world_size()))
     found["other weights"] = sentence(lambda: kept("slq", A, f"{folder}/kept/slq"))
     return found
