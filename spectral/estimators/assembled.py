@@ -43,6 +43,11 @@ def assemble(op: Operator, run: Checkpoint, progress: bool | None) -> State:
     return {"matrix": G, "how": how, "spent": spent, "shift": shift}
 
 
+def laid(A: Operator, x: torch.Tensor) -> torch.Tensor:
+    """x (n,) or (n, b) as A's vectors lie."""
+    return x if A.shards is None else A.shards.part(x)
+
+
 def gram_matrix(A: Any, side: str = "auto") -> torch.Tensor:
     """A A^T ("left") or A^T A ("right") as a dense float64 matrix; of a Jacobian in one pass over the data."""
     return matrix_of(Gram(as_operator(A), side))
@@ -124,7 +129,8 @@ def _by_products(A: Operator, run: Checkpoint, progress: bool | None) -> tuple[t
         bar.update(done)
         while done < n:
             columns = unit_vectors(range(done, min(done + width, n)), n, dtype=A.dtype, device=A.device)
-            block = (A @ columns).T
+            block = A @ laid(A, columns)
+            block = (block if A.shards is None else A.shards.whole(block)).T
             if not torch.isfinite(block).all():
                 raise not_finite(f"a product of {A!r}")
             table[done : done + len(block)] = block
@@ -146,4 +152,4 @@ def _hold_symmetric(A: Operator, table: torch.Tensor) -> None:
     if worst > expected(A) * scale:
         eye, (j, i) = torch.eye(len(table), dtype=A.dtype, device=A.device), place
         names = f"the product with unit vector {j}", f"the product with unit vector {i}"
-        look_again(A, eye[i], eye[j], float(table[j, i]), float(table[i, j]), names, scale)
+        look_again(A, laid(A, eye[i]), laid(A, eye[j]), float(table[j, i]), float(table[i, j]), names, scale)

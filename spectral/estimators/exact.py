@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral.estimators.assembled import PRODUCTS, assemble
-from spectral.estimators.budget import environment, free_memory, hold_whole, stoppable, symmetric_operand
+from spectral.estimators.assembled import PRODUCTS, assemble, laid
+from spectral.estimators.budget import environment, free_memory, stoppable, symmetric_operand
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.cost import WORKSPACE
 from spectral.krylov.symmetry import KnownProduct, distance, random_coefficients
@@ -72,7 +72,6 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     [1.0, 2.0, 3.0]
     """
     A = as_operator(A)
-    hold_whole(A, "exact")
     products, epochs = A.products, A.epochs
     op, zeros, _ = symmetric_operand(A)
     tested = A.products - products if op is A else 0  # the two products of the symmetry test
@@ -127,7 +126,7 @@ def _prove(op: Operator, run: Checkpoint) -> None:
         c[len(rows) :] = 0
         due = rows.T @ c[: len(rows)].to(rows)
     if run.state and c.any():
-        run.prove(KnownProduct(c.to(op.dtype), distance(due.to(op.device))))
+        run.prove(KnownProduct(laid(op, c.to(op.dtype)), distance(laid(op, due.to(op.device)))))
 
 
 def _combination(op: Operator) -> torch.Tensor:
