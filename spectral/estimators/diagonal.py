@@ -24,7 +24,6 @@ from spectral.results import Estimate, nan
 from spectral.schema import NONNEGATIVE, Array, Either, Fields, Law, Number, Same, integer
 
 METHODS = ("auto", "xdiag", "hutchinson", "exact")
-BLOCK = 64  # columns of the identity multiplied at a time
 EXACT = Fields(  # of a checkpoint: the entries so far, and the column A e_0
     {
         "method": Same("exact"),
@@ -191,8 +190,8 @@ def exact_diagonal(A: Operator, progress: bool | None, run: Checkpoint) -> np.nd
         return {"method": "exact", "first": first, "value": value, "column": column}
 
     with progress_bar(n, "diagonal", progress) as bar, run.guard(state):
-        for start in range(first, n, BLOCK):
-            stop = min(start + BLOCK, n)
+        for start in range(first, n, cost.BLOCK):
+            stop = min(start + cost.BLOCK, n)
             columns = unit_vectors(range(start, stop), n, dtype=A.dtype, device=A.device)
             product = leave_one_out.multiply(A, columns)
             if start == 0:

@@ -320,11 +320,9 @@ class Inverse(Derived):
             raise ValueError(
                 f"{A!r} is not symmetric, and has no inverse here; use solve(A, b), or the inverse of A.gram('right')."
             )
-        super().__init__((A,), A.shape, symmetric=True, nonnegative=self.system.least >= 0)
         self.shift, self.tol, self.worst = float(shift), tol, 0.0
-
-    def _rebuilt(self, *parts: Operator) -> Operator:
-        return Inverse(parts[0], self.shift, self.tol)
+        told, nonnegative = {"shift": self.shift, "tol": tol}, self.system.least >= 0
+        super().__init__((A,), A.shape, told, symmetric=True, nonnegative=nonnegative)
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         found = solved(
@@ -352,8 +350,7 @@ class Inverse(Derived):
         return max(self.tol, self.worst, super().epsilon)
 
     def describe(self) -> dict[str, Any]:
-        told = {"shift": self.shift, "tol": self.tol, "method": self.method, "choice": self.choice}
-        return {**super().describe(), **told, "residual": self.worst}
+        return {**super().describe(), "method": self.method, "choice": self.choice, "residual": self.worst}
 
     def identity(self) -> str:
         return persist.fingerprint(["Inverse", self.shift, self.tol, self.parts[0].identity()])
