@@ -366,7 +366,7 @@ def test_neither_scale_nor_a_refused_fit_is_ever_most_clear(pictures) -> None:
 def test_refused_fits_are_hollow_where_they_are_drawn(monkeypatch, report: Report) -> None:
     (ax,) = drawn_axes(monkeypatch, figures.lines, report.alpha, {}, x_label="xmin", y_label="alpha")
     fill = {line.get_color(): line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"}
-    assert fill == {figures.COLOURS["true"]: figures.COLOURS["true"], figures.COLOURS["random"]: "white"}
+    assert fill == {figures.COLOURS[0]: figures.COLOURS[0], figures.COLOURS[1]: "white"}
     alpha = next(row for row in rows() if row.metric == "alpha")
     style = figures.styles(["init", "true", "random"])
     strip = drawn_axes(monkeypatch, figures.landscape, [], [alpha], ["matrix"], "alpha", {})[-1]
@@ -382,7 +382,7 @@ def test_no_two_conditions_look_alike(count: int, ordered: bool) -> None:
     found = figures.styles(["init", "true", *names], {n: float(i) for i, n in enumerate(names)} if ordered else None)
     assert len({colour for colour, _ in found.values()}) == count + 2 or count > 8
     assert len(set(found.values())) == count + 2
-    assert found["true"] == (figures.COLOURS["true"], "solid")
+    assert found["true"] == (figures.COLOURS[0], "solid")
 
 
 def test_a_legend_of_many_long_names_fits_its_picture() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+import torch
 from test_cards import shown
 
 import spectral
@@ -15,7 +17,7 @@ from spectral.pages import results
 from spectral.spectrum import Spectrum
 
 
-class Layers:
+class Other:
     """What has a picture and arrays, and is none of ours."""
 
     def plot(self, ax):
@@ -40,7 +42,7 @@ def made(names: list[str], folder, **others) -> str:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> str:
-    return made(SHOWN, tmp_path_factory.mktemp("page"), layers=Layers())
+    return made(SHOWN, tmp_path_factory.mktemp("page"), other=Other())
 
 
 def said_first(page: str, names: list[str]) -> None:
@@ -51,7 +53,7 @@ def said_first(page: str, names: list[str]) -> None:
 
 
 def test_a_page_says_what_every_result_says_before_it_shows_anything(page):
-    said_first(page, [*SHOWN, "layers"])
+    said_first(page, [*SHOWN, "other"])
     assert "The 60 eigenvalues" in page and "Two layers." in page
     assert "All &lt;kinds&gt;" in page and "All <kinds>" not in page
 
@@ -83,6 +85,17 @@ def test_a_single_result_answers_its_own_question(tmp_path):
     assert (
         "How are the eigenvalues of this matrix spread" in text and "reach from 1 to 3" in text and "Spectrum" in text
     )
+
+
+def test_a_table_of_layers_is_a_sentence_a_picture_of_each_column_and_a_row_each(tmp_path):
+    torch.manual_seed(0)
+    model, data = torch.nn.Sequential(torch.nn.Linear(12, 10), torch.nn.Linear(10, 9)), [torch.randn(6, 12)]
+    table = spectral.layers(model, data, steps=5, probes=1, progress=False)
+    text = spectral.report({"mine": table, "none": spectral.layers({})}, tmp_path / "a.html").read_text()
+    said = html.escape(table.sentence(), quote=False).replace("'", "&#39;")
+    assert said in text[: text.index("</header>")] and "Of 2 layers none" in said and "No layer has a spectrum" in text
+    assert text.count("data:image/png") == 2 and "data_trace of each layer: 0 " in text
+    assert all(cell in text for line in table.shown() for cell in line.values()) and "data: J^T J" in text
 
 
 @pytest.mark.parametrize("s", [[2.0], [0.0], [-1.0, 1.0]], ids=str)
