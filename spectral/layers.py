@@ -300,7 +300,7 @@ class LayerTable:
                 f"{of} one has a weight with a power-law tail ({found[0]['longname']}, alpha {_exponent(found[0], '')})"
             )
         else:
-            low, high = (pick(found, key=lambda row: row["alpha"]) for pick in (min, max))
+            low, *_, high = sorted(found, key=lambda row: float(row["alpha"]))
             said = f"{of} {len(found)} have weights with a power-law tail, "
             said += f"alpha from {_exponent(low, '')} to {_exponent(high, '')}"
         if "data_trace" in self.columns and np.nansum(self["data_trace"]) > 0:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 import spectral
 from spectral.analysis import Comparison, PowerLaw, summary
+from spectral.cards import with_error
 from spectral.layers import NAMED
 from spectral.persist import atomic_write
 
@@ -188,7 +189,7 @@ def _estimate(name: str, e: Any) -> Section:
             name, build.QUESTIONS["diagonal"], sentence, tables.of_numbers(given), figures.numbers(given),
             page.READ_NUMBERS["diagonal"].partition("; estimate.npz")[0] + ".", took=took,
         )  # fmt: skip
-    text = tables.with_error(float(e.value), float(e.stderr))
+    text = with_error(float(e.value), float(e.stderr))
     known = {"certified, at least": e.lower, "certified, at most": e.upper}
     rows = {"standard error": f"{float(e.stderr):.3g}", **{k: f"{v:.6g}" for k, v in known.items() if math.isfinite(v)}}
     rows |= {"random vectors": str(e.probes), "products": str(e.products)}
@@ -208,9 +209,9 @@ def _power_law(name: str, fit: Any) -> Section:
         note="band: one standard error · dot: the fit, hollow where it is refused",
     )  # fmt: skip
     rows = {"verdict": "accepted" if fit.accepted else "refused"}
-    rows |= {"α": tables.with_error(fit.alpha, fit.sigma)}
+    rows |= {"α": with_error(fit.alpha, fit.sigma)}
     for label, key in (("start xmin", "xmin"), ("distance D", "D"), ("eigenvalues in the tail", "tail")):
-        rows[label] = tables.with_error(float(getattr(fit, key)), fit.errors.get(key, math.nan))
+        rows[label] = with_error(float(getattr(fit, key)), fit.errors.get(key, math.nan))
     rows |= {
         "decades": f"{fit.decades:.3g}",
         "independent eigenvalues": f"{fit.n_eff:.3g}",
@@ -240,7 +241,7 @@ def _plan(name: str, plan: Any) -> Section:
 
 def _comparison(name: str, told: Any) -> Section:
     keys = [key for key in told if f"{key}_stderr" in told]
-    rows = {key.replace("_", " "): tables.with_error(told[key], told[f"{key}_stderr"]) for key in keys}
+    rows = {key.replace("_", " "): with_error(told[key], told[f"{key}_stderr"]) for key in keys}
     return Section(
         name, "How far are the two spectra apart?", f"{tables.opening(str(told))}.", tables.of_settings(rows),
         overlaid({"a": told.a, "b": told.b}), "Both spectra, overlaid.",
@@ -250,7 +251,7 @@ def _comparison(name: str, told: Any) -> Section:
 
 def _layers(name: str, t: Any) -> Section:
     columns = [c for c in ("alpha", "data_trace") if c in t.columns and np.isfinite(t[c].astype(float)).any()]
-    panels = []
+    panels: list[figures.Panel] = []
     for column in columns:
         figure = Figure(figsize=(4.6, 1.1 + 0.22 * min(max(len(t), 4), NAMED)), layout="constrained")
         ax = t.plot(column, ax=figure.add_subplot())
