@@ -6,6 +6,7 @@ import base64
 import html
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,13 +89,22 @@ def test_a_single_result_answers_its_own_question(tmp_path):
 
 
 def test_a_table_of_layers_is_a_sentence_a_picture_of_each_column_and_a_row_each(tmp_path):
-    torch.manual_seed(0)
-    model, data = torch.nn.Sequential(torch.nn.Linear(12, 10), torch.nn.Linear(10, 9)), [torch.randn(6, 12)]
-    table = spectral.layers(model, data, steps=5, probes=1, progress=False)
+    weights = {f"{i}.weight": torch.rand(9, 9, generator=torch.Generator().manual_seed(i)) for i in range(2)}
+    about = {
+        "data_matrix": "J^T J",
+        "data_trace_stderr": 0.1,
+        "data_effective_rank": 2.0,
+        "data_effective_rank_stderr": 0.0,
+    }
+    about |= {"data_alpha": np.nan, "data_accepted": False, "data_products": 9}
+    bare = spectral.layers(weights)
+    table = replace(
+        bare, rows=tuple({**row, "data_trace": 3.0 - i, **about} for i, row in enumerate(bare)), meta={"data": "x"}
+    )
     text = spectral.report({"mine": table, "none": spectral.layers({})}, tmp_path / "a.html").read_text()
     said = html.escape(table.sentence(), quote=False).replace("'", "&#39;")
     assert said in text[: text.index("</header>")] and "Of 2 layers none" in said and "No layer has a spectrum" in text
-    assert text.count("data:image/png") == 2 and "data_trace of each layer: 0 " in text
+    assert text.count("data:image/png") == 2 and "data_trace of each layer: 0 3;" in text and "60% of that" in said
     assert all(cell in text for line in table.shown() for cell in line.values()) and "data: J^T J" in text
 
 
