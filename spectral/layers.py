@@ -34,7 +34,7 @@ ERROR_OF = {"alpha": "sigma", "data_alpha": "data_sigma"}  # other columns have 
 VERDICT_OF = {"alpha": "accepted", "data_alpha": "data_accepted"}
 LINES = {"alpha": (weightwatcher.OVER_TRAINED, weightwatcher.UNDER_TRAINED)}  # what WeightWatcher warns beyond
 NAMED = 40  # layers whose names fit beside a picture
-LETTERS = 30  # of a name there
+LETTERS = 36  # of a name there
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,7 +306,7 @@ class LayerTable:
         if "data_trace" in self.columns and np.nansum(self["data_trace"]) > 0:
             at = int(np.nanargmax(self["data_trace"]))
             share = self["data_trace"][at] / np.nansum(self["data_trace"])
-            said += f"; the data's trace is largest in {self.rows[at]['longname']}, {share:.0%} of that of all blocks"
+            said += f"; the data's trace is largest in layer {self.rows[at]['longname']}, {100 * share:.0f} % of that of all blocks"
         return f"{said}."
 
     def shown(self) -> list[dict[str, str]]:
@@ -350,7 +350,7 @@ class LayerTable:
         """
         notes = []
         if any(not row["accepted"] or not row.get("data_accepted", True) for row in self.rows):
-            notes.append("An alpha in brackets is of a tail that is no power law; `reason` says why.")
+            notes.append("An alpha in brackets is of a tail that is no power law; the column reason says why.")
         if "data_matrix" in self.columns:
             notes.append(f"data: {self.rows[0]['data_matrix']}, {self.meta['data']}.")
         if self.skipped:

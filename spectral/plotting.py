@@ -50,6 +50,8 @@ def plot(s: Quadrature, ax: Any, scale: str, resolution: float | None, name: str
     if ax is None:
         ax = plt.subplots(figsize=(6, 4))[1]
     before = _before(ax, scale)
+    if not {"color", "c"} & options.keys():
+        options = {**options, "color": COLOURS[len(ax.get_legend_handles_labels()[1]) % len(COLOURS)]}
     if outside > 5e-4:
         name += f" ({100 * outside:.3g} % not on this axis)"
     floor = FLOOR * one_eigenvalue(s.meta.get("dimension", s.dim), width) if scale == "log" else 0.0

@@ -104,7 +104,7 @@ def test_a_table_of_layers_is_a_sentence_a_picture_of_each_column_and_a_row_each
     text = spectral.report({"mine": table, "none": spectral.layers({})}, tmp_path / "a.html").read_text()
     said = html.escape(table.sentence(), quote=False).replace("'", "&#39;")
     assert said in text[: text.index("</header>")] and "Of 2 layers none" in said and "No layer has a spectrum" in text
-    assert text.count("data:image/png") == 2 and "data_trace of each layer: 0 3;" in text and "60% of that" in said
+    assert text.count("data:image/png") == 2 and "data_trace of each layer: 0 3;" in text and "60 % of that" in said
     assert all(cell in text for line in table.shown() for cell in line.values()) and "data: J^T J" in text
 
 
