@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import spectral
+from spectral.cards import COLOURS
 
 CLASSES, FEATURES, WIDTH, DEPTH = 10, 64, 256, 4
 
@@ -49,13 +50,13 @@ def main(folder: Path) -> None:
     after = spectral.layers(model, data, nn.CrossEntropyLoss(), steps=30, progress=False)
     print(after)
     print(f"WeightWatcher's summary: {', '.join(f'{k} {v:.3g}' for k, v in after.summary().items())}")
-    _, axes = plt.subplots(1, 2, figsize=(8.4, 3.4))
+    _, axes = plt.subplots(1, 2, figsize=(8.4, 2.8))
     after.plot(ax=axes[0])
-    axes[0].plot(np.arange(len(before)), before["alpha"], "x", color="#D55E00", label="at initialisation")
-    axes[0].set_title("weights: exponent of the tail")
+    axes[0].plot(before["alpha"], np.arange(len(before)), "x", color=COLOURS[1], label="at initialisation")
+    axes[0].set_xlabel("alpha: exponent of the weight's tail")
     axes[0].legend(fontsize=8)
     after.plot("data_trace", ax=axes[1])
-    axes[1].set(title="Gauss-Newton: trace of the layer's block", yscale="log")
+    axes[1].set(xlabel="trace of the layer's block (Gauss-Newton)", xscale="log")
     axes[0].figure.tight_layout()
     axes[0].figure.savefig(folder / "layers.png", dpi=100)
     print(folder / "layers.png")

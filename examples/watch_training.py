@@ -18,6 +18,7 @@ from torch import nn
 
 import spectral
 from spectral import plotting
+from spectral.cards import COLOURS
 
 ETA, STEPS, EVERY = 0.1, 400, 10
 
@@ -64,7 +65,7 @@ def main(folder: Path) -> None:
     print(watcher)
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=[3, 3, 4])
-    left.semilogy(losses, color=plotting.COLOURS[0])
+    left.semilogy(losses, color=COLOURS[0])
     left.set(title="training loss", xlabel="step")
     plotting.over_steps({**critical, **top}, middle, "Hessian")
     middle.axhline(2 / ETA, color="k", ls="--", lw=1, label="2/η")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spectral.analysis import weightwatcher
 from spectral.analysis.power_law import power_law, refusal_from
 from spectral.analysis.summary import effective_rank, largest_of, trace_of
+from spectral.cards import COLOURS, GREY, Mark, card, chart, with_error
 from spectral.estimators import esd
 from spectral.estimators.budget import progress_bar
 from spectral.networks.blocks import blocks
@@ -32,8 +33,8 @@ OPERATORS = ("jacobian", *CURVATURES)
 ERROR_OF = {"alpha": "sigma", "data_alpha": "data_sigma"}  # other columns have theirs under their own name with _stderr
 VERDICT_OF = {"alpha": "accepted", "data_alpha": "data_accepted"}
 LINES = {"alpha": (weightwatcher.OVER_TRAINED, weightwatcher.UNDER_TRAINED)}  # what WeightWatcher warns beyond
-NAMED = 40  # layers whose names fit below a picture
-BLUE, GREY = "#0072B2", "#767676"
+NAMED = 40  # layers whose names fit beside a picture
+LETTERS = 36  # of a name there
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +230,7 @@ class LayerTable:
         return pandas.DataFrame(list(self.rows), columns=list(self.columns))
 
     def plot(self, column: str = "alpha", ax: Any = None) -> Any:
-        """One column over the layers, with one standard error where it has one; exponents that were refused are hollow.
+        """One column, the layers one below the other, with one standard error where it has one; refused exponents are hollow.
 
         Parameters
         ----------
@@ -245,53 +246,111 @@ class LayerTable:
 
         Examples
         --------
-        >>> spectral.layers(torch.nn.Linear(32, 16)).plot().get_ylabel()
+        >>> spectral.layers(torch.nn.Linear(32, 16)).plot().get_xlabel()
         'alpha'
         """
         import matplotlib.pyplot as plt
 
-        y, error = self[column].astype(np.float64), self.error(column)
-        x = np.arange(len(y))
-        judged = (
-            self[VERDICT_OF[column]].astype(bool) if VERDICT_OF.get(column) in self.columns else np.ones(len(y), bool)
-        )
+        x, error = self[column].astype(np.float64), self.error(column)
+        y = np.arange(len(x))
+        judged = self[VERDICT_OF[column]].astype(bool) if VERDICT_OF.get(column) in self.columns else y >= 0
         if ax is None:
-            ax = plt.subplots(figsize=(max(4.0, min(0.35 * len(y) + 2, 12.0)), 3.6))[1]
-        for kept, face, label in ((judged, BLUE, column), (~judged, "white", f"{column}, no power law")):
+            ax = plt.subplots(figsize=(5.2, 1.1 + 0.22 * min(max(len(x), 4), NAMED)), layout="constrained")[1]
+        for kept, face, label in ((judged, COLOURS[0], column), (~judged, "white", f"{column}, no power law")):
             if kept.any():
                 bars = np.where(np.isfinite(error[kept]), error[kept], 0.0)
-                ax.errorbar(x[kept], y[kept], bars, fmt="o", color=BLUE, mfc=face, ms=5, capsize=2, lw=1, label=label)
+                look = {"fmt": "o", "color": COLOURS[0], "mfc": face, "ms": 5, "capsize": 2, "lw": 1}
+                ax.errorbar(x[kept], y[kept], xerr=bars, label=label, **look)
         for line in LINES.get(column, ()):
-            ax.axhline(line, color=GREY, lw=0.8, ls="--")
+            ax.axvline(line, color=GREY, lw=0.8, ls="--")
         if len(y) <= NAMED:
-            ax.set_xticks(x, list(self["longname"]), rotation=60, ha="right", fontsize=8)
+            names = list(self["longname"])
+            ax.set_yticks(
+                y, [name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}" for name in names], fontsize=8
+            )
         else:
-            ax.set_xlabel("layer, in the model's order")
-        ax.set_ylabel(column)
+            ax.set_ylabel("layer, in the model's order")
+        ax.set_ylim(len(y) - 0.5, -0.5)
+        ax.set_xlabel(column)
         if column in VERDICT_OF:
-            ax.legend(fontsize=8)
+            ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
         return ax
 
-    def _cells(self) -> list[list[str]]:
-        """What a person is shown of each row, under a heading."""
-        data = "data_trace" in self.columns
-        head = ["layer", "kind", "N x M", "alpha", "lambda_max", "stable rank"]
-        cells = [head + (["data trace", "data effective rank", "data alpha"] if data else [])]
+    def sentence(self) -> str:
+        """What the table says, first.
+
+        Returns
+        -------
+        str
+            How many weights have a power-law tail, and with data which layer's block has the largest trace.
+
+        Examples
+        --------
+        >>> spectral.layers(torch.nn.Linear(32, 16)).sentence()
+        'Of 1 layer none has a weight with a power-law tail: no exponent here should be read.'
+        """
+        if not self.rows:
+            return f"No layer has a spectrum: {len(self.skipped)} skipped."
+        found = [row for row in self.rows if row["accepted"]]
+        of = f"Of {len(self)} layers" if len(self) > 1 else "Of 1 layer"
+        if not found:
+            said = f"{of} none has a weight with a power-law tail: no exponent here should be read"
+        elif len(found) == 1:
+            said = (
+                f"{of} one has a weight with a power-law tail ({found[0]['longname']}, alpha {_exponent(found[0], '')})"
+            )
+        else:
+            low, *_, high = sorted(found, key=lambda row: float(row["alpha"]))
+            said = f"{of} {len(found)} have weights with a power-law tail, "
+            said += f"alpha from {_exponent(low, '')} to {_exponent(high, '')}"
+        if "data_trace" in self.columns and np.nansum(self["data_trace"]) > 0:
+            at = int(np.nanargmax(self["data_trace"]))
+            share = self["data_trace"][at] / np.nansum(self["data_trace"])
+            said += f"; the data's trace is largest in layer {self.rows[at]['longname']}, {100 * share:.0f} % of that of all blocks"
+        return f"{said}."
+
+    def shown(self) -> list[dict[str, str]]:
+        """What a person is shown of each row: the numbers that matter most, with their errors.
+
+        Returns
+        -------
+        list of dict
+            {heading: text}; an exponent in brackets is of a tail that is no power law.
+
+        Examples
+        --------
+        >>> spectral.layers(torch.nn.Linear(32, 16)).shown()[0]["N x M"]
+        '32 x 16'
+        """
+        lines = []
         for row in self.rows:
             times = f"{row['rf']} · " if row["rf"] > 1 else ""
-            line = [row["longname"], row["layer_type"], f"{times}{row['N']} x {row['M']}", _exponent(row, "")]
-            line += [f"{row['lambda_max']:.4g}", f"{row['stable_rank']:.4g}"]
-            if data:
-                line += [f"{row[f'data_{c}']:.4g} ± {row[f'data_{c}_stderr']:.2g}" for c in ("trace", "effective_rank")]
-                line.append(_exponent(row, "data_"))
-            cells.append(line)
-        return cells
+            line = {"layer": row["longname"], "kind": row["layer_type"], "N x M": f"{times}{row['N']} x {row['M']}"}
+            line |= {"alpha": _exponent(row, ""), "lambda_max": f"{row['lambda_max']:.4g}"}
+            line["stable rank"] = f"{row['stable_rank']:.4g}"
+            if "data_trace" in self.columns:
+                for c in ("trace", "effective_rank"):
+                    line[f"data {c.replace('_', ' ')}"] = with_error(row[f"data_{c}"], row[f"data_{c}_stderr"])
+                line["data alpha"] = _exponent(row, "data_")
+            lines.append(line)
+        return lines
 
-    def _notes(self) -> list[str]:
-        """What the cells cannot say."""
+    def notes(self) -> list[str]:
+        """What the rows cannot say: what brackets mean, what the data columns are of, and what is skipped.
+
+        Returns
+        -------
+        list of str
+            Sentences.
+
+        Examples
+        --------
+        >>> spectral.layers({"a.weight": torch.eye(3), "b.weight": torch.rand(9, 9)}).notes()[-1]
+        '1 skipped: a (it has 3 eigenvalues, fewer than min_evals=8).'
+        """
         notes = []
         if any(not row["accepted"] or not row.get("data_accepted", True) for row in self.rows):
-            notes.append("An alpha in brackets is of a tail that is no power law; `reason` says why.")
+            notes.append("An alpha in brackets is of a tail that is no power law; the column reason says why.")
         if "data_matrix" in self.columns:
             notes.append(f"data: {self.rows[0]['data_matrix']}, {self.meta['data']}.")
         if self.skipped:
@@ -301,24 +360,40 @@ class LayerTable:
         return notes
 
     def __str__(self) -> str:
-        cells = self._cells()
+        lines = self.shown()
+        cells = [list(lines[0]) if lines else [], *(list(line.values()) for line in lines)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
-        return "\n".join(lines + self._notes())
+        text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+        return "\n".join([*text[: len(lines) + 1 if lines else 0], *self.notes()])
 
     def _repr_html_(self) -> str:
-        head, *lines = [[html.escape(cell) for cell in line] for line in self._cells()]
-        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
-        titles = "".join(f"<th>{cell}</th>" for cell in head)
-        return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>{notes}"
+        lines = self.shown()
+        titles = "".join(f"<th>{html.escape(cell)}</th>" for cell in (lines[0] if lines else ()))
+        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line.values()) for line in lines]
+        body = "".join(f"<tr>{line}</tr>" for line in cells)
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
+        table = f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>" if lines else ""
+        return card(self.sentence(), [], self._picture()) + table + notes
+
+    def _picture(self) -> str:
+        """The exponents over the layers, hollow where they were refused, "" where there are none."""
+        marks = []
+        for hollow in (False, True):
+            kept = [(i, row) for i, row in enumerate(self.rows, 1) if bool(row["accepted"]) is not hollow]
+            kept = [(i, row) for i, row in kept if np.isfinite(row["alpha"])]
+            if kept:
+                x = np.array([float(i) for i, _ in kept])
+                y, error = np.array([(row["alpha"], row["sigma"]) for _, row in kept], dtype=np.float64).T
+                marks.append(Mark(x, y, y - error, y + error, dots=True, hollow=hollow))
+        alt = "alpha of each layer with one standard error, hollow where the tail is no power law"
+        return chart(marks, "layer", "alpha", alt) if marks else ""
 
 
 def _exponent(row: dict[str, Any], prefix: str) -> str:
     alpha = row[f"{prefix}alpha"]
     if not np.isfinite(alpha):
         return "none"
-    text = f"{alpha:.3g} ± {row[f'{prefix}sigma']:.2g}"
+    text = with_error(alpha, row[f"{prefix}sigma"])
     return text if row[f"{prefix}accepted"] else f"({text})"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from spectral import cards
+from spectral.cards import COLOURS
 from spectral.quadrature.density import (
     LOG,
     SIGNED_DECADES,
@@ -36,14 +37,6 @@ POINTS = 400  # of each side of a two-sided axis
 MARGIN = 1.7  # factor of lambda beyond the outermost eigenvalue
 FLOOR = 0.075  # of the peak of a single eigenvalue: where the flanks of its kernel end
 MANY_DECADES = 1e3  # on an axis: ticks between them are then too many
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-)  # Okabe, Ito (2008), for colour-blind eyes too
 GAP = "#e9e9e9"  # the strip around zero that a two-sided axis does not draw
 Limits = tuple[float, float]
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x, value, lower, upper
@@ -57,6 +50,8 @@ def plot(s: Quadrature, ax: Any, scale: str, resolution: float | None, name: str
     if ax is None:
         ax = plt.subplots(figsize=(6, 4))[1]
     before = _before(ax, scale)
+    if not {"color", "c"} & options.keys():
+        options = {**options, "color": COLOURS[len(ax.get_legend_handles_labels()[1]) % len(COLOURS)]}
     if outside > 5e-4:
         name += f" ({100 * outside:.3g} % not on this axis)"
     floor = FLOOR * one_eigenvalue(s.meta.get("dimension", s.dim), width) if scale == "log" else 0.0

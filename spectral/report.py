@@ -18,8 +18,8 @@ def report(results: Any, path: str | Path, *, title: str | None = None) -> Path:
     Parameters
     ----------
     results : result, dict or list
-        A `Spectrum`, `Estimate`, `PowerLaw`, `Eigenpairs`, `SingularTriplets`, `Plan`, what `compare` returns, or whatever else
-        has `plot` and `to_arrays`; several in a list, or in a dict by the names that they shall have.
+        A `Spectrum`, `Estimate`, `PowerLaw`, `Eigenpairs`, `SingularTriplets`, `Plan`, `LayerTable`, what `compare` returns, or
+        whatever else has `plot` and `to_arrays`; several in a list, or in a dict by the names that they shall have.
     path : path
         Of the page; its folder must be there.
     title : str, optional

@@ -102,7 +102,7 @@ class Estimate:
             reach = 2 * e if np.isfinite(e).all() else 0 * v
             marks = [cards.Mark(v, 0 * v, dots=True), cards.Mark(np.concatenate([v - reach, v + reach]), np.zeros(2))]
             picture = cards.chart(marks, "value, ± two standard errors", "", f"{self}", y_range=(-1.0, 1.0))
-            return cards.card(cards.number(float(v[0]), float(e[0])), rows, picture * bool(e.any()))
+            return cards.card(cards.with_error(float(v[0]), float(e[0])), rows, picture * bool(e.any()))
         order = np.argsort(-v, kind="stable")
         marks = [cards.Mark(np.arange(1.0, len(v) + 1), v[order], (v - e)[order], (v + e)[order])]
         alt = f"{len(v)} numbers from the largest to the smallest, with one standard error"

@@ -757,7 +757,7 @@ class Spectrum(Quadrature):
             sure += f"; off by {float(error['w1']):.2g} of the range (W1)"
         trace = self.integrate(lambda x: x)
         rows = [
-            ("trace", cards.number(float(trace), float(trace.stderr))),
+            ("trace", cards.with_error(float(trace), float(trace.stderr))),
             ("exact, known zeros", f"{self.atoms.multiplicities.sum()}, {self.zeros}"),
         ]
         rows += [("how sure", sure), ("it took", f"{self.products:,} products, {self.epochs:.4g} sweeps over the data")]

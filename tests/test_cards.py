@@ -67,6 +67,14 @@ def test_a_card_is_small_valid_and_states_its_errors(name):
             assert 0 <= float(mark.get("cy", "nan")) <= cards.HEIGHT
 
 
+def test_the_colours_of_cards_stand_out_on_white_and_on_black():
+    """Contrast of 3 : 1 on both, what WCAG 2.1 (1.4.11) asks of graphics."""
+    for shade in (*cards.COLOURS[:4], cards.GREY):
+        r, g, b = (((int(shade[i : i + 2], 16) / 255 + 0.055) / 1.055) ** 2.4 for i in (1, 3, 5))
+        light = 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05
+        assert 1.05 / light > 3 and light / 0.05 > 3, shade
+
+
 def test_what_a_person_wrote_is_escaped():
     text = cards.card("<script>", [("<b>", "&")])
     assert "<script>" not in text and "<b>" not in text and "&amp;" in text

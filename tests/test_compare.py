@@ -7,6 +7,7 @@ from scipy.stats import ks_2samp, nct, wasserstein_distance
 from spectral import Spectrum, slq
 from spectral.analysis import cohens_d, compare
 from spectral.analysis.compare import noncentral_t_cdf
+from spectral.cards import with_error
 
 rng = np.random.default_rng(0)
 ONE, TWO = rng.exponential(1.0, 200), rng.exponential(2.0, 200)
@@ -130,5 +131,7 @@ def test_a_comparison_is_a_dict_that_draws_both_spectra_with_their_distance():
     _, ax = plt.subplots()
     assert d.plot(ax, labels=("one", "two")) is ax
     names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert names == ["one", "two"] and f"W1 {d['wasserstein']:.6g}, KS" in ax.get_title()
+    assert (
+        names == ["one", "two"] and f"W1 {with_error(d['wasserstein'], d['wasserstein_stderr'])}, KS" in ax.get_title()
+    )
     plt.close(ax.figure)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from scipy.integrate import trapezoid
 
-from spectral import esd, slq
+from spectral import cards, esd, slq
 from spectral.pages import (
     Curve,
     Line,
@@ -109,7 +109,7 @@ def report() -> Report:
     ],
 )
 def test_digits_follow_the_error(value: float, error: float, text: str) -> None:
-    assert tables.with_error(value, error) == text
+    assert cards.with_error(value, error) == text
 
 
 def test_error_of_several_seeds_is_their_standard_deviation_and_of_one_its_own() -> None:
@@ -366,7 +366,7 @@ def test_neither_scale_nor_a_refused_fit_is_ever_most_clear(pictures) -> None:
 def test_refused_fits_are_hollow_where_they_are_drawn(monkeypatch, report: Report) -> None:
     (ax,) = drawn_axes(monkeypatch, figures.lines, report.alpha, {}, x_label="xmin", y_label="alpha")
     fill = {line.get_color(): line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"}
-    assert fill == {figures.COLOURS["true"]: figures.COLOURS["true"], figures.COLOURS["random"]: "white"}
+    assert fill == {cards.COLOURS[0]: cards.COLOURS[0], cards.COLOURS[1]: "white"}
     alpha = next(row for row in rows() if row.metric == "alpha")
     style = figures.styles(["init", "true", "random"])
     strip = drawn_axes(monkeypatch, figures.landscape, [], [alpha], ["matrix"], "alpha", {})[-1]
@@ -382,7 +382,7 @@ def test_no_two_conditions_look_alike(count: int, ordered: bool) -> None:
     found = figures.styles(["init", "true", *names], {n: float(i) for i, n in enumerate(names)} if ordered else None)
     assert len({colour for colour, _ in found.values()}) == count + 2 or count > 8
     assert len(set(found.values())) == count + 2
-    assert found["true"] == (figures.COLOURS["true"], "solid")
+    assert found["true"] == (cards.COLOURS[0], "solid")
 
 
 def test_a_legend_of_many_long_names_fits_its_picture() -> None:

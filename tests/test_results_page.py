@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from test_cards import shown
 
 import spectral
@@ -15,7 +18,7 @@ from spectral.pages import results
 from spectral.spectrum import Spectrum
 
 
-class Layers:
+class Other:
     """What has a picture and arrays, and is none of ours."""
 
     def plot(self, ax):
@@ -40,7 +43,7 @@ def made(names: list[str], folder, **others) -> str:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> str:
-    return made(SHOWN, tmp_path_factory.mktemp("page"), layers=Layers())
+    return made(SHOWN, tmp_path_factory.mktemp("page"), other=Other())
 
 
 def said_first(page: str, names: list[str]) -> None:
@@ -51,7 +54,7 @@ def said_first(page: str, names: list[str]) -> None:
 
 
 def test_a_page_says_what_every_result_says_before_it_shows_anything(page):
-    said_first(page, [*SHOWN, "layers"])
+    said_first(page, [*SHOWN, "other"])
     assert "The 60 eigenvalues" in page and "Two layers." in page
     assert "All &lt;kinds&gt;" in page and "All <kinds>" not in page
 
@@ -83,6 +86,26 @@ def test_a_single_result_answers_its_own_question(tmp_path):
     assert (
         "How are the eigenvalues of this matrix spread" in text and "reach from 1 to 3" in text and "Spectrum" in text
     )
+
+
+def test_a_table_of_layers_is_a_sentence_a_picture_of_each_column_and_a_row_each(tmp_path):
+    weights = {f"{i}.weight": torch.rand(9, 9, generator=torch.Generator().manual_seed(i)) for i in range(2)}
+    about = {
+        "data_matrix": "J^T J",
+        "data_trace_stderr": 0.1,
+        "data_effective_rank": 2.0,
+        "data_effective_rank_stderr": 0.0,
+    }
+    about |= {"data_alpha": np.nan, "data_accepted": False, "data_products": 9}
+    bare = spectral.layers(weights)
+    table = replace(
+        bare, rows=tuple({**row, "data_trace": 3.0 - i, **about} for i, row in enumerate(bare)), meta={"data": "x"}
+    )
+    text = spectral.report({"mine": table, "none": spectral.layers({})}, tmp_path / "a.html").read_text()
+    said = html.escape(table.sentence(), quote=False).replace("'", "&#39;")
+    assert said in text[: text.index("</header>")] and "Of 2 layers none" in said and "No layer has a spectrum" in text
+    assert text.count("data:image/png") == 2 and "data_trace of each layer: 0 3;" in text and "60 % of that" in said
+    assert all(cell in text for line in table.shown() for cell in line.values()) and "data: J^T J" in text
 
 
 @pytest.mark.parametrize("s", [[2.0], [0.0], [-1.0, 1.0]], ids=str)

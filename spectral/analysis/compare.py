@@ -129,7 +129,7 @@ class Comparison(dict[str, float]):
     --------
     >>> a, b = (Spectrum.from_eigenvalues(v) for v in ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]))
     >>> print(compare(a, b))
-    W1 2, KS 0.666667; over their means W1 0, KS 0; traces as 0.5
+    W1 2.000, KS 0.6667; over their means W1 0.000, KS 0.000; traces as 0.5000
     """
 
     def __init__(self, numbers: Mapping[str, float], a: Spectrum, b: Spectrum) -> None:
@@ -166,7 +166,7 @@ class Comparison(dict[str, float]):
         return ax
 
     def _said(self, key: str) -> str:
-        return cards.number(self[key], self[f"{key}_stderr"])
+        return cards.with_error(self[key], self[f"{key}_stderr"])
 
     def __str__(self) -> str:
         return (

@@ -140,7 +140,7 @@ class PowerLaw:
             ("tail", f"{self.tail:.0f} eigenvalues from {self.xmin:.3g}"),
         ]
         rows += [
-            ("D", cards.number(self.D, self.errors.get("D", nan))),
+            ("D", cards.with_error(self.D, self.errors.get("D", nan))),
             ("independent", f"{self.n_eff:.3g} eigenvalues"),
         ]
         rows += [(f"against {name}", f"ln R = {test.ratio:.3g}, p = {test.p:.2g}") for name, test in self.tests.items()]
@@ -412,7 +412,7 @@ def _fit(search: _Search, start: float, mode: str) -> _Fit:
     drift = _drift(search.curve.alpha[later] - here.alpha[0], search.chance[later], own[0])
     return _Fit(
         alpha=float(here.alpha[0]) if np.isfinite(here.alpha[0]) else nan,
-        alpha_bounded=_bounded(r, first),
+        alpha_bounded=nan if mode == "chosen" else _bounded(r, first),  # a verdict alone does without
         xmin=start,
         D=float(here.D[0]),
         tail=float(here.tail[0]),

@@ -29,6 +29,7 @@ EQUAL = 1e-12  # eigenvalues that differ by less, relative to the largest, are e
 # Of λmin/λmax: eigh of a Gram matrix in float64 leaves errors of a few eps·λmax, 1e-5 of the smallest here
 RESOLVED = 1e-10
 ROWS = 1 << 19  # entries of W that are float64 at a time
+COLUMNS = 128  # of the Gram matrix at a time: wide enough for a fast product
 BLOCK = 1 << 20  # distances at a time
 FEW = 1 << 16  # distances that are cheaper to look at than to leave out
 POINTS = 16  # of a tail, at which its distance is first looked at
@@ -42,8 +43,9 @@ class NotFinite(ValueError):
 def squared_singular_values(W: Tensor) -> tuple[Array, str]:
     """(the min(shape) squared singular values of a matrix, ascending; how they were found).
 
-    "gram": as eigenvalues of the smaller Gram matrix in float64, summed over blocks of rows, so that W itself is never copied
-    whole. They are off by a few eps·λmax. "svd": by singular values, where the smallest is below 1e-10 λmax so that this matters.
+    "gram": as eigenvalues of the smaller Gram matrix in float64, its lower triangle summed over blocks of rows, so that W itself
+    is never copied whole. They are off by a few eps·λmax. "svd": by singular values, where the smallest is below 1e-10 λmax so
+    that this matters.
 
     >>> squared_singular_values(torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 2.0]]))
     (array([4., 9.]), 'gram')
@@ -53,11 +55,12 @@ def squared_singular_values(W: Tensor) -> tuple[Array, str]:
     G = torch.zeros(M, M, dtype=torch.float64, device=W.device)
     for rows in W.split(max(ROWS // M, 1)):
         rows = rows.to(torch.float64)
-        G.addmm_(rows.T, rows)
+        for j in range(0, M, COLUMNS):
+            G[j : j + COLUMNS, : j + COLUMNS].addmm_(rows[:, j : j + COLUMNS].T, rows[:, : j + COLUMNS])
     if not bool(torch.isfinite(G.diagonal()).all()):
         raise NotFinite("it holds NaN, infinity, or a number whose square is none in float64")
     rows = W[:0]  # the last block is free again
-    values = torch.linalg.eigvalsh(G)
+    values = torch.linalg.eigvalsh(G)  # reads the lower triangle
     if bool(values[0] >= RESOLVED * values[-1]) and bool(values[-1] > 0):
         return values.cpu().numpy(), "gram"
     del G, rows

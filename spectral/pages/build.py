@@ -11,6 +11,7 @@ import numpy as np
 
 from spectral.analysis import METRICS, marchenko_pastur, outliers, power_law
 from spectral.analysis.theory import marchenko_pastur_density
+from spectral.cards import with_error
 from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import Problem
 from spectral.experiments.effects import FITS, SCALE, MetricRow, refused
@@ -284,7 +285,7 @@ def _parts(cells: Sequence[CellResult], labels: Mapping[str, str]) -> list[Mappi
     """A row for each block of the first seed: its size, and trace, largest eigenvalue and effective rank with their errors."""
 
     def said(r: CellResult, name: str) -> str:
-        return tables.with_error(r.metrics[name], r.metrics.get(f"{name}_stderr", math.nan))
+        return with_error(r.metrics[name], r.metrics.get(f"{name}_stderr", math.nan))
 
     return [
         {

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from spectral.cards import COLOURS
 from spectral.experiments.study import Findings, Lines, Sheet, Study, Surfaces
 
 from . import Curve, Line, Report, Verdict, build, figures
@@ -83,9 +84,9 @@ def _contours(sheet: Sheet, z: np.ndarray, z_label: str, figure: Figure, ax) -> 
     filled = ax.contourf(sheet.x, sheet.y, z, levels=levels, cmap="viridis")
     ax.contour(sheet.x, sheet.y, z, levels=levels, colors="white", linewidths=0.4, alpha=0.6)
     if len(sheet.path):
-        ax.plot(*sheet.path.T, "-", color="#D55E00", linewidth=1.5)
-        ax.plot(*sheet.path[:-1].T, ".", color="#D55E00", markersize=4)
-        ax.plot(*sheet.path[0], "o", color="#D55E00", markersize=6)
+        ax.plot(*sheet.path.T, "-", color=COLOURS[1], linewidth=1.5)
+        ax.plot(*sheet.path[:-1].T, ".", color=COLOURS[1], markersize=4)
+        ax.plot(*sheet.path[0], "o", color=COLOURS[1], markersize=6)
     ax.plot(0, 0, "*", color="white", markeredgecolor="black", markersize=11)
     bar = figure.colorbar(filled, ax=ax, ticks=MaxNLocator(6))
     bar.set_label(f"log₁₀ {z_label}", fontsize=8.5)

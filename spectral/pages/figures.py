@@ -26,6 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 from PIL import Image  # which matplotlib brings
 
+from spectral.cards import COLOURS, GREY
 from spectral.plotting import FLOOR, LABELS, MARGIN, eigenvalue_axis, thin_ticks
 from spectral.quadrature.density import (
     SIGNED_DECADES,
@@ -40,11 +41,9 @@ from spectral.quadrature.density import (
 from . import Curve, Line, Numbers, Prototype, Row, conditions_of, matrices_of, of_matrix
 from .tables import d_text, number, opening, words
 
-COLOURS = {"init": "#767676", "true": "#0072B2", "random": "#D55E00"}
-OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#000000")
+CONDITIONS = {"init": GREY, "true": COLOURS[0], "random": COLOURS[1]}
 # by the names that style sheets have
 DASHES: dict[str, Any] = {"solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1.2, 1.6))}
-GREY = "#8a8a8a"
 DECADES = 8  # how far below the largest eigenvalue a picture looks at most
 POINTS = 300  # grid points of a curve
 RANKS = 2000  # entries of a sorted diagonal that are drawn
@@ -205,9 +204,9 @@ def styles(conditions: Sequence[str], levels: Mapping[str, float] | None = None)
     Fixed for init, true and random; dark to light for the levels of an axis; by position for up to eight others; beyond
     those dark to light with three dashes in turn.
     """
-    others = [name for name in conditions if name not in COLOURS]
-    made: dict[str, Style] = {name: (COLOURS[name], "solid") for name in conditions if name in COLOURS}
-    free = [shade for shade in OTHERS if shade not in [colour for colour, _ in made.values()]]
+    others = [name for name in conditions if name not in CONDITIONS]
+    made: dict[str, Style] = {name: (CONDITIONS[name], "solid") for name in conditions if name in CONDITIONS}
+    free = [shade for shade in COLOURS if shade not in [colour for colour, _ in made.values()]]
     if levels and all(name in levels for name in others):
         order = sorted(others, key=lambda name: levels[name])
         return made | {name: (shade, "solid") for name, shade in zip(order, _shades(len(order)), strict=True)}
@@ -487,8 +486,8 @@ def _pairs(given: Numbers) -> Picture:
     """Values with residual bars against their index, and the residuals with the threshold of convergence."""
     index, threshold = np.arange(1, len(given.value) + 1), float(given.about["threshold"])
     parts = [
-        ("converged", given.converged, COLOURS["true"], "full"),
-        ("not converged (hollow)", ~given.converged, COLOURS["random"], "none"),
+        ("converged", given.converged, COLOURS[0], "full"),
+        ("not converged (hollow)", ~given.converged, COLOURS[1], "none"),
     ]
     parts = [part for part in parts if part[1].any()]
 
@@ -550,8 +549,8 @@ def _sorted_diagonal(given: Numbers) -> Picture:
             ax.set_yscale("symlog", linthresh=linear, linscale=0.5)
             ax.axhline(0, color="black", linewidth=0.8)
         if (error > 0).any():
-            ax.vlines(ranks + 1, value - error, value + error, color=COLOURS["true"], alpha=0.25, linewidth=0.8)
-        ax.plot(ranks + 1, value, color=COLOURS["true"], linewidth=1.8)
+            ax.vlines(ranks + 1, value - error, value + error, color=COLOURS[0], alpha=0.25, linewidth=0.8)
+        ax.plot(ranks + 1, value, color=COLOURS[0], linewidth=1.8)
         ax.set_xlabel("rank of the entry, largest first", fontsize=10)
         ax.set_ylabel("diagonal entry", fontsize=10)
 
@@ -657,7 +656,7 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
     def draw(name: str, ax: Axes) -> None:
         own = [(row, effect) for row, effect in judged if row.matrix == name]
         for place, (row, (d, lower, upper)) in enumerate(own):
-            shade = COLOURS["true"] if row.separates else GREY
+            shade = COLOURS[0] if row.separates else GREY
             ax.plot([lower, upper], [place, place], color=shade, linewidth=1.6, solid_capstyle="butt")
             ax.plot(d, place, "o" if row.separates else "s", color=shade, markersize=5.5)
         ax.axvline(0, color="black", linewidth=0.9)
@@ -675,7 +674,7 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
         return f"Cohen's d, true minus random labels, of {words(name, labels)}: {'; '.join(said)}."
 
     made = _by_matrix(names, labels, draw, alt, lambda name: [(0.2 + 0.25 * most, BOTTOM)], left=1.56)
-    keys = (Key("same sign on every seed (dots)", COLOURS["true"]), Key("not on every seed (squares)", GREY))
+    keys = (Key("same sign on every seed (dots)", COLOURS[0]), Key("not on every seed (squares)", GREY))
     return Picture(made, keys, "bars: 95 % interval")
 
 
@@ -756,7 +755,7 @@ def bars(lengths: Mapping[str, float], x_label: str, title: str) -> Picture:
     """A bar for each name."""
 
     def draw(ax: Axes) -> None:
-        ax.barh(list(lengths), list(lengths.values()), color=COLOURS["true"], height=0.6)
+        ax.barh(list(lengths), list(lengths.values()), color=COLOURS[0], height=0.6)
         ax.invert_yaxis()
         ax.set_xlabel(x_label, fontsize=10)
 

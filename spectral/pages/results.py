@@ -14,19 +14,25 @@ from matplotlib.figure import Figure
 
 import spectral
 from spectral.analysis import Comparison, PowerLaw, summary
+from spectral.cards import with_error
+from spectral.layers import NAMED
 from spectral.persist import atomic_write
 
 from . import Curve, Line, Numbers, Subject, build, figures, page, tables, verdict
 from .figures import Picture
 from .tables import Table
 
-KNOWN = "a Spectrum, Estimate, PowerLaw, Eigenpairs, SingularTriplets, Plan or comparison"
+KNOWN = "a Spectrum, Estimate, PowerLaw, Eigenpairs, SingularTriplets, Plan, LayerTable or comparison"
 QUESTION = "What was found, and how sure is it?"
 VALUE = "value"  # the one condition of a result
 APART = (
     "W1: the mean distance of eigenvalues of the same rank; KS: the largest difference of the distribution functions."
 )
 ALPHA = "A plateau is a tail, a slope is none; starts that leave fewer than ten eigenvalues are not drawn."
+LAYERS_READ = (
+    "Each layer's weight, its exponent with one standard error; hollow: the tail is no power law, whatever the exponent. Between "
+    "the dashed lines WeightWatcher does not warn. Data columns are of the layer's block of the matrix that is named below."
+)
 PRODUCTS = "How the products were computed"
 PAIRS = "pairs words"  # the layout of a table of two columns
 LISTED = (  # metrics of a spectrum that a table begins with; the others fold away
@@ -183,7 +189,7 @@ def _estimate(name: str, e: Any) -> Section:
             name, build.QUESTIONS["diagonal"], sentence, tables.of_numbers(given), figures.numbers(given),
             page.READ_NUMBERS["diagonal"].partition("; estimate.npz")[0] + ".", took=took,
         )  # fmt: skip
-    text = tables.with_error(float(e.value), float(e.stderr))
+    text = with_error(float(e.value), float(e.stderr))
     known = {"certified, at least": e.lower, "certified, at most": e.upper}
     rows = {"standard error": f"{float(e.stderr):.3g}", **{k: f"{v:.6g}" for k, v in known.items() if math.isfinite(v)}}
     rows |= {"random vectors": str(e.probes), "products": str(e.products)}
@@ -203,9 +209,9 @@ def _power_law(name: str, fit: Any) -> Section:
         note="band: one standard error · dot: the fit, hollow where it is refused",
     )  # fmt: skip
     rows = {"verdict": "accepted" if fit.accepted else "refused"}
-    rows |= {"α": tables.with_error(fit.alpha, fit.sigma)}
+    rows |= {"α": with_error(fit.alpha, fit.sigma)}
     for label, key in (("start xmin", "xmin"), ("distance D", "D"), ("eigenvalues in the tail", "tail")):
-        rows[label] = tables.with_error(float(getattr(fit, key)), fit.errors.get(key, math.nan))
+        rows[label] = with_error(float(getattr(fit, key)), fit.errors.get(key, math.nan))
     rows |= {
         "decades": f"{fit.decades:.3g}",
         "independent eigenvalues": f"{fit.n_eff:.3g}",
@@ -235,11 +241,28 @@ def _plan(name: str, plan: Any) -> Section:
 
 def _comparison(name: str, told: Any) -> Section:
     keys = [key for key in told if f"{key}_stderr" in told]
-    rows = {key.replace("_", " "): tables.with_error(told[key], told[f"{key}_stderr"]) for key in keys}
+    rows = {key.replace("_", " "): with_error(told[key], told[f"{key}_stderr"]) for key in keys}
     return Section(
         name, "How far are the two spectra apart?", f"{tables.opening(str(told))}.", tables.of_settings(rows),
         overlaid({"a": told.a, "b": told.b}), "Both spectra, overlaid.",
         (APART,), kind=PAIRS,
+    )  # fmt: skip
+
+
+def _layers(name: str, t: Any) -> Section:
+    columns = [c for c in ("alpha", "data_trace") if c in t.columns and np.isfinite(t[c].astype(float)).any()]
+    panels: list[figures.Panel] = []
+    for column in columns:
+        figure = Figure(figsize=(4.6, 1.1 + 0.22 * min(max(len(t), 4), NAMED)), layout="constrained")
+        ax = t.plot(column, ax=figure.add_subplot())
+        ax.set_xscale("log" if column == "data_trace" and (t[column].astype(float) > 0).all() else "linear")
+        said = "; ".join(f"{row['longname']} {row[column]:.3g}" for row in t.rows[:NAMED])
+        panels += figures.of_figure(figure, f"{column} of each layer: {said}").panels
+    cut = (f"The table shows the first {MOST_ROWS} of {len(t)} layers.",) if len(t) > MOST_ROWS else ()
+    return Section(
+        name, "Which layers have a heavy tail, and what do the data make of them?", t.sentence(),
+        tables.of_mappings(t.shown()[:MOST_ROWS]), Picture(tuple(panels)) if panels else None, LAYERS_READ,
+        (*cut, *t.notes()), took=(float(np.nansum(t["data_products"])) if "data_products" in t.columns else 0.0, 0.0),
     )  # fmt: skip
 
 
@@ -264,6 +287,7 @@ KINDS: dict[type, Callable[[str, Any], Section]] = {
     spectral.SingularTriplets: _pairs,
     spectral.Estimate: _estimate,
     spectral.Plan: _plan,
+    spectral.LayerTable: _layers,
     PowerLaw: _power_law,
     Comparison: _comparison,
 }

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spectral.cards import with_error
+
 from . import Numbers, Row, conditions_of
 
 MOST_ENTRIES = 50  # numbers listed on a page; result.json and the arrays hold all
@@ -104,37 +106,6 @@ def opening(text: str) -> str:
     ('Energy in the top C', 'λmax')
     """
     return text[:1].upper() + text[1:] if text[:1].isascii() else text
-
-
-def with_error(value: float, error: float) -> str:
-    """The value and its error, rounded to two significant digits of the error.
-
-    >>> with_error(3.14159, 0.0123), with_error(351234.0, 1200.0), with_error(12.3456, 0.0)
-    ('3.142 ± 0.012', '(3.512 ± 0.012)e5', '12.35')
-    >>> with_error(0.5, float("nan")), with_error(float("nan"), 1.0)
-    ('0.5000 ± ?', '–')
-    """
-    if not math.isfinite(value):
-        return "–"
-    power = math.floor(math.log10(abs(value))) if value else 0
-    far = not -3 <= power < 5
-    if far:
-        value, error = value / 10.0**power, error / 10.0**power
-    if not math.isfinite(error):
-        text = f"{_significant(value)} ± ?"
-    elif error <= 0 or (value and abs(error / value) < 1e-9):
-        text = _significant(value)
-        return f"{text}e{power}" if far else text
-    else:
-        digits = min(max(1 - math.floor(math.log10(error)), 0), 9)
-        text = f"{value:.{digits}f} ± {error:.{digits}f}"
-    return f"({text})e{power}" if far else text
-
-
-def _significant(value: float, digits: int = 4) -> str:
-    """A number of moderate size with `digits` significant digits and no exponent."""
-    power = math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:.{max(digits - 1 - power, 0)}f}"
 
 
 def d_text(effect: tuple[float, float, float]) -> str:

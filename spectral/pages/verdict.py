@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
+from spectral.cards import with_error
 from spectral.estimators.functionals import negative_mass
 from spectral.experiments.effects import SCALE, Trend
 from spectral.spectrum import Spectrum
 
 from . import Curve, Numbers, Row, Verdict, conditions_of, mean_and_error
-from .tables import matrices, with_error, words
+from .tables import matrices, words
 
 LEVEL = 0.05  # of the test of each matrix
 SEEN = 0.7  # a rank correlation that a sweep must have been able to see before "no" may be said of it
