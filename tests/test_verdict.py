@@ -444,8 +444,8 @@ def test_a_minimum_has_no_negative_curvature_and_a_saddle_has_some_in_every_netw
     said = index([start, hessian("true", 0, saddle), hessian("true", 1, saddle)])
     assert said.answer == "no"
     assert said.sentence == (
-        "No: true, 1 of 4 eigenvalues are negative and hold 12 % of Σ|λ|; "
-        "init, 2 of 4 eigenvalues are negative and hold 50 % of Σ|λ|."
+        "No: true, 1 of 4 eigenvalues are negative and hold 12.50 % (mean ± sd) of Σ|λ|; "
+        "init, 2 of 4 eigenvalues are negative and hold 50.00 % of Σ|λ|."
     )
     assert index([start, hessian("true", 0, bowl)]).answer == "yes"
     assert index([hessian("true", 0, bowl), hessian("true", 1, saddle)]).answer == "undecided"
@@ -482,7 +482,7 @@ def test_prototypes_are_shared_beyond_chance_and_the_tail_heavier_than_that_of_t
     assert (answer(*good), answer(*alone), answer(*even)) == ("yes", "no", "no")
     assert answer(*good, *diagonal(0.8, 0.2, 0.12, "train")) == "undecided"
     said = judged("of_prototypes", good, sizes=sizes).sentence
-    assert "Gini coefficient 0.810 ± 0.010 (logits: 0.190 ± 0.010), and 50 % of the tenth that stands out" in said
+    assert "Gini coefficient 0.810 ± 0.010 (logits: 0.190 ± 0.010), and 50.00 % (mean ± sd) of the tenth" in said
     assert answer(*good[:3]) == "undecided"  # one seed
 
 

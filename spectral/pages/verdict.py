@@ -377,7 +377,8 @@ def of_index(e: Evidence) -> Verdict:
     answer = "no" if all(f.lower > 0 for f in after) else "yes" if all(f.upper <= 0 for f in after) else "undecided"
 
     def said(name: str) -> str:
-        fraction, mass = (100 * np.array([float(number) for number in part]) for part in zip(*parts[name], strict=True))
+        fraction = 100 * np.array([float(p.fraction) for p in parts[name]])
+        mass = mean_and_error(*zip(*((100 * p.mass.value, 100 * p.mass.stderr) for p in parts[name]), strict=True))
         low = min(float(p.fraction.lower) for p in parts[name])
         high = max(float(p.fraction.upper) for p in parts[name])
         dims = {s.dim for s in groups[name]}
@@ -389,7 +390,8 @@ def of_index(e: Evidence) -> Verdict:
             part = (
                 f"{fraction.mean():.3g} % of the eigenvalues are negative (95 %: {100 * low:.3g} to {100 * high:.3g} %)"
             )
-        return f"{e.words(name)}, {part} and hold {mass.mean():.2g} % of Σ|λ|"
+        spread = " (mean ± sd)" if len(groups[name]) > 1 else ""
+        return f"{e.words(name)}, {part} and hold {with_error(*mass)} %{spread} of Σ|λ|"
 
     order = [*e.trained, *(name for name in parts if name not in e.trained)]
     return e.judges(answer, "; ".join(said(name) for name in order if parts.get(name)))
@@ -420,13 +422,13 @@ def of_prototypes(e: Evidence) -> Verdict:
     answer = "yes" if all(map(all, both)) else "undecided" if any(map(all, both)) else "no"
     first = splits[0]
     numbers = {metric: with_error(*known[first, metric].mean("true")) for metric in ("max_over_mean", "gini")}
-    shared = float(np.mean(known[first, "prototype_overlap"].values["true"]))
+    shared = with_error(*(100 * number for number in known[first, "prototype_overlap"].mean("true")))
     logits = known.get((first.replace(".probs.", ".logits."), "gini"))
     against = "" if logits is None else f" (logits: {with_error(*logits.mean('true'))})"
     body = (
         f"of the {e.words(first)} the largest is {numbers['max_over_mean']} times the mean and the Gini coefficient "
-        f"{numbers['gini']}{against}, and {100 * shared:.0f} % of the tenth that stands out is the same for two seeds, of which "
-        f"chance gives 10 %"
+        f"{numbers['gini']}{against}, and {shared} % (mean ± sd) of the tenth that stands out is the same for two seeds, of "
+        f"which chance gives 10 %"
     )
     if len(splits) > 1:
         unequal, alike = (sum(part) for part in zip(*both, strict=True))
