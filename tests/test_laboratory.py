@@ -11,6 +11,7 @@ from test_run import call, here, results  # noqa: F401  (a fixture)
 
 from spectral.__main__ import config_folder
 from spectral.experiments.experiments import EXPERIMENTS
+from spectral.experiments.studies import STUDIES
 
 SMALL = ["data.train=40", "data.test=20", "training.options.max_epochs=10", "experiment.seeds=[0,1]"]
 MLP = ["model.options.widths=[6]", "experiment.ntk_samples=8"]
@@ -33,16 +34,19 @@ WITH = {  # what makes each of them small, and the pictures that it must have be
     "ggn_outliers": (["model.options.widths=[6]", "experiment.classes=[3,4]"], ("counts",)),
     "hessian_index": (["model.options.widths=[4]"], ("training",)),
     "language_model": (TEXT, ("blocks",)),
+    "layer_weightwatcher": (
+        ["model.options.widths=[8,8]", "experiment.block_steps=6", "experiment.block_probes=1"],
+        (),
+    ),
 }
-FAST: tuple[str, ...] = ()  # each takes seconds; all are slow
-OURS = [name for name in WITH if (Path(config_folder()) / "experiment" / f"{name}.yaml").exists()]
 
 
 def training(name: str) -> list[str]:
     return [text for text in SMALL if not (name == "jacobian_evolution" and "max_epochs" in text)]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in OURS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH)
 def test_every_experiment_runs_and_its_page_answers_first(name, here, monkeypatch, capsys) -> None:  # noqa: F811
     arguments, pictures = WITH[name]
     call(monkeypatch, f"experiment={name}", *training(name), *arguments, "output.figures=false")
@@ -67,4 +71,4 @@ def test_every_experiment_says_its_question_expectation_reference_cost_and_is_li
             assert word in text, f"{file.name} lacks {word}"
         assert f"`{file.stem}`" in listed, file.stem
     named = {file.stem for file in files}
-    assert named >= set(EXPERIMENTS)
+    assert named >= set(EXPERIMENTS) | set(STUDIES) and set(WITH) | set(STUDIES) == named

@@ -363,6 +363,13 @@ def test_neither_scale_nor_a_refused_fit_is_ever_most_clear(pictures) -> None:
     assert "effective rank" in picture.panels[0].alt and "trace" not in picture.panels[0].alt
 
 
+def test_the_names_of_all_metrics_fit_beside_their_effects() -> None:
+    for name in build.NAMES.values():
+        row = Row("matrix", "x", {}, {}, (1.0, 0.0, 2.0), True)
+        (ax,) = figures.effects([row], {"x": name}).panels[0].figure.axes
+        assert min(label.get_window_extent().x0 for label in ax.get_yticklabels()) >= 0, name
+
+
 def test_refused_fits_are_hollow_where_they_are_drawn(monkeypatch, report: Report) -> None:
     (ax,) = drawn_axes(monkeypatch, figures.lines, report.alpha, {}, x_label="xmin", y_label="alpha")
     fill = {line.get_color(): line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"}

@@ -19,6 +19,10 @@ ZERO = (0.0,) * 5
 LABELS = {"m0": "first matrix", "effective_rank": "effective rank", "lambda_max": "λmax"}
 
 
+def judged(rule: str, rows=(), metric: str = "effective_rank", labels=LABELS, **more):  # type: ignore[no-untyped-def]
+    return verdict.RULES[rule](verdict.Evidence(rows, labels, metric, **more))
+
+
 def row(number: int, true, random, *, metric: str = "effective_rank", **more) -> Row:
     zeros = (0.0,) * len(true)
     errors = {"true": zeros, "random": zeros}
@@ -35,7 +39,7 @@ ODD = row(15, (1.0, 5.0, 3.0, 2.0, 9.0), (2.0, 4.0, 5.0, 1.0, 3.0))
 
 # Two conditions ------------------------------------------------------------------------------------------------------
 def test_yes_says_on_how_many_seeds_in_how_many_matrices_by_how_much_and_of_what() -> None:
-    said = verdict.compared([*APART, ODD], "effective_rank", LABELS, about=verdict.scope([8970], "mlp on digits"))
+    said = judged("compared", [*APART, ODD], about=verdict.scope([8970], "mlp on digits"))
     assert said.answer == "yes"
     assert said.sentence == (
         "Yes: the effective rank is smaller with true labels on all 5 seeds in 15 of 16 matrices, 10.00 ± 0.79 against "
@@ -45,13 +49,13 @@ def test_yes_says_on_how_many_seeds_in_how_many_matrices_by_how_much_and_of_what
 
 def test_larger_is_a_yes_too_and_is_said() -> None:
     rows = [row(i, around(20), around(10)) for i in range(3)]
-    assert verdict.compared(rows, "effective_rank", LABELS).sentence.startswith(
+    assert judged("compared", rows).sentence.startswith(
         "Yes: the effective rank is larger with true labels on all 5 seeds in 3 of 3 matrices, 20.00 ± 0.79 against"
     )
 
 
 def test_no_where_the_seeds_disagree() -> None:
-    said = verdict.compared([ODD, ODD, APART[0]], "effective_rank", LABELS)
+    said = judged("compared", [ODD, ODD, APART[0]])
     assert said.answer == "no"
     assert said.sentence.startswith(
         "No: in 2 of 3 matrices the seeds disagree on whether the effective rank is smaller or larger with true labels, "
@@ -103,14 +107,14 @@ UNDECIDED: dict[str, tuple[list[Row], dict, str]] = {
 @pytest.mark.parametrize("name", UNDECIDED)
 def test_undecided_says_why(name: str) -> None:
     rows, more, why = UNDECIDED[name]
-    said = verdict.compared(rows, "effective_rank", LABELS, **more)
+    said = judged("compared", rows, **more)
     assert said.answer == "undecided" and said.sentence.startswith("Undecided: ") and why in said.sentence
     assert said.sentence.endswith(".") and "\n" not in said.sentence
 
 
 def test_scale_never_answers_however_far_apart() -> None:
     rows = [row(i, around(10), around(2000), metric="trace", scale=True) for i in range(16)]
-    said = verdict.compared(rows, "trace", LABELS)
+    said = judged("compared", rows, "trace")
     assert (
         said.answer == "undecided"
         and "says how steep the network is, and nothing of what it has learnt" in said.sentence
@@ -121,13 +125,13 @@ def test_a_refused_fit_supports_no_answer() -> None:
     """Half of the matrices agree with fits that hold; those that were refused do not make it more."""
     good = [row(i, around(1), around(9)) for i in range(2)]
     bad = [row(i, around(1), around(9), refused={"random": (True,) * 5}) for i in range(2, 4)]
-    assert verdict.compared(good, "effective_rank", LABELS).answer == "yes"
-    assert verdict.compared(good + bad, "effective_rank", LABELS).answer == "undecided"
+    assert judged("compared", good).answer == "yes"
+    assert judged("compared", good + bad).answer == "undecided"
 
 
 def test_seeds_that_one_side_lacks_are_not_compared() -> None:
     rows = [row(0, (1.0, 2.0, 3.0, 4.0), (11.0, 12.5, math.nan, 14.0))]
-    said = verdict.compared(rows, "effective_rank", LABELS)
+    said = judged("compared", rows)
     assert said.answer == "yes" and "on all 3 seeds" in said.sentence
 
 
@@ -141,7 +145,7 @@ def test_luck_says_yes_in_at_most_one_run_of_ten() -> None:
             own = RNG.standard_normal((6, 2, 5))
             values = 10 + share * common + math.sqrt(1 - share**2) * own
             rows = [row(i, true, random) for i, (true, random) in enumerate(values)]
-            yes += verdict.compared(rows, "effective_rank", LABELS).answer == "yes"
+            yes += judged("compared", rows).answer == "yes"
         assert yes / runs <= 0.1
 
 
@@ -165,13 +169,15 @@ def growing(slope: float, seeds: int = 3, levels: int = 6) -> np.ndarray:
 
 
 FLAT = np.array([[1, 5, 2, 6, 3, 4], [4, 3, 6, 2, 5, 1], [3, 4, 1, 6, 2, 5]])
-AXIS = {"axis": "with the noise", "ends": ("no noise", "all noise")}
+AXIS = {"axis": "with the noise", "ends": ("no noise", "all noise"), "expected": "moves"}
+
+
+def followed(trends, metric: str = "effective_rank", **more):  # type: ignore[no-untyped-def]
+    return judged("followed", more.pop("rows", ()), metric, trends=trends, **(AXIS | more))
 
 
 def test_a_trend_that_is_there_is_a_yes_with_its_numbers() -> None:
-    said = verdict.followed(
-        [trend(0, growing(2.0)), trend(1, growing(1.0))], "effective_rank", LABELS, **AXIS, about="one network"
-    )
+    said = followed([trend(0, growing(2.0)), trend(1, growing(1.0))], about="one network")
     assert said.answer == "yes"
     assert said.sentence.startswith("Yes: the effective rank grows with the noise in 2 of 2 matrices, from ")
     assert "(no noise) to " in said.sentence and "(all noise, mean ± sd) for the first matrix" in said.sentence
@@ -181,61 +187,49 @@ def test_a_trend_that_is_there_is_a_yes_with_its_numbers() -> None:
 def test_the_direction_that_was_expected_decides() -> None:
     up, down = [trend(0, growing(1.0))], [trend(0, growing(-1.0))]
     for trends, answer, way in ((up, "no", "grows"), (down, "yes", "falls")):
-        said = verdict.followed(trends, "effective_rank", LABELS, **AXIS, expected="falls")
+        said = followed(trends, expected="falls")
         assert said.answer == answer and f"the effective rank {way} with the noise" in said.sentence
-    assert "ρ −1.00" in verdict.followed(down, "effective_rank", LABELS, **AXIS).sentence
+    assert "ρ −1.00" in followed(down).sentence
 
 
 def test_matrices_that_contradict_each_other_leave_it_undecided() -> None:
     """Two that fall a little and one that grows fourfold are no yes; one of five is."""
     falls, grows = [trend(i, growing(-1.0)) for i in range(4)], trend(9, growing(5.0))
-    said = verdict.followed([*falls[:2], grows], "effective_rank", LABELS, **AXIS, expected="falls")
+    said = followed([*falls[:2], grows], expected="falls")
     assert said.answer == "undecided" and "grows with the noise in 1 and falls in 2 of 3 matrices" in said.sentence
-    said = verdict.followed([*falls, grows], "effective_rank", LABELS, **AXIS, expected="falls")
+    said = followed([*falls, grows], expected="falls")
     assert said.answer == "yes" and "falls with the noise in 4 of 5 matrices and grows in 1, from" in said.sentence
 
 
 def test_no_needs_a_sweep_that_would_have_seen_a_trend() -> None:
     """Three seeds and six levels would have seen a rank correlation of 0.5; one seed and four levels would have missed 0.9."""
     assert trend(0, FLAT).p_value > 0.05
-    said = verdict.followed([trend(0, FLAT)], "effective_rank", LABELS, **AXIS)
+    said = followed([trend(0, FLAT)])
     assert said.answer == "no" and "has no steady trend with the noise in 1 of 1 matrix" in said.sentence
-    said = verdict.followed([trend(0, FLAT[:1, :4])], "effective_rank", LABELS, **AXIS)
+    said = followed([trend(0, FLAT[:1, :4])])
     assert said.answer == "undecided" and "do not say whether the effective rank moves" in said.sentence
 
 
 def test_every_metric_that_was_asked_for_has_to_answer_alike() -> None:
     rank, other = trend(0, growing(1.0)), trend(0, FLAT, "own_label_alignment")
-    said = verdict.followed([rank, other], "effective_rank", LABELS, **AXIS, asked=("own_label_alignment",))
+    said = followed([rank, other], asked=("own_label_alignment",))
     assert said.answer == "undecided" and ", and the own label alignment has no steady trend" in said.sentence
-    with_it = verdict.followed(
-        [rank, trend(0, growing(-1), "own_label_alignment")],
-        "effective_rank",
-        LABELS,
-        **AXIS,
-        asked=("own_label_alignment",),
-    )
+    with_it = followed([rank, trend(0, growing(-1), "own_label_alignment")], asked=("own_label_alignment",))
     assert with_it.answer == "yes" and "own label alignment falls" in with_it.sentence
 
 
 def test_refused_fits_missed_targets_and_scale_leave_a_sweep_undecided() -> None:
     trends = [trend(0, growing(1.0))]
-    for more in ({"refused": [("m0", "effective_rank")]}, {"missed": (1, 9)}):
-        assert verdict.followed(trends, "effective_rank", LABELS, **AXIS, **more).answer == "undecided"
-    assert verdict.followed([trend(0, growing(1.0), "trace")], "trace", LABELS, **AXIS).answer == "undecided"
-    assert verdict.followed([], "effective_rank", LABELS, **AXIS).answer == "undecided"
+    fit = row(0, around(1), around(9), refused={"true": (True, *[False] * 4)})
+    for more in ({"rows": [fit]}, {"missed": (1, 9)}):
+        assert followed(trends, **more).answer == "undecided"
+    assert followed([trend(0, growing(1.0), "trace")], "trace").answer == "undecided"
+    assert followed([]).answer == "undecided"
 
 
 def test_how_is_answered_with_what_was_found() -> None:
     trends = [trend(0, growing(-1.0)), trend(0, growing(3.0), "lambda_max")]
-    said = verdict.followed(
-        trends,
-        "effective_rank",
-        LABELS,
-        axis="through training",
-        ends=("after 0 epochs", "after 50 epochs"),
-        expected="",
-    )
+    said = followed(trends, axis="through training", ends=("after 0 epochs", "after 50 epochs"), expected="")
     assert said.answer == "found"
     assert said.sentence.startswith("The effective rank falls through training in 1 of 1 matrix, from ")
     assert "(after 0 epochs) to " in said.sentence and "(after 50 epochs, mean ± sd)" in said.sentence
@@ -331,7 +325,9 @@ def blocks(gaps: dict[str, tuple[float, float]], js: tuple[float, float] | None 
     ],
 )
 def test_a_block_gap_answers_where_its_error_lets_it(gaps, answer) -> None:
-    found = verdict.of_blocks(blocks(gaps), {"init": "before training", "true": "after training"}, about="one network")
+    found = judged(
+        "of_blocks", blocks(gaps), labels={"init": "before training", "true": "after training"}, about="one network"
+    )
     assert found.answer == answer
     assert found.sentence.startswith(f"{answer.capitalize()}: outside of the blocks lies")
     assert found.sentence.endswith("; one network.")
@@ -357,7 +353,7 @@ def test_exponents_over_layers_answer_where_seeds_agree_and_tails_are_power_laws
         "layers_accepted": (accepted,) * 3, "layers_data_accepted": (1.0,) * 3,
     }  # fmt: skip
     rows = [Row("layers.logits.train", k, {"true": v}, {"true": (0.0,) * 3}) for k, v in numbers.items()]
-    found = verdict.of_layers(rows, {"true": "true labels"}, about="three networks")
+    found = judged("of_layers", rows, labels={"true": "true labels"}, about="three networks")
     assert found.answer == answer and found.sentence.startswith(
         f"{answer.capitalize()}: over layers, true labels, exponents"
     )
@@ -366,7 +362,7 @@ def test_exponents_over_layers_answer_where_seeds_agree_and_tails_are_power_laws
 
 
 def test_unlikeness_is_left_out_where_it_is_not_known() -> None:
-    assert "unlike" not in verdict.of_blocks(blocks({"init": (0.8, 0.02)}, None), {}).sentence
+    assert "unlike" not in judged("of_blocks", blocks({"init": (0.8, 0.02)}, None)).sentence
 
 
 # Noise, classes, negative curvature, single samples ------------------------------------------------------------------------
@@ -388,15 +384,15 @@ def test_noise_is_random_where_the_law_holds_for_it_alone(real, gaussian, answer
         of("mp_accepted", {"real": real, "gaussian": gaussian}),
         of("mp_ks", {"real": (0.3, 0.4), "gaussian": (0.02, 0.04)}),
     ]
-    said = verdict.of_noise(rows, LABELS, about="one network")
+    said = judged("of_noise", rows, about="one network")
     assert said.answer == answer and said.sentence.endswith("(mean ± sd) for the first matrix; one network.")
     assert (
         f"the law holds in {sum(gaussian):.0f} of 2 spectra with Gaussian inputs and in {sum(real):.0f} of 2"
         in said.sentence
     )
     assert "away with Gaussian and 0.350 ± 0.071 with real inputs" in said.sentence
-    assert verdict.of_noise(rows, LABELS, missed=(1, 4)).answer == "undecided"
-    assert verdict.of_noise([], LABELS).answer == "undecided"
+    assert judged("of_noise", rows, missed=(1, 4)).answer == "undecided"
+    assert judged("of_noise", []).answer == "undecided"
 
 
 CLASSES = {"init3": 3, "init4": 4, "classes3": 3, "classes4": 4}
@@ -428,10 +424,14 @@ CLASSES = {"init3": 3, "init4": 4, "classes3": 3, "classes4": 4}
 )
 def test_outliers_are_counted_against_the_classes(three, four, answer, said) -> None:
     rows = [of("outliers", {"init3": (6.0, 3.0), "init4": (12.0, 12.0), "classes3": three, "classes4": four})]
-    found = verdict.of_classes(rows, CLASSES, ("classes3", "classes4"), LABELS)
+    found = judged("of_classes", rows, classes=CLASSES, trained=("classes3", "classes4"))
     assert found.answer == answer and said in found.sentence
     assert "before training C (C − 1) in 3 and C in 1 of 4" in found.sentence
-    assert verdict.of_classes(rows, CLASSES, ("classes3",), LABELS, missed=(1, 2)).answer == "undecided"
+    assert judged("of_classes", rows, classes=CLASSES, trained=("classes3",), missed=(1, 2)).answer == "undecided"
+
+
+def index(curves: list[Curve]):  # type: ignore[no-untyped-def]
+    return judged("of_index", labels={}, curves=curves, trained=["true"])
 
 
 def hessian(condition: str, seed: int, values) -> Curve:
@@ -441,24 +441,24 @@ def hessian(condition: str, seed: int, values) -> Curve:
 def test_a_minimum_has_no_negative_curvature_and_a_saddle_has_some_in_every_network() -> None:
     saddle, bowl = [-1.0, 1.0, 2.0, 4.0], [0.0, 1.0, 2.0, 4.0]
     start = hessian("init", 0, [-4.0, -4.0, 4.0, 4.0])
-    said = verdict.of_index([start, hessian("true", 0, saddle), hessian("true", 1, saddle)], ["true"], {})
+    said = index([start, hessian("true", 0, saddle), hessian("true", 1, saddle)])
     assert said.answer == "no"
     assert said.sentence == (
-        "No: true, 1 of 4 eigenvalues are negative and hold 12 % of Σ|λ|; "
-        "init, 2 of 4 eigenvalues are negative and hold 50 % of Σ|λ|."
+        "No: true, 1 of 4 eigenvalues are negative and hold 12.50 % (mean ± sd) of Σ|λ|; "
+        "init, 2 of 4 eigenvalues are negative and hold 50.00 % of Σ|λ|."
     )
-    assert verdict.of_index([start, hessian("true", 0, bowl)], ["true"], {}).answer == "yes"
-    assert verdict.of_index([hessian("true", 0, bowl), hessian("true", 1, saddle)], ["true"], {}).answer == "undecided"
-    assert verdict.of_index([start], ["true"], {}).answer == "undecided"
+    assert index([start, hessian("true", 0, bowl)]).answer == "yes"
+    assert index([hessian("true", 0, bowl), hessian("true", 1, saddle)]).answer == "undecided"
+    assert index([start]).answer == "undecided"
 
 
 def test_an_estimated_index_says_its_interval_and_decides_by_it() -> None:
     """Three of 300 eigenvalues are negative and far from 0: found. One of 3000 just below 0: 40 products cannot say."""
     clear = slq(np.diag(np.append(np.linspace(1, 2, 297), [-5.0, -6.0, -7.0])), probes=3, steps=40)
-    said = verdict.of_index([Curve("hessian", "true", 0, clear)], ["true"], {})
+    said = index([Curve("hessian", "true", 0, clear)])
     assert said.answer == "no" and "true, 1 %" in said.sentence
     hidden = slq(np.diag(np.append(np.geomspace(1e-9, 1, 2999), -1e-9)), probes=2, steps=20)
-    said = verdict.of_index([Curve("hessian", "true", 0, hidden)], ["true"], {})
+    said = index([Curve("hessian", "true", 0, hidden)])
     assert said.answer == "undecided" and "(95 %: 0 to " in said.sentence
 
 
@@ -476,13 +476,13 @@ def test_prototypes_are_shared_beyond_chance_and_the_tail_heavier_than_that_of_t
     sizes = dict.fromkeys(("diagonal.probs.test", "diagonal.probs.train"), 300)
 
     def answer(*rows: Row) -> str:
-        return verdict.of_prototypes(rows, sizes, LABELS).answer
+        return judged("of_prototypes", rows, sizes=sizes).answer
 
     good, alone, even = diagonal(0.8, 0.2, 0.5), diagonal(0.8, 0.2, 0.12), diagonal(0.2, 0.2, 0.5)
     assert (answer(*good), answer(*alone), answer(*even)) == ("yes", "no", "no")
     assert answer(*good, *diagonal(0.8, 0.2, 0.12, "train")) == "undecided"
-    said = verdict.of_prototypes(good, sizes, LABELS).sentence
-    assert "Gini coefficient 0.810 ± 0.010 (logits: 0.190 ± 0.010), and 50 % of the tenth that stands out" in said
+    said = judged("of_prototypes", good, sizes=sizes).sentence
+    assert "Gini coefficient 0.810 ± 0.010 (logits: 0.190 ± 0.010), and 50.00 % (mean ± sd) of the tenth" in said
     assert answer(*good[:3]) == "undecided"  # one seed
 
 
@@ -492,9 +492,9 @@ def test_labels_in_the_information_space_are_those_of_the_rule_if_they_are_the_m
         held = of("own_information_alignment", {"true": tuple(true + shift), "random": tuple(random + 0.5 * shift)})
         return [held, of("information_dimension", {"true": (10.0,) * 5, "random": (30.0,) * 5})]
 
-    said = verdict.of_information(rows(0.6, 0.1), {"m0": 100}, LABELS, about="one network")
+    said = judged("of_information", rows(0.6, 0.1), sizes={"m0": 100}, about="one network")
     assert said.answer == "yes" and "is larger with true labels on all 5 seeds in 1 of 1 matrix" in said.sentence
     assert said.sentence.endswith(
         "; chance gives, with true and with random labels, 10 and 30 % of the first matrix; one network."
     )
-    assert verdict.of_information(rows(0.1, 0.6), {"m0": 100}, LABELS).answer == "no"
+    assert judged("of_information", rows(0.1, 0.6), sizes={"m0": 100}).answer == "no"

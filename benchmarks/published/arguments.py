@@ -6,12 +6,14 @@ itself, or an inequality.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from numpy.polynomial.hermite_e import hermegauss
 from scipy.special import digamma
 
 from spectral import Spectrum, power_law
@@ -95,6 +97,27 @@ def fisher() -> Iterator[Argument]:
         yield "karakida", f"{name}: mean eigenvalue", mean, abs(counted.mean - mean) + layers * mean
         quantity = f"{name}: the largest, mean of the 4 of the outputs"
         yield "karakida", quantity, top, abs(counted.largest - top) + layers * top
+
+
+def _softmax(a: int, b: int, C: int) -> float:
+    """E p_1^a p_2^b of the softmax of C independent N(0, 1), from 1/S^k = ∫ t^(k−1) e^(−tS) dt/(k − 1)!."""
+    z, w = hermegauss(120)
+    t = np.exp(np.linspace(-40, 10, 2001))
+    kernel = np.exp(-np.outer(t, np.exp(z))) * w / np.sqrt(2 * np.pi)
+    means = [kernel @ np.exp(k * z) for k in (a, b, 0)]  # E e^(kz − t e^z)
+    rest = C - (a > 0) - (b > 0)
+    product = means[0] * (means[1] if b else 1.0) * means[2] ** rest
+    return float(t ** (a + b) @ product) * 50 / 2000 / math.factorial(a + b - 1)
+
+
+def softmax_blocks() -> Iterator[Argument]:
+    n, d, classes = (initialisation.BLOCKS[name] for name in ("samples", "inputs", "classes"))
+    for C in classes:
+        # n E ||H_ij||²/d² = E w² + (E w)² n/d, w = p_i p_j off the diagonal and p_i (1 − p_i) on it, x and p independent
+        off = _softmax(2, 2, C) + _softmax(1, 1, C) ** 2 * n / d
+        own = _softmax(2, 0, C) - 2 * _softmax(3, 0, C) + _softmax(4, 0, C)
+        ratio = C**2 * off / (own + (_softmax(1, 0, C) - _softmax(2, 0, C)) ** 2 * n / d)
+        yield "dong", f"C² times the ratio, {C} classes", ratio, 16 / d * ratio
 
 
 def _moments(name: str) -> dict[str, float]:
@@ -191,7 +214,7 @@ def circle_and_sphere() -> Iterator[Argument]:
     yield "ntk_circle", "eigenvalues that are 0", float(theory.two_layer_ntk_on_circle(n // 2).zeros), 0.0
 
 
-CHEAP = (covariances, products, linear_rnn, isometry, fisher)
+CHEAP = (covariances, products, linear_rnn, isometry, fisher, softmax_blocks)
 ALL = (*CHEAP, features, tangent_kernels, circle_and_sphere)
 
 if __name__ == "__main__":

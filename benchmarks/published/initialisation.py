@@ -1,4 +1,4 @@
-"""Rows about networks before training: dynamical isometry, the Fisher matrix, softmax regression at W = 0."""
+"""Rows about networks before training: dynamical isometry, the Fisher matrix, softmax regression."""
 
 from __future__ import annotations
 
@@ -135,3 +135,24 @@ def _zero(d: int, C: int) -> nn.Module:
     model = nn.Linear(d, C, bias=False).double()
     nn.init.zeros_(model.weight)
     return model
+
+
+BLOCKS = {"samples": 800, "inputs": 400, "classes": (10, 30, 100)}
+
+
+def dong() -> Row:
+    n, d, row = BLOCKS["samples"], BLOCKS["inputs"], {}
+    for C in BLOCKS["classes"]:
+        found, told = [], []
+        for seed in range(6):
+            g = torch.Generator().manual_seed(seed)
+            x, y = torch.randn(n, d, dtype=torch.float64, generator=g), torch.randint(C, (n,), generator=g)
+            model = nn.Linear(d, C, bias=False).double()
+            with torch.no_grad():
+                model.weight.normal_(0.0, d**-0.5, generator=g)
+            H = spectral.Hessian(model, nn.CrossEntropyLoss(), [(x, y)])
+            gap = spectral.block_gap(H, [d] * C, pairs=20, seed=seed, progress=False)
+            found.append(C**2 / (C - 1) * gap.value**2 / (1 - gap.value**2))
+            told.append(f"{gap.value:.3g} ± {gap.stderr:.1g}")
+        row[f"C² times the ratio, {C} classes"] = over_seeds(found, f"block gaps {', '.join(told)}")
+    return row

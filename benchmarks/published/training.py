@@ -1,10 +1,10 @@
-"""Rows about trained networks: outliers, batch norm, the edge of stability, blocks, sloppiness, the information space."""
+"""Rows about trained networks: outliers, batch norm, the edge of stability, sloppiness, the information space."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,15 +25,6 @@ def some_classes(problem: datasets.Problem, C: int) -> tuple[torch.Tensor, torch
     return problem.x_train[kept], problem.y_train[kept]
 
 
-def class_means(model: nn.Module, x: torch.Tensor, y: torch.Tensor, C: int) -> torch.Tensor:
-    """(P, C) orthonormal, the span of Papyan's δ_c: Σ_{c'≠c} p_c' ∇ loss(x_i, c') is ∇ p_ic, averaged over class c."""
-    probs = model(x).softmax(1)
-    means = [probs[y == c, c].mean() for c in range(C)]
-    parameters = list(model.parameters())
-    rows = [torch.cat([g.reshape(-1) for g in torch.autograd.grad(m, parameters, retain_graph=True)]) for m in means]
-    return torch.linalg.qr(torch.stack(rows, dim=1))[0]
-
-
 def papyan() -> Row:
     row = {}
     for C in (4, 10):
@@ -43,7 +34,7 @@ def papyan() -> Row:
             model = models.mlp(784, (64, 64), C, seed=seed)
             train(model, x, y, target_loss=0.15, max_epochs=100, lr=1e-3, seed=seed, progress=False)
             G = spectral.GaussNewton(model, nn.CrossEntropyLoss(), [(x, y)])
-            Q = spectral.as_operator(class_means(model, x, y, C))
+            Q = spectral.as_operator(torch.linalg.qr(spectral.class_structure(G).class_means())[0])
             without = spectral.I - Q @ Q.T
             edge = spectral.top(without @ G @ without, 1, tol=1e-4, progress=False).values[0]
             values = spectral.top(G, C + 2, tol=1e-4, progress=False).values
@@ -141,37 +132,6 @@ def cohen_adam() -> Row:
         threshold = (2 + 2 * BETA_1) / ((1 - BETA_1) * eta)  # 38/η
         row[f"preconditioned lambda_max eta/38, eta = {eta:g}"] = over_seeds([b / threshold for _, b in found])
     return row
-
-
-def block_distance(H: spectral.Operator, seed: int) -> float:
-    """The mean Jensen–Shannon divergence (bits) of all pairs of weight blocks, each spectrum over its largest eigenvalue."""
-    spectra = [
-        spectral.slq(block, probes=2, steps=min(20, block.shape[0]), seed=seed, progress=False)
-        for name, block in spectral.blocks(H).items()
-        if block.shape[0] >= 128  # biases and norms are no matrices: Zhang et al. take weights
-    ]
-    return float(np.mean([spectral.compare(a, b)["js_by_lambda_max"] for a, b in combinations(spectra, 2)]))
-
-
-def zhang() -> Row:
-    transformer, convolutional = [], []
-    for seed in range(3):
-        text = datasets.text(train=16, test=2, length=32, seed=seed)
-        net = models.gpt(vocabulary=256, length=32, width=32, depth=2, heads=4, seed=seed)
-        transformer.append(
-            block_distance(spectral.Hessian(net, nn.CrossEntropyLoss(), [(text.x_train, text.y_train)]), seed)
-        )
-        problem = datasets.digits(train=64, test=10, seed=seed, image=True)
-        net = models.cnn(width=16, seed=seed)
-        convolutional.append(
-            block_distance(spectral.Hessian(net, nn.CrossEntropyLoss(), [(problem.x_train, problem.y_train)]), seed)
-        )
-    told = f"transformer {np.mean(transformer):.3g}, CNN {np.mean(convolutional):.3g} bits"
-    return {
-        "ln of the transformer's distance over the CNN's": over_seeds(
-            np.log(np.array(transformer) / convolutional), told
-        )
-    }
 
 
 def yang() -> Row:

@@ -71,9 +71,17 @@ def jensen_shannon(a: Measure, b: Measure, bins: int = BINS, small: Rounding = (
         _histogram(v, c, t, edges) / c.sum() if c.sum() > 0 else np.full(len(edges) + 3, nan)
         for (v, c), t in zip((a, b), small, strict=True)
     )
+    return bits_apart(p, q)
+
+
+def bits_apart(p: Array, q: Array) -> float:
+    """The Jensen–Shannon divergence of two probability vectors, ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q) / 2, in bits.
+
+    >>> bits_apart(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+    1.0
+    """
     m = (p + q) / 2
-    parts = [np.sum(r[r > 0] * np.log2(r[r > 0] / m[r > 0])) for r in (p, q)]
-    return float(np.clip((parts[0] + parts[1]) / 2, 0.0, 1.0))
+    return float(np.clip(sum((r[r > 0] * np.log2(r[r > 0] / m[r > 0])).sum() for r in (p, q)) / 2, 0.0, 1.0))
 
 
 def _histogram(values: Array, counts: Array, threshold: float, edges: Array) -> Array:

@@ -289,6 +289,8 @@ def _study(study: Study, config: dict[str, Any], folder: Path, store: RunStore) 
     }
     said = {"metrics": {study.name: metrics}, "estimates": {study.name: estimates}, "conditions": dict(findings.words)}
     about = _named(config, *(group for group in ("model", "data") if group in READS[study.name]), between=" on ")
+    sizes = [int(part.facts["parameters"]) for part in parts.values() if "parameters" in part.facts]
+    about = verdict.scope(sizes, about) if about and sizes else about
     report = charts.report(study, findings, about)
     return replace(report, cost=spent), {**said, "cells": cells}
 

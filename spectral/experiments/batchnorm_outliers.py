@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from spectral import cards
 from spectral.estimators import slq, top
 from spectral.experiments.cell import Cell, Condition, Matrix, Settings, network
 from spectral.experiments.datasets import batches, in_dtype
@@ -49,6 +50,9 @@ def batchnorm_outliers(
             for kind in KINDS
         },
         partial(_concluded, settings.seeds),
+        "Large without batch norm, small with it and each batch's own statistics, large again with the running ones.",
+        "Ghorbani, Krishnan and Xiao 2019, An investigation into neural net optimization via Hessian eigenvalue density, arXiv "
+        "1901.10159",
     )
 
 
@@ -72,7 +76,13 @@ def _measured(
     with few_threads(model):
         found = top(H, TOP, tol=1e-3, progress=False)
         spectrum = slq(H, probes=probes, steps=steps, progress=False)
-    facts = {"seed": seed, "loss": float("nan") if snapshot is None else snapshot.trained.loss, **cost.of(H)}
+    facts: dict[str, float] = {
+        "seed": seed,
+        "loss": math.nan if snapshot is None else snapshot.trained.loss,
+        **cost.of(H),
+    }
+    if kind != "population":  # the network of "batch" once more
+        facts["parameters"] = H.shape[0]
     return Part({"values": found.values, "residuals": found.residuals}, facts, {kind: spectrum})
 
 
@@ -92,9 +102,9 @@ def _concluded(seeds: tuple[int, ...], parts: Parts) -> Findings:
                 {
                     "network": words,
                     "seed": seed,
-                    "λ₁": f"{v[0]:.4g} ± {r[0]:.1g}",
-                    f"λ{TOP}": f"{v[-1]:.4g} ± {r[-1]:.1g}",
-                    f"λ₁ / λ{TOP}": f"{ratios[kind][-1]:.3g} ± {errors[-1]:.1g}",
+                    "λ₁": cards.number(float(v[0]), float(r[0])),
+                    "λ₁₀": cards.number(float(v[-1]), float(r[-1])),
+                    "λ₁ / λ₁₀": cards.number(ratios[kind][-1], errors[-1]),
                     "training loss": f"{part.facts['loss']:.2g}",
                 }
             )
@@ -106,11 +116,9 @@ def _concluded(seeds: tuple[int, ...], parts: Parts) -> Findings:
     higher = [own >= without or own >= running for without, own, running in each]
     answer = "yes" if all(lower) else "no" if all(higher) else "undecided"
     said = ", ".join(
-        f"{float(estimates[kind]):.3g} ± {float(estimates[kind].stderr):.1g} {KINDS[kind][2]}" for kind in KINDS
+        f"{cards.number(float(estimates[kind]), float(estimates[kind].stderr))} {KINDS[kind][2]}" for kind in KINDS
     )
-    sentence = (
-        f"{answer.capitalize()}: λ₁ / λ{TOP} of the Hessian is {said} ({len(seeds)} seed{'s' * (len(seeds) > 1)})."
-    )
+    sentence = f"{answer.capitalize()}: λ₁ / λ₁₀ of the Hessian is {said} ({len(seeds)} seed{'s' * (len(seeds) > 1)})."
     return Findings(
         answer,
         sentence,

@@ -1,7 +1,8 @@
 """The loss around a trained network in two planes: along its top eigenvectors, and along filter-normalised random directions.
 
 Symbols: θ the trained parameters (P,), H the Hessian of the mean loss there, L(θ + a d₁ + b d₂) the surface. A random direction
-is scaled filter by filter to the norm of the weights (Li et al. 2018), so that networks of other scales are drawn alike.
+is scaled filter by filter to the norm of the weights (Li et al. 2018), so that networks of other scales are drawn alike; its
+curvature is quoted per unit of length, dᵀHd / dᵀd, as that of an eigenvector is.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ def cross_section(settings: Settings, *, points: int = 31, checkpoints: int = 12
             **{plane: partial(_plane, settings, plane, points) for plane in PLANES},
         },
         _concluded,
+        "The surface's curvature at its centre is the eigenvalue, and along random directions the loss is far flatter.",
+        "Li et al. 2018, Visualizing the loss landscape of neural nets, arXiv 1712.09913, for filter-normalised directions; Yao "
+        "et al. 2020, PyHessian, arXiv 1912.07145, for the eigenvectors",
     )
 
 
@@ -67,7 +71,8 @@ def _training(settings: Settings, checkpoints: int, parts: Parts, networks: Muta
         "epochs": epochs.astype(np.float64),
         "path": torch.stack([path[e] for e in epochs]).double().cpu().numpy(),
     }
-    return Part(arrays, {"loss": trained.loss, "reached": trained.reached, "trained": trained.sentence, **cost.of()})
+    facts = {"loss": trained.loss, "reached": trained.reached, "trained": trained.sentence, "parameters": len(path[0])}
+    return Part(arrays, {**facts, **cost.of()})
 
 
 def _plane(settings: Settings, plane: str, points: int, parts: Parts, networks: MutableMapping[str, Snapshot]) -> Part:
@@ -92,7 +97,8 @@ def _plane(settings: Settings, plane: str, points: int, parts: Parts, networks: 
                 vector_to_parameters(theta, model.parameters())
         else:
             D = torch.stack([filter_normalised(model, stream(seed, "directions"), i) for i in range(2)], 1)
-            known, error, radius = (D * (H @ D)).sum(0).double().cpu().numpy(), np.zeros(2), 1.0
+            known = ((D * (H @ D)).sum(0) / (D * D).sum(0)).double().cpu().numpy()
+            error, radius = torch.finfo(theta.dtype).eps * math.sqrt(len(theta)) * np.abs(known), 1.0  # of rounding
         measured = np.array([curvature(model, x, y, theta, d) for d in D.T])
         path = _coordinates(parts["training"].arrays["path"] - theta.double().cpu().numpy(), D.double().cpu().numpy())
         facts["path_inside"] = path[1]
@@ -128,8 +134,8 @@ def surface(model: nn.Module, x: Tensor, y: Tensor, theta: Tensor, D: Tensor, a:
 
 
 def curvature(model: nn.Module, x: Tensor, y: Tensor, theta: Tensor, d: Tensor) -> tuple[float, float]:
-    """(dᵀ H d by second differences of the loss, its error): Richardson's value of steps h and 2 h, ‖h d‖ = `LENGTH`."""
-    h = LENGTH / float(d.norm())
+    """(dᵀ H d / dᵀ d by second differences of the loss, its error): Richardson's value of steps of `LENGTH` and twice that."""
+    h, d = LENGTH, d / d.norm()
     with torch.no_grad():
         at = {k: _loss(model, x, y, theta + k * h * d) for k in (-2, -1, 0, 1, 2)}
         vector_to_parameters(theta, model.parameters())
@@ -148,6 +154,10 @@ def _coordinates(path_TP: Array, D_P2: Array) -> tuple[Array, float]:
     coordinates = np.asarray(np.linalg.lstsq(D_P2, path_TP.T, rcond=None)[0].T, dtype=np.float64)
     total = float((path_TP**2).sum())
     return coordinates, float(((coordinates @ D_P2.T) ** 2).sum()) / total if total > 0 else math.nan
+
+
+def _number(e: Estimate) -> str:
+    return f"{float(e):.5g} ± {float(e.stderr):.1g}"
 
 
 # What follows --------------------------------------------------------------------------------------------------------
@@ -174,8 +184,8 @@ def _concluded(parts: Parts) -> Findings:
                 {
                     "plane": words,
                     "direction": name,
-                    "dᵀHd by products": f"{float(known[key]):.5g} ± {float(known[key].stderr):.1g}",
-                    "curvature of the surface": f"{float(measured[key]):.5g} ± {float(measured[key].stderr):.1g}",
+                    "dᵀHd / dᵀd by products": _number(known[key]),
+                    "curvature of the surface": _number(measured[key]),
                     "highest loss drawn": f"{a['loss'].max():.3g}",
                     "part of the path in the plane": f"{100 * parts[plane].facts['path_inside']:.2g} %",
                 }
@@ -184,18 +194,18 @@ def _concluded(parts: Parts) -> Findings:
         sheets.append(Sheet(words, a["x"], a["y"], a["loss"], a["path"], *axes))
     e = parts["eigenvectors"].arrays
     answer = "yes" if all(agree) else "no"
-    known_1, known_2, seen_1, seen_2 = (float(x) for x in (*e["known"], *e["measured"]))
-    rise, inside = parts["random"].arrays["loss"].max(), 100 * parts["eigenvectors"].facts["path_inside"]
+    seen, eigenvalues = ([_number(x[f"eigenvectors-{i}"]) for i in (1, 2)] for x in (measured, known))
+    flatter = float(e["known"][0]) / np.abs(parts["random"].arrays["known"])
+    inside = 100 * parts["eigenvectors"].facts["path_inside"]
     sentence = (
-        f"{answer.capitalize()}: at the centre the surface curves by {seen_1:.4g} and {seen_2:.4g} along the top two "
-        f"eigenvectors, whose eigenvalues are {known_1:.4g} and {known_2:.4g}; along random directions of the weights' own norm "
-        f"it has risen to {rise:.2g} nats at the edge of the picture, and {inside:.2g} % of the way from the start lies in the "
-        "plane of the eigenvectors."
+        f"{answer.capitalize()}: at the centre the surface curves by {' and '.join(seen)} along the top two eigenvectors, whose "
+        f"eigenvalues are {' and '.join(eigenvalues)}; two random directions are {flatter.min():.3g} and {flatter.max():.3g} "
+        f"times flatter than the first, and {inside:.2g} % of the way of the training lies in the plane of the eigenvectors."
     )
     caption = (
         "Mean training loss in nats, on a logarithmic scale; the line is the training, from a dot to a star, as far as it lies "
         "in the plane. Contours, and the same in space. Lengths along eigenvectors are distances in parameter space, and "
-        "along random directions 1 is the norm of each filter."
+        "along random directions 1 is the norm of each filter, so that the planes are of unlike size."
     )
     return Findings(
         answer,

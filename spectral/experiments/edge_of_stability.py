@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from spectral import cards
 from spectral.estimators import top
 from spectral.experiments.cell import TRUE, Settings
 from spectral.experiments.datasets import in_dtype
@@ -30,7 +31,7 @@ ALLOWED = {"gd": 0.10, "adam": 0.06}  # how far from 1 a mean ratio may be for y
 DIVERGED = 1e9  # of a loss, which begins of order 1
 TAIL = 1 / 3  # of the steps, over which a ratio is averaged
 NAMES = {"gd": "gradient descent", "adam": "Adam"}
-RATIOS = {"gd": "λmax η / 2", "adam": "λmax(P^-½ H P^-½) η / 38"}
+RATIOS = {"gd": "λmax η / 2", "adam": "λmax(P⁻½ H P⁻½) η / 38"}
 
 
 def edge_of_stability(
@@ -58,6 +59,9 @@ def edge_of_stability(
         settings,
         {_key(*run): partial(_trained, settings, *run, steps, every, loss) for run in runs},
         partial(_concluded, runs, steps),
+        "It rises to 1 and stays there: the loss falls on, although each step is as long as a quadratic bears.",
+        "Cohen et al. 2021, Gradient descent on neural networks typically occurs at the edge of stability, arXiv 2103.00065; "
+        "Cohen et al. 2022, Adaptive gradient methods at the edge of stability, arXiv 2207.14484",
     )
 
 
@@ -93,11 +97,11 @@ def _trained(
                 raise ValueError(
                     f"the loss of {kind} at rate {eta:g} became {reached:g} in step {step}; use a smaller rate."
                 )
-            if step % every == 0:
+            if step == 1 or step % every == 0:
                 rows.append([step, *_looked(H, optimiser, kind, eta), reached])
     step, ratio, residual, sharpness, losses = np.array(rows).T
     arrays = {"step": step, "ratio": ratio, "residual": residual, "sharpness": sharpness, "loss": losses}
-    return Part(arrays, {"eta": eta, "optimiser": kind, **cost.of(H)})
+    return Part(arrays, {"eta": eta, "optimiser": kind, "parameters": H.shape[0], **cost.of(H)})
 
 
 def _looked(H: Operator, optimiser: torch.optim.Optimizer, kind: str, eta: float) -> tuple[float, float, float]:
@@ -135,12 +139,12 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
             {
                 "optimiser": NAMES[kind],
                 "rate η": f"{eta:g}",
-                "curvature over its edge": f"{mean:.3f} ± {error:.1g}",
-                "λmax, first look": f"{first:.3g}",
+                "curvature over its edge": cards.number(mean, error),
+                "λmax, first step": f"{first:.3g}",
                 "λmax, last third": f"{last:.3g}",
                 "edge": f"{2 / eta:.3g}"
                 if kind == "gd"
-                else f"{(2 + 2 * BETAS[0]) / (1 - BETAS[0]) / eta:.3g} (of P^-½ H P^-½)",
+                else f"{(2 + 2 * BETAS[0]) / (1 - BETAS[0]) / eta:.3g} (of P⁻½ H P⁻½)",
                 "loss at the end": f"{a['loss'][-1]:.2g}",
             }
         )
@@ -149,13 +153,14 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
         raw.append(Line(f"{NAMES[kind]}: λmax", label, a["step"], a["sharpness"]))
         losses.append(Line(f"{NAMES[kind]}: training loss", label, a["step"], a["loss"]))
     answer = "yes" if set(verdicts) == {"yes"} else "no" if "no" in verdicts else "undecided"
-    said = "; ".join(
-        f"{NAMES[kind]} at η = {eta:g} {ratios[_key(kind, eta)].value:.3f} ± {ratios[_key(kind, eta)].stderr:.1g}"
+    said = ", ".join(
+        f"{cards.number(float(ratios[key]), float(ratios[key].stderr))} for {NAMES[kind]} at η = {eta:g} ({RATIOS[kind]}, "
+        f"{parts[key].arrays['ratio'][0]:.2g} after one step)"
         for kind, eta in runs
+        for key in (_key(kind, eta),)
     )
-    names = " and of ".join(dict.fromkeys(f"{NAMES[kind]} ({RATIOS[kind]})" for kind, _ in runs))
     sentence = (
-        f"{answer.capitalize()}: over the last third of {steps} steps the curvature over its edge, of {names}, is on average "
+        f"{answer.capitalize()}: over the last third of {steps} steps the largest eigenvalue over its edge is on average "
         f"{said}."
     )
     chart: Callable[..., Lines] = partial(Lines, x_label="step", note="one line for each learning rate")

@@ -282,7 +282,16 @@ def hessian_index(settings: Settings) -> Experiment:
 def layer_weightwatcher(settings: Settings) -> Experiment:
     """Does the exponent of a layer's weight go with that of the layer's curvature, over the layers of one network?"""
     question = "Does the exponent of a layer's weight tell that of the layer's curvature?"
-    return Experiment("layer_weightwatcher", question, settings)
+    return Experiment(
+        "layer_weightwatcher",
+        question,
+        settings,
+        rule="of_layers",
+        expectation="None is established. Tails of small layers are seldom power laws, so the share of those that pass for one "
+        "stands beside the correlation.",
+        reference="Martin, Peng and Mahoney 2021, Predicting trends in the quality of state-of-the-art neural networks without "
+        "access to training or testing data, Nature Communications 12, 4122, for the exponents of weights",
+    )
 
 
 EXPERIMENTS: dict[str, Callable[..., Experiment]] = {

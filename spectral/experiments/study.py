@@ -30,7 +30,7 @@ from spectral.spectrum import Spectrum
 class Part:
     """What a finished step leaves: arrays, plain facts (numbers and texts), spectra by their names.
 
-    `facts` holds "products", "epochs" and "seconds", what the step has cost.
+    `facts` holds "products", "epochs" and "seconds", what the step has cost; where a network is made, its "parameters".
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -109,13 +109,18 @@ class Findings:
 
 @dataclass(frozen=True)
 class Study:
-    """Steps by their names, in order; each is given what those before have left, and the trained networks by their keys."""
+    """Steps by their names, in order; each is given what those before have left, and the trained networks by their keys.
+
+    `expectation` is what others found or predict, `reference` who.
+    """
 
     name: str
     question: str
     settings: Settings
     steps: Mapping[str, Step]
     conclude: Callable[[Parts], Findings]
+    expectation: str = ""
+    reference: str = ""
 
 
 def perform(study: Study) -> Findings:

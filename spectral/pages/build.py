@@ -304,40 +304,26 @@ def _verdict(
 ) -> Verdict:
     """The answer to the question of an experiment by the rule that it names; else of two conditions, or of a swept axis."""
     asked, result = outcome.experiment, outcome.result
-    missed = (len(result.untrained()), len({r.cell.network for r in result.cells if r.trained is not None}))
-    trained = [c.name for c in asked.settings.conditions if c.noise is not None]
-    dims = {curve.matrix: curve.spectrum.dim for curve in curves}
-    if asked.rule == "of_blocks":
-        return verdict.of_blocks(rows, labels, about=about)
-    if any(row.metric == "alpha_correlation" for row in rows):
-        return verdict.of_layers(rows, labels, about=about)
-    if asked.rule == "of_noise":
-        return verdict.of_noise(rows, labels, about=about, missed=missed)
-    if asked.rule == "of_index":
-        return verdict.of_index(curves, trained, labels, about=about, missed=missed)
-    if asked.rule == "of_prototypes":
-        return verdict.of_prototypes(rows, dims, labels, about=about, missed=missed)
-    if asked.rule == "of_classes":
-        classes = {c.name: c.classes for c in asked.settings.conditions if c.classes is not None}
-        return verdict.of_classes(rows, classes, trained, labels, about=about, missed=missed)
-    if asked.rule == "of_information":
-        return verdict.of_information(rows, dims, labels, about=about, missed=missed)
-    if not asked.levels:
-        return verdict.compared(rows, metric, labels, about=about, missed=missed)
-    ends = [words for _, words in sorted((asked.levels[name], text) for name, text in asked.words.items())]
-    refused = [(row.matrix, row.metric) for row in rows if row.doubted()[0]]
+    conditions = asked.settings.conditions
     order = {name: place for place, name in enumerate(dict.fromkeys(row.matrix for row in rows))}
-    return verdict.followed(
-        sorted(outcome.trends, key=lambda t: order[t.matrix]),
-        metric,
-        labels,
-        axis=asked.axis,
-        ends=(ends[0], ends[-1]),
-        expected=asked.expected,
-        asked=asked.asked,
-        refused=refused,
-        about=about,
-        missed=missed,
+    ends = [words for _, words in sorted((level, asked.words[name]) for name, level in asked.levels.items())]
+    return verdict.RULES[asked.rule or ("followed" if asked.levels else "compared")](
+        verdict.Evidence(
+            rows,
+            labels,
+            metric,
+            asked=asked.asked,
+            expected=asked.expected,
+            about=about,
+            missed=(len(result.untrained()), len({r.cell.network for r in result.cells if r.trained is not None})),
+            curves=curves,
+            trained=[c.name for c in conditions if c.noise is not None],
+            classes={c.name: c.classes for c in conditions if c.classes is not None},
+            sizes={curve.matrix: curve.spectrum.dim for curve in curves},
+            trends=sorted(outcome.trends, key=lambda t: order[t.matrix]),
+            axis=asked.axis,
+            ends=(ends[0], ends[-1]) if ends else ("", ""),
+        )
     )
 
 

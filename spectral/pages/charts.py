@@ -31,6 +31,8 @@ def report(study: Study, findings: Findings, about: str) -> Report:
         verdict=Verdict(
             findings.answer, f"{findings.sentence.removesuffix('.')}; {about}." if about else findings.sentence
         ),
+        expectation=study.expectation,
+        reference=study.reference,
         curves=curves,
         rows=[],
         headline=tuple(matrices),

@@ -50,6 +50,7 @@ RANKS = 2000  # entries of a sorted diagonal that are drawn
 DPI = 200
 WIDE, NARROW = 4.6, 3.6  # inches, of a picture of one panel and of more
 LEFT, TOP, BOTTOM, RIGHT = 0.68, 0.32, 0.52, 0.14  # inches around axes
+NAMED, LETTERS = 1.72, 23  # inches for the names of metrics, and how many letters of 9 points they hold
 
 Style = tuple[str, str]  # colour, dash
 
@@ -652,6 +653,7 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
     names = matrices_of([row for row, _ in judged])
     most = max((sum(row.matrix == name for row, _ in judged) for name in names), default=1)
     reach = max((abs(end) for _, effect in judged for end in effect[1:]), default=1.0) * 1.2
+    size = 9 * min(1.0, LETTERS / max((len(words(row.metric, labels)) for row, _ in judged), default=1))
 
     def draw(name: str, ax: Axes) -> None:
         own = [(row, effect) for row, effect in judged if row.matrix == name]
@@ -660,7 +662,7 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
             ax.plot([lower, upper], [place, place], color=shade, linewidth=1.6, solid_capstyle="butt")
             ax.plot(d, place, "o" if row.separates else "s", color=shade, markersize=5.5)
         ax.axvline(0, color="black", linewidth=0.9)
-        ax.set_yticks(range(len(own)), [words(row.metric, labels) for row, _ in own], fontsize=9)
+        ax.set_yticks(range(len(own)), [words(row.metric, labels) for row, _ in own], fontsize=size)
         ax.set_ylim(most - 0.4, -0.6)
         ax.set_xscale("symlog", linthresh=2)
         ax.set_xlim(-reach, reach)
@@ -673,7 +675,7 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
         said = [f"{words(row.metric, labels)} {d_text(effect)}" for row, effect in judged if row.matrix == name]
         return f"Cohen's d, true minus random labels, of {words(name, labels)}: {'; '.join(said)}."
 
-    made = _by_matrix(names, labels, draw, alt, lambda name: [(0.2 + 0.25 * most, BOTTOM)], left=1.56)
+    made = _by_matrix(names, labels, draw, alt, lambda name: [(0.2 + 0.25 * most, BOTTOM)], left=NAMED)
     keys = (Key("same sign on every seed (dots)", COLOURS[0]), Key("not on every seed (squares)", GREY))
     return Picture(made, keys, "bars: 95 % interval")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.special import stdtrit
@@ -41,26 +42,71 @@ def scope(networks: Sequence[int], what: str) -> str:
     return f"{many} ({what}, {' to '.join(dict.fromkeys((sizes[0][0], sizes[-1][0])))} parameters)"
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What an experiment has found, for the rule that answers; each rule looks at its part of it.
+
+    `metric` is the one that the configuration names, `asked` are those that the question names beside it, `expected` is that of
+    `Experiment`. `labels` are names in words, `about` says how much the answer is an answer of (`scope`), `missed` (of all)
+    trained networks missed their target loss. `trained` are the conditions that were trained, `classes` the numbers of classes of
+    conditions, `sizes` those of the eigenvalues of matrices. `trends` run along `axis` from the first of `ends` to the last.
+    """
+
+    rows: Sequence[Row] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metric: str = ""
+    asked: Sequence[str] = ()
+    expected: str = ""
+    about: str = ""
+    missed: tuple[int, int] = (0, 0)
+    curves: Sequence[Curve] = ()
+    trained: Sequence[str] = ()
+    classes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    trends: Sequence[Trend] = ()
+    axis: str = ""
+    ends: tuple[str, str] = ("", "")
+
+    def words(self, name: str) -> str:
+        return words(name, self.labels)
+
+    def row(self, matrix: str, metric: str) -> Row | None:
+        return next((row for row in self.rows if (row.matrix, row.metric) == (matrix, metric)), None)
+
+    def says(self, answer: str, body: str) -> Verdict:
+        """The answer with its reasons, and of how much it is one."""
+        head = f"{body[0].upper()}{body[1:]}" if answer == "found" else f"{answer.capitalize()}: {body}"
+        return Verdict(answer, f"{head}{f'; {self.about}' if self.about else ''}.")
+
+    def judges(self, answer: str, body: str) -> Verdict:
+        """The same, undecided where networks missed their target loss."""
+        why = self.doubt()
+        return self.says("undecided", f"{body}, {why}") if why else self.says(answer, body)
+
+    def doubt(self, metric: str = "", seeds: int = 2) -> str:
+        """Why the numbers cannot answer, whatever they are; "" where they can."""
+        if metric in SCALE:
+            return f"but the {self.words(metric)} says how steep the network is, and nothing of what it has learnt"
+        if self.missed[0]:
+            return (
+                f"but {self.missed[0]} of {self.missed[1]} trained networks missed their target loss, so that they are not alike "
+                "in loss"
+            )
+        return "and one seed does not say how far seeds scatter" if seeds < 2 else ""
+
+
 # Two conditions ------------------------------------------------------------------------------------------------------
-def compared(
-    rows: Sequence[Row],
-    metric: str,
-    labels: Mapping[str, str],
-    *,
-    expected: str = "",
-    about: str = "",
-    missed: tuple[int, int] = (0, 0),
-) -> Verdict:
-    """Whether `metric` tells the networks of true labels from those of random labels, seed by seed, over all matrices.
+def compared(e: Evidence) -> Verdict:
+    """Whether the metric tells the networks of true labels from those of random labels, seed by seed, over all matrices.
 
     Yes: on more than half of the matrices all seeds agree on the sign of the difference, the same sign, and Student's 95 %
     interval of the mean difference excludes zero, and fewer than a quarter have the other sign. No: on more than half of them
-    three seeds or more disagree on the sign, or where `expected`, "smaller" or "larger", is the other sign. Undecided otherwise,
-    for a metric of scale, where fits were refused, and where
-    `missed` (of all) networks missed their target loss. The numbers are those of the first row that agrees.
+    three seeds or more disagree on the sign, or where "smaller" or "larger" is expected, is the other sign. Undecided otherwise,
+    for a metric of scale, where fits were refused, and where networks missed their target loss. The numbers are those of the
+    first row that agrees.
     """
-    name = words(metric, labels)
-    both = [row for row in rows if row.metric == metric and {"true", "random"} <= set(row.values)]
+    name = e.words(e.metric)
+    both = [row for row in e.rows if row.metric == e.metric and {"true", "random"} <= set(row.values)]
     own = [row for row in both if len(_differences(row)) or row.doubted("true", "random")[0]]
     if not own:
         return Verdict("undecided", f"Undecided: no matrix has the {name} of both true and random labels.")
@@ -71,7 +117,8 @@ def compared(
     lead = max(("smaller", "larger"), key=ways.count)
     agree, against, mixed, refused = map(ways.count, (lead, OPPOSITE[lead], "mixed", "refused"))
     sure = agreed.count((lead, True))
-    example = own[ways.index(lead)] if agree else own[0]
+    if refused and 2 * (agree + against + mixed) <= len(own):
+        return e.says("undecided", f"the fits behind the {name} were refused in {refused} of {matrices(len(own))}")
     on = f"on all{f' {seeds}' * (max(counts) == seeds)} seeds" if max(counts) > 1 else "on the only seed"
     body = f"the {name} is {lead} with true labels {on} in {agree} of {matrices(len(own))}"
     if against:
@@ -79,20 +126,13 @@ def compared(
     if 2 * mixed > len(own):
         disagree = f"the seeds disagree on whether the {name} is smaller or larger with true labels"
         body = f"in {mixed} of {matrices(len(own))} {disagree}"
-    body += f", {_quoted(example, labels)}"
-    end = f"; {about}" if about else ""
-    if refused and 2 * (agree + against + mixed) <= len(own):
-        return Verdict(
-            "undecided",
-            f"Undecided: the fits behind the {name} were refused in {refused} of {matrices(len(own))}{end}.",
-        )
-    if doubt := _doubt(metric, name, missed, seeds):
-        return Verdict("undecided", f"Undecided: {body}, {doubt}{end}.")
+    body += f", {_quoted(own[ways.index(lead)] if agree else own[0], e)}"
+    if doubt := e.doubt(e.metric, seeds):
+        return e.says("undecided", f"{body}, {doubt}")
     if 2 * sure > len(own) and against < CONTRARY * len(own):
-        answer = "yes" if expected in ("", lead) else "no"
-        return Verdict(answer, f"{answer.capitalize()}: {body}{end}.")
+        return e.says("yes" if e.expected in ("", lead) else "no", body)
     if 2 * mixed > len(own) and seeds > 2:
-        return Verdict("no", f"No: {body}{end}.")
+        return e.says("no", body)
     if against >= CONTRARY * len(own):
         why = "so that it depends on the matrix"
     elif 2 * agree > len(own):
@@ -101,7 +141,7 @@ def compared(
         why = f"but {seeds} seeds are too few to take that for an answer"
     else:
         why = "which is no majority of one direction"
-    return Verdict("undecided", f"Undecided: {body}, {why}{end}.")
+    return e.says("undecided", f"{body}, {why}")
 
 
 def _differences(row: Row) -> np.ndarray:
@@ -112,77 +152,47 @@ def _differences(row: Row) -> np.ndarray:
 
 def _agreement(row: Row) -> tuple[str, bool]:
     """("smaller", "larger", "mixed" or "refused"; whether the interval of the mean difference excludes zero)."""
-    if row.doubted("true", "random")[0]:
-        return "refused", False
-    return _sign(_differences(row))
+    return ("refused", False) if row.doubted("true", "random")[0] else _sign(_differences(row))
 
 
 def _sign(d: np.ndarray) -> tuple[str, bool]:
     """The same of differences, one a seed."""
     if not len(d) or not ((d < 0).all() or (d > 0).all()):
         return "mixed", False
-    half = (
-        float(stdtrit(len(d) - 1, 1 - LEVEL / 2)) * float(d.std(ddof=1)) / math.sqrt(len(d)) if len(d) > 1 else math.inf
-    )
+    half = math.inf
+    if len(d) > 1:
+        half = float(stdtrit(len(d) - 1, 1 - LEVEL / 2)) * float(d.std(ddof=1)) / math.sqrt(len(d))
     return "smaller" if d[0] < 0 else "larger", abs(float(d.mean())) > half
 
 
-def _doubt(metric: str, name: str, missed: tuple[int, int], seeds: int) -> str:
-    """Why the numbers cannot answer, whatever they are; "" where they can."""
-    if metric in SCALE:
-        return f"but the {name} says how steep the network is, and nothing of what it has learnt"
-    if missed[0]:
-        return f"but {missed[0]} of {missed[1]} trained networks missed their target loss, so that they are not alike in loss"
-    return "and one seed does not say how far seeds scatter" if seeds < 2 else ""
-
-
-def _quoted(row: Row, labels: Mapping[str, str]) -> str:
+def _quoted(row: Row, e: Evidence) -> str:
     """Both numbers of a row, and of what they are."""
     sides = [with_error(*row.mean(name)) for name in ("true", "random")]
     spread = " (mean ± sd)" if len(row.values["true"]) > 1 else ""
-    return f"{sides[0]} against {sides[1]}{spread} for the {words(row.matrix, labels)}"
+    return f"{sides[0]} against {sides[1]}{spread} for the {e.words(row.matrix)}"
 
 
 # A swept axis --------------------------------------------------------------------------------------------------------
-def followed(
-    trends: Sequence[Trend],
-    metric: str,
-    labels: Mapping[str, str],
-    *,
-    axis: str,
-    ends: tuple[str, str],
-    expected: str = "moves",
-    asked: Sequence[str] = (),
-    refused: Sequence[tuple[str, str]] = (),
-    about: str = "",
-    missed: tuple[int, int] = (0, 0),
-) -> Verdict:
-    """Whether `metric`, and those `asked` beside it, move with the levels of a sweep, over all matrices.
+def followed(e: Evidence) -> Verdict:
+    """Whether the metric, and those asked beside it, move with the levels of a sweep, over all matrices.
 
     A trend counts where its permutation test is below 5 %; it is ruled out where the test is not, although a rank
     correlation of 0.7 would have been seen (1.96 / sqrt(seeds (levels - 1)) is below that). More than half of the matrices
-    decide for each metric, if fewer than a quarter say the opposite. `expected` is that of `Experiment`, `ends` are the first
-    and last level in words; `refused` are the (matrix, metric) whose fits were, and count for nothing. `missed` as in `compared`.
+    decide for each metric, if fewer than a quarter say the opposite; where fits were refused, a matrix counts for nothing.
     """
-    names = [metric, *(other for other in asked if any(t.metric == other for t in trends) and other != metric)]
-    own = {name: [t for t in trends if t.metric == name and math.isfinite(t.rho)] for name in names}
-    if not own[metric]:
-        return Verdict("undecided", f"Undecided: no matrix has the {words(metric, labels)} at three levels or more.")
+    names = [e.metric, *(name for name in e.asked if any(t.metric == name for t in e.trends) and name != e.metric)]
+    own = {name: [t for t in e.trends if t.metric == name and math.isfinite(t.rho)] for name in names}
+    if not own[e.metric]:
+        return Verdict("undecided", f"Undecided: no matrix has the {e.words(e.metric)} at three levels or more.")
+    refused = {(row.matrix, row.metric) for row in e.rows if row.doubted()[0]}
     ways = {name: _way(found, {m for m, other in refused if other == name}) for name, found in own.items()}
-    body = ", and ".join(
-        _clause(own[name], ways[name], labels, axis, ends if name == metric else ("", "")) for name in names
-    )
-    if not expected:
-        body += _scale_clause(trends, own[metric][0], labels)
-    end = f"; {about}" if about else ""
-    doubt = _doubt(metric, words(metric, labels), missed, 2) if expected else ""
-    if doubt:
-        return Verdict("undecided", f"Undecided: {body}, {doubt}{end}.")
-    if not expected:
-        return Verdict("found", f"{body[0].upper()}{body[1:]}{end}.")
-    answers = {_answer(way, expected) for way in ways.values()}
-    answer = answers.pop() if len(answers) == 1 else "undecided"
-    return Verdict(answer, f"{answer.capitalize()}: {body}{end}.")
+    body = ", and ".join(_clause(own[name], ways[name], e, first=name == e.metric) for name in names)
+    if not e.expected:
+        return e.says("found", body + _scale_clause(own[e.metric][0], e))
+    if doubt := e.doubt(e.metric):
+        return e.says("undecided", f"{body}, {doubt}")
+    answers = {_answer(way, e.expected) for way in ways.values()}
+    return e.says(answers.pop() if len(answers) == 1 else "undecided", body)
 
 
 def _kind(t: Trend) -> str:
@@ -207,23 +217,21 @@ def _answer(way: str, expected: str) -> str:
     return "yes" if way == expected or (expected == "moves" and way != "flat") else "no"
 
 
-def _clause(trends: Sequence[Trend], way: str, labels: Mapping[str, str], axis: str, ends: tuple[str, str]) -> str:
-    """What one metric does along the axis, with the numbers of the first matrix that does it."""
-    name = words(trends[0].metric, labels)
+def _clause(trends: Sequence[Trend], way: str, e: Evidence, first: bool) -> str:
+    """What one metric does along the axis, with the numbers of the first matrix that does it; the first says what the others
+    leave out."""
+    name = e.words(trends[0].metric)
     grow, fall = ([t for t in trends if _kind(t) == kind] for kind in ("grows", "falls"))
     same = [t for t in trends if _kind(t) == way] or list(trends)
     t = same[0]
-    first, last = _ends(t)
-    spread = ", mean ± sd" if len(t.values) > 1 else ""
+    start, end = _ends(t)
     test = f"ρ {t.rho:.2f}, p = {t.p_value:.2g}".replace("ρ -", "ρ −")
-    if any(ends):  # the first clause says what the others leave out
-        first, last, test = (
-            f"{first} ({ends[0]})",
-            f"{last} ({ends[1]}{spread})",
-            f"Spearman's {test}, {len(t.values)} seed{'s' * (len(t.values) > 1)}",
-        )
-    axis = f" {axis}" if any(ends) else ""
-    numbers = f"from {first} to {last} for the {words(t.matrix, labels)} ({test})"
+    axis = f" {e.axis}" if first else ""
+    if first:
+        spread = ", mean ± sd" if len(t.values) > 1 else ""
+        start, end = f"{start} ({e.ends[0]})", f"{end} ({e.ends[1]}{spread})"
+        test = f"Spearman's {test}, {len(t.values)} seed{'s' * (len(t.values) > 1)}"
+    numbers = f"from {start} to {end} for the {e.words(t.matrix)} ({test})"
     if way == "flat":
         return f"the {name} has no steady trend{axis} in {len(same)} of {matrices(len(trends))}, {numbers}"
     if way == "open":
@@ -235,13 +243,10 @@ def _clause(trends: Sequence[Trend], way: str, labels: Mapping[str, str], axis: 
     return f"the {name} {way}{axis} in {len(same)} of {matrices(len(trends))}{other}, {numbers}"
 
 
-def _scale_clause(trends: Sequence[Trend], shown: Trend, labels: Mapping[str, str]) -> str:
+def _scale_clause(shown: Trend, e: Evidence) -> str:
     """How the largest eigenvalue of the same matrix goes along: of interest, but no answer."""
-    largest = next((t for t in trends if (t.matrix, t.metric) == (shown.matrix, "lambda_max")), None)
-    if largest is None:
-        return ""
-    first, last = _ends(largest)
-    return f", while its {words('lambda_max', labels)} goes from {first} to {last}"
+    largest = next((t for t in e.trends if (t.matrix, t.metric) == (shown.matrix, "lambda_max")), None)
+    return f", while its {e.words('lambda_max')} goes from {' to '.join(_ends(largest))}" if largest else ""
 
 
 def _ends(t: Trend) -> tuple[str, str]:
@@ -251,68 +256,60 @@ def _ends(t: Trend) -> tuple[str, str]:
     return first, last
 
 
-# Blocks --------------------------------------------------------------------------------------------------------------
-def of_blocks(rows: Sequence[Row], labels: Mapping[str, str], *, about: str = "") -> Verdict:
+# Blocks and layers ---------------------------------------------------------------------------------------------------
+def of_blocks(e: Evidence) -> Verdict:
     """Whether matrices are block diagonal, and how unlike their blocks are.
 
     No: each gap is above `NEARLY` by twice its error; yes: each is below it by so much; undecided otherwise.
     """
-    gaps = [(row, name, *row.mean(name)) for row in rows if row.metric == "block_gap" for name in row.values]
-    answers = {"no" if v - 2 * e > NEARLY else "yes" if v + 2 * e < NEARLY else "undecided" for _, _, v, e in gaps}
-    answer = answers.pop() if len(answers) == 1 else "undecided"
+    gaps = [(row, *row.mean(name)) for row in e.rows if row.metric == "block_gap" for name in row.values]
+    answers = {"no" if v - 2 * s > NEARLY else "yes" if v + 2 * s < NEARLY else "undecided" for _, v, s in gaps}
 
-    def said(metric: str, matrix: str) -> str:
-        row = next(row for row in rows if (row.matrix, row.metric) == (matrix, metric))
-        return " and ".join(f"{with_error(*row.mean(name))} {words(name, labels)}" for name in row.values)
+    def said(row: Row) -> str:
+        return " and ".join(f"{with_error(*row.mean(name))} {e.words(name)}" for name in row.values)
 
-    names = dict.fromkeys(row.matrix for row, *_ in gaps)
-    outside = "; ".join(f"{said('block_gap', name)} for the {words(name, labels)}" for name in names)
-    text = f"{answer.capitalize()}: outside of the blocks lies a part of the Frobenius norm of {outside}"
-    alike = [name for name in names if any((row.matrix, row.metric) == (name, "block_js") for row in rows)]
-    if alike:
+    outside = {row.matrix: f"{said(row)} for the {e.words(row.matrix)}" for row, *_ in gaps}
+    text = f"outside of the blocks lies a part of the Frobenius norm of {'; '.join(outside.values())}"
+    if alike := next((row for row in e.rows if row.metric == "block_js" and row.matrix in outside), None):
         text += (
-            f". The blocks of the {words(alike[0], labels)} are unlike by {said('block_js', alike[0])} of at most 1 bit"
+            f". The blocks of the {e.words(alike.matrix)} are unlike by {said(alike)} of at most 1 bit, the mean Jensen–Shannon "
+            "divergence of two of their spectra"
         )
-        text += ", the mean Jensen–Shannon divergence of two of their spectra"
-    return Verdict(answer, f"{text}{f'; {about}' if about else ''}.")
+    return e.says(answers.pop() if len(answers) == 1 else "undecided", text)
 
 
-def of_layers(rows: Sequence[Row], labels: Mapping[str, str], *, about: str = "") -> Verdict:
+def of_layers(e: Evidence) -> Verdict:
     """Whether exponents of weights go with those of the curvature, over layers, after training on true labels.
 
     Yes: the correlation is above 0 by twice its error; no: it is not, and below `SEEN` by so much; undecided otherwise, and where
     fewer than half of the exponents are of tails that pass for power laws.
     """
-    shown = {row.metric: row for row in rows if row.metric.endswith(("_correlation", "accepted"))}
+    shown = {row.metric: row for row in e.rows if row.metric.endswith(("_correlation", "accepted"))}
     name = "true" if "true" in shown["alpha_correlation"].values else next(iter(shown["alpha_correlation"].values))
     value, error = shown["alpha_correlation"].mean(name)
     said = {metric: with_error(*row.mean(name)) for metric, row in shown.items() if name in row.values}
-    shares = [100 * shown[metric].mean(name)[0] for metric in ("layers_accepted", "layers_data_accepted")]
+    weights, blocks = (100 * shown[metric].mean(name)[0] for metric in ("layers_accepted", "layers_data_accepted"))
     answer = "yes" if value - 2 * error > 0 else "no" if value + 2 * error < SEEN else "undecided"
-    answer = "undecided" if min(shares) < 50 else answer
-    text = (
-        f"{answer.capitalize()}: over layers, {words(name, labels)}, exponents of weights and of curvature have a rank "
-        f"correlation of {said['alpha_correlation']}; {shares[0]:.0f} % of the weights and {shares[1]:.0f} % of the blocks have "
-        f"a tail that passes for a power law. Stable and effective rank: {said['rank_correlation']}, largest eigenvalues: "
-        f"{said['scale_correlation']}"
+    return e.says(
+        "undecided" if min(weights, blocks) < 50 else answer,
+        f"over layers, {e.words(name)}, exponents of weights and of curvature have a rank correlation of "
+        f"{said['alpha_correlation']}; {weights:.0f} % of the weights and {blocks:.0f} % of the blocks have a tail that passes "
+        "for a power law. "
+        f"Stable and effective rank: {said['rank_correlation']}, largest eigenvalues: {said['scale_correlation']}",
     )
-    return Verdict(answer, f"{text}{f'; {about}' if about else ''}.")
 
 
 # Noise for inputs ----------------------------------------------------------------------------------------------------
-def of_noise(
-    rows: Sequence[Row], labels: Mapping[str, str], *, about: str = "", missed: tuple[int, int] = (0, 0)
-) -> Verdict:
+def of_noise(e: Evidence) -> Verdict:
     """Whether Marchenko and Pastur's law holds for networks with Gaussian inputs.
 
     Yes: it is accepted in more than half of their spectra, over matrices and seeds, and in fewer than half of those with real
     inputs. No: it is refused in more than half of theirs. Undecided otherwise, and where networks missed their target loss.
     """
-    held = {
-        name: [v for row in rows if row.metric == "mp_accepted" for v in row.values.get(name, ())]
-        for name in ("real", "gaussian")
-    }
-    ours, theirs = (held[name] for name in ("gaussian", "real"))
+    ours, theirs = (
+        [v for row in e.rows if row.metric == "mp_accepted" for v in row.values.get(name, ())]
+        for name in ("gaussian", "real")
+    )
     if not ours:
         return Verdict("undecided", "Undecided: no spectrum of a network with Gaussian inputs has a bulk to look at.")
     accepted, answer = int(sum(ours)), "undecided"
@@ -320,39 +317,29 @@ def of_noise(
         answer = "yes"
     elif 2 * accepted < len(ours):
         answer = "no"
-    row = next((row for row in rows if row.metric == "mp_ks" and {"real", "gaussian"} <= set(row.values)), None)
     body = f"the law holds in {accepted} of {len(ours)} spectra with Gaussian inputs"
     body += f" and in {int(sum(theirs))} of {len(theirs)} with real ones"
+    row = next((row for row in e.rows if row.metric == "mp_ks" and {"real", "gaussian"} <= set(row.values)), None)
     if row is not None:
         far = [with_error(*row.mean(name)) for name in ("gaussian", "real")]
         spread = " (mean ± sd)" if len(row.values["real"]) > 1 else ""
         body += f"; its CDF is {far[0]} away with Gaussian and {far[1]} with real inputs{spread}"
-        body += f" for the {words(row.matrix, labels)}"
-    return _given(answer, body, missed, about)
+        body += f" for the {e.words(row.matrix)}"
+    return e.judges(answer, body)
 
 
 # Classes -------------------------------------------------------------------------------------------------------------
-def of_classes(
-    rows: Sequence[Row],
-    classes: Mapping[str, int],
-    trained: Sequence[str],
-    labels: Mapping[str, str],
-    *,
-    about: str = "",
-    missed: tuple[int, int] = (0, 0),
-) -> Verdict:
-    """Whether trained networks of C classes have C − 1 or C outliers; `classes` are those of each condition.
+def of_classes(e: Evidence) -> Verdict:
+    """Whether trained networks of C classes have C − 1 or C outliers.
 
     Yes: more than half of all their spectra have so many; no: more than half have another number; undecided otherwise, as where
     the spectra cannot tell, and where networks missed their target loss.
     """
-    counts = {
-        name: [v for row in rows if row.metric == "outliers" for v in row.values.get(name, ())]
-        + [math.nan] * sum(name not in row.values for row in rows if row.metric == "outliers")
-        for name in classes
-    }
-    after = [(v, classes[name]) for name in trained for v in counts[name]]
-    before = [(v, classes[name]) for name in classes if name not in trained for v in counts[name]]
+    rows = [row for row in e.rows if row.metric == "outliers"]
+    after, before = [], []
+    for name, C in e.classes.items():
+        counts = [v for row in rows for v in row.values.get(name, (math.nan,))]
+        (after if name in e.trained else before).extend((v, C) for v in counts)
     if not after:
         return Verdict("undecided", "Undecided: no trained network has a curvature to look at.")
 
@@ -365,7 +352,7 @@ def of_classes(
     fits = one_less + one_each
     answer = "yes" if 2 * fits > len(after) else "no" if 2 * (len(after) - fits - unknown) > len(after) else "undecided"
     body = f"C − 1 eigenvalues stand apart in {one_less} and C in {one_each} of {len(after)} spectra after training"
-    body += f", C from {min(classes.values())} to {max(classes.values())}"
+    body += f", C from {min(e.classes.values())} to {max(e.classes.values())}"
     if others:
         body += f" (else {', '.join(others[:3])}{', …' if len(others) > 3 else ''})"
     if unknown:
@@ -373,32 +360,26 @@ def of_classes(
     if before:
         pairs, each = share(before, lambda c: c * (c - 1)), share(before, lambda c: c)
         body += f"; before training C (C − 1) in {pairs} and C in {each} of {len(before)}"
-    return _given(answer, body, missed, about)
+    return e.judges(answer, body)
 
 
 # Negative curvature --------------------------------------------------------------------------------------------------
-def of_index(
-    curves: Sequence[Curve],
-    trained: Sequence[str],
-    labels: Mapping[str, str],
-    *,
-    about: str = "",
-    missed: tuple[int, int] = (0, 0),
-) -> Verdict:
-    """Whether the Hessians of the conditions `trained` have no negative eigenvalue.
+def of_index(e: Evidence) -> Verdict:
+    """Whether the Hessians of trained networks have no negative eigenvalue.
 
     No: the 95 % interval of their number lies above 0 in every one; yes: it is 0 alone in every one; undecided otherwise,
     and where networks missed their target loss. Intervals are those of `negative_mass`; exact eigenvalues are counted.
     """
-    groups = {name: [c.spectrum for c in curves if c.condition == name] for name in conditions_of(curves)}
+    groups = {name: [c.spectrum for c in e.curves if c.condition == name] for name in conditions_of(e.curves)}
     parts = {name: [negative_mass(spectrum) for spectrum in own] for name, own in groups.items()}
-    after = [part.fraction for name in trained for part in parts.get(name, [])]
+    after = [part.fraction for name in e.trained for part in parts.get(name, [])]
     if not after:
         return Verdict("undecided", "Undecided: no trained network has a Hessian to look at.")
-    answer = "no" if all(e.lower > 0 for e in after) else "yes" if all(e.upper <= 0 for e in after) else "undecided"
+    answer = "no" if all(f.lower > 0 for f in after) else "yes" if all(f.upper <= 0 for f in after) else "undecided"
 
     def said(name: str) -> str:
-        fraction, mass = (100 * np.array([float(e) for e in part]) for part in zip(*parts[name], strict=True))
+        fraction = 100 * np.array([float(p.fraction) for p in parts[name]])
+        mass = mean_and_error(*zip(*((100 * p.mass.value, 100 * p.mass.stderr) for p in parts[name]), strict=True))
         low = min(float(p.fraction.lower) for p in parts[name])
         high = max(float(p.fraction.upper) for p in parts[name])
         dims = {s.dim for s in groups[name]}
@@ -410,29 +391,23 @@ def of_index(
             part = (
                 f"{fraction.mean():.3g} % of the eigenvalues are negative (95 %: {100 * low:.3g} to {100 * high:.3g} %)"
             )
-        return f"{words(name, labels)}, {part} and hold {mass.mean():.2g} % of Σ|λ|"
+        spread = " (mean ± sd)" if len(groups[name]) > 1 else ""
+        return f"{e.words(name)}, {part} and hold {with_error(*mass)} %{spread} of Σ|λ|"
 
-    order = [*trained, *(name for name in parts if name not in trained)]
-    return _given(answer, "; ".join(said(name) for name in order if parts.get(name)), missed, about)
+    order = [*e.trained, *(name for name in parts if name not in e.trained)]
+    return e.judges(answer, "; ".join(said(name) for name in order if parts.get(name)))
 
 
 # Single samples ------------------------------------------------------------------------------------------------------
-def of_prototypes(
-    rows: Sequence[Row],
-    sizes: Mapping[str, int],
-    labels: Mapping[str, str],
-    *,
-    about: str = "",
-    missed: tuple[int, int] = (0, 0),
-) -> Verdict:
+def of_prototypes(e: Evidence) -> Verdict:
     """Whether the diagonal of the probabilities is more unequal than that of the logits, and its largest samples are shared.
 
     Of networks trained on true labels, split by split: unequal where the Gini coefficient of the probabilities is above that of
     the logits on all seeds and Student's 95 % interval of the mean difference excludes zero; shared where the overlap of the
     largest tenth exceeds chance by 3 standard deviations. Yes: both on every split; no: on every split one of them fails;
-    undecided otherwise, and where networks missed their target loss. `sizes` are the numbers of samples of each matrix.
+    undecided otherwise, and where networks missed their target loss.
     """
-    known = {(row.matrix, row.metric): row for row in rows if "true" in row.values}
+    known = {(row.matrix, row.metric): row for row in e.rows if "true" in row.values}
     splits = [matrix for matrix, metric in known if metric == "prototype_overlap" and ".probs." in matrix]
     if not splits:
         return Verdict("undecided", "Undecided: fewer than two seeds share samples, so that nothing can be compared.")
@@ -441,57 +416,49 @@ def of_prototypes(
         other = known.get((matrix.replace(".probs.", ".logits."), "gini"))
         own, overlap = known[matrix, "gini"], known[matrix, "prototype_overlap"]
         d = np.array([]) if other is None else np.array(own.values["true"]) - np.array(other.values["true"])
-        seeds, n = len(overlap.values["true"]), sizes[matrix]
+        seeds, n = len(overlap.values["true"]), e.sizes[matrix]
         chance = max(1, round(n / 10)) / n
         away = np.mean(overlap.values["true"]) - chance
         both.append((_sign(d) == ("larger", True), bool(away > 3 * overlap.errors["true"][0] * math.sqrt(2 / seeds))))
     answer = "yes" if all(map(all, both)) else "undecided" if any(map(all, both)) else "no"
     first = splits[0]
     numbers = {metric: with_error(*known[first, metric].mean("true")) for metric in ("max_over_mean", "gini")}
-    shared = float(np.mean(known[first, "prototype_overlap"].values["true"]))
+    shared = with_error(*(100 * number for number in known[first, "prototype_overlap"].mean("true")))
     logits = known.get((first.replace(".probs.", ".logits."), "gini"))
     against = "" if logits is None else f" (logits: {with_error(*logits.mean('true'))})"
     body = (
-        f"of the {words(first, labels)} the largest is {numbers['max_over_mean']} times the mean and the Gini coefficient "
-        f"{numbers['gini']}{against}, and {100 * shared:.0f} % of the tenth that stands out is the same for two seeds, of which "
-        f"chance gives 10 %"
+        f"of the {e.words(first)} the largest is {numbers['max_over_mean']} times the mean and the Gini coefficient "
+        f"{numbers['gini']}{against}, and {shared} % (mean ± sd) of the tenth that stands out is the same for two seeds, of "
+        f"which chance gives 10 %"
     )
     if len(splits) > 1:
         unequal, alike = (sum(part) for part in zip(*both, strict=True))
         body += f"; unequal in {unequal} and shared in {alike} of {len(splits)} splits"
-    return _given(answer, body, missed, about)
+    return e.judges(answer, body)
 
 
-def of_information(
-    rows: Sequence[Row],
-    sizes: Mapping[str, int],
-    labels: Mapping[str, str],
-    *,
-    about: str = "",
-    missed: tuple[int, int] = (0, 0),
-) -> Verdict:
+def of_information(e: Evidence) -> Verdict:
     """Whether labels lie in the information space more if they are true, by `compared`, and what chance would give.
 
-    `sizes` are the directions of each matrix: a space of r of n directions holds r/n of labels that know nothing of it.
+    A space of r of n directions holds r/n of labels that know nothing of it.
     """
-    known = {(row.matrix, row.metric): row for row in rows if {"true", "random"} <= set(row.values)}
     said = []
-    for matrix, metric in known:
-        space = known.get((matrix, "information_dimension"))
-        if metric == "own_information_alignment" and space is not None:
-            chance = [f"{100 * space.mean(name)[0] / sizes[matrix]:.2g}" for name in ("true", "random")]
-            said.append(f"{' and '.join(chance)} % of the {words(matrix, labels)}")
+    for row in e.rows:
+        space = e.row(row.matrix, "information_dimension")
+        if row.metric == "own_information_alignment" and {"true", "random"} <= set(row.values) and space is not None:
+            chance = [f"{100 * space.mean(name)[0] / e.sizes[row.matrix]:.2g}" for name in ("true", "random")]
+            said.append(f"{' and '.join(chance)} % of the {e.words(row.matrix)}")
     clause = f"chance gives, with true and with random labels, {', '.join(said)}" if said else ""
-    about = "; ".join(text for text in (clause, about) if text)
-    return compared(rows, "own_information_alignment", labels, expected="larger", about=about, missed=missed)
+    about = "; ".join(text for text in (clause, e.about) if text)
+    return compared(replace(e, metric="own_information_alignment", expected="larger", about=about))
 
 
-def _given(answer: str, body: str, missed: tuple[int, int], about: str) -> Verdict:
-    """The answer, undecided where networks missed their target loss."""
-    end = f"; {about}" if about else ""
-    if missed[0]:
-        answer, body = "undecided", f"{body}, {_doubt('', '', missed, 2)}"
-    return Verdict(answer, f"{answer.capitalize()}: {body}{end}.")
+RULES: dict[str, Callable[[Evidence], Verdict]] = {
+    rule.__name__: rule
+    for rule in (
+        compared, followed, of_blocks, of_layers, of_noise, of_classes, of_index, of_prototypes, of_information,
+    )
+}  # fmt: skip
 
 
 # One matrix ----------------------------------------------------------------------------------------------------------
