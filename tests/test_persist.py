@@ -377,10 +377,15 @@ def test_seconds_of_earlier_sessions_count(tmp_path, monkeypatch, estimate):
     assert whole.products == 20
 
 
-@pytest.mark.parametrize("often", [True, False], ids=["saved often", "saved at the signal"])
 @pytest.mark.parametrize(
-    "options",
-    [{"tol": 0.006}, {"budget": 150}, {"tol": 0.004, "budget": 150}, {"tol": {"count": (0.52, 20, 6)}}],
+    ("options", "often"),
+    [
+        ({"tol": 0.006}, True),
+        ({"tol": 0.006}, False),
+        ({"budget": 150}, False),
+        ({"tol": 0.004, "budget": 150}, True),
+        ({"tol": {"count": (0.52, 20, 6)}}, False),
+    ],
     ids=str,
 )
 def test_what_an_adaptive_run_decides_does_not_depend_on_interruptions(tmp_path, monkeypatch, options, often):

@@ -18,13 +18,12 @@ from spectral.results import Measured
 
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "reference").glob("*.rst"))
 CLASSES = [
-    spectral.Operator, spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher,
-    spectral.EmpiricalFisher, spectral.operators.Gram, spectral.Spectrum, spectral.Estimate, spectral.Band,
-    spectral.Density, spectral.Atoms, spectral.Eigenpairs, spectral.SingularTriplets, spectral.Solution,
-    spectral.Product, spectral.Plan, functionals.NegativeMass, analysis.Alignment, analysis.MarchenkoPastur,
-    analysis.Outliers, analysis.PowerLaw, spectral.LowRankPlusDiagonal, spectral.LayerTable, spectral.Watcher,
-    watch.Reading, watch.Skipped, analysis.ClassStructure, analysis.Lyapunov, analysis.LogSingularValues,
-    analysis.Comparison,
+    spectral.Operator, spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher,
+    spectral.operators.Gram, spectral.Spectrum, spectral.Estimate, spectral.Band, spectral.Density, spectral.Atoms,
+    spectral.Eigenpairs, spectral.SingularTriplets, spectral.Solution, spectral.Product, spectral.Plan,
+    functionals.NegativeMass, analysis.Alignment, analysis.MarchenkoPastur, analysis.Outliers, analysis.PowerLaw,
+    spectral.LowRankPlusDiagonal, spectral.LayerTable, spectral.Watcher, watch.Reading, watch.Skipped,
+    analysis.ClassStructure, analysis.Lyapunov, analysis.LogSingularValues, analysis.Comparison,
 ]  # fmt: skip
 NETWORKS = {
     kind.__name__: kind
