@@ -271,14 +271,19 @@ def sentence(problem: BaseException, given: list[str]) -> str:
     text = str(problem)
     if isinstance(problem, MissingMandatoryValue) or isinstance(problem.__cause__, MissingMandatoryValue):
         name = getattr(problem, "full_key", None) or getattr(problem.__cause__, "full_key", None) or "A setting"
-        return f"{name} must be given; add {name}=VALUE."
+        value = {"model.path": "net.py:FUNCTION", "data.path": "batches.py:FUNCTION or data.path=FILE.npz"}.get(
+            name, "VALUE"
+        )
+        return f"{name} must be given; add {name}={value}."
     if isinstance(problem, InterpolationKeyError) and (key := re.search(r"key '([^']+)' not found", text)):
         return f"{problem.full_key} follows {key.group(1)}, which is not there; choose another {key.group(1).split('.')[0]}."
     if options := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+((?:\S+\n\s)*\S+)", text):
         wanted, group, names = options.groups()
         if group == "hydra/launcher":
             return "launcher= needs hydra's launchers, which are not installed; run: pip install 'spectral[sweeps]'."
-        return f"There is no {wanted.replace('/', '=', 1)}; {group} is one of {', '.join(names.split())}."
+        value = wanted.partition("/")[2]
+        hint = f"; your own is {group}=file {group}.path={value}" if own.place(value) else ""
+        return f"There is no {wanted.replace('/', '=', 1)}; {group} is one of {', '.join(names.split())}{hint}."
     if isinstance(problem, ConfigCompositionException):
         key = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text)
         if key:

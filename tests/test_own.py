@@ -59,7 +59,7 @@ def test_a_file_runs_only_if_it_is_listed_wherever_its_name_leads(tmp_path):
     (tmp_path / "sub" / "link.py").symlink_to(tmp_path / "sub" / "net.py")
     for path in (tmp_path / "sub" / "net.py", tmp_path / "sub" / "link.py"):
         assert not own.is_trusted(str(path), trust)
-        with pytest.raises(ValueError, match=r"must be allowed by name: add trust=\["):
+        with pytest.raises(ValueError, match=r"must be allowed by name: add 'trust=\["):
             made(path, trust)
     assert not list(tmp_path.rglob("hit"))
 
@@ -103,8 +103,9 @@ def test_a_trusted_file_imports_what_is_listed_and_nothing_else_beside_it(tmp_pa
 
 
 FAILURES = {
-    "no function": ("def mke():\n    pass\n", "net.py has no function make; it has mke"),
-    "no function at all": ("make = 3\n", "net.py has no function make; it has none"),
+    "no function": ("def mke():\n    pass\n", "net.py has no function or class make; it has mke"),
+    "no function at all": ("make = 3\n", "net.py has no function or class make; it has none"),
+    "another class": ("class Net:\n    pass\n", "net.py has no function or class make; it has Net"),
     "raises": (
         "def make():\n    x = 1\n    return x / 0\n",
         "net.py, line 3 failed with ZeroDivisionError: division by zero",
@@ -385,7 +386,10 @@ def test_nothing_of_ones_own_runs_unless_it_is_typed(here, monkeypatch, capsys):
     )
     own_folder = ["--config-dir", str(here / "conf")]
     for more, said in (
-        ([], "model.path=net.py:make runs your own Python, which must be allowed by name: add trust=[net.py]."),
+        (
+            [],
+            "model.path=net.py:make runs your own Python, which must be allowed by name: add 'trust=[net.py,batches.py]'.",
+        ),
         (["trust=[net.py]"], "data.path=batches.py:make runs your own Python"),
         ([*own_folder, "+attack=a"], "lets Python of your own run; type trust=[FILE.py] yourself"),
         ([*own_folder, "+attack=b", "-m"], "lets Python of your own run; type trust=[FILE.py] yourself"),

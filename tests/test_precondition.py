@@ -205,3 +205,41 @@ def test_what_is_no_preconditioner_is_one_sentence():
 def test_a_function_that_changes_the_shape_is_refused_where_it_does():
     with pytest.raises(ValueError, match="must keep shape and dtype"):
         precondition(as_operator(np.eye(3)), lambda V: V[:2]) @ np.ones(3)
+
+
+# KFAC and EKFAC of curvlinops ------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["KFACLinearOperator", "EKFACLinearOperator"])
+def test_kfac_of_one_linear_layer_is_its_curvature_and_gives_ones(kind):
+    curvlinops = pytest.importorskip("curvlinops")
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3).double(), torch.randn(40, 4, dtype=torch.float64), torch.randn(40, 3).double()
+    A = spectral.GaussNewton(model, nn.MSELoss(), [(x, y)])
+    options = {"fisher_type": "type-2", "separate_weight_and_bias": False}
+    K = getattr(curvlinops, kind)(model, nn.MSELoss(), list(model.parameters()), [(x, y)], **options)
+    assert np.allclose(spectral.exact(precondition(A, K)).nodes, 1.0) or np.allclose(
+        spectral.exact(precondition(A, K)).atoms.values, 1.0
+    )
+    backwards = getattr(curvlinops, kind)(model, nn.MSELoss(), [model.bias, model.weight], [(x, y)], **options)
+    with pytest.raises(ValueError, match="in another order"):
+        precondition(A, backwards)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("kind", ["KFACLinearOperator", "EKFACLinearOperator"])
+def test_a_damped_inverse_of_kfac_gives_the_eigenvalues_of_its_product_with_the_matrix(kind, separate):
+    curvlinops = pytest.importorskip("curvlinops")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    data, loss = [(torch.randn(30, 4, dtype=torch.float64), torch.arange(30) % 3)], nn.CrossEntropyLoss()
+    A = spectral.GaussNewton(model, loss, data)
+    options = {"fisher_type": "type-2", "separate_weight_and_bias": separate}
+    K = getattr(curvlinops, kind)(model, loss, list(model.parameters()), data, **options)
+    exact = {"use_exact_damping": kind == "EKFACLinearOperator"}
+    inverse = curvlinops.KFACInverseLinearOperator(K, damping=0.03, **exact)
+    product = (inverse @ torch.eye(len(A.empty()), dtype=torch.float64)).numpy() @ dense(A)
+    expected = np.sort(np.linalg.eigvals(product).real)
+    np.testing.assert_allclose(np.linalg.eigvalsh(dense(precondition(A, inverse))), expected, atol=1e-9)
+    with pytest.raises(ValueError, match="pass KFACInverseLinearOperator"):
+        precondition(A, K)  # the gradients of a softmax sum to zero: singular

@@ -72,9 +72,17 @@ def test_held_pairs_are_measured_by_the_first_products_alone():
     assert warm.meta["missed"] == 0.1 and cold.meta == {}
 
 
-@pytest.mark.parametrize(("k", "part"), [(1, 0.3), pytest.param(3, 0.4, marks=pytest.mark.slow)])
-def test_training_that_moves_slowly_takes_three_tenths_of_the_cold_products(k, part):
-    """A Gauss-Newton matrix and its largest eigenvalues, after each step of gradient descent: products are counted."""
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("k", "part"), [(1, 0.3), pytest.param(3, 0.3, marks=SLOW), (5, 0.36), pytest.param(10, 0.34, marks=SLOW)]
+)
+def test_training_that_moves_slowly_takes_a_third_of_the_cold_products(k, part):
+    """A Gauss-Newton matrix and its largest eigenvalues, after each step of gradient descent: products are counted.
+
+    k of them measure the residuals, whatever was found before; a cold run takes 19, 28, 31 and 50.
+    """
     torch.manual_seed(1)
     x = torch.randn(64, 8, dtype=torch.float64)
     y = (x[:, :4].sum(1) > 0).long() + 2 * (x[:, 4] > 0)
@@ -93,6 +101,17 @@ def test_training_that_moves_slowly_takes_three_tenths_of_the_cold_products(k, p
         loss(model(x), y).backward()
         optimizer.step()
     assert warm <= part * cold, (warm, cold)
+
+
+def test_pairs_made_better_are_measured_without_further_products():
+    """Residuals that the recurrence tells are those of the vectors, and the values lie within them."""
+    A = rotated([9.0, 8.0, 7.0, *np.linspace(0, 1, 60)])
+    start = top(moved(A, 5e-3), 3, tol=1e-6).vectors
+    warm = top(A, 3, tol=1e-3, start=start)
+    V = warm.vectors.numpy()
+    np.testing.assert_allclose(V.T @ V, np.eye(3), atol=1e-13)
+    np.testing.assert_allclose(np.linalg.norm(A @ V - V * warm.values, axis=0), warm.residuals, atol=1e-12)
+    assert warm.meta["start"]["held"] == 0 and warm.converged.all() and warm.products <= 3 + 3 + 4
 
 
 @pytest.mark.parametrize(

@@ -470,11 +470,13 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) 
 
 def _check_trust(config: Mapping[str, Any]) -> None:
     """Raise for Python of one's own that is not listed."""
-    for setting in ("model", "data"):
-        found = own.place(path := config[setting].get("path"))
-        if found is not None and not own.is_trusted(found[0], config.get("trust", ())):
+    paths = {f"{setting}.path": config[setting].get("path") for setting in ("model", "data")}
+    files = {setting: found[0] for setting, path in paths.items() if (found := own.place(path))}
+    for setting, file in files.items():
+        if not own.is_trusted(file, config.get("trust", ())):
+            needed = ",".join(dict.fromkeys(files.values()))
             raise ValueError(
-                f"{setting}.path={path} runs your own Python, which must be allowed by name: add trust=[{found[0]}]."
+                f"{setting}={paths[setting]} runs your own Python, which must be allowed by name: add 'trust=[{needed}]'."
             )
 
 

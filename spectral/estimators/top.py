@@ -6,7 +6,8 @@ It shows it in one of three ways: its Krylov space is invariant and has been see
 something worse; or the bound of Kuczynski and Wozniakowski (1992) for random starts rules anything better out.
 
 From vectors of an earlier run (`start`) the search begins with their Rayleigh-Ritz pairs, one product a vector. Those that still
-hold are locked at once; the others are followed together, from their sum, which costs a step for each of them and not a block.
+hold are locked at once, and those that nearly do after a step along their own residuals; others are followed together, from their
+sum, which costs a step for each of them and not a block.
 
 Legend: n the dimension, k pairs, b vectors in a block, l locked vectors, j start vectors; theta Ritz values.
 """
@@ -50,6 +51,8 @@ MISSED = 1e-4  # probability, for any matrix, that the bound for random starts r
 MISSED_AGAIN = 0.1
 SLOWLY = 0.05  # times ||A||: the residuals of `start` up to which it has
 UNTOLD = 1e300  # what a product may be off, over ||A||, where that is not known
+CLOSE = 10.0  # times the tolerance: residuals of `start` up to which each is made smaller by a step along itself
+ROUNDS = 3  # of such steps, at most
 POOR = 0.25  # times ||A||: the residual from which a vector of `start` tells nothing
 MOST = 50.0  # times n: products after which a search with restarts has stalled, and ends incomplete
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
@@ -198,7 +201,8 @@ def top(
     something worse, or the bound for random starts rules anything better out (wrongly with a probability of 1e-4).
 
     `start` takes one product a vector; pairs that are still within the tolerance then cost nothing more, their residuals
-    included. What is left is to look for something better along a random direction. Where all residuals are below 0.05 ||A||,
+    included, and where all are within ten times of it, the others about one each, a step along their own residual. What is
+    left is to look for something better along a random direction. Where all residuals are below 0.05 ||A||,
     so that the matrix has moved slowly, an earlier run has looked before: the look ends once the mass that its record leaves
     for anything better is one that a random direction is below with a chance of 0.1 (`meta["missed"]`). Four such runs in a
     row, each with another `seed`, are as sure as a run without `start`. Else that chance is 1e-4 as ever.
@@ -239,7 +243,7 @@ def top(
         complete = run.find(k, bar, begin)
     if run.measured is None:
         values, X, residuals = _measured(op, state.V, state.locked_values[:k], KEYS[which], run.norm)
-    else:  # by the products with `start`, of which nothing has been locked since
+    else:  # by the first products, and nothing has been locked since
         values, X, residuals = state.locked_values[:k], state.V[:k].clone(), run.measured
     if isinstance(op, SharedOut):
         op.tally()
@@ -385,9 +389,7 @@ class Search:
         self.warm = False  # whether the run begins with vectors of an earlier one
         self.missed = MISSED  # the chance that something better is ruled out wrongly
         self.held = 0  # of its pairs, those that were still within the tolerance
-        self.measured: np.ndarray | None = (
-            None  # (k,) residuals of the first k vectors, if by the products with `start`
-        )
+        self.measured: np.ndarray | None = None  # (k,) residuals of the first k vectors, where `start` has told them
         Budget(budget, op, file.before).announce(2 * (state.capacity + k))
         if file.state is not None:
             self._resume(file.state)
@@ -431,9 +433,11 @@ class Search:
         return self.verdict
 
     def _begin(self, begin: torch.Tensor) -> None:
-        """Lock the Ritz pairs of `begin` that are among its k best and have converged; what is left of these comes next, summed.
+        """Lock the Ritz pairs of `begin` that are among its k best and have converged; what is left of these comes next.
 
-        One direction has a part on each of them, and its Krylov space finds them together: a block would find them one by one.
+        Where little is missing, each of them by a step along its own residual, which is mostly what is multiplied by the least
+        eigenvalues; all residuals are then known. Else from their sum: one direction has a part on each of them, and its Krylov
+        space finds them together; a block would find them one by one.
         """
         state = self.state
         state.start(begin)
@@ -443,19 +447,43 @@ class Search:
         state.allowed = allowed
         values, S, residuals = state.pairs()
         _, new = self._best(values)
-        good = residuals[new] <= self.tol * self.norm
-        near = ~good & (residuals[new] <= POOR * self.norm)
+        residuals, threshold = residuals[new], self.tol * self.norm
+        good = residuals <= threshold
+        self.held = int(good.sum())
+        if len(new) == self.k and (residuals <= SLOWLY * self.norm).all():
+            self.missed = MISSED_AGAIN
+            if (residuals <= CLOSE * threshold).all() and isinstance(state, BlockLanczos):
+                return self._refine(state, S[:, new], new, residuals, threshold)
+        near = ~good & (residuals <= POOR * self.norm)
         rest = longvectors.combination(S[:, new[near]].sum(1), state.V[: state.size])
         state.lock([], new[good])
-        self.held = int(good.sum())
-        if len(new) == self.k and (residuals[new] <= SLOWLY * self.norm).all():
-            self.missed = MISSED_AGAIN
-        if self.held == self.k:
-            self.measured = residuals[new]
+        return self._follow(rest) if near.any() else None
+
+    def _refine(
+        self, state: BlockLanczos, S: np.ndarray, new: np.ndarray, residuals: np.ndarray, threshold: float
+    ) -> None:
+        """Steps along the residuals of those of k pairs that are above the threshold."""
+        rest = longvectors.combination((state.coupling @ S).T, state.pending)
+        state.lock([], new)
+        for _ in range(ROUNDS):
+            bad = np.flatnonzero(residuals > threshold)
+            if not len(bad) or self.exhausted(len(bad)) or state.size + len(bad) > state.capacity:
+                break
+            rest = state.refine(rest, bad, lambda theta: np.argsort(-self.key(theta), kind="stable")[: self.k])
+            self.bar.update(len(bad))
+            residuals = longvectors.norms(rest)
+        good = residuals <= threshold
+        if good.all():
+            self.measured = residuals
             self.verdict = True if state.locked == state.dim else None
-        elif near.any():
-            state.start(rest[None])
-            self.look = state.size + 1
+        else:
+            direction = longvectors.combination(1.0 * ~good, state.V[: state.size])
+            state.lock(np.flatnonzero(good), np.zeros(0, int))
+            self._follow(direction)
+
+    def _follow(self, direction: torch.Tensor) -> None:
+        self.state.start(direction[None])
+        self.look = self.state.size + 1
 
     def _start(self) -> None:
         """Fresh random directions in the complement of what is locked."""

@@ -102,9 +102,9 @@ def _concluded(seeds: tuple[int, ...], parts: Parts) -> Findings:
                 {
                     "network": words,
                     "seed": seed,
-                    "λ₁": cards.number(float(v[0]), float(r[0])),
-                    "λ₁₀": cards.number(float(v[-1]), float(r[-1])),
-                    "λ₁ / λ₁₀": cards.number(ratios[kind][-1], errors[-1]),
+                    "λ₁": cards.with_error(float(v[0]), float(r[0])),
+                    "λ₁₀": cards.with_error(float(v[-1]), float(r[-1])),
+                    "λ₁ / λ₁₀": cards.with_error(ratios[kind][-1], errors[-1]),
                     "training loss": f"{part.facts['loss']:.2g}",
                 }
             )
@@ -116,7 +116,7 @@ def _concluded(seeds: tuple[int, ...], parts: Parts) -> Findings:
     higher = [own >= without or own >= running for without, own, running in each]
     answer = "yes" if all(lower) else "no" if all(higher) else "undecided"
     said = ", ".join(
-        f"{cards.number(float(estimates[kind]), float(estimates[kind].stderr))} {KINDS[kind][2]}" for kind in KINDS
+        f"{cards.with_error(float(estimates[kind]), float(estimates[kind].stderr))} {KINDS[kind][2]}" for kind in KINDS
     )
     sentence = f"{answer.capitalize()}: λ₁ / λ₁₀ of the Hessian is {said} ({len(seeds)} seed{'s' * (len(seeds) > 1)})."
     return Findings(

@@ -116,7 +116,7 @@ def js_distance(a: Spectrum, b: Spectrum, sigma: float = SIGMA) -> float:
 def _divergence(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
     cells, place = np.unique(np.concatenate([a[0], b[0]]), return_inverse=True)
     p, q = (
-        np.bincount(where, weights=mass, minlength=len(cells))
+        np.bincount(where, weights=mass, minlength=len(cells)).astype(np.float64)
         for where, mass in ((place[: len(a[0])], a[1]), (place[len(a[0]) :], b[1]))
     )
     return bits_apart(p, q)
@@ -150,7 +150,7 @@ def fractions_above(s: Spectrum) -> tuple[Array, Array]:
 
 
 def _number(e: Estimate) -> str:
-    return cards.number(float(e), float(e.stderr))
+    return cards.with_error(float(e), float(e.stderr))
 
 
 def _concluded(parts: Parts) -> Findings:

@@ -139,7 +139,7 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
             {
                 "optimiser": NAMES[kind],
                 "rate η": f"{eta:g}",
-                "curvature over its edge": cards.number(mean, error),
+                "curvature over its edge": cards.with_error(mean, error),
                 "λmax, first step": f"{first:.3g}",
                 "λmax, last third": f"{last:.3g}",
                 "edge": f"{2 / eta:.3g}"
@@ -154,7 +154,7 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
         losses.append(Line(f"{NAMES[kind]}: training loss", label, a["step"], a["loss"]))
     answer = "yes" if set(verdicts) == {"yes"} else "no" if "no" in verdicts else "undecided"
     said = ", ".join(
-        f"{cards.number(float(ratios[key]), float(ratios[key].stderr))} for {NAMES[kind]} at η = {eta:g} ({RATIOS[kind]}, "
+        f"{cards.with_error(float(ratios[key]), float(ratios[key].stderr))} for {NAMES[kind]} at η = {eta:g} ({RATIOS[kind]}, "
         f"{parts[key].arrays['ratio'][0]:.2g} after one step)"
         for kind, eta in runs
         for key in (_key(kind, eta),)

@@ -113,7 +113,7 @@ def call(setting: str, path: str, options: Mapping[str, Any] | None, trust: Trus
     file, name = place(path) or (path, "")
     source = Path(file).resolve()
     if str(source) not in trust:
-        raise Refused(f"{setting}={path} runs your own Python, which must be allowed by name: add trust=[{file}].")
+        raise Refused(f"{setting}={path} runs your own Python, which must be allowed by name: add 'trust=[{file}]'.")
     before = random_state(())
     try:
         random.seed(seed)
@@ -125,10 +125,9 @@ def call(setting: str, path: str, options: Mapping[str, Any] | None, trust: Trus
             _run(module, source, trust)
             make = getattr(module, name, None)
             if not inspect.isroutine(make) and not inspect.isclass(make):
-                known = [
-                    n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__
-                ]
-                raise Refused(f"{file} has no function {name}; it has {', '.join(known) or 'none'}.")
+                callables = {n: v for n, v in vars(module).items() if inspect.isfunction(v) or inspect.isclass(v)}
+                known = [n for n, v in callables.items() if v.__module__ == module.__name__]
+                raise Refused(f"{file} has no function or class {name}; it has {', '.join(known) or 'none'}.")
             try:
                 given = inspect.signature(make).bind(**(options or {}))
             except TypeError as problem:

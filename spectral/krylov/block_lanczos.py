@@ -73,6 +73,8 @@ class BlockLanczos(RestartedKrylov):
         H[:j, j : j + b] = self.coupling.T
         H[j : j + b, j : j + b] = (C[j:] + C[j:].T) / 2
         self.norm = max(self.norm, float(np.abs(H[j : j + b, : j + b]).sum(1).max()))
+        l = self.locked  # what these are coupled by was forgotten, and is seen here
+        H[:l, j : j + b], H[j : j + b, :l] = C[:l], C[:l].T
         Q, R = longvectors.independent(W, V, self.floor, self.agree)
         self._hold_symmetric(C, max(self.norm, float(np.linalg.norm(R, axis=0).max(initial=0.0))))
         self.pending = Q[: self.dim - j - b]  # beyond n there is only rounding
@@ -130,6 +132,24 @@ class BlockLanczos(RestartedKrylov):
         b = self.coupling[0, self.locked :] @ S
         u = 1 / (theta - x)
         return float((u @ (S[0] * b)) ** 2 / (1 + (u * u) @ (b * b)))
+
+    def refine(self, rest: torch.Tensor, along: Indices, best: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
+        """One block step along some rows of `rest` (l, n), A X - X Theta of the locked X; the l `best` pairs are then locked.
+
+        Returns A Y - Y Theta of these, Y = X a + W c: rest a - W D^T a + P B (a, c), D what X and the block W are coupled by.
+        """
+        l = self.locked
+        self.start(torch.stack([rest[i] for i in along]))
+        self.step()
+        j, H = self.size, self.H
+        values, S = np.linalg.eigh(H[:j, :j])
+        S = S[:, best(values)]
+        C = np.concatenate([S[:l], -H[l:j, :l] @ S[:l], self.coupling @ S])
+        rest = longvectors.combination(C.T, torch.cat([rest, self.V[l:j], self.pending]))
+        self.locked = 0  # what was locked is as the rest again
+        self.lock([], best(values))
+        self.forgotten = float(np.linalg.norm(longvectors.norms(rest)))
+        return rest
 
     def restart(self, chosen: Indices) -> None:
         """Of the Ritz vectors `chosen`, T becomes diagonal, with an arrow once the pending block is multiplied."""

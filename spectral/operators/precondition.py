@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from spectral import arrays, persist
+from spectral.operators import kronecker
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Derived, Gram, Operator, Product
 from spectral.pieces import Piece, Shards, local
@@ -32,8 +33,10 @@ def precondition(A: Any, P: Any) -> Operator:
         Hessian, GaussNewton, Fisher, EmpiricalFisher, J.gram("right"), sums and shifts of them.
     P : torch.optim.Optimizer, array, mapping, operator or callable
         An optimizer: Adam or AdamW (amsgrad too), RMSprop (centered too), SGD (the identity). A diagonal: an array (n,), or
-        {name: tensor} as `A.unflatten` gives it. Else what multiplies by P^{-1/2} (not by P): whatever `as_operator` takes
-        (n, n), or a function of a block (n, b), which is then meant to be symmetric.
+        {name: tensor} as `A.unflatten` gives it. KFAC or EKFAC of curvlinops over the parameters of A in its order, or the
+        KFACInverseLinearOperator of one, whose damping is then a part of P; factors are those of now. Else what multiplies by
+        P^{-1/2} (not by P): whatever `as_operator` takes (n, n), or a function of a block (n, b), which is then meant to be
+        symmetric.
 
     Returns
     -------
@@ -47,7 +50,7 @@ def precondition(A: Any, P: Any) -> Operator:
         For a P that is none of these, an optimizer that is none of the four, and one with an A over no parameters.
     ValueError
         For an A that is not square, a diagonal of another size or with an entry that is not finite and positive, and a
-        parameter of A that is not the optimizer's or has not been stepped yet.
+        parameter of A that is not the optimizer's or has not been stepped yet; KFAC that is singular or of other parameters.
 
     Notes
     -----
@@ -209,6 +212,9 @@ def _root(A: Operator, P: Any) -> Operator:
         if A.shards is not None and isinstance(P, torch.Tensor) and not isinstance(P, Piece) and len(P) == A.shape[0]:
             P = A.shards.part(P)
         return Diagonal(A, A.columns(P)[:, 0])
+    if kronecker.recognised(P):
+        _in_order(A, P)
+        return as_operator(kronecker.inverse_root(P))
     if hasattr(P, "shape") and hasattr(P, "__matmul__"):
         return as_operator(P)
     if callable(P):
@@ -268,6 +274,21 @@ def _reader(optimizer: torch.optim.Optimizer) -> Reader:
             f"{', '.join(kind.__name__ for kind in READERS)}, or pass its diagonal as a tensor or a dict by parameter."
         )
     return reader
+
+
+def _in_order(A: Operator, P: Any) -> None:
+    """One sentence where curvlinops has other parameters than A, or in another order."""
+    networks = [leaf.network for leaf in getattr(A, "sources", {A}) if hasattr(leaf, "network")]
+    theirs = getattr(getattr(P, "_A", P), "_params", None)
+    if not networks or theirs is None:
+        return
+    named = dict(networks[0].model.named_parameters())
+    ours = [named.get(name) for name in A.unflatten(A.empty().zero_())]
+    if [id(p) for p in ours] != [id(p) for p in theirs]:
+        raise ValueError(
+            f"{type(P).__name__} is over other parameters than {A!r}, or has them in another order; build it with "
+            "[p for p in model.parameters() if p.requires_grad], or A with params=[...]."
+        )
 
 
 def _matched(A: Operator, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

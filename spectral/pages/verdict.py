@@ -336,7 +336,8 @@ def of_classes(e: Evidence) -> Verdict:
     the spectra cannot tell, and where networks missed their target loss.
     """
     rows = [row for row in e.rows if row.metric == "outliers"]
-    after, before = [], []
+    after: list[tuple[float, int]] = []
+    before: list[tuple[float, int]] = []
     for name, C in e.classes.items():
         counts = [v for row in rows for v in row.values.get(name, (math.nan,))]
         (after if name in e.trained else before).extend((v, C) for v in counts)
