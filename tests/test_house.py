@@ -117,14 +117,12 @@ def test_private_names_of_torch_are_in_one_place_and_told(trees):
     own = set().union(*map(defined, trees.values()), {"_exit", "_fields"})  # of os, of named tuples
     told, found = (ROOT.parent / "docs" / "versions.md").read_text(), {}
     for module, tree in trees.items():
-        names = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-        names += [
-            part
-            for node in ast.walk(tree)
-            for name in imported(node)
-            if name.startswith("torch")
-            for part in name.split(".")
-        ]
+        names = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                names.append(node.attr)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                names += [part for name in imported(node) if name.startswith("torch") for part in name.split(".")]
         if used := {name for name in names if private(name)} - own:
             assert all(name in told for name in used), f"docs/versions.md says nothing of {used}"
             found[module.removeprefix("spectral.")] = used

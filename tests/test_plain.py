@@ -31,7 +31,10 @@ MATRICES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MATRICES)
+FAST = ("J of inputs", "Hessian", "GaussNewton")  # the others are slow by their number alone
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MATRICES])
 def test_the_tuned_engine_gives_what_the_plain_one_gives(monkeypatch, name):
     """On products in its way, beside a program under test, by the program alone; then on a block, in parts and what is left."""
     dtype = torch.float32 if name in ("J", "GaussNewton") else torch.float64
