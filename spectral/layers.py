@@ -306,8 +306,8 @@ class LayerTable:
         if "data_trace" in self.columns and np.nansum(self["data_trace"]) > 0:
             at = int(np.nanargmax(self["data_trace"]))
             share = self["data_trace"][at] / np.nansum(self["data_trace"])
-            name = self.rows[at]["longname"]
-            said += f"; the data's trace is largest in layer {name}, {100 * share:.0f} % of that of all blocks"
+            most = f"layer {self.rows[at]['longname']}, {100 * share:.0f} %"
+            said += f"; the data's trace is largest in {most} of that of all blocks"
         return f"{said}."
 
     def shown(self) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -60,11 +61,19 @@ def squared_singular_values(W: Tensor) -> tuple[Array, str]:
     if not bool(torch.isfinite(G.diagonal()).all()):
         raise NotFinite("it holds NaN, infinity, or a number whose square is none in float64")
     rows = W[:0]  # the last block is free again
-    values = torch.linalg.eigvalsh(G)  # reads the lower triangle
-    if bool(values[0] >= RESOLVED * values[-1]) and bool(values[-1] > 0):
-        return values.cpu().numpy(), "gram"
+    values = _eigenvalues(G)
+    if values[0] >= RESOLVED * values[-1] > 0:
+        return values, "gram"
     del G, rows
     return torch.linalg.svdvals(W.to(torch.float64)).flip(0).square().cpu().numpy(), "svd"
+
+
+def _eigenvalues(G: Tensor) -> Array:
+    """Ascending, of the lower triangle; on a processor in the memory of G, of which torch would make another copy."""
+    if G.device.type != "cpu":
+        return torch.linalg.eigvalsh(G).cpu().numpy()
+    options: dict[str, Any] = {"overwrite_a": True, "check_finite": False, "driver": "evd"}
+    return np.asarray(scipy.linalg.eigvalsh(G.T.numpy(), lower=False, **options))
 
 
 # The power law -----------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ LISTED = (  # metrics of a spectrum that a table begins with; the others fold aw
     "negative_mass", "alpha",
 )  # fmt: skip
 LEAST_TAIL = 10  # eigenvalues that a start must leave to be drawn
+WIDE = 30  # a ratio of traces from which on their axis is logarithmic
 MOST_ROWS = tables.MOST_ENTRIES
 
 
@@ -255,7 +256,8 @@ def _layers(name: str, t: Any) -> Section:
     for column in columns:
         figure = Figure(figsize=(4.6, 1.1 + 0.22 * min(max(len(t), 4), NAMED)), layout="constrained")
         ax = t.plot(column, ax=figure.add_subplot())
-        ax.set_xscale("log" if column == "data_trace" and (t[column].astype(float) > 0).all() else "linear")
+        known = t[column].astype(float)
+        ax.set_xscale("log" if column == "data_trace" and np.nanmax(known) > WIDE * np.nanmin(known) > 0 else "linear")
         said = "; ".join(f"{row['longname']} {row[column]:.3g}" for row in t.rows[:NAMED])
         panels += figures.of_figure(figure, f"{column} of each layer: {said}").panels
     cut = (f"The table shows the first {MOST_ROWS} of {len(t)} layers.",) if len(t) > MOST_ROWS else ()
