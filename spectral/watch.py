@@ -607,7 +607,9 @@ class Watcher:
         spectra = self.spectra()
         kinds = [what for what in self.options if what != "esd" and len(self.history(what)["step"])]
         if not spectra and (ax is not None or not kinds):
-            raise ValueError(f"nothing was read that could be drawn: {self}.")
+            raise ValueError(
+                f"nothing was read that could be drawn: {self}; a larger share=, share=None or watcher.read(step) reads more."
+            )
         if ax is not None:
             return plotting.waterfall(spectra, ax)
         panels = len(kinds) + bool(spectra)

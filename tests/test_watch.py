@@ -68,6 +68,13 @@ def test_watching_never_takes_more_than_its_share_and_everything_due_is_read_or_
     watcher, told = trained(200, every=25, share=share, product=product, patch=monkeypatch)
     for watched, seconds in told:
         assert watched <= share * seconds + 1e-9
+    saved = (
+        2
+        * 1.25
+        * sum(max((r.seconds for r in watcher.readings if r.what == what), default=0.0) for what in watcher.options)
+    )
+    for i, (watched, seconds) in enumerate(told):  # over every window too, but for what was saved before it
+        assert all(w - watched <= share * (s - seconds) + saved + 1e-9 for w, s in told[i:] if watched > 0.5)
     kinds = list(watcher.options)
     due = [25 * i for i in range(8)]
     for kind in kinds:

@@ -144,7 +144,9 @@ class Files(Mapping[str, Tensor]):
             with safe_open(file, framework="pt") as held:
                 return set(held.keys())
         except SafetensorError as problem:
-            raise ValueError(f"{file} is no safetensors file: {problem}.") from problem
+            raise ValueError(
+                f"{file} is no safetensors file: {problem}; save the state by safetensors.torch.save_file, or pass the model."
+            ) from problem
 
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self.homes[name], framework="pt") as held:
