@@ -234,29 +234,27 @@ def with_cards(work):
             setattr(dist, name, plain[name])
 
 
-def rounded_otherwise(work):
-    """`work()` on hardware of another kind: dots off in their last digits, eigenvectors of the other sign."""
+def rounded_otherwise(off, work):
+    """`work()` on hardware of another kind: dots and eigenvalues off in their last digits, eigenvectors of the other sign."""
     dot, eigh, svd = torch.dot, np.linalg.eigh, np.linalg.svd
-    torch.dot = lambda x, y: dot(x, y) * (1 + 2e-14)
-    np.linalg.eigh = lambda M: (lambda values, S: (values * (1 + 2e-14), -S))(*eigh(M))
-    np.linalg.svd = lambda M: (lambda P, values, Qt: (-P, values, -Qt))(*svd(M))
+    torch.dot = lambda x, y: dot(x, y) * (1 + off)
+    np.linalg.eigh = lambda M: (lambda values, S: (values * (1 + off), -S))(*eigh(M))
+    np.linalg.svd = lambda M: (lambda P, values, Qt: (-P, values * (1 + off), -Qt))(*svd(M))
     try:
         return work()
     finally:
         torch.dot, np.linalg.eigh, np.linalg.svd = dot, eigh, svd
 
 
-def searches(data):
-    """What stops by numbers that are rounded; at step 1 of the multiple of the identity what is left is rounding."""
+def searches(data, on=lambda off, work: work()):
+    """What stops by numbers that are rounded; at step 1 of the multiple of the identity all that is left is rounding."""
     A = gauss_newton(data)
-    single, pairs, block = (
-        1e-30 * A + 3.0 * spectral.I,
-        spectral.top(A, 3, seed=3, basis=9),
-        spectral.top(A, 2, block=2),
-    )
-    triplets = spectral.svd(spectral.Jacobian(CASE.network(), data, engine="fresh"), 2, basis=6)
-    kpm = spectral.kpm(single, probes=2, moments=12)
-    fast = spectral.kpm(A, probes=2, moments=12, recurrence="chebyshev")
+    single = 1e-30 * A + 3.0 * spectral.I
+    kpm = on(2e-14, lambda: spectral.kpm(single, probes=2, moments=12))
+    fast, pairs, block, triplets = on(4e-16, lambda: (
+        spectral.kpm(A, probes=2, moments=12, recurrence="chebyshev"), spectral.top(A, 3, seed=3, basis=9),
+        spectral.top(A, 2, block=2), spectral.svd(spectral.Jacobian(CASE.network(), data, engine="fresh"), 2, basis=6),
+    ))  # fmt: skip
     projectors = [V @ V.T for V in (pairs.vectors, triplets.left, triplets.right)]
     return {
         "kpm": [kpm.nodes[:, 0], kpm.meta["made_steps"], fast.moment(2).value, fast.meta["made_steps"]],
@@ -296,7 +294,7 @@ def two_ranks(rank, folder):
         Tolerance.parts = lambda self, s: (0.0, 0.0)
     found["verdicts"] = told(spectral.slq(A, tol=0.1, seed=1, deflate=False))
     Tolerance.parts = parts
-    found["searches"] = (rounded_otherwise if rank == 1 else lambda work: work())(lambda: searches(data))
+    found["searches"] = searches(data, rounded_otherwise) if rank == 1 else searches(data)
     found["answers"] = answers(data)
     found["another b"] = sentence(lambda: spectral.solve(A, A.probe(5, rank)))
     found["counts"] = counted(lambda: A @ v)

@@ -231,14 +231,18 @@ class Checkpoint:
                 full = before + name
                 if isinstance(value, dict):
                     rest[name] = plain(value, f"{full}.")
-                elif isinstance(value, longvectors.GrowingRows) and len(value) and isinstance(value[0], Piece):
+                elif (
+                    self.shards and isinstance(value, longvectors.GrowingRows) and value and isinstance(value[0], Piece)
+                ):
                     laid.update({f"{full}.{j}": (row, 0) for j, row in enumerate(value)})
                     apart(full, value[0], 0, rows=len(value))
                 elif isinstance(value, Piece):
                     axis = _array(self.rule, full.split(".")).long
                     laid[full] = value, axis
                     apart(full, value, axis)
-                elif isinstance(value, longvectors.GrowingRows) and self.writes:
+                elif isinstance(value, longvectors.GrowingRows):
+                    if not self.writes:
+                        continue
                     described[full] = {"rows": self._append(name, value)}
                     growing.add(name)
                 elif isinstance(value, torch.Tensor):
