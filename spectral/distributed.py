@@ -415,6 +415,29 @@ def first(value: T, device: torch.device | None = None, source: int = 0) -> T:
     return made
 
 
+def decided(A: Any, verdict: T) -> T:
+    """The verdict of the first of the ranks that multiply A, where others may have rounded otherwise.
+
+    Parameters
+    ----------
+    A : Operator
+        Whose `ranks` say how many these are.
+    verdict : object
+        This rank's: whatever later collectives depend on. Tensors are sent too, as of `first`.
+
+    Returns
+    -------
+    object
+        That of the first of them.
+
+    Examples
+    --------
+    >>> decided(spectral.as_operator(np.eye(2)), True)
+    True
+    """
+    return verdict if A.ranks == 1 else first(verdict)
+
+
 def by_first(make: Callable[[], T]) -> T:
     """What rank 0 alone makes, without collectives, on every rank; what it fails with, every rank raises.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ CHUNK = 1 << 18
 # On another device 64 MiB, which its allocator keeps: a piece must outlast the four kernels that are launched for it.
 CHUNK_ELSEWHERE = 1 << 23
 TINY = float(np.finfo(float).tiny)
+NEAR = 64.0  # times what counts as 0: up to there ranks may round to either side of it, and ask the first
 
 
 class GrowingRows(Sequence[torch.Tensor]):
@@ -97,6 +99,21 @@ def largest(X: torch.Tensor) -> float:
     size = max(-float(least), float(most))
     everyone = distributed.gather(lambda: size) if isinstance(X, Piece) else [size]
     return math.nan if any(map(math.isnan, everyone)) else max(everyone)
+
+
+def extremes(X: torch.Tensor) -> torch.Tensor:
+    """(2,): the least and the largest entry, NaN where one is; (0,) where there are none."""
+    own = local(X)
+    ends = torch.stack(torch.aminmax(own)).tolist() if own.numel() else None
+    found = [e for e in (distributed.gather(lambda: ends) if isinstance(X, Piece) else [ends]) if e is not None]
+    values = torch.tensor(found, dtype=torch.float64)
+    return torch.stack([values[:, 0].amin(), values[:, 1].amax()]) if found else values.reshape(0)
+
+
+def finite(X: torch.Tensor) -> bool:
+    """Whether no entry is NaN or infinite, on any rank that holds some."""
+    own = arrays.all_finite(local(X))
+    return all(distributed.gather(lambda: own)) if isinstance(X, Piece) else own
 
 
 def norms(V: torch.Tensor) -> np.ndarray:
@@ -182,14 +199,19 @@ def orthogonalise(W: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def independent(W: torch.Tensor, V: torch.Tensor, floor: float) -> tuple[torch.Tensor, np.ndarray]:
+def independent(
+    W: torch.Tensor, V: torch.Tensor, floor: float, agree: Callable[[Any], Any] = lambda numbers: numbers
+) -> tuple[torch.Tensor, np.ndarray]:
     """W = R^T Q for rows orthogonal to V's: (Q (r, n) orthonormal, R (r, b)); what is at most `floor` long is dropped.
 
-    Gram-Schmidt with pivoting, overwrites W. A direction that comes out of a cancellation is orthogonalised again.
+    Gram-Schmidt with pivoting, overwrites W. A direction that comes out of a cancellation is orthogonalised again. `agree`: the
+    lengths that the first rank has for this rank's, where the order of Q or its number hangs on their rounding.
     """
     Q, R, left, r = W.new_empty(W.shape), np.zeros((len(W), len(W))), list(range(len(W))), 0
     while left:
         lengths = np.array([norm(W[i]) for i in left])
+        if len(left) > 1 or lengths[0] <= NEAR * floor:
+            lengths = agree(lengths)
         i = left[int(lengths.argmax())]
         length = float(lengths.max())
         if length <= floor:
@@ -202,6 +224,8 @@ def independent(W: torch.Tensor, V: torch.Tensor, floor: float) -> tuple[torch.T
             share = norm(q[0])
             length *= share
             q /= max(share, TINY)
+        if length <= NEAR * floor:
+            length = agree(length)
         if length <= floor:
             left.remove(i)
             continue

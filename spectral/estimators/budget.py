@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from spectral import arrays, distributed, longvectors
+from spectral.distributed import decided
 from spectral.estimators.shared_out import SharedOut
 from spectral.krylov import kernels
 from spectral.krylov.symmetry import leaves
@@ -26,7 +27,6 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.version import __version__
 
-T = TypeVar("T")
 # products at most until an operator has chosen how it multiplies
 SETTLE = 8
 SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
@@ -146,22 +146,26 @@ def free_memory(A: Operator) -> int:
 
 def vectors_that_fit(A: Operator, n: int) -> int:
     """How many vectors (n,) a quarter of the free memory holds: what a basis may take."""
-    held = A.shards.most if A.shards is not None and n == A.shape[1] else n
-    return free_memory(A) // 4 // (held * A.dtype.itemsize)
+    return free_memory(A) // 4 // ((entries(A) if n == A.shape[1] else n) * A.dtype.itemsize)
+
+
+def entries(A: Operator) -> int:
+    """Of a vector that A multiplies, those that the rank with the most holds."""
+    return A.shape[1] if A.shards is None else A.shards.most
+
+
+def sharded(A: Operator) -> bool:
+    """Whether ranks hold pieces of the vectors of A, or of what it is made of."""
+    return any(leaf.shards is not None for leaf in leaves(A))
 
 
 def hold_whole(A: Operator, what: str) -> None:
     """One sentence where ranks hold pieces of A's vectors, which `what` needs whole."""
-    if any(leaf.shards is not None for leaf in leaves(A)):
+    if sharded(A):
         raise ValueError(
             f"{what} needs whole vectors, but the ranks hold pieces of those of {A!r}, as its parameters lie (fully_shard); use "
-            "slq, kpm, trace, top or diagonal."
+            "slq, kpm, trace, top, svd, solve, funm or diagonal."
         )
-
-
-def decided(A: Operator, verdict: T) -> T:
-    """The verdict of the first of the ranks that multiply A: others may have rounded otherwise."""
-    return verdict if A.ranks == 1 else distributed.first(verdict)
 
 
 def settle(A: Operator, v: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from spectral import longvectors
-from spectral.krylov.restarted import Indices, RestartedKrylov
+from spectral.krylov.restarted import Indices, Pairs, RestartedKrylov
 from spectral.krylov.symmetry import AGAIN, distance, hold_size, hold_zero, look_again, repeated, wrong
 from spectral.operators.operator import Operator
 from spectral.schema import Array, Items, Law, Number, Rule
@@ -73,7 +73,7 @@ class BlockLanczos(RestartedKrylov):
         H[:j, j : j + b] = self.coupling.T
         H[j : j + b, j : j + b] = (C[j:] + C[j:].T) / 2
         self.norm = max(self.norm, float(np.abs(H[j : j + b, : j + b]).sum(1).max()))
-        Q, R = longvectors.independent(W, V, self.floor)
+        Q, R = longvectors.independent(W, V, self.floor, self.agree)
         self._hold_symmetric(C, max(self.norm, float(np.linalg.norm(R, axis=0).max(initial=0.0))))
         self.pending = Q[: self.dim - j - b]  # beyond n there is only rounding
         self.coupling = np.concatenate([np.zeros((len(self.pending), j)), R[: len(self.pending)]], axis=1)
@@ -108,7 +108,7 @@ class BlockLanczos(RestartedKrylov):
             raise wrong(name, f"they gave a semi-definite matrix the Ritz value {theta:.6g}", again)
         self.allowed = AGAIN * abs(theta) / self.norm
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _pairs(self) -> Pairs:
         values, S = np.linalg.eigh(self.unlocked)
         return values, S, np.linalg.norm(self.coupling[:, self.locked :] @ S, axis=0)
 

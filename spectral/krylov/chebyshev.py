@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.polynomial.chebyshev import chebvander
 
-from spectral import arrays, longvectors
+from spectral import arrays, distributed, longvectors
 from spectral.krylov import kernels
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.krylov.symmetry import AGAIN, expected, look_again, not_finite
@@ -93,15 +93,15 @@ class Chebyshev:
         return len(self.moments) // 2
 
     @property
-    def outside(self) -> bool:
-        """Whether the last moments prove that an eigenvalue lies outside the interval."""
+    def excess(self) -> float:
+        """How far the last moments are above what an interval that holds the spectrum allows, see `excess`."""
         mu = self.moments
-        return outside(np.array(mu[-2:]) / mu[0], len(mu) - 1, self.interval, self.A.dtype)
+        return excess(np.array(mu[-2:]) / mu[0], len(mu) - 1, self.interval, self.A.dtype)
 
     @property
     def ended(self) -> bool:
         """Whether no step is left."""
-        return self.steps >= self.limit or (self.steps > 0 and self.outside)
+        return self.steps >= self.limit or (self.steps > 0 and self.excess > 1)
 
     def state(self) -> dict[str, Any]:
         """All that the recurrence goes on from."""
@@ -132,6 +132,8 @@ class Chebyshev:
         if not math.isfinite(cross) or not math.isfinite(square):
             raise not_finite(f"the product in step {len(mu) // 2 + 1}")
         mu += [cross if first else 2 * cross - mu[1], 2 * square - mu[0]]
+        if self.excess > 0.5:  # others may see it otherwise
+            mu[-2:] = distributed.decided(self.A, mu[-2:])
         self.t_prev, self.t = self.t, t_next
         self.whole = True
         return not self.ended
@@ -154,7 +156,7 @@ class Chebyshev:
             interval=self.interval,
             squared_norm=self.squared_norm,
             dtype=arrays.dtype_name(self.A.dtype),
-            stop=stop or ("outside" if self.steps and self.outside else "steps"),
+            stop=stop or ("outside" if self.steps and self.excess > 1 else "steps"),
             seed=seed,
             index=index,
         )
@@ -180,11 +182,14 @@ def centre(interval: tuple[float, float]) -> tuple[float, float]:
     return low / 2 + high / 2, high / 2 - low / 2
 
 
-def outside(moments: np.ndarray, order: int, interval: tuple[float, float], dtype: torch.dtype) -> bool:
-    """Whether moments up to `order` (of a measure of mass 1) prove that something lies outside: |T_j| <= 1 holds inside alone."""
+def excess(moments: np.ndarray, order: int, interval: tuple[float, float], dtype: torch.dtype) -> float:
+    """How far moments up to `order` (of a measure of mass 1) exceed 1, in units of what rounding may do.
+
+    |T_j| <= 1 holds inside alone: more than 1 proves that something lies outside.
+    """
     c, h = centre(interval)
     slack = EXCESS * arrays.machine_epsilon(dtype) * (1 + abs(c) / h) * (1 + order) ** 2
-    return bool(np.abs(moments).max() > 1 + min(slack, 1.0))
+    return float(np.abs(moments).max() - 1) / min(slack, 1.0)
 
 
 def bounds(records: Sequence[LanczosRecord]) -> tuple[float, float]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from spectral import longvectors
-from spectral.krylov.restarted import Indices, RestartedKrylov
+from spectral.krylov.restarted import Indices, Pairs, RestartedKrylov
 from spectral.krylov.symmetry import AGAIN, hold_size, hold_zero, look_again, repeated, wrong
 from spectral.operators.operator import Operator
 from spectral.schema import Array, Law, Number, Rule, maybe
@@ -89,7 +89,7 @@ class GolubKahan(RestartedKrylov):
         elif self.left is not None:
             row = self.locked + len(self.left)
             self.H[self.locked : row, j] = longvectors.orthogonalise(w[None], self.left)[:, 0].cpu().numpy()
-        alpha = longvectors.norm(w)
+        alpha = self._near(longvectors.norm(w))
         hold_size(w, alpha, f"the product K v after {j} basis vectors")
         self.norm = max(self.norm, float(np.hypot(alpha, np.linalg.norm(self.H[:j, j]))))
         if self.u is not None and abs(across) > self.allowed * self.norm + self.forgotten:
@@ -106,13 +106,17 @@ class GolubKahan(RestartedKrylov):
         u = w.div_(alpha)
         z = torch.sub(self.At @ u, v, alpha=alpha)
         along = longvectors.orthogonalise(z[None], self.V[: j + 1])[:, 0].cpu().numpy()
-        beta = longvectors.norm(z)
+        beta = self._near(longvectors.norm(z))
         hold_size(z, math.hypot(alpha, beta), f"the product K^T u after {j} basis vectors")
         self.norm = max(self.norm, float(np.hypot(alpha, beta)))
         self._hold_transposed(along, u, alpha)
         if beta > self.floor and self.size < self.dim:
             self.beta, self.pending, self.u = beta, z.div_(beta)[None], u
         return 2
+
+    def _near(self, length: float) -> float:
+        """A length, where it may be rounding that of the first rank: whether a vector comes next hangs on it."""
+        return length if length > longvectors.NEAR * self.floor else self.agree(length)
 
     def _hold_transposed(self, along: np.ndarray, u: torch.Tensor, alpha: float) -> None:
         """<v_i, K^T u_j> against <K v_i, u_j>, which is known for i = j; for i < j it is small as far as U is orthogonal."""
@@ -145,7 +149,7 @@ class GolubKahan(RestartedKrylov):
                 raise wrong(name, f"it was {far:.6g} off", 0.0)
         self.allowed = AGAIN * off / self.norm
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _pairs(self) -> Pairs:
         P, values, Qt = np.linalg.svd(self.unlocked)
         return values, Qt.T, self.beta * np.abs(P[-1:]).sum(0)  # of an empty basis, empty
 
@@ -160,7 +164,7 @@ class GolubKahan(RestartedKrylov):
         l, j = self.locked, self.size
         W = (self.A @ self.V[l:j].T).T.clone(memory_format=torch.contiguous_format)
         self.u, self.least = None, np.inf
-        left, R = longvectors.independent(W, W[:0], self.floor)
+        left, R = longvectors.independent(W, W[:0], self.floor, self.agree)
         self._hold_restarted(R, left, values[chosen])
         self.H[l:j, l:j] = 0.0
         self.H[l : l + len(R), l:j] = R

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral import arrays, longvectors
+from spectral import arrays, distributed, longvectors
 from spectral.compat import eigh_tridiagonal
 from spectral.krylov import kernels, symmetry
 from spectral.krylov.basis import Basis
@@ -222,7 +222,10 @@ class Lanczos:
             self._hold_symmetric(j, np.array([across]), due, scale + beta)
         if self.A.nonnegative:
             self._hold_definite(j, alpha, scale + beta)
-        if beta <= BREAKDOWN * arrays.machine_epsilon(self.A.dtype) * scale:
+        floor = BREAKDOWN * arrays.machine_epsilon(self.A.dtype) * scale
+        if beta <= longvectors.NEAR * floor:
+            beta = distributed.decided(self.A, beta)
+        if beta <= floor:
             beta = 0.0  # the subspace is invariant
         if j + 1 == self.rank and self.reorthogonalize:
             beta = 0.0  # it is the whole space

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 
-from spectral import arrays, longvectors
+from spectral import arrays, distributed, longvectors
 from spectral.krylov.lanczos import BREAKDOWN
 from spectral.krylov.symmetry import KnownProduct, expected, random_coefficients
 from spectral.operators.operator import Operator
 from spectral.schema import COUNT, NONNEGATIVE, Array, Law, Number, Rule
 
 Indices = Sequence[int] | np.ndarray
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+T = TypeVar("T")
 
 
 class RestartedKrylov(ABC):
@@ -100,7 +102,7 @@ class RestartedKrylov(ABC):
             raise ValueError(f"the {name} length {scale}; use finite vectors that are not zero.")
         longvectors.orthogonalise(W, V)
         floor = BREAKDOWN * arrays.machine_epsilon(W.dtype) * scale
-        self.pending = longvectors.independent(W, V, floor)[0][: self.dim - self.size]
+        self.pending = longvectors.independent(W, V, floor, self.agree)[0][: self.dim - self.size]
         self.depth = 0
         self._uncouple()
 
@@ -124,9 +126,21 @@ class RestartedKrylov(ABC):
     def _image(self, c: np.ndarray) -> Callable[[torch.Tensor], float]:
         """How far a vector is from the product of V^T c, for numbers c (j,)."""
 
+    def agree(self, numbers: T) -> T:
+        """Those of the first rank: others may have rounded otherwise, and all must go on alike."""
+        return distributed.decided(self.A, numbers)
+
+    def pairs(self) -> Pairs:
+        """Ritz values (j - l,) of what is not locked, coefficients (j - l, j - l) of their vectors in V, and residuals.
+
+        All that a search decides follows from them, and the signs of vectors: of several ranks the first computes them.
+        """
+        pairs, self.norm = self.agree((self._pairs(), self.norm))
+        return pairs
+
     @abstractmethod
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ritz values (j - l,) of what is not locked, coefficients (j - l, j - l) of their vectors in V, and residuals."""
+    def _pairs(self) -> Pairs:
+        """`pairs` by this rank's numbers."""
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
         """Ritz values (j - l,) of what is not locked, and their residuals as the recurrence knows them."""

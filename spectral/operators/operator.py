@@ -874,7 +874,7 @@ class Derived(Operator):
 
     @property
     def ranks(self) -> int:  # type: ignore[override]  # a constant of most operators
-        return max(leaf.ranks for leaf in self.sources)
+        return max(part.ranks for part in self.parts)
 
     def of_team(self, team: distributed.Team) -> Operator:
         other = self._rebuilt(*(part.of_team(team) for part in self.parts))
