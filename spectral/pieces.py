@@ -84,6 +84,25 @@ def like(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return _of(x, Piece) if isinstance(other, Piece) else x
 
 
+def checksum(x: torch.Tensor, spans: tuple[tuple[int, int], ...], chunk: int = 1 << 20) -> int:
+    """A hash of entries (n_r,) that lie at `spans` of a vector: summed over all ranks, modulo 2^64, it is that of the vector.
+
+    Each entry's bits, as an integer, times an odd number that its place gives (the finaliser of splitmix64).
+    """
+    bits = x.reshape(-1).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=x.device)
+    at = 0
+    for first, count in spans:
+        for start in range(0, count, chunk):
+            some = bits[at + start : at + min(start + chunk, count)].long()
+            place = torch.arange(first + start, first + start + len(some), device=x.device)
+            for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+                place = (place ^ ((place >> shift) & ((1 << (64 - shift)) - 1))) * factor
+            total += (some * (place | 1)).sum()
+        at += count
+    return int(total) % (1 << 64)
+
+
 def summed(total: torch.Tensor, *of: torch.Tensor) -> torch.Tensor:
     """A sum over entries of `of`, plain numbers: over those of all ranks where these are pieces."""
     apart = any(isinstance(x, Piece) for x in of) and total.numel() > 0
@@ -129,6 +148,14 @@ class Shards:
             for first, count in self.own
         ]
         return _of(torch.cat(parts), Piece)
+
+    def checksum(self, rows: torch.Tensor) -> int:
+        """A hash of vectors (j, n_r) of which this rank has its pieces, the same on every rank and on any number of them."""
+        own = [
+            checksum(local(row), tuple((first + i * self.n, count) for first, count in self.own))
+            for i, row in enumerate(rows)
+        ]
+        return sum(map(sum, distributed.gather(lambda: own))) % (1 << 64)
 
     def part(self, whole: torch.Tensor) -> torch.Tensor:
         """This rank's piece of a vector (n,), or of columns (n, b), of which every rank has all."""

@@ -24,6 +24,8 @@ import numpy as np
 import torch
 
 from spectral import arrays
+from spectral.longvectors import extremes
+from spectral.pieces import Piece
 
 MANY = 30  # choices that a sentence lists
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes of operators
@@ -242,10 +244,15 @@ class Array(Rule):
         free = self.shape == (...,)
         if not free and len(value.shape) != len(self.shape):
             return False
+        apart = self.shape[self.long] if isinstance(value, Piece) else None  # of this side a rank has its part
         for side, have in () if free else zip(self.shape, value.shape, strict=True):
+            if side == apart:
+                continue
             want = sizes.setdefault(side, have) if isinstance(side, str) else side
             if want is not None and want != have:
                 return False
+        if isinstance(value, Piece):
+            value = extremes(value)
         if 0 in value.shape:
             return True
         if self.finite and dtype_name(value) in FLOATS:
@@ -258,6 +265,11 @@ class Array(Rule):
             and (self.above is None or bool(value.min() > self.above))
             and (not self.ascending or bool((value[1:] >= value[:-1]).all()))
         )
+
+    @property
+    def long(self) -> int:
+        """The axis of vectors' entries."""
+        return self.shape.index("n" if "n" in self.shape else "m")
 
     def words(self, sizes: Sizes) -> str:
         sides = ["any" if s is None else f"{s}={sizes[s]}" if s in sizes else s for s in self.shape]
@@ -280,7 +292,9 @@ class Vectors(Rule):
             return False
         v = value[0] if len(value) else None
         return v is None or (
-            isinstance(v, torch.Tensor) and v.shape == (sizes["n"],) and dtype_name(v) == sizes["dtype"]
+            isinstance(v, torch.Tensor)
+            and (isinstance(v, Piece) or v.shape == (sizes["n"],))
+            and dtype_name(v) == sizes["dtype"]
         )
 
     def words(self, sizes: Sizes) -> str:

@@ -1,8 +1,11 @@
 """Parameters and vectors that lie over ranks (fully_shard): two and three gloo processes against one; wrappers of other kinds."""
 
 import copy
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral
 from spectral import distributed, pieces
+from spectral.estimators import checkpoint
+from spectral.estimators.funm import Product
+from spectral.estimators.solve import Solution
+from spectral.networks.curvature import Curvature
 from spectral.operators import Operator
 
 SIZES = (2, 2, 1, 3, 1, 2)
+METHODS = ("hutchinson", "hutch++", "xtrace", "xnystrace")
 CE = nn.CrossEntropyLoss()
 
 
@@ -105,9 +113,17 @@ ESTIMATORS = {
     "esd of a sum": lambda A: spectral.esd(2 * A + 0.1 * spectral.I, method="slq", probes=2, steps=9),
     "kpm": lambda A: spectral.kpm(A, probes=2, moments=20, seed=1),
     **{method: (lambda A, m=method: spectral.trace(A, method=m, probes=24, seed=1))
-       for method in ("hutchinson", "hutch++", "xtrace", "xnystrace")},
+       for method in METHODS},
     "trace of a function": lambda A: spectral.trace(A, np.exp, probes=2, steps=9),
     "top": lambda A: spectral.top(A, 3, seed=2),
+    "exact": lambda A: spectral.exact(A),
+    "svd": lambda A: spectral.svd(A, 2, seed=2),
+    "solve": lambda A: spectral.solve(A, A.probe(5, 0), shift=0.1, tol=1e-10),
+    "solve by minres": lambda A: spectral.solve(A, A.probe(5, 0), shift=0.1, tol=1e-10, method="minres"),
+    "least squares": lambda A: spectral.solve(A, A.probe(5, 0), method="lsmr", tol=1e-10),
+    "funm": lambda A: spectral.funm(A, "exp", A.probe(5, 0), tol=1e-10),
+    "funm without a basis": lambda A: spectral.funm(A, "exp", A.probe(5, 0), tol=1e-8, reorthogonalize=False),
+    "spectrum_of": lambda A: spectral.spectrum_of(A, A.probe(5, 0), steps=8),
     "top in blocks": lambda A: spectral.top(A, 2, seed=2, block=2),
     **{f"diagonal {method}": (lambda A, m=method: spectral.diagonal(A, method=m, probes=24, seed=1))
        for method in ("hutchinson", "xdiag")},
@@ -115,7 +131,7 @@ ESTIMATORS = {
 
 
 # those that meet sharded models: the others meet ranks that are threads
-SHARDED = ["slq", "slq without a basis", "xnystrace", "top"]
+SHARDED = ["slq", "slq without a basis", "xnystrace", "top", "exact", "svd", "solve", "funm", "spectrum_of"]
 
 
 def numbers(result, layout=None):
@@ -126,12 +142,20 @@ def numbers(result, layout=None):
         return x if layout is None else layout.whole(x)
 
     if isinstance(result, spectral.Spectrum):
-        return {"atoms": result.atoms.values, "counts": result.atoms.multiplicities,
-                "moments": [result.moment(p).value for p in (1, 2, 3)],
-                "first record": np.stack([result.records[0].alphas[:6], result.records[0].betas[:6]])}  # fmt: skip
+        found = {"atoms": result.atoms.values, "counts": result.atoms.multiplicities,
+                 "moments": [result.integrate(lambda x, p=p: x**p).value for p in (1, 2, 3)]}  # fmt: skip
+        if not result.records:
+            return found
+        return found | {"first record": np.stack([result.records[0].alphas[:6], result.records[0].betas[:6]])}
     if isinstance(result, spectral.Eigenpairs):
         V = whole(result.vectors)
         return {"values": result.values, "projector": V @ V.T, "converged": result.converged}
+    if isinstance(result, spectral.SingularTriplets):
+        return {"values": result.values, "products": [whole(V) @ whole(V).T for V in (result.left, result.right)]}
+    if isinstance(result, Solution):
+        return {"x": whole(result.x), "norm": result.estimates()["norm_1"].value, "converged": result.converged}
+    if isinstance(result, Product):
+        return {"value": whole(result.value), "bounds": [result.lower, result.upper], "products": result.products}
     if np.ndim(result.value):
         return {"value": whole(result.value), "stderr": whole(result.stderr)}
     return {"value": result.value, "stderr": result.stderr}
@@ -166,6 +190,9 @@ def beside(rank, ranks, net, data):
         J.gram("left") @ u,
         J.adjoint_error(),
     )
+    triplets = spectral.svd(J, 2, seed=3)  # left vectors are whole, right ones pieces
+    found["svd"] = triplets.values, J.shards.whole(triplets.right), triplets.left
+    found["exact"] = spectral.exact(J.gram("left")).atoms.values
     found["left"] = numbers(spectral.slq(J.gram("left"), probes=2, steps=9))
     found["same data everywhere"] = A.shards.whole(OPERATORS["GaussNewton"](net, batches()) @ A.probe(7, 0))
     with Largest() as seen:
@@ -181,6 +208,62 @@ def beside(rank, ranks, net, data):
     found["single"] = single(rank, ranks)
     found["left alone"] = left_alone(rank, ranks)
     found["sentences"] = sentences(rank, ranks, net, data, A)
+    return found
+
+
+KEPT = {
+    **{name: ESTIMATORS[name] for name in ("slq", "slq without a basis", "kpm", "top", "svd", *METHODS)},
+    "diagonal": ESTIMATORS["diagonal hutchinson"], "xdiag": ESTIMATORS["diagonal xdiag"], "exact": ESTIMATORS["exact"],
+}  # fmt: skip
+
+
+def kept(name, A, path):
+    """An estimate with a checkpoint."""
+    plain = {key: getattr(spectral, key) for key in ("slq", "kpm", "trace", "diagonal", "top", "svd", "exact")}
+    try:
+        for key, estimator in plain.items():
+            setattr(spectral, key, partial(estimator, checkpoint=path))
+        return numbers(KEPT[name](A), A.shards)
+    finally:
+        for key, estimator in plain.items():
+            setattr(spectral, key, estimator)
+
+
+def of_rank(rank):
+    ranks = dist.get_world_size()
+    return OPERATORS["GaussNewton"](sharded(network()), own_batches(rank, ranks))
+
+
+def interrupted(rank, folder):
+    """Every estimate ends after some products, saved after each."""
+    checkpoint.SAVE_SECONDS = checkpoint.SHARE = 0.0
+    Path(f"{folder}/kept").mkdir(exist_ok=True)
+    plain, found = Curvature._apply, {}
+    for name in KEPT:
+        A = of_rank(rank)
+
+        def struck(self, V):
+            if self.products > 13:
+                raise KeyboardInterrupt
+            return plain(self, V)
+
+        Curvature._apply = struck
+        try:
+            found[name] = sentence(lambda name=name, A=A: kept(name, A, f"{folder}/kept/{name}"))
+        finally:
+            Curvature._apply = plain
+    return found
+
+
+def resumed(rank, folder):
+    found = {}
+    for name in KEPT:
+        A = of_rank(rank)
+        found[name] = kept(name, A, f"{folder}/kept/{name}"), A.products
+    other = sharded(network())
+    next(other.parameters()).detach().to_local().view(-1)[:1].add_(1e-3 if rank == 0 else 0.0)
+    A = OPERATORS["GaussNewton"](other, own_batches(rank, dist.get_world_size()))
+    found["other weights"] = sentence(lambda: kept("slq", A, f"{folder}/kept/slq"))
     return found
 
 
@@ -239,6 +322,8 @@ def sentences(rank, ranks, net, data, A):
     coarse = fully_shard(nn.Linear(6, 6), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     flat = FullyShardedDataParallel(nn.Linear(6, 6).double(), device_id=torch.device("cpu"))
     inside = nn.Sequential(nn.parallel.DistributedDataParallel(nn.Linear(6, 6).double()))
+    grid = init_device_mesh("cpu", (ranks, 1), mesh_dim_names=("replicate", "shard"))
+    replicated = fully_shard(nn.Linear(6, 6).double(), mesh=grid)
     v = A.probe(0, 0)
     return {
         "fsdp1": sentence(lambda: spectral.Jacobian(flat, x)),
@@ -255,9 +340,7 @@ def sentences(rank, ranks, net, data, A):
         "plain": sentence(lambda: A @ torch.ones(A.shape[1]).double()),
         "piece": sentence(lambda: spectral.as_operator(np.eye(len(v))) @ v),
         "sum": sentence(lambda: v.sum()),
-        "checkpoint": sentence(lambda: spectral.slq(A, checkpoint="file")),
-        "exact": sentence(lambda: spectral.exact(A)),
-        "svd": sentence(lambda: spectral.svd(spectral.Jacobian(net, data), 1)),
+        "hsdp": sentence(lambda: spectral.Jacobian(replicated, x)),
         "rows": sentence(lambda: spectral.Jacobian(net, data).squared_norms()),
     }  # fmt: skip
 
@@ -344,12 +427,37 @@ def test_estimates_are_those_of_one_process(ranks, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("before, after", [(2, 3), (3, 1)])
+def test_a_run_on_pieces_goes_on_with_another_number_of_ranks(before, after, tmp_path):
+    first, then = tmp_path / "first", tmp_path / "then"
+    first.mkdir()
+    for rank in started(before, first, interrupted, patience=570):
+        assert set(rank.values()) == {("KeyboardInterrupt", "")}
+    shutil.copytree(first / "kept", then / "kept")
+    one = OPERATORS["GaussNewton"](network(), batches())
+    found = started(after, then, resumed, patience=570)
+    for name in KEPT:
+        begun = one.products
+        expected = numbers(KEPT[name](one))
+        for rank in found:
+            close(rank[name][0], expected, 1e-7)
+            assert rank[name][1] < one.products - begun, (
+                name
+            )  # less than the whole run, the product that proves it included
+    assert all("is of another operator" in rank["other weights"][1] for rank in found)
+
+
+@pytest.mark.slow
 def test_a_jacobian_has_sharded_columns_and_whole_rows(ranks):
     J = spectral.Jacobian(network(), batches())
     v, u = J.probe(7, 0), J.T.probe(7, 1)
     expected = J @ v, J.T @ u, J.gram("right") @ v, J.gram("left") @ u
     left = numbers(spectral.slq(J.gram("left"), probes=2, steps=9))
+    values, V, U = (lambda t: (t.values, t.right, t.left))(spectral.svd(J, 2, seed=3))
+    every = spectral.exact(J.gram("left")).atoms.values
     for rank in ranks:
+        close({"values": rank["svd"][0], "every": rank["exact"]}, {"values": values, "every": every}, 1e-9)
+        close({i: X @ X.T for i, X in enumerate(rank["svd"][1:])}, {0: V @ V.T, 1: U @ U.T}, 1e-6)
         *products, error = rank["jacobian"]
         assert error < 1e-14
         close(dict(enumerate(products)), dict(enumerate(expected)), 1e-12)
@@ -420,9 +528,7 @@ WORDS = {
     "plain": ("TypeError", "of which every rank holds a piece"),
     "piece": ("TypeError", "multiplies whole vectors"),
     "sum": ("TypeError", "sum of a vector of which each rank holds a piece is not defined on one rank"),
-    "checkpoint": ("ValueError", "checkpoint= needs whole vectors"),
-    "exact": ("ValueError", "exact needs whole vectors"),
-    "svd": ("ValueError", "svd needs whole vectors"),
+    "hsdp": ("ValueError", "shard rows alone, over all ranks in their order"),
     "rows": ("ValueError", "rows of single samples are not made"),
 }
 

@@ -11,7 +11,8 @@ What is read is held against the rule of the estimator; then `prove` repeats one
 nothing but products no hash can say what it is, and no hash of any other sees all: a forward function that closes over a number,
 a module's attribute. A product must come out as the record says, within its noise.
 
-Of several ranks the first alone writes and reads, and tells the others. What the file belongs to are the weights and the data of
+Of several ranks the first alone writes and reads, and tells the others; but of vectors that lie over ranks each writes and reads
+its part, in one of two folders beside, in turn (`scattered`). What the file belongs to are the weights and the data of
 all: a run goes on from it on another number of ranks, where these hold the same batches in the same order.
 """
 
@@ -23,16 +24,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from spectral import arrays, distributed, longvectors, persist, storage
-from spectral.estimators.budget import Spent, hold_whole, stoppable
+from spectral.estimators import scattered
+from spectral.estimators.budget import Spent, sharded, stoppable
 from spectral.krylov.symmetry import KnownProduct
 from spectral.operators.operator import Operator
-from spectral.schema import COUNT, FLOATS, NONNEGATIVE, Either, Fields, Items, Plain, Row, Rule, Same, Text
+from spectral.pieces import Piece
+from spectral.schema import COUNT, FLOATS, NONNEGATIVE, Array, Either, Fields, Items, Plain, Row, Rule, Same, Text
 
 FORMAT = "spectral.checkpoint/1"
 SAVE_SECONDS = 2.0  # between saves, at least
@@ -42,12 +45,15 @@ ENDS = (KeyboardInterrupt, SystemExit, distributed.RankFailed)  # of a run that 
 State = dict[str, Any]
 MARK = Row(COUNT, Text(pattern="[0-9a-f]{64}", said="a SHA-256"))
 SHAPE = Items(COUNT, most=4)
+APART = Fields({"pieces": Text(), "shape": SHAPE, "axis": COUNT, "dtype": Text(*FLOATS)}, {"rows": COUNT})
 FILE = Fields(
     {
         "format": Same(FORMAT),
         "identity": Text(),
         "state": Fields(others=Plain()),
-        "arrays": Fields(others=Either(Fields({"shape": SHAPE}, {"dtype": Text(*FLOATS)}), Fields({"rows": MARK}))),
+        "arrays": Fields(
+            others=Either(Fields({"shape": SHAPE}, {"dtype": Text(*FLOATS)}), Fields({"rows": MARK}), APART)
+        ),
         "spent": Row(COUNT, NONNEGATIVE, NONNEGATIVE),
     }
 )
@@ -61,10 +67,10 @@ class Checkpoint:
 
         ValueError for a file that is damaged or of another operator, seed or setting.
         """
-        self.op = op
-        if path is not None:
-            hold_whole(op, "checkpoint=")
+        self.op, self.rule = op, rule
+        self.folder = ""  # beside the file: of the pieces that it names
         self.path = self._claimed(path, settings)
+        self.shards = (op.shards or op.T.shards) if self.path is not None and sharded(op) else None
         self.writes = self.path is not None and (op.ranks == 1 or distributed.rank() == 0)
         self.identity = "" if self.path is None else persist.fingerprint([self.matrix, storage.plain(settings)])
         self.state: State | None = None
@@ -76,9 +82,15 @@ class Checkpoint:
             found = None
             with distributed.together() if op.ranks > 1 else nullcontext():
                 if self.writes and self.path.exists():
-                    found = self._read(rule, sizes)
+                    found = self._read()
+                    if self.shards is None:
+                        self._hold(found["state"], sizes)
             found = found if op.ranks == 1 else distributed.first(_whole(found), op.device)
             if found is not None:
+                if self.shards is not None:
+                    self.folder = found["folder"]
+                    found["state"] = self._with_pieces(found["state"])
+                    self._hold(found["state"], sizes)
                 self.state, self.before = found["state"], Spent(*found["spent"])
         self._begin()
         self.saved, self.took = time.monotonic(), 0.0
@@ -100,15 +112,23 @@ class Checkpoint:
                 )
         return Path(everyone[0][0]) if everyone[0][0] else None
 
-    def _read(self, rule: Rule, sizes: dict[str, Any]) -> State:
-        """What an earlier session left, once it is known to be whole."""
+    def _read(self) -> State:
+        """What an earlier session left."""
         packed, header = persist.load_own(self.path, FORMAT, self.identity)
         persist.check(self.path, header, FILE, "")
         state = self._unpacked(packed, header)
-        sizes = {"n": self.op.shape[0], "dtype": arrays.dtype_name(self.op.dtype), **sizes}
-        persist.check(self.path, state, rule, "", **sizes)
         products, epochs, seconds = header["spent"]
-        return {"state": state, "spent": (int(products), float(epochs), float(seconds))}
+        folders = [about["pieces"] for about in header["arrays"].values() if "pieces" in about]
+        return {
+            "state": state,
+            "spent": (int(products), float(epochs), float(seconds)),
+            "folder": folders[0] if folders else "",
+        }
+
+    def _hold(self, state: State, sizes: dict[str, Any]) -> None:
+        """A state must be what the rule asks for; where ranks hold pieces of its vectors all of them look."""
+        sizes = {"n": self.op.shape[0], "dtype": arrays.dtype_name(self.op.dtype), **sizes}
+        persist.check(self.path, state, self.rule, "", **sizes)
 
     @cached_property
     def matrix(self) -> str:
@@ -157,7 +177,8 @@ class Checkpoint:
             except BaseException as failure:
                 if self.op.ranks > 1:
                     distributed.leave(failure)
-                if self.writes and isinstance(failure, ENDS) and ready():
+                # of pieces every rank would have to save its own, but each is elsewhere: the last save stands
+                if self.writes and self.shards is None and isinstance(failure, ENDS) and ready():
                     self._save(state())
                 raise
 
@@ -168,7 +189,10 @@ class Checkpoint:
     def stepped(self, end: bool = False) -> None:
         """A step was made; saved if the last save is long ago, or if this is the `end` of a part of the run."""
         self.count()
-        if not self.writes or not (end or time.monotonic() - self.saved >= max(SAVE_SECONDS, SHARE * self.took)):
+        if not self.writes and self.shards is None:
+            return
+        due = end or time.monotonic() - self.saved >= max(SAVE_SECONDS, SHARE * self.took)
+        if not (due if end or self.shards is None else distributed.first(due)):
             return
         if end:
             self.unsaved = self.current()
@@ -193,6 +217,13 @@ class Checkpoint:
         packed: dict[str, np.ndarray] = {}
         described: dict[str, Any] = {}
         growing: set[str] = set()
+        laid: dict[str, tuple[torch.Tensor, int]] = {}  # pieces, with the axis that lies over ranks
+        folder = self._beside("pieces-b" if self.folder.endswith("-a") else "pieces-a")
+
+        def apart(full: str, one: torch.Tensor, axis: int, **rows: int) -> None:
+            shape = [*one.shape[:axis], self.shards.n, *one.shape[axis + 1 :]]  # type: ignore[union-attr]
+            dtype = arrays.dtype_name(one.dtype)
+            described[full] = {"pieces": folder.name, "shape": shape, "axis": axis, "dtype": dtype, **rows}
 
         def plain(node: State, before: str) -> State:
             rest: State = {}
@@ -200,7 +231,18 @@ class Checkpoint:
                 full = before + name
                 if isinstance(value, dict):
                     rest[name] = plain(value, f"{full}.")
+                elif (
+                    self.shards and isinstance(value, longvectors.GrowingRows) and value and isinstance(value[0], Piece)
+                ):
+                    laid.update({f"{full}.{j}": (row, 0) for j, row in enumerate(value)})
+                    apart(full, value[0], 0, rows=len(value))
+                elif isinstance(value, Piece):
+                    axis = _array(self.rule, full.split(".")).long
+                    laid[full] = value, axis
+                    apart(full, value, axis)
                 elif isinstance(value, longvectors.GrowingRows):
+                    if not self.writes:
+                        continue
                     described[full] = {"rows": self._append(name, value)}
                     growing.add(name)
                 elif isinstance(value, torch.Tensor):
@@ -213,10 +255,27 @@ class Checkpoint:
             return rest
 
         header = {"state": plain(state, ""), "arrays": described, "format": FORMAT, "identity": self.identity}
+        if self.shards is not None:
+            self._write_apart(folder, laid, packed, header)
+            return
         done = [self.beside.pop(name) for name in self.beside.keys() - growing]
         persist.save_arrays(self.path, packed, {**header, "spent": self.counted})
         for file in done:
             file.remove()
+
+    def _write_apart(self, folder: Path, laid: Any, packed: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+        """Pieces by all ranks into the folder that the file on disk does not name, then the file by the first rank."""
+        problem = None
+        if laid:
+            scattered.save(folder, laid, self.shards)  # type: ignore[arg-type]
+        try:
+            if self.writes:
+                persist.save_arrays(self.path, packed, {**header, "spent": self.counted})
+        except OSError as failure:
+            problem = failure
+        if told := distributed.first(problem):
+            raise told
+        self.folder = folder.name if laid else ""
 
     def _append(self, name: str, vectors: Sequence[torch.Tensor]) -> tuple[int, str]:
         """Write what is new of these rows; returns the mark of all so far."""
@@ -245,10 +304,28 @@ class Checkpoint:
                 node = node.get(place) if isinstance(node, dict) else None
             if not isinstance(node, dict) or name in node:
                 raise self.damaged(f"{full} has no place in it")
-            node[name] = self._rows(name, about["rows"]) if "rows" in about else self._array(full, about, packed)
+            if "pieces" in about:
+                node[name] = Laid(full, **about)
+            else:
+                node[name] = self._rows(name, about["rows"]) if "rows" in about else self._array(full, about, packed)
         if packed:
             raise self.damaged(f"it holds {', '.join(sorted(packed))}, which nothing needs")
         return state
+
+    def _with_pieces(self, node: Any) -> Any:
+        """A state with this rank's pieces in their places."""
+        if isinstance(node, dict):
+            return {name: self._with_pieces(value) for name, value in node.items()}
+        if not isinstance(node, Laid):
+            return node
+        folder, dtype = Path(self.path or "").with_name(node.pieces), getattr(torch, node.dtype)
+
+        def part(name: str) -> torch.Tensor:
+            return scattered.load(folder, name, node.shape, node.axis, dtype, self.shards).to(self.op.device)  # type: ignore[arg-type]
+
+        if node.rows is None:
+            return part(node.name)
+        return longvectors.GrowingRows(lambda j: part(f"{node.name}.{j}"), node.rows)
 
     def _rows(self, name: str, mark: Sequence[Any]) -> longvectors.GrowingRows:
         """Vectors (n,) from the file beside, as far as the mark counts them, each read when it is asked for."""
@@ -283,6 +360,26 @@ class Checkpoint:
         if len(array):
             tensor.view(torch.uint8).copy_(torch.from_numpy(array))
         return tensor.reshape(shape).to(self.op.device)
+
+
+class Laid(NamedTuple):
+    """What stands for a piece, or for rows of them, until every rank has read its own."""
+
+    name: str
+    pieces: str
+    shape: list[int]
+    axis: int
+    dtype: str
+    rows: int | None = None
+
+
+def _array(rule: Rule | None, names: list[str]) -> Any:
+    """What a rule says of the array of this name, level by level."""
+    if isinstance(rule, Either):
+        return next((found for one in rule.rules if (found := _array(one, names)) is not None), None)
+    if isinstance(rule, Fields) and names:
+        return _array({**rule.must, **rule.may}.get(names[0]), names[1:])
+    return rule if isinstance(rule, Array) and not names else None
 
 
 def _whole(node: Any) -> Any:

@@ -168,10 +168,10 @@ def sweeps(gram: Any, free: int) -> list[range]:
 
     J^T J is summed in one. For J J^T the rows that are held meet their own and all later ones; half of the free memory holds them
     and one batch more. Empty: it is no such Gram, the statistics of a batch couple its rows, a
-    single batch does not fit, or the rows lie on several ranks.
+    single batch does not fit, the rows lie on several ranks, or the parameters do.
     """
     J = gram.parts[0] if isinstance(gram, Gram) else None
-    if not isinstance(J, Jacobian) or J.network.statistics == "batch":
+    if not isinstance(J, Jacobian) or J.network.statistics == "batch" or J.network.shards is not None:
         return []
     rows, row = _batch_rows(J), J.shape[1] * J.dtype.itemsize
     count = range(len(rows))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from spectral.estimators.budget import Budget, free_memory, smaller_side
+from spectral.estimators.budget import Budget, free_memory, sharded, smaller_side
 from spectral.estimators.cost import PASS, WORKSPACE, affine, cost
 from spectral.estimators.exact import exact
 from spectral.estimators.kpm import kpm
 from spectral.estimators.slq import PROBES, STEPS, slq
 from spectral.estimators.slq import check as check_slq
-from spectral.krylov.symmetry import leaves
 from spectral.networks.jacobian import Jacobian
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
@@ -173,7 +172,7 @@ def _exact_is_cheap(A: Operator, budget: Any, options: dict[str, Any]) -> tuple[
     if own:
         return False, f"{', '.join(own)} given"
     op = smaller_side(A)
-    if any(leaf.shards is not None for leaf in leaves(op)):
+    if sharded(op):
         return False, "the ranks hold pieces of its vectors"
     dim, free = op.shape[0], free_memory(A)
     probes, steps = int(options.get("probes", PROBES)), int(options.get("steps", STEPS))

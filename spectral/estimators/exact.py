@@ -11,7 +11,7 @@ import torch
 
 from spectral import arrays, distributed, longvectors
 from spectral.estimators import cost
-from spectral.estimators.budget import environment, free_memory, hold_whole, progress_bar, stoppable, symmetric_operand
+from spectral.estimators.budget import environment, free_memory, progress_bar, stoppable, symmetric_operand
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.cost import SLICE, WORKSPACE
 from spectral.krylov.symmetry import KnownProduct, distance, expected, look_again, not_finite, random_coefficients
@@ -78,7 +78,6 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     [1.0, 2.0, 3.0]
     """
     A = as_operator(A)
-    hold_whole(A, "exact")
     products, epochs = A.products, A.epochs
     op, zeros, _ = symmetric_operand(A)
     tested = A.products - products if op is A else 0  # the two products of the symmetry test
@@ -150,7 +149,12 @@ def _prove(op: Operator, run: Checkpoint) -> None:
         c[len(rows) :] = 0
         due = rows.T @ c[: len(rows)].to(rows)
     if run.state and c.any():
-        run.prove(KnownProduct(c.to(op.dtype), distance(due.to(op.device))))
+        run.prove(KnownProduct(_laid(op, c.to(op.dtype)), distance(_laid(op, due.to(op.device)))))
+
+
+def _laid(A: Operator, x: torch.Tensor) -> torch.Tensor:
+    """x (n,) or (n, b) as A's vectors lie."""
+    return x if A.shards is None else A.shards.part(x)
 
 
 def _combination(op: Operator) -> torch.Tensor:
@@ -239,7 +243,8 @@ def _by_products(A: Operator, run: Checkpoint, progress: bool | None) -> tuple[t
         bar.update(done)
         while done < n:
             columns = unit_vectors(range(done, min(done + width, n)), n, dtype=A.dtype, device=A.device)
-            block = (A @ columns).T
+            block = A @ _laid(A, columns)
+            block = (block if A.shards is None else A.shards.whole(block)).T
             if not torch.isfinite(block).all():
                 raise not_finite(f"a product of {A!r}")
             table[done : done + len(block)] = block
@@ -261,4 +266,4 @@ def _hold_symmetric(A: Operator, table: torch.Tensor) -> None:
     if worst > expected(A) * scale:
         eye, (j, i) = torch.eye(len(table), dtype=A.dtype, device=A.device), place
         names = f"the product with unit vector {j}", f"the product with unit vector {i}"
-        look_again(A, eye[i], eye[j], float(table[j, i]), float(table[i, j]), names, scale)
+        look_again(A, _laid(A, eye[i]), _laid(A, eye[j]), float(table[j, i]), float(table[i, j]), names, scale)

@@ -20,7 +20,6 @@ from spectral.estimators.budget import (
     Budget,
     Spent,
     environment,
-    hold_whole,
     is_symmetric,
     progress_bar,
     settle,
@@ -126,7 +125,8 @@ class Product:
         >>> float(spectral.funm(np.eye(2), "inverse", np.array([3.0, 4.0])).estimates()["norm_1"])
         5.0
         """
-        sizes = np.linalg.norm(self.to_arrays()["value"], axis=0)
+        V = arrays.to_torch(self.value)
+        sizes = longvectors.norms(V[None] if V.ndim == 1 else V.T)
         pairs = enumerate(zip(sizes.tolist(), np.atleast_1d(self.error).tolist(), strict=True), 1)
         sure = 1.0 if self.certified else np.nan
         return {f"norm_{i}": Estimate(v, e, v - sure * e, v + sure * e, products=self.products) for i, (v, e) in pairs}
@@ -343,7 +343,6 @@ def _operands(
     _symmetric(A)
     if reorthogonalize not in (*MODES, "auto"):
         raise ValueError(f"reorthogonalize={reorthogonalize!r} is not known; use True, 'selective', False or 'auto'.")
-    hold_whole(A, "a run from a given vector")
     n = A.shape[0]
     most = min(default if steps is None else integer(steps, "steps", "number of steps"), n)
     columns = finite_columns(A, b, name)

@@ -168,10 +168,10 @@ class Hutchinson(Sampler):
     def sums(state: Any, sizes: Any) -> bool:
         """The entries of the mean sum up to the mean of the values, and ||z * A z|| = ||A z|| for signs z."""
         m, mean, eps = state["m"], state["mean"], arrays.summation_error(sizes["dtype"])
-        size = np.sqrt(len(mean) * state["squares"] * m)
+        size = np.sqrt(sizes["n"] * state["squares"] * m)
         scatter = state["squares"] - m * float(mean @ mean)
         return (
-            abs(sum(state["values"]) - m * float(mean.sum())) <= eps * size
+            abs(sum(state["values"]) - m * longvectors.added(float(local(mean).sum()), mean)) <= eps * size
             and abs(scatter - state["scatter"]) <= eps * state["squares"]
         )
 

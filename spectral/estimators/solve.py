@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral import arrays, longvectors, persist
-from spectral.estimators.budget import Budget, Spent, environment, hold_whole, is_symmetric, progress_bar
+from spectral import arrays, distributed, longvectors, persist
+from spectral.estimators.budget import Budget, Spent, environment, is_symmetric, progress_bar
 from spectral.krylov import linear
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import ROUNDING, Derived, I, Operator
@@ -110,7 +110,8 @@ class Solution:
         >>> float(spectral.solve(np.eye(2), np.array([3.0, 4.0])).estimates()["norm_1"])
         5.0
         """
-        return bounded("norm", np.linalg.norm(self.to_arrays()["x"], axis=0), self.errors, self.products)
+        X = arrays.to_torch(self.x)
+        return bounded("norm", longvectors.norms(X[None] if X.ndim == 1 else X.T), self.errors, self.products)
 
 
 def solve(
@@ -221,8 +222,15 @@ def finite_columns(A: Operator, array: Any, name: str) -> torch.Tensor:
     V = A.columns(array)
     if not V.shape[1]:
         raise ValueError(f"{name} has no columns; give at least one.")
-    if not arrays.all_finite(V):
+    if not longvectors.finite(V):
         raise ValueError(f"{name} holds NaN or infinity; it must be finite.")
+    if A.ranks > 1 and A.shards is None:
+        marks = distributed.gather(lambda: arrays.checksum(V))
+        for rank, mark in enumerate(marks):
+            if mark != marks[0]:
+                raise ValueError(
+                    f"rank {rank} was given another {name} than rank 0; give every rank rank 0's (torch.distributed.broadcast)."
+                )
     return V
 
 
@@ -234,7 +242,6 @@ def _system(A: Operator, shift: float, method: str) -> tuple[Operator, float, st
         raise ValueError(f"shift={shift!r} must be a finite number, in units of the eigenvalues.")
     if 0 in A.shape:
         raise ValueError(f"{A!r} is empty; it has no solution.")
-    hold_whole(A, "a linear system")
     square = A.shape[0] == A.shape[1] and A.self_map
     symmetric = square and method != "lsmr" and is_symmetric(A)
     if not symmetric and method in ("cg", "minres"):

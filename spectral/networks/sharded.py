@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.autograd import forward_ad
 
-from spectral import arrays, distributed, longvectors, probes
+from spectral import arrays, distributed, longvectors, pieces, probes
 from spectral.engine import linearize
 from spectral.networks.calling import unwrapped
 from spectral.networks.data_model import DataModel
@@ -157,9 +157,12 @@ class ShardedModel(DataModel):
         for unit in _units(self.model):
             unit.reshard()
 
-    def checksum(self) -> str:
-        """Of what this rank holds."""
-        return arrays.checksum(*(own_rows(t.detach()) for t in (*self.model.parameters(), *self.model.buffers())))
+    def mark(self) -> tuple[int, str]:
+        """(a number that summed over the ranks is a hash of all parameters, that of the buffers)."""
+        named = {name: p.detach() for name, p in self.model.named_parameters()}
+        spans = shards(named, distributed.world_size()).own
+        own = (pieces.checksum(own_rows(p), (span,)) for p, span in zip(named.values(), spans, strict=True))
+        return sum(own), arrays.checksum(*self.model.buffers())
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "sharded": f"over {distributed.world_size()} ranks, each with its own samples"}
@@ -170,10 +173,10 @@ class ShardedModel(DataModel):
     def split(self, v: Any) -> tuple[torch.Tensor, ...]:
         """This rank's entries of a vector as its rows of tangents."""
         shapes = self.local_shapes()
-        pieces = v.split([math.prod(shape) for shape in shapes.values()])
+        parts = v.split([math.prod(shape) for shape in shapes.values()])
         values = self.values.values()
         return tuple(
-            piece.to(p.dtype).view(shape) for piece, p, shape in zip(pieces, values, shapes.values(), strict=True)
+            part.to(p.dtype).view(shape) for part, p, shape in zip(parts, values, shapes.values(), strict=True)
         )
 
     # Every rank runs the model as often as all others -----------------------------------------------------------------

@@ -84,11 +84,6 @@ class SumOverBatches(Operator):
             self._check_cut()
         self._know(checks.inspected(self.network, self._differentiated))
 
-    def _cut(self) -> None:
-        """Multiply fewer samples at a time where a batch's graph would not fit: on each rank as many as fit there."""
-        if any(distributed.gather(lambda: self.options.chunk is None and self._too_large())):
-            self._begin(self.network, self.options)
-
     def _too_large(self) -> bool:
         """Whether the largest batch does not fit, by the graph of one of its samples; batches are cut then, if they can be."""
         network, survey = self.network, self.network.info
@@ -126,20 +121,28 @@ class SumOverBatches(Operator):
                         "two of them do not give what they give one by one; leave chunk= out, or pass smaller batches."
                     )
 
-    def _test_model(self) -> None:
-        """`_inspect` on each rank that holds samples; what one of them finds wrong, every rank raises."""
+    def _test_model(self, uncut: bool = True) -> None:
+        """`_inspect` on each rank that holds samples; what one of them finds wrong, every rank raises.
 
+        Where a batch's graph would not fit, all begin anew with fewer samples at a time: on each rank as many as fit there.
+        """
         if self.network.shards is not None:
             self._test_sharded()
             return
 
-        def inside() -> torch.dtype | None:
+        def inside() -> tuple[bool, torch.dtype | None]:
+            if uncut and self.options.chunk is None and self._too_large():
+                return True, None
             if self.network.info.samples:
                 self._inspect()
-            return self._inside
+            return False, self._inside
 
-        self._cut()
-        kinds = [kind for kind in distributed.gather(inside) if kind is not None]
+        told = distributed.gather(inside)
+        if any(cut for cut, _ in told):
+            self._begin(self.network, self.options)
+            self._test_model(uncut=False)
+            return
+        kinds = [kind for _, kind in told if kind is not None]
         if not self.network.info.samples and kinds:  # how products are rounded must be known alike
             self.network.inside = self._inside = max(kinds, key=arrays.machine_epsilon)
 
@@ -462,9 +465,11 @@ class SumOverBatches(Operator):
         """A hash of the matrix: of `what` it is, its weights and its data, however many ranks they lie on."""
         network = self.network
         marks = [mark for part in network.info.parts for mark in part.fingerprints if mark]
+        if isinstance(network, sharded.ShardedModel):  # each rank has weights of its own
+            weights, buffers = zip(*distributed.gather(network.mark), strict=True)
+            what = {key: value for key, value in what.items() if key != "sharded"}
+            return persist.fingerprint([what, network.names, sum(weights) % (1 << 64), buffers[0], marks])
         own = persist.fingerprint([what, network.names, network.checksum(), marks])
-        if network.shards is not None:  # each rank has weights of its own
-            return persist.fingerprint(distributed.gather(lambda: own))
         return own if self.ranks == 1 else distributed.gather(lambda: own)[network.info.leader]
 
     @property
