@@ -18,6 +18,8 @@ CASE = CASES["mlp"]
 # eigenvalues of which later probes find further copies, above a bulk
 MATRIX = np.diag(np.concatenate([[9.0, 9.0, 9.0, 7.0, 7.0, -1.0], np.linspace(0.0, 0.5, 200)]))
 SIMPLE = np.diag(np.concatenate([[9.0, 7.0, -1.0], np.linspace(0.0, 0.5, 200)]))
+WIDE = np.linspace(-1.0, 1.0, 60).reshape(6, 10) ** 3
+OUTLYING = np.diag(np.concatenate([[1.02], np.linspace(0.0, 1.0, 1999)]))  # which a few steps may not see
 FIXED = {"probes": 5, "steps": 25, "seed": 4}
 RUNS = {
     "a basis": {},
@@ -56,6 +58,22 @@ def results(data, **ranks):
     e = spectral.trace(SIMPLE, np.cos, probes=2, steps=9, rtol=2e-2, seed=2, **ranks)
     found["trace of cos"] = [e.value, e.stderr, e.products]
     found["exact trace"] = float(spectral.trace(A, probes=1000, **ranks))
+    for recurrence in ("lanczos", "chebyshev"):
+        s = spectral.kpm(A, probes=5, moments=24, seed=1, recurrence=recurrence, **ranks)
+        found[f"kpm by {recurrence}"] = told(s)[1], s.products, s.epochs, s.meta["interval"], s.meta["stop"]
+    s = spectral.kpm(OUTLYING, probes=3, moments=120, seed=1, recurrence="chebyshev", **ranks)
+    found["kpm on intervals"] = told(s)[1], s.meta["restarts"], s.meta["interval"]
+    s = spectral.kpm(SIMPLE, probes=5, moments=40, seed=1, budget=50, **ranks)
+    found["kpm on a budget"] = told(s)[1], s.products, s.meta["stops"]
+    for method in ("hutchinson", "xdiag", "exact"):
+        e = spectral.diagonal(A, method=method, probes=21, seed=3, **ranks)
+        found[f"diagonal by {method}"] = [e.value, e.stderr, e.products]
+    e = spectral.diagonal(J.gram("right"), probes=1000, **ranks)
+    found["exact diagonal"] = [e.value, e.products]
+    triplets = spectral.svd(J, 3, seed=3, **ranks)
+    found["svd"] = [triplets.values, triplets.products, triplets.complete, triplets.epochs > 0]
+    uneven = spectral.svd(WIDE, 2, seed=1, **ranks)
+    found["svd of a matrix"] = [uneven.values, uneven.products]
     pairs = spectral.top(A, 3, block=2, seed=3, **ranks)
     found["top"] = [pairs.values, pairs.products, pairs.complete]
     return found
@@ -159,7 +177,9 @@ def one():
 
 
 NAMES = [*RUNS, "Gauss-Newton", "epochs", "a Jacobian", "an expression", *(f"trace by {method}" for method in METHODS),
-         "trace of cos", "exact trace", "top"]  # fmt: skip
+         "trace of cos", "exact trace", "top", "kpm by lanczos", "kpm by chebyshev", "kpm on intervals", "kpm on a budget",
+         *(f"diagonal by {method}" for method in ("hutchinson", "xdiag", "exact")), "exact diagonal", "svd",
+         "svd of a matrix"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
-from spectral import arrays, longvectors
+from spectral import arrays, distributed, longvectors
 from spectral.estimators import cost, leave_one_out
 from spectral.estimators.budget import hold_whole, progress_bar, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint, State
+from spectral.estimators.shared_out import SharedOut, shared_out
 from spectral.krylov.symmetry import KnownProduct, distance
 from spectral.longvectors import cross
 from spectral.networks.curvature import GaussNewton
@@ -69,6 +71,7 @@ def diagonal(
     seed: int = 0,
     checkpoint: Any = None,
     progress: bool | None = None,
+    ranks: str = "data",
 ) -> Estimate:
     """The diagonal of square A (n, n), entry by entry with its error.
 
@@ -92,6 +95,9 @@ def diagonal(
         A file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
+    ranks : str
+        As in `slq`: "probes" and "both" share out the vectors, in blocks of one for each rank (or team); every rank holds such
+        a block, and else what one process would. The one sweep of "exact" every team makes for itself.
 
     Returns
     -------
@@ -143,10 +149,12 @@ def diagonal(
         raise ValueError(
             f"{A!r} has no diagonal; use A.gram('left') for that of A A^T, the rows, or A.gram('right') for the columns."
         )
+    (A,) = shared_out(A, ranks, lambda own: (own,))
     n, seed = A.shape[0], check_seed(seed)
     settings = {"diagonal": method, "probes": probes, "seed": seed}
     run = Checkpoint(checkpoint, A, settings, STATE, most=probes, half=probes // 2)
-    if method == "exact" and isinstance(cost.affine(A)[2], GaussNewton) and cost.affine(A)[2].separate:
+    inner = cost.affine(A.parts[0] if isinstance(A, SharedOut) else A)[2]
+    if method == "exact" and isinstance(inner, GaussNewton) and inner.separate:
         value = _of_squares(A, run)
         return Estimate(value, np.zeros(n), value, value, 0, run.spent.products, "exact")
     if method == "exact" or probes >= n:
@@ -204,10 +212,11 @@ def exact_diagonal(A: Operator, progress: bool | None, run: Checkpoint) -> np.nd
 
 def _of_squares(A: Operator, run: Checkpoint) -> np.ndarray:
     """The diagonal (n,) from the gradients of single samples, in one sweep, held to a product."""
-    factor, shift, G = cost.affine(A)
+    shared = isinstance(A, SharedOut)
+    factor, shift, G = cost.affine(A.parts[0] if shared else A)
     state, before = run.state, G.products
     if state is None:
-        with run.guard(dict, lambda: False):
+        with run.guard(dict, lambda: False), distributed.apart(A.team) if shared else nullcontext():
             state = {"method": "squares", "value": (factor * G.single_samples() + shift).cpu().numpy()}
         A.products += 0 if A is G else G.products - before
     if run.path is None:
@@ -236,22 +245,21 @@ def _hutchinson(
             z = leave_one_out.draw(A, seed, range(1), "rademacher")[:, 0]
             run.prove(leave_one_out.two_numbers(z, drawn["along"], drawn["length"]))
     with progress_bar(m, "diagonal", progress) as bar, run.guard(lambda: drawn, lambda: whole):
-        for i in range(drawn["done"], m):
-            z = leave_one_out.draw(A, seed, range(i, i + 1), "rademacher")
-            neighbours.meet(z[:, 0])
-            product = leave_one_out.multiply(A, z)
-            length = longvectors.norm(product[:, 0])
-            neighbours.hold(z, product, length)
-            whole = False
-            mean = drawn["mean"]
-            leave_one_out.welford(mean, z[:, 0], product[:, 0], i + 1, mean, drawn["squares"])
+        while (i := drawn["done"]) < m:
+            Z = leave_one_out.draw(A, seed, range(i, min(i + A.teams, m)), "rademacher")
+            neighbours.meet(Z[:, 0])
+            Y = leave_one_out.multiply(A, Z)
+            lengths = longvectors.norms(Y.T)
+            neighbours.hold(Z, Y, float(lengths.max()))
+            whole, mean = False, drawn["mean"]
             if i == 0:
-                drawn["along"] = longvectors.dot(z[:, 0], product[:, 0])
-                drawn["length"] = length
-            drawn["done"], whole = i + 1, True
-            del z, product
-            run.stepped(end=i + 1 == m)
-            bar.update(1)
+                drawn["along"], drawn["length"] = longvectors.dot(Z[:, 0], Y[:, 0]), float(lengths[0])
+            for j, (z, y) in enumerate(zip(Z.T, Y.T, strict=True), i + 1):
+                leave_one_out.welford(mean, z, y, j, mean, drawn["squares"])
+            drawn["done"], whole = i + len(lengths), True
+            bar.update(len(lengths))
+            del Z, Y, z, y
+            run.stepped(end=drawn["done"] == m)
     del neighbours
     del squares
     run.current = dict  # the vectors of the state go as those of the result come

@@ -6,14 +6,17 @@ Legend: K probes, M moments, X evaluation points; h the half width of the interv
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import scipy
 from numpy.polynomial.chebyshev import chebvander
 
+from spectral.distributed import decided
 from spectral.estimators.budget import Budget, environment, progress_bar, symmetric_operand
 from spectral.estimators.probe_run import ProbeRun
+from spectral.estimators.shared_out import shared_out
 from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord, bounds, centre, jacobi, rescaled
 from spectral.krylov.lanczos import Lanczos, LanczosRecord
 from spectral.probes import check_seed
@@ -42,6 +45,7 @@ def kpm(
     budget: Any = None,
     checkpoint: Any = None,
     progress: bool | None = None,
+    ranks: str = "data",
 ) -> Spectrum:
     """The spectrum of symmetric A (n, n) from Chebyshev moments, the kernel polynomial method without its damping.
 
@@ -75,6 +79,9 @@ def kpm(
         `probes` too. Lanczos steps for the interval are kept once they are done.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
+    ranks : str
+        As in `slq`: "probes" and "both" share out the probes. The interval is sought by the first rank (or team), and with a
+        budget the first probe is made before the others.
 
     Returns
     -------
@@ -109,7 +116,7 @@ def kpm(
     >>> s.products, float(s.integrate(np.log).value)      # one step a probe: log det 2I = 50 log 2
     (4, 34.6573590279972...
     """
-    op, zeros, dim = symmetric_operand(A)
+    op, zeros, dim = shared_out(A, ranks, symmetric_operand)
     given = _check(probes, moments, interval, recurrence)
     steps = min(-(-moments // 2), op.shape[0])
     settings = {
@@ -163,17 +170,20 @@ def _lanczos(
 ) -> tuple[list[LanczosRecord], dict[str, Any]]:
     """Records by Lanczos without a basis, and their moments on an interval chosen afterwards."""
     records = run.records
+
+    def probe(index: int, left: Budget) -> LanczosRecord:
+        state = run.begin(index, lambda start: run.lanczos(start, steps))
+        return state.record(seed=run.seed, index=index, stop=run.follow(left, bar))
+
     while len(records) < probes and not (records and run.recurrence is None and limit.exhausted()):
-        state = run.begin(len(records), lambda start: run.lanczos(start, steps))
-        stop = run.follow(limit, bar)
-        record = state.record(seed=run.seed, index=len(records), stop=stop)
-        del state  # before the next one is made
-        if given is not None:  # Ritz values lie within the spectrum
-            theta, slack = record.eigen[0], 8 * gauss.epsilon(record) * np.abs(record.eigen[0]).max()
-            if theta[0] < given[0] - slack or theta[-1] > given[1] + slack:
-                raise _outside(given)
-        run.finish(record)
-    interval = given or bounds(records)
+        each = records[0].steps if records else steps
+        for record in run.side_by_side(len(records), probes, each, limit, bar, probe):
+            if given is not None:  # Ritz values lie within the spectrum
+                theta, slack = record.eigen[0], 8 * gauss.epsilon(record) * np.abs(record.eigen[0]).max()
+                if decided(run.op, bool(theta[0] < given[0] - slack or theta[-1] > given[1] + slack)):
+                    raise _outside(given)
+            run.finish(record)
+    interval = given or decided(run.op, bounds(records))
     return records, {
         "interval": list(interval),
         "interval_from": "given" if given else "Ritz values and residuals",
@@ -196,7 +206,12 @@ def _chebyshev(
         if tried == len(run.attempts):
             if done and run.recurrence is None and limit.exhausted():
                 break
-            run.finish(_attempt(run, len(done), steps, interval, limit, bar))
+            for record in run.side_by_side(
+                len(done), probes, steps, limit, bar, partial(_attempt, run, steps, interval, bar)
+            ):
+                run.finish(record)
+                if record.stop == "outside":
+                    break  # those beside it were made on an interval that is too small
         record, tried = run.attempts[tried], tried + 1
         if record.stop != "outside":
             done.append(record)
@@ -205,7 +220,7 @@ def _chebyshev(
             raise _outside(given)
         if limit.exhausted() and tried == len(run.attempts):
             raise ValueError(SOUGHT)
-        low, high = bounds([jacobi(record)])
+        low, high = decided(run.op, bounds([jacobi(record)]))
         margin = WIDER * 2**restarts * (interval[1] - interval[0])
         interval, restarts = (min(low, interval[0] - margin), max(high, interval[1] + margin)), restarts + 1
     return [jacobi(record) for record in done], {
@@ -219,7 +234,7 @@ def _chebyshev(
     }
 
 
-def _attempt(run: ProbeRun, index: int, steps: int, interval: Interval, limit: Budget, bar: Any) -> ChebyshevRecord:
+def _attempt(run: ProbeRun, steps: int, interval: Interval, bar: Any, index: int, limit: Budget) -> ChebyshevRecord:
     """A probe's moments on an interval, or those that show that the interval is too small."""
     state = run.begin(index, lambda start: Chebyshev(run.op, start, steps, interval))
     state.limit = steps
@@ -246,7 +261,11 @@ def _find_interval(run: ProbeRun, steps: int, limit: Budget, bar: Any) -> tuple[
         run.finish(state.record(seed=run.seed, index=0))
     record = run.records[0]
     exact = record.betas[-1] == 0
-    return bounds([record]), min(steps, record.steps) if exact else steps, f"{record.steps} Lanczos steps"
+    return (
+        decided(run.op, bounds([record])),
+        min(steps, record.steps) if exact else steps,
+        f"{record.steps} Lanczos steps",
+    )
 
 
 def moments_of(record: LanczosRecord, interval: Interval, count: int) -> np.ndarray:

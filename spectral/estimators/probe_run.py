@@ -14,6 +14,7 @@ from spectral.estimators.budget import Budget
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.deflation import Deflated, Deflation
 from spectral.estimators.probe_state import STATE
+from spectral.estimators.shared_out import SharedOut
 from spectral.krylov.basis import ROUNDED
 from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord
 from spectral.krylov.lanczos import NONE, Lanczos, LanczosRecord
@@ -21,6 +22,7 @@ from spectral.krylov.symmetry import KnownProduct
 from spectral.operators.operator import Operator
 
 R = TypeVar("R", Lanczos, Chebyshev)
+Record = TypeVar("Record", LanczosRecord, ChebyshevRecord)
 
 
 class ProbeRun:
@@ -140,6 +142,30 @@ class ProbeRun:
             self.done, self.counted = len(self.records) + len(self.attempts), 0
             self.recurrence = make(self.start(index))
         return self.recurrence  # type: ignore[return-value]
+
+    def side_by_side(
+        self, first: int, last: int, steps: int, limit: Budget, bar: Any, make: Callable[[int, Budget], Record]
+    ) -> list[Record]:
+        """What `make` gives for probe `first` or, where teams share probes out, for one of each team, up to `last`.
+
+        They depend on nothing that the others find. `steps`: of each, as far as is known; with a budget the first one tells.
+        """
+        op = self.op
+        if not isinstance(op, SharedOut):
+            return [make(first, limit)]
+        left, own, begun = limit.left(op.teams), op.team.index, op.products
+        alone = self.recurrence is not None or (first == 0 and left < math.inf)
+        count = (
+            1 if alone else int(max(1, min(op.teams, last - first, -(-left // steps) if left < math.inf else math.inf)))
+        )
+        with distributed.apart(op.team):
+            record = make(first + own, limit.after(own * steps)) if own < count else None
+        self.recurrence = None
+        distributed.meet()
+        told = distributed.gather(lambda: record)[:: op.team.size]
+        made = op.tally(op.products - begun)
+        bar.update(sum(made) - made[op.team.index])
+        return [one for one in told if one is not None]
 
     def follow(self, limit: Budget, bar: Any, enough: Callable[[], bool] = lambda: False) -> str | None:
         """Step to the end of the probe; why it ended before, if it did."""

@@ -79,15 +79,21 @@ class SharedOut(Derived):
         return made
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        own, team = self.parts[0], self.team
+        return self._by_columns(self.parts[0].multiply, V, self.shape[0])
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        own = self.parts[0]
+        return self._by_columns(own.multiply if own.symmetric else own.multiply_transpose, U, self.shape[1])
+
+    def _by_columns(self, multiply: Callable[[torch.Tensor], torch.Tensor], V: torch.Tensor, m: int) -> torch.Tensor:
+        """The product (m, b) of V, of which each team makes some columns; a single one is the first team's."""
         if distributed.is_apart():
-            return own.multiply(V)
-        mine = slice(
-            *(-(-V.shape[1] * i // team.count) for i in (team.index, team.index + 1))
-        )  # of one column: the first
-        W_bm = V.new_zeros(V.shape[1], self.shape[0])
+            return multiply(V)
+        team = self.team
+        mine = slice(*(-(-V.shape[1] * i // team.count) for i in (team.index, team.index + 1)))
+        W_bm = V.new_zeros(V.shape[1], m)
         with distributed.Summand(W_bm) as part, distributed.apart(team, together=True):
-            made = own.multiply(V[:, mine]).T
+            made = multiply(V[:, mine]).T
             if distributed.rank() == 0:
                 W_bm[mine] = made
         W = part.sum()

@@ -11,19 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from spectral import arrays, longvectors, results
-from spectral.estimators.budget import hold_whole, progress_bar
+from spectral.distributed import decided
+from spectral.estimators.budget import entries, progress_bar
 from spectral.estimators.checkpoint import Checkpoint
+from spectral.estimators.shared_out import SharedOut, shared_out
 from spectral.estimators.top import INNER, KEYS, Search, bounds, capacity, check, held, saved
 from spectral.krylov.golub_kahan import GolubKahan
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
-from spectral.probes import check_seed, probe
+from spectral.probes import check_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +123,7 @@ def svd(
     budget: Any = None,
     checkpoint: Any = None,
     progress: bool | None = None,
+    ranks: str = "data",
 ) -> SingularTriplets:
     """The k largest ("smallest") singular triplets J v = sigma u, J^T u = sigma v of J (m, n), with all copies.
 
@@ -149,6 +153,9 @@ def svd(
         As in `top`.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
+    ranks : str
+        As in `slq`. "probes" and "both" share out what is multiplied together: the products that measure residuals, and those
+        of restarts. A step's are one vector each, made by the first rank (or team).
 
     Returns
     -------
@@ -183,9 +190,9 @@ def svd(
     ([3.0, 1.0], torch.Size([3, 2]), [True, True])
     """
     A = as_operator(J)
-    hold_whole(A, "svd")
     if 0 in A.shape:
         raise ValueError(f"{A!r} is empty; it has no singular values.")
+    (A,) = shared_out(A, ranks, lambda own: (own,))
     wide = A.shape[0] < A.shape[1]
     K = A.T if wide else A
     keys = {name: KEYS[name] for name in ("largest", "smallest")}
@@ -194,7 +201,7 @@ def svd(
     settings = {"svd": k, "tol": tol, "seed": check_seed(seed), "which": which, "basis": basis}
     sizes = {"m": K.shape[0], "k": int(k), "block": 1, **bounds(k, n, 1, basis)}
     file = Checkpoint(checkpoint, A, settings, saved(GolubKahan), n=n, **sizes)
-    state = GolubKahan(K, held(file) or capacity(K, k, n, 1, basis, k + 3 * k * -(-K.shape[0] // n)))
+    state = GolubKahan(K, held(file) or capacity(K, k, n, 1, basis, k + 3 * k * -(-entries(K.T) // entries(K))))
     run = Search(state, k, keys[which], tol, A, seed, 1, file, budget)
     with progress_bar(None, "svd", progress) as bar:
         complete = run.find(2 * k, bar)
@@ -207,7 +214,9 @@ def svd(
         known = np.setdiff1d(np.arange(k), lost)
         Y[lost] = _outside(K, Y[known], run, seed, len(lost))
         images = ((K @ X[lost].T).T, (K.T @ Y[lost].T).T)
-        residuals[lost] = _residuals(*images, X[lost], Y[lost], values[lost])
+        residuals[lost] = decided(K, _residuals(*images, X[lost], Y[lost], values[lost]))
+    if isinstance(A, SharedOut):
+        A.tally()
     return SingularTriplets(
         values=values,
         left=(X if wide else Y).T,
@@ -228,17 +237,17 @@ def _measured(
 
     The right vectors span a space X; the singular values of K X are those of the factor R in K X^T = Y^T R.
     """
-    X = longvectors.independent(state.V[:k], state.V[:0], 0.0)[0]
+    X = longvectors.independent(state.V[:k], state.V[:0], 0.0, state.agree)[0]
     W = (K @ X.T).T.clone(memory_format=torch.contiguous_format)
-    Y, R = longvectors.independent(W.clone(), W[:0], arrays.machine_epsilon(K.dtype) ** 2 * state.norm)
+    Y, R = longvectors.independent(W.clone(), W[:0], arrays.machine_epsilon(K.dtype) ** 2 * state.norm, state.agree)
     R = np.concatenate([R, np.zeros((k - len(R), k))])
-    Y = torch.cat([Y, _complement(Y, k - len(Y), seed)])
-    P, values, Qt = np.linalg.svd(R)
+    Y = torch.cat([Y, _complement(K, Y, k - len(Y), seed)])
+    P, values, Qt = state.agree(tuple(np.linalg.svd(R)))
     order = np.argsort(-key(values), kind="stable")
     values, right, left = values[order], Qt.T[:, order], P[:, order]
     X, W, Y = longvectors.rotate(X, right), longvectors.rotate(W, right), longvectors.rotate(Y, left)
     Z = (K.T @ Y.T).T
-    return values, X, Y, _residuals(W, Z, X, Y, values)
+    return values, X, Y, state.agree(_residuals(W, Z, X, Y, values))
 
 
 def _residuals(KX: torch.Tensor, KtY: torch.Tensor, X: torch.Tensor, Y: torch.Tensor, values: np.ndarray) -> np.ndarray:
@@ -246,14 +255,13 @@ def _residuals(KX: torch.Tensor, KtY: torch.Tensor, X: torch.Tensor, Y: torch.Te
     return np.maximum(longvectors.differences(KX, Y, values), longvectors.differences(KtY, X, values))
 
 
-def _complement(Y: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+def _complement(K: Operator, Y: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     """`count` orthonormal rows orthogonal to Y's: the left vectors of singular values that are 0."""
     if count == 0:
         return Y[:0]
-    drawn = [probe(seed, (1 << 32) + i, Y.shape[1], dtype=Y.dtype, device=Y.device) for i in range(count)]
-    W = torch.stack(drawn)
+    W = torch.stack([K.T.probe(seed, (1 << 32) + i) for i in range(count)])
     longvectors.orthogonalise(W, Y)
-    return longvectors.independent(W, Y, 0.0)[0]
+    return longvectors.independent(W, Y, 0.0, partial(decided, K))[0]
 
 
 def _outside(K: Operator, Y: torch.Tensor, run: Search, seed: int, count: int) -> torch.Tensor:
@@ -262,17 +270,18 @@ def _outside(K: Operator, Y: torch.Tensor, run: Search, seed: int, count: int) -
     Random vectors less their projection on the range of K: the residuals r of least squares by conjugate gradients
     (CGLS; Bjorck 1996, algorithm 7.4.1), two products a step; the part along singular values below tol ||K|| may stay.
     """
-    W = _complement(Y, count, seed)
+    W = _complement(K, Y, count, seed)
     for i in range(count):
         r = W[i]  # a view
         s = K.T @ r
         p, square = s.clone(), longvectors.dot(s, s)
         for _ in range(K.shape[1]):
-            if square <= (INNER * run.tol * run.norm) ** 2 * longvectors.dot(r, r) or run.exhausted(2):
+            enough = square <= (INNER * run.tol * run.norm) ** 2 * longvectors.dot(r, r)
+            if decided(K, enough) or run.exhausted(2):
                 break
             q = K @ p
             r.sub_(q, alpha=square / longvectors.dot(q, q))
             s, before = K.T @ r, square
             square = longvectors.dot(s, s)
             p.mul_(square / before).add_(s)
-    return longvectors.independent(W, Y, 0.0)[0]
+    return longvectors.independent(W, Y, 0.0, partial(decided, K))[0]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import scipy
 import torch
 
 from spectral import arrays, longvectors, results
+from spectral.distributed import decided
 from spectral.estimators.budget import Budget, progress_bar, symmetric_operand, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint
 from spectral.estimators.shared_out import SharedOut, check_ranks, shared_out
@@ -262,8 +264,8 @@ def top(
     settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": block, "basis": basis}
     sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis)}
     given, begin = _start(op, start, sizes["most"])
-    if begin is not None and op.shards is None:  # of pieces every rank has others, and no checkpoint takes them
-        settings["start"] = arrays.checksum(begin)
+    if begin is not None:
+        settings["start"] = arrays.checksum(begin) if op.shards is None else op.shards.checksum(begin)
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
     state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, k))
     run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)
@@ -319,7 +321,8 @@ def _start(op: Operator, start: Any, most: int) -> tuple[int, torch.Tensor | Non
         raise ValueError("start holds NaN, infinity or a column of zeros; use finite vectors that are not zero.")
     for w, length in zip(W, lengths, strict=True):
         w /= length
-    return V.shape[1], longvectors.independent(W, W[:0], math.sqrt(arrays.machine_epsilon(op.dtype)))[0]
+    floor = math.sqrt(arrays.machine_epsilon(op.dtype))
+    return V.shape[1], longvectors.independent(W, W[:0], floor, partial(decided, op))[0]
 
 
 def _measured(
@@ -331,7 +334,7 @@ def _measured(
     memory of V, large ones one at a time, so that k vectors are held beside it.
     """
     k = len(known)
-    X = longvectors.independent(V[:k], V[:0], 0.0)[0]
+    X = longvectors.independent(V[:k], V[:0], 0.0, partial(decided, op))[0]
     W, width = V[:k], k if k * op.shape[0] * op.dtype.itemsize <= TOGETHER else 1
     for i in range(0, k, width):
         W[i : i + width] = (op @ X[i : i + width].T).T
@@ -339,11 +342,11 @@ def _measured(
     name, scale = "a product that measures residuals", max(norm, float(np.abs(H).max()))
     hold(op, H, H.T, lambda i: X[i], lambda j: X[j], scale, (name, name))
     _hold_values(op, X, np.diag(H), known, scale, name)
-    values, S = np.linalg.eigh((H + H.T) / 2)  # Rayleigh-Ritz: the residuals lie outside the span
+    values, S = decided(op, tuple(np.linalg.eigh((H + H.T) / 2)))  # Rayleigh-Ritz: the residuals lie outside the span
     order = np.argsort(-key(values), kind="stable")
     values, S = values[order], S[:, order]
     X, W = longvectors.rotate(X, S), longvectors.rotate(W, S)
-    return values, X, longvectors.differences(W, X, values)
+    return values, X, decided(op, longvectors.differences(W, X, values))
 
 
 def _hold_values(op: Operator, X: torch.Tensor, values: np.ndarray, known: np.ndarray, scale: float, name: str) -> None:
@@ -536,7 +539,7 @@ class Search:
                 nothing = seen and not len(new)
                 state.lock(old, new)
                 return True if whole or nothing else None
-            if seen and not len(new) and self._ruled_out(values, residuals, worst):
+            if seen and not len(new) and decided(self.op, self._ruled_out(values, residuals, worst)):
                 state.lock(old, new)
                 return True
             if spent:
