@@ -202,7 +202,7 @@ def _concluded(parts: Parts) -> Findings:
             "this measure, which is why the table has other widths beside it, and a logarithmic axis. Errors are a jackknife "
             "over blocks. Yes means twice that of the convolutional network, and apart by twice the error.",
             "The authors' code (github.com/zyushun/hessian-spectrum) makes the densities, on 50,000 points from 1 below the "
-            "smallest to 1 above the largest eigenvalue, and no divergence. How their distances are binned is not published: the "
-            "order of networks is held to the paper, and no number.",
+            "smallest to 1 above the largest eigenvalue, and no divergence. How the paper bins its distances could not be "
+            "confirmed: the order of networks is held to it, and no number.",
         ),
     )
