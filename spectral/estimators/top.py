@@ -327,12 +327,15 @@ def _measured(
 ) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
     """(values (k,), vectors (k, n), residuals (k,)) by one product with each of the first k rows of V, best first.
 
-    `known` (k,) are the Ritz values of the rows, `norm` estimates ||A||: what products are held against. The products take the
-    memory of V, large ones one at a time, so that k vectors are held beside it.
+    `known` (k,) are the Ritz values of the rows, `norm` estimates ||A||: what products are held against. The vectors and their
+    products take the memory of V. Where it does not hold both, large products are looked at one by one, and nothing is rotated:
+    the vectors then are the Ritz vectors of the recurrence.
     """
-    k = len(known)
-    X = longvectors.independent(V[:k], V[:0], 0.0)[0]
-    W, width = V[:k], k if k * op.shape[0] * op.dtype.itemsize <= TOGETHER else 1
+    k, large = len(known), len(known) * op.shape[0] * op.dtype.itemsize > TOGETHER
+    if large and len(V) < 2 * k:
+        return _measured_one_by_one(op, V[:k], known, key, norm)
+    X = longvectors.independent(V[:k], V[:0], 0.0, V[k : 2 * k] if len(V) >= 2 * k else None)[0]
+    W, width = V[:k], 1 if large else k
     for i in range(0, k, width):
         W[i : i + width] = (op @ X[i : i + width].T).T
     H = longvectors.dots(X, W).cpu().numpy()
@@ -344,6 +347,29 @@ def _measured(
     values, S = values[order], S[:, order]
     X, W = longvectors.rotate(X, S), longvectors.rotate(W, S)
     return values, X, longvectors.differences(W, X, values)
+
+
+def _measured_one_by_one(
+    op: Operator, X: torch.Tensor, known: np.ndarray, key: Callable[[np.ndarray], np.ndarray], norm: float
+) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
+    """The same with one product held at a time, of rows X (k, n) that are orthonormalised in place."""
+    k, name = len(known), "a product that measures residuals"
+    H, residuals = np.zeros((k, k)), np.zeros(k)
+    for i in range(k):
+        x = X[i : i + 1]
+        longvectors.orthogonalise(x, X[:i])
+        x /= longvectors.norm(x[0])
+    for i in range(k):
+        w = (op @ X[i])[None]
+        H[:, i] = longvectors.dots(X, w)[:, 0].cpu().numpy()
+        residuals[i] = longvectors.differences(w, X[i : i + 1], H[i : i + 1, i])[0]
+    values, scale = np.diag(H).copy(), max(norm, float(np.abs(H).max()))
+    hold(op, H, H.T, lambda i: X[i], lambda j: X[j], scale, (name, name))
+    _hold_values(op, X, values, known, scale, name)
+    order = np.argsort(-key(values), kind="stable")
+    if (order != np.arange(k)).any():
+        longvectors.rotate(X, np.eye(k)[:, order])
+    return values[order], X, residuals[order]
 
 
 def _hold_values(op: Operator, X: torch.Tensor, values: np.ndarray, known: np.ndarray, scale: float, name: str) -> None:
