@@ -4,7 +4,8 @@
 
 Each job in a process of its own: the operator is built, `plan` predicts a run of `slq`, then the run is made on an operator
 that is built anew, as a user would who looked at the plan first. Peak memory is that of resident memory beyond what was there
-before the run, with an allocator that gives freed blocks back, as in `memory.py`; a small run before has loaded the libraries.
+before the run, of another process with an allocator that gives freed blocks back, as in `memory.py`, which costs time. A small
+run before has loaded the libraries. `--what bytes` leaves out the seconds, `--what seconds` the bytes.
 `--cpu` takes the processor's seconds of one thread for time, which a loaded machine does not change much. Linux.
 """
 
@@ -70,17 +71,12 @@ def measure(job: str) -> dict[str, Any]:
     before, begin = status_bytes("VmRSS"), time.perf_counter()
     most = peak(lambda: made.append(spectral.slq(A, **size, progress=False))) - before
     seconds = time.perf_counter() - begin
+    parts = {name: float(f"{value:.3g}") for name, value in predicted.parts.items()}
+    held = {**predicted.held, "deflated": int(made[0].atoms.multiplicities.sum())}  # how many vectors in fact
     return {
-        "job": job, **size, "predicted_s": predicted.seconds, "measured_s": seconds, "predicted_bytes": predicted.bytes,
-        "measured_bytes": most, "deflated": int(made[0].atoms.multiplicities.sum()),
-        "parts": predicted.parts, "held": predicted.held,
-    }  # fmt: skip
-
-
-def _rounded(row: dict[str, Any]) -> str:
-    """The parts, in seconds and MiB, and how many eigenvectors were deflated."""
-    seconds = {name: float(f"{value:.2g}") for name, value in row["parts"].items()}
-    return f"{seconds} { ({name: size >> 20 for name, size in row['held'].items()}) } {row['deflated']} deflated"
+        "seconds": {"measured": seconds, "predicted": predicted.seconds, "parts": parts},
+        "bytes": {"measured": most, "predicted": predicted.bytes, "parts": held},
+    }
 
 
 def main() -> None:
@@ -88,6 +84,7 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--what", nargs="+", default=["seconds", "bytes"], choices=["seconds", "bytes"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -100,17 +97,22 @@ def main() -> None:
     about, rows = environment([]), []
     with watched(about, "others"):
         for job in asked.jobs:
-            command = [sys.executable, __file__, "--one", job, "--threads", str(asked.threads)]
-            command += ["--cpu"] if asked.cpu else []
-            done = subprocess.run(command, capture_output=True, text=True, env=FREES)
-            if done.returncode:
-                print(f"{job}: {done.stderr.strip().splitlines()[-1]}", flush=True)
-                continue
-            row = json.loads(done.stdout.strip().splitlines()[-1])
+            row: dict[str, Any] = {"job": job, **JOBS[job][1]}
+            for what in asked.what:
+                command = [sys.executable, __file__, "--one", job, "--threads", str(asked.threads)]
+                command += ["--cpu"] if asked.cpu else []
+                env = FREES if what == "bytes" else None
+                done = subprocess.run(command, capture_output=True, text=True, env=env)
+                if done.returncode:
+                    print(f"{job}: {done.stderr.strip().splitlines()[-1]}", flush=True)
+                    continue
+                row[what] = found = json.loads(done.stdout.strip().splitlines()[-1])[what]
+                ratio = found["predicted"] / max(found["measured"], 1e-9)
+                print(
+                    f"{job:13} {what:7} {found['measured']:12.4g}, predicted over measured {ratio:5.2f}; {found}",
+                    flush=True,
+                )
             rows.append(row)
-            time_ratio, memory_ratio = (row[f"predicted_{k}"] / max(row[f"measured_{k}"], 1e-9) for k in ("s", "bytes"))
-            print(f"{job:13} {row['measured_s']:7.1f} s, predicted over measured {time_ratio:5.2f};"
-                  f" {row['measured_bytes'] / 2**20:7.0f} MiB, {memory_ratio:5.2f}; {_rounded(row)}", flush=True)  # fmt: skip
     if asked.json:
         asked.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
 

@@ -187,7 +187,8 @@ def independent(
 ) -> tuple[torch.Tensor, np.ndarray]:
     """W = R^T Q for rows orthogonal to V's: (Q (r, n) orthonormal, R (r, b)); what is at most `floor` long is dropped.
 
-    Gram-Schmidt with pivoting, overwrites W; Q lies in `out` (b, n), or in new memory. A direction that comes out of a cancellation is orthogonalised again.
+    Gram-Schmidt with pivoting, overwrites W; Q lies in `out` (b, n), or in new memory. A direction that comes out of a
+    cancellation is orthogonalised again.
     """
     Q = W.new_empty(W.shape) if out is None else out
     R, left, r = np.zeros((len(W), len(W))), list(range(len(W))), 0

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from spectral import cards, longvectors
-from spectral.estimators.budget import free_memory, settle, symmetric_operand
+from spectral import cards
+from spectral.estimators.budget import SETTLE, decided, free_memory, symmetric_operand
 from spectral.estimators.slq import slq
 from spectral.krylov.basis import Basis
 from spectral.krylov.lanczos import Lanczos
@@ -54,7 +54,8 @@ class Plan:
         Seconds by what takes them: first products, products (the others), recurrence, orthogonalisation, random vectors,
         deflation, recording (all that does not depend on the length of vectors: small eigenproblems, the certificate).
     held : dict
-        Bytes by what takes them: vectors, basis, deflation, products.
+        Bytes by what takes them: vectors, basis, deflation, products. Where choosing how to multiply, before there is a basis,
+        takes more than all of them later, products are what is missing.
 
     Examples
     --------
@@ -121,9 +122,10 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     Notes
     -----
     Of vectors, `slq` holds four, the basis of `steps` where that takes at most a quarter of the free memory, and with two
-    probes or more what the first has converged to: an eighth of its steps are expected, all of them at most. Without a basis they cost the first probe's products once more, and those of each probe that finds a further
-    copy of an eigenvalue, which are not foreseen. Products take the activations of a batch, as in training, and what the engine
-    keeps between sweeps.
+    probes or more what the first has converged to: an eighth of its steps are expected, all of them at most. Without a
+    basis they cost the first probe's products once more, and those of each probe that finds a further copy of an
+    eigenvalue, which are not foreseen. Products take the activations of a batch, as in training, and what the engine keeps
+    between sweeps.
 
     Examples
     --------
@@ -140,7 +142,7 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     begin = time.perf_counter()
     v = probe(0, 0, n, dtype=op.dtype, device=op.device)
     drawn = time.perf_counter() - begin
-    first, made, each = _measured(op, v, products)
+    first, made, each, choosing = _measured(op, v, products)
     step, row = _vector_seconds(v, min(ROWS, steps) if basis else 0)
     deflated = min(steps, max(room, 1)) if probes > 1 else 0  # at most
     converged = int(CONVERGED * deflated)
@@ -158,27 +160,33 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
         "vectors": RECURRENCE * one,
         "basis": steps * one if basis else 0,
         "deflation": converged * one,
-        "products": op.workspace,
     }
+    held["products"] = max(op.workspace, choosing - held["basis"] - held["deflation"])  # the first come before these
     total = sum(held.values())
     most = total + (deflated - converged) * one
     return Plan(products, sum(parts.values()), total, most, each, free, basis, parts, held)
 
 
-def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, int, float]:
-    """(seconds of the first products, how many, seconds of one once the operator has chosen how it multiplies)."""
+def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, int, float, int]:
+    """(seconds of the first products, how many, seconds of one once the operator has chosen how it multiplies, bytes meanwhile)."""
     op.expect(products)
     done, begin = op.products, time.perf_counter()
-    longvectors.norm(op @ v)  # the first one warms up; the norm waits for the device
-    if products >= MANY:
-        settle(op, v)
+    workspace, last = 0, products < MANY
+    while (
+        True
+    ):  # as `settle` does, until products come out to the same bits, and once more for the batches beyond the first
+        float((op @ v)[0])  # a number waits for the device
+        workspace = max(workspace, op.first_workspace)
+        if last:
+            break
+        last = op.products - done > SETTLE or decided(op, op.settled)
     first, made = time.perf_counter() - begin, op.products - done
     each: list[float] = []
     while not each or (len(each) < TIMED and sum(each) < SHARE * products * each[0]):
         begin = time.perf_counter()
-        longvectors.norm(op @ v)
+        float((op @ v)[0])
         each.append(time.perf_counter() - begin)
-    return first, made, statistics.median(each)
+    return first, made, statistics.median(each), workspace
 
 
 class _Diagonal(Operator):
@@ -197,7 +205,7 @@ class _Diagonal(Operator):
 def _vector_seconds(v: torch.Tensor, rows: int) -> tuple[float, float]:
     """Seconds of a step without its product, and of orthogonalising against one vector, by so many rows of a basis."""
     D = _Diagonal(v)
-    free = _fastest(lambda: longvectors.norm(D @ v), STEPS)
+    free = _fastest(lambda: float((D @ v)[0]), STEPS)
     lanczos = Lanczos(D, v, STEPS + 1, reorthogonalize=False)
     lanczos.step()  # the first has no vector before it
     step = max(0.0, _fastest(lambda: lanczos.ended or lanczos.step(), STEPS) - free)
@@ -223,6 +231,4 @@ def _fastest(work: Callable[[], Any], times: int) -> float:
 def _recording(steps: int, probes: int) -> float:
     """Seconds of a run that do not depend on the length of its vectors."""
     small = _Diagonal(torch.linspace(-1, 1, STAND_IN * steps, dtype=torch.float64))
-    begin = time.perf_counter()
-    slq(small, steps=steps, probes=probes, progress=False)
-    return time.perf_counter() - begin
+    return _fastest(lambda: slq(small, steps=steps, probes=probes, progress=False), 2)  # the first loads libraries

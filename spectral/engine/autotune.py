@@ -211,6 +211,11 @@ class Engine:
         )
         return self.asked in ALONE or tried
 
+    @property
+    def recording(self) -> int:
+        """Bytes that recording a program has held beside the store, at most."""
+        return max((timing.held for choice in self.choices.values() for timing in choice.timings.values()), default=0)
+
     def multiply(self, work: Workload, V: torch.Tensor, W: torch.Tensor, new: bool, expected: int = 0) -> None:
         """W (b, m) += the products with the rows of V (b, n), or W = these if `new`; `expected` products were announced."""
         choice = self._choice(work.kind)

@@ -50,6 +50,8 @@ UNTOLD = 1e300  # what a product may be off, over ||A||, where that is not known
 POOR = 0.25  # times ||A||: the residual from which a vector of `start` tells nothing
 MOST = 50.0  # times n: products after which a search with restarts has stalled, and ends incomplete
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
+# Where a vector is HEAVY bytes: on eigenvalues 1/i they took as many products as ROOM (34 and 34 for k = 5, 99 and 98 for k = 20).
+FEW, HEAVY = 7, 1 << 26
 TOGETHER = 1 << 26  # bytes of vectors that are multiplied together where residuals are measured
 EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 1/EVERY
 ANY = Number(finite=False)
@@ -96,8 +98,9 @@ class Eigenpairs:
     epochs : float
         Sweeps over the data that it took.
     meta : dict
-        Of a run with `start`: {"start": {"vectors": j, "independent": how many of them, "held": how many of the k pairs had
-        converged already}, "missed": the chance, at most, that something better was ruled out wrongly}. Else empty.
+        {"basis": vectors that the search held}. Of a run with `start` also {"start": {"vectors": j, "independent": how many of
+        them, "held": how many of the k pairs had converged already}, "missed": the chance, at most, that something better was
+        ruled out wrongly}.
 
     Examples
     --------
@@ -194,7 +197,7 @@ def top(
         Directions that are multiplied at a time.
     basis : int, optional
         Vectors that are held, k + 3 block + 1 at least. By default the larger of 4k and k + 128, at most a quarter of the
-        free memory.
+        free memory; of vectors of 64 MiB and more k + 7, see Notes.
     start : array, optional
         (n, j) vectors of an earlier run, of a matrix near this one: `pairs.vectors`. They are orthonormalised. Any others are
         right too, and cost j products. See Notes.
@@ -229,6 +232,10 @@ def top(
     followed in their complement until nothing better is left there: its space is invariant, its best pair has converged to
     something worse, or the bound for random starts rules anything better out (wrongly with a probability of 1e-4).
 
+    With k + 7 vectors a search holds k + 12 at its peak, a product's own included. Eigenvalues that fall like those of networks
+    then take no more products than with k + 128; where they lie close at the end that is asked for, restarts cost products:
+    name a larger `basis` there. `meta["basis"]` says what was held.
+
     `start` takes one product a vector; pairs that are still within the tolerance then cost nothing more, their residuals
     included. What is left is to look for something better along a random direction. Where all residuals are below 0.05 ||A||,
     so that the matrix has moved slowly, an earlier run has looked before: the look ends once the mass that its record leaves
@@ -260,12 +267,13 @@ def top(
     check(op, k, n, tol, which, KEYS)
     block = integer(block, "block", "block size", 1, n)
     settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": block, "basis": basis}
-    sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis)}
+    few = n * op.dtype.itemsize >= HEAVY
+    sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis, few)}
     given, begin = _start(op, start, sizes["most"])
     if begin is not None and op.shards is None:  # of pieces every rank has others, and no checkpoint takes them
         settings["start"] = arrays.checksum(begin)
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
-    state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, k))
+    state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, 0 if few else k, few))
     run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)
     with progress_bar(None, "top", progress) as bar:
         complete = run.find(k, bar, begin)
@@ -285,9 +293,10 @@ def top(
         complete=complete,
         products=file.spent.products,
         epochs=file.spent.epochs,
-        meta={}
+        meta={"basis": state.capacity}
         if begin is None
         else {
+            "basis": state.capacity,
             "start": {"vectors": given, "independent": len(begin), "held": run.held},
             "missed": run.missed,
         },
@@ -396,9 +405,9 @@ def check(op: Operator, k: int, n: int, tol: float, which: str, keys: dict[str, 
         raise ValueError(f"which={which!r} is not known; use one of {', '.join(keys)}.")
 
 
-def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra: int) -> int:
+def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra: int, few: bool = False) -> int:
     """Basis vectors to hold: `basis`, or what a quarter of the free memory holds beside `extra` vectors."""
-    least, most = bounds(k, n, block, basis).values()
+    least, most = bounds(k, n, block, basis, few).values()
     if basis is not None:
         return most
     room = vectors_that_fit(op, n)
@@ -410,9 +419,11 @@ def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra:
     return min(room - extra - block, most)
 
 
-def bounds(k: int, n: int, block: int, basis: int | None) -> dict[str, int]:
-    """The least and the most basis vectors that a search may hold."""
+def bounds(k: int, n: int, block: int, basis: int | None, few: bool = False) -> dict[str, int]:
+    """The least and the most basis vectors that a search may hold; `few`: of heavy ones."""
     least = min(n, k + 3 * block + 1)
+    if basis is None and few:
+        return {"least": int(least), "most": int(min(n, max(k + FEW, least)))}
     if basis is None:
         return {"least": int(least), "most": int(min(n, max(4 * k, k + ROOM, least)))}
     if isinstance(basis, bool) or not isinstance(basis, int | np.integer) or basis < least:

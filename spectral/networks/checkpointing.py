@@ -115,16 +115,18 @@ def chosen(
     `but`: modules whose hooks the function itself needs, so that nothing around them is made again.
     """
     held, calls = _measured(function, primals, model)
+
+    def around(name: str) -> bool:
+        return any(f"{other}.".startswith(f"{name}.") for other in but)
+
     depths, candidates = dict[int, list[tuple[str, ...]]](), list[list[tuple[str, ...]]]()
     for name, module in model.named_modules():
-        if any(f"{other}.".startswith(f"{name}.") for other in but):
-            continue
-        if name in calls:
+        if name in calls and not around(name):
             depths.setdefault(name.count("."), []).append((name,))
         if type(module).forward is nn.Sequential.forward and "forward" not in vars(module):
             names = [f"{name}.{child}".lstrip(".") for child, _ in module.named_children()]
             width = math.isqrt(len(names))
-            if width > 1 and all(len(calls.get(child, ())) == 1 for child in names):
+            if width > 1 and all(len(calls.get(child, ())) == 1 and not around(child) for child in names):
                 candidates.append([tuple(names[at : at + width]) for at in range(0, len(names), width)])
     found = []
     for pieces in (*depths.values(), *candidates):

@@ -252,6 +252,11 @@ class SumOverBatches(Operator):
         return int(max(self._graph_bytes, 0.0) * largest) + gradients + self.store.used
 
     @property
+    def first_workspace(self) -> int:
+        """The same while an engine is chosen: what recording holds, too."""
+        return self.workspace + self.engine.recording
+
+    @property
     def under_test(self) -> bool:
         """Whether the product that is being made will be held to its tests."""
         choice = self.engine.choices.get(self.kind)

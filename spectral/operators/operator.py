@@ -177,6 +177,11 @@ class Operator:
         return 0
 
     @property
+    def first_workspace(self) -> int:
+        """The same while it is chosen how products are made."""
+        return self.workspace
+
+    @property
     def least(self) -> float:
         """A number that no eigenvalue is below, for certain: 0 of a semi-definite operator, -inf where nobody knows one."""
         return 0.0 if self.nonnegative else -math.inf
@@ -901,6 +906,10 @@ class Derived(Operator):
     @property
     def workspace(self) -> int:
         return sum(leaf.workspace for leaf in self.sources)
+
+    @property
+    def first_workspace(self) -> int:
+        return sum(leaf.first_workspace for leaf in self.sources)
 
     @property
     def epochs(self) -> float:
