@@ -182,16 +182,12 @@ def orthogonalise(W: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def independent(
-    W: torch.Tensor, V: torch.Tensor, floor: float, out: torch.Tensor | None = None
-) -> tuple[torch.Tensor, np.ndarray]:
+def independent(W: torch.Tensor, V: torch.Tensor, floor: float) -> tuple[torch.Tensor, np.ndarray]:
     """W = R^T Q for rows orthogonal to V's: (Q (r, n) orthonormal, R (r, b)); what is at most `floor` long is dropped.
 
-    Gram-Schmidt with pivoting, overwrites W; Q lies in `out` (b, n), or in new memory. A direction that comes out of a
-    cancellation is orthogonalised again.
+    Gram-Schmidt with pivoting, overwrites W. A direction that comes out of a cancellation is orthogonalised again.
     """
-    Q = W.new_empty(W.shape) if out is None else out
-    R, left, r = np.zeros((len(W), len(W))), list(range(len(W))), 0
+    Q, R, left, r = W.new_empty(W.shape), np.zeros((len(W), len(W))), list(range(len(W))), 0
     while left:
         lengths = np.array([norm(W[i]) for i in left])
         i = left[int(lengths.argmax())]

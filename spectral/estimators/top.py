@@ -50,7 +50,8 @@ UNTOLD = 1e300  # what a product may be off, over ||A||, where that is not known
 POOR = 0.25  # times ||A||: the residual from which a vector of `start` tells nothing
 MOST = 50.0  # times n: products after which a search with restarts has stalled, and ends incomplete
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
-# Where a vector is HEAVY bytes: on eigenvalues 1/i they took as many products as ROOM (34 and 34 for k = 5, 99 and 98 for k = 20).
+# Where a vector is HEAVY. On eigenvalues 1/i a basis of k + 8 took as many products as one of k + 128 (34 and 34 for k = 5 at
+# tol=1e-3, 99 and 98 for k = 20 at 1e-6).
 FEW, HEAVY = 7, 1 << 26
 TOGETHER = 1 << 26  # bytes of vectors that are multiplied together where residuals are measured
 EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 1/EVERY
@@ -232,7 +233,7 @@ def top(
     followed in their complement until nothing better is left there: its space is invariant, its best pair has converged to
     something worse, or the bound for random starts rules anything better out (wrongly with a probability of 1e-4).
 
-    With k + 7 vectors a search holds k + 12 at its peak, a product's own included. Eigenvalues that fall like those of networks
+    With k + 7 vectors a search holds k + 12 at its peak, a product's own included, and its result keeps these k + 7. Eigenvalues that fall like those of networks
     then take no more products than with k + 128; where they lie close at the end that is asked for, restarts cost products:
     name a larger `basis` there. `meta["basis"]` says what was held.
 
@@ -336,14 +337,13 @@ def _measured(
 ) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
     """(values (k,), vectors (k, n), residuals (k,)) by one product with each of the first k rows of V, best first.
 
-    `known` (k,) are the Ritz values of the rows, `norm` estimates ||A||: what products are held against. The vectors and their
-    products take the memory of V. Where it does not hold both, large products are looked at one by one, and nothing is rotated:
-    the vectors then are the Ritz vectors of the recurrence.
+    `known` (k,) are the Ritz values of the rows, `norm` estimates ||A||: what products are held against. The products take the
+    memory of V, large ones one at a time, so that k vectors are held beside it; none beside a basis of few.
     """
     k, large = len(known), len(known) * op.shape[0] * op.dtype.itemsize > TOGETHER
-    if large and len(V) < 2 * k:
+    if large and len(V) <= k + FEW:
         return _measured_one_by_one(op, V[:k], known, key, norm)
-    X = longvectors.independent(V[:k], V[:0], 0.0, V[k : 2 * k] if len(V) >= 2 * k else None)[0]
+    X = longvectors.independent(V[:k], V[:0], 0.0)[0]
     W, width = V[:k], 1 if large else k
     for i in range(0, k, width):
         W[i : i + width] = (op @ X[i : i + width].T).T
@@ -361,7 +361,7 @@ def _measured(
 def _measured_one_by_one(
     op: Operator, X: torch.Tensor, known: np.ndarray, key: Callable[[np.ndarray], np.ndarray], norm: float
 ) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
-    """The same with one product held at a time, of rows X (k, n) that are orthonormalised in place."""
+    """The same with one product held at a time, of rows X (k, n) that are orthonormalised in place, and rotated no more."""
     k, name = len(known), "a product that measures residuals"
     H, residuals = np.zeros((k, k)), np.zeros(k)
     for i in range(k):
@@ -369,7 +369,7 @@ def _measured_one_by_one(
         longvectors.orthogonalise(x, X[:i])
         x /= longvectors.norm(x[0])
     for i in range(k):
-        w = (op @ X[i])[None]
+        w = (op @ X[i : i + 1].T).T
         H[:, i] = longvectors.dots(X, w)[:, 0].cpu().numpy()
         residuals[i] = longvectors.differences(w, X[i : i + 1], H[i : i + 1, i])[0]
     values, scale = np.diag(H).copy(), max(norm, float(np.abs(H).max()))
