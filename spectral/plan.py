@@ -172,9 +172,8 @@ def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, int,
     op.expect(products)
     done, begin = op.products, time.perf_counter()
     workspace, last = 0, products < MANY
-    while (
-        True
-    ):  # as `settle` does, until products come out to the same bits, and once more for the batches beyond the first
+    # as `settle` does: until products come out to the same bits, and once more for the batches beyond the first
+    while True:
         float((op @ v)[0])  # a number waits for the device
         workspace = max(workspace, op.first_workspace)
         if last:

@@ -233,9 +233,9 @@ def top(
     followed in their complement until nothing better is left there: its space is invariant, its best pair has converged to
     something worse, or the bound for random starts rules anything better out (wrongly with a probability of 1e-4).
 
-    With k + 7 vectors a search holds k + 12 at its peak, a product's own included, and its result keeps these k + 7. Eigenvalues that fall like those of networks
-    then take no more products than with k + 128; where they lie close at the end that is asked for, restarts cost products:
-    name a larger `basis` there. `meta["basis"]` says what was held.
+    With k + 7 vectors a search holds k + 12 at its peak, a product's own included, and its result keeps these k + 7.
+    Eigenvalues that fall like those of networks then take no more products than with k + 128; where they lie close at the
+    end that is asked for, restarts cost products: name a larger `basis` there. `meta["basis"]` says what was held.
 
     `start` takes one product a vector; pairs that are still within the tolerance then cost nothing more, their residuals
     included. What is left is to look for something better along a random direction. Where all residuals are below 0.05 ||A||,
