@@ -1,15 +1,18 @@
 """Does `plan` tell the truth? Seconds and peak memory of ten runs of five kinds, predicted and measured.
 
-    python benchmarks/plan.py [--jobs dense mlp-gn] [--json FILE]
+    python benchmarks/plan.py [--jobs dense mlp-gn] [--threads 2] [--cpu] [--json FILE]
 
 Each job in a process of its own: the operator is built, `plan` predicts a run of `slq`, then the run is made on an operator
 that is built anew, as a user would who looked at the plan first. Peak memory is that of resident memory beyond what was there
-before the run. Linux.
+before the run, of another process with an allocator that gives freed blocks back, as in `memory.py`, which costs time. A small
+run before has loaded the libraries. `--what bytes` leaves out the seconds, `--what seconds` the bytes.
+`--cpu` takes the processor's seconds of one thread for time, which a loaded machine does not change much. Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -20,7 +23,8 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from machine import environment, status_bytes, watched
+import torch
+from machine import FREES, environment, status_bytes, watched
 from memory import peak
 from models import build
 from short_runs import LARGE, ours
@@ -59,40 +63,56 @@ JOBS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {  # the operator, s
 
 def measure(job: str) -> dict[str, Any]:
     make, size = JOBS[job]
+    spectral.slq(spectral.as_operator(np.diag(np.arange(300.0))), steps=100, progress=False)  # libraries are loaded
     predicted = spectral.plan(make(), **size)
     A = make()
-    spectral.as_operator(np.eye(3)) @ np.ones(3)  # scipy is loaded
-    before = status_bytes("VmRSS")
-    begin = time.perf_counter()
-    most = peak(lambda: spectral.slq(A, **size, progress=False)) - before
+    made: list[Any] = []
+    gc.collect()
+    before, begin = status_bytes("VmRSS"), time.perf_counter()
+    most = peak(lambda: made.append(spectral.slq(A, **size, progress=False))) - before
     seconds = time.perf_counter() - begin
+    parts = {name: float(f"{value:.3g}") for name, value in predicted.parts.items()}
+    held = {**predicted.held, "deflated": int(made[0].atoms.multiplicities.sum())}  # how many vectors in fact
     return {
-        "job": job, **size, "predicted_s": predicted.seconds, "measured_s": seconds, "predicted_bytes": predicted.bytes,
-        "measured_bytes": most, "parts": predicted.parts, "held": predicted.held,
-    }  # fmt: skip
+        "seconds": {"measured": seconds, "predicted": predicted.seconds, "parts": parts},
+        "bytes": {"measured": most, "predicted": predicted.bytes, "parts": held},
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--what", nargs="+", default=["seconds", "bytes"], choices=["seconds", "bytes"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
+        if asked.cpu:
+            time.perf_counter = time.process_time
+        torch.set_num_threads(1 if asked.cpu else asked.threads)
         print(json.dumps(measure(asked.one)))
         return
     about, rows = environment([]), []
     with watched(about, "others"):
         for job in asked.jobs:
-            done = subprocess.run([sys.executable, __file__, "--one", job], capture_output=True, text=True)
-            if done.returncode:
-                print(f"{job}: {done.stderr.strip().splitlines()[-1]}", flush=True)
-                continue
-            row = json.loads(done.stdout.strip().splitlines()[-1])
+            row: dict[str, Any] = {"job": job, **JOBS[job][1]}
+            for what in asked.what:
+                command = [sys.executable, __file__, "--one", job, "--threads", str(asked.threads)]
+                command += ["--cpu"] if asked.cpu else []
+                env = FREES if what == "bytes" else None
+                done = subprocess.run(command, capture_output=True, text=True, env=env)
+                if done.returncode:
+                    print(f"{job}: {done.stderr.strip().splitlines()[-1]}", flush=True)
+                    continue
+                row[what] = found = json.loads(done.stdout.strip().splitlines()[-1])[what]
+                ratio = found["predicted"] / max(found["measured"], 1e-9)
+                print(
+                    f"{job:13} {what:7} {found['measured']:12.4g}, predicted over measured {ratio:5.2f}; {found}",
+                    flush=True,
+                )
             rows.append(row)
-            time_ratio, memory_ratio = (row[f"predicted_{k}"] / max(row[f"measured_{k}"], 1e-9) for k in ("s", "bytes"))
-            print(f"{job:13} {row['measured_s']:7.1f} s, predicted over measured {time_ratio:5.2f};"
-                  f" {row['measured_bytes'] / 2**20:7.0f} MiB, {memory_ratio:5.2f}", flush=True)  # fmt: skip
     if asked.json:
         asked.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
 

@@ -1,6 +1,7 @@
 """What do short runs cost, set-up included, beside other packages? In gradients over the same data, one run of this script.
 
     PYTHONPATH=/tmp/peers python benchmarks/short_runs.py [--models mlp gpt2] [--matrices Hessian] [--counts 1 3 10] [--json FILE]
+    PYTHONPATH=/tmp/peers python benchmarks/short_runs.py --slq 10 --models 124m --matrices GaussNewton 'J^T J' --repeats 2
     python benchmarks/short_runs.py --table FILE            # the Markdown tables of docs/performance.md from a stored run
     python benchmarks/short_runs.py --picture FILE PNG      # its picture
 
@@ -159,10 +160,10 @@ def whole_runs(work: Workload, matrix: str, repeats: int) -> dict[str, dict[str,
     return found
 
 
-def krylov(A: Callable[[torch.Tensor], torch.Tensor], n: int) -> None:
+def krylov(A: Callable[[torch.Tensor], torch.Tensor], n: int, steps: int = STEPS) -> None:
     """The products of a Lanczos run, and a minimum of work on vectors."""
     q = torch.randn(n)
-    for _ in range(STEPS):
+    for _ in range(steps):
         q = q / q.norm()
         w = A(q)
         q = w - (w @ q) * q
@@ -171,6 +172,34 @@ def krylov(A: Callable[[torch.Tensor], torch.Tensor], n: int) -> None:
 def attention(package: str) -> contextlib.AbstractContextManager[None]:
     """The peers do without the fused kernel, which knows neither forward mode nor double backward."""
     return contextlib.nullcontext() if package == "spectral" else sdpa_kernel(SDPBackend.MATH)
+
+
+def slq_alone(models: list[str], matrices: list[str], steps: int, repeats: int) -> None:
+    """A Lanczos run of so many steps, set-up included, of each package in turn: gradients, and ours over the best peer's."""
+    warm_up()
+    for name in models:
+        work = LARGE[name]() if name in LARGE else build(name)
+        for matrix in matrices:
+            packages = [p for p in present() if p != "PyHessian" and matrix in PEERS[p].matrices]
+            found: dict[str, list[float]] = {package: [] for package in ("spectral", *packages)}
+            options: dict[str, Any] = {"probes": 1, "steps": steps, "deflate": False, "reorthogonalize": False}
+            for _ in range(repeats):
+                for package, taken in found.items():
+
+                    def run(package: str = package, matrix: str = matrix, work: Workload = work) -> None:
+                        if package == "spectral":
+                            spectral.slq(ours(work, matrix), **options, progress=False)  # noqa: B023
+                        else:
+                            krylov(operator(package, work, matrix), work.parameters, steps)
+
+                    with attention(package):
+                        taken.append(ratios(work, lambda run=run: [timed(run)], 1)[0][0])
+                    print(f"{name} {matrix} {package}: {taken[-1]:.1f} gradients", flush=True)
+            best = min((statistics.median(found[p]) for p in packages), default=math.nan)
+            print(
+                f"{name} {matrix}: ours over the best peer {statistics.median(found['spectral']) / best:.2f}",
+                flush=True,
+            )
 
 
 # Results -------------------------------------------------------------------------------------------------------------
@@ -271,6 +300,7 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=list(COUNTS))
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--slq", type=int, metavar="STEPS", help="a Lanczos run of so many steps alone")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--picture", nargs=2, type=Path)
@@ -283,6 +313,11 @@ def main() -> None:
         return
     torch.set_num_threads(asked.threads)
     load: dict[str, Any] = {}
+    if asked.slq:
+        with watched(load, "others"):
+            slq_alone(asked.models, asked.matrices, asked.slq, asked.repeats)
+        print(json.dumps(environment([]) | load))
+        return
     with watched(load, "others"):
         stored = measure(asked.models, asked.matrices, asked.counts, asked.repeats)
     stored["load"] = load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,15 +10,24 @@ from typing import Any
 
 import torch
 
-from spectral import cards, longvectors
-from spectral.estimators.budget import free_memory, settle, symmetric_operand
+from spectral import cards
+from spectral.estimators.budget import SETTLE, decided, free_memory, symmetric_operand
+from spectral.estimators.slq import slq
+from spectral.krylov.basis import Basis
+from spectral.krylov.lanczos import Lanczos
 from spectral.operators.operator import Operator
 from spectral.probes import probe
 
 RECURRENCE = 4  # vectors of a recurrence without its basis, the product's own pieces among them
 MANY = 20  # products that must be expected before more than two are measured
-PASSES = 4  # over each vector of a basis in a step: Gram-Schmidt twice, each reads it for the dots and for the sum
-CONVERGED = 0.25  # of the first probe's Ritz vectors, that are expected to converge and to be deflated
+TIMED, SHARE = (
+    5,
+    0.02,
+)  # products that are timed at most, once an operator has chosen, and of the run that they may take
+PASSES = 4  # over a vector that is orthogonalised against: twice, each for the dot and for the difference
+ROWS, STEPS = 32, 4  # basis vectors, and steps of a recurrence, on which what vectors take is timed
+STAND_IN = 4  # times `steps`: the dimension of a small matrix that tells what a run takes beside its long vectors
+CONVERGED = 0.125  # of the first probe's Ritz vectors, that are expected to converge and to be deflated
 
 
 @dataclass(frozen=True)
@@ -42,9 +52,10 @@ class Plan:
         Whether the Lanczos basis would be kept, as `slq` decides by itself.
     parts : dict
         Seconds by what takes them: first products, products (the others), recurrence, orthogonalisation, random vectors,
-        deflation.
+        deflation, recording (all that does not depend on the length of vectors: small eigenproblems, the certificate).
     held : dict
-        Bytes by what takes them: vectors, basis, deflation, products.
+        Bytes by what takes them: vectors, basis, deflation, products. Where choosing how to multiply, before there is a basis,
+        takes more than all of them later, products are what is missing.
 
     Examples
     --------
@@ -87,9 +98,10 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     """What `slq(A, steps=steps, probes=probes)` would take at most: products, seconds, bytes.
 
     The run is announced to the operator, which then chooses how it multiplies as it would in the run itself. Products are
-    measured until it has chosen: the last one is timed, and one step's sums over vectors are timed beside it.
+    measured until it has chosen; then the median of some is what each takes. Beside them a few steps of the recurrence are timed
+    on a diagonal matrix of the same size, some rows of a basis, and a whole run of a small matrix.
 
-    Cost: two products; at most eleven where twenty or more are planned and the operator tries several ways to multiply. What
+    Cost: two products; at most fifteen where twenty or more are planned and the operator tries several ways to multiply. What
     these took, choosing included, is part of the prediction, as in a run of an operator built anew; a run of this one goes on
     with what was chosen.
 
@@ -110,10 +122,10 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     Notes
     -----
     Of vectors, `slq` holds four, the basis of `steps` where that takes at most a quarter of the free memory, and with two
-    probes or more what the first has converged to: a quarter of its steps are expected, all of them at most, three times while
-    they are made. Without a basis they cost the first probe's products once more, and those of each probe that finds a further
-    copy of an eigenvalue, which are not foreseen. Products take the activations of a batch, as in training, and what the engine
-    keeps between sweeps.
+    probes or more what the first has converged to: an eighth of its steps are expected, all of them at most. Without a
+    basis they cost the first probe's products once more, and those of each probe that finds a further copy of an
+    eigenvalue, which are not foreseen. Products take the activations of a batch, as in training, and what the engine keeps
+    between sweeps.
 
     Examples
     --------
@@ -130,55 +142,97 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     begin = time.perf_counter()
     v = probe(0, 0, n, dtype=op.dtype, device=op.device)
     drawn = time.perf_counter() - begin
-    first, made, each, w = _measured(op, v, products)
-    dot, update, read = _vector_seconds(v, w)
+    first, made, each, choosing = _measured(op, v, products)
+    step, row = _vector_seconds(v, min(ROWS, steps) if basis else 0)
     deflated = min(steps, max(room, 1)) if probes > 1 else 0  # at most
     converged = int(CONVERGED * deflated)
     parts = {
         "first products": first,
         "products": each * max(products - made, 0),
-        "recurrence": products * (3 * dot + 3 * update),
-        "orthogonalisation": probes * PASSES * read * steps * (steps + 1) / 2 if basis else 0.0,
+        "recurrence": products * step,
+        "orthogonalisation": probes * row * steps * (steps + 1) / 2 if basis else 0.0,
         "random vectors": probes * drawn,
-        "deflation": read * (converged * steps + 2 * converged * (probes - 1) * steps) if probes > 1 else 0.0,
+        # made of the basis, orthogonalised, and projected out of each later product: half of what a row of a basis takes
+        "deflation": row * converged * (steps / 4 + converged / 2 + (probes - 1) * steps / 2),
+        "recording": _recording(steps, probes),
     }
     held = {
         "vectors": RECURRENCE * one,
         "basis": steps * one if basis else 0,
-        "deflation": 3 * converged * one,  # the new ones, the orthogonalised ones, and these joined
-        "products": op.workspace,
+        "deflation": converged * one,
     }
+    held["products"] = max(op.workspace, choosing - held["basis"] - held["deflation"])  # the first come before these
     total = sum(held.values())
-    most = total + 3 * (deflated - converged) * one
+    most = total + (deflated - converged) * one
     return Plan(products, sum(parts.values()), total, most, each, free, basis, parts, held)
 
 
-def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, int, float, torch.Tensor]:
-    """(seconds of the first products, how many, seconds of one once the operator has chosen how it multiplies, a product)."""
+def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, int, float, int]:
+    """(seconds of the first products, how many, seconds of one once it is chosen how they are made, bytes until then)."""
     op.expect(products)
     done, begin = op.products, time.perf_counter()
-    longvectors.norm(op @ v)  # the first one warms up; the norm waits for the device
-    if products >= MANY:
-        settle(op, v)
+    workspace, last = 0, products < MANY
+    # as `settle` does: until products come out to the same bits, and once more for the batches beyond the first
+    while True:
+        float((op @ v)[0])  # a number waits for the device
+        workspace = max(workspace, op.first_workspace)
+        if last:
+            break
+        last = op.products - done > SETTLE or decided(op, op.settled)
     first, made = time.perf_counter() - begin, op.products - done
-    begin = time.perf_counter()
-    w = op @ v
-    longvectors.norm(w)
-    return first, made, time.perf_counter() - begin, w
+    each: list[float] = []
+    while not each or (len(each) < TIMED and sum(each) < SHARE * products * each[0]):
+        begin = time.perf_counter()
+        float((op @ v)[0])
+        each.append(time.perf_counter() - begin)
+    return first, made, statistics.median(each), workspace
 
 
-def _vector_seconds(v: torch.Tensor, w: torch.Tensor) -> tuple[float, float, float]:
-    """Seconds of a float64 dot of two vectors, of v + a w in a vector that is there, and of reading one."""
-    out = torch.empty_like(v)
+class _Diagonal(Operator):
+    """diag(d): a product that takes next to nothing."""
 
-    def seconds(work: Callable[[], Any]) -> float:
-        best = float("inf")
-        for _ in range(2):
-            begin = time.perf_counter()
-            work()
-            float(out[0])  # waits for the device
-            best = min(best, time.perf_counter() - begin)
-        return best
+    new_products = True
 
-    update = seconds(lambda: torch.sub(v, w, alpha=0.5, out=out))
-    return seconds(lambda: longvectors.dot(v, w)), update, seconds(lambda: torch.dot(v, w)) / 2
+    def __init__(self, d: torch.Tensor) -> None:
+        super().__init__((len(d), len(d)), d.dtype, d.device, symmetric=True)
+        self.d = d
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        return self.d[:, None] * V
+
+
+def _vector_seconds(v: torch.Tensor, rows: int) -> tuple[float, float]:
+    """Seconds of a step without its product, and of orthogonalising against one vector, by so many rows of a basis."""
+    D = _Diagonal(v)
+    free = _fastest(lambda: float((D @ v)[0]), STEPS)
+    lanczos = Lanczos(D, v, STEPS + 1, reorthogonalize=False)
+    lanczos.step()  # the first has no vector before it
+    step = max(0.0, _fastest(lambda: lanczos.ended or lanczos.step(), STEPS) - free)
+    if not rows:
+        return step, PASSES * free / 2
+    there = Basis(v, rows)
+    for j in range(rows):
+        there.keep(j, v)
+    w = torch.empty_like(v)
+    return step, _fastest(lambda: there.orthogonalise(w.copy_(v), rows), 2) / rows
+
+
+def _fastest(work: Callable[[], Any], times: int) -> float:
+    """Seconds; `work` waits for the device."""
+    found = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - begin)
+    return min(found)
+
+
+def _recording(steps: int, probes: int) -> float:
+    """Seconds of a run that do not depend on the length of its vectors."""
+    small = _Diagonal(torch.linspace(-1, 1, STAND_IN * steps, dtype=torch.float64))
+
+    def run() -> None:
+        slq(small, steps=steps, probes=probes, progress=False)
+
+    first = _fastest(run, 1)
+    return first if first > 1 else min(first, _fastest(run, 1))  # the first one may have loaded libraries

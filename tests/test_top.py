@@ -1,5 +1,7 @@
 """top: every copy of every eigenvalue, measured residuals, honest flags."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,17 @@ def test_multiplicities_are_found_with_little_memory(seed):
     values = np.concatenate([[2.0] * 3, [1.99] * 2, [1.98], np.random.default_rng(seed).uniform(-2, 1.9, 200)])
     A = rotated(values, seed)
     holds(top(A, 6, seed=seed, basis=12), A, best(values, 6, "largest"))
+
+
+@pytest.mark.parametrize("k", [3, 12])
+def test_heavy_vectors_are_held_few_at_a_time_their_products_one_by_one(k, monkeypatch):
+    monkeypatch.setattr(sys.modules[top.__module__], "HEAVY", 1)
+    monkeypatch.setattr(sys.modules[top.__module__], "TOGETHER", 0)
+    values = np.concatenate([[2.0] * 2, 1 / np.arange(1.0, 150)])
+    A = rotated(values)
+    pairs = top(A, k, tol=1e-13)
+    holds(pairs, A, best(values, k, "largest"))
+    assert pairs.meta == {"basis": k + 7}
 
 
 @pytest.mark.parametrize(("factor", "shift"), [(1e-9, 0.0), (1e9, 0.0), (1e-30, 0.0), (2.0, -3.0)])

@@ -181,6 +181,11 @@ class AutoEngine:
         )
         return self.asked in ALONE or tried
 
+    @property
+    def recording(self) -> int:
+        """Bytes that recording a program has held beside the store, at most."""
+        return max((timing.held for choice in self.choices.values() for timing in choice.timings.values()), default=0)
+
     def describe(self, kind: str) -> dict[str, Any]:
         chosen = self.choices[kind].describe() if kind in self.choices else {}
         others = {other: choice.engine for other, choice in self.choices.items() if other != kind}

@@ -92,13 +92,16 @@ def _through(links: Sequence[GradientEdge | None], weights: Tensors, leaves: Ten
 
 
 class ForwardMode:
-    """The linearisation of `function` at `primals`: `jvp(tangents) -> (B, k)`, `vjp(cotangent (B, k)) -> like primals`."""
+    """The linearisation of `function` at `primals`: `jvp(tangents) -> (B, k)`, `vjp(cotangent (B, k)) -> like primals`.
 
-    def __init__(self, function: Function, primals: Tensors) -> None:
-        self.function, self.primals = function, tuple(primals)
+    `recorded`: the same function, whose graph is smaller.
+    """
+
+    def __init__(self, function: Function, primals: Tensors, recorded: Function | None = None) -> None:
+        self.function, self.primals, self.recorded = function, tuple(primals), recorded or function
         self._leaves: tuple[torch.Tensor, ...] = ()
         self._output: torch.Tensor | None = None
-        self._apart = False  # forward pass and graph do not go together
+        self._apart = recorded is not None  # forward pass and graph do not go together
 
     @property
     def output(self) -> torch.Tensor:
@@ -110,7 +113,7 @@ class ForwardMode:
         if self._output is None:
             self._leaves = tuple(p.detach().requires_grad_() for p in self.primals)
             with math_attention() if trace.recording() else nullcontext():
-                self._output = self.function(*self._leaves)
+                self._output = self.recorded(*self._leaves)
         return self._output
 
     def vjp(self, cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -73,6 +73,10 @@ class Engine(Protocol):
 
     store: Store  # what is kept between sweeps
 
+    @property
+    def recording(self) -> int:
+        """Bytes that recording a program has held beside the store, at most."""
+
     def multiplier(self, work: Workload) -> Multiplier:
         """Of one batch in one sweep."""
 
@@ -105,6 +109,7 @@ class PlainEngine:
     way: str = "fresh"  # of `linearize.WAYS`
     store: Store = field(default_factory=lambda: Store(0))
     settled: bool = True
+    recording: int = 0
 
     def multiplier(self, work: Workload) -> PlainMultiplier:
         return PlainMultiplier(work.linearize(self.way).product)

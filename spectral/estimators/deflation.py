@@ -82,18 +82,24 @@ class Deflation:
         pairs = sorted(pairs, key=lambda p: p.window)[: max(0, self.most - len(self.deflated))]
         if not pairs or combine is None:
             return
-        blocks = [] if self.vectors is None else [self.vectors]
-        for pair, y in zip(pairs, combine(np.array([p.coefficients for p in pairs])), strict=True):
+        made = combine(np.array([p.coefficients for p in pairs]))  # its first rows become what is new
+        held = [] if self.vectors is None else [self.vectors]
+        blocks, new = held, 0
+        for pair, y in zip(pairs, made, strict=True):
             for _ in range(2):
                 for block in blocks:
                     y = y - block.T @ (block @ y)
             length = longvectors.norm(y)
             if length > 0.9:  # else the projection of a vector that is held already
-                blocks.append((y / length)[None])
+                torch.div(y, length, out=made[new])
+                new += 1
+                blocks = [*blocks, made[new - 1 : new]] if len(blocks) < 8 else [*held, made[:new]]
                 nodes = tuple(map(int, pair.nodes))
                 self.deflated.append(Deflated(pair.value, pair.error, pair.window, index, nodes))
-            blocks = [torch.cat(blocks)] if len(blocks) > 8 else blocks
-        self.vectors = torch.cat(blocks) if blocks else None
+        if new:
+            self.vectors = (
+                torch.cat([*held, made[:new]]) if held else made[:new] if new == len(made) else made[:new].clone()
+            )
 
     def take(self, known: int, found: list[Deflated], vectors: torch.Tensor | None, looked: int) -> None:
         """Go on from the first `known` vectors and those that another team of ranks has found, after so many probes."""

@@ -56,6 +56,9 @@ ROUNDS = 3  # of such steps, at most
 POOR = 0.25  # times ||A||: the residual from which a vector of `start` tells nothing
 MOST = 50.0  # times n: products after which a search with restarts has stalled, and ends incomplete
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
+# Where a vector is HEAVY. On eigenvalues 1/i a basis of k + 8 took as many products as one of k + 128 (34 and 34 for k = 5 at
+# tol=1e-3, 99 and 98 for k = 20 at 1e-6).
+FEW, HEAVY = 7, 1 << 26
 TOGETHER = 1 << 26  # bytes of vectors that are multiplied together where residuals are measured
 EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 1/EVERY
 ANY = Number(finite=False)
@@ -102,8 +105,9 @@ class Eigenpairs(Measured):
     epochs : float
         Sweeps over the data that it took.
     meta : dict
-        Of a run with `start`: {"start": {"vectors": j, "independent": how many of them, "held": how many of the k pairs had
-        converged already}, "missed": the chance, at most, that something better was ruled out wrongly}. Else empty.
+        {"basis": vectors that the search held}. Of a run with `start` also {"start": {"vectors": j, "independent": how many of
+        them, "held": how many of the k pairs had converged already}, "missed": the chance, at most, that something better was
+        ruled out wrongly}.
 
     Examples
     --------
@@ -165,7 +169,7 @@ def top(
         Directions that are multiplied at a time.
     basis : int, optional
         Vectors that are held, k + 3 block + 1 at least. By default the larger of 4k and k + 128, at most a quarter of the
-        free memory.
+        free memory; of vectors of 64 MiB and more k + 7, see Notes.
     start : array, optional
         (n, j) vectors of an earlier run, of a matrix near this one: `pairs.vectors`. They are orthonormalised. Any others are
         right too, and cost j products. See Notes.
@@ -200,6 +204,10 @@ def top(
     followed in their complement until nothing better is left there: its space is invariant, its best pair has converged to
     something worse, or the bound for random starts rules anything better out (wrongly with a probability of 1e-4).
 
+    With k + 7 vectors a search holds k + 12 at its peak, a product's own included, and its result keeps these k + 7.
+    Eigenvalues that fall like those of networks then take no more products than with k + 128; where they lie close at the
+    end that is asked for, restarts cost products: name a larger `basis` there. `meta["basis"]` says what was held.
+
     `start` takes one product a vector; pairs that are still within the tolerance then cost nothing more, their residuals
     included, and where all are within ten times of it, the others about one each, a step along their own residual. What is
     left is to look for something better along a random direction. Where all residuals are below 0.05 ||A||,
@@ -232,12 +240,13 @@ def top(
     check(op, k, n, tol, which, KEYS)
     block = integer(block, "block", "block size", 1, n)
     settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": block, "basis": basis}
-    sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis)}
+    few = n * op.dtype.itemsize >= HEAVY
+    sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis, few)}
     given, begin = _start(op, start, sizes["most"])
     if begin is not None:
         settings["start"] = arrays.checksum(begin) if op.shards is None else op.shards.checksum(begin)
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
-    state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, k))
+    state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, 0 if few else k, few))
     run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)
     with progress_bar(None, "top", progress) as bar:
         complete = run.find(k, bar, begin)
@@ -257,9 +266,13 @@ def top(
         complete=complete,
         products=file.spent.products,
         epochs=file.spent.epochs,
-        meta={}
+        meta={"basis": state.capacity}
         if begin is None
-        else {"start": {"vectors": given, "independent": len(begin), "held": run.held}, "missed": run.missed},
+        else {
+            "basis": state.capacity,
+            "start": {"vectors": given, "independent": len(begin), "held": run.held},
+            "missed": run.missed,
+        },
     )
 
 
@@ -298,11 +311,13 @@ def _measured(
     """(values (k,), vectors (k, n), residuals (k,)) by one product with each of the first k rows of V, best first.
 
     `known` (k,) are the Ritz values of the rows, `norm` estimates ||A||: what products are held against. The products take the
-    memory of V, large ones one at a time, so that k vectors are held beside it.
+    memory of V, large ones one at a time, so that k vectors are held beside it; none beside a basis of few.
     """
-    k = len(known)
+    k, large = len(known), len(known) * op.shape[0] * op.dtype.itemsize > TOGETHER
+    if large and len(V) <= k + FEW:
+        return _measured_one_by_one(op, V[:k], known, key, norm)
     X = longvectors.independent(V[:k], V[:0], 0.0, partial(decided, op))[0]
-    W, width = V[:k], k if k * op.shape[0] * op.dtype.itemsize <= TOGETHER else 1
+    W, width = V[:k], 1 if large else k
     for i in range(0, k, width):
         W[i : i + width] = (op @ X[i : i + width].T).T
     H = longvectors.dots(X, W).cpu().numpy()
@@ -314,6 +329,30 @@ def _measured(
     values, S = values[order], S[:, order]
     X, W = longvectors.rotate(X, S), longvectors.rotate(W, S)
     return values, X, decided(op, longvectors.differences(W, X, values))
+
+
+def _measured_one_by_one(
+    op: Operator, X: torch.Tensor, known: np.ndarray, key: Callable[[np.ndarray], np.ndarray], norm: float
+) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
+    """The same with one product held at a time, of rows X (k, n) that are orthonormalised in place, and rotated no more."""
+    k, name = len(known), "a product that measures residuals"
+    H, residuals = np.zeros((k, k)), np.zeros(k)
+    for i in range(k):
+        x = X[i : i + 1]
+        longvectors.orthogonalise(x, X[:i])
+        x /= longvectors.norm(x[0])
+    for i in range(k):
+        w = (op @ X[i : i + 1].T).T
+        H[:, i] = longvectors.dots(X, w)[:, 0].cpu().numpy()
+        residuals[i] = longvectors.differences(w, X[i : i + 1], H[i : i + 1, i])[0]
+    H, residuals = decided(op, (H, residuals))
+    values, scale = np.diag(H).copy(), max(norm, float(np.abs(H).max()))
+    hold(op, H, H.T, lambda i: X[i], lambda j: X[j], scale, (name, name))
+    _hold_values(op, X, values, known, scale, name)
+    order = np.argsort(-key(values), kind="stable")
+    if (order != np.arange(k)).any():
+        longvectors.rotate(X, np.eye(k)[:, order])
+    return values[order], X, residuals[order]
 
 
 def _hold_values(op: Operator, X: torch.Tensor, values: np.ndarray, known: np.ndarray, scale: float, name: str) -> None:
@@ -340,9 +379,9 @@ def check(op: Operator, k: int, n: int, tol: float, which: str, keys: dict[str, 
         raise ValueError(f"which={which!r} is not known; use one of {', '.join(keys)}.")
 
 
-def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra: int) -> int:
+def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra: int, few: bool = False) -> int:
     """Basis vectors to hold: `basis`, or what a quarter of the free memory holds beside `extra` vectors."""
-    least, most = bounds(k, n, block, basis).values()
+    least, most = bounds(k, n, block, basis, few).values()
     if basis is not None:
         return most
     room = vectors_that_fit(op, n)
@@ -354,9 +393,11 @@ def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra:
     return min(room - extra - block, most)
 
 
-def bounds(k: int, n: int, block: int, basis: int | None) -> dict[str, int]:
-    """The least and the most basis vectors that a search may hold."""
+def bounds(k: int, n: int, block: int, basis: int | None, few: bool = False) -> dict[str, int]:
+    """The least and the most basis vectors that a search may hold; `few`: of heavy ones."""
     least = min(n, k + 3 * block + 1)
+    if basis is None and few:
+        return {"least": int(least), "most": int(min(n, max(k + FEW, least)))}
     if basis is None:
         return {"least": int(least), "most": int(min(n, max(4 * k, k + ROOM, least)))}
     if isinstance(basis, bool) or not isinstance(basis, int | np.integer) or basis < least:

@@ -24,7 +24,7 @@ from torch import nn
 from spectral import arrays, longvectors, threads
 from spectral.engine import linearize, private
 from spectral.failures import first_line
-from spectral.networks import activations, model_state
+from spectral.networks import activations, checkpointing, model_state
 from spectral.networks.batches import Samples, check_data, fingerprint, placed, random_state, set_random_state, warm_up
 from spectral.networks.calling import (
     NOTHING,
@@ -54,6 +54,7 @@ class DataModel:
 
     needs_loss = False  # whether loss=None means the model's own
     shards: Shards | None = None  # how vectors shaped like the parameters lie over ranks; None: each holds all of them
+    made_again: checkpointing.MadeAgain | None = None  # modules of which a graph keeps what enters them alone
 
     def __init__(
         self,
@@ -394,7 +395,13 @@ class DataModel:
     # Functions -------------------------------------------------------------------------------------------------------
     def linearised(self, way: str, function: Callable[..., torch.Tensor], batch: Any) -> linearize.ForwardMode:
         """A function of the primals of this batch, linearised there in one way."""
+        if self.made_again is not None and way == "fresh":
+            return linearize.ForwardMode(function, self.primals(batch), self.checkpointed(function))
         return linearize.WAYS[way](function, self.primals(batch))
+
+    def checkpointed(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """The same function, whose graph makes the modules `made_again` again."""
+        return checkpointing.checkpointed(function, self.model, self.made_again.pieces if self.made_again else ())
 
     def gradient(self, way: str, function: Callable[..., torch.Tensor], batch: Any) -> linearize.ForwardOverReverse:
         """The gradient of a scalar function of the primals of this batch, to be differentiated in one way."""

@@ -19,7 +19,8 @@ from spectral.engine.autotune import FAILURES, AutoEngine
 from spectral.engine.plain import Engine, Maps, PlainEngine, Workload
 from spectral.engine.store import KEEP, Store
 from spectral.engine.trace import Pieces
-from spectral.networks import sharded
+from spectral.failures import first_line
+from spectral.networks import checkpointing, sharded
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.diagnose import derivatives as faults
@@ -45,12 +46,15 @@ class SumOverBatches(Operator):
 
     network: DataModel
     new_products = True
+    checkpoints = True  # whether a smaller graph of J^T u bounds the memory of products
     turns = True  # whether the second way of differentiation may be faster where the first holds
     unrolled = 1  # passes of one kind that a product is made of: of a flattened Jacobian as many as outputs
 
     def __init__(
         self, shape: tuple[int, int], network: DataModel, products: Products, ways: tuple[str, ...], **properties: Any
     ) -> None:
+        if network.made_again is not None:
+            products = replace(products, memory=0)  # a program holds all of a graph
         super().__init__(shape, network.dtype, network.device, **properties)
         self.network, self.options = network, products
         self.facts: GraphFacts | None = None  # of the first batch, once its graph was made
@@ -83,7 +87,45 @@ class SumOverBatches(Operator):
         """Test the model on the first batch, once, before anything is multiplied."""
         if self.options.chunk is not None:
             self._check_cut()
+        batch = self.network.first[0]
         self._know(checks.inspected(self.network, self._differentiated, *self._recorded()))
+        self._make_again(batch)
+
+    def _make_again(self, batch: Any) -> None:
+        """Let graphs keep less, by modules that are made again, where the largest batch does not fit however it is cut."""
+        network, allowed = self.network, self._allowed
+        most = min(max(network.info.samples), network.chunk or math.inf)
+        fits = GRAPHS * self._graph_bytes * most <= self._room()
+        if fits or not self.checkpoints or self.options.engine not in ("auto", "fresh") or network.shards is not None:
+            return
+        if network.statistics != "batch" and network.samples.signature(batch) is not None:
+            batch = network.samples.rows(batch, network.samples.size(batch), 0, 1)
+        needed = [name for name in (network.inner, getattr(network, "head", None)) if name is not None]
+        try:
+            with network.opened(), torch.enable_grad():
+                function, primals = self._differentiated(batch), network.primals(batch)
+                network.made_again = checkpointing.chosen(function, primals, network.model, needed)
+                if network.made_again is None:
+                    return
+                one, two = (
+                    (lin := linearize.ForwardMode(made, primals)).vjp(torch.ones_like(lin.output))
+                    for made in (function, network.checkpointed(function))
+                )
+                error = linearize.distance(one, two) / (linearize.norm(one) or 1.0)
+                said = f"J^T u is off by {error:.1e}"
+        except FAILURES as failure:  # a cache that grows from call to call, say
+            error, said = math.inf, first_line(failure)
+        if network.made_again is None or not error <= allowed:
+            network.made_again = None
+            network.untested["modules made again"] = said
+            return
+        self._graph_bytes *= network.made_again.after / network.made_again.before
+        self.options = replace(self.options, memory=0)
+        self.engine.store.budget, network.keeps = 0, False
+
+    def _room(self) -> int:
+        """Bytes that are free for graphs, beside the vectors of a recurrence."""
+        return max(0, arrays.available_memory(self.device) - VECTORS * max(self.shape) * self.dtype.itemsize)
 
     def _recorded(self) -> tuple[Any, ...]:
         """How the graph of the first batch is recorded otherwise than that of any."""
@@ -102,8 +144,7 @@ class SumOverBatches(Operator):
                 each = GRAPHS * graph_facts(self._differentiated(one), network.primals(one)).bytes
             except FAILURES:  # a model that takes batches of one size alone, say
                 return False
-            vectors = VECTORS * max(self.shape) * self.dtype.itemsize
-            free = max(0, arrays.available_memory(self.device) - vectors)
+            free = self._room()
             if each * most <= free or not self._pair_adds_up(batch):
                 return False
         network.cut(max(1, int(free // each)))
@@ -219,6 +260,11 @@ class SumOverBatches(Operator):
         )
         gradients = sum(value.numel() * value.element_size() for value in self.network.values.values())
         return int(max(self._graph_bytes, 0.0) * largest) + gradients + self.store.used
+
+    @property
+    def first_workspace(self) -> int:
+        """The same while an engine is chosen: what recording holds, too."""
+        return self.workspace + self.engine.recording
 
     @property
     def under_test(self) -> bool:
@@ -487,6 +533,7 @@ class SumOverBatches(Operator):
             **({"ranks": self.ranks} if self.ranks > 1 else {}),
             **self.engine.describe(self.kind),
             **({"chunk": self.network.chunk} if self.network.chunk is not None else {}),
+            **({"made_again": str(self.network.made_again)} if self.network.made_again is not None else {}),
             **({"batches_joined": max(map(len, self._groups))} if self._joins else {}),
             **({"without_influence": _some(self._idle)} if self._idle else {}),
             **({"computes_in": arrays.dtype_name(inside)} if inside else {}),

@@ -102,6 +102,11 @@ class LinearMap:
         return 0
 
     @property
+    def first_workspace(self) -> int:
+        """The same while it is chosen how products are made."""
+        return self.workspace
+
+    @property
     def least(self) -> float:
         """A number that no eigenvalue is below, for certain: 0 of a semi-definite operator, -inf where nobody knows one."""
         return 0.0 if self.nonnegative else -math.inf

@@ -598,6 +598,10 @@ class Derived(Operator):
         return sum(leaf.workspace for leaf in self.sources)
 
     @property
+    def first_workspace(self) -> int:
+        return sum(leaf.first_workspace for leaf in self.sources)
+
+    @property
     def epochs(self) -> float:
         return sum(leaf.epochs for leaf in self.sources)
 

@@ -1,0 +1,116 @@
+"""Modules that are made again in the backward pass: the same matrix, from a graph that keeps less."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import spectral
+from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian
+from spectral.networks import checkpointing
+from spectral.networks.diagnose.graph import graph_facts
+
+LOSS = nn.CrossEntropyLoss()
+MATRICES = {
+    "J": lambda model, data, **o: Jacobian(model, data, **o),
+    "J of inputs": lambda model, data, **o: Jacobian(model, data, wrt="inputs", **o),
+    "GaussNewton": lambda model, data, **o: GaussNewton(model, LOSS, data, **o),
+    "frozen": lambda model, data, **o: GaussNewton(model, LOSS, data, params=["0.*", "3.up.*"], **o),
+    "Fisher": lambda model, data, **o: Fisher(model, LOSS, data, draws=2, **o),
+    "EmpiricalFisher": lambda model, data, **o: EmpiricalFisher(model, LOSS, data, **o),
+}
+
+
+class Block(nn.Module):
+    def __init__(self, up=None):
+        super().__init__()
+        self.norm, self.up, self.down = nn.BatchNorm1d(6), up or nn.Linear(6, 24), nn.Linear(24, 6)
+
+    def forward(self, x):
+        return x + F.gelu(self.down(F.gelu(self.up(self.norm(x))))).tanh()
+
+
+def deep(*, chain=False):
+    """Blocks, two of which share a weight; or a chain of layers."""
+    torch.manual_seed(0)
+    blocks = [Block() for _ in range(3)]
+    blocks.append(Block(blocks[1].up))
+    layers = [layer for _ in range(8) for layer in (nn.Linear(6, 6), nn.BatchNorm1d(6), nn.GELU())]
+    return nn.Sequential(nn.Linear(5, 6), *(layers if chain else blocks), nn.Linear(6, 3)).double()
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    return [(x[:5], torch.arange(5) % 3), (x[5:], torch.arange(3))]
+
+
+def short(monkeypatch, make):
+    """The operator made where next to nothing is free."""
+    with monkeypatch.context() as patch:
+        patch.setattr(spectral.arrays, "available_memory", lambda device: 0)
+        return make()
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_it_is_the_same_matrix_and_the_description_says_what_is_made_again(name, monkeypatch):
+    model, data = deep(), batches()
+    whole, A = MATRICES[name](model, data, engine="fresh"), short(monkeypatch, lambda: MATRICES[name](model, data))
+    v, u = torch.randn(A.shape[1]).double(), torch.randn(A.shape[0]).double()
+    torch.testing.assert_close(A @ v, whole @ v, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(A.T @ u, whole.T @ u, rtol=1e-11, atol=1e-13)
+    said = A.describe()
+    assert "made again" in said["made_again"] and said["chunk"] == 1 and "made_again" not in whole.describe()
+    assert A.identity() == whole.identity() and not any("forward" in vars(m) for m in model.modules())
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_samples_that_meet_in_a_batch_norm_are_not_cut_but_their_graph_keeps_less(chain, monkeypatch):
+    model, data = deep(chain=chain), batches()
+    whole, A = (
+        make(lambda: GaussNewton(model, LOSS, data, statistics="batch", engine="fresh"))
+        for make in (lambda build: build(), lambda build: short(monkeypatch, build))
+    )
+    v = torch.randn(A.shape[1]).double()
+    torch.testing.assert_close(A @ v, whole @ v, rtol=1e-11, atol=1e-13)
+    assert "chunk" not in A.describe() and (" to " in A.describe()["made_again"]) == chain
+    function, primals = A.network.function(data[0]), A.network.primals(data[0])
+    plain, less = graph_facts(function, primals).bytes, graph_facts(A.network.checkpointed(function), primals).bytes
+    assert less < 0.5 * plain and less < A.network.made_again.after < A.network.made_again.before == plain
+
+
+def test_what_gains_nothing_is_left_as_it_is(monkeypatch):
+    model, data = deep(), batches()
+    H = short(monkeypatch, lambda: Hessian(model, LOSS, data))  # its gradient's graph keeps what was made again
+    J = short(monkeypatch, lambda: Jacobian(model, data, engine="double-backward"))
+    one = short(monkeypatch, lambda: GaussNewton(nn.Linear(5, 3).double(), LOSS, data))
+    assert not any("made_again" in A.describe() for A in (H, J, one))
+
+
+def test_a_module_with_a_cache_that_grows_from_call_to_call_is_found_out(monkeypatch):
+    class Remembering(Block):
+        seen = None
+
+        def forward(self, x):
+            self.seen = x if self.seen is None else torch.cat([self.seen, x])
+            return super().forward(self.seen)[-len(x) :]
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), Remembering(), nn.Linear(6, 3)).double()
+    A = short(monkeypatch, lambda: Jacobian(model, batches(), preflight=False))
+    assert "made_again" not in A.describe() and "modules made again" in A.describe()["untested"]
+
+
+def test_a_module_is_called_with_the_parameters_of_its_first_call():
+    model, x = deep(), batches()[0][0]
+    names = [name for name, _ in model.named_parameters()]
+
+    def function(*values):
+        return torch.func.functional_call(model.eval(), dict(zip(names, values, strict=True)), (x,))
+
+    moved = [(p.detach() + 0.1).requires_grad_() for p in model.parameters()]
+    chosen = checkpointing.chosen(function, moved, model, ["3.up"])
+    assert ("3",) not in chosen.pieces and ("2",) in chosen.pieces  # nothing around what has a hook
+    z = function(*moved), checkpointing.checkpointed(function, model, chosen.pieces)(*moved)
+    for one, two in zip(*(torch.autograd.grad(out.square().sum(), moved) for out in z), strict=True):
+        torch.testing.assert_close(one, two)
