@@ -45,8 +45,8 @@ def measured(rank: int, asked: argparse.Namespace, folder: str) -> None:
     work = build(asked.model)
     alone = distributed.teams(1)
     with distributed.apart(alone):
-        whole, _ = our_operator(work, asked.matrix, memory=asked.memory)
-    part, engine = our_operator(replace(work, data=distributed.share(work.data)), asked.matrix, memory=asked.memory)
+        whole, _ = our_operator(work, asked.matrix)
+    part, engine = our_operator(replace(work, data=distributed.share(work.data)), asked.matrix)
     v = part.probe(0, 0)
     for A in (whole, part):
         A.expect(1000)
@@ -86,7 +86,6 @@ def main() -> None:
     parser.add_argument("--matrix", default="GaussNewton")
     parser.add_argument("--products", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", default="auto")
     parser.add_argument("--json")
     asked = parser.parse_args()
     about = environment([])
