@@ -70,7 +70,8 @@ def inverse_root(P: Any) -> Any:
 def _root(M: torch.Tensor, damping: float, name: str) -> torch.Tensor:
     """(M + damping)^{-1/2} of a factor."""
     values, Q = torch.linalg.eigh(M.double())
-    return ((Q * _power(values + damping, M.dtype, name)) @ Q.T).to(M.dtype)
+    root: torch.Tensor = (Q * _power(values + damping, M.dtype, name)) @ Q.T
+    return root.to(M.dtype)
 
 
 def _powers(e: Any, damping: float, name: str) -> Any:
