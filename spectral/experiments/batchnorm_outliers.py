@@ -116,7 +116,8 @@ def _concluded(seeds: tuple[int, ...], parts: Parts) -> Findings:
     higher = [own >= without or own >= running for without, own, running in each]
     answer = "yes" if all(lower) else "no" if all(higher) else "undecided"
     said = ", ".join(
-        f"{cards.with_error(float(estimates[kind]), float(estimates[kind].stderr))} {KINDS[kind][2]}" for kind in KINDS
+        f"{cards.with_error(float(estimates[kind]), float(estimates[kind].stderr))} {'with ' if norm else ''}{words}"
+        for kind, (norm, _, words) in KINDS.items()
     )
     sentence = f"{answer.capitalize()}: λ₁ / λ₁₀ of the Hessian is {said} ({len(seeds)} seed{'s' * (len(seeds) > 1)})."
     return Findings(
