@@ -250,7 +250,7 @@ def independent(
 
 def of_length_1(*vectors: torch.Tensor | Sequence[torch.Tensor] | None, rounding: float = 0.0) -> bool:
     """Whether vectors (n,), or rows, have length 1, to their rounding; None is no vector."""
-    some = ([V] if isinstance(V, torch.Tensor) and V.ndim == 1 else V for V in vectors if V is not None)
+    some = ([V] if isinstance(V, torch.Tensor) and V.ndim == 1 and len(V) else V for V in vectors if V is not None)
     return all(abs(norm(row) - 1) <= max(arrays.summation_error(row.dtype), rounding) for rows in some for row in rows)
 
 

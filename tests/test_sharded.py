@@ -390,6 +390,8 @@ def close(found, expected, rtol):
     for key, value in expected.items():
         a, b = (np.asarray(x, dtype=float) for x in (found[key], value))
         assert a.shape == b.shape, key
+        assert (np.isnan(a) == np.isnan(b)).all(), (key, a, b)  # a bound that nobody knows
+        a, b = a[~np.isnan(a)], b[~np.isnan(b)]
         assert np.abs(a - b).max(initial=0.0) <= rtol * max(np.abs(b).max(initial=0.0), 1e-300), (key, a, b)
 
 

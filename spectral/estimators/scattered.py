@@ -27,7 +27,8 @@ def save(folder: Path, pieces: Mapping[str, tuple[torch.Tensor, int]], shards: S
             parts[f"{name}@{first}"] = x.narrow(axis, at, count).cpu().contiguous()
             at += count
     try:
-        dcp.save({name: part for name, part in parts.items() if part.numel()}, checkpoint_id=folder)
+        whole = {name: part for name, part in parts.items() if part.numel()}
+        dcp.save(whole, storage_writer=dcp.FileSystemWriter(folder, overwrite=True))
     except dcp.CheckpointException as problem:  # the same on every rank
         raise next((one for one, _ in problem.failures.values() if isinstance(one, OSError)), problem) from None
 
@@ -43,7 +44,9 @@ def load(folder: Path, name: str, shape: list[int], axis: int, dtype: torch.dtyp
     saved = {}  # by the place of the first entry, what overlaps with this rank's entries
     for key, about in there.items():
         owner, _, place = key.rpartition("@")
-        first, count = int(place), about.size[axis] if owner == name else 0  # type: ignore[union-attr]
+        if owner != name:
+            continue
+        first, count = int(place), about.size[axis]  # type: ignore[union-attr]
         if any(first < start + length and start < first + count for start, length in shards.own):
             saved[key] = first, torch.empty(about.size, dtype=dtype)  # type: ignore[union-attr]
     dcp.load({key: part for key, (_, part) in saved.items()}, checkpoint_id=folder)
