@@ -17,6 +17,7 @@ Cov(e_i, e_j) = E d_ij d_ji without bias. The m (m - 1) numbers d_ij cost O(m^3)
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from typing import Any, ClassVar
@@ -490,7 +491,7 @@ def known_product(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> KnownProduc
     c = random_coefficients(int(ends[-1]))
     shares = [c[a:b] for a, b in itertools.pairwise(ends)]
     x, y = (
-        torch.stack([combination(share, pair[i].T) for pair, share in zip(pairs, shares, strict=True)]).sum(0)
+        functools.reduce(torch.add, (combination(share, pair[i].T) for pair, share in zip(pairs, shares, strict=True)))
         for i in (0, 1)
     )
     return KnownProduct(x, distance(y))
