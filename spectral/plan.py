@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from spectral import cards
-from spectral.estimators.budget import SETTLE, decided, free_memory, symmetric_operand
+from spectral.distributed import decided
+from spectral.estimators.budget import SETTLE, free_memory, symmetric_operand
 from spectral.estimators.slq import slq
 from spectral.krylov.basis import Basis
 from spectral.krylov.lanczos import Lanczos
@@ -20,10 +21,8 @@ from spectral.probes import probe
 
 RECURRENCE = 4  # vectors of a recurrence without its basis, the product's own pieces among them
 MANY = 20  # products that must be expected before more than two are measured
-TIMED, SHARE = (
-    5,
-    0.02,
-)  # products that are timed at most, once an operator has chosen, and of the run that they may take
+TIMED = 5  # products that are timed at most, once an operator has chosen
+SHARE = 0.02  # of the run, that they may take
 PASSES = 4  # over a vector that is orthogonalised against: twice, each for the dot and for the difference
 ROWS, STEPS = 32, 4  # basis vectors, and steps of a recurrence, on which what vectors take is timed
 STAND_IN = 4  # times `steps`: the dimension of a small matrix that tells what a run takes beside its long vectors

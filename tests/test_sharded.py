@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral
 from spectral import distributed, pieces
-from spectral.estimators import checkpoint
+from spectral.estimators import assembled, checkpoint, leave_one_out
 from spectral.estimators.funm import Product
 from spectral.estimators.solve import Solution
 from spectral.networks.curvature import Curvature
@@ -230,6 +230,7 @@ def kept(name, A, path):
 
 
 def of_rank(rank):
+    leave_one_out.SHARED, assembled.BLOCK = 2, 6  # vectors at a time: a run has steps to be saved after
     ranks = dist.get_world_size()
     return OPERATORS["GaussNewton"](sharded(network()), own_batches(rank, ranks))
 

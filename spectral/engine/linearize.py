@@ -279,9 +279,7 @@ class Adjoint:
 
     def of_forward(self, v: torch.Tensor, Jv: Tensors, there: Callable[[probes.Signs], Tensors]) -> float:
         """The error of J v; `Wrong` if it is more than allowed. `there`: signs v (n,) -> the pieces of J v (rows,)."""
-        if not is_generic(v):
-            self._draw(there)
-        error = max(self.error, self._of_drawn(Jv, v))
+        error = self._by_drawn(v, Jv, there)
         pulled, self.pulled = list(self.pulled or ()), None
         self.pulled = _waiting(pulled)
         return error
@@ -296,9 +294,7 @@ class Adjoint:
         self, v: torch.Tensor, Jv: Tensors, u: Tensors, pulled: Tensors, there: Callable[[probes.Signs], Tensors]
     ) -> float:
         """The larger error of J v and of J^T u, u made of J v; `Wrong` if it is more than allowed."""
-        if not is_generic(v):
-            self._draw(there)
-        error = max(self.error, self._of_drawn(Jv, v))
+        error = self._by_drawn(v, Jv, there)
         self.pulled = None
         if self.Jv is not None:
             return max(error, self.of_transpose(u, pulled, there))
@@ -310,6 +306,12 @@ class Adjoint:
             self.error = self._of_drawn(Jv, self.v)
             self.Jv = _waiting(Jv)
         return self.Jv
+
+    def _by_drawn(self, v: torch.Tensor, Jv: Tensors, there: Callable[[probes.Signs], Tensors]) -> float:
+        """With J^T u, and where v may be blind with what is drawn in its place, too."""
+        if not is_generic(v):
+            self._draw(there)
+        return max(self.error, self._of_drawn(Jv, v))
 
     def _of_drawn(self, Jv: Held, v: Vector) -> float:
         """With J^T u, while that is there."""

@@ -21,9 +21,8 @@ from spectral.probes import unit_vectors
 from spectral.schema import SIZE, Array, Fields
 
 BLOCK = cost.BLOCK  # columns of the identity multiplied at a time, at most
-PRODUCTS = Fields(
-    {"products": Array("float64", None, "n"), "width": SIZE}
-)  # of a checkpoint: rows A e_0, A e_1, ... so far
+# of a checkpoint: rows A e_0, A e_1, ... so far
+PRODUCTS = Fields({"products": Array("float64", None, "n"), "width": SIZE})
 
 
 def assemble(op: Operator, run: Checkpoint, progress: bool | None) -> State:

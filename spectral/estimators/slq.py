@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import scipy
 
+from spectral.distributed import decided
 from spectral.estimators import stopping
-from spectral.estimators.budget import Budget, decided, environment, expect, progress_bar, symmetric_operand
+from spectral.estimators.budget import Budget, environment, expect, progress_bar, symmetric_operand
 from spectral.estimators.deflation import converged, padded
 from spectral.estimators.shared_out import shared_out
 from spectral.estimators.shared_probes import SharedProbes

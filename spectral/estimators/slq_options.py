@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from spectral.estimators.budget import decided, vectors_that_fit
+from spectral.distributed import decided
+from spectral.estimators.budget import vectors_that_fit
 from spectral.estimators.shared_out import check_ranks
 from spectral.estimators.stopping import Tolerance
 from spectral.krylov.basis import PLACES, free, row_bytes

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from spectral.distributed import decided
 from spectral.estimators import leave_one_out
-from spectral.estimators.budget import Budget, decided, progress_bar, smaller_side, symmetric_operand, vectors_that_fit
+from spectral.estimators.budget import Budget, progress_bar, smaller_side, symmetric_operand, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.diagonal import EXACT, exact_diagonal
 from spectral.estimators.shared_out import shared_out

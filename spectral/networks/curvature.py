@@ -573,7 +573,6 @@ class GaussNewton(Curvature):
     """
 
     draws: int | None = None  # labels that are drawn for each target
-    _head_cut: Cut | None = None  # of the first batch, while it is inspected
 
     def _semidefinite(self) -> bool:
         return outputs.is_convex(self.loss)
@@ -582,22 +581,18 @@ class GaussNewton(Curvature):
         singles = {} if self.singles is None else self.singles.describe()
         return {**super().describe(), **({"head_in_chunks": self.network.head} if self.chunked else {}), **singles}
 
-    def _inspect(self) -> None:
-        batch = self.network.first[0]
+    def _inspect(self, recorded: Any = None, below: Sequence[torch.Tensor] = ()) -> None:
+        batch = self.network.first.batch
         if self.loss is None:
             losses.check_classes(self.network.loss.shift)
         with self.network.opened():  # once for all
-            super()._inspect()
-            if self._head_cut is not None:
-                self._hold_head(self._head_cut)
+            if self.chunked and self.options.preflight:
+                cut = Cut()
+                super()._inspect(self.network.cut_at_head(batch, cut), cut.below)
+                self._hold_head(cut)
+            else:
+                super()._inspect()
             checks.check_loss_of_outputs(self.network, batch, type(self).__name__)
-
-    def _recorded(self) -> tuple[Any, ...]:
-        """With a cut before a head, which is held to that of a linear layer by it."""
-        if not self.chunked or not self.options.preflight:
-            return ()
-        self._head_cut = Cut()
-        return self.network.cut_at_head(self.network.first[0], self._head_cut), self._head_cut.below
 
     @property
     def chunked(self) -> bool:
@@ -606,7 +601,7 @@ class GaussNewton(Curvature):
 
     def _hold_head(self, cut: Cut) -> None:
         """The logits' derivative is that of the head alone, on the first batch; else the head is not taken."""
-        network, self._head_cut = self.network, None
+        network = self.network
         with torch.enable_grad():
             gap, scale = network.head_pullback(cut)
         if not gap <= self._allowed * scale:
@@ -1065,7 +1060,7 @@ class EmpiricalFisher(GaussNewton):
 
     chunked = False  # type: ignore[assignment]  # its outputs are the losses
 
-    def _inspect(self) -> None:
+    def _inspect(self, recorded: Any = None, below: Sequence[torch.Tensor] = ()) -> None:
         Curvature._inspect(self)  # single samples' losses may read what they like
 
     def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,14 @@ from spectral.probes import Signs
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
 WRT = ("params", "inputs")
 STATISTICS = ("population", "batch")
+
+
+class FirstBatch(NamedTuple):
+    """The first batch, what the model made of it in the first sweep, and its summed loss, if there is one."""
+
+    batch: Any
+    outputs: torch.Tensor
+    total: torch.Tensor | None = None
 
 
 class DataModel:
@@ -113,7 +121,7 @@ class DataModel:
             set_random_state(data, before)
         self.sweeps = 0  # passes over the data so far, the first one (a forward pass for the sizes) included
         self.draws = True  # whether reading the data or running the model draws from a global generator
-        self.first: Any = None  # the first batch with its outputs, until it has been inspected
+        self.first: Any = None  # `FirstBatch`, until it has been inspected
         self._info: DatasetInfo | None = None
         self._clones: dict[str, torch.Tensor] | None = None  # of the buffers, for the sweep under way
         self._writes = False  # whether forward has been seen to write into buffers
@@ -377,7 +385,7 @@ class DataModel:
         if not torch.isfinite(z).all():
             raise NotFinite(index, batch, "the model returns", self.function(batch))
         if index == 0:
-            self.first = batch, z.detach()
+            self.first = FirstBatch(batch, z.detach())
         return z.shape[0], z.shape[1]
 
     def _learn(self, index: int, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:

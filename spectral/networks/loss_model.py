@@ -14,7 +14,7 @@ import torch
 
 from spectral import longvectors
 from spectral.networks import linear_head
-from spectral.networks.data_model import DataModel, guarded, near
+from spectral.networks.data_model import DataModel, FirstBatch, guarded, near
 from spectral.networks.dataset import NotFinite
 from spectral.networks.places import output_tensor
 from spectral.networks.trees import Place, leaves, named, replaced
@@ -59,7 +59,7 @@ class LossModel(DataModel):
             raise NotFinite(index, batch, "the loss is", self.total(batch))
         self.counts.append(float(count))
         if index == 0:
-            self.first = batch, z.detach(), total
+            self.first = FirstBatch(batch, z.detach(), total)
         return max(1, self.samples.size(batch)), z.shape[1]
 
     def total(self, batch: Any) -> Callable[..., torch.Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,12 +83,12 @@ class SumOverBatches(Operator):
         """The function of the parameters whose derivatives are taken, of one batch."""
         return self.network.function(batch)
 
-    def _inspect(self) -> None:
-        """Test the model on the first batch, once, before anything is multiplied."""
+    def _inspect(self, recorded: Any = None, below: Sequence[torch.Tensor] = ()) -> None:
+        """Test the model on the first batch, once, before anything is multiplied; see `checks.inspected`."""
         if self.options.chunk is not None:
             self._check_cut()
-        batch = self.network.first[0]
-        self._know(checks.inspected(self.network, self._differentiated, *self._recorded()))
+        batch = self.network.first.batch
+        self._know(checks.inspected(self.network, self._differentiated, recorded, below))
         self._make_again(batch)
 
     def _make_again(self, batch: Any) -> None:
@@ -127,17 +127,13 @@ class SumOverBatches(Operator):
         """Bytes that are free for graphs, beside the vectors of a recurrence."""
         return max(0, arrays.available_memory(self.device) - VECTORS * max(self.shape) * self.dtype.itemsize)
 
-    def _recorded(self) -> tuple[Any, ...]:
-        """How the graph of the first batch is recorded otherwise than that of any."""
-        return ()
-
     def _too_large(self) -> bool:
         """Whether the largest batch does not fit, by the graph of one of its samples; batches are cut then, if they can be."""
         network, survey = self.network, self.network.info
         most = max(survey.samples, default=0)
         if most < 2 or network.statistics == "batch" or None in survey.signatures:
             return False
-        batch = network.first[0]
+        batch = network.first.batch
         with network.opened(), torch.enable_grad():
             one = network.samples.rows(batch, network.samples.size(batch), 0, 1)
             try:
@@ -194,7 +190,7 @@ class SumOverBatches(Operator):
 
     def _test_sharded(self) -> None:
         """The adjoint identity on the first batch of all ranks: each test more would be one of them all."""
-        (batch, z, *_), self.network.first = self.network.first, None
+        (batch, z, _), self.network.first = self.network.first, None
         self._know(GraphFacts(z, 0, self.network.dtype, tuple(True for _ in self.network.names)))
         if not self.options.preflight or self.options.engine == linearize.DIFFERENCE:
             return

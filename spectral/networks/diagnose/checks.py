@@ -72,7 +72,7 @@ def inspected(
     `graph_facts`). Cost: a forward pass with its graph, under other random states than the first sweep's, and one of two or three
     samples; none of them counts as a sweep.
     """
-    batch, z, *totals = network.first
+    batch, z, total = network.first
     network.first = None
     with network.opened():
         named = dict(network.model.named_parameters())
@@ -85,7 +85,7 @@ def inspected(
         if network.preflight:
             _check_reach(network, batch, function(batch), facts)
             _check_own_eval(network, batch, function(batch), facts.value)
-            earlier = next((t for t in (z, *totals) if t.shape == facts.value.shape), None)
+            earlier = next((t for t in (z, total) if t is not None and t.shape == facts.value.shape), None)
             if earlier is None or _differ(earlier, facts.value, earlier.dtype):
                 _check_random(network, batch, function(batch), facts.value)
             if network.statistics == "population":
