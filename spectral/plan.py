@@ -142,13 +142,13 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     v = probe(0, 0, n, dtype=op.dtype, device=op.device)
     drawn = time.perf_counter() - begin
     first, made, each, choosing = _measured(op, v, products)
-    step, row = _vector_seconds(v, min(ROWS, steps) if basis else 0)
+    step, row, kept = _vector_seconds(v, min(ROWS, steps) if basis else 0)
     deflated = min(steps, max(room, 1)) if probes > 1 else 0  # at most
     converged = int(CONVERGED * deflated)
     parts = {
         "first products": first,
         "products": each * max(products - made, 0),
-        "recurrence": products * step,
+        "recurrence": products * (step + kept),
         "orthogonalisation": probes * row * steps * (steps + 1) / 2 if basis else 0.0,
         "random vectors": probes * drawn,
         # made of the basis, orthogonalised, and projected out of each later product: half of what a row of a basis takes
@@ -200,30 +200,35 @@ class _Diagonal(Operator):
         return self.d[:, None] * V
 
 
-def _vector_seconds(v: torch.Tensor, rows: int) -> tuple[float, float]:
-    """Seconds of a step without its product, and of orthogonalising against one vector, by so many rows of a basis."""
+def _vector_seconds(v: torch.Tensor, rows: int) -> tuple[float, float, float]:
+    """Seconds of a step without its product, of orthogonalising against a vector of a basis of so many rows, of keeping one."""
     D = _Diagonal(v)
-    free = _fastest(lambda: float((D @ v)[0]), STEPS)
+    free = _median(lambda: float((D @ v)[0]), STEPS)
     lanczos = Lanczos(D, v, STEPS + 1, reorthogonalize=False)
     lanczos.step()  # the first has no vector before it
-    step = max(0.0, _fastest(lambda: lanczos.ended or lanczos.step(), STEPS) - free)
+    step = max(0.0, _median(lambda: lanczos.ended or lanczos.step(), STEPS) - free)
     if not rows:
-        return step, PASSES * free / 2
+        return step, PASSES * free / 2, 0.0
     there = Basis(v, rows)
-    for j in range(rows):
-        there.keep(j, v)
+
+    def keep() -> None:  # in memory that nobody has touched before, as a run does
+        for j in range(rows):
+            there.keep(j, v)
+        float(there.row(rows - 1)[0])
+
+    kept = _median(keep, 1) / rows
     w = torch.empty_like(v)
-    return step, _fastest(lambda: there.orthogonalise(w.copy_(v), rows), 2) / rows
+    return step, _median(lambda: there.orthogonalise(w.copy_(v), rows), 3) / rows, kept
 
 
-def _fastest(work: Callable[[], Any], times: int) -> float:
+def _median(work: Callable[[], Any], times: int) -> float:
     """Seconds; `work` waits for the device."""
     found = []
     for _ in range(times):
         begin = time.perf_counter()
         work()
         found.append(time.perf_counter() - begin)
-    return min(found)
+    return statistics.median(found)
 
 
 def _recording(steps: int, probes: int) -> float:
@@ -233,5 +238,5 @@ def _recording(steps: int, probes: int) -> float:
     def run() -> None:
         slq(small, steps=steps, probes=probes, progress=False)
 
-    first = _fastest(run, 1)
-    return first if first > 1 else min(first, _fastest(run, 1))  # the first one may have loaded libraries
+    first = _median(run, 1)
+    return first if first > 1 else min(first, _median(run, 1))  # the first one may have loaded libraries

@@ -219,14 +219,15 @@ class Tuned:
     def __init__(self, engine: AutoEngine, work: Workload) -> None:
         self.engine, self.work, self.choice = engine, work, engine.choices[work.kind]
         self.kept: Kept = engine.store.get(work.key, work.version) or Kept()
-        self.coming = 0  # products, those that were announced or as many as were made
+        self.coming = 0  # products, those that were announced and are still to come, or as many as were made
         if work.leads:
             self.choice.samples = work.samples
 
     def add(self, V: torch.Tensor, W: torch.Tensor, new: bool) -> None:
         at = 0
         while at < len(V):
-            self.coming = max(self.work.expected, self.choice.count + 1)
+            made = self.choice.count
+            self.coming = self.work.expected - made if self.work.expected > made else made + 1
             width = self._width(V[at:])
             part, sums = V[at : at + width], W[at : at + width]
             if width > 1:

@@ -97,10 +97,7 @@ class Basis:
         total = self.like.new_zeros(len(coefficients), self.n)
         for i, part in enumerate(self._first(coefficients.shape[1])):
             some = torch.from_numpy(np.ascontiguousarray(coefficients[:, i * ROWS : i * ROWS + len(part)])).to(total)
-            if self.plain:
-                total += longvectors.product(some, part)
-                continue
-            for piece, rows in self._pieces(part):
+            for piece, rows in self._pieces(part):  # nothing of the result's size beside it
                 total[:, piece] += longvectors.product(some, rows)
         return total
 

@@ -73,13 +73,14 @@ def look_again(
 ) -> None:
     """Make the products again that gave <x, A y> = `found` and <A^T x, y> = `due`, one after the other.
 
-    `names` says which they were: that with y, that with x. `scale`: what their difference is relative to. Three products.
+    `names` says which they were: that with y, that with x. `scale`: what their difference is relative to. Two products.
     RuntimeError with one sentence, unless both come out as they were; or as each other, within a few times the rounding that is
     expected: an engine that has taken over meanwhile rounds otherwise, and `due` may be what a recurrence implies.
     """
     half = abs(found - due) / 2
-    again = longvectors.dot(x, repeated(A, y, names[0]))
+    again = longvectors.dot(x, A @ y)
     if not abs(again - found) <= half:
+        repeated(A, y, names[0])
         raise wrong(names[0], f"along another vector it gave {found:.6g} where {due:.6g} was due", again)
     then = longvectors.dot(y, A.T @ x)
     agree = abs(then - found) <= half <= CLOSE * A.product_error * scale
