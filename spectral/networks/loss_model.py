@@ -133,16 +133,23 @@ class LossModel(DataModel):
             found = list(torch.autograd.grad(z, (h, *primals), u.view_as(z), allow_unused=True))
         rows = h.detach().reshape(len(u), -1)
         factors = [(u, weight), *(None for _ in primals)]  # of what is due, of the bias (u^T, 1)
-        for i, right in zip(self.of_head(), (rows, rows.new_ones(len(rows), 1)), strict=True):
+        at = self.of_head()
+        for i, right in zip(at, (rows, rows.new_ones(len(rows), 1)), strict=True):
             if i is not None:
                 factors[1 + i] = u.T, right
+        r = Signs(1, weight.shape[1], z.device)[:].to(z.dtype)[:, None]  # the weight is as large as much of the model
         gap = scale = 0.0
-        for g, of, product in zip(found, (h, *primals), factors, strict=True):
+        for i, (g, of, product) in enumerate(zip(found, (h, *primals), factors, strict=True), -1):
             if g is not None or product is not None:
                 g = torch.zeros_like(of) if g is None else g.detach()
+                if product is not None:
+                    left, right = product
+                    g = g.reshape(len(left), -1)
+                    if i == at[0]:  # its columns added with signs: of the mean square length of all of it
+                        g, right = g @ r, right @ r
                 scale = math.hypot(scale, longvectors.norm(g.reshape(-1)))
-                if product is not None:  # in place: the weight is as large as much of the model
-                    g = g.reshape(len(product[0]), -1).addmm_(*product, alpha=-1)
+                if product is not None:
+                    g = g - left @ right
                 gap = math.hypot(gap, longvectors.norm(g.reshape(-1)))
         return gap, max(gap, scale)
 
