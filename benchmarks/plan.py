@@ -4,8 +4,8 @@
 
 Each job in a process of its own: the operator is built, `plan` predicts a run of `slq`, then the run is made on an operator
 that is built anew, as a user would who looked at the plan first. Peak memory is that of resident memory beyond what was there
-before the run, of another process with an allocator that gives freed blocks back, as in `memory.py`, which costs time. A small
-run before has loaded the libraries. `--what bytes` leaves out the seconds, `--what seconds` the bytes.
+before the run, of another process with an allocator that gives freed blocks back, as in `memory.py`, which costs time. Small
+runs before have loaded the libraries. `--what bytes` leaves out the seconds, `--what seconds` the bytes.
 `--cpu` takes the processor's seconds of one thread for time, which a loaded machine does not change much. Linux.
 """
 
@@ -63,7 +63,8 @@ JOBS: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {  # the operator, s
 
 def measure(job: str) -> dict[str, Any]:
     make, size = JOBS[job]
-    spectral.slq(spectral.as_operator(np.diag(np.arange(300.0))), steps=100, progress=False)  # libraries are loaded
+    for matrix in ("J^T J", "GaussNewton", "Hessian"):  # what torch loads on first use is no part of a run
+        spectral.slq(ours(build("tiny"), matrix), steps=30, probes=2, progress=False)
     predicted = spectral.plan(make(), **size)
     A = make()
     made: list[Any] = []

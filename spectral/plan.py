@@ -123,7 +123,7 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     Of vectors, `slq` holds four, the basis of `steps` where that takes at most a quarter of the free memory, and with two
     probes or more what the first has converged to: an eighth of its steps are expected, all of them at most. Without a
     basis they cost the first probe's products once more, and those of each probe that finds a further copy of an
-    eigenvalue, which are not foreseen. Products take the activations of a batch, as in training, and what the engine keeps
+    eigenvalue, which are not foreseen. The small matrices' eigenvectors take steps^2 doubles for each probe. Products take the activations of a batch, as in training, and what the engine keeps
     between sweeps.
 
     Examples
@@ -159,6 +159,9 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
         "vectors": RECURRENCE * one,
         "basis": steps * one if basis else 0,
         "deflation": converged * one,
+        "records": (probes + 2)
+        * 8
+        * steps**2,  # each probe's small eigenvectors, and two more of them while they are made
     }
     held["products"] = max(op.workspace, choosing - held["basis"] - held["deflation"])  # the first come before these
     total = sum(held.values())
