@@ -123,8 +123,8 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     Of vectors, `slq` holds four, the basis of `steps` where that takes at most a quarter of the free memory, and with two
     probes or more what the first has converged to: an eighth of its steps are expected, all of them at most. Without a
     basis they cost the first probe's products once more, and those of each probe that finds a further copy of an
-    eigenvalue, which are not foreseen. The small matrices' eigenvectors take steps^2 doubles for each probe. Products take the activations of a batch, as in training, and what the engine keeps
-    between sweeps.
+    eigenvalue, which are not foreseen. The small matrices' eigenvectors take steps^2 doubles for each probe. Products take
+    the activations of a batch, as in training, and what the engine keeps between sweeps.
 
     Examples
     --------
