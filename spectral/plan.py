@@ -159,9 +159,8 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
         "vectors": RECURRENCE * one,
         "basis": steps * one if basis else 0,
         "deflation": converged * one,
-        "records": (probes + 2)
-        * 8
-        * steps**2,  # each probe's small eigenvectors, and two more of them while they are made
+        # each probe's small eigenvectors, and two more of them while they are made
+        "records": (probes + 2) * 8 * steps**2,
     }
     held["products"] = max(op.workspace, choosing - held["basis"] - held["deflation"])  # the first come before these
     total = sum(held.values())
