@@ -250,7 +250,12 @@ class _Run(SharedProbes):
     def _combine(self, state: Lanczos, record: LanczosRecord, limit: Budget) -> Any:
         """How Ritz vectors are made: from the basis, or by a second pass if there are any."""
         if self.plan.mode:
-            return state.combine
+
+            def combined(coefficients: np.ndarray) -> Any:
+                made, state.kept = state.combine(coefficients), None  # what was found takes the place of the basis
+                return made
+
+            return combined
         if limit.left() < state.steps:
             return None
 
