@@ -142,6 +142,11 @@ class Estimate:
         return {str(i): estimate for i, estimate in enumerate(each, 1)}
 
 
+def rounded(e: Estimate) -> str:
+    """The number and its error as a person reads them, see `cards.with_error`."""
+    return cards.with_error(float(e.value), float(e.stderr))
+
+
 def bounded(name: str, values: np.ndarray, residuals: np.ndarray, products: int) -> dict[str, Estimate]:
     """NAME_1, NAME_2, ...: values that are off by at most their residuals, which are all their error and bound them.
 

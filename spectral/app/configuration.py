@@ -11,7 +11,7 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,15 +150,16 @@ def check_targets(config: Any) -> None:
 
 @dataclass(frozen=True)
 class Target(Rule):
-    """A node with a `_target_`, one of those that `rules` gives the settings of."""
+    """A node with a `_target_`, one of those that `rules` gives the settings of: of what it names, or hydra's own by the name."""
 
     rules: Callable[[Any], Fields | None]
     said: str
+    find: Callable[[str], Any] = locate
 
     def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
         if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
             raise Mismatch(where, value, f"a mapping with the _target_ of {self.said}")
-        rule = self.rules(locate(value["_target_"]))
+        rule = self.rules(self.find(value["_target_"]))
         if rule is None:
             raise Mismatch(f"{where}._target_", value["_target_"], self.said)
         rule.check({key: item for key, item in value.items() if key != "_target_"}, where, sizes)
@@ -618,27 +619,15 @@ LOGGING = Fields(
 )
 
 
-@dataclass(frozen=True)
-class Named(Rule):
-    """A node whose `_target_` is one of these names, with the settings of that."""
-
-    rules: Mapping[str, Fields]
-
-    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
-        target = value.get("_target_") if isinstance(value, Mapping) else None
-        if not isinstance(target, str) or target not in self.rules:
-            raise Mismatch(f"{where}._target_", target, self.words({}))
-        self.rules[target].check({key: item for key, item in value.items() if key != "_target_"}, where, sizes)
-
-    def words(self, sizes: Sizes) -> str:
-        return f"one of {', '.join(name.rsplit('.', 1)[-1] for name in self.rules)}"
+def _one_of(names: Iterable[str]) -> str:
+    return f"one of {', '.join(name.rsplit('.', 1)[-1] for name in names)}"
 
 
 HELP = Fields(others=Text())
 HYDRA = Fields(
     {
-        "launcher": Named(LAUNCHERS),
-        "sweeper": Named(SWEEPERS),
+        "launcher": Target(LAUNCHERS.get, _one_of(LAUNCHERS), str),
+        "sweeper": Target(SWEEPERS.get, _one_of(SWEEPERS), str),
         "callbacks": Same({}),
         "hydra_logging": LOGGING,
         "job_logging": LOGGING,

@@ -48,6 +48,7 @@ from spectral.pages import Numbers, Report, Subject, build, charts, mean_and_err
 from spectral.pages.tables import seconds
 from spectral.persist import atomic_write, own_folder, save_arrays
 from spectral.spectrum import Spectrum
+from spectral.storage import plain
 
 # Keys of a node that are read here, not by its target.
 OWN_KEYS = {"_target_", "images", "text", "predicts", "headline", "headline_metric", "split", "samples"}
@@ -599,16 +600,3 @@ def _write(folder: Path, config: dict[str, Any], report: Report, results: dict[s
     )
     print(f"\ncost: {spent}\n{'report' if output['report'] else 'result'}: {last}", flush=True)
     return last
-
-
-def plain(value: Any) -> Any:
-    """Plain JSON data: numpy numbers as Python's, numbers that JSON has not (nan, inf) as null."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)

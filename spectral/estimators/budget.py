@@ -168,14 +168,18 @@ def hold_whole(A: Operator, what: str) -> None:
         )
 
 
-def settle(A: Operator, v: torch.Tensor) -> None:
-    """Multiply v until products come out to the same bits again: what is run twice needs it where A tries several ways."""
-    made = 0
+def settle(A: Operator, v: torch.Tensor) -> int:
+    """Multiply v until products come out to the same bits again: what is run twice needs it where A tries several ways.
+
+    Returns the most bytes that a product has taken meanwhile.
+    """
+    made = most = 0
     while made < SETTLE and not decided(A, A.settled):
         A @ v
-        made += 1
+        made, most = made + 1, max(most, A.first_workspace)
     if made:
         A @ v  # batches beyond the first are recorded in the sweep after
+    return most
 
 
 @contextmanager

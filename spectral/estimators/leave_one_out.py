@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,7 +44,7 @@ RANGE = Fields(  # of a checkpoint
 )
 
 
-class Sampler:
+class Sampler(ABC):
     """m vectors drawn so far, and what they say of tr A.
 
     `parts` are the attributes that a checkpoint holds: replaced by `add`, never changed in place.
@@ -83,25 +84,21 @@ class Sampler:
         return Fields({"method": Same(name), "target": COUNT, "m": COUNT, **cls.parts}, laws=laws)
 
     @staticmethod
+    @abstractmethod
     def sums(state: Any, sizes: Any) -> bool:
         """Whether numbers that were summed up on the way are those of what is held."""
-        raise TypeError("a sampler sums something.")
 
-    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Blocks of vectors that were multiplied, and their products."""
-        raise TypeError(f"{type(self).__name__} draws nothing.")
-
+    @abstractmethod
     def known_product(self) -> KnownProduct:
         """A product that holds all that were made, or the first."""
-        return known_product(self.drawn())
 
+    @abstractmethod
     def add(self, count: int) -> None:
         """Draw `count` more vectors and multiply."""
-        raise TypeError(f"{type(self).__name__} draws nothing.")
 
+    @abstractmethod
     def estimate(self) -> tuple[float, float]:
         """(value, standard error)."""
-        raise TypeError(f"{type(self).__name__} estimates nothing.")
 
     def stderr(self, variance: float) -> float:
         """Widened to Student's interval, and with eps ||A||_F, which products in this dtype leave of a trace."""
@@ -221,8 +218,8 @@ class Pairs(Sampler):
         total = float(column_dots(state["Y"], state["Y"]).sum())
         return abs(total - state["squares"]) <= arrays.summation_error(sizes["dtype"]) * state["squares"]
 
-    def drawn(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(self.Omega, self.Y), *([(self.range.Q, self.range.Z)] if "range" in self.parts else [])]
+    def known_product(self) -> KnownProduct:
+        return known_product([(self.Omega, self.Y), *([(self.range.Q, self.range.Z)] if "range" in self.parts else [])])
 
 
 class HutchPlusPlus(Pairs):
@@ -248,9 +245,9 @@ class HutchPlusPlus(Pairs):
 class Exchangeable(Pairs):
     """An estimate that is the mean of e_i, each unbiased given all vectors but omega_i."""
 
+    @abstractmethod
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """e (m,) and d (m, m): d_ij = e_i less the same without the j-th vector in its basis."""
-        raise TypeError(f"{type(self).__name__} estimates nothing.")
 
     def estimate(self) -> tuple[float, float]:
         if self.squares == 0:

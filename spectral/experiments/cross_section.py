@@ -24,7 +24,7 @@ from spectral.experiments.datasets import batches, in_dtype, stream
 from spectral.experiments.study import Cost, Findings, Part, Parts, Sheet, Study, Surfaces
 from spectral.experiments.training import few_threads, train
 from spectral.operators import Hessian
-from spectral.results import Array, Estimate
+from spectral.results import Array, Estimate, rounded
 
 PLANES = {"eigenvectors": "the top two eigenvectors", "random": "two filter-normalised random directions"}
 LENGTH = 1e-5  # of the steps of second differences: no kink of a ReLU is likely so near, and rounding is far below
@@ -156,10 +156,6 @@ def _coordinates(path_TP: Array, D_P2: Array) -> tuple[Array, float]:
     return coordinates, float(((coordinates @ D_P2.T) ** 2).sum()) / total if total > 0 else math.nan
 
 
-def _number(e: Estimate) -> str:
-    return f"{float(e):.5g} ± {float(e.stderr):.1g}"
-
-
 # What follows --------------------------------------------------------------------------------------------------------
 def _concluded(parts: Parts) -> Findings:
     known: dict[str, Estimate] = {}
@@ -184,8 +180,8 @@ def _concluded(parts: Parts) -> Findings:
                 {
                     "plane": words,
                     "direction": name,
-                    "dᵀHd / dᵀd by products": _number(known[key]),
-                    "curvature of the surface": _number(measured[key]),
+                    "dᵀHd / dᵀd by products": rounded(known[key]),
+                    "curvature of the surface": rounded(measured[key]),
                     "highest loss drawn": f"{a['loss'].max():.3g}",
                     "part of the path in the plane": f"{100 * parts[plane].facts['path_inside']:.2g} %",
                 }
@@ -194,7 +190,7 @@ def _concluded(parts: Parts) -> Findings:
         sheets.append(Sheet(words, a["x"], a["y"], a["loss"], a["path"], *axes))
     e = parts["eigenvectors"].arrays
     answer = "yes" if all(agree) else "no"
-    seen, eigenvalues = ([_number(x[f"eigenvectors-{i}"]) for i in (1, 2)] for x in (measured, known))
+    seen, eigenvalues = ([rounded(x[f"eigenvectors-{i}"]) for i in (1, 2)] for x in (measured, known))
     flatter = float(e["known"][0]) / np.abs(parts["random"].arrays["known"])
     inside = 100 * parts["eigenvectors"].facts["path_inside"]
     sentence = (

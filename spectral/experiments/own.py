@@ -311,6 +311,7 @@ def load_weights(network: nn.Module, path: str | Path, of: str = "the model") ->
     with torch.no_grad():
         for name, tensor in weights.read():
             into = own[names[name]]
+            held, wanted = arrays.dtype_name(tensor.dtype), arrays.dtype_name(into.dtype)
             if tensor.shape != into.shape:
                 raise ValueError(
                     f"{path} is no checkpoint of {of}: {names[name]} is {tuple(tensor.shape)}, and the model's is "
@@ -320,10 +321,10 @@ def load_weights(network: nn.Module, path: str | Path, of: str = "the model") ->
                 into.is_floating_point() and not tensor.is_floating_point()
             ):
                 raise ValueError(
-                    f"{path} holds {names[name]} in {_dtype(tensor)}, which the model's {_dtype(into)} cannot hold without loss; "
-                    f"return a model in {_dtype(tensor)}."
+                    f"{path} holds {names[name]} in {held}, which the model's {wanted} cannot hold without loss; return "
+                    f"a model in {held}."
                 )
-            dtypes[_dtype(tensor) if tensor.dtype == into.dtype else f"{_dtype(tensor)} as {_dtype(into)}"] = None
+            dtypes[held if held == wanted else f"{held} as {wanted}"] = None
             into.copy_(tensor)
     said = f"Weights: {len(names)} tensors of {path} ({', '.join(dtypes)})"
     said += f", under {weights.under!r}" if weights.under else ""
@@ -339,10 +340,6 @@ def _fits(weights: Weights, own: Mapping[str, Tensor], prefix: str) -> bool:
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
     """The same for tensors that are tied."""
     return tensor.data_ptr(), tensor.shape, tensor.stride()
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def weights_of(path: Path) -> Weights:
