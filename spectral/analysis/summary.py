@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy
 
+from spectral.analysis.exponents import hill_of, top_values
 from spectral.analysis.jackknife import Measure, jackknife, jackknife_stderr, leave_one_out
 from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur, without_probes
-from spectral.analysis.power_law import hill_of, power_laws, top_values
+from spectral.analysis.power_law import power_laws
 from spectral.estimators.functionals import condition_number, frobenius, negative_mass, numerical_rank, quotient
 from spectral.results import Array, Estimate, nan, over
 from spectral.spectrum import Spectrum, hold_eigenvalues

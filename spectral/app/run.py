@@ -30,9 +30,10 @@ from spectral import distributed
 from spectral.analysis import label_alignment, summary
 from spectral.analysis.alignment import EXACT_ROWS
 from spectral.app import configuration
-from spectral.app.configuration import NUMBERS, locate
+from spectral.app.configuration import NUMBERS
 from spectral.app.progress import Progress
 from spectral.app.store import RunStore
+from spectral.app.targets import locate
 from spectral.estimators.esd import NETWORK_DIM
 from spectral.experiments import own
 from spectral.experiments.cell import TRUE, Cell, Condition, Matrix, Settings, all_cells, network, run_cell
