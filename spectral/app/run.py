@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 import torch
 from torch import nn
 
@@ -34,6 +33,7 @@ from spectral.app.configuration import NUMBERS
 from spectral.app.progress import Progress
 from spectral.app.store import RunStore
 from spectral.app.targets import locate
+from spectral.estimators.budget import versions
 from spectral.estimators.esd import NETWORK_DIM
 from spectral.experiments import own
 from spectral.experiments.cell import TRUE, Cell, Condition, Matrix, Settings, all_cells, network, run_cell
@@ -115,11 +115,7 @@ def device(node: Mapping[str, Any]) -> str:
 def environment(where: str) -> dict[str, Any]:
     """Versions and machine, as far as they may matter to a number."""
     return {
-        "spectral": spectral.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
+        **versions(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if where == "cuda" else where,
         "threads": torch.get_num_threads(),

@@ -256,6 +256,13 @@ def _asymmetry(A: Operator) -> float:
     return abs(longvectors.dot(Av, u) - longvectors.dot(v, Au)) / scale if scale > 0 else 0.0
 
 
+def versions() -> dict[str, str]:
+    """Of all that a number may owe something to."""
+    libraries = {"torch": torch, "numpy": np, "scipy": scipy}
+    known = {name: str(library.__version__) for name, library in libraries.items()}
+    return {"spectral": __version__, "python": platform.python_version(), **known}
+
+
 def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:
     """Versions, device and operator: what every result's meta begins with; `identity` where it is known."""
     return {
@@ -265,13 +272,7 @@ def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:
         "device": str(A.device),
         **({"tf32": low} if A.dtype == torch.float32 and (low := arrays.tf32(A.device)) else {}),
         **({"kernels": made} if (made := kernels.described(A.device)) else {}),
-        "versions": {
-            "spectral": __version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-        },
+        "versions": versions(),
         "nonnegative": bool(A.nonnegative),
         "epsilon": A.epsilon,
     }
