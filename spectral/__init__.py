@@ -40,7 +40,8 @@ from spectral.estimators import (
     top,
     trace,
 )
-from spectral.layers import LayerTable, layers
+from spectral.layer_table import LayerTable
+from spectral.layers import layers
 from spectral.operators import (
     EmpiricalFisher,
     Fisher,

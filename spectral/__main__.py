@@ -39,7 +39,7 @@ from omegaconf.errors import (
 
 import spectral
 from spectral import distributed
-from spectral.app import configuration, ranks, run, sweeps
+from spectral.app import configuration, hydra_node, ranks, run, sweeps, targets
 from spectral.experiments import own
 
 CHOSEN = ("model", "data", "training", "operator", "estimator")  # whose choices are recorded
@@ -130,16 +130,14 @@ class CheckedLoader(ConfigLoaderImpl):
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *more: Any, **options: Any
     ) -> DictConfig:
         """The whole configuration, and each of those of a sweep."""
-        configuration.check_sources(self.typed)
+        hydra_node.check_sources(self.typed)
         config = super().load_configuration(config_name, overrides, run_mode, *more, **options)
         plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-        configuration.check_resolvers(_untyped(plain, self.typed))
-        configuration.check_hydra(plain.pop("hydra"), self.typed)
-        folders = {key: OmegaConf.select(config, key, default=None) for key in configuration.FOLDERS}
-        configuration.check_folders(
-            {key: value for key, value in folders.items() if isinstance(value, str)}, self.typed
-        )
-        configuration.check_targets(plain)
+        hydra_node.check_resolvers(_untyped(plain, self.typed))
+        hydra_node.check_hydra(plain.pop("hydra"), self.typed)
+        folders = {key: OmegaConf.select(config, key, default=None) for key in hydra_node.FOLDERS}
+        hydra_node.check_folders({key: value for key, value in folders.items() if isinstance(value, str)}, self.typed)
+        targets.check_targets(plain)
         configuration.check_typed(plain.get("trust"), self.typed)
         if distributed.world_size() > 1 and "BasicLauncher" not in str(config.hydra.launcher.get("_target_")):
             raise ValueError(

@@ -211,18 +211,6 @@ def hold_squares(size: float, name: str) -> None:
     )
 
 
-def sketch(x: torch.Tensor, entries: int = 1024) -> float:
-    """A number that changes with the entries or their order: position-weighted sum of about `entries` of them."""
-    flat = x.detach().reshape(-1)
-    step = max(1, flat.numel() // entries)
-    while math.gcd(step, flat.numel()) > 1:  # a step that divides an image's width would see one column alone
-        step += 1
-    some = torch.nan_to_num(
-        flat[::step].double().cpu(), posinf=1.0, neginf=-1.0
-    )  # masks of -inf stay finite in the sum
-    return float(some @ torch.arange(1.0, len(some) + 1, dtype=torch.float64))
-
-
 def checksum(*tensors: torch.Tensor) -> str:
     """A hash of all bits of `tensors`, their shapes, their dtypes and their order.
 

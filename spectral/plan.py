@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from spectral import cards
-from spectral.distributed import decided
-from spectral.estimators.budget import SETTLE, free_memory, symmetric_operand
+from spectral.estimators.budget import Spent, free_memory, settle, symmetric_operand
 from spectral.estimators.slq import slq
 from spectral.krylov.basis import Basis
 from spectral.krylov.lanczos import Lanczos
@@ -171,22 +170,16 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
 def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, int, float, int]:
     """(seconds of the first products, how many, seconds of one once it is chosen how they are made, bytes until then)."""
     op.expect(products)
-    done, begin = op.products, time.perf_counter()
-    workspace, last = 0, products < MANY
-    # as `settle` does: until products come out to the same bits, and once more for the batches beyond the first
-    while True:
-        float((op @ v)[0])  # a number waits for the device
-        workspace = max(workspace, op.first_workspace)
-        if last:
-            break
-        last = op.products - done > SETTLE or decided(op, op.settled)
-    first, made = time.perf_counter() - begin, op.products - done
-    each: list[float] = []
-    while not each or (len(each) < TIMED and sum(each) < SHARE * products * each[0]):
-        begin = time.perf_counter()
-        float((op @ v)[0])
-        each.append(time.perf_counter() - begin)
-    return first, made, statistics.median(each), workspace
+    begun = Spent.of(op)
+    workspace = settle(op, v) if products >= MANY else 0
+    if op.products == begun.products:
+        op @ v
+    float(v[0])  # a number waits for the device
+    workspace, first = max(workspace, op.first_workspace), Spent.of(op).since(begun)
+    each = [_fastest(lambda: float((op @ v)[0]), 1)]
+    while len(each) < TIMED and sum(each) < SHARE * products * each[0]:
+        each.append(_fastest(lambda: float((op @ v)[0]), 1))
+    return first.seconds, first.products, statistics.median(each), workspace
 
 
 class _Diagonal(Operator):

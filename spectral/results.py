@@ -142,14 +142,22 @@ class Estimate:
         return {str(i): estimate for i, estimate in enumerate(each, 1)}
 
 
-def bounded(name: str, values: np.ndarray, residuals: np.ndarray, products: int) -> dict[str, Estimate]:
-    """NAME_1, NAME_2, ...: values that are off by at most their residuals, which are all their error and bound them.
+def rounded(e: Estimate) -> str:
+    """The number and its error as a person reads them, see `cards.with_error`."""
+    return cards.with_error(float(e.value), float(e.stderr))
+
+
+def bounded(
+    name: str, values: np.ndarray, residuals: np.ndarray, products: int, certain: bool = True
+) -> dict[str, Estimate]:
+    """NAME_1, NAME_2, ...: values that are off by their residuals, which are all their error and, where `certain`, bound them.
 
     >>> bounded("eigenvalue", np.array([2.0]), np.array([0.5]), 7)["eigenvalue_1"].upper
     2.5
     """
     pairs = enumerate(zip(values.tolist(), residuals.tolist(), strict=True), 1)
-    return {f"{name}_{i}": Estimate(v, r, v - r, v + r, products=products) for i, (v, r) in pairs}
+    sure = 1.0 if certain else nan
+    return {f"{name}_{i}": Estimate(v, r, v - sure * r, v + sure * r, products=products) for i, (v, r) in pairs}
 
 
 class Measured:

@@ -20,7 +20,7 @@ from spectral.quadrature.density import density
 from spectral.quadrature.error import between, stated_error
 from spectral.quadrature.function import Function, moved_by_rounding, values_of, values_on
 from spectral.quadrature.pooled import Quadrature
-from spectral.results import Atoms, Band, Density, Estimate, nan, over
+from spectral.results import Atoms, Band, Density, Estimate, nan, over, rounded
 
 NO_ATOMS = Atoms(np.zeros(0), np.zeros(0, dtype=np.int64))
 
@@ -755,9 +755,8 @@ class Spectrum(Quadrature):
         error = self.meta.get("error")
         if not self.is_exact and isinstance(error, dict) and "w1" in error:
             sure += f"; off by {float(error['w1']):.2g} of the range (W1)"
-        trace = self.integrate(lambda x: x)
         rows = [
-            ("trace", cards.with_error(float(trace), float(trace.stderr))),
+            ("trace", rounded(self.integrate(lambda x: x))),
             ("exact, known zeros", f"{self.atoms.multiplicities.sum()}, {self.zeros}"),
         ]
         rows += [("how sure", sure), ("it took", f"{self.products:,} products, {self.epochs:.4g} sweeps over the data")]

@@ -6,7 +6,7 @@ Sizes of the rules: R records with T steps and D deflated eigenvalues together, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -277,7 +277,7 @@ def unpack_moments(arrays: dict[str, np.ndarray], names: list[dict[str, Any]]) -
 
 def plain(value: Any) -> Any:
     """`value` as plain JSON: numpy scalars and arrays become numbers and lists, what JSON cannot hold becomes text."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]

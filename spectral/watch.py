@@ -21,7 +21,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,131 +35,27 @@ from spectral.failures import first_line
 from spectral.networks.batches import random_state, set_random_state
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
+from spectral.readings import HISTORY, KINDS, Reading, Skipped, events, interval, plain
 from spectral.results import Estimate
-from spectral.schema import COUNT, NONNEGATIVE, Fields, Flag, Number, Plain, Row, Text, integer, maybe
+from spectral.schema import integer
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
 
-KINDS: dict[str, Callable[..., Any]] = {
-    "top": top,
-    "trace": trace,
-    "esd": slq,
-    "critical_sharpness": critical_sharpness,
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "top": {"k": 1, "tol": 1e-2},
-    "trace": {"probes": 10},
-    "esd": {"probes": 1, "steps": 30, "deflate": False},
-    "critical_sharpness": {},
+WATCHED: dict[
+    str, tuple[Callable[..., Any], dict[str, Any]]
+] = {  # what makes a reading, with the options that nobody gave
+    "top": (top, {"k": 1, "tol": 1e-2}),
+    "trace": (trace, {"probes": 10}),
+    "esd": (slq, {"probes": 1, "steps": 30, "deflate": False}),
+    "critical_sharpness": (critical_sharpness, {}),
 }
 OURS = {"A", "start", "guess", "budget", "checkpoint", "progress"}  # options that the watcher gives itself
-UNASKED = (
-    "top",
-    "critical_sharpness",
-)  # need not know what a product takes: one has a budget in seconds, the other makes none
+# These need not know what a product takes: one has a budget in seconds, the other makes none.
+UNASKED = ("top", "critical_sharpness")
 FIRST = 2.0  # training steps that making the operator is expected to take, before it was made
 SPARE = 1.25  # times what a reading has taken: what must be there before it begins
-SAVED = (
-    2.0  # readings of every kind that may be saved for: what training earns beyond is forgotten, and no burst follows
-)
-HISTORY = "history.jsonl"
-STEP = Number(True, least=0)
-NUMBER = Row(*4 * [Number(finite=False, nan=True)])  # of an estimate: value, stderr, lower, upper
-LINES = {  # what the lines of a history must be
-    "session": Fields({"step": STEP, "every": STEP, "share": maybe(NONNEGATIVE), "what": Plain(), "version": Text()}),
-    "operator": Fields({"seconds": NONNEGATIVE, "operator": Plain()}),
-    "reading": Fields(
-        {"step": STEP, "due": STEP, "what": Text(*KINDS), "seconds": NONNEGATIVE, "products": COUNT, "complete": Flag(),
-         "estimates": Fields(others=NUMBER), "file": maybe(Text(pattern=r"esd-\d+-\d+\.npz", said="a file of this folder"))},
-    ),
-    "skipped": Fields({"step": STEP, "due": STEP, "what": Text(*KINDS), "reason": Text()}),
-}  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """What was measured at one step.
-
-    Attributes
-    ----------
-    what : str
-        "top", "trace", "esd" or "critical_sharpness".
-    step : int
-        Of the training, where it was measured.
-    due : int
-        The step for which it was asked.
-    estimates : dict of str to Estimate
-        Numbers with their errors; of "esd" none.
-    complete : bool
-        Whether all that was asked for was reached; not so for eigenvalues that the time was too short for.
-    seconds : float
-        That it took.
-    products : int
-        That it took.
-    spectrum : Spectrum or path, optional
-        Of "esd"; its file where there is a folder.
-
-    Examples
-    --------
-    >>> watcher = spectral.Watcher(lambda: np.diag([1.0, 2.0]), every=1, share=None, what=("top",))
-    >>> float(watcher(0)[0].estimates["eigenvalue_1"])
-    2.0
-    """
-
-    what: str
-    step: int
-    due: int
-    estimates: dict[str, Estimate]
-    complete: bool
-    seconds: float
-    products: int
-    spectrum: Any = None
-
-    def numbers(self) -> dict[str, float]:
-        """What is logged: each number, and half the width of what bounds it, by their names.
-
-        Returns
-        -------
-        dict of str to float
-            "top/eigenvalue_1", "top/eigenvalue_1_error", ...
-
-        Examples
-        --------
-        >>> Reading("trace", 3, 3, {"trace": Estimate(2.0, 0.5)}, True, 0.1, 10).numbers()
-        {'trace/trace': 2.0, 'trace/trace_error': 0.5}
-        """
-        found: dict[str, float] = {}
-        for name, e in self.estimates.items():
-            low, high = _interval(e)
-            found |= {f"{self.what}/{name}": float(e), f"{self.what}/{name}_error": (high - low) / 2}
-        return found
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A reading that was asked for and not made.
-
-    Attributes
-    ----------
-    what : str
-        Its kind.
-    step : int
-        At which it was given up.
-    due : int
-        The step for which it was asked.
-    reason : str
-        Why, in words.
-
-    Examples
-    --------
-    >>> Skipped("top", 20, 10, "too dear").due
-    10
-    """
-
-    what: str
-    step: int
-    due: int
-    reason: str
+# Readings of every kind that may be saved for: what training earns beyond is forgotten, and no burst follows.
+SAVED = 2.0
 
 
 class Watcher:
@@ -448,7 +343,7 @@ class Watcher:
         self.readings.append(reading)
         self._write(
             "reading", step=step, due=due, what=what, seconds=seconds, products=reading.products, complete=complete,
-            estimates={name: [_plain(x) for x in (e.value, e.stderr, e.lower, e.upper)] for name, e in estimates.items()},
+            estimates={name: [plain(x) for x in (e.value, e.stderr, e.lower, e.upper)] for name, e in estimates.items()},
             file=kept.name if isinstance(kept, Path) else None,
         )  # fmt: skip
         if self._log is not None and estimates and distributed.leads():
@@ -505,8 +400,7 @@ class Watcher:
 
     def _read_history(self, path: Path) -> None:
         """What earlier sessions have left."""
-        for number, line in enumerate(persist.whole_lines(path), 1):
-            event, told = _parsed(path, number, line)
+        for event, told in events(path):
             if event == "session":
                 self._supersede(told["step"])
                 self.session += 1
@@ -543,7 +437,7 @@ class Watcher:
         found = {"step": np.array([reading.step for reading in of])}
         for name in of[0].estimates if of else ():
             each = [reading.estimates[name] for reading in of]
-            ends = np.array([_interval(e) for e in each])
+            ends = np.array([interval(e) for e in each])
             found |= {
                 name: np.array([float(e) for e in each]),
                 f"{name}_lower": ends[:, 0],
@@ -689,52 +583,21 @@ class Watcher:
 def _options(what: Any) -> dict[str, dict[str, Any]]:
     """The options of each kind of reading, or one sentence."""
     names = [what] if isinstance(what, str) else list(what)
-    if not names or len(set(names)) < len(names) or not set(names) <= KINDS.keys():
+    if not names or len(set(names)) < len(names) or not set(names) <= set(KINDS):
         raise ValueError(f"what={what!r} are no kinds of readings; use some of {', '.join(KINDS)}, each once.")
     given: Mapping[str, Any] = what if isinstance(what, Mapping) else {}
     for name, options in given.items():
-        known = set(inspect.signature(KINDS[name]).parameters) - OURS
+        known = set(inspect.signature(WATCHED[name][0]).parameters) - OURS
         if not isinstance(options, Mapping) or not set(options) <= known:
             raise TypeError(
                 f"what[{name!r}]={options!r} are no options of it; use a dict of {', '.join(sorted(known))}."
             )
-    return {name: {**DEFAULTS[name], **given.get(name, {})} for name in names}
+    return {name: {**WATCHED[name][1], **given.get(name, {})} for name in names}
 
 
 def _expected_products(what: str, options: Mapping[str, Any]) -> float:
     """Of a first reading."""
     return float(options["probes"] or 20) * (options["steps"] or 100 if what == "esd" else 1)
-
-
-def _interval(e: Estimate) -> tuple[float, float]:
-    """What bounds an estimate: its own bounds, or a standard error to each side."""
-    value, error, low, high = float(e), float(e.stderr), float(e.lower), float(e.upper)
-    return value - error if math.isnan(low) else low, value + error if math.isnan(high) else high
-
-
-def _plain(x: Any) -> Any:
-    """A number as JSON has it: what is not finite by its name."""
-    return float(x) if math.isfinite(x) else str(float(x))
-
-
-def _parsed(path: Path, number: int, line: str) -> tuple[str, dict[str, Any]]:
-    """An event of a history and what it tells, held against its rule."""
-    where = f"line {number}"
-    try:
-        told = json.loads(line)
-        event = told.pop("event")
-        for name, four in told.get("estimates", {}).items():
-            told["estimates"][name] = [float(x) for x in four]
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as problem:
-        raise ValueError(
-            f"{path} is damaged: {where} is no event of a history; delete it, or name another folder."
-        ) from problem
-    if event not in LINES:
-        raise ValueError(
-            f"{path} is damaged: {where} is of the unknown kind {event!r}; delete it, or name another folder."
-        )
-    persist.check(path, told, LINES[event], where)
-    return event, told
 
 
 def _logger(log: Any, folder: Path | None) -> Callable[[dict[str, float], int], Any] | None:

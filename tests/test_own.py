@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import spectral
 from spectral.app import configuration
 from spectral.experiments import own, pretrained
+from spectral.experiments.weights import load_weights, weights_of
 from spectral.schema import Broken, Mismatch
 from spectral.spectrum import Spectrum
 
@@ -193,7 +194,7 @@ def test_weights_of_every_kind_of_file_make_the_network_that_was_saved(tmp_path,
     first, second = net(), net()
     first[1].running_mean.normal_()
     path = save(dict(first.state_dict()), tmp_path)
-    assert said in own.load_weights(second, path)
+    assert said in load_weights(second, path)
     x = torch.randn(4, 3)
     assert torch.equal(first.eval()(x), second.eval()(x))
 
@@ -201,7 +202,7 @@ def test_weights_of_every_kind_of_file_make_the_network_that_was_saved(tmp_path,
 def test_a_tied_weight_may_stand_once(tmp_path):
     first, second = Tied(), Tied()
     save_file({"embed.weight": first.embed.weight.detach()}, tmp_path / "w.safetensors")
-    own.load_weights(second, tmp_path / "w.safetensors")
+    load_weights(second, tmp_path / "w.safetensors")
     assert torch.equal(second.head.weight, first.head.weight)
 
 
@@ -210,9 +211,9 @@ def test_a_wider_dtype_takes_a_narrower_one_exactly_and_says_so_and_none_is_roun
         {name: t.half() if t.is_floating_point() else t for name, t in net().state_dict().items()},
         tmp_path / "h.safetensors",
     )
-    assert "float16 as float32" in own.load_weights(net(), tmp_path / "h.safetensors")
+    assert "float16 as float32" in load_weights(net(), tmp_path / "h.safetensors")
     with pytest.raises(ValueError, match=r"0\.bias in float16, which the model's bfloat16 cannot hold without loss"):
-        own.load_weights(net().bfloat16(), tmp_path / "h.safetensors")
+        load_weights(net().bfloat16(), tmp_path / "h.safetensors")
 
 
 WRONG = {
@@ -231,7 +232,7 @@ def test_weights_of_another_network_are_refused_with_the_first_that_does_not_fit
     change, said = WRONG[name]
     save_file(change(dict(net().state_dict())), tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=re.escape(said)):
-        own.load_weights(net(), tmp_path / "w.safetensors", "net.py:make")
+        load_weights(net(), tmp_path / "w.safetensors", "net.py:make")
 
 
 class Touches:
@@ -250,11 +251,11 @@ def test_a_file_of_weights_runs_nothing(tmp_path):
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Touches(str(tmp_path / "hit"))))
     for file in ("whole.pt", "evil.pt", "plain.pkl"):
         with pytest.raises(ValueError, match="holds more than tensors"):
-            own.load_weights(net(), tmp_path / file)
+            load_weights(net(), tmp_path / file)
     assert not (tmp_path / "hit").exists()
     torch.save({"epoch": 1}, tmp_path / "none.pt")
     with pytest.raises(ValueError, match="holds no state dict"):
-        own.load_weights(net(), tmp_path / "none.pt")
+        load_weights(net(), tmp_path / "none.pt")
 
 
 def test_an_index_leads_to_no_file_elsewhere(tmp_path):
@@ -264,16 +265,16 @@ def test_an_index_leads_to_no_file_elsewhere(tmp_path):
     for file in ("../other.safetensors", "/etc/passwd", "sub/x.safetensors"):
         index.write_text(json.dumps({"weight_map": {**whole["weight_map"], "2.bias": file}}))
         with pytest.raises(ValueError, match="does not lie beside it"):
-            own.load_weights(net(), folder)
+            load_weights(net(), folder)
     index.write_text(json.dumps({"weight_map": {**whole["weight_map"], "9.bias": "model-00001-of-00002.safetensors"}}))
     with pytest.raises(ValueError, match=r"lacks 9\.bias, which its index says is there"):
-        own.load_weights(net(), folder)
+        load_weights(net(), folder)
 
 
 def test_one_tensor_at_a_time_is_read_of_a_sharded_checkpoint(tmp_path):
     """Reading is a generator: nothing of the second tensor exists while the first is copied."""
     path, alive = shards(dict(net().state_dict()), tmp_path / "w"), []
-    for _, tensor in own.weights_of(path).read():
+    for _, tensor in weights_of(path).read():
         assert not any(ref() is not None for ref in alive)
         import weakref
 

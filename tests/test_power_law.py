@@ -11,7 +11,7 @@ from scipy.stats import norm, truncnorm
 from spectral import Atoms, Spectrum, slq
 from spectral.analysis import power_law, theory
 from spectral.analysis.alternatives import against_power_law
-from spectral.analysis.power_law import hill, top_values
+from spectral.analysis.exponents import hill, top_values
 
 
 def pareto(n, alpha, xmin=1.0):

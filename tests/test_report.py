@@ -33,6 +33,9 @@ from spectral.pages import (
     page,
     tables,
 )  # fmt: skip
+from spectral.pages import (
+    picture as pictured,
+)
 from spectral.quadrature.density import is_signed, mirrored, one_eigenvalue, per_efold
 from spectral.spectrum import Spectrum
 
@@ -64,7 +67,7 @@ FOUND = Verdict("found", "What was found in <one> sentence.")
 
 
 @pytest.fixture(scope="module")
-def pictures(report: Report) -> dict[str, figures.Picture]:
+def pictures(report: Report) -> dict[str, pictured.Picture]:
     """All pictures of the report; drawing them leaves pyplot alone."""
     import matplotlib.pyplot as plt
 
@@ -393,11 +396,11 @@ def test_no_two_conditions_look_alike(count: int, ordered: bool) -> None:
 
 
 def test_a_legend_of_many_long_names_fits_its_picture() -> None:
-    keys = tuple(figures.Key(f"{i}: a configuration with a long name, lr 0.00{i}", "#0072B2") for i in range(12))
-    panel = figures.Panel(np.zeros((100, int(3.6 * figures.DPI), 4), dtype=np.uint8), "")
-    picture = figures.Picture((panel,), keys, "a note")
-    strip = figures._drawn(picture._legend(panel.width), panel.width)
-    assert strip.shape[1] == panel.width and strip.shape[0] > 12 * 0.15 * figures.DPI  # one below the other
+    keys = tuple(pictured.Key(f"{i}: a configuration with a long name, lr 0.00{i}", "#0072B2") for i in range(12))
+    panel = pictured.Panel(np.zeros((100, int(3.6 * pictured.DPI), 4), dtype=np.uint8), "")
+    picture = pictured.Picture((panel,), keys, "a note")
+    strip = pictured._drawn(picture._legend(panel.width), panel.width)
+    assert strip.shape[1] == panel.width and strip.shape[0] > 12 * 0.15 * pictured.DPI  # one below the other
     edges = np.concatenate([strip[:, :3, :3], strip[:, -3:, :3]], axis=1)
     assert (edges == 255).all()  # nothing is cut off
     assert (strip[:3, :, :3] == 255).all() and (strip[-3:, :, :3] == 255).all()
@@ -416,7 +419,7 @@ def test_the_vector_file_has_the_panels_where_the_other_has_them() -> None:
     picture = figures.panels(curves, "cdf", {})
     text = picture.svg(columns=2)
     parts = [child.attrib for child in ElementTree.fromstring(text)]
-    width, height = (side * 72 / figures.DPI for side in (picture.panels[0].width, picture.panels[0].height))
+    width, height = (side * 72 / pictured.DPI for side in (picture.panels[0].width, picture.panels[0].height))
     legend = parts.pop()
     top = float(legend["height"])
     found = [[float(part[name]) for name in ("x", "y", "width", "height")] for part in parts]
@@ -425,7 +428,7 @@ def test_the_vector_file_has_the_panels_where_the_other_has_them() -> None:
     assert (legend["x"], legend["y"]) == ("0", "0") and picture.svg(columns=2) == text
     whole = Image.open(io.BytesIO(picture.png(columns=2)))
     size = ElementTree.fromstring(text).attrib["viewBox"].split()[2:]
-    np.testing.assert_allclose([float(x) * figures.DPI / 72 for x in size], whole.size, atol=1.5)
+    np.testing.assert_allclose([float(x) * pictured.DPI / 72 for x in size], whole.size, atol=1.5)
 
 
 def test_outliers_are_counted_against_classes_and_laws_overlaid(monkeypatch) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from spectral.__main__ import main, sentence, with_default
-from spectral.app import configuration, run
+from spectral.app import run, targets
 from spectral.estimators import checkpoint
 from spectral.spectrum import Spectrum
 
@@ -284,7 +284,7 @@ def test_no_target_outside_our_own_is_located() -> None:
         "spectral.experiments.datasets.arrays_file", "spectral.experiments.own.model", "spectral.estimators.slq.slq",
         "spectral.experiments.models.model_for",
     ):  # fmt: skip
-        assert callable(configuration.locate(target))
+        assert callable(targets.locate(target))
     for target in (
         "os.system", "torch.load", "builtins.eval", "spectral", "spectral.app.run.Path", "spectral.app.run.torch.load",
         "spectral.persist.atomic_write", "spectral.app.store.RunStore", "spectral.app.run.execute", "spectral.pages.page.write",
@@ -294,9 +294,9 @@ def test_no_target_outside_our_own_is_located() -> None:
         "spectral.nothing",
     ):  # fmt: skip
         with pytest.raises(ValueError, match="_target_"):
-            configuration.locate(target)
+            targets.locate(target)
     with pytest.raises(ValueError, match="not allowed"):
-        configuration.check_targets({"a": [{"b": {"_target_": "os.remove"}}]})
+        targets.check_targets({"a": [{"b": {"_target_": "os.remove"}}]})
 
 
 def test_the_flagship_is_run_unless_a_part_is_named() -> None:
@@ -404,16 +404,14 @@ def step(self, *given, plain=torch.optim.Adam.step, made=[], **options):
     return made[-1]
 torch.optim.Adam.step = step
 """,
-    "exec": 'configuration.check_targets = lambda config: exec("os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)")',
+    "exec": 'targets.check_targets = lambda config: exec("os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)")',
 }
 
 
 @pytest.mark.parametrize("where", ["training", pytest.param("exec", marks=pytest.mark.slow)])
 def test_sigterm_ends_the_command_with_143_and_one_sentence(tmp_path: Path, where: str) -> None:
     """A real signal to a real process."""
-    program = (
-        "import os, signal, time, torch\nimport spectral.__main__ as command\nfrom spectral.app import configuration\n"
-    )
+    program = "import os, signal, time, torch\nimport spectral.__main__ as command\nfrom spectral.app import targets\n"
     program += PLANTED[where] + "\ncommand.main()"
     arguments = [*SINGLE, "training.options.max_epochs=100000", "training.options.target_loss=1e-30"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

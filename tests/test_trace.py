@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import spectral
-from spectral.estimators import leave_one_out
+from spectral.estimators import samplers
 
 N = 100
 RNG = np.random.default_rng(0)
@@ -135,7 +135,7 @@ def xnystrace_samples(A, Omega):
 @pytest.mark.parametrize(("method", "written"), [("xtrace", xtrace_samples), ("xnystrace", xnystrace_samples)])
 def test_the_samples_are_those_of_the_definition_with_and_without_each_other_vector(method, written):
     A, m = rotated(SPECTRA["power law"]), 6
-    sampler = {"xtrace": leave_one_out.XTrace, "xnystrace": leave_one_out.XNysTrace}[method](spectral.as_operator(A), 3)
+    sampler = {"xtrace": samplers.XTrace, "xnystrace": samplers.XNysTrace}[method](spectral.as_operator(A), 3)
     sampler.add(4)
     sampler.add(2)
     e, change = sampler.samples()
@@ -148,7 +148,7 @@ def test_the_samples_are_those_of_the_definition_with_and_without_each_other_vec
 
 def test_xtrace_needs_no_symmetry():
     A = rotated(SPECTRA["power law"]) + 0.1 * np.triu(RNG.standard_normal((N, N)), 1) / N
-    sampler = leave_one_out.XTrace(spectral.as_operator(A), 0)
+    sampler = samplers.XTrace(spectral.as_operator(A), 0)
     sampler.add(5)
     assert sampler.samples()[0] == pytest.approx(xtrace_samples(A, sampler.Omega.numpy()), rel=1e-9)
 
@@ -249,7 +249,7 @@ def test_a_budget_ends_the_products():
 
 def test_doubling_keeps_what_was_drawn():
     A = spectral.as_operator(rotated(SPECTRA["uniform, both signs"]))
-    for kind in (leave_one_out.Hutchinson, leave_one_out.XTrace, leave_one_out.HutchPlusPlus):
+    for kind in (samplers.Hutchinson, samplers.XTrace, samplers.HutchPlusPlus):
         once, twice = kind(A, 1), kind(A, 1)
         once.add(12)
         twice.add(6)

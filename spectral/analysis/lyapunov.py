@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spectral import probes
-from spectral.results import Array, nan
+from spectral.results import Array, listed, nan
 
 TRANSIENT = 10  # by default a part of the steps, in which Q turns into the directions of Oseledets
 
@@ -65,9 +65,7 @@ class Lyapunov:
         return j + float(sums[j - 1] / -self.values[j])
 
     def __str__(self) -> str:
-        rows = ", ".join(f"{v:.4g} ± {e:.1g}" for v, e in zip(self.values[:6], self.stderr[:6], strict=True))
-        more = f", ... {len(self.values) - 6} more" if len(self.values) > 6 else ""
-        return f"{len(self.values)} Lyapunov exponents from {self.steps} steps: {rows}{more}"
+        return f"{len(self.values)} Lyapunov exponents from {self.steps} steps: {listed(self.values, self.stderr)}"
 
 
 def lyapunov(

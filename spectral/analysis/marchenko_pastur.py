@@ -219,9 +219,8 @@ def _by_gap(c: Counting, measure: Measure, ratio: float | None) -> tuple[float, 
     loose = c.loose[np.searchsorted(c.x, (upper + lower) / 2)]
     empty = np.flatnonzero(expected > EMPTY + loose)
     count = int(empty[-1]) + 1 if len(empty) else 0
-    several = (
-        2 * scipy.special.gammaincinv(c.probes / 2, 1 - 1e-4) / c.probes
-    )  # what one eigenvalue weighs is a chi square over the probes
+    # what one eigenvalue weighs is a chi square over the probes
+    several = 2 * scipy.special.gammaincinv(c.probes / 2, 1 - 1e-4) / c.probes
     copies = np.where(weights > several, np.round(weights), 1.0)[:count]
     top = _Top(float(values[first[count]]), float(weights[count]))
     last = int(np.searchsorted(c.x, top.value, side="right")) - 1

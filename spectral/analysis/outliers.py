@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral.analysis.counting import counting
+from spectral.analysis.exponents import top_values
 from spectral.analysis.jackknife import merged
 from spectral.analysis.marchenko_pastur import marchenko_pastur, positive_floor
-from spectral.analysis.power_law import top_values
 from spectral.results import Array, nan
 from spectral.spectrum import Spectrum
 

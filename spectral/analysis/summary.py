@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy
 
+from spectral.analysis.exponents import hill_of, top_values
 from spectral.analysis.jackknife import Measure, jackknife, jackknife_stderr, leave_one_out
 from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur, without_probes
-from spectral.analysis.power_law import hill_of, power_laws, top_values
-from spectral.estimators.functionals import condition_number, frobenius, negative_mass, numerical_rank
+from spectral.analysis.power_law import power_laws
+from spectral.estimators.functionals import condition_number, frobenius, negative_mass, numerical_rank, quotient
 from spectral.results import Array, Estimate, nan, over
 from spectral.spectrum import Spectrum, hold_eigenvalues
 
@@ -267,16 +268,8 @@ def _order_statistics(values: Array, counts: Array, small: float) -> dict[str, f
     kept = size > small
     return {
         "information_dimension": _information_dimension(size / size.max(), counts),
-        "condition_number_nonzero": _ratio(float(size.max()), float(size[kept].min())) if kept.any() else nan,
+        "condition_number_nonzero": quotient(float(size.max()), float(size[kept].min())) if kept.any() else nan,
     }
-
-
-def _ratio(a: float, b: float) -> float:
-    """a/b with a/0 = inf and 0/0 = nan; an overflow is inf."""
-    if b == 0:
-        return nan if a == 0 else float("inf")
-    with np.errstate(over="ignore"):
-        return float(np.float64(a) / np.float64(b))
 
 
 def _information_dimension(size: Array, counts: Array) -> float:
@@ -363,7 +356,7 @@ def _top_metrics(spectrum: Spectrum, top: int | None, total: float, total_stderr
         energy = float(values[:top].sum()) / total
         result["top_c_energy"] = (energy, abs(energy) * total_stderr / total)
     if top is not None and len(values) > top:
-        result["gap"] = (_ratio(float(values[top - 1]), float(values[top])), 0.0)
+        result["gap"] = (quotient(float(values[top - 1]), float(values[top])), 0.0)
     return result
 
 

@@ -446,11 +446,8 @@ def mean_field_fisher(
         )
     f, slope = _activation(activation)
     layers = len(widths) - 1
-    forward, backward = (
-        [(1.0, 0.0)],
-        [(1.0, 1.0)],
-    )  # (of one input, of two): q̂ of layers 0, 1, ...; q̃ of layers L, L − 1, ...
-    slopes = []
+    # (of one input, of two): q̂ of layers 0, 1, ...; q̃ of layers L, L − 1, ...
+    forward, backward, slopes = [(1.0, 0.0)], [(1.0, 1.0)], []
     for _ in range(layers - 1):
         q, pair = (sigma_w**2 * value + sigma_b**2 for value in forward[-1])
         forward.append((_mean(lambda h: f(h) ** 2, q), _pair_mean(f, q, pair / q)))

@@ -1,18 +1,12 @@
-"""What a configuration may say: checked whole, hydra's own part included, before any of it is built, run or written.
+"""What a configuration may say: checked whole before any of it is built, run or written; every setting has a rule.
 
-A folder of configurations may come from anywhere (`--config-dir`). A `_target_` names one of our own functions or a module of
-torch.nn, where such a name belongs; every setting has a rule; of hydra's settings those are allowed that run and write nothing
-else, and folders to write into lie in the working folder unless they were typed on the command line.
+A folder of configurations may come from anywhere (`--config-dir`): what may be named is in `targets`, hydra's in `hydra_node`.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +14,7 @@ from torch import nn
 
 import spectral
 from spectral.analysis import METRICS
+from spectral.app.targets import Target, check_targets, locate
 from spectral.engine import linearize
 from spectral.estimators import stopping
 from spectral.estimators.budget import Budget
@@ -60,15 +55,12 @@ from spectral.schema import (
     Row,
     Rule,
     Same,
-    Sizes,
     Text,
     Unknown,
     maybe,
     shown,
 )
 
-# Of spectral, whose functions a `_target_` may name.
-PACKAGES = ("experiments", "networks", "operators", "estimators", "analysis")
 DTYPES = ("float64", "float32")
 PRODUCT_DTYPES = (*DTYPES, "bfloat16", "float16")
 NUMBERS = {  # estimators that make no spectrum, and what they give
@@ -86,85 +78,9 @@ OF_CELLS = (
     *(f"{name}_correlation" for name in LAYERWISE), "layers_accepted", "layers_data_accepted",
 )  # fmt: skip
 HIDDEN = ("checkpoint", "progress", "f")  # keywords that are the command's own to give
-BUILT = ("model", "data", "operator", "operator.loss", "estimator", "experiment")  # where a `_target_` may stand
 
 NAME = Text(pattern=r"[^\0]+", said="a text")
 SEED = Number(True, least=0, most=2**63 - 1)
-
-
-# Targets ---------------------------------------------------------------------------------------------------------------
-def locate(target: str) -> Any:
-    """The function or class that a `_target_` names: what a configuration needs of spectral, or a module of torch.nn.
-
-    Of spectral that is: names of the top level and of the packages in `PACKAGES`. Anything else is refused before it is
-    imported: a configuration file must not be a way to run any code or to write any file.
-    """
-    named = _named(str(target).split("."))
-    if not callable(named):
-        raise ValueError(
-            f"_target_={target!r} is not allowed; use a public function of spectral or a module of torch.nn."
-        )
-    return named
-
-
-def _named(parts: list[str]) -> Any:
-    """What a dotted name leads to; None where it leads to nothing that may be named."""
-    *home, name = parts
-    if any(part.startswith("_") or not part.isidentifier() for part in parts):
-        return None
-    if home == ["torch", "nn"]:
-        module = getattr(nn, name, None)
-        return module if inspect.isclass(module) and issubclass(module, nn.Module) else None
-    if home == ["spectral"]:
-        return getattr(spectral, name) if name in spectral.__all__ else None
-    if home[:1] != ["spectral"] or home[1] not in PACKAGES:
-        return None
-    try:
-        own = getattr(importlib.import_module(".".join(home)), name, None)
-    except ModuleNotFoundError:
-        return None
-    # what a module of ours has merely imported (os, torch.load, atomic_write, ...) is not its own
-    ours = tuple(f"spectral.{package}" for package in PACKAGES)
-    return own if str(getattr(own, "__module__", "")).startswith(ours) else None
-
-
-def targets(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(where, what) of every `_target_` in a configuration."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield path, node["_target_"]
-        for key, value in node.items():
-            yield from targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            yield from targets(value, f"{path}[{i}]")
-
-
-def check_targets(config: Any) -> None:
-    """Raise for the first `_target_` that `locate` refuses, or that stands where nothing is built."""
-    for where, target in targets(config):
-        locate(target)
-        if where not in BUILT:
-            raise ValueError(f"{where}._target_={target!r} is not allowed: nothing is built there; remove it.")
-
-
-@dataclass(frozen=True)
-class Target(Rule):
-    """A node with a `_target_`, one of those that `rules` gives the settings of."""
-
-    rules: Callable[[Any], Fields | None]
-    said: str
-
-    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
-        if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
-            raise Mismatch(where, value, f"a mapping with the _target_ of {self.said}")
-        rule = self.rules(locate(value["_target_"]))
-        if rule is None:
-            raise Mismatch(f"{where}._target_", value["_target_"], self.said)
-        rule.check({key: item for key, item in value.items() if key != "_target_"}, where, sizes)
-
-    def words(self, sizes: Sizes) -> str:
-        return f"a mapping with the _target_ of {self.said}"
 
 
 def _keywords(target: Any, skipped: tuple[str, ...] = ()) -> list[str]:
@@ -550,197 +466,3 @@ def _read(study: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) ->
             )
     if "training" in reads and not config["training"]["enabled"]:
         raise ValueError("An experiment trains its networks; leave training=none out, or name no experiment.")
-
-
-# Rules of hydra's own node -----------------------------------------------------------------------------------------------
-BASIC = "hydra._internal.core_plugins."
-WORD = Text(pattern=r"[\w.:,=@+/-]*", said="a word", most=200)
-PART = Text(pattern=r"(?!\.\.?$)[\w.-]+", said="the name of a file")  # no folder, and not the one above
-LAUNCHERS: dict[str, Fields] = {
-    BASIC + "basic_launcher.BasicLauncher": Fields(),
-    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher": Fields(
-        may={
-            "n_jobs": Number(True),
-            "backend": maybe(Text("loky", "multiprocessing", "threading")),
-            "prefer": maybe(Text("processes", "threads")),
-            "require": maybe(Text("sharedmem")),
-            "verbose": COUNT,
-            "timeout": maybe(POSITIVE),
-            # joblib evaluates it
-            "pre_dispatch": Either(SIZE, Text(pattern=r"all|(\d+ ?\* ?)?n_jobs", said="2*n_jobs or all")),
-            "batch_size": Either(SIZE, Same("auto")),
-            "temp_folder": Same(None),
-            "max_nbytes": maybe(Either(SIZE, WORD)),
-            "mmap_mode": maybe(Text("r", "r+", "w+", "c")),
-        }
-    ),
-    **{
-        f"hydra_plugins.hydra_submitit_launcher.submitit_launcher.{name}": Fields(
-            may={
-                "submitit_folder": Same("${hydra.sweep.dir}/.submitit/%j"),
-                "tasks_per_node": Either(SIZE, Same("${hydra.launcher.gpus_per_node}")),
-                "name": Same("${hydra.job.name}"),
-                **dict.fromkeys(
-                    ("setup", "srun_args", "python", "additional_parameters", "executable"),
-                    Either(Same(None), Same({})),
-                ),
-            },
-            others=maybe(Either(Number(), Flag(), WORD)),  # times, sizes, partitions, accounts
-        )
-        for name in ("LocalLauncher", "SlurmLauncher")
-    },
-}
-SWEEPERS = {
-    BASIC + "basic_sweeper.BasicSweeper": Fields(
-        may={"max_batch_size": maybe(SIZE), "params": maybe(Fields(others=Plain()))}
-    )
-}
-HANDLER = Either(
-    Fields(
-        {"class": Same("logging.StreamHandler")},
-        {"stream": Text("ext://sys.stdout", "ext://sys.stderr"), "formatter": WORD, "level": WORD},
-    ),
-    Fields(
-        {"class": Same("logging.FileHandler"), "filename": Same("${hydra.runtime.output_dir}/${hydra.job.name}.log")},
-        {"formatter": WORD, "level": WORD},
-    ),
-)
-LOGGER = Fields(may={"level": WORD, "handlers": Items(WORD), "propagate": Flag()})
-LOGGING = Fields(
-    may={
-        "version": Same(1),
-        "formatters": Fields(others=Fields(may={"format": Text(), "datefmt": maybe(Text())})),
-        "handlers": Fields(others=HANDLER),
-        "root": maybe(LOGGER),
-        "loggers": Fields(others=LOGGER),
-        "disable_existing_loggers": Flag(),
-    }
-)
-
-
-@dataclass(frozen=True)
-class Named(Rule):
-    """A node whose `_target_` is one of these names, with the settings of that."""
-
-    rules: Mapping[str, Fields]
-
-    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
-        target = value.get("_target_") if isinstance(value, Mapping) else None
-        if not isinstance(target, str) or target not in self.rules:
-            raise Mismatch(f"{where}._target_", target, self.words({}))
-        self.rules[target].check({key: item for key, item in value.items() if key != "_target_"}, where, sizes)
-
-    def words(self, sizes: Sizes) -> str:
-        return f"one of {', '.join(name.rsplit('.', 1)[-1] for name in self.rules)}"
-
-
-HELP = Fields(others=Text())
-HYDRA = Fields(
-    {
-        "launcher": Named(LAUNCHERS),
-        "sweeper": Named(SWEEPERS),
-        "callbacks": Same({}),
-        "hydra_logging": LOGGING,
-        "job_logging": LOGGING,
-        "run": Fields({"dir": Text()}),
-        "sweep": Fields({"dir": Text(), "subdir": Text()}),
-        "output_subdir": maybe(PART),
-        "searchpath": Same([]),
-        "job": Fields(
-            may={
-                "name": PART,
-                "chdir": Either(Same(None), Same(False)),
-                "env_set": Same({}),
-                "env_copy": Same([]),
-                "config": Fields(may={"override_dirname": Fields(others=Plain())}),
-            },
-            others=Plain(),
-        ),
-    },
-    {"help": HELP, "hydra_help": HELP, "verbose": Either(Flag(), WORD, Items(WORD)), "mode": Plain()},
-    others=Plain(),  # overrides, runtime: what hydra itself writes down
-)
-TYPED = re.compile(  # settings of hydra that are taken as they are where somebody has typed them
-    r"run\.dir|sweep\.(dir|subdir)|output_subdir|searchpath|verbose|job\.(name|chdir|env_set\..+|env_copy)|launcher\.(?!_target_)\w+"
-)
-# What is written lies in or below one of these.
-FOLDERS = ("output.root", "output.state", "hydra.run.dir", "hydra.sweep.dir")
-RESOLVERS = ("now", "hydra")  # that configurations may use: others read the environment
-SUBDIR = re.compile(r"([\w.,=+@ -]|\$\{hydra\.job\.(num|id|name|override_dirname)\})+")
-
-
-def check_sources(typed: Mapping[str, str]) -> None:
-    """Raise ValueError for a place to look for configurations in that is no folder: a package would be imported."""
-    for path in typed.get("hydra.searchpath", "").strip("[]").split(","):
-        if "://" in path and not path.strip(" '\"").startswith("file://"):
-            raise ValueError(f"hydra.searchpath={path!r} is not allowed; use folders.")
-
-
-def check_hydra(node: Mapping[str, Any], typed: Mapping[str, str]) -> None:
-    """Raise ValueError for anything in hydra's node, its interpolations as they stand, that could run or write what is not ours.
-
-    `typed` are the settings that stand on the command line.
-    """
-    own = [
-        key.removeprefix("hydra.")
-        for key in typed
-        if key.startswith("hydra.") and TYPED.fullmatch(key.removeprefix("hydra."))
-    ]
-    for where, target in targets(node):
-        if target not in (*LAUNCHERS, *SWEEPERS):
-            raise ValueError(f"hydra.{where}._target_={target!r} is not allowed; remove it.")
-    try:
-        HYDRA.check(_without(node, own), "hydra")
-    except Unknown as problem:
-        raise ValueError(problem.sentence) from problem
-    except Mismatch as problem:
-        raise ValueError(
-            f"{problem.where}={shown(problem.got)} is not allowed in a configuration; it must be {problem.words}."
-        ) from problem
-    subdir = node["sweep"]["subdir"]
-    if "sweep.subdir" not in own and not (SUBDIR.fullmatch(subdir) and ".." not in subdir):
-        raise ValueError(f"hydra.sweep.subdir={subdir!r} is not allowed in a configuration; use ${{hydra.job.num}}.")
-
-
-def _without(node: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
-    """The node with what was typed put to what the rule takes."""
-    left = dict(node)
-    harmless: dict[str, Any] = {"searchpath": [], "output_subdir": None, "verbose": False}
-    for key in keys:
-        first, _, rest = key.partition(".")
-        if not rest:
-            left[first] = harmless[first]
-        elif first in ("run", "sweep"):
-            left[first] = {**left[first], rest: ""}
-        else:
-            name = rest.split(".")[0]
-            left[first] = {k: v for k, v in left[first].items() if k != name}
-    return left
-
-
-def check_resolvers(node: Any, where: str = "") -> None:
-    """Raise ValueError for an interpolation that calls anything but the time and hydra's own settings."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            check_resolvers(key, where)
-            check_resolvers(value, f"{where}.{key}" if where else str(key))
-    elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            check_resolvers(value, f"{where}[{i}]")
-    elif isinstance(node, str):
-        for name in re.findall(r"\$\{\s*([^{}:\s]+)\s*:", node):
-            if name not in RESOLVERS:
-                raise ValueError(
-                    f"{where}: the resolver {name} is not allowed in a configuration; write down the value itself."
-                )
-
-
-def check_folders(folders: Mapping[str, str], typed: Mapping[str, str]) -> None:
-    """Raise ValueError for a folder to write into that lies outside of the working folder, unless somebody has typed it."""
-    homes = [os.getcwd(), *(os.path.abspath(folders[key]) for key in FOLDERS if key in typed and key in folders)]
-    for key, folder in folders.items():
-        path = os.path.abspath(folder)
-        if not any(os.path.commonpath([home, path]) == home for home in homes):
-            raise ValueError(
-                f"{key}={folder!r} lies outside of the folder that you are in; if you mean it, type {key}={folder} yourself."
-            )

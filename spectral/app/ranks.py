@@ -16,9 +16,8 @@ import torch.distributed as dist
 
 from spectral import distributed
 
-PATIENCE = timedelta(
-    days=30
-)  # of a collective: who is gone is known by signs of life, and training may take as long as it likes
+# Of a collective: who is gone is known by signs of life, and training may take as long as it likes.
+PATIENCE = timedelta(days=30)
 LAST = 20.0  # seconds that a rank waits for the others to end too: they see within a few that it has failed
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 import torch
 from torch import nn
 
@@ -30,9 +29,11 @@ from spectral import distributed
 from spectral.analysis import label_alignment, summary
 from spectral.analysis.alignment import EXACT_ROWS
 from spectral.app import configuration
-from spectral.app.configuration import NUMBERS, locate
+from spectral.app.configuration import NUMBERS
 from spectral.app.progress import Progress
 from spectral.app.store import RunStore
+from spectral.app.targets import locate
+from spectral.estimators.budget import versions
 from spectral.estimators.esd import NETWORK_DIM
 from spectral.experiments import own
 from spectral.experiments.cell import TRUE, Cell, Condition, Matrix, Settings, all_cells, network, run_cell
@@ -48,6 +49,7 @@ from spectral.pages import Numbers, Report, Subject, build, charts, mean_and_err
 from spectral.pages.tables import seconds
 from spectral.persist import atomic_write, own_folder, save_arrays
 from spectral.spectrum import Spectrum
+from spectral.storage import plain
 
 # Keys of a node that are read here, not by its target.
 OWN_KEYS = {"_target_", "images", "text", "predicts", "headline", "headline_metric", "split", "samples"}
@@ -113,11 +115,7 @@ def device(node: Mapping[str, Any]) -> str:
 def environment(where: str) -> dict[str, Any]:
     """Versions and machine, as far as they may matter to a number."""
     return {
-        "spectral": spectral.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
+        **versions(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if where == "cuda" else where,
         "threads": torch.get_num_threads(),
@@ -599,16 +597,3 @@ def _write(folder: Path, config: dict[str, Any], report: Report, results: dict[s
     )
     print(f"\ncost: {spent}\n{'report' if output['report'] else 'result'}: {last}", flush=True)
     return last
-
-
-def plain(value: Any) -> Any:
-    """Plain JSON data: numpy numbers as Python's, numbers that JSON has not (nan, inf) as null."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -12,9 +12,8 @@ from spectral.app import run
 from spectral.app.store import read_result
 from spectral.persist import atomic_write, fingerprint, own
 
-FINISHED = (
-    ".finished"  # in a sweep's folder: for each finished run a file named by its hash, which holds its folder's name
-)
+# In a sweep's folder: for each finished run a file named by its hash, which holds its folder's name.
+FINISHED = ".finished"
 
 
 def place(sweep: Path, folder: Path, settings: dict[str, Any]) -> tuple[Path, bool]:

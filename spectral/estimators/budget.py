@@ -168,14 +168,18 @@ def hold_whole(A: Operator, what: str) -> None:
         )
 
 
-def settle(A: Operator, v: torch.Tensor) -> None:
-    """Multiply v until products come out to the same bits again: what is run twice needs it where A tries several ways."""
-    made = 0
+def settle(A: Operator, v: torch.Tensor) -> int:
+    """Multiply v until products come out to the same bits again: what is run twice needs it where A tries several ways.
+
+    Returns the most bytes that a product has taken meanwhile.
+    """
+    made = most = 0
     while made < SETTLE and not decided(A, A.settled):
         A @ v
-        made += 1
+        made, most = made + 1, max(most, A.first_workspace)
     if made:
         A @ v  # batches beyond the first are recorded in the sweep after
+    return most
 
 
 @contextmanager
@@ -252,6 +256,13 @@ def _asymmetry(A: Operator) -> float:
     return abs(longvectors.dot(Av, u) - longvectors.dot(v, Au)) / scale if scale > 0 else 0.0
 
 
+def versions() -> dict[str, str]:
+    """Of all that a number may owe something to."""
+    libraries = {"torch": torch, "numpy": np, "scipy": scipy}
+    known = {name: str(library.__version__) for name, library in libraries.items()}
+    return {"spectral": __version__, "python": platform.python_version(), **known}
+
+
 def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:
     """Versions, device and operator: what every result's meta begins with; `identity` where it is known."""
     return {
@@ -261,13 +272,7 @@ def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:
         "device": str(A.device),
         **({"tf32": low} if A.dtype == torch.float32 and (low := arrays.tf32(A.device)) else {}),
         **({"kernels": made} if (made := kernels.described(A.device)) else {}),
-        "versions": {
-            "spectral": __version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-        },
+        "versions": versions(),
         "nonnegative": bool(A.nonnegative),
         "epsilon": A.epsilon,
     }

@@ -345,9 +345,9 @@ def condition_number(A: Any, **options: Any) -> Estimate:
     if spectrum.zeros:
         return Estimate(np.inf, 0.0, np.inf, np.inf, len(spectrum.nodes), products)
     smallest = float(np.abs(spectrum.points()[0]).min())
-    value = _ratio(largest, smallest) if smallest > rounding else np.inf
+    value = quotient(largest, smallest) if smallest > rounding else np.inf
     if spectrum.is_exact:
-        upper = _ratio(largest + error, smallest - error) if smallest > error else np.inf
+        upper = quotient(largest + error, smallest - error) if smallest > error else np.inf
         lower = max(1.0, (largest - error) / (smallest + error))
         steep = value * error / smallest if STEEP < value < np.inf else 0.0  # else the rounding of any quotient
         return Estimate(value, steep if value < np.inf else nan, lower, upper, 0, products)
@@ -364,9 +364,9 @@ def condition_number(A: Any, **options: Any) -> Estimate:
     return Estimate(value, nan, lower, nan, len(spectrum.nodes), products)
 
 
-def _ratio(a: float, b: float) -> float:
-    """a / b for b > 0; an overflow is inf."""
-    with np.errstate(over="ignore"):
+def quotient(a: float, b: float) -> float:
+    """a / b; an overflow is inf, as is a / 0, and 0 / 0 is nan."""
+    with np.errstate(all="ignore"):
         return float(np.float64(a) / np.float64(b))
 
 

@@ -31,7 +31,7 @@ from spectral.krylov.lanczos import MODES, Lanczos, LanczosRecord
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Derived, Operator
 from spectral.quadrature import applied, bounds
-from spectral.results import Estimate
+from spectral.results import Estimate, bounded
 from spectral.schema import integer
 from spectral.spectrum import Spectrum
 
@@ -128,9 +128,7 @@ class Product:
         """
         V = arrays.to_torch(self.value)
         sizes = longvectors.norms(V[None] if V.ndim == 1 else V.T)
-        pairs = enumerate(zip(sizes.tolist(), np.atleast_1d(self.error).tolist(), strict=True), 1)
-        sure = 1.0 if self.certified else np.nan
-        return {f"norm_{i}": Estimate(v, e, v - sure * e, v + sure * e, products=self.products) for i, (v, e) in pairs}
+        return bounded("norm", sizes, np.atleast_1d(self.error), self.products, self.certified)
 
 
 Given = str | bounds.Signed | Callable[[np.ndarray], np.ndarray]
@@ -280,7 +278,7 @@ class Applied(Derived):
     def __init__(self, A: Operator, given: Given, g: bounds.Signed, interval: Interval, tol: float) -> None:
         _symmetric(A)
         super().__init__((A,), A.shape, symmetric=True)
-        self.given, self.g, self.within, self.tol = given, g, interval, tol
+        self.given, self.g, self.within, self.tol, self.off = given, g, interval, tol, tol
 
     def _rebuilt(self, *parts: Operator) -> Operator:
         return Applied(parts[0], self.given, self.g, self.within, self.tol)
@@ -300,14 +298,6 @@ class Applied(Derived):
                     f"off by {error / max(longvectors.norm(y), longvectors.TINY):.2g} of its length; give it a larger tol=."
                 )
         return torch.stack([one[0] for one in found], 1)
-
-    @property
-    def product_error(self) -> float:
-        return min(0.1, max(self.tol, super().product_error))
-
-    @property
-    def epsilon(self) -> float:
-        return max(self.tol, super().epsilon)
 
     def describe(self) -> dict[str, Any]:
         told = {"function": _name(self.given), "tol": self.tol, "interval": list(self.within)}

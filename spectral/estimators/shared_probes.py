@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from spectral import distributed
@@ -13,20 +14,20 @@ from spectral.estimators.slq_options import Plan
 from spectral.krylov.lanczos import LanczosRecord
 
 
-class SharedProbes(ProbeRun):
+class SharedProbes(ProbeRun, ABC):
     """A run of probes on one process or on teams; what makes one, and how deep, says who runs it."""
 
     plan: Plan
     orthogonality = 0.0  # of a rounded basis, as measured
     made_again = 0  # probes, where teams have taken some that an earlier one would have deflated further
 
+    @abstractmethod
     def _probe(self, index: int, depth: int | None, limit: Budget, bar: Any) -> LanczosRecord:
         """Probe `index` to its end, of so many steps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _depth(self, index: int, limit: Budget, left: float | None = None) -> int:
         """Most steps of probe `index` where so many products are left."""
-        raise NotImplementedError
 
     def next_probes(self, limit: Budget, bar: Any) -> None:
         """Run one probe to its end and keep its record; where teams share them out, one for each team."""
@@ -38,12 +39,12 @@ class SharedProbes(ProbeRun):
     def settle(self) -> None:
         """Until products come out to the same bits again, on every team."""
         if not isinstance(self.op, SharedOut):
-            return settle(self.op, self.start(0))
+            settle(self.op, self.start(0))
+            return
         begun = self.op.products
         with distributed.apart(self.op.team):
             settle(self.op, self.start(0))
         self.op.tally(self.op.products - begun)
-        return None
 
     def _one_for_each_team(self, op: SharedOut, limit: Budget, bar: Any) -> None:
         """Probes of the teams, each deflated of what is known now; those are kept that one process would have made so."""

@@ -320,7 +320,7 @@ class Inverse(Derived):
             raise ValueError(
                 f"{A!r} is not symmetric, and has no inverse here; use solve(A, b), or the inverse of A.gram('right')."
             )
-        self.shift, self.tol, self.worst = float(shift), tol, 0.0
+        self.shift, self.tol, self.worst, self.off = float(shift), tol, 0.0, tol
         told, nonnegative = {"shift": self.shift, "tol": tol}, self.system.least >= 0
         super().__init__((A,), A.shape, told, symmetric=True, nonnegative=nonnegative)
 
@@ -339,15 +339,8 @@ class Inverse(Derived):
                     "larger tol= or another shift=."
                 )
             self.worst = max(self.worst, one.residual / size if size > 0 else 0.0)
+        self.off = max(self.off, self.worst)
         return torch.stack([one.x for one, _ in found], 1)
-
-    @property
-    def product_error(self) -> float:
-        return min(0.1, max(self.tol, self.worst, super().product_error))
-
-    @property
-    def epsilon(self) -> float:
-        return max(self.tol, self.worst, super().epsilon)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "method": self.method, "choice": self.choice, "residual": self.worst}

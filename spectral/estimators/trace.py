@@ -1,7 +1,7 @@
 """Traces: tr A from products with random vectors, and tr f(A) by Lanczos quadrature.
 
 Every method draws m vectors and gives a value with a standard error that is widened to Student's interval for m. What the
-vectors have to do is in `spectral.estimators.leave_one_out`.
+vectors have to do is in `spectral.estimators.samplers`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from spectral.estimators import leave_one_out
 from spectral.estimators.budget import Budget, progress_bar, smaller_side, symmetric_operand, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.diagonal import EXACT, exact_diagonal
+from spectral.estimators.samplers import SAMPLERS
 from spectral.estimators.shared_out import shared_out
 from spectral.estimators.slq import slq
 from spectral.operators.foreign import as_operator
@@ -25,12 +26,6 @@ from spectral.probes import check_seed
 from spectral.results import Estimate, nan
 from spectral.schema import Either, integer
 
-SAMPLERS = {
-    "hutchinson": leave_one_out.Hutchinson,
-    "hutch++": leave_one_out.HutchPlusPlus,
-    "xtrace": leave_one_out.XTrace,
-    "xnystrace": leave_one_out.XNysTrace,
-}
 METHODS = ("auto", *SAMPLERS, "slq")
 STATE = Either(EXACT, *(sampler.rule(name) for name, sampler in SAMPLERS.items()))  # of a checkpoint
 PROBES = 20  # by default; of fewer than 10 vectors the X methods' errors have long tails

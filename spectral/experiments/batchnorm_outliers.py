@@ -22,7 +22,7 @@ from spectral.experiments.models import model_for
 from spectral.experiments.study import Cost, Findings, Part, Parts, Study
 from spectral.experiments.training import few_threads
 from spectral.operators import Hessian
-from spectral.results import Estimate
+from spectral.results import Estimate, rounded
 
 KINDS = {  # name: (batch norm, statistics, in words)
     "without": (False, "population", "without batch norm"),
@@ -116,8 +116,7 @@ def _concluded(seeds: tuple[int, ...], parts: Parts) -> Findings:
     higher = [own >= without or own >= running for without, own, running in each]
     answer = "yes" if all(lower) else "no" if all(higher) else "undecided"
     said = ", ".join(
-        f"{cards.with_error(float(estimates[kind]), float(estimates[kind].stderr))} {'with ' if norm else ''}{words}"
-        for kind, (norm, _, words) in KINDS.items()
+        f"{rounded(estimates[kind])} {'with ' if norm else ''}{words}" for kind, (norm, _, words) in KINDS.items()
     )
     sentence = f"{answer.capitalize()}: λ₁ / λ₁₀ of the Hessian is {said} ({len(seeds)} seed{'s' * (len(seeds) > 1)})."
     return Findings(

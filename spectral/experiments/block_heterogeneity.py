@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from spectral import cards
 from spectral.analysis import compare
 from spectral.analysis.compare import bits_apart
+from spectral.analysis.jackknife import jackknife_stderr
 from spectral.estimators import slq
 from spectral.experiments.cell import Settings
 from spectral.experiments.datasets import batches, digits, in_dtype, text
@@ -25,7 +25,7 @@ from spectral.experiments.models import model_for
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study
 from spectral.experiments.training import few_threads
 from spectral.operators import Hessian, blocks
-from spectral.results import Array, Estimate
+from spectral.results import Array, Estimate, rounded
 from spectral.spectrum import Spectrum
 
 SIGMA = 1e-5**0.5  # of the authors' code
@@ -102,17 +102,6 @@ def smoothed(s: Spectrum, sigma: float = SIGMA) -> tuple[np.ndarray, np.ndarray]
     return kept, np.bincount(place.ravel(), weights=mass.ravel())
 
 
-def js_distance(a: Spectrum, b: Spectrum, sigma: float = SIGMA) -> float:
-    """The Jensen-Shannon divergence in bits, 0 to 1, of two densities of eigenvalues on a linear axis, each under a Gaussian of
-    width `sigma` in units of λ: Zhang et al.'s.
-
-    >>> one, other = (Spectrum.from_eigenvalues(np.array([x])) for x in (0.0, 1.0))
-    >>> js_distance(one, one), round(js_distance(one, other), 9)
-    (0.0, 1.0)
-    """
-    return _divergence(smoothed(a, sigma), smoothed(b, sigma))
-
-
 def _divergence(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
     cells, place = np.unique(np.concatenate([a[0], b[0]]), return_inverse=True)
     p, q = (
@@ -123,7 +112,11 @@ def _divergence(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
 
 
 def heterogeneity(spectra: list[Spectrum], sigma: float = SIGMA) -> tuple[float, float]:
-    """JS⁰, the mean over all pairs, and the jackknife's standard error over blocks."""
+    """JS⁰, the mean over all pairs, and the jackknife's standard error over blocks; of each pair the divergence in bits.
+
+    >>> [heterogeneity([Spectrum.from_eigenvalues(np.array([x])) for x in (0.0, y)])[0] for y in (0.0, 1.0)]
+    [0.0, 1.0]
+    """
     n, densities = len(spectra), [smoothed(s, sigma) for s in spectra]
     pairs: Array = np.zeros((n, n))
     for i, j in combinations(range(n), 2):
@@ -131,8 +124,7 @@ def heterogeneity(spectra: list[Spectrum], sigma: float = SIGMA) -> tuple[float,
     if n < 3:
         return (float(pairs[0, 1]) if n == 2 else math.nan), math.nan
     without = (pairs.sum() - 2 * pairs.sum(0)) / ((n - 1) * (n - 2))
-    error = float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
-    return float(pairs.sum() / (n * (n - 1))), error
+    return float(pairs.sum() / (n * (n - 1))), jackknife_stderr(without)
 
 
 def fractions_above(s: Spectrum) -> tuple[Array, Array]:
@@ -149,16 +141,12 @@ def fractions_above(s: Spectrum) -> tuple[Array, Array]:
     return np.repeat(np.append(LEAST, x), 2)[1:], np.append(np.repeat(above, 2), 0.0)
 
 
-def _number(e: Estimate) -> str:
-    return cards.with_error(float(e), float(e.stderr))
-
-
 def _concluded(parts: Parts) -> Findings:
     js = {kind: Estimate(float(part.facts["js"]), float(part.facts["js_stderr"])) for kind, part in parts.items()}
     wide = {kind: part.arrays["js_of_widths"] for kind, part in parts.items()}
     gap, error = float(js["gpt"]) - float(js["cnn"]), math.hypot(float(js["gpt"].stderr), float(js["cnn"].stderr))
     answer = "yes" if gap > 2 * error and float(js["gpt"]) > 2 * float(js["cnn"]) else "no" if gap < 0 else "undecided"
-    said = ", ".join(f"{_number(js[kind])} bits for the {NAMES[kind]}" for kind in NAMES)
+    said = ", ".join(f"{rounded(js[kind])} bits for the {NAMES[kind]}" for kind in NAMES)
     sentence = (
         f"{answer.capitalize()}: before training the spectra of two weight matrices' Hessian blocks differ on average by "
         f"{said} (Jensen–Shannon, from 0 to 1)."
@@ -168,7 +156,7 @@ def _concluded(parts: Parts) -> Findings:
             "network": NAMES[kind],
             "parameters": f"{part.facts['parameters']:,}",
             "blocks": part.facts["blocks"],
-            "JS⁰ (bits)": _number(js[kind]),
+            "JS⁰ (bits)": rounded(js[kind]),
             "a tenth of σ": f"{wide[kind][0]:.3f}",
             "ten times σ": f"{wide[kind][2]:.3f}",
             "on a logarithmic axis": f"{part.facts['js_log']:.3f}",

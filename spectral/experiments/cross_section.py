@@ -20,13 +20,16 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from spectral import probes
 from spectral.estimators import top
 from spectral.experiments.cell import TRUE, Settings, Snapshot
-from spectral.experiments.datasets import batches, in_dtype, stream
+from spectral.experiments.datasets import Problem, batches, in_dtype, stream
 from spectral.experiments.study import Cost, Findings, Part, Parts, Sheet, Study, Surfaces
 from spectral.experiments.training import few_threads, train
 from spectral.operators import Hessian
-from spectral.results import Array, Estimate
+from spectral.results import Array, Estimate, rounded
 
-PLANES = {"eigenvectors": "the top two eigenvectors", "random": "two filter-normalised random directions"}
+PLANES = {  # in words, each of the two directions, and its letter
+    "eigenvectors": ("the top two eigenvectors", "eigenvector", "v"),
+    "random": ("two filter-normalised random directions", "direction", "d"),
+}
 LENGTH = 1e-5  # of the steps of second differences: no kink of a ReLU is likely so near, and rounding is far below
 RISE = 2.0  # nats, of which the loss rises by at most twice so many along the first eigenvector in its picture
 
@@ -53,11 +56,15 @@ def cross_section(settings: Settings, *, points: int = 31, checkpoints: int = 12
 
 
 # Steps ---------------------------------------------------------------------------------------------------------------
+def _begun(settings: Settings) -> tuple[Problem, nn.Module]:
+    """The data of the first seed, and its network before training."""
+    problem = settings.problem(seed=settings.seeds[0]).to(settings.device)
+    return problem, settings.build(problem, settings.seeds[0], TRUE).to(settings.device)
+
+
 def _training(settings: Settings, checkpoints: int, parts: Parts, networks: MutableMapping[str, Snapshot]) -> Part:
     """Train to the target; parameters at geometrically spaced epochs, the first and the last among them, (T, P)."""
-    cost, seed = Cost(), settings.seeds[0]
-    problem = settings.problem(seed=seed).to(settings.device)
-    model = settings.build(problem, seed, TRUE).to(settings.device)
+    cost, seed, (problem, model) = Cost(), settings.seeds[0], _begun(settings)
     path = [parameters_to_vector(model.parameters()).detach().clone()]
 
     def record(epoch: int, loss: float) -> None:
@@ -77,9 +84,7 @@ def _training(settings: Settings, checkpoints: int, parts: Parts, networks: Muta
 
 def _plane(settings: Settings, plane: str, points: int, parts: Parts, networks: MutableMapping[str, Snapshot]) -> Part:
     """Directions (P, 2), the surface along them, and its curvature at the centre, by products and by differences."""
-    cost, seed = Cost(), settings.seeds[0]
-    problem = settings.problem(seed=seed).to(settings.device)
-    model = settings.build(problem, seed, TRUE).to(settings.device)
+    cost, seed, (problem, model) = Cost(), settings.seeds[0], _begun(settings)
     model.load_state_dict(networks["trained"].state)
     model = model.to(settings.dtype).eval()
     x, y = in_dtype(problem.x_train, settings.dtype), problem.y_train
@@ -156,45 +161,34 @@ def _coordinates(path_TP: Array, D_P2: Array) -> tuple[Array, float]:
     return coordinates, float(((coordinates @ D_P2.T) ** 2).sum()) / total if total > 0 else math.nan
 
 
-def _number(e: Estimate) -> str:
-    return f"{float(e):.5g} ± {float(e.stderr):.1g}"
-
-
 # What follows --------------------------------------------------------------------------------------------------------
 def _concluded(parts: Parts) -> Findings:
     known: dict[str, Estimate] = {}
     measured: dict[str, Estimate] = {}
     table, sheets, agree = [], [], []
-    for plane, words in PLANES.items():
-        a = parts[plane].arrays
-        names = (
-            ("first eigenvector", "second eigenvector")
-            if plane == "eigenvectors"
-            else ("first direction", "second direction")
-        )
-        for i, name in enumerate(names):
+    for plane, (words, noun, letter) in PLANES.items():
+        a, facts = parts[plane].arrays, parts[plane].facts
+        for i, place in enumerate(("first", "second")):
             key = f"{plane}-{i + 1}"
-            known[key] = Estimate(
-                float(a["known"][i]), float(a["known_error"][i]), products=int(parts[plane].facts["products"])
-            )
+            known[key] = Estimate(float(a["known"][i]), float(a["known_error"][i]), products=int(facts["products"]))
             measured[key] = Estimate(float(a["measured"][i]), float(a["measured_error"][i]))
             allowed = 3 * (float(measured[key].stderr) + float(known[key].stderr)) + 0.01 * abs(float(known[key]))
             agree.append(abs(float(measured[key]) - float(known[key])) <= allowed)
             table.append(
                 {
                     "plane": words,
-                    "direction": name,
-                    "dᵀHd / dᵀd by products": _number(known[key]),
-                    "curvature of the surface": _number(measured[key]),
+                    "direction": f"{place} {noun}",
+                    "dᵀHd / dᵀd by products": rounded(known[key]),
+                    "curvature of the surface": rounded(measured[key]),
                     "highest loss drawn": f"{a['loss'].max():.3g}",
-                    "part of the path in the plane": f"{100 * parts[plane].facts['path_inside']:.2g} %",
+                    "part of the path in the plane": f"{100 * facts['path_inside']:.2g} %",
                 }
             )
-        axes = ("along v₁", "along v₂") if plane == "eigenvectors" else ("along d₁", "along d₂")
+        axes = (f"along {letter}₁", f"along {letter}₂")
         sheets.append(Sheet(words, a["x"], a["y"], a["loss"], a["path"], *axes))
     e = parts["eigenvectors"].arrays
     answer = "yes" if all(agree) else "no"
-    seen, eigenvalues = ([_number(x[f"eigenvectors-{i}"]) for i in (1, 2)] for x in (measured, known))
+    seen, eigenvalues = ([rounded(x[f"eigenvectors-{i}"]) for i in (1, 2)] for x in (measured, known))
     flatter = float(e["known"][0]) / np.abs(parts["random"].arrays["known"])
     inside = 100 * parts["eigenvectors"].facts["path_inside"]
     sentence = (
@@ -213,7 +207,7 @@ def _concluded(parts: Parts) -> Findings:
         {"curvature_by_products": known, "curvature_of_surface": measured},
         tuple(table),
         (Surfaces("The loss around the trained network", caption, tuple(sheets), "training loss (nats)"),),
-        words={f"{plane}-{i}": f"{words}, {i}" for plane, words in PLANES.items() for i in (1, 2)},
+        words={f"{plane}-{i}": f"{words}, {i}" for plane, (words, *_) in PLANES.items() for i in (1, 2)},
         facts=(
             f"Training {parts['training'].facts['trained']}.",
             f"Curvatures of the surface are second differences of the loss at a distance of {LENGTH:g}; batch norm has its "

@@ -17,14 +17,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spectral import cards
 from spectral.estimators import top
 from spectral.experiments.cell import TRUE, Settings
 from spectral.experiments.datasets import in_dtype
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study, block_error
 from spectral.experiments.training import few_threads
 from spectral.operators import Hessian, Operator, precondition
-from spectral.results import Estimate
+from spectral.results import Estimate, rounded
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's own for Adam
 ALLOWED = {"gd": 0.10, "adam": 0.06}  # how far from 1 a mean ratio may be for yes: the and Cohen's figures
@@ -139,7 +138,7 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
             {
                 "optimiser": NAMES[kind],
                 "rate η": f"{eta:g}",
-                "curvature over its edge": cards.with_error(mean, error),
+                "curvature over its edge": rounded(ratios[key]),
                 "λmax, first step": f"{first:.3g}",
                 "λmax, last third": f"{last:.3g}",
                 "edge": f"{2 / eta:.3g}"
@@ -154,7 +153,7 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
         losses.append(Line(f"{NAMES[kind]}: training loss", label, a["step"], a["loss"]))
     answer = "yes" if set(verdicts) == {"yes"} else "no" if "no" in verdicts else "undecided"
     said = ", ".join(
-        f"{cards.with_error(float(ratios[key]), float(ratios[key].stderr))} for {NAMES[kind]} at η = {eta:g} ({RATIOS[kind]}, "
+        f"{rounded(ratios[key])} for {NAMES[kind]} at η = {eta:g} ({RATIOS[kind]}, "
         f"{parts[key].arrays['ratio'][0]:.2g} after one step)"
         for kind, eta in runs
         for key in (_key(kind, eta),)

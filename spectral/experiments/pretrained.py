@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import nn
 
+from spectral import arrays
 from spectral.failures import first_line
 
 TOKENS = ("bytes", "smollm2", "minilm")
@@ -96,7 +97,7 @@ def of_folder(name: str) -> tuple[nn.Module, str]:
         )
     left = sorted(told["unexpected_keys"])
     unused = f"; {len(left)} tensors of it are not used, {left[0]} first" if left else ""
-    kept = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in made.parameters()}))
+    kept = ", ".join(sorted({arrays.dtype_name(p.dtype) for p in made.parameters()}))
     said = f"Weights: {kind} of {name} ({kept}), by transformers {transformers.__version__}{unused}."
     made.config.use_cache = False
     return nn.Module.float(made).eval(), said

@@ -136,9 +136,8 @@ class Lanczos:
         self.kept = Basis(first, self.limit, place) if reorthogonalize else None
         # a rounded basis does not tell how orthogonal the vectors are: their sum with random signs does
         self.sum = first.clone() if self.kept is not None and not self.kept.exact else None
-        self.orthogonality = (
-            0.0  # the largest |<sum_{i < j} +-q_i, q_j>|, which is about the root of sum_{i < j} <q_i, q_j>^2
-        )
+        # the largest |<sum_{i < j} +-q_i, q_j>|, which is about the root of sum_{i < j} <q_i, q_j>^2
+        self.orthogonality = 0.0
         self.pivots: list[float] = []  # of T + allowed I, positive where A >= 0
         self.allowed = symmetry.expected(A)  # over ||T||, what a product may be off before it is looked at again
         if self.kept is not None:

@@ -32,14 +32,8 @@ from spectral.networks.losses import (
 from spectral.networks.places import output_place, output_tensor, target_of
 from spectral.networks.trees import Place, leaves, replaced, tensors
 
-WRONG = (
-    TypeError,
-    ValueError,
-    AttributeError,
-    RuntimeError,
-    LookupError,
-    AssertionError,
-)  # what a loss raises that is misused
+# what a loss raises that is misused
+WRONG = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, AssertionError)
 
 
 class Loss:

@@ -533,6 +533,8 @@ I = ScaledIdentity()
 class Derived(Operator):
     """An operator made of others, and of what is `told` beside them: it counts its own columns, the parts count their sweeps."""
 
+    off = 0.0  # of a product, over ||A||: of one that is solved for, to a tolerance
+
     def __init__(
         self, parts: tuple[Operator, ...], shape: tuple[int, int], told: dict[str, Any] | None = None, **properties: Any
     ) -> None:
@@ -583,7 +585,7 @@ class Derived(Operator):
 
     @property
     def product_error(self) -> float:
-        return max(part.product_error for part in self.parts)
+        return max(min(0.1, self.off), *(part.product_error for part in self.parts))
 
     def expect(self, products: int) -> None:
         for part in self.parts:
@@ -607,7 +609,7 @@ class Derived(Operator):
 
     @property
     def epsilon(self) -> float:
-        return max(part.epsilon for part in self.parts)
+        return max(self.off, *(part.epsilon for part in self.parts))
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "of": [part.describe() for part in self.parts], **self.told}

@@ -3,10 +3,10 @@ and in space."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -14,7 +14,7 @@ from spectral.cards import COLOURS
 from spectral.experiments.study import Findings, Lines, Sheet, Study, Surfaces
 
 from . import Curve, Line, Report, Verdict, build, figures
-from .figures import DPI, Panel, Picture
+from .picture import Panel, Picture, shot
 
 WIDTH, HEIGHT = 4.2, 3.5  # inches of a surface
 LEVELS = 14  # contours
@@ -71,14 +71,12 @@ def _surface(sheet: Sheet, z_label: str) -> tuple[Panel, Panel]:
 
 
 def _drawn(draw, title: str, alt: str, projection: str | None) -> Panel:  # type: ignore[no-untyped-def]
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     ax = figure.add_subplot(projection=projection)
     ax.set_title(title, fontsize=9, fontweight="bold")
     ax.tick_params(labelsize=8)
     draw(figure, ax)
-    canvas.draw()
-    return Panel(np.asarray(canvas.buffer_rgba()).copy(), alt)
+    return replace(shot(figure, alt), figure=None)  # thousands of facets: pixels alone
 
 
 def _contours(sheet: Sheet, z: np.ndarray, z_label: str, figure: Figure, ax) -> None:  # type: ignore[no-untyped-def]

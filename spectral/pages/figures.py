@@ -7,24 +7,16 @@ Okabe and Ito (2008), and viridis for levels and for many: both stay apart for c
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
-from PIL import Image  # which matplotlib brings
 
 from spectral.cards import COLOURS, GREY
 from spectral.plotting import FLOOR, LABELS, MARGIN, eigenvalue_axis, thin_ticks
@@ -39,164 +31,16 @@ from spectral.quadrature.density import (
 )
 
 from . import Curve, Line, Numbers, Prototype, Row, conditions_of, matrices_of, of_matrix
+from .picture import BOTTOM, DASHES, LEFT, NARROW, TOP, WIDE, Key, Panel, Picture, on_axes, same_size, shot
 from .tables import d_text, number, opening, words
 
 CONDITIONS = {"init": GREY, "true": COLOURS[0], "random": COLOURS[1]}
-# by the names that style sheets have
-DASHES: dict[str, Any] = {"solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1.2, 1.6))}
 DECADES = 8  # how far below the largest eigenvalue a picture looks at most
 POINTS = 300  # grid points of a curve
 RANKS = 2000  # entries of a sorted diagonal that are drawn
-DPI = 200
-WIDE, NARROW = 4.6, 3.6  # inches, of a picture of one panel and of more
-LEFT, TOP, BOTTOM, RIGHT = 0.68, 0.32, 0.52, 0.14  # inches around axes
 NAMED, LETTERS = 1.72, 23  # inches for the names of metrics, and how many letters of 9 points they hold
 
 Style = tuple[str, str]  # colour, dash
-
-
-@dataclass(frozen=True)
-class Key:
-    """One entry of a legend."""
-
-    label: str
-    colour: str
-    dash: str = "solid"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes (or two, one below the other) as pixels (H, W, 4), with what it shows in words."""
-
-    pixels: np.ndarray
-    alt: str
-    figure: Figure | None = None
-
-    @property
-    def width(self) -> int:
-        return int(self.pixels.shape[1])
-
-    @property
-    def height(self) -> int:
-        return int(self.pixels.shape[0])
-
-    def png(self) -> bytes:
-        return _encoded(self.pixels)
-
-    def svg(self, x: float, y: float) -> str:
-        """Its lines and letters as a part of a larger picture, its upper left corner at (x, y) in points."""
-        return "" if self.figure is None else _vector(self.figure, x, y)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Panels of one size, what their colours mean, and what lines and bands are."""
-
-    panels: tuple[Panel, ...]
-    keys: tuple[Key, ...] = ()
-    note: str = ""
-
-    def png(self, columns: int = 4) -> bytes:
-        """All panels in rows of at most `columns`, under the legend."""
-        columns = min(columns, len(self.panels))
-        height, width = self.panels[0].pixels.shape[:2]
-        rows = -(-len(self.panels) // columns)
-        sheet = np.full((rows * height, columns * width, 4), 255, dtype=np.uint8)
-        for place, panel in enumerate(self.panels):
-            y, x = divmod(place, columns)
-            sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = panel.pixels
-        legend = self._legend(sheet.shape[1])
-        return _encoded(sheet if legend is None else np.concatenate([_drawn(legend, sheet.shape[1]), sheet]))
-
-    def svg(self, columns: int = 4) -> bytes:
-        """The same as lines and letters, which print at any size."""
-        columns = min(columns, len(self.panels))
-        height, width = (side * 72 / DPI for side in self.panels[0].pixels.shape[:2])
-        legend = self._legend(round(columns * width * DPI / 72))
-        top = 0.0 if legend is None else 72 * legend.get_size_inches()[1]
-        places = [divmod(place, columns) for place in range(len(self.panels))]
-        parts = [panel.svg(x * width, top + y * height) for panel, (y, x) in zip(self.panels, places, strict=True)]
-        parts += [] if legend is None else [_vector(legend, 0, 0)]
-        whole = columns * width, top + -(-len(self.panels) // columns) * height
-        size = 'width="{0:g}pt" height="{1:g}pt" viewBox="0 0 {0:g} {1:g}"'.format(*whole)
-        return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{"".join(parts)}</svg>\n'.encode()
-
-    def _legend(self, width: int) -> Figure | None:
-        """The legend as a strip of `width` pixels, in as many columns as fit."""
-        if not (self.keys or self.note):
-            return None
-        longest = max([len(key.label) for key in self.keys], default=1)
-        columns = max(1, min(len(self.keys), int(width / DPI / (0.6 + 0.085 * longest))))
-        size = min(10.5, 72 * (width / DPI - 0.8) / (0.64 * longest))  # a long name in one column is written smaller
-        lines = -(-len(self.keys) // columns) + bool(self.note)
-        figure = Figure(figsize=(width / DPI, 0.12 + 0.21 * lines), dpi=DPI)
-        handles = [
-            Line2D([], [], color=k.colour, linestyle=DASHES[k.dash], linewidth=2, label=k.label) for k in self.keys
-        ]
-        style: dict[str, Any] = {"fontsize": size, "title": self.note, "title_fontsize": min(9, size)}
-        figure.legend(handles=handles, loc="center", ncols=columns, frameon=False, **style)
-        return figure
-
-
-def _drawn(figure: Figure, width: int) -> np.ndarray:
-    """A figure as pixels, filled up with white or cut to a width."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    strip = np.asarray(canvas.buffer_rgba())[:, :width]
-    return np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)), constant_values=255)
-
-
-def _vector(figure: Figure, x: float, y: float) -> str:
-    """A figure as an SVG element at (x, y) in points; the same figure gives the same text."""
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "spectral"}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    text = buffer.getvalue()
-    head, body = text[text.index("<svg ") :].split(">", 1)
-    size = re.findall(r'\b(width|height|viewBox)="([^"]+)"', head)
-    kept = " ".join(f'{name}="{value.removesuffix("pt")}"' for name, value in size)
-    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" x="{x:g}" y="{y:g}" {kept}>{body}'
-
-
-def _encoded(pixels: np.ndarray) -> bytes:
-    """The pixels as PNG of 256 colours, which the eye does not tell from all of them, at less than half the size."""
-    image = Image.fromarray(np.ascontiguousarray(pixels[:, :, :3])).quantize(256, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _panel(
-    draw: Callable[..., None],
-    title: str,
-    alt: str,
-    width: float,
-    axes: Sequence[tuple[float, float]],
-    left: float = LEFT,
-) -> Panel:
-    """`draw(*axes)` on axes one below the other: (height, space below) in inches; `left` inches are for the labels of y.
-
-    Margins are fixed: axes of neighbours stand in one line, and nothing has to be drawn twice to find out its size.
-    """
-    tall = TOP + sum(map(sum, axes))
-    figure = Figure(figsize=(width, tall), dpi=DPI)
-    canvas = FigureCanvasAgg(figure)
-    size = min(10.0, (width - 0.1) * 72 / (0.64 * max(len(title), 1)))
-    figure.text(0.5, 1 - 0.05 / tall, title, ha="center", va="top", fontsize=size, fontweight="bold")
-    made, y = [], tall - TOP
-    for height, below in axes:
-        y -= height
-        ax = figure.add_axes((left / width, y / tall, (width - left - RIGHT) / width, height / tall))
-        y -= below
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color("#555555")
-        ax.tick_params(which="both", labelsize=9, color="#555555")
-        ax.set_axisbelow(True)
-        ax.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
-        made.append(ax)
-    draw(*made)
-    canvas.draw()
-    return Panel(np.asarray(canvas.buffer_rgba()).copy(), alt, figure)
 
 
 def styles(conditions: Sequence[str], levels: Mapping[str, float] | None = None) -> dict[str, Style]:
@@ -394,7 +238,7 @@ def landscape(
     def alt(name: str) -> str:
         return _alt_density(name, of_matrix(chosen, name), strips.get(name), labels)
 
-    panels = _same_size(_by_matrix(names, labels, draw, alt, axes))
+    panels = same_size(_by_matrix(names, labels, draw, alt, axes))
     note = band_note(chosen) if chosen else ""
     note += " · dashed: the nearest Marchenko–Pastur law" * bool(
         theory
@@ -412,16 +256,8 @@ def _by_matrix(
 ) -> tuple[Panel, ...]:
     """A panel for each matrix: `draw(name, *axes)`, and what it shows in words, `alt(name)`."""
     width = NARROW if len(names) > 1 else WIDE
-    return tuple(_panel(partial(draw, name), words(name, labels), alt(name), width, axes(name), left) for name in names)
-
-
-def _same_size(panels: Sequence[Panel]) -> tuple[Panel, ...]:
-    """Panels without a strip are padded with white below."""
-    height = max(panel.pixels.shape[0] for panel in panels)
-    pads = [((0, height - panel.pixels.shape[0]), (0, 0), (0, 0)) for panel in panels]
     return tuple(
-        Panel(np.pad(panel.pixels, pad, constant_values=255), panel.alt, panel.figure)
-        for panel, pad in zip(panels, pads, strict=True)
+        on_axes(partial(draw, name), words(name, labels), alt(name), width, axes(name), left) for name in names
     )
 
 
@@ -518,7 +354,7 @@ def _pairs(given: Numbers) -> Picture:
     )
     keys = tuple(Key(name, shade) for name, _, shade, _ in parts)
     return Picture(
-        (_panel(draw, "", alt, WIDE, [(2.2, 0.35), (1.8, BOTTOM)]),),
+        (on_axes(draw, "", alt, WIDE, [(2.2, 0.35), (1.8, BOTTOM)]),),
         keys,
         "bars: residual · dashed: from here a pair counts as converged",
     )
@@ -557,7 +393,7 @@ def _sorted_diagonal(given: Numbers) -> Picture:
 
     alt = f"{n} diagonal entries, sorted from {given.value.max():.3g} down to {given.value.min():.3g}."
     note = "bars: one standard error on both sides" if (error > 0).any() else "exact entries: a line without bars"
-    return Picture((_panel(draw, "", alt, WIDE, [(2.8, BOTTOM)]),), (), note)
+    return Picture((on_axes(draw, "", alt, WIDE, [(2.8, BOTTOM)]),), (), note)
 
 
 # Classes, samples ----------------------------------------------------------------------------------------------------
@@ -611,8 +447,8 @@ def prototypes(items: Sequence[Prototype]) -> Picture:
         own = [item for item in items if item.end == end]
         rows = -(-len(own) // columns)
         side = (NARROW - 0.2) / columns
-        figure = Figure(figsize=(NARROW, TOP + rows * (side + 0.02)), dpi=DPI)
-        canvas, tall = FigureCanvasAgg(figure), TOP + rows * (side + 0.02)
+        tall = TOP + rows * (side + 0.02)
+        figure = Figure(figsize=(NARROW, tall))
         figure.text(0.5, 1 - 0.05 / tall, end, ha="center", va="top", fontsize=10, fontweight="bold")
         for place, item in enumerate(own):
             row, column = divmod(place, columns)
@@ -622,14 +458,11 @@ def prototypes(items: Sequence[Prototype]) -> Picture:
             ax.imshow((item.image - low) / (high - low or 1.0), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
             ax.set_title(f"{item.label} · {_times(item.value)}", fontsize=8, pad=2)
             ax.set_axis_off()
-        canvas.draw()
         said = ", ".join(f"class {item.label} {_times(item.value)}" for item in own)
-        return Panel(
-            np.asarray(canvas.buffer_rgba()).copy(), f"Samples with the {end}, in times the mean: {said}.", figure
-        )
+        return shot(figure, f"Samples with the {end}, in times the mean: {said}.")
 
     return Picture(
-        _same_size([panel(end) for end in ends]), (), "above each sample: its class · its ‖Jᵢ‖² in times the mean"
+        same_size([panel(end) for end in ends]), (), "above each sample: its class · its ‖Jᵢ‖² in times the mean"
     )
 
 
@@ -752,7 +585,7 @@ def _alt_lines(name: str, items: Sequence[Line], labels: Mapping[str, str], x_la
     return f"{words(name, labels)}: {y_label} against {x_label}: {'; '.join(said)}."
 
 
-# Bars, and what others have drawn ---------------------------------------------------------------------------------------
+# Bars -------------------------------------------------------------------------------------------------------------------
 def bars(lengths: Mapping[str, float], x_label: str, title: str) -> Picture:
     """A bar for each name."""
 
@@ -762,12 +595,4 @@ def bars(lengths: Mapping[str, float], x_label: str, title: str) -> Picture:
         ax.set_xlabel(x_label, fontsize=10)
 
     alt = f"{title}: " + "; ".join(f"{name} {value:.3g} {x_label}" for name, value in lengths.items())
-    return Picture((_panel(draw, title, alt, WIDE, [(0.3 + 0.32 * len(lengths), BOTTOM)], left=1.3),))
-
-
-def of_figure(figure: Figure, alt: str) -> Picture:
-    """A figure that somebody else has drawn."""
-    figure.set_dpi(DPI)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Picture((Panel(np.asarray(canvas.buffer_rgba()).copy(), alt, figure),))
+    return Picture((on_axes(draw, title, alt, WIDE, [(0.3 + 0.32 * len(lengths), BOTTOM)], left=1.3),))

@@ -18,7 +18,7 @@ import jinja2
 from spectral.quadrature.density import LOG, is_signed, signed_floor
 
 from . import Curve, Report, Row, charts, conditions_of, figures, matrices_of, of_matrix, tables
-from .figures import Picture
+from .picture import Picture
 from .tables import Table, d_text, matrices, number, seconds, words
 
 READ = (

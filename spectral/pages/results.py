@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 import spectral
 from spectral.analysis import Comparison, PowerLaw, summary
 from spectral.cards import with_error
-from spectral.layers import NAMED
+from spectral.layer_table import NAMED
 from spectral.persist import atomic_write
 
 from . import Curve, Line, Numbers, Subject, build, figures, page, tables, verdict
-from .figures import Picture
+from .picture import Panel, Picture, shot
 from .tables import Table
 
 KNOWN = "a Spectrum, Estimate, PowerLaw, Eigenpairs, SingularTriplets, Plan, LayerTable or comparison"
@@ -252,14 +252,14 @@ def _comparison(name: str, told: Any) -> Section:
 
 def _layers(name: str, t: Any) -> Section:
     columns = [c for c in ("alpha", "data_trace") if c in t.columns and np.isfinite(t[c].astype(float)).any()]
-    panels: list[figures.Panel] = []
+    panels: list[Panel] = []
     for column in columns:
         figure = Figure(figsize=(4.6, 1.1 + 0.22 * min(max(len(t), 4), NAMED)), layout="constrained")
         ax = t.plot(column, ax=figure.add_subplot())
         known = t[column].astype(float)
         ax.set_xscale("log" if column == "data_trace" and np.nanmax(known) > WIDE * np.nanmin(known) > 0 else "linear")
         said = "; ".join(f"{row['longname']} {row[column]:.3g}" for row in t.rows[:NAMED])
-        panels += figures.of_figure(figure, f"{column} of each layer: {said}").panels
+        panels.append(shot(figure, f"{column} of each layer: {said}"))
     cut = (f"The table shows the first {MOST_ROWS} of {len(t)} layers.",) if len(t) > MOST_ROWS else ()
     return Section(
         name, "Which layers have a heavy tail, and what do the data make of them?", t.sentence(),
@@ -280,7 +280,7 @@ def _other(name: str, result: Any) -> Section:
     rows = [{key: a[i].item() for key, a in columns.items()} for i in range(min(longest, MOST_ROWS))]
     cut = (f"The table shows the first {MOST_ROWS} of {longest} rows.",) if longest > MOST_ROWS else ()
     sentence = f"{tables.opening(str(result)).splitlines()[0].rstrip('.')}."
-    return Section(name, QUESTION, sentence, tables.of_mappings(rows), figures.of_figure(drawn, name), "", cut)
+    return Section(name, QUESTION, sentence, tables.of_mappings(rows), Picture((shot(drawn, name),)), "", cut)
 
 
 KINDS: dict[type, Callable[[str, Any], Section]] = {

@@ -31,7 +31,7 @@ from spectral.spectrum import Spectrum
 
 from . import Curve, Row, Verdict, figures, page, tables
 from .build import labels_for
-from .figures import Picture
+from .picture import Picture
 from .tables import Cell, Entry, Table, number, words
 
 # Settings that say nothing about the numbers, and those in which the runs of one configuration may differ.
