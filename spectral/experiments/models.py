@@ -156,7 +156,7 @@ def model_for(
 
     `options` are the other arguments of the function of that name: widths, activation and scale for mlp; width and norm for cnn;
     depth, width and block for resnet; width, depth and heads for gpt. Convolutional networks need images: build the problem with
-    image=True. Language models need tokens of their own kind: `text(tokens=...)`. smollm2 and minilm have their weights of training.
+    image=True. Language models need tokens of their own kind: `text(tokens=...)`; smollm2 and minilm have weights of training.
     """
     given: dict[str, object] = {**(options or {}), "classes": problem.classes, "seed": seed}
     if kind in TOKENS:
