@@ -146,7 +146,8 @@ def answered(kind: str, first: float, mean: float, error: float) -> str:
 
 def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> Findings:
     ratios: dict[str, Estimate] = {}
-    table, lines, losses, raw, said, verdicts = [], [], [], [], [], []
+    table, lines, losses, raw, verdicts = [], [], [], [], []
+    said: dict[str, tuple[list[str], ...]] = {}
     for kind, eta in runs:
         part, key = parts[_key(kind, eta)], _key(kind, eta)
         a = part.arrays
@@ -173,14 +174,20 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
             }
         )
         label = f"η = {eta:g}"
-        said.append(f"from {first:.2g} to {cards.with_error(mean, error)} for {NAMES[kind]} at {label}")
+        numbers = f"{first:.2g}", cards.with_error(mean, error), f"{eta:g}"
+        for told, number in zip(said.setdefault(kind, ([], [], [])), numbers, strict=True):
+            told.append(number)
         lines.append(Line(f"{NAMES[kind]}: {RATIOS[kind]}", label, a["step"], a["ratio"], a["residual"]))
         raw.append(Line(f"{NAMES[kind]}: λmax", label, a["step"], a["sharpness"]))
         losses.append(Line(f"{NAMES[kind]}: training loss", label, a["step"], a["loss"]))
     answer = "yes" if set(verdicts) == {"yes"} else "no" if "no" in verdicts else "undecided"
+    goes = [
+        f"from {', '.join(first)} to {', '.join(last)} for {NAMES[kind]} at η = {', '.join(etas)}"
+        for kind, (first, last, etas) in said.items()
+    ]
     sentence = (
-        f"{answer.capitalize()}: the largest eigenvalue over its edge goes {', '.join(said)}, the last numbers being means over "
-        f"the last third of {steps} steps."
+        f"{answer.capitalize()}: the largest eigenvalue over its edge goes {' and '.join(goes)}, from the first look to the mean "
+        f"over the last third of {steps} steps."
     )
     chart: Callable[..., Lines] = partial(Lines, x_label="step", note="one line for each learning rate")
     return Findings(
