@@ -61,6 +61,8 @@ def with_error(value: float, error: float) -> str:
 
     >>> with_error(3.14159, 0.0123), with_error(351234.0, 1200.0), with_error(12.3456, 0.0)
     ('3.142 ± 0.012', '(3.512 ± 0.012)e5', '12.35')
+    >>> with_error(-0.38, 0.32)  # the sign of print, as everywhere on a page
+    '−0.38 ± 0.32'
     >>> with_error(0.5, float("nan")), with_error(float("nan"), 1.0)
     ('0.5000 ± ?', '–')
     """
@@ -77,14 +79,14 @@ def with_error(value: float, error: float) -> str:
         return f"{text}e{power}" if far else text
     else:
         digits = min(max(1 - math.floor(math.log10(error)), 0), 9)
-        text = f"{value:.{digits}f} ± {error:.{digits}f}"
+        text = f"{value:.{digits}f} ± {error:.{digits}f}".replace("-", "−")
     return f"({text})e{power}" if far else text
 
 
 def _significant(value: float, digits: int = 4) -> str:
     """A number of moderate size with `digits` significant digits and no exponent."""
     power = math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:.{max(digits - 1 - power, 0)}f}"
+    return f"{value:.{max(digits - 1 - power, 0)}f}".replace("-", "−")
 
 
 # Pictures -----------------------------------------------------------------------------------------------------------------

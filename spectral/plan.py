@@ -176,9 +176,9 @@ def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, int,
         op @ v
     float(v[0])  # a number waits for the device
     workspace, first = max(workspace, op.first_workspace), Spent.of(op).since(begun)
-    each = [_fastest(lambda: float((op @ v)[0]), 1)]
+    each = [_median(lambda: float((op @ v)[0]), 1)]
     while len(each) < TIMED and sum(each) < SHARE * products * each[0]:
-        each.append(_fastest(lambda: float((op @ v)[0]), 1))
+        each.append(_median(lambda: float((op @ v)[0]), 1))
     return first.seconds, first.products, statistics.median(each), workspace
 
 

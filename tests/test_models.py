@@ -95,13 +95,15 @@ def test_the_seed_decides_and_the_global_generator_stays_put(name):
     assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), c.parameters(), strict=True))
 
 
-def test_initial_weights_have_the_variance_of_he_et_al():
-    model = mlp(400, (500,), 300, seed=0)
-    for layer in (model[1], model[3]):
-        fan_in = layer.weight.shape[1]
-        # 150 000 draws or more: relative standard error of the variance sqrt(2/150000) = .0037
-        assert abs(float(layer.weight.detach().var()) * fan_in / 2 - 1) < 0.02
-        assert not layer.bias.any()
+def test_initial_weights_have_the_variance_of_he_et_al_or_the_one_asked_for():
+    for scale, options in ((2, {}), (1 / 3, {"activation": "tanh", "scale": 1 / 3})):
+        model = mlp(400, (500,), 300, seed=0, **options)
+        assert isinstance(model[2], torch.nn.Tanh if options else torch.nn.ReLU)
+        for layer in (model[1], model[3]):
+            fan_in = layer.weight.shape[1]
+            # 150 000 draws or more: relative standard error of the variance sqrt(2/150000) = .0037
+            assert abs(float(layer.weight.detach().var()) * fan_in / scale - 1) < 0.02
+            assert not layer.bias.any()
 
 
 def test_errors_name_the_sizes():
@@ -109,6 +111,9 @@ def test_errors_name_the_sizes():
         mlp(0)
     with pytest.raises(ValueError, match="use positive sizes"):
         cnn(width=0)
+    for wrong in ({"activation": "gelu"}, {"scale": 0.0}):
+        with pytest.raises(ValueError, match="use relu or tanh, and a scale above 0"):
+            mlp(64, **wrong)
     with pytest.raises(ValueError, match="use one of auto, basic, bottleneck"):
         resnet(20, block="dense")
 

@@ -108,7 +108,7 @@ def report() -> Report:
         (2.0, math.nan, "2.000 ± ?"),
         (math.nan, 1.0, "–"),
         (0.4, 123.0, "0 ± 123"),
-        (-2.5, 0.25, "-2.50 ± 0.25"),
+        (-2.5, 0.25, "−2.50 ± 0.25"),
     ],
 )
 def test_digits_follow_the_error(value: float, error: float, text: str) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import html
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from scipy.integrate import quad
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 import spectral
+from spectral.__main__ import config_folder
 from spectral.app import configuration, run
 from spectral.app.store import RunStore
 from spectral.experiments.batchnorm_outliers import batchnorm_outliers
@@ -23,7 +25,7 @@ from spectral.experiments.block_heterogeneity import heterogeneity
 from spectral.experiments.cell import Settings
 from spectral.experiments.cross_section import cross_section, curvature, filter_normalised, surface
 from spectral.experiments.datasets import digits
-from spectral.experiments.edge_of_stability import edge_of_stability
+from spectral.experiments.edge_of_stability import answered, edge_of_stability
 from spectral.experiments.models import cnn, model_for
 from spectral.experiments.study import Part, block_error, perform
 from spectral.pages import charts, page
@@ -75,10 +77,18 @@ def test_rates_that_diverge_and_too_few_looks_are_refused():
         study.steps["gd-1e+09"]({}, {})
 
 
+def test_only_a_curvature_that_rises_to_the_edge_and_stays_is_a_yes():
+    assert answered("gd", 0.3, 1.05, 0.01) == answered("adam", 0.3, 0.96, 0.01) == "yes"
+    assert answered("gd", 27.0, 1.05, 0.01) == "undecided"  # it comes down to the edge
+    assert answered("gd", 0.3, 0.6, 0.01) == "no" and answered("gd", 0.3, 0.85, 0.1) == "undecided"
+
+
 @pytest.mark.slow
-def test_the_edge_is_where_cohen_says():
-    findings = perform(edge_of_stability(replace(Settings(), seeds=(0,))))
-    assert findings.answer == "yes", findings.sentence
+def test_the_curvature_rises_to_where_cohen_says(tmp_path: Path):
+    """By the default configuration, whole: a minute of one core."""
+    run.execute(composed(tmp_path, "experiment=edge_of_stability"), tmp_path / "run")
+    answer = json.loads((tmp_path / "run" / "result.json").read_text())["answer"]
+    assert answer["verdict"] == "yes", answer["sentence"]
 
 
 def test_an_error_over_blocks_knows_a_series_that_remembers():
@@ -214,18 +224,18 @@ def test_a_step_is_kept_as_it_was(tmp_path: Path):
         store.load_part("step")
 
 
-def config(tmp_path: Path, **node) -> dict:
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from spectral.__main__ import config_folder
-
+def composed(tmp_path: Path, *overrides: str) -> dict:
+    """A configuration as the command makes it, without pictures."""
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        whole = compose("config", overrides=["experiment=cross_section", "data.train=40", "model.options.widths=[8]"])
-    made = OmegaConf.to_container(whole, resolve=True)
+        made = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+    made["output"] |= {"figures": False, "report": False, "state": str(tmp_path / "state")}
+    return made
+
+
+def config(tmp_path: Path) -> dict:
+    made = composed(tmp_path, "experiment=cross_section", "data.train=40", "model.options.widths=[8]")
     made["training"]["options"]["max_epochs"] = 20
     made["experiment"] |= {"points": 5, "checkpoints": 3}
-    made["output"] |= {"figures": False, "report": False, "state": str(tmp_path / "state")}
     return made
 
 

@@ -17,7 +17,7 @@ ROWS = {
         initialisation.isometry_tanh_critical,
         initialisation.karakida,
         initialisation.softmax_at_zero,
-        initialisation.dong,
+        initialisation.softmax_blocks,
         kernels.random_features,
         kernels.linear_width_ntk,
         kernels.relu_circle,

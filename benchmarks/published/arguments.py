@@ -111,13 +111,23 @@ def _softmax(a: int, b: int, C: int) -> float:
 
 
 def softmax_blocks() -> Iterator[Argument]:
+    """The blocks H_ij = Σ w_n x_n x_nᵀ / n of multinomial logistic regression (Böhning 1992), w = −p_i p_j off the diagonal and
+    p_i (1 − p_i) on it. With x ~ N(0, I_d) and w independent of x,
+
+        E ||H_ij||² = Σ_nm E w_n w_m (x_n·x_m)² / n² = (E w² d (d + 2) + (n − 1) (E w)² d) / n,
+
+    as E |x|⁴ = d (d + 2) and E (x·x')² = d: to leading order d²/n (E w² + (E w)²/γ), γ = d/n, which is the second moment of
+    Marchenko and Pastur's law for Σ w x xᵀ. The logits x·W_i are N(0, 1) under LeCun's weights and independent for different i.
+    For many classes Σ e^z → C √e, so that E p = 1/C, E p² = e/C², E p_i p_j = 1/C², E p_i² p_j² = e²/C⁴: the ratio of squared
+    norms off and on the diagonal is (e² + 1/γ)/(e + 1/γ)/C² = (γe² + 1)/(γe + 1)/C². What is expected here is the same without
+    that last step, at C classes (`_softmax`).
+    """
     n, d, classes = (initialisation.BLOCKS[name] for name in ("samples", "inputs", "classes"))
     for C in classes:
-        # n E ||H_ij||²/d² = E w² + (E w)² n/d, w = p_i p_j off the diagonal and p_i (1 − p_i) on it, x and p independent
         off = _softmax(2, 2, C) + _softmax(1, 1, C) ** 2 * n / d
         own = _softmax(2, 0, C) - 2 * _softmax(3, 0, C) + _softmax(4, 0, C)
         ratio = C**2 * off / (own + (_softmax(1, 0, C) - _softmax(2, 0, C)) ** 2 * n / d)
-        yield "dong", f"C² times the ratio, {C} classes", ratio, 16 / d * ratio
+        yield "softmax_blocks", f"C² times the ratio, {C} classes", ratio, 16 / d * ratio
 
 
 def _moments(name: str) -> dict[str, float]:

@@ -140,7 +140,7 @@ def _zero(d: int, C: int) -> nn.Module:
 BLOCKS = {"samples": 800, "inputs": 400, "classes": (10, 30, 100)}
 
 
-def dong() -> Row:
+def softmax_blocks() -> Row:
     n, d, row = BLOCKS["samples"], BLOCKS["inputs"], {}
     for C in BLOCKS["classes"]:
         found, told = [], []

@@ -26,7 +26,7 @@ from spectral.experiments import own
 from spectral.experiments.cell import KINDS, LAYERWISE
 from spectral.experiments.datasets import INPUTS, STANDARDISATIONS, TARGETS
 from spectral.experiments.experiments import EXPERIMENTS
-from spectral.experiments.models import BLOCKS, GIVEN
+from spectral.experiments.models import ACTIVATIONS, BLOCKS, GIVEN
 from spectral.experiments.pretrained import check_tokens
 from spectral.experiments.studies import READS as STUDIED
 from spectral.experiments.studies import STUDIES
@@ -95,7 +95,7 @@ def _keywords(target: Any, skipped: tuple[str, ...] = ()) -> list[str]:
 # Rules of the groups -----------------------------------------------------------------------------------------------------
 WIDTHS = Items(SIZE)
 MODELS = {
-    "mlp": Fields(may={"widths": WIDTHS}),
+    "mlp": Fields(may={"widths": WIDTHS, "activation": Text(*ACTIVATIONS), "scale": Number(above=0)}),
     "cnn": Fields(may={"width": SIZE, "norm": Flag()}),
     "resnet": Fields(may={"depth": SIZE, "width": SIZE, "block": Text(*BLOCKS), "checkpoint": Flag()}),
     "gpt": Fields(may={"width": SIZE, "depth": SIZE, "heads": SIZE}),

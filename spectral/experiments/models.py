@@ -24,6 +24,7 @@ from spectral import arrays
 from spectral.experiments import pretrained
 from spectral.experiments.datasets import Problem, stream
 
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 FORMS = {"basic": (6, 8), "bottleneck": (9, 11)}  # depth = period n + 2, from the depth of one block a stage
 BLOCKS = ("auto", *FORMS)
 DEEP = 164  # from this depth on the papers take bottlenecks
@@ -35,8 +36,18 @@ SPREAD = 0.02  # standard deviation of the weights of a GPT-2 before training
 M = TypeVar("M", bound=nn.Module)
 
 
-def mlp(in_features: int, widths: Sequence[int] = (64, 64), classes: int = 10, *, seed: int = 0) -> nn.Module:
-    """A ReLU multilayer perceptron in_features - widths - classes; images are flattened first.
+def mlp(
+    in_features: int,
+    widths: Sequence[int] = (64, 64),
+    classes: int = 10,
+    *,
+    activation: str = "relu",
+    scale: float = 2.0,
+    seed: int = 0,
+) -> nn.Module:
+    """A multilayer perceptron in_features - widths - classes; images are flattened first.
+
+    `activation` is relu or tanh; weights before training are N(0, scale / fan_in): 2 as He et al. have it, 1/3 as torch has it.
 
     >>> sum(p.numel() for p in mlp(64).parameters())     # (64*64 + 64) * 2 + 64*10 + 10
     8970
@@ -44,14 +55,18 @@ def mlp(in_features: int, widths: Sequence[int] = (64, 64), classes: int = 10, *
     sizes = [in_features, *widths, classes]
     if min(sizes) < 1:
         raise ValueError(f"layer sizes {sizes} hold a number below 1; use positive sizes.")
+    if activation not in ACTIVATIONS or not scale > 0:
+        raise ValueError(
+            f"activation={activation!r}, scale={scale} make no network; use {' or '.join(ACTIVATIONS)}, and a scale above 0."
+        )
 
     def build() -> nn.Sequential:
         layers: list[nn.Module] = [nn.Flatten()]
         for fan_in, fan_out in pairwise(sizes[:-1]):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+            layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
         return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
-    return _seeded(build, seed)
+    return _seeded(build, seed, scale=scale)
 
 
 def cnn(in_channels: int = 1, classes: int = 10, width: int = 16, *, norm: bool = False, seed: int = 0) -> nn.Module:
@@ -139,9 +154,9 @@ def model_for(
 ) -> nn.Module:
     """The network of a kind whose inputs and classes are those of `problem`: mlp, cnn, resnet, gpt, smollm2, minilm.
 
-    `options` are the other arguments of the function of that name: widths for mlp; width and norm for cnn; depth, width
-    and block for resnet; width, depth and heads for gpt. Convolutional networks need images: build the problem with image=True.
-    Language models need tokens of their own kind: `text(tokens=...)`. smollm2 and minilm have their weights of training.
+    `options` are the other arguments of the function of that name: widths, activation and scale for mlp; width and norm for cnn;
+    depth, width and block for resnet; width, depth and heads for gpt. Convolutional networks need images: build the problem with
+    image=True. Language models need tokens of their own kind: `text(tokens=...)`; smollm2 and minilm have weights of training.
     """
     given: dict[str, object] = {**(options or {}), "classes": problem.classes, "seed": seed}
     if kind in TOKENS:
@@ -410,10 +425,10 @@ def _check_fits(build: Callable[[], nn.Module]) -> None:
         )
 
 
-def _seeded(build: Callable[[], M], seed: int, spread: float | None = None) -> M:
+def _seeded(build: Callable[[], M], seed: int, spread: float | None = None, scale: float = 2.0) -> M:
     """Build a module and initialise it from `seed` alone, leaving the global generators as they were.
 
-    Convolutions, linear layers and embeddings: weights N(0, spread^2), by default N(0, 2 / fan_in), biases 0 (He et al. 2015),
+    Convolutions, linear layers and embeddings: weights N(0, spread^2), by default N(0, scale / fan_in), biases 0,
     also in the last layer; norms: scale 1, shift 0. In the order of `modules()`, drawn on the CPU, so the device does not matter.
     """
     with torch.random.fork_rng(devices=[]):  # torch's own constructors draw from the global generator
@@ -424,7 +439,7 @@ def _seeded(build: Callable[[], M], seed: int, spread: float | None = None) -> M
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
                 fan_in = module.weight[0].numel()
-                module.weight.normal_(0.0, spread or math.sqrt(2.0 / fan_in), generator=generator)
+                module.weight.normal_(0.0, spread or math.sqrt(scale / fan_in), generator=generator)
                 if isinstance(bias := getattr(module, "bias", None), Tensor):
                     bias.zero_()
     return model

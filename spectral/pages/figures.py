@@ -38,6 +38,7 @@ CONDITIONS = {"init": GREY, "true": COLOURS[0], "random": COLOURS[1]}
 DECADES = 8  # how far below the largest eigenvalue a picture looks at most
 POINTS = 300  # grid points of a curve
 RANKS = 2000  # entries of a sorted diagonal that are drawn
+STRIP = 150  # points that the name of a metric may take beside its axis
 NAMED, LETTERS = 1.72, 23  # inches for the names of metrics, and how many letters of 9 points they hold
 
 Style = tuple[str, str]  # colour, dash
@@ -183,7 +184,10 @@ def draw_strip(ax: Axes, row: Row, style: Mapping[str, Style], labels: Mapping[s
     ax.set_xticks(range(len(ticks)), ticks, fontsize=10 if longest < 24 else 8)
     ax.set_xlim(-0.5, len(ticks) - 0.3)
     ax.grid(False, axis="x")
-    ax.set_ylabel(words(row.metric, labels), fontsize=9.5)
+    name = words(row.metric, labels)
+    ax.set_ylabel(
+        name, fontsize=min(9.5, STRIP / (0.55 * len(name)))
+    )  # a long name is written smaller than its axis is tall
     if row.effect is not None and all(map(math.isfinite, row.effect)):
         ax.set_title(f"d = {d_text(row.effect)}", fontsize=9, pad=3)
 
