@@ -18,6 +18,7 @@ import math
 import pickle
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ PREFIX = 8  # of them for the length
 GIVEN = (ValueError, TypeError)  # what is wrong with what all ranks were given, each seeing its own part of it
 LATENCY, LONGEST = 1 / 16, 1e-3  # how long a wait may be overslept: a part of it, and in seconds
 UNHURRIED = 0.05  # the same where teams wait for one another
+GREETING = 20_260_727  # the tag of messages by which ranks meet for the first time
 MARKS = 2  # numbers that go with the sum of a product
 SEEN = 1 << 12  # entries of a vector by which it is known, at least
 ALIKE = 1e-4  # variance of the marks of ranks whose vectors are the same but for rounding, at most; of others it is 1
@@ -669,13 +671,78 @@ def _own_group() -> Any:
     heart, key = _heart(dist.group.WORLD), (dist.group.WORLD, _everyone())
     if heart.left or key not in _subgroups:
         heart.begin()
-        meet()
+        if key in _subgroups:
+            meet()
+        else:
+            _greet(heart)
         if key not in _subgroups or not heart.in_step():
             for group in [group for group in _hearts if group is not dist.group.WORLD]:
                 _hearts.pop(group).stop()
             _subgroups.clear()
             _subgroups[key] = dist.new_group(timeout=_timeout())
     return _subgroups[key]
+
+
+def _greet(heart: heartbeat.Heartbeat) -> None:
+    """Meet for the first time, as a rank may have gone before it gave a sign of life: by messages, which break then.
+
+    They have a tag, so that they come between no collectives. NCCL has none.
+    """
+    if served(torch.device("cpu")).type != "cpu" or heart.store is None:
+        return meet()
+    world, begun = dist.group.WORLD, time.monotonic()
+    if world not in _greetings:  # else somebody has given up waiting for them
+        _greetings.clear()
+        _greetings[world] = Greeting()
+    greeting = _greetings[world]
+    heart.watch("meet")
+    try:
+        while greeting.thread.is_alive():
+            if time.monotonic() - heart.looked >= heartbeat.BEAT:
+                _watch(heart)
+            greeting.thread.join(min(LATENCY * (time.monotonic() - begun) + LONGEST, UNHURRIED))
+    finally:
+        heart.come()
+    if greeting.gone is not None:
+        raise RankFailed(
+            f"rank {greeting.gone} of {_everyone()} died or was cut off before it came to its first operator; see its own log "
+            "(it may have run out of memory), and start all ranks again."
+        )
+    for work in greeting.sent:
+        work.wait()
+    return None
+
+
+class Greeting:
+    """Messages to all ranks, and from all."""
+
+    def __init__(self) -> None:
+        self.gone: int | None = None  # whose does not come
+        self.words = torch.zeros(2, dist.get_world_size())  # to each, and from each
+        self.sent: list[Any] = []
+        self.received: dict[int, Any] = {}
+        self.thread = threading.Thread(target=self._listen, name="spectral greeting", daemon=True)
+        for rank in [rank for rank in range(dist.get_world_size()) if rank != dist.get_rank()]:
+            to, by = self.words[:, rank : rank + 1]
+            try:
+                self.received[rank] = dist.irecv(by, rank, tag=GREETING)
+                self.sent.append(dist.isend(to, rank, tag=GREETING))
+            except RuntimeError:
+                self.gone = rank
+                return
+        self.thread.start()
+
+    def _listen(self) -> None:
+        """Until all have come: whether one has cannot be asked."""
+        for rank, work in self.received.items():
+            try:
+                work.wait()
+            except RuntimeError:
+                self.gone = rank
+                return
+
+
+_greetings: dict[Any, Greeting] = {}  # of the present group
 
 
 def _timeout() -> Any:

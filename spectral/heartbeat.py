@@ -2,22 +2,24 @@
 
 A collective waits for every rank, and a rank that is gone never comes: backends notice after their time-out (half an hour), and
 then do not say which. Each rank therefore writes a number that grows into the store, once a second, in a thread of its own, and
-where its program is. Who waits for long looks: a rank whose number stands still is gone; one that waits itself, but for another
-collective, was asked for something else, and so were all that wait for it; one that is elsewhere may still come. A rank that
-leaves a run by an exception says so there.
+where its program is, if it is asked. Who waits for long looks: a rank whose number stands still is gone; one that waits itself,
+but for another collective, was asked for something else, and so were all that wait for it; one that is elsewhere may still come.
+A rank that leaves a run by an exception says so there.
 """
 
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import inspect
 import os
-import sys
+import re
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
+from types import CodeType
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ SILENT = 30.0  # without a sign of life after which a rank counts as gone: other
 COLLECTIVES = dist.distributed_c10d.__file__ if dist.is_available() else ""  # torch's own
 EVERY = "operators and estimators must be called on every rank, not on one alone."
 THEIRS = "torch.distributed"
+NOT_YET = "its beginning, before its first operator"
 PLUMBING = ("heartbeat", "distributed")  # modules that ask for nothing themselves
 LOST = "the store of the group cannot be reached, which rank 0 (or the launcher) keeps: it has died, or the network is down"
 # where frames of a stack lie
@@ -69,14 +72,15 @@ class Heartbeat:
         try:
             while not self.over.is_set():
                 self.beats += 1
-                self.store.set(self._key("beat", self.rank), f"{self.beats} {elsewhere(self.thread)}")
+                place = elsewhere(self.thread) if self._of("ask", self.rank) else ""
+                self.store.set(self._key("beat", self.rank), f"{self.beats} {place}")
                 self.over.wait(BEAT)
         except (RuntimeError, OSError):  # the store is gone, and with it the group
             self.over.set()
 
     def stop(self, thread: threading.Thread | None = None) -> None:
         """No more signs of life: the group is done with, or the interpreter ends, in which no thread may be inside torch."""
-        if thread is not None and not self.over.is_set():
+        if thread is not None and not self.over.is_set() and dist.is_initialized():
             self.leave(
                 f"rank {self.names[self.rank]} of {self.everyone} has come to its end, and is still waited for; {EVERY}"
             )
@@ -178,6 +182,8 @@ class Heartbeat:
             wait = self._of("wait", rank)
             if wait != self.waits.get(rank, ("", 0))[0]:
                 self.waits[rank] = wait, self.beats
+            if not wait:
+                self.store.set(self._key("ask", rank), "where")
         stand = [rank for rank, (wait, _) in sorted(self.waits.items()) if wait]
         place, what, _ = self.waits[stand[0]][0].split(" ", 2)
         for rank in stand[1:]:
@@ -188,7 +194,7 @@ class Heartbeat:
             if (own, other) != (place, what) and certain:
                 return parted({self.names[r]: self.waits[r][0].split(" ", 2)[2] for r in (stand[0], rank)})
         for rank, (sign, _) in self.seen.items():
-            if (there := sign.partition(" ")[2]) != self.stays.get(rank, ("", 0))[0]:
+            if (there := sign.partition(" ")[2] if sign else NOT_YET) != self.stays.get(rank, ("", 0))[0]:
                 self.stays[rank] = there, self.beats
         late = {rank: stay for rank, stay in self.stays.items() if stay[0] and rank not in stand}
         for rank, (there, since) in late.items():
@@ -213,17 +219,24 @@ def parted(asked: dict[int, str]) -> str:
     )
 
 
-def _frames(frame: FrameType | None) -> Iterator[tuple[str, int, str]]:
-    """File, line and function, from the innermost on."""
+def _frames() -> Iterator[tuple[str, int, CodeType]]:
+    """File, line and code of this thread's calls, from the innermost on."""
+    frame = inspect.currentframe()
     while frame is not None:
-        code = frame.f_code
-        yield code.co_filename, frame.f_lineno, getattr(code, "co_qualname", code.co_name)  # Python 3.11
+        yield frame.f_code.co_filename, frame.f_lineno, frame.f_code
         frame = frame.f_back
 
 
 def elsewhere(thread: int) -> str:
     """File and line of a thread in somebody's program, torch and Python's own library left out; "" where it is inside of ours."""
-    there = list(_frames(sys._current_frames().get(thread)))
+    with (
+        tempfile.TemporaryFile() as file
+    ):  # frames of a thread that runs may go while they are looked at: not so in one call
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        threads = file.read().decode(errors="replace").split("\n\n")
+    own = next((text for text in threads if f"0x{thread:016x}" in text), "")
+    there = re.findall(r'File "(.*)", line (\d+) in (.*)', own)  # from the innermost on
     if any(file.startswith(OWN) for file, _, _ in there):
         return ""
     theirs = next((f" (in {THEIRS}'s {name})" for file, _, name in there if file == COLLECTIVES), "")
@@ -233,14 +246,15 @@ def elsewhere(thread: int) -> str:
 
 
 def purpose() -> str:
-    """What a collective is for: the place in this package, the same on every rank, that has asked for it."""
-    own = ((file, line) for file, line, _ in _frames(inspect.currentframe()) if file.startswith(OWN))
-    return next((f"{Path(file).stem}:{line}" for file, line in own if Path(file).stem not in PLUMBING), "")
+    """What a collective is for: the function of this package, the same on every rank, that has asked for it."""
+    own = ((Path(file).stem, code) for file, _, code in _frames() if file.startswith(OWN))
+    # by its first line: that of a `with` which an exception ends is not always that of one which ends well
+    return next((f"{module}:{code.co_firstlineno}" for module, code in own if module not in PLUMBING), "")
 
 
 def asked() -> str:
     """What somebody has asked this package for, and where."""
-    there = list(_frames(inspect.currentframe()))
+    there = list(_frames())
     last = max(i for i, (file, *_) in enumerate(there) if file.startswith(OWN))
     place = f" (called at {Path(there[last + 1][0]).name}:{there[last + 1][1]})" if last + 1 < len(there) else ""
-    return f"{there[last][2]}{place}"
+    return f"{getattr(there[last][2], 'co_qualname', there[last][2].co_name)}{place}"  # Python 3.11

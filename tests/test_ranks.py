@@ -393,6 +393,14 @@ def three_ranks(rank, folder):
     return found
 
 
+def dies_early(rank, folder):
+    """One of three dies before it has given a sign of life."""
+    heartbeat.PATIENCE, heartbeat.SILENT, heartbeat.BEAT = 0.5, 2.0, 0.2
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sentence(lambda: gauss_newton(own_batches(rank, 3)))
+
+
 def one(rank, ranks, folder, work):
     """The life of a process."""
     torch.set_num_threads(1)
@@ -659,6 +667,13 @@ def test_a_rank_that_dies_is_named_by_all_others_and_the_run_is_saved(three, who
         assert rank["dead"][0] == "RankFailed" and rank["waited"] < 20
         assert rank["dead"][1].startswith("rank 1 of 3 died or was cut off: no sign of life for 2 s")
     assert three[0]["saved"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_before_its_first_operator_is_named_by_all_others(tmp_path):
+    found = started(3, tmp_path, dies_early)
+    words = "rank 1 of 3 died or was cut off before it came to its first operator; see its own log"
+    assert found[1] is None and all(found[r][0] == "RankFailed" and found[r][1].startswith(words) for r in (0, 2))
 
 
 class Numbers:

@@ -528,12 +528,12 @@ class SumOverBatches(Operator):
             weights, buffers = zip(*distributed.gather(network.mark), strict=True)
             what = {key: value for key, value in what.items() if key != "sharded"}
             return persist.fingerprint([what, network.names, sum(weights) % (1 << 64), buffers[0], marks])
-        weights = network.checksum()
-        own = persist.fingerprint([what, network.names, weights, marks])
+        checksum = network.checksum()
+        own = persist.fingerprint([what, network.names, checksum, marks])
         if self.ranks == 1:
             return own
-        everyone = distributed.gather(lambda: (own, weights))
-        survey.check_weights(network, [weights for _, weights in everyone])
+        everyone = distributed.gather(lambda: (own, checksum))
+        survey.check_weights(network, [one for _, one in everyone])
         return everyone[network.info.leader][0]
 
     @property

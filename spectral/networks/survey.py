@@ -89,7 +89,7 @@ def check_built(everyone: Sequence[dict[str, Any]]) -> None:
     for rank, built in enumerate(everyone):
         for word, value in built.items():
             first = everyone[0].get(word)
-            if isinstance(value, list) and value != first:  # what is the same says nothing
+            if value != first and isinstance(value, list) and isinstance(first, list):  # what is the same says nothing
                 value, first = [one for one in value if one not in first], [one for one in first if one not in value]
             if value != first:
                 raise ValueError(
