@@ -4,6 +4,9 @@ They sum (`all_reduce`, `Summand`), put rows in rank order (`all_rows`), and tak
 (`first`, `gather`, `free_memory`). The group may be cut into teams of consecutive ranks (`teams`): inside `apart` only those of
 one team are there, and teams go each at its own pace until they `meet`.
 
+Their collectives go through a group of their own, so that none of them is ever taken for one of somebody else's: where one
+rank alone multiplies while the others train, no gradient is added to its product.
+
 They also end together. A rank that fails while it makes its part of a sum puts NaN in its place: every rank sees it in the sum,
 which is looked through for NaN anyway, and asks who has failed. It costs nothing, and leaves the ranks in step. A rank that does
 not come at all is known by `spectral.heartbeat`.
@@ -11,8 +14,11 @@ not come at all is known by `spectral.heartbeat`.
 
 from __future__ import annotations
 
+import math
 import pickle
 import platform
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +29,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from spectral import heartbeat
+from spectral import arrays, heartbeat
 from spectral.failures import first_line
 
 T = TypeVar("T")
@@ -32,6 +38,10 @@ PREFIX = 8  # of them for the length
 GIVEN = (ValueError, TypeError)  # what is wrong with what all ranks were given, each seeing its own part of it
 LATENCY, LONGEST = 1 / 16, 1e-3  # how long a wait may be overslept: a part of it, and in seconds
 UNHURRIED = 0.05  # the same where teams wait for one another
+GREETING = 20_260_727  # the tag of messages by which ranks meet for the first time
+MARKS = 2  # numbers that go with the sum of a product
+SEEN = 1 << 12  # entries of a vector by which it is known, at least
+ALIKE = 1e-4  # variance of the marks of ranks whose vectors are the same but for rounding, at most; of others it is 1
 
 
 class RankFailed(RuntimeError):
@@ -147,12 +157,13 @@ def teams(size: int) -> Team:
     >>> teams(1)
     Team(group=None, index=0, count=1, size=1)
     """
-    if size == _everyone():
-        return Team(dist.group.WORLD if size > 1 else None, 0, 1, size)
+    if _everyone() == 1:
+        return Team(None, 0, 1, 1)
     key = dist.group.WORLD, size
-    if size > 1 and key not in _subgroups:
-        _subgroups[key] = dist.new_subgroups(size)[0]
-    return Team(_subgroups.get(key), dist.get_rank() // size, _everyone() // size, size)
+    group = None if size == 1 else _own_group()
+    if 1 < size < _everyone():
+        group = _subgroups[key] = _subgroups.get(key) or dist.new_subgroups(size, timeout=_timeout())[0]
+    return Team(group, dist.get_rank() // size, _everyone() // size, size)
 
 
 @contextmanager
@@ -201,13 +212,16 @@ def meet() -> None:
     """Wait for all ranks, however long they take (a collective has a time-out), unless one fails meanwhile or is gone."""
     if _everyone() == 1 or (heart := _heart(dist.group.WORLD)).store is None:
         return
-    begun, key = time.monotonic(), f"spectral/meet/{heart.count}"
-    heart.begin_to_watch()
+    begun, key = time.monotonic(), f"spectral/meet/{heart.place}"
+    heart.watch("meet")
     heart.store.add(key, 1)
-    while heart.store.add(key, 0) < heart.size:
-        if time.monotonic() - heart.looked >= heartbeat.BEAT:
-            _watch(heart)
-        time.sleep(min(LATENCY * (time.monotonic() - begun), UNHURRIED))
+    try:
+        while heart.store.add(key, 0) < heart.size:
+            if time.monotonic() - heart.looked >= heartbeat.BEAT:
+                _watch(heart)
+            time.sleep(min(LATENCY * (time.monotonic() - begun), UNHURRIED))
+    finally:
+        heart.come()
 
 
 def _watch(heart: heartbeat.Heartbeat) -> None:
@@ -244,7 +258,7 @@ def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() == 1:
         return tensor
     there = tensor.to(served(tensor.device))
-    _carry(lambda: dist.all_reduce(there, group=_group(), async_op=True))
+    _carry(dist.all_reduce, there)
     return tensor if there is tensor else tensor.copy_(there)
 
 
@@ -268,15 +282,35 @@ def all_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
     >>> all_rows(torch.ones(1, 2), [1])
     tensor([[1., 1.]])
     """
-    return rows if world_size() == 1 else all_reduce(_placed(rows, counts))
+    return rows if world_size() == 1 else all_reduce(_placed(rows, counts)[1])
 
 
-def _placed(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """This rank's rows in their place, zeros elsewhere: one code path for ragged counts on every backend."""
-    whole = rows.new_zeros((sum(counts), *rows.shape[1:]))
-    start = sum(counts[: rank()])
-    whole[start : start + len(rows)] = rows
-    return whole
+def _placed(rows: torch.Tensor, counts: list[int], more: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(memory with so many numbers more, this rank's rows in their place in it): one code path for ragged counts everywhere."""
+    shape, start = (sum(counts), *rows.shape[1:]), sum(counts[: rank()])
+    whole = rows.new_zeros(math.prod(shape) + more)
+    there = whole[: math.prod(shape)].view(shape)
+    there[start : start + len(rows)] = rows
+    return whole, there
+
+
+def mark(vectors: torch.Tensor) -> torch.Tensor:
+    """Of order one for random vectors (b, n), and another one for others: a sum of some thousand entries over their norm."""
+    stride = max(1, vectors.shape[1] // SEEN)
+    norm = torch.linalg.vector_norm(vectors).double()
+    found = vectors[:, ::stride].sum(dtype=torch.float64) * stride**0.5 / norm
+    return torch.where(norm > 0, found, 0.0)
+
+
+def hold_alike(marks: Sequence[float]) -> None:
+    """One sentence about the rank whose vectors are others than those of the first; `marks` of every rank's, in rank order."""
+    off = [abs(other - marks[0]) for other in marks]
+    if max(off) ** 2 > ALIKE * max(1.0, marks[0] ** 2):
+        raise ValueError(
+            f"rank {_base() + off.index(max(off))} multiplies another vector than rank {_base()}, so that the sum would be of no "
+            "product; draw it from the same seed on every rank (A.probe), or give every rank that of one of them "
+            "(torch.distributed.broadcast)."
+        )
 
 
 class Summand:
@@ -293,8 +327,23 @@ class Summand:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         """`tensor` is written to inside, and becomes the sum."""
-        self.tensor = tensor
+        self.tensor = self.whole = tensor
+        self.vectors: torch.Tensor | None = None  # of which the part is made, where every rank must have the same
         self.failure: BaseException | None = None
+
+    @classmethod
+    def of(cls, vectors: torch.Tensor, shape: tuple[int, int], alike: bool = True) -> Summand:
+        """Memory for this rank's part of a product with vectors (b, n); ranks that multiply different ones have no sum.
+
+        Two numbers more go with the sum, a mark of the vectors and its square, whose variance over the ranks is 0. `alike`:
+        False where a rank holds vectors, or pieces of them, of its own.
+        """
+        if world_size() == 1 or not alike:
+            return cls(arrays.empty(shape, vectors))
+        whole = arrays.empty((math.prod(shape) + MARKS,), vectors)
+        part = cls(whole[:-MARKS].view(shape))
+        part.whole, part.vectors = whole, vectors
+        return part
 
     def __enter__(self) -> Summand:
         return self
@@ -305,14 +354,28 @@ class Summand:
 
     def sum(self) -> torch.Tensor:
         """Over the ranks; NaN if one of them has failed."""
-        return all_reduce(self._or_nan(self.tensor))
+        self._reduce(self.whole)
+        return self.tensor
 
     def rows(self, counts: list[int]) -> torch.Tensor:
         """Those of every rank under each other, `all_rows`; NaN if one of them has failed."""
-        return self.tensor if world_size() == 1 else all_reduce(self._or_nan(_placed(self.tensor, counts)))
+        if world_size() == 1:
+            return self.tensor
+        whole, rows = _placed(self.tensor, counts, 0 if self.vectors is None else MARKS)
+        self._reduce(whole)
+        return rows
 
-    def _or_nan(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if self.failure is None else tensor.fill_(torch.nan)
+    def _reduce(self, whole: torch.Tensor) -> None:
+        """Sum over the ranks what ends with the marks, if there are any."""
+        own = None if self.vectors is None else mark(self.vectors)
+        if own is not None:
+            whole[-MARKS:] = torch.stack([own, own.square()]).to(whole)
+        all_reduce(whole if self.failure is None else whole.fill_(torch.nan))
+        if own is None:
+            return
+        mean, square = (whole[-MARKS:].double() / world_size()).tolist()
+        if square - mean * mean > ALIKE * max(1.0, mean * mean):  # not so of NaN
+            hold_alike(gather(lambda: float(own)))
 
     def share(self) -> None:
         """Every rank calls it where the sum holds NaN: raises if that is because a rank has failed."""
@@ -396,7 +459,8 @@ def first(value: T, device: torch.device | None = None, source: int = 0) -> T:
         return value
     tensors: list[torch.Tensor] = []
     own = rank() == source
-    data = pickle.dumps(_without(value, tensors)) if own else b""
+    purpose = heartbeat.purpose()
+    data = pickle.dumps((purpose, heartbeat.asked(), _without(value, tensors))) if own else b""
     slot = _broadcast(_slot(data, SLOT), source)
     if (size := _size(slot)) > SLOT - PREFIX:
         slot = _broadcast(_slot(data, size + PREFIX), source)
@@ -411,7 +475,12 @@ def first(value: T, device: torch.device | None = None, source: int = 0) -> T:
         there = _broadcast(tensor.contiguous().to(served(tensor.device)), source)
         return tensor if own else there.to(tensor.device)
 
-    made: T = received(_content(slot))
+    its, asked, content = _content(slot)
+    if its != purpose:
+        failure = RankFailed(heartbeat.parted({_base() + source: asked, _base() + rank(): heartbeat.asked()}))
+        leave(failure)  # the source of it has seen nothing
+        raise failure
+    made: T = received(content)
     return made
 
 
@@ -503,7 +572,7 @@ def free_memory(free: int, device: torch.device) -> int:
 def leave(failure: BaseException) -> None:
     """Tell the others that this rank ends a run by an exception, between collectives: who waits for it ends as well."""
     if world_size() > 1:
-        _heart(_group()).leave(
+        _heart(dist.group.WORLD if (team := _team.get()) is None else team.group).leave(
             str(failure) if isinstance(failure, RankFailed) else _sentence(rank(), _said(failure) or "")
         )
 
@@ -527,6 +596,22 @@ def end(seconds: float = 0.0) -> bool:
         return bool(store.add(keys[1], 0))
     except (RuntimeError, OSError):  # the store has gone with the first rank, which kept it
         return True
+
+
+def _tell_of_what_ends_the_process() -> None:
+    """An exception that nobody catches, here or in somebody's own program, is told to the ranks that wait for this one."""
+    plain = sys.excepthook
+    if getattr(plain, "__module__", "") == __name__:
+        return
+
+    def hook(kind: type[BaseException], failure: BaseException, trace: Any) -> None:
+        plain(kind, failure, trace)
+        if _everyone() > 1:
+            leave(failure)
+            if leads():  # the store goes with it, and the others must have read
+                time.sleep(2 * heartbeat.BEAT)
+
+    sys.excepthook = hook
 
 
 def _said(failure: BaseException | None) -> str | None:
@@ -574,7 +659,97 @@ _hearts: dict[Any, heartbeat.Heartbeat] = {}  # of the present group and its tea
 def _group() -> Any:
     """Torch's group of the ranks that are there."""
     team = _team.get()
-    return dist.group.WORLD if team is None else team.group
+    return _own_group() if team is None else team.group
+
+
+def _own_group() -> Any:
+    """Of all ranks, for this package alone; it is made when all of them have come to their first collective.
+
+    After ranks have left a run another one takes its place, unless they are in step: what was given up would be summed with
+    what comes next.
+    """
+    heart, key = _heart(dist.group.WORLD), (dist.group.WORLD, _everyone())
+    if heart.left or key not in _subgroups:
+        heart.begin()
+        if key in _subgroups:
+            meet()
+        else:
+            _greet(heart)
+        if key not in _subgroups or not heart.in_step():
+            for group in [group for group in _hearts if group is not dist.group.WORLD]:
+                _hearts.pop(group).stop()
+            _subgroups.clear()
+            _subgroups[key] = dist.new_group(timeout=_timeout())
+    return _subgroups[key]
+
+
+def _greet(heart: heartbeat.Heartbeat) -> None:
+    """Meet for the first time, as a rank may have gone before it gave a sign of life: by messages, which break then.
+
+    They have a tag, so that they come between no collectives. NCCL has none.
+    """
+    if served(torch.device("cpu")).type != "cpu" or heart.store is None:
+        return meet()
+    world, begun = dist.group.WORLD, time.monotonic()
+    if world not in _greetings:  # else somebody has given up waiting for them
+        _greetings.clear()
+        _greetings[world] = Greeting()
+    greeting = _greetings[world]
+    heart.watch("meet")
+    try:
+        while greeting.thread.is_alive():
+            if time.monotonic() - heart.looked >= heartbeat.BEAT:
+                _watch(heart)
+            greeting.thread.join(min(LATENCY * (time.monotonic() - begun) + LONGEST, UNHURRIED))
+    finally:
+        heart.come()
+    if greeting.gone is not None:
+        raise RankFailed(
+            f"rank {greeting.gone} of {_everyone()} died or was cut off before it came to its first operator; see its own log "
+            "(it may have run out of memory), and start all ranks again."
+        )
+    for work in greeting.sent:
+        work.wait()
+    return None
+
+
+class Greeting:
+    """Messages to all ranks, and from all."""
+
+    def __init__(self) -> None:
+        self.gone: int | None = None  # whose does not come
+        self.words = torch.zeros(2, dist.get_world_size())  # to each, and from each
+        self.sent: list[Any] = []
+        self.received: dict[int, Any] = {}
+        self.thread = threading.Thread(target=self._listen, name="spectral greeting", daemon=True)
+        for rank in [rank for rank in range(dist.get_world_size()) if rank != dist.get_rank()]:
+            to, by = self.words[:, rank : rank + 1]
+            try:
+                self.received[rank] = dist.irecv(by, rank, tag=GREETING)
+                self.sent.append(dist.isend(to, rank, tag=GREETING))
+            except RuntimeError:
+                self.gone = rank
+                return
+        self.thread.start()
+
+    def _listen(self) -> None:
+        """Until all have come: whether one has cannot be asked."""
+        for rank, work in self.received.items():
+            try:
+                work.wait()
+            except RuntimeError:
+                self.gone = rank
+                return
+
+
+_greetings: dict[Any, Greeting] = {}  # of the present group
+
+
+def _timeout() -> Any:
+    """That of the default group's collectives, None (torch's default) where this torch does not tell."""
+    group, device = dist.group.WORLD, served(torch.device("cpu"))
+    options = getattr(getattr(group, "_get_backend", lambda device: None)(device), "options", None)
+    return getattr(options, "_timeout", None)
 
 
 def _base() -> int:
@@ -584,14 +759,16 @@ def _base() -> int:
 
 
 def _heart(group: Any) -> heartbeat.Heartbeat:
-    """This rank's heartbeat in a group, which begins with the group's first collective."""
+    """This rank's heartbeat in a group, which begins with the group's first collective; all ranks have that of torch's own."""
     world = dist.group.WORLD
     if world not in _hearts:
         for other in _hearts.values():
             other.stop()
         _hearts.clear()
-        _subgroups.clear()
         _hearts[world] = _begun(world, 0)
+        _tell_of_what_ends_the_process()
+    if group is _subgroups.get((world, _everyone())):
+        return _hearts[world]
     if group not in _hearts:
         _hearts[group] = _begun(group, _base())
     return _hearts[group]
@@ -603,16 +780,18 @@ def _begun(group: Any, base: int) -> heartbeat.Heartbeat:
     return heartbeat.Heartbeat(store, dist.get_rank(group), len(names), names, _everyone())
 
 
-def _carry(start: Callable[[], Any]) -> None:
-    """Wait for a collective, but not for ranks that are gone."""
-    heart = _heart(_group())
+def _carry(collective: Callable[..., Any], *operands: Any) -> None:
+    """Wait for a collective, but not for ranks that are gone, or that wait for another one."""
+    group = _group()
+    heart = _heart(group)
     try:
-        work, begun, look = start(), time.monotonic(), heartbeat.PATIENCE
+        work, begun, look = collective(*operands, group=group, async_op=True), time.monotonic(), heartbeat.PATIENCE
         while not work.is_completed():
             waited = time.monotonic() - begun
             if waited > look:
                 if look == heartbeat.PATIENCE:
-                    heart.begin_to_watch()
+                    size = next(one.numel() for one in reversed(operands) if isinstance(one, torch.Tensor))
+                    heart.watch(f"{collective.__name__}:{size}")
                 if words := heart.missing():
                     raise RankFailed(words)
                 look = waited + heartbeat.BEAT
@@ -621,17 +800,21 @@ def _carry(start: Callable[[], Any]) -> None:
         heart.count += 1
     except RankFailed as failure:
         heart.leave(str(failure))
+        _heart(dist.group.WORLD).broken = True
         raise
     except RuntimeError as problem:  # the connection to a rank broke: which one is gone shows
         words = _blame(heart, problem)
         heart.leave(words)
+        _heart(dist.group.WORLD).broken = True
         raise RankFailed(words) from problem
+    finally:
+        heart.come()
 
 
 def _blame(heart: heartbeat.Heartbeat, problem: RuntimeError) -> str:
     """Who is gone, or what the backend says where that does not show."""
     begun = time.monotonic()
-    heart.begin_to_watch()
+    heart.watch()
     while time.monotonic() - begun < heartbeat.SILENT + 4 * heartbeat.BEAT and heart.store is not None:
         if words := heart.missing():
             return words
@@ -654,12 +837,21 @@ def _content(slot: torch.Tensor) -> Any:
 
 
 def _broadcast(slot: torch.Tensor, source: int) -> torch.Tensor:
-    _carry(lambda: dist.broadcast(slot, _base() + source, group=_group(), async_op=True))
+    _carry(dist.broadcast, slot, _base() + source)
     return slot
 
 
 def _gathered(value: Any) -> list[Any]:
-    """`value` of every rank, in rank order: one collective for what is short."""
+    """`value` of every rank, in rank order: one collective for what is short. They must have been asked for the same."""
+    told = _slots((heartbeat.purpose(), value))
+    if any(purpose != told[0][0] for purpose, _ in told):
+        asked = _slots(heartbeat.asked())
+        other = next(rank for rank, (purpose, _) in enumerate(told) if purpose != told[0][0])
+        raise RankFailed(heartbeat.parted({_base() + rank: asked[rank] for rank in (0, other)}))
+    return [own for _, own in told]
+
+
+def _slots(value: Any) -> list[Any]:
     data = pickle.dumps(value)
     slots = _all_gather(_slot(data, SLOT))
     if (size := max(map(_size, slots))) > SLOT - PREFIX:
@@ -669,5 +861,5 @@ def _gathered(value: Any) -> list[Any]:
 
 def _all_gather(slot: torch.Tensor) -> list[torch.Tensor]:
     slots = [torch.empty_like(slot) for _ in range(world_size())]
-    _carry(lambda: dist.all_gather(slots, slot, group=_group(), async_op=True))
+    _carry(dist.all_gather, slots, slot)
     return slots

@@ -1,5 +1,8 @@
 """Operators built alike on each rank from its own samples mean the whole: two gloo processes against one."""
 
+import os
+import re
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -7,7 +10,7 @@ import torch.multiprocessing as mp
 from oracles import CASES
 
 import spectral
-from spectral import distributed
+from spectral import distributed, heartbeat
 
 OWN = [(4, 1), (2,)]  # batches of each rank: ragged within and between
 OPTIONS = {
@@ -58,6 +61,47 @@ def curvature(batches):
     return found
 
 
+def beside(rank, own):
+    """Products while the ranks sum something else, and in the end ranks that ask for different things."""
+    case, loss = CASES["batch-norm"], torch.nn.CrossEntropyLoss()
+    A, J = spectral.GaussNewton(case.network(), loss, own), spectral.Jacobian(case.network(), own)
+    v, theirs = torch.ones(A.shape[0]).double(), torch.full((A.shape[0],), 7.0).double()
+    waiting = dist.all_reduce(theirs, async_op=True) if rank == 1 else None
+    found = {"product": A @ v}
+    waiting.wait() if rank == 1 else dist.all_reduce(theirs)
+    found["theirs"] = theirs
+    left = torch.randn(J.shape[0], generator=torch.Generator().manual_seed(rank)).double()
+    vectors = torch.randn(A.shape[0], 2, generator=torch.Generator().manual_seed(rank)).double()
+    vectors[:, 0] = 0.0  # one that is not the same is enough
+    refused = {"A v": lambda: A @ vectors, "J v": lambda: J @ vectors, "J^T u": lambda: J.T @ left,
+               "J^T J v": lambda: J.gram("right") @ vectors, "0 and v": lambda: A @ (rank * v)}  # fmt: skip
+    found["refused"] = {name: said(product) for name, product in refused.items()}
+    found["rounded"] = J @ (v * (1 + 1e-6 * rank)), J @ v
+    found["again"] = A @ v
+    kinds = [spectral.GaussNewton, spectral.Hessian][rank]
+    smooth = torch.nn.CrossEntropyLoss(label_smoothing=0.1 * rank)
+    found["kinds"] = [
+        said(lambda: kinds(case.network(), loss, own)),
+        said(lambda: spectral.GaussNewton(case.network(), smooth, own)),
+        said(lambda: spectral.Fisher(case.network(), loss, own, draws=1, seed=rank)),
+    ]
+    if rank == 1:
+        next(A.network.model.parameters()).data[0] += 1e-3
+    found["moved"] = said(lambda: spectral.slq(A, probes=1, steps=2))
+    heartbeat.PATIENCE, heartbeat.BEAT = 0.2, 0.05
+    found["different"] = said(lambda: spectral.slq(J, probes=1, steps=2) if rank else J @ v)
+    return found
+
+
+def said(work):
+    """Kind and words of what it ends with."""
+    try:
+        work()
+    except Exception as problem:
+        return type(problem).__name__, str(problem)
+    return "", ""
+
+
 def work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -69,13 +113,21 @@ def work(rank, folder):
     with pytest.raises(ValueError, match=r"Whole couples the samples of a batch .* pass all data as one batch"):
         spectral.Hessian(case.network(), Whole(), own[:1])  # one batch on each rank
     found = {name: results(own, options) for name, options in OPTIONS.items()}
-    torch.save({**found, "curvature": curvature(own)}, f"{folder}/{rank}.pt")
+    torch.save({**found, "curvature": curvature(own), "beside": beside(rank, own)}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    J = spectral.Jacobian(case.network(), own)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet again", rank=rank, world_size=2)
+    torch.save(said(lambda: J @ torch.ones(J.shape[1]).double()), f"{folder}/{rank} alone.pt")
+    os._exit(0)  # a collective that never ended is under way
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def two(folder):
     how = (
         "spawn" if torch.cuda.is_available() else "fork"
     )  # a forked process has imported torch already; CUDA forbids it
@@ -102,6 +154,51 @@ def test_two_ranks_mean_the_curvature_of_all_activations(two):
         for key, values in expected.items():
             for got, due in zip(rank["curvature"][key], values, strict=True):
                 assert torch.allclose(got, due, rtol=1e-12, atol=1e-14), key
+
+
+def test_no_collective_of_somebody_else_is_taken_for_one_of_a_product(two):
+    A = spectral.GaussNewton(
+        CASES["batch-norm"].network(), torch.nn.CrossEntropyLoss(), CASES["batch-norm"].batches(sum(OWN, ()))
+    )
+    expected = A @ torch.ones(A.shape[0]).double()
+    for rank in two:
+        assert torch.allclose(rank["beside"]["product"], expected, rtol=1e-12, atol=1e-14)
+        assert torch.equal(rank["beside"]["again"], rank["beside"]["product"])
+        assert torch.equal(rank["beside"]["theirs"], torch.full_like(expected, 14.0))
+
+
+def test_ranks_that_multiply_different_vectors_are_refused_and_rounding_is_not(two):
+    words = r"rank 1 multiplies another vector than rank 0, so that the sum would be of no product; .*broadcast\)\."
+    for rank in two:
+        for name, (kind, found) in rank["beside"]["refused"].items():
+            assert kind == "ValueError" and re.fullmatch(words, found), name
+        assert torch.allclose(*rank["beside"]["rounded"], rtol=1e-5)
+
+
+def test_ranks_that_have_built_different_matrices_say_which(two):
+    expected = [
+        r"rank 1 has built another operator than rank 0: operator=Hessian instead of GaussNewton; .*",
+        r"rank 1 has built another operator than rank 0: loss=CrossEntropyLoss\(.*label_smoothing=0.1.*; .*",
+        r"rank 1 has built another operator than rank 0: seed=1 instead of 0; .*",
+    ]
+    for rank in two:
+        for (kind, words), pattern in zip(rank["beside"]["kinds"], expected, strict=True):
+            assert kind == "ValueError" and re.fullmatch(pattern, words), words
+        assert rank["beside"]["moved"][0] == "ValueError" and "other weights" in rank["beside"]["moved"][1]
+
+
+def test_ranks_that_ask_for_different_things_end_with_one_sentence(two):
+    kind, words = two[0]["beside"]["different"]
+    assert kind == "RankFailed" and two[1]["beside"]["different"] == (kind, words)
+    place = r"\(called at test_distributed\.py:\d+\)"
+    waits = rf"rank 0 is in \S*__matmul__ {place} and rank 1 in slq {place}"
+    assert re.fullmatch(rf"the ranks were asked for different things: {waits}; .*", words)
+
+
+def test_an_operator_belongs_to_the_group_in_which_it_was_built(two, folder):
+    for rank in range(2):
+        kind, words = torch.load(folder / f"{rank} alone.pt", weights_only=False)
+        assert kind == "ValueError" and words.startswith("this Jacobian was built by 1 process, each with its share")
 
 
 def test_one_process_is_the_identity():

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -288,6 +289,7 @@ def two_ranks(rank, folder):
     found = {"product": A @ v}
     found["memory"] = by_memory(data, MEMORY[rank], BLOCKS[rank])
     found["clock"] = told(with_clock(TICKS[rank], lambda: spectral.slq(A, **RUN, budget="8s")))
+    found["budgets"] = told(spectral.slq(A, **RUN, budget=7 + 6 * rank))
     found["alike"] = told(spectral.slq(A, tol=0.1, seed=1, deflate=False))
     parts = Tolerance.parts
     if rank == 1:  # as if it rounded so that every tolerance is met
@@ -364,6 +366,7 @@ def two_ranks(rank, folder):
         lambda: short_of(steps, MemoryError("no room for the basis"), lambda: spectral.slq(A, **RUN))
     )
     found["waited"] = time.monotonic() - begun
+    found["in step again"] = A @ v, told(spectral.slq(A, **RUN))[0]["products"]
     time.sleep(2 * heartbeat.PATIENCE)  # a process that ends takes its connections with it
     return found
 
@@ -388,6 +391,14 @@ def three_ranks(rank, folder):
     found["waited"] = time.monotonic() - begun
     found["saved"] = Path(f"{folder}/file").exists()
     return found
+
+
+def dies_early(rank, folder):
+    """One of three dies before it has given a sign of life."""
+    heartbeat.PATIENCE, heartbeat.SILENT, heartbeat.BEAT = 0.5, 2.0, 0.2
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sentence(lambda: gauss_newton(own_batches(rank, 3)))
 
 
 def one(rank, ranks, folder, work):
@@ -505,6 +516,12 @@ def test_ranks_of_unequal_clocks_stop_by_that_of_the_first(two, A):
     assert same(found[0], (expected[0] | {"choice": ""}, expected[1]), exactly=False)
 
 
+def test_of_budgets_that_differ_that_of_the_first_rank_counts(two, A):
+    expected = told(spectral.slq(A, **RUN, budget=7))
+    for rank in two:
+        assert same(without_ranks(rank["budgets"]), (expected[0] | {"choice": ""}, expected[1]), exactly=False)
+
+
 def test_ranks_that_round_otherwise_take_the_verdict_of_the_first(two):
     for rank in two:  # rank 1 alone would have stopped at its first look, after four products
         assert same(rank["verdicts"], two[0]["alike"], exactly=True)
@@ -555,8 +572,8 @@ def test_small_collectives_are_few(two):
         assert rank["counts of building"] == {"all_reduce": 0, "all_gather": 3, "broadcast": 0}
         run = rank[
             "counts of a run"
-        ]  # 16 products; memory, keywords, identity; whether to go on, before each probe and after
-        assert run == {"all_reduce": 16, "all_gather": 3, "broadcast": 3}
+        ]  # 16 products; memory, keywords, identity; the budget, and whether to go on, before each probe and after
+        assert run == {"all_reduce": 16, "all_gather": 3, "broadcast": 4}
 
 
 def test_no_tensor_on_the_cpu_reaches_a_backend_for_gpus(two, A, v):
@@ -638,6 +655,8 @@ def test_a_rank_that_leaves_between_products_ends_the_others(two):
     assert two[1]["left"] == ("MemoryError", "no room for the basis")
     words = "rank 1 of 2 failed (MemoryError: no room for the basis); mend it there, and start all ranks again."
     assert two[0]["left"] == ("RankFailed", words) and two[0]["waited"] < 10
+    for rank in two:  # what was given up is not summed with what comes next
+        assert torch.equal(rank["in step again"][0], two[0]["product"]) and rank["in step again"][1] == 24
 
 
 @pytest.mark.slow
@@ -650,15 +669,18 @@ def test_a_rank_that_dies_is_named_by_all_others_and_the_run_is_saved(three, who
     assert three[0]["saved"]
 
 
+@pytest.mark.slow
+def test_a_rank_that_dies_before_its_first_operator_is_named_by_all_others(tmp_path):
+    found = started(3, tmp_path, dies_early)
+    words = "rank 1 of 3 died or was cut off before it came to its first operator; see its own log"
+    assert found[1] is None and all(found[r][0] == "RankFailed" and found[r][1].startswith(words) for r in (0, 2))
+
+
 class Numbers:
     """A store of another process's, as `heartbeat` sees it."""
 
     def __init__(self):
-        self.counts, self.words = {}, {}
-
-    def add(self, key, more):
-        self.counts[key] = self.counts.get(key, 0) + more
-        return self.counts[key]
+        self.words = {}
 
     def set(self, key, value):
         self.words[key] = value.encode()
@@ -670,26 +692,100 @@ class Numbers:
         return self.words[key]
 
 
-def test_only_a_rank_that_has_begun_and_then_stands_still_is_gone(monkeypatch):
-    monkeypatch.setattr(heartbeat, "SILENT", 0.05)
+@pytest.fixture
+def hearts(monkeypatch):
+    """Those of three ranks, whose signs of life are given by hand, and their store."""
+    monkeypatch.setattr(
+        heartbeat.threading, "Thread", lambda **options: SimpleNamespace(start=lambda: None, join=lambda s: None)
+    )
     store = Numbers()
-    heart = heartbeat.Heartbeat(store, 0, 3)
-    try:
-        store.add("spectral/beat/1", 1)
-        assert heart.missing() == ""
-        time.sleep(0.1)
-        assert heart.missing().startswith("rank 1 of 3 died")  # rank 2 may still read its data
-        store.add("spectral/beat/1", 1)
-        assert heart.missing() == ""
-    finally:
-        heart.stop()
+    return [heartbeat.Heartbeat(store, rank, 3) for rank in range(3)], store
 
 
-def test_what_a_rank_said_counts_until_a_later_collective_and_not_where_both_left():
-    store = Numbers()
-    heart, other = heartbeat.Heartbeat(store, 0, 2), heartbeat.Heartbeat(store, 1, 2)
-    heart.stop()
-    other.stop()
+def beat(heart, store, places=("", "", "")):
+    """A second goes by, in which ranks say where they are; None is one that is gone."""
+    heart.beats += 1
+    for rank, place in enumerate(places):
+        if place is not None:
+            store.set(f"spectral/beat/{rank}", f"{heart.beats} {place}")
+    return heart.missing()
+
+
+def test_only_a_rank_that_has_begun_and_then_stands_still_is_gone(hearts):
+    (heart, *_), store = hearts
+    assert beat(heart, store, ("", "", None)) == ""  # rank 2 may still read its data
+    assert [beat(heart, store, ("", None, None)) for _ in range(int(heartbeat.SILENT))] == [""] * int(heartbeat.SILENT)
+    time.sleep(0.01)
+    assert beat(heart, store, ("", None, None)).startswith("rank 1 of 3 died")
+    assert beat(heart, store, ("", "", None)) == ""
+
+
+def test_while_this_process_is_stopped_no_other_one_is_silent(hearts, monkeypatch):
+    """As where a scheduler stops all of a job, and lets it go on an hour later."""
+    (heart, *_), store = hearts
+    beat(heart, store)
+    monkeypatch.setattr(heartbeat, "SILENT", 1e-6)
+    time.sleep(0.01)
+    assert heart.missing() == ""
+
+
+def test_ranks_that_wait_for_different_things_say_so_and_those_that_are_late_do_not(hearts):
+    (one, two, three), store = hearts
+    for heart, what in ((one, "all_reduce:51"), (two, "all_reduce:51"), (three, "broadcast:1024")):
+        heart.watch(what)
+    found = [[beat(heart, store) for _ in range(3)][-1] for heart in (one, two, three)]
+    assert set(found) == {found[0]}
+    assert re.search(r"asked for different things: rank 0 is in .* and rank 2 in .* alike", found[0])
+    three.come()
+    assert [beat(one, store) for _ in range(5)] == [""] * 5
+    two.come()
+    two.count += 1  # it has sent what the others have not got yet
+    two.watch("all_reduce:7")
+    assert [beat(one, store) for _ in range(5)] == [""] * 5
+    assert "different things" in [beat(one, store) for _ in range(int(heartbeat.SILENT) + 2)][-1]
+
+
+def test_a_rank_that_is_elsewhere_is_waited_for_with_one_warning_that_says_where(hearts):
+    (heart, *_), store = hearts
+    heart.watch("all_reduce:51")
+    words = r"rank 0 has waited for 30 s in .* for rank 2, which is at train.py:57; .* on every rank"
+    with pytest.warns(UserWarning, match=words) as said:
+        assert [beat(heart, store, ("", "", "train.py:57")) for _ in range(50)] == [""] * 50
+    assert len(said) == 1
+
+
+def test_a_rank_that_waits_in_a_collective_of_torch_s_for_one_that_waits_for_it_ends_both(hearts):
+    (heart, *_), store = hearts
+    heart.watch("all_reduce:51")
+    place = "train.py:57 (in torch.distributed's barrier)"
+    found = [beat(heart, store, ("", "", place)) for _ in range(int(heartbeat.SILENT) + 2)]
+    assert found[0] == "" and re.fullmatch(
+        rf"rank 2 waits at {re.escape(place)}, and rank 0 for it in .*every rank.*", found[-1]
+    )
+
+
+def test_a_thread_is_elsewhere_unless_it_is_inside_this_package():
+    begun, go_on, places = threading.Event(), threading.Event(), []
+
+    def wait(*args):
+        begun.set()
+        go_on.wait()
+        return torch.zeros(1)
+
+    for work in (wait, lambda: spectral.funm(np.eye(3), lambda x: (wait(), x)[1], np.ones(3))):
+        begun.clear()
+        go_on.clear()
+        thread = threading.Thread(target=work)
+        thread.start()
+        begun.wait()
+        places.append(heartbeat.elsewhere(thread.ident))
+        go_on.set()
+        thread.join()
+    assert re.fullmatch(r"test_ranks\.py:\d+", places[0]) and places[1] == ""
+
+
+def test_what_a_rank_said_counts_until_a_later_collective_and_not_where_both_left(hearts):
+    heart, other, _ = hearts[0]
     heart.count = other.count = 3
     heart.leave("rank 0 of 2 failed (x)")
     assert other.missing() == "rank 0 of 2 failed (x)"
@@ -698,6 +794,18 @@ def test_what_a_rank_said_counts_until_a_later_collective_and_not_where_both_lef
     other.count = 3
     other.leave("rank 1 of 2 failed (y)")  # both were given what neither could do, and both went on
     assert heart.missing() == other.missing() == ""
+
+
+def test_ranks_that_have_left_are_in_step_unless_one_has_given_up_a_collective(hearts):
+    for given_up in (False, True):
+        for heart in hearts[0]:
+            heart.count += 3
+            heart.leave("failed")
+        hearts[0][1].broken = given_up
+        for heart in hearts[0]:
+            heart.begin()
+        assert [heart.in_step() for heart in hearts[0]] == [not given_up] * 3
+        assert [heart.missing() for heart in hearts[0]] == [""] * 3
 
 
 def test_without_a_store_nothing_is_known():

@@ -57,8 +57,9 @@ class Budget:
     """
 
     def __init__(self, budget: Any, A: Operator, before: Spent = Spent()) -> None:  # noqa: B008
-        """`before`: what was spent in earlier sessions, which counts."""
+        """`before`: what was spent in earlier sessions, which counts. Of several ranks, that of the first one counts."""
         self.A, self.begun = A, Spent.of(A).since(before)
+        budget = decided(A, budget)
         self.seconds = self.products = self.epochs = float("inf")
         if budget is None:
             return

@@ -100,15 +100,22 @@ class Checkpoint:
         if self.op.ranks == 1:
             return None if path is None else persist.claim(path)
 
-        def told() -> tuple[str, str]:
+        matrix = self.matrix
+
+        def told() -> tuple[str, str, str]:
             place = "" if path is None or distributed.rank() > 0 else str(persist.claim(path))
-            return place, persist.fingerprint(storage.plain(settings))
+            return place, persist.fingerprint(storage.plain(settings)), matrix
 
         everyone = distributed.gather(told)
-        for rank, (_, asked) in enumerate(everyone):
+        for rank, (_, asked, own) in enumerate(everyone):
             if asked != everyone[0][1]:
                 raise ValueError(
                     f"rank {rank} was asked for another run than rank 0 (other keywords); call the estimator alike on every rank."
+                )
+            if own != everyone[0][2]:
+                raise ValueError(
+                    f"rank {rank} has another matrix than rank 0 (another shift or factor, say); make the operator alike on "
+                    "every rank."
                 )
         return Path(everyone[0][0]) if everyone[0][0] else None
 

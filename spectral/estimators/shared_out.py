@@ -91,11 +91,12 @@ class SharedOut(Derived):
             return multiply(V)
         team = self.team
         mine = slice(*(-(-V.shape[1] * i // team.count) for i in (team.index, team.index + 1)))
-        W_bm = V.new_zeros(V.shape[1], m)
-        with distributed.Summand(W_bm) as part, distributed.apart(team, together=True):
-            made = multiply(V[:, mine]).T
-            if distributed.rank() == 0:
-                W_bm[mine] = made
+        with distributed.Summand.of(V.T, (V.shape[1], m)) as part:
+            part.tensor.zero_()
+            with distributed.apart(team, together=True):
+                made = multiply(V[:, mine]).T
+                if distributed.rank() == 0:
+                    part.tensor[mine] = made
         W = part.sum()
         if not arrays.all_finite(W):
             part.share()

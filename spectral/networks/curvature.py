@@ -133,7 +133,7 @@ class Curvature(SumOverBatches):
         return self._fingerprint(self._what())
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        self._know_noise()
+        self._ready()
         V_bn = arrays.rows(local(V))
         with self._sums((len(V_bn), self._entries), V_bn) as part, closing(self._batches()) as batches:
             if self._own and self.ranks > 1:
@@ -158,7 +158,9 @@ class Curvature(SumOverBatches):
                 moved = values if moves is None else [p + move for p, move in zip(values, moves, strict=True)]
                 return sum(float(network.total(batch)(*moved)) for _, batch in batches)
 
-        return sum(distributed.gather(total)) / self.count
+        everyone = distributed.gather(lambda: (total(), 0.0 if shift is None else float(distributed.mark(shift[None]))))
+        distributed.hold_alike([mark for _, mark in everyone])
+        return sum(value for value, _ in everyone) / self.count
 
     def gradient(self) -> torch.Tensor:
         """The gradient of L, (P,): one forward and one backward pass over the data."""

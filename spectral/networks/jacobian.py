@@ -357,26 +357,26 @@ class Jacobian(SumOverBatches):
                 yield group, slice(self.starts[group.start] - first, self.starts[group.stop] - first), batch
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        self._ready()
         V_bn = arrays.rows(local(V))
-        self._know_noise()
-        W_bm = arrays.empty((V.shape[1], self.rank_rows[distributed.rank()]), V_bn)
-        with distributed.Summand(W_bm) as part, closing(self._sweep()) as sweep:
+        shape = len(V_bn), self.rank_rows[distributed.rank()]
+        with distributed.Summand.of(V_bn, shape, self.shards is None) as part, closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
-                self._multiply("J v", group, batch, V_bn, W_bm[:, rows], new=True)
-        part.tensor = W_bm.T
+                self._multiply("J v", group, batch, V_bn, part.tensor[:, rows], new=True)
+        part.tensor = part.tensor.T
         return self._finite(part, part.rows(self.rank_rows), "J v")
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
-        self._know_noise()
+        self._ready()
         U_bm = arrays.rows(U[self.starts[0] : self.starts[-1]])
-        with self._sums((len(U_bm), self._entries), U_bm) as part, closing(self._sweep()) as sweep:
+        with self._sums((len(U_bm), self._entries), U.T) as part, closing(self._sweep()) as sweep:
             for group, rows, batch in sweep:
                 self._multiply("J^T u", group, batch, U_bm[:, rows], part.tensor, new=group.start == 0)
         return self._piece(self._total(part, "J^T u").T)
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         """J^T J V in one sweep."""
-        self._know_noise()
+        self._ready()
         V_bn = arrays.rows(local(V))
         with self._sums((len(V_bn), self._entries), V_bn) as part, closing(self._sweep()) as sweep:
             for group, _, batch in sweep:

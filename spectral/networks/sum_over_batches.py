@@ -20,7 +20,7 @@ from spectral.engine.plain import Engine, Maps, PlainEngine, Workload
 from spectral.engine.store import KEEP, Store
 from spectral.engine.trace import Pieces
 from spectral.failures import first_line
-from spectral.networks import checkpointing, sharded
+from spectral.networks import checkpointing, sharded, survey
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.diagnose import derivatives as faults
@@ -34,6 +34,8 @@ ROOM = 8.0  # times the noise that was measured
 JOIN = (
     12  # parameter sizes: the largest graph of joined batches; beyond, the parameters are a small part of the traffic
 )
+# of a description, what every rank must have built alike
+BUILT = ("operator", "model", "of", "loss", "wrt", "statistics", "layout", "draws", "seed")
 JOIN_MEMORY = 1 / 16  # of what may be kept, that such a graph may take: a product makes up to four
 RECORDED = 2  # graphs that recording holds for each pass of a product (J v, J^T u: one), before equal constants are one
 GRAPHS = 4  # of a batch, that a product makes: a dual forward pass, the graph, a backward pass through it
@@ -129,9 +131,9 @@ class SumOverBatches(Operator):
 
     def _too_large(self) -> bool:
         """Whether the largest batch does not fit, by the graph of one of its samples; batches are cut then, if they can be."""
-        network, survey = self.network, self.network.info
-        most = max(survey.samples, default=0)
-        if most < 2 or network.statistics == "batch" or None in survey.signatures:
+        network, info = self.network, self.network.info
+        most = max(info.samples, default=0)
+        if most < 2 or network.statistics == "batch" or None in info.signatures:
             return False
         batch = network.first.batch
         with network.opened(), torch.enable_grad():
@@ -172,19 +174,21 @@ class SumOverBatches(Operator):
             self._test_sharded()
             return
 
-        def inside() -> tuple[bool, torch.dtype | None]:
+        def inside() -> tuple[bool, torch.dtype | None, dict[str, Any]]:
+            built = {name: value for name, value in self.describe().items() if name in BUILT}
             if uncut and self.options.chunk is None and self._too_large():
-                return True, None
+                return True, None, built
             if self.network.info.samples:
                 self._inspect()
-            return False, self._inside
+            return False, self._inside, built
 
-        told = distributed.gather(inside)
-        if any(cut for cut, _ in told):
+        cuts, insides, built = zip(*distributed.gather(inside), strict=True)
+        survey.check_built(built)
+        if any(cuts):
             self._begin(self.network, self.options)
             self._test_model(uncut=False)
             return
-        kinds = [kind for _, kind in told if kind is not None]
+        kinds = [kind for kind in insides if kind is not None]
         if not self.network.info.samples and kinds:  # how products are rounded must be known alike
             self.network.inside = self._inside = max(kinds, key=arrays.machine_epsilon)
 
@@ -297,20 +301,20 @@ class SumOverBatches(Operator):
 
     def _grouped(self, batch: Any) -> list[range]:
         """Consecutive batches of one form, as many as memory and use allow."""
-        survey, network = self.network.info, self.network
+        info, network = self.network.info, self.network
         self._measure(batch)
         parameters = sum(p.numel() * p.element_size() for p in network.values.values() or network.model.parameters())
         room = self.store.budget or KEEP * arrays.available_memory(self.device)
         limit = min(JOIN * parameters, JOIN_MEMORY * room)
-        forms, groups, start = list(zip(survey.signatures, survey.outputs, strict=True)), [], 0
+        forms, groups, start = list(zip(info.signatures, info.outputs, strict=True)), [], 0
         for end in range(1, len(forms) + 1):
             if end < len(forms) and forms[end] == forms[start] and forms[start][0] is not None:
                 continue
-            size = sum(survey.samples[start:end]) * self._graph_bytes
+            size = sum(info.samples[start:end]) * self._graph_bytes
             pieces = min(end - start, math.ceil(size / max(limit, 1)))
             width = math.ceil((end - start) / max(pieces, 1))
             if network.chunk is not None:
-                width = min(width, max(1, network.chunk // max(survey.samples[start:end])))
+                width = min(width, max(1, network.chunk // max(info.samples[start:end])))
             # `width` of all but the last, so that they share their programs
             groups += [range(at, min(at + width, end)) for at in range(start, end, width)]
             start = end
@@ -399,10 +403,12 @@ class SumOverBatches(Operator):
         """The function whose second derivatives are held against differences."""
         return self._differentiated(batch)
 
-    def _sums(self, shape: tuple[int, int], like: torch.Tensor) -> distributed.Summand:
-        """Memory for this rank's part of a product, which its first batch writes: zeros where there is none."""
-        W = arrays.empty(shape, like)
-        return distributed.Summand(W if self.network.info.samples else W.zero_())
+    def _sums(self, shape: tuple[int, int], vectors: torch.Tensor) -> distributed.Summand:
+        """Memory for this rank's part of a product with vectors, which its first batch writes: zeros where there is none."""
+        part = distributed.Summand.of(vectors, shape, self.network.shards is None)
+        if not self.network.info.samples:
+            part.tensor.zero_()
+        return part
 
     @property
     def _entries(self) -> int:
@@ -445,6 +451,16 @@ class SumOverBatches(Operator):
             f"{': ' + where if where else ''}; mend the derivative there (a square root or a norm at 0, say), or multiply in "
             "float64 by product_dtype=."
         )
+
+    def _ready(self) -> None:
+        """Before each product: the group must be that of which the data are, and what is said of rounding must be known."""
+        built, ranks = len(self.network.info.parts), distributed.world_size()
+        if built != ranks:
+            raise ValueError(
+                f"this {type(self).__name__} was built by {built} process{'es' * (built > 1)}, each with its share of the data, "
+                f"and {ranks} would multiply by it now; build it anew after the process group has changed."
+            )
+        self._know_noise()
 
     def _know_noise(self) -> None:
         """Measure it before the first product in a coarser dtype that was asked for.
@@ -512,8 +528,13 @@ class SumOverBatches(Operator):
             weights, buffers = zip(*distributed.gather(network.mark), strict=True)
             what = {key: value for key, value in what.items() if key != "sharded"}
             return persist.fingerprint([what, network.names, sum(weights) % (1 << 64), buffers[0], marks])
-        own = persist.fingerprint([what, network.names, network.checksum(), marks])
-        return own if self.ranks == 1 else distributed.gather(lambda: own)[network.info.leader]
+        checksum = network.checksum()
+        own = persist.fingerprint([what, network.names, checksum, marks])
+        if self.ranks == 1:
+            return own
+        everyone = distributed.gather(lambda: (own, checksum))
+        survey.check_weights(network, [one for _, one in everyone])
+        return everyone[network.info.leader][0]
 
     @property
     def _idle(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,35 +53,49 @@ def _built(model: DataModel) -> dict[str, Any]:
         "dtype": arrays.dtype_name(model.dtype),
         "product_dtype": arrays.dtype_name(model.compute_dtype),
         "parameters": {name: tuple(model.shapes[name]) for name in model.names},
+        "modules": [
+            f"{name or 'the model'} is {type(module).__name__}" for name, module in model.model.named_modules()
+        ],
     }
 
 
 def _check_alike(model: DataModel, everyone: list[Told]) -> None:
     """Every rank has built the same operator of the same weights; rank 0's is what others are held against."""
-    first = everyone[0]
-    for rank, other in enumerate(everyone):
-        for word, value in other.built.items():
-            if value != first.built[word]:
-                raise ValueError(
-                    f"rank {rank} has built another operator than rank 0: {word}={_short(value)} instead of "
-                    f"{_short(first.built[word])}; build operators alike on every rank, each from its own samples."
-                )
+    check_built([one.built for one in everyone])
     shapes = {rank: one.info.feature_shape for rank, one in enumerate(everyone) if one.info.feature_shape is not None}
     for rank, shape in shapes.items():
         if shape != shapes[min(shapes)]:
             raise ValueError(
                 f"rank {rank} has inputs of shape {shape}, rank {min(shapes)} of {shapes[min(shapes)]}; pad or crop them."
             )
-    other_weights = [rank for rank, one in enumerate(everyone) if one.weights != first.weights]
-    if not other_weights:
+    check_weights(model, [one.weights for one in everyone])
+
+
+def check_weights(model: DataModel, hashes: Sequence[str]) -> None:
+    """The weights of every rank are rank 0's; `hashes` are of each rank's, the same list on every rank."""
+    rank = next((rank for rank, own in enumerate(hashes) if own != hashes[0]), None)
+    if rank is None:
         return
     entries = distributed.gather(lambda: model.checksums())
-    rank = other_weights[0]
     names = [name for name in {**entries[0], **entries[rank]} if entries[0].get(name) != entries[rank].get(name)]
     raise ValueError(
         f"rank {rank} has other weights than rank 0 ({_short(names)} differ), so that the sum would be of no matrix; give every "
         "rank rank 0's parameters and buffers (torch.distributed.broadcast) before the operator is built."
     )
+
+
+def check_built(everyone: Sequence[dict[str, Any]]) -> None:
+    """Every rank has built the same kind of operator: what each says of its own must be what rank 0 says."""
+    for rank, built in enumerate(everyone):
+        for word, value in built.items():
+            first = everyone[0].get(word)
+            if value != first and isinstance(value, list) and isinstance(first, list):  # what is the same says nothing
+                value, first = [one for one in value if one not in first], [one for one in first if one not in value]
+            if value != first:
+                raise ValueError(
+                    f"rank {rank} has built another operator than rank 0: {word}={_short(value)} instead of {_short(first)}; "
+                    "build operators alike on every rank, each from its own samples."
+                )
 
 
 def _short(value: Any) -> str:
