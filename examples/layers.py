@@ -20,7 +20,7 @@ from torch import nn
 import spectral
 from spectral.cards import COLOURS
 
-CLASSES, FEATURES, WIDTH, DEPTH = 10, 64, 256, 4
+CLASSES, FEATURES, WIDTH, DEPTH = 10, 64, 128, 4
 
 
 def problem() -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
     model, data = problem()
     before = spectral.layers(model)
     train(model, data)
-    after = spectral.layers(model, data, nn.CrossEntropyLoss(), steps=30, progress=False)
+    after = spectral.layers(model, data, nn.CrossEntropyLoss(), steps=20, progress=False)
     print(after)
     print(f"WeightWatcher's summary: {', '.join(f'{k} {v:.3g}' for k, v in after.summary().items())}")
     _, axes = plt.subplots(1, 2, figsize=(8.4, 2.8))
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
     axes[0].set_xlabel("alpha: exponent of the weight's tail")
     axes[0].legend(fontsize=8)
     after.plot("data_trace", ax=axes[1])
-    axes[1].set(xlabel="trace of the layer's block (Gauss-Newton)", xscale="log")
+    axes[1].set(xlabel="trace of the layer's block (Gauss-Newton)", xlim=(0, None))
     axes[0].figure.tight_layout()
     axes[0].figure.savefig(folder / "layers.png", dpi=100)
     print(folder / "layers.png")

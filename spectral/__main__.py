@@ -83,7 +83,7 @@ def main() -> None:
                 print(f"spectral {spectral.__version__}")
                 return
             flags = _flags(given)
-            flags.overrides = [_listed(text) for text in flags.overrides]
+            flags.overrides = [_as_hydra_reads(text) for text in flags.overrides]
             if distributed.world_size() > 1:  # one run has one folder, which is named by the time
                 begun = ranks.begun()
                 utils.datetime = SimpleNamespace(now=lambda: begun)  # type: ignore[misc, assignment]
@@ -299,6 +299,7 @@ def _unknown_key(key: str, given: list[str]) -> str:
     parent, _, name = key.rpartition(".")
     choices = [g for g in given if re.match(r"[+]*\w+=", g) and not g.startswith((f"{key}=", f"+{key}="))]
     GlobalHydra.instance().clear()
+    internal.ConfigLoaderImpl = ConfigLoaderImpl  # type: ignore[misc]  # nothing is run: settings may be missing
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=config_folder()):
             whole = hydra.compose("config", overrides=with_default(choices))
@@ -339,13 +340,16 @@ def _flags_first(flags: argparse.Namespace) -> list[str]:
     return [names[name] if value is True else f"{names[name]}={value}" for name, value in given.items()]
 
 
-def _listed(text: str) -> str:
-    """`trust=a.py,b.py` as a list: comma lists are sweeps, and these files belong together.
+def _as_hydra_reads(text: str) -> str:
+    """`trust=a.py,b.py` as a list, since comma lists are sweeps and these files belong together; options of a function or of a
+    kind of network as additions, since the configuration does not know their names beforehand.
 
-    >>> _listed("trust=net.py,batches.py"), _listed("seed=0,1")
-    ('trust=[net.py,batches.py]', 'seed=0,1')
+    >>> _as_hydra_reads("trust=net.py,batches.py"), _as_hydra_reads("model.options.width=3"), _as_hydra_reads("seed=0,1")
+    ('trust=[net.py,batches.py]', '++model.options.width=3', 'seed=0,1')
     """
     key, _, value = text.partition("=")
+    if re.match(r"(model|data)\.options\.", key):
+        return f"++{text}"
     return f"{key}=[{value}]" if key.lstrip("+") == "trust" and value and not value.startswith("[") else text
 
 

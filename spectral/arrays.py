@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,8 +106,10 @@ def to_torch(array: Any) -> torch.Tensor:
         with one_stream(cupy_device(array)) as shared:
             tensor = torch.from_dlpack(array.copy() if any(stride < 0 for stride in array.strides) else array)
             return tensor if shared else tensor.clone()
+    named = "a vector of named tensors is A.flatten({name: tensor})"
     raise TypeError(
-        f"expected a torch tensor, a numpy array or a cupy array, got {type(array).__name__}; convert it first."
+        f"expected a torch tensor, a numpy array or a cupy array, got {type(array).__name__}; "
+        f"{named if isinstance(array, Mapping | list | tuple) else 'convert it first'}."
     )
 
 

@@ -269,7 +269,7 @@ def test_adjoint_error_sees_a_wrong_transpose():
         (lambda: A * 1j, ValueError, r"finite number, not by 1j"),
         (lambda: np.ones(4) * A, ValueError, r"finite number, not by array"),
         (lambda: A + 1, TypeError, r"unsupported operand"),
-        (lambda: A @ [1.0] * 4, TypeError, r"unsupported operand"),
+        (lambda: A @ None, TypeError, r"unsupported operand"),
         (lambda: A + as_operator(MA.float()), TypeError, r"differ in dtype or device; build both in one"),
         (
             lambda: A @ torch.ones(3).double(),
@@ -296,6 +296,30 @@ def test_what_does_not_fit_is_one_sentence(make, error, words):
     with pytest.raises(error, match=words) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"0.weight": torch.ones(4)}, [1.0] * 4, (torch.ones(4),)], ids=["dict", "list", "tuple"]
+)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda v: S @ v,
+        lambda v: v @ S,
+        lambda v: S.rmatvec(v),
+        lambda v: S.T.matmat(v),
+        lambda v: spectral.solve(S, v),
+        lambda v: spectral.inverse(S) @ v,
+        lambda v: spectral.funm(S, "exp", v),
+        lambda v: spectral.spectrum_of(S, v),
+        lambda v: spectral.top(S, 1, start=v),
+        lambda v: spectral.low_rank_plus_diagonal(S, 1).solve(v, shift=100.0),
+    ],
+)  # fmt: skip
+def test_named_tensors_are_refused_in_the_same_sentence_wherever_a_vector_is_asked(ask, given):
+    words = rf"got {type(given).__name__}; a vector of named tensors is A\.flatten\(\{{name: tensor\}}\)\.$"
+    with pytest.raises(TypeError, match=words):
+        ask(given)
 
 
 def test_identity_is_that_of_the_expression():

@@ -403,6 +403,55 @@ def test_nothing_of_ones_own_runs_unless_it_is_typed(here, monkeypatch, capsys):
     assert not (here / "hit").exists()
 
 
+OWN_LOSS = """
+
+def twice(output, batch):
+    return 2 * nn.functional.cross_entropy(output, batch[1], reduction="none")
+
+class Broken(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 2)
+
+    def forward(self, x):
+        return self.nothing(x)
+"""
+
+
+def test_the_loss_and_the_options_may_be_ones_own(here, monkeypatch):  # noqa: F811
+    """The matrix of twice the cross entropy is twice that of the cross entropy; options reach the function that they are for."""
+    prepare(here)
+    (here / "net.py").write_text(NET + OWN_LOSS)
+    call(
+        monkeypatch, "model=file", "model.path=net.py:make", "model.options.width=2", "data=file", "data.path=batches.py:make",
+        "operator=hessian", "operator.loss=net.py:twice", "estimator=exact", "output=numbers", "trust=[net.py,batches.py]",
+    )  # fmt: skip
+    (path,) = results(here)
+    trust = own.trusted(["net.py", "batches.py"])
+    model, given = made(Path("net.py"), trust, width=2).double(), own.data("batches.py:make", trust=trust)
+    H = spectral.Hessian(model, nn.CrossEntropyLoss(), [(given.x_train.double(), given.y_train)])
+    found = Spectrum.load(path.parent / "spectra" / "spectrum.npz").atoms.values
+    np.testing.assert_allclose(np.sort(found), 2 * np.sort(spectral.exact(H).atoms.values), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (["operator.los=net.py:twice"], "There is no setting operator.los (did you mean loss?)"),
+        (
+            ["model.path=net.py:Broken", "model.checkpoint=null"],
+            "net.py, line 15 failed with AttributeError: 'Broken' object has no attribute 'nothing'; mend it and run again.",
+        ),
+    ],
+)  # fmt: skip
+def test_a_slip_about_ones_own_code_is_one_sentence(here, monkeypatch, capsys, settings, said):  # noqa: F811
+    command = prepare(here)
+    (here / "net.py").write_text(NET + OWN_LOSS)
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *command, "trust=[net.py,batches.py]", *settings)
+    shown = capsys.readouterr().err
+    assert stop.value.code == 2 and said in shown and shown.count("\n") == 1
+
+
 def test_what_is_trusted_is_what_was_typed():
     for trust, typed in (
         ([], {}),

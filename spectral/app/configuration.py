@@ -177,11 +177,11 @@ def _loss(target: Any) -> Fields | None:
     return Fields(may=dict.fromkeys(inspect.signature(target).parameters, Plain()))
 
 
-LOSS = Target(_loss, "a loss of torch.nn")
+LOSS = Either(Target(_loss, "a loss of torch.nn"), PLACE, None)  # null: the model's own
 OPTIONS: dict[str, Rule] = {  # of operators, by their names
     "split": Text("train", "test"),
     "samples": maybe(SIZE),
-    "loss": maybe(LOSS),
+    "loss": LOSS,
     "of": Text("logits", "probs", "loss"),
     "wrt": Text(pattern=r"params|inputs|module:.+", said="params, inputs or module:NAME"),
     "layout": Text("stacked", "flattened", *LAYOUTS),
@@ -217,7 +217,7 @@ def _operator(target: Any) -> Fields | None:
     must = {name: OPTIONS[name] for name in ("split", "samples")}
     if target is spectral.Jacobian:
         return Fields(must, known, laws=LAWS)
-    return Fields({**must, "loss": maybe(LOSS)}, known)  # null: the model's own loss
+    return Fields({**must, "loss": LOSS}, known)
 
 
 TOLERANCE = Checked(
@@ -387,6 +387,7 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) 
 def _check_trust(config: Mapping[str, Any]) -> None:
     """Raise for Python of one's own that is not listed."""
     paths = {f"{setting}.path": config[setting].get("path") for setting in ("model", "data")}
+    paths["operator.loss"] = config["operator"].get("loss")
     files = {setting: found[0] for setting, path in paths.items() if (found := own.place(path))}
     for setting, file in files.items():
         if not own.is_trusted(file, config.get("trust", ())):

@@ -182,7 +182,8 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
     folder = own_folder(folder)
     where = device(config["device"])
     if config.get("plan") == "only":
-        print(planned(config, where), flush=True)
+        with own.told(_trust(config)):
+            print(planned(config, where), flush=True)
         return None
     about = {**environment(where), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     description = {k: v for k, v in config.items() if k not in ("resume", "output", "analysis", "plan")}
@@ -191,7 +192,8 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
     folder.mkdir(parents=True, exist_ok=True)
     try:
         perform = _experiment if config.get("experiment") else _single
-        report, results = perform(config, folder, store, where)
+        with own.told(_trust(config)):
+            report, results = perform(config, folder, store, where)
         if not distributed.leads():
             return None
         return _write(folder, config, replace(report, config=recorded(config), environment=about), results)
@@ -354,7 +356,9 @@ class Task:
         options, model = arguments(node), model.to(self.settings.dtype)
         if "product_dtype" in options:
             options["product_dtype"] = getattr(torch, options["product_dtype"])
-        if target is not spectral.Jacobian and node["loss"] is None:
+        if isinstance(node.get("loss"), str):
+            options["loss"] = own.loss(node["loss"], _trust(self.config), self.config["seed"])
+        elif target is not spectral.Jacobian and node["loss"] is None:
             options["loss"] = None  # the model's own
         data, y = self.data(node["split"], node["samples"])
         with self.apart():

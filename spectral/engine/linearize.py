@@ -19,7 +19,9 @@ stand in the operator's description. Linearisations and programs stay from sweep
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
@@ -91,6 +93,16 @@ def _through(links: Sequence[GradientEdge | None], weights: Tensors, leaves: Ten
     return tuple(t.detach() for t in pulled)  # torch 2.6 materialises zeros that require gradients
 
 
+@functools.cache
+def _forward_rules() -> None:
+    """Load what torch loads at the first dual tensor of a process: its deprecated `torch.jit.script` warns then, which is not for
+    our users, and is an error in a program that takes warnings for errors.
+    """
+    with warnings.catch_warnings(), FORWARD_MODE, forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
+
+
 class ForwardMode:
     """The linearisation of `function` at `primals`: `jvp(tangents) -> (B, k)`, `vjp(cotangent (B, k)) -> like primals`.
 
@@ -102,6 +114,7 @@ class ForwardMode:
         self._leaves: tuple[torch.Tensor, ...] = ()
         self._output: torch.Tensor | None = None
         self._apart = recorded is not None  # forward pass and graph do not go together
+        _forward_rules()
 
     @property
     def output(self) -> torch.Tensor:
@@ -186,6 +199,7 @@ class ForwardOverReverse:
 
     def __init__(self, function: Function, primals: Tensors) -> None:
         self.function, self.primals = function, tuple(primals)
+        _forward_rules()
 
     def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
         gradient = torch.func.grad(self.function, argnums=tuple(range(len(self.primals))))

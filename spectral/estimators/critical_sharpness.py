@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from spectral import arrays, longvectors
+from spectral import longvectors
 from spectral.networks.curvature import Curvature
 from spectral.operators.foreign import as_operator
 from spectral.results import Estimate, nan
@@ -93,7 +93,7 @@ def critical_sharpness(
     if guess is not None and not 0 < guess < math.inf:
         raise ValueError(f"guess={guess!r} is no sharpness; use a positive number, or leave it out.")
     most = integer(most, "most", "number of forward passes", 3)
-    d = A.gradient() if direction is None else arrays.to_torch(direction).detach().reshape(-1)
+    d = A.gradient() if direction is None else A.columns(direction).reshape(-1)
     size = longvectors.norm(d)
     if not 0 < size < math.inf:
         raise ValueError(

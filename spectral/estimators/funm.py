@@ -445,7 +445,7 @@ def spectrum_of(
     (array([[1., 2.]]), array([[0.5, 0.5]]), 2)
     """
     A = as_operator(A)
-    if np.ndim(v) != 1:
+    if arrays.is_array(v) and v.ndim != 1:
         raise ValueError(f"v has shape {tuple(np.shape(v))}, but it must be one vector ({A.shape[1]},).")
     columns, limit, mode, most = _operands(A, v, "v", steps, steps, reorthogonalize, budget)
     state, begun = Lanczos(A, columns[:, 0], most, reorthogonalize=mode), Spent.of(A)

@@ -280,10 +280,6 @@ def _start(op: Operator, start: Any, most: int) -> tuple[int, torch.Tensor | Non
     """(how many vectors were given, an orthonormal basis (r, n) of their span), or one sentence about what does not fit."""
     if start is None:
         return 0, None
-    if not arrays.is_array(start):
-        raise TypeError(
-            f"start is a {type(start).__name__}; use an array (n, j), such as the vectors of an earlier run."
-        )
     V, n = arrays.to_torch(start).detach(), op.shape[1] if op.shards is None else op.shards.entries
     V = V[:, None] if V.ndim == 1 else V
     if V.ndim != 2 or V.shape[0] != n or not 1 <= V.shape[1] <= most or isinstance(V, Piece) != (op.shards is not None):

@@ -126,6 +126,8 @@ def trace(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is no method; use one of {', '.join(METHODS)}.")
+    if f is not None and not callable(f):
+        raise TypeError(f"f is a {type(f).__name__}; use a function of arrays, such as np.log1p.")
     if method in SAMPLERS and f is not None:
         raise ValueError(f"method={method!r} estimates tr A; for a function f use method='slq'.")
     if rtol is not None and not rtol > 0:

@@ -37,6 +37,7 @@ from spectral.networks.batches import Samples, check_data, random_state, set_ran
 from spectral.networks.trees import mapped
 
 PLACE = re.compile(r"(?P<file>.*\.py):(?P<name>[A-Za-z_]\w*)")
+PACKAGE = Path(__file__).resolve().parents[1]
 PIECE = 1 << 24  # bytes that are hashed at a time
 Trust = Mapping[str, str]  # SHA-256 of the files that may run, by their resolved paths
 LOADED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what weights a network was given, in words
@@ -96,7 +97,9 @@ def anchored(config: Mapping[str, Any], folder: str) -> dict[str, Any]:
 
     model = {k: within(v) if k in ("path", "checkpoint", "name", "text") else v for k, v in config["model"].items()}
     data = {k: within(v) if k in ("path", "tokens") else v for k, v in config["data"].items()}
-    return {**config, "model": model, "data": data, "trust": [within(file) for file in config.get("trust", ())]}
+    operator = {k: within(v) if k == "loss" else v for k, v in config["operator"].items()}
+    trust = [within(file) for file in config.get("trust", ())]
+    return {**config, "model": model, "data": data, "operator": operator, "trust": trust}
 
 
 # Running what is trusted --------------------------------------------------------------------------------------------------
@@ -105,6 +108,27 @@ def call(setting: str, path: str, options: Mapping[str, Any] | None, trust: Trus
 
     It runs with the global generators of Python, numpy and torch seeded, which are afterwards as they were.
     """
+    with _under(setting, path, trust, seed) as make:
+        try:
+            given = inspect.signature(make).bind(**(options or {}))
+        except TypeError as problem:
+            group = setting.partition(".")[0]
+            raise Refused(
+                f"{path} cannot be called with {group}.options={dict(options or {})}: {problem}; give it the options "
+                f"that it has, {group}.options.NAME=VALUE."
+            ) from problem
+        return make(*given.args, **given.kwargs)
+
+
+def loss(path: str, trust: Trust, seed: int) -> Any:
+    """The loss `path` (FILE.py:FUNCTION), itself a function of (output, batch); of a class what it makes, such as a module."""
+    with _under("operator.loss", path, trust, seed) as given:
+        return given() if inspect.isclass(given) else given
+
+
+@contextlib.contextmanager
+def _under(setting: str, path: str, trust: Trust, seed: int) -> Iterator[Any]:
+    """What a trusted file has under the name in `path`, while code of the file may run: seeded, its imports at hand."""
     file, name = place(path) or (path, "")
     source = Path(file).resolve()
     if str(source) not in trust:
@@ -114,24 +138,16 @@ def call(setting: str, path: str, options: Mapping[str, Any] | None, trust: Trus
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (what a user's own code draws from)
         torch.manual_seed(seed)
-        with _importable(trust), _told(file, trust):
+        with _importable(trust), told(trust, file):
             module = ModuleType(f"own_{source.stem}_{trust[str(source)][:8]}")
             sys.modules[module.__name__] = module  # dataclasses and pickles look for it
             _run(module, source, trust)
-            make = getattr(module, name, None)
-            if not inspect.isroutine(make) and not inspect.isclass(make):
+            made = getattr(module, name, None)
+            if not inspect.isroutine(made) and not inspect.isclass(made):
                 callables = {n: v for n, v in vars(module).items() if inspect.isfunction(v) or inspect.isclass(v)}
                 known = [n for n, v in callables.items() if v.__module__ == module.__name__]
                 raise Refused(f"{file} has no function or class {name}; it has {', '.join(known) or 'none'}.")
-            try:
-                given = inspect.signature(make).bind(**(options or {}))
-            except TypeError as problem:
-                group = setting.partition(".")[0]
-                raise Refused(
-                    f"{file}:{name} cannot be called with {group}.options={dict(options or {})}: {problem}; give it the options "
-                    f"that it has, {group}.options.NAME=VALUE."
-                ) from problem
-            return make(*given.args, **given.kwargs)
+            yield made
     finally:
         set_random_state((), before)
 
@@ -191,8 +207,8 @@ def _importable(trust: Trust) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(file: str, trust: Trust) -> Iterator[None]:
-    """What a user's code raises, as a sentence that says where in it."""
+def told(trust: Trust, file: str = "") -> Iterator[None]:
+    """What a user's code raises, as a sentence that says where in it; `file` is what to say where no line of it ran."""
     try:
         yield
     except Refused:
@@ -200,13 +216,21 @@ def _told(file: str, trust: Trust) -> Iterator[None]:
     except (Exception, SystemExit) as problem:
         if isinstance(problem, SystemExit) and type(problem) is not SystemExit:
             raise  # a signal of ours
-        frames = [frame for frame in traceback.extract_tb(problem.__traceback__) if frame.filename in trust]
-        where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else file
-        if isinstance(problem, SyntaxError) and problem.filename in trust:
-            where = f"{Path(str(problem.filename)).name}, line {problem.lineno}"
+        where = _line(problem, trust) or file
+        if not where:
+            raise
         said = first_line(problem)
         kind = "" if said == type(problem).__name__ else f"{type(problem).__name__}: "
         raise ValueError(f"{where} failed with {kind}{said.rstrip('.')}; mend it and run again.") from problem
+
+
+def _line(problem: BaseException, trust: Trust) -> str:
+    """NAME.py, line N of a user's code that an exception comes from; "" where ours ran last, or nothing of theirs."""
+    if isinstance(problem, SyntaxError) and problem.filename in trust:
+        return f"{Path(str(problem.filename)).name}, line {problem.lineno}"
+    frames = traceback.extract_tb(problem.__traceback__)
+    ran = [f for f in frames if f.filename in trust or Path(f.filename).is_relative_to(PACKAGE)]
+    return f"{Path(ran[-1].filename).name}, line {ran[-1].lineno}" if ran and ran[-1].filename in trust else ""
 
 
 # Networks -----------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Shapes: a map is (m, n); V (n, b) and U (m, b) are blocks of b columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -262,8 +263,8 @@ class LinearMap:
         return V[:, None] if V.ndim == 1 else V
 
     def __matmul__(self, other: Any) -> Any:
-        if not arrays.is_array(other):
-            return NotImplemented
+        if not arrays.is_array(other) and not isinstance(other, Mapping | list | tuple):
+            return NotImplemented  # another library's operator, or nothing that can be multiplied; `columns` refuses the rest
         W = self.multiply(self.columns(other))
         return arrays.like(W[:, 0] if other.ndim == 1 else W, other)
 

@@ -69,6 +69,8 @@ def write(results: Any, path: str | Path, title: str | None) -> Path:
     given, target = named(results), Path(path)
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent} is no folder, and the page shall lie in it; make it first.")
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder; name the page, such as {target / 'page.html'}.")
     sections = [section(name, result) for name, result in given.items()]
     spectra = {name: result for name, result in given.items() if isinstance(result, spectral.Spectrum)}
     products, epochs = (sum(part.took[i] for part in sections) for i in (0, 1))
