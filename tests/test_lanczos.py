@@ -227,6 +227,30 @@ def test_a_deflated_recurrence_is_that_of_the_complement(dtype):
     assert weights @ nodes == pytest.approx(whole @ np.append(bulk, outliers) / whole.sum(), rel=1e-5)
 
 
+@pytest.mark.parametrize("deflated", [False, True])
+def test_a_basis_of_long_float32_vectors_is_orthonormal_whatever_their_signs(deflated):
+    """Millions of terms of one sign, added one after another in float32, are off by 1e-4: a run ended, "product was wrong"."""
+
+    class Squared(Operator):
+        new_products = True
+
+        def _apply(self, V):
+            return self.d[:, None] * V
+
+    n = 1 << 21
+    A = Squared((n, n), torch.float32, torch.device("cpu"), symmetric=True)
+    A.d = torch.linspace(0, 1, n) ** 8
+    U = torch.zeros(1, n)
+    U[0, -1000:] = 1000**-0.5  # as good as an eigenvector
+    A.d[-1000:] = 1.0
+    known = {"deflate": U, "known": np.ones(1)} if deflated else {}
+    state = Lanczos(A, torch.ones(n), 4, reorthogonalize=True, **known)
+    while state.step():
+        pass
+    Q = torch.stack([*state.kept.rows(0, 4), *U[: int(deflated)]]).double()
+    assert (Q @ Q.T - torch.eye(len(Q), dtype=torch.float64)).abs().max() < 32 * torch.finfo(torch.float32).eps
+
+
 def test_a_second_pass_makes_the_basis_again():
     A, v = spectral.as_operator(rotated(np.geomspace(1e-2, 1, 50))), start(50)
     state = Lanczos(A, v, 12)

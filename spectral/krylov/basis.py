@@ -107,13 +107,14 @@ class Basis:
         for _ in range(2):
             products = [self._dots(part, w) for part in self._first(k)]
             along = along or products
-            for part, c in zip(self._first(k), products, strict=True):
+            for part, exact in zip(self._first(k), products, strict=True):
+                c = exact.to(w.dtype)
                 if self.plain:
                     w.sub_(part.T @ c)
                     continue
                 for piece, rows in self._pieces(part):
                     w[piece].sub_(rows.T @ c)
-        return torch.cat(along).double().cpu().numpy()
+        return torch.cat(along).cpu().numpy()
 
     def _first(self, k: int) -> list[torch.Tensor]:
         """The first k rows, by blocks."""
@@ -121,11 +122,11 @@ class Basis:
 
     def _dots(self, part: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         if self.plain:
-            return part @ w
+            return longvectors.coefficients(part, w)
         total = torch.zeros(len(part), dtype=torch.float64, device=w.device)
         for piece, rows in self._pieces(part):
-            total += (rows @ w[piece]).double()
-        return total.to(w.dtype)
+            total += longvectors.coefficients(rows, w[piece])
+        return total
 
     def _pieces(self, part: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """Some columns of a block at a time, like the vectors."""
