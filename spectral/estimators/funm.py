@@ -32,7 +32,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Derived, Operator
 from spectral.quadrature import applied, bounds
 from spectral.results import Estimate, bounded
-from spectral.schema import integer
+from spectral.schema import choice, integer
 from spectral.spectrum import Spectrum
 
 Interval = tuple[float | None, float | None]
@@ -332,8 +332,7 @@ def _operands(
 ) -> tuple[torch.Tensor, Budget, bool | str, int]:
     """(columns, budget, how the basis is kept, steps at most) of runs from given vectors."""
     _symmetric(A)
-    if reorthogonalize not in (*MODES, "auto"):
-        raise ValueError(f"reorthogonalize={reorthogonalize!r} is not known; use True, 'selective', False or 'auto'.")
+    choice(reorthogonalize, "reorthogonalize", (*MODES, "auto"))
     n = A.shape[0]
     most = min(default if steps is None else integer(steps, "steps", "number of steps"), n)
     columns = finite_columns(A, b, name)

@@ -36,7 +36,7 @@ from spectral.operators.operator import Gram, Operator
 from spectral.pieces import Piece
 from spectral.probes import check_seed
 from spectral.results import Measured
-from spectral.schema import COUNT, NONNEGATIVE, Array, Fields, Flag, Law, Number, integer, maybe
+from spectral.schema import COUNT, NONNEGATIVE, Array, Fields, Flag, Law, Number, choice, integer, maybe
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "largest": lambda x: x,
@@ -371,8 +371,7 @@ def check(op: Operator, k: int, n: int, tol: float, which: str, keys: dict[str, 
         raise ValueError(f"k={k} exceeds the dimension {n} of {op!r}; use k <= {n}.")
     if not 0 <= tol < 1:
         raise ValueError(f"tol={tol!r} is no tolerance; use a residual relative to the norm, such as 1e-8.")
-    if which not in keys:
-        raise ValueError(f"which={which!r} is not known; use one of {', '.join(keys)}.")
+    choice(which, "which", keys)
 
 
 def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra: int, few: bool = False) -> int:

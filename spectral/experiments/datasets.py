@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from spectral.experiments import pretrained
+from spectral.schema import choice
 
 STANDARDISATIONS = ("feature", "global", "none")
 TARGETS = ("next", "topic")
@@ -77,8 +78,7 @@ class Problem:
 
         Source: Zhang et al. (2017), Understanding deep learning requires rethinking generalization, section 2.1.
         """
-        if inputs not in INPUTS:
-            raise ValueError(f"inputs={inputs!r} is unknown; use one of {', '.join(INPUTS)}.")
+        choice(inputs, "inputs", INPUTS)
         if inputs == "real":
             return self
         if self.tokens:
@@ -227,8 +227,7 @@ def from_arrays(
         raise ValueError(f"{pixels.shape[0]} inputs but {y.shape[0]} labels; give one label for each input.")
     if not bool(torch.isfinite(pixels).all()):
         raise ValueError(f"The inputs of {name} hold NaN or infinity; remove or fill those samples first.")
-    if standardise not in STANDARDISATIONS:
-        raise ValueError(f"standardise={standardise!r} is unknown; use one of {', '.join(STANDARDISATIONS)}.")
+    choice(standardise, "standardise", STANDARDISATIONS)
     rows_train, rows_test = _stratified(y, len(values), train, test, seed)
     mean, scale = _moments(pixels[rows_train], standardise)
     standard = ((pixels - mean) / scale).to(torch.float32)
