@@ -16,15 +16,7 @@ import torch
 
 from spectral import arrays, longvectors
 from spectral.estimators import stopping
-from spectral.estimators.budget import (
-    Budget,
-    Spent,
-    environment,
-    is_symmetric,
-    progress_bar,
-    settle,
-    vectors_that_fit,
-)
+from spectral.estimators.budget import Budget, Spent, environment, is_symmetric, progress_bar, settle, vectors_that_fit
 from spectral.estimators.solve import finite_columns
 from spectral.krylov.again import second_pass
 from spectral.krylov.lanczos import MODES, Lanczos, LanczosRecord
@@ -89,9 +81,8 @@ class Product:
         error, kind = np.atleast_1d(self.error), "at most" if self.certified else "about"
         count = f"{len(error)} vectors" if len(error) > 1 else "1 vector"
         return (
-            f"f(A) b of {count}, off by {kind} {error.max():.2g}: {int(self.converged.sum())} of {len(error)} "
-            "as close as was asked "
-            f"for; {self.products} products"
+            f"f(A) b of {count}, off by {kind} {error.max():.2g}: {int(self.converged.sum())} of {len(error)} as close as was "
+            f"asked for; {self.products} products"
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:

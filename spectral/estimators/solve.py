@@ -333,10 +333,9 @@ class Inverse(Derived):
             floor = ROUNDING * self.system.epsilon * (one.norm * longvectors.norm(one.x) + size)
             if not (one.residual <= goal or (one.stop == "rounding" and one.residual <= floor)):
                 raise RuntimeError(
-                    f"a product of the inverse of {self.system!r} did not converge: its residual is "
-                    f"{one.residual / size:.2g} of the "
-                    f"vector after {one.steps} steps of {self.method} ({one.stop}) where {self.tol:.2g} was asked for; give it a "
-                    "larger tol= or another shift=."
+                    f"a product of the inverse of {self.system!r} did not converge: its residual is {one.residual / size:.2g} "
+                    f"of the vector after {one.steps} steps of {self.method} ({one.stop}) where {self.tol:.2g} was asked for; "
+                    "give it a larger tol= or another shift=."
                 )
             self.worst = max(self.worst, one.residual / size if size > 0 else 0.0)
         self.off = max(self.off, self.worst)

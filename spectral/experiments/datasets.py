@@ -59,9 +59,8 @@ class Problem:
         """The samples of the first `count` classes alone."""
         if not 2 <= count <= self.classes or self.y_train.ndim > 1:
             raise ValueError(
-                f"{self.name} has {self.classes} classes{' of tokens' * bool(self.tokens)}, of which {count} cannot "
-                f"be taken; use "
-                "2 or more of labelled samples, and at most as many as there are."
+                f"{self.name} has {self.classes} classes{' of tokens' * bool(self.tokens)}, of which {count} cannot be taken; "
+                "use 2 or more of labelled samples, and at most as many as there are."
             )
         train, test = self.y_train < count, self.y_test < count
         return replace(
@@ -427,8 +426,7 @@ def _stratified(y: Tensor, classes: int, train: int, test: int | None, seed: int
 def _enough(total: int, train: int, test: int | None) -> None:
     if train < 1 or (test is not None and test < 0) or train + (test or 0) > total:
         raise ValueError(
-            f"train={train} and test={test} do not fit {total} samples; use train >= 1, test >= 0 and at most "
-            f"{total} together."
+            f"train={train} and test={test} do not fit {total} samples; use train >= 1, test >= 0 and at most {total} together."
         )
 
 
