@@ -83,10 +83,10 @@ def with_error(value: float, error: float) -> str:
     return f"({text})e{power}" if far else text
 
 
-def _significant(value: float, digits: int = 4) -> str:
-    """A number of moderate size with `digits` significant digits and no exponent."""
+def _significant(value: float) -> str:
+    """A number of moderate size with four significant digits and no exponent."""
     power = math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:.{max(digits - 1 - power, 0)}f}".replace("-", "−")
+    return f"{value:.{max(3 - power, 0)}f}".replace("-", "−")
 
 
 # Pictures -----------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from spectral.estimators import esd
 from spectral.estimators.budget import progress_bar
 from spectral.layer_table import LayerTable
 from spectral.networks.blocks import blocks
-from spectral.networks.curvature import EmpiricalFisher, Fisher, GaussNewton, Hessian
+from spectral.networks.curvature import GaussNewton, Hessian
+from spectral.networks.fisher import EmpiricalFisher, Fisher
 from spectral.networks.jacobian import Jacobian
 from spectral.networks.weights import BY_DIMENSIONS, Layer, layers_of, matrices
 from spectral.operators.operator import Gram, Operator

@@ -275,21 +275,21 @@ def load_arrays(path: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return {name: array for name, array in packed.items() if name != "header"}, header
 
 
-def members(file: IO[bytes], room: int | None = None) -> dict[str, np.ndarray]:
+def members(file: IO[bytes]) -> dict[str, np.ndarray]:
     """The arrays of an .npz that is open, each allocated only once its size is known to be there.
 
-    They must be stored as they are, so that together they are no larger than the file; `room`: compressed ones are taken too, up
-    to so many bytes together. ValueError and others of DAMAGE for anything else: objects, names met twice, sizes that do not fit.
+    They must be stored as they are, so that together they are no larger than the file. ValueError and others of DAMAGE for
+    anything else: objects, names met twice, sizes that do not fit.
     """
     size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if len({entry.filename for entry in entries}) < len(entries):
             raise ValueError("a name is met twice.")
-        if room is None and any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("an array is compressed.")
-        if sum(entry.file_size for entry in entries) > (size if room is None else room):
-            raise ValueError("the arrays are larger than the file, or than what fits into memory.")
+        if sum(entry.file_size for entry in entries) > size:
+            raise ValueError("the arrays are larger than the file.")
         found = {}
         for entry in entries:
             with archive.open(entry) as part:

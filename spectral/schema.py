@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +98,17 @@ def integer(value: Any, name: str, what: str, least: int = 1, most: int | None =
         allowed = f">= {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name}={value!r} is no {what}; use an integer {allowed}.")
     return int(value)
+
+
+def choice(value: Any, name: str, options: Iterable[Any]) -> None:
+    """One sentence for a keyword `name` that is none of its options.
+
+    >>> choice("fast", "method", ("auto", "slow"))
+    Traceback (most recent call last):
+    ValueError: method='fast' is not known; use one of auto, slow.
+    """
+    if value not in options:
+        raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(map(str, options))}.")
 
 
 # One value -------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from spectral.quadrature.error import between, stated_error
 from spectral.quadrature.function import Function, moved_by_rounding, values_of, values_on
 from spectral.quadrature.pooled import Quadrature
 from spectral.results import Atoms, Band, Density, Estimate, nan, over, rounded
+from spectral.schema import choice
 
 NO_ATOMS = Atoms(np.zeros(0), np.zeros(0, dtype=np.int64))
 
@@ -630,8 +631,7 @@ class Spectrum(Quadrature):
         >>> float(one.distance(two)), float(one.distance(two, "ks"))
         (1.0, 0.5)
         """
-        if kind not in ("wasserstein", "ks"):
-            raise ValueError(f"kind={kind!r} is no distance; use 'wasserstein' or 'ks'.")
+        choice(kind, "kind", ("wasserstein", "ks"))
         value, stderr = between(self, other, kind)
         bounds = (value, value) if self.is_exact and other.is_exact else (nan, nan)
         return Estimate(value, stderr, *bounds, len(self.nodes) + len(other.nodes), self.products + other.products)

@@ -399,7 +399,7 @@ def test_no_blocks_is_one_sentence():
     for A in (spectral.as_operator(np.eye(2)), J, J.gram("left"), X.gram("right"), H.gram("right"), H + spectral.I):
         with pytest.raises(TypeError, match="has no blocks; pass a Hessian"):
             blocks(A)
-    with pytest.raises(ValueError, match=r"by='layer' is no kind of block; use 'parameter' or 'module'"):
+    with pytest.raises(ValueError, match=r"by='layer' is not known; use one of parameter, module"):
         blocks(H, by="layer")
 
 

@@ -89,7 +89,7 @@ def test_resolvents_and_effective_dimensions_need_no_further_product():
     assert dimension.value == pytest.approx(N - shifts * resolvent.value, rel=1e-9)
     assert (dimension.lower <= dimension.value + 1e-9).all()
     assert (dimension.value <= dimension.upper + 1e-9).all()
-    with pytest.raises(ValueError, match="use 'resolvent' or 'dimension'"):
+    with pytest.raises(ValueError, match="use one of resolvent, dimension"):
         spectral_form(s, 1.0, of="trace")
     with pytest.raises(ValueError, match="shifts > 0"):
         spectral_form(s, 0.0, of="dimension")

@@ -137,7 +137,7 @@ def test_recurrences_do_not_depend_on_the_scale_of_the_right_side():
         (DEFINITE, np.zeros((N, 0)), {}, "no columns"),
         (DEFINITE, b, {"tol": 0.0}, "0 < tol < 1"),
         (DEFINITE, b, {"shift": np.inf}, "finite number"),
-        (DEFINITE, b, {"method": "gmres"}, "is no method"),
+        (DEFINITE, b, {"method": "gmres"}, "is not known"),
         (TALL, b, {"method": "cg"}, "for symmetric matrices"),
         (TALL, b, {"shift": -1.0}, "shift >= 0"),
         (np.zeros((0, 0)), np.zeros(0), {}, "is empty"),

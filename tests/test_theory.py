@@ -222,7 +222,7 @@ def test_mean_field_fisher_of_relu_layers_is_that_of_arc_cosines():
 def test_errors_say_what_is_allowed():
     with pytest.raises(ValueError, match=">= 0, one of them"):
         theory.sample_covariance([-1.0], 0.5)
-    with pytest.raises(ValueError, match="'gaussian' or 'orthogonal'"):
+    with pytest.raises(ValueError, match="use one of gaussian, orthogonal"):
         theory.jacobian_variance(2, weights="he")
     with pytest.raises(ValueError, match="constant"):
         theory.random_features(10, 10, 10, (np.ones_like, np.zeros_like))

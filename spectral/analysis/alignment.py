@@ -19,6 +19,7 @@ from spectral.operators import Operator, as_operator
 from spectral.probes import probe
 from spectral.quadrature.gauss import gauss_rule
 from spectral.results import Array, IntArray, nan
+from spectral.schema import choice
 
 EXACT_ROWS = 4000  # K in float64 is then 128 MB, and its eigenvectors take seconds
 OWN_LABEL = 50  # directions in which the energy of the labels trained on is customarily quoted
@@ -279,8 +280,7 @@ def label_alignment(
     (0.36, 0.391939, 'exact')
     """
     A = as_operator(J)
-    if method not in ("auto", "exact", "lanczos"):
-        raise ValueError(f"method={method!r} is no method; use 'auto', 'exact' or 'lanczos'.")
+    choice(method, "method", ("auto", "exact", "lanczos"))
     vector, outputs = label_vector(y, A.shape[0], centred=centred)
     products, epochs = A.products, A.epochs
     k = _directions(k, outputs, A.shape[0])

@@ -20,6 +20,7 @@ import scipy
 from numpy.typing import ArrayLike
 
 from spectral.results import Array
+from spectral.schema import choice
 from spectral.spectrum import Spectrum
 
 Function: TypeAlias = Callable[[Array], Array]
@@ -365,8 +366,7 @@ def jacobian_variance(
     >>> jacobian_variance(1, width=100)  # of one Gaussian matrix, 1 + 1/N less what its trace fluctuates
     1.009...
     """
-    if weights not in ("gaussian", "orthogonal"):
-        raise ValueError(f"weights={weights!r} are unknown; use 'gaussian' or 'orthogonal'.")
+    choice(weights, "weights", ("gaussian", "orthogonal"))
     if layers < 1 or (width is not None and width < 2):
         raise ValueError(f"layers={layers}, width={width}: give layers >= 1 and width >= 2.")
     _, slope = _activation(activation)

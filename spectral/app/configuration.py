@@ -20,7 +20,7 @@ from spectral.estimators import stopping
 from spectral.estimators.budget import Budget
 from spectral.estimators.diagonal import METHODS as DIAGONAL_METHODS
 from spectral.estimators.esd import METHODS as ESD_METHODS
-from spectral.estimators.top import KEYS
+from spectral.estimators.search import KEYS
 from spectral.estimators.trace import METHODS as TRACE_METHODS
 from spectral.experiments import own
 from spectral.experiments.cell import KINDS, LAYERWISE

@@ -11,12 +11,7 @@ from typing import Any
 from torch import nn
 
 import spectral
-from spectral.schema import (
-    Fields,
-    Mismatch,
-    Rule,
-    Sizes,
-)
+from spectral.schema import Fields, Mismatch, Rule, Sizes
 
 # Of spectral, whose functions a `_target_` may name.
 PACKAGES = ("experiments", "networks", "operators", "estimators", "analysis")

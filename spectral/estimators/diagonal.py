@@ -21,7 +21,7 @@ from spectral.operators.operator import Operator
 from spectral.pieces import local
 from spectral.probes import check_seed, unit_vectors
 from spectral.results import Estimate, nan
-from spectral.schema import NONNEGATIVE, Array, Either, Fields, Law, Number, Same, integer
+from spectral.schema import NONNEGATIVE, Array, Either, Fields, Law, Number, Same, choice, integer
 
 METHODS = ("auto", "xdiag", "hutchinson", "exact")
 EXACT = Fields(  # of a checkpoint: the entries so far, and the column A e_0
@@ -136,8 +136,7 @@ def diagonal(
     >>> e.value.tolist(), e.stderr.tolist(), e.products
     ([2.0, 3.0], [0.0, 0.0], 2)
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is no method; use one of {', '.join(METHODS)}.")
+    choice(method, "method", METHODS)
     probes = integer(probes, "probes", "number of products")
     A = as_operator(A)
     if A.shape[0] != A.shape[1] or not A.self_map:

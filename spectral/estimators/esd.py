@@ -15,6 +15,7 @@ from spectral.estimators.slq_options import check as check_slq
 from spectral.networks.jacobian import Jacobian
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
+from spectral.schema import choice
 from spectral.spectrum import Spectrum
 
 WORTH = 3  # times the work of slq that all eigenvalues may take: they have no error
@@ -84,8 +85,7 @@ def esd(
     >>> esd(np.diag([1.0, 2.0])).method
     'exact'
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is no method; use one of {', '.join(METHODS)}.")
+    choice(method, "method", METHODS)
     A = as_operator(A)
     chosen, reason, more = _choose(A, tol, budget, method, options)
     if chosen == "exact":

@@ -23,7 +23,7 @@ from spectral.probes import check_seed
 from spectral.quadrature import bounds, gauss
 from spectral.quadrature.function import STEEP
 from spectral.results import Estimate, nan
-from spectral.schema import integer
+from spectral.schema import choice, integer
 from spectral.spectrum import Spectrum, hold_eigenvalues
 
 Interval = tuple[float | None, float | None]
@@ -137,8 +137,7 @@ def spectral_form(
     >>> spectral_form(np.diag([1.0, 3.0]), [1.0, 3.0], of="dimension").value.tolist()
     [1.25, 0.75]
     """
-    if of not in ("resolvent", "dimension"):
-        raise ValueError(f"of={of!r} is no form; use 'resolvent' or 'dimension'.")
+    choice(of, "of", ("resolvent", "dimension"))
     spectrum = _spectrum(A, options)
     found = []
     for s in np.ravel(np.asarray(shifts, dtype=float)):

@@ -16,15 +16,7 @@ import torch
 
 from spectral import arrays, longvectors
 from spectral.estimators import stopping
-from spectral.estimators.budget import (
-    Budget,
-    Spent,
-    environment,
-    is_symmetric,
-    progress_bar,
-    settle,
-    vectors_that_fit,
-)
+from spectral.estimators.budget import Budget, Spent, environment, is_symmetric, progress_bar, settle, vectors_that_fit
 from spectral.estimators.solve import finite_columns
 from spectral.krylov.again import second_pass
 from spectral.krylov.lanczos import MODES, Lanczos, LanczosRecord
@@ -32,7 +24,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Derived, Operator
 from spectral.quadrature import applied, bounds
 from spectral.results import Estimate, bounded
-from spectral.schema import integer
+from spectral.schema import choice, integer
 from spectral.spectrum import Spectrum
 
 Interval = tuple[float | None, float | None]
@@ -89,9 +81,8 @@ class Product:
         error, kind = np.atleast_1d(self.error), "at most" if self.certified else "about"
         count = f"{len(error)} vectors" if len(error) > 1 else "1 vector"
         return (
-            f"f(A) b of {count}, off by {kind} {error.max():.2g}: {int(self.converged.sum())} of {len(error)} "
-            "as close as was asked "
-            f"for; {self.products} products"
+            f"f(A) b of {count}, off by {kind} {error.max():.2g}: {int(self.converged.sum())} of {len(error)} as close as was "
+            f"asked for; {self.products} products"
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -332,8 +323,7 @@ def _operands(
 ) -> tuple[torch.Tensor, Budget, bool | str, int]:
     """(columns, budget, how the basis is kept, steps at most) of runs from given vectors."""
     _symmetric(A)
-    if reorthogonalize not in (*MODES, "auto"):
-        raise ValueError(f"reorthogonalize={reorthogonalize!r} is not known; use True, 'selective', False or 'auto'.")
+    choice(reorthogonalize, "reorthogonalize", (*MODES, "auto"))
     n = A.shape[0]
     most = min(default if steps is None else integer(steps, "steps", "number of steps"), n)
     columns = finite_columns(A, b, name)

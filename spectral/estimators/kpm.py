@@ -24,7 +24,7 @@ from spectral.quadrature import gauss
 from spectral.quadrature.beta import pooled_variance
 from spectral.quadrature.jackson import jackson as damping
 from spectral.results import Density
-from spectral.schema import integer
+from spectral.schema import choice, integer
 from spectral.spectrum import Spectrum, hold_eigenvalues
 
 Interval = tuple[float, float]
@@ -149,8 +149,7 @@ def _check(probes: int, moments: int, interval: Sequence[float] | None, recurren
     """The interval that was given, as two numbers."""
     for name, value in (("probes", probes), ("moments", moments)):
         integer(value, name, f"number of {name}")
-    if recurrence not in ("lanczos", "chebyshev"):
-        raise ValueError(f"recurrence={recurrence!r} is not known; use 'lanczos' or 'chebyshev'.")
+    choice(recurrence, "recurrence", ("lanczos", "chebyshev"))
     if interval is None:
         return None
     ends = np.asarray(interval, dtype=float)

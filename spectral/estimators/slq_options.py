@@ -13,7 +13,7 @@ from spectral.krylov.basis import PLACES, free, row_bytes
 from spectral.krylov.lanczos import MODES
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
-from spectral.schema import integer
+from spectral.schema import choice, integer
 
 
 class Default(int):
@@ -31,12 +31,9 @@ def check(
     """One sentence for an option of `slq` that is none; what `tol` asks for."""
     for name, value in (("probes", probes), ("steps", steps)):
         integer(value, name, f"number of {name}")
-    if reorthogonalize not in (*MODES, "auto"):
-        raise ValueError(f"reorthogonalize={reorthogonalize!r} is not known; use True, 'selective', False or 'auto'.")
-    if deflate not in (True, False, "auto"):
-        raise ValueError(f"deflate={deflate!r} is not known; use True, False or 'auto'.")
-    if progress not in (True, False, None):
-        raise ValueError(f"progress={progress!r} is not known; use True, False or None, which shows it on a terminal.")
+    choice(reorthogonalize, "reorthogonalize", (*MODES, "auto"))
+    choice(deflate, "deflate", (True, False, "auto"))
+    choice(progress, "progress", (True, False, None))
     check_ranks(ranks)
     check_seed(seed)
     return Tolerance.of(tol)

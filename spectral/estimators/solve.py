@@ -21,6 +21,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.linear_map import ROUNDING
 from spectral.operators.operator import Derived, I, Operator
 from spectral.results import Estimate, bounded
+from spectral.schema import choice
 
 METHODS = ("auto", "cg", "minres", "lsmr")
 MOST = 50, 1000  # times the dimension, and beside: steps after which a recurrence has stalled
@@ -237,8 +238,7 @@ def finite_columns(A: Operator, array: Any, name: str) -> torch.Tensor:
 
 def _system(A: Operator, shift: float, method: str) -> tuple[Operator, float, str, str]:
     """(the matrix, its damping, the method, why) of a system."""
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is no method; use one of {', '.join(METHODS)}.")
+    choice(method, "method", METHODS)
     if not isinstance(shift, int | float | np.number) or not math.isfinite(shift):
         raise ValueError(f"shift={shift!r} must be a finite number, in units of the eigenvalues.")
     if 0 in A.shape:
@@ -333,10 +333,9 @@ class Inverse(Derived):
             floor = ROUNDING * self.system.epsilon * (one.norm * longvectors.norm(one.x) + size)
             if not (one.residual <= goal or (one.stop == "rounding" and one.residual <= floor)):
                 raise RuntimeError(
-                    f"a product of the inverse of {self.system!r} did not converge: its residual is "
-                    f"{one.residual / size:.2g} of the "
-                    f"vector after {one.steps} steps of {self.method} ({one.stop}) where {self.tol:.2g} was asked for; give it a "
-                    "larger tol= or another shift=."
+                    f"a product of the inverse of {self.system!r} did not converge: its residual is {one.residual / size:.2g} "
+                    f"of the vector after {one.steps} steps of {self.method} ({one.stop}) where {self.tol:.2g} was asked for; "
+                    "give it a larger tol= or another shift=."
                 )
             self.worst = max(self.worst, one.residual / size if size > 0 else 0.0)
         self.off = max(self.off, self.worst)

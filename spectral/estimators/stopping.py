@@ -59,9 +59,8 @@ class Tolerance:
             points, error = (np.ravel(cdf[0]), float(cdf[1])) if len(cdf) == 2 else (np.zeros(1), math.nan)
             if not (len(points) and np.all((np.abs(points) > 0) & (np.abs(points) < 1)) and 0 < error < 1):
                 raise ValueError(
-                    f"tol={tol!r} is no tolerance; a cdf needs (points, error), points as parts of the largest "
-                    "|eigenvalue|, such as "
-                    "([1e-8, 1e-4], 0.02)."
+                    f"tol={tol!r} is no tolerance; a cdf needs (points, error), points as parts of the largest |eigenvalue|, "
+                    "such as ([1e-8, 1e-4], 0.02)."
                 )
             cdf = (*(float(x) for x in points), error)
         if count is None:

@@ -21,8 +21,8 @@ from spectral import arrays, longvectors
 from spectral.distributed import decided
 from spectral.estimators.budget import entries, progress_bar
 from spectral.estimators.checkpoint import Checkpoint
+from spectral.estimators.search import INNER, KEYS, Search, bounds, capacity, check, held, saved
 from spectral.estimators.shared_out import SharedOut, shared_out
-from spectral.estimators.top import INNER, KEYS, Search, bounds, capacity, check, held, saved
 from spectral.krylov.golub_kahan import GolubKahan
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator

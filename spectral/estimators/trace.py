@@ -24,7 +24,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
-from spectral.schema import Either, integer
+from spectral.schema import Either, choice, integer
 
 METHODS = ("auto", *SAMPLERS, "slq")
 STATE = Either(EXACT, *(sampler.rule(name) for name, sampler in SAMPLERS.items()))  # of a checkpoint
@@ -124,8 +124,7 @@ def trace(
     >>> e.value, e.stderr, e.products
     (6.0, 0.0, 3)
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is no method; use one of {', '.join(METHODS)}.")
+    choice(method, "method", METHODS)
     if f is not None and not callable(f):
         raise TypeError(f"f is a {type(f).__name__}; use a function of arrays, such as np.log1p.")
     if method in SAMPLERS and f is not None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from spectral.experiments import pretrained
+from spectral.schema import choice
 
 STANDARDISATIONS = ("feature", "global", "none")
 TARGETS = ("next", "topic")
@@ -58,9 +59,8 @@ class Problem:
         """The samples of the first `count` classes alone."""
         if not 2 <= count <= self.classes or self.y_train.ndim > 1:
             raise ValueError(
-                f"{self.name} has {self.classes} classes{' of tokens' * bool(self.tokens)}, of which {count} cannot "
-                f"be taken; use "
-                "2 or more of labelled samples, and at most as many as there are."
+                f"{self.name} has {self.classes} classes{' of tokens' * bool(self.tokens)}, of which {count} cannot be taken; "
+                "use 2 or more of labelled samples, and at most as many as there are."
             )
         train, test = self.y_train < count, self.y_test < count
         return replace(
@@ -77,8 +77,7 @@ class Problem:
 
         Source: Zhang et al. (2017), Understanding deep learning requires rethinking generalization, section 2.1.
         """
-        if inputs not in INPUTS:
-            raise ValueError(f"inputs={inputs!r} is unknown; use one of {', '.join(INPUTS)}.")
+        choice(inputs, "inputs", INPUTS)
         if inputs == "real":
             return self
         if self.tokens:
@@ -227,8 +226,7 @@ def from_arrays(
         raise ValueError(f"{pixels.shape[0]} inputs but {y.shape[0]} labels; give one label for each input.")
     if not bool(torch.isfinite(pixels).all()):
         raise ValueError(f"The inputs of {name} hold NaN or infinity; remove or fill those samples first.")
-    if standardise not in STANDARDISATIONS:
-        raise ValueError(f"standardise={standardise!r} is unknown; use one of {', '.join(STANDARDISATIONS)}.")
+    choice(standardise, "standardise", STANDARDISATIONS)
     rows_train, rows_test = _stratified(y, len(values), train, test, seed)
     mean, scale = _moments(pixels[rows_train], standardise)
     standard = ((pixels - mean) / scale).to(torch.float32)
@@ -428,8 +426,7 @@ def _stratified(y: Tensor, classes: int, train: int, test: int | None, seed: int
 def _enough(total: int, train: int, test: int | None) -> None:
     if train < 1 or (test is not None and test < 0) or train + (test or 0) > total:
         raise ValueError(
-            f"train={train} and test={test} do not fit {total} samples; use train >= 1, test >= 0 and at most "
-            f"{total} together."
+            f"train={train} and test={test} do not fit {total} samples; use train >= 1, test >= 0 and at most {total} together."
         )
 
 

@@ -65,8 +65,7 @@ def real_vs_random(settings: Settings) -> Experiment:
         question,
         settings,
         expectation="Networks that learnt a rule answer along fewer directions (smaller effective rank, more energy "
-        "in the top C) "
-        "and hold their labels there; scale goes the other way. A pilot on this network; a direction, not a law.",
+        "in the top C) and hold their labels there; scale goes the other way. A pilot on this network; a direction, not a law.",
         reference="Zhang et al. 2017, Understanding deep learning requires rethinking generalization; Oymak et al. 2019, "
         "arXiv 1906.05392",
     )
@@ -216,11 +215,9 @@ def jacobian_diagonal(settings: Settings) -> Experiment:
         asked=("max_over_mean", "prototype_overlap"),
         rule="of_prototypes",
         expectation="For probabilities a heavy tail: the largest ‖Jᵢ‖² far above the mean, and the samples that stand "
-        "out, next to "
-        "the boundaries between classes, are shared by networks of other initial weights.",
+        "out, next to the boundaries between classes, are shared by networks of other initial weights.",
         reference="Novak et al. 2018, Sensitivity and generalization in neural networks, arXiv 1802.08760, for ‖J‖ "
-        "near boundaries; "
-        "the tail is a hypothesis of this project",
+        "near boundaries; the tail is a hypothesis of this project",
     )
 
 
@@ -233,8 +230,7 @@ def ntk_information_space(settings: Settings) -> Experiment:
         asked=("true_information_alignment", "information_dimension"),
         rule="of_information",
         expectation="The Jacobian has few large singular values; true labels lie in the span of their directions, "
-        "random labels do "
-        "not, and training makes that clearer.",
+        "random labels do not, and training makes that clearer.",
         reference="Oymak, Fabian, Li and Soltanolkotabi 2019, Generalization guarantees for neural networks via harnessing the "
         "low-rank structure of the Jacobian, arXiv 1906.05392",
     )
@@ -257,8 +253,7 @@ def ggn_outliers(settings: Settings, classes: Sequence[int] = (3, 4, 6, 8)) -> E
         asked=("outlier_gap",),
         rule="of_classes",
         expectation="After training C outliers, or C − 1 without the classes' common direction. Before it the "
-        "predictions are near "
-        "uniform, and C tight clusters give C (C − 1): one for each pair.",
+        "predictions are near uniform, and C tight clusters give C (C − 1): one for each pair.",
         reference="Sagun et al. 2017, arXiv 1706.04454; Papyan 2019, arXiv 1901.08244, and 2020, arXiv 2008.11865",
     )
 
@@ -272,8 +267,7 @@ def hessian_index(settings: Settings) -> Experiment:
         asked=("negative_fraction", "lambda_min", "lambda_max"),
         rule="of_index",
         expectation="Points of low loss have few directions of negative curvature, and those are shallow: nearly "
-        "minima, and more so "
-        "the lower the loss.",
+        "minima, and more so the lower the loss.",
         reference="Bray and Dean 2007, arXiv cond-mat/0611023; Dauphin et al. 2014, Identifying and attacking the saddle point "
         "problem, arXiv 1406.2572; Sagun et al. 2017, arXiv 1706.04454",
     )

@@ -14,6 +14,7 @@ from spectral.networks.curvature import Curvature
 from spectral.networks.jacobian import Jacobian
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator, Submatrix
+from spectral.schema import choice
 
 
 def blocks(A: Operator, partition: Any = None, *, by: str = "parameter") -> dict[str, Operator]:
@@ -70,8 +71,7 @@ def blocks(A: Operator, partition: Any = None, *, by: str = "parameter") -> dict
         if by != "parameter":
             raise ValueError(f"by={by!r} and partition= both say what a block is; leave one of them out.")
         return _parts(as_operator(A), partition)
-    if by not in ("parameter", "module"):
-        raise ValueError(f"by={by!r} is no kind of block; use 'parameter' or 'module'.")
+    choice(by, "by", ("parameter", "module"))
     inner = _of_parameters(A)
     if inner is None:
         raise TypeError(

@@ -447,9 +447,8 @@ class SumOverBatches(Operator):
 
     def _not_finite(self, what: str, where: str) -> ValueError:
         return ValueError(
-            f"the product {what} holds NaN or infinity though the outputs are finite"
-            f"{': ' + where if where else ''}; mend the derivative there (a square root or a norm at 0, say), or multiply in "
-            "float64 by product_dtype=."
+            f"the product {what} holds NaN or infinity though the outputs are finite{': ' + where if where else ''}; mend the "
+            "derivative there (a square root or a norm at 0, say), or multiply in float64 by product_dtype=."
         )
 
     def _ready(self) -> None:

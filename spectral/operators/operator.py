@@ -17,6 +17,7 @@ from spectral import arrays, distributed, longvectors, persist, probes
 from spectral.operators.export import cupy_view, scipy_view
 from spectral.operators.linear_map import LinearMap
 from spectral.pieces import Piece, Shards, local, own_rows
+from spectral.schema import choice
 
 
 class Operator(LinearMap):
@@ -818,8 +819,7 @@ class Gram(Derived):
     """
 
     def __init__(self, A: Operator, side: str = "auto") -> None:
-        if side not in ("auto", "left", "right"):
-            raise ValueError(f"side={side!r} is no side; use 'left' (A A^T), 'right' (A^T A) or 'auto' (the smaller).")
+        choice(side, "side", ("auto", "left", "right"))
         m, n = A.shape
         self.side = side if side != "auto" else ("left" if m < n else "right")
         dim = m if self.side == "left" else n

@@ -77,12 +77,10 @@ OWN_METRICS = {
     "own_label_alignment": "energy of the labels trained on in the leading directions, ‖Uᵀy‖²/‖y‖², from 0 to 1",
     "true_label_alignment": "the same for the true labels",
     "own_information_alignment": "the part of the energy of the labels trained on that lies in the information space, "
-    "the leading "
-    "directions that hold 90 % of the trace",
+    "the leading directions that hold 90 % of the trace",
     "true_information_alignment": "the same for the true labels",
     "prototype_overlap": "the part of the tenth of the samples with the largest ‖Jᵢ‖² that is in that of another seed "
-    "too, mean over "
-    "the other seeds; chance gives 0.1, ± its standard deviation",
+    "too, mean over the other seeds; chance gives 0.1, ± its standard deviation",
     "outliers": "how many eigenvalues stand apart above the bulk, by the gap below them or above the edge of the bulk",
     "outlier_gap": "the smallest of them over the largest eigenvalue of the bulk",
     "max_over_mean": "the largest of the n numbers ‖Jᵢ‖² over their mean, from 1 to n",

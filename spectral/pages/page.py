@@ -142,11 +142,9 @@ def captions(report: Report) -> dict[str, str]:
     effect = ", d Cohen's effect size of true minus random labels" if any(row.effect for row in strips) else ""
     return {
         "counts": "How many eigenvalues stand apart, against the number of classes, with the numbers that one mean a "
-        "class (C, or C − 1 "
-        "without their common direction) and one for each pair of classes, C (C − 1), would give.",
+        "class (C, or C − 1 without their common direction) and one for each pair of classes, C (C − 1), would give.",
         "prototypes": "The samples at both ends of the diagonal of the first matrix, networks trained on true labels, "
-        "mean over seeds: "
-        "those that the outputs depend on most, and least.",
+        "mean over seeds: those that the outputs depend on most, and least.",
         "numbers": "" if report.numbers is None else f"The {report.numbers.kind} of {report.title}, with their errors.",
         "landscape": f"Spectral densities{', overlaid' if multi else ''}. {small}"
         + (

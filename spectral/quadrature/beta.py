@@ -70,8 +70,8 @@ def located(nodes: np.ndarray, masses: np.ndarray, least: float) -> np.ndarray:
     return raised
 
 
-def w1_noise(cdf: np.ndarray, grid: np.ndarray, probes: int, dim: int, quantile: float = 0.95) -> float:
-    """The `quantile` of int |F_g - F| dx over the draws of pooled Gaussian probes, F (X,) a CDF of `dim` eigenvalues that is
+def w1_noise(cdf: np.ndarray, grid: np.ndarray, probes: int, dim: int) -> float:
+    """The 95 % quantile of int |F_g - F| dx over the draws of pooled Gaussian probes, F (X,) a CDF of `dim` eigenvalues that is
     constant between the points of `grid`.
 
     The masses that m pooled probes have on the cells of the grid are Dirichlet(m r_i / 2), r_i the eigenvalues in cell i: the
@@ -80,4 +80,4 @@ def w1_noise(cdf: np.ndarray, grid: np.ndarray, probes: int, dim: int, quantile:
     share = np.maximum(np.diff(np.concatenate([[0.0], np.maximum.accumulate(np.clip(cdf, 0, 1)), [1.0]])), 0.0)
     draws = np.random.default_rng(0).standard_gamma(probes * dim * share / 2, (DRAWS, len(share)))
     noisy = np.cumsum(draws / draws.sum(1, keepdims=True), axis=1)[:, :-1]
-    return float(np.quantile(np.abs(noisy - np.cumsum(share)[:-1])[:, :-1] @ np.diff(grid), quantile))
+    return float(np.quantile(np.abs(noisy - np.cumsum(share)[:-1])[:, :-1] @ np.diff(grid), 0.95))
