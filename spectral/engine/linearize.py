@@ -344,9 +344,10 @@ class Adjoint:
         return error
 
 
-def is_generic(v: torch.Tensor) -> bool:
-    """Whether v's entries are like those of a random vector: of LOOKS none is zero, and no two are of one size."""
-    some = v[:: max(1, len(v) // LOOKS)].abs()
+def is_generic(*pieces: torch.Tensor) -> bool:
+    """Whether a vector's entries are like those of a random one: of LOOKS none is zero, and no two are of one size."""
+    step = max(1, sum(p.numel() for p in pieces) // LOOKS)
+    some = torch.cat([p.reshape(-1)[::step] for p in pieces]).abs()
     return len(some) >= LOOKS and bool((some > 0).all()) and len(torch.unique(some)) == len(some)
 
 

@@ -76,7 +76,7 @@ class Curvature(SumOverBatches):
                 LossModel, model, data, loss=loss, forward=forward, wrt=wrt, params=params, shared=shared,
                 statistics=statistics, of=self.of, products=products,
             )  # fmt: skip
-        self.loss, self.layout = loss, layout
+        self.loss, self.layout = network.loss.given, layout
         self._begin(network, products)
         self._test_model()
 
@@ -909,7 +909,7 @@ class Fisher(GaussNewton):
             raise ValueError(
                 f"draws={draws!r} is no number of draws; use an integer >= 1, or None for the exact Fisher."
             )
-        outputs.check_predictive(loss)
+        outputs.check_predictive(losses.as_module(loss))
         self.draws, self.seed = draws, seed
         super().__init__(
             model, loss, data, wrt=wrt, layout=layout, params=params, forward=forward, shared=shared,

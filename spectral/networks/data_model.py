@@ -31,6 +31,7 @@ from spectral.networks.calling import (
     WholeCall,
     check_model,
     default_forward,
+    has_derivatives,
     labelled_forward,
     required_inputs,
     select_parameters,
@@ -139,7 +140,9 @@ class DataModel:
 
     def _set_dtype(self, model: nn.Module) -> None:
         named = dict(model.named_parameters())
-        floating = [named[name] for name in self.names] or [p for p in named.values() if p.is_floating_point()]
+        floating = [named[name] for name in self.names] or [
+            p for p in named.values() if has_derivatives(p) and not p.is_complex()
+        ]
         devices = {p.device for p in floating}
         if len(devices) > 1:
             listed = ", ".join(sorted(map(str, devices)))
@@ -356,7 +359,7 @@ class DataModel:
         """The same for each parameter and buffer of the model by itself, by its name."""
         with threads.alone(self.model.modules()):
             named = [*self.model.named_parameters(), *self.model.named_buffers()]
-            return {name: arrays.checksum(t.detach()) for name, t in named if t.layout == torch.strided}
+            return {name: arrays.checksum(t.detach()) for name, t in named}
 
     @property
     def surveyed(self) -> bool:
@@ -641,8 +644,14 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
                 f"the model does not run in product_dtype={model.product_dtype} ({words}); leave product_dtype= out."
             ) from problem
         kinds = {t.dtype for t in tensors(batch) if t.is_floating_point()} - {model.compute_dtype, *model.kinds}
-        if not kinds:
+        odd = [name for name, p in model.model.named_parameters() if not has_derivatives(p)]
+        if not kinds and not odd:
             raise
+        if not kinds:
+            raise TypeError(
+                f"the model fails on batch {index} ({first_line(problem)}), and its parameter {odd[0]} is "
+                f"{arrays.dtype_name(model.model.get_parameter(odd[0]).dtype)}; convert it to a dtype that forward takes."
+            ) from problem
         listed = " and ".join(sorted(map(str, kinds)))
         raise TypeError(
             f"batch {index} holds {listed}, but the model is {model.compute_dtype}; convert one of them."
