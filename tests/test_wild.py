@@ -200,10 +200,86 @@ def test_loss_of_output_and_target_is_understood_by_its_names(problem, loss):
     assert agrees(H, second(lambda: F.cross_entropy(model(x), y, label_smoothing=0.1), list(model.parameters())), 1e-8)
 
 
+def test_weights_that_change_after_targets_were_counted_are_refused(problem):
+    model, x, y = problem
+    loss = nn.CrossEntropyLoss(weight=torch.ones(3, dtype=DOUBLE))
+    H = Hessian(model, loss, [(x, y)])
+    loss.weight[0] = 5.0
+    with pytest.raises(ValueError, match=r"loss=CrossEntropyLoss has other weights than when its targets were counted"):
+        H @ torch.ones(31, dtype=DOUBLE)
+
+
 # Batches --------------------------------------------------------------------------------------------------------------
 class Record:
     def __init__(self, x, y):
         self.input, self.y = x, y
+
+
+FORWARDS = {
+    "the last entry is the target": (lambda x, m, y: (x, m, y), lambda model, b: model(b[0] + 0 * b[1])),
+    "an index first": (lambda x, m, y: (torch.arange(len(x)), x, y), lambda model, b: model(b[1])),
+    "an index last": (lambda x, m, y: [x, y, torch.arange(len(x))], lambda model, b: model(*b[:1])),
+}
+
+
+@pytest.mark.parametrize("kind", FORWARDS)
+def test_target_stands_behind_what_forward_reads(problem, kind):
+    """A mask of the outputs' shape is a distribution of classes for torch."""
+    model, x, y = problem
+    make, forward = FORWARDS[kind]
+    mask = torch.rand(6, 3, dtype=DOUBLE)
+    right = dense(Hessian(model, CE, [(x, y)]))
+    data = [make(x[i], mask[i], y[i]) for i in (slice(0, 4), slice(4, 6))]
+    assert agrees(Hessian(model, CE, data, forward=forward), right)
+
+
+def test_target_that_nothing_tells_is_asked_for(problem):
+    model, x, y = problem
+
+    def forward(model, batch):
+        x, mask, _ = batch
+        return model(x + 0 * mask)
+
+    with pytest.raises(
+        ValueError, match=r"forward= reads all 3 entries of a batch, so that none of them is known as the target"
+    ):
+        Hessian(model, CE, [(x, x, y)], forward=forward)
+
+
+FAILING = {
+    "another shape": (
+        lambda x: x[:, :2],
+        {},
+        RuntimeError,
+        "the model fails on batch 0 .RuntimeError: mat1 and mat2 shapes",
+    ),
+    "a key that is not there": (lambda x: {"a": x}, {"forward": lambda m, b: m(b["x"])}, ValueError, "KeyError: 'x'"),
+    "a forward of one argument": (
+        lambda x: x,
+        {"forward": lambda b: b},
+        TypeError,
+        "takes 1 positional argument but 2",
+    ),
+    "of a word": (lambda x: x, {"forward": "x"}, TypeError, "'str' object is not callable"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILING)
+def test_model_that_fails_on_a_batch_is_one_sentence(problem, kind):
+    model, x, _ = problem
+    change, options, error, words = FAILING[kind]
+    with pytest.raises(
+        error, match=rf"the model fails on batch 0 .*{words.removeprefix('the model fails on batch 0 ')}"
+    ) as caught:
+        Jacobian(model, [change(x)], **options)
+    assert caught.value.__cause__ is not None and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_sample_without_an_axis_of_samples_is_one_sentence(problem, kind):
+    model, x, y = problem
+    with pytest.raises(ValueError, match=r"the output has shape \(3,\), but a cross entropy is of \(B, classes\)"):
+        kind(model, CE, list(zip(x, y, strict=True)))
 
 
 def test_objects_and_inference_tensors_as_batches(problem):
@@ -244,6 +320,7 @@ class SimpleTable(SimpleNamespace):
 
 
 @pytest.mark.parametrize("kind", NO_MATRIX)
+@pytest.mark.filterwarnings("ignore:Sparse")
 def test_no_matrix_is_one_sentence(kind):
     make, words = NO_MATRIX[kind]
     with pytest.raises(TypeError, match=words):

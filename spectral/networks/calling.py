@@ -174,15 +174,36 @@ def _checked_call(model: nn.Module, batch: Any, left_out: Sequence[str]) -> Any:
     return model(*args, **kwargs)
 
 
+class Reads(tuple):  # type: ignore[type-arg]
+    """A tuple that knows the last entry that was read of it."""
+
+    last = -1
+
+    def __getitem__(self, key: Any) -> Any:
+        self.last = max(self.last, *range(len(self))[key]) if isinstance(key, slice) else range(len(self))[key]
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Any:
+        self.last = len(self) - 1
+        return super().__iter__()
+
+
 class ForwardCall(nn.Module):
     """forward(model, batch) as a module."""
 
     def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
         self.model, self.given = model, forward
+        self.reads: int | None = None  # entries of a longer tuple up to the last one that a forward= of the user reads
 
     def forward(self, batch: Any) -> Any:
-        return self.given(self.model, batch)
+        own = self.given in (default_forward, labelled_forward)
+        if own or self.reads is not None or type(batch) not in (tuple, list) or len(batch) < 3:
+            return self.given(self.model, batch)
+        seen = Reads(batch)
+        output = self.given(self.model, seen)
+        self.reads = seen.last + 1
+        return output
 
 
 class WholeCall(nn.Module):

@@ -66,6 +66,7 @@ class Loss:
         )
         self.couples = ""  # what shows that samples meet in the loss
         self.tested = False  # whether parts of a batch have been held against the whole
+        self.mark = self._marked()  # of a module's tensors as they are counted with
         self.counted = False  # whether a batch has counted targets, so that `shift` is certain
 
     @property
@@ -89,7 +90,22 @@ class Loss:
         self.shift = "CausalLM" in names or "LMHead" in names
 
     def target(self, batch: Any) -> Any:
+        if isinstance(batch, tuple | list) and 2 < len(batch) <= self.inputs:
+            raise Misused(
+                f"forward= reads all {len(batch)} entries of a batch, so that none of them is known as the target; pass loss= as "
+                "a callable (output, batch) -> (sum, count), or let forward= read its own by batch[0]."
+            )
         return target_of(batch, self.inputs)
+
+    def check_counted(self) -> None:
+        """One sentence where a module's own tensors, such as class weights, are not those with which targets were counted."""
+        if self.mark != self._marked():
+            raise ValueError(
+                f"{_called(self.given)} has other weights than when its targets were counted; build the operator anew."
+            )
+
+    def _marked(self) -> str:
+        return arrays.checksum(*self.given.buffers()) if self.is_module else ""
 
     def __call__(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum over the counted targets, their count) of one batch, scalars: added over batches they make the mean of all."""
