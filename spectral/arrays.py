@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 TILE = 1 << 14  # rows of a block transposed at a time: they stay in cache, and are enough for several threads
 SQUARES = 1e-140, 1e140  # sizes whose squares, and sums of so many, float64 holds
@@ -73,8 +74,8 @@ def one_stream(device: torch.device) -> Iterator[bool]:
 def to_torch(array: Any) -> torch.Tensor:
     """The same memory as a torch tensor.
 
-    What torch cannot alias is copied: numpy arrays that are read-only or have negative strides, and cupy arrays where cupy's
-    current stream is not torch's (see `one_stream`).
+    What torch cannot alias is copied: numpy arrays that are read-only, have negative strides or another order of bytes, and cupy
+    arrays where cupy's current stream is not torch's (see `one_stream`).
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ def to_torch(array: Any) -> torch.Tensor:
     Raises
     ------
     TypeError
-        For anything else.
+        For anything else, and for masked entries.
 
     Examples
     --------
@@ -99,8 +100,13 @@ def to_torch(array: Any) -> torch.Tensor:
     if isinstance(array, torch.Tensor):
         return array
     if isinstance(array, np.ndarray):
-        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-            array = array.copy()  # torch has no read-only tensors and no negative strides
+        if np.ma.is_masked(array):
+            raise TypeError(
+                "the array is masked in some entries, which have no value; fill them, such as by array.filled(0)."
+            )
+        if not array.flags.writeable or any(stride < 0 for stride in array.strides) or not array.dtype.isnative:
+            # torch has no read-only tensors, no negative strides and no other order of bytes
+            array = array.astype(array.dtype.newbyteorder("="))
         return torch.from_numpy(array)
     if is_cupy(array):
         with one_stream(cupy_device(array)) as shared:
@@ -247,7 +253,7 @@ def checksum(*tensors: torch.Tensor) -> str:
     sums: list[torch.Tensor] = []
     small: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
     size = 0  # of what waits in `small`
-    for x in tensors:
+    for x in (part for tensor in tensors for part in strided(tensor)):
         names.append(f"{x.dtype} {tuple(x.shape)}")
         real = _real(x.detach())
         if x.nbytes > SMALL:
@@ -263,6 +269,16 @@ def checksum(*tensors: torch.Tensor) -> str:
     for device in dict.fromkeys(part.device for part in sums):
         digest.update(torch.cat([part for part in sums if part.device == device]).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def strided(x: torch.Tensor) -> list[torch.Tensor]:
+    """What a tensor lies in: itself, or the entries of a sparse one and where they stand."""
+    if x.layout == torch.strided:
+        return [x]
+    if x.layout not in SPARSE:  # which nobody can look into
+        return []
+    sparse = x.detach().to_sparse_coo().coalesce()
+    return [sparse.values(), sparse.indices()]
 
 
 def _joined_sums(small: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]]) -> list[torch.Tensor]:

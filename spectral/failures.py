@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import linecache
+
+
+def is_own(failure: BaseException) -> bool:
+    """Whether this package has raised it, and not what it calls."""
+    trace = failure.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not str(trace.tb_frame.f_globals.get("__name__")).startswith("spectral."):
+        return False
+    return linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).lstrip().startswith("raise")
+
 
 def first_line(failure: BaseException) -> str:
     """The first line of its message, or its kind if it has none.

@@ -104,6 +104,6 @@ def test_weights_without_arithmetic_are_refused():
         Jacobian(model, data)
     model, data = small(torch.float32)
     model[0].weight = nn.Parameter(torch.ones(16, 6, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(TypeError, match=r"the parameter 0.weight is int8, .*convert it"):
+    with pytest.raises(TypeError, match=r"fails on batch 0 \(.*parameter 0.weight is int8; convert it"):
         Jacobian(model, data)
     Jacobian(nn.Sequential(nn.Linear(6, 2), nn.BatchNorm1d(2)).eval(), data)  # a counter in int64 is a buffer

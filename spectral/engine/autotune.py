@@ -285,6 +285,8 @@ class Tuned:
                     kept.way, kept.maps = way, None  # the other's graph goes first
                     kept.maps = self.work.linearize(way)
                 product = kept.maps.product(v)
+                if young and len(choice.ways) > 1 and not all(arrays.all_finite(piece) for piece in product):
+                    raise linearize.Wrong("the product holds NaN or infinity")
                 if young:
                     seconds = _now(v) - begin
                     choice.note(way, seconds, kept.maps.check(v, product) if self.engine.check else 0.0)

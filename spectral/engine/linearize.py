@@ -187,7 +187,10 @@ class DoubleBackward(ForwardMode):
 
 
 WAYS: dict[str, type[ForwardMode]] = {"fresh": ForwardMode, "double-backward": DoubleBackward}
-COPIES = {"fresh": 1.0, "double-backward": 2.5}  # graphs of the forward pass that each one keeps: .4 to 2.1 on three models
+COPIES = {
+    "fresh": 1.0,
+    "double-backward": 2.5,
+}  # graphs of the forward pass that each one keeps: .4 to 2.1 on three models
 
 
 class Wrong(RuntimeError):
@@ -344,9 +347,10 @@ class Adjoint:
         return error
 
 
-def is_generic(v: torch.Tensor) -> bool:
-    """Whether v's entries are like those of a random vector: of LOOKS none is zero, and no two are of one size."""
-    some = v[:: max(1, len(v) // LOOKS)].abs()
+def is_generic(*pieces: torch.Tensor) -> bool:
+    """Whether a vector's entries are like those of a random one: of LOOKS none is zero, and no two are of one size."""
+    step = max(1, sum(p.numel() for p in pieces) // LOOKS)
+    some = torch.cat([p.reshape(-1)[::step] for p in pieces]).abs()
     return len(some) >= LOOKS and bool((some > 0).all()) and len(torch.unique(some)) == len(some)
 
 

@@ -5,6 +5,9 @@ Those that lie with one module for good (of `fully_shard`, of a module's buffers
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+weight_norm: Any = sys.modules.get("torch.nn.utils.weight_norm")  # torch.nn.utils has a function of this name
 aten: Any = torch.ops.aten
 unsafe_view = aten._unsafe_view.default
 has_same_storage_numel = aten._has_same_storage_numel.default
@@ -25,6 +29,7 @@ __all__ = [
     "tree_flatten",
     "tree_unflatten",
     "unsafe_view",
+    "weight_norm_of_operations",
 ]
 
 
@@ -54,3 +59,24 @@ def schema(operation: Any) -> Any:
 def softmax_backward(u: torch.Tensor, p: torch.Tensor, axis: int) -> torch.Tensor:
     """(diag(p) - p p^T) u. Without it the first product with a cross entropy's curvature raises AttributeError."""
     return torch._softmax_backward_data(u, p, axis, p.dtype)
+
+
+@contextmanager
+def weight_norm_of_operations() -> Iterator[None]:
+    """Weight normalisation by v g / |v|: torch's fused one has no forward mode, and its second derivative keeps |v| fixed.
+
+    Without these names nothing is replaced, and a Hessian of such a model is refused by the difference of its gradients.
+    """
+
+    def by_operations(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        return v * (g / torch.norm_except_dim(v, 2, dim))
+
+    holders: list[Any] = [m for m in (torch, weight_norm) if hasattr(m, "_weight_norm")]
+    places = [(module, module._weight_norm) for module in holders]
+    for module in holders:
+        module._weight_norm = by_operations
+    try:
+        yield
+    finally:
+        for module, fused in places:
+            module._weight_norm = fused

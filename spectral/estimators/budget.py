@@ -63,7 +63,7 @@ class Budget:
         self.seconds = self.products = self.epochs = float("inf")
         if budget is None:
             return
-        if isinstance(budget, int | float) and not isinstance(budget, bool) and budget > 0:
+        if isinstance(budget, int | float | np.number) and not isinstance(budget, bool) and budget > 0:
             self.products = float(budget)
             return
         text = budget if isinstance(budget, str) else ""

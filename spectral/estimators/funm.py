@@ -297,8 +297,7 @@ class Applied(Derived):
     @property
     def _values(self) -> list[str]:
         """f at some points: what can be seen of it."""
-        with np.errstate(all="ignore"):
-            return [f"{y:.9g}" for y in np.asarray(self.g.f(np.clip(SEEN, *self.g.domain)), float)]
+        return [f"{y:.9g}" for y in bounds.real_values(self.g.f, np.clip(SEEN, *self.g.domain))]
 
 
 def _name(f: Given) -> str:

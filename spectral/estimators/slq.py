@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,7 @@ def slq(
         "seed": check_seed(seed),
         "reorthogonalize": plan.mode,
         "deflate": plan.vectors > 0,
-        "tol": dict(tol) if aim is not None and not isinstance(tol, int | float) else tol,
+        "tol": tol if tol is None else dict(tol) if isinstance(tol, Mapping) else float(tol),
     }
     if plan.choice:
         settings["memory"] = plan.choice

@@ -58,6 +58,8 @@ def placed(batch: Any, device: torch.device, cast: Callable[[torch.Tensor], torc
             leaf = arrays.to_torch(leaf)
         if not isinstance(leaf, torch.Tensor):
             return leaf
+        if leaf.is_inference() and not torch.is_inference_mode_enabled():
+            leaf = leaf.clone()  # no graph takes what was made under inference_mode
         moved = cast(leaf.detach().to(device))
         return moved.requires_grad_() if leaf.requires_grad else moved
 
@@ -78,6 +80,14 @@ def fingerprint(batch: Any) -> str:
     """A hash of every entry of a batch's tensors and of its numbers and words."""
     rest = [f"{place}: {leaf}" for place, leaf in leaves(batch) if isinstance(leaf, bool | int | float | str)]
     return "; ".join([arrays.checksum(*tensors(batch)), *rest])
+
+
+def part(t: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Rows start, ..., stop - 1 of a tensor, of a sparse one too."""
+    if t.layout == torch.strided:
+        return t[start:stop]
+    rows = t.to_sparse_coo().index_select(0, torch.arange(start, stop, device=t.device))
+    return rows if t.is_sparse else rows.to_sparse(layout=t.layout)
 
 
 # Samples -------------------------------------------------------------------------------------------------------------
@@ -118,7 +128,7 @@ class Samples:
 
     def rows(self, tree: Any, size: int, start: int, stop: int) -> Any:
         """Samples start, ..., stop - 1."""
-        return self.some(tree, size, lambda t: t[start:stop])
+        return self.some(tree, size, lambda t: part(t, start, stop))
 
     def apart(self, batch: Any, size: int) -> tuple[list[torch.Tensor], Callable[[Sequence[torch.Tensor]], Any]]:
         """The entries that belong to the samples, and the function that puts others in their places."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,16 +28,33 @@ def select_parameters(model: nn.Module, params: Any) -> dict[str, nn.Parameter]:
         chosen = {name: p for name, p in named.items() if p.requires_grad}
         if not chosen:
             raise ValueError("the model has no parameter that requires a gradient; name some with params=['*'].")
-        return chosen
+        return _differentiable(chosen)
     if isinstance(params, str):
         raise TypeError(f"params={params!r} is a string; pass a list of name globs, such as [{params!r}].")
+    if not isinstance(params, torch.Tensor | nn.Module | Iterable):
+        raise TypeError(f"params is a {type(params).__name__}; pass a list of name globs, parameters or modules.")
     given = [params] if isinstance(params, torch.Tensor | nn.Module) else list(params)
     wanted: set[str] = set()
     for one in given:
         wanted |= _names(named, one)
     if not wanted:
         raise ValueError("params=[] names no parameter; leave it out for all that require a gradient.")
-    return {name: p for name, p in named.items() if name in wanted}
+    return _differentiable({name: p for name, p in named.items() if name in wanted})
+
+
+def has_derivatives(p: torch.Tensor) -> bool:
+    """Whether anything can be differentiated in this dtype: others may be frozen weights, quantised ones say."""
+    return p.is_complex() or (p.is_floating_point() and p.dtype.itemsize > 1)
+
+
+def _differentiable(chosen: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    for name, p in chosen.items():
+        if not has_derivatives(p):
+            raise TypeError(
+                f"the parameter {name} is {str(p.dtype).removeprefix('torch.')}, in which no derivative can be computed; convert "
+                "it to bfloat16, float32 or float64, or leave it out by params=."
+            )
+    return chosen
 
 
 def _names(named: dict[str, nn.Parameter], one: Any) -> set[str]:
@@ -89,15 +106,14 @@ def check_model(model: Any) -> None:
                 raise ValueError(
                     f"the parameter {name} has no shape yet (a lazy layer); run one batch through the model first."
                 )
+            if p.is_inference():
+                raise ValueError(
+                    f"the parameter {name} was made under torch.inference_mode(), which allows no derivatives; make or load the "
+                    "model outside of it."
+                )
             if p.is_meta:
                 raise ValueError(
                     f"the parameter {name} is on the device meta and has no values; load the model's weights first."
-                )
-            if p.dtype.itemsize == 1 or not (p.is_floating_point() or p.is_complex()):
-                kind = str(p.dtype).removeprefix("torch.")
-                raise TypeError(
-                    f"the parameter {name} is {kind}, in which no derivative can be computed; convert it to bfloat16, float32 or "
-                    "float64."
                 )
         return
     way = (
@@ -158,15 +174,36 @@ def _checked_call(model: nn.Module, batch: Any, left_out: Sequence[str]) -> Any:
     return model(*args, **kwargs)
 
 
+class Reads(tuple):  # type: ignore[type-arg]
+    """A tuple that knows the last entry that was read of it."""
+
+    last = -1
+
+    def __getitem__(self, key: Any) -> Any:
+        self.last = max(self.last, *range(len(self))[key]) if isinstance(key, slice) else range(len(self))[key]
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Any:
+        self.last = len(self) - 1
+        return super().__iter__()
+
+
 class ForwardCall(nn.Module):
     """forward(model, batch) as a module."""
 
     def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
         self.model, self.given = model, forward
+        self.reads: int | None = None  # entries of a longer tuple up to the last one that a forward= of the user reads
 
     def forward(self, batch: Any) -> Any:
-        return self.given(self.model, batch)
+        own = self.given in (default_forward, labelled_forward)
+        if own or self.reads is not None or type(batch) not in (tuple, list) or len(batch) < 3:
+            return self.given(self.model, batch)
+        seen = Reads(batch)
+        output = self.given(self.model, seen)
+        self.reads = seen.last + 1
+        return output
 
 
 class WholeCall(nn.Module):

@@ -76,7 +76,7 @@ class Curvature(SumOverBatches):
                 LossModel, model, data, loss=loss, forward=forward, wrt=wrt, params=params, shared=shared,
                 statistics=statistics, of=self.of, products=products,
             )  # fmt: skip
-        self.loss, self.layout = loss, layout
+        self.loss, self.layout = network.loss.given, layout
         self._begin(network, products)
         self._test_model()
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from spectral import arrays, longvectors, threads
 from spectral.engine import linearize, private
-from spectral.failures import first_line
+from spectral.failures import first_line, is_own
 from spectral.networks import activations, checkpointing, model_state
 from spectral.networks.batches import Samples, check_data, fingerprint, placed, random_state, set_random_state, warm_up
 from spectral.networks.calling import (
@@ -31,6 +31,7 @@ from spectral.networks.calling import (
     WholeCall,
     check_model,
     default_forward,
+    has_derivatives,
     labelled_forward,
     required_inputs,
     select_parameters,
@@ -44,6 +45,7 @@ from spectral.networks.trees import leaves, map_tensors, replaced, tensors
 from spectral.pieces import Shards
 from spectral.probes import Signs
 
+FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)  # of a model on a batch
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
 WRT = ("params", "inputs")
 STATISTICS = ("population", "batch")
@@ -139,7 +141,9 @@ class DataModel:
 
     def _set_dtype(self, model: nn.Module) -> None:
         named = dict(model.named_parameters())
-        floating = [named[name] for name in self.names] or [p for p in named.values() if p.is_floating_point()]
+        floating = [named[name] for name in self.names] or [
+            p for p in named.values() if has_derivatives(p) and not p.is_complex()
+        ]
         devices = {p.device for p in floating}
         if len(devices) > 1:
             listed = ", ".join(sorted(map(str, devices)))
@@ -279,6 +283,8 @@ class DataModel:
                 stack.callback(set_random_state, self.data, random_state(self.data))
                 set_random_state(self.data, self.state)
             self.read_parameters()
+            if self.surveyed:
+                self.loss.check_counted()
             self.sweeps += 1
             self._seen_version = None
             outer, self._stack, self._opened = (self._stack, self._opened), stack, False
@@ -356,7 +362,7 @@ class DataModel:
         """The same for each parameter and buffer of the model by itself, by its name."""
         with threads.alone(self.model.modules()):
             named = [*self.model.named_parameters(), *self.model.named_buffers()]
-            return {name: arrays.checksum(t.detach()) for name, t in named if t.layout == torch.strided}
+            return {name: arrays.checksum(t.detach()) for name, t in named}
 
     @property
     def surveyed(self) -> bool:
@@ -390,6 +396,7 @@ class DataModel:
 
     def _learn(self, index: int, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the loss means, from a batch's output: its (sum, count)."""
+        self.loss.inputs = self.call.run.reads or self.loss.inputs
         sum_count = self.loss.learn(index, output, batch)
         if index == 0 and self._of_loss:
             self.loss.check_samples(output, batch)
@@ -634,15 +641,32 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
     try:
         z = function(*model.primals(batch))
         copies = {**model.rest, **model.values}
-    except RuntimeError as problem:
-        if model.product_dtype is not None:
+    except FAILURES as problem:
+        if is_own(problem):
+            raise
+        if model.product_dtype is not None and isinstance(problem, RuntimeError):
             words = first_line(problem)
             raise TypeError(
                 f"the model does not run in product_dtype={model.product_dtype} ({words}); leave product_dtype= out."
             ) from problem
         kinds = {t.dtype for t in tensors(batch) if t.is_floating_point()} - {model.compute_dtype, *model.kinds}
+        kinds = kinds if isinstance(problem, RuntimeError) else set()
+        odd = [name for name, p in model.model.named_parameters() if not has_derivatives(p)]
+        if not kinds and not odd:
+            kind = next(
+                kind
+                for kind in (TypeError, RuntimeError, ValueError)
+                if isinstance(problem, kind) or kind is ValueError
+            )
+            raise kind(
+                f"the model fails on batch {index} ({type(problem).__name__}: {first_line(problem)}); the model, or forward= and "
+                "of= where they are given, must take what the batch holds."
+            ) from problem
         if not kinds:
-            raise
+            raise TypeError(
+                f"the model fails on batch {index} ({first_line(problem)}), and its parameter {odd[0]} is "
+                f"{arrays.dtype_name(model.model.get_parameter(odd[0]).dtype)}; convert it to a dtype that forward takes."
+            ) from problem
         listed = " and ".join(sorted(map(str, kinds)))
         raise TypeError(
             f"batch {index} holds {listed}, but the model is {model.compute_dtype}; convert one of them."

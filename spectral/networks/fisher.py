@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from spectral import persist
+from spectral.networks import losses
 from spectral.networks import output_curvature as outputs
 from spectral.networks.curvature import Curvature, Forward, GaussNewton, Product
 
@@ -135,7 +136,7 @@ class Fisher(GaussNewton):
             raise ValueError(
                 f"draws={draws!r} is no number of draws; use an integer >= 1, or None for the exact Fisher."
             )
-        outputs.check_predictive(loss)
+        outputs.check_predictive(losses.as_module(loss))
         self.draws, self.seed = draws, seed
         super().__init__(
             model, loss, data, wrt=wrt, layout=layout, params=params, forward=forward, shared=shared,

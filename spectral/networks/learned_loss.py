@@ -8,6 +8,7 @@ Legend: B samples in a batch.
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import nn
 
 from spectral import arrays, distributed
 from spectral.failures import first_line
-from spectral.networks.batches import Samples, is_finite
+from spectral.networks.batches import LABEL_KEYS, Samples, is_finite
 from spectral.networks.losses import (
     Misused,
+    as_module,
     check_classes,
     class_mass,
     label_counts,
@@ -36,6 +38,17 @@ from spectral.networks.trees import Place, leaves, replaced, tensors
 WRONG = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, AssertionError)
 
 
+TARGETS = (
+    *LABEL_KEYS,
+    "t",
+    "gt",
+    "y_true",
+    "true",
+    "tgt",
+    "ground_truth",
+)  # what a callable that takes no batch calls it
+
+
 class Loss:
     """What the user gave as a loss, as (sum, count) of a batch and of each of its samples.
 
@@ -45,11 +58,15 @@ class Loss:
 
     def __init__(self, given: Any, samples: Samples, inputs: int = 1) -> None:
         _check_loss(given)
-        self.given, self.samples, self.inputs = given, samples, inputs
+        self.given, self.samples, self.inputs = as_module(given), samples, inputs
         self.shift: bool | None = False  # of the model's own loss: labels in place, shifted, or real numbers (None)
         self.form = ""
+        self.of_target = (
+            False  # whether a callable takes (output, target), as torch's own functions do, not (output, batch)
+        )
         self.couples = ""  # what shows that samples meet in the loss
         self.tested = False  # whether parts of a batch have been held against the whole
+        self.mark = self._marked()  # of a module's tensors as they are counted with
         self.counted = False  # whether a batch has counted targets, so that `shift` is certain
 
     @property
@@ -73,7 +90,22 @@ class Loss:
         self.shift = "CausalLM" in names or "LMHead" in names
 
     def target(self, batch: Any) -> Any:
+        if isinstance(batch, tuple | list) and 2 < len(batch) <= self.inputs:
+            raise Misused(
+                f"forward= reads all {len(batch)} entries of a batch, so that none of them is known as the target; pass loss= as "
+                "a callable (output, batch) -> (sum, count), or let forward= read its own by batch[0]."
+            )
         return target_of(batch, self.inputs)
+
+    def check_counted(self) -> None:
+        """One sentence where a module's own tensors, such as class weights, are not those with which targets were counted."""
+        if self.mark != self._marked():
+            raise ValueError(
+                f"{_called(self.given)} has other weights than when its targets were counted; build the operator anew."
+            )
+
+    def _marked(self) -> str:
+        return arrays.checksum(*self.given.buffers()) if self.is_module else ""
 
     def __call__(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum over the counted targets, their count) of one batch, scalars: added over batches they make the mean of all."""
@@ -88,7 +120,11 @@ class Loss:
                 size = self.samples.size(batch)
                 return terms.sum() * size, terms.new_tensor(float(size))
             return terms.sum(), counts.sum()
-        return self._from_callable(self.given(output, batch), batch)
+        return self._from_callable(self._value(output, batch), batch)
+
+    def _value(self, output: Any, batch: Any) -> Any:
+        """What a callable returns."""
+        return self.given(output_tensor(output), self.target(batch)) if self.of_target else self.given(output, batch)
 
     def _terms(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return unreduced(self.given, output_tensor(output), self.target(batch))
@@ -156,6 +192,7 @@ class Loss:
         }
         return {
             **({"loss_returns": returned[self.form]} if self.form in returned else {}),
+            **({"loss_takes": "(output, target)"} if self.of_target else {}),
             **({"loss_couples_samples": self.couples} if self.couples else {}),
         }
 
@@ -193,7 +230,13 @@ class Loss:
             terms, _ = self._terms(output, batch)
             self.form = "sum" if terms.ndim else "mean"  # a number under reduction="none": halves will tell
             return
-        value = self.given(output, batch)
+        try:
+            value = self._value(output, batch)
+        except WRONG:
+            self.of_target = _names_target(self.given)
+            if not self.of_target:
+                raise
+            value = self._value(output, batch)
         if isinstance(value, torch.Tensor):
             self.form = "mean" if value.numel() == 1 else "each"
             first = self.samples.size(batch)
@@ -309,7 +352,7 @@ class Loss:
     # What it reads of an output ---------------------------------------------------------------------------------------
     def places(self, output: Any, batch: Any) -> list[Place]:
         """Where the real numbers stand that the loss reads of this output."""
-        if self.given is None or self.is_module or isinstance(output, torch.Tensor):
+        if self.given is None or self.is_module or self.of_target or isinstance(output, torch.Tensor):
             return [output_place(output)]
         real = [(p, t) for p, t in leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
         heads = [t.detach().requires_grad_() for _, t in real]
@@ -325,6 +368,15 @@ def _allowed(*values: torch.Tensor) -> float:
     """Relative difference that the rounding of sums explains."""
     kinds = [t.dtype for t in values if t.is_floating_point()] or [torch.get_default_dtype()]
     return 1e3 * max(map(arrays.machine_epsilon, kinds))
+
+
+def _names_target(loss: Any) -> bool:
+    """Whether the second parameter of a callable is called a target, so that it is no batch."""
+    try:
+        names = list(inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters)
+    except (TypeError, ValueError):  # no Python function
+        return False
+    return len(names) > 1 and names[1] in TARGETS
 
 
 def _kind(value: Any) -> str:
@@ -344,12 +396,6 @@ def _check_loss(loss: Any) -> None:
         return
     if isinstance(loss, type):
         raise TypeError(f"loss must be an instance, got the class {loss.__name__}; write {loss.__name__}().")
-    name = getattr(loss, "__name__", "")
-    if name and loss is getattr(torch.nn.functional, name, None):
-        raise TypeError(
-            f"loss=torch.nn.functional.{name} takes (output, target), but a callable gets (output, batch); write loss=lambda "
-            f"output, batch: (F.{name}(output, batch[1], reduction='sum'), len(output)), or the loss module of torch.nn."
-        )
     if not callable(loss):
         raise TypeError(
             f"loss is a {type(loss).__name__}; pass a torch loss module, a callable (output, batch) -> (sum, count), or None for "

@@ -44,6 +44,11 @@ class LossModel(DataModel):
 
     def look(self, index: int, batch: Any) -> tuple[int, int]:
         def chosen(output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            if self.loss.is_cross_entropy and (z := output_tensor(output)).ndim < 2:
+                raise ValueError(
+                    f"the output has shape {tuple(z.shape)}, but a cross entropy is of (B, classes): a batch needs a first axis "
+                    "of samples, as DataLoader(data, batch_size=...) makes it."
+                )
             total, count = self._learn(index, output, batch)
             if self.places is None and not self._of_loss:
                 self.places = self.loss.places(output, batch)

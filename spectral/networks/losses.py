@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from spectral import arrays
 from spectral.networks.places import output_tensor, target_of
@@ -22,8 +23,21 @@ from spectral.networks.places import output_tensor, target_of
 ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.KLDivLoss, nn.PoissonNLLLoss, nn.SoftMarginLoss)
 
 
+MODULES = (
+    (F.cross_entropy, nn.CrossEntropyLoss), (F.nll_loss, nn.NLLLoss), (F.mse_loss, nn.MSELoss), (F.l1_loss, nn.L1Loss),
+    (F.smooth_l1_loss, nn.SmoothL1Loss), (F.huber_loss, nn.HuberLoss), (F.kl_div, nn.KLDivLoss),
+    (F.binary_cross_entropy, nn.BCELoss), (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss),
+    (F.poisson_nll_loss, nn.PoissonNLLLoss), (F.soft_margin_loss, nn.SoftMarginLoss),
+)  # fmt: skip
+
+
 class Misused(ValueError):
     """A loss is given what it would silently take for something else."""
+
+
+def as_module(loss: Any) -> Any:
+    """The module of a function of torch.nn.functional; what is given of anything else."""
+    return next((module() for function, module in MODULES if loss is function), loss)
 
 
 # torch's modules -----------------------------------------------------------------------------------------------------

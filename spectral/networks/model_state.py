@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from spectral import arrays
+from spectral.engine import private
 from spectral.threads import Shared
 
 CONTAINERS = (
@@ -38,14 +39,15 @@ PLAIN_TYPES = set(PLAIN)
 
 @contextmanager
 def _differentiable() -> Iterator[None]:
-    """Without the fused inference path of nn.MultiheadAttention and TransformerEncoderLayer, which has no derivative, and without
-    cached parametrisations, which substituted parameters would not reach."""
+    """Without the fused inference path of nn.MultiheadAttention and TransformerEncoderLayer, which has no derivative, without
+    cached parametrisations, which substituted parameters would not reach, and without the fused weight normalisation."""
     fused, cached = torch.backends.mha.get_fastpath_enabled(), getattr(parametrize, "_cache_enabled", 0)
     torch.backends.mha.set_fastpath_enabled(False)
     if cached:
         parametrize._cache_enabled = 0
     try:
-        yield
+        with private.weight_norm_of_operations():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         if cached:
@@ -190,14 +192,15 @@ def _check_norms(model: nn.Module, module: nn.Embedding | nn.EmbeddingBag) -> No
 # Another matrix ------------------------------------------------------------------------------------------------------
 def checksum(roots: Iterable[nn.Module]) -> str:
     """A hash of every entry of the parameters and buffers: one that differs is another matrix."""
-    found = {id(t): t for root in roots for t in (*root.parameters(), *root.buffers()) if t.layout == torch.strided}
+    found = {id(t): t for root in roots for t in (*root.parameters(), *root.buffers())}
     return arrays.checksum(*found.values())
 
 
 class Version:
     """Equal as long as every value, setting, module and function that `walk` finds is the same.
 
-    It holds modules and functions themselves, so that no other one can take an address that is free again.
+    It holds modules and functions themselves, so that no other one can take an address that is free again. Of other objects
+    (configurations) it reads the plain attributes.
     """
 
     def __init__(self, roots: Iterable[Any]) -> None:
@@ -214,10 +217,15 @@ class Version:
             if (values := _values(thing)) is not None:
                 tensors.append(values)
                 continue
+            if isinstance(thing, torch.Tensor) and thing.layout in arrays.SPARSE:
+                tensors += arrays.strided(thing)
+                continue
             parts = _opened(thing)
             if parts is not thing:
                 self.held.append(thing)
-            if parts is None:
+            if parts is None:  # any other object, a configuration say: what it says itself, not where it leads
+                own = getattr(thing, "__dict__", None) if not isinstance(thing, type) else None
+                self.settings.append([(key, part) for key, part in (own or {}).items() if isinstance(part, PLAIN)])
                 continue
             plain: list[Any] = []
             for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):

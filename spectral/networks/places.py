@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from spectral.networks.batches import LABEL_KEYS
-from spectral.networks.trees import Place
+from spectral.networks.trees import Place, children
 
 INPUT_KEYS = ("inputs_embeds", "pixel_values", "input_values", "input_features", "inputs", "x", "input")
 
 
 def fields(batch: Any) -> dict[Any, Any] | None:
-    """The entries of a mapping, a dataclass or a plain object by name; None for tensors, tuples and lists."""
+    """The entries of a mapping, a dataclass or an object by name; None for tensors, tuples and lists."""
     if isinstance(batch, Mapping):
         return dict(batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return vars(batch) if isinstance(batch, SimpleNamespace) else None
+    return vars(batch) if children(batch) is not None and not isinstance(batch, tuple | list) else None
 
 
 def target_of(batch: Any, inputs: int = 1) -> Any:

@@ -242,6 +242,14 @@ def as_operator(A: Any) -> Operator:
     """
     if isinstance(A, Operator):
         return A
+    unknown = isinstance(A, torch.Tensor) and (
+        A.is_meta or A.is_nested or A.layout not in (torch.strided, *arrays.SPARSE)
+    )
+    if unknown or (isinstance(A, torch.Tensor) and A.is_sparse and A.dense_dim()):
+        kind = "meta" if A.is_meta else "nested" if A.is_nested else str(A.layout).removeprefix("torch.")
+        raise TypeError(
+            f"the Tensor is {kind}, which has no products here; pass a dense matrix, or a sparse one of numbers."
+        )
     if arrays.is_array(A):
         real = (
             A.dtype.is_floating_point if isinstance(A, torch.Tensor) else A.dtype.kind == "f" and A.dtype.itemsize <= 8
@@ -255,6 +263,8 @@ def as_operator(A: Any) -> Operator:
         dtype = getattr(A, "dtype", None)
     except NotImplementedError:  # curvlinops' base class
         dtype = None
+    if dtype is None and hasattr(A, "to_numpy"):
+        raise TypeError(f"{type(A).__name__} is a table of columns; pass its matrix, A.to_numpy().")
     if dtype is None:
         raise TypeError(f"{type(A).__name__} has no dtype; set one, so that products know their precision.")
     if isinstance(dtype, torch.dtype):

@@ -6,7 +6,7 @@ import numpy as np
 
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import gauss
-from spectral.quadrature.bounds import Signed
+from spectral.quadrature.bounds import Signed, real_values
 from spectral.quadrature.function import values_of
 
 SAMPLES = 4  # points between two Ritz values at which the error function of an f without signs is looked at
@@ -72,7 +72,7 @@ def vector_error(record: LanczosRecord, f: Signed, interval: tuple[float | None,
     with np.errstate(all="ignore"):
         apart = x[:, None] - theta
         apart = np.where(np.abs(apart) < eps * gauss.norm(record), np.inf, apart)  # there S_ki f' is rounding
-        at = np.asarray(f.f(np.clip(x, low, high)), float)[:, None]
+        at = real_values(f.f, np.clip(x, low, high))[:, None]
         quotient = (at - moved[1]) / apart
         e = beta * np.abs(quotient @ (S[-1] * S[0]))
         lost = 8 * 2.0**-52 * beta * ((np.abs(at) + np.abs(moved[1])) / np.abs(apart)) @ np.abs(S[0])

@@ -14,13 +14,35 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from spectral.compat import eigh_tridiagonal
+from spectral.failures import first_line
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import gauss
 from spectral.results import nan
 
 WEIGHTS = 1e-13  # of the range of f: rounding of the weights
+
+
+def real_values(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """f(x) in float64, of a function of numpy's or of torch's."""
+    try:
+        with np.errstate(all="ignore"):
+            y = f(x)
+    except TypeError as problem:
+        try:
+            y = f(torch.from_numpy(x)).numpy()  # type: ignore[arg-type, attr-defined]
+        except (TypeError, AttributeError, RuntimeError, ValueError):
+            raise TypeError(
+                f"f fails on an array of float64 ({first_line(problem)}); f must be a function that maps numpy arrays to arrays "
+                "of their shape, such as numpy.log."
+            ) from problem
+    if np.iscomplexobj(y):
+        raise TypeError(
+            "f is complex, but only real functions are meant here; take its real and its imaginary part in turn."
+        )
+    return np.asarray(y, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -38,7 +60,7 @@ class Signed:
 
     def around(self, x: np.ndarray, blur: float) -> np.ndarray:
         """f at x - blur, x and x + blur, as far as they lie in the domain: (3, X)."""
-        return np.array([np.asarray(self.f(np.clip(x + d, *self.domain)), float) for d in (-blur, 0.0, blur)])
+        return np.array([real_values(self.f, np.clip(x + d, *self.domain)) for d in (-blur, 0.0, blur)])
 
 
 class Bracket(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from spectral.quadrature.bounds import real_values
 from spectral.quadrature.pooled import Quadrature
 
 Function = Callable[[np.ndarray], np.ndarray]
@@ -14,8 +15,7 @@ STEEP = 64.0  # times the mean slope of a function over the spectrum
 
 def values_of(f: Function, x: np.ndarray) -> np.ndarray:
     """f(x) as float64, held to the shape of x; warnings of numpy's are answered by those who look at the values."""
-    with np.errstate(all="ignore"):
-        y = np.asarray(f(x), dtype=np.float64)
+    y = real_values(f, x)
     if y.shape != x.shape:
         raise ValueError(f"f maps an array of shape {x.shape} to {y.shape}; f must keep the shape of its array.")
     return y

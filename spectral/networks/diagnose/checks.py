@@ -21,7 +21,7 @@ from torch import nn
 
 from spectral import arrays, longvectors
 from spectral.failures import first_line
-from spectral.networks.batches import is_finite
+from spectral.networks.batches import is_finite, part
 from spectral.networks.data_model import DataModel
 from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.diagnose.graph import GraphFacts, Made, graph_facts, reached_leaves
@@ -335,7 +335,7 @@ def samples_meet(network: DataModel, batch: Any, z: torch.Tensor | None = None) 
     if size < 2:
         return None
     copies = 3 if size == 2 else 2  # another number of samples, which tells the axis of the samples in any tensor
-    alone = network.samples.some(batch, size, lambda t: torch.cat([t[:1]] * copies))
+    alone = network.samples.some(batch, size, lambda t: torch.cat([part(t, 0, 1)] * copies))
 
     def run(part: Any) -> torch.Tensor:
         return network.function(part)(*network.primals(part)).detach()

@@ -20,7 +20,7 @@ from torch import nn
 from torch.func import functional_call
 
 from spectral import arrays, probes
-from spectral.engine.linearize import distance, math_attention, norm
+from spectral.engine.linearize import distance, is_generic, math_attention, norm
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose.derivatives import REFUSALS, operation, owner
 from spectral.networks.diagnose.graph import graph_facts, nodes
@@ -138,14 +138,16 @@ def candidates(
     """Where `make(network, batch, output)` can be tested, the best place first; `output()` is the model's there.
 
     In float64 on an eighth of the samples, along a random direction; on all of them along `trial`, the direction of a product
-    that is there, in float64 and in the dtype it was made in. Float64 only where the memory holds it, and last where it takes
-    more than little, or than a `graph` of the batch [bytes]: in the product's own dtype a test holds three vectors. `inside` is
-    the coarsest dtype that is computed in, where it is known.
+    that is there, in float64 and in the dtype it was made in (a random one where that is blind, such as a column of the
+    identity). Float64 only where the memory holds it, and last where it takes more than little, or than a `graph` of the batch
+    [bytes]: in the product's own dtype a test holds three vectors. `inside` is the coarsest dtype that is computed in, where it
+    is known.
     """
     size = network.samples.size(batch)
     entries = sum(t.numel() for t in trial[0]) if trial is not None else 0
     fits = DOUBLES * 8 * entries <= MEMORY * arrays.available_memory(network.device)
     heavy = DOUBLES * 8 * entries > max(LIGHT, graph)
+    told = trial if trial is not None and is_generic(*trial[0]) else None
 
     def fine(t: torch.Tensor) -> torch.Tensor:
         return t.double() if t.dtype in network.kinds or t.dtype == network.compute_dtype else t
@@ -156,8 +158,8 @@ def candidates(
         few = network.samples.rows(batch, size, 0, some)
         places.append((f"{some} of the first batch's samples, in float64", True, few, None))
     if fits and trial is not None and network.device.type == "cpu" and network.compute_dtype != torch.float64:
-        places.append(("the first batch, in float64", True, batch, trial))
-    places.insert(0 if heavy else len(places), ("the first batch", False, batch, trial))
+        places.append(("the first batch, in float64", True, batch, told))
+    places.insert(0 if heavy else len(places), ("the first batch", False, batch, told))
     for where, double, rows, along in places:
         cast = fine if double else lambda t: t
         model = network.in_dtype(torch.float64, cast=trial is not None) if double else network

@@ -80,7 +80,8 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
         alive = [saved.tensor for saved in (reference() for reference in made) if saved is not None]
         kinds |= {t.dtype for t in alive}
         own = {p.untyped_storage().data_ptr() for p in primals}
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
+        parts = [part for t in alive for part in arrays.strided(t)]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in parts}
         size = sum(bytes for address, bytes in storages.items() if address not in own)
     ends = {id(t) for t in reached_leaves([z, *below])}
     return GraphFacts(

@@ -1,0 +1,351 @@
+"""What strangers bring, of kinds on which the package was once wrong, or refused what it can do."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+import spectral
+from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian
+
+DOUBLE = torch.float64
+CE = nn.CrossEntropyLoss()
+
+
+def dense(A):
+    return A @ torch.eye(A.shape[1], dtype=A.dtype)
+
+
+def agrees(A, right, tol=1e-10):
+    D = dense(A)
+    return D.shape == right.shape and float((D - right).norm()) <= tol * float(right.norm())
+
+
+def rows(z, params):
+    grads = (torch.autograd.grad(e, params, retain_graph=True, materialize_grads=True) for e in z.reshape(-1))
+    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in grads])
+
+
+def second(total, params):
+    """The Hessian of total() by central differences of its gradient."""
+    columns, h = [], 1e-5
+    for p in params:
+        entries = p.data.view(-1)
+        for i in range(len(entries)):
+            keep, ends = entries[i].item(), []
+            for step in (h, -h):
+                entries[i] = keep + step
+                ends.append(rows(total(), params)[0])
+            entries[i] = keep
+            columns.append((ends[0] - ends[1]) / (2 * h))
+    return torch.stack(columns, 1)
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).to(DOUBLE)
+    return model, torch.randn(6, 3, dtype=DOUBLE), torch.randint(3, (6,))
+
+
+def cut(x, y):
+    return [(x[:4], y[:4]), (x[4:], y[4:])]
+
+
+# Second derivatives ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("normalise, engine", [(nn.utils.weight_norm, "fresh"), (parametrizations.weight_norm, "auto")])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_hessian_of_a_normalised_weight_is_the_derivative_of_its_gradient(problem, normalise, engine):
+    """torch's fused one takes the norms for constants in its second derivative, which is symmetric all the same."""
+    model, x, y = problem
+    model[0] = normalise(model[0])
+    right = second(lambda: CE(model(x), y), list(model.parameters()))
+    fused = torch._weight_norm
+    assert agrees(Hessian(model, CE, cut(x, y), engine=engine), right, 1e-8) and torch._weight_norm is fused
+
+
+class Cube(torch.autograd.Function):
+    """x^3, with x^2 kept from forward: its second derivative is 0."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.square = x * x
+        return ctx.square * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 3 * g * ctx.square
+
+
+class Cubic(nn.Module):
+    def forward(self, x):
+        return Cube.apply(x)
+
+
+@pytest.mark.parametrize("n", [3, 20])
+def test_wrong_second_derivative_is_seen_whatever_the_first_vector(n):
+    """The last bias, of which the loss is a quadratic function, says nothing of what lies below the cubes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2), Cubic(), nn.Linear(2, 1)).to(DOUBLE)
+    H = Hessian(model, nn.MSELoss(), [(torch.randn(n, 2, dtype=DOUBLE), torch.randn(n, 1, dtype=DOUBLE))])
+    blind = torch.eye(9, dtype=DOUBLE)[8]
+    with pytest.raises(
+        ValueError, match=r"Cube in 1 \(Cubic\) has a second derivative that is not that of its gradient"
+    ):
+        H @ blind
+
+
+def test_way_whose_product_is_not_finite_gives_place_to_the_other(problem):
+    """Forward mode of logcumsumexp is NaN in torch where its backward pass is finite."""
+    model, x, _ = problem
+    J = Jacobian(model, [x], of=lambda z, batch: z.logcumsumexp(1))
+    assert agrees(J, rows(model(x).logcumsumexp(1), list(model.parameters())))
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+class Quantised(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.q = nn.Parameter((torch.rand(4, 3) * 9).to(dtype), requires_grad=False)
+        self.low, self.head = nn.Parameter(torch.randn(4, 3, dtype=DOUBLE)), nn.Linear(4, 3, dtype=DOUBLE)
+
+    def forward(self, x):
+        return self.head(torch.tanh(x @ (self.q.to(x.dtype) / 9 + self.low).T))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e4m3fn])
+def test_frozen_weights_may_be_of_any_dtype(problem, dtype):
+    x = problem[1]
+    model = Quantised(dtype)
+    trained = [model.low, *model.head.parameters()]
+    assert agrees(Jacobian(model, [x[:4], x[4:]]), rows(model(x), trained))
+    assert Jacobian(model, [x], wrt="inputs").shape == (18, 3)
+    with pytest.raises(TypeError, match=r"the parameter q is .*, in which no derivative .*leave it out by params="):
+        Jacobian(model, [x], params=["*"])
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_graph_network_with_a_sparse_adjacency(problem, layout):
+    """Kept by the model or an entry of the batch; a change of it is another matrix."""
+    model, x, y = problem
+    A = (torch.rand(6, 6, dtype=DOUBLE) > 0.5) + torch.eye(6, dtype=DOUBLE)
+    model.adjacency, seen = A.to_sparse(layout=layout), torch.tensor([0, 1, 4])
+
+    def loss(z, batch):
+        return F.cross_entropy(z[seen], batch[-1][seen], reduction="sum"), 3
+
+    def right(A):
+        return second(lambda: CE((A @ model(A @ x))[seen], y[seen]), list(model.parameters()))
+
+    H = Hessian(model, loss, [(x, y)], forward=lambda m, b: m.adjacency @ m(m.adjacency @ b[0]), engine="replay")
+    assert agrees(H, right(A), 1e-8)
+    model.adjacency.values().mul_(2) if layout == torch.sparse_csr else model.adjacency._values().mul_(2)
+    assert agrees(H, right(2 * A), 1e-8)
+    H = Hessian(model, loss, [(x, A.to_sparse(layout=layout), y)], forward=lambda m, b: b[1] @ m(b[1] @ b[0]))
+    assert agrees(H, right(A), 1e-8)
+
+
+class Scaled(nn.Module):
+    def __init__(self, settings):
+        super().__init__()
+        self.linear, self.settings = nn.Linear(3, 3, dtype=DOUBLE), settings
+
+    def forward(self, x):
+        return self.linear(x) * self.settings.scale
+
+
+def test_changed_setting_of_an_object_is_another_matrix(problem):
+    model, x = Scaled(type("Settings", (), {})()), problem[1]
+    model.settings.scale = 1.0
+    J = Jacobian(model, [x], engine="replay")
+    before = [dense(J) for _ in range(2)][1]
+    model.settings.scale = 3.0
+    assert agrees(J, 3 * before)
+
+
+# Losses ---------------------------------------------------------------------------------------------------------------
+FUNCTIONS = {
+    "cross_entropy": (F.cross_entropy, CE, False),
+    "mse": (F.mse_loss, nn.MSELoss(), True),
+    "bce": (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss(), True),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton, Fisher, EmpiricalFisher])
+def test_function_of_torch_is_its_module(problem, name, kind):
+    model, x, y = problem
+    function, module, real = FUNCTIONS[name]
+    data = cut(x, F.one_hot(y, 3).to(DOUBLE) if real else y)
+    assert agrees(kind(model, function, data), dense(kind(model, module, data)))
+
+
+class Smoothed(nn.Module):
+    """A stranger's module: (output, target), without a reduction."""
+
+    def forward(self, z, target):
+        return F.cross_entropy(z, target, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("loss", [Smoothed(), lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1)])
+def test_loss_of_output_and_target_is_understood_by_its_names(problem, loss):
+    model, x, y = problem
+    H = Hessian(model, loss, cut(x, y))
+    assert H.describe()["loss_takes"] == "(output, target)"
+    assert agrees(H, second(lambda: F.cross_entropy(model(x), y, label_smoothing=0.1), list(model.parameters())), 1e-8)
+
+
+def test_weights_that_change_after_targets_were_counted_are_refused(problem):
+    model, x, y = problem
+    loss = nn.CrossEntropyLoss(weight=torch.ones(3, dtype=DOUBLE))
+    H = Hessian(model, loss, [(x, y)])
+    loss.weight[0] = 5.0
+    with pytest.raises(ValueError, match=r"loss=CrossEntropyLoss has other weights than when its targets were counted"):
+        H @ torch.ones(31, dtype=DOUBLE)
+
+
+# Batches --------------------------------------------------------------------------------------------------------------
+class Record:
+    def __init__(self, x, y):
+        self.input, self.y = x, y
+
+
+FORWARDS = {
+    "the last entry is the target": (lambda x, m, y: (x, m, y), lambda model, b: model(b[0] + 0 * b[1])),
+    "an index first": (lambda x, m, y: (torch.arange(len(x)), x, y), lambda model, b: model(b[1])),
+    "an index last": (lambda x, m, y: [x, y, torch.arange(len(x))], lambda model, b: model(*b[:1])),
+}
+
+
+@pytest.mark.parametrize("kind", FORWARDS)
+def test_target_stands_behind_what_forward_reads(problem, kind):
+    """A mask of the outputs' shape is a distribution of classes for torch."""
+    model, x, y = problem
+    make, forward = FORWARDS[kind]
+    mask = torch.rand(6, 3, dtype=DOUBLE)
+    right = dense(Hessian(model, CE, [(x, y)]))
+    data = [make(x[i], mask[i], y[i]) for i in (slice(0, 4), slice(4, 6))]
+    assert agrees(Hessian(model, CE, data, forward=forward), right)
+
+
+def test_target_that_nothing_tells_is_asked_for(problem):
+    model, x, y = problem
+
+    def forward(model, batch):
+        x, mask, _ = batch
+        return model(x + 0 * mask)
+
+    with pytest.raises(
+        ValueError, match=r"forward= reads all 3 entries of a batch, so that none of them is known as the target"
+    ):
+        Hessian(model, CE, [(x, x, y)], forward=forward)
+
+
+FAILING = {
+    "another shape": (
+        lambda x: x[:, :2],
+        {},
+        RuntimeError,
+        "the model fails on batch 0 .RuntimeError: mat1 and mat2 shapes",
+    ),
+    "a key that is not there": (lambda x: {"a": x}, {"forward": lambda m, b: m(b["x"])}, ValueError, "KeyError: 'x'"),
+    "a forward of one argument": (
+        lambda x: x,
+        {"forward": lambda b: b},
+        TypeError,
+        "takes 1 positional argument but 2",
+    ),
+    "of a word": (lambda x: x, {"forward": "x"}, TypeError, "'str' object is not callable"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILING)
+def test_model_that_fails_on_a_batch_is_one_sentence(problem, kind):
+    model, x, _ = problem
+    change, options, error, words = FAILING[kind]
+    with pytest.raises(
+        error, match=rf"the model fails on batch 0 .*{words.removeprefix('the model fails on batch 0 ')}"
+    ) as caught:
+        Jacobian(model, [change(x)], **options)
+    assert caught.value.__cause__ is not None and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_sample_without_an_axis_of_samples_is_one_sentence(problem, kind):
+    model, x, y = problem
+    with pytest.raises(ValueError, match=r"the output has shape \(3,\), but a cross entropy is of \(B, classes\)"):
+        kind(model, CE, list(zip(x, y, strict=True)))
+
+
+def test_objects_and_inference_tensors_as_batches(problem):
+    model, x, y = problem
+    right = rows(model(x), list(model.parameters()))
+    assert agrees(Jacobian(model, [Record(x[:4], y[:4]), Record(x[4:], y[4:])]), right)
+    with torch.inference_mode():
+        features, other = x * 1, nn.Linear(3, 3)
+    assert agrees(Jacobian(model, [features]), right)
+    with pytest.raises(ValueError, match=r"the parameter weight was made under torch.inference_mode\(\)"):
+        Jacobian(other, [x])
+
+
+@pytest.mark.parametrize("params", [3, torch.optim.SGD([torch.ones(1)], lr=1)])
+def test_no_list_of_parameters_is_one_sentence(problem, params):
+    with pytest.raises(TypeError, match=r"params is a \w+; pass a list of name globs"):
+        Jacobian(problem[0], [problem[1]], params=params)
+
+
+# Matrices -------------------------------------------------------------------------------------------------------------
+A = np.diag([1.0, 2.0, 4.0])
+NO_MATRIX = {
+    "masked": (lambda: np.ma.masked_array(A, mask=np.eye(3)), "masked in some entries"),
+    "meta": (lambda: torch.eye(3, device="meta"), "the Tensor is meta"),
+    "hybrid": (lambda: torch.sparse_coo_tensor([[0, 1]], torch.eye(2), (2, 2)), "the Tensor is sparse_coo"),
+    "table": (lambda: SimpleTable(), r"a table of columns; pass its matrix, A.to_numpy\(\)"),
+}
+
+
+class SimpleTable(SimpleNamespace):
+    shape = (3, 3)
+
+    def __matmul__(self, v):
+        return v
+
+    def to_numpy(self):
+        return A
+
+
+@pytest.mark.parametrize("kind", NO_MATRIX)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_no_matrix_is_one_sentence(kind):
+    make, words = NO_MATRIX[kind]
+    with pytest.raises(TypeError, match=words):
+        spectral.as_operator(make())
+
+
+def test_unmasked_and_swapped_bytes_are_the_matrix():
+    for given in (np.ma.masked_array(A, mask=False), A.astype(">f8")):
+        assert np.array_equal(spectral.as_operator(given) @ np.ones(3, ">f8"), A.sum(1))
+    with pytest.raises(TypeError, match="masked in some entries"):
+        spectral.as_operator(A) @ np.ma.masked_array(np.ones(3), mask=[0, 1, 0])
+
+
+def test_functions_of_a_spectrum_are_real_and_may_be_those_of_torch():
+    s = spectral.exact(A)
+    assert s.integrate(torch.log).value == pytest.approx(np.log(8))
+    assert np.allclose(spectral.funm(A, torch.sqrt, np.ones(3)).value, np.sqrt([1, 2, 4]))
+    for f, words in (
+        (lambda x: 1 / (x - 1j), "f is complex"),
+        (float, "f fails on an array"),
+        ("log", "f fails on an array"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            s.integrate(f)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert spectral.slq(A, probes=np.int64(1), tol=np.float32(0.1), budget=np.int64(9)).products <= 9
