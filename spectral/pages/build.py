@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -173,7 +173,7 @@ def experiment(
         headline_metric=headline_metric,
         alignment=_alignment(cells),
         alpha=_alpha([curve for curve in curves if curve.matrix in known]) if alpha_curve else [],
-        losses=[_loss(subject_of(r)) for r in trained.values()],
+        losses=_losses(subject_of(r) for r in trained.values()),
         training=[
             _training(subject_of(r), labels) | {"labels changed": f"{100 * r.changed:.0f} %"} for r in trained.values()
         ],
@@ -400,7 +400,7 @@ def _of_one(subject: Subject, description: Mapping[str, Any], facts: Sequence[st
         facts = [*facts, f"Training {trained.sentence}; test accuracy {accuracy}."]
     return Report(
         title=subject.matrix,
-        losses=[_loss(subject)] if trained is not None and trained.history else [],
+        losses=_losses([subject]),
         training=[] if trained is None else [_training(subject, labels)],
         products=_products([(subject.matrix, description)]),
         labels=labels,
@@ -501,9 +501,10 @@ def _alpha(curves: Sequence[Curve]) -> list[Line]:
     return lines
 
 
-def _loss(subject: Subject) -> Line:
-    history = np.array([] if subject.trained is None else subject.trained.history, dtype=float).reshape(-1, 3)
-    return Line("training loss", subject.condition, subject.seed, history[:, 0], history[:, 2])
+def _losses(subjects: Iterable[Subject]) -> list[Line]:
+    """The loss after each epoch; a network of no epochs (the first point of an evolution) has no line."""
+    trained = [(s, np.array(s.trained.history, dtype=float)) for s in subjects if s.trained and s.trained.history]
+    return [Line("training loss", s.condition, s.seed, rows[:, 0], rows[:, 2]) for s, rows in trained]
 
 
 def _training(subject: Subject, labels: Mapping[str, str]) -> dict[str, Any]:
