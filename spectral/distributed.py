@@ -18,7 +18,6 @@ import math
 import pickle
 import platform
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +37,6 @@ PREFIX = 8  # of them for the length
 GIVEN = (ValueError, TypeError)  # what is wrong with what all ranks were given, each seeing its own part of it
 LATENCY, LONGEST = 1 / 16, 1e-3  # how long a wait may be overslept: a part of it, and in seconds
 UNHURRIED = 0.05  # the same where teams wait for one another
-GREETING = 20_260_727  # the tag of messages by which ranks meet for the first time
 MARKS = 2  # numbers that go with the sum of a product
 SEEN = 1 << 12  # entries of a vector by which it is known, at least
 ALIKE = 1e-4  # variance of the marks of ranks whose vectors are the same but for rounding, at most; of others it is 1
@@ -693,7 +691,7 @@ def _greet(heart: heartbeat.Heartbeat) -> None:
     world, begun = dist.group.WORLD, time.monotonic()
     if world not in _greetings:  # else somebody has given up waiting for them
         _greetings.clear()
-        _greetings[world] = Greeting()
+        _greetings[world] = heartbeat.Greeting()
     greeting = _greetings[world]
     heart.watch("meet")
     try:
@@ -704,45 +702,18 @@ def _greet(heart: heartbeat.Heartbeat) -> None:
     finally:
         heart.come()
     if greeting.gone is not None:
-        raise RankFailed(
+        words = heart.missing() or (
             f"rank {greeting.gone} of {_everyone()} died or was cut off before it came to its first operator; see its own log "
             "(it may have run out of memory), and start all ranks again."
         )
+        heart.leave(words)
+        raise RankFailed(words)
     for work in greeting.sent:
         work.wait()
     return None
 
 
-class Greeting:
-    """Messages to all ranks, and from all."""
-
-    def __init__(self) -> None:
-        self.gone: int | None = None  # whose does not come
-        self.words = torch.zeros(2, dist.get_world_size())  # to each, and from each
-        self.sent: list[Any] = []
-        self.received: dict[int, Any] = {}
-        self.thread = threading.Thread(target=self._listen, name="spectral greeting", daemon=True)
-        for rank in [rank for rank in range(dist.get_world_size()) if rank != dist.get_rank()]:
-            to, by = self.words[:, rank : rank + 1]
-            try:
-                self.received[rank] = dist.irecv(by, rank, tag=GREETING)
-                self.sent.append(dist.isend(to, rank, tag=GREETING))
-            except RuntimeError:
-                self.gone = rank
-                return
-        self.thread.start()
-
-    def _listen(self) -> None:
-        """Until all have come: whether one has cannot be asked."""
-        for rank, work in self.received.items():
-            try:
-                work.wait()
-            except RuntimeError:
-                self.gone = rank
-                return
-
-
-_greetings: dict[Any, Greeting] = {}  # of the present group
+_greetings: dict[Any, heartbeat.Greeting] = {}  # of the present group
 
 
 def _timeout() -> Any:

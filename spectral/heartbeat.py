@@ -32,6 +32,7 @@ COLLECTIVES = dist.distributed_c10d.__file__ if dist.is_available() else ""  # t
 EVERY = "operators and estimators must be called on every rank, not on one alone."
 THEIRS = "torch.distributed"
 NOT_YET = "its beginning, before its first operator"
+GREETING = 20_260_727  # the tag
 PLUMBING = ("heartbeat", "distributed")  # modules that ask for nothing themselves
 LOST = "the store of the group cannot be reached, which rank 0 (or the launcher) keeps: it has died, or the network is down"
 # where frames of a stack lie
@@ -208,6 +209,35 @@ class Heartbeat:
                 stacklevel=2,
             )
         return ""
+
+
+class Greeting:
+    """Messages to all ranks of the default group, and from all, with a tag of their own: they break where a rank is gone."""
+
+    def __init__(self) -> None:
+        self.gone: int | None = None  # whose does not come
+        self.words = torch.zeros(2, dist.get_world_size())  # to each, and from each
+        self.sent: list[Any] = []
+        self.received: dict[int, Any] = {}
+        self.thread = threading.Thread(target=self._listen, name="spectral greeting", daemon=True)
+        for rank in [rank for rank in range(dist.get_world_size()) if rank != dist.get_rank()]:
+            to, by = self.words[:, rank : rank + 1]
+            try:
+                self.received[rank] = dist.irecv(by, rank, tag=GREETING)
+                self.sent.append(dist.isend(to, rank, tag=GREETING))
+            except RuntimeError:
+                self.gone = rank  # the others are to have theirs all the same
+        if self.gone is None:
+            self.thread.start()
+
+    def _listen(self) -> None:
+        """Until all have come: whether one has cannot be asked."""
+        for rank, work in self.received.items():
+            try:
+                work.wait()
+            except RuntimeError:
+                self.gone = rank
+                return
 
 
 def parted(asked: dict[int, str]) -> str:
