@@ -72,7 +72,7 @@ def write(results: Any, path: str | Path, title: str | None) -> Path:
     if target.is_dir():
         raise ValueError(f"{target} is a folder; name the page, such as {target / 'page.html'}.")
     sections = [section(name, result) for name, result in given.items()]
-    spectra = {name: result for name, result in given.items() if isinstance(result, spectral.Spectrum)}
+    spectra = {k: r for k, r in given.items() if isinstance(r, spectral.Spectrum) and not r.of_vector}
     products, epochs = (sum(part.took[i] for part in sections) for i in (0, 1))
     rendered = page.template("results.html.j2").render(
         title=title or (sections[0].name if len(given) == 1 else f"{len(given)} results"),
@@ -231,7 +231,7 @@ def _power_law(name: str, fit: Any) -> Section:
         rows[label] = with_error(float(getattr(fit, key)), fit.errors.get(key, math.nan))
     rows |= {
         "decades": f"{fit.decades:.3g}",
-        "independent eigenvalues": f"{fit.n_eff:.3g}",
+        "independent eigenvalues": f"{fit.n_eff:.0f}",
         "Hill's estimate": f"{fit.hill:.4g}",
     }
     tests = [
