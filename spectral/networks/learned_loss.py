@@ -170,8 +170,8 @@ class Loss:
             return total, count
         if self.is_cross_entropy and (y := self.target(batch)).is_floating_point() and bool((y < 0).any()):
             raise Misused(
-                f"CrossEntropyLoss takes real targets for probabilities of classes, and batch {index} has some below 0; use another "
-                "loss, such as MSELoss, or whole numbers as labels."
+                f"CrossEntropyLoss takes real targets for probabilities of classes, and batch {index} has some below 0; use "
+                "another loss, such as MSELoss, or whole numbers as labels."
             )
         if not (self.form and self.tested):
             try:

@@ -305,7 +305,7 @@ def _told(name: str, result: Any) -> Section:
     rows = {
         k: ("no", "yes")[v] if isinstance(v, bool) else f"{v:.6g}"
         for k, v in values.items()
-        if np.isscalar(v) and v == v and not isinstance(v, str)
+        if isinstance(v, int | float) and v == v
     }
     return Section(
         name, QUESTION, f"{tables.opening(str(result)).rstrip('.')}.", tables.of_settings(rows),
