@@ -119,3 +119,11 @@ def test_targets_are_found_or_one_sentence():
 def test_targets_that_would_broadcast_are_refused():
     with pytest.raises(ValueError, match=r"MSELoss would broadcast outputs \(4, 1\) against targets \(4,\)"):
         per_sample_loss(nn.MSELoss(), torch.ones(4, 1), (None, torch.ones(4)))
+
+
+def test_real_targets_that_are_no_probabilities_are_refused_by_cross_entropy():
+    model, x = nn.Linear(3, 2).double(), torch.ones(4, 3).double()
+    y = torch.tensor([[0.2, 0.8]] * 4).double()
+    assert spectral.Hessian(model, nn.CrossEntropyLoss(), [(x, y)]).shape == (8, 8)
+    with pytest.raises(ValueError, match=r"batch 1 has some below 0; use another loss, such as MSELoss"):
+        spectral.Hessian(model, nn.CrossEntropyLoss(), [(x, y), (x, y - 0.5)])

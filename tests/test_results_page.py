@@ -114,15 +114,29 @@ def test_spectra_at_the_edge_have_a_page(tmp_path, s):
 
 
 def test_what_has_no_page_is_refused_before_a_file_is_made(tmp_path):
-    with pytest.raises(TypeError, match="is a ndarray, of which there is no page; give a Spectrum"):
+    with pytest.raises(TypeError, match="is of type ndarray, of which there is no page; give a Spectrum"):
         spectral.report(np.eye(2), tmp_path / "a.html")
     with pytest.raises(ValueError, match="no results"):
         spectral.report({}, tmp_path / "a.html")
     with pytest.raises(ValueError, match="is no folder"):
         spectral.report(shown()["number"], tmp_path / "nowhere" / "a.html")
+    with pytest.raises(ValueError, match="is a folder; name the page"):
+        spectral.report(shown()["number"], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_results_in_a_list_are_named_by_their_kinds():
     e = shown()["number"]
     assert list(results.named([e, shown()["exact"], e])) == ["Estimate 1", "Spectrum", "Estimate 2"]
+
+
+def test_every_result_that_says_a_sentence_has_a_page_that_begins_with_it(tmp_path):
+    A, b = np.diag([1.0, 2.0, 3.0, 50.0]), np.ones(4)
+    given = {
+        "outliers": spectral.outliers(spectral.exact(A)), "bulk": spectral.marchenko_pastur(spectral.exact(A)),
+        "solution": spectral.solve(A, b), "function": spectral.funm(A, "exp", b), "vector": spectral.spectrum_of(A, b),
+    }  # fmt: skip
+    text = html.unescape(spectral.report(given, tmp_path / "a.html").read_text())
+    for name, result in given.items():
+        said = str(result)[1:].rstrip(".")
+        assert said in text[: text.index("</header>")], name

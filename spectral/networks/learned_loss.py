@@ -205,6 +205,11 @@ class Loss:
             total, count = self(output, batch)
             self.counted = self.counted or bool(count)
             return total, count
+        if self.is_cross_entropy and (y := self.target(batch)).is_floating_point() and bool((y < 0).any()):
+            raise Misused(
+                f"CrossEntropyLoss takes real targets for probabilities of classes, and batch {index} has some below 0; use "
+                "another loss, such as MSELoss, or whole numbers as labels."
+            )
         if not (self.form and self.tested):
             try:
                 self._recognise_form(output, batch)

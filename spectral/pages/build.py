@@ -37,6 +37,7 @@ NAMES = {
     "own_label_alignment": "own-label alignment",
     "true_label_alignment": "true-label alignment",
     "lambda_max": "λmax",
+    "lambda_min": "λmin",
     "alpha": "tail exponent α",
     "own_information_alignment": "own-label energy inside",
     "true_information_alignment": "true-label energy inside",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from . import Curve, Line, Numbers, Subject, build, figures, page, tables, verdi
 from .picture import Panel, Picture, shot
 from .tables import Table
 
-KNOWN = "a Spectrum, Estimate, PowerLaw, Eigenpairs, SingularTriplets, Plan, LayerTable or comparison"
+KNOWN = "a Spectrum, an Estimate or another result of spectral"
 QUESTION = "What was found, and how sure is it?"
 VALUE = "value"  # the one condition of a result
 APART = (
@@ -72,7 +72,7 @@ def write(results: Any, path: str | Path, title: str | None) -> Path:
     if target.is_dir():
         raise ValueError(f"{target} is a folder; name the page, such as {target / 'page.html'}.")
     sections = [section(name, result) for name, result in given.items()]
-    spectra = {name: result for name, result in given.items() if isinstance(result, spectral.Spectrum)}
+    spectra = {k: r for k, r in given.items() if isinstance(r, spectral.Spectrum) and not r.of_vector}
     products, epochs = (sum(part.took[i] for part in sections) for i in (0, 1))
     rendered = page.template("results.html.j2").render(
         title=title or (sections[0].name if len(given) == 1 else f"{len(given)} results"),
@@ -110,8 +110,10 @@ def section(name: str, result: Any) -> Section:
             return told(name, result)
     if callable(getattr(result, "plot", None)) and callable(getattr(result, "to_arrays", None)):
         return _other(name, result)
+    if is_dataclass(result) and type(result).__str__ is not object.__str__:
+        return _told(name, result)
     raise TypeError(
-        f"{name} is a {type(result).__name__}, of which there is no page; give {KNOWN}, or what has plot and to_arrays."
+        f"{name} is of type {type(result).__name__}, of which there is no page; give {KNOWN}, or what has plot and to_arrays."
     )
 
 
@@ -125,6 +127,8 @@ def overlaid(spectra: Mapping[str, Any]) -> Picture:
 
 # Kinds --------------------------------------------------------------------------------------------------------------------
 def _spectrum(name: str, s: Any) -> Section:
+    if s.of_vector:
+        return _measure(name, s)
     numbers = summary(s)
     whole = build.single(Subject(name, VALUE, 0, None, math.nan), s, numbers, metrics=None, alpha_curve=True)
     labels = {**whole.labels, name: ""}
@@ -159,6 +163,16 @@ def _spectrum(name: str, s: Any) -> Section:
         ),
         took=(float(s.products), float(s.epochs)),
     )
+
+
+def _measure(name: str, s: Any) -> Section:
+    """Of one vector: where it lies, and nothing that counts eigenvalues."""
+    rows = {key: with_error(float(e), float(e.stderr)) for key, e in s.estimates().items()}
+    return Section(
+        name, "On which eigenvalues does the vector lie?", f"{tables.opening(str(s)).rstrip('.')}.", tables.of_settings(rows),
+        replace(overlaid({name: s}), keys=()), "The vector's part by eigenvalue, and its distribution function (not smoothed).",
+        took=(float(s.products), float(s.epochs)), kind=PAIRS,
+    )  # fmt: skip
 
 
 def _without_matrix(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +231,7 @@ def _power_law(name: str, fit: Any) -> Section:
         rows[label] = with_error(float(getattr(fit, key)), fit.errors.get(key, math.nan))
     rows |= {
         "decades": f"{fit.decades:.3g}",
-        "independent eigenvalues": f"{fit.n_eff:.3g}",
+        "independent eigenvalues": f"{fit.n_eff:.0f}",
         "Hill's estimate": f"{fit.hill:.4g}",
     }
     tests = [
@@ -283,6 +297,20 @@ def _other(name: str, result: Any) -> Section:
     cut = (f"The table shows the first {MOST_ROWS} of {longest} rows.",) if longest > MOST_ROWS else ()
     sentence = f"{tables.opening(str(result)).splitlines()[0].rstrip('.')}."
     return Section(name, QUESTION, sentence, tables.of_mappings(rows), Picture((shot(drawn, name),)), "", cut)
+
+
+def _told(name: str, result: Any) -> Section:
+    """Any other result that says a sentence: that, and its numbers."""
+    values = {item.name.replace("_", " "): getattr(result, item.name) for item in fields(result)}
+    rows = {
+        k: ("no", "yes")[v] if isinstance(v, bool) else f"{v:.6g}"
+        for k, v in values.items()
+        if isinstance(v, int | float) and v == v
+    }
+    return Section(
+        name, QUESTION, f"{tables.opening(str(result)).rstrip('.')}.", tables.of_settings(rows),
+        took=(float(getattr(result, "products", 0)), float(getattr(result, "epochs", 0))), kind=PAIRS,
+    )  # fmt: skip
 
 
 KINDS: dict[type, Callable[[str, Any], Section]] = {
