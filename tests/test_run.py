@@ -121,8 +121,8 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stdout == ""
     assert (
         done.stderr
-        == "spectral: There is no model=transformer; model is one of cnn, file, gpt, huggingface, minilm, mlp, resnet, small, "
-        "smollm2.\n"
+        == "spectral: There is no model=transformer; model is one of cnn, deep, file, gpt, huggingface, minilm, mlp, resnet, "
+        "small, smollm2, tanh.\n"
     )
 
 
@@ -137,7 +137,7 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
         (["operator=loss_gradients", "operator.loss._target_=torch.load"], "'torch.load' is not allowed"),
         (["+hydra.callbacks.x._target_=subprocess.run"], "'subprocess.run' is not allowed"),
         (["data=file"], "data.path must be given; add data.path=batches.py:FUNCTION or data.path=FILE.npz."),
-        (["model=net.py:Net"], "smollm2; your own is model=file model.path=net.py:Net."),
+        (["model=net.py:Net"], "tanh; your own is model=file model.path=net.py:Net."),
         (["data=file", "data.path=nowhere.npz"], "nowhere.npz does not exist"),
         (["model=cnn", "data.image=false"], "image=True"),
         (["model=cnn", "data=text"], "data.tokens follows model.text, which is not there; choose another model."),

@@ -1,0 +1,108 @@
+"""From a configuration to what it names: keywords, estimator, device, data and networks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import spectral
+from spectral.app.targets import locate
+from spectral.experiments import own
+from spectral.experiments.cell import Settings
+from spectral.experiments.datasets import Problem
+
+# Keys of a node that are read here, not by its target.
+OWN_KEYS = {"_target_", "images", "text", "predicts", "headline", "headline_metric", "split", "samples"}
+
+
+def arguments(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a node for its target: without keys of our own and nulls, inner targets built."""
+    given = {key: value for key, value in node.items() if key not in OWN_KEYS and value is not None}
+    inner = {k: v for k, v in given.items() if isinstance(v, Mapping) and "_target_" in v}
+    return given | {k: locate(v["_target_"])(**arguments(v)) for k, v in inner.items()}
+
+
+def estimator(node: Mapping[str, Any], seed: int | None = None) -> Any:
+    """The estimator as a function of an operator; the bare function where nothing differs from its defaults."""
+    target, options = locate(node["_target_"]), arguments(node)
+    known = inspect.signature(target).parameters
+    options = {
+        k: v
+        for k, v in options.items()
+        if k not in known or type(v) is not type(known[k].default) or v != known[k].default
+    }
+    if seed and "seed" in known and "seed" not in options:
+        options["seed"] = seed
+    if seed and target is spectral.esd and options.get("method") != "exact":
+        options["seed"] = seed
+    return partial(target, **options) if options else target
+
+
+def keeps_probes(node: Mapping[str, Any]) -> bool:
+    """Whether the estimator can go on from a file of finished probes."""
+    return "checkpoint" in inspect.signature(locate(node["_target_"])).parameters
+
+
+def device(node: Mapping[str, Any]) -> str:
+    """ "cpu" or "cuda" as the device group asks; sets the number of threads."""
+    name = node["name"]
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda needs a GPU that torch can see, and there is none; use device=cpu.")
+    if node.get("threads") is not None:
+        torch.set_num_threads(node["threads"])
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
+    """The `Settings` of an experiment: problem, model, training and estimator as the groups say."""
+    data = config["data"]
+    rest: dict[str, Any] = {"test": None} if "test" in data and data["test"] is None else {}  # null: all that remain
+    if locate(data["_target_"]) is own.data:
+        rest |= {"trust": trust_of(config), "whole": config["training"]["enabled"] or bool(config.get("experiment"))}
+    return Settings(
+        problem=partial(locate(data["_target_"]), **arguments(data), **rest),
+        model=_model(config),
+        training=arguments(config["training"]["options"]),
+        device=where,
+        dtype=getattr(torch, config["dtype"]),
+        batch_size=config["batch_size"],
+        **more,
+    )
+
+
+def trust_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """The files that may run, with their digests."""
+    return {str(Path(file).resolve()): config["files"][file] for file in config.get("trust", ())}
+
+
+def _model(config: Mapping[str, Any]) -> Any:
+    """A function (problem, seed, options) -> network; a module of torch.nn is built from its own arguments."""
+    target, given = locate(config["model"]["_target_"]), arguments(config["model"])
+    if target is own.model:
+        return partial(target, **given, trust=trust_of(config))
+    if inspect.isclass(target):
+
+        def seeded(problem: Problem, seed: int = 0, options: Any = None) -> Any:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                return target(**(given if options is None else {**given, **options}))
+
+        return seeded
+    return partial(target, **given)
+
+
+def names_of(config: dict[str, Any], *groups: str, between: str) -> str:
+    """The members of the groups that were chosen, by their names; those of one's own by their files."""
+    chosen = config.get("choices", {})
+    return between.join(_files(config[group]) or str(chosen[group]) for group in groups if group in chosen)
+
+
+def _files(node: Mapping[str, Any]) -> str:
+    """The files that a model or data are made of, in a word or two; "" for ours."""
+    named = [node.get(key) for key in ("path", "name", "checkpoint")]
+    return ", ".join(Path(name).name for name in named if isinstance(name, str))

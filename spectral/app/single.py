@@ -1,0 +1,274 @@
+"""One network, one operator, one spectrum or other numbers of it."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import spectral
+from spectral import distributed
+from spectral.analysis import label_alignment, summary
+from spectral.analysis.alignment import EXACT_ROWS
+from spectral.app.configuration import NUMBERS
+from spectral.app.settings import arguments, estimator, keeps_probes, names_of, settings_of, trust_of
+from spectral.app.store import RunStore
+from spectral.app.targets import locate
+from spectral.estimators.esd import NETWORK_DIM
+from spectral.experiments import own
+from spectral.experiments.cell import Cell, Condition, Matrix, Settings, network
+from spectral.experiments.datasets import Problem, batches, in_dtype
+from spectral.experiments.models import GIVEN
+from spectral.experiments.training import evaluate, few_threads
+from spectral.operators.operator import Gram, Operator
+from spectral.pages import Numbers, Report, Subject, build
+from spectral.persist import save_arrays
+from spectral.spectrum import Spectrum
+from spectral.storage import plain
+
+MANY_THREADS = 2000  # dimension from which eigenvalues gain more by threads than the products of a small network lose
+SPECTRA = "spectra"  # the folder of a run's spectra: hundreds of them would hide report.html
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held, of several ranks the largest: resident on the CPU, plus torch's on the GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    held += torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return max(distributed.gather(lambda: held))
+
+
+def save_spectrum(spectrum: Spectrum, folder: Path, name: str) -> str:
+    """Where the spectrum was saved, from the run's folder."""
+    if distributed.leads():
+        (folder / SPECTRA).mkdir(exist_ok=True)
+        spectrum.save(folder / SPECTRA / name)
+    return f"{SPECTRA}/{name}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one matrix is of: the configuration, the data, where what is finished is stored."""
+
+    config: dict[str, Any]
+    settings: Settings
+    problem: Problem
+    store: RunStore
+
+    def untrained(self) -> nn.Module:
+        """The network as it is before training, in eval mode."""
+        network: nn.Module = self.settings.model(self.problem, seed=self.config["seed"]).to(self.settings.device)
+        return network.eval()
+
+    def operator(self, model: nn.Module) -> tuple[Operator, torch.Tensor]:
+        """The operator that the configuration names, and the labels of its samples."""
+        node, target = self.config["operator"], locate(self.config["operator"]["_target_"])
+        options, model = arguments(node), model.to(self.settings.dtype)
+        if "product_dtype" in options:
+            options["product_dtype"] = getattr(torch, options["product_dtype"])
+        if isinstance(node.get("loss"), str):
+            options["loss"] = own.loss(node["loss"], trust_of(self.config), self.config["seed"])
+        elif target is not spectral.Jacobian and node["loss"] is None:
+            options["loss"] = None  # the model's own
+        data, y = self.data(node["split"], node["samples"])
+        with self.apart():
+            alone = distributed.world_size() == 1
+            return target(model=model, data=data if alone else distributed.share(list(data)), **options), y
+
+    def data(self, split: str, samples: int | None) -> tuple[Any, torch.Tensor]:
+        """The first samples (None: all) in batches, and their labels; a scalar where these are not at hand."""
+        if isinstance(self.problem, own.Stream):
+            return self.problem.batches(split, samples, self.settings.dtype), torch.zeros(())
+        x, y = self.problem.split(split)
+        x, y = in_dtype(x[:samples], self.settings.dtype), in_dtype(y[:samples], self.settings.dtype)
+        if not len(x):
+            raise ValueError(f"operator.split={split} has no samples; take the other, or data that has some.")
+        return batches(x, y, self.settings.batch_size), y
+
+    def apart(self) -> AbstractContextManager[None]:
+        """Where the ranks of a group share out probes, each has all the data by itself."""
+        probes = self.config["estimator"].get("ranks") == "probes"
+        return distributed.apart(distributed.teams(1)) if probes else nullcontext()
+
+    @property
+    def estimator(self) -> Any:
+        return estimator(self.config["estimator"], self.config["seed"])
+
+    def operand(self, A: Operator) -> Operator:
+        """What the estimator is given: the operator, or for numbers of square matrices its Gram."""
+        square = A.shape[0] == A.shape[1] and A.self_map
+        target = locate(self.config["estimator"]["_target_"])
+        return A if square or target not in NUMBERS or target is spectral.svd else Gram(A)
+
+
+def single(config: dict[str, Any], folder: Path, store: RunStore, where: str) -> tuple[Report, dict[str, Any]]:
+    """One network, one operator, one spectrum or other numbers of it: the report, and what result.json says of it."""
+    started, seed, training = time.perf_counter(), config["seed"], config["training"]
+    settings = settings_of(config, where)
+    task = Task(config, settings, settings.problem(seed=seed).to(where), store)
+    noise = float(training["noise"])
+    model_node = config["model"]
+    comes = model_node.get("kind") in GIVEN or model_node.get("checkpoint") or model_node.get("name")
+    untrained = "given" if comes else "init"
+    name = {0.0: "true", 1.0: "random"}.get(noise, f"noise{100 * noise:g}") if training["enabled"] else untrained
+    cell = Cell(seed, Condition(name, noise if training["enabled"] else None), Matrix("matrix", "logits", "train"))
+    if training["enabled"] and distributed.by_first(lambda: cell.network not in store):
+        _rehearse(task)
+    model, snapshot = network(cell, settings, task.problem, store)
+    trained, weights = None if snapshot is None else snapshot.trained, own.loaded(model)
+    title = names_of(config, "operator", "model", "data", between=" · ") or config["operator"]["_target_"]
+    subject = Subject(title, name, seed, trained, _test_accuracy(model, task.problem))
+    make = _numbers if locate(config["estimator"]["_target_"]) in NUMBERS else _spectrum
+    report, said, cost = make(task, model, subject, folder)
+    cost |= {
+        "seconds": time.perf_counter() - started,
+        "training_epochs": 0 if trained is None else trained.epochs,
+        "peak_bytes": peak_bytes(),
+    }
+    cells = [{**said.pop("cell"), **subject.to_dict(), **({"weights": weights} if weights else {})}]
+    facts = (*report.facts, *([weights] if weights else []))
+    return replace(report, cost=cost, facts=facts), {**said, "cells": cells}
+
+
+def _test_accuracy(model: nn.Module, problem: Problem) -> float:
+    """The network's on the test samples; nan without any, and for labels that are no classes."""
+    x, y = problem.x_test, problem.y_test
+    if not len(x) or y.is_floating_point():
+        return math.nan
+    dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    return evaluate(model, in_dtype(x, dtypes[0]) if dtypes else x, y)[1]
+
+
+def _spectrum(
+    task: Task, model: nn.Module, subject: Subject, folder: Path
+) -> tuple[Report, dict[str, Any], dict[str, Any]]:
+    """The report of a spectrum, its numbers for result.json, its cost."""
+    analysis = task.config["analysis"]
+    before = distributed.by_first(lambda: task.store.load_spectrum("spectrum"))
+    spectrum, numbers = before or _measured_spectrum(task, model)
+    report = build.single(subject, spectrum, numbers, metrics=analysis["metrics"], alpha_curve=analysis["alpha_curve"])
+    metrics = {k: v for k, v in numbers.items() if not k.endswith("_stderr")}
+    estimates = {k: {"value": v, "stderr": numbers.get(f"{k}_stderr", math.nan)} for k, v in metrics.items()}
+    cell = {"spectrum": save_spectrum(spectrum, folder, "spectrum.npz"), "metrics": numbers}
+    cost = {"products": spectrum.products, "epochs": spectrum.epochs}
+    return report, {"metrics": metrics, "estimates": estimates, "cell": cell}, cost
+
+
+def _numbers(
+    task: Task, model: nn.Module, subject: Subject, folder: Path
+) -> tuple[Report, dict[str, Any], dict[str, Any]]:
+    """The same of what makes no spectrum."""
+    before = distributed.by_first(lambda: task.store.load_arrays("estimate"))
+    arrays, facts = before or _measured_numbers(task, model)
+    if distributed.leads():
+        save_arrays(folder / "estimate.npz", arrays, facts)
+    numbers = Numbers.of(arrays, facts)
+    estimates = numbers.estimates()
+    metrics = {k: e["value"] for k, e in estimates.items()}
+    errors = {f"{k}_{n}": e[n] for k, e in estimates.items() for n in ("stderr", "residual") if n in e}
+    cell = {"arrays": "estimate.npz", "metrics": metrics | errors, "found": facts}
+    report = build.numbers(subject, numbers, str(task.config["estimator"].get("which") or "largest"))
+    cost = {"products": facts["products"], "epochs": facts["epochs"]}
+    return report, {"metrics": metrics, "estimates": estimates, "cell": cell}, cost
+
+
+class Rehearsed(Exception):
+    """A product was asked for: everything that comes before it was in order."""
+
+
+class Rehearsal(Operator):
+    """The shape and the kind of an operator, without its products: an estimator looks at its options before it multiplies."""
+
+    def __init__(self, A: Operator) -> None:
+        super().__init__(A.shape, A.dtype, A.device, symmetric=A.symmetric, nonnegative=A.nonnegative)
+        self.self_map, self.known_zeros = A.self_map, A.known_zeros
+
+    def _apply(self, V: torch.Tensor) -> torch.Tensor:
+        raise Rehearsed
+
+    def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
+        raise Rehearsed
+
+
+def planned(config: dict[str, Any], where: str) -> str:
+    """What the spectrum of a configuration would take, by products with the network as it is before training: one line."""
+    target = locate(config["estimator"]["_target_"])
+    if config.get("experiment") or target not in (spectral.slq, spectral.esd):
+        raise ValueError(
+            "plan=only is of one spectrum by slq or esd; name model=, operator= and estimator=, and no experiment."
+        )
+    settings, options = settings_of(config, where), arguments(config["estimator"])
+    task = Task(config, settings, settings.problem(seed=config["seed"]).to(where), None)  # type: ignore[arg-type]  # nothing is kept
+    model = task.untrained()
+    A = task.operator(model)[0]
+    with few_threads(model):
+        told = spectral.plan(A, steps=options.get("steps", 100), probes=options.get("probes", 4))
+    if not told.fits:
+        held = max(told.held, key=lambda what: told.held[what])
+        way = {
+            "basis": "estimator.reorthogonalize=false or estimator.basis=PATH", "deflation": "estimator.deflate=false",
+            "products": "operator.chunk=1 or products=fresh", "vectors": "a smaller model, or parameters over ranks",
+            "records": "fewer estimator.steps or estimator.probes",
+        }[held]  # fmt: skip
+        raise ValueError(f"{told}, which does not fit; most are for {held}: use {way}.")
+    return f"{names_of(config, 'operator', 'model', 'data', between=' · ')}: {told}"
+
+
+def _rehearse(task: Task) -> None:
+    """Build the operator over the network as it is before training, and let the estimator look at its options."""
+    model = task.untrained()
+    A = Rehearsal(task.operator(model)[0])
+    with few_threads(model), distributed.apart(distributed.teams(1)), suppress(Rehearsed):
+        task.estimator(task.operand(A), progress=False)
+
+
+def _measured_numbers(task: Task, model: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What an estimator gives that makes no spectrum: (arrays, plain facts), stored."""
+    said, whole = "The numbers are those of the matrix itself.", task.operator(model)[0]
+    A = task.operand(whole)
+    if isinstance(A, Gram) and A is not whole:
+        m, n, side = *whole.shape, A.shape[0]
+        said = f"The matrix is {m} x {n}: the numbers are those of its Gram, {side} x {side}, on the {A.side} side."
+    begun = A.epochs
+    with few_threads(model):
+        result = task.estimator(A, checkpoint=task.store.probes("estimate"))
+    arrays = result.to_arrays()
+    rest = {item.name: getattr(result, item.name) for item in fields(result) if item.name not in arrays}
+    facts = {name: value for name, value in rest.items() if np.ndim(value) == 0}
+    kind = NUMBERS[locate(task.config["estimator"]["_target_"])]
+    with task.apart():
+        described, alone = plain(A.describe()), distributed.is_apart()
+    swept = distributed.gather(lambda: A.epochs - begun)
+    facts = {"epochs": sum(swept) if alone else swept[0], **facts, "kind": kind, "of": said, "operator": described}
+    task.store.save_arrays("estimate", arrays, facts)
+    return arrays, facts
+
+
+def _measured_spectrum(task: Task, model: nn.Module) -> tuple[Spectrum, dict[str, float]]:
+    """The spectrum and its metrics, stored."""
+    node, estimate = task.config["operator"], task.estimator
+    A, y = task.operator(model)
+    if keeps_probes(task.config["estimator"]):
+        estimate = partial(estimate, checkpoint=task.store.probes("spectrum"))
+    # large enough to be decomposed, small enough for it to be chosen: there threads help more than they hurt
+    with nullcontext() if MANY_THREADS < min(A.shape) <= NETWORK_DIM else few_threads(model):
+        spectrum = estimate(A)
+    top = task.config["analysis"]["top"] or task.problem.classes
+    numbers = summary(spectrum, top=min(top, spectrum.dim) or None)
+    of_labels = node.get("of") in ("logits", "probs") and y.ndim == 1 and not y.is_floating_point()
+    if node.get("wrt") == "params" and of_labels and A.shape[0] <= EXACT_ROWS:
+        with task.apart():
+            aligned = label_alignment(A, y)
+        numbers |= {"true_label_alignment": aligned.own_label, "true_label_alignment_stderr": 0.0}
+    task.store.save_spectrum("spectrum", spectrum, numbers)
+    return spectrum, numbers
