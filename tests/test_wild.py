@@ -264,7 +264,12 @@ FAILING = {
         RuntimeError,
         "the model fails on batch 0 .RuntimeError: mat1 and mat2 shapes",
     ),
-    "a key that is not there": (lambda x: {"a": x}, {"forward": lambda m, b: m(b["x"])}, ValueError, "KeyError: 'x'"),
+    "an axis that is not there": (
+        lambda x: x,
+        {"forward": lambda m, b: m(b).sum(2)},
+        ValueError,
+        "IndexError: Dimension",
+    ),
     "a forward of one argument": (
         lambda x: x,
         {"forward": lambda b: b},
