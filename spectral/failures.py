@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import linecache
+import dis
 
 
 def is_own(failure: BaseException) -> bool:
@@ -12,7 +12,7 @@ def is_own(failure: BaseException) -> bool:
         trace = trace.tb_next
     if trace is None or not str(trace.tb_frame.f_globals.get("__name__")).startswith("spectral."):
         return False
-    return linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).lstrip().startswith("raise")
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def first_line(failure: BaseException) -> str:

@@ -200,6 +200,17 @@ def test_loss_of_output_and_target_is_understood_by_its_names(problem, loss):
     assert agrees(H, second(lambda: F.cross_entropy(model(x), y, label_smoothing=0.1), list(model.parameters())), 1e-8)
 
 
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_random_loss_is_refused(problem, kind):
+    model, x, y = problem
+
+    def loss(z, batch):
+        return F.cross_entropy(z + torch.randn_like(z), batch[1], reduction="sum"), np.int64(len(z))
+
+    with pytest.raises(ValueError, match="random"):
+        kind(model, loss, [(x[:1], y[:1])])
+
+
 def test_weights_that_change_after_targets_were_counted_are_refused(problem):
     model, x, y = problem
     loss = nn.CrossEntropyLoss(weight=torch.ones(3, dtype=DOUBLE))
@@ -253,7 +264,12 @@ FAILING = {
         RuntimeError,
         "the model fails on batch 0 .RuntimeError: mat1 and mat2 shapes",
     ),
-    "a key that is not there": (lambda x: {"a": x}, {"forward": lambda m, b: m(b["x"])}, ValueError, "KeyError: 'x'"),
+    "an axis that is not there": (
+        lambda x: x,
+        {"forward": lambda m, b: m(b).sum(2)},
+        ValueError,
+        "IndexError: Dimension",
+    ),
     "a forward of one argument": (
         lambda x: x,
         {"forward": lambda b: b},

@@ -45,7 +45,7 @@ from spectral.networks.trees import leaves, map_tensors, replaced, tensors
 from spectral.pieces import Shards
 from spectral.probes import Signs
 
-FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)  # of a model on a batch
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError)  # what torch raises for a batch that a model does not take
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
 WRT = ("params", "inputs")
 STATISTICS = ("population", "batch")

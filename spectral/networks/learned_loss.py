@@ -12,6 +12,7 @@ import inspect
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -249,7 +250,7 @@ class Loss:
                 raise ValueError(f"it returned a tensor of shape {tuple(value.shape)} for {first} samples")
             return
         pair = isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], torch.Tensor)
-        if not pair or not isinstance(value[1], torch.Tensor | int | float) or isinstance(value[1], bool):
+        if not pair or not isinstance(value[1], torch.Tensor | int | float | np.number) or isinstance(value[1], bool):
             raise TypeError(f"it returned {_kind(value)}")
         if torch.as_tensor(value[1]).numel() != 1 and torch.as_tensor(value[1]).shape != value[0].shape:
             raise ValueError(f"it returned a count of shape {tuple(torch.as_tensor(value[1]).shape)}")

@@ -217,8 +217,12 @@ def check_loss_of_outputs(network: LossModel, batch: Any, matrix: str) -> None:
         values, network.values = network.values, leaves
         try:
             total = total_of(*heads)
+            _reseed()
+            again = total_of(*heads)
         finally:
             network.values = values
+        if _differ(total.detach(), again.detach(), total.dtype):
+            raise ValueError("loss= gives two values for one output of the model: it is random; remove the noise.")
         ends = {id(t) for t in reached_leaves([total])}
         read = [name for name in network.names if id(leaves[name]) in ends or id(own[name]) in ends]
         if read:
