@@ -15,6 +15,7 @@ not come at all is known by `spectral.heartbeat`.
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import platform
 import sys
@@ -747,6 +748,8 @@ def _heart(group: Any) -> heartbeat.Heartbeat:
 
 def _begun(group: Any, base: int) -> heartbeat.Heartbeat:
     store = getattr(group, "get_group_store", lambda: None)()
+    if store is not None:  # which torchrun may go on with when it starts all ranks again
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     names = range(base, base + dist.get_world_size(group))
     return heartbeat.Heartbeat(store, dist.get_rank(group), len(names), names, _everyone())
 

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from spectral import distributed
 
@@ -29,7 +30,12 @@ def join() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    store, rank, ranks = next(rendezvous("env://", timeout=PATIENCE))
+    store.set_timeout(PATIENCE)
+    # torchrun's store outlives an attempt, and the addresses in it those processes
+    store = dist.PrefixStore(f"attempt {attempt()}", store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=PATIENCE)
     if not distributed.leads():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process lives)
 
