@@ -267,11 +267,14 @@ def with_default(given: list[str]) -> list[str]:
 def sentence(problem: BaseException, given: list[str]) -> str:
     """An error as one sentence; for a misspelt key or option also what is allowed."""
     text = str(problem)
-    if isinstance(problem, MissingMandatoryValue) or isinstance(problem.__cause__, MissingMandatoryValue):
-        name = getattr(problem, "full_key", None) or getattr(problem.__cause__, "full_key", None) or "A setting"
-        value = {"model.path": "net.py:FUNCTION", "data.path": "batches.py:FUNCTION or data.path=FILE.npz"}.get(
-            name, "VALUE"
-        )
+    kinds = MissingMandatoryValue, InterpolationToMissingValueError
+    if isinstance(problem, kinds) or isinstance(problem.__cause__, kinds):
+        named = re.search(r"Missing mandatory value: ([\w.]+)", text)  # of an interpolation: what it leads to
+        name = named[1] if named else getattr(problem, "full_key", None) or getattr(problem.__cause__, "full_key", None)
+        name, values = name or "A setting", {
+            "model.path": "net.py:FUNCTION", "data.path": "batches.py:FUNCTION or data.path=FILE.npz", "model.name": "DIR",
+        }  # fmt: skip
+        value = values.get(name, "VALUE")
         return f"{name} must be given; add {name}={value}."
     if isinstance(problem, InterpolationKeyError) and (key := re.search(r"key '([^']+)' not found", text)):
         return f"{problem.full_key} follows {key.group(1)}, which is not there; choose another {key.group(1).split('.')[0]}."

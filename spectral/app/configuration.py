@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,9 @@ TEXT = Checked(check_tokens, "bytes, smollm2, minilm, or a folder with a tokeniz
 # Of a model: what its data must be, read by the group data.
 READS: dict[str, Rule] = {"images": Flag(), "text": TEXT, "predicts": Text(*TARGETS)}
 PLACE = Text(pattern=own.PLACE.pattern, said="FILE.py:FUNCTION")
+FOLDER = Checked(
+    lambda value: _holds(Same(True), Path(value, "config.json").is_file(), ""), "a folder with config.json and weights"
+)
 ANYTHING = Fields(others=Plain())
 
 
@@ -112,8 +116,8 @@ def _model(target: Any) -> Fields | None:
     """A network of ours for a problem, one of your own, or a module of torch.nn with its own arguments."""
     if target is own.model:
         return Fields({"path": PLACE}, {**READS, "checkpoint": maybe(NAME), "options": ANYTHING})
-    if target is own.huggingface:
-        return Fields({"name": NAME}, READS)
+    if target is own.huggingface:  # its own tokens are looked at where data are text, as data.tokens
+        return Fields({"name": FOLDER}, {**READS, "text": NAME})
     if inspect.isclass(target) and issubclass(target, nn.Module) and target.__module__.startswith("torch.nn"):
         return Fields(may=READS, others=Plain())
     if target is not locate("spectral.experiments.models.model_for"):
