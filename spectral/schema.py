@@ -458,7 +458,10 @@ class Fields(Rule):
 
 @dataclass(frozen=True)
 class Pairs(Rule):
-    """A mapping of at least so many entries, keys by one rule and values by another."""
+    """A mapping of at least so many entries, keys by one rule and values by another; a key may be a number in letters.
+
+    hydra deletes what has a name (~experiment.options.4), and to it no number is one.
+    """
 
     key: Rule
     value: Rule
@@ -467,7 +470,8 @@ class Pairs(Rule):
     def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
         super().check(value, where, sizes)
         for key, item in value.items():
-            self.key.check(key, f"a key of {where}", sizes)
+            plain = int(key) if isinstance(key, str) and key.isdecimal() else key
+            self.key.check(plain, f"a key of {where}", sizes)
             self.value.check(item, f"{where}.{key}", sizes)
 
     def holds(self, value: Any, where: str, sizes: Sizes) -> bool:

@@ -101,7 +101,8 @@ def depth_sweep(
     The default is MLPs of 1 to 5 hidden layers of 64; for residual networks give, with model_for(kind="resnet") as the
     settings' model, {depth: {"depth": depth} for depth in (20, 32, 44, 56, 110)}. Training on labels with `noise`.
     """
-    options = {depth: {"widths": (64,) * depth} for depth in (1, 2, 3, 4, 5)} if options is None else options
+    sizes = {depth: {"widths": (64,) * depth} for depth in (1, 2, 3, 4, 5)} if options is None else options
+    options = {int(depth): chosen for depth, chosen in sizes.items()}  # a configuration's are names
     if len(options) < 3:
         raise ValueError(f"depths {list(options)} are no sweep; give three depths or more.")
     levels = {f"depth{depth}": float(depth) for depth in options}
