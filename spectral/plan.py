@@ -78,18 +78,27 @@ class Plan:
 
     def __str__(self) -> str:
         basis = "basis kept" if self.basis else "no basis"
-        mib = [f"{b / 2**20:.4g} MiB" for b in (self.bytes, self.most_bytes, self.free)]
+        peak, most, free = map(_size, (self.bytes, self.most_bytes, self.free))
         return (
             f"{self.products} products, about {self.seconds:.3g} s ({self.seconds_per_product:.3g} s each, measured), "
-            f"{mib[0]} at the peak ({basis}), up to {mib[1]} with all that may be deflated; {mib[2]} are free"
+            f"{peak} at the peak ({basis}), up to {most} with all that may be deflated; {free} are free"
         )
 
     def _repr_html_(self) -> str:
         seconds = [(f"{name} (s)", value, f"{value:.2g}") for name, value in self.parts.items()]
-        held = [(name, f"{size / 2**20:.4g} MiB") for name, size in self.held.items() if size]
-        rows = [*held, ("at the peak", f"{self.bytes / 2**20:.4g} of {self.free / 2**20:.4g} MiB that are free")]
+        held = [(name, _size(size)) for name, size in self.held.items() if size]
+        rows = [*held, ("at the peak", f"{_size(self.bytes)} of {_size(self.free)} that are free")]
         picture = cards.bars(seconds, "seconds by what takes them")
         return cards.card(f"{self}{'' if self.fits else ': it does not fit'}.", rows, picture)
+
+
+def _size(count: float) -> str:
+    """Bytes in a unit of which there are less than a thousand."""
+    units = iter(("bytes", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while count >= 1000 and unit != "TiB":
+        count, unit = count / 1024, next(units)
+    return f"{count:.3g} {unit}"
 
 
 def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
