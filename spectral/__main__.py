@@ -269,8 +269,11 @@ def sentence(problem: BaseException, given: list[str]) -> str:
     text = str(problem)
     kinds = MissingMandatoryValue, InterpolationToMissingValueError
     if isinstance(problem, kinds) or isinstance(problem.__cause__, kinds):
-        named = re.search(r"Missing mandatory value: ([\w.]+)", text)  # of an interpolation: what it leads to
-        name = named[1] if named else getattr(problem, "full_key", None) or getattr(problem.__cause__, "full_key", None)
+        missing = problem if isinstance(problem, kinds) else problem.__cause__
+        name = getattr(missing, "full_key", None)
+        led = re.search(r"Missing mandatory value: ([\w.]+)", text)
+        if led and (name is None or isinstance(missing, InterpolationToMissingValueError)):
+            name = led[1]  # of an interpolation: what it leads to
         name, values = name or "A setting", {
             "model.path": "net.py:FUNCTION", "data.path": "batches.py:FUNCTION or data.path=FILE.npz", "model.name": "DIR",
         }  # fmt: skip

@@ -112,10 +112,11 @@ def to_torch(array: Any) -> torch.Tensor:
         with one_stream(cupy_device(array)) as shared:
             tensor = torch.from_dlpack(array.copy() if any(stride < 0 for stride in array.strides) else array)
             return tensor if shared else tensor.clone()
-    named = "a vector of named tensors is A.flatten({name: tensor})"
+    parts = list(array.values()) if isinstance(array, Mapping) else array if isinstance(array, list | tuple) else ()
+    tensors = any(isinstance(part, torch.Tensor | np.ndarray) for part in parts)
     raise TypeError(
         f"expected a torch tensor, a numpy array or a cupy array, got {type(array).__name__}; "
-        f"{named if isinstance(array, Mapping | list | tuple) else 'convert it first'}."
+        + ("a vector of named tensors is A.flatten({name: tensor})." if tensors else "convert it first.")
     )
 
 

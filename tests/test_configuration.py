@@ -16,7 +16,7 @@ from test_fuzz import said
 from test_run import call, here  # noqa: F401  (a fixture)
 
 from spectral.__main__ import config_folder, defaults
-from spectral.app import configuration, run
+from spectral.app import configuration, run, single
 
 MARK = "hit"  # what an attack would leave behind
 HYDRA = [  # the groups of hydra's own configuration
@@ -202,8 +202,8 @@ def random_trees(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, seed
     def stop(*given: Any, **options: Any) -> None:
         raise Stopped
 
-    for name in ("network", "all_cells"):
-        monkeypatch.setattr(run, name, stop)
+    for module, name in ((single, "network"), (run, "all_cells")):
+        monkeypatch.setattr(module, name, stop)
     monkeypatch.chdir(folder)
     rng, found = np.random.default_rng(seed), []
     bases = [composed(arguments) for arguments in BASES]
