@@ -299,7 +299,7 @@ def test_what_does_not_fit_is_one_sentence(make, error, words):
 
 
 @pytest.mark.parametrize(
-    "given", [{"0.weight": torch.ones(4)}, [1.0] * 4, (torch.ones(4),)], ids=["dict", "list", "tuple"]
+    "given", [{"0.weight": torch.ones(4)}, [torch.ones(4)], (torch.ones(4),)], ids=["dict", "list", "tuple"]
 )
 @pytest.mark.parametrize(
     "ask",
