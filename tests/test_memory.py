@@ -47,6 +47,7 @@ print(json.dumps((most - base) / 4 / sum(p.numel() for p in model.parameters()))
     ],
 )
 def test_runs_without_a_basis_hold_few_vectors_beside_model_and_gradient(job, vectors, matrix):
-    found = json.loads(measured(SCRIPT, job, matrix, timeout=120))
+    frees = {"MALLOC_MMAP_THRESHOLD_": "131072"}  # what is given back is not resident: the law is of what is held
+    found = json.loads(measured(SCRIPT, job, matrix, timeout=120, environment=frees))
     # a piece of a product, half a vector here, is there twice while it is added
     assert found <= vectors + 0.75
