@@ -124,7 +124,7 @@ def test_pairs_made_better_are_measured_without_further_products():
         (np.full((8, 1), np.nan), ValueError, "start holds NaN"),
         (np.eye(8) * np.arange(8), ValueError, "a column of zeros"),
         (np.ones((8, 1), np.float32), TypeError, "start is torch.float32, and .* multiplies torch.float64"),
-        ([1.0] * 8, TypeError, "got list; a vector of named tensors is"),
+        ([1.0] * 8, TypeError, "got list; convert it first"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_multiplied(start, kind, message):
