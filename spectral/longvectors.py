@@ -169,6 +169,11 @@ def coefficients(V: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
     return summed(total, V, W)
 
 
+def without(w: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
+    """w (n,) less its part along orthonormal rows (j, n), once."""
+    return w.sub(V.T @ coefficients(V, w).to(w.dtype))
+
+
 def cross(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:
     """X^T Y for columns, (n, k) and (n, m) to (k, m)."""
     return dots(X.T, Y.T).cpu().numpy()

@@ -185,9 +185,9 @@ def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, int,
         op @ v
     float(v[0])  # a number waits for the device
     workspace, first = max(workspace, op.first_workspace), Spent.of(op).since(begun)
-    each = [_median(lambda: float((op @ v)[0]), 1)]
+    each = [_seconds(lambda: float((op @ v)[0]))]
     while len(each) < TIMED and sum(each) < SHARE * products * each[0]:
-        each.append(_median(lambda: float((op @ v)[0]), 1))
+        each.append(_seconds(lambda: float((op @ v)[0])))
     return first.seconds, first.products, statistics.median(each), workspace
 
 
@@ -207,10 +207,10 @@ class _Diagonal(Operator):
 def _vector_seconds(v: torch.Tensor, rows: int) -> tuple[float, float, float]:
     """Seconds of a step without its product, of orthogonalising against a vector of a basis of so many rows, of keeping one."""
     D = _Diagonal(v)
-    free = _median(lambda: float((D @ v)[0]), STEPS)
+    free = _seconds(lambda: float((D @ v)[0]), STEPS)
     lanczos = Lanczos(D, v, STEPS + 1, reorthogonalize=False)
     lanczos.step()  # the first has no vector before it
-    step = max(0.0, _median(lambda: lanczos.ended or lanczos.step(), STEPS) - free)
+    step = max(0.0, _seconds(lambda: lanczos.ended or lanczos.step(), STEPS) - free)
     if not rows:
         return step, PASSES * free / 2, 0.0
     there = Basis(v, rows)
@@ -220,13 +220,13 @@ def _vector_seconds(v: torch.Tensor, rows: int) -> tuple[float, float, float]:
             there.keep(j, v)
         float(there.row(rows - 1)[0])
 
-    kept = _median(keep, 1) / rows
+    kept = _seconds(keep) / rows
     w = torch.empty_like(v)
-    return step, _median(lambda: there.orthogonalise(w.copy_(v), rows), 3) / rows, kept
+    return step, _seconds(lambda: there.orthogonalise(w.copy_(v), rows), 3) / rows, kept
 
 
-def _median(work: Callable[[], Any], times: int) -> float:
-    """Seconds; `work` waits for the device."""
+def _seconds(work: Callable[[], Any], times: int = 1) -> float:
+    """The median of so many; `work` waits for the device."""
     found = []
     for _ in range(times):
         begin = time.perf_counter()
@@ -242,5 +242,5 @@ def _recording(steps: int, probes: int) -> float:
     def run() -> None:
         slq(small, steps=steps, probes=probes, progress=False)
 
-    first = _median(run, 1)
-    return first if first > 1 else min(first, _median(run, 1))  # the first one may have loaded libraries
+    first = _seconds(run)
+    return first if first > 1 else min(first, _seconds(run))  # the first one may have loaded libraries

@@ -187,10 +187,8 @@ class DoubleBackward(ForwardMode):
 
 
 WAYS: dict[str, type[ForwardMode]] = {"fresh": ForwardMode, "double-backward": DoubleBackward}
-COPIES = {
-    "fresh": 1.0,
-    "double-backward": 2.5,
-}  # graphs of the forward pass that each one keeps: .4 to 2.1 on three models
+# graphs of the forward pass that each one keeps: .4 to 2.1 on three models
+COPIES = {"fresh": 1.0, "double-backward": 2.5}
 
 
 class Wrong(RuntimeError):

@@ -88,7 +88,7 @@ class Deflation:
         for pair, y in zip(pairs, made, strict=True):
             for _ in range(2):
                 for block in blocks:
-                    y = y - block.T @ longvectors.coefficients(block, y).to(y.dtype)
+                    y = longvectors.without(y, block)
             length = longvectors.norm(y)
             if length > 0.9:  # else the projection of a vector that is held already
                 torch.div(y, length, out=made[new])

@@ -297,7 +297,7 @@ class Lanczos:
 
     def _project(self, w: torch.Tensor) -> torch.Tensor:
         """w without its part in the deflated space."""
-        return w if self.U is None else w.sub(self.U.T @ longvectors.coefficients(self.U, w).to(w.dtype))
+        return w if self.U is None else longvectors.without(w, self.U)
 
     def _orthogonal(
         self, w: torch.Tensor, j: int, alpha: float, before: Omega, length: float | None
