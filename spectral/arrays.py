@@ -183,6 +183,11 @@ def empty(shape: tuple[int, ...], other: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.empty(shape, NUMPY[other.dtype]))
 
 
+def copy(x: torch.Tensor) -> torch.Tensor:
+    """A clone, in memory as `empty` gives it where x lies in one piece."""
+    return empty(x.shape, x).copy_(x) if x.layout is torch.strided and x.is_contiguous() else x.clone()
+
+
 def rows(V: torch.Tensor) -> torch.Tensor:
     """V (n, b) as contiguous rows (b, n): V itself, transposed, where its columns are contiguous, or else a copy."""
     if V.T.is_contiguous() or V.device.type != "cpu":

@@ -273,6 +273,28 @@ def test_difference_tells_a_wrong_product_from_a_right_one():
             differences.difference_error(p, (wrong,))
 
 
+def test_a_right_product_takes_one_more_gradient_where_the_first_is_there_and_a_wrong_one_is_told_all_the_same():
+    A = torch.randn(5, 5)
+    A, x, t, share = A + A.T, torch.randn(5), torch.randn(5), 0.25
+    points = []
+
+    def gradient(at):
+        points.append(at[0])
+        return (A @ at[0] + 4 * at[0] ** 3,)
+
+    def told(by):
+        points.clear()
+        here = [share * (A @ x + 4 * x**3)]
+        unit = torch.finfo(torch.float32).eps
+        p = differences.Probe(lambda x: x, gradient, (x,), (t,), unit, trial=True, share=share, here=here)
+        return differences.difference_error(p, (by * share * (A @ t + 12 * x**2 * t),))
+
+    assert told(by=1.0) < 5e-3 and len(points) == 1
+    with pytest.raises(differences.Wrong, match="off by 9.1e-02 from the difference"):
+        told(by=1.1)
+    assert len(points) == 5  # and both steps of the central difference
+
+
 def test_kinks_everywhere_are_no_verdict():
     saw = lambda x: (x * 1e9).sin().sum()  # noqa: E731  (no step is short enough)
     p = differences.probe(saw, None, (torch.randn(50, dtype=DOUBLE),))

@@ -198,6 +198,9 @@ class Wrong(RuntimeError):
 class ForwardOverReverse:
     """The derivative of a scalar function's gradient, H v by forward-mode AD of its backward pass."""
 
+    keeps = False  # whether a product leaves the gradient that it makes on its way in `value`
+    value: tuple[torch.Tensor, ...] = ()
+
     def __init__(self, function: Function, primals: Tensors) -> None:
         self.function, self.primals = function, tuple(primals)
         _forward_rules()
@@ -205,7 +208,8 @@ class ForwardOverReverse:
     def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
         gradient = torch.func.grad(self.function, argnums=tuple(range(len(self.primals))))
         with math_attention(), FORWARD_MODE:
-            products = torch.func.jvp(gradient, self.primals, _copied(tangents))[1]
+            value, products = torch.func.jvp(gradient, self.primals, _copied(tangents))[:2]
+        self.value = tuple(t.detach() for t in value) if self.keeps else ()
         return tuple(t.detach() for t in products)
 
 
@@ -219,7 +223,10 @@ class ReverseOverReverse(ForwardOverReverse):
         if self._gradients is None:
             self._leaves = tuple(p.detach().requires_grad_() for p in self.primals)
             with math_attention():  # the fused one has no double backward
-                self._gradients = edges(gradients(self.function(*self._leaves), self._leaves, create_graph=True))
+                value = gradients(self.function(*self._leaves), self._leaves, create_graph=True)
+            self._gradients = edges(value)
+            self.value = tuple(t.detach() for t in value) if self.keeps else ()
+            del value
         return _through(self._gradients, tangents, self._leaves)
 
 
@@ -290,7 +297,6 @@ class Adjoint:
         self.v, self.u = probes.Signs(1, len(v), v.device), probes.Signs(0, rows, v.device)
         self.Jv: Held | None = None
         self.pulled: Held | None = list(back(self.u[:].to(v.dtype)))
-        self.size = norm(self.pulled)
 
     def of_forward(self, v: torch.Tensor, Jv: Tensors, there: Callable[[probes.Signs], Tensors]) -> float:
         """The error of J v; `Wrong` if it is more than allowed. `there`: signs v (n,) -> the pieces of J v (rows,)."""
@@ -333,9 +339,8 @@ class Adjoint:
         return 0.0 if self.pulled is None else self._identity(self.u, Jv[:1], v, self.pulled)
 
     def _identity(self, u: Vector, Jv: Held, v: Vector, pulled: Held, related: bool = False) -> float:
-        one, two = dot(u, Jv), dot(v, pulled)
-        size = self.size if pulled is self.pulled else norm(pulled)
-        scale = max(norm(Jv) * _component(u), size * _component(v), *((abs(one), abs(two)) if related else ()))
+        (one, of_u), (two, of_v) = _inner(u, Jv), _inner(v, pulled)
+        scale = max(of_u, of_v, *((abs(one), abs(two)) if related else ()))
         if not scale > 0 or not math.isfinite(scale):  # what is not finite is somebody else's to say
             return 0.0
         error = abs(one - two) / scale
@@ -375,14 +380,6 @@ def _waiting(pieces: list[torch.Tensor | tuple[torch.Tensor, float]]) -> Held:
     return held
 
 
-def _component(x: Vector) -> float:
-    """The root mean square of a vector's entries."""
-    if isinstance(x, probes.Signs):
-        return 1.0
-    parts = (x,) if isinstance(x, torch.Tensor) else x
-    return norm(parts) / max(sum(p.numel() for p in parts), 1) ** 0.5
-
-
 def norm(pieces: Iterable[torch.Tensor | tuple[torch.Tensor, float]]) -> float:
     """Of pieces that follow one another."""
     return math.sqrt(
@@ -401,16 +398,31 @@ def distance(one: Tensors, two: Tensors) -> float:
     return math.hypot(*(longvectors.distance(a, b) for a, b in zip(one, two, strict=True)))
 
 
-def dot(x: Vector, pieces: Held) -> float:
-    """<x, y> for y in pieces that follow one another, x in the same ones if it is in some."""
-    start, total = 0, 0.0
+def _beside(x: Vector, pieces: Held) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+    """Parts of x and y, y over a unit, for y in pieces that follow one another, x in the same ones if it is in some."""
+    start = 0
     for i, (y, unit) in enumerate(_units(pieces)):
         own, at = (x, start) if isinstance(x, torch.Tensor | probes.Signs) else (x[i].reshape(-1), 0)
         for some in y.split(PART):
-            total += unit * _dot(own[at : at + len(some)], some)
+            yield own[at : at + len(some)], some, unit
             at += len(some)
         start += len(y)
-    return total
+
+
+def dot(x: Vector, pieces: Held) -> float:
+    """<x, y>."""
+    return sum(unit * _dot(own, some) for own, some, unit in _beside(x, pieces))
+
+
+def _inner(x: Vector, pieces: Held) -> tuple[float, float]:
+    """(<x, y>, what it would be for a y that has nothing to do with x: ||y|| times a component of x); they are read once."""
+    value, of_x, of_y, entries = 0.0, 0.0, 0.0, 0
+    for own, some, unit in _beside(x, pieces):
+        value += unit * _dot(own, some)
+        of_y += unit * unit * _dot(some, some)
+        of_x += len(some) if isinstance(x, probes.Signs) else _dot(own, own)
+        entries += len(some)
+    return value, math.sqrt(of_y) * math.sqrt(of_x / max(entries, 1))
 
 
 def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -426,8 +438,8 @@ def symmetry_error(u: torch.Tensor, Au: Tensors, v: torch.Tensor, Av: Tensors, a
     Forward mode sees what lies under no_grad, gradients do not: such a Hessian is not symmetric. Of unrelated vectors both are
     about ||A v|| times a component of u; in a recurrence u is made of A v, and they are larger.
     """
-    one, two = dot(u, Av), dot(v, Au)
-    scale = max(norm(Av) * _component(u), norm(Au) * _component(v), abs(one), abs(two))
+    (one, of_u), (two, of_v) = _inner(u, Av), _inner(v, Au)
+    scale = max(of_u, of_v, abs(one), abs(two))
     error = abs(one - two) / scale if scale > 0 and math.isfinite(scale) else 0.0
     if not error <= allowed:
         raise Wrong(f"<u, H v> and <v, H u> differ by {error:.1e}")

@@ -350,6 +350,7 @@ class Hessian(Curvature):
             tangents = self._tangents(v, self._samples(group))
             if isinstance(gradient, linearize.CentralDifference):
                 return self._pieces(gradient.jvp(tangents, self.factor))
+            gradient.keeps = self.under_test and way not in self._held
             return self._pieces(gradient.jvp(tangents))
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
@@ -364,7 +365,9 @@ class Hessian(Curvature):
             if way in self._held and earlier is None:
                 return 0.0
             self._held.add(way)
-            error = self._second_derivative_error(way, batch, v, w)
+            here, gradient.value = gradient.value, ()
+            error = self._second_derivative_error(way, batch, v, w, here)
+            del here
             if way == "fresh":  # forward mode sees what lies under no_grad, the backward pass does not: told at once
                 u = probes.signs(0, len(v), dtype=v.dtype, device=v.device)
                 return max(error, linearize.symmetry_error(u, product(u), v, w, self._allowed))
@@ -447,8 +450,10 @@ class Hessian(Curvature):
         x = v if v.untyped_storage().resizable() else v.clone()
         self._earlier = way, self.network.version(), x, w, private.version(x)
 
-    def _second_derivative_error(self, way: str, batch: Any, v: torch.Tensor, w: trace.Pieces) -> float:
-        """How far a product is off from a difference of gradients."""
+    def _second_derivative_error(
+        self, way: str, batch: Any, v: torch.Tensor, w: trace.Pieces, here: Sequence[torch.Tensor]
+    ) -> float:
+        """How far a product is off from a difference of gradients; `here` is the gradient, as much of it as of the product."""
 
         def made(p: differences.Probe) -> trace.Pieces:
             if p.trial and self.layout != "summed":
@@ -457,7 +462,7 @@ class Hessian(Curvature):
 
         size = self.network.samples.size(batch)
         graph = self._graph_bytes * size
-        trial = self._tangents(v, size), self.share
+        trial = differences.Trial(self._tangents(v, size), self.share, here)
         places = differences.candidates(
             self.network, batch, differences.of_parameters, trial, graph=graph, inside=self._inside
         )

@@ -635,7 +635,7 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
     own = model.values, model.rest, model.frozen
     every = {**model.rest, **model.values}
     if index == 0:
-        every = {name: value.clone() for name, value in every.items()}
+        every = {name: arrays.copy(value) for name, value in every.items()}
     model.values = {name: every.pop(name) for name in model.names}
     model.rest = model.frozen = every
     try:
