@@ -35,15 +35,30 @@ def test_modules_are_still_imported_by_their_names(module):
     assert importlib.import_module(f"spectral.{module}") is getattr(spectral, module)
 
 
+RECORDED = """
+import sys, torch, spectral
+print(*sys.modules)
+A = spectral.GaussNewton(torch.nn.Linear(2, 2), torch.nn.MSELoss(), [(torch.ones(2, 2), torch.ones(2, 2))], engine="replay")
+for _ in range(4): A @ torch.randn(6)
+print(A.describe()["engine"], *sys.modules)
+"""
+
+
 @pytest.fixture(scope="module")
-def loaded() -> set[str]:
-    return set(python("-c", "import sys, spectral; print(*sys.modules)").stdout.split())
+def loaded() -> list[set[str]]:
+    """By the import, and by a product that is recorded."""
+    return [set(line.split()) for line in python("-c", RECORDED).stdout.splitlines()]
 
 
 @pytest.mark.parametrize("module", HEAVY)
 def test_import_loads_no_library_that_takes_long(module, loaded):
-    assert "spectral" in loaded
-    assert module not in loaded
+    assert "spectral" in loaded[0]
+    assert module not in loaded[0]
+
+
+def test_recording_a_product_does_not_load_the_compiler_of_torch(loaded):
+    assert "replay" in loaded[1]
+    assert "torch._dynamo" not in loaded[1]
 
 
 @pytest.mark.slow  # `make check` holds it to the same rules, beside the package

@@ -23,7 +23,7 @@ unsafe_view = aten._unsafe_view.default
 has_same_storage_numel = aten._has_same_storage_numel.default
 
 __all__ = [
-    "TorchDispatchMode",
+    "DispatchMode",
     "dispatch_modes",
     "has_same_storage_numel",
     "tree_flatten",
@@ -31,6 +31,18 @@ __all__ = [
     "unsafe_view",
     "weight_norm_of_operations",
 ]
+
+
+class DispatchMode(TorchDispatchMode):
+    """Sees every operation that is called under it.
+
+    torch keeps its compiler away from such a method, for which it loads the compiler at the first operation: a second in each
+    process, and time at every call. Nothing is compiled under one of ours. Without the name the compiler is loaded.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def version(t: torch.Tensor) -> int:

@@ -42,7 +42,7 @@ class Unrecordable(RuntimeError):
     """The function is no fixed linear program of its argument."""
 
 
-class Tracer(private.TorchDispatchMode):
+class Tracer(private.DispatchMode):
     """Writes the operations that depend on the inputs into a graph; other operands become its constants."""
 
     def __init__(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from spectral import arrays
-from spectral.engine.private import TorchDispatchMode
+from spectral.engine.private import DispatchMode
 from spectral.networks.trees import tensors
 
 Function = Callable[..., torch.Tensor]
@@ -36,7 +36,7 @@ class _Saved:
         self.tensor = tensor
 
 
-class Made(TorchDispatchMode):
+class Made(DispatchMode):
     """The floating tensors that are computed: an upper bound of what a graph keeps, where hooks are not allowed."""
 
     def __init__(self) -> None:
