@@ -69,9 +69,10 @@ def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return torch.dot(x, y)
         step = arrays.LONGEST
     total = torch.zeros((), dtype=torch.float64, device=x.device)
+    one, two = torch.empty(2, min(step, x.numel()), dtype=torch.float64, device=x.device)
     for start in range(0, x.numel(), step):
-        some = x[start : start + step].double()
-        total += torch.dot(some, some if y is x else y[start : start + step].double())
+        some = one[: x.numel() - start].copy_(x[start : start + step])
+        total += torch.dot(some, some if y is x else two[: len(some)].copy_(y[start : start + step]))
     return total
 
 
