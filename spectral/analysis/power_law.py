@@ -231,7 +231,7 @@ def _error(a: Array, L: Array, n_eff: Array) -> Array:
 
 
 def _candidates(r: _Range, exact: bool, rounding: float) -> IntArray:
-    """Points at which a tail may begin: each exact eigenvalue (of equal ones that rounding parts the first), or those of a log grid."""
+    """Points at which a tail may begin: each exact eigenvalue (one of those that rounding parts), or those of a log grid."""
     x = r.c.x[: r.last + 1]
     if exact and len(x) <= ALL_CANDIDATES:
         return np.flatnonzero(np.diff(told_apart(x, rounding), prepend=-1))[:-1]
