@@ -20,7 +20,7 @@ from spectral.operators import Operator, as_operator
 from spectral.probes import probe
 from spectral.quadrature.gauss import gauss_rule, zero_level
 from spectral.results import Array, IntArray, nan
-from spectral.schema import choice
+from spectral.schema import SWITCH, choice
 
 EXACT_ROWS = 4000  # K in float64 is then 128 MB, and its eigenvectors take seconds
 OWN_LABEL = 50  # directions in which the energy of the labels trained on is customarily quoted
@@ -320,6 +320,7 @@ def label_alignment(
     """
     A = as_operator(J)
     choice(method, "method", ("auto", "exact", "lanczos"))
+    choice(centred, "centred", SWITCH)
     vector, outputs = label_vector(y, A.shape[0], centred=centred)
     products, epochs = A.products, A.epochs
     k = _directions(k, outputs, A.shape[0])

@@ -15,7 +15,7 @@ from spectral.krylov.symmetry import KnownProduct, distance, random_coefficients
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.quadrature import gauss
-from spectral.schema import COUNT, Array, Either, Fields, Number, Text
+from spectral.schema import COUNT, SWITCH, Array, Either, Fields, Number, Text, choice
 from spectral.spectrum import Spectrum
 
 WHOLE = {"how": Text(), "spent": COUNT, "shift": Number()}
@@ -71,6 +71,7 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     >>> exact(np.diag([3.0, 1.0, 2.0])).atoms.values.tolist()
     [1.0, 2.0, 3.0]
     """
+    choice(progress, "progress", (*SWITCH, None))
     A = as_operator(A)
     products, epochs = A.products, A.epochs
     op, zeros, _ = symmetric_operand(A)

@@ -122,7 +122,7 @@ def kpm(
     settings = {
         "estimator": "kpm", "seed": check_seed(seed), "recurrence": recurrence, "steps": steps, "interval": given,
     }  # fmt: skip
-    run = ProbeRun(checkpoint, op, settings, least=steps, most=steps)
+    run = ProbeRun(checkpoint, op, settings, probes, least=steps, most=steps)
     limit = Budget(budget, op, run.checkpoint.before)
     limit.announce(probes * steps)
     left = (probes - len(run.records) - len(run.attempts)) * steps

@@ -24,7 +24,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
-from spectral.schema import Either, choice, integer
+from spectral.schema import SWITCH, Either, choice, integer
 
 METHODS = ("auto", *SAMPLERS, "slq")
 STATE = Either(EXACT, *(sampler.rule(name) for name, sampler in SAMPLERS.items()))  # of a checkpoint
@@ -125,6 +125,7 @@ def trace(
     (6.0, 0.0, 3)
     """
     choice(method, "method", METHODS)
+    choice(progress, "progress", (*SWITCH, None))
     if f is not None and not callable(f):
         raise TypeError(f"f is a {type(f).__name__}; use a function of arrays, such as np.log1p.")
     if method in SAMPLERS and f is not None:
