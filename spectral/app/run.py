@@ -93,7 +93,9 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
             report, results = perform(config, folder, store, where)
         if not distributed.leads():
             return None
-        return _write(folder, config, replace(report, config=recorded(config), environment=about), results)
+        written = _write(folder, config, replace(report, config=recorded(config), environment=about), results)
+        store.end()
+        return written
     except (KeyboardInterrupt, Terminated) as stop:
         distributed.leave(stop)
         code = 143 if isinstance(stop, Terminated) else 130
