@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import json
 import os
@@ -391,6 +392,26 @@ def test_a_run_that_begins_anew_loses_nothing_of_one_that_did_not_end(here: Path
     assert found[0].startswith("1 trained networks, 1 finished spectra") and not state.exists()
     call(monkeypatch, *SINGLE)
     assert found[1].startswith("0 trained networks, 0 finished") and capsys.readouterr().err == ""
+
+
+def test_a_full_disk_at_the_end_is_one_sentence_and_what_was_computed_is_kept(here: Path, monkeypatch, capsys) -> None:
+    plain = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target.name == "result.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *SINGLE)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert (
+        "result.json could not be written (No space left on device); 1 trained networks, 1 finished spectra and 0 in"
+        in said
+    )
+    assert "make room, and run it again with resume=true." in said and not results(here)
 
 
 def test_damaged_or_foreign_state_is_an_error(here: Path, monkeypatch, capsys) -> None:

@@ -14,6 +14,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,8 @@ class RunStore(MutableMapping[str, Snapshot]):
     def end(self) -> None:
         """The run has ended: its results are elsewhere, and what an earlier one had kept is needed no more."""
         if self.present and self.folder.exists():
-            atomic_write(self.path("ended"), b"")
+            with suppress(OSError):  # of a full disk: the next run then lays aside what it need not
+                atomic_write(self.path("ended"), b"")
             shutil.rmtree(self.before, ignore_errors=True)
 
     def _begin(self) -> None:
@@ -245,8 +247,8 @@ class RunStore(MutableMapping[str, Snapshot]):
         '0 trained networks, 0 finished spectra and 0 in the making'
         """
         spectra = sum(path.name != "settings.json" for path in self.folder.glob("*.json"))
-        probed = sum(1 for _ in self.folder.glob("probes-*.npz"))
-        return f"{len(self)} trained networks, {spectra} finished spectra and {probed} in the making"
+        trained, probed = (len(list(self.folder.glob(name))) for name in ("network-*.npz", "probes-*.npz"))
+        return f"{trained} trained networks, {spectra} finished spectra and {probed} in the making"
 
     def probes(self, key: str) -> Path:
         """The file for the finished probes of a spectrum that is being computed; `save_spectrum` removes it."""
