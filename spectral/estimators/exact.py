@@ -38,9 +38,10 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     A : operator or matrix
         (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes.
     checkpoint : path, optional
-        A file; the same call goes on from it to the same bits. It keeps the products with the identity and the whole matrix
-        (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then the eigenvalues. A
-        sweep that assembles a Jacobian's Gram is kept when it is over: interrupted before, it begins anew.
+        A file (its folder is made); the same call goes on from it to the same bits. It keeps the products with the identity
+        and the whole matrix (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then
+        the eigenvalues. A sweep that assembles a Jacobian's Gram is kept when it is over: interrupted before, it begins
+        anew.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
 

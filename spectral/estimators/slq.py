@@ -82,8 +82,8 @@ def slq(
     budget : int or str, optional
         A number of products, or "90s", "10min", "2h", "50epochs", "400products". Earlier sessions of a checkpoint count.
     checkpoint : path, optional
-        A file (with two more beside it while a probe runs), saved every few seconds and at SIGINT and SIGTERM. The same
-        call goes on from it to the same bits.
+        A file (its folder is made; two more lie beside it while a probe runs), saved every few seconds and at SIGINT and
+        SIGTERM. The same call goes on from it to the same bits.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
     ranks : str

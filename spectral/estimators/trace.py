@@ -69,8 +69,8 @@ def trace(
     budget : int or str, optional
         As in `slq`. Its seconds and epochs are looked at between blocks.
     checkpoint : path, optional
-        A file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits. Of
-        "slq" with rtol each run has a file of its own beside it.
+        A file (its folder is made) that is written now and then, and at SIGINT and SIGTERM; the same call goes on to the
+        same bits. Of "slq" with rtol each run has a file of its own beside it.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
     ranks : str
