@@ -23,6 +23,7 @@ from spectral.networks.jacobian import Jacobian
 from spectral.networks.weights import BY_DIMENSIONS, Layer, layers_of, matrices
 from spectral.operators.operator import Gram, Operator
 from spectral.results import Array, Estimate, nan
+from spectral.schema import SWITCH, choice
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
 
@@ -130,6 +131,8 @@ def layers(
     for name, given in (("min_evals", min_evals), ("max_evals", max_evals)):
         if isinstance(given, bool) or not (isinstance(given, int) or (given is None and name == "max_evals")):
             raise ValueError(f"{name}={given!r} must be an integer; use 1 or more, or max_evals=None for no limit.")
+    for name, switch in (("mp_fit", mp_fit), ("randomize", randomize), ("detX", detX)):
+        choice(switch, name, SWITCH)
     if isinstance(params, str):
         raise ValueError(f"params={params!r} must be a list of globs; use [{params!r}].")
     most = np.inf if max_evals is None else max_evals

@@ -86,6 +86,9 @@ def whole_file(path: Any) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, target)
+    except OSError as problem:
+        problem.filename = str(target)  # a write that fails names none, and nobody knows the temporary one
+        raise
     finally:
         temporary.unlink(missing_ok=True)  # there only if something failed
     folder = os.open(target.parent, os.O_RDONLY)

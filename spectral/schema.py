@@ -100,6 +100,9 @@ def integer(value: Any, name: str, what: str, least: int = 1, most: int | None =
     return int(value)
 
 
+SWITCH = (True, False)
+
+
 def choice(value: Any, name: str, options: Iterable[Any]) -> None:
     """One sentence for a keyword `name` that is none of its options.
 

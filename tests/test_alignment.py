@@ -37,6 +37,15 @@ def test_a_label_that_is_a_singular_vector_is_found_where_it_lies():
     assert fit.at(4) == pytest.approx(0, abs=1e-12) and fit.at(5) == pytest.approx(1)
 
 
+def test_a_k_that_cuts_through_equal_eigenvalues_does_not_hang_on_rounding():
+    Q, y = np.linalg.qr(rng.standard_normal((6, 6)))[0], np.array([1.0, 3.0, 0.0, 0.0, 2.0, 0.0])
+    values = np.array([4.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    fit = gram_alignment(Q @ np.diag(values) @ Q.T, Q @ y, centred=False)
+    assert fit.curve.energy == pytest.approx(np.array([1, 4, 7, 10, 12, 14]) / 14)  # 9 and 4 in spaces of three and two
+    coarse = gram_alignment(np.diag([1.0, 1.0 - 1e-7]), [1.0, 0.0], centred=False, epsilon=2.0**-23)
+    assert coarse.curve.energy == pytest.approx([0.5, 1.0])
+
+
 def test_random_labels_have_energy_k_over_m():
     K = J @ J.T
     energy = np.mean(

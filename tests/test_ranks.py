@@ -335,6 +335,9 @@ def two_ranks(rank, folder):
     found["parameters"] = sentence(lambda: gauss_newton(data, params=["0.*"] if rank == 0 else ["2.*"]))
     found["shapes"] = sentence(lambda: spectral.Jacobian(Sum(), [torch.ones(2, 3 + rank).double()], wrt="inputs"))
     found["keywords"] = sentence(lambda: spectral.slq(A, probes=1, steps=2 + rank))
+    for name, estimator in (("slq", spectral.slq), ("kpm", spectral.kpm)):
+        found[f"probes of {name}"] = sentence(lambda estimator=estimator: estimator(A, probes=2 + rank))
+    found["folder"] = sentence(lambda: spectral.slq(A, probes=1, basis=folder if rank == 0 else f"{folder}/none"))
 
     for empty in range(2):
         here = [] if rank == empty else whole
@@ -572,10 +575,9 @@ def test_small_collectives_are_few(two):
     for rank in two:
         # the survey, the tests of the model, what it computes in
         assert rank["counts of building"] == {"all_reduce": 0, "all_gather": 3, "broadcast": 0}
-        run = rank[
-            "counts of a run"
-        ]  # 16 products; memory, keywords, identity; the budget, and whether to go on, before each probe and after
-        assert run == {"all_reduce": 16, "all_gather": 3, "broadcast": 4}
+        run = rank["counts of a run"]
+        # 16 products; memory, place of the basis, keywords, identity; the budget, whether to go on, before each probe and after
+        assert run == {"all_reduce": 16, "all_gather": 4, "broadcast": 4}
 
 
 def test_no_tensor_on_the_cpu_reaches_a_backend_for_gpus(two, A, v):
@@ -616,7 +618,11 @@ def test_ranks_that_were_given_other_things_say_what(two):
         ),
         "parameters": ("ValueError", r"rank 1 has built another operator than rank 0: parameters=.*"),
         "shapes": ("ValueError", r"rank 1 has inputs of shape \(4,\), rank 0 of \(3,\); pad or crop them\."),
-        "keywords": ("ValueError", r"rank 1 was asked for another run than rank 0 .*"),
+        **dict.fromkeys(
+            ("keywords", "probes of slq", "probes of kpm"),
+            ("ValueError", r"rank 1 was asked for another run than rank 0 .*"),
+        ),
+        "folder": ("RankFailed", r"rank 1 of 2 failed \(ValueError: basis='.*/none' is no folder; .*"),
     }
     for rank in two:
         for name, (kind, words) in expected.items():

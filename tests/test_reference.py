@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import spectral
 from spectral import analysis, watch
@@ -138,6 +140,31 @@ def test_a_page_of_the_reference_names_what_there_is():
             else:
                 where, _, last = (name if name.startswith("spectral.") else f"{module}.{name}").rpartition(".")
                 assert kinds[kind](getattr(importlib.import_module(where), last, None)), f"{page.name}: {where}.{last}"
+
+
+NET, DATA = torch.nn.Linear(2, 2), [(torch.ones(4, 2), torch.ones(4, 2))]
+OPERANDS = {  # of what has a keyword that is True or False
+    **dict.fromkeys(("GaussNewton", "Hessian", "Fisher", "EmpiricalFisher"), (NET, torch.nn.MSELoss(), DATA)),
+    **dict.fromkeys(("Jacobian", "layers"), (NET, DATA)),
+    **dict.fromkeys(("diagonal", "exact", "kpm", "slq", "trace"), (np.eye(4),)),
+    **dict.fromkeys(("svd", "top"), (np.eye(4), 1)),
+    **dict.fromkeys(("label_alignment", "solve", "spectrum_of"), (np.eye(4), np.arange(4.0))),
+    "funm": (np.eye(4), np.exp, np.ones(4)),
+    "block_gap": (np.eye(4), [2, 2]),
+}
+SWITCHES = [
+    (name, keyword)
+    for name, what in vars(spectral).items()
+    if name in spectral.__all__ and callable(what) and (name[0].islower() or issubclass(what, LinearMap))
+    for keyword, parameter in inspect.signature(what).parameters.items()
+    if parameter.annotation in ("bool", "bool | None") and name != "Operator"
+]
+
+
+@pytest.mark.parametrize(("name", "keyword"), SWITCHES)
+def test_a_word_turns_no_switch_on(name, keyword):
+    with pytest.raises(ValueError, match=f"{keyword}='no' is not known; use one of True, False"):
+        getattr(spectral, name)(*OPERANDS[name], **{keyword: "no"})
 
 
 def test_operators_of_networks_describe_a_shared_keyword_in_the_same_words():

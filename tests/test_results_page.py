@@ -128,6 +128,9 @@ def test_what_has_no_page_is_refused_before_a_file_is_made(tmp_path):
 def test_results_in_a_list_are_named_by_their_kinds():
     e = shown()["number"]
     assert list(results.named([e, shown()["exact"], e])) == ["Estimate 1", "Spectrum", "Estimate 2"]
+    two = spectral.negative_mass(np.diag([-1.0, 1.0, 2.0]))
+    assert list(results.named(two)) == ["NegativeMass fraction", "NegativeMass mass"]
+    assert list(results.named({"below 0:": two, "e": e})) == ["below 0: fraction", "below 0: mass", "e"]
 
 
 def test_every_result_that_says_a_sentence_has_a_page_that_begins_with_it(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import json
 import os
@@ -232,7 +233,7 @@ def test_other_estimators_write_numbers_with_their_errors_and_resume(
     monkeypatch.setattr(checkpoint.Checkpoint, "stepped", struck)
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, *given)
-    assert stop.value.code == 143 and "the finished probes of 1" in capsys.readouterr().err
+    assert stop.value.code == 143 and "1 in the making" in capsys.readouterr().err
     monkeypatch.setattr(checkpoint.Checkpoint, "stepped", stepped)
     for more in (["resume=true"], ["resume=true"], []):
         capsys.readouterr()
@@ -366,6 +367,51 @@ def test_an_interrupted_experiment_goes_on_to_the_same_numbers(here: Path, monke
     for name in result_files(whole.parent):
         a, b = Spectrum.load(resumed.parent / name), Spectrum.load(whole.parent / name)
         assert np.array_equal(a.points()[0], b.points()[0])
+
+
+def test_a_run_that_begins_anew_loses_nothing_of_one_that_did_not_end(here: Path, monkeypatch, capsys) -> None:
+    real = run.single
+
+    def killed(*given: object) -> None:
+        real(*given)
+        raise KeyboardInterrupt
+
+    def at_once(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    for work in (killed, at_once):
+        monkeypatch.setattr(run, "single", work)
+        with pytest.raises(SystemExit):
+            call(monkeypatch, *SINGLE)
+        said = capsys.readouterr().err
+        assert ("did not end: 1 trained networks, 1 finished spectra" in said) == (work is at_once)
+    (state,) = here.glob("outputs/state/*.before")
+    found = []
+    monkeypatch.setattr(run, "single", lambda *given: found.append(given[2].parts()) or real(*given))
+    call(monkeypatch, *SINGLE, "resume=true")
+    assert found[0].startswith("1 trained networks, 1 finished spectra") and not state.exists()
+    call(monkeypatch, *SINGLE)
+    assert found[1].startswith("0 trained networks, 0 finished") and capsys.readouterr().err == ""
+
+
+def test_a_full_disk_at_the_end_is_one_sentence_and_what_was_computed_is_kept(here: Path, monkeypatch, capsys) -> None:
+    plain = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target.name == "result.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *SINGLE)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert (
+        "result.json could not be written (No space left on device); 1 trained networks, 1 finished spectra and 0 in"
+        in said
+    )
+    assert "make room, and run it again with resume=true." in said and not results(here)
 
 
 def test_damaged_or_foreign_state_is_an_error(here: Path, monkeypatch, capsys) -> None:

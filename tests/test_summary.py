@@ -177,6 +177,22 @@ def test_multiplicity_is_repetition():
     assert all(same(one[name], two[name]) for name in one)
 
 
+@pytest.mark.parametrize("kind", ["power law", "bulk"])
+def test_rounding_moves_no_metric_beyond_its_stated_error(kind):
+    r = np.random.default_rng(6)
+    G = r.standard_normal((60, 120))
+    once = r.pareto(1.5, 60) + 1 if kind == "power law" else np.linalg.eigvalsh(G @ G.T / 120)
+    pairs, meta = np.append(np.repeat(once, 2), np.zeros(30)), {"operator": {"kind": "Dense"}}
+    level = Spectrum.from_eigenvalues(pairs, meta=meta).rounding
+    for top in (61, 120):  # within a pair, and before the zeros
+        one = of(pairs, top=top, meta=meta)
+        two = of(pairs + r.uniform(-level, level, len(pairs)) / 4, top=top, meta=meta)
+        assert one["alpha_accepted"] == (kind == "power law")
+        assert one["lambda_min"] == 0 and abs(two.pop("lambda_min")) <= one["lambda_min_stderr"] == level
+        assert all(same(one[name], two[name]) for name in METRICS if name in two)
+        assert math.isclose(one["gap"], 1 if top == 61 else math.inf)
+
+
 def test_quadrature_agrees_within_its_errors():
     rng = np.random.default_rng(5)
     Q = np.linalg.qr(rng.standard_normal((300, 300)))[0]

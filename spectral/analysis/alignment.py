@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from spectral.analysis.counting import told_apart
 from spectral.estimators.assembled import gram_matrix
 from spectral.krylov.lanczos import lanczos
 from spectral.operators import Operator, as_operator
 from spectral.probes import probe
-from spectral.quadrature.gauss import gauss_rule
+from spectral.quadrature.gauss import gauss_rule, zero_level
 from spectral.results import Array, IntArray, nan
-from spectral.schema import choice
+from spectral.schema import SWITCH, choice
 
 EXACT_ROWS = 4000  # K in float64 is then 128 MB, and its eigenvectors take seconds
 OWN_LABEL = 50  # directions in which the energy of the labels trained on is customarily quoted
@@ -167,10 +168,43 @@ def label_vector(y: Any, rows: int, *, centred: bool = True) -> tuple[Array, int
     return table.ravel(), table.shape[1]
 
 
-def gram_alignment(K: ArrayLike, y: Any, *, k: int | None = None, centred: bool = True) -> Alignment:
+def energies(values: Array, U: Array, y: Array, rounding: float) -> Array:
+    """(m,) ||U_k^T y||^2 / ||y||^2 for k = 1, ..., m, of eigenvalues in descending order and their eigenvectors, columns of U.
+
+    Eigenvectors of an eigenvalue are any basis of its space: they share the energy in it alike, which is what a random basis
+    has in the mean, so that a k that cuts through them does not hang on rounding.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        (m,).
+    U : numpy.ndarray
+        (m, m).
+    y : numpy.ndarray
+        (m,), the labels.
+    rounding : float
+        Eigenvalues that lie no further apart are one.
+
+    Returns
+    -------
+    numpy.ndarray
+        Ascending, up to 1.
+
+    Examples
+    --------
+    >>> energies(np.array([2.0, 1.0, 1.0]), np.eye(3), np.array([0.0, 1.0, 0.0]), 1e-15)
+    array([0. , 0.5, 1. ])
+    """
+    of = told_apart(values, rounding)
+    return np.asarray(np.cumsum((np.bincount(of, (U.T @ y) ** 2) / np.bincount(of))[of]) / float(y @ y))
+
+
+def gram_alignment(
+    K: ArrayLike, y: Any, *, k: int | None = None, centred: bool = True, epsilon: float = 2.0**-52
+) -> Alignment:
     """`label_alignment` from an assembled kernel K, so that several label vectors share one assembly.
 
-    The curve has all m directions. Directions of equal eigenvalue are in no order: a k that cuts through them is arbitrary.
+    The curve has all m directions.
 
     Cost: O(m³) time, O(m²) memory, no products.
 
@@ -184,6 +218,8 @@ def gram_alignment(K: ArrayLike, y: Any, *, k: int | None = None, centred: bool 
         Directions for `energy`, by default C.
     centred : bool
         Take the mean over samples from each output.
+    epsilon : float
+        Relative rounding of K.
 
     Returns
     -------
@@ -208,7 +244,8 @@ def gram_alignment(K: ArrayLike, y: Any, *, k: int | None = None, centred: bool 
     values, U = values[::-1], U[:, ::-1]
     square, frobenius = float(y @ y), float(np.linalg.norm(K))
     target = float(y @ K @ y) / (square * frobenius) if frobenius > 0 else nan
-    return _alignment(np.cumsum((U.T @ y) ** 2) / square, values, k, target, 0.0, centred, "exact", 0)
+    energy = energies(values, U, y, zero_level(float(np.abs(values).max()), len(K), epsilon))
+    return _alignment(energy, values, k, target, 0.0, centred, "exact", 0)
 
 
 def _alignment(
@@ -233,6 +270,8 @@ def label_alignment(
     J: Any, y: Any, *, k: int | None = None, steps: int = 100, centred: bool = True, method: str = "auto", seed: int = 0
 ) -> Alignment:
     """Energy ||U_k^T y||^2 / ||y||^2 of the labels in the k leading left singular directions of J, for every k.
+
+    Directions whose singular values rounding does not tell apart are in no order: they share the energy in them alike.
 
     "lanczos" runs on K = J J^T from y. Its curve cumulates y's spectral measure over Ritz values, largest first: k counts *Ritz
     values*, not eigenvectors. An eigenvector that y does not see gets none, so that its curve lies above that of all
@@ -281,11 +320,13 @@ def label_alignment(
     """
     A = as_operator(J)
     choice(method, "method", ("auto", "exact", "lanczos"))
+    choice(centred, "centred", SWITCH)
     vector, outputs = label_vector(y, A.shape[0], centred=centred)
     products, epochs = A.products, A.epochs
     k = _directions(k, outputs, A.shape[0])
     if method == "exact" or (method == "auto" and A.shape[0] <= EXACT_ROWS):
-        fit = gram_alignment(gram_matrix(A, side="left").detach().cpu().numpy(), vector, k=k, centred=False)
+        K = gram_matrix(A, side="left").detach().cpu().numpy()
+        fit = gram_alignment(K, vector, k=k, centred=False, epsilon=A.epsilon)
     else:
         fit = _krylov(A, vector, k, steps, seed)
     return replace(fit, centred=centred, products=A.products - products, epochs=A.epochs - epochs)

@@ -120,6 +120,20 @@ def counting(spectrum: Spectrum, floor: float = 0.0) -> tuple[Counting, list[Cou
     return pooled(np.ones(len(shares), bool)), [pooled(~out) for out in each]
 
 
+def told_apart(values: Array, rounding: float) -> IntArray:
+    """The index of each value's group in sorted `values`: one that rounding does not tell from the first of a group is in it.
+
+    >>> told_apart(np.array([3.0, 2.0, 2.0 - 1e-15, 1.0]), 1e-14)
+    array([0, 1, 1, 2])
+    """
+    index, group, first = np.empty(len(values), np.int64), -1, np.inf
+    for i, value in enumerate(values.tolist()):
+        if abs(value - first) > rounding:
+            group, first = group + 1, value
+        index[i] = group
+    return index
+
+
 def zero_within_residual(spectrum: Spectrum) -> float:
     """The largest node >= 0 that cannot be told from an eigenvalue 0, or 0.
 

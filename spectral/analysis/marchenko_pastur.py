@@ -125,7 +125,8 @@ def _edge_width(ratio: float, variance: float, bulk: float) -> float:
 class _Bulk(NamedTuple):
     """The eigenvalues up to a point: `size` of them, the CDF before and after each point, and where the fit looks.
 
-    noise: the probes make Var F noise · q(1 − q), q the share of what only they stand for below a point.
+    noise: the probes make Var F noise · q(1 − q), q the share of what only they stand for below a point. The fit looks where
+    the CDF passes each of LOOKS, and at that height: equal eigenvalues that rounding parts are looked at like one.
     """
 
     x: Array
@@ -134,6 +135,7 @@ class _Bulk(NamedTuple):
     size: float
     noise: float
     at: IntArray
+    looked: Array
     sd: Array
 
 
@@ -144,9 +146,10 @@ def _bulk(c: Counting, last: int) -> _Bulk:
     unresolved = c.at_least - c.exact
     q = 1 - unresolved[: last + 1] / max(float(unresolved[0]), 1e-300)
     noise = 2 / c.probes * float(unresolved[0]) / size**2 if c.probes else 0.0
-    at = np.unique(np.clip(np.searchsorted(before + after, 2 * LOOKS), 0, last))
+    at = np.minimum(np.searchsorted(after, LOOKS), last)
+    looked = np.clip(LOOKS, before[at], after[at])
     sd = np.sqrt((1 / size) ** 2 + noise * (q * (1 - q))[at])  # and they move by about one on their own
-    return _Bulk(c.x[: last + 1], before, after, size, noise, at, sd)
+    return _Bulk(c.x[: last + 1], before, after, size, noise, at, looked, sd)
 
 
 class _Top(NamedTuple):
@@ -162,18 +165,17 @@ def _fit(b: _Bulk, ratio: float | None, top: _Top | None = None) -> tuple[float,
     The largest distance instead would follow the steps of a quadrature's nodes. Where the CDF has the noise of probes, `top`
     ties the edge: its law is Tracy and Widom's.
     """
-    middle = (b.before + b.after) / 2
-    observed = np.interp(LEVELS, middle, b.x)
+    observed = b.x[np.minimum(np.searchsorted(b.after, LEVELS), len(b.x) - 1)]
     standard = _standard_quantiles()
     scales = standard @ observed / np.sum(standard**2, axis=1)
     misfit = np.sum((observed - scales[:, None] * standard) ** 2, axis=1)
     best = int(np.argmin(misfit) if ratio is None else np.argmin(np.abs(RATIOS - ratio)))
-    size, looked, weight = float(scales[best]), middle[b.at], 1 / (b.sd * np.sqrt(len(b.at)))
+    size, weight = float(scales[best]), 1 / (b.sd * np.sqrt(len(b.at)))
 
     def residuals(theta: Array) -> Array:
         gamma = float(theta[1] ** 2) if ratio is None else ratio  # √γ', because the edges move with it
         variance = size * float(np.exp(theta[0]))
-        parts = weight * (looked - marchenko_pastur_cdf(b.x[b.at], gamma, np.sqrt(variance)))
+        parts = weight * (b.looked - marchenko_pastur_cdf(b.x[b.at], gamma, np.sqrt(variance)))
         if top is None:
             return np.asarray(parts)
         upper, width = marchenko_pastur_edges(gamma, np.sqrt(variance))[1], _edge_width(gamma, variance, b.size)

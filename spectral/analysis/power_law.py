@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from spectral import cards
 from spectral.analysis.alternatives import OF_ALL, LikelihoodRatio, against_power_law, lognormal_of_all
-from spectral.analysis.counting import Counting, counting, log_sums
+from spectral.analysis.counting import Counting, counting, log_sums, told_apart
 from spectral.analysis.exponents import exponent, hill_of, log_density_peak, model_cdf
 from spectral.analysis.jackknife import jackknife_stderr
 from spectral.analysis.marchenko_pastur import positive_floor
@@ -230,11 +230,11 @@ def _error(a: Array, L: Array, n_eff: Array) -> Array:
     return size * factor / np.sqrt(n_eff)
 
 
-def _candidates(r: _Range, exact: bool) -> IntArray:
-    """Points at which a tail may begin: each exact eigenvalue, or those of a log grid."""
+def _candidates(r: _Range, exact: bool, rounding: float) -> IntArray:
+    """Points at which a tail may begin: each exact eigenvalue (one of those that rounding parts), or those of a log grid."""
     x = r.c.x[: r.last + 1]
     if exact and len(x) <= ALL_CANDIDATES:
-        return np.arange(len(x) - 1)
+        return np.flatnonzero(np.diff(told_apart(x, rounding), prepend=-1))[:-1]
     low = max(x[0], 1e-12 * x[-1])  # below, float64 products leave rounding instead of eigenvalues
     grid = np.geomspace(low, x[-1], GRID + 1)[:-1]
     return np.unique(np.minimum(np.searchsorted(x, grid * (1 - 1e-12)), len(x) - 2))
@@ -251,9 +251,9 @@ class _Search(NamedTuple):
     largest: float
 
 
-def _search(c: Counting, xmax: float | None, exact: bool) -> _Search:
+def _search(c: Counting, xmax: float | None, exact: bool, rounding: float = 0.0) -> _Search:
     r = _range(c, xmax)
-    curve, chance = _scan(r, _candidates(r, exact))
+    curve, chance = _scan(r, _candidates(r, exact, rounding))
     able = (curve.tail >= MIN_TAIL) & (np.log10(r.largest / curve.xmin) >= MIN_DECADES)
     able &= c.loose[np.searchsorted(c.x, curve.xmin)] <= OPEN * curve.tail
     return _Search(c, xmax, curve, chance, able, r.largest)
@@ -467,9 +467,9 @@ def refusal_from(values: Array, xmin: float) -> str:
 
 def _fits(spectrum: Spectrum, rules: Sequence[float | str | None], xmax: float | None) -> list[PowerLaw]:
     # values that come without an operator were never rounded by products: they are taken at their word
-    floor = positive_floor(spectrum)
+    floor, rounding = positive_floor(spectrum), spectrum.rounding
     if spectrum.is_exact and not spectrum.meta.get("operator"):
-        floor = 0.0  # numbers that somebody knows: nothing was multiplied
+        floor = rounding = 0.0  # numbers that somebody knows: nothing was multiplied
     c, without = counting(spectrum, floor)
     values, counts = spectrum.points(zeros=False)
     excluded = float(counts[values <= floor].sum() + spectrum.zeros)
@@ -482,7 +482,7 @@ def _fits(spectrum: Spectrum, rules: Sequence[float | str | None], xmax: float |
         reason, at = "All eigenvalues of the tail are equal, so there is no exponent.", float(c.x[0])
         return [_nothing(reason, excluded, mode, at, c.total) for mode in modes]
     exact, hills = spectrum.is_exact, hill_of(spectrum)[0]
-    search = _search(c, xmax, exact)
+    search = _search(c, xmax, exact, rounding)
     others = [_search(one, xmax, exact=False) if _holds(one, xmax) else None for one in without]
     return [
         _judged(search, others, rule, mode, exact, excluded, hills) for rule, mode in zip(rules, modes, strict=True)

@@ -70,7 +70,7 @@ METRICS: dict[str, str] = {
     "mp_softrank": "mp_edge / λmax",
     "mp_ks": "CDF distance between the bulk and the law, from 0 to 1",
     "top_c_energy": "sum of the `top` largest eigenvalues / Σ|λ|; needs them exactly",
-    "gap": "λ_C / λ_{C+1} with C = `top`; needs both exactly",
+    "gap": "λ_C / λ_{C+1} with C = `top`; needs both exactly, inf where rounding does not tell λ_{C+1} from 0",
 }
 
 
@@ -356,7 +356,8 @@ def _top_metrics(spectrum: Spectrum, top: int | None, total: float, total_stderr
         energy = float(values[:top].sum()) / total
         result["top_c_energy"] = (energy, abs(energy) * total_stderr / total)
     if top is not None and len(values) > top:
-        result["gap"] = (quotient(float(values[top - 1]), float(values[top])), 0.0)
+        above, below = np.where(np.abs(values[top - 1 :]) > spectrum.rounding, values[top - 1 :], 0.0)
+        result["gap"] = (quotient(float(above), float(below)), 0.0)
     return result
 
 

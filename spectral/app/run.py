@@ -34,7 +34,7 @@ from spectral.experiments.study import Part, Study
 from spectral.operators.foreign import as_operator
 from spectral.pages import Report, build, charts, mean_and_error, page, verdict
 from spectral.pages.tables import seconds
-from spectral.persist import atomic_write, own_folder, save_arrays
+from spectral.persist import FULL, atomic_write, own_folder, save_arrays
 from spectral.storage import plain
 
 REHEARSED = 256  # dimension of a matrix that options are tried on
@@ -93,7 +93,16 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
             report, results = perform(config, folder, store, where)
         if not distributed.leads():
             return None
-        return _write(folder, config, replace(report, config=recorded(config), environment=about), results)
+        written = _write(folder, config, replace(report, config=recorded(config), environment=about), results)
+        store.end()
+        return written
+    except OSError as problem:
+        if problem.errno not in FULL:
+            raise
+        raise ValueError(
+            f"{problem.filename or folder} could not be written ({problem.strerror}); {store.parts()} are kept in "
+            f"{store.folder}: make room, and run it again with resume=true."
+        ) from problem
     except (KeyboardInterrupt, Terminated) as stop:
         distributed.leave(stop)
         code = 143 if isinstance(stop, Terminated) else 130

@@ -3,13 +3,18 @@
 The folder is named by the fingerprint of the configuration. Every file carries that fingerprint and a checksum; one that
 is damaged or belongs to another configuration is an error, as mixing them would give numbers of no run at all. What is read is
 held against a rule, and nothing is read or written through a link; so is the result.json of a finished run.
+
+A run that begins anew lays aside what one that did not end has kept, and says so: until it has ended itself nothing is lost.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import sys
 from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +207,29 @@ class RunStore(MutableMapping[str, Snapshot]):
         self.folder = persist.own_folder(Path(root) / self.fingerprint)
         self.description = json.dumps(description, sort_keys=True, default=str, indent=1)
         self.unsaved: dict[str, Snapshot] = {}  # networks that a full disk did not take
-        if present:
-            persist.sweep(self.folder)
-        if present and not resume:
-            for old in (*self.folder.glob("*.json"), *self.folder.glob("*.npz"), *self.folder.glob("probes-*.npz.*")):
-                old.unlink(missing_ok=True)
+        self.before = self.folder.with_name(f"{self.folder.name}.before")
+        if not present:
+            return
+        persist.sweep(self.folder)
+        if resume and self.before.exists() and not self.folder.exists():
+            self.before.rename(self.folder)
+        elif not resume and self.path("ended").exists():
+            shutil.rmtree(self.folder)
+        elif not resume and self.folder.exists():
+            print(
+                f"An earlier run of this configuration did not end: {self.parts()} are kept. This one begins anew; until it ends "
+                f"they lie in {self.before}. To go on from them, stop now and give resume=true.",
+                file=sys.stderr,
+            )
+            shutil.rmtree(self.before, ignore_errors=True)
+            self.folder.rename(self.before)
+
+    def end(self) -> None:
+        """The run has ended: its results are elsewhere, and what an earlier one had kept is needed no more."""
+        if self.present and self.folder.exists():
+            with suppress(OSError):  # of a full disk: the next run then lays aside what it need not
+                atomic_write(self.path("ended"), b"")
+            shutil.rmtree(self.before, ignore_errors=True)
 
     def _begin(self) -> None:
         """Say what the folder is of; with the first part that is kept, so that a run that fails at once leaves none."""
@@ -221,11 +244,11 @@ class RunStore(MutableMapping[str, Snapshot]):
         """What is kept, in words.
 
         >>> RunStore("nowhere", {}, resume=True).parts()
-        '0 trained networks, 0 finished spectra and the finished probes of 0'
+        '0 trained networks, 0 finished spectra and 0 in the making'
         """
         spectra = sum(path.name != "settings.json" for path in self.folder.glob("*.json"))
-        probed = sum(1 for _ in self.folder.glob("probes-*.npz"))
-        return f"{len(self)} trained networks, {spectra} finished spectra and the finished probes of {probed}"
+        trained, probed = (len(list(self.folder.glob(name))) for name in ("network-*.npz", "probes-*.npz"))
+        return f"{trained} trained networks, {spectra} finished spectra and {probed} in the making"
 
     def probes(self, key: str) -> Path:
         """The file for the finished probes of a spectrum that is being computed; `save_spectrum` removes it."""

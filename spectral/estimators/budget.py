@@ -25,6 +25,7 @@ from spectral.krylov import kernels
 from spectral.krylov.symmetry import leaves
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
+from spectral.schema import SWITCH, choice
 from spectral.version import __version__
 
 # products at most until an operator has chosen how it multiplies
@@ -203,6 +204,7 @@ def _leave(number: int, frame: Any) -> None:
 
 def progress_bar(total: int | None, label: str, progress: bool | None, unit: str = "product") -> tqdm:
     """A progress bar on stderr; None shows it only on a terminal, and of several ranks on rank 0's."""
+    choice(progress, "progress", (*SWITCH, None))
     hidden = (not sys.stderr.isatty() or not distributed.leads()) if progress is None else not progress
     return tqdm(total=total, desc=label, unit=unit, disable=hidden, leave=False, dynamic_ncols=True)
 

@@ -62,14 +62,18 @@ FILE = Fields(
 class Checkpoint:
     """The file of a run and what the run has spent; without a path, the latter alone. `state`: what an earlier session left."""
 
-    def __init__(self, path: Any, op: Operator, settings: dict[str, Any], rule: Rule, **sizes: Any) -> None:
+    def __init__(
+        self, path: Any, op: Operator, settings: dict[str, Any], rule: Rule, more: Any = None, **sizes: Any
+    ) -> None:
         """`settings` are all that the result depends on beside the operator; `rule` with its `sizes` is what a state must be.
+
+        `more` may be another in the next session (how many probes), but not on another rank.
 
         ValueError for a file that is damaged or of another operator, seed or setting.
         """
         self.op, self.rule = op, rule
         self.folder = ""  # beside the file: of the pieces that it names
-        self.path = self._claimed(path, settings)
+        self.path = self._claimed(path, [settings, more])
         self.shards = (op.shards or op.T.shards) if self.path is not None and sharded(op) else None
         self.writes = self.path is not None and (op.ranks == 1 or distributed.rank() == 0)
         self.identity = "" if self.path is None else persist.fingerprint([self.matrix, storage.plain(settings)])
@@ -95,7 +99,7 @@ class Checkpoint:
         self._begin()
         self.saved, self.took = time.monotonic(), 0.0
 
-    def _claimed(self, path: Any, settings: dict[str, Any]) -> Path | None:
+    def _claimed(self, path: Any, asked: list[Any]) -> Path | None:
         """Where the file is; of several ranks, that which the first was given. They must have been asked for the same run."""
         if self.op.ranks == 1:
             return None if path is None else persist.claim(path)
@@ -104,11 +108,11 @@ class Checkpoint:
 
         def told() -> tuple[str, str, str]:
             place = "" if path is None or distributed.rank() > 0 else str(persist.claim(path))
-            return place, persist.fingerprint(storage.plain(settings)), matrix
+            return place, persist.fingerprint(storage.plain(asked)), matrix
 
         everyone = distributed.gather(told)
-        for rank, (_, asked, own) in enumerate(everyone):
-            if asked != everyone[0][1]:
+        for rank, (_, run, own) in enumerate(everyone):
+            if run != everyone[0][1]:
                 raise ValueError(
                     f"rank {rank} was asked for another run than rank 0 (other keywords); call the estimator alike on every rank."
                 )

@@ -87,7 +87,8 @@ def diagonal(
     seed : int
         0 to 2^64 - 1. Probe i depends on (seed, i) alone.
     checkpoint : path, optional
-        A file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits.
+        A file (its folder is made) that is written now and then, and at SIGINT and SIGTERM; the same call goes on to the
+        same bits.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
     ranks : str

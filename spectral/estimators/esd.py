@@ -52,7 +52,7 @@ def esd(
     method : str
         "auto", "exact", "slq" or "kpm".
     checkpoint : path, optional
-        A file that the method keeps: the same call goes on from it to the same bits.
+        A file (its folder is made) that the method keeps: the same call goes on from it to the same bits.
     **options : object
         Those of the method. With "auto", probes or steps leave the choice open; other options of `slq` mean slq, those of
         `kpm` kpm. `steps` of kpm are half its moments.

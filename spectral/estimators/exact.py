@@ -15,7 +15,7 @@ from spectral.krylov.symmetry import KnownProduct, distance, random_coefficients
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.quadrature import gauss
-from spectral.schema import COUNT, Array, Either, Fields, Number, Text
+from spectral.schema import COUNT, SWITCH, Array, Either, Fields, Number, Text, choice
 from spectral.spectrum import Spectrum
 
 WHOLE = {"how": Text(), "spent": COUNT, "shift": Number()}
@@ -38,9 +38,10 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     A : operator or matrix
         (n, n) symmetric, or rectangular for its Gram on the smaller side; whatever `as_operator` takes.
     checkpoint : path, optional
-        A file; the same call goes on from it to the same bits. It keeps the products with the identity and the whole matrix
-        (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then the eigenvalues. A
-        sweep that assembles a Jacobian's Gram is kept when it is over: interrupted before, it begins anew.
+        A file (its folder is made); the same call goes on from it to the same bits. It keeps the products with the identity
+        and the whole matrix (n^2 doubles; written now and then, if seconds went into them, and at SIGINT and SIGTERM), then
+        the eigenvalues. A sweep that assembles a Jacobian's Gram is kept when it is over: interrupted before, it begins
+        anew.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
 
@@ -71,6 +72,7 @@ def exact(A: Any, *, checkpoint: Any = None, progress: bool | None = None) -> Sp
     >>> exact(np.diag([3.0, 1.0, 2.0])).atoms.values.tolist()
     [1.0, 2.0, 3.0]
     """
+    choice(progress, "progress", (*SWITCH, None))
     A = as_operator(A)
     products, epochs = A.products, A.epochs
     op, zeros, _ = symmetric_operand(A)

@@ -75,8 +75,8 @@ def kpm(
     budget : int or str, optional
         A number of products, or "10min", "50epochs", ..., as in `slq`.
     checkpoint : path, optional
-        A file, saved every few seconds and at SIGINT and SIGTERM. The same call goes on from it to the same bits, with more
-        `probes` too. Lanczos steps for the interval are kept once they are done.
+        A file (its folder is made), saved every few seconds and at SIGINT and SIGTERM. The same call goes on from it to the
+        same bits, with more `probes` too. Lanczos steps for the interval are kept once they are done.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
     ranks : str
@@ -122,7 +122,7 @@ def kpm(
     settings = {
         "estimator": "kpm", "seed": check_seed(seed), "recurrence": recurrence, "steps": steps, "interval": given,
     }  # fmt: skip
-    run = ProbeRun(checkpoint, op, settings, least=steps, most=steps)
+    run = ProbeRun(checkpoint, op, settings, probes, least=steps, most=steps)
     limit = Budget(budget, op, run.checkpoint.before)
     limit.announce(probes * steps)
     left = (probes - len(run.records) - len(run.attempts)) * steps

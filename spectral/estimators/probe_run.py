@@ -29,8 +29,11 @@ Record = TypeVar("Record", LanczosRecord, ChebyshevRecord)
 class ProbeRun:
     """Where a run of probes stands. Without a path nothing is on disk."""
 
-    def __init__(self, path: Any, op: Operator, settings: dict[str, Any], deflated: int = 0, **steps: int) -> None:
-        """`deflated`: vectors that may be, at most; `steps`: the `least` and the `most` that a probe may aim at."""
+    def __init__(
+        self, path: Any, op: Operator, settings: dict[str, Any], probes: float, deflated: int = 0, **steps: int
+    ) -> None:
+        """`probes`: asked for, next time others perhaps; `deflated`: vectors that may be, at most; `steps`: the `least` and the
+        `most` that a probe may aim at."""
         self.op, self.seed, self.mode = op, settings["seed"], settings.get("reorthogonalize", False)
         self.place = settings.get("basis", "device")
         self.deflation = Deflation(deflated, op.shape[0])
@@ -41,7 +44,7 @@ class ProbeRun:
         self.done = self.counted = 0  # `counted`: its steps of which the products are
         rounding = ROUNDED if self.place == "bf16" else 0.0
         run = {"seed": self.seed, "mode": self.mode, "deflates": deflated > 0, "rounding": rounding}
-        self.checkpoint = Checkpoint(path, op, settings, STATE, **run, **steps)
+        self.checkpoint = Checkpoint(path, op, settings, STATE, probes, **run, **steps)
         self.matrix = self.checkpoint.matrix
         if self.checkpoint.state is not None:
             self._resume(self.checkpoint.state)

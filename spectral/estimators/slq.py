@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import scipy
 
-from spectral.distributed import decided
+from spectral.distributed import decided, together
 from spectral.estimators import stopping
 from spectral.estimators.budget import Budget, environment, expect, progress_bar, symmetric_operand
 from spectral.estimators.deflation import converged, padded
@@ -81,8 +82,8 @@ def slq(
     budget : int or str, optional
         A number of products, or "90s", "10min", "2h", "50epochs", "400products". Earlier sessions of a checkpoint count.
     checkpoint : path, optional
-        A file (with two more beside it while a probe runs), saved every few seconds and at SIGINT and SIGTERM. The same
-        call goes on from it to the same bits.
+        A file (its folder is made; two more lie beside it while a probe runs), saved every few seconds and at SIGINT and
+        SIGTERM. The same call goes on from it to the same bits.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
     ranks : str
@@ -150,7 +151,8 @@ def slq(
     """
     op, zeros, dim = shared_out(A, ranks, symmetric_operand)
     aim = check(probes, steps, tol, seed, deflate, reorthogonalize)
-    place = check_place(basis, op.dtype)
+    with together() if op.ranks > 1 else nullcontext():  # a folder is there on one machine, and on another not
+        place = check_place(basis, op.dtype)
     plan = Plan.of(op, aim, budget, probes, steps, deflate, reorthogonalize, place)
     settings = {
         "steps": None if plan.adaptive and isinstance(steps, Default) else int(steps),
@@ -190,7 +192,7 @@ class _Run(SharedProbes):
     ) -> None:
         self.settings, self.plan, self.aim, (self.dim, self.zeros) = settings, plan, aim, size
         most = min(settings["steps"] or op.shape[0], op.shape[0])
-        super().__init__(path, op, settings, plan.vectors, least=1 if plan.adaptive else most, most=most)
+        super().__init__(path, op, settings, plan.probes, plan.vectors, least=1 if plan.adaptive else most, most=most)
 
     def stop(self, limit: Budget) -> str | None:
         """Why the run is over, None if it is not."""

@@ -13,7 +13,7 @@ from spectral.krylov.basis import PLACES, free, row_bytes
 from spectral.krylov.lanczos import MODES
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
-from spectral.schema import choice, integer
+from spectral.schema import SWITCH, choice, integer
 
 
 class Default(int):
@@ -33,7 +33,7 @@ def check(
         integer(value, name, f"number of {name}")
     choice(reorthogonalize, "reorthogonalize", (*MODES, "auto"))
     choice(deflate, "deflate", (True, False, "auto"))
-    choice(progress, "progress", (True, False, None))
+    choice(progress, "progress", (*SWITCH, None))
     check_ranks(ranks)
     check_seed(seed)
     return Tolerance.of(tol)

@@ -135,7 +135,8 @@ def top(
     budget : int or str, optional
         As in `slq`. A number of products is kept; of any other the products that give k pairs at all (2k) are made.
     checkpoint : path, optional
-        A file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits.
+        A file (its folder is made) that is written now and then, and at SIGINT and SIGTERM; the same call goes on to the
+        same bits.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
     ranks : str

@@ -24,7 +24,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
-from spectral.schema import Either, choice, integer
+from spectral.schema import SWITCH, Either, choice, integer
 
 METHODS = ("auto", *SAMPLERS, "slq")
 STATE = Either(EXACT, *(sampler.rule(name) for name, sampler in SAMPLERS.items()))  # of a checkpoint
@@ -69,8 +69,8 @@ def trace(
     budget : int or str, optional
         As in `slq`. Its seconds and epochs are looked at between blocks.
     checkpoint : path, optional
-        A file that is written now and then, and at SIGINT and SIGTERM; the same call goes on from it, to the same bits. Of
-        "slq" with rtol each run has a file of its own beside it.
+        A file (its folder is made) that is written now and then, and at SIGINT and SIGTERM; the same call goes on to the
+        same bits. Of "slq" with rtol each run has a file of its own beside it.
     progress : bool, optional
         A progress bar on stderr; by default only on a terminal.
     ranks : str
@@ -125,6 +125,7 @@ def trace(
     (6.0, 0.0, 3)
     """
     choice(method, "method", METHODS)
+    choice(progress, "progress", (*SWITCH, None))
     if f is not None and not callable(f):
         raise TypeError(f"f is a {type(f).__name__}; use a function of arrays, such as np.log1p.")
     if method in SAMPLERS and f is not None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from spectral import distributed
 from spectral.analysis import label_alignment, outliers, summary
-from spectral.analysis.alignment import EXACT_ROWS, label_vector
+from spectral.analysis.alignment import EXACT_ROWS, energies, label_vector
 from spectral.estimators import block_gap, esd, slq
 from spectral.estimators.assembled import gram_matrix
 from spectral.estimators.budget import free_memory
@@ -513,7 +513,7 @@ def _kernel(
     curves, own = {}, int(np.searchsorted(energy, 0.9 * (1 - 1e-12) * energy[-1])) + 1  # as `information_dimension`
     for name, labels in wanted.items():
         y = label_vector(labels, rows)[0]
-        curves[name] = _thinned(np.cumsum((U.T @ y)[::-1] ** 2) / float(y @ y), k, "exact", own)
+        curves[name] = _thinned(energies(values[::-1], U[:, ::-1], y, spectrum.rounding), k, "exact", own)
     return spectrum, curves
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from spectral.experiments.datasets import stream
+from spectral.schema import SWITCH, choice
 
 Progress = Callable[[int, float], None]
 SMALL = 100_000  # parameters; above it threads pay for themselves
@@ -213,6 +214,7 @@ def _shown(progress: Progress | bool | None, max_epochs: int) -> Iterator[Progre
     if callable(progress):
         yield progress
         return
+    choice(progress, "progress", (*SWITCH, None))
     visible = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=max_epochs, desc="train", unit="epoch", disable=not visible, leave=False) as bar:
 

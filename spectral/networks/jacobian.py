@@ -26,6 +26,7 @@ from spectral.networks.diagnose.graph import coarsest
 from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
 from spectral.pieces import Shards, local
+from spectral.schema import SWITCH, choice
 
 ROW_BYTES = 256 << 20  # rows of J held at a time while per-sample gradients are vectorised
 
@@ -554,6 +555,7 @@ class Jacobian(SumOverBatches):
         >>> J.squared_norms()
         tensor([25.,  1.], dtype=torch.float64)
         """
+        choice(exact, "exact", SWITCH)
         self._check_separate()
         norms = torch.zeros(self.rank_samples[distributed.rank()], dtype=torch.float64, device=self.device)
         with distributed.Summand(norms) as part:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 
+from spectral.persist import atomic_write
 from spectral.quadrature.density import LOG, is_signed, signed_floor
 
 from . import Curve, Report, Row, charts, conditions_of, figures, matrices_of, of_matrix, tables
@@ -361,7 +362,7 @@ def costs(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
 def write(path: str | Path, report: Report, pictures: Mapping[str, Picture] | None = None) -> Path:
     """Write the page to `path`; `pictures` are those that `draw` makes (drawn here if not given)."""
     path = Path(path)
-    path.write_text(render(report, draw(report) if pictures is None else pictures), encoding="utf-8")
+    atomic_write(path, render(report, draw(report) if pictures is None else pictures).encode())
     return path
 
 
@@ -370,5 +371,5 @@ def save_pictures(folder: str | Path, pictures: Mapping[str, Picture]) -> list[P
     files = {f"{name}.{end}": getattr(picture, end) for name, picture in pictures.items() for end in ("png", "svg")}
     paths = [Path(folder) / name for name in files]
     for path, made in zip(paths, files.values(), strict=True):
-        path.write_bytes(made())
+        atomic_write(path, made())
     return paths

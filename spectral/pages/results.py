@@ -88,11 +88,11 @@ def write(results: Any, path: str | Path, title: str | None) -> Path:
 
 
 def named(results: Any) -> dict[str, Any]:
-    """Results by their names: those of a mapping, or their kinds, numbered where one comes twice."""
+    """Results by their names: those of a mapping, or their kinds, numbered where one comes twice; of a named tuple each part."""
     if isinstance(results, Mapping) and not isinstance(results, Comparison):
         given = {str(name): result for name, result in results.items()}
     else:
-        listed = list(results) if isinstance(results, list | tuple) else [results]
+        listed = list(results) if type(results) in (list, tuple) else [results]
         kinds = [type(result).__name__ for result in listed]
         given = {
             kind if kinds.count(kind) == 1 else f"{kind} {kinds[: i + 1].count(kind)}": result
@@ -100,7 +100,11 @@ def named(results: Any) -> dict[str, Any]:
         }
     if not given:
         raise ValueError("there are no results to report; give one at least.")
-    return given
+    apart: dict[str, Any] = {}
+    for name, result in given.items():
+        parts = result._asdict() if isinstance(result, tuple) and hasattr(result, "_asdict") else {"": result}
+        apart |= {f"{name} {part}".strip(): value for part, value in parts.items()}
+    return apart
 
 
 def section(name: str, result: Any) -> Section:
