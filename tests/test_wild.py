@@ -1,6 +1,7 @@
 """What strangers bring, of kinds on which the package was once wrong, or refused what it can do."""
 
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -106,7 +107,99 @@ def test_way_whose_product_is_not_finite_gives_place_to_the_other(problem):
     assert agrees(J, rows(model(x).logcumsumexp(1), list(model.parameters())))
 
 
+# Embeddings -----------------------------------------------------------------------------------------------------------
+class Words(nn.Module):
+    """Tokens whose padding is looked up and read, too; with `held` as a constant, by an index and no embedding."""
+
+    def __init__(self, tied, held=False):
+        super().__init__()
+        self.words, self.head = (
+            nn.Embedding(5, 2, padding_idx=0, dtype=DOUBLE),
+            nn.Linear(2, 5, bias=False, dtype=DOUBLE),
+        )
+        with torch.no_grad():
+            self.words.weight[0] = torch.tensor([0.3, -0.8])
+        if tied:
+            self.head.weight = self.words.weight
+        self.held = self.words.weight.detach()[0].clone() if held else None
+
+    def forward(self, ids):
+        rows = (
+            self.words(ids)
+            if self.held is None
+            else torch.where((ids == 0)[..., None], self.held, self.words.weight[ids])
+        )
+        return self.head(rows.tanh().mean(1))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_padding_that_an_embedding_reads_is_a_constant(tied):
+    """As in torch's backward pass, in forward mode and in the difference of gradients, too."""
+    ids, y = torch.tensor([[0, 1], [2, 0], [3, 4]]), torch.tensor([1, 0, 3])
+    model, other = (torch.manual_seed(0) and Words(tied, held) for held in (False, True))
+    own = list(other.parameters())
+    looked_up = F.embedding
+    H = Hessian(model, CE, [(ids, y)])
+    assert agrees(H, second(lambda: CE(other(ids), y), own), 1e-8) and F.embedding is looked_up
+    assert agrees(Jacobian(model, [ids], engine="fresh"), rows(other(ids), own))
+
+
+def test_gradient_that_is_divided_by_how_often_a_row_is_read_is_refused():
+    model = nn.Sequential(nn.Embedding(4, 3, scale_grad_by_freq=True), nn.Flatten())
+    with pytest.raises(ValueError, match=r"scale_grad_by_freq=True, so that its backward pass is not the derivative"):
+        Jacobian(model, [torch.tensor([[0, 1], [1, 1]])])
+
+
 # Models ---------------------------------------------------------------------------------------------------------------
+class Remembering(nn.Module):
+    def __init__(self, matters):
+        super().__init__()
+        self.layer, self.calls, self.matters = nn.Linear(3, 3, dtype=DOUBLE), 0, matters
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x) * (self.calls if self.matters else 1)
+
+
+def test_model_is_a_function_of_its_first_call_alone(problem):
+    """What is as it was before each sweep shows nothing from sweep to sweep."""
+    x = problem[1][:1]
+    model = Remembering(False)
+    assert agrees(Jacobian(model, [x]), rows(model(x), list(model.parameters()))) and model.calls == 1
+    with pytest.raises(ValueError, match=r"the model \(Remembering\) keeps something from one call to the next"):
+        Jacobian(Remembering(True), [x])
+
+
+class Failing(nn.Module):
+    """Its forward pass fails from some call on."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.layer, self.left = nn.Linear(3, 3), iter(range(calls))
+
+    def forward(self, x):
+        if next(self.left, None) is None:
+            raise RuntimeError("the disk is full")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("calls, where", [(0, "fails on batch 0"), (1, "tested"), (6, "the forward pass itself fails")])
+def test_what_forward_raises_is_told_whenever_it_does(calls, where):
+    with pytest.raises((RuntimeError, ValueError), match=rf"{where}.*RuntimeError: the disk is full"):
+        Jacobian(Failing(calls), [torch.ones(2, 3)]) @ torch.ones(12)
+
+
+class Heads(NamedTuple):
+    aux: torch.Tensor
+    logits: torch.Tensor
+
+
+def test_logits_of_a_named_tuple(problem):
+    model, x, y = problem
+    H = Hessian(model, CE, [(x, y)], forward=lambda model, batch: Heads(x, model(batch[0])))
+    assert agrees(H, second(lambda: CE(model(x), y), list(model.parameters())), 1e-8)
+
+
 class Quantised(nn.Module):
     def __init__(self, dtype):
         super().__init__()

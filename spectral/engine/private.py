@@ -26,6 +26,7 @@ __all__ = [
     "TorchDispatchMode",
     "dispatch_modes",
     "has_same_storage_numel",
+    "looked_up_constant_padding",
     "tree_flatten",
     "tree_unflatten",
     "unsafe_view",
@@ -80,3 +81,34 @@ def weight_norm_of_operations() -> Iterator[None]:
     finally:
         for module, fused in places:
             module._weight_norm = fused
+
+
+@contextmanager
+def looked_up_constant_padding() -> Iterator[None]:
+    """What a lookup reads of `padding_idx` as the constant for which torch's backward pass takes it, and training with it.
+
+    Forward mode differentiates it, and a difference of gradients moves it: `weight.held`, where there is one, says what it is.
+    Gradients are dense, and those that are divided by how often a row is read are no derivative.
+    """
+    looked_up = torch.nn.functional.embedding
+
+    def constant(
+        input: torch.Tensor, weight: torch.Tensor, padding_idx: int | None = None, max_norm: float | None = None,
+        norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        if scale_grad_by_freq:
+            raise ValueError(
+                "an embedding has scale_grad_by_freq=True, so that its backward pass is not the derivative of what it computes; "
+                "set it to False."
+            )
+        rows = looked_up(input, weight, None, max_norm, norm_type)
+        if padding_idx is None:
+            return rows
+        held = getattr(weight, "held", weight).detach()[padding_idx].to(rows)
+        return torch.where((input == padding_idx % len(weight)).unsqueeze(-1), held, rows)
+
+    torch.nn.functional.embedding = constant
+    try:
+        yield
+    finally:
+        torch.nn.functional.embedding = looked_up

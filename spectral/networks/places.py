@@ -43,7 +43,7 @@ def output_place(output: Any) -> Place:
         return ()
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(logits, torch.Tensor):
-        return ("logits",)
+        return (output._fields.index("logits"),) if isinstance(output, tuple) else ("logits",)
     raise TypeError(
         f"the model returns a {type(output).__name__} without logits; pass forward=lambda model, batch: ... that returns a "
         "tensor whose first axis is the sample."
