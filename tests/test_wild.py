@@ -1,5 +1,8 @@
 """What strangers bring, of kinds on which the package was once wrong, or refused what it can do."""
 
+import copy
+import pickle
+import warnings
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -187,6 +190,16 @@ class Failing(nn.Module):
 def test_what_forward_raises_is_told_whenever_it_does(calls, where):
     with pytest.raises((RuntimeError, ValueError), match=rf"{where}.*RuntimeError: the disk is full"):
         Jacobian(Failing(calls), [torch.ones(2, 3)]) @ torch.ones(12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_script_in_train_mode_is_computed_in_eval_mode(problem):
+    """Its flag lies in the script: dropout and batch norm run by it."""
+    layers = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).to(DOUBLE)
+    model, x = nn.Sequential(torch.jit.script(layers)), problem[1]
+    J = Jacobian(model, [x[:4], x[4:]])
+    right = rows(layers.eval()(x), list(layers.parameters()))
+    assert agrees(J, right) and all(module.training for module in model.modules())
 
 
 class Heads(NamedTuple):
@@ -400,6 +413,34 @@ def test_objects_and_inference_tensors_as_batches(problem):
     assert agrees(Jacobian(model, [features]), right)
     with pytest.raises(ValueError, match=r"the parameter weight was made under torch.inference_mode\(\)"):
         Jacobian(other, [x])
+
+
+def test_operator_is_no_pickle_and_can_be_copied(problem):
+    model, x, _ = problem
+    A = Jacobian(model, [x]).gram() + 1.0 * spectral.I
+    with pytest.raises(TypeError, match=r"Jacobian cannot be pickled, for it holds graphs and the data; build it anew"):
+        pickle.dumps(A)
+    assert agrees(copy.deepcopy(A), dense(A))
+
+
+class Endless:
+    """A loader without an end looks like a sweep that takes long."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __iter__(self):
+        yield from [self.batch] * 3
+
+
+def test_data_that_do_not_say_how_many_they_are_are_told_about(problem, monkeypatch):
+    monkeypatch.setattr("spectral.networks.data_model.PATIENCE", 0)
+    model, x, _ = problem
+    with pytest.warns(UserWarning, match=r"have given \d batches in 0 s and do not say how many they are"):
+        Jacobian(model, Endless(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Jacobian(model, [x, x])
 
 
 @pytest.mark.parametrize("params", [3, torch.optim.SGD([torch.ones(1)], lr=1)])

@@ -169,7 +169,10 @@ def untouched(model: nn.Module, others: Iterable[Any] = (), population: bool = T
     population=False: batch norm in the statistics of each batch.
     """
     snapshot = Snapshot((*model.modules(), *others))
+    scripted = [m for m in model.modules() if isinstance(m, torch.jit.ScriptModule) and m.training]
     try:
+        for script in scripted:  # whose flag does not lie in its attributes
+            script.training = False
         for module in model.modules():
             module.__dict__["training"] = False
             if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -183,6 +186,8 @@ def untouched(model: nn.Module, others: Iterable[Any] = (), population: bool = T
             yield
     finally:
         snapshot.restore()
+        for script in scripted:
+            script.training = True
 
 
 def _check_norms(model: nn.Module, module: nn.Embedding | nn.EmbeddingBag) -> None:
