@@ -147,6 +147,23 @@ def test_padding_that_an_embedding_reads_is_a_constant(tied):
     assert agrees(Jacobian(model, [ids], engine="fresh"), rows(other(ids), own))
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_bag_of_an_embedding_is_the_sum_of_its_rows(mode):
+    """Without its padding, which is read nowhere; torch's own bags have backward passes alone."""
+    torch.manual_seed(0)
+    bag = nn.EmbeddingBag(5, 2, mode=mode, padding_idx=0, dtype=DOUBLE)
+    ids, y = torch.tensor([[0, 1], [2, 2], [0, 0]]), torch.tensor([0, 1, 0])
+    flat, offsets, weights = ids.reshape(-1), torch.tensor([0, 2, 4]), torch.rand(6, dtype=DOUBLE)
+    own, right = list(bag.parameters()), rows(bag(ids), list(bag.parameters()))
+    assert agrees(Jacobian(bag, [ids]), right)
+    assert agrees(Hessian(bag, CE, [(ids, y)]), second(lambda: CE(bag(ids), y), own), 1e-8)
+
+    def cut(model, batch):
+        return model(flat, offsets, weights if mode == "sum" else None)
+
+    assert agrees(Jacobian(bag, [y], forward=cut, preflight=False), rows(cut(bag, y), own))
+
+
 def test_gradient_that_is_divided_by_how_often_a_row_is_read_is_refused():
     model = nn.Sequential(nn.Embedding(4, 3, scale_grad_by_freq=True), nn.Flatten())
     with pytest.raises(ValueError, match=r"scale_grad_by_freq=True, so that its backward pass is not the derivative"):
@@ -421,6 +438,12 @@ def test_operator_is_no_pickle_and_can_be_copied(problem):
     with pytest.raises(TypeError, match=r"Jacobian cannot be pickled, for it holds graphs and the data; build it anew"):
         pickle.dumps(A)
     assert agrees(copy.deepcopy(A), dense(A))
+
+
+def test_nested_tensor_as_a_batch_is_one_sentence():
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged)
+    with pytest.raises(TypeError, match="a batch holds a nested tensor"):
+        Jacobian(nn.Linear(3, 2), [nested])
 
 
 class Endless:

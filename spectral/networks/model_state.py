@@ -40,14 +40,14 @@ PLAIN_TYPES = set(PLAIN)
 @contextmanager
 def _differentiable() -> Iterator[None]:
     """Without the fused inference path of nn.MultiheadAttention and TransformerEncoderLayer, which has no derivative, without
-    cached parametrisations, which substituted parameters would not reach, and without fused weight normalisation; what an
-    embedding reads as its padding is a constant."""
+    cached parametrisations, which substituted parameters would not reach, and without fused weight normalisation
+    and bags; what an embedding reads as its padding is a constant."""
     fused, cached = torch.backends.mha.get_fastpath_enabled(), getattr(parametrize, "_cache_enabled", 0)
     torch.backends.mha.set_fastpath_enabled(False)
     if cached:
         parametrize._cache_enabled = 0
     try:
-        with private.weight_norm_of_operations(), private.looked_up_constant_padding():
+        with private.weight_norm_of_operations(), private.embeddings_of_operations():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
