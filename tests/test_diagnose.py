@@ -438,9 +438,9 @@ def test_missing_derivative_names_operation_and_module(kind):
     assert diagnose(network(function), lambda net: derivatives.missing_derivative(net, x, PROBLEM)) == clause
 
 
-def test_embedding_bag_has_neither_derivative():
+def test_largest_entries_of_a_bag_have_neither_derivative():
     model = nn.Sequential()
-    model.add_module("encoder", nn.ModuleDict({"bag": nn.EmbeddingBag(7, 3)}))
+    model.add_module("encoder", nn.ModuleDict({"bag": nn.EmbeddingBag(7, 3, mode="max")}))
     model = model.double()
     ids = torch.randint(7, (4, 5))
     net = DataModel(model, [ids], forward=lambda m, b: m.encoder["bag"](b).sin())

@@ -1,6 +1,10 @@
 """What strangers bring, of kinds on which the package was once wrong, or refused what it can do."""
 
+import copy
+import pickle
+import warnings
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -106,7 +110,126 @@ def test_way_whose_product_is_not_finite_gives_place_to_the_other(problem):
     assert agrees(J, rows(model(x).logcumsumexp(1), list(model.parameters())))
 
 
+# Embeddings -----------------------------------------------------------------------------------------------------------
+class Words(nn.Module):
+    """Tokens whose padding is looked up and read, too; with `held` as a constant, by an index and no embedding."""
+
+    def __init__(self, tied, held=False):
+        super().__init__()
+        self.words, self.head = (
+            nn.Embedding(5, 2, padding_idx=0, dtype=DOUBLE),
+            nn.Linear(2, 5, bias=False, dtype=DOUBLE),
+        )
+        with torch.no_grad():
+            self.words.weight[0] = torch.tensor([0.3, -0.8])
+        if tied:
+            self.head.weight = self.words.weight
+        self.held = self.words.weight.detach()[0].clone() if held else None
+
+    def forward(self, ids):
+        rows = (
+            self.words(ids)
+            if self.held is None
+            else torch.where((ids == 0)[..., None], self.held, self.words.weight[ids])
+        )
+        return self.head(rows.tanh().mean(1))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_padding_that_an_embedding_reads_is_a_constant(tied):
+    """As in torch's backward pass, in forward mode and in the difference of gradients, too."""
+    ids, y = torch.tensor([[0, 1], [2, 0], [3, 4]]), torch.tensor([1, 0, 3])
+    model, other = (torch.manual_seed(0) and Words(tied, held) for held in (False, True))
+    own = list(other.parameters())
+    looked_up = F.embedding
+    H = Hessian(model, CE, [(ids, y)])
+    assert agrees(H, second(lambda: CE(other(ids), y), own), 1e-8) and F.embedding is looked_up
+    assert agrees(Jacobian(model, [ids], engine="fresh"), rows(other(ids), own))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_bag_of_an_embedding_is_the_sum_of_its_rows(mode):
+    """Without its padding, which is read nowhere; torch's own bags have backward passes alone."""
+    torch.manual_seed(0)
+    bag = nn.EmbeddingBag(5, 2, mode=mode, padding_idx=0, dtype=DOUBLE)
+    ids, y = torch.tensor([[0, 1], [2, 2], [0, 0]]), torch.tensor([0, 1, 0])
+    flat, offsets, weights = ids.reshape(-1), torch.tensor([0, 2, 4]), torch.rand(6, dtype=DOUBLE)
+    own, right = list(bag.parameters()), rows(bag(ids), list(bag.parameters()))
+    assert agrees(Jacobian(bag, [ids]), right)
+    assert agrees(Hessian(bag, CE, [(ids, y)]), second(lambda: CE(bag(ids), y), own), 1e-8)
+
+    def cut(model, batch):
+        return model(flat, offsets, weights if mode == "sum" else None)
+
+    assert agrees(Jacobian(bag, [y], forward=cut, preflight=False), rows(cut(bag, y), own))
+
+
+def test_gradient_that_is_divided_by_how_often_a_row_is_read_is_refused():
+    model = nn.Sequential(nn.Embedding(4, 3, scale_grad_by_freq=True), nn.Flatten())
+    with pytest.raises(ValueError, match=r"scale_grad_by_freq=True, so that its backward pass is not the derivative"):
+        Jacobian(model, [torch.tensor([[0, 1], [1, 1]])])
+
+
 # Models ---------------------------------------------------------------------------------------------------------------
+class Remembering(nn.Module):
+    def __init__(self, matters):
+        super().__init__()
+        self.layer, self.calls, self.matters = nn.Linear(3, 3, dtype=DOUBLE), 0, matters
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x) * (self.calls if self.matters else 1)
+
+
+def test_model_is_a_function_of_its_first_call_alone(problem):
+    """What is as it was before each sweep shows nothing from sweep to sweep."""
+    x = problem[1][:1]
+    model = Remembering(False)
+    assert agrees(Jacobian(model, [x]), rows(model(x), list(model.parameters()))) and model.calls == 1
+    with pytest.raises(ValueError, match=r"the model \(Remembering\) keeps something from one call to the next"):
+        Jacobian(Remembering(True), [x])
+
+
+class Failing(nn.Module):
+    """Its forward pass fails from some call on."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.layer, self.left = nn.Linear(3, 3), iter(range(calls))
+
+    def forward(self, x):
+        if next(self.left, None) is None:
+            raise RuntimeError("the disk is full")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("calls, where", [(0, "fails on batch 0"), (1, "tested"), (6, "the forward pass itself fails")])
+def test_what_forward_raises_is_told_whenever_it_does(calls, where):
+    with pytest.raises((RuntimeError, ValueError), match=rf"{where}.*RuntimeError: the disk is full"):
+        Jacobian(Failing(calls), [torch.ones(2, 3)]) @ torch.ones(12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_script_in_train_mode_is_computed_in_eval_mode(problem):
+    """Its flag lies in the script: dropout and batch norm run by it."""
+    layers = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).to(DOUBLE)
+    model, x = nn.Sequential(torch.jit.script(layers)), problem[1]
+    J = Jacobian(model, [x[:4], x[4:]])
+    right = rows(layers.eval()(x), list(layers.parameters()))
+    assert agrees(J, right) and all(module.training for module in model.modules())
+
+
+class Heads(NamedTuple):
+    aux: torch.Tensor
+    logits: torch.Tensor
+
+
+def test_logits_of_a_named_tuple(problem):
+    model, x, y = problem
+    H = Hessian(model, CE, [(x, y)], forward=lambda model, batch: Heads(x, model(batch[0])))
+    assert agrees(H, second(lambda: CE(model(x), y), list(model.parameters())), 1e-8)
+
+
 class Quantised(nn.Module):
     def __init__(self, dtype):
         super().__init__()
@@ -307,6 +430,40 @@ def test_objects_and_inference_tensors_as_batches(problem):
     assert agrees(Jacobian(model, [features]), right)
     with pytest.raises(ValueError, match=r"the parameter weight was made under torch.inference_mode\(\)"):
         Jacobian(other, [x])
+
+
+def test_operator_is_no_pickle_and_can_be_copied(problem):
+    model, x, _ = problem
+    A = Jacobian(model, [x]).gram() + 1.0 * spectral.I
+    with pytest.raises(TypeError, match=r"Jacobian cannot be pickled, for it holds graphs and the data; build it anew"):
+        pickle.dumps(A)
+    assert agrees(copy.deepcopy(A), dense(A))
+
+
+def test_nested_tensor_as_a_batch_is_one_sentence():
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged)
+    with pytest.raises(TypeError, match="a batch holds a nested tensor"):
+        Jacobian(nn.Linear(3, 2), [nested])
+
+
+class Endless:
+    """A loader without an end looks like a sweep that takes long."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __iter__(self):
+        yield from [self.batch] * 3
+
+
+def test_data_that_do_not_say_how_many_they_are_are_told_about(problem, monkeypatch):
+    monkeypatch.setattr("spectral.networks.data_model.PATIENCE", 0)
+    model, x, _ = problem
+    with pytest.warns(UserWarning, match=r"have given \d batches in 0 s and do not say how many they are"):
+        Jacobian(model, Endless(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Jacobian(model, [x, x])
 
 
 @pytest.mark.parametrize("params", [3, torch.optim.SGD([torch.ones(1)], lr=1)])

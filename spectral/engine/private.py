@@ -25,6 +25,7 @@ has_same_storage_numel = aten._has_same_storage_numel.default
 __all__ = [
     "DispatchMode",
     "dispatch_modes",
+    "embeddings_of_operations",
     "has_same_storage_numel",
     "tree_flatten",
     "tree_unflatten",
@@ -92,3 +93,60 @@ def weight_norm_of_operations() -> Iterator[None]:
     finally:
         for module, fused in places:
             module._weight_norm = fused
+
+
+@contextmanager
+def embeddings_of_operations() -> Iterator[None]:
+    """What a lookup reads of `padding_idx` as the constant for which torch's backward pass takes it, and training with it.
+
+    Forward mode differentiates it, and a difference of gradients moves it: `weight.held`, where there is one, says what it is.
+    Gradients are dense, and those that are divided by how often a row is read are no derivative. Sums and means of bags are made
+    of looked up rows: torch's own have neither forward mode nor a second derivative.
+    """
+    F: Any = torch.nn.functional
+    embedding, embedding_bag = F.embedding, F.embedding_bag
+
+    def looked_up(
+        input: torch.Tensor, weight: torch.Tensor, padding_idx: int | None = None, max_norm: float | None = None,
+        norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        if scale_grad_by_freq:
+            raise ValueError(
+                "an embedding has scale_grad_by_freq=True, so that its backward pass is not the derivative of what it computes; "
+                "set it to False."
+            )
+        rows = embedding(input, weight, None, max_norm, norm_type)
+        if padding_idx is None:
+            return rows
+        held = getattr(weight, "held", weight).detach()[padding_idx].to(rows)
+        return torch.where((input == padding_idx % len(weight)).unsqueeze(-1), held, rows)
+
+    def bags(
+        input: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor | None = None, max_norm: float | None = None,
+        norm_type: float = 2.0, scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False,
+        per_sample_weights: torch.Tensor | None = None, include_last_offset: bool = False, padding_idx: int | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        if mode == "max":
+            return embedding_bag(
+                input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse, per_sample_weights,
+                include_last_offset, padding_idx,
+            )  # fmt: skip
+        ids = input.reshape(-1)
+        if offsets is None:  # bags of one length
+            number, bag = len(input), torch.arange(len(ids), device=ids.device) // max(1, input.shape[1])
+        else:
+            number = len(offsets) - include_last_offset
+            bag = torch.bucketize(torch.arange(len(ids), device=ids.device), offsets[:number], right=True) - 1
+        share = (ids != padding_idx % len(weight) if padding_idx is not None else torch.ones_like(ids)).to(weight.dtype)
+        if mode == "mean":
+            share = share / share.new_zeros(number).index_add(0, bag, share).clamp(min=1)[bag]
+        elif per_sample_weights is not None:
+            share = share * per_sample_weights.reshape(-1)
+        rows = looked_up(ids, weight, None, max_norm, norm_type, scale_grad_by_freq)
+        return rows.new_zeros(number, rows.shape[1]).index_add(0, bag, rows * share[:, None])
+
+    F.embedding, F.embedding_bag = looked_up, bags
+    try:
+        yield
+    finally:
+        F.embedding, F.embedding_bag = embedding, embedding_bag

@@ -58,6 +58,11 @@ def placed(batch: Any, device: torch.device, cast: Callable[[torch.Tensor], torc
             leaf = arrays.to_torch(leaf)
         if not isinstance(leaf, torch.Tensor):
             return leaf
+        if leaf.is_nested:
+            raise TypeError(
+                "a batch holds a nested tensor, of which no entry has a place of its own; pass padded ones with a mask "
+                "(torch.nested.to_padded_tensor), or let forward make the nested tensor."
+            )
         if leaf.is_inference() and not torch.is_inference_mode_enabled():
             leaf = leaf.clone()  # no graph takes what was made under inference_mode
         moved = cast(leaf.detach().to(device))

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import copy
 import math
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce
@@ -49,6 +51,7 @@ FAILURES = (RuntimeError, TypeError, ValueError, IndexError)  # what torch raise
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
 WRT = ("params", "inputs")
 STATISTICS = ("population", "batch")
+PATIENCE = 60  # seconds of the first sweep, before data without a length are told about
 
 
 class FirstBatch(NamedTuple):
@@ -299,8 +302,15 @@ class DataModel:
 
     def _batches(self, fingerprints: list[str] | None) -> Iterator[tuple[int, Any]]:
         known = self.info.fingerprints if fingerprints is None else None
-        index = 0
+        index, patience = 0, time.monotonic() + PATIENCE
         for batch in self.data:
+            if known is None and time.monotonic() > patience and not _ends(self.data):
+                patience = math.inf
+                warnings.warn(
+                    f"the data have given {index} batches in {PATIENCE} s and do not say how many they are; where they "
+                    "never end, pass a list of some, such as list(itertools.islice(loader, 100)).",
+                    stacklevel=2,
+                )
             batch = self._place(batch)
             first = self.samples.first(batch)
             if first is not None and not len(first):
@@ -523,6 +533,8 @@ class DataModel:
         """
         own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         value_of = {id(own[name]): value for name, value in values.items() if name in own}
+        for name in values.keys() & own.keys():
+            values[name].held = own[name]  # type: ignore[attr-defined]  # what an embedding reads as its padding
         return {
             f"{prefix}.{name}".lstrip("."): value_of[id(held)]
             for prefix, module in self.call.named_modules()
@@ -602,6 +614,14 @@ class DataModel:
                 else {}
             ),
         }
+
+
+def _ends(data: Any) -> bool:
+    """Whether the data say how many batches they hold."""
+    try:
+        return len(data) >= 0
+    except TypeError:
+        return False
 
 
 def _states(given: Any) -> list[Any]:

@@ -40,13 +40,14 @@ PLAIN_TYPES = set(PLAIN)
 @contextmanager
 def _differentiable() -> Iterator[None]:
     """Without the fused inference path of nn.MultiheadAttention and TransformerEncoderLayer, which has no derivative, without
-    cached parametrisations, which substituted parameters would not reach, and without the fused weight normalisation."""
+    cached parametrisations, which substituted parameters would not reach, and without fused weight normalisation
+    and bags; what an embedding reads as its padding is a constant."""
     fused, cached = torch.backends.mha.get_fastpath_enabled(), getattr(parametrize, "_cache_enabled", 0)
     torch.backends.mha.set_fastpath_enabled(False)
     if cached:
         parametrize._cache_enabled = 0
     try:
-        with private.weight_norm_of_operations():
+        with private.weight_norm_of_operations(), private.embeddings_of_operations():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -123,6 +124,11 @@ class Snapshot:
             elif isinstance(thing, random.Random):
                 self.generators.append((thing.setstate, thing.getstate()))
 
+    def holds(self) -> bool:
+        """Whether nothing has changed; False where there are generators, of which nobody knows."""
+        alike = all(_same(holder, copy) for holder, copy in self.containers)
+        return alike and not self.generators and all(torch.equal(tensor, values) for tensor, values in self.tensors)
+
     def restore(self) -> None:
         for holder, copy in self.containers:
             if not _same(holder, copy):
@@ -151,7 +157,7 @@ def _same(holder: Any, copy: Any) -> bool:
     if isinstance(holder, dict):
         return all(a is b and holder[a] is copy[b] for a, b in zip(holder, copy, strict=True))
     if isinstance(holder, set):
-        return holder == copy
+        return not holder or holder == copy  # of an empty one the copy is ()
     return all(a is b for a, b in zip(holder, copy, strict=True))
 
 
@@ -163,7 +169,10 @@ def untouched(model: nn.Module, others: Iterable[Any] = (), population: bool = T
     population=False: batch norm in the statistics of each batch.
     """
     snapshot = Snapshot((*model.modules(), *others))
+    scripted = [m for m in model.modules() if isinstance(m, torch.jit.ScriptModule) and m.training]
     try:
+        for script in scripted:  # whose flag does not lie in its attributes
+            script.training = False
         for module in model.modules():
             module.__dict__["training"] = False
             if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -177,6 +186,8 @@ def untouched(model: nn.Module, others: Iterable[Any] = (), population: bool = T
             yield
     finally:
         snapshot.restore()
+        for script in scripted:
+            script.training = True
 
 
 def _check_norms(model: nn.Module, module: nn.Embedding | nn.EmbeddingBag) -> None:

@@ -43,7 +43,8 @@ def output_place(output: Any) -> Place:
         return ()
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(logits, torch.Tensor):
-        return ("logits",)
+        fields_of = getattr(output, "_fields", ())  # of a named tuple
+        return (fields_of.index("logits"),) if "logits" in fields_of else ("logits",)
     raise TypeError(
         f"the model returns a {type(output).__name__} without logits; pass forward=lambda model, batch: ... that returns a "
         "tensor whose first axis is the sample."

@@ -76,6 +76,23 @@ class SumOverBatches(Operator):
         self._joins: bool | None = None  # whether they give what they give one by one, once that was seen
         self._team: tuple[distributed.Team, SumOverBatches] | None = None  # the same of one team's data, once asked for
 
+    # pickles alone ask for the state then
+    def __copy__(self) -> SumOverBatches:
+        other: SumOverBatches = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SumOverBatches:
+        memo[id(self)] = other = object.__new__(type(self))
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return other
+
+    def __getstate__(self) -> Any:
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled, for it holds graphs and the data; build it anew where it is needed, and "
+            "keep results by their save()."
+        )
+
     # What a subclass gives -------------------------------------------------------------------------------------------
     def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
         """One batch, or several as one, linearised in one way for one kind of product."""

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from spectral import arrays, longvectors
-from spectral.failures import first_line
+from spectral.failures import first_line, is_own
 from spectral.networks.batches import is_finite, part
-from spectral.networks.data_model import DataModel
+from spectral.networks.data_model import FAILURES, DataModel
 from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.diagnose.graph import GraphFacts, Made, graph_facts, reached_leaves
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
@@ -72,6 +72,21 @@ def inspected(
     `graph_facts`). Cost: a forward pass with its graph, under other random states than the first sweep's, and one of two or three
     samples; none of them counts as a sweep.
     """
+    try:
+        return _inspected(network, function, recorded, below)
+    except FAILURES as problem:
+        if is_own(problem):
+            raise
+        raise RuntimeError(
+            f"the model runs once, but fails where its derivatives are tested ({type(problem).__name__}: {first_line(problem)}); "
+            "forward must take other tensors in the place of its parameters, change neither them nor their flags, and keep no "
+            "tensor of an earlier call."
+        ) from problem
+
+
+def _inspected(
+    network: DataModel, function: Callable[[Any], Function], recorded: Function | None, below: Tensors
+) -> GraphFacts:
     batch, z, total = network.first
     network.first = None
     with network.opened():
@@ -81,13 +96,17 @@ def inspected(
             p.requires_grad_()  # so that the graph shows them if something reads them behind our back; put back afterwards
         if network.preflight:
             _reseed()
+            before = Snapshot(network.roots)
         facts = graph_facts(recorded or function(batch), network.primals(batch), own, below)
         if network.preflight:
+            unchanged = before.holds()
             _check_reach(network, batch, function(batch), facts)
             _check_own_eval(network, batch, function(batch), facts.value)
             earlier = next((t for t in (z, total) if t is not None and t.shape == facts.value.shape), None)
             if earlier is None or _differ(earlier, facts.value, earlier.dtype):
                 _check_random(network, batch, function(batch), facts.value)
+            if not unchanged:
+                _check_memory(network, batch, function(batch), facts.value)
             if network.statistics == "population":
                 check_coupling(network, batch, z)
     return facts
@@ -176,14 +195,14 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
         return
     primals = network.primals(batch)
     moved = [
-        p if reached else p + 0.1 * p.abs() + 0.1 * p.abs().mean() + 1e-3
+        p if reached else (p + 0.1 * p.abs() + 0.1 * p.abs().mean() + 1e-3).detach()  # forward may have set p's flag
         for p, reached in zip(primals, facts.reached, strict=True)
     ]
     if not _differ(facts.value, function(*moved).detach(), facts.value.dtype):
         return
     if _differ(facts.value, function(*primals).detach(), facts.value.dtype):
         return  # a random model, of which another test says so
-    why = "detached, computed under torch.no_grad() or outside torch"
+    why = "detached, computed under torch.no_grad(), by checkpoint(use_reentrant=True) or outside torch"
     if not any(facts.reached):
         what = {"params": "the parameters", "inputs": "the inputs"}.get(network.wrt, f"the output of {network.inner}")
         raise ValueError(
@@ -248,6 +267,21 @@ def _check_random(network: DataModel, batch: Any, function: Function, value: tor
     culprit = active_randomness(network, batch, function, value)
     if culprit is not None:
         raise ValueError(f"two forward passes of one batch differ: {culprit} is random in eval mode; remove the noise.")
+
+
+def _check_memory(network: DataModel, batch: Any, function: Function, value: torch.Tensor) -> None:
+    """Refuse a model that a call has changed, if the next one gives something else; `value` is the first."""
+
+    def run() -> torch.Tensor:
+        return function(*network.primals(batch)).detach()
+
+    if not _differ(value, run(), value.dtype):
+        return
+    culprit = _first_difference(network, run, run, value.dtype) or "the model"
+    raise ValueError(
+        f"two forward passes of one batch differ: {culprit} keeps something from one call to the next (a hidden state, a "
+        "counter, a generator), so that its outputs are no function of the parameters; let forward= begin from one state."
+    )
 
 
 def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:

@@ -183,6 +183,11 @@ def missing_derivative(network: DataModel, batch: Any, problem: Exception, funct
     its own ("... and no second derivative"). `problem`'s own first line where neither tells.
     """
     function = function or network.function(batch)
+    try:
+        with _differentiated(network):
+            function(*network.primals(batch))
+    except REFUSALS as failure:
+        return f"the forward pass itself fails, {type(failure).__name__}: {first_line(failure)}"
     forward, second = _without_forward(network, batch, function), _without_second(network, batch, function)
     if forward and forward == second:
         return f"{forward} has no forward-mode derivative and no second derivative"
