@@ -10,13 +10,14 @@ from scipy.stats import ttest_rel
 
 from spectral import slq
 from spectral.analysis import summary
+from spectral.analysis.theory import marchenko_pastur_cdf
 from spectral.experiments.effects import SCALE, Trend, refused, spearman_within
 from spectral.pages import Curve, Numbers, Row, verdict
 from spectral.spectrum import Spectrum
 
 RNG = np.random.default_rng(3)
 ZERO = (0.0,) * 5
-LABELS = {"m0": "first matrix", "effective_rank": "effective rank", "lambda_max": "λmax"}
+LABELS = {"m0": "first matrix", "m2": "third matrix", "effective_rank": "effective rank", "lambda_max": "λmax"}
 
 
 def judged(rule: str, rows=(), metric: str = "effective_rank", labels=LABELS, **more):  # type: ignore[no-untyped-def]
@@ -83,7 +84,8 @@ UNDECIDED: dict[str, tuple[list[Row], dict, str]] = {
     "a large minority of the other direction": (
         [*(row(i, around(1), around(9)) for i in range(2)), row(2, around(9), around(1))],
         {},
-        "in 2 of 3 matrices and larger in 1, 1.00 ± 0.79 against 9.00 ± 0.79 (mean ± sd) for the first matrix, so that it",
+        "in 2 of 3 matrices and larger in 1, 1.00 ± 0.79 against 9.00 ± 0.79 (mean ± sd) for the first matrix and "
+        "9.00 ± 0.79 against 1.00 ± 0.79 (mean ± sd) for the third matrix, so that it",
     ),
     "networks that are not alike": (
         APART,
@@ -384,14 +386,26 @@ def test_noise_is_random_where_the_law_holds_for_it_alone(real, gaussian, answer
         of("mp_accepted", {"real": real, "gaussian": gaussian}),
         of("mp_ks", {"real": (0.3, 0.4), "gaussian": (0.02, 0.04)}),
     ]
-    said = judged("of_noise", rows, about="one network")
+    x = np.linspace(0.25, 2.25, 20001)
+    bulk = np.interp((np.arange(90) + 0.5) / 90, marchenko_pastur_cdf(x, 0.25), x)
+    tails = {"gaussian": (10, 10), "real": (30, 60)}  # far above the edge
+    curves = [
+        Curve("m0", name, seed, Spectrum.from_eigenvalues(np.append(bulk, np.geomspace(50, 500, count))))
+        for name, counts in tails.items()
+        for seed, count in enumerate(counts)
+    ]
+    said = judged("of_noise", rows, about="one network", curves=curves)
+    assert (
+        "holds 90.00 % of the eigenvalues with Gaussian and 68 ± 11 % with real inputs, and that bulk's CDF"
+        in said.sentence
+    )
     assert said.answer == answer and said.sentence.endswith("(mean ± sd) for the first matrix; one network.")
     assert (
         f"the law holds in {sum(gaussian):.0f} of 2 spectra with Gaussian inputs and in {sum(real):.0f} of 2"
         in said.sentence
     )
     assert "away with Gaussian and 0.350 ± 0.071 with real inputs" in said.sentence
-    assert judged("of_noise", rows, missed=(1, 4)).answer == "undecided"
+    assert judged("of_noise", rows, missed=(1, 4), curves=curves).answer == "undecided"
     assert judged("of_noise", []).answer == "undecided"
 
 
