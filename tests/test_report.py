@@ -373,6 +373,18 @@ def test_the_names_of_all_metrics_fit_beside_their_effects() -> None:
         assert min(label.get_window_extent().x0 for label in ax.get_yticklabels()) >= 0, name
 
 
+def test_no_letter_of_a_picture_is_cut_off(pictures) -> None:
+    narrow = figures.effects([Row(matrix, "x", {}, {}, (1.0, 0.0, 2.0), True) for matrix in ("a", "b")], {})
+    for name, picture in {**pictures, "narrow": narrow}.items():
+        for panel in picture.panels:
+            axes = [] if panel.figure is None else panel.figure.axes
+            for text in (
+                text for ax in axes for text in (ax.xaxis.label, ax.yaxis.label, *ax.texts, *panel.figure.texts)
+            ):
+                low, high = text.get_window_extent().get_points()
+                assert (low >= 0).all() and (high <= panel.figure.bbox.max).all(), (name, text.get_text())
+
+
 def test_refused_fits_are_hollow_where_they_are_drawn(monkeypatch, report: Report) -> None:
     (ax,) = drawn_axes(monkeypatch, figures.lines, report.alpha, {}, x_label="xmin", y_label="alpha")
     fill = {line.get_color(): line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"}

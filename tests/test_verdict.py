@@ -509,6 +509,7 @@ def test_labels_in_the_information_space_are_those_of_the_rule_if_they_are_the_m
     said = judged("of_information", rows(0.6, 0.1), sizes={"m0": 100}, about="one network")
     assert said.answer == "yes" and "is larger with true labels on all 5 seeds in 1 of 1 matrix" in said.sentence
     assert said.sentence.endswith(
-        "; chance gives, with true and with random labels, 10 and 30 % of the first matrix; one network."
+        "; inside are the directions that hold 90 % of the trace, where labels that know nothing of them have, with true and "
+        "with random labels, 0.1 and 0.3 for the first matrix; one network."
     )
     assert judged("of_information", rows(0.1, 0.6), sizes={"m0": 100}).answer == "no"

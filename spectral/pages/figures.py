@@ -506,7 +506,7 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
         ax.set_xticks([t for t in (-100, -10, -2, 0, 2, 10, 100) if abs(t) <= reach])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-        ax.set_xlabel("Cohen's d, true − random labels", fontsize=9.5)
+        ax.set_xlabel("Cohen's d, true − random labels", fontsize=9.5, loc="right")
 
     def alt(name: str) -> str:
         said = [f"{words(row.metric, labels)} {d_text(effect)}" for row, effect in judged if row.matrix == name]

@@ -271,7 +271,7 @@ def of_blocks(e: Evidence) -> Verdict:
         return " and ".join(f"{with_error(*row.mean(name))} {e.words(name)}" for name in row.values)
 
     outside = {row.matrix: f"{said(row)} for the {e.words(row.matrix)}" for row, *_ in gaps}
-    text = f"outside of the blocks lies a part of the Frobenius norm of {'; '.join(outside.values())}"
+    text = f"outside of the blocks lies a part of the Frobenius norm (estimated, at most 1) of {'; '.join(outside.values())}"
     if alike := next((row for row in e.rows if row.metric == "block_js" and row.matrix in outside), None):
         text += (
             f". The blocks of the {e.words(alike.matrix)} are unlike by {said(alike)} of at most 1 bit, the mean Jensen–Shannon "
@@ -460,9 +460,10 @@ def of_information(e: Evidence) -> Verdict:
     for row in e.rows:
         space = e.row(row.matrix, "information_dimension")
         if row.metric == "own_information_alignment" and {"true", "random"} <= set(row.values) and space is not None:
-            chance = [f"{100 * space.mean(name)[0] / e.sizes[row.matrix]:.2g}" for name in ("true", "random")]
-            said.append(f"{' and '.join(chance)} % of the {e.words(row.matrix)}")
-    clause = f"chance gives, with true and with random labels, {', '.join(said)}" if said else ""
+            chance = [f"{space.mean(name)[0] / e.sizes[row.matrix]:.2g}" for name in ("true", "random")]
+            said.append(f"{' and '.join(chance)} for the {e.words(row.matrix)}")
+    inside = "inside are the directions that hold 90 % of the trace, where labels that know nothing of them have"
+    clause = f"{inside}, with true and with random labels, {', '.join(said)}" if said else ""
     about = "; ".join(text for text in (clause, e.about) if text)
     return compared(replace(e, metric="own_information_alignment", expected="larger", about=about))
 
