@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from functools import partial
 from html.parser import HTMLParser
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -373,8 +374,11 @@ def test_the_names_of_all_metrics_fit_beside_their_effects() -> None:
         assert min(label.get_window_extent().x0 for label in ax.get_yticklabels()) >= 0, name
 
 
-def test_no_letter_of_a_picture_is_cut_off(pictures) -> None:
-    narrow = figures.effects([Row(matrix, "x", {}, {}, (1.0, 0.0, 2.0), True) for matrix in ("a", "b")], {})
+@pytest.mark.parametrize("reach", [2.0, 20.0, 90.0])
+def test_no_letter_of_a_picture_is_cut_off_or_upon_another(pictures, reach) -> None:
+    narrow = figures.effects([Row(matrix, "x", {}, {}, (1.0, 0.0, reach), True) for matrix in ("a", "b")], {})
+    boxes = [label.get_window_extent() for label in narrow.panels[0].figure.axes[0].get_xticklabels()]
+    assert all(left.x1 + 5 < right.x0 for left, right in pairwise(boxes))
     for name, picture in {**pictures, "narrow": narrow}.items():
         for panel in picture.panels:
             axes = [] if panel.figure is None else panel.figure.axes

@@ -104,7 +104,7 @@ def compared(e: Evidence) -> Verdict:
     interval of the mean difference excludes zero, and fewer than a quarter have the other sign. No: on more than half of them
     three seeds or more disagree on the sign, or where "smaller" or "larger" is expected, is the other sign. Undecided otherwise,
     for a metric of scale, where fits were refused, and where networks missed their target loss. The numbers are those of the
-    first row that agrees, and of the first that says the opposite.
+    first row that agrees, and where too many have the other sign those of the first of these.
     """
     name = e.words(e.metric)
     both = [row for row in e.rows if row.metric == e.metric and {"true", "random"} <= set(row.values)]
@@ -128,7 +128,7 @@ def compared(e: Evidence) -> Verdict:
         disagree = f"the seeds disagree on whether the {name} is smaller or larger with true labels"
         body = f"in {mixed} of {matrices(len(own))} {disagree}"
     body += f", {_quoted(own[ways.index(lead)] if agree else own[0], e)}"
-    body += f" and {_quoted(own[ways.index(OPPOSITE[lead])], e)}" if against else ""
+    body += f" and {_quoted(own[ways.index(OPPOSITE[lead])], e)}" if against >= CONTRARY * len(own) else ""
     if doubt := e.doubt(e.metric, seeds):
         return e.says("undecided", f"{body}, {doubt}")
     if 2 * sure > len(own) and against < CONTRARY * len(own):
