@@ -210,6 +210,7 @@ def test_no_needs_a_sweep_that_would_have_seen_a_trend() -> None:
     assert said.answer == "no" and "has no steady trend with the noise in 1 of 1 matrix" in said.sentence
     said = followed([trend(0, FLAT[:1, :4])])
     assert said.answer == "undecided" and "do not say whether the effective rank moves" in said.sentence
+    assert "from 1.000 (no noise) to 6.000 (all noise) for the first matrix" in said.sentence
 
 
 def test_every_metric_that_was_asked_for_has_to_answer_alike() -> None:

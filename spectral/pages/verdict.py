@@ -252,9 +252,9 @@ def _scale_clause(shown: Trend, e: Evidence) -> str:
 
 
 def _ends(t: Trend) -> tuple[str, str]:
-    """What a trend goes from and to: means over seeds with their standard deviations."""
+    """What a trend goes from and to: means over seeds with their standard deviations, of one seed the numbers alone."""
     columns = [[row[place] for row in t.values] for place in (0, -1)]
-    first, last = (with_error(*mean_and_error(column, (math.nan,) * len(column))) for column in columns)
+    first, last = (with_error(*mean_and_error(column, (0.0,) * len(column))) for column in columns)
     return first, last
 
 
