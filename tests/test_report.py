@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from functools import partial
 from html.parser import HTMLParser
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -371,6 +372,21 @@ def test_the_names_of_all_metrics_fit_beside_their_effects() -> None:
         row = Row("matrix", "x", {}, {}, (1.0, 0.0, 2.0), True)
         (ax,) = figures.effects([row], {"x": name}).panels[0].figure.axes
         assert min(label.get_window_extent().x0 for label in ax.get_yticklabels()) >= 0, name
+
+
+@pytest.mark.parametrize("reach", [2.0, 20.0, 90.0])
+def test_no_letter_of_a_picture_is_cut_off_or_upon_another(pictures, reach) -> None:
+    narrow = figures.effects([Row(matrix, "x", {}, {}, (1.0, 0.0, reach), True) for matrix in ("a", "b")], {})
+    boxes = [label.get_window_extent() for label in narrow.panels[0].figure.axes[0].get_xticklabels()]
+    assert all(left.x1 + 5 < right.x0 for left, right in pairwise(boxes))
+    for name, picture in {**pictures, "narrow": narrow}.items():
+        for panel in picture.panels:
+            axes = [] if panel.figure is None else panel.figure.axes
+            for text in (
+                text for ax in axes for text in (ax.xaxis.label, ax.yaxis.label, *ax.texts, *panel.figure.texts)
+            ):
+                low, high = text.get_window_extent().get_points()
+                assert (low >= 0).all() and (high <= panel.figure.bbox.max).all(), (name, text.get_text())
 
 
 def test_refused_fits_are_hollow_where_they_are_drawn(monkeypatch, report: Report) -> None:

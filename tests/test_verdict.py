@@ -10,13 +10,14 @@ from scipy.stats import ttest_rel
 
 from spectral import slq
 from spectral.analysis import summary
+from spectral.analysis.theory import marchenko_pastur_cdf
 from spectral.experiments.effects import SCALE, Trend, refused, spearman_within
 from spectral.pages import Curve, Numbers, Row, verdict
 from spectral.spectrum import Spectrum
 
 RNG = np.random.default_rng(3)
 ZERO = (0.0,) * 5
-LABELS = {"m0": "first matrix", "effective_rank": "effective rank", "lambda_max": "λmax"}
+LABELS = {"m0": "first matrix", "m2": "third matrix", "effective_rank": "effective rank", "lambda_max": "λmax"}
 
 
 def judged(rule: str, rows=(), metric: str = "effective_rank", labels=LABELS, **more):  # type: ignore[no-untyped-def]
@@ -83,7 +84,8 @@ UNDECIDED: dict[str, tuple[list[Row], dict, str]] = {
     "a large minority of the other direction": (
         [*(row(i, around(1), around(9)) for i in range(2)), row(2, around(9), around(1))],
         {},
-        "in 2 of 3 matrices and larger in 1, 1.00 ± 0.79 against 9.00 ± 0.79 (mean ± sd) for the first matrix, so that it",
+        "in 2 of 3 matrices and larger in 1, 1.00 ± 0.79 against 9.00 ± 0.79 (mean ± sd) for the first matrix and "
+        "9.00 ± 0.79 against 1.00 ± 0.79 (mean ± sd) for the third matrix, so that it",
     ),
     "networks that are not alike": (
         APART,
@@ -208,6 +210,7 @@ def test_no_needs_a_sweep_that_would_have_seen_a_trend() -> None:
     assert said.answer == "no" and "has no steady trend with the noise in 1 of 1 matrix" in said.sentence
     said = followed([trend(0, FLAT[:1, :4])])
     assert said.answer == "undecided" and "do not say whether the effective rank moves" in said.sentence
+    assert "from 1.000 (no noise) to 6.000 (all noise) for the first matrix" in said.sentence
 
 
 def test_every_metric_that_was_asked_for_has_to_answer_alike() -> None:
@@ -384,14 +387,26 @@ def test_noise_is_random_where_the_law_holds_for_it_alone(real, gaussian, answer
         of("mp_accepted", {"real": real, "gaussian": gaussian}),
         of("mp_ks", {"real": (0.3, 0.4), "gaussian": (0.02, 0.04)}),
     ]
-    said = judged("of_noise", rows, about="one network")
+    x = np.linspace(0.25, 2.25, 20001)
+    bulk = np.interp((np.arange(90) + 0.5) / 90, marchenko_pastur_cdf(x, 0.25), x)
+    tails = {"gaussian": (10, 10), "real": (30, 60)}  # far above the edge
+    curves = [
+        Curve("m0", name, seed, Spectrum.from_eigenvalues(np.append(bulk, np.geomspace(50, 500, count))))
+        for name, counts in tails.items()
+        for seed, count in enumerate(counts)
+    ]
+    said = judged("of_noise", rows, about="one network", curves=curves)
+    assert (
+        "holds 90.00 % of the eigenvalues with Gaussian and 68 ± 11 % with real inputs, and that bulk's CDF"
+        in said.sentence
+    )
     assert said.answer == answer and said.sentence.endswith("(mean ± sd) for the first matrix; one network.")
     assert (
         f"the law holds in {sum(gaussian):.0f} of 2 spectra with Gaussian inputs and in {sum(real):.0f} of 2"
         in said.sentence
     )
     assert "away with Gaussian and 0.350 ± 0.071 with real inputs" in said.sentence
-    assert judged("of_noise", rows, missed=(1, 4)).answer == "undecided"
+    assert judged("of_noise", rows, missed=(1, 4), curves=curves).answer == "undecided"
     assert judged("of_noise", []).answer == "undecided"
 
 
@@ -495,6 +510,7 @@ def test_labels_in_the_information_space_are_those_of_the_rule_if_they_are_the_m
     said = judged("of_information", rows(0.6, 0.1), sizes={"m0": 100}, about="one network")
     assert said.answer == "yes" and "is larger with true labels on all 5 seeds in 1 of 1 matrix" in said.sentence
     assert said.sentence.endswith(
-        "; chance gives, with true and with random labels, 10 and 30 % of the first matrix; one network."
+        "; inside are the directions that hold 90 % of the trace, where labels that know nothing of them have, with true and "
+        "with random labels, 0.1 and 0.3 for the first matrix; one network."
     )
     assert judged("of_information", rows(0.1, 0.6), sizes={"m0": 100}).answer == "no"

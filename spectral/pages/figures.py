@@ -503,10 +503,11 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
         ax.set_ylim(most - 0.4, -0.6)
         ax.set_xscale("symlog", linthresh=2)
         ax.set_xlim(-reach, reach)
-        ax.set_xticks([t for t in (-100, -10, -2, 0, 2, 10, 100) if abs(t) <= reach])
+        ends = (-100, -2, 0, 2, 100) if reach >= 100 else (-10, -2, 0, 2, 10)  # more have no room
+        ax.set_xticks([t for t in ends if abs(t) <= reach])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-        ax.set_xlabel("Cohen's d, true − random labels", fontsize=9.5)
+        ax.set_xlabel("Cohen's d, true − random labels", fontsize=9.5, loc="right")
 
     def alt(name: str) -> str:
         said = [f"{words(row.metric, labels)} {d_text(effect)}" for row, effect in judged if row.matrix == name]

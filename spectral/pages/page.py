@@ -150,7 +150,7 @@ def captions(report: Report) -> dict[str, str]:
         "landscape": f"Spectral densities{', overlaid' if multi else ''}. {small}"
         + (
             f" Below: {words(report.headline_metric, report.labels)} of the same matrices; dots are seeds{hollow}, bars "
-            f"mean ± one standard deviation{effect}."
+            f"mean ± one standard deviation, of one seed its standard error{effect}."
             if report.headline_metric and multi
             else ""
         ),

@@ -518,7 +518,7 @@ def caption(sweep: Sweep) -> str:
     text = (
         "One panel for each operator; each configuration has its colour and number in all panels and tables. Above, densities on "
         "logarithmic axes, where equal areas are equal numbers of eigenvalues; below, the first number of the table: dots are "
-        "seeds, bars mean ± one standard deviation."
+        "seeds, bars mean ± one standard deviation, of one seed its standard error."
     )
     return text + (f" Drawn are the first {most} of {all_of} configurations." if most < all_of else "")
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.special import stdtrit
 
+from spectral.analysis import marchenko_pastur
 from spectral.cards import with_error
 from spectral.estimators.functionals import negative_mass
 from spectral.experiments.effects import SCALE, Trend
@@ -103,7 +104,7 @@ def compared(e: Evidence) -> Verdict:
     interval of the mean difference excludes zero, and fewer than a quarter have the other sign. No: on more than half of them
     three seeds or more disagree on the sign, or where "smaller" or "larger" is expected, is the other sign. Undecided otherwise,
     for a metric of scale, where fits were refused, and where networks missed their target loss. The numbers are those of the
-    first row that agrees.
+    first row that agrees, and where too many have the other sign those of the first of these.
     """
     name = e.words(e.metric)
     both = [row for row in e.rows if row.metric == e.metric and {"true", "random"} <= set(row.values)]
@@ -127,6 +128,7 @@ def compared(e: Evidence) -> Verdict:
         disagree = f"the seeds disagree on whether the {name} is smaller or larger with true labels"
         body = f"in {mixed} of {matrices(len(own))} {disagree}"
     body += f", {_quoted(own[ways.index(lead)] if agree else own[0], e)}"
+    body += f" and {_quoted(own[ways.index(OPPOSITE[lead])], e)}" if against >= CONTRARY * len(own) else ""
     if doubt := e.doubt(e.metric, seeds):
         return e.says("undecided", f"{body}, {doubt}")
     if 2 * sure > len(own) and against < CONTRARY * len(own):
@@ -250,9 +252,9 @@ def _scale_clause(shown: Trend, e: Evidence) -> str:
 
 
 def _ends(t: Trend) -> tuple[str, str]:
-    """What a trend goes from and to: means over seeds with their standard deviations."""
+    """What a trend goes from and to: means over seeds with their standard deviations, of one seed the numbers alone."""
     columns = [[row[place] for row in t.values] for place in (0, -1)]
-    first, last = (with_error(*mean_and_error(column, (math.nan,) * len(column))) for column in columns)
+    first, last = (with_error(*mean_and_error(column, (0.0,) * len(column))) for column in columns)
     return first, last
 
 
@@ -269,7 +271,7 @@ def of_blocks(e: Evidence) -> Verdict:
         return " and ".join(f"{with_error(*row.mean(name))} {e.words(name)}" for name in row.values)
 
     outside = {row.matrix: f"{said(row)} for the {e.words(row.matrix)}" for row, *_ in gaps}
-    text = f"outside of the blocks lies a part of the Frobenius norm of {'; '.join(outside.values())}"
+    text = f"outside of the blocks lies a part of the Frobenius norm (estimated, at most 1) of {'; '.join(outside.values())}"
     if alike := next((row for row in e.rows if row.metric == "block_js" and row.matrix in outside), None):
         text += (
             f". The blocks of the {e.words(alike.matrix)} are unlike by {said(alike)} of at most 1 bit, the mean Jensen–Shannon "
@@ -323,9 +325,20 @@ def of_noise(e: Evidence) -> Verdict:
     if row is not None:
         far = [with_error(*row.mean(name)) for name in ("gaussian", "real")]
         spread = " (mean ± sd)" if len(row.values["real"]) > 1 else ""
-        body += f"; its CDF is {far[0]} away with Gaussian and {far[1]} with real inputs{spread}"
+        held = [
+            with_error(*_in_the_bulk(e, row.matrix, name)) for name in ("gaussian", "real")
+        ]  # the distance is theirs alone
+        body += f"; the bulk nearest to it holds {held[0]} % of the eigenvalues with Gaussian and {held[1]} % with real inputs"
+        body += f", and that bulk's CDF is {far[0]} away with Gaussian and {far[1]} with real inputs{spread}"
         body += f" for the {e.words(row.matrix)}"
     return e.judges(answer, body)
+
+
+def _in_the_bulk(e: Evidence, matrix: str, condition: str) -> tuple[float, float]:
+    """Percent of the eigenvalues that the law nearest to the spectra is fitted to, over seeds."""
+    own = [c.spectrum for c in e.curves if (c.matrix, c.condition) == (matrix, condition)]
+    parts = [100 * marchenko_pastur(spectrum).bulk / spectrum.dim for spectrum in own]
+    return mean_and_error(parts, (math.nan,) * len(parts))
 
 
 # Classes -------------------------------------------------------------------------------------------------------------
@@ -447,9 +460,10 @@ def of_information(e: Evidence) -> Verdict:
     for row in e.rows:
         space = e.row(row.matrix, "information_dimension")
         if row.metric == "own_information_alignment" and {"true", "random"} <= set(row.values) and space is not None:
-            chance = [f"{100 * space.mean(name)[0] / e.sizes[row.matrix]:.2g}" for name in ("true", "random")]
-            said.append(f"{' and '.join(chance)} % of the {e.words(row.matrix)}")
-    clause = f"chance gives, with true and with random labels, {', '.join(said)}" if said else ""
+            chance = [f"{space.mean(name)[0] / e.sizes[row.matrix]:.2g}" for name in ("true", "random")]
+            said.append(f"{' and '.join(chance)} for the {e.words(row.matrix)}")
+    inside = "inside are the directions that hold 90 % of the trace, where labels that know nothing of them have"
+    clause = f"{inside}, with true and with random labels, {', '.join(said)}" if said else ""
     about = "; ".join(text for text in (clause, e.about) if text)
     return compared(replace(e, metric="own_information_alignment", expected="larger", about=about))
 
