@@ -18,18 +18,18 @@ from PIL import Image
 from scipy.integrate import trapezoid
 
 from spectral import cards, esd, slq
+from spectral.analysis.compare import Effect
+from spectral.experiments.effects import Row, mean_and_error
 from spectral.pages import (
     Curve,
     Line,
     Numbers,
     Prototype,
     Report,
-    Row,
     Verdict,
     build,
     conditions_of,
     figures,
-    mean_and_error,
     page,
     tables,
 )  # fmt: skip
@@ -51,15 +51,19 @@ def spectra() -> list[Curve]:
     ]
 
 
+def apart_by(*d: float) -> dict[str, Effect]:
+    return {"true-random": Effect(*d)}
+
+
 def rows() -> list[Row]:
     zero = dict.fromkeys(SCALE, (0.0, 0.0))
     apart = {"init": (30.0, 31.0), "true": (10.0, 11.0), "random": (20.0, 22.0)}
     mixed = {"init": (1.0, 2.0), "true": (1.0, 4.0), "random": (2.0, 3.0)}
     return [
-        Row("matrix", "effective_rank", apart, zero, (-6.6, -12.0, -1.0), True),
-        Row("matrix", "stable_rank", mixed, zero, (0.0, -2.0, 2.0), False),
-        Row("matrix", "trace", apart, zero, (-99.0, -150.0, -50.0), True, scale=True),
-        Row("matrix", "alpha", apart, zero, (-88.0, -120.0, -50.0), None, refused={"true": (False, True)}),
+        Row("matrix", "effective_rank", apart, zero, apart_by(-6.6, -12.0, -1.0)),
+        Row("matrix", "stable_rank", mixed, zero, apart_by(0.0, -2.0, 2.0)),
+        Row("matrix", "trace", apart, zero, apart_by(-99.0, -150.0, -50.0)),
+        Row("matrix", "alpha", apart, zero, apart_by(-88.0, -120.0, -50.0), refused={"true": (False, True)}),
     ]
 
 
@@ -345,7 +349,7 @@ def test_a_refused_fit_is_marked_whether_or_not_it_left_a_number(lost: int) -> N
     row = Row("matrix", "alpha", values, dict.fromkeys(values, (0.1, 0.1)), refused=flags)
     assert tables.number(row, "true") == ("2.00 ± 0.10 †1/2" if lost == 1 else "refused †2/2")
     assert tables.number(row, "random") == "1.25 ± 0.35"
-    other = Row("matrix", "effective_rank", values | {"true": (3.0, 4.0)}, {}, (2.0, 1.0, 3.0), True)
+    other = Row("matrix", "effective_rank", values | {"true": (3.0, 4.0)}, {}, apart_by(2.0, 1.0, 3.0))
     said = list(map(str, page.findings(Report("t", "q", FOUND, [], [other, row]))))
     assert "Alpha †: not compared, its fits were refused in every matrix." in said
     single = Row("matrix", "alpha", {"init": (math.nan,)}, {"init": (math.nan,)}, refused={"init": (True,)})
@@ -368,7 +372,7 @@ def test_neither_scale_nor_a_refused_fit_is_ever_most_clear(pictures) -> None:
 
 def test_the_names_of_all_metrics_fit_beside_their_effects() -> None:
     for name in build.NAMES.values():
-        row = Row("matrix", "x", {}, {}, (1.0, 0.0, 2.0), True)
+        row = Row("matrix", "x", {}, {}, apart_by(1.0, 0.0, 2.0))
         (ax,) = figures.effects([row], {"x": name}).panels[0].figure.axes
         assert min(label.get_window_extent().x0 for label in ax.get_yticklabels()) >= 0, name
 

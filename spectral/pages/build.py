@@ -14,7 +14,7 @@ from spectral.analysis.theory import marchenko_pastur_density
 from spectral.cards import with_error
 from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import Problem
-from spectral.experiments.effects import FITS, SCALE, MetricRow, refused
+from spectral.experiments.effects import SCALE, refused
 from spectral.experiments.experiments import Outcome
 from spectral.quadrature.density import one_eigenvalue
 from spectral.spectrum import Spectrum
@@ -109,7 +109,6 @@ COMPUTED = {  # of an operator's description: what the page says of its products
     "product_noise": "relative error of a product",
     "untested": "not tested",
 }
-NOT_COMPARED = {"dim", "zeros_fraction", *FITS.values()}  # known before anything is computed, or no number of a matrix
 SHOWN = 12  # samples at each end
 QUESTION_SINGLE = "How are the eigenvalues of this matrix spread, and how sure is that?"
 QUESTIONS = {
@@ -158,7 +157,7 @@ def experiment(
     ordered = [*known, *(name for name in names if name not in known)]
     labels = labels_for(list(names), asked.words)
     curves = [Curve(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, r.spectrum) for r in cells]
-    everything = [_row(row) for name in ordered for row in result.rows if row.matrix == name and row.values]
+    everything = [row for name in ordered for row in result.rows if row.matrix == name and row.values]
     listed = tuple(dict.fromkeys((headline_metric, *asked.asked, *(metrics or (row.metric for row in everything)))))
     rows = [row for name in ordered for m in listed for row in everything if (row.matrix, row.metric) == (name, m)]
     trained = {r.cell.network: r for r in result.cells if r.trained is not None}
@@ -344,7 +343,6 @@ def single(
             {condition: (numbers[name],)},
             {condition: (numbers.get(f"{name}_stderr", math.nan),)},
             refused={condition: (True,)} if refused(name, numbers) else {},
-            scale=name in SCALE,
         )
         for name in metrics or [name for name in numbers if not name.endswith("_stderr")]
         if math.isfinite(numbers.get(name, math.nan)) or refused(name, numbers)
@@ -464,14 +462,6 @@ def _leaves(description: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What a described operator is made of, itself if of nothing else (the `of` of a network names its output)."""
     parts = description.get("of")
     return [leaf for part in parts for leaf in _leaves(part)] if isinstance(parts, list) else [description]
-
-
-def _row(row: MetricRow) -> Row:
-    d = None if row.metric in NOT_COMPARED else row.effect("true", "random")
-    effect = None if d is None else (d.d, d.lower, d.upper)
-    order = None if d is None else row.order("true", "random")
-    separates = None if order is None else bool(order)
-    return Row(row.matrix, row.metric, row.values, row.errors, effect, separates, row.refused, row.metric in SCALE)
 
 
 def _alignment(results: Sequence[CellResult]) -> list[Line]:

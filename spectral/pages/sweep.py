@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 import spectral
 from spectral.app.store import inside, read_result
-from spectral.experiments.effects import SCALE, refused
+from spectral.experiments.effects import refused
 from spectral.persist import atomic_write
 from spectral.spectrum import Spectrum
 
@@ -99,7 +99,7 @@ class Configuration:
         errors = tuple(_number(m.get(f"{metric}_stderr", m.get(f"{metric}_residual"))) for m in self.metrics)
         doubted = tuple(refused(metric, m) for m in self.metrics)
         marks = {"all": doubted} if any(doubted) else {}
-        return Row(self.panel, metric, {"all": values}, {"all": errors}, refused=marks, scale=metric in SCALE)
+        return Row(self.panel, metric, {"all": values}, {"all": errors}, refused=marks)
 
 
 @dataclass(frozen=True)
