@@ -37,7 +37,7 @@ POINTS = 400  # of each side of a two-sided axis
 MARGIN = 1.7  # factor of lambda beyond the outermost eigenvalue
 FLOOR = 0.075  # of the peak of a single eigenvalue: where the flanks of its kernel end
 MANY_DECADES = 1e3  # on an axis: ticks between them are then too many
-GAP = "#e9e9e9"  # the strip around zero that a two-sided axis does not draw
+GAP = (0.5, 0.5, 0.5, 0.18)  # the strip around zero that a two-sided axis does not draw, grey on white and on black
 Limits = tuple[float, float]
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x, value, lower, upper
 
@@ -124,17 +124,20 @@ def over_steps(history: Mapping[str, np.ndarray], ax: Any, title: str) -> Any:
 
 def picture(s: Quadrature, alt: str) -> str:
     """The density with its band as a small SVG, on the logarithmic axis of `Spectrum.plot`; "" where nothing is on it."""
-    if not is_signed(s) and not len(positive(s)):
+    signed = is_signed(s)
+    if not signed and not len(positive(s)):
         return ""
     curves, _, width = _curves(s, "log", None)
-    floor, low = FLOOR * one_eigenvalue(s.dim, width), min(float(np.abs(curve[0]).min()) for curve in curves)
-    marks = [
-        cards.Mark(x, np.where(v > floor, v, np.nan), np.maximum(a, floor), np.maximum(b, floor))
-        for x, v, a, b in curves
-    ]
-    top, signed = max(floor, *(float(curve[3].max()) for curve in curves)), is_signed(s)
-    scale, label = ("signed", "|λ| ρ(λ)") if signed else ("log", "λ ρ(λ)")
-    return cards.chart(marks, "eigenvalue λ", label, alt, scale, "log", low, (floor, 2 * top))
+    floor, ends = FLOOR * one_eigenvalue(s.dim, width), np.abs([x for curve in curves for x in curve[0][[0, -1]]])
+
+    def draw(ax: Any) -> None:
+        for x, v, a, b in curves:
+            cards.Mark(x, np.where(v > floor, v, np.nan), np.maximum(a, floor), np.maximum(b, floor)).draw(ax)
+        ax.set(xlabel="eigenvalue λ", ylabel="|λ| ρ(λ)" if signed else "λ ρ(λ)", yscale="log")
+        ax.set_ylim(floor, 2 * max(floor, *(float(curve[3].max()) for curve in curves)))
+        eigenvalue_axis(ax, float(ends.min()), float(ends.max()), signed)
+
+    return cards.svg(draw, alt)
 
 
 def _curves(s: Quadrature, scale: str, resolution: float | None) -> tuple[list[Curve], float, float]:

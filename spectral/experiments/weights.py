@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor, nn
 
 from spectral import arrays
-from spectral.failures import first_line
+from spectral.networks.weights import Files
 
 STATES = ("state_dict", "model_state_dict", "model", "module", "net", "weights")  # where files keep a state dict
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
@@ -88,65 +85,14 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
 
 def weights_of(path: Path) -> Weights:
     """The tensors of a file, or of a folder of safetensors, sharded or not."""
-    if path.is_dir():
-        return _sharded(path)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(
             f"model.checkpoint={path} does not exist; give a .safetensors or torch file, or a folder of shards."
         )
-    if path.name.endswith(".index.json"):
-        return _indexed(path)
-    return _of_safetensors({path: None}) if path.suffix == ".safetensors" else _of_torch(path)
-
-
-def _sharded(folder: Path) -> Weights:
-    indices, files = sorted(folder.glob("*.safetensors.index.json")), sorted(folder.glob("*.safetensors"))
-    if len(indices) > 1 or not (indices or files):
-        raise ValueError(
-            f"model.checkpoint={folder} holds {len(indices)} indices and {len(files)} files of safetensors; give a folder with "
-            "one index, or with .safetensors files, or the file itself."
-        )
-    return _indexed(indices[0]) if indices else _of_safetensors(dict.fromkeys(files))
-
-
-def _indexed(index: Path) -> Weights:
-    """Of an index {"weight_map": {name: file}}: files that lie beside it."""
-    try:
-        where = json.loads(index.read_bytes())["weight_map"]
-        shards: dict[Path, set[str] | None] = {}
-        for name, file in where.items():
-            if Path(file).name != file:
-                raise ValueError(f"{file!r} does not lie beside it")
-            shards[index.parent / file] = (shards.get(index.parent / file) or set()) | {name}
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(f"{index} is no index of safetensors ({first_line(problem)}); download it again.") from problem
-    return _of_safetensors(shards)
-
-
-def _of_safetensors(files: Mapping[Path, set[str] | None]) -> Weights:
-    """Of several files, of each the names that an index gives (None: all)."""
-    names: list[str] = []
-    for file, wanted in files.items():
-        try:
-            with safetensors.safe_open(str(file), "pt") as opened:
-                there = list(opened.keys())
-        except (OSError, safetensors.SafetensorError) as problem:
-            raise ValueError(
-                f"{file} is no whole file of safetensors ({first_line(problem)}); give one that is."
-            ) from problem
-        if wanted is not None and (lost := sorted(wanted - set(there))):
-            raise ValueError(f"{file} lacks {lost[0]}, which its index says is there; download it again.")
-        names += there if wanted is None else sorted(wanted)
-    if twice := [name for name, after in pairwise(sorted(names)) if name == after]:
-        raise ValueError(f"{twice[0]} stands in two files of {next(iter(files)).parent}; give an index, or one file.")
-
-    def read() -> Iterator[tuple[str, Tensor]]:
-        for file, wanted in files.items():
-            with safetensors.safe_open(str(file), "pt") as opened:
-                for name in opened.keys() if wanted is None else sorted(wanted):
-                    yield name, opened.get_tensor(name)
-
-    return Weights(tuple(names), read)
+    if path.is_dir() or path.name.endswith((".safetensors", ".index.json")):
+        files = Files(path)
+        return Weights(tuple(files), lambda: iter(files.items()))
+    return _of_torch(path)
 
 
 def _of_torch(path: Path) -> Weights:
