@@ -92,9 +92,9 @@ def report() -> Report:
         rows=rows(),
         headline=("matrix",),
         headline_metric="effective_rank",
-        alignment=[Line("matrix", "true", 0, x, x)],
-        alpha=[Line("matrix", name, 0, x + 1, x + 2, x, (1.5, 2.5), name == "random") for name in ("true", "random")],
-        losses=[Line("loss", "true", 0, x + 1, np.exp(-x))],
+        alignment=[Line("matrix", "true", x, x)],
+        alpha=[Line("matrix", name, x + 1, x + 2, x, (1.5, 2.5), name == "random") for name in ("true", "random")],
+        losses=[Line("loss", "true", x + 1, np.exp(-x))],
         training=[{"condition": "true", "seed": 0, "reached target": True, "target loss": 1e-3}],
         config={"seed": 0, "model": {"kind": "mlp"}},
         cost={"products": 12, "epochs": 3.5, "seconds": 75.0, "peak_bytes": 2**28},
@@ -437,16 +437,15 @@ def test_the_vector_file_has_the_panels_where_the_other_has_them() -> None:
 
 def test_outliers_are_counted_against_classes_and_laws_overlaid(monkeypatch) -> None:
     lines = [
-        Line("G", state, 0, np.array([3.0, 4.0]), np.array([2.0, y]))
-        for state, y in (("init", 12.0), ("true", math.nan))
+        Line("G", state, np.array([3.0, 4.0]), np.array([2.0, y])) for state, y in (("init", 12.0), ("true", math.nan))
     ]
     (ax,) = drawn_axes(monkeypatch, figures.counts, lines, {})
     drawn = [line.get_ydata() for line in ax.lines]
     assert [list(y[[0, -1]]) for y in drawn[:3]] == [[2, 3], [3, 4], [6, 12]] and list(drawn[3]) == [2, 12]
     assert "init: 2 of 3, 12 of 4; true: 2 of 3" in figures.counts(lines, {}).panels[0].alt
     curve = Curve("G", "true", 0, Spectrum.from_eigenvalues(np.append(np.linspace(1, 2, 50), 9.0)))
-    stem = Line("G", "true", 0, np.array([9.0]), np.array([0.03]))
-    law = Line("G", "true", 0, np.array([1.0, 2.0]), np.array([0.5, 0.5]))
+    stem = Line("G", "true", np.array([9.0]), np.array([0.03]))
+    law = Line("G", "true", np.array([1.0, 2.0]), np.array([0.5, 0.5]))
     ax = drawn_axes(monkeypatch, partial(figures.landscape, theory=[law], stems=[stem]), [curve], [], ["G"], "", {})[0]
     dashed = [line for line in ax.lines if line.is_dashed()]
     assert list(dashed[0].get_xdata()) == [1, 2] and list(ax.lines[-1].get_xdata()) == [9]

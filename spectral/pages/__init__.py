@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spectral.experiments.effects import Row
+from spectral.experiments.study import Line
 from spectral.experiments.training import Trained
 from spectral.spectrum import Spectrum
 
@@ -42,23 +43,6 @@ class Curve:
     condition: str
     seed: int
     spectrum: Spectrum
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a picture, y against x, arrays of one length; `sigma` is the standard error of y where it is known.
-
-    `chosen` is the place (x, y) of the fit that the tables quote, and `refused` says that this fit is not to be trusted.
-    """
-
-    matrix: str
-    condition: str
-    seed: int
-    x: np.ndarray
-    y: np.ndarray
-    sigma: np.ndarray | None = None
-    chosen: tuple[float, float] | None = None
-    refused: bool = False
 
 
 @dataclass(frozen=True)

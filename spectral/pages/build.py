@@ -115,7 +115,7 @@ def _random_bulks(curves: Sequence[Curve]) -> list[Line]:
             if ratio > 1:  # the positive part is that of the transpose
                 ratio, sigma = 1 / ratio, sigma * math.sqrt(ratio)
             y = x * marchenko_pastur_density(x, ratio, sigma) * fit.bulk / curve.spectrum.dim
-            lines.append(Line(matrix, condition, curve.seed, x, y, refused=not fit.accepted))
+            lines.append(Line(matrix, condition, x, y, refused=not fit.accepted))
     return lines
 
 
@@ -124,7 +124,7 @@ def _stems(cells: Sequence[CellResult]) -> list[Line]:
     first = [r for r in cells if r.cell.seed == cells[0].cell.seed and r.metrics.get("outliers", 0) > 0]
     pairs = [(r, outliers(r.spectrum).values) for r in first]
     return [
-        Line(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, x, np.full(len(x), one_eigenvalue(r.spectrum.dim)))
+        Line(r.cell.matrix.name, r.cell.condition.name, x, np.full(len(x), one_eigenvalue(r.spectrum.dim)))
         for r, x in pairs
     ]
 
@@ -144,7 +144,7 @@ def _counts(outcome: Outcome) -> list[Line]:
                     if r.cell.seed == seed and when[r.cell.condition.name] == state
                 ]
                 x, y = np.array(sorted(pairs), dtype=float).reshape(-1, 2).T
-                lines.append(Line(matrix, state, seed, x, y))
+                lines.append(Line(matrix, state, x, y))
     return lines
 
 
@@ -387,31 +387,28 @@ def _alignment(results: Sequence[CellResult]) -> list[Line]:
             x, y = np.append(0.0, sizes / sizes[-1]), np.append(0.0, np.array(curve.energies))
             at = r.metrics.get("information_dimension", math.nan) / sizes[-1]
             inside = (at, float(np.interp(at, x, y))) if math.isfinite(at) else None
-            lines.append(Line(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, x, y, chosen=inside))
+            lines.append(Line(r.cell.matrix.name, r.cell.condition.name, x, y, chosen=inside))
     return lines
 
 
-def exponents(fit: PowerLaw, matrix: str, condition: str, seed: int, least: float = 0.0) -> Line:
+def exponents(fit: PowerLaw, matrix: str, condition: str, least: float = 0.0) -> Line:
     """alpha(xmin) of a fit, for starts above `least` from which on the tail still holds ten eigenvalues."""
     c = fit.curve
     drawn = np.isfinite(c.alpha) & (c.tail >= LEAST_TAIL) & (c.xmin > least)
     chosen = (float(fit.xmin), float(fit.alpha)) if math.isfinite(fit.alpha) else None
-    return Line(matrix, condition, seed, c.xmin[drawn], c.alpha[drawn], c.sigma[drawn], chosen, not fit.accepted)
+    return Line(matrix, condition, c.xmin[drawn], c.alpha[drawn], c.sigma[drawn], chosen, not fit.accepted)
 
 
 def _alpha(curves: Sequence[Curve]) -> list[Line]:
     """alpha(xmin) of each curve that has several starts, as far down as pictures look."""
-    lines = [
-        exponents(power_law(c.spectrum), c.matrix, c.condition, c.seed, 10.0**-DECADES * c.spectrum.scale)
-        for c in curves
-    ]
+    lines = [exponents(power_law(c.spectrum), c.matrix, c.condition, 10.0**-DECADES * c.spectrum.scale) for c in curves]
     return [line for line in lines if len(line.x) > 1]
 
 
 def _losses(subjects: Iterable[Subject]) -> list[Line]:
     """The loss after each epoch; a network of no epochs (the first point of an evolution) has no line."""
     trained = [(s, np.array(s.trained.history, dtype=float)) for s in subjects if s.trained and s.trained.history]
-    return [Line("training loss", s.condition, s.seed, rows[:, 0], rows[:, 2]) for s, rows in trained]
+    return [Line("training loss", s.condition, rows[:, 0], rows[:, 2]) for s, rows in trained]
 
 
 def _training(subject: Subject, labels: Mapping[str, str]) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def _estimate(name: str, e: Any) -> Section:
 
 
 def _power_law(name: str, fit: Any) -> Section:
-    line = build.exponents(fit, name, VALUE, 0)
+    line = build.exponents(fit, name, VALUE)
     drawn = {
         **page.TEXTS["lines"]["alpha"],
         "note": "band: one standard error · dot: the fit, hollow where it is refused",
