@@ -202,14 +202,12 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _canonical(value: Any) -> Any:
-    """The value such that 0 and 0.0 are the same setting, and nothing else is."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int | float):
-        return float(value) if abs(value) < 2**53 else value
-    if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
-    return {str(k): _canonical(v) for k, v in value.items()} if isinstance(value, Mapping) else str(value)
+    """The value as JSON, such that 0 and 0.0 are the same setting, and nothing else is."""
+
+    def number(digits: str) -> float | int:
+        return float(digits) if abs(int(digits)) < 2**53 else int(digits)
+
+    return json.loads(json.dumps(value, default=str), parse_int=number)
 
 
 def _told(value: Any) -> str:
