@@ -263,7 +263,7 @@ def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: 
         Of the interval.
     hedges : bool
         d is biased away from 0 in small samples: True multiplies all three numbers by J = Γ(ν/2)/(√(ν/2) Γ((ν−1)/2)), 0.90
-        for two groups of five (undefined, so refused, for ν = 1).
+        for two groups of five.
 
     Returns
     -------
@@ -290,8 +290,6 @@ def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: 
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} is no probability; use one between 0 and 1, such as 0.95.")
     freedom = len(x) + len(y) - 2
-    if hedges and freedom < 2:
-        raise ValueError(f"hedges=True with {freedom} degree of freedom; give more values.")
     difference = float(x.mean() - y.mean())
     pooled = float(np.sqrt((np.sum((x - x.mean()) ** 2) + np.sum((y - y.mean()) ** 2)) / freedom))
     if pooled <= 1e-14 * max(float(np.abs(x).max()), float(np.abs(y).max())):  # equal values up to rounding

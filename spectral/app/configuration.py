@@ -24,13 +24,14 @@ from spectral.estimators.esd import METHODS as ESD_METHODS
 from spectral.estimators.search import KEYS
 from spectral.estimators.trace import METHODS as TRACE_METHODS
 from spectral.experiments import datasets, own
-from spectral.experiments.cell import KINDS, LAYERWISE
+from spectral.experiments.cell import KINDS, LAYERWISE, RULES, SEED
 from spectral.experiments.datasets import INPUTS, STANDARDISATIONS, TARGETS
 from spectral.experiments.experiments import EXPERIMENTS
 from spectral.experiments.models import ACTIVATIONS, BLOCKS, GIVEN
 from spectral.experiments.pretrained import check_tokens
 from spectral.experiments.studies import READS as STUDIED
 from spectral.experiments.studies import STUDIES
+from spectral.experiments.training import OPTIONS as OF_TRAINING
 from spectral.krylov.basis import check_place
 from spectral.krylov.lanczos import MODES
 from spectral.networks.curvature import LAYOUTS
@@ -81,7 +82,6 @@ OF_CELLS = (
 HIDDEN = ("checkpoint", "progress", "f")  # keywords that are the command's own to give
 
 NAME = Text(pattern=r"[^\0]+", said="a text")
-SEED = Number(True, least=0, most=2**63 - 1)
 
 
 def _keywords(target: Any, skipped: tuple[str, ...] = ()) -> list[str]:
@@ -266,18 +266,7 @@ METRIC = Text(*METRICS, *OF_CELLS)
 MATRIX = Text(
     pattern=rf"({'|'.join(KINDS)})\.(logits|probs)\.(train|test)", said="KIND.OUTPUT.SPLIT, such as ntk.logits.train"
 )
-SHARED: dict[str, Rule] = {
-    "seeds": Items(SEED, least=1, distinct=True),
-    "kinds": Items(Text(*KINDS), least=1, distinct=True),
-    "outputs": Items(Text("logits", "probs"), least=1, distinct=True),
-    "splits": Items(Text("train", "test"), least=1, distinct=True),
-    "ntk_samples": SIZE,
-    "samples": maybe(SIZE),
-    "data_seed": maybe(SEED),
-    "alignment_k": SIZE,
-    "headline": Items(MATRIX),
-    "headline_metric": METRIC,
-}
+SHARED: dict[str, Rule] = {**RULES, "headline": Items(MATRIX), "headline_metric": METRIC}
 SWEPT: dict[str, dict[str, Rule]] = {
     "label_noise_sweep": {"noises": Items(SHARE, least=3, distinct=True)},
     "depth_sweep": {"noise": SHARE, "options": Pairs(SIZE, Fields(others=Plain()), least=3)},
@@ -317,15 +306,7 @@ TRAINING = Fields(
     {
         "enabled": Flag(),
         "noise": SHARE,
-        "options": Fields(
-            may={
-                "target_loss": POSITIVE,
-                "max_epochs": COUNT,
-                "batch_size": SIZE,
-                "lr": POSITIVE,
-                "weight_decay": Number(least=0),
-            }
-        ),
+        "options": Fields(may=OF_TRAINING),
     },
     laws=(Law("noise 0 where nothing is trained", lambda f, s: f["enabled"] or f["noise"] == 0),),
 )
