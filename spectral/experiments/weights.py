@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,16 @@ STATES = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
 
 
-@dataclass(frozen=True)
-class Weights:
-    """The tensors of a checkpoint: their names, and how they are read one by one; `under` is the key that they stand under."""
-
-    names: tuple[str, ...]
-    read: Callable[[], Iterator[tuple[str, Tensor]]]
-    under: str = ""
-
-
 def load_weights(network: nn.Module, path: str | Path, of: str = "the model") -> str:
     """Put the tensors of a checkpoint into a network, all of them and nothing else; returns what was loaded, in words.
 
     Errors: a file that holds more than tensors, names that the network has not or that are missing, other shapes, and dtypes in
     which the network could not hold what it is given.
     """
-    weights, own = weights_of(Path(path)), network.state_dict()
-    prefix = next((p for p in PREFIXES if _fits(weights.names, own, p)), "")
-    names = {name: name.removeprefix(prefix) for name in weights.names}
+    weights, under = weights_of(Path(path))
+    own = network.state_dict()
+    prefix = next((p for p in PREFIXES if _fits(weights, own, p)), "")
+    names = {name: name.removeprefix(prefix) for name in weights}
     shared = {_memory(own[name]) for name in names.values() if name in own and own[name].numel()}
     missing = [name for name, tensor in own.items() if name not in names.values() and _memory(tensor) not in shared]
     unexpected = [name for name in names.values() if name not in own]
@@ -50,7 +41,7 @@ def load_weights(network: nn.Module, path: str | Path, of: str = "the model") ->
         )
     dtypes: dict[str, None] = {}
     with torch.no_grad():
-        for name, tensor in weights.read():
+        for name, tensor in weights.items():
             into = own[names[name]]
             held, wanted = arrays.dtype_name(tensor.dtype), arrays.dtype_name(into.dtype)
             if tensor.shape != into.shape:
@@ -68,14 +59,15 @@ def load_weights(network: nn.Module, path: str | Path, of: str = "the model") ->
             dtypes[held if held == wanted else f"{held} as {wanted}"] = None
             into.copy_(tensor)
     said = f"Weights: {len(names)} tensors of {path} ({', '.join(dtypes)})"
-    said += f", under {weights.under!r}" if weights.under else ""
+    said += f", under {under!r}" if under else ""
     return f"{said}, names without {prefix!r}." if prefix else f"{said}."
 
 
-def _fits(names: tuple[str, ...], own: Mapping[str, Tensor], prefix: str) -> bool:
+def _fits(names: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> bool:
     """Whether all names have the prefix, and are the model's without it and not with it."""
-    bare = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-    return len(bare) == len(names) > 0 and bare <= set(own) and not set(names) <= set(own)
+    given = set(names)
+    bare = {name.removeprefix(prefix) for name in given if name.startswith(prefix)}
+    return len(bare) == len(given) > 0 and bare <= set(own) and not given <= set(own)
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
@@ -83,19 +75,19 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def weights_of(path: Path) -> Weights:
-    """The tensors of a file, or of a folder of safetensors, sharded or not."""
+def weights_of(path: Path) -> tuple[Mapping[str, Tensor], str]:
+    """(the tensors of a file, or of a folder of safetensors, sharded or not, each read when it is asked for; the key that they
+    stand under in the file)."""
     if not path.exists():
         raise ValueError(
             f"model.checkpoint={path} does not exist; give a .safetensors or torch file, or a folder of shards."
         )
     if path.is_dir() or path.name.endswith((".safetensors", ".index.json")):
-        files = Files(path)
-        return Weights(tuple(files), lambda: iter(files.items()))
+        return Files(path), ""
     return _of_torch(path)
 
 
-def _of_torch(path: Path) -> Weights:
+def _of_torch(path: Path) -> tuple[Mapping[str, Tensor], str]:
     """Of what torch.save wrote, unpickled as tensors alone."""
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -112,7 +104,7 @@ def _of_torch(path: Path) -> Weights:
         raise ValueError(
             f"{path} holds no state dict, neither itself nor under {', '.join(STATES)}; save model.state_dict()."
         )
-    return Weights(tuple(held), lambda: iter(held.items()), under)
+    return held, under
 
 
 def _is_state(value: Any) -> bool:

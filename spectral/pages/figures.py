@@ -19,15 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from spectral.cards import COLOURS, GREY
-from spectral.plotting import FLOOR, LABELS, MARGIN, eigenvalue_axis, thin_ticks
+from spectral.plotting import FLOOR, LABELS, eigenvalue_axis, shared_grid, thin_ticks
 from spectral.quadrature.density import (
-    SIGNED_DECADES,
-    is_signed,
     mirrored,
     one_eigenvalue,
     per_efold,
-    positive,
-    signed_floor,
 )
 
 from . import Curve, Line, Numbers, Prototype, Row, conditions_of, matrices_of, of_matrix
@@ -75,19 +71,9 @@ def _keys(conditions: Sequence[str], style: Mapping[str, Style], labels: Mapping
 
 # Densities -----------------------------------------------------------------------------------------------------------
 def _common_grid(curves: Sequence[Curve]) -> tuple[np.ndarray, bool]:
-    """A logarithmic grid over the positive eigenvalues of all curves, at most `DECADES` below the largest, and False.
-
-    Where one has negative eigenvalues: from the largest |λ| down to `signed_floor`, and True.
-    """
-    if any(is_signed(curve.spectrum) for curve in curves):
-        low = signed_floor(curve.spectrum for curve in curves)
-        return np.geomspace(low, low * 10.0**SIGNED_DECADES * MARGIN, POINTS), True
-    above = [values for curve in curves if len(values := positive(curve.spectrum))]
-    if not above:
-        return np.geomspace(0.1, 1.0, POINTS), False
-    high = max(float(values[-1]) for values in above)
-    low = min(float(values[0]) for values in above)
-    return np.geomspace(max(low, high * 10.0**-DECADES) / MARGIN, high * MARGIN, POINTS), False
+    """A grid over the eigenvalues of all curves, at most `DECADES` below the largest, and whether it has two sides."""
+    grid, signed = shared_grid([curve.spectrum for curve in curves], POINTS, DECADES)
+    return grid if len(grid) else np.geomspace(0.1, 1.0, POINTS), signed
 
 
 def _pooled(bands: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
