@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 340, 170  # of a picture, in pixels
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d1f", "#000000")
 GREY = "#767676"  # of what is compared with: a network before training, a line that warns
 POINTS = 160  # of a line at most
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 1.4, "lines.markersize": 4.5,
 }  # fmt: skip

@@ -157,7 +157,7 @@ OPTIONAL: dict[str, Rule] = {
     "test": _auto(maybe(COUNT)),
     "standardise": Text("auto", *STANDARDISATIONS),
 }
-DATA = {
+DATA: dict[Any, Fields] = {
     own.data: Fields({"path": NAME}, {**OPTIONAL, "options": ANYTHING}, laws=(BATCHES,)),
     **dict.fromkeys((datasets.digits, datasets.mnist), Fields(may={**SAMPLED, "image": Flag()})),
     datasets.arrays_file: Fields({"path": NAME}, SAMPLED),
@@ -296,7 +296,7 @@ OF_STUDIES: dict[str, dict[str, Rule]] = {
 }  # fmt: skip
 
 
-OF_EXPERIMENTS = {
+OF_EXPERIMENTS: dict[Any, Fields] = {
     **{study: Fields(may={"seeds": SHARED["seeds"], **OF_STUDIES[name]}) for name, study in STUDIES.items()},
     **{made: Fields(may={**SHARED, **SWEPT.get(name, {})}) for name, made in EXPERIMENTS.items()},
 }

@@ -207,7 +207,7 @@ def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any
             details[condition] = {"value": value, "stderr": stderr, "values": numbers, "errors": row.errors[condition]}
             if condition in row.refused:
                 details[condition]["refused"] = row.refused[condition]
-        details |= {pair: effect._asdict() for pair, effect in row.effects.items()}
+        details |= {pair: dict(zip(("d", "lower", "upper"), d, strict=True)) for pair, d in row.effects.items()}
         metrics.setdefault(row.matrix, {})[row.metric] = means
         estimates.setdefault(row.matrix, {})[row.metric] = details
     return metrics, estimates
