@@ -360,7 +360,7 @@ def test_neither_scale_nor_a_refused_fit_is_ever_most_clear(pictures) -> None:
     """However large the effect: not in the sentences as separating, not in the picture, not set apart in the table."""
     for metric in ("trace", "alpha"):
         row = next(row for row in rows() if row.metric == metric)
-        assert not figures.is_candidate(row)
+        assert not row.candidate
         alone = Report("t", "q", FOUND, [], [row])
         assert not any("most clearly" in str(finding) for finding in page.findings(alone))
         assert "effects" not in page.draw(alone)

@@ -6,7 +6,6 @@ Symbols: F, G the distribution functions of the eigenvalues; W1 = ∫|F − G| d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ import scipy
 from numpy.typing import ArrayLike
 
 from spectral import cards
+from spectral.analysis.alternatives import gauss_legendre
 from spectral.analysis.jackknife import Measure, jackknife_stderr, leave_one_out
 from spectral.analysis.summary import effective_rank, largest_of, ratio_of, trace_of
 from spectral.quadrature import cdf
@@ -29,7 +29,6 @@ ORDER = (  # of what `compare` tells
     "wasserstein_by_mean", "ks_by_mean", "js_by_mean", "wasserstein_by_lambda_max", "ks_by_lambda_max", "js_by_lambda_max",
     "trace_ratio", "lambda_max_ratio", "effective_rank_ratio",
 )  # fmt: skip
-gauss_legendre = cache(np.polynomial.legendre.leggauss)  # 400 nodes take longer than the rest of this module
 
 
 class Effect(NamedTuple):

@@ -61,6 +61,11 @@ class Row:
         return None if self.metric in NOT_COMPARED else self.effects.get("true-random")
 
     @property
+    def candidate(self) -> bool:
+        """Whether it may be offered as telling true from random labels: no metric of scale, no refused fit."""
+        return not self.scale and not self.doubted("true", "random")[0]
+
+    @property
     def separates(self) -> bool | None:
         """Whether true is below random on every seed, or above on every seed; None where that cannot be said."""
         order = None if self.effect is None else self.order("true", "random")

@@ -460,8 +460,8 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
 
     Metrics of scale and refused fits are no candidates and are left out.
     """
-    known = [(row, row.effect) for row in rows if row.effect is not None and all(map(math.isfinite, row.effect))]
-    judged = [(row, effect) for row, effect in known if is_candidate(row)]
+    known = [(row, row.effect) for row in rows if row.candidate and row.effect is not None]
+    judged = [(row, effect) for row, effect in known if all(map(math.isfinite, effect))]
     names = matrices_of([row for row, _ in judged])
     most = max((sum(row.matrix == name for row, _ in judged) for name in names), default=1)
     reach = max((abs(end) for _, effect in judged for end in effect[1:]), default=1.0) * 1.2
@@ -488,11 +488,6 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
     made = _by_matrix(names, labels, draw, alt, lambda name: [(0.2 + 0.25 * most, BOTTOM)], left=NAMED)
     keys = (Key("same sign on every seed (dots)", COLOURS[0]), Key("not on every seed (squares)", GREY))
     return Picture(made, keys, "bars: 95 % interval")
-
-
-def is_candidate(row: Row) -> bool:
-    """Whether a row may be offered as telling true from random labels: no metric of scale, no refused fit."""
-    return not row.scale and not row.doubted("true", "random")[0]
 
 
 def lines(

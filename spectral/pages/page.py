@@ -72,7 +72,7 @@ def draw(report: Report) -> dict[str, Picture]:
             made["esd"] = figures.panels(report.curves, "density", labels, levels)
     if report.numbers is not None and (picture := figures.numbers(report.numbers)) is not None:
         made["numbers"] = picture
-    if any(row.effect is not None and figures.is_candidate(row) for row in report.headline_rows):
+    if any(row.effect is not None and row.candidate for row in report.headline_rows):
         made["effects"] = figures.effects(report.headline_rows, labels)
     if report.blocks:
         made["blocks"] = figures.panels(report.blocks, "lines", labels)
@@ -158,7 +158,7 @@ def findings(report: Report) -> list[Finding]:
     mixed: list[str] = []
     for metric in dict.fromkeys(row.metric for row in judged if not row.scale):
         rows = [row for row in judged if row.metric == metric]
-        candidates = [row for row in rows if figures.is_candidate(row)]
+        candidates = [row for row in rows if row.candidate]
         if sentence := _separating(candidates, len(rows), report.labels):
             apart.append((-sum(bool(row.separates) for row in candidates) / len(rows), sentence))
         elif candidates:
