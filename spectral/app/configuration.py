@@ -24,7 +24,7 @@ from spectral.estimators.esd import METHODS as ESD_METHODS
 from spectral.estimators.search import KEYS
 from spectral.estimators.trace import METHODS as TRACE_METHODS
 from spectral.experiments import datasets, own
-from spectral.experiments.cell import KINDS, LAYERWISE, RULES, SEED
+from spectral.experiments.cell import KINDS, RULES, SEED
 from spectral.experiments.datasets import INPUTS, STANDARDISATIONS, TARGETS
 from spectral.experiments.experiments import EXPERIMENTS
 from spectral.experiments.models import ACTIVATIONS, BLOCKS, GIVEN
@@ -37,6 +37,7 @@ from spectral.krylov.lanczos import MODES
 from spectral.networks.curvature import LAYOUTS
 from spectral.networks.products import budget_bytes
 from spectral.operators.foreign import as_operator
+from spectral.pages.build import TEXTS
 from spectral.schema import (
     COUNT,
     POSITIVE,
@@ -73,12 +74,6 @@ NUMBERS = {  # estimators that make no spectrum, and what they give
 }
 SPECTRA = (spectral.esd, spectral.slq, spectral.kpm, spectral.exact)
 OPERATORS = (spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher)
-# Metrics of cells beside those of a spectrum.
-OF_CELLS = (
-    "own_label_alignment", "true_label_alignment", "own_information_alignment", "true_information_alignment", "max_over_mean",
-    "gini", "prototype_overlap", "outliers", "outlier_gap", "block_gap", "block_js", "block_js_by_lambda_max",
-    *(f"{name}_correlation" for name in LAYERWISE), "layers_accepted", "layers_data_accepted",
-)  # fmt: skip
 HIDDEN = ("checkpoint", "progress", "f")  # keywords that are the command's own to give
 
 NAME = Text(pattern=r"[^\0]+", said="a text")
@@ -262,7 +257,7 @@ def _estimator(target: Any) -> Fields:
     return Fields(must, {name: maybe(rules.get(name, Plain())) for name in names if name not in must})
 
 
-METRIC = Text(*METRICS, *OF_CELLS)
+METRIC = Text(*METRICS, *TEXTS["notes"])
 MATRIX = Text(
     pattern=rf"({'|'.join(KINDS)})\.(logits|probs)\.(train|test)", said="KIND.OUTPUT.SPLIT, such as ntk.logits.train"
 )
