@@ -23,7 +23,7 @@ from spectral.networks.jacobian import Jacobian
 from spectral.networks.weights import BY_DIMENSIONS, Layer, layers_of, matrices
 from spectral.operators.operator import Gram, Operator
 from spectral.results import Array, Estimate, nan
-from spectral.schema import SWITCH, choice
+from spectral.schema import SWITCH, choice, integer
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
 
@@ -128,9 +128,9 @@ def layers(
     >>> row["lambda_max"], row["norm"], row["matrix_rank"], row["num_evals"]  # of 1, 4, ..., 64
     (64.0, 204.0, 8, 8)
     """
-    for name, given in (("min_evals", min_evals), ("max_evals", max_evals)):
-        if isinstance(given, bool) or not (isinstance(given, int) or (given is None and name == "max_evals")):
-            raise ValueError(f"{name}={given!r} must be an integer; use 1 or more, or max_evals=None for no limit.")
+    integer(min_evals, "min_evals", "number of eigenvalues", 0)
+    if max_evals is not None:
+        integer(max_evals, "max_evals", "number of eigenvalues", 0)
     for name, switch in (("mp_fit", mp_fit), ("randomize", randomize), ("detX", detX)):
         choice(switch, name, SWITCH)
     if isinstance(params, str):

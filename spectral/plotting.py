@@ -7,7 +7,7 @@ eigenvalues on both. rho is the fraction of eigenvalues per unit of lambda, as `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ POINTS = 400  # of each side of a two-sided axis
 MARGIN = 1.7  # factor of lambda beyond the outermost eigenvalue
 FLOOR = 0.075  # of the peak of a single eigenvalue: where the flanks of its kernel end
 MANY_DECADES = 1e3  # on an axis: ticks between them are then too many
-GAP = "#e9e9e9"  # the strip around zero that a two-sided axis does not draw
+GAP = (0.5, 0.5, 0.5, 0.18)  # the strip around zero that a two-sided axis does not draw, grey on white and on black
 Limits = tuple[float, float]
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x, value, lower, upper
 
@@ -72,6 +72,21 @@ def plot(s: Quadrature, ax: Any, scale: str, resolution: float | None, name: str
     return ax
 
 
+def shared_grid(spectra: Sequence[Quadrature], points: int, decades: float = math.inf) -> tuple[np.ndarray, bool]:
+    """A logarithmic grid that all eigenvalues lie on, as far as `decades` below the largest; () where none is positive.
+
+    Where one spectrum has negative eigenvalues: of |λ| from `signed_floor` on, and True.
+    """
+    if any(map(is_signed, spectra)):
+        low = signed_floor(spectra)
+        return np.geomspace(low, low * 10.0**SIGNED_DECADES * MARGIN, points), True
+    shown = np.concatenate([positive(s) for s in spectra])
+    if not len(shown):
+        return shown, False
+    low, high = float(shown.min()), float(shown.max())
+    return np.geomspace(max(low, high * 10.0**-decades) / MARGIN, high * MARGIN, points), False
+
+
 def waterfall(spectra: Mapping[int, Quadrature], ax: Any) -> Any:
     """Densities over the steps of a training: lambda along, steps up, lambda rho(lambda) as colour on a logarithmic scale.
 
@@ -81,15 +96,11 @@ def waterfall(spectra: Mapping[int, Quadrature], ax: Any) -> Any:
     from matplotlib.colors import LogNorm
 
     steps, each = np.array(sorted(spectra), dtype=float), [spectra[step] for step in sorted(spectra)]
-    signed = any(map(is_signed, each))
-    shown = np.concatenate([positive(s) for s in each])
-    if not signed and not len(shown):
+    grid, signed = shared_grid(each, POINTS)
+    if not len(grid):
         raise ValueError(
             "no spectrum has an eigenvalue above rounding; there is nothing to draw on a logarithmic axis."
         )
-    low = signed_floor(each) if signed else shown.min() / MARGIN
-    high = low * 10.0**SIGNED_DECADES * MARGIN if signed else shown.max() * MARGIN
-    grid = np.geomspace(low, high, POINTS)
     middles = (steps[1:] + steps[:-1]) / 2
     first, last = (middles[0] - steps[0], steps[-1] - middles[-1]) if len(middles) else (0.5, 0.5)
     edges = np.concatenate([[steps[0] - first], middles, [steps[-1] + last]])
@@ -102,7 +113,7 @@ def waterfall(spectra: Mapping[int, Quadrature], ax: Any) -> Any:
         mesh = ax.pcolormesh(
             sign * x, edges, np.maximum(values, least), norm=norm, cmap="cividis", rasterized=True, shading="flat"
         )
-    eigenvalue_axis(ax, low, high, signed)
+    eigenvalue_axis(ax, float(grid[0]), float(grid[-1]), signed)
     ax.set(xlabel="eigenvalue λ (smoothed by 0.1 decades)", ylabel="step")
     plt.colorbar(mesh, ax=ax, label=LABELS["signed" if signed else "log"])
     return ax
@@ -124,17 +135,20 @@ def over_steps(history: Mapping[str, np.ndarray], ax: Any, title: str) -> Any:
 
 def picture(s: Quadrature, alt: str) -> str:
     """The density with its band as a small SVG, on the logarithmic axis of `Spectrum.plot`; "" where nothing is on it."""
-    if not is_signed(s) and not len(positive(s)):
+    signed = is_signed(s)
+    if not signed and not len(positive(s)):
         return ""
     curves, _, width = _curves(s, "log", None)
-    floor, low = FLOOR * one_eigenvalue(s.dim, width), min(float(np.abs(curve[0]).min()) for curve in curves)
-    marks = [
-        cards.Mark(x, np.where(v > floor, v, np.nan), np.maximum(a, floor), np.maximum(b, floor))
-        for x, v, a, b in curves
-    ]
-    top, signed = max(floor, *(float(curve[3].max()) for curve in curves)), is_signed(s)
-    scale, label = ("signed", "|λ| ρ(λ)") if signed else ("log", "λ ρ(λ)")
-    return cards.chart(marks, "eigenvalue λ", label, alt, scale, "log", low, (floor, 2 * top))
+    floor, ends = FLOOR * one_eigenvalue(s.dim, width), np.abs([x for curve in curves for x in curve[0][[0, -1]]])
+
+    def draw(ax: Any) -> None:
+        for x, v, a, b in curves:
+            cards.Mark(x, np.where(v > floor, v, np.nan), np.maximum(a, floor), np.maximum(b, floor)).draw(ax)
+        ax.set(xlabel="eigenvalue λ", ylabel="|λ| ρ(λ)" if signed else "λ ρ(λ)", yscale="log")
+        ax.set_ylim(floor, 2 * max(floor, *(float(curve[3].max()) for curve in curves)))
+        eigenvalue_axis(ax, float(ends.min()), float(ends.max()), signed)
+
+    return cards.svg(draw, alt)
 
 
 def _curves(s: Quadrature, scale: str, resolution: float | None) -> tuple[list[Curve], float, float]:
@@ -142,8 +156,7 @@ def _curves(s: Quadrature, scale: str, resolution: float | None) -> tuple[list[C
     if scale != "log" or not is_signed(s):
         d = density(s, None, resolution, scale)
         return [_drawn(d, d.x if scale == "log" else 1.0)], d.outside, d.resolution
-    low = signed_floor([s])
-    grid = np.geomspace(low, low * 10.0**SIGNED_DECADES * MARGIN, POINTS)
+    grid = shared_grid([s], POINTS)[0]
     both = [(sign, side) for sign, side in ((1, s), (-1, mirrored(s))) if len(positive(side))]
     sides = [(sign, density(side, grid, resolution, "log")) for sign, side in both]
     curves = [(sign * grid, *_drawn(d, grid)[1:]) for sign, d in sides]

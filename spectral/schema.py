@@ -75,11 +75,16 @@ class Rule:
 
     def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
         """Raise `Mismatch` unless the value is as the rule says."""
-        if not self.holds(value, where, {} if sizes is None else sizes):
-            raise Mismatch(where, value, self.words({} if sizes is None else sizes))
+        sizes = {} if sizes is None else sizes
+        if not self.holds(value, where, sizes):
+            raise Mismatch(where, value, self.words(sizes))
+        self.within(value, where, sizes)
 
     def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
         raise TypeError(f"{type(self).__name__} holds nothing.")
+
+    def within(self, value: Any, where: str, sizes: Sizes) -> None:
+        """The same of what the value is made of."""
 
     def words(self, sizes: Sizes) -> str:
         raise TypeError(f"{type(self).__name__} has no words.")
@@ -160,14 +165,45 @@ NONNEGATIVE, POSITIVE = Number(least=0), Number(above=0)
 
 
 @dataclass(frozen=True)
-class Flag(Rule):
-    """True or false, and nothing that might mean it."""
+class Is(Rule):
+    """What a test of one value takes, in the words `said`."""
+
+    test: Callable[[Any], bool]
+    said: str
 
     def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
-        return isinstance(value, bool)
+        return self.test(value)
 
     def words(self, sizes: Sizes) -> str:
-        return "true or false"
+        return self.said
+
+
+def Flag() -> Is:
+    """True or false, and nothing that might mean it."""
+    return Is(lambda value: isinstance(value, bool), "true or false")
+
+
+def Same(wanted: Any) -> Is:
+    """Exactly this value."""
+    return Is(lambda value: type(value) is type(wanted) and value == wanted, shown(wanted))
+
+
+def Plain() -> Is:
+    """Plain data of any form: numbers, texts, true, false and null in lists and mappings, at most DEEP levels."""
+    return Is(lambda value: _plain(value, DEEP), f"plain data of at most {DEEP} levels")
+
+
+def Checked(function: Callable[[Any], Any], said: str) -> Is:
+    """What `function` takes without a ValueError or TypeError: for what the code that uses a value says already."""
+
+    def takes(value: Any) -> bool:
+        try:
+            function(value)
+        except (ValueError, TypeError, OverflowError):
+            return False
+        return True
+
+    return Is(takes, said)
 
 
 class Text(Rule):
@@ -190,48 +226,6 @@ class Text(Rule):
             return f"one of {', '.join(self.choices[:MANY])} and {len(self.choices) - MANY} more"
         *rest, last = self.choices
         return f"{'one of ' if len(rest) > 1 else ''}{', '.join(rest)} or {last}" if rest else last
-
-
-@dataclass(frozen=True)
-class Same(Rule):
-    """Exactly `value`."""
-
-    value: Any
-
-    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
-        return type(value) is type(self.value) and value == self.value
-
-    def words(self, sizes: Sizes) -> str:
-        return shown(self.value)
-
-
-@dataclass(frozen=True)
-class Checked(Rule):
-    """What `function` takes without a ValueError or TypeError: for what the code that uses a value says already."""
-
-    function: Callable[[Any], Any]
-    said: str
-
-    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
-        try:
-            self.function(value)
-        except (ValueError, TypeError, OverflowError):
-            return False
-        return True
-
-    def words(self, sizes: Sizes) -> str:
-        return self.said
-
-
-@dataclass(frozen=True)
-class Plain(Rule):
-    """Plain data of any form: numbers, texts, true, false and null in lists and mappings, at most DEEP levels."""
-
-    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
-        return _plain(value, DEEP)
-
-    def words(self, sizes: Sizes) -> str:
-        return f"plain data of at most {DEEP} levels"
 
 
 def _plain(value: Any, levels: int) -> bool:
@@ -362,9 +356,7 @@ class Items(Rule):
     count: int | str | None = None
     distinct: bool = False
 
-    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
-        sizes = {} if sizes is None else sizes
-        super().check(value, where, sizes)
+    def within(self, value: Any, where: str, sizes: Sizes) -> None:
         for i, item in enumerate(value):
             self.rule.check(item, f"{where}[{i}]", sizes)
         if self.distinct and len({repr(item) for item in value}) < len(value):
@@ -392,8 +384,7 @@ class Row(Rule):
     def __init__(self, *rules: Rule) -> None:
         self.rules = rules
 
-    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
-        super().check(value, where, sizes)
+    def within(self, value: Any, where: str, sizes: Sizes) -> None:
         for i, (rule, item) in enumerate(zip(self.rules, value, strict=True)):
             rule.check(item, f"{where}[{i}]", sizes)
 
@@ -432,9 +423,7 @@ class Fields(Rule):
     others: Rule | None = None
     laws: tuple[Law, ...] = ()
 
-    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
-        sizes = {} if sizes is None else sizes
-        super().check(value, where, sizes)
+    def within(self, value: Any, where: str, sizes: Sizes) -> None:
         known = {**self.must, **self.may}
         for name in value:
             if not isinstance(name, str) or (name not in known and self.others is None):
@@ -470,8 +459,7 @@ class Pairs(Rule):
     value: Rule
     least: int = 0
 
-    def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
-        super().check(value, where, sizes)
+    def within(self, value: Any, where: str, sizes: Sizes) -> None:
         for key, item in value.items():
             plain = int(key) if isinstance(key, str) and key.isdecimal() else key
             self.key.check(plain, f"a key of {where}", sizes)

@@ -536,8 +536,7 @@ class Watcher:
             def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
                 watcher(state.global_step)
 
-            def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-                watcher(state.global_step)
+            on_step_end = on_train_begin
 
             def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
                 watcher.close()

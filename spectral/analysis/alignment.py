@@ -20,7 +20,7 @@ from spectral.operators import Operator, as_operator
 from spectral.probes import probe
 from spectral.quadrature.gauss import gauss_rule, zero_level
 from spectral.results import Array, IntArray, nan
-from spectral.schema import SWITCH, choice
+from spectral.schema import SWITCH, choice, integer
 
 EXACT_ROWS = 4000  # K in float64 is then 128 MB, and its eigenvectors take seconds
 OWN_LABEL = 50  # directions in which the energy of the labels trained on is customarily quoted
@@ -107,8 +107,7 @@ class Alignment:
         >>> round(fit.at(1), 9)
         0.36
         """
-        if k < 1:
-            raise ValueError(f"k={k} is no number of directions; use k >= 1.")
+        integer(k, "k", "number of directions")
         return float(self.curve.energy[min(k, len(self.curve.energy)) - 1])
 
 
@@ -259,11 +258,7 @@ def _alignment(
 
 
 def _directions(k: int | None, outputs: int, rows: int) -> int:
-    if k is None:
-        return min(outputs, rows)
-    if not 1 <= k <= rows:
-        raise ValueError(f"k={k} with {rows} rows; use 1 <= k <= {rows}.")
-    return int(k)
+    return min(outputs, rows) if k is None else integer(k, "k", "number of directions", 1, rows)
 
 
 def label_alignment(

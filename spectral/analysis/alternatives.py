@@ -18,7 +18,7 @@ import scipy
 from spectral.analysis.counting import Counting
 from spectral.results import Array, nan
 
-gauss_legendre = cache(np.polynomial.legendre.leggauss)
+gauss_legendre = cache(np.polynomial.legendre.leggauss)  # hundreds of nodes take longer than what is done with them
 OF_ALL = "lognormal of all eigenvalues"
 NEGLIGIBLE = 45.0  # exp(-45) = 3e-20: beyond it an integrand no longer changes a float64 sum
 

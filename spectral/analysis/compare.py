@@ -6,7 +6,6 @@ Symbols: F, G the distribution functions of the eigenvalues; W1 = ∫|F − G| d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ import scipy
 from numpy.typing import ArrayLike
 
 from spectral import cards
+from spectral.analysis.alternatives import gauss_legendre
 from spectral.analysis.jackknife import Measure, jackknife_stderr, leave_one_out
 from spectral.analysis.summary import effective_rank, largest_of, ratio_of, trace_of
 from spectral.quadrature import cdf
@@ -29,7 +29,6 @@ ORDER = (  # of what `compare` tells
     "wasserstein_by_mean", "ks_by_mean", "js_by_mean", "wasserstein_by_lambda_max", "ks_by_lambda_max", "js_by_lambda_max",
     "trace_ratio", "lambda_max_ratio", "effective_rank_ratio",
 )  # fmt: skip
-gauss_legendre = cache(np.polynomial.legendre.leggauss)  # 400 nodes take longer than the rest of this module
 
 
 class Effect(NamedTuple):
@@ -263,7 +262,7 @@ def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: 
         Of the interval.
     hedges : bool
         d is biased away from 0 in small samples: True multiplies all three numbers by J = Γ(ν/2)/(√(ν/2) Γ((ν−1)/2)), 0.90
-        for two groups of five (undefined, so refused, for ν = 1).
+        for two groups of five.
 
     Returns
     -------
@@ -290,8 +289,6 @@ def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: 
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} is no probability; use one between 0 and 1, such as 0.95.")
     freedom = len(x) + len(y) - 2
-    if hedges and freedom < 2:
-        raise ValueError(f"hedges=True with {freedom} degree of freedom; give more values.")
     difference = float(x.mean() - y.mean())
     pooled = float(np.sqrt((np.sum((x - x.mean()) ** 2) + np.sum((y - y.mean()) ** 2)) / freedom))
     if pooled <= 1e-14 * max(float(np.abs(x).max()), float(np.abs(y).max())):  # equal values up to rounding

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spectral import probes
 from spectral.results import Array, listed, nan
+from spectral.schema import integer
 
 TRANSIENT = 10  # by default a part of the steps, in which Q turns into the directions of Oseledets
 
@@ -140,15 +141,10 @@ def lyapunov(
         steps = 1000 if given is None else given - (given // TRANSIENT if discard is None else discard)
     if discard is None:
         discard = steps // TRANSIENT if given is None else max(0, min(steps // TRANSIENT, given - steps))
-    for name, value, least, most in (
-        ("k", k, 1, d),
-        ("discard", discard, 0, math.inf),
-        ("blocks", blocks, 2, math.inf),
-        ("steps", steps, blocks, math.inf if given is None else given - discard),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            upper = f" to {most:.0f}" if math.isfinite(most) else " on"
-            raise ValueError(f"{name}={value!r} is not possible here; use an integer from {least}{upper}.")
+    integer(k, "k", "number of exponents", 1, d)
+    integer(discard, "discard", "number of steps", 0)
+    integer(blocks, "blocks", "number of blocks", 2)
+    integer(steps, "steps", "number of steps", blocks, None if given is None else given - discard)
 
     def moved(x: Tensor, Q: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """F(x) and J Q, Q (d, k)."""

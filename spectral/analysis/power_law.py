@@ -138,8 +138,6 @@ class PowerLaw:
         rows = [
             ("verdict", "accepted" if self.accepted else "refused"),
             ("tail", f"{self.tail:.0f} eigenvalues from {self.xmin:.3g}"),
-        ]
-        rows += [
             ("D", cards.with_error(self.D, self.errors.get("D", nan))),
             ("independent", f"{self.n_eff:.3g} eigenvalues"),
         ]

@@ -17,6 +17,7 @@ from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur
 from spectral.analysis.power_law import power_laws
 from spectral.estimators.functionals import condition_number, frobenius, negative_mass, numerical_rank, quotient
 from spectral.results import Array, Estimate, nan, over
+from spectral.schema import integer
 from spectral.spectrum import Spectrum, hold_eigenvalues
 
 Term = Callable[[Array], Array]
@@ -406,8 +407,8 @@ def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
     >>> s["trace"], s["stable_rank"], s["top_c_energy"], s["gap"], round(s["effective_rank"], 3), s["trace_stderr"]
     (8.0, 2.0, 0.5, 2.0, 3.364, 0.0)
     """
-    if top is not None and (isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1):
-        raise ValueError(f"top={top!r} must be an integer; use top >= 1, such as the number of classes.")
+    if top is not None:
+        integer(top, "top", "number of eigenvalues, such as that of the classes")
     hold_eigenvalues(spectrum, "a summary")
     pairs = {name: (float(e.value), float(e.stderr)) for name, e in _numbers(spectrum).items()}
     largest = pairs["lambda_max"][0]

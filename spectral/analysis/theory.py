@@ -20,7 +20,7 @@ import scipy
 from numpy.typing import ArrayLike
 
 from spectral.results import Array
-from spectral.schema import choice
+from spectral.schema import choice, integer
 from spectral.spectrum import Spectrum
 
 Function: TypeAlias = Callable[[Array], Array]
@@ -125,14 +125,12 @@ def linear_net_eigenvalues(weight: ArrayLike, samples: int, layout: str = "stack
     array([20.,  0.])
     """
     W = np.atleast_2d(np.asarray(weight, dtype=np.float64))
-    if samples < 1:
-        raise ValueError(f"samples={samples} is not a number of samples; give samples >= 1.")
+    integer(samples, "samples", "number of samples")
+    choice(layout, "layout", ("stacked", "flattened"))
     if layout == "stacked":
         squares = np.linalg.svd(W, compute_uv=False) ** 2
         return samples * np.concatenate([squares, np.zeros(W.shape[1] - len(squares))])
-    if layout == "flattened":
-        return np.concatenate([[samples * float(np.sum(W**2))], np.zeros(samples - 1)])
-    raise ValueError(f"layout={layout!r} is not a layout; use 'stacked' or 'flattened'.")
+    return np.concatenate([[samples * float(np.sum(W**2))], np.zeros(samples - 1)])
 
 
 def gaussian_product_moment(q: int, layers: int) -> float:
@@ -144,8 +142,8 @@ def gaussian_product_moment(q: int, layers: int) -> float:
     >>> [gaussian_product_moment(q, layers=1) for q in range(5)]
     [1.0, 1.0, 2.0, 5.0, 14.0]
     """
-    if q < 0 or layers < 1:
-        raise ValueError(f"q={q}, layers={layers}: give a moment q >= 0 of layers >= 1.")
+    integer(q, "q", "moment", 0)
+    integer(layers, "layers", "number of layers")
     return comb((layers + 1) * q, q) / (layers * q + 1)
 
 
@@ -155,8 +153,7 @@ def gaussian_product_edge(layers: int) -> float:
     >>> gaussian_product_edge(1), gaussian_product_edge(2)
     (4.0, 6.75)
     """
-    if layers < 1:
-        raise ValueError(f"layers={layers} is not a product; give layers >= 1.")
+    integer(layers, "layers", "number of layers")
     return float((layers + 1) ** (layers + 1) / layers**layers)
 
 
@@ -191,8 +188,7 @@ def circle_kernel_eigenvalues(count: int) -> Array:
     >>> (circle_kernel_eigenvalues(4) * np.pi**2).round(6)
     array([2.467401, 1.      , 1.      , 0.111111])
     """
-    if count < 1:
-        raise ValueError(f"count={count} eigenvalues cannot be listed; give count >= 1.")
+    integer(count, "count", "number of eigenvalues")
     odd = 2 * (np.arange(count - 1) // 2) + 1
     return np.concatenate([[0.25], 1 / (np.pi * odd) ** 2])
 
@@ -207,8 +203,7 @@ def softmax_ggn_at_zero(inputs: ArrayLike, classes: int) -> Array:
     array([1., 1., 1., 0.])
     """
     X = np.atleast_2d(np.asarray(inputs, dtype=np.float64))
-    if classes < 2:
-        raise ValueError(f"classes={classes} makes no softmax; give classes >= 2.")
+    integer(classes, "classes", "number of classes", 2)
     squares = np.zeros(X.shape[1])
     singular = np.linalg.svd(X, compute_uv=False)
     squares[: len(singular)] = singular**2 / len(X)
@@ -262,9 +257,8 @@ def gaussian_product(layers: int, dim: int = 1000) -> Spectrum:
     >>> round(float(law.moment(1)), 2), round(float(law.moment(2)), 1)  # 1 and 3
     (1.0, 3.0)
     """
-    L = layers
-    if L < 1 or dim < 1:
-        raise ValueError(f"layers={layers}, dim={dim}: give layers >= 1 and dim >= 1 eigenvalues.")
+    L = integer(layers, "layers", "number of layers")
+    integer(dim, "dim", "number of eigenvalues")
     phi = np.pi / (L + 1) * (np.arange(20 * GRID) + 0.5) / (20 * GRID)
     B = np.exp(-1j * phi) * np.sin((L + 1) * phi) / np.sin(L * phi)
     F = 1 + (np.angle(B - 1) - L * B.imag) / np.pi
@@ -367,12 +361,12 @@ def jacobian_variance(
     1.009...
     """
     choice(weights, "weights", ("gaussian", "orthogonal"))
-    if layers < 1 or (width is not None and width < 2):
-        raise ValueError(f"layers={layers}, width={width}: give layers >= 1 and width >= 2.")
+    integer(layers, "layers", "number of layers")
     _, slope = _activation(activation)
     mu, mu_2 = _mean(lambda h: slope(h) ** 2, q), _mean(lambda h: slope(h) ** 4, q)
     if width is None:
         return float(layers * (mu_2 / mu**2 - 1 + (weights == "gaussian")))
+    integer(width, "width", "number of units", 2)
     # With M the Gram so far and P = W M Wᵀ: E P_ij P_kl = alpha δ_ij δ_kl + beta (δ_ik δ_jl + δ_il δ_jk)
     N, squared, fourth = width, 1.0, 1.0  # E (tr M/N)² and E tr M²/N, in units of μ_1^layer
     r = mu_2 / mu**2
@@ -625,11 +619,8 @@ def relu_kernel_on_sphere(features: int, degree: int) -> Spectrum:
     >>> law.atoms.values[::-1], law.atoms.multiplicities[::-1], law.zeros
     (array([0.25      , 0.0625    , 0.00390625]), array([1, 3, 7]), 5)
     """
-    p = features
-    if p < 2 or degree < 0:
-        raise ValueError(
-            f"features={features}, degree={degree}: give a sphere in 2 dimensions or more, and a degree >= 0."
-        )
+    p = integer(features, "features", "dimension of a space with a sphere", 2)
+    integer(degree, "degree", "degree", 0)
     copies = [comb(k + p - 1, k) - (comb(k + p - 3, k - 2) if k > 1 else 0) for k in range(degree + 1)]
     k = np.arange(1, degree + 1, 2, dtype=np.float64)
     log = scipy.special.gammaln
@@ -671,8 +662,8 @@ def two_layer_ntk_on_circle(degree: int, trained: str = "both") -> Spectrum:
     >>> (law.atoms.values[::-1] * np.pi ** 2).round(6), law.atoms.multiplicities[::-1], law.zeros
     (array([6.      , 4.934802, 1.555556]), array([1, 2, 2]), 2)
     """
-    if degree < 0 or trained not in ("both", "first"):
-        raise ValueError(f"degree={degree}, trained={trained!r}: give a degree >= 0, and 'both' layers or the 'first'.")
+    integer(degree, "degree", "frequency", 0)
+    choice(trained, "trained", ("both", "first"))
     both = trained == "both"
     k = np.arange(0, degree + 1, 2, dtype=np.float64)
     even = (1 / (k - 1) ** 2 + 1 / (k + 1) ** 2) / np.pi**2 + both * 4 / (np.pi * (k**2 - 1)) ** 2
@@ -683,11 +674,10 @@ def two_layer_ntk_on_circle(degree: int, trained: str = "both") -> Spectrum:
 
 # What the laws are made of -------------------------------------------------------------------------------------------
 def _activation(activation: Activation) -> tuple[Function, Function]:
-    if isinstance(activation, str):
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}, or (σ, σ′).")
-        return ACTIVATIONS[activation]
-    return activation
+    if not isinstance(activation, str):
+        return activation
+    choice(activation, "activation", ACTIVATIONS)
+    return ACTIVATIONS[activation]
 
 
 @cache
@@ -720,8 +710,8 @@ def _pair_mean(f: Function, q: float, correlation: float) -> float:
 
 def _feature_covariance(samples: int, features: int, width: int, activation: Activation) -> tuple[Array, Array, float]:
     """(eigenvalues of Σ, the share of each, a), Σ the covariance of a column of `random_features`."""
-    if min(samples, features, width) < 1:
-        raise ValueError(f"samples={samples}, features={features}, width={width}: give sizes >= 1.")
+    for name, size in (("samples", samples), ("features", features), ("width", width)):
+        integer(size, name, "size")
     f, slope = _activation(activation)
     mean = _mean(f)
     variance = _mean(lambda z: (f(z) - mean) ** 2)
@@ -761,8 +751,7 @@ def _law(A: Array, tau: Array, share: Array, ratio: float, dim: int, none: float
     it. At a solution −Im[⟨ln(A + s τ − z)⟩ − (ln s − s)/γ]/π is the fraction of eigenvalues below z, since the bracket does
     not change with s and its derivative in z is minus the Stieltjes transform: nothing is integrated.
     """
-    if dim < 1:
-        raise ValueError(f"dim={dim} is no number of eigenvalues; give dim >= 1.")
+    integer(dim, "dim", "number of eigenvalues")
     scale = float(tau.max() * (1 + np.sqrt(ratio)) ** 2) or 1.0
     top = 1.02 * (float(A.max()) + scale)
     x = np.union1d(np.linspace(0, top, GRID + 1)[1:], np.geomspace(1e-7 * top, top, GRID // 3))

@@ -23,19 +23,21 @@ from spectral.estimators.diagonal import METHODS as DIAGONAL_METHODS
 from spectral.estimators.esd import METHODS as ESD_METHODS
 from spectral.estimators.search import KEYS
 from spectral.estimators.trace import METHODS as TRACE_METHODS
-from spectral.experiments import own
-from spectral.experiments.cell import KINDS, LAYERWISE
+from spectral.experiments import datasets, own
+from spectral.experiments.cell import KINDS, RULES, SEED
 from spectral.experiments.datasets import INPUTS, STANDARDISATIONS, TARGETS
 from spectral.experiments.experiments import EXPERIMENTS
 from spectral.experiments.models import ACTIVATIONS, BLOCKS, GIVEN
 from spectral.experiments.pretrained import check_tokens
 from spectral.experiments.studies import READS as STUDIED
 from spectral.experiments.studies import STUDIES
+from spectral.experiments.training import OPTIONS as OF_TRAINING
 from spectral.krylov.basis import check_place
 from spectral.krylov.lanczos import MODES
 from spectral.networks.curvature import LAYOUTS
 from spectral.networks.products import budget_bytes
 from spectral.operators.foreign import as_operator
+from spectral.pages.build import TEXTS
 from spectral.schema import (
     COUNT,
     POSITIVE,
@@ -72,16 +74,9 @@ NUMBERS = {  # estimators that make no spectrum, and what they give
 }
 SPECTRA = (spectral.esd, spectral.slq, spectral.kpm, spectral.exact)
 OPERATORS = (spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher)
-# Metrics of cells beside those of a spectrum.
-OF_CELLS = (
-    "own_label_alignment", "true_label_alignment", "own_information_alignment", "true_information_alignment", "max_over_mean",
-    "gini", "prototype_overlap", "outliers", "outlier_gap", "block_gap", "block_js", "block_js_by_lambda_max",
-    *(f"{name}_correlation" for name in LAYERWISE), "layers_accepted", "layers_data_accepted",
-)  # fmt: skip
 HIDDEN = ("checkpoint", "progress", "f")  # keywords that are the command's own to give
 
 NAME = Text(pattern=r"[^\0]+", said="a text")
-SEED = Number(True, least=0, most=2**63 - 1)
 
 
 def _keywords(target: Any, skipped: tuple[str, ...] = ()) -> list[str]:
@@ -150,29 +145,24 @@ def _auto(rule: Rule) -> Either:
     return Either(rule, Same("auto"))
 
 
-def _data(target: Any) -> Fields | None:
-    if target is own.data:
-        drawn: dict[str, Rule] = {"train": _auto(SIZE), "test": _auto(maybe(COUNT))}
-        return Fields(
-            {"path": NAME},
-            {**drawn, "standardise": Text("auto", *STANDARDISATIONS), "options": ANYTHING},
-            laws=(BATCHES,),
-        )
-    names = {
-        locate(f"spectral.experiments.datasets.{name}"): name
-        for name in ("digits", "mnist", "arrays_file", "text", "mixture")
-    }
-    if target not in names:
-        return None
-    if names[target] == "text":
-        sizes: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT), "length": SIZE}
-        return Fields(may={**sizes, "tokens": TEXT, "targets": Text(*TARGETS), "path": maybe(NAME)})
-    if names[target] == "mixture":
-        sizes = {"train": SIZE, "test": maybe(COUNT), "classes": Number(True, least=2), "features": SIZE}
-        return Fields(may={**sizes, "separation": Number(least=0)})
-    samples: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT), "standardise": Text(*STANDARDISATIONS)}
-    more: dict[str, Rule] = {"path": NAME} if names[target] == "arrays_file" else {"image": Flag()}
-    return Fields({"path": NAME} if "path" in more else {}, {**samples, **more})
+DRAWN: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT)}
+SAMPLED: dict[str, Rule] = {**DRAWN, "standardise": Text(*STANDARDISATIONS)}
+OPTIONAL: dict[str, Rule] = {
+    "train": _auto(SIZE),
+    "test": _auto(maybe(COUNT)),
+    "standardise": Text("auto", *STANDARDISATIONS),
+}
+DATA: dict[Any, Fields] = {
+    own.data: Fields({"path": NAME}, {**OPTIONAL, "options": ANYTHING}, laws=(BATCHES,)),
+    **dict.fromkeys((datasets.digits, datasets.mnist), Fields(may={**SAMPLED, "image": Flag()})),
+    datasets.arrays_file: Fields({"path": NAME}, SAMPLED),
+    datasets.text: Fields(
+        may={**DRAWN, "length": SIZE, "tokens": TEXT, "targets": Text(*TARGETS), "path": maybe(NAME)}
+    ),
+    datasets.mixture: Fields(
+        may={**DRAWN, "classes": Number(True, least=2), "features": SIZE, "separation": Number(least=0)}
+    ),
+}
 
 
 def _loss(target: Any) -> Fields | None:
@@ -213,15 +203,12 @@ LAWS = (  # of a Jacobian
 )
 
 
-def _operator(target: Any) -> Fields | None:
-    if target not in OPERATORS:
-        return None
+def _operator(target: Any) -> Fields:
     names = [name for name in _keywords(target, ("forward",)) if name not in ("model", "data")]
     known = {name: OPTIONS.get(name, Plain()) for name in (*names, "split", "samples", "loss")}
-    must = {name: OPTIONS[name] for name in ("split", "samples")}
-    if target is spectral.Jacobian:
-        return Fields(must, known, laws=LAWS)
-    return Fields({**must, "loss": LOSS}, known)
+    jacobian = target is spectral.Jacobian
+    must = {name: OPTIONS[name] for name in ("split", "samples", *(() if jacobian else ("loss",)))}
+    return Fields(must, known, laws=LAWS if jacobian else ())
 
 
 TOLERANCE = Checked(
@@ -262,9 +249,7 @@ OWN_SETTINGS: dict[Any, dict[str, Rule]] = {
 }
 
 
-def _estimator(target: Any) -> Fields | None:
-    if target not in (*SPECTRA, *NUMBERS):
-        return None
+def _estimator(target: Any) -> Fields:
     names = _keywords(target) + (_keywords(spectral.slq) + _keywords(spectral.kpm) if target is spectral.esd else [])
     names += ["k"] if target in (spectral.top, spectral.svd) else []
     rules = {**SETTINGS, **OWN_SETTINGS.get(target, {})}
@@ -272,22 +257,11 @@ def _estimator(target: Any) -> Fields | None:
     return Fields(must, {name: maybe(rules.get(name, Plain())) for name in names if name not in must})
 
 
-METRIC = Text(*METRICS, *OF_CELLS)
+METRIC = Text(*METRICS, *TEXTS["notes"])
 MATRIX = Text(
     pattern=rf"({'|'.join(KINDS)})\.(logits|probs)\.(train|test)", said="KIND.OUTPUT.SPLIT, such as ntk.logits.train"
 )
-SHARED: dict[str, Rule] = {
-    "seeds": Items(SEED, least=1, distinct=True),
-    "kinds": Items(Text(*KINDS), least=1, distinct=True),
-    "outputs": Items(Text("logits", "probs"), least=1, distinct=True),
-    "splits": Items(Text("train", "test"), least=1, distinct=True),
-    "ntk_samples": SIZE,
-    "samples": maybe(SIZE),
-    "data_seed": maybe(SEED),
-    "alignment_k": SIZE,
-    "headline": Items(MATRIX),
-    "headline_metric": METRIC,
-}
+SHARED: dict[str, Rule] = {**RULES, "headline": Items(MATRIX), "headline_metric": METRIC}
 SWEPT: dict[str, dict[str, Rule]] = {
     "label_noise_sweep": {"noises": Items(SHARE, least=3, distinct=True)},
     "depth_sweep": {"noise": SHARE, "options": Pairs(SIZE, Fields(others=Plain()), least=3)},
@@ -317,27 +291,17 @@ OF_STUDIES: dict[str, dict[str, Rule]] = {
 }  # fmt: skip
 
 
-def _experiment(target: Any) -> Fields | None:
-    if target in STUDIES.values():
-        return Fields(may={"seeds": SHARED["seeds"], **OF_STUDIES[target.__name__]})
-    if target not in EXPERIMENTS.values():
-        return None
-    return Fields(may={**SHARED, **SWEPT.get(target.__name__, {})})
+OF_EXPERIMENTS: dict[Any, Fields] = {
+    **{study: Fields(may={"seeds": SHARED["seeds"], **OF_STUDIES[name]}) for name, study in STUDIES.items()},
+    **{made: Fields(may={**SHARED, **SWEPT.get(name, {})}) for name, made in EXPERIMENTS.items()},
+}
 
 
 TRAINING = Fields(
     {
         "enabled": Flag(),
         "noise": SHARE,
-        "options": Fields(
-            may={
-                "target_loss": POSITIVE,
-                "max_epochs": COUNT,
-                "batch_size": SIZE,
-                "lr": POSITIVE,
-                "weight_decay": Number(least=0),
-            }
-        ),
+        "options": Fields(may=OF_TRAINING),
     },
     laws=(Law("noise 0 where nothing is trained", lambda f, s: f["enabled"] or f["noise"] == 0),),
 )
@@ -345,11 +309,12 @@ CONFIG = Fields(
     {
         "model": Target(_model, "a network of spectral.experiments.models, one of your own, or a module of torch.nn"),
         "data": Target(
-            _data, "digits, mnist, text, mixture or arrays_file of spectral.experiments.datasets, or data of your own"
+            DATA.get,
+            "digits, mnist, text, mixture or arrays_file of spectral.experiments.datasets, or data of your own",
         ),
         "training": TRAINING,
-        "operator": Target(_operator, "an operator of spectral"),
-        "estimator": Target(_estimator, "an estimator of spectral"),
+        "operator": Target({A: _operator(A) for A in OPERATORS}.get, "an operator of spectral"),
+        "estimator": Target({f: _estimator(f) for f in (*SPECTRA, *NUMBERS)}.get, "an estimator of spectral"),
         "analysis": Fields(
             {"top": maybe(SIZE), "alpha_curve": Flag(), "metrics": maybe(Items(METRIC, least=1, distinct=True))}
         ),
@@ -361,7 +326,7 @@ CONFIG = Fields(
         "resume": Flag(),
     },
     {
-        "experiment": maybe(Target(_experiment, "an experiment of spectral.experiments.experiments")),
+        "experiment": maybe(Target(OF_EXPERIMENTS.get, "an experiment of spectral.experiments.experiments")),
         "plan": maybe(Same("only")),
         "trust": Items(NAME, distinct=True),
     },

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from spectral.app.targets import Target, targets
+from spectral.app.targets import Target, targets, walked
 from spectral.schema import (
     COUNT,
     POSITIVE,
@@ -182,21 +182,15 @@ def _without(node: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
     return left
 
 
-def check_resolvers(node: Any, where: str = "") -> None:
+def check_resolvers(node: Any) -> None:
     """Raise ValueError for an interpolation that calls anything but the time and hydra's own settings."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            check_resolvers(key, where)
-            check_resolvers(value, f"{where}.{key}" if where else str(key))
-    elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            check_resolvers(value, f"{where}[{i}]")
-    elif isinstance(node, str):
-        for name in re.findall(r"\$\{\s*([^{}:\s]+)\s*:", node):
-            if name not in RESOLVERS:
-                raise ValueError(
-                    f"{where}: the resolver {name} is not allowed in a configuration; write down the value itself."
-                )
+    for where, part in walked(node):
+        for text in part if isinstance(part, Mapping) else [part] if isinstance(part, str) else []:
+            for name in re.findall(r"\$\{\s*([^{}:\s]+)\s*:", str(text)):
+                if name not in RESOLVERS:
+                    raise ValueError(
+                        f"{where}: the resolver {name} is not allowed in a configuration; write down the value itself."
+                    )
 
 
 def check_folders(folders: Mapping[str, str], typed: Mapping[str, str]) -> None:

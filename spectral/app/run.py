@@ -28,11 +28,12 @@ from spectral.app.targets import locate
 from spectral.estimators.budget import versions
 from spectral.experiments import own
 from spectral.experiments.cell import TRUE, Settings, all_cells, run_cell
+from spectral.experiments.effects import mean_and_error
 from spectral.experiments.experiments import Experiment, Outcome, conclude
 from spectral.experiments.studies import READS
 from spectral.experiments.study import Part, Study
 from spectral.operators.foreign import as_operator
-from spectral.pages import Report, build, charts, mean_and_error, page, verdict
+from spectral.pages import Report, build, charts, page, verdict
 from spectral.pages.tables import seconds
 from spectral.persist import FULL, atomic_write, own_folder, save_arrays
 from spectral.storage import plain
@@ -215,8 +216,7 @@ def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any
             details[condition] = {"value": value, "stderr": stderr, "values": numbers, "errors": row.errors[condition]}
             if condition in row.refused:
                 details[condition]["refused"] = row.refused[condition]
-        for effect in row.effects:
-            details[f"{effect.a}-{effect.b}"] = {"d": effect.d, "lower": effect.lower, "upper": effect.upper}
+        details |= {pair: dict(zip(("d", "lower", "upper"), d, strict=True)) for pair, d in row.effects.items()}
         metrics.setdefault(row.matrix, {})[row.metric] = means
         estimates.setdefault(row.matrix, {})[row.metric] = details
     return metrics, estimates

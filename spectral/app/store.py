@@ -302,10 +302,9 @@ class RunStore(MutableMapping[str, Snapshot]):
 
     def load_part(self, key: str) -> Part | None:
         """The finished step of this key, or None if it is not done; ValueError if its files are damaged or foreign."""
-        plain = self._load_record(key)
+        plain = self._load_record(key, PART)
         if plain is None:
             return None
-        persist.check(self.path(f"{key}.json"), plain, PART, "")
         arrays = self._own_arrays(key)
         persist.check(self.path(f"{key}.npz"), arrays, Fields(others=Array("float64", ..., finite=False)), "")
         spectra = {name: self.load_spectrum(f"{key}.{name}") for name in plain.pop("spectra")}
@@ -322,22 +321,20 @@ class RunStore(MutableMapping[str, Snapshot]):
 
     def load_spectrum(self, key: str, rule: Rule = NUMBERS) -> tuple[Spectrum, dict[str, Any]] | None:
         """What `save_spectrum` kept under this key with plain data as the rule says, or None."""
-        plain = self._load_record(key)
-        if plain is None:
-            return None
-        persist.check(self.path(f"{key}.json"), plain, rule, "")
-        return Spectrum.load(self.path(f"{key}.npz")), plain
+        plain = self._load_record(key, rule)
+        return None if plain is None else (Spectrum.load(self.path(f"{key}.npz")), plain)
 
     def load_arrays(self, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """What `save_arrays` kept under this key, or None."""
-        plain = self._load_record(key)
+        plain = self._load_record(key, Fields(others=Plain()))
         if plain is None:
             return None
         path, arrays = self.path(f"{key}.npz"), self._own_arrays(key)
-        persist.check(path, {**plain, **arrays} if isinstance(plain, dict) else plain, ESTIMATE, "")
+        persist.check(path, {**plain, **arrays}, ESTIMATE, "")
         return arrays, plain
 
-    def _load_record(self, key: str) -> dict[str, Any] | None:
+    def _load_record(self, key: str, rule: Rule) -> dict[str, Any] | None:
+        """The plain data of this key, as the rule says, whose arrays are those that it was kept with, or None."""
         path, arrays = self.path(f"{key}.json"), self.path(f"{key}.npz")
         if not path.exists():
             return None
@@ -351,6 +348,7 @@ class RunStore(MutableMapping[str, Snapshot]):
             raise self._foreign(path)
         if not arrays.exists() or record["check"] != _digest(record["text"].encode(), arrays.read_bytes()):
             raise self._foreign(arrays, "is damaged or missing: it does not fit its record")
+        persist.check(path, plain, rule, "")
         return plain
 
     # Trained networks ------------------------------------------------------------------------------------------------

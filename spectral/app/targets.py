@@ -53,16 +53,20 @@ def _named(parts: list[str]) -> Any:
     return own if str(getattr(own, "__module__", "")).startswith(ours) else None
 
 
-def targets(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(where, what) of every `_target_` in a configuration."""
+def walked(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(where, what) of a configuration and of all that lies in it."""
+    yield path, node
     if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield path, node["_target_"]
-        for key, value in node.items():
-            yield from targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            yield from targets(value, f"{path}[{i}]")
+        inside = [(f"{path}.{key}" if path else str(key), value) for key, value in node.items()]
+    else:
+        inside = [(f"{path}[{i}]", value) for i, value in enumerate(node if isinstance(node, list | tuple) else ())]
+    for where, value in inside:
+        yield from walked(value, where)
+
+
+def targets(node: Any) -> Iterator[tuple[str, Any]]:
+    """(where, what) of every `_target_` in a configuration."""
+    return ((path, part["_target_"]) for path, part in walked(node) if isinstance(part, Mapping) and "_target_" in part)
 
 
 def check_targets(config: Any) -> None:

@@ -19,11 +19,13 @@ from spectral.estimators import slq, top
 from spectral.experiments.cell import Cell, Condition, Matrix, Settings, network
 from spectral.experiments.datasets import batches, in_dtype
 from spectral.experiments.models import model_for
+from spectral.experiments.prose import prose
 from spectral.experiments.study import Cost, Findings, Part, Parts, Study
 from spectral.experiments.training import few_threads
 from spectral.operators import Hessian
 from spectral.results import Estimate, rounded
 
+TEXTS = prose(__file__)
 KINDS = {  # name: (batch norm, statistics, in words)
     "without": (False, "population", "without batch norm"),
     "batch": (True, "batch", "batch norm, each batch's own statistics"),
@@ -40,20 +42,12 @@ def batchnorm_outliers(
 ) -> Study:
     """λ₁ / λ₁₀ of CNNs of this `width` after so many `epochs`, and the spectrum from `probes` of `steps`; of images alone."""
     settings = replace(settings, model=partial(model_for, kind="cnn"))
-    return Study(
-        "batchnorm_outliers",
-        "Does batch norm take the outliers out of the Hessian, and do they come back with its running statistics?",
-        settings,
-        {
-            f"seed{seed}-{kind}": partial(_measured, settings, seed, kind, width, epochs, probes, steps)
-            for seed in settings.seeds
-            for kind in KINDS
-        },
-        partial(_concluded, settings.seeds),
-        "Large without batch norm, small with it and each batch's own statistics, large again with the running ones.",
-        "Ghorbani, Krishnan and Xiao 2019, An investigation into neural net optimization via Hessian eigenvalue density, arXiv "
-        "1901.10159",
-    )
+    steps_of = {
+        f"seed{seed}-{kind}": partial(_measured, settings, seed, kind, width, epochs, probes, steps)
+        for seed in settings.seeds
+        for kind in KINDS
+    }
+    return Study(settings=settings, steps=steps_of, conclude=partial(_concluded, settings.seeds), **TEXTS["study"])
 
 
 def _measured(
@@ -126,10 +120,5 @@ def _concluded(seeds: tuple[int, ...], parts: Parts) -> Findings:
         tuple(table),
         spectra=tuple(spectra),
         words={kind: words for kind, (_, _, words) in KINDS.items()} | {MATRIX: MATRIX},
-        facts=(
-            "Yes means that with each batch's own statistics the ratio is below half of that without batch norm and below two "
-            "thirds of that with the running ones, on every seed. Errors are "
-            "the standard error over seeds, of one seed what the residuals allow.",
-            "With each batch's own statistics the matrix is that of the batches as cut (batch_size).",
-        ),
+        facts=tuple(TEXTS["facts"]),
     )

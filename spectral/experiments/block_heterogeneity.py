@@ -22,12 +22,14 @@ from spectral.estimators import slq
 from spectral.experiments.cell import Settings
 from spectral.experiments.datasets import batches, digits, in_dtype, text
 from spectral.experiments.models import model_for
+from spectral.experiments.prose import prose
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study
 from spectral.experiments.training import few_threads
 from spectral.operators import Hessian, blocks
 from spectral.results import Array, Estimate, rounded
 from spectral.spectrum import Spectrum
 
+TEXTS = prose(__file__)
 SIGMA = 1e-5**0.5  # of the authors' code
 WIDTHS = (SIGMA / 10, SIGMA, SIGMA * 10)  # beside theirs: what the answer owes to the width
 PER_WIDTH, TAILS = 6, 8  # grid points in σ; how many σ a density reaches beyond its values
@@ -39,15 +41,8 @@ def block_heterogeneity(
 ) -> Study:
     """JS⁰ of a small GPT on `passages` of text, of a CNN and an MLP on `samples` digits; each block from `probes` of `steps`."""
     kinds = {"gpt": passages, "cnn": samples, "mlp": samples}
-    return Study(
-        "block_heterogeneity",
-        "Are the Hessian's blocks of a transformer less alike than those of a convolutional network?",
-        settings,
-        {kind: partial(_measured, settings, kind, count, depth, probes, steps) for kind, count in kinds.items()},
-        _concluded,
-        "The distances between a transformer's blocks are far larger than those between a convolutional network's.",
-        "Zhang, Chen, Ding, Li, Sun and Luo 2024, Why transformers need Adam: a Hessian perspective, arXiv 2402.16788",
-    )
+    measured = {kind: partial(_measured, settings, kind, count, depth, probes, steps) for kind, count in kinds.items()}
+    return Study(settings=settings, steps=measured, conclude=_concluded, **TEXTS["study"])
 
 
 NAMES = {"gpt": "transformer", "cnn": "convolutional network", "mlp": "multilayer perceptron"}
@@ -169,28 +164,12 @@ def _concluded(parts: Parts) -> Findings:
         for kind, part in parts.items()
         for i, s in enumerate(part.spectra.values(), 1)
     ]
-    chart = Lines(
-        "Block by block",
-        "The fraction of the eigenvalues of each weight matrix's Hessian block that are at least so large, from the input (dark) "
-        "to the output (light). Blocks are alike where their curves lie on one another.",
-        tuple(lines),
-        x_label="|λ|",
-        y_label="fraction of eigenvalues above",
-        log_x=True,
-    )
     return Findings(
         answer,
         sentence,
         {"js": js},
         tuple(table),
-        (chart,),
+        (Lines(lines=tuple(lines), **TEXTS["charts"]["blocks"]),),
         words=NAMES,
-        facts=(
-            f"σ = {SIGMA:.2g} in units of λ, as in the authors' code: blocks whose eigenvalues are all much smaller are alike to "
-            "this measure, which is why the table has other widths beside it, and a logarithmic axis. Errors are a jackknife "
-            "over blocks. Yes means twice that of the convolutional network, and apart by twice the error.",
-            "The authors' code (github.com/zyushun/hessian-spectrum) makes the densities, on 50,000 points from 1 below the "
-            "smallest to 1 above the largest eigenvalue, and no divergence. How the paper bins its distances could not be "
-            "confirmed: the order of networks is held to it, and no number.",
-        ),
+        facts=tuple(text.format(sigma=SIGMA) for text in TEXTS["facts"]),
     )

@@ -30,16 +30,27 @@ from spectral.estimators.budget import free_memory
 from spectral.estimators.exact import exact
 from spectral.experiments.datasets import Problem, batches, digits, in_dtype, permute_labels
 from spectral.experiments.models import model_for
-from spectral.experiments.training import Trained, evaluate, few_threads, train
+from spectral.experiments.training import OPTIONS, Trained, evaluate, few_threads, train
 from spectral.layers import layers
 from spectral.operators import GaussNewton, Hessian, Jacobian, Operator, blocks
+from spectral.schema import SIZE, Fields, Items, Number, Rule, Text, maybe
 from spectral.spectrum import Spectrum
 
-TRAINING = ("target_loss", "max_epochs", "batch_size", "lr", "weight_decay")
 CURVE_POINTS = 120  # of a stored alignment curve, geometrically spaced
 CURVATURES: dict[str, Callable[..., Operator]] = {"gauss_newton": GaussNewton, "hessian": Hessian}
 OF_LOGITS = (*CURVATURES, "layers")  # what belongs to the mean cross entropy
 KINDS = ("flattened", "stacked", "diagonal", "ntk", *OF_LOGITS)
+SEED = Number(True, least=0, most=2**63 - 1)
+RULES: dict[str, Rule] = {  # of `Settings`, as a configuration may give them too
+    "seeds": Items(SEED, least=1, distinct=True),
+    "kinds": Items(Text(*KINDS), least=1, distinct=True),
+    "outputs": Items(Text("logits", "probs"), least=1, distinct=True),
+    "splits": Items(Text("train", "test"), least=1, distinct=True),
+    "ntk_samples": SIZE,
+    "samples": maybe(SIZE),
+    "data_seed": maybe(SEED),
+    "alignment_k": SIZE,
+}
 LAYERWISE = {  # a column of the weights of `spectral.layers`, and one of the data
     "alpha": ("alpha", "data_alpha"), "rank": ("stable_rank", "data_effective_rank"), "scale": ("lambda_max", "data_lambda_max"),
 }  # fmt: skip
@@ -143,25 +154,15 @@ class Settings:
     dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        for name, given, allowed in (
-            ("kinds", self.kinds, KINDS),
-            ("outputs", self.outputs, ("logits", "probs")),
-            ("splits", self.splits, ("train", "test")),
-        ):
-            unknown = [item for item in given if item not in allowed]
-            if unknown or not given:
-                raise ValueError(f"{name}={list(given)} is not possible; use one or more of {', '.join(allowed)}.")
+        rules = {**RULES, "training": Fields(may=OPTIONS)}
+        Fields(rules).check({name: getattr(self, name) for name in rules}, "settings")
         if set(self.kinds) & set(OF_LOGITS) and "logits" not in self.outputs:
             raise ValueError(
                 f"outputs={list(self.outputs)} leave out logits, of which curvature matrices are; name them too."
             )
-        if strange := [name for name in self.training if name not in TRAINING]:
-            raise ValueError(f"training={strange} cannot be set; use {', '.join(TRAINING)}.")
         names = [condition.name for condition in self.conditions]
-        if len(set(names)) < len(names) or len(set(self.seeds)) < len(self.seeds) or not names or not self.seeds:
-            raise ValueError(
-                f"conditions {names} and seeds {list(self.seeds)} hold none or a repeated one; name each once."
-            )
+        if len(set(names)) < len(names) or not names:
+            raise ValueError(f"conditions {names} hold none or a repeated one; name each once.")
 
     def data(self, seed: int, condition: Condition) -> Problem:
         """The data of a condition."""

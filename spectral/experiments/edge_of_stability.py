@@ -11,7 +11,7 @@ That training *raises* it is seen only where it begins below, which takes small 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,11 +23,13 @@ from torch.nn import functional as F
 from spectral.estimators import top
 from spectral.experiments.cell import TRUE, Settings
 from spectral.experiments.datasets import in_dtype
+from spectral.experiments.prose import prose
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study, block_error
 from spectral.experiments.training import few_threads
 from spectral.operators import Hessian, Operator, precondition
 from spectral.results import Estimate, rounded
 
+TEXTS = prose(__file__)
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's own for Adam
 ALLOWED = {"gd": 0.10, "adam": 0.06}  # how far from 1 a mean ratio may be for yes: the and Cohen's figures
 FIRST = {
@@ -60,16 +62,8 @@ def edge_of_stability(
     if not 1 <= every <= steps * TAIL / 8:
         raise ValueError(f"every={every} gives too few looks at {steps} steps; use at most {int(steps * TAIL / 8)}.")
     runs = [("gd", eta) for eta in rates] + [("adam", eta) for eta in adam_rates]
-    return Study(
-        "edge_of_stability",
-        "Does training in full batches raise the curvature to the edge of stability, and stay there?",
-        settings,
-        {_key(*run): partial(_trained, settings, *run, steps, every, loss) for run in runs},
-        partial(_concluded, runs, steps),
-        "It begins below 1, rises to 1 and stays there: the loss falls on, although each step is as long as a quadratic bears.",
-        "Cohen et al. 2021, Gradient descent on neural networks typically occurs at the edge of stability, arXiv 2103.00065; "
-        "Cohen et al. 2022, Adaptive gradient methods at the edge of stability, arXiv 2207.14484",
-    )
+    steps_of = {_key(*run): partial(_trained, settings, *run, steps, every, loss) for run in runs}
+    return Study(settings=settings, steps=steps_of, conclude=partial(_concluded, runs, steps), **TEXTS["study"])
 
 
 def _key(kind: str, eta: float) -> str:
@@ -145,7 +139,8 @@ def answered(kind: str, first: float, mean: float, error: float) -> str:
 
 def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> Findings:
     ratios: dict[str, Estimate] = {}
-    table, lines, losses, raw, verdicts = [], [], [], [], []
+    table, verdicts = [], []
+    drawn: dict[str, list[Line]] = {"ratio": [], "sharpness": [], "loss": []}
     said: dict[str, tuple[list[str], ...]] = {}
     for kind, eta in runs:
         part, key = parts[_key(kind, eta)], _key(kind, eta)
@@ -176,9 +171,10 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
         numbers = f"{first:.2g}", rounded(ratios[key]), f"{eta:g}"
         for told, number in zip(said.setdefault(kind, ([], [], [])), numbers, strict=True):
             told.append(number)
-        lines.append(Line(f"{NAMES[kind]}: {RATIOS[kind]}", label, a["step"], a["ratio"], a["residual"]))
-        raw.append(Line(f"{NAMES[kind]}: λmax", label, a["step"], a["sharpness"]))
-        losses.append(Line(f"{NAMES[kind]}: training loss", label, a["step"], a["loss"]))
+        ratio, sharpness, training = (f"{NAMES[kind]}: {what}" for what in (RATIOS[kind], "λmax", "training loss"))
+        drawn["ratio"].append(Line(ratio, label, a["step"], a["ratio"], a["residual"]))
+        drawn["sharpness"].append(Line(sharpness, label, a["step"], a["sharpness"]))
+        drawn["loss"].append(Line(training, label, a["step"], a["loss"]))
     answer = "yes" if set(verdicts) == {"yes"} else "no" if "no" in verdicts else "undecided"
     goes = [
         f"from {', '.join(first)} to {', '.join(last)} for {NAMES[kind]} at η = {', '.join(etas)}"
@@ -188,40 +184,15 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
         f"{answer.capitalize()}: the largest eigenvalue over its edge goes {' and '.join(goes)}, from the first look to the mean "
         f"over the last third of {steps} steps."
     )
-    chart: Callable[..., Lines] = partial(Lines, x_label="step", note="one line for each learning rate")
+    note = "one line for each learning rate"
+    charts = [Lines(lines=tuple(lines), x_label="step", note=note, **TEXTS["charts"][k]) for k, lines in drawn.items()]
+    allowed = {kind: 100 * part for kind, part in ALLOWED.items()}
     return Findings(
         answer,
         sentence,
         {"curvature_over_edge": ratios},
         tuple(table),
-        (
-            chart(
-                "The curvature over the edge of stability",
-                "The largest eigenvalue over the value beyond which the optimiser diverges on a quadratic (dashed, 1). It rises "
-                "while the loss falls, and at 1 every further rise is undone by the instability that it makes.",
-                tuple(lines),
-                y_label="curvature / edge",
-                level=1.0,
-            ),
-            chart(
-                "The curvature itself",
-                "The largest eigenvalue of the Hessian, not preconditioned: for gradient descent it ends at 2/η.",
-                tuple(raw),
-                y_label="λmax",
-            ),
-            chart(
-                "Training",
-                "The loss falls on, although not at every step.",
-                tuple(losses),
-                y_label="training loss",
-                log_y=True,
-            ),
-        ),
+        tuple(charts),
         words={_key(kind, eta): f"{NAMES[kind]}, η = {eta:g}" for kind, eta in runs},
-        facts=(
-            "The errors are those of the mean over four blocks of time and of the eigenvalue's residual. Yes means that the "
-            f"ratio begins below 1 and ends within {100 * ALLOWED['gd']:.0f} % of it for gradient descent, "
-            f"{100 * ALLOWED['adam']:.0f} % for Adam; the first look at Adam is after {FIRST['adam']} steps, as many as its "
-            "preconditioner takes to forget the first.",
-        ),
+        facts=tuple(text.format(**allowed, first=FIRST["adam"]) for text in TEXTS["facts"]),
     )

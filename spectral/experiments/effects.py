@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from spectral.analysis import METRICS, cohens_d, compare
+from spectral.analysis.compare import Effect
 from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import stream
 
@@ -31,35 +32,44 @@ FITS: dict[str, str] = {
     **dict.fromkeys(BULK.split(), "mp_accepted"),
     "alpha_peak": "alpha_peak_accepted",
 }
+NOT_COMPARED = {"dim", "zeros_fraction", *FITS.values()}  # known before anything is computed, or no number of a matrix
 
 
 @dataclass(frozen=True)
-class Effect:
-    """Cohen's d of `a` minus `b` across seeds, with its confidence interval."""
+class Row:
+    """One metric of one matrix: per condition one number per seed, in the order of their first appearance, nan where missing.
 
-    a: str
-    b: str
-    d: float
-    lower: float
-    upper: float
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One metric of one matrix: per condition one number per seed (in the order of their first appearance, nan where missing),
-    the standard error of each within its seed (0: exact, nan: unknown), whether the fit behind it was refused, and the
-    effects between the conditions."""
+    `errors` holds the standard error of each number within its seed (0: exact, nan: unknown), `effects` Cohen's d between
+    conditions, "true-random" that of true minus random. `refused` marks numbers that come from a refused fit.
+    """
 
     matrix: str
     metric: str
-    values: dict[str, tuple[float, ...]]
-    errors: dict[str, tuple[float, ...]]
-    effects: tuple[Effect, ...]
-    refused: dict[str, tuple[bool, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[float, ...]]
+    errors: Mapping[str, tuple[float, ...]]
+    effects: Mapping[str, Effect] = field(default_factory=dict)
+    refused: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
 
-    def effect(self, a: str, b: str) -> Effect | None:
-        """The effect of `a` minus `b`, or None where a condition has fewer than two seeds."""
-        return next((e for e in self.effects if (e.a, e.b) == (a, b)), None)
+    @property
+    def scale(self) -> bool:
+        """Whether the metric changes when the matrix is multiplied by a number; it never counts as separating."""
+        return self.metric in SCALE
+
+    @property
+    def effect(self) -> Effect | None:
+        """Cohen's d of true minus random; None where a condition has fewer than two seeds, or nothing is to be compared."""
+        return None if self.metric in NOT_COMPARED else self.effects.get("true-random")
+
+    @property
+    def candidate(self) -> bool:
+        """Whether it may be offered as telling true from random labels: no metric of scale, no refused fit."""
+        return not self.scale and not self.doubted("true", "random")[0]
+
+    @property
+    def separates(self) -> bool | None:
+        """Whether true is below random on every seed, or above on every seed; None where that cannot be said."""
+        order = None if self.effect is None else self.order("true", "random")
+        return None if order is None else bool(order)
 
     def order(self, a: str, b: str) -> int | None:
         """-1 where `a` is below `b` on every seed, 1 where it is above, 0 where neither; None where nothing can be compared.
@@ -71,6 +81,25 @@ class MetricRow:
         if not signs or any(map(any, self.refused.values())):
             return None
         return signs.pop() if len(signs) == 1 else 0
+
+    def mean(self, condition: str) -> tuple[float, float]:
+        """See `mean_and_error`."""
+        values = self.values[condition]
+        return mean_and_error(values, self.errors.get(condition, (math.nan,) * len(values)))
+
+    def doubted(self, *conditions: str) -> tuple[int, int]:
+        """(refused fits, all numbers) of the conditions, of all without any."""
+        chosen = conditions or tuple(self.values)
+        flags = [flag for name in chosen for flag in self.refused.get(name, ())]
+        return sum(flags), sum(len(self.values.get(name, ())) for name in chosen)
+
+
+def mean_and_error(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation across seeds; for a single number the number and its own standard error."""
+    known = [(v, e) for v, e in zip(values, errors, strict=True) if math.isfinite(v)]
+    if len(known) < 2:
+        return known[0] if known else (math.nan, math.nan)
+    return float(np.mean([v for v, _ in known])), float(np.std([v for v, _ in known], ddof=1))
 
 
 @dataclass(frozen=True)
@@ -96,10 +125,10 @@ class Result:
     cells: tuple[CellResult, ...]
     conditions: tuple[str, ...]
     matrices: tuple[str, ...]
-    rows: tuple[MetricRow, ...]
+    rows: tuple[Row, ...]
     cost: dict[str, float]
 
-    def row(self, matrix: str, metric: str) -> MetricRow:
+    def row(self, matrix: str, metric: str) -> Row:
         """The row of a metric of a matrix, such as row("flattened.logits.train", "trace")."""
         for row in self.rows:
             if (row.matrix, row.metric) == (matrix, metric):
@@ -251,7 +280,7 @@ def _row(
     own: Mapping[tuple[str, int], Mapping[str, float]],
     conditions: Sequence[str],
     seeds: Sequence[int],
-) -> MetricRow:
+) -> Row:
     values: dict[str, tuple[float, ...]] = {}
     errors: dict[str, tuple[float, ...]] = {}
     doubted: dict[str, tuple[bool, ...]] = {}
@@ -264,13 +293,12 @@ def _row(
             errors[condition] = tuple(float(m.get(f"{metric}_stderr", math.nan)) for m in of_seeds)
             if any(flags):
                 doubted[condition] = flags
-    effects = []
+    effects = {}
     for a, b in PAIRS:
         x, y = ([v for v in values.get(name, ()) if math.isfinite(v)] for name in (a, b))
-        if len(x) >= 2 and len(y) >= 2:
-            d = cohens_d(x, y)
-            effects.append(Effect(a, b, d.d, d.lower, d.upper))
-    return MetricRow(matrix, metric, values, errors, tuple(effects), doubted)
+        if min(len(x), len(y)) >= 2:
+            effects[f"{a}-{b}"] = cohens_d(x, y)
+    return Row(matrix, metric, values, errors, effects, doubted)
 
 
 def _cost(done: Sequence[CellResult]) -> dict[str, float]:

@@ -77,10 +77,7 @@ def cnn(in_channels: int = 1, classes: int = 10, width: int = 16, *, norm: bool 
     >>> cnn()(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
-    if min(in_channels, classes, width) < 1:
-        raise ValueError(
-            f"in_channels={in_channels}, classes={classes}, width={width} hold a number below 1; use positive sizes."
-        )
+    _positive(in_channels=in_channels, classes=classes, width=width)
 
     def build() -> nn.Sequential:
         layers: list[nn.Module] = []
@@ -122,12 +119,16 @@ def resnet(
     269722
     """
     kind = _block_kind(depth, block)
-    if min(classes, in_channels, width) < 1:
-        raise ValueError(
-            f"classes={classes}, in_channels={in_channels}, width={width} hold a number below 1; use positive sizes."
-        )
-    network, n = (BasicResNet, (depth - 2) // 6) if kind == "basic" else (PreactResNet, (depth - 2) // 9)
-    return _seeded(lambda: network(n, classes, in_channels, width, checkpoint), seed)
+    _positive(classes=classes, in_channels=in_channels, width=width)
+    n = (depth - 2) // FORMS[kind][0]
+    return _seeded(lambda: ResNet(kind, n, classes, in_channels, width, checkpoint), seed)
+
+
+def _positive(**sizes: int) -> None:
+    """One sentence for sizes of which one is below 1."""
+    if min(sizes.values()) < 1:
+        told = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(f"{told} hold a number below 1; use positive sizes.")
 
 
 def gpt(
@@ -281,22 +282,6 @@ class BasicBlock(nn.Module):
         return F.relu(h + shortcut)
 
 
-class BasicResNet(nn.Module):
-    """conv, three stages of n basic blocks, mean, linear: depth 6n+2."""
-
-    def __init__(self, n: int, classes: int, in_channels: int, width: int, checkpoint: bool = False):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(width)
-        self.blocks = _stages(BasicBlock, n, width, (width, 2 * width, 4 * width), checkpoint)
-        self.pool = SpatialMean()
-        self.head = nn.Linear(4 * width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.bn(self.conv(x)))
-        return self.head(self.pool(self.blocks(h)))
-
-
 class PreactBottleneck(nn.Module):
     """shortcut + conv1x1 relu bn conv3x3 relu bn conv1x1 relu bn x, He et al. 2016b, figure 4e."""
 
@@ -321,20 +306,26 @@ class PreactBottleneck(nn.Module):
         return h + shortcut
 
 
-class PreactResNet(nn.Module):
-    """conv, three stages of n pre-activation bottlenecks, bn, relu, mean, linear: depth 9n+2."""
+class ResNet(nn.Module):
+    """conv, three stages of n blocks, mean, linear; batch norm and ReLU stand before basic blocks, and behind bottlenecks."""
 
-    def __init__(self, n: int, classes: int, in_channels: int, width: int, checkpoint: bool = False):
+    def __init__(self, kind: str, n: int, classes: int, in_channels: int, width: int, checkpoint: bool = False):
         super().__init__()
+        self.basic = kind == "basic"
+        outs = [width * 2**stage * (1 if self.basic else 4) for stage in range(3)]
         self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.blocks = _stages(PreactBottleneck, n, width, (4 * width, 8 * width, 16 * width), checkpoint)
-        self.bn = nn.BatchNorm2d(16 * width)
+        if self.basic:
+            self.bn = nn.BatchNorm2d(width)
+        self.blocks = _stages(BasicBlock if self.basic else PreactBottleneck, n, width, outs, checkpoint)
+        if not self.basic:  # the order of parameters is that of the data through them
+            self.bn = nn.BatchNorm2d(outs[-1])
         self.pool = SpatialMean()
-        self.head = nn.Linear(16 * width, classes)
+        self.head = nn.Linear(outs[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.blocks(self.conv(x))
-        return self.head(self.pool(F.relu(self.bn(h))))
+        h = self.conv(x)
+        h = self.blocks(F.relu(self.bn(h))) if self.basic else F.relu(self.bn(self.blocks(h)))
+        return self.head(self.pool(h))
 
 
 class Checkpointed(nn.Sequential):

@@ -38,6 +38,7 @@ from spectral.networks.trees import mapped
 
 PLACE = re.compile(r"(?P<file>.*\.py):(?P<name>[A-Za-z_]\w*)")
 PACKAGE = Path(__file__).resolve().parents[1]
+PATHS = {"model": ("path", "checkpoint", "name", "text"), "data": ("path", "tokens"), "operator": ("loss",)}  # settings
 PIECE = 1 << 24  # bytes that are hashed at a time
 Trust = Mapping[str, str]  # SHA-256 of the files that may run, by their resolved paths
 LOADED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what weights a network was given, in words
@@ -95,11 +96,8 @@ def anchored(config: Mapping[str, Any], folder: str) -> dict[str, Any]:
         there = isinstance(path, str) and Path(folder, (place(path) or (path,))[0]).exists()
         return str(Path(folder, path)) if there else path
 
-    model = {k: within(v) if k in ("path", "checkpoint", "name", "text") else v for k, v in config["model"].items()}
-    data = {k: within(v) if k in ("path", "tokens") else v for k, v in config["data"].items()}
-    operator = {k: within(v) if k == "loss" else v for k, v in config["operator"].items()}
-    trust = [within(file) for file in config.get("trust", ())]
-    return {**config, "model": model, "data": data, "operator": operator, "trust": trust}
+    groups = {g: {k: within(v) if k in keys else v for k, v in config[g].items()} for g, keys in PATHS.items()}
+    return {**config, **groups, "trust": [within(file) for file in config.get("trust", ())]}
 
 
 # Running what is trusted --------------------------------------------------------------------------------------------------

@@ -44,13 +44,18 @@ Step = Callable[[Parts, MutableMapping[str, Snapshot]], Part]
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart, y against x, in a panel of that name; `sigma` is the standard error of y where it is known."""
+    """One line of a picture, y against x: `matrix` names its panel, `condition` its colour; `sigma` is the standard error of y.
 
-    panel: str
-    label: str
+    `chosen` is the place (x, y) of the fit that the tables quote, and `refused` says that this fit is not to be trusted.
+    """
+
+    matrix: str
+    condition: str
     x: Array
     y: Array
     sigma: Array | None = None
+    chosen: tuple[float, float] | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True)

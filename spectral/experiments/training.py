@@ -16,9 +16,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from spectral.experiments.datasets import stream
-from spectral.schema import SWITCH, choice
+from spectral.schema import COUNT, NONNEGATIVE, POSITIVE, SIZE, SWITCH, Fields, Rule, choice
 
 Progress = Callable[[int, float], None]
+OPTIONS: dict[str, Rule] = {  # of `train`, as a configuration may give them too
+    "target_loss": POSITIVE, "max_epochs": COUNT, "batch_size": SIZE, "lr": POSITIVE, "weight_decay": NONNEGATIVE,
+}  # fmt: skip
 SMALL = 100_000  # parameters; above it threads pay for themselves
 
 
@@ -94,7 +97,8 @@ def train(
     >>> record.reached, record.accuracy
     (True, 1.0)
     """
-    _check(model, x, y, target_loss, max_epochs, batch_size, lr, weight_decay)
+    options = {"lr": lr, "batch_size": batch_size, "weight_decay": weight_decay, "max_epochs": max_epochs}
+    _check(model, x, y, {**options, "target_loss": target_loss})
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
     order = torch.Generator().manual_seed(stream(seed, "order"))
@@ -121,15 +125,7 @@ def train(
         seconds=time.perf_counter() - started,
         target_loss=target_loss,
         history=tuple(history),
-        settings={
-            "optimiser": "Adam",
-            "lr": lr,
-            "batch_size": batch_size,
-            "weight_decay": weight_decay,
-            "max_epochs": max_epochs,
-            "seed": seed,
-            "samples": len(x),
-        },
+        settings={"optimiser": "Adam", **options, "seed": seed, "samples": len(x)},
     )
 
 
@@ -225,21 +221,11 @@ def _shown(progress: Progress | bool | None, max_epochs: int) -> Iterator[Progre
         yield show
 
 
-def _check(
-    model: nn.Module, x: Tensor, y: Tensor, target: float, max_epochs: int, size: int, lr: float, decay: float
-) -> None:
+def _check(model: nn.Module, x: Tensor, y: Tensor, options: Mapping[str, Any]) -> None:
+    Fields(OPTIONS).check(options, "training")
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"{len(x)} inputs and {len(y)} labels cannot be trained on; give one label for each input.")
     if not bool(torch.isfinite(x).all()):
         raise ValueError("The inputs hold NaN or infinity; remove or fill those samples before training.")
     if next(model.parameters(), None) is None:
         raise ValueError("The model has no parameters to train; give a model with parameters.")
-    for name, value, ok in (
-        ("target_loss", target, target > 0),
-        ("max_epochs", max_epochs, max_epochs >= 0),
-        ("batch_size", size, size >= 1),
-        ("lr", lr, lr > 0),
-        ("weight_decay", decay, decay >= 0),
-    ):
-        if not ok:
-            raise ValueError(f"{name}={value} is out of range; use a positive number (0 only for epochs and decay).")

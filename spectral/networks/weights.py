@@ -106,19 +106,20 @@ def matrices(W: Tensor, kind: str) -> Tensor:
 
 
 class Files(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, or of those of a folder, each read from disk when it is asked for.
+    """The tensors of a safetensors file, of those of an index, or of a folder's, each read from disk when it is asked for.
 
     A folder's *.safetensors.index.json says what lies where; without one, all of its safetensors files are read.
     """
 
     def __init__(self, path: Path) -> None:
-        self.homes: dict[str, Path] = {}
         if path.is_dir():
-            index = sorted(path.glob("*.safetensors.index.json"))
-            self.homes = _indexed(index[0]) if index else {}
-            files = sorted({*self.homes.values()} if index else path.glob("*.safetensors"))
+            index, files = (sorted(path.glob(f"*.safetensors{end}")) for end in (".index.json", ""))
         else:
-            index, files = [], [path]
+            index, files = ([path], []) if path.name.endswith(".index.json") else ([], [path])
+        if len(index) > 1:
+            raise ValueError(f"{path} holds {len(index)} indices of safetensors files; give the one that counts.")
+        self.homes: dict[str, Path] = _indexed(index[0]) if index else {}
+        files = sorted({*self.homes.values()}) if index else files
         if not files:
             held = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
             raise ValueError(
@@ -128,7 +129,9 @@ class Files(Mapping[str, Tensor]):
         for file in files:
             names = self._names(file)
             if not index:
-                self.homes |= dict.fromkeys(names, file)
+                if twice := sorted(names & set(self.homes)):
+                    raise ValueError(f"{twice[0]} stands in two files of {path}; give an index, or one file.")
+                self.homes |= dict.fromkeys(sorted(names), file)
             elif missing := [name for name, home in self.homes.items() if home == file and name not in names]:
                 raise ValueError(
                     f"{index[0]} says that {missing[0]} is in {file.name}, and it is not; download it again."

@@ -7,13 +7,14 @@ Nothing here computes an eigenvalue. A `Report` is a plain collection of results
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
+from spectral.experiments.effects import Row
+from spectral.experiments.study import Line
 from spectral.experiments.training import Trained
 from spectral.spectrum import Spectrum
 
@@ -45,23 +46,6 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of a picture, y against x, arrays of one length; `sigma` is the standard error of y where it is known.
-
-    `chosen` is the place (x, y) of the fit that the tables quote, and `refused` says that this fit is not to be trusted.
-    """
-
-    matrix: str
-    condition: str
-    seed: int
-    x: np.ndarray
-    y: np.ndarray
-    sigma: np.ndarray | None = None
-    chosen: tuple[float, float] | None = None
-    refused: bool = False
-
-
-@dataclass(frozen=True)
 class Prototype:
     """A sample as a picture (height, width) or (height, width, 3): its label, its ‖Jᵢ‖² over the mean, to which end it
     belongs.
@@ -71,37 +55,6 @@ class Prototype:
     image: np.ndarray
     label: int
     value: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One metric of one matrix: per condition one number per seed, and what separates `true` from `random`.
-
-    `errors` holds the standard error of each number within its seed (0: exact, nan: unknown); `effect` is Cohen's d of
-    true minus random with its interval (d, lower, upper); `separates` says whether true is below random on every seed, or
-    above on every seed (None: cannot be said). `refused` marks the numbers that come from a refused fit; `scale` a metric that
-    changes when the matrix is multiplied by a number. Neither counts as separating.
-    """
-
-    matrix: str
-    metric: str
-    values: Mapping[str, tuple[float, ...]]
-    errors: Mapping[str, tuple[float, ...]]
-    effect: tuple[float, float, float] | None = None
-    separates: bool | None = None
-    refused: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
-    scale: bool = False
-
-    def mean(self, condition: str) -> tuple[float, float]:
-        """See `mean_and_error`."""
-        values = self.values[condition]
-        return mean_and_error(values, self.errors.get(condition, (math.nan,) * len(values)))
-
-    def doubted(self, *conditions: str) -> tuple[int, int]:
-        """(refused fits, all numbers) of the conditions, of all without any."""
-        chosen = conditions or tuple(self.values)
-        flags = [flag for name in chosen for flag in self.refused.get(name, ())]
-        return sum(flags), sum(len(self.values.get(name, ())) for name in chosen)
 
 
 Item = TypeVar("Item", Curve, Line, Row)
@@ -203,14 +156,6 @@ class Report:
     def headline_rows(self) -> list[Row]:
         """The rows of the matrices of the first picture; all, where it names none of them."""
         return [row for row in self.rows if row.matrix in self.headline] or self.rows
-
-
-def mean_and_error(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation across seeds; for a single number the number and its own standard error."""
-    known = [(v, e) for v, e in zip(values, errors, strict=True) if math.isfinite(v)]
-    if len(known) < 2:
-        return known[0] if known else (math.nan, math.nan)
-    return float(np.mean([v for v, _ in known])), float(np.std([v for v, _ in known], ddof=1))
 
 
 def conditions_of(items: Sequence[Curve | Line | Row]) -> list[str]:

@@ -9,115 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from spectral.analysis import METRICS, marchenko_pastur, outliers, power_law
+from spectral.analysis import METRICS, PowerLaw, marchenko_pastur, outliers, power_law
 from spectral.analysis.theory import marchenko_pastur_density
 from spectral.cards import with_error
 from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import Problem
-from spectral.experiments.effects import FITS, SCALE, MetricRow, refused
+from spectral.experiments.effects import SCALE, refused
 from spectral.experiments.experiments import Outcome
+from spectral.experiments.prose import prose
 from spectral.quadrature.density import one_eigenvalue
 from spectral.spectrum import Spectrum
 
 from . import Curve, Line, Numbers, Prototype, Report, Row, Subject, Verdict, tables, verdict
 from .figures import DECADES
 
-KINDS = {
-    "flattened": "flattened input Jacobian",
-    "stacked": "stacked input Jacobian",
-    "diagonal": "squared norms ‖Jᵢ‖²",
-    "ntk": "parameter Jacobian, NTK",
-    "gauss_newton": "Gauss–Newton matrix",
-    "hessian": "Hessian",
-    "layers": "weights of all layers",
-}
-NAMES = {
-    "effective_rank": "effective rank",
-    "top_c_energy": "energy in the top C",
-    "own_label_alignment": "own-label alignment",
-    "true_label_alignment": "true-label alignment",
-    "lambda_max": "λmax",
-    "lambda_min": "λmin",
-    "alpha": "tail exponent α",
-    "own_information_alignment": "own-label energy inside",
-    "true_information_alignment": "true-label energy inside",
-    "information_dimension": "information dimension",
-    "prototype_overlap": "shared tenth of the samples",
-    "outliers": "outliers",
-    "outlier_gap": "gap below the outliers",
-    "negative_mass": "negative mass",
-    "negative_fraction": "negative part of the eigenvalues",
-    "mp_ks": "KS to Marchenko–Pastur",
-    "max_over_mean": "max / mean",
-    "gini": "Gini coefficient",
-    "mp_edge": "Marchenko–Pastur edge",
-    "mp_spikes": "spikes above the bulk",
-    "block_gap": "block gap ‖A − D‖ / ‖A‖",
-    "block_js": "unlikeness of the blocks (bits)",
-    "block_js_by_lambda_max": "unlikeness of their shapes (bits)",
-    "alpha_correlation": "correlation of exponents over layers",
-    "rank_correlation": "correlation of ranks over layers",
-    "scale_correlation": "correlation of λmax over layers",
-    "layers_accepted": "layers whose weight has a power-law tail",
-    "layers_data_accepted": "layers whose curvature has one",
-}
-OPERATORS = {
-    "jacobian": "parameter Jacobian",
-    "input_flattened": "flattened input Jacobian",
-    "input_stacked": "stacked input Jacobian",
-    "loss_gradients": "gradients of the samples' losses",
-    "hessian": "Hessian",
-    "gauss_newton": "Gauss–Newton matrix",
-    "fisher": "Fisher matrix",
-    "empirical_fisher": "empirical Fisher matrix",
-}
-CONDITIONS = {
-    "init": "at initialisation", "true": "true labels", "random": "random labels", "given": "with its given weights",
-}  # fmt: skip
-OWN_METRICS = {
-    "own_label_alignment": "energy of the labels trained on in the leading directions, ‖Uᵀy‖²/‖y‖², from 0 to 1",
-    "true_label_alignment": "the same for the true labels",
-    "own_information_alignment": "the part of the energy of the labels trained on that lies in the information space, "
-    "the leading directions that hold 90 % of the trace",
-    "true_information_alignment": "the same for the true labels",
-    "prototype_overlap": "the part of the tenth of the samples with the largest ‖Jᵢ‖² that is in that of another seed "
-    "too, mean over the other seeds; chance gives 0.1, ± its standard deviation",
-    "outliers": "how many eigenvalues stand apart above the bulk, by the gap below them or above the edge of the bulk",
-    "outlier_gap": "the smallest of them over the largest eigenvalue of the bulk",
-    "max_over_mean": "the largest of the n numbers ‖Jᵢ‖² over their mean, from 1 to n",
-    "gini": "how unequal the n numbers ‖Jᵢ‖² are, 0 when all are equal",
-    "block_gap": "the Frobenius norm of what lies outside of the diagonal blocks over that of the whole matrix, from 0 to 1",
-    "block_js": "the mean over all pairs of blocks of the Jensen–Shannon divergence of their spectra, from 0 (alike) to 1 bit",
-    "block_js_by_lambda_max": "the same of each block's eigenvalues over its largest",
-    "alpha_correlation": "Spearman's rank correlation, over layers, of the exponent of the weight with that of its block of the "
-    "Gauss–Newton matrix, refused exponents as they are",
-    "rank_correlation": "the same of the weight's stable rank with the block's effective rank",
-    "scale_correlation": "the same of the largest eigenvalues of both",
-    "layers_accepted": "share of the layers whose weight's tail passes for a power law",
-    "layers_data_accepted": "share of the layers whose block's tail does",
-}
-COMPUTED = {  # of an operator's description: what the page says of its products
-    "loss_couples_samples": "the loss couples samples",
-    "loss_returns": "the loss returns",
-    "statistics": "statistics of batch norm",
-    "shared": "entries of no sample",
-    "engine": "engine",
-    "reason": "why",
-    "product_dtype": "dtype",
-    "batches_joined": "batches multiplied as one",
-    "computes_in": "the model computes in",
-    "product_noise": "relative error of a product",
-    "untested": "not tested",
-}
-NOT_COMPARED = {"dim", "zeros_fraction", *FITS.values()}  # known before anything is computed, or no number of a matrix
+TEXTS = prose(__file__)
+KINDS, CONDITIONS, NAMES = TEXTS["kinds"], TEXTS["conditions"], TEXTS["metrics"]
+COMPUTED, QUESTIONS = TEXTS["products"], TEXTS["questions"]
 SHOWN = 12  # samples at each end
-QUESTION_SINGLE = "How are the eigenvalues of this matrix spread, and how sure is that?"
-QUESTIONS = {
-    "eigenvalues": "Which are the extreme eigenvalues of this matrix, and how far off may they be?",
-    "singular values": "Which are the extreme singular values of this matrix, and how far off may they be?",
-    "diagonal": "How large are the diagonal entries of this matrix, and how sure is that?",
-    "trace": "What is the trace of this matrix, and how sure is that?",
-}
+LEAST_TAIL = 10  # eigenvalues that the start of a tail must leave to be drawn
 
 
 def labels_for(matrices: Sequence[str], conditions: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -125,7 +35,9 @@ def labels_for(matrices: Sequence[str], conditions: Mapping[str, str] | None = N
 
     "note:METRIC" is the definition of a metric, "tick:CONDITION" a condition in a word. `conditions` names further ones.
     """
-    labels = NAMES | OPERATORS | CONDITIONS | dict(conditions or {}) | {f"tick:{name}": name for name in CONDITIONS}
+    labels = (
+        NAMES | TEXTS["operators"] | CONDITIONS | dict(conditions or {}) | {f"tick:{name}": name for name in CONDITIONS}
+    )
     for name in conditions or {}:
         # before training: before; noise20: 20
         labels[f"tick:{name}"] = labels[name].split()[0] if name in CONDITIONS else re.sub(r"^\D+(?=\d)", "", name)
@@ -133,7 +45,7 @@ def labels_for(matrices: Sequence[str], conditions: Mapping[str, str] | None = N
         parts = matrix.split(".")
         if len(parts) == 3 and parts[0] in KINDS:
             labels[matrix] = f"{KINDS[parts[0]]} ({parts[1]}, {parts[2]})"
-    return labels | {f"note:{name}": text for name, text in (METRICS | OWN_METRICS).items()}
+    return labels | {f"note:{name}": text for name, text in (METRICS | TEXTS["notes"]).items()}
 
 
 def experiment(
@@ -158,7 +70,7 @@ def experiment(
     ordered = [*known, *(name for name in names if name not in known)]
     labels = labels_for(list(names), asked.words)
     curves = [Curve(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, r.spectrum) for r in cells]
-    everything = [_row(row) for name in ordered for row in result.rows if row.matrix == name and row.values]
+    everything = [row for name in ordered for row in result.rows if row.matrix == name and row.values]
     listed = tuple(dict.fromkeys((headline_metric, *asked.asked, *(metrics or (row.metric for row in everything)))))
     rows = [row for name in ordered for m in listed for row in everything if (row.matrix, row.metric) == (name, m)]
     trained = {r.cell.network: r for r in result.cells if r.trained is not None}
@@ -178,7 +90,7 @@ def experiment(
         training=[
             _training(subject_of(r), labels) | {"labels changed": f"{100 * r.changed:.0f} %"} for r in trained.values()
         ],
-        products=_products([(curve.matrix, curve.spectrum.meta.get("operator", {})) for curve in curves]),
+        products=_products([(tables.words(c.matrix, labels), c.spectrum.meta.get("operator", {})) for c in curves]),
         blocks=_blocks(result.cells, labels),
         parts=_parts(result.cells, labels),
         labels=labels,
@@ -203,7 +115,7 @@ def _random_bulks(curves: Sequence[Curve]) -> list[Line]:
             if ratio > 1:  # the positive part is that of the transpose
                 ratio, sigma = 1 / ratio, sigma * math.sqrt(ratio)
             y = x * marchenko_pastur_density(x, ratio, sigma) * fit.bulk / curve.spectrum.dim
-            lines.append(Line(matrix, condition, curve.seed, x, y, refused=not fit.accepted))
+            lines.append(Line(matrix, condition, x, y, refused=not fit.accepted))
     return lines
 
 
@@ -212,7 +124,7 @@ def _stems(cells: Sequence[CellResult]) -> list[Line]:
     first = [r for r in cells if r.cell.seed == cells[0].cell.seed and r.metrics.get("outliers", 0) > 0]
     pairs = [(r, outliers(r.spectrum).values) for r in first]
     return [
-        Line(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, x, np.full(len(x), one_eigenvalue(r.spectrum.dim)))
+        Line(r.cell.matrix.name, r.cell.condition.name, x, np.full(len(x), one_eigenvalue(r.spectrum.dim)))
         for r, x in pairs
     ]
 
@@ -232,7 +144,7 @@ def _counts(outcome: Outcome) -> list[Line]:
                     if r.cell.seed == seed and when[r.cell.condition.name] == state
                 ]
                 x, y = np.array(sorted(pairs), dtype=float).reshape(-1, 2).T
-                lines.append(Line(matrix, state, seed, x, y))
+                lines.append(Line(matrix, state, x, y))
     return lines
 
 
@@ -344,7 +256,6 @@ def single(
             {condition: (numbers[name],)},
             {condition: (numbers.get(f"{name}_stderr", math.nan),)},
             refused={condition: (True,)} if refused(name, numbers) else {},
-            scale=name in SCALE,
         )
         for name in metrics or [name for name in numbers if not name.endswith("_stderr")]
         if math.isfinite(numbers.get(name, math.nan)) or refused(name, numbers)
@@ -360,7 +271,7 @@ def single(
         subject,
         description,
         facts,
-        question=QUESTION_SINGLE,
+        question=QUESTIONS["spectrum"],
         verdict=verdict.of_spectrum(spectrum, numbers, about=_state(condition)),
         curves=[curve],
         rows=rows,
@@ -403,7 +314,7 @@ def _of_one(subject: Subject, description: Mapping[str, Any], facts: Sequence[st
         title=subject.matrix,
         losses=_losses([subject]),
         training=[] if trained is None else [_training(subject, labels)],
-        products=_products([(subject.matrix, description)]),
+        products=_products([(tables.words(subject.matrix, labels), description)]),
         labels=labels,
         facts=tuple(facts),
         **own,
@@ -466,14 +377,6 @@ def _leaves(description: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [leaf for part in parts for leaf in _leaves(part)] if isinstance(parts, list) else [description]
 
 
-def _row(row: MetricRow) -> Row:
-    d = None if row.metric in NOT_COMPARED else row.effect("true", "random")
-    effect = None if d is None else (d.d, d.lower, d.upper)
-    order = None if d is None else row.order("true", "random")
-    separates = None if order is None else bool(order)
-    return Row(row.matrix, row.metric, row.values, row.errors, effect, separates, row.refused, row.metric in SCALE)
-
-
 def _alignment(results: Sequence[CellResult]) -> list[Line]:
     """The curves of the labels each network was trained on (where those are not known, of the true ones)."""
     lines = []
@@ -484,28 +387,28 @@ def _alignment(results: Sequence[CellResult]) -> list[Line]:
             x, y = np.append(0.0, sizes / sizes[-1]), np.append(0.0, np.array(curve.energies))
             at = r.metrics.get("information_dimension", math.nan) / sizes[-1]
             inside = (at, float(np.interp(at, x, y))) if math.isfinite(at) else None
-            lines.append(Line(r.cell.matrix.name, r.cell.condition.name, r.cell.seed, x, y, chosen=inside))
+            lines.append(Line(r.cell.matrix.name, r.cell.condition.name, x, y, chosen=inside))
     return lines
+
+
+def exponents(fit: PowerLaw, matrix: str, condition: str, least: float = 0.0) -> Line:
+    """alpha(xmin) of a fit, for starts above `least` from which on the tail still holds ten eigenvalues."""
+    c = fit.curve
+    drawn = np.isfinite(c.alpha) & (c.tail >= LEAST_TAIL) & (c.xmin > least)
+    chosen = (float(fit.xmin), float(fit.alpha)) if math.isfinite(fit.alpha) else None
+    return Line(matrix, condition, c.xmin[drawn], c.alpha[drawn], c.sigma[drawn], chosen, not fit.accepted)
 
 
 def _alpha(curves: Sequence[Curve]) -> list[Line]:
-    """alpha(xmin) of each curve, where the tail still holds ten eigenvalues."""
-    lines = []
-    for curve in curves:
-        fit = power_law(curve.spectrum)
-        starts = fit.curve
-        drawn = np.isfinite(starts.alpha) & (starts.tail >= 10) & (starts.xmin > 10.0**-DECADES * curve.spectrum.scale)
-        if drawn.sum() > 1:
-            x, alpha, sigma = starts.xmin[drawn], starts.alpha[drawn], starts.sigma[drawn]
-            chosen = (float(fit.xmin), float(fit.alpha)) if math.isfinite(fit.alpha) else None
-            lines.append(Line(curve.matrix, curve.condition, curve.seed, x, alpha, sigma, chosen, not fit.accepted))
-    return lines
+    """alpha(xmin) of each curve that has several starts, as far down as pictures look."""
+    lines = [exponents(power_law(c.spectrum), c.matrix, c.condition, 10.0**-DECADES * c.spectrum.scale) for c in curves]
+    return [line for line in lines if len(line.x) > 1]
 
 
 def _losses(subjects: Iterable[Subject]) -> list[Line]:
     """The loss after each epoch; a network of no epochs (the first point of an evolution) has no line."""
     trained = [(s, np.array(s.trained.history, dtype=float)) for s in subjects if s.trained and s.trained.history]
-    return [Line("training loss", s.condition, s.seed, rows[:, 0], rows[:, 2]) for s, rows in trained]
+    return [Line("training loss", s.condition, rows[:, 0], rows[:, 2]) for s, rows in trained]
 
 
 def _training(subject: Subject, labels: Mapping[str, str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from spectral.cards import COLOURS
 from spectral.experiments.study import Findings, Lines, Sheet, Study, Surfaces
 
-from . import Curve, Line, Report, Verdict, build, figures
+from . import Curve, Report, Verdict, build, figures
 from .picture import Panel, Picture, shot
 
 WIDTH, HEIGHT = 4.2, 3.5  # inches of a surface
@@ -48,16 +48,8 @@ def picture(chart: Lines | Surfaces) -> Picture:
     """A chart as panels."""
     if isinstance(chart, Surfaces):
         return Picture(tuple(panel for sheet in chart.sheets for panel in _surface(sheet, chart.z_label)))
-    return figures.lines(
-        [Line(line.panel, line.label, 0, line.x, line.y, line.sigma) for line in chart.lines],
-        {},
-        x_label=chart.x_label,
-        y_label=chart.y_label,
-        note=chart.note,
-        log_x=chart.log_x,
-        log_y=chart.log_y,
-        level=chart.level,
-    )
+    axes = {name: getattr(chart, name) for name in ("x_label", "y_label", "note", "log_x", "log_y", "level")}
+    return figures.lines(chart.lines, {}, **axes)
 
 
 def _surface(sheet: Sheet, z_label: str) -> tuple[Panel, Panel]:

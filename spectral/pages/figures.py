@@ -19,15 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from spectral.cards import COLOURS, GREY
-from spectral.plotting import FLOOR, LABELS, MARGIN, eigenvalue_axis, thin_ticks
+from spectral.plotting import FLOOR, LABELS, eigenvalue_axis, shared_grid, thin_ticks
 from spectral.quadrature.density import (
-    SIGNED_DECADES,
-    is_signed,
     mirrored,
     one_eigenvalue,
     per_efold,
-    positive,
-    signed_floor,
 )
 
 from . import Curve, Line, Numbers, Prototype, Row, conditions_of, matrices_of, of_matrix
@@ -75,19 +71,9 @@ def _keys(conditions: Sequence[str], style: Mapping[str, Style], labels: Mapping
 
 # Densities -----------------------------------------------------------------------------------------------------------
 def _common_grid(curves: Sequence[Curve]) -> tuple[np.ndarray, bool]:
-    """A logarithmic grid over the positive eigenvalues of all curves, at most `DECADES` below the largest, and False.
-
-    Where one has negative eigenvalues: from the largest |λ| down to `signed_floor`, and True.
-    """
-    if any(is_signed(curve.spectrum) for curve in curves):
-        low = signed_floor(curve.spectrum for curve in curves)
-        return np.geomspace(low, low * 10.0**SIGNED_DECADES * MARGIN, POINTS), True
-    above = [values for curve in curves if len(values := positive(curve.spectrum))]
-    if not above:
-        return np.geomspace(0.1, 1.0, POINTS), False
-    high = max(float(values[-1]) for values in above)
-    low = min(float(values[0]) for values in above)
-    return np.geomspace(max(low, high * 10.0**-DECADES) / MARGIN, high * MARGIN, POINTS), False
+    """A grid over the eigenvalues of all curves, at most `DECADES` below the largest, and whether it has two sides."""
+    grid, signed = shared_grid([curve.spectrum for curve in curves], POINTS, DECADES)
+    return grid if len(grid) else np.geomspace(0.1, 1.0, POINTS), signed
 
 
 def _pooled(bands: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,11 +105,8 @@ def draw_density(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style], 
             line = np.where(middle > floor, middle, np.nan)
             ax.plot(side * grid, line, color=shade, linestyle=DASHES[dash], linewidth=1.8)
             top = max(top, float(upper.max()))
-    ax.set_yscale("log")
-    ax.set_ylim(floor, top * 1.6)
+    ax.set(yscale="log", ylim=(floor, top * 1.6), xlabel="eigenvalue λ", ylabel=LABELS["signed" if signed else "log"])
     eigenvalue_axis(ax, float(grid[0]), float(grid[-1]), signed)
-    ax.set_xlabel("eigenvalue λ", fontsize=10)
-    ax.set_ylabel(LABELS["signed" if signed else "log"], fontsize=9)
 
 
 def draw_known(ax: Axes, theory: Sequence[Line], stems: Sequence[Line], style: Mapping[str, Style]) -> None:
@@ -152,10 +135,8 @@ def draw_cdf(ax: Axes, curves: Sequence[Curve], style: Mapping[str, Style]) -> N
         middle, lower, upper = _pooled([(band.value, band.lower, band.upper) for band in bands])
         ax.fill_between(grid, lower, upper, color=shade, alpha=0.22, linewidth=0, step="mid")
         ax.plot(grid, middle, color=shade, linestyle=DASHES[dash], linewidth=1.8, drawstyle="steps-mid")
-    ax.set_ylim(-0.02, 1.02)
+    ax.set(ylim=(-0.02, 1.02), xlabel="eigenvalue λ", ylabel="fraction of eigenvalues ≤ λ")
     eigenvalue_axis(ax, float(half[0]), float(half[-1]), signed)
-    ax.set_xlabel("eigenvalue λ", fontsize=10)
-    ax.set_ylabel("fraction of eigenvalues ≤ λ", fontsize=9.5)
 
 
 def draw_strip(ax: Axes, row: Row, style: Mapping[str, Style], labels: Mapping[str, str]) -> None:
@@ -184,10 +165,8 @@ def draw_strip(ax: Axes, row: Row, style: Mapping[str, Style], labels: Mapping[s
     ax.set_xticks(range(len(ticks)), ticks, fontsize=10 if longest < 24 else 8)
     ax.set_xlim(-0.5, len(ticks) - 0.3)
     ax.grid(False, axis="x")
-    name = words(row.metric, labels)
-    ax.set_ylabel(
-        name, fontsize=min(9.5, STRIP / (0.55 * len(name)))
-    )  # a long name is written smaller than its axis is tall
+    name = words(row.metric, labels)  # a long one is written smaller than its axis is tall
+    ax.set_ylabel(name, fontsize=min(9.5, STRIP / (0.55 * len(name))))
     if row.effect is not None and all(map(math.isfinite, row.effect)):
         ax.set_title(f"d = {d_text(row.effect)}", fontsize=9, pad=3)
 
@@ -337,7 +316,7 @@ def _pairs(given: Numbers) -> Picture:
             x, y, r = index[chosen], given.value[chosen], given.error[chosen]
             upper.errorbar(x, y, yerr=r, fmt="o", color=shade, fillstyle=fill, markersize=4.5, capsize=3, linewidth=1.2)
             lower.plot(x, r, "o", color=shade, fillstyle=fill, markersize=4.5)
-        upper.set_ylabel(given.kind.removesuffix("s"), fontsize=10)
+        upper.set_ylabel(given.kind.removesuffix("s"))
         if (given.value > 0).all():
             _log_values(upper, given.value)
         lower.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
@@ -346,8 +325,7 @@ def _pairs(given: Numbers) -> Picture:
             thin_ticks(lower)
             least = given.error[given.error > 0].min()
             lower.set_ylim(min(least, threshold) / 3, max(given.error.max(), threshold) * 3)
-        lower.set_ylabel("residual", fontsize=10)
-        lower.set_xlabel("index", fontsize=10)
+        lower.set(xlabel="index", ylabel="residual")
         for ax in (upper, lower):
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_xlim(0.5, len(index) + 0.5)
@@ -392,8 +370,7 @@ def _sorted_diagonal(given: Numbers) -> Picture:
         if (error > 0).any():
             ax.vlines(ranks + 1, value - error, value + error, color=COLOURS[0], alpha=0.25, linewidth=0.8)
         ax.plot(ranks + 1, value, color=COLOURS[0], linewidth=1.8)
-        ax.set_xlabel("rank of the entry, largest first", fontsize=10)
-        ax.set_ylabel("diagonal entry", fontsize=10)
+        ax.set(xlabel="rank of the entry, largest first", ylabel="diagonal entry")
 
     alt = f"{n} diagonal entries, sorted from {given.value.max():.3g} down to {given.value.min():.3g}."
     note = "bars: one standard error on both sides" if (error > 0).any() else "exact entries: a line without bars"
@@ -422,11 +399,9 @@ def counts(items: Sequence[Line], labels: Mapping[str, str]) -> Picture:
         ticks = [t for t in (0, 1, 2, 5, 10, 20, 50, 100, 200) if t <= 2 * max(most, high * (high - 1))]
         ax.set_yticks(ticks, list(map(str, ticks)))
         ax.yaxis.set_minor_locator(NullLocator())
-        ax.set_xlim(low - 0.4, high + 0.22 * (high - low) + 0.4)
+        ax.set(xlim=(low - 0.4, high + 0.22 * (high - low) + 0.4), xlabel="classes C", ylabel="outliers")
         ax.set_xticks(sorted({float(x) for item in own for x in item.x}))
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.set_xlabel("classes C", fontsize=10)
-        ax.set_ylabel("outliers", fontsize=10)
+        ax.xaxis.set_major_formatter("{x:g}")
 
     def alt(name: str) -> str:
         said = []
@@ -485,8 +460,8 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
 
     Metrics of scale and refused fits are no candidates and are left out.
     """
-    known = [(row, row.effect) for row in rows if row.effect is not None and all(map(math.isfinite, row.effect))]
-    judged = [(row, effect) for row, effect in known if is_candidate(row)]
+    known = [(row, row.effect) for row in rows if row.candidate and row.effect is not None]
+    judged = [(row, effect) for row, effect in known if all(map(math.isfinite, effect))]
     names = matrices_of([row for row, _ in judged])
     most = max((sum(row.matrix == name for row, _ in judged) for name in names), default=1)
     reach = max((abs(end) for _, effect in judged for end in effect[1:]), default=1.0) * 1.2
@@ -500,9 +475,8 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
             ax.plot(d, place, "o" if row.separates else "s", color=shade, markersize=5.5)
         ax.axvline(0, color="black", linewidth=0.9)
         ax.set_yticks(range(len(own)), [words(row.metric, labels) for row, _ in own], fontsize=size)
-        ax.set_ylim(most - 0.4, -0.6)
         ax.set_xscale("symlog", linthresh=2)
-        ax.set_xlim(-reach, reach)
+        ax.set(xlim=(-reach, reach), ylim=(most - 0.4, -0.6))
         ends = (-100, -2, 0, 2, 100) if reach >= 100 else (-10, -2, 0, 2, 10)  # more have no room
         ax.set_xticks([t for t in ends if abs(t) <= reach])
         ax.xaxis.set_minor_locator(NullLocator())
@@ -516,11 +490,6 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
     made = _by_matrix(names, labels, draw, alt, lambda name: [(0.2 + 0.25 * most, BOTTOM)], left=NAMED)
     keys = (Key("same sign on every seed (dots)", COLOURS[0]), Key("not on every seed (squares)", GREY))
     return Picture(made, keys, "bars: 95 % interval")
-
-
-def is_candidate(row: Row) -> bool:
-    """Whether a row may be offered as telling true from random labels: no metric of scale, no refused fit."""
-    return not row.scale and not row.doubted("true", "random")[0]
 
 
 def lines(
@@ -568,8 +537,7 @@ def lines(
         if log_y:
             values = np.concatenate([item.y for item in own] + [np.array([level])] * (level is not None))
             _log_values(ax, values[values > 0])
-        ax.set_xlabel(x_label, fontsize=10)
-        ax.set_ylabel(y_label, fontsize=9.5)
+        ax.set(xlabel=x_label, ylabel=y_label)
 
     def alt(name: str) -> str:
         return _alt_lines(name, of_matrix(items, name), labels, x_label, y_label)
@@ -597,7 +565,7 @@ def bars(lengths: Mapping[str, float], x_label: str, title: str) -> Picture:
     def draw(ax: Axes) -> None:
         ax.barh(list(lengths), list(lengths.values()), color=COLOURS[0], height=0.6)
         ax.invert_yaxis()
-        ax.set_xlabel(x_label, fontsize=10)
+        ax.set_xlabel(x_label)
 
     alt = f"{title}: " + "; ".join(f"{name} {value:.3g} {x_label}" for name, value in lengths.items())
     return Picture((on_axes(draw, title, alt, WIDE, [(0.3 + 0.32 * len(lengths), BOTTOM)], left=1.3),))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from spectral.experiments.prose import prose
 from spectral.persist import atomic_write
 from spectral.quadrature.density import LOG, is_signed, signed_floor
 
@@ -22,44 +23,12 @@ from . import Curve, Report, Row, charts, conditions_of, figures, matrices_of, o
 from .picture import Picture
 from .tables import Table, d_text, matrices, number, seconds, words
 
-READ = (
-    "Each curve is the empirical spectral density of one matrix: λ·ρ(λ) on logarithmic axes, ρ being the fraction of all "
-    "eigenvalues per unit of λ. Equal areas are equal numbers of eigenvalues, a straight line is a power law, and a shift to the "
-    "right is more sensitivity of the network to what the matrix differentiates by.",
-    "Look at the shape before the position: a few eigenvalues far to the right of a bulk mean that the network answers "
-    "along few directions (small effective rank), a broad shoulder without outliers that it answers along many.",
-)
-READ_COMPARED = (
-    "Compare the blue curve (true labels) with the vermilion one (random labels) and the grey one (before training): where "
-    "their bands do not overlap, the densities differ by more than seeds do.",
-)
-READ_SWEPT = ("Compare the colours: they are the steps of the sweep, in their order, or its configurations.",)
-READ_NUMBERS = {
-    "eigenvalues": "Within its residual ‖Av − θv‖ of each number there is an eigenvalue of the matrix: the "
-    "bars are bounds, mostly smaller than the dots. Copies of a multiple eigenvalue are listed one by one.",
-    "singular values": "Within its residual of each number there is a singular value of the matrix: the bars are bounds, mostly "
-    "smaller than the dots. Copies of a multiple singular value are listed one by one.",
-    "diagonal": "The entries are sorted, so that the picture shows how they are spread, not where they are; estimate.npz has "
-    "them in order. Sorting noisy entries spreads them: where bars are as long as the curve is high, its ends are noise. "
-    "The sum of the entries is the trace, of which estimator=trace gives the error.",
-    "trace": "The standard error is that of the random vectors; the trace is the sum of the eigenvalues.",
-}
-READ_SINGLE = (
-    "The shaded band is the error of the estimate; where there is none, the eigenvalues are exact and only the smoothing "
-    "width is a choice.",
-)
-TITLES = {
-    "cdf": "Distribution functions",
-    "alignment": "Where the labels live",
-    "alpha": "The power-law exponent and where its tail begins",
-    "esd": "All densities",
-    "blocks": "Block by block",
-}
-COST = {
-    "products": ("products", lambda v: f"{v:,.0f}"),
-    "epochs": ("sweeps over the data", lambda v: f"{v:,.1f}"),
-    "seconds": ("time", seconds),
-    "peak_bytes": ("peak memory", lambda v: f"{v / 2**20:,.0f} MiB"),
+TEXTS = prose(__file__)
+SAID: dict[str, Callable[[float], str]] = {  # costs in words, see TEXTS["costs"]
+    "products": "{:,.0f}".format,
+    "epochs": "{:,.1f}".format,
+    "seconds": seconds,
+    "peak_bytes": lambda v: f"{v / 2**20:,.0f} MiB",
 }
 
 
@@ -104,28 +73,16 @@ def draw(report: Report) -> dict[str, Picture]:
             made["esd"] = figures.panels(report.curves, "density", labels, levels)
     if report.numbers is not None and (picture := figures.numbers(report.numbers)) is not None:
         made["numbers"] = picture
-    if any(row.effect is not None and figures.is_candidate(row) for row in report.headline_rows):
+    if any(row.effect is not None and row.candidate for row in report.headline_rows):
         made["effects"] = figures.effects(report.headline_rows, labels)
     if report.blocks:
         made["blocks"] = figures.panels(report.blocks, "lines", labels)
-    if report.alignment:
-        made["alignment"] = figures.lines(
-            report.alignment, labels, x_label="leading directions, part of all", y_label="part of the labels' energy",
-            note="one line per seed · dot: the information space, 90 % of the trace · dotted: directions that know "
-            "nothing of the "
-            "labels", levels=levels, chance=True,
-        )  # fmt: skip
-    if report.alpha:
-        made["alpha"] = figures.lines(
-            report.alpha, labels, x_label="xmin (start of the tail)", y_label="fitted exponent α", log_x=True, levels=levels,
-            note="one line per seed · band: standard error · dot: the fit of the table, hollow where it was refused",
-        )  # fmt: skip
     made |= {f"chart{i}": charts.picture(chart) for i, chart in enumerate(report.charts, 1)}
-    if report.losses:
-        made["training"] = figures.lines(
-            report.losses, labels, x_label="epoch", y_label="training loss (nats)", log_y=True, levels=levels,
-            note="one line per seed · dashed: the target", level=_target(report),
-        )  # fmt: skip
+    lines = {"alignment": report.alignment, "alpha": report.alpha, "training": report.losses}
+    for name, items in lines.items():
+        if items:
+            level = _target(report) if name == "training" else None
+            made[name] = figures.lines(items, labels, levels=levels, level=level, **TEXTS["lines"][name])
     return made
 
 
@@ -141,30 +98,15 @@ def captions(report: Report) -> dict[str, str]:
     strips = [row for row in report.rows if row.metric == report.headline_metric]
     hollow = " (hollow: a refused fit)" if any(row.doubted()[0] for row in strips) else ""
     effect = ", d Cohen's effect size of true minus random labels" if any(row.effect for row in strips) else ""
+    below = (
+        f" Below: {words(report.headline_metric, report.labels)} of the same matrices; dots are seeds{hollow}, bars mean ± one "
+        f"standard deviation, of one seed its standard error{effect}."
+    )
     return {
-        "counts": "How many eigenvalues stand apart, against the number of classes, with the numbers that one mean a "
-        "class (C, or C − 1 without their common direction) and one for each pair of classes, C (C − 1), would give.",
-        "prototypes": "The samples at both ends of the diagonal of the first matrix, networks trained on true labels, "
-        "mean over seeds: those that the outputs depend on most, and least.",
+        **TEXTS["captions"],
         "numbers": "" if report.numbers is None else f"The {report.numbers.kind} of {report.title}, with their errors.",
-        "landscape": f"Spectral densities{', overlaid' if multi else ''}. {small}"
-        + (
-            f" Below: {words(report.headline_metric, report.labels)} of the same matrices; dots are seeds{hollow}, bars "
-            f"mean ± one standard deviation, of one seed its standard error{effect}."
-            if report.headline_metric and multi
-            else ""
-        ),
-        "esd": f"Densities of all matrices of the run. {small}",
-        "cdf": "The fraction of eigenvalues at or below λ, of the same spectra and not smoothed.",
-        "effects": "Cohen's d of true minus random labels across seeds, on an axis that is linear to ±2 and logarithmic beyond. "
-        "With few seeds the intervals are wide. Metrics of scale and refused fits are left out: they cannot separate.",
-        "alignment": "How much of the labels' energy ‖Uᵏᵀy‖²/‖y‖² lies in the leading k directions of the matrix. "
-        "A curve that rises early says that the labels live where the network is easy to move.",
-        "alpha": "The power-law exponent depends on where the tail is said to begin: a plateau is a tail, a slope is none. "
-        "Starts that leave fewer than ten eigenvalues are not drawn.",
-        "training": "Loss on the training labels after each epoch.",
-        "blocks": "Densities of the diagonal blocks, each of its own eigenvalues alone; the table has their errors. Where the "
-        "curves lie apart, one step size is too large for some blocks or too small for others.",
+        "landscape": f"Spectral densities{', overlaid' * multi}. {small}{below * bool(report.headline_metric and multi)}",
+        "esd": f"{TEXTS['captions']['esd']} {small}",
     }
 
 
@@ -217,7 +159,7 @@ def findings(report: Report) -> list[Finding]:
     mixed: list[str] = []
     for metric in dict.fromkeys(row.metric for row in judged if not row.scale):
         rows = [row for row in judged if row.metric == metric]
-        candidates = [row for row in rows if figures.is_candidate(row)]
+        candidates = [row for row in rows if row.candidate]
         if sentence := _separating(candidates, len(rows), report.labels):
             apart.append((-sum(bool(row.separates) for row in candidates) / len(rows), sentence))
         elif candidates:
@@ -292,6 +234,7 @@ def template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["tables"] = tables
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     return environment.get_template(name)
 
@@ -304,36 +247,27 @@ def render(report: Report, pictures: Mapping[str, Picture]) -> str:
         report=report,
         pictures=pictures,
         captions=captions(report),
-        titles=TITLES,
+        titles=TEXTS["titles"],
         read=_read(report),
         findings=findings(report),
         numbers=_numbers(report),
         others=tables.of_rows(others, report.labels) if others else None,
         other_matrices=matrices(len({row.matrix for row in others})),
         metrics=[(words(name, report.labels), report.labels[f"note:{name}"]) for name in used],
-        training=tables.of_mappings(report.training, 2),
-        trends=tables.of_mappings(report.trends, 2),
-        parts=tables.of_mappings(report.parts, 2),
-        products=tables.of_mappings(
-            [{**row, "matrix": words(row["matrix"], report.labels)} for row in report.products]
-        ),
         cost=costs(report.cost),
-        settings=tables.of_settings(report.config),
-        environment=tables.of_settings(report.environment),
         version=report.environment.get("spectral", ""),
     )
 
 
-def _read(report: Report) -> tuple[str, ...]:
+def _read(report: Report) -> list[str]:
     """How to read the first picture."""
     if report.numbers is not None:
-        return (READ_NUMBERS[report.numbers.kind],)
+        return [TEXTS["read"][report.numbers.kind]]
     if not report.curves:
-        return ()
+        return []
     conditions = conditions_of(report.curves)
-    if {"true", "random"} <= set(conditions):
-        return READ + READ_COMPARED
-    return READ + (READ_SWEPT if len(conditions) > 1 else READ_SINGLE)
+    how = "compared" if {"true", "random"} <= set(conditions) else "swept" if len(conditions) > 1 else "single"
+    return [TEXTS["read"]["spectra"], TEXTS["read"][how]]
 
 
 def _numbers(report: Report) -> Table | None:
@@ -356,7 +290,7 @@ def text(report: Report) -> str:
 
 def costs(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(what, how much) in words, for each cost that is known."""
-    return [(what, said(float(cost[key]))) for key, (what, said) in COST.items() if key in cost]
+    return [(what, SAID[key](float(cost[key]))) for key, what in TEXTS["costs"].items() if key in cost]
 
 
 def write(path: str | Path, report: Report, pictures: Mapping[str, Picture] | None = None) -> Path:

@@ -168,6 +168,7 @@ def on_axes(
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color("#555555")
         ax.tick_params(which="both", labelsize=9, color="#555555")
+        ax.yaxis.label.set_fontsize(9.5)
         ax.set_axisbelow(True)
         ax.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
         made.append(ax)

@@ -15,53 +15,50 @@ from matplotlib.figure import Figure
 import spectral
 from spectral.analysis import Comparison, PowerLaw, summary
 from spectral.cards import with_error
+from spectral.experiments.prose import prose
 from spectral.layer_table import NAMED
 from spectral.persist import atomic_write
 
-from . import Curve, Line, Numbers, Subject, build, figures, page, tables, verdict
+from . import Curve, Numbers, Subject, build, figures, page, tables, verdict
 from .picture import Panel, Picture, shot
 from .tables import Table
 
+TEXTS = prose(__file__)
+QUESTIONS, CAPTIONS = build.QUESTIONS | TEXTS["questions"], page.TEXTS["read"] | TEXTS["captions"]
 KNOWN = "a Spectrum, an Estimate or another result of spectral"
-QUESTION = "What was found, and how sure is it?"
 VALUE = "value"  # the one condition of a result
-APART = (
-    "W1: the mean distance of eigenvalues of the same rank; KS: the largest difference of the distribution functions."
-)
-ALPHA = "A plateau is a tail, a slope is none; starts that leave fewer than ten eigenvalues are not drawn."
-LAYERS_READ = (
-    "Each layer's weight, its exponent with one standard error; hollow: the tail is no power law, whatever the exponent. Between "
-    "the dashed lines WeightWatcher does not warn. Data columns are of the layer's block of the matrix that is named below."
-)
-PRODUCTS = "How the products were computed"
-PAIRS = "pairs words"  # the layout of a table of two columns
 LISTED = (  # metrics of a spectrum that a table begins with; the others fold away
     "effective_rank", "information_dimension", "stable_rank", "trace", "mean", "lambda_max", "lambda_min",
     "negative_mass", "alpha",
 )  # fmt: skip
-LEAST_TAIL = 10  # eigenvalues that a start must leave to be drawn
 WIDE = 30  # a ratio of traces from which on their axis is logarithmic
 MOST_ROWS = tables.MOST_ENTRIES
 
 
 @dataclass(frozen=True)
 class Section:
-    """One result: its name, what it says in a sentence, a picture with its caption, its numbers, and notes.
+    """One result: its name and kind, what it says in a sentence, its numbers, a picture, notes.
 
-    `more` are tables that fold away, each under its title, `took` are products and sweeps over the data, `kind` is the layout of
-    the table.
+    `more` are tables that fold away, each under its title, `took` are products and sweeps over the data, `rest` ends the caption.
     """
 
     name: str
-    question: str
+    kind: str
     sentence: str
     table: Table
     picture: Picture | None = None
-    caption: str = ""
     notes: tuple[str, ...] = ()
     more: tuple[tuple[str, Table], ...] = ()
     took: tuple[float, float] = (0.0, 0.0)
-    kind: str = "cards"
+    rest: str = ""
+
+    @property
+    def question(self) -> str:
+        return str(QUESTIONS[self.kind])
+
+    @property
+    def caption(self) -> str:
+        return f"{CAPTIONS[self.kind]}{self.rest}"
 
 
 def write(results: Any, path: str | Path, title: str | None) -> Path:
@@ -76,10 +73,10 @@ def write(results: Any, path: str | Path, title: str | None) -> Path:
     products, epochs = (sum(part.took[i] for part in sections) for i in (0, 1))
     rendered = page.template("results.html.j2").render(
         title=title or (sections[0].name if len(given) == 1 else f"{len(given)} results"),
-        question=sections[0].question if len(sections) == 1 else QUESTION,
+        question=sections[0].question if len(sections) == 1 else QUESTIONS["other"],
         sections=sections,
         together=overlaid(spectra) if len(spectra) > 1 else None,
-        read=page.READ if spectra else (),
+        read=[page.TEXTS["read"]["spectra"]] if spectra else [],
         cost=page.costs({"products": products, "epochs": epochs}) if products else [],
         version=spectral.__version__,
     )
@@ -130,123 +127,81 @@ def overlaid(spectra: Mapping[str, Any]) -> Picture:
 
 
 # Kinds --------------------------------------------------------------------------------------------------------------------
+def _opened(said: object) -> str:
+    """What a result says of itself as a sentence."""
+    return f"{tables.opening(str(said)).rstrip('.')}."
+
+
+def _took(result: Any) -> tuple[float, float]:
+    return float(getattr(result, "products", 0)), float(getattr(result, "epochs", 0))
+
+
 def _spectrum(name: str, s: Any) -> Section:
-    if s.of_vector:
-        return _measure(name, s)
+    picture = replace(overlaid({name: s}), keys=())
+    if s.of_vector:  # where it lies, and nothing that counts eigenvalues
+        rows = {key: with_error(float(e), float(e.stderr)) for key, e in s.estimates().items()}
+        return Section(name, "vector", _opened(s), tables.of_settings(rows), picture, took=_took(s))
     numbers = summary(s)
     whole = build.single(Subject(name, VALUE, 0, None, math.nan), s, numbers, metrics=None, alpha_curve=True)
     labels = {**whole.labels, name: ""}
-    first = [row for row in whole.rows if row.metric in LISTED]
-    rest = [row for row in whole.rows if row.metric not in LISTED]
-    picture = replace(overlaid({name: s}), keys=())
+    first = sorted((row for row in whole.rows if row.metric in LISTED), key=lambda row: LISTED.index(row.metric))
+    others = [row for row in whole.rows if row.metric not in LISTED]
+    more = [(f"The other {len(others)} numbers", tables.of_rows(others, labels))]
+    if whole.products:
+        made = [{key: value for key, value in row.items() if key != "matrix"} for row in whole.products]
+        more.append(("How the products were computed", tables.of_mappings(made)))
+    rest = "."
     if whole.alpha:
-        fitted = figures.lines(
-            [replace(line, matrix="exponent against the start of its tail") for line in whole.alpha], {},
-            x_label="xmin (start of the tail)", y_label="fitted exponent α", log_x=True,
-        )  # fmt: skip
+        alone = [replace(line, matrix="exponent against the start of its tail") for line in whole.alpha]
+        fitted = figures.lines(alone, {}, **page.TEXTS["lines"]["alpha"])
         picture = replace(picture, panels=picture.panels + fitted.panels)
-    return Section(
-        name,
-        build.QUESTION_SINGLE,
-        verdict.of_spectrum(s, numbers).sentence,
-        tables.of_rows(sorted(first, key=lambda row: LISTED.index(row.metric)), labels),
-        picture,
-        "The spectral density, its distribution function (not smoothed)"
-        + (
-            ", and the power-law exponent for every start of its tail, hollow where the fit is refused."
-            if whole.alpha
-            else "."
-        ),
-        whole.facts,
-        (
-            (f"The other {len(rest)} numbers", tables.of_rows(rest, labels)),
-            *(
-                (PRODUCTS, tables.of_mappings([_without_matrix(row) for row in whole.products]))
-                for _ in whole.products[:1]
-            ),
-        ),
-        took=(float(s.products), float(s.epochs)),
-    )
-
-
-def _measure(name: str, s: Any) -> Section:
-    """Of one vector: where it lies, and nothing that counts eigenvalues."""
-    rows = {key: with_error(float(e), float(e.stderr)) for key, e in s.estimates().items()}
-    return Section(
-        name, "On which eigenvalues does the vector lie?", f"{tables.opening(str(s)).rstrip('.')}.", tables.of_settings(rows),
-        replace(overlaid({name: s}), keys=()), "The vector's part by eigenvalue, and its distribution function (not smoothed).",
-        took=(float(s.products), float(s.epochs)), kind=PAIRS,
-    )  # fmt: skip
-
-
-def _without_matrix(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "matrix"}
+        rest = ", and the power-law exponent for every start of its tail, hollow where the fit is refused."
+    sentence, table = verdict.of_spectrum(s, numbers).sentence, tables.of_rows(first, labels)
+    return Section(name, "spectrum", sentence, table, picture, whole.facts, tuple(more), _took(s), rest)
 
 
 def _pairs(name: str, result: Any) -> Section:
     kind = "eigenvalues" if isinstance(result, spectral.Eigenpairs) else "singular values"
-    about = {"kind": kind, "threshold": result.threshold, "complete": result.complete}
-    given = Numbers.of(result.to_arrays(), about)
+    given = Numbers.of(result.to_arrays(), {"kind": kind, "threshold": result.threshold, "complete": result.complete})
     left = "Nothing better was left" if result.complete else "The search was cut off, and a better one may be missing"
-    return Section(
-        name,
-        build.QUESTIONS[kind],
-        verdict.of_numbers(given, which="extreme").sentence,
-        tables.of_numbers(given),
-        figures.numbers(given) if len(given.value) else None,
-        page.READ_NUMBERS[kind],
-        (f"{left}; a residual of {result.threshold:.2g} counts as converged.",),
-        took=(float(result.products), float(result.epochs)),
-    )
+    note = f"{left}; a residual of {result.threshold:.2g} counts as converged."
+    sentence = verdict.of_numbers(given, which="extreme").sentence
+    picture = figures.numbers(given) if len(given.value) else None
+    return Section(name, kind, sentence, tables.of_numbers(given), picture, (note,), took=_took(result))
 
 
 def _estimate(name: str, e: Any) -> Section:
-    said = f" ({e.method or 'estimated'}, {e.products} products)" if np.any(np.asarray(e.stderr) != 0) else ", exactly"
-    took = (float(e.products), 0.0)
     if np.ndim(e.value):
         given = Numbers.of(e.to_arrays(), {"kind": "diagonal"})
-        sentence = verdict.of_numbers(given).sentence
-        return Section(
-            name, build.QUESTIONS["diagonal"], sentence, tables.of_numbers(given), figures.numbers(given),
-            page.READ_NUMBERS["diagonal"].partition("; estimate.npz")[0] + ".", took=took,
-        )  # fmt: skip
-    text = with_error(float(e.value), float(e.stderr))
+        sentence, table = verdict.of_numbers(given).sentence, tables.of_numbers(given)
+        return Section(name, "diagonal", sentence, table, figures.numbers(given), took=_took(e))
+    said = f" ({e.method or 'estimated'}, {e.products} products)" if float(e.stderr) != 0 else ", exactly"
     known = {"certified, at least": e.lower, "certified, at most": e.upper}
-    rows = {"standard error": f"{float(e.stderr):.3g}", **{k: f"{v:.6g}" for k, v in known.items() if math.isfinite(v)}}
-    rows |= {"random vectors": str(e.probes), "products": str(e.products)}
-    rows = {"value": f"{float(e.value):.6g}", **rows, **({"method": e.method} if e.method else {})}
-    return Section(
-        name, QUESTION, f"{tables.opening(name)} is {text}{said}.", tables.of_settings(rows), took=took, kind=PAIRS
-    )
+    rows = {"value": f"{float(e.value):.6g}", "standard error": f"{float(e.stderr):.3g}"}
+    rows |= {key: f"{bound:.6g}" for key, bound in known.items() if math.isfinite(bound)}
+    rows |= {"random vectors": str(e.probes), "products": str(e.products), **({"method": e.method} if e.method else {})}
+    sentence = f"{tables.opening(name)} is {with_error(float(e.value), float(e.stderr))}{said}."
+    return Section(name, "other", sentence, tables.of_settings(rows), took=_took(e))
 
 
 def _power_law(name: str, fit: Any) -> Section:
-    c = fit.curve
-    drawn = np.isfinite(c.alpha) & (c.tail >= LEAST_TAIL)
-    chosen = (float(fit.xmin), float(fit.alpha)) if math.isfinite(fit.alpha) else None
-    line = Line(name, VALUE, 0, c.xmin[drawn], c.alpha[drawn], c.sigma[drawn], chosen, not fit.accepted)
-    picture = figures.lines(
-        [line], {}, x_label="xmin (start of the tail)", y_label="fitted exponent α", log_x=True,
-        note="band: one standard error · dot: the fit, hollow where it is refused",
-    )  # fmt: skip
-    rows = {"verdict": "accepted" if fit.accepted else "refused"}
-    rows |= {"α": with_error(fit.alpha, fit.sigma)}
+    line = build.exponents(fit, name, VALUE)
+    drawn = {
+        **page.TEXTS["lines"]["alpha"],
+        "note": "band: one standard error · dot: the fit, hollow where it is refused",
+    }
+    picture = replace(figures.lines([line], {}, **drawn), keys=()) if len(line.x) else None
+    rows = {"verdict": "accepted" if fit.accepted else "refused", "α": with_error(fit.alpha, fit.sigma)}
     for label, key in (("start xmin", "xmin"), ("distance D", "D"), ("eigenvalues in the tail", "tail")):
         rows[label] = with_error(float(getattr(fit, key)), fit.errors.get(key, math.nan))
-    rows |= {
-        "decades": f"{fit.decades:.3g}",
-        "independent eigenvalues": f"{fit.n_eff:.0f}",
-        "Hill's estimate": f"{fit.hill:.4g}",
-    }
+    rows |= {"decades": f"{fit.decades:.3g}", "independent eigenvalues": f"{fit.n_eff:.0f}"}
+    rows |= {"Hill's estimate": f"{fit.hill:.4g}"}
     tests = [
-        {"against": name, "ln of the likelihood ratio": test.ratio, "p": test.p, "favours": test.favours}
-        for name, test in fit.tests.items()
+        {"against": rival, "ln of the likelihood ratio": test.ratio, "p": test.p, "favours": test.favours}
+        for rival, test in fit.tests.items()
     ]
-    return Section(
-        name, "Is the tail a power law?", f"{tables.opening(str(fit)).rstrip('.')}.", tables.of_settings(rows),
-        replace(picture, keys=()) if drawn.any() else None, ALPHA, (),
-        (("Likelihood ratios against rivals", tables.of_mappings(tests)),) if tests else (), kind=PAIRS,
-    )  # fmt: skip
+    more = (("Likelihood ratios against rivals", tables.of_mappings(tests)),) if tests else ()
+    return Section(name, "power law", _opened(fit), tables.of_settings(rows), picture, (), more)
 
 
 def _plan(name: str, plan: Any) -> Section:
@@ -254,38 +209,37 @@ def _plan(name: str, plan: Any) -> Section:
     rows |= {f"MiB of {part}": f"{size / 2**20:.4g}" for part, size in plan.held.items()}
     fits = "it fits what is free now" if plan.fits else "it does not fit what is free now"
     picture = figures.bars(plan.parts, "seconds", name)
-    return Section(
-        name, "What would it take?", f"{tables.opening(str(plan))}: {fits}.", tables.of_settings(rows), picture,
-        "Seconds of the whole run by what takes them, predicted from products that were measured.", kind=PAIRS,
-    )  # fmt: skip
+    return Section(name, "plan", _opened(f"{plan}: {fits}"), tables.of_settings(rows), picture)
 
 
 def _comparison(name: str, told: Any) -> Section:
     keys = [key for key in told if f"{key}_stderr" in told]
     rows = {key.replace("_", " "): with_error(told[key], told[f"{key}_stderr"]) for key in keys}
-    return Section(
-        name, "How far are the two spectra apart?", f"{tables.opening(str(told))}.", tables.of_settings(rows),
-        overlaid({"a": told.a, "b": told.b}), "Both spectra, overlaid.",
-        (APART,), kind=PAIRS,
-    )  # fmt: skip
+    note = "W1: the mean distance of eigenvalues of the same rank; KS: the largest difference of the distribution functions."
+    both = overlaid({"a": told.a, "b": told.b})
+    return Section(name, "comparison", _opened(told), tables.of_settings(rows), both, (note,))
+
+
+def _cut(count: int, things: str) -> tuple[str, ...]:
+    """What a table says that does not show all."""
+    return (f"The table shows the first {MOST_ROWS} of {count} {things}.",) if count > MOST_ROWS else ()
 
 
 def _layers(name: str, t: Any) -> Section:
-    columns = [c for c in ("alpha", "data_trace") if c in t.columns and np.isfinite(t[c].astype(float)).any()]
     panels: list[Panel] = []
-    for column in columns:
+    for column in ("alpha", "data_trace"):
+        known = t[column].astype(float) if column in t.columns else np.zeros(0)
+        if not np.isfinite(known).any():
+            continue
         figure = Figure(figsize=(4.6, 1.1 + 0.22 * min(max(len(t), 4), NAMED)), layout="constrained")
         ax = t.plot(column, ax=figure.add_subplot())
-        known = t[column].astype(float)
         ax.set_xscale("log" if column == "data_trace" and np.nanmax(known) > WIDE * np.nanmin(known) > 0 else "linear")
         said = "; ".join(f"{row['longname']} {row[column]:.3g}" for row in t.rows[:NAMED])
         panels.append(shot(figure, f"{column} of each layer: {said}"))
-    cut = (f"The table shows the first {MOST_ROWS} of {len(t)} layers.",) if len(t) > MOST_ROWS else ()
-    return Section(
-        name, "Which layers have a heavy tail, and what do the data make of them?", t.sentence(),
-        tables.of_mappings(t.shown()[:MOST_ROWS]), Picture(tuple(panels)) if panels else None, LAYERS_READ,
-        (*cut, *t.notes()), took=(float(np.nansum(t["data_products"])) if "data_products" in t.columns else 0.0, 0.0),
-    )  # fmt: skip
+    picture, notes = Picture(tuple(panels)) if panels else None, (*_cut(len(t), "layers"), *t.notes())
+    products = float(np.nansum(t["data_products"])) if "data_products" in t.columns else 0.0
+    table = tables.of_mappings(t.shown()[:MOST_ROWS])
+    return Section(name, "layers", t.sentence(), table, picture, notes, took=(products, 0.0))
 
 
 def _other(name: str, result: Any) -> Section:
@@ -298,9 +252,8 @@ def _other(name: str, result: Any) -> Section:
     longest = max((len(a) for a in arrays.values() if a.ndim == 1), default=0)
     columns = {key: a for key, a in arrays.items() if a.ndim == 1 and len(a) == longest}
     rows = [{key: a[i].item() for key, a in columns.items()} for i in range(min(longest, MOST_ROWS))]
-    cut = (f"The table shows the first {MOST_ROWS} of {longest} rows.",) if longest > MOST_ROWS else ()
-    sentence = f"{tables.opening(str(result)).splitlines()[0].rstrip('.')}."
-    return Section(name, QUESTION, sentence, tables.of_mappings(rows), Picture((shot(drawn, name),)), "", cut)
+    sentence, picture = _opened(str(result).splitlines()[0]), Picture((shot(drawn, name),))
+    return Section(name, "other", sentence, tables.of_mappings(rows), picture, _cut(longest, "rows"))
 
 
 def _told(name: str, result: Any) -> Section:
@@ -311,10 +264,7 @@ def _told(name: str, result: Any) -> Section:
         for k, v in values.items()
         if isinstance(v, int | float) and v == v
     }
-    return Section(
-        name, QUESTION, f"{tables.opening(str(result)).rstrip('.')}.", tables.of_settings(rows),
-        took=(float(getattr(result, "products", 0)), float(getattr(result, "epochs", 0))), kind=PAIRS,
-    )  # fmt: skip
+    return Section(name, "other", _opened(result), tables.of_settings(rows), took=_took(result))
 
 
 KINDS: dict[type, Callable[[str, Any], Section]] = {

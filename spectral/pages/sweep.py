@@ -25,7 +25,8 @@ from urllib.parse import quote
 
 import spectral
 from spectral.app.store import inside, read_result
-from spectral.experiments.effects import SCALE, refused
+from spectral.experiments.effects import refused
+from spectral.experiments.prose import prose
 from spectral.persist import atomic_write
 from spectral.spectrum import Spectrum
 
@@ -34,24 +35,13 @@ from .build import labels_for
 from .picture import Picture
 from .tables import Cell, Entry, Table, number, words
 
-# Settings that say nothing about the numbers, and those in which the runs of one configuration may differ.
-IGNORED = ("output", "choices", "resume", *(f"analysis.{name}" for name in ("metrics", "alpha_curve")))
-IGNORED += ("experiment.headline", "experiment.headline_metric")
+TEXTS = prose(__file__)
+# Settings in which the runs of one configuration may differ.
 SEEDS = ("seed", "experiment.seeds")
 COMPUTED_BY = ("spectral", "torch", "device")
 MOST_CURVES = 12  # configurations in one picture; more are unreadable
 MOST_NUMBERS = 6  # columns of numbers; the CSV files hold all
-LISTED = ("effective_rank", "top_c_energy", "stable_rank", "trace", "lambda_max", "alpha")
 SUMMED = ("products", "epochs", "seconds")  # costs of runs
-SHORT = {
-    "data.train": "training samples",
-    "data.test": "test samples",
-    "training.noise": "label noise",
-    "training.enabled": "trained",
-    "operator.of": "output",
-    "operator.wrt": "with respect to",
-    "operator.split": "data split",
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,7 @@ class Configuration:
         errors = tuple(_number(m.get(f"{metric}_stderr", m.get(f"{metric}_residual"))) for m in self.metrics)
         doubted = tuple(refused(metric, m) for m in self.metrics)
         marks = {"all": doubted} if any(doubted) else {}
-        return Row(self.panel, metric, {"all": values}, {"all": errors}, refused=marks, scale=metric in SCALE)
+        return Row(self.panel, metric, {"all": values}, {"all": errors}, refused=marks)
 
 
 @dataclass(frozen=True)
@@ -198,18 +188,18 @@ def _read(path: Path) -> Run:
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as one level {dotted name: value}, without what says nothing about the numbers."""
     whole = tables.leaves(config)
-    return {k: v for k, v in whole.items() if not any(k == name or k.startswith(f"{name}.") for name in IGNORED)}
+    return {
+        k: v for k, v in whole.items() if not any(k == name or k.startswith(f"{name}.") for name in TEXTS["ignored"])
+    }
 
 
 def _canonical(value: Any) -> Any:
-    """The value such that 0 and 0.0 are the same setting, and nothing else is."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int | float):
-        return float(value) if abs(value) < 2**53 else value
-    if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
-    return {str(k): _canonical(v) for k, v in value.items()} if isinstance(value, Mapping) else str(value)
+    """The value as JSON, such that 0 and 0.0 are the same setting, and nothing else is."""
+
+    def number(digits: str) -> float | int:
+        return float(digits) if abs(int(digits)) < 2**53 else int(digits)
+
+    return json.loads(json.dumps(value, default=str), parse_int=number)
 
 
 def _told(value: Any) -> str:
@@ -304,7 +294,7 @@ def _panel(run: Run, cell: Mapping[str, Any], labels: dict[str, str]) -> str:
 
 def _short(keys: Sequence[str]) -> list[str]:
     """Names of settings in short words; where two would be the same, with the group."""
-    short = [SHORT.get(key, key.rpartition(".")[2].replace("_", " ").strip()) for key in keys]
+    short = [TEXTS["short"].get(key, key.rpartition(".")[2].replace("_", " ").strip()) for key in keys]
     return [
         name if short.count(name) == 1 else f"{key.partition('.')[0]} {name}"
         for key, name in zip(keys, short, strict=True)
@@ -326,7 +316,7 @@ def _told_apart(configurations: Iterable[Configuration]) -> list[Configuration]:
 def metrics_of(configurations: Iterable[Configuration]) -> list[str]:
     """The numbers that a table has of these: a few of a spectrum's, or those that an estimator gave."""
     named = list(dict.fromkeys(name for c in configurations for metrics in c.metrics for name in metrics))
-    listed = [name for name in LISTED if name in named]
+    listed = [name for name in TEXTS["listed"] if name in named]
     if "effective_rank" not in listed:
         listed = [name for name in named if f"{name}_residual" in named or f"{name}_stderr" in named]
     return [name for name in listed if not name.endswith(("_stderr", "_residual"))][:MOST_NUMBERS]
@@ -515,12 +505,7 @@ def _levels(sweep: Sweep) -> dict[str, float]:
 def caption(sweep: Sweep) -> str:
     """What is drawn."""
     most, all_of = min(MOST_CURVES, len(sweep.series)), len(sweep.series)
-    text = (
-        "One panel for each operator; each configuration has its colour and number in all panels and tables. Above, densities on "
-        "logarithmic axes, where equal areas are equal numbers of eigenvalues; below, the first number of the table: dots are "
-        "seeds, bars mean ± one standard deviation, of one seed its standard error."
-    )
-    return text + (f" Drawn are the first {most} of {all_of} configurations." if most < all_of else "")
+    return str(TEXTS["caption"]) + (f" Drawn are the first {most} of {all_of} configurations." if most < all_of else "")
 
 
 def _number(value: Any) -> float:

@@ -17,10 +17,10 @@ from scipy.special import stdtrit
 from spectral.analysis import marchenko_pastur
 from spectral.cards import with_error
 from spectral.estimators.functionals import negative_mass
-from spectral.experiments.effects import SCALE, Trend
+from spectral.experiments.effects import SCALE, Trend, mean_and_error
 from spectral.spectrum import Spectrum
 
-from . import Curve, Numbers, Row, Verdict, conditions_of, mean_and_error
+from . import Curve, Numbers, Row, Verdict, conditions_of
 from .tables import matrices, words
 
 LEVEL = 0.05  # of the test of each matrix
