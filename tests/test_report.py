@@ -380,7 +380,7 @@ def test_the_names_of_all_metrics_fit_beside_their_effects() -> None:
 
 @pytest.mark.parametrize("reach", [2.0, 20.0, 90.0])
 def test_no_letter_of_a_picture_is_cut_off_or_upon_another(pictures, reach) -> None:
-    narrow = figures.effects([Row(matrix, "x", {}, {}, (1.0, 0.0, reach), True) for matrix in ("a", "b")], {})
+    narrow = figures.effects([Row(matrix, "x", {}, {}, apart_by(1.0, 0.0, reach)) for matrix in ("a", "b")], {})
     boxes = [label.get_window_extent() for label in narrow.panels[0].figure.axes[0].get_xticklabels()]
     assert all(left.x1 + 5 < right.x0 for left, right in pairwise(boxes))
     for name, picture in {**pictures, "narrow": narrow}.items():
