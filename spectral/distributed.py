@@ -747,7 +747,8 @@ def _heart(group: Any) -> heartbeat.Heartbeat:
 
 
 def _begun(group: Any, base: int) -> heartbeat.Heartbeat:
-    store = getattr(group, "get_group_store", lambda: None)()
+    known = getattr(getattr(dist.distributed_c10d, "_world", None), "pg_map", {}).get(group, (None, None))  # torch 2.6
+    store = getattr(group, "get_group_store", lambda: known[1])()
     if store is not None:  # which torchrun may go on with when it starts all ranks again
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     names = range(base, base + dist.get_world_size(group))
