@@ -107,12 +107,12 @@ def _significant(value: float) -> str:
 # Pictures -----------------------------------------------------------------------------------------------------------------
 def svg(draw: Callable[[Any], Any], alt: str, height: int = HEIGHT) -> str:
     """What `draw(axes)` puts on matplotlib's axes as a small SVG in the colours of the text around it; `alt` says what it is."""
-    import matplotlib as mpl
+    from matplotlib import style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     content = io.StringIO()
-    with mpl.rc_context(STYLE):
+    with style.context(["default", STYLE]):  # whatever style the notebook has for its own pictures
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         figure.patch.set_visible(False)
         ax = figure.add_subplot()

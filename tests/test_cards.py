@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from functools import cache
 from typing import Any
 
+import matplotlib.style
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -88,3 +89,10 @@ def test_marks_stand_where_their_values_are_and_a_line_has_a_gap_where_it_is_not
     line, dots = ax.lines
     np.testing.assert_array_equal(line.get_ydata(), y)
     assert dots.get_markerfacecolor() == "none" and len(ax.collections[0].get_segments()) == 5
+
+
+def test_a_card_is_the_same_whatever_style_the_notebook_has():
+    mark = cards.Mark(np.arange(3.0), np.arange(3.0))
+    plain = cards.chart([mark], "x", "y", "a line")
+    with matplotlib.style.context("dark_background"):
+        assert cards.chart([mark], "x", "y", "a line").count("#ffffff") == plain.count("#ffffff") == 0
