@@ -35,7 +35,7 @@ WITH = {  # what makes each of them small, and the pictures that it must have be
     "hessian_index": (["model.options.widths=[4]"], ("training",)),
     "language_model": (TEXT, ("blocks",)),
     "layer_weightwatcher": (
-        ["model.options.widths=[8,8]", "experiment.block_steps=6", "experiment.block_probes=1"],
+        ["model.options.widths=[8,8,8]", "experiment.block_steps=6", "experiment.block_probes=1"],
         (),
     ),
 }

@@ -99,8 +99,8 @@ def named(results: Any) -> dict[str, Any]:
         raise ValueError("there are no results to report; give one at least.")
     apart: dict[str, Any] = {}
     for name, result in given.items():
-        parts = result._asdict() if isinstance(result, tuple) and hasattr(result, "_asdict") else {"": result}
-        apart |= {f"{name} {part}".strip(): value for part, value in parts.items()}
+        parts = zip(result._fields, result, strict=True) if hasattr(result, "_fields") else [("", result)]
+        apart |= {f"{name} {part}".strip(): value for part, value in parts}
     return apart
 
 
