@@ -350,6 +350,12 @@ def test_random_loss_is_refused(problem, kind):
         kind(model, loss, [(x[:1], y[:1])])
 
 
+def test_count_that_is_the_same_for_any_part_of_a_batch_is_told(problem):
+    model, x, y = problem
+    with pytest.raises(ValueError, match=r"two parts of batch 0 count 12 and the whole 6"):
+        EmpiricalFisher(model, lambda z, batch: (F.cross_entropy(z, batch[1], reduction="sum"), 6), [(x, y)])
+
+
 def test_weights_that_change_after_targets_were_counted_are_refused(problem):
     model, x, y = problem
     loss = nn.CrossEntropyLoss(weight=torch.ones(3, dtype=DOUBLE))
