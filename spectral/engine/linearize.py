@@ -52,9 +52,14 @@ math_attention = Shared(lambda: sdpa_kernel(SDPBackend.MATH))
 """Attention by matrix products and a softmax, which every kind of differentiation knows."""
 
 
-def softmax_pullback(p: torch.Tensor, u: torch.Tensor, axis: int) -> torch.Tensor:
-    """(diag(p) - p p^T) u along an axis, p a softmax: its derivative is symmetric, and torch has it in one pass."""
-    return private.softmax_backward(u, p, axis)
+def softmax_pullback(p: torch.Tensor, u: torch.Tensor, axis: int, *, own: bool = False) -> torch.Tensor:
+    """(diag(p) - p p^T) u along an axis, p a softmax: its derivative is symmetric, and torch has it in one pass.
+
+    A number that is added to u changes nothing: the likeliest class has 0 in it here. Where its p is nearly 1, as in a network
+    that fits its targets, u - <p, u> would be rounding: off by eps / loss. `own`: u may be overwritten.
+    """
+    likeliest = u.gather(axis, p.argmax(axis, keepdim=True))
+    return private.softmax_backward(u.sub_(likeliest) if own else u - likeliest, p, axis)
 
 
 def gradients(total: torch.Tensor, leaves: Tensors, *, create_graph: bool = False) -> tuple[torch.Tensor, ...]:

@@ -246,6 +246,10 @@ class EmpiricalFisher(GaussNewton):
     Summed over the inputs it is the average gradient outer product, whose eigenvectors span the active subspace (Constantine
     2015).
 
+    What counts as a target decides the scale, not the mean alone: of k outputs a sample MSELoss counts k targets, and a callable
+    that returns their mean is a mean over samples, each of them one target. The gradients are then k times smaller and N too, the
+    matrix is k times smaller; Hessian and GaussNewton are the same. Return (sum, count) to say what is meant.
+
     Batch norm runs with its running statistics: there is no statistics="batch" here, which would couple the samples.
 
     engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way

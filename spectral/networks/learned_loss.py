@@ -298,7 +298,10 @@ class Loss:
                 f"{_called(self.given)} returns the sum over a batch without a count; return (sum, count), such as (sum, "
                 "len(output))."
             )
-        self._coupled(index, f"two parts of batch {index} give {total:.6g} and the whole {whole[0]:.6g}")
+        ours, theirs, what = (
+            (total, whole[0], "give") if abs(total - whole[0]) > allowed * scale else (count, whole[1], "count")
+        )
+        self._coupled(index, f"two parts of batch {index} {what} {ours:.6g} and the whole {theirs:.6g}")
 
     def _numbers(self, output: Any, batch: Any) -> tuple[float, float]:
         total, count = self(output, batch)

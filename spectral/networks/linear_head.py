@@ -165,7 +165,7 @@ class HeadCurvature:
             dz.addmm_(self.h[part], dW.T)
         if db is not None:
             dz.add_(db)
-        return linearize.softmax_pullback(p, dz, -1)
+        return linearize.softmax_pullback(p, dz, -1, own=True)
 
     def _probabilities(self, part: slice) -> Tensor:
         p = self.kept.get(part.start)

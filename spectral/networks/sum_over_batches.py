@@ -414,6 +414,8 @@ class SumOverBatches(Operator):
         if missing:
             differentiated = self._differentiated(self._first)
             parts.insert(0, faults.missing_derivative(self.network, self._first, missing[0], differentiated))
+        elif self.network.needs_loss:
+            parts.append("unless targets are fitted so well that gradients are rounding: float64 products tell")
         return "; ".join(parts)
 
     def _tested(self, batch: Any) -> Callable[..., torch.Tensor]:
