@@ -192,6 +192,8 @@ def eigenvalue_axis(ax: Any, low: float, high: float, signed: bool, before: Limi
     `before` are the limits of what the axes show already: nothing of it is hidden, and one signed curve makes the axis
     two-sided for all.
     """
+    from matplotlib.ticker import NullLocator
+
     if before is not None:
         if ax.get_xscale() == "symlog":
             signed, low = True, min(low, ax.xaxis.get_transform().linthresh)
@@ -203,7 +205,7 @@ def eigenvalue_axis(ax: Any, low: float, high: float, signed: bool, before: Limi
         ax.set_xlim(-high, high)
         powers = [10.0**power for power in range(math.floor(math.log10(high)), math.floor(math.log10(10 * low)), -2)]
         ax.set_xticks([*(-p for p in powers), 0.0, *reversed(powers)])
-        ax.xaxis.minorticks_off()
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.axvspan(-low, low, color=GAP, linewidth=0, zorder=0)
     else:
         ax.set_xscale("log")
@@ -213,7 +215,7 @@ def eigenvalue_axis(ax: Any, low: float, high: float, signed: bool, before: Limi
 
 def thin_ticks(ax: Any) -> None:
     """At most six decades labelled on each logarithmic axis, and no ticks between them where there are many."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     for axis in (ax.xaxis, ax.yaxis):
         if axis.get_scale() == "log":
@@ -221,4 +223,4 @@ def thin_ticks(ax: Any) -> None:
             axis.set_major_locator(LogLocator(numticks=7))
             axis.set_minor_formatter(NullFormatter())
             if high > MANY_DECADES * low:
-                axis.minorticks_off()
+                axis.set_minor_locator(NullLocator())

@@ -72,7 +72,8 @@ def _eigenvalues(G: Tensor) -> Array:
     """Ascending, of the lower triangle; on a processor in the memory of G, of which torch would make another copy."""
     if G.device.type != "cpu":
         return torch.linalg.eigvalsh(G).cpu().numpy()
-    options: dict[str, Any] = {"overwrite_a": True, "check_finite": False, "driver": "evd"}
+    driver = "evd" if len(G) > 1 else "ev"  # scipy 1.13 gives the former too little memory for a single entry
+    options: dict[str, Any] = {"overwrite_a": True, "check_finite": False, "driver": driver}
     return np.asarray(scipy.linalg.eigvalsh(G.T.numpy(), lower=False, **options))
 
 

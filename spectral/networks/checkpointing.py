@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from spectral.networks.trees import tensors
 
@@ -60,6 +59,8 @@ def _again(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return torch.func.functional_call(_Called(module, forward), values, args, kwargs, tie_weights=False)
+
+    from torch.utils.checkpoint import checkpoint  # which loads sympy, a third of a second, in torch 2.6
 
     return checkpoint(call, *args, use_reentrant=False, **kwargs)
 
