@@ -534,7 +534,7 @@ class DataModel:
         own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         value_of = {id(own[name]): value for name, value in values.items() if name in own}
         for name in values.keys() & own.keys():
-            values[name].held = own[name]  # type: ignore[attr-defined]  # what an embedding reads as its padding
+            values[name].held = own[name].detach()  # type: ignore[attr-defined]  # what an embedding reads as its padding
         return {
             f"{prefix}.{name}".lstrip("."): value_of[id(held)]
             for prefix, module in self.call.named_modules()
