@@ -11,10 +11,9 @@ import pytest
 import spectral
 
 ROOT = Path(spectral.__file__).parent
-HEAVY = {
-    "torch.utils.checkpoint",  # sympy, in torch 2.6  # loaded when they are first needed: they take long, or are extras
+HEAVY = {  # loaded when they are first needed: they take long, or are extras
     "matplotlib", "sklearn", "mlxtend", "transformers", "cupy", "cupyx", "pandas", "hydra", "omegaconf", "lightning",
-    "pyarrow", "submitit", "torch.distributed.checkpoint",
+    "pyarrow", "submitit", "torch.distributed.checkpoint", "torch.utils.checkpoint",
 }  # fmt: skip
 
 

@@ -60,9 +60,9 @@ def _again(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs:
     def call(*args: Any, **kwargs: Any) -> Any:
         return torch.func.functional_call(_Called(module, forward), values, args, kwargs, tie_weights=False)
 
-    from torch.utils.checkpoint import checkpoint  # which loads sympy, a third of a second, in torch 2.6
+    import torch.utils.checkpoint as checkpoints  # which loads sympy, a third of a second, in torch 2.6
 
-    return checkpoint(call, *args, use_reentrant=False, **kwargs)
+    return checkpoints.checkpoint(call, *args, use_reentrant=False, **kwargs)
 
 
 def _one_by_one(pieces: Sequence[nn.Module], x: Any) -> Any:
