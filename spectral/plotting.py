@@ -214,13 +214,17 @@ def eigenvalue_axis(ax: Any, low: float, high: float, signed: bool, before: Limi
 
 
 def thin_ticks(ax: Any) -> None:
-    """At most six decades labelled on each logarithmic axis, and no ticks between them where there are many."""
+    """At most six decades labelled on each logarithmic axis, and no ticks between them where there are many.
+
+    Within a decade matplotlib labels those between, which are all there are.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     for axis in (ax.xaxis, ax.yaxis):
         if axis.get_scale() == "log":
             low, high = axis.get_view_interval()
             axis.set_major_locator(LogLocator(numticks=7))
-            axis.set_minor_formatter(NullFormatter())
+            if high > 10 * low:
+                axis.set_minor_formatter(NullFormatter())
             if high > MANY_DECADES * low:
                 axis.set_minor_locator(NullLocator())
