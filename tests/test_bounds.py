@@ -66,7 +66,9 @@ def test_more_steps_tighten_it_to_the_truth(name):
             width.append((found.lower, found.upper))
         lower, upper = np.array(width).T
         slack = 1e-9 * (np.abs(weights @ f.f(seen)) + np.ptp(f.f(seen)))
-        rounding = slack + 1e-12 * np.abs([lower[:-1], upper[:-1]])  # a bound takes f at the ends, which exp makes large
+        rounding = slack + 1e-12 * np.abs(
+            [lower[:-1], upper[:-1]]
+        )  # a bound takes f at the ends, which exp makes large
         assert (np.diff(lower) >= -rounding[0]).all(), label
         assert (np.diff(upper) <= rounding[1]).all(), label
         assert upper[-1] - lower[-1] <= max(0.2 * (upper[0] - lower[0]), slack), label

@@ -104,7 +104,7 @@ def _forward_rules() -> None:
     our users, and is an error in a program that takes warnings for errors.
     """
     with warnings.catch_warnings(), FORWARD_MODE, forward_ad.dual_level():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
 
 

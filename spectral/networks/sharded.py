@@ -90,7 +90,11 @@ def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> No
             )
     for unit in _units(model):
         unit.reshard()
-        for policy in (group.mp_policy for group in _groups(unit)):
+        # of a group, from torch 2.15 on of each of its parameters
+        holders = [
+            one for group in _groups(unit) for one in ([group] if hasattr(group, "mp_policy") else group.fsdp_params)
+        ]
+        for policy in (holder.mp_policy for holder in holders):
             if {policy.param_dtype, policy.reduce_dtype, policy.output_dtype} - {None, next(model.parameters()).dtype}:
                 raise ValueError(
                     "fully_shard(mp_policy=...) computes in another dtype than the parameters', which products would not show; "
