@@ -350,7 +350,8 @@ class Hessian(Curvature):
             tangents = self._tangents(v, self._samples(group))
             if isinstance(gradient, linearize.CentralDifference):
                 return self._pieces(gradient.jvp(tangents, self.factor))
-            gradient.keeps = self.under_test and way not in self._held
+            # other vectors are not what the test goes along
+            gradient.keeps = self.under_test and way not in self._held and linearize.is_generic(v)
             return self._pieces(gradient.jvp(tangents))
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
