@@ -185,8 +185,11 @@ _spare = _Spare()
 
 @contextmanager
 def reusing(x: torch.Tensor | None) -> Iterator[None]:
-    """Inside, the first `empty` of as many entries as x has takes its memory: nobody may read x afterwards."""
-    _spare.memory = x
+    """Inside, the first `empty` of as many entries as x has takes its memory: nobody may read x afterwards.
+
+    A vector that lies over ranks is no memory for others: what one rank holds of it says nothing of the rest.
+    """
+    _spare.memory = x if type(x) is torch.Tensor else None
     try:
         yield
     finally:

@@ -747,8 +747,10 @@ def _heart(group: Any) -> heartbeat.Heartbeat:
 
 
 def _begun(group: Any, base: int) -> heartbeat.Heartbeat:
-    known = getattr(getattr(dist.distributed_c10d, "_world", None), "pg_map", {}).get(group, (None, None))  # torch 2.6
-    store = getattr(group, "get_group_store", lambda: known[1])()
+    if hasattr(group, "get_group_store"):
+        store = group.get_group_store()
+    else:  # torch 2.6
+        store = getattr(getattr(dist.distributed_c10d, "_world", None), "pg_map", {}).get(group, (None, None))[1]
     if store is not None:  # which torchrun may go on with when it starts all ranks again
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     names = range(base, base + dist.get_world_size(group))

@@ -11,6 +11,7 @@ from spectral import arrays
 from spectral.krylov import Lanczos, lanczos
 from spectral.krylov.again import second_pass
 from spectral.operators.operator import Operator
+from spectral.pieces import Piece
 from spectral.quadrature import gauss
 
 
@@ -212,6 +213,14 @@ def test_a_product_takes_the_memory_of_a_vector_that_is_read_no_longer_and_of_no
     while kept.step():
         pass
     assert len(known) == 2 and run.alphas == pytest.approx(kept.alphas, abs=1e-5)
+
+
+def test_memory_of_a_vector_that_lies_over_ranks_is_not_taken():
+    plain = torch.zeros(5)
+    for x, taken in ((plain, True), (plain.as_subclass(Piece), False)):
+        with arrays.reusing(x):
+            made = arrays.empty((1, 5), torch.ones(5))
+        assert type(made) is torch.Tensor and (made.data_ptr() == plain.data_ptr()) == taken
 
 
 @pytest.mark.parametrize("vector", [[0.0, 0.0], [float("nan"), 1.0]])
