@@ -40,6 +40,29 @@ def test_no_array_is_one_sentence(given):
         arrays.to_torch(given)
 
 
+@pytest.mark.parametrize("kind", ["generic", "one row", "two rows", "rank one", "ones"])
+def test_a_sketch_is_linear_and_has_the_length_of_what_it_stands_for(kind):
+    sizes = [7, 300_001, 2 * 4096, 4096 * 3 + 5]
+    x, y = (torch.from_numpy(np.random.default_rng(i).standard_normal(sum(sizes))) for i in (0, 1))
+    if kind == "rank one":  # every row that a sign multiplies is the same
+        x = torch.cat([x[:4096].repeat(74)[: n if n != 7 else 7] for n in sizes])
+    elif kind == "ones":
+        x = torch.ones(sum(sizes), dtype=torch.float64)
+    elif "row" in kind:
+        x[7 + 4096 * (1 + (kind == "two rows")) :] = 0
+        x[:7] = 0
+
+    def sketch(x):
+        return longvectors.sketch(list(x.split(sizes)))
+
+    assert torch.allclose(sketch(2 * x - y), 2 * sketch(x) - sketch(y), rtol=0, atol=1e-10)
+    assert torch.allclose(sketch(x.float()), sketch(x.float().double()), rtol=0, atol=1e-4 * float(x.abs().max()))
+    ratio = float(sketch(x).norm() / x.norm()) ** 2
+    # half of the mean is one standard deviation of the worst x, an entry's square is exact
+    assert abs(ratio - 1) < {"one row": 1e-12, "generic": 0.04}.get(kind, 1.5)
+    assert ratio > 0.05
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("n", [0, 1, 1000, longvectors.CHUNK + 17])
 def test_dot_is_accumulated_in_double(dtype, n):

@@ -203,8 +203,7 @@ class Wrong(RuntimeError):
 class ForwardOverReverse:
     """The derivative of a scalar function's gradient, H v by forward-mode AD of its backward pass."""
 
-    keeps = False  # whether a product leaves the gradient that it makes on its way in `value`
-    value: tuple[torch.Tensor, ...] = ()
+    see: Callable[[Tensors], None] | None = None  # is shown the gradient that a product makes on its way
 
     def __init__(self, function: Function, primals: Tensors) -> None:
         self.function, self.primals = function, tuple(primals)
@@ -214,7 +213,8 @@ class ForwardOverReverse:
         gradient = torch.func.grad(self.function, argnums=tuple(range(len(self.primals))))
         with math_attention(), FORWARD_MODE:
             value, products = torch.func.jvp(gradient, self.primals, _copied(tangents))[:2]
-        self.value = tuple(t.detach() for t in value) if self.keeps else ()
+        if self.see is not None:
+            self.see([t.detach() for t in value])
         return tuple(t.detach() for t in products)
 
 
@@ -230,7 +230,8 @@ class ReverseOverReverse(ForwardOverReverse):
             with math_attention():  # the fused one has no double backward
                 value = gradients(self.function(*self._leaves), self._leaves, create_graph=True)
             self._gradients = edges(value)
-            self.value = tuple(t.detach() for t in value) if self.keeps else ()
+            if self.see is not None:
+                self.see([t.detach() for t in value])
             del value
         return _through(self._gradients, tangents, self._leaves)
 
@@ -307,7 +308,7 @@ class Adjoint:
         """The error of J v; `Wrong` if it is more than allowed. `there`: signs v (n,) -> the pieces of J v (rows,)."""
         error = self._by_drawn(v, Jv, there)
         pulled, self.pulled = list(self.pulled or ()), None
-        self.pulled = _waiting(pulled)
+        self.pulled = waiting(pulled)
         return error
 
     def of_transpose(
@@ -330,7 +331,7 @@ class Adjoint:
         if self.Jv is None:
             Jv: list[torch.Tensor | tuple[torch.Tensor, float]] = list(there(self.v))
             self.error = self._of_drawn(Jv, self.v)
-            self.Jv = _waiting(Jv)
+            self.Jv = waiting(Jv)
         return self.Jv
 
     def _by_drawn(self, v: torch.Tensor, Jv: Tensors, there: Callable[[probes.Signs], Tensors]) -> float:
@@ -362,7 +363,7 @@ def is_generic(*pieces: torch.Tensor) -> bool:
     return len(some) >= LOOKS and bool((some > 0).all()) and len(torch.unique(some)) == len(some)
 
 
-def _waiting(pieces: list[torch.Tensor | tuple[torch.Tensor, float]]) -> Held:
+def waiting(pieces: list[torch.Tensor | tuple[torch.Tensor, float]]) -> Held:
     """A large vector's large pieces in float16 over their largest entry, with that: inner products are off by 1e-4 of norms."""
     if sum(p.numel() * p.element_size() for p in pieces if isinstance(p, torch.Tensor)) <= HEAVY:
         return pieces
@@ -437,7 +438,7 @@ def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
     return value if TINY < abs(value) < math.inf else longvectors.dot(x, y)
 
 
-def symmetry_error(u: torch.Tensor, Au: Tensors, v: torch.Tensor, Av: Tensors, allowed: float) -> float:
+def symmetry_error(u: torch.Tensor, Au: Held, v: torch.Tensor, Av: Tensors, allowed: float) -> float:
     """|<u, A v> - <v, A u>| over what it is for a wrong A; `Wrong` if it is more than allowed.
 
     Forward mode sees what lies under no_grad, gradients do not: such a Hessian is not symmetric. Of unrelated vectors both are

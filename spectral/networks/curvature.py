@@ -103,7 +103,7 @@ class Curvature(SumOverBatches):
         self.singles: per_sample.Gradients | None = None  # how single samples' gradients are made, once asked for
         self._held: set[str] = set()  # ways whose second derivatives, or the loss's, have been held to differences
         # a way, the model's version, a vector and its product, until there is a second one; the vector's own version
-        self._earlier: tuple[str, Any, torch.Tensor, trace.Pieces, int] | None = None
+        self._earlier: tuple[str, Any, torch.Tensor, linearize.Held, int] | None = None
         super().__init__(
             (size, size), network, products, tuple(self.ways), symmetric=True, nonnegative=self._semidefinite()
         )
@@ -345,13 +345,16 @@ class Hessian(Curvature):
     def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
         total = self._differentiated(batch)
         gradient = self.network.gradient(way, lambda *values: self.share * total(*values), batch)
+        here: list[torch.Tensor] = []  # the sketch of the gradient at the point, where the latest product made it
 
         def product(v: torch.Tensor) -> trace.Pieces:
             tangents = self._tangents(v, self._samples(group))
             if isinstance(gradient, linearize.CentralDifference):
                 return self._pieces(gradient.jvp(tangents, self.factor))
+            here.clear()
             # other vectors are not what the test goes along
-            gradient.keeps = self.under_test and way not in self._held and linearize.is_generic(v)
+            tested = self.under_test and way not in self._held and linearize.is_generic(v)
+            gradient.see = (lambda g: here.append(longvectors.sketch(g))) if tested else None
             return self._pieces(gradient.jvp(tangents))
 
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
@@ -366,9 +369,7 @@ class Hessian(Curvature):
             if way in self._held and earlier is None:
                 return 0.0
             self._held.add(way)
-            here, gradient.value = gradient.value, ()
-            error = self._second_derivative_error(way, batch, v, w, here)
-            del here
+            error = self._second_derivative_error(way, batch, v, w, here[0] if here else None)
             if way == "fresh":  # forward mode sees what lies under no_grad, the backward pass does not: told at once
                 u = probes.signs(0, len(v), dtype=v.dtype, device=v.device)
                 return max(error, linearize.symmetry_error(u, product(u), v, w, self._allowed))
@@ -449,12 +450,12 @@ class Hessian(Curvature):
     def _hold(self, way: str, v: torch.Tensor, w: trace.Pieces) -> None:
         """Keep a product for the next one's test; its vector is copied only if others can change it unseen."""
         x = v if v.untyped_storage().resizable() else v.clone()
-        self._earlier = way, self.network.version(), x, w, private.version(x)
+        self._earlier = way, self.network.version(), x, linearize.waiting(list(w)), private.version(x)
 
     def _second_derivative_error(
-        self, way: str, batch: Any, v: torch.Tensor, w: trace.Pieces, here: Sequence[torch.Tensor]
+        self, way: str, batch: Any, v: torch.Tensor, w: trace.Pieces, here: torch.Tensor | None
     ) -> float:
-        """How far a product is off from a difference of gradients; `here` is the gradient, as much of it as of the product."""
+        """How far a product is off from a difference of gradients; `here`: a sketch of the gradient, times `share`."""
 
         def made(p: differences.Probe) -> trace.Pieces:
             if p.trial and self.layout != "summed":

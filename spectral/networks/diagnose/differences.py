@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from spectral import arrays, probes
-from spectral.engine.linearize import distance, is_generic, math_attention, norm
+from spectral import arrays, longvectors, probes
+from spectral.engine.linearize import is_generic, math_attention, norm
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose.derivatives import REFUSALS, operation, owner
 from spectral.networks.diagnose.graph import graph_facts, nodes
@@ -61,9 +61,7 @@ class Probe:
     rounding: float = 0.0  # unit of the product, where it is coarser
     trial: bool = False  # the product along t is there already
     share: float = 1.0  # the product is this times the derivative of the gradient
-    here: list[torch.Tensor] = field(
-        default_factory=list
-    )  # this times the gradient at the primals, if that is there too
+    here: torch.Tensor | None = None  # the sketch of this times the gradient at the primals, if that was seen
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,9 @@ class Trial:
 
     tangents: Tensors
     share: float
-    gradient: Tensors = ()  # `share` times the gradient at the primals, in the product's dtype, if it was kept
+    gradient: torch.Tensor | None = (
+        None  # the sketch of `share` times the gradient at the primals, if the product made it
+    )
 
 
 def directions(primals: Tensors, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -185,7 +185,7 @@ def candidates(
             continue
         if along is not None:
             coarse = max(arrays.machine_epsilon(kind) for kind in network.kinds | {network.compute_dtype})
-            here = [] if double else list(along.gradient)
+            here = None if double else along.gradient
             p = replace(p, rounding=coarse, trial=True, share=along.share, here=here)
         yield p
 
@@ -194,26 +194,33 @@ def _output(network: DataModel, rows: Any, cast: Callable[[torch.Tensor], torch.
     return map_tensors(cast, network.output(rows))
 
 
-def difference_error(p: Probe, w: Tensors) -> float | None:
+def difference_error(p: Probe, w: torch.Tensor) -> float | None:
     """||D - w|| / ||D|| for a difference D of the gradient along t, if rounding and truncation explain it.
 
     D is central, unless one to a side shows it already. None where differences cannot tell (kinks, rounding). `Wrong` if the
-    product is far from the differences of two steps, which agree with each other.
+    product is far from the differences of two steps, which agree with each other. w and D are sketches, so that no vector waits
+    for another.
     """
     steps = FINE if p.eps < 1e-12 else COARSE
     agrees = max(AGREES[0] if p.eps < 1e-12 else AGREES[1], 1e3 * p.rounding)
     scale = (norm(p.primals) or 1.0) / norm(p.tangents)
-    length = norm(w)
-    if p.here and p.eps >= 1e-12:
-        D = _to_one_side(p, SIDE * scale)
-        size, error = max(norm(D), length), distance(D, w)
+    length = float(w.norm())
+
+    def off(D: torch.Tensor) -> tuple[float, float]:
+        return max(float(D.norm()), length), float((D - w).norm())
+
+    if p.here is not None and p.eps >= 1e-12:
+        with math_attention():  # both by the same kernels
+            ahead = _gradient(p, SIDE * scale)
+        size, error = off((p.share * ahead - p.here) / (SIDE * scale))
         if error <= agrees * size:
             return error / size if size else 0.0
-    judged: list[tuple[Tensors, float]] = []
+    judged: list[tuple[torch.Tensor, float]] = []
     for step in steps:
         h = step * scale
-        D, ends = _difference(p, h)
-        size, error = max(norm(D), length), distance(D, w)
+        ahead, back = _gradient(p, h), _gradient(p, -h)
+        D, ends = (ahead - back) * (p.share / (2 * h)), float(ahead.norm() + back.norm())
+        size, error = off(D)
         if error <= agrees * size:
             return error / size if size else 0.0
         if ROUNDING * p.eps * p.share * ends / (2 * h) < 0.1 * error:
@@ -221,49 +228,24 @@ def difference_error(p: Probe, w: Tensors) -> float | None:
     if len(judged) < 2:
         return 0.0 if not judged and not length else None
     (one, _), (two, error) = judged
-    if distance(one, two) > 0.3 * error:
+    if float((one - two).norm()) > 0.3 * error:
         return None
     raise Wrong(f"is off by {error / size:.1e} from the difference of gradients on {p.where}")
 
 
-def _difference(p: Probe, h: float) -> tuple[Tensors, float]:
-    """(share times the central difference of the gradient along t, the gradients' norms)."""
-
-    D = _gradient(p, h)
-    length = norm(D)
-    back = _gradient(p, -h)
-    length += norm(back)
-    return [(d - b).mul_(p.share / (2 * h)) for d, b in _taken(D, back)], length
-
-
-def _to_one_side(p: Probe, h: float) -> Tensors:
-    """The same from the gradient that is there, which is given up for it; both by the same kernels."""
-    with math_attention():
-        ahead = _gradient(p, h)
-    return [torch.sub(g, a, alpha=p.share).div_(-h) for a, g in _taken(ahead, p.here)]
-
-
-def _gradient(p: Probe, step: float) -> list[torch.Tensor]:
-    """At x + step t."""
+def _gradient(p: Probe, step: float) -> torch.Tensor:
+    """The sketch of that at x + step t."""
     there = [
         torch.add(x, t, alpha=step, out=arrays.empty(x.shape, x)) for x, t in zip(p.primals, p.tangents, strict=True)
     ]
-    return [g.detach() for g in p.gradient(there)]
-
-
-def _taken(*lists: list[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The tensors of lists of one length side by side; the lists are empty afterwards, so that no tensor is held twice."""
-    for some in lists:
-        some.reverse()
-    while lists[0]:
-        yield tuple(some.pop() for some in lists)
+    return longvectors.sketch([g.detach() for g in p.gradient(there)])
 
 
 def hold(places: Iterable[Probe], product: Callable[[Probe], Tensors], way: str) -> float | None:
     """`difference_error` at the first place where the product and the differences run and tell; `Wrong` names the way."""
     for p in places:
         try:
-            error = difference_error(p, product(p))
+            error = difference_error(p, longvectors.sketch(product(p)))
         except Wrong as problem:
             raise Wrong(f"{way} {problem}") from None
         except REFUSALS:
@@ -357,4 +339,4 @@ def _own_error(call: Function, inputs: tuple[torch.Tensor, ...]) -> float | None
         return torch.stack(parts).sum()
 
     p = probe(total, None, inputs)
-    return difference_error(p, double_backward(p))
+    return difference_error(p, longvectors.sketch(double_backward(p)))
