@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -174,37 +173,11 @@ def like(tensor: torch.Tensor, original: Any) -> Any:
     return to_cupy(tensor)
 
 
-class _Spare(threading.local):
-    """Memory that nobody reads any more, for what this thread makes next."""
-
-    memory: torch.Tensor | None = None
-
-
-_spare = _Spare()
-
-
-@contextmanager
-def reusing(x: torch.Tensor | None) -> Iterator[None]:
-    """Inside, the first `empty` of as many entries as x has takes its memory: nobody may read x afterwards.
-
-    A vector that lies over ranks is no memory for others: what one rank holds of it says nothing of the rest.
-    """
-    _spare.memory = x if type(x) is torch.Tensor else None
-    try:
-        yield
-    finally:
-        _spare.memory = None
-
-
 def empty(shape: tuple[int, ...], other: torch.Tensor) -> torch.Tensor:
     """Memory in the dtype and on the device of `other`; on the CPU numpy's, which takes huge pages where it can.
 
     A large block is written for the first time in every product, and pages of 4 KiB cost more than its arithmetic.
     """
-    x = _spare.memory
-    if x is not None and x.dtype == other.dtype and x.device == other.device and x.numel() == math.prod(shape):
-        _spare.memory = None
-        return x.view(shape)
     if other.device.type != "cpu" or other.dtype not in NUMPY or type(other) is not torch.Tensor:
         return other.new_empty(shape)
     return torch.from_numpy(np.empty(shape, NUMPY[other.dtype]))

@@ -7,11 +7,9 @@ import pytest
 import torch
 
 import spectral
-from spectral import arrays
 from spectral.krylov import Lanczos, lanczos
 from spectral.krylov.again import second_pass
 from spectral.operators.operator import Operator
-from spectral.pieces import Piece
 from spectral.quadrature import gauss
 
 
@@ -189,38 +187,6 @@ def test_a_product_in_the_operators_own_buffer_is_never_changed(reorthogonalize)
     identity, v = Buffered(values, True), start(30)
     assert run(identity, v, steps=8, reorthogonalize=reorthogonalize).alphas == pytest.approx([1.0])
     assert torch.equal(v, start(30))
-
-
-def test_a_product_takes_the_memory_of_a_vector_that_is_read_no_longer_and_of_no_other():
-    d = torch.linspace(-1, 2, 300)
-
-    class New(Operator):
-        new_products = True
-
-        def _apply(self, V):
-            return arrays.empty(tuple(V.shape), V).copy_(d[:, None] * V)
-
-    start = torch.randn(300)
-    run = Lanczos(New((300, 300), torch.float32, "cpu", symmetric=True), start, 12, reorthogonalize=False)
-    places, known = [], {}
-    while run.step():
-        places.append(run.q.data_ptr())
-        if run.steps == 6:
-            known = {name: (x, x.clone()) for name, x in run.state().items() if name in ("q", "q_prev")}
-    assert len(set(places[:6])) == 3  # q_{j-1}, q_j and what is multiplied
-    assert all(torch.equal(x, copy) for x, copy in known.values())
-    kept = Lanczos(spectral.as_operator(torch.diag(d)), start, 12, reorthogonalize=False)
-    while kept.step():
-        pass
-    assert len(known) == 2 and run.alphas == pytest.approx(kept.alphas, abs=1e-5)
-
-
-def test_memory_of_a_vector_that_lies_over_ranks_is_not_taken():
-    plain = torch.zeros(5)
-    for x, taken in ((plain, True), (plain.as_subclass(Piece), False)):
-        with arrays.reusing(x):
-            made = arrays.empty((1, 5), torch.ones(5))
-        assert type(made) is torch.Tensor and (made.data_ptr() == plain.data_ptr()) == taken
 
 
 @pytest.mark.parametrize("vector", [[0.0, 0.0], [float("nan"), 1.0]])

@@ -81,6 +81,17 @@ def edges(parts: Tensors) -> tuple[GradientEdge | None, ...]:
     return tuple(get_gradient_edge(t) if t.requires_grad else None for t in parts)
 
 
+def unviewed(t: torch.Tensor) -> torch.Tensor:
+    """A part of a vector as a tensor of its own in the same memory: forward-mode AD would copy a view, and nobody writes to it.
+
+    A program that is being recorded must see where it comes from, and gets t itself.
+    """
+    if not private.is_view(t) or not t.is_contiguous() or trace.recording():
+        return t
+    low, size = t.storage_offset() * t.element_size(), t.numel() * t.element_size()
+    return t.new_empty(0).set_(t.untyped_storage()[low : low + size], 0, t.shape, t.stride())
+
+
 def _copied(tangents: Tensors) -> tuple[torch.Tensor, ...]:
     """For forward-mode AD, which would copy a view into new memory that no program records."""
     return tuple(t.clone() if private.is_view(t) else t for t in tangents)

@@ -142,9 +142,6 @@ class Lanczos:
         self.allowed = symmetry.expected(A)  # over ||T||, what a product may be off before it is looked at again
         if self.kept is not None:
             self.allowed += self.kept.rounding
-        # nobody else knows the vectors that were made after step `told`: the memory of one that is read no longer is spare
-        self.told = 0
-        self.spare: torch.Tensor | None = None
         self.carried = (1, 0.0)  # (j, what <A q_{j-1}, q_j> is beyond beta_{j-1}): q_j keeps what w had along q_{j-2}
 
     @property
@@ -179,9 +176,7 @@ class Lanczos:
         del self.alphas[j:], self.betas[j:]
         if self.kept is not None:
             self.kept.keep(j, q)
-        with arrays.reusing(self.spare):
-            w = self.A @ q  # perhaps a buffer of the operator, perhaps q itself: not ours to change unless it is new
-        self.spare = None
+        w = self.A @ q  # perhaps a buffer of the operator, perhaps q itself: not ours to change unless it is new
         full = self.reorthogonalize is True
         size = max([0.0, *map(abs, self.alphas), *np.abs(self.known)])
         coupling = max([0.0, *self.betas])
@@ -235,8 +230,6 @@ class Lanczos:
         leaves = j > 0 and beta > 0 and not len(along)  # what w has along q_{j-1} is left in q_{j+1}
         self.carried = (j + 1, self.betas[j - 1] * across / beta if leaves else 0.0)
         self.now = (j + 1, q, w.div_(beta), omega) if beta > 0 else (j + 1, q_prev, q, omega)
-        if self.kept is None and j >= self.told + 2 and not self.ended:
-            self.spare = q_prev
         if self.sum is not None and beta > 0:
             self.orthogonality = max(self.orthogonality, abs(longvectors.dot(self.sum, w)))
             self.sum.add_(w, alpha=float(np.random.default_rng(j).choice([-1.0, 1.0])))
@@ -284,7 +277,6 @@ class Lanczos:
     def state(self) -> dict[str, Any]:
         """All that the recurrence goes on from, views of its arrays; the basis as a list of its rows."""
         j, q_prev, q, (omega_prev, omega, again) = self.now
-        self.told = j
         return {
             "alphas": np.array(self.alphas[:j]), "betas": np.array(self.betas[:j]), "q_prev": q_prev, "q": q,
             "basis": longvectors.GrowingRows() if self.kept is None else longvectors.GrowingRows(self.kept.row, j),
@@ -296,7 +288,7 @@ class Lanczos:
         """Go on from `state`, of a recurrence from the same start."""
         self.alphas, self.betas, self.limit = state["alphas"].tolist(), state["betas"].tolist(), state["limit"]
         omega = state["omega_prev"], state["omega"], state["again"]
-        self.now, self.told = (len(self.alphas), state["q_prev"], state["q"], omega), len(self.alphas)
+        self.now = len(self.alphas), state["q_prev"], state["q"], omega
         if self.kept is not None:
             self.kept.most = self.limit
             self.sum, self.orthogonality = state.get("sum"), state.get("orthogonality", 0.0)

@@ -548,7 +548,7 @@ class DataModel:
         return map_tensors(torch.Tensor.detach, self.run(self.values, batch, lambda z: z))
 
     def split(self, v: torch.Tensor | Signs) -> tuple[torch.Tensor, ...]:
-        """A vector (P,) as tangents shaped like the parameters, in the dtypes of the products: views where that is its own."""
+        """A vector (P,) as tangents shaped like the parameters, in the products' dtypes: its memory where that is its own."""
         values = list(self.values.values())
         if isinstance(v, Signs):  # piece by piece, so that the vector itself is never there
             ends = np.cumsum([p.numel() for p in values])
@@ -557,7 +557,7 @@ class DataModel:
                 for end, p in zip(ends.tolist(), values, strict=True)
             )
         pieces = v.split([p.numel() for p in values])
-        return tuple(piece.view_as(p).to(p.dtype) for piece, p in zip(pieces, values, strict=True))
+        return tuple(linearize.unviewed(piece.view_as(p)).to(p.dtype) for piece, p in zip(pieces, values, strict=True))
 
     def _fresh_buffers(self) -> dict[str, torch.Tensor]:
         """Clones of the buffers: of the sweep, made outside of any transform; of one call where forward writes into them.
