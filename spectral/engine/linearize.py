@@ -326,7 +326,7 @@ class Adjoint:
         self, u: torch.Tensor | Tensors, pulled: Tensors, there: Callable[[probes.Signs], Tensors]
     ) -> float:
         """The error of J^T u, u in one piece or in those of J v; `Wrong` if it is more than allowed."""
-        return max(self._identity(u, self._draw(there), self.v, pulled), self.error)
+        return max(self._identity(_inner(u, self._draw(there)), _inner(self.v, pulled)), self.error)
 
     def of_both(
         self, v: torch.Tensor, Jv: Tensors, u: Tensors, pulled: Tensors, there: Callable[[probes.Signs], Tensors]
@@ -336,27 +336,30 @@ class Adjoint:
         self.pulled = None
         if self.Jv is not None:
             return max(error, self.of_transpose(u, pulled, there))
-        return max(error, self._identity(u, Jv, v, pulled, related=True))
+        return max(error, self._identity(_inner(u, Jv), _inner(v, pulled), related=True))
 
     def _draw(self, there: Callable[[probes.Signs], Tensors]) -> Held:
         if self.Jv is None:
+            due = None
+            if self.pulled is not None:
+                due = _inner(self.v, self.pulled)
+                pulled, self.pulled = list(self.pulled), None
+                self.pulled = waiting(pulled)  # beside what is drawn
             Jv: list[torch.Tensor | tuple[torch.Tensor, float]] = list(there(self.v))
-            self.error = self._of_drawn(Jv, self.v)
+            self.error = 0.0 if due is None else self._identity(_inner(self.u, Jv[:1]), due)
             self.Jv = waiting(Jv)
         return self.Jv
 
     def _by_drawn(self, v: torch.Tensor, Jv: Tensors, there: Callable[[probes.Signs], Tensors]) -> float:
-        """With J^T u, and where v may be blind with what is drawn in its place, too."""
+        """With J^T u, while that is there, and where v may be blind with what is drawn in its place, too."""
+        error = self._identity(_inner(self.u, Jv[:1]), _inner(v, self.pulled)) if self.pulled is not None else 0.0
         if not is_generic(v):
             self._draw(there)
-        return max(self.error, self._of_drawn(Jv, v))
+        return max(self.error, error)
 
-    def _of_drawn(self, Jv: Held, v: Vector) -> float:
-        """With J^T u, while that is there."""
-        return 0.0 if self.pulled is None else self._identity(self.u, Jv[:1], v, self.pulled)
-
-    def _identity(self, u: Vector, Jv: Held, v: Vector, pulled: Held, related: bool = False) -> float:
-        (one, of_u), (two, of_v) = _inner(u, Jv), _inner(v, pulled)
+    def _identity(self, left: tuple[float, float], right: tuple[float, float], related: bool = False) -> float:
+        """Of <J v, u> and <v, J^T u>, each beside what it would be of vectors that have nothing to do with each other."""
+        (one, of_u), (two, of_v) = left, right
         scale = max(of_u, of_v, *((abs(one), abs(two)) if related else ()))
         if not scale > 0 or not math.isfinite(scale):  # what is not finite is somebody else's to say
             return 0.0
