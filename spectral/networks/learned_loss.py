@@ -67,7 +67,7 @@ class Loss:
         )
         self.couples = ""  # what shows that samples meet in the loss
         self.tested = False  # whether parts of a batch have been held against the whole
-        self.mark = self._marked()  # of a module's tensors as they are counted with
+        self.mark = self._marked()  # of what a module counts with
         self.counted = False  # whether a batch has counted targets, so that `shift` is certain
 
     @property
@@ -102,11 +102,13 @@ class Loss:
         """One sentence where a module's own tensors, such as class weights, are not those with which targets were counted."""
         if self.mark != self._marked():
             raise ValueError(
-                f"{_called(self.given)} has other weights than when its targets were counted; build the operator anew."
+                f"{_called(self.given)} has other weights or ignored targets than when its targets were counted; build the "
+                "operator anew."
             )
 
     def _marked(self) -> str:
-        return arrays.checksum(*self.given.buffers()) if self.is_module else ""
+        ignored = getattr(self.given, "ignore_index", None)
+        return f"{arrays.checksum(*self.given.buffers())} {ignored}" if self.is_module else ""
 
     def __call__(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum over the counted targets, their count) of one batch, scalars: added over batches they make the mean of all."""
