@@ -443,6 +443,32 @@ def test_weights_that_change_after_targets_were_counted_are_refused(problem):
         H @ torch.ones(31, dtype=DOUBLE)
 
 
+def test_loss_may_hold_derivatives_in_the_parameters(problem):
+    """A penalty on the gradient, a step of an inner training."""
+    model, x, y = problem
+
+    def step(model, batch):
+        own = dict(model.named_parameters())
+        grads = torch.autograd.grad(CE(model(x), y), list(own.values()), create_graph=True)
+        return {name: p - 0.1 * g for (name, p), g in zip(own.items(), grads, strict=True)}, grads
+
+    def stepped(model, batch):
+        return torch.func.functional_call(model, step(model, batch)[0], (batch[0],))
+
+    own = list(model.parameters())
+    assert agrees(Jacobian(model, cut(x, y), forward=stepped), rows(stepped(model, (x, y)), own))
+    H = Hessian(model, lambda z, batch: CE(z, batch[1]) + sum((g**2).sum() for g in step(model, batch)[1]), cut(x, y))
+    right = second(lambda: CE(model(x), y) + sum((g**2).sum() for g in step(model, None)[1]), own)
+    assert agrees(H, right, 1e-8) and H.epochs == 2
+
+
+@pytest.mark.parametrize("count", [-3, float("nan"), torch.tensor(float("inf"))])
+def test_count_is_a_number_from_0_on(problem, count):
+    model, x, y = problem
+    with pytest.raises(ValueError, match=r"counts \S+ targets in batch 0; a callable .* the count a number from 0 on"):
+        Hessian(model, lambda z, batch: (F.cross_entropy(z, batch[1], reduction="sum"), count), [(x, y)])
+
+
 # Batches --------------------------------------------------------------------------------------------------------------
 class Record:
     def __init__(self, x, y):
@@ -572,6 +598,20 @@ def test_no_list_of_parameters_is_one_sentence(problem, params):
         Jacobian(problem[0], [problem[1]], params=params)
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"product_dtype": "float32"}, "'float32' is no floating dtype"),
+        ({"memory": float("inf")}, "memory=inf is no amount"),
+    ],
+)
+def test_no_option_is_one_sentence(problem, options, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        Jacobian(problem[0], [problem[1]], **options)
+    with pytest.raises(TypeError, match="on the device meta, which has no values"):
+        Jacobian(problem[0], [problem[1].to("meta")])
+
+
 # Matrices -------------------------------------------------------------------------------------------------------------
 A = np.diag([1.0, 2.0, 4.0])
 NO_MATRIX = {
@@ -605,6 +645,19 @@ def test_unmasked_and_swapped_bytes_are_the_matrix():
         assert np.array_equal(spectral.as_operator(given) @ np.ones(3, ">f8"), A.sum(1))
     with pytest.raises(TypeError, match="masked in some entries"):
         spectral.as_operator(A) @ np.ma.masked_array(np.ones(3), mask=[0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "vector, words",
+    [
+        (np.ones(3, dtype=object), "the array is object, which torch does not have"),
+        (torch.ones(3, dtype=DOUBLE).to_sparse(), r"sparse_coo; pass a dense one"),
+        (np.array([1, np.nan, 0]), "the array that Dense is to multiply holds NaN or infinity"),
+    ],
+)
+def test_no_vector_is_one_sentence(vector, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        spectral.as_operator(A) @ vector
 
 
 def test_functions_of_a_spectrum_are_real_and_may_be_those_of_torch():

@@ -67,6 +67,7 @@ class DataModel:
 
     needs_loss = False  # whether loss=None means the model's own
     shards: Shards | None = None  # how vectors shaped like the parameters lie over ranks; None: each holds all of them
+    inner_gradients = False  # whether the user's code differentiates in the parameters itself
     made_again: checkpointing.MadeAgain | None = None  # modules of which a graph keeps what enters them alone
 
     def __init__(
@@ -192,7 +193,7 @@ class DataModel:
             )
         self.shapes = shapes or {name: named[name].shape for name in self.names}
         values = {name: self._cast(p.detach()) for name, p in named.items()}
-        self.values = {name: values.pop(name) for name in self.names}
+        self.values = {name: values.pop(name).requires_grad_(self.inner_gradients) for name in self.names}
         self.frozen = values if self.product_dtype is not None else {}
         self.rest = values
 

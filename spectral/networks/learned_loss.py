@@ -230,7 +230,13 @@ class Loss:
                 "value on all data: pass all data as one batch, or a callable (output, batch) -> (sum, count) to take batches as "
                 "cut."
             )
-        return self(output, batch)
+        total, count = self(output, batch)
+        if not self.is_module and not 0 <= float(count) < math.inf:
+            raise Misused(
+                f"{_called(self.given)} counts {float(count):g} targets in batch {index}; a callable (output, batch) must return "
+                "(sum, count), the count a number from 0 on."
+            )
+        return total, count
 
     def _recognise_form(self, output: Any, batch: Any) -> None:
         """What the loss returns: terms, a number, one for each entry, or (sum, count)."""
