@@ -107,7 +107,10 @@ def to_torch(array: Any) -> torch.Tensor:
         if not array.flags.writeable or any(stride < 0 for stride in array.strides) or not array.dtype.isnative:
             # torch has no read-only tensors, no negative strides and no other order of bytes
             array = array.astype(array.dtype.newbyteorder("="))
-        return torch.from_numpy(array)
+        try:
+            return torch.from_numpy(array)
+        except TypeError:
+            raise TypeError(f"the array is {array.dtype}, which torch does not have; convert it to float64.") from None
     if is_cupy(array):
         with one_stream(cupy_device(array)) as shared:
             tensor = torch.from_dlpack(array.copy() if any(stride < 0 for stride in array.strides) else array)

@@ -1,6 +1,7 @@
 """What strangers bring, of kinds on which the package was once wrong, or refused what it can do."""
 
 import copy
+import functools
 import pickle
 import warnings
 from types import SimpleNamespace
@@ -307,6 +308,77 @@ def test_changed_setting_of_an_object_is_another_matrix(problem):
     assert agrees(J, 3 * before)
 
 
+class Reader:
+    """A stranger's object, such as a trainer."""
+
+    def __init__(self, net):
+        self.net, self.scale, self.calls = net, 1.0, 0
+
+    def forward(self, model, batch):
+        self.calls += 1
+        return model(self.net(batch[0])) * self.scale
+
+
+NET = Reader(None)  # a global name
+READS = {
+    "closed over": lambda r: lambda model, batch: model(r.net(batch[0])) * r.scale,
+    "its method": lambda r: r.forward,
+    "a partial": lambda r: functools.partial(Reader.forward, r),
+    "a default": lambda r: lambda model, batch, r=r: model(r.net(batch[0])) * r.scale,
+    "a global name": lambda r: lambda model, batch: model(NET.net(batch[0])) * NET.scale,
+    "a class": lambda r: type("Called", (), {"__call__": lambda self, *given: r.forward(*given)})(),
+}
+
+
+@pytest.mark.parametrize("way", READS)
+def test_what_a_function_reads_is_part_of_the_matrix(problem, way):
+    """Another module that it calls, a number that it knows: kept programs hold them as constants."""
+    model, x, y = problem
+    reader = NET if way == "a global name" else Reader(None)
+    reader.net, reader.scale = nn.Linear(3, 3, dtype=DOUBLE), 1.0
+    J = Jacobian(model, cut(x, y), forward=READS[way](reader), engine="replay")
+    for _ in range(3):
+        dense(J), J @ torch.ones(31, dtype=DOUBLE)
+    reader.net.weight.detach().numpy()[...] += 0.5
+    assert agrees(J, rows(model(reader.net(x).detach()), list(model.parameters())))
+    reader.scale = 3.0
+    assert agrees(J, 3 * rows(model(reader.net(x).detach()), list(model.parameters())))
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton, EmpiricalFisher])
+def test_number_that_a_loss_closes_over_is_part_of_the_matrix(problem, kind):
+    model, x, y = problem
+    scale = 1.0
+    A = kind(
+        model, lambda z, b: (scale * F.cross_entropy(z, b[1], reduction="sum"), len(z)), cut(x, y), engine="replay"
+    )
+    before = [dense(A) for _ in range(3)][2]
+    scale = 3.0
+    assert agrees(A, (9 if kind is EmpiricalFisher else 3) * before)
+
+
+def test_setting_of_a_class_is_part_of_the_matrix(problem, monkeypatch):
+    class Times(nn.Linear):
+        scale = 1.0
+
+        def forward(self, x):
+            return super().forward(x) * self.scale
+
+    J = Jacobian(Times(3, 3, dtype=DOUBLE), [problem[1]], engine="replay")
+    before = [dense(J) for _ in range(3)][2]
+    Times.scale = 3.0
+    assert agrees(J, 3 * before)
+
+
+def test_module_beside_the_model_is_left_as_it_was(problem):
+    model, x, y = problem
+    norm = nn.BatchNorm1d(3, dtype=DOUBLE)
+    Hessian(model, CE, [(x, y)], forward=lambda model, batch: model(norm(batch[0])), preflight=False) @ torch.ones(
+        31
+    ).double()
+    assert norm.running_mean.norm() == 0 and norm.num_batches_tracked == 0 and norm.training
+
+
 # Losses ---------------------------------------------------------------------------------------------------------------
 FUNCTIONS = {
     "cross_entropy": (F.cross_entropy, CE, False),
@@ -361,8 +433,40 @@ def test_weights_that_change_after_targets_were_counted_are_refused(problem):
     loss = nn.CrossEntropyLoss(weight=torch.ones(3, dtype=DOUBLE))
     H = Hessian(model, loss, [(x, y)])
     loss.weight[0] = 5.0
-    with pytest.raises(ValueError, match=r"loss=CrossEntropyLoss has other weights than when its targets were counted"):
+    with pytest.raises(
+        ValueError, match=r"loss=CrossEntropyLoss has other weights or ignored targets than when its tar"
+    ):
         H @ torch.ones(31, dtype=DOUBLE)
+    H = Hessian(model, loss, [(x, y)])
+    loss.ignore_index = 1
+    with pytest.raises(ValueError, match="or ignored targets"):
+        H @ torch.ones(31, dtype=DOUBLE)
+
+
+def test_loss_may_hold_derivatives_in_the_parameters(problem):
+    """A penalty on the gradient, a step of an inner training."""
+    model, x, y = problem
+
+    def step(model, batch):
+        own = dict(model.named_parameters())
+        grads = torch.autograd.grad(CE(model(x), y), list(own.values()), create_graph=True)
+        return {name: p - 0.1 * g for (name, p), g in zip(own.items(), grads, strict=True)}, grads
+
+    def stepped(model, batch):
+        return torch.func.functional_call(model, step(model, batch)[0], (batch[0],))
+
+    own = list(model.parameters())
+    assert agrees(Jacobian(model, cut(x, y), forward=stepped), rows(stepped(model, (x, y)), own))
+    H = Hessian(model, lambda z, batch: CE(z, batch[1]) + sum((g**2).sum() for g in step(model, batch)[1]), cut(x, y))
+    right = second(lambda: CE(model(x), y) + sum((g**2).sum() for g in step(model, None)[1]), own)
+    assert agrees(H, right, 1e-8) and H.epochs == 2
+
+
+@pytest.mark.parametrize("count", [-3, float("nan"), torch.tensor(float("inf"))])
+def test_count_is_a_number_from_0_on(problem, count):
+    model, x, y = problem
+    with pytest.raises(ValueError, match=r"counts \S+ targets in batch 0; a callable .* the count a number from 0 on"):
+        Hessian(model, lambda z, batch: (F.cross_entropy(z, batch[1], reduction="sum"), count), [(x, y)])
 
 
 # Batches --------------------------------------------------------------------------------------------------------------
@@ -494,6 +598,20 @@ def test_no_list_of_parameters_is_one_sentence(problem, params):
         Jacobian(problem[0], [problem[1]], params=params)
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"product_dtype": "float32"}, "'float32' is no floating dtype"),
+        ({"memory": float("inf")}, "memory=inf is no amount"),
+    ],
+)
+def test_no_option_is_one_sentence(problem, options, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        Jacobian(problem[0], [problem[1]], **options)
+    with pytest.raises(TypeError, match="on the device meta, which has no values"):
+        Jacobian(problem[0], [problem[1].to("meta")])
+
+
 # Matrices -------------------------------------------------------------------------------------------------------------
 A = np.diag([1.0, 2.0, 4.0])
 NO_MATRIX = {
@@ -527,6 +645,19 @@ def test_unmasked_and_swapped_bytes_are_the_matrix():
         assert np.array_equal(spectral.as_operator(given) @ np.ones(3, ">f8"), A.sum(1))
     with pytest.raises(TypeError, match="masked in some entries"):
         spectral.as_operator(A) @ np.ma.masked_array(np.ones(3), mask=[0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "vector, words",
+    [
+        (np.ones(3, dtype=object), "the array is object, which torch does not have"),
+        (torch.ones(3, dtype=DOUBLE).to_sparse(), r"sparse_coo; pass a dense one"),
+        (np.array([1, np.nan, 0]), "the array that Dense is to multiply holds NaN or infinity"),
+    ],
+)
+def test_no_vector_is_one_sentence(vector, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        spectral.as_operator(A) @ vector
 
 
 def test_functions_of_a_spectrum_are_real_and_may_be_those_of_torch():

@@ -63,6 +63,8 @@ def placed(batch: Any, device: torch.device, cast: Callable[[torch.Tensor], torc
                 "a batch holds a nested tensor, of which no entry has a place of its own; pass padded ones with a mask "
                 "(torch.nested.to_padded_tensor), or let forward make the nested tensor."
             )
+        if leaf.is_meta:
+            raise TypeError("a batch holds a tensor on the device meta, which has no values; pass one that has.")
         if leaf.is_inference() and not torch.is_inference_mode_enabled():
             leaf = leaf.clone()  # no graph takes what was made under inference_mode
         moved = cast(leaf.detach().to(device))

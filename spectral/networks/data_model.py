@@ -67,6 +67,7 @@ class DataModel:
 
     needs_loss = False  # whether loss=None means the model's own
     shards: Shards | None = None  # how vectors shaped like the parameters lie over ranks; None: each holds all of them
+    inner_gradients = False  # whether the user's code differentiates in the parameters itself
     made_again: checkpointing.MadeAgain | None = None  # modules of which a graph keeps what enters them alone
 
     def __init__(
@@ -116,7 +117,9 @@ class DataModel:
         self.call = WholeCall(model, forward or (labelled_forward if own else default_forward))
         self.product_dtype = products.dtype
         self.untested: dict[str, str] = {}  # what could not be tested on this model, and why
-        self.roots = [model, *(state for given in (loss, of, forward) for state in _states(given))]
+        given = (loss, of, forward)
+        self.roots = [model, *(state for one in given for state in _states(one))]  # what is put back
+        self.reads = (*self.roots, *given)  # what the matrix depends on, with all that is read from there
         with threads.alone(model.modules()), threads.RANDOM:
             self.names = list(select_parameters(model, params)) if wrt == "params" else []
             before = random_state(data)
@@ -190,7 +193,7 @@ class DataModel:
             )
         self.shapes = shapes or {name: named[name].shape for name in self.names}
         values = {name: self._cast(p.detach()) for name, p in named.items()}
-        self.values = {name: values.pop(name) for name in self.names}
+        self.values = {name: values.pop(name).requires_grad_(self.inner_gradients) for name in self.names}
         self.frozen = values if self.product_dtype is not None else {}
         self.rest = values
 
@@ -355,16 +358,16 @@ class DataModel:
         return placed(batch, self.device, self._cast)
 
     def version(self) -> model_state.Version:
-        """Changes with every value, setting and part of the model or a loss module: what was kept of it before is then stale.
+        """Changes with every value, setting and part of what the matrix depends on: what was kept of it before is then stale.
 
         Read once a sweep, before the model is run in it.
         """
         if self._seen_version is None:
-            self._seen_version = model_state.Version(self.roots)
+            self._seen_version = model_state.Version(self.reads)
         return self._seen_version
 
     def checksum(self) -> str:
-        """A hash of every entry of the model's (and a loss module's) parameters and buffers, as they are now."""
+        """A hash of every entry of the model's (and other modules' that are called) parameters and buffers, as they are now."""
         with threads.alone(self.model.modules()):
             return model_state.checksum(root for root in self.roots if isinstance(root, nn.Module))
 
@@ -625,10 +628,10 @@ def _ends(data: Any) -> bool:
 
 
 def _states(given: Any) -> list[Any]:
-    """What a loss, an output function or a forward function keeps: a module, or the attributes of an object that is called."""
-    if isinstance(given, nn.Module):
-        return [given]
-    return [vars(given)] if callable(given) and not isinstance(given, type) and getattr(given, "__dict__", None) else []
+    """What a loss, an output function or a forward function keeps: attributes of an object that is called, and modules."""
+    called = getattr(given, "__self__", given)  # of a method
+    own = callable(given) and not isinstance(called, nn.Module | type) and getattr(called, "__dict__", None)
+    return [*([own] if own else []), *model_state.modules_read([given])]
 
 
 def near(a: torch.Tensor, b: torch.Tensor, allowed: float) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral import persist
+from spectral import persist, probes
 from spectral.networks import losses
 from spectral.networks import output_curvature as outputs
 from spectral.networks.curvature import Curvature, Forward, GaussNewton, Product
@@ -137,7 +137,7 @@ class Fisher(GaussNewton):
                 f"draws={draws!r} is no number of draws; use an integer >= 1, or None for the exact Fisher."
             )
         outputs.check_predictive(losses.as_module(loss))
-        self.draws, self.seed = draws, seed
+        self.draws, self.seed = draws, probes.check_seed(seed)
         super().__init__(
             model, loss, data, wrt=wrt, layout=layout, params=params, forward=forward, shared=shared,
             statistics=statistics, engine=engine, product_dtype=product_dtype, memory=memory, preflight=preflight, chunk=chunk,

@@ -67,7 +67,7 @@ class Loss:
         )
         self.couples = ""  # what shows that samples meet in the loss
         self.tested = False  # whether parts of a batch have been held against the whole
-        self.mark = self._marked()  # of a module's tensors as they are counted with
+        self.mark = self._marked()  # of what a module counts with
         self.counted = False  # whether a batch has counted targets, so that `shift` is certain
 
     @property
@@ -102,11 +102,13 @@ class Loss:
         """One sentence where a module's own tensors, such as class weights, are not those with which targets were counted."""
         if self.mark != self._marked():
             raise ValueError(
-                f"{_called(self.given)} has other weights than when its targets were counted; build the operator anew."
+                f"{_called(self.given)} has other weights or ignored targets than when its targets were counted; build the "
+                "operator anew."
             )
 
     def _marked(self) -> str:
-        return arrays.checksum(*self.given.buffers()) if self.is_module else ""
+        ignored = getattr(self.given, "ignore_index", None)
+        return f"{arrays.checksum(*self.given.buffers())} {ignored}" if self.is_module else ""
 
     def __call__(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum over the counted targets, their count) of one batch, scalars: added over batches they make the mean of all."""
@@ -228,7 +230,13 @@ class Loss:
                 "value on all data: pass all data as one batch, or a callable (output, batch) -> (sum, count) to take batches as "
                 "cut."
             )
-        return self(output, batch)
+        total, count = self(output, batch)
+        if not self.is_module and not 0 <= float(count) < math.inf:
+            raise Misused(
+                f"{_called(self.given)} counts {float(count):g} targets in batch {index}; a callable (output, batch) must return "
+                "(sum, count), the count a number from 0 on."
+            )
+        return total, count
 
     def _recognise_form(self, output: Any, batch: Any) -> None:
         """What the loss returns: terms, a number, one for each entry, or (sum, count)."""

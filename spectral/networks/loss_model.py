@@ -64,7 +64,7 @@ class LossModel(DataModel):
             raise NotFinite(index, batch, "the loss is", self.total(batch))
         self.counts.append(float(count))
         if index == 0:
-            self.first = FirstBatch(batch, z.detach(), total)
+            self.first = FirstBatch(batch, z.detach(), total.detach())
         return max(1, self.samples.size(batch)), z.shape[1]
 
     def total(self, batch: Any) -> Callable[..., torch.Tensor]:

@@ -9,11 +9,15 @@ runs see others in their place.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 import random
+import sys
+import sysconfig
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,6 +39,15 @@ CONTAINERS = (
 )  # not their subclasses, which may refuse to be filled again
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 PLAIN_TYPES = set(PLAIN)
+# where code lies that nobody changes while a program runs
+INSTALLED = tuple(
+    os.path.join(os.path.realpath(path), "")
+    for path in (
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        os.path.dirname(torch.__file__),
+        os.path.dirname(os.path.dirname(__file__)),
+    )
+)
 
 
 @contextmanager
@@ -59,11 +72,13 @@ differentiable = Shared(_differentiable)
 
 
 # What is reachable ---------------------------------------------------------------------------------------------------
-def walk(roots: Iterable[Any]) -> Iterator[Any]:
+def walk(roots: Iterable[Any], opened: Callable[[Any], Any] | None = None) -> Iterator[Any]:
     """Each once: the modules and objects, the containers in which they keep their attributes, and what lies in these.
 
     Other objects are not opened: a trainer or a tokenizer among the attributes would lead to everything.
+    `opened`: what holds the parts of a thing, in the place of `_opened`.
     """
+    opened = opened or _opened
     seen: set[int] = set()
     queue = list(roots)[::-1]
     while queue:
@@ -72,7 +87,7 @@ def walk(roots: Iterable[Any]) -> Iterator[Any]:
             continue
         seen.add(id(thing))
         yield thing
-        parts = _opened(thing)
+        parts = opened(thing)
         if parts is None:
             continue
         if parts is not thing:
@@ -85,6 +100,66 @@ def _opened(thing: Any) -> Any:
     if type(thing) in CONTAINERS or isinstance(thing, tuple):
         return thing
     return vars(thing) if isinstance(thing, nn.Module | SimpleNamespace) or _is_record(thing) else None
+
+
+def read(thing: Any) -> Any:
+    """What holds all that a thing may read when it is called, by name: more than what is its own, and put back.
+
+    Of a function what it closes over, its defaults and the globals that it names; of a class its methods and settings, of an
+    installed one its forward alone; of any other object its plain attributes, functions, tensors and modules.
+    """
+    if (parts := _opened(thing)) is not None or isinstance(thing, ModuleType):
+        return parts
+    if isinstance(thing, functools.partial):
+        return {"func": thing.func, "args": thing.args, "keywords": thing.keywords}
+    if isinstance(thing, MethodType):
+        owner = thing.__self__
+        return {
+            "func": thing.__func__,
+            "self": owner if isinstance(owner, nn.Module) else getattr(owner, "__dict__", owner),
+        }
+    if isinstance(thing, FunctionType):
+        return _read_by_function(thing)
+    if isinstance(thing, type):
+        kinds = [
+            kind for kind in thing.__mro__ if not _installed(getattr(sys.modules.get(kind.__module__), "__file__", ""))
+        ]
+        entries = ((kind, key, part) for kind in kinds for key, part in vars(kind).items())
+        methods = {
+            (kind, key): part for kind, key, part in entries if key[:2] != "__" or isinstance(part, FunctionType)
+        }
+        return {**methods, "forward": getattr(thing, "forward", None)}
+    kept = (*PLAIN, FunctionType, torch.Tensor, np.ndarray, nn.Module)
+    own = getattr(thing, "__dict__", None)
+    return own and {key: part for key, part in own.items() if isinstance(part, kept)}
+
+
+def _read_by_function(function: FunctionType) -> dict[Any, Any]:
+    code = function.__code__
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+    parts: dict[Any, Any] = {name: cell.cell_contents for name, cell in cells if cell != CellType()}  # which is empty
+    parts |= {"defaults": function.__defaults__, "keywords": function.__kwdefaults__}
+    names, codes = dict[str, None](), [] if _installed(code.co_filename) else [code]
+    for one in codes:
+        names |= dict.fromkeys(one.co_names)
+        codes += [inner for inner in one.co_consts if isinstance(inner, CodeType)]
+    for name in names:
+        found = function.__globals__.get(name)
+        parts["global", name] = found
+        if isinstance(found, ModuleType) and not _installed(getattr(found, "__file__", "")):
+            parts |= {(found, key): vars(found)[key] for key in names if key in vars(found)}
+    return parts
+
+
+def modules_read(things: Iterable[Any]) -> list[nn.Module]:
+    """All modules that these things read."""
+    return [thing for thing in walk(things, read) if isinstance(thing, nn.Module)]
+
+
+@functools.cache
+def _installed(path: str | None) -> bool:
+    """Whether a file holds code that nobody changes while a program runs; "" is that of what is built in."""
+    return path == "" or (path is not None and os.path.realpath(path).startswith(INSTALLED))
 
 
 def _values(thing: Any) -> torch.Tensor | None:
@@ -208,10 +283,9 @@ def checksum(roots: Iterable[nn.Module]) -> str:
 
 
 class Version:
-    """Equal as long as every value, setting, module and function that `walk` finds is the same.
+    """Equal as long as every value, setting, module and function that the roots and their classes `read` is the same.
 
-    It holds modules and functions themselves, so that no other one can take an address that is free again. Of other objects
-    (configurations) it reads the plain attributes.
+    It holds modules and functions themselves, so that no other one can take an address that is free again.
     """
 
     def __init__(self, roots: Iterable[Any]) -> None:
@@ -231,12 +305,12 @@ class Version:
             if isinstance(thing, torch.Tensor) and thing.layout in arrays.SPARSE:
                 tensors += arrays.strided(thing)
                 continue
-            parts = _opened(thing)
+            parts = read(thing)
             if parts is not thing:
                 self.held.append(thing)
-            if parts is None:  # any other object, a configuration say: what it says itself, not where it leads
-                own = getattr(thing, "__dict__", None) if not isinstance(thing, type) else None
-                self.settings.append([(key, part) for key, part in (own or {}).items() if isinstance(part, PLAIN)])
+            if not isinstance(thing, type) and parts is not thing:
+                queue.append(type(thing))
+            if not parts:
                 continue
             plain: list[Any] = []
             for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):

@@ -229,9 +229,9 @@ class LinearMap:
         Raises
         ------
         ValueError
-            For another length, or a tensor on another device.
+            For another length, a tensor on another device, and NaN or infinity.
         TypeError
-            For another dtype.
+            For another dtype, and a sparse tensor.
 
         Examples
         --------
@@ -246,6 +246,8 @@ class LinearMap:
                 if shards is not None
                 else f"{type(self).__name__} multiplies whole vectors; make one of the pieces by shards.whole."
             )
+        if V.layout != torch.strided:
+            raise TypeError(f"the array is {V.layout}; pass a dense one, such as array.to_dense().")
         n = self.shape[1] if shards is None else shards.entries
         if V.ndim not in (1, 2) or V.shape[0] != n:
             raise ValueError(
@@ -260,6 +262,8 @@ class LinearMap:
         if isinstance(array, torch.Tensor) and V.device != self.device:
             raise ValueError(f"the array is on {V.device}, the operator on {self.device}; move one of them.")
         V = V.to(self.device)
+        if not arrays.all_finite(V):
+            raise ValueError(f"the array that {type(self).__name__} is to multiply holds NaN or infinity; mend it.")
         return V[:, None] if V.ndim == 1 else V
 
     def __matmul__(self, other: Any) -> Any:

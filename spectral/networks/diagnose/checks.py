@@ -51,7 +51,13 @@ def surveyed(network: DataModel) -> DatasetInfo:
 def _surveyed(network: DataModel) -> DatasetInfo:
     check_model(network)
     try:
-        return survey(network)
+        try:
+            return survey(network)
+        except FAILURES as problem:
+            if "does not require grad" not in str(problem) or network.wrt != "params":
+                raise
+            network.inner_gradients, network.sweeps = True, 0
+            return survey(network)
     except NotFinite as problem:
         if not is_finite(problem.batch):
             raise ValueError(f"the data hold NaN or infinity in batch {problem.index}; remove those samples.") from None
