@@ -378,8 +378,7 @@ class Summand:
 
     def share(self) -> None:
         """Every rank calls it where the sum holds NaN: raises if that is because a rank has failed."""
-        if world_size() > 1:
-            _raise(self.failure, _gathered(_said(self.failure)))
+        _ended(self.failure)
 
 
 # One decision ---------------------------------------------------------------------------------------------------------
@@ -421,15 +420,22 @@ def gather(make: Callable[[], T]) -> list[T]:
 @contextmanager
 def together() -> Iterator[None]:
     """What one rank fails with inside, every rank raises at its end; the ranks must have no collective inside."""
-    if world_size() == 1:
-        yield
-        return
     failure: BaseException | None = None
     try:
         yield
     except BaseException as problem:
         failure = problem
-    _raise(failure, _gathered(_said(failure)))
+    _ended(failure)
+
+
+def _ended(failure: BaseException | None) -> None:
+    """What one rank has failed with, every rank raises."""
+
+    def own() -> None:
+        if failure is not None:
+            raise failure
+
+    gather(own)
 
 
 def first(value: T, device: torch.device | None = None, source: int = 0) -> T:

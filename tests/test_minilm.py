@@ -114,7 +114,7 @@ def test_hessian_of_all_22_million_parameters_is_double_backward():
 
 
 @pytest.mark.slow
-def test_spectrum_of_the_part_has_its_trace():
+def test_spectrum_of_the_part_has_its_rank_and_trace():
     """Fifteen logits: the Gauss-Newton matrix has rank 10 at most (rows of a softmax's curvature sum to 0), which a run finds."""
     A = GaussNewton(trained()[0], None, batches((5,)), params=PART)
     s = slq(A, probes=2, steps=40)
@@ -122,3 +122,4 @@ def test_spectrum_of_the_part_has_its_trace():
     exact = torch.linalg.eigvalsh(A @ V)
     assert int((exact > 1e-6 * exact[-1]).sum()) <= 10
     assert float(s.count(1e-6 * float(exact[-1]), float("inf")).value) == int((exact > 1e-6 * exact[-1]).sum())
+    assert float(s.integrate(lambda x: x)) == pytest.approx(float(exact.sum()), rel=1e-9)

@@ -644,7 +644,6 @@ def by_threads(monkeypatch, ranks, work):
         return list(pool.map(life, range(ranks)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_estimators_sum_over_the_ranks(name, monkeypatch):
     g = torch.Generator().manual_seed(5)

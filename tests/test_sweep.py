@@ -11,7 +11,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +345,21 @@ def table_of(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in ("run", "run_seconds", "run_peak_bytes")} for row in rows]
 
 
+# The command, which ends itself and all it has started by a signal once so many runs are done.
+KILLED = """
+import glob, os, sys, threading, time
+from spectral.__main__ import main
+
+def watch(finished=int(sys.argv.pop(1)), number=int(sys.argv.pop(1))):
+    while len(glob.glob("killed/*/result.json")) < finished:
+        time.sleep(0.02)
+    os.killpg(0, number)
+
+threading.Thread(target=watch, daemon=True).start()
+main()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["", "joblib"])
 def test_a_sweep_that_was_killed_twice_gives_the_table_of_one_that_was_not(tmp_path: Path, launcher: str) -> None:
@@ -355,16 +369,12 @@ def test_a_sweep_that_was_killed_twice_gives_the_table_of_one_that_was_not(tmp_p
     swept += ["launcher=joblib", "hydra.launcher.n_jobs=2"] if launcher else []
     given = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL}
 
-    def command(name: str) -> list[str]:
-        return [sys.executable, "-m", "spectral", *swept, f"hydra.sweep.dir={name}", "resume=true"]
+    def command(name: str, *program: str) -> list[str]:
+        return [sys.executable, *(program or ("-m", "spectral")), *swept, f"hydra.sweep.dir={name}", "resume=true"]
 
     for finished, number in ((5, signal.SIGKILL), (13, signal.SIGTERM)):
-        process = subprocess.Popen(command("killed"), start_new_session=True, **given)
-        while len(list((tmp_path / "killed").glob("*/result.json"))) < finished and process.poll() is None:
-            time.sleep(0.02)
-        assert process.poll() is None
-        os.killpg(process.pid, number)
-        process.wait(200)
+        itself = command("killed", "-c", KILLED, str(finished), str(int(number)))
+        assert subprocess.run(itself, start_new_session=True, timeout=900, **given).returncode != 0
         assert finished <= len(list((tmp_path / "killed").glob("*/result.json"))) < 24
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*/result.json")}
     for name in ("killed", "undisturbed"):
