@@ -120,7 +120,10 @@ def test_beyond_the_limits_passes_that_are_known_to_outweigh_arithmetic_decide(m
     found, why = esd_module._exact_is_cheap(J, None, {})
     assert found and "dimension 9000, 300 products and one pass" in why
     found, why = esd_module._exact_is_cheap(J, None, {"probes": 1, "steps": 1})
-    assert not found and "dimension 9000 is above 8192, up to which all eigenvalues are cheap: they take 2700000 VJPs" in why
+    assert (
+        not found
+        and "dimension 9000 is above 8192, up to which all eigenvalues are cheap: they take 2700000 VJPs" in why
+    )
 
 
 def test_the_smaller_side_of_a_gram_decides():
