@@ -802,8 +802,17 @@ class Spectrum(Quadrature):
         return {**trace, "mean": self.moment(1), "median": self.quantile(0.5)}
 
 
+def hold_spectrum(given: Any, what: str) -> None:
+    """One sentence where something else is given than a spectrum, such as an operator."""
+    if not isinstance(given, Spectrum):
+        raise TypeError(
+            f"{what} is of a Spectrum, and {type(given).__name__} is none; take its spectrum, spectral.esd(A)."
+        )
+
+
 def hold_eigenvalues(spectrum: Spectrum, what: str) -> None:
-    """One sentence where `what` is about all eigenvalues, and the spectrum is the measure of one vector."""
+    """One sentence where `what` is about all eigenvalues, and this is no spectrum or the measure of one vector."""
+    hold_spectrum(spectrum, what)
     if spectrum.of_vector:
         raise ValueError(
             f"{what} is about all eigenvalues, and this is the measure of one vector (spectrum_of), which tells what part of the "

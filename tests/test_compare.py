@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp, nct, wasserstein_distance
 
+import spectral
 from spectral import Spectrum, slq
 from spectral.analysis import cohens_d, compare
 from spectral.analysis.compare import noncentral_t_cdf
@@ -135,3 +136,12 @@ def test_a_comparison_is_a_dict_that_draws_both_spectra_with_their_distance():
         names == ["one", "two"] and f"W1 {with_error(d['wasserstein'], d['wasserstein_stderr'])}, KS" in ax.get_title()
     )
     plt.close(ax.figure)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [lambda A: compare(A, A), spectral.summary, spectral.power_law, spectral.outliers, spectral.marchenko_pastur],
+)
+def test_an_operator_is_no_spectrum(of):
+    with pytest.raises(TypeError, match=r"is of a Spectrum, and Dense is none; take its spectrum, spectral.esd\(A\)"):
+        of(spectral.as_operator(np.eye(3)))

@@ -51,8 +51,8 @@ def jacobian(samples, inputs, outputs=10):
     ("samples", "inputs", "budget", "chosen", "why"),
     [
         (500, 800, None, True, "10 products and one pass over the data"),  # 5000 x 8010
-        (820, 900, None, False, "exceeds what all eigenvalues are cheap for (8192)"),  # 8200 x 9010
-        (450, 9000, None, False, "(4096)"),  # rows longer than 16 times the dimension
+        (820, 900, None, False, "is above 8192, up to which all eigenvalues are cheap"),  # 8200 x 9010
+        (450, 9000, None, False, "above 4096"),  # rows longer than 16 times the dimension
         (450, 500, "5s", False, "longer than 5s"),
         (450, 500, 4, False, "more than the 4 of slq"),
     ],
@@ -120,7 +120,10 @@ def test_beyond_the_limits_passes_that_are_known_to_outweigh_arithmetic_decide(m
     found, why = esd_module._exact_is_cheap(J, None, {})
     assert found and "dimension 9000, 300 products and one pass" in why
     found, why = esd_module._exact_is_cheap(J, None, {"probes": 1, "steps": 1})
-    assert not found and "dimension 9000 exceeds what all eigenvalues are cheap for (8192): 2700000 VJPs" in why
+    assert (
+        not found
+        and "dimension 9000 is above 8192, up to which all eigenvalues are cheap: they take 2700000 VJPs" in why
+    )
 
 
 def test_the_smaller_side_of_a_gram_decides():

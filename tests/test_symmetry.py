@@ -233,6 +233,39 @@ def test_an_engine_that_takes_over_and_rounds_otherwise_is_no_wrong_product(name
         {**SEEN, **MEASURED}[name](Otherwise(rotated(SIGNED), since, 1e-6))
 
 
+class InBlocks(Otherwise):
+    """Several vectors at once are multiplied by another engine than one alone."""
+
+    def _made(self, W, V):
+        return W + self.error.tril() @ V if V.shape[1] > 1 else W
+
+
+@pytest.mark.parametrize("name, unit", [("xtrace", 400), ("xnystrace", 100), ("xdiag", 400)])
+def test_products_in_blocks_that_round_otherwise_than_alone_are_no_wrong_products(name, unit):
+    eps, definite = torch.finfo(torch.float64).eps, name == "xnystrace"
+    values = VALUES if definite else SIGNED
+    A = InBlocks(rotated(values), 0, unit * eps)
+    A.nonnegative = definite
+    SEEN[name](A)
+    assert 64 * eps < A.asymmetry < 512 * eps  # it was looked at again
+    with pytest.raises(RuntimeError, match="was wrong"):
+        SEEN[name](InBlocks(rotated(values), 0, 1e-6))
+
+
+class Precise(Once):
+    """Is said to round less than the vectors themselves."""
+
+    product_error = 0.3 * torch.finfo(torch.float64).eps
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rounding_is_amplified_where_vectors_are_not_orthogonalised(seed):
+    """An outlier of 1000 beside couplings of .5: what the recurrence knows of the step before is off by 2000 times rounding."""
+    A = Precise(rotated([1000.0, *SIGNED[1:]], seed))
+    spectral.slq(A, probes=2, steps=20, reorthogonalize=False, **OPTIONS)
+    assert A.asymmetry > 0  # it was looked at again
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_networks_in_coarse_dtypes_are_not_refused(dtype):
     torch.manual_seed(0)

@@ -287,6 +287,11 @@ def test_numbers_are_told_with_their_errors() -> None:
     assert verdict.of_numbers(numbers("eigenvalues", [9.0], [1.0])).answer == "undecided"
     said = verdict.of_numbers(numbers("diagonal", [1.0, -2.0, 6.0], [0.0, 0.0, 0.0]))
     assert "reach from −2.000 (entry 1) to 6.000 (entry 2), their mean is 1.667; all are exact." in said.sentence
+    said = verdict.of_numbers(numbers("diagonal", [1.0, -0.2, 6.0], [0.3, 0.3, 0.3]))
+    assert said.sentence == (
+        "Estimates of the 3 diagonal entries reach from −0.20 ± 0.30 (entry 1) to 6.00 ± 0.30 (entry 2), their mean is 2.267; "
+        "one standard error each, which spreads the ends of so many."
+    )
 
 
 # What may be offered -------------------------------------------------------------------------------------------------

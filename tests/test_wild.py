@@ -563,7 +563,11 @@ def test_operator_is_no_pickle_and_can_be_copied(problem):
     A = Jacobian(model, [x]).gram() + 1.0 * spectral.I
     with pytest.raises(TypeError, match=r"Jacobian cannot be pickled, for it holds graphs and the data; build it anew"):
         pickle.dumps(A)
+    with pytest.raises(TypeError, match=r"Jacobian cannot be pickled"):
+        pickle.dumps(A.to_scipy())
     assert agrees(copy.deepcopy(A), dense(A))
+    view = pickle.loads(pickle.dumps(spectral.as_operator(np.diag([1.0, 2.0])).to_scipy()))
+    assert (view.matvec(np.ones(2)) == [1, 2]).all() and (view.rmatmat(np.eye(2)) == np.diag([1, 2])).all()
 
 
 def test_nested_tensor_as_a_batch_is_one_sentence():

@@ -19,7 +19,7 @@ from spectral.analysis.summary import effective_rank, largest_of, ratio_of, trac
 from spectral.quadrature import cdf
 from spectral.quadrature.error import between
 from spectral.results import Array, nan
-from spectral.spectrum import Spectrum
+from spectral.spectrum import Spectrum, hold_spectrum
 
 Rounding = tuple[float, float]  # what rounding leaves of a 0 in a and in b
 BINS = 60  # log-histogram bins between the smallest and the largest positive value of both
@@ -221,6 +221,8 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
     >>> d["wasserstein"], d["wasserstein_by_mean"], round(d["wasserstein_log10"], 6), d["trace_ratio"], d["js_by_mean"]
     (2.0, 0.0, 0.30103, 0.5, 0.0)
     """
+    for one in (a, b):
+        hold_spectrum(one, "a comparison")
     pooled, without = (a.points(), b.points()), (leave_one_out(a), leave_one_out(b))
     nodes = [s.nodes.shape[1] for s in (a, b) if not s.is_exact]
     bins = max(2, min([BINS, *(n // NODES_PER_BIN for n in nodes)]))

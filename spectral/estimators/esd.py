@@ -183,7 +183,10 @@ def _exact_is_cheap(A: Operator, budget: Any, options: dict[str, Any]) -> tuple[
         most = NETWORK_DIM if max(J.shape) <= LONG_ROWS * dim else EXACT_DIM
         most = max(most, dim) if outweighed else most
     if dim > most:
-        return False, f"dimension {dim} exceeds what all eigenvalues are cheap for ({most}): {whole} instead of {other}"
+        return (
+            False,
+            f"dimension {dim} is above {most}, up to which all eigenvalues are cheap: they take {whole}, slq {other}",
+        )
     if dim * dim * 8 * WORKSPACE > free // 2 or whole.bytes > 3 * free // 4:
         return False, (
             f"all eigenvalues of dimension {dim} would take more than half of the free memory: {whole.bytes / 2**20:.3g} MiB of "

@@ -251,7 +251,8 @@ class Lanczos:
         if self.kept is not None and (q_i is None or i < j - 1):
             q_i = self.kept.row(i)
         names = _name(j), _name(i)
-        symmetry.look_again(self.A, q_i, self.q, entry + float(found[worst]), entry + float(due[worst]), names, scale)
+        pair = entry + float(found[worst]), entry + float(due[worst])
+        symmetry.look_again(self.A, q_i, self.q, *pair, names, scale * amplified)
         self.allowed = symmetry.AGAIN * off / (scale * amplified)
 
     def _hold_definite(self, j: int, alpha: float, scale: float) -> None:

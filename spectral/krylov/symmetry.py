@@ -75,16 +75,16 @@ def look_again(
 
     `names` says which they were: that with y, that with x. `scale`: what their difference is relative to. Two products.
     RuntimeError with one sentence, unless both come out as they were; or as each other, within a few times the rounding that is
-    expected: an engine that has taken over meanwhile rounds otherwise, and `due` may be what a recurrence implies.
+    expected: vectors in blocks are rounded otherwise than alone, as by an engine that has taken over meanwhile, and `due` may
+    be what a recurrence implies.
     """
-    half = abs(found - due) / 2
+    half, close = abs(found - due) / 2, CLOSE * A.product_error * scale
     again = longvectors.dot(x, A @ y)
-    if not abs(again - found) <= half:
+    if not abs(again - found) <= max(half, close):
         repeated(A, y, names[0])
         raise wrong(names[0], f"along another vector it gave {found:.6g} where {due:.6g} was due", again)
     then = longvectors.dot(y, A.T @ x)
-    agree = abs(then - found) <= half <= CLOSE * A.product_error * scale
-    if not (agree or abs(then - due) <= half):
+    if not (abs(then - found) <= half <= close or abs(then - due) <= max(half, close)):
         raise wrong(names[1], f"along another vector it gave {due:.6g} where {found:.6g} came out afterwards", then)
     for leaf in leaves(A):
         leaf.asymmetry = max(leaf.asymmetry, abs(found - due) / scale)

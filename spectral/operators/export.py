@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,22 +35,23 @@ def scipy_view(A: Any) -> Any:
     if kind is None:
         raise TypeError(f"scipy has no {A.dtype}; build the operator in float32 or float64.")
 
-    def products(B: Any) -> Callable[[np.ndarray], np.ndarray]:
-        def multiply(X: np.ndarray) -> np.ndarray:
-            dtype = np.result_type(kind, np.complex64) if np.iscomplexobj(X) else kind
-            return _cast_product(B, arrays.to_torch(np.ascontiguousarray(X, dtype=dtype)).to(B.device)).cpu().numpy()
-
-        return multiply
-
-    times, transposed = products(A), products(A.T)
+    product = partial(_scipy_product, dtype=kind)  # partials of a module's function can be pickled, a closure cannot
     return scipy.sparse.linalg.LinearOperator(
         A.shape,
-        matvec=lambda x: times(np.asarray(x).reshape(-1)),
-        rmatvec=lambda x: transposed(np.asarray(x).reshape(-1)),
-        matmat=times,
-        rmatmat=transposed,
+        matvec=partial(product, A, vector=True),
+        rmatvec=partial(product, A.T, vector=True),
+        matmat=partial(product, A),
+        rmatmat=partial(product, A.T),
         dtype=np.dtype(kind),
     )
+
+
+def _scipy_product(A: Any, X: np.ndarray, *, dtype: Any, vector: bool = False) -> np.ndarray:
+    """A X in numpy; of a `vector` that scipy hands over as (n,) or (n, 1), (m,)."""
+    X = np.asarray(X).reshape(-1) if vector else X
+    dtype = np.result_type(dtype, np.complex64) if np.iscomplexobj(X) else dtype
+    W: np.ndarray = _cast_product(A, arrays.to_torch(np.ascontiguousarray(X, dtype=dtype)).to(A.device)).cpu().numpy()
+    return W
 
 
 def cupy_view(A: Any) -> Any:

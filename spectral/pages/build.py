@@ -262,7 +262,8 @@ def single(
     ]
     description = spectrum.meta.get("operator", {})
     facts = [
-        f"{spectrum.dim} eigenvalues, {spectrum.zeros} of them known to be zero by shape; method: {_method(spectrum)}.",
+        f"{spectrum.dim} eigenvalues{f', {spectrum.zeros} of them known to be zero by shape' * (spectrum.zeros > 0)}; "
+        f"method: {_method(spectrum)}.",
         *_cautions(description),
     ]
     if refused("alpha", numbers):
@@ -307,9 +308,11 @@ def numbers(subject: Subject, given: Numbers, which: str = "largest") -> Report:
 def _of_one(subject: Subject, description: Mapping[str, Any], facts: Sequence[str], **own: Any) -> Report:
     """What the reports of one matrix have in common: its training, its products, its labels."""
     labels, trained = labels_for([]) | _named(subject.condition), subject.trained
+    accuracy = f"est accuracy {100 * subject.test_accuracy:.1f} %."
     if trained is not None:
-        accuracy = f"{100 * subject.test_accuracy:.1f} %"
-        facts = [*facts, f"Training {trained.sentence}; test accuracy {accuracy}."]
+        facts = [*facts, f"Training {trained.sentence}; t{accuracy}"]
+    elif math.isfinite(subject.test_accuracy):
+        facts = [*facts, f"T{accuracy}"]
     return Report(
         title=subject.matrix,
         losses=_losses([subject]),

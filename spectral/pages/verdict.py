@@ -531,8 +531,13 @@ def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Ve
         return Verdict("found", f"The trace is {with_error(float(v[0]), float(e[0]))}{exact}{end}.")
     if given.kind == "diagonal":
         low, high = (f"{with_error(float(v[i]), float(e[i]))} (entry {i})" for i in (int(v.argmin()), int(v.argmax())))
-        text = f"The {len(v)} diagonal entries reach from {low} to {high}, their mean is {_plain(float(v.mean()))}"
-        return Verdict("found", f"{text}; {'all are exact' if not e.any() else 'one standard error'}{end}.")
+        said = (
+            f"The {len(v)} diagonal entries reach"
+            if not e.any()
+            else f"Estimates of the {len(v)} diagonal entries reach"
+        )
+        how = "all are exact" if not e.any() else "one standard error each, which spreads the ends of so many"
+        return Verdict("found", f"{said} from {low} to {high}, their mean is {_plain(float(v.mean()))}; {how}{end}.")
     done = given.converged
     if not done.any():
         return Verdict("undecided", f"Undecided: none of the {len(v)} {given.kind} has converged{end}.")
