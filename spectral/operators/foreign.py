@@ -257,7 +257,7 @@ def as_operator(A: Any) -> Operator:
         return Dense(arrays.to_torch(A)) if real else _not_real(A, A.dtype)
     if not hasattr(A, "shape") or not hasattr(A, "__matmul__"):
         raise TypeError(
-            f"{type(A).__name__} is no matrix; pass something with a shape and a product @ (a scipy LinearOperator of a function)."
+            f"{type(A).__name__} is no matrix; pass something with a shape and a product @ (for a function, a LinearOperator)."
         )
     if len(A.shape) != 2:
         raise ValueError(f"an operator is a matrix, but {type(A).__name__} has shape {tuple(A.shape)}.")
