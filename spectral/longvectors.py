@@ -114,7 +114,7 @@ def sketch(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
     """
     (rows, width), n = SKETCH, sum(p.numel() for p in pieces)
     if n <= rows * width:
-        return torch.cat([torch.zeros(0), *(p.reshape(-1).double() for p in pieces)])
+        return torch.cat([p.reshape(-1).double() for p in pieces]) if pieces else torch.zeros(0, dtype=torch.float64)
     heights = [-(-p.numel() // width) for p in pieces]
     signs = probes.Signs(2, rows * sum(heights), pieces[0].device)[:].view(rows, -1)
     total = torch.zeros(rows, width, dtype=torch.float64, device=pieces[0].device)

@@ -308,11 +308,11 @@ def numbers(subject: Subject, given: Numbers, which: str = "largest") -> Report:
 def _of_one(subject: Subject, description: Mapping[str, Any], facts: Sequence[str], **own: Any) -> Report:
     """What the reports of one matrix have in common: its training, its products, its labels."""
     labels, trained = labels_for([]) | _named(subject.condition), subject.trained
-    accuracy = f"est accuracy {100 * subject.test_accuracy:.1f} %."
+    accuracy = f"test accuracy {100 * subject.test_accuracy:.1f} %."
     if trained is not None:
-        facts = [*facts, f"Training {trained.sentence}; t{accuracy}"]
+        facts = [*facts, f"Training {trained.sentence}; {accuracy}"]
     elif math.isfinite(subject.test_accuracy):
-        facts = [*facts, f"T{accuracy}"]
+        facts = [*facts, accuracy.capitalize()]
     return Report(
         title=subject.matrix,
         losses=_losses([subject]),

@@ -70,9 +70,7 @@ class Trial:
 
     tangents: Tensors
     share: float
-    gradient: torch.Tensor | None = (
-        None  # the sketch of `share` times the gradient at the primals, if the product made it
-    )
+    here: torch.Tensor | None = None  # the sketch of `share` times the gradient at the primals, if the product made it
 
 
 def directions(primals: Tensors, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -185,7 +183,7 @@ def candidates(
             continue
         if along is not None:
             coarse = max(arrays.machine_epsilon(kind) for kind in network.kinds | {network.compute_dtype})
-            here = None if double else along.gradient
+            here = None if double else along.here
             p = replace(p, rounding=coarse, trial=True, share=along.share, here=here)
         yield p
 
