@@ -26,8 +26,10 @@ class Products:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ValueError(f"engine={self.engine!r} is no engine; use one of {', '.join(ENGINES)}.")
-        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+        if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
             raise TypeError(f"product_dtype={self.dtype!r} is no floating dtype; use torch.bfloat16, for example.")
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            raise TypeError(f"product_dtype={self.dtype} is not floating point; use torch.bfloat16, for example.")
         budget_bytes(self.memory)
         choice(self.preflight, "preflight", SWITCH)
         whole = isinstance(self.chunk, int) and not isinstance(self.chunk, bool)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from spectral import arrays, persist, probes
+from spectral import arrays, longvectors, persist, probes
 from spectral.pieces import Piece, Shards
 
 # eps, of a product with a unit vector over ||A||: below 15 seen in networks; see `spectral.krylov.symmetry`
@@ -229,7 +229,7 @@ class LinearMap:
         Raises
         ------
         ValueError
-            For another length, a tensor on another device, and NaN or infinity.
+            For another length, or a tensor on another device.
         TypeError
             For another dtype, and a sparse tensor.
 
@@ -262,14 +262,15 @@ class LinearMap:
         if isinstance(array, torch.Tensor) and V.device != self.device:
             raise ValueError(f"the array is on {V.device}, the operator on {self.device}; move one of them.")
         V = V.to(self.device)
-        if not arrays.all_finite(V):
-            raise ValueError(f"the array that {type(self).__name__} is to multiply holds NaN or infinity; mend it.")
         return V[:, None] if V.ndim == 1 else V
 
     def __matmul__(self, other: Any) -> Any:
         if not arrays.is_array(other) and not isinstance(other, Mapping | list | tuple):
             return NotImplemented  # another library's operator, or nothing that can be multiplied; `columns` refuses the rest
-        W = self.multiply(self.columns(other))
+        V = self.columns(other)
+        if not longvectors.finite(V):
+            raise ValueError(f"the array that {type(self).__name__} is to multiply holds NaN or infinity; mend it.")
+        W = self.multiply(V)
         return arrays.like(W[:, 0] if other.ndim == 1 else W, other)
 
     def multiply(self, V: torch.Tensor) -> torch.Tensor:
