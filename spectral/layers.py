@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from spectral.analysis import weightwatcher
 from spectral.analysis.power_law import power_law, refusal_from
 from spectral.analysis.summary import effective_rank, largest_of, trace_of
-from spectral.estimators import esd
 from spectral.estimators.budget import progress_bar
+from spectral.estimators.esd import esd
 from spectral.layer_table import LayerTable
 from spectral.networks.blocks import blocks
 from spectral.networks.curvature import GaussNewton, Hessian

@@ -8,8 +8,8 @@ import torch
 
 import spectral
 from spectral import arrays
-from spectral.krylov import Lanczos, lanczos
 from spectral.krylov.again import second_pass
+from spectral.krylov.lanczos import Lanczos, lanczos
 from spectral.operators.operator import Operator
 from spectral.pieces import Piece
 from spectral.quadrature import gauss

@@ -17,12 +17,9 @@ import spectral
 from spectral.analysis import METRICS
 from spectral.app.targets import Target, check_targets, locate
 from spectral.engine import linearize
-from spectral.estimators import stopping
+from spectral.estimators import diagonal, esd, stopping, trace
 from spectral.estimators.budget import Budget
-from spectral.estimators.diagonal import METHODS as DIAGONAL_METHODS
-from spectral.estimators.esd import METHODS as ESD_METHODS
 from spectral.estimators.search import KEYS
-from spectral.estimators.trace import METHODS as TRACE_METHODS
 from spectral.experiments import datasets, own
 from spectral.experiments.cell import KINDS, RULES, SEED
 from spectral.experiments.datasets import INPUTS, STANDARDISATIONS, TARGETS
@@ -234,7 +231,7 @@ SETTINGS: dict[str, Rule] = {  # of estimators, by their names; what is null is 
     "block": SIZE,
     "basis": SIZE,
     "rtol": POSITIVE,
-    "method": Text(*ESD_METHODS),
+    "method": Text(*esd.METHODS),
     "ranks": Text("data", "probes"),  # "both" is a grid, of which the command does not know the shape
 }
 OWN_SETTINGS: dict[Any, dict[str, Rule]] = {
@@ -244,8 +241,8 @@ OWN_SETTINGS: dict[Any, dict[str, Rule]] = {
     },
     spectral.top: {"tol": Number(least=0, below=1), "which": Text(*KEYS)},
     spectral.svd: {"tol": Number(least=0, below=1), "which": Text("largest", "smallest")},
-    spectral.trace: {"method": Text(*TRACE_METHODS)},
-    spectral.diagonal: {"method": Text(*DIAGONAL_METHODS)},
+    spectral.trace: {"method": Text(*trace.METHODS)},
+    spectral.diagonal: {"method": Text(*diagonal.METHODS)},
 }
 
 

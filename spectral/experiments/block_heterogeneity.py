@@ -15,19 +15,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from spectral.analysis import compare
+from spectral import Estimate, Hessian, Spectrum, blocks, compare, slq
 from spectral.analysis.compare import bits_apart
 from spectral.analysis.jackknife import jackknife_stderr
-from spectral.estimators import slq
 from spectral.experiments.cell import Settings
 from spectral.experiments.datasets import batches, digits, in_dtype, text
 from spectral.experiments.models import model_for
 from spectral.experiments.prose import prose
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study
 from spectral.experiments.training import few_threads
-from spectral.operators import Hessian, blocks
-from spectral.results import Array, Estimate, rounded
-from spectral.spectrum import Spectrum
+from spectral.results import Array, rounded
 
 TEXTS = prose(__file__)
 SIGMA = 1e-5**0.5  # of the authors' code

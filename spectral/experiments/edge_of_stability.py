@@ -20,14 +20,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spectral.estimators import top
+from spectral import Estimate, Hessian, Operator, precondition, top
 from spectral.experiments.cell import TRUE, Settings
 from spectral.experiments.datasets import in_dtype
 from spectral.experiments.prose import prose
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study, block_error
 from spectral.experiments.training import few_threads
-from spectral.operators import Hessian, Operator, precondition
-from spectral.results import Estimate, rounded
+from spectral.results import rounded
 
 TEXTS = prose(__file__)
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's own for Adam
