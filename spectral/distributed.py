@@ -202,31 +202,35 @@ def is_apart() -> bool:
 def look() -> None:
     """Raise what has ended another team, or the sentence about a rank that is gone; asks once a second at most."""
     if _team.get() is not None and _everyone() > 1:
-        heart = _heart(dist.group.WORLD)
-        if time.monotonic() - heart.looked >= heartbeat.BEAT:
-            _watch(heart)
+        _watch(_heart(dist.group.WORLD))
 
 
 def meet() -> None:
     """Wait for all ranks, however long they take (a collective has a time-out), unless one fails meanwhile or is gone."""
     if _everyone() == 1 or (heart := _heart(dist.group.WORLD)).store is None:
         return
-    begun, key = time.monotonic(), f"spectral/meet/{heart.place}"
-    heart.watch("meet")
+    key = f"spectral/meet/{heart.place}"
     heart.store.add(key, 1)
+    _await(heart, lambda: heart.store.add(key, 0) >= heart.size)
+
+
+def _await(heart: heartbeat.Heartbeat, met: Callable[[], bool]) -> None:
+    """Until all have met, unless one fails meanwhile or is gone."""
+    begun = time.monotonic()
+    heart.watch("meet")
     try:
-        while heart.store.add(key, 0) < heart.size:
-            if time.monotonic() - heart.looked >= heartbeat.BEAT:
-                _watch(heart)
-            time.sleep(min(LATENCY * (time.monotonic() - begun), UNHURRIED))
+        while not met():
+            _watch(heart)
+            time.sleep(min(LATENCY * (time.monotonic() - begun) + LONGEST, UNHURRIED))
     finally:
         heart.come()
 
 
 def _watch(heart: heartbeat.Heartbeat) -> None:
-    heart.looked = time.monotonic()
-    if words := heart.missing():
-        raise RankFailed(words)
+    if time.monotonic() - heart.looked >= heartbeat.BEAT:
+        heart.looked = time.monotonic()
+        if words := heart.missing():
+            raise RankFailed(words)
 
 
 # Sums -----------------------------------------------------------------------------------------------------------------
@@ -460,9 +464,7 @@ def first(value: T, device: torch.device | None = None, source: int = 0) -> T:
     own = rank() == source
     purpose = heartbeat.purpose()
     data = pickle.dumps((purpose, heartbeat.asked(), _without(value, tensors))) if own else b""
-    slot = _broadcast(_slot(data, SLOT), source)
-    if (size := _size(slot)) > SLOT - PREFIX:
-        slot = _broadcast(_slot(data, size + PREFIX), source)
+    ((its, asked, content),) = _exchanged(data, lambda slot: [_broadcast(slot, source)])
     waiting = iter(tensors)
 
     def received(node: Any) -> Any:
@@ -474,7 +476,6 @@ def first(value: T, device: torch.device | None = None, source: int = 0) -> T:
         there = _broadcast(tensor.contiguous().to(served(tensor.device)), source)
         return tensor if own else there.to(tensor.device)
 
-    its, asked, content = _content(slot)
     if its != purpose:
         failure = RankFailed(heartbeat.parted({_base() + source: asked, _base() + rank(): heartbeat.asked()}))
         leave(failure)  # the source of it has seen nothing
@@ -689,19 +690,12 @@ def _greet(heart: heartbeat.Heartbeat) -> None:
     """
     if served(torch.device("cpu")).type != "cpu" or heart.store is None:
         return meet()
-    world, begun = dist.group.WORLD, time.monotonic()
+    world = dist.group.WORLD
     if world not in _greetings:  # else somebody has given up waiting for them
         _greetings.clear()
         _greetings[world] = heartbeat.Greeting()
     greeting = _greetings[world]
-    heart.watch("meet")
-    try:
-        while greeting.thread.is_alive():
-            if time.monotonic() - heart.looked >= heartbeat.BEAT:
-                _watch(heart)
-            greeting.thread.join(min(LATENCY * (time.monotonic() - begun) + LONGEST, UNHURRIED))
-    finally:
-        heart.come()
+    _await(heart, lambda: not greeting.thread.is_alive())
     if greeting.gone is not None:
         words = heart.missing() or (
             f"rank {greeting.gone} of {_everyone()} died or was cut off before it came to its first operator; see its own log "
@@ -737,24 +731,24 @@ def _heart(group: Any) -> heartbeat.Heartbeat:
         for other in _hearts.values():
             other.stop()
         _hearts.clear()
-        _hearts[world] = _begun(world, 0)
+        _hearts[world] = _begun(world)
         _tell_of_what_ends_the_process()
     if group is _subgroups.get((world, _everyone())):
         return _hearts[world]
     if group not in _hearts:
-        _hearts[group] = _begun(group, _base())
+        _hearts[group] = _begun(group)
     return _hearts[group]
 
 
-def _begun(group: Any, base: int) -> heartbeat.Heartbeat:
+def _begun(group: Any) -> heartbeat.Heartbeat:
     if hasattr(group, "get_group_store"):
         store = group.get_group_store()
     else:  # torch 2.6
         store = getattr(getattr(dist.distributed_c10d, "_world", None), "pg_map", {}).get(group, (None, None))[1]
     if store is not None:  # which torchrun may go on with when it starts all ranks again
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    names = range(base, base + dist.get_world_size(group))
-    return heartbeat.Heartbeat(store, dist.get_rank(group), len(names), names, _everyone())
+    base, size = 0 if group is dist.group.WORLD else _base(), dist.get_world_size(group)
+    return heartbeat.Heartbeat(store, dist.get_rank(group), size, range(base, base + size), _everyone())
 
 
 def _carry(collective: Callable[..., Any], *operands: Any) -> None:
@@ -775,15 +769,11 @@ def _carry(collective: Callable[..., Any], *operands: Any) -> None:
             time.sleep(min(LATENCY * waited, LONGEST))
         work.wait()
         heart.count += 1
-    except RankFailed as failure:
+    except RuntimeError as problem:  # else the connection to a rank broke: which one is gone shows
+        failure = problem if isinstance(problem, RankFailed) else RankFailed(_blame(heart, problem))
         heart.leave(str(failure))
         _heart(dist.group.WORLD).broken = True
-        raise
-    except RuntimeError as problem:  # the connection to a rank broke: which one is gone shows
-        words = _blame(heart, problem)
-        heart.leave(words)
-        _heart(dist.group.WORLD).broken = True
-        raise RankFailed(words) from problem
+        raise failure from (None if failure is problem else problem)
     finally:
         heart.come()
 
@@ -809,10 +799,6 @@ def _size(slot: torch.Tensor) -> int:
     return int.from_bytes(slot[:PREFIX].cpu().numpy().tobytes(), "little")
 
 
-def _content(slot: torch.Tensor) -> Any:
-    return pickle.loads(slot[PREFIX : PREFIX + _size(slot)].cpu().numpy().tobytes())
-
-
 def _broadcast(slot: torch.Tensor, source: int) -> torch.Tensor:
     _carry(dist.broadcast, slot, _base() + source)
     return slot
@@ -829,11 +815,15 @@ def _gathered(value: Any) -> list[Any]:
 
 
 def _slots(value: Any) -> list[Any]:
-    data = pickle.dumps(value)
-    slots = _all_gather(_slot(data, SLOT))
+    return _exchanged(pickle.dumps(value), _all_gather)
+
+
+def _exchanged(data: bytes, send: Callable[[torch.Tensor], list[torch.Tensor]]) -> list[Any]:
+    """What was sent by every rank that sends, in one collective where it is short."""
+    slots = send(_slot(data, SLOT))
     if (size := max(map(_size, slots))) > SLOT - PREFIX:
-        slots = _all_gather(_slot(data, size + PREFIX))
-    return [_content(slot) for slot in slots]
+        slots = send(_slot(data, size + PREFIX))
+    return [pickle.loads(slot[PREFIX : PREFIX + _size(slot)].cpu().numpy().tobytes()) for slot in slots]
 
 
 def _all_gather(slot: torch.Tensor) -> list[torch.Tensor]:

@@ -259,9 +259,8 @@ def _frames() -> Iterator[tuple[str, int, CodeType]]:
 
 def elsewhere(thread: int) -> str:
     """File and line of a thread in somebody's program, torch and Python's own library left out; "" where it is inside of ours."""
-    with (
-        tempfile.TemporaryFile() as file
-    ):  # frames of a thread that runs may go while they are looked at: not so in one call
+    # frames of a thread that runs may go while they are looked at: not so in one call
+    with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         threads = file.read().decode(errors="replace").split("\n\n")
