@@ -394,9 +394,8 @@ def available_memory(device: torch.device) -> int:
     True
     """
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-            device
-        )  # torch's own, free for tensors
+        # torch's own cache is free for tensors
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     free = 4 << 30  # where the system tells nothing
     try:

@@ -41,9 +41,8 @@ from spectral.schema import integer
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
 
-WATCHED: dict[
-    str, tuple[Callable[..., Any], dict[str, Any]]
-] = {  # what makes a reading, with the options that nobody gave
+Watched = tuple[Callable[..., Any], dict[str, Any]]
+WATCHED: dict[str, Watched] = {  # what makes a reading, with the options that nobody gave
     "top": (top, {"k": 1, "tol": 1e-2}),
     "trace": (trace, {"probes": 10}),
     "esd": (slq, {"probes": 1, "steps": 30, "deflate": False}),

