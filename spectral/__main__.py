@@ -47,11 +47,8 @@ SINGLE = (*CHOSEN, "products")  # naming one of these asks for one spectrum
 DEFAULT = "experiment=real_vs_random"
 EXPECTED = (ValueError, TypeError, ImportError, OSError, MemoryError, RuntimeError, KeyError)
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-REFUSED = {  # flags of hydra that would take the place of our own configuration, or run what a file holds
-    "config_name": "--config-name",
-    "config_path": "--config-path",
-    "experimental_rerun": "--experimental-rerun",
-}
+# flags of hydra that would take the place of our own configuration, or run what a file holds
+REFUSED = ("config_name", "config_path", "experimental_rerun")
 running: list[Any] = []  # hydra's settings of the job that runs now or ran last
 
 
@@ -331,10 +328,10 @@ def _flags(given: list[str]) -> argparse.Namespace:
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign, assignment]
     flags = parser.parse_intermixed_args(given)
-    for name, flag in REFUSED.items():
+    for name in REFUSED:
         if getattr(flags, name) is not None:
             raise ValueError(
-                f"{flag} is not possible: the configuration is spectral's own; use --config-dir to add to it."
+                f"{_flag(name)} is not possible: the configuration is spectral's own; use --config-dir to add to it."
             )
     return flags
 
@@ -342,8 +339,11 @@ def _flags(given: list[str]) -> argparse.Namespace:
 def _flags_first(flags: argparse.Namespace) -> list[str]:
     """The flags as hydra takes them: before all settings."""
     given = {name: value for name, value in vars(flags).items() if name != "overrides" and value}
-    names = {name: "--" + name.replace("_", "-") for name in given}
-    return [names[name] if value is True else f"{names[name]}={value}" for name, value in given.items()]
+    return [_flag(name) if value is True else f"{_flag(name)}={value}" for name, value in given.items()]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _as_hydra_reads(text: str) -> str:

@@ -110,11 +110,6 @@ def trace_of(spectrum: Spectrum) -> Estimate:
     return spectrum.integrate(lambda x: x)
 
 
-def size_of(spectrum: Spectrum) -> Estimate:
-    """Σ|λ|."""
-    return spectrum.integrate(np.abs)
-
-
 def extreme_of(spectrum: Spectrum, side: int) -> Estimate:
     """The largest value (side 1) or the smallest (−1): of a quadrature a bound from inside, with a jackknife error.
 
@@ -250,7 +245,7 @@ def _numbers(spectrum: Spectrum) -> dict[str, Estimate]:
         "negative_mass": Estimate(nan, nan) if zero else negative.mass,
         "negative_fraction": negative.fraction,
         "skew": skewness(spectrum),
-        "size": size_of(spectrum),
+        "size": spectrum.integrate(np.abs),
     }
 
 

