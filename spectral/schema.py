@@ -156,12 +156,25 @@ class Number(Rule):
         kind = "a whole number" if self.whole else "a number" if self.finite else "a number or an infinite one"
         if least is not None and most is not None:
             return f"{kind} from {least} to {most}"
-        bounds = ((">=", least), ("<=", most), (">", self.above), ("<", self.below))
-        return " and ".join([f"{kind} {sign} {bound}" for sign, bound in bounds if bound is not None]) or kind
+        bounds = ((">=", least), (">", self.above), ("<=", most), ("<", self.below))
+        said = " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None)
+        return f"{kind} {said}" if said else kind
 
 
 COUNT, SIZE, REAL, SHARE = Number(True, least=0), Number(True, least=1), Number(), Number(least=0, most=1)
-NONNEGATIVE, POSITIVE = Number(least=0), Number(above=0)
+NONNEGATIVE, POSITIVE, FRACTION = Number(least=0), Number(above=0), Number(above=0, below=1)
+
+
+def number(value: Any, name: str, what: str, rule: Number, such: object = "") -> None:
+    """One sentence for a keyword `name` that is no number of this rule; `such` is one.
+
+    >>> number(2, "tol", "tolerance", FRACTION, 1e-6)
+    Traceback (most recent call last):
+    ValueError: tol=2 is no tolerance; use a number > 0 and < 1, such as 1e-06.
+    """
+    if not rule.holds(value.item() if isinstance(value, np.generic) else value, name, {}):
+        example = f", such as {such}" if such else ""
+        raise ValueError(f"{name}={value!r} is no {what}; use {rule.words({})}{example}.")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.readings import HISTORY, KINDS, Reading, Skipped, events, interval, plain
 from spectral.results import Estimate
-from spectral.schema import integer
+from spectral.schema import POSITIVE, integer, number
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
 
@@ -150,8 +150,8 @@ class Watcher:
                 f"make_operator is a {type(make_operator).__name__}; pass a function that makes the operator, lambda: ..."
             )
         self.every = integer(every, "every", "number of training steps")
-        if share is not None and not 0 < share < math.inf:
-            raise ValueError(f"share={share!r} is no share of the time; use a positive number, or None for no limit.")
+        if share is not None:
+            number(share, "share", "share of the time (None: no limit)", POSITIVE)
         self.make_operator, self.share, self.clock = make_operator, share, clock
         self.options = _options(what)
         self.readings: list[Reading] = []

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from spectral.analysis.counting import Counting, counting, zero_within_residual
 from spectral.analysis.jackknife import Measure, leave_one_out
 from spectral.analysis.theory import marchenko_pastur_cdf, marchenko_pastur_edges
 from spectral.results import Array, IntArray, nan
+from spectral.schema import POSITIVE, number
 from spectral.spectrum import Spectrum, hold_eigenvalues
 
 TRACY_WIDOM = 3.27  # the largest eigenvalue of a pure bulk exceeds this many scales once in a thousand matrices
@@ -327,9 +327,7 @@ def marchenko_pastur(spectrum: Spectrum, *, ratio: float | None = None) -> March
     >>> round(fit.sigma, 2), round(fit.ratio, 2), fit.spikes, fit.accepted
     (1.0, 0.25, 2.0, True)
     """
-    if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 < ratio < np.inf):
-        raise ValueError(
-            f"ratio={ratio!r} must be a number, the shape γ = d/n > 0 of a matrix; leave it out to fit it."
-        )
+    if ratio is not None:
+        number(ratio, "ratio", "shape γ = d/n of a matrix (left out: it is fitted)", POSITIVE)
     floor = positive_floor(spectrum)
     return _of(counting(spectrum, floor)[0], spectrum.points(), floor, ratio)

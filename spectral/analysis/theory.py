@@ -20,7 +20,7 @@ import scipy
 from numpy.typing import ArrayLike
 
 from spectral.results import Array
-from spectral.schema import choice, integer
+from spectral.schema import NONNEGATIVE, POSITIVE, choice, integer, number
 from spectral.spectrum import Spectrum
 
 Function: TypeAlias = Callable[[Array], Array]
@@ -38,10 +38,8 @@ HALVINGS = 34  # of the distance from the real axis, from 16 times the scale dow
 
 
 def _check_bulk(ratio: float, sigma: float) -> None:
-    if not (np.isfinite(ratio) and ratio > 0):
-        raise ValueError(f"ratio={ratio} is not the shape of a matrix; give γ = d/n > 0.")
-    if not (np.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma={sigma} is not a standard deviation; give sigma > 0.")
+    number(ratio, "ratio", "shape γ = d/n of a matrix", POSITIVE)
+    number(sigma, "sigma", "standard deviation", POSITIVE)
 
 
 def marchenko_pastur_edges(ratio: float, sigma: float = 1.0) -> tuple[float, float]:
@@ -105,8 +103,7 @@ def spike_location(strength: float, ratio: float, sigma: float = 1.0) -> float:
     >>> spike_location(4.0, ratio=1.0), spike_location(0.5, ratio=1.0)
     (6.25, 4.0)
     """
-    if not strength >= 0:
-        raise ValueError(f"strength={strength} is not a spike above the identity; give strength >= 0.")
+    number(strength, "strength", "spike above the identity", NONNEGATIVE)
     upper = marchenko_pastur_edges(ratio, sigma)[1]
     if strength <= np.sqrt(ratio):
         return upper

@@ -13,7 +13,7 @@ from spectral import longvectors
 from spectral.networks.curvature import Curvature
 from spectral.operators.foreign import as_operator
 from spectral.results import Estimate, nan
-from spectral.schema import integer
+from spectral.schema import FRACTION, POSITIVE, integer, number
 
 ROUNDING = 16.0  # times eps |L|: a difference of two losses below that tells nothing
 FURTHER = 8.0  # as far as the next trial may lie from the last one while the loss has not risen
@@ -86,10 +86,9 @@ def critical_sharpness(
             f"{as_operator(A)!r} has no loss over data; use a Hessian, GaussNewton, Fisher or EmpiricalFisher, whose loss is "
             "taken."
         )
-    if not 0 < rtol < 1:
-        raise ValueError(f"rtol={rtol!r} is no relative width; use a number between 0 and 1, such as 0.05.")
-    if guess is not None and not 0 < guess < math.inf:
-        raise ValueError(f"guess={guess!r} is no sharpness; use a positive number, or leave it out.")
+    number(rtol, "rtol", "relative width", FRACTION, 0.05)
+    if guess is not None:
+        number(guess, "guess", "sharpness", POSITIVE)
     most = integer(most, "most", "number of forward passes", 3)
     d = A.gradient() if direction is None else A.columns(direction).reshape(-1)
     size = longvectors.norm(d)

@@ -24,7 +24,7 @@ from spectral.quadrature import gauss
 from spectral.quadrature.beta import pooled_variance
 from spectral.quadrature.jackson import jackson as damping
 from spectral.results import Density
-from spectral.schema import choice, integer
+from spectral.schema import FRACTION, choice, integer, number
 from spectral.spectrum import Spectrum, hold_eigenvalues
 
 Interval = tuple[float, float]
@@ -325,8 +325,7 @@ def jackson(spectrum: Spectrum, x: Any = None, *, moments: int | None = None, co
     hold_eigenvalues(spectrum, "a density with the noise of probes")
     if not spectrum.records:
         raise ValueError("an exact spectrum has no moments to damp; use Spectrum.density.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} is no probability; use 0 < confidence < 1, such as 0.95.")
+    number(confidence, "confidence", "probability", FRACTION, 0.95)
     interval, mu_KM = _moments(spectrum)
     M = mu_KM.shape[1] if moments is None else moments
     if not 1 <= M <= mu_KM.shape[1]:

@@ -25,6 +25,7 @@ from spectral.networks.curvature import GaussNewton
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.results import Estimate
+from spectral.schema import integer
 
 WORKSPACE = 2  # matrices of the size of a block, beside it
 
@@ -255,8 +256,7 @@ def low_rank_plus_diagonal(
     """
     A = as_operator(A)
     hold_whole(A, "low_rank_plus_diagonal")
-    if probes < 2:
-        raise ValueError(f"probes={probes} gives the error no error; use probes >= 2.")
+    integer(probes, "probes", "number of products that gives the error an error", 2)
     before = A.products
     whole = diagonal(A, method=method, probes=max(probes, 4), seed=seed)
     pairs = top(A, k, which="magnitude", tol=tol, seed=seed)

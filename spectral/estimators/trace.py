@@ -24,7 +24,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
-from spectral.schema import SWITCH, Either, choice, integer
+from spectral.schema import POSITIVE, SWITCH, Either, choice, integer, number
 
 METHODS = ("auto", *SAMPLERS, "slq")
 STATE = Either(EXACT, *(sampler.rule(name) for name, sampler in SAMPLERS.items()))  # of a checkpoint
@@ -130,8 +130,8 @@ def trace(
         raise TypeError(f"f is a {type(f).__name__}; use a function of arrays, such as np.log1p.")
     if method in SAMPLERS and f is not None:
         raise ValueError(f"method={method!r} estimates tr A; for a function f use method='slq'.")
-    if rtol is not None and not rtol > 0:
-        raise ValueError(f"rtol={rtol!r} is no relative tolerance; use a positive number, such as 0.01.")
+    if rtol is not None:
+        number(rtol, "rtol", "relative tolerance", POSITIVE, 0.01)
     A = as_operator(A)
     if method == "slq" or f is not None:
         options |= {} if probes is None else {"probes": probes}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from spectral.experiments import pretrained
-from spectral.schema import choice
+from spectral.schema import SHARE, choice, integer, number
 
 STANDARDISATIONS = ("feature", "global", "none")
 TARGETS = ("next", "topic")
@@ -289,8 +289,7 @@ def text(
     """
     if targets not in TARGETS or (targets == "topic" and path is not None):
         raise ValueError(f"targets={targets!r} is not possible of {path or 'text'}; use next, or topic without a path.")
-    if length < 1:
-        raise ValueError(f"length={length} is no length of a passage; use 1 or more.")
+    integer(length, "length", "length of a passage")
     encode, vocabulary = pretrained.tokeniser(tokens)
     articles = reference() if path is None else {"": _read(path)}
     if targets == "next":
@@ -324,8 +323,7 @@ def batches(x: Tensor, y: Tensor | None, size: int) -> list[tuple[Tensor, ...]]:
     >>> [len(b[0]) for b in batches(torch.zeros(5, 2), torch.zeros(5), 2)]
     [2, 2, 1]
     """
-    if size < 1:
-        raise ValueError(f"size={size} is not a batch size; use size >= 1.")
+    integer(size, "size", "batch size")
     if y is not None and len(x) != len(y):
         raise ValueError(f"{len(x)} inputs but {len(y)} labels; give one label for each input.")
     cuts = [slice(start, start + size) for start in range(0, len(x), size)]
@@ -342,8 +340,7 @@ def permute_labels(y: Tensor, fraction: float = 1.0, seed: int = 0) -> PermutedL
     >>> torch.bincount(p.y).tolist() == [30] * 10, 0.8 < p.changed < 1
     (True, True)
     """
-    if not 0.0 <= fraction <= 1.0:
-        raise ValueError(f"fraction={fraction} is not a fraction of labels; use a number from 0 to 1.")
+    number(fraction, "fraction", "fraction of labels", SHARE)
     n = len(y)
     generator = torch.Generator().manual_seed(stream(seed, "labels"))
     drawn = torch.randperm(n, generator=generator)[: round(fraction * n)]
