@@ -38,7 +38,7 @@ from omegaconf.errors import (
 )
 
 import spectral
-from spectral import distributed
+from spectral import collectives, distributed
 from spectral.app import configuration, hydra_node, ranks, run, sweeps, targets
 from spectral.experiments import own
 
@@ -102,7 +102,7 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python flushes it once more at its end
             raise SystemExit(141) from None
         except Exception as problem:
-            distributed.leave(problem)
+            collectives.leave(problem)
             expected = isinstance(problem, (HydraException, OmegaConfBaseException, *EXPECTED))
             if full or (running and not expected):
                 raise
@@ -222,7 +222,7 @@ def task(config: DictConfig) -> None:
             raise
         raise run.Interrupted(_interrupted(sys.argv[1:]), stop.code) from stop
     except (OmegaConfBaseException, *EXPECTED) as problem:
-        distributed.leave(problem)
+        collectives.leave(problem)
         if sweep and distributed.world_size() == 1:
             raise  # hydra names the run of the sweep that failed, and finishes the others
         # hydra would print a line of its own before the sentence if this reached it

@@ -33,7 +33,7 @@ EVERY = "operators and estimators must be called on every rank, not on one alone
 THEIRS = "torch.distributed"
 NOT_YET = "its beginning, before its first operator"
 GREETING = 20_260_727  # the tag
-PLUMBING = ("heartbeat", "distributed")  # modules that ask for nothing themselves
+PLUMBING = ("heartbeat", "collectives", "distributed")  # modules that ask for nothing themselves
 LOST = "the store of the group cannot be reached, which rank 0 (or the launcher) keeps: it has died, or the network is down"
 # where frames of a stack lie
 OWN, TORCH, LIBRARY = (f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__, os.__file__))

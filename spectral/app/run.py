@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from spectral import distributed
+from spectral import collectives, distributed
 from spectral.app import configuration
 from spectral.app.progress import Progress
 from spectral.app.settings import arguments, device, estimator, keeps_probes, names_of, settings_of, trust_of
@@ -105,7 +105,7 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
             f"{store.folder}: make room, and run it again with resume=true."
         ) from problem
     except (KeyboardInterrupt, Terminated) as stop:
-        distributed.leave(stop)
+        collectives.leave(stop)
         code = 143 if isinstance(stop, Terminated) else 130
         raise Interrupted(
             f"Interrupted with {store.parts()} kept in {store.folder}; go on with: {command} resume=true", code

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from spectral import distributed, longvectors, storage
+from spectral import collectives, distributed, longvectors, storage
 from spectral.estimators.budget import Budget
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.deflation import Deflated, Deflation
@@ -170,7 +170,7 @@ class ProbeRun:
         with distributed.apart(op.team):
             own = make(op.team.index)
         self.recurrence = None
-        distributed.meet()
+        collectives.meet()
         told = distributed.gather(lambda: own)[:: op.team.size]
         made = op.tally(op.products - begun)
         bar.update(sum(made) - made[op.team.index])
@@ -180,7 +180,7 @@ class ProbeRun:
         """Step to the end of the probe; why it ended before, if it did."""
         recurrence = self.recurrence
         while recurrence is not None and not recurrence.ended:
-            distributed.look()
+            collectives.look()
             if enough():
                 return "tolerance"
             if recurrence.steps and limit.exhausted():
