@@ -46,6 +46,7 @@ from spectral.schema import (
     Either,
     Fields,
     Flag,
+    Is,
     Items,
     Law,
     Mismatch,
@@ -98,9 +99,7 @@ TEXT = Checked(check_tokens, "bytes, smollm2, minilm, or a folder with a tokeniz
 # Of a model: what its data must be, read by the group data.
 READS: dict[str, Rule] = {"images": Flag(), "text": TEXT, "predicts": Text(*TARGETS)}
 PLACE = Text(pattern=own.PLACE.pattern, said="FILE.py:FUNCTION")
-FOLDER = Checked(
-    lambda value: _holds(Same(True), Path(value, "config.json").is_file(), ""), "a folder with config.json and weights"
-)
+FOLDER = Is(lambda x: isinstance(x, str) and Path(x, "config.json").is_file(), "a folder with config.json and weights")
 ANYTHING = Fields(others=Plain())
 
 
@@ -144,11 +143,7 @@ def _auto(rule: Rule) -> Either:
 
 DRAWN: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT)}
 SAMPLED: dict[str, Rule] = {**DRAWN, "standardise": Text(*STANDARDISATIONS)}
-OPTIONAL: dict[str, Rule] = {
-    "train": _auto(SIZE),
-    "test": _auto(maybe(COUNT)),
-    "standardise": Text("auto", *STANDARDISATIONS),
-}
+OPTIONAL: dict[str, Rule] = {name: _auto(rule) for name, rule in SAMPLED.items()}
 DATA: dict[Any, Fields] = {
     own.data: Fields({"path": NAME}, {**OPTIONAL, "options": ANYTHING}, laws=(BATCHES,)),
     **dict.fromkeys((datasets.digits, datasets.mnist), Fields(may={**SAMPLED, "image": Flag()})),

@@ -68,11 +68,8 @@ def _measured(
     with few_threads(model):
         found = top(H, TOP, tol=1e-3, progress=False)
         spectrum = slq(H, probes=probes, steps=steps, progress=False)
-    facts: dict[str, float] = {
-        "seed": seed,
-        "loss": math.nan if snapshot is None else snapshot.trained.loss,
-        **cost.of(H),
-    }
+    loss = math.nan if snapshot is None else snapshot.trained.loss
+    facts: dict[str, float] = {"seed": seed, "loss": loss, **cost.of(H)}
     if kind != "population":  # the network of "batch" once more
         facts["parameters"] = H.shape[0]
     return Part({"values": found.values, "residuals": found.residuals}, facts, {kind: spectrum})

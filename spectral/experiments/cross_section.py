@@ -64,10 +64,7 @@ def _training(settings: Settings, checkpoints: int, parts: Parts, networks: Muta
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     networks["trained"] = Snapshot(state, trained, 0.0, 0.0)
     epochs = np.unique(np.round(np.geomspace(1, len(path), checkpoints)).astype(int) - 1)
-    arrays = {
-        "epochs": epochs.astype(np.float64),
-        "path": torch.stack([path[e] for e in epochs]).double().cpu().numpy(),
-    }
+    arrays = {"epochs": epochs.astype(float), "path": torch.stack([path[e] for e in epochs]).double().cpu().numpy()}
     facts = {"loss": trained.loss, "reached": trained.reached, "trained": trained.sentence, "parameters": len(path[0])}
     return Part(arrays, {**facts, **cost.of()})
 

@@ -35,9 +35,8 @@ def labels_for(matrices: Sequence[str], conditions: Mapping[str, str] | None = N
 
     "note:METRIC" is the definition of a metric, "tick:CONDITION" a condition in a word. `conditions` names further ones.
     """
-    labels = (
-        NAMES | TEXTS["operators"] | CONDITIONS | dict(conditions or {}) | {f"tick:{name}": name for name in CONDITIONS}
-    )
+    ticks = {f"tick:{name}": name for name in CONDITIONS}
+    labels = NAMES | TEXTS["operators"] | CONDITIONS | dict(conditions or {}) | ticks
     for name in conditions or {}:
         # before training: before; noise20: 20
         labels[f"tick:{name}"] = labels[name].split()[0] if name in CONDITIONS else re.sub(r"^\D+(?=\d)", "", name)
@@ -136,10 +135,8 @@ def _counts(outcome: Outcome) -> list[Line]:
     for matrix in outcome.result.matrices:
         own = [r for r in outcome.result.cells if r.cell.matrix.name == matrix]
         for seed in dict.fromkeys(r.cell.seed for r in own):
-            for state in ("init", "true"):
-                there = [
-                    r for r in own if r.cell.seed == seed and (r.cell.condition.noise is None) == (state == "init")
-                ]
+            for state, trained in (("init", False), ("true", True)):
+                there = [r for r in own if r.cell.seed == seed and (r.cell.condition.noise is not None) == trained]
                 pairs = [(r.cell.condition.classes, r.metrics.get("outliers", math.nan)) for r in there]
                 x, y = np.array(sorted(pairs), dtype=float).reshape(-1, 2).T
                 lines.append(Line(matrix, state, x, y))
