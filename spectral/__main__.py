@@ -177,9 +177,8 @@ def defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         for group, name in entry.items()
     }
     kind = str(config["model"].get("kind")) if isinstance(config.get("model"), Mapping) else ""
-    names = {group: chosen[group] for group in ("products", "operator", "training", "data", "estimator")} | {
-        "model": kind
-    }
+    names = {group: chosen[group] for group in ("products", "operator", "training", "data", "estimator")}
+    names["model"] = kind
     ours = {(path.parent.name, path.stem): path for path in folder.glob("*/*.yaml")}  # a name from outside is no path
     groups: dict[str, Any] = {
         group: OmegaConf.to_container(OmegaConf.load(ours[group, name]))

@@ -93,9 +93,8 @@ def teams(size: int) -> Team:
     key = dist.group.WORLD, size
     group = None if size == 1 else collectives.own_group()
     if 1 < size < collectives.everyone():
-        group = collectives.subgroups[key] = (
-            collectives.subgroups.get(key) or dist.new_subgroups(size, timeout=collectives.timeout())[0]
-        )
+        known = collectives.subgroups
+        group = known[key] = known.get(key) or dist.new_subgroups(size, timeout=collectives.timeout())[0]
     return Team(group, dist.get_rank() // size, collectives.everyone() // size, size)
 
 
@@ -377,9 +376,8 @@ def first(value: T, device: torch.device | None = None, source: int = 0) -> T:
         return tensor if own else there.to(tensor.device)
 
     if its != purpose:
-        failure = RankFailed(
-            heartbeat.parted({collectives.base() + source: asked, collectives.base() + rank(): heartbeat.asked()})
-        )
+        start = collectives.base()
+        failure = RankFailed(heartbeat.parted({start + source: asked, start + rank(): heartbeat.asked()}))
         collectives.leave(failure)  # the source of it has seen nothing
         raise failure
     made: T = received(content)

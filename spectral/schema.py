@@ -294,10 +294,8 @@ class Array(Rule):
 
     def words(self, sizes: Sizes) -> str:
         sides = ["any" if s is None else f"{s}={sizes[s]}" if s in sizes else s for s in self.shape]
-        parts = [
-            f"an array of {sizes.get(self.dtype, self.dtype)}",
-            *([] if self.shape == (...,) else [_sides(tuple(sides))]),
-        ]
+        parts = [f"an array of {sizes.get(self.dtype, self.dtype)}"]
+        parts += [] if self.shape == (...,) else [_sides(tuple(sides))]
         parts += ["finite"] if self.finite and self.least is self.most is self.above is None else []
         bounds = ((">=", self.least), ("<=", self.most), (">", self.above))
         parts += [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
@@ -312,11 +310,9 @@ class Vectors(Rule):
         if not isinstance(value, Sequence | torch.Tensor) or isinstance(value, str):
             return False
         v = value[0] if len(value) else None
-        return v is None or (
-            isinstance(v, torch.Tensor)
-            and (isinstance(v, Piece) or v.shape == (sizes["n"],))
-            and dtype_name(v) == sizes["dtype"]
-        )
+        if v is None or not isinstance(v, torch.Tensor):
+            return v is None
+        return (isinstance(v, Piece) or v.shape == (sizes["n"],)) and dtype_name(v) == sizes["dtype"]
 
     def words(self, sizes: Sizes) -> str:
         return f"vectors of {sizes['n']} entries in {sizes['dtype']}"
@@ -379,11 +375,8 @@ class Items(Rule):
         if not isinstance(value, list | tuple):
             return False
         want = sizes.setdefault(self.count, len(value)) if isinstance(self.count, str) else self.count
-        return (
-            len(value) >= self.least
-            and (self.most is None or len(value) <= self.most)
-            and (want is None or len(value) == want)
-        )
+        most = len(value) if self.most is None else self.most
+        return self.least <= len(value) <= most and want in (None, len(value))
 
     def words(self, sizes: Sizes) -> str:
         want = sizes.get(self.count, self.count) if isinstance(self.count, str) else self.count

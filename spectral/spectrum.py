@@ -753,10 +753,8 @@ class Spectrum(Quadrature):
         error = self.meta.get("error")
         if not self.is_exact and isinstance(error, dict) and "w1" in error:
             sure += f"; off by {float(error['w1']):.2g} of the range (W1)"
-        rows = [
-            ("trace", rounded(self.integrate(lambda x: x))),
-            ("exact, known zeros", f"{self.atoms.multiplicities.sum()}, {self.zeros}"),
-        ]
+        rows = [("trace", rounded(self.integrate(lambda x: x)))]
+        rows += [("exact, known zeros", f"{self.atoms.multiplicities.sum()}, {self.zeros}")]
         rows += [("how sure", sure), ("it took", f"{self.products:,} products, {self.epochs:.4g} sweeps over the data")]
         low, high = self.interval
         said = f"{self.dim:,} eigenvalues from {low:.4g} to {high:.4g}, by {self.method}."

@@ -436,12 +436,8 @@ class Watcher:
         found = {"step": np.array([reading.step for reading in of])}
         for name in of[0].estimates if of else ():
             each = [reading.estimates[name] for reading in of]
-            ends = np.array([interval(e) for e in each])
-            found |= {
-                name: np.array([float(e) for e in each]),
-                f"{name}_lower": ends[:, 0],
-                f"{name}_upper": ends[:, 1],
-            }
+            lower, upper = np.array([interval(e) for e in each]).T
+            found |= {name: np.array(list(map(float, each))), f"{name}_lower": lower, f"{name}_upper": upper}
         return found
 
     def spectra(self) -> dict[int, Spectrum]:

@@ -159,7 +159,7 @@ def test_without_a_vector_it_is_an_operator_that_a_preconditioner_can_be(monkeyp
         (matrix("uniform"), "tan", b, {}, "is no function"),
         (np.triu(np.ones((3, 3))), "exp", np.ones(3), {}, "symmetric"),
         (np.ones((3, 2)), "exp", np.ones(2), {}, "A.gram"),
-        (matrix("uniform"), "exp", b, {"tol": 2}, "0 < tol < 1"),
+        (matrix("uniform"), "exp", b, {"tol": 2}, "use a number > 0 and < 1"),
         (matrix("uniform"), "exp", b[:-1], {}, "use"),
         (matrix("uniform"), "exp", np.full(N, np.inf), {}, "NaN or infinity"),
         (np.diag([-1.0, 1.0]), "log", np.ones(2), {}, "shift the matrix|not finite"),

@@ -117,9 +117,8 @@ def _histograms(a: Measure, b: Measure, bins: int, small: Rounding) -> dict[str,
     for name in ("mean", "lambda_max"):
         u, v = (unit[name] for unit in units)
         able = u > 0 and v > 0
-        result[f"js_by_{name}"] = (
-            jensen_shannon(_scaled(a, u), _scaled(b, v), bins, (small[0] / u, small[1] / v)) if able else nan
-        )
+        scaled = (_scaled(a, u), _scaled(b, v), bins, (small[0] / u, small[1] / v)) if able else ()
+        result[f"js_by_{name}"] = jensen_shannon(*scaled) if scaled else nan
     return result
 
 
@@ -299,9 +298,8 @@ def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: 
     lower, upper = (_noncentrality(d * root, freedom, q) / root for q in (1 - half, half))
     correction = 1.0
     if hedges:
-        correction = float(
-            np.exp(scipy.special.gammaln(freedom / 2) - scipy.special.gammaln((freedom - 1) / 2)) / np.sqrt(freedom / 2)
-        )
+        log_gamma = scipy.special.gammaln
+        correction = float(np.exp(log_gamma(freedom / 2) - log_gamma((freedom - 1) / 2)) / np.sqrt(freedom / 2))
     return Effect(d * correction, lower * correction, upper * correction)
 
 

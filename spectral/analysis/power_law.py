@@ -483,9 +483,8 @@ def _fits(spectrum: Spectrum, rules: Sequence[float | str | None], xmax: float |
     exact, hills = spectrum.is_exact, hill_of(spectrum)[0]
     search = _search(c, xmax, exact, rounding)
     others = [_search(one, xmax, exact=False) if _holds(one, xmax) else None for one in without]
-    return [
-        _judged(search, others, rule, mode, exact, excluded, hills) for rule, mode in zip(rules, modes, strict=True)
-    ]
+    both = zip(rules, modes, strict=True)
+    return [_judged(search, others, rule, mode, exact, excluded, hills) for rule, mode in both]
 
 
 def _judged(

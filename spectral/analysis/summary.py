@@ -407,11 +407,8 @@ def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
     hold_eigenvalues(spectrum, "a summary")
     pairs = {name: (float(e.value), float(e.stderr)) for name, e in _numbers(spectrum).items()}
     largest = pairs["lambda_max"][0]
-    pairs |= (
-        _bulk_metrics(spectrum, largest)
-        | _tail_metrics(spectrum, largest)
-        | _top_metrics(spectrum, top, *pairs["size"])
-    )
+    pairs |= _bulk_metrics(spectrum, largest) | _tail_metrics(spectrum, largest)
+    pairs |= _top_metrics(spectrum, top, *pairs["size"])
     result = jackknife(spectrum, lambda x, c: _order_statistics(x, c, spectrum.rounding))
     for name, (value, error) in pairs.items():
         result |= {name: float(value), f"{name}_stderr": nan if np.isnan(value) else float(error)}

@@ -130,11 +130,8 @@ class Checkpoint:
         state = self._unpacked(packed, header)
         products, epochs, seconds = header["spent"]
         folders = [about["pieces"] for about in header["arrays"].values() if "pieces" in about]
-        return {
-            "state": state,
-            "spent": (int(products), float(epochs), float(seconds)),
-            "folder": folders[0] if folders else "",
-        }
+        spent = int(products), float(epochs), float(seconds)
+        return {"state": state, "spent": spent, "folder": folders[0] if folders else ""}
 
     def _hold(self, state: State, sizes: dict[str, Any]) -> None:
         """A state must be what the rule asks for; where ranks hold pieces of its vectors all of them look."""

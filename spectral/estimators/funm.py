@@ -99,10 +99,8 @@ class Product:
         (2, 1)
         """
         value = arrays.to_torch(self.value).cpu().numpy().reshape(-1, len(self.steps))
-        return {
-            "value": value,
-            **{name: np.atleast_1d(getattr(self, name)) for name in ("error", "lower", "upper", "steps", "converged")},
-        }
+        names = ("error", "lower", "upper", "steps", "converged")
+        return {"value": value, **{name: np.atleast_1d(getattr(self, name)) for name in names}}
 
     def estimates(self) -> dict[str, Estimate]:
         """The length of each f(A) b, with what it is off by.

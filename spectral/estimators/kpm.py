@@ -249,9 +249,8 @@ def _find_interval(run: ProbeRun, steps: int, limit: Budget, bar: Any) -> tuple[
     Every Gaussian probe has the Krylov dimension of the first, the number of distinct eigenvalues, almost surely.
     """
     if not run.records:
-        state = Lanczos(
-            run.op, run.start(0), max(BOUND_STEPS, steps // BOUND_SHARE), reorthogonalize=False, overwrite=True
-        )
+        few = max(BOUND_STEPS, steps // BOUND_SHARE)
+        state = Lanczos(run.op, run.start(0), few, reorthogonalize=False, overwrite=True)
         while not state.ended and not limit.exhausted():
             state.step()
             bar.update(1)
@@ -259,12 +258,8 @@ def _find_interval(run: ProbeRun, steps: int, limit: Budget, bar: Any) -> tuple[
             raise ValueError(SOUGHT)
         run.finish(state.record(seed=run.seed, index=0))
     record = run.records[0]
-    exact = record.betas[-1] == 0
-    return (
-        decided(run.op, bounds([record])),
-        min(steps, record.steps) if exact else steps,
-        f"{record.steps} Lanczos steps",
-    )
+    enough = min(steps, record.steps) if record.betas[-1] == 0 else steps
+    return decided(run.op, bounds([record])), enough, f"{record.steps} Lanczos steps"
 
 
 def moments_of(record: LanczosRecord, interval: Interval, count: int) -> np.ndarray:

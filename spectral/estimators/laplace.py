@@ -275,7 +275,5 @@ def _ratio(off: np.ndarray, whole: np.ndarray) -> Estimate:
     if not mean > 0:
         return Estimate(0.0, 0.0, probes=m, products=m)
     square = off.mean() / mean
-    spread = np.std(off - square * whole, ddof=1) / np.sqrt(m) / mean
-    return Estimate(
-        float(np.sqrt(square)), float(spread / (2 * np.sqrt(square))) if square > 0 else 0.0, probes=m, products=m
-    )
+    spread, root = np.std(off - square * whole, ddof=1) / np.sqrt(m) / mean, float(np.sqrt(square))
+    return Estimate(root, float(spread / (2 * root)) if root > 0 else 0.0, probes=m, products=m)

@@ -155,9 +155,8 @@ class ProbeRun:
             return [make(first, limit)]
         left = limit.left(op.teams)
         alone = self.recurrence is not None or (first == 0 and left < math.inf)
-        count = (
-            1 if alone else int(max(1, min(op.teams, last - first, -(-left // steps) if left < math.inf else math.inf)))
-        )
+        affordable = -(-left // steps) if left < math.inf else math.inf
+        count = 1 if alone else int(max(1, min(op.teams, last - first, affordable)))
 
         def apart(team: int) -> Record | None:
             return make(first + team, limit.after(team * steps)) if team < count else None

@@ -174,9 +174,8 @@ class Pairs(Sampler):
         return abs(total - state["squares"]) <= arrays.summation_error(sizes["dtype"]) * state["squares"]
 
     def known_product(self) -> KnownProduct:
-        return leave_one_out.known_product(
-            [(self.Omega, self.Y), *([(self.range.Q, self.range.Z)] if "range" in self.parts else [])]
-        )
+        basis = [(self.range.Q, self.range.Z)] if "range" in self.parts else []
+        return leave_one_out.known_product([(self.Omega, self.Y), *basis])
 
 
 class HutchPlusPlus(Pairs):

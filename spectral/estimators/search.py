@@ -57,9 +57,8 @@ def saved(recurrence: type[RestartedKrylov]) -> Fields:
             f["search"]["verdict"] is None or (f["search"]["verdict"] and s["k"] <= s["j"] == f["recurrence"]["locked"])
         ),
     )
-    return Fields(
-        {"search": Fields(NUMBERS), "recurrence": Fields(recurrence.rules(), laws=recurrence.laws)}, laws=(whole,)
-    )
+    own = Fields(recurrence.rules(), laws=recurrence.laws)
+    return Fields({"search": Fields(NUMBERS), "recurrence": own}, laws=(whole,))
 
 
 def check(op: Operator, k: int, n: int, tol: float, which: str, keys: dict[str, Any]) -> None:

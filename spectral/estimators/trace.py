@@ -135,13 +135,8 @@ def trace(
     A = as_operator(A)
     if method == "slq" or f is not None:
         options |= {} if probes is None else {"probes": probes}
-        options |= {
-            "seed": check_seed(seed),
-            "budget": budget,
-            "checkpoint": checkpoint,
-            "progress": progress,
-            "ranks": ranks,
-        }
+        options |= {"seed": check_seed(seed), "budget": budget, "checkpoint": checkpoint}
+        options |= {"progress": progress, "ranks": ranks}
         return _quadrature(A, f or (lambda x: x), rtol, options)
     if options:
         raise TypeError(

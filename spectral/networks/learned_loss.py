@@ -94,12 +94,10 @@ class Loss:
         if self.given is None:
             labels = self.target(batch)
             if self.shift is None:
-                return losses.own_mean(output) * labels.numel(), torch.tensor(
-                    float(labels.numel()), device=labels.device
-                )
-            return losses.own_cross_entropy(output_tensor(output), labels, self.shift), losses.label_counts(
-                labels, self.shift
-            ).sum()
+                count = torch.tensor(float(labels.numel()), device=labels.device)
+                return losses.own_mean(output) * labels.numel(), count
+            total = losses.own_cross_entropy(output_tensor(output), labels, self.shift)
+            return total, losses.label_counts(labels, self.shift).sum()
         if self.is_module:
             terms, counts = self._terms(output, batch)
             if self.form == "mean":
@@ -129,9 +127,8 @@ class Loss:
         if self.given is None:
             losses.check_classes(self.shift)
             logits, labels = output_tensor(output), self.target(batch)
-            sums = torch.stack(
-                [losses.own_cross_entropy(z, y, self.shift) for z, y in zip(logits, labels, strict=True)]
-            )
+            both = zip(logits, labels, strict=True)
+            sums = torch.stack([losses.own_cross_entropy(z, y, self.shift) for z, y in both])
             return sums, losses.label_counts(labels, self.shift).reshape(len(labels), -1).sum(1).to(sums)
         if self.is_module:
             terms, counts = (t.reshape(len(t), -1).sum(1) for t in self._terms(output, batch))
@@ -280,9 +277,8 @@ class Loss:
                 f"{_called(self.given)} returns the sum over a batch without a count; return (sum, count), such as (sum, "
                 "len(output))."
             )
-        ours, theirs, what = (
-            (total, whole[0], "give") if abs(total - whole[0]) > allowed * scale else (count, whole[1], "count")
-        )
+        apart = abs(total - whole[0]) > allowed * scale
+        ours, theirs, what = (total, whole[0], "give") if apart else (count, whole[1], "count")
         self._coupled(index, f"two parts of batch {index} {what} {ours:.6g} and the whole {theirs:.6g}")
 
     def _numbers(self, output: Any, batch: Any) -> tuple[float, float]:
