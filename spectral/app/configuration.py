@@ -290,11 +290,7 @@ OF_EXPERIMENTS: dict[Any, Fields] = {
 
 
 TRAINING = Fields(
-    {
-        "enabled": Flag(),
-        "noise": SHARE,
-        "options": Fields(may=OF_TRAINING),
-    },
+    {"enabled": Flag(), "noise": SHARE, "options": Fields(may=OF_TRAINING)},
     laws=(Law("noise 0 where nothing is trained", lambda f, s: f["enabled"] or f["noise"] == 0),),
 )
 CONFIG = Fields(

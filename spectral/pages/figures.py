@@ -20,11 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormat
 
 from spectral.cards import COLOURS, GREY
 from spectral.plotting import FLOOR, LABELS, eigenvalue_axis, shared_grid, thin_ticks
-from spectral.quadrature.density import (
-    mirrored,
-    one_eigenvalue,
-    per_efold,
-)
+from spectral.quadrature.density import mirrored, one_eigenvalue, per_efold
 
 from . import Curve, Line, Numbers, Prototype, Row, conditions_of, matrices_of, of_matrix
 from .picture import BOTTOM, DASHES, LEFT, NARROW, TOP, WIDE, Key, Panel, Picture, on_axes, same_size, shot
