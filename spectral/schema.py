@@ -158,7 +158,9 @@ class Number(Rule):
             return f"{kind} from {least} to {most}"
         bounds = ((">=", least), (">", self.above), ("<=", most), ("<", self.below))
         said = " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None)
-        return f"{kind} {said}" if said else kind.replace("a number", "a finite number") if self.finite else kind
+        if kind == "a number" and not said:
+            return "a finite number"
+        return f"{kind} {said}" if said else kind
 
 
 COUNT, SIZE, REAL, SHARE = Number(True, least=0), Number(True, least=1), Number(), Number(least=0, most=1)
