@@ -61,8 +61,9 @@ class Probe:
     rounding: float = 0.0  # unit of the product, where it is coarser
     trial: bool = False  # the product along t is there already
     share: float = 1.0  # the product is this times the derivative of the gradient
-    # this times the gradient at the primals, if that is there too
-    here: list[torch.Tensor] = field(default_factory=list)
+    here: list[torch.Tensor] = field(
+        default_factory=list
+    )  # this times the gradient at the primals, if that is there too
 
 
 @dataclass(frozen=True)
