@@ -26,7 +26,7 @@ import torch.distributed as dist
 from machine import environment, watched
 from models import build, our_operator
 
-from spectral import distributed
+from spectral import collectives, distributed
 
 WARM = 14  # products after which an operator has chosen how it multiplies, and recorded that
 
@@ -54,7 +54,7 @@ def measured(rank: int, asked: argparse.Namespace, folder: str) -> None:
     for _ in range(WARM):
         with distributed.apart(alone):
             w = whole @ v if rank == 0 else v
-        distributed.meet()
+        collectives.meet()
         together = part @ v
         if rank == 0:
             off = max(off, float((together - w).norm() / w.norm()))
@@ -63,7 +63,7 @@ def measured(rank: int, asked: argparse.Namespace, folder: str) -> None:
         with distributed.apart(alone):
             if rank == 0:
                 seen["alone"].append(timed(lambda: whole @ v, asked.products))
-        distributed.meet()
+        collectives.meet()
         distributed.all_reduce(torch.zeros(1))  # begin together
         seen["together"].append(timed(lambda: part @ v, asked.products))
         seen["all_reduce"].append(timed(lambda: distributed.all_reduce(v.clone()), asked.products))

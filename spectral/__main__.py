@@ -38,7 +38,7 @@ from omegaconf.errors import (
 )
 
 import spectral
-from spectral import distributed
+from spectral import collectives, distributed
 from spectral.app import configuration, hydra_node, ranks, run, sweeps, targets
 from spectral.experiments import own
 
@@ -47,11 +47,8 @@ SINGLE = (*CHOSEN, "products")  # naming one of these asks for one spectrum
 DEFAULT = "experiment=real_vs_random"
 EXPECTED = (ValueError, TypeError, ImportError, OSError, MemoryError, RuntimeError, KeyError)
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-REFUSED = {  # flags of hydra that would take the place of our own configuration, or run what a file holds
-    "config_name": "--config-name",
-    "config_path": "--config-path",
-    "experimental_rerun": "--experimental-rerun",
-}
+# flags of hydra that would take the place of our own configuration, or run what a file holds
+REFUSED = ("config_name", "config_path", "experimental_rerun")
 running: list[Any] = []  # hydra's settings of the job that runs now or ran last
 
 
@@ -105,7 +102,7 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python flushes it once more at its end
             raise SystemExit(141) from None
         except Exception as problem:
-            distributed.leave(problem)
+            collectives.leave(problem)
             expected = isinstance(problem, (HydraException, OmegaConfBaseException, *EXPECTED))
             if full or (running and not expected):
                 raise
@@ -180,9 +177,8 @@ def defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         for group, name in entry.items()
     }
     kind = str(config["model"].get("kind")) if isinstance(config.get("model"), Mapping) else ""
-    names = {group: chosen[group] for group in ("products", "operator", "training", "data", "estimator")} | {
-        "model": kind
-    }
+    names = {group: chosen[group] for group in ("products", "operator", "training", "data", "estimator")}
+    names["model"] = kind
     ours = {(path.parent.name, path.stem): path for path in folder.glob("*/*.yaml")}  # a name from outside is no path
     groups: dict[str, Any] = {
         group: OmegaConf.to_container(OmegaConf.load(ours[group, name]))
@@ -225,7 +221,7 @@ def task(config: DictConfig) -> None:
             raise
         raise run.Interrupted(_interrupted(sys.argv[1:]), stop.code) from stop
     except (OmegaConfBaseException, *EXPECTED) as problem:
-        distributed.leave(problem)
+        collectives.leave(problem)
         if sweep and distributed.world_size() == 1:
             raise  # hydra names the run of the sweep that failed, and finishes the others
         # hydra would print a line of its own before the sentence if this reached it
@@ -331,10 +327,10 @@ def _flags(given: list[str]) -> argparse.Namespace:
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign, assignment]
     flags = parser.parse_intermixed_args(given)
-    for name, flag in REFUSED.items():
+    for name in REFUSED:
         if getattr(flags, name) is not None:
             raise ValueError(
-                f"{flag} is not possible: the configuration is spectral's own; use --config-dir to add to it."
+                f"{_flag(name)} is not possible: the configuration is spectral's own; use --config-dir to add to it."
             )
     return flags
 
@@ -342,8 +338,11 @@ def _flags(given: list[str]) -> argparse.Namespace:
 def _flags_first(flags: argparse.Namespace) -> list[str]:
     """The flags as hydra takes them: before all settings."""
     given = {name: value for name, value in vars(flags).items() if name != "overrides" and value}
-    names = {name: "--" + name.replace("_", "-") for name in given}
-    return [names[name] if value is True else f"{names[name]}={value}" for name, value in given.items()]
+    return [_flag(name) if value is True else f"{_flag(name)}={value}" for name, value in given.items()]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _as_hydra_reads(text: str) -> str:

@@ -370,9 +370,8 @@ def available_memory(device: torch.device) -> int:
     True
     """
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-            device
-        )  # torch's own, free for tensors
+        # torch's own cache is free for tensors
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     free = 4 << 30  # where the system tells nothing
     try:
@@ -395,15 +394,15 @@ def tf32(device: torch.device) -> list[str]:
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return []
-    backends = (
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv if hasattr(torch.backends.cudnn, "conv") else torch.backends.cudnn,
-    )
-    on = [
-        getattr(b, "fp32_precision", None) == "tf32" or (not hasattr(b, "fp32_precision") and b.allow_tf32)
-        for b in backends
-    ]
-    return [what for what, is_on in zip(("matrix products", "convolutions"), on, strict=True) if is_on]
+    backends = {
+        "matrix products": torch.backends.cuda.matmul,
+        "convolutions": getattr(torch.backends.cudnn, "conv", torch.backends.cudnn),
+    }
+
+    def on(backend: Any) -> bool:
+        return backend.fp32_precision == "tf32" if hasattr(backend, "fp32_precision") else backend.allow_tf32
+
+    return [what for what, backend in backends.items() if on(backend)]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

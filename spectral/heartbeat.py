@@ -33,7 +33,7 @@ EVERY = "operators and estimators must be called on every rank, not on one alone
 THEIRS = "torch.distributed"
 NOT_YET = "its beginning, before its first operator"
 GREETING = 20_260_727  # the tag
-PLUMBING = ("heartbeat", "distributed")  # modules that ask for nothing themselves
+PLUMBING = ("heartbeat", "collectives", "distributed")  # modules that ask for nothing themselves
 LOST = "the store of the group cannot be reached, which rank 0 (or the launcher) keeps: it has died, or the network is down"
 # where frames of a stack lie
 OWN, TORCH, LIBRARY = (f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__, os.__file__))
@@ -259,9 +259,8 @@ def _frames() -> Iterator[tuple[str, int, CodeType]]:
 
 def elsewhere(thread: int) -> str:
     """File and line of a thread in somebody's program, torch and Python's own library left out; "" where it is inside of ours."""
-    with (
-        tempfile.TemporaryFile() as file
-    ):  # frames of a thread that runs may go while they are looked at: not so in one call
+    # frames of a thread that runs may go while they are looked at: not so in one call
+    with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         threads = file.read().decode(errors="replace").split("\n\n")

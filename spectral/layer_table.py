@@ -13,6 +13,7 @@ import scipy
 from spectral.analysis import weightwatcher
 from spectral.cards import COLOURS, GREY, Mark, card, chart, with_error
 from spectral.results import Array, Estimate, nan
+from spectral.schema import FRACTION, number
 from spectral.spectrum import Spectrum
 
 ERROR_OF = {"alpha": "sigma", "data_alpha": "data_sigma"}  # other columns have theirs under their own name with _stderr
@@ -139,8 +140,7 @@ class LayerTable:
         >>> float(table.correlation("a", "b"))
         1.0
         """
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence={confidence!r} must lie between 0 and 1.")
+        number(confidence, "confidence", "probability", FRACTION, 0.95)
         pairs = np.array([self[x], self[y]], dtype=np.float64)
         pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
         n = pairs.shape[1]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from spectral.analysis import weightwatcher
 from spectral.analysis.power_law import power_law, refusal_from
 from spectral.analysis.summary import effective_rank, largest_of, trace_of
-from spectral.estimators import esd
 from spectral.estimators.budget import progress_bar
+from spectral.estimators.esd import esd
 from spectral.layer_table import LayerTable
 from spectral.networks.blocks import blocks
 from spectral.networks.curvature import GaussNewton, Hessian
@@ -139,6 +139,7 @@ def layers(
     found, A = _chosen(layers_of(model), params), _operator(model, data, loss, operator)
     parts = blocks(A) if A is not None else {}
     matrix = "J^T J" if isinstance(A, Gram) else type(A).__name__
+    how: dict[str, Any] = {"probes": probes, "steps": steps, "budget": budget, "seed": seed}
     rows: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     eigenvalues: dict[str, Array] = {}
@@ -151,11 +152,8 @@ def layers(
             if row is None or values is None:
                 continue
             if A is not None:
-                block = parts.get(layer.parameter)
-                if block is not None:
-                    spectra[layer.longname] = esd(
-                        block, probes=probes, steps=steps, budget=budget, seed=seed, progress=False
-                    )
+                if (block := parts.get(layer.parameter)) is not None:
+                    spectra[layer.longname] = esd(block, progress=False, **how)
                 row |= _data_columns(matrix, spectra.get(layer.longname))
             rows.append(row)
             eigenvalues[layer.longname] = values
@@ -272,11 +270,8 @@ def _data_columns(matrix: str, spectrum: Spectrum | None) -> dict[str, Any]:
         tail = {"alpha": nan, "sigma": nan, "accepted": False, "reason": "The operator has no parameter of this name."}
         cost = {"products": 0, "method": ""}
     else:
-        numbers = {
-            "lambda_max": largest_of(spectrum),
-            "trace": trace_of(spectrum),
-            "effective_rank": effective_rank(spectrum),
-        }
+        numbers = {"lambda_max": largest_of(spectrum), "trace": trace_of(spectrum)}
+        numbers["effective_rank"] = effective_rank(spectrum)
         fit = power_law(spectrum)
         tail = {"alpha": fit.alpha, "sigma": fit.sigma, "accepted": fit.accepted, "reason": fit.reason}
         cost = {"products": spectrum.products, "method": spectrum.method}

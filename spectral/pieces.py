@@ -143,10 +143,8 @@ class Shards:
         self, seed: int, index: int, *, kind: str = "gaussian", dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
         """This rank's piece of a random vector, whose entries are those that one process would draw."""
-        parts = [
-            probes.probe(seed, index, count, start=first, kind=kind, dtype=dtype, device=device)
-            for first, count in self.own
-        ]
+        how: Any = {"kind": kind, "dtype": dtype, "device": device}
+        parts = [probes.probe(seed, index, count, start=first, **how) for first, count in self.own]
         return _of(torch.cat(parts), Piece)
 
     def checksum(self, rows: torch.Tensor) -> int:

@@ -160,6 +160,7 @@ def bounded(
     return {f"{name}_{i}": Estimate(v, r, v - sure * r, v + sure * r, products=products) for i, (v, r) in pairs}
 
 
+@dataclass(frozen=True, eq=False)
 class Measured:
     """k values with measured residuals and the vectors of each: what `Eigenpairs` and `SingularTriplets` tell of themselves."""
 
@@ -171,6 +172,7 @@ class Measured:
     threshold: float
     complete: bool
     products: int
+    epochs: float
 
     def __str__(self) -> str:
         left, k = "nothing better is left" if self.complete else "a better one may be missing", len(self.values)

@@ -156,12 +156,27 @@ class Number(Rule):
         kind = "a whole number" if self.whole else "a number" if self.finite else "a number or an infinite one"
         if least is not None and most is not None:
             return f"{kind} from {least} to {most}"
-        bounds = ((">=", least), ("<=", most), (">", self.above), ("<", self.below))
-        return " and ".join([f"{kind} {sign} {bound}" for sign, bound in bounds if bound is not None]) or kind
+        bounds = ((">=", least), (">", self.above), ("<=", most), ("<", self.below))
+        said = " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None)
+        if kind == "a number" and not said:
+            return "a finite number"
+        return f"{kind} {said}" if said else kind
 
 
 COUNT, SIZE, REAL, SHARE = Number(True, least=0), Number(True, least=1), Number(), Number(least=0, most=1)
-NONNEGATIVE, POSITIVE = Number(least=0), Number(above=0)
+NONNEGATIVE, POSITIVE, FRACTION = Number(least=0), Number(above=0), Number(above=0, below=1)
+
+
+def number(value: Any, name: str, what: str, rule: Number, such: object = "") -> None:
+    """One sentence for a keyword `name` that is no number of this rule; `such` is one.
+
+    >>> number(2, "tol", "tolerance", FRACTION, 1e-6)
+    Traceback (most recent call last):
+    ValueError: tol=2 is no tolerance; use a number > 0 and < 1, such as 1e-06.
+    """
+    if not rule.holds(value.item() if isinstance(value, np.generic) else value, name, {}):
+        example = f", such as {such}" if such else ""
+        raise ValueError(f"{name}={value!r} is no {what}; use {rule.words({})}{example}.")
 
 
 @dataclass(frozen=True)
@@ -281,10 +296,8 @@ class Array(Rule):
 
     def words(self, sizes: Sizes) -> str:
         sides = ["any" if s is None else f"{s}={sizes[s]}" if s in sizes else s for s in self.shape]
-        parts = [
-            f"an array of {sizes.get(self.dtype, self.dtype)}",
-            *([] if self.shape == (...,) else [_sides(tuple(sides))]),
-        ]
+        parts = [f"an array of {sizes.get(self.dtype, self.dtype)}"]
+        parts += [] if self.shape == (...,) else [_sides(tuple(sides))]
         parts += ["finite"] if self.finite and self.least is self.most is self.above is None else []
         bounds = ((">=", self.least), ("<=", self.most), (">", self.above))
         parts += [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
@@ -299,11 +312,9 @@ class Vectors(Rule):
         if not isinstance(value, Sequence | torch.Tensor) or isinstance(value, str):
             return False
         v = value[0] if len(value) else None
-        return v is None or (
-            isinstance(v, torch.Tensor)
-            and (isinstance(v, Piece) or v.shape == (sizes["n"],))
-            and dtype_name(v) == sizes["dtype"]
-        )
+        if v is None or not isinstance(v, torch.Tensor):
+            return v is None
+        return (isinstance(v, Piece) or v.shape == (sizes["n"],)) and dtype_name(v) == sizes["dtype"]
 
     def words(self, sizes: Sizes) -> str:
         return f"vectors of {sizes['n']} entries in {sizes['dtype']}"
@@ -366,11 +377,8 @@ class Items(Rule):
         if not isinstance(value, list | tuple):
             return False
         want = sizes.setdefault(self.count, len(value)) if isinstance(self.count, str) else self.count
-        return (
-            len(value) >= self.least
-            and (self.most is None or len(value) <= self.most)
-            and (want is None or len(value) == want)
-        )
+        most = len(value) if self.most is None else self.most
+        return self.least <= len(value) <= most and want in (None, len(value))
 
     def words(self, sizes: Sizes) -> str:
         want = sizes.get(self.count, self.count) if isinstance(self.count, str) else self.count

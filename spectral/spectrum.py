@@ -21,7 +21,7 @@ from spectral.quadrature.error import between, stated_error
 from spectral.quadrature.function import Function, moved_by_rounding, values_of, values_on
 from spectral.quadrature.pooled import Quadrature
 from spectral.results import Atoms, Band, Density, Estimate, nan, over, rounded
-from spectral.schema import choice
+from spectral.schema import FRACTION, NONNEGATIVE, SHARE, choice, number
 
 NO_ATOMS = Atoms(np.zeros(0), np.zeros(0, dtype=np.int64))
 
@@ -147,8 +147,8 @@ class Spectrum(Quadrature):
         dim = int(counts.sum()) + int(zeros)
         if dim == 0:
             raise ValueError("a spectrum needs at least one eigenvalue.")
-        if rounding is not None and not 0 <= rounding < np.inf:
-            raise ValueError(f"rounding={rounding!r} must be a finite number >= 0, in the units of the eigenvalues.")
+        if rounding is not None:
+            number(rounding, "rounding", "error in the units of the eigenvalues", NONNEGATIVE)
         order = np.argsort(values, kind="stable")
         empty = np.zeros((0, 0))
         atoms, told = Atoms(values[order], counts[order]), {} if rounding is None else {"rounding": float(rounding)}
@@ -345,8 +345,7 @@ class Spectrum(Quadrature):
         >>> float(Spectrum.from_eigenvalues([1.0, 2.0, 3.0]).quantile(0.5))
         2.0
         """
-        if not 0 <= q <= 1:
-            raise ValueError(f"q={q} is no fraction; use 0 <= q <= 1.")
+        number(q, "q", "fraction", SHARE)
         value = cdf.inverse(self.curve, q)
         if self.is_exact:
             return Estimate(value, 0.0, value - self.value_error, value + self.value_error, 0, self.products)
@@ -427,8 +426,7 @@ class Spectrum(Quadrature):
 
     def _count(self, lo: Any, hi: Any, confidence: float, margin: float) -> Band:
         """`count` where atoms may be off by `margin`."""
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence={confidence} is no probability; use 0 < confidence < 1, such as 0.95.")
+        number(confidence, "confidence", "probability", FRACTION, 0.95)
         lo, hi = np.broadcast_arrays(np.asarray(lo, dtype=float), np.asarray(hi, dtype=float))
         if np.isnan(lo).any() or np.isnan(hi).any() or (lo > hi).any():
             raise ValueError("count needs lo <= hi, both numbers (infinite ones allowed).")
@@ -755,10 +753,8 @@ class Spectrum(Quadrature):
         error = self.meta.get("error")
         if not self.is_exact and isinstance(error, dict) and "w1" in error:
             sure += f"; off by {float(error['w1']):.2g} of the range (W1)"
-        rows = [
-            ("trace", rounded(self.integrate(lambda x: x))),
-            ("exact, known zeros", f"{self.atoms.multiplicities.sum()}, {self.zeros}"),
-        ]
+        rows = [("trace", rounded(self.integrate(lambda x: x)))]
+        rows += [("exact, known zeros", f"{self.atoms.multiplicities.sum()}, {self.zeros}")]
         rows += [("how sure", sure), ("it took", f"{self.products:,} products, {self.epochs:.4g} sweeps over the data")]
         low, high = self.interval
         said = f"{self.dim:,} eigenvalues from {low:.4g} to {high:.4g}, by {self.method}."

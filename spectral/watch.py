@@ -37,13 +37,12 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.readings import HISTORY, KINDS, Reading, Skipped, events, interval, plain
 from spectral.results import Estimate
-from spectral.schema import integer
+from spectral.schema import POSITIVE, integer, number
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
 
-WATCHED: dict[
-    str, tuple[Callable[..., Any], dict[str, Any]]
-] = {  # what makes a reading, with the options that nobody gave
+Watched = tuple[Callable[..., Any], dict[str, Any]]
+WATCHED: dict[str, Watched] = {  # what makes a reading, with the options that nobody gave
     "top": (top, {"k": 1, "tol": 1e-2}),
     "trace": (trace, {"probes": 10}),
     "esd": (slq, {"probes": 1, "steps": 30, "deflate": False}),
@@ -151,8 +150,8 @@ class Watcher:
                 f"make_operator is a {type(make_operator).__name__}; pass a function that makes the operator, lambda: ..."
             )
         self.every = integer(every, "every", "number of training steps")
-        if share is not None and not 0 < share < math.inf:
-            raise ValueError(f"share={share!r} is no share of the time; use a positive number, or None for no limit.")
+        if share is not None:
+            number(share, "share", "share of the time (None: no limit)", POSITIVE)
         self.make_operator, self.share, self.clock = make_operator, share, clock
         self.options = _options(what)
         self.readings: list[Reading] = []
@@ -437,12 +436,8 @@ class Watcher:
         found = {"step": np.array([reading.step for reading in of])}
         for name in of[0].estimates if of else ():
             each = [reading.estimates[name] for reading in of]
-            ends = np.array([interval(e) for e in each])
-            found |= {
-                name: np.array([float(e) for e in each]),
-                f"{name}_lower": ends[:, 0],
-                f"{name}_upper": ends[:, 1],
-            }
+            lower, upper = np.array([interval(e) for e in each]).T
+            found |= {name: np.array(list(map(float, each))), f"{name}_lower": lower, f"{name}_upper": upper}
         return found
 
     def spectra(self) -> dict[int, Spectrum]:

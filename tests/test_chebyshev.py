@@ -6,8 +6,8 @@ import torch
 from numpy.polynomial.chebyshev import chebvander
 
 import spectral
-from spectral.krylov import lanczos
 from spectral.krylov.chebyshev import bounds, chebyshev, jacobi, rescaled
+from spectral.krylov.lanczos import lanczos
 from spectral.operators.operator import Operator
 from spectral.quadrature import certificate, gauss
 from spectral.quadrature.jackson import jackson

@@ -128,7 +128,7 @@ def test_errors_are_one_sentence_each(monkeypatch):
         from_arrays("x", [[1.0], [float("nan")]], [0, 1], train=1)
     with pytest.raises(ValueError, match="2 inputs but 3 labels"):
         from_arrays("x", [[1.0], [2.0]], [0, 1, 1], train=1)
-    with pytest.raises(ValueError, match="use size >= 1"):
+    with pytest.raises(ValueError, match="use an integer >= 1"):
         batches(torch.zeros(2), None, 0)
     with pytest.raises(ValueError, match="'train' or 'test'"):
         digits().split("validation")
@@ -179,7 +179,7 @@ def test_text_of_a_file_and_what_cannot_be_had(tmp_path):
         ({"train": 9}, "at most 10 together"),
         ({"targets": "topic"}, "use next, or topic without a path"),
         ({"tokens": "words"}, "use one of bytes, smollm2, minilm"),
-        ({"length": 0}, "use 1 or more"),
+        ({"length": 0}, "use an integer >= 1"),
     ):
         with pytest.raises(ValueError, match=said):
             datasets.text(**{"train": 2, "test": 2, "length": 4, "path": str(path), **given})

@@ -1,15 +1,12 @@
 """esd: the cheapest sound method, and why."""
 
-import importlib
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 
 import spectral
-
-esd_module = importlib.import_module("spectral.estimators.esd")  # the package's attribute of this name is the function
+from spectral.estimators import esd
 
 A = np.diag(np.arange(1.0, 41.0))
 
@@ -59,7 +56,7 @@ def jacobian(samples, inputs, outputs=10):
 )
 def test_a_jacobian_whose_gram_one_pass_assembles_may_be_larger(samples, inputs, budget, chosen, why, monkeypatch):
     monkeypatch.setattr(spectral.arrays, "available_memory", lambda device: 2**35)
-    found, reason = esd_module._exact_is_cheap(jacobian(samples, inputs), budget, {})
+    found, reason = esd._exact_is_cheap(jacobian(samples, inputs), budget, {})
     assert found is chosen and why in reason
 
 
@@ -107,7 +104,7 @@ def test_401_outputs_of_24_samples_take_one_pass_and_not_hundreds(make, factor, 
 def test_many_outputs_are_chosen_by_passes_and_budgets_kept_as_they_are_counted(samples, outputs, budget, chosen, why):
     model, x = many_outputs(samples, outputs)
     J = spectral.Jacobian(model, [x], wrt="inputs", layout="flattened")
-    found, reason = esd_module._exact_is_cheap(J, budget, {})
+    found, reason = esd._exact_is_cheap(J, budget, {})
     assert found is chosen and why in reason
 
 
@@ -117,9 +114,9 @@ def test_beyond_the_limits_passes_that_are_known_to_outweigh_arithmetic_decide(m
     layers = [torch.nn.Linear(40, 200), torch.nn.ReLU(), torch.nn.Linear(200, 200), torch.nn.Linear(200, 300)]
     x = torch.zeros(9000, 40).split(3000)
     J = spectral.Jacobian(torch.nn.Sequential(*layers), list(x), wrt="inputs", layout="flattened")
-    found, why = esd_module._exact_is_cheap(J, None, {})
+    found, why = esd._exact_is_cheap(J, None, {})
     assert found and "dimension 9000, 300 products and one pass" in why
-    found, why = esd_module._exact_is_cheap(J, None, {"probes": 1, "steps": 1})
+    found, why = esd._exact_is_cheap(J, None, {"probes": 1, "steps": 1})
     assert (
         not found
         and "dimension 9000 is above 8192, up to which all eigenvalues are cheap: they take 2700000 VJPs" in why

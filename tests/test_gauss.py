@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import spectral
-from spectral.krylov import lanczos
+from spectral.krylov.lanczos import lanczos
 from spectral.quadrature import certificate
 
 RNG = np.random.default_rng(7)

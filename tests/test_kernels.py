@@ -15,6 +15,7 @@ import torch
 import spectral
 from spectral import arrays, longvectors
 from spectral.krylov import kernels
+from spectral.krylov.lanczos import lanczos
 
 HOST = Path(__file__).with_name("host_kernels.cpp")
 CARDS = ("sm_80", "sm_90", "sm_100")
@@ -136,7 +137,7 @@ def test_a_wrong_product_is_seen_by_fused_passes_too(host):
 
     A._apply = once
     with pytest.raises(RuntimeError, match="was wrong"):
-        spectral.krylov.lanczos(A, torch.ones(60, dtype=torch.float64), 12, reorthogonalize=False)
+        lanczos(A, torch.ones(60, dtype=torch.float64), 12, reorthogonalize=False)
 
 
 def test_without_cupy_torch_does_it_and_the_reason_is_told(monkeypatch):

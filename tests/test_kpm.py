@@ -12,7 +12,7 @@ from scipy.integrate import trapezoid
 
 import spectral
 from spectral.estimators.kpm import jackson, kpm, moments_of
-from spectral.krylov import Lanczos, lanczos
+from spectral.krylov.lanczos import Lanczos, lanczos
 from spectral.operators.operator import Operator
 from spectral.quadrature.jackson import jackson as damping
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import spectral
-from spectral.krylov import Lanczos, lanczos
 from spectral.krylov.again import second_pass
+from spectral.krylov.lanczos import Lanczos, lanczos
 from spectral.operators.operator import Operator
 from spectral.quadrature import gauss
 

@@ -71,7 +71,7 @@ def test_what_has_no_inverse_is_refused():
     with pytest.raises(ValueError, match="not positive definite"):
         negative.solve(np.ones(3), shift=2.0)
     assert negative.solve(np.ones(3), shift=5.0) == pytest.approx([1.0, 1 / 6, 1 / 6])
-    with pytest.raises(ValueError, match="use probes >= 2"):
+    with pytest.raises(ValueError, match="use an integer >= 2"):
         low_rank_plus_diagonal(np.eye(3), 1, probes=1)
     with pytest.raises(ValueError, match="no diagonal"):
         low_rank_plus_diagonal(np.ones((2, 3)), 1)

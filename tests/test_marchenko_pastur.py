@@ -147,7 +147,7 @@ def test_a_wrong_ratio_is_refused(ratio):
 
 @pytest.mark.parametrize("ratio", [0, -1.0, float("nan"), float("inf"), "a", True, [0.5]])
 def test_what_is_no_ratio_is_refused(ratio):
-    with pytest.raises(ValueError, match="must be a number, the shape"):
+    with pytest.raises(ValueError, match="is no shape"):
         of(wishart(40, 30), ratio=ratio)
 
 

@@ -1,6 +1,5 @@
 """Files are whole or absent; a run that was interrupted and resumed gives the bits of one shot."""
 
-import importlib
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import torch
 import spectral
 from spectral import persist
 from spectral.estimators import checkpoint
+from spectral.krylov import chebyshev
 from spectral.operators.operator import Operator
 
 VALUES = np.append(np.linspace(0, 1, 77), [4.0, 7.0, 11.0])
@@ -345,7 +345,6 @@ def test_kpm_interrupted_anywhere_resumes_to_the_bits_of_one_shot(tmp_path, recu
 
 
 def test_a_probe_that_left_its_interval_is_saved_as_an_attempt(tmp_path, monkeypatch):
-    chebyshev = importlib.import_module("spectral.krylov.chebyshev")
     for owner, name in (  # a matrix that changes on the way is refused otherwise
         (checkpoint.Checkpoint, "prove"),
         (chebyshev, "look_again"),

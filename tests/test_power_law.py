@@ -317,7 +317,11 @@ def test_the_peak_of_the_circle_kernel_is_three_halves_within_its_error(n):
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"xmin": "top"}, "'peak' or a number"), ({"xmin": 99.0}, "0 < xmin"), ({"xmin": 2.0, "xmax": 1.0}, "xmax > 2")],
+    [
+        ({"xmin": "top"}, "'peak' or a number"),
+        ({"xmin": 99.0}, "0 < xmin"),
+        ({"xmin": 2.0, "xmax": 1.0}, "xmax=1.0 is no end of a tail; use a number > 2"),
+    ],
 )
 def test_impossible_ranges_are_refused(options, text):
     with pytest.raises(ValueError, match=text):

@@ -167,6 +167,31 @@ def test_a_word_turns_no_switch_on(name, keyword):
         getattr(spectral, name)(*OPERANDS[name], **{keyword: "no"})
 
 
+ON = spectral.GaussNewton(NET, torch.nn.MSELoss(), DATA)
+SPECTRUM = spectral.slq(np.diag(np.arange(1.0, 9)), probes=2, steps=4, deflate=False)
+NUMBERS = [
+    (name, keyword, operands)
+    for operands, names in (
+        ((np.eye(4),), ("inverse", "logdet", "negative_mass", "numerical_rank", "trace")),
+        ((np.eye(4), 1), ("low_rank_plus_diagonal", "svd", "top")),
+        ((np.eye(4), np.arange(4.0)), ("solve",)),
+        ((np.eye(4), np.exp, np.ones(4)), ("funm",)),
+        ((ON,), ("critical_sharpness",)),
+        ((SPECTRUM,), ("jackson", "marchenko_pastur", "power_law")),
+    )
+    for name in names
+    for keyword, parameter in inspect.signature(getattr(spectral, name)).parameters.items()
+    if parameter.annotation in ("float", "float | None")
+]
+
+
+@pytest.mark.parametrize(("name", "keyword", "operands"), NUMBERS)
+def test_what_is_no_number_is_told_in_one_sentence(name, keyword, operands):
+    for strange in ("much", True, float("nan"), [0.5]):
+        with pytest.raises(ValueError, match=rf"^{keyword}=.+ is no .+; use .+\.$"):
+            getattr(spectral, name)(*operands, **{keyword: strange})
+
+
 def test_operators_of_networks_describe_a_shared_keyword_in_the_same_words():
     told = {name: entries(kind) for name, kind in NETWORKS.items()}
     assert {"model", "data", "params", "memory", "count", "TypeError"} <= set(told["Hessian"])

@@ -34,9 +34,7 @@ from spectral.pages import (
     page,
     tables,
 )  # fmt: skip
-from spectral.pages import (
-    picture as pictured,
-)
+from spectral.pages import picture as pictured
 from spectral.quadrature.density import is_signed, mirrored, one_eigenvalue, per_efold
 from spectral.spectrum import Spectrum
 

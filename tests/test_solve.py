@@ -135,7 +135,7 @@ def test_recurrences_do_not_depend_on_the_scale_of_the_right_side():
         (DEFINITE, b.astype(np.float32), {}, "nothing is cast silently"),
         (DEFINITE, np.where(np.arange(N) == 3, np.nan, b), {}, "b holds NaN or infinity"),
         (DEFINITE, np.zeros((N, 0)), {}, "no columns"),
-        (DEFINITE, b, {"tol": 0.0}, "0 < tol < 1"),
+        (DEFINITE, b, {"tol": 0.0}, "use a number > 0 and < 1"),
         (DEFINITE, b, {"shift": np.inf}, "finite number"),
         (DEFINITE, b, {"method": "gmres"}, "is not known"),
         (TALL, b, {"method": "cg"}, "for symmetric matrices"),
@@ -204,7 +204,7 @@ def test_a_solve_that_does_not_converge_is_no_product():
         inverse(np.triu(np.ones((3, 3))))
     with pytest.raises(ValueError, match="not symmetric"):
         inverse(TALL)
-    with pytest.raises(ValueError, match="0 < tol < 1"):
+    with pytest.raises(ValueError, match="use a number > 0 and < 1"):
         inverse(DEFINITE, tol=2.0)
 
 

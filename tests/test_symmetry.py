@@ -6,7 +6,8 @@ import scipy.sparse.linalg as sla
 import torch
 
 import spectral
-from spectral.krylov import BlockLanczos, GolubKahan
+from spectral.krylov.block_lanczos import BlockLanczos
+from spectral.krylov.golub_kahan import GolubKahan
 from spectral.operators.operator import Operator
 
 N = 60

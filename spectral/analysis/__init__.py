@@ -8,26 +8,3 @@ from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur
 from spectral.analysis.outliers import Outliers, outliers
 from spectral.analysis.power_law import PowerLaw, power_law
 from spectral.analysis.summary import METRICS, describe_metric, summary
-
-__all__ = [
-    "METRICS",
-    "Alignment",
-    "ClassStructure",
-    "Comparison",
-    "LogSingularValues",
-    "Lyapunov",
-    "MarchenkoPastur",
-    "Outliers",
-    "PowerLaw",
-    "class_structure",
-    "cohens_d",
-    "compare",
-    "describe_metric",
-    "label_alignment",
-    "log_singular_values",
-    "lyapunov",
-    "marchenko_pastur",
-    "outliers",
-    "power_law",
-    "summary",
-]

@@ -81,9 +81,8 @@ def _maximise(
         return a * mean_u + b * mean_t + logZ, gradient if fixed_a is None else gradient[1:]
 
     if fixed_a is not None:
-        best = scipy.optimize.minimize(
-            negative, [1 / mean_t], jac=True, method="L-BFGS-B", bounds=[(1e-12 / mean_t, None)]
-        )
+        least = [(1e-12 / mean_t, None)]
+        best = scipy.optimize.minimize(negative, [1 / mean_t], jac=True, method="L-BFGS-B", bounds=least)
         a, b = fixed_a, float(best.x[0])
     else:
         start, bounds = [1 / mean_u, 1e-3 / mean_t], [(None, None), (0.0, None)]
@@ -172,9 +171,8 @@ def lognormal_of_all(c: Counting, u: Array, p: Array, a: float, L: float, n_eff:
     law = scipy.special.ndtr((y - mu) / sigma)
     D = float(np.max(np.maximum(np.abs(before - law), np.abs(after - law)) - open_))
     start, v = (log(xmin) - mu) / sigma, (u + log(xmin) - mu) / sigma
-    inside = scipy.special.log_ndtr(-start) + np.log1p(
-        -np.exp(scipy.special.log_ndtr(-(start + L / sigma)) - scipy.special.log_ndtr(-start))
-    )
+    above, beyond = scipy.special.log_ndtr(-start), scipy.special.log_ndtr(-(start + L / sigma))
+    inside = above + np.log1p(-np.exp(beyond - above))
     power = -a * u - log_normaliser(a, 0.0, np.square, L, float(p @ u))[0]
     ratio, probability = _vuong(power + v**2 / 2 + log(sigma * sqrt(2 * np.pi)) + inside, p, n_eff, False)
     favours = "neither" if probability > 0.1 else ("power law" if ratio > 0 else OF_ALL)

@@ -19,6 +19,7 @@ from spectral.analysis.summary import effective_rank, largest_of, ratio_of, trac
 from spectral.quadrature import cdf
 from spectral.quadrature.error import between
 from spectral.results import Array, nan
+from spectral.schema import FRACTION, number
 from spectral.spectrum import Spectrum, hold_spectrum
 
 Rounding = tuple[float, float]  # what rounding leaves of a 0 in a and in b
@@ -116,9 +117,8 @@ def _histograms(a: Measure, b: Measure, bins: int, small: Rounding) -> dict[str,
     for name in ("mean", "lambda_max"):
         u, v = (unit[name] for unit in units)
         able = u > 0 and v > 0
-        result[f"js_by_{name}"] = (
-            jensen_shannon(_scaled(a, u), _scaled(b, v), bins, (small[0] / u, small[1] / v)) if able else nan
-        )
+        scaled = (_scaled(a, u), _scaled(b, v), bins, (small[0] / u, small[1] / v)) if able else ()
+        result[f"js_by_{name}"] = jensen_shannon(*scaled) if scaled else nan
     return result
 
 
@@ -235,8 +235,8 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
             rest = [[unit[name] for unit in one] or None for one in each]
             able = all(w > 0 for w in (u, v, *(rest[0] or []), *(rest[1] or [])))
             pairs[f"{kind}_by_{name}"] = between(a, b, kind, (u, v), (rest[0], rest[1])) if able else (nan, nan)
-    for name, number in (("trace", trace_of), ("lambda_max", largest_of), ("effective_rank", effective_rank)):
-        pairs[f"{name}_ratio"] = ratio_of(number(a), number(b))
+    for name, of in (("trace", trace_of), ("lambda_max", largest_of), ("effective_rank", effective_rank)):
+        pairs[f"{name}_ratio"] = ratio_of(of(a), of(b))
     small = a.rounding, b.rounding
     values = _histograms(*pooled, bins, small)
     left = [
@@ -288,8 +288,7 @@ def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: 
     x, y = np.asarray(xs, dtype=np.float64).ravel(), np.asarray(ys, dtype=np.float64).ravel()
     if min(len(x), len(y)) < 2 or not (np.all(np.isfinite(x)) and np.all(np.isfinite(y))):
         raise ValueError(f"groups of {len(x)} and {len(y)} values; give at least two finite values in each.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} is no probability; use one between 0 and 1, such as 0.95.")
+    number(confidence, "confidence", "probability", FRACTION, 0.95)
     freedom = len(x) + len(y) - 2
     difference = float(x.mean() - y.mean())
     pooled = float(np.sqrt((np.sum((x - x.mean()) ** 2) + np.sum((y - y.mean()) ** 2)) / freedom))
@@ -301,9 +300,8 @@ def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: 
     lower, upper = (_noncentrality(d * root, freedom, q) / root for q in (1 - half, half))
     correction = 1.0
     if hedges:
-        correction = float(
-            np.exp(scipy.special.gammaln(freedom / 2) - scipy.special.gammaln((freedom - 1) / 2)) / np.sqrt(freedom / 2)
-        )
+        log_gamma = scipy.special.gammaln
+        correction = float(np.exp(log_gamma(freedom / 2) - log_gamma((freedom - 1) / 2)) / np.sqrt(freedom / 2))
     return Effect(d * correction, lower * correction, upper * correction)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from spectral.analysis.counting import Counting, counting, zero_within_residual
 from spectral.analysis.jackknife import Measure, leave_one_out
 from spectral.analysis.theory import marchenko_pastur_cdf, marchenko_pastur_edges
 from spectral.results import Array, IntArray, nan
+from spectral.schema import POSITIVE, number
 from spectral.spectrum import Spectrum, hold_eigenvalues
 
 TRACY_WIDOM = 3.27  # the largest eigenvalue of a pure bulk exceeds this many scales once in a thousand matrices
@@ -184,9 +184,8 @@ def _fit(b: _Bulk, ratio: float | None, top: _Top | None = None) -> tuple[float,
 
     start = [0.0] if ratio is not None else [0.0, min(float(np.sqrt(RATIOS[best])), 0.999)]
     limits = [-2.0, 1e-3][: len(start)], [2.0, 1.0][: len(start)]
-    found = scipy.optimize.least_squares(
-        residuals, start, bounds=limits, x_scale=0.1, xtol=1e-10, ftol=1e-12, gtol=1e-12
-    ).x
+    exactly = {"xtol": 1e-10, "ftol": 1e-12, "gtol": 1e-12}
+    found = scipy.optimize.least_squares(residuals, start, bounds=limits, x_scale=0.1, **exactly).x
     return (float(found[1] ** 2) if ratio is None else ratio), size * float(np.exp(found[0]))
 
 
@@ -250,10 +249,8 @@ def _of(c: Counting, measure: Measure, floor: float, ratio: float | None) -> Mar
         reason = "No eigenvalue is positive, so there is no bulk."
         return MarchenkoPastur(nan, nan, nan, nan, nan, nan, 0.0, zeros, negative, False, reason)
     if c.x[-1] - c.x[0] <= 1e-12 * c.x[-1]:  # one eigenvalue, or many equal ones: the limit γ = 0
-        sigma, reason = float(np.sqrt(c.x[0])), "All positive eigenvalues are equal, so there is no bulk."
-        return MarchenkoPastur(
-            sigma, 0.0, float(c.x[0]), float(c.x[-1]), 0.0, 0.0, c.total, zeros, negative, False, reason
-        )
+        low, high, reason = float(c.x[0]), float(c.x[-1]), "All positive eigenvalues are equal, so there is no bulk."
+        return MarchenkoPastur(float(np.sqrt(low)), 0.0, low, high, 0.0, 0.0, c.total, zeros, negative, False, reason)
     side = None if ratio is None else min(ratio, 1 / ratio)
     gamma, variance, last, spikes = _by_gap(c, measure, side) if c.probes else _by_edge(c, side)
     b = _bulk(c, last)
@@ -327,9 +324,7 @@ def marchenko_pastur(spectrum: Spectrum, *, ratio: float | None = None) -> March
     >>> round(fit.sigma, 2), round(fit.ratio, 2), fit.spikes, fit.accepted
     (1.0, 0.25, 2.0, True)
     """
-    if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 < ratio < np.inf):
-        raise ValueError(
-            f"ratio={ratio!r} must be a number, the shape γ = d/n > 0 of a matrix; leave it out to fit it."
-        )
+    if ratio is not None:
+        number(ratio, "ratio", "shape γ = d/n of a matrix (left out: it is fitted)", POSITIVE)
     floor = positive_floor(spectrum)
     return _of(counting(spectrum, floor)[0], spectrum.points(), floor, ratio)

@@ -96,9 +96,8 @@ def _gaps(values: Array, counts: Array) -> _Gaps:
     above, log = np.cumsum(counts), np.log(values)
     sums = np.concatenate([[0.0], np.cumsum(above[:-1] * -np.diff(log))])  # Σ z down to a point
     i, next_ = above[:-1], np.arange(1, len(values))
-    end, near = (
-        np.minimum(np.searchsorted(above, i + width), len(values) - 1) for width in (np.maximum(WINDOW, 2 * i), WINDOW)
-    )
+    widths = np.maximum(WINDOW, 2 * i), WINDOW
+    end, near = (np.minimum(np.searchsorted(above, i + width), len(values) - 1) for width in widths)
     z = (sums[end] - sums[next_]) / np.maximum(above[end] - i, 1e-300)
     log_ratio = (log[next_] - log[near]) / np.maximum(above[near] - i, 1e-300)
     return _Gaps(i, above[-1] - i, values[:-1], values[1:], z, log_ratio)
@@ -212,10 +211,8 @@ def _count(spectrum: Spectrum, values: Array, counts: Array, floor: float) -> tu
     known = top_values(spectrum, round(total))
     known = known[known > floor]
     if not len(known):
-        return (
-            0,
-            "No eigenvalue is known exactly, so none can be said to stand apart; deflate, with two probes or more.",
-        )
+        why = "No eigenvalue is known exactly, so none can be said to stand apart"
+        return 0, f"{why}; deflate, with two probes or more."
     if len(values) == 1:
         return 0, ""
     gaps = _gaps(values, counts)

@@ -21,6 +21,7 @@ from spectral.analysis.exponents import exponent, hill_of, log_density_peak, mod
 from spectral.analysis.jackknife import jackknife_stderr
 from spectral.analysis.marchenko_pastur import positive_floor
 from spectral.results import Array, IntArray, nan
+from spectral.schema import Number, number
 from spectral.spectrum import Spectrum
 
 MIN_TAIL = 50  # eigenvalues; with fewer, sigma/(alpha − 1) exceeds 14 % and the search over xmin fits noise
@@ -323,8 +324,8 @@ def _check_range(xmin: float | str | None, xmax: float | None, c: Counting) -> N
     elif xmin is not None and not 0 < xmin <= c.x[-1]:
         raise ValueError(f"xmin={xmin} leaves no tail; use 0 < xmin <= {c.x[-1]:g}, the largest eigenvalue.")
     low = xmin if isinstance(xmin, (int, float)) else c.x[0]
-    if xmax is not None and not xmax > low:
-        raise ValueError(f"xmax={xmax} lies below the tail; use xmax > {low:g}.")
+    if xmax is not None:
+        number(xmax, "xmax", "end of a tail", Number(above=float(low)))
     if xmax is not None and not _eigenvalues_between(c, low, xmax) > 0:
         raise ValueError(f"no eigenvalue lies between xmin={low:g} and xmax={xmax}; widen the range.")
 
@@ -482,9 +483,8 @@ def _fits(spectrum: Spectrum, rules: Sequence[float | str | None], xmax: float |
     exact, hills = spectrum.is_exact, hill_of(spectrum)[0]
     search = _search(c, xmax, exact, rounding)
     others = [_search(one, xmax, exact=False) if _holds(one, xmax) else None for one in without]
-    return [
-        _judged(search, others, rule, mode, exact, excluded, hills) for rule, mode in zip(rules, modes, strict=True)
-    ]
+    both = zip(rules, modes, strict=True)
+    return [_judged(search, others, rule, mode, exact, excluded, hills) for rule, mode in both]
 
 
 def _judged(

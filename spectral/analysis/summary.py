@@ -110,11 +110,6 @@ def trace_of(spectrum: Spectrum) -> Estimate:
     return spectrum.integrate(lambda x: x)
 
 
-def size_of(spectrum: Spectrum) -> Estimate:
-    """Σ|λ|."""
-    return spectrum.integrate(np.abs)
-
-
 def extreme_of(spectrum: Spectrum, side: int) -> Estimate:
     """The largest value (side 1) or the smallest (−1): of a quadrature a bound from inside, with a jackknife error.
 
@@ -250,7 +245,7 @@ def _numbers(spectrum: Spectrum) -> dict[str, Estimate]:
         "negative_mass": Estimate(nan, nan) if zero else negative.mass,
         "negative_fraction": negative.fraction,
         "skew": skewness(spectrum),
-        "size": size_of(spectrum),
+        "size": spectrum.integrate(np.abs),
     }
 
 
@@ -412,11 +407,8 @@ def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
     hold_eigenvalues(spectrum, "a summary")
     pairs = {name: (float(e.value), float(e.stderr)) for name, e in _numbers(spectrum).items()}
     largest = pairs["lambda_max"][0]
-    pairs |= (
-        _bulk_metrics(spectrum, largest)
-        | _tail_metrics(spectrum, largest)
-        | _top_metrics(spectrum, top, *pairs["size"])
-    )
+    pairs |= _bulk_metrics(spectrum, largest) | _tail_metrics(spectrum, largest)
+    pairs |= _top_metrics(spectrum, top, *pairs["size"])
     result = jackknife(spectrum, lambda x, c: _order_statistics(x, c, spectrum.rounding))
     for name, (value, error) in pairs.items():
         result |= {name: float(value), f"{name}_stderr": nan if np.isnan(value) else float(error)}

@@ -20,7 +20,7 @@ import scipy
 from numpy.typing import ArrayLike
 
 from spectral.results import Array
-from spectral.schema import choice, integer
+from spectral.schema import NONNEGATIVE, POSITIVE, choice, integer, number
 from spectral.spectrum import Spectrum
 
 Function: TypeAlias = Callable[[Array], Array]
@@ -38,10 +38,8 @@ HALVINGS = 34  # of the distance from the real axis, from 16 times the scale dow
 
 
 def _check_bulk(ratio: float, sigma: float) -> None:
-    if not (np.isfinite(ratio) and ratio > 0):
-        raise ValueError(f"ratio={ratio} is not the shape of a matrix; give γ = d/n > 0.")
-    if not (np.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma={sigma} is not a standard deviation; give sigma > 0.")
+    number(ratio, "ratio", "shape γ = d/n of a matrix", POSITIVE)
+    number(sigma, "sigma", "standard deviation", POSITIVE)
 
 
 def marchenko_pastur_edges(ratio: float, sigma: float = 1.0) -> tuple[float, float]:
@@ -105,8 +103,7 @@ def spike_location(strength: float, ratio: float, sigma: float = 1.0) -> float:
     >>> spike_location(4.0, ratio=1.0), spike_location(0.5, ratio=1.0)
     (6.25, 4.0)
     """
-    if not strength >= 0:
-        raise ValueError(f"strength={strength} is not a spike above the identity; give strength >= 0.")
+    number(strength, "strength", "spike above the identity", NONNEGATIVE)
     upper = marchenko_pastur_edges(ratio, sigma)[1]
     if strength <= np.sqrt(ratio):
         return upper
@@ -173,9 +170,8 @@ def relu_gram(inputs: ArrayLike, outputs: int) -> Array:
         raise ValueError("relu_gram: an input of norm 0 has no angle; remove it.")
     unit = X / norms[:, None]
     # atan2 of difference and sum (Kahan): arccos of a rounded cosine loses half of the digits near 0 and π
-    theta = 2 * np.arctan2(
-        np.linalg.norm(unit[:, None] - unit[None], axis=-1), np.linalg.norm(unit[:, None] + unit[None], axis=-1)
-    )
+    difference, total = (np.linalg.norm(unit[:, None] + sign * unit[None], axis=-1) for sign in (-1, 1))
+    theta = 2 * np.arctan2(difference, total)
     return outputs * X.shape[1] * (np.pi - theta) / (2 * np.pi)
 
 
@@ -454,12 +450,8 @@ def mean_field_fisher(
     norm, overlap = float(M @ one + bias_one.sum()), float(M @ two + bias_two.sum())
     parameters = sum(out * (fan_in + 1) for fan_in, out in pairwise(widths))
     between = float(M[1:] @ M[:-1]) / M[-1]
-    return FisherStatistics(
-        widths[-1] * norm / parameters,
-        ((samples - 1) * overlap + norm) / samples,
-        float(M @ one / between),
-        float(M @ two / between),
-    )
+    mean, largest = widths[-1] * norm / parameters, ((samples - 1) * overlap + norm) / samples
+    return FisherStatistics(mean, largest, float(M @ one / between), float(M @ two / between))
 
 
 # Random matrices of random features ----------------------------------------------------------------------------------
@@ -725,9 +717,8 @@ def _feature_covariance(samples: int, features: int, width: int, activation: Act
     tau, share = 1 - b2 + b2 * gram, counts / counts.sum()
     tau[tau < 1e-12] = 0.0  # of a linear activation and fewer features than samples
     if (strength := c2 / 2 * samples / features) > 1e-9:  # one direction, which knows nothing of those of the bulk
-        top = scipy.optimize.brentq(
-            lambda t: strength * share @ (1 / (t - tau)) - 1, tau.max() * (1 + 1e-12), tau.max() + 1.001 * strength
-        )
+        low, high = tau.max() * (1 + 1e-12), tau.max() + 1.001 * strength
+        top = scipy.optimize.brentq(lambda t: strength * share @ (1 / (t - tau)) - 1, low, high)
         tau, share = np.append(tau, top), np.append(share * (1 - 1 / samples), 1 / samples)
     return tau, share, _mean(lambda z: slope(z) ** 2) / variance
 

@@ -17,12 +17,9 @@ import spectral
 from spectral.analysis import METRICS
 from spectral.app.targets import Target, check_targets, locate
 from spectral.engine import linearize
-from spectral.estimators import stopping
+from spectral.estimators import diagonal, esd, stopping, trace
 from spectral.estimators.budget import Budget
-from spectral.estimators.diagonal import METHODS as DIAGONAL_METHODS
-from spectral.estimators.esd import METHODS as ESD_METHODS
 from spectral.estimators.search import KEYS
-from spectral.estimators.trace import METHODS as TRACE_METHODS
 from spectral.experiments import datasets, own
 from spectral.experiments.cell import KINDS, RULES, SEED
 from spectral.experiments.datasets import INPUTS, STANDARDISATIONS, TARGETS
@@ -49,6 +46,7 @@ from spectral.schema import (
     Either,
     Fields,
     Flag,
+    Is,
     Items,
     Law,
     Mismatch,
@@ -101,9 +99,7 @@ TEXT = Checked(check_tokens, "bytes, smollm2, minilm, or a folder with a tokeniz
 # Of a model: what its data must be, read by the group data.
 READS: dict[str, Rule] = {"images": Flag(), "text": TEXT, "predicts": Text(*TARGETS)}
 PLACE = Text(pattern=own.PLACE.pattern, said="FILE.py:FUNCTION")
-FOLDER = Checked(
-    lambda value: _holds(Same(True), Path(value, "config.json").is_file(), ""), "a folder with config.json and weights"
-)
+FOLDER = Is(lambda x: isinstance(x, str) and Path(x, "config.json").is_file(), "a folder with config.json and weights")
 ANYTHING = Fields(others=Plain())
 
 
@@ -147,11 +143,7 @@ def _auto(rule: Rule) -> Either:
 
 DRAWN: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT)}
 SAMPLED: dict[str, Rule] = {**DRAWN, "standardise": Text(*STANDARDISATIONS)}
-OPTIONAL: dict[str, Rule] = {
-    "train": _auto(SIZE),
-    "test": _auto(maybe(COUNT)),
-    "standardise": Text("auto", *STANDARDISATIONS),
-}
+OPTIONAL: dict[str, Rule] = {name: _auto(rule) for name, rule in SAMPLED.items()}
 DATA: dict[Any, Fields] = {
     own.data: Fields({"path": NAME}, {**OPTIONAL, "options": ANYTHING}, laws=(BATCHES,)),
     **dict.fromkeys((datasets.digits, datasets.mnist), Fields(may={**SAMPLED, "image": Flag()})),
@@ -234,7 +226,7 @@ SETTINGS: dict[str, Rule] = {  # of estimators, by their names; what is null is 
     "block": SIZE,
     "basis": SIZE,
     "rtol": POSITIVE,
-    "method": Text(*ESD_METHODS),
+    "method": Text(*esd.METHODS),
     "ranks": Text("data", "probes"),  # "both" is a grid, of which the command does not know the shape
 }
 OWN_SETTINGS: dict[Any, dict[str, Rule]] = {
@@ -244,8 +236,8 @@ OWN_SETTINGS: dict[Any, dict[str, Rule]] = {
     },
     spectral.top: {"tol": Number(least=0, below=1), "which": Text(*KEYS)},
     spectral.svd: {"tol": Number(least=0, below=1), "which": Text("largest", "smallest")},
-    spectral.trace: {"method": Text(*TRACE_METHODS)},
-    spectral.diagonal: {"method": Text(*DIAGONAL_METHODS)},
+    spectral.trace: {"method": Text(*trace.METHODS)},
+    spectral.diagonal: {"method": Text(*diagonal.METHODS)},
 }
 
 
@@ -298,11 +290,7 @@ OF_EXPERIMENTS: dict[Any, Fields] = {
 
 
 TRAINING = Fields(
-    {
-        "enabled": Flag(),
-        "noise": SHARE,
-        "options": Fields(may=OF_TRAINING),
-    },
+    {"enabled": Flag(), "noise": SHARE, "options": Fields(may=OF_TRAINING)},
     laws=(Law("noise 0 where nothing is trained", lambda f, s: f["enabled"] or f["noise"] == 0),),
 )
 CONFIG = Fields(

@@ -145,11 +145,8 @@ def check_hydra(node: Mapping[str, Any], typed: Mapping[str, str]) -> None:
 
     `typed` are the settings that stand on the command line.
     """
-    own = [
-        key.removeprefix("hydra.")
-        for key in typed
-        if key.startswith("hydra.") and TYPED.fullmatch(key.removeprefix("hydra."))
-    ]
+    of_hydra = [key.removeprefix("hydra.") for key in typed if key.startswith("hydra.")]
+    own = [key for key in of_hydra if TYPED.fullmatch(key)]
     for where, target in targets(node):
         if target not in (*LAUNCHERS, *SWEEPERS):
             raise ValueError(f"hydra.{where}._target_={target!r} is not allowed; remove it.")

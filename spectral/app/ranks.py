@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from spectral import distributed
+from spectral import collectives, distributed
 
 # Of a collective: who is gone is known by signs of life, and training may take as long as it likes.
 PATIENCE = timedelta(days=30)
@@ -70,7 +70,7 @@ def leave(text: str, code: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher stops all others as soon as one has ended
     if distributed.leads():
         print(text, file=sys.stderr, flush=True)
-    if not distributed.end(LAST) and not distributed.leads():
+    if not collectives.end(LAST) and not distributed.leads():
         print(text, file=sys.stderr, flush=True)
     sys.stderr.flush()
     os._exit(code)  # a group that has lost a rank cannot be taken down
@@ -79,5 +79,5 @@ def leave(text: str, code: int) -> None:
 def done() -> None:
     """End this process after success."""
     if dist.is_initialized():
-        distributed.end()
+        collectives.end()
         dist.destroy_process_group()

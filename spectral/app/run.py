@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from spectral import distributed
+from spectral import collectives, distributed
 from spectral.app import configuration
 from spectral.app.progress import Progress
 from spectral.app.settings import arguments, device, estimator, keeps_probes, names_of, settings_of, trust_of
@@ -105,7 +105,7 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
             f"{store.folder}: make room, and run it again with resume=true."
         ) from problem
     except (KeyboardInterrupt, Terminated) as stop:
-        distributed.leave(stop)
+        collectives.leave(stop)
         code = 143 if isinstance(stop, Terminated) else 130
         raise Interrupted(
             f"Interrupted with {store.parts()} kept in {store.folder}; go on with: {command} resume=true", code
@@ -178,22 +178,14 @@ def _study(study: Study, config: dict[str, Any], folder: Path, store: RunStore) 
         save_arrays(folder / f"{name}.npz", part.arrays, plain(part.facts))
         saved = [save_spectrum(s, folder, f"spectrum-{name}.{k}.npz") for k, s in part.spectra.items()]
         numbers = {k: float(v) for k, v in part.facts.items() if isinstance(v, int | float)}
-        cell = {
-            "matrix": study.name,
-            "condition": name,
-            "seed": int(part.facts.get("seed", study.settings.seeds[0])),
-            "metrics": numbers,
-        }
-        cells.append(
-            {**cell, "arrays": f"{name}.npz", **({"spectrum": saved[0]} if len(saved) == 1 else {"spectra": saved})}
-        )
+        seed = int(part.facts.get("seed", study.settings.seeds[0]))
+        files = {"arrays": f"{name}.npz"} | ({"spectrum": saved[0]} if len(saved) == 1 else {"spectra": saved})
+        cells.append({"matrix": study.name, "condition": name, "seed": seed, "metrics": numbers, **files})
     spent = {key: sum(part.facts[key] for part in parts.values()) for key in ("products", "epochs", "seconds")}
     spent |= {"wall_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
-    metrics = {name: {k: float(e) for k, e in each.items()} for name, each in findings.estimates.items()}
-    estimates = {
-        name: {k: {"value": float(e), "stderr": float(e.stderr)} for k, e in each.items()}
-        for name, each in findings.estimates.items()
-    }
+    told = findings.estimates.items()
+    metrics = {name: {k: float(e) for k, e in each.items()} for name, each in told}
+    estimates = {n: {k: {"value": float(e), "stderr": float(e.stderr)} for k, e in each.items()} for n, each in told}
     said = {"metrics": {study.name: metrics}, "estimates": {study.name: estimates}, "conditions": dict(findings.words)}
     about = names_of(config, *(group for group in ("model", "data") if group in READS[study.name]), between=" on ")
     sizes = [int(part.facts["parameters"]) for part in parts.values() if "parameters" in part.facts]
@@ -265,8 +257,6 @@ def _write(folder: Path, config: dict[str, Any], report: Report, results: dict[s
     if output["report"]:
         last = page.write(folder / "report.html", report, pictures)
     cost, memory = report.cost, float(report.cost["peak_bytes"]) / 2**20
-    spent = (
-        f"{cost['products']:.0f} products, {cost['epochs']:.1f} epochs, {seconds(cost['seconds'])}, {memory:.0f} MiB"
-    )
-    print(f"\ncost: {spent}\n{'report' if output['report'] else 'result'}: {last}", flush=True)
+    said = f"{cost['products']:.0f} products, {cost['epochs']:.1f} epochs, {seconds(cost['seconds'])}, {memory:.0f} MiB"
+    print(f"\ncost: {said}\n{'report' if output['report'] else 'result'}: {last}", flush=True)
     return last

@@ -31,11 +31,8 @@ def estimator(node: Mapping[str, Any], seed: int | None = None) -> Any:
     """The estimator as a function of an operator; the bare function where nothing differs from its defaults."""
     target, options = locate(node["_target_"]), arguments(node)
     known = inspect.signature(target).parameters
-    options = {
-        k: v
-        for k, v in options.items()
-        if k not in known or type(v) is not type(known[k].default) or v != known[k].default
-    }
+    default = {k: p.default for k, p in known.items()}
+    options = {k: v for k, v in options.items() if type(v) is not type(default.get(k)) or v != default[k]}
     if seed and "seed" in known and "seed" not in options:
         options["seed"] = seed
     if seed and target is spectral.esd and options.get("method") != "exact":

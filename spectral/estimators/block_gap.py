@@ -105,9 +105,8 @@ def block_gap(
         raise ValueError(f"all products of {A!r} are 0, and 0 has no block gap.")
     rest = (outside.sum() - outside) / (whole.sum() - whole)
     stderr = float(np.sqrt(jackknife_variance(np.sqrt(rest)))) * widening(pairs)
-    return Estimate(
-        float(np.sqrt(outside.sum() / whole.sum())), stderr, probes=pairs, products=A.products - before, method="signs"
-    )
+    value = float(np.sqrt(outside.sum() / whole.sum()))
+    return Estimate(value, stderr, probes=pairs, products=A.products - before, method="signs")
 
 
 def _pair(A: Any, sizes: Sequence[int], seed: int, i: int) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from spectral import arrays, distributed, longvectors, persist, storage
+from spectral import arrays, collectives, distributed, longvectors, persist, storage
 from spectral.estimators import scattered
 from spectral.estimators.budget import Spent, sharded, stoppable
 from spectral.krylov.symmetry import KnownProduct
@@ -40,7 +40,7 @@ from spectral.schema import COUNT, FLOATS, NONNEGATIVE, Array, Either, Fields, I
 FORMAT = "spectral.checkpoint/1"
 SAVE_SECONDS = 2.0  # between saves, at least
 SHARE = 20.0  # times what the last save took
-ENDS = (KeyboardInterrupt, SystemExit, distributed.RankFailed)  # of a run that is saved
+ENDS = (KeyboardInterrupt, SystemExit, collectives.RankFailed)  # of a run that is saved
 
 State = dict[str, Any]
 MARK = Row(COUNT, Text(pattern="[0-9a-f]{64}", said="a SHA-256"))
@@ -130,11 +130,8 @@ class Checkpoint:
         state = self._unpacked(packed, header)
         products, epochs, seconds = header["spent"]
         folders = [about["pieces"] for about in header["arrays"].values() if "pieces" in about]
-        return {
-            "state": state,
-            "spent": (int(products), float(epochs), float(seconds)),
-            "folder": folders[0] if folders else "",
-        }
+        spent = int(products), float(epochs), float(seconds)
+        return {"state": state, "spent": spent, "folder": folders[0] if folders else ""}
 
     def _hold(self, state: State, sizes: dict[str, Any]) -> None:
         """A state must be what the rule asks for; where ranks hold pieces of its vectors all of them look."""
@@ -187,7 +184,7 @@ class Checkpoint:
                 yield
             except BaseException as failure:
                 if self.op.ranks > 1:
-                    distributed.leave(failure)
+                    collectives.leave(failure)
                 # of pieces every rank would have to save its own, but each is elsewhere: the last save stands
                 if self.writes and self.shards is None and isinstance(failure, ENDS) and ready():
                     self._save(state())

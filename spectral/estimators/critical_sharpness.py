@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
 from spectral import longvectors
 from spectral.networks.curvature import Curvature
 from spectral.operators.foreign import as_operator
 from spectral.results import Estimate, nan
-from spectral.schema import integer
+from spectral.schema import FRACTION, POSITIVE, integer, number
 
 ROUNDING = 16.0  # times eps |L|: a difference of two losses below that tells nothing
 FURTHER = 8.0  # as far as the next trial may lie from the last one while the loss has not risen
@@ -88,10 +86,9 @@ def critical_sharpness(
             f"{as_operator(A)!r} has no loss over data; use a Hessian, GaussNewton, Fisher or EmpiricalFisher, whose loss is "
             "taken."
         )
-    if not 0 < rtol < 1:
-        raise ValueError(f"rtol={rtol!r} is no relative width; use a number between 0 and 1, such as 0.05.")
-    if guess is not None and not 0 < guess < math.inf:
-        raise ValueError(f"guess={guess!r} is no sharpness; use a positive number, or leave it out.")
+    number(rtol, "rtol", "relative width", FRACTION, 0.05)
+    if guess is not None:
+        number(guess, "guess", "sharpness", POSITIVE)
     most = integer(most, "most", "number of forward passes", 3)
     d = A.gradient() if direction is None else A.columns(direction).reshape(-1)
     size = longvectors.norm(d)
@@ -103,16 +100,17 @@ def critical_sharpness(
     if not math.isfinite(here):
         raise ValueError(f"the loss is {here:g} where the step begins; there is nothing to compare with.")
     slope = -(size**2) if direction is None else nan  # f(0)
-    line = _Line(A, d, here, ROUNDING * A.epsilon * abs(here))
+    noise = ROUNDING * A.epsilon * abs(here)
     # beside the guess: on the crossing itself the loss tells nothing
     eta = (1 + BESIDE * rtol) * (2 / guess if guess is not None else _first(A, here, size, slope))
     low, f_low, high, f_high = 0.0, slope, math.inf, nan
     passes = 1
     while passes < most:
         passes += 1
-        f, told = line.at(eta)
-        if not told:
+        there = A.mean_loss(d * -eta)
+        if abs(there - here) <= noise:
             return _estimate(2 / eta, low, high, passes)
+        f = (there - here) / eta if math.isfinite(there) else math.inf
         before = low, f_low
         low, f_low, high, f_high = (low, f_low, eta, f) if f > 0 else (eta, f, high, f_high)
         root = _root(low, f_low, high, f_high, before)
@@ -120,19 +118,6 @@ def critical_sharpness(
             break
         eta = _trial(root, low, high, rtol, halve=passes >= PATIENT and passes % 2 == 0)
     return _estimate(nan if high == math.inf else 2 / root, low, high, passes)
-
-
-class _Line:
-    """f(eta) = (L(theta - eta d) - L(theta)) / eta, and whether it is more than rounding."""
-
-    def __init__(self, A: Curvature, d: torch.Tensor, here: float, noise: float) -> None:
-        self.A, self.d, self.here, self.noise = A, d, here, noise
-
-    def at(self, eta: float) -> tuple[float, bool]:
-        there = self.A.mean_loss(self.d * -eta)
-        if not math.isfinite(there):
-            return math.inf, True
-        return (there - self.here) / eta, abs(there - self.here) > self.noise
 
 
 def _first(A: Curvature, here: float, size: float, slope: float) -> float:

@@ -123,11 +123,8 @@ class Deflation:
         found.sort(key=lambda one: one[0])
         width = max((len(row) for *_, rows in found for row in rows), default=1)
         removed = [padded([rows[k] for *_, rows in found], width) for k in range(len(records))]
-        atoms = (
-            np.array([value for value, *_ in found], dtype=float),
-            np.array([c for _, c, _ in found], dtype=np.int64),
-        )
-        return Atoms(*atoms), removed, error
+        values, counts = [value for value, *_ in found], [copies for _, copies, _ in found]
+        return Atoms(np.array(values, dtype=float), np.array(counts, dtype=np.int64)), removed, error
 
     def _clusters(self) -> list[list[int]]:
         """The deflated vectors by eigenvalue, in the order in which they were found."""
@@ -216,17 +213,12 @@ def converged(record: LanczosRecord) -> list[Pair]:
     scale = max(float(np.abs(theta).max()), float(np.abs(record.known).max(initial=0.0)))
     if k < 2 and record.betas[-1] > 0:
         return []
-    ends = np.append(
-        np.flatnonzero(np.diff(theta) > (0 if record.reorthogonalized is True else GHOST * eps * scale)), k - 1
-    )
+    ghosts = 0 if record.reorthogonalized is True else GHOST * eps * scale
+    ends = np.append(np.flatnonzero(np.diff(theta) > ghosts), k - 1)
     groups = np.split(np.arange(k), ends[:-1] + 1)
     omega = np.array([(S[0, g] ** 2).sum() for g in groups])
-    value = np.array(
-        [
-            theta[g[0]] + (theta[g] - theta[g[0]]) @ S[0, g] ** 2 / max(w, gauss.TINY)
-            for g, w in zip(groups, omega, strict=True)
-        ]
-    )
+    pairs = zip(groups, omega, strict=True)
+    value = np.array([theta[g[0]] + (theta[g] - theta[g[0]]) @ S[0, g] ** 2 / max(w, gauss.TINY) for g, w in pairs])
     weight = np.sqrt(omega)
     residuals, gaps, vectors = np.zeros(len(groups)), np.zeros(len(groups)), []
     distances = np.abs(value[:, None] - value)

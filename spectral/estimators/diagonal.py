@@ -32,9 +32,8 @@ EXACT = Fields(  # of a checkpoint: the entries so far, and the column A e_0
         "column": Array("float64", "n"),
     }
 )
-SQUARES = Fields(  # the diagonal by samples, and the column of its largest entry
-    {"method": Same("squares"), "value": Array("float64", "n"), "column": Array("float64", "n")}
-)
+# the diagonal by samples, and the column of its largest entry
+SQUARES = Fields({"method": Same("squares"), "value": Array("float64", "n"), "column": Array("float64", "n")})
 STATE = Either(
     EXACT,
     SQUARES,

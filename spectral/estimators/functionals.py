@@ -23,7 +23,7 @@ from spectral.probes import check_seed
 from spectral.quadrature import bounds, gauss
 from spectral.quadrature.function import STEEP
 from spectral.results import Estimate, nan
-from spectral.schema import choice, integer
+from spectral.schema import REAL, Number, choice, integer, number
 from spectral.spectrum import Spectrum, hold_eigenvalues
 
 Interval = tuple[float | None, float | None]
@@ -76,6 +76,7 @@ def logdet(A: Any, shift: float = 0.0, *, interval: Interval | None = None, **op
     >>> float(logdet(2 * np.eye(50)))     # 50 log 2
     34.6573590279972...
     """
+    number(shift, "shift", "shift, in units of the eigenvalues", REAL)
     spectrum = _spectrum(A, options)
     return functional(spectrum, bounds.shifted(bounds.NAMED["log"], float(shift)), interval)
 
@@ -279,8 +280,8 @@ def numerical_rank(A: Any, tol: float | None = None, *, confidence: float = 0.95
     >>> numerical_rank(np.diag([1.0, 2.0, 0.0])).value
     2.0
     """
-    if tol is not None and not (_is_number(tol) and 0 <= tol < 1):
-        raise ValueError(f"tol={tol!r} is no relative tolerance; use 0 <= tol < 1, such as 1e-6.")
+    if tol is not None:
+        number(tol, "tol", "relative tolerance", Number(least=0, below=1), "1e-6")
     spectrum = _spectrum(A, options)
     if spectrum.scale == 0:  # Gaussian probes miss no eigenvalue but with probability 0
         return Estimate(0.0, 0.0, 0.0, 0.0, len(spectrum.nodes), spectrum.products)
@@ -292,10 +293,6 @@ def numerical_rank(A: Any, tol: float | None = None, *, confidence: float = 0.95
     n, z = spectrum.dim, float(scipy.special.ndtri((1 + confidence) / 2))
     value, lower, upper = n - float(small.value), n - float(small.upper), n - float(small.lower)
     return Estimate(value, (upper - lower) / 2 / z, lower, upper, len(spectrum.nodes), spectrum.products)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def condition_number(A: Any, **options: Any) -> Estimate:
@@ -435,8 +432,8 @@ def negative_mass(A: Any, *, confidence: float = 0.95, **options: Any) -> Negati
     if spectrum.meta.get("nonnegative") or unit == 0:
         none = Estimate(0.0, 0.0, 0.0, 0.0, K, products)
         return NegativeMass(none, none)
-    n, z = spectrum.dim, float(scipy.special.ndtri((1 + confidence) / 2))
     band = spectrum.count_below(-r, confidence)
+    n, z = spectrum.dim, float(scipy.special.ndtri((1 + confidence) / 2))
     value, lower, upper = float(band.value) / n, float(band.lower) / n, float(band.upper) / n
     count = Estimate(value, (upper - lower) / 2 / z, lower, upper, K, products)
 

@@ -24,7 +24,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Derived, Operator
 from spectral.quadrature import applied, bounds
 from spectral.results import Estimate, bounded
-from spectral.schema import choice, integer
+from spectral.schema import FRACTION, choice, integer, number
 from spectral.spectrum import Spectrum
 
 Interval = tuple[float | None, float | None]
@@ -99,10 +99,8 @@ class Product:
         (2, 1)
         """
         value = arrays.to_torch(self.value).cpu().numpy().reshape(-1, len(self.steps))
-        return {
-            "value": value,
-            **{name: np.atleast_1d(getattr(self, name)) for name in ("error", "lower", "upper", "steps", "converged")},
-        }
+        names = ("error", "lower", "upper", "steps", "converged")
+        return {"value": value, **{name: np.atleast_1d(getattr(self, name)) for name in names}}
 
     def estimates(self) -> dict[str, Estimate]:
         """The length of each f(A) b, with what it is off by.
@@ -220,8 +218,7 @@ def funm(
     True
     """
     g, A = _function(f), as_operator(A)
-    if not 0 < tol < 1:
-        raise ValueError(f"tol={tol!r} must be an error relative to the result, 0 < tol < 1, such as 1e-6.")
+    number(tol, "tol", "error relative to the result", FRACTION, "1e-6")
     low, high = interval if interval is not None else (None, None)
     if np.isfinite(A.least):
         low = A.least if low is None else max(float(low), A.least)
@@ -231,10 +228,8 @@ def funm(
     begun, started = Spent.of(A), time.monotonic()
     if not mode:
         settle(A, vector[:, 0].contiguous())
-    found = []
     with progress_bar(None, "funm", progress) as bar:
-        for column in vector.T:
-            found.append(_one(A, g, column.contiguous(), (low, high), tol, most, mode, limit, bar))
+        found = [_one(A, g, column.contiguous(), (low, high), tol, most, mode, limit, bar) for column in vector.T]
     spent = Spent.of(A).since(begun)
     W = torch.stack([one[0] for one in found], 1)
     single = np.ndim(b) == 1
@@ -277,16 +272,13 @@ class Applied(Derived):
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         A = self.parts[0]
         columns, limit, mode, most = _operands(A, V, "V", None, MOST, "auto", None)
-        found = []
-        with progress_bar(None, "", False) as bar:
-            for v in columns.T:
-                found.append(_one(A, self.g, v.contiguous(), self.within, self.tol, most, mode, limit, bar))
+        how = self.within, self.tol, most, mode, limit, progress_bar(None, "", False)
+        found = [_one(A, self.g, v.contiguous(), *how) for v in columns.T]
         for y, error, *_, steps, stop in found:
             if stop not in ("tolerance", "rounding"):
                 raise RuntimeError(
-                    f"a product with {_name(self.given)} of {A!r} did not come as close as tol={self.tol:.2g} "
-                    f"in {steps} steps: it is "
-                    f"off by {error / max(longvectors.norm(y), longvectors.TINY):.2g} of its length; give it a larger tol=."
+                    f"a product with {_name(self.given)} of {A!r} did not come as close as tol={self.tol:.2g} in {steps} steps: "
+                    f"it is off by {error / max(longvectors.norm(y), longvectors.TINY):.2g} of its length; give it a larger tol=."
                 )
         return torch.stack([one[0] for one in found], 1)
 

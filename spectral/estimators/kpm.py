@@ -24,7 +24,7 @@ from spectral.quadrature import gauss
 from spectral.quadrature.beta import pooled_variance
 from spectral.quadrature.jackson import jackson as damping
 from spectral.results import Density
-from spectral.schema import choice, integer
+from spectral.schema import FRACTION, choice, integer, number
 from spectral.spectrum import Spectrum, hold_eigenvalues
 
 Interval = tuple[float, float]
@@ -249,9 +249,8 @@ def _find_interval(run: ProbeRun, steps: int, limit: Budget, bar: Any) -> tuple[
     Every Gaussian probe has the Krylov dimension of the first, the number of distinct eigenvalues, almost surely.
     """
     if not run.records:
-        state = Lanczos(
-            run.op, run.start(0), max(BOUND_STEPS, steps // BOUND_SHARE), reorthogonalize=False, overwrite=True
-        )
+        few = max(BOUND_STEPS, steps // BOUND_SHARE)
+        state = Lanczos(run.op, run.start(0), few, reorthogonalize=False, overwrite=True)
         while not state.ended and not limit.exhausted():
             state.step()
             bar.update(1)
@@ -259,12 +258,8 @@ def _find_interval(run: ProbeRun, steps: int, limit: Budget, bar: Any) -> tuple[
             raise ValueError(SOUGHT)
         run.finish(state.record(seed=run.seed, index=0))
     record = run.records[0]
-    exact = record.betas[-1] == 0
-    return (
-        decided(run.op, bounds([record])),
-        min(steps, record.steps) if exact else steps,
-        f"{record.steps} Lanczos steps",
-    )
+    enough = min(steps, record.steps) if record.betas[-1] == 0 else steps
+    return decided(run.op, bounds([record])), enough, f"{record.steps} Lanczos steps"
 
 
 def moments_of(record: LanczosRecord, interval: Interval, count: int) -> np.ndarray:
@@ -325,8 +320,7 @@ def jackson(spectrum: Spectrum, x: Any = None, *, moments: int | None = None, co
     hold_eigenvalues(spectrum, "a density with the noise of probes")
     if not spectrum.records:
         raise ValueError("an exact spectrum has no moments to damp; use Spectrum.density.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} is no probability; use 0 < confidence < 1, such as 0.95.")
+    number(confidence, "confidence", "probability", FRACTION, 0.95)
     interval, mu_KM = _moments(spectrum)
     M = mu_KM.shape[1] if moments is None else moments
     if not 1 <= M <= mu_KM.shape[1]:

@@ -25,6 +25,7 @@ from spectral.networks.curvature import GaussNewton
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.results import Estimate
+from spectral.schema import integer
 
 WORKSPACE = 2  # matrices of the size of a block, beside it
 
@@ -255,8 +256,7 @@ def low_rank_plus_diagonal(
     """
     A = as_operator(A)
     hold_whole(A, "low_rank_plus_diagonal")
-    if probes < 2:
-        raise ValueError(f"probes={probes} gives the error no error; use probes >= 2.")
+    integer(probes, "probes", "number of products that gives the error an error", 2)
     before = A.products
     whole = diagonal(A, method=method, probes=max(probes, 4), seed=seed)
     pairs = top(A, k, which="magnitude", tol=tol, seed=seed)
@@ -275,7 +275,5 @@ def _ratio(off: np.ndarray, whole: np.ndarray) -> Estimate:
     if not mean > 0:
         return Estimate(0.0, 0.0, probes=m, products=m)
     square = off.mean() / mean
-    spread = np.std(off - square * whole, ddof=1) / np.sqrt(m) / mean
-    return Estimate(
-        float(np.sqrt(square)), float(spread / (2 * np.sqrt(square))) if square > 0 else 0.0, probes=m, products=m
-    )
+    spread, root = np.std(off - square * whole, ddof=1) / np.sqrt(m) / mean, float(np.sqrt(square))
+    return Estimate(root, float(spread / (2 * root)) if root > 0 else 0.0, probes=m, products=m)

@@ -202,9 +202,7 @@ def known_product(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> KnownProduc
     """A random combination of all vectors in blocks (n, b), with the same one of their products."""
     ends = np.cumsum([0, *(V.shape[1] for V, _ in pairs)])
     c = random_coefficients(int(ends[-1]))
-    shares = [c[a:b] for a, b in itertools.pairwise(ends)]
-    x, y = (
-        functools.reduce(torch.add, (combination(share, pair[i].T) for pair, share in zip(pairs, shares, strict=True)))
-        for i in (0, 1)
-    )
+    parts = [(c[a:b], *pair) for (a, b), pair in zip(itertools.pairwise(ends), pairs, strict=True)]
+    x = functools.reduce(torch.add, (combination(share, V.T) for share, V, _ in parts))
+    y = functools.reduce(torch.add, (combination(share, W.T) for share, _, W in parts))
     return KnownProduct(x, distance(y))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from spectral import distributed, longvectors, storage
+from spectral import collectives, distributed, longvectors, storage
 from spectral.estimators.budget import Budget
 from spectral.estimators.checkpoint import Checkpoint, State
 from spectral.estimators.deflation import Deflated, Deflation
@@ -22,6 +22,7 @@ from spectral.krylov.lanczos import Lanczos, LanczosRecord
 from spectral.krylov.symmetry import KnownProduct
 from spectral.operators.operator import Operator
 
+T = TypeVar("T")
 R = TypeVar("R", Lanczos, Chebyshev)
 Record = TypeVar("Record", LanczosRecord, ChebyshevRecord)
 
@@ -152,25 +153,33 @@ class ProbeRun:
         op = self.op
         if not isinstance(op, SharedOut):
             return [make(first, limit)]
-        left, own, begun = limit.left(op.teams), op.team.index, op.products
+        left = limit.left(op.teams)
         alone = self.recurrence is not None or (first == 0 and left < math.inf)
-        count = (
-            1 if alone else int(max(1, min(op.teams, last - first, -(-left // steps) if left < math.inf else math.inf)))
-        )
+        affordable = -(-left // steps) if left < math.inf else math.inf
+        count = 1 if alone else int(max(1, min(op.teams, last - first, affordable)))
+
+        def apart(team: int) -> Record | None:
+            return make(first + team, limit.after(team * steps)) if team < count else None
+
+        return [one for one in self.by_teams(op, bar, apart) if one is not None]
+
+    def by_teams(self, op: SharedOut, bar: Any, make: Callable[[int], T]) -> list[T]:
+        """What each team makes apart from the others, by its number, once all have; the others' products count as well."""
+        begun = op.products
         with distributed.apart(op.team):
-            record = make(first + own, limit.after(own * steps)) if own < count else None
+            own = make(op.team.index)
         self.recurrence = None
-        distributed.meet()
-        told = distributed.gather(lambda: record)[:: op.team.size]
+        collectives.meet()
+        told = distributed.gather(lambda: own)[:: op.team.size]
         made = op.tally(op.products - begun)
         bar.update(sum(made) - made[op.team.index])
-        return [one for one in told if one is not None]
+        return told
 
     def follow(self, limit: Budget, bar: Any, enough: Callable[[], bool] = lambda: False) -> str | None:
         """Step to the end of the probe; why it ended before, if it did."""
         recurrence = self.recurrence
         while recurrence is not None and not recurrence.ended:
-            distributed.look()
+            collectives.look()
             if enough():
                 return "tolerance"
             if recurrence.steps and limit.exhausted():

@@ -81,9 +81,8 @@ def _converged(f: Any, s: Sizes) -> bool:
 
 def _aimed_at(f: Any, s: Sizes) -> bool:
     """Lanczos steps that are meant, at most as many as the space has dimensions that are left."""
-    return "limit" not in (f["recurrence"] or {}) or f["recurrence"]["limit"] >= min(
-        s["least"], s["n"] - len(f["deflated"])
-    )
+    least = min(s["least"], s["n"] - len(f["deflated"]))
+    return "limit" not in (f["recurrence"] or {}) or f["recurrence"]["limit"] >= least
 
 
 def _is_whole(f: Any, s: Sizes) -> bool:

@@ -9,22 +9,7 @@ import numpy as np
 import torch
 
 from spectral import arrays, longvectors
-from spectral.estimators.leave_one_out import (
-    PARALLEL,
-    RANGE,
-    Neighbours,
-    Range,
-    directions,
-    draw,
-    empty,
-    exchangeable_variance,
-    hold_products,
-    known_product,
-    multiply,
-    two_numbers,
-    welford,
-    widening,
-)
+from spectral.estimators import leave_one_out
 from spectral.krylov.symmetry import KnownProduct
 from spectral.longvectors import column_dots, cross
 from spectral.operators.operator import Operator
@@ -44,7 +29,7 @@ class Sampler(ABC):
     def __init__(self, A: Operator, seed: int) -> None:
         self.A, self.seed, self.m = A, seed, 0
         self.squares = 0.0  # sum of the squared lengths of products
-        self.range = Range(A)  # of those that have one
+        self.range = leave_one_out.Range(A)  # of those that have one
 
     def state(self) -> dict[str, Any]:
         """What has been drawn."""
@@ -91,7 +76,7 @@ class Sampler(ABC):
     def stderr(self, variance: float) -> float:
         """Widened to Student's interval, and with eps ||A||_F, which products in this dtype leave of a trace."""
         rounding = arrays.machine_epsilon(self.A.dtype) * float(np.sqrt(self.squares / self.m))
-        return float(np.hypot(np.sqrt(variance) * widening(self.m), rounding))
+        return float(np.hypot(np.sqrt(variance) * leave_one_out.widening(self.m), rounding))
 
 
 class Hutchinson(Sampler):
@@ -113,14 +98,14 @@ class Hutchinson(Sampler):
         super().__init__(A, seed)
         self.values: list[float] = []
         self.length = 0.0  # of the first vector's product
-        self.neighbours = Neighbours(A)
+        self.neighbours = leave_one_out.Neighbours(A)
         self.scatter = 0.0
         self.mean = A.empty().zero_()
 
     def add(self, count: int) -> None:
-        Z = draw(self.A, self.seed, range(self.m, self.m + count), "rademacher")
+        Z = leave_one_out.draw(self.A, self.seed, range(self.m, self.m + count), "rademacher")
         self.neighbours.meet(Z[:, 0])
-        Y = multiply(self.A, Z)
+        Y = leave_one_out.multiply(self.A, Z)
         self.values = self.values + column_dots(Z, Y).tolist()
         squares = column_dots(Y, Y)
         self.length = self.length if self.m else float(squares[0]) ** 0.5
@@ -129,7 +114,7 @@ class Hutchinson(Sampler):
         for z, y in zip(Z.T, Y.T, strict=True):
             self.m += 1
             out = z if self.A.new_products and z.is_contiguous() else torch.empty_like(z)
-            self.scatter += welford(self.mean, z, y, self.m, out)
+            self.scatter += leave_one_out.welford(self.mean, z, y, self.m, out)
             self.mean = out
 
     @staticmethod
@@ -144,8 +129,8 @@ class Hutchinson(Sampler):
         )
 
     def known_product(self) -> KnownProduct:
-        z = draw(self.A, self.seed, range(1), "rademacher")[:, 0]
-        return two_numbers(z, self.values[0], self.length)
+        z = leave_one_out.draw(self.A, self.seed, range(1), "rademacher")[:, 0]
+        return leave_one_out.two_numbers(z, self.values[0], self.length)
 
     def estimate(self) -> tuple[float, float]:
         values = np.array(self.values)
@@ -161,11 +146,11 @@ class Pairs(Sampler):
 
     def __init__(self, A: Operator, seed: int) -> None:
         super().__init__(A, seed)
-        self.Omega = self.Y = empty(A)
+        self.Omega = self.Y = leave_one_out.empty(A)
 
     def _draw(self, start: int, stop: int) -> torch.Tensor:
         indices = range(self.first + start * self.stride, self.first + stop * self.stride, self.stride)
-        return draw(self.A, self.seed, indices, self.kind)
+        return leave_one_out.draw(self.A, self.seed, indices, self.kind)
 
     def resume(self, state: dict[str, Any]) -> None:
         super().resume(state)
@@ -174,7 +159,7 @@ class Pairs(Sampler):
 
     def add(self, count: int) -> None:
         Omega = self._draw(self.m, self.m + count)
-        Y = multiply(self.A, Omega)
+        Y = leave_one_out.multiply(self.A, Omega)
         self.take(Y)
         self.Omega, self.Y = torch.cat([self.Omega, Omega], 1), torch.cat([self.Y, Y], 1)
         self.squares += float(column_dots(Y, Y).sum())
@@ -189,7 +174,8 @@ class Pairs(Sampler):
         return abs(total - state["squares"]) <= arrays.summation_error(sizes["dtype"]) * state["squares"]
 
     def known_product(self) -> KnownProduct:
-        return known_product([(self.Omega, self.Y), *([(self.range.Q, self.range.Z)] if "range" in self.parts else [])])
+        basis = [(self.range.Q, self.range.Z)] if "range" in self.parts else []
+        return leave_one_out.known_product([(self.Omega, self.Y), *basis])
 
 
 class HutchPlusPlus(Pairs):
@@ -197,17 +183,17 @@ class HutchPlusPlus(Pairs):
 
     cost = 3
     kind, first, stride = "rademacher", 1, 2
-    parts: ClassVar[dict[str, Rule]] = {**Pairs.parts, "range": RANGE}
+    parts: ClassVar[dict[str, Rule]] = {**Pairs.parts, "range": leave_one_out.RANGE}
 
     def add(self, count: int) -> None:
         others = range(2 * self.m, 2 * (self.m + count), 2)
-        self.range.extend(multiply(self.A, draw(self.A, self.seed, others, self.kind)))
+        self.range.extend(leave_one_out.multiply(self.A, leave_one_out.draw(self.A, self.seed, others, self.kind)))
         super().add(count)
 
     def estimate(self) -> tuple[float, float]:
         Q, Z, G, AG = self.range.Q, self.range.Z, self.Omega, self.Y
         W, H, R, T = cross(Q, G), cross(Q, Z), cross(Q, AG), cross(Z, G)
-        hold_products(self.A, Q, Z, G, AG, (R, T))
+        leave_one_out.hold_products(self.A, Q, Z, G, AG, (R, T))
         rest = column_dots(G, AG) - (W * R).sum(0) - (W * T).sum(0) + (W * (H @ W)).sum(0)
         return float(np.trace(H) + rest.mean()), self.stderr(float(rest.var(ddof=1)) / self.m)
 
@@ -223,7 +209,7 @@ class Exchangeable(Pairs):
         if self.squares == 0:
             return 0.0, 0.0
         e, change = self.samples()
-        return float(e.mean()), self.stderr(exchangeable_variance(e, change))
+        return float(e.mean()), self.stderr(leave_one_out.exchangeable_variance(e, change))
 
 
 class XTrace(Exchangeable):
@@ -235,7 +221,7 @@ class XTrace(Exchangeable):
     """
 
     cost = 2
-    parts: ClassVar[dict[str, Rule]] = {**Pairs.parts, "range": RANGE}
+    parts: ClassVar[dict[str, Rule]] = {**Pairs.parts, "range": leave_one_out.RANGE}
 
     def take(self, Y: torch.Tensor) -> None:
         self.range.extend(Y)
@@ -245,8 +231,8 @@ class XTrace(Exchangeable):
         n, Q, Z = self.A.shape[0], self.range.Q, self.range.Z
         k = Q.shape[1]
         W, R, H, T = cross(Q, self.Omega), cross(Q, self.Y), cross(Q, Z), cross(Z, self.Omega)
-        hold_products(self.A, Q, Z, self.Omega, self.Y, (R, T))
-        S, alone = directions(R)
+        leave_one_out.hold_products(self.A, Q, Z, self.Omega, self.Y, (R, T))
+        S, alone = leave_one_out.directions(R)
         SW, SR, ST = S.T @ W, np.diag(S.T @ R)[:, None], S.T @ T
         a = np.diag(SW)
         C = W - S * a  # coordinates in Q of Q_i Q_i^T omega_i
@@ -258,7 +244,7 @@ class XTrace(Exchangeable):
         e = np.trace(H) - np.diag(h) + quad * dim / left
         # without y_j as well: p = (s_j - g s_i) / nu joins s_i
         g = S.T @ S
-        nu = np.sqrt(np.maximum(1 - g**2, PARALLEL))
+        nu = np.sqrt(np.maximum(1 - g**2, leave_one_out.PARALLEL))
         php = (np.diag(h)[None, :] - g * (h + h.T) + g**2 * np.diag(h)[:, None]) / nu**2
         b, tp, phc, chp = ((M.T - g * np.diag(M)[:, None]) / nu for M in (SW, ST, SHC, CHS))
         quad2 = quad[:, None] + b * (-g * SR / nu + tp - phc - chp) + b**2 * php
@@ -280,7 +266,7 @@ class XNysTrace(Exchangeable):
         """e (m,) and d (m, m): d_ij = e_i less the same without omega_j."""
         n, m = self.A.shape[0], self.m
         plain, G = cross(self.Omega, self.Y), cross(self.Omega, self.Omega)
-        hold_products(self.A, self.Omega, self.Y, self.Omega, self.Y, (plain, plain.T))
+        leave_one_out.hold_products(self.A, self.Omega, self.Y, self.Omega, self.Y, (plain, plain.T))
         C, nu = self._cholesky(plain, G)
         inverse = np.linalg.inv(C)  # H = C C^T
         R = longvectors.triangle(self.Y, self.Omega, nu)
@@ -291,7 +277,7 @@ class XNysTrace(Exchangeable):
         p, k, g = np.diag(P), np.diag(K), np.diag(G)
         e = total - k / p + (n - m + 1) * g / p
         ratio = P / p[None, :]  # P_ij / P_jj
-        p2 = p[:, None] * np.maximum(1 - ratio * ratio.T, PARALLEL)
+        p2 = p[:, None] * np.maximum(1 - ratio * ratio.T, leave_one_out.PARALLEL)
         k2 = k[:, None] - 2 * ratio * K + ratio**2 * k[None, :]
         g2 = g[:, None] - G**2 / g[None, :]
         change = e[:, None] - (total - (k / p)[None, :] - k2 / p2 + (n - m + 2) * g2 / p2)

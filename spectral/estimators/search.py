@@ -18,7 +18,7 @@ from spectral.krylov.block_lanczos import BlockLanczos
 from spectral.krylov.restarted import RestartedKrylov
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
-from spectral.schema import COUNT, NONNEGATIVE, Array, Fields, Flag, Law, Number, choice, integer, maybe
+from spectral.schema import COUNT, NONNEGATIVE, Array, Fields, Flag, Law, Number, choice, integer, maybe, number
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "largest": lambda x: x,
@@ -57,9 +57,8 @@ def saved(recurrence: type[RestartedKrylov]) -> Fields:
             f["search"]["verdict"] is None or (f["search"]["verdict"] and s["k"] <= s["j"] == f["recurrence"]["locked"])
         ),
     )
-    return Fields(
-        {"search": Fields(NUMBERS), "recurrence": Fields(recurrence.rules(), laws=recurrence.laws)}, laws=(whole,)
-    )
+    own = Fields(recurrence.rules(), laws=recurrence.laws)
+    return Fields({"search": Fields(NUMBERS), "recurrence": own}, laws=(whole,))
 
 
 def check(op: Operator, k: int, n: int, tol: float, which: str, keys: dict[str, Any]) -> None:
@@ -67,8 +66,7 @@ def check(op: Operator, k: int, n: int, tol: float, which: str, keys: dict[str, 
     integer(k, "k", "number of pairs")
     if k > n:
         raise ValueError(f"k={k} exceeds the dimension {n} of {op!r}; use k <= {n}.")
-    if not 0 <= tol < 1:
-        raise ValueError(f"tol={tol!r} is no tolerance; use a residual relative to the norm, such as 1e-8.")
+    number(tol, "tol", "residual relative to the norm", Number(least=0, below=1), "1e-8")
     choice(which, "which", keys)
 
 

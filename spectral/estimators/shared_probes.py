@@ -49,18 +49,14 @@ class SharedProbes(ProbeRun, ABC):
     def _one_for_each_team(self, op: SharedOut, limit: Budget, bar: Any) -> None:
         """Probes of the teams, each deflated of what is known now; those are kept that one process would have made so."""
         done, deflation = len(self.records), self.deflation
-        depths, begun, own = self._depths(limit), op.products, op.team.index
-        known = len(deflation.deflated)
-        record, found = None, list[Deflated]()
-        with distributed.apart(op.team):
-            if own < len(depths):
-                record = self._probe(done + own, depths[own], limit.after(sum(depths[:own])), bar)
-                found = deflation.deflated[known:]
-        self.recurrence = None
-        distributed.meet()
-        told = distributed.gather(lambda: (record, found, self.history, self.orthogonality))[:: op.team.size]
-        made = op.tally(op.products - begun)
-        bar.update(sum(made) - made[0])
+        depths, known = self._depths(limit), len(deflation.deflated)
+
+        def made(team: int) -> tuple[LanczosRecord | None, list[Deflated], Any, float]:
+            there = team < len(depths)
+            record = self._probe(done + team, depths[team], limit.after(sum(depths[:team])), bar) if there else None
+            return record, deflation.deflated[known:], self.history, self.orthogonality
+
+        told = self.by_teams(op, bar, made)
         last = next((team for team, (_, new, *_) in enumerate(told) if new), len(depths) - 1)
         self.made_again += len(depths) - 1 - last
         vectors = None if deflation.vectors is None else deflation.vectors[known:]

@@ -21,7 +21,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.linear_map import ROUNDING
 from spectral.operators.operator import Derived, I, Operator
 from spectral.results import Estimate, bounded
-from spectral.schema import choice
+from spectral.schema import FRACTION, REAL, choice, number
 
 METHODS = ("auto", "cg", "minres", "lsmr")
 MOST = 50, 1000  # times the dimension, and beside: steps after which a recurrence has stalled
@@ -184,8 +184,7 @@ def solve(
     array([1.        , 0.33333333, 0.25      ])
     """
     A = as_operator(A)
-    if not 0 < tol < 1:
-        raise ValueError(f"tol={tol!r} must be a residual relative to the right side, 0 < tol < 1, such as 1e-6.")
+    number(tol, "tol", "residual relative to the right side", FRACTION, "1e-6")
     op, damp, name, choice = _system(A, shift, method)
     B = finite_columns(op.T if name == "lsmr" else op, b, "b")
     begun, started = Spent.of(op), time.monotonic()
@@ -239,8 +238,7 @@ def finite_columns(A: Operator, array: Any, name: str) -> torch.Tensor:
 def _system(A: Operator, shift: float, method: str) -> tuple[Operator, float, str, str]:
     """(the matrix, its damping, the method, why) of a system."""
     choice(method, "method", METHODS)
-    if not isinstance(shift, int | float | np.number) or not math.isfinite(shift):
-        raise ValueError(f"shift={shift!r} must be a finite number, in units of the eigenvalues.")
+    number(shift, "shift", "shift, in units of the eigenvalues", REAL)
     if 0 in A.shape:
         raise ValueError(f"{A!r} is empty; it has no solution.")
     square = A.shape[0] == A.shape[1] and A.self_map
@@ -325,9 +323,8 @@ class Inverse(Derived):
         super().__init__((A,), A.shape, told, symmetric=True, nonnegative=nonnegative)
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        found = solved(
-            self.system, V, self.tol, self.method, 0.0, Budget(None, self.system), progress_bar(None, "", False)
-        )
+        unlimited, hidden = Budget(None, self.system), progress_bar(None, "", False)
+        found = solved(self.system, V, self.tol, self.method, 0.0, unlimited, hidden)
         for (one, goal), v in zip(found, V.T, strict=True):
             size = longvectors.norm(v)
             floor = ROUNDING * self.system.epsilon * (one.norm * longvectors.norm(one.x) + size)
@@ -391,6 +388,5 @@ def inverse(A: Any, shift: float = 0.0, *, tol: float | None = None) -> Operator
     """
     A = as_operator(A)
     tol = TOL.get(A.dtype, COARSE) if tol is None else tol
-    if not 0 < tol < 1:
-        raise ValueError(f"tol={tol!r} must be a residual relative to the vector, 0 < tol < 1, such as 1e-10.")
+    number(tol, "tol", "residual relative to the vector", FRACTION, "1e-10")
     return Inverse(A, shift, float(tol))

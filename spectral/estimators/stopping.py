@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spectral.schema import FRACTION, number
+
 if TYPE_CHECKING:
     from spectral.spectrum import Spectrum
 
@@ -51,11 +53,9 @@ class Tolerance:
             raise ValueError(
                 f"tol={tol!r} is no tolerance; use a number, {{'count': (lo, hi, width)}} or {{'cdf': (points, error)}}."
             )
-        if w1 is not None and (isinstance(w1, bool) or not isinstance(w1, int | float | np.number) or not 0 < w1 < 1):
-            raise ValueError(
-                f"tol={tol!r} is no tolerance; use a W1 error relative to the spectral range, such as 1e-3."
-            )
-        w1 = None if w1 is None else float(w1)
+        if w1 is not None:
+            number(w1, "tol", "tolerance of a W1 error relative to the spectral range", FRACTION, "1e-3")
+            w1 = float(w1)
         if cdf is not None:
             points, error = (np.ravel(cdf[0]), float(cdf[1])) if len(cdf) == 2 else (np.zeros(1), math.nan)
             if not (len(points) and np.all((np.abs(points) > 0) & (np.abs(points) < 1)) and 0 < error < 1):

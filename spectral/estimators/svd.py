@@ -61,15 +61,8 @@ class SingularTriplets(Measured):
     True
     """
 
-    values: np.ndarray
     left: torch.Tensor
     right: torch.Tensor
-    residuals: np.ndarray
-    converged: np.ndarray
-    threshold: float
-    complete: bool
-    products: int
-    epochs: float
 
     noun, sides = "singular value", ("left", "right")
 

@@ -74,14 +74,7 @@ class Eigenpairs(Measured):
     True
     """
 
-    values: np.ndarray
     vectors: torch.Tensor
-    residuals: np.ndarray
-    converged: np.ndarray
-    threshold: float
-    complete: bool
-    products: int
-    epochs: float
     meta: dict[str, Any] = field(default_factory=dict)
 
     noun, sides = "eigenvalue", ("vectors",)

@@ -24,7 +24,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
-from spectral.schema import SWITCH, Either, choice, integer
+from spectral.schema import POSITIVE, SWITCH, Either, choice, integer, number
 
 METHODS = ("auto", *SAMPLERS, "slq")
 STATE = Either(EXACT, *(sampler.rule(name) for name, sampler in SAMPLERS.items()))  # of a checkpoint
@@ -130,14 +130,14 @@ def trace(
         raise TypeError(f"f is a {type(f).__name__}; use a function of arrays, such as np.log1p.")
     if method in SAMPLERS and f is not None:
         raise ValueError(f"method={method!r} estimates tr A; for a function f use method='slq'.")
-    if rtol is not None and not rtol > 0:
-        raise ValueError(f"rtol={rtol!r} is no relative tolerance; use a positive number, such as 0.01.")
+    if rtol is not None:
+        number(rtol, "rtol", "relative tolerance", POSITIVE, 0.01)
     A = as_operator(A)
     if method == "slq" or f is not None:
-        if probes is not None:
-            options["probes"] = probes
-        options["ranks"] = ranks
-        return _quadrature(A, f or (lambda x: x), rtol, check_seed(seed), budget, checkpoint, progress, options)
+        options |= {} if probes is None else {"probes": probes}
+        options |= {"seed": check_seed(seed), "budget": budget, "checkpoint": checkpoint}
+        options |= {"progress": progress, "ranks": ranks}
+        return _quadrature(A, f or (lambda x: x), rtol, options)
     if options:
         raise TypeError(
             f"trace got unknown options {', '.join(options)}; without f it takes probes, rtol, seed, budget, checkpoint."
@@ -228,40 +228,32 @@ def _exact(A: Operator, run: Checkpoint) -> Estimate:
 
 
 def _quadrature(
-    A: Operator,
-    f: Callable[[np.ndarray], np.ndarray],
-    rtol: float | None,
-    seed: int,
-    budget: Any,
-    checkpoint: Any,
-    progress: bool | None,
-    options: dict[str, Any],
+    A: Operator, f: Callable[[np.ndarray], np.ndarray], rtol: float | None, options: dict[str, Any]
 ) -> Estimate:
-    """tr f(A) by `slq`; with rtol probes double, or steps where truncation is the larger part of the error."""
-    op, _, _ = shared_out(A, options.get("ranks", "data"), symmetric_operand)
-    limit = Budget(budget, op)
-    spectrum = slq(A, seed=seed, budget=budget, progress=progress, checkpoint=checkpoint, **options)
+    """tr f(A) by `slq` with these options; with rtol probes double, or steps where truncation is the larger part of the error."""
+    op, _, _ = shared_out(A, options["ranks"], symmetric_operand)
+    limit, file, seed = Budget(options["budget"], op), options["checkpoint"], options["seed"]
+    spectrum = slq(A, **options)
     e, spent, drawn, runs = spectrum.integrate(f), spectrum.products, 0, 1
     while rtol is not None and e.stderr > rtol * abs(float(e)):
         options = {"steps": 100, **options}
-        truncation = spectrum.truncation(f)
-        deeper = truncation > rtol * abs(float(e)) / 2 and options["steps"] < op.shape[0]
-        probes = len(spectrum.nodes)
-        room = limit.products - spent
+        deeper = spectrum.truncation(f) > rtol * abs(float(e)) / 2 and options["steps"] < op.shape[0]
+        probes, room = len(spectrum.nodes), limit.products - spent
         if room < 1 or decided(op, limit.exhausted()) or 2 * probes * options["steps"] > MOST * 100:
             break
-        common: dict[str, Any] = {"budget": room if room < np.inf else budget, "progress": progress}
-        if checkpoint is not None:  # every run has a file of its own
-            common["checkpoint"] = Path(checkpoint).with_name(f"{Path(checkpoint).name}.{runs}")
+        if room < np.inf:
+            options["budget"] = room
+        if file is not None:  # every run has a file of its own
+            options["checkpoint"] = Path(file).with_name(f"{Path(file).name}.{runs}")
         runs += 1
         if deeper:
             options["steps"] *= 2
-            spectrum = slq(A, seed=seed, **common, **options)
+            spectrum = slq(A, **options)
             spent += spectrum.products
         else:
             drawn += 1
             fresh = int(np.random.SeedSequence([seed, drawn]).generate_state(1, np.uint64)[0])
-            more = slq(A, seed=fresh, **common, **{**options, "probes": probes})
+            more = slq(A, **{**options, "seed": fresh, "probes": probes})
             spent += more.products
             spectrum = spectrum.merge(more)
         e = spectrum.integrate(f)

@@ -14,16 +14,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from spectral import cards
-from spectral.estimators import slq, top
+from spectral import Estimate, Hessian, cards, slq, top
 from spectral.experiments.cell import Cell, Condition, Matrix, Settings, network
 from spectral.experiments.datasets import batches, in_dtype
 from spectral.experiments.models import model_for
 from spectral.experiments.prose import prose
 from spectral.experiments.study import Cost, Findings, Part, Parts, Study
 from spectral.experiments.training import few_threads
-from spectral.operators import Hessian
-from spectral.results import Estimate, rounded
+from spectral.results import rounded
 
 TEXTS = prose(__file__)
 KINDS = {  # name: (batch norm, statistics, in words)
@@ -70,11 +68,8 @@ def _measured(
     with few_threads(model):
         found = top(H, TOP, tol=1e-3, progress=False)
         spectrum = slq(H, probes=probes, steps=steps, progress=False)
-    facts: dict[str, float] = {
-        "seed": seed,
-        "loss": math.nan if snapshot is None else snapshot.trained.loss,
-        **cost.of(H),
-    }
+    loss = math.nan if snapshot is None else snapshot.trained.loss
+    facts: dict[str, float] = {"seed": seed, "loss": loss, **cost.of(H)}
     if kind != "population":  # the network of "batch" once more
         facts["parameters"] = H.shape[0]
     return Part({"values": found.values, "residuals": found.residuals}, facts, {kind: spectrum})

@@ -15,19 +15,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from spectral.analysis import compare
+from spectral import Estimate, Hessian, Spectrum, blocks, compare, slq
 from spectral.analysis.compare import bits_apart
 from spectral.analysis.jackknife import jackknife_stderr
-from spectral.estimators import slq
 from spectral.experiments.cell import Settings
 from spectral.experiments.datasets import batches, digits, in_dtype, text
 from spectral.experiments.models import model_for
 from spectral.experiments.prose import prose
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study
 from spectral.experiments.training import few_threads
-from spectral.operators import Hessian, blocks
-from spectral.results import Array, Estimate, rounded
-from spectral.spectrum import Spectrum
+from spectral.results import Array, rounded
 
 TEXTS = prose(__file__)
 SIGMA = 1e-5**0.5  # of the authors' code
@@ -53,33 +50,22 @@ def _measured(
 ) -> Part:
     """The spectra of all blocks of weights, before training."""
     cost, seed = Cost(), settings.seeds[0]
-    problem = (
-        text(train=count, test=1, seed=seed, length=32)
-        if kind == "gpt"
-        else digits(count, 10, seed, image=kind == "cnn")
-    )
+    if kind == "gpt":
+        problem = text(train=count, test=1, seed=seed, length=32).to(settings.device)
+    else:
+        problem = digits(count, 10, seed, image=kind == "cnn").to(settings.device)
     options = {"gpt": {"width": 32, "depth": depth, "heads": 2}, "cnn": {"width": 16}, "mlp": {}}[kind]
     model = model_for(problem, kind, seed=seed, options=options).to(settings.device, settings.dtype).eval()
-    data = batches(
-        in_dtype(problem.to(settings.device).x_train, settings.dtype), problem.to(settings.device).y_train, count
-    )
+    data = batches(in_dtype(problem.x_train, settings.dtype), problem.y_train, count)
     H = Hessian(model, nn.CrossEntropyLoss(), data)
     matrices = {name for name, p in model.named_parameters() if p.ndim > 1}
     made = {name: B for name, B in blocks(H).items() if name in matrices}
     with few_threads(model):
-        spectra = {
-            name: slq(B, probes=probes, steps=min(steps, B.shape[0]), progress=False) for name, B in made.items()
-        }
+        spectra = {n: slq(B, probes=probes, steps=min(steps, B.shape[0]), progress=False) for n, B in made.items()}
     js, error = heterogeneity(list(spectra.values()), SIGMA)
     beside = [heterogeneity(list(spectra.values()), width)[0] for width in WIDTHS]
-    logs = [compare(a, b)["js"] for a, b in combinations(spectra.values(), 2)]
-    facts = {
-        "js": js,
-        "js_stderr": error,
-        "js_log": float(np.mean(logs)),
-        "blocks": len(made),
-        "parameters": H.shape[0],
-    }
+    logarithmic = float(np.mean([compare(a, b)["js"] for a, b in combinations(spectra.values(), 2)]))
+    facts = {"js": js, "js_stderr": error, "js_log": logarithmic, "blocks": len(made), "parameters": H.shape[0]}
     largest = [max(map(abs, s.interval)) for s in spectra.values()]
     arrays = {"js_of_widths": np.array(beside), "largest": np.array(largest)}
     return Part(arrays, {**facts, **cost.of(H, *made.values())}, spectra)

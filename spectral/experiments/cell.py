@@ -21,20 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spectral import distributed
+from spectral import Spectrum, block_gap, distributed, esd, exact, layers, slq
 from spectral.analysis import label_alignment, outliers, summary
 from spectral.analysis.alignment import EXACT_ROWS, energies, label_vector
-from spectral.estimators import block_gap, esd, slq
 from spectral.estimators.assembled import gram_matrix
 from spectral.estimators.budget import free_memory
-from spectral.estimators.exact import exact
 from spectral.experiments.datasets import Problem, batches, digits, in_dtype, permute_labels
 from spectral.experiments.models import model_for
 from spectral.experiments.training import OPTIONS, Trained, evaluate, few_threads, train
-from spectral.layers import layers
 from spectral.operators import GaussNewton, Hessian, Jacobian, Operator, blocks
 from spectral.schema import SIZE, Fields, Items, Number, Rule, Text, maybe
-from spectral.spectrum import Spectrum
 
 CURVE_POINTS = 120  # of a stored alignment curve, geometrically spaced
 CURVATURES: dict[str, Callable[..., Operator]] = {"gauss_newton": GaussNewton, "hessian": Hessian}

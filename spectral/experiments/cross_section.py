@@ -17,15 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from spectral import probes
-from spectral.estimators import top
+from spectral import Estimate, Hessian, probes, top
 from spectral.experiments.cell import TRUE, Settings, Snapshot
 from spectral.experiments.datasets import Problem, batches, in_dtype, stream
 from spectral.experiments.prose import prose
 from spectral.experiments.study import Cost, Findings, Part, Parts, Sheet, Study, Surfaces
 from spectral.experiments.training import few_threads, train
-from spectral.operators import Hessian
-from spectral.results import Array, Estimate, rounded
+from spectral.results import Array, rounded
 
 TEXTS = prose(__file__)
 PLANES = {  # in words, each of the two directions, and its letter
@@ -66,10 +64,7 @@ def _training(settings: Settings, checkpoints: int, parts: Parts, networks: Muta
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     networks["trained"] = Snapshot(state, trained, 0.0, 0.0)
     epochs = np.unique(np.round(np.geomspace(1, len(path), checkpoints)).astype(int) - 1)
-    arrays = {
-        "epochs": epochs.astype(np.float64),
-        "path": torch.stack([path[e] for e in epochs]).double().cpu().numpy(),
-    }
+    arrays = {"epochs": epochs.astype(float), "path": torch.stack([path[e] for e in epochs]).double().cpu().numpy()}
     facts = {"loss": trained.loss, "reached": trained.reached, "trained": trained.sentence, "parameters": len(path[0])}
     return Part(arrays, {**facts, **cost.of()})
 

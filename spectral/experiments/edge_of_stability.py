@@ -20,22 +20,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spectral.estimators import top
+from spectral import Estimate, Hessian, Operator, precondition, top
 from spectral.experiments.cell import TRUE, Settings
 from spectral.experiments.datasets import in_dtype
 from spectral.experiments.prose import prose
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study, block_error
 from spectral.experiments.training import few_threads
-from spectral.operators import Hessian, Operator, precondition
-from spectral.results import Estimate, rounded
+from spectral.results import rounded
 
 TEXTS = prose(__file__)
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's own for Adam
 ALLOWED = {"gd": 0.10, "adam": 0.06}  # how far from 1 a mean ratio may be for yes: the and Cohen's figures
-FIRST = {
-    "gd": 1,
-    "adam": 10,
-}  # the step of the first look: before 1 / (1 − β1) steps P is still that of a few gradients
+# the step of the first look: before 1 / (1 − β1) steps P is still that of a few gradients
+FIRST = {"gd": 1, "adam": 10}
 DIVERGED = 1e9  # of a loss, which begins of order 1
 TOL = 1e-2  # of a residual over the norm: a tenth of what is allowed; the eigenvalue is off by far less, by the residual squared
 TAIL = 1 / 3  # of the steps, over which a ratio is averaged
@@ -81,9 +78,8 @@ def _trained(
     squared = loss == "squared"
     y = F.one_hot(labels, problem.classes).to(settings.dtype) if squared else labels
     criterion = nn.MSELoss() if squared else nn.CrossEntropyLoss()
-    scale = (
-        problem.classes / 2 if squared else 1.0
-    )  # of torch's mean over all entries: half the square, a sample's classes summed
+    # of torch's mean over all entries: half the square, a sample's classes summed
+    scale = problem.classes / 2 if squared else 1.0
     optimiser: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=eta)
     if kind == "adam":
         optimiser = torch.optim.Adam(model.parameters(), lr=eta, betas=BETAS, eps=EPSILON)

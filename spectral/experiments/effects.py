@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import rankdata
 
-from spectral.analysis import METRICS, cohens_d, compare
+from spectral import compare
+from spectral.analysis import METRICS, cohens_d
 from spectral.analysis.compare import Effect
 from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import stream

@@ -145,9 +145,8 @@ def input_noise(settings: Settings, inputs: Sequence[str] = INPUTS) -> Experimen
         raise ValueError(
             f"inputs={list(inputs)} compare nothing with noise; name real and gaussian, and others beside them."
         )
-    made = _asked(
-        "input_noise", replace(settings, conditions=tuple(Condition(name, 0.0, inputs=name) for name in inputs))
-    )
+    conditions = tuple(Condition(name, 0.0, inputs=name) for name in inputs)
+    made = _asked("input_noise", replace(settings, conditions=conditions))
     return replace(made, words={name: made.words[name] for name in inputs})
 
 
@@ -172,11 +171,8 @@ def ggn_outliers(settings: Settings, classes: Sequence[int] = (3, 4, 6, 8)) -> E
         raise ValueError(f"classes={list(classes)} are no numbers of classes to compare; use 2 or more, each once.")
     before = [Condition(f"init{count}", None, classes=count) for count in classes]
     after = [Condition(f"classes{count}", 0.0, classes=count) for count in classes]
-    words = {
-        c.name: f"{c.classes} classes, {when} training"
-        for when, conditions in (("before", before), ("after", after))
-        for c in conditions
-    }
+    both = ("before", before), ("after", after)
+    words = {c.name: f"{c.classes} classes, {when} training" for when, conditions in both for c in conditions}
     return _asked("ggn_outliers", replace(settings, conditions=(*before, *after)), words=words)
 
 

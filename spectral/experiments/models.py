@@ -232,9 +232,8 @@ class CausalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.norm1(x)
-        q, k, v = (
-            layer(a).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
+        of_heads = (layer(a).unflatten(-1, (self.heads, -1)) for layer in (self.query, self.key, self.value))
+        q, k, v = (x.transpose(1, 2) for x in of_heads)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.project(mixed.transpose(1, 2).flatten(2))
         return x + self.fall(F.gelu(self.rise(self.norm2(x))))

@@ -359,9 +359,8 @@ def data(
         chosen = {"train": train, "test": test, "standardise": standardise}
         return arrays_file(path, seed=seed, **{k: v for k, v in chosen.items() if v != "auto"})  # type: ignore[arg-type]
     made = call("data.path", path, options, trust or {}, seed)
-    splits = (
-        made if isinstance(made, Mapping) and "train" in made and set(made) <= {"train", "test"} else {"train": made}
-    )
+    split = isinstance(made, Mapping) and "train" in made and set(made) <= {"train", "test"}
+    splits = made if split else {"train": made}
     for batches in splits.values():
         _check_batches(batches, path)
     pairs = {name: _pairs(batches) for name, batches in splits.items()}

@@ -58,10 +58,9 @@ def check_tokens(tokens: str) -> None:
 def _tokeniser(file: Path) -> Any:
     from transformers import AutoTokenizer
 
+    quantised = {"gguf_file": file.name} if file.suffix == ".gguf" else {}
     with _quiet():
-        return AutoTokenizer.from_pretrained(
-            file.parent, local_files_only=True, **({"gguf_file": file.name} if file.suffix == ".gguf" else {})
-        )
+        return AutoTokenizer.from_pretrained(file.parent, local_files_only=True, **quantised)
 
 
 def of_folder(name: str) -> tuple[nn.Module, str]:

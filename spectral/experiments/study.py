@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from spectral import Estimate, Spectrum
 from spectral.experiments.cell import Settings, Snapshot
-from spectral.results import Array, Estimate
-from spectral.spectrum import Spectrum
+from spectral.results import Array
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -13,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from spectral.estimators.budget import progress_bar
 from spectral.experiments.datasets import stream
-from spectral.schema import COUNT, NONNEGATIVE, POSITIVE, SIZE, SWITCH, Fields, Rule, choice
+from spectral.schema import COUNT, NONNEGATIVE, POSITIVE, SIZE, Fields, Rule
 
 Progress = Callable[[int, float], None]
 OPTIONS: dict[str, Rule] = {  # of `train`, as a configuration may give them too
@@ -210,9 +209,7 @@ def _shown(progress: Progress | bool | None, max_epochs: int) -> Iterator[Progre
     if callable(progress):
         yield progress
         return
-    choice(progress, "progress", (*SWITCH, None))
-    visible = sys.stderr.isatty() if progress is None else progress
-    with tqdm(total=max_epochs, desc="train", unit="epoch", disable=not visible, leave=False) as bar:
+    with progress_bar(max_epochs, "train", progress, "epoch") as bar:
 
         def show(epoch: int, loss: float) -> None:
             bar.set_postfix_str(f"loss {loss:.2e}", refresh=False)

@@ -4,19 +4,3 @@
 record holds the few numbers that the recurrence made (T or the moments) and what it rests on. Everything that estimators say
 is a pure function of records, so that a spectrum can be stored, merged and looked at again without one more product.
 """
-
-from spectral.krylov.block_lanczos import BlockLanczos
-from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord, chebyshev
-from spectral.krylov.golub_kahan import GolubKahan
-from spectral.krylov.lanczos import Lanczos, LanczosRecord, lanczos
-
-__all__ = [
-    "BlockLanczos",
-    "Chebyshev",
-    "ChebyshevRecord",
-    "GolubKahan",
-    "Lanczos",
-    "LanczosRecord",
-    "chebyshev",
-    "lanczos",
-]

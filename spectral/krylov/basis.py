@@ -135,9 +135,8 @@ class Basis:
                 yield piece, part[:, piece].to(self.like)
                 continue
             some = self.like.new_empty(len(part), len(part[0, piece]))
-            for row, there in zip(
-                some, part[:, piece], strict=True
-            ):  # what does not lie together does not move by itself
+            # what does not lie together does not move by itself
+            for row, there in zip(some, part[:, piece], strict=True):
                 row.copy_(there, non_blocking=True)
             yield piece, some
 

@@ -12,6 +12,7 @@ from spectral import persist, probes
 from spectral.networks import losses
 from spectral.networks import output_curvature as outputs
 from spectral.networks.curvature import Curvature, Forward, GaussNewton, Product
+from spectral.schema import integer
 
 
 class Fisher(GaussNewton):
@@ -132,10 +133,8 @@ class Fisher(GaussNewton):
         statistics: str = "population", engine: str = "auto", product_dtype: torch.dtype | None = None, memory: Any = None,
         preflight: bool = True, chunk: int | None = None,
     ) -> None:  # fmt: skip
-        if draws is not None and (isinstance(draws, bool) or not isinstance(draws, int) or draws < 1):
-            raise ValueError(
-                f"draws={draws!r} is no number of draws; use an integer >= 1, or None for the exact Fisher."
-            )
+        if draws is not None:
+            integer(draws, "draws", "number of draws (None: the exact Fisher)")
         outputs.check_predictive(losses.as_module(loss))
         self.draws, self.seed = draws, probes.check_seed(seed)
         super().__init__(

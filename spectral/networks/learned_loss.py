@@ -18,20 +18,8 @@ from torch import nn
 
 from spectral import arrays, distributed
 from spectral.failures import first_line
+from spectral.networks import losses
 from spectral.networks.batches import LABEL_KEYS, Samples, is_finite
-from spectral.networks.losses import (
-    Misused,
-    as_module,
-    check_classes,
-    class_mass,
-    label_counts,
-    own_cross_entropy,
-    own_mean,
-    own_shifts,
-    reduced,
-    target_counts,
-    unreduced,
-)
 from spectral.networks.places import output_place, output_tensor, target_of
 from spectral.networks.trees import Place, leaves, replaced, tensors
 
@@ -39,15 +27,9 @@ from spectral.networks.trees import Place, leaves, replaced, tensors
 WRONG = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, AssertionError)
 
 
-TARGETS = (
-    *LABEL_KEYS,
-    "t",
-    "gt",
-    "y_true",
-    "true",
-    "tgt",
-    "ground_truth",
-)  # what a callable that takes no batch calls it
+# what a callable that takes no batch calls it
+TARGETS = (*LABEL_KEYS, "t", "gt", "y_true", "true", "tgt", "ground_truth")
+RETURNED = {"mean": "mean over the samples", "each": "one number for each entry", "whole": "one number for all data"}
 
 
 class Loss:
@@ -59,12 +41,11 @@ class Loss:
 
     def __init__(self, given: Any, samples: Samples, inputs: int = 1) -> None:
         _check_loss(given)
-        self.given, self.samples, self.inputs = as_module(given), samples, inputs
+        self.given, self.samples, self.inputs = losses.as_module(given), samples, inputs
         self.shift: bool | None = False  # of the model's own loss: labels in place, shifted, or real numbers (None)
         self.form = ""
-        self.of_target = (
-            False  # whether a callable takes (output, target), as torch's own functions do, not (output, batch)
-        )
+        # whether a callable takes (output, target), as torch's own functions do, not (output, batch)
+        self.of_target = False
         self.couples = ""  # what shows that samples meet in the loss
         self.tested = False  # whether parts of a batch have been held against the whole
         self.mark = self._marked()  # of what a module counts with
@@ -92,7 +73,7 @@ class Loss:
 
     def target(self, batch: Any) -> Any:
         if isinstance(batch, tuple | list) and 2 < len(batch) <= self.inputs:
-            raise Misused(
+            raise losses.Misused(
                 f"forward= reads all {len(batch)} entries of a batch, so that none of them is known as the target; pass loss= as "
                 "a callable (output, batch) -> (sum, count), or let forward= read its own by batch[0]."
             )
@@ -115,8 +96,10 @@ class Loss:
         if self.given is None:
             labels = self.target(batch)
             if self.shift is None:
-                return own_mean(output) * labels.numel(), torch.tensor(float(labels.numel()), device=labels.device)
-            return own_cross_entropy(output_tensor(output), labels, self.shift), label_counts(labels, self.shift).sum()
+                count = torch.tensor(float(labels.numel()), device=labels.device)
+                return losses.own_mean(output) * labels.numel(), count
+            total = losses.own_cross_entropy(output_tensor(output), labels, self.shift)
+            return total, losses.label_counts(labels, self.shift).sum()
         if self.is_module:
             terms, counts = self._terms(output, batch)
             if self.form == "mean":
@@ -130,7 +113,7 @@ class Loss:
         return self.given(output_tensor(output), self.target(batch)) if self.of_target else self.given(output, batch)
 
     def _terms(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return unreduced(self.given, output_tensor(output), self.target(batch))
+        return losses.unreduced(self.given, output_tensor(output), self.target(batch))
 
     def _from_callable(self, value: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(value, torch.Tensor):
@@ -144,10 +127,11 @@ class Loss:
     def each(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(sums, counts) of the samples, (B,) each: what the loss gives on batches of a single sample."""
         if self.given is None:
-            check_classes(self.shift)
+            losses.check_classes(self.shift)
             logits, labels = output_tensor(output), self.target(batch)
-            sums = torch.stack([own_cross_entropy(z, y, self.shift) for z, y in zip(logits, labels, strict=True)])
-            return sums, label_counts(labels, self.shift).reshape(len(labels), -1).sum(1).to(sums)
+            both = zip(logits, labels, strict=True)
+            sums = torch.stack([losses.own_cross_entropy(z, y, self.shift) for z, y in both])
+            return sums, losses.label_counts(labels, self.shift).reshape(len(labels), -1).sum(1).to(sums)
         if self.is_module:
             terms, counts = (t.reshape(len(t), -1).sum(1) for t in self._terms(output, batch))
             return terms, counts
@@ -175,26 +159,21 @@ class Loss:
         """What stands before diag(p) - p p^T in the Hessian of each target's term."""
         if self.given is None:
             return self.class_counts(batch, like)
-        return class_mass(self.given, self.target(batch), like)
+        return losses.class_mass(self.given, self.target(batch), like)
 
     def class_counts(self, batch: Any, like: torch.Tensor) -> torch.Tensor:
         """What each target counts: the factor of its Fisher matrix, whose labels are the model's own."""
         target = self.target(batch)
         if self.given is None:
-            check_classes(self.shift)
-            return label_counts(target, self.shift).to(like)
+            losses.check_classes(self.shift)
+            return losses.label_counts(target, self.shift).to(like)
         shape = target.shape[:1] + target.shape[2:] if target.is_floating_point() else target.shape
-        return target_counts(self.given, like.new_ones(shape), target)
+        return losses.target_counts(self.given, like.new_ones(shape), target)
 
     def describe(self) -> dict[str, Any]:
         """What was learnt of it, as plain JSON."""
-        returned = {
-            "mean": "mean over the samples",
-            "each": "one number for each entry",
-            "whole": "one number for all data",
-        }
         return {
-            **({"loss_returns": returned[self.form]} if self.form in returned else {}),
+            **({"loss_returns": RETURNED[self.form]} if self.form in RETURNED else {}),
             **({"loss_takes": "(output, target)"} if self.of_target else {}),
             **({"loss_couples_samples": self.couples} if self.couples else {}),
         }
@@ -209,7 +188,7 @@ class Loss:
             self.counted = self.counted or bool(count)
             return total, count
         if self.is_cross_entropy and (y := self.target(batch)).is_floating_point() and bool((y < 0).any()):
-            raise Misused(
+            raise losses.Misused(
                 f"CrossEntropyLoss takes real targets for probabilities of classes, and batch {index} has some below 0; use "
                 "another loss, such as MSELoss, or whole numbers as labels."
             )
@@ -217,7 +196,7 @@ class Loss:
             try:
                 self._recognise_form(output, batch)
             except WRONG as problem:
-                if isinstance(problem, Misused):
+                if isinstance(problem, losses.Misused):
                     raise
                 raise _misused(self, batch, problem) from problem
             if self.is_module and index == 0 and not self.is_native:
@@ -232,7 +211,7 @@ class Loss:
             )
         total, count = self(output, batch)
         if not self.is_module and not 0 <= float(count) < math.inf:
-            raise Misused(
+            raise losses.Misused(
                 f"{_called(self.given)} counts {float(count):g} targets in batch {index}; a callable (output, batch) must return "
                 "(sum, count), the count a number from 0 on."
             )
@@ -268,7 +247,7 @@ class Loss:
         """A module's own mean on this batch is the sum of its terms over their count."""
         terms, counts = self._terms(output, batch)
         reduction = self.given.reduction if self.given.reduction not in ("sum", "none") else "mean"
-        value = reduced(self.given, reduction, output_tensor(output), self.target(batch))
+        value = losses.reduced(self.given, reduction, output_tensor(output), self.target(batch))
         own, ours = float(value.detach().sum()), float(terms.detach().sum() / counts.sum())
         if math.isfinite(own) and math.isfinite(ours) and abs(own - ours) > _allowed(terms) * max(abs(own), abs(ours)):
             raise ValueError(
@@ -306,9 +285,8 @@ class Loss:
                 f"{_called(self.given)} returns the sum over a batch without a count; return (sum, count), such as (sum, "
                 "len(output))."
             )
-        ours, theirs, what = (
-            (total, whole[0], "give") if abs(total - whole[0]) > allowed * scale else (count, whole[1], "count")
-        )
+        apart = abs(total - whole[0]) > allowed * scale
+        ours, theirs, what = (total, whole[0], "give") if apart else (count, whole[1], "count")
         self._coupled(index, f"two parts of batch {index} {what} {ours:.6g} and the whole {theirs:.6g}")
 
     def _numbers(self, output: Any, batch: Any) -> tuple[float, float]:
@@ -354,10 +332,10 @@ class Loss:
         if self.target(batch).is_floating_point():
             self.shift = None
             return
-        fits = own_shifts(output, batch)
+        fits = losses.own_shifts(output, batch)
         if self.shift in fits:
             return
-        mean = float(own_mean(output).detach())
+        mean = float(losses.own_mean(output).detach())
         if not fits or self.counted:
             raise ValueError(
                 f"the model's own loss ({mean:.6g}) of batch {index} is not the mean cross entropy of its logits over labels "

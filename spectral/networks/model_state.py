@@ -29,14 +29,8 @@ from spectral import arrays
 from spectral.engine import private
 from spectral.threads import Shared
 
-CONTAINERS = (
-    dict,
-    OrderedDict,
-    defaultdict,
-    list,
-    set,
-    deque,
-)  # not their subclasses, which may refuse to be filled again
+# not their subclasses, which may refuse to be filled again
+CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 PLAIN_TYPES = set(PLAIN)
 # where code lies that nobody changes while a program runs

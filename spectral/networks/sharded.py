@@ -51,9 +51,8 @@ def modelled(kind: type[DataModel], model: Any, data: Any, *, products: Products
     if not lies_over_ranks(model):
         return kind(model, data, products=products, **options)
     hold(unwrapped(model), products, options)
-    return (ShardedLossModel if issubclass(kind, LossModel) else ShardedModel)(
-        model, data, products=products, **options
-    )
+    sharded = ShardedLossModel if issubclass(kind, LossModel) else ShardedModel
+    return sharded(model, data, products=products, **options)
 
 
 def lies_over_ranks(model: Any) -> bool:
@@ -178,10 +177,8 @@ class ShardedModel(DataModel):
         """This rank's entries of a vector as its rows of tangents."""
         shapes = self.local_shapes()
         parts = v.split([math.prod(shape) for shape in shapes.values()])
-        values = self.values.values()
-        return tuple(
-            part.to(p.dtype).view(shape) for part, p, shape in zip(parts, values, shapes.values(), strict=True)
-        )
+        each = zip(parts, self.values.values(), shapes.values(), strict=True)
+        return tuple(part.to(p.dtype).view(shape) for part, p, shape in each)
 
     # Every rank runs the model as often as all others -----------------------------------------------------------------
     def _batches(self, fingerprints: list[str] | None) -> Iterator[tuple[int, Any]]:
@@ -311,10 +308,8 @@ def gathered(rows: Sequence[torch.Tensor], like: Sequence[Any]) -> list[torch.Te
     out = flat.new_empty(ranks, len(flat))
     dist.all_gather(list(out), flat, group=like[0].device_mesh.get_group())
     parts = out.split([chunk * math.prod(each) for chunk, each in sizes], 1)
-    return [
-        part.reshape(ranks * chunk, *each)[: p.shape[0]]
-        for part, p, (chunk, each) in zip(parts, like, sizes, strict=True)
-    ]
+    whole = zip(parts, like, sizes, strict=True)
+    return [part.reshape(ranks * chunk, *each)[: p.shape[0]] for part, p, (chunk, each) in whole]
 
 
 class ShardedMode(linearize.ForwardMode):

@@ -170,9 +170,8 @@ class Tensorial(Foreign):
 
     def __init__(self, matrix: Any, dtype: torch.dtype) -> None:
         where = getattr(matrix, "device", None)
-        super().__init__(
-            matrix, dtype, torch.empty(0, device="cpu" if where is None else where).device
-        )  # cuda -> cuda:0
+        # cuda -> cuda:0
+        super().__init__(matrix, dtype, torch.empty(0, device="cpu" if where is None else where).device)
 
     def _out(self, V: torch.Tensor) -> torch.Tensor:
         return V

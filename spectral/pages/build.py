@@ -35,9 +35,8 @@ def labels_for(matrices: Sequence[str], conditions: Mapping[str, str] | None = N
 
     "note:METRIC" is the definition of a metric, "tick:CONDITION" a condition in a word. `conditions` names further ones.
     """
-    labels = (
-        NAMES | TEXTS["operators"] | CONDITIONS | dict(conditions or {}) | {f"tick:{name}": name for name in CONDITIONS}
-    )
+    ticks = {f"tick:{name}": name for name in CONDITIONS}
+    labels = NAMES | TEXTS["operators"] | CONDITIONS | dict(conditions or {}) | ticks
     for name in conditions or {}:
         # before training: before; noise20: 20
         labels[f"tick:{name}"] = labels[name].split()[0] if name in CONDITIONS else re.sub(r"^\D+(?=\d)", "", name)
@@ -74,6 +73,7 @@ def experiment(
     listed = tuple(dict.fromkeys((headline_metric, *asked.asked, *(metrics or (row.metric for row in everything)))))
     rows = [row for name in ordered for m in listed for row in everything if (row.matrix, row.metric) == (name, m)]
     trained = {r.cell.network: r for r in result.cells if r.trained is not None}
+    blocks = [r for r in result.cells if r.cell.matrix.block and r.cell.seed == result.cells[0].cell.seed]
     return Report(
         title=asked.name.replace("_", " ").capitalize(),
         question=asked.question,
@@ -91,8 +91,8 @@ def experiment(
             _training(subject_of(r), labels) | {"labels changed": f"{100 * r.changed:.0f} %"} for r in trained.values()
         ],
         products=_products([(tables.words(c.matrix, labels), c.spectrum.meta.get("operator", {})) for c in curves]),
-        blocks=_blocks(result.cells, labels),
-        parts=_parts(result.cells, labels),
+        blocks=[Curve(_panel_of(r, labels), r.cell.matrix.block, r.cell.seed, r.spectrum) for r in blocks],
+        parts=[_part(r, labels) for r in blocks],
         labels=labels,
         levels=asked.levels,
         trends=_trends(outcome, labels),
@@ -132,17 +132,12 @@ def _stems(cells: Sequence[CellResult]) -> list[Line]:
 def _counts(outcome: Outcome) -> list[Line]:
     """The number of outliers against that of classes: a line for each matrix and seed, before and after training."""
     lines = []
-    numbers = {c.name: c.classes for c in outcome.experiment.settings.conditions}
-    when = {c.name: "init" if c.noise is None else "true" for c in outcome.experiment.settings.conditions}
     for matrix in outcome.result.matrices:
         own = [r for r in outcome.result.cells if r.cell.matrix.name == matrix]
         for seed in dict.fromkeys(r.cell.seed for r in own):
-            for state in ("init", "true"):
-                pairs = [
-                    (numbers[r.cell.condition.name], r.metrics.get("outliers", math.nan))
-                    for r in own
-                    if r.cell.seed == seed and when[r.cell.condition.name] == state
-                ]
+            for state, trained in (("init", False), ("true", True)):
+                there = [r for r in own if r.cell.seed == seed and (r.cell.condition.noise is not None) == trained]
+                pairs = [(r.cell.condition.classes, r.metrics.get("outliers", math.nan)) for r in there]
                 x, y = np.array(sorted(pairs), dtype=float).reshape(-1, 2).T
                 lines.append(Line(matrix, state, x, y))
     return lines
@@ -182,32 +177,17 @@ def subject_of(result: CellResult) -> Subject:
     return Subject(cell.matrix.name, cell.condition.name, cell.seed, result.trained, result.test_accuracy)
 
 
-def _blocks(cells: Sequence[CellResult], labels: Mapping[str, str]) -> list[Curve]:
-    """The spectra of diagonal blocks of the first seed: a matrix and a condition is a panel, each block a colour."""
-    first = [r for r in cells if r.cell.matrix.block and r.cell.seed == cells[0].cell.seed]
-    return [Curve(_panel_of(r, labels), r.cell.matrix.block, r.cell.seed, r.spectrum) for r in first]
-
-
 def _panel_of(r: CellResult, labels: Mapping[str, str]) -> str:
+    """Of diagonal blocks: a matrix and a condition is a panel, each block a colour."""
     return f"{KINDS[r.cell.matrix.kind]}, {tables.words(r.cell.condition.name, labels)}"
 
 
-def _parts(cells: Sequence[CellResult], labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    """A row for each block of the first seed: its size, and trace, largest eigenvalue and effective rank with their errors."""
-
-    def said(r: CellResult, name: str) -> str:
-        return with_error(r.metrics[name], r.metrics.get(f"{name}_stderr", math.nan))
-
-    return [
-        {
-            "matrix": _panel_of(r, labels),
-            "block": r.cell.matrix.block,
-            "parameters": f"{r.spectrum.dim:,}",
-            **{NAMES.get(name, name): said(r, name) for name in ("trace", "lambda_max", "effective_rank")},
-        }
-        for r in cells
-        if r.cell.matrix.block and r.cell.seed == cells[0].cell.seed
-    ]
+def _part(r: CellResult, labels: Mapping[str, str]) -> Mapping[str, Any]:
+    """The row of a block: its size, and trace, largest eigenvalue and effective rank with their errors."""
+    row = {"matrix": _panel_of(r, labels), "block": r.cell.matrix.block, "parameters": f"{r.spectrum.dim:,}"}
+    for name in ("trace", "lambda_max", "effective_rank"):
+        row[NAMES.get(name, name)] = with_error(r.metrics[name], r.metrics.get(f"{name}_stderr", math.nan))
+    return row
 
 
 def _verdict(

@@ -20,11 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormat
 
 from spectral.cards import COLOURS, GREY
 from spectral.plotting import FLOOR, LABELS, eigenvalue_axis, shared_grid, thin_ticks
-from spectral.quadrature.density import (
-    mirrored,
-    one_eigenvalue,
-    per_efold,
-)
+from spectral.quadrature.density import mirrored, one_eigenvalue, per_efold
 
 from . import Curve, Line, Numbers, Prototype, Row, conditions_of, matrices_of, of_matrix
 from .picture import BOTTOM, DASHES, LEFT, NARROW, TOP, WIDE, Key, Panel, Picture, on_axes, same_size, shot
@@ -55,9 +51,8 @@ def styles(conditions: Sequence[str], levels: Mapping[str, float] | None = None)
     if len(others) <= len(free):
         return made | {name: (shade, "solid") for name, shade in zip(others, free, strict=False)}
     dashes = list(DASHES)
-    return made | {
-        name: (shade, dashes[i % 3]) for i, (name, shade) in enumerate(zip(others, _shades(len(others)), strict=True))
-    }
+    pairs = zip(others, _shades(len(others)), strict=True)
+    return made | {name: (shade, dashes[i % 3]) for i, (name, shade) in enumerate(pairs)}
 
 
 def _shades(count: int) -> list[str]:
@@ -177,9 +172,8 @@ def band_note(curves: Sequence[Curve]) -> str:
     fewest, most = min(groups.values()), max(groups.values())
     if most > 1:
         seeds = f"{most} seeds" if fewest == most else f"up to {most} seeds"
-        return f"line: mean over {seeds} · band: smallest to largest" + (
-            ", of one seed its 95 % interval" if fewest == 1 else ""
-        )
+        single = ", of one seed its 95 % interval" if fewest == 1 else ""
+        return f"line: mean over {seeds} · band: smallest to largest{single}"
     if all(curve.spectrum.is_exact for curve in curves):
         return "exact eigenvalues: a line without a band"
     return "band: 95 % interval of the estimate"
@@ -223,9 +217,8 @@ def landscape(
 
     panels = same_size(_by_matrix(names, labels, draw, alt, axes))
     note = band_note(chosen) if chosen else ""
-    note += " · dashed: the nearest Marchenko–Pastur law" * bool(
-        theory
-    ) + " · stems: outliers of the first seed" * bool(stems)
+    note += " · dashed: the nearest Marchenko–Pastur law" * bool(theory)
+    note += " · stems: outliers of the first seed" * bool(stems)
     return Picture(panels, _keys(conditions, style, labels), note)
 
 
@@ -239,9 +232,7 @@ def _by_matrix(
 ) -> tuple[Panel, ...]:
     """A panel for each matrix: `draw(name, *axes)`, and what it shows in words, `alt(name)`."""
     width = NARROW if len(names) > 1 else WIDE
-    return tuple(
-        on_axes(partial(draw, name), words(name, labels), alt(name), width, axes(name), left) for name in names
-    )
+    return tuple(on_axes(partial(draw, m), words(m, labels), alt(m), width, axes(m), left) for m in names)
 
 
 def _alt_density(name: str, curves: Sequence[Curve], strip: Row | None, labels: Mapping[str, str]) -> str:
@@ -267,12 +258,8 @@ def panels(
 ) -> Picture:
     """One panel per matrix, `kind` is "density", "lines" (densities of many, without bands) or "cdf"."""
     conditions = conditions_of(curves)
-    kinds: dict[str, Callable[..., None]] = {
-        "density": draw_density,
-        "lines": partial(draw_density, band=False),
-        "cdf": draw_cdf,
-    }
-    style, draw_kind = styles(conditions, levels), kinds[kind]
+    style: Mapping[str, Style] = styles(conditions, levels)
+    draw_kind = draw_cdf if kind == "cdf" else partial(draw_density, band=kind == "density")
 
     def draw(name: str, ax: Axes) -> None:
         draw_kind(ax, of_matrix(curves, name), style)
@@ -335,11 +322,8 @@ def _pairs(given: Numbers) -> Picture:
         f"residuals: {int(given.converged.sum())} at or below {threshold:.1g}."
     )
     keys = tuple(Key(name, shade) for name, _, shade, _ in parts)
-    return Picture(
-        (on_axes(draw, "", alt, WIDE, [(2.2, 0.35), (1.8, BOTTOM)]),),
-        keys,
-        "bars: residual · dashed: from here a pair counts as converged",
-    )
+    panel = on_axes(draw, "", alt, WIDE, [(2.2, 0.35), (1.8, BOTTOM)])
+    return Picture((panel,), keys, "bars: residual · dashed: from here a pair counts as converged")
 
 
 def _log_values(ax: Axes, values: np.ndarray) -> None:

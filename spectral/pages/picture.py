@@ -98,9 +98,7 @@ class Picture:
         size = min(10.5, 72 * (width / DPI - 0.8) / (0.64 * longest))  # a long name in one column is written smaller
         lines = -(-len(self.keys) // columns) + bool(self.note)
         figure = Figure(figsize=(width / DPI, 0.12 + 0.21 * lines), dpi=DPI)
-        handles = [
-            Line2D([], [], color=k.colour, linestyle=DASHES[k.dash], linewidth=2, label=k.label) for k in self.keys
-        ]
+        handles = [Line2D([], [], color=k.colour, ls=DASHES[k.dash], lw=2, label=k.label) for k in self.keys]
         style: dict[str, Any] = {"fontsize": size, "title": self.note, "title_fontsize": min(9, size)}
         figure.legend(handles=handles, loc="center", ncols=columns, frameon=False, **style)
         return figure
@@ -178,9 +176,7 @@ def on_axes(
 
 def same_size(panels: Sequence[Panel]) -> tuple[Panel, ...]:
     """Panels without a strip are padded with white below."""
-    height = max(panel.pixels.shape[0] for panel in panels)
-    pads = [((0, height - panel.pixels.shape[0]), (0, 0), (0, 0)) for panel in panels]
-    return tuple(
-        replace(panel, pixels=np.pad(panel.pixels, pad, constant_values=255))
-        for panel, pad in zip(panels, pads, strict=True)
-    )
+    tallest = max(panel.height for panel in panels)
+    below = [((0, tallest - panel.height), (0, 0), (0, 0)) for panel in panels]
+    padded = [np.pad(panel.pixels, pad, constant_values=255) for panel, pad in zip(panels, below, strict=True)]
+    return tuple(replace(panel, pixels=pixels) for panel, pixels in zip(panels, padded, strict=True))

@@ -186,10 +186,8 @@ def _estimate(name: str, e: Any) -> Section:
 
 def _power_law(name: str, fit: Any) -> Section:
     line = build.exponents(fit, name, VALUE)
-    drawn = {
-        **page.TEXTS["lines"]["alpha"],
-        "note": "band: one standard error · dot: the fit, hollow where it is refused",
-    }
+    note = "band: one standard error · dot: the fit, hollow where it is refused"
+    drawn = {**page.TEXTS["lines"]["alpha"], "note": note}
     picture = replace(figures.lines([line], {}, **drawn), keys=()) if len(line.x) else None
     rows = {"verdict": "accepted" if fit.accepted else "refused", "α": with_error(fit.alpha, fit.sigma)}
     for label, key in (("start xmin", "xmin"), ("distance D", "D"), ("eigenvalues in the tail", "tail")):
@@ -259,11 +257,8 @@ def _other(name: str, result: Any) -> Section:
 def _told(name: str, result: Any) -> Section:
     """Any other result that says a sentence: that, and its numbers."""
     values = {item.name.replace("_", " "): getattr(result, item.name) for item in fields(result)}
-    rows = {
-        k: ("no", "yes")[v] if isinstance(v, bool) else f"{v:.6g}"
-        for k, v in values.items()
-        if isinstance(v, int | float) and v == v
-    }
+    numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and v == v}
+    rows = {k: ("no", "yes")[v] if isinstance(v, bool) else f"{v:.6g}" for k, v in numbers.items()}
     return Section(name, "other", _opened(result), tables.of_settings(rows), took=_took(result))
 
 

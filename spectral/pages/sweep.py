@@ -121,11 +121,8 @@ class Sweep:
 
     def text(self, values: tuple[str, ...]) -> str:
         """A series in words: values that speak for themselves, others with the name of their column."""
-        parts = [
-            value if _speaks(value) else f"{column} {value}"
-            for column, value in zip(self.columns, values, strict=True)
-            if value != "–"
-        ]
+        pairs = zip(self.columns, values, strict=True)
+        parts = [value if _speaks(value) else f"{column} {value}" for column, value in pairs if value != "–"]
         return " · ".join(parts) or "all runs"
 
 
@@ -187,10 +184,8 @@ def _read(path: Path) -> Run:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as one level {dotted name: value}, without what says nothing about the numbers."""
-    whole = tables.leaves(config)
-    return {
-        k: v for k, v in whole.items() if not any(k == name or k.startswith(f"{name}.") for name in TEXTS["ignored"])
-    }
+    ignored = tuple(f"{name}." for name in TEXTS["ignored"])
+    return {k: v for k, v in tables.leaves(config).items() if not f"{k}.".startswith(ignored)}
 
 
 def _canonical(value: Any) -> Any:
@@ -295,10 +290,8 @@ def _panel(run: Run, cell: Mapping[str, Any], labels: dict[str, str]) -> str:
 def _short(keys: Sequence[str]) -> list[str]:
     """Names of settings in short words; where two would be the same, with the group."""
     short = [TEXTS["short"].get(key, key.rpartition(".")[2].replace("_", " ").strip()) for key in keys]
-    return [
-        name if short.count(name) == 1 else f"{key.partition('.')[0]} {name}"
-        for key, name in zip(keys, short, strict=True)
-    ]
+    pairs = zip(keys, short, strict=True)
+    return [name if short.count(name) == 1 else f"{key.partition('.')[0]} {name}" for key, name in pairs]
 
 
 def _told_apart(configurations: Iterable[Configuration]) -> list[Configuration]:

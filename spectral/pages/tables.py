@@ -190,11 +190,8 @@ def of_settings(mapping: Mapping[str, object]) -> Table:
     """A nested mapping in two columns, its keys joined by dots."""
     known = {name: value for name, value in leaves(mapping).items() if not isinstance(value, Mapping)}
     texts = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in known.items()}
-    return Table(
-        ("setting", "value"),
-        (("", tuple(Entry(tuple(map(Cell, pair))) for pair in texts.items())),),
-        layout="pairs words",
-    )
+    entries = tuple(Entry(tuple(map(Cell, pair))) for pair in texts.items())
+    return Table(("setting", "value"), (("", entries),), layout="pairs words")
 
 
 def plain(value: object) -> str:

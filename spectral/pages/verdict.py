@@ -325,9 +325,8 @@ def of_noise(e: Evidence) -> Verdict:
     if row is not None:
         far = [with_error(*row.mean(name)) for name in ("gaussian", "real")]
         spread = " (mean ± sd)" if len(row.values["real"]) > 1 else ""
-        held = [
-            with_error(*_in_the_bulk(e, row.matrix, name)) for name in ("gaussian", "real")
-        ]  # the distance is theirs alone
+        # the distance is theirs alone
+        held = [with_error(*_in_the_bulk(e, row.matrix, name)) for name in ("gaussian", "real")]
         body += f"; the bulk nearest to it holds {held[0]} % of the eigenvalues with Gaussian and {held[1]} % with real inputs"
         body += f", and that bulk's CDF is {far[0]} away with Gaussian and {far[1]} with real inputs{spread}"
         body += f" for the {e.words(row.matrix)}"
@@ -490,10 +489,8 @@ def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str 
         return Verdict("found", f"All {n} eigenvalues are zero{' up to rounding' * (spectrum.scale > 0)}{end}.")
     low, high = (0.0 if abs(x) <= max(spectrum.value_error, 1e-15 * spectrum.scale) else x for x in spectrum.interval)
     known = [len(spectrum.atoms.values) and spectrum.atoms.values[i] for i in (0, -1)]
-    bounds = [
-        "" if spectrum.is_exact or k == x else word
-        for k, x, word in zip(known, spectrum.interval, ("at most ", "at least "), strict=True)
-    ]
+    ends = zip(known, spectrum.interval, ("at most ", "at least "), strict=True)
+    bounds = ["" if spectrum.is_exact or k == x else word for k, x, word in ends]
     zeros = f" ({spectrum.zeros} of them zero by its shape)" if spectrum.zeros else ""
     text = (
         f"The {n} eigenvalues{zeros} reach from {bounds[0]}{_plain(low)} to {bounds[1]}{_plain(high)} and count as "
@@ -523,12 +520,9 @@ def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Ve
     end = f"; {about}" if about else ""
     v, e = given.value, given.error
     if given.kind == "trace":
-        exact = (
-            " exactly"
-            if e[0] == 0
-            else f" (one standard error; {given.about['method']}, {given.about['products']} products)"
-        )
-        return Verdict("found", f"The trace is {with_error(float(v[0]), float(e[0]))}{exact}{end}.")
+        how = f" (one standard error; {given.about['method']}, {given.about['products']} products)"
+        how = " exactly" if e[0] == 0 else how
+        return Verdict("found", f"The trace is {with_error(float(v[0]), float(e[0]))}{how}{end}.")
     if given.kind == "diagonal":
         low, high = (f"{with_error(float(v[i]), float(e[i]))} (entry {i})" for i in (int(v.argmin()), int(v.argmax())))
         said = (
@@ -543,11 +537,8 @@ def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Ve
         return Verdict("undecided", f"Undecided: none of the {len(v)} {given.kind} has converged{end}.")
     good = v[done]
     span = _plain(float(good[0])) if len(good) == 1 else f"{_plain(float(good[0]))} to {_plain(float(good[-1]))}"
-    many = (
-        f"The {len(good)} {which} {given.kind} are"
-        if len(good) > 1
-        else f"The {which} {given.kind.removesuffix('s')} is"
-    )
+    one = f"The {which} {given.kind.removesuffix('s')} is"
+    many = f"The {len(good)} {which} {given.kind} are" if len(good) > 1 else one
     missing = len(v) - len(good)
     text = f"{many} {span}, each within {float(e[done].max()):.1g}"
     text += f"; {missing} more {'have' if missing > 1 else 'has'} not converged" if missing else ""

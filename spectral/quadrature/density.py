@@ -16,6 +16,7 @@ import scipy
 
 from spectral.quadrature.pooled import Quadrature
 from spectral.results import Atoms, Density
+from spectral.schema import POSITIVE, number
 
 LOG = 0.1  # a tenth of a decade
 KERNELS = {"linear": 0.02, "log": LOG}  # by default: 2 % of the range
@@ -30,8 +31,7 @@ def density(s: Quadrature, x: Any, resolution: float | None, scale: str, confide
     if scale not in KERNELS:
         raise ValueError(f"scale={scale!r} is no scale; use 'linear' or 'log'.")
     resolution = KERNELS[scale] if resolution is None else resolution
-    if not resolution > 0:
-        raise ValueError(f"resolution={resolution} is no width; use a positive number.")
+    number(resolution, "resolution", "width", POSITIVE)
     low, high = _support(s, scale)
     width = resolution if scale == "log" else resolution * ((high - low) or abs(high) or 1.0)
     t = np.linspace(low - 3 * width, high + 3 * width, POINTS) if x is None else _coordinate(x, scale)
