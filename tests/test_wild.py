@@ -462,6 +462,76 @@ def test_loss_may_hold_derivatives_in_the_parameters(problem):
     assert agrees(H, right, 1e-8) and H.epochs == 2
 
 
+def residual(u, x):
+    """u_xx + u_y + u^3 for each sample."""
+    g = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
+    return torch.autograd.grad(g[:, 0].sum(), x, create_graph=True)[0][:, 0] + g[:, 1] + u[:, 0] ** 3
+
+
+PHYSICS = {
+    "(sum, count)": lambda u, batch: ((residual(u, batch[0]) ** 2).sum(), len(u)),
+    "mean": lambda u, batch: (residual(u, batch[0]) ** 2).mean(),
+    "each": lambda u, batch: residual(u, batch[0]) ** 2,
+}
+
+
+@pytest.fixture
+def physics():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).to(DOUBLE)
+    x = torch.rand(5, 2, dtype=DOUBLE)
+    whole = x.clone().requires_grad_()
+    own = list(model.parameters())
+    return model, [[part.clone().requires_grad_()] for part in (x[:3], x[3:])], rows(residual(model(whole), whole), own)
+
+
+@pytest.mark.parametrize("form", PHYSICS)
+def test_loss_may_differentiate_the_output_in_the_inputs(physics, form):
+    model, data, J = physics
+    H = Hessian(model, PHYSICS[form], data)
+    r = torch.cat([residual(model(x), x).detach() for (x,) in data])
+    right = second(lambda: sum((residual(model(x), x) ** 2).sum() for (x,) in data) / 5, list(model.parameters()))
+    assert agrees(H, right, 1e-7) and "loss_couples_samples" not in H.describe()
+    assert agrees(EmpiricalFisher(model, PHYSICS[form], data), 4 * J.T @ (r[:, None] ** 2 * J) / 5)
+
+
+def test_gauss_newton_is_of_what_the_loss_reads_of_the_output(physics):
+    """Through u's values alone the derivatives of u would be constants, or lost."""
+    model, data, J = physics
+
+    def lenient(u, batch):
+        g = torch.autograd.grad(u.sum(), batch[0], create_graph=True, allow_unused=True)[0]
+        return (u**2).sum() + (0 if g is None else (g**2).sum()), len(u)
+
+    for loss, some in (
+        (PHYSICS["(sum, count)"], data),
+        (lenient, data),
+        (lenient, [[data[0][0].detach()[:1].requires_grad_()]]),
+    ):
+        with pytest.raises(
+            ValueError, match="loss= differentiates the output itself, in the inputs say; let forward= return"
+        ):
+            GaussNewton(model, loss, some) @ torch.ones(13, dtype=DOUBLE)
+    A = GaussNewton(model, lambda r, b: ((r**2).sum(), len(r)), data, forward=lambda m, b: residual(m(b[0]), b[0]))
+    assert agrees(A, 2 * J.T @ J / 5)
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_model_with_a_hook_on_a_parameter_is_refused_as_long_as_it_is_there(problem, register):
+    """A mask of its gradient, say, which training would call."""
+    model, x, y = problem
+    H = Hessian(model, CE, cut(x, y))
+    right = dense(H)
+    handle = getattr(model[0].weight, register)(lambda g: None)
+    for make in (lambda: Jacobian(model, [x]), lambda: dense(H)):
+        with pytest.raises(ValueError, match=r"the parameter 0.weight has a hook on its gradient .*copy.deepcopy"):
+            make()
+    assert agrees(Hessian(copy.deepcopy(model), CE, cut(x, y)), right)
+    assert agrees(Hessian(model, CE, cut(x, y), params=["2.*"]), right[16:, 16:])
+    handle.remove()
+    assert agrees(H, right)
+
+
 @pytest.mark.parametrize("count", [-3, float("nan"), torch.tensor(float("inf"))])
 def test_count_is_a_number_from_0_on(problem, count):
     model, x, y = problem

@@ -51,6 +51,12 @@ def version(t: torch.Tensor) -> int:
     return t._version
 
 
+def hooks(t: torch.Tensor) -> list[Any]:
+    """Of `register_hook` and `register_post_accumulate_grad_hook`. Without these names none is seen."""
+    held = (getattr(t, name, None) for name in ("_backward_hooks", "_post_accumulate_grad_hooks"))
+    return [hook for some in held for hook in (some or {}).values()]
+
+
 def is_view(t: torch.Tensor) -> bool:
     """Whether it lies in another's memory. Without it the first product in forward mode raises AttributeError."""
     return t._is_view()

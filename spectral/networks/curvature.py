@@ -591,17 +591,17 @@ class GaussNewton(Curvature):
         return {**super().describe(), **({"head_in_chunks": self.network.head} if self.chunked else {}), **singles}
 
     def _inspect(self, recorded: Any = None, below: Sequence[torch.Tensor] = ()) -> None:
-        batch = self.network.first.batch
+        first = self.network.first
         if self.loss is None:
             losses.check_classes(self.network.loss.shift)
         with self.network.opened():  # once for all
             if self.chunked and self.options.preflight:
                 cut = Cut()
-                super()._inspect(self.network.cut_at_head(batch, cut), cut.below)
+                super()._inspect(self.network.cut_at_head(first.batch, cut), cut.below)
                 self._hold_head(cut)
             else:
                 super()._inspect()
-            checks.check_loss_of_outputs(self.network, batch, type(self).__name__)
+            checks.check_loss_of_outputs(self.network, first, type(self).__name__)
 
     @property
     def chunked(self) -> bool:

@@ -191,6 +191,12 @@ class DataModel:
                 f"the parameter {changed[0]} now has shape {tuple(named[changed[0]].shape)} instead of "
                 f"{tuple(shapes[changed[0]])}; build the operator anew."  # type: ignore[index]
             )
+        hooked = [name for name in self.names if private.hooks(named[name])]
+        if hooked:
+            raise ValueError(
+                f"the parameter {hooked[0]} has a hook on its gradient (register_hook), which training calls and products do "
+                "not; remove it (handle.remove()), or pass copy.deepcopy(model), whose parameters have none."
+            )
         self.shapes = shapes or {name: named[name].shape for name in self.names}
         values = {name: self._cast(p.detach()) for name, p in named.items()}
         self.values = {name: values.pop(name).requires_grad_(self.inner_gradients) for name in self.names}
@@ -410,6 +416,7 @@ class DataModel:
     def _learn(self, index: int, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the loss means, from a batch's output: its (sum, count)."""
         self.loss.inputs = self.call.run.reads or self.loss.inputs
+        self.loss.output = self.call.run if self.shards is None else None  # which all ranks would have to call
         sum_count = self.loss.learn(index, output, batch)
         if index == 0 and self._of_loss:
             self.loss.check_samples(output, batch)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,9 @@ class Loss:
         self.tested = False  # whether parts of a batch have been held against the whole
         self.mark = self._marked()  # of what a module counts with
         self.counted = False  # whether a batch has counted targets, so that `shift` is certain
+        # the model's output of a batch, and whether the loss differentiates it in what the batch holds (physics-informed)
+        self.output: Callable[[Any], Any] | None = None
+        self.differentiates = False
 
     @property
     def is_module(self) -> bool:
@@ -136,10 +140,16 @@ class Loss:
             terms, counts = (t.reshape(len(t), -1).sum(1) for t in self._terms(output, batch))
             return terms, counts
         size = self.samples.size(batch)
-        pairs = [
-            self(Samples().rows(output, size, i, i + 1), self.samples.rows(batch, size, i, i + 1)) for i in range(size)
-        ]
+        pairs = [self(*self._part(output, batch, i, i + 1)) for i in range(size)]
         return torch.stack([total for total, _ in pairs]), torch.stack([count for _, count in pairs])
+
+    def _part(self, output: Any, batch: Any, start: int, stop: int) -> tuple[Any, Any]:
+        """(output, batch) of some samples: the output is made of theirs where the loss differentiates it."""
+        size = self.samples.size(batch)
+        part = self.samples.rows(batch, size, start, stop)
+        if self.differentiates and self.output is not None:
+            return self.output(part), part
+        return Samples().rows(output, size, start, stop), part
 
     def sums(self, output: Any, batch: Any) -> torch.Tensor:
         """The summed loss of each sample's counted targets, (B,): their sum is that of the batch."""
@@ -262,24 +272,29 @@ class Loss:
             self.tested = True
         if size < 2 or self.is_native or (self.tested and self.form != "mean"):
             return
+        self.tested = True
+        why = self._apart(index, output, batch)
+        if why and not self.differentiates and any(t.requires_grad for t in tensors(output)):
+            self.differentiates = True
+            self.differentiates = not self._apart(index, output, batch)
+            why = "" if self.differentiates else why
+        if why:
+            self._coupled(index, why)
+
+    def _apart(self, index: int, output: Any, batch: Any) -> str:
+        """Why two parts of a batch do not add up to the whole; "" where they do."""
+        size = self.samples.size(batch)
         cut = -(-size // 3)  # of different sizes: a mean over something else than samples shows
-        parts = [(0, cut), (cut, size)]
         whole = self._numbers(output, batch)
         try:
-            some = [
-                self._numbers(Samples().rows(output, size, *part), self.samples.rows(batch, size, *part))
-                for part in parts
-            ]
+            some = [self._numbers(*self._part(output, batch, *part)) for part in ((0, cut), (cut, size))]
         except WRONG as problem:
-            self._coupled(index, f"parts of a batch alone: {first_line(problem)}")
-            return
-        finally:
-            self.tested = True
+            return f"parts of a batch alone: {first_line(problem)}"
         total, count = (sum(numbers) for numbers in zip(*some, strict=True))
         scale = max(abs(whole[0]), sum(abs(part[0]) for part in some))
         allowed = _allowed(*tensors(output))
         if abs(total - whole[0]) <= allowed * scale and abs(count - whole[1]) <= allowed * abs(whole[1]):
-            return
+            return ""
         if self.form == "mean" and abs(sum(t / c for t, c in some) - whole[0] / whole[1]) <= allowed * scale:
             raise ValueError(
                 f"{_called(self.given)} returns the sum over a batch without a count; return (sum, count), such as (sum, "
@@ -287,7 +302,7 @@ class Loss:
             )
         apart = abs(total - whole[0]) > allowed * scale
         ours, theirs, what = (total, whole[0], "give") if apart else (count, whole[1], "count")
-        self._coupled(index, f"two parts of batch {index} {what} {ours:.6g} and the whole {theirs:.6g}")
+        return f"two parts of batch {index} {what} {ours:.6g} and the whole {theirs:.6g}"
 
     def _numbers(self, output: Any, batch: Any) -> tuple[float, float]:
         total, count = self(output, batch)
@@ -352,6 +367,8 @@ class Loss:
         real = [(p, t) for p, t in leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
         heads = [t.detach().requires_grad_() for _, t in real]
         places = [place for place, _ in real]
+        if any(t.requires_grad for _, t in real):  # it may be differentiated in what the batch holds, as it is alone
+            return places
         total, _ = self(replaced(output, dict(zip(places, heads, strict=True))), batch)
         if not total.requires_grad:
             return places

@@ -22,7 +22,7 @@ from torch import nn
 from spectral import arrays, longvectors
 from spectral.failures import first_line, is_own
 from spectral.networks.batches import is_finite, part
-from spectral.networks.data_model import FAILURES, DataModel
+from spectral.networks.data_model import FAILURES, DataModel, FirstBatch
 from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.diagnose.graph import GraphFacts, Made, graph_facts, reached_leaves
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
@@ -223,14 +223,21 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
     )
 
 
-def check_loss_of_outputs(network: LossModel, batch: Any, matrix: str) -> None:
-    """Refuse a loss that reads what is differentiated beside the outputs, or a number that the model has reduced already.
+def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) -> None:
+    """Refuse a loss that is no function of the outputs' values, or reads what is differentiated beside them, or a number that the
+    model has reduced already.
 
     Through the outputs alone such terms would be left out. Cost: a forward pass of the first batch, for a loss of the user's.
     """
-    loss = network.loss
+    loss, batch = network.loss, first.batch
     if loss.given is None or loss.is_native or not network.preflight:
         return
+    derived = (
+        f"{matrix} is the curvature through the values of the model's output, but loss= differentiates the output itself, in the "
+        "inputs say; let forward= return these derivatives for the loss to read, or use Hessian."
+    )
+    if loss.differentiates:
+        raise ValueError(derived)
     with network.opened():
         x = network.inputs_of(batch).detach().requires_grad_() if network.wrt == "inputs" else None
         there = batch if x is None else network.with_inputs(batch, x)
@@ -244,10 +251,14 @@ def check_loss_of_outputs(network: LossModel, batch: Any, matrix: str) -> None:
             total = total_of(*heads)
             _reseed()
             again = total_of(*heads)
+        except RuntimeError as problem:
+            raise ValueError(derived) from problem
         finally:
             network.values = values
         if _differ(total.detach(), again.detach(), total.dtype):
             raise ValueError("loss= gives two values for one output of the model: it is random; remove the noise.")
+        if first.total is not None and _differ(first.total, total.detach(), total.dtype):
+            raise ValueError(derived)  # without what it makes of the derivatives
         ends = {id(t) for t in reached_leaves([total])}
         read = [name for name in network.names if id(leaves[name]) in ends or id(own[name]) in ends]
         if read:
