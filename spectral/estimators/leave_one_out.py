@@ -200,11 +200,9 @@ def empty(A: Operator) -> torch.Tensor:
 
 
 def zeros(A: Operator) -> torch.Tensor:
-    """A vector of zeros (n,); on the processor it takes memory as it is written to, after the first products have been tested."""
+    """A vector of zeros (n,), whose memory is taken after the first product has been tested."""
     made = A.empty()
-    if made.device.type != "cpu" or made.dtype not in arrays.NUMPY:
-        return made.zero_()
-    return like(torch.from_numpy(np.zeros(len(made), arrays.NUMPY[made.dtype])), made)
+    return like(arrays.zeros_like(local(made)), made)
 
 
 def known_product(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> KnownProduct:
