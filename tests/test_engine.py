@@ -1,6 +1,7 @@
 """Both ways give the derivative; programs give what their way gives; the choice is measured and says its reason."""
 
 import shutil
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,12 @@ def adjoint_error(lin, calls=3):
         )
         errors += [test.of_forward(v, there(v), there), test.of_transpose(u, back(u), there)]
     return max(errors)
+
+
+def test_what_is_mapped_in_a_loop_warns_nobody():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert trace.vmap(lambda x: torch.ops.aten.copy(x, 2 * x))(torch.ones(2, 3)).sum() == 12
 
 
 @pytest.mark.parametrize("engine", linearize.WAYS.values())

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -36,6 +37,18 @@ SAME = (aten.detach.default, aten.alias.default)  # of a value that no graph is 
 SHAPES = (aten.is_same_size.default, private.has_same_storage_numel)  # tell nothing of the values
 INTO = {aten.mm.default: aten.addmm_.default, aten.bmm.default: aten.baddbmm_.default}
 ADDED = {aten.addmm.default: aten.addmm_.default, aten.baddbmm.default: aten.baddbmm_.default}
+
+
+def vmap(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`torch.func.vmap` without torch's warning that some operation is mapped in a loop, which changes no number."""
+    mapped = torch.func.vmap(function, **options)
+
+    def quiet(*given: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            return mapped(*given)
+
+    return quiet
 
 
 class Unrecordable(RuntimeError):
@@ -214,7 +227,7 @@ class Program:
             raise Unrecordable("a program that writes in place takes one vector at a time")
         v = next(node.meta for node in self.module.graph.nodes if "device" in node.meta)
         V = torch.zeros(columns, *v["shape"], dtype=v["dtype"], device=v["device"])
-        mapped = torch.func.vmap(self.module, in_dims=(0, *[None] * len(self.constants)))
+        mapped = vmap(self.module, in_dims=(0, *[None] * len(self.constants)))
         with torch.no_grad(), Tracer([V, *self.constants], copies=False) as recorder:
             out = mapped(V, *self.constants)
         program = _finish(recorder, out)

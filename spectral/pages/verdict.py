@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from spectral.analysis import marchenko_pastur
-from spectral.cards import with_error
+from spectral.cards import counted, with_error
 from spectral.estimators.functionals import negative_mass
 from spectral.experiments.effects import SCALE, Trend, mean_and_error
 from spectral.spectrum import Spectrum
@@ -486,16 +486,17 @@ def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str 
 
     n, end = spectrum.dim, f"; {about}" if about else ""
     if not spectrum.scale > spectrum.value_error:
-        return Verdict("found", f"All {n} eigenvalues are zero{' up to rounding' * (spectrum.scale > 0)}{end}.")
+        they = f"All {n:,} eigenvalues are" if n > 1 else "The eigenvalue is"
+        return Verdict("found", f"{they} zero{' up to rounding' * (spectrum.scale > 0)}{end}.")
     low, high = (0.0 if abs(x) <= max(spectrum.value_error, 1e-15 * spectrum.scale) else x for x in spectrum.interval)
     known = [len(spectrum.atoms.values) and spectrum.atoms.values[i] for i in (0, -1)]
     ends = zip(known, spectrum.interval, ("at most ", "at least "), strict=True)
     bounds = ["" if spectrum.is_exact or k == x else word for k, x, word in ends]
     zeros = f" ({spectrum.zeros} of them zero by its shape)" if spectrum.zeros else ""
     text = (
-        f"The {n} eigenvalues{zeros} reach from {bounds[0]}{_plain(low)} to {bounds[1]}{_plain(high)} and count as "
-        f"{said('effective_rank')} equal ones (effective rank); {said('information_dimension')} of them hold 90 % of "
-        + ("Σ|λ|" if low < 0 else "their sum")
+        f"The {counted(n, 'eigenvalue')}{zeros} reach{'es' * (n == 1)} from {bounds[0]}{_plain(low)} to {bounds[1]}"
+        f"{_plain(high)} and count{'s' * (n == 1)} as {said('effective_rank')} equal ones (effective rank); "
+        f"{said('information_dimension')} of them hold 90 % of " + ("Σ|λ|" if low < 0 else "their sum")
     )
     if low < 0 and math.isfinite(numbers.get("negative_mass", math.nan)):
         text += f", negative ones {said('negative_mass', 100)} %"
@@ -508,7 +509,7 @@ def _how_sure(spectrum: Spectrum) -> str:
     error = spectrum.meta.get("error")
     off = f", off by {float(error['w1']):.2g} of the range (W1)" if isinstance(error, Mapping) and "w1" in error else ""
     probes = len(spectrum.nodes)
-    return f"estimated from {probes} random vector{'s' * (probes > 1)} and {spectrum.products} products{off}"
+    return f"estimated from {counted(probes, 'random vector')} and {counted(spectrum.products, 'product')}{off}"
 
 
 def _plain(value: float) -> str:
@@ -520,7 +521,7 @@ def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Ve
     end = f"; {about}" if about else ""
     v, e = given.value, given.error
     if given.kind == "trace":
-        how = f" (one standard error; {given.about['method']}, {given.about['products']} products)"
+        how = f" (one standard error; {given.about['method']}, {counted(given.about['products'], 'product')})"
         how = " exactly" if e[0] == 0 else how
         return Verdict("found", f"The trace is {with_error(float(v[0]), float(e[0]))}{how}{end}.")
     if given.kind == "diagonal":
