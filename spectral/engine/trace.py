@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 import operator
-import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -44,8 +43,7 @@ def vmap(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     mapped = torch.func.vmap(function, **options)
 
     def quiet(*given: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")
+        with private.mapped_in_silence():
             return mapped(*given)
 
     return quiet
