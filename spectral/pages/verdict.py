@@ -492,11 +492,13 @@ def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str 
     known = [len(spectrum.atoms.values) and spectrum.atoms.values[i] for i in (0, -1)]
     ends = zip(known, spectrum.interval, ("at most ", "at least "), strict=True)
     bounds = ["" if spectrum.is_exact or k == x else word for k, x, word in ends]
+    if n == 1:
+        return Verdict("found", f"The eigenvalue is {_plain(high)}; {_how_sure(spectrum)}{end}.")
     zeros = f" ({spectrum.zeros} of them zero by its shape)" if spectrum.zeros else ""
     text = (
-        f"The {counted(n, 'eigenvalue')}{zeros} reach{'es' * (n == 1)} from {bounds[0]}{_plain(low)} to {bounds[1]}"
-        f"{_plain(high)} and count{'s' * (n == 1)} as {said('effective_rank')} equal ones (effective rank); "
-        f"{said('information_dimension')} of them hold 90 % of " + ("Σ|λ|" if low < 0 else "their sum")
+        f"The {n:,} eigenvalues{zeros} reach from {bounds[0]}{_plain(low)} to {bounds[1]}{_plain(high)} and count as "
+        f"{said('effective_rank')} equal ones (effective rank); {said('information_dimension')} of them hold 90 % of "
+        + ("Σ|λ|" if low < 0 else "their sum")
     )
     if low < 0 and math.isfinite(numbers.get("negative_mass", math.nan)):
         text += f", negative ones {said('negative_mass', 100)} %"
@@ -505,7 +507,7 @@ def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str 
 
 def _how_sure(spectrum: Spectrum) -> str:
     if spectrum.is_exact:
-        return "all are exact"
+        return "all are exact" if spectrum.dim > 1 else "it is exact"
     error = spectrum.meta.get("error")
     off = f", off by {float(error['w1']):.2g} of the range (W1)" if isinstance(error, Mapping) and "w1" in error else ""
     probes = len(spectrum.nodes)
