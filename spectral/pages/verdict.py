@@ -523,8 +523,9 @@ def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Ve
     end = f"; {about}" if about else ""
     v, e = given.value, given.error
     if given.kind == "trace":
-        how = f" (one standard error; {given.about['method']}, {counted(given.about['products'], 'product')})"
-        how = " exactly" if e[0] == 0 else how
+        products = counted(given.about["products"], "product")
+        estimated = f" (one standard error; {given.about['method']}, {products})"
+        how = " exactly" if e[0] == 0 else estimated
         return Verdict("found", f"The trace is {with_error(float(v[0]), float(e[0]))}{how}{end}.")
     if given.kind == "diagonal":
         low, high = (f"{with_error(float(v[i]), float(e[i]))} (entry {i})" for i in (int(v.argmin()), int(v.argmax())))
@@ -536,14 +537,15 @@ def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Ve
         how = "all are exact" if not e.any() else "one standard error each, which spreads the ends of so many"
         return Verdict("found", f"{said} from {low} to {high}, their mean is {_plain(float(v.mean()))}; {how}{end}.")
     done = given.converged
+    one = given.kind.removesuffix("s")
     if not done.any():
-        return Verdict("undecided", f"Undecided: none of the {len(v)} {given.kind} has converged{end}.")
-    good = v[done]
-    span = _plain(float(good[0])) if len(good) == 1 else f"{_plain(float(good[0]))} to {_plain(float(good[-1]))}"
-    one = f"The {which} {given.kind.removesuffix('s')} is"
-    many = f"The {len(good)} {which} {given.kind} are" if len(good) > 1 else one
+        return Verdict("undecided", f"Undecided: of {counted(len(v), one)} none has converged{end}.")
+    good, within = v[done], f"within {float(e[done].max()):.1g}"
+    text = f"The {which} {one} is {_plain(float(good[0]))}, {within}"
+    if len(good) > 1:
+        ends = f"{_plain(float(good[0]))} to {_plain(float(good[-1]))}"
+        text = f"The {len(good)} {which} {given.kind} are {ends}, each {within}"
     missing = len(v) - len(good)
-    text = f"{many} {span}, each within {float(e[done].max()):.1g}"
     text += f"; {missing} more {'have' if missing > 1 else 'has'} not converged" if missing else ""
     text += "" if given.about["complete"] else "; the search was cut off, and a better one may be missing"
     return Verdict("found", f"{text}{end}.")
