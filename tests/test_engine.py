@@ -49,6 +49,13 @@ def adjoint_error(lin, calls=3):
     return max(errors)
 
 
+def test_what_is_mapped_in_a_loop_warns_nobody(capfd):
+    assert trace.vmap(lambda x: torch.ops.aten.copy(x, 2 * x))(torch.ones(2, 3)).sum() == 12
+    assert capfd.readouterr().err == ""
+    torch.func.vmap(lambda x: torch.ops.aten.copy(x, 2 * x))(torch.ones(2, 3))
+    assert "performance drop" in capfd.readouterr().err, "or torch has a rule now: take another operation"
+
+
 @pytest.mark.parametrize("engine", linearize.WAYS.values())
 def test_jvp_and_vjp_are_those_of_the_dense_jacobian(engine):
     primals = (torch.randn(3).double(), torch.randn(3).double())

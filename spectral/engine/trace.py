@@ -39,6 +39,17 @@ INTO = {aten.mm.default: aten.addmm_.default, aten.bmm.default: aten.baddbmm_.de
 ADDED = {aten.addmm.default: aten.addmm_.default, aten.baddbmm.default: aten.baddbmm_.default}
 
 
+def vmap(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`torch.func.vmap` without torch's warning that some operation is mapped in a loop, which changes no number."""
+    mapped = torch.func.vmap(function, **options)
+
+    def quiet(*given: Any) -> Any:
+        with private.mapped_in_silence():
+            return mapped(*given)
+
+    return quiet
+
+
 class Unrecordable(RuntimeError):
     """The function is no fixed linear program of its argument."""
 
@@ -233,7 +244,7 @@ class Program:
             raise Unrecordable("a program that writes in place takes one vector at a time")
         v = next(node.meta for node in self.module.graph.nodes if "device" in node.meta)
         V = torch.zeros(columns, *v["shape"], dtype=v["dtype"], device=v["device"])
-        mapped = torch.func.vmap(self.module, in_dims=(0, *[None] * len(self.constants)))
+        mapped = vmap(self.module, in_dims=(0, *[None] * len(self.constants)))
         with torch.no_grad(), Tracer([V, *self.constants], copies=False) as recorder:
             out = mapped(V, *self.constants)
         program = _finish(recorder, out)
