@@ -80,7 +80,8 @@ class Plan:
         basis = "basis kept" if self.basis else "no basis"
         peak, most, free = map(_size, (self.bytes, self.most_bytes, self.free))
         return (
-            f"{self.products} products, about {self.seconds:.3g} s ({self.seconds_per_product:.3g} s each, measured), "
+            f"{cards.counted(self.products, 'product')}, about {self.seconds:.3g} s "
+            f"({self.seconds_per_product:.3g} s each, measured), "
             f"{peak} at the peak ({basis}), up to {most} with all that may be deflated; {free} are free"
         )
 

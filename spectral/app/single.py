@@ -32,6 +32,7 @@ from spectral.experiments.models import GIVEN
 from spectral.experiments.training import evaluate, few_threads
 from spectral.operators.operator import Gram, Operator
 from spectral.pages import Numbers, Report, Subject, build
+from spectral.pages.tables import opening
 from spectral.persist import save_arrays
 from spectral.spectrum import Spectrum
 from spectral.storage import plain
@@ -136,7 +137,8 @@ def single(config: dict[str, Any], folder: Path, store: RunStore, where: str) ->
         "peak_bytes": peak_bytes(),
     }
     cells = [{**said.pop("cell"), **subject.to_dict(), **({"weights": weights} if weights else {})}]
-    facts = (*report.facts, *([weights] if weights else []))
+    unknown = [f"{opening(build.NO_ACCURACY)}."] if weights and math.isnan(subject.test_accuracy) else []
+    facts = (*report.facts, *([weights] if weights else []), *unknown)
     return replace(report, cost=cost, facts=facts), {**said, "cells": cells}
 
 

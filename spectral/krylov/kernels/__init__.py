@@ -161,6 +161,11 @@ def fused(*vectors: torch.Tensor) -> Fused | None:
     return made if isinstance(made, Fused) else None
 
 
+def updates(*vectors: torch.Tensor) -> Fused | Plain:
+    """What makes the updates of these vectors (n,)."""
+    return fused(*vectors) or PLAIN
+
+
 def _made(device: torch.device) -> Fused | str:
     try:
         kernels = Fused(device)
