@@ -51,10 +51,9 @@ def version(t: torch.Tensor) -> int:
     return t._version
 
 
-def hooks(t: torch.Tensor) -> list[Any]:
-    """Of `register_hook` and `register_post_accumulate_grad_hook`. Without these names none is seen."""
-    held = (getattr(t, name, None) for name in ("_backward_hooks", "_post_accumulate_grad_hooks"))
-    return [hook for some in held for hook in (some or {}).values()]
+def is_hooked(t: torch.Tensor) -> bool:
+    """Whether `register_hook` may change its gradient. Without this name no hook is seen."""
+    return bool(getattr(t, "_backward_hooks", None))
 
 
 def is_view(t: torch.Tensor) -> bool:

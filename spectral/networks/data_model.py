@@ -191,11 +191,11 @@ class DataModel:
                 f"the parameter {changed[0]} now has shape {tuple(named[changed[0]].shape)} instead of "
                 f"{tuple(shapes[changed[0]])}; build the operator anew."  # type: ignore[index]
             )
-        hooked = [name for name in self.names if private.hooks(named[name])]
+        hooked = next((name for name in self.names if private.is_hooked(named[name])), None)
         if hooked:
             raise ValueError(
-                f"the parameter {hooked[0]} has a hook on its gradient (register_hook), which training calls and products do "
-                "not; remove it (handle.remove()), or pass copy.deepcopy(model), whose parameters have none."
+                f"the parameter {hooked} has a hook on its gradient (register_hook), which training calls and products do not; "
+                "remove it (handle.remove(), wandb.unwatch(model)), or pass copy.deepcopy(model), whose parameters have none."
             )
         self.shapes = shapes or {name: named[name].shape for name in self.names}
         values = {name: self._cast(p.detach()) for name, p in named.items()}
