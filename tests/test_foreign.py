@@ -71,6 +71,68 @@ def test_matrix_from_anywhere_multiplies_as_its_dense_self(way):
     assert as_operator(op) is op
 
 
+class Careless(Duckling):
+    """Writes into what it is given, and returns one array again and again."""
+
+    def __init__(self, matrix, dtype):
+        super().__init__(matrix)
+        self.dtype, self.kept = dtype, {}
+
+    def __matmul__(self, V):
+        given = isinstance(V, torch.Tensor)
+        out = self.kept.setdefault(V.shape, np.empty((len(self.matrix), V.shape[1])))
+        np.matmul(self.matrix, V, out=out)
+        V *= 0
+        return torch.from_numpy(out) if given else out
+
+    @property
+    def T(self):
+        return Careless(self.matrix.T, self.dtype)
+
+
+def careless_matvec():
+    out, back = np.empty(5), np.empty(7)
+    return sla.LinearOperator(
+        M.shape,
+        matvec=lambda v: np.matmul(M, v.ravel(), out=out),
+        rmatvec=lambda u: np.matmul(M.T, u.ravel(), out=back),
+        dtype=float,
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Careless(M, np.dtype(float)),
+        lambda: Careless(M, torch.float64),
+        careless_matvec,
+        lambda: 2 * careless_matvec(),
+    ],
+    ids=["numpy", "torch", "matvec", "sum"],
+)
+def test_products_and_vectors_are_memory_of_their_own(make):
+    """scipy's own block of `careless_matvec` is its last column, b times."""
+    A, V, U = make(), rng.normal(size=(7, 3)), rng.normal(size=(5, 2))
+    op, size = as_operator(A), 2 if hasattr(A, "args") and 2 in A.args else 1
+    for times, matrix, block in ((op.__matmul__, M, V), (op.T.__matmul__, M.T, U)):
+        first, second, one = times(before := block.copy()), times(2 * block), times(block[:, 0])
+        assert np.array_equal(before, block)
+        for product, right in ((first, block), (second, 2 * block), (one, block[:, 0])):
+            assert np.allclose(product, size * matrix @ right, atol=1e-13)
+
+
+def test_columns_that_are_equal_by_right_stay_so():
+    ones = sla.LinearOperator((3, 3), matvec=lambda v: np.ones((3, 3)) @ v, dtype=float)
+    assert np.array_equal(as_operator(ones) @ np.eye(3), np.ones((3, 3)))
+
+
+def test_vector_may_be_a_negative_view():
+    v = torch.ones(7, dtype=torch.complex128).mul(1j).conj().imag
+    assert v.is_neg()
+    for given in (M, sp.csr_matrix(M), sla.aslinearoperator(M)):
+        assert torch.allclose(as_operator(given) @ v, torch.from_numpy(-M.sum(1)))
+
+
 def test_single_precision_stays_single():
     for given in (M.astype(np.float32), sp.csr_matrix(M.astype(np.float32)), torch.from_numpy(M).float()):
         op = as_operator(given)
@@ -99,6 +161,12 @@ def test_symmetry_of_what_cannot_be_seen_is_unknown():
     [
         (lambda: M.astype(int), TypeError, r"int64; an operator is real and floating: convert"),
         (lambda: M + 1j, TypeError, r"complex128; an operator is real"),
+        (lambda: torch.ones(2, 2).to(torch.float8_e4m3fn), TypeError, r"float8_e4m3fn; .*of 16 bits or more: convert"),
+        (
+            lambda: torch.eye(2).to_sparse_bsr((1, 1)),
+            TypeError,
+            r"the Tensor is sparse_bsr, which has no products here",
+        ),
         (lambda: M > 0, TypeError, r"bool; an operator is real"),
         (lambda: torch.ones(2, 2, dtype=torch.int32), TypeError, r"int32; an operator is real"),
         (lambda: sp.csr_matrix(M.astype(int)), TypeError, r"int64; an operator is real"),

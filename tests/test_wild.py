@@ -290,6 +290,25 @@ def test_graph_network_with_a_sparse_adjacency(problem, layout):
     assert agrees(H, right(A), 1e-8)
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_weights_may_be_sparse_and_frozen_and_batches_sparse(problem, layout):
+    model, x, y = problem
+    X, A = x * (x > 0), torch.eye(4, dtype=DOUBLE) + torch.ones(4, 4, dtype=DOUBLE).tril(-2)
+
+    def forward(m, b):
+        return m[2]((m.mix @ torch.tanh(b[0] @ m[0].weight.T + m[0].bias).T).T)
+
+    right = second(lambda: CE(model[2](torch.tanh(model[0](X)) @ A.T), y), list(model.parameters()))
+    model.mix = nn.Parameter(A.to_sparse(layout=layout), requires_grad=False)
+    data = [(part.to_sparse(layout=layout), targets) for part, targets in cut(X, y)]
+    assert agrees(Hessian(model, CE, data, forward=forward), right, 1e-8)
+    with pytest.raises(
+        TypeError, match=r"the parameter mix is sparse_.*, in which no derivative .*leave it out by params="
+    ):
+        Jacobian(model, data, forward=forward, params=["*"])
+
+
 class Scaled(nn.Module):
     def __init__(self, settings):
         super().__init__()

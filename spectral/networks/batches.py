@@ -150,7 +150,7 @@ class Samples:
         """What batches that can be joined have in common; None if some part is not one entry a sample, or no plain value."""
         size, parts = self.size(batch), []
         for place, leaf in leaves(batch):
-            if self.belongs(place, leaf, size):
+            if self.belongs(place, leaf, size) and leaf.layout == torch.strided:
                 parts.append((place, leaf.shape[1:], leaf.dtype))
             elif leaf is None or isinstance(leaf, bool | int | float | str):
                 parts.append((place, type(leaf), leaf))

@@ -43,16 +43,17 @@ def select_parameters(model: nn.Module, params: Any) -> dict[str, nn.Parameter]:
 
 
 def has_derivatives(p: torch.Tensor) -> bool:
-    """Whether anything can be differentiated in this dtype: others may be frozen weights, quantised ones say."""
-    return p.is_complex() or (p.is_floating_point() and p.dtype.itemsize > 1)
+    """Whether anything can be differentiated in this dtype and layout: others may be frozen weights, quantised or sparse ones."""
+    return p.layout == torch.strided and (p.is_complex() or (p.is_floating_point() and p.dtype.itemsize > 1))
 
 
 def _differentiable(chosen: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     for name, p in chosen.items():
         if not has_derivatives(p):
+            kind = p.dtype if p.layout == torch.strided else p.layout
             raise TypeError(
-                f"the parameter {name} is {str(p.dtype).removeprefix('torch.')}, in which no derivative can be computed; convert "
-                "it to bfloat16, float32 or float64, or leave it out by params=."
+                f"the parameter {name} is {str(kind).removeprefix('torch.')}, in which "
+                "no derivative can be computed; convert it to a dense bfloat16, float32 or float64, or leave it out by params=."
             )
     return chosen
 

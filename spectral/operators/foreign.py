@@ -84,8 +84,11 @@ class Foreign(Operator):
         return persist.fingerprint([self.describe(), arrays.checksum(*map(arrays.to_torch, (A.data, A.row, A.col)))])
 
     def _times(self, product: Callable[[Any], Any], V: torch.Tensor, rows: int) -> torch.Tensor:
-        """The other library's product of a block (or a column), held to its shape and dtype."""
-        W, name = product(self._out(V)), type(self.matrix).__name__
+        """The other library's product of a block (or a column), held to its shape and dtype.
+
+        It may write into what it is given, hand that back, or one array again and again: unless `new_products`, both are copied.
+        """
+        W, name = product(self._out(V if self.new_products else V.clone())), type(self.matrix).__name__
         if not arrays.is_array(W):
             raise TypeError(f"{name} returned a {type(W).__name__}; its products must be arrays.")
         if tuple(W.shape) != (rows, *V.shape[1:]):
@@ -100,8 +103,10 @@ class Foreign(Operator):
             raise ValueError(
                 f"{name} returned an array on {tensor.device} for a block on {V.device}; move one of them."
             )
-        # the identity may hand V itself back, and recurrences write into products
-        return tensor.clone() if tensor.untyped_storage().data_ptr() == V.untyped_storage().data_ptr() else tensor
+        if V.shape[1:] > (1,) and torch.equal(tensor[:, 0], tensor[:, -1]) and not torch.equal(V[:, 0], V[:, -1]):
+            # scipy joins what matvec has returned for each column after the last one
+            return torch.cat([self._times(product, v, rows) for v in V.split(1, 1)], 1)
+        return tensor if self.new_products else tensor.clone()
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self._times(_product(self.matrix), V, self.shape[0])
@@ -149,6 +154,7 @@ class Host(Foreign):
         sparse = scipy.sparse.issparse(matrix)
         matrix = matrix.tocsr() if sparse and matrix.format in ("lil", "dok", "dia") else matrix
         super().__init__(matrix, dtype, "cpu")
+        self.new_products = sparse
         if sparse:
             if not np.isfinite(matrix.data).all():
                 raise ValueError("the matrix holds NaN or infinity; remove them.")
@@ -159,7 +165,7 @@ class Host(Foreign):
             )
 
     def _out(self, V: torch.Tensor) -> np.ndarray:
-        return V.numpy()
+        return V.resolve_neg().numpy()
 
     def _in(self, W: Any) -> torch.Tensor:
         return arrays.to_torch(np.ascontiguousarray(W))
@@ -190,7 +196,8 @@ class OnCupy(Foreign):
     def __init__(self, matrix: Any, dtype: torch.dtype) -> None:
         matrix = matrix.tocsr() if getattr(matrix, "format", None) in ("coo", "dia") else matrix
         super().__init__(matrix, dtype, arrays.cupy_device(matrix))
-        if hasattr(matrix, "tocoo") and not torch.isfinite(arrays.to_torch(matrix.data)).all():
+        self.new_products = hasattr(matrix, "tocoo")
+        if self.new_products and not torch.isfinite(arrays.to_torch(matrix.data)).all():
             raise ValueError("the matrix holds NaN or infinity; remove them.")
 
     def _out(self, V: torch.Tensor) -> Any:
@@ -242,7 +249,9 @@ def as_operator(A: Any) -> Operator:
     if isinstance(A, Operator):
         return A
     unknown = isinstance(A, torch.Tensor) and (
-        A.is_meta or A.is_nested or A.layout not in (torch.strided, *arrays.SPARSE)
+        A.is_meta
+        or A.is_nested
+        or A.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
     )
     if unknown or (isinstance(A, torch.Tensor) and A.is_sparse and A.dense_dim()):
         kind = "meta" if A.is_meta else "nested" if A.is_nested else str(A.layout).removeprefix("torch.")

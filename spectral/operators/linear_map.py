@@ -43,9 +43,9 @@ class LinearMap:
         known_zeros: int = 0,
     ) -> None:
         self.shape = (int(shape[0]), int(shape[1]))
-        if not dtype.is_floating_point:
+        if not dtype.is_floating_point or dtype.itemsize < 2:
             raise TypeError(
-                f"the entries are {dtype}; an operator is real and floating: convert the matrix to float64."
+                f"the entries are {dtype}; an operator is real and floating, of 16 bits or more: convert the matrix to float64."
             )
         self.dtype, self.device = dtype, torch.device(device)
         self.symmetric = symmetric if self.shape[0] == self.shape[1] else False  # None: unknown, two products tell
