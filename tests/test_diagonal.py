@@ -143,3 +143,11 @@ def test_a_bad_argument_is_one_sentence(A, options, words):
         diagonal(A, **options)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype, power", [("float32", -100), ("float32", 90), ("float16", 9)])
+def test_errors_scale_with_the_matrix_where_the_dtype_does_not_hold_squares(dtype, power):
+    A = rotated(SPECTRA["uniform, both signs"], dtype)
+    one, other = (diagonal(matrix, method="hutchinson", probes=5) for matrix in (A, A * A.dtype.type(2.0**power)))
+    assert (one.stderr > 0).all()
+    assert np.array_equal(other.value, one.value * 2.0**power) and np.array_equal(other.stderr, one.stderr * 2.0**power)

@@ -73,7 +73,7 @@ def read_spectrum(path: Path, whole: Spectrum) -> str:
 
 
 ONLY_THE_RUN_KNOWS = {  # sums and records of probes whose vectors are gone: no product of the matrix tells them from others
-    "diagonal": ("mean", "squares"),
+    "diagonal": ("mean", "scatter"),
     "slq": ("alphas", "betas", "records", "norms"),
     "slq, no basis": ("alphas", "betas", "records", "norms", "recurrence.alphas", "recurrence.betas"),
     "kpm": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -42,7 +43,7 @@ STATE = Either(
             "method": Same("hutchinson"),
             "done": Number(True, least=0, most="most"),
             "mean": Array("dtype", "n"),
-            "squares": Array("dtype", "n", least=0),
+            "scatter": Array("dtype", "n", least=0),  # in squares of `_unit`
             "along": Number(),
             "length": NONNEGATIVE,
         }
@@ -229,8 +230,8 @@ def _hutchinson(
     A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoint
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error of z * (A z), by Welford's recurrence."""
-    mean, squares = leave_one_out.zeros(A), leave_one_out.zeros(A)
-    drawn: State = {"method": "hutchinson", "done": 0, "mean": mean, "squares": squares, "along": 0.0, "length": 0.0}
+    mean, scatter = leave_one_out.zeros(A), leave_one_out.zeros(A)
+    drawn: State = {"method": "hutchinson", "done": 0, "mean": mean, "scatter": scatter, "along": 0.0, "length": 0.0}
     neighbours, whole = leave_one_out.Neighbours(A), True
     if run.state is not None:
         drawn = run.state
@@ -248,21 +249,26 @@ def _hutchinson(
             if i == 0:
                 drawn["along"], drawn["length"] = longvectors.dot(Z[:, 0], Y[:, 0]), float(lengths[0])
             for j, (z, y) in enumerate(zip(Z.T, Y.T, strict=True), i + 1):
-                leave_one_out.welford(mean, z, y, j, mean, drawn["squares"])
+                leave_one_out.welford(mean, z, y, j, mean, drawn["scatter"], _unit(drawn, A))
             drawn["done"], whole = i + len(lengths), True
             bar.update(len(lengths))
             del Z, Y, z, y
             run.stepped(end=drawn["done"] == m)
     del neighbours
-    del squares
+    del scatter
     run.current = dict  # the vectors of the state go as those of the result come
     mean = drawn.pop("mean").double().cpu().numpy()
-    stderr = drawn.pop("squares").double().cpu().numpy()
+    stderr = drawn.pop("scatter").double().cpu().numpy()
     stderr /= m - 1
     stderr /= m
     np.sqrt(stderr, out=stderr)
-    stderr *= leave_one_out.widening(m)
+    stderr *= leave_one_out.widening(m) * _unit(drawn, A)
     return mean, stderr
+
+
+def _unit(drawn: State, A: Operator) -> float:
+    """The power of two above an entry of the first product, in the mean of squares."""
+    return math.ldexp(1.0, math.frexp(drawn["length"] / math.sqrt(A.shape[0]))[1])
 
 
 def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoint) -> tuple[np.ndarray, np.ndarray]:

@@ -106,11 +106,18 @@ class Neighbours:
 
 
 def welford(
-    mean: torch.Tensor, z: torch.Tensor, y: torch.Tensor, m: int, out: torch.Tensor, squares: torch.Tensor | None = None
+    mean: torch.Tensor,
+    z: torch.Tensor,
+    y: torch.Tensor,
+    m: int,
+    out: torch.Tensor,
+    squares: torch.Tensor | None = None,
+    unit: float = 1.0,
 ) -> float:
     """The mean of m samples z * y into `out`, from that of m - 1; returns what the m-th adds to their squared deviations.
 
-    `out` may be `mean` or z; `squares` (n,) grow by what it adds entry by entry, where they are given.
+    `out` may be `mean` or z; `squares` (n,), where they are given, grow by what it adds entry by entry, in squares
+    of `unit`: a power of two near the entries, since their dtype may not hold the squares of what it holds.
     """
     scatter, whole = 0.0, mean
     mean, z, y, out = (local(x) for x in (mean, z, y, out))
@@ -122,7 +129,7 @@ def welford(
         out[piece] = now
         scatter += float(torch.dot(step, sample - now))
         if squares is not None:
-            squares[piece] = squares[piece].double() + step * (sample - now)
+            squares[piece] = squares[piece].double() + step / unit * ((sample - now) / unit)
     return longvectors.added(scatter, whole)
 
 
