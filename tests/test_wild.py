@@ -769,3 +769,20 @@ def test_functions_of_a_spectrum_are_real_and_may_be_those_of_torch():
 
 def test_numbers_of_numpy_are_numbers():
     assert spectral.slq(A, probes=np.int64(1), tol=np.float32(0.1), budget=np.int64(9)).products <= 9
+
+
+def test_models_and_losses_that_are_compiled_run_as_they_are_written(problem):
+    """torch's compiler would take our own functions along: warnings, and ten seconds for a first product."""
+    model, x, y = problem
+
+    def compiled(thing):
+        return torch.compile(thing, backend=lambda graph, inputs: pytest.fail("it was compiled"))
+
+    def squares(z, batch):
+        return (z**2).sum(), len(z)
+
+    for loss in (CE, squares):
+        right = dense(Hessian(model, loss, cut(x, y)))
+        other = compiled(loss) if loss is squares else loss
+        assert agrees(Hessian(compiled(model), other, cut(x, y)), right, 1e-12)
+        assert agrees(Hessian(nn.Sequential(compiled(model[0]), *model[1:]), other, cut(x, y)), right, 1e-12)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,8 +14,11 @@ from torch import nn
 
 from spectral.networks.batches import LABEL_KEYS
 from spectral.networks.places import fields
+from spectral.threads import Shared
 
 NOTHING = object()
+eager = Shared(lambda: torch.compiler.set_stance("force_eager"))
+"""What the user has compiled runs as it is written, where torch's compiler is loaded: it would compile our functions too."""
 WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
 
@@ -215,4 +220,5 @@ class WholeCall(nn.Module):
         self.run = ForwardCall(model, forward)
 
     def forward(self, batch: Any, then: Callable[[Any], Any], output: Any) -> Any:
-        return then(self.run(batch) if output is NOTHING else output)
+        with eager() if "torch._dynamo" in sys.modules else nullcontext():
+            return then(self.run(batch) if output is NOTHING else output)

@@ -105,7 +105,7 @@ class Foreign(Operator):
             )
         if V.shape[1:] > (1,) and torch.equal(tensor[:, 0], tensor[:, -1]) and not torch.equal(V[:, 0], V[:, -1]):
             # scipy joins what matvec has returned for each column after the last one
-            return torch.cat([self._times(product, v, rows) for v in V.split(1, 1)], 1)
+            return torch.cat([self._times(product, v, rows) for v in torch.split(V, 1, 1)], 1)
         return tensor if self.new_products else tensor.clone()
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
