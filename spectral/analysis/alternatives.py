@@ -57,9 +57,10 @@ def log_normaliser(a: float, b: float, t: Callable[[Array], Array], L: float, wi
     right = grid[far[far > lowest].min()] if np.any(far > lowest) else grid[-1]
     x, w = gauss_legendre(200)
     u = left + (right - left) * (x + 1) / 2
-    density = w * (right - left) / 2 * np.exp(h[lowest] - a * u - b * t(u))
+    with np.errstate(over="ignore"):
+        density = w * (right - left) / 2 * np.exp(h[lowest] - a * u - b * t(u))
     Z = float(density.sum())
-    if Z == 0:  # the mass lies in a sliver between two grid points: no law that 200 nodes can integrate
+    if not 0 < Z < np.inf:  # the mass lies in a sliver between two grid points: no law that 200 nodes can integrate
         return float("inf"), np.full(2, np.nan)
     return log(Z) - float(h[lowest]), np.array([density @ u, density @ t(u)]) / Z
 
