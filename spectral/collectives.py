@@ -13,7 +13,9 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +29,7 @@ from spectral.failures import first_line
 SLOT = 1 << 10  # bytes of what ranks tell each other in one collective; more takes a second one
 PREFIX = 8  # of them for the length
 LATENCY, LONGEST = 1 / 16, 1e-3  # how long a wait may be overslept: a part of it, and in seconds
+THEIRS = os.path.dirname(dist.__file__)
 UNHURRIED = 0.05  # the same where teams wait for one another
 
 
@@ -178,6 +181,33 @@ def said(failure: BaseException | None) -> str | None:
 
 def sentence(who: int, said: str) -> str:
     return f"rank {base() + who} of {everyone()} failed ({said.rstrip('.')}); mend it there, and start all ranks again."
+
+
+@contextmanager
+def guarded(group: Any) -> Iterator[None]:
+    """Inside, the ranks meet in torch's own collectives of a group, where nobody looks: one that fails, or is gone, ends all."""
+    if everyone() == 1:
+        yield
+        return
+    heart = _heart(dist.group.WORLD)
+    heart.seen.clear()
+    heart.given_up, heart.guarded = "", (heart.beats, getattr(group, "abort", lambda: None))  # torch 2.8
+    try:
+        yield
+    except BaseException as failure:
+        heart.guarded = None
+        if isinstance(failure, RuntimeError) and _of_torch(failure):
+            raise RankFailed(heart.given_up or _blame(heart, failure)) from failure
+        heart.fail(sentence(rank(), said(failure) or ""))
+        raise
+    finally:
+        heart.guarded = None
+
+
+def _of_torch(failure: BaseException) -> bool:
+    """Whether a collective of torch's own has ended by it."""
+    last = list(traceback.walk_tb(failure.__traceback__))[-1][0]
+    return last.f_code.co_filename.startswith(THEIRS)
 
 
 # Groups --------------------------------------------------------------------------------------------------------------
