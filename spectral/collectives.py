@@ -36,6 +36,8 @@ UNHURRIED = 0.05  # the same where teams wait for one another
 class RankFailed(RuntimeError):
     """Another rank has failed, or is gone: one sentence, the same on every rank."""
 
+    told = True  # whether every rank raises it where this one does
+
 
 @dataclass(frozen=True)
 class Team:
@@ -197,7 +199,9 @@ def guarded(group: Any) -> Iterator[None]:
     except BaseException as failure:
         heart.guarded = None
         if isinstance(failure, RuntimeError) and _of_torch(failure):
-            raise RankFailed(heart.given_up or _blame(heart, failure)) from failure
+            ended = RankFailed(heart.given_up or _blame(heart, failure))
+            ended.told = False
+            raise ended from failure
         heart.fail(sentence(rank(), said(failure) or ""))
         raise
     finally:
@@ -356,14 +360,17 @@ def broadcast(slot: torch.Tensor, source: int) -> torch.Tensor:
     return slot
 
 
-def gathered(value: Any) -> list[Any]:
-    """`value` of every rank, in rank order: one collective for what is short. They must have been asked for the same."""
-    told = _slots((heartbeat.purpose(), value))
-    if any(purpose != told[0][0] for purpose, _ in told):
+def gathered(value: Any, failed: str | None) -> list[tuple[Any, str | None]]:
+    """`value` of every rank, in rank order, and what it has failed with: one collective for what is short.
+
+    They must have been asked for the same, unless one has failed on its way.
+    """
+    told = _slots((heartbeat.purpose(), value, failed))
+    other = next((rank for rank, (purpose, *_) in enumerate(told) if purpose != told[0][0]), None)
+    if other is not None and all(words is None for *_, words in told):
         asked = _slots(heartbeat.asked())
-        other = next(rank for rank, (purpose, _) in enumerate(told) if purpose != told[0][0])
         raise RankFailed(heartbeat.parted({base() + rank: asked[rank] for rank in (0, other)}))
-    return [own for _, own in told]
+    return [(own, words) for _, own, words in told]
 
 
 def _slots(value: Any) -> list[Any]:

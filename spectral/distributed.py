@@ -251,7 +251,8 @@ class Summand:
         return self
 
     def __exit__(self, kind: Any, failure: BaseException | None, trace: Any) -> bool:
-        self.failure = failure if world_size() > 1 else None
+        told = isinstance(failure, RankFailed) and failure.told
+        self.failure = failure if world_size() > 1 and not told else None
         return self.failure is not None
 
     def sum(self) -> torch.Tensor:
@@ -315,7 +316,7 @@ def gather(make: Callable[[], T]) -> list[T]:
         made = make()
     except BaseException as problem:
         failure = problem
-    told = collectives.gathered((made, collectives.said(failure)))
+    told = collectives.gathered(made, collectives.said(failure))
     _raise(failure, [said for _, said in told])
     return [value for value, _ in told]
 

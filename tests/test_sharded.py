@@ -25,6 +25,7 @@ from spectral.estimators import assembled, checkpoint, leave_one_out
 from spectral.estimators.funm import Product
 from spectral.estimators.solve import Solution
 from spectral.networks.curvature import Curvature
+from spectral.networks.sharded import ShardedModel
 from spectral.operators import Operator
 
 SIZES = (2, 2, 1, 3, 1, 2)
@@ -371,12 +372,26 @@ def language(rank, folder):
     return A.shards.whole(A @ A.probe(7, 0)), numbers(spectral.slq(A, probes=2, steps=8))
 
 
-def raises(module, args):
+def fail(*_):
     raise OSError("the disk of this rank is gone.")
 
 
-def dies(module, args):
-    os.kill(os.getpid(), signal.SIGKILL)
+def raises(net):
+    net.twice.up.register_forward_pre_hook(fail)
+
+
+def raises_backward(net):
+    net.twice.up.register_full_backward_hook(fail)
+
+
+def raises_later(net):
+    """After the pass, where the others go on to their next batch."""
+    plain = ShardedModel.pulled
+    ShardedModel.pulled = lambda *args: (plain(*args), fail())
+
+
+def dies(net):
+    net.twice.up.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def within_the_model(ends, rank, folder):
@@ -385,7 +400,7 @@ def within_the_model(ends, rank, folder):
     net = sharded(network())
     A = OPERATORS["GaussNewton"](net, own_batches(rank, dist.get_world_size()))
     if rank == 1:
-        net.twice.up.register_forward_pre_hook(ends)
+        ends(net)
     begun = time.monotonic()
     found = sentence(lambda: A @ A.probe(7, 0)), time.monotonic() - begun
     time.sleep(1.0)  # a process that ends takes its connections with it
@@ -570,9 +585,10 @@ def test_what_ranks_with_sharded_parameters_cannot_do_is_one_sentence(ranks, nam
 
 
 @pytest.mark.slow
-def test_what_one_rank_fails_with_inside_a_sharded_model_every_rank_raises(tmp_path):
+@pytest.mark.parametrize("ends", [raises, raises_backward, raises_later])
+def test_what_one_rank_fails_with_inside_a_sharded_model_every_rank_raises(ends, tmp_path):
     words = "rank 1 of 3 failed (OSError: the disk of this rank is gone); mend it there, and start all ranks again."
-    for said, waited in started(3, tmp_path, partial(within_the_model, raises)):
+    for said, waited in started(3, tmp_path, partial(within_the_model, ends)):
         assert said == ("RankFailed", words) and waited < 10
 
 
