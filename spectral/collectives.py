@@ -34,9 +34,7 @@ UNHURRIED = 0.05  # the same where teams wait for one another
 
 
 class RankFailed(RuntimeError):
-    """Another rank has failed, or is gone: one sentence, the same on every rank."""
-
-    told = True  # whether every rank raises it where this one does
+    """Another rank has failed, or is gone: one sentence, the same on every rank, which all of them raise."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ def _tell_of_what_ends_the_process() -> None:
         if everyone() > 1:
             leave(failure)
             if dist.get_rank() == 0:  # the store goes with it, and the others must have read
-                time.sleep(2 * heartbeat.BEAT)
+                time.sleep(heartbeat.PATIENCE + 2 * heartbeat.BEAT)
 
     sys.excepthook = hook
 
@@ -187,7 +185,10 @@ def sentence(who: int, said: str) -> str:
 
 @contextmanager
 def guarded(group: Any) -> Iterator[None]:
-    """Inside, the ranks meet in torch's own collectives of a group, where nobody looks: one that fails, or is gone, ends all."""
+    """Inside, the ranks meet in torch's own collectives of a group, where nobody looks: one that fails, or is gone, ends all.
+
+    NCCL's collectives are given up. Gloo's cannot be: they end when the process that failed does.
+    """
     if everyone() == 1:
         yield
         return
@@ -197,13 +198,11 @@ def guarded(group: Any) -> Iterator[None]:
     try:
         yield
     except BaseException as failure:
-        heart.guarded = None
+        heart.guarded, words = None, sentence(rank(), said(failure) or "")
         if isinstance(failure, RuntimeError) and _of_torch(failure):
-            ended = RankFailed(heart.given_up or _blame(heart, failure))
-            ended.told = False
-            raise ended from failure
-        heart.fail(sentence(rank(), said(failure) or ""))
-        raise
+            words = heart.given_up or _blame(heart, failure)
+        heart.leave(words)
+        raise RankFailed(words) from failure
     finally:
         heart.guarded = None
 

@@ -88,8 +88,9 @@ class Heartbeat:
         if (guarded := self.guarded) is None or (self.beats - guarded[0]) * BEAT < PATIENCE:
             return
         self.guarded = self.beats, guarded[1]
-        if words := self.missing():
+        if (words := self.missing()) and not self.given_up:
             self.given_up = words
+            warnings.warn(f"{words} This rank waits for it inside the model.", stacklevel=2)
             guarded[1]()
 
     def stop(self, thread: threading.Thread | None = None) -> None:
@@ -114,12 +115,8 @@ class Heartbeat:
     def leave(self, words: str) -> None:
         """Tell whoever waits for this rank that it does not come, and why; until the ranks begin anew no more is to be said."""
         if not self.left:
-            self.fail(words)
+            self._tell("words", f"{self.place} {words}")
         self.left = True
-
-    def fail(self, words: str) -> None:
-        """Tell whoever waits for this rank inside of its part of a product; it comes to the sum all the same."""
-        self._tell("words", f"{self.place} {words}")
 
     @property
     def place(self) -> str:
