@@ -779,6 +779,18 @@ def test_a_rank_that_waits_in_a_collective_of_torch_s_for_one_that_waits_for_it_
     )
 
 
+def test_who_waits_in_torch_s_own_collectives_says_why_and_gives_them_up(hearts):
+    (heart, other, _), given_up = hearts[0], []
+    heart.guarded = 0, lambda: given_up.append(heart.given_up)
+    other.leave("rank 1 of 3 failed (x).")
+    heart._guard()
+    assert not given_up  # it may be on its way
+    heart.beats = int(heartbeat.PATIENCE / heartbeat.BEAT)
+    with pytest.warns(UserWarning, match=r"^rank 1 of 3 failed \(x\)\. This rank waits for it"):
+        heart._guard()
+    assert given_up == ["rank 1 of 3 failed (x)."]
+
+
 def test_a_thread_is_elsewhere_unless_it_is_inside_this_package():
     begun, go_on, places = threading.Event(), threading.Event(), []
 
