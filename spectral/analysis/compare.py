@@ -116,9 +116,9 @@ def _histograms(a: Measure, b: Measure, bins: int, small: Rounding) -> dict[str,
     units = [_units(m) for m in (a, b)]
     for name in ("mean", "lambda_max"):
         u, v = (unit[name] for unit in units)
-        able = u > 0 and v > 0
-        scaled = (_scaled(a, u), _scaled(b, v), bins, (small[0] / u, small[1] / v)) if able else ()
-        result[f"js_by_{name}"] = jensen_shannon(*scaled) if scaled else nan
+        result[f"js_by_{name}"] = nan
+        if u > 0 and v > 0:
+            result[f"js_by_{name}"] = jensen_shannon(_scaled(a, u), _scaled(b, v), bins, (small[0] / u, small[1] / v))
     return result
 
 

@@ -229,7 +229,7 @@ def _hutchinson(
     A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoint
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error of z * (A z), by Welford's recurrence."""
-    mean, squares = (A.empty().zero_() for _ in range(2))
+    mean, squares = leave_one_out.zeros(A), leave_one_out.zeros(A)
     drawn: State = {"method": "hutchinson", "done": 0, "mean": mean, "squares": squares, "along": 0.0, "length": 0.0}
     neighbours, whole = leave_one_out.Neighbours(A), True
     if run.state is not None:

@@ -520,8 +520,8 @@ def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Ve
     end = f"; {about}" if about else ""
     v, e = given.value, given.error
     if given.kind == "trace":
-        how = f" (one standard error; {given.about['method']}, {given.about['products']} products)"
-        how = " exactly" if e[0] == 0 else how
+        estimated = f" (one standard error; {given.about['method']}, {given.about['products']} products)"
+        how = " exactly" if e[0] == 0 else estimated
         return Verdict("found", f"The trace is {with_error(float(v[0]), float(e[0]))}{how}{end}.")
     if given.kind == "diagonal":
         low, high = (f"{with_error(float(v[i]), float(e[i]))} (entry {i})" for i in (int(v.argmin()), int(v.argmax())))
