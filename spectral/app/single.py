@@ -223,7 +223,7 @@ def _foreseen(task: Task, A: Operator, *, least: float = 0.0) -> str:
     """What the estimate of a matrix would take, "" if it is less than so many seconds; what does not fit is refused."""
     options = arguments(task.config["estimator"])
     if locate(task.config["estimator"]["_target_"]) is spectral.esd:
-        how = {name: options.pop(name) for name in ("tol", "budget", "method") if name in options}
+        how: dict[str, Any] = {name: options.pop(name) for name in ("tol", "budget", "method") if name in options}
         method, why, _ = chosen_method(A, **how, options=options)
         if method != "slq":
             return f"{method}: {why}" if not least else ""
