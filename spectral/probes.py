@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 SEGMENT = 1 << 16
+PIECE = 256 * SEGMENT  # entries on their way to another device
 KINDS = ("gaussian", "rademacher", "uniform")
 
 
@@ -42,7 +43,7 @@ def probe(
     """Entries start, ..., start + n - 1 of one random vector.
 
     They are drawn on the CPU, one segment a thread, and rounded to `dtype` segment by segment, so that every device sees the same
-    numbers and no vector of float64 is made.
+    numbers and no vector of float64 is made; another device gets them in pieces, so that the CPU holds no vector of its own.
 
     Parameters
     ----------
@@ -83,6 +84,13 @@ def probe(
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is no kind of probe; use one of {', '.join(KINDS)}.")
     key = np.array([check_seed(seed), index], dtype=np.uint64)
+    if torch.device(device).type != "cpu":
+        values, end = torch.empty(n, dtype=dtype, device=device), start + n
+        for low in range(start, end, PIECE):
+            count = min(PIECE, end - low)
+            part = probe(seed, index, count, start=low, kind=kind, dtype=dtype)
+            values[low - start : low - start + count].copy_(part)
+        return values
     values = torch.empty(n, dtype=dtype)
 
     def fill(segment: int) -> None:
@@ -97,7 +105,7 @@ def probe(
             list(pool.map(fill, segments))
     else:
         list(map(fill, segments))
-    return values.to(device)
+    return values
 
 
 def _drawn(key: np.ndarray, segment: int, kind: str, count: int) -> np.ndarray:
