@@ -74,11 +74,13 @@ def test_a_step_waits_for_the_card_a_few_times():
     assert waits[20] - waits[10] <= 4 * 10
 
 
-def test_probes_are_the_same_numbers_on_the_card():
-    with card():
+def test_probes_are_the_same_numbers_on_the_card_and_come_in_pieces(monkeypatch):
+    monkeypatch.setattr(probes, "PIECE", 30_000)
+    with card() as moved:
         for kind in probes.KINDS:
             there = probes.probe(3, 1, 70_000, kind=kind, dtype=torch.float32, device="cuda:0")
             assert torch.equal(there.held, probes.probe(3, 1, 70_000, kind=kind, dtype=torch.float32))
+    assert max(size for _, _, size in moved) == 30_000
 
 
 def test_long_vectors_are_multiplied_in_float64_on_a_card_where_float32_may_be_tf32(monkeypatch):

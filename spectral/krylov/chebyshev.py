@@ -23,7 +23,7 @@ import torch
 from numpy.polynomial.chebyshev import chebvander
 
 from spectral import arrays, distributed, longvectors
-from spectral.krylov import kernels
+from spectral.krylov.kernels import recurrences
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.krylov.symmetry import AGAIN, expected, look_again, not_finite
 from spectral.operators.operator import Operator
@@ -124,7 +124,7 @@ class Chebyshev:
             t_next = torch.mul(w, 1 / h).sub_(self.t, alpha=c / h)
             cross, square = longvectors.dot(t_next, self.t), longvectors.dot(t_next, t_next)
         else:
-            t_next, updates = self.t_prev, kernels.updates(self.t_prev, self.t, w)
+            t_next, updates = self.t_prev, recurrences.updates(self.t_prev, self.t, w)
             cross, square = updates.chebyshev(t_next, self.t, w, 2 / h, 2 * c / h)
         if not math.isfinite(cross) or not math.isfinite(square):
             raise not_finite(f"the product in step {len(mu) // 2 + 1}")

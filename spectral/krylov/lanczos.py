@@ -26,8 +26,9 @@ import torch
 
 from spectral import arrays, distributed, longvectors
 from spectral.compat import eigh_tridiagonal
-from spectral.krylov import kernels, symmetry
+from spectral.krylov import symmetry
 from spectral.krylov.basis import Basis
+from spectral.krylov.kernels import recurrences
 from spectral.operators.linear_map import ROUNDING
 from spectral.operators.operator import Operator
 
@@ -185,14 +186,14 @@ class Lanczos:
         due = np.array([self.carried[1]]) if j > 0 and not full and self.carried[0] == j else None
         if q_prev is None:
             across, w = 0.0, w if new else w.clone()
-            alpha, updates = longvectors.dot(w, q), kernels.updates(w, q)
+            alpha, updates = longvectors.dot(w, q), recurrences.updates(w, q)
         else:
             out = w if new else q_prev if self.overwrite else arrays.empty(tuple(w.shape), w)
             if out is q_prev and due is not None:  # it is there no longer afterwards
                 found = np.array([longvectors.dot(q_prev, w) - self.betas[j - 1]])
                 self._hold_symmetric(j, found, due, size + 2 * coupling)
                 due = None
-            updates = kernels.updates(w, q, q_prev)
+            updates = recurrences.updates(w, q, q_prev)
             inner, alpha = updates.lanczos_subtract(q_prev, q, w, out, self.betas[j - 1])
             across, w = 0.0 if full else inner - self.betas[j - 1], out
         # the projection last: -alpha q_j would make rounding in U grow by alpha / beta a step
