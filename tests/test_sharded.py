@@ -478,7 +478,7 @@ def test_products_are_those_of_one_process(ranks, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_every_estimate_of_what_torch_shards_is_that_of_one_process(count, tmp_path):
-    found = started(count, tmp_path, everything, patience=570)
+    found = started(count, tmp_path, everything, patience=1500)
     for kind in KINDS:
         A = OPERATORS[kind](network(), batches())
         for name, estimator in EVERY.items():
