@@ -162,7 +162,7 @@ def numbers(result, layout=None):
         V = whole(result.vectors)
         return {"values": result.values, "projector": V @ V.T, "converged": result.converged}
     if isinstance(result, spectral.SingularTriplets):
-        return {"values": result.values, "products": [whole(V) @ whole(V).T for V in (result.left, result.right)]}
+        return {"values": result.values, "projectors": [whole(V) @ whole(V).T for V in (result.left, result.right)]}
     if isinstance(result, Solution):
         return {"x": whole(result.x), "norm": result.estimates()["norm_1"].value, "converged": result.converged}
     if isinstance(result, Product):
@@ -483,7 +483,10 @@ def test_every_estimate_of_what_torch_shards_is_that_of_one_process(count, tmp_p
         A = OPERATORS[kind](network(), batches())
         for name, estimator in EVERY.items():
             expected = numbers(estimator(A))
-            size = float(np.abs(expected.get("value", 0.0)).max())  # of a low rank found whole the error is rounding
+            expected.pop("products", 0)  # where the space of a low rank ends, without a basis, is rounding: 25 or 59
+            size = float(
+                np.abs(np.asarray(expected.get("value", 0.0))).max()
+            )  # of a low rank found whole the error is rounding
             for rank in found:
                 close(rank[kind, name], expected, 1e-6, least=size)
 
