@@ -2,9 +2,9 @@
 
     python benchmarks/extrapolate.py [--tokens 262144] [--steps 100] [--rate 400] [--network 40] [--nvlink 300]
 
-`slq` without a basis, one probe, on parameters that lie over GPUs (`fully_shard`), weights in bfloat16 and vectors in float32,
-sequences of 512 tokens one at a time on each GPU. Nothing here is measured: it is `plan`'s count of vectors, and what
-`docs/performance.md` counts for a product, put together with the rates that are given.
+`slq` of the Gauss-Newton matrix without a basis, one probe, on parameters that lie over GPUs (`fully_shard`), weights in
+bfloat16 and vectors in float32, sequences of 512 tokens one at a time on each GPU. Nothing here is measured: it is `plan`'s
+count of vectors, and what `docs/performance.md` counts for a product, put together with the rates that are given.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from spectral.plan import RECURRENCE
 
 SEQUENCE = 512  # tokens of a batch
-PASSES = 6  # forward passes in a product: J v with its values 3, the graph 1, J^T u 2; two gradients take as many
+PASSES = 6  # forward passes in a product: J v with its values 3, the graph 1, J^T u 2
 GATHERS = 5  # of all weights a product: J v gathers them and the vector, J^T u gathers twice and sums the gradients
-BLOCKS = 2  # whole at a time, one multiplied and one on its way: weights, a vector and gradients of each
+BLOCKS = 2  # whole at a time, one multiplied and one on its way
+WHOLE = 6  # bytes of each parameter that is whole: weight, a vector's entry, gradient
+CARDS = 8  # GPUs, and network cards, of a machine
 LOGITS = 10  # tensors of that size where a head is multiplied whole (docs/scale.md)
 GIB = 2**30
 
@@ -30,24 +32,25 @@ class Model:
     width: int
     heads: int
     vocabulary: int
+    ends: int  # embedding and head, 1 where they are tied; they stay whole beside the layers
     gpus: int
 
 
 MODELS = (
-    Model("7 B (Llama 2)", 6.74e9, 32, 4096, 32, 32000, 8),
-    Model("70 B (Llama 2)", 69.0e9, 80, 8192, 64, 32000, 64),
-    Model("175 B (GPT-3)", 175e9, 96, 12288, 96, 50257, 256),
+    Model("7 B (Llama 2)", 6.74e9, 32, 4096, 32, 32000, 2, 8),
+    Model("70 B (Llama 2)", 69.0e9, 80, 8192, 64, 32000, 2, 64),
+    Model("175 B (GPT-3)", 175e9, 96, 12288, 96, 50257, 1, 256),
 )
 
 
 def held(m: Model) -> dict[str, float]:
     """Bytes of one GPU."""
     # Korthikanti et al. (2022), eq. (1), without recomputation; attention without a fused kernel, as products need it
-    graph = m.layers * SEQUENCE * (34 * m.width + 5 * m.heads * SEQUENCE)
+    ends, graph = m.ends * m.vocabulary * m.width, m.layers * SEQUENCE * (34 * m.width + 5 * m.heads * SEQUENCE)
     return {
         "weights and gradient": 4 * m.parameters / m.gpus,
         "vectors": RECURRENCE * 4 * m.parameters / m.gpus,
-        "gathered": BLOCKS * 6 * m.parameters / m.layers,
+        "gathered": WHOLE * (BLOCKS * (m.parameters - ends) / m.layers + ends),
         "graph and logits": graph + LOGITS * 2 * SEQUENCE * m.vocabulary,
     }
 
@@ -56,7 +59,9 @@ def seconds(m: Model, tokens: int, rate: float, network: float, nvlink: float) -
     """Of one product: (multiplying, collectives), where neither waits for the other."""
     batches = -(-tokens // (SEQUENCE * m.gpus))
     multiply = PASSES * 2 * m.parameters * SEQUENCE * batches / (rate * 1e12)
-    move = GATHERS * 2 * m.parameters * batches / ((nvlink if m.gpus <= 8 else network) * 1e9)
+    # a ring enters and leaves each machine once, and there are as many rings as network cards: these carry one copy together
+    slowest = nvlink if m.gpus <= CARDS else min(nvlink, CARDS * network)
+    move = GATHERS * 2 * m.parameters * batches / (slowest * 1e9)
     return multiply, move
 
 
@@ -65,8 +70,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1 << 18)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rate", type=float, default=400, help="teraflops a GPU reaches in bfloat16")
-    parser.add_argument("--network", type=float, default=40, help="GB a second for each GPU between machines")
-    parser.add_argument("--nvlink", type=float, default=300, help="the same among the eight GPUs of one")
+    parser.add_argument(
+        "--network", type=float, default=40, help="GB a second of each of the eight network cards of a machine"
+    )
+    parser.add_argument("--nvlink", type=float, default=300, help="GB a second for each GPU within one")
     asked = parser.parse_args()
     columns = (
         "model",

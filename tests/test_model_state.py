@@ -1,6 +1,7 @@
 """Whatever runs inside leaves the model as it was; whatever a function may depend on changes the version."""
 
 import copy
+import itertools
 import random
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import spectral
+from spectral import arrays
 from spectral.networks import model_state
+from spectral.networks.data_model import DataModel
 from spectral.networks.model_state import Snapshot, Version
 
 FAIL = []  # the forward passes after which the next one fails: an attribute of the module would be put back
@@ -213,18 +216,62 @@ def test_embedding_with_max_norm_is_right_or_refused_and_never_rewritten():
     assert model[0].max_norm == 1.0
 
 
-def test_forward_that_writes_to_its_parameter_is_refused_and_the_parameter_stays():
-    class Unit(nn.Linear):
-        def forward(self, x):
-            with torch.no_grad():
-                self.weight.div_(self.weight.norm())
-            return super().forward(x)
+def divided(w):
+    w.div_(w.norm())
 
-    model = Unit(3, 2)
-    before = model.weight.clone()
+
+def divided_in_a_view(w):
+    w[1:].copy_(w[1:] / 2)
+
+
+def divided_by_an_out_argument(w):
+    torch.div(w, 2, out=w.data)
+
+
+def assigned(w):
+    w.data = w.data / 2
+
+
+def past_torch(w):
+    w.detach().numpy()[:] /= 2
+
+
+def clamped(w):
+    w.data.clamp_(-9, 9)
+
+
+class Writing(nn.Linear):
+    def forward(self, x):
+        with torch.no_grad():
+            self.write(self.weight)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("write", [divided, divided_in_a_view, divided_by_an_out_argument, assigned, past_torch])
+@pytest.mark.parametrize("params", [None, ["bias"]])
+def test_forward_that_writes_to_its_parameter_is_refused_and_the_parameter_stays(write, params):
+    model = Writing(3, 2)
+    model.write, before = write, model.weight.clone()
     with pytest.raises(ValueError, match="forward writes to the parameter weight"):
-        spectral.Jacobian(model, [torch.randn(4, 3)])
-    assert torch.equal(model.weight, before)
+        spectral.Jacobian(model, [torch.randn(4, 3)], params=params)
+    assert torch.equal(model.weight, before) or write is past_torch  # which nobody can undo
+
+
+def test_forward_that_writes_what_is_there_changes_nothing():
+    model, x = Writing(3, 2).double(), torch.randn(4, 3).double()
+    model.write = clamped
+    J = spectral.Jacobian(model, [x])
+    assert torch.allclose(J @ torch.eye(8).double(), dense_jacobian(model, [x], logits), atol=1e-12)
+
+
+def test_the_first_sweep_holds_less_than_a_quarter_of_the_parameters_beside_them(monkeypatch):
+    monkeypatch.setattr(arrays, "NUMPY", {})  # all memory is torch's, which the profiler sees
+    model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(12)))
+    data = DataModel(model, [torch.randn(2, 1024)])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        assert data.look(0, data.data[0]) == (2, 1024)
+    events = [event.nbytes() for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert max(itertools.accumulate(events)) < sum(p.nbytes for p in model.parameters()) / 4
 
 
 def test_cached_parametrisations_do_not_hide_the_parameters():

@@ -15,7 +15,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -658,19 +658,16 @@ def _name(function: Any) -> str:
 def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., Any]) -> Any:
     """The function's value with all parameters detached, so that no graph is kept that the user's code does not ask for.
 
-    The first batch runs on copies of them, which show whether forward writes to its parameters.
+    The first batch shows whether forward writes to its parameters: by torch, or past it, which cannot be undone.
     """
     if model.shards is not None:
         return model.observed(function, batch)
-    own = model.values, model.rest, model.frozen
-    every = {**model.rest, **model.values}
-    if index == 0:
-        every = {name: arrays.copy(value) for name, value in every.items()}
-    model.values = {name: every.pop(name) for name in model.names}
-    model.rest = model.frozen = every
+    own, model.frozen = model.frozen, model.rest
+    every = {**model.rest, **model.values} if index == 0 else {}
+    before = {name: arrays.checksum(value) for name, value in every.items()}
     try:
-        z = function(*model.primals(batch))
-        copies = {**model.rest, **model.values}
+        with model_state.Unwritten(every) if every else nullcontext():
+            z = function(*model.primals(batch))
     except FAILURES as problem:
         if is_own(problem):
             raise
@@ -702,20 +699,8 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
             f"batch {index} holds {listed}, but the model is {model.compute_dtype}; convert one of them."
         ) from problem
     finally:
-        model.values, model.rest, model.frozen = own
-    if index == 0:
-        for name, value in {**model.rest, **model.values}.items():
-            if not _same(copies[name], value):
-                raise ValueError(
-                    f"forward writes to the parameter {name}, so that the outputs are no function of it; let forward compute "
-                    "from it without changing it (or give the changed values to the model before)."
-                )
+        model.frozen = own
+    for name, value in every.items():
+        if arrays.checksum(value) != before[name]:
+            raise ValueError(model_state.written_to(name))
     return z
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal entry by entry; NaN equals NaN."""
-    pairs = list(zip(arrays.strided(a), arrays.strided(b), strict=True))
-    return all(
-        torch.equal(x, y) or (x.shape == y.shape and bool(((x == y) | (x.isnan() & y.isnan())).all())) for x, y in pairs
-    )

@@ -15,7 +15,7 @@ import random
 import sys
 import sysconfig
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
@@ -27,6 +27,7 @@ from torch.nn.utils import parametrize
 
 from spectral import arrays
 from spectral.engine import private
+from spectral.networks.trees import tensors
 from spectral.threads import Shared
 
 # not their subclasses, which may refuse to be filled again
@@ -257,6 +258,46 @@ def untouched(model: nn.Module, others: Iterable[Any] = (), population: bool = T
         snapshot.restore()
         for script in scripted:
             script.training = True
+
+
+class Unwritten(private.DispatchMode):
+    """Inside, the first operation that changes one of these tensors is undone and refused: one tensor at a time is copied."""
+
+    def __init__(self, named: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        parts = ((name, part) for name, t in named.items() for part in arrays.strided(t.detach()) if part.numel())
+        self.names = {part.untyped_storage().data_ptr(): name for name, part in parts}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, places = kwargs or {}, getattr(private.schema(func), "arguments", ())
+        written = [
+            args[i] if i < len(args) else kwargs.get(place.name)
+            for i, place in enumerate(places)
+            if place.alias_info is not None and place.alias_info.is_write
+        ]
+        held = [(t, t.clone(), name) for t in tensors(written) if (name := self._name(t))]
+        out = func(*args, **kwargs)
+        for t, before, name in held:
+            if not same(t, before):
+                t.copy_(before)
+                raise ValueError(written_to(name))
+        return out
+
+    def _name(self, t: torch.Tensor) -> str | None:
+        own = t.layout == torch.strided and t.numel() > 0
+        return self.names.get(t.untyped_storage().data_ptr()) if own else None
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal entry by entry; NaN equals NaN."""
+    return torch.equal(a, b) or (a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()))
+
+
+def written_to(name: str) -> str:
+    return (
+        f"forward writes to the parameter {name}, so that the outputs are no function of it; let forward compute from it "
+        "without changing it (or give the changed values to the model before)."
+    )
 
 
 def _check_norms(model: nn.Module, module: nn.Embedding | nn.EmbeddingBag) -> None:
