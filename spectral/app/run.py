@@ -133,7 +133,7 @@ def _experiment(config: dict[str, Any], folder: Path, store: RunStore, where: st
         store.save_cell(result := run_cell(wanted[key], plan.settings, store, checkpoint=probes))
         return result
 
-    finished = list(_performed(plan.name, wanted, store.load_cell, made, {}).values())
+    finished = list(_performed(plan.name, wanted, lambda key: store.load_cell(wanted[key]), made, {}).values())
     outcome = conclude(plan, finished)
     spent = {**outcome.result.cost, "wall_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     spent["seconds"] += spent["training_seconds"]

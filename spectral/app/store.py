@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from spectral import persist
-from spectral.experiments.cell import KINDS, CellResult, Snapshot
-from spectral.experiments.datasets import INPUTS
+from spectral.experiments.cell import Cell, CellResult, Snapshot
 from spectral.experiments.own import digest
 from spectral.experiments.study import Part
 from spectral.experiments.training import Trained
@@ -78,25 +77,15 @@ CURVE = Fields(
     },
     laws=(Law("as many energies as sizes", lambda f, s: len(f["sizes"]) == len(f["energies"])),),
 )
-CONDITION = Fields(
-    {"name": Text(), "noise": maybe(SHARE), "epochs": maybe(COUNT), "options": maybe(Fields(others=Plain()))},
-    {"inputs": Text(*INPUTS), "classes": maybe(SIZE)},
-)
-MATRIX = Fields(
-    {"kind": Text(*KINDS), "of": Text("logits", "probs"), "split": Text("train", "test")}, {"block": Text()}
-)
-OF_CELL = Fields(
-    {
-        "cell": Fields({"seed": COUNT, "condition": CONDITION, "matrix": MATRIX}),
-        "metrics": NUMBERS,
-        "alignment": Fields(may={"own": CURVE, "true": CURVE}),
-        "trained": maybe(TRAINED),
-        "changed": SHARE,
-        "test_accuracy": Number(least=0, most=1, nan=True),
-        "cost": Fields(COSTS),
-    },
-    {"samples": Items(NONNEGATIVE)},
-)
+OF_CELL: dict[str, Rule] = {
+    "metrics": NUMBERS,
+    "alignment": Fields(may={"own": CURVE, "true": CURVE}),
+    "trained": maybe(TRAINED),
+    "changed": SHARE,
+    "test_accuracy": Number(least=0, most=1, nan=True),
+    "cost": Fields(COSTS),
+    "samples": Items(NONNEGATIVE),
+}
 STATE = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")  # dtypes of a network's state
 SHARED: dict[str, Rule] = {"products": COUNT, "epochs": NONNEGATIVE, "of": Text(), "operator": Description()}
 SEARCHED = {**SHARED, "threshold": NONNEGATIVE, "complete": Flag()}
@@ -131,7 +120,7 @@ ESTIMATE = Either(  # what `top`, `svd`, `diagonal` and `trace` find
     _part(Fields({"kind": Text("diagonal"), **DRAWN}, {"lower": ANY, "upper": ANY}), NUMBERED),
     _part(Fields({"kind": Text("trace"), **DRAWN, "lower": ANY, "upper": ANY}), NUMBERED),
 )
-CELL, FOUND = (_part(facts, Fields(), "whole") for facts in (OF_CELL, NUMBERS))  # of an experiment; of one spectrum
+FOUND = _part(NUMBERS, Fields(), "whole")  # of one spectrum
 NETWORK = _part(
     Fields({"trained": TRAINED, "noise": SHARE, "changed": SHARE}),
     Fields(others=Either(*(Array(dtype, ...) for dtype in STATE))),
@@ -307,13 +296,10 @@ class RunStore(MutableMapping[str, Snapshot]):
         """Keep a finished cell."""
         self.save(result.cell.key, Part({}, result.to_dict(), {"whole": result.spectrum}))
 
-    def load_cell(self, key: str) -> CellResult | None:
-        """The finished cell of this key, or None if it is not done."""
-        part = self.load(key, CELL)
-        result = None if part is None else CellResult.from_dict(part.facts, part.spectra["whole"])
-        if result is not None and result.cell.key != key:
-            raise self._foreign(self.path(f"{key}.npz"), "is of another matrix")
-        return result
+    def load_cell(self, cell: Cell) -> CellResult | None:
+        """The finished cell, or None if it is not done."""
+        part = self.load(cell.key, _part(Fields({"cell": Text(cell.key), **OF_CELL}), Fields(), "whole"))
+        return None if part is None else CellResult.from_dict(part.facts, cell, part.spectra["whole"])
 
     def _spectrum(self, key: str, name: str) -> Path:
         return self.path(f"spectra/{key}.{name}.npz")

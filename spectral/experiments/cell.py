@@ -217,21 +217,17 @@ class CellResult:
     samples: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, without the spectrum (`Spectrum.save` keeps that)."""
+        """Plain data for JSON: the key of the cell, and all but the spectrum (`Spectrum.save` keeps that)."""
         plain = asdict(replace(self, spectrum=None))  # type: ignore[arg-type]
         del plain["spectrum"]
-        return plain
+        return {**plain, "cell": self.cell.key}
 
     @staticmethod
-    def from_dict(plain: Mapping[str, Any], spectrum: Spectrum) -> CellResult:
+    def from_dict(plain: Mapping[str, Any], cell: Cell, spectrum: Spectrum) -> CellResult:
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        cell, trained = plain["cell"], plain["trained"]
-        own = {
-            "cell": Cell(cell["seed"], Condition(**cell["condition"]), Matrix(**cell["matrix"])),
-            "trained": None if trained is None else Trained.from_dict(trained),
-            "alignment": {name: AlignmentCurve(**curve) for name, curve in plain["alignment"].items()},
-            "samples": tuple(plain.get("samples", ())),
-        }
+        trained = None if plain["trained"] is None else Trained.from_dict(plain["trained"])
+        alignment = {name: AlignmentCurve(**curve) for name, curve in plain["alignment"].items()}
+        own = {"cell": cell, "trained": trained, "alignment": alignment, "samples": tuple(plain["samples"])}
         return CellResult(spectrum=spectrum, **{**plain, **own})
 
 
