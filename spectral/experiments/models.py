@@ -197,16 +197,22 @@ def _language(problem: Problem, kind: str, seed: int, options: Mapping[str, obje
     return Classifier(encoder, _seeded(lambda: nn.Linear(width, problem.classes), seed, width**-0.5))
 
 
-class Causal(nn.Module):
-    """A causal model of Hugging Face as a function of tokens (B, T): logits (B, V, T), classes where torch's cross entropy reads
-    them."""
+class Logits(nn.Module):
+    """A model of Hugging Face as a function of its first input: its logits."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
         self.inner = inner
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).logits
+
+
+class Causal(Logits):
+    """A causal model's, of tokens (B, T): logits (B, V, T), classes where torch's cross entropy reads them."""
+
     def forward(self, ids: Tensor) -> Tensor:
-        return self.inner(input_ids=ids).logits.transpose(1, 2)
+        return super().forward(ids).transpose(1, 2)
 
 
 class Classifier(nn.Module):
