@@ -12,6 +12,7 @@ import torch
 from scipy.stats import spearmanr
 
 from spectral.analysis.theory import softmax_ggn_at_zero
+from spectral.app.store import RunStore
 from spectral.experiments.cell import (
     INIT,
     LAYERWISE,
@@ -234,6 +235,18 @@ def handmade(condition, seed, values):
     metrics = {"trace": float(sum(values)), "trace_stderr": 0.0, "top_c_energy": max(values) / sum(values)}
     cost = {"products": 1.0, "epochs": 2.0, "seconds": 3.0}
     return CellResult(Cell(seed, condition, matrix), spectrum, metrics, {}, None, 0.0, 0.5, cost)
+
+
+def test_a_kept_cell_is_known_by_its_key_and_its_spectrum(tmp_path):
+    store, result = RunStore(tmp_path, {}, resume=False), handmade(TRUE, 0, [1, 2])
+    store.save_cell(result)
+    back = store.load_cell(result.cell)
+    assert back is not None and replace(back, spectrum=result.spectrum) == result
+    other = replace(result.cell, seed=1)
+    assert store.load_cell(other) is None
+    store.path(f"{result.cell.key}.npz").rename(store.path(f"{other.key}.npz"))
+    with pytest.raises(ValueError, match=r"cell must be seed1-true-flattened\.logits\.train, got 'seed0"):
+        store.load_cell(other)
 
 
 def test_tables_from_handmade_cells():
