@@ -186,6 +186,13 @@ def empty(shape: tuple[int, ...], other: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.empty(shape, NUMPY[other.dtype]))
 
 
+def zeros_like(other: torch.Tensor) -> torch.Tensor:
+    """Zeros in the shape, dtype and on the device of `other`; on the CPU numpy's, which take memory as they are written to."""
+    if other.device.type != "cpu" or other.dtype not in NUMPY:
+        return torch.zeros_like(other)
+    return torch.from_numpy(np.zeros(other.shape, NUMPY[other.dtype]))
+
+
 def copy(x: torch.Tensor) -> torch.Tensor:
     """A clone, in memory as `empty` gives it where x lies in one piece."""
     return empty(x.shape, x).copy_(x) if x.layout is torch.strided and x.is_contiguous() else x.clone()

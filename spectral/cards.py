@@ -71,6 +71,15 @@ def card(sentence: str, rows: Sequence[tuple[str, str]], picture: str = "") -> s
     )
 
 
+def counted(count: float, noun: str) -> str:
+    """So many of them.
+
+    >>> counted(1, "eigenvalue"), counted(2000, "eigenvalue")
+    ('1 eigenvalue', '2,000 eigenvalues')
+    """
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def with_error(value: float, error: float) -> str:
     """The value and its error, rounded to two significant digits of the error.
 

@@ -93,7 +93,8 @@ class Estimate:
     def _repr_html_(self) -> str:
         value, stderr = (np.asarray(part, np.float64) for part in np.broadcast_arrays(self.value, self.stderr))
         v, e = value.ravel(), stderr.ravel()
-        took = f"{self.products:,} products" + f", {self.probes} random vectors" * (self.probes > 0)
+        took = cards.counted(self.products, "product")
+        took += f", {cards.counted(self.probes, 'random vector')}" * (self.probes > 0)
         rows = [("one standard error", f"at most {e.max(initial=0.0):.2g}" if e.any() else "0: exact")]
         rows += [("it took", f"{self.method}: {took}" if self.method else took)]
         if len(v) == 1:
@@ -177,8 +178,8 @@ class Measured:
     def __str__(self) -> str:
         left, k = "nothing better is left" if self.complete else "a better one may be missing", len(self.values)
         return (
-            f"{k} {self.noun}s: {listed(self.values, self.residuals)}; {int(self.converged.sum())} of {k} converged to a "
-            f"residual of {self.threshold:.2g}, relative to the matrix and not to the value; {left}"
+            f"{cards.counted(k, self.noun)}: {listed(self.values, self.residuals)}; {int(self.converged.sum())} of {k} "
+            f"converged to a residual of {self.threshold:.2g}, relative to the matrix and not to the value; {left}"
         )
 
     def _repr_html_(self) -> str:
@@ -191,7 +192,7 @@ class Measured:
         ]
         rows = [(str(i + 1), f"{values[i]:.6g}, within {self.residuals[i]:.1g}") for i in range(min(k, SHOWN))]
         rows += [("products", f"{self.products:,}")]
-        alt = f"{k} {self.noun}s against their index, with their residuals"
+        alt = f"{cards.counted(k, self.noun)} against the index, with residuals"
         return cards.card(f"{self}.", rows, cards.chart(marks, "index", self.noun, alt) if k else "")
 
     def to_arrays(self) -> dict[str, np.ndarray]:

@@ -620,6 +620,8 @@ class Spectrum(Quadrature):
 
         Raises
         ------
+        TypeError
+            For what is no spectrum.
         ValueError
             For another kind.
 
@@ -629,6 +631,7 @@ class Spectrum(Quadrature):
         >>> float(one.distance(two)), float(one.distance(two, "ks"))
         (1.0, 0.5)
         """
+        hold_spectrum(other, "a distance")
         choice(kind, "kind", ("wasserstein", "ks"))
         value, stderr = between(self, other, kind)
         bounds = (value, value) if self.is_exact and other.is_exact else (nan, nan)
@@ -732,13 +735,14 @@ class Spectrum(Quadrature):
 
     @property
     def _what(self) -> str:
-        return "one vector" if self.of_vector else f"{self.dim} eigenvalues"
+        return "one vector" if self.of_vector else cards.counted(self.dim, "eigenvalue")
 
     def __repr__(self) -> str:
         low, high = self.interval
         return (
             f"<Spectrum of {self._what} in [{low:.4g}, {high:.4g}] by {self.method}: {len(self.atoms.values)} exact, "
-            f"{self.zeros} known zeros, {len(self.nodes)} probes, {self.products} products>"
+            f"{cards.counted(self.zeros, 'known zero')}, "
+            f"{cards.counted(len(self.nodes), 'probe')}, {cards.counted(self.products, 'product')}>"
         )
 
     def __str__(self) -> str:
@@ -749,15 +753,16 @@ class Spectrum(Quadrature):
         )
 
     def _repr_html_(self) -> str:
-        sure = "all are exact" if self.is_exact else f"{len(self.nodes)} random vectors"
+        sure = "all are exact" if self.is_exact else cards.counted(len(self.nodes), "random vector")
         error = self.meta.get("error")
         if not self.is_exact and isinstance(error, dict) and "w1" in error:
             sure += f"; off by {float(error['w1']):.2g} of the range (W1)"
         rows = [("trace", rounded(self.integrate(lambda x: x)))]
         rows += [("exact, known zeros", f"{self.atoms.multiplicities.sum()}, {self.zeros}")]
-        rows += [("how sure", sure), ("it took", f"{self.products:,} products, {self.epochs:.4g} sweeps over the data")]
+        took = f"{cards.counted(self.products, 'product')}, {self.epochs:.4g} sweeps over the data"
+        rows += [("how sure", sure), ("it took", took)]
         low, high = self.interval
-        said = f"{self.dim:,} eigenvalues from {low:.4g} to {high:.4g}, by {self.method}."
+        said = f"{self._what} from {low:.4g} to {high:.4g}, by {self.method}."
         return cards.card(said, rows, plotting.picture(self, said))
 
     def to_arrays(self) -> dict[str, np.ndarray]:

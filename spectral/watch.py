@@ -173,6 +173,12 @@ class Watcher:
         if self.folder is not None:
             self._read_history(self.folder / HISTORY)
 
+    def __getstate__(self) -> Any:
+        raise TypeError(
+            "A Watcher belongs to the network that trains here, and can be neither pickled nor copied; make one where the "
+            "training runs: with the same folder= it goes on with the history."
+        )
+
     # At each step -----------------------------------------------------------------------------------------------------
     def __call__(self, step: int) -> list[Reading]:
         """Say which step has ended; the readings that were made now, most often none."""
@@ -528,6 +534,8 @@ class Watcher:
         watcher = self
 
         class Watching(TrainerCallback):
+            __getstate__ = watcher.__getstate__  # before pickle asks for a class that it does not find
+
             def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
                 watcher(state.global_step)
 
@@ -555,6 +563,8 @@ class Watcher:
         watcher = self
 
         class Watching(Callback):
+            __getstate__ = watcher.__getstate__
+
             def on_train_start(self, trainer: Any, pl_module: Any) -> None:
                 self._call(trainer)
 

@@ -138,9 +138,19 @@ def test_a_comparison_is_a_dict_that_draws_both_spectra_with_their_distance():
     plt.close(ax.figure)
 
 
+ONE_VALUE = spectral.Spectrum.from_eigenvalues([1.0])
+
+
 @pytest.mark.parametrize(
     "of",
-    [lambda A: compare(A, A), spectral.summary, spectral.power_law, spectral.outliers, spectral.marchenko_pastur],
+    [
+        lambda A: compare(A, A),
+        lambda A: ONE_VALUE.distance(A),
+        spectral.summary,
+        spectral.power_law,
+        spectral.outliers,
+        spectral.marchenko_pastur,
+    ],
 )
 def test_an_operator_is_no_spectrum(of):
     with pytest.raises(TypeError, match=r"is of a Spectrum, and Dense is none; take its spectrum, spectral.esd\(A\)"):

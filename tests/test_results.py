@@ -14,7 +14,7 @@ RESULTS = {
     "exact trace": (lambda: spectral.trace(A, probes=30), "465 ± 0"),
     "diagonal": (lambda: spectral.diagonal(A, probes=30), "1 ± 0, 2 ± 0, 3 ± 0, 4 ± 0, 5 ± 0, 6 ± 0, ... 24 more"),
     "top": (lambda: spectral.top(A, 2), "2 eigenvalues: 30 ± .*, 29 ± .*; 2 of 2 converged .* nothing better is left"),
-    "svd": (lambda: spectral.svd(A, 1), "1 singular values: 30 ± .*; 1 of 1 converged"),
+    "svd": (lambda: spectral.svd(A, 1), "1 singular value: 30 ± .*; 1 of 1 converged"),
     "spectrum": (lambda: spectral.slq(A), "Spectrum"),
     "quantile": (lambda: spectral.slq(A).quantile(0.5), " ± "),
     "power law": (lambda: spectral.power_law(spectral.exact(A)), "."),
@@ -29,6 +29,32 @@ RESULTS = {
 def test_results_are_printed(name):
     made, expected = RESULTS[name]
     assert re.search(expected, str(made()).replace("\n", " "))
+
+
+ONE = np.array([[2.0]])
+OF_ONE = {
+    "exact": lambda: spectral.exact(ONE),
+    "slq": lambda: spectral.slq(np.diag([1.0, 2.0, 4.0]), probes=1, steps=1, deflate=False),
+    "known zero": lambda: spectral.exact(np.ones((1, 2))),
+    "top": lambda: spectral.top(ONE, 1),
+    "svd": lambda: spectral.svd(ONE, 1),
+    "trace": lambda: spectral.trace(ONE),
+    "diagonal": lambda: spectral.diagonal(ONE),
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE)
+def test_one_of_a_thing_is_not_called_many(name, tmp_path):
+    """On the terminal, in a notebook, on a page: `1 eigenvalues` and its like nowhere."""
+    made = OF_ONE[name]()
+    page = spectral.report(made, tmp_path / "page.html").read_text()
+    for text in (
+        str(made),
+        repr(made),
+        made._repr_html_(),
+        re.sub(r"<(style|script).*?</\1>", "", page, flags=re.DOTALL),
+    ):
+        assert not re.findall(r"(?<![\w.,−-])1 (?:\w+ )?(?:eigenvalue|value|zero|probe|product|vector|number)s\b", text)
 
 
 FACES = {

@@ -283,7 +283,7 @@ def test_numbers_are_told_with_their_errors() -> None:
         "one may be missing."
     )
     said = verdict.of_numbers(numbers("singular values", [3.0], [0.0]), which="smallest")
-    assert said.sentence == "The smallest singular value is 3, each within 0."
+    assert said.sentence == "The smallest singular value is 3, within 0."
     assert verdict.of_numbers(numbers("eigenvalues", [9.0], [1.0])).answer == "undecided"
     said = verdict.of_numbers(numbers("diagonal", [1.0, -2.0, 6.0], [0.0, 0.0, 0.0]))
     assert "reach from −2.000 (entry 1) to 6.000 (entry 2), their mean is 1.667; all are exact." in said.sentence

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
+import pickle
 import sys
 from types import SimpleNamespace
 
@@ -280,6 +282,18 @@ def test_what_does_not_fit_is_said_before_anything_is_made(options, kind, messag
     given = {"make_operator": lambda: pytest.fail("made"), "every": 1, **options}
     with pytest.raises(kind, match=message):
         Watcher(given.pop("make_operator"), **given)
+
+
+def test_a_watcher_and_its_callbacks_are_no_pickles():
+    watcher = Watcher(lambda: np.eye(2), every=1)
+    callbacks = (("transformers", "trainer_callback"), ("lightning", "lightning_callback"))
+    made = [getattr(watcher, name)() for package, name in callbacks if importlib.util.find_spec(package)]
+    for given in (watcher, *made):
+        for taken in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(
+                TypeError, match="A Watcher belongs to the network that trains here, and can be neither"
+            ):
+                taken(given)
 
 
 def test_steps_do_not_go_back():

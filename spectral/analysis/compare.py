@@ -91,6 +91,10 @@ def _histogram(values: Array, counts: Array, threshold: float, edges: Array) -> 
     return np.bincount(bins, weights=counts, minlength=len(edges) + 3).astype(np.float64)
 
 
+def _scaled(m: Measure, unit: float) -> Measure:
+    return m[0] / unit, m[1]
+
+
 def _logarithms(m: Measure, small: float) -> tuple[Measure, float]:
     """log10 of the values above `small`, and the fraction that is not."""
     keep = (m[0] > small) & (m[1] > 0)
@@ -112,8 +116,9 @@ def _histograms(a: Measure, b: Measure, bins: int, small: Rounding) -> dict[str,
     units = [_units(m) for m in (a, b)]
     for name in ("mean", "lambda_max"):
         u, v = (unit[name] for unit in units)
-        of_shapes = ((a[0] / u, a[1]), (b[0] / v, b[1]), bins, (small[0] / u, small[1] / v)) if min(u, v) > 0 else None
-        result[f"js_by_{name}"] = jensen_shannon(*of_shapes) if of_shapes else nan
+        result[f"js_by_{name}"] = nan
+        if u > 0 and v > 0:
+            result[f"js_by_{name}"] = jensen_shannon(_scaled(a, u), _scaled(b, v), bins, (small[0] / u, small[1] / v))
     return result
 
 

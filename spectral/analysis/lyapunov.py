@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from spectral import probes
+from spectral.engine import trace
 from spectral.results import Array, listed, nan
 from spectral.schema import integer
 
@@ -156,7 +157,7 @@ def lyapunov(
             y, Jv = torch.func.jvp(of_state, (x,), (v,))[:2]
             return y, Jv
 
-        ys, JQ = torch.func.vmap(along)(Q.T.reshape(k, *x.shape).to(x.dtype))
+        ys, JQ = trace.vmap(along)(Q.T.reshape(k, *x.shape).to(x.dtype))
         return ys[0].detach(), JQ.detach().reshape(k, -1).T.double()
 
     x = state.detach()

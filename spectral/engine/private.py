@@ -75,6 +75,20 @@ def softmax_backward(u: torch.Tensor, p: torch.Tensor, axis: int) -> torch.Tenso
 
 
 @contextmanager
+def mapped_in_silence() -> Iterator[None]:
+    """Without what torch's vmap writes to the terminal, past Python's filters, where it maps an operation in a loop.
+
+    There is no asking what was set before: afterwards it is torch's default. Without the name it is written.
+    """
+    warns = getattr(getattr(torch._C, "_functorch", None), "_set_vmap_fallback_warning_enabled", lambda on: None)
+    warns(False)
+    try:
+        yield
+    finally:
+        warns(True)
+
+
+@contextmanager
 def weight_norm_of_operations() -> Iterator[None]:
     """Weight normalisation by v g / |v|: torch's fused one has no forward mode, and its second derivative keeps |v| fixed.
 

@@ -30,7 +30,7 @@ from spectral import arrays, longvectors
 from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_size, leaves, random_coefficients
 from spectral.longvectors import column_dots, combination, cross, orthonormal
 from spectral.operators.operator import Operator
-from spectral.pieces import local
+from spectral.pieces import like, local
 from spectral.schema import NONNEGATIVE, Array, Fields, Law
 
 SHARED, LIGHT = 8, 1 << 26  # vectors multiplied at a time, and bytes that they may take
@@ -50,8 +50,9 @@ def block_of(A: Operator) -> int:
 
 
 def draw(A: Operator, seed: int, indices: range, kind: str) -> torch.Tensor:
-    """The probes of these indices as columns, (n, b)."""
-    return torch.stack([A.probe(seed, i, kind) for i in indices], 1)
+    """The probes of these indices as columns, (n, b); one alone is not copied."""
+    drawn = [A.probe(seed, i, kind) for i in indices]
+    return drawn[0][:, None] if len(drawn) == 1 else torch.stack(drawn, 1)
 
 
 def multiply(A: Operator, V: torch.Tensor) -> torch.Tensor:
@@ -196,6 +197,12 @@ def widening(m: int) -> float:
 
 def empty(A: Operator) -> torch.Tensor:
     return A.empty(0).T
+
+
+def zeros(A: Operator) -> torch.Tensor:
+    """A vector of zeros (n,), whose memory is taken after the first product has been tested."""
+    made = A.empty()
+    return like(arrays.zeros_like(local(made)), made)
 
 
 def known_product(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> KnownProduct:

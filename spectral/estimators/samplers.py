@@ -100,7 +100,7 @@ class Hutchinson(Sampler):
         self.length = 0.0  # of the first vector's product
         self.neighbours = leave_one_out.Neighbours(A)
         self.scatter = 0.0
-        self.mean = A.empty().zero_()
+        self.mean = leave_one_out.zeros(A)
 
     def add(self, count: int) -> None:
         Z = leave_one_out.draw(self.A, self.seed, range(self.m, self.m + count), "rademacher")

@@ -134,10 +134,16 @@ def trace(
         number(rtol, "rtol", "relative tolerance", POSITIVE, 0.01)
     A = as_operator(A)
     if method == "slq" or f is not None:
-        options |= {} if probes is None else {"probes": probes}
-        options |= {"seed": check_seed(seed), "budget": budget, "checkpoint": checkpoint}
-        options |= {"progress": progress, "ranks": ranks}
-        return _quadrature(A, f or (lambda x: x), rtol, options)
+        if probes is not None:
+            options["probes"] = probes
+        common = {
+            "seed": check_seed(seed),
+            "budget": budget,
+            "checkpoint": checkpoint,
+            "progress": progress,
+            "ranks": ranks,
+        }
+        return _quadrature(A, f or (lambda x: x), rtol, options | common)
     if options:
         raise TypeError(
             f"trace got unknown options {', '.join(options)}; without f it takes probes, rtol, seed, budget, checkpoint."

@@ -511,7 +511,7 @@ class Jacobian(SumOverBatches):
             return torch.func.jacrev(lambda *p: function(*p)[0], argnums=tuple(range(len(primals))))(*primals)
 
         with linearize.math_attention():  # the fused one has no batching rule
-            blocks = torch.func.vmap(one, chunk_size=chunk)(per_sample)
+            blocks = trace.vmap(one, chunk_size=chunk)(per_sample)
         return torch.cat([block.reshape(size, block.shape[1], -1) for block in blocks], 2).detach()
 
     def _sample(self, batch: Any, i: int, size: int) -> Any:
@@ -609,4 +609,4 @@ class Jacobian(SumOverBatches):
 
         chunk = max(1, ROW_BYTES // (self.shape[1] * self.dtype.itemsize))
         with linearize.math_attention():
-            return torch.func.vmap(one, chunk_size=chunk)(per_sample, signs)
+            return trace.vmap(one, chunk_size=chunk)(per_sample, signs)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from spectral import arrays
-from spectral.engine import linearize
+from spectral.engine import linearize, trace
 from spectral.failures import first_line
 from spectral.networks.data_model import DataModel, near
 from spectral.networks.output_curvature import Terms
@@ -75,10 +75,10 @@ class Gradients:
         def one(parts: list[torch.Tensor], r: torch.Tensor) -> tuple[torch.Tensor, ...]:
             function = self.model.function(rebuilt([part.unsqueeze(0) for part in parts]))
             pull = torch.func.vjp(lambda *p: function(*p)[0], *primals)[1]
-            return torch.func.vmap(pull)(r)
+            return trace.vmap(pull)(r)
 
         with linearize.math_attention():  # the fused one has no batching rule
-            pulled = torch.func.vmap(one)(per_sample, r)
+            pulled = trace.vmap(one)(per_sample, r)
         return [g.detach().reshape(len(r) * r.shape[1], -1) for g in pulled]
 
     def _one_by_one(self, batch: Any, terms: Terms, some: torch.Tensor) -> Rows:

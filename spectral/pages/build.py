@@ -11,7 +11,7 @@ import numpy as np
 
 from spectral.analysis import METRICS, PowerLaw, marchenko_pastur, outliers, power_law
 from spectral.analysis.theory import marchenko_pastur_density
-from spectral.cards import with_error
+from spectral.cards import counted, with_error
 from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import Problem
 from spectral.experiments.effects import SCALE, refused, row_of
@@ -27,6 +27,7 @@ TEXTS = prose(__file__)
 KINDS, CONDITIONS, NAMES = TEXTS["kinds"], TEXTS["conditions"], TEXTS["metrics"]
 COMPUTED, QUESTIONS = TEXTS["products"], TEXTS["questions"]
 SHOWN = 12  # samples at each end
+NO_ACCURACY = "no test accuracy, for want of test samples (x, class) in one list"
 LEAST_TAIL = 10  # eigenvalues that the start of a tail must leave to be drawn
 
 
@@ -232,9 +233,9 @@ def single(
     listed = metrics or [name for name in numbers if not name.endswith("_stderr")]
     rows = [row for name in listed if (row := row_of(matrix, name, {condition: [numbers]})).values]
     description = spectrum.meta.get("operator", {})
+    known = f", {spectrum.zeros} of them known to be zero by shape" * (spectrum.zeros > 0)
     facts = [
-        f"{spectrum.dim} eigenvalues{f', {spectrum.zeros} of them known to be zero by shape' * (spectrum.zeros > 0)}; "
-        f"method: {_method(spectrum)}.",
+        f"{counted(spectrum.dim, 'eigenvalue')}{known}; method: {_method(spectrum)}.",
         *_cautions(description),
     ]
     if refused("alpha", numbers):
@@ -257,7 +258,7 @@ def numbers(subject: Subject, given: Numbers, which: str = "largest") -> Report:
     about = given.about
     facts = [str(about["of"]), *_cautions(about.get("operator", {}))]
     if "method" in about:
-        facts.append(f"Method: {about['method']}, {about['products']} products.")
+        facts.append(f"Method: {about['method']}, {counted(about['products'], 'product')}.")
     else:
         done, many = int(given.converged.sum()), len(given.value)
         left = "nothing better was left" if about["complete"] else "the search was cut off, a better one may be missing"
@@ -279,11 +280,12 @@ def numbers(subject: Subject, given: Numbers, which: str = "largest") -> Report:
 def _of_one(subject: Subject, description: Mapping[str, Any], facts: Sequence[str], **own: Any) -> Report:
     """What the reports of one matrix have in common: its training, its products, its labels."""
     labels, trained = labels_for([]) | _named(subject.condition), subject.trained
-    accuracy = f"test accuracy {100 * subject.test_accuracy:.1f} %."
+    known = math.isfinite(subject.test_accuracy)
+    accuracy = f"test accuracy {_percent(subject.test_accuracy)}" if known else NO_ACCURACY
     if trained is not None:
-        facts = [*facts, f"Training {trained.sentence}; {accuracy}"]
-    elif math.isfinite(subject.test_accuracy):
-        facts = [*facts, accuracy.capitalize()]
+        facts = [*facts, f"Training {trained.sentence}; {accuracy}."]
+    elif known:
+        facts = [*facts, f"{tables.opening(accuracy)}."]
     return Report(
         title=subject.matrix,
         losses=_losses([subject]),
@@ -397,9 +399,13 @@ def _training(subject: Subject, labels: Mapping[str, str]) -> dict[str, Any]:
         "target loss": trained.target_loss,
         "loss": trained.loss,
         "epochs": trained.epochs,
-        "train accuracy": f"{100 * trained.accuracy:.1f} %",
-        "test accuracy": f"{100 * subject.test_accuracy:.1f} %",
+        "train accuracy": _percent(trained.accuracy),
+        "test accuracy": _percent(subject.test_accuracy),
     }
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
 
 
 def _facts(outcome: Outcome, labels: Mapping[str, str]) -> tuple[str, ...]:

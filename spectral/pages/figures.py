@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from spectral.cards import COLOURS, GREY
+from spectral.cards import COLOURS, GREY, counted
 from spectral.plotting import FLOOR, LABELS, eigenvalue_axis, shared_grid, thin_ticks
 from spectral.quadrature.density import mirrored, one_eigenvalue, per_efold
 
@@ -317,9 +317,12 @@ def _pairs(given: Numbers) -> Picture:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_xlim(0.5, len(index) + 0.5)
 
+    many, ends = (
+        counted(len(index), given.kind.removesuffix("s")),
+        f"from {given.value[0]:.4g} to {given.value[-1]:.4g}",
+    )
     alt = (
-        f"{len(index)} {given.kind} from {given.value[0]:.4g} to {given.value[-1]:.4g} against their index, and their "
-        f"residuals: {int(given.converged.sum())} at or below {threshold:.1g}."
+        f"{many} {ends} against the index, and the residuals: {int(given.converged.sum())} at or below {threshold:.1g}."
     )
     keys = tuple(Key(name, shade) for name, _, shade, _ in parts)
     panel = on_axes(draw, "", alt, WIDE, [(2.2, 0.35), (1.8, BOTTOM)])

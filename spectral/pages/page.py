@@ -185,8 +185,8 @@ def _separating(rows: Sequence[Row], count: int, labels: Mapping[str, str]) -> F
     if not apart:
         return None
     signs = {math.copysign(1, _d(row)) for row in apart}
-    way = f"{'larger' if signs == {1.0} else 'smaller'} with true labels"
-    way = way if len(signs) == 1 else "of one sign, not always the same,"
+    one_way = f"{'larger' if signs == {1.0} else 'smaller'} with true labels"
+    way = one_way if len(signs) == 1 else "of one sign, not always the same,"
     strongest = max(apart, key=lambda row: abs(_d(row)))
     refused = f" (in {count - len(rows)} of them a fit was refused {tables.REFUSED})" if count > len(rows) else ""
     return Finding(

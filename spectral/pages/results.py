@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 import spectral
 from spectral.analysis import Comparison, PowerLaw, summary
-from spectral.cards import with_error
+from spectral.cards import counted, with_error
 from spectral.experiments.prose import prose
 from spectral.layer_table import NAMED
 from spectral.persist import atomic_write
@@ -175,7 +175,7 @@ def _estimate(name: str, e: Any) -> Section:
         given = Numbers.of(e.to_arrays(), {"kind": "diagonal"})
         sentence, table = verdict.of_numbers(given).sentence, tables.of_numbers(given)
         return Section(name, "diagonal", sentence, table, figures.numbers(given), took=_took(e))
-    said = f" ({e.method or 'estimated'}, {e.products} products)" if float(e.stderr) != 0 else ", exactly"
+    said = f" ({e.method or 'estimated'}, {counted(e.products, 'product')})" if float(e.stderr) != 0 else ", exactly"
     known = {"certified, at least": e.lower, "certified, at most": e.upper}
     rows = {"value": f"{float(e.value):.6g}", "standard error": f"{float(e.stderr):.3g}"}
     rows |= {key: f"{bound:.6g}" for key, bound in known.items() if math.isfinite(bound)}

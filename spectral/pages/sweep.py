@@ -331,9 +331,9 @@ def table(sweep: Sweep, panel: str, output: Path) -> Table:
     same = tuple("–" if i in differ else value for i, value in enumerate(own[0].values))
     foot = [f"All rows: {sweep.text(same)}."] if any(value != "–" for value in same) else []
     if any(len(c.seeds) > 1 for c in own):
-        foot.append("Mean ± standard deviation over seeds; of one seed ± its own error, without ±: exact.")
+        foot.append(f"Mean ± standard deviation over seeds; of one seed ± its own error, {tables.EXACT}")
     else:
-        foot.append("± the error of the number itself; without ±: exact.")
+        foot.append(f"± the error of the number itself; {tables.EXACT}")
     if any(c.row(m).doubted()[0] for c in own for m in metrics):
         foot.append(f"{tables.REFUSED}: the fit was refused, and gives no number.")
     return Table((*titles, "seeds"), (("", tuple(entries)),), 1 + len(differ), " ".join(foot))

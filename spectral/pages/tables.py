@@ -18,6 +18,7 @@ MOST_ENTRIES = 50  # numbers listed on a page; result.json and the arrays hold a
 NARROW = 46  # letters that a row of a table may have on a screen of 390 pixels
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: of full width
+EXACT = "without ±: exact, or sure to nine digits."  # see `with_error`
 REFUSED = "†"  # behind a number of which a fit was refused
 
 
@@ -146,7 +147,7 @@ def of_rows(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
         note = labels.get(f"note:{row.metric}", "")
         strong = bool(row.separates) and not row.scale
         groups.setdefault(row.matrix, []).append(Entry(tuple(map(Cell, texts)), note, strong))
-    unit = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "± one standard error; without ±: exact."
+    unit = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else f"± one standard error; {EXACT}"
     if compared:
         unit += " d: Cohen's effect size, true minus random, with its 95 % interval. Separates: the same sign on every seed."
     if any(row.doubted()[0] for row in rows):

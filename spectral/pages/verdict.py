@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from spectral.analysis import marchenko_pastur
-from spectral.cards import with_error
+from spectral.cards import counted, with_error
 from spectral.estimators.functionals import negative_mass
 from spectral.experiments.effects import SCALE, Trend, mean_and_error
 from spectral.spectrum import Spectrum
@@ -486,14 +486,17 @@ def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str 
 
     n, end = spectrum.dim, f"; {about}" if about else ""
     if not spectrum.scale > spectrum.value_error:
-        return Verdict("found", f"All {n} eigenvalues are zero{' up to rounding' * (spectrum.scale > 0)}{end}.")
+        they = f"All {n:,} eigenvalues are" if n > 1 else "The eigenvalue is"
+        return Verdict("found", f"{they} zero{' up to rounding' * (spectrum.scale > 0)}{end}.")
     low, high = (0.0 if abs(x) <= max(spectrum.value_error, 1e-15 * spectrum.scale) else x for x in spectrum.interval)
     known = [len(spectrum.atoms.values) and spectrum.atoms.values[i] for i in (0, -1)]
     ends = zip(known, spectrum.interval, ("at most ", "at least "), strict=True)
     bounds = ["" if spectrum.is_exact or k == x else word for k, x, word in ends]
+    if n == 1:
+        return Verdict("found", f"The eigenvalue is {_plain(high)}; {_how_sure(spectrum)}{end}.")
     zeros = f" ({spectrum.zeros} of them zero by its shape)" if spectrum.zeros else ""
     text = (
-        f"The {n} eigenvalues{zeros} reach from {bounds[0]}{_plain(low)} to {bounds[1]}{_plain(high)} and count as "
+        f"The {n:,} eigenvalues{zeros} reach from {bounds[0]}{_plain(low)} to {bounds[1]}{_plain(high)} and count as "
         f"{said('effective_rank')} equal ones (effective rank); {said('information_dimension')} of them hold 90 % of "
         + ("Σ|λ|" if low < 0 else "their sum")
     )
@@ -504,11 +507,11 @@ def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str 
 
 def _how_sure(spectrum: Spectrum) -> str:
     if spectrum.is_exact:
-        return "all are exact"
+        return "all are exact" if spectrum.dim > 1 else "it is exact"
     error = spectrum.meta.get("error")
     off = f", off by {float(error['w1']):.2g} of the range (W1)" if isinstance(error, Mapping) and "w1" in error else ""
     probes = len(spectrum.nodes)
-    return f"estimated from {probes} random vector{'s' * (probes > 1)} and {spectrum.products} products{off}"
+    return f"estimated from {counted(probes, 'random vector')} and {counted(spectrum.products, 'product')}{off}"
 
 
 def _plain(value: float) -> str:
@@ -520,8 +523,9 @@ def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Ve
     end = f"; {about}" if about else ""
     v, e = given.value, given.error
     if given.kind == "trace":
-        how = f" (one standard error; {given.about['method']}, {given.about['products']} products)"
-        how = " exactly" if e[0] == 0 else how
+        products = counted(given.about["products"], "product")
+        estimated = f" (one standard error; {given.about['method']}, {products})"
+        how = " exactly" if e[0] == 0 else estimated
         return Verdict("found", f"The trace is {with_error(float(v[0]), float(e[0]))}{how}{end}.")
     if given.kind == "diagonal":
         low, high = (f"{with_error(float(v[i]), float(e[i]))} (entry {i})" for i in (int(v.argmin()), int(v.argmax())))
@@ -533,14 +537,15 @@ def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Ve
         how = "all are exact" if not e.any() else "one standard error each, which spreads the ends of so many"
         return Verdict("found", f"{said} from {low} to {high}, their mean is {_plain(float(v.mean()))}; {how}{end}.")
     done = given.converged
+    one = given.kind.removesuffix("s")
     if not done.any():
-        return Verdict("undecided", f"Undecided: none of the {len(v)} {given.kind} has converged{end}.")
-    good = v[done]
-    span = _plain(float(good[0])) if len(good) == 1 else f"{_plain(float(good[0]))} to {_plain(float(good[-1]))}"
-    one = f"The {which} {given.kind.removesuffix('s')} is"
-    many = f"The {len(good)} {which} {given.kind} are" if len(good) > 1 else one
+        return Verdict("undecided", f"Undecided: of {counted(len(v), one)} none has converged{end}.")
+    good, within = v[done], f"within {float(e[done].max()):.1g}"
+    text = f"The {which} {one} is {_plain(float(good[0]))}, {within}"
+    if len(good) > 1:
+        ends = f"{_plain(float(good[0]))} to {_plain(float(good[-1]))}"
+        text = f"The {len(good)} {which} {given.kind} are {ends}, each {within}"
     missing = len(v) - len(good)
-    text = f"{many} {span}, each within {float(e[done].max()):.1g}"
     text += f"; {missing} more {'have' if missing > 1 else 'has'} not converged" if missing else ""
     text += "" if given.about["complete"] else "; the search was cut off, and a better one may be missing"
     return Verdict("found", f"{text}{end}.")
