@@ -61,11 +61,7 @@ def plot(s: Quadrature, ax: Any, scale: str, resolution: float | None, name: str
         lower, upper = np.maximum(lower, floor), np.maximum(upper, floor)
         ax.fill_between(x, lower, upper, color=line.get_color(), alpha=0.25, linewidth=0)
     if scale == "log":
-        ends = [abs(float(x)) for curve in curves for x in (curve[0][0], curve[0][-1])]
-        top = max(floor, *(float(curve[3].max()) for curve in curves))
-        ax.set_yscale("log")
-        ax.set_ylim(*_union((floor, 2 * top), before and before[1]))
-        eigenvalue_axis(ax, min(ends), max(ends), len(curves) > 1 or curves[0][0][0] < 0, before and before[0])
+        _logarithmic(ax, curves, floor, before)
     ax.set_xlabel(f"eigenvalue λ (smoothed by {width:g} {'decades' if scale == 'log' else 'of the range'})")
     ax.set_ylabel(LABELS["signed" if scale == "log" and ax.get_xscale() == "symlog" else scale])
     ax.legend(fontsize="small")
@@ -139,14 +135,13 @@ def picture(s: Quadrature, alt: str) -> str:
     if not signed and not len(positive(s)):
         return ""
     curves, _, width = _curves(s, "log", None)
-    floor, ends = FLOOR * one_eigenvalue(s.dim, width), np.abs([x for curve in curves for x in curve[0][[0, -1]]])
+    floor = FLOOR * one_eigenvalue(s.dim, width)
 
     def draw(ax: Any) -> None:
         for x, v, a, b in curves:
             cards.Mark(x, np.where(v > floor, v, np.nan), np.maximum(a, floor), np.maximum(b, floor)).draw(ax)
-        ax.set(xlabel="eigenvalue λ", ylabel="|λ| ρ(λ)" if signed else "λ ρ(λ)", yscale="log")
-        ax.set_ylim(floor, 2 * max(floor, *(float(curve[3].max()) for curve in curves)))
-        eigenvalue_axis(ax, float(ends.min()), float(ends.max()), signed)
+        ax.set(xlabel="eigenvalue λ", ylabel="|λ| ρ(λ)" if signed else "λ ρ(λ)")
+        _logarithmic(ax, curves, floor, None)
 
     return cards.svg(draw, alt)
 
@@ -165,6 +160,15 @@ def _curves(s: Quadrature, scale: str, resolution: float | None) -> tuple[list[C
 
 def _drawn(d: Density, factor: Any) -> Curve:
     return d.x, d.value * factor, d.lower * factor, d.upper * factor
+
+
+def _logarithmic(ax: Any, curves: Sequence[Curve], floor: float, before: tuple[Limits, Limits] | None) -> None:
+    """Logarithmic axes that show the curves from `floor` on, and what was there `before`."""
+    ends = [abs(float(x)) for curve in curves for x in curve[0][[0, -1]]]
+    top = max(floor, *(float(curve[3].max()) for curve in curves))
+    ax.set_yscale("log")
+    ax.set_ylim(*_union((floor, 2 * top), before and before[1]))
+    eigenvalue_axis(ax, min(ends), max(ends), len(curves) > 1 or curves[0][0][0] < 0, before and before[0])
 
 
 def _before(ax: Any, scale: str) -> tuple[Limits, Limits] | None:

@@ -456,30 +456,6 @@ class Fields(Rule):
         return f"a mapping with {names}" if names and self.others is None else "a mapping"
 
 
-@dataclass(frozen=True)
-class Pairs(Rule):
-    """A mapping of at least so many entries, keys by one rule and values by another; a key may be a number in letters.
-
-    hydra deletes what has a name (~experiment.options.4), and to it no number is one.
-    """
-
-    key: Rule
-    value: Rule
-    least: int = 0
-
-    def within(self, value: Any, where: str, sizes: Sizes) -> None:
-        for key, item in value.items():
-            plain = int(key) if isinstance(key, str) and key.isdecimal() else key
-            self.key.check(plain, f"a key of {where}", sizes)
-            self.value.check(item, f"{where}.{key}", sizes)
-
-    def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
-        return isinstance(value, Mapping) and len(value) >= self.least
-
-    def words(self, sizes: Sizes) -> str:
-        return f"a mapping of at least {self.least}" if self.least else "a mapping"
-
-
 class Unknown(Mismatch):
     """A name that no rule knows."""
 

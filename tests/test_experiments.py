@@ -12,6 +12,7 @@ import torch
 from scipy.stats import spearmanr
 
 from spectral.analysis.theory import softmax_ggn_at_zero
+from spectral.app.store import RunStore
 from spectral.experiments.cell import (
     INIT,
     LAYERWISE,
@@ -221,8 +222,8 @@ def test_costs_add_up_and_each_network_is_counted_once(outcome):
 def test_results_survive_json(outcome):
     for result in outcome.result.cells[::7]:
         plain = json.loads(json.dumps(result.to_dict()))
-        back = CellResult.from_dict(plain, result.spectrum)
-        assert back.cell == result.cell
+        back = CellResult.from_dict(plain, result.cell, result.spectrum)
+        assert plain["cell"] == back.cell.key
         assert back.trained == result.trained
         assert back.alignment == result.alignment
         assert back.metrics == pytest.approx(result.metrics, nan_ok=True)
@@ -234,6 +235,18 @@ def handmade(condition, seed, values):
     metrics = {"trace": float(sum(values)), "trace_stderr": 0.0, "top_c_energy": max(values) / sum(values)}
     cost = {"products": 1.0, "epochs": 2.0, "seconds": 3.0}
     return CellResult(Cell(seed, condition, matrix), spectrum, metrics, {}, None, 0.0, 0.5, cost)
+
+
+def test_a_kept_cell_is_known_by_its_key_and_its_spectrum(tmp_path):
+    store, result = RunStore(tmp_path, {}, resume=False), handmade(TRUE, 0, [1, 2])
+    store.save_cell(result)
+    back = store.load_cell(result.cell)
+    assert back is not None and replace(back, spectrum=result.spectrum) == result
+    other = replace(result.cell, seed=1)
+    assert store.load_cell(other) is None
+    store.path(f"{result.cell.key}.npz").rename(store.path(f"{other.key}.npz"))
+    with pytest.raises(ValueError, match=r"cell must be seed1-true-flattened\.logits\.train, got 'seed0"):
+        store.load_cell(other)
 
 
 def test_tables_from_handmade_cells():
@@ -422,7 +435,7 @@ def test_all_seeds_have_the_samples_of_the_data_seed_and_their_numbers_in_order(
         np.testing.assert_allclose(result.samples, J.square().sum((1, 2)).numpy(), rtol=1e-8)
     shared = len(set(np.argsort(first.samples)[-4:]) & set(np.argsort(second.samples)[-4:])) / 4
     assert outcome.result.row("diagonal.probs.test", "prototype_overlap").values == {"init": (shared, shared)}
-    back = CellResult.from_dict(json.loads(json.dumps(first.to_dict())), first.spectrum)
+    back = CellResult.from_dict(json.loads(json.dumps(first.to_dict())), first.cell, first.spectrum)
     assert back.samples == first.samples
     assert run_cell(Cell(0, INIT, Matrix("diagonal", "probs", "test")), SMALL).samples == ()
     with pytest.raises(ValueError, match="use data_seed=0"):
@@ -560,7 +573,8 @@ def test_blocks_come_after_their_matrix_and_survive_json(language):
     names = [r.cell.matrix.name for r in results]
     assert names[:4] == [whole, f"{whole}.blocks.0.query", f"{whole}.blocks.0.rise", "hessian.logits.train"]
     result = results[1]
-    assert CellResult.from_dict(json.loads(json.dumps(result.to_dict())), result.spectrum).cell == result.cell
+    back = CellResult.from_dict(json.loads(json.dumps(result.to_dict())), result.cell, result.spectrum)
+    assert back.metrics == pytest.approx(result.metrics, nan_ok=True)
     table = conclude(experiment, results).result
     assert table.row(whole, "block_js").values.keys() == {"true"}
     with pytest.raises(KeyError):

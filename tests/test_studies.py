@@ -19,7 +19,7 @@ from torch.nn.utils import parameters_to_vector
 import spectral
 from spectral.__main__ import config_folder
 from spectral.app import configuration, run
-from spectral.app.store import RunStore
+from spectral.app.store import STEP, RunStore
 from spectral.experiments.batchnorm_outliers import batchnorm_outliers
 from spectral.experiments.block_heterogeneity import heterogeneity
 from spectral.experiments.cell import Settings
@@ -213,15 +213,16 @@ def test_a_step_is_kept_as_it_was(tmp_path: Path):
         {"products": 3.0, "epochs": 1.0, "seconds": 0.5, "said": "yes"},
         {"a.b": exact(1.0, 2.0)},
     )
-    assert store.load_part("step") is None
-    store.save_part("step", part)
-    again = RunStore(tmp_path, {"of": "this"}, resume=True).load_part("step")
+    assert store.load("step", STEP) is None
+    store.save("step", part)
+    again = RunStore(tmp_path, {"of": "this"}, resume=True).load("step", STEP)
     assert again is not None and again.facts == part.facts
     np.testing.assert_array_equal(again.arrays["x"], part.arrays["x"])
     np.testing.assert_array_equal(again.spectra["a.b"].points()[0], [1.0, 2.0])
-    store.path("step.a.b.json").unlink()
-    with pytest.raises(ValueError, match="is missing"):
-        store.load_part("step")
+    (kept,) = store.folder.glob("spectra/*")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is damaged or missing"):
+        store.load("step", STEP)
 
 
 def composed(tmp_path: Path, *overrides: str) -> dict:

@@ -333,14 +333,10 @@ def _krylov(A: Operator, y: Array, k: int, steps: int, seed: int) -> Alignment:
     start = torch.from_numpy(y).to(device=A.device, dtype=A.dtype)
     record = lanczos(K, start, min(steps, len(y)))
     nodes, weights, _ = gauss_rule(record)
-    squares = np.array([_product_norm(K, seed, i) for i in range(NORM_PROBES)])
+    drawn = (probe(seed, i, K.shape[1], dtype=K.dtype, device=K.device) for i in range(NORM_PROBES))
+    squares = np.array([float(torch.linalg.vector_norm((K @ g).double()) ** 2) for g in drawn])
     frobenius = float(np.sqrt(squares.mean()))  # E‖Kg‖² = ‖K‖_F²
     relative = float(squares.std(ddof=1) / np.sqrt(NORM_PROBES) / squares.mean()) if frobenius > 0 else nan
     target = float(record.alphas[0]) / frobenius if frobenius > 0 else nan
     energy, error = np.cumsum(weights[::-1]), target * relative / 2
     return _alignment(energy, nodes[::-1], k, target, error, False, "lanczos", record.steps)
-
-
-def _product_norm(K: Operator, seed: int, index: int) -> float:
-    g = probe(seed, index, K.shape[1], dtype=K.dtype, device=K.device)
-    return float(torch.linalg.vector_norm((K @ g).double()) ** 2)

@@ -309,7 +309,8 @@ def noncentral_t_cdf(t: float, freedom: float, delta: float) -> float:
     """P(T ≤ t) of the noncentral t law, t ≥ 0: E Φ(t·s − δ) over s = √(χ²_ν/ν).
 
     Written as E P(s ≥ (Z+δ)/t) over the normal Z when that integrand is the smoother one, by 400-node Gauss–Legendre.
-    `scipy.stats.nct` (1.18) returns nan far out, where groups that hardly scatter end up.
+    Far out, where groups that hardly scatter end up, `scipy.stats.nct` (1.18) returns nan, and `scipy.special.nctdtrinc` (1.17)
+    does not return for minutes.
 
     >>> round(noncentral_t_cdf(1.0, 1.0, 0.0), 9)  # the Cauchy law: 3/4
     0.75

@@ -51,7 +51,6 @@ from spectral.schema import (
     Law,
     Mismatch,
     Number,
-    Pairs,
     Plain,
     Row,
     Rule,
@@ -253,10 +252,18 @@ METRIC = Text(*METRICS, *TEXTS["notes"])
 MATRIX = Text(
     pattern=rf"({'|'.join(KINDS)})\.(logits|probs)\.(train|test)", said="KIND.OUTPUT.SPLIT, such as ntk.logits.train"
 )
+
+
+def _of_depths(given: Any) -> bool:
+    """Whether these are mappings by depths, which may be in letters: hydra deletes what has a name, and no number is one."""
+    known = isinstance(given, Mapping) and all(str(depth).isdecimal() and int(depth) > 0 for depth in given)
+    return known and len(given) > 2 and all(isinstance(options, Mapping) for options in given.values())
+
+
 SHARED: dict[str, Rule] = {**RULES, "headline": Items(MATRIX), "headline_metric": METRIC}
 SWEPT: dict[str, dict[str, Rule]] = {
     "label_noise_sweep": {"noises": Items(SHARE, least=3, distinct=True)},
-    "depth_sweep": {"noise": SHARE, "options": Pairs(SIZE, Fields(others=Plain()), least=3)},
+    "depth_sweep": {"noise": SHARE, "options": Is(_of_depths, "three depths or more, with the model's options")},
     "jacobian_evolution": {"noise": SHARE, "epochs": Items(COUNT, least=3, distinct=True)},
     "input_noise": {"inputs": Items(Text(*INPUTS), least=2, distinct=True)},
     "ggn_outliers": {"classes": Items(Number(True, least=2), least=1, distinct=True)},

@@ -10,11 +10,12 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,11 +24,11 @@ from spectral.app import configuration
 from spectral.app.progress import Progress
 from spectral.app.settings import arguments, device, estimator, keeps_probes, names_of, settings_of, trust_of
 from spectral.app.single import Rehearsal, Rehearsed, peak_bytes, planned, save_spectrum, single
-from spectral.app.store import RunStore
+from spectral.app.store import STEP, RunStore
 from spectral.app.targets import locate
 from spectral.estimators.budget import versions
 from spectral.experiments import own
-from spectral.experiments.cell import TRUE, Settings, all_cells, run_cell
+from spectral.experiments.cell import TRUE, CellResult, Settings, all_cells, run_cell
 from spectral.experiments.effects import mean_and_error
 from spectral.experiments.experiments import Experiment, Outcome, conclude
 from spectral.experiments.studies import READS
@@ -39,6 +40,7 @@ from spectral.persist import FULL, atomic_write, own_folder, save_arrays
 from spectral.storage import plain
 
 REHEARSED = 256  # dimension of a matrix that options are tried on
+Done = TypeVar("Done")  # a finished cell of an experiment, or step of a study
 
 
 class Interrupted(BaseException):
@@ -123,19 +125,15 @@ def _experiment(config: dict[str, Any], folder: Path, store: RunStore, where: st
     if isinstance(plan, Study):
         return _study(plan, config, folder, store)
     sizes = _rehearse_experiment(config, plan)
-    wanted, finished, resumable = all_cells(plan.settings), [], keeps_probes(config["estimator"])
+    wanted, resumable = {cell.key: cell for cell in all_cells(plan.settings)}, keeps_probes(config["estimator"])
     started = time.perf_counter()
-    with Progress(plan.name, len(wanted)) as progress:
-        for cell in wanted:
-            progress.begin(cell.key)
-            before = distributed.by_first(lambda key=cell.key: store.load_cell(key))  # type: ignore[misc]
-            if before is None:
-                probes = store.probes(cell.key) if resumable else None
-                finished.append(run_cell(cell, plan.settings, store, checkpoint=probes))
-                store.save_cell(finished[-1])
-            else:
-                finished.append(before)
-            progress.end(before is not None)
+
+    def made(key: str) -> CellResult:
+        probes = store.probes(key) if resumable else None
+        store.save_cell(result := run_cell(wanted[key], plan.settings, store, checkpoint=probes))
+        return result
+
+    finished = list(_performed(plan.name, wanted, lambda key: store.load_cell(wanted[key]), made, {}).values())
     outcome = conclude(plan, finished)
     spent = {**outcome.result.cost, "wall_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     spent["seconds"] += spent["training_seconds"]
@@ -164,14 +162,12 @@ def _study(study: Study, config: dict[str, Any], folder: Path, store: RunStore) 
         raise ValueError(f"The experiment {study.name} is made by one process; leave torchrun out.")
     parts: dict[str, Part] = {}
     started = time.perf_counter()
-    with Progress(study.name, len(study.steps)) as progress:
-        for name, step in study.steps.items():
-            progress.begin(name)
-            before = store.load_part(name)
-            parts[name] = before or step(parts, store)
-            if before is None:
-                store.save_part(name, parts[name])
-            progress.end(before is not None)
+
+    def made(name: str) -> Part:
+        store.save(name, part := study.steps[name](parts, store))
+        return part
+
+    _performed(study.name, study.steps, partial(store.load, rule=STEP), made, parts)
     findings = study.conclude(parts)
     cells = []
     for name, part in parts.items():
@@ -192,6 +188,23 @@ def _study(study: Study, config: dict[str, Any], folder: Path, store: RunStore) 
     about = verdict.scope(sizes, about) if about and sizes else about
     report = charts.report(study, findings, about)
     return replace(report, cost=spent), {**said, "cells": cells}
+
+
+def _performed(
+    name: str,
+    keys: Collection[str],
+    kept: Callable[[str], Done | None],
+    made: Callable[[str], Done],
+    done: dict[str, Done],
+) -> dict[str, Done]:
+    """`done`, filled up key by key with what an earlier run has kept, or else with what is made now."""
+    with Progress(name, len(keys)) as progress:
+        for key in keys:
+            progress.begin(key)
+            before = distributed.by_first(partial(kept, key))
+            done[key] = made(key) if before is None else before
+            progress.end(before is not None)
+    return done
 
 
 def _experiment_numbers(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -23,7 +23,7 @@ from spectral.analysis import label_alignment, summary
 from spectral.analysis.alignment import EXACT_ROWS
 from spectral.app.configuration import NUMBERS
 from spectral.app.settings import arguments, estimator, keeps_probes, names_of, settings_of, trust_of
-from spectral.app.store import RunStore
+from spectral.app.store import ESTIMATE, FOUND, RunStore
 from spectral.app.targets import locate
 from spectral.estimators.budget import symmetric_operand
 from spectral.estimators.esd import NETWORK_DIM, chosen_method
@@ -32,6 +32,7 @@ from spectral.experiments import own
 from spectral.experiments.cell import Cell, Condition, Matrix, Settings, network
 from spectral.experiments.datasets import Problem, batches, in_dtype
 from spectral.experiments.models import GIVEN
+from spectral.experiments.study import Part
 from spectral.experiments.training import evaluate, few_threads
 from spectral.operators.operator import Gram, Operator
 from spectral.pages import Numbers, Report, Subject, build
@@ -161,8 +162,8 @@ def _spectrum(
 ) -> tuple[Report, dict[str, Any], dict[str, Any]]:
     """The report of a spectrum, its numbers for result.json, its cost."""
     analysis = task.config["analysis"]
-    before = distributed.by_first(lambda: task.store.load_spectrum("spectrum"))
-    spectrum, numbers = before or _measured_spectrum(task, model)
+    part = distributed.by_first(lambda: task.store.load("spectrum", FOUND)) or _measured_spectrum(task, model)
+    spectrum, numbers = part.spectra["whole"], part.facts
     report = build.single(subject, spectrum, numbers, metrics=analysis["metrics"], alpha_curve=analysis["alpha_curve"])
     metrics = {k: v for k, v in numbers.items() if not k.endswith("_stderr")}
     estimates = {k: {"value": v, "stderr": numbers.get(f"{k}_stderr", math.nan)} for k, v in metrics.items()}
@@ -175,8 +176,8 @@ def _numbers(
     task: Task, model: nn.Module, subject: Subject, folder: Path
 ) -> tuple[Report, dict[str, Any], dict[str, Any]]:
     """The same of what makes no spectrum."""
-    before = distributed.by_first(lambda: task.store.load_arrays("estimate"))
-    arrays, facts = before or _measured_numbers(task, model)
+    part = distributed.by_first(lambda: task.store.load("estimate", ESTIMATE)) or _measured_numbers(task, model)
+    arrays, facts = part.arrays, part.facts
     if distributed.leads():
         save_arrays(folder / "estimate.npz", arrays, facts)
     numbers = Numbers.of(arrays, facts)
@@ -268,8 +269,8 @@ def _rehearse(task: Task) -> None:
         task.estimator(task.operand(A), progress=False)
 
 
-def _measured_numbers(task: Task, model: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What an estimator gives that makes no spectrum: (arrays, plain facts), stored."""
+def _measured_numbers(task: Task, model: nn.Module) -> Part:
+    """What an estimator gives that makes no spectrum, stored."""
     said, whole = "The numbers are those of the matrix itself.", task.operator(model)[0]
     A = task.operand(whole)
     if isinstance(A, Gram) and A is not whole:
@@ -286,11 +287,11 @@ def _measured_numbers(task: Task, model: nn.Module) -> tuple[dict[str, np.ndarra
         described, alone = plain(A.describe()), distributed.is_apart()
     swept = distributed.gather(lambda: A.epochs - begun)
     facts = {"epochs": sum(swept) if alone else swept[0], **facts, "kind": kind, "of": said, "operator": described}
-    task.store.save_arrays("estimate", arrays, facts)
-    return arrays, facts
+    task.store.save("estimate", part := Part(arrays, facts))
+    return part
 
 
-def _measured_spectrum(task: Task, model: nn.Module) -> tuple[Spectrum, dict[str, float]]:
+def _measured_spectrum(task: Task, model: nn.Module) -> Part:
     """The spectrum and its metrics, stored."""
     node, estimate = task.config["operator"], task.estimator
     A, y = task.operator(model)
@@ -312,5 +313,5 @@ def _measured_spectrum(task: Task, model: nn.Module) -> tuple[Spectrum, dict[str
         with task.apart():
             aligned = label_alignment(A, y)
         numbers |= {"true_label_alignment": aligned.own_label, "true_label_alignment_stderr": 0.0}
-    task.store.save_spectrum("spectrum", spectrum, numbers)
-    return spectrum, numbers
+    task.store.save("spectrum", part := Part({}, numbers, {"whole": spectrum}))
+    return part

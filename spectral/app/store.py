@@ -9,21 +9,19 @@ A run that begins anew lays aside what one that did not end has kept, and says s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from spectral import persist
-from spectral.experiments.cell import KINDS, CellResult, Snapshot
-from spectral.experiments.datasets import INPUTS
+from spectral.experiments.cell import Cell, CellResult, Snapshot
+from spectral.experiments.own import digest
 from spectral.experiments.study import Part
 from spectral.experiments.training import Trained
 from spectral.persist import atomic_write, fingerprint, load_arrays, save_arrays
@@ -79,53 +77,57 @@ CURVE = Fields(
     },
     laws=(Law("as many energies as sizes", lambda f, s: len(f["sizes"]) == len(f["energies"])),),
 )
-CONDITION = Fields(
-    {"name": Text(), "noise": maybe(SHARE), "epochs": maybe(COUNT), "options": maybe(Fields(others=Plain()))},
-    {"inputs": Text(*INPUTS), "classes": maybe(SIZE)},
-)
-MATRIX = Fields(
-    {"kind": Text(*KINDS), "of": Text("logits", "probs"), "split": Text("train", "test")}, {"block": Text()}
-)
-CELL = Fields(
-    {
-        "cell": Fields({"seed": COUNT, "condition": CONDITION, "matrix": MATRIX}),
-        "metrics": NUMBERS,
-        "alignment": Fields(may={"own": CURVE, "true": CURVE}),
-        "trained": maybe(TRAINED),
-        "changed": SHARE,
-        "test_accuracy": Number(least=0, most=1, nan=True),
-        "cost": Fields(COSTS),
-    },
-    {"samples": Items(NONNEGATIVE)},
-)
+OF_CELL: dict[str, Rule] = {
+    "metrics": NUMBERS,
+    "alignment": Fields(may={"own": CURVE, "true": CURVE}),
+    "trained": maybe(TRAINED),
+    "changed": SHARE,
+    "test_accuracy": Number(least=0, most=1, nan=True),
+    "cost": Fields(COSTS),
+    "samples": Items(NONNEGATIVE),
+}
 STATE = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")  # dtypes of a network's state
-NETWORK = Fields(
-    {"of": Text(), "trained": TRAINED, "noise": SHARE, "changed": SHARE},
-    others=Either(*(Array(dtype, ...) for dtype in STATE)),
-)
 SHARED: dict[str, Rule] = {"products": COUNT, "epochs": NONNEGATIVE, "of": Text(), "operator": Description()}
-SEARCHED = {
+SEARCHED = {**SHARED, "threshold": NONNEGATIVE, "complete": Flag()}
+PAIRS = {
     "values": Array("float64", "k"),
     "residuals": Array("float64", "k", least=0),
     "converged": Array("bool", "k"),
-    "threshold": NONNEGATIVE,
-    "complete": Flag(),
 }
-DRAWN = {"value": Array("float64", "n"), "stderr": Array("float64", "n", least=0), "method": Text(), "probes": COUNT}
+DRAWN = {**SHARED, "method": Text(), "probes": COUNT}
+NUMBERED = Fields({"value": Array("float64", "n"), "stderr": Array("float64", "n", least=0)})
 
 
 def _vectors(side: str) -> Rule:
     return Either(Array("float64", side, "k"), Array("float32", side, "k"))
 
 
+def _part(facts: Rule, arrays: Rule, *spectra: str) -> Fields:
+    """What the file of a finished part holds: facts, arrays, and the digests of its spectra, of any names where none is given."""
+    digests = Fields(dict.fromkeys(spectra, Text()), others=None if spectra else Text())
+    return Fields({"of": Text(), "facts": facts, "spectra": digests, "arrays": arrays})
+
+
 ESTIMATE = Either(  # what `top`, `svd`, `diagonal` and `trace` find
-    Fields({"kind": Text("eigenvalues"), **SHARED, **SEARCHED, "vectors": _vectors("n")}, {"meta": Plain()}),
-    Fields({"kind": Text("singular values"), **SHARED, **SEARCHED, "left": _vectors("m"), "right": _vectors("n")}),
-    Fields({"kind": Text("diagonal"), **SHARED, **DRAWN}, {"lower": ANY, "upper": ANY}),
-    Fields({"kind": Text("trace"), **SHARED, **DRAWN, "lower": ANY, "upper": ANY}),
+    _part(
+        Fields({"kind": Text("eigenvalues"), **SEARCHED}, {"meta": Plain()}),
+        Fields({**PAIRS, "vectors": _vectors("n")}),
+    ),
+    _part(
+        Fields({"kind": Text("singular values"), **SEARCHED}),
+        Fields({**PAIRS, "left": _vectors("m"), "right": _vectors("n")}),
+    ),
+    _part(Fields({"kind": Text("diagonal"), **DRAWN}, {"lower": ANY, "upper": ANY}), NUMBERED),
+    _part(Fields({"kind": Text("trace"), **DRAWN, "lower": ANY, "upper": ANY}), NUMBERED),
 )
-PART = Fields({**COSTS, "spectra": Items(Text())}, others=Either(Text(), ANY, Flag()))  # of a step of a study
-RECORD = Fields({"of": Text(), "check": Text(), "text": Text(most=MOST_BYTES)})
+FOUND = _part(NUMBERS, Fields(), "whole")  # of one spectrum
+NETWORK = _part(
+    Fields({"trained": TRAINED, "noise": SHARE, "changed": SHARE}),
+    Fields(others=Either(*(Array(dtype, ...) for dtype in STATE))),
+)
+STEP = _part(  # of a study
+    Fields(COSTS, others=Either(Text(), ANY, Flag())), Fields(others=Array("float64", ..., finite=False))
+)
 
 # result.json: numbers that JSON has not are null
 ESTIMATED = Fields(
@@ -246,139 +248,82 @@ class RunStore(MutableMapping[str, Snapshot]):
         >>> RunStore("nowhere", {}, resume=True).parts()
         '0 trained networks, 0 finished spectra and 0 in the making'
         """
-        spectra = sum(path.name != "settings.json" for path in self.folder.glob("*.json"))
-        trained, probed = (len(list(self.folder.glob(name))) for name in ("network-*.npz", "probes-*.npz"))
-        return f"{trained} trained networks, {spectra} finished spectra and {probed} in the making"
+        files, trained, probed = (len(list(self.folder.glob(f"{name}*.npz"))) for name in ("", "network-", "probes-"))
+        return f"{trained} trained networks, {files - trained - probed} finished spectra and {probed} in the making"
 
     def probes(self, key: str) -> Path:
-        """The file for the finished probes of a spectrum that is being computed; `save_spectrum` removes it."""
+        """The file for the finished probes of a spectrum that is being computed; `save` removes it."""
         self._begin()
         return self.path(f"probes-{key}.npz")
 
     def _foreign(self, path: Path, why: str = "belongs to another configuration") -> ValueError:
         return ValueError(f"{path} {why}; delete the folder {self.folder} and run again.")
 
-    # Finished cells --------------------------------------------------------------------------------------------------
-    def save_cell(self, result: CellResult) -> None:
-        """Keep a finished cell."""
-        self.save_spectrum(result.cell.key, result.spectrum, result.to_dict())
-
-    def load_cell(self, key: str) -> CellResult | None:
-        """The finished cell of this key, or None if it is not done; ValueError if its files are damaged or foreign."""
-        stored = self.load_spectrum(key, CELL)
-        if stored is None:
-            return None
-        result = CellResult.from_dict(stored[1], stored[0])
-        if result.cell.key != key:
-            raise self._foreign(self.path(f"{key}.json"), "is of another matrix")
-        return result
-
-    def save_spectrum(self, key: str, spectrum: Spectrum, plain: dict[str, Any]) -> None:
-        """Keep a spectrum and plain data that belong together."""
-        self._save(key, spectrum.save, plain)
-
-    def save_arrays(self, key: str, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
-        """The same for arrays that make no spectrum."""
-        self._save(key, lambda path: save_arrays(path, arrays, {"of": self.fingerprint}), plain)
-
-    def _save(self, key: str, write: Callable[[Path], None], plain: dict[str, Any]) -> None:
-        """First the arrays, then the record that makes them count; then no checkpoint any more."""
+    # Finished parts: a cell of an experiment, a step of a study, what one estimator has found --------------------------
+    def save(self, key: str, part: Part) -> bool:
+        """First the spectra, then the file that makes them count; then no checkpoint any more. False where it is not on disk."""
+        path = self.path(f"{key}.npz")
         if not self.present:
-            return
-        path, text = self.path(f"{key}.npz"), json.dumps(plain, sort_keys=True, default=str)
+            return False
         with persist.forgiving(path):
             self._begin()
-            write(path)
-            record = {"of": self.fingerprint, "check": _digest(text.encode(), path.read_bytes()), "text": text}
-            atomic_write(self.path(f"{key}.json"), json.dumps(record).encode())
+            for name, spectrum in part.spectra.items():
+                spectrum.save(self._spectrum(key, name))
+            checks = {name: digest(self._spectrum(key, name)) for name in part.spectra}
+            facts = json.loads(json.dumps(part.facts, default=str))
+            save_arrays(path, part.arrays, {"of": self.fingerprint, "facts": facts, "spectra": checks})
             for more in ("", ".vectors", ".basis"):  # beside a file of probes
                 self.path(f"probes-{key}.npz{more}").unlink(missing_ok=True)
+            return True
+        return False  # of a full disk
 
-    def save_part(self, key: str, part: Part) -> None:
-        """Keep a finished step of a study: its spectra, then what makes them count."""
-        for name, spectrum in part.spectra.items():
-            self.save_spectrum(f"{key}.{name}", spectrum, {})
-        self.save_arrays(key, dict(part.arrays), {**part.facts, "spectra": list(part.spectra)})
-
-    def load_part(self, key: str) -> Part | None:
-        """The finished step of this key, or None if it is not done; ValueError if its files are damaged or foreign."""
-        plain = self._load_record(key, PART)
-        if plain is None:
-            return None
-        arrays = self._own_arrays(key)
-        persist.check(self.path(f"{key}.npz"), arrays, Fields(others=Array("float64", ..., finite=False)), "")
-        spectra = {name: self.load_spectrum(f"{key}.{name}") for name in plain.pop("spectra")}
-        if lost := [name for name, found in spectra.items() if found is None]:
-            raise self._foreign(self.path(f"{key}.{lost[0]}.npz"), "is missing")
-        return Part(arrays, plain, {name: found[0] for name, found in spectra.items() if found is not None})
-
-    def _own_arrays(self, key: str) -> dict[str, np.ndarray]:
-        """The arrays of this key, which must be of this configuration."""
+    def load(self, key: str, rule: Rule) -> Part | None:
+        """What `save` kept under this key, as the rule says, or None; ValueError if its files are damaged or foreign."""
         path = self.path(f"{key}.npz")
-        arrays, header = load_arrays(path)
-        persist.check(path, header, Fields({"of": Text(self.fingerprint)}), "")
-        return arrays
-
-    def load_spectrum(self, key: str, rule: Rule = NUMBERS) -> tuple[Spectrum, dict[str, Any]] | None:
-        """What `save_spectrum` kept under this key with plain data as the rule says, or None."""
-        plain = self._load_record(key, rule)
-        return None if plain is None else (Spectrum.load(self.path(f"{key}.npz")), plain)
-
-    def load_arrays(self, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """What `save_arrays` kept under this key, or None."""
-        plain = self._load_record(key, Fields(others=Plain()))
-        if plain is None:
+        if not (self.present and path.exists()):
             return None
-        path, arrays = self.path(f"{key}.npz"), self._own_arrays(key)
-        persist.check(path, {**plain, **arrays}, ESTIMATE, "")
-        return arrays, plain
-
-    def _load_record(self, key: str, rule: Rule) -> dict[str, Any] | None:
-        """The plain data of this key, as the rule says, whose arrays are those that it was kept with, or None."""
-        path, arrays = self.path(f"{key}.json"), self.path(f"{key}.npz")
-        if not path.exists():
-            return None
-        try:
-            record = json.loads(path.read_bytes())
-            RECORD.check(record, "")
-            plain = json.loads(record["text"])
-        except (ValueError, RecursionError) as problem:
-            raise self._foreign(path, "is damaged") from problem
-        if record["of"] != self.fingerprint:
-            raise self._foreign(path)
-        if not arrays.exists() or record["check"] != _digest(record["text"].encode(), arrays.read_bytes()):
-            raise self._foreign(arrays, "is damaged or missing: it does not fit its record")
-        persist.check(path, plain, rule, "")
-        return plain
-
-    # Trained networks ------------------------------------------------------------------------------------------------
-    def __getitem__(self, key: str) -> Snapshot:
-        path = self._network(key)
-        if key in self.unsaved:
-            return self.unsaved[key]
-        if not self.present or not path.exists():
-            raise KeyError(key)
         arrays, header = load_arrays(path)
         if header.get("of") != self.fingerprint:
             raise self._foreign(path)
-        persist.check(path, {**header, **arrays}, NETWORK, "")
-        state = {name.removeprefix("state."): torch.from_numpy(array.copy()) for name, array in arrays.items()}
-        return Snapshot(state, Trained.from_dict(header["trained"]), header["noise"], header["changed"])
+        persist.check(path, {**header, "arrays": arrays}, rule, "")
+        spectra = {name: self._spectrum(key, name) for name in header["spectra"]}
+        for name, file in spectra.items():
+            if not file.exists() or digest(file) != header["spectra"][name]:
+                raise self._foreign(file, "is damaged or missing")
+        return Part(arrays, header["facts"], {name: Spectrum.load(file) for name, file in spectra.items()})
+
+    def save_cell(self, result: CellResult) -> None:
+        """Keep a finished cell."""
+        self.save(result.cell.key, Part({}, result.to_dict(), {"whole": result.spectrum}))
+
+    def load_cell(self, cell: Cell) -> CellResult | None:
+        """The finished cell, or None if it is not done."""
+        part = self.load(cell.key, _part(Fields({"cell": Text(cell.key), **OF_CELL}), Fields(), "whole"))
+        return None if part is None else CellResult.from_dict(part.facts, cell, part.spectra["whole"])
+
+    def _spectrum(self, key: str, name: str) -> Path:
+        return self.path(f"spectra/{key}.{name}.npz")
+
+    # Trained networks ------------------------------------------------------------------------------------------------
+    def __getitem__(self, key: str) -> Snapshot:
+        if key in self.unsaved:
+            return self.unsaved[key]
+        part = self.load(f"network-{key}", NETWORK)
+        if part is None:
+            raise KeyError(key)
+        state = {name.removeprefix("state."): torch.from_numpy(array.copy()) for name, array in part.arrays.items()}
+        return Snapshot(state, Trained.from_dict(part.facts["trained"]), part.facts["noise"], part.facts["changed"])
 
     def __setitem__(self, key: str, snapshot: Snapshot) -> None:
         arrays = {f"state.{name}": value.numpy() for name, value in snapshot.state.items()}
-        header = {"trained": snapshot.trained.to_dict(), "noise": snapshot.noise, "changed": snapshot.changed}
+        facts = {"trained": snapshot.trained.to_dict(), "noise": snapshot.noise, "changed": snapshot.changed}
         self.unsaved[key] = snapshot
-        if not self.present:
-            return
-        with persist.forgiving(self._network(key)):
-            self._begin()
-            save_arrays(self._network(key), arrays, {"of": self.fingerprint, **header})
+        if self.save(f"network-{key}", Part(arrays, facts)):
             del self.unsaved[key]
 
     def __delitem__(self, key: str) -> None:
         if self.unsaved.pop(key, None) is None:
-            self._network(key).unlink()
+            self.path(f"network-{key}.npz").unlink()
 
     def __iter__(self) -> Iterator[str]:
         saved = (path.stem.removeprefix("network-") for path in sorted(self.folder.glob("network-*.npz")))
@@ -386,13 +331,3 @@ class RunStore(MutableMapping[str, Snapshot]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-    def _network(self, key: str) -> Path:
-        return self.path(f"network-{key}.npz")
-
-
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

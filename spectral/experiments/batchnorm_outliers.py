@@ -40,27 +40,22 @@ def batchnorm_outliers(
 ) -> Study:
     """λ₁ / λ₁₀ of CNNs of this `width` after so many `epochs`, and the spectrum from `probes` of `steps`; of images alone."""
     settings = replace(settings, model=partial(model_for, kind="cnn"))
+    conditions = {
+        norm: Condition("with" if norm else "without", 0.0, epochs, options={"width": width, "norm": norm})
+        for norm in (False, True)
+    }
     steps_of = {
-        f"seed{seed}-{kind}": partial(_measured, settings, seed, kind, width, epochs, probes, steps)
+        f"seed{seed}-{kind}": partial(_measured, settings, seed, kind, conditions[norm], probes, steps)
         for seed in settings.seeds
-        for kind in KINDS
+        for kind, (norm, *_) in KINDS.items()
     }
     return Study(settings=settings, steps=steps_of, conclude=partial(_concluded, settings.seeds), **TEXTS["study"])
 
 
 def _measured(
-    settings: Settings,
-    seed: int,
-    kind: str,
-    width: int,
-    epochs: int,
-    probes: int,
-    steps: int,
-    parts: Parts,
-    networks: Any,
+    settings: Settings, seed: int, kind: str, condition: Condition, probes: int, steps: int, parts: Parts, networks: Any
 ) -> Part:
-    cost, (norm, statistics, _) = Cost(), KINDS[kind]
-    condition = Condition("with" if norm else "without", 0.0, epochs, options={"width": width, "norm": norm})
+    cost, statistics = Cost(), KINDS[kind][1]
     problem = settings.problem(seed=seed).to(settings.device)
     model, snapshot = network(Cell(seed, condition, Matrix("hessian", "logits", "train")), settings, problem, networks)
     data = batches(in_dtype(problem.x_train, settings.dtype), problem.y_train, settings.batch_size)

@@ -192,8 +192,8 @@ class AlignmentCurve:
     method: str
     k: int
     energy: float
-    sizes: tuple[float, ...]
-    energies: tuple[float, ...]
+    sizes: list[float]
+    energies: list[float]
 
 
 @dataclass(frozen=True)
@@ -217,25 +217,17 @@ class CellResult:
     samples: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, without the spectrum (`Spectrum.save` keeps that)."""
+        """Plain data for JSON: the key of the cell, and all but the spectrum (`Spectrum.save` keeps that)."""
         plain = asdict(replace(self, spectrum=None))  # type: ignore[arg-type]
         del plain["spectrum"]
-        return plain
+        return {**plain, "cell": self.cell.key}
 
     @staticmethod
-    def from_dict(plain: Mapping[str, Any], spectrum: Spectrum) -> CellResult:
+    def from_dict(plain: Mapping[str, Any], cell: Cell, spectrum: Spectrum) -> CellResult:
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        cell, trained = plain["cell"], plain["trained"]
-        alignment = {
-            name: AlignmentCurve(**{**curve, "sizes": tuple(curve["sizes"]), "energies": tuple(curve["energies"])})
-            for name, curve in plain["alignment"].items()
-        }
-        own = {
-            "cell": Cell(cell["seed"], Condition(**cell["condition"]), Matrix(**cell["matrix"])),
-            "trained": None if trained is None else Trained.from_dict(trained),
-            "alignment": alignment,
-            "samples": tuple(plain.get("samples", ())),
-        }
+        trained = None if plain["trained"] is None else Trained.from_dict(plain["trained"])
+        alignment = {name: AlignmentCurve(**curve) for name, curve in plain["alignment"].items()}
+        own = {"cell": cell, "trained": trained, "alignment": alignment, "samples": tuple(plain["samples"])}
         return CellResult(spectrum=spectrum, **{**plain, **own})
 
 
@@ -517,10 +509,5 @@ def _kernel(
 def _thinned(energies: np.ndarray, k: int, method: str, own: int = 1) -> AlignmentCurve:
     """A curve of all directions, thinned to CURVE_POINTS sizes and the one that is the dimension of the information space."""
     sizes = np.unique(np.append(np.geomspace(1, len(energies), CURVE_POINTS).astype(int), min(own, len(energies))))
-    return AlignmentCurve(
-        method=method,
-        k=k,
-        energy=float(energies[min(k, len(energies)) - 1]),
-        sizes=tuple(float(size) for size in sizes),
-        energies=tuple(float(energy) for energy in energies[sizes - 1]),
-    )
+    at_k = float(energies[min(k, len(energies)) - 1])
+    return AlignmentCurve(method, k, at_k, sizes.astype(float).tolist(), energies[sizes - 1].tolist())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -162,7 +163,8 @@ def collect(results: Iterable[CellResult]) -> Result:
         names = dict.fromkeys(
             m for c in conditions for s in seeds for m in own.get((c, s), {}) if not m.endswith("_stderr")
         )
-        rows += [_row(matrix, metric, own, conditions, seeds) for metric in names]
+        numbers = {c: [own.get((c, s), {}) for s in seeds] for c in conditions}
+        rows += [row_of(matrix, metric, numbers) for metric in names]
     return Result(done, conditions, matrices, tuple(rows), _cost(done))
 
 
@@ -275,31 +277,38 @@ def refused(metric: str, metrics: Mapping[str, float]) -> bool:
     return metric in FITS and metrics.get(FITS[metric]) == 0.0
 
 
-def _row(
-    matrix: str,
-    metric: str,
-    own: Mapping[tuple[str, int], Mapping[str, float]],
-    conditions: Sequence[str],
-    seeds: Sequence[int],
-) -> Row:
+def row_of(matrix: str, metric: str, numbers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Row:
+    """A metric of a matrix from all numbers of each condition, a mapping for each seed.
+
+    A condition is left out in which the metric is neither known nor refused. Errors are standard errors, or residuals.
+
+    >>> row_of("M", "trace", {"init": [{"trace": 2.0}, {"trace": None}], "true": [{}, {}]}).values
+    {'init': (2.0, nan)}
+    """
     values: dict[str, tuple[float, ...]] = {}
     errors: dict[str, tuple[float, ...]] = {}
     doubted: dict[str, tuple[bool, ...]] = {}
-    for condition in conditions:
-        of_seeds = [own.get((condition, seed), {}) for seed in seeds]
-        numbers = tuple(float(m.get(metric, math.nan)) for m in of_seeds)
+    for condition, of_seeds in numbers.items():
+        known = tuple(number_of(m.get(metric)) for m in of_seeds)
         flags = tuple(refused(metric, m) for m in of_seeds)
-        if any(map(math.isfinite, numbers)) or any(flags):
-            values[condition] = numbers
-            errors[condition] = tuple(float(m.get(f"{metric}_stderr", math.nan)) for m in of_seeds)
-            if any(flags):
-                doubted[condition] = flags
+        if any(map(math.isfinite, known)) or any(flags):
+            values[condition] = known
+            errors[condition] = tuple(
+                number_of(m.get(f"{metric}_stderr", m.get(f"{metric}_residual"))) for m in of_seeds
+            )
+        if any(flags):
+            doubted[condition] = flags
     effects = {}
     for a, b in PAIRS:
         x, y = ([v for v in values.get(name, ()) if math.isfinite(v)] for name in (a, b))
         if min(len(x), len(y)) >= 2:
             effects[f"{a}-{b}"] = cohens_d(x, y)
     return Row(matrix, metric, values, errors, effects, doubted)
+
+
+def number_of(value: Any) -> float:
+    """A number of a file, in which nan is null."""
+    return math.nan if value is None else float(value)
 
 
 def _cost(done: Sequence[CellResult]) -> dict[str, float]:

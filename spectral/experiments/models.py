@@ -197,16 +197,22 @@ def _language(problem: Problem, kind: str, seed: int, options: Mapping[str, obje
     return Classifier(encoder, _seeded(lambda: nn.Linear(width, problem.classes), seed, width**-0.5))
 
 
-class Causal(nn.Module):
-    """A causal model of Hugging Face as a function of tokens (B, T): logits (B, V, T), classes where torch's cross entropy reads
-    them."""
+class Logits(nn.Module):
+    """A model of Hugging Face as a function of its first input: its logits."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
         self.inner = inner
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).logits
+
+
+class Causal(Logits):
+    """A causal model's, of tokens (B, T): logits (B, V, T), classes where torch's cross entropy reads them."""
+
     def forward(self, ids: Tensor) -> Tensor:
-        return self.inner(input_ids=ids).logits.transpose(1, 2)
+        return super().forward(ids).transpose(1, 2)
 
 
 class Classifier(nn.Module):
@@ -376,26 +382,22 @@ def _stages(
     return (Checkpointed if checkpoint else nn.Sequential)(*blocks)
 
 
-def _block_kinds(depth: int) -> list[str]:
-    """The blocks that a network of this depth may be made of; where it is both, the one of its paper first."""
-    kinds = [kind for kind, (period, least) in FORMS.items() if depth >= least and (depth - 2) % period == 0]
-    return kinds if depth < DEEP else kinds[::-1]
-
-
 def _block_kind(depth: int, block: str) -> str:
+    """The blocks that a network of this depth is made of; where both would do, those of the paper that has such a depth."""
     if block not in BLOCKS:
         raise ValueError(f"block={block!r} is unknown; use one of {', '.join(BLOCKS)}.")
+    forms = {kind: form for kind, form in FORMS.items() if block in ("auto", kind)}
 
     def allowed(d: int) -> list[str]:
-        return [kind for kind in _block_kinds(d) if block in ("auto", kind)]
+        return [kind for kind, (period, least) in forms.items() if d >= least and (d - 2) % period == 0]
 
     if kinds := allowed(depth):
-        return kinds[0]
-    forms = [f"{period}n+2 ({kind})" for kind, (period, _) in FORMS.items() if block in ("auto", kind)]
+        return kinds[0 if depth < DEEP else -1]
+    said = [f"{period}n+2 ({kind})" for kind, (period, _) in forms.items()]
     below = [d for d in range(max(depth, 8) - 9, depth) if allowed(d)]
     above = [d for d in range(max(depth + 1, 8), max(depth, 8) + 10) if allowed(d)]
     raise ValueError(
-        f"depth={depth} is not of the form {' or '.join(forms)}; the nearest allowed depths are "
+        f"depth={depth} is not of the form {' or '.join(said)}; the nearest allowed depths are "
         f"{' and '.join(map(str, below[-1:] + above[:1]))}."
     )
 

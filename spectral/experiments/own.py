@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from spectral import arrays
 from spectral.experiments import pretrained
 from spectral.experiments.datasets import Problem, arrays_file, in_dtype
-from spectral.experiments.models import Causal
+from spectral.experiments.models import Causal, Logits
 from spectral.experiments.weights import load_weights
 from spectral.failures import first_line
 from spectral.networks.batches import Samples, check_data, random_state, set_random_state
@@ -268,17 +268,6 @@ def huggingface(problem: Problem, name: str, *, seed: int = 0) -> nn.Module:
         chosen = Causal(made) if problem.tokens or problem.y_train.ndim == 2 else Logits(made)
     LOADED[chosen] = said
     return chosen
-
-
-class Logits(nn.Module):
-    """A model of Hugging Face as a function of its first input: its logits."""
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x).logits
 
 
 def loaded(network: nn.Module) -> str:

@@ -14,7 +14,7 @@ from spectral.analysis.theory import marchenko_pastur_density
 from spectral.cards import counted, with_error
 from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import Problem
-from spectral.experiments.effects import SCALE, refused
+from spectral.experiments.effects import SCALE, refused, row_of
 from spectral.experiments.experiments import Outcome
 from spectral.experiments.prose import prose
 from spectral.quadrature.density import one_eigenvalue
@@ -230,17 +230,8 @@ def single(
     """The report of one spectrum; `numbers` are those of `summary`, errors included, `metrics` the rows shown (None: all)."""
     matrix, condition = subject.matrix, subject.condition
     curve = Curve(matrix, condition, subject.seed, spectrum)
-    rows = [
-        Row(
-            matrix,
-            name,
-            {condition: (numbers[name],)},
-            {condition: (numbers.get(f"{name}_stderr", math.nan),)},
-            refused={condition: (True,)} if refused(name, numbers) else {},
-        )
-        for name in metrics or [name for name in numbers if not name.endswith("_stderr")]
-        if math.isfinite(numbers.get(name, math.nan)) or refused(name, numbers)
-    ]
+    listed = metrics or [name for name in numbers if not name.endswith("_stderr")]
+    rows = [row for name in listed if (row := row_of(matrix, name, {condition: [numbers]})).values]
     description = spectrum.meta.get("operator", {})
     known = f", {spectrum.zeros} of them known to be zero by shape" * (spectrum.zeros > 0)
     facts = [

@@ -52,14 +52,13 @@ def picture(chart: Lines | Surfaces) -> Picture:
     return figures.lines(chart.lines, {}, **axes)
 
 
-def _surface(sheet: Sheet, z_label: str) -> tuple[Panel, Panel]:
+def _surface(sheet: Sheet, z_label: str) -> list[Panel]:
     """The same surface as contours with its path, and in space."""
     z = np.log10(np.maximum(sheet.z, FLOOR))
     centre = sheet.z[len(sheet.y) // 2, len(sheet.x) // 2]
     alt = f"{z_label} over {sheet.panel}: from {sheet.z.min():.2g} to {sheet.z.max():.2g}, {centre:.2g} at the centre"
-    return _drawn(partial(_contours, sheet, z, z_label), sheet.panel, f"{alt}, as contours.", None), _drawn(
-        partial(_space, sheet, z, z_label), sheet.panel, f"{alt}, in space.", "3d"
-    )
+    ways = (_contours, "as contours", None), (_space, "in space", "3d")
+    return [_drawn(partial(draw, sheet, z, z_label), sheet.panel, f"{alt}, {how}.", axes) for draw, how, axes in ways]
 
 
 def _drawn(draw, title: str, alt: str, projection: str | None) -> Panel:  # type: ignore[no-untyped-def]

@@ -79,16 +79,12 @@ def draw(report: Report) -> dict[str, Picture]:
         made["blocks"] = figures.panels(report.blocks, "lines", labels)
     made |= {f"chart{i}": charts.picture(chart) for i, chart in enumerate(report.charts, 1)}
     lines = {"alignment": report.alignment, "alpha": report.alpha, "training": report.losses}
+    targets = {float(entry["target loss"]) for entry in report.training if "target loss" in entry}
     for name, items in lines.items():
         if items:
-            level = _target(report) if name == "training" else None
+            level = next(iter(targets)) if name == "training" and len(targets) == 1 else None
             made[name] = figures.lines(items, labels, levels=levels, level=level, **TEXTS["lines"][name])
     return made
-
-
-def _target(report: Report) -> float | None:
-    targets = {float(entry["target loss"]) for entry in report.training if "target loss" in entry}
-    return targets.pop() if len(targets) == 1 else None
 
 
 def captions(report: Report) -> dict[str, str]:

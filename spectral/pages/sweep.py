@@ -25,12 +25,12 @@ from urllib.parse import quote
 
 import spectral
 from spectral.app.store import inside, read_result
-from spectral.experiments.effects import refused
+from spectral.experiments.effects import Row, number_of, refused, row_of
 from spectral.experiments.prose import prose
 from spectral.persist import atomic_write
 from spectral.spectrum import Spectrum
 
-from . import Curve, Row, Verdict, figures, page, tables
+from . import Curve, Verdict, figures, page, tables
 from .build import labels_for
 from .picture import Picture
 from .tables import Cell, Entry, Table, number, words
@@ -84,12 +84,8 @@ class Configuration:
         return [cell["metrics"] for _, cell in self.seeds.values()]
 
     def row(self, metric: str) -> Row:
-        """A metric of all seeds as a row with one condition, "all"."""
-        values = tuple(_number(m.get(metric)) for m in self.metrics)
-        errors = tuple(_number(m.get(f"{metric}_stderr", m.get(f"{metric}_residual"))) for m in self.metrics)
-        doubted = tuple(refused(metric, m) for m in self.metrics)
-        marks = {"all": doubted} if any(doubted) else {}
-        return Row(self.panel, metric, {"all": values}, {"all": errors}, refused=marks)
+        """A metric of all seeds as a row with one condition, "all"; with none where it is neither known nor refused."""
+        return row_of(self.panel, metric, {"all": self.metrics})
 
 
 @dataclass(frozen=True)
@@ -321,7 +317,7 @@ def table(sweep: Sweep, panel: str, output: Path) -> Table:
     What is the same in all rows stands below them.
     """
     own = sweep.of(panel)
-    metrics = [m for m in metrics_of(own) if any(_is_known(c.row(m)) for c in own)]
+    metrics = [m for m in metrics_of(own) if any(c.row(m).values for c in own)]
     differ = [i for i in range(len(sweep.columns)) if len({c.values[i] for c in own}) > 1]
     entries = []
     for c in own:
@@ -341,11 +337,6 @@ def table(sweep: Sweep, panel: str, output: Path) -> Table:
     if any(c.row(m).doubted()[0] for c in own for m in metrics):
         foot.append(f"{tables.REFUSED}: the fit was refused, and gives no number.")
     return Table((*titles, "seeds"), (("", tuple(entries)),), 1 + len(differ), " ".join(foot))
-
-
-def _is_known(row: Row) -> bool:
-    """Whether a row has a number, or a fit that was refused."""
-    return bool(row.doubted()[0]) or any(map(math.isfinite, row.values["all"]))
 
 
 def _address(run: Run, output: Path) -> str:
@@ -418,7 +409,7 @@ def write(runs: Sequence[Run], output: Path) -> Path:
         picture=draw(sweep),
         caption=caption(sweep),
         tables=[(tables.opening(words(panel, sweep.labels)), numbers) for panel, numbers in own.items()],
-        cost=page.costs({k: sum(_number(run.result["cost"].get(k)) for run in runs) for k in SUMMED}),
+        cost=page.costs({k: sum(number_of(run.result["cost"].get(k)) for run in runs) for k in SUMMED}),
         settings=tables.of_settings(sweep.same),
         version=spectral.__version__,
     )
@@ -440,7 +431,7 @@ def answer(sweep: Sweep) -> Verdict:
     parts = []
     for panel in sweep.panels:
         metric = headline(sweep, panel)
-        rows = [(c, c.row(metric)) for c in sweep.of(panel)]
+        rows = [(c, row) for c in sweep.of(panel) if (row := c.row(metric)).values]
         means = [(row.mean("all")[0], number(row, "all"), c) for c, row in rows]
         known = sorted((m for m in means if math.isfinite(m[0])), key=lambda m: m[0])
         if not known:
@@ -469,18 +460,14 @@ def draw(sweep: Sweep) -> Picture | None:
     for panel in sweep.panels:
         metric, known = headline(sweep, panel), {}
         for c in (c for c in sweep.of(panel) if c.values in drawn):
-            name, row = sweep.name(c.values), c.row(metric)
+            name = sweep.name(c.values)
             labels[f"tick:{name}"] = str(sweep.series.index(c.values) + 1)
             for seed, (run, cell) in c.seeds.items():
                 if "spectrum" in cell:
                     curves.append(Curve(panel, name, seed, Spectrum.load(inside(run.folder, cell["spectrum"]))))
-            if any(map(math.isfinite, row.values["all"])):
-                known[name] = row
-        if known:
-            values = {name: row.values["all"] for name, row in known.items()}
-            errors = {name: row.errors["all"] for name, row in known.items()}
-            marks = {name: row.refused["all"] for name, row in known.items() if row.refused}
-            rows.append(Row(panel, metric, values, errors, refused=marks))
+            if any(math.isfinite(v) for values in c.row(metric).values.values() for v in values):
+                known[name] = c.metrics
+        rows += [row_of(panel, metric, known)] if known else []
     if not (curves or rows):
         return None
     order = [sweep.name(values) for values in drawn]
@@ -499,10 +486,6 @@ def caption(sweep: Sweep) -> str:
     """What is drawn."""
     most, all_of = min(MOST_CURVES, len(sweep.series)), len(sweep.series)
     return str(TEXTS["caption"]) + (f" Drawn are the first {most} of {all_of} configurations." if most < all_of else "")
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
 
 
 if __name__ == "__main__":
