@@ -80,6 +80,28 @@ def counted(count: float, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
+def size(count: float) -> str:
+    """Bytes in a unit of which there are less than a thousand."""
+    units = iter(("bytes", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while count >= 1000 and unit != "TiB":
+        count, unit = count / 1024, next(units)
+    return f"{count:.3g} {unit}"
+
+
+def apart(a: float, b: float, least: int = 2) -> tuple[str, str]:
+    """A number and its limit, with as many digits, `least` at least, as tell them apart.
+
+    >>> apart(0.1, 0.3), apart(0.1635, 0.1629)
+    (('0.1', '0.3'), ('0.164', '0.163'))
+    """
+    for digits in range(least, 18):
+        x, y = f"{a:.{digits}g}", f"{b:.{digits}g}"
+        if x != y:
+            break
+    return x, y
+
+
 def with_error(value: float, error: float) -> str:
     """The value and its error, rounded to two significant digits of the error.
 
