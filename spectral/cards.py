@@ -27,6 +27,8 @@ STYLE: Any = {
 }  # fmt: skip
 # What matplotlib writes that would reach beyond its own picture in a notebook: a style for all elements, names that come again.
 HUNDREDTHS = re.compile(r"(\.\d\d)\d+")  # of a pixel are enough
+ELEMENT = re.compile(r"<[^>]*>")  # where pixels stand: between them are words and numbers, of which nothing is cut
+MANY_DECADES = 1e3  # on an axis: ticks between them are then too many
 BEYOND = re.compile(r"<style.*?</style>|<metadata.*?</metadata>|<!--.*?-->|\n| id=\"[^\"]*_\d+\"", re.DOTALL)
 
 
@@ -135,6 +137,13 @@ def _significant(value: float) -> str:
     return f"{value:.{max(3 - power, 0)}f}".replace("-", "−")
 
 
+class Sentence:
+    """A result whose sentence is its card."""
+
+    def _repr_html_(self) -> str:
+        return card(f"{self}.", [])
+
+
 # Pictures -----------------------------------------------------------------------------------------------------------------
 def svg(draw: Callable[[Any], Any], alt: str, height: int = HEIGHT) -> str:
     """What `draw(axes)` puts on matplotlib's axes as a small SVG in the colours of the text around it; `alt` says what it is."""
@@ -150,7 +159,8 @@ def svg(draw: Callable[[Any], Any], alt: str, height: int = HEIGHT) -> str:
         ax.patch.set_visible(False)
         draw(ax)
         FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None})
-    drawn = HUNDREDTHS.sub(r"\1", BEYOND.sub("", content.getvalue().partition("<svg ")[2].partition(">")[2]))
+    drawn = BEYOND.sub("", content.getvalue().partition("<svg ")[2].partition(">")[2])
+    drawn = ELEMENT.sub(lambda found: HUNDREDTHS.sub(r"\1", found[0]), drawn)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
         f'aria-label="{escape(alt)}" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
@@ -167,10 +177,30 @@ def chart(
         for mark in marks:
             mark.draw(ax)
         ax.set(xlabel=x_label, ylabel=y_label, xscale=x_scale, ylim=y_range)
+        thin_ticks(ax)
+        if all((mark.x == np.round(mark.x)).all() for mark in marks):
+            ax.xaxis.get_major_locator().set_params(integer=True)
         if not y_label:
             ax.set_yticks([])
 
     return svg(draw, alt)
+
+
+def thin_ticks(ax: Any) -> None:
+    """At most six decades labelled on each logarithmic axis, and no ticks between them where there are many.
+
+    Within a decade matplotlib labels those between, which are all there are.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() == "log":
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(numticks=7))
+            if high > 10 * low:
+                axis.set_minor_formatter(NullFormatter())
+            if high > MANY_DECADES * low:
+                axis.set_minor_locator(NullLocator())
 
 
 def bars(rows: Sequence[tuple[str, float, str]], alt: str) -> str:

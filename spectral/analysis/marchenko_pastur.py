@@ -41,7 +41,7 @@ EMPTY = 3.5
 
 
 @dataclass(frozen=True)
-class MarchenkoPastur:
+class MarchenkoPastur(cards.Sentence):
     """A fitted bulk, and whether it is one.
 
     Attributes

@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from spectral.cards import COLOURS, GREY, counted
-from spectral.plotting import FLOOR, LABELS, eigenvalue_axis, shared_grid, thin_ticks
+from spectral.cards import COLOURS, GREY, counted, thin_ticks
+from spectral.plotting import FLOOR, LABELS, eigenvalue_axis, shared_grid
 from spectral.quadrature.density import mirrored, one_eigenvalue, per_efold
 
 from . import Curve, Line, Numbers, Prototype, Row, conditions_of, matrices_of, of_matrix
