@@ -28,7 +28,10 @@ STYLE: Any = {
 # What matplotlib writes that would reach beyond its own picture in a notebook: a style for all elements, names that come again.
 HUNDREDTHS = re.compile(r"(\.\d\d)\d+")  # of a pixel are enough
 ELEMENT = re.compile(r"<[^>]*>")  # where pixels stand: between them are words and numbers, of which nothing is cut
-MANY_DECADES = 1e3  # on an axis: ticks between them are then too many
+FEW, MANY_DECADES = (
+    100.0,
+    1e3,
+)  # end to end of an axis: decades are too few to be its ticks, ticks between them too many
 BEYOND = re.compile(r"<style.*?</style>|<metadata.*?</metadata>|<!--.*?-->|\n| id=\"[^\"]*_\d+\"", re.DOTALL)
 
 
@@ -187,19 +190,22 @@ def chart(
 
 
 def thin_ticks(ax: Any) -> None:
-    """At most six decades labelled on each logarithmic axis, and no ticks between them where there are many.
-
-    Within a decade matplotlib labels those between, which are all there are.
-    """
-    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+    """Labels on each logarithmic axis that can be read: at most six decades, or plain numbers where there are hardly two."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
     for axis in (ax.xaxis, ax.yaxis):
         if axis.get_scale() == "log":
             low, high = axis.get_view_interval()
-            axis.set_major_locator(LogLocator(numticks=7))
-            if high > 10 * low:
+            if high > FEW * low:
+                axis.set_major_locator(LogLocator(numticks=7))
                 axis.set_minor_formatter(NullFormatter())
-            if high > MANY_DECADES * low:
+            else:
+                wide = high > 4 * low
+                axis.set_major_locator(
+                    LogLocator(subs=(1.0, 2.0, 5.0)) if wide else MaxNLocator(6, steps=[1, 2, 5, 10])
+                )
+                axis.set_major_formatter(ScalarFormatter())
+            if not FEW * low < high <= MANY_DECADES * low:
                 axis.set_minor_locator(NullLocator())
 
 

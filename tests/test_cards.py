@@ -98,6 +98,10 @@ def test_numbers_at_the_axes_are_whole_and_those_of_an_index_are_integers():
         ElementTree.fromstring(cards.bars([("a", 0.0022, "0.0022"), ("b", 1.0, "1.0625")], "two")).itertext()
     )
     assert "0.0022" in words and "1.0625" in words
+    narrow = cards.chart([cards.Mark(np.geomspace(0.18, 6.1), np.zeros(50))], "xmin", "", "a line", x_scale="log")
+    assert [text.strip() for text in ElementTree.fromstring(narrow).itertext() if text.strip()] == [
+        "0.2", "0.5", "1.0", "2.0", "5.0", "xmin",
+    ]  # fmt: skip
     x = np.array([1.0, 2.0])
     drawn = ElementTree.fromstring(cards.chart([cards.Mark(x, x / 1000 + 2, dots=True)], "index", "", "two dots"))
     assert [text.strip() for text in drawn.itertext() if text.strip()] == ["1", "2", "index"]
