@@ -369,7 +369,7 @@ def _refusal(fit: _Fit, tests: dict[str, LikelihoodRatio], mode: str) -> str:
     if fit.decades < MIN_DECADES:
         return f"The tail spans {decades} decades, and alpha needs {span}{hint}"
     if fit.open > OPEN:
-        weigh, most = cards.apart(100 * fit.open, 100 * OPEN)
+        weigh, most = cards.apart(100 * fit.open, 100 * OPEN, 3)
         return (
             f"The nodes around xmin weigh {weigh} % of the tail, and may be {most} %; use more steps, or a larger xmin."
         )
