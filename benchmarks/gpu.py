@@ -31,6 +31,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spectral
-from spectral import longvectors
-from spectral.krylov import kernels
+from spectral import longvectors, probes
+from spectral.krylov.kernels import draws
+from spectral.krylov.kernels.recurrences import PLAIN, Fused, fused
 
 # What is expected. curvlinops' own figures, compiled, on an A6000: Gauss-Newton 2.1-2.2 and Hessian 2.8-2.9 gradients; on nanoGPT
 # 11.0 and 17.5 GB. Bounds are those of issue 16 for float32, one vector, warm.
@@ -216,15 +218,22 @@ def recurrences(device: torch.device, tiny: bool) -> Iterator[Record]:
         longvectors.CHUNK = longvectors.CHUNK_ELSEWHERE = chunk
         yield row("inner product", 2, lambda: longvectors.dot(x, y), chunk=chunk)
     longvectors.CHUNK, longvectors.CHUNK_ELSEWHERE = plain
-    ways: dict[str, Any] = {"torch": kernels.PLAIN}
-    if (found := kernels.fused(x, y, w)) is not None:
+    ways: dict[str, Any] = {"torch": PLAIN}
+    if (found := fused(x, y, w)) is not None:
         ways["fused"] = found
     for way, by in ways.items():
         few = way == "fused"
         yield row("Lanczos, subtract", 4 if few else 7, lambda by=by: by.lanczos_subtract(x, y, w, z, 0.1), way=way)
         yield row("Lanczos, shorten", 3 if few else 4, lambda by=by: by.lanczos_shorten(x, z, 0.1), way=way)
         yield row("Chebyshev", 4 if few else 11, lambda by=by: by.chebyshev(z, x, y, 0.1, 0.1), way=way)
-    yield {"part": "recurrences", "what": "kernels", "way": kernels.described(x.device) or "torch"}
+    usual = draws.LEAST
+    for way in ("processor", *["card"] * (draws.of(x) is not None)):
+        draws.LEAST = usual if way == "card" else n + 1
+        for kind in ("gaussian", "rademacher"):
+            drawn = partial(probes.probe, 0, 0, n, kind=kind, dtype=x.dtype, device=device)
+            yield row(f"probe, {kind}", 1, drawn, way=way)
+    draws.LEAST = usual
+    yield {"part": "recurrences", "what": "kernels", "way": Fused.described(x.device) or "torch"}
 
 
 # Products ------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +29,12 @@ from spectral.failures import first_line
 SLOT = 1 << 10  # bytes of what ranks tell each other in one collective; more takes a second one
 PREFIX = 8  # of them for the length
 LATENCY, LONGEST = 1 / 16, 1e-3  # how long a wait may be overslept: a part of it, and in seconds
+THEIRS = os.path.dirname(dist.__file__)
 UNHURRIED = 0.05  # the same where teams wait for one another
 
 
 class RankFailed(RuntimeError):
-    """Another rank has failed, or is gone: one sentence, the same on every rank."""
+    """Another rank has failed, or is gone: one sentence, the same on every rank, which all of them raise."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def _tell_of_what_ends_the_process() -> None:
         if everyone() > 1:
             leave(failure)
             if dist.get_rank() == 0:  # the store goes with it, and the others must have read
-                time.sleep(2 * heartbeat.BEAT)
+                time.sleep(heartbeat.PATIENCE + 2 * heartbeat.BEAT)
 
     sys.excepthook = hook
 
@@ -178,6 +181,36 @@ def said(failure: BaseException | None) -> str | None:
 
 def sentence(who: int, said: str) -> str:
     return f"rank {base() + who} of {everyone()} failed ({said.rstrip('.')}); mend it there, and start all ranks again."
+
+
+@contextmanager
+def guarded(group: Any) -> Iterator[None]:
+    """Inside, the ranks meet in torch's own collectives of a group, where nobody looks: one that fails, or is gone, ends all.
+
+    NCCL's collectives are given up. Gloo's cannot be: they end when the process that failed does.
+    """
+    if everyone() == 1:
+        yield
+        return
+    heart = _heart(dist.group.WORLD)
+    heart.seen.clear()
+    heart.given_up, heart.guarded = "", (heart.beats, getattr(group, "abort", lambda: None))  # torch 2.8
+    try:
+        yield
+    except BaseException as failure:
+        heart.guarded, words = None, sentence(rank(), said(failure) or "")
+        if isinstance(failure, RuntimeError) and _of_torch(failure):
+            words = heart.given_up or _blame(heart, failure)
+        heart.leave(words)
+        raise RankFailed(words) from failure
+    finally:
+        heart.guarded = None
+
+
+def _of_torch(failure: BaseException) -> bool:
+    """Whether a collective of torch's own has ended by it."""
+    last = list(traceback.walk_tb(failure.__traceback__))[-1][0]
+    return last.f_code.co_filename.startswith(THEIRS)
 
 
 # Groups --------------------------------------------------------------------------------------------------------------
@@ -326,14 +359,17 @@ def broadcast(slot: torch.Tensor, source: int) -> torch.Tensor:
     return slot
 
 
-def gathered(value: Any) -> list[Any]:
-    """`value` of every rank, in rank order: one collective for what is short. They must have been asked for the same."""
-    told = _slots((heartbeat.purpose(), value))
-    if any(purpose != told[0][0] for purpose, _ in told):
+def gathered(value: Any, failed: str | None) -> list[tuple[Any, str | None]]:
+    """`value` of every rank, in rank order, and what it has failed with: one collective for what is short.
+
+    They must have been asked for the same, unless one has failed on its way.
+    """
+    told = _slots((heartbeat.purpose(), value, failed))
+    other = next((rank for rank, (purpose, *_) in enumerate(told) if purpose != told[0][0]), None)
+    if other is not None and all(words is None for *_, words in told):
         asked = _slots(heartbeat.asked())
-        other = next(rank for rank, (purpose, _) in enumerate(told) if purpose != told[0][0])
         raise RankFailed(heartbeat.parted({base() + rank: asked[rank] for rank in (0, other)}))
-    return [own for _, own in told]
+    return [(own, words) for _, own, words in told]
 
 
 def _slots(value: Any) -> list[Any]:

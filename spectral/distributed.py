@@ -251,7 +251,7 @@ class Summand:
         return self
 
     def __exit__(self, kind: Any, failure: BaseException | None, trace: Any) -> bool:
-        self.failure = failure if world_size() > 1 else None
+        self.failure = failure if world_size() > 1 and not isinstance(failure, RankFailed) else None
         return self.failure is not None
 
     def sum(self) -> torch.Tensor:
@@ -313,9 +313,11 @@ def gather(make: Callable[[], T]) -> list[T]:
     made = failure = None
     try:
         made = make()
+    except RankFailed:
+        raise
     except BaseException as problem:
         failure = problem
-    told = collectives.gathered((made, collectives.said(failure)))
+    told = collectives.gathered(made, collectives.said(failure))
     _raise(failure, [said for _, said in told])
     return [value for value, _ in told]
 
@@ -326,6 +328,8 @@ def together() -> Iterator[None]:
     failure: BaseException | None = None
     try:
         yield
+    except RankFailed:
+        raise
     except BaseException as problem:
         failure = problem
     _ended(failure)

@@ -17,7 +17,7 @@ import re
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -64,6 +64,9 @@ class Heartbeat:
         self.warned = False
         self.thread = threading.get_ident()  # that multiplies
         self.over = threading.Event()
+        # since which beat this rank may wait in collectives in which nobody looks, how they are given up, and why they were
+        self.guarded: tuple[int, Callable[[], None]] | None = None
+        self.given_up = ""
         if store is not None:
             thread = threading.Thread(target=self._beat, name="spectral heartbeat", daemon=True)
             thread.start()
@@ -75,9 +78,20 @@ class Heartbeat:
                 self.beats += 1
                 place = elsewhere(self.thread) if self._of("ask", self.rank) else ""
                 self.store.set(self._key("beat", self.rank), f"{self.beats} {place}")
+                self._guard()
                 self.over.wait(BEAT)
         except (RuntimeError, OSError):  # the store is gone, and with it the group
             self.over.set()
+
+    def _guard(self) -> None:
+        """Give up what this rank waits for once another one will not come."""
+        if (guarded := self.guarded) is None or (self.beats - guarded[0]) * BEAT < PATIENCE:
+            return
+        self.guarded = self.beats, guarded[1]
+        if (words := self.missing()) and not self.given_up:
+            self.given_up = words
+            warnings.warn(f"{words} This rank waits for it inside the model.", stacklevel=2)
+            guarded[1]()
 
     def stop(self, thread: threading.Thread | None = None) -> None:
         """No more signs of life: the group is done with, or the interpreter ends, in which no thread may be inside torch."""

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from spectral import cards
-from spectral.estimators.budget import Spent, free_memory, settle, symmetric_operand
+from spectral.distributed import decided
+from spectral.estimators import slq_options
+from spectral.estimators.budget import Spent, entries, free_memory, settle, symmetric_operand
 from spectral.estimators.slq import slq
-from spectral.krylov.basis import Basis
+from spectral.krylov.basis import Basis, check_place, row_bytes
 from spectral.krylov.lanczos import Lanczos
 from spectral.operators.operator import Operator
-from spectral.probes import probe
+from spectral.pieces import local
 
 RECURRENCE = 4  # vectors of a recurrence without its basis, the product's own pieces among them
 MANY = 20  # products that must be expected before more than two are measured
@@ -93,8 +95,11 @@ class Plan:
         return cards.card(f"{self}{'' if self.fits else ': it does not fit'}.", rows, picture)
 
 
-def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
-    """What `slq(A, steps=steps, probes=probes)` would take at most: products, seconds, bytes.
+def plan(
+    A: Any, *, steps: int = 100, probes: int = 4, deflate: bool | str = "auto", reorthogonalize: bool | str = "auto",
+    basis: Any = "device",
+) -> Plan:  # fmt: skip
+    """What `slq` would take at most with these options: products, seconds, bytes.
 
     The run is announced to the operator, which then chooses how it multiplies as it would in the run itself. Products are
     measured until it has chosen; then the median of some is what each takes. Beside them a few steps of the recurrence are timed
@@ -112,6 +117,8 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
         Lanczos steps on each probe.
     probes : int
         Random vectors.
+    deflate, reorthogonalize, basis : object
+        As in `slq`.
 
     Returns
     -------
@@ -120,8 +127,8 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
 
     Notes
     -----
-    Of vectors, `slq` holds four, the basis of `steps` where that takes at most a quarter of the free memory, and with two
-    probes or more what the first has converged to: an eighth of its steps are expected, all of them at most. Without a
+    Of vectors, `slq` holds four, the basis of `steps` where it keeps one in this memory, and where it deflates what the first
+    probe has converged to: an eighth of its steps are expected, all of them at most. Without a
     basis they cost the first probe's products once more, and those of each probe that finds a further copy of an
     eigenvalue, which are not foreseen. The small matrices' eigenvectors take steps^2 doubles for each probe. Products take
     the activations of a batch, as in training, and what the engine keeps between sweeps.
@@ -132,24 +139,27 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     100
     """
     op, _, _ = symmetric_operand(A)
-    n = op.shape[0]
-    steps = min(steps, n)
+    slq_options.check(probes, steps, deflate=deflate, reorthogonalize=reorthogonalize)
+    place = check_place(basis, op.dtype)
+    chosen = slq_options.Plan.of(op, None, None, probes, steps, deflate, reorthogonalize, place)
+    n, steps, keeps = entries(op), chosen.steps, bool(chosen.mode)
     free, one = free_memory(op), n * op.dtype.itemsize
-    room = free // 4 // one
-    basis = room >= steps
-    products = steps * probes + (steps - 1 if probes > 1 and not basis else 0)
+    deflated = min(steps, chosen.vectors)  # at most
+    products = steps * probes + (steps - 1 if deflated and not keeps else 0)
     begin = time.perf_counter()
-    v = probe(0, 0, n, dtype=op.dtype, device=op.device)
+    v = op.probe(0, 0)
     drawn = time.perf_counter() - begin
     first, made, each, choosing = _measured(op, v, products)
-    step, row, kept = _vector_seconds(v, min(ROWS, steps) if basis else 0)
-    deflated = min(steps, max(room, 1)) if probes > 1 else 0  # at most
+    step, row, kept = _vector_seconds(local(v), min(ROWS, steps) if keeps else 0, place)
+    here = place in (
+        ("device", "bf16", "host") if op.device.type == "cpu" else ("device", "bf16")
+    )  # whose memory is `free`
     converged = int(CONVERGED * deflated)
     parts = {
         "first products": first,
         "products": each * max(products - made, 0),
         "recurrence": products * (step + kept),
-        "orthogonalisation": probes * row * steps * (steps + 1) / 2 if basis else 0.0,
+        "orthogonalisation": probes * row * steps * (steps + 1) / 2 if keeps else 0.0,
         "random vectors": probes * drawn,
         # made of the basis, orthogonalised, and projected out of each later product: half of what a row of a basis takes
         "deflation": row * converged * (steps / 4 + converged / 2 + (probes - 1) * steps / 2),
@@ -157,7 +167,7 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     }
     held = {
         "vectors": RECURRENCE * one,
-        "basis": steps * one if basis else 0,
+        "basis": steps * row_bytes(place, n, op.dtype) if keeps and here else 0,
         "deflation": converged * one,
         # each probe's small eigenvectors, and two more of them while they are made
         "records": (probes + 2) * 8 * steps**2,
@@ -165,7 +175,7 @@ def plan(A: Any, *, steps: int = 100, probes: int = 4) -> Plan:
     held["products"] = max(op.workspace, choosing - held["basis"] - held["deflation"])  # the first come before these
     total = sum(held.values())
     most = total + (deflated - converged) * one
-    return Plan(products, sum(parts.values()), total, most, each, free, basis, parts, held)
+    return Plan(products, sum(parts.values()), total, most, each, free, keeps, parts, held)
 
 
 def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, int, float, int]:
@@ -175,12 +185,17 @@ def _measured(op: Operator, v: torch.Tensor, products: int) -> tuple[float, int,
     workspace = settle(op, v) if products >= MANY else 0
     if op.products == begun.products:
         op @ v
-    float(v[0])  # a number waits for the device
+    _wait(v)
     workspace, first = max(workspace, op.first_workspace), Spent.of(op).since(begun)
-    each = [_seconds(lambda: float((op @ v)[0]))]
-    while len(each) < TIMED and sum(each) < SHARE * products * each[0]:
-        each.append(_seconds(lambda: float((op @ v)[0])))
+    each = [_seconds(lambda: _wait(op @ v))]
+    while len(each) < TIMED and decided(op, sum(each) < SHARE * products * each[0]):
+        each.append(_seconds(lambda: _wait(op @ v)))
     return first.seconds, first.products, statistics.median(each), workspace
+
+
+def _wait(x: torch.Tensor) -> float:
+    """A number waits for the device."""
+    return float(local(x)[:1].sum())
 
 
 class _Diagonal(Operator):
@@ -196,7 +211,7 @@ class _Diagonal(Operator):
         return self.d[:, None] * V
 
 
-def _vector_seconds(v: torch.Tensor, rows: int) -> tuple[float, float, float]:
+def _vector_seconds(v: torch.Tensor, rows: int, place: str) -> tuple[float, float, float]:
     """Seconds of a step without its product, of orthogonalising against a vector of a basis of so many rows, of keeping one."""
     D = _Diagonal(v)
     free = _seconds(lambda: float((D @ v)[0]), STEPS)
@@ -205,7 +220,7 @@ def _vector_seconds(v: torch.Tensor, rows: int) -> tuple[float, float, float]:
     step = max(0.0, _seconds(lambda: lanczos.ended or lanczos.step(), STEPS) - free)
     if not rows:
         return step, PASSES * free / 2, 0.0
-    there = Basis(v, rows)
+    there = Basis(v, rows, place)
 
     def keep() -> None:  # in memory that nobody has touched before, as a run does
         for j in range(rows):

@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-SEGMENT = 1 << 16
-KINDS = ("gaussian", "rademacher", "uniform")
+from spectral.krylov.kernels import draws
+from spectral.krylov.kernels.draws import KINDS, SEGMENT
+
+PIECE = 256 * SEGMENT  # entries on their way to another device
 
 
 def check_seed(seed: int) -> int:
@@ -42,7 +44,8 @@ def probe(
     """Entries start, ..., start + n - 1 of one random vector.
 
     They are drawn on the CPU, one segment a thread, and rounded to `dtype` segment by segment, so that every device sees the same
-    numbers and no vector of float64 is made.
+    numbers and no vector of float64 is made; another device gets them in pieces, so that the CPU holds no vector of its own.
+    Long ones are drawn on a GPU itself where cupy is installed (`krylov/kernels/draws.py`).
 
     Parameters
     ----------
@@ -83,11 +86,23 @@ def probe(
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is no kind of probe; use one of {', '.join(KINDS)}.")
     key = np.array([check_seed(seed), index], dtype=np.uint64)
+    if torch.device(device).type != "cpu":
+        values, end = torch.empty(n, dtype=dtype, device=device), start + n
+        if (there := draws.of(values)) is not None:
+            there.fill(values, int(key[0]), index, start, kind)
+            return values
+        for low in range(start, end, PIECE):
+            count = min(PIECE, end - low)
+            part = probe(seed, index, count, start=low, kind=kind, dtype=dtype)
+            values[low - start : low - start + count].copy_(part)
+        return values
     values = torch.empty(n, dtype=dtype)
 
     def fill(segment: int) -> None:
         low, high = max(start, segment * SEGMENT), min(start + n, (segment + 1) * SEGMENT)
-        drawn = _drawn(key, segment, kind, high - segment * SEGMENT)  # the head of the segment is drawn and dropped
+        drawn = draws.by_numpy(
+            key, segment, kind, high - segment * SEGMENT
+        )  # the head of the segment is drawn and dropped
         values[low - start : high - start] = torch.from_numpy(drawn[low - segment * SEGMENT :])
 
     segments = range(start // SEGMENT, -(-(start + n) // SEGMENT)) if n else range(0)
@@ -97,17 +112,7 @@ def probe(
             list(pool.map(fill, segments))
     else:
         list(map(fill, segments))
-    return values.to(device)
-
-
-def _drawn(key: np.ndarray, segment: int, kind: str, count: int) -> np.ndarray:
-    """The first entries of one segment."""
-    generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, segment, KINDS.index(kind)]))
-    if kind == "gaussian":
-        return generator.standard_normal(count)
-    if kind == "uniform":
-        return generator.random(count)
-    return 2.0 * generator.integers(0, 2, size=count) - 1.0
+    return values
 
 
 class Signs:

@@ -1,5 +1,5 @@
-// The CUDA source of the recurrences as it stands, run on the processor: one system thread for each thread of a block,
-// blocks one after another. build: g++ -std=c++20 -O2 -ffp-contract=off -shared -fPIC -pthread -I spectral/krylov/kernels
+// The CUDA sources as they stand, run on the processor: one system thread for each thread of a block, blocks one after another.
+// build: g++ -std=c++20 -O2 -ffp-contract=off -shared -fPIC -pthread -I spectral/krylov/kernels
 #include <barrier>
 #include <cmath>
 #include <thread>
@@ -17,6 +17,11 @@ static Place blockIdx, gridDim;
 static std::barrier<> together(THREADS);
 static void __syncthreads() { together.arrive_and_wait(); }
 
+static unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return (unsigned __int128)a * b >> 64;
+}
+
+#include "probes.cu"
 #include "recurrences.cu"
 
 template <typename... Types, typename... Given> void launch(void (*kernel)(Types...), unsigned blocks, Given... given) {
@@ -44,3 +49,15 @@ template <typename... Types, typename... Given> void launch(void (*kernel)(Types
 
 LAUNCHERS(float, float32)
 LAUNCHERS(double, float64)
+
+#define DRAW(KIND, T, NAME)                                                                                             \
+    extern "C" void host_##KIND##_##NAME(                                                                               \
+        unsigned blocks, T *out, Word start, Word n, Word seed, Word index, const Word *below, const double *w,         \
+        const double *f) {                                                                                              \
+        launch(KIND##_##NAME, blocks, out, start, n, seed, index, below, w, f);                                         \
+    }
+#define DRAWS(KIND) DRAW(KIND, float, float32) DRAW(KIND, double, float64)
+
+DRAWS(gaussian)
+DRAWS(rademacher)
+DRAWS(uniform)

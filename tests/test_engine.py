@@ -8,8 +8,8 @@ import torch
 from oracles import Cube
 from torch import nn
 
-from spectral import GaussNewton, Hessian, Jacobian
-from spectral.engine import autotune, linearize, trace
+from spectral import GaussNewton, Hessian, Jacobian, arrays
+from spectral.engine import autotune, capture, linearize, trace
 from spectral.engine.autotune import AutoEngine
 from spectral.engine.plain import Maps, Workload
 from spectral.engine.store import Store
@@ -540,6 +540,7 @@ def test_an_adder_adds_what_its_program_gives():
 @pytest.mark.parametrize("kind", [GaussNewton, Hessian])
 def test_compiled_programs_give_fresh_products_and_long_runs_try_them(monkeypatch, kind, asked):
     monkeypatch.setattr(autotune, "COMPILE", 0.0)  # seconds that a run is predicted to take
+    monkeypatch.setattr(autotune, "BETTER", 1e9)  # however busy the machine is
     model, data = linear_model()
     fresh = kind(model, nn.CrossEntropyLoss(), data, engine="fresh")
     A = kind(model, nn.CrossEntropyLoss(), data, engine=asked)
@@ -551,3 +552,60 @@ def test_compiled_programs_give_fresh_products_and_long_runs_try_them(monkeypatc
     told = A.describe()
     assert "compiled" in told["seconds_first_batch"], told
     assert told["engine"] == "compiled" or asked == "auto"
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """A GPU that captures: what is captured runs again on the same memory, and always seems faster. How often it ran."""
+    ran = []
+
+    def captured(work, device):
+        return lambda: (ran.append(device), work())
+
+    monkeypatch.setattr(arrays, "on_cuda", lambda device: True)
+    monkeypatch.setattr(capture, "captured", captured)
+    monkeypatch.setattr(capture, "LAUNCH", 1e9)
+    monkeypatch.setattr(autotune, "BETTER", 1e9)
+    return ran
+
+
+def two_batches():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    batches = [(torch.randn(size, 5).double(), torch.randint(3, (size,))) for size in (3, 4)]
+    return net, nn.CrossEntropyLoss(), batches
+
+
+@pytest.mark.parametrize("matrix", [GaussNewton, Hessian])
+def test_what_a_gpu_launches_at_once_multiplies_as_before(matrix, launches):
+    net, loss, batches = two_batches()
+    plain, A = matrix(net, loss, batches, engine="fresh"), matrix(net, loss, batches, engine="replay")
+    A.expect(100)
+    for i in range(10):
+        v = torch.randn(A.shape[1], generator=torch.Generator().manual_seed(i)).double()
+        torch.testing.assert_close(A @ v, plain @ v, rtol=1e-12, atol=1e-12)
+    assert A.describe()["launch"] == "CUDA graph"
+    before = len(launches)
+    V = torch.randn(A.shape[1], 2).double()
+    torch.testing.assert_close(A @ V, plain @ V, rtol=1e-12, atol=1e-12)
+    assert len(launches) > before
+
+
+@pytest.mark.parametrize("broken", ["stale", "refused"])
+def test_a_capture_that_is_wrong_or_refused_is_dropped_and_says_so(broken, launches, monkeypatch):
+    def captured(work, device):
+        if broken == "refused":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        work()
+        return lambda: None
+
+    monkeypatch.setattr(capture, "captured", captured)
+    net, loss, batches = two_batches()
+    plain, A = GaussNewton(net, loss, batches, engine="fresh"), GaussNewton(net, loss, batches, engine="replay")
+    A.expect(100)
+    for i in range(8):
+        v = torch.randn(A.shape[1], generator=torch.Generator().manual_seed(i)).double()
+        torch.testing.assert_close(A @ v, plain @ v, rtol=1e-12, atol=1e-12)
+    said = A.describe()
+    assert "launch" not in said
+    assert ("not permitted" if broken == "refused" else "differs from a fresh product") in said["reason"]

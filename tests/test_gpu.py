@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral
 from spectral import arrays, longvectors, probes
+from spectral.engine import autotune, capture
 from spectral.krylov.lanczos import Lanczos, lanczos
 
 N = 150  # whose multiples are the sizes of vectors; the sums of a checksum are 520
@@ -73,11 +74,13 @@ def test_a_step_waits_for_the_card_a_few_times():
     assert waits[20] - waits[10] <= 4 * 10
 
 
-def test_probes_are_the_same_numbers_on_the_card():
-    with card():
+def test_probes_are_the_same_numbers_on_the_card_and_come_in_pieces(monkeypatch):
+    monkeypatch.setattr(probes, "PIECE", 30_000)
+    with card() as moved:
         for kind in probes.KINDS:
             there = probes.probe(3, 1, 70_000, kind=kind, dtype=torch.float32, device="cuda:0")
             assert torch.equal(there.held, probes.probe(3, 1, 70_000, kind=kind, dtype=torch.float32))
+    assert max(size for _, _, size in moved) == 30_000
 
 
 def test_long_vectors_are_multiplied_in_float64_on_a_card_where_float32_may_be_tf32(monkeypatch):
@@ -174,6 +177,7 @@ def by_engine(matrix, engine):
     A.expect(100)
     for _ in range(8):
         torch.testing.assert_close((A @ v.to(GPU)).cpu(), due, rtol=1e-9, atol=1e-9)
+    return A
 
 
 @pytest.mark.gpu
@@ -252,6 +256,15 @@ def test_on_a_gpu_long_inner_products_are_those_of_float64():
     due = float((x.double() * y.double()).sum())
     assert longvectors.dot(x, y) == pytest.approx(due, rel=1e-12)
     assert longvectors.norm(x) ** 2 == pytest.approx(float(x.double().square().sum()), rel=1e-12)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_small_program_is_launched_as_one_graph(monkeypatch, exact_convolutions):
+    """However long a launch takes on this card, and whether it gains or not."""
+    monkeypatch.setattr(capture, "LAUNCH", 1e9)
+    monkeypatch.setattr(autotune, "BETTER", 1e9)
+    A = by_engine("GaussNewton", "replay")
+    assert A.describe()["launch"] == "CUDA graph", A.describe()
 
 
 @pytest.mark.gpu

@@ -1,10 +1,15 @@
 """How many vectors of a model's size are held at a time: memory is what a large model's spectrum is short of."""
 
+import gc
 import json
 import sys
 
 import pytest
+import torch
 from resident import measured
+from torch import nn
+
+import spectral
 
 SCRIPT = """
 import json, sys
@@ -52,3 +57,16 @@ def test_runs_without_a_basis_hold_few_vectors_beside_model_and_gradient(job, ve
     found = json.loads(measured(SCRIPT, job, matrix, timeout=120, environment=frees))
     # a piece of a product, half a vector here, is there twice while it is added
     assert found <= vectors + 0.75
+
+
+@pytest.mark.parametrize("matrix", [spectral.GaussNewton, spectral.Hessian])
+def test_nothing_is_kept_of_products_once_an_engine_has_passed_its_tests(matrix):
+    model = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 3))
+    A = matrix(model, nn.CrossEntropyLoss(), [(torch.randn(4, 30), torch.randint(3, (4,)))])
+    for _ in range(4):
+        v = torch.randn(A.shape[1])
+        A @ v
+        v.zero_()  # as recurrences do
+    del v
+    gc.collect()
+    assert not [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.numel() == A.shape[1]]

@@ -36,3 +36,17 @@ def test_without_room_for_a_basis_the_first_probe_is_made_twice(monkeypatch):
     assert plan.held["basis"] == 0 and plan.parts["orthogonalisation"] == 0
     # what is deflated fits a quarter of what is free: 20 vectors
     assert plan.most_bytes == sum(plan.held.values()) - plan.held["deflation"] + 20 * 200 * 8
+
+
+def test_a_plan_is_of_the_options_that_the_run_is_given(monkeypatch, tmp_path):
+    n, steps = 200, 40
+    made = {name: spectral.plan(Counted(n), steps=steps, probes=2, **options) for name, options in {
+        "auto": {}, "none": {"reorthogonalize": False}, "disk": {"basis": tmp_path}, "free": {"deflate": False},
+    }.items()}  # fmt: skip
+    assert [p.held["basis"] for p in made.values()] == [steps * n * 8, 0, 0, steps * n * 8]
+    assert [p.basis for p in made.values()] == [True, False, True, True]
+    assert [p.products for p in made.values()] == [80] * 4  # without a basis nothing is deflated unless asked for
+    assert [bool(p.held["deflation"]) for p in made.values()] == [True, False, True, False]
+    assert spectral.plan(Counted(n), steps=steps, probes=2, reorthogonalize=False, deflate=True).products == 80 + 39
+    with pytest.raises(ValueError, match="is no folder"):
+        spectral.plan(Counted(n), basis=tmp_path / "none")

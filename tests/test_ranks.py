@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -291,6 +292,8 @@ def two_ranks(rank, folder):
     found["clock"] = told(with_clock(TICKS[rank], lambda: spectral.slq(A, **RUN, budget="8s")))
     found["budgets"] = told(spectral.slq(A, **RUN, budget=7 + 6 * rank))
     found["alike"] = told(spectral.slq(A, tol=0.1, seed=1, deflate=False))
+    sys.modules["spectral.plan"].SHARE = rank * 1e9  # as if rank 1 alone had time to measure more products
+    found["plan"] = spectral.plan(A, steps=8, probes=2).products, A.products
     parts = Tolerance.parts
     if rank == 1:  # as if it rounded so that every tolerance is met
         Tolerance.parts = lambda self, s: (0.0, 0.0)
@@ -519,6 +522,10 @@ def test_ranks_of_unequal_clocks_stop_by_that_of_the_first(two, A):
     found = [without_ranks(rank["clock"]) for rank in two]
     assert same(found[0], found[1], exactly=True)
     assert same(found[0], (expected[0] | {"choice": ""}, expected[1]), exactly=False)
+
+
+def test_a_plan_is_made_by_the_clock_of_the_first(two):
+    assert two[1]["plan"] == two[0]["plan"] and two[0]["plan"][0] == 16
 
 
 def test_of_budgets_that_differ_that_of_the_first_rank_counts(two, A):
@@ -770,6 +777,18 @@ def test_a_rank_that_waits_in_a_collective_of_torch_s_for_one_that_waits_for_it_
     assert found[0] == "" and re.fullmatch(
         rf"rank 2 waits at {re.escape(place)}, and rank 0 for it in .*every rank.*", found[-1]
     )
+
+
+def test_who_waits_in_torch_s_own_collectives_says_why_and_gives_them_up(hearts):
+    (heart, other, _), given_up = hearts[0], []
+    heart.guarded = 0, lambda: given_up.append(heart.given_up)
+    other.leave("rank 1 of 3 failed (x).")
+    heart._guard()
+    assert not given_up  # it may be on its way
+    heart.beats = int(heartbeat.PATIENCE / heartbeat.BEAT)
+    with pytest.warns(UserWarning, match=r"^rank 1 of 3 failed \(x\)\. This rank waits for it"):
+        heart._guard()
+    assert given_up == ["rank 1 of 3 failed (x)."]
 
 
 def test_a_thread_is_elsewhere_unless_it_is_inside_this_package():

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,29 @@ def test_a_plan_is_said_for_each_job_and_nothing_is_kept(
     call(monkeypatch, "-m", *SINGLE, "model=mlp", "estimator=slq", "estimator.steps=5,9", "plan=only")
     said = [line for line in capfd.readouterr().out.splitlines() if " products, about " in line]
     assert [line.split(": ")[1].split()[0] for line in said] == ["20", "36"] and not results(here)
-    monkeypatch.setattr(sys, "argv", ["spectral", "plan=only"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "plan=only is of one spectrum by slq or esd" in "".join(capfd.readouterr())
+
+    def said_by(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["spectral", *arguments, "plan=only"])
+        with suppress(SystemExit):
+            main()
+        return "".join(capfd.readouterr())
+
+    assert "plan=only is of one spectrum by slq or esd" in said_by()
+    one = (*SINGLE, "model=mlp", "estimator=slq")
+    assert "16 products, about" in said_by(*one, "estimator.steps=4", "estimator.tol=1e-2", "estimator.probes=4")
+    assert "tol decides in the run how many these are" in said_by(*one, "estimator.tol=1e-2")
+    assert ": exact: dimension" in said_by(*SINGLE, "model=mlp", "estimator=esd")  # as the run then does
+    assert "no basis" in said_by(*one, "estimator.steps=4", "estimator.reorthogonalize=false")
     monkeypatch.setattr(sys.modules["spectral.plan"], "free_memory", lambda A: 1000)
-    monkeypatch.setattr(sys, "argv", ["spectral", *SINGLE, "model=mlp", "estimator=slq", "plan=only"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "which does not fit; most are for" in "".join(capfd.readouterr())
+    assert "which does not fit; most are for" in said_by(*one)
+
+
+def test_a_run_that_takes_long_says_beforehand_what_it_takes(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr(sys.modules["spectral.app.single"], "LONG", 1e-9)
+    call(monkeypatch, *SINGLE, "model=mlp", "estimator=slq", "estimator.steps=5")
+    assert sum(" products, about " in line for line in capfd.readouterr().out.splitlines()) == 1
 
 
 def test_a_single_spectrum_from_an_unrelated_folder(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Parameters and vectors that lie over ranks (fully_shard): two and three gloo processes against one; wrappers of other kinds."""
 
 import copy
+import os
 import shutil
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,11 +20,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral
-from spectral import distributed, pieces
+from spectral import distributed, heartbeat, pieces
 from spectral.estimators import assembled, checkpoint, leave_one_out
 from spectral.estimators.funm import Product
 from spectral.estimators.solve import Solution
 from spectral.networks.curvature import Curvature
+from spectral.networks.sharded import ShardedModel
 from spectral.operators import Operator
 
 SIZES = (2, 2, 1, 3, 1, 2)
@@ -368,6 +372,41 @@ def language(rank, folder):
     return A.shards.whole(A @ A.probe(7, 0)), numbers(spectral.slq(A, probes=2, steps=8))
 
 
+def fail(*_):
+    raise OSError("the disk of this rank is gone.")
+
+
+def raises(net):
+    net.twice.up.register_forward_pre_hook(fail)
+
+
+def raises_backward(net):
+    net.twice.up.register_full_backward_hook(fail)
+
+
+def raises_later(net):
+    """After the pass, where the others go on to their next batch."""
+    plain = ShardedModel.pulled
+    ShardedModel.pulled = lambda *args: (plain(*args), fail())
+
+
+def dies(net):
+    net.twice.up.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def within_the_model(ends, rank, folder):
+    """Rank 1 ends where the others wait for it in torch's own collectives."""
+    heartbeat.PATIENCE, heartbeat.SILENT, heartbeat.BEAT = 0.5, 2.0, 0.2
+    net = sharded(network())
+    A = OPERATORS["GaussNewton"](net, own_batches(rank, dist.get_world_size()))
+    if rank == 1:
+        ends(net)
+    begun = time.monotonic()
+    found = sentence(lambda: A @ A.probe(7, 0)), time.monotonic() - begun
+    time.sleep(1.0)  # a process that ends takes its connections with it
+    return found
+
+
 def wrapped(rank, folder):
     """DistributedDataParallel is the model inside."""
     data = own_batches(rank, 2)
@@ -543,6 +582,22 @@ def test_what_ranks_with_sharded_parameters_cannot_do_is_one_sentence(ranks, nam
     for rank in ranks:
         found = rank["sentences"][name]
         assert found[0] == kind and words in found[1] and found[1].count("\n") == 0, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", [raises, raises_backward, raises_later])
+def test_what_one_rank_fails_with_inside_a_sharded_model_every_rank_raises(ends, tmp_path):
+    words = "rank 1 of 3 failed (OSError: the disk of this rank is gone); mend it there, and start all ranks again."
+    for said, waited in started(3, tmp_path, partial(within_the_model, ends)):
+        assert said == ("RankFailed", words) and waited < 10
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_inside_a_sharded_model_is_named_by_all_others(tmp_path):
+    found = started(3, tmp_path, partial(within_the_model, dies))
+    assert found[1] is None
+    for said, waited in (found[0], found[2]):
+        assert said[0] == "RankFailed" and said[1].startswith("rank 1 of 3 died or was cut off") and waited < 10
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import resource
 import sys
@@ -24,7 +25,9 @@ from spectral.app.configuration import NUMBERS
 from spectral.app.settings import arguments, estimator, keeps_probes, names_of, settings_of, trust_of
 from spectral.app.store import RunStore
 from spectral.app.targets import locate
-from spectral.estimators.esd import NETWORK_DIM
+from spectral.estimators.budget import symmetric_operand
+from spectral.estimators.esd import NETWORK_DIM, chosen_method
+from spectral.estimators.slq_options import PROBES, STEPS
 from spectral.experiments import own
 from spectral.experiments.cell import Cell, Condition, Matrix, Settings, network
 from spectral.experiments.datasets import Problem, batches, in_dtype
@@ -38,6 +41,8 @@ from spectral.spectrum import Spectrum
 from spectral.storage import plain
 
 MANY_THREADS = 2000  # dimension from which eigenvalues gain more by threads than the products of a small network lose
+LONG = 60.0  # seconds from which a run says beforehand what it takes
+PLANNED = (spectral.slq, spectral.esd)
 SPECTRA = "spectra"  # the folder of a run's spectra: hundreds of them would hide report.html
 
 
@@ -204,26 +209,55 @@ class Rehearsal(Operator):
 
 def planned(config: dict[str, Any], where: str) -> str:
     """What the spectrum of a configuration would take, by products with the network as it is before training: one line."""
-    target = locate(config["estimator"]["_target_"])
-    if config.get("experiment") or target not in (spectral.slq, spectral.esd):
+    if config.get("experiment") or locate(config["estimator"]["_target_"]) not in PLANNED:
         raise ValueError(
             "plan=only is of one spectrum by slq or esd; name model=, operator= and estimator=, and no experiment."
         )
-    settings, options = settings_of(config, where), arguments(config["estimator"])
+    settings = settings_of(config, where)
     task = Task(config, settings, settings.problem(seed=config["seed"]).to(where), None)  # type: ignore[arg-type]  # nothing is kept
     model = task.untrained()
-    A = task.operator(model)[0]
     with few_threads(model):
-        told = spectral.plan(A, steps=options.get("steps", 100), probes=options.get("probes", 4))
-    if not told.fits:
-        held = max(told.held, key=lambda what: told.held[what])
-        way = {
-            "basis": "estimator.reorthogonalize=false or estimator.basis=PATH", "deflation": "estimator.deflate=false",
-            "products": "operator.chunk=1 or products=fresh", "vectors": "a smaller model, or parameters over ranks",
-            "records": "fewer estimator.steps or estimator.probes",
-        }[held]  # fmt: skip
-        raise ValueError(f"{told}, which does not fit; most are for {held}: use {way}.")
+        told = _foreseen(task, task.operator(model)[0])
     return f"{names_of(config, 'operator', 'model', 'data', between=' · ')}: {told}"
+
+
+def _foreseen(task: Task, A: Operator, *, least: float = 0.0) -> str:
+    """What the estimate of a matrix would take, "" if it is less than so many seconds; what does not fit is refused."""
+    options = arguments(task.config["estimator"])
+    if locate(task.config["estimator"]["_target_"]) is spectral.esd:
+        how: dict[str, Any] = {name: options.pop(name) for name in ("tol", "budget", "method") if name in options}
+        method, why, _ = chosen_method(A, **how, options=options)
+        if method != "slq":
+            return f"{method}: {why}" if not least else ""
+        options |= how
+    given = {name: value for name, value in options.items() if name in inspect.signature(spectral.plan).parameters}
+    if (asked := [name for name in ("tol", "budget") if name in options]) and not {"steps", "probes"} <= set(given):
+        if least:
+            return ""
+        raise ValueError(
+            f"plan=only counts steps and probes, and {asked[0]} decides in the run how many these are; name estimator.steps and "
+            f"estimator.probes as well, or leave {asked[0]} out."
+        )
+    if least:
+        products = int(given.get("steps", STEPS)) * int(given.get("probes", PROBES))
+        op = symmetric_operand(A)[0]
+        op.expect(products)
+        v = op.probe(0, 0)
+        op @ v  # tested, which takes longer
+        begin = time.perf_counter()
+        op @ v
+        if distributed.decided(op, (time.perf_counter() - begin) * products < least):
+            return ""
+    told = spectral.plan(A, **given)
+    if told.fits:
+        return str(told) if told.seconds >= least else ""
+    held = max(told.held, key=lambda what: told.held[what])
+    way = {
+        "basis": "estimator.reorthogonalize=false or estimator.basis=PATH", "deflation": "estimator.deflate=false",
+        "products": "operator.chunk=1 or products=fresh", "vectors": "a smaller model, or parameters over ranks",
+        "records": "fewer estimator.steps or estimator.probes",
+    }[held]  # fmt: skip
+    raise ValueError(f"{told}, which does not fit; most are for {held}: use {way}.")
 
 
 def _rehearse(task: Task) -> None:
@@ -260,8 +294,14 @@ def _measured_spectrum(task: Task, model: nn.Module) -> tuple[Spectrum, dict[str
     """The spectrum and its metrics, stored."""
     node, estimate = task.config["operator"], task.estimator
     A, y = task.operator(model)
+    kept = task.store.probes("spectrum")
     if keeps_probes(task.config["estimator"]):
-        estimate = partial(estimate, checkpoint=task.store.probes("spectrum"))
+        estimate = partial(estimate, checkpoint=kept)
+    if locate(task.config["estimator"]["_target_"]) in PLANNED and distributed.by_first(lambda: not kept.exists()):
+        with few_threads(model), task.apart():
+            told = _foreseen(task, A, least=LONG)
+        if told and distributed.leads():
+            print(told, flush=True)
     # large enough to be decomposed, small enough for it to be chosen: there threads help more than they hurt
     with nullcontext() if MANY_THREADS < min(A.shape) <= NETWORK_DIM else few_threads(model):
         spectrum = estimate(A)

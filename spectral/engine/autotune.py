@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from spectral import arrays
-from spectral.engine import linearize, trace
+from spectral.engine import capture, linearize, trace
 from spectral.engine.linearize import CALLS, DIFFERENCE, WAYS
 from spectral.engine.plain import Maps, Workload
 from spectral.engine.store import Store
@@ -91,6 +91,7 @@ class Choice:
     settled: bool = False  # no program is tried any more
     without: set[int] = field(default_factory=set)  # batches that cannot be recorded
     block: str = ""  # how blocks are multiplied, once one has been
+    captured: bool = False  # whether programs are launched as CUDA graphs
 
     @property
     def way(self) -> str:
@@ -133,6 +134,7 @@ class Choice:
             "engine": self.engine,
             "reason": "; ".join(["asked for" if self.asked != "auto" else why, *self.failures]),
             **({"block": self.block} if self.block else {}),
+            **({"launch": "CUDA graph"} if self.captured and self.engine == "replay" else {}),
             "adjoint_error": self.errors.get(self.way, 0.0),
             "seconds_first_batch": {name: round(t.each, 6) for name, t in self.timings.items()},
         }
@@ -391,6 +393,8 @@ class Tuned:
                 and len(choice.ways) > 1
             ):
                 self._challenge(v, product)
+            if kept.program is not None and choice.program == "replay" and arrays.on_cuda(v.device):
+                self._capture(kept.program, v, product)
 
     def _decide(self, program: trace.Program, v: torch.Tensor) -> None:
         """A program that holds multiplies from now on, unless what there was is as fast."""
@@ -411,6 +415,23 @@ class Tuned:
                 return
             choice.program = "compiled"
             choice.timings["compiled"] = Timing(_now(v) - begin, bytes=kept.bytes, held=now.held)
+
+    def _capture(self, program: trace.Program, v: torch.Tensor, product: trace.Pieces) -> None:
+        """Launch the program as a CUDA graph, where it waits for launches, and that holds and is faster."""
+        choice, kept, alone = self.choice, self.kept, self.choice.timings["replay"]
+        if capture.LAUNCH * program.operations < capture.SHARE * alone.later:
+            return
+        try:
+            program.capture(v)
+            seconds = min(_held(program, v, product, kept.allowed, call)[0] for call in range(CALLS))
+        except FAILURES as failure:
+            choice.failures.append(f"CUDA graph: {_said(failure)}")
+            seconds = math.inf
+        choice.captured = seconds < BETTER * alone.later
+        if choice.captured:
+            alone.later, kept.bytes = seconds, program.bytes(self.work.own())
+        else:
+            program.captured = None
 
     def _challenge(self, v: torch.Tensor, product: trace.Pieces) -> None:
         """Try the other way's program, where it may be the shorter one, before other batches are recorded."""
@@ -448,6 +469,9 @@ class Tuned:
         choice, kept = self.choice, self.kept
         try:
             program, product, timing, allowed = self._recorded(choice.way, v, choice.program == "compiled")
+            if choice.captured:
+                program.capture(v)
+                timing.bytes = program.bytes(self.work.own())
             for call in range(1 if program.pure else CALLS):
                 _hold(_into(program, v, product), product, allowed, call)
         except FAILURES as failure:  # only the first batch's has been tried

@@ -27,6 +27,7 @@ import torch
 from torch import fx
 
 from spectral.engine import private
+from spectral.engine.capture import Captured
 from spectral.engine.passes import cse, fold, reinplace
 from spectral.engine.passes.cse import Node, aten
 
@@ -183,6 +184,7 @@ class Program:
         self.put: Callable[..., Any] | None = None  # `adder(new=True)`
         self.seen: Pieces | None = None  # what the function gave when it was recorded, until someone has compared
         self.held = 0  # bytes of constants that recording it held
+        self.captured: Captured | None = None  # launches it at once, on a GPU
 
     def __call__(self, v: torch.Tensor) -> Pieces:
         with torch.no_grad():
@@ -190,6 +192,13 @@ class Program:
 
     def add(self, v: torch.Tensor, w: torch.Tensor, new: bool = False) -> None:
         """w (m,) += the product with v (n,), or w = the product if `new`; w (b, m) for a block's program."""
+        if self.captured is not None and w.ndim == 1:
+            self.captured.add(v, w, new)
+        else:
+            self._launched(v, w, new)
+
+    def _launched(self, v: torch.Tensor, w: torch.Tensor, new: bool) -> None:
+        """`add`, one operation after the other."""
         run = self.put if new else self.sum
         if run is None:
             add_pieces(w, self(v), new)
@@ -201,6 +210,10 @@ class Program:
             start += size
         with torch.no_grad():
             run(v, *self.constants, *sums)
+
+    def capture(self, v: torch.Tensor) -> None:
+        """Launch its kernels at once from now on, for vectors like v (n,)."""
+        self.captured = Captured(lambda v, w: self._launched(v, w, True), v, sum(map(math.prod, self.shapes)))
 
     @property
     def shapes(self) -> list[torch.Size]:
@@ -215,9 +228,15 @@ class Program:
         return not any(schema is not None and schema.is_mutable for schema in schemas)
 
     def bytes(self, own: set[int]) -> int:
-        """Bytes of the constants beyond the storages `own` (of the parameters and the data, say)."""
+        """Of the constants beyond the storages `own` (of the parameters and the data, say), and of a CUDA graph's vectors."""
         sizes = {c.untyped_storage().data_ptr(): c.untyped_storage().nbytes() for c in self.constants}
-        return sum(size for address, size in sizes.items() if address not in own)
+        kept = self.captured.bytes if self.captured is not None else 0
+        return kept + sum(size for address, size in sizes.items() if address not in own)
+
+    @property
+    def operations(self) -> int:
+        """How many it runs."""
+        return sum(node.op == "call_function" for node in self.module.graph.nodes)
 
     def batched(self, columns: int) -> Program:
         """The same program for (columns, n) -> pieces (columns, ...), by vmap, over the same constants."""

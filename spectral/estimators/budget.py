@@ -21,7 +21,7 @@ from tqdm import tqdm
 from spectral import arrays, distributed, longvectors
 from spectral.distributed import decided
 from spectral.estimators.shared_out import SharedOut
-from spectral.krylov import kernels
+from spectral.krylov.kernels import recurrences
 from spectral.krylov.symmetry import leaves
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
@@ -274,7 +274,7 @@ def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:
         "identity": A.identity() if identity is None else identity,
         "device": str(A.device),
         **({"tf32": low} if A.dtype == torch.float32 and (low := arrays.tf32(A.device)) else {}),
-        **({"kernels": made} if (made := kernels.described(A.device)) else {}),
+        **({"kernels": made} if (made := recurrences.Fused.described(A.device)) else {}),
         "versions": versions(),
         "nonnegative": bool(A.nonnegative),
         "epsilon": A.epsilon,

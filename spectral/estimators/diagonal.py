@@ -248,10 +248,12 @@ def _hutchinson(
             if i == 0:
                 drawn["along"], drawn["length"] = longvectors.dot(Z[:, 0], Y[:, 0]), float(lengths[0])
             for j, (z, y) in enumerate(zip(Z.T, Y.T, strict=True), i + 1):
-                leave_one_out.welford(mean, z, y, j, mean, drawn["squares"])
-            drawn["done"], whole = i + len(lengths), True
+                out = z if A.new_products and z.is_contiguous() else mean  # a vector less while a test waits with z
+                leave_one_out.welford(mean, z, y, j, out, drawn["squares"])
+                mean = out
+            drawn["mean"], drawn["done"], whole = mean, i + len(lengths), True
             bar.update(len(lengths))
-            del Z, Y, z, y
+            del Z, Y, z, y, out
             run.stepped(end=drawn["done"] == m)
     del neighbours
     del squares

@@ -88,7 +88,7 @@ def esd(
     """
     choice(method, "method", METHODS)
     A = as_operator(A)
-    chosen, reason, more = _choose(A, tol, budget, method, options)
+    chosen, reason, more = chosen_method(A, tol=tol, budget=budget, method=method, options=options)
     if chosen == "exact":
         spectrum = exact(A, checkpoint=checkpoint, progress=options.get("progress"))
     elif chosen == "kpm":
@@ -99,10 +99,10 @@ def esd(
     return spectrum
 
 
-def _choose(
-    A: Operator, tol: Any, budget: Any, method: str, options: dict[str, Any]
+def chosen_method(
+    A: Operator, *, tol: Any = None, budget: Any = None, method: str = "auto", options: dict[str, Any]
 ) -> tuple[str, str, dict[str, Any]]:
-    """(method, why, options of it)."""
+    """(method, why, options of it) of `esd`."""
     if method == "exact":
         given = [*(set(options) - {"progress"}), *(k for k, v in (("tol", tol), ("budget", budget)) if v is not None)]
         if given:

@@ -23,7 +23,7 @@ import torch
 from numpy.polynomial.chebyshev import chebvander
 
 from spectral import arrays, distributed, longvectors
-from spectral.krylov import kernels
+from spectral.krylov.kernels import recurrences
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.krylov.symmetry import AGAIN, expected, look_again, not_finite
 from spectral.operators.operator import Operator
@@ -114,7 +114,8 @@ class Chebyshev:
     def step(self) -> bool:
         """One product, two moments; False when the recurrence has ended."""
         (c, h), mu = centre(self.interval), self.moments
-        w = self.A @ self.t  # perhaps a buffer of the operator, perhaps t itself: not ours to change
+        # perhaps a buffer of the operator, perhaps t itself: not ours to change
+        w = self.A.multiply(self.t[:, None])[:, 0]
         if self.t_prev is not None:
             self._hold_symmetric(self.t_prev, w)
         self.whole = False
@@ -123,8 +124,8 @@ class Chebyshev:
             t_next = torch.mul(w, 1 / h).sub_(self.t, alpha=c / h)
             cross, square = longvectors.dot(t_next, self.t), longvectors.dot(t_next, t_next)
         else:
-            t_next, by = self.t_prev, kernels.fused(self.t_prev, self.t, w) or kernels.PLAIN
-            cross, square = by.chebyshev(t_next, self.t, w, 2 / h, 2 * c / h)
+            t_next, updates = self.t_prev, recurrences.updates(self.t_prev, self.t, w)
+            cross, square = updates.chebyshev(t_next, self.t, w, 2 / h, 2 * c / h)
         if not math.isfinite(cross) or not math.isfinite(square):
             raise not_finite(f"the product in step {len(mu) // 2 + 1}")
         mu += [cross if first else 2 * cross - mu[1], 2 * square - mu[0]]

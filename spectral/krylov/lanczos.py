@@ -26,8 +26,9 @@ import torch
 
 from spectral import arrays, distributed, longvectors
 from spectral.compat import eigh_tridiagonal
-from spectral.krylov import kernels, symmetry
+from spectral.krylov import symmetry
 from spectral.krylov.basis import Basis
+from spectral.krylov.kernels import recurrences
 from spectral.operators.linear_map import ROUNDING
 from spectral.operators.operator import Operator
 
@@ -176,35 +177,28 @@ class Lanczos:
         del self.alphas[j:], self.betas[j:]
         if self.kept is not None:
             self.kept.keep(j, q)
-        w = self.A @ q  # perhaps a buffer of the operator, perhaps q itself: not ours to change unless it is new
-        full = self.reorthogonalize is True
+        # perhaps a buffer of the operator, perhaps q itself: not ours to change unless it is new
+        w = self.A.multiply(q[:, None])[:, 0]
+        full, new = self.reorthogonalize is True, self.A.new_products
         size = max([0.0, *map(abs, self.alphas), *np.abs(self.known)])
         coupling = max([0.0, *self.betas])
-        fused = None  # where q_{j-1} stays as it is
-        if q_prev is not None and (self.A.new_products or not self.overwrite):
-            fused = kernels.fused(w, q, q_prev)
-        if q_prev is None or (full and fused is None):
-            across = 0.0
-        elif fused is None:
-            across = longvectors.dot(q_prev, w) - self.betas[j - 1]
-        else:  # A q_j - beta_{j-1} q_{j-1} in the same pass
-            out = w if self.A.new_products else torch.empty_like(w)
-            inner, alpha = fused.lanczos_subtract(q_prev, q, w, out, self.betas[j - 1])
-            across, w = 0.0 if full else inner - self.betas[j - 1], out
         # an interrupted step, or an earlier session, has forgotten what is due
         due = np.array([self.carried[1]]) if j > 0 and not full and self.carried[0] == j else None
-        if self.overwrite and due is not None:  # q_{j-1} is there no longer afterwards
-            self._hold_symmetric(j, np.array([across]), due, size + 2 * coupling)
         if q_prev is None:
-            w = w if self.A.new_products else w.clone()
-        elif fused is None:  # A q_j - beta_{j-1} q_{j-1}
-            out = w if self.A.new_products else q_prev if self.overwrite else arrays.empty(tuple(w.shape), w)
-            w = torch.sub(w, q_prev, alpha=self.betas[j - 1], out=out)
-        if fused is None:
-            alpha = longvectors.dot(w, q)
+            across, w = 0.0, w if new else w.clone()
+            alpha, updates = longvectors.dot(w, q), recurrences.updates(w, q)
+        else:
+            out = w if new else q_prev if self.overwrite else arrays.empty(tuple(w.shape), w)
+            if out is q_prev and due is not None:  # it is there no longer afterwards
+                found = np.array([longvectors.dot(q_prev, w) - self.betas[j - 1]])
+                self._hold_symmetric(j, found, due, size + 2 * coupling)
+                due = None
+            updates = recurrences.updates(w, q, q_prev)
+            inner, alpha = updates.lanczos_subtract(q_prev, q, w, out, self.betas[j - 1])
+            across, w = 0.0 if full else inner - self.betas[j - 1], out
         # the projection last: -alpha q_j would make rounding in U grow by alpha / beta a step
-        if fused is not None and self.U is None and not full:
-            length = fused.lanczos_shorten(q, w, alpha)
+        if self.U is None and not full:
+            length = updates.lanczos_shorten(q, w, alpha)
         else:
             w, length = self._project(w.sub_(q, alpha=alpha)), None
         beta, omega, along = self._orthogonal(w, j, alpha, omega, length)
@@ -214,7 +208,7 @@ class Lanczos:
             symmetry.hold_zero(self.A, q, _name(j))
         elif full and j > 0:
             self._hold_symmetric(j, along[:j], np.zeros(j), scale + beta)
-        elif due is not None and not self.overwrite:
+        elif due is not None:
             self._hold_symmetric(j, np.array([across]), due, scale + beta)
         if self.A.nonnegative:
             self._hold_definite(j, alpha, scale + beta)

@@ -452,6 +452,10 @@ class Hessian(Curvature):
         x = v if v.untyped_storage().resizable() else v.clone()
         self._earlier = way, self.network.version(), x, linearize.waiting(list(w)), private.version(x)
 
+    def _forget(self) -> None:
+        super()._forget()
+        self._earlier = None
+
     def _second_derivative_error(
         self, way: str, batch: Any, v: torch.Tensor, w: trace.Pieces, here: torch.Tensor | None
     ) -> float:

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.autograd import forward_ad
 
-from spectral import arrays, distributed, longvectors, pieces, probes
+from spectral import arrays, collectives, distributed, longvectors, pieces, probes
 from spectral.engine import linearize
 from spectral.networks.calling import unwrapped
 from spectral.networks.data_model import DataModel
@@ -160,6 +160,10 @@ class ShardedModel(DataModel):
         for unit in _units(self.model):
             unit.reshard()
 
+    def _group(self) -> Any:
+        """Torch's group in whose collectives the ranks run the model."""
+        return next(self.model.parameters()).device_mesh.get_group()  # type: ignore[attr-defined]
+
     def mark(self) -> tuple[int, str]:
         """(a number that summed over the ranks is a hash of all parameters, that of the buffers)."""
         named = {name: p.detach() for name, p in self.model.named_parameters()}
@@ -240,7 +244,8 @@ class ShardedModel(DataModel):
             if where:
                 handles.append(unit.register_forward_pre_hook(meet))
         try:
-            yield
+            with collectives.guarded(self._group()):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -268,7 +273,8 @@ class ShardedModel(DataModel):
                 p.requires_grad_(name in names)
             for group in groups:
                 vars(group).update(OURS)
-            yield named
+            with collectives.guarded(self._group()):
+                yield named
         finally:
             for group, settings in zip(groups, theirs, strict=True):
                 vars(group).update(settings)

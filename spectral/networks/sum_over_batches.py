@@ -344,6 +344,10 @@ class SumOverBatches(Operator):
         except (*FAILURES, LookupError):
             return False  # a model that takes batches of one size alone, say
 
+    def _forget(self) -> None:
+        """What tests kept of a product until the next: long vectors."""
+        self._adjoint = None, None
+
     def _samples(self, group: range) -> int:
         return sum(self.network.info.samples[i] for i in group)
 
@@ -376,14 +380,14 @@ class SumOverBatches(Operator):
         )  # fmt: skip
         self.engine.multiplier(work).add(V, W, new)
         if not self.engine.tests():
-            self._adjoint = None, None  # two long vectors
+            self._forget()
 
     def _adjoint_test(self, back: linearize.Linear, v: torch.Tensor, rows: int) -> linearize.Adjoint:
         """What products of the first batch are held to; kinds of products and ways share it. `v` is like any v."""
         version, test = self._adjoint
         spent = test is not None and test.pulled is None and self.kind in ("J v", "J^T u")
         if test is None or not test.holds or spent or version != self.network.version():
-            self._adjoint = None, None  # two long vectors
+            self._forget()
             test = linearize.Adjoint(back, v, rows, self._allowed)
             self._adjoint = self.network.version(), test
         return test

@@ -1,0 +1,61 @@
+"""What kernels have in common: they are compiled for a device when first asked for, and tried before they are used.
+
+Whatever fails there (no cupy, its compiler, the driver, numbers that differ), torch or numpy does the work; `described` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from spectral import arrays
+from spectral.failures import first_line
+
+HERE = Path(__file__).parent
+
+
+class Kernels:
+    """The kernels of one source on one device."""
+
+    source: ClassVar[Path]
+    options: ClassVar[tuple[str, ...]] = ()
+    known: ClassVar[dict[torch.device, Any]]  # by device: these, or why there are none
+
+    def __init_subclass__(cls) -> None:
+        cls.known = {}
+
+    def __init__(self, device: torch.device, names: Iterable[str]) -> None:
+        import cupy
+
+        self.device, self.name = device, f"cupy {cupy.__version__}"
+        with arrays.one_stream(device):
+            module = cupy.RawModule(code=self.source.read_text(), options=("--std=c++17", *self.options))
+            self.kernels = {name: module.get_function(name) for name in names}
+
+    def hold(self) -> None:
+        """ValueError unless the kernels give what they stand for."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, device: torch.device) -> Any:
+        """Those of this device, None where there are none."""
+        if device not in cls.known:
+            try:
+                made = cls(device)  # type: ignore[call-arg]  # of a subclass
+                made.hold()
+                cls.known[device] = made
+            except (
+                Exception
+            ) as failure:  # whatever cupy, its compiler and the driver raise: the other path is always there
+                cls.known[device] = first_line(failure)
+        made = cls.known[device]
+        return made if isinstance(made, cls) else None
+
+    @classmethod
+    def described(cls, device: torch.device) -> str | None:
+        """What is used on this device, None where nothing has been asked for."""
+        made = cls.known.get(device)
+        return made if made is None else made.name if isinstance(made, cls) else f"torch, since {made}"
