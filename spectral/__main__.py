@@ -45,6 +45,7 @@ from spectral.experiments import own
 CHOSEN = ("model", "data", "training", "operator", "estimator")  # whose choices are recorded
 SINGLE = (*CHOSEN, "products")  # naming one of these asks for one spectrum
 DEFAULT = "experiment=real_vs_random"
+NO_MEMORY = re.compile(r"(?i)allocate ([\d.,]+ ?(?:bytes|[kmgt]i?b))")  # torch on the CPU and on GPUs, and numpy
 EXPECTED = (ValueError, TypeError, ImportError, OSError, MemoryError, RuntimeError, KeyError)
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 # flags of hydra that would take the place of our own configuration, or run what a file holds
@@ -292,6 +293,11 @@ def sentence(problem: BaseException, given: list[str]) -> str:
         return f"The argument {problem.override!r} cannot be read; write KEY=VALUE, lists as KEY=[1,2]."
     if isinstance(problem, KeyError) and problem.args:
         text = str(problem.args[0])
+    if amount := NO_MEMORY.search(text):
+        return (
+            f"The memory does not suffice, for {amount[1]} more; use a smaller batch_size, operator.chunk=1 or fewer "
+            "estimator.steps (plan=only says beforehand what is held)."
+        )
     text = " ".join(text.split()) or type(problem).__name__
     return text if text.endswith((".", "!", "?")) else text + "."
 

@@ -27,6 +27,11 @@ STYLE: Any = {
 }  # fmt: skip
 # What matplotlib writes that would reach beyond its own picture in a notebook: a style for all elements, names that come again.
 HUNDREDTHS = re.compile(r"(\.\d\d)\d+")  # of a pixel are enough
+ELEMENT = re.compile(r"<[^>]*>")  # where pixels stand: between them are words and numbers, of which nothing is cut
+FEW, MANY_DECADES = (
+    100.0,
+    1e3,
+)  # end to end of an axis: decades are too few to be its ticks, ticks between them too many
 BEYOND = re.compile(r"<style.*?</style>|<metadata.*?</metadata>|<!--.*?-->|\n| id=\"[^\"]*_\d+\"", re.DOTALL)
 
 
@@ -80,6 +85,28 @@ def counted(count: float, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
+def size(count: float) -> str:
+    """Bytes in a unit of which there are less than a thousand."""
+    units = iter(("bytes", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while count >= 1000 and unit != "TiB":
+        count, unit = count / 1024, next(units)
+    return f"{count:.3g} {unit}"
+
+
+def apart(a: float, b: float, least: int = 2) -> tuple[str, str]:
+    """A number and its limit, with as many digits, `least` at least, as tell them apart.
+
+    >>> apart(0.1, 0.3), apart(0.1635, 0.1629)
+    (('0.1', '0.3'), ('0.164', '0.163'))
+    """
+    for digits in range(least, 18):
+        x, y = f"{a:.{digits}g}", f"{b:.{digits}g}"
+        if x != y:
+            break
+    return x, y
+
+
 def with_error(value: float, error: float) -> str:
     """The value and its error, rounded to two significant digits of the error.
 
@@ -113,6 +140,13 @@ def _significant(value: float) -> str:
     return f"{value:.{max(3 - power, 0)}f}".replace("-", "−")
 
 
+class Sentence:
+    """A result whose sentence is its card."""
+
+    def _repr_html_(self) -> str:
+        return card(f"{self}.", [])
+
+
 # Pictures -----------------------------------------------------------------------------------------------------------------
 def svg(draw: Callable[[Any], Any], alt: str, height: int = HEIGHT) -> str:
     """What `draw(axes)` puts on matplotlib's axes as a small SVG in the colours of the text around it; `alt` says what it is."""
@@ -128,7 +162,8 @@ def svg(draw: Callable[[Any], Any], alt: str, height: int = HEIGHT) -> str:
         ax.patch.set_visible(False)
         draw(ax)
         FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None})
-    drawn = HUNDREDTHS.sub(r"\1", BEYOND.sub("", content.getvalue().partition("<svg ")[2].partition(">")[2]))
+    drawn = BEYOND.sub("", content.getvalue().partition("<svg ")[2].partition(">")[2])
+    drawn = ELEMENT.sub(lambda found: HUNDREDTHS.sub(r"\1", found[0]), drawn)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
         f'aria-label="{escape(alt)}" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
@@ -145,10 +180,33 @@ def chart(
         for mark in marks:
             mark.draw(ax)
         ax.set(xlabel=x_label, ylabel=y_label, xscale=x_scale, ylim=y_range)
+        thin_ticks(ax)
+        if all((mark.x == np.round(mark.x)).all() for mark in marks):
+            ax.xaxis.get_major_locator().set_params(integer=True)
         if not y_label:
             ax.set_yticks([])
 
     return svg(draw, alt)
+
+
+def thin_ticks(ax: Any) -> None:
+    """Labels on each logarithmic axis that can be read: at most six decades, or plain numbers where there are hardly two."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
+
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() == "log":
+            low, high = axis.get_view_interval()
+            if high > FEW * low:
+                axis.set_major_locator(LogLocator(numticks=7))
+                axis.set_minor_formatter(NullFormatter())
+            else:
+                wide = high > 4 * low
+                axis.set_major_locator(
+                    LogLocator(subs=(1.0, 2.0, 5.0)) if wide else MaxNLocator(6, steps=[1, 2, 5, 10])
+                )
+                axis.set_major_formatter(ScalarFormatter())
+            if not FEW * low < high <= MANY_DECADES * low:
+                axis.set_minor_locator(NullLocator())
 
 
 def bars(rows: Sequence[tuple[str, float, str]], alt: str) -> str:

@@ -372,7 +372,7 @@ class LayerTable:
                 y, error = np.array([(row["alpha"], row["sigma"]) for _, row in kept], dtype=np.float64).T
                 marks.append(Mark(x, y, y - error, y + error, dots=True, hollow=hollow))
         alt = "alpha of each layer with one standard error, hollow where the tail is no power law"
-        return chart(marks, "layer", "alpha", alt) if marks else ""
+        return chart(marks, "layer, in the order of the table", "alpha", alt) if marks else ""
 
 
 def _exponent(row: dict[str, Any], prefix: str) -> str:

@@ -80,7 +80,7 @@ class Plan:
 
     def __str__(self) -> str:
         basis = "basis kept" if self.basis else "no basis"
-        peak, most, free = map(_size, (self.bytes, self.most_bytes, self.free))
+        peak, most, free = map(cards.size, (self.bytes, self.most_bytes, self.free))
         return (
             f"{cards.counted(self.products, 'product')}, about {self.seconds:.3g} s "
             f"({self.seconds_per_product:.3g} s each, measured), "
@@ -89,19 +89,10 @@ class Plan:
 
     def _repr_html_(self) -> str:
         seconds = [(f"{name} (s)", value, f"{value:.2g}") for name, value in self.parts.items()]
-        held = [(name, _size(size)) for name, size in self.held.items() if size]
-        rows = [*held, ("at the peak", f"{_size(self.bytes)} of {_size(self.free)} that are free")]
+        held = [(name, cards.size(size)) for name, size in self.held.items() if size]
+        rows = [*held, ("at the peak", f"{cards.size(self.bytes)} of {cards.size(self.free)} that are free")]
         picture = cards.bars(seconds, "seconds by what takes them")
         return cards.card(f"{self}{'' if self.fits else ': it does not fit'}.", rows, picture)
-
-
-def _size(count: float) -> str:
-    """Bytes in a unit of which there are less than a thousand."""
-    units = iter(("bytes", "KiB", "MiB", "GiB", "TiB"))
-    unit = next(units)
-    while count >= 1000 and unit != "TiB":
-        count, unit = count / 1024, next(units)
-    return f"{count:.3g} {unit}"
 
 
 def plan(

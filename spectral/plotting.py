@@ -36,7 +36,6 @@ LABELS = {  # fractions are of all eigenvalues
 POINTS = 400  # of each side of a two-sided axis
 MARGIN = 1.7  # factor of lambda beyond the outermost eigenvalue
 FLOOR = 0.075  # of the peak of a single eigenvalue: where the flanks of its kernel end
-MANY_DECADES = 1e3  # on an axis: ticks between them are then too many
 GAP = (0.5, 0.5, 0.5, 0.18)  # the strip around zero that a two-sided axis does not draw, grey on white and on black
 Limits = tuple[float, float]
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x, value, lower, upper
@@ -214,21 +213,4 @@ def eigenvalue_axis(ax: Any, low: float, high: float, signed: bool, before: Limi
     else:
         ax.set_xscale("log")
         ax.set_xlim(low, high)
-    thin_ticks(ax)
-
-
-def thin_ticks(ax: Any) -> None:
-    """At most six decades labelled on each logarithmic axis, and no ticks between them where there are many.
-
-    Within a decade matplotlib labels those between, which are all there are.
-    """
-    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
-
-    for axis in (ax.xaxis, ax.yaxis):
-        if axis.get_scale() == "log":
-            low, high = axis.get_view_interval()
-            axis.set_major_locator(LogLocator(numticks=7))
-            if high > 10 * low:
-                axis.set_minor_formatter(NullFormatter())
-            if high > MANY_DECADES * low:
-                axis.set_minor_locator(NullLocator())
+    cards.thin_ticks(ax)

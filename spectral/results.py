@@ -229,7 +229,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Band:
+class Band(cards.Sentence):
     """A function with its band: `lower` <= truth <= `upper` at each point with probability `confidence`.
 
     `certified_lower` and `certified_upper` bound, without any statistics, what the given probes can have seen: the part of the
@@ -259,6 +259,12 @@ class Band:
     confidence: float
     certified_lower: np.ndarray
     certified_upper: np.ndarray
+
+    def __str__(self) -> str:
+        value, lower, upper = (np.ravel(part) for part in (self.value, self.lower, self.upper))
+        shown = [f"{v:.6g} in [{a:.6g}, {b:.6g}]" for v, a, b in zip(value, lower, upper, strict=True)][:SHOWN]
+        more = f", ... {len(value) - SHOWN} more" * (len(value) > SHOWN)
+        return f"{', '.join(shown)}{more}, {100 * self.confidence:g} % sure{' of each' * (len(value) > 1)}"
 
 
 NUMBERS = ("value", "stderr", "lower", "upper", "certified_lower", "certified_upper")

@@ -465,7 +465,8 @@ class Watcher:
         return {r.step: Spectrum.load(r.spectrum) if isinstance(r.spectrum, Path) else r.spectrum for r in of}
 
     def __str__(self) -> str:
-        part = f" ({100 * self.watched / self.trained:.2g} % of training)" if self.trained > 0 else ""
+        share = 100 * self.watched / self.trained if self.trained > 0 else 0.0
+        part = f" ({share:{'.2g' if share < 10 else ',.0f'}} % of training)" if share else ""
         return (
             f"{len(self.readings)} readings by step {max(self._step, 0)}, {len(self.skipped)} skipped; watching took "
             f"{self.watched:.3g} s, training {self.trained:.3g} s{part}"
@@ -529,11 +530,9 @@ class Watcher:
         --------
         >>> callback = Watcher(lambda: np.eye(2), every=10).trainer_callback()      # doctest: +SKIP
         """
-        from transformers import TrainerCallback
-
         watcher = self
 
-        class Watching(TrainerCallback):
+        class Watching(_package("transformers", "trainer_callback()").TrainerCallback):  # type: ignore[misc]
             __getstate__ = watcher.__getstate__  # before pickle asks for a class that it does not find
 
             def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -558,11 +557,9 @@ class Watcher:
         --------
         >>> callback = Watcher(lambda: np.eye(2), every=10).lightning_callback()      # doctest: +SKIP
         """
-        from lightning.pytorch import Callback
-
         watcher = self
 
-        class Watching(Callback):
+        class Watching(_package("lightning.pytorch", "lightning_callback()").Callback):  # type: ignore[misc]
             __getstate__ = watcher.__getstate__
 
             def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -604,14 +601,22 @@ def _expected_products(what: str, options: Mapping[str, Any]) -> float:
     return float(options["probes"] or 20) * (options["steps"] or 100 if what == "esd" else 1)
 
 
+def _package(name: str, asked: str, install: str = "'spectral[watch]'") -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as problem:
+        raise ImportError(f"{asked} needs {name} ({first_line(problem)}); run: pip install {install}.") from problem
+
+
 def _logger(log: Any, folder: Path | None) -> Callable[[dict[str, float], int], Any] | None:
     """What takes (numbers, step)."""
     if log == "tensorboard":
         if folder is None:
             raise ValueError("log='tensorboard' writes beside the history; give folder=, or a SummaryWriter.")
+        _package("tensorboard", "log='tensorboard'")
         log = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
     elif log == "wandb":
-        log = importlib.import_module("wandb")
+        log = _package("wandb", "log='wandb'", "wandb")
     if log is None:
         return None
     if hasattr(log, "add_scalar"):
@@ -624,5 +629,5 @@ def _logger(log: Any, folder: Path | None) -> Callable[[dict[str, float], int], 
         given: Callable[[dict[str, float], int], Any] = log
         return given
     raise TypeError(
-        f"log is a {type(log).__name__}; use a callable (numbers, step), a SummaryWriter, a wandb run, 'tensorboard' or 'wandb'."
+        f"log={log!r} takes no numbers; use a callable (numbers, step), a SummaryWriter, a wandb run, 'tensorboard' or 'wandb'."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import xml.etree.ElementTree as ElementTree
 from functools import cache
 from typing import Any
@@ -89,6 +90,28 @@ def test_marks_stand_where_their_values_are_and_a_line_has_a_gap_where_it_is_not
     line, dots = ax.lines
     np.testing.assert_array_equal(line.get_ydata(), y)
     assert dots.get_markerfacecolor() == "none" and len(ax.collections[0].get_segments()) == 5
+
+
+def test_numbers_at_the_axes_are_whole_and_those_of_an_index_are_integers():
+    """Hundredths of a pixel were cut from all of the drawing, and 0.0022 became 0.00."""
+    words = " ".join(
+        ElementTree.fromstring(cards.bars([("a", 0.0022, "0.0022"), ("b", 1.0, "1.0625")], "two")).itertext()
+    )
+    assert "0.0022" in words and "1.0625" in words
+    narrow = cards.chart([cards.Mark(np.geomspace(0.18, 6.1), np.zeros(50))], "xmin", "", "a line", x_scale="log")
+    assert [text.strip() for text in ElementTree.fromstring(narrow).itertext() if text.strip()] == [
+        "0.2", "0.5", "1.0", "2.0", "5.0", "xmin",
+    ]  # fmt: skip
+    x = np.array([1.0, 2.0])
+    drawn = ElementTree.fromstring(cards.chart([cards.Mark(x, x / 1000 + 2, dots=True)], "index", "", "two dots"))
+    assert [text.strip() for text in drawn.itertext() if text.strip()] == ["1", "2", "index"]
+
+
+@pytest.mark.parametrize("name", [name for name in spectral.__all__ if isinstance(getattr(spectral, name), type)])
+def test_what_says_a_sentence_of_itself_says_it_in_a_notebook(name):
+    made = getattr(spectral, name)
+    if "__str__" in vars(made) and dataclasses.is_dataclass(made):
+        assert hasattr(made, "_repr_html_"), "its fields would be shown, with all their numbers"
 
 
 def test_a_card_is_the_same_whatever_style_the_notebook_has():

@@ -179,5 +179,5 @@ def test_what_is_a_multiple_and_a_shift_of_a_gram_is_recognised():
 
 
 def test_a_cost_says_its_numbers():
-    assert str(Cost(1, 2, 3, 4, 5.0, 2**20)) == "1 JVPs and 2 VJPs of samples in 4 sweeps, 1 MiB"
+    assert str(Cost(1, 2, 3, 4, 5.0, 2**20)) == "1 JVP and 2 VJPs of samples in 4 sweeps, 1 MiB"
     assert str(Cost(0, 2, 3, 1)) == "2 VJPs of samples in 1 sweep" and str(Cost(products=3)) == "3 products"

@@ -48,8 +48,8 @@ def jacobian(samples, inputs, outputs=10):
     ("samples", "inputs", "budget", "chosen", "why"),
     [
         (500, 800, None, True, "10 products and one pass over the data"),  # 5000 x 8010
-        (820, 900, None, False, "is above 8192, up to which all eigenvalues are cheap"),  # 8200 x 9010
-        (450, 9000, None, False, "above 4096"),  # rows longer than 16 times the dimension
+        (820, 900, None, False, "is above 8,192, up to which all eigenvalues are cheap"),  # 8200 x 9010
+        (450, 9000, None, False, "above 4,096"),  # rows longer than 16 times the dimension
         (450, 500, "5s", False, "longer than 5s"),
         (450, 500, 4, False, "more than the 4 of slq"),
     ],
@@ -83,8 +83,8 @@ def test_401_outputs_of_24_samples_take_one_pass_and_not_hundreds(make, factor, 
     before = J.epochs
     s = spectral.esd(make(J))
     assert (s.method, s.products, J.epochs - before) == ("exact", 401, 1)
-    assert "9624 VJPs of samples in 1 sweep" in s.meta["choice"]  # 24 x 401
-    assert f"{96 * 24 * 401} JVPs and {96 * 24 * 401} VJPs" in s.meta["choice"]  # 4 probes, 24 steps each
+    assert "9,624 VJPs of samples in 1 sweep" in s.meta["choice"]  # 24 x 401
+    assert f"{96 * 24 * 401:,} JVPs and {96 * 24 * 401:,} VJPs" in s.meta["choice"]  # 4 probes, 24 steps each
     rows = ((model(x) > 0).double()[:, :, None] * model[0].weight.detach()).reshape(24, -1)
     expected = factor * torch.linalg.eigvalsh(rows @ rows.T) + shift
     assert np.allclose(s.points()[0], expected, atol=1e-11 * float(expected[-1]))
@@ -93,8 +93,8 @@ def test_401_outputs_of_24_samples_take_one_pass_and_not_hundreds(make, factor, 
 @pytest.mark.parametrize(
     ("samples", "outputs", "budget", "chosen", "why"),
     [
-        (512, 2000, None, True, "1024000 VJPs of samples in 1 sweep"),
-        (1500, 800, None, True, "dimension 1500, 800 products and one pass"),
+        (512, 2000, None, True, "1,024,000 VJPs of samples in 1 sweep"),
+        (1500, 800, None, True, "dimension 1,500 takes 800 products and one pass"),
         (64, 401, "10epochs", True, "instead of up to 5"),  # a product with J J^T is two sweeps
         (64, 401, "1epochs", True, "instead of up to 1"),
         (64, 401, 400, False, "would take 401 products, more than the 256 of slq"),
@@ -115,11 +115,11 @@ def test_beyond_the_limits_passes_that_are_known_to_outweigh_arithmetic_decide(m
     x = torch.zeros(9000, 40).split(3000)
     J = spectral.Jacobian(torch.nn.Sequential(*layers), list(x), wrt="inputs", layout="flattened")
     found, why = esd._exact_is_cheap(J, None, {})
-    assert found and "dimension 9000, 300 products and one pass" in why
+    assert found and "dimension 9,000 takes 300 products and one pass" in why
     found, why = esd._exact_is_cheap(J, None, {"probes": 1, "steps": 1})
     assert (
         not found
-        and "dimension 9000 is above 8192, up to which all eigenvalues are cheap: they take 2700000 VJPs" in why
+        and "dimension 9,000 is above 8,192, up to which all eigenvalues are cheap: they take 2,700,000 VJPs" in why
     )
 
 

@@ -44,6 +44,7 @@ from spectral.experiments.experiments import (
 )
 from spectral.experiments.models import gpt, model_for
 from spectral.layers import layers
+from spectral.pages import build
 from spectral.spectrum import Spectrum
 
 
@@ -136,6 +137,22 @@ def test_label_alignment_is_that_of_the_dense_eigenvectors(outcome, store):
         energy = float((vectors.T @ y).square().sum() / y.square().sum())
         assert result.alignment[name].energy == pytest.approx(energy, abs=1e-6)
         assert result.metrics[f"{name}_label_alignment"] == result.alignment[name].energy
+
+
+def test_a_kernel_of_samples_of_one_class_has_no_label_alignment_and_its_page_says_so(outcome, store):
+    """It failed, once all that the page asks for was done."""
+    cell = Cell(0, TRUE, Matrix("ntk", "logits", "train"))
+    one = run_cell(cell, replace(SMALL, ntk_samples=1), store)
+    assert one.alignment == {} and one.metrics["trace"] > 0 and "own_label_alignment" not in one.metrics
+    page = build.experiment(
+        conclude(outcome.experiment, [one]),
+        headline=(),
+        headline_metric="trace",
+        metrics=None,
+        about="",
+        alpha_curve=False,
+    )
+    assert "No label alignment of 1 of 1 kernel: the labels are of one class, or no classes." in page.facts
 
 
 def test_a_large_kernel_goes_by_lanczos_and_says_so(monkeypatch, outcome, store):

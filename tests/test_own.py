@@ -542,6 +542,22 @@ def test_experiments_train_ones_own_network(here, monkeypatch):  # noqa: F811
     assert len(json.loads(results(here)[0].read_text())["cells"]) == 12
 
 
+def test_labels_of_one_class_lie_nowhere_and_cost_no_spectrum(here, monkeypatch, capsys):  # noqa: F811
+    """They failed once the spectrum was done."""
+    write(here, net=NET, batches=BATCHES.replace("torch.arange(12) % 2", "0 * torch.arange(12)"))
+    files = [
+        "model=file",
+        "model.path=net.py:make",
+        "data=file",
+        "data.path=batches.py:make",
+        "trust=[net.py,batches.py]",
+    ]
+    call(monkeypatch, *files, "operator=jacobian", "estimator=exact", "output.figures=false")
+    assert "No label alignment: the labels are all of one class." in capsys.readouterr().out
+    numbers = json.loads(results(here)[0].read_text())["cells"][0]["metrics"]
+    assert numbers["trace"] > 0 and not numbers["true_label_alignment"]
+
+
 # Hugging Face ---------------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_a_folder_of_hugging_face_reads_text_in_its_own_tokens(here, monkeypatch, capsys):  # noqa: F811

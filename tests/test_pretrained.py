@@ -41,10 +41,11 @@ def test_a_missing_package_is_named_with_what_to_run(monkeypatch, absent, tokens
 
 
 @MINILM
-def test_minilm_reads_its_own_tokens():
+def test_minilm_reads_its_own_tokens(capfd):
     """Its embedding of a sentence is nearer to that of a paraphrase than to that of another sentence: the weights are there."""
     encode, size = pretrained.tokeniser("minilm")
     encoder, width = pretrained.minilm()
+    assert capfd.readouterr() == ("", ""), "transformers' report of tensors, once for each matrix of an experiment"
     assert (size, width) == (30522, 384)
     sentences = ("A list holds many items.", "Many items are held by a list.", "The weather will be cold tomorrow.")
     with torch.no_grad():

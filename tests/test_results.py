@@ -57,6 +57,12 @@ def test_one_of_a_thing_is_not_called_many(name, tmp_path):
         assert not re.findall(r"(?<![\w.,−-])1 (?:\w+ )?(?:eigenvalue|value|zero|probe|product|vector|number)s\b", text)
 
 
+def test_a_band_says_its_values_and_how_sure():
+    count = spectral.exact(np.diag([1.0, 2.0, 3.0])).count(0.5, 2.5)
+    assert str(count) == "2 in [2, 2], 95 % sure"
+    assert str(spectral.exact(np.eye(9)).cdf(np.arange(9.0))).endswith(", ... 3 more, 95 % sure of each")
+
+
 FACES = {
     "trace": lambda: spectral.trace(A, probes=10),
     "diagonal": lambda: spectral.diagonal(A, probes=10),

@@ -385,6 +385,23 @@ def test_an_interrupted_experiment_goes_on_to_the_same_numbers(here: Path, monke
         assert np.array_equal(a.points()[0], b.points()[0])
 
 
+@pytest.mark.parametrize(
+    ("said", "amount"),
+    [
+        ("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 432000 "
+         "bytes. Error code 12 (Cannot allocate memory)", "432000 bytes"),
+        ("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB", "20.00 GiB"),
+        ("Unable to allocate 74.5 GiB for an array with shape (100000, 100000) and data type float64", "74.5 GiB"),
+    ],
+)  # fmt: skip
+def test_memory_that_runs_out_is_said_with_what_to_do(said, amount):
+    told = sentence(RuntimeError(said), [])
+    assert (
+        told.startswith(f"The memory does not suffice, for {amount} more; use a smaller batch_size")
+        and "alloc_cpu" not in told
+    )
+
+
 def test_a_run_that_begins_anew_loses_nothing_of_one_that_did_not_end(here: Path, monkeypatch, capsys) -> None:
     real = run.single
 

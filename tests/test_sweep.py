@@ -77,7 +77,7 @@ def test_a_page_has_one_row_for_each_configuration_and_a_panel_for_each_operator
             assert row[2] in shown
     answer = re.search(r'<p class="answer found">(.*?)</p>', page)
     assert answer and html.unescape(answer.group(1)) == shown.splitlines()[1]
-    assert "goes from" in answer.group(1) and "(mean ± sd over 2 seeds)" in answer.group(1)
+    assert "lies between" in answer.group(1) and "(mean ± sd over 2 seeds)" in answer.group(1)
 
 
 def test_every_seed_leads_to_its_run(real: Path, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_an_experiment_has_a_row_for_each_condition_of_each_matrix(tmp_path: Pat
     shown = sweep.table(found, "ntk.logits.train", tmp_path)
     texts = [[cell.text for cell in entry.cells] for entry in shown.groups[0][1]]
     assert texts[1] == ["2", "0.1", "true labels", "10.50 ± 0.71", "2.000 †1/2", "0, 1"]
-    assert "the flattened input Jacobian (logits, train) goes from 10.50 ± 0.71" in sweep.answer(found).sentence
+    assert "the flattened input Jacobian (logits, train) lies between 10.50 ± 0.71" in sweep.answer(found).sentence
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "damaged"])

@@ -273,7 +273,7 @@ def test_what_never_worked_is_raised_and_what_fails_later_is_recorded():
         ({"what": ("top", "top")}, ValueError, "each once"),
         ({"what": {"top": {"start": None}}}, TypeError, "no options of it"),
         ({"what": {"esd": {"stepz": 3}}}, TypeError, "no options of it"),
-        ({"log": 3}, TypeError, "log is a int"),
+        ({"log": 3}, TypeError, "log=3 takes no numbers"),
         ({"log": "tensorboard"}, ValueError, "give folder="),
         ({"make_operator": np.eye(2)}, TypeError, "make_operator is a ndarray"),
     ],
@@ -282,6 +282,30 @@ def test_what_does_not_fit_is_said_before_anything_is_made(options, kind, messag
     given = {"make_operator": lambda: pytest.fail("made"), "every": 1, **options}
     with pytest.raises(kind, match=message):
         Watcher(given.pop("make_operator"), **given)
+
+
+ABSENT = {
+    "transformers": lambda w: w.trainer_callback(),
+    "lightning.pytorch": lambda w: w.lightning_callback(),
+    "tensorboard": lambda w: Watcher(lambda: np.eye(2), every=1, log="tensorboard", folder="nowhere"),
+    "wandb": lambda w: Watcher(lambda: np.eye(2), every=1, log="wandb"),
+}
+
+
+@pytest.mark.parametrize("package", ABSENT)
+def test_a_package_that_is_not_installed_is_named_with_what_to_run(package, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"needs {package} \(.*\); run: pip install '?(spectral\[watch\]|wandb)"):
+        ABSENT[package](Watcher(lambda: np.eye(2), every=1))
+
+
+def test_a_training_of_a_moment_is_told_in_plain_per_cent():
+    watcher = Watcher(lambda: np.eye(2), every=1)
+    watcher.watched, watcher.trained = 5.07, 0.197
+    assert "(2,574 % of training)" in str(watcher)
+    watcher.watched = 0.0065
+    assert "(3.3 % of training)" in str(watcher)
 
 
 def test_a_watcher_and_its_callbacks_are_no_pickles():

@@ -17,7 +17,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from spectral import probes
+from spectral import cards, probes
 from spectral.engine import trace
 from spectral.results import Array, listed, nan
 from spectral.schema import integer
@@ -26,7 +26,7 @@ TRANSIENT = 10  # by default a part of the steps, in which Q turns into the dire
 
 
 @dataclass(frozen=True)
-class Lyapunov:
+class Lyapunov(cards.Sentence):
     """The Lyapunov exponents of a trajectory, largest first: the mean rates ln σ / t at which perturbations of it grow.
 
     Attributes

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from spectral import arrays
+from spectral import arrays, cards
 from spectral.analysis.counting import Counting, counting, zero_within_residual
 from spectral.analysis.jackknife import Measure, leave_one_out
 from spectral.analysis.theory import marchenko_pastur_cdf, marchenko_pastur_edges
@@ -41,7 +41,7 @@ EMPTY = 3.5
 
 
 @dataclass(frozen=True)
-class MarchenkoPastur:
+class MarchenkoPastur(cards.Sentence):
     """A fitted bulk, and whether it is one.
 
     Attributes
@@ -231,12 +231,12 @@ def _by_gap(c: Counting, measure: Measure, ratio: float | None) -> tuple[float, 
 def _refusal(b: _Bulk, ks: float, spikes: float) -> str:
     """Why there is no bulk of this law, "" where there is one."""
     if b.size < MIN_BULK:
-        return f"The bulk holds {b.size:.3g} eigenvalues, and a verdict needs {MIN_BULK}."
+        size, least = cards.apart(b.size, MIN_BULK, 3)
+        return f"The bulk holds {size} eigenvalues, and a verdict needs {least}."
     allowed = (RIGID[0] + RIGID[1] * np.log(b.size)) / b.size + NOISE * np.sqrt(b.noise / 4)
     if ks > allowed:
-        return (
-            f"The bulk is not Marchenko–Pastur: its CDF is {ks:.2g} away from the law, and chance allows {allowed:.2g}."
-        )
+        away, most = cards.apart(ks, allowed)
+        return f"The bulk is not Marchenko–Pastur: its CDF is {away} away from the law, and chance allows {most}."
     if spikes > MAX_SPIKES * b.size:
         return f"{spikes:.0f} eigenvalues lie above a bulk of {b.size:.0f}: a tail, and no spikes."
     return ""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral import cards
 from spectral.analysis.counting import counting
 from spectral.analysis.exponents import top_values
 from spectral.analysis.jackknife import merged
@@ -35,7 +36,7 @@ INDEPENDENT, REPELLED, SCATTER, PAIRS = 0.386, 0.53, 0.28, 80
 
 
 @dataclass(frozen=True, eq=False)
-class Outliers:
+class Outliers(cards.Sentence):
     """The eigenvalues above the bulk.
 
     Attributes

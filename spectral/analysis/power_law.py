@@ -356,21 +356,27 @@ def _refusal(fit: _Fit, tests: dict[str, LikelihoodRatio], mode: str) -> str:
     """Why alpha is not to be trusted, "" where it is."""
     if np.isnan(fit.alpha):
         return "All eigenvalues of the tail are equal, so there is no exponent."
+    tail, needed = cards.apart(fit.tail, MIN_TAIL, 3)
+    decades, span = cards.apart(fit.decades, MIN_DECADES)
     if mode == "ks" and (fit.tail < MIN_TAIL or fit.decades < MIN_DECADES):
         return (
-            f"The tail closest to a power law holds {fit.tail:.3g} eigenvalues in {fit.decades:.2g} decades; alpha needs "
-            f"{MIN_TAIL} in {MIN_DECADES:g}, and no tail of that length is one."
+            f"The tail closest to a power law holds {tail} eigenvalues in {decades} decades; alpha needs "
+            f"{needed} in {span}, and no tail of that length is one."
         )
     hint = "." if mode == "chosen" else "; choose a smaller xmin."
     if fit.tail < MIN_TAIL:
-        return f"The tail holds {fit.tail:.3g} eigenvalues, and alpha needs {MIN_TAIL}{hint}"
+        return f"The tail holds {tail} eigenvalues, and alpha needs {needed}{hint}"
     if fit.decades < MIN_DECADES:
-        return f"The tail spans {fit.decades:.2g} decades, and alpha needs {MIN_DECADES:g}{hint}"
+        return f"The tail spans {decades} decades, and alpha needs {span}{hint}"
     if fit.open > OPEN:
-        return f"The nodes around xmin weigh {fit.open:.0%} of the tail, and may be {OPEN:.0%}; use more steps, or a larger xmin."
+        weigh, most = cards.apart(100 * fit.open, 100 * OPEN, 3)
+        return (
+            f"The nodes around xmin weigh {weigh} % of the tail, and may be {most} %; use more steps, or a larger xmin."
+        )
     allowed = MISFIT[mode] / np.sqrt(fit.n_eff)
     if allowed < fit.D:
-        return f"The tail is no power law: its CDF is {fit.D:.2g} away from the law, and chance allows {allowed:.2g}."
+        away, most = cards.apart(fit.D, allowed)
+        return f"The tail is no power law: its CDF is {away} away from the law, and chance allows {most}."
     better = {t.p: name for name, t in tests.items() if t.ratio < 0 and t.p < RIVAL and name != OF_ALL}
     if better:
         return f"A law of another form describes the tail better: {better[min(better)]} (p = {min(better):.1g})."

@@ -310,8 +310,8 @@ def _measured_spectrum(task: Task, model: nn.Module) -> Part:
     numbers = summary(spectrum, top=min(top, spectrum.dim) or None)
     of_labels = node.get("of") in ("logits", "probs") and y.ndim == 1 and not y.is_floating_point()
     if node.get("wrt") == "params" and of_labels and A.shape[0] <= EXACT_ROWS:
-        with task.apart():
-            aligned = label_alignment(A, y)
-        numbers |= {"true_label_alignment": aligned.own_label, "true_label_alignment_stderr": 0.0}
+        with task.apart():  # labels of one class lie nowhere, once their mean is taken
+            energy = label_alignment(A, y).own_label if len(y.unique()) > 1 else math.nan
+        numbers |= {"true_label_alignment": energy, "true_label_alignment_stderr": 0.0}
     task.store.save("spectrum", part := Part({}, numbers, {"whole": spectrum}))
     return part

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spectral import distributed
+from spectral.cards import counted, size
 from spectral.estimators.budget import free_memory
 from spectral.networks.jacobian import Jacobian
 from spectral.networks.sum_over_batches import SumOverBatches
@@ -49,10 +50,10 @@ class Cost:
         return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def __str__(self) -> str:
-        sweeps = "1 sweep" if self.epochs == 1 else f"{self.epochs} sweeps"
-        passes = [f"{count} {name}" for count, name in ((self.jvps, "JVPs"), (self.vjps, "VJPs")) if count]
-        done = f"{' and '.join(passes)} of samples in {sweeps}" if passes else f"{self.products} products"
-        return f"{done}, {self.bytes / 2**20:.3g} MiB" if self.bytes else done
+        passes = [counted(count, name) for count, name in ((self.jvps, "JVP"), (self.vjps, "VJP")) if count]
+        sweeps = f"{' and '.join(passes)} of samples in {counted(self.epochs, 'sweep')}"
+        done = sweeps if passes else counted(self.products, "product")
+        return f"{done}, {size(self.bytes)}" if self.bytes else done
 
 
 def cost(A: Operator, products: int | None = None, free: int | None = None) -> Cost:

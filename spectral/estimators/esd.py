@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from spectral.cards import counted, size
 from spectral.estimators.budget import Budget, free_memory, sharded, smaller_side
 from spectral.estimators.cost import PASS, WORKSPACE, affine, cost
 from spectral.estimators.exact import exact
@@ -185,21 +186,21 @@ def _exact_is_cheap(A: Operator, budget: Any, options: dict[str, Any]) -> tuple[
     if dim > most:
         return (
             False,
-            f"dimension {dim} is above {most}, up to which all eigenvalues are cheap: they take {whole}, slq {other}",
+            f"dimension {dim:,} is above {most:,}, up to which all eigenvalues are cheap: they take {whole}, slq {other}",
         )
     if dim * dim * 8 * WORKSPACE > free // 2 or whole.bytes > 3 * free // 4:
         return False, (
-            f"all eigenvalues of dimension {dim} would take more than half of the free memory: {whole.bytes / 2**20:.3g} MiB of "
-            f"{free / 2**20:.3g}"
+            f"all eigenvalues of dimension {dim:,} would take more than half of the free memory: "
+            f"{size(whole.bytes)} of {size(free)}"
         )
     if EXACT_SECONDS * (dim / EXACT_DIM) ** 3 > limit.seconds:
-        return False, f"all eigenvalues of dimension {dim} may take longer than {budget}"
+        return False, f"all eigenvalues of dimension {dim:,} may take longer than {budget}"
     spent = whole.products > limit.products or whole.epochs > limit.epochs
     if spent or whole.work > WORTH * other.work:
-        than = f"the {affordable} of slq" if spent else f"{WORTH} times the {affordable} of slq"
-        counts = f"all eigenvalues would take {whole.products} products, more than {than}"
+        than = f"the {affordable:,} of slq" if spent else f"{WORTH} times the {affordable:,} of slq"
+        counts = f"all eigenvalues would take {whole.products:,} products, more than {than}"
         return False, f"{counts}: {whole} instead of {other}"
-    counts = f"dimension {dim}, {whole.products} products"
+    counts = f"dimension {dim:,} takes {counted(whole.products, 'product')}"
     if whole.epochs and not whole.jvps:  # from rows
         counts += f" and {'one pass' if whole.epochs == 1 else f'{whole.epochs} passes'} over the data"
-    return True, f"{counts} instead of up to {affordable}: {whole} instead of {other}"
+    return True, f"{counts} instead of up to {affordable:,}: {whole} instead of {other}"

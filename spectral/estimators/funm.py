@@ -14,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from spectral import arrays, longvectors
+from spectral import arrays, cards, longvectors
 from spectral.estimators import stopping
 from spectral.estimators.budget import Budget, Spent, environment, is_symmetric, progress_bar, settle, vectors_that_fit
 from spectral.estimators.solve import finite_columns
@@ -33,7 +33,7 @@ MOST = 1000  # steps of f(A) b where nobody says
 
 
 @dataclass(frozen=True, eq=False)
-class Product:
+class Product(cards.Sentence):
     """f(A) b for each of c vectors b.
 
     Attributes

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral import arrays
+from spectral import arrays, cards
 from spectral.estimators.assembled import matrix_of
 from spectral.estimators.budget import free_memory, hold_whole
 from spectral.estimators.diagonal import diagonal
@@ -84,7 +84,7 @@ def _dense(B: Operator) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class LowRankPlusDiagonal:
+class LowRankPlusDiagonal(cards.Sentence):
     """U diag(s) U^T + diag(d), which stands for a symmetric matrix.
 
     Attributes

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral import arrays, distributed, longvectors, persist
+from spectral import arrays, cards, distributed, longvectors, persist
 from spectral.estimators.budget import Budget, Spent, environment, is_symmetric, progress_bar
 from spectral.krylov import linear
 from spectral.operators.foreign import as_operator
@@ -30,7 +30,7 @@ COARSE = 1e-5  # the same in other dtypes
 
 
 @dataclass(frozen=True, eq=False)
-class Solution:
+class Solution(cards.Sentence):
     """x of (A + shift I) x = b for each of c right sides, all measured; of a rectangular A the least squares solution.
 
     Attributes

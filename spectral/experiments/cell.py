@@ -293,6 +293,7 @@ def _measured(
         A = J = jacobian(model, x, y_own, cell.matrix, settings.batch_size)
     if kind == "ntk" and y_true.ndim == 1:
         wanted = {"true": y_true} if cell.matrix.split == "test" else {"own": y_own, "true": y_true}
+        wanted = {name: y for name, y in wanted.items() if len(y.unique()) > 1}
         spectrum, alignment = _kernel(J, wanted, settings, estimate)
     elif kind == "diagonal":
         spectrum, norms = _diagonal(J)

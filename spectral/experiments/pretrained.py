@@ -59,7 +59,7 @@ def _tokeniser(file: Path) -> Any:
     from transformers import AutoTokenizer
 
     quantised = {"gguf_file": file.name} if file.suffix == ".gguf" else {}
-    with _quiet():
+    with _quiet(warnings=True):
         return AutoTokenizer.from_pretrained(file.parent, local_files_only=True, **quantised)
 
 
@@ -128,15 +128,18 @@ def minilm() -> tuple[nn.Module, int]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars; as they were afterwards."""
+def _quiet(warnings: bool = False) -> Iterator[None]:
+    """Without transformers' own progress bars and warnings, of which `of_folder` says what counts; as they were afterwards."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    if not warnings:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

@@ -240,6 +240,8 @@ def single(
     ]
     if refused("alpha", numbers):
         facts.append(f"No tail exponent ({tables.REFUSED}): {power_law(spectrum).reason}")
+    if math.isnan(numbers.get("true_label_alignment", 0.0)):
+        facts.append("No label alignment: the labels are all of one class.")
     return _of_one(
         subject,
         description,
@@ -423,6 +425,11 @@ def _facts(outcome: Outcome, labels: Mapping[str, str]) -> tuple[str, ...]:
         facts.append(
             f"No tail exponent ({tables.REFUSED}) where the largest eigenvalues are no power law, or too few to tell: "
             f"{'; '.join(doubted)}."
+        )
+    kernels = [r for r in outcome.result.cells if r.cell.matrix.kind == "ntk"]
+    if alone := sum(not r.alignment for r in kernels):
+        facts.append(
+            f"No label alignment of {alone} of {counted(len(kernels), 'kernel')}: the labels are of one class, or no classes."
         )
     return tuple(facts)
 

@@ -16,10 +16,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from spectral.cards import COLOURS, GREY, counted
-from spectral.plotting import FLOOR, LABELS, eigenvalue_axis, shared_grid, thin_ticks
+from spectral.cards import COLOURS, GREY, counted, thin_ticks
+from spectral.plotting import FLOOR, LABELS, eigenvalue_axis, shared_grid
 from spectral.quadrature.density import mirrored, one_eigenvalue, per_efold
 
 from . import Curve, Line, Numbers, Prototype, Row, conditions_of, matrices_of, of_matrix
@@ -305,7 +305,8 @@ def _pairs(given: Numbers) -> Picture:
             lower.plot(x, r, "o", color=shade, fillstyle=fill, markersize=4.5)
         upper.set_ylabel(given.kind.removesuffix("s"))
         if (given.value > 0).all():
-            _log_values(upper, given.value)
+            upper.set_yscale("log", nonpositive="clip")
+            thin_ticks(upper)
         lower.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
         if (given.error > 0).any():
             lower.set_yscale("log", nonpositive="clip")
@@ -327,17 +328,6 @@ def _pairs(given: Numbers) -> Picture:
     keys = tuple(Key(name, shade) for name, _, shade, _ in parts)
     panel = on_axes(draw, "", alt, WIDE, [(2.2, 0.35), (1.8, BOTTOM)])
     return Picture((panel,), keys, "bars: residual · dashed: from here a pair counts as converged")
-
-
-def _log_values(ax: Axes, values: np.ndarray) -> None:
-    """A logarithmic axis that has readable ticks also where hardly a power of ten is in sight."""
-    ax.set_yscale("log", nonpositive="clip")
-    thin_ticks(ax)
-    if len(values) and (ratio := values.max() / values.min()) < 30:
-        ticks = LogLocator(subs=(1.0, 2.0, 5.0)) if ratio > 4 else MaxNLocator(6, steps=[1, 2, 5, 10])
-        ax.yaxis.set_major_locator(ticks)
-        ax.yaxis.set_major_formatter(ScalarFormatter())
-        ax.yaxis.set_minor_locator(NullLocator())
 
 
 def _sorted_diagonal(given: Numbers) -> Picture:
@@ -520,10 +510,9 @@ def lines(
             ax.axhline(level, color="black", linewidth=0.8, linestyle="--")
         if log_x:
             ax.set_xscale("log")
-        thin_ticks(ax)
         if log_y:
-            values = np.concatenate([item.y for item in own] + [np.array([level])] * (level is not None))
-            _log_values(ax, values[values > 0])
+            ax.set_yscale("log", nonpositive="clip")
+        thin_ticks(ax)
         ax.set(xlabel=x_label, ylabel=y_label)
 
     def alt(name: str) -> str:

@@ -131,13 +131,13 @@ def _about_zero(curves: list[Curve], labels: Mapping[str, str]) -> str:
         first = next(curve for curve in curves if curve.condition == condition)
         bands = [first.spectrum.count(*ends) for ends in ((-math.inf, -low), (-low, low))]
         negative, small = (
-            f"{float(b.value):.0f}" + ("" if b.lower == b.upper else f" (95 %: {b.lower:.0f} to {b.upper:.0f})")
+            f"{float(b.value):,.0f}" + ("" if b.lower == b.upper else f" (95 %: {b.lower:,.0f} to {b.upper:,.0f})")
             for b in bands
         )
         said.append(f"{words(condition, labels)}, seed {first.seed}: {negative} and {small}")
     return (
         f"{words(curves[0].matrix, labels)} has negative eigenvalues: its axis is logarithmic on both sides of zero, left of it "
-        f"are the negative ones, and the grey strip |λ| < {low:.2g} is not drawn. Of its {curves[0].spectrum.dim} eigenvalues, "
+        f"are the negative ones, and the grey strip |λ| < {low:.2g} is not drawn. Of its {curves[0].spectrum.dim:,} eigenvalues, "
         f"those left of the strip and those in it: {'; '.join(said)}."
     )
 

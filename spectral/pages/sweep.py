@@ -427,7 +427,7 @@ def question(sweep: Sweep) -> str:
 
 
 def answer(sweep: Sweep) -> Verdict:
-    """Between which values one number of each operator goes, and where: the effective rank, or the first that there is."""
+    """Between which values one number of each operator lies, and where: the effective rank, or the first that there is."""
     parts = []
     for panel in sweep.panels:
         metric = headline(sweep, panel)
@@ -438,7 +438,7 @@ def answer(sweep: Sweep) -> Verdict:
             continue
         where = f" of the {words(panel.partition(', ')[0], sweep.labels)}"
         low, high = (f"{text} ({sweep.text(c.values)})" for _, text, c in (known[0], known[-1]))
-        span = f"is {known[0][1]}" if len(known) == 1 else f"goes from {low} to {high}"
+        span = f"is {known[0][1]}" if len(known) == 1 else f"lies between {low} and {high}"
         parts.append(f"the {words(metric, sweep.labels)}{where} {span}")
     counts = [len(c.seeds) for c in sweep.configurations]
     few, many = min(counts), max(counts)
