@@ -609,3 +609,26 @@ def test_a_capture_that_is_wrong_or_refused_is_dropped_and_says_so(broken, launc
     said = A.describe()
     assert "launch" not in said
     assert ("not permitted" if broken == "refused" else "differs from a fresh product") in said["reason"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_of_large_vectors_that_follow_one_another_pass_their_tests(dtype, monkeypatch):
+    """A vector made of the one that waits is parallel to it: how it waits must cost less than what the dtype may be off by."""
+    monkeypatch.setattr(linearize, "HEAVY", 1)
+    monkeypatch.setattr(linearize, "PART", 1)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
+    x, y = torch.randn(2, 6, dtype=dtype), torch.randint(3, (2,))
+
+    def kernel():
+        J = Jacobian(model, [(x, y)], wrt="params")
+        return J @ J.T
+
+    for make in (kernel, lambda: Hessian(model, nn.CrossEntropyLoss(), [(x, y)])):
+        columns, A = make(), make()
+        M = torch.stack([columns @ e for e in torch.eye(A.shape[0], dtype=dtype)], 1)
+        v = torch.ones(A.shape[1], dtype=dtype)
+        for _ in range(4):
+            w = A @ v
+            torch.testing.assert_close(w, M @ v, rtol=1e-4 if dtype == torch.float32 else 1e-11, atol=1e-6)
+            v = w / w.norm()

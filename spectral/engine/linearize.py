@@ -383,7 +383,10 @@ def is_generic(*pieces: torch.Tensor) -> bool:
 
 
 def waiting(pieces: list[torch.Tensor | tuple[torch.Tensor, float]]) -> Held:
-    """A large vector's large pieces in float16 over their largest entry, with that: inner products are off by 1e-4 of norms."""
+    """A large vector's large float32 pieces in float16 over their largest entry, with that.
+
+    Inner products are off by 1e-4 of norms, less than float32 may be; what float64 may be off by is less, and waits as it is.
+    """
     if sum(p.numel() * p.element_size() for p in pieces if isinstance(p, torch.Tensor)) <= HEAVY:
         return pieces
     held: list[torch.Tensor | tuple[torch.Tensor, float]] = []
@@ -393,7 +396,7 @@ def waiting(pieces: list[torch.Tensor | tuple[torch.Tensor, float]]) -> Held:
             held.append(piece)
             continue
         piece = piece.reshape(-1)
-        large = len(piece) > PART and piece.element_size() > 2
+        large = len(piece) > PART and piece.dtype == torch.float32
         largest = max(map(abs, map(float, torch.aminmax(piece)))) if large else 0.0
         if not 0 < largest < math.inf:
             held.append(piece)
