@@ -31,6 +31,12 @@ def test_links_and_pictures_exist(page):
     assert [target for target in targets if "://" not in target and not (page.parent / target).exists()] == []
 
 
+def test_the_changelog_links_to_no_file():
+    """It is read in the repository and on the site, which lie in two folders."""
+    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / "CHANGELOG.md").read_text())
+    assert [target for target in targets if "://" not in target] == []
+
+
 def test_every_config_named_in_the_readme_exists():
     text = (ROOT / "README.md").read_text()
     for group in ("model", "data", "operator", "estimator", "experiment"):
