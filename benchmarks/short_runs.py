@@ -203,7 +203,9 @@ def slq_alone(models: list[str], matrices: list[str], steps: int, repeats: int) 
 
 
 # Results -------------------------------------------------------------------------------------------------------------
-def measure(models: list[str], matrices: list[str], counts: Sequence[int], repeats: int) -> dict[str, Any]:
+def measure(
+    models: list[str], matrices: list[str], counts: Sequence[int], repeats: int, whole: bool = True
+) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     warm_up()
     for name in models:
@@ -221,7 +223,7 @@ def measure(models: list[str], matrices: list[str], counts: Sequence[int], repea
                     continue
                 rows.append({"model": name, "matrix": matrix, "package": package, "products": row})
                 print(f"{name:5} {matrix:12} {package:20}", {k: round(v, 1) for k, v in row.items()}, flush=True)
-            for package, found in whole_runs(work, matrix, repeats).items():
+            for package, found in whole_runs(work, matrix, repeats).items() if whole else ():
                 rows.append({"model": name, "matrix": matrix, "package": package, "runs": found})
                 print(f"{name:5} {matrix:12} {package:20}", {k: round(v, 1) for k, v in found.items()}, flush=True)
         del work
@@ -300,6 +302,9 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=list(COUNTS))
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--products", action="store_true", help="products in a row alone, no eigenvalues and no Lanczos run"
+    )
     parser.add_argument("--slq", type=int, metavar="STEPS", help="a Lanczos run of so many steps alone")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path)
@@ -319,7 +324,7 @@ def main() -> None:
         print(json.dumps(environment([]) | load))
         return
     with watched(load, "others"):
-        stored = measure(asked.models, asked.matrices, asked.counts, asked.repeats)
+        stored = measure(asked.models, asked.matrices, asked.counts, asked.repeats, not asked.products)
     stored["load"] = load
     if asked.json:
         asked.json.write_text(json.dumps(stored, indent=1) + "\n")

@@ -272,8 +272,9 @@ class Applied(Derived):
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         A = self.parts[0]
         columns, limit, mode, most = _operands(A, V, "V", None, MOST, "auto", None)
-        how = self.within, self.tol, most, mode, limit, progress_bar(None, "", False)
-        found = [_one(A, self.g, v.contiguous(), *how) for v in columns.T]
+        with progress_bar(None, "", False) as hidden:
+            how = self.within, self.tol, most, mode, limit, hidden
+            found = [_one(A, self.g, v.contiguous(), *how) for v in columns.T]
         for y, error, *_, steps, stop in found:
             if stop not in ("tolerance", "rounding"):
                 raise RuntimeError(

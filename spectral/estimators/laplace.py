@@ -256,7 +256,7 @@ def low_rank_plus_diagonal(
     """
     A = as_operator(A)
     hold_whole(A, "low_rank_plus_diagonal")
-    integer(probes, "probes", "number of products that gives the error an error", 2)
+    integer(probes, "probes", "number of random vectors that an error can be estimated from", 2)
     before = A.products
     whole = diagonal(A, method=method, probes=max(probes, 4), seed=seed)
     pairs = top(A, k, which="magnitude", tol=tol, seed=seed)

@@ -323,8 +323,8 @@ class Inverse(Derived):
         super().__init__((A,), A.shape, told, symmetric=True, nonnegative=nonnegative)
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        unlimited, hidden = Budget(None, self.system), progress_bar(None, "", False)
-        found = solved(self.system, V, self.tol, self.method, 0.0, unlimited, hidden)
+        with progress_bar(None, "", False) as hidden:
+            found = solved(self.system, V, self.tol, self.method, 0.0, Budget(None, self.system), hidden)
         for (one, goal), v in zip(found, V.T, strict=True):
             size = longvectors.norm(v)
             floor = ROUNDING * self.system.epsilon * (one.norm * longvectors.norm(one.x) + size)
