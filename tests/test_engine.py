@@ -339,6 +339,23 @@ def test_programs_of_later_batches_are_held_to_their_products_too():
     assert engine.made == 2 and any("replay of a later batch: differs" in why for why in engine.choices["J v"].failures)
 
 
+def test_constants_that_vmap_makes_are_the_blocks_own():
+    """torch's rule for batch norm with running statistics makes weights of ones: v / sqrt(variance), here of 2 channels."""
+    engine, (one, other) = AutoEngine("replay", turns=False), torch.tensor([[4.0, 9.0], [16.0, 25.0]]).double()
+    V = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
+    for index, variance in enumerate((one, other)):
+
+        def product(v, variance=variance):
+            return (nn.functional.batch_norm(v.view(3, 2), 0 * variance, variance, eps=0.0),)
+
+        job = Workload("J v", index, lambda way, product=product: Maps(product, lambda v, w: 0.0), expected=10000)
+        for rows in (V[:1], V[1:2], V[2:3], V):
+            W = torch.empty_like(rows)
+            engine.multiplier(job).add(rows, W, True)
+            assert torch.allclose(W, rows / variance.sqrt().repeat(3), rtol=1e-14)
+    assert " each by vmap of 8, " in engine.choices["J v"].block
+
+
 def test_blocks_are_taken_in_parts_and_the_rest_with_zeros():
     taken = []
 

@@ -256,7 +256,7 @@ class RunStore(MutableMapping[str, Snapshot]):
         self._begin()
         return self.path(f"probes-{key}.npz")
 
-    def _foreign(self, path: Path, why: str = "belongs to another configuration") -> ValueError:
+    def _foreign(self, path: Path, why: str = "is of another configuration or version of spectral") -> ValueError:
         return ValueError(f"{path} {why}; delete the folder {self.folder} and run again.")
 
     # Finished parts: a cell of an experiment, a step of a study, what one estimator has found --------------------------

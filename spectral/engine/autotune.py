@@ -513,8 +513,10 @@ class Tuned:
         begin = _now(V)
         try:
             if key not in engine.shared:
-                engine.shared[key] = program.batched(width).module
-            several = engine.summing(trace.Program(engine.shared[key], program.constants))
+                block = program.batched(width)
+                engine.shared[key] = block.module, block.constants[len(program.constants) :]
+            module, own = engine.shared[key]  # own: constants that vmap has made, of no batch
+            several = engine.summing(trace.Program(module, [*program.constants, *own]))
             if program.run is not program.module:
                 engine.compile(several)
             if known is None:
