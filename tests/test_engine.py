@@ -52,6 +52,9 @@ def adjoint_error(lin, calls=3):
 def test_what_is_mapped_in_a_loop_warns_nobody(capfd):
     assert trace.vmap(lambda x: torch.ops.aten.copy(x, 2 * x))(torch.ones(2, 3)).sum() == 12
     assert capfd.readouterr().err == ""
+    inner = trace.vmap(lambda x: x + 1)  # one within another, after which the other goes on
+    assert trace.vmap(lambda x: torch.ops.aten.copy(x, inner(x)))(torch.ones(2, 3)).sum() == 12
+    assert capfd.readouterr().err == ""
     torch.func.vmap(lambda x: torch.ops.aten.copy(x, 2 * x))(torch.ones(2, 3))
     assert "performance drop" in capfd.readouterr().err, "or torch has a rule now: take another operation"
 
@@ -593,14 +596,20 @@ def two_batches():
     return net, nn.CrossEntropyLoss(), batches
 
 
-@pytest.mark.parametrize("matrix", [GaussNewton, Hessian])
-def test_what_a_gpu_launches_at_once_multiplies_as_before(matrix, launches):
+def replayed(matrix, products):
+    """(one that has multiplied so many vectors as a plain one does, that one)."""
     net, loss, batches = two_batches()
     plain, A = matrix(net, loss, batches, engine="fresh"), matrix(net, loss, batches, engine="replay")
     A.expect(100)
-    for i in range(10):
+    for i in range(products):
         v = torch.randn(A.shape[1], generator=torch.Generator().manual_seed(i)).double()
         torch.testing.assert_close(A @ v, plain @ v, rtol=1e-12, atol=1e-12)
+    return A, plain
+
+
+@pytest.mark.parametrize("matrix", [GaussNewton, Hessian])
+def test_what_a_gpu_launches_at_once_multiplies_as_before(matrix, launches):
+    A, plain = replayed(matrix, 10)
     assert A.describe()["launch"] == "CUDA graph"
     before = len(launches)
     V = torch.randn(A.shape[1], 2).double()
@@ -617,13 +626,7 @@ def test_a_capture_that_is_wrong_or_refused_is_dropped_and_says_so(broken, launc
         return lambda: None
 
     monkeypatch.setattr(capture, "captured", captured)
-    net, loss, batches = two_batches()
-    plain, A = GaussNewton(net, loss, batches, engine="fresh"), GaussNewton(net, loss, batches, engine="replay")
-    A.expect(100)
-    for i in range(8):
-        v = torch.randn(A.shape[1], generator=torch.Generator().manual_seed(i)).double()
-        torch.testing.assert_close(A @ v, plain @ v, rtol=1e-12, atol=1e-12)
-    said = A.describe()
+    said = replayed(GaussNewton, 8)[0].describe()
     assert "launch" not in said
     assert ("not permitted" if broken == "refused" else "differs from a fresh product") in said["reason"]
 

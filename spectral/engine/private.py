@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from spectral.threads import Shared
+
 weight_norm: Any = sys.modules.get("torch.nn.utils.weight_norm")  # torch.nn.utils has a function of this name
 aten: Any = torch.ops.aten
 unsafe_view = aten._unsafe_view.default
@@ -80,17 +82,20 @@ def softmax_backward(u: torch.Tensor, p: torch.Tensor, axis: int) -> torch.Tenso
 
 
 @contextmanager
-def mapped_in_silence() -> Iterator[None]:
-    """Without what torch's vmap writes to the terminal, past Python's filters, where it maps an operation in a loop.
-
-    There is no asking what was set before: afterwards it is torch's default. Without the name it is written.
-    """
+def _unwarned() -> Iterator[None]:
     warns = getattr(getattr(torch._C, "_functorch", None), "_set_vmap_fallback_warning_enabled", lambda on: None)
     warns(False)
     try:
         yield
     finally:
         warns(True)
+
+
+mapped_in_silence = Shared(_unwarned)
+"""Without what torch's vmap writes to the terminal, past Python's filters, where it maps an operation in a loop.
+
+There is no asking what was set before: after the last that needs it, it is torch's default. Without the name it is written.
+"""
 
 
 @contextmanager
