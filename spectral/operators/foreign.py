@@ -63,6 +63,9 @@ def _is_symmetric(matrix: torch.Tensor) -> bool:
 class Foreign(Operator):
     """A matrix of another library, known by its shape, its dtype and its products with that library's arrays."""
 
+    new_products = True
+    careful = False  # whether its library is known to leave alone what it is given, and to return new memory
+
     def __init__(self, matrix: Any, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__(tuple(matrix.shape), dtype, device)
         self.matrix, self.args = matrix, (matrix,)
@@ -86,9 +89,9 @@ class Foreign(Operator):
     def _times(self, product: Callable[[Any], Any], V: torch.Tensor, rows: int) -> torch.Tensor:
         """The other library's product of a block (or a column), held to its shape and dtype.
 
-        It may write into what it is given, hand that back, or one array again and again: unless `new_products`, both are copied.
+        It may write into what it is given, hand that back, or one array again and again: unless it is `careful`, both are copied.
         """
-        W, name = product(self._out(V if self.new_products else V.clone())), type(self.matrix).__name__
+        W, name = product(self._out(V if self.careful else V.clone())), type(self.matrix).__name__
         if not arrays.is_array(W):
             raise TypeError(f"{name} returned a {type(W).__name__}; its products must be arrays.")
         if tuple(W.shape) != (rows, *V.shape[1:]):
@@ -106,7 +109,7 @@ class Foreign(Operator):
         if V.shape[1:] > (1,) and torch.equal(tensor[:, 0], tensor[:, -1]) and not torch.equal(V[:, 0], V[:, -1]):
             # scipy joins what matvec has returned for each column after the last one
             return torch.cat([self._times(product, v, rows) for v in torch.split(V, 1, 1)], 1)
-        return tensor if self.new_products else tensor.clone()
+        return tensor if self.careful else tensor.clone()
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self._times(_product(self.matrix), V, self.shape[0])
@@ -154,7 +157,7 @@ class Host(Foreign):
         sparse = scipy.sparse.issparse(matrix)
         matrix = matrix.tocsr() if sparse and matrix.format in ("lil", "dok", "dia") else matrix
         super().__init__(matrix, dtype, "cpu")
-        self.new_products = sparse
+        self.careful = sparse
         if sparse:
             if not np.isfinite(matrix.data).all():
                 raise ValueError("the matrix holds NaN or infinity; remove them.")
@@ -196,8 +199,8 @@ class OnCupy(Foreign):
     def __init__(self, matrix: Any, dtype: torch.dtype) -> None:
         matrix = matrix.tocsr() if getattr(matrix, "format", None) in ("coo", "dia") else matrix
         super().__init__(matrix, dtype, arrays.cupy_device(matrix))
-        self.new_products = hasattr(matrix, "tocoo")
-        if self.new_products and not torch.isfinite(arrays.to_torch(matrix.data)).all():
+        self.careful = hasattr(matrix, "tocoo")
+        if self.careful and not torch.isfinite(arrays.to_torch(matrix.data)).all():
             raise ValueError("the matrix holds NaN or infinity; remove them.")
 
     def _out(self, V: torch.Tensor) -> Any:
