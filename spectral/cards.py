@@ -28,10 +28,8 @@ STYLE: Any = {
 # What matplotlib writes that would reach beyond its own picture in a notebook: a style for all elements, names that come again.
 HUNDREDTHS = re.compile(r"(\.\d\d)\d+")  # of a pixel are enough
 ELEMENT = re.compile(r"<[^>]*>")  # where pixels stand: between them are words and numbers, of which nothing is cut
-FEW, MANY_DECADES = (
-    100.0,
-    1e3,
-)  # end to end of an axis: decades are too few to be its ticks, ticks between them too many
+FEW = 100.0  # end to end of a logarithmic axis: decades are too few to be its ticks
+MANY_DECADES = 1e3  # the same: ticks between decades are too many
 BEYOND = re.compile(r"<style.*?</style>|<metadata.*?</metadata>|<!--.*?-->|\n| id=\"[^\"]*_\d+\"", re.DOTALL)
 
 

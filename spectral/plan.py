@@ -151,9 +151,8 @@ def plan(
     drawn = time.perf_counter() - begin
     first, made, each, choosing = _measured(op, v, products)
     step, row, kept = _vector_seconds(local(v), min(ROWS, steps) if keeps else 0, place)
-    here = place in (
-        ("device", "bf16", "host") if op.device.type == "cpu" else ("device", "bf16")
-    )  # whose memory is `free`
+    # whether the basis lies in the memory of which `free` is left
+    here = place in ("device", "bf16") or (place == "host" and op.device.type == "cpu")
     converged = int(CONVERGED * deflated)
     parts = {
         "first products": first,

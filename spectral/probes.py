@@ -100,9 +100,8 @@ def probe(
 
     def fill(segment: int) -> None:
         low, high = max(start, segment * SEGMENT), min(start + n, (segment + 1) * SEGMENT)
-        drawn = draws.by_numpy(
-            key, segment, kind, high - segment * SEGMENT
-        )  # the head of the segment is drawn and dropped
+        # the head of the segment is drawn and dropped
+        drawn = draws.by_numpy(key, segment, kind, high - segment * SEGMENT)
         values[low - start : high - start] = torch.from_numpy(drawn[low - segment * SEGMENT :])
 
     segments = range(start // SEGMENT, -(-(start + n) // SEGMENT)) if n else range(0)

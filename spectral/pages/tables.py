@@ -18,9 +18,8 @@ MOST_ENTRIES = 50  # numbers listed on a page; result.json and the arrays hold a
 NARROW = 46  # letters that a row of a table may have on a screen of 390 pixels
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: of full width
-EXACT = (
-    "without ±: exact, or sure to nine digits; ± ?: not known, of one random vector or one network."  # see `with_error`
-)
+# what `with_error` leaves out
+EXACT = "without ±: exact, or sure to nine digits; ± ?: not known, of one random vector or one network."
 REFUSED = "†"  # behind a number of which a fit was refused
 
 

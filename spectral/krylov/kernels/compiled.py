@@ -5,9 +5,9 @@ Whatever fails there (no cupy, its compiler, the driver, numbers that differ), t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -15,44 +15,46 @@ from spectral import arrays
 from spectral.failures import first_line
 
 HERE = Path(__file__).parent
+Made = TypeVar("Made", bound="Kernels")
 
 
-class Kernels:
-    """The kernels of one source on one device."""
+class Kernels(ABC):
+    """The kernels of one source on one device, each for float32 and float64."""
 
     source: ClassVar[Path]
+    names: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[str, ...]] = ()
     known: ClassVar[dict[torch.device, Any]]  # by device: these, or why there are none
 
     def __init_subclass__(cls) -> None:
         cls.known = {}
 
-    def __init__(self, device: torch.device, names: Iterable[str]) -> None:
+    def __init__(self, device: torch.device) -> None:
         import cupy
 
         self.device, self.name = device, f"cupy {cupy.__version__}"
         with arrays.one_stream(device):
             module = cupy.RawModule(code=self.source.read_text(), options=("--std=c++17", *self.options))
+            names = [f"{name}_{arrays.dtype_name(dtype)}" for name in self.names for dtype in arrays.NUMPY]
             self.kernels = {name: module.get_function(name) for name in names}
 
+    @abstractmethod
     def hold(self) -> None:
         """ValueError unless the kernels give what they stand for."""
-        raise NotImplementedError
 
     @classmethod
-    def of(cls, device: torch.device) -> Any:
+    def of(cls: type[Made], device: torch.device) -> Made | None:
         """Those of this device, None where there are none."""
         if device not in cls.known:
             try:
-                made = cls(device)  # type: ignore[call-arg]  # of a subclass
+                made = cls(device)
                 made.hold()
                 cls.known[device] = made
-            except (
-                Exception
-            ) as failure:  # whatever cupy, its compiler and the driver raise: the other path is always there
+            # whatever cupy, its compiler and the driver raise: the other path is always there
+            except Exception as failure:
                 cls.known[device] = first_line(failure)
-        made = cls.known[device]
-        return made if isinstance(made, cls) else None
+        known = cls.known[device]
+        return known if isinstance(known, cls) else None
 
     @classmethod
     def described(cls, device: torch.device) -> str | None:

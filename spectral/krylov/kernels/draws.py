@@ -36,22 +36,18 @@ def by_numpy(key: np.ndarray, segment: int, kind: str, count: int) -> np.ndarray
 class Draws(Kernels):
     """The kernels on one device."""
 
-    source = HERE / "probes.cu"
+    source, names = HERE / "probes.cu", KINDS
     options = ("--fmad=false",)  # numpy rounds each product
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(device, [f"{kind}_{arrays.dtype_name(dtype)}" for kind in KINDS for dtype in arrays.NUMPY])
+        super().__init__(device)
         self.strips = [torch.from_numpy(table).to(device) for table in strips()]
 
     def fill(self, values: torch.Tensor, seed: int, index: int, start: int, kind: str) -> None:
         """values (n,) = entries start, ..., start + n - 1 of a probe."""
         segments = -(-(start + len(values)) // SEGMENT) - start // SEGMENT
-        self._launch(
-            f"{kind}_{arrays.dtype_name(values.dtype)}",
-            -(-segments // THREADS),
-            values,
-            (start, len(values), seed, index),
-        )
+        name, blocks = f"{kind}_{arrays.dtype_name(values.dtype)}", -(-segments // THREADS)
+        self._launch(name, blocks, values, (start, len(values), seed, index))
 
     def _launch(self, name: str, blocks: int, values: torch.Tensor, numbers: tuple[int, ...]) -> None:
         tables = [np.uint64(table.data_ptr()) for table in self.strips]
@@ -73,8 +69,7 @@ def of(values: torch.Tensor) -> Draws | None:
     """What draws values (n,) on their device; None where the processor does it."""
     if not arrays.on_cuda(values.device) or len(values) < LEAST or values.dtype not in arrays.NUMPY:
         return None
-    made: Draws | None = Draws.of(values.device)
-    return made
+    return Draws.of(values.device)
 
 
 @cache

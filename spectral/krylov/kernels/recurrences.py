@@ -38,11 +38,11 @@ TRIED = 100_003  # entries of the vectors on which kernels are held to torch, no
 class Fused(Kernels):
     """The kernels on one device."""
 
-    source = HERE / "recurrences.cu"
+    source, names = HERE / "recurrences.cu", KERNELS
     options = (f"-DTHREADS={THREADS}",)
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(device, [f"{name}_{arrays.dtype_name(dtype)}" for name in KERNELS for dtype in arrays.NUMPY])
+        super().__init__(device)
         self.blocks = BLOCKS * torch.cuda.get_device_properties(device).multi_processor_count
 
     def lanczos_subtract(
@@ -145,8 +145,7 @@ def fused(*vectors: torch.Tensor) -> Fused | None:
         return None
     if not all(v.is_contiguous() and v.dtype == x.dtype and v.device == x.device for v in vectors):
         return None
-    made: Fused | None = Fused.of(x.device)
-    return made
+    return Fused.of(x.device)
 
 
 def updates(*vectors: torch.Tensor) -> Fused | Plain:
