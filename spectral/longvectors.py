@@ -57,16 +57,17 @@ def chunk(device: torch.device) -> int:
     return CHUNK if device.type == "cpu" else CHUNK_ELSEWHERE
 
 
-def dot(x: torch.Tensor, y: torch.Tensor) -> float:
-    """<x, y> of (n,) and (n,)."""
+def dot(x: torch.Tensor, y: torch.Tensor | probes.Signs) -> float:
+    """<x, y> of (n,) and (n,), y perhaps signs of what this rank holds."""
     own = local(x)
-    return float(summed(_dot(own, own if y is x else local(y)), x, y))
+    other = own if y is x else local(y) if isinstance(y, torch.Tensor) else y
+    return float(summed(_dot(own, other), x, y))
 
 
-def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _dot(x: torch.Tensor, y: torch.Tensor | probes.Signs) -> torch.Tensor:
     """Of what this rank holds, ()."""
     step = chunk(x.device)
-    if x.dtype == y.dtype == torch.float64:
+    if isinstance(y, torch.Tensor) and x.dtype == y.dtype == torch.float64:
         if x.numel() <= arrays.LONGEST:
             return torch.dot(x, y)
         step = arrays.LONGEST

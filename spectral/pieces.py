@@ -103,7 +103,7 @@ def checksum(x: torch.Tensor, spans: tuple[tuple[int, int], ...], chunk: int = 1
     return int(total) % (1 << 64)
 
 
-def summed(total: torch.Tensor, *of: torch.Tensor) -> torch.Tensor:
+def summed(total: torch.Tensor, *of: Any) -> torch.Tensor:
     """A sum over entries of `of`, plain numbers: over those of all ranks where these are pieces."""
     apart = any(isinstance(x, Piece) for x in of) and total.numel() > 0
     return distributed.all_reduce(total.contiguous()) if apart else total

@@ -117,7 +117,7 @@ def probe(
 class Signs:
     """n independent signs +-1 for tests of products, one random bit each, a twentieth of what a Gaussian takes to draw.
 
-    Eight of them are held in a byte; a slice gives entries, as int8.
+    Eight of them are held in a byte; a slice gives entries, as int8. `of` holds the signs of a vector that is there.
 
     >>> Signs(0, 4)[1:].abs()
     tensor([1, 1, 1], dtype=torch.int8)
@@ -130,6 +130,23 @@ class Signs:
         if self.bytes.device.type != "cpu":  # the signs of each byte
             bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
             self.table = torch.from_numpy(2 * bits.view(np.int8) - 1).to(device)
+
+    @classmethod
+    def of(cls, z: torch.Tensor) -> Signs:
+        """Those of a vector (n,) of signs.
+
+        >>> Signs.of(torch.tensor([1.0, -1.0, -1.0]))[:]
+        tensor([ 1, -1, -1], dtype=torch.int8)
+        """
+        made, packed = cls(0, 0, z.device), [z.new_empty(0, dtype=torch.uint8)]
+        for some in z.split(SEGMENT if z.device.type == "cpu" else PIECE):
+            bits = torch.nn.functional.pad(some > 0, (0, -len(some) % 8))
+            if z.device.type == "cpu":
+                packed.append(torch.from_numpy(np.packbits(bits.numpy())))
+            else:
+                packed.append((bits.view(-1, 8) << torch.arange(7, -1, -1, device=z.device)).sum(1).to(torch.uint8))
+        made.bytes, made.n = torch.cat(packed), len(z)
+        return made
 
     def __len__(self) -> int:
         return self.n

@@ -19,7 +19,7 @@ from spectral.longvectors import cross
 from spectral.networks.curvature import GaussNewton
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
-from spectral.pieces import local
+from spectral.pieces import like, local
 from spectral.probes import check_seed, unit_vectors
 from spectral.results import Estimate, nan
 from spectral.schema import NONNEGATIVE, Array, Either, Fields, Law, Number, Same, choice, integer
@@ -230,11 +230,15 @@ def _hutchinson(
     A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoint
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error of z * (A z), by Welford's recurrence."""
-    mean, scatter = leave_one_out.zeros(A), leave_one_out.zeros(A)
+    mean = leave_one_out.zeros(A)
+    stderr = np.zeros(local(mean).numel())  # takes its memory as it is written to: half of it while samples are drawn
+    scatter = _within(stderr, mean)
     drawn: State = {"method": "hutchinson", "done": 0, "mean": mean, "scatter": scatter, "along": 0.0, "length": 0.0}
     neighbours, whole = leave_one_out.Neighbours(A), True
     if run.state is not None:
         drawn = run.state
+        local(scatter).copy_(local(drawn["scatter"]))
+        drawn["scatter"] = scatter
         if drawn["done"]:
             z = leave_one_out.draw(A, seed, range(1), "rademacher")[:, 0]
             run.prove(leave_one_out.two_numbers(z, drawn["along"], drawn["length"]))
@@ -257,15 +261,19 @@ def _hutchinson(
             del Z, Y, z, y, out
             run.stepped(end=drawn["done"] == m)
     del neighbours
-    del scatter
     run.current = dict  # the vectors of the state go as those of the result come
     mean = drawn.pop("mean").double().cpu().numpy()
-    stderr = drawn.pop("scatter").double().cpu().numpy()
-    stderr /= m - 1
-    stderr /= m
-    np.sqrt(stderr, out=stderr)
-    stderr *= leave_one_out.widening(m) * _unit(drawn, A)
+    factor = leave_one_out.widening(m) * _unit(drawn, A)
+    for piece in longvectors.chunks(len(stderr), 1):  # written up to where the next piece is read, at most
+        stderr[piece] = np.sqrt(local(scatter)[piece].double().cpu().numpy() / (m - 1) / m) * factor
     return mean, stderr
+
+
+def _within(wide: np.ndarray, mean: torch.Tensor) -> torch.Tensor:
+    """Zeros like `mean`; on the processor in the last bytes of `wide`, the float64 numbers that they become."""
+    if mean.device.type != "cpu" or mean.dtype not in arrays.NUMPY:
+        return torch.zeros_like(mean)
+    return like(torch.from_numpy(wide.view(arrays.NUMPY[mean.dtype])[-len(wide) :]), mean)
 
 
 def _unit(drawn: State, A: Operator) -> float:

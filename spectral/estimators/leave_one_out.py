@@ -31,6 +31,7 @@ from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_size, le
 from spectral.longvectors import column_dots, combination, cross, orthonormal
 from spectral.operators.operator import Operator
 from spectral.pieces import like, local
+from spectral.probes import Signs
 from spectral.schema import NONNEGATIVE, Array, Fields, Law
 
 SHARED, LIGHT = 8, 1 << 26  # vectors multiplied at a time, and bytes that they may take
@@ -78,12 +79,12 @@ def hold_products(
 
 
 class Neighbours:
-    """Holds each product of a symmetric A with signs to the one before, <x, A y> = <A x, y>, between calls by signs in int8."""
+    """Holds each product of a symmetric A with signs to the one before, <x, A y> = <A x, y>; x waits in bits."""
 
     def __init__(self, A: Operator) -> None:
         self.A = A
         self.product: torch.Tensor | None = None
-        self.signs: torch.Tensor | None = None
+        self.signs: Signs | None = None
         self.due = 0.0
 
     def meet(self, z: torch.Tensor) -> None:
@@ -101,8 +102,12 @@ class Neighbours:
             if self.signs is not None:
                 x, now = self.signs, z.contiguous()
                 tables = np.array([[longvectors.dot(y.contiguous(), x)]]), np.array([[self.due]])
-                hold(self.A, *tables, lambda _, x=x, now=now: x.to(now.dtype), lambda _, now=now: now, scale, names)  # type: ignore[misc]
-            self.signs, self.product = z.to(torch.int8), y
+
+                def before(_: int, x: Signs = x, now: torch.Tensor = now) -> torch.Tensor:
+                    return like(x[:].to(now.dtype), now)
+
+                hold(self.A, *tables, before, lambda _, now=now: now, scale, names)  # type: ignore[misc]
+            self.signs, self.product = Signs.of(local(z)), y
 
 
 def welford(
@@ -128,7 +133,7 @@ def welford(
         now = mean[piece].double() + step / m
         out[piece] = now
         scatter += float(torch.dot(step, sample - now))
-        if squares is not None:
+        if squares is not None and m > 1:  # the first adds 0
             squares[piece] = squares[piece].double() + step / unit * ((sample - now) / unit)
     return longvectors.added(scatter, whole)
 

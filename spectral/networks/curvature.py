@@ -103,7 +103,7 @@ class Curvature(SumOverBatches):
         self.singles: per_sample.Gradients | None = None  # how single samples' gradients are made, once asked for
         self._held: set[str] = set()  # ways whose second derivatives, or the loss's, have been held to differences
         # a way, the model's version, a vector and its product, until there is a second one; the vector's own version
-        self._earlier: tuple[str, Any, torch.Tensor, linearize.Held, int] | None = None
+        self._earlier: tuple[str, Any, torch.Tensor, list[Any], int] | None = None
         super().__init__(
             (size, size), network, products, tuple(self.ways), symmetric=True, nonnegative=self._semidefinite()
         )
@@ -352,6 +352,8 @@ class Hessian(Curvature):
             if isinstance(gradient, linearize.CentralDifference):
                 return self._pieces(gradient.jvp(tangents, self.factor))
             here.clear()
+            if self._earlier is not None and private.version(self._earlier[2]) != self._earlier[4]:
+                self._earlier[3].clear()  # what is there no longer cannot be held to it
             # other vectors are not what the test goes along
             tested = self.under_test and way not in self._held and linearize.is_generic(v)
             gradient.see = (lambda g: here.append(longvectors.sketch(g))) if tested else None
@@ -450,7 +452,7 @@ class Hessian(Curvature):
     def _hold(self, way: str, v: torch.Tensor, w: trace.Pieces) -> None:
         """Keep a product for the next one's test; its vector is copied only if others can change it unseen."""
         x = v if v.untyped_storage().resizable() else v.clone()
-        self._earlier = way, self.network.version(), x, linearize.waiting(list(w)), private.version(x)
+        self._earlier = way, self.network.version(), x, list(linearize.waiting(list(w))), private.version(x)
 
     def _forget(self) -> None:
         super()._forget()
