@@ -171,7 +171,8 @@ def plan(
         # each probe's small eigenvectors, and two more of them while they are made
         "records": (probes + 2) * 8 * steps**2,
     }
-    held["products"] = max(op.workspace, choosing - held["basis"] - held["deflation"])  # the first come before these
+    # the first come before these, and before two of the recurrence's vectors
+    held["products"] = max(op.workspace, choosing - held["basis"] - held["deflation"] - 2 * one)
     total = sum(held.values())
     most = total + (deflated - converged) * one
     return Plan(products, sum(parts.values()), total, most, each, free, keeps, parts, held)

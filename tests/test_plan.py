@@ -50,3 +50,18 @@ def test_a_plan_is_of_the_options_that_the_run_is_given(monkeypatch, tmp_path):
     assert spectral.plan(Counted(n), steps=steps, probes=2, reorthogonalize=False, deflate=True).products == 80 + 39
     with pytest.raises(ValueError, match="is no folder"):
         spectral.plan(Counted(n), basis=tmp_path / "none")
+
+
+def test_vectors_that_a_product_makes_between_its_factors_are_counted():
+    wide = spectral.as_operator(torch.ones(3, 5000, dtype=torch.float64))
+    one = 5000 * 8
+    plans = [spectral.plan(A, steps=3, probes=1) for A in (wide.gram("left"), wide @ wide.T, 2.0 * wide.gram("left"))]
+    assert [plan.held["products"] for plan in plans] == [one] * 3
+    assert (
+        spectral.plan(wide.gram("right") + spectral.as_operator(torch.eye(5000).double()), probes=1).held["products"]
+        == 0
+    )
+    model = torch.nn.Linear(1000, 2)
+    J = spectral.Jacobian(model, [torch.ones(2, 1000)])
+    # J^T u and the pieces it is written from, signs as tangents and what comes of them
+    assert spectral.plan(J.gram("left"), steps=3, probes=1).held["products"] >= 4 * 2002 * 4

@@ -275,13 +275,16 @@ class SumOverBatches(Operator):
         largest = max(
             map(self._samples, self._groups or [range(i, i + 1) for i in range(len(self.network.info.samples))])
         )
-        gradients = sum(value.numel() * value.element_size() for value in self.network.values.values())
-        return int(max(self._graph_bytes, 0.0) * largest) + gradients + self.store.used
+        return int(max(self._graph_bytes, 0.0) * largest) + self._gradient_bytes + self.store.used
 
     @property
     def first_workspace(self) -> int:
-        """The same while an engine is chosen: what recording holds, too."""
-        return self.workspace + self.engine.recording
+        """The same while an engine is chosen: what recording holds, too, and signs as tangents beside what comes of them."""
+        return self.workspace + self.engine.recording + (2 * self._gradient_bytes if self.options.preflight else 0)
+
+    @property
+    def _gradient_bytes(self) -> int:
+        return sum(value.numel() * value.element_size() for value in self.network.values.values())
 
     @property
     def under_test(self) -> bool:

@@ -598,11 +598,18 @@ class Derived(Operator):
 
     @property
     def workspace(self) -> int:
-        return sum(leaf.workspace for leaf in self.sources)
+        return sum(leaf.workspace for leaf in self.sources) + self.between
 
     @property
     def first_workspace(self) -> int:
-        return sum(leaf.first_workspace for leaf in self.sources)
+        return sum(leaf.first_workspace for leaf in self.sources) + self.between
+
+    @property
+    def between(self) -> int:
+        """Bytes of a vector that a product makes between its parts' and is longer than its own."""
+        longest = max(map(_longest, self.parts))
+        inner = [part.between for part in self.parts if isinstance(part, Derived)]
+        return (longest if longest > _longest(self) else 0) * self.dtype.itemsize + max(inner, default=0)
 
     @property
     def epochs(self) -> float:
@@ -618,6 +625,12 @@ class Derived(Operator):
     def identity(self) -> str:
         own = {key: value for key, value in self.describe().items() if key != "of"}
         return persist.fingerprint([own, *(part.identity() for part in self.parts)])
+
+
+def _longest(A: Operator) -> int:
+    """Entries of its longest vectors that this rank holds."""
+    shards = A._shards("left"), A._shards("right")
+    return max(n if own is None else own.entries for own, n in zip(shards, A.shape, strict=True))
 
 
 class Transpose(Derived):
