@@ -231,7 +231,7 @@ def hold_squares(size: float, name: str) -> None:
         return
     raise ValueError(
         f"{name} is of size {size:.0e}, whose square float64 does not hold; multiply the operator by a number, such as "
-        f"A * {1 / size:.0e}, and divide what comes out by it."
+        f"A * {1 / max(size, 1e-300):.0e}, and divide what comes out by it."
     )
 
 

@@ -200,3 +200,11 @@ def test_jacobian_in_statistics_of_the_batch_goes_by_products(side):
     assert (
         spectral.esd(J, probes=1, steps=5, progress=False).method == "slq"
     )  # exact takes n / 5 times as many products
+
+
+def test_entries_near_the_largest_number_have_their_eigenvalues_or_one_sentence():
+    """(A + A^T) / 2 overflowed from half of it on, and LAPACK's error came through."""
+    A = np.array([[1.2e308, 1e307], [1e307, 1e308]])
+    np.testing.assert_allclose(spectral.exact(A).atoms.values, np.linalg.eigvalsh(A / 16) * 16, rtol=1e-14)
+    with pytest.raises(ValueError, match=r"beyond 1\.8e\+308, the largest number of float64; multiply"):
+        spectral.exact(np.full((3, 3), 1.7e308))

@@ -270,3 +270,19 @@ def test_five_hundred_eigenvalues_over_ten_decades():
     A, values = sloppy()
     s = spectral.slq(A, tol={"cdf": (1e-8, 0.02)})
     assert abs(float(s.cdf(1e-8 * s.scale).value) - (values <= 1e-8).mean()) <= 0.02
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("f", ["sqrt", "entropy", "exp"])
+def test_a_tolerance_below_rounding_ends_where_rounding_is_all_that_is_left_with_and_without_a_basis(f, dtype):
+    """Of rank 5 there are 6 steps; without a basis the bits of an exhausted space went on to all 60, and to a worse error."""
+    rng = np.random.default_rng(0)
+    V = np.linalg.qr(rng.standard_normal((60, 5)))[0]
+    A = (V * np.arange(1.0, 6.0)) @ V.T
+    found = [
+        funm(((A + A.T) / 2).astype(dtype), f, np.ones(60, dtype), tol=1e-17, interval=(0, 5.001), reorthogonalize=mode)
+        for mode in (True, False)
+    ]
+    assert [p.meta["stops"] for p in found] == [["rounding"], ["rounding"]]
+    assert found[0].steps[0] == found[1].steps[0] <= 6 and found[1].products <= 11
+    assert np.isfinite([p.error for p in found]).all()

@@ -260,3 +260,16 @@ def test_matrix_that_is_not_symmetric_is_refused_in_any_dimension(n):
         spectral.slq(aslinearoperator(shift), steps=2)
     both = shift + shift.T
     assert spectral.slq(aslinearoperator(both), steps=2).dim == n
+
+
+@pytest.mark.parametrize("values", [np.linspace(0, 1, 200), 0.9 ** np.arange(200)])
+def test_what_rounding_moves_in_the_matrix_moves_no_stated_error(values):
+    """w1_95 was simulated on cells that ended at nodes: rounding chose other ones, and moved it by 2 %."""
+    rng = np.random.default_rng(0)
+    V = np.linalg.qr(rng.standard_normal((200, 200)))[0]
+    A = (V * values) @ V.T
+    found = []
+    for _ in range(3):
+        B = A * (1 + 3e-16 * rng.standard_normal(A.shape))
+        found.append(spectral.slq((B + B.T) / 2, probes=4, steps=50).meta["error"]["w1_95"])
+    np.testing.assert_allclose(found, found[0], rtol=1e-6)

@@ -279,3 +279,13 @@ def test_networks_in_coarse_dtypes_are_not_refused(dtype):
     ):
         for mode in (True, "selective", False):
             assert spectral.slq(A, probes=2, steps=20, reorthogonalize=mode, progress=False).method == "slq"
+
+
+@pytest.mark.parametrize("scale, dtype", [(1e-41, torch.float32), (1e-7, torch.float16)])
+def test_products_that_underflow_are_named_and_not_called_wrong(scale, dtype):
+    V = np.linalg.qr(np.random.default_rng(0).standard_normal((40, 40)))[0]
+    A = (V * np.linspace(0.1, 3, 40)) @ V.T
+    A = torch.from_numpy((A + A.T) / 2 * scale).to(dtype)
+    for run in (lambda: spectral.top(A, 2), lambda: spectral.svd(A, 2), lambda: spectral.slq(A, probes=3, steps=12)):
+        with pytest.raises(ValueError, match=r"loses digits \(underflow\); multiply the operator by a large number"):
+            run()

@@ -110,7 +110,12 @@ def _with_values(state: State, run: Checkpoint) -> State:
     matrix = state["matrix"]
     with run.guard(lambda: state):
         run.stepped()  # the routine hears no signal, and no SIGKILL waits for it
-        values = torch.linalg.eigvalsh((matrix + matrix.T) / 2).cpu().numpy()
+        values = torch.linalg.eigvalsh(torch.add(matrix / 2, matrix.T, alpha=0.5)).cpu().numpy()
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"eigenvalues of {run.op!r} are beyond {np.finfo(float).max:.2g}, the largest number of float64; multiply the "
+                "operator by a number, such as A * 1e-10, and divide what comes out by it."
+            )
         image = (matrix @ _combination(run.op)).cpu().numpy()
         state = {"values": values, "image": image, **{key: state[key] for key in WHOLE}}
         run.stepped(end=True)

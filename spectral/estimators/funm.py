@@ -161,7 +161,8 @@ def funm(
     b : array, optional
         (n,) or (n, c), numpy, torch or cupy, in A's dtype. Without it f(A) is given as an operator, each product a run to `tol`.
     tol : float
-        Steps go on until the error is at most tol ||f(A) b||; 0 < tol < 1.
+        Steps go on until the error is at most tol ||f(A) b||, or rounding is half of it or more, which further steps do not
+        lower ("rounding" in `meta["stops"]`); 0 < tol < 1.
     interval : (float, float), optional
         (lo, hi): bounds of all eigenvalues of A that you know, None for an end that you do not. What A knows of itself is used
         anyway: 0 of a semi-definite operator, s of one that was shifted by s.
@@ -355,12 +356,15 @@ def _one(
             continue
         record = state.record()
         y = applied.approximation(record, g)
-        error, certain = applied.vector_error(record, g, interval)
+        error, certain, rounding = applied.vector_error(record, g, interval)
         if error <= tol * float(np.linalg.norm(y)):
             stop = "tolerance"
             break
+        if error <= 2 * rounding < np.inf or record.betas[-1] == 0:
+            stop = "rounding"  # what more steps would lower is less than what they cannot
+            break
         if last:
-            stop = "budget" if more else "rounding" if record.betas[-1] == 0 else "steps"
+            stop = "budget" if more else "steps"
             break
     value = (state.combine(y[None]) if mode else second_pass(A, b, record, y[None]))[0].mul_(size)
     b_f_b = bounds.bracket(record, g, interval)

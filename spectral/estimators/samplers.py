@@ -179,7 +179,12 @@ class Pairs(Sampler):
 
 
 class HutchPlusPlus(Pairs):
-    """tr Q^T A Q for Q from m vectors, and g^T (I - Q Q^T) A (I - Q Q^T) g of m other ones: Omega, with products Y."""
+    """tr Q^T A Q for Q from m vectors, and g^T B g, B = (I - Q Q^T) A (I - Q Q^T), of m other ones: Omega, with products Y.
+
+    The variance of g^T B g is that of Hutchinson's. Of m sign vectors two entries have the same product throughout with a chance
+    of 2^(1 - m): where B lies on few entries its samples are then alike, and say nothing of it. 2 ||B||_F^2, the variance of
+    Gaussian vectors, which is no less, is seen there too; it counts by that chance.
+    """
 
     cost = 3
     kind, first, stride = "rademacher", 1, 2
@@ -195,7 +200,21 @@ class HutchPlusPlus(Pairs):
         W, H, R, T = cross(Q, G), cross(Q, Z), cross(Q, AG), cross(Z, G)
         leave_one_out.hold_products(self.A, Q, Z, G, AG, (R, T))
         rest = column_dots(G, AG) - (W * R).sum(0) - (W * T).sum(0) + (W * (H @ W)).sum(0)
-        return float(np.trace(H) + rest.mean()), self.stderr(float(rest.var(ddof=1)) / self.m)
+        scatter, squares = self._scatter(W, R - H @ W)
+        variance = 2 * scatter / (self.m - 1) if self.A.symmetric else float(rest.var(ddof=1))
+        variance += 2.0 ** (1 - self.m) * max(0.0, 2 * squares / self.m - variance)
+        return float(np.trace(H) + rest.mean()), self.stderr(variance / self.m)
+
+    def _scatter(self, W: np.ndarray, along: np.ndarray) -> tuple[float, float]:
+        """Squares of the entries of g * B g, summed, less those of their means, and whole; B G = Y - Z W - Q `along`."""
+        Q, Z, G, AG = (local(x) for x in (self.range.Q, self.range.Z, self.Omega, self.Y))
+        by_z, by_q = (torch.from_numpy(x).to(AG.device) for x in (W, along))
+        scatter = squares = 0.0
+        for rows in longvectors.chunks(len(AG), self.m, longvectors.chunk(AG.device)):
+            E = G[rows].double() * (AG[rows].double() - Z[rows].double() @ by_z - Q[rows].double() @ by_q)
+            scatter += float((E - E.mean(1, keepdim=True)).square().sum())
+            squares += float(E.square().sum())
+        return longvectors.added(scatter, self.Y), longvectors.added(squares, self.Y)
 
 
 class Exchangeable(Pairs):

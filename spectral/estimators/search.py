@@ -157,8 +157,10 @@ class Search:
                 if not self.look:
                     self._start()
                     self.look = self.state.size + 1
-                # without a direction the locked vectors span the whole space
-                self.verdict = self._explore() if len(self.state.pending) else True
+                if len(self.state.pending):
+                    self.verdict = self._explore()
+                elif self.state.size == self.state.dim:
+                    self.verdict = True  # the locked vectors span the whole space
                 self.look = 0
             if self.verdict:
                 self.file.stepped(end=True)

@@ -196,6 +196,11 @@ def solve(
     residuals = np.array([one.residual for one, _ in found])
     threshold = np.array([goal for _, goal in found])
     X = torch.stack([one.x for one, _ in found], 1)
+    if not longvectors.finite(X):
+        raise ValueError(
+            f"x is beyond {torch.finfo(op.dtype).max:.2g}, the largest number of {op.dtype}; divide b by a number, and "
+            "multiply x by it, or give both in float64."
+        )
     return Solution(
         x=arrays.like(X[:, 0] if np.ndim(b) == 1 else X, b),
         residuals=residuals,

@@ -94,15 +94,17 @@ class RestartedKrylov(ABC):
         return self.H[self.locked : self.size, self.locked : self.size]
 
     def start(self, block: torch.Tensor) -> None:
-        """Go on from the part of `block` (b, n) that is orthogonal to the basis; of a full space nothing is left."""
+        """Go on from the part of `block` (b, n) that is orthogonal to the basis; of a full space nothing is left.
+
+        However short that part is: where rounding is most of it, it is a direction in the complement like any other.
+        """
         W, V = block.clone(), self.V[: self.size]
         scale = float(longvectors.norms(W).max(initial=0.0))
         if not np.isfinite(scale) or scale <= 0:
             name = "start vector has" if len(W) == 1 else "start block has"
             raise ValueError(f"the {name} length {scale}; use finite vectors that are not zero.")
         longvectors.orthogonalise(W, V)
-        floor = BREAKDOWN * arrays.machine_epsilon(W.dtype) * scale
-        self.pending = longvectors.independent(W, V, floor, self.agree)[0][: self.dim - self.size]
+        self.pending = longvectors.independent(W, V, 0.0, self.agree)[0][: self.dim - self.size]
         self.depth = 0
         self._uncouple()
 

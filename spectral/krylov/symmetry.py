@@ -65,7 +65,21 @@ def hold_size(product: torch.Tensor, size: float, name: str) -> None:
 
 def not_finite(name: str) -> ValueError:
     """What to raise about a product that is not finite."""
-    return ValueError(f"{name} holds NaN or infinity; check the operator with A.adjoint_error().")
+    return ValueError(
+        f"{name} holds NaN or infinity; check the operator with A.adjoint_error(), or multiply it by a small number if its "
+        "numbers are near the largest of their dtype (overflow)."
+    )
+
+
+def hold_digits(A: Operator, scale: float) -> None:
+    """One sentence where products of this size lie among the numbers of their dtype that have fewer digits than others."""
+    limits = torch.finfo(A.dtype)
+    quantum = limits.tiny * limits.eps * math.sqrt(A.shape[0])
+    if 0 < A.product_error * scale < quantum:
+        raise ValueError(
+            f"products of {A!r} are of size {scale:.1g}, with entries near {limits.tiny:.1g}, below which {A.dtype} loses digits "
+            "(underflow); multiply the operator by a large number, and divide what comes out by it."
+        )
 
 
 def look_again(
@@ -78,6 +92,7 @@ def look_again(
     expected: vectors in blocks are rounded otherwise than alone, as by an engine that has taken over meanwhile, and `due` may
     be what a recurrence implies.
     """
+    hold_digits(A, scale)
     half, close = abs(found - due) / 2, CLOSE * A.product_error * scale
     again = longvectors.dot(x, A @ y)
     if not abs(again - found) <= max(half, close):
@@ -104,9 +119,11 @@ def repeated(A: Operator, y: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def hold_zero(A: Operator, y: torch.Tensor, name: str) -> None:
-    """A first product that is 0 would end a recurrence, and meets no other: it is made again."""
-    again = longvectors.norm(A @ y)
+    """A first product that is 0 would end a recurrence, and meets no other: it is made again, 1 / eps times as long."""
+    eps = torch.finfo(A.dtype).eps
+    again = longvectors.norm(A @ (y / eps)) * eps
     if again > 0:
+        hold_digits(A, again)
         raise wrong(name, "it was 0", again)
 
 

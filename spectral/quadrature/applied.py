@@ -29,12 +29,14 @@ def approximation(record: LanczosRecord, f: Signed) -> np.ndarray:
     return np.asarray(S @ (S[0] * values))
 
 
-def vector_error(record: LanczosRecord, f: Signed, interval: tuple[float | None, float | None]) -> tuple[float, bool]:
-    """(||f(A) u - V f(T) e_1|| at most, whether that is certain), u the record's start vector over its norm, a <= spectrum <= b.
+def vector_error(
+    record: LanczosRecord, f: Signed, interval: tuple[float | None, float | None]
+) -> tuple[float, bool, float]:
+    """(||f(A) u - V f(T) e_1|| at most, whether that is certain, rounding's part of it) on a <= spectrum <= b.
 
-    The error is e(A) q_{k+1} with e(x) = beta_k sum_i S_ki S_1i f[x, theta_i], f[x, theta] = (f(x) - f(theta)) / (x - theta): for
-    f = 1 / (x - z) that is the residual of (A - z) y = u, and others are integrals of these (Saad 1992; Frommer, Schweitzer
-    2016). Its norm is at most max |e| over the spectrum. e is also beta_1 ... beta_k f[x, theta_1, ..., theta_k]: of one sign
+    u is the record's start vector over its norm. The error is e(A) q_{k+1} with e(x) = beta_k sum_i S_ki S_1i f[x, theta_i],
+    f[x, theta] = (f(x) - f(theta)) / (x - theta): for f = 1 / (x - z) that is the residual of (A - z) y = u, and others are
+    integrals of these (Saad 1992; Frommer, Schweitzer 2016). Its norm is at most max |e| over the spectrum. e is also beta_1 ... beta_k f[x, theta_1, ..., theta_k]: of one sign
     where f^(k) is, and monotone where f^(k+1) is too, so that |e| is largest at a if their signs differ and at b if they agree.
     That end must be known; else the Ritz interval widened by the residual of its end stands for it, and of an f without signs
     |e| is looked at in some points: both are no proof. What rounding may have made of the sum, and of the Ritz values, is
@@ -43,7 +45,7 @@ def vector_error(record: LanczosRecord, f: Signed, interval: tuple[float | None,
     >>> from spectral.krylov.lanczos import lanczos
     >>> from spectral.quadrature.bounds import NAMED
     >>> record = lanczos(spectral.as_operator(np.diag([1.0, 2.0, 4.0, 8.0])), torch.ones(4, dtype=torch.float64), 2)
-    >>> error, certain = vector_error(record, NAMED["inverse"], (1.0, None))
+    >>> error, certain, rounding = vector_error(record, NAMED["inverse"], (1.0, None))
     >>> round(error, 3), certain     # the truth is 0.207
     (0.365, True)
     """
@@ -54,8 +56,10 @@ def vector_error(record: LanczosRecord, f: Signed, interval: tuple[float | None,
         size = float(np.sqrt((S[0] ** 2) @ np.square(moved[1])))
         change = np.abs(moved - moved[1]).max(0)
         rounding = float(np.sqrt((S[0] ** 2) @ np.square(change))) + 8 * eps * size
+    if not np.isfinite(rounding):
+        return np.inf, False, np.inf
     if beta == 0:
-        return rounding, bool(np.isfinite(rounding))
+        return rounding, True, rounding
     ends = theta[0] - beta * abs(S[-1, 0]), theta[-1] + beta * abs(S[-1, -1])
     known = interval[0] is not None and np.isfinite(interval[0]), interval[1] is not None and np.isfinite(interval[1])
     a = min(float(interval[0]), theta[0]) if known[0] else max(ends[0], low)  # type: ignore[arg-type]
@@ -77,4 +81,4 @@ def vector_error(record: LanczosRecord, f: Signed, interval: tuple[float | None,
         e = beta * np.abs(quotient @ (S[-1] * S[0]))
         lost = 8 * 2.0**-52 * beta * ((np.abs(at) + np.abs(moved[1])) / np.abs(apart)) @ np.abs(S[0])
     most = float((e + lost).max()) + rounding
-    return (most if np.isfinite(most) else np.inf), bool(certain)
+    return (most if np.isfinite(most) else np.inf), bool(certain), rounding

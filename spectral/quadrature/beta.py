@@ -70,14 +70,21 @@ def located(nodes: np.ndarray, masses: np.ndarray, least: float) -> np.ndarray:
     return raised
 
 
-def w1_noise(cdf: np.ndarray, grid: np.ndarray, probes: int, dim: int) -> float:
-    """The 95 % quantile of int |F_g - F| dx over the draws of pooled Gaussian probes, F (X,) a CDF of `dim` eigenvalues that is
-    constant between the points of `grid`.
+def w1_noise(cdf: np.ndarray, widths: np.ndarray, probes: int, dim: int) -> float:
+    """The 95 % quantile of int |F_g - F| dx over the draws of pooled Gaussian probes, F a CDF of `dim` eigenvalues that is
+    `cdf` (X,), ascending, on intervals of these `widths` (X,).
 
-    The masses that m pooled probes have on the cells of the grid are Dirichlet(m r_i / 2), r_i the eigenvalues in cell i: the
-    joint law of which the Beta law is one margin. Simulated with a fixed seed.
+    The masses that m pooled probes have between the intervals are Dirichlet(m r_i / 2), r_i the eigenvalues there: the joint law
+    of which the Beta law is one margin. Simulated with a fixed seed, each mass by random numbers of its own: what one of them
+    takes moves no other.
     """
-    share = np.maximum(np.diff(np.concatenate([[0.0], np.maximum.accumulate(np.clip(cdf, 0, 1)), [1.0]])), 0.0)
-    draws = np.random.default_rng(0).standard_gamma(probes * dim * share / 2, (DRAWS, len(share)))
-    noisy = np.cumsum(draws / draws.sum(1, keepdims=True), axis=1)[:, :-1]
-    return float(np.quantile(np.abs(noisy - np.cumsum(share)[:-1])[:, :-1] @ np.diff(grid), 0.95))
+    F = np.maximum.accumulate(np.clip(cdf, 0, 1))
+    shape = probes * dim * np.diff(F, prepend=0.0, append=1.0) / 2
+    bits = np.random.PCG64(0)
+    rng, begin, draws = np.random.Generator(bits), bits.state, np.empty((len(shape), DRAWS))
+    for i, own in enumerate(shape):
+        bits.state = begin
+        bits.advance(i << 32)
+        draws[i] = rng.standard_gamma(own, DRAWS)
+    noisy = np.cumsum(draws, axis=0)
+    return float(np.quantile(widths @ np.abs(noisy[:-1] / noisy[-1] - F[:, None]), 0.95))

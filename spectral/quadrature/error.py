@@ -11,7 +11,7 @@ from spectral.quadrature.certificate import truncation
 from spectral.quadrature.pooled import Quadrature
 
 Units = tuple[Sequence[float] | None, Sequence[float] | None]
-CELLS = 128  # of equal noise, on which draws of the probes are simulated
+CELLS = 128  # of equal noise, on which draws of the probes are simulated; cut where noise says, and not at a node
 
 
 def stated_error(q: Quadrature) -> dict[str, float]:
@@ -31,17 +31,17 @@ def stated_error(q: Quadrature) -> dict[str, float]:
     order = np.argsort(q.nodes[held], kind="stable")
     nodes, F = q.nodes[held][order], np.clip(np.cumsum(q.mass[held][order]), 0, 1)
 
-    def mean(F: np.ndarray, nodes: np.ndarray) -> np.ndarray:  # of |noise| between nodes: E|z| of a normal z
-        variance = np.asarray(q.noise(F[:-1] * (1 - F[:-1])))
-        return np.sqrt(2 / np.pi * variance) * np.diff(nodes) * share
+    def mean(F: np.ndarray) -> np.ndarray:  # of |noise| of the CDF where it is F: E|z| of a normal z
+        return np.sqrt(2 / np.pi * np.asarray(q.noise(F * (1 - F))))
 
-    parts = mean(F, nodes)
-    statistical = float(parts.sum())
-    cuts = np.searchsorted(np.cumsum(parts), np.linspace(0, statistical, CELLS + 1)[1:-1])
-    some = np.unique(np.concatenate([[0], np.minimum(cuts, len(nodes) - 1), [len(nodes) - 1]]))
-    coarse, worst = float(mean(F[some], nodes[some]).sum()), truncated
-    if coarse > 0:
-        worst += statistical / coarse * share * beta.w1_noise(F[some], nodes[some], K, r)
+    parts = mean(F[:-1]) * np.diff(nodes) * share  # constant between nodes
+    statistical, worst = float(parts.sum()), truncated
+    if statistical > 0:
+        # a cell's F is its mean by noise, its width what gives it an equal share: both move no further than the nodes do
+        ends = np.linspace(0, statistical, CELLS + 1)
+        held_by, below = (np.concatenate([[0.0], np.cumsum(x)]) for x in (parts, parts * F[:-1]))
+        cells = np.diff(np.interp(ends, held_by, below)) * CELLS / statistical
+        worst += beta.w1_noise(cells, statistical / CELLS / mean(cells), K, r)
     return {
         "w1": truncated + statistical, "w1_95": worst, "truncation": truncated, "rounding": rounding,
         "statistical": statistical,
