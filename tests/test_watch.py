@@ -392,7 +392,7 @@ def test_a_wandb_that_has_no_run_is_a_sentence():
     watcher = Watcher(
         lambda: np.eye(2), every=1, share=None, what=("trace",), log=SimpleNamespace(run=None, define_metric=None)
     )
-    with pytest.raises(ValueError, match="no run is under way; call wandb.init"):
+    with pytest.raises(ValueError, match=r"no run is under way; call wandb\.init"):
         watcher(0)
 
 
