@@ -226,7 +226,7 @@ class ShardedModel(DataModel):
         """Inside a forward-mode level, every module that is called finds its parameters with these tangents."""
         moves = dict(zip(self.names, tangents, strict=True))
         names = {id(p): name for name, p in self.model.named_parameters()}
-        handles = []
+        hooks = ExitStack()
         for unit, places in _owned(self.model).items():
             where = [(m, key, names[id(p)], p) for m, key, p in places if names.get(id(p)) in moves]
 
@@ -242,13 +242,11 @@ class ShardedModel(DataModel):
                         m._parameters[key] = dual
 
             if where:
-                handles.append(unit.register_forward_pre_hook(meet))
+                hooks.enter_context(unit.register_forward_pre_hook(meet))
         try:
-            with collectives.guarded(self._group()):
+            with hooks, collectives.guarded(self._group()):
                 yield
         finally:
-            for handle in handles:
-                handle.remove()
             self._reshard()
 
     def pulled(self, function: Callable[..., torch.Tensor], cotangent: torch.Tensor | None) -> list[torch.Tensor]:
