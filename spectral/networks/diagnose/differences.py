@@ -21,7 +21,7 @@ from torch import nn
 from torch.func import functional_call
 
 from spectral import arrays, longvectors, probes
-from spectral.engine.linearize import is_generic, math_attention, norm
+from spectral.engine.linearize import ReverseOverReverse, gradients, is_generic, math_attention, norm
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose.derivatives import REFUSALS, operation, owner
 from spectral.networks.diagnose.graph import graph_facts, nodes
@@ -102,28 +102,14 @@ def probe(
 
     def own(at: Tensors) -> tuple[torch.Tensor, ...]:
         leaves = [p.detach().requires_grad_() for p in at]
-        return slopes(function(*leaves), leaves)
+        return gradients(function(*leaves), leaves)
 
     return Probe(function, gradient or own, tuple(p.detach() for p in primals), tangents, eps, where)
 
 
-def slopes(total: torch.Tensor, leaves: Tensors, **options: Any) -> tuple[torch.Tensor, ...]:
-    """The gradient of a scalar, zeros where it does not depend on a leaf, dense."""
-    if not total.requires_grad:
-        return tuple(torch.zeros_like(p) for p in leaves)
-    parts = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True, **options)
-    return tuple(g.to_dense() if g.layout != torch.strided else g for g in parts)
-
-
 def double_backward(p: Probe) -> tuple[torch.Tensor, ...]:
     """H t by a backward pass through the gradient."""
-    leaves = [x.detach().requires_grad_() for x in p.primals]
-    first = slopes(p.function(*leaves), leaves, create_graph=True)
-    linked = [(g, t) for g, t in zip(first, p.tangents, strict=True) if g.requires_grad]
-    if not linked:
-        return tuple(torch.zeros_like(x) for x in leaves)
-    outputs, weights = zip(*linked, strict=True)
-    return torch.autograd.grad(outputs, leaves, weights, allow_unused=True, materialize_grads=True)
+    return ReverseOverReverse(p.function, p.primals).jvp(p.tangents)
 
 
 def of_parameters(model: Any, batch: Any, output: Any) -> tuple[Function, Gradient, tuple[torch.Tensor, ...]]:
@@ -134,7 +120,7 @@ def of_parameters(model: Any, batch: Any, output: Any) -> tuple[Function, Gradie
 
     def gradient(at: Tensors) -> tuple[torch.Tensor, ...]:
         leaves = [p.detach().requires_grad_() for p in at]
-        return model.function(batch, lambda output, there: slopes(model.loss(output, there)[0], leaves))(*leaves)
+        return model.function(batch, lambda output, there: gradients(model.loss(output, there)[0], leaves))(*leaves)
 
     return model.total(batch), gradient, model.primals(batch)
 
