@@ -34,7 +34,7 @@ from spectral.networks.data_model import DataModel
 from spectral.networks.loss_model import LossModel
 from spectral.networks.products import Products
 from spectral.pieces import Shards, own_rows
-from spectral.threads import FORWARD_MODE
+from spectral.threads import FORWARD_MODE, instead
 
 OURS = {  # how the backward pass of a product reduces, whatever training does
     "gradient_divide_factor": 1.0,  # a sum, no mean
@@ -263,19 +263,16 @@ class ShardedModel(DataModel):
         """Inside, the named parameters alone have gradients, none yet, which torch sums over the ranks; yields all of them."""
         named = dict(self.model.named_parameters())
         before = {name: (p.requires_grad, p.grad) for name, p in named.items()}
-        groups = [group for unit in _units(self.model) for group in _groups(unit)]
-        theirs = [{name: getattr(group, name) for name in OURS} for group in groups]
         try:
             for name, p in named.items():
                 p.grad = None
                 p.requires_grad_(name in names)
-            for group in groups:
-                vars(group).update(OURS)
-            with collectives.guarded(self._group()):
+            with ExitStack() as stack:
+                for group in (group for unit in _units(self.model) for group in _groups(unit)):
+                    stack.enter_context(instead(group, **OURS))
+                stack.enter_context(collectives.guarded(self._group()))
                 yield named
         finally:
-            for group, settings in zip(groups, theirs, strict=True):
-                vars(group).update(settings)
             self._reshard()
             for name, p in named.items():
                 p.requires_grad_(before[name][0])

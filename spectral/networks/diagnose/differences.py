@@ -28,6 +28,7 @@ from spectral.networks.diagnose.graph import graph_facts, nodes
 from spectral.networks.diagnose.hooks import label, module_calls
 from spectral.networks.trees import leaves as leaves_of
 from spectral.networks.trees import map_tensors, replaced, tensors
+from spectral.threads import instead
 
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
@@ -296,20 +297,16 @@ def _calls(
 
     with ExitStack() as stack:
         for cls, name in custom.items():
-            apply = cls.apply
-            stack.callback(setattr, cls, "apply", apply) if "apply" in vars(cls) else stack.callback(
-                delattr, cls, "apply"
-            )
 
-            def noted(*args: Any, apply: Any = apply, name: str = name) -> Any:
+            def noted(*args: Any, apply: Any = cls.apply, name: str = name) -> Any:
                 note(name, lambda x: apply(*x[0]), args, {})
                 return apply(*args)
 
-            cls.apply = noted
+            stack.enter_context(instead(cls, apply=noted))
         for name, module in network.model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
                 hook = partial(of_module, f"run.model.{name}".rstrip("."))
-                stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+                stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         function(*leaves)
     return sorted(seen, key=lambda one: one[0] not in custom.values())
 
