@@ -130,12 +130,9 @@ def sketch(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def largest(X: torch.Tensor) -> float:
-    """The largest |entry|, NaN where one is."""
-    own = local(X)
-    least, most = torch.aminmax(own) if own.numel() else (0.0, 0.0)
-    size = max(-float(least), float(most))
-    everyone = distributed.gather(lambda: size) if isinstance(X, Piece) else [size]
-    return math.nan if any(map(math.isnan, everyone)) else max(everyone)
+    """The largest |entry|, NaN where one is, 0 where there are none."""
+    ends = extremes(X)
+    return float(ends.abs().max()) if len(ends) else 0.0
 
 
 def extremes(X: torch.Tensor) -> torch.Tensor:

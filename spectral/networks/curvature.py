@@ -169,9 +169,7 @@ class Curvature(SumOverBatches):
         with distributed.Summand(g) as part, network.sweep() as batches:
             values = tuple(p.detach().requires_grad_() for p in network.values.values())
             for _, batch in batches:
-                found = torch.autograd.grad(network.total(batch)(*values), values, allow_unused=True)
-                for piece, one in zip(g.split([p.numel() for p in values]), found, strict=True):
-                    piece += 0.0 if one is None else one.reshape(-1)
+                trace.add_pieces(g, linearize.gradients(network.total(batch)(*values), values))
         total = part.sum().div_(self.count)
         if not arrays.all_finite(total):
             part.share()

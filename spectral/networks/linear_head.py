@@ -13,7 +13,7 @@ Legend: N tokens of a batch, d the head's width, V classes; h (N, d), W (V, d), 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,16 +84,11 @@ def wide_calls(model: nn.Module) -> Iterator[WideCalls]:
 
         return note
 
-    handles = [
-        module.register_forward_hook(noted(name))
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and module.out_features >= WIDER * module.in_features
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if type(module) is nn.Linear and module.out_features >= WIDER * module.in_features:
+                hooks.enter_context(module.register_forward_hook(noted(name)))
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Reached(BaseException):
@@ -106,13 +101,11 @@ def inputs_of(head: nn.Module, forward: Callable[[], Any]) -> tuple[Tensor, Tens
     def stop(layer: Any, args: Any) -> None:
         raise _Reached(args[0], layer.weight, layer.bias)
 
-    handle = head.register_forward_pre_hook(stop)
     try:
-        forward()
+        with head.register_forward_pre_hook(stop):
+            forward()
     except _Reached as reached:
         return reached.args  # type: ignore[return-value]
-    finally:
-        handle.remove()
     raise ValueError(
         "the forward pass no longer calls the head that it called in the first sweep; build the operator anew."
     )

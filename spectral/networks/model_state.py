@@ -28,7 +28,7 @@ from torch.nn.utils import parametrize
 from spectral import arrays
 from spectral.engine import private
 from spectral.networks.trees import tensors
-from spectral.threads import Shared
+from spectral.threads import Shared, instead
 
 # not their subclasses, which may refuse to be filled again
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
@@ -50,17 +50,14 @@ def _differentiable() -> Iterator[None]:
     """Without the fused inference path of nn.MultiheadAttention and TransformerEncoderLayer, which has no derivative, without
     cached parametrisations, which substituted parameters would not reach, and without fused weight normalisation
     and bags; what an embedding reads as its padding is a constant."""
-    fused, cached = torch.backends.mha.get_fastpath_enabled(), getattr(parametrize, "_cache_enabled", 0)
+    fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    if cached:
-        parametrize._cache_enabled = 0
+    uncached = instead(parametrize, _cache_enabled=0)
     try:
-        with private.weight_norm_of_operations(), private.embeddings_of_operations():
+        with uncached, private.weight_norm_of_operations(), private.embeddings_of_operations():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        if cached:
-            parametrize._cache_enabled = cached
 
 
 differentiable = Shared(_differentiable)

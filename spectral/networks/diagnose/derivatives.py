@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,15 @@ def operation(node: Any) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"Backward\d*$", "", node.name())).lower().lstrip("_")
 
 
+def _at_each_node(z: torch.Tensor, hook: Callable[[Any, Any, Any], None]) -> ExitStack:
+    """Inside, `hook(node, made, given)` is called for each node of z's backward graph that is passed."""
+    hooks = ExitStack()
+    for node in nodes([z]):
+        if node.next_functions:
+            hooks.enter_context(node.register_hook(partial(hook, node)))
+    return hooks
+
+
 def _backward(
     leaves: tuple[torch.Tensor, ...],
     z: torch.Tensor,
@@ -126,12 +135,8 @@ def _backward(
         if sound(parts[0]) and not sound(parts[1]):
             bad.append(node)
 
-    handles = [node.register_hook(partial(hook, node)) for node in nodes([z]) if node.next_functions]
-    try:
+    with _at_each_node(z, hook):
         torch.autograd.grad(z, leaves, _direction(1, (z.detach(),)), allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
     return f"{operation(bad[0])} in {owner(over, bad[0])}" if bad else None
 
 
@@ -243,12 +248,8 @@ def _without_second(network: DataModel, batch: Any, function: Function) -> str:
             if not z.requires_grad:
                 return ""
             (u,) = (t.requires_grad_() for t in _direction(1, (z.detach(),)))
-            handles = [node.register_hook(partial(hook, node)) for node in nodes([z]) if node.next_functions]
-            try:
+            with _at_each_node(z, hook):
                 torch.autograd.grad(z, leaves, u, create_graph=True, allow_unused=True)
-            finally:
-                for handle in handles:
-                    handle.remove()
         except REFUSALS:
             return ""
         for node, made, given in steps:
