@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from omegaconf import OmegaConf
+
+from spectral.cards import counted, with_error
+
+ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined)
+ENVIRONMENT.globals |= {"counted": counted, "with_error": with_error}
+ENVIRONMENT.filters |= {"fmt": format}
 
 
 def prose(module: str) -> Any:
     """The texts of a module, of which `module` is the `__file__`, as they stand in its YAML file."""
     return OmegaConf.to_container(OmegaConf.load(Path(module).with_suffix(".yaml")))
+
+
+def say(text: str, **facts: Any) -> str:
+    """A text with its facts: a template of jinja2, in which `fmt` writes numbers; a fact that is not given is an error.
+
+    >>> say("{{ counted(n, 'matrix') if n == 1 else 'more' }}{% if x > 1 %}, {{ x|fmt('.2g') }}{% endif %}", n=1, x=1.5)
+    '1 matrix, 1.5'
+    """
+    return " ".join(_template(text).render(facts).split())
+
+
+@lru_cache
+def _template(text: str) -> jinja2.Template:
+    return ENVIRONMENT.from_string(text)
