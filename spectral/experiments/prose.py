@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ import jinja2
 from omegaconf import OmegaConf
 
 from spectral.cards import counted, with_error
+from spectral.results import rounded
 
 ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined)
-ENVIRONMENT.globals |= {"counted": counted, "with_error": with_error}
-ENVIRONMENT.filters |= {"fmt": format}
+ENVIRONMENT.globals |= {"counted": counted, "finite": math.isfinite, "with_error": with_error}
+ENVIRONMENT.filters |= {"fmt": format, "rounded": rounded}
 
 
 def prose(module: str) -> Any:
@@ -28,6 +31,16 @@ def say(text: str, **facts: Any) -> str:
     '1 matrix, 1.5'
     """
     return " ".join(_template(text).render(facts).split())
+
+
+def told(texts: Sequence[str], **facts: Any) -> list[str]:
+    """Of several texts those that say something of the facts: the others come out empty."""
+    return [said for text in texts if (said := say(text, **facts))]
+
+
+def row(texts: Mapping[str, str], **facts: Any) -> dict[str, str]:
+    """One row of a table by its columns, titles and entries alike."""
+    return {say(title, **facts): say(text, **facts) for title, text in texts.items()}
 
 
 @lru_cache
