@@ -662,11 +662,10 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
     """
     if model.shards is not None:
         return model.observed(function, batch)
-    own, model.frozen = model.frozen, model.rest
     every = {**model.rest, **model.values} if index == 0 else {}
     before = {name: arrays.checksum(value) for name, value in every.items()}
     try:
-        with model_state.Unwritten(every) if every else nullcontext():
+        with threads.instead(model, frozen=model.rest), model_state.Unwritten(every) if every else nullcontext():
             z = function(*model.primals(batch))
     except FAILURES as problem:
         if is_own(problem):
@@ -698,8 +697,6 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
         raise TypeError(
             f"batch {index} holds {listed}, but the model is {model.compute_dtype}; convert one of them."
         ) from problem
-    finally:
-        model.frozen = own
     for name, value in every.items():
         if arrays.checksum(value) != before[name]:
             raise ValueError(model_state.written_to(name))
