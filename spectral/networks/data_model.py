@@ -679,11 +679,7 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
         kinds = kinds if isinstance(problem, RuntimeError) else set()
         odd = [name for name, p in model.model.named_parameters() if not has_derivatives(p)]
         if not kinds and not odd:
-            kind = next(
-                kind
-                for kind in (TypeError, RuntimeError, ValueError)
-                if isinstance(problem, kind) or kind is ValueError
-            )
+            kind = next((kind for kind in (TypeError, RuntimeError) if isinstance(problem, kind)), ValueError)
             raise kind(
                 f"the model fails on batch {index} ({type(problem).__name__}: {first_line(problem)}); the model, or forward= and "
                 "of= where they are given, must take what the batch holds."
