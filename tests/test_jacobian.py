@@ -607,6 +607,15 @@ def test_rows_one_by_one_are_the_same(name, monkeypatch):
     assert told["rows"] == "one by one" and told["rows_reason"] == "vmap gives something else"
 
 
+@pytest.mark.parametrize("gradients", [0, 2, 4])  # of three outputs: less than one sample's at a time, or a little more
+def test_rows_stand_in_their_order_however_little_memory_there_is(gradients, monkeypatch):
+    case = CASES["mlp"]
+    model, batches = case.network(), case.batches()
+    monkeypatch.setattr(per_sample, "ROOM", gradients * 31 * 8)
+    rows = torch.cat([block for _, block in spectral.Jacobian(model, batches).rows()])
+    assert np.allclose(rows, dense_jacobian(model, batches, logits), rtol=1e-12)
+
+
 def test_shuffling_loader_is_one_fixed_matrix():
     case: Case = CASES["mlp"]
     loader = DataLoader(TensorDataset(*case.data(7)), batch_size=3, shuffle=True)

@@ -32,20 +32,20 @@ def module_named(model: nn.Module, name: str) -> nn.Module:
     return there[name]
 
 
-class _Reached(BaseException):
-    """The forward pass has come to the module; models that handle exceptions do not handle this one."""
+class Reached(BaseException):
+    """The forward pass has come to where it is to end; models that handle exceptions do not handle this one."""
 
 
 def taken(module: nn.Module, name: str, samples: int, forward: Callable[[], Any]) -> torch.Tensor:
     """What the module returns in a forward pass, which ends there: a tensor (B, ...) of as many `samples`."""
 
     def stop(_: nn.Module, args: Any, output: Any) -> None:
-        raise _Reached(output)
+        raise Reached(output)
 
     try:
         with module.register_forward_hook(stop), torch.no_grad():
             forward()
-    except _Reached as reached:
+    except Reached as reached:
         h = reached.args[0]
     else:
         raise ValueError(

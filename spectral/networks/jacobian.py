@@ -155,11 +155,7 @@ class Jacobian(SumOverBatches):
             raise ValueError(
                 "layout='flattened' is for wrt='inputs' and 'module:NAME'; use layout='stacked' with wrt='params'."
             )
-        if engine == linearize.DIFFERENCE:
-            raise ValueError(
-                "engine='finite-difference' is of the Hessian, a difference of gradients; a Jacobian has exact products: leave "
-                "it out."
-            )
+        self._hold_engine(model, engine)
         products = Products(engine, product_dtype, memory, preflight, chunk)
         with distributed.together():
             network = sharded.modelled(
@@ -353,37 +349,34 @@ class Jacobian(SumOverBatches):
         return tuple(piece for e in units for piece in self._pull(lin, u[:, None] * e))
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
-    def _sweep(self) -> Generator[tuple[range, slice, Any], None, None]:
-        """(batches, their rows of this rank's, those batches as one); closing it leaves the sweep at once, as an error does."""
-        first = self.starts[0]
-        with closing(self._batches()) as batches:
-            for group, batch in batches:
-                yield group, slice(self.starts[group.start] - first, self.starts[group.stop] - first), batch
+    def _rows_of(self, group: range) -> slice:
+        """The rows of these batches among this rank's."""
+        return slice(self.starts[group.start] - self.starts[0], self.starts[group.stop] - self.starts[0])
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         self._ready()
         V_bn = arrays.rows(local(V))
         shape = len(V_bn), self.rank_rows[distributed.rank()]
-        with distributed.Summand.of(V_bn, shape, self.shards is None) as part, closing(self._sweep()) as sweep:
-            for group, rows, batch in sweep:
-                self._multiply("J v", group, batch, V_bn, part.tensor[:, rows], new=True)
+        with distributed.Summand.of(V_bn, shape, self.shards is None) as part, closing(self._batches()) as batches:
+            for group, batch in batches:
+                self._multiply("J v", group, batch, V_bn, part.tensor[:, self._rows_of(group)], new=True)
         part.tensor = part.tensor.T
         return self._finite(part, part.rows(self.rank_rows), "J v")
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
         self._ready()
         U_bm = arrays.rows(U[self.starts[0] : self.starts[-1]])
-        with self._sums((len(U_bm), self._entries), U.T) as part, closing(self._sweep()) as sweep:
-            for group, rows, batch in sweep:
-                self._multiply("J^T u", group, batch, U_bm[:, rows], part.tensor, new=group.start == 0)
+        with self._sums((len(U_bm), self._entries), U.T) as part, closing(self._batches()) as batches:
+            for group, batch in batches:
+                self._multiply("J^T u", group, batch, U_bm[:, self._rows_of(group)], part.tensor, new=group.start == 0)
         return self._piece(self._total(part, "J^T u").T)
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         """J^T J V in one sweep."""
         self._ready()
         V_bn = arrays.rows(local(V))
-        with self._sums((len(V_bn), self._entries), V_bn) as part, closing(self._sweep()) as sweep:
-            for group, _, batch in sweep:
+        with self._sums((len(V_bn), self._entries), V_bn) as part, closing(self._batches()) as batches:
+            for group, batch in batches:
                 self._multiply("J^T J v", group, batch, V_bn, part.tensor, new=group.start == 0)
         return self._piece(self._total(part, "J^T J v").T)
 

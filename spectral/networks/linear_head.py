@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from spectral import arrays, longvectors
 from spectral.engine import linearize, private
+from spectral.networks.activations import Reached
 
 WIDER = 4  # times as many classes as inputs: from here on the logits are larger than what a layer below them keeps
 ROWS = 4  # tokens on which the head's values are compared
@@ -91,20 +92,16 @@ def wide_calls(model: nn.Module) -> Iterator[WideCalls]:
         yield calls
 
 
-class _Reached(BaseException):
-    """The forward pass has come to the head; models that handle exceptions do not handle this one."""
-
-
 def inputs_of(head: nn.Module, forward: Callable[[], Any]) -> tuple[Tensor, Tensor, Tensor | None]:
     """(h, W, b) of the head's call in a forward pass, which ends there."""
 
     def stop(layer: Any, args: Any) -> None:
-        raise _Reached(args[0], layer.weight, layer.bias)
+        raise Reached(args[0], layer.weight, layer.bias)
 
     try:
         with head.register_forward_pre_hook(stop):
             forward()
-    except _Reached as reached:
+    except Reached as reached:
         return reached.args  # type: ignore[return-value]
     raise ValueError(
         "the forward pass no longer calls the head that it called in the first sweep; build the operator anew."

@@ -187,7 +187,9 @@ class Snapshot:
             elif isinstance(thing, torch.Generator):
                 self.generators.append((thing.set_state, thing.get_state()))
             elif isinstance(thing, np.random.Generator):
-                self.generators.append((_bit_generator(thing), thing.bit_generator.state))
+                self.generators.append(
+                    (functools.partial(setattr, thing.bit_generator, "state"), thing.bit_generator.state)
+                )
             elif isinstance(thing, random.Random):
                 self.generators.append((thing.setstate, thing.getstate()))
 
@@ -211,10 +213,6 @@ class Snapshot:
                 parameter.grad = grad
         for put_back, state in self.generators:
             put_back(state)
-
-
-def _bit_generator(generator: np.random.Generator) -> Callable[[Any], None]:
-    return lambda state: setattr(generator.bit_generator, "state", state)
 
 
 def _same(holder: Any, copy: Any) -> bool:

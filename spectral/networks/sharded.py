@@ -105,7 +105,7 @@ def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> No
         raise RuntimeError(
             f"torch {torch.__version__} does not say how fully_shard reduces gradients (no {missing[0]}); use torch 2.8 or later."
         )
-    shared = {id(p) for unit in _units(model) for group in _groups(unit) for p in _sharded(group)}
+    shared = {id(one.sharded_param) for unit in _units(model) for group in _groups(unit) for one in group.fsdp_params}
     own: dict[str, Any] = dict(model.named_parameters())
     for name, p in own.items():
         if id(p) not in shared:
@@ -119,10 +119,6 @@ def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> No
                 f"the parameter {name} lies as {p.placements} on a mesh of shape {tuple(mesh.mesh.shape)}; shard rows alone, "
                 "over all ranks in their order (fully_shard with its default mesh and placement)."
             )
-
-
-def _sharded(group: Any) -> list[Any]:
-    return [one.sharded_param for one in group.fsdp_params]
 
 
 def shards(values: Mapping[str, Any], ranks: int) -> Shards:

@@ -23,7 +23,7 @@ from spectral.failures import first_line
 from spectral.networks.batches import is_finite
 from spectral.networks.diagnose.graph import nodes
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
-from spectral.threads import FORWARD_MODE
+from spectral.threads import FORWARD_MODE, instead
 
 if TYPE_CHECKING:
     from spectral.networks.data_model import DataModel
@@ -75,15 +75,11 @@ def locate_nonfinite(network: DataModel, function: Callable[[Any], Function] | N
 
     `function(batch)` is what is differentiated on a batch, network.function if None.
     """
-    counted = network.sweeps
-    try:
-        with network.sweep() as batches:
-            for index, batch in batches:
-                clause = nonfinite_product(network, index, batch, None if function is None else function(batch))
-                if "," in clause:
-                    return clause
-    finally:
-        network.sweeps = counted
+    with instead(network, sweeps=network.sweeps), network.sweep() as batches:
+        for index, batch in batches:
+            clause = nonfinite_product(network, index, batch, None if function is None else function(batch))
+            if "," in clause:
+                return clause
     return ""
 
 
