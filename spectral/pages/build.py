@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import Problem
 from spectral.experiments.effects import SCALE, refused, row_of
 from spectral.experiments.experiments import Outcome
-from spectral.experiments.prose import prose, told
+from spectral.experiments.prose import filled, prose, told
 from spectral.quadrature.density import one_eigenvalue
 from spectral.spectrum import Spectrum
 
@@ -414,13 +415,7 @@ def _facts(outcome: Outcome, labels: Mapping[str, str]) -> tuple[str, ...]:
 def _trends(outcome: Outcome, labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
     """How each key metric of each matrix moves with the level, one row each."""
     return [
-        {
-            "matrix": tables.words(t.matrix, labels),
-            "metric": tables.words(t.metric, labels),
-            "Spearman's ρ": f"{t.rho:.2f}".replace("-", "−"),
-            "p": f"{t.p_value:.2g}",
-            "": "scale" if t.metric in SCALE else "",
-        }
+        filled(TEXTS["trend"], t=t, words=partial(tables.words, labels=labels), scale=t.metric in SCALE)
         for t in outcome.trends
         if math.isfinite(t.rho)
     ]
