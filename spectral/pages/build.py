@@ -236,7 +236,7 @@ def single(
     description = spectrum.meta.get("operator", {})
     why = power_law(spectrum).reason if refused("alpha", numbers) else ""
     alike = math.isnan(numbers.get("true_label_alignment", 0.0))
-    facts = told(FACTS["spectrum"], s=spectrum, method=_method(spectrum)) + _cautions(description)
+    facts = told(FACTS["spectrum"], s=spectrum) + _cautions(description)
     facts += told(FACTS["missing"], mark=tables.REFUSED, why=why, alike=alike)
     return _of_one(
         subject,
@@ -305,14 +305,6 @@ def _state(condition: str) -> str:
     return f"the network trained on {CONDITIONS.get(condition, condition)}"
 
 
-def _method(spectrum: Spectrum) -> str:
-    choice = str(spectrum.meta.get("choice", spectrum.method))
-    error = spectrum.meta.get("error")
-    if isinstance(error, Mapping) and "w1" in error:
-        return f"{choice}; Wasserstein error {float(error['w1']):.2g} of the spectral range"
-    return choice
-
-
 def _products(operators: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
     """How products with each matrix were computed: a row per matrix and way, its seeds and conditions together."""
     rows: dict[str, dict[str, Any]] = {}
@@ -329,12 +321,7 @@ def _products(operators: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Mappin
 
 def _cautions(description: Mapping[str, Any]) -> list[str]:
     """What a reader must know of the matrix itself: that it depends on how the data were cut into batches."""
-    said = []
-    for leaf in _leaves(description):
-        if why := leaf.get("loss_couples_samples"):
-            said.append(f"The loss couples the samples of a batch ({why}): the matrix is that of the batches as cut.")
-        if leaf.get("statistics") == "batch":
-            said.append("Batch norm works with each batch's own statistics: the matrix is that of the batches as cut.")
+    said = [caution for leaf in _leaves(description) for caution in told(FACTS["matrix"], leaf=leaf)]
     return list(dict.fromkeys(said))
 
 
