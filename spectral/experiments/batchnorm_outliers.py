@@ -18,7 +18,7 @@ from spectral import Estimate, Hessian, slq, top
 from spectral.experiments.cell import Cell, Condition, Matrix, Settings, network
 from spectral.experiments.datasets import batches, in_dtype
 from spectral.experiments.models import model_for
-from spectral.experiments.prose import prose, row, say
+from spectral.experiments.prose import filled, prose, say
 from spectral.experiments.study import Cost, Findings, Part, Parts, Study
 from spectral.experiments.training import few_threads
 
@@ -82,7 +82,7 @@ def _concluded(seeds: tuple[int, ...], parts: Parts) -> Findings:
             errors.append(abs(ratios[kind][-1]) * float(r[0] / abs(v[0]) + r[-1] / abs(v[-1])))
             spectra.append((MATRIX, kind, seed, part.spectra[kind]))
             numbers = {"v": v, "r": r, "ratio": ratios[kind][-1], "error": errors[-1], "loss": part.facts["loss"]}
-            table.append(row(TEXTS["table"], network=words, seed=seed, **numbers))
+            table.append(filled(TEXTS["table"], network=words, seed=seed, **numbers))
         many = len(seeds) > 1
         spread = float(np.std(ratios[kind], ddof=1) / math.sqrt(len(seeds))) if many else errors[0]
         estimates[kind] = Estimate(float(np.mean(ratios[kind])), spread)

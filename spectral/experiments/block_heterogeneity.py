@@ -21,7 +21,7 @@ from spectral.analysis.jackknife import jackknife_stderr
 from spectral.experiments.cell import Settings
 from spectral.experiments.datasets import batches, digits, in_dtype, text
 from spectral.experiments.models import model_for
-from spectral.experiments.prose import prose, row, say, told
+from spectral.experiments.prose import filled, prose, say, told
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study
 from spectral.experiments.training import few_threads
 from spectral.results import Array
@@ -129,7 +129,9 @@ def _concluded(parts: Parts) -> Findings:
     gap, error = float(js["gpt"]) - float(js["cnn"]), math.hypot(float(js["gpt"].stderr), float(js["cnn"].stderr))
     answer = "yes" if gap > 2 * error and float(js["gpt"]) > 2 * float(js["cnn"]) else "no" if gap < 0 else "undecided"
     sentence = say(TEXTS["sentence"], answer=answer, js=js, names=NAMES)
-    table = [row(TEXTS["table"], name=NAMES[kind], js=js[kind], wide=wide[kind], part=p) for kind, p in parts.items()]
+    table = [
+        filled(TEXTS["table"], name=NAMES[kind], js=js[kind], wide=wide[kind], part=p) for kind, p in parts.items()
+    ]
     lines = [
         Line(NAMES[kind], f"block {i}", *fractions_above(s))
         for kind, part in parts.items()

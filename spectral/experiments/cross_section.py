@@ -20,7 +20,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from spectral import Estimate, Hessian, probes, top
 from spectral.experiments.cell import TRUE, Settings, Snapshot
 from spectral.experiments.datasets import Problem, batches, in_dtype, stream
-from spectral.experiments.prose import prose, row, say, told
+from spectral.experiments.prose import filled, prose, say, told
 from spectral.experiments.study import Cost, Findings, Part, Parts, Sheet, Study, Surfaces
 from spectral.experiments.training import few_threads, train
 from spectral.results import Array
@@ -162,7 +162,7 @@ def _concluded(parts: Parts) -> Findings:
             allowed = 3 * (float(measured[key].stderr) + float(known[key].stderr)) + 0.01 * abs(float(known[key]))
             agree.append(abs(float(measured[key]) - float(known[key])) <= allowed)
             numbers = {"a": a, "facts": facts, "known": known[key], "measured": measured[key]}
-            table.append(row(TEXTS["table"], plane=words, direction=f"{place} {noun}", **numbers))
+            table.append(filled(TEXTS["table"], plane=words, direction=f"{place} {noun}", **numbers))
         axes = (f"along {letter}₁", f"along {letter}₂")
         sheets.append(Sheet(words, a["x"], a["y"], a["loss"], a["path"], *axes))
     e = parts["eigenvectors"].arrays

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from spectral import Estimate, Hessian, Operator, precondition, top
 from spectral.experiments.cell import TRUE, Settings
 from spectral.experiments.datasets import in_dtype
-from spectral.experiments.prose import prose, row, say, told
+from spectral.experiments.prose import filled, prose, say, told
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study, block_error
 from spectral.experiments.training import few_threads
 
@@ -154,7 +154,7 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
         verdicts.append(answered(kind, first, mean, error))
         sharpness, there = a["sharpness"][late].mean(), a["step"][a["ratio"] >= 1 - ALLOWED[kind]]
         facts = {"first": first, "ratio": ratios[key], "there": there, "a": a, "sharpness": sharpness, "looks": FIRST}
-        table.append(row(TEXTS["table"], name=NAMES[kind], eta=eta, edge=edge_of(kind, eta), **facts))
+        table.append(filled(TEXTS["table"], name=NAMES[kind], eta=eta, edge=edge_of(kind, eta), **facts))
         label = f"η = {eta:g}"
         for numbers, number in zip(said.setdefault(kind, ([], [], [])), (first, ratios[key], eta), strict=True):
             numbers.append(number)

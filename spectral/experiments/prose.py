@@ -38,7 +38,7 @@ def told(texts: Sequence[str], **facts: Any) -> list[str]:
     return [said for text in texts if (said := say(text, **facts))]
 
 
-def row(texts: Mapping[str, str], **facts: Any) -> dict[str, str]:
+def filled(texts: Mapping[str, str], **facts: Any) -> dict[str, str]:
     """One row of a table by its columns, titles and entries alike."""
     return {say(title, **facts): say(text, **facts) for title, text in texts.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import Problem
 from spectral.experiments.effects import SCALE, refused, row_of
 from spectral.experiments.experiments import Outcome
-from spectral.experiments.prose import prose, told
+from spectral.experiments.prose import filled, prose, told
 from spectral.quadrature.density import one_eigenvalue
 from spectral.spectrum import Spectrum
 
@@ -235,7 +236,7 @@ def single(
     description = spectrum.meta.get("operator", {})
     why = power_law(spectrum).reason if refused("alpha", numbers) else ""
     alike = math.isnan(numbers.get("true_label_alignment", 0.0))
-    facts = told(FACTS["spectrum"], s=spectrum, method=_method(spectrum)) + _cautions(description)
+    facts = told(FACTS["spectrum"], s=spectrum) + _cautions(description)
     facts += told(FACTS["missing"], mark=tables.REFUSED, why=why, alike=alike)
     return _of_one(
         subject,
@@ -304,14 +305,6 @@ def _state(condition: str) -> str:
     return f"the network trained on {CONDITIONS.get(condition, condition)}"
 
 
-def _method(spectrum: Spectrum) -> str:
-    choice = str(spectrum.meta.get("choice", spectrum.method))
-    error = spectrum.meta.get("error")
-    if isinstance(error, Mapping) and "w1" in error:
-        return f"{choice}; Wasserstein error {float(error['w1']):.2g} of the spectral range"
-    return choice
-
-
 def _products(operators: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
     """How products with each matrix were computed: a row per matrix and way, its seeds and conditions together."""
     rows: dict[str, dict[str, Any]] = {}
@@ -328,12 +321,7 @@ def _products(operators: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Mappin
 
 def _cautions(description: Mapping[str, Any]) -> list[str]:
     """What a reader must know of the matrix itself: that it depends on how the data were cut into batches."""
-    said = []
-    for leaf in _leaves(description):
-        if why := leaf.get("loss_couples_samples"):
-            said.append(f"The loss couples the samples of a batch ({why}): the matrix is that of the batches as cut.")
-        if leaf.get("statistics") == "batch":
-            said.append("Batch norm works with each batch's own statistics: the matrix is that of the batches as cut.")
+    said = [caution for leaf in _leaves(description) for caution in told(FACTS["matrix"], leaf=leaf)]
     return list(dict.fromkeys(said))
 
 
@@ -414,13 +402,7 @@ def _facts(outcome: Outcome, labels: Mapping[str, str]) -> tuple[str, ...]:
 def _trends(outcome: Outcome, labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
     """How each key metric of each matrix moves with the level, one row each."""
     return [
-        {
-            "matrix": tables.words(t.matrix, labels),
-            "metric": tables.words(t.metric, labels),
-            "Spearman's ρ": f"{t.rho:.2f}".replace("-", "−"),
-            "p": f"{t.p_value:.2g}",
-            "": "scale" if t.metric in SCALE else "",
-        }
+        filled(TEXTS["trend"], t=t, words=partial(tables.words, labels=labels), scale=t.metric in SCALE)
         for t in outcome.trends
         if math.isfinite(t.rho)
     ]

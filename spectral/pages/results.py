@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import spectral
 from spectral.analysis import Comparison, PowerLaw, summary
 from spectral.cards import with_error
-from spectral.experiments.prose import prose, row, say
+from spectral.experiments.prose import filled, prose, say
 from spectral.layer_table import NAMED
 from spectral.persist import atomic_write
 
@@ -174,7 +174,7 @@ def _estimate(name: str, e: Any) -> Section:
         given = Numbers.of(e.to_arrays(), {"kind": "diagonal"})
         sentence, table = verdict.of_numbers(given).sentence, tables.of_numbers(given)
         return Section(name, "diagonal", sentence, table, figures.numbers(given), took=_took(e))
-    rows = {title: text for title, text in row(TEXTS["tables"]["estimate"], e=e).items() if text}
+    rows = {title: text for title, text in filled(TEXTS["tables"]["estimate"], e=e).items() if text}
     sentence = say(TEXTS["notes"]["estimate"], name=tables.opening(name), e=e)
     return Section(name, "other", sentence, tables.of_settings(rows), took=_took(e))
 
@@ -183,7 +183,7 @@ def _power_law(name: str, fit: Any) -> Section:
     line = build.exponents(fit, name, VALUE)
     drawn = {**page.TEXTS["lines"]["alpha"], "note": TEXTS["notes"]["power law"]}
     picture = replace(figures.lines([line], {}, **drawn), keys=()) if len(line.x) else None
-    rows = row(TEXTS["tables"]["power law"], fit=fit, unknown=math.nan)
+    rows = filled(TEXTS["tables"]["power law"], fit=fit, unknown=math.nan)
     tests = [
         {"against": rival, "ln of the likelihood ratio": test.ratio, "p": test.p, "favours": test.favours}
         for rival, test in fit.tests.items()

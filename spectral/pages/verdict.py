@@ -430,9 +430,7 @@ def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str 
     known = [len(spectrum.atoms.values) and spectrum.atoms.values[i] for i in (0, -1)]
     bounds = [not (spectrum.is_exact or k == x) for k, x in zip(known, spectrum.interval, strict=True)]
     negative = ends[0] < 0 and math.isfinite(numbers.get("negative_mass", math.nan))
-    error = spectrum.meta.get("error")
-    w1 = float(error["w1"]) if isinstance(error, Mapping) and "w1" in error else None
-    facts = {"s": spectrum, "ends": ends, "bounds": bounds, "number": said, "negative": negative, "w1": w1}
+    facts = {"s": spectrum, "ends": ends, "bounds": bounds, "number": said, "negative": negative}
     return _found(say(TEXTS["one" if spectrum.dim == 1 else "spectrum"] + "; " + TEXTS["sure"], **facts), about)
 
 
