@@ -138,7 +138,7 @@ def largest(X: torch.Tensor) -> float:
 def extremes(X: torch.Tensor) -> torch.Tensor:
     """(2,): the least and the largest entry, NaN where one is; (0,) where there are none."""
     own = local(X)
-    ends = torch.stack(torch.aminmax(own)).tolist() if own.numel() else None
+    ends = torch.stack(torch.aminmax(own)).cpu().tolist() if own.numel() else None
     found = [e for e in (distributed.gather(lambda: ends) if isinstance(X, Piece) else [ends]) if e is not None]
     values = torch.tensor(found, dtype=torch.float64)
     return torch.stack([values[:, 0].amin(), values[:, 1].amax()]) if found else values.reshape(0)

@@ -26,7 +26,6 @@ from spectral.experiments.datasets import INPUTS, STANDARDISATIONS, TARGETS
 from spectral.experiments.experiments import EXPERIMENTS
 from spectral.experiments.models import ACTIVATIONS, BLOCKS, GIVEN
 from spectral.experiments.pretrained import check_tokens
-from spectral.experiments.prose import prose, told
 from spectral.experiments.studies import READS as STUDIED
 from spectral.experiments.studies import STUDIES
 from spectral.experiments.training import OPTIONS as OF_TRAINING
@@ -327,8 +326,6 @@ CONFIG = Fields(
         "trust": Items(NAME, distinct=True),
     },
 )
-REFUSALS = prose(__file__)
-GROUPS = ("model", "data", "training", "operator", "estimator")
 NOTED = ("choices", "files")  # what the command itself writes down beside the settings
 
 
@@ -378,22 +375,59 @@ def _combination(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
     node = config.get("experiment")
     if not node:
         return
-    name, ours = locate(node["_target_"]).__name__, {**config, **defaults}
-    gives_none = locate(config["estimator"]["_target_"]) in NUMBERS
-    facts = {"config": config, "ours": ours, "node": node, "name": name, "gives_none": gives_none}
+    name = locate(node["_target_"]).__name__
+    training = config["training"]
+    if config["seed"]:
+        raise ValueError(f"seed={config['seed']} is of one spectrum; an experiment has experiment.seeds=[0,1,2].")
     if name in STUDIES:
-        reads = STUDIED[name]
-        ignored = [group for group in GROUPS if group not in reads and _differs(group, name, config, ours)]
-        facts |= {"reads": reads, "ignored": ignored}
-    for refusal in told(REFUSALS["every"] + REFUSALS["study" if name in STUDIES else "grid"], **facts):
-        raise ValueError(refusal)
-    if name == "depth_sweep" and (kind := config["model"].get("kind")) in MODELS:
-        for depth, options in (node.get("options") or {}).items():
-            MODELS[kind].check(options, f"experiment.options.{depth}")
+        _read(name, config, defaults)
+        return
+    if name == "language_model":
+        if training["enabled"] != node.get("trains", True):
+            raise ValueError(
+                "experiment.trains follows training.enabled; leave it out, and choose training=none or another."
+            )
+    elif not training["enabled"]:
+        raise ValueError("An experiment trains its networks; take training=adam, or name no experiment.")
+    if locate(config["estimator"]["_target_"]) in NUMBERS:
+        raise ValueError("An experiment compares spectra, and this estimator gives none; use esd, slq, kpm or exact.")
+    if training["noise"]:
+        raise ValueError("An experiment sets the label noise itself; leave training.noise out.")
+    if config["estimator"].get("ranks") not in (None, "data"):
+        raise ValueError("The ranks of an experiment share its data; leave estimator.ranks out.")
+    if config["analysis"]["top"] is not None:
+        raise ValueError("An experiment counts as many classes as its data have; leave analysis.top out.")
+    if config["operator"] != defaults.get("operator", config["operator"]):
+        raise ValueError(
+            f"The experiment {name} has matrices of its own (experiment.kinds), and operator would be ignored; leave it out, or "
+            f"take experiment=null with model={config['model'].get('kind') or 'mlp'} for one spectrum."
+        )
+    if name == "depth_sweep":
+        if config["model"].get("options") != defaults.get("model", config["model"]).get("options"):
+            raise ValueError(
+                "depth_sweep gives the model its options at each depth; set experiment.options, not model.options."
+            )
+        if (kind := config["model"].get("kind")) in MODELS:
+            for depth, options in (node.get("options") or {}).items():
+                MODELS[kind].check(options, f"experiment.options.{depth}")
+    if name == "jacobian_evolution":
+        ours, theirs = (c["options"].get("max_epochs") for c in (training, defaults.get("training", training)))
+        if ours != theirs:
+            raise ValueError("jacobian_evolution trains for experiment.epochs; leave training.options.max_epochs out.")
 
 
-def _differs(group: str, study: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
-    """Whether a group is not as by default."""
-    given, ours = ({k: v for k, v in node[group].items() if k != "image"} for node in (config, defaults))
-    other = group == "model" and given.get("kind") != ("cnn" if study == "batchnorm_outliers" else "mlp")
-    return given != ours or other
+def _read(study: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """A study trains, and takes its own estimators: groups that it does not look at must be as by default."""
+    reads = STUDIED[study]
+    for group in ("model", "data", "training", "operator", "estimator"):
+        given, ours = (
+            {k: v for k, v in node[group].items() if k != "image"} for node in (config, {**config, **defaults})
+        )
+        other = group == "model" and given.get("kind") != ("cnn" if study == "batchnorm_outliers" else "mlp")
+        if group not in reads and (given != ours or other):
+            said = f"it reads {' and '.join(reads)}" if reads else "it has networks and data of its own"
+            raise ValueError(
+                f"The experiment {study} does not look at {group}, which would be ignored; leave it out: {said}."
+            )
+    if "training" in reads and not config["training"]["enabled"]:
+        raise ValueError("An experiment trains its networks; leave training=none out, or name no experiment.")
