@@ -45,6 +45,8 @@ from spectral.experiments import own
 CHOSEN = ("model", "data", "training", "operator", "estimator")  # whose choices are recorded
 SINGLE = (*CHOSEN, "products")  # naming one of these asks for one spectrum
 DEFAULT = "experiment=real_vs_random"
+# what submitit says, before it repeats what the process wrote
+LOST_JOB = re.compile(r"Job \S+ \(task: \d+\) with path (\S+)\s+has not produced any output \((state: \S+)\)")
 NO_MEMORY = re.compile(r"(?i)allocate ([\d.,]+ ?(?:bytes|[kmgt]i?b))")  # torch on the CPU and on GPUs, and numpy
 EXPECTED = (ValueError, TypeError, ImportError, OSError, MemoryError, RuntimeError, KeyError)
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -223,7 +225,7 @@ def task(config: DictConfig) -> None:
         raise run.Interrupted(_interrupted(sys.argv[1:]), stop.code) from stop
     except (OmegaConfBaseException, *EXPECTED) as problem:
         collectives.leave(problem)
-        if sweep and distributed.world_size() == 1:
+        if sweep and (distributed.world_size() == 1 or ranks.of_a_job()):
             raise  # hydra names the run of the sweep that failed, and finishes the others
         # hydra would print a line of its own before the sentence if this reached it
         raise run.Interrupted(sentence(problem, []), 2) from problem
@@ -235,14 +237,19 @@ def _interrupted(given: list[str]) -> str:
     if job is None or job.mode != RunMode.MULTIRUN:
         return "Interrupted before anything was computed."
     folder = Path(job.sweep.dir)
+    return f"Interrupted with {_go_on(folder, given)}"
+
+
+def _go_on(folder: Path, given: list[str]) -> str:
+    """How many runs of the sweep in this folder are finished, and the command that makes the others."""
     names = sorted((path.parent.name for path in folder.glob("*/result.json")), key=lambda name: (len(name), name))
     listed = f" ({', '.join(names)})" if names else ""
     again = [text for text in given if not re.match(r"(resume|hydra\.sweep\.dir)=", text) and text != DEFAULT]
     command = shlex.join(["spectral", *again, f"hydra.sweep.dir={folder}", "resume=true"])
-    return f"Interrupted with {len(names)} of {_jobs(job)} runs finished in {folder}{listed}; go on with: {command}"
+    return f"{len(names)} of {_jobs()} runs finished in {folder}{listed}; go on with: {command}"
 
 
-def _jobs(job: Any) -> str:
+def _jobs() -> str:
     """How many runs a sweep has, as far as its command line says."""
     try:
         parsed = OverridesParser.create().parse_overrides([text for text in sys.argv[1:] if not text.startswith("-")])
@@ -293,6 +300,9 @@ def sentence(problem: BaseException, given: list[str]) -> str:
         return f"The argument {problem.override!r} cannot be read; write KEY=VALUE, lists as KEY=[1,2]."
     if isinstance(problem, KeyError) and problem.args:
         text = str(problem.args[0])
+    if job := LOST_JOB.match(text):
+        log = Path(job[1].replace("_result.pkl", "_log.err"))
+        return f"A process of a job ended without a result ({job[2]}), see {log}; {_go_on(log.parents[2], given)}"
     if amount := NO_MEMORY.search(text):
         return (
             f"The memory does not suffice, for {amount[1]} more; use a smaller batch_size, operator.chunk=1 or fewer "

@@ -130,18 +130,15 @@ def sketch(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def largest(X: torch.Tensor) -> float:
-    """The largest |entry|, NaN where one is."""
-    own = local(X)
-    least, most = torch.aminmax(own) if own.numel() else (0.0, 0.0)
-    size = max(-float(least), float(most))
-    everyone = distributed.gather(lambda: size) if isinstance(X, Piece) else [size]
-    return math.nan if any(map(math.isnan, everyone)) else max(everyone)
+    """The largest |entry|, NaN where one is, 0 where there are none."""
+    ends = extremes(X)
+    return float(ends.abs().max()) if len(ends) else 0.0
 
 
 def extremes(X: torch.Tensor) -> torch.Tensor:
     """(2,): the least and the largest entry, NaN where one is; (0,) where there are none."""
     own = local(X)
-    ends = torch.stack(torch.aminmax(own)).tolist() if own.numel() else None
+    ends = torch.stack(torch.aminmax(own)).cpu().tolist() if own.numel() else None
     found = [e for e in (distributed.gather(lambda: ends) if isinstance(X, Piece) else [ends]) if e is not None]
     values = torch.tensor(found, dtype=torch.float64)
     return torch.stack([values[:, 0].amin(), values[:, 1].amax()]) if found else values.reshape(0)

@@ -303,7 +303,7 @@ def members(file: IO[bytes]) -> dict[str, np.ndarray]:
 def _array(part: IO[bytes], size: int) -> np.ndarray:
     """One array in numpy's format that takes `size` bytes together with its head."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, fortran, dtype = readers[np.lib.format.read_magic(part)](part)
+    shape, _, dtype = readers[np.lib.format.read_magic(part)](part)
     if (
         dtype.kind not in KINDS
         or dtype.hasobject
@@ -314,15 +314,10 @@ def _array(part: IO[bytes], size: int) -> np.ndarray:
     count = math.prod(shape) * dtype.itemsize
     if count != size - part.tell() or len(shape) > 8:
         raise ValueError(f"an array of {dtype}, {shape} does not take {size} bytes.")
-    content = bytearray(count)
-    view, done = memoryview(content), 0
-    while done < count:
-        more = part.readinto(view[done:])  # type: ignore[attr-defined]
-        if not more:
-            raise EOFError("the array ends early.")
-        done += more
+    part.seek(0)
+    array = np.lib.format.read_array(part, allow_pickle=False)
     part.read(1)  # the end of the member, where its checksum is looked at
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    return array
 
 
 def load_own(path: Any, form: str, identity: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -608,6 +608,31 @@ def _package(name: str, asked: str, install: str = "'spectral[watch]'") -> Any:
         raise ImportError(f"{asked} needs {name} ({first_line(problem)}); run: pip install {install}.") from problem
 
 
+class _Wandb:
+    """A run of Weights & Biases, or the package, whose run is under way: numbers over an axis of their own, "watched step".
+
+    The run's own counter moves on with each call of the training's `log`, and numbers for a step that it has passed are dropped.
+    They join what is logged next (commit=False); where nothing else has been logged since the step before, that is closed first.
+    """
+
+    AXIS = "watched step"
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.known, self.before = source, set[str](), (-1, -1)
+
+    def __call__(self, numbers: dict[str, float], step: int) -> None:
+        run = getattr(self.source, "run", self.source)
+        if run is None:
+            raise ValueError("log='wandb' and no run is under way; call wandb.init() before the first reading.")
+        for name in numbers.keys() - self.known:
+            run.define_metric(name, step_metric=self.AXIS)
+        self.known |= numbers.keys()
+        if step != self.before[0] and run.step == self.before[1]:
+            run.log({}, commit=True)
+        run.log({**numbers, self.AXIS: step}, commit=False)
+        self.before = step, run.step
+
+
 def _logger(log: Any, folder: Path | None) -> Callable[[dict[str, float], int], Any] | None:
     """What takes (numbers, step)."""
     if log == "tensorboard":
@@ -619,6 +644,8 @@ def _logger(log: Any, folder: Path | None) -> Callable[[dict[str, float], int], 
         log = _package("wandb", "log='wandb'", "wandb")
     if log is None:
         return None
+    if hasattr(log, "define_metric"):
+        return _Wandb(log)
     if hasattr(log, "add_scalar"):
         return lambda numbers, step: [log.add_scalar(name, value, step) for name, value in numbers.items()]
     if hasattr(log, "log_metrics"):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import spectral
+from spectral.networks import per_sample
 
 TOL = 1e-10
 eye = partial(torch.eye, dtype=torch.float64)
@@ -596,10 +597,23 @@ def test_rows_one_by_one_are_the_same(name, monkeypatch):
     case = CASES[name]
     model, batches = case.network(), case.batches()
     J = spectral.Jacobian(model, batches)
-    monkeypatch.setattr(J, "_vectorised_rows", lambda *_: torch.zeros(()))  # a vmap that gives nonsense
+    rows = per_sample.Gradients._vectorised
+    monkeypatch.setattr(
+        per_sample.Gradients, "_vectorised", lambda *a: [0 * g for g in rows(*a)]
+    )  # vmap gives nonsense
     D = dense_jacobian(model, batches, logits)
     assert_is(J, D)
-    assert J.notes["rows"] == "one by one" and "vmap differs" in J.notes["rows_reason"]
+    told = J.describe()
+    assert told["rows"] == "one by one" and told["rows_reason"] == "vmap gives something else"
+
+
+@pytest.mark.parametrize("gradients", [0, 2, 4])  # of three outputs: less than one sample's at a time, or a little more
+def test_rows_stand_in_their_order_however_little_memory_there_is(gradients, monkeypatch):
+    case = CASES["mlp"]
+    model, batches = case.network(), case.batches()
+    monkeypatch.setattr(per_sample, "ROOM", gradients * 31 * 8)
+    rows = torch.cat([block for _, block in spectral.Jacobian(model, batches).rows()])
+    assert np.allclose(rows, dense_jacobian(model, batches, logits), rtol=1e-12)
 
 
 def test_shuffling_loader_is_one_fixed_matrix():

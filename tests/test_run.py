@@ -541,3 +541,20 @@ def test_an_interrupted_sweep_says_what_is_finished_and_goes_on_in_its_own_folde
     assert len(calls) == 4  # one, the one that was cut off, and two more
     assert list((here / "outputs" / "sweeps").iterdir()) == [folder]
     assert [path.parent.name for path in results(folder)] == ["0", "1", "2"]
+
+
+def test_a_job_that_a_launcher_has_lost_is_one_sentence_with_its_log_and_the_way_on(here: Path, monkeypatch) -> None:
+    folder = here / "sweep"
+    (folder / "0").mkdir(parents=True)
+    (folder / "0" / "result.json").write_text("{}")
+    path = folder / ".submitit" / "7_1" / "7_1_0_result.pkl"
+    lost = RuntimeError(
+        f"Job 7_1 (task: 0) with path {path}\nhas not produced any output (state: FAILED)\nError stream produced:\n---\nTrace"
+    )
+    given = ["-m", "launcher=slurm", "seed=0,1"]
+    monkeypatch.setattr(sys, "argv", ["spectral", *given])
+    said, log = sentence(lost, given), path.with_name("7_1_0_log.err")
+    assert said == (
+        f"A process of a job ended without a result (state: FAILED), see {log}; 1 of 2 runs finished in {folder} (0); "
+        f"go on with: spectral -m launcher=slurm seed=0,1 hydra.sweep.dir={folder} resume=true"
+    )

@@ -200,3 +200,15 @@ def test_torchrun_starts_again_from_what_is_kept_when_a_rank_was_killed(tmp_path
     whole = the_result(tmp_path / "one")["cost"]["products"]
     again = int((tmp_path / "killed" / "products-0-1").read_text())
     assert again < whole  # the first probe at least was there
+
+
+@pytest.mark.slow
+def test_a_launcher_of_jobs_makes_each_run_in_several_processes_and_says_what_went_wrong(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    jobs = ["-m", "launcher=processes", "hydra.launcher.tasks_per_node=2"]
+    for name in ("jobs", "one"):
+        (tmp_path / name).mkdir()
+    done = alone(tmp_path / "jobs", *jobs, *SINGLE, "data.train=40,100000")
+    assert done.returncode == 2 and said(done)[0].startswith("spectral: train=100000 and test=20 do not fit")
+    assert alone(tmp_path / "one", *SINGLE).returncode == 0
+    assert alike(tmp_path / "jobs", tmp_path / "one") and the_result(tmp_path / "jobs")["environment"]["ranks"] == 2

@@ -345,6 +345,57 @@ def test_numbers_go_to_whatever_takes_them():
     assert seen["scalar"] == [(*item, 3) for item in numbers.items()]
 
 
+class Run:
+    """A run of wandb 0.31, as far as steps go: what is logged without one joins the present row until a commit."""
+
+    def __init__(self):
+        self.step, self.row, self.rows, self.axes = 0, {}, [], {}
+
+    def define_metric(self, name, step_metric):
+        self.axes[name] = step_metric
+
+    def log(self, numbers, step=None, commit=None):
+        if step is not None and step < self.step:
+            return  # "Tried to log to step 0 that is less than the current step 1 ... this data will be ignored"
+        if step is not None and step > self.step:
+            self._close(step)
+        self.row |= numbers
+        if commit or (commit is None and step is None):
+            self._close(self.step + 1)
+
+    def _close(self, step):
+        self.rows, self.row, self.step = [*self.rows, self.row], {}, step
+
+
+@pytest.mark.parametrize("package", [False, True])
+@pytest.mark.parametrize("training", ["counts by itself", "gives its steps", "logs after readings", "logs nothing"])
+def test_no_number_of_a_wandb_run_is_lost_whoever_counts_its_steps(training, package):
+    run = Run()
+    log = SimpleNamespace(run=run, define_metric=None) if package else run
+    watcher = Watcher(lambda: np.diag([1.0, 2.0]), every=2, share=None, what=("trace", "top"), log=log)
+    for step in range(6):
+        if training == "counts by itself":
+            run.log({"loss": step})
+        if training == "gives its steps":
+            run.log({"loss": step}, step=step)
+        watcher(step)
+        if training == "logs after readings":
+            run.log({"loss": step}, step=step)
+    rows = [*run.rows, run.row]
+    read = {row["watched step"]: (row["trace/trace"], row["top/eigenvalue_1"]) for row in rows if "watched step" in row}
+    assert read == dict.fromkeys((0, 2, 4), (3.0, pytest.approx(2.0)))
+    assert [row["loss"] for row in rows if "loss" in row] == ([] if training == "logs nothing" else list(range(6)))
+    assert set(run.axes.values()) == {"watched step"} and {"trace/trace", "top/eigenvalue_1"} <= set(run.axes)
+
+
+def test_a_wandb_that_has_no_run_is_a_sentence():
+    watcher = Watcher(
+        lambda: np.eye(2), every=1, share=None, what=("trace",), log=SimpleNamespace(run=None, define_metric=None)
+    )
+    with pytest.raises(ValueError, match=r"no run is under way; call wandb\.init"):
+        watcher(0)
+
+
 def test_tensorboard_writes_beside_the_history(tmp_path):
     pytest.importorskip("tensorboard")
     Watcher(lambda: np.eye(2), every=1, share=None, what=("trace",), folder=tmp_path, log="tensorboard")(0)

@@ -24,7 +24,7 @@ LAST = 20.0  # seconds that a rank waits for the others to end too: they see wit
 
 def join() -> None:
     """Become a rank of the processes that were started together; nothing where there is one, or in a group already."""
-    if os.environ.get("SUBMITIT_EXECUTOR") and "WORLD_SIZE" not in os.environ:
+    if of_a_job() and "WORLD_SIZE" not in os.environ:
         _from_submitit()
     if int(os.environ.get("WORLD_SIZE") or 1) == 1 or "RANK" not in os.environ or dist.is_initialized():
         return
@@ -38,6 +38,11 @@ def join() -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=PATIENCE)
     if not distributed.leads():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process lives)
+
+
+def of_a_job() -> bool:
+    """Whether submitit has started this process, for a command that waits for what it returns."""
+    return bool(os.environ.get("SUBMITIT_EXECUTOR"))
 
 
 def _from_submitit() -> None:

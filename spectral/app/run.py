@@ -94,9 +94,11 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
         perform = _experiment if config.get("experiment") else single
         with own.told(trust_of(config)):
             report, results = perform(config, folder, store, where)
+            cost = {**report.cost, "peak_bytes": peak_bytes()}
         if not distributed.leads():
             return None
-        written = _write(folder, config, replace(report, config=recorded(config), environment=about), results)
+        report = replace(report, config=recorded(config), environment=about, cost=cost)
+        written = _write(folder, config, report, results)
         store.end()
         return written
     except OSError as problem:
@@ -135,7 +137,7 @@ def _experiment(config: dict[str, Any], folder: Path, store: RunStore, where: st
 
     finished = list(_performed(plan.name, wanted, lambda key: store.load_cell(wanted[key]), made, {}).values())
     outcome = conclude(plan, finished)
-    spent = {**outcome.result.cost, "wall_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
+    spent = {**outcome.result.cost, "wall_seconds": time.perf_counter() - started}
     spent["seconds"] += spent["training_seconds"]
     what = names_of(config, "model", "data", between=" on ") or plan.name.replace("_", " ")
     report = build.experiment(
@@ -178,7 +180,7 @@ def _study(study: Study, config: dict[str, Any], folder: Path, store: RunStore) 
         files = {"arrays": f"{name}.npz"} | ({"spectrum": saved[0]} if len(saved) == 1 else {"spectra": saved})
         cells.append({"matrix": study.name, "condition": name, "seed": seed, "metrics": numbers, **files})
     spent = {key: sum(part.facts[key] for part in parts.values()) for key in ("products", "epochs", "seconds")}
-    spent |= {"wall_seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
+    spent["wall_seconds"] = time.perf_counter() - started
     told = findings.estimates.items()
     metrics = {name: {k: float(e) for k, e in each.items()} for name, each in told}
     estimates = {n: {k: {"value": float(e), "stderr": float(e.stderr)} for k, e in each.items()} for n, each in told}

@@ -44,6 +44,7 @@ from spectral.storage import plain
 MANY_THREADS = 2000  # dimension from which eigenvalues gain more by threads than the products of a small network lose
 LONG = 60.0  # seconds from which a run says beforehand what it takes
 PLANNED = (spectral.slq, spectral.esd)
+Made = tuple[Report, dict[str, Any], dict[str, Any]]  # a report, what result.json says of it, the cost
 SPECTRA = "spectra"  # the folder of a run's spectra: hundreds of them would hide report.html
 
 
@@ -137,11 +138,7 @@ def single(config: dict[str, Any], folder: Path, store: RunStore, where: str) ->
     subject = Subject(title, name, seed, trained, _test_accuracy(model, task.problem))
     make = _numbers if locate(config["estimator"]["_target_"]) in NUMBERS else _spectrum
     report, said, cost = make(task, model, subject, folder)
-    cost |= {
-        "seconds": time.perf_counter() - started,
-        "training_epochs": 0 if trained is None else trained.epochs,
-        "peak_bytes": peak_bytes(),
-    }
+    cost |= {"seconds": time.perf_counter() - started, "training_epochs": 0 if trained is None else trained.epochs}
     cells = [{**said.pop("cell"), **subject.to_dict(), **({"weights": weights} if weights else {})}]
     unknown = [f"{opening(build.NO_ACCURACY)}."] if weights and math.isnan(subject.test_accuracy) else []
     facts = (*report.facts, *([weights] if weights else []), *unknown)
@@ -157,9 +154,7 @@ def _test_accuracy(model: nn.Module, problem: Problem) -> float:
     return evaluate(model, in_dtype(x, dtypes[0]) if dtypes else x, y)[1]
 
 
-def _spectrum(
-    task: Task, model: nn.Module, subject: Subject, folder: Path
-) -> tuple[Report, dict[str, Any], dict[str, Any]]:
+def _spectrum(task: Task, model: nn.Module, subject: Subject, folder: Path) -> Made:
     """The report of a spectrum, its numbers for result.json, its cost."""
     analysis = task.config["analysis"]
     part = distributed.by_first(lambda: task.store.load("spectrum", FOUND)) or _measured_spectrum(task, model)
@@ -172,9 +167,7 @@ def _spectrum(
     return report, {"metrics": metrics, "estimates": estimates, "cell": cell}, cost
 
 
-def _numbers(
-    task: Task, model: nn.Module, subject: Subject, folder: Path
-) -> tuple[Report, dict[str, Any], dict[str, Any]]:
+def _numbers(task: Task, model: nn.Module, subject: Subject, folder: Path) -> Made:
     """The same of what makes no spectrum."""
     part = distributed.by_first(lambda: task.store.load("estimate", ESTIMATE)) or _measured_numbers(task, model)
     arrays, facts = part.arrays, part.facts

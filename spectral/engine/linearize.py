@@ -318,8 +318,7 @@ class Adjoint:
     def of_forward(self, v: torch.Tensor, Jv: Tensors, there: Callable[[probes.Signs], Tensors]) -> float:
         """The error of J v; `Wrong` if it is more than allowed. `there`: signs v (n,) -> the pieces of J v (rows,)."""
         error = self._by_drawn(v, Jv, there)
-        pulled, self.pulled = list(self.pulled or ()), None
-        self.pulled = waiting(pulled)
+        self._wait()
         return error
 
     def of_transpose(
@@ -338,13 +337,17 @@ class Adjoint:
             return max(error, self.of_transpose(u, pulled, there))
         return max(error, self._identity(_inner(u, Jv), _inner(v, pulled), related=True))
 
+    def _wait(self) -> None:
+        """J^T u, as it waits for the next product."""
+        pulled, self.pulled = list(self.pulled or ()), None
+        self.pulled = waiting(pulled)
+
     def _draw(self, there: Callable[[probes.Signs], Tensors]) -> Held:
         if self.Jv is None:
             due = None
             if self.pulled is not None:
                 due = _inner(self.v, self.pulled)
-                pulled, self.pulled = list(self.pulled), None
-                self.pulled = waiting(pulled)  # beside what is drawn
+                self._wait()  # beside what is drawn
             Jv: list[torch.Tensor | tuple[torch.Tensor, float]] = list(there(self.v))
             self.error = 0.0 if due is None else self._identity(_inner(self.u, Jv[:1]), due)
             self.Jv = waiting(Jv)

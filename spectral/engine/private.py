@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from spectral.threads import Shared
+from spectral.threads import Shared, instead
 
 weight_norm: Any = sys.modules.get("torch.nn.utils.weight_norm")  # torch.nn.utils has a function of this name
 aten: Any = torch.ops.aten
@@ -108,15 +108,11 @@ def weight_norm_of_operations() -> Iterator[None]:
     def by_operations(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
         return v * (g / torch.norm_except_dim(v, 2, dim))
 
-    holders: list[Any] = [m for m in (torch, weight_norm) if hasattr(m, "_weight_norm")]
-    places = [(module, module._weight_norm) for module in holders]
-    for module in holders:
-        module._weight_norm = by_operations
-    try:
+    with ExitStack() as stack:
+        for module in (torch, weight_norm):
+            if hasattr(module, "_weight_norm"):
+                stack.enter_context(instead(module, _weight_norm=by_operations))
         yield
-    finally:
-        for module, fused in places:
-            module._weight_norm = fused
 
 
 @contextmanager
@@ -169,8 +165,5 @@ def embeddings_of_operations() -> Iterator[None]:
         rows = looked_up(ids, weight, None, max_norm, norm_type, scale_grad_by_freq)
         return rows.new_zeros(number, rows.shape[1]).index_add(0, bag, rows * share[:, None])
 
-    F.embedding, F.embedding_bag = looked_up, bags
-    try:
+    with instead(F, embedding=looked_up, embedding_bag=bags):
         yield
-    finally:
-        F.embedding, F.embedding_bag = embedding, embedding_bag

@@ -354,20 +354,16 @@ class Checkpoint:
     def _array(self, name: str, about: dict[str, Any], packed: dict[str, np.ndarray]) -> np.ndarray | torch.Tensor:
         """The array of this name as it was."""
         array, shape = packed.pop(name, None), tuple(about["shape"])
-        if array is not None and "dtype" in about:
-            return self._tensor(name, array, shape, getattr(torch, about["dtype"]))
-        if array is None or array.shape != shape:
+        dtype = getattr(torch, about["dtype"]) if "dtype" in about else None  # of a tensor, which is there as its bytes
+        due = shape if dtype is None else (math.prod(shape) * dtype.itemsize,)
+        if array is None or array.shape != due or (dtype is not None and array.dtype != np.uint8):
             raise self.damaged(f"{name} is not of the size that it says")
-        return array
-
-    def _tensor(self, name: str, array: np.ndarray, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor from its bytes."""
-        if array.dtype != np.uint8 or array.shape != (math.prod(shape) * dtype.itemsize,):
-            raise self.damaged(f"{name} is not of the size that it says")
-        tensor = torch.empty(math.prod(shape), dtype=dtype)
-        if len(array):
-            tensor.view(torch.uint8).copy_(torch.from_numpy(array))
-        return tensor.reshape(shape).to(self.op.device)
+        if dtype is None:
+            return array
+        memory = torch.from_numpy(array).clone(
+            memory_format=torch.contiguous_format
+        )  # numpy's empty ones have no stride
+        return memory.view(dtype).reshape(shape).to(self.op.device)
 
 
 class Laid(NamedTuple):

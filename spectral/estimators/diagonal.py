@@ -41,12 +41,15 @@ STATE = Either(
     Fields(
         {
             "method": Same("hutchinson"),
-            "done": Number(True, least=0, most="most"),
             "mean": Array("dtype", "n"),
             "scatter": Array("dtype", "n", least=0),  # in squares of `_unit`
-            "along": Number(),
+            "along": Array("float64", "done"),  # z^T A z of each sample
             "length": NONNEGATIVE,
-        }
+        },
+        laws=(
+            Law("at most as many samples as there are vectors", lambda f, s: s["done"] <= s["most"]),
+            Law("a mean that adds up to that of the samples", lambda f, s: _adds_up(f["mean"], f["along"])),
+        ),
     ),
     Fields(
         {"method": Same("xdiag"), "Y": Array("dtype", "n", None), "range": leave_one_out.RANGE},
@@ -233,17 +236,17 @@ def _hutchinson(
     mean = leave_one_out.zeros(A)
     stderr = np.zeros(local(mean).numel())  # takes its memory as it is written to: half of it while samples are drawn
     scatter = _within(stderr, mean)
-    drawn: State = {"method": "hutchinson", "done": 0, "mean": mean, "scatter": scatter, "along": 0.0, "length": 0.0}
+    drawn: State = {"method": "hutchinson", "mean": mean, "scatter": scatter, "along": np.zeros(0), "length": 0.0}
     neighbours, whole = leave_one_out.Neighbours(A), True
     if run.state is not None:
         drawn = run.state
         local(scatter).copy_(local(drawn["scatter"]))
         drawn["scatter"] = scatter
-        if drawn["done"]:
+        if len(drawn["along"]):
             z = leave_one_out.draw(A, seed, range(1), "rademacher")[:, 0]
-            run.prove(leave_one_out.two_numbers(z, drawn["along"], drawn["length"]))
+            run.prove(leave_one_out.two_numbers(z, float(drawn["along"][0]), drawn["length"]))
     with progress_bar(m, "diagonal", progress) as bar, run.guard(lambda: drawn, lambda: whole):
-        while (i := drawn["done"]) < m:
+        while (i := len(drawn["along"])) < m:
             Z = leave_one_out.draw(A, seed, range(i, min(i + A.teams, m)), "rademacher")
             neighbours.meet(Z[:, 0])
             Y = leave_one_out.multiply(A, Z)
@@ -251,15 +254,16 @@ def _hutchinson(
             neighbours.hold(Z, Y, float(lengths.max()))
             whole, mean = False, drawn["mean"]
             if i == 0:
-                drawn["along"], drawn["length"] = longvectors.dot(Z[:, 0], Y[:, 0]), float(lengths[0])
+                drawn["length"] = float(lengths[0])
+            along = [longvectors.dot(z, y) for z, y in zip(Z.T, Y.T, strict=True)]
             for j, (z, y) in enumerate(zip(Z.T, Y.T, strict=True), i + 1):
                 out = z if A.new_products and z.is_contiguous() else mean  # a vector less while a test waits with z
                 leave_one_out.welford(mean, z, y, j, out, drawn["scatter"], _unit(drawn, A))
                 mean = out
-            drawn["mean"], drawn["done"], whole = mean, i + len(lengths), True
+            drawn["mean"], drawn["along"], whole = mean, np.append(drawn["along"], along), True
             bar.update(len(lengths))
             del Z, Y, z, y, out
-            run.stepped(end=drawn["done"] == m)
+            run.stepped(end=i + len(lengths) == m)
     del neighbours
     run.current = dict  # the vectors of the state go as those of the result come
     mean = drawn.pop("mean").double().cpu().numpy()
@@ -267,6 +271,16 @@ def _hutchinson(
     for piece in longvectors.chunks(len(stderr), 1):  # written up to where the next piece is read, at most
         stderr[piece] = np.sqrt(local(scatter)[piece].double().cpu().numpy() / (m - 1) / m) * factor
     return mean, stderr
+
+
+def _adds_up(mean: torch.Tensor, along: np.ndarray) -> bool:
+    """Whether the entries of a mean of samples z * A z add up to that of z^T A z, to their rounding."""
+    total = size = 0.0
+    for some in local(mean).split(longvectors.CHUNK):
+        total, size = total + float(some.double().sum()), size + float(some.double().abs().sum())
+    total, size = longvectors.added(total, mean), longvectors.added(size, mean)
+    allowed = 4 * max(len(along), 1) * arrays.machine_epsilon(mean.dtype) * size
+    return abs(total - (along.mean() if len(along) else 0.0)) <= allowed
 
 
 def _within(wide: np.ndarray, mean: torch.Tensor) -> torch.Tensor:

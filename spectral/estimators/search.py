@@ -87,13 +87,11 @@ def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra:
 def bounds(k: int, n: int, block: int, basis: int | None, few: bool = False) -> dict[str, int]:
     """The least and the most basis vectors that a search may hold; `few`: of heavy ones."""
     least = min(n, k + 3 * block + 1)
-    if basis is None and few:
-        return {"least": int(least), "most": int(min(n, max(k + FEW, least)))}
     if basis is None:
-        return {"least": int(least), "most": int(min(n, max(4 * k, k + ROOM, least)))}
-    if isinstance(basis, bool) or not isinstance(basis, int | np.integer) or basis < least:
+        basis = max(k + FEW if few else max(4 * k, k + ROOM), least)
+    elif isinstance(basis, bool) or not isinstance(basis, int | np.integer) or basis < least:
         raise ValueError(f"basis={basis!r} is too small for {k} pairs in blocks of {block}; use at least {least}.")
-    return {"least": int(least), "most": min(int(basis), n)}
+    return {"least": int(least), "most": int(min(basis, n))}
 
 
 def held(file: Checkpoint) -> int:

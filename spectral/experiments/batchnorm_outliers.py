@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from spectral import Estimate, Hessian, cards, slq, top
+from spectral import Estimate, Hessian, slq, top
 from spectral.experiments.cell import Cell, Condition, Matrix, Settings, network
 from spectral.experiments.datasets import batches, in_dtype
 from spectral.experiments.models import model_for
-from spectral.experiments.prose import prose
+from spectral.experiments.prose import filled, prose, say
 from spectral.experiments.study import Cost, Findings, Part, Parts, Study
 from spectral.experiments.training import few_threads
-from spectral.results import rounded
 
 TEXTS = prose(__file__)
 KINDS = {  # name: (batch norm, statistics, in words)
@@ -82,16 +81,8 @@ def _concluded(seeds: tuple[int, ...], parts: Parts) -> Findings:
             ratios[kind].append(float(v[0] / v[-1]))
             errors.append(abs(ratios[kind][-1]) * float(r[0] / abs(v[0]) + r[-1] / abs(v[-1])))
             spectra.append((MATRIX, kind, seed, part.spectra[kind]))
-            table.append(
-                {
-                    "network": words,
-                    "seed": seed,
-                    "λ₁": cards.with_error(float(v[0]), float(r[0])),
-                    "λ₁₀": cards.with_error(float(v[-1]), float(r[-1])),
-                    "λ₁ / λ₁₀": cards.with_error(ratios[kind][-1], errors[-1]),
-                    "training loss": f"{part.facts['loss']:.2g}",
-                }
-            )
+            numbers = {"v": v, "r": r, "ratio": ratios[kind][-1], "error": errors[-1], "loss": part.facts["loss"]}
+            table.append(filled(TEXTS["table"], network=words, seed=seed, **numbers))
         many = len(seeds) > 1
         spread = float(np.std(ratios[kind], ddof=1) / math.sqrt(len(seeds))) if many else errors[0]
         estimates[kind] = Estimate(float(np.mean(ratios[kind])), spread)
@@ -99,10 +90,7 @@ def _concluded(seeds: tuple[int, ...], parts: Parts) -> Findings:
     lower = [own < LOWER[0] * without and own < LOWER[1] * running for without, own, running in each]
     higher = [own >= without or own >= running for without, own, running in each]
     answer = "yes" if all(lower) else "no" if all(higher) else "undecided"
-    said = ", ".join(
-        f"{rounded(estimates[kind])} {'with ' if norm else ''}{words}" for kind, (norm, _, words) in KINDS.items()
-    )
-    sentence = f"{answer.capitalize()}: λ₁ / λ₁₀ of the Hessian is {said} ({len(seeds)} seed{'s' * (len(seeds) > 1)})."
+    sentence = say(TEXTS["sentence"], answer=answer, estimates=estimates, kinds=KINDS, seeds=seeds)
     return Findings(
         answer,
         sentence,

@@ -21,10 +21,10 @@ from spectral.analysis.jackknife import jackknife_stderr
 from spectral.experiments.cell import Settings
 from spectral.experiments.datasets import batches, digits, in_dtype, text
 from spectral.experiments.models import model_for
-from spectral.experiments.prose import prose
+from spectral.experiments.prose import filled, prose, say, told
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study
 from spectral.experiments.training import few_threads
-from spectral.results import Array, rounded
+from spectral.results import Array
 
 TEXTS = prose(__file__)
 SIGMA = 1e-5**0.5  # of the authors' code
@@ -128,23 +128,9 @@ def _concluded(parts: Parts) -> Findings:
     wide = {kind: part.arrays["js_of_widths"] for kind, part in parts.items()}
     gap, error = float(js["gpt"]) - float(js["cnn"]), math.hypot(float(js["gpt"].stderr), float(js["cnn"].stderr))
     answer = "yes" if gap > 2 * error and float(js["gpt"]) > 2 * float(js["cnn"]) else "no" if gap < 0 else "undecided"
-    said = ", ".join(f"{rounded(js[kind])} bits for the {NAMES[kind]}" for kind in NAMES)
-    sentence = (
-        f"{answer.capitalize()}: before training the spectra of two weight matrices' Hessian blocks differ on average by "
-        f"{said} (Jensen–Shannon, from 0 to 1)."
-    )
+    sentence = say(TEXTS["sentence"], answer=answer, js=js, names=NAMES)
     table = [
-        {
-            "network": NAMES[kind],
-            "parameters": f"{part.facts['parameters']:,}",
-            "blocks": part.facts["blocks"],
-            "JS⁰ (bits)": rounded(js[kind]),
-            "a tenth of σ": f"{wide[kind][0]:.3f}",
-            "ten times σ": f"{wide[kind][2]:.3f}",
-            "on a logarithmic axis": f"{part.facts['js_log']:.3f}",
-            "largest |λ| of a block": f"{part.arrays['largest'].min():.2g} to {part.arrays['largest'].max():.2g}",
-        }
-        for kind, part in parts.items()
+        filled(TEXTS["table"], name=NAMES[kind], js=js[kind], wide=wide[kind], part=p) for kind, p in parts.items()
     ]
     lines = [
         Line(NAMES[kind], f"block {i}", *fractions_above(s))
@@ -158,5 +144,5 @@ def _concluded(parts: Parts) -> Findings:
         tuple(table),
         (Lines(lines=tuple(lines), **TEXTS["charts"]["blocks"]),),
         words=NAMES,
-        facts=tuple(text.format(sigma=SIGMA) for text in TEXTS["facts"]),
+        facts=tuple(told(TEXTS["facts"], sigma=SIGMA)),
     )

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -261,90 +261,87 @@ def run_cell(
     problem = settings.data(cell.seed, cell.condition)
     model, snapshot = network(cell, settings, problem, {} if store is None else store)
     with few_threads(model):
-        return _measured(cell, settings, problem, model, snapshot, estimate)
-
-
-def _measured(
-    cell: Cell,
-    settings: Settings,
-    problem: Problem,
-    model: nn.Module,
-    snapshot: Snapshot | None,
-    estimate: Callable[[Any], Spectrum],
-) -> CellResult:
-    """The spectrum of the cell's matrix and all that follows from it."""
-    accuracy = evaluate(model, problem.x_test, problem.y_test)[1] if len(problem.x_test) else float("nan")
-    started = time.perf_counter()
-    model, kind = model.to(settings.dtype), cell.matrix.kind
-    x, y_true = problem.split(cell.matrix.split)
-    y_own = _labels(problem, cell)[0] if cell.matrix.split == "train" else y_true
-    count = settings.ntk_samples if kind == "ntk" else settings.samples if kind in OF_LOGITS else None
-    x, y_true, y_own = in_dtype(x[:count], settings.dtype), y_true[:count], y_own[:count]
-    A: Operator | Spectrum
-    alignment: dict[str, AlignmentCurve] = {}
-    more: dict[str, float] = {}
-    norms: tuple[float, ...] = ()
-    if kind in CURVATURES:
-        A, spectrum, more = _curvature(cell.matrix, settings, model, batches(x, y_own, settings.batch_size), estimate)
-    elif kind == "layers":
-        spectrum, more = _layers(model, batches(x, y_own, settings.batch_size), settings)
-        A = spectrum
-    else:
-        A = J = jacobian(model, x, y_own, cell.matrix, settings.batch_size)
-    if kind == "ntk" and y_true.ndim == 1:
-        wanted = {"true": y_true} if cell.matrix.split == "test" else {"own": y_own, "true": y_true}
-        wanted = {name: y for name, y in wanted.items() if len(y.unique()) > 1}
-        spectrum, alignment = _kernel(J, wanted, settings, estimate)
-    elif kind == "diagonal":
-        spectrum, norms = _diagonal(J)
-    elif kind not in OF_LOGITS:
-        spectrum = estimate(J)
-    metrics = summary(spectrum, top=min(problem.classes, spectrum.dim)) | more
-    if kind in CURVATURES and not cell.matrix.block:
-        metrics |= standing_apart(spectrum)
-    if kind == "diagonal":
-        metrics |= concentration(np.array(norms))
-    for name, curve in alignment.items():
-        inside = np.interp(metrics["information_dimension"], curve.sizes, curve.energies)
-        metrics |= {f"{name}_label_alignment": curve.energy, f"{name}_information_alignment": float(inside)}
+        accuracy = evaluate(model, problem.x_test, problem.y_test)[1] if len(problem.x_test) else float("nan")
+        started = time.perf_counter()
+        kind = cell.matrix.kind
+        x, y_true = problem.split(cell.matrix.split)
+        y_own = _labels(problem, cell)[0] if cell.matrix.split == "train" else y_true
+        count = settings.ntk_samples if kind == "ntk" else settings.samples if kind in OF_LOGITS else None
+        x, y_true, y_own = in_dtype(x[:count], settings.dtype), y_true[:count], y_own[:count]
+        found = MAKERS[kind](Work(cell.matrix, settings, model.to(settings.dtype), x, y_own, y_true, estimate))
+        metrics = summary(found.spectrum, top=min(problem.classes, found.spectrum.dim)) | found.metrics
+        for name, curve in found.alignment.items():
+            inside = np.interp(metrics["information_dimension"], curve.sizes, curve.energies)
+            metrics |= {f"{name}_label_alignment": curve.energy, f"{name}_information_alignment": float(inside)}
+        products, epochs = float(found.counted.products), float(found.counted.epochs)
     return CellResult(
         cell=cell,
-        spectrum=spectrum,
+        spectrum=found.spectrum,
         metrics=metrics,
-        alignment=alignment,
+        alignment=found.alignment,
         trained=None if snapshot is None else snapshot.trained,
         changed=0.0 if snapshot is None else snapshot.changed,
         test_accuracy=accuracy,
-        cost={"products": float(A.products), "epochs": float(A.epochs), "seconds": time.perf_counter() - started},
-        samples=() if settings.data_seed is None else norms,
+        cost={"products": products, "epochs": epochs, "seconds": time.perf_counter() - started},
+        samples=() if settings.data_seed is None else found.samples,
     )
 
 
-def _curvature(
-    matrix: Matrix,
-    settings: Settings,
-    model: nn.Module,
-    data: list[tuple[Tensor, ...]],
-    estimate: Callable[[Any], Spectrum],
-) -> tuple[Operator, Spectrum, dict[str, float]]:
-    """(operator, spectrum, block gap) of the mean cross entropy's curvature, or of one of its diagonal blocks, without a gap."""
-    A = CURVATURES[matrix.kind](model, nn.CrossEntropyLoss(), data)
+class Work(NamedTuple):
+    """One matrix to look at: of this network on these samples, with the labels trained on and the true ones."""
+
+    matrix: Matrix
+    settings: Settings
+    model: nn.Module
+    x: Tensor
+    own: Tensor
+    true: Tensor
+    estimate: Callable[[Any], Spectrum]
+
+    @property
+    def data(self) -> list[tuple[Tensor, ...]]:
+        return batches(self.x, self.own, self.settings.batch_size)
+
+    @property
+    def jacobian(self) -> Jacobian:
+        return jacobian(self.model, self.x, self.own, self.matrix, self.settings.batch_size)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What it gives: a spectrum, what has counted its products, further metrics, alignment, numbers of the single samples."""
+
+    spectrum: Spectrum
+    counted: Operator | Spectrum
+    metrics: dict[str, float] = field(default_factory=dict)
+    alignment: dict[str, AlignmentCurve] = field(default_factory=dict)
+    samples: tuple[float, ...] = ()
+
+
+def _of_inputs(work: Work) -> Found:
+    return Found(work.estimate(J := work.jacobian), J)
+
+
+def _curvature(work: Work) -> Found:
+    """The mean cross entropy's curvature with its outliers and block gap, or one of its diagonal blocks."""
+    matrix, settings = work.matrix, work.settings
+    A = CURVATURES[matrix.kind](work.model, nn.CrossEntropyLoss(), work.data)
     parts = blocks(A, by=settings.by) if settings.blocks else {}
     if matrix.block:
         B = parts[matrix.block]
         probes, steps = settings.block_probes, min(settings.block_steps, B.shape[0])
-        return B, slq(B, probes=probes, steps=steps, progress=False), {}
-    spectrum = estimate(A)
-    if not parts:
-        return A, spectrum, {}
-    gap = block_gap(A, [B.shape[0] for B in parts.values()], pairs=settings.pairs, progress=False)
-    return A, spectrum, {"block_gap": float(gap), "block_gap_stderr": float(gap.stderr)}
+        return Found(slq(B, probes=probes, steps=steps, progress=False), B)
+    spectrum, more = work.estimate(A), {}
+    if parts:
+        gap = block_gap(A, [B.shape[0] for B in parts.values()], pairs=settings.pairs, progress=False)
+        more = {"block_gap": float(gap), "block_gap_stderr": float(gap.stderr)}
+    return Found(spectrum, A, more | standing_apart(spectrum))
 
 
-def _layers(model: nn.Module, data: list[tuple[Tensor, ...]], settings: Settings) -> tuple[Spectrum, dict[str, float]]:
-    """(squared singular values of all layers' weights, how their columns go with those of the same layers' curvature)."""
-    loss, probes, steps = nn.CrossEntropyLoss(), settings.block_probes, settings.block_steps
-    table = layers(model, data, loss, probes=probes, steps=steps, progress=False)
+def _layers(work: Work) -> Found:
+    """Squared singular values of all layers' weights, and how their columns go with those of the same layers' curvature."""
+    loss, probes, steps = nn.CrossEntropyLoss(), work.settings.block_probes, work.settings.block_steps
+    table = layers(work.model, work.data, loss, probes=probes, steps=steps, progress=False)
     if len(table) < 4:
         raise ValueError(
             f"the model has {len(table)} layers with 8 singular values or more, and a correlation needs 4; use a deeper one."
@@ -358,7 +355,8 @@ def _layers(model: nn.Module, data: list[tuple[Tensor, ...]], settings: Settings
     spectra = table.spectra.values()
     products, epochs = sum(s.products for s in spectra), sum(s.epochs for s in spectra)
     values, meta = np.concatenate(list(table.eigenvalues.values())), {"operator": table.meta["operator"]}
-    return Spectrum.from_eigenvalues(values, method="weights", products=products, epochs=epochs, meta=meta), more
+    whole = Spectrum.from_eigenvalues(values, method="weights", products=products, epochs=epochs, meta=meta)
+    return Found(whole, whole, more)
 
 
 def network(
@@ -455,56 +453,62 @@ def standing_apart(spectrum: Spectrum) -> dict[str, float]:
     }
 
 
-def _diagonal(J: Jacobian) -> tuple[Spectrum, tuple[float, ...]]:
+def _diagonal(work: Work) -> Found:
     """The n numbers ||J_i||_F^2 as a spectrum, the eigenvalues of the block-diagonal part, and in the order of the samples."""
-    started = J.epochs
-    values = J.squared_norms().double().cpu().numpy()
-    spectrum = Spectrum.from_eigenvalues(
-        np.asarray(values),
-        method="diagonal",
-        products=J.products,
-        epochs=J.epochs - started,
-        meta={"operator": J.describe(), "epsilon": J.epsilon},
-    )
-    return spectrum, tuple(map(float, values))
+    J = work.jacobian
+    begun = J.epochs
+    values = np.asarray(J.squared_norms().double().cpu().numpy())
+    products, epochs, meta = J.products, J.epochs - begun, {"operator": J.describe(), "epsilon": J.epsilon}
+    spectrum = Spectrum.from_eigenvalues(values, method="diagonal", products=products, epochs=epochs, meta=meta)
+    return Found(spectrum, J, concentration(values), samples=tuple(map(float, values)))
 
 
-def _kernel(
-    J: Jacobian, wanted: Mapping[str, Tensor], settings: Settings, estimate: Callable[[Jacobian], Spectrum]
-) -> tuple[Spectrum, dict[str, AlignmentCurve]]:
-    """The spectrum of the parameter Jacobian, and its alignment with each set of labels (equal sets once).
+def _kernel(work: Work) -> Found:
+    """The spectrum of the parameter Jacobian, and its alignment with each set of labels (equal sets once); of text none.
 
     With `esd` or `exact` a small kernel J J^T is assembled and decomposed once for all of them: that halves the
     flagship's time. Otherwise the estimator and `label_alignment` each go their own way, the latter by Lanczos where the
     rows of J do not fit into half of the memory.
     """
+    J, settings = work.jacobian, work.settings
+    if work.true.ndim > 1:
+        return Found(work.estimate(J), J)
+    wanted = {"true": work.true} if work.matrix.split == "test" else {"own": work.own, "true": work.true}
+    wanted = {name: y for name, y in wanted.items() if len(y.unique()) > 1}
     rows, columns = J.shape
     k = min(settings.alignment_k, rows)
     fits = rows <= EXACT_ROWS and rows * columns * J.dtype.itemsize < free_memory(J) // 2
     if settings.estimator not in (esd, exact) or not fits or rows > columns:
         method = "exact" if fits else "lanczos"
         aligned = {name: label_alignment(J, y, k=k, method=method) for name, y in wanted.items()}
-        return estimate(J), {name: _thinned(a.curve.energy, k, method) for name, a in aligned.items()}
+        spectrum = work.estimate(J)
+        return Found(spectrum, J, alignment={n: _thinned(a.curve.energy, k, method) for n, a in aligned.items()})
     products, epochs = J.products, J.epochs
     values, U = (part.cpu().numpy() for part in torch.linalg.eigh(gram_matrix(J, side="left")))
-    spectrum = Spectrum.from_eigenvalues(
-        values,
-        products=J.products - products,
-        epochs=J.epochs - epochs,
-        meta={
-            "operator": J.gram(side="left").describe(),
-            "assembled": "kernel decomposed once for spectrum and label alignment",
-            "epsilon": J.epsilon,
-            "nonnegative": True,
-        },
-    )
+    products, epochs = J.products - products, J.epochs - epochs
+    meta = {
+        "operator": J.gram(side="left").describe(),
+        "assembled": "kernel decomposed once for spectrum and label alignment",
+        "epsilon": J.epsilon,
+        "nonnegative": True,
+    }
+    spectrum = Spectrum.from_eigenvalues(values, products=products, epochs=epochs, meta=meta)
     spectrum.meta["value_error"] = spectrum.rounding
     energy = np.cumsum(np.abs(values)[::-1])
     curves, own = {}, int(np.searchsorted(energy, 0.9 * (1 - 1e-12) * energy[-1])) + 1  # as `information_dimension`
     for name, labels in wanted.items():
         y = label_vector(labels, rows)[0]
         curves[name] = _thinned(energies(values[::-1], U[:, ::-1], y, spectrum.rounding), k, "exact", own)
-    return spectrum, curves
+    return Found(spectrum, J, alignment=curves)
+
+
+MAKERS: dict[str, Callable[[Work], Found]] = {
+    **dict.fromkeys(("flattened", "stacked"), _of_inputs),
+    **dict.fromkeys(CURVATURES, _curvature),
+    "diagonal": _diagonal,
+    "ntk": _kernel,
+    "layers": _layers,
+}
 
 
 def _thinned(energies: np.ndarray, k: int, method: str, own: int = 1) -> AlignmentCurve:

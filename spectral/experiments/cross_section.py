@@ -20,10 +20,10 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from spectral import Estimate, Hessian, probes, top
 from spectral.experiments.cell import TRUE, Settings, Snapshot
 from spectral.experiments.datasets import Problem, batches, in_dtype, stream
-from spectral.experiments.prose import prose
+from spectral.experiments.prose import filled, prose, say, told
 from spectral.experiments.study import Cost, Findings, Part, Parts, Sheet, Study, Surfaces
 from spectral.experiments.training import few_threads, train
-from spectral.results import Array, rounded
+from spectral.results import Array
 
 TEXTS = prose(__file__)
 PLANES = {  # in words, each of the two directions, and its letter
@@ -161,28 +161,16 @@ def _concluded(parts: Parts) -> Findings:
             measured[key] = Estimate(float(a["measured"][i]), float(a["measured_error"][i]))
             allowed = 3 * (float(measured[key].stderr) + float(known[key].stderr)) + 0.01 * abs(float(known[key]))
             agree.append(abs(float(measured[key]) - float(known[key])) <= allowed)
-            table.append(
-                {
-                    "plane": words,
-                    "direction": f"{place} {noun}",
-                    "dᵀHd / dᵀd by products": rounded(known[key]),
-                    "curvature of the surface": rounded(measured[key]),
-                    "highest loss drawn": f"{a['loss'].max():.3g}",
-                    "part of the path in the plane": f"{100 * facts['path_inside']:.2g} %",
-                }
-            )
+            numbers = {"a": a, "facts": facts, "known": known[key], "measured": measured[key]}
+            table.append(filled(TEXTS["table"], plane=words, direction=f"{place} {noun}", **numbers))
         axes = (f"along {letter}₁", f"along {letter}₂")
         sheets.append(Sheet(words, a["x"], a["y"], a["loss"], a["path"], *axes))
     e = parts["eigenvectors"].arrays
     answer = "yes" if all(agree) else "no"
-    seen, eigenvalues = ([rounded(x[f"eigenvectors-{i}"]) for i in (1, 2)] for x in (measured, known))
+    seen, eigenvalues = ([x[f"eigenvectors-{i}"] for i in (1, 2)] for x in (measured, known))
     flatter = float(e["known"][0]) / np.abs(parts["random"].arrays["known"])
-    inside = 100 * parts["eigenvectors"].facts["path_inside"]
-    sentence = (
-        f"{answer.capitalize()}: at the centre the surface curves by {' and '.join(seen)} along the top two eigenvectors, whose "
-        f"eigenvalues are {' and '.join(eigenvalues)}; two random directions are {flatter.min():.3g} and {flatter.max():.3g} "
-        f"times flatter than the first, and {inside:.2g} % of the way of the training lies in the plane of the eigenvectors."
-    )
+    inside = parts["eigenvectors"].facts["path_inside"]
+    sentence = say(TEXTS["sentence"], answer=answer, seen=seen, values=eigenvalues, flatter=flatter, inside=inside)
     return Findings(
         answer,
         sentence,
@@ -190,5 +178,5 @@ def _concluded(parts: Parts) -> Findings:
         tuple(table),
         (Surfaces(sheets=tuple(sheets), **TEXTS["charts"]["loss"]),),
         words={f"{plane}-{i}": f"{words}, {i}" for plane, (words, *_) in PLANES.items() for i in (1, 2)},
-        facts=tuple(t.format(trained=parts["training"].facts["trained"], length=LENGTH) for t in TEXTS["facts"]),
+        facts=tuple(told(TEXTS["facts"], trained=parts["training"].facts["trained"], length=LENGTH)),
     )

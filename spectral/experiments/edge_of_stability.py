@@ -23,10 +23,9 @@ from torch.nn import functional as F
 from spectral import Estimate, Hessian, Operator, precondition, top
 from spectral.experiments.cell import TRUE, Settings
 from spectral.experiments.datasets import in_dtype
-from spectral.experiments.prose import prose
+from spectral.experiments.prose import filled, prose, say, told
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study, block_error
 from spectral.experiments.training import few_threads
-from spectral.results import rounded
 
 TEXTS = prose(__file__)
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's own for Adam
@@ -116,9 +115,14 @@ def _looked(
     sharpness, residual = largest("H", H)
     if kind == "gd":
         return sharpness * eta / 2, residual * eta / 2, sharpness
-    edge = (2 + 2 * BETAS[0]) / (1 - BETAS[0]) / eta
+    edge = edge_of(kind, eta)
     inside, residual = largest("inside", precondition(H, optimiser))
     return inside / edge, residual / edge, sharpness
+
+
+def edge_of(kind: str, eta: float) -> float:
+    """The largest eigenvalue beyond which the optimiser diverges on a quadratic: of Adam that of the preconditioned matrix."""
+    return 2 / eta if kind == "gd" else (2 + 2 * BETAS[0]) / (1 - BETAS[0]) / eta
 
 
 def answered(kind: str, first: float, mean: float, error: float) -> str:
@@ -137,7 +141,7 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
     ratios: dict[str, Estimate] = {}
     table, verdicts = [], []
     drawn: dict[str, list[Line]] = {"ratio": [], "sharpness": [], "loss": []}
-    said: dict[str, tuple[list[str], ...]] = {}
+    said: dict[str, tuple[list[Any], ...]] = {}
     for kind, eta in runs:
         part, key = parts[_key(kind, eta)], _key(kind, eta)
         a = part.arrays
@@ -148,41 +152,20 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
             mean, error, products=int(part.facts["products"]), method="mean over the last third of the steps"
         )
         verdicts.append(answered(kind, first, mean, error))
-        there = a["step"][a["ratio"] >= 1 - ALLOWED[kind]]
-        edge = 2 / eta if kind == "gd" else (2 + 2 * BETAS[0]) / (1 - BETAS[0]) / eta
-        table.append(
-            {
-                "optimiser": NAMES[kind],
-                "rate η": f"{eta:g}",
-                "edge": f"{edge:.3g}{'' if kind == 'gd' else ' (of P⁻½ H P⁻½)'}",
-                f"ratio, first look (step {FIRST['gd']} or {FIRST['adam']})": f"{first:.3g}",
-                "ratio, last third": rounded(ratios[key]),
-                "at the edge from step": f"{there[0]:.0f}" if len(there) else "never",
-                "λmax, first look": f"{a['sharpness'][0]:.3g}",
-                "λmax, last third": f"{a['sharpness'][late].mean():.3g}",
-                "loss at the end": f"{a['loss'][-1]:.2g}",
-            }
-        )
+        sharpness, there = a["sharpness"][late].mean(), a["step"][a["ratio"] >= 1 - ALLOWED[kind]]
+        facts = {"first": first, "ratio": ratios[key], "there": there, "a": a, "sharpness": sharpness, "looks": FIRST}
+        table.append(filled(TEXTS["table"], name=NAMES[kind], eta=eta, edge=edge_of(kind, eta), **facts))
         label = f"η = {eta:g}"
-        numbers = f"{first:.2g}", rounded(ratios[key]), f"{eta:g}"
-        for told, number in zip(said.setdefault(kind, ([], [], [])), numbers, strict=True):
-            told.append(number)
-        ratio, sharpness, training = (f"{NAMES[kind]}: {what}" for what in (RATIOS[kind], "λmax", "training loss"))
+        for numbers, number in zip(said.setdefault(kind, ([], [], [])), (first, ratios[key], eta), strict=True):
+            numbers.append(number)
+        ratio, curvature, training = (f"{NAMES[kind]}: {what}" for what in (RATIOS[kind], "λmax", "training loss"))
         drawn["ratio"].append(Line(ratio, label, a["step"], a["ratio"], a["residual"]))
-        drawn["sharpness"].append(Line(sharpness, label, a["step"], a["sharpness"]))
+        drawn["sharpness"].append(Line(curvature, label, a["step"], a["sharpness"]))
         drawn["loss"].append(Line(training, label, a["step"], a["loss"]))
     answer = "yes" if set(verdicts) == {"yes"} else "no" if "no" in verdicts else "undecided"
-    goes = [
-        f"from {', '.join(first)} to {', '.join(last)} for {NAMES[kind]} at η = {', '.join(etas)}"
-        for kind, (first, last, etas) in said.items()
-    ]
-    sentence = (
-        f"{answer.capitalize()}: the largest eigenvalue over its edge goes {' and '.join(goes)}, from the first look to the mean "
-        f"over the last third of {steps} steps."
-    )
+    sentence = say(TEXTS["sentence"], answer=answer, said=said, names=NAMES, steps=steps)
     note = "one line for each learning rate"
     charts = [Lines(lines=tuple(lines), x_label="step", note=note, **TEXTS["charts"][k]) for k, lines in drawn.items()]
-    allowed = {kind: 100 * part for kind, part in ALLOWED.items()}
     return Findings(
         answer,
         sentence,
@@ -190,5 +173,5 @@ def _concluded(runs: Sequence[tuple[str, float]], steps: int, parts: Parts) -> F
         tuple(table),
         tuple(charts),
         words={_key(kind, eta): f"{NAMES[kind]}, η = {eta:g}" for kind, eta in runs},
-        facts=tuple(text.format(**allowed, first=FIRST["adam"]) for text in TEXTS["facts"]),
+        facts=tuple(told(TEXTS["facts"], allowed=ALLOWED, looks=FIRST)),
     )

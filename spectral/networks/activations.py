@@ -32,28 +32,25 @@ def module_named(model: nn.Module, name: str) -> nn.Module:
     return there[name]
 
 
-class _Reached(BaseException):
-    """The forward pass has come to the module; models that handle exceptions do not handle this one."""
+class Reached(BaseException):
+    """The forward pass has come to where it is to end; models that handle exceptions do not handle this one."""
 
 
 def taken(module: nn.Module, name: str, samples: int, forward: Callable[[], Any]) -> torch.Tensor:
     """What the module returns in a forward pass, which ends there: a tensor (B, ...) of as many `samples`."""
 
     def stop(_: nn.Module, args: Any, output: Any) -> None:
-        raise _Reached(output)
+        raise Reached(output)
 
-    handle = module.register_forward_hook(stop)
     try:
-        with torch.no_grad():
+        with module.register_forward_hook(stop), torch.no_grad():
             forward()
-    except _Reached as reached:
+    except Reached as reached:
         h = reached.args[0]
     else:
         raise ValueError(
             f"wrt='{PREFIX}{name}' is never called in the forward pass; name a module that is called once."
         )
-    finally:
-        handle.remove()
     if not isinstance(h, torch.Tensor):
         raise TypeError(
             f"wrt='{PREFIX}{name}' returns a {type(h).__name__}, but must return a tensor; name a module inside it."
@@ -75,11 +72,8 @@ def standing_in(module: nn.Module, name: str, h: torch.Tensor) -> Iterator[None]
         calls.append(1)
         return h.clone()  # the next module may write to it
 
-    handle = module.register_forward_hook(instead)
-    try:
+    with module.register_forward_hook(instead):
         yield
-    finally:
-        handle.remove()
     if len(calls) != 1:
         raise ValueError(
             f"wrt='{PREFIX}{name}' is called {len(calls)} times in one forward pass, so that its output is no one variable; name "

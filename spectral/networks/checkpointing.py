@@ -12,8 +12,8 @@ again in the backward pass is `torch.utils.checkpoint`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from spectral.networks.trees import tensors
+from spectral.threads import instead
 
 Function = Callable[..., torch.Tensor]
 WORTH = 0.8  # of a graph, that is left at most: making modules again takes a third of a gradient
@@ -72,23 +73,6 @@ def _one_by_one(pieces: Sequence[nn.Module], x: Any) -> Any:
     return x
 
 
-@contextmanager
-def _standing_in(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Inside, these modules have other forwards."""
-    with ExitStack() as stack:
-        for module, forward in forwards.items():
-            stack.callback(_put_back, module, vars(module).get("forward"))
-            module.forward = forward  # type: ignore[method-assign]
-        yield
-
-
-def _put_back(module: nn.Module, forward: Any) -> None:
-    if forward is None:
-        del module.forward
-    else:
-        module.forward = forward  # type: ignore[method-assign]
-
-
 def checkpointed(function: Function, model: nn.Module, pieces: Sequence[Sequence[str]]) -> Function:
     """The same function, whose graph makes these pieces again."""
 
@@ -102,7 +86,9 @@ def checkpointed(function: Function, model: nn.Module, pieces: Sequence[Sequence
             else:
                 chains.setdefault(model.get_submodule(names[0].rpartition(".")[0]), []).append(nn.Sequential(*modules))
         forwards |= {chain: partial(_one_by_one, parts) for chain, parts in chains.items()}
-        with _standing_in(forwards):
+        with ExitStack() as stack:
+            for module, forward in forwards.items():
+                stack.enter_context(instead(module, forward=forward))
             return function(*primals)
 
     return made
@@ -169,8 +155,8 @@ def _measured(
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if name and not isinstance(module, torch.jit.ScriptModule):
-                stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-                stack.callback(module.register_forward_hook(partial(after, name)).remove)
+                stack.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+                stack.enter_context(module.register_forward_hook(partial(after, name)))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t))
         _ = function(*leaves)  # its graph keeps what was packed, so that no address comes twice
     return total, calls

@@ -80,14 +80,6 @@ class Curvature(SumOverBatches):
         self._begin(network, products)
         self._test_model()
 
-    def _hold_engine(self, model: Any, engine: str) -> None:
-        """One sentence for an engine that this matrix of this model does not have."""
-        if engine == linearize.DIFFERENCE:
-            raise ValueError(
-                f"engine='finite-difference' is of the Hessian, a difference of gradients; {type(self).__name__} has exact "
-                "products: leave it out."
-            )
-
     def _begin(self, network: Any, products: Products) -> None:
         survey = checks.surveyed(network)
         self.samples = sum(part.n for part in survey.parts)
@@ -139,10 +131,8 @@ class Curvature(SumOverBatches):
             if self._own and self.ranks > 1:
                 part.tensor.zero_()  # the samples of other ranks are theirs
             for group, batch in batches:
-                v, w = V_bn, part.tensor
-                if self._own:
-                    v, w = v[:, self.entries(group)], w[:, self.entries(group)]
-                self._multiply("H v", group, batch, v, w, new=self._own or group.start == 0)
+                here = (slice(None), self.entries(group))
+                self._multiply("H v", group, batch, V_bn[here], part.tensor[here], new=self._own or group.start == 0)
         W_bn = self._total(part, f"with {type(self).__name__}")
         return self._piece((W_bn.div_(self.count) if self.coarse else W_bn).T)
 
@@ -169,9 +159,7 @@ class Curvature(SumOverBatches):
         with distributed.Summand(g) as part, network.sweep() as batches:
             values = tuple(p.detach().requires_grad_() for p in network.values.values())
             for _, batch in batches:
-                found = torch.autograd.grad(network.total(batch)(*values), values, allow_unused=True)
-                for piece, one in zip(g.split([p.numel() for p in values]), found, strict=True):
-                    piece += 0.0 if one is None else one.reshape(-1)
+                trace.add_pieces(g, linearize.gradients(network.total(batch)(*values), values))
         total = part.sum().div_(self.count)
         if not arrays.all_finite(total):
             part.share()
@@ -623,11 +611,6 @@ class GaussNewton(Curvature):
             network.head = None
             network.untested["the head in chunks"] = f"its derivative is off by {gap / scale:.1e}"
 
-    def _logits_bytes(self, batch: Any, index: int) -> int:
-        """Of a batch's logits."""
-        network = self.network
-        return network.samples.size(batch) * network.info.outputs[index] * network.compute_dtype.itemsize
-
     def _head_curvature(self, seen: Sequence[Any], batch: Any, keeps: bool) -> Callable[..., Sequence[torch.Tensor]]:
         """(dh, dW, db), the latter if they vary -> the loss's curvature with respect to these, times `share`."""
         h, weight = (t.detach() for t in seen[:2])
@@ -648,7 +631,7 @@ class GaussNewton(Curvature):
     def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
         network, seen = self.network, list[Any]()  # what the curvature is taken at needs no forward pass of its own
         kept = int(linearize.COPIES[way] * self._graph_bytes * self._samples(group))
-        logits = self._logits_bytes(batch, group.start)
+        logits = network.samples.size(batch) * network.info.outputs[group.start] * network.compute_dtype.itemsize
         keeps = self.chunked and self.store.room(kept + logits, self.device)
         latest, curves = list[Sequence[torch.Tensor]](), list[Callable[..., Sequence[torch.Tensor]]]()
         # the parameters of a head that is multiplied in chunks are outputs of the linearised function, beside what it reads

@@ -662,11 +662,10 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
     """
     if model.shards is not None:
         return model.observed(function, batch)
-    own, model.frozen = model.frozen, model.rest
     every = {**model.rest, **model.values} if index == 0 else {}
     before = {name: arrays.checksum(value) for name, value in every.items()}
     try:
-        with model_state.Unwritten(every) if every else nullcontext():
+        with threads.instead(model, frozen=model.rest), model_state.Unwritten(every) if every else nullcontext():
             z = function(*model.primals(batch))
     except FAILURES as problem:
         if is_own(problem):
@@ -680,11 +679,7 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
         kinds = kinds if isinstance(problem, RuntimeError) else set()
         odd = [name for name, p in model.model.named_parameters() if not has_derivatives(p)]
         if not kinds and not odd:
-            kind = next(
-                kind
-                for kind in (TypeError, RuntimeError, ValueError)
-                if isinstance(problem, kind) or kind is ValueError
-            )
+            kind = next((kind for kind in (TypeError, RuntimeError) if isinstance(problem, kind)), ValueError)
             raise kind(
                 f"the model fails on batch {index} ({type(problem).__name__}: {first_line(problem)}); the model, or forward= and "
                 "of= where they are given, must take what the batch holds."
@@ -698,8 +693,6 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
         raise TypeError(
             f"batch {index} holds {listed}, but the model is {model.compute_dtype}; convert one of them."
         ) from problem
-    finally:
-        model.frozen = own
     for name, value in every.items():
         if arrays.checksum(value) != before[name]:
             raise ValueError(model_state.written_to(name))

@@ -17,18 +17,16 @@ from torch import nn
 from spectral import arrays, distributed, probes
 from spectral.engine import linearize, trace
 from spectral.engine.plain import Maps
-from spectral.failures import first_line
-from spectral.networks import sharded
+from spectral.networks import per_sample, sharded
 from spectral.networks.data_model import DataModel
 from spectral.networks.dataset import DatasetInfo
 from spectral.networks.diagnose import checks
 from spectral.networks.diagnose.graph import coarsest
+from spectral.networks.output_curvature import Terms, diagonal_terms
 from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
 from spectral.pieces import Shards, local
 from spectral.schema import SWITCH, choice
-
-ROW_BYTES = 256 << 20  # rows of J held at a time while per-sample gradients are vectorised
 
 
 class Jacobian(SumOverBatches):
@@ -157,11 +155,7 @@ class Jacobian(SumOverBatches):
             raise ValueError(
                 "layout='flattened' is for wrt='inputs' and 'module:NAME'; use layout='stacked' with wrt='params'."
             )
-        if engine == linearize.DIFFERENCE:
-            raise ValueError(
-                "engine='finite-difference' is of the Hessian, a difference of gradients; a Jacobian has exact products: leave "
-                "it out."
-            )
+        self._hold_engine(model, engine)
         products = Products(engine, product_dtype, memory, preflight, chunk)
         with distributed.together():
             network = sharded.modelled(
@@ -218,7 +212,7 @@ class Jacobian(SumOverBatches):
         else:
             columns = math.prod(survey.variable) * (self.outputs if self.layout == "flattened" else 1)
         super().__init__((sum(self.rank_rows), columns), network, products, tuple(linearize.WAYS))
-        self.notes: dict[str, Any] = {}
+        self.singles: per_sample.Gradients | None = None  # how rows are made, once asked for
 
     def batch_rows(self, part: DatasetInfo) -> list[int]:
         """The rows of each batch of a rank.
@@ -284,8 +278,13 @@ class Jacobian(SumOverBatches):
             **self.network.describe(),
             "layout": self.layout,
             **self._described(),
-            **self.notes,
+            **self._rows_described(),
         }
+
+    def _rows_described(self) -> dict[str, str]:
+        if self.singles is None:
+            return {}
+        return {"rows": "one by one", "rows_reason": self.singles.reason} if self.singles.reason else {"rows": "vmap"}
 
     def identity(self) -> str:
         what = {**super().describe(), **self.network.describe(), "layout": self.layout}
@@ -350,37 +349,34 @@ class Jacobian(SumOverBatches):
         return tuple(piece for e in units for piece in self._pull(lin, u[:, None] * e))
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
-    def _sweep(self) -> Generator[tuple[range, slice, Any], None, None]:
-        """(batches, their rows of this rank's, those batches as one); closing it leaves the sweep at once, as an error does."""
-        first = self.starts[0]
-        with closing(self._batches()) as batches:
-            for group, batch in batches:
-                yield group, slice(self.starts[group.start] - first, self.starts[group.stop] - first), batch
+    def _rows_of(self, group: range) -> slice:
+        """The rows of these batches among this rank's."""
+        return slice(self.starts[group.start] - self.starts[0], self.starts[group.stop] - self.starts[0])
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         self._ready()
         V_bn = arrays.rows(local(V))
         shape = len(V_bn), self.rank_rows[distributed.rank()]
-        with distributed.Summand.of(V_bn, shape, self.shards is None) as part, closing(self._sweep()) as sweep:
-            for group, rows, batch in sweep:
-                self._multiply("J v", group, batch, V_bn, part.tensor[:, rows], new=True)
+        with distributed.Summand.of(V_bn, shape, self.shards is None) as part, closing(self._batches()) as batches:
+            for group, batch in batches:
+                self._multiply("J v", group, batch, V_bn, part.tensor[:, self._rows_of(group)], new=True)
         part.tensor = part.tensor.T
         return self._finite(part, part.rows(self.rank_rows), "J v")
 
     def _apply_transpose(self, U: torch.Tensor) -> torch.Tensor:
         self._ready()
         U_bm = arrays.rows(U[self.starts[0] : self.starts[-1]])
-        with self._sums((len(U_bm), self._entries), U.T) as part, closing(self._sweep()) as sweep:
-            for group, rows, batch in sweep:
-                self._multiply("J^T u", group, batch, U_bm[:, rows], part.tensor, new=group.start == 0)
+        with self._sums((len(U_bm), self._entries), U.T) as part, closing(self._batches()) as batches:
+            for group, batch in batches:
+                self._multiply("J^T u", group, batch, U_bm[:, self._rows_of(group)], part.tensor, new=group.start == 0)
         return self._piece(self._total(part, "J^T u").T)
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         """J^T J V in one sweep."""
         self._ready()
         V_bn = arrays.rows(local(V))
-        with self._sums((len(V_bn), self._entries), V_bn) as part, closing(self._sweep()) as sweep:
-            for group, _, batch in sweep:
+        with self._sums((len(V_bn), self._entries), V_bn) as part, closing(self._batches()) as batches:
+            for group, batch in batches:
                 self._multiply("J^T J v", group, batch, V_bn, part.tensor, new=group.start == 0)
         return self._piece(self._total(part, "J^T J v").T)
 
@@ -474,56 +470,19 @@ class Jacobian(SumOverBatches):
         return torch.stack(rows, 1)
 
     def _parameter_rows(self, index: int, batch: Any, size: int) -> torch.Tensor:
-        """(B, k, P) by vmap over the samples, or sample by sample where that fails (noted)."""
-        if "rows" not in self.notes:
-            self._choose_rows(batch)
-        if self.notes["rows"] == "vmap":
-            return self._vectorised_rows(batch, size)
-        return torch.stack([self._one_sample_rows(self._sample(batch, i, size)) for i in range(size)])
+        """(B, k, P)."""
+        how, units = self._gradients(index, batch)
+        return torch.cat([torch.cat(parts, 1) for _, parts in how.rows(batch, units)]).view(size, -1, self.shape[1])
 
-    def _choose_rows(self, batch: Any) -> None:
-        """vmap if it gives what an ordinary VJP gives on two samples of the first batch."""
-        size = min(2, self.network.info.samples[0])
-        two = self.network.samples.rows(batch, self.network.info.samples[0], 0, size)
-        expected = torch.stack([self._one_sample_rows(self._sample(two, i, size)) for i in range(size)])
-        reason = ""
-        try:
-            got = self._vectorised_rows(two, size)
-            error = float((got - expected).norm() / expected.norm().clamp(min=torch.finfo(got.dtype).tiny))
-            if error > arrays.discrepancy(coarsest(self.network.function(two), self.network.primals(two))):
-                reason = f"vmap differs by {error:.1e}"
-        except (RuntimeError, ValueError, TypeError) as failure:
-            reason = f"vmap: {first_line(failure)}"
-        self.notes = {
-            **self.notes,
-            "rows": "one by one" if reason else "vmap",
-            **({"rows_reason": reason} if reason else {}),
-        }
-
-    def _vectorised_rows(self, batch: Any, size: int) -> torch.Tensor:
-        primals = self.network.primals(batch)
-        chunk = max(1, ROW_BYTES // (max(self.network.info.outputs) * self.shape[1] * self.dtype.itemsize))
-        per_sample, shared = self.network.samples.apart(batch, size)
-
-        def one(parts: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-            single = shared([part.unsqueeze(0) for part in parts])
-            function = self.network.function(single)
-            return torch.func.jacrev(lambda *p: function(*p)[0], argnums=tuple(range(len(primals))))(*primals)
-
-        with linearize.math_attention():  # the fused one has no batching rule
-            blocks = trace.vmap(one, chunk_size=chunk)(per_sample)
-        return torch.cat([block.reshape(size, block.shape[1], -1) for block in blocks], 2).detach()
-
-    def _sample(self, batch: Any, i: int, size: int) -> Any:
-        """Sample i of a batch of `size` as a batch of one."""
-        return self.network.samples.rows(batch, size, i, i + 1)
-
-    def _one_sample_rows(self, single: Any) -> torch.Tensor:
-        """(k, P) of a batch of one sample by k backward passes over one graph."""
-        lin = linearize.ForwardMode(self.network.function(single), self.network.primals(single))
-        z = lin.output
-        eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        return torch.stack([torch.cat([g.reshape(-1) for g in lin.vjp(e[None])]) for e in eye])
+    def _gradients(self, index: int, batch: Any) -> tuple[per_sample.Gradients, Terms]:
+        """(how gradients of single samples are made: by vmap where that holds on two samples; a unit vector for each output)."""
+        if self.facts is None:
+            self._measure(batch)
+        sizes, kind = self.network.info, self.facts.value.dtype  # type: ignore[union-attr]
+        z = torch.empty(sizes.samples[index], sizes.outputs[index], dtype=kind, device=self.device)
+        units = diagonal_terms(torch.ones_like, z)
+        self.singles = self.singles or per_sample.chosen(self.network, batch, units)
+        return self.singles, units
 
     def squared_norms(self, exact: bool = True, seed: int = 0) -> torch.Tensor:
         """||J_i||_F^2 of each sample, the diagonal of the flattened Gram, whatever the layout.
@@ -587,26 +546,7 @@ class Jacobian(SumOverBatches):
         if self.network.wrt != "params":
             pulled = linearize.ForwardMode(self.network.function(batch), self.network.primals(batch)).vjp(signs)[0]
             return pulled.double().reshape(size, -1).square().sum(1)
-        if "rows" not in self.notes:
-            self._choose_rows(batch)
-        if self.notes["rows"] == "vmap":
-            return self._vectorised_norms(batch, size, signs)
-        values = []
-        for i in range(size):
-            single = self._sample(batch, i, size)
-            lin = linearize.ForwardMode(self.network.function(single), self.network.primals(single))
-            values.append(sum(g.double().square().sum() for g in lin.vjp(signs[i : i + 1])))
-        return torch.stack(values)  # type: ignore[arg-type]
-
-    def _vectorised_norms(self, batch: Any, size: int, signs: torch.Tensor) -> torch.Tensor:
-        primals = self.network.primals(batch)
-        per_sample, shared = self.network.samples.apart(batch, size)
-
-        def one(parts: list[torch.Tensor], sign: torch.Tensor) -> torch.Tensor:
-            function = self.network.function(shared([part.unsqueeze(0) for part in parts]))
-            pull = torch.func.vjp(lambda *p: function(*p)[0], *primals)[1]
-            return sum(g.double().square().sum() for g in pull(sign))  # type: ignore[return-value]
-
-        chunk = max(1, ROW_BYTES // (self.shape[1] * self.dtype.itemsize))
-        with linearize.math_attention():
-            return trace.vmap(one, chunk_size=chunk)(per_sample, signs)
+        how, units = self._gradients(index, batch)
+        along = Terms(units.weights[:, :1], lambda which, samples: signs[samples, None])
+        rows = [sum(g.double().square().sum(1) for g in parts) for _, parts in how.rows(batch, along)]
+        return torch.cat(rows)  # type: ignore[arg-type]

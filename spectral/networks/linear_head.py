@@ -13,7 +13,7 @@ Legend: N tokens of a batch, d the head's width, V classes; h (N, d), W (V, d), 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from spectral import arrays, longvectors
 from spectral.engine import linearize, private
+from spectral.networks.activations import Reached
 
 WIDER = 4  # times as many classes as inputs: from here on the logits are larger than what a layer below them keeps
 ROWS = 4  # tokens on which the head's values are compared
@@ -84,35 +85,24 @@ def wide_calls(model: nn.Module) -> Iterator[WideCalls]:
 
         return note
 
-    handles = [
-        module.register_forward_hook(noted(name))
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and module.out_features >= WIDER * module.in_features
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if type(module) is nn.Linear and module.out_features >= WIDER * module.in_features:
+                hooks.enter_context(module.register_forward_hook(noted(name)))
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Reached(BaseException):
-    """The forward pass has come to the head; models that handle exceptions do not handle this one."""
 
 
 def inputs_of(head: nn.Module, forward: Callable[[], Any]) -> tuple[Tensor, Tensor, Tensor | None]:
     """(h, W, b) of the head's call in a forward pass, which ends there."""
 
     def stop(layer: Any, args: Any) -> None:
-        raise _Reached(args[0], layer.weight, layer.bias)
+        raise Reached(args[0], layer.weight, layer.bias)
 
-    handle = head.register_forward_pre_hook(stop)
     try:
-        forward()
-    except _Reached as reached:
+        with head.register_forward_pre_hook(stop):
+            forward()
+    except Reached as reached:
         return reached.args  # type: ignore[return-value]
-    finally:
-        handle.remove()
     raise ValueError(
         "the forward pass no longer calls the head that it called in the first sweep; build the operator anew."
     )

@@ -115,11 +115,8 @@ class LossModel(DataModel):
 
         def recorded(*values: torch.Tensor) -> torch.Tensor:
             cut.primals = values
-            handle = head.register_forward_pre_hook(begin_anew)
-            try:
+            with head.register_forward_pre_hook(begin_anew):
                 return self.function(batch, selected)(*values)
-            finally:
-                handle.remove()
 
         return recorded
 

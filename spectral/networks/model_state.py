@@ -28,7 +28,7 @@ from torch.nn.utils import parametrize
 from spectral import arrays
 from spectral.engine import private
 from spectral.networks.trees import tensors
-from spectral.threads import Shared
+from spectral.threads import Shared, instead
 
 # not their subclasses, which may refuse to be filled again
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
@@ -50,17 +50,14 @@ def _differentiable() -> Iterator[None]:
     """Without the fused inference path of nn.MultiheadAttention and TransformerEncoderLayer, which has no derivative, without
     cached parametrisations, which substituted parameters would not reach, and without fused weight normalisation
     and bags; what an embedding reads as its padding is a constant."""
-    fused, cached = torch.backends.mha.get_fastpath_enabled(), getattr(parametrize, "_cache_enabled", 0)
+    fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    if cached:
-        parametrize._cache_enabled = 0
+    uncached = instead(parametrize, _cache_enabled=0)
     try:
-        with private.weight_norm_of_operations(), private.embeddings_of_operations():
+        with uncached, private.weight_norm_of_operations(), private.embeddings_of_operations():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        if cached:
-            parametrize._cache_enabled = cached
 
 
 differentiable = Shared(_differentiable)
@@ -190,7 +187,9 @@ class Snapshot:
             elif isinstance(thing, torch.Generator):
                 self.generators.append((thing.set_state, thing.get_state()))
             elif isinstance(thing, np.random.Generator):
-                self.generators.append((_bit_generator(thing), thing.bit_generator.state))
+                self.generators.append(
+                    (functools.partial(setattr, thing.bit_generator, "state"), thing.bit_generator.state)
+                )
             elif isinstance(thing, random.Random):
                 self.generators.append((thing.setstate, thing.getstate()))
 
@@ -214,10 +213,6 @@ class Snapshot:
                 parameter.grad = grad
         for put_back, state in self.generators:
             put_back(state)
-
-
-def _bit_generator(generator: np.random.Generator) -> Callable[[Any], None]:
-    return lambda state: setattr(generator.bit_generator, "state", state)
 
 
 def _same(holder: Any, copy: Any) -> bool:

@@ -147,24 +147,9 @@ def loss_hessian(model: LossModel, output: Any, batch: Any, scale: float = 1.0) 
 
     By double backward through the loss, which runs with the model's parameters of now.
     """
-    heads = [h.detach().requires_grad_() for h in model.heads(output)]
-    total = model.run(model.values, batch, lambda z: model.loss(z, batch)[0], model.with_heads(output, heads))
-    gradient: Sequence[torch.Tensor] = [torch.zeros_like(h) for h in heads]
-    if total.requires_grad:
-        gradient = torch.autograd.grad(total, heads, create_graph=True, allow_unused=True, materialize_grads=True)
-    linked = [i for i, g in enumerate(gradient) if g.requires_grad]
-
-    def product(U: torch.Tensor) -> torch.Tensor:
-        if not linked:  # piecewise linear in z
-            return torch.zeros_like(U)
-        parts = apart(U, heads)
-        H_U = torch.autograd.grad(
-            [gradient[i] for i in linked], heads, [parts[i] for i in linked], retain_graph=True, allow_unused=True,
-            materialize_grads=True,
-        )  # fmt: skip
-        return scale * joined(H_U, len(U))
-
-    return product
+    loss, _, heads = loss_of_heads(model, batch, lambda: output)
+    gradient = linearize.ReverseOverReverse(loss, heads)
+    return lambda U: scale * joined(gradient.jvp(apart(U, heads)), len(U))
 
 
 def loss_of_heads(

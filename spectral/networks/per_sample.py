@@ -20,6 +20,7 @@ from spectral import arrays
 from spectral.engine import linearize, trace
 from spectral.failures import first_line
 from spectral.networks.data_model import DataModel, near
+from spectral.networks.diagnose.graph import coarsest
 from spectral.networks.output_curvature import Terms
 
 ROOM = 256 << 20  # bytes of gradients that are held at a time
@@ -54,17 +55,17 @@ class Gradients:
         return form
 
     def rows(self, batch: Any, terms: Terms) -> Rows:
-        """The gradients of a batch's samples, no more at a time than there is room for."""
+        """The gradients of a batch's samples, one after another, no more at a time than there is room for."""
         some, size = terms.there(), len(terms.weights)
         if self.reason:
             yield from self._one_by_one(batch, terms, some)
             return
         width = max(1, ROOM // max(1, self.entries * self.model.compute_dtype.itemsize))  # gradients at a time
-        for which in some.split(width):
-            each = max(1, width // len(which)) if len(which) else size
-            for start in range(0, size, each):
-                samples = slice(start, min(start + each, size))
-                part = self.model.samples.rows(batch, size, samples.start, samples.stop)
+        each = max(1, width // max(1, len(some)))
+        for start in range(0, size, each):
+            samples = slice(start, min(start + each, size))
+            part = self.model.samples.rows(batch, size, samples.start, samples.stop)
+            for which in some.split(width):
                 w = terms.weights[samples, which].double().reshape(-1)
                 yield w, self._vectorised(part, terms.vectors(which, samples))
 
@@ -105,8 +106,7 @@ def chosen(model: DataModel, batch: Any, terms: Terms) -> Gradients:
         got = squares(Gradients(model))
     except (RuntimeError, ValueError, TypeError) as failure:
         return Gradients(model, first_line(failure))
-    kinds = {model.compute_dtype, *(p.dtype for p in model.values.values())}
-    allowed = max(arrays.discrepancy(kind) for kind in kinds)
+    allowed = arrays.discrepancy(coarsest(model.function(two), model.primals(two)))
     return Gradients(model, "" if near(got, due, allowed) else "vmap gives something else")
 
 

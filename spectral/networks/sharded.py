@@ -34,7 +34,7 @@ from spectral.networks.data_model import DataModel
 from spectral.networks.loss_model import LossModel
 from spectral.networks.products import Products
 from spectral.pieces import Shards, own_rows
-from spectral.threads import FORWARD_MODE
+from spectral.threads import FORWARD_MODE, instead
 
 OURS = {  # how the backward pass of a product reduces, whatever training does
     "gradient_divide_factor": 1.0,  # a sum, no mean
@@ -105,7 +105,7 @@ def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> No
         raise RuntimeError(
             f"torch {torch.__version__} does not say how fully_shard reduces gradients (no {missing[0]}); use torch 2.8 or later."
         )
-    shared = {id(p) for unit in _units(model) for group in _groups(unit) for p in _sharded(group)}
+    shared = {id(one.sharded_param) for unit in _units(model) for group in _groups(unit) for one in group.fsdp_params}
     own: dict[str, Any] = dict(model.named_parameters())
     for name, p in own.items():
         if id(p) not in shared:
@@ -119,10 +119,6 @@ def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> No
                 f"the parameter {name} lies as {p.placements} on a mesh of shape {tuple(mesh.mesh.shape)}; shard rows alone, "
                 "over all ranks in their order (fully_shard with its default mesh and placement)."
             )
-
-
-def _sharded(group: Any) -> list[Any]:
-    return [one.sharded_param for one in group.fsdp_params]
 
 
 def shards(values: Mapping[str, Any], ranks: int) -> Shards:
@@ -226,7 +222,7 @@ class ShardedModel(DataModel):
         """Inside a forward-mode level, every module that is called finds its parameters with these tangents."""
         moves = dict(zip(self.names, tangents, strict=True))
         names = {id(p): name for name, p in self.model.named_parameters()}
-        handles = []
+        hooks = ExitStack()
         for unit, places in _owned(self.model).items():
             where = [(m, key, names[id(p)], p) for m, key, p in places if names.get(id(p)) in moves]
 
@@ -242,13 +238,11 @@ class ShardedModel(DataModel):
                         m._parameters[key] = dual
 
             if where:
-                handles.append(unit.register_forward_pre_hook(meet))
+                hooks.enter_context(unit.register_forward_pre_hook(meet))
         try:
-            with collectives.guarded(self._group()):
+            with hooks, collectives.guarded(self._group()):
                 yield
         finally:
-            for handle in handles:
-                handle.remove()
             self._reshard()
 
     def pulled(self, function: Callable[..., torch.Tensor], cotangent: torch.Tensor | None) -> list[torch.Tensor]:
@@ -265,19 +259,16 @@ class ShardedModel(DataModel):
         """Inside, the named parameters alone have gradients, none yet, which torch sums over the ranks; yields all of them."""
         named = dict(self.model.named_parameters())
         before = {name: (p.requires_grad, p.grad) for name, p in named.items()}
-        groups = [group for unit in _units(self.model) for group in _groups(unit)]
-        theirs = [{name: getattr(group, name) for name in OURS} for group in groups]
         try:
             for name, p in named.items():
                 p.grad = None
                 p.requires_grad_(name in names)
-            for group in groups:
-                vars(group).update(OURS)
-            with collectives.guarded(self._group()):
+            with ExitStack() as stack:
+                for group in (group for unit in _units(self.model) for group in _groups(unit)):
+                    stack.enter_context(instead(group, **OURS))
+                stack.enter_context(collectives.guarded(self._group()))
                 yield named
         finally:
-            for group, settings in zip(groups, theirs, strict=True):
-                vars(group).update(settings)
             self._reshard()
             for name, p in named.items():
                 p.requires_grad_(before[name][0])

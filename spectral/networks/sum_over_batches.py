@@ -94,6 +94,14 @@ class SumOverBatches(Operator):
         )
 
     # What a subclass gives -------------------------------------------------------------------------------------------
+    def _hold_engine(self, model: Any, engine: str) -> None:
+        """One sentence for an engine that this matrix of this model does not have."""
+        if engine == linearize.DIFFERENCE:
+            raise ValueError(
+                f"engine='finite-difference' is of the Hessian, a difference of gradients; {type(self).__name__} has exact "
+                "products: leave it out."
+            )
+
     def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
         """One batch, or several as one, linearised in one way for one kind of product."""
         raise TypeError(f"{type(self).__name__} multiplies nothing by itself; use one of its subclasses.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from spectral import arrays, distributed
@@ -12,15 +12,6 @@ from spectral.networks.data_model import DataModel
 from spectral.networks.dataset import DatasetInfo
 
 NOTHING = "data holds no batches, or empty ones alone; pass at least one batch that holds samples."
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a rank tells the others of its part of the matrix."""
-
-    info: DatasetInfo
-    built: dict[str, Any]
-    weights: str
 
 
 def of_all_ranks(model: DataModel, look: Callable[[], DatasetInfo]) -> DatasetInfo:
@@ -33,13 +24,13 @@ def of_all_ranks(model: DataModel, look: Callable[[], DatasetInfo]) -> DatasetIn
     if distributed.world_size() == 1:
         return look()
 
-    def told() -> Told:
+    def told() -> tuple[DatasetInfo, dict[str, Any], str]:
         weights = model.checksum() if model.shards is None else ""  # else each rank's are other ones
-        return Told(replace(look(), signatures=[]), _built(model), weights)
+        return replace(look(), signatures=[]), _built(model), weights
 
-    everyone = distributed.gather(told)
-    _check_alike(model, everyone)
-    model.info = replace(model.info, ranks=tuple(one.info for one in everyone))
+    infos, built, weights = zip(*distributed.gather(told), strict=True)
+    _check_alike(model, infos, built, weights)
+    model.info = replace(model.info, ranks=infos)
     if not any(part.samples for part in model.info.parts):
         raise ValueError(NOTHING)
     return model.info
@@ -59,16 +50,16 @@ def _built(model: DataModel) -> dict[str, Any]:
     }
 
 
-def _check_alike(model: DataModel, everyone: list[Told]) -> None:
+def _check_alike(model: DataModel, infos: Any, built: Any, weights: Any) -> None:
     """Every rank has built the same operator of the same weights; rank 0's is what others are held against."""
-    check_built([one.built for one in everyone])
-    shapes = {rank: one.info.feature_shape for rank, one in enumerate(everyone) if one.info.feature_shape is not None}
+    check_built(built)
+    shapes = {rank: info.feature_shape for rank, info in enumerate(infos) if info.feature_shape is not None}
     for rank, shape in shapes.items():
         if shape != shapes[min(shapes)]:
             raise ValueError(
                 f"rank {rank} has inputs of shape {shape}, rank {min(shapes)} of {shapes[min(shapes)]}; pad or crop them."
             )
-    check_weights(model, [one.weights for one in everyone])
+    check_weights(model, weights)
 
 
 def check_weights(model: DataModel, hashes: Sequence[str]) -> None:

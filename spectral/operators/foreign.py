@@ -70,12 +70,12 @@ class Foreign(Operator):
         super().__init__(tuple(matrix.shape), dtype, device)
         self.matrix, self.args = matrix, (matrix,)
 
-    # What a subclass gives: the crossing both ways
+    # The crossing both ways; a subclass says what its library takes
     def _out(self, V: torch.Tensor) -> Any:
-        raise TypeError(f"{type(self).__name__} has no arrays of its own.")
+        return V
 
     def _in(self, W: Any) -> torch.Tensor:
-        raise TypeError(f"{type(self).__name__} has no arrays of its own.")
+        return arrays.to_torch(W).detach()
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "matrix": type(self.matrix).__name__}
@@ -171,7 +171,7 @@ class Host(Foreign):
         return V.resolve_neg().numpy()
 
     def _in(self, W: Any) -> torch.Tensor:
-        return arrays.to_torch(np.ascontiguousarray(W))
+        return super()._in(np.ascontiguousarray(W))
 
 
 class Tensorial(Foreign):
@@ -181,12 +181,6 @@ class Tensorial(Foreign):
         where = getattr(matrix, "device", None)
         # cuda -> cuda:0
         super().__init__(matrix, dtype, torch.empty(0, device="cpu" if where is None else where).device)
-
-    def _out(self, V: torch.Tensor) -> torch.Tensor:
-        return V
-
-    def _in(self, W: Any) -> torch.Tensor:
-        return arrays.to_torch(W).detach()
 
     def _times(self, product: Callable[[Any], Any], V: torch.Tensor, rows: int) -> torch.Tensor:
         with torch.enable_grad():  # it may differentiate inside, whatever the caller's mode
@@ -205,9 +199,6 @@ class OnCupy(Foreign):
 
     def _out(self, V: torch.Tensor) -> Any:
         return arrays.to_cupy(V)
-
-    def _in(self, W: Any) -> torch.Tensor:
-        return arrays.to_torch(W)
 
     def _times(self, product: Callable[[Any], Any], V: torch.Tensor, rows: int) -> torch.Tensor:
         with arrays.one_stream(self.device):  # what cupy makes inside belongs to torch's stream: nothing is copied

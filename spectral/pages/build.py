@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from spectral.analysis import METRICS, PowerLaw, marchenko_pastur, outliers, power_law
+from spectral.analysis.power_law import DRAWN
 from spectral.analysis.theory import marchenko_pastur_density
-from spectral.cards import counted, with_error
+from spectral.cards import with_error
 from spectral.experiments.cell import CellResult
 from spectral.experiments.datasets import Problem
 from spectral.experiments.effects import SCALE, refused, row_of
 from spectral.experiments.experiments import Outcome
-from spectral.experiments.prose import prose
+from spectral.experiments.prose import filled, prose, told
 from spectral.quadrature.density import one_eigenvalue
 from spectral.spectrum import Spectrum
 
@@ -25,10 +27,9 @@ from .figures import DECADES
 
 TEXTS = prose(__file__)
 KINDS, CONDITIONS, NAMES = TEXTS["kinds"], TEXTS["conditions"], TEXTS["metrics"]
-COMPUTED, QUESTIONS = TEXTS["products"], TEXTS["questions"]
+COMPUTED, QUESTIONS, FACTS = TEXTS["products"], TEXTS["questions"], TEXTS["facts"]
 SHOWN = 12  # samples at each end
 NO_ACCURACY = "no test accuracy, for want of test samples (x, class) in one list"
-LEAST_TAIL = 10  # eigenvalues that the start of a tail must leave to be drawn
 
 
 def labels_for(matrices: Sequence[str], conditions: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -233,15 +234,10 @@ def single(
     listed = metrics or [name for name in numbers if not name.endswith("_stderr")]
     rows = [row for name in listed if (row := row_of(matrix, name, {condition: [numbers]})).values]
     description = spectrum.meta.get("operator", {})
-    known = f", {spectrum.zeros} of them known to be zero by shape" * (spectrum.zeros > 0)
-    facts = [
-        f"{counted(spectrum.dim, 'eigenvalue')}{known}; method: {_method(spectrum)}.",
-        *_cautions(description),
-    ]
-    if refused("alpha", numbers):
-        facts.append(f"No tail exponent ({tables.REFUSED}): {power_law(spectrum).reason}")
-    if math.isnan(numbers.get("true_label_alignment", 0.0)):
-        facts.append("No label alignment: the labels are all of one class.")
+    why = power_law(spectrum).reason if refused("alpha", numbers) else ""
+    alike = math.isnan(numbers.get("true_label_alignment", 0.0))
+    facts = told(FACTS["spectrum"], s=spectrum) + _cautions(description)
+    facts += told(FACTS["missing"], mark=tables.REFUSED, why=why, alike=alike)
     return _of_one(
         subject,
         description,
@@ -259,14 +255,7 @@ def numbers(subject: Subject, given: Numbers, which: str = "largest") -> Report:
     """The report of numbers that make no spectrum; `which` of them were asked for."""
     about = given.about
     facts = [str(about["of"]), *_cautions(about.get("operator", {}))]
-    if "method" in about:
-        facts.append(f"Method: {about['method']}, {counted(about['products'], 'product')}.")
-    else:
-        done, many = int(given.converged.sum()), len(given.value)
-        left = "nothing better was left" if about["complete"] else "the search was cut off, a better one may be missing"
-        facts.append(f"{done} of {many} have converged (residual at most {about['threshold']:.2g}); {left}.")
-    if len(given.estimates()) > tables.MOST_ENTRIES:
-        facts.append(f"The table shows the first {tables.MOST_ENTRIES}; result.json has all.")
+    facts += told(FACTS["numbers"], about=about, given=given, most=tables.MOST_ENTRIES)
     return _of_one(
         subject,
         about.get("operator", {}),
@@ -316,14 +305,6 @@ def _state(condition: str) -> str:
     return f"the network trained on {CONDITIONS.get(condition, condition)}"
 
 
-def _method(spectrum: Spectrum) -> str:
-    choice = str(spectrum.meta.get("choice", spectrum.method))
-    error = spectrum.meta.get("error")
-    if isinstance(error, Mapping) and "w1" in error:
-        return f"{choice}; Wasserstein error {float(error['w1']):.2g} of the spectral range"
-    return choice
-
-
 def _products(operators: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
     """How products with each matrix were computed: a row per matrix and way, its seeds and conditions together."""
     rows: dict[str, dict[str, Any]] = {}
@@ -340,12 +321,7 @@ def _products(operators: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Mappin
 
 def _cautions(description: Mapping[str, Any]) -> list[str]:
     """What a reader must know of the matrix itself: that it depends on how the data were cut into batches."""
-    said = []
-    for leaf in _leaves(description):
-        if why := leaf.get("loss_couples_samples"):
-            said.append(f"The loss couples the samples of a batch ({why}): the matrix is that of the batches as cut.")
-        if leaf.get("statistics") == "batch":
-            said.append("Batch norm works with each batch's own statistics: the matrix is that of the batches as cut.")
+    said = [caution for leaf in _leaves(description) for caution in told(FACTS["matrix"], leaf=leaf)]
     return list(dict.fromkeys(said))
 
 
@@ -372,7 +348,7 @@ def _alignment(results: Sequence[CellResult]) -> list[Line]:
 def exponents(fit: PowerLaw, matrix: str, condition: str, least: float = 0.0) -> Line:
     """alpha(xmin) of a fit, for starts above `least` from which on the tail still holds ten eigenvalues."""
     c = fit.curve
-    drawn = np.isfinite(c.alpha) & (c.tail >= LEAST_TAIL) & (c.xmin > least)
+    drawn = np.isfinite(c.alpha) & (c.tail >= DRAWN) & (c.xmin > least)
     chosen = (float(fit.xmin), float(fit.alpha)) if math.isfinite(fit.alpha) else None
     return Line(matrix, condition, c.xmin[drawn], c.alpha[drawn], c.sigma[drawn], chosen, not fit.accepted)
 
@@ -412,38 +388,21 @@ def _percent(share: float) -> str:
 
 def _facts(outcome: Outcome, labels: Mapping[str, str]) -> tuple[str, ...]:
     """Sentences that a reader must not miss: missed targets, refused fits."""
-    facts = []
-    if missed := outcome.result.untrained():
-        facts.append(
-            f"These networks did not reach their target loss, so that they are not alike in loss: {', '.join(missed)}."
-        )
-    doubted = []
-    for row in outcome.result.rows:
-        if row.metric == "alpha" and row.matrix in labels and (lost := sum(map(sum, row.refused.values()))):
-            doubted.append(f"{lost} of {sum(map(len, row.values.values()))} of {labels.get(row.matrix, row.matrix)}")
-    if doubted:
-        facts.append(
-            f"No tail exponent ({tables.REFUSED}) where the largest eigenvalues are no power law, or too few to tell: "
-            f"{'; '.join(doubted)}."
-        )
-    kernels = [r for r in outcome.result.cells if r.cell.matrix.kind == "ntk"]
-    if alone := sum(not r.alignment for r in kernels):
-        facts.append(
-            f"No label alignment of {alone} of {counted(len(kernels), 'kernel')}: the labels are of one class, or no classes."
-        )
-    return tuple(facts)
+    cells, rows = outcome.result.cells, outcome.result.rows
+    refusals = [
+        f"{lost} of {sum(map(len, row.values.values()))} of {labels.get(row.matrix, row.matrix)}"
+        for row in rows
+        if row.metric == "alpha" and row.matrix in labels and (lost := sum(map(sum, row.refused.values())))
+    ]
+    aligned = [bool(r.alignment) for r in cells if r.cell.matrix.kind == "ntk"]
+    facts = {"missed": outcome.result.untrained(), "refusals": refusals, "aligned": aligned, "mark": tables.REFUSED}
+    return tuple(told(FACTS["experiment"], **facts))
 
 
 def _trends(outcome: Outcome, labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
     """How each key metric of each matrix moves with the level, one row each."""
     return [
-        {
-            "matrix": tables.words(t.matrix, labels),
-            "metric": tables.words(t.metric, labels),
-            "Spearman's ρ": f"{t.rho:.2f}".replace("-", "−"),
-            "p": f"{t.p_value:.2g}",
-            "": "scale" if t.metric in SCALE else "",
-        }
+        filled(TEXTS["trend"], t=t, words=partial(tables.words, labels=labels), scale=t.metric in SCALE)
         for t in outcome.trends
         if math.isfinite(t.rho)
     ]

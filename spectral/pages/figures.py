@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from spectral.cards import COLOURS, GREY, counted, thin_ticks
+from spectral.cards import COLOURS, GREY, thin_ticks
+from spectral.experiments.prose import prose, say
 from spectral.plotting import FLOOR, LABELS, eigenvalue_axis, shared_grid
 from spectral.quadrature.density import mirrored, one_eigenvalue, per_efold
 
@@ -26,6 +27,7 @@ from . import Curve, Line, Numbers, Prototype, Row, conditions_of, matrices_of, 
 from .picture import BOTTOM, DASHES, LEFT, NARROW, TOP, WIDE, Key, Panel, Picture, on_axes, same_size, shot
 from .tables import d_text, number, opening, words
 
+TEXTS = prose(__file__)
 CONDITIONS = {"init": GREY, "true": COLOURS[0], "random": COLOURS[1]}
 DECADES = 8  # how far below the largest eigenvalue a picture looks at most
 POINTS = 300  # grid points of a curve
@@ -168,15 +170,9 @@ def draw_strip(ax: Axes, row: Row, style: Mapping[str, Style], labels: Mapping[s
 
 def band_note(curves: Sequence[Curve]) -> str:
     """What line and band are, in words: mean and range over seeds, or the band of a single spectrum."""
-    groups = Counter((curve.matrix, curve.condition) for curve in curves)
-    fewest, most = min(groups.values()), max(groups.values())
-    if most > 1:
-        seeds = f"{most} seeds" if fewest == most else f"up to {most} seeds"
-        single = ", of one seed its 95 % interval" if fewest == 1 else ""
-        return f"line: mean over {seeds} · band: smallest to largest{single}"
-    if all(curve.spectrum.is_exact for curve in curves):
-        return "exact eigenvalues: a line without a band"
-    return "band: 95 % interval of the estimate"
+    groups = Counter((curve.matrix, curve.condition) for curve in curves).values()
+    exact = all(curve.spectrum.is_exact for curve in curves)
+    return say(TEXTS["band"], fewest=min(groups), most=max(groups), exact=exact)
 
 
 def landscape(
@@ -216,9 +212,8 @@ def landscape(
         return _alt_density(name, of_matrix(chosen, name), strips.get(name), labels)
 
     panels = same_size(_by_matrix(names, labels, draw, alt, axes))
-    note = band_note(chosen) if chosen else ""
-    note += " · dashed: the nearest Marchenko–Pastur law" * bool(theory)
-    note += " · stems: outliers of the first seed" * bool(stems)
+    band = band_note(chosen) if chosen else ""
+    note = say(TEXTS["landscape"], band=band, theory=bool(theory), stems=bool(stems))
     return Picture(panels, _keys(conditions, style, labels), note)
 
 
@@ -237,20 +232,15 @@ def _by_matrix(
 
 def _alt_density(name: str, curves: Sequence[Curve], strip: Row | None, labels: Mapping[str, str]) -> str:
     """What the densities of a matrix look like, for those who do not see them."""
-    said = []
+    ends = {}
     for condition in conditions_of(curves):
         spectra = [curve.spectrum for curve in curves if curve.condition == condition]
         values = [x for s in spectra if len(x := s.points(zeros=False)[0])] or [np.zeros(1)]
         low, high = min(float(x[0]) for x in values), max(float(x[-1]) for x in values)
         size = max(abs(low), abs(high))
-        low, high = (0.0 if abs(x) < 1e-12 * size else x for x in (low, high))
-        said.append(f"{words(condition, labels)} from {low:.2g} to {high:.2g}")
-    text = f"Eigenvalues of {words(name, labels)}"
-    text += f", density on logarithmic axes: {'; '.join(said)}." if said else "."
-    if strip is not None:
-        numbers = [f"{words(condition, labels)} {number(strip, condition)}" for condition in strip.values]
-        text += f" {opening(words(strip.metric, labels))}: {', '.join(numbers)}."
-    return text
+        ends[condition] = [0.0 if abs(x) < 1e-12 * size else x for x in (low, high)]
+    named = partial(words, labels=labels)
+    return say(TEXTS["densities"], name=name, ends=ends, strip=strip, words=named, number=number, opening=opening)
 
 
 def panels(
@@ -268,8 +258,8 @@ def panels(
         own = of_matrix(curves, name)
         if kind != "cdf":
             return _alt_density(name, own, None, labels)
-        halves = [f"{words(c, labels)}, half of them below {_median(own, c):.2g}" for c in conditions_of(own)]
-        return f"Distribution function of the eigenvalues of {words(name, labels)}: {'; '.join(halves)}"
+        halves = {words(c, labels): _median(own, c) for c in conditions_of(own)}
+        return say(TEXTS["distributions"], name=words(name, labels), halves=halves)
 
     made = _by_matrix(matrices_of(curves), labels, draw, alt)
     return Picture(made, _keys(conditions, style, labels), "" if kind == "lines" else band_note(curves))
@@ -318,16 +308,10 @@ def _pairs(given: Numbers) -> Picture:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_xlim(0.5, len(index) + 0.5)
 
-    many, ends = (
-        counted(len(index), given.kind.removesuffix("s")),
-        f"from {given.value[0]:.4g} to {given.value[-1]:.4g}",
-    )
-    alt = (
-        f"{many} {ends} against the index, and the residuals: {int(given.converged.sum())} at or below {threshold:.1g}."
-    )
+    alt = say(TEXTS["pairs"], given=given, threshold=threshold, done=int(given.converged.sum()))
     keys = tuple(Key(name, shade) for name, _, shade, _ in parts)
     panel = on_axes(draw, "", alt, WIDE, [(2.2, 0.35), (1.8, BOTTOM)])
-    return Picture((panel,), keys, "bars: residual · dashed: from here a pair counts as converged")
+    return Picture((panel,), keys, TEXTS["residuals"])
 
 
 def _sorted_diagonal(given: Numbers) -> Picture:
@@ -381,17 +365,14 @@ def counts(items: Sequence[Line], labels: Mapping[str, str]) -> Picture:
         ax.xaxis.set_major_formatter("{x:g}")
 
     def alt(name: str) -> str:
-        said = []
-        for condition in style:
-            own = [item for item in of_matrix(items, name) if item.condition == condition]
-            pairs = [
-                f"{y:.0f} of {x:g}" for item in own for x, y in zip(item.x, item.y, strict=True) if math.isfinite(y)
-            ]
-            said += [f"{words(condition, labels)}: {', '.join(pairs) or 'none known'}"]
-        return f"Outliers of so many classes, {words(name, labels)}; {'; '.join(said)}."
+        pairs: dict[str, list[str]] = {words(c, labels): [] for c in style}
+        for item in of_matrix(items, name):
+            known = ((x, y) for x, y in zip(item.x, item.y, strict=True) if math.isfinite(y))
+            pairs[words(item.condition, labels)] += [f"{y:.0f} of {x:g}" for x, y in known]
+        return say(TEXTS["counts"], name=words(name, labels), pairs=pairs)
 
     made = _by_matrix(matrices_of(items), labels, draw, alt)
-    return Picture(made, _keys(list(style), style, labels), "a dot for each network whose outliers could be counted")
+    return Picture(made, _keys(list(style), style, labels), TEXTS["dots"])
 
 
 def prototypes(items: Sequence[Prototype]) -> Picture:
@@ -524,14 +505,9 @@ def lines(
 
 def _alt_lines(name: str, items: Sequence[Line], labels: Mapping[str, str], x_label: str, y_label: str) -> str:
     """Where the lines of a panel begin and end, condition by condition."""
-    said = []
-    for condition in conditions_of(items):
-        own = [item for item in items if item.condition == condition]
-        first, last = (np.mean([item.y[place] for item in own]) for place in (0, -1))
-        refused = sum(item.refused for item in own)
-        mark = f" ({refused} of {len(own)} fits refused)" if refused else ""
-        said.append(f"{words(condition, labels)} from {first:.3g} to {last:.3g}{mark}")
-    return f"{words(name, labels)}: {y_label} against {x_label}: {'; '.join(said)}."
+    own = {words(c, labels): [item for item in items if item.condition == c] for c in conditions_of(items)}
+    ends = {name: [float(np.mean([item.y[i] for item in found])) for i in (0, -1)] for name, found in own.items()}
+    return say(TEXTS["lines"], name=words(name, labels), x=x_label, y=y_label, own=own, ends=ends)
 
 
 # Bars -------------------------------------------------------------------------------------------------------------------

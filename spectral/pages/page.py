@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from spectral.experiments.prose import prose
+from spectral.experiments.prose import prose, say
 from spectral.persist import atomic_write
 from spectral.quadrature.density import LOG, is_signed, signed_floor
 
@@ -89,38 +89,24 @@ def draw(report: Report) -> dict[str, Picture]:
 
 def captions(report: Report) -> dict[str, str]:
     """What is drawn, under each picture: the quantity, the resolution, the zeros."""
-    multi = len(conditions_of(report.curves)) > 1
-    small = _resolution(report)
     strips = [row for row in report.rows if row.metric == report.headline_metric]
-    hollow = " (hollow: a refused fit)" if any(row.doubted()[0] for row in strips) else ""
-    effect = ", d Cohen's effect size of true minus random labels" if any(row.effect for row in strips) else ""
-    below = (
-        f" Below: {words(report.headline_metric, report.labels)} of the same matrices; dots are seeds{hollow}, bars mean ± one "
-        f"standard deviation, of one seed its standard error{effect}."
-    )
-    return {
-        **TEXTS["captions"],
-        "numbers": "" if report.numbers is None else f"The {report.numbers.kind} of {report.title}, with their errors.",
-        "landscape": f"Spectral densities{', overlaid' * multi}. {small}{below * bool(report.headline_metric and multi)}",
-        "esd": f"{TEXTS['captions']['esd']} {small}",
-    }
+    facts = {
+        "report": report, "small": _resolution(report), "metric": words(report.headline_metric, report.labels),
+        "multi": len(conditions_of(report.curves)) > 1, "hollow": any(row.doubted()[0] for row in strips),
+        "effect": any(row.effect for row in strips),
+    }  # fmt: skip
+    return {name: say(text, **facts) for name, text in TEXTS["captions"].items()}
 
 
 def _resolution(report: Report) -> str:
     """The smoothing width, the known zeros and the fit of the picture, in one or two sentences."""
     if not report.curves:
         return ""
-    text = f"Smoothing: a Gaussian of {LOG:g} decades in λ, under which one of n eigenvalues peaks at 1.7/n."
-    for matrix in matrices_of(report.curves):
-        own = of_matrix(report.curves, matrix)
-        if any(is_signed(curve.spectrum) for curve in own):
-            text += " " + _about_zero(own, report.labels)
+    each = [of_matrix(report.curves, matrix) for matrix in matrices_of(report.curves)]
+    signed = [_about_zero(own, report.labels) for own in each if any(is_signed(curve.spectrum) for curve in own)]
     zeros = sorted({(c.matrix, c.spectrum.zeros, c.spectrum.dim) for c in report.curves if c.spectrum.zeros})
     named = [f"{zero} of {dim} ({words(matrix, report.labels)})" for matrix, zero, dim in zeros]
-    if named:
-        text += f" Eigenvalues known to be zero are counted but not drawn: {', '.join(named[:4])}"
-        text += f" and {len(named) - 4} more." if len(named) > 4 else "."
-    return text
+    return say(TEXTS["resolution"], width=LOG, signed=signed, zeros=named)
 
 
 def _about_zero(curves: list[Curve], labels: Mapping[str, str]) -> str:
@@ -130,16 +116,9 @@ def _about_zero(curves: list[Curve], labels: Mapping[str, str]) -> str:
     for condition in conditions_of(curves):
         first = next(curve for curve in curves if curve.condition == condition)
         bands = [first.spectrum.count(*ends) for ends in ((-math.inf, -low), (-low, low))]
-        negative, small = (
-            f"{float(b.value):,.0f}" + ("" if b.lower == b.upper else f" (95 %: {b.lower:,.0f} to {b.upper:,.0f})")
-            for b in bands
-        )
-        said.append(f"{words(condition, labels)}, seed {first.seed}: {negative} and {small}")
-    return (
-        f"{words(curves[0].matrix, labels)} has negative eigenvalues: its axis is logarithmic on both sides of zero, left of it "
-        f"are the negative ones, and the grey strip |λ| < {low:.2g} is not drawn. Of its {curves[0].spectrum.dim:,} eigenvalues, "
-        f"those left of the strip and those in it: {'; '.join(said)}."
-    )
+        said.append(say(TEXTS["left of it"], condition=words(condition, labels), seed=first.seed, bands=bands))
+    matrix, dim = words(curves[0].matrix, labels), curves[0].spectrum.dim
+    return say(TEXTS["two sides"], matrix=matrix, low=low, dim=dim, said=said)
 
 
 # Sentences -----------------------------------------------------------------------------------------------------------
@@ -170,12 +149,7 @@ def findings(report: Report) -> list[Finding]:
         )
     said += _scales(judged, report.labels)
     seeds = min(len(row.values.get("true", ())) for row in judged)
-    chance = Finding(
-        "Differences are paired",
-        f": true minus random labels of the same seed, that is of the same split, initial weights and order of samples. Of rows "
-        f"that know nothing of the labels, {100 * 2.0 ** (1 - seeds):.2g} % would have the same sign on all {seeds} seeds by "
-        "chance; Cohen's d is that of two unpaired groups.",
-    )
+    chance = Finding("Differences are paired", say(TEXTS["paired"], seeds=seeds))
     return [*said, chance]
 
 
@@ -184,17 +158,13 @@ def _separating(rows: Sequence[Row], count: int, labels: Mapping[str, str]) -> F
     apart = [row for row in rows if row.separates]
     if not apart:
         return None
-    signs = {math.copysign(1, _d(row)) for row in apart}
-    one_way = f"{'larger' if signs == {1.0} else 'smaller'} with true labels"
-    way = one_way if len(signs) == 1 else "of one sign, not always the same,"
+    larger = {_d(row) > 0 for row in apart}
     strongest = max(apart, key=lambda row: abs(_d(row)))
-    refused = f" (in {count - len(rows)} of them a fit was refused {tables.REFUSED})" if count > len(rows) else ""
-    return Finding(
-        tables.opening(words(rows[0].metric, labels)),
-        f": {way} on every seed in {len(apart)} of {matrices(count)}{refused}, most clearly in "
-        f"{words(strongest.matrix, labels)} ({number(strongest, 'true')} against {number(strongest, 'random')}, "
-        f"d = {'–' if strongest.effect is None else d_text(strongest.effect)}).",
-    )
+    numbers = {"d": "–" if strongest.effect is None else d_text(strongest.effect)}
+    numbers |= {"own": number(strongest, "true"), "other": number(strongest, "random"), "mark": tables.REFUSED}
+    facts = {"larger": larger, "apart": len(apart), "all": matrices(count), "refused": count - len(rows)}
+    rest = say(TEXTS["separates"], **facts, where=words(strongest.matrix, labels), **numbers)
+    return Finding(tables.opening(words(rows[0].metric, labels)), rest)
 
 
 def _scales(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Finding]:
@@ -204,13 +174,7 @@ def _scales(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Finding]:
         if row.scale and not row.doubted("true", "random")[0]:
             counts.setdefault(row.metric, []).append(int(bool(row.separates) and _d(row) < 0))
     parts = [f"{words(metric, labels)} in {sum(flags)} of {matrices(len(flags))}" for metric, flags in counts.items()]
-    if not parts:
-        return []
-    text = (
-        " says how steep a network is, not what it has learnt, and is not counted as separating. On every seed larger with "
-        f"random labels: {', '.join(parts)}."
-    )
-    return [Finding("Scale", text)]
+    return [Finding("Scale", f" {say(TEXTS['scale'], parts=parts)}")] if parts else []
 
 
 def _d(row: Row) -> float:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 import spectral
 from spectral.analysis import Comparison, PowerLaw, summary
-from spectral.cards import counted, with_error
-from spectral.experiments.prose import prose
+from spectral.cards import with_error
+from spectral.experiments.prose import filled, prose, say
 from spectral.layer_table import NAMED
 from spectral.persist import atomic_write
 
@@ -163,8 +163,7 @@ def _spectrum(name: str, s: Any) -> Section:
 def _pairs(name: str, result: Any) -> Section:
     kind = "eigenvalues" if isinstance(result, spectral.Eigenpairs) else "singular values"
     given = Numbers.of(result.to_arrays(), {"kind": kind, "threshold": result.threshold, "complete": result.complete})
-    left = "Nothing better was left" if result.complete else "The search was cut off, and a better one may be missing"
-    note = f"{left}; a residual of {result.threshold:.2g} counts as converged."
+    note = say(TEXTS["notes"]["pairs"], result=result)
     sentence = verdict.of_numbers(given, which="extreme").sentence
     picture = figures.numbers(given) if len(given.value) else None
     return Section(name, kind, sentence, tables.of_numbers(given), picture, (note,), took=_took(result))
@@ -175,25 +174,16 @@ def _estimate(name: str, e: Any) -> Section:
         given = Numbers.of(e.to_arrays(), {"kind": "diagonal"})
         sentence, table = verdict.of_numbers(given).sentence, tables.of_numbers(given)
         return Section(name, "diagonal", sentence, table, figures.numbers(given), took=_took(e))
-    said = f" ({e.method or 'estimated'}, {counted(e.products, 'product')})" if float(e.stderr) != 0 else ", exactly"
-    known = {"certified, at least": e.lower, "certified, at most": e.upper}
-    rows = {"value": f"{float(e.value):.6g}", "standard error": f"{float(e.stderr):.3g}"}
-    rows |= {key: f"{bound:.6g}" for key, bound in known.items() if math.isfinite(bound)}
-    rows |= {"random vectors": str(e.probes), "products": str(e.products), **({"method": e.method} if e.method else {})}
-    sentence = f"{tables.opening(name)} is {with_error(float(e.value), float(e.stderr))}{said}."
+    rows = {title: text for title, text in filled(TEXTS["tables"]["estimate"], e=e).items() if text}
+    sentence = say(TEXTS["notes"]["estimate"], name=tables.opening(name), e=e)
     return Section(name, "other", sentence, tables.of_settings(rows), took=_took(e))
 
 
 def _power_law(name: str, fit: Any) -> Section:
     line = build.exponents(fit, name, VALUE)
-    note = "band: one standard error · dot: the fit, hollow where it is refused"
-    drawn = {**page.TEXTS["lines"]["alpha"], "note": note}
+    drawn = {**page.TEXTS["lines"]["alpha"], "note": TEXTS["notes"]["power law"]}
     picture = replace(figures.lines([line], {}, **drawn), keys=()) if len(line.x) else None
-    rows = {"verdict": "accepted" if fit.accepted else "refused", "α": with_error(fit.alpha, fit.sigma)}
-    for label, key in (("start xmin", "xmin"), ("distance D", "D"), ("eigenvalues in the tail", "tail")):
-        rows[label] = with_error(float(getattr(fit, key)), fit.errors.get(key, math.nan))
-    rows |= {"decades": f"{fit.decades:.3g}", "independent eigenvalues": f"{fit.n_eff:.0f}"}
-    rows |= {"Hill's estimate": f"{fit.hill:.4g}"}
+    rows = filled(TEXTS["tables"]["power law"], fit=fit, unknown=math.nan)
     tests = [
         {"against": rival, "ln of the likelihood ratio": test.ratio, "p": test.p, "favours": test.favours}
         for rival, test in fit.tests.items()
@@ -205,17 +195,16 @@ def _power_law(name: str, fit: Any) -> Section:
 def _plan(name: str, plan: Any) -> Section:
     rows = {f"seconds of {part}": f"{value:.3g}" for part, value in plan.parts.items()}
     rows |= {f"MiB of {part}": f"{size / 2**20:.4g}" for part, size in plan.held.items()}
-    fits = "it fits what is free now" if plan.fits else "it does not fit what is free now"
+    fits = f"{plan}: it {'fits' if plan.fits else 'does not fit'} what is free now"
     picture = figures.bars(plan.parts, "seconds", name)
-    return Section(name, "plan", _opened(f"{plan}: {fits}"), tables.of_settings(rows), picture)
+    return Section(name, "plan", _opened(fits), tables.of_settings(rows), picture)
 
 
 def _comparison(name: str, told: Any) -> Section:
     keys = [key for key in told if f"{key}_stderr" in told]
     rows = {key.replace("_", " "): with_error(told[key], told[f"{key}_stderr"]) for key in keys}
-    note = "W1: the mean distance of eigenvalues of the same rank; KS: the largest difference of the distribution functions."
     both = overlaid({"a": told.a, "b": told.b})
-    return Section(name, "comparison", _opened(told), tables.of_settings(rows), both, (note,))
+    return Section(name, "comparison", _opened(told), tables.of_settings(rows), both, (TEXTS["notes"]["comparison"],))
 
 
 def _cut(count: int, things: str) -> tuple[str, ...]:

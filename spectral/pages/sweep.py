@@ -26,7 +26,7 @@ from urllib.parse import quote
 import spectral
 from spectral.app.store import inside, read_result
 from spectral.experiments.effects import Row, number_of, refused, row_of
-from spectral.experiments.prose import prose
+from spectral.experiments.prose import prose, say, told
 from spectral.persist import atomic_write
 from spectral.spectrum import Spectrum
 
@@ -329,13 +329,11 @@ def table(sweep: Sweep, panel: str, output: Path) -> Table:
     titles = ["#", *(sweep.columns[i] for i in differ)]
     titles += [words(m, sweep.labels) + " (± residual)" * (m in residuals) for m in metrics]
     same = tuple("–" if i in differ else value for i, value in enumerate(own[0].values))
-    foot = [f"All rows: {sweep.text(same)}."] if any(value != "–" for value in same) else []
-    if any(len(c.seeds) > 1 for c in own):
-        foot.append(f"Mean ± standard deviation over seeds; of one seed ± its own error, {tables.EXACT}")
-    else:
-        foot.append(f"± the error of the number itself; {tables.EXACT}")
-    if any(c.row(m).doubted()[0] for c in own for m in metrics):
-        foot.append(f"{tables.REFUSED}: the fit was refused, and gives no number.")
+    facts = {
+        "same": sweep.text(same) if any(value != "–" for value in same) else "", "scattered": any(len(c.seeds) > 1 for c in own),
+        "refused": any(c.row(m).doubted()[0] for c in own for m in metrics), "exact": tables.EXACT, "mark": tables.REFUSED,
+    }  # fmt: skip
+    foot = told(TEXTS["foot"], **facts)
     return Table((*titles, "seeds"), (("", tuple(entries)),), 1 + len(differ), " ".join(foot))
 
 
@@ -419,11 +417,8 @@ def write(runs: Sequence[Run], output: Path) -> Path:
 
 def question(sweep: Sweep) -> str:
     """What a sweep asks."""
-    if not sweep.columns:
-        several = len({seed for c in sweep.configurations for seed in c.seeds}) > 1
-        return "How far does the spectrum scatter over seeds?" if several else "What does the spectrum look like?"
-    *names, last = sweep.columns
-    return f"How does the spectrum change with {', '.join(names)}{' and ' * bool(names)}{last}?"
+    seeds = {seed for c in sweep.configurations for seed in c.seeds}
+    return say(TEXTS["question"], columns=list(sweep.columns), several=len(seeds) > 1)
 
 
 def answer(sweep: Sweep) -> Verdict:
@@ -436,15 +431,12 @@ def answer(sweep: Sweep) -> Verdict:
         known = sorted((m for m in means if math.isfinite(m[0])), key=lambda m: m[0])
         if not known:
             continue
-        where = f" of the {words(panel.partition(', ')[0], sweep.labels)}"
-        low, high = (f"{text} ({sweep.text(c.values)})" for _, text, c in (known[0], known[-1]))
-        span = f"is {known[0][1]}" if len(known) == 1 else f"lies between {low} and {high}"
-        parts.append(f"the {words(metric, sweep.labels)}{where} {span}")
+        ends = [(text, sweep.text(c.values)) for _, text, c in (known[0], known[-1])]
+        of = words(panel.partition(", ")[0], sweep.labels)
+        parts.append(say(TEXTS["span"], metric=words(metric, sweep.labels), of=of, ends=ends, alone=len(known) == 1))
     counts = [len(c.seeds) for c in sweep.configurations]
-    few, many = min(counts), max(counts)
-    scatter = f"mean ± sd over {'up to ' * (many > few)}{many} seeds" if many > 1 else "one seed each"
-    text = "; ".join(parts[:3]) + (f"; {len(parts) - 3} more below" if len(parts) > 3 else "")
-    return Verdict("found", f"{tables.opening(text)} ({scatter})." if parts else f"{len(sweep.runs)} runs.")
+    said = say(TEXTS["answer"], parts=parts, few=min(counts), many=max(counts), runs=len(sweep.runs))
+    return Verdict("found", tables.opening(said))
 
 
 def headline(sweep: Sweep, panel: str) -> str:
@@ -484,8 +476,7 @@ def _levels(sweep: Sweep) -> dict[str, float]:
 
 def caption(sweep: Sweep) -> str:
     """What is drawn."""
-    most, all_of = min(MOST_CURVES, len(sweep.series)), len(sweep.series)
-    return str(TEXTS["caption"]) + (f" Drawn are the first {most} of {all_of} configurations." if most < all_of else "")
+    return say(TEXTS["caption"], most=MOST_CURVES, configurations=len(sweep.series))
 
 
 if __name__ == "__main__":

@@ -10,19 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from scipy.special import stdtrit
 
 from spectral.analysis import marchenko_pastur
-from spectral.cards import counted, with_error
+from spectral.cards import with_error
 from spectral.estimators.functionals import negative_mass
 from spectral.experiments.effects import SCALE, Trend, mean_and_error
+from spectral.experiments.prose import prose, say
 from spectral.spectrum import Spectrum
 
 from . import Curve, Numbers, Row, Verdict, conditions_of
 from .tables import matrices, words
 
+TEXTS = prose(__file__)
 LEVEL = 0.05  # of the test of each matrix
 SEEN = 0.7  # a rank correlation that a sweep must have been able to see before "no" may be said of it
 CONTRARY = 0.25  # of the matrices: with so many that say the opposite, the answer depends on the matrix
@@ -37,10 +40,8 @@ def scope(networks: Sequence[int], what: str) -> str:
     >>> scope([8970], "mlp on digits"), scope([4810, 21450], "mlp on digits")
     ('one small network (mlp on digits, 8,970 parameters)', '2 small networks (mlp on digits, 4,810 to 21,450 parameters)')
     """
-    sizes = sorted({f"{size:,}": size for size in networks}.items(), key=lambda pair: pair[1])
-    small = "small " if sizes[-1][1] < SMALL else ""
-    many = f"{len(networks)} {small}networks" if len(networks) > 1 else f"one {small}network"
-    return f"{many} ({what}, {' to '.join(dict.fromkeys((sizes[0][0], sizes[-1][0])))} parameters)"
+    sizes = list(dict.fromkeys(f"{size:,}" for size in sorted(networks)))
+    return say(TEXTS["scope"], count=len(networks), small=max(networks) < SMALL, what=what, sizes=sizes)
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,8 @@ class Evidence:
 
     def doubt(self, metric: str = "", seeds: int = 2) -> str:
         """Why the numbers cannot answer, whatever they are; "" where they can."""
-        if metric in SCALE:
-            return f"but the {self.words(metric)} says how steep the network is, and nothing of what it has learnt"
-        if self.missed[0]:
-            return (
-                f"but {self.missed[0]} of {self.missed[1]} trained networks missed their target loss, so that they are not alike "
-                "in loss"
-            )
-        return "and one seed does not say how far seeds scatter" if seeds < 2 else ""
+        why = "scale" if metric in SCALE else "missed" if self.missed[0] else "one seed" if seeds < 2 else ""
+        return say(TEXTS["doubts"][why], e=self, metric=metric) if why else ""
 
 
 # Two conditions ------------------------------------------------------------------------------------------------------
@@ -222,27 +217,12 @@ def _answer(way: str, expected: str) -> str:
 def _clause(trends: Sequence[Trend], way: str, e: Evidence, first: bool) -> str:
     """What one metric does along the axis, with the numbers of the first matrix that does it; the first says what the others
     leave out."""
-    name = e.words(trends[0].metric)
-    grow, fall = ([t for t in trends if _kind(t) == kind] for kind in ("grows", "falls"))
-    same = [t for t in trends if _kind(t) == way] or list(trends)
-    t = same[0]
-    start, end = _ends(t)
-    test = f"ρ {t.rho:.2f}, p = {t.p_value:.2g}".replace("ρ -", "ρ −")
-    axis = f" {e.axis}" if first else ""
-    if first:
-        spread = ", mean ± sd" if len(t.values) > 1 else ""
-        start, end = f"{start} ({e.ends[0]})", f"{end} ({e.ends[1]}{spread})"
-        test = f"Spearman's {test}, {len(t.values)} seed{'s' * (len(t.values) > 1)}"
-    numbers = f"from {start} to {end} for the {e.words(t.matrix)} ({test})"
-    if way == "flat":
-        return f"the {name} has no steady trend{axis} in {len(same)} of {matrices(len(trends))}, {numbers}"
-    if way == "open":
-        return f"most matrices do not say whether the {name} moves steadily{axis}, {numbers}"
-    if way == "split":
-        return f"the {name} grows{axis} in {len(grow)} and falls in {len(fall)} of {matrices(len(trends))}, {numbers}"
-    contrary = len(fall if way == "grows" else grow)
-    other = f" and {'falls' if way == 'grows' else 'grows'} in {contrary}" if contrary else ""
-    return f"the {name} {way}{axis} in {len(same)} of {matrices(len(trends))}{other}, {numbers}"
+    kinds = list(map(_kind, trends))
+    alike = [t for t, kind in zip(trends, kinds, strict=True) if kind == way] or trends
+    ends = _ends(alike[0])
+    return say(
+        TEXTS["trend"], e=e, first=first, way=way, kinds=kinds, alike=alike, t=alike[0], ends=ends, matrices=matrices
+    )
 
 
 def _scale_clause(shown: Trend, e: Evidence) -> str:
@@ -271,12 +251,8 @@ def of_blocks(e: Evidence) -> Verdict:
         return " and ".join(f"{with_error(*row.mean(name))} {e.words(name)}" for name in row.values)
 
     outside = {row.matrix: f"{said(row)} for the {e.words(row.matrix)}" for row, *_ in gaps}
-    text = f"outside of the blocks lies a part of the Frobenius norm (estimated, at most 1) of {'; '.join(outside.values())}"
-    if alike := next((row for row in e.rows if row.metric == "block_js" and row.matrix in outside), None):
-        text += (
-            f". The blocks of the {e.words(alike.matrix)} are unlike by {said(alike)} of at most 1 bit, the mean Jensen–Shannon "
-            "divergence of two of their spectra"
-        )
+    alike = next((row for row in e.rows if row.metric == "block_js" and row.matrix in outside), None)
+    text = say(TEXTS["blocks"], e=e, said=said, outside="; ".join(outside.values()), alike=alike)
     return e.says(answers.pop() if len(answers) == 1 else "undecided", text)
 
 
@@ -292,13 +268,8 @@ def of_layers(e: Evidence) -> Verdict:
     said = {metric: with_error(*row.mean(name)) for metric, row in shown.items() if name in row.values}
     weights, blocks = (100 * shown[metric].mean(name)[0] for metric in ("layers_accepted", "layers_data_accepted"))
     answer = "yes" if value - 2 * error > 0 else "no" if value + 2 * error < SEEN else "undecided"
-    return e.says(
-        "undecided" if min(weights, blocks) < 50 else answer,
-        f"over layers, {e.words(name)}, exponents of weights and of curvature have a rank correlation of "
-        f"{said['alpha_correlation']}; {weights:.0f} % of the weights and {blocks:.0f} % of the blocks have a tail that passes "
-        "for a power law. "
-        f"Stable and effective rank: {said['rank_correlation']}, largest eigenvalues: {said['scale_correlation']}",
-    )
+    text = say(TEXTS["layers"], e=e, name=name, said=said, weights=weights, blocks=blocks)
+    return e.says("undecided" if min(weights, blocks) < 50 else answer, text)
 
 
 # Noise for inputs ----------------------------------------------------------------------------------------------------
@@ -319,17 +290,9 @@ def of_noise(e: Evidence) -> Verdict:
         answer = "yes"
     elif 2 * accepted < len(ours):
         answer = "no"
-    body = f"the law holds in {accepted} of {len(ours)} spectra with Gaussian inputs"
-    body += f" and in {int(sum(theirs))} of {len(theirs)} with real ones"
     row = next((row for row in e.rows if row.metric == "mp_ks" and {"real", "gaussian"} <= set(row.values)), None)
-    if row is not None:
-        far = [with_error(*row.mean(name)) for name in ("gaussian", "real")]
-        spread = " (mean ± sd)" if len(row.values["real"]) > 1 else ""
-        # the distance is theirs alone
-        held = [with_error(*_in_the_bulk(e, row.matrix, name)) for name in ("gaussian", "real")]
-        body += f"; the bulk nearest to it holds {held[0]} % of the eigenvalues with Gaussian and {held[1]} % with real inputs"
-        body += f", and that bulk's CDF is {far[0]} away with Gaussian and {far[1]} with real inputs{spread}"
-        body += f" for the {e.words(row.matrix)}"
+    bulk = partial(_in_the_bulk, e, "" if row is None else row.matrix)  # the distance is theirs alone
+    body = say(TEXTS["noise"], e=e, accepted=accepted, ours=ours, theirs=theirs, row=row, bulk=bulk)
     return e.judges(answer, body)
 
 
@@ -364,15 +327,9 @@ def of_classes(e: Evidence) -> Verdict:
     others = sorted({f"{v:.0f} for {c} classes" for v, c in after if math.isfinite(v) and v not in (c - 1, c)})
     fits = one_less + one_each
     answer = "yes" if 2 * fits > len(after) else "no" if 2 * (len(after) - fits - unknown) > len(after) else "undecided"
-    body = f"C − 1 eigenvalues stand apart in {one_less} and C in {one_each} of {len(after)} spectra after training"
-    body += f", C from {min(e.classes.values())} to {max(e.classes.values())}"
-    if others:
-        body += f" (else {', '.join(others[:3])}{', …' if len(others) > 3 else ''})"
-    if unknown:
-        body += f", and {unknown} cannot tell"
-    if before:
-        pairs, each = share(before, lambda c: c * (c - 1)), share(before, lambda c: c)
-        body += f"; before training C (C − 1) in {pairs} and C in {each} of {len(before)}"
+    late = {"one_less": one_less, "one_each": one_each, "others": others, "unknown": unknown}
+    early = {"pairs": share(before, lambda c: c * (c - 1)), "each": share(before, lambda c: c)}
+    body = say(TEXTS["classes"], e=e, after=after, before=before, **late, **early)
     return e.judges(answer, body)
 
 
@@ -391,21 +348,10 @@ def of_index(e: Evidence) -> Verdict:
     answer = "no" if all(f.lower > 0 for f in after) else "yes" if all(f.upper <= 0 for f in after) else "undecided"
 
     def said(name: str) -> str:
-        fraction = 100 * np.array([float(p.fraction) for p in parts[name]])
         mass = mean_and_error(*zip(*((100 * p.mass.value, 100 * p.mass.stderr) for p in parts[name]), strict=True))
-        low = min(float(p.fraction.lower) for p in parts[name])
-        high = max(float(p.fraction.upper) for p in parts[name])
         dims = {s.dim for s in groups[name]}
-        if all(s.is_exact for s in groups[name]) and len(dims) == 1:
-            (n,) = dims
-            ends = dict.fromkeys(f"{edge * n:.0f}" for edge in (low, high))
-            part = f"{' to '.join(ends)} of {n:,} eigenvalues are negative"
-        else:
-            part = (
-                f"{fraction.mean():.3g} % of the eigenvalues are negative (95 %: {100 * low:.3g} to {100 * high:.3g} %)"
-            )
-        spread = " (mean ± sd)" if len(groups[name]) > 1 else ""
-        return f"{e.words(name)}, {part} and hold {with_error(*mass)} %{spread} of Σ|λ|"
+        n = dims.pop() if len(dims) == 1 and all(s.is_exact for s in groups[name]) else 0  # 0: in percent
+        return say(TEXTS["index"], words=e.words(name), n=n, found=[p.fraction for p in parts[name]], mass=mass)
 
     order = [*e.trained, *(name for name in parts if name not in e.trained)]
     return e.judges(answer, "; ".join(said(name) for name in order if parts.get(name)))
@@ -435,18 +381,9 @@ def of_prototypes(e: Evidence) -> Verdict:
         both.append((_sign(d) == ("larger", True), bool(away > 3 * overlap.errors["true"][0] * math.sqrt(2 / seeds))))
     answer = "yes" if all(map(all, both)) else "undecided" if any(map(all, both)) else "no"
     first = splits[0]
-    numbers = {metric: with_error(*known[first, metric].mean("true")) for metric in ("max_over_mean", "gini")}
-    shared = with_error(*(100 * number for number in known[first, "prototype_overlap"].mean("true")))
+    known_of = {metric: known[first, metric].mean("true") for metric in ("max_over_mean", "gini", "prototype_overlap")}
     logits = known.get((first.replace(".probs.", ".logits."), "gini"))
-    against = "" if logits is None else f" (logits: {with_error(*logits.mean('true'))})"
-    body = (
-        f"of the {e.words(first)} the largest is {numbers['max_over_mean']} times the mean and the Gini coefficient "
-        f"{numbers['gini']}{against}, and {shared} % (mean ± sd) of the tenth that stands out is the same for two seeds, of "
-        f"which chance gives 10 %"
-    )
-    if len(splits) > 1:
-        unequal, alike = (sum(part) for part in zip(*both, strict=True))
-        body += f"; unequal in {unequal} and shared in {alike} of {len(splits)} splits"
+    body = say(TEXTS["prototypes"], e=e, matrix=first, logits=logits, both=both, **known_of)
     return e.judges(answer, body)
 
 
@@ -461,8 +398,7 @@ def of_information(e: Evidence) -> Verdict:
         if row.metric == "own_information_alignment" and {"true", "random"} <= set(row.values) and space is not None:
             chance = [f"{space.mean(name)[0] / e.sizes[row.matrix]:.2g}" for name in ("true", "random")]
             said.append(f"{' and '.join(chance)} for the {e.words(row.matrix)}")
-    inside = "inside are the directions that hold 90 % of the trace, where labels that know nothing of them have"
-    clause = f"{inside}, with true and with random labels, {', '.join(said)}" if said else ""
+    clause = say(TEXTS["information"], said=said) if said else ""
     about = "; ".join(text for text in (clause, e.about) if text)
     return compared(replace(e, metric="own_information_alignment", expected="larger", about=about))
 
@@ -476,6 +412,10 @@ RULES: dict[str, Callable[[Evidence], Verdict]] = {
 
 
 # One matrix ----------------------------------------------------------------------------------------------------------
+def _found(text: str, about: str, answer: str = "found") -> Verdict:
+    return Verdict(answer, f"{text}{f'; {about}' if about else ''}.")
+
+
 def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str = "") -> Verdict:
     """What one spectrum looks like: where it lies, how many eigenvalues carry it, how sure that is."""
 
@@ -484,68 +424,20 @@ def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str 
         whole = error == 0 and math.isfinite(value) and value == round(value)
         return f"{value:.0f}" if whole and factor == 1 else with_error(factor * value, factor * error)
 
-    n, end = spectrum.dim, f"; {about}" if about else ""
     if not spectrum.scale > spectrum.value_error:
-        they = f"All {n:,} eigenvalues are" if n > 1 else "The eigenvalue is"
-        return Verdict("found", f"{they} zero{' up to rounding' * (spectrum.scale > 0)}{end}.")
-    low, high = (0.0 if abs(x) <= max(spectrum.value_error, 1e-15 * spectrum.scale) else x for x in spectrum.interval)
+        return _found(say(TEXTS["zero"], s=spectrum), about)
+    ends = [0.0 if abs(x) <= max(spectrum.value_error, 1e-15 * spectrum.scale) else x for x in spectrum.interval]
     known = [len(spectrum.atoms.values) and spectrum.atoms.values[i] for i in (0, -1)]
-    ends = zip(known, spectrum.interval, ("at most ", "at least "), strict=True)
-    bounds = ["" if spectrum.is_exact or k == x else word for k, x, word in ends]
-    if n == 1:
-        return Verdict("found", f"The eigenvalue is {_plain(high)}; {_how_sure(spectrum)}{end}.")
-    zeros = f" ({spectrum.zeros} of them zero by its shape)" if spectrum.zeros else ""
-    text = (
-        f"The {n:,} eigenvalues{zeros} reach from {bounds[0]}{_plain(low)} to {bounds[1]}{_plain(high)} and count as "
-        f"{said('effective_rank')} equal ones (effective rank); {said('information_dimension')} of them hold 90 % of "
-        + ("Σ|λ|" if low < 0 else "their sum")
-    )
-    if low < 0 and math.isfinite(numbers.get("negative_mass", math.nan)):
-        text += f", negative ones {said('negative_mass', 100)} %"
-    return Verdict("found", f"{text}; {_how_sure(spectrum)}{end}.")
-
-
-def _how_sure(spectrum: Spectrum) -> str:
-    if spectrum.is_exact:
-        return "all are exact" if spectrum.dim > 1 else "it is exact"
-    error = spectrum.meta.get("error")
-    off = f", off by {float(error['w1']):.2g} of the range (W1)" if isinstance(error, Mapping) and "w1" in error else ""
-    probes = len(spectrum.nodes)
-    return f"estimated from {counted(probes, 'random vector')} and {counted(spectrum.products, 'product')}{off}"
-
-
-def _plain(value: float) -> str:
-    return f"{value:.4g}"
+    bounds = [not (spectrum.is_exact or k == x) for k, x in zip(known, spectrum.interval, strict=True)]
+    negative = ends[0] < 0 and math.isfinite(numbers.get("negative_mass", math.nan))
+    facts = {"s": spectrum, "ends": ends, "bounds": bounds, "number": said, "negative": negative}
+    return _found(say(TEXTS["one" if spectrum.dim == 1 else "spectrum"] + "; " + TEXTS["sure"], **facts), about)
 
 
 def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Verdict:
     """What `top`, `svd`, `trace` or `diagonal` gives, with its error."""
-    end = f"; {about}" if about else ""
-    v, e = given.value, given.error
-    if given.kind == "trace":
-        products = counted(given.about["products"], "product")
-        estimated = f" (one standard error; {given.about['method']}, {products})"
-        how = " exactly" if e[0] == 0 else estimated
-        return Verdict("found", f"The trace is {with_error(float(v[0]), float(e[0]))}{how}{end}.")
-    if given.kind == "diagonal":
-        low, high = (f"{with_error(float(v[i]), float(e[i]))} (entry {i})" for i in (int(v.argmin()), int(v.argmax())))
-        said = (
-            f"The {len(v)} diagonal entries reach"
-            if not e.any()
-            else f"Estimates of the {len(v)} diagonal entries reach"
-        )
-        how = "all are exact" if not e.any() else "one standard error each, which spreads the ends of so many"
-        return Verdict("found", f"{said} from {low} to {high}, their mean is {_plain(float(v.mean()))}; {how}{end}.")
-    done = given.converged
-    one = given.kind.removesuffix("s")
-    if not done.any():
-        return Verdict("undecided", f"Undecided: of {counted(len(v), one)} none has converged{end}.")
-    good, within = v[done], f"within {float(e[done].max()):.1g}"
-    text = f"The {which} {one} is {_plain(float(good[0]))}, {within}"
-    if len(good) > 1:
-        ends = f"{_plain(float(good[0]))} to {_plain(float(good[-1]))}"
-        text = f"The {len(good)} {which} {given.kind} are {ends}, each {within}"
-    missing = len(v) - len(good)
-    text += f"; {missing} more {'have' if missing > 1 else 'has'} not converged" if missing else ""
-    text += "" if given.about["complete"] else "; the search was cut off, and a better one may be missing"
-    return Verdict("found", f"{text}{end}.")
+    known = given.converged | (given.kind in TEXTS["numbers"])  # what is no pair converges to nothing
+    facts = {"v": given.value[known], "e": given.error[known], "about": given.about, "exact": not given.error.any()}
+    facts |= {"which": which, "one": given.kind.removesuffix("s"), "missing": int((~known).sum())}
+    text = say(TEXTS["numbers"].get(given.kind, TEXTS["numbers"]["pairs"]), **facts)
+    return _found(text, about, "found" if known.any() else "undecided")

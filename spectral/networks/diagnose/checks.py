@@ -30,6 +30,7 @@ from spectral.networks.loss_model import LossModel
 from spectral.networks.model_state import Snapshot
 from spectral.networks.output_curvature import loss_of_heads
 from spectral.networks.survey import of_all_ranks, survey
+from spectral.threads import instead
 
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
@@ -246,15 +247,13 @@ def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) ->
         own = {name: named[name].requires_grad_() for name in network.names}  # the flags are put back
         leaves = {name: value.detach().requires_grad_() for name, value in network.values.items()}
         heads = [head.requires_grad_() for head in heads]
-        values, network.values = network.values, leaves
         try:
-            total = total_of(*heads)
-            _reseed()
-            again = total_of(*heads)
+            with instead(network, values=leaves):
+                total = total_of(*heads)
+                _reseed()
+                again = total_of(*heads)
         except RuntimeError as problem:
             raise ValueError(derived) from problem
-        finally:
-            network.values = values
         if _differ(total.detach(), again.detach(), total.dtype):
             raise ValueError("loss= gives two values for one output of the model: it is random; remove the noise.")
         if first.total is not None and _differ(first.total, total.detach(), total.dtype):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from spectral.failures import first_line
 from spectral.networks.batches import is_finite
 from spectral.networks.diagnose.graph import nodes
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
-from spectral.threads import FORWARD_MODE
+from spectral.threads import FORWARD_MODE, instead
 
 if TYPE_CHECKING:
     from spectral.networks.data_model import DataModel
@@ -75,15 +75,11 @@ def locate_nonfinite(network: DataModel, function: Callable[[Any], Function] | N
 
     `function(batch)` is what is differentiated on a batch, network.function if None.
     """
-    counted = network.sweeps
-    try:
-        with network.sweep() as batches:
-            for index, batch in batches:
-                clause = nonfinite_product(network, index, batch, None if function is None else function(batch))
-                if "," in clause:
-                    return clause
-    finally:
-        network.sweeps = counted
+    with instead(network, sweeps=network.sweeps), network.sweep() as batches:
+        for index, batch in batches:
+            clause = nonfinite_product(network, index, batch, None if function is None else function(batch))
+            if "," in clause:
+                return clause
     return ""
 
 
@@ -110,6 +106,15 @@ def operation(node: Any) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"Backward\d*$", "", node.name())).lower().lstrip("_")
 
 
+def _at_each_node(z: torch.Tensor, hook: Callable[[Any, Any, Any], None]) -> ExitStack:
+    """Inside, `hook(node, made, given)` is called for each node of z's backward graph that is passed."""
+    hooks = ExitStack()
+    for node in nodes([z]):
+        if node.next_functions:
+            hooks.enter_context(node.register_hook(partial(hook, node)))
+    return hooks
+
+
 def _backward(
     leaves: tuple[torch.Tensor, ...],
     z: torch.Tensor,
@@ -126,12 +131,8 @@ def _backward(
         if sound(parts[0]) and not sound(parts[1]):
             bad.append(node)
 
-    handles = [node.register_hook(partial(hook, node)) for node in nodes([z]) if node.next_functions]
-    try:
+    with _at_each_node(z, hook):
         torch.autograd.grad(z, leaves, _direction(1, (z.detach(),)), allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
     return f"{operation(bad[0])} in {owner(over, bad[0])}" if bad else None
 
 
@@ -243,12 +244,8 @@ def _without_second(network: DataModel, batch: Any, function: Function) -> str:
             if not z.requires_grad:
                 return ""
             (u,) = (t.requires_grad_() for t in _direction(1, (z.detach(),)))
-            handles = [node.register_hook(partial(hook, node)) for node in nodes([z]) if node.next_functions]
-            try:
+            with _at_each_node(z, hook):
                 torch.autograd.grad(z, leaves, u, create_graph=True, allow_unused=True)
-            finally:
-                for handle in handles:
-                    handle.remove()
         except REFUSALS:
             return ""
         for node, made, given in steps:

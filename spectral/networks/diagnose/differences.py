@@ -21,13 +21,14 @@ from torch import nn
 from torch.func import functional_call
 
 from spectral import arrays, longvectors, probes
-from spectral.engine.linearize import is_generic, math_attention, norm
+from spectral.engine.linearize import ReverseOverReverse, gradients, is_generic, math_attention, norm
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose.derivatives import REFUSALS, operation, owner
 from spectral.networks.diagnose.graph import graph_facts, nodes
 from spectral.networks.diagnose.hooks import label, module_calls
 from spectral.networks.trees import leaves as leaves_of
 from spectral.networks.trees import map_tensors, replaced, tensors
+from spectral.threads import instead
 
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
@@ -102,28 +103,14 @@ def probe(
 
     def own(at: Tensors) -> tuple[torch.Tensor, ...]:
         leaves = [p.detach().requires_grad_() for p in at]
-        return slopes(function(*leaves), leaves)
+        return gradients(function(*leaves), leaves)
 
     return Probe(function, gradient or own, tuple(p.detach() for p in primals), tangents, eps, where)
 
 
-def slopes(total: torch.Tensor, leaves: Tensors, **options: Any) -> tuple[torch.Tensor, ...]:
-    """The gradient of a scalar, zeros where it does not depend on a leaf, dense."""
-    if not total.requires_grad:
-        return tuple(torch.zeros_like(p) for p in leaves)
-    parts = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True, **options)
-    return tuple(g.to_dense() if g.layout != torch.strided else g for g in parts)
-
-
 def double_backward(p: Probe) -> tuple[torch.Tensor, ...]:
     """H t by a backward pass through the gradient."""
-    leaves = [x.detach().requires_grad_() for x in p.primals]
-    first = slopes(p.function(*leaves), leaves, create_graph=True)
-    linked = [(g, t) for g, t in zip(first, p.tangents, strict=True) if g.requires_grad]
-    if not linked:
-        return tuple(torch.zeros_like(x) for x in leaves)
-    outputs, weights = zip(*linked, strict=True)
-    return torch.autograd.grad(outputs, leaves, weights, allow_unused=True, materialize_grads=True)
+    return ReverseOverReverse(p.function, p.primals).jvp(p.tangents)
 
 
 def of_parameters(model: Any, batch: Any, output: Any) -> tuple[Function, Gradient, tuple[torch.Tensor, ...]]:
@@ -134,7 +121,7 @@ def of_parameters(model: Any, batch: Any, output: Any) -> tuple[Function, Gradie
 
     def gradient(at: Tensors) -> tuple[torch.Tensor, ...]:
         leaves = [p.detach().requires_grad_() for p in at]
-        return model.function(batch, lambda output, there: slopes(model.loss(output, there)[0], leaves))(*leaves)
+        return model.function(batch, lambda output, there: gradients(model.loss(output, there)[0], leaves))(*leaves)
 
     return model.total(batch), gradient, model.primals(batch)
 
@@ -310,20 +297,16 @@ def _calls(
 
     with ExitStack() as stack:
         for cls, name in custom.items():
-            apply = cls.apply
-            stack.callback(setattr, cls, "apply", apply) if "apply" in vars(cls) else stack.callback(
-                delattr, cls, "apply"
-            )
 
-            def noted(*args: Any, apply: Any = apply, name: str = name) -> Any:
+            def noted(*args: Any, apply: Any = cls.apply, name: str = name) -> Any:
                 note(name, lambda x: apply(*x[0]), args, {})
                 return apply(*args)
 
-            cls.apply = noted
+            stack.enter_context(instead(cls, apply=noted))
         for name, module in network.model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
                 hook = partial(of_module, f"run.model.{name}".rstrip("."))
-                stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+                stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         function(*leaves)
     return sorted(seen, key=lambda one: one[0] not in custom.values())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -74,13 +74,9 @@ def module_calls(
         if leave is not None:
             leave(visit, tensors(output))
 
-    handles: list[Any] = []
-    try:
+    with ExitStack() as hooks:
         for name, module in network.call.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))
-                handles.append(module.register_forward_hook(after, with_kwargs=True))
+                hooks.enter_context(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
         yield under_way, over
-    finally:
-        for handle in handles:
-            handle.remove()
