@@ -36,11 +36,11 @@ def vector_error(
 
     u is the record's start vector over its norm. The error is e(A) q_{k+1} with e(x) = beta_k sum_i S_ki S_1i f[x, theta_i],
     f[x, theta] = (f(x) - f(theta)) / (x - theta): for f = 1 / (x - z) that is the residual of (A - z) y = u, and others are
-    integrals of these (Saad 1992; Frommer, Schweitzer 2016). Its norm is at most max |e| over the spectrum. e is also beta_1 ... beta_k f[x, theta_1, ..., theta_k]: of one sign
-    where f^(k) is, and monotone where f^(k+1) is too, so that |e| is largest at a if their signs differ and at b if they agree.
-    That end must be known; else the Ritz interval widened by the residual of its end stands for it, and of an f without signs
-    |e| is looked at in some points: both are no proof. What rounding may have made of the sum, and of the Ritz values, is
-    added. O(k) a point.
+    integrals of these (Saad 1992; Frommer, Schweitzer 2016). Its norm is at most max |e| over the spectrum. e is also beta_1
+    ... beta_k f[x, theta_1, ..., theta_k]: of one sign where f^(k) is, and monotone where f^(k+1) is too, so that |e| is
+    largest at a if their signs differ and at b if they agree. That end must be known; else the Ritz interval widened by the
+    residual of its end stands for it, and of an f without signs |e| is looked at in some points: both are no proof. What
+    rounding may have made of the sum, and of the Ritz values, is added. O(k) a point.
 
     >>> from spectral.krylov.lanczos import lanczos
     >>> from spectral.quadrature.bounds import NAMED
