@@ -152,3 +152,24 @@ def test_a_batch_that_is_not_finite_is_named_by_its_own_number():
     J = Jacobian(model, data)
     with pytest.raises(ValueError, match="batch 2"):
         J @ torch.ones(J.shape[1], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("engine", ["auto", "fresh", "double-backward", "replay"])
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton, Jacobian])
+@pytest.mark.parametrize("products", [1, 5])
+def test_weights_that_were_moved_and_put_back_are_the_same_matrix(kind, engine, products, monkeypatch):
+    """As a line search or sharpness-aware training does it between two products."""
+    monkeypatch.setattr(sum_over_batches, "JOIN", 0)  # several batches, each with a graph that is kept
+    model, data = network(), batches()
+    given = () if kind is Jacobian else (nn.CrossEntropyLoss(),)
+    A = kind(model, *given, [x for x, _ in data] if kind is Jacobian else data, engine=engine)
+    v = torch.randn(A.shape[1], dtype=torch.float64)
+    before = [A @ v for _ in range(products)][-1]
+    with torch.no_grad():
+        own = [p.clone() for p in model.parameters()]
+        for p in model.parameters():
+            p.add_(0.5)
+        for p, value in zip(model.parameters(), own, strict=True):
+            p.copy_(value)
+    torch.testing.assert_close(A @ v, before, rtol=1e-12, atol=1e-13)
+    assert "inplace" not in A.describe()["reason"]

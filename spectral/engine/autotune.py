@@ -278,8 +278,9 @@ class Tuned:
                 self._turn()
             way, young = choice.way, leads and choice.young
             begin = _now(v) if young else 0.0
+            made = kept.way != way or kept.maps is None
             try:
-                if kept.way != way or kept.maps is None:
+                if made:
                     kept.way, kept.maps = way, None  # the other's graph goes first
                     kept.maps = self.work.linearize(way)
                 product = kept.maps.product(v)
@@ -291,9 +292,11 @@ class Tuned:
                     choice.timings[way].bytes = kept.maps.bytes
                 return product
             except FAILURES as failure:
+                kept.maps = None
+                if not made and not isinstance(failure, linearize.Wrong):
+                    continue  # its graph is stale: weights were written to and put back, so that the model is as it was
                 if not leads:
                     raise
-                kept.maps = None
                 self._refuse(failure)
 
     def _refuse(self, failure: Exception) -> None:
