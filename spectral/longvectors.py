@@ -86,6 +86,14 @@ def added(number: float, *of: torch.Tensor) -> float:
     return float(summed(torch.tensor(number, dtype=torch.float64, device=of[0].device), *of))
 
 
+def sums(x: torch.Tensor) -> tuple[float, float]:
+    """The sum of the entries of (n,), and that of their sizes."""
+    total = size = 0.0
+    for some in map(torch.Tensor.double, local(x).split(chunk(x.device))):
+        total, size = total + float(some.sum()), size + float(some.abs().sum())
+    return added(total, x), added(size, x)
+
+
 def norm(x: torch.Tensor) -> float:
     """The Euclidean norm of (n,)."""
     return dot(x, x) ** 0.5

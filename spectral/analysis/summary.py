@@ -6,9 +6,7 @@ values, so that they hold for indefinite matrices too; for Gram, Gauss–Newton 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import scipy
@@ -30,8 +28,51 @@ EXPONENTS = (
 RELATIVE_Z = ("1e-1", "1e-2", "1e-3")
 INFORMATION = 0.9
 
-# every number of `summary`, in order: what it is, and in which units
-METRICS: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+METRICS: dict[str, str] = {
+    "dim": "dimension of the matrix, eigenvalues",
+    "trace": "Σλ, units of λ",
+    "mean": "Σλ / dim, units of λ",
+    "lambda_max": "largest eigenvalue (largest node of a quadrature: a lower bound), units of λ",
+    "lambda_min": "smallest eigenvalue (smallest node of a quadrature: an upper bound), ± rounding where it is less, units of λ",
+    "frobenius": "√Σλ², units of λ",
+    "stable_rank": "Σ|λ| / max|λ|, directions",
+    "participation_ratio": "(Σ|λ|)² / Σλ², directions",
+    "effective_rank": "exp(−Σ p ln p), p = |λ|/Σ|λ|, directions",
+    "entropy": "−Σ p ln p / ln(hard rank), from 0 (one direction) to 1 (flat), no unit",
+    **{f"n_eff_{z}": f"Σ |λ|/(|λ| + z), z = {z}·max|λ|: effective number of parameters" for z in RELATIVE_Z},
+    "information_dimension": "smallest number of eigenvalues that hold 90 % of Σ|λ|, directions",
+    "hard_rank": "eigenvalues with |λ| above hard_rank_threshold (`numerical_rank`)",
+    "hard_rank_threshold": "`Spectrum.rounding`, in units of λ: (10 eps + √dim·2⁻⁵²)·max|λ|, more of a quadrature",
+    "zeros_fraction": "eigenvalues known to be 0 by the shape of the matrix / dim",
+    "condition_number": "max|λ| / min|λ| over all eigenvalues, inf when one is 0 or, error nan, not to be told from 0",
+    "condition_number_nonzero": "max|λ| / min|λ| over |λ| above hard_rank_threshold",
+    "negative_mass": "Σ |λ| over λ below −hard_rank_threshold / Σ|λ|, from 0 to 1",
+    "negative_fraction": "eigenvalues below −hard_rank_threshold / dim",
+    "skew": "third standardised moment of the eigenvalues; positive when the right tail is longer, no unit",
+    "alpha": "exponent of the density in the tail, ρ(λ) ∝ λ^−alpha; nan, as all exponents, where the fit is refused",
+    "alpha_accepted": "1 when the tail is a power law, 0 when the fit is refused; `power_law` says why",
+    "alpha_bounded": "alpha from the likelihood that ends at the largest eigenvalue",
+    "sigma": "standard error of alpha",
+    "xmin": "where the fitted tail begins (least D), units of λ",
+    "D": "largest distance between the tail's CDF and the power law, from 0 to 1",
+    "tail": "eigenvalues in the fitted tail",
+    "alpha_peak": "alpha with xmin at the peak of the density of ln λ; nan where that fit is refused",
+    "alpha_peak_accepted": "1 when the eigenvalues above the peak are a power law, 0 when that fit is refused",
+    "alpha_hat": "alpha · log10 λmax",
+    "log_alpha_norm": "log10 Σ λ^alpha over λ > 0",
+    "truncated_alpha": "exponent of the truncated power law λ^−alpha e^{−rate·λ} on the same tail",
+    "truncated_rate": "its rate, 1/units of λ",
+    "hill": "Hill's alpha from up to 50 largest exact eigenvalues",
+    "mp_edge": "upper edge of the fitted Marchenko–Pastur bulk, units of λ; nan, as all of the bulk, where it is refused",
+    "mp_accepted": "1 when the bulk is Marchenko–Pastur up to chance, 0 when it is not; `marchenko_pastur` says why",
+    "mp_sigma": "σ of the fitted bulk, √units of λ",
+    "mp_ratio": "aspect ratio γ of the fitted bulk",
+    "mp_spikes": "eigenvalues above the bulk",
+    "mp_softrank": "mp_edge / λmax",
+    "mp_ks": "CDF distance between the bulk and the law, from 0 to 1",
+    "top_c_energy": "sum of the `top` largest eigenvalues / Σ|λ|; needs them exactly",
+    "gap": "λ_C / λ_{C+1} with C = `top`; needs both exactly, inf where rounding does not tell λ_{C+1} from 0",
+}
 
 
 def describe_metric(name: str) -> str:

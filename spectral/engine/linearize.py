@@ -45,6 +45,7 @@ Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
 Vector = torch.Tensor | probes.Signs | Tensors
 Held = Sequence[torch.Tensor | tuple[torch.Tensor, float]]  # pieces, or pieces over a unit
+Waiting = list[torch.Tensor | tuple[torch.Tensor, float]]  # the same, to be emptied
 Linear = Callable[[torch.Tensor], Tensors]  # a vector -> what follows one another in its image
 
 
@@ -348,7 +349,7 @@ class Adjoint:
             if self.pulled is not None:
                 due = _inner(self.v, self.pulled)
                 self._wait()  # beside what is drawn
-            Jv: list[torch.Tensor | tuple[torch.Tensor, float]] = list(there(self.v))
+            Jv: Waiting = list(there(self.v))
             self.error = 0.0 if due is None else self._identity(_inner(self.u, Jv[:1]), due)
             self.Jv = waiting(Jv)
         return self.Jv
@@ -385,14 +386,14 @@ def is_generic(*pieces: torch.Tensor) -> bool:
     return differ and len(some) >= LOOKS and bool((some != 0).all())
 
 
-def waiting(pieces: list[torch.Tensor | tuple[torch.Tensor, float]]) -> Held:
+def waiting(pieces: Waiting) -> Waiting:
     """A large vector's large float32 pieces in float16 over their largest entry, with that.
 
     Inner products are off by 1e-4 of norms, less than float32 may be; what float64 may be off by is less, and waits as it is.
     """
     if sum(p.numel() * p.element_size() for p in pieces if isinstance(p, torch.Tensor)) <= HEAVY:
         return pieces
-    held: list[torch.Tensor | tuple[torch.Tensor, float]] = []
+    held: Waiting = []
     while pieces:
         piece = pieces.pop(0)
         if isinstance(piece, tuple):

@@ -360,9 +360,8 @@ class Checkpoint:
             raise self.damaged(f"{name} is not of the size that it says")
         if dtype is None:
             return array
-        memory = torch.from_numpy(array).clone(
-            memory_format=torch.contiguous_format
-        )  # numpy's empty ones have no stride
+        # numpy's empty arrays have no stride
+        memory = torch.from_numpy(array).clone(memory_format=torch.contiguous_format)
         return memory.view(dtype).reshape(shape).to(self.op.device)
 
 

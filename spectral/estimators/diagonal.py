@@ -255,7 +255,7 @@ def _hutchinson(
             whole, mean = False, drawn["mean"]
             if i == 0:
                 drawn["length"] = float(lengths[0])
-            along = [longvectors.dot(z, y) for z, y in zip(Z.T, Y.T, strict=True)]
+            along = longvectors.column_dots(Z, Y)
             for j, (z, y) in enumerate(zip(Z.T, Y.T, strict=True), i + 1):
                 out = z if A.new_products and z.is_contiguous() else mean  # a vector less while a test waits with z
                 leave_one_out.welford(mean, z, y, j, out, drawn["scatter"], _unit(drawn, A))
@@ -275,10 +275,7 @@ def _hutchinson(
 
 def _adds_up(mean: torch.Tensor, along: np.ndarray) -> bool:
     """Whether the entries of a mean of samples z * A z add up to that of z^T A z, to their rounding."""
-    total = size = 0.0
-    for some in local(mean).split(longvectors.CHUNK):
-        total, size = total + float(some.double().sum()), size + float(some.double().abs().sum())
-    total, size = longvectors.added(total, mean), longvectors.added(size, mean)
+    total, size = longvectors.sums(mean)
     allowed = 4 * max(len(along), 1) * arrays.machine_epsilon(mean.dtype) * size
     return abs(total - (along.mean() if len(along) else 0.0)) <= allowed
 

@@ -124,7 +124,7 @@ class Hutchinson(Sampler):
         size = np.sqrt(sizes["n"] * state["squares"] * m)
         scatter = state["squares"] - m * float(mean @ mean)
         return (
-            abs(sum(state["values"]) - m * longvectors.added(float(local(mean).sum()), mean)) <= eps * size
+            abs(sum(state["values"]) - m * longvectors.sums(mean)[0]) <= eps * size
             and abs(scatter - state["scatter"]) <= eps * state["squares"]
         )
 

@@ -122,7 +122,7 @@ def hold_zero(A: Operator, y: torch.Tensor, name: str) -> None:
     """A first product that is 0 would end a recurrence, and meets no other: it is made again, 1 / eps times as long."""
     eps = torch.finfo(A.dtype).eps
     again = longvectors.norm(A @ (y / eps)) * eps
-    if again > 0:
+    if again != 0:  # NaN, where the longer one is beyond the dtype, is not 0 either
         hold_digits(A, again)
         raise wrong(name, "it was 0", again)
 

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -94,8 +94,7 @@ class Curvature(SumOverBatches):
             size = math.prod(survey.variable) * (self.samples if self._own else 1)
         self.singles: per_sample.Gradients | None = None  # how single samples' gradients are made, once asked for
         self._held: set[str] = set()  # ways whose second derivatives, or the loss's, have been held to differences
-        # a way, the model's version, a vector and its product, until there is a second one; the vector's own version
-        self._earlier: tuple[str, Any, torch.Tensor, list[Any], int] | None = None
+        self._earlier: Earlier | None = None
         super().__init__(
             (size, size), network, products, tuple(self.ways), symmetric=True, nonnegative=self._semidefinite()
         )
@@ -202,6 +201,21 @@ class Curvature(SumOverBatches):
                 "differences of gradients do not tell (kinks, rounding, dtypes)"
             )
         return error or 0.0
+
+
+class Earlier(NamedTuple):
+    """A product of a Hessian, which waits for the next one: the way, the model's version, the vector and what it gave."""
+
+    way: str
+    model: Any
+    v: torch.Tensor
+    product: linearize.Waiting
+    version: int
+
+    @property
+    def there(self) -> bool:
+        """Whether the vector is still what was multiplied: others may have written to it."""
+        return private.version(self.v) == self.version
 
 
 class Hessian(Curvature):
@@ -340,8 +354,8 @@ class Hessian(Curvature):
             if isinstance(gradient, linearize.CentralDifference):
                 return self._pieces(gradient.jvp(tangents, self.factor))
             here.clear()
-            if self._earlier is not None and private.version(self._earlier[2]) != self._earlier[4]:
-                self._earlier[3].clear()  # what is there no longer cannot be held to it
+            if self._earlier is not None and not self._earlier.there:
+                self._earlier.product.clear()  # no product can be held to it
             # other vectors are not what the test goes along
             tested = self.under_test and way not in self._held and linearize.is_generic(v)
             gradient.see = (lambda g: here.append(longvectors.sketch(g))) if tested else None
@@ -351,9 +365,9 @@ class Hessian(Curvature):
             if way == linearize.DIFFERENCE:  # which is no derivative: `_know_noise` says how far it is off
                 return 0.0
             earlier, self._earlier = self._earlier, None
-            if earlier is not None and earlier[:2] == (way, self.network.version()):
-                if private.version(earlier[2]) == earlier[4]:
-                    return linearize.symmetry_error(*earlier[2:4], v, w, self._allowed)
+            if earlier is not None and (earlier.way, earlier.model) == (way, self.network.version()):
+                if earlier.there:
+                    return linearize.symmetry_error(earlier.v, earlier.product, v, w, self._allowed)
                 self._hold(way, v, w)  # the earlier vector is there no longer
                 return 0.0
             if way in self._held and earlier is None:
@@ -440,7 +454,7 @@ class Hessian(Curvature):
     def _hold(self, way: str, v: torch.Tensor, w: trace.Pieces) -> None:
         """Keep a product for the next one's test; its vector is copied only if others can change it unseen."""
         x = v if v.untyped_storage().resizable() else v.clone()
-        self._earlier = way, self.network.version(), x, list(linearize.waiting(list(w))), private.version(x)
+        self._earlier = Earlier(way, self.network.version(), x, linearize.waiting(list(w)), private.version(x))
 
     def _forget(self) -> None:
         super()._forget()
