@@ -278,10 +278,10 @@ class Tuned:
                 self._turn()
             way, young = choice.way, leads and choice.young
             begin = _now(v) if young else 0.0
-            made = kept.way != way or kept.maps is None
+            made = False
             try:
-                if made:
-                    kept.way, kept.maps = way, None  # the other's graph goes first
+                if kept.way != way or kept.maps is None:
+                    made, kept.way, kept.maps = True, way, None  # the other's graph goes first
                     kept.maps = self.work.linearize(way)
                 product = kept.maps.product(v)
                 if young and len(choice.ways) > 1 and not all(arrays.all_finite(piece) for piece in product):
