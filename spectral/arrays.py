@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -184,6 +185,27 @@ def empty(shape: tuple[int, ...], other: torch.Tensor) -> torch.Tensor:
     if other.device.type != "cpu" or other.dtype not in NUMPY or type(other) is not torch.Tensor:
         return other.new_empty(shape)
     return torch.from_numpy(np.empty(shape, NUMPY[other.dtype]))
+
+
+_LENT = threading.local()
+
+
+@contextmanager
+def lent(spare: torch.Tensor | None) -> Iterator[None]:
+    """Inside, the first `product_of` this size lies in the memory of `spare`, which nobody reads any more."""
+    _LENT.spare = spare
+    try:
+        yield
+    finally:
+        _LENT.spare = None
+
+
+def product_of(shape: tuple[int, ...], other: torch.Tensor) -> torch.Tensor:
+    """Memory for a product: what is lent, or `empty`, the first write to which costs more than a recurrence's arithmetic."""
+    spare, _LENT.spare = getattr(_LENT, "spare", None), None
+    if spare is None or (spare.numel(), spare.dtype, spare.device) != (math.prod(shape), other.dtype, other.device):
+        return empty(shape, other)
+    return spare.view(shape)
 
 
 def zeros_like(other: torch.Tensor) -> torch.Tensor:

@@ -241,7 +241,7 @@ class Summand:
         False where a rank holds vectors, or pieces of them, of its own.
         """
         if world_size() == 1 or not alike:
-            return cls(arrays.empty(shape, vectors))
+            return cls(arrays.product_of(shape, vectors))
         whole = arrays.empty((math.prod(shape) + MARKS,), vectors)
         part = cls(whole[:-MARKS].view(shape))
         part.whole, part.vectors = whole, vectors

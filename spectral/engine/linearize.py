@@ -23,7 +23,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.autograd import forward_ad
@@ -120,11 +120,41 @@ def _forward_rules() -> None:
         forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
 
 
+@contextmanager
+def written(leaves: Tensors, room: torch.Tensor | None) -> Iterator[None]:
+    """Inside, a backward pass writes the leaves' gradients, one behind the other, into `room` if it has their size and dtype.
+
+    Each is written as soon as it is there, and its own memory is free again: there are never two of such a vector.
+    """
+    if (
+        room is None
+        or sum(leaf.numel() for leaf in leaves) != room.numel()
+        or any(p.dtype != room.dtype for p in leaves)
+    ):
+        yield
+        return
+
+    def write(into: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        return into.copy_(g)  # which a sparse one becomes dense in
+
+    parts = room.split([leaf.numel() for leaf in leaves])
+    hooks = [
+        p.register_hook(functools.partial(write, part.view(p.shape))) for p, part in zip(leaves, parts, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class ForwardMode:
     """The linearisation of `function` at `primals`: `jvp(tangents) -> (B, k)`, `vjp(cotangent (B, k)) -> like primals`.
 
     `recorded`: the same function, whose graph is smaller.
     """
+
+    room: torch.Tensor | None = None  # where the next J^T u may be written, once
 
     def __init__(self, function: Function, primals: Tensors, recorded: Function | None = None) -> None:
         self.function, self.primals, self.recorded = function, tuple(primals), recorded or function
@@ -151,9 +181,11 @@ class ForwardMode:
         z = self.output
         if not z.requires_grad:  # the outputs do not depend on these primals
             return tuple(torch.zeros_like(p) for p in self.primals)
-        pulled = dense(torch.autograd.grad(
-            z, self._leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
-        ))  # fmt: skip
+        room, self.room = self.room, None
+        with written(self._leaves, room):
+            pulled = dense(torch.autograd.grad(
+                z, self._leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+            ))  # fmt: skip
         return tuple(t.detach() for t in pulled)  # torch 2.6 materialises zeros that require gradients
 
     def jvp(self, tangents: Tensors, *, graph: bool = False) -> torch.Tensor:

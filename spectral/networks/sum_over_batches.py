@@ -245,6 +245,11 @@ class SumOverBatches(Operator):
 
     # Products --------------------------------------------------------------------------------------------------------
     @property
+    def reuses(self) -> bool:  # type: ignore[override]  # a constant of other operators
+        # while products are tested, their pieces lie beside what is lent
+        return distributed.world_size() == 1 and self.network.shards is None and self.engine.settled
+
+    @property
     def epochs(self) -> float:
         return float(self.network.sweeps)
 
