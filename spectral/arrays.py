@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-import threading
+import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ IN_CACHE = 1 << 19  # words that a cache holds, which need no such care
 SMALL = 1 << 20  # bytes: tensors up to that are joined for a checksum, 8 MiB at a time
 AT_ONCE = 32  # pieces of a checksum at a time on a GPU
 LONGEST = 1 << 30  # entries of one call: the libraries of GPUs count in 32 bits
+HEAVY = 1 << 26  # bytes of a vector, beyond which its memory is worth some care
+_WAITING: deque[np.ndarray] = deque(maxlen=1)
 
 
 def is_cupy(array: Any) -> bool:
@@ -187,25 +190,25 @@ def empty(shape: tuple[int, ...], other: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.empty(shape, NUMPY[other.dtype]))
 
 
-_LENT = threading.local()
+def for_product(shape: tuple[int, ...], other: torch.Tensor, again: bool) -> torch.Tensor:
+    """`empty` for a product, in the memory of the latest one that nobody holds any more, if it is large and of this size.
 
-
-@contextmanager
-def lent(spare: torch.Tensor | None) -> Iterator[None]:
-    """Inside, the first `product_of` this size lies in the memory of `spare`, which nobody reads any more."""
-    _LENT.spare = spare
-    try:
-        yield
-    finally:
-        _LENT.spare = None
-
-
-def product_of(shape: tuple[int, ...], other: torch.Tensor) -> torch.Tensor:
-    """Memory for a product: what is lent, or `empty`, the first write to which costs more than a recurrence's arithmetic."""
-    spare, _LENT.spare = getattr(_LENT, "spare", None), None
-    if spare is None or (spare.numel(), spare.dtype, spare.device) != (math.prod(shape), other.dtype, other.device):
+    The first write to memory that is new to the process takes longer than a recurrence's arithmetic. `again`: this memory may
+    wait for the next product, once nobody holds it; of the process one waits. Else what waits is given back first.
+    """
+    size = math.prod(shape) * other.element_size()
+    memory = None
+    with suppress(IndexError):
+        memory = _WAITING.pop()
+    if not again or size <= HEAVY or other.device.type != "cpu" or other.dtype not in NUMPY:
+        del memory
         return empty(shape, other)
-    return spare.view(shape)
+    if memory is None or memory.nbytes != size:
+        memory = None  # before there is more
+        memory = np.empty(size, np.uint8)
+    made = memory.view(NUMPY[other.dtype]).reshape(shape)
+    weakref.finalize(made, _WAITING.append, memory).atexit = False  # torch holds `made` as long as a tensor lies there
+    return torch.from_numpy(made)
 
 
 def zeros_like(other: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,12 @@
 """Laws of Chebyshev moments: what they are, what they determine, and where they say that they determine no more."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from numpy.polynomial.chebyshev import chebvander
 
 import spectral
-from spectral.engine import linearize
-from spectral.krylov.chebyshev import Chebyshev, bounds, chebyshev, jacobi, rescaled
+from spectral.krylov.chebyshev import bounds, chebyshev, jacobi, rescaled
 from spectral.krylov.lanczos import lanczos
 from spectral.operators.operator import Operator
 from spectral.quadrature import certificate, gauss
@@ -210,21 +207,3 @@ def test_what_is_no_number_is_refused():
         chebyshev(operator([1.0, 2.0]), torch.zeros(2, dtype=torch.float64), 2, (0.0, 1.0))
     with pytest.raises(ValueError, match="steps=0"):
         chebyshev(operator([1.0, 2.0]), start(2), 0, (0.0, 1.0))
-
-
-def test_products_are_made_in_the_memory_of_the_product_before_to_the_same_bits(monkeypatch):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).double()
-    data = [(torch.randn(9, 5).double(), torch.randint(3, (9,)))]
-    A = spectral.GaussNewton(model, torch.nn.CrossEntropyLoss(), data, engine="double-backward")
-    for _ in range(4):  # until nothing is tested any more
-        A @ torch.ones(A.shape[1], dtype=torch.float64)
-    moments = []
-    for heavy in (math.inf, 0):
-        monkeypatch.setattr(linearize, "HEAVY", heavy)
-        run, at = Chebyshev(A, A.probe(0, 0), 12, (-0.1, 2.0)), set()
-        while run.step():
-            at.add(run.spare.data_ptr())
-        assert len(at) == 1
-        moments.append(run.moments)
-    assert moments[0] == moments[1]

@@ -1,6 +1,5 @@
 """Laws of the Lanczos record: the Gauss rule is exact to degree 2k - 1, and known matrices give their known records."""
 
-import math
 from math import comb
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 
 import spectral
-from spectral.engine import linearize
 from spectral.krylov.again import second_pass
 from spectral.krylov.lanczos import Lanczos, lanczos
 from spectral.operators.operator import Operator
@@ -293,69 +291,3 @@ def test_selective_basis_is_orthonormal_where_products_are_coarser_than_vectors(
         pass
     Q = state.basis.double().numpy()
     np.testing.assert_allclose(Q @ Q.T, np.eye(len(Q)), atol=1e-3)
-
-
-@pytest.mark.parametrize("matrix", [spectral.GaussNewton, spectral.EmpiricalFisher, "normal"])
-@pytest.mark.parametrize("engine", ["fresh", "double-backward", "replay"])
-def test_products_are_made_in_the_memory_of_dead_vectors_to_the_same_bits(matrix, engine, monkeypatch):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).double()
-    data = [(torch.randn(9, 5).double(), torch.randint(3, (9,)))]
-
-    def operator():
-        if matrix == "normal":
-            return spectral.Jacobian(model, data, engine=engine).gram("right")
-        return matrix(model, torch.nn.CrossEntropyLoss(), data, engine=engine)
-
-    def recurrence():
-        A = operator()
-        for _ in range(4):  # until nothing is tested any more
-            A @ torch.ones(A.shape[1], dtype=torch.float64)
-        assert A.reuses
-        run, lent = Lanczos(A, A.probe(0, 0), 12, reorthogonalize=False), 0
-        while run.steps < 12:
-            spare = run.spare
-            run.step()
-            if spare is not None:
-                assert run.q.data_ptr() == spare.data_ptr()
-                lent += 1
-        assert lent == 10  # the third product takes the memory of q_1, the twelfth that of q_10
-        return run.record()
-
-    monkeypatch.setattr(linearize, "HEAVY", math.inf)
-    plain = recurrence()
-    monkeypatch.setattr(linearize, "HEAVY", 0)
-    record = recurrence()
-    assert record.alphas.tolist() == plain.alphas.tolist() and record.betas.tolist() == plain.betas.tolist()
-
-
-def test_a_step_that_was_interrupted_in_its_product_is_made_anew_to_the_same_bits(monkeypatch):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).double()
-    data = [(torch.randn(9, 5).double(), torch.randint(3, (9,)))]
-    monkeypatch.setattr(linearize, "HEAVY", 0)
-    A = spectral.GaussNewton(model, torch.nn.CrossEntropyLoss(), data, engine="double-backward")
-    records = []
-    for stop in (None, 5):
-        run = Lanczos(A, A.probe(0, 0), 12, reorthogonalize=False)
-        multiply = A.multiply
-
-        def once(V, run=run, stop=stop, multiply=multiply):
-            w = multiply(V)
-            if run.steps == stop:
-                A.multiply = multiply
-                w.fill_(math.nan)  # what was lent is written to
-                raise KeyboardInterrupt
-            return w
-
-        A.multiply = once
-        while True:
-            try:
-                if not run.step():
-                    break
-            except KeyboardInterrupt:
-                pass
-        A.multiply = multiply
-        records.append(run.record())
-    one, two = records
-    assert one.alphas.tolist() == two.alphas.tolist() and one.betas.tolist() == two.betas.tolist()

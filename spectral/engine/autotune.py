@@ -283,7 +283,7 @@ class Tuned:
                 if kept.way != way or kept.maps is None:
                     made, kept.way, kept.maps = True, way, None  # the other's graph goes first
                     kept.maps = self.work.linearize(way)
-                if not young and kept.maps.lin is not None and room is not None and room.nbytes > linearize.HEAVY:
+                if not young and kept.maps.lin is not None and room is not None and room.nbytes > arrays.HEAVY:
                     kept.maps.lin.room = room
                 product = kept.maps.product(v)
                 if young and len(choice.ways) > 1 and not all(arrays.all_finite(piece) for piece in product):

@@ -38,7 +38,6 @@ DIFFERENCE = "finite-difference"  # of the Hessian alone, and never chosen by it
 ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled", DIFFERENCE)
 PART = 1 << 20  # entries of a vector that are looked at at a time
 TINY = 1e-25  # of a sum of squares in float32: below, and beyond what it holds, float64 tells
-HEAVY = 1 << 26  # bytes of a vector that is held in half of them while products are tested
 LOOKS = 32  # entries of a user's vector that tell whether it is like a random one
 CALLS = 3  # products of the first batch on which a program is held to its way, and in which a way is timed
 Function = Callable[..., torch.Tensor]
@@ -423,7 +422,7 @@ def waiting(pieces: Waiting) -> Waiting:
 
     Inner products are off by 1e-4 of norms, less than float32 may be; what float64 may be off by is less, and waits as it is.
     """
-    if sum(p.numel() * p.element_size() for p in pieces if isinstance(p, torch.Tensor)) <= HEAVY:
+    if sum(p.numel() * p.element_size() for p in pieces if isinstance(p, torch.Tensor)) <= arrays.HEAVY:
         return pieces
     held: Waiting = []
     while pieces:

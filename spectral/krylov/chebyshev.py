@@ -79,7 +79,6 @@ class Chebyshev:
             raise ValueError(f"steps={steps} with dimension {A.shape[1]}; both must be at least 1.")
         self.t = start / math.sqrt(self.squared_norm)
         self.t_prev: torch.Tensor | None = None
-        self.spare: torch.Tensor | None = None  # the latest product, whose memory the next one may take
         self.moments = [longvectors.dot(self.t, self.t)]
         self.whole = True
         self.allowed = expected(A)  # as in `Lanczos`
@@ -116,9 +115,7 @@ class Chebyshev:
         """One product, two moments; False when the recurrence has ended."""
         (c, h), mu = centre(self.interval), self.moments
         # perhaps a buffer of the operator, perhaps t itself: not ours to change
-        with arrays.lent(self.spare):
-            w = self.A.multiply(self.t[:, None])[:, 0]
-        self.spare = w if self.A.reuses else None
+        w = self.A.multiply(self.t[:, None])[:, 0]
         if self.t_prev is not None:
             self._hold_symmetric(self.t_prev, w)
         self.whole = False

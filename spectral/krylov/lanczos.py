@@ -143,7 +143,6 @@ class Lanczos:
         self.allowed = symmetry.expected(A)  # over ||T||, what a product may be off before it is looked at again
         if self.kept is not None:
             self.allowed += self.kept.rounding
-        self.spare: torch.Tensor | None = None  # q_{j-2}, whose memory the next product may take
         self.carried = (1, 0.0)  # (j, what <A q_{j-1}, q_j> is beyond beta_{j-1}): q_j keeps what w had along q_{j-2}
 
     @property
@@ -179,9 +178,7 @@ class Lanczos:
         if self.kept is not None:
             self.kept.keep(j, q)
         # perhaps a buffer of the operator, perhaps q itself: not ours to change unless it is new
-        with arrays.lent(self.spare):
-            self.spare = None
-            w = self.A.multiply(q[:, None])[:, 0]
+        w = self.A.multiply(q[:, None])[:, 0]
         full, new = self.reorthogonalize is True, self.A.new_products
         size = max([0.0, *map(abs, self.alphas), *np.abs(self.known)])
         coupling = max([0.0, *self.betas])
@@ -227,7 +224,6 @@ class Lanczos:
         leaves = j > 0 and beta > 0 and not len(along)  # what w has along q_{j-1} is left in q_{j+1}
         self.carried = (j + 1, self.betas[j - 1] * across / beta if leaves else 0.0)
         self.now = (j + 1, q, w.div_(beta), omega) if beta > 0 else (j + 1, q_prev, q, omega)
-        self.spare = q_prev if new and beta > 0 and self.kept is None and self.A.reuses else None
         if self.sum is not None and beta > 0:
             self.orthogonality = max(self.orthogonality, abs(longvectors.dot(self.sum, w)))
             self.sum.add_(w, alpha=float(np.random.default_rng(j).choice([-1.0, 1.0])))

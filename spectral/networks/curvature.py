@@ -325,7 +325,7 @@ class Hessian(Curvature):
 
     ways: Collection[str] = linearize.EXACT
     turns = False  # the second way's product is never the faster one
-    reuses = False  # a leaf's gradient waits for its second part, all of them beside what would be lent
+    direct = False  # a leaf's gradient waits for its second part
     checkpoints = False  # a gradient that is differentiated keeps what was made again
     factor = 1.0  # of the steps of differences
     measured_by = "an exact product of the first batch"

@@ -30,7 +30,6 @@ class LinearMap:
     ranks = 1  # processes that make a product together, each of its own data
     teams = 1  # of ranks that multiply columns of their own
     new_products = False  # whether a product is memory of its own, which recurrences may overwrite
-    reuses = False  # whether a product is made in memory that is `arrays.lent`
     __array_ufunc__ = None  # numpy hands `array @ A` and `number * A` over to us
 
     def __init__(

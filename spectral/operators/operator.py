@@ -844,10 +844,6 @@ class Gram(Derived):
         return self.parts[0], self.side
 
     @property
-    def reuses(self) -> bool:  # type: ignore[override]  # a constant of other operators
-        return self.parts[0].reuses
-
-    @property
     def smaller(self) -> Gram:
         """The Gram on the side that has no known zeros."""
         return self if self.known_zeros == 0 else Gram(self.parts[0], "auto")
