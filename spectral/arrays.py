@@ -27,7 +27,8 @@ SMALL = 1 << 20  # bytes: tensors up to that are joined for a checksum, 8 MiB at
 AT_ONCE = 32  # pieces of a checksum at a time on a GPU
 LONGEST = 1 << 30  # entries of one call: the libraries of GPUs count in 32 bits
 HEAVY = 1 << 26  # bytes of a vector, beyond which its memory is worth some care
-_WAITING: deque[np.ndarray] = deque(maxlen=1)
+_WAITING: deque[np.ndarray] = deque(maxlen=1)  # memory of a product, for the next one
+_SCARCE: list[None] = []  # those who want none to wait
 
 
 def is_cupy(array: Any) -> bool:
@@ -207,8 +208,24 @@ def for_product(shape: tuple[int, ...], other: torch.Tensor, again: bool) -> tor
         memory = None  # before there is more
         memory = np.empty(size, np.uint8)
     made = memory.view(NUMPY[other.dtype]).reshape(shape)
-    weakref.finalize(made, _WAITING.append, memory).atexit = False  # torch holds `made` as long as a tensor lies there
+    weakref.finalize(made, _wait, memory).atexit = False  # torch holds `made` as long as a tensor lies there
     return torch.from_numpy(made)
+
+
+@contextmanager
+def scarce() -> Iterator[None]:
+    """Inside, in all threads, no product's memory waits: for those who hold so many vectors that one more counts."""
+    _SCARCE.append(None)
+    _WAITING.clear()
+    try:
+        yield
+    finally:
+        _SCARCE.pop()
+
+
+def _wait(memory: np.ndarray) -> None:
+    if not _SCARCE:
+        _WAITING.append(memory)
 
 
 def zeros_like(other: torch.Tensor) -> torch.Tensor:
