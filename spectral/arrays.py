@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,9 @@ IN_CACHE = 1 << 19  # words that a cache holds, which need no such care
 SMALL = 1 << 20  # bytes: tensors up to that are joined for a checksum, 8 MiB at a time
 AT_ONCE = 32  # pieces of a checksum at a time on a GPU
 LONGEST = 1 << 30  # entries of one call: the libraries of GPUs count in 32 bits
+HEAVY = 1 << 26  # bytes of a vector, beyond which its memory is worth some care
+_WAITING: deque[np.ndarray] = deque(maxlen=1)  # memory of a product, for the next one
+_SCARCE: list[None] = []  # those who want none to wait
 
 
 def is_cupy(array: Any) -> bool:
@@ -184,6 +189,43 @@ def empty(shape: tuple[int, ...], other: torch.Tensor) -> torch.Tensor:
     if other.device.type != "cpu" or other.dtype not in NUMPY or type(other) is not torch.Tensor:
         return other.new_empty(shape)
     return torch.from_numpy(np.empty(shape, NUMPY[other.dtype]))
+
+
+def for_product(shape: tuple[int, ...], other: torch.Tensor, again: bool) -> torch.Tensor:
+    """`empty` for a product, in the memory of the latest one that nobody holds any more, if it is large and of this size.
+
+    The first write to memory that is new to the process takes longer than a recurrence's arithmetic. `again`: this memory may
+    wait for the next product, once nobody holds it; of the process one waits. Else what waits is given back first.
+    """
+    size = math.prod(shape) * other.element_size()
+    memory = None
+    with suppress(IndexError):
+        memory = _WAITING.pop()
+    if not again or size <= HEAVY or other.device.type != "cpu" or other.dtype not in NUMPY:
+        del memory
+        return empty(shape, other)
+    if memory is None or memory.nbytes != size:
+        memory = None  # before there is more
+        memory = np.empty(size, np.uint8)
+    made = memory.view(NUMPY[other.dtype]).reshape(shape)
+    weakref.finalize(made, _wait, memory).atexit = False  # torch holds `made` as long as a tensor lies there
+    return torch.from_numpy(made)
+
+
+@contextmanager
+def scarce() -> Iterator[None]:
+    """Inside, in all threads, no product's memory waits: for those who hold so many vectors that one more counts."""
+    _SCARCE.append(None)
+    _WAITING.clear()
+    try:
+        yield
+    finally:
+        _SCARCE.pop()
+
+
+def _wait(memory: np.ndarray) -> None:
+    if not _SCARCE:
+        _WAITING.append(memory)
 
 
 def zeros_like(other: torch.Tensor) -> torch.Tensor:

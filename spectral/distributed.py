@@ -234,15 +234,15 @@ class Summand:
         self.failure: BaseException | None = None
 
     @classmethod
-    def of(cls, vectors: torch.Tensor, shape: tuple[int, int], alike: bool = True) -> Summand:
+    def of(cls, vectors: torch.Tensor, shape: tuple[int, int], alike: bool = True, again: bool = False) -> Summand:
         """Memory for this rank's part of a product with vectors (b, n); ranks that multiply different ones have no sum.
 
         Two numbers more go with the sum, a mark of the vectors and its square, whose variance over the ranks is 0. `alike`:
-        False where a rank holds vectors, or pieces of them, of its own.
+        False where a rank holds vectors, or pieces of them, of its own. `again`: as of `arrays.for_product`.
         """
         if world_size() == 1 or not alike:
-            return cls(arrays.empty(shape, vectors))
-        whole = arrays.empty((math.prod(shape) + MARKS,), vectors)
+            return cls(arrays.for_product(shape, vectors, again))
+        whole = arrays.for_product((math.prod(shape) + MARKS,), vectors, again)
         part = cls(whole[:-MARKS].view(shape))
         part.whole, part.vectors = whole, vectors
         return part

@@ -100,8 +100,11 @@ class Estimate:
         if len(v) == 1:
             lower, upper = float(np.ravel(self.lower)[0]), float(np.ravel(self.upper)[0])
             rows += [("bounds", f"{lower:.6g} to {upper:.6g}")] * bool(np.isfinite([lower, upper]).any())
-            reach = 2 * e if np.isfinite(e).all() else 0 * v
-            marks = [cards.Mark(v, 0 * v, dots=True), cards.Mark(np.concatenate([v - reach, v + reach]), np.zeros(2))]
+            reach = 2 * e if np.isfinite(e).all() else np.zeros_like(v)
+            marks = [
+                cards.Mark(v, np.zeros_like(v), dots=True),
+                cards.Mark(np.concatenate([v - reach, v + reach]), np.zeros(2)),
+            ]
             picture = cards.chart(marks, "value, ± two standard errors", "", f"{self}", y_range=(-1.0, 1.0))
             return cards.card(cards.with_error(float(v[0]), float(e[0])), rows, picture * bool(e.any()))
         order = np.argsort(-v, kind="stable")

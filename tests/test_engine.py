@@ -4,12 +4,13 @@ import shutil
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from oracles import Cube
 from torch import nn
 
-from spectral import GaussNewton, Hessian, Jacobian, arrays
+from spectral import EmpiricalFisher, GaussNewton, Hessian, Jacobian, arrays
 from spectral.engine import autotune, capture, linearize, trace
 from spectral.engine.autotune import AutoEngine
 from spectral.engine.plain import Maps, Workload
@@ -648,7 +649,7 @@ def test_a_capture_that_is_wrong_or_refused_is_dropped_and_says_so(broken, launc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_products_of_large_vectors_that_follow_one_another_pass_their_tests(dtype, monkeypatch):
     """A vector made of the one that waits is parallel to it: how it waits must cost less than what the dtype may be off by."""
-    monkeypatch.setattr(linearize, "HEAVY", 1)
+    monkeypatch.setattr(arrays, "HEAVY", 1)
     monkeypatch.setattr(linearize, "PART", 1)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
@@ -666,3 +667,33 @@ def test_products_of_large_vectors_that_follow_one_another_pass_their_tests(dtyp
             w = A @ v
             torch.testing.assert_close(w, M @ v, rtol=1e-4 if dtype == torch.float32 else 1e-11, atol=1e-6)
             v = w / w.norm()
+
+
+@pytest.mark.parametrize("matrix", [GaussNewton, EmpiricalFisher, "normal", "J^T"])
+@pytest.mark.parametrize("engine", ["fresh", "double-backward", "replay"])
+def test_a_large_product_lies_in_the_memory_of_one_that_nobody_holds_and_of_no_other(matrix, engine, monkeypatch):
+    monkeypatch.setattr(arrays, "HEAVY", 0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    data = [(torch.randn(9, 5), torch.randint(3, (9,))), (torch.randn(4, 5), torch.randint(3, (4,)))]
+    if matrix in ("normal", "J^T"):
+        J = Jacobian(model, data, engine=engine)
+        A = J.T if matrix == "J^T" else J.gram("right")
+    else:
+        A = matrix(model, nn.CrossEntropyLoss(), data, engine=engine)
+    V = torch.randn(8, A.shape[1])
+    expected = [(A @ v).clone() for v in torch.cat([V, V])][8:]  # nothing is tested any more
+    w = A @ V[0]
+    at, kept = w.data_ptr(), w.numpy()
+    other = A @ V[1]
+    assert other.data_ptr() != at
+    del w
+    assert (A @ V[2]).data_ptr() != at  # an array of numpy's holds it
+    np.testing.assert_array_equal(kept, expected[0])
+    torch.testing.assert_close(other, expected[1], rtol=0, atol=0)
+    del kept
+    for v, due in zip(V, expected, strict=True):
+        w = A @ v
+        assert w.data_ptr() == at
+        torch.testing.assert_close(w, due, rtol=0, atol=0)
+        del w

@@ -122,6 +122,16 @@ def test_the_rank_of_ten_in_a_thousand(dtype):
         numerical_rank(B, 2)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_condition_number_of_an_indefinite_matrix_is_never_beyond_it(seed):
+    """A Ritz value may pass 0 between eigenvalues on both of its sides: at steps 1, 3, ... of a symmetric spectrum it is 0."""
+    Q = np.linalg.qr(np.random.default_rng(seed).standard_normal((80, 80)))[0]
+    for values in (np.linspace(-1, 3, 80), np.append(np.linspace(1, 2, 40), -np.linspace(1, 2, 40))):
+        for steps in (5, 20, 40):
+            found = condition_number(sampled((Q * values) @ Q.T, steps=steps, seed=seed))
+            assert 1 <= found.lower <= found.value <= np.abs(values).max() / np.abs(values).min()
+
+
 def test_the_condition_number_is_bounded_from_below():
     truth = EIGENVALUES[-1] / EIGENVALUES[0]
     exact = condition_number(X @ X.T)

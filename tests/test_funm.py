@@ -163,7 +163,7 @@ def test_without_a_vector_it_is_an_operator_that_a_preconditioner_can_be(monkeyp
         (matrix("uniform"), "exp", b[:-1], {}, "use"),
         (matrix("uniform"), "exp", np.full(N, np.inf), {}, "NaN or infinity"),
         (np.diag([-1.0, 1.0]), "log", np.ones(2), {}, "shift the matrix|not finite"),
-        (np.zeros((2, 2)), lambda x: 1 / x, np.ones(2), {}, "not finite at the Ritz value"),
+        (np.zeros((2, 2)), lambda x: 1 / x, np.ones(2), {}, "not finite at the eigenvalue 0"),
         (matrix("uniform"), "exp", b, {"interval": (1.0, 2.0)}, "does not hold the Ritz values"),
         (matrix("uniform"), lambda x: x[:1], b, {}, "must keep the shape"),
         (matrix("uniform"), "exp", b, {"steps": 0}, "steps"),
@@ -286,3 +286,38 @@ def test_a_tolerance_below_rounding_ends_where_rounding_is_all_that_is_left_with
     assert [p.meta["stops"] for p in found] == [["rounding"], ["rounding"]]
     assert found[0].steps[0] == found[1].steps[0] <= 6 and found[1].products <= 11
     assert np.isfinite([p.error for p in found]).all()
+
+
+@pytest.mark.parametrize("f", [np.log, lambda x: 1 / x, lambda x: x**-0.5, lambda x: np.log(np.abs(x))])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_not_finite_at_0_is_refused_of_a_singular_matrix_as_integrals_refuse_it(f, seed):
+    """Rounding leaves +-1e-16 of the eigenvalue 0: f there is no number of the matrix."""
+    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((60, 60)))[0]
+    A, b = Q * np.append(0.0, np.ones(59)) @ Q.T, np.random.default_rng(seed).standard_normal(60)
+    A = (A + A.T) / 2
+    for ask in (
+        lambda: funm(A, f, b),
+        lambda: spectral.spectrum_of(A, b).integrate(f),
+        lambda: spectral.exact(A).integrate(f),
+    ):
+        with pytest.raises(ValueError, match="not finite at the eigenvalue 0, from which"):
+            ask()
+
+
+def test_a_function_that_has_a_name_is_the_same_without_it():
+    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((60, 60)))[0]
+    A, b = Q * np.append(0.0, np.ones(59)) @ Q.T, np.random.default_rng(0).standard_normal(60)
+    A = (A + A.T) / 2
+    named, other = funm(A, "sqrt", b), funm(A, np.sqrt, b)
+    expected = b - Q[:, 0] * (Q[:, 0] @ b)
+    for p in (named, other):
+        assert np.linalg.norm(p.value - expected) <= p.error <= 1e-6
+
+
+def test_a_ritz_value_passes_0_on_the_way_to_the_inverse_of_an_indefinite_matrix():
+    """T of the blocks (0, B; B^T, 0) has a diagonal of zeros from such a start: every odd step has the Ritz value 0."""
+    rng = np.random.default_rng(0)
+    B, b = rng.standard_normal((20, 20)), np.append(rng.standard_normal(20), np.zeros(20))
+    A = np.block([[np.zeros((20, 20)), B], [B.T, np.zeros((20, 20))]])
+    p = funm(A, lambda x: 1 / x, b)
+    assert np.linalg.norm(p.value - np.linalg.solve(A, b)) <= p.error <= 1e-6 * np.linalg.norm(p.value)

@@ -169,7 +169,8 @@ def _table(nodes: Array, weights: Array, floor: float) -> tuple[Array, Array, Ar
     nodes, weights, middle = nodes[kept], weights[kept], middle[kept]
     if len(nodes) < 2:
         return nodes, weights, weights  # one node: all of its weight is at it
-    slope = np.log(middle[0] / middle[1]) / np.log(nodes[1] / nodes[0])
+    with np.errstate(divide="ignore"):  # of copies of one node
+        slope = np.log(middle[0] / middle[1]) / np.log(nodes[1] / nodes[0])
     total = middle[0] + weights[0] / 2
     step = min(np.log(total / middle[0]) / slope, np.log(nodes[1] / nodes[0])) if slope > 0 else 0.0
     first = max(nodes[0] * np.exp(-step), floor * (1 + 1e-12))

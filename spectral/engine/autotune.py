@@ -24,7 +24,7 @@ import torch
 
 from spectral import arrays
 from spectral.engine import capture, linearize, trace
-from spectral.engine.linearize import CALLS, DIFFERENCE, WAYS
+from spectral.engine.linearize import CALLS, DIFFERENCE, PART, WAYS
 from spectral.engine.plain import Maps, Workload
 from spectral.engine.store import Store
 from spectral.failures import first_line
@@ -258,20 +258,20 @@ class Tuned:
             kept.program.add(v, w, new)
             return
         if work.leads:
-            product = self._by_way(v)
+            product = self._by_way(v, w if new else None)
             if kept.program is None and self._pays():
                 self._record_first(v)
             if kept.program is not None:
-                self._prove(kept.program, v, product)
+                self._prove(kept.program, v, product, w if new and product[0].data_ptr() != w.data_ptr() else None)
         else:
             recorded = self._record(v) if self._pays() else None
-            product = recorded if recorded is not None else self._by_way(v)
+            product = recorded if recorded is not None else self._by_way(v, w if new else None)
         pieces = list(product)
         del product
         trace.add_pieces(w, pieces, new)
 
-    def _by_way(self, v: torch.Tensor) -> trace.Pieces:
-        """The product in a way, which is tested and timed while it is new."""
+    def _by_way(self, v: torch.Tensor, room: torch.Tensor | None = None) -> trace.Pieces:
+        """The product in a way, which is tested and timed while it is new; perhaps in `room`, once it is not."""
         choice, kept, leads = self.choice, self.kept, self.work.leads
         while True:
             if leads:
@@ -283,6 +283,8 @@ class Tuned:
                 if kept.way != way or kept.maps is None:
                     made, kept.way, kept.maps = True, way, None  # the other's graph goes first
                     kept.maps = self.work.linearize(way)
+                if not young and kept.maps.lin is not None and room is not None and room.nbytes > arrays.HEAVY:
+                    kept.maps.lin.room = room
                 product = kept.maps.product(v)
                 if young and len(choice.ways) > 1 and not all(arrays.all_finite(piece) for piece in product):
                     raise linearize.Wrong("the product holds NaN or infinity")
@@ -370,12 +372,12 @@ class Tuned:
         kept.program, kept.bytes = program, timing.bytes
         choice.program, choice.timings[name] = name, timing
 
-    def _prove(self, program: trace.Program, v: torch.Tensor, product: trace.Pieces) -> None:
-        """Hold the first batch's program to a product of its way; decide once there have been enough of them."""
+    def _prove(self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, room: torch.Tensor | None) -> None:
+        """Hold the first batch's program to a product of its way, in `room`; decide once there have been enough of them."""
         choice, kept = self.choice, self.kept
         name = choice.program
         try:
-            seconds, error = _held(program, v, product, kept.allowed, choice.calls.get(name, 0))
+            seconds, error = _held(program, v, product, kept.allowed, choice.calls.get(name, 0), room)
         except FAILURES as failure:
             self._fall_back(failure)
             return
@@ -552,18 +554,21 @@ class Tuned:
 
 
 def _held(
-    program: trace.Program, v: torch.Tensor, product: trace.Pieces, allowed: float, call: int
-) -> tuple[float, float]:
+    program: trace.Program, v: torch.Tensor, product: trace.Pieces, allowed: float, call: int,
+    room: torch.Tensor | None = None,
+) -> tuple[float, float]:  # fmt: skip
     """(seconds, relative error) of a program beside a product, in turn in both forms in which it will be used."""
     begin = _now(v)
-    w = _into(program, v, product, new=call != 1)
+    w = _into(program, v, product, new=call != 1, room=room)
     seconds = _now(v) - begin
     return seconds, _hold(w, product, allowed, call)
 
 
-def _into(program: trace.Program, v: torch.Tensor, like: trace.Pieces, new: bool = True) -> torch.Tensor:
-    """The program's product in a vector of its own, written or added to zeros."""
-    w = arrays.empty((sum(piece.numel() for piece in like),), v)
+def _into(
+    program: trace.Program, v: torch.Tensor, like: trace.Pieces, new: bool = True, room: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The program's product in `room` or a vector of its own, written or added to zeros."""
+    w = arrays.empty((sum(piece.numel() for piece in like),), v) if room is None else room
     if not new:
         w.zero_()
     program.add(v, w, new)
@@ -574,7 +579,9 @@ def _hold(w: torch.Tensor, expected: trace.Pieces, allowed: float, call: int) ->
     """The relative distance of a program's product from what it must be, if it is rounding; `linearize.Wrong` if not."""
     parts = w.reshape(-1).split([piece.numel() for piece in expected])
     scale = linearize.norm(expected)
-    difference = linearize.norm(part - piece.reshape(-1) for part, piece in zip(parts, expected, strict=True))
+    pairs = zip(parts, expected, strict=True)
+    some = (zip(part.split(PART), piece.reshape(-1).split(PART), strict=True) for part, piece in pairs)
+    difference = linearize.norm(a - b for pieces in some for a, b in pieces)
     error = difference / scale if scale > 0 else difference
     if not error <= allowed:
         raise linearize.Wrong(f"differs from a fresh product by {error:.1e} on call {call + 1}")

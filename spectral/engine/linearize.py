@@ -23,7 +23,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.autograd import forward_ad
@@ -38,7 +38,6 @@ DIFFERENCE = "finite-difference"  # of the Hessian alone, and never chosen by it
 ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled", DIFFERENCE)
 PART = 1 << 20  # entries of a vector that are looked at at a time
 TINY = 1e-25  # of a sum of squares in float32: below, and beyond what it holds, float64 tells
-HEAVY = 1 << 26  # bytes of a vector that is held in half of them while products are tested
 LOOKS = 32  # entries of a user's vector that tell whether it is like a random one
 CALLS = 3  # products of the first batch on which a program is held to its way, and in which a way is timed
 Function = Callable[..., torch.Tensor]
@@ -120,11 +119,41 @@ def _forward_rules() -> None:
         forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
 
 
+@contextmanager
+def written(leaves: Tensors, room: torch.Tensor | None) -> Iterator[None]:
+    """Inside, a backward pass writes the leaves' gradients, one behind the other, into `room` if it has their size and dtype.
+
+    Each is written as soon as it is there, and its own memory is free again: there are never two of such a vector.
+    """
+    if (
+        room is None
+        or sum(leaf.numel() for leaf in leaves) != room.numel()
+        or any(p.dtype != room.dtype for p in leaves)
+    ):
+        yield
+        return
+
+    def write(into: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        return into.copy_(g)  # which a sparse one becomes dense in
+
+    parts = room.split([leaf.numel() for leaf in leaves])
+    hooks = [
+        p.register_hook(functools.partial(write, part.view(p.shape))) for p, part in zip(leaves, parts, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class ForwardMode:
     """The linearisation of `function` at `primals`: `jvp(tangents) -> (B, k)`, `vjp(cotangent (B, k)) -> like primals`.
 
     `recorded`: the same function, whose graph is smaller.
     """
+
+    room: torch.Tensor | None = None  # where the next J^T u may be written, once
 
     def __init__(self, function: Function, primals: Tensors, recorded: Function | None = None) -> None:
         self.function, self.primals, self.recorded = function, tuple(primals), recorded or function
@@ -151,9 +180,11 @@ class ForwardMode:
         z = self.output
         if not z.requires_grad:  # the outputs do not depend on these primals
             return tuple(torch.zeros_like(p) for p in self.primals)
-        pulled = dense(torch.autograd.grad(
-            z, self._leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
-        ))  # fmt: skip
+        room, self.room = self.room, None
+        with written(self._leaves, room):
+            pulled = dense(torch.autograd.grad(
+                z, self._leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+            ))  # fmt: skip
         return tuple(t.detach() for t in pulled)  # torch 2.6 materialises zeros that require gradients
 
     def jvp(self, tangents: Tensors, *, graph: bool = False) -> torch.Tensor:
@@ -391,7 +422,7 @@ def waiting(pieces: Waiting) -> Waiting:
 
     Inner products are off by 1e-4 of norms, less than float32 may be; what float64 may be off by is less, and waits as it is.
     """
-    if sum(p.numel() * p.element_size() for p in pieces if isinstance(p, torch.Tensor)) <= HEAVY:
+    if sum(p.numel() * p.element_size() for p in pieces if isinstance(p, torch.Tensor)) <= arrays.HEAVY:
         return pieces
     held: Waiting = []
     while pieces:

@@ -33,6 +33,7 @@ class Maps:
     check: Callable[[torch.Tensor, Pieces], float]  # a product's error; `linearize.Wrong` if it is no rounding
     bytes: int = 0  # that keeping it takes
     allowed: float = 1e-9  # how far a program's products may be off by rounding
+    lin: Any = None  # what makes them, if it takes `room` to write a product into
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from spectral import arrays
 from spectral.engine import private
 from spectral.engine.capture import Captured
 from spectral.engine.passes import cse, fold, reinplace
@@ -292,7 +293,10 @@ def add_pieces(w: torch.Tensor, pieces: Pieces | list[Any], new: bool = False) -
             pieces[i] = None
         size = piece.numel() if w.ndim == 1 else piece[0].numel()
         part, piece = w[..., start : start + size], piece.reshape(*w.shape[:-1], size)
-        part.copy_(piece) if new else part.add_(piece)
+        if not new:
+            part.add_(piece)
+        elif piece.data_ptr() != part.data_ptr():  # else it has been written there
+            part.copy_(piece)
         start += size
 
 
@@ -322,7 +326,7 @@ def record(function: Linear, v: torch.Tensor, room: float = math.inf, own: Itera
 def _recorded(
     function: Linear, v: torch.Tensor, copies: bool, room: float, own: Iterable[int]
 ) -> tuple[Tracer, Pieces]:
-    argument = v.detach().clone()
+    argument = arrays.copy(v.detach())
     with Tracer([argument], copies, room, own) as recorder:
         return recorder, function(argument)
 

@@ -229,6 +229,7 @@ def _of_squares(A: Operator, run: Checkpoint) -> np.ndarray:
     return state["value"]
 
 
+@arrays.scarce()
 def _hutchinson(
     A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoint
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -312,8 +312,9 @@ def condition_number(A: Any, **options: Any) -> Estimate:
     Returns
     -------
     Estimate
-        value is the ratio of the extreme |Ritz values| and may be far too small; stderr is nan. `lower` is what is certain
-        up to rounding, upper is nan. Of an exact spectrum lower and upper hold by the error of its eigenvalues.
+        `lower` is what is certain up to rounding, upper and stderr are nan. value is the ratio of the extreme |Ritz values| where
+        all lie on one side of 0, and may be far too small; on both sides they may lie nearer to 0 than any eigenvalue, and
+        value is `lower`. Of an exact spectrum lower and upper hold by the error of its eigenvalues.
 
     Raises
     ------
@@ -357,7 +358,8 @@ def condition_number(A: Any, **options: Any) -> Estimate:
         if spectrum.meta.get("nonnegative"):
             near.append(float(np.abs(theta).min()))  # inside the spectrum, on its one side of 0
     lower = max(1.0, (largest - max(blur, spectrum.value_error)) / (min(near, default=np.inf) + blur))
-    return Estimate(value, nan, lower, nan, len(spectrum.nodes), products)
+    one_sided = spectrum.points()[0].min() >= -rounding or spectrum.points()[0].max() <= rounding
+    return Estimate(value if one_sided else lower, nan, lower, nan, len(spectrum.nodes), products)
 
 
 def quotient(a: float, b: float) -> float:

@@ -23,6 +23,7 @@ from spectral.krylov.lanczos import MODES, Lanczos, LanczosRecord
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Derived, Operator
 from spectral.quadrature import applied, bounds
+from spectral.quadrature.function import Undefined
 from spectral.results import Estimate, bounded
 from spectral.schema import FRACTION, choice, integer, number
 from spectral.spectrum import Spectrum
@@ -185,7 +186,8 @@ def funm(
     Raises
     ------
     ValueError
-        For an A that is not symmetric, b that does not fit or is not finite, f that is not known, or not finite at a Ritz value,
+        For an A that is not symmetric, b that does not fit or is not finite, f that is not known, or not finite at a Ritz value
+        or at 0 where one cannot be told from it,
         an interval that does not hold these, and keywords that are none of their values.
     TypeError
         For b in another dtype.
@@ -355,7 +357,12 @@ def _one(
         if not (last or stopping.due(state.steps)):
             continue
         record = state.record()
-        y = applied.approximation(record, g)
+        try:
+            y = applied.approximation(record, g)
+        except Undefined:  # a Ritz value on its way may pass where f is not finite
+            if last:
+                raise
+            continue
         error, certain, rounding = applied.vector_error(record, g, interval)
         if error <= tol * float(np.linalg.norm(y)):
             stop = "tolerance"

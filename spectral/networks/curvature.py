@@ -325,6 +325,7 @@ class Hessian(Curvature):
 
     ways: Collection[str] = linearize.EXACT
     turns = False  # the second way's product is never the faster one
+    direct = False  # a leaf's gradient waits for its second part
     checkpoints = False  # a gradient that is differentiated keeps what was made again
     factor = 1.0  # of the steps of differences
     measured_by = "an exact product of the first batch"
@@ -699,7 +700,7 @@ class GaussNewton(Curvature):
             latest.clear()
             return max(error, test.of_both(v, jv, u, w, there))
 
-        return Maps(product, check, kept + keeps * logits, self._allowed)
+        return Maps(product, check, kept + keeps * logits, self._allowed, lin)
 
     def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
         """U (B, k) -> H U, times `share`."""

@@ -322,7 +322,7 @@ class Jacobian(SumOverBatches):
             return test.of_both(v, Jv, Jv, w, there)
 
         product = {"J v": forward, "J^T u": back, "J^T J v": normal}[kind]
-        return Maps(product, check, int(linearize.COPIES[way] * self._graph_bytes * size), self._allowed)
+        return Maps(product, check, int(linearize.COPIES[way] * self._graph_bytes * size), self._allowed, lin)
 
     def _forward(self, lin: linearize.ForwardMode, v: torch.Tensor, size: int, graph: bool = False) -> torch.Tensor:
         """J_b v of one batch: its rows; `graph` says that J_b^T u comes next."""

@@ -49,6 +49,7 @@ class SumOverBatches(Operator):
     network: DataModel
     new_products = True
     checkpoints = True  # whether a smaller graph of J^T u bounds the memory of products
+    direct = True  # whether pieces of a product go where it lies as they come, and never all lie beside it
     turns = True  # whether the second way of differentiation may be faster where the first holds
     unrolled = 1  # passes of one kind that a product is made of: of a flattened Jacobian as many as outputs
 
@@ -439,7 +440,8 @@ class SumOverBatches(Operator):
 
     def _sums(self, shape: tuple[int, int], vectors: torch.Tensor) -> distributed.Summand:
         """Memory for this rank's part of a product with vectors, which its first batch writes: zeros where there is none."""
-        part = distributed.Summand.of(vectors, shape, self.network.shards is None)
+        again = self.direct and self.engine.settled  # pieces of a product that is tested lie beside it
+        part = distributed.Summand.of(vectors, shape, self.network.shards is None, again)
         if not self.network.info.samples:
             part.tensor.zero_()
         return part

@@ -7,7 +7,7 @@ import numpy as np
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import gauss
 from spectral.quadrature.bounds import Signed, real_values
-from spectral.quadrature.function import values_of
+from spectral.quadrature.function import Undefined, values_of, zero_where_undefined
 
 SAMPLES = 4  # points between two Ritz values at which the error function of an f without signs is looked at
 
@@ -15,14 +15,15 @@ SAMPLES = 4  # points between two Ritz values at which the error function of an 
 def approximation(record: LanczosRecord, f: Signed) -> np.ndarray:
     """f(T) e_1 (k,): f(A) u is these coefficients of the basis, up to `vector_error`.
 
-    ValueError where f is not finite at a Ritz value, those within rounding of its domain counting as in it.
+    `Undefined` where f is not finite at a Ritz value, those within rounding of its domain counting as in it, or at 0 where one
+    cannot be told from it.
     """
     (theta, S), blur = record.eigen, gauss.blur(record)
     near = np.where((theta < f.domain[0]) & (theta >= f.domain[0] - blur), f.domain[0], theta)
     near = np.where((near > f.domain[1]) & (near <= f.domain[1] + blur), f.domain[1], near)
-    values = values_of(f.f, near)
+    values = zero_where_undefined(f.f, near, values_of(f.f, near), blur)
     if not np.isfinite(values).all():
-        raise ValueError(
+        raise Undefined(
             f"f is not finite at the Ritz value {theta[~np.isfinite(values)][0]:.6g}; shift the matrix, or take an f that is "
             "finite on the spectrum."
         )
@@ -52,7 +53,7 @@ def vector_error(
     (theta, S), blur, beta = record.eigen, gauss.blur(record), float(record.betas[-1])
     eps, (low, high) = max(gauss.epsilon(record), 2.0**-52), f.domain
     with np.errstate(all="ignore"):
-        moved = f.around(theta, blur)
+        moved = zero_where_undefined(f.f, theta, f.around(theta, blur), blur)
         size = float(np.sqrt((S[0] ** 2) @ np.square(moved[1])))
         change = np.abs(moved - moved[1]).max(0)
         rounding = float(np.sqrt((S[0] ** 2) @ np.square(change))) + 8 * eps * size

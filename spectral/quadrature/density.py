@@ -69,7 +69,8 @@ def _smooth(s: Quadrature, t: np.ndarray, width: float, scale: str) -> tuple[np.
     left = t.min() - 4 * width
 
     def kernel(centre: np.ndarray) -> np.ndarray:
-        return np.asarray(np.exp(-0.5 * ((t[:, None] - centre) / width) ** 2) / (width * np.sqrt(2 * np.pi)))
+        with np.errstate(over="ignore"):  # far away it is 0
+            return np.asarray(np.exp(-0.5 * ((t[:, None] - centre) / width) ** 2) / (width * np.sqrt(2 * np.pi)))
 
     value, half, variance, shown = np.zeros_like(t), np.zeros_like(t), np.zeros_like(t), 0.0
     atoms, counts = s.atoms.values, s.atoms.multiplicities / s.dim

@@ -13,6 +13,10 @@ Function = Callable[[np.ndarray], np.ndarray]
 STEEP = 64.0  # times the mean slope of a function over the spectrum
 
 
+class Undefined(ValueError):
+    """A function is not finite where an eigenvalue is, or may be."""
+
+
 def values_of(f: Function, x: np.ndarray) -> np.ndarray:
     """f(x) as float64, held to the shape of x; warnings of numpy's are answered by those who look at the values."""
     y = real_values(f, x)
@@ -21,16 +25,26 @@ def values_of(f: Function, x: np.ndarray) -> np.ndarray:
     return y
 
 
-def values_on(q: Quadrature, f: Function, x: np.ndarray) -> np.ndarray:
-    """f(x), finite; of a value within `rounding` of 0 that f does not take, such as the root of -1e-17, f(0)."""
-    y = values_of(f, x)
-    small = np.abs(x) <= q.rounding
-    if small.any() and not np.isfinite(zero := values_of(f, np.zeros(1))[0]):
-        raise ValueError(
+def zero_where_undefined(f: Function, x: np.ndarray, y: np.ndarray, rounding: float) -> np.ndarray:
+    """f(0) for what is not finite in y (..., X), of points x (X,) within `rounding` of 0, such as the root of -1e-17.
+
+    `Undefined` where f is not finite at 0 either, which such a point cannot be told from, whatever f is there.
+    """
+    small = np.abs(x) <= rounding
+    if not small.any():
+        return y
+    zero = values_of(f, np.zeros(1))[0]
+    if not np.isfinite(zero):
+        raise Undefined(
             f"f is not finite at the eigenvalue 0, from which {x[small][0]:.2g} cannot be told, as rounding leaves up to "
-            f"{q.rounding:.2g}; shift the matrix, or integrate a function that is finite at 0."
+            f"{rounding:.2g}; shift the matrix, or take a function that is finite at 0."
         )
-    y = np.where(small & ~np.isfinite(y), zero if small.any() else 0.0, y)
+    return np.where(small & ~np.isfinite(y), zero, y)
+
+
+def values_on(q: Quadrature, f: Function, x: np.ndarray) -> np.ndarray:
+    """f(x), finite."""
+    y = zero_where_undefined(f, x, values_of(f, x), q.rounding)
     if not np.isfinite(y).all():
         where = x[~np.isfinite(y)][0]
         raise ValueError(f"f is not finite at the eigenvalue {where:.6g}; f must be finite on the spectrum.")
