@@ -270,8 +270,8 @@ def independent(
 ) -> tuple[torch.Tensor, np.ndarray]:
     """W = R^T Q for rows orthogonal to V's: (Q (r, n) orthonormal, R (r, b)); what is at most `floor` long is dropped.
 
-    Gram-Schmidt with pivoting, overwrites W. A direction that comes out of a cancellation is orthogonalised again; `again`: the first may be one. `agree`: the
-    lengths that the first rank has for this rank's, where the order of Q or its number hangs on their rounding.
+    Gram-Schmidt with pivoting, overwrites W. A direction that comes out of a cancellation is orthogonalised again; `again`: the
+    first may be one. `agree`: the lengths that the first rank has for this rank's, where the order of Q or its number hangs on their rounding.
     """
     Q, R, left, r = W.new_empty(W.shape), np.zeros((len(W), len(W))), list(range(len(W))), 0
     while left:

@@ -183,7 +183,7 @@ def test_all_pairs_are_found_however_short_the_last_direction_is(which, seed):
 
 
 def test_a_16_bit_search_is_complete_only_where_a_random_vector_would_have_shown_more():
-    """Eigenvalues 2, 1, 1, 0, ...: of one eigenvector a random vector may have less than 16 eps ||A||, which hid it (a third)."""
+    """Eigenvalues 2, 1, 1, 0, ...: of one eigenvector a random vector may have next to nothing (a third)."""
     A = torch.diag(torch.tensor([2.0, 1.0, 1.0] + [0.0] * 9)).bfloat16()
     found = [spectral.top(A, 3, seed=seed) for seed in range(12)]
     assert all(np.abs(p.values - [2.0, 1.0, 1.0]).max() <= p.threshold for p in found if p.complete)
