@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spectral import cards, probes
 from spectral.engine import trace
+from spectral.estimators.leave_one_out import widening
 from spectral.results import Array, listed, nan
 from spectral.schema import integer
 
@@ -34,7 +35,8 @@ class Lyapunov(cards.Sentence):
     values : numpy.ndarray
         (k,), in 1 / step; -inf where a direction is lost.
     stderr : numpy.ndarray
-        (k,), the standard error over blocks of time: it holds where a block is longer than the trajectory remembers.
+        (k,), the standard error over blocks of time, widened to Student's interval: it holds where a block is longer than the
+        trajectory remembers.
     blocks : numpy.ndarray
         (blocks, k), the exponents of each block of time.
     steps : int
@@ -181,7 +183,7 @@ def lyapunov(
     values = logs.mean(0)
     order = np.argsort(-values, kind="stable")
     with np.errstate(invalid="ignore"):
-        stderr = each.std(0, ddof=1) / math.sqrt(blocks)
+        stderr = each.std(0, ddof=1) / math.sqrt(blocks) * widening(blocks)
     return Lyapunov(values[order], stderr[order], each[:, order], steps, x)
 
 

@@ -240,6 +240,7 @@ def as_operator(A: Any) -> Operator:
     >>> as_operator(np.diag([1.0, 2.0])).symmetric
     True
     """
+    arrays.hold_default_device()
     if isinstance(A, Operator):
         return A
     unknown = isinstance(A, torch.Tensor) and (

@@ -42,6 +42,7 @@ class LinearMap:
         nonnegative: bool = False,
         known_zeros: int = 0,
     ) -> None:
+        arrays.hold_default_device()
         self.shape = (int(shape[0]), int(shape[1]))
         if not dtype.is_floating_point or dtype.itemsize < 2:
             raise TypeError(
@@ -245,6 +246,11 @@ class LinearMap:
                 "A.flatten, A.probe or A.shards.part."
                 if shards is not None
                 else f"{type(self).__name__} multiplies whole vectors; make one of the pieces by shards.whole."
+            )
+        if shards is None and not arrays.has_memory(V):
+            raise TypeError(
+                "the array is one of torch.vmap, torch.func.grad or torch.func.jvp, which hand on no numbers; multiply outside "
+                "of them: A @ V takes blocks (n, b), and the derivative of A v along u is A u."
             )
         if V.layout != torch.strided:
             raise TypeError(f"the array is {V.layout}; pass a dense one, such as array.to_dense().")
