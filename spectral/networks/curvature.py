@@ -364,16 +364,21 @@ class Hessian(Curvature):
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
             if way == linearize.DIFFERENCE:  # which is no derivative: `_know_noise` says how far it is off
                 return 0.0
-            earlier, self._earlier = self._earlier, None
+            # what fails a test is kept as it is: whoever asks again is told again
+            earlier = self._earlier
             if earlier is not None and (earlier.way, earlier.model) == (way, self.network.version()):
+                error = 0.0
                 if earlier.there:
-                    return linearize.symmetry_error(earlier.v, earlier.product, v, w, self._allowed)
-                self._hold(way, v, w)  # the earlier vector is there no longer
-                return 0.0
+                    error = linearize.symmetry_error(earlier.v, earlier.product, v, w, self._allowed)
+                    self._earlier = None
+                else:
+                    self._hold(way, v, w)  # the earlier vector is there no longer
+                return error
             if way in self._held and earlier is None:
                 return 0.0
-            self._held.add(way)
+            self._earlier = None
             error = self._second_derivative_error(way, batch, v, w, here[0] if here else None)
+            self._held.add(way)
             if way == "fresh":  # forward mode sees what lies under no_grad, the backward pass does not: told at once
                 u = probes.signs(0, len(v), dtype=v.dtype, device=v.device)
                 return max(error, linearize.symmetry_error(u, product(u), v, w, self._allowed))
@@ -694,10 +699,11 @@ class GaussNewton(Curvature):
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
             jv, u = (tuple(t.reshape(-1) for t in some) for some in latest)
             error = 0.0 if way in self._held else self._curvature_error(batch)
-            self._held.add(way)
             test = self._adjoint_test(back, v, len(jv[0]))  # a head's parameters are outputs as they are
             latest.clear()
-            return max(error, test.of_both(v, jv, u, w, there))
+            error = max(error, test.of_both(v, jv, u, w, there))
+            self._held.add(way)  # whoever asks again after a refusal is told again
+            return error
 
         return Maps(product, check, kept + keeps * logits, self._allowed)
 
