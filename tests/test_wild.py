@@ -108,11 +108,9 @@ def test_matrix_that_was_refused_is_refused_whenever_it_is_asked_for(problem):
     _, x, y = problem
     model = Settling().to(DOUBLE)
     H, v = Hessian(model, CE, cut(x, y)), torch.randn(24, dtype=DOUBLE)
-    for _ in range(3):
-        with pytest.raises(ValueError, match=r"is not that of its gradient.*engine='finite-difference'"):
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"is not that of its gradient.*replace it by torch operations\.$"):
             H @ v
-    H = Hessian(model, CE, cut(x, y), preflight=False)
-    assert (H @ v).isfinite().all()
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -311,6 +309,29 @@ def test_model_that_takes_whole_batches_alone_has_no_rows_of_single_samples(prob
     assert agrees(J, rows(forward(model, (x, edges)), list(model.parameters())))
     with pytest.raises(ValueError, match=r"the model fails on a single sample of a batch \(IndexError: .*use products"):
         J.squared_norms()
+
+
+class Mixed(nn.Module):
+    """One layer in bfloat16, by autocast inside, between others in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            h = self.layer(x)
+        return self.out(h.float().tanh())
+
+
+def test_hessian_of_a_model_that_rounds_inside_is_held_to_differences_within_that_rounding(problem):
+    _, x, y = problem
+    model = Mixed()
+    H = Hessian(model, CE, cut(x.float(), y))
+    total = F.cross_entropy(model.out(model.layer(x.float()).tanh()), y)  # without rounding
+    own = list(model.parameters())
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(total, own, create_graph=True)])
+    assert agrees(H, rows(gradient, own), 0.03) and H.describe()["computes_in"] == "bfloat16"
 
 
 class Failing(nn.Module):

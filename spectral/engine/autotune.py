@@ -148,9 +148,7 @@ class AutoEngine:
     ways: tuple[str, ...] = tuple(WAYS)
     check: bool = True  # hold the ways to their tests
     explain: Callable[[dict[str, Exception]], str] | None = None  # names what has no derivative
-    turns: bool = (
-        True  # of a Jacobian: the second way is worth a try where the first holds, and rows are where none does
-    )
+    turns: bool = True  # of a Jacobian: the second way is worth a try where the first holds, and rows where none does
     choices: dict[str, Choice] = field(default_factory=dict)
     store: Store = field(default_factory=Store)
     shared: dict[Any, Any] = field(default_factory=dict)  # adders, block and compiled programs by their key
@@ -315,8 +313,10 @@ class Tuned:
             choice.ways, choice.settled = [ROWS], True
         else:
             named = explain(choice.problems) if explain is not None else ""
-            choice.ways = list(choice.problems)  # whoever asks again is told again
-            others = "" if self.engine.turns else ", or take differences of gradients (engine='finite-difference')"
+            choice.ways = [tried for tried in choice.problems if tried != ROWS]  # whoever asks again is told again
+            missing = not any(isinstance(problem, linearize.Wrong) for problem in choice.problems.values())
+            differs = missing and not self.engine.turns  # a Hessian, whose gradient is sound
+            others = ", or take differences of gradients (engine='finite-difference')" if differs else ""
             raise ValueError(
                 f"no engine multiplies this matrix ({named or '; '.join(choice.failures)}); give what fails a derivative, or "
                 f"replace it by torch operations{others}."

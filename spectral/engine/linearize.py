@@ -207,7 +207,7 @@ class DoubleBackward(ForwardMode):
 
 
 class ByRows(ForwardMode):
-    """J v by the rows of J, a backward pass each: for what can be differentiated once, and in no other way (CTC, many kernels)."""
+    """J v by the rows of J, a backward pass each: for what can be differentiated once and no further (CTC, many kernels)."""
 
     def jvp(self, tangents: Tensors, *, graph: bool = False) -> torch.Tensor:
         z = self.output
