@@ -699,11 +699,10 @@ class GaussNewton(Curvature):
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
             jv, u = (tuple(t.reshape(-1) for t in some) for some in latest)
             error = 0.0 if way in self._held else self._curvature_error(batch)
+            self._held.add(way)
             test = self._adjoint_test(back, v, len(jv[0]))  # a head's parameters are outputs as they are
             latest.clear()
-            error = max(error, test.of_both(v, jv, u, w, there))
-            self._held.add(way)  # whoever asks again after a refusal is told again
-            return error
+            return max(error, test.of_both(v, jv, u, w, there))
 
         return Maps(product, check, kept + keeps * logits, self._allowed)
 
