@@ -378,11 +378,12 @@ class Hessian(Curvature):
                 return 0.0
             self._earlier = None
             error = self._second_derivative_error(way, batch, v, w, here[0] if here else None)
-            self._held.add(way)
             if way == "fresh":  # forward mode sees what lies under no_grad, the backward pass does not: told at once
                 u = probes.signs(0, len(v), dtype=v.dtype, device=v.device)
-                return max(error, linearize.symmetry_error(u, product(u), v, w, self._allowed))
-            self._hold(way, v, w)
+                error = max(error, linearize.symmetry_error(u, product(u), v, w, self._allowed))
+            else:
+                self._hold(way, v, w)
+            self._held.add(way)
             return error
 
         kept = RECORDED_TWICE * self._graph_bytes * self._samples(group) if way == "double-backward" else 0
