@@ -432,7 +432,7 @@ class DataModel:
         """A function of the primals of this batch, linearised there in one way."""
         if self.made_again is not None and way == "fresh":
             return linearize.ForwardMode(function, self.primals(batch), self.checkpointed(function))
-        return linearize.WAYS[way](function, self.primals(batch))
+        return linearize.WAYS.get(way, linearize.ByRows)(function, self.primals(batch))
 
     def checkpointed(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """The same function, whose graph makes the modules `made_again` again."""
