@@ -46,6 +46,7 @@ from spectral.networks.products import Products
 from spectral.networks.trees import leaves, map_tensors, replaced, tensors
 from spectral.pieces import Shards
 from spectral.probes import Signs
+from spectral.schema import function
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError)  # what torch raises for a batch that a model does not take
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
@@ -103,6 +104,8 @@ class DataModel:
         if isinstance(shared, str) or not isinstance(shared, Sequence):
             raise TypeError(f"shared={shared!r} must be a list of keys or positions, such as [{shared!r}].")
         check_data(data)
+        if forward is not None:
+            function(forward, "forward", "(model, batch)")
         self.model, self.data, self.of, self.wrt = model, data, of, wrt
         # the module whose output is the variable, by its name; None where parameters or inputs are
         self.inner = None if wrt in WRT else wrt.removeprefix(activations.PREFIX)
