@@ -144,10 +144,9 @@ def lyapunov(
     if inputs is not None:
         several(inputs, "inputs", "what each step takes")
     given = None if inputs is None else len(inputs)
-    if steps is not None:
-        integer(steps, "steps", "number of steps")
-    else:
+    if steps is None:
         steps = 1000 if given is None else given - (given // TRANSIENT if discard is None else discard)
+    integer(steps, "steps", "number of steps")
     if discard is None:
         discard = steps // TRANSIENT if given is None else max(0, min(steps // TRANSIENT, given - steps))
     integer(k, "k", "number of exponents", 1, d)

@@ -6,6 +6,7 @@ Shapes: a matrix is (m, n); V (n, b) and U (m, b) are blocks of b columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -262,10 +263,8 @@ def as_operator(A: Any) -> Operator:
         raise TypeError(
             f"{type(A).__name__} is no matrix; pass something with a shape and a product @ (for a function, a LinearOperator)."
         )
-    if not isinstance(A.shape, Sequence):
-        raise TypeError(f"{type(A).__name__} has shape {A.shape!r}; it must be (m, n), not a method or a number.")
-    if len(A.shape) != 2:
-        raise ValueError(f"an operator is a matrix, but {type(A).__name__} has shape {tuple(A.shape)}.")
+    if not isinstance(A.shape, Sequence) or len(A.shape) != 2:
+        raise ValueError(f"an operator is a matrix, but {type(A).__name__} has shape {A.shape}; it must be (m, n).")
     try:
         dtype = getattr(A, "dtype", None)
     except NotImplementedError:  # curvlinops' base class
@@ -276,14 +275,10 @@ def as_operator(A: Any) -> Operator:
         raise TypeError(f"{type(A).__name__} has no dtype; set one, so that products know their precision.")
     if isinstance(dtype, torch.dtype):
         return Tensorial(A, dtype) if dtype.is_floating_point else _not_real(A, dtype)
-    try:
-        given = np.dtype(dtype)
-    except TypeError:
-        raise TypeError(
-            f"{type(A).__name__} has dtype {dtype!r}; it must be one of numpy's or torch's, such as np.float64."
-        ) from None
     homes = {kind.__module__.split(".")[0] for kind in type(A).__mro__}
-    known = {np.dtype(theirs): ours for ours, theirs in arrays.NUMPY.items()}.get(given)
+    known = None
+    with suppress(TypeError):  # of a dtype that is none
+        known = {np.dtype(theirs): ours for ours, theirs in arrays.NUMPY.items()}.get(np.dtype(dtype))
     return _not_real(A, dtype) if known is None else (OnCupy if homes & {"cupy", "cupyx"} else Host)(A, known)
 
 

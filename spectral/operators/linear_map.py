@@ -256,8 +256,7 @@ class LinearMap:
             )
         if shards is None and not arrays.has_memory(V):
             raise TypeError(
-                "the array is one of torch.vmap, torch.func.grad or torch.func.jvp, which hand on no numbers; multiply outside "
-                "of them: A @ V takes blocks (n, b), and the derivative of A v along u is A u."
+                "the array is one of torch.vmap, torch.func.grad or torch.func.jvp, without numbers; multiply outside of them."
             )
         if V.layout != torch.strided:
             raise TypeError(f"the array is {V.layout}; pass a dense one, such as array.to_dense().")
