@@ -126,18 +126,10 @@ def pair(value: Any, name: str = "interval") -> tuple[Any, Any]:
     >>> pair((0.0, None))
     (0.0, None)
     """
-    if value is None:
-        return None, None
-    row = value.tolist() if isinstance(value, np.ndarray) else value
-    end = Number(finite=False)
-    if (
-        not isinstance(row, list | tuple)
-        or len(row) != 2
-        or not all(x is None or end.holds(_item(x), name, {}) for x in row)
-    ):
-        raise ValueError(
-            f"{name}={value!r} is no pair of bounds; use (a, b), each a number, or None where none is known."
-        )
+    row = (None, None) if value is None else value.tolist() if isinstance(value, np.ndarray) else value
+    fits = isinstance(row, list | tuple) and len(row) == 2
+    if not fits or not all(x is None or Number(finite=False).holds(_item(x), name, {}) for x in row):
+        raise ValueError(f"{name}={value!r} is no pair of bounds; use (a, b), each a number or None.")
     return row[0], row[1]
 
 
@@ -147,13 +139,10 @@ def reals(value: Any, name: str, what: str) -> np.ndarray:
     >>> reals([1, 2.5], "shifts", "shift")
     array([1. , 2.5])
     """
-    try:
-        found = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        found = np.zeros(0)
-    if isinstance(value, bool) or not found.size or not np.isfinite(found).all():
+    found = np.asarray(value)
+    if isinstance(value, bool) or found.dtype.kind not in "iuf" or not found.size or not np.isfinite(found).all():
         raise ValueError(f"{name}={value!r} is no {what}; use a finite number, or an array of them.")
-    return found
+    return found.astype(np.float64)
 
 
 def function(value: Any, name: str, of: str) -> None:

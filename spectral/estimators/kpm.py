@@ -329,9 +329,8 @@ def jackson(spectrum: Spectrum, x: Any = None, *, moments: int | None = None, co
     g = damping(M) * np.where(np.arange(M) == 0, 1.0, 2.0)
     y = np.cos(np.pi * (np.arange(2 * M) + 0.5) / (2 * M))  # the damped measure on 2 M nodes: exact to degree 4 M - 1
     mass = np.maximum(chebvander(y, M - 1) @ (g * (norms @ mu_KM[:, :M] / norms.sum())) / (2 * M), 0.0)
-    points = (
-        c + h * np.cos(np.pi * (POINTS - np.arange(POINTS) - 0.5) / POINTS) if x is None else reals(x, "x", "point")
-    )
+    nodes = c + h * np.cos(np.pi * (POINTS - np.arange(POINTS) - 0.5) / POINTS)
+    points = nodes if x is None else reals(x, "x", "point")
     t = (points.reshape(-1) - c) / h
     inside = np.abs(t) < 1
     value, variance = np.zeros(len(t)), np.zeros(len(t))

@@ -134,9 +134,8 @@ class Hutchinson(Sampler):
         return leave_one_out.two_numbers(z, self.values[0], self.length)
 
     def estimate(self) -> tuple[float, float]:
-        values, scatter = np.array(self.values), 2 * self.scatter
-        if not self.A.symmetric:
-            scatter = self.m * values.var()  # Var z^T A z <= 2 ||A||_F^2 all the same
+        values = np.array(self.values)  # Var z^T A z <= 2 ||A||_F^2 of any A
+        scatter = 2 * self.scatter if self.A.symmetric else self.m * values.var()
         return float(values.mean()), self.stderr(leave_one_out.of_signs(scatter, 2 * self.squares, self.m))
 
 

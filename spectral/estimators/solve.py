@@ -276,10 +276,8 @@ def solved(
 
 
 def _beyond(op: Operator) -> ValueError:
-    return ValueError(
-        f"x is beyond {torch.finfo(op.dtype).max:.2g}, the largest number of {op.dtype}, or its factors are; divide b by a "
-        "number, and multiply x by it, or give both in float64."
-    )
+    limit = f"{torch.finfo(op.dtype).max:.2g}, the largest number of {op.dtype}, or its factors are"
+    return ValueError(f"x is beyond {limit}; divide b by a number, and multiply x by it, or give both in float64.")
 
 
 def together(op: Operator, runs: list[linear.Run], limit: Budget, bar: Any) -> list[linear.Solved]:

@@ -14,7 +14,6 @@ import torch
 
 from spectral import arrays, longvectors, persist, probes
 from spectral.pieces import Piece, Shards
-from spectral.schema import COUNT as SIDE
 
 # eps, of a product with a unit vector over ||A||: below 15 seen in networks; see `spectral.krylov.symmetry`
 ROUNDING = 64.0
@@ -45,13 +44,11 @@ class LinearMap:
         known_zeros: int = 0,
     ) -> None:
         arrays.hold_default_device()
-        sides = isinstance(shape, Sequence) and len(shape) == 2
-        if not (sides and all(SIDE.holds(int(s) if isinstance(s, np.integer) else s, "", {}) for s in shape)):
+        sides = shape if isinstance(shape, Sequence) and len(shape) == 2 else (-1,)
+        if not all(isinstance(side, int | np.integer) and side >= 0 for side in sides):
             raise ValueError(f"{type(self).__name__} has shape {shape!r}; it must be (m, n), whole numbers >= 0.")
-        if not isinstance(dtype, torch.dtype):
-            raise TypeError(f"{type(self).__name__} has dtype {dtype!r}; use one of torch's, such as torch.float64.")
         self.shape = (int(shape[0]), int(shape[1]))
-        if not dtype.is_floating_point or dtype.itemsize < 2:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
             raise TypeError(
                 f"the entries are {dtype}; an operator is real and floating, of 16 bits or more: convert the matrix to float64."
             )
