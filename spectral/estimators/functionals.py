@@ -227,7 +227,7 @@ def frobenius(A: Any, *, probes: int = 20, seed: int = 0) -> Estimate:
             column.zero_()
             column[i] = 1
         norms.append(longvectors.norm(leave_one_out.multiply(A, column, first=not (i or exact))[:, 0]))
-    spent, unit = A.products - before, max(norms) or 1.0
+    spent, unit = A.products - before, max(norms, default=0.0) or 1.0
     squares = (np.array(norms) / unit) ** 2
     if exact:
         value = float(squares.sum())
