@@ -462,10 +462,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def hold_default_device() -> None:
     """One sentence where torch makes tensors without numbers by default."""
     if torch.get_default_device().type == "meta":
-        raise ValueError(
-            "torch's default device is meta, whose tensors hold no numbers; leave `with torch.device('meta')`, or call "
-            "torch.set_default_device('cpu')."
-        )
+        raise ValueError("torch's default device is meta, whose tensors hold no numbers; leave it, and call again.")
 
 
 def has_memory(t: torch.Tensor) -> bool:

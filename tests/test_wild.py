@@ -742,7 +742,6 @@ FAILING = {
         TypeError,
         "takes 1 positional argument but 2",
     ),
-    "of a word": (lambda x: x, {"forward": "x"}, TypeError, "'str' object is not callable"),
 }
 
 

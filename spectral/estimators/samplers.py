@@ -106,7 +106,7 @@ class Hutchinson(Sampler):
     def add(self, count: int) -> None:
         Z = leave_one_out.draw(self.A, self.seed, range(self.m, self.m + count), "rademacher")
         self.neighbours.meet(Z[:, 0])
-        Y = leave_one_out.multiply(self.A, Z)
+        Y = leave_one_out.multiply(self.A, Z, first=not self.m)
         self.values = self.values + column_dots(Z, Y).tolist()
         squares = column_dots(Y, Y)
         self.length = self.length if self.m else float(squares[0]) ** 0.5
@@ -134,9 +134,8 @@ class Hutchinson(Sampler):
         return leave_one_out.two_numbers(z, self.values[0], self.length)
 
     def estimate(self) -> tuple[float, float]:
-        values, scatter = np.array(self.values), 2 * self.scatter
-        if not self.A.symmetric:
-            scatter = self.m * values.var()  # Var z^T A z <= 2 ||A||_F^2 all the same
+        values = np.array(self.values)  # Var z^T A z <= 2 ||A||_F^2 of any A
+        scatter = 2 * self.scatter if self.A.symmetric else self.m * values.var()
         return float(values.mean()), self.stderr(leave_one_out.of_signs(scatter, 2 * self.squares, self.m))
 
 
@@ -161,7 +160,7 @@ class Pairs(Sampler):
 
     def add(self, count: int) -> None:
         Omega = self._draw(self.m, self.m + count)
-        Y = leave_one_out.multiply(self.A, Omega)
+        Y = leave_one_out.multiply(self.A, Omega, first=not self.m)
         self.take(Y)
         self.Omega, self.Y = torch.cat([self.Omega, Omega], 1), torch.cat([self.Y, Y], 1)
         self.squares += float(column_dots(Y, Y).sum())

@@ -84,7 +84,7 @@ class RestartedKrylov(ABC):
     @property
     def coarse(self) -> bool:
         """Whether rounding may hide an eigenvector from a random vector: that nothing is left of a product shows little then."""
-        return BREAKDOWN * arrays.machine_epsilon(self.A.dtype) * self.dim**0.5 > COARSE
+        return bool(BREAKDOWN * arrays.machine_epsilon(self.A.dtype) * self.dim**0.5 > COARSE)
 
     @property
     def floor(self) -> float:

@@ -46,6 +46,7 @@ from spectral.networks.products import Products
 from spectral.networks.trees import leaves, map_tensors, replaced, tensors
 from spectral.pieces import Shards
 from spectral.probes import Signs
+from spectral.schema import choice, function, several
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError)  # what torch raises for a batch that a model does not take
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
@@ -94,15 +95,14 @@ class DataModel:
             raise ValueError(
                 f"wrt={wrt!r} is no variable; use 'params', 'inputs' or 'module:NAME', the output of that module."
             )
-        if statistics not in STATISTICS:
-            raise ValueError(f"statistics={statistics!r} is unknown; use 'population' or 'batch'.")
+        choice(statistics, "statistics", STATISTICS)
         if wrt != "params" and params is not None:
             raise ValueError(f"params= restricts wrt='params'; leave it out with wrt={wrt!r}.")
         if products.chunk is not None and statistics == "batch":
             raise ValueError("chunk= cuts batches, and statistics='batch' is of whole ones; leave one of them out.")
-        if isinstance(shared, str) or not isinstance(shared, Sequence):
-            raise TypeError(f"shared={shared!r} must be a list of keys or positions, such as [{shared!r}].")
+        several(shared, "shared", "keys or positions")
         check_data(data)
+        function(default_forward if forward is None else forward, "forward", "(model, batch)")
         self.model, self.data, self.of, self.wrt = model, data, of, wrt
         # the module whose output is the variable, by its name; None where parameters or inputs are
         self.inner = None if wrt in WRT else wrt.removeprefix(activations.PREFIX)
