@@ -73,7 +73,7 @@ ESTIMATORS: dict[str, Callable[[Any], Any]] = {
     "top": lambda A: spectral.top(A, k=3, tol=1e-3, **QUIET).values,
     "svd": lambda A: spectral.svd(A, k=3, tol=1e-3, **QUIET).values,
     "logdet": lambda A: spectral.logdet(A, 1.0, probes=3, steps=8, **QUIET).value,
-    "frobenius": lambda A: spectral.frobenius(A, probes=5).value,
+    "frobenius": lambda A: spectral.frobenius(A, probes=3).value,
 }
 
 

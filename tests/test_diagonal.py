@@ -112,11 +112,9 @@ def test_as_many_products_as_dimensions_are_exact(options):
 
 
 def test_signs_have_no_variance_on_a_diagonal_matrix():
-    """But four vectors cannot tell: another entry that has the same sign in all of them is not seen, with a chance of 1/8."""
-    e = diagonal(np.diag(np.arange(50.0)), method="hutchinson", probes=4)
+    e = diagonal(np.diag(np.arange(50.0)), method="hutchinson", probes=3)
     assert np.array_equal(e.value, np.arange(50.0))
-    assert e.stderr == pytest.approx(np.arange(50.0) * np.sqrt(1 / 8) * 3.182446 / 1.959964, rel=1e-6)
-    assert (diagonal(np.diag(np.arange(50.0)), method="hutchinson", probes=40).stderr <= 1.5e-6 * np.arange(50.0)).all()
+    assert (e.stderr == 0).all()
     assert np.isnan(e.lower).all()
 
 
@@ -135,7 +133,7 @@ def test_the_sum_agrees_with_the_trace_and_a_seed_repeats():
         (np.ones((4, 6)), {}, "has no diagonal"),
         (np.eye(60), {"probes": 1}, "probes=1"),
         (np.eye(60), {"probes": 2.5}, "probes=2.5"),
-        (np.eye(60), {"probes": 3, "method": "xdiag"}, "probes >= 10"),
+        (np.eye(60), {"probes": 3, "method": "xdiag"}, "probes >= 4"),
         (np.eye(60), {"method": "guess"}, "method='guess'"),
         (np.eye(60), {"seed": -1}, "seed=-1"),
     ],

@@ -19,7 +19,7 @@ RESNET = [f"~experiment.options.{depth}" for depth in (164, 272, 542, 1001)]
 TEXT = [
     "data.train=10", "data.test=2", "data.length=8", "model.options.width=4", "model.options.depth=1", "model.options.heads=2",
     "training.options.max_epochs=2", "experiment.samples=2", "experiment.ntk_samples=1", "experiment.block_steps=4",
-    "experiment.pairs=5", "experiment.block_probes=1", "estimator=slq", "estimator.probes=2", "estimator.steps=8",
+    "experiment.pairs=2", "experiment.block_probes=1", "estimator=slq", "estimator.probes=2", "estimator.steps=8",
     'experiment.blocks=["*query","*key"]',
 ]  # fmt: skip
 WITH = {  # what makes each of them small, and the pictures that it must have beside the densities

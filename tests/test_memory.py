@@ -22,7 +22,7 @@ RUN = {
     "slq": lambda A: spectral.slq(A, probes=1, steps=6, reorthogonalize=False, deflate=False, progress=False),
     "kpm": lambda A: spectral.kpm(A, probes=1, moments=8, progress=False),
     "trace": lambda A: spectral.trace(A, probes=4, progress=False),
-    "diagonal": lambda A: spectral.diagonal(A, probes=4, progress=False),
+    "diagonal": lambda A: spectral.diagonal(A, probes=3, progress=False),
 }[job]
 
 # 35 MB a vector: of lighter ones two are multiplied at a time

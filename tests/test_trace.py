@@ -47,7 +47,7 @@ def calibration(method, name, probes, trials):
 def check(method, name, probes, trials):
     mean, rms, coverage = calibration(method, name, probes, trials)
     assert abs(mean) < 4, mean
-    assert 0.78 <= rms <= 1.3, rms
+    assert 0.8 <= rms <= 1.3, rms
     assert coverage >= 0.9, coverage
 
 
@@ -153,29 +153,14 @@ def test_xtrace_needs_no_symmetry():
     assert sampler.samples()[0] == pytest.approx(xtrace_samples(A, sampler.Omega.numpy()), rel=1e-9)
 
 
-FEW_ENTRIES = np.zeros((16, 16))
-FEW_ENTRIES[0, 1] = FEW_ENTRIES[1, 0] = 1.0
-FEWEST = {
-    "hutchinson": (4, lambda A, m, seed: spectral.trace(A, method="hutchinson", probes=m, seed=seed)),
-    "hutch++": (12, lambda A, m, seed: spectral.trace(A, method="hutch++", probes=m, seed=seed)),
-    "a diagonal": (4, lambda A, m, seed: spectral.diagonal(A, method="hutchinson", probes=m, seed=seed)),
-    "xdiag": (10, lambda A, m, seed: spectral.diagonal(A, method="xdiag", probes=m, seed=seed)),
-    "a norm": (5, lambda A, m, seed: spectral.frobenius(A, probes=m, seed=seed)),
-    "a block gap": (5, lambda A, m, seed: spectral.block_gap(A, [1, 15], pairs=m, seed=seed)),
-}
-
-
-@pytest.mark.parametrize("name", FEWEST)
-def test_as_few_signs_as_an_error_is_stated_of_do_not_look_alike_on_few_entries(name):
-    """z_a z_b is the same in m vectors with a chance of 2^(1 - m): half of the runs with two stated 0, and were wrong."""
-    fewest, estimate = FEWEST[name]
-    with pytest.raises(ValueError, match=f">= {fewest}"):
-        estimate(FEW_ENTRIES, fewest - 1, 0)
-    if fewest in (5, 10):  # without second moments: a chance of 1/16 is what is left
-        return
-    A = spectral.as_operator(FEW_ENTRIES)
-    found = [estimate(A, fewest, seed) for seed in range(40)]  # 0 is the trace, and each entry of the diagonal
-    assert np.mean([(np.abs(e.value) <= 1.96 * e.stderr + 1e-12).all() for e in found]) >= 0.95
+@pytest.mark.parametrize("vectors", [2, 3])
+def test_signs_that_look_alike_on_few_entries_state_an_error_that_holds(vectors):
+    """On diag(2^-k) a quarter of the runs with two samples was beyond 2 stderr, a tenth beyond 6: their samples agreed."""
+    values = 2.0 ** -np.arange(32)
+    A = spectral.as_operator(np.diag(values))
+    found = [spectral.trace(A, method="hutch++", probes=3 * vectors, seed=seed) for seed in range(60)]
+    z = np.array([(float(e) - values.sum()) / e.stderr for e in found])
+    assert (np.abs(z) < 2).mean() >= 0.95 and np.abs(z).max() < 6
 
 
 # Matrices that break formulas ------------------------------------------------------------------------------------------
@@ -233,12 +218,10 @@ def test_as_many_products_as_dimensions_are_exact(method):
 
 
 def test_signs_have_no_variance_on_a_diagonal_matrix():
-    """But four vectors cannot tell: of what lies beside it they see nothing with a chance of 1/8."""
-    e = spectral.trace(np.diag(np.arange(50.0)), probes=4, method="hutchinson")
-    assert (e.value, e.probes, e.products) == (1225.0, 4, 4)
-    assert e.stderr == pytest.approx(np.sqrt(2 * (np.arange(50.0) ** 2).sum() / 8) * 3.182446 / 1.959964, rel=1e-6)
+    e = spectral.trace(np.diag(np.arange(50.0)), probes=3, method="hutchinson")
+    assert (e.value, e.probes, e.products) == (1225.0, 3, 3)
+    assert e.stderr < 1e-12
     assert np.isnan(e.lower)
-    assert spectral.trace(np.diag(np.arange(50.0)), probes=40, method="hutchinson").stderr < 1e-3
 
 
 @pytest.mark.parametrize("method", ["auto", "hutchinson", "hutch++", "xtrace"])

@@ -19,7 +19,6 @@ from spectral.app.targets import Target, check_targets, locate
 from spectral.engine import linearize
 from spectral.estimators import diagonal, esd, stopping, trace
 from spectral.estimators.budget import Budget
-from spectral.estimators.leave_one_out import ALIKE
 from spectral.estimators.search import KEYS
 from spectral.experiments import datasets, own
 from spectral.experiments.cell import KINDS, RULES, SEED
@@ -274,7 +273,7 @@ SWEPT: dict[str, dict[str, Rule]] = {
         "by": Text("module", "parameter"),
         "block_probes": SIZE,
         "block_steps": SIZE,
-        "pairs": Number(True, least=ALIKE),
+        "pairs": Number(True, least=2),
     },
     "layer_weightwatcher": {"samples": maybe(SIZE), "block_probes": SIZE, "block_steps": SIZE},
 }

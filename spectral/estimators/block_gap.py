@@ -25,7 +25,7 @@ import torch
 
 from spectral import longvectors
 from spectral.estimators.budget import progress_bar
-from spectral.estimators.leave_one_out import ALIKE, block_of, draw, multiply, widening
+from spectral.estimators.leave_one_out import block_of, draw, multiply, widening
 from spectral.operators.foreign import as_operator
 from spectral.probes import check_seed
 from spectral.quadrature.error import jackknife_variance
@@ -49,7 +49,7 @@ def block_gap(
     sizes : sequence of int
         Of the diagonal blocks, in their order; their sum is n. Of a network's matrix `[B.shape[0] for B in blocks(A).values()]`.
     pairs : int
-        Pairs of products, 5 or more: fewer may look alike and state an error of 0.
+        Pairs of products, 2 or more.
     seed : int
         0 to 2^64 - 1. Pair i depends on (seed, i) alone.
     progress : bool, optional
@@ -64,7 +64,7 @@ def block_gap(
     Raises
     ------
     ValueError
-        For an operator that is not square, sizes that are not those of its blocks, too few pairs, a product that holds NaN, and a
+        For an operator that is not square, sizes that are not those of its blocks, one pair, a product that holds NaN, and a
         matrix all of whose products are 0, which has no gap.
 
     Notes
@@ -86,7 +86,7 @@ def block_gap(
     >>> float(block_gap(np.array([[0.0, 5.0], [5.0, 0.0]]), [1, 1]))
     1.0
     """
-    A, pairs, seed = as_operator(A), integer(pairs, "pairs", "number of pairs", ALIKE), check_seed(seed)
+    A, pairs, seed = as_operator(A), integer(pairs, "pairs", "number of pairs", least=2), check_seed(seed)
     several(sizes, "sizes", "whole numbers, one for each block")
     sizes = [integer(size, "sizes", "size of a block") for size in sizes]
     if A.shape[0] != A.shape[1] or sum(sizes) != A.shape[1]:

@@ -107,7 +107,7 @@ def diagonal(
     Raises
     ------
     ValueError
-        For an operator that is not square, products that hold NaN, fewer probes than give an error bar (4; "xdiag": 10), a
+        For an operator that is not square, products that hold NaN, fewer probes than give an error bar (2; "xdiag": 4), a
         keyword that is none of its values, and a checkpoint that is damaged or of another call.
     RuntimeError
         For products that come out otherwise when they are made again.
@@ -162,9 +162,10 @@ def diagonal(
     if run.state is not None:
         name = run.state["method"]  # "auto" may mean another with the memory of today
     m = probes // 2 if name == "xdiag" else probes
-    fewest, each = (leave_one_out.ALIKE, 2) if name == "xdiag" else (leave_one_out.FEWEST, 1)
-    if m < fewest:
-        raise ValueError(f"probes={probes} gives no error bar with {name!r}; use probes >= {fewest * each}.")
+    if m < 2:
+        raise ValueError(
+            f"probes={probes} gives no error bar with {name!r}; use probes >= {4 if name == 'xdiag' else 2}."
+        )
     A.expect(probes)
     value, stderr = (_xdiag if name == "xdiag" else _hutchinson)(A, m, seed, progress, run)
     bounds = np.broadcast_to(nan, len(value))  # takes no memory
@@ -267,11 +268,9 @@ def _hutchinson(
     del neighbours
     run.current = dict  # the vectors of the state go as those of the result come
     mean = drawn.pop("mean").double().cpu().numpy()
-    unit = _unit(drawn, A)
+    factor = leave_one_out.widening(m) * _unit(drawn, A)
     for piece in longvectors.chunks(len(stderr), 1):  # written up to where the next piece is read, at most
-        deviations = local(scatter)[piece].double().cpu().numpy()
-        variance = leave_one_out.of_signs(deviations, deviations + m * (mean[piece] / unit) ** 2, m)
-        stderr[piece] = np.sqrt(variance) * leave_one_out.widening(m) * unit
+        stderr[piece] = np.sqrt(local(scatter)[piece].double().cpu().numpy() / (m - 1) / m) * factor
     return mean, stderr
 
 

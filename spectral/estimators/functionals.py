@@ -189,8 +189,7 @@ def frobenius(A: Any, *, probes: int = 20, seed: int = 0) -> Estimate:
     A : operator, matrix or Spectrum
         (m, n), any; whatever `as_operator` takes.
     probes : int
-        Sign vectors, one product each, 5 at least: fewer may look alike and state an error of 0. n of them or more are exact,
-        with the identity.
+        Sign vectors, one product each, 2 at least; n of them or more are exact, with the identity.
     seed : int
         0 to 2^64 - 1. Vector i depends on (seed, i) alone.
 
@@ -202,7 +201,7 @@ def frobenius(A: Any, *, probes: int = 20, seed: int = 0) -> Estimate:
     Raises
     ------
     ValueError
-        For probes that are no integer, for 1 to 4 of fewer than n, and for products that hold NaN.
+        For probes that are no integer >= 2, and for products that hold NaN.
 
     References
     ----------
@@ -217,8 +216,8 @@ def frobenius(A: Any, *, probes: int = 20, seed: int = 0) -> Estimate:
     if isinstance(A, Spectrum):
         unit = A.scale or 1.0  # so that squares neither overflow nor vanish
         return _root(A.integrate(lambda x: (x / unit) ** 2), unit)
+    integer(probes, "probes", "number of products", 2)
     A, seed = as_operator(A), check_seed(seed)
-    integer(probes, "probes", "number of products", min(leave_one_out.ALIKE, A.shape[1]))
     n, before, exact = A.shape[1], A.products, probes >= A.shape[1]
     norms = []
     for i in range(n if exact else int(probes)):

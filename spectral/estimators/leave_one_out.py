@@ -13,11 +13,6 @@ not know omega_i: the products e_i^(j) e_j^(i), e_i^(j) d_ji and d_ij e_j^(i) of
 Cov(e_i, e_j) = E d_ij d_ji without bias. The m (m - 1) numbers d_ij cost O(m^3) and no product:
 
     Var t = E [ s^2 / m + sum_{i != j} d_ij d_ji / (m (m - 1)) ],    s^2 the sample variance of the e_i.
-
-Samples of m sign vectors may be alike and tell nothing of their variance: two entries have the same product in all of them with
-a chance of 2^(1 - m), and where A lies on these, its products are 0 with half of it ((1, -1) and all ones). The mean is then off
-by as much as a single vector is. Where the second moment of what is summed is known, which is no less than its variance, it
-counts by that chance (`of_signs`). No error is stated of fewer vectors than leave what is not seen a chance of 1 / 16.
 """
 
 from __future__ import annotations
@@ -43,7 +38,6 @@ SHARED, LIGHT = 8, 1 << 26  # vectors multiplied at a time, and bytes that they 
 RANK = 4.0  # a direction of Y within this many eps of its largest column is rounding
 ALONE = 1e-6  # leverage 1 - ALONE: no other vector of Y reaches this one's direction
 PARALLEL = 1e-12  # squared sine below which two directions are one
-FEWEST, ALIKE = 4, 5  # sign vectors that an error is stated of: with second moments, and without them
 RANGE = Fields(  # of a checkpoint
     {"Q": Array("dtype", "n", "rank"), "Z": Array("dtype", "n", "rank"), "largest": NONNEGATIVE},
     laws=(Law("an orthonormal basis", lambda f, s: orthonormal(f["Q"].T)),),
@@ -208,12 +202,6 @@ def exchangeable_variance(e: np.ndarray, change: np.ndarray) -> float:
     """s^2 / m + the mean of d_ij d_ji over pairs; a negative covariance is noise of its estimate and counts as 0."""
     m = len(e)
     return float(e.var(ddof=1)) / m + max(0.0, float((change * change.T).sum()) / (m * (m - 1)))
-
-
-def of_signs(scatter: Any, squares: Any, m: int) -> Any:
-    """Variance of the mean of m samples by signs, from sums of their squared deviations and squares, each by itself."""
-    variance = scatter / (m - 1)
-    return variance / m + 2.0 ** (1 - m) * np.maximum(0.0, squares / m - variance)
 
 
 def widening(m: int) -> float:

@@ -24,7 +24,6 @@ class Sampler(ABC):
     """
 
     cost = 1  # products for each vector
-    fewest = leave_one_out.FEWEST  # vectors that an error is stated of
     parts: ClassVar[dict[str, Rule]] = {}
 
     def __init__(self, A: Operator, seed: int) -> None:
@@ -74,7 +73,7 @@ class Sampler(ABC):
     def estimate(self) -> tuple[float, float]:
         """(value, standard error)."""
 
-    def stderr(self, variance: Any) -> float:
+    def stderr(self, variance: float) -> float:
         """Widened to Student's interval, and with eps ||A||_F, which products in this dtype leave of a trace."""
         rounding = arrays.machine_epsilon(self.A.dtype) * float(np.sqrt(self.squares / self.m))
         return float(np.hypot(np.sqrt(variance) * leave_one_out.widening(self.m), rounding))
@@ -134,9 +133,9 @@ class Hutchinson(Sampler):
         return leave_one_out.two_numbers(z, self.values[0], self.length)
 
     def estimate(self) -> tuple[float, float]:
-        values = np.array(self.values)  # Var z^T A z <= 2 ||A||_F^2 of any A
-        scatter = 2 * self.scatter if self.A.symmetric else self.m * values.var()
-        return float(values.mean()), self.stderr(leave_one_out.of_signs(scatter, 2 * self.squares, self.m))
+        values = np.array(self.values)
+        variance = 2 * self.scatter / (self.m - 1) if self.A.symmetric else float(values.var(ddof=1))
+        return float(values.mean()), self.stderr(variance / self.m)
 
 
 class Pairs(Sampler):
@@ -182,7 +181,9 @@ class Pairs(Sampler):
 class HutchPlusPlus(Pairs):
     """tr Q^T A Q for Q from m vectors, and g^T B g, B = (I - Q Q^T) A (I - Q Q^T), of m other ones: Omega, with products Y.
 
-    The variance of g^T B g is that of Hutchinson's.
+    The variance of g^T B g is that of Hutchinson's. Of m sign vectors two entries have the same product throughout with a chance
+    of 2^(1 - m): where B lies on few entries its samples are then alike, and say nothing of it. 2 ||B||_F^2, the variance of
+    Gaussian vectors, which is no less, is seen there too; it counts by that chance.
     """
 
     cost = 3
@@ -200,8 +201,9 @@ class HutchPlusPlus(Pairs):
         leave_one_out.hold_products(self.A, Q, Z, G, AG, (R, T))
         rest = column_dots(G, AG) - (W * R).sum(0) - (W * T).sum(0) + (W * (H @ W)).sum(0)
         scatter, squares = self._scatter(W, R - H @ W)
-        scatter = 2 * scatter if self.A.symmetric else self.m * rest.var()
-        return float(np.trace(H) + rest.mean()), self.stderr(leave_one_out.of_signs(scatter, 2 * squares, self.m))
+        variance = 2 * scatter / (self.m - 1) if self.A.symmetric else float(rest.var(ddof=1))
+        variance += 2.0 ** (1 - self.m) * max(0.0, 2 * squares / self.m - variance)
+        return float(np.trace(H) + rest.mean()), self.stderr(variance / self.m)
 
     def _scatter(self, W: np.ndarray, along: np.ndarray) -> tuple[float, float]:
         """Squares of the entries of g * B g, summed, less those of their means, and whole; B G = Y - Z W - Q `along`."""
@@ -217,8 +219,6 @@ class HutchPlusPlus(Pairs):
 
 class Exchangeable(Pairs):
     """An estimate that is the mean of e_i, each unbiased given all vectors but omega_i."""
-
-    fewest = 2
 
     @abstractmethod
     def samples(self) -> tuple[np.ndarray, np.ndarray]:

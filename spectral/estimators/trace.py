@@ -99,8 +99,7 @@ def trace(
     -----
     All methods are unbiased:
 
-    - "hutchinson": mean of z^T A z over signs z, 4 at least ("hutch++": 12 products): fewer may all miss what lies on a few
-      entries of A, and state an error of 0.
+    - "hutchinson": mean of z^T A z over signs z.
     - "hutch++": a third of the products find a range Q, a third give tr Q^T A Q, a third Hutchinson's estimate of the rest.
     - "xtrace": the same with every vector in both roles, each left out of its own Q; m = probes / 2 vectors, 4 m n numbers
       of memory.
@@ -183,9 +182,8 @@ def _sampled(
     name = saved.get("method") or (choose(A, int(affordable)) if method == "auto" else method)
     sampler = SAMPLERS[name](A, seed)
     target = saved.get("target", wanted // sampler.cost)
-    fewest = sampler.fewest * sampler.cost
-    if target < sampler.fewest:
-        raise ValueError(f"probes={wanted} gives no error bar with {name!r}; use probes >= {fewest}.")
+    if target < 2:
+        raise ValueError(f"probes={wanted} gives no error bar with {name!r}; use probes >= {2 * sampler.cost}.")
     limit.announce(wanted)
     if saved:
         sampler.resume(saved)
@@ -207,9 +205,9 @@ def _sampled(
                 drawn = state()
                 run.stepped(end=sampler.m >= target)
                 bar.update(block * sampler.cost)
-            if sampler.m < sampler.fewest:
+            if sampler.m < 2:
                 raise ValueError(
-                    f"budget={budget!r} allows fewer than the {fewest} products of an error bar; raise it."
+                    f"budget={budget!r} allows fewer than the {2 * sampler.cost} products of two vectors; raise it."
                 )
             value, stderr = sampler.estimate()
             if rtol is None or stderr <= rtol * abs(value) or sampler.m < target or target >= most:
