@@ -18,6 +18,7 @@ from test_jacobian import Once
 from test_ranks import sentence, started
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 import spectral
 from spectral import distributed, heartbeat, pieces
@@ -415,12 +416,12 @@ def dies(net):
     net.twice.up.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def within_the_model(ends, rank, folder):
-    """Rank 1 ends where the others wait for it in torch's own collectives."""
+def within_the_model(ends, rank, folder, whose=(1,)):
+    """Rank 1 (or more of them) ends where the others wait for it in torch's own collectives."""
     heartbeat.PATIENCE, heartbeat.SILENT, heartbeat.BEAT = 0.5, 2.0, 0.2
     net = sharded(network())
     A = OPERATORS["GaussNewton"](net, own_batches(rank, dist.get_world_size()))
-    if rank == 1:
+    if rank in whose:
         ends(net)
     begun = time.monotonic()
     found = sentence(lambda: A @ A.probe(7, 0)), time.monotonic() - begun
@@ -619,6 +620,13 @@ def test_what_one_rank_fails_with_inside_a_sharded_model_every_rank_raises(ends,
 
 
 @pytest.mark.slow
+def test_what_all_ranks_fail_with_inside_a_sharded_model_is_one_sentence_on_each(tmp_path):
+    found = started(3, tmp_path, partial(within_the_model, raises, whose=(0, 1, 2)))
+    ((kind, words),) = {said for said, _ in found}
+    assert kind == "RankFailed" and "of 3 failed (OSError: the disk of this rank is gone)" in words
+
+
+@pytest.mark.slow
 def test_a_rank_that_dies_inside_a_sharded_model_is_named_by_all_others(tmp_path):
     found = started(3, tmp_path, partial(within_the_model, dies))
     assert found[1] is None
@@ -780,16 +788,24 @@ class Wide(nn.Module):
         return self.body(x)
 
 
-def difference(dtype, **options):
+class Again(Wide):
+    """The same, which makes its activations again in the backward pass."""
+
+    def forward(self, x):
+        return checkpointed(self.body, x, use_reentrant=False)
+
+
+def difference(dtype, kind=Wide, **options):
     torch.manual_seed(0)
-    net, g = Wide().to(dtype), torch.Generator().manual_seed(2)
+    net, g = kind().to(dtype), torch.Generator().manual_seed(2)
     data = [(torch.randn(5, 3, generator=g).to(dtype), torch.randint(2, (5,), generator=g)) for _ in range(3)]
     return net, data, spectral.Hessian(net, CE, data, engine="finite-difference", **options)
 
 
+@pytest.mark.parametrize("kind", [Wide, Again])
 @pytest.mark.parametrize("dtype, off", [(torch.float64, 1e-9), (torch.float32, 3e-3)])
-def test_the_hessian_by_differences_is_the_hessian_to_the_error_that_it_states(dtype, off):
-    net, data, H = difference(dtype)
+def test_the_hessian_by_differences_is_the_hessian_to_the_error_that_it_states(kind, dtype, off):
+    net, data, H = difference(dtype, kind)
     exact = spectral.Hessian(copy.deepcopy(net).double(), CE, [(x.double(), y) for x, y in data])
     values = {name: p.detach().clone() for name, p in net.named_parameters()}
     vectors = [H.probe(0, 0), torch.eye(H.shape[0], dtype=dtype)[5], torch.zeros(H.shape[0], dtype=dtype)]
