@@ -255,7 +255,8 @@ class CentralDifference(ForwardOverReverse):
     rounding, eps / h, are about as large; an entry in which v lies nearly alone does not move further than others are large.
     """
 
-    backward = staticmethod(gradients)  # where the model still has the moved parameters: it may make activations again
+    # where the model has the moved parameters, with which it may make activations again
+    backward: Callable[..., Tensors] = staticmethod(gradients)
 
     def jvp(self, tangents: Tensors, factor: float = 1.0) -> tuple[torch.Tensor, ...]:
         """`factor`: of the step."""
