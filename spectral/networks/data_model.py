@@ -440,7 +440,12 @@ class DataModel:
 
     def gradient(self, way: str, function: Callable[..., torch.Tensor], batch: Any) -> linearize.ForwardOverReverse:
         """The gradient of a scalar function of the primals of this batch, to be differentiated in one way."""
-        return linearize.GRADIENTS[way](function, self.primals(batch))
+        made = linearize.GRADIENTS[way](function, self.primals(batch))
+        if self.wrt == "params" and isinstance(made, linearize.CentralDifference):
+            made.backward = lambda total, at: self.run(
+                dict(zip(self.names, at, strict=True)), batch, lambda z: linearize.gradients(z, at), total
+            )
+        return made
 
     def observed(self, function: Callable[..., Any], batch: Any) -> Any:
         """A function's value at this batch, without a graph, of a model whose parameters nothing can stand in for."""
