@@ -46,7 +46,7 @@ from spectral.networks.products import Products
 from spectral.networks.trees import leaves, map_tensors, replaced, tensors
 from spectral.pieces import Shards
 from spectral.probes import Signs
-from spectral.schema import choice, function, several
+from spectral.schema import choice, function
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError)  # what torch raises for a batch that a model does not take
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
@@ -100,7 +100,8 @@ class DataModel:
             raise ValueError(f"params= restricts wrt='params'; leave it out with wrt={wrt!r}.")
         if products.chunk is not None and statistics == "batch":
             raise ValueError("chunk= cuts batches, and statistics='batch' is of whole ones; leave one of them out.")
-        several(shared, "shared", "keys or positions")
+        if isinstance(shared, str) or not isinstance(shared, Sequence):
+            raise TypeError(f"shared={shared!r} must be a list of keys or positions, such as [{shared!r}].")
         check_data(data)
         function(default_forward if forward is None else forward, "forward", "(model, batch)")
         self.model, self.data, self.of, self.wrt = model, data, of, wrt
