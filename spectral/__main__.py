@@ -41,6 +41,7 @@ import spectral
 from spectral import collectives, distributed
 from spectral.app import configuration, hydra_node, ranks, run, sweeps, targets
 from spectral.experiments import own
+from spectral.threads import instead
 
 CHOSEN = ("model", "data", "training", "operator", "estimator")  # whose choices are recorded
 SINGLE = (*CHOSEN, "products")  # naming one of these asks for one spectrum
@@ -73,7 +74,10 @@ def main() -> None:
     running.clear()
     loader, logging.raiseExceptions = internal.ConfigLoaderImpl, False  # a reader such as head may close the pipe early
     clock = utils.datetime
-    with warnings.catch_warnings():
+    # hydra's help of an option is no str, which Python 3.14 takes for "badly formed"
+    unchecked = instead(argparse.ArgumentParser, _check_help=lambda parser, action: None)
+    as_text = instead(argparse.HelpFormatter, _get_help_string=lambda formatter, action: str(action.help))
+    with warnings.catch_warnings(), unchecked, as_text:
         warnings.filterwarnings("ignore", module="hydra")
         warnings.filterwarnings("ignore", message=r"\s*\S+ is validated against ConfigStore schema")
         warnings.showwarning = _warn

@@ -459,6 +459,20 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def hold_default_device() -> None:
+    """One sentence where torch makes tensors without numbers by default."""
+    if torch.get_default_device().type == "meta":
+        raise ValueError("torch's default device is meta, whose tensors hold no numbers; leave it, and call again.")
+
+
+def has_memory(t: torch.Tensor) -> bool:
+    """Whether a dense tensor has numbers in memory: one inside a transform of torch.func has not."""
+    try:
+        return t.layout != torch.strided or t.data_ptr() >= 0
+    except RuntimeError:
+        return False
+
+
 def machine_epsilon(dtype: torch.dtype | str) -> float:
     """Relative rounding unit 2 u of a floating dtype, or of the one of that name."""
     return float(torch.finfo(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eps)

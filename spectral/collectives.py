@@ -201,7 +201,7 @@ def guarded(group: Any) -> Iterator[None]:
         heart.guarded, words = None, sentence(rank(), said(failure) or "")
         if isinstance(failure, RuntimeError) and _of_torch(failure):
             words = heart.given_up or _blame(heart, failure)
-        heart.leave(words)
+        heart.leave(words := heart.agreed(words))
         raise RankFailed(words) from failure
     finally:
         heart.guarded = None

@@ -490,6 +490,7 @@ def _raise(failure: BaseException | None, said: list[str | None]) -> None:
     kind, words = (said[failed[0]] or "").split(": ", 1)
     if kind == RankFailed.__name__:  # of a team: it names the rank
         raise RankFailed(words) from failure
-    if len(failed) == len(said) and isinstance(failure, GIVEN) and type(failure).__name__ == kind:
-        raise type(failure)(words) from failure
+    given = next((one for one in GIVEN if isinstance(failure, one)), None)
+    if given is not None and {str(one).split(": ")[0] for one in said} == {type(failure).__name__}:
+        raise given(words) from failure
     raise RankFailed(collectives.sentence(failed[0], f"{kind}: {words}")) from failure

@@ -23,7 +23,7 @@ from spectral.networks.jacobian import Jacobian
 from spectral.networks.weights import BY_DIMENSIONS, Layer, layers_of, matrices
 from spectral.operators.operator import Gram, Operator
 from spectral.results import Array, Estimate, nan
-from spectral.schema import SWITCH, choice, integer
+from spectral.schema import SWITCH, choice, integer, several
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
 
@@ -133,8 +133,7 @@ def layers(
         integer(max_evals, "max_evals", "number of eigenvalues", 0)
     for name, switch in (("mp_fit", mp_fit), ("randomize", randomize), ("detX", detX)):
         choice(switch, name, SWITCH)
-    if isinstance(params, str):
-        raise ValueError(f"params={params!r} must be a list of globs; use [{params!r}].")
+    several([] if params is None else params, "params", "globs of names")
     most = np.inf if max_evals is None else max_evals
     found, A = _chosen(layers_of(model), params), _operator(model, data, loss, operator)
     parts = blocks(A) if A is not None else {}

@@ -262,12 +262,13 @@ def orthogonalise(W: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
 
 
 def independent(
-    W: torch.Tensor, V: torch.Tensor, floor: float, agree: Callable[[Any], Any] = lambda numbers: numbers
-) -> tuple[torch.Tensor, np.ndarray]:
+    W: torch.Tensor, V: torch.Tensor, floor: float, agree: Callable[[Any], Any] = lambda numbers: numbers, again: bool = False
+) -> tuple[torch.Tensor, np.ndarray]:  # fmt: skip
     """W = R^T Q for rows orthogonal to V's: (Q (r, n) orthonormal, R (r, b)); what is at most `floor` long is dropped.
 
-    Gram-Schmidt with pivoting, overwrites W. A direction that comes out of a cancellation is orthogonalised again. `agree`: the
-    lengths that the first rank has for this rank's, where the order of Q or its number hangs on their rounding.
+    Gram-Schmidt with pivoting, overwrites W. A direction that comes out of a cancellation is orthogonalised again; `again`: the
+    first may be one. `agree`: the lengths that the first rank has for this rank's, where the order of Q or its number hangs on
+    their rounding.
     """
     Q, R, left, r = W.new_empty(W.shape), np.zeros((len(W), len(W))), list(range(len(W))), 0
     while left:
@@ -279,7 +280,7 @@ def independent(
         if length <= floor:
             break
         q = W[i : i + 1] / length
-        share = 0.0 if r else 1.0  # of the length that orthogonalising leaves
+        share = 0.0 if r or again else 1.0  # of the length that orthogonalising leaves
         while share < 0.5 and length > floor:
             orthogonalise(q, V)
             orthogonalise(q, Q[:r])

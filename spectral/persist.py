@@ -336,7 +336,7 @@ def check(path: Any, value: Any, rule: schema.Rule, what: str, **sizes: Any) -> 
         rule.check(value, what, sizes)
     except schema.Mismatch as problem:
         raise ValueError(
-            f"{path} is damaged or was not written by spectral: {problem}; delete it and run again."
+            f"{path} is damaged, or was not written by this version of spectral: {problem}; delete it and run again."
         ) from problem
 
 

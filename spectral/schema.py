@@ -99,7 +99,7 @@ def integer(value: Any, name: str, what: str, least: int = 1, most: int | None =
     ValueError: probes=0 is no number of probes; use an integer >= 1.
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
+    if not whole or not least <= value <= (MOST_WHOLE if most is None else most):
         allowed = f">= {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name}={value!r} is no {what}; use an integer {allowed}.")
     return int(value)
@@ -115,8 +115,50 @@ def choice(value: Any, name: str, options: Iterable[Any]) -> None:
     Traceback (most recent call last):
     ValueError: method='fast' is not known; use one of auto, slow.
     """
-    if value not in options:
+    value = bool(value) if isinstance(value, np.bool_) else value
+    if not any(isinstance(value, type(option)) and value == option for option in options):  # 0 is no False
         raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(map(str, options))}.")
+
+
+def pair(value: Any, name: str = "interval") -> tuple[Any, Any]:
+    """Two bounds, each a number or None: (None, None) of None; one sentence for anything else.
+
+    >>> pair((0.0, None))
+    (0.0, None)
+    """
+    row = (None, None) if value is None else value.tolist() if isinstance(value, np.ndarray) else value
+    fits = isinstance(row, list | tuple) and len(row) == 2
+    if not fits or not all(x is None or Number(finite=False).holds(_item(x), name, {}) for x in row):
+        raise ValueError(f"{name}={value!r} is no pair of bounds; use (a, b), each a number or None.")
+    return row[0], row[1]
+
+
+def reals(value: Any, name: str, what: str) -> np.ndarray:
+    """Finite numbers, one or several, as float64; one sentence for anything else.
+
+    >>> reals([1, 2.5], "shifts", "shift")
+    array([1. , 2.5])
+    """
+    found = np.asarray(value)
+    if isinstance(value, bool) or found.dtype.kind not in "iuf" or not found.size or not np.isfinite(found).all():
+        raise ValueError(f"{name}={value!r} is no {what}; use a finite number, or an array of them.")
+    return found.astype(np.float64)
+
+
+def function(value: Any, name: str, of: str) -> None:
+    """One sentence for a keyword `name` that cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name} is a {type(value).__name__}; use a function of {of}.")
+
+
+def several(value: Any, name: str, what: str) -> None:
+    """One sentence for a keyword `name` that is not a list of something."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
+        raise ValueError(f"{name}={value!r} must be a list of {what}.")
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 # One value -------------------------------------------------------------------------------------------------------------
@@ -174,7 +216,7 @@ def number(value: Any, name: str, what: str, rule: Number, such: object = "") ->
     Traceback (most recent call last):
     ValueError: tol=2 is no tolerance; use a number > 0 and < 1, such as 1e-06.
     """
-    if not rule.holds(value.item() if isinstance(value, np.generic) else value, name, {}):
+    if not rule.holds(_item(value), name, {}):
         example = f", such as {such}" if such else ""
         raise ValueError(f"{name}={value!r} is no {what}; use {rule.words({})}{example}.")
 

@@ -37,7 +37,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.readings import HISTORY, KINDS, Reading, Skipped, events, interval, plain
 from spectral.results import Estimate
-from spectral.schema import POSITIVE, integer, number
+from spectral.schema import POSITIVE, function, integer, number
 from spectral.spectrum import Spectrum
 from spectral.version import __version__
 
@@ -145,10 +145,7 @@ class Watcher:
         log: Any = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if not callable(make_operator):
-            raise TypeError(
-                f"make_operator is a {type(make_operator).__name__}; pass a function that makes the operator, lambda: ..."
-            )
+        function(make_operator, "make_operator", "nothing that makes the operator")
         self.every = integer(every, "every", "number of training steps")
         if share is not None:
             number(share, "share", "share of the time (None: no limit)", POSITIVE)

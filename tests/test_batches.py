@@ -308,7 +308,7 @@ def test_rows_of_single_samples_have_no_statistics_of_a_batch():
             make()
     with pytest.raises(ValueError, match="statistics='batch' is for models with batch norm"):
         spectral.Hessian(ByName().double(), loss, [(X, Y)], statistics="batch")
-    with pytest.raises(ValueError, match="statistics='train' is unknown; use 'population' or 'batch'"):
+    with pytest.raises(ValueError, match="statistics='train' is not known; use one of population, batch"):
         spectral.Hessian(model, loss, [(X, Y)], statistics="train")
 
 

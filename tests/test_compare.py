@@ -70,7 +70,7 @@ def test_zero_matrix_has_no_scale_free_distance():
 
 def test_quadratures_carry_errors():
     values = np.linspace(0.1, 2.0, 100)
-    a = slq(np.diag(values), probes=4, steps=25, seed=0, deflate=0)
+    a = slq(np.diag(values), probes=4, steps=25, seed=0, deflate=False)
     b = Spectrum.from_eigenvalues(values)
     d = compare(a, b)
     assert 0 < d["wasserstein_stderr"] < 0.2 and 0 < d["trace_ratio_stderr"] < 0.2

@@ -447,7 +447,7 @@ def test_low_precision_products_and_the_record():
     [
         ({"loss": "mse"}, TypeError, r"loss is a str; pass a torch loss module"),
         ({"loss": None}, ValueError, r"loss=None means the model's own loss, which needs mappings with labels"),
-        ({"engine": "quick"}, ValueError, r"engine='quick' is no engine; use one of auto, fresh"),
+        ({"engine": "quick"}, ValueError, r"engine='quick' is not known; use one of auto, fresh"),
         ({"memory": "2 GB"}, ValueError, r"memory='2 GB' is no amount; use bytes, '512MiB'"),
         ({"params": ["x*"]}, ValueError, r"'x\*' matches no parameter"),
         ({"draws": 2}, TypeError, r"unexpected keyword argument 'draws'"),

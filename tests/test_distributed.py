@@ -85,12 +85,26 @@ def beside(rank, own):
         said(lambda: spectral.GaussNewton(case.network(), smooth, own)),
         said(lambda: spectral.Fisher(case.network(), loss, own, draws=1, seed=rank)),
     ]
+    found["both fail"] = [
+        said(lambda own=problems[rank]: distributed.gather(lambda: raised(own))) for problems in BOTH_FAIL
+    ]
     if rank == 1:
         next(A.network.model.parameters()).data[0] += 1e-3
     found["moved"] = said(lambda: spectral.slq(A, probes=1, steps=2))
     heartbeat.PATIENCE, heartbeat.BEAT = 0.2, 0.05
     found["different"] = said(lambda: spectral.slq(J, probes=1, steps=2) if rank else J @ v)
     return found
+
+
+BOTH_FAIL = [  # what either rank ends with; a kind that is not made of its words alone
+    (ValueError("one."), ValueError("two.")),
+    (ValueError("one."), TypeError("two.")),
+    tuple(UnicodeDecodeError("ascii", b"\xff", 0, 1, words) for words in ("one", "two")),
+]
+
+
+def raised(problem):
+    raise problem
 
 
 def said(work):
@@ -205,3 +219,10 @@ def test_one_process_is_the_identity():
     t = torch.ones(3)
     assert (distributed.world_size(), distributed.rank(), distributed.gather(lambda: 5)) == (1, 0, [5])
     assert distributed.all_reduce(t) is t and distributed.all_rows(t, [3]) is t
+
+
+def test_what_ranks_fail_with_each_in_another_way_is_the_same_sentence_on_all(two):
+    (first, mixed, derived), other = two[0]["beside"]["both fail"], two[1]["beside"]["both fail"]
+    assert other == [first, mixed, derived]
+    assert first == ("ValueError", "one.") and derived[0] == "ValueError" and derived[1].endswith(": one")
+    assert mixed[0] == "RankFailed" and mixed[1].startswith("rank 0 of 2 failed (ValueError: one); ")

@@ -146,7 +146,7 @@ def test_old_custom_function_goes_by_double_backward_and_its_replay():
     assert "fresh: " in J.describe()["reason"]
     with pytest.raises(ValueError, match=r"no engine multiplies.*Cube in 1 \(Cubed\).*give what fails a derivative"):
         Jacobian(model, data, engine="fresh") @ torch.randn(J.shape[1]).double()
-    with pytest.raises(ValueError, match=r"engine='quick' is no engine; use one of auto, fresh"):
+    with pytest.raises(ValueError, match=r"engine='quick' is not known; use one of auto, fresh"):
         Jacobian(model, data, engine="quick")
 
 

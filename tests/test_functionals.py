@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 import spectral
 from spectral.estimators.functionals import (
@@ -168,3 +169,11 @@ def test_the_negative_mass_has_intervals_that_hold():
     exact = negative_mass(A)
     assert (exact.fraction.value, exact.mass.value) == pytest.approx((count, mass))
     assert negative_mass(sampled(GRAM)).mass.upper == 0
+
+
+@pytest.mark.parametrize("empty", [np.zeros((0, 0)), sp.csr_array((0, 0))])
+def test_a_matrix_without_entries_has_a_norm_and_no_spectrum(empty):
+    """max() of nothing, and a division by 0."""
+    assert (frobenius(empty).value, frobenius(empty).stderr) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="is empty; it has no spectrum"):
+        spectral.esd(empty)

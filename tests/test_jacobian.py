@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import spectral
+from spectral.engine import linearize
 from spectral.networks import per_sample
 
 TOL = 1e-10
@@ -463,11 +464,18 @@ WITHOUT = "has no forward-mode derivative"
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_function_that_differentiates_once_is_refused(function, why, dtype):
-    model = Cubic(function).to(dtype)
-    J = spectral.Jacobian(model, [torch.randn(4, 3).to(dtype)])
-    with pytest.raises(ValueError, match=f"no engine multiplies.*{why}"):
-        J @ torch.ones(8, dtype=J.dtype)
+def test_function_that_differentiates_once_goes_by_rows_where_these_are_few(function, why, dtype, monkeypatch):
+    model, x = Cubic(function).to(dtype), torch.randn(4, 3).to(dtype)
+    J, v = spectral.Jacobian(model, [x]), torch.linspace(1, 2, 8)
+    z = model.layer(x.double()) if dtype == torch.float64 else model.layer(x).double()
+    right = (3 * z**2 * (x.double() @ v[:6].double().view(2, 3).T + v[6:].double())).reshape(-1)
+    for _ in range(2):
+        assert ((J @ v.to(J.dtype)).double() - right).norm() <= torch.finfo(dtype).eps * 8 * right.norm()
+    assert J.describe()["engine"] == "rows"
+    monkeypatch.setattr(linearize, "MOST_ROWS", 7)
+    for product in [lambda: spectral.Jacobian(model, [x]) @ v.to(J.dtype)] * 2:
+        with pytest.raises(ValueError, match=f"no engine multiplies.*{why}"):
+            product()
 
 
 def test_wrong_product_is_seen_among_a_million_parameters():

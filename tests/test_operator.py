@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from oracles import CASES
 
@@ -342,3 +343,21 @@ def test_identity_is_that_of_the_expression():
         A.gram("right"),
     ]
     assert len({op.identity() for op in made}) == len(made)
+
+
+@pytest.mark.parametrize("matrix", [torch.eye(3), scipy.sparse.eye_array(3, format="csr", dtype=np.float32)])
+def test_inside_torchs_transforms_and_on_meta_products_are_refused_in_one_sentence(matrix):
+    """torch's own texts came through, and the derivative of a dense product was silently 0."""
+    A, v = spectral.as_operator(matrix), torch.ones(3)
+    for transformed in (
+        lambda: torch.vmap(lambda u: A @ u)(torch.ones(2, 3)),
+        lambda: torch.func.grad(lambda u: (A @ u).sum())(v),
+        lambda: torch.func.jvp(lambda u: A @ u, (v,), (v,)),
+    ):
+        with pytest.raises(
+            TypeError, match=r"torch.vmap, torch.func.grad or torch.func.jvp.*; multiply outside of them"
+        ):
+            transformed()
+    for estimate in (lambda: spectral.trace(A), lambda: spectral.slq(A), lambda: spectral.top(np.eye(3), 1)):
+        with torch.device("meta"), pytest.raises(ValueError, match="torch's default device is meta"):
+            estimate()

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import spectral
 
@@ -76,3 +78,30 @@ def test_the_typed_program_runs():
     found = python("tests/typed_client.py")
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith("eigenvalues")
+
+
+MATRIX = np.diag(np.arange(1.0, 7.0))
+KEYWORDS = {  # those that Python's own exceptions came from, or that took anything
+    "sizes": lambda x: spectral.block_gap(MATRIX, x), "interval": lambda x: spectral.logdet(MATRIX, interval=x),
+    "interval of f": lambda x: spectral.funm(MATRIX, np.exp, interval=x), "shifts": lambda x: spectral.spectral_form(MATRIX, x),
+    "interval of kpm": lambda x: spectral.kpm(MATRIX, moments=4, interval=x), "top": lambda x: spectral.summary(EXACT, x),
+    "step": lambda x: spectral.lyapunov(x, torch.ones(1)), "state": lambda x: spectral.lyapunov(torch.sin, x),
+    "inputs": lambda x: spectral.lyapunov(torch.add, torch.ones(1), inputs=x),
+    "xmin": lambda x: spectral.power_law(EXACT, xmin=x),
+    "steps": lambda x: spectral.lyapunov(torch.sin, torch.ones(1), steps=x), "which": lambda x: spectral.top(MATRIX, 1, which=x),
+    "steps of a vector": lambda x: spectral.spectrum_of(MATRIX, np.ones(6), steps=x),
+    "progress": lambda x: spectral.trace(MATRIX, progress=x), "params": lambda x: spectral.layers({}, params=x or 0),
+    "forward": lambda x: spectral.Jacobian(torch.nn.Linear(2, 2), [torch.ones(1, 2)], forward=x),
+    "moments": lambda x: spectral.jackson(DAMPED, moments=x), "x": lambda x: spectral.jackson(DAMPED, x),
+    "shape": lambda x: spectral.as_operator(type("Theirs", (), {"shape": x, "dtype": float, "__matmul__": None})()),
+    "dtype": lambda x: spectral.as_operator(type("Theirs", (), {"shape": (6, 6), "dtype": x, "__matmul__": None})()),
+    "dtype of one's own": lambda x: spectral.Operator((6, 6), x),
+}  # fmt: skip
+EXACT, DAMPED = spectral.exact(MATRIX), spectral.kpm(MATRIX, moments=4, probes=2)
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_what_no_keyword_can_be_is_refused_in_one_sentence_of_our_own(name):
+    for wrong in (object(), b"much", {}, [object()], 0 if name == "progress" else [], float("nan")):
+        with pytest.raises((ValueError, TypeError), match=r"^[^\n]+\.$"):  # Python's have no full stop
+            KEYWORDS[name](wrong)

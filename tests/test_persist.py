@@ -18,6 +18,7 @@ from spectral import persist
 from spectral.estimators import checkpoint
 from spectral.krylov import chebyshev
 from spectral.operators.operator import Operator
+from spectral.schema import REAL, Fields
 
 VALUES = np.append(np.linspace(0, 1, 77), [4.0, 7.0, 11.0])
 
@@ -626,3 +627,12 @@ def test_the_repeated_product_is_not_counted_and_not_paid_from_the_budget(tmp_pa
                 result = run(Diagonal(stop_at=12), budget=budget, checkpoint=path)
         assert result.products == whole.products and sessions > 2
         path.unlink()
+
+
+def test_a_whole_file_of_another_form_is_said_to_be_of_another_version(tmp_path):
+    path = tmp_path / "network-1.npz"
+    persist.save_arrays(path, {}, {"facts": {"accuracy": 1.0}})
+    with pytest.raises(ValueError, match=r"is damaged, or was not written by this version of spectral: facts\.noise"):
+        persist.check(
+            path, persist.load_arrays(path)[1], Fields({"facts": Fields({"noise": REAL}, {"accuracy": REAL})}), ""
+        )

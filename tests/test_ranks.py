@@ -350,6 +350,7 @@ def two_ranks(rank, folder):
         found[f"empty {empty}"] = [
             E @ v, K @ v, K.squared_norms(), flat @ torch.ones(flat.shape[1], dtype=flat.dtype), coarse @ v,
             spectral.exact(K.gram("right")).atoms.values, E.identity(), str(cost(K.gram("right"))), rounding(here),
+            spectral.plan(E, steps=6, probes=1).products,
         ]  # fmt: skip
     found["identity"] = A.identity(), A.describe()["samples"], A.describe()["batches"]
 
@@ -644,7 +645,7 @@ def test_a_rank_without_samples_adds_nothing(two, v, empty):
     flat = spectral.Jacobian(CASE.network(), whole, wrt="inputs", layout="flattened")
     expected = [
         E @ v, K @ v, K.squared_norms(), flat @ torch.ones(flat.shape[1], dtype=flat.dtype), E @ v,
-        spectral.exact(K.gram("right")).atoms.values, E.identity(), str(cost(K.gram("right"))), rounding(whole),
+        spectral.exact(K.gram("right")).atoms.values, E.identity(), str(cost(K.gram("right"))), rounding(whole), 6,
     ]  # fmt: skip
     for rank in two:
         found = rank[f"empty {empty}"]

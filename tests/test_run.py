@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import html
 import json
@@ -558,3 +559,23 @@ def test_a_job_that_a_launcher_has_lost_is_one_sentence_with_its_log_and_the_way
         f"A process of a job ended without a result (state: FAILED), see {log}; 1 of 2 runs finished in {folder} (0); "
         f"go on with: spectral -m launcher=slurm seed=0,1 hydra.sweep.dir={folder} resume=true"
     )
+
+
+def test_helps_of_options_that_are_no_text_do_not_stop_the_command(here, monkeypatch, capsys):
+    """Python 3.14 looks at each of them when the option is made; hydra's of --shell-completion is an object."""
+    add = argparse.ArgumentParser.add_argument
+
+    def looked_at(parser, *given, **options):
+        action = add(parser, *given, **options)
+        parser._check_help(action)
+        return action
+
+    def check(parser, action):
+        if action.help and not isinstance(argparse.HelpFormatter("")._get_help_string(action), str):
+            raise ValueError("badly formed help string")
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", looked_at)
+    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check, raising=False)
+    with pytest.raises(SystemExit, match="0"):
+        call(monkeypatch, "--help")
+    assert "spectral experiment=NAME" in capsys.readouterr().out

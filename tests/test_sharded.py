@@ -18,6 +18,7 @@ from test_jacobian import Once
 from test_ranks import sentence, started
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 import spectral
 from spectral import distributed, heartbeat, pieces
@@ -29,6 +30,7 @@ from spectral.networks.sharded import ShardedModel
 from spectral.operators import Operator
 
 SIZES = (2, 2, 1, 3, 1, 2)
+SOME = ["*norm*", "scales", "embed.weight"]
 METHODS = ("hutchinson", "hutch++", "xtrace", "xnystrace")
 CE = nn.CrossEntropyLoss()
 
@@ -107,7 +109,7 @@ OPERATORS = {
     "sampled Fisher": lambda net, data: spectral.Fisher(net, CE, data, draws=2, seed=5),
     "EmpiricalFisher": lambda net, data: spectral.EmpiricalFisher(net, CE, data),
     "Hessian": lambda net, data: spectral.Hessian(net, CE, data, engine="finite-difference"),
-    "some parameters": lambda net, data: spectral.GaussNewton(net, CE, data, params=["*norm*", "scales", "embed.weight"]),
+    "some parameters": lambda net, data: spectral.GaussNewton(net, CE, data, params=SOME),
 }  # fmt: skip
 ESTIMATORS = {
     "slq": lambda A: spectral.slq(A, probes=2, steps=14, seed=1),
@@ -142,7 +144,13 @@ EVERY = ESTIMATORS | {
     "negative_mass": lambda A: spectral.negative_mass(A, method="slq", probes=2, steps=9).mass,
     "inverse": lambda A: spectral.trace(spectral.inverse(A, shift=0.5), probes=4, method="hutchinson"),
 }  # fmt: skip
-KINDS = ("GaussNewton", "EmpiricalFisher")
+KINDS = {"GaussNewton": spectral.GaussNewton, "EmpiricalFisher": spectral.EmpiricalFisher}
+
+
+def matrices(kind, net, data):
+    """The matrix of each estimate: of all parameters, or of some where a product is made for each of their entries."""
+    whole, some = KINDS[kind](net, CE, data), KINDS[kind](net, CE, data, params=SOME)
+    return {name: some if name == "exact" else whole for name in EVERY}
 
 
 def numbers(result, layout=None):
@@ -368,12 +376,11 @@ def language_model():
     return GPT2LMHeadModel(config).double(), data
 
 
-def everything(rank, folder):
-    """Every estimator on matrices of what torch itself shards."""
+def everything(kind, rank, folder):
+    """Every estimator on a matrix of what torch itself shards."""
     net, data = sharded(network()), own_batches(rank, dist.get_world_size())
     whole = [tuple(map(torch.cat, zip(*data, strict=True)))]
-    matrices = {kind: OPERATORS[kind](net, whole) for kind in KINDS}
-    return {(kind, name): numbers(EVERY[name](A), A.shards) for kind, A in matrices.items() for name in EVERY}
+    return {name: numbers(EVERY[name](A), A.shards) for name, A in matrices(kind, net, whole).items()}
 
 
 def language(rank, folder):
@@ -409,12 +416,12 @@ def dies(net):
     net.twice.up.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def within_the_model(ends, rank, folder):
-    """Rank 1 ends where the others wait for it in torch's own collectives."""
+def within_the_model(ends, rank, folder, whose=(1,)):
+    """Rank 1 (or more of them) ends where the others wait for it in torch's own collectives."""
     heartbeat.PATIENCE, heartbeat.SILENT, heartbeat.BEAT = 0.5, 2.0, 0.2
     net = sharded(network())
     A = OPERATORS["GaussNewton"](net, own_batches(rank, dist.get_world_size()))
-    if rank == 1:
+    if rank in whose:
         ends(net)
     begun = time.monotonic()
     found = sentence(lambda: A @ A.probe(7, 0)), time.monotonic() - begun
@@ -477,18 +484,15 @@ def test_products_are_those_of_one_process(ranks, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
-def test_every_estimate_of_what_torch_shards_is_that_of_one_process(count, tmp_path):
-    found = started(count, tmp_path, everything, patience=1500)
-    for kind in KINDS:
-        A = OPERATORS[kind](network(), batches())
-        for name, estimator in EVERY.items():
-            expected = numbers(estimator(A))
-            expected.pop("products", 0)  # where the space of a low rank ends, without a basis, is rounding: 25 or 59
-            size = float(
-                np.abs(np.asarray(expected.get("value", 0.0))).max()
-            )  # of a low rank found whole the error is rounding
-            for rank in found:
-                close(rank[kind, name], expected, 1e-6, least=size)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_estimate_of_what_torch_shards_is_that_of_one_process(kind, count, tmp_path):
+    found = started(count, tmp_path, partial(everything, kind), patience=1500)
+    for name, A in matrices(kind, network(), batches()).items():
+        expected = numbers(EVERY[name](A))
+        expected.pop("products", 0)  # where the space of a low rank ends, without a basis, is rounding: 25 or 59
+        size = float(np.abs(np.asarray(expected.get("value", 0.0))).max())  # found whole, the error is rounding
+        for rank in found:
+            close(rank[name], expected, 1e-6, least=size)
 
 
 @pytest.mark.slow
@@ -613,6 +617,13 @@ def test_what_one_rank_fails_with_inside_a_sharded_model_every_rank_raises(ends,
     words = "rank 1 of 3 failed (OSError: the disk of this rank is gone); mend it there, and start all ranks again."
     for said, waited in started(3, tmp_path, partial(within_the_model, ends)):
         assert said == ("RankFailed", words) and waited < 10
+
+
+@pytest.mark.slow
+def test_what_all_ranks_fail_with_inside_a_sharded_model_is_one_sentence_on_each(tmp_path):
+    found = started(3, tmp_path, partial(within_the_model, raises, whose=(0, 1, 2)))
+    ((kind, words),) = {said for said, _ in found}
+    assert kind == "RankFailed" and "of 3 failed (OSError: the disk of this rank is gone)" in words
 
 
 @pytest.mark.slow
@@ -777,16 +788,24 @@ class Wide(nn.Module):
         return self.body(x)
 
 
-def difference(dtype, **options):
+class Again(Wide):
+    """The same, which makes its activations again in the backward pass."""
+
+    def forward(self, x):
+        return checkpointed(self.body, x, use_reentrant=False)
+
+
+def difference(dtype, kind=Wide, **options):
     torch.manual_seed(0)
-    net, g = Wide().to(dtype), torch.Generator().manual_seed(2)
+    net, g = kind().to(dtype), torch.Generator().manual_seed(2)
     data = [(torch.randn(5, 3, generator=g).to(dtype), torch.randint(2, (5,), generator=g)) for _ in range(3)]
     return net, data, spectral.Hessian(net, CE, data, engine="finite-difference", **options)
 
 
+@pytest.mark.parametrize("kind", [Wide, Again])
 @pytest.mark.parametrize("dtype, off", [(torch.float64, 1e-9), (torch.float32, 3e-3)])
-def test_the_hessian_by_differences_is_the_hessian_to_the_error_that_it_states(dtype, off):
-    net, data, H = difference(dtype)
+def test_the_hessian_by_differences_is_the_hessian_to_the_error_that_it_states(kind, dtype, off):
+    net, data, H = difference(dtype, kind)
     exact = spectral.Hessian(copy.deepcopy(net).double(), CE, [(x.double(), y) for x, y in data])
     values = {name: p.detach().clone() for name, p in net.named_parameters()}
     vectors = [H.probe(0, 0), torch.eye(H.shape[0], dtype=dtype)[5], torch.zeros(H.shape[0], dtype=dtype)]

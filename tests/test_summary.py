@@ -216,7 +216,7 @@ def test_jackknife_errors_are_calibrated():
         return {"trace": float(x @ c), "participation": float((x @ c) ** 2 / (x**2 @ c))}
 
     truth = metrics(values, np.ones(120))
-    found = [jackknife(slq((A + A.T) / 2, probes=6, steps=12, seed=s, deflate=0), metrics) for s in range(50)]
+    found = [jackknife(slq((A + A.T) / 2, probes=6, steps=12, seed=s, deflate=False), metrics) for s in range(50)]
     for name, value in truth.items():
         z = [(f[name] - value) / f[f"{name}_stderr"] for f in found]
         assert 0.8 < np.sqrt(np.mean(np.square(z))) < 1.9, name  # Student t with 5 degrees of freedom has 1.29
@@ -225,7 +225,7 @@ def test_jackknife_errors_are_calibrated():
 def test_one_probe_knows_the_error_of_a_sum_and_of_no_order_statistic():
     """That of a sum has an exact law; where an extreme lies, one probe cannot tell."""
     values = np.linspace(1, 2, 50)
-    s = summary(slq(np.diag(values), probes=1, steps=5, deflate=0))
+    s = summary(slq(np.diag(values), probes=1, steps=5, deflate=False))
     assert s["trace_stderr"] == pytest.approx(50 * np.sqrt(2 * np.var(values) / 52), rel=0.1)
     assert abs(s["trace"] - values.sum()) < 4 * s["trace_stderr"]
     for name in ("lambda_max", "lambda_min", "information_dimension"):

@@ -289,3 +289,28 @@ def test_products_that_underflow_are_named_and_not_called_wrong(scale, dtype):
     for run in (lambda: spectral.top(A, 2), lambda: spectral.svd(A, 2), lambda: spectral.slq(A, probes=3, steps=12)):
         with pytest.raises(ValueError, match=r"loses digits \(underflow\); multiply the operator by a large number"):
             run()
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-10])  # a few digits are left, none is
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        lambda A: spectral.trace(A, method="hutchinson", probes=4), lambda A: spectral.trace(A, method="xtrace", probes=4),
+        lambda A: spectral.diagonal(A, method="hutchinson", probes=4), lambda A: spectral.diagonal(A, method="xdiag", probes=10),
+        lambda A: spectral.frobenius(A, probes=5), lambda A: spectral.solve(A, torch.ones(12).half(), method="minres"),
+        lambda A: spectral.solve(A, torch.ones(12).half(), method="lsmr"),
+    ],
+)  # fmt: skip
+def test_products_that_their_dtype_does_not_hold_are_refused_and_not_0(estimate, scale):
+    """`solve` gave x = 0 as converged, `trace` and `diagonal` 0 with an error of 0, a norm with two digits."""
+
+    class Small(spectral.Operator):
+        def _apply(self, V):
+            return (scale * (2 * V.double() + V.double().roll(1, 0) + V.double().roll(-1, 0))).to(V.dtype)
+
+        _apply_transpose = _apply
+
+    with pytest.raises(
+        ValueError, match=r"torch.float16 loses digits \(underflow\); multiply the operator by a large number"
+    ):
+        estimate(Small((12, 12), torch.float16, symmetric=True))

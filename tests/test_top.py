@@ -180,3 +180,12 @@ def test_all_pairs_are_found_however_short_the_last_direction_is(which, seed):
     exact = best(np.linalg.eigvalsh(A.double().numpy()), 7, which)
     np.testing.assert_allclose(pairs.values, exact, atol=pairs.threshold)
     assert spectral.svd(A, 7).values.shape == (7,)
+
+
+def test_a_16_bit_search_is_complete_only_where_a_random_vector_would_have_shown_more():
+    """Eigenvalues 2, 1, 1, 0, ...: of one eigenvector a random vector may have next to nothing (a third)."""
+    A = torch.diag(torch.tensor([2.0, 1.0, 1.0] + [0.0] * 9)).bfloat16()
+    found = [spectral.top(A, 3, seed=seed) for seed in range(12)]
+    assert all(np.abs(p.values - [2.0, 1.0, 1.0]).max() <= p.threshold for p in found if p.complete)
+    assert sum(p.complete for p in found) >= 10
+    assert spectral.top(torch.zeros(40, 40).bfloat16(), 2).complete  # a random vector has shown that nothing is there

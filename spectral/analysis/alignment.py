@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from spectral.analysis.counting import told_apart
 from spectral.estimators.assembled import gram_matrix
+from spectral.estimators.leave_one_out import widening
 from spectral.krylov.lanczos import lanczos
 from spectral.operators import Operator, as_operator
 from spectral.probes import probe
@@ -336,7 +337,8 @@ def _krylov(A: Operator, y: Array, k: int, steps: int, seed: int) -> Alignment:
     drawn = (probe(seed, i, K.shape[1], dtype=K.dtype, device=K.device) for i in range(NORM_PROBES))
     squares = np.array([float(torch.linalg.vector_norm((K @ g).double()) ** 2) for g in drawn])
     frobenius = float(np.sqrt(squares.mean()))  # E‖Kg‖² = ‖K‖_F²
-    relative = float(squares.std(ddof=1) / np.sqrt(NORM_PROBES) / squares.mean()) if frobenius > 0 else nan
+    spread = squares.std(ddof=1) / np.sqrt(NORM_PROBES) * widening(NORM_PROBES)
+    relative = float(spread / squares.mean()) if frobenius > 0 else nan
     target = float(record.alphas[0]) / frobenius if frobenius > 0 else nan
     energy, error = np.cumsum(weights[::-1]), target * relative / 2
     return _alignment(energy, nodes[::-1], k, target, error, False, "lanczos", record.steps)

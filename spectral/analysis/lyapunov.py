@@ -19,8 +19,9 @@ from torch import Tensor
 
 from spectral import cards, probes
 from spectral.engine import trace
+from spectral.estimators.leave_one_out import widening
 from spectral.results import Array, listed, nan
-from spectral.schema import integer
+from spectral.schema import function, integer, several
 
 TRANSIENT = 10  # by default a part of the steps, in which Q turns into the directions of Oseledets
 
@@ -34,7 +35,8 @@ class Lyapunov(cards.Sentence):
     values : numpy.ndarray
         (k,), in 1 / step; -inf where a direction is lost.
     stderr : numpy.ndarray
-        (k,), the standard error over blocks of time: it holds where a block is longer than the trajectory remembers.
+        (k,), the standard error over blocks of time, widened to Student's interval: it holds where a block is longer than the
+        trajectory remembers.
     blocks : numpy.ndarray
         (blocks, k), the exponents of each block of time.
     steps : int
@@ -131,15 +133,19 @@ def lyapunov(
     >>> np.exp(found.values).round(6)
     array([0.5 , 0.25])
     """
-    if not state.is_floating_point():
+    function(step, "step", "a state")
+    if not isinstance(state, Tensor) or not state.is_floating_point():
+        kind = state.dtype if isinstance(state, Tensor) else f"a {type(state).__name__}"
         raise TypeError(
-            f"the state is {state.dtype}; Lyapunov exponents need a real floating state: convert it to float64."
+            f"the state is {kind}; Lyapunov exponents need a real floating state, a tensor: convert it to float64."
         )
     d = state.numel()
     k = d if k is None else k
+    several([] if inputs is None else inputs, "inputs", "what each step takes")
     given = None if inputs is None else len(inputs)
     if steps is None:
         steps = 1000 if given is None else given - (given // TRANSIENT if discard is None else discard)
+    integer(steps, "steps", "number of steps")
     if discard is None:
         discard = steps // TRANSIENT if given is None else max(0, min(steps // TRANSIENT, given - steps))
     integer(k, "k", "number of exponents", 1, d)
@@ -181,7 +187,7 @@ def lyapunov(
     values = logs.mean(0)
     order = np.argsort(-values, kind="stable")
     with np.errstate(invalid="ignore"):
-        stderr = each.std(0, ddof=1) / math.sqrt(blocks)
+        stderr = each.std(0, ddof=1) / math.sqrt(blocks) * widening(blocks)
     return Lyapunov(values[order], stderr[order], each[:, order], steps, x)
 
 

@@ -321,8 +321,8 @@ def _check_range(xmin: float | str | None, xmax: float | None, c: Counting) -> N
     if isinstance(xmin, str):
         if xmin != "peak":
             raise ValueError(f"xmin={xmin!r} is not a rule; use None (least KS distance), 'peak' or a number.")
-    elif xmin is not None and not 0 < xmin <= c.x[-1]:
-        raise ValueError(f"xmin={xmin} leaves no tail; use 0 < xmin <= {c.x[-1]:g}, the largest eigenvalue.")
+    elif xmin is not None and not (Number(above=0).holds(xmin, "xmin", {}) and xmin <= c.x[-1]):
+        raise ValueError(f"xmin={xmin!r} leaves no tail; use 0 < xmin <= {c.x[-1]:g}, the largest eigenvalue.")
     low = xmin if isinstance(xmin, (int, float)) else c.x[0]
     if xmax is not None:
         number(xmax, "xmax", "end of a tail", Number(above=float(low)))

@@ -237,9 +237,8 @@ def _foreseen(task: Task, A: Operator, *, least: float = 0.0) -> str:
         op = symmetric_operand(A)[0]
         op.expect(products)
         v = op.probe(0, 0)
-        op @ v  # tested, which takes longer
         begin = time.perf_counter()
-        op @ v
+        op @ v  # with its tests, it takes no less than those to come
         if distributed.decided(op, (time.perf_counter() - begin) * products < least):
             return ""
     told = spectral.plan(A, **given)

@@ -24,7 +24,7 @@ import torch
 
 from spectral import arrays
 from spectral.engine import capture, linearize, trace
-from spectral.engine.linearize import CALLS, DIFFERENCE, PART, WAYS
+from spectral.engine.linearize import CALLS, DIFFERENCE, PART, ROWS, WAYS
 from spectral.engine.plain import Maps, Workload
 from spectral.engine.store import Store
 from spectral.failures import first_line
@@ -42,7 +42,7 @@ SERVE = 10  # products a column that a block's program must serve: trying it tak
 BLOCK = 8  # vectors that a program takes at a time, at most
 ALONE = {*WAYS, DIFFERENCE}  # engines that are a way, of which nothing is recorded
 # What torch raises where it cannot.
-FAILURES = (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError)
+FAILURES = (RuntimeError, AssertionError, TypeError, ValueError, AttributeError)
 UNBUILT = (*FAILURES, OSError, ImportError)  # and where there is no compiler on this machine, say
 
 
@@ -148,7 +148,7 @@ class AutoEngine:
     ways: tuple[str, ...] = tuple(WAYS)
     check: bool = True  # hold the ways to their tests
     explain: Callable[[dict[str, Exception]], str] | None = None  # names what has no derivative
-    turns: bool = True  # whether the second way is worth a try where the first holds
+    turns: bool = True  # of a Jacobian: the second way is worth a try where the first holds, and rows where none does
     choices: dict[str, Choice] = field(default_factory=dict)
     store: Store = field(default_factory=Store)
     shared: dict[Any, Any] = field(default_factory=dict)  # adders, block and compiled programs by their key
@@ -308,12 +308,20 @@ class Tuned:
         choice.problems[way] = failure
         choice.failures.append(f"{way}: {_said(failure)}")
         choice.timings.pop(way, None)
-        if not choice.ways:
+        if choice.ways:
+            return
+        last = way == ROWS or choice.asked in ALONE or isinstance(failure, torch.OutOfMemoryError)
+        if self.engine.turns and not last:
+            choice.ways, choice.settled = [ROWS], True
+        else:
             named = explain(choice.problems) if explain is not None else ""
-            choice.ways = list(choice.problems)  # whoever asks again is told again
+            choice.ways = [tried for tried in choice.problems if tried != ROWS]  # whoever asks again is told again
+            missing = not any(isinstance(problem, linearize.Wrong) for problem in choice.problems.values())
+            differs = missing and not self.engine.turns  # a Hessian, whose gradient is sound
+            others = ", or take differences of gradients (engine='finite-difference')" if differs else ""
             raise ValueError(
                 f"no engine multiplies this matrix ({named or '; '.join(choice.failures)}); give what fails a derivative, or "
-                "replace it by torch operations."
+                f"replace it by torch operations{others}."
             ) from next(iter(choice.problems.values()))
 
     def _turn(self) -> None:

@@ -5,7 +5,8 @@ The derivative is taken in one of two ways:
 - `fresh`: forward-mode AD (of the gradient, for the Hessian), computed anew for each product; J^T u by a backward pass;
 - `double-backward`: backward passes alone, through a graph that is recorded once; for functions without forward-mode AD.
 
-Either can be run again without what does not depend on the vector (`spectral.engine.trace`):
+Where neither holds, J v is made of the rows of J, one backward pass for each of a batch's outputs (`rows`), if these are few.
+Either of the two can be run again without what does not depend on the vector (`spectral.engine.trace`):
 
 - `replay`: the recorded program, for single vectors and, by vmap, for blocks of them;
 - `compiled`: that program through `torch.compile`, once for all batches whose programs differ in their constants alone.
@@ -36,6 +37,8 @@ from spectral.threads import FORWARD_MODE, Shared
 
 DIFFERENCE = "finite-difference"  # of the Hessian alone, and never chosen by itself
 ENGINES = ("auto", "fresh", "replay", "double-backward", "compiled", DIFFERENCE)
+ROWS = "rows"  # where no other way holds, and never asked for
+MOST_ROWS = 1 << 10
 PART = 1 << 20  # entries of a vector that are looked at at a time
 TINY = 1e-25  # of a sum of squares in float32: below, and beyond what it holds, float64 tells
 LOOKS = 32  # entries of a user's vector that tell whether it is like a random one
@@ -234,9 +237,24 @@ class DoubleBackward(ForwardMode):
         return _through(self._pulled, tangents, (self._u,))[0]
 
 
+class ByRows(ForwardMode):
+    """J v by the rows of J, a backward pass each: for what can be differentiated once and no further (CTC, many kernels)."""
+
+    def jvp(self, tangents: Tensors, *, graph: bool = False) -> torch.Tensor:
+        z = self.output
+        if z.numel() > MOST_ROWS:
+            raise NotImplementedError(f"{z.numel()} outputs are too many for a backward pass each")
+        flat, u = torch.zeros_like(z).reshape(-1), torch.zeros_like(z).reshape(-1)
+        for i in range(len(flat)):
+            u[i] = 1
+            flat[i] = sum(torch.sum(g * t) for g, t in zip(self.vjp(u.view_as(z)), tangents, strict=True))
+            u[i] = 0
+        return flat.view_as(z)
+
+
 WAYS: dict[str, type[ForwardMode]] = {"fresh": ForwardMode, "double-backward": DoubleBackward}
 # graphs of the forward pass that each one keeps: .4 to 2.1 on three models
-COPIES = {"fresh": 1.0, "double-backward": 2.5}
+COPIES = {"fresh": 1.0, "double-backward": 2.5, ROWS: 1.0}
 
 
 class Wrong(RuntimeError):
@@ -286,6 +304,9 @@ class CentralDifference(ForwardOverReverse):
     rounding, eps / h, are about as large; an entry in which v lies nearly alone does not move further than others are large.
     """
 
+    # where the model has the moved parameters, with which it may make activations again
+    backward: Callable[..., Tensors] = staticmethod(gradients)
+
     def jvp(self, tangents: Tensors, factor: float = 1.0) -> tuple[torch.Tensor, ...]:
         """`factor`: of the step."""
         step = factor * self.step(tangents)
@@ -309,7 +330,7 @@ class CentralDifference(ForwardOverReverse):
         leaves = [
             torch.add(p.detach(), t, alpha=step).requires_grad_() for p, t in zip(self.primals, tangents, strict=True)
         ]
-        return gradients(self.function(*leaves), leaves)
+        return self.backward(self.function(*leaves), leaves)
 
 
 # the first product of the former took 2.0 to 4.4 gradients on five models, of the latter 2.8 to 5.6

@@ -30,7 +30,7 @@ from spectral.operators.foreign import as_operator
 from spectral.probes import check_seed
 from spectral.quadrature.error import jackknife_variance
 from spectral.results import Estimate
-from spectral.schema import integer
+from spectral.schema import integer, several
 
 
 def block_gap(
@@ -87,6 +87,7 @@ def block_gap(
     1.0
     """
     A, pairs, seed = as_operator(A), integer(pairs, "pairs", "number of pairs", least=2), check_seed(seed)
+    several(sizes, "sizes", "whole numbers, one for each block")
     sizes = [integer(size, "sizes", "size of a block") for size in sizes]
     if A.shape[0] != A.shape[1] or sum(sizes) != A.shape[1]:
         raise ValueError(

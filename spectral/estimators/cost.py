@@ -139,7 +139,7 @@ def _entries(A: Operator) -> int:
 
 def columns(A: Operator, free: int) -> int:
     """Columns of the identity that a quarter of the free memory holds, BLOCK at most."""
-    return int(max(1, min(BLOCK, A.shape[1], free // 4 // (2 * A.dtype.itemsize * _entries(A)))))
+    return int(max(1, min(BLOCK, A.shape[1], free // 4 // (2 * A.dtype.itemsize * max(1, _entries(A))))))
 
 
 def affine(A: Operator) -> tuple[float, float, Any]:

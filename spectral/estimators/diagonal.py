@@ -250,7 +250,7 @@ def _hutchinson(
         while (i := len(drawn["along"])) < m:
             Z = leave_one_out.draw(A, seed, range(i, min(i + A.teams, m)), "rademacher")
             neighbours.meet(Z[:, 0])
-            Y = leave_one_out.multiply(A, Z)
+            Y = leave_one_out.multiply(A, Z, first=not i)
             lengths = longvectors.norms(Y.T)
             neighbours.hold(Z, Y, float(lengths.max()))
             whole, mean = False, drawn["mean"]
@@ -310,7 +310,8 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoin
             run.prove(leave_one_out.known_product(pairs))
     with progress_bar(2 * m, "diagonal", progress) as bar, run.guard(lambda: drawn):
         while (done := drawn["Y"].shape[1]) < m:
-            columns = leave_one_out.multiply(A, Omega[:, done : done + leave_one_out.block_of(A)].contiguous())
+            block = Omega[:, done : done + leave_one_out.block_of(A)].contiguous()
+            columns = leave_one_out.multiply(A, block, first=not done)
             drawn = {**drawn, "Y": torch.cat([drawn["Y"], columns], 1)}
             run.stepped()
             bar.update(columns.shape[1])

@@ -23,7 +23,7 @@ from spectral.probes import check_seed
 from spectral.quadrature import bounds, gauss
 from spectral.quadrature.function import STEEP
 from spectral.results import Estimate, nan
-from spectral.schema import REAL, Number, choice, integer, number
+from spectral.schema import REAL, Number, choice, integer, number, pair, reals
 from spectral.spectrum import Spectrum, hold_eigenvalues
 
 Interval = tuple[float | None, float | None]
@@ -77,6 +77,7 @@ def logdet(A: Any, shift: float = 0.0, *, interval: Interval | None = None, **op
     34.6573590279972...
     """
     number(shift, "shift", "shift, in units of the eigenvalues", REAL)
+    pair(interval)
     spectrum = _spectrum(A, options)
     return functional(spectrum, bounds.shifted(bounds.NAMED["log"], float(shift)), interval)
 
@@ -139,9 +140,11 @@ def spectral_form(
     [1.25, 0.75]
     """
     choice(of, "of", ("resolvent", "dimension"))
+    each = reals(shifts, "shifts", "shift").ravel()
+    pair(interval)
     spectrum = _spectrum(A, options)
     found = []
-    for s in np.ravel(np.asarray(shifts, dtype=float)):
+    for s in each:
         if of == "resolvent":
             f = bounds.shifted(bounds.NAMED["inverse"], float(s))
         elif s > 0:
@@ -160,7 +163,7 @@ def functional(spectrum: Spectrum, f: bounds.Signed, interval: Interval | None =
     e = spectrum.integrate(f.f)
     if spectrum.is_exact or not spectrum.records:
         return e
-    a, b = interval if interval is not None else (None, None)
+    a, b = pair(interval)
     if a is None and spectrum.meta.get("nonnegative"):
         a = 0.0
     known = float(spectrum.atoms.multiplicities @ f.f(spectrum.atoms.values)) if len(spectrum.atoms.values) else 0.0
@@ -222,8 +225,8 @@ def frobenius(A: Any, *, probes: int = 20, seed: int = 0) -> Estimate:
         if exact:  # the identity instead
             column.zero_()
             column[i] = 1
-        norms.append(longvectors.norm(leave_one_out.multiply(A, column)[:, 0]))
-    spent, unit = A.products - before, max(norms) or 1.0
+        norms.append(longvectors.norm(leave_one_out.multiply(A, column, first=not (i or exact))[:, 0]))
+    spent, unit = A.products - before, max(norms, default=0.0) or 1.0
     squares = (np.array(norms) / unit) ** 2
     if exact:
         value = float(squares.sum())

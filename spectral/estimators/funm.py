@@ -25,7 +25,7 @@ from spectral.operators.operator import Derived, Operator
 from spectral.quadrature import applied, bounds
 from spectral.quadrature.function import Undefined
 from spectral.results import Estimate, bounded
-from spectral.schema import FRACTION, choice, integer, number
+from spectral.schema import FRACTION, choice, integer, number, pair
 from spectral.spectrum import Spectrum
 
 Interval = tuple[float | None, float | None]
@@ -222,7 +222,7 @@ def funm(
     """
     g, A = _function(f), as_operator(A)
     number(tol, "tol", "error relative to the result", FRACTION, "1e-6")
-    low, high = interval if interval is not None else (None, None)
+    low, high = pair(interval)
     if np.isfinite(A.least):
         low = A.least if low is None else max(float(low), A.least)
     if b is None:
@@ -440,6 +440,7 @@ def spectrum_of(
     A = as_operator(A)
     if arrays.is_array(v) and v.ndim != 1:
         raise ValueError(f"v has shape {tuple(np.shape(v))}, but it must be one vector ({A.shape[1]},).")
+    integer(steps, "steps", "number of steps")
     columns, limit, mode, most = _operands(A, v, "v", steps, steps, reorthogonalize, budget)
     state, begun = Lanczos(A, columns[:, 0], most, reorthogonalize=mode), Spent.of(A)
     stop = None

@@ -24,7 +24,7 @@ from spectral.quadrature import gauss
 from spectral.quadrature.beta import pooled_variance
 from spectral.quadrature.jackson import jackson as damping
 from spectral.results import Density
-from spectral.schema import FRACTION, choice, integer, number
+from spectral.schema import FRACTION, choice, integer, number, pair, reals
 from spectral.spectrum import Spectrum, hold_eigenvalues
 
 Interval = tuple[float, float]
@@ -152,8 +152,8 @@ def _check(probes: int, moments: int, interval: Sequence[float] | None, recurren
     choice(recurrence, "recurrence", ("lanczos", "chebyshev"))
     if interval is None:
         return None
-    ends = np.asarray(interval, dtype=float)
-    if ends.shape != (2,) or not np.isfinite(ends).all() or not ends[0] < ends[1]:
+    ends = np.array(pair(interval), float)
+    if not np.isfinite(ends).all() or not ends[0] < ends[1]:
         raise ValueError(f"interval={interval!r} is no interval; use two finite numbers, low < high.")
     return float(ends[0]), float(ends[1])
 
@@ -322,16 +322,15 @@ def jackson(spectrum: Spectrum, x: Any = None, *, moments: int | None = None, co
         raise ValueError("an exact spectrum has no moments to damp; use Spectrum.density.")
     number(confidence, "confidence", "probability", FRACTION, 0.95)
     interval, mu_KM = _moments(spectrum)
-    M = mu_KM.shape[1] if moments is None else moments
-    if not 1 <= M <= mu_KM.shape[1]:
-        raise ValueError(f"moments={moments} are not there; use 1 to {mu_KM.shape[1]}.")
+    M = mu_KM.shape[1] if moments is None else integer(moments, "moments", "number of moments", 1, mu_KM.shape[1])
     norms = np.array([record.squared_norm for record in spectrum.records])
     c, h = centre(interval)
     r = spectrum.dim - spectrum.zeros
     g = damping(M) * np.where(np.arange(M) == 0, 1.0, 2.0)
     y = np.cos(np.pi * (np.arange(2 * M) + 0.5) / (2 * M))  # the damped measure on 2 M nodes: exact to degree 4 M - 1
     mass = np.maximum(chebvander(y, M - 1) @ (g * (norms @ mu_KM[:, :M] / norms.sum())) / (2 * M), 0.0)
-    points = c + h * np.cos(np.pi * (POINTS - np.arange(POINTS) - 0.5) / POINTS) if x is None else np.asarray(x, float)
+    nodes = c + h * np.cos(np.pi * (POINTS - np.arange(POINTS) - 0.5) / POINTS)
+    points = nodes if x is None else reals(x, "x", "point")
     t = (points.reshape(-1) - c) / h
     inside = np.abs(t) < 1
     value, variance = np.zeros(len(t)), np.zeros(len(t))

@@ -19,6 +19,7 @@ from spectral import arrays, cards
 from spectral.estimators.assembled import matrix_of
 from spectral.estimators.budget import free_memory, hold_whole
 from spectral.estimators.diagonal import diagonal
+from spectral.estimators.leave_one_out import widening
 from spectral.estimators.top import top
 from spectral.networks.blocks import blocks
 from spectral.networks.curvature import GaussNewton
@@ -275,5 +276,5 @@ def _ratio(off: np.ndarray, whole: np.ndarray) -> Estimate:
     if not mean > 0:
         return Estimate(0.0, 0.0, probes=m, products=m)
     square = off.mean() / mean
-    spread, root = np.std(off - square * whole, ddof=1) / np.sqrt(m) / mean, float(np.sqrt(square))
+    spread, root = np.std(off - square * whole, ddof=1) / np.sqrt(m) / mean * widening(m), float(np.sqrt(square))
     return Estimate(root, float(spread / (2 * root)) if root > 0 else 0.0, probes=m, products=m)

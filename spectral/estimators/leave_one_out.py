@@ -27,7 +27,7 @@ import scipy
 import torch
 
 from spectral import arrays, longvectors
-from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_size, leaves, random_coefficients
+from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_first, hold_size, leaves, random_coefficients
 from spectral.longvectors import column_dots, combination, cross, orthonormal
 from spectral.operators.operator import Operator
 from spectral.pieces import like, local
@@ -56,10 +56,12 @@ def draw(A: Operator, seed: int, indices: range, kind: str) -> torch.Tensor:
     return drawn[0][:, None] if len(drawn) == 1 else torch.stack(drawn, 1)
 
 
-def multiply(A: Operator, V: torch.Tensor) -> torch.Tensor:
-    """A V, finite."""
+def multiply(A: Operator, V: torch.Tensor, first: bool = False) -> torch.Tensor:
+    """A V, finite; of the `first` random vectors not lost among the numbers that the dtype does not hold."""
     W = A @ V
     hold_size(W, math.nan, f"a product of {A!r}")
+    if first:
+        hold_first(A, V, W, f"the first product of {A!r}")
     return W
 
 

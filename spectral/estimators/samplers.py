@@ -105,7 +105,7 @@ class Hutchinson(Sampler):
     def add(self, count: int) -> None:
         Z = leave_one_out.draw(self.A, self.seed, range(self.m, self.m + count), "rademacher")
         self.neighbours.meet(Z[:, 0])
-        Y = leave_one_out.multiply(self.A, Z)
+        Y = leave_one_out.multiply(self.A, Z, first=not self.m)
         self.values = self.values + column_dots(Z, Y).tolist()
         squares = column_dots(Y, Y)
         self.length = self.length if self.m else float(squares[0]) ** 0.5
@@ -159,7 +159,7 @@ class Pairs(Sampler):
 
     def add(self, count: int) -> None:
         Omega = self._draw(self.m, self.m + count)
-        Y = leave_one_out.multiply(self.A, Omega)
+        Y = leave_one_out.multiply(self.A, Omega, first=not self.m)
         self.take(Y)
         self.Omega, self.Y = torch.cat([self.Omega, Omega], 1), torch.cat([self.Y, Y], 1)
         self.squares += float(column_dots(Y, Y).sum())

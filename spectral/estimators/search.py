@@ -260,8 +260,9 @@ class Search:
             if invariant or (enough and settled and (len(new) or not seen)):
                 whole = state.size == state.dim and enough
                 nothing = seen and not len(new)
+                hidden = state.coarse and bool(values.any()) and not whole
                 state.lock(old, new)
-                return True if whole or nothing else None
+                return not hidden if whole or nothing else None
             if seen and not len(new) and decided(self.op, self._ruled_out(values, residuals, worst)):
                 state.lock(old, new)
                 return True
@@ -312,14 +313,15 @@ class Search:
         if not len(values):
             return False
         best = int(np.argmax(self.key(values)))
-        if residuals[best] <= INNER * self.tol * self.norm:
+        logarithm = math.log(1.648 * math.sqrt(state.dim) / MISSED)
+        deep = not state.coarse or logarithm**2 < 0.5 * (2 * state.depth - 1) ** 2  # as the bound must be
+        if deep and residuals[best] <= INNER * self.tol * self.norm:
             return True
         if self.warm and self._unlikely(worst + self.tol * self.norm, values):
             return True
         squares = values**state.power
         self.lowest, self.highest = min(self.lowest, squares.min()), max(self.highest, squares.max())
-        s = self.deepest or state.depth
-        e = (math.log(1.648 * math.sqrt(state.dim) / MISSED) / (2 * s - 1)) ** 2
+        e = (logarithm / (2 * (self.deepest or state.depth) - 1)) ** 2
         if e >= 0.5:
             return False
         margin = e / (1 - 2 * e) * (self.highest - self.lowest)

@@ -17,6 +17,7 @@ import torch
 from spectral import arrays, cards, distributed, longvectors, persist
 from spectral.estimators.budget import Budget, Spent, environment, is_symmetric, progress_bar
 from spectral.krylov import linear
+from spectral.krylov.symmetry import hold_first
 from spectral.operators.foreign import as_operator
 from spectral.operators.linear_map import ROUNDING
 from spectral.operators.operator import Derived, I, Operator
@@ -197,10 +198,7 @@ def solve(
     threshold = np.array([goal for _, goal in found])
     X = torch.stack([one.x for one, _ in found], 1)
     if not longvectors.finite(X):
-        raise ValueError(
-            f"x is beyond {torch.finfo(op.dtype).max:.2g}, the largest number of {op.dtype}; divide b by a number, and "
-            "multiply x by it, or give both in float64."
-        )
+        raise _beyond(op)
     return Solution(
         x=arrays.like(X[:, 0] if np.ndim(b) == 1 else X, b),
         residuals=residuals,
@@ -277,6 +275,11 @@ def solved(
     return list(zip(together(op, runs, limit, bar), goals, strict=True))
 
 
+def _beyond(op: Operator) -> ValueError:
+    limit = f"{torch.finfo(op.dtype).max:.2g}, the largest number of {op.dtype}, or its factors are"
+    return ValueError(f"x is beyond {limit}; divide b by a number, and multiply x by it, or give both in float64.")
+
+
 def together(op: Operator, runs: list[linear.Run], limit: Budget, bar: Any) -> list[linear.Solved]:
     """Answer what recurrences ask for, side by side, until each has ended; where the budget ends, all but their last products."""
     asked: dict[int, linear.Ask] = {}
@@ -288,9 +291,14 @@ def together(op: Operator, runs: list[linear.Run], limit: Budget, bar: Any) -> l
             asked[i] = runs[i].send(product)
         except StopIteration as end:
             done[i] = end.value
+        except RuntimeError as problem:
+            if "without overflow" not in str(problem):  # torch's, of a factor in float16
+                raise
+            raise _beyond(op) from problem
 
     for i in range(len(runs)):
         answer(i, None)  # the first one starts it
+    first = True
     while asked:
         own = [i for i, one in asked.items() if not one.last]
         # of each two products at the end, at most, and that of this step
@@ -306,8 +314,11 @@ def together(op: Operator, runs: list[linear.Run], limit: Budget, bar: Any) -> l
             V = vectors[0][:, None] if len(some) == 1 else torch.stack(vectors, 1)
             W = op.multiply_transpose(V) if transposed else op.multiply(V)
             bar.update(len(some))
+            if first:
+                hold_first(op.T if transposed else op, V, W, "the first product of the solve")
             for i, w in zip(some, W.T if len(some) == 1 else W.T.contiguous(), strict=True):
                 answer(i, w)
+        first = False
     return [done[i] for i in range(len(runs))]
 
 

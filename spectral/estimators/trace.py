@@ -24,7 +24,7 @@ from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.results import Estimate, nan
-from spectral.schema import POSITIVE, SWITCH, Either, choice, integer, number
+from spectral.schema import POSITIVE, SWITCH, Either, choice, function, integer, number
 
 METHODS = ("auto", *SAMPLERS, "slq")
 STATE = Either(EXACT, *(sampler.rule(name) for name, sampler in SAMPLERS.items()))  # of a checkpoint
@@ -126,8 +126,7 @@ def trace(
     """
     choice(method, "method", METHODS)
     choice(progress, "progress", (*SWITCH, None))
-    if f is not None and not callable(f):
-        raise TypeError(f"f is a {type(f).__name__}; use a function of arrays, such as np.log1p.")
+    function(np.log1p if f is None else f, "f", "arrays, such as np.log1p")
     if method in SAMPLERS and f is not None:
         raise ValueError(f"method={method!r} estimates tr A; for a function f use method='slq'.")
     if rtol is not None:

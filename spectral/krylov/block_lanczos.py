@@ -75,7 +75,7 @@ class BlockLanczos(RestartedKrylov):
         self.norm = max(self.norm, float(np.abs(H[j : j + b, : j + b]).sum(1).max()))
         l = self.locked  # what these are coupled by was forgotten, and is seen here
         H[:l, j : j + b], H[j : j + b, :l] = C[:l], C[:l].T
-        Q, R = longvectors.independent(W, V, self.floor, self.agree)
+        Q, R = longvectors.independent(W, V, 0.0 if self.coarse else self.floor, self.agree, again=self.coarse)
         self._hold_symmetric(C, max(self.norm, float(np.linalg.norm(R, axis=0).max(initial=0.0))))
         self.pending = Q[: self.dim - j - b]  # beyond n there is only rounding
         self.coupling = np.concatenate([np.zeros((len(self.pending), j)), R[: len(self.pending)]], axis=1)

@@ -23,6 +23,8 @@ from spectral.krylov.symmetry import KnownProduct, expected, random_coefficients
 from spectral.operators.operator import Operator
 from spectral.schema import COUNT, NONNEGATIVE, Array, Law, Number, Rule
 
+COARSE = 0.01  # chance, about, that a random vector has less on a given eigenvector than rounding: 16-bit dtypes
+
 Indices = Sequence[int] | np.ndarray
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 T = TypeVar("T")
@@ -78,6 +80,11 @@ class RestartedKrylov(ABC):
         self.V[:j], self.H[:j, :j] = state["V"], state["H"]
         for name in (*self.SHARED, *self.own):
             setattr(self, name, state[name])
+
+    @property
+    def coarse(self) -> bool:
+        """Whether rounding may hide an eigenvector from a random vector: that nothing is left of a product shows little then."""
+        return bool(BREAKDOWN * arrays.machine_epsilon(self.A.dtype) * self.dim**0.5 > COARSE)
 
     @property
     def floor(self) -> float:

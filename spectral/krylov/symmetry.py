@@ -127,6 +127,14 @@ def hold_zero(A: Operator, y: torch.Tensor, name: str) -> None:
         raise wrong(name, "it was 0", again)
 
 
+def hold_first(A: Operator, V: torch.Tensor, W: torch.Tensor, name: str) -> None:
+    """The first products W = A V of a run: not lost among the numbers that their dtype does not hold."""
+    length = float(longvectors.column_dots(W, W).max()) ** 0.5
+    if length == 0:
+        hold_zero(A, V[:, 0].contiguous(), name)
+    hold_digits(A, length)
+
+
 def wrong(name: str, found: str, again: float) -> RuntimeError:
     """What to raise about a product that comes out otherwise when it is made again."""
     return RuntimeError(

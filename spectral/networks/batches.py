@@ -23,7 +23,7 @@ LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 # What data may be ----------------------------------------------------------------------------------------------------
 def check_data(data: Any) -> None:
     """One clear sentence where `data` is not a re-iterable of batches."""
-    if isinstance(data, torch.Tensor | np.ndarray | Mapping | str):
+    if isinstance(data, torch.Tensor | np.ndarray | np.generic | Mapping | str | bytes):
         raise TypeError(
             f"data is one {type(data).__name__}, but it must be an iterable of batches; pass a list of batches, [data] for one."
         )

@@ -365,20 +365,26 @@ class Hessian(Curvature):
         def check(v: torch.Tensor, w: trace.Pieces) -> float:
             if way == linearize.DIFFERENCE:  # which is no derivative: `_know_noise` says how far it is off
                 return 0.0
-            earlier, self._earlier = self._earlier, None
+            # what fails a test is kept as it is: whoever asks again is told again
+            earlier = self._earlier
             if earlier is not None and (earlier.way, earlier.model) == (way, self.network.version()):
+                error = 0.0
                 if earlier.there:
-                    return linearize.symmetry_error(earlier.v, earlier.product, v, w, self._allowed)
-                self._hold(way, v, w)  # the earlier vector is there no longer
-                return 0.0
+                    error = linearize.symmetry_error(earlier.v, earlier.product, v, w, self._allowed)
+                    self._earlier = None
+                else:
+                    self._hold(way, v, w)  # the earlier vector is there no longer
+                return error
             if way in self._held and earlier is None:
                 return 0.0
-            self._held.add(way)
+            self._earlier = None
             error = self._second_derivative_error(way, batch, v, w, here[0] if here else None)
             if way == "fresh":  # forward mode sees what lies under no_grad, the backward pass does not: told at once
                 u = probes.signs(0, len(v), dtype=v.dtype, device=v.device)
-                return max(error, linearize.symmetry_error(u, product(u), v, w, self._allowed))
-            self._hold(way, v, w)
+                error = max(error, linearize.symmetry_error(u, product(u), v, w, self._allowed))
+            else:
+                self._hold(way, v, w)
+            self._held.add(way)
             return error
 
         kept = RECORDED_TWICE * self._graph_bytes * self._samples(group) if way == "double-backward" else 0

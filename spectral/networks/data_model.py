@@ -46,6 +46,7 @@ from spectral.networks.products import Products
 from spectral.networks.trees import leaves, map_tensors, replaced, tensors
 from spectral.pieces import Shards
 from spectral.probes import Signs
+from spectral.schema import choice, function
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError)  # what torch raises for a batch that a model does not take
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
@@ -94,8 +95,7 @@ class DataModel:
             raise ValueError(
                 f"wrt={wrt!r} is no variable; use 'params', 'inputs' or 'module:NAME', the output of that module."
             )
-        if statistics not in STATISTICS:
-            raise ValueError(f"statistics={statistics!r} is unknown; use 'population' or 'batch'.")
+        choice(statistics, "statistics", STATISTICS)
         if wrt != "params" and params is not None:
             raise ValueError(f"params= restricts wrt='params'; leave it out with wrt={wrt!r}.")
         if products.chunk is not None and statistics == "batch":
@@ -103,6 +103,7 @@ class DataModel:
         if isinstance(shared, str) or not isinstance(shared, Sequence):
             raise TypeError(f"shared={shared!r} must be a list of keys or positions, such as [{shared!r}].")
         check_data(data)
+        function(default_forward if forward is None else forward, "forward", "(model, batch)")
         self.model, self.data, self.of, self.wrt = model, data, of, wrt
         # the module whose output is the variable, by its name; None where parameters or inputs are
         self.inner = None if wrt in WRT else wrt.removeprefix(activations.PREFIX)
@@ -432,7 +433,7 @@ class DataModel:
         """A function of the primals of this batch, linearised there in one way."""
         if self.made_again is not None and way == "fresh":
             return linearize.ForwardMode(function, self.primals(batch), self.checkpointed(function))
-        return linearize.WAYS[way](function, self.primals(batch))
+        return linearize.WAYS.get(way, linearize.ByRows)(function, self.primals(batch))
 
     def checkpointed(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """The same function, whose graph makes the modules `made_again` again."""
@@ -440,7 +441,12 @@ class DataModel:
 
     def gradient(self, way: str, function: Callable[..., torch.Tensor], batch: Any) -> linearize.ForwardOverReverse:
         """The gradient of a scalar function of the primals of this batch, to be differentiated in one way."""
-        return linearize.GRADIENTS[way](function, self.primals(batch))
+        made = linearize.GRADIENTS[way](function, self.primals(batch))
+        if self.wrt == "params" and isinstance(made, linearize.CentralDifference):
+            made.backward = lambda total, at: self.run(
+                dict(zip(self.names, at, strict=True)), batch, lambda z: linearize.gradients(z, at), total
+            )
+        return made
 
     def observed(self, function: Callable[..., Any], batch: Any) -> Any:
         """A function's value at this batch, without a graph, of a model whose parameters nothing can stand in for."""

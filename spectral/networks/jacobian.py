@@ -108,7 +108,9 @@ class Jacobian(SumOverBatches):
     theirs) and the memory is there, the other way takes a turn, and the faster one goes on. A program is recorded only
     where the products to come pay for it and `memory` holds it; it is held to three products of the first batch before it
     multiplies alone. "compiled" is tried only where a run is predicted to take more than ten minutes. `describe()` says
-    which engine multiplies, why, and its seconds on the first batch. See `spectral.engine.autotune`.
+    which engine multiplies, why, and its seconds on the first batch. See `spectral.engine.autotune`. Where
+    torch differentiates a model once and no further, J v is made of "rows": a backward pass for each of a batch's outputs,
+    at most 1,024.
 
     Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. Small batches are joined
     where that gives the same.

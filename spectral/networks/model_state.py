@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from spectral import arrays
@@ -48,16 +49,21 @@ INSTALLED = tuple(
 @contextmanager
 def _differentiable() -> Iterator[None]:
     """Without the fused inference path of nn.MultiheadAttention and TransformerEncoderLayer, which has no derivative, without
-    cached parametrisations, which substituted parameters would not reach, and without fused weight normalisation
-    and bags; what an embedding reads as its padding is a constant."""
+    cached parametrisations, which substituted parameters would not reach, and without fused weight normalisation,
+    hard sigmoids (no second derivative) and bags; what an embedding reads as its padding is a constant."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    uncached = instead(parametrize, _cache_enabled=0)
+    uncached, hard = instead(parametrize, _cache_enabled=0), instead(functional, hardsigmoid=_hardsigmoid)
     try:
-        with uncached, private.weight_norm_of_operations(), private.embeddings_of_operations():
+        with uncached, hard, private.weight_norm_of_operations(), private.embeddings_of_operations():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _hardsigmoid(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    value = functional.relu6(input + 3) / 6
+    return input.copy_(value) if inplace else value
 
 
 differentiable = Shared(_differentiable)

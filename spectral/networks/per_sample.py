@@ -18,8 +18,8 @@ import torch
 
 from spectral import arrays, longvectors, probes
 from spectral.engine import linearize, trace
-from spectral.failures import first_line
-from spectral.networks.data_model import DataModel
+from spectral.failures import first_line, is_own
+from spectral.networks.data_model import FAILURES, DataModel
 from spectral.networks.diagnose.graph import coarsest
 from spectral.networks.output_curvature import Terms
 
@@ -109,7 +109,15 @@ def chosen(model: DataModel, batch: Any, terms: Terms) -> Gradients:
             at += len(c)
         return total
 
-    due = combined(Gradients(model, "asked for"))
+    try:
+        due = combined(Gradients(model, "asked for"))
+    except FAILURES as failure:
+        if is_own(failure):
+            raise
+        raise ValueError(
+            f"the model fails on a single sample of a batch ({type(failure).__name__}: {first_line(failure)}), so that rows and "
+            "gradients of single samples are not made; use products (slq, trace, top), which are of whole batches."
+        ) from failure
     try:
         got = combined(Gradients(model))
     except (RuntimeError, ValueError, TypeError) as failure:

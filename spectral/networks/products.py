@@ -24,8 +24,7 @@ class Products:
     chunk: int | None = None  # samples of a batch that are multiplied at a time; None leaves it to the free memory
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine={self.engine!r} is no engine; use one of {', '.join(ENGINES)}.")
+        choice(self.engine, "engine", ENGINES)
         if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
             raise TypeError(f"product_dtype={self.dtype!r} is no floating dtype; use torch.bfloat16, for example.")
         if self.dtype is not None and not self.dtype.is_floating_point:

@@ -281,9 +281,8 @@ class SumOverBatches(Operator):
     @property
     def workspace(self) -> int:
         """The graph of the largest batch, a batch's gradients, and the store."""
-        largest = max(
-            map(self._samples, self._groups or [range(i, i + 1) for i in range(len(self.network.info.samples))])
-        )
+        groups = self._groups or [range(i, i + 1) for i in range(len(self.network.info.samples))]
+        largest = max(map(self._samples, groups), default=0)  # a rank may hold nothing
         return int(max(self._graph_bytes, 0.0) * largest) + self._gradient_bytes + self.store.used
 
     @property

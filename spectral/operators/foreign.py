@@ -5,7 +5,8 @@ Shapes: a matrix is (m, n); V (n, b) and U (m, b) are blocks of b columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class Foreign(Operator):
     careful = False  # whether its library is known to leave alone what it is given, and to return new memory
 
     def __init__(self, matrix: Any, dtype: torch.dtype, device: torch.device | str) -> None:
-        super().__init__(tuple(matrix.shape), dtype, device)
+        super().__init__(matrix.shape, dtype, device)
         self.matrix, self.args = matrix, (matrix,)
 
     # The crossing both ways; a subclass says what its library takes
@@ -240,6 +241,7 @@ def as_operator(A: Any) -> Operator:
     >>> as_operator(np.diag([1.0, 2.0])).symmetric
     True
     """
+    arrays.hold_default_device()
     if isinstance(A, Operator):
         return A
     unknown = isinstance(A, torch.Tensor) and (
@@ -261,8 +263,8 @@ def as_operator(A: Any) -> Operator:
         raise TypeError(
             f"{type(A).__name__} is no matrix; pass something with a shape and a product @ (for a function, a LinearOperator)."
         )
-    if len(A.shape) != 2:
-        raise ValueError(f"an operator is a matrix, but {type(A).__name__} has shape {tuple(A.shape)}.")
+    if not isinstance(A.shape, Sequence) or len(A.shape) != 2:
+        raise ValueError(f"an operator is a matrix, but {type(A).__name__} has shape {A.shape}; it must be (m, n).")
     try:
         dtype = getattr(A, "dtype", None)
     except NotImplementedError:  # curvlinops' base class
@@ -274,7 +276,9 @@ def as_operator(A: Any) -> Operator:
     if isinstance(dtype, torch.dtype):
         return Tensorial(A, dtype) if dtype.is_floating_point else _not_real(A, dtype)
     homes = {kind.__module__.split(".")[0] for kind in type(A).__mro__}
-    known = {np.dtype(given): ours for ours, given in arrays.NUMPY.items()}.get(np.dtype(dtype))
+    known = None
+    with suppress(TypeError):  # of a dtype that is none
+        known = {np.dtype(theirs): ours for ours, theirs in arrays.NUMPY.items()}.get(np.dtype(dtype))
     return _not_real(A, dtype) if known is None else (OnCupy if homes & {"cupy", "cupyx"} else Host)(A, known)
 
 

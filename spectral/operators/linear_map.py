@@ -6,9 +6,10 @@ Shapes: a map is (m, n); V (n, b) and U (m, b) are blocks of b columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from spectral import arrays, longvectors, persist, probes
@@ -42,8 +43,12 @@ class LinearMap:
         nonnegative: bool = False,
         known_zeros: int = 0,
     ) -> None:
+        arrays.hold_default_device()
+        sides = shape if isinstance(shape, Sequence) and len(shape) == 2 else (-1,)
+        if not all(isinstance(side, int | np.integer) and side >= 0 for side in sides):
+            raise ValueError(f"{type(self).__name__} has shape {shape!r}; it must be (m, n), whole numbers >= 0.")
         self.shape = (int(shape[0]), int(shape[1]))
-        if not dtype.is_floating_point or dtype.itemsize < 2:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
             raise TypeError(
                 f"the entries are {dtype}; an operator is real and floating, of 16 bits or more: convert the matrix to float64."
             )
@@ -245,6 +250,10 @@ class LinearMap:
                 "A.flatten, A.probe or A.shards.part."
                 if shards is not None
                 else f"{type(self).__name__} multiplies whole vectors; make one of the pieces by shards.whole."
+            )
+        if shards is None and not arrays.has_memory(V):
+            raise TypeError(
+                "the array is one of torch.vmap, torch.func.grad or torch.func.jvp, without numbers; multiply outside of them."
             )
         if V.layout != torch.strided:
             raise TypeError(f"the array is {V.layout}; pass a dense one, such as array.to_dense().")

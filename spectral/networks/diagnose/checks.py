@@ -146,7 +146,7 @@ def _overriding(network: DataModel) -> list[tuple[str, nn.Module]]:
     return [
         (name, m)
         for name, m in network.model.named_modules()
-        if network.modes[m] and ((type(m).train, type(m).eval) != plain or {"train", "eval"} & set(vars(m)))
+        if network.modes.get(m) and ((type(m).train, type(m).eval) != plain or {"train", "eval"} & set(vars(m)))
     ]
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from torch.func import functional_call
 
 from spectral import arrays, longvectors, probes
+from spectral.engine import linearize
 from spectral.engine.linearize import ReverseOverReverse, gradients, is_generic, math_attention, norm
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose.derivatives import REFUSALS, operation, owner
@@ -45,7 +46,7 @@ LIGHT = 1 << 28  # bytes of vectors that are no matter; beyond, they are what a 
 ROUNDING = 100  # of a gradient, in units of eps times its norm
 
 
-class Wrong(RuntimeError):
+class Wrong(linearize.Wrong):
     """A product is not the derivative of the gradient."""
 
 
@@ -169,7 +170,8 @@ def candidates(
         except REFUSALS:  # not in float64, or not with so few samples
             continue
         if along is not None:
-            coarse = max(arrays.machine_epsilon(kind) for kind in network.kinds | {network.compute_dtype})
+            kinds = network.kinds | {network.compute_dtype, inside or network.compute_dtype}
+            coarse = max(map(arrays.machine_epsilon, kinds))
             here = None if double else along.here
             p = replace(p, rounding=coarse, trial=True, share=along.share, here=here)
         yield p
