@@ -120,12 +120,10 @@ class Heartbeat:
 
     def agreed(self, words: str) -> str:
         """Of what several ranks end with at the same place the first to be said, on each of them."""
+        if self.store is None:
+            return words
         try:
-            return (
-                words
-                if self.store is None
-                else self.store.compare_set(f"spectral/end/{self.place}", "", words).decode()
-            )
+            return self.store.compare_set(f"spectral/end/{self.place}", "", words).decode()
         except (RuntimeError, OSError):  # there is nobody left
             return words
 

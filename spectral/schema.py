@@ -126,7 +126,7 @@ def pair(value: Any, name: str = "interval") -> tuple[Any, Any]:
     >>> pair((0.0, None))
     (0.0, None)
     """
-    row = (None, None) if value is None else value.tolist() if isinstance(value, np.ndarray) else value
+    row = (None, None) if value is None else value.tolist() if arrays.is_array(value) else value
     fits = isinstance(row, list | tuple) and len(row) == 2
     if not fits or not all(x is None or Number(finite=False).holds(_item(x), name, {}) for x in row):
         raise ValueError(f"{name}={value!r} is no pair of bounds; use (a, b), each a number or None.")

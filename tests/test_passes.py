@@ -148,3 +148,10 @@ def test_random_operations_are_not_merged():
     graph = trace.record(noisy, randn(12)).module.graph
     kinds = [n.target for n in graph.nodes if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]
     assert len(kinds) != 1
+
+
+def test_what_folding_makes_counts_as_held_beside_what_it_replaces():
+    """a, b and a b, 1000 numbers of 8 bytes each, are there together; the program keeps a b alone."""
+    a, b = randn(1000), randn(1000)
+    program = trace.record(lambda v: (v * a * b,), randn(1000))
+    assert (program.held, program.bytes(set())) == (24000, 8000)

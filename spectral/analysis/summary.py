@@ -7,6 +7,7 @@ values, so that they hold for indefinite matrices too; for Gram, Gauss–Newton 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import scipy
@@ -16,6 +17,7 @@ from spectral.analysis.jackknife import Measure, jackknife, jackknife_stderr, le
 from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur, without_probes
 from spectral.analysis.power_law import power_laws
 from spectral.estimators.functionals import condition_number, frobenius, negative_mass, numerical_rank, quotient
+from spectral.quadrature.gauss import blur
 from spectral.results import Array, Estimate, nan, over
 from spectral.schema import integer
 from spectral.spectrum import Spectrum, hold_eigenvalues
@@ -111,15 +113,15 @@ def trace_of(spectrum: Spectrum) -> Estimate:
 
 
 def extreme_of(spectrum: Spectrum, side: int) -> Estimate:
-    """The largest value (side 1) or the smallest (−1): of a quadrature a bound from inside, with a jackknife error.
+    """The largest value (side 1) or the smallest (−1): of a quadrature a bound from inside, with a jackknife error and rounding.
 
-    A value that rounding does not tell from 0 has that for its error.
+    An exact value that rounding does not tell from 0 has that for its error.
     """
     ends = [m[0][-1 if side > 0 else 0] for m in leave_one_out(spectrum)]
     value = spectrum.interval[1 if side > 0 else 0]
     error = jackknife_stderr(ends) if not spectrum.is_exact else 0.0
     known = spectrum.zeros > 0 and value == 0
-    if abs(value) <= spectrum.rounding and not known:
+    if not known and not (spectrum.is_exact and abs(value) > spectrum.rounding):
         error = float(np.hypot(error, spectrum.rounding))
     return Estimate(value, error, nan, nan, len(spectrum.nodes), spectrum.products)
 
@@ -225,7 +227,6 @@ def _numbers(spectrum: Spectrum) -> dict[str, Estimate]:
     negative, zero = negative_mass(spectrum), spectrum.scale == 0
     entropy, highest, lowest = spectral_entropy(spectrum), extreme_of(spectrum, 1), extreme_of(spectrum, -1)
     largest = max(highest, lowest, key=lambda e: abs(float(e)))
-    level = spectrum.rounding / spectrum.scale if not zero else 0.0
     return {
         "dim": Estimate(float(n), 0.0),
         "trace": trace,
@@ -236,10 +237,10 @@ def _numbers(spectrum: Spectrum) -> dict[str, Estimate]:
         "stable_rank": stable_rank(spectrum),
         "participation_ratio": participation_ratio(spectrum),
         "effective_rank": _mapped(entropy, np.exp, np.exp),
-        "entropy": _entropy_ratio(entropy, float(rank)),
+        "entropy": _entropy_ratio(entropy, rank),
         **{f"n_eff_{z}": effective_parameters(spectrum, float(z)) for z in RELATIVE_Z},
         "hard_rank": rank,
-        "hard_rank_threshold": Estimate(spectrum.rounding, level * largest.stderr),
+        "hard_rank_threshold": Estimate(spectrum.rounding, _threshold_error(spectrum, largest)),
         "zeros_fraction": Estimate(spectrum.zeros / n, 0.0),
         "condition_number": Estimate(nan, nan) if zero else condition_number(spectrum),
         "negative_mass": Estimate(nan, nan) if zero else negative.mass,
@@ -249,11 +250,22 @@ def _numbers(spectrum: Spectrum) -> dict[str, Estimate]:
     }
 
 
-def _entropy_ratio(entropy: Estimate, rank: float) -> Estimate:
+def _threshold_error(spectrum: Spectrum, largest: Estimate) -> float:
+    """Of `Spectrum.rounding`: it moves along with the largest |λ|, and from probe to probe with the bounds of ||T|| in it."""
+    if spectrum.scale == 0:
+        return 0.0
+    blurs = [blur(record) for record in spectrum.records if "rounding" not in spectrum.meta]
+    own = float(np.std(blurs, ddof=1)) if len(blurs) > 1 else nan if blurs else 0.0
+    return float(np.hypot(own, spectrum.rounding / spectrum.scale * largest.stderr))
+
+
+def _entropy_ratio(entropy: Estimate, rank: Estimate) -> Estimate:
     """H / ln rank; a single direction has entropy 0 and needs no normalisation."""
-    if not rank > 1:
+    if not float(rank) > 1:
         return Estimate(0.0, 0.0) if np.isfinite(entropy.value) else entropy
-    return over(entropy, float(np.log(rank)))
+    ratio = over(entropy, float(np.log(float(rank))))
+    by_rank = float(ratio) * float(rank.stderr) / (float(rank) * np.log(float(rank)))
+    return replace(ratio, stderr=float(np.hypot(ratio.stderr, by_rank)))
 
 
 def _order_statistics(values: Array, counts: Array, small: float) -> dict[str, float]:

@@ -184,7 +184,7 @@ class Program:
         self.sum: Callable[..., Any] | None = None  # `adder`, once someone has made it
         self.put: Callable[..., Any] | None = None  # `adder(new=True)`
         self.seen: Pieces | None = None  # what the function gave when it was recorded, until someone has compared
-        self.held = 0  # bytes of constants that recording it held
+        self.held = 0  # bytes of constants that recording it held, those that folding made included
         self.captured: Captured | None = None  # launches it at once, on a GPU
 
     def __call__(self, v: torch.Tensor) -> Pieces:
@@ -319,7 +319,7 @@ def record(function: Linear, v: torch.Tensor, room: float = math.inf, own: Itera
     program = folded(program) if program.pure else program
     if program.bytes(set(own)) > room:
         raise Unrecordable("what a program would keep exceeds the memory budget, memory=")
-    program.seen, program.held = out, held
+    program.seen, program.held = out, program.held + held
     return program
 
 
@@ -410,5 +410,7 @@ def folded(program: Program) -> Program:
     names = [node for node in graph.nodes if node.op == "placeholder"]
     value = dict(zip(names[1:], program.constants, strict=True))
     program.constants = []  # held here alone, and dropped one by one
-    fold.simplify(graph, value)
-    return Program(fx.GraphModule(torch.nn.Module(), graph), [value[node] for node in graph.nodes if node in value])
+    made = fold.simplify(graph, value)
+    simpler = Program(fx.GraphModule(torch.nn.Module(), graph), [value[node] for node in graph.nodes if node in value])
+    simpler.held = made
+    return simpler

@@ -104,6 +104,11 @@ def kpm(
     `meta["kept_steps"]` of `meta["made_steps"]` survive (`meta["stops"]` then says "rounding"), and bounds are as wide as
     the kept ones leave them. Where a gap takes a share of the interval, how few is in `spectral.krylov.chebyshev.jacobi`.
 
+    recurrence="lanczos" keeps no basis: once a Ritz value has converged (20 steps are enough), the last bits of products,
+    which other ranks, batches and engines round otherwise, are the first digits of the coefficients that follow. Sums of
+    smooth functions keep all digits, others agree within their stated errors; what has none, such as a condition number,
+    may move by more.
+
     References
     ----------
     - Weisse, Wellein, Alvermann, Fehske (2006), The kernel polynomial method, Rev. Mod. Phys. 78.

@@ -287,8 +287,8 @@ class SumOverBatches(Operator):
 
     @property
     def first_workspace(self) -> int:
-        """The same while an engine is chosen: what recording holds, too, and signs as tangents beside what comes of them."""
-        return self.workspace + self.engine.recording + (2 * self._gradient_bytes if self.options.preflight else 0)
+        """The same while an engine is chosen: what recording holds, too, and signs as a tangent."""
+        return self.workspace + self.engine.recording + (self._gradient_bytes if self.options.preflight else 0)
 
     @property
     def _gradient_bytes(self) -> int:

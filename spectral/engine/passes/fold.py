@@ -80,18 +80,22 @@ Coefficient: TypeAlias = "float | Node | Sum | Product | Inverse | Diagonal"  # 
 Form = dict[Node, Coefficient]  # s_i: c_i
 
 
-def simplify(graph: fx.Graph, value: Values) -> None:
-    """Rewrite a graph without operations in place; `value` holds its constants by placeholder and is kept in step."""
+def simplify(graph: fx.Graph, value: Values) -> int:
+    """Rewrite a graph without operations in place; `value` holds its constants by placeholder and is kept in step.
+
+    Returns the bytes of new constants, which are there before the old ones go.
+    """
     drop_copies(graph)
     share(graph, value)
     drop_zeros(graph, value)
-    combine(graph, value)
+    made = combine(graph, value)
     share(graph, value, reshaped=True)
     sum_products(graph)
+    return made
 
 
-def combine(graph: fx.Graph, value: Values) -> None:
-    """Write y = sum_i c_i s_i where that takes fewer passes over memory than the operations that are there."""
+def combine(graph: fx.Graph, value: Values) -> int:
+    """Write y = sum_i c_i s_i where that takes fewer passes over memory than the operations that are there; bytes of all c_i."""
     forms, cost, needed = _forms(graph, value)
     made: dict[Node, Node] = {}
     known: dict[Coefficient, Factor] = {}
@@ -118,6 +122,8 @@ def combine(graph: fx.Graph, value: Values) -> None:
                 total = _plus(graph, total, s, factor, y)
         y.replace_all_uses_with(total)
         made[y] = total
+    new = (factor.untyped_storage() for factor in known.values() if isinstance(factor, torch.Tensor))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in new}.values())
 
 
 def _forms(graph: fx.Graph, value: Values) -> tuple[dict[Node, Form], dict[Node, int], list[Node]]:
