@@ -127,6 +127,29 @@ def of_parameters(model: Any, batch: Any, output: Any) -> tuple[Function, Gradie
     return model.total(batch), gradient, model.primals(batch)
 
 
+def hold_gradient(model: Any, batch: Any, allowed: float) -> None:
+    """Refuse a gradient that is not that of the loss, by a difference of losses: no matrix is the derivative of such a one."""
+    function, gradient, x = of_parameters(model, batch, None)
+    t, g = directions(x), gradient(x)
+    eps = max(arrays.machine_epsilon(p.dtype) for p in x)
+    h = eps ** (1 / 3) * (norm(x) or 1.0) / norm(t)
+
+    def total(step: float) -> float:
+        return float(function(*(torch.add(p, d, alpha=step) for p, d in zip(x, t, strict=True))))
+
+    with torch.no_grad():
+        one, two = ((total(step) - total(-step)) / (2 * step) for step in (h, 2 * h))
+        # losses of samples that are fitted are differences of outputs, which are larger
+        rounding = 100 * eps * (abs(total(0.0)) + 10 * model.samples.size(batch)) / h
+    due = sum(longvectors.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(g, t, strict=True))
+    if eps < 1e-6 and abs(one - due) > 10 * abs(one - two) + allowed * norm(g) + rounding:
+        raise ValueError(
+            f"the gradient is not that of the loss on the first batch ({due:.3g} along a direction, the slope is {one:.3g}), as "
+            "after a stop-gradient, and its differences make no Hessian; remove that, or pass preflight=False, which takes the "
+            "differences as they are."
+        )
+
+
 def candidates(
     network: DataModel,
     batch: Any,
