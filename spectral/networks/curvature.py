@@ -439,7 +439,8 @@ class Hessian(Curvature):
         scale = longvectors.norm(due[:, 0])
         error = longvectors.norm((w - due)[:, 0]) / scale if scale > 0 else 0.0
         if self.measured_by != Hessian.measured_by and self.shards is None and self.options.preflight:
-            differences.hold_gradient(mine.network, batch, self._allowed)
+            with mine.network.sweep() as batches:
+                differences.hold_gradient(mine.network, next(iter(batches))[1], self._allowed)
         return error
 
     def _exactly(self, exact: SumOverBatches, v: torch.Tensor) -> torch.Tensor | None:
