@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dis
+import re
+
+# torch goes on in hints for modes
+OPERATOR = re.compile(r"There was no rule registered for HigherOrderOperator (\w+).*")
 
 
 def is_own(failure: BaseException) -> bool:
@@ -21,4 +25,7 @@ def first_line(failure: BaseException) -> str:
     >>> first_line(ValueError("no such shape\\n  at line 3")), first_line(KeyError())
     ('no such shape', 'KeyError')
     """
-    return (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+    line = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+    return OPERATOR.sub(
+        r"torch.func does not differentiate the operator \1; write its branches or its loop in Python", line
+    )

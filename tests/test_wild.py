@@ -121,6 +121,29 @@ def test_hessian_of_a_hard_sigmoid(problem, inplace):
     assert agrees(Hessian(model, CE, cut(x, y)), second(lambda: CE(model(x), y), list(model.parameters())), 1e-6)
 
 
+@pytest.mark.parametrize("halved, dtype", [(True, DOUBLE), (False, torch.float32)])
+def test_differences_of_what_is_not_the_gradient_are_refused_each_time(problem, halved, dtype):
+    """z sg(z) has half of a square's gradient, whose differences are symmetric; those of z sg(sigmoid(z)) are not."""
+    model, x, y = problem
+    model, x = model.to(dtype), x.to(dtype)
+    keep = (lambda z: z) if halved else torch.sigmoid
+    forward = lambda m, b: (z := m(b[0])) * keep(z).detach()  # noqa: E731
+    H = Hessian(model, CE, cut(x, y), engine="finite-difference", forward=forward)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^the gradient is not that of the loss on .*stop-gradient"):
+            H @ torch.ones(31, dtype=dtype)
+    own = Hessian(model, CE, cut(x, y), engine="finite-difference", forward=forward, preflight=False)
+    assert (own @ torch.ones(31, dtype=dtype)).norm() > 0
+
+
+def test_operator_that_torch_func_does_not_differentiate_is_named(problem):
+    model, x, y = problem
+    wave = lambda m, b: torch.ops.higher_order.cond(torch.tensor(True), torch.sin, torch.tanh, (m(b[0]),))  # noqa: E731
+    words = r"^the model fails on batch 0 \(NotImplementedError: torch.func does not differentiate the operator cond; [^:<]*\);"
+    with pytest.raises(RuntimeError, match=words):
+        Jacobian(model, cut(x, y), forward=wave)
+
+
 def test_loss_that_is_differentiated_once_has_an_empirical_fisher_and_a_hessian_by_differences(problem):
     """Connectionist temporal classification, of which torch has neither forward mode nor a second derivative."""
     model, _, _ = problem

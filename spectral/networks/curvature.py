@@ -306,7 +306,8 @@ class Hessian(Curvature):
     engine="finite-difference" takes two gradients a product, and memory for no graph but theirs: for models without second
     derivatives, and the only one for parameters that lie over ranks (`fully_shard`). It moves the parameters by a relative
     eps^(1/3). Its relative error is measured before the first product against an exact one of the first batch (against a step
-    twice as long where there is none, or it does not fit), and stands in `describe()` as "finite_difference".
+    twice as long where there is none, or it does not fit), and stands in `describe()` as "finite_difference". Where there
+    is none, the gradient is held to a difference of losses: a stop-gradient's has no Hessian.
 
     Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised
     torch.distributed group, operators built alike on each rank from its own samples mean the whole.
@@ -436,7 +437,11 @@ class Hessian(Curvature):
         if mine is self:
             self.products -= 2  # none that anybody asked for
         scale = longvectors.norm(due[:, 0])
-        return longvectors.norm((w - due)[:, 0]) / scale if scale > 0 else 0.0
+        error = longvectors.norm((w - due)[:, 0]) / scale if scale > 0 else 0.0
+        if self.measured_by != Hessian.measured_by and self.shards is None and self.options.preflight:
+            with mine.network.sweep() as batches:
+                differences.hold_gradient(mine.network, next(iter(batches))[1], self._allowed)
+        return error
 
     def _exactly(self, exact: SumOverBatches, v: torch.Tensor) -> torch.Tensor | None:
         """The exact product; None where it does not fit or cannot be made."""

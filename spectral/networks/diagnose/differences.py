@@ -177,6 +177,41 @@ def candidates(
         yield p
 
 
+def hold_gradient(network: DataModel, batch: Any, allowed: float) -> None:
+    """Refuse a gradient that is not that of the loss, by a difference of losses: no matrix is the derivative of such a one."""
+    for p in candidates(network, batch, of_parameters, Trial(directions(network.primals(batch)), 1.0)):
+        h = p.eps ** (1 / 3) * (norm(p.primals) or 1.0) / norm(p.tangents)
+        g, *ends = ([part.detach() for part in p.gradient(_moved(p, step))] for step in (0.0, h, -h))
+        # where it jumps (a kink at the point itself), no slope tells
+        bend = max(sum(float((a - b).abs().sum()) for a, b in zip(g, end, strict=True)) for end in ends)
+        with torch.no_grad():
+            one, two = ((_value(p, step) - _value(p, -step)) / (2 * step) for step in (h, 2 * h))
+            here = abs(_value(p, 0.0))
+        # losses of samples that are fitted are differences of outputs, which are larger
+        rounding = 100 * p.eps * (here + 10 * network.samples.size(batch)) / h
+        due = sum(longvectors.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(g, p.tangents, strict=True))
+        told = bend + 10 * abs(one - two) + allowed * norm(g) + rounding
+        if abs(one - due) > told:
+            raise ValueError(
+                f"the gradient is not that of the loss on {p.where} ({due:.3g} along a direction, the slope is {one:.3g}), as "
+                "after a stop-gradient, and its differences make no Hessian; remove that, or pass preflight=False, which takes "
+                "the differences as they are."
+            )
+        if told < 0.1 * norm(g):
+            return
+
+
+def _moved(p: Probe, step: float) -> list[torch.Tensor]:
+    """x + step t."""
+    return [
+        torch.add(x, t, alpha=step, out=arrays.empty(x.shape, x)) for x, t in zip(p.primals, p.tangents, strict=True)
+    ]
+
+
+def _value(p: Probe, step: float) -> float:
+    return float(p.function(*_moved(p, step)))
+
+
 def _output(network: DataModel, rows: Any, cast: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return map_tensors(cast, network.output(rows))
 
@@ -222,10 +257,7 @@ def difference_error(p: Probe, w: torch.Tensor) -> float | None:
 
 def _gradient(p: Probe, step: float) -> torch.Tensor:
     """The sketch of that at x + step t."""
-    there = [
-        torch.add(x, t, alpha=step, out=arrays.empty(x.shape, x)) for x, t in zip(p.primals, p.tangents, strict=True)
-    ]
-    return longvectors.sketch([g.detach() for g in p.gradient(there)])
+    return longvectors.sketch([g.detach() for g in p.gradient(_moved(p, step))])
 
 
 def hold(places: Iterable[Probe], product: Callable[[Probe], Tensors], way: str) -> float | None:
