@@ -128,7 +128,7 @@ def pair(value: Any, name: str = "interval") -> tuple[Any, Any]:
     """
     row = (None, None) if value is None else value.tolist() if arrays.is_array(value) else value
     fits = isinstance(row, list | tuple) and len(row) == 2
-    if not fits or not all(x is None or Number(finite=False).holds(_item(x), name, {}) for x in row):
+    if not fits or not all(x is None or Number(finite=False).holds(item(x), name, {}) for x in row):
         raise ValueError(f"{name}={value!r} is no pair of bounds; use (a, b), each a number or None.")
     return row[0], row[1]
 
@@ -157,8 +157,9 @@ def several(value: Any, name: str, what: str) -> None:
         raise ValueError(f"{name}={value!r} must be a list of {what}.")
 
 
-def _item(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def item(value: Any) -> Any:
+    """A number of numpy's, or an array or a tensor of one without axes, as Python's; anything else as it is."""
+    return value.item() if getattr(value, "ndim", 1) == 0 and hasattr(value, "item") else value
 
 
 # One value -------------------------------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def number(value: Any, name: str, what: str, rule: Number, such: object = "") ->
     Traceback (most recent call last):
     ValueError: tol=2 is no tolerance; use a number > 0 and < 1, such as 1e-06.
     """
-    if not rule.holds(_item(value), name, {}):
+    if not rule.holds(item(value), name, {}):
         example = f", such as {such}" if such else ""
         raise ValueError(f"{name}={value!r} is no {what}; use {rule.words({})}{example}.")
 

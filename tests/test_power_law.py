@@ -5,9 +5,11 @@ import warnings
 import numpy as np
 import pytest
 import scipy.sparse
+import torch
 from scipy.linalg import eigh_tridiagonal
 from scipy.stats import norm, truncnorm
 
+import spectral
 from spectral import Atoms, Spectrum, exact, slq, summary
 from spectral.analysis import power_law, theory
 from spectral.analysis.alternatives import against_power_law
@@ -410,3 +412,11 @@ def test_rivals_of_two_repeated_values_are_fitted_without_a_warning():
     Q = np.linalg.qr(np.random.default_rng(0).standard_normal((12, 12)))[0]
     A = (Q * np.repeat([1.0, 2.0], 6)) @ Q.T
     summary(exact((A + A.T) / 2))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64, np.array, torch.tensor])
+def test_where_a_tail_begins_and_ends_may_be_a_number_of_numpy_or_torch(kind):
+    """As Python's: it was not seen as a number, and the rule that chooses went on in its place."""
+    spectrum = spectral.exact(np.diag(np.random.default_rng(0).pareto(2, 500) + 1))
+    given, expected = (spectral.power_law(spectrum, xmin=f(2), xmax=f(9)) for f in (kind, float))
+    assert (given.xmin, given.xmax, given.alpha) == (expected.xmin, expected.xmax, expected.alpha) and given.xmin == 2

@@ -21,7 +21,7 @@ from spectral.analysis.exponents import exponent, hill_of, log_density_peak, mod
 from spectral.analysis.jackknife import jackknife_stderr
 from spectral.analysis.marchenko_pastur import positive_floor
 from spectral.results import Array, IntArray, nan
-from spectral.schema import Number, number
+from spectral.schema import Number, item, number
 from spectral.spectrum import Spectrum
 
 MIN_TAIL = 50  # eigenvalues; with fewer, sigma/(alpha − 1) exceeds 14 % and the search over xmin fits noise
@@ -447,7 +447,7 @@ def power_law(spectrum: Spectrum, *, xmin: float | str | None = None, xmax: floa
     >>> round(fit.alpha, 2), fit.tail, fit.accepted
     (2.5, 1000.0, True)
     """
-    return _fits(spectrum, [xmin], xmax)[0]
+    return _fits(spectrum, [item(xmin)], item(xmax))[0]
 
 
 def power_laws(spectrum: Spectrum) -> tuple[PowerLaw, PowerLaw]:
