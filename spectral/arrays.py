@@ -7,7 +7,7 @@ import math
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -198,15 +198,16 @@ def for_product(shape: tuple[int, ...], other: torch.Tensor, again: bool) -> tor
     wait for the next product, once nobody holds it; of the process one waits. Else what waits is given back first.
     """
     size = math.prod(shape) * other.element_size()
+    if size <= HEAVY or other.device.type != "cpu" or other.dtype not in NUMPY:
+        return empty(shape, other)
     memory = None
     with suppress(IndexError):
         memory = _WAITING.pop()
-    if not again or size <= HEAVY or other.device.type != "cpu" or other.dtype not in NUMPY:
-        del memory
-        return empty(shape, other)
-    if memory is None or memory.nbytes != size:
+    if not again or memory is None or memory.nbytes != size:
         memory = None  # before there is more
-        memory = np.empty(size, np.uint8)
+    if not again:
+        return empty(shape, other)
+    memory = np.empty(size, np.uint8) if memory is None else memory
     made = memory.view(NUMPY[other.dtype]).reshape(shape)
     weakref.finalize(made, _wait, memory).atexit = False  # torch holds `made` as long as a tensor lies there
     return torch.from_numpy(made)
@@ -463,6 +464,17 @@ def hold_default_device() -> None:
     """One sentence where torch makes tensors without numbers by default."""
     if torch.get_default_device().type == "meta":
         raise ValueError("torch's default device is meta, whose tensors hold no numbers; leave it, and call again.")
+
+
+def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """Bytes of each memory in which they lie, by its address; a tensor inside a transform of torch.func goes by its id."""
+    found = {}
+    for t in tensors:
+        try:
+            found[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        except RuntimeError:
+            found[id(t)] = t.nbytes
+    return found
 
 
 def has_memory(t: torch.Tensor) -> bool:

@@ -133,7 +133,8 @@ def layers(
         integer(max_evals, "max_evals", "number of eigenvalues", 0)
     for name, switch in (("mp_fit", mp_fit), ("randomize", randomize), ("detX", detX)):
         choice(switch, name, SWITCH)
-    several([] if params is None else params, "params", "globs of names")
+    if params is not None:
+        several(params, "params", "globs of names")
     most = np.inf if max_evals is None else max_evals
     found, A = _chosen(layers_of(model), params), _operator(model, data, loss, operator)
     parts = blocks(A) if A is not None else {}

@@ -315,3 +315,16 @@ def test_order_sign_shape_and_dtype_count():
     a, b = torch.ones(3), torch.zeros(2)
     assert len({arrays.checksum(*xs) for xs in ((a, b), (b, a), (a,), (a, b, b), ())}) == 5
     assert arrays.checksum(torch.tensor([0.0])) != arrays.checksum(torch.tensor([-0.0]))
+
+
+def test_what_waits_for_a_product_is_not_given_back_by_a_small_one(monkeypatch):
+    """J J^T: of the two products of each step one is of the parameters' size, one of the outputs'."""
+    monkeypatch.setattr(arrays, "HEAVY", 4000)
+    like = torch.zeros(1)
+    large = arrays.for_product((1, 2000), like, True)
+    at = large.data_ptr()
+    del large
+    small = arrays.for_product((1, 10), like, False)
+    assert arrays.for_product((1, 2000), like, True).data_ptr() == at != small.data_ptr()
+    other = arrays.for_product((1, 2000), like, False)  # while products are tested none waits beside them
+    assert arrays.for_product((1, 2000), like, True).data_ptr() != other.data_ptr()

@@ -141,7 +141,8 @@ def lyapunov(
         )
     d = state.numel()
     k = d if k is None else k
-    several([] if inputs is None else inputs, "inputs", "what each step takes")
+    if inputs is not None:
+        several(inputs, "inputs", "what each step takes")
     given = None if inputs is None else len(inputs)
     if steps is None:
         steps = 1000 if given is None else given - (given // TRANSIENT if discard is None else discard)

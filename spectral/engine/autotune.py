@@ -24,7 +24,7 @@ import torch
 
 from spectral import arrays
 from spectral.engine import capture, linearize, trace
-from spectral.engine.linearize import CALLS, DIFFERENCE, PART, ROWS, WAYS
+from spectral.engine.linearize import CALLS, DIFFERENCE, ROWS, WAYS
 from spectral.engine.plain import Maps, Workload
 from spectral.engine.store import Store
 from spectral.failures import first_line
@@ -283,9 +283,8 @@ class Tuned:
                 if kept.way != way or kept.maps is None:
                     made, kept.way, kept.maps = True, way, None  # the other's graph goes first
                     kept.maps = self.work.linearize(way)
-                if not young and kept.maps.lin is not None and room is not None and room.nbytes > arrays.HEAVY:
-                    kept.maps.lin.room = room
-                product = kept.maps.product(v)
+                heavy = not young and room is not None and room.nbytes > arrays.HEAVY
+                product = kept.maps.product_in(v, room if heavy else None)
                 if young and len(choice.ways) > 1 and not all(arrays.all_finite(piece) for piece in product):
                     raise linearize.Wrong("the product holds NaN or infinity")
                 if young:
@@ -585,11 +584,8 @@ def _into(
 
 def _hold(w: torch.Tensor, expected: trace.Pieces, allowed: float, call: int) -> float:
     """The relative distance of a program's product from what it must be, if it is rounding; `linearize.Wrong` if not."""
-    parts = w.reshape(-1).split([piece.numel() for piece in expected])
     scale = linearize.norm(expected)
-    pairs = zip(parts, expected, strict=True)
-    some = (zip(part.split(PART), piece.reshape(-1).split(PART), strict=True) for part, piece in pairs)
-    difference = linearize.norm(a - b for pieces in some for a, b in pieces)
+    difference = linearize.norm(own - due for own, due, _ in linearize.beside(w.reshape(-1), expected))
     error = difference / scale if scale > 0 else difference
     if not error <= allowed:
         raise linearize.Wrong(f"differs from a fresh product by {error:.1e} on call {call + 1}")

@@ -200,7 +200,7 @@ class ForwardMode:
             if graph and self._output is None and not self._apart and not trace.recording():
                 try:
                     return self._both(copies)
-                except (RuntimeError, NotImplementedError):  # what records both does not do so for every operation
+                except RuntimeError:  # what records both does not do so for every operation
                     self._apart = True
             return torch.func.jvp(self.function, self.primals, copies)[1].detach()
 
@@ -482,7 +482,7 @@ def distance(one: Tensors, two: Tensors) -> float:
     return math.hypot(*(longvectors.distance(a, b) for a, b in zip(one, two, strict=True)))
 
 
-def _beside(x: Vector, pieces: Held) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+def beside(x: Vector, pieces: Held) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
     """Parts of x and y, y over a unit, for y in pieces that follow one another, x in the same ones if it is in some."""
     start = 0
     for i, (y, unit) in enumerate(_units(pieces)):
@@ -495,13 +495,13 @@ def _beside(x: Vector, pieces: Held) -> Iterator[tuple[torch.Tensor, torch.Tenso
 
 def dot(x: Vector, pieces: Held) -> float:
     """<x, y>."""
-    return sum(unit * _dot(own, some) for own, some, unit in _beside(x, pieces))
+    return sum(unit * _dot(own, some) for own, some, unit in beside(x, pieces))
 
 
 def _inner(x: Vector, pieces: Held) -> tuple[float, float]:
     """(<x, y>, what it would be for a y that has nothing to do with x: ||y|| times a component of x); they are read once."""
     value, of_x, of_y, entries = 0.0, 0.0, 0.0, 0
-    for own, some, unit in _beside(x, pieces):
+    for own, some, unit in beside(x, pieces):
         value += unit * _dot(own, some)
         of_y += unit * unit * _dot(some, some)
         of_x += len(some) if isinstance(x, probes.Signs) else _dot(own, own)

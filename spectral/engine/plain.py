@@ -21,6 +21,7 @@ import torch
 
 from spectral.engine.store import Store
 from spectral.engine.trace import Linear, Pieces, add_pieces
+from spectral.threads import instead
 
 CPU = torch.device("cpu")
 
@@ -34,6 +35,13 @@ class Maps:
     bytes: int = 0  # that keeping it takes
     allowed: float = 1e-9  # how far a program's products may be off by rounding
     lin: Any = None  # what makes them, if it takes `room` to write a product into
+
+    def product_in(self, v: torch.Tensor, room: torch.Tensor | None) -> Pieces:
+        """The product, in `room` where there is some and `lin` takes it."""
+        if room is None or self.lin is None:
+            return self.product(v)
+        with instead(self.lin, room=room):
+            return self.product(v)
 
 
 @dataclass(frozen=True)

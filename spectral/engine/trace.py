@@ -230,9 +230,8 @@ class Program:
 
     def bytes(self, own: set[int]) -> int:
         """Of the constants beyond the storages `own` (of the parameters and the data, say), and of a CUDA graph's vectors."""
-        sizes = {c.untyped_storage().data_ptr(): c.untyped_storage().nbytes() for c in self.constants}
         kept = self.captured.bytes if self.captured is not None else 0
-        return kept + sum(size for address, size in sizes.items() if address not in own)
+        return kept + sum(size for address, size in arrays.storages(self.constants).items() if address not in own)
 
     @property
     def operations(self) -> int:

@@ -40,7 +40,7 @@ MOST = 50.0  # times n: products after which a search with restarts has stalled,
 ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
 # Where a vector is HEAVY. On eigenvalues 1/i a basis of k + 8 took as many products as one of k + 128 (34 and 34 for k = 5 at
 # tol=1e-3, 99 and 98 for k = 20 at 1e-6).
-FEW, HEAVY = 7, 1 << 26
+FEW, HEAVY = 7, arrays.HEAVY
 EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 1/EVERY
 ANY = Number(finite=False)
 NUMBERS = {  # of a search, as a checkpoint holds them

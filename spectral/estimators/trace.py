@@ -126,7 +126,8 @@ def trace(
     """
     choice(method, "method", METHODS)
     choice(progress, "progress", (*SWITCH, None))
-    function(np.log1p if f is None else f, "f", "arrays, such as np.log1p")
+    if f is not None:
+        function(f, "f", "arrays, such as np.log1p")
     if method in SAMPLERS and f is not None:
         raise ValueError(f"method={method!r} estimates tr A; for a function f use method='slq'.")
     if rtol is not None:

@@ -430,6 +430,9 @@ class Hessian(Curvature):
         w = mine.multiply(v)
         due = None if exact is None else mine._exactly(exact, v)
         if due is None:
+            if exact is not None and self.options.preflight:
+                with mine.network.sweep() as batches:
+                    differences.hold_gradient(mine.network, next(iter(batches))[1], self._allowed)
             self.measured_by = "a step twice as long"
             mine.factor = 2.0
             due = mine.multiply(v)
@@ -437,11 +440,7 @@ class Hessian(Curvature):
         if mine is self:
             self.products -= 2  # none that anybody asked for
         scale = longvectors.norm(due[:, 0])
-        error = longvectors.norm((w - due)[:, 0]) / scale if scale > 0 else 0.0
-        if self.measured_by != Hessian.measured_by and self.shards is None and self.options.preflight:
-            with mine.network.sweep() as batches:
-                differences.hold_gradient(mine.network, next(iter(batches))[1], self._allowed)
-        return error
+        return longvectors.norm((w - due)[:, 0]) / scale if scale > 0 else 0.0
 
     def _exactly(self, exact: SumOverBatches, v: torch.Tensor) -> torch.Tensor | None:
         """The exact product; None where it does not fit or cannot be made."""

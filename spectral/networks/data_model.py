@@ -103,7 +103,8 @@ class DataModel:
         if isinstance(shared, str) or not isinstance(shared, Sequence):
             raise TypeError(f"shared={shared!r} must be a list of keys or positions, such as [{shared!r}].")
         check_data(data)
-        function(default_forward if forward is None else forward, "forward", "(model, batch)")
+        if forward is not None:
+            function(forward, "forward", "(model, batch)")
         self.model, self.data, self.of, self.wrt = model, data, of, wrt
         # the module whose output is the variable, by its name; None where parameters or inputs are
         self.inner = None if wrt in WRT else wrt.removeprefix(activations.PREFIX)
@@ -433,7 +434,8 @@ class DataModel:
         """A function of the primals of this batch, linearised there in one way."""
         if self.made_again is not None and way == "fresh":
             return linearize.ForwardMode(function, self.primals(batch), self.checkpointed(function))
-        return linearize.WAYS.get(way, linearize.ByRows)(function, self.primals(batch))
+        kind = linearize.ByRows if way == linearize.ROWS else linearize.WAYS[way]
+        return kind(function, self.primals(batch))
 
     def checkpointed(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """The same function, whose graph makes the modules `made_again` again."""

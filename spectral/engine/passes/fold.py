@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from spectral import arrays
 from spectral.engine.passes.cse import SUMS, Node, Values, alike, aten, calls, drop_copies, drop_zeros, replace, share
 
 SUMMING = {aten.mm.default: aten.addmm.default, aten.bmm.default: aten.baddbmm.default}  # a b: c + a b
@@ -122,8 +123,7 @@ def combine(graph: fx.Graph, value: Values) -> int:
                 total = _plus(graph, total, s, factor, y)
         y.replace_all_uses_with(total)
         made[y] = total
-    new = (factor.untyped_storage() for factor in known.values() if isinstance(factor, torch.Tensor))
-    return sum({storage.data_ptr(): storage.nbytes() for storage in new}.values())
+    return sum(arrays.storages(factor for factor in known.values() if isinstance(factor, torch.Tensor)).values())
 
 
 def _forms(graph: fx.Graph, value: Values) -> tuple[dict[Node, Form], dict[Node, int], list[Node]]:

@@ -81,8 +81,7 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
         kinds |= {t.dtype for t in alive}
         own = {p.untyped_storage().data_ptr() for p in primals}
         parts = [part for t in alive for part in arrays.strided(t)]
-        storages = dict(map(_memory, parts))
-        size = sum(bytes for address, bytes in storages.items() if address not in own)
+        size = sum(bytes for address, bytes in arrays.storages(parts).items() if address not in own)
     ends = {id(t) for t in reached_leaves([z, *below])}
     return GraphFacts(
         z.detach(),
@@ -91,14 +90,6 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
         tuple(id(leaf) in ends for leaf in leaves),
         tuple(i for i, other in enumerate(others) if id(other) in ends),
     )
-
-
-def _memory(t: torch.Tensor) -> tuple[int, int]:
-    """Where it lies and how large that is; torch.func's tensors (`jvp` inside the function) do not say where."""
-    try:
-        return t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()
-    except RuntimeError:
-        return id(t), t.nbytes
 
 
 def nodes(values: Sequence[torch.Tensor]) -> list[Any]:
