@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from spectral import arrays
 from spectral.krylov.kernels import draws
 from spectral.krylov.kernels.draws import KINDS, SEGMENT
 
@@ -96,7 +97,7 @@ def probe(
             part = probe(seed, index, count, start=low, kind=kind, dtype=dtype)
             values[low - start : low - start + count].copy_(part)
         return values
-    values = torch.empty(n, dtype=dtype)
+    values = arrays.for_product((n,), torch.empty(0, dtype=dtype), True)
 
     def fill(segment: int) -> None:
         low, high = max(start, segment * SEGMENT), min(start + n, (segment + 1) * SEGMENT)
