@@ -7,8 +7,9 @@ import math
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,44 @@ def one_stream(device: torch.device) -> Iterator[bool]:
                 yield False
         finally:
             theirs.wait_event(ours.record())
+
+
+@cache
+def has_float64(device: torch.device) -> bool:
+    """Whether tensors of float64 can lie there; Apple's GPUs (mps) and some of Intel's have none."""
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 numbers of what lies on `device` are: there, or on the processor."""
+    return device if has_float64(device) else torch.device("cpu")
+
+
+def near(x: torch.Tensor) -> torch.Tensor:
+    """x where float64 is: itself, or a copy on the processor."""
+    return x if has_float64(x.device) else x.cpu()
+
+
+def double(x: torch.Tensor) -> torch.Tensor:
+    """x in float64, where it lies or, if there is none there, on the processor.
+
+    >>> double(torch.ones(2))
+    tensor([1., 1.], dtype=torch.float64)
+    """
+    return near(x).double()
+
+
+def double_zeros(shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Zeros in float64 on `device` or, if there is none there, on the processor.
+
+    >>> double_zeros((2,), torch.device("cpu"))
+    tensor([0., 0.], dtype=torch.float64)
+    """
+    return torch.zeros(shape, dtype=torch.float64, device=float64_device(device))
 
 
 def to_torch(array: Any) -> torch.Tensor:

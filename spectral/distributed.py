@@ -199,8 +199,8 @@ def _placed(rows: torch.Tensor, counts: list[int], more: int = 0) -> tuple[torch
 def mark(vectors: torch.Tensor) -> torch.Tensor:
     """Of order one for random vectors (b, n), and another one for others: a sum of some thousand entries over their norm."""
     stride = max(1, vectors.shape[1] // SEEN)
-    norm = torch.linalg.vector_norm(vectors).double()
-    found = vectors[:, ::stride].sum(dtype=torch.float64) * stride**0.5 / norm
+    norm = arrays.double(torch.linalg.vector_norm(vectors))
+    found = arrays.near(vectors[:, ::stride]).sum(dtype=torch.float64) * stride**0.5 / norm
     return torch.where(norm > 0, found, 0.0)
 
 
@@ -275,7 +275,7 @@ class Summand:
         all_reduce(whole if self.failure is None else whole.fill_(torch.nan))
         if own is None:
             return
-        mean, square = (whole[-MARKS:].double() / world_size()).tolist()
+        mean, square = (arrays.double(whole[-MARKS:]) / world_size()).tolist()
         if square - mean * mean > ALIKE * max(1.0, mean * mean):  # not so of NaN
             hold_alike(gather(lambda: float(own)))
 

@@ -71,11 +71,11 @@ def _dot(x: torch.Tensor, y: torch.Tensor | probes.Signs) -> torch.Tensor:
         if x.numel() <= arrays.LONGEST:
             return torch.dot(x, y)
         step = arrays.LONGEST
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    one, two = torch.empty(2, min(step, x.numel()), dtype=torch.float64, device=x.device)
+    total = arrays.double_zeros((), x.device)
+    one, two = torch.empty(2, min(step, x.numel()), dtype=torch.float64, device=total.device)
     for start in range(0, x.numel(), step):
-        some = one[: x.numel() - start].copy_(x[start : start + step])
-        total += torch.dot(some, some if y is x else two[: len(some)].copy_(y[start : start + step]))
+        some = one[: x.numel() - start].copy_(arrays.near(x[start : start + step]))
+        total += torch.dot(some, some if y is x else two[: len(some)].copy_(arrays.near(y[start : start + step])))
     return total
 
 
@@ -83,13 +83,13 @@ def added(number: float, *of: torch.Tensor) -> float:
     """A sum over entries of `of` as this rank has it, over all ranks where these lie there."""
     if not any(isinstance(x, Piece) for x in of):
         return number
-    return float(summed(torch.tensor(number, dtype=torch.float64, device=of[0].device), *of))
+    return float(summed(arrays.double_zeros((), of[0].device).add_(number), *of))
 
 
 def sums(x: torch.Tensor) -> tuple[float, float]:
     """The sum of the entries of (n,), and that of their sizes."""
     total = size = 0.0
-    for some in map(torch.Tensor.double, local(x).split(chunk(x.device))):
+    for some in map(arrays.double, local(x).split(chunk(x.device))):
         total, size = total + float(some.sum()), size + float(some.abs().sum())
     return added(total, x), added(size, x)
 
@@ -111,7 +111,7 @@ def distance(x: torch.Tensor, y: torch.Tensor) -> float:
     """||x - y|| of two of one shape, subtracted in float64."""
     total, step = 0.0, chunk(x.device)
     for some, other in zip(local(x).reshape(-1).split(step), local(y).reshape(-1).split(step), strict=True):
-        total = math.hypot(total, norm(some.double() - other.double()))
+        total = math.hypot(total, norm(arrays.double(some) - arrays.double(other)))
     return math.sqrt(added(total**2, x)) if isinstance(x, Piece) else total
 
 
@@ -123,17 +123,19 @@ def sketch(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
     """
     (rows, width), n = SKETCH, sum(p.numel() for p in pieces)
     if n <= rows * width:
-        return torch.cat([p.reshape(-1).double() for p in pieces]) if pieces else torch.zeros(0, dtype=torch.float64)
+        return (
+            torch.cat([arrays.double(p.reshape(-1)) for p in pieces]) if pieces else torch.zeros(0, dtype=torch.float64)
+        )
     heights = [-(-p.numel() // width) for p in pieces]
     signs = probes.Signs(2, rows * sum(heights), pieces[0].device)[:].view(rows, -1)
-    total = torch.zeros(rows, width, dtype=torch.float64, device=pieces[0].device)
+    total = arrays.double_zeros((rows, width), pieces[0].device)
     for piece, own in zip(pieces, signs.split(heights, 1), strict=True):
         kind = torch.promote_types(piece.dtype, torch.float32)
         for some, of_some in zip(piece.reshape(-1).split(TALL * width), own.to(kind).split(TALL, 1), strict=True):
             whole = len(some) // width
-            total += of_some[:, :whole] @ some[: whole * width].view(whole, width).to(kind)
+            total += arrays.near(of_some[:, :whole] @ some[: whole * width].view(whole, width).to(kind))
             rest = some[whole * width :].to(kind)
-            total[:, : len(rest)] += of_some[:, whole:] * rest
+            total[:, : len(rest)] += arrays.near(of_some[:, whole:] * rest)
     return total.div_(math.sqrt(rows)).reshape(-1)
 
 
@@ -172,15 +174,15 @@ def chunks(length: int, together: int, entries: int = CHUNK) -> list[slice]:
 def add_products(total: torch.Tensor, V: torch.Tensor, W: torch.Tensor, entries: int | None = None) -> None:
     """total += V W^T for rows, (j, n) and (b, n) to (j, b), `entries` upcast at a time."""
     for piece in chunks(V.shape[1], max(len(V), len(W)), entries or chunk(V.device)):
-        some = V[:, piece].double()
-        total.addmm_(some, some.T if W is V else W[:, piece].double().T)
+        some = arrays.double(V[:, piece])
+        total.addmm_(some, some.T if W is V else arrays.double(W[:, piece]).T)
 
 
 def dots(V: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
     """V W^T for rows, (j, n) and (b, n) to (j, b)."""
     if V.dtype == torch.float64:
         return summed(local(V) @ local(W).T, V, W)
-    total = torch.zeros(len(V), len(W), dtype=torch.float64, device=V.device)
+    total = arrays.double_zeros((len(V), len(W)), V.device)
     add_products(total, local(V), local(V) if W is V else local(W))
     return summed(total, V, W)
 
@@ -193,10 +195,10 @@ def coefficients(V: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
     own, other = local(V), local(W) if W.ndim == 1 else local(W).T
     if V.dtype == torch.float64:
         return summed(own @ other, V, W)
-    total = torch.zeros(len(V), *W.shape[:-1], dtype=torch.float64, device=V.device)
+    total = arrays.double_zeros((len(V), *W.shape[:-1]), V.device)
     step = SHORT if V.device.type == "cpu" else CHUNK_ELSEWHERE
     for start in range(0, len(other), step):
-        total += (own[:, start : start + step] @ other[start : start + step]).double()
+        total += arrays.double(own[:, start : start + step] @ other[start : start + step])
     return summed(total, V, W)
 
 
@@ -220,7 +222,7 @@ def product(C: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
 
     On a GPU in float64, since float32 may mean tf32 there, which is the user's choice for the model and not for vectors.
     """
-    if V.device.type == "cpu" or V.dtype == torch.float64:
+    if V.device.type == "cpu" or V.dtype == torch.float64 or not arrays.has_float64(V.device):
         return C.to(V) @ V
     C, total = C.to(V.device, torch.float64), V.new_empty(len(C), V.shape[1])
     for piece in chunks(V.shape[1], len(V), chunk(V.device)):
@@ -230,8 +232,8 @@ def product(C: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
 
 def subtract(W: torch.Tensor, C: torch.Tensor, V: torch.Tensor) -> None:
     """W -= C^T V for rows, (b, n), C (j, b) and (j, n)."""
-    if W.device.type == "cpu":
-        W.addmm_(C.T.to(W.dtype), V, alpha=-1)
+    if W.device.type == "cpu" or not arrays.has_float64(W.device):
+        W.addmm_(C.T.to(W), V, alpha=-1)
         return
     for piece in chunks(V.shape[1], len(V), chunk(V.device)):
         W[:, piece] -= product(C.T, V[:, piece])
@@ -253,7 +255,7 @@ def rotate(V: torch.Tensor, S: np.ndarray) -> torch.Tensor:
 
 def orthogonalise(W: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
     """Subtract from the rows of W, in place, their part in the span of V's; returns the coefficients (j, b)."""
-    total = torch.zeros(len(V), len(W), dtype=torch.float64, device=V.device)
+    total = arrays.double_zeros((len(V), len(W)), V.device)
     for _ in range(2):  # classical Gram-Schmidt, twice: Giraud, Langou (2003)
         C = dots(V, W) if W.shape[1] <= SHORT else coefficients(V, W)
         subtract(W, C, V)
@@ -297,7 +299,7 @@ def independent(
         left.remove(i)
         if left:
             rest = W[left]
-            subtract(rest, torch.from_numpy(R[r : r + 1, left]).to(W.device), q)
+            subtract(rest, torch.from_numpy(R[r : r + 1, left]), q)
             W[left] = rest
         r += 1
     return Q[:r], R[:r]
@@ -317,19 +319,19 @@ def orthonormal(V: torch.Tensor) -> bool:
 
 def differences(W: torch.Tensor, V: torch.Tensor, values: np.ndarray) -> np.ndarray:
     """||w_i - values_i v_i|| of each row, (k,)."""
-    factors = torch.from_numpy(np.ascontiguousarray(values)).to(W.device)[:, None]
-    total = torch.zeros(len(W), dtype=torch.float64, device=W.device)
+    total = arrays.double_zeros((len(W),), W.device)
+    factors = torch.from_numpy(np.ascontiguousarray(values)).to(total.device)[:, None]
     own, other = local(W), local(V)
     for piece in chunks(W.shape[1], len(W), chunk(W.device)):
-        total += (own[:, piece].double() - factors * other[:, piece].double()).square().sum(1)
+        total += (arrays.double(own[:, piece]) - factors * arrays.double(other[:, piece])).square().sum(1)
     return summed(total, W, V).sqrt().cpu().numpy()
 
 
 def triangle(Y: torch.Tensor, Omega: torch.Tensor, nu: float) -> np.ndarray:
     """R of the QR decomposition of the columns of Y + nu Omega, (n, m) to (m, m)."""
-    R, y, omega = torch.zeros(0, Y.shape[1], dtype=torch.float64, device=Y.device), local(Y), local(Omega)
+    R, y, omega = arrays.double_zeros((0, Y.shape[1]), Y.device), local(Y), local(Omega)
     for piece in chunks(len(Y), Y.shape[1], chunk(Y.device)):
-        R = torch.linalg.qr(torch.cat([R, y[piece].double() + nu * omega[piece].double()]), mode="r")[1]
+        R = torch.linalg.qr(torch.cat([R, arrays.double(y[piece]) + nu * arrays.double(omega[piece])]), mode="r")[1]
     return (_joint(R)[1] if isinstance(Y, Piece) else R).cpu().numpy()
 
 

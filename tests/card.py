@@ -2,7 +2,7 @@
 
 `with card() as moved:` every operation on a `Card` runs on the processor with the tensor that it holds. Where a real card would
 refuse, so does this one: an operation on tensors of both devices, `numpy()` of what lies there. `moved` lists what a card would
-have had to copy or to wait for: ("there" or "back", operation, entries).
+have had to copy or to wait for: ("there" or "back", operation, entries). `card("mps")` is Apple's, which has no float64.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
-CUDA = torch.device("cuda", 0)
+KINDS = ("cuda", "mps")
+WIDE = (torch.float64, torch.complex128)
 COPIES = (aten._to_copy.default, aten.copy_.default)
 WAITS = (aten._local_scalar_dense.default, aten.equal.default)  # the host needs a number
 INDICES = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default)
@@ -49,13 +50,22 @@ class Card(torch.Tensor):
     """A tensor on the card; `held` is what it is made of."""
 
     @staticmethod
-    def __new__(cls, held):
+    def __new__(cls, held, kind):
         return torch.Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=CUDA
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=torch.device(kind, 0),
         )
 
-    def __init__(self, held):
-        self.held = held
+    def __init__(self, held, kind):
+        self.held, self.kind = held, kind
+        if kind == "mps" and held.dtype in WIDE:  # in torch's words
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -68,7 +78,7 @@ class Card(torch.Tensor):
         return self.held.untyped_storage()
 
     def numpy(self, **_):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy; use .cpu() first")
+        raise TypeError(f"can't convert {self.device} device type tensor to numpy; use .cpu() first")
 
     def __getitem__(self, place):
         return super().__getitem__(by_tensors(place))
@@ -87,9 +97,9 @@ def by_tensors(place):
     return torch.tensor(list(place)) if isinstance(place, list | range) else place
 
 
-def wrapped(x):
+def wrapped(x, kind):
     """On the card; forward mode's zeros without memory, which only torch's own dispatch reads, with memory."""
-    return Card(torch.zeros(x.shape, dtype=x.dtype) if x._is_zerotensor() else x)
+    return Card(torch.zeros(x.shape, dtype=x.dtype) if x._is_zerotensor() else x, kind)
 
 
 def held(x):
@@ -101,7 +111,8 @@ def on_card(func, args, kwargs, moved):
     cards = [x for x in leaves if isinstance(x, Card)]
     others = [x for x in leaves if not isinstance(x, Card)]
     wanted = kwargs.get("device")
-    there = bool(cards) if wanted is None else torch.device(wanted).type == "cuda"
+    there = bool(cards) if wanted is None else torch.device(wanted).type in KINDS
+    kind = cards[0].kind if cards else torch.device(wanted).type if there else ""
     small = func not in (aten.mm.default, aten.cat.default, aten.stack.default) and not any(x.ndim for x in others)
     if cards and others and func not in COPIES and func not in INDICES and not small:
         raise RuntimeError(f"{func} mixes devices: {[(str(x.device), tuple(x.shape)) for x in leaves]}")
@@ -115,7 +126,7 @@ def on_card(func, args, kwargs, moved):
     out = func(*tree_map(held, args), **tree_map(held, kwargs))
     if func in COPIES[1:] and not isinstance(args[0], Card):
         return args[0]
-    made = tree_map(lambda x: wrapped(x) if isinstance(x, torch.Tensor) and there else x, out)
+    made = tree_map(lambda x: wrapped(x, kind) if isinstance(x, torch.Tensor) and there else x, out)
     return return_and_correct_aliasing(func, args, kwargs, made) if cards else made
 
 

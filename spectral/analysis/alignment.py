@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from spectral import arrays
 from spectral.analysis.counting import told_apart
 from spectral.estimators.assembled import gram_matrix
 from spectral.estimators.leave_one_out import widening
@@ -335,7 +336,7 @@ def _krylov(A: Operator, y: Array, k: int, steps: int, seed: int) -> Alignment:
     record = lanczos(K, start, min(steps, len(y)))
     nodes, weights, _ = gauss_rule(record)
     drawn = (probe(seed, i, K.shape[1], dtype=K.dtype, device=K.device) for i in range(NORM_PROBES))
-    squares = np.array([float(torch.linalg.vector_norm((K @ g).double()) ** 2) for g in drawn])
+    squares = np.array([float(torch.linalg.vector_norm(arrays.double(K @ g)) ** 2) for g in drawn])
     frobenius = float(np.sqrt(squares.mean()))  # E‖Kg‖² = ‖K‖_F²
     spread = squares.std(ddof=1) / np.sqrt(NORM_PROBES) * widening(NORM_PROBES)
     relative = float(spread / squares.mean()) if frobenius > 0 else nan

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectral import distributed
+from spectral import arrays, distributed
 from spectral.networks.jacobian import Jacobian
 from spectral.networks.places import output_tensor
 from spectral.operators import GaussNewton, Operator
@@ -221,7 +221,7 @@ class ClassStructure:
         >>> spectral.class_structure(G).predicted()  # of each class: weight 1/4, and |δ|^2 = 1/2
         array([0.125, 0.125])
         """
-        M = self.class_means().double()
+        M = arrays.double(self.class_means())
         return np.maximum(torch.linalg.eigvalsh(M.T @ M).cpu().numpy()[::-1], 0.0)
 
 
@@ -284,13 +284,14 @@ def _looked(J: Jacobian) -> tuple[Tensor, Tensor, Tensor]:
     rows = [(torch.zeros(0, J.outputs), torch.zeros(0, dtype=torch.int64), torch.zeros(0))]  # of a rank without samples
     with network.sweep() as batches, torch.no_grad():
         for _, batch in batches:
-            z, y = output_tensor(network.output(batch)).double(), network.loss.target(batch)
+            z, y = output_tensor(network.output(batch)), network.loss.target(batch)
             if z.ndim != 2 or y.ndim != 1 or y.is_floating_point():
                 raise ValueError(
                     f"logits {tuple(z.shape)} with {y.dtype} targets {tuple(y.shape)} are not one class label for each sample; "
                     "class_structure needs logits (B, C) and integer labels (B,)."
                 )
-            mass = network.loss.class_mass(batch, z)
-            rows.append((z.softmax(1), torch.where(mass != 0, y, 0), mass))  # an ignored label may be any number
+            wide = arrays.double(z)
+            mass = network.loss.class_mass(batch, wide if wide.device == z.device else z)
+            rows.append((wide.softmax(1), torch.where(mass != 0, y, 0), mass))  # an ignored label may be any number
     p, y, mass = (torch.cat([row[i].cpu() for row in rows]) for i in range(3))
     return p, y, mass

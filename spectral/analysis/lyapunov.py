@@ -17,7 +17,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from spectral import cards, probes
+from spectral import arrays, cards, probes
 from spectral.engine import trace
 from spectral.estimators.leave_one_out import widening
 from spectral.results import Array, listed, nan
@@ -164,12 +164,12 @@ def lyapunov(
             y, Jv = torch.func.jvp(of_state, (x,), (v,))[:2]
             return y, Jv
 
-        ys, JQ = trace.vmap(along)(Q.T.reshape(k, *x.shape).to(x.dtype))
-        return ys[0].detach(), JQ.detach().reshape(k, -1).T.double()
+        ys, JQ = trace.vmap(along)(Q.T.reshape(k, *x.shape).to(x))
+        return ys[0].detach(), arrays.double(JQ.detach().reshape(k, -1).T)
 
     x = state.detach()
-    start = torch.stack([probes.probe(probes.check_seed(seed), i, d) for i in range(k)], 1).to(state.device)
-    Q = torch.linalg.qr(start)[0]
+    start = torch.stack([probes.probe(probes.check_seed(seed), i, d) for i in range(k)], 1)
+    Q = torch.linalg.qr(start.to(arrays.float64_device(state.device)))[0]
     logs = np.empty((steps, k))
     for t in range(-discard, steps):
         y, JQ = moved(x, Q, t + discard)

@@ -16,6 +16,7 @@ import scipy
 import torch
 from torch import Tensor
 
+from spectral import arrays
 from spectral.analysis.marchenko_pastur import marchenko_pastur
 from spectral.results import Array, IntArray, nan
 from spectral.spectrum import Spectrum
@@ -53,9 +54,9 @@ def squared_singular_values(W: Tensor) -> tuple[Array, str]:
     """
     W = W.detach() if W.shape[0] >= W.shape[1] else W.detach().T
     M = W.shape[1]
-    G = torch.zeros(M, M, dtype=torch.float64, device=W.device)
+    G = arrays.double_zeros((M, M), W.device)
     for rows in W.split(max(ROWS // M, 1)):
-        rows = rows.to(torch.float64)
+        rows = arrays.double(rows)
         for j in range(0, M, COLUMNS):
             G[j : j + COLUMNS, : j + COLUMNS].addmm_(rows[:, j : j + COLUMNS].T, rows[:, : j + COLUMNS])
     if not bool(torch.isfinite(G.diagonal()).all()):
@@ -65,7 +66,7 @@ def squared_singular_values(W: Tensor) -> tuple[Array, str]:
     if values[0] >= RESOLVED * values[-1] > 0:
         return values, "gram"
     del G, rows
-    return torch.linalg.svdvals(W.to(torch.float64)).flip(0).square().cpu().numpy(), "svd"
+    return torch.linalg.svdvals(arrays.double(W)).flip(0).square().cpu().numpy(), "svd"
 
 
 def _eigenvalues(G: Tensor) -> Array:

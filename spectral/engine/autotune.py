@@ -599,6 +599,6 @@ def _said(failure: Exception) -> str:
 
 def _now(v: torch.Tensor) -> float:
     """The clock, after the device has done what it was asked."""
-    if v.device.type == "cuda":
-        torch.cuda.synchronize(v.device)
+    if v.device.type != "cpu":
+        torch.accelerator.synchronize(v.device)
     return time.perf_counter()

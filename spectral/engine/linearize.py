@@ -433,7 +433,7 @@ def is_generic(*pieces: torch.Tensor) -> bool:
     """
     step = max(1, sum(p.numel() for p in pieces) // LOOKS)
     some = torch.cat([p.reshape(-1)[::step] for p in pieces])
-    changes = float((some[1:].signbit() != some[:-1].signbit()).double().mean())
+    changes = float((some[1:].signbit() != some[:-1].signbit()).float().mean())
     differ = 0.25 <= changes <= 0.75 or len(torch.unique(some.abs())) == len(some)
     return differ and len(some) >= LOOKS and bool((some != 0).all())
 

@@ -29,7 +29,7 @@ def assemble(op: Operator, run: Checkpoint, progress: bool | None) -> State:
     """A as a dense float64 matrix, with how it was made and the products that it took; `run` goes on from those that it holds."""
     factor, shift, inner = cost.affine(op)
     if isinstance(inner, Dense):
-        G, how, spent = inner.matrix.to_dense().double(), "dense matrix", 0
+        G, how, spent = arrays.double(inner.matrix.to_dense()), "dense matrix", 0
     elif (found := _of_gram(inner, run, progress)) is not None:
         G, how, spent = found
     else:
@@ -61,7 +61,7 @@ def _of_gram(gram: Operator, run: Checkpoint, progress: bool | None) -> tuple[to
     """(the Gram matrix in float64, how it was made, products), None where rows do not make it."""
     A = gram.parts[0] if isinstance(gram, Gram) else None
     if isinstance(gram, Gram) and isinstance(A, Dense):
-        M = A.matrix.to_dense().double()
+        M = arrays.double(A.matrix.to_dense())
         return (M @ M.T if gram.side == "left" else M.T @ M), "dense matrix", 0
     swept = cost.sweeps(gram, free_memory(gram))
     if not isinstance(gram, Gram) or not isinstance(A, Jacobian) or not swept or run.state:
@@ -85,11 +85,11 @@ def _rows(J: Jacobian, progress: bool | None, first: int = 0) -> Generator[tuple
 def _sum_of_rows(J: Jacobian, progress: bool | None) -> torch.Tensor:
     """J^T J = sum_b J_b^T J_b."""
     n = J.shape[1]
-    G = torch.zeros(n, n, dtype=torch.float64, device=J.device)
+    G = arrays.double_zeros((n, n), J.device)
     with distributed.Summand(G) as part, closing(_rows(J, progress)) as blocks:
         for _, block in blocks:
             for some in block.split(max(1, SLICE // (8 * n))):
-                wide = some.double()
+                wide = arrays.double(some)
                 G.addmm_(wide.T, wide)
     part.sum()
     if J.ranks > 1 and not arrays.all_finite(G):
@@ -99,7 +99,7 @@ def _sum_of_rows(J: Jacobian, progress: bool | None) -> torch.Tensor:
 
 def _gram_of_rows(J: Jacobian, swept: list[range], progress: bool | None) -> torch.Tensor:
     """J J^T: each sweep holds the rows of some batches, which meet each other and all later ones."""
-    G = torch.zeros(J.shape[0], J.shape[0], dtype=torch.float64, device=J.device)
+    G = arrays.double_zeros((J.shape[0], J.shape[0]), J.device)
     for part in swept:
         mine = slice(J.starts[part.start], J.starts[part.stop])
         held = torch.empty(mine.stop - mine.start, J.shape[1], dtype=J.dtype, device=J.device)
@@ -118,7 +118,7 @@ def _by_products(A: Operator, run: Checkpoint, progress: bool | None) -> tuple[t
     """(A times the identity, how, products): block by block, row j of the table is A e_j, so that a part of it is contiguous."""
     n, done = A.shape[0], 0
     A.expect(n)
-    table = torch.empty(n, n, dtype=torch.float64, device=A.device)
+    table = torch.empty(n, n, dtype=torch.float64, device=arrays.float64_device(A.device))
     width = min(BLOCK, cost.columns(A, free_memory(A)))
     if run.state:
         width = run.state["width"]  # the same columns together: the same bits
@@ -132,7 +132,7 @@ def _by_products(A: Operator, run: Checkpoint, progress: bool | None) -> tuple[t
             block = (block if A.shards is None else A.shards.whole(block)).T
             if not torch.isfinite(block).all():
                 raise not_finite(f"a product of {A!r}")
-            table[done : done + len(block)] = block
+            table[done : done + len(block)] = arrays.double(block)
             done += len(block)
             run.stepped()
             bar.update(len(block))

@@ -187,7 +187,7 @@ def exact_diagonal(A: Operator, progress: bool | None, run: Checkpoint) -> np.nd
         first, value, column = (run.state[name] for name in ("first", "value", "column"))
         if first:
             one = unit_vectors(range(1), n, dtype=A.dtype, device=A.device)[:, 0]
-            run.prove(KnownProduct(one, distance(torch.from_numpy(column).to(A.device))))
+            run.prove(KnownProduct(one, distance(torch.from_numpy(column).to(arrays.float64_device(A.device)))))
 
     def state() -> State:
         return {"method": "exact", "first": first, "value": value, "column": column}
@@ -198,8 +198,8 @@ def exact_diagonal(A: Operator, progress: bool | None, run: Checkpoint) -> np.nd
             columns = unit_vectors(range(start, stop), n, dtype=A.dtype, device=A.device)
             product = leave_one_out.multiply(A, columns)
             if start == 0:
-                column = product[:, 0].double().cpu().numpy()
-            among = product[start:stop].double().cpu().numpy()
+                column = arrays.double(product[:, 0]).cpu().numpy()
+            among = arrays.double(product[start:stop]).cpu().numpy()
             leave_one_out.hold_products(A, columns, product, columns, product, (among, among.T))
             value[start:stop] = np.diag(among)
             first = stop
@@ -221,9 +221,11 @@ def _of_squares(A: Operator, run: Checkpoint) -> np.ndarray:
     largest = int(np.abs(state["value"]).argmax())
     one = unit_vectors(range(largest, largest + 1), A.shape[0], dtype=A.dtype, device=A.device)
     if run.state is not None:
-        run.prove(KnownProduct(one[:, 0], distance(torch.from_numpy(state["column"]).to(A.device))))
+        run.prove(
+            KnownProduct(one[:, 0], distance(torch.from_numpy(state["column"]).to(arrays.float64_device(A.device))))
+        )
         return state["value"]
-    state["column"] = leave_one_out.multiply(A, one)[:, 0].double().cpu().numpy()
+    state["column"] = arrays.double(leave_one_out.multiply(A, one)[:, 0]).cpu().numpy()
     with run.guard(lambda: state):
         run.stepped(end=True)
     return state["value"]
@@ -267,11 +269,11 @@ def _hutchinson(
             run.stepped(end=i + len(lengths) == m)
     del neighbours
     run.current = dict  # the vectors of the state go as those of the result come
-    mean = drawn.pop("mean").double().cpu().numpy()
+    value = arrays.double(drawn.pop("mean")).cpu().numpy()
     factor = leave_one_out.widening(m) * _unit(drawn, A)
     for piece in longvectors.chunks(len(stderr), 1):  # written up to where the next piece is read, at most
-        stderr[piece] = np.sqrt(local(scatter)[piece].double().cpu().numpy() / (m - 1) / m) * factor
-    return mean, stderr
+        stderr[piece] = np.sqrt(arrays.double(local(scatter)[piece]).cpu().numpy() / (m - 1) / m) * factor
+    return value, stderr
 
 
 def _adds_up(mean: torch.Tensor, along: np.ndarray) -> bool:
@@ -326,7 +328,7 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoin
     S, alone = leave_one_out.directions(R)
     gamma, SR = S.T @ S, (S * R).sum(0)
     nu = np.sqrt(np.maximum(1 - gamma**2, leave_one_out.PARALLEL))
-    Q, Z, signs = (X.double().cpu().numpy() for X in (basis.Q, basis.Z, Omega))
+    Q, Z, signs = (arrays.double(X).cpu().numpy() for X in (basis.Q, basis.Z, Omega))
     F, E = Q @ S, Z @ S
     samples = (Q * Z).sum(1)[:, None] - F * E + signs * F * SR
     covariance = np.zeros(len(Q))
@@ -336,7 +338,7 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoin
                 covariance += 2 * _change(i, j, F, E, signs, gamma, nu, SR) * _change(j, i, F, E, signs, gamma, nu, SR)
     variance = samples.var(axis=1, ddof=1) / m + np.maximum(covariance, 0) / (m * (m - 1))
     eps = arrays.machine_epsilon(A.dtype)
-    rounding = eps * np.sqrt((local(Y).double() ** 2).mean(1).cpu().numpy())  # of each row's product
+    rounding = eps * np.sqrt((arrays.double(local(Y)) ** 2).mean(1).cpu().numpy())  # of each row's product
     return samples.mean(1), np.hypot(np.sqrt(variance) * leave_one_out.widening(m), rounding)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from spectral import arrays
 from spectral.estimators.assembled import PRODUCTS, assemble, laid
 from spectral.estimators.budget import environment, free_memory, stoppable, symmetric_operand
 from spectral.estimators.checkpoint import Checkpoint, State
@@ -133,9 +134,13 @@ def _prove(op: Operator, run: Checkpoint) -> None:
         c[len(rows) :] = 0
         due = rows.T @ c[: len(rows)].to(rows)
     if run.state and c.any():
-        run.prove(KnownProduct(laid(op, c.to(op.dtype)), distance(laid(op, due.to(op.device)))))
+        run.prove(
+            KnownProduct(
+                laid(op, c.to(op.device, op.dtype)), distance(laid(op, due.to(arrays.float64_device(op.device))))
+            )
+        )
 
 
 def _combination(op: Operator) -> torch.Tensor:
     """A random vector (n,) in float64 whose entries the dtype of the operator has too."""
-    return torch.from_numpy(random_coefficients(op.shape[0])).to(op.device, op.dtype).double()
+    return arrays.double(torch.from_numpy(random_coefficients(op.shape[0])).to(op.device, op.dtype))

@@ -123,19 +123,19 @@ class LowRankPlusDiagonal(cards.Sentence):
 
     def __matmul__(self, b: Any) -> Any:
         """The product with b (n,) or (n, c), in float64."""
-        U, B = self.vectors.double(), _block(b, self)
+        U, B = arrays.double(self.vectors), _block(b, self)
         out = U @ (self._s()[:, None] * (U.T @ B)) + self._d(0.0)[:, None] * B
         return arrays.like(out[:, 0] if b.ndim == 1 else out, b)
 
     def _s(self) -> torch.Tensor:
-        return torch.from_numpy(self.values).to(self.vectors.device)
+        return torch.from_numpy(self.values).to(arrays.float64_device(self.vectors.device))
 
     def _d(self, shift: float) -> torch.Tensor:
-        return torch.from_numpy(self.diagonal + shift).to(self.vectors.device)
+        return torch.from_numpy(self.diagonal + shift).to(arrays.float64_device(self.vectors.device))
 
     def _inner(self, shift: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(D + shift, M, I + L^T S L for M = L L^T); ValueError unless the whole is positive definite."""
-        D, U = self._d(shift), self.vectors.double()
+        D, U = self._d(shift), arrays.double(self.vectors)
         if not float(D.min()) > 0:
             raise ValueError(
                 f"the diagonal and shift={shift} have the entry {float(D.min()):.3g}, so that there is no inverse by Woodbury's "
@@ -200,7 +200,7 @@ class LowRankPlusDiagonal(cards.Sentence):
         >>> low_rank_plus_diagonal(np.diag([7.0, 1.0, 1.0]), 1).solve(np.ones(3), shift=1.0).round(9)
         array([0.125, 0.5  , 0.5  ])
         """
-        (D, M, _), U, B = self._inner(shift), self.vectors.double(), _block(b, self)
+        (D, M, _), U, B = self._inner(shift), arrays.double(self.vectors), _block(b, self)
         S, right = self._s()[:, None], B / D[:, None]
         capacitance = torch.eye(len(M), dtype=M.dtype, device=M.device) + M * S.T
         out = right - (U / D[:, None]) @ (S * torch.linalg.solve(capacitance, U.T @ right))
@@ -212,7 +212,7 @@ def _block(b: Any, form: LowRankPlusDiagonal) -> torch.Tensor:
     B, n = arrays.to_torch(b), len(form.vectors)
     if B.ndim not in (1, 2) or len(B) != n:
         raise ValueError(f"the array has shape {tuple(B.shape)}; use ({n},) or ({n}, c).")
-    return B.to(form.vectors.device, torch.float64).reshape(n, -1)
+    return arrays.double(B).to(arrays.float64_device(form.vectors.device)).reshape(n, -1)
 
 
 def low_rank_plus_diagonal(
@@ -262,11 +262,13 @@ def low_rank_plus_diagonal(
     whole = diagonal(A, method=method, probes=max(probes, 4), seed=seed)
     pairs = top(A, k, which="magnitude", tol=tol, seed=seed)
     U, s = arrays.to_torch(pairs.vectors), np.asarray(pairs.values, np.float64)
-    kept = (U.double().square() @ torch.from_numpy(s).to(U.device)).cpu().numpy()
+    kept = arrays.double(U).square().cpu().numpy() @ s
     form = LowRankPlusDiagonal(U, s, np.asarray(whole.value) - kept, Estimate(0.0, 0.0), np.asarray(whole.stderr), 0)
     Z = torch.stack([A.probe(seed + 1, i) for i in range(probes)], 1)
     W = A @ Z
-    off, all_ = (t.square().sum(0).cpu().numpy() for t in (W.double() - form @ Z.double(), W.double()))
+    off, all_ = (
+        t.square().sum(0).cpu().numpy() for t in (arrays.double(W) - form @ arrays.double(Z), arrays.double(W))
+    )
     return replace(form, error=_ratio(off, all_), products=A.products - before)
 
 

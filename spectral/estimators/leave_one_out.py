@@ -130,13 +130,14 @@ def welford(
     mean, z, y, out = (local(x) for x in (mean, z, y, out))
     squares = None if squares is None else local(squares)
     for piece in longvectors.chunks(len(mean), 1, longvectors.chunk(mean.device)):
-        sample = z[piece].double() * y[piece].double()
-        step = sample - mean[piece].double()
-        now = mean[piece].double() + step / m
+        sample = arrays.double(z[piece]) * arrays.double(y[piece])
+        before = arrays.double(mean[piece])
+        step = sample - before
+        now = before + step / m
         out[piece] = now
         scatter += float(torch.dot(step, sample - now))
         if squares is not None and m > 1:  # the first adds 0
-            squares[piece] = squares[piece].double() + step / unit * ((sample - now) / unit)
+            squares[piece] = arrays.double(squares[piece]) + step / unit * ((sample - now) / unit)
     return longvectors.added(scatter, whole)
 
 
@@ -170,14 +171,14 @@ class Range:
     def extend(self, Y: torch.Tensor) -> None:
         """Add what the columns of Y reach beyond Q, as far as it is more than rounding, and multiply it."""
         self.largest = max(self.largest, float(column_dots(Y, Y).max()) ** 0.5)
-        X = self._orthogonal(Y.to(torch.float64, copy=True))
+        X = self._orthogonal(arrays.near(Y).to(torch.float64, copy=True))
         X, R = longvectors.qr(X)
         U, s, _ = torch.linalg.svd(R)
         X = X @ U[:, s > RANK * arrays.machine_epsilon(self.A.dtype) * self.largest]
         if X.shape[1] == 0:
             return
         # once more: a short direction is not yet orthogonal
-        X = longvectors.qr(self._orthogonal(X))[0].to(self.A.dtype)
+        X = longvectors.qr(self._orthogonal(X))[0].to(Y)
         self.Q, self.Z = torch.cat([self.Q, X], 1), torch.cat([self.Z, multiply(self.A, X)], 1)
 
     def _orthogonal(self, X: torch.Tensor) -> torch.Tensor:
@@ -185,7 +186,7 @@ class Range:
         for _ in range(2):
             G = torch.from_numpy(cross(self.Q, X)).to(X)
             for rows in longvectors.chunks(len(X), X.shape[1], longvectors.chunk(X.device)):
-                X[rows] -= self.Q[rows].double() @ G
+                X[rows] -= arrays.double(self.Q[rows]) @ G
         return X
 
 

@@ -208,10 +208,11 @@ class HutchPlusPlus(Pairs):
     def _scatter(self, W: np.ndarray, along: np.ndarray) -> tuple[float, float]:
         """Squares of the entries of g * B g, summed, less those of their means, and whole; B G = Y - Z W - Q `along`."""
         Q, Z, G, AG = (local(x) for x in (self.range.Q, self.range.Z, self.Omega, self.Y))
-        by_z, by_q = (torch.from_numpy(x).to(AG.device) for x in (W, along))
+        by_z, by_q = (torch.from_numpy(x).to(arrays.float64_device(AG.device)) for x in (W, along))
         scatter = squares = 0.0
         for rows in longvectors.chunks(len(AG), self.m, longvectors.chunk(AG.device)):
-            E = G[rows].double() * (AG[rows].double() - Z[rows].double() @ by_z - Q[rows].double() @ by_q)
+            g, ag, z, q = (arrays.double(X[rows]) for X in (G, AG, Z, Q))
+            E = g * (ag - z @ by_z - q @ by_q)
             scatter += float((E - E.mean(1, keepdim=True)).square().sum())
             squares += float(E.square().sum())
         return longvectors.added(scatter, self.Y), longvectors.added(squares, self.Y)

@@ -108,7 +108,7 @@ class Basis:
             products = [self._dots(part, w) for part in self._first(k)]
             along = along or products
             for part, exact in zip(self._first(k), products, strict=True):
-                c = exact.to(w.dtype)
+                c = exact.to(w)
                 if self.plain:
                     w.sub_(part.T @ c)
                     continue
@@ -123,7 +123,7 @@ class Basis:
     def _dots(self, part: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         if self.plain:
             return longvectors.coefficients(part, w)
-        total = torch.zeros(len(part), dtype=torch.float64, device=w.device)
+        total = arrays.double_zeros((len(part),), w.device)
         for piece, rows in self._pieces(part):
             total += longvectors.coefficients(rows, w[piece])
         return total

@@ -37,7 +37,8 @@ class KnownProduct(NamedTuple):
 
 def distance(due: torch.Tensor) -> Callable[[torch.Tensor], float]:
     """How far a product is from the vector that it was."""
-    return lambda y: longvectors.norm(y.to(due.dtype) - due)
+    due = arrays.near(due)
+    return lambda y: longvectors.norm(arrays.near(y).to(due.dtype) - due)
 
 
 def random_coefficients(count: int) -> np.ndarray:

@@ -176,9 +176,10 @@ def _generators(data: Any) -> list[torch.Generator]:
 
 def random_state(data: Any) -> tuple[Any, ...]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    apple = [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else []
     private = [generator.get_state() for generator in _generators(data)]
     legacy = np.random.get_state()  # noqa: NPY002 (the user's global state is what is kept)
-    return random.getstate(), legacy, torch.get_rng_state(), cuda, private
+    return random.getstate(), legacy, torch.get_rng_state(), cuda, private, apple
 
 
 def set_random_state(data: Any, state: tuple[Any, ...]) -> None:
@@ -187,6 +188,8 @@ def set_random_state(data: Any, state: tuple[Any, ...]) -> None:
     torch.set_rng_state(state[2])
     if state[3]:
         torch.cuda.set_rng_state_all(state[3])
+    for apple in state[5]:
+        torch.mps.set_rng_state(apple)
     for generator, private in zip(_generators(data), state[4], strict=True):
         generator.set_state(private)
 
@@ -194,5 +197,5 @@ def set_random_state(data: Any, state: tuple[Any, ...]) -> None:
 def same_random_state(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
     """Whether nothing was drawn in between."""
     alike = one[0] == two[0] and one[1][2:] == two[1][2:] and bool((one[1][1] == two[1][1]).all())
-    pairs = zip((one[2], *one[3], *one[4]), (two[2], *two[3], *two[4]), strict=False)
+    pairs = zip((one[2], *one[3], *one[4], *one[5]), (two[2], *two[3], *two[4], *two[5]), strict=False)
     return alike and len(one[3]) == len(two[3]) and all(torch.equal(a, b) for a, b in pairs)

@@ -759,8 +759,8 @@ class GaussNewton(Curvature):
         network, form, z = self.network, 0.0, self.probe(0, 0, "rademacher")
         if whole and network.wrt != "params":
             raise ValueError(f"whole=True is for wrt='params', got {network.wrt!r}; multiply by the identity.")
-        signs = z.double()
-        total = torch.zeros(self.shape if whole else self.shape[:1], dtype=torch.float64, device=self.device)
+        signs = arrays.double(z)
+        total = arrays.double_zeros(self.shape if whole else self.shape[:1], self.device)
         with distributed.Summand(total) as part, network.sweep() as batches:
             for index, batch in batches:
                 terms = self._terms(network.output(batch), batch, self.starts[index])
@@ -770,7 +770,7 @@ class GaussNewton(Curvature):
                     continue
                 own = self.entries(range(index, index + 1))
                 (of_batch,) = self._tangents(z[own], network.info.samples[index])
-                added, along = per_sample.squares_of_variable(network, batch, terms, of_batch.double())
+                added, along = per_sample.squares_of_variable(network, batch, terms, arrays.double(of_batch))
                 total[own] += (added.sum(0) if self.layout == "summed" else added).reshape(-1)
                 form += along
         made = self._finite(part, part.sum(), "of single samples")

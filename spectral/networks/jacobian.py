@@ -518,7 +518,7 @@ class Jacobian(SumOverBatches):
         """
         choice(exact, "exact", SWITCH)
         self._check_separate()
-        norms = torch.zeros(self.rank_samples[distributed.rank()], dtype=torch.float64, device=self.device)
+        norms = arrays.double_zeros((self.rank_samples[distributed.rank()],), self.device)
         with distributed.Summand(norms) as part:
             self._own_norms(norms, exact, seed)
         whole = part.rows(self.rank_samples)
@@ -532,7 +532,7 @@ class Jacobian(SumOverBatches):
         if exact:
             with closing(self.rows()) as blocks:
                 for (_, block), size in zip(blocks, self.network.info.samples, strict=True):
-                    norms[start : start + size] = block.double().reshape(size, -1).square().sum(1)
+                    norms[start : start + size] = arrays.double(block).reshape(size, -1).square().sum(1)
                     start += size
             return
         with self.network.sweep() as batches:
@@ -547,8 +547,8 @@ class Jacobian(SumOverBatches):
         signs = signs.to(self.device, self.network.compute_dtype)
         if self.network.wrt != "params":
             pulled = linearize.ForwardMode(self.network.function(batch), self.network.primals(batch)).vjp(signs)[0]
-            return pulled.double().reshape(size, -1).square().sum(1)
+            return arrays.double(pulled).reshape(size, -1).square().sum(1)
         how, units = self._gradients(index, batch)
         along = Terms(units.weights[:, :1], lambda which, samples: signs[samples, None])
-        rows = [sum(g.double().square().sum(1) for g in parts) for _, parts in how.rows(batch, along)]
+        rows = [sum(arrays.double(g).square().sum(1) for g in parts) for _, parts in how.rows(batch, along)]
         return torch.cat(rows)  # type: ignore[arg-type]

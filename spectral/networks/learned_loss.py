@@ -332,7 +332,7 @@ class Loss:
                     f"{_called(self.given)} gives terms of shape {tuple(terms.shape)} under reduction='none', but must give some "
                     f"for each of the {size} samples; pass a callable (output, batch) -> (sum, count)."
                 )
-        total, sums = float(self(output, batch)[0].detach()), self.sums(output, batch).detach().double()
+        total, sums = float(self(output, batch)[0].detach()), arrays.double(self.sums(output, batch).detach())
         if abs(total - float(sums.sum())) > _allowed(*tensors(output)) * max(abs(total), float(sums.abs().sum())):
             raise ValueError(
                 f"the losses of single samples add up to {float(sums.sum()):.6g}, but the batch's is {total:.6g}: "

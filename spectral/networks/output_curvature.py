@@ -135,7 +135,7 @@ def diagonal_terms(product: Product, z: torch.Tensor) -> Terms:
 def spectral_terms(product: Product, z: torch.Tensor) -> Terms:
     """Of any H: its eigenvectors in the space of the outputs z (B, k), from k products and O(k^3) a sample."""
     eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    H = torch.stack([product(e.expand_as(z)) for e in eye], 1).double()
+    H = arrays.double(torch.stack([product(e.expand_as(z)) for e in eye], 1))
     values, Q = torch.linalg.eigh((H + H.mT) / 2)
     noise = z.shape[1] * arrays.machine_epsilon(z.dtype) * values.abs().amax(1, keepdim=True)
     return Terms(torch.where(values.abs() > noise, values, 0.0), lambda which, samples: Q.mT[samples][:, which].to(z))
@@ -214,7 +214,7 @@ def _uniform(counts: torch.Tensor, seed: int, first: int, draw: int) -> torch.Te
 def _score(loss: Any, z: torch.Tensor, axis: int, uniform: torch.Tensor) -> torch.Tensor:
     """The gradient of the loss with respect to z at a label drawn by the inverse distribution function."""
     if isinstance(loss, nn.MSELoss):
-        return -2 * (0.5**0.5) * torch.special.ndtri(uniform.double().clamp(1e-16, 1 - 1e-16)).to(z)
+        return -2 * (0.5**0.5) * torch.special.ndtri(arrays.double(uniform).clamp(1e-16, 1 - 1e-16)).to(z)
     if isinstance(loss, nn.BCEWithLogitsLoss):
         p = z.sigmoid()
         return p - (uniform < p).to(z)

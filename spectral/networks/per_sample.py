@@ -45,12 +45,12 @@ class Gradients:
         """total (P,) += sum of w g^2, or total (P, P) += sum of w g g^T, in float64; returns the sum of w (g . z)^2."""
         form, of_z = 0.0, z.split([value.numel() for value in self.model.values.values()])
         for w, g in self.rows(batch, terms):
-            along = torch.stack([part.double() @ own for part, own in zip(g, of_z, strict=True)]).sum(0)
+            along = torch.stack([arrays.double(part) @ own for part, own in zip(g, of_z, strict=True)]).sum(0)
             form += float(w @ along.square())
             if total.ndim == 1:
-                total += torch.cat([w @ part.double().square() for part in g])
+                total += torch.cat([w @ arrays.double(part).square() for part in g])
             else:
-                wide = torch.cat(g, 1).double()
+                wide = arrays.double(torch.cat(g, 1))
                 total.addmm_((w[:, None] * wide).T, wide)
         return form
 
@@ -66,7 +66,7 @@ class Gradients:
             samples = slice(start, min(start + each, size))
             part = self.model.samples.rows(batch, size, samples.start, samples.stop)
             for which in some.split(width):
-                w = terms.weights[samples, which].double().reshape(-1)
+                w = arrays.double(terms.weights[samples, which]).reshape(-1)
                 yield w, self._vectorised(part, terms.vectors(which, samples))
 
     def _vectorised(self, batch: Any, r: torch.Tensor) -> list[torch.Tensor]:
@@ -88,7 +88,7 @@ class Gradients:
             lin = linearize.ForwardMode(self.model.function(single), self.model.primals(single))
             for c in some[w[some] != 0]:
                 pulled = lin.vjp(terms.vectors(c[None], slice(i, i + 1))[:, 0])
-                yield w[c][None].double(), [g.reshape(1, -1) for g in pulled]
+                yield arrays.double(w[c][None]), [g.reshape(1, -1) for g in pulled]
 
 
 def chosen(model: DataModel, batch: Any, terms: Terms) -> Gradients:
@@ -98,14 +98,14 @@ def chosen(model: DataModel, batch: Any, terms: Terms) -> Gradients:
     """
     few = slice(0, min(2, len(terms.weights)))
     two = model.samples.rows(batch, len(terms.weights), 0, few.stop)
-    coefficients = probes.probe(0, 0, terms.weights[few].numel(), device=model.device)
+    coefficients = probes.probe(0, 0, terms.weights[few].numel(), device=arrays.float64_device(model.device))
 
     def combined(how: Gradients) -> torch.Tensor:
-        total, at = torch.zeros(how.entries, dtype=torch.float64, device=model.device), 0
+        total, at = arrays.double_zeros((how.entries,), model.device), 0
         for w, g in how.rows(two, terms.of(few)):
             there = w != 0  # one by one makes no others
             c = coefficients[at : at + int(there.sum())] * w[there].abs().sqrt()
-            total += torch.cat([c @ part[there].double() for part in g])
+            total += torch.cat([c @ arrays.double(part[there]) for part in g])
             at += len(c)
         return total
 
@@ -133,9 +133,9 @@ def squares_of_variable(model: DataModel, batch: Any, terms: Terms, z: torch.Ten
     Samples are separate, so that one backward pass has a term of all.
     """
     lin = linearize.ForwardMode(model.function(batch), model.primals(batch))
-    total, form = torch.zeros_like(z, dtype=torch.float64), 0.0
+    total, form = torch.zeros_like(arrays.near(z), dtype=torch.float64), 0.0
     for c in terms.there():
-        g, w = lin.vjp(terms.vectors(c[None], slice(None))[:, 0])[0].double(), terms.weights[:, c].double()
+        g, w = map(arrays.double, (lin.vjp(terms.vectors(c[None], slice(None))[:, 0])[0], terms.weights[:, c]))
         total += w.view(-1, *(1 for _ in g.shape[1:])) * g.square()
         form += float(w @ (g * z).reshape(len(w), -1).sum(1).square())
     return total, form

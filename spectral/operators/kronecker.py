@@ -69,16 +69,16 @@ def inverse_root(P: Any) -> Any:
 
 def _root(M: torch.Tensor, damping: float, name: str) -> torch.Tensor:
     """(M + damping)^{-1/2} of a factor."""
-    values, Q = torch.linalg.eigh(M.double())
+    values, Q = torch.linalg.eigh(arrays.double(M))
     root: torch.Tensor = (Q * _power(values + damping, M.dtype, name)) @ Q.T
-    return root.to(M.dtype)
+    return root.to(M)
 
 
 def _powers(e: Any, damping: float, name: str) -> Any:
     """(e + damping)^{-1/2} of a layer's eigenvalues, or of its weight's and its bias's."""
     if isinstance(e, dict):
         return {key: _powers(value, damping, name) for key, value in e.items()}
-    return _power(e.double() + damping, e.dtype, name).to(e.dtype)
+    return _power(arrays.double(e) + damping, e.dtype, name).to(e)
 
 
 def _power(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:

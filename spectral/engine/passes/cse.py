@@ -57,7 +57,7 @@ def likeness(t: torch.Tensor, dense: bool = False) -> tuple[Any, ...]:
         some = t.view(-1)[:: places.step]
     else:  # a transpose, of which no copy is made
         some = t[tuple(map(torch.from_numpy, np.unravel_index(places, t.shape)))]
-    return (*key, float(some.double().sum()))  # most differ here already
+    return (*key, float(some.cpu().double().sum()))  # most differ here already
 
 
 def _share_constants(graph: fx.Graph, value: Values, reshaped: bool) -> None:
