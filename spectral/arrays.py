@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import sys
 import weakref
 from collections import deque
@@ -441,7 +442,8 @@ def _sums(words: torch.Tensor) -> torch.Tensor:
 def available_memory(device: torch.device) -> int:
     """Bytes that can still be allocated: for the CPU, what the kernel and the container's limit leave.
 
-    On a GPU what torch's allocator holds and no tensor has counts as free.
+    On a GPU what torch's allocator holds and no tensor has counts as free. Where the system does not say what is free, as macOS,
+    it is taken to be half of what is installed.
 
     Parameters
     ----------
@@ -451,7 +453,7 @@ def available_memory(device: torch.device) -> int:
     Returns
     -------
     int
-        Bytes now; 4 GiB where the system tells nothing.
+        Bytes now; 4 GiB where the system tells nothing, as Windows.
 
     Examples
     --------
@@ -462,7 +464,11 @@ def available_memory(device: torch.device) -> int:
         # torch's own cache is free for tensors
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
-    free = 4 << 30  # where the system tells nothing
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    free = 4 << 30
+    with suppress(AttributeError, OSError, ValueError):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     try:
         with open("/proc/meminfo") as lines:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -150,6 +150,8 @@ def card(memory=8 << 30):
             "get_device_capability": lambda *_: (9, 0), "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0,
         }.items():  # fmt: skip
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        for name, value in {"recommended_max_memory": memory, "current_allocated_memory": 0}.items():
+            stack.enter_context(mock.patch.object(torch.mps, name, lambda value=value: value))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         before = (
             torch.__future__.get_overwrite_module_params_on_conversion()

@@ -62,6 +62,60 @@ def test_no_vector_leaves_the_card(name, dtype=torch.float32):
     assert len(long) <= results, long
 
 
+def resumed(run, A, folder, name):
+    """Once to its end, and once more from its checkpoint."""
+    for _ in range(2):
+        found = run(A, checkpoint=folder / name, progress=False)
+    return found
+
+
+OTHERS = {  # (A, b, folder): what is no scene
+    "solve": lambda A, b, folder: spectral.solve(A, b, shift=1.0).x.cpu(),
+    "funm": lambda A, b, folder: spectral.funm(A, "sqrt", b).value.cpu(),
+    "spectrum_of": lambda A, b, folder: spectral.spectrum_of(A, b).points()[0],
+    "xtrace": lambda A, b, folder: spectral.trace(A, method="xtrace", probes=6, progress=False).value,
+    "hutch++": lambda A, b, folder: spectral.trace(A, method="hutch++", probes=9, progress=False).value,
+    "xdiag": lambda A, b, folder: spectral.diagonal(A, method="xdiag", probes=4, progress=False).value,
+    "Laplace": lambda A, b, folder: spectral.low_rank_plus_diagonal(A, 2, tol=1e-3).solve(b, shift=5.0).cpu(),
+    "alignment": lambda A, b, folder: spectral.label_alignment(A, np.arange(1.0, N), k=3, method="lanczos").energy,
+    "exact again": lambda A, b, folder: resumed(spectral.exact, A, folder, "exact").points()[0],
+    "diagonal again": lambda A, b, folder: (
+        resumed(lambda A, **how: spectral.diagonal(A, method="exact", **how), A, folder, "diagonal").value
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*ESTIMATORS, *OTHERS])
+def test_a_card_without_float64_gives_the_same_numbers(name, tmp_path):
+    """Apple's: every sum in float64 is taken on the processor."""
+    M = matrix(torch.float32)[1:, 1:]
+    b = torch.ones(N - 1)
+
+    def run(device):
+        A = spectral.as_operator(M.to(device))
+        found = ESTIMATORS[name](A) if name in ESTIMATORS else OTHERS[name](A, b.to(device), tmp_path / device)
+        return np.asarray(found)
+
+    due = run("cpu")
+    with card():
+        np.testing.assert_allclose(run("mps"), due, rtol=1e-3, atol=1e-4)
+
+
+def test_a_card_without_float64_refuses_products_in_float64(monkeypatch):
+    monkeypatch.setattr(arrays, "has_float64", lambda device: False)
+    with pytest.raises(ValueError, match=r"product_dtype=torch\.float64, but cpu has no float64; move the model"):
+        spectral.Jacobian(nn.Linear(2, 1), [torch.ones(1, 2)], product_dtype=torch.float64)
+
+
+@pytest.mark.parametrize("matrix", [spectral.GaussNewton, spectral.Hessian])
+def test_where_there_is_no_float64_products_are_tested_in_their_own_dtype(matrix, monkeypatch):
+    net, rows = network().float(), [(x.float(), y) for x, y in data()]
+    due = product(matrix(net, nn.CrossEntropyLoss(), rows), "cpu")
+    monkeypatch.setattr(arrays, "has_float64", lambda device: False)
+    found = product(matrix(net, nn.CrossEntropyLoss(), rows), "cpu")
+    torch.testing.assert_close(found, due)
+
+
 def test_a_step_waits_for_the_card_a_few_times():
     """Norms and coefficients decide what comes next; anything more would leave the card idle."""
     waits = {}

@@ -131,6 +131,23 @@ def test_private_names_of_torch_are_in_one_place_and_told(trees):
     assert found.pop("engine.private") and found == TORCHS
 
 
+def test_numbers_are_widened_where_float64_is(trees):
+    """Apple's GPUs have none: `arrays.double` and `arrays.double_zeros` know; what is on the processor already says so."""
+    for module, tree in trees.items():
+        for node in ast.walk(tree):
+            text = ast.unparse(node) if isinstance(node, ast.Call) else ""
+            wide = text.endswith(".double()") and not text.endswith(".cpu().double()")
+            made = "dtype=torch.float64, device=" in text and text.startswith("torch.")
+            if wide or made:
+                assert module.removeprefix("spectral.") in WIDE, f"{module}:{node.lineno}: {text}"
+
+
+WIDE = {  # that work on the processor, on CUDA alone, or have asked
+    "arrays", "experiments.cell", "experiments.datasets", "krylov.kernels.draws", "krylov.kernels.recurrences", "longvectors",
+    "networks.diagnose.differences", "estimators.assembled",
+}  # fmt: skip
+
+
 def test_no_private_name_is_used_outside_its_module(trees):
     """Of this package's own names; a class's own hooks (`self._apply`, `super()._apply`) belong to it wherever it is written."""
     own = {module: {name for name in defined(tree) if private(name)} for module, tree in trees.items()}

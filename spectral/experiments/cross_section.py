@@ -64,7 +64,7 @@ def _training(settings: Settings, checkpoints: int, parts: Parts, networks: Muta
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     networks["trained"] = Snapshot(state, trained, 0.0, 0.0)
     epochs = np.unique(np.round(np.geomspace(1, len(path), checkpoints)).astype(int) - 1)
-    arrays = {"epochs": epochs.astype(float), "path": torch.stack([path[e] for e in epochs]).double().cpu().numpy()}
+    arrays = {"epochs": epochs.astype(float), "path": torch.stack([path[e] for e in epochs]).cpu().double().numpy()}
     facts = {"loss": trained.loss, "reached": trained.reached, "trained": trained.sentence, "parameters": len(path[0])}
     return Part(arrays, {**facts, **cost.of()})
 
@@ -89,10 +89,10 @@ def _plane(settings: Settings, plane: str, points: int, parts: Parts, networks: 
                 vector_to_parameters(theta, model.parameters())
         else:
             D = torch.stack([filter_normalised(model, stream(seed, "directions"), i) for i in range(2)], 1)
-            known = ((D * (H @ D)).sum(0) / (D * D).sum(0)).double().cpu().numpy()
+            known = ((D * (H @ D)).sum(0) / (D * D).sum(0)).cpu().double().numpy()
             error, radius = torch.finfo(theta.dtype).eps * math.sqrt(len(theta)) * np.abs(known), 1.0  # of rounding
         measured = np.array([curvature(model, x, y, theta, d) for d in D.T])
-        path = _coordinates(parts["training"].arrays["path"] - theta.double().cpu().numpy(), D.double().cpu().numpy())
+        path = _coordinates(parts["training"].arrays["path"] - theta.cpu().double().numpy(), D.cpu().double().numpy())
         facts["path_inside"] = path[1]
         reach = np.maximum(radius, 1.1 * np.abs(path[0]).max(0))
         axes = [np.linspace(-r, r, points) for r in reach]

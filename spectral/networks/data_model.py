@@ -171,6 +171,10 @@ class DataModel:
         self.kinds.add(self.own_dtype)
         # a recurrence in half precision loses what it is made for: vectors and sums are float32 at least
         self.dtype = torch.promote_types(self.own_dtype, torch.float32)
+        if self.product_dtype == torch.float64 and not arrays.has_float64(self.device):
+            raise ValueError(
+                f"product_dtype=torch.float64, but {self.device} has no float64; move the model to the CPU."
+            )
         self.compute_dtype = self.product_dtype or self.own_dtype
         self.read_parameters()
 

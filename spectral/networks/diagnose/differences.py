@@ -146,7 +146,8 @@ def candidates(
     """
     size = network.samples.size(batch)
     entries = sum(t.numel() for t in trial.tangents) if trial is not None else 0
-    fits = DOUBLES * 8 * entries <= MEMORY * arrays.available_memory(network.device)
+    fits = arrays.has_float64(network.device)
+    fits = fits and DOUBLES * 8 * entries <= MEMORY * arrays.available_memory(network.device)
     heavy = DOUBLES * 8 * entries > max(LIGHT, graph)
     told = trial if trial is not None and is_generic(*trial.tangents) else None
 
