@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -470,12 +471,11 @@ def available_memory(device: torch.device) -> int:
     with suppress(AttributeError, OSError, ValueError):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     try:
-        with open("/proc/meminfo") as lines:
+        with open("/proc/meminfo", encoding="utf-8") as lines:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            text = limit.read().strip()
-            if text != "max":
-                free = min(free, int(text) - int(used.read()))
+        limit, used = (Path("/sys/fs/cgroup", name).read_text("utf-8") for name in ("memory.max", "memory.current"))
+        if limit.strip() != "max":
+            free = min(free, int(limit) - int(used))
     except (OSError, StopIteration, ValueError):
         pass  # not Linux, or no control group: keep what is known
     return max(free, 0)

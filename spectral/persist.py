@@ -7,7 +7,6 @@ somebody else.
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -28,6 +27,11 @@ import numpy as np
 
 from spectral import schema
 
+try:
+    import fcntl
+except ImportError:  # Windows, which replaces and removes no file that is open: it needs no locks
+    fcntl = None  # type: ignore[assignment]
+
 DAMAGE = (  # what numpy, zipfile, zlib and json raise for a file that is not whole
     zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, OSError, EOFError, ValueError, TypeError, LookupError,
     ArithmeticError, AttributeError, NotImplementedError, RuntimeError, SyntaxError, MemoryError,
@@ -35,6 +39,7 @@ DAMAGE = (  # what numpy, zipfile, zlib and json raise for a file that is not wh
 # What may pass while a run goes on.
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE
 READ = 1 << 24  # bytes at a time
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none; links are looked for beforehand everywhere
 KINDS = "fiub"  # of arrays in a file: numbers and truth values
 
 
@@ -48,7 +53,7 @@ def append_line(path: Any, line: str) -> None:
     """Write a line behind a text file; it is on disk when this returns. A crash leaves no more than a part of this line."""
     target = own(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK
     with os.fdopen(os.open(target, flags, 0o666), "ab") as file:
         file.write(f"{line}\n".encode())
         file.flush()
@@ -85,29 +90,39 @@ def whole_file(path: Any) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if fcntl is not None:
+                os.replace(temporary, target)  # before the lock is gone
+        if fcntl is None:
             os.replace(temporary, target)
     except OSError as problem:
         problem.filename = str(target)  # a write that fails names none, and nobody knows the temporary one
         raise
     finally:
         temporary.unlink(missing_ok=True)  # there only if something failed
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    if fcntl is not None:  # Windows opens no folder
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _temporary(target: Path) -> tuple[int, Path]:
     """A new file beside `target`, locked as long as its writer lives, which is what tells it from a leftover."""
     while True:
         path = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         if os.fstat(handle).st_nlink:
             return handle, path
         os.close(handle)  # somebody swept it away before it was locked
+
+
+def _lock(handle: int) -> None:
+    """Until it is closed; OSError where somebody else has it."""
+    if fcntl is not None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def sweep(folder: Path, name: str = "*") -> None:
@@ -115,9 +130,9 @@ def sweep(folder: Path, name: str = "*") -> None:
     for leftover in folder.glob(f".{name}.*.tmp"):
         with suppress(OSError):
             if not leftover.is_symlink():
-                handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                handle = os.open(leftover, os.O_RDONLY | NO_LINK)
                 try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+                    _lock(handle)  # fails while its writer lives
                 finally:
                     os.close(handle)
             leftover.unlink()
@@ -206,7 +221,7 @@ class Rows:
             )
 
     def _opened(self, flags: int = 0) -> IO[bytes]:
-        return os.fdopen(os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o666), "r+b")
+        return os.fdopen(os.open(self.path, os.O_RDWR | NO_LINK | flags, 0o666), "r+b")
 
     @property
     def mark(self) -> tuple[int, str]:

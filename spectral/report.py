@@ -42,7 +42,7 @@ def report(results: Any, path: str | Path, *, title: str | None = None) -> Path:
     >>> import tempfile
     >>> A, path = np.diag([1.0, 2.0, 3.0]), tempfile.mkdtemp() + "/page.html"
     >>> page = report({"three": spectral.exact(A), "its trace": spectral.trace(A)}, path)
-    >>> "The 3 eigenvalues reach from 1 to 3" in page.read_text()
+    >>> "The 3 eigenvalues reach from 1 to 3" in page.read_text(encoding="utf-8")
     True
     """
     return Path(importlib.import_module("spectral.pages.results").write(results, path, title))

@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import nullcontext, suppress
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -636,3 +637,23 @@ def test_a_whole_file_of_another_form_is_said_to_be_of_another_version(tmp_path)
         persist.check(
             path, persist.load_arrays(path)[1], Fields({"facts": Fields({"noise": REAL}, {"accuracy": REAL})}), ""
         )
+
+
+def test_a_run_on_a_system_without_posix_goes_on_and_is_reported(tmp_path):
+    """As on Windows, whose pipes have no letter for lambda."""
+    tests = Path(__file__).parent
+    small = [
+        "data.train=40",
+        "data.test=20",
+        "model.options.widths=[8]",
+        "training.options.max_epochs=2",
+        "operator=input_stacked",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-X", "warn_default_encoding", tests / "windows.py", tmp_path, *small], capture_output=True, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(tests.parent)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    said = done.stdout.decode("cp1252")
+    assert r"\u03bbmax" in said and "MiB\nreport" not in said
+    assert len(list(tmp_path.rglob("report.html"))) == 1

@@ -37,7 +37,7 @@ def join() -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=PATIENCE)
     if not distributed.leads():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process lives)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process lives)
 
 
 def of_a_job() -> bool:

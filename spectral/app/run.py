@@ -94,7 +94,7 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
         perform = _experiment if config.get("experiment") else single
         with own.told(trust_of(config)):
             report, results = perform(config, folder, store, where)
-            cost = {**report.cost, "peak_bytes": peak_bytes()}
+            cost = {**report.cost, **peak_bytes()}
         if not distributed.leads():
             return None
         report = replace(report, config=recorded(config), environment=about, cost=cost)
@@ -271,7 +271,9 @@ def _write(folder: Path, config: dict[str, Any], report: Report, results: dict[s
         page.save_pictures(folder, pictures)
     if output["report"]:
         last = page.write(folder / "report.html", report, pictures)
-    cost, memory = report.cost, float(report.cost["peak_bytes"]) / 2**20
-    said = f"{cost['products']:.0f} products, {cost['epochs']:.1f} epochs, {seconds(cost['seconds'])}, {memory:.0f} MiB"
+    cost = report.cost
+    said = f"{cost['products']:.0f} products, {cost['epochs']:.1f} epochs, {seconds(cost['seconds'])}"
+    if "peak_bytes" in cost:
+        said += f", {cost['peak_bytes'] / 2**20:.0f} MiB"
     print(f"\ncost: {said}\n{'report' if output['report'] else 'result'}: {last}", flush=True)
     return last

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import resource
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -41,6 +40,11 @@ from spectral.persist import save_arrays
 from spectral.spectrum import Spectrum
 from spectral.storage import plain
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 MANY_THREADS = 2000  # dimension from which eigenvalues gain more by threads than the products of a small network lose
 LONG = 60.0  # seconds from which a run says beforehand what it takes
 PLANNED = (spectral.slq, spectral.esd)
@@ -48,12 +52,17 @@ Made = tuple[Report, dict[str, Any], dict[str, Any]]  # a report, what result.js
 SPECTRA = "spectra"  # the folder of a run's spectra: hundreds of them would hide report.html
 
 
-def peak_bytes() -> int:
-    """The most memory this process has held, of several ranks the largest: resident on the CPU, plus torch's on the GPU."""
+def peak_bytes() -> dict[str, int]:
+    """ "peak_bytes": the most memory that this process has held, resident and torch's on the GPU; of several ranks the largest.
+
+    Nothing where the system does not tell.
+    """
+    if resource is None:
+        return {}
     unit = 1 if sys.platform == "darwin" else 1024
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     held += torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return max(distributed.gather(lambda: held))
+    return {"peak_bytes": max(distributed.gather(lambda: held))}
 
 
 def save_spectrum(spectrum: Spectrum, folder: Path, name: str) -> str:

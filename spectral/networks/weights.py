@@ -165,7 +165,7 @@ class Files(Mapping[str, Tensor]):
 def _indexed(index: Path) -> dict[str, Path]:
     """{name: file}, all files beside the index itself."""
     try:
-        homes = dict(json.loads(index.read_text())["weight_map"])
+        homes = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as problem:
         raise ValueError(f'{index} is no index of safetensors files: it must be JSON with a "weight_map".') from problem
     for file in homes.values():

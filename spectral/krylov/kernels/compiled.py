@@ -34,7 +34,9 @@ class Kernels(ABC):
 
         self.device, self.name = device, f"cupy {cupy.__version__}"
         with arrays.one_stream(device):
-            module = cupy.RawModule(code=self.source.read_text(), options=("--std=c++17", *self.options))
+            module = cupy.RawModule(
+                code=self.source.read_text(encoding="utf-8"), options=("--std=c++17", *self.options)
+            )
             names = [f"{name}_{arrays.dtype_name(dtype)}" for name in self.names for dtype in arrays.NUMPY]
             self.kernels = {name: module.get_function(name) for name in names}
 
