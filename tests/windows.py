@@ -1,8 +1,8 @@
 """A system that lacks what Windows lacks, as far as this package can meet it on another one: `python windows.py FOLDER ...`.
 
 No fcntl and no resource, no O_NOFOLLOW; folders cannot be opened, and files that are open neither replaced nor removed; text
-files have no encoding by themselves. A run goes on from its checkpoint, and the command runs with what else is given. Nothing here has
-been run on Windows itself.
+files have no encoding by themselves. A run goes on from its checkpoint, and the command runs with what else is given.
+Nothing here has been run on Windows itself.
 """
 
 from __future__ import annotations
