@@ -204,7 +204,7 @@ def coefficients(V: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
 
 def without(w: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
     """w (n,) less its part along orthonormal rows (j, n), once."""
-    return w.sub(V.T @ coefficients(V, w).to(w.dtype))
+    return w.sub(V.T @ coefficients(V, w).to(w))
 
 
 def cross(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
-KINDS = ("cuda", "mps")
+KINDS, NARROW = ("cuda", "mps"), ("mps",)  # without float64
 WIDE = (torch.float64, torch.complex128)
 COPIES = (aten._to_copy.default, aten.copy_.default)
 WAITS = (aten._local_scalar_dense.default, aten.equal.default)  # the host needs a number
@@ -47,7 +47,7 @@ def guard():
 
 
 class Card(torch.Tensor):
-    """A tensor on the card; `held` is what it is made of."""
+    """A tensor on the card; `inside` is what it is made of."""
 
     @staticmethod
     def __new__(cls, held, kind):
@@ -61,8 +61,8 @@ class Card(torch.Tensor):
         )
 
     def __init__(self, held, kind):
-        self.held, self.kind = held, kind
-        if kind == "mps" and held.dtype in WIDE:  # in torch's words
+        self.inside, self.kind = held, kind
+        if kind in NARROW and held.dtype in WIDE:  # in torch's words
             raise TypeError(
                 "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
             )
@@ -72,10 +72,10 @@ class Card(torch.Tensor):
         return on_card(func, args, kwargs or {}, [])
 
     def data_ptr(self):
-        return self.held.data_ptr()
+        return self.inside.data_ptr()
 
     def untyped_storage(self):
-        return self.held.untyped_storage()
+        return self.inside.untyped_storage()
 
     def numpy(self, **_):
         raise TypeError(f"can't convert {self.device} device type tensor to numpy; use .cpu() first")
@@ -87,7 +87,7 @@ class Card(torch.Tensor):
         super().__setitem__(by_tensors(place), value)
 
     def __repr__(self, **_):
-        return f"Card({self.held})"
+        return f"Card({self.inside})"
 
 
 def by_tensors(place):
@@ -99,11 +99,13 @@ def by_tensors(place):
 
 def wrapped(x, kind):
     """On the card; forward mode's zeros without memory, which only torch's own dispatch reads, with memory."""
+    if isinstance(x, Card):
+        return x
     return Card(torch.zeros(x.shape, dtype=x.dtype) if x._is_zerotensor() else x, kind)
 
 
 def held(x):
-    return x.held if isinstance(x, Card) else torch.device("cpu") if isinstance(x, torch.device) else x
+    return x.inside if isinstance(x, Card) else torch.device("cpu") if isinstance(x, torch.device) else x
 
 
 def on_card(func, args, kwargs, moved):
@@ -142,7 +144,8 @@ class Runs(TorchDispatchMode):
 @contextmanager
 def card(memory=8 << 30):
     """torch with one GPU of so many bytes; what crosses its border."""
-    guard()
+    if set(KINDS) == {"cuda", "mps"}:  # a backend that has been registered has its own
+        guard()
     moved = []
     with ExitStack() as stack:
         for name, value in {
@@ -150,6 +153,7 @@ def card(memory=8 << 30):
             "get_device_capability": lambda *_: (9, 0), "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0,
         }.items():  # fmt: skip
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        stack.enter_context(mock.patch.object(torch.accelerator, "synchronize", lambda *_: None))
         for name, value in {"recommended_max_memory": memory, "current_allocated_memory": 0}.items():
             stack.enter_context(mock.patch.object(torch.mps, name, lambda value=value: value))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))

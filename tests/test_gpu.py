@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ import torch
 from card import Card, card
 from scenes import DTYPE, ESTIMATORS, data, network, operators, product
 from torch import nn
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral
@@ -116,6 +120,21 @@ def test_where_there_is_no_float64_products_are_tested_in_their_own_dtype(matrix
     torch.testing.assert_close(found, due)
 
 
+@pytest.mark.parametrize(
+    "how", ["narrow", *(pytest.param(how, marks=pytest.mark.slow) for how in ("", "all", "narrow all"))]
+)
+def test_networks_give_the_same_numbers_on_another_device(how):
+    """On one that torch takes for real, in a process of its own."""
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch takes no backend that is written in Python")
+    tests = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, tests / "device.py", *how.split()], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "PYTHONPATH": str(tests.parent), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_step_waits_for_the_card_a_few_times():
     """Norms and coefficients decide what comes next; anything more would leave the card idle."""
     waits = {}
@@ -133,7 +152,7 @@ def test_probes_are_the_same_numbers_on_the_card_and_come_in_pieces(monkeypatch)
     with card() as moved:
         for kind in probes.KINDS:
             there = probes.probe(3, 1, 70_000, kind=kind, dtype=torch.float32, device="cuda:0")
-            assert torch.equal(there.held, probes.probe(3, 1, 70_000, kind=kind, dtype=torch.float32))
+            assert torch.equal(there.inside, probes.probe(3, 1, 70_000, kind=kind, dtype=torch.float32))
     assert max(size for _, _, size in moved) == 30_000
 
 
@@ -157,7 +176,7 @@ def test_long_vectors_are_multiplied_in_float64_on_a_card_where_float32_may_be_t
             longvectors.rotate(there, np.eye(4))
         assert set(seen) == {torch.float64}
         for one, two in zip(found, due, strict=True):
-            torch.testing.assert_close(one.held, two)
+            torch.testing.assert_close(one.inside, two)
 
 
 def test_a_spectrum_says_what_of_the_model_is_in_tf32(monkeypatch):

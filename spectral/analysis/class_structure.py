@@ -273,9 +273,9 @@ def class_structure(G: GaussNewton) -> ClassStructure:
         raise ValueError(f"loss={G.loss!r} has no classes; class_structure needs torch.nn.CrossEntropyLoss.")
     J = Jacobian.over(G.network, G.options)
     seen = distributed.gather(lambda: _looked(J))
-    p, y, mass = (torch.cat([part[i] for part in seen]).to(J.device) for i in range(3))
-    p = p.to(J.dtype)
-    return ClassStructure(J, p, y, mass.to(J.dtype)[:, None] * p / G.count)
+    p, y, mass = (torch.cat([part[i] for part in seen]) for i in range(3))
+    p, mass = p.to(J.device, J.dtype), mass.to(J.device, J.dtype)
+    return ClassStructure(J, p, y.to(J.device), mass[:, None] * p / G.count)
 
 
 def _looked(J: Jacobian) -> tuple[Tensor, Tensor, Tensor]:

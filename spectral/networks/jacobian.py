@@ -451,7 +451,7 @@ class Jacobian(SumOverBatches):
     def _check_rows(self, batch: Any, block: torch.Tensor) -> None:
         """A random combination of the rows is one ordinary VJP of the batch, unless the samples meet in the model."""
         lin = linearize.ForwardMode(self.network.function(batch), self.network.primals(batch))
-        u = probes.probe(0, 0, lin.output.numel(), device=self.device).to(lin.output.dtype)
+        u = probes.probe(0, 0, lin.output.numel(), dtype=lin.output.dtype, device=self.device)
         expected = trace.flat(self._pull(lin, u.view_as(lin.output))).to(block.dtype)
         error = block.reshape(len(u), -1).T @ u.to(block.dtype) - expected
         inside = max((coarsest(lin.function, lin.primals), self.dtype), key=arrays.machine_epsilon)
