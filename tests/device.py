@@ -2,7 +2,8 @@
 
 `python device.py [narrow] [all]` runs every operator, and estimators of some, on the device and on the processor, prints each
 line that is not the same and ends with their number. Data lie on the processor, as a loader gives them; what mixes devices is
-refused. `narrow`: the device has no float64. `all`: every estimator. Nothing is recorded, which such a backend does not live through.
+refused. `narrow`: the device has no float64. `all`: every estimator. Nothing is recorded, which such a backend does not live
+through.
 """
 
 from __future__ import annotations
