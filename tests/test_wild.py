@@ -136,6 +136,37 @@ def test_differences_of_what_is_not_the_gradient_are_refused_each_time(problem, 
     assert (own @ torch.ones(31, dtype=dtype)).norm() > 0
 
 
+class MadeAgain(torch.autograd.Function):
+    """A call of a module whose backward pass calls it again, as adjoint methods and reversible layers do."""
+
+    @staticmethod
+    def forward(ctx, module, x, *weights):
+        ctx.module = module
+        ctx.save_for_backward(x, *weights)
+        return module(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, *weights = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return None, *torch.autograd.grad(ctx.module(x), (x, *weights), g)
+
+
+def test_backward_pass_that_calls_the_model_again_is_of_the_weights_that_are_differentiated(problem):
+    """It ran on the model's own, in train mode: J was without the columns of what was called again, and so was its transpose."""
+    _, x, y = problem
+    model = nn.ModuleDict({"step": nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout()), "out": nn.Linear(4, 3)})
+    own = list(model.to(DOUBLE).parameters())
+    again = lambda m, b: m["out"](MadeAgain.apply(m["step"], b[0], *m["step"].parameters()))  # noqa: E731
+    A = Jacobian(model, cut(x, y), forward=again)
+    for _ in range(2):
+        right = rows(model["out"](torch.tanh(model["step"][0](x))), own)
+        assert agrees(A, right) and agrees(A.T, right.T)
+        with torch.no_grad():
+            own[0].mul_(1.5)
+
+
 def test_operator_that_torch_func_does_not_differentiate_is_named(problem):
     model, x, y = problem
     wave = lambda m, b: torch.ops.higher_order.cond(torch.tensor(True), torch.sin, torch.tanh, (m(b[0]),))  # noqa: E731

@@ -14,14 +14,16 @@ import copy
 import math
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd.function import BackwardCFunction
 
 from spectral import arrays, longvectors, threads
 from spectral.engine import linearize, private
@@ -40,6 +42,7 @@ from spectral.networks.calling import (
     unwrapped,
 )
 from spectral.networks.dataset import DatasetInfo, NotFinite
+from spectral.networks.diagnose.graph import nodes
 from spectral.networks.learned_loss import Loss
 from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
 from spectral.networks.products import Products
@@ -541,7 +544,20 @@ class DataModel:
         for value in substituted.values():
             value._is_param = True  # type: ignore[attr-defined]  # what isinstance(value, nn.Parameter) asks for
         inside = self._everywhere({**substituted, **self._fresh_buffers()})
-        return torch.func.functional_call(self.call, inside, (batch, then, output), tie_weights=False)
+        made = torch.func.functional_call(self.call, inside, (batch, then, output), tie_weights=False)
+        for node in nodes(tensors([made])):
+            if isinstance(node, BackwardCFunction) and "apply" not in vars(node):
+                node.apply = partial(self._backward, inside, weakref.ref(node))  # type: ignore[attr-defined]
+        return made
+
+    def _backward(self, inside: dict[str, torch.Tensor], node: Callable[[], Any], *gradients: torch.Tensor) -> Any:
+        """A backward pass of the user's own, which may call the model again: in eval mode, on the values of its forward pass."""
+
+        def then(_: Any) -> Any:
+            return type(node()).apply(node(), *gradients)
+
+        with nullcontext() if self._opened else self.opened():
+            return torch.func.functional_call(self.call, inside, (None, then, None), tie_weights=False)
 
     def _everywhere(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each value at every place where a module holds the parameter or buffer of that name, tied ones included.
