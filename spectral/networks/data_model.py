@@ -46,7 +46,7 @@ from spectral.networks.diagnose.graph import nodes
 from spectral.networks.learned_loss import Loss
 from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
 from spectral.networks.products import Products
-from spectral.networks.trees import leaves, map_tensors, replaced, tensors
+from spectral.networks.trees import apart, leaves, map_tensors, replaced, tensors
 from spectral.pieces import Shards
 from spectral.probes import Signs
 from spectral.schema import choice, function
@@ -479,7 +479,7 @@ class DataModel:
         if self.inner is not None:
             module = activations.module_named(self.model, self.inner)
             return activations.taken(
-                module, self.inner, self.samples.size(batch), lambda: self.run({}, batch, lambda z: z)
+                module, self.inner, self.samples.size(batch), lambda: self.run({}, apart(batch), lambda z: z)
             )
         if self._embeds(batch):
             with torch.no_grad():
@@ -517,16 +517,18 @@ class DataModel:
         then = then or self.select
 
         def of_parameters(*values: torch.Tensor) -> Any:
-            return self.run(dict(zip(self.names, values, strict=True)), batch, lambda output: then(output, batch))
+            there = apart(batch)
+            return self.run(dict(zip(self.names, values, strict=True)), there, lambda output: then(output, there))
 
         def of_inputs(x: torch.Tensor) -> Any:
-            there = self.with_inputs(batch, x)
+            there = apart(self.with_inputs(batch, x))
             return self.run({}, there, lambda output: then(output, there))
 
         def of_activations(h: torch.Tensor) -> Any:
             module = activations.module_named(self.model, self.inner or "")
             with activations.standing_in(module, self.inner or "", h):
-                return self.run({}, batch, lambda output: then(output, batch))
+                there = apart(batch)
+                return self.run({}, there, lambda output: then(output, there))
 
         return of_parameters if self.wrt == "params" else of_inputs if self.inner is None else of_activations
 
@@ -579,7 +581,7 @@ class DataModel:
 
     def output(self, batch: Any) -> Any:
         """What the model returns, without graphs."""
-        return map_tensors(torch.Tensor.detach, self.run(self.values, batch, lambda z: z))
+        return map_tensors(torch.Tensor.detach, self.run(self.values, apart(batch), lambda z: z))
 
     def split(self, v: torch.Tensor | Signs) -> tuple[torch.Tensor, ...]:
         """A vector (P,) as tangents shaped like the parameters, in the products' dtypes: its memory where that is its own."""
@@ -607,7 +609,7 @@ class DataModel:
     def select(self, output: Any, batch: Any) -> torch.Tensor:
         """What `of` names, flattened per sample to (B, k)."""
         if callable(self.of):
-            z = self.of(output, batch)
+            z = self.of(output, apart(batch))
         elif self.of == "logits":
             z = output_tensor(output)
         elif self.of == "probs":

@@ -254,6 +254,12 @@ def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) ->
                 again = total_of(*heads)
         except RuntimeError as problem:
             raise ValueError(derived) from problem
+        except (LookupError, AttributeError) as problem:
+            raise ValueError(
+                f"{matrix} is the curvature through the model's output, but loss= needs more than it and the batch as the data "
+                f"give it ({type(problem).__name__}: {first_line(problem)}), such as what forward= writes into the batch; let "
+                "forward= return that."
+            ) from problem
         if _differ(total.detach(), again.detach(), total.dtype):
             raise ValueError("loss= gives two values for one output of the model: it is random; remove the noise.")
         if first.total is not None and _differ(first.total, total.detach(), total.dtype):
