@@ -966,3 +966,36 @@ def test_models_and_losses_that_are_compiled_run_as_they_are_written(problem):
         other = compiled(loss) if loss is squares else loss
         assert agrees(Hessian(compiled(model), other, cut(x, y)), right, 1e-12)
         assert agrees(Hessian(nn.Sequential(compiled(model[0]), *model[1:]), other, cut(x, y)), right, 1e-12)
+
+
+# What forward leaves behind ---------------------------------------------------------------------------------------------
+def test_functions_may_take_a_batch_apart(problem):
+    """The second call of batch.pop("labels") failed, and the user's own batches were left without their entries."""
+    model, x, y = problem
+    data = [{"x": x[:4], "labels": y[:4]}, {"x": x[4:], "labels": y[4:]}]
+    loss = lambda z, batch: (F.cross_entropy(z, batch.pop("labels"), reduction="sum"), len(z))  # noqa: E731
+    H = Hessian(model, loss, data, forward=lambda m, batch: m(batch.pop("x")))
+    assert agrees(H, second(lambda: CE(model(x), y), list(model.parameters())), 1e-6)
+    assert all(set(batch) == {"x", "labels"} for batch in data)
+
+
+@pytest.mark.parametrize("left", ["batch", "attribute", "hook"])
+def test_loss_that_reads_what_forward_leaves_behind_has_a_hessian_and_no_gauss_newton(problem, left):
+    """Of sum(h^2)^2, h a hidden layer beside the output: GaussNewton took it for a constant and was without its terms."""
+    model, x, y = problem
+    data, seen = [{"x": x[:4], "y": y[:4]}, {"x": x[4:], "y": y[4:]}], {}
+
+    def forward(m, batch):
+        h = m[1](m[0](batch["x"]))
+        batch["h"] = m.h = h
+        return m[2](h)
+
+    def loss(z, batch):
+        h = {"batch": lambda: batch["h"], "attribute": lambda: model.h, "hook": lambda: seen["h"]}[left]()
+        return F.cross_entropy(z, batch["y"], reduction="sum") + h.square().sum().square(), len(z)
+
+    model[1].register_forward_hook(lambda module, args, output: seen.update(h=output))
+    total = lambda: sum(loss(forward(model, b), b)[0] for b in [{**d} for d in data]) / 6  # noqa: E731
+    assert agrees(Hessian(model, loss, data, forward=forward), second(total, list(model.parameters())), 1e-6)
+    with pytest.raises(ValueError, match=r"^GaussNewton is the curvature through the model's output, but loss= .* let forward= return"):
+        GaussNewton(model, loss, data, forward=forward)
