@@ -968,6 +968,15 @@ def test_models_and_losses_that_are_compiled_run_as_they_are_written(problem):
         assert agrees(Hessian(nn.Sequential(compiled(model[0]), *model[1:]), other, cut(x, y)), right, 1e-12)
 
 
+@pytest.mark.parametrize("kind", [Jacobian, GaussNewton])
+def test_output_that_is_rounded_to_float32_has_products_of_that_precision(problem, kind):
+    """Casting keeps nothing for the backward pass, so that float64 was asked of the adjoint identity."""
+    model, x, y = problem
+    rounded, data = (lambda m, b: m(b[0]).float()), cut(x, y)
+    A, right = (kind(model, *([CE] if kind is GaussNewton else []), data, forward=f) for f in (rounded, lambda m, b: m(b[0])))
+    assert agrees(A, dense(right), 1e-6)
+
+
 # What forward leaves behind ---------------------------------------------------------------------------------------------
 def test_functions_may_take_a_batch_apart(problem):
     """The second call of batch.pop("labels") failed, and the user's own batches were left without their entries."""
