@@ -114,7 +114,11 @@ class Loss:
 
     def _value(self, output: Any, batch: Any) -> Any:
         """What a callable returns."""
-        return self.given(output_tensor(output), self.target(batch)) if self.of_target else self.given(output, apart(batch))
+        return (
+            self.given(output_tensor(output), self.target(batch))
+            if self.of_target
+            else self.given(output, apart(batch))
+        )
 
     def _terms(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return losses.unreduced(self.given, output_tensor(output), self.target(batch))

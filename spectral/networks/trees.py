@@ -85,7 +85,7 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> 
 
 
 def apart(tree: Any, above: tuple[int, ...] = ()) -> Any:
-    """The same leaves in containers of their own: what a function of the user's takes out of them, or writes into them, stays there."""
+    """The same leaves in containers of their own: what a user's function takes out of them or writes into them stays there."""
     if id(tree) in above or not (isinstance(tree, MutableMapping | tuple | list) or dataclasses.is_dataclass(tree)):
         return tree
     return _rebuilt(tree, [(key, apart(part, (*above, id(tree)))) for key, part in children(tree) or ()])
