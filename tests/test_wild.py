@@ -136,6 +136,37 @@ def test_differences_of_what_is_not_the_gradient_are_refused_each_time(problem, 
     assert (own @ torch.ones(31, dtype=dtype)).norm() > 0
 
 
+class MadeAgain(torch.autograd.Function):
+    """A call of a module whose backward pass calls it again, as adjoint methods and reversible layers do."""
+
+    @staticmethod
+    def forward(ctx, module, x, *weights):
+        ctx.module = module
+        ctx.save_for_backward(x, *weights)
+        return module(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, *weights = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return None, *torch.autograd.grad(ctx.module(x), (x, *weights), g)
+
+
+def test_backward_pass_that_calls_the_model_again_is_of_the_weights_that_are_differentiated(problem):
+    """It ran on the model's own, in train mode: J was without the columns of what was called again, and so was its transpose."""
+    _, x, y = problem
+    model = nn.ModuleDict({"step": nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout()), "out": nn.Linear(4, 3)})
+    own = list(model.to(DOUBLE).parameters())
+    again = lambda m, b: m["out"](MadeAgain.apply(m["step"], b[0], *m["step"].parameters()))  # noqa: E731
+    A = Jacobian(model, cut(x, y), forward=again)
+    for _ in range(2):
+        right = rows(model["out"](torch.tanh(model["step"][0](x))), own)
+        assert agrees(A, right) and agrees(A.T, right.T)
+        with torch.no_grad():
+            own[0].mul_(1.5)
+
+
 def test_operator_that_torch_func_does_not_differentiate_is_named(problem):
     model, x, y = problem
     wave = lambda m, b: torch.ops.higher_order.cond(torch.tensor(True), torch.sin, torch.tanh, (m(b[0]),))  # noqa: E731
@@ -935,3 +966,60 @@ def test_models_and_losses_that_are_compiled_run_as_they_are_written(problem):
         other = compiled(loss) if loss is squares else loss
         assert agrees(Hessian(compiled(model), other, cut(x, y)), right, 1e-12)
         assert agrees(Hessian(nn.Sequential(compiled(model[0]), *model[1:]), other, cut(x, y)), right, 1e-12)
+
+
+@pytest.mark.parametrize("kind", [Jacobian, GaussNewton])
+def test_output_that_is_rounded_to_float32_has_products_of_that_precision(problem, kind):
+    """Casting keeps nothing for the backward pass, so that float64 was asked of the adjoint identity."""
+    model, x, y = problem
+    rounded, data = (lambda m, b: m(b[0]).float()), cut(x, y)
+    A, right = (
+        kind(model, *([CE] if kind is GaussNewton else []), data, forward=f) for f in (rounded, lambda m, b: m(b[0]))
+    )
+    assert agrees(A, dense(right), 1e-6)
+
+
+# What forward leaves behind ---------------------------------------------------------------------------------------------
+def test_functions_may_take_a_batch_apart(problem):
+    """The second call of batch.pop("labels") failed, and the user's own batches were left without their entries."""
+    model, x, y = problem
+    data = [{"x": x[:4], "labels": y[:4]}, {"x": x[4:], "labels": y[4:]}]
+    loss = lambda z, batch: (F.cross_entropy(z, batch.pop("labels"), reduction="sum"), len(z))  # noqa: E731
+    H = Hessian(model, loss, data, forward=lambda m, batch: m(batch.pop("x")))
+    assert agrees(H, second(lambda: CE(model(x), y), list(model.parameters())), 1e-6)
+    assert all(set(batch) == {"x", "labels"} for batch in data)
+
+
+@pytest.mark.parametrize("left", ["batch", "attribute", "hook"])
+def test_loss_that_reads_what_forward_leaves_behind_has_a_hessian_and_no_gauss_newton(problem, left):
+    """Of sum(h^2)^2, h a hidden layer beside the output: GaussNewton took it for a constant and was without its terms."""
+    model, x, y = problem
+    data, seen = [{"x": x[:4], "y": y[:4]}, {"x": x[4:], "y": y[4:]}], {}
+
+    def forward(m, batch):
+        h = m[1](m[0](batch["x"]))
+        batch["h"] = m.h = h
+        return m[2](h)
+
+    def loss(z, batch):
+        h = {"batch": lambda: batch["h"], "attribute": lambda: model.h, "hook": lambda: seen["h"]}[left]()
+        return F.cross_entropy(z, batch["y"], reduction="sum") + h.square().sum().square(), len(z)
+
+    model[1].register_forward_hook(lambda module, args, output: seen.update(h=output))
+    total = lambda: sum(loss(forward(model, b), b)[0] for b in [{**d} for d in data]) / 6  # noqa: E731
+    assert agrees(Hessian(model, loss, data, forward=forward), second(total, list(model.parameters())), 1e-6)
+    with pytest.raises(ValueError, match=r"^GaussNewton is the curvature .*, but loss= .* let forward= return"):
+        GaussNewton(model, loss, data, forward=forward)
+
+
+def test_output_may_be_what_a_hook_has_kept(problem):
+    """What was left of rows by vmap could not be hashed: the next operator ended with torch's words."""
+    model, x, y = problem
+    kept = {}
+    model[1].register_forward_hook(lambda module, args, output: kept.update(h=output))
+    of = lambda z, batch: kept["h"]  # noqa: E731
+    for _ in range(2):
+        J = Jacobian(model, cut(x, y), of=of)
+        right = rows(torch.tanh(model[0](x)), list(model.parameters()))
+        assert agrees(J, right)
+        torch.testing.assert_close(J.squared_norms(), right.square().sum(1).view(6, 4).sum(1))

@@ -14,14 +14,16 @@ import copy
 import math
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd.function import BackwardCFunction
 
 from spectral import arrays, longvectors, threads
 from spectral.engine import linearize, private
@@ -40,10 +42,11 @@ from spectral.networks.calling import (
     unwrapped,
 )
 from spectral.networks.dataset import DatasetInfo, NotFinite
+from spectral.networks.diagnose.graph import nodes
 from spectral.networks.learned_loss import Loss
 from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
 from spectral.networks.products import Products
-from spectral.networks.trees import leaves, map_tensors, replaced, tensors
+from spectral.networks.trees import apart, leaves, map_tensors, replaced, tensors
 from spectral.pieces import Shards
 from spectral.probes import Signs
 from spectral.schema import choice, function
@@ -480,7 +483,7 @@ class DataModel:
         if self.inner is not None:
             module = activations.module_named(self.model, self.inner)
             return activations.taken(
-                module, self.inner, self.samples.size(batch), lambda: self.run({}, batch, lambda z: z)
+                module, self.inner, self.samples.size(batch), lambda: self.run({}, apart(batch), lambda z: z)
             )
         if self._embeds(batch):
             with torch.no_grad():
@@ -518,16 +521,18 @@ class DataModel:
         then = then or self.select
 
         def of_parameters(*values: torch.Tensor) -> Any:
-            return self.run(dict(zip(self.names, values, strict=True)), batch, lambda output: then(output, batch))
+            there = apart(batch)
+            return self.run(dict(zip(self.names, values, strict=True)), there, lambda output: then(output, there))
 
         def of_inputs(x: torch.Tensor) -> Any:
-            there = self.with_inputs(batch, x)
+            there = apart(self.with_inputs(batch, x))
             return self.run({}, there, lambda output: then(output, there))
 
         def of_activations(h: torch.Tensor) -> Any:
             module = activations.module_named(self.model, self.inner or "")
             with activations.standing_in(module, self.inner or "", h):
-                return self.run({}, batch, lambda output: then(output, batch))
+                there = apart(batch)
+                return self.run({}, there, lambda output: then(output, there))
 
         return of_parameters if self.wrt == "params" else of_inputs if self.inner is None else of_activations
 
@@ -545,7 +550,20 @@ class DataModel:
         for value in substituted.values():
             value._is_param = True  # type: ignore[attr-defined]  # what isinstance(value, nn.Parameter) asks for
         inside = self._everywhere({**substituted, **self._fresh_buffers()})
-        return torch.func.functional_call(self.call, inside, (batch, then, output), tie_weights=False)
+        made = torch.func.functional_call(self.call, inside, (batch, then, output), tie_weights=False)
+        for node in nodes(tensors([made])):
+            if isinstance(node, BackwardCFunction) and "apply" not in vars(node):
+                node.apply = partial(self._backward, inside, weakref.ref(node))  # type: ignore[attr-defined]
+        return made
+
+    def _backward(self, inside: dict[str, torch.Tensor], node: Callable[[], Any], *gradients: torch.Tensor) -> Any:
+        """A backward pass of the user's own, which may call the model again: in eval mode, on the values of its forward pass."""
+
+        def then(_: Any) -> Any:
+            return type(node()).apply(node(), *gradients)
+
+        with nullcontext() if self._opened else self.opened():
+            return torch.func.functional_call(self.call, inside, (None, then, None), tie_weights=False)
 
     def _everywhere(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each value at every place where a module holds the parameter or buffer of that name, tied ones included.
@@ -567,7 +585,7 @@ class DataModel:
 
     def output(self, batch: Any) -> Any:
         """What the model returns, without graphs."""
-        return map_tensors(torch.Tensor.detach, self.run(self.values, batch, lambda z: z))
+        return map_tensors(torch.Tensor.detach, self.run(self.values, apart(batch), lambda z: z))
 
     def split(self, v: torch.Tensor | Signs) -> tuple[torch.Tensor, ...]:
         """A vector (P,) as tangents shaped like the parameters, in the products' dtypes: its memory where that is its own."""
@@ -595,7 +613,7 @@ class DataModel:
     def select(self, output: Any, batch: Any) -> torch.Tensor:
         """What `of` names, flattened per sample to (B, k)."""
         if callable(self.of):
-            z = self.of(output, batch)
+            z = self.of(output, apart(batch))
         elif self.of == "logits":
             z = output_tensor(output)
         elif self.of == "probs":

@@ -22,7 +22,7 @@ from spectral.failures import first_line
 from spectral.networks import losses
 from spectral.networks.batches import LABEL_KEYS, Samples, is_finite
 from spectral.networks.places import output_place, output_tensor, target_of
-from spectral.networks.trees import Place, leaves, replaced, tensors
+from spectral.networks.trees import Place, apart, leaves, replaced, tensors
 
 # what a loss raises that is misused
 WRONG = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, AssertionError)
@@ -114,7 +114,11 @@ class Loss:
 
     def _value(self, output: Any, batch: Any) -> Any:
         """What a callable returns."""
-        return self.given(output_tensor(output), self.target(batch)) if self.of_target else self.given(output, batch)
+        return (
+            self.given(output_tensor(output), self.target(batch))
+            if self.of_target
+            else self.given(output, apart(batch))
+        )
 
     def _terms(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return losses.unreduced(self.given, output_tensor(output), self.target(batch))

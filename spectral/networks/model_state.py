@@ -163,7 +163,10 @@ def _installed(path: str | None) -> bool:
 def _values(thing: Any) -> torch.Tensor | None:
     """The memory of a tensor or NumPy array that can be read and written; None for anything else."""
     if isinstance(thing, torch.Tensor):
-        return thing.detach() if thing.layout == torch.strided and not thing.is_meta else None
+        try:
+            return thing.detach() if thing.layout == torch.strided and not thing.is_meta else None
+        except RuntimeError:  # it is of a torch.vmap that has ended: a hook has kept it
+            return None
     if isinstance(thing, np.ndarray) and thing.dtype.kind in "bif" and thing.flags.writeable:
         return torch.from_numpy(thing)
     return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias
@@ -82,6 +82,13 @@ def _rebuilt(tree: Any, parts: list[tuple[Any, Any]]) -> Any:
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
     """The tree with function(t) for every tensor t."""
     return mapped(lambda _, leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
+
+
+def apart(tree: Any, above: tuple[int, ...] = ()) -> Any:
+    """The same leaves in containers of their own: what a user's function takes out of them or writes into them stays there."""
+    if id(tree) in above or not (isinstance(tree, MutableMapping | tuple | list) or dataclasses.is_dataclass(tree)):
+        return tree
+    return _rebuilt(tree, [(key, apart(part, (*above, id(tree)))) for key, part in children(tree) or ()])
 
 
 def replaced(tree: Any, parts: Mapping[Place, Any]) -> Any:

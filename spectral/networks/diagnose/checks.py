@@ -30,6 +30,7 @@ from spectral.networks.loss_model import LossModel
 from spectral.networks.model_state import Snapshot
 from spectral.networks.output_curvature import loss_of_heads
 from spectral.networks.survey import of_all_ranks, survey
+from spectral.networks.trees import apart
 from spectral.threads import instead
 
 Function = Callable[..., torch.Tensor]
@@ -228,7 +229,8 @@ def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) ->
     """Refuse a loss that is no function of the outputs' values, or reads what is differentiated beside them, or a number that the
     model has reduced already.
 
-    Through the outputs alone such terms would be left out. Cost: a forward pass of the first batch, for a loss of the user's.
+    Through the outputs alone such terms would be left out. Cost: two forward passes of the first batch, for a loss of the user's,
+    one with its graph: what forward leaves behind for the loss to read (in an attribute, by a hook) shows in that.
     """
     loss, batch = network.loss, first.batch
     if loss.given is None or loss.is_native or not network.preflight:
@@ -249,11 +251,19 @@ def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) ->
         heads = [head.requires_grad_() for head in heads]
         try:
             with instead(network, values=leaves):
-                total = total_of(*heads)
+                total = network.run(
+                    leaves, apart(there), lambda output: network.loss(network.with_heads(output, heads), there)[0]
+                )
                 _reseed()
                 again = total_of(*heads)
         except RuntimeError as problem:
             raise ValueError(derived) from problem
+        except (LookupError, AttributeError) as problem:
+            raise ValueError(
+                f"{matrix} is the curvature through the model's output, but loss= needs more than it and the batch as the data "
+                f"give it ({type(problem).__name__}: {first_line(problem)}), such as what forward= writes into the batch; let "
+                "forward= return that."
+            ) from problem
         if _differ(total.detach(), again.detach(), total.dtype):
             raise ValueError("loss= gives two values for one output of the model: it is random; remove the noise.")
         if first.total is not None and _differ(first.total, total.detach(), total.dtype):
@@ -263,8 +273,8 @@ def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) ->
         if read:
             raise ValueError(
                 f"{matrix} is the curvature through the model's output, but loss= reads the parameter {read[0]} beside it, whose "
-                "terms it would leave out; use Hessian, or take them out of loss= and add their matrix (A + 2 * decay * "
-                "spectral.I)."
+                "terms it would leave out; use Hessian, let forward= return what loss= reads, or take decay out of loss= and add "
+                "its matrix (A + 2 * decay * spectral.I)."
             )
         if x is not None and id(x) in ends:
             raise ValueError(

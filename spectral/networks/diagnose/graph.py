@@ -82,6 +82,7 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
         own = {p.untyped_storage().data_ptr() for p in primals}
         parts = [part for t in alive for part in arrays.strided(t)]
         size = sum(bytes for address, bytes in arrays.storages(parts).items() if address not in own)
+    kinds.add(z.dtype)  # a cast keeps nothing
     ends = {id(t) for t in reached_leaves([z, *below])}
     return GraphFacts(
         z.detach(),
