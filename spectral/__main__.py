@@ -215,9 +215,9 @@ def task(config: DictConfig) -> None:
         settings["choices"] = {name: job.runtime.choices[name] for name in CHOSEN if name in job.runtime.choices}
         settings["resume"] = settings["resume"] or ranks.attempt() > 0
         folder = Path(job.runtime.output_dir)
-        if sweep and settings["resume"]:
+        if sweep:
             folder, finished = distributed.by_first(lambda: sweeps.place(Path(job.sweep.dir), folder, settings))
-            if finished:
+            if finished and settings["resume"]:
                 print(f"{folder}: finished before")
                 return
         run.execute(settings, folder, shlex.join(["spectral", *overrides]))
