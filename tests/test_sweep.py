@@ -353,7 +353,9 @@ def test_a_sweep_without_resume_writes_over_no_other_run_of_its_folder(tmp_path:
     for seeds in ("1,2", "2,3"):
         monkeypatch.setattr(sys, "argv", ["spectral", "-m", f"seed={seeds}", "operator=hessian", "hydra.sweep.dir=s"])
         command()
-    found = {json.loads(file.read_text())["config"]["seed"]: file.parent.name for file in tmp_path.glob("s/*/result.json")}
+    found = {
+        json.loads(file.read_text())["config"]["seed"]: file.parent.name for file in tmp_path.glob("s/*/result.json")
+    }
     assert (found[1], found[2]) == ("0", "1") and found[3].startswith("1-") and len(found) == 3
 
 

@@ -197,11 +197,10 @@ class Loss:
             total, count = self(output, batch)
             self.counted = self.counted or bool(count)
             return total, count
-        y = self.target(batch) if self.is_native else None
-        if self.is_native and not isinstance(y, torch.Tensor):
+        if self.is_native and not isinstance(y := self.target(batch), torch.Tensor):
             raise losses.Misused(
-                f"{_called(self.given)} reads targets from one tensor, and in batch {index} they are of type {type(y).__name__}; make "
-                "them a tensor."
+                f"{_called(self.given)} reads targets from one tensor, and in batch {index} they are of type {type(y).__name__}; "
+                "make them a tensor."
             )
         if self.is_cross_entropy and y.is_floating_point() and bool((y < 0).any()):
             raise losses.Misused(
