@@ -219,9 +219,9 @@ def task(config: DictConfig) -> None:
         settings["choices"] = {name: job.runtime.choices[name] for name in CHOSEN if name in job.runtime.choices}
         settings["resume"] = settings["resume"] or ranks.attempt() > 0
         folder = Path(job.runtime.output_dir)
-        if sweep and settings["resume"]:
+        if sweep:
             folder, finished = distributed.by_first(lambda: sweeps.place(Path(job.sweep.dir), folder, settings))
-            if finished:
+            if finished and settings["resume"]:
                 print(f"{folder}: finished before")
                 return
         run.execute(settings, folder, shlex.join(["spectral", *overrides]))
@@ -308,6 +308,8 @@ def sentence(problem: BaseException, given: list[str]) -> str:
         return f"The argument {problem.override!r} cannot be read; write KEY=VALUE, lists as KEY=[1,2]."
     if isinstance(problem, KeyError) and problem.args:
         text = str(problem.args[0])
+    if isinstance(problem, OSError) and problem.filename and problem.strerror:
+        return f"{problem.filename} cannot be read or written ({problem.strerror}); name another file or folder."
     if job := LOST_JOB.match(text):
         log = Path(job[1].replace("_result.pkl", "_log.err"))
         return f"A process of a job ended without a result ({job[2]}), see {log}; {_go_on(log.parents[2], given)}"

@@ -350,7 +350,7 @@ class LayerTable:
         cells = [list(lines[0]) if lines else [], *(list(line.values()) for line in lines)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
-        return "\n".join([*text[: len(lines) + 1 if lines else 0], *self.notes()])
+        return "\n".join([*text[: len(lines) + 1 if lines else 0], *self.notes()]) or self.sentence()
 
     def _repr_html_(self) -> str:
         lines = self.shown()

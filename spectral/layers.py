@@ -212,6 +212,8 @@ def _weight_row(
 ) -> tuple[dict[str, Any] | None, Array | None, str]:
     """(the columns of a weight, its eigenvalues, why it is skipped); nothing of a vector, which is no layer."""
     W = layer.read()
+    if not isinstance(W, Tensor):
+        return None, None, f"it is of type {type(W).__name__}, not a tensor"
     if W.ndim < 2:
         return None, None, ""
     kind = layer.kind or BY_DIMENSIONS.get(W.ndim, "")
@@ -254,6 +256,8 @@ def _unfit(W: Tensor, kind: str) -> str:
         raise ValueError("the model's weights are on the meta device, where they have no values; load them first.")
     if not W.is_floating_point():
         return f"its dtype is {str(W.dtype).removeprefix('torch.')}, not real floating point"
+    if W.layout != torch.strided:
+        return f"its layout is {str(W.layout).removeprefix('torch.')}, not dense"
     if not kind:
         return f"its {W.ndim} dimensions do not tell which of them are a matrix"
     return "the weights of a norm are no matrix" if kind == "norm" else "it is empty" * (W.numel() == 0)

@@ -160,17 +160,15 @@ def own_folder(path: Any) -> Path:
 
 
 def claim(path: Any) -> Path:
-    """`path` as the place of a checkpoint: its folder is made and can be written to, leftovers are gone; else one sentence."""
+    """`path` as the place of a file of ours: its folder is made and can be written to, leftovers are gone; else one sentence."""
     target = own(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         possible = os.access(target.parent, os.W_OK | os.X_OK) and not target.is_dir()
     except (OSError, ValueError) as problem:
-        raise ValueError(f"the checkpoint {path} cannot be written ({_why(problem)}); name another file.") from problem
+        raise ValueError(f"{path} cannot be written ({_why(problem)}); name a file in another folder.") from problem
     if not possible:
-        raise ValueError(
-            f"the checkpoint {path} cannot be written there; name a file in a folder that can be written to."
-        )
+        raise ValueError(f"{path} cannot be written there; name a file in a folder that can be written to.")
     sweep(target.parent, glob.escape(target.name))
     return target
 

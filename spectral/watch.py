@@ -102,8 +102,9 @@ class Watcher:
     TypeError
         For a make_operator that is no callable, options that the estimators do not have, and a log that takes no numbers.
     ValueError
-        For an unknown kind of reading, numbers that do not fit, steps that go back, and a folder whose history is damaged. What
-        the first reading of a kind raises is raised; a later one that fails is recorded with a warning, and training goes on.
+        For an unknown kind of reading, numbers that do not fit, steps that go back, and a folder whose history is damaged or
+        cannot be written. What the first reading of a kind raises is raised; a later one that fails is recorded with a warning,
+        and training goes on.
 
     Notes
     -----
@@ -168,7 +169,9 @@ class Watcher:
         self._vectors: Any = None  # of the latest eigenpairs
         self._read_before: set[str] = set()  # kinds that have worked
         if self.folder is not None:
-            self._read_history(self.folder / HISTORY)
+            history = self.folder / HISTORY
+            distributed.by_first(lambda: str(persist.claim(history)))
+            self._read_history(history)
 
     def __getstate__(self) -> Any:
         raise TypeError(

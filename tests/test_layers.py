@@ -229,6 +229,21 @@ def test_a_wrong_call_is_one_sentence(keywords, told):
         layers(**{"model": network(), **keywords})
 
 
+def test_what_is_no_dense_tensor_in_a_mapping_is_skipped_with_its_reason_and_an_empty_table_says_so():
+    """As in what torch.load gives of a whole training."""
+    W = torch.eye(20)
+    table = layers({"epoch": 3, "model": {"a.weight": W}, "b.weight": W.numpy(), "c.weight": W.to_sparse()})
+    assert table.skipped == {
+        "b": "it is of type ndarray, not a tensor",
+        "c": "its layout is sparse_coo, not dense",
+        "epoch": "it is of type int, not a tensor",
+        "model": "it is of type dict, not a tensor",
+    }
+    assert str(layers({})) == "No layer has a spectrum: 0 skipped."
+    with pytest.raises(TypeError, match="the mapping has the key 3; pass one of names to tensors"):
+        layers({3: W})
+
+
 def test_a_jacobian_itself_has_no_blocks_and_weights_without_values_are_refused():
     model = network(torch.float64)
     with pytest.raises(TypeError, match="pass its Gram"):

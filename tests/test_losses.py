@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from oracles import CASES, dense_jacobian
@@ -114,6 +115,16 @@ def test_targets_are_found_or_one_sentence():
     for batch in (torch.ones(2, 2), (y,)):
         with pytest.raises(ValueError, match=r"the loss needs targets.*pass batches \(x, y\)"):
             target_of(batch)
+
+
+@pytest.mark.parametrize("y", [[0, 1, 2, 0], ("a", "b", "c", "d"), 3, None, np.array(["a", "b", "c", "d"])])
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss()])
+def test_targets_that_are_no_tensor_are_refused_by_their_type(loss, y):
+    """Of the second batch too."""
+    good = torch.zeros(4, 3) if isinstance(loss, nn.MSELoss) else torch.arange(4) % 3
+    data = [(torch.ones(4, 2), good), (torch.ones(4, 2), y)]
+    with pytest.raises(ValueError, match=rf"in batch 1 they are of type {type(y).__name__}; make them a tensor"):
+        spectral.GaussNewton(nn.Linear(2, 3), loss, data)
 
 
 def test_targets_that_would_broadcast_are_refused():

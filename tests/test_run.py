@@ -330,6 +330,11 @@ def test_an_error_without_a_full_stop_becomes_a_sentence() -> None:
     assert sentence(KeyError("no such\n thing"), []) == "no such thing."
 
 
+def test_what_cannot_be_read_or_written_is_named_with_what_to_do() -> None:
+    said = sentence(FileExistsError(errno.EEXIST, "File exists", "net.py"), [])
+    assert said == "net.py cannot be read or written (File exists); name another file or folder."
+
+
 def comparable(path: Path) -> dict:
     """metrics and estimates, which must not depend on when or how often a run was interrupted."""
     result = json.loads(path.read_text())

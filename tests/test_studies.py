@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,24 @@ def test_the_curvature_of_the_surface_is_that_of_the_hessian():
     assert torch.equal(parameters_to_vector(model.parameters()), theta)
 
 
+@pytest.mark.parametrize("kink", [3e-7, 3e-6, 20 / 3 * 1e-6, 1.4e-5, 1e-3])
+def test_kinks_near_the_centre_are_not_taken_for_curvature(kink):
+    """A unit that begins `kink` away: the Hessian does not see it. What is left is rounding at steps of kink / 16 or more."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 3)).double()
+    x, y, d = torch.ones(1, 1, dtype=torch.float64), torch.tensor([1]), torch.zeros(13, dtype=torch.float64)
+    d[2], d[3] = 0.8, 0.6
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias[:] = torch.tensor([-0.8 * kink, 0.5])
+    theta = parameters_to_vector(model.parameters()).detach()
+    value, error = curvature(model, x, y, theta, d)
+    H = spectral.Hessian(model, nn.CrossEntropyLoss(), [(x, y)])
+    assert abs(value - float(d @ (H @ d))) <= error
+    rounding = 64 * torch.finfo(torch.float64).eps * float(nn.CrossEntropyLoss()(model(x), y).detach())
+    assert error < rounding * (16 / min(kink, 1e-4)) ** 2 + 0.01 * value
+
+
 def test_a_random_direction_has_the_norms_of_the_filters():
     model = cnn(1, 10, 4, norm=True)
     d = filter_normalised(model, 0, 1)
@@ -146,6 +165,18 @@ def test_the_surface_of_a_linear_model_is_its_loss():
 def section():
     study = cross_section(tiny(), points=5, checkpoints=4)
     return study, perform(study)
+
+
+def test_a_cross_section_whose_curvatures_are_not_known_is_undecided(section):
+    """Their errors are a fifth of the eigenvalues: that they agree says nothing."""
+    study, _ = section
+
+    def unsure(parts):
+        arrays = dict(parts["eigenvectors"].arrays)
+        arrays["measured_error"] = 0.2 * arrays["known"]
+        return study.conclude(parts | {"eigenvectors": replace(parts["eigenvectors"], arrays=arrays)})
+
+    assert perform(replace(study, conclude=unsure)).answer == "undecided"
 
 
 def test_a_cross_section_agrees_with_the_eigenvalues_and_says_so(section):

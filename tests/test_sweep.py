@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from spectral.__main__ import main as command
+from spectral.app import run as application
 from spectral.app import sweeps
 from spectral.pages import figures, sweep
 from spectral.pages.sweep import Run
@@ -333,8 +334,29 @@ def test_a_finished_run_is_known_wherever_it_stands_in_a_sweep(tmp_path: Path) -
     there, finished = sweeps.place(tmp_path, tmp_path / "0", other)
     assert not finished and there.parent == tmp_path and re.fullmatch(r"0-[0-9a-f]+", there.name)
     assert sweeps.place(tmp_path, tmp_path / "1", other) == (tmp_path / "1", False)
+    (tmp_path / "0" / "result.json").write_text(json.dumps(run().result | {"config": {"seed": 2}}))
+    assert not sweeps.place(tmp_path, tmp_path / "3", one)[1]  # what stands there counts, not the mark
     (tmp_path / "0" / "result.json").unlink()  # a mark alone is not enough
     assert sweeps.place(tmp_path, tmp_path / "3", one) == (tmp_path / "3", False)
+
+
+def test_a_sweep_without_resume_writes_over_no_other_run_of_its_folder(tmp_path: Path, monkeypatch) -> None:
+    """Seeds 1 and 2, then 2 and 3, into one folder: 3 lies beside 2, and 2 is made again where it was."""
+
+    def fake(settings: dict[str, Any], folder: Path, line: str) -> None:
+        folder.mkdir(exist_ok=True)
+        result = run().result | {"config": application.plain(application.recorded(settings))}
+        (folder / "result.json").write_text(json.dumps(result))
+
+    monkeypatch.setattr(application, "execute", fake)
+    monkeypatch.chdir(tmp_path)
+    for seeds in ("1,2", "2,3"):
+        monkeypatch.setattr(sys, "argv", ["spectral", "-m", f"seed={seeds}", "operator=hessian", "hydra.sweep.dir=s"])
+        command()
+    found = {
+        json.loads(file.read_text())["config"]["seed"]: file.parent.name for file in tmp_path.glob("s/*/result.json")
+    }
+    assert (found[1], found[2]) == ("0", "1") and found[3].startswith("1-") and len(found) == 3
 
 
 def table_of(folder: Path) -> list[dict[str, str]]:

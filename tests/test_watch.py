@@ -235,6 +235,14 @@ def test_what_a_crash_leaves_of_a_line_is_cut_off_and_damage_is_said(tmp_path):
             Watcher(lambda: np.eye(3), every=1, folder=tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ValueError, match=r"history.jsonl cannot be written \(File exists\); name a file in another folder"
+    ):
+        Watcher(lambda: np.eye(3), every=1, folder=tmp_path / "file")
+
+
 def test_infinite_and_missing_bounds_come_back_from_disk(tmp_path):
     model = nn.Linear(2, 1, bias=False).double()
     make = lambda: spectral.Hessian(  # noqa: E731

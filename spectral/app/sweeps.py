@@ -19,19 +19,24 @@ FINISHED = ".finished"
 def place(sweep: Path, folder: Path, settings: dict[str, Any]) -> tuple[Path, bool]:
     """(where this run is or belongs, whether it is finished); `folder` is the one of its number.
 
-    Where that holds another run, it belongs beside it.
+    Where that holds another run, it belongs beside it. What a folder holds its result.json says, whatever the marks say.
     """
     name = own(_mark(sweep, settings))
     if name.exists():
         there = sweep / name.read_text(encoding="utf-8")
-        if there.resolve().is_relative_to(sweep.resolve()) and (there / "result.json").exists():
+        if there.resolve().is_relative_to(sweep.resolve()) and _holds(there, settings):
             return there, True
-    if not (folder / "result.json").exists():
-        return folder, False
-    if read_result(folder / "result.json")["config"] == _recorded(settings):
+    if _holds(folder, settings):
         mark(sweep, folder, settings)  # it was killed before it could
         return folder, True
-    return folder.with_name(f"{folder.name}-{_hash(settings)}"), False
+    taken = (folder / "result.json").exists()
+    return (folder.with_name(f"{folder.name}-{_hash(settings)}") if taken else folder), False
+
+
+def _holds(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether this very run has ended there."""
+    result = folder / "result.json"
+    return result.exists() and read_result(result)["config"] == _recorded(settings)
 
 
 def mark(sweep: Path, folder: Path, settings: dict[str, Any]) -> None:

@@ -201,7 +201,12 @@ class Loss:
             total, count = self(output, batch)
             self.counted = self.counted or bool(count)
             return total, count
-        if self.is_cross_entropy and (y := self.target(batch)).is_floating_point() and bool((y < 0).any()):
+        if self.is_native and not isinstance(y := self.target(batch), torch.Tensor):
+            raise losses.Misused(
+                f"{_called(self.given)} reads targets from one tensor, and in batch {index} they are of type {type(y).__name__}; "
+                "make them a tensor."
+            )
+        if self.is_cross_entropy and y.is_floating_point() and bool((y < 0).any()):
             raise losses.Misused(
                 f"CrossEntropyLoss takes real targets for probabilities of classes, and batch {index} has some below 0; use "
                 "another loss, such as MSELoss, or whole numbers as labels."

@@ -53,6 +53,10 @@ def layers_of(source: Any) -> Iterator[Layer]:
     if isinstance(source, str | Path):
         return _of_tensors(Files(Path(source)))
     if isinstance(source, Mapping):
+        if names := [name for name in source if not isinstance(name, str)]:
+            raise TypeError(
+                f"the mapping has the key {names[0]!r}; pass one of names to tensors, such as a state_dict."
+            )
         return _of_tensors(source)
     raise TypeError(
         f"model is of type {type(source).__name__}; pass a torch module, a mapping of names to tensors (a state_dict), a "
