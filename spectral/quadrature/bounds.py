@@ -171,11 +171,12 @@ def _prescribed(
 
 
 def _last_pivot(record: LanczosRecord, x: float) -> float:
-    """d_k of the Sturm sequence of T - x I; of one sign for all j outside the Ritz values."""
-    d = record.alphas[0] - x
-    for alpha, beta in zip(record.alphas[1:], record.betas[:-1], strict=True):
-        d = alpha - x - beta**2 / d
-    return float(d)
+    """d_k of the Sturm sequence of T - x I, x outside the Ritz values: 1 / e_k^T (T - x)^-1 e_k, a sum of one sign.
+
+    The sequence itself cancels where an end has converged.
+    """
+    theta, S = record.eigen
+    return float(1 / np.sum(S[-1] ** 2 / (theta - x)))
 
 
 def _widened(g: Signed, alphas: np.ndarray, betas: np.ndarray, blur: float, eps: float) -> tuple[float, float]:
