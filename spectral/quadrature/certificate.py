@@ -20,9 +20,11 @@ from functools import lru_cache
 import numpy as np
 import scipy
 
-from spectral.krylov.lanczos import BREAKDOWN, LanczosRecord
+from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature.beta import ROUNDING
-from spectral.quadrature.gauss import BLUR, Side, blur, epsilon, free_share, gauss_rule, left_of, norm, undeflated
+from spectral.quadrature.gauss import (
+    BLUR, TURNED, Side, blur, epsilon, free_share, gauss_rule, left_of, norm, residual, undeflated,
+)  # fmt: skip
 
 SIGN = 1e-13  # largest error of the sign between NEAREST and REACH
 NEAREST = 2.0**-49  # to a Gauss node: theta itself is known to a few units of 2^-52
@@ -31,7 +33,6 @@ SINGLE = 1e-6  # an error that single precision has: half the time
 EPS = 2.0**-52
 CHUNK = 16  # points at a time: their (X, k, L) array stays in cache
 MANY = 256  # points at a time of one value of each node
-TURNED = 2.0  # eps ||T||: how far rounding of products changes T; .7 seen, in float32 and float64
 MIDDLE = 1e-6  # of the mass: what is drawn and compared knows no more
 CUTS = np.array([[1 / 16], [1 / 4], [1 / 2]])  # of an interval, from its higher end
 SPLITS = 10  # 16^-10 of a gap is beyond rounding
@@ -42,9 +43,7 @@ class Radau:
     """The Radau rules of one record, in units of T's radius around its first alpha: a shift of A moves all but the blur along."""
 
     def __init__(self, record: LanczosRecord) -> None:
-        (theta, S), beta = record.centred, float(record.betas[-1])
-        if beta == 0:  # an invariant subspace: a residual that is not told from 0
-            beta = BREAKDOWN * epsilon(record) * norm(record)
+        (theta, S), beta = record.centred, residual(record)
         self.centre = float(record.alphas[0])
         spread = np.abs(record.alphas - self.centre).max() + 2 * max(record.betas.max(initial=0.0), beta)
         self.scale = max(float(spread), blur(record))
