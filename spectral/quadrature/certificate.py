@@ -23,7 +23,17 @@ import scipy
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature.beta import ROUNDING
 from spectral.quadrature.gauss import (
-    BLUR, TURNED, Side, blur, epsilon, free_share, gauss_rule, left_of, norm, residual, undeflated,
+    BLUR,
+    TURNED,
+    Side,
+    blur,
+    epsilon,
+    free_share,
+    gauss_rule,
+    left_of,
+    norm,
+    residual,
+    undeflated,
 )  # fmt: skip
 
 SIGN = 1e-13  # largest error of the sign between NEAREST and REACH
