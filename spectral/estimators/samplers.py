@@ -74,7 +74,7 @@ class Sampler(ABC):
         """(value, standard error)."""
 
     def stderr(self, variance: float) -> float:
-        """Widened to Student's interval, and with what rounding leaves of a trace, over ||A||_F: eps of products, and that of sums."""
+        """Widened to Student's interval, and with what rounding leaves of a trace: of products, and of sums in float64."""
         eps = arrays.machine_epsilon(self.A.dtype) + np.sqrt(self.A.shape[0]) * 2.0**-52
         rounding = float(eps * np.sqrt(self.squares / self.m))
         return float(np.hypot(np.sqrt(variance) * leave_one_out.widening(self.m), rounding))
