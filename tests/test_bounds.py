@@ -84,6 +84,41 @@ def test_polynomials_and_invariant_subspaces_are_exact():
     assert found == pytest.approx((np.log(2),) * 3, abs=1e-12)
 
 
+def test_an_end_that_has_converged_is_a_node_like_any_other():
+    """Of 100 and 1000 above two eigenvalues below 1 the last pivot at the right end cancels in T's own sequence."""
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        values, start = np.append(rng.uniform(0, 1, 2), [10.0, 100.0, 1000.0]), rng.standard_normal(5)
+        record = lanczos(spectral.as_operator(np.diag(values)), torch.from_numpy(start), 4)
+        for f in ("log", "inverse", "sqrt"):
+            found = bracket(record, f, (values.min(), values.max()))
+            truth = start**2 @ NAMED[f].f(values) / (start @ start)
+            assert found.lower <= truth <= found.upper
+
+
+def test_what_hardly_varies_is_known_to_the_rounding_of_its_size():
+    """The weights of a rule sum to 1 up to rounding, which a constant meets whole."""
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        A = spectral.as_operator(np.diag(1e6 + rng.uniform(0, 1, 8)))
+        for steps in (4, 8):
+            found = bracket(lanczos(A, torch.from_numpy(rng.standard_normal(8)), steps), power(0), (1e6, 1e6 + 1))
+            assert found.lower <= 1 <= found.upper
+
+
+def test_an_invariant_subspace_hides_what_its_residual_does_not_tell_from_0():
+    """A share of 1e-16 of a vector on the eigenvalue 1e-9 ends the recurrence after one step, and is 1e-7 of A^-1 b."""
+    A, b = np.diag([1.0, 1e-9]), np.array([1.0, 1e-16])
+    record = lanczos(spectral.as_operator(A), torch.from_numpy(b), 2)
+    found = bracket(record, power(-3), (1e-9, 1.0))
+    assert record.steps == 1
+    assert found.lower <= 1 + 1e-5 <= found.upper
+    assert bracket(record, power(-3), (None, None))[:2] == pytest.approx((1.0, 1.0), abs=1e-12)
+    product = spectral.funm(A, "inverse", b, interval=(1e-9, 1.0))
+    assert product.certified
+    assert np.linalg.norm(product.value - [1.0, 1e-7]) <= product.error
+
+
 def test_what_is_known_of_the_ends_decides_what_is_certified():
     record, weights, seen = measured(SPECTRA["laplacian"], 10)
     truth = weights @ np.log(seen)

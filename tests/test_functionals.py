@@ -177,3 +177,11 @@ def test_a_matrix_without_entries_has_a_norm_and_no_spectrum(empty):
     assert (frobenius(empty).value, frobenius(empty).stderr) == (0.0, 0.0)
     with pytest.raises(ValueError, match="is empty; it has no spectrum"):
         spectral.esd(empty)
+
+
+def test_a_small_eigenvalue_that_was_deflated_bounds_the_condition_by_its_error_too():
+    """Of -1e-9 below thirty-nine eigenvalues in [1, 2] eight steps find the vector, and the value to 1e-9 only."""
+    values = np.append(np.random.default_rng(5).uniform(1, 2, 39), -1e-9)
+    for seed in range(6):
+        s = spectral.slq(np.diag(values), seed=seed, probes=3, steps=8)
+        assert spectral.condition_number(s).lower <= values.max() / 1e-9

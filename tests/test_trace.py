@@ -337,3 +337,13 @@ def test_method_of_a_budget_in_seconds_is_that_of_as_many_products():
     A = rotated(np.linspace(1, 2, 300))
     assert spectral.trace(A, budget="60s").method == spectral.trace(A).method == "xtrace"
     assert spectral.trace(A, budget=9).method == "hutchinson"
+
+
+@pytest.mark.parametrize("method", ["hutch++", "xtrace", "xnystrace"])
+def test_where_low_rank_leaves_nothing_but_rounding_the_error_is_that_rounding(method):
+    """Of rank 4 every vector but four is exact: what is left is the rounding of float64 sums, and of the shift of "xnystrace"."""
+    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((200, 4)))[0]
+    A = spectral.as_operator((Q * [1.0, 2.0, 3.0, 4.0]) @ Q.T)
+    runs = [spectral.trace(A, method=method, probes=30, seed=seed) for seed in range(40)]
+    assert max(e.stderr for e in runs) <= 1e-11
+    assert np.mean([abs(e.value - 10) <= 3 * e.stderr for e in runs]) >= 0.95

@@ -356,8 +356,8 @@ def condition_number(A: Any, **options: Any) -> Estimate:
     for record in spectrum.records:
         theta, _, last = gauss.gauss_rule(record)
         blur = max(blur, gauss.BLUR * gauss.epsilon(record) * float(np.abs(theta).max()))
-        residual = record.betas[-1] * last
-        near.append(float((np.abs(theta) + residual).min()))
+        residual = (record.betas[-1] * last)[: record.steps]  # of what was deflated the atoms know the error
+        near.append(float((np.abs(theta[: record.steps]) + residual).min()))
         if spectrum.meta.get("nonnegative"):
             near.append(float(np.abs(theta).min()))  # inside the spectrum, on its one side of 0
     lower = max(1.0, (largest - max(blur, spectrum.value_error)) / (min(near, default=np.inf) + blur))

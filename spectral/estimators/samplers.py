@@ -74,8 +74,9 @@ class Sampler(ABC):
         """(value, standard error)."""
 
     def stderr(self, variance: float) -> float:
-        """Widened to Student's interval, and with eps ||A||_F, which products in this dtype leave of a trace."""
-        rounding = arrays.machine_epsilon(self.A.dtype) * float(np.sqrt(self.squares / self.m))
+        """Widened to Student's interval, and with what rounding leaves of a trace: of products, and of sums in float64."""
+        eps = arrays.machine_epsilon(self.A.dtype) + np.sqrt(self.A.shape[0]) * 2.0**-52
+        rounding = float(eps * np.sqrt(self.squares / self.m))
         return float(np.hypot(np.sqrt(variance) * leave_one_out.widening(self.m), rounding))
 
 
@@ -222,14 +223,14 @@ class Exchangeable(Pairs):
     """An estimate that is the mean of e_i, each unbiased given all vectors but omega_i."""
 
     @abstractmethod
-    def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """e (m,) and d (m, m): d_ij = e_i less the same without the j-th vector in its basis."""
+    def samples(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """e (m,), d (m, m): d_ij = e_i less the same without the j-th vector in its basis; the rounding of their mean."""
 
     def estimate(self) -> tuple[float, float]:
         if self.squares == 0:
             return 0.0, 0.0
-        e, change = self.samples()
-        return float(e.mean()), self.stderr(leave_one_out.exchangeable_variance(e, change))
+        e, change, rounding = self.samples()
+        return float(e.mean()), float(np.hypot(self.stderr(leave_one_out.exchangeable_variance(e, change)), rounding))
 
 
 class XTrace(Exchangeable):
@@ -246,8 +247,8 @@ class XTrace(Exchangeable):
     def take(self, Y: torch.Tensor) -> None:
         self.range.extend(Y)
 
-    def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """e (m,) and d (m, m): d_ij = e_i less the same without y_j in its basis."""
+    def samples(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """e (m,), d (m, m): d_ij = e_i less the same without y_j in its basis; 0."""
         n, Q, Z = self.A.shape[0], self.range.Q, self.range.Z
         k = Q.shape[1]
         W, R, H, T = cross(Q, self.Omega), cross(Q, self.Y), cross(Q, Z), cross(Z, self.Omega)
@@ -271,7 +272,7 @@ class XTrace(Exchangeable):
         e2 = np.trace(H) - np.diag(h)[:, None] - php + quad2 * (dim[:, None] + 1) / (left[:, None] + b**2)
         change = np.where(np.outer(alone, alone), e[:, None] - e2, 0.0)
         np.fill_diagonal(change, 0.0)
-        return e, change
+        return e, change, 0.0
 
 
 class XNysTrace(Exchangeable):
@@ -282,8 +283,8 @@ class XNysTrace(Exchangeable):
     what is approximated; nu n is subtracted again. Epperly, Tropp, Webber (2024).
     """
 
-    def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """e (m,) and d (m, m): d_ij = e_i less the same without omega_j."""
+    def samples(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """e (m,), d (m, m): d_ij = e_i less the same without omega_j; what nu n, which is added and subtracted, may leave."""
         n, m = self.A.shape[0], self.m
         plain, G = cross(self.Omega, self.Y), cross(self.Omega, self.Omega)
         leave_one_out.hold_products(self.A, self.Omega, self.Y, self.Omega, self.Y, (plain, plain.T))
@@ -302,7 +303,7 @@ class XNysTrace(Exchangeable):
         g2 = g[:, None] - G**2 / g[None, :]
         change = e[:, None] - (total - (k / p)[None, :] - k2 / p2 + (n - m + 2) * g2 / p2)
         np.fill_diagonal(change, 0.0)
-        return e, change
+        return e, change, float(nu * n / np.sqrt(m))
 
     def _cholesky(self, H: np.ndarray, G: np.ndarray) -> tuple[np.ndarray, float]:
         """The factor of H + nu G, nu the smallest of a few that makes it definite; ValueError where A is not."""

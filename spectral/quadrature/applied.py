@@ -41,7 +41,8 @@ def vector_error(
     ... beta_k f[x, theta_1, ..., theta_k]: of one sign where f^(k) is, and monotone where f^(k+1) is too, so that |e| is
     largest at a if their signs differ and at b if they agree. That end must be known; else the Ritz interval widened by the
     residual of its end stands for it, and of an f without signs |e| is looked at in some points: both are no proof. What
-    rounding may have made of the sum, and of the Ritz values, is added. O(k) a point.
+    rounding may have made of the sum, and of the Ritz values, is added. An invariant subspace has the residual that is not told
+    from 0 where that gives a proof, and else none. O(k) a point.
 
     >>> from spectral.krylov.lanczos import lanczos
     >>> from spectral.quadrature.bounds import NAMED
@@ -50,7 +51,7 @@ def vector_error(
     >>> round(error, 3), certain     # the truth is 0.207
     (0.365, True)
     """
-    (theta, S), blur, beta = record.eigen, gauss.blur(record), float(record.betas[-1])
+    (theta, S), blur, beta = record.eigen, gauss.blur(record), gauss.residual(record)
     eps, (low, high) = max(gauss.epsilon(record), 2.0**-52), f.domain
     with np.errstate(all="ignore"):
         moved = zero_where_undefined(f.f, theta, f.around(theta, blur), blur)
@@ -59,8 +60,6 @@ def vector_error(
         rounding = float(np.sqrt((S[0] ** 2) @ np.square(change))) + 8 * eps * size
     if not np.isfinite(rounding):
         return np.inf, False, np.inf
-    if beta == 0:
-        return rounding, True, rounding
     ends = theta[0] - beta * abs(S[-1, 0]), theta[-1] + beta * abs(S[-1, -1])
     known = interval[0] is not None and np.isfinite(interval[0]), interval[1] is not None and np.isfinite(interval[1])
     a = min(float(interval[0]), theta[0]) if known[0] else max(ends[0], low)  # type: ignore[arg-type]
@@ -82,4 +81,6 @@ def vector_error(
         e = beta * np.abs(quotient @ (S[-1] * S[0]))
         lost = 8 * 2.0**-52 * beta * ((np.abs(at) + np.abs(moved[1])) / np.abs(apart)) @ np.abs(S[0])
     most = float((e + lost).max()) + rounding
+    if record.betas[-1] == 0 and not (certain and np.isfinite(most)):
+        return rounding, True, rounding
     return (most if np.isfinite(most) else np.inf), bool(certain), rounding

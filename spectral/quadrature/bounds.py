@@ -100,7 +100,8 @@ def bracket(record: LanczosRecord, f: str | Signed, interval: tuple[float | None
 
     f: "log", "inverse", "sqrt", "exp", "entropy" (-x log x), `power(p)`, or a `Signed` of your own. The best of the rules on each
     side is taken and then widened by what finite precision may have done: each node by 8 eps ||T||, eps of the products, the
-    weights by rounding. nan where no rule bounds that side or f is infinite there. O(k^2), no product.
+    weights by a change of T of 2 eps ||T||. nan where no rule bounds that side or f is infinite there; of an invariant subspace
+    it is then the Gauss rule, as if its residual were 0 and not only below 16 eps ||T||. O(k^2), no product.
     Raises ValueError for an unknown name, or an interval that Ritz values leave or f's domain does not hold.
 
     >>> from spectral.krylov.lanczos import lanczos
@@ -143,24 +144,26 @@ def _of_T(record: LanczosRecord, g: Signed, interval: tuple[float | None, float 
             f"f is known on [{low:.6g}, {high:.6g}], but Ritz values reach from {theta[0]:.6g} to {theta[-1]:.6g}; shift the "
             "matrix."
         )
-    rules = [(g.even, _widened(g, record.alphas, record.betas[:-1], blur, eps))]  # Gauss
-    (lower, upper), value = rules[0][1], sum(rules[0][1]) / 2
-    if record.betas[-1] == 0:
-        return _finite(lower, upper, value)
+    change = gauss.TURNED * eps * gauss.norm(record)
+    rules = [(g.even, _widened(g, record.alphas, record.betas[:-1], blur, change))]  # Gauss
+    # of an invariant subspace the residual is anything from 0, where the Gauss rule is exact, to what is not told from it
+    own, value = rules[0][1] if record.betas[-1] == 0 else (nan, nan), sum(rules[0][1]) / 2
     if a < low or b > high or 2 * record.steps < g.order:
-        return Bracket(nan, nan, float(value))
-    rules += [(sign, _widened(g, d, e, blur, eps)) for sign, d, e in _prescribed(g, record, a, b, blur)]
-    lower = max((rule[0] for sign, rule in rules if sign > 0), default=nan)
-    upper = min((rule[1] for sign, rule in rules if sign < 0), default=nan)
-    return _finite(lower, upper, value)
+        return _finite(*own, value)
+    rules += [(sign, _widened(g, d, e, blur, change)) for sign, d, e in _prescribed(g, record, a, b, blur)]
+    lower = max((rule[0] for sign, rule in rules if sign > 0 and np.isfinite(rule[0])), default=nan)
+    upper = min((rule[1] for sign, rule in rules if sign < 0 and np.isfinite(rule[1])), default=nan)
+    return _finite(float(np.fmin(lower, own[0])), float(np.fmax(upper, own[1])), value)
 
 
 def _prescribed(
     g: Signed, record: LanczosRecord, a: float, b: float, blur: float
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(sign of int f dmu - rule, diagonals of the rule's T) of both Radau rules and Lobatto's, where their nodes are known."""
-    theta, alphas, betas = record.eigen[0], record.alphas, record.betas
-    left, right = min(a, theta[0] - blur), max(b, theta[-1] + blur)
+    theta, alphas, betas = record.eigen[0], record.alphas, np.append(record.betas[:-1], gauss.residual(record))
+    low, high = g.domain  # ends of the matrix that T belongs to, as far as f has signs there
+    left = min(max(a - blur, low), theta[0] - blur)
+    right = max(min(b + blur, high), theta[-1] + blur)
     for node, sign in ((left, g.odd), (right, -g.odd)):
         if np.isfinite(node):
             yield sign, np.append(alphas, node + betas[-1] ** 2 / _last_pivot(record, node)), betas
@@ -171,21 +174,27 @@ def _prescribed(
 
 
 def _last_pivot(record: LanczosRecord, x: float) -> float:
-    """d_k of the Sturm sequence of T - x I; of one sign for all j outside the Ritz values."""
-    d = record.alphas[0] - x
-    for alpha, beta in zip(record.alphas[1:], record.betas[:-1], strict=True):
-        d = alpha - x - beta**2 / d
-    return float(d)
+    """d_k of the Sturm sequence of T - x I, x outside the Ritz values: 1 / e_k^T (T - x)^-1 e_k, a sum of one sign.
+
+    The sequence itself cancels where an end has converged.
+    """
+    theta, S = record.eigen
+    return float(1 / np.sum(S[-1] ** 2 / (theta - x)))
 
 
-def _widened(g: Signed, alphas: np.ndarray, betas: np.ndarray, blur: float, eps: float) -> tuple[float, float]:
-    """The rule's value with every node moved by up to `blur` within f's domain, down and up; then the weights' rounding."""
+def _widened(g: Signed, alphas: np.ndarray, betas: np.ndarray, blur: float, change: float) -> tuple[float, float]:
+    """The rule's value with every node moved by up to `blur` within f's domain, down and up; then the rounding of weights.
+
+    A `change` E of T moves e_1^T f(T) e_1 by sum_ij s_i s_j E_ij f[theta_i, theta_j] in its eigenvectors' coordinates (Daleckii,
+    Krein), s their first entries; of that, i = j is what moves the nodes.
+    """
     nodes, S = eigh_tridiagonal(alphas, betas)
-    weights = S[0] ** 2
     with np.errstate(all="ignore"):
         moved = g.around(nodes, blur)
-        least, most = moved.min(0), moved.max(0)
-        rounding = max(WEIGHTS, eps) * float(most.max() - least.min())
-        held = weights > 0
-        below, above = float(weights[held] @ least[held]) - rounding, float(weights[held] @ most[held]) + rounding
+        held = S[0] != 0
+        s, x, (low, value, high) = np.abs(S[0][held]), nodes[held], np.sort(moved[:, held], axis=0)
+        quotients = np.abs(value[:, None] - value) / np.maximum(np.abs(x[:, None] - x), blur)
+        sums = 8 * 2.0**-52 * (s**2 @ np.abs(value))
+        rounding = max(WEIGHTS * float(np.ptp(value)), change * float(s @ quotients @ s)) + float(sums)
+        below, above = float(s**2 @ low) - rounding, float(s**2 @ high) + rounding
     return below if np.isfinite(below) else -np.inf, above if np.isfinite(above) else np.inf

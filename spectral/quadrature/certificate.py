@@ -22,18 +22,27 @@ import scipy
 
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature.beta import ROUNDING
-from spectral.quadrature.gauss import BLUR, Side, blur, epsilon, free_share, gauss_rule, left_of, norm, undeflated
+from spectral.quadrature.gauss import (
+    BLUR,
+    TURNED,
+    Side,
+    blur,
+    epsilon,
+    free_share,
+    gauss_rule,
+    left_of,
+    norm,
+    residual,
+    undeflated,
+)  # fmt: skip
 
 SIGN = 1e-13  # largest error of the sign between NEAREST and REACH
 NEAREST = 2.0**-49  # to a Gauss node: theta itself is known to a few units of 2^-52
-REACH = 9.0  # Gauss nodes stay within 1, and a Radau node beyond 8 has a weight below 16^(-2k)
+REACH = 9.0  # Gauss nodes stay within 1, and a Radau node at R has a weight of (2 R - 2)^(-2k) at most
 SINGLE = 1e-6  # an error that single precision has: half the time
-LEAST = 7  # steps for that to be rounding
 EPS = 2.0**-52
 CHUNK = 16  # points at a time: their (X, k, L) array stays in cache
-MANY = 256  # points at a time of one continued fraction, or of one value of each node
-LOG_STEP = 0.36  # trapezoidal step in log y: its error is about 2 exp(-pi^2 / 0.36) = 2e-12, which ROUNDING holds
-Y_RANGE = 2e-13, 2e4  # of y: beyond it terms are powers of y
+MANY = 256  # points at a time of one value of each node
 MIDDLE = 1e-6  # of the mass: what is drawn and compared knows no more
 CUTS = np.array([[1 / 16], [1 / 4], [1 / 2]])  # of an interval, from its higher end
 SPLITS = 10  # 16^-10 of a gap is beyond rounding
@@ -44,12 +53,13 @@ class Radau:
     """The Radau rules of one record, in units of T's radius around its first alpha: a shift of A moves all but the blur along."""
 
     def __init__(self, record: LanczosRecord) -> None:
-        theta, S = record.centred
+        (theta, S), beta = record.centred, residual(record)
         self.centre = float(record.alphas[0])
-        spread = float(np.abs(record.alphas - self.centre).max() + 2 * record.betas.max(initial=0.0))
-        self.scale = max(spread, blur(record))
-        self.alphas, self.betas = (record.alphas - self.centre) / self.scale, record.betas / self.scale
-        self.theta, self.a, self.b = theta / self.scale, S[0], S[-1] * self.betas[-1]
+        spread = np.abs(record.alphas - self.centre).max() + 2 * max(record.betas.max(initial=0.0), beta)
+        self.scale = max(float(spread), blur(record))
+        self.theta, self.a, self.b = theta / self.scale, S[0], S[-1] * (beta / self.scale)
+        self.gaps = np.diff(self.theta, prepend=-np.inf, append=np.inf)
+        self.reach = max(REACH, 1 + SIGN ** (-0.5 / len(theta)) / 2)
 
     def units(self, x: np.ndarray) -> np.ndarray:
         """Points in these units."""
@@ -60,13 +70,18 @@ class Radau:
         right = np.clip(np.searchsorted(self.theta, x), 1, len(self.theta) - 1)
         return np.asarray(np.minimum(np.abs(x - self.theta[right - 1]), np.abs(self.theta[right] - x)))
 
+    def turned(self, x: np.ndarray, left: np.ndarray, change: float) -> np.ndarray:
+        """The most mass, (X,), that a symmetric `change` E of T moves across x, which has the mass `left` on its left.
+
+        The space of the nodes left of x turns by ||E|| / gap at most, gap that of the nodes around x (Davis, Kahan 1970); e_1 has
+        sqrt(left) in it and sqrt(1 - left) beside it.
+        """
+        angle = change / self.gaps[np.searchsorted(self.theta, x)]
+        return np.asarray(2 * np.sqrt(left * (1 - left)) * angle + angle**2)
+
     def inside(self, x: np.ndarray) -> np.ndarray:
         """Where x has Gauss nodes on both sides, (X,) of bool: elsewhere x is the last node or the first."""
         return np.asarray((x > self.theta[0]) & (x < self.theta[-1]))
-
-    def reaches(self, x: np.ndarray) -> np.ndarray:
-        """Where `middle` is exact to rounding, (X,) of bool."""
-        return ~self.inside(x) | ((len(self.theta) >= LEAST) & (self.distance(x) >= NEAREST))
 
     def at(self, x: np.ndarray) -> np.ndarray:
         """The weight at x, (X,): the Christoffel function 1 / sum_j p_j(x)^2, j = 0, ..., k; O(k) a point."""
@@ -78,9 +93,9 @@ class Radau:
         return found
 
     def middle(self, x: np.ndarray, error: float = SIGN) -> np.ndarray:
-        """The weight left of x and half of that at x, (X,), where `reaches`, to `error`; O(k L) a point, L = 15 to 120.
+        """The weight left of x and half of that at x, (X,), to `error`; O(k L) a point, L = 15 to 150.
 
-        Nearer to a Gauss node it is that of the Gauss rule, which is the Radau rule of its nodes.
+        Nearer than NEAREST to a Gauss node it is that of the Gauss rule, which is the Radau rule of its nodes.
         """
         own, inside, distance = self.at(x), self.inside(x), self.distance(x)
         found = np.where(x <= self.theta[0], own / 2, 1 - own / 2)
@@ -89,12 +104,19 @@ class Radau:
         near = np.exp2(np.floor(np.log2(np.clip(distance, NEAREST, 0.5))))  # a few sets of poles serve all
         for nearest in np.unique(near[inside & ~on]):
             some = np.flatnonzero(inside & ~on & (near == nearest))
-            weights, squares = sign_poles(float(nearest), error)
+            weights, squares = sign_poles(float(nearest), error, self.reach)
             space = np.empty((CHUNK, len(self.theta), len(squares)), np.float32 if error >= SINGLE else np.float64)
             for s in range(0, len(some), CHUNK):
                 chunk = some[s : s + CHUNK]
                 found[chunk] = (1 - self._resolvent(x[chunk], squares, space[: len(chunk)]) @ weights) / 2
         return found
+
+    def left(self, x: np.ndarray, side: int) -> np.ndarray:
+        """The weight left of x, (X,), without that at x (side -1) or with it (+1); Gauss nodes nearer than NEAREST are at x."""
+        found = self.middle(x) + side * self.at(x) / 2
+        on = self.distance(x) < NEAREST
+        found[on] = left_of(self.theta, self.a**2, x[on] + side * NEAREST, "left" if side < 0 else "right")
+        return np.clip(found, 0, 1)
 
     def _resolvent(self, x: np.ndarray, squares: np.ndarray, space: np.ndarray) -> np.ndarray:
         """Re e_1^T (T_x - x - i y)^-1 e_1 at y^2 = `squares`, (X, L); `space` (X, k, L) is overwritten.
@@ -112,45 +134,14 @@ class Radau:
         re, im = g_re**2 - g_im**2, 2 * g_re * g_im  # of G^2
         return np.asarray(sums[:, 0] - (im * e_re - re * e_im) / (y * (e_re**2 + e_im**2)))
 
-    def left(self, x: np.ndarray, side: int) -> np.ndarray:
-        """The weight left of x, (X,), without that at x (side -1) or with it (+1): `middle`, or near Gauss nodes `fraction`."""
-        found, easy = np.empty(len(x)), self.reaches(x)
-        found[easy] = self.middle(x[easy]) + side * self.at(x[easy]) / 2
-        hard = np.flatnonzero(~easy)
-        for s in range(0, len(hard), MANY):
-            found[hard[s : s + MANY]] = self.fraction(x[hard[s : s + MANY]], side)
-        return found
-
-    def fraction(self, x: np.ndarray, side: int) -> np.ndarray:
-        """Weight of the Radau nodes left of the line Re z = x + side 1e-9, for the rules that have x among their nodes.
-
-        With m(z) = e_1^T (T_x - z)^{-1} e_1, the signed weight sum_i w_i sign(theta_i - c) is (2/pi) int_0^inf Re m(c + iy) dy:
-        a trapezoidal sum in log y, each m one continued fraction. It needs no eigenvalues and has no special case where x is a
-        Ritz value. With the pivots d_j of T - x I and h = x - z, m = 1 / (h c_1), c_{k+1} = 1 and
-        c_j = 1 + c_{j+1} d_j^2 / (b_j^2 + h c_{j+1} d_j): the pole at x stands in front, where the plain fraction cancels it to
-        eps / 1e-9.
-        """
-        d = np.empty((len(self.alphas), len(x)))  # Sturm sequence
-        for j, alpha in enumerate(self.alphas):
-            pivot = alpha - x - (self.betas[j - 1] ** 2 / d[j - 1] if j > 0 else 0.0)
-            d[j] = np.where(np.abs(pivot) < EPS**2, EPS**2, pivot)
-        y = np.exp(np.arange(np.log(Y_RANGE[0]), np.log(Y_RANGE[1]), LOG_STEP))[:, None]
-        h, c = -side * 1e-9 - 1j * y, np.ones((len(y), len(x)), dtype=complex)
-        for pivot, beta in zip(d[::-1], self.betas[::-1], strict=True):
-            c = 1 + c * pivot**2 / (beta**2 + h * c * pivot)
-        terms = y * (1 / (h * c)).real
-        geometric = 1 / np.expm1(LOG_STEP)  # beyond both ends the terms fall like y and like 1 / y
-        signed = 2 / np.pi * LOG_STEP * (terms.sum(0) + geometric * (terms[0] + terms[-1]))
-        return np.asarray((1 - signed) / 2)
-
 
 @lru_cache(maxsize=128)
-def sign_poles(nearest: float, error: float = SIGN) -> tuple[np.ndarray, np.ndarray]:
-    """Weights w (L,) and squares c (L,): sign(t) = t sum_l w_l / (t^2 + c_l) to `error` for nearest <= |t| <= REACH.
+def sign_poles(nearest: float, error: float = SIGN, reach: float = REACH) -> tuple[np.ndarray, np.ndarray]:
+    """Weights w (L,) and squares c (L,): sign(t) = t sum_l w_l / (t^2 + c_l) to `error` for nearest <= |t| <= reach.
 
     The best approximation of its kind: c from the elliptic function sc at equal steps, here by its series in the nome.
     """
-    k = nearest / REACH
+    k = nearest / reach
     K, K_small = scipy.special.ellipkm1(k * k), scipy.special.ellipk(k * k)
     count = 2 * int(np.ceil(np.log(4 / error) * np.log(4 / k) / np.pi**2))
     i, n = np.arange(1, count), np.arange(8)[:, None]
@@ -171,19 +162,21 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     Chebyshev-Markov-Stieltjes through the Gauss-Radau rule that has x among its k + 1 nodes (Golub, Meurant 2010, ch. 6):
     lower is the weight of its nodes left of x, upper adds the weight at x. In finite precision T belongs to a matrix whose
     eigenvalues differ by some eps ||A|| (Greenbaum 1989), so that lower is taken at x - 8 eps ||T||, upper at x + 8 eps ||T||,
-    eps of the products' dtype. O(k) a point: `Radau.middle` where no Gauss node is near, else a continued fraction, for which
-    nodes nearer to x than 1e-9 of the radius of T's spectrum count as undecided.
+    eps of the products' dtype; whose eigenvectors turn where eigenvalues are close (`Radau.turned`); and an invariant subspace
+    has a residual, as far as it is not told from 0. O(k) a point.
     """
     rules, margin, x = Radau(record), blur(record), np.asarray(x, dtype=float)
-    rounding = max(ROUNDING, epsilon(record) * norm(record) / rules.scale if rules.scale > margin else 0.0)
+    change = TURNED * epsilon(record) * norm(record) / rules.scale
     # the shares of what was deflated are dots of vectors in the products' dtype
     slack = BLUR * epsilon(record) if len(record.known) else 0.0
     finite, bounds = np.isfinite(x), []
     sides: tuple[tuple[int, Side], ...] = (-1, "left"), (+1, "right")
     for side, name in sides:
         mass = (x == np.inf).astype(float)
-        mass[finite] = rules.left(rules.units(x[finite]) + side * margin / rules.scale, side)
-        mass = np.clip(mass + side * rounding, 0, 1)
+        at = rules.units(x[finite]) + side * margin / rules.scale
+        left = rules.left(at, side)
+        mass[finite] = left + side * np.maximum(ROUNDING, rules.turned(at, left, change))
+        mass = np.clip(mass, 0, 1)
         mass = undeflated(record) * mass + left_of(record.known, record.shares, x + side * margin, name)
         mass = np.clip(mass + side * slack, 0.0, 1.0)
         bounds.append(np.where(x == np.inf, 1.0, np.where(x == -np.inf, 0.0, mass)))
@@ -193,11 +186,7 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def middle(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
     """The middle of the envelope, (X,), to MIDDLE: mu left of x and half of what can sit at x, finite precision apart."""
     rules = Radau(record)
-    points, found = rules.units(np.asarray(x, dtype=float)), np.empty(len(x))
-    easy = np.full(len(x), record.steps >= LEAST) | ~rules.inside(points)
-    found[easy] = rules.middle(points[easy], MIDDLE)
-    if not easy.all():
-        found[~easy] = (rules.fraction(points[~easy], -1) + rules.fraction(points[~easy], +1)) / 2
+    found = rules.middle(rules.units(np.asarray(x, dtype=float)), MIDDLE)
     known = (left_of(record.known, record.shares, x, "left") + left_of(record.known, record.shares, x, "right")) / 2
     return np.asarray(np.clip(undeflated(record) * found + known, 0.0, 1.0))
 

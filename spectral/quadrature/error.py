@@ -29,7 +29,8 @@ def stated_error(q: Quadrature) -> dict[str, float]:
     truncated, rounding = (share * float(part) for part in q.pooling @ probes)
     held = q.mass > 0
     order = np.argsort(q.nodes[held], kind="stable")
-    nodes, F = q.nodes[held][order], np.clip(np.cumsum(q.mass[held][order]), 0, 1)
+    nodes, mass = q.nodes[held][order], beta.located(q.nodes, q.mass, 1 / r)[held][order]
+    F = np.clip(np.cumsum(mass / mass.sum()), 0, 1)  # a mass that was drawn too light would hide its noise
 
     def mean(F: np.ndarray) -> np.ndarray:  # of |noise| of the CDF where it is F: E|z| of a normal z
         return np.sqrt(2 / np.pi * np.asarray(q.noise(F * (1 - F))))

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from spectral import arrays
-from spectral.krylov.lanczos import LanczosRecord
+from spectral.krylov.lanczos import BREAKDOWN, LanczosRecord
 
 Side = Literal["left", "right"]
 TINY = float(np.finfo(float).tiny)
+TURNED = 2.0  # eps ||T||: how far rounding of products changes T; .7 seen, in float32 and float64
 BLUR = 8.0  # eps ||T||: how far eigenvalues of the matrix that T belongs to may be from A's (Greenbaum 1989)
 
 
@@ -85,6 +86,11 @@ def norm(record: LanczosRecord) -> float:
 def blur(record: LanczosRecord) -> float:
     """How far finite precision moves an eigenvalue at most: BLUR eps times a bound of ||T|| and of the known eigenvalues."""
     return BLUR * epsilon(record) * max(norm(record), float(np.abs(record.known).max(initial=0.0)), 1e-150)
+
+
+def residual(record: LanczosRecord) -> float:
+    """beta_k, as far as it is told from 0: of an invariant subspace the most that counts as 0."""
+    return float(record.betas[-1]) or BREAKDOWN * epsilon(record) * norm(record)
 
 
 def zero_level(scale: float, dim: float, eps: float) -> float:
