@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import io
 import logging
 import os
 import re
@@ -39,7 +38,7 @@ from omegaconf.errors import (
 )
 
 import spectral
-from spectral import collectives, distributed
+from spectral import collectives, distributed, failures
 from spectral.app import configuration, hydra_node, ranks, run, sweeps, targets
 from spectral.experiments import own
 from spectral.threads import instead
@@ -72,9 +71,7 @@ def main() -> None:
     full = asked == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises instead of printing, and the sentence below is ours
     signal.signal(signal.SIGTERM, _terminate)
-    for stream in (sys.stdout, sys.stderr):  # Windows' pipes, for one, have no letter for lambda
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    failures.writable_output()
     running.clear()
     loader, logging.raiseExceptions = internal.ConfigLoaderImpl, False  # a reader such as head may close the pipe early
     clock = utils.datetime
@@ -309,7 +306,7 @@ def sentence(problem: BaseException, given: list[str]) -> str:
     if isinstance(problem, KeyError) and problem.args:
         text = str(problem.args[0])
     if isinstance(problem, OSError) and problem.filename and problem.strerror:
-        return f"{problem.filename} cannot be read or written ({problem.strerror}); name another file or folder."
+        return failures.of_file(problem)
     if job := LOST_JOB.match(text):
         log = Path(job[1].replace("_result.pkl", "_log.err"))
         return f"A process of a job ended without a result ({job[2]}), see {log}; {_go_on(log.parents[2], given)}"

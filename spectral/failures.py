@@ -1,9 +1,11 @@
-"""What other people's exceptions say, in one line."""
+"""What other people's exceptions say, in one line, and an output that can write it."""
 
 from __future__ import annotations
 
 import dis
+import io
 import re
+import sys
 
 # torch goes on in hints for modes
 OPERATOR = re.compile(r"There was no rule registered for HigherOrderOperator (\w+).*")
@@ -29,3 +31,21 @@ def first_line(failure: BaseException) -> str:
     return OPERATOR.sub(
         r"torch.func does not differentiate the operator \1; write its branches or its loop in Python", line
     )
+
+
+def of_file(failure: OSError) -> str:
+    """What a file or folder that cannot be used is called, and what to do; its own words where it names none.
+
+    >>> of_file(PermissionError(13, "Permission denied", "out.npz"))
+    'out.npz cannot be read or written (Permission denied); name another file or folder.'
+    """
+    if not (failure.filename and failure.strerror):
+        return str(failure)
+    return f"{failure.filename} cannot be read or written ({failure.strerror}); name another file or folder."
+
+
+def writable_output() -> None:
+    """Letters that an output does not have, as Windows' pipes have none for lambda, are written by their numbers."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -401,6 +401,10 @@ def test_no_blocks_is_one_sentence():
             blocks(A)
     with pytest.raises(ValueError, match=r"by='layer' is not known; use one of parameter, module"):
         blocks(H, by="layer")
+    with pytest.raises(
+        TypeError, match=r"by= is of type dict, and takes a word; what says the parts goes to partition="
+    ):
+        blocks(H, by={"a": [0]})
 
 
 def test_leaves_no_trace_and_follows_the_model():

@@ -309,6 +309,7 @@ def test_an_experiment_has_a_row_for_each_condition_of_each_matrix(tmp_path: Pat
     shown = sweep.table(found, "ntk.logits.train", tmp_path)
     texts = [[cell.text for cell in entry.cells] for entry in shown.groups[0][1]]
     assert texts[1] == ["2", "0.1", "true labels", "10.50 ± 0.71", "2.000 †1/2", "0, 1"]
+    assert "densities" not in sweep.caption(found)  # of cells without spectra
     assert "the flattened input Jacobian (logits, train) lies between 10.50 ± 0.71" in sweep.answer(found).sentence
 
 
@@ -320,6 +321,16 @@ def test_errors_are_one_sentence(tmp_path: Path, capsys, kind: str) -> None:
         sweep.main([str(tmp_path / "no" if kind == "missing" else tmp_path)])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("spectral-report: ") and said.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys) -> None:
+    result = {"config": {"seed": 0}, "cost": {}, "estimates": {}, "cells": {}}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (taken := tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        sweep.main([str(tmp_path), "--output", str(taken)])
+    said = capsys.readouterr().err
+    assert said == f"spectral-report: {taken} cannot be read or written (File exists); name another file or folder.\n"
 
 
 def test_a_finished_run_is_known_wherever_it_stands_in_a_sweep(tmp_path: Path) -> None:

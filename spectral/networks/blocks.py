@@ -71,6 +71,10 @@ def blocks(A: Operator, partition: Any = None, *, by: str = "parameter") -> dict
         if by != "parameter":
             raise ValueError(f"by={by!r} and partition= both say what a block is; leave one of them out.")
         return _parts(as_operator(A), partition)
+    if not isinstance(by, str):
+        raise TypeError(
+            f"by= is of type {type(by).__name__}, and takes a word; what says the parts goes to partition=."
+        )
     choice(by, "by", ("parameter", "module"))
     inner = _of_parameters(A)
     if inner is None:

@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import quote
 
 import spectral
+from spectral import failures
 from spectral.app.store import inside, read_result
 from spectral.experiments.effects import Row, number_of, refused, row_of
 from spectral.experiments.prose import prose, say, told
@@ -132,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", metavar="DIR", help="where to write (default: the first DIR)")
     parser.add_argument("--tables", action="store_true", help="the tables alone: no page, no spectrum is read")
     given = parser.parse_args(arguments)
+    failures.writable_output()
     try:
         runs = find(given.folders)
         output = Path(given.output or given.folders[0])
@@ -139,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tabled = write_tables(runs, output)
         page = None if given.tables else write(runs, output)
     except (ValueError, OSError) as problem:
-        print(f"spectral-report: {problem}", file=sys.stderr)
+        said = failures.of_file(problem) if isinstance(problem, OSError) else problem
+        print(f"spectral-report: {said}", file=sys.stderr)
         raise SystemExit(2) from None
     print("\n" + "\n".join(f"{kind}: {path}" for kind, path in tabled))
     if page is not None:
@@ -476,7 +479,9 @@ def _levels(sweep: Sweep) -> dict[str, float]:
 
 def caption(sweep: Sweep) -> str:
     """What is drawn."""
-    return say(TEXTS["caption"], most=MOST_CURVES, configurations=len(sweep.series))
+    cells = (cell for panel in sweep.panels for c in sweep.of(panel) for _, cell in c.seeds.values())
+    densities = any("spectrum" in cell for cell in cells)
+    return say(TEXTS["caption"], most=MOST_CURVES, configurations=len(sweep.series), densities=densities)
 
 
 if __name__ == "__main__":
