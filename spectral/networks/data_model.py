@@ -549,7 +549,7 @@ class DataModel:
         made = torch.func.functional_call(self.call, inside, (batch, then, output), tie_weights=False)
         for node in nodes(tensors([made])):
             if isinstance(node, BackwardCFunction) and "apply" not in vars(node):
-                node.apply = partial(self._backward, inside, weakref.ref(node))  # type: ignore[attr-defined]
+                node.apply = partial(self._backward, inside, weakref.ref(node))  # type: ignore[method-assign]
         return made
 
     def _backward(self, inside: dict[str, torch.Tensor], node: Callable[[], Any], *gradients: torch.Tensor) -> Any:
