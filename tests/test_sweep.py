@@ -324,7 +324,8 @@ def test_errors_are_one_sentence(tmp_path: Path, capsys, kind: str) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys) -> None:
-    result = {"config": {"seed": 0}, "cost": {}, "estimates": {}, "cells": {}}
+    cell = {"matrix": "ntk.logits.train", "condition": "true", "seed": 0, "metrics": {"trace": 1.0}}
+    result = {"config": {"seed": 0}, "cost": {}, "estimates": {}, "cells": [cell]}
     (tmp_path / "result.json").write_text(json.dumps(result))
     (taken := tmp_path / "file").touch()
     with pytest.raises(SystemExit):
