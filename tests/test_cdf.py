@@ -160,10 +160,9 @@ def test_an_error_leaves_one_probe_out_after_the_other():
 
 
 def test_a_large_eigenvalue_that_two_probes_hardly_see_hides_none_of_their_noise():
-    """Three outliers carry the W1 error: masses that are drawn small made what was stated small."""
-    values = np.append(np.linspace(0, 1, 37), [10.0, 100.0, 1000.0])
-    truth, near = spectral.Spectrum.from_eigenvalues(values), []
+    """Three outliers carry the W1 error: masses that are drawn small made what was stated small, a third of the error."""
+    values = np.append(np.zeros(37), [10.0, 100.0, 1000.0])
+    truth = spectral.Spectrum.from_eigenvalues(values)
     for seed in range(40):
         s = spectral.slq(np.diag(values), seed=seed, probes=2, steps=12, deflate=False)
-        near.append(float(s.distance(truth).value) <= s.meta["error"]["w1_95"] * np.ptp(s.interval))
-    assert np.mean(near) >= 0.92
+        assert float(s.distance(truth).value) <= 1.1 * s.meta["error"]["w1_95"] * np.ptp(s.interval)

@@ -41,6 +41,7 @@ NEAREST = 2.0**-49  # to a Gauss node: theta itself is known to a few units of 2
 REACH = 9.0  # Gauss nodes stay within 1, and a Radau node at R has a weight of (2 R - 2)^(-2k) at most
 SINGLE = 1e-6  # an error that single precision has: half the time
 EPS = 2.0**-52
+NOTHING = np.zeros(0, dtype=np.int64)
 CHUNK = 16  # points at a time: their (X, k, L) array stays in cache
 MANY = 256  # points at a time of one value of each node
 MIDDLE = 1e-6  # of the mass: what is drawn and compared knows no more
@@ -58,7 +59,6 @@ class Radau:
         spread = np.abs(record.alphas - self.centre).max() + 2 * max(record.betas.max(initial=0.0), beta)
         self.scale = max(float(spread), blur(record))
         self.theta, self.a, self.b = theta / self.scale, S[0], S[-1] * (beta / self.scale)
-        self.gaps = np.diff(self.theta, prepend=-np.inf, append=np.inf)
         self.reach = max(REACH, 1 + SIGN ** (-0.5 / len(theta)) / 2)
 
     def units(self, x: np.ndarray) -> np.ndarray:
@@ -70,13 +70,14 @@ class Radau:
         right = np.clip(np.searchsorted(self.theta, x), 1, len(self.theta) - 1)
         return np.asarray(np.minimum(np.abs(x - self.theta[right - 1]), np.abs(self.theta[right] - x)))
 
-    def turned(self, x: np.ndarray, left: np.ndarray, change: float) -> np.ndarray:
+    def turned(self, x: np.ndarray, left: np.ndarray, change: float, gone: np.ndarray) -> np.ndarray:
         """The most mass, (X,), that a symmetric `change` E of T moves across x, which has the mass `left` on its left.
 
         The space of the nodes left of x turns by ||E|| / gap at most, gap that of the nodes around x (Davis, Kahan 1970); e_1 has
-        sqrt(left) in it and sqrt(1 - left) beside it.
+        sqrt(left) in it and sqrt(1 - left) beside it. Nodes that are `gone` turn among themselves, which moves none of the rest.
         """
-        angle = change / self.gaps[np.searchsorted(self.theta, x)]
+        theta = np.delete(self.theta, np.unique(gone[gone < len(self.theta)]))
+        angle = change / np.diff(theta, prepend=-np.inf, append=np.inf)[np.searchsorted(theta, x)]
         return np.asarray(2 * np.sqrt(left * (1 - left)) * angle + angle**2)
 
     def inside(self, x: np.ndarray) -> np.ndarray:
@@ -156,7 +157,7 @@ def sign_poles(nearest: float, error: float = SIGN, reach: float = REACH) -> tup
     return w * (2 * nearest / (value.max() + value.min())), odd * nearest**2
 
 
-def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def envelope(record: LanczosRecord, x: np.ndarray, gone: np.ndarray = NOTHING) -> tuple[np.ndarray, np.ndarray]:
     """Sharp bounds lower <= mu((-inf, t)) <= mu((-inf, t]) <= upper at t = x, (X,) each, from the moments in the record.
 
     Chebyshev-Markov-Stieltjes through the Gauss-Radau rule that has x among its k + 1 nodes (Golub, Meurant 2010, ch. 6):
@@ -175,7 +176,7 @@ def envelope(record: LanczosRecord, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
         mass = (x == np.inf).astype(float)
         at = rules.units(x[finite]) + side * margin / rules.scale
         left = rules.left(at, side)
-        mass[finite] = left + side * np.maximum(ROUNDING, rules.turned(at, left, change))
+        mass[finite] = left + side * np.maximum(ROUNDING, rules.turned(at, left, change, gone))
         mass = np.clip(mass, 0, 1)
         mass = undeflated(record) * mass + left_of(record.known, record.shares, x + side * margin, name)
         mass = np.clip(mass + side * slack, 0.0, 1.0)

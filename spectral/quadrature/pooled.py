@@ -158,7 +158,7 @@ class Quadrature:
 
     def probe_envelope(self, k: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The envelope of probe k with the mass of the atoms taken out, and with what positive semi-definiteness adds."""
-        low, high = envelope(self.records[k], x)
+        low, high = envelope(self.records[k], x, self.removed[k])
         free = gauss.free_share(self.records[k], self.removed[k])
         low = np.clip((low - self._taken(k, x + self.value_error, "right")) / free, 0, 1)
         high = np.clip((high - self._taken(k, x - self.value_error, "right")) / free, 0, 1)
