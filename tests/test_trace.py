@@ -138,7 +138,7 @@ def test_the_samples_are_those_of_the_definition_with_and_without_each_other_vec
     sampler = {"xtrace": samplers.XTrace, "xnystrace": samplers.XNysTrace}[method](spectral.as_operator(A), 3)
     sampler.add(4)
     sampler.add(2)
-    e, change = sampler.samples()
+    e, change, _ = sampler.samples()
     Omega = sampler.Omega.numpy()
     assert e == pytest.approx(written(A, Omega), rel=1e-9)
     for j in range(m):
