@@ -1023,3 +1023,41 @@ def test_output_may_be_what_a_hook_has_kept(problem):
         right = rows(torch.tanh(model[0](x)), list(model.parameters()))
         assert agrees(J, right)
         torch.testing.assert_close(J.squared_norms(), right.square().sum(1).view(6, 4).sum(1))
+
+
+class InPlace(nn.Module):
+    """Changes what it is given, and applies a model to that."""
+
+    def __init__(self, model, change):
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, x):
+        self.change(x)
+        return self.model(x)
+
+
+CHANGES = {
+    "scaled": lambda x: x.mul_(0.5).sub_(0.1),
+    "clamped": lambda x: x.clamp_(-0.3, 0.3),
+    "part": lambda x: x[:, :1].neg_(),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_forward_may_write_to_its_inputs_and_yours_stay_as_they_were(problem, how):
+    """The first forward pass changed the user's tensors, and the second one was refused as random."""
+    model, x, y = problem
+    given, changed, data = InPlace(model, CHANGES[how]), x.clone(), cut(x, y)
+    CHANGES[how](changed)
+    before = [part.clone() for part, _ in data]
+    for one in (Hessian, GaussNewton, EmpiricalFisher):
+        assert agrees(one(given, CE, data), dense(one(model, CE, cut(changed, y))))
+    assert agrees(Jacobian(given, data), dense(Jacobian(model, cut(changed, y))))
+    due = spectral.diagonal(EmpiricalFisher(model, CE, cut(changed, y)), method="exact", progress=False).value
+    found = spectral.diagonal(EmpiricalFisher(given, CE, data), method="exact", progress=False).value
+    np.testing.assert_allclose(found, due, rtol=1e-10)
+    apart = InPlace(given, lambda x: None)  # which takes a copy beforehand
+    apart.forward = lambda x: given(x.clone())
+    assert agrees(Jacobian(given, data, wrt="inputs"), dense(Jacobian(apart, data, wrt="inputs")))
+    assert all(torch.equal(part, old) for (part, _), old in zip(data, before, strict=True))

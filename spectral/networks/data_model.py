@@ -46,7 +46,7 @@ from spectral.networks.diagnose.graph import nodes
 from spectral.networks.learned_loss import Loss
 from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
 from spectral.networks.products import Products
-from spectral.networks.trees import apart, leaves, map_tensors, replaced, tensors
+from spectral.networks.trees import leaves, map_tensors, repacked, replaced, tensors
 from spectral.pieces import Shards
 from spectral.probes import Signs
 from spectral.schema import choice, function
@@ -138,6 +138,8 @@ class DataModel:
         self._info: DatasetInfo | None = None
         self._clones: dict[str, torch.Tensor] | None = None  # of the buffers, for the sweep under way
         self._writes = False  # whether forward has been seen to write into buffers
+        self._overwrites: bool | None = None  # whether forward writes to its inputs, once the first batch has shown it
+        self._copies: list[torch.Tensor] = []  # of the first batch's tensors, on which it shows
         self._stack: ExitStack | None = None  # of the sweep under way
         self._opened = False
         self._seen_version: model_state.Version | None = None  # of the sweep under way
@@ -483,7 +485,7 @@ class DataModel:
         if self.inner is not None:
             module = activations.module_named(self.model, self.inner)
             return activations.taken(
-                module, self.inner, self.samples.size(batch), lambda: self.run({}, apart(batch), lambda z: z)
+                module, self.inner, self.samples.size(batch), lambda: self.run({}, self._lent(batch), lambda z: z)
             )
         if self._embeds(batch):
             with torch.no_grad():
@@ -521,17 +523,17 @@ class DataModel:
         then = then or self.select
 
         def of_parameters(*values: torch.Tensor) -> Any:
-            there = apart(batch)
+            there = self._lent(batch)
             return self.run(dict(zip(self.names, values, strict=True)), there, lambda output: then(output, there))
 
         def of_inputs(x: torch.Tensor) -> Any:
-            there = apart(self.with_inputs(batch, x))
+            there = self._lent(self.with_inputs(batch, x))
             return self.run({}, there, lambda output: then(output, there))
 
         def of_activations(h: torch.Tensor) -> Any:
             module = activations.module_named(self.model, self.inner or "")
             with activations.standing_in(module, self.inner or "", h):
-                there = apart(batch)
+                there = self._lent(batch)
                 return self.run({}, there, lambda output: then(output, there))
 
         return of_parameters if self.wrt == "params" else of_inputs if self.inner is None else of_activations
@@ -565,6 +567,20 @@ class DataModel:
         with nullcontext() if self._opened else self.opened():
             return torch.func.functional_call(self.call, inside, (None, then, None), tie_weights=False)
 
+    def _lent(self, batch: Any) -> Any:
+        """The batch as forward may have it: in containers of its own and, where it writes to its inputs, with copies of these."""
+        there = repacked(batch)
+        if self._overwrites is None:
+            there = map_tensors(lambda t: t if t.requires_grad else t.clone(), there)
+            self._copies += tensors(there)
+        return map_tensors(torch.clone, there) if self._overwrites else there
+
+    def shown(self) -> None:
+        """The first batch has been run: whether forward writes to its inputs is known."""
+        if self._overwrites is None:
+            self._overwrites = any(private.version(t) > 0 for t in self._copies if not t.requires_grad)
+            self._copies.clear()
+
     def _everywhere(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each value at every place where a module holds the parameter or buffer of that name, tied ones included.
 
@@ -585,7 +601,7 @@ class DataModel:
 
     def output(self, batch: Any) -> Any:
         """What the model returns, without graphs."""
-        return map_tensors(torch.Tensor.detach, self.run(self.values, apart(batch), lambda z: z))
+        return map_tensors(torch.Tensor.detach, self.run(self.values, self._lent(batch), lambda z: z))
 
     def split(self, v: torch.Tensor | Signs) -> tuple[torch.Tensor, ...]:
         """A vector (P,) as tangents shaped like the parameters, in the products' dtypes: its memory where that is its own."""
@@ -613,7 +629,7 @@ class DataModel:
     def select(self, output: Any, batch: Any) -> torch.Tensor:
         """What `of` names, flattened per sample to (B, k)."""
         if callable(self.of):
-            z = self.of(output, apart(batch))
+            z = self.of(output, repacked(batch))
         elif self.of == "logits":
             z = output_tensor(output)
         elif self.of == "probs":
@@ -691,12 +707,15 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
     The first batch shows whether forward writes to its parameters: by torch, or past it, which cannot be undone.
     """
     if model.shards is not None:
-        return model.observed(function, batch)
+        z = model.observed(function, batch)
+        model.shown()
+        return z
     every = {**model.rest, **model.values} if index == 0 else {}
     before = {name: arrays.checksum(value) for name, value in every.items()}
     try:
         with threads.instead(model, frozen=model.rest), model_state.Unwritten(every) if every else nullcontext():
             z = function(*model.primals(batch))
+        model.shown()
     except FAILURES as problem:
         if is_own(problem):
             raise

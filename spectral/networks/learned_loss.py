@@ -22,7 +22,7 @@ from spectral.failures import first_line
 from spectral.networks import losses
 from spectral.networks.batches import LABEL_KEYS, Samples, is_finite
 from spectral.networks.places import output_place, output_tensor, target_of
-from spectral.networks.trees import Place, apart, leaves, replaced, tensors
+from spectral.networks.trees import Place, leaves, repacked, replaced, tensors
 
 # what a loss raises that is misused
 WRONG = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, AssertionError)
@@ -117,7 +117,7 @@ class Loss:
         return (
             self.given(output_tensor(output), self.target(batch))
             if self.of_target
-            else self.given(output, apart(batch))
+            else self.given(output, repacked(batch))
         )
 
     def _terms(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:

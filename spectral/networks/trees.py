@@ -84,11 +84,11 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> 
     return mapped(lambda _, leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
-def apart(tree: Any, above: tuple[int, ...] = ()) -> Any:
+def repacked(tree: Any, above: tuple[int, ...] = ()) -> Any:
     """The same leaves in containers of their own: what a user's function takes out of them or writes into them stays there."""
     if id(tree) in above or not (isinstance(tree, MutableMapping | tuple | list) or dataclasses.is_dataclass(tree)):
         return tree
-    return _rebuilt(tree, [(key, apart(part, (*above, id(tree)))) for key, part in children(tree) or ()])
+    return _rebuilt(tree, [(key, repacked(part, (*above, id(tree)))) for key, part in children(tree) or ()])
 
 
 def replaced(tree: Any, parts: Mapping[Place, Any]) -> Any:

@@ -30,7 +30,7 @@ from spectral.networks.loss_model import LossModel
 from spectral.networks.model_state import Snapshot
 from spectral.networks.output_curvature import loss_of_heads
 from spectral.networks.survey import of_all_ranks, survey
-from spectral.networks.trees import apart
+from spectral.networks.trees import repacked
 from spectral.threads import instead
 
 Function = Callable[..., torch.Tensor]
@@ -252,7 +252,7 @@ def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) ->
         try:
             with instead(network, values=leaves):
                 total = network.run(
-                    leaves, apart(there), lambda output: network.loss(network.with_heads(output, heads), there)[0]
+                    leaves, repacked(there), lambda output: network.loss(network.with_heads(output, heads), there)[0]
                 )
                 _reseed()
                 again = total_of(*heads)
