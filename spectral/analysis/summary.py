@@ -182,7 +182,7 @@ def spectral_entropy(spectrum: Spectrum) -> Estimate:
 
 
 def effective_rank(spectrum: Spectrum) -> Estimate:
-    """exp H; its error is of first order, and too small where H has its maximum: almost equal eigenvalues, few probes."""
+    """exp H; its error is of first order: too small where H hardly changes with what probes draw (two clusters, few probes)."""
     return _mapped(spectral_entropy(spectrum), np.exp, np.exp)
 
 

@@ -640,7 +640,10 @@ class DataModel:
         if not isinstance(z, torch.Tensor) or z.ndim == 0 or (first is not None and z.shape[0] != first.shape[0]):
             shape = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
             size = "B" if first is None else first.shape[0]
-            raise ValueError(f"the output is {shape}, but its first axis must be the {size} samples of the batch.")
+            raise ValueError(
+                f"the output is {shape}, but its first axis must be the {size} samples of the batch; let forward= or of= return a "
+                "row for each."
+            )
         if not z.is_floating_point():
             raise TypeError(
                 f"the output is {z.dtype}, which has no real derivative; pass of= or forward= that gives real numbers."
