@@ -641,8 +641,8 @@ class DataModel:
             shape = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
             size = "B" if first is None else first.shape[0]
             raise ValueError(
-                f"the output is {shape}, but its first axis must be the {size} samples of the batch; let forward= or of= return a "
-                "row for each."
+                f"the output is {shape}, but its first axis must be the {size} samples of the batch; let forward= or of= return"
+                " a row for each."
             )
         if not z.is_floating_point():
             raise TypeError(
