@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from spectral import arrays, cards, distributed, longvectors, persist
+from spectral.checksum import checksum_of
 from spectral.estimators.budget import Budget, Spent, environment, is_symmetric, progress_bar
 from spectral.krylov import linear
 from spectral.krylov.symmetry import hold_first
@@ -229,7 +230,7 @@ def finite_columns(A: Operator, array: Any, name: str) -> torch.Tensor:
     if not longvectors.finite(V):
         raise ValueError(f"{name} holds NaN or infinity; it must be finite.")
     if A.ranks > 1 and A.shards is None:
-        marks = distributed.gather(lambda: arrays.checksum(V))
+        marks = distributed.gather(lambda: checksum_of(V))
         for rank, mark in enumerate(marks):
             if mark != marks[0]:
                 raise ValueError(

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from spectral import arrays, longvectors
+from spectral.checksum import checksum_of
 from spectral.distributed import decided
 from spectral.estimators.budget import progress_bar, symmetric_operand
 from spectral.estimators.checkpoint import Checkpoint
@@ -197,7 +198,7 @@ def top(
     sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis, few)}
     given, begin = _start(op, start, sizes["most"])
     if begin is not None:
-        settings["start"] = arrays.checksum(begin) if op.shards is None else op.shards.checksum(begin)
+        settings["start"] = checksum_of(begin) if op.shards is None else op.shards.checksum(begin)
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
     state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, 0 if few else k, few))
     run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from spectral import arrays
+from spectral.checksum import checksum_of
 from spectral.networks.trees import Place, leaves, mapped, replaced, tensors
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
@@ -86,7 +87,7 @@ def is_finite(batch: Any) -> bool:
 def fingerprint(batch: Any) -> str:
     """A hash of every entry of a batch's tensors and of its numbers and words."""
     rest = [f"{place}: {leaf}" for place, leaf in leaves(batch) if isinstance(leaf, bool | int | float | str)]
-    return "; ".join([arrays.checksum(*tensors(batch)), *rest])
+    return "; ".join([checksum_of(*tensors(batch)), *rest])
 
 
 def part(t: torch.Tensor, start: int, stop: int) -> torch.Tensor:

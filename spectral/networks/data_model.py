@@ -26,6 +26,7 @@ from torch import nn
 from torch.autograd.function import BackwardCFunction
 
 from spectral import arrays, longvectors, threads
+from spectral.checksum import checksum_of
 from spectral.engine import linearize, private
 from spectral.failures import first_line, is_own
 from spectral.networks import activations, checkpointing, model_state
@@ -392,7 +393,7 @@ class DataModel:
         """The same for each parameter and buffer of the model by itself, by its name."""
         with threads.alone(self.model.modules()):
             named = [*self.model.named_parameters(), *self.model.named_buffers()]
-            return {name: arrays.checksum(t.detach()) for name, t in named}
+            return {name: checksum_of(t.detach()) for name, t in named}
 
     @property
     def surveyed(self) -> bool:
@@ -714,7 +715,7 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
         model.shown()
         return z
     every = {**model.rest, **model.values} if index == 0 else {}
-    before = {name: arrays.checksum(value) for name, value in every.items()}
+    before = {name: checksum_of(value) for name, value in every.items()}
     try:
         with threads.instead(model, frozen=model.rest), model_state.Unwritten(every) if every else nullcontext():
             z = function(*model.primals(batch))
@@ -746,6 +747,6 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
             f"batch {index} holds {listed}, but the model is {model.compute_dtype}; convert one of them."
         ) from problem
     for name, value in every.items():
-        if arrays.checksum(value) != before[name]:
+        if checksum_of(value) != before[name]:
             raise ValueError(model_state.written_to(name))
     return z

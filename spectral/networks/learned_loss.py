@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from spectral import arrays, distributed
+from spectral.checksum import checksum_of
 from spectral.failures import first_line
 from spectral.networks import losses
 from spectral.networks.batches import LABEL_KEYS, Samples, is_finite
@@ -93,7 +94,7 @@ class Loss:
 
     def _marked(self) -> str:
         ignored = getattr(self.given, "ignore_index", None)
-        return f"{arrays.checksum(*self.given.buffers())} {ignored}" if self.is_module else ""
+        return f"{checksum_of(*self.given.buffers())} {ignored}" if self.is_module else ""
 
     def __call__(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum over the counted targets, their count) of one batch, scalars: added over batches they make the mean of all."""

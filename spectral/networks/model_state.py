@@ -27,6 +27,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from spectral import arrays
+from spectral.checksum import checksum_of
 from spectral.engine import private
 from spectral.networks.trees import tensors
 from spectral.threads import Shared, instead
@@ -318,7 +319,7 @@ def _check_norms(model: nn.Module, module: nn.Embedding | nn.EmbeddingBag) -> No
 def checksum(roots: Iterable[nn.Module]) -> str:
     """A hash of every entry of the parameters and buffers: one that differs is another matrix."""
     found = {id(t): t for root in roots for t in (*root.parameters(), *root.buffers())}
-    return arrays.checksum(*found.values())
+    return checksum_of(*found.values())
 
 
 class Version:
@@ -360,7 +361,7 @@ class Version:
                 elif kind not in CONTAINERS or part:
                     queue.append(part)
             self.settings.append(plain)
-        self.checksum = arrays.checksum(*tensors)
+        self.checksum = checksum_of(*tensors)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Version) or self.checksum != other.checksum or self.settings != other.settings:

@@ -27,7 +27,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.autograd import forward_ad
 
-from spectral import arrays, collectives, distributed, longvectors, pieces, probes
+from spectral import collectives, distributed, longvectors, pieces, probes
+from spectral.checksum import checksum_of
 from spectral.engine import linearize
 from spectral.networks.calling import unwrapped
 from spectral.networks.data_model import DataModel
@@ -165,7 +166,7 @@ class ShardedModel(DataModel):
         named = {name: p.detach() for name, p in self.model.named_parameters()}
         spans = shards(named, distributed.world_size()).own
         own = (pieces.checksum(own_rows(p), (span,)) for p, span in zip(named.values(), spans, strict=True))
-        return sum(own), arrays.checksum(*self.model.buffers())
+        return sum(own), checksum_of(*self.model.buffers())
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "sharded": f"over {distributed.world_size()} ranks, each with its own samples"}

@@ -14,6 +14,7 @@ import scipy
 import torch
 
 from spectral import arrays, persist
+from spectral.checksum import checksum_of
 from spectral.operators.operator import Operator
 
 
@@ -42,7 +43,7 @@ class Dense(Operator):
         return A.values(), *A.indices()
 
     def identity(self) -> str:
-        return persist.fingerprint([self.describe(), arrays.checksum(*self._entries())])
+        return persist.fingerprint([self.describe(), checksum_of(*self._entries())])
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return self.matrix @ V
@@ -85,7 +86,7 @@ class Foreign(Operator):
         if not hasattr(self.matrix, "tocoo"):
             return super().identity()  # of entries that cannot be seen, a product would be the only proof
         A = self.matrix.tocoo()
-        return persist.fingerprint([self.describe(), arrays.checksum(*map(arrays.to_torch, (A.data, A.row, A.col)))])
+        return persist.fingerprint([self.describe(), checksum_of(*map(arrays.to_torch, (A.data, A.row, A.col)))])
 
     def _times(self, product: Callable[[Any], Any], V: torch.Tensor, rows: int) -> torch.Tensor:
         """The other library's product of a block (or a column), held to its shape and dtype.

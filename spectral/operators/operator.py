@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from spectral import arrays, distributed, longvectors, persist, probes
+from spectral.checksum import checksum_of
 from spectral.operators.export import cupy_view, scipy_view
 from spectral.operators.linear_map import LinearMap
 from spectral.pieces import Piece, Shards, local, own_rows
@@ -791,7 +792,7 @@ class Submatrix(Derived):
         return W if self.cols is None else W[self.cols]
 
     def describe(self) -> dict[str, Any]:
-        told = {name: "all" if index is None else arrays.checksum(index) for name, index in self.told.items()}
+        told = {name: "all" if index is None else checksum_of(index) for name, index in self.told.items()}
         return {**super().describe(), **told}
 
 

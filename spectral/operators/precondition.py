@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from spectral import arrays, persist
+from spectral.checksum import checksum_of
 from spectral.operators import kronecker
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Derived, Gram, Operator, Product
@@ -129,7 +130,7 @@ class Diagonal(Operator):
         return {**super().describe(), "preconditioner": "diagonal"}
 
     def identity(self) -> str:
-        return persist.fingerprint([self.describe(), arrays.checksum(local(self.entries))])
+        return persist.fingerprint([self.describe(), checksum_of(local(self.entries))])
 
 
 class Optimizer(Diagonal):
