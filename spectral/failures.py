@@ -8,7 +8,7 @@ import re
 import sys
 
 # torch goes on in hints for modes
-OPERATOR = re.compile(r"There was no rule registered for HigherOrderOperator (\w+).*")
+OPERATOR = re.compile(r"There was no rule registered for (?:HigherOrderOperator|HOP) (\w+).*")
 
 
 def is_own(failure: BaseException) -> bool:
