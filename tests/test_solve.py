@@ -91,6 +91,19 @@ def test_what_has_no_solution_ends_as_singular_and_minres_has_the_least_residual
     assert indefinite.meta["stops"] in (["indefinite"], ["tolerance"])
 
 
+@pytest.mark.parametrize("within", [0.0, 0.2, 1.0])
+def test_a_part_of_b_in_the_kernel_stays_and_x_is_not_what_rounding_makes_of_it(within):
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 5, 9):
+        Q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+        values = np.append(0.0, 1 + np.arange(n - 1))
+        A = (Q * values) @ Q.T
+        b = within * Q[:, 0] + np.sqrt(1 - within**2) * Q[:, 1]
+        s = solve((A + A.T) / 2, b)
+        assert s.residuals[0] == pytest.approx(within, abs=1e-6)  # the length of what no x reaches
+        assert np.linalg.norm(s.x) < 2  # b's other part is an eigenvector of 1
+
+
 def test_rounding_ends_a_run_that_asks_for_more_than_there_is_and_says_so():
     A = definite(DEFINITE.astype(np.float32))
     s = solve(A, b.astype(np.float32), tol=1e-9)

@@ -102,6 +102,15 @@ def test_zeros_in_float32_and_within_a_budget():
     np.testing.assert_array_equal(short.converged, short.residuals <= short.threshold)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_vectors_of_values_below_the_tolerance_are_orthonormal(wide):
+    J = np.eye(9, 6) * np.array([1.0, 1e-2, 1e-7, 1e-11, 1e-12, 1e-17])
+    for k in (2, 3, 5):
+        triplets = svd(J.T if wide else J, k, which="smallest")
+        for V in (triplets.left, triplets.right):
+            np.testing.assert_allclose(V.T @ V, np.eye(k), rtol=0, atol=1e-14)
+
+
 def test_scale_moves_along():
     J = np.random.default_rng(0).standard_normal((50, 30))
     one = svd(J, 3)

@@ -215,8 +215,7 @@ def _complement(K: Operator, Y: torch.Tensor, count: int, seed: int) -> torch.Te
     if count == 0:
         return Y[:0]
     W = torch.stack([K.T.probe(seed, (1 << 32) + i) for i in range(count)])
-    longvectors.orthogonalise(W, Y)
-    return longvectors.independent(W, Y, 0.0, partial(decided, K))[0]
+    return longvectors.independent(W, Y, 0.0, partial(decided, K), again=True)[0]
 
 
 def _outside(K: Operator, Y: torch.Tensor, run: Search, seed: int, count: int) -> torch.Tensor:
@@ -239,4 +238,4 @@ def _outside(K: Operator, Y: torch.Tensor, run: Search, seed: int, count: int) -
             s, before = K.T @ r, square
             square = longvectors.dot(s, s)
             p.mul_(square / before).add_(s)
-    return longvectors.independent(W, Y, 0.0, partial(decided, K))[0]
+    return longvectors.independent(W, Y, 0.0, partial(decided, K), again=True)[0]  # q has parts along Y's

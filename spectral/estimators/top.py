@@ -127,7 +127,8 @@ def top(
         (n, j) vectors of an earlier run, of a matrix near this one: `pairs.vectors`. They are orthonormalised. Any others are
         right too, and cost j products. See Notes.
     budget : int or str, optional
-        As in `slq`. A number of products is kept; of any other the products that give k pairs at all (2k) are made.
+        As in `slq`. A number of products is kept; of any other the products that give k pairs at all (2k + block - 1, and one
+        for each independent vector of `start`) are made.
     checkpoint : path, optional
         A file (its folder is made) that is written now and then, and at SIGINT and SIGTERM; the same call goes on to the
         same bits.

@@ -49,14 +49,14 @@ class Solved(NamedTuple):
 
 
 Run = Generator[Ask, Any, Solved]  # sent: the product (a tensor), or None
-Method = Callable[[torch.Tensor, float, int, float], Run]
+Method = Callable[[torch.Tensor, float, int, float, float], Run]
 
 
-def conjugate_gradients(b: torch.Tensor, goal: float, most: int, eps: float) -> Run:
-    """A x = b for positive definite A, until ||r|| <= goal: one product a step, four vectors."""
+def conjugate_gradients(b: torch.Tensor, goal: float, most: int, eps: float, norm: float = 0.0) -> Run:
+    """A x = b for positive definite A, until ||r|| <= goal: one product a step, four vectors. `norm`: ||A|| as seen before."""
     x, r, p = torch.zeros_like(b), b.clone(), b.clone()
     rho = square = longvectors.dot(r, r)  # ||r||^2 and ||p||^2
-    norm, coupling = 0.0, 0.0  # of A: rows of its Lanczos matrix
+    coupling = 0.0  # of A: ||A|| is seen in the rows of its Lanczos matrix
     for k in range(most):
         if rho <= goal**2:
             return Solved(x, k, "tolerance", norm)
@@ -80,12 +80,12 @@ def conjugate_gradients(b: torch.Tensor, goal: float, most: int, eps: float) -> 
     return Solved(x, most, "iterations", norm)
 
 
-def minres(b: torch.Tensor, goal: float, most: int, eps: float) -> Run:
+def minres(b: torch.Tensor, goal: float, most: int, eps: float, norm: float = 0.0) -> Run:
     """A x = b for symmetric A, of least ||r|| in the Krylov space, until ||r|| <= goal: one product a step, seven vectors."""
     beta = phi = longvectors.norm(b)
     x, v, before = torch.zeros_like(b), b / beta, torch.zeros_like(b)
     older, old = torch.zeros_like(b), torch.zeros_like(b)  # directions
-    c, s, delta_bar, epsilon, norm, coupling = -1.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    c, s, delta_bar, epsilon, coupling = -1.0, 0.0, 0.0, 0.0, 0.0
     for k in range(most):
         if phi <= goal:
             return Solved(x, k, "tolerance", norm)
@@ -182,15 +182,26 @@ def refined(method: Method, b: torch.Tensor, goal: float, most: int, eps: float)
     """A x = b until the true residual is `goal` at most, or rounding lowers it no more: solved again for what is left of b."""
     x, r, size, steps, stop, norm = torch.zeros_like(b), b, longvectors.norm(b), 0, "tolerance", 0.0
     while size > goal:
-        d, made, stop, seen, *_ = yield from method(r / size, max(INNER * goal / size, GAIN * eps), most - steps, eps)
-        norm = max(norm, seen)
+        d, made, stop, seen, *_ = yield from method(
+            r / size, max(INNER * goal / size, GAIN * eps), most - steps, eps, norm
+        )
+        known, norm = norm, max(norm, seen)
         if made == 0:
             break
         steps += made
-        x.add_(d, alpha=size)
-        w = yield Ask(x, last=True)
-        r, before = b - w, size
-        size = longvectors.norm(r)
+        d.mul_(size).add_(x)
+        w = yield Ask(d, last=True)
+        left, before = b - w, size
+        size = longvectors.norm(left)
+        if size > before and stop in (
+            "tolerance",
+            "singular",
+        ):  # in the kernel products are rounding, which none of them tells
+            size, stop = before, "singular" if stop == "singular" else "rounding"
+            if norm > 2 * known:
+                continue
+            break
+        x, r = d, left
         if stop == "tolerance" and size > max(goal, HALVED * before):
             stop = "rounding"
         if stop == "singular" and size <= HALVED * before:
