@@ -193,10 +193,8 @@ def refined(method: Method, b: torch.Tensor, goal: float, most: int, eps: float)
         w = yield Ask(d, last=True)
         left, before = b - w, size
         size = longvectors.norm(left)
-        if size > before and stop in (
-            "tolerance",
-            "singular",
-        ):  # in the kernel products are rounding, which none of them tells
+        # in the kernel products are rounding, which none of them tells
+        if size > before and stop in ("tolerance", "singular"):
             size, stop = before, "singular" if stop == "singular" else "rounding"
             if norm > 2 * known:
                 continue
