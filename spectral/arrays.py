@@ -388,7 +388,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def hold_default_device() -> None:
     """One sentence where torch makes tensors without numbers by default."""
-    if torch.get_default_device().type == "meta":
+    if torch.empty(0).is_meta:
         raise ValueError("torch's default device is meta, whose tensors hold no numbers; leave it, and call again.")
 
 

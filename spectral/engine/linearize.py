@@ -69,9 +69,8 @@ def gradients(total: torch.Tensor, leaves: Tensors, *, create_graph: bool = Fals
     """The gradient of a scalar with respect to the leaves, zeros for those that it does not depend on."""
     if not total.requires_grad:
         return tuple(torch.zeros_like(p) for p in leaves)
-    return dense(
-        torch.autograd.grad(total, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
-    )
+    found = torch.autograd.grad(total, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    return dense(found if create_graph else [t.detach() for t in found])  # torch 2.6: see `_through`
 
 
 def dense(parts: Tensors) -> tuple[torch.Tensor, ...]:

@@ -78,7 +78,7 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
     else:
         # of what the function has not dropped already, such as a model's own loss
         alive = [saved.tensor for saved in (reference() for reference in made) if saved is not None]
-        kinds |= {t.dtype for t in alive}
+        kinds |= {t.dtype for t in alive if t.numel()}  # torch 2.6 marks what it makes again by an empty float32
         own = {p.untyped_storage().data_ptr() for p in primals}
         parts = [part for t in alive for part in arrays.strided(t)]
         size = sum(bytes for address, bytes in arrays.storages(parts).items() if address not in own)
