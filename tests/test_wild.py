@@ -1061,3 +1061,18 @@ def test_forward_may_write_to_its_inputs_and_yours_stay_as_they_were(problem, ho
     apart.forward = lambda x: given(x.clone())
     assert agrees(Jacobian(given, data, wrt="inputs"), dense(Jacobian(apart, data, wrt="inputs")))
     assert all(torch.equal(part, old) for (part, _), old in zip(data, before, strict=True))
+
+
+def test_forward_has_a_batch_in_a_list_of_the_users_own_kind_with_what_it_carries() -> None:
+    class Pair(list):  # type: ignore[type-arg]
+        scale = 1.0
+
+    x = torch.arange(12.0, dtype=torch.float64).reshape(4, 3)
+    batch = Pair([x, torch.zeros(4, 1)])
+    batch.scale = 2.0  # an attribute, which no item holds
+    model = torch.nn.Linear(3, 1, bias=False).double()
+    J = spectral.Jacobian(model, [batch], forward=lambda m, b: m(b[0]) * b.scale)
+    v = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    assert torch.allclose(J @ v, 2 * x @ v)
+    assert type(batch) is Pair
+    assert batch[0] is x

@@ -65,10 +65,11 @@ def _rebuilt(tree: Any, parts: list[tuple[Any, Any]]) -> Any:
     if isinstance(tree, tuple):
         values = [part for _, part in parts]
         return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
-    if isinstance(tree, list):
-        return [part for _, part in parts]
     try:
         other = copy.copy(tree)
+        if isinstance(tree, list):
+            other[:] = [part for _, part in parts]
+            return other
         for key, part in parts:
             if isinstance(tree, Mapping):
                 other[key] = part
@@ -88,7 +89,11 @@ def repacked(tree: Any, above: tuple[int, ...] = ()) -> Any:
     """The same leaves in containers of their own: what a user's function takes out of them or writes into them stays there."""
     if id(tree) in above or not (isinstance(tree, MutableMapping | tuple | list) or dataclasses.is_dataclass(tree)):
         return tree
-    return _rebuilt(tree, [(key, repacked(part, (*above, id(tree)))) for key, part in children(tree) or ()])
+    parts = children(tree) or []
+    new = [(key, repacked(part, (*above, id(tree)))) for key, part in parts]
+    if isinstance(tree, tuple) and all(a is b for (_, a), (_, b) in zip(parts, new, strict=True)):
+        return tree  # nobody writes into it
+    return _rebuilt(tree, new)
 
 
 def replaced(tree: Any, parts: Mapping[Place, Any]) -> Any:
