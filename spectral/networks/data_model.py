@@ -139,8 +139,8 @@ class DataModel:
         self._info: DatasetInfo | None = None
         self._clones: dict[str, torch.Tensor] | None = None  # of the buffers, for the sweep under way
         self._writes = False  # whether forward has been seen to write into buffers
-        self._overwrites: bool | None = None  # whether forward writes to its inputs, once the first batch has shown it
-        self._copies: list[torch.Tensor] = []  # of the first batch's tensors, on which it shows
+        self._overwrites = False  # whether forward has been seen to write to its inputs
+        self._copies: list[torch.Tensor] | None = None  # of a batch's tensors, on which it shows, in the first sweep
         self._stack: ExitStack | None = None  # of the sweep under way
         self._opened = False
         self._seen_version: model_state.Version | None = None  # of the sweep under way
@@ -571,16 +571,21 @@ class DataModel:
     def _lent(self, batch: Any) -> Any:
         """The batch as forward may have it: in containers of its own and, where it writes to its inputs, with copies of these."""
         there = repacked(batch)
-        if self._overwrites is None:
+        if self._copies is not None:
             there = map_tensors(lambda t: t if t.requires_grad else t.clone(), there)
-            self._copies += tensors(there)
+            self._copies += [t for t in tensors(there) if not t.requires_grad]
+            return there
         return map_tensors(torch.clone, there) if self._overwrites else there
 
-    def shown(self) -> None:
-        """The first batch has been run: whether forward writes to its inputs is known."""
-        if self._overwrites is None:
-            self._overwrites = any(private.version(t) > 0 for t in self._copies if not t.requires_grad)
-            self._copies.clear()
+    @contextmanager
+    def lending(self) -> Iterator[None]:
+        """Inside, forward has copies of its inputs, which show whether it writes to them."""
+        self._copies = []
+        try:
+            yield
+        finally:
+            self._overwrites = self._overwrites or any(private.version(t) > 0 for t in self._copies)
+            self._copies = None
 
     def _everywhere(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each value at every place where a module holds the parameter or buffer of that name, tied ones included.
@@ -711,15 +716,14 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
     The first batch shows whether forward writes to its parameters: by torch, or past it, which cannot be undone.
     """
     if model.shards is not None:
-        z = model.observed(function, batch)
-        model.shown()
-        return z
+        with model.lending():
+            return model.observed(function, batch)
     every = {**model.rest, **model.values} if index == 0 else {}
     before = {name: checksum_of(value) for name, value in every.items()}
     try:
-        with threads.instead(model, frozen=model.rest), model_state.Unwritten(every) if every else nullcontext():
+        unwritten = model_state.Unwritten(every) if every else nullcontext()
+        with threads.instead(model, frozen=model.rest), unwritten, model.lending():
             z = function(*model.primals(batch))
-        model.shown()
     except FAILURES as problem:
         if is_own(problem):
             raise
