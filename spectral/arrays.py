@@ -88,7 +88,7 @@ def float64_device(device: torch.device) -> torch.device:
 
 def near(x: torch.Tensor) -> torch.Tensor:
     """x where float64 is: itself, or a copy on the processor."""
-    return x if has_float64(x.device) else x.cpu()
+    return x.to(float64_device(x.device))
 
 
 def double(x: torch.Tensor) -> torch.Tensor:

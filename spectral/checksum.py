@@ -46,8 +46,9 @@ def checksum_of(*tensors: torch.Tensor) -> str:
     Examples
     --------
     >>> x = torch.arange(6.0)
-    >>> checksum_of(x) == checksum_of(x.clone()), checksum_of(x) == checksum_of(x.flip(0))
-    (True, False)
+    >>> others = (x.clone(), x.flip(0), x.reshape(2, 3))
+    >>> [checksum_of(x) == checksum_of(y) for y in others]
+    [True, False, False]
     """
     names: list[str] = []
     sums: list[torch.Tensor] = []

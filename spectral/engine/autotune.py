@@ -599,6 +599,7 @@ def _said(failure: Exception) -> str:
 
 def _now(v: torch.Tensor) -> float:
     """The clock, after the device has done what it was asked."""
-    if v.device.type != "cpu":
+    present = torch.accelerator.current_accelerator() if v.device.type != "cpu" else None
+    if present is not None and present.type == v.device.type:
         torch.accelerator.synchronize(v.device)
     return time.perf_counter()

@@ -128,12 +128,12 @@ def chosen(model: DataModel, batch: Any, terms: Terms) -> Gradients:
 
 
 def squares_of_variable(model: DataModel, batch: Any, terms: Terms, z: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """(B, ...) for the inputs or a module's output, and the sum of w (g . z)^2, z (B, ...).
+    """(B, ...) for the inputs or a module's output, and the sum of w (g . z)^2, z (B, ...) in float64.
 
     Samples are separate, so that one backward pass has a term of all.
     """
     lin = linearize.ForwardMode(model.function(batch), model.primals(batch))
-    total, form = torch.zeros_like(arrays.near(z), dtype=torch.float64), 0.0
+    total, form = torch.zeros_like(z), 0.0
     for c in terms.there():
         g, w = map(arrays.double, (lin.vjp(terms.vectors(c[None], slice(None))[:, 0])[0], terms.weights[:, c]))
         total += w.view(-1, *(1 for _ in g.shape[1:])) * g.square()

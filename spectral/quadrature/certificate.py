@@ -34,7 +34,7 @@ from spectral.quadrature.gauss import (
     norm,
     residual,
     undeflated,
-)  # fmt: skip
+)
 
 SIGN = 1e-13  # largest error of the sign between NEAREST and REACH
 NEAREST = 2.0**-49  # to a Gauss node: theta itself is known to a few units of 2^-52
