@@ -392,6 +392,36 @@ def test_copy_of_the_model_gives_the_same_matrix():
     assert torch.allclose(a, b, atol=1e-12)
 
 
+def test_a_deep_copy_of_a_matrix_has_a_model_of_its_own_also_after_products():
+    case = CASES["batch-norm"]
+    model, batches = case.network(), case.batches()
+    for A in (spectral.Jacobian(model, batches), spectral.Hessian(model, nn.CrossEntropyLoss(), batches)):
+        v = torch.randn(A.shape[1], dtype=A.dtype)
+        expected = [A @ v for _ in range(4)][-1]  # graphs and programs are kept by then
+        other = copy.deepcopy(A)
+        with torch.no_grad():
+            model[0].weight.mul_(2)
+        assert torch.allclose(other @ v, expected, atol=1e-12)
+        assert not torch.allclose(A @ v, expected, atol=1e-3)
+
+
+def test_a_model_that_makes_inputs_of_its_labels_is_told_what_it_was_not_given():
+    class Translator(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x, labels=None):
+            return self.layer(x) + labels
+
+    batch = {"x": torch.randn(2, 3), "labels": torch.zeros(2, 2)}
+    with pytest.raises(
+        TypeError, match="what the batch holds without its labels, which a model is given with loss=None alone"
+    ):
+        spectral.Jacobian(Translator(), [batch])
+    assert spectral.Jacobian(Translator(), [batch], forward=lambda model, batch: model(**batch)).shape == (4, 8)
+
+
 @pytest.mark.parametrize(
     ("model", "why"),
     [

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import spectral
 from spectral.app import configuration
 from spectral.experiments import own, pretrained
+from spectral.experiments.datasets import Problem
 from spectral.experiments.weights import load_weights, weights_of
 from spectral.schema import Broken, Mismatch
 from spectral.spectrum import Spectrum
@@ -581,6 +582,8 @@ def test_a_folder_of_hugging_face_reads_text_in_its_own_tokens(here, monkeypatch
     assert result["metrics"]["dim"] == sum(p.numel() for p in inner.parameters())
     assert "GPT2LMHeadModel of gpt (float32)" in capsys.readouterr().out
     assert result["config"]["data"]["tokens"] == "gpt" and {"gpt", "mine.txt"} == set(result["config"]["files"])
+    with pytest.raises(ValueError, match="gpt reads its own tokens and predicts the next one, not tokens=bytes"):
+        own.huggingface(Problem("text", *[torch.zeros(0)] * 4, 3, (2,), "bytes", "next"), "gpt")
     write(
         here,
         batches="import torch\n\ndef make():\n    ids = torch.arange(24).view(3, 8) % 11\n"
@@ -605,6 +608,10 @@ def test_a_folder_that_lacks_weights_or_has_code_is_refused(here):  # noqa: F811
         vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4
     )
     transformers.BertModel(config).save_pretrained("bert")
+    with pytest.raises(
+        ValueError, match="bert is a BertModel, and text needs a causal language model; give batches of your own"
+    ):
+        own.huggingface(Problem("text", *[torch.zeros(0)] * 4, 3, (2,), "bert", "next"), "bert")
     whole = json.loads(Path("bert/config.json").read_text())
     Path("bert/config.json").write_text(json.dumps({**whole, "architectures": ["BertForSequenceClassification"]}))
     with pytest.raises(ValueError, match=r"lacks the weights of .*, which transformers would draw at random"):

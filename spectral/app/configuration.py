@@ -94,7 +94,9 @@ MODELS = {
     "gpt": Fields(may={"width": SIZE, "depth": SIZE, "heads": SIZE}),
     **dict.fromkeys(GIVEN, Fields()),
 }
-TEXT = Checked(check_tokens, "bytes, smollm2, minilm, or a folder with a tokenizer.json")
+TEXT = Checked(
+    check_tokens, "bytes, smollm2, minilm, a folder with a tokenizer.json, or data=file with batches of your own"
+)
 # Of a model: what its data must be, read by the group data.
 READS: dict[str, Rule] = {"images": Flag(), "text": TEXT, "predicts": Text(*TARGETS)}
 PLACE = Text(pattern=own.PLACE.pattern, said="FILE.py:FUNCTION")

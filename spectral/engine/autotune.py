@@ -13,6 +13,7 @@ What an engine is, and one that does nothing of all this, is `engine/plain.py`.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import time
@@ -152,6 +153,11 @@ class AutoEngine:
     choices: dict[str, Choice] = field(default_factory=dict)
     store: Store = field(default_factory=Store)
     shared: dict[Any, Any] = field(default_factory=dict)  # adders, block and compiled programs by their key
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AutoEngine:
+        """One that has multiplied nothing: graphs and programs are of the model that they were made of."""
+        explain = copy.deepcopy(self.explain, memo)
+        return AutoEngine(self.asked, self.ways, self.check, explain, self.turns, store=Store(self.store.budget))
 
     def multiplier(self, work: Workload) -> Tuned:
         if work.kind not in self.choices:

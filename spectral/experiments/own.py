@@ -259,10 +259,15 @@ def huggingface(problem: Problem, name: str, *, seed: int = 0) -> nn.Module:
         made, said = pretrained.of_folder(name)
     if isinstance(problem, Stream):
         chosen = made
-    elif problem.tokens and (problem.tokens != name or problem.targets != "next" or not pretrained.is_causal(made)):
+    elif problem.tokens and not pretrained.is_causal(made):
         raise ValueError(
-            f"{name} cannot read {problem.name} in tokens={problem.tokens} with targets={problem.targets}: text needs a causal "
-            "language model and its own tokens; leave data.tokens and data.targets out, or use data=file."
+            f"{name} is a {type(made).__name__}, and {problem.name} needs a causal language model; give batches of your own by "
+            "data=file data.path=FILE.py:FUNCTION."
+        )
+    elif problem.tokens and (problem.tokens != name or problem.targets != "next"):
+        raise ValueError(
+            f"{name} reads its own tokens and predicts the next one, not tokens={problem.tokens} with targets={problem.targets}; "
+            "leave data.tokens and data.targets out."
         )
     else:
         chosen = Causal(made) if problem.tokens or problem.y_train.ndim == 2 else Logits(made)

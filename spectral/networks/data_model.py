@@ -30,7 +30,16 @@ from spectral.checksum import checksum_of
 from spectral.engine import linearize, private
 from spectral.failures import first_line, is_own
 from spectral.networks import activations, checkpointing, model_state
-from spectral.networks.batches import Samples, check_data, fingerprint, placed, random_state, set_random_state, warm_up
+from spectral.networks.batches import (
+    LABEL_KEYS,
+    Samples,
+    check_data,
+    fingerprint,
+    placed,
+    random_state,
+    set_random_state,
+    warm_up,
+)
 from spectral.networks.calling import (
     NOTHING,
     WholeCall,
@@ -596,7 +605,7 @@ class DataModel:
         own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         value_of = {id(own[name]): value for name, value in values.items() if name in own}
         for name in values.keys() & own.keys():
-            values[name].held = own[name].detach()  # type: ignore[attr-defined]  # what an embedding reads as its padding
+            values[name].held = own[name]  # type: ignore[attr-defined]  # what an embedding reads as its padding
         return {
             f"{prefix}.{name}".lstrip("."): value_of[id(held)]
             for prefix, module in self.call.named_modules()
@@ -737,9 +746,13 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
         odd = [name for name, p in model.model.named_parameters() if not has_derivatives(p)]
         if not kinds and not odd:
             kind = next((kind for kind in (TypeError, RuntimeError) if isinstance(problem, kind)), ValueError)
+            withheld = [
+                key for key in LABEL_KEYS if model.call.run.given is default_forward and key in (fields(batch) or {})
+            ]
+            without = f" without its {withheld[0]}, which a model is given with loss=None alone" if withheld else ""
             raise kind(
                 f"the model fails on batch {index} ({type(problem).__name__}: {first_line(problem)}); the model, or forward= and "
-                "of= where they are given, must take what the batch holds."
+                f"of= where they are given, must take what the batch holds{without}."
             ) from problem
         if not kinds:
             raise TypeError(
