@@ -44,6 +44,7 @@ def captured(work: Callable[[], None], device: torch.device) -> Callable[[], Non
             work()
     torch.cuda.current_stream(device).wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device
+    # torch's own stream is one of the device that was current when it captured first; other threads may use the device
+    with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
         work()
     return graph.replay
