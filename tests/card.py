@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 aten = torch.ops.aten
 KINDS, NARROW = ("cuda", "mps"), ("mps",)  # without float64
 WIDE = (torch.float64, torch.complex128)
+# What torch lacks on Apple's GPUs, some of it up to 2.15 (pytorch issues 141287, 151874, 177370).
+LACKING = ("linalg_qr", "linalg_eig", "linalg_svd", "linalg_lstsq", "linalg_householder", "kthvalue")
 COPIES = (aten._to_copy.default, aten.copy_.default)
 WAITS = (aten._local_scalar_dense.default, aten.equal.default)  # the host needs a number
 INDICES = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default)
@@ -118,6 +120,8 @@ def on_card(func, args, kwargs, moved):
     small = func not in (aten.mm.default, aten.cat.default, aten.stack.default) and not any(x.ndim for x in others)
     if cards and others and func not in COPIES and func not in INDICES and not small:
         raise RuntimeError(f"{func} mixes devices: {[(str(x.device), tuple(x.shape)) for x in leaves]}")
+    if kind in NARROW and any(name in str(func) for name in LACKING):
+        raise NotImplementedError(f"The operator '{func}' is not currently implemented for the MPS device.")
     if func in WAITS and cards:
         moved.append(("back", str(func), 1))
     if func in COPIES:

@@ -9,6 +9,7 @@ through.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from unittest import mock
 
 import card
@@ -20,6 +21,9 @@ from torch.utils import backend_registration
 
 import spectral
 from spectral.engine import autotune, linearize
+from spectral.experiments.cell import TRUE, Settings, all_cells, run_cell
+from spectral.experiments.datasets import digits
+from spectral.experiments.models import model_for
 
 NAME = "npu"
 NARROW, ALL = ("narrow" in sys.argv), ("all" in sys.argv)
@@ -74,6 +78,16 @@ def preconditioned(device):
     return spectral.precondition(matrix(spectral.GaussNewton, device, net), optimizer)
 
 
+def trained(device):
+    """The spectrum of a network of an experiment, which it trains there."""
+    settings = Settings(
+        seeds=(0,), device=device, dtype=scenes.DTYPE, training={"max_epochs": 2}, problem=partial(digits, train=30, test=10),
+        model=partial(model_for, options={"widths": [6]}), conditions=(TRUE,), kinds=("stacked",), outputs=("probs",),
+        splits=("train",),
+    )  # fmt: skip
+    return run_cell(all_cells(settings)[0], settings).spectrum.points()[0]
+
+
 LABELS = [int(label) for _, y in scenes.data() for label in y]
 OTHERS = {
     "diagonal of Gauss-Newton": lambda d: (
@@ -91,6 +105,7 @@ OTHERS = {
     "Adam": lambda d: spectral.top(preconditioned(d), k=2, tol=1e-3, **QUIET).values,
     "differences": lambda d: scenes.product(matrix(spectral.Hessian, d, engine="finite-difference"), d),
     "double backward": lambda d: scenes.product(matrix(spectral.Hessian, d, engine="double-backward"), d),
+    "a trained network": lambda d: trained(d),
     "fresh": lambda d: scenes.product(matrix(spectral.GaussNewton, d, engine="fresh"), d),
 }
 

@@ -171,6 +171,8 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
         (["seed=3"], "experiment.seeds"),
         (["model=mlp", "seed=abc"], "seed='abc' is not possible; use a whole number >= 0."),
         (["model=mlp", "device.threads=0"], "device.threads=0 is not possible"),
+        (["model=mlp", "device=mps"], "device=mps has no float64; add dtype=float32, or use device=cpu."),
+        (["model=mlp", "device=mps", "dtype=float32"], "device=mps needs a GPU that torch can see, and there is none"),
         (["operator=input_stacked", "operator.samples=-2"], "operator.samples=-2 is not possible"),
         (["operator=input_stacked", "analysis.top=0"], "analysis.top=0 is not possible"),
         (["operator=input_stacked", "operator.product_dtype=int8"], "float64, float32, bfloat16 or float16"),

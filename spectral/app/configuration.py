@@ -315,7 +315,7 @@ CONFIG = Fields(
         "analysis": Fields(
             {"top": maybe(SIZE), "alpha_curve": Flag(), "metrics": maybe(Items(METRIC, least=1, distinct=True))}
         ),
-        "device": Fields({"name": Text("auto", "cpu", "cuda"), "threads": maybe(SIZE)}),
+        "device": Fields({"name": Text("auto", "cpu", "cuda", "mps"), "threads": maybe(SIZE)}),
         "output": Fields({"root": NAME, "state": NAME, "figures": Flag(), "report": Flag()}),
         "seed": SEED,
         "dtype": Text(*DTYPES),

@@ -80,7 +80,7 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
     configuration.check(config)
     config = {"files": own.read_by(config), **config}
     folder = own_folder(folder)
-    where = device(config["device"])
+    where = device(config)
     if config.get("plan") == "only":
         with own.told(trust_of(config)):
             print(planned(config, where), flush=True)

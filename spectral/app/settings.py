@@ -45,14 +45,19 @@ def keeps_probes(node: Mapping[str, Any]) -> bool:
     return "checkpoint" in inspect.signature(locate(node["_target_"])).parameters
 
 
-def device(node: Mapping[str, Any]) -> str:
-    """ "cpu" or "cuda" as the device group asks; sets the number of threads."""
-    name = node["name"]
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda needs a GPU that torch can see, and there is none; use device=cpu.")
-    if node.get("threads") is not None:
-        torch.set_num_threads(node["threads"])
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+def device(config: Mapping[str, Any]) -> str:
+    """ "cpu", "cuda" or "mps" as the device group asks; sets the number of threads."""
+    name, threads = config["device"]["name"], config["device"].get("threads")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if there["cuda"] else "cpu"
+    if name == "mps" and config["dtype"] == "float64":
+        raise ValueError("device=mps has no float64; add dtype=float32, or use device=cpu.")
+    if not there[name]:
+        raise ValueError(f"device={name} needs a GPU that torch can see, and there is none; use device=cpu.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return str(name)
 
 
 def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:

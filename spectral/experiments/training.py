@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from spectral.estimators.budget import progress_bar
 from spectral.experiments.datasets import stream
+from spectral.networks.batches import random_state, set_random_state
 from spectral.schema import COUNT, NONNEGATIVE, POSITIVE, SIZE, Fields, Rule
 
 Progress = Callable[[int, float], None]
@@ -196,12 +197,17 @@ def _keeping_modes(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _own_draws(device: torch.device, seed: int) -> Iterator[None]:
     """Dropout draws from the global generator of the device: seed it here and put its state back afterwards."""
-    cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    state = random_state(())
+    try:
         torch.default_generator.manual_seed(stream(seed, "dropout"))
-        for index in cuda:
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
             torch.cuda.default_generators[index].manual_seed(stream(seed, "dropout"))
+        elif device.type == "mps":
+            torch.mps.manual_seed(stream(seed, "dropout"))
         yield
+    finally:
+        set_random_state((), state)
 
 
 @contextlib.contextmanager
