@@ -688,6 +688,37 @@ def test_a_model_that_one_rank_holds_all_of_is_multiplied_as_sharded_ones_are(tm
         dist.destroy_process_group()
 
 
+@pytest.mark.skipif(
+    not hasattr(dist.ProcessGroup, "get_group_store"), reason="models that lie over ranks: torch 2.8 and later"
+)
+def test_a_model_that_torch_would_change_at_its_first_call_is_refused_in_a_sentence_each_time(tmp_path):
+    from torch.distributed._composable.replicate import replicate
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        x, tied = torch.ones(2, 6), nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+        tied[1].weight = tied[0].weight
+        for module in (*tied, tied):
+            fully_shard(module)
+        if torch.__version__ >= "2.13":
+            for _ in range(2):  # torch says it once, and then goes on with two parameters
+                with pytest.raises(ValueError, match=r"^the parameters 0.weight and 1.weight were tied, and are two"):
+                    spectral.Jacobian(tied, [x])
+        copies = replicate(nn.Linear(6, 6))
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"^the model is under torch's replicate, .* call the model once"):
+                spectral.Jacobian(copies, [x])
+        copies(x)
+        plain = nn.Linear(6, 6)
+        plain.load_state_dict(copies.state_dict())
+        assert torch.equal(
+            spectral.Jacobian(copies, [x]) @ torch.ones(42), spectral.Jacobian(plain, [x]) @ torch.ones(42)
+        )
+    finally:
+        dist.destroy_process_group()
+
+
 class Split(Operator):
     """A symmetric matrix whose vectors lie over ranks."""
 

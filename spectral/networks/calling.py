@@ -91,7 +91,13 @@ def unwrapped(model: Any) -> Any:
                 "with product_dtype=."
             )
         model = model.module
+    composed = sys.modules.get("torch.distributed._composable.replicate")
     for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        if composed and isinstance(module, composed.DDP) and not composed.replicate.state(module).has_initialized:
+            raise ValueError(
+                f"{name or 'the model'} is under torch's replicate, which spreads its weights when it is called for the first "
+                "time; call the model once on every rank before, or wrap it in DistributedDataParallel."
+            )
         if isinstance(module, WRAPPERS):
             raise ValueError(
                 f"{name} is a {type(module).__name__} inside the model, whose hooks know no derivatives of derivatives; put its "

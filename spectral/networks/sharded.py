@@ -9,7 +9,8 @@ runs the model on its own samples, all of them at once: torch gathers a module's
 Nothing of the model's size is ever whole. autograd.grad and torch.func know nothing of such parameters, so that all products of
 this module go through the model's own call, hooks and all, and leave it as it was.
 
-Of torch's private names `_get_fsdp_state()._fsdp_param_groups` are read, for how gradients are divided and in which dtype.
+Of torch's private names `_get_fsdp_state()._fsdp_param_groups` are read, for how gradients are divided and in which dtype, and
+`_orig_param_uid` of its parameters, for which were tied.
 
 Source: Zhao et al. (2023), PyTorch FSDP, VLDB 16; torch's issue 182641 asks for J v.
 """
@@ -106,9 +107,19 @@ def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> No
         raise RuntimeError(
             f"torch {torch.__version__} does not say how fully_shard reduces gradients (no {missing[0]}); use torch 2.8 or later."
         )
-    shared = {id(one.sharded_param) for unit in _units(model) for group in _groups(unit) for one in group.fsdp_params}
+    shared = {
+        id(one.sharded_param): one for unit in _units(model) for group in _groups(unit) for one in group.fsdp_params
+    }
     own: dict[str, Any] = dict(model.named_parameters())
+    tied: dict[
+        Any, str
+    ] = {}  # the first name of what was one tensor before it was sharded; torch before 2.13 cannot tell
     for name, p in own.items():
+        if id(p) in shared and (one := tied.setdefault(getattr(shared[id(p)], "_orig_param_uid", name), name)) != name:
+            raise ValueError(
+                f"the parameters {one} and {name} were tied, and are two since fully_shard took their modules one by one; "
+                "call it with a list of both (fully_shard([a, b])), or with a module that holds both."
+            )
         if id(p) not in shared:
             raise ValueError(
                 f"the parameter {name} is not sharded by fully_shard, as others are; shard the whole model by "
