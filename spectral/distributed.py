@@ -281,7 +281,7 @@ class Summand:
 
     def share(self) -> None:
         """Every rank calls it where the sum holds NaN: raises if that is because a rank has failed."""
-        _ended(self.failure)
+        _told(None, self.failure)
 
 
 # One decision --------------------------------------------------------------------------------------------------------
@@ -317,9 +317,7 @@ def gather(make: Callable[[], T]) -> list[T]:
         raise
     except BaseException as problem:
         failure = problem
-    told = collectives.gathered(made, collectives.said(failure))
-    _raise(failure, [said for _, said in told])
-    return [value for value, _ in told]
+    return _told(made, failure)
 
 
 @contextmanager
@@ -332,17 +330,31 @@ def together() -> Iterator[None]:
         raise
     except BaseException as problem:
         failure = problem
-    _ended(failure)
+    _told(None, failure)
 
 
-def _ended(failure: BaseException | None) -> None:
-    """What one rank has failed with, every rank raises."""
-
-    def own() -> None:
+def _told(own: Any, failure: BaseException | None) -> list[Any]:
+    """`own` of every rank; what one has failed with, every rank raises."""
+    if world_size() == 1:
         if failure is not None:
             raise failure
-
-    gather(own)
+        return [own]
+    told = collectives.gathered(own, collectives.said(failure))
+    said = [words for _, words in told]
+    failed = [who for who, words in enumerate(said) if words is not None]
+    if not failed:
+        return [value for value, _ in told]
+    if failure is not None and (
+        (len(failed) == len(said) and len(set(said)) == 1) or not isinstance(failure, Exception)
+    ):
+        raise failure  # the same everywhere: it is about what all were given
+    kind, words = (said[failed[0]] or "").split(": ", 1)
+    if kind == RankFailed.__name__:  # of a team: it names the rank
+        raise RankFailed(words) from failure
+    given = next((one for one in GIVEN if isinstance(failure, one)), None)
+    if given is not None and {str(one).split(": ")[0] for one in said} == {type(failure).__name__}:
+        raise given(words) from failure
+    raise RankFailed(collectives.sentence(failed[0], f"{kind}: {words}")) from failure
 
 
 def first(value: T, device: torch.device | None = None, source: int = 0) -> T:
@@ -390,8 +402,7 @@ def first(value: T, device: torch.device | None = None, source: int = 0) -> T:
         failure = RankFailed(heartbeat.parted({start + source: asked, start + rank(): heartbeat.asked()}))
         collectives.leave(failure)  # the source of it has seen nothing
         raise failure
-    made: T = received(content)
-    return made
+    return received(content)
 
 
 def decided(A: Any, verdict: T) -> T:
@@ -429,8 +440,7 @@ def by_first(make: Callable[[], T]) -> T:
     with together():
         if rank() == 0:
             made = make()
-    value: T = first(made)
-    return value
+    return first(made)
 
 
 class _Form(NamedTuple):
@@ -476,21 +486,3 @@ def free_memory(free: int, device: torch.device) -> int:
     seen = gather(lambda: (place, free))
     places = [place for place, _ in seen]
     return min(free // places.count(place) for place, free in seen)
-
-
-def _raise(failure: BaseException | None, said: list[str | None]) -> None:
-    """Whatever was said by ranks that have failed; nothing if none has."""
-    failed = [who for who, words in enumerate(said) if words is not None]
-    if not failed:
-        return
-    if failure is not None and (
-        (len(failed) == len(said) and len(set(said)) == 1) or not isinstance(failure, Exception)
-    ):
-        raise failure  # the same everywhere: it is about what all were given
-    kind, words = (said[failed[0]] or "").split(": ", 1)
-    if kind == RankFailed.__name__:  # of a team: it names the rank
-        raise RankFailed(words) from failure
-    given = next((one for one in GIVEN if isinstance(failure, one)), None)
-    if given is not None and {str(one).split(": ")[0] for one in said} == {type(failure).__name__}:
-        raise given(words) from failure
-    raise RankFailed(collectives.sentence(failed[0], f"{kind}: {words}")) from failure

@@ -275,17 +275,13 @@ def load_arrays(path: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         with open(path, "rb") as file:
             packed = members(file)
         stored = packed.pop("checksum").tobytes().hex()
-        text = packed["header"].tobytes()
+        header = json.loads(packed["header"].tobytes())
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except DAMAGE as problem:
         raise ValueError(f"{path} is damaged or was not written by spectral; delete it and run again.") from problem
     if stored != _checksum(packed):
         raise ValueError(f"{path} is damaged (its checksum does not fit); delete it and run again.")
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as problem:
-        raise ValueError(f"{path} was not written by spectral: its header cannot be read; delete it.") from problem
     if not isinstance(header, dict):
         raise ValueError(f"{path} was not written by spectral: its header is no mapping; delete it.")
     return {name: array for name, array in packed.items() if name != "header"}, header

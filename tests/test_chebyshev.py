@@ -6,11 +6,11 @@ import torch
 from numpy.polynomial.chebyshev import chebvander
 
 import spectral
+from spectral.estimators.kpm import damping
 from spectral.krylov.chebyshev import bounds, chebyshev, jacobi, rescaled
 from spectral.krylov.lanczos import lanczos
 from spectral.operators.operator import Operator
 from spectral.quadrature import certificate, gauss
-from spectral.quadrature.jackson import jackson
 
 RNG = np.random.default_rng(3)
 N = 120
@@ -165,7 +165,7 @@ def test_moments_on_a_wider_interval():
 
 @pytest.mark.parametrize("count", [1, 2, 7, 200])
 def test_jacksons_kernel_is_nowhere_negative_and_keeps_the_mass(count):
-    g = jackson(count)
+    g = damping(count)
     assert g[0] == pytest.approx(1, abs=1e-15)
     if count > 1:
         assert g[1] == pytest.approx(np.cos(np.pi / (count + 1)))  # the largest g_1 that a nonnegative kernel can have

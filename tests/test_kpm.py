@@ -11,10 +11,9 @@ from numpy.polynomial.chebyshev import chebvander
 from scipy.integrate import trapezoid
 
 import spectral
-from spectral.estimators.kpm import jackson, kpm, moments_of
+from spectral.estimators.kpm import damping, jackson, kpm, moments_of
 from spectral.krylov.lanczos import Lanczos, lanczos
 from spectral.operators.operator import Operator
-from spectral.quadrature.jackson import jackson as damping
 
 RNG = np.random.default_rng(0)
 BULK = RNG.uniform(0, 1, 300)

@@ -151,13 +151,11 @@ def diagonal(
     n, seed = A.shape[0], check_seed(seed)
     settings = {"diagonal": method, "probes": probes, "seed": seed}
     run = Checkpoint(checkpoint, A, settings, STATE, most=probes, half=probes // 2)
-    inner = cost.affine(A.parts[0] if isinstance(A, SharedOut) else A)[2]
-    if method == "exact" and isinstance(inner, GaussNewton) and inner.separate:
-        value = _of_squares(A, run)
-        return Estimate(value, np.zeros(n), value, value, 0, run.spent.products, "exact")
     if method == "exact" or probes >= n:
-        value = exact_diagonal(A, progress, run)
-        return Estimate(value, np.zeros(n), value, value, n, run.spent.products, "exact")
+        factor, shift, inner = cost.affine(A.parts[0] if isinstance(A, SharedOut) else A)
+        by_samples = method == "exact" and isinstance(inner, GaussNewton) and inner.separate
+        value = _of_squares(A, factor, shift, inner, run) if by_samples else exact_diagonal(A, progress, run)
+        return Estimate(value, np.zeros(n), value, value, 0 if by_samples else n, run.spent.products, "exact")
     name = _choose(A, probes) if method == "auto" else method
     if run.state is not None:
         name = run.state["method"]  # "auto" may mean another with the memory of today
@@ -208,9 +206,8 @@ def exact_diagonal(A: Operator, progress: bool | None, run: Checkpoint) -> np.nd
     return value
 
 
-def _of_squares(A: Operator, run: Checkpoint) -> np.ndarray:
-    """The diagonal (n,) from the gradients of single samples, in one sweep, held to a product."""
-    factor, shift, G = cost.affine(A.parts[0] if isinstance(A, SharedOut) else A)
+def _of_squares(A: Operator, factor: float, shift: float, G: GaussNewton, run: Checkpoint) -> np.ndarray:
+    """The diagonal (n,) of A = factor G + shift I from the gradients of single samples, in one sweep, held to a product."""
     state, before = run.state, G.products
     if state is None:
         with run.guard(dict, lambda: False), distributed.apart(A.team) if isinstance(A, SharedOut) else nullcontext():

@@ -6,7 +6,6 @@ Both are one recurrence from the given vector. What bounds them is in `spectral.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, overload
@@ -228,7 +227,7 @@ def funm(
     if b is None:
         return Applied(A, f, g, (low, high), float(tol))
     vector, limit, mode, most = _operands(A, b, "b", steps, MOST, reorthogonalize, budget)
-    begun, started = Spent.of(A), time.monotonic()
+    begun = Spent.of(A)
     if not mode:
         settle(A, vector[:, 0].contiguous())
     with progress_bar(None, "funm", progress) as bar:
@@ -254,7 +253,7 @@ def funm(
             "interval": [low, high],
             "reorthogonalize": mode,
             "stops": [one[6] for one in found],
-            "seconds": time.monotonic() - started,
+            "seconds": spent.seconds,
         },
     )
 

@@ -14,6 +14,7 @@ from spectral import arrays, longvectors
 from spectral.distributed import decided
 from spectral.estimators.budget import Budget, vectors_that_fit
 from spectral.estimators.checkpoint import Checkpoint
+from spectral.estimators.shared_out import SharedOut
 from spectral.krylov.block_lanczos import BlockLanczos
 from spectral.krylov.restarted import RestartedKrylov
 from spectral.operators.operator import Operator
@@ -223,6 +224,21 @@ class Search:
         self.probes = indices.stop
         self.state.start(torch.stack([self.state.A.probe(self.seed, i) for i in indices]))
         self.lowest, self.highest, self.deepest = np.inf, -np.inf, 0
+
+    def told(self, values: np.ndarray, residuals: np.ndarray, complete: bool) -> dict[str, Any]:
+        """What a result says beside its vectors."""
+        if isinstance(self.op, SharedOut):
+            self.op.tally()
+        threshold = self.tol * max(self.norm, float(np.abs(values).max()))
+        return {
+            "values": values,
+            "residuals": residuals,
+            "converged": residuals <= threshold,
+            "threshold": threshold,
+            "complete": complete,
+            "products": self.file.spent.products,
+            "epochs": self.file.spent.epochs,
+        }
 
     def exhausted(self, more: int) -> bool:
         """Whether `more` products, and the reserve after them, would exceed the budget; or the search has stalled."""

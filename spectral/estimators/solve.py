@@ -7,7 +7,6 @@ multiplied together, so that ten right sides are one sweep over the data a step.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,21 +188,20 @@ def solve(
     number(tol, "tol", "residual relative to the right side", FRACTION, "1e-6")
     op, damp, name, choice = _system(A, shift, method)
     B = finite_columns(op.T if name == "lsmr" else op, b, "b")
-    begun, started = Spent.of(op), time.monotonic()
-    limit = Budget(budget, op)
+    begun, limit = Spent.of(op), Budget(budget, op)
     limit.announce(B.shape[1] * min(2 * op.shape[1], 1000))
     with progress_bar(None, "solve", progress) as bar:
-        found = solved(op, B, tol, name, damp, limit, bar)
+        found = solved(op, B, float(tol), name, damp, limit, bar)
     spent, least = Spent.of(op).since(begun), damp**2 if name == "lsmr" else op.least
-    residuals = np.array([one.residual for one, _ in found])
-    threshold = np.array([goal for _, goal in found])
-    X = torch.stack([one.x for one, _ in found], 1)
+    residuals = np.array([one.residual for one in found])
+    threshold = float(tol) * np.array([one.scale for one in found])
+    X = torch.stack([one.x for one in found], 1)
     if not longvectors.finite(X):
         raise _beyond(op)
     return Solution(
         x=arrays.like(X[:, 0] if np.ndim(b) == 1 else X, b),
         residuals=residuals,
-        iterations=np.array([one.steps for one, _ in found]),
+        iterations=np.array([one.steps for one in found]),
         converged=residuals <= threshold,
         threshold=threshold,
         errors=residuals / least if least > 0 else np.full(len(found), math.nan),
@@ -215,9 +213,9 @@ def solve(
             "choice": choice,
             "shift": float(shift),
             "tol": float(tol),
-            "stops": [one.stop for one, _ in found],
-            "norm": max(one.norm for one, _ in found),
-            "seconds": time.monotonic() - started,
+            "stops": [one.stop for one in found],
+            "norm": max(one.norm for one in found),
+            "seconds": spent.seconds,
         },
     )
 
@@ -264,16 +262,13 @@ def _system(A: Operator, shift: float, method: str) -> tuple[Operator, float, st
 
 def solved(
     op: Operator, B: torch.Tensor, tol: float, method: str, damp: float, limit: Budget, bar: Any
-) -> list[tuple[linear.Solved, float]]:
-    """(what its recurrence ended with, the residual that was asked for) of each column of B (m, c)."""
-    eps, most = op.epsilon, MOST[0] * max(op.shape) + MOST[1]
-    goals = [tol * longvectors.norm(b) for b in B.T]
+) -> list[linear.Solved]:
+    """What the recurrence of each column of B (m, c) ended with."""
+    most = MOST[0] * max(op.shape) + MOST[1]
     if method == "lsmr":
-        found = together(op, [linear.lsmr(b.contiguous(), tol, most, damp) for b in B.T], limit, bar)
-        return [(one, tol * one.scale) for one in found]
+        return together(op, [linear.lsmr(b.contiguous(), tol, most, damp) for b in B.T], limit, bar)
     each = linear.conjugate_gradients if method == "cg" else linear.minres
-    runs = [linear.refined(each, b.contiguous(), goal, most, eps) for b, goal in zip(B.T, goals, strict=True)]
-    return list(zip(together(op, runs, limit, bar), goals, strict=True))
+    return together(op, [linear.refined(each, b.contiguous(), tol, most, op.epsilon) for b in B.T], limit, bar)
 
 
 def _beyond(op: Operator) -> ValueError:
@@ -342,10 +337,10 @@ class Inverse(Derived):
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         with progress_bar(None, "", False) as hidden:
             found = solved(self.system, V, self.tol, self.method, 0.0, Budget(None, self.system), hidden)
-        for (one, goal), v in zip(found, V.T, strict=True):
+        for one, v in zip(found, V.T, strict=True):
             size = longvectors.norm(v)
             floor = ROUNDING * self.system.epsilon * (one.norm * longvectors.norm(one.x) + size)
-            if not (one.residual <= goal or (one.stop == "rounding" and one.residual <= floor)):
+            if not (one.residual <= self.tol * one.scale or (one.stop == "rounding" and one.residual <= floor)):
                 raise RuntimeError(
                     f"a product of the inverse of {self.system!r} did not converge: its residual is {one.residual / size:.2g} "
                     f"of the vector after {one.steps} steps of {self.method} ({one.stop}) where {self.tol:.2g} was asked for; "
@@ -353,7 +348,7 @@ class Inverse(Derived):
                 )
             self.worst = max(self.worst, one.residual / size if size > 0 else 0.0)
         self.off = max(self.off, self.worst)
-        return torch.stack([one.x for one, _ in found], 1)
+        return torch.stack([one.x for one in found], 1)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "method": self.method, "choice": self.choice, "residual": self.worst}

@@ -22,7 +22,7 @@ from spectral.distributed import decided
 from spectral.estimators.budget import entries, progress_bar
 from spectral.estimators.checkpoint import Checkpoint
 from spectral.estimators.search import INNER, KEYS, Search, bounds, capacity, check, held, saved
-from spectral.estimators.shared_out import SharedOut, shared_out
+from spectral.estimators.shared_out import shared_out
 from spectral.krylov.golub_kahan import GolubKahan
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
@@ -170,19 +170,8 @@ def svd(
         Y[lost] = _outside(K, Y[known], run, seed, len(lost))
         images = ((K @ X[lost].T).T, (K.T @ Y[lost].T).T)
         residuals[lost] = decided(K, _residuals(*images, X[lost], Y[lost], values[lost]))
-    if isinstance(A, SharedOut):
-        A.tally()
-    return SingularTriplets(
-        values=values,
-        left=(X if wide else Y).T,
-        right=(Y if wide else X).T,
-        residuals=residuals,
-        converged=residuals <= threshold,
-        threshold=threshold,
-        complete=complete,
-        products=file.spent.products,
-        epochs=file.spent.epochs,
-    )
+    left, right = (X, Y) if wide else (Y, X)
+    return SingularTriplets(left=left.T, right=right.T, **run.told(values, residuals, complete))
 
 
 def _measured(

@@ -29,7 +29,7 @@ from spectral.distributed import decided
 from spectral.estimators.budget import progress_bar, symmetric_operand
 from spectral.estimators.checkpoint import Checkpoint
 from spectral.estimators.search import FEW, HEAVY, KEYS, Search, bounds, capacity, check, held, saved
-from spectral.estimators.shared_out import SharedOut, check_ranks, shared_out
+from spectral.estimators.shared_out import check_ranks, shared_out
 from spectral.krylov.block_lanczos import BlockLanczos
 from spectral.krylov.symmetry import expected, hold, repeated, wrong
 from spectral.operators.operator import Gram, Operator
@@ -209,26 +209,10 @@ def top(
         values, X, residuals = _measured(op, state.V, state.locked_values[:k], KEYS[which], run.norm)
     else:  # by the first products, and nothing has been locked since
         values, X, residuals = state.locked_values[:k], state.V[:k].clone(), run.measured
-    if isinstance(op, SharedOut):
-        op.tally()
-    threshold = run.tol * max(run.norm, float(np.abs(values).max()))
-    return Eigenpairs(
-        values=values,
-        vectors=X.T,
-        residuals=residuals,
-        converged=residuals <= threshold,
-        threshold=threshold,
-        complete=complete,
-        products=file.spent.products,
-        epochs=file.spent.epochs,
-        meta={"basis": state.capacity}
-        if begin is None
-        else {
-            "basis": state.capacity,
-            "start": {"vectors": given, "independent": len(begin), "held": run.held},
-            "missed": run.missed,
-        },
-    )
+    meta: dict[str, Any] = {"basis": state.capacity}
+    if begin is not None:
+        meta |= {"start": {"vectors": given, "independent": len(begin), "held": run.held}, "missed": run.missed}
+    return Eigenpairs(vectors=X.T, meta=meta, **run.told(values, residuals, complete))
 
 
 def _start(op: Operator, start: Any, most: int) -> tuple[int, torch.Tensor | None]:

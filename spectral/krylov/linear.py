@@ -45,7 +45,7 @@ class Solved(NamedTuple):
     stop: str
     norm: float
     residual: float = math.nan
-    scale: float = math.nan  # of the residual: ||A^T b|| of least squares
+    scale: float = math.nan  # of the residual: ||b||, of least squares ||A^T b||
 
 
 Run = Generator[Ask, Any, Solved]  # sent: the product (a tensor), or None
@@ -178,9 +178,10 @@ def _bidiagonal(
     return x, most, "iterations", norm
 
 
-def refined(method: Method, b: torch.Tensor, goal: float, most: int, eps: float) -> Run:
-    """A x = b until the true residual is `goal` at most, or rounding lowers it no more: solved again for what is left of b."""
-    x, r, size, steps, stop, norm = torch.zeros_like(b), b, longvectors.norm(b), 0, "tolerance", 0.0
+def refined(method: Method, b: torch.Tensor, tol: float, most: int, eps: float) -> Run:
+    """A x = b to a true residual of tol ||b||, or until rounding lowers it no more: solved again for what is left of b."""
+    scale = size = longvectors.norm(b)
+    x, r, goal, steps, stop, norm = torch.zeros_like(b), b, tol * scale, 0, "tolerance", 0.0
     while size > goal:
         d, made, stop, seen, *_ = yield from method(
             r / size, max(INNER * goal / size, GAIN * eps), most - steps, eps, norm
@@ -206,4 +207,4 @@ def refined(method: Method, b: torch.Tensor, goal: float, most: int, eps: float)
             continue  # or nearly so: what is left may still be solved for
         if stop != "tolerance":
             break
-    return Solved(x, steps, "tolerance" if size <= goal else stop, norm, size)
+    return Solved(x, steps, "tolerance" if size <= goal else stop, norm, size, scale)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -54,6 +53,10 @@ def _scipy_product(A: Any, X: np.ndarray, *, dtype: Any, vector: bool = False) -
     return W
 
 
+def _cupy_product(A: Any, X: Any) -> Any:
+    return arrays.to_cupy(_cast_product(A, arrays.to_torch(X)))
+
+
 def cupy_view(A: Any) -> Any:
     """`A` as a `cupyx.scipy.sparse.linalg.LinearOperator`; cupy is imported here and nowhere else."""
     if A.dtype not in (torch.float32, torch.float64):
@@ -71,13 +74,7 @@ def cupy_view(A: Any) -> Any:
             f"to_cupy needs cupy and the CUDA libraries that it loads ({why}); run pip install 'cupy-cuda12x[ctk]'."
         ) from problem
 
-    def products(B: Any) -> Callable[[Any], Any]:
-        def multiply(X: Any) -> Any:
-            return arrays.to_cupy(_cast_product(B, arrays.to_torch(X)))
-
-        return multiply
-
-    times, transposed = products(A), products(A.T)
+    times, transposed = partial(_cupy_product, A), partial(_cupy_product, A.T)
     return LinearOperator(
         A.shape, matvec=times, rmatvec=transposed, matmat=times, rmatmat=transposed, dtype=arrays.dtype_name(A.dtype)
     )

@@ -29,10 +29,9 @@ class Dense(Operator):
         super().__init__(tuple(matrix.shape), matrix.dtype, matrix.device)  # type: ignore[arg-type]
         self.matrix = matrix.detach()
         self.args = (self.matrix,)
-        if not torch.isfinite(self._entries()[0]).all():
-            raise ValueError("the matrix holds NaN or infinity; remove them.")
+        _hold_finite(self._entries()[0])
         if matrix.layout == torch.strided:
-            self.symmetric = _is_symmetric(self.matrix)
+            self.symmetric = _is_symmetric(self.matrix, matrix.dtype)
 
     def _entries(self) -> tuple[torch.Tensor, ...]:
         """The entries, and where they stand."""
@@ -54,12 +53,16 @@ class Dense(Operator):
         return (U.T @ self.matrix).T  # torch has no transpose of a compressed sparse matrix
 
 
-def _is_symmetric(matrix: torch.Tensor) -> bool:
-    """A = A^T up to the rounding of the sums that may have made it."""
-    if matrix.shape[0] != matrix.shape[1]:
+def _hold_finite(entries: Any) -> None:
+    if not torch.isfinite(arrays.to_torch(entries)).all():
+        raise ValueError("the matrix holds NaN or infinity; remove them.")
+
+
+def _is_symmetric(A: Any, dtype: torch.dtype) -> bool:
+    """A = A^T of a matrix of torch's or scipy's, up to the rounding of the sums that may have made it."""
+    if A.shape[0] != A.shape[1]:
         return False
-    asymmetry = float((matrix - matrix.T).abs().max()) if matrix.numel() else 0.0
-    return asymmetry <= 8 * arrays.machine_epsilon(matrix.dtype) * float(matrix.abs().max() if matrix.numel() else 0.0)
+    return 0 in A.shape or float(abs(A - A.T).max()) <= 8 * arrays.machine_epsilon(dtype) * float(abs(A).max())
 
 
 class Foreign(Operator):
@@ -161,13 +164,8 @@ class Host(Foreign):
         super().__init__(matrix, dtype, "cpu")
         self.careful = sparse
         if sparse:
-            if not np.isfinite(matrix.data).all():
-                raise ValueError("the matrix holds NaN or infinity; remove them.")
-            difference = abs(matrix - matrix.T) if matrix.shape[0] == matrix.shape[1] else None
-            scale = abs(matrix).max() if matrix.nnz else 0.0
-            self.symmetric = difference is not None and bool(
-                (difference.max() if difference.nnz else 0.0) <= 8 * arrays.machine_epsilon(dtype) * scale
-            )
+            _hold_finite(matrix.data)
+            self.symmetric = _is_symmetric(matrix, dtype)
 
     def _out(self, V: torch.Tensor) -> np.ndarray:
         return V.resolve_neg().numpy()
@@ -196,8 +194,8 @@ class OnCupy(Foreign):
         matrix = matrix.tocsr() if getattr(matrix, "format", None) in ("coo", "dia") else matrix
         super().__init__(matrix, dtype, arrays.cupy_device(matrix))
         self.careful = hasattr(matrix, "tocoo")
-        if self.careful and not torch.isfinite(arrays.to_torch(matrix.data)).all():
-            raise ValueError("the matrix holds NaN or infinity; remove them.")
+        if self.careful:
+            _hold_finite(matrix.data)
 
     def _out(self, V: torch.Tensor) -> Any:
         return arrays.to_cupy(V)

@@ -21,20 +21,8 @@ import numpy as np
 import scipy
 
 from spectral.krylov.lanczos import LanczosRecord
+from spectral.quadrature import gauss
 from spectral.quadrature.beta import ROUNDING
-from spectral.quadrature.gauss import (
-    BLUR,
-    TURNED,
-    Side,
-    blur,
-    epsilon,
-    free_share,
-    gauss_rule,
-    left_of,
-    norm,
-    residual,
-    undeflated,
-)
 
 SIGN = 1e-13  # largest error of the sign between NEAREST and REACH
 NEAREST = 2.0**-49  # to a Gauss node: theta itself is known to a few units of 2^-52
@@ -54,10 +42,10 @@ class Radau:
     """The Radau rules of one record, in units of T's radius around its first alpha: a shift of A moves all but the blur along."""
 
     def __init__(self, record: LanczosRecord) -> None:
-        (theta, S), beta = record.centred, residual(record)
+        (theta, S), beta = record.centred, gauss.residual(record)
         self.centre = float(record.alphas[0])
         spread = np.abs(record.alphas - self.centre).max() + 2 * max(record.betas.max(initial=0.0), beta)
-        self.scale = max(float(spread), blur(record))
+        self.scale = max(float(spread), gauss.blur(record))
         self.theta, self.a, self.b = theta / self.scale, S[0], S[-1] * (beta / self.scale)
         self.reach = max(REACH, 1 + SIGN ** (-0.5 / len(theta)) / 2)
 
@@ -116,7 +104,7 @@ class Radau:
         """The weight left of x, (X,), without that at x (side -1) or with it (+1); Gauss nodes nearer than NEAREST are at x."""
         found = self.middle(x) + side * self.at(x) / 2
         on = self.distance(x) < NEAREST
-        found[on] = left_of(self.theta, self.a**2, x[on] + side * NEAREST, "left" if side < 0 else "right")
+        found[on] = gauss.left_of(self.theta, self.a**2, x[on] + side * NEAREST, "left" if side < 0 else "right")
         return np.clip(found, 0, 1)
 
     def _resolvent(self, x: np.ndarray, squares: np.ndarray, space: np.ndarray) -> np.ndarray:
@@ -166,19 +154,18 @@ def envelope(record: LanczosRecord, x: np.ndarray, gone: np.ndarray = NOTHING) -
     eps of the products' dtype; whose eigenvectors turn where eigenvalues are close (`Radau.turned`); and an invariant subspace
     has a residual, as far as it is not told from 0. O(k) a point.
     """
-    rules, margin, x = Radau(record), blur(record), np.asarray(x, dtype=float)
-    change = TURNED * epsilon(record) * norm(record) / rules.scale
+    rules, margin, x = Radau(record), gauss.blur(record), np.asarray(x, dtype=float)
+    change = gauss.TURNED * gauss.epsilon(record) * gauss.norm(record) / rules.scale
     # the shares of what was deflated are dots of vectors in the products' dtype
-    slack = BLUR * epsilon(record) if len(record.known) else 0.0
+    slack = gauss.BLUR * gauss.epsilon(record) if len(record.known) else 0.0
     finite, bounds = np.isfinite(x), []
-    sides: tuple[tuple[int, Side], ...] = (-1, "left"), (+1, "right")
-    for side, name in sides:
+    for side, name in zip((-1, +1), gauss.SIDES, strict=True):
         mass = (x == np.inf).astype(float)
         at = rules.units(x[finite]) + side * margin / rules.scale
         left = rules.left(at, side)
         mass[finite] = left + side * np.maximum(ROUNDING, rules.turned(at, left, change, gone))
         mass = np.clip(mass, 0, 1)
-        mass = undeflated(record) * mass + left_of(record.known, record.shares, x + side * margin, name)
+        mass = gauss.undeflated(record) * mass + gauss.left_of(record.known, record.shares, x + side * margin, name)
         mass = np.clip(mass + side * slack, 0.0, 1.0)
         bounds.append(np.where(x == np.inf, 1.0, np.where(x == -np.inf, 0.0, mass)))
     return bounds[0], bounds[1]
@@ -188,8 +175,8 @@ def middle(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
     """The middle of the envelope, (X,), to MIDDLE: mu left of x and half of what can sit at x, finite precision apart."""
     rules = Radau(record)
     found = rules.middle(rules.units(np.asarray(x, dtype=float)), MIDDLE)
-    known = (left_of(record.known, record.shares, x, "left") + left_of(record.known, record.shares, x, "right")) / 2
-    return np.asarray(np.clip(undeflated(record) * found + known, 0.0, 1.0))
+    known = sum(gauss.left_of(record.known, record.shares, x, side) for side in gauss.SIDES) / 2
+    return np.asarray(np.clip(gauss.undeflated(record) * found + known, 0.0, 1.0))
 
 
 def largest_mass(record: LanczosRecord, x: np.ndarray) -> np.ndarray:
@@ -207,18 +194,18 @@ def truncation(record: LanczosRecord, gone: np.ndarray, low: float, high: float)
     The first is half the area of the envelope over [low, high]; on an invariant subspace the envelope has no width between the
     nodes. The blur of finite precision (see `envelope`) adds twice itself.
     """
-    rules, free = Radau(record), free_share(record, gone)
-    extra = 2 * ROUNDING + (2 * BLUR * epsilon(record) if len(record.known) else 0.0)
-    rounding = min(extra / free, 1.0) * (high - low) / 2 + blur(record)
+    rules, free = Radau(record), gauss.free_share(record, gone)
+    extra = 2 * ROUNDING + (2 * gauss.BLUR * gauss.epsilon(record) if len(record.known) else 0.0)
+    rounding = min(extra / free, 1.0) * (high - low) / 2 + gauss.blur(record)
     if record.betas[-1] == 0:
         return rounding, rounding
 
     def width(x: np.ndarray) -> np.ndarray:
-        return np.minimum((undeflated(record) * rules.at(rules.units(x)) + extra) / free, 1.0)
+        return np.minimum((gauss.undeflated(record) * rules.at(rules.units(x)) + extra) / free, 1.0)
 
-    alone = np.delete(gauss_rule(record)[0], np.unique(gone))
+    alone = np.delete(gauss.gauss_rule(record)[0], np.unique(gone))
     x = np.unique(np.clip(np.concatenate([[low, high], np.linspace(low, high, 33), alone]), low, high))
-    return _area(width, np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))) / 2 + blur(record), rounding
+    return _area(width, np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))) / 2 + gauss.blur(record), rounding
 
 
 def _area(width: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> float:

@@ -19,6 +19,7 @@ from spectral import arrays
 from spectral.krylov.lanczos import BREAKDOWN, LanczosRecord
 
 Side = Literal["left", "right"]
+SIDES: tuple[Side, Side] = "left", "right"
 TINY = float(np.finfo(float).tiny)
 TURNED = 2.0  # eps ||T||: how far rounding of products changes T; .7 seen, in float32 and float64
 BLUR = 8.0  # eps ||T||: how far eigenvalues of the matrix that T belongs to may be from A's (Greenbaum 1989)
