@@ -313,6 +313,15 @@ def test_an_experiment_has_a_row_for_each_condition_of_each_matrix(tmp_path: Pat
     assert "the flattened input Jacobian (logits, train) lies between 10.50 ± 0.71" in sweep.answer(found).sentence
 
 
+def test_a_study_of_several_steps_is_gathered(tmp_path: Path) -> None:
+    numbers = {"curvature": {step: {"value": 3.0, "stderr": 0.5} for step in ("one", "two")}}
+    cells = [{"matrix": "s", "condition": step, "seed": 0, "metrics": {"loss": 0.1}} for step in numbers["curvature"]]
+    result = {"config": {"seed": 0}, "cost": {}, "estimates": {"s": numbers}, "cells": cells}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (run,) = sweep.find([tmp_path])
+    assert [row[-1] for row in sweep.rows_of([run])[0]] == ["loss", 0.1, 0.1]
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "damaged"])
 def test_errors_are_one_sentence(tmp_path: Path, capsys, kind: str) -> None:
     if kind == "damaged":
