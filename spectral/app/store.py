@@ -134,7 +134,6 @@ LISTED = Fields(
     {"matrix": Text(), "condition": Text(), "seed": COUNT, "metrics": Fields(others=maybe(REAL))},
     {
         "spectrum": Text(),
-        "arrays": Text(),
         "test_accuracy": maybe(SHARE),
         "trained": maybe(Fields({"reached": Flag()}, others=Plain())),
         "found": Fields(may={"kind": Text()}, others=Plain()),
