@@ -138,7 +138,7 @@ class CheckedLoader(ConfigLoaderImpl):
         hydra_node.check_sources(self.typed)
         config = super().load_configuration(config_name, overrides, run_mode, *more, **options)
         plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-        hydra_node.check_resolvers(_untyped(plain, self.typed))
+        hydra_node.check_resolvers(plain, self.typed)
         hydra_node.check_hydra(plain.pop("hydra"), self.typed)
         folders = {key: OmegaConf.select(config, key, default=None) for key in hydra_node.FOLDERS}
         hydra_node.check_folders({key: value for key, value in folders.items() if isinstance(value, str)}, self.typed)
@@ -165,14 +165,6 @@ def _resolved(config: DictConfig) -> dict[str, Any] | None:
         }
     except InterpolationToMissingValueError:
         return None
-
-
-def _untyped(node: Any, typed: Mapping[str, str], path: str = "") -> Any:
-    """A configuration without the settings that stand on the command line."""
-    if not isinstance(node, dict):
-        return node
-    inside = {key: f"{path}.{key}" if path else str(key) for key in node}
-    return {key: _untyped(value, typed, inside[key]) for key, value in node.items() if inside[key] not in typed}
 
 
 def defaults(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,26 +126,21 @@ def plain(x: Any) -> Any:
 
 
 def events(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The events of a history, and what each tells."""
+    """The events of a history, and what each tells, held against its rule."""
     for number, line in enumerate(persist.whole_lines(path), 1):
-        yield _parsed(path, number, line)
-
-
-def _parsed(path: Path, number: int, line: str) -> tuple[str, dict[str, Any]]:
-    """An event and what it tells, held against its rule."""
-    where = f"line {number}"
-    try:
-        told = json.loads(line)
-        event = told.pop("event")
-        for name, four in told.get("estimates", {}).items():
-            told["estimates"][name] = [float(x) for x in four]
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as problem:
-        raise ValueError(
-            f"{path} is damaged: {where} is no event of a history; delete it, or name another folder."
-        ) from problem
-    if event not in LINES:
-        raise ValueError(
-            f"{path} is damaged: {where} is of the unknown kind {event!r}; delete it, or name another folder."
-        )
-    persist.check(path, told, LINES[event], where)
-    return event, told
+        where = f"line {number}"
+        try:
+            told = json.loads(line)
+            event = told.pop("event")
+            for name, four in told.get("estimates", {}).items():
+                told["estimates"][name] = [float(x) for x in four]
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as problem:
+            raise ValueError(
+                f"{path} is damaged: {where} is no event of a history; delete it, or name another folder."
+            ) from problem
+        if event not in LINES:
+            raise ValueError(
+                f"{path} is damaged: {where} is of the unknown kind {event!r}; delete it, or name another folder."
+            )
+        persist.check(path, told, LINES[event], where)
+        yield event, told

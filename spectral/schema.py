@@ -42,6 +42,7 @@ class Mismatch(ValueError):
     def __init__(self, where: str, got: Any, words: str) -> None:
         super().__init__(f"{where} must be {words}, got {shown(got)}")
         self.where, self.got, self.words = where, got, words
+        self.sentence = f"{where}={shown(got)} is not possible; use {words}."  # of a configuration
 
 
 def shown(value: Any) -> str:
@@ -301,8 +302,8 @@ class Array(Rule):
         self, dtype: str, *shape: Any, least: float | None = None, most: float | None = None, above: float | None = None,
         finite: bool = True, ascending: bool = False,
     ) -> None:  # fmt: skip
-        self.dtype, self.shape, self.finite, self.ascending = dtype, shape, finite, ascending
-        self.least, self.most, self.above = least, most, above
+        self.dtype, self.shape, self.ascending = dtype, shape, ascending
+        self.entry = Number(least=least, most=most, above=above, finite=finite, nan=not finite)
 
     def holds(self, value: Any, where: str, sizes: Sizes) -> bool:
         if not isinstance(value, np.ndarray | torch.Tensor) or dtype_name(value) != sizes.get(self.dtype, self.dtype):
@@ -319,18 +320,11 @@ class Array(Rule):
                 return False
         if isinstance(value, Piece):
             value = extremes(value)
-        if 0 in value.shape:
+        if 0 in value.shape or self.dtype == "bool":
             return True
-        if self.finite and dtype_name(value) in FLOATS:
-            library = torch if isinstance(value, torch.Tensor) else np
-            if not bool(library.isfinite(value).all()):
-                return False
-        return (
-            (self.least is None or bool(value.min() >= self.least))
-            and (self.most is None or bool(value.max() <= self.most))
-            and (self.above is None or bool(value.min() > self.above))
-            and (not self.ascending or bool((value[1:] >= value[:-1]).all()))
-        )
+        ends = value.min().item(), value.max().item()  # NaN where one is
+        sorted_ = not self.ascending or bool((value[1:] >= value[:-1]).all())
+        return sorted_ and all(self.entry.holds(end, where, sizes) for end in ends)
 
     @property
     def long(self) -> int:
@@ -341,8 +335,8 @@ class Array(Rule):
         sides = ["any" if s is None else f"{s}={sizes[s]}" if s in sizes else s for s in self.shape]
         parts = [f"an array of {sizes.get(self.dtype, self.dtype)}"]
         parts += [] if self.shape == (...,) else [_sides(tuple(sides))]
-        parts += ["finite"] if self.finite and self.least is self.most is self.above is None else []
-        bounds = ((">=", self.least), ("<=", self.most), (">", self.above))
+        bounds = ((">=", self.entry.least), ("<=", self.entry.most), (">", self.entry.above))
+        parts += ["finite"] if self.entry.finite and not any(bound is not None for _, bound in bounds) else []
         parts += [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
         return ", ".join(parts + (["ascending"] if self.ascending else []))
 
@@ -517,7 +511,10 @@ class Broken(Mismatch):
 
     def __init__(self, where: str, words: str) -> None:
         super().__init__(where, None, words)
-        self.args = (f"{where} must have {words}",)
+        self.args, self.sentence = (
+            (f"{where} must have {words}",),
+            f"{where} must have {words}; change one of its settings.",
+        )
 
 
 def _inside(where: str, name: str) -> str:

@@ -303,7 +303,9 @@ class Watcher:
             return self._costs[what]
         if what in UNASKED or math.isnan(self._product):
             return self._built / 2
-        return _expected_products(what, self.options[what]) * self._product
+        options = self.options[what]
+        products = float(options["probes"] or 20) * (options["steps"] or 100 if what == "esd" else 1)
+        return products * self._product
 
     def _build(self) -> None:
         begun = self.clock()
@@ -594,11 +596,6 @@ def _options(what: Any) -> dict[str, dict[str, Any]]:
                 f"what[{name!r}]={options!r} are no options of it; use a dict of {', '.join(sorted(known))}."
             )
     return {name: {**WATCHED[name][1], **given.get(name, {})} for name in names}
-
-
-def _expected_products(what: str, options: Mapping[str, Any]) -> float:
-    """Of a first reading."""
-    return float(options["probes"] or 20) * (options["steps"] or 100 if what == "esd" else 1)
 
 
 def _package(name: str, asked: str, install: str = "'spectral[watch]'") -> Any:

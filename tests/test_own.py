@@ -38,11 +38,16 @@ BATCHES = (
 )
 
 
+def trusted(files) -> dict[str, str]:
+    """What a run trusts that lists these files."""
+    return {str(Path(file).resolve()): own.digest(file) for file in files}
+
+
 def write(folder: Path, **files: str) -> dict[str, str]:
     """Files NAME.py, all of them trusted."""
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
-    return own.trusted(str(folder / f"{name}.py") for name in files)
+    return trusted(str(folder / f"{name}.py") for name in files)
 
 
 def made(path: Path, trust: dict[str, str], seed: int = 0, **options) -> nn.Module:
@@ -99,7 +104,7 @@ def test_a_trusted_file_imports_what_is_listed_and_nothing_else_beside_it(tmp_pa
     trust = write(tmp_path, **files)
     assert made(tmp_path / "net.py", trust)[0].out_features == 7
     assert "own_parts" not in sys.modules and not any("Trusted" in type(finder).__name__ for finder in sys.meta_path)
-    alone = own.trusted([str(tmp_path / "net.py")])
+    alone = trusted([str(tmp_path / "net.py")])
     with pytest.raises(ValueError, match=r"own_parts\.py is imported and not trusted; add it to trust"):
         made(tmp_path / "net.py", alone)
 
@@ -356,7 +361,7 @@ def test_the_command_takes_the_spectrum_of_ones_own_network(here, monkeypatch, c
     call(monkeypatch, *command, "trust=net.py,batches.py")
     (path,) = results(here)
     spectrum = Spectrum.load(path.parent / "spectra" / "spectrum.npz")
-    trust = own.trusted(["net.py", "batches.py"])
+    trust = trusted(["net.py", "batches.py"])
     model, problem = made(Path("net.py"), trust, seed=5).double(), own.data("batches.py:make", trust=trust)
     names, loss = dict(model.named_parameters()), nn.CrossEntropyLoss()
     flat = torch.cat([p.detach().reshape(-1) for p in names.values()])
@@ -427,7 +432,7 @@ def test_the_loss_and_the_options_may_be_ones_own(here, monkeypatch):  # noqa: F
         "operator=hessian", "operator.loss=net.py:twice", "estimator=exact", "output=numbers", "trust=[net.py,batches.py]",
     )  # fmt: skip
     (path,) = results(here)
-    trust = own.trusted(["net.py", "batches.py"])
+    trust = trusted(["net.py", "batches.py"])
     model, given = made(Path("net.py"), trust, width=2).double(), own.data("batches.py:make", trust=trust)
     H = spectral.Hessian(model, nn.CrossEntropyLoss(), [(given.x_train.double(), given.y_train)])
     found = Spectrum.load(path.parent / "spectra" / "spectrum.npz").atoms.values
@@ -496,7 +501,7 @@ def test_an_edit_of_what_was_run_or_read_makes_another_run_of_it(here, monkeypat
     (here / "net.py").write_text(NET.replace("Tanh", "ReLU"))
     call(monkeypatch, *command, "seed=0", "resume=true")
     save_file(
-        {k: 2 * v for k, v in made(here / "net.py", own.trusted(["net.py"])).state_dict().items()},
+        {k: 2 * v for k, v in made(here / "net.py", trusted(["net.py"])).state_dict().items()},
         here / "w.safetensors",
     )
     call(monkeypatch, *command, "seed=0", "resume=true")
@@ -511,7 +516,7 @@ def test_a_sweep_over_checkpoints_is_told_apart_by_their_names(here, monkeypatch
     command = prepare(here)
     (here / "v.safetensors").write_bytes((here / "w.safetensors").read_bytes())
     save_file(
-        {k: 2 * v for k, v in made(here / "net.py", own.trusted(["net.py"])).state_dict().items()},
+        {k: 2 * v for k, v in made(here / "net.py", trusted(["net.py"])).state_dict().items()},
         here / "v.safetensors",
     )
     command = [text for text in command if "checkpoint" not in text]

@@ -277,7 +277,7 @@ def test_negative_eigenvalues_are_drawn_and_counted_in_words(monkeypatch) -> Non
     curves = [Curve("H", "init", 0, Spectrum.from_eigenvalues([-2.0, -1.0, 1e-9, 4.0]))]
     caption = page.captions(Report("t", "q", FOUND, curves, []))["landscape"]
     assert "those left of the strip and those in it: init, seed 0: 2 and 1." in caption
-    (ax,) = drawn_axes(monkeypatch, figures.panels, curves, "density", {})
+    (ax,) = drawn_axes(monkeypatch, figures.landscape, curves, [], ["H"], "", {})
     assert ax.get_xscale() == "symlog" and ax.get_xlim()[0] < -2
 
 
@@ -364,7 +364,7 @@ def test_neither_scale_nor_a_refused_fit_is_ever_most_clear(pictures) -> None:
         assert not any("most clearly" in str(finding) for finding in page.findings(alone))
         assert "effects" not in page.draw(alone)
         ((_, (entry,)),) = tables.of_rows([row], {}).groups
-        assert not entry.strong and entry.cells[-1].text in ("scale", "refused")
+        assert not entry.strong and entry.cells[-1] in ("scale", "refused")
     picture = pictures["effects"]
     assert "effective rank" in picture.panels[0].alt and "trace" not in picture.panels[0].alt
 
@@ -426,7 +426,7 @@ def test_a_legend_of_many_long_names_fits_its_picture() -> None:
 
 def test_the_file_of_a_picture_holds_every_panel() -> None:
     curves = [Curve(f"m{i}", "true", 0, Spectrum.from_eigenvalues(np.geomspace(1, 10 + i, 9))) for i in range(4)]
-    picture = figures.panels(curves, "cdf", {})
+    picture = figures.distributions(curves, {})
     whole = Image.open(io.BytesIO(picture.png(columns=2)))
     assert whole.width == 2 * picture.panels[0].width and whole.height > 2 * picture.panels[0].height
     assert all(panel.alt.startswith("Distribution function of the eigenvalues of m") for panel in picture.panels)
@@ -434,7 +434,7 @@ def test_the_file_of_a_picture_holds_every_panel() -> None:
 
 def test_the_vector_file_has_the_panels_where_the_other_has_them() -> None:
     curves = [Curve(f"m{i}", "true", 0, Spectrum.from_eigenvalues(np.geomspace(1, 10 + i, 9))) for i in range(3)]
-    picture = figures.panels(curves, "cdf", {})
+    picture = figures.distributions(curves, {})
     text = picture.svg(columns=2)
     parts = [child.attrib for child in ElementTree.fromstring(text)]
     width, height = (side * 72 / pictured.DPI for side in (picture.panels[0].width, picture.panels[0].height))

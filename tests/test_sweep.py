@@ -307,10 +307,19 @@ def test_an_experiment_has_a_row_for_each_condition_of_each_matrix(tmp_path: Pat
     assert found.columns == ("lr", "condition") and found.panels == ("flattened.logits.train", "ntk.logits.train")
     assert len(found.configurations) == 12 and all(list(c.seeds) == [0, 1] for c in found.configurations)
     shown = sweep.table(found, "ntk.logits.train", tmp_path)
-    texts = [[cell.text for cell in entry.cells] for entry in shown.groups[0][1]]
+    texts = [list(entry.cells) for entry in shown.groups[0][1]]
     assert texts[1] == ["2", "0.1", "true labels", "10.50 ± 0.71", "2.000 †1/2", "0, 1"]
     assert "densities" not in sweep.caption(found)  # of cells without spectra
     assert "the flattened input Jacobian (logits, train) lies between 10.50 ± 0.71" in sweep.answer(found).sentence
+
+
+def test_a_study_of_several_steps_is_gathered(tmp_path: Path) -> None:
+    numbers = {"curvature": {step: {"value": 3.0, "stderr": 0.5} for step in ("one", "two")}}
+    cells = [{"matrix": "s", "condition": step, "seed": 0, "metrics": {"loss": 0.1}} for step in numbers["curvature"]]
+    result = {"config": {"seed": 0}, "cost": {}, "estimates": {"s": numbers}, "cells": cells}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (run,) = sweep.find([tmp_path])
+    assert [row[-1] for row in sweep.rows_of([run])[0]] == ["loss", 0.1, 0.1]
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "damaged"])

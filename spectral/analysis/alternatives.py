@@ -93,16 +93,21 @@ def _maximise(
     return a, b, log_normaliser(a, b, t, L, mean_u)[0]
 
 
-def _vuong(difference: Array, p: Array, n_eff: float, nested: bool) -> tuple[float, float]:
+def _vuong(
+    name: str, difference: Array, p: Array, n_eff: float, nested: bool, parameters: dict[str, float]
+) -> LikelihoodRatio:
     """Ratio R = n Σ p d and its p-value: Vuong (1989) for separate laws, χ² with one degree of freedom for nested."""
     mean = float(p @ difference)
     R = n_eff * mean
-    if nested:
-        return R, erfc(sqrt(abs(R)))  # the survival function of χ²₁ at 2|R|
     spread = sqrt(max(float(p @ (difference - mean) ** 2), 0.0))
-    if spread <= 1e-12 * (1 + abs(mean)):
-        return R, 1.0 if abs(R) < 1e-9 else 0.0
-    return R, erfc(abs(R) / (sqrt(2 * n_eff) * spread))
+    if nested:
+        chance = erfc(sqrt(abs(R)))  # the survival function of χ²₁ at 2|R|
+    elif spread <= 1e-12 * (1 + abs(mean)):
+        chance = 1.0 if abs(R) < 1e-9 else 0.0
+    else:
+        chance = erfc(abs(R) / (sqrt(2 * n_eff) * spread))
+    favours = "neither" if chance > 0.1 else "power law" if R > 0 else name
+    return LikelihoodRatio(R, chance, favours, parameters)
 
 
 def against_power_law(u: Array, p: Array, a: float, L: float, n_eff: float, xmin: float) -> dict[str, LikelihoodRatio]:
@@ -125,9 +130,7 @@ def against_power_law(u: Array, p: Array, a: float, L: float, n_eff: float, xmin
     tests = {}
 
     def add(name: str, log_density: Array, nested: bool, parameters: dict[str, float]) -> None:
-        ratio, probability = _vuong(power - log_density, p, n_eff, nested)
-        favours = "neither" if probability > 0.1 else ("power law" if ratio > 0 else name)
-        tests[name] = LikelihoodRatio(ratio, probability, favours, parameters)
+        tests[name] = _vuong(name, power - log_density, p, n_eff, nested, parameters)
 
     c, b, logZ = _maximise(mean_u, 1.0, growth, L, a)
     law = -c * u - b * growth(u) - logZ
@@ -175,7 +178,6 @@ def lognormal_of_all(c: Counting, u: Array, p: Array, a: float, L: float, n_eff:
     above, beyond = scipy.special.log_ndtr(-start), scipy.special.log_ndtr(-(start + L / sigma))
     inside = above + np.log1p(-np.exp(beyond - above))
     power = -a * u - log_normaliser(a, 0.0, np.square, L, float(p @ u))[0]
-    ratio, probability = _vuong(power + v**2 / 2 + log(sigma * sqrt(2 * np.pi)) + inside, p, n_eff, False)
-    favours = "neither" if probability > 0.1 else ("power law" if ratio > 0 else OF_ALL)
+    difference = power + v**2 / 2 + log(sigma * sqrt(2 * np.pi)) + inside
     misfit = D * sqrt(float(c.independent(np.zeros(1, int))[0]))
-    return LikelihoodRatio(ratio, probability, favours, {"mu": mu, "sigma": sigma, "misfit": misfit})
+    return _vuong(OF_ALL, difference, p, n_eff, False, {"mu": mu, "sigma": sigma, "misfit": misfit})

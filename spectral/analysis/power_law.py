@@ -8,8 +8,8 @@ own. Symbols: N(x) the number of eigenvalues from x on, u = ln(x/xmin), a = alph
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,9 +109,9 @@ class PowerLaw:
     D: float
     tail: float
     curve: TailCurve
-    tests: dict[str, LikelihoodRatio]
-    accepted: bool
-    reason: str
+    tests: dict[str, LikelihoodRatio] = field(default_factory=dict)
+    accepted: bool = False
+    reason: str = ""
     alpha_bounded: float = nan
     hill: float = nan
     ccdf_slope: float = nan
@@ -146,18 +146,6 @@ class PowerLaw:
         alt = "alpha against the start of the tail, with one standard error; the dot is the fit, hollow where it is refused"
         picture = cards.chart(marks, "start of the tail, xmin", "alpha", alt, x_scale="log") if known.any() else ""
         return cards.card(f"{self}", rows, picture)
-
-
-class _Fit(NamedTuple):
-    alpha: float
-    alpha_bounded: float
-    xmin: float
-    D: float
-    tail: float
-    sigma: float
-    n_eff: float
-    open: float
-    decades: float
 
 
 class _Range(NamedTuple):
@@ -282,23 +270,28 @@ def _starts(search: _Search, xmin: float | str | None, exact: bool) -> list[floa
     return list(dict.fromkeys(found)) or [search.largest]
 
 
-def _fit(search: _Search, start: float, mode: str) -> _Fit:
+def _fit(search: _Search, start: float, mode: str) -> tuple[PowerLaw, float]:
+    """The fit of the tail from `start` on, without its verdict; the part of the tail that the nodes around its start weigh."""
     r = _range(search.c.insert(start), search.xmax)
     first = np.searchsorted(r.c.x, [start])
     here, own = _scan(r, first)
     later = search.able & (search.curve.xmin > start) & (mode == "peak")  # where the density turns, its slope does
     drift = _drift(search.curve.alpha[later] - here.alpha[0], search.chance[later], own[0])
-    return _Fit(
-        alpha=float(here.alpha[0]) if np.isfinite(here.alpha[0]) else nan,
-        alpha_bounded=nan if mode == "chosen" else _bounded(r, first),  # a verdict alone does without
+    known = np.isfinite(here.alpha[0])
+    fit = PowerLaw(
+        alpha=float(here.alpha[0]) if known else nan,
+        sigma=float(np.hypot(here.sigma[0], drift)) if known else nan,
         xmin=start,
+        xmax=search.largest if search.xmax is None else float(search.xmax),
         D=float(here.D[0]),
         tail=float(here.tail[0]),
-        sigma=float(np.hypot(here.sigma[0], drift)) if np.isfinite(here.alpha[0]) else nan,
+        curve=search.curve,
+        alpha_bounded=nan if mode == "chosen" else _bounded(r, first),  # a verdict alone does without
         n_eff=float(r.n_eff(first)[0]),
-        open=float(r.c.loose[first[0]] / here.tail[0]),
         decades=float(np.log10(r.largest / start)),
+        mode=mode,
     )
+    return fit, float(r.c.loose[first[0]] / here.tail[0])
 
 
 def _bounded(r: _Range, first: IntArray) -> float:
@@ -343,7 +336,7 @@ def _tail_of(search: _Search, start: float) -> tuple[Array, Array]:
     return np.log(values[inside] / start), counts[inside]
 
 
-def _tests(search: _Search, fit: _Fit) -> dict[str, LikelihoodRatio]:
+def _tests(search: _Search, fit: PowerLaw) -> dict[str, LikelihoodRatio]:
     u, w = _tail_of(search, fit.xmin)
     if not np.isfinite(fit.alpha) or len(u) < 3 or u[-1] >= 100:  # e^u of the truncated law within float64
         return {}
@@ -352,28 +345,28 @@ def _tests(search: _Search, fit: _Fit) -> dict[str, LikelihoodRatio]:
     return against_power_law(*tail) | {OF_ALL: lognormal_of_all(search.c, *tail)}
 
 
-def _refusal(fit: _Fit, tests: dict[str, LikelihoodRatio], mode: str) -> str:
+def _refusal(fit: PowerLaw, open_: float, tests: dict[str, LikelihoodRatio]) -> str:
     """Why alpha is not to be trusted, "" where it is."""
     if np.isnan(fit.alpha):
         return "All eigenvalues of the tail are equal, so there is no exponent."
     tail, needed = cards.apart(fit.tail, MIN_TAIL, 3)
     decades, span = cards.apart(fit.decades, MIN_DECADES)
-    if mode == "ks" and (fit.tail < MIN_TAIL or fit.decades < MIN_DECADES):
+    if fit.mode == "ks" and (fit.tail < MIN_TAIL or fit.decades < MIN_DECADES):
         return (
             f"The tail closest to a power law holds {tail} eigenvalues in {decades} decades; alpha needs "
             f"{needed} in {span}, and no tail of that length is one."
         )
-    hint = "." if mode == "chosen" else "; choose a smaller xmin."
+    hint = "." if fit.mode == "chosen" else "; choose a smaller xmin."
     if fit.tail < MIN_TAIL:
         return f"The tail holds {tail} eigenvalues, and alpha needs {needed}{hint}"
     if fit.decades < MIN_DECADES:
         return f"The tail spans {decades} decades, and alpha needs {span}{hint}"
-    if fit.open > OPEN:
-        weigh, most = cards.apart(100 * fit.open, 100 * OPEN, 3)
+    if open_ > OPEN:
+        weigh, most = cards.apart(100 * open_, 100 * OPEN, 3)
         return (
             f"The nodes around xmin weigh {weigh} % of the tail, and may be {most} %; use more steps, or a larger xmin."
         )
-    allowed = MISFIT[mode] / np.sqrt(fit.n_eff)
+    allowed = MISFIT[fit.mode] / np.sqrt(fit.n_eff)
     if allowed < fit.D:
         away, most = cards.apart(fit.D, allowed)
         return f"The tail is no power law: its CDF is {away} away from the law, and chance allows {most}."
@@ -381,7 +374,7 @@ def _refusal(fit: _Fit, tests: dict[str, LikelihoodRatio], mode: str) -> str:
     if better:
         return f"A law of another form describes the tail better: {better[min(better)]} (p = {min(better):.1g})."
     of_all = tests.get(OF_ALL)
-    if mode != "given" and of_all and of_all.ratio < OF_ALL_RATIO and of_all.parameters["misfit"] < OF_ALL_MISFIT:
+    if fit.mode != "given" and of_all and of_all.ratio < OF_ALL_RATIO and of_all.parameters["misfit"] < OF_ALL_MISFIT:
         return "One lognormal describes all the eigenvalues, and their tail as well as a power law does."
     return ""
 
@@ -466,8 +459,8 @@ def refusal_from(values: Array, xmin: float) -> str:
     c, _ = counting(Spectrum.from_eigenvalues(values))
     r = _range(c, None)
     search = _Search(c, None, *_scan(r, np.searchsorted(c.x, [xmin])), np.zeros(1, bool), r.largest)
-    fit = _fit(search, xmin, "chosen")
-    return _refusal(fit, {}, "chosen") or _refusal(fit, _tests(search, fit), "chosen")
+    fit, open_ = _fit(search, xmin, "chosen")
+    return _refusal(fit, open_, {}) or _refusal(fit, open_, _tests(search, fit))
 
 
 def _fits(spectrum: Spectrum, rules: Sequence[float | str | None], xmax: float | None) -> list[PowerLaw]:
@@ -499,19 +492,15 @@ def _judged(
 ) -> PowerLaw:  # fmt: skip
     """The fit by one rule, with its verdict."""
     for start in _starts(search, xmin, exact):
-        fit = _fit(search, start, mode)
+        fit, open_ = _fit(search, start, mode)
         tests = _tests(search, fit)
-        reason = _refusal(fit, tests, mode)
+        reason = _refusal(fit, open_, tests)
         if not reason:
             break
-    xmax = search.xmax
-    return PowerLaw(
-        fit.alpha, fit.sigma, fit.xmin, search.largest if xmax is None else float(xmax), fit.D, fit.tail, search.curve, tests,
-        not reason, reason, fit.alpha_bounded, hills, _ccdf_slope(*_tail_of(search, fit.xmin)), fit.n_eff, fit.decades, excluded,
-        above=_range(search.c, xmax).beyond,
-        errors=dict.fromkeys(ERRORS, 0.0) if exact else _probe_errors(others, xmin, mode),
-        mode=mode,
-    )  # fmt: skip
+    errors = dict.fromkeys(ERRORS, 0.0) if exact else _probe_errors(others, xmin, mode)
+    slope, above = _ccdf_slope(*_tail_of(search, fit.xmin)), _range(search.c, search.xmax).beyond
+    own: dict[str, Any] = {"hill": hills, "ccdf_slope": slope, "excluded": excluded, "above": above, "errors": errors}
+    return replace(fit, tests=tests, accepted=not reason, reason=reason, **own)
 
 
 def _holds(c: Counting, xmax: float | None) -> bool:
@@ -525,7 +514,7 @@ def _probe_errors(others: list[_Search | None], xmin: float | str | None, mode: 
     for search in others:
         if search is None or (mode == "given" and not xmin < search.largest):  # type: ignore[operator]
             return dict.fromkeys(ERRORS, nan)
-        fits.append(_fit(search, _starts(search, xmin, exact=False)[0], mode))
+        fits.append(_fit(search, _starts(search, xmin, exact=False)[0], mode)[0])
     return {name: jackknife_stderr([getattr(fit, name) for fit in fits]) for name in ERRORS}
 
 
@@ -541,7 +530,10 @@ def _ccdf_slope(u: Array, w: Array) -> float:
 def _nothing(reason: str, excluded: float, mode: str, xmin: float = nan, count: float = 0.0) -> PowerLaw:
     empty = np.zeros(0)
     curve = TailCurve(empty, empty, empty, empty, empty)
-    return PowerLaw(
-        nan, nan, xmin, xmin, nan, count, curve, {}, False, reason, decades=0.0 if count else nan, excluded=excluded,
-        errors=dict.fromkeys(ERRORS, nan), mode=mode,
-    )  # fmt: skip
+    own: dict[str, Any] = {
+        "decades": 0.0 if count else nan,
+        "excluded": excluded,
+        "errors": dict.fromkeys(ERRORS, nan),
+        "mode": mode,
+    }
+    return PowerLaw(nan, nan, xmin, xmin, nan, count, curve, reason=reason, **own)

@@ -179,9 +179,9 @@ def _without(node: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
     return left
 
 
-def check_resolvers(node: Any) -> None:
-    """Raise ValueError for an interpolation that calls anything but the time and hydra's own settings."""
-    for where, part in walked(node):
+def check_resolvers(node: Any, typed: Mapping[str, str]) -> None:
+    """Raise ValueError for an interpolation that calls anything but the time and hydra's own settings, unless it was typed."""
+    for where, part in walked(node, left_out=typed):
         for text in part if isinstance(part, Mapping) else [part] if isinstance(part, str) else []:
             for name in re.findall(r"\$\{\s*([^{}:\s]+)\s*:", str(text)):
                 if name not in RESOLVERS:

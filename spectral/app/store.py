@@ -130,28 +130,10 @@ STEP = _part(  # of a study
 )
 
 # result.json: numbers that JSON has not are null
-ESTIMATED = Fields(
-    may={
-        "values": Items(maybe(REAL)),
-        "errors": Items(maybe(REAL)),
-        **dict.fromkeys(("d", "lower", "upper"), maybe(REAL)),
-    },
-    others=Plain(),
-    laws=(
-        Law("an error for each value", lambda f, s: len(f.get("values", ())) == len(f.get("errors", ()))),
-        Law("an interval of its d", lambda f, s: "values" in f or {"d", "lower", "upper"} <= set(f)),
-    ),
-)
-PAIRED = Law(
-    "as many values of true as of random labels where they are compared",
-    lambda f, s: "true-random" not in f or len(f["true"]["values"]) == len(f["random"]["values"]),
-)
-COMPARED = Fields(others=ESTIMATED, laws=(PAIRED,))
 LISTED = Fields(
     {"matrix": Text(), "condition": Text(), "seed": COUNT, "metrics": Fields(others=maybe(REAL))},
     {
         "spectrum": Text(),
-        "arrays": Text(),
         "test_accuracy": maybe(SHARE),
         "trained": maybe(Fields({"reached": Flag()}, others=Plain())),
         "found": Fields(may={"kind": Text()}, others=Plain()),
@@ -181,8 +163,6 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         RESULT.check(result, "")
-        if len(result["cells"]) > 1:
-            Fields(others=Fields(others=COMPARED)).check(result["estimates"], "estimates")
     except (ValueError, RecursionError) as problem:
         why = str(problem) if isinstance(problem, Mismatch) else "it cannot be read"
         raise ValueError(f"{refusal}: {why}; remove its folder.") from problem

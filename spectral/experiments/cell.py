@@ -26,7 +26,7 @@ from spectral.analysis import label_alignment, outliers, summary
 from spectral.analysis.alignment import EXACT_ROWS, energies, label_vector
 from spectral.estimators.assembled import gram_matrix
 from spectral.estimators.budget import free_memory
-from spectral.experiments.datasets import Problem, batches, digits, in_dtype, permute_labels
+from spectral.experiments.datasets import PermutedLabels, Problem, batches, digits, in_dtype, permute_labels
 from spectral.experiments.models import model_for
 from spectral.experiments.training import OPTIONS, Trained, evaluate, few_threads, train
 from spectral.operators import GaussNewton, Hessian, Jacobian, Operator, blocks
@@ -265,7 +265,7 @@ def run_cell(
         started = time.perf_counter()
         kind = cell.matrix.kind
         x, y_true = problem.split(cell.matrix.split)
-        y_own = _labels(problem, cell)[0] if cell.matrix.split == "train" else y_true
+        y_own = _labels(problem, cell).y if cell.matrix.split == "train" else y_true
         count = settings.ntk_samples if kind == "ntk" else settings.samples if kind in OF_LOGITS else None
         x, y_true, y_own = in_dtype(x[:count], settings.dtype), y_true[:count], y_own[:count]
         found = MAKERS[kind](Work(cell.matrix, settings, model.to(settings.dtype), x, y_own, y_true, estimate))
@@ -414,13 +414,9 @@ def _problem(
     return problem.with_inputs(inputs, seed).to(device)
 
 
-def _labels(problem: Problem, cell: Cell) -> tuple[Tensor, float]:
-    """The training labels of the cell's condition, and the fraction that differ from the true ones."""
-    noise = cell.condition.noise or 0.0
-    if noise == 0.0:
-        return problem.y_train, 0.0
-    permuted = permute_labels(problem.y_train, noise, seed=cell.seed)
-    return permuted.y, permuted.changed
+def _labels(problem: Problem, cell: Cell) -> PermutedLabels:
+    """The training labels of the cell's condition."""
+    return permute_labels(problem.y_train, cell.condition.noise or 0.0, seed=cell.seed)
 
 
 def concentration(values: np.ndarray) -> dict[str, float]:

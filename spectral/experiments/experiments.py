@@ -197,13 +197,10 @@ EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
 
 def conclude(experiment: Experiment, results: Iterable[CellResult]) -> Outcome:
     """The tables of finished cells, and trends where the experiment has an axis and three of its levels are done."""
-    result = collect(results)
-    trends = []
-    reached = [name for name in experiment.levels if name in result.conditions]
-    if len(reached) >= 3:
-        trends = [
-            trend(result, row.matrix, row.metric, {name: experiment.levels[name] for name in reached})
-            for row in result.rows
-            if row.metric in KEY_METRICS and sum(name in row.values for name in reached) >= 3
-        ]
+    result, levels = collect(results), experiment.levels
+    trends = [
+        trend(result, row.matrix, row.metric, levels)
+        for row in result.rows
+        if row.metric in KEY_METRICS and sum(name in row.values for name in levels) >= 3
+    ]
     return Outcome(experiment, result, tuple(trends))

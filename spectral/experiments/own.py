@@ -60,11 +60,6 @@ def is_trusted(file: str, trust: Iterable[str]) -> bool:
     return Path(file).resolve() in {Path(item).resolve() for item in trust}
 
 
-def trusted(files: Iterable[str]) -> dict[str, str]:
-    """{resolved path: SHA-256} of Python files that may run; ValueError for one that is not there."""
-    return {str(Path(file).resolve()): digest(file) for file in files}
-
-
 def digest(path: str | Path) -> str:
     """SHA-256 of a file; of a folder that of the names and contents of the files in it, those of its folders left out."""
     whole, found = hashlib.sha256(), Path(path)
@@ -131,8 +126,8 @@ def _under(setting: str, path: str, trust: Trust, seed: int) -> Iterator[Any]:
     source = Path(file).resolve()
     if str(source) not in trust:
         raise Refused(f"{setting}={path} runs your own Python, which must be allowed by name: add 'trust=[{file}]'.")
-    before = random_state(())
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(set_random_state, (), random_state(()))
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (what a user's own code draws from)
         torch.manual_seed(seed)
@@ -146,8 +141,6 @@ def _under(setting: str, path: str, trust: Trust, seed: int) -> Iterator[Any]:
                 known = [n for n, v in callables.items() if v.__module__ == module.__name__]
                 raise Refused(f"{file} has no function or class {name}; it has {', '.join(known) or 'none'}.")
             yield made
-    finally:
-        set_random_state((), before)
 
 
 class Refused(ValueError):

@@ -154,9 +154,8 @@ def few_threads(model: nn.Module) -> Iterator[None]:
     before = torch.get_num_threads()
     parameters = list(model.parameters())
     small = sum(p.numel() for p in parameters) <= SMALL and all(p.device.type == "cpu" for p in parameters)
+    torch.set_num_threads(1 if small else before)
     try:
-        if small:
-            torch.set_num_threads(1)
         yield
     finally:
         torch.set_num_threads(before)

@@ -106,6 +106,11 @@ class Verdict:
     answer: str
     sentence: str
 
+    @staticmethod
+    def of(answer: str, text: str, about: str) -> Verdict:
+        """Without the full stop a sentence, and `about`, how much it is an answer of ("": nothing is said of that)."""
+        return Verdict(answer, f"{text}{f'; {about}' if about else ''}.")
+
 
 @dataclass(frozen=True)
 class Report:

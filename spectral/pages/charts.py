@@ -28,9 +28,7 @@ def report(study: Study, findings: Findings, about: str) -> Report:
     return Report(
         title=study.name.replace("_", " ").capitalize(),
         question=study.question,
-        verdict=Verdict(
-            findings.answer, f"{findings.sentence.removesuffix('.')}; {about}." if about else findings.sentence
-        ),
+        verdict=Verdict.of(findings.answer, findings.sentence.removesuffix("."), about),
         expectation=study.expectation,
         reference=study.reference,
         curves=curves,

@@ -185,6 +185,7 @@ def landscape(
     order: Sequence[str] = (),
     theory: Sequence[Line] = (),
     stems: Sequence[Line] = (),
+    band: bool = True,
 ) -> Picture:
     """A panel for each matrix: above the densities, below the metric that sums them up, seed by seed ("": the rows given).
 
@@ -199,7 +200,7 @@ def landscape(
 
     def draw(name: str, *axes: Axes) -> None:
         if own := of_matrix(chosen, name):
-            draw_density(axes[0], own, style)
+            draw_density(axes[0], own, style, band)
             draw_known(axes[0], of_matrix(theory, name), of_matrix(stems, name), style)
         if name in strips:
             draw_strip(axes[-1], strips[name], style, labels)
@@ -212,8 +213,8 @@ def landscape(
         return _alt_density(name, of_matrix(chosen, name), strips.get(name), labels)
 
     panels = same_size(_by_matrix(names, labels, draw, alt, axes))
-    band = band_note(chosen) if chosen else ""
-    note = say(TEXTS["landscape"], band=band, theory=bool(theory), stems=bool(stems))
+    said = band_note(chosen) if chosen and band else ""
+    note = say(TEXTS["landscape"], band=said, theory=bool(theory), stems=bool(stems))
     return Picture(panels, _keys(conditions, style, labels), note)
 
 
@@ -243,26 +244,23 @@ def _alt_density(name: str, curves: Sequence[Curve], strip: Row | None, labels: 
     return say(TEXTS["densities"], name=name, ends=ends, strip=strip, words=named, number=number, opening=opening)
 
 
-def panels(
-    curves: Sequence[Curve], kind: str, labels: Mapping[str, str], levels: Mapping[str, float] | None = None
+def distributions(
+    curves: Sequence[Curve], labels: Mapping[str, str], levels: Mapping[str, float] | None = None
 ) -> Picture:
-    """One panel per matrix, `kind` is "density", "lines" (densities of many, without bands) or "cdf"."""
+    """A panel for each matrix: the distribution functions."""
     conditions = conditions_of(curves)
-    style: Mapping[str, Style] = styles(conditions, levels)
-    draw_kind = draw_cdf if kind == "cdf" else partial(draw_density, band=kind == "density")
+    style = styles(conditions, levels)
 
     def draw(name: str, ax: Axes) -> None:
-        draw_kind(ax, of_matrix(curves, name), style)
+        draw_cdf(ax, of_matrix(curves, name), style)
 
     def alt(name: str) -> str:
         own = of_matrix(curves, name)
-        if kind != "cdf":
-            return _alt_density(name, own, None, labels)
         halves = {words(c, labels): _median(own, c) for c in conditions_of(own)}
         return say(TEXTS["distributions"], name=words(name, labels), halves=halves)
 
     made = _by_matrix(matrices_of(curves), labels, draw, alt)
-    return Picture(made, _keys(conditions, style, labels), "" if kind == "lines" else band_note(curves))
+    return Picture(made, _keys(conditions, style, labels), band_note(curves))
 
 
 def _median(curves: Sequence[Curve], condition: str) -> float:

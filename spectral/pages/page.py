@@ -68,15 +68,15 @@ def draw(report: Report) -> dict[str, Picture]:
             theory=report.theory,
             stems=report.stems,
         )
-        made["cdf"] = figures.panels(chosen, "cdf", labels, levels)
+        made["cdf"] = figures.distributions(chosen, labels, levels)
         if len(matrices_of(report.curves)) > len(shown):
-            made["esd"] = figures.panels(report.curves, "density", labels, levels)
+            made["esd"] = figures.landscape(report.curves, [], matrices_of(report.curves), "", labels, levels)
     if report.numbers is not None and (picture := figures.numbers(report.numbers)) is not None:
         made["numbers"] = picture
     if any(row.effect is not None and row.candidate for row in report.headline_rows):
         made["effects"] = figures.effects(report.headline_rows, labels)
     if report.blocks:
-        made["blocks"] = figures.panels(report.blocks, "lines", labels)
+        made["blocks"] = figures.landscape(report.blocks, [], matrices_of(report.blocks), "", labels, band=False)
     made |= {f"chart{i}": charts.picture(chart) for i, chart in enumerate(report.charts, 1)}
     lines = {"alignment": report.alignment, "alpha": report.alpha, "training": report.losses}
     targets = {float(entry["target loss"]) for entry in report.training if "target loss" in entry}

@@ -121,8 +121,8 @@ def section(name: str, result: Any) -> Section:
 def overlaid(spectra: Mapping[str, Any]) -> Picture:
     """All densities on one pair of axes, and all distribution functions."""
     curves = [Curve("density", name, 0, spectrum) for name, spectrum in spectra.items()]
-    densities = figures.panels(curves, "density", {})
-    steps = figures.panels([replace(curve, matrix="distribution function") for curve in curves], "cdf", {})
+    densities = figures.landscape(curves, [], ["density"], "", {})
+    steps = figures.distributions([replace(curve, matrix="distribution function") for curve in curves], {})
     return replace(densities, panels=densities.panels + steps.panels)
 
 

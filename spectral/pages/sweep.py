@@ -34,7 +34,7 @@ from spectral.spectrum import Spectrum
 from . import Curve, Verdict, figures, page, tables
 from .build import labels_for
 from .picture import Picture
-from .tables import Cell, Entry, Table, number, words
+from .tables import Entry, Table, number, words
 
 TEXTS = prose(__file__)
 # Settings in which the runs of one configuration may differ.
@@ -327,7 +327,7 @@ def table(sweep: Sweep, panel: str, output: Path) -> Table:
         links = tuple((str(seed), _address(run, output)) for seed, (run, _) in c.seeds.items())
         texts = [str(sweep.series.index(c.values) + 1), *(c.values[i] for i in differ)]
         texts += [number(c.row(m), "all") for m in metrics]
-        entries.append(Entry((*map(Cell, texts), Cell(", ".join(seed for seed, _ in links), links))))
+        entries.append(Entry((*texts, ", ".join(seed for seed, _ in links)), links=links))
     residuals = {m for m in metrics if any(f"{m}_residual" in numbers for c in own for numbers in c.metrics)}
     titles = ["#", *(sweep.columns[i] for i in differ)]
     titles += [words(m, sweep.labels) + " (± residual)" * (m in residuals) for m in metrics]

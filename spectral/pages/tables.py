@@ -24,20 +24,14 @@ REFUSED = "†"  # behind a number of which a fit was refused
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A text, and where it leads: `links` are (text, address), shown one after the other in place of the text."""
-
-    text: str
-    links: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
 class Entry:
-    """One row of a table: `cells` for its columns, `note` explains it, `strong` sets it apart."""
+    """One row of a table: `cells` for its columns, `note` explains it, `strong` sets it apart; `links` are (text, address), shown
+    one after the other in place of the last cell."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[str, ...]
     note: str = ""
     strong: bool = False
+    links: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class Table:
     @property
     def narrow(self) -> bool:
         """Whether it fits a telephone as it is; others become cards there."""
-        rows = [self.titles, *([cell.text for cell in entry.cells] for _, entries in self.groups for entry in entries)]
+        rows = [self.titles, *(entry.cells for _, entries in self.groups for entry in entries)]
         return sum(max(len(row[i]) for row in rows) + 2 for i in range(len(self.titles))) <= NARROW
 
     def text(self) -> str:
@@ -65,7 +59,7 @@ class Table:
         for heading, entries in self.groups:
             lines += [[heading]] if heading else []
             indent = "  " if heading else ""
-            lines += [[indent + e.cells[0].text, *(cell.text for cell in e.cells[1:])] for e in entries]
+            lines += [[indent + e.cells[0], *e.cells[1:]] for e in entries]
         widths = [max(len(line[i]) for line in lines if len(line) > max(i, 1)) for i in range(len(self.titles))]
         rows = [
             line[0]
@@ -147,7 +141,7 @@ def of_rows(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
             texts += [d_text(row.effect) if row.effect else "–", apart(row)]
         note = labels.get(f"note:{row.metric}", "")
         strong = bool(row.separates) and not row.scale
-        groups.setdefault(row.matrix, []).append(Entry(tuple(map(Cell, texts)), note, strong))
+        groups.setdefault(row.matrix, []).append(Entry(tuple(texts), note, strong))
     unit = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else f"± one standard error; {EXACT}"
     if compared:
         unit += " d: Cohen's effect size, true minus random, with its 95 % interval. Separates: the same sign on every seed."
@@ -184,7 +178,7 @@ def of_numbers(given: Numbers) -> Table:
 def of_mappings(rows: Sequence[Mapping[str, object]], heads: int = 1) -> Table:
     """A row for each mapping, a column for each key that any of them has."""
     titles = tuple(dict.fromkeys(key for row in rows for key in row))
-    entries = tuple(Entry(tuple(Cell(plain(row.get(title))) for title in titles)) for row in rows)
+    entries = tuple(Entry(tuple(plain(row.get(title)) for title in titles)) for row in rows)
     return Table(titles, (("", entries),), heads)
 
 
@@ -192,7 +186,7 @@ def of_settings(mapping: Mapping[str, object]) -> Table:
     """A nested mapping in two columns, its keys joined by dots."""
     known = {name: value for name, value in leaves(mapping).items() if not isinstance(value, Mapping)}
     texts = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in known.items()}
-    entries = tuple(Entry(tuple(map(Cell, pair))) for pair in texts.items())
+    entries = tuple(Entry(pair) for pair in texts.items())
     return Table(("setting", "value"), (("", entries),), layout="pairs words")
 
 

@@ -78,7 +78,7 @@ class Evidence:
     def says(self, answer: str, body: str) -> Verdict:
         """The answer with its reasons, and of how much it is one."""
         head = f"{body[0].upper()}{body[1:]}" if answer == "found" else f"{answer.capitalize()}: {body}"
-        return Verdict(answer, f"{head}{f'; {self.about}' if self.about else ''}.")
+        return Verdict.of(answer, head, self.about)
 
     def judges(self, answer: str, body: str) -> Verdict:
         """The same, undecided where networks missed their target loss."""
@@ -412,10 +412,6 @@ RULES: dict[str, Callable[[Evidence], Verdict]] = {
 
 
 # One matrix ----------------------------------------------------------------------------------------------------------
-def _found(text: str, about: str, answer: str = "found") -> Verdict:
-    return Verdict(answer, f"{text}{f'; {about}' if about else ''}.")
-
-
 def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str = "") -> Verdict:
     """What one spectrum looks like: where it lies, how many eigenvalues carry it, how sure that is."""
 
@@ -425,13 +421,14 @@ def of_spectrum(spectrum: Spectrum, numbers: Mapping[str, float], *, about: str 
         return f"{value:.0f}" if whole and factor == 1 else with_error(factor * value, factor * error)
 
     if not spectrum.scale > spectrum.value_error:
-        return _found(say(TEXTS["zero"], s=spectrum), about)
+        return Verdict.of("found", say(TEXTS["zero"], s=spectrum), about)
     ends = [0.0 if abs(x) <= max(spectrum.value_error, 1e-15 * spectrum.scale) else x for x in spectrum.interval]
     known = [len(spectrum.atoms.values) and spectrum.atoms.values[i] for i in (0, -1)]
     bounds = [not (spectrum.is_exact or k == x) for k, x in zip(known, spectrum.interval, strict=True)]
     negative = ends[0] < 0 and math.isfinite(numbers.get("negative_mass", math.nan))
     facts = {"s": spectrum, "ends": ends, "bounds": bounds, "number": said, "negative": negative}
-    return _found(say(TEXTS["one" if spectrum.dim == 1 else "spectrum"] + "; " + TEXTS["sure"], **facts), about)
+    text = TEXTS["one" if spectrum.dim == 1 else "spectrum"] + "; " + TEXTS["sure"]
+    return Verdict.of("found", say(text, **facts), about)
 
 
 def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Verdict:
@@ -440,4 +437,4 @@ def of_numbers(given: Numbers, *, which: str = "largest", about: str = "") -> Ve
     facts = {"v": given.value[known], "e": given.error[known], "about": given.about, "exact": not given.error.any()}
     facts |= {"which": which, "one": given.kind.removesuffix("s"), "missing": int((~known).sum())}
     text = say(TEXTS["numbers"].get(given.kind, TEXTS["numbers"]["pairs"]), **facts)
-    return _found(text, about, "found" if known.any() else "undecided")
+    return Verdict.of("found" if known.any() else "undecided", text, about)
