@@ -111,9 +111,7 @@ def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> No
         id(one.sharded_param): one for unit in _units(model) for group in _groups(unit) for one in group.fsdp_params
     }
     own: dict[str, Any] = dict(model.named_parameters())
-    tied: dict[
-        Any, str
-    ] = {}  # the first name of what was one tensor before it was sharded; torch before 2.13 cannot tell
+    tied: dict[Any, str] = {}  # first names of what was one tensor before; torch before 2.13 cannot tell
     for name, p in own.items():
         if id(p) in shared and (one := tied.setdefault(getattr(shared[id(p)], "_orig_param_uid", name), name)) != name:
             raise ValueError(
