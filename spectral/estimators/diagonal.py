@@ -198,7 +198,7 @@ def exact_diagonal(A: Operator, progress: bool | None, run: Checkpoint) -> np.nd
             if start == 0:
                 column = arrays.double(product[:, 0]).cpu().numpy()
             among = arrays.double(product[start:stop]).cpu().numpy()
-            leave_one_out.hold_products(A, columns, product, columns, product, (among, among.T))
+            leave_one_out.hold_products(A, (columns, product), (columns, product), (among, among.T))
             value[start:stop] = np.diag(among)
             first = stop
             run.stepped(end=first == n)
@@ -321,7 +321,8 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoin
         run.stepped(end=True)
         bar.update(m)
     R = cross(basis.Q, Y)
-    leave_one_out.hold_products(A, basis.Q, basis.Z, Omega, Y, (R, cross(basis.Z, Omega)), transposed=True)
+    tables = R, cross(basis.Z, Omega)
+    leave_one_out.hold_products(A, (basis.Q, basis.Z), (Omega, Y), tables, transposed=True)
     S, alone = leave_one_out.directions(R)
     gamma, SR = S.T @ S, (S * R).sum(0)
     nu = np.sqrt(np.maximum(1 - gamma**2, leave_one_out.PARALLEL))

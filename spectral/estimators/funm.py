@@ -372,7 +372,7 @@ def _one(
         if last:
             stop = "budget" if more else "steps"
             break
-    value = (state.combine(y[None]) if mode else second_pass(A, b, record, y[None]))[0].mul_(size)
+    value = (state.combine(y[None]) if mode else second_pass(state, b, y[None]))[0].mul_(size)
     b_f_b = bounds.bracket(record, g, interval)
     scale = state.squared_norm
     return value, size * error, scale * b_f_b.lower, scale * b_f_b.upper, certain, record.steps, stop

@@ -160,11 +160,6 @@ class Lanczos:
         """Whether no step is left: the subspace is invariant, or the limit is reached."""
         return self.steps >= self.limit or (self.steps > 0 and self.betas[self.steps - 1] == 0)
 
-    @property
-    def basis(self) -> torch.Tensor | None:
-        """The orthonormal vectors q_1 .. q_k as rows (a copy), None without reorthogonalisation."""
-        return None if self.kept is None else torch.stack(self.kept.rows(0, self.steps))
-
     def combine(self, coefficients: np.ndarray) -> torch.Tensor:
         """coefficients (c, k) times the basis, which must be kept: (c, n)."""
         if self.kept is None:
