@@ -330,19 +330,16 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoin
     F, E = Q @ S, Z @ S
     samples = (Q * Z).sum(1)[:, None] - F * E + signs * F * SR
     covariance = np.zeros(len(Q))
+
+    def change(i: int, j: int) -> np.ndarray:  # d_ij (n,): what y_j in its basis changes of sample i
+        f, e = (F[:, j] - gamma[i, j] * F[:, i]) / nu[i, j], (E[:, j] - gamma[i, j] * E[:, i]) / nu[i, j]
+        return f * e + signs[:, i] * f * (gamma[i, j] * SR[i] / nu[i, j])
+
     for i in range(m):
         for j in range(i):
             if alone[i] and alone[j]:
-                covariance += 2 * _change(i, j, F, E, signs, gamma, nu, SR) * _change(j, i, F, E, signs, gamma, nu, SR)
+                covariance += 2 * change(i, j) * change(j, i)
     variance = samples.var(axis=1, ddof=1) / m + np.maximum(covariance, 0) / (m * (m - 1))
     eps = arrays.machine_epsilon(A.dtype)
     rounding = eps * np.sqrt((arrays.double(local(Y)) ** 2).mean(1).cpu().numpy())  # of each row's product
     return samples.mean(1), np.hypot(np.sqrt(variance) * leave_one_out.widening(m), rounding)
-
-
-def _change(
-    i: int, j: int, F: np.ndarray, E: np.ndarray, signs: np.ndarray, gamma: np.ndarray, nu: np.ndarray, SR: np.ndarray
-) -> np.ndarray:
-    """d_ij (n,): what y_j in its basis changes of sample i."""
-    f, e = (F[:, j] - gamma[i, j] * F[:, i]) / nu[i, j], (E[:, j] - gamma[i, j] * E[:, i]) / nu[i, j]
-    return f * e + signs[:, i] * f * (gamma[i, j] * SR[i] / nu[i, j])
