@@ -36,10 +36,10 @@ from spectral.schema import NONNEGATIVE, Array, Fields, Law
 
 SHARED, LIGHT = 8, 1 << 26  # vectors multiplied at a time, and bytes that they may take
 RANK = 4.0  # a direction of Y within this many eps of its largest column is rounding
-Products = tuple[torch.Tensor, torch.Tensor]  # vectors (n, b), and what came of them
-Tables = tuple[np.ndarray, np.ndarray]
 ALONE = 1e-6  # leverage 1 - ALONE: no other vector of Y reaches this one's direction
 PARALLEL = 1e-12  # squared sine below which two directions are one
+Products = tuple[torch.Tensor, torch.Tensor]  # vectors (n, b), and what came of them
+Tables = tuple[np.ndarray, np.ndarray]
 RANGE = Fields(  # of a checkpoint
     {"Q": Array("dtype", "n", "rank"), "Z": Array("dtype", "n", "rank"), "largest": NONNEGATIVE},
     laws=(Law("an orthonormal basis", lambda f, s: orthonormal(f["Q"].T)),),
