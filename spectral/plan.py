@@ -139,9 +139,8 @@ def plan(
     100
     """
     op, _, _ = symmetric_operand(A)
-    slq_options.check(probes, steps, deflate=deflate, reorthogonalize=reorthogonalize)
     place = check_place(basis, op.dtype)
-    chosen = slq_options.Plan.of(op, None, None, probes, steps, deflate, reorthogonalize, place)
+    chosen = slq_options.Plan.of(op, probes, steps, deflate, reorthogonalize, place)
     n, steps, keeps = entries(op), chosen.steps, bool(chosen.mode)
     free, one = free_memory(op), n * op.dtype.itemsize
     deflated = min(steps, chosen.vectors)  # at most

@@ -493,8 +493,7 @@ class Spectrum(Quadrature):
     def _known(self, lo: np.ndarray, hi: np.ndarray, widen: float) -> np.ndarray:
         """Atoms and zeros in (lo - widen, hi + widen]."""
         below = [gauss.left_of(*self.atoms, t, "right") for t in (lo - widen, hi + widen)]
-        known: np.ndarray = np.maximum(below[1] - below[0], 0) + self.zeros * ((lo < 0) & (hi >= 0))
-        return known
+        return np.asarray(np.maximum(below[1] - below[0], 0) + self.zeros * ((lo < 0) & (hi >= 0)))
 
     def density(
         self, x: Any = None, *, resolution: float | None = None, scale: str = "linear", confidence: float = 0.95

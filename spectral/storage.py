@@ -180,7 +180,7 @@ def _probes_once(f: Any, s: Sizes) -> bool:
 
 def _made_of_its_records(f: Any, s: Sizes) -> bool:
     """Nodes, and the sums and means of weights: single weights of nodes that are copies are rounding."""
-    records = unpack_records(f, f["records"])
+    records = unpack_records(f)
     nodes, weights = gauss.padded_rules(records, f["removed"], f["dim"], _rest(f))
     if nodes.shape != f["nodes"].shape:
         return False
@@ -225,28 +225,29 @@ def _joined(records: Sequence[Any], key: str) -> np.ndarray:
     return np.concatenate([NONE, *(getattr(record, key) for record in records)])
 
 
-def _named(records: Sequence[Any], *keys: str) -> list[dict[str, Any]]:
-    return [{key: getattr(record, key) for key in (*keys, "stop", *PROBE)} for record in records]
+def pack_records(records: Sequence[LanczosRecord]) -> dict[str, Any]:
+    """The recurrence coefficients end to end, and what names each record (`records`, JSON)."""
+    named = ("steps", "reorthogonalized", "stop", *PROBE)
+    return {
+        "records": [{**_named(record, named), "known": len(record.known)} for record in records],
+        "squared_norms": np.array([record.squared_norm for record in records], dtype=float),
+        **{key: _joined(records, key) for key in ("alphas", "betas", "known", "shares")},
+    }
 
 
-def pack_records(records: Sequence[LanczosRecord]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """(arrays, JSON): the recurrence coefficients end to end, and what names each record."""
-    arrays = {key: _joined(records, key) for key in ("alphas", "betas", "known", "shares")}
-    arrays["squared_norms"] = np.array([record.squared_norm for record in records], dtype=float)
-    names = _named(records, "steps", "reorthogonalized")
-    return arrays, [{**name, "known": len(record.known)} for name, record in zip(names, records, strict=True)]
-
-
-def unpack_records(arrays: dict[str, np.ndarray], names: list[dict[str, Any]]) -> tuple[LanczosRecord, ...]:
+def unpack_records(f: Mapping[str, Any]) -> tuple[LanczosRecord, ...]:
     """The inverse of `pack_records`."""
-    steps = [_parts(arrays[key], names, "steps") for key in ("alphas", "betas")]
-    deflated = [_parts(arrays.get(key, NONE), names, "known") for key in ("known", "shares")]  # version 0.1.0 has none
+    names = f["records"]
+    steps = [_parts(f[key], names, "steps") for key in ("alphas", "betas")]
+    deflated = [_parts(f.get(key, NONE), names, "known") for key in ("known", "shares")]  # version 0.1.0 has none
     return tuple(
         LanczosRecord(alphas, betas, float(norm), known=known, shares=shares, **_without(name, "steps", "known"))
-        for name, norm, alphas, betas, known, shares in zip(
-            names, arrays["squared_norms"], *steps, *deflated, strict=True
-        )
+        for name, norm, alphas, betas, known, shares in zip(names, f["squared_norms"], *steps, *deflated, strict=True)
     )
+
+
+def _named(record: Any, keys: Sequence[str]) -> dict[str, Any]:
+    return {key: getattr(record, key) for key in keys}
 
 
 def _without(name: dict[str, Any], *sizes: str) -> dict[str, Any]:
@@ -254,23 +255,23 @@ def _without(name: dict[str, Any], *sizes: str) -> dict[str, Any]:
     return {key: value for key, value in name.items() if key not in sizes}
 
 
-def pack_moments(records: Sequence[ChebyshevRecord]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """(arrays, JSON) of Chebyshev records: their moments end to end, and what names each."""
-    arrays = {
+def pack_moments(records: Sequence[ChebyshevRecord]) -> dict[str, Any]:
+    """The moments of Chebyshev records end to end, and what names each (`attempts`, JSON)."""
+    return {
+        "attempts": [{**_named(record, ("stop", *PROBE)), "moments": len(record.moments)} for record in records],
         "moments": _joined(records, "moments"),
         "moments_squared_norms": np.array([record.squared_norm for record in records], dtype=float),
         "intervals": np.array([record.interval for record in records], dtype=float).reshape(-1, 2),
     }
-    return arrays, [{**n, "moments": len(r.moments)} for n, r in zip(_named(records), records, strict=True)]
 
 
-def unpack_moments(arrays: dict[str, np.ndarray], names: list[dict[str, Any]]) -> tuple[ChebyshevRecord, ...]:
+def unpack_moments(f: Mapping[str, Any]) -> tuple[ChebyshevRecord, ...]:
     """The inverse of `pack_moments`."""
-    parts = _parts(arrays["moments"], names, "moments")
+    parts = _parts(f["moments"], f["attempts"], "moments")
     return tuple(
         ChebyshevRecord(moments, (float(low), float(high)), float(norm), **_without(name, "moments"))
         for name, norm, moments, (low, high) in zip(
-            names, arrays["moments_squared_norms"], parts, arrays["intervals"], strict=True
+            f["attempts"], f["moments_squared_norms"], parts, f["intervals"], strict=True
         )
     )
 
@@ -292,7 +293,8 @@ def plain(value: Any) -> Any:
 
 def save_spectrum(fields: dict[str, Any], path: Any) -> None:
     """Write the fields of a `Spectrum`, see `Spectrum.save`."""
-    arrays, names = pack_records(fields["records"])
+    arrays = pack_records(fields["records"])
+    names = arrays.pop("records")
     arrays |= {
         "nodes": fields["nodes"],
         "weights": fields["weights"],
@@ -325,6 +327,6 @@ def load_spectrum(path: Any) -> dict[str, Any]:
         "nodes": arrays["nodes"],
         "weights": arrays["weights"],
         "atoms": Atoms(arrays["atom_values"], arrays["atom_multiplicities"]),
-        "records": unpack_records(arrays, header["records"]),
+        "records": unpack_records({**header, **arrays}),
         "removed": tuple(arrays["removed"]),
     }

@@ -755,10 +755,15 @@ def by_threads(monkeypatch, ranks, work):
             meeting.abort()
             raise
 
+    def told(value, failure):
+        if failure is not None:
+            raise failure
+        return exchanged(value)
+
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)
     monkeypatch.setattr(distributed, "rank", lambda: own.rank)
     monkeypatch.setattr(distributed, "all_reduce", lambda t: t.copy_(sum(exchanged(t.clone()))))
-    monkeypatch.setattr(distributed, "gather", lambda make: exchanged(make()))
+    monkeypatch.setattr(distributed, "_told", told)
     monkeypatch.setattr(distributed, "first", lambda value, device=None: exchanged(value)[0])
     with ThreadPoolExecutor(ranks) as pool:
         return list(pool.map(life, range(ranks)))

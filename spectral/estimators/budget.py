@@ -22,7 +22,6 @@ from spectral import arrays, distributed, longvectors
 from spectral.distributed import decided
 from spectral.estimators.shared_out import SharedOut
 from spectral.krylov.kernels import recurrences
-from spectral.krylov.symmetry import leaves
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Gram, Operator
 from spectral.schema import SWITCH, choice
@@ -158,7 +157,7 @@ def entries(A: Operator) -> int:
 
 def sharded(A: Operator) -> bool:
     """Whether ranks hold pieces of the vectors of A, or of what it is made of."""
-    return any(leaf.shards is not None for leaf in leaves(A))
+    return any(leaf.shards is not None for leaf in A.sources)
 
 
 def hold_whole(A: Operator, what: str) -> None:

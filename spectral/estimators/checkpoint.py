@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,8 +92,9 @@ class Checkpoint:
             found = found if op.ranks == 1 else distributed.first(_whole(found), op.device)
             if found is not None:
                 if self.shards is not None:
-                    self.folder = found["folder"]
-                    found["state"] = self._with_pieces(found["state"])
+                    for full, about in found["apart"].items():
+                        self.folder = about["pieces"]
+                        self._put(found["state"], full, self._pieces(full, about))
                     self._hold(found["state"], sizes)
                 self.state, self.before = found["state"], Spent(*found["spent"])
         self._begin()
@@ -129,9 +130,9 @@ class Checkpoint:
         persist.check(self.path, header, FILE, "")
         state = self._unpacked(packed, header)
         products, epochs, seconds = header["spent"]
-        folders = [about["pieces"] for about in header["arrays"].values() if "pieces" in about]
         spent = int(products), float(epochs), float(seconds)
-        return {"state": state, "spent": spent, "folder": folders[0] if folders else ""}
+        apart = {full: about for full, about in header["arrays"].items() if "pieces" in about}
+        return {"state": state, "spent": spent, "apart": apart}
 
     def _hold(self, state: State, sizes: dict[str, Any]) -> None:
         """A state must be what the rule asks for; where ranks hold pieces of its vectors all of them look."""
@@ -302,38 +303,37 @@ class Checkpoint:
         """What to raise about a file that holds something else than its run."""
         return ValueError(f"{self.path} is damaged: {what}; delete it and run again.")
 
+    def _put(self, state: State, full: str, value: Any) -> None:
+        """A value into its place, which the state must leave open."""
+        *places, name = full.split(".")
+        node: Any = state
+        for place in places:
+            node = node.get(place) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or name in node:
+            raise self.damaged(f"{full} has no place in it")
+        node[name] = value
+
     def _unpacked(self, packed: dict[str, np.ndarray], header: dict[str, Any]) -> State:
         """The state, arrays in their places; what an array says of its size is held against what is there before it is made."""
-        state = header["state"]
+        state: State = header["state"]
         for full, about in header["arrays"].items():
-            *places, name = full.split(".")
-            node = state
-            for place in places:
-                node = node.get(place) if isinstance(node, dict) else None
-            if not isinstance(node, dict) or name in node:
-                raise self.damaged(f"{full} has no place in it")
-            if "pieces" in about:
-                node[name] = Laid(full, **about)
-            else:
-                node[name] = self._rows(name, about["rows"]) if "rows" in about else self._array(full, about, packed)
+            if "rows" in about and "pieces" not in about:
+                self._put(state, full, self._rows(full.rpartition(".")[2], about["rows"]))
+            elif "pieces" not in about:
+                self._put(state, full, self._array(full, about, packed))
         if packed:
             raise self.damaged(f"it holds {', '.join(sorted(packed))}, which nothing needs")
         return state
 
-    def _with_pieces(self, node: Any) -> Any:
-        """A state with this rank's pieces in their places."""
-        if isinstance(node, dict):
-            return {name: self._with_pieces(value) for name, value in node.items()}
-        if not isinstance(node, Laid):
-            return node
-        folder, dtype = Path(self.path or "").with_name(node.pieces), getattr(torch, node.dtype)
+    def _pieces(self, name: str, about: dict[str, Any]) -> Any:
+        """This rank's piece of a vector, or of each of many rows."""
+        folder, dtype = Path(self.path or "").with_name(about["pieces"]), getattr(torch, about["dtype"])
 
         def part(name: str) -> torch.Tensor:
-            return scattered.load(folder, name, node.shape, node.axis, dtype, self.shards).to(self.op.device)  # type: ignore[arg-type]
+            shape, axis = about["shape"], about["axis"]
+            return scattered.load(folder, name, shape, axis, dtype, self.shards).to(self.op.device)  # type: ignore[arg-type]
 
-        if node.rows is None:
-            return part(node.name)
-        return longvectors.GrowingRows(lambda j: part(f"{node.name}.{j}"), node.rows)
+        return longvectors.GrowingRows(lambda j: part(f"{name}.{j}"), about["rows"]) if "rows" in about else part(name)
 
     def _rows(self, name: str, mark: Sequence[Any]) -> longvectors.GrowingRows:
         """Vectors (n,) from the file beside, as far as the mark counts them, each read when it is asked for."""
@@ -363,17 +363,6 @@ class Checkpoint:
         # numpy's empty arrays have no stride
         memory = torch.from_numpy(array).clone(memory_format=torch.contiguous_format)
         return memory.view(dtype).reshape(shape).to(self.op.device)
-
-
-class Laid(NamedTuple):
-    """What stands for a piece, or for rows of them, until every rank has read its own."""
-
-    name: str
-    pieces: str
-    shape: list[int]
-    axis: int
-    dtype: str
-    rows: int | None = None
 
 
 def _array(rule: Rule | None, names: list[str]) -> Any:

@@ -116,7 +116,7 @@ class Deflation:
                 continue
             for copies in self._values(members):
                 values = [self.deflated[i].value for i in copies]
-                rows = [_nodes(record, k, copies, self.deflated, members) for k, record in enumerate(records)]
+                rows = [self._nodes(record, k, copies, members) for k, record in enumerate(records)]
                 if all(rows):
                     found.append((float(np.mean(values)), len(copies), rows))
                     error = max(error, *(self.deflated[i].error for i in copies), float(np.ptp(values)))
@@ -151,6 +151,18 @@ class Deflation:
                 groups.append([i])
         return [sorted(group) for group in groups]
 
+    def _nodes(self, record: LanczosRecord, index: int, copies: list[int], members: list[int]) -> list[int]:
+        """Where record `index` holds its mass on the vectors `copies`: its own Ritz values, and what it was deflated of.
+
+        A copy that a later probe found has its mass in the node that this one has for the cluster, the nearest of its `members`.
+        """
+        known = [record.steps + i for i in copies if i < len(record.known)]
+        own = [i for i in copies if self.deflated[i].probe == index]
+        mine = [i for i in members if self.deflated[i].probe == index]
+        if not known and not own and mine:
+            own = [min(mine, key=lambda i: abs(self.deflated[i].value - self.deflated[copies[0]].value))]
+        return [node for i in own for node in self.deflated[i].nodes] + known
+
     def _empty(self, records: list[LanczosRecord]) -> np.ndarray:
         """(K, L): whether record k shows that no copy of found vector i is left; None of a probe before its own was deflated."""
         values, windows = self.known, np.array([f.window for f in self.deflated])
@@ -174,21 +186,6 @@ def _is_empty(record: LanczosRecord, values: np.ndarray, windows: np.ndarray, ra
         most = largest_mass(record, around).reshape(3, -1).max(0)
         empty &= most * rank <= beta.MISSED
     return empty
-
-
-def _nodes(
-    record: LanczosRecord, index: int, copies: list[int], deflated: list[Deflated], members: list[int]
-) -> list[int]:
-    """Where record `index` holds its mass on the vectors `copies`: its own Ritz values, and what it was deflated of.
-
-    A copy that a later probe found has its mass in the node that this one has for the cluster, the nearest of its `members`.
-    """
-    known = [record.steps + i for i in copies if i < len(record.known)]
-    own = [i for i in copies if deflated[i].probe == index]
-    mine = [i for i in members if deflated[i].probe == index]
-    if not known and not own and mine:
-        own = [min(mine, key=lambda i: abs(deflated[i].value - deflated[copies[0]].value))]
-    return [node for i in own for node in deflated[i].nodes] + known
 
 
 def padded(rows: list[list[int]], width: int) -> np.ndarray:

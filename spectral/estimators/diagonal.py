@@ -198,7 +198,7 @@ def exact_diagonal(A: Operator, progress: bool | None, run: Checkpoint) -> np.nd
             if start == 0:
                 column = arrays.double(product[:, 0]).cpu().numpy()
             among = arrays.double(product[start:stop]).cpu().numpy()
-            leave_one_out.hold_products(A, columns, product, columns, product, (among, among.T))
+            leave_one_out.hold_products(A, (columns, product), (columns, product), (among, among.T))
             value[start:stop] = np.diag(among)
             first = stop
             run.stepped(end=first == n)
@@ -321,7 +321,8 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoin
         run.stepped(end=True)
         bar.update(m)
     R = cross(basis.Q, Y)
-    leave_one_out.hold_products(A, basis.Q, basis.Z, Omega, Y, (R, cross(basis.Z, Omega)), transposed=True)
+    tables = R, cross(basis.Z, Omega)
+    leave_one_out.hold_products(A, (basis.Q, basis.Z), (Omega, Y), tables, transposed=True)
     S, alone = leave_one_out.directions(R)
     gamma, SR = S.T @ S, (S * R).sum(0)
     nu = np.sqrt(np.maximum(1 - gamma**2, leave_one_out.PARALLEL))
@@ -329,19 +330,16 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoin
     F, E = Q @ S, Z @ S
     samples = (Q * Z).sum(1)[:, None] - F * E + signs * F * SR
     covariance = np.zeros(len(Q))
+
+    def change(i: int, j: int) -> np.ndarray:  # d_ij (n,): what y_j in its basis changes of sample i
+        f, e = (F[:, j] - gamma[i, j] * F[:, i]) / nu[i, j], (E[:, j] - gamma[i, j] * E[:, i]) / nu[i, j]
+        return f * e + signs[:, i] * f * (gamma[i, j] * SR[i] / nu[i, j])
+
     for i in range(m):
         for j in range(i):
             if alone[i] and alone[j]:
-                covariance += 2 * _change(i, j, F, E, signs, gamma, nu, SR) * _change(j, i, F, E, signs, gamma, nu, SR)
+                covariance += 2 * change(i, j) * change(j, i)
     variance = samples.var(axis=1, ddof=1) / m + np.maximum(covariance, 0) / (m * (m - 1))
     eps = arrays.machine_epsilon(A.dtype)
     rounding = eps * np.sqrt((arrays.double(local(Y)) ** 2).mean(1).cpu().numpy())  # of each row's product
     return samples.mean(1), np.hypot(np.sqrt(variance) * leave_one_out.widening(m), rounding)
-
-
-def _change(
-    i: int, j: int, F: np.ndarray, E: np.ndarray, signs: np.ndarray, gamma: np.ndarray, nu: np.ndarray, SR: np.ndarray
-) -> np.ndarray:
-    """d_ij (n,): what y_j in its basis changes of sample i."""
-    f, e = (F[:, j] - gamma[i, j] * F[:, i]) / nu[i, j], (E[:, j] - gamma[i, j] * E[:, i]) / nu[i, j]
-    return f * e + signs[:, i] * f * (gamma[i, j] * SR[i] / nu[i, j])

@@ -6,7 +6,6 @@ Both are one recurrence from the given vector. What bounds them is in `spectral.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -120,23 +119,20 @@ class Product(cards.Sentence):
         return bounded("norm", sizes, np.atleast_1d(self.error), self.products, self.certified)
 
 
-Given = str | bounds.Signed | Callable[[np.ndarray], np.ndarray]
-
-
 @overload
-def funm(A: Any, f: Given, b: None = None, *, tol: float = ..., interval: Interval | None = ...) -> Operator: ...
+def funm(A: Any, f: bounds.Given, b: None = None, *, tol: float = ..., interval: Interval | None = ...) -> Operator: ...
 
 
 @overload
 def funm(
-    A: Any, f: Given, b: Any, *, tol: float = ..., interval: Interval | None = ..., steps: int | None = ...,
+    A: Any, f: bounds.Given, b: Any, *, tol: float = ..., interval: Interval | None = ..., steps: int | None = ...,
     reorthogonalize: bool | str = ..., budget: Any = ..., progress: bool | None = ...,
 ) -> Product: ...  # fmt: skip
 
 
 def funm(
     A: Any,
-    f: Given,
+    f: bounds.Given,
     b: Any = None,
     *,
     tol: float = 1e-6,
@@ -219,7 +215,7 @@ def funm(
     >>> bool(p.lower <= 1.75 <= p.upper)
     True
     """
-    g, A = _function(f), as_operator(A)
+    g, A = bounds.signed(f), as_operator(A)
     number(tol, "tol", "error relative to the result", FRACTION, "1e-6")
     low, high = pair(interval)
     if np.isfinite(A.least):
@@ -263,7 +259,7 @@ class Applied(Derived):
 
     new_products = True
 
-    def __init__(self, A: Operator, given: Given, g: bounds.Signed, interval: Interval, tol: float) -> None:
+    def __init__(self, A: Operator, given: bounds.Given, g: bounds.Signed, interval: Interval, tol: float) -> None:
         _symmetric(A)
         super().__init__((A,), A.shape, symmetric=True)
         self.given, self.g, self.within, self.tol, self.off = given, g, interval, tol, tol
@@ -295,21 +291,8 @@ class Applied(Derived):
         return [f"{y:.9g}" for y in bounds.real_values(self.g.f, np.clip(SEEN, *self.g.domain))]
 
 
-def _name(f: Given) -> str:
+def _name(f: bounds.Given) -> str:
     return f if isinstance(f, str) else str(getattr(f, "__qualname__", type(f).__name__))
-
-
-def _function(f: Any) -> bounds.Signed:
-    if isinstance(f, bounds.Signed):
-        return f
-    if isinstance(f, str) and f in bounds.NAMED:
-        return bounds.NAMED[f]
-    if callable(f):
-        return bounds.Signed(f, 0, 0)
-    raise ValueError(
-        f"f={f!r} is no function; use one of {', '.join(bounds.NAMED)}, a spectral.quadrature.bounds.Signed, or "
-        "a function of arrays."
-    )
 
 
 def _operands(
@@ -372,7 +355,7 @@ def _one(
         if last:
             stop = "budget" if more else "steps"
             break
-    value = (state.combine(y[None]) if mode else second_pass(A, b, record, y[None]))[0].mul_(size)
+    value = (state.combine(y[None]) if mode else second_pass(state, b, y[None]))[0].mul_(size)
     b_f_b = bounds.bracket(record, g, interval)
     scale = state.squared_norm
     return value, size * error, scale * b_f_b.lower, scale * b_f_b.upper, certain, record.steps, stop

@@ -6,7 +6,6 @@ Legend: K probes, M moments, X evaluation points; h the half width of the interv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -205,13 +204,19 @@ def _chebyshev(
         interval, steps, source = _find_interval(run, steps, limit, bar)
     done: list[ChebyshevRecord] = []
     restarts = tried = 0
+
+    def attempt(index: int, left: Budget) -> ChebyshevRecord:
+        state = run.begin(index, lambda start: Chebyshev(run.op, start, steps, interval))
+        state.limit = steps
+        if state.interval != interval:
+            raise run.checkpoint.damaged("its interval is not that of the run")
+        return state.record(seed=run.seed, index=index, stop=run.follow(left, bar))
+
     while len(done) < probes:
         if tried == len(run.attempts):
             if done and run.recurrence is None and limit.exhausted():
                 break
-            for record in run.side_by_side(
-                len(done), probes, steps, limit, bar, partial(_attempt, run, steps, interval, bar)
-            ):
+            for record in run.side_by_side(len(done), probes, steps, limit, bar, attempt):
                 run.finish(record)
                 if record.stop == "outside":
                     break  # those beside it were made on an interval that is too small
@@ -235,16 +240,6 @@ def _chebyshev(
             (rescaled(r.moments, r.interval, interval) if r.interval != interval else r.moments).tolist() for r in done
         ],
     }
-
-
-def _attempt(run: ProbeRun, steps: int, interval: Interval, bar: Any, index: int, limit: Budget) -> ChebyshevRecord:
-    """A probe's moments on an interval, or those that show that the interval is too small."""
-    state = run.begin(index, lambda start: Chebyshev(run.op, start, steps, interval))
-    state.limit = steps
-    if state.interval != interval:
-        raise run.checkpoint.damaged("its interval is not that of the run")
-    stop = run.follow(limit, bar)
-    return state.record(seed=run.seed, index=index, stop=stop)
 
 
 def _find_interval(run: ProbeRun, steps: int, limit: Budget, bar: Any) -> tuple[Interval, int, str]:

@@ -27,7 +27,7 @@ import scipy
 import torch
 
 from spectral import arrays, longvectors
-from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_first, hold_size, leaves, random_coefficients
+from spectral.krylov.symmetry import KnownProduct, distance, hold, hold_first, hold_size, random_coefficients
 from spectral.longvectors import column_dots, combination, cross, orthonormal
 from spectral.operators.operator import Operator
 from spectral.pieces import like, local
@@ -38,6 +38,8 @@ SHARED, LIGHT = 8, 1 << 26  # vectors multiplied at a time, and bytes that they 
 RANK = 4.0  # a direction of Y within this many eps of its largest column is rounding
 ALONE = 1e-6  # leverage 1 - ALONE: no other vector of Y reaches this one's direction
 PARALLEL = 1e-12  # squared sine below which two directions are one
+Products = tuple[torch.Tensor, torch.Tensor]  # vectors (n, b), and what came of them
+Tables = tuple[np.ndarray, np.ndarray]
 RANGE = Fields(  # of a checkpoint
     {"Q": Array("dtype", "n", "rank"), "Z": Array("dtype", "n", "rank"), "largest": NONNEGATIVE},
     laws=(Law("an orthonormal basis", lambda f, s: orthonormal(f["Q"].T)),),
@@ -46,7 +48,7 @@ RANGE = Fields(  # of a checkpoint
 
 def block_of(A: Operator) -> int:
     """Vectors multiplied at a time, by each team: sweeps are shared where vectors, of an operator's factors too, are light."""
-    longest = max(max(leaf.shape) for leaf in leaves(A))
+    longest = max(max(leaf.shape) for leaf in A.sources)
     return A.teams * max(1, min(SHARED, LIGHT // (longest * A.dtype.itemsize)))
 
 
@@ -65,19 +67,13 @@ def multiply(A: Operator, V: torch.Tensor, first: bool = False) -> torch.Tensor:
     return W
 
 
-def hold_products(
-    A: Operator,
-    X: torch.Tensor,
-    AX: torch.Tensor,
-    Y: torch.Tensor,
-    AY: torch.Tensor,
-    tables: tuple[np.ndarray, np.ndarray],
-    transposed: bool = False,
-) -> None:
+def hold_products(A: Operator, x: Products, y: Products, tables: Tables, transposed: bool = False) -> None:
     """X^T (A Y) against (A X)^T Y of a symmetric A, both `tables` made already; any A where AX is A^T X (`transposed`)."""
+    (X, AX), (Y, AY) = x, y
     if (A.symmetric or transposed) and tables[0].size:
+        name = f"one of the first {Y.shape[1]} products"
         scale = float(max(column_dots(AX, AX).max(), column_dots(AY, AY).max())) ** 0.5
-        hold(A, *tables, lambda i: X[:, i].contiguous(), lambda j: Y[:, j].contiguous(), scale, _pair(Y.shape[1]))
+        hold(A, *tables, lambda i: X[:, i].contiguous(), lambda j: Y[:, j].contiguous(), scale, (name, name))
 
 
 class Neighbours:
@@ -148,10 +144,6 @@ def two_numbers(z: torch.Tensor, along: float, length: float) -> KnownProduct:
         return max(abs(longvectors.dot(z, y) - along) / longvectors.norm(z), abs(longvectors.norm(y) - length))
 
     return KnownProduct(z, differs)
-
-
-def _pair(count: int) -> tuple[str, str]:
-    return f"one of the first {count} products", f"one of the first {count} products"
 
 
 class Range:

@@ -61,15 +61,11 @@ class ProbeRun:
         steps = 0 if recurrence is None else recurrence.steps
         if steps != self.counted:  # a signal came between a step and `stepped`
             self.checkpoint.count()
-        records, names = storage.pack_records(self.records)
-        moments, attempts = storage.pack_moments(self.attempts)
         deflated = [f for f in self.deflation.deflated if f.probe < len(self.records)]
         vectors = self.deflation.vectors
         return {
-            **records,
-            **moments,
-            "records": names,
-            "attempts": attempts,
+            **storage.pack_records(self.records),
+            **storage.pack_moments(self.attempts),
             "history": self.history,
             "deflated": [[f.value, f.error, f.window, f.probe, f.nodes] for f in deflated],
             "vectors": longvectors.GrowingRows()
@@ -80,8 +76,8 @@ class ProbeRun:
 
     def _resume(self, state: State) -> None:
         """Take the records, the deflated vectors and the recurrence from a state, and repeat a product of the run."""
-        self.records += storage.unpack_records(state, state["records"])
-        self.attempts += storage.unpack_moments(state, state["attempts"])
+        self.records += storage.unpack_records(state)
+        self.attempts += storage.unpack_moments(state)
         self.history = state["history"]
         self.deflation.looked = len(self.records)
         self.deflation.deflated = [Deflated(f[0], f[1], f[2], f[3], tuple(f[4])) for f in state["deflated"]]

@@ -66,7 +66,7 @@ def _deflated(f: Any, s: Sizes) -> bool:
 def _converged(f: Any, s: Sizes) -> bool:
     """What was deflated is what its record gives: a pair that has converged, at its nodes, with its value, error and window."""
     eps = 1e3 * arrays.machine_epsilon(s["dtype"])
-    records = storage.unpack_records(f, f["records"])
+    records = storage.unpack_records(f)
     pairs = [{tuple(map(int, p.nodes)): p for p in converged(record)} for record in records]
 
     def near(one: list[Any]) -> bool:

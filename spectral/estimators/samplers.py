@@ -199,7 +199,7 @@ class HutchPlusPlus(Pairs):
     def estimate(self) -> tuple[float, float]:
         Q, Z, G, AG = self.range.Q, self.range.Z, self.Omega, self.Y
         W, H, R, T = cross(Q, G), cross(Q, Z), cross(Q, AG), cross(Z, G)
-        leave_one_out.hold_products(self.A, Q, Z, G, AG, (R, T))
+        leave_one_out.hold_products(self.A, (Q, Z), (G, AG), (R, T))
         rest = column_dots(G, AG) - (W * R).sum(0) - (W * T).sum(0) + (W * (H @ W)).sum(0)
         scatter, squares = self._scatter(W, R - H @ W)
         variance = 2 * scatter / (self.m - 1) if self.A.symmetric else float(rest.var(ddof=1))
@@ -252,7 +252,7 @@ class XTrace(Exchangeable):
         n, Q, Z = self.A.shape[0], self.range.Q, self.range.Z
         k = Q.shape[1]
         W, R, H, T = cross(Q, self.Omega), cross(Q, self.Y), cross(Q, Z), cross(Z, self.Omega)
-        leave_one_out.hold_products(self.A, Q, Z, self.Omega, self.Y, (R, T))
+        leave_one_out.hold_products(self.A, (Q, Z), (self.Omega, self.Y), (R, T))
         S, alone = leave_one_out.directions(R)
         SW, SR, ST = S.T @ W, np.diag(S.T @ R)[:, None], S.T @ T
         a = np.diag(SW)
@@ -287,7 +287,7 @@ class XNysTrace(Exchangeable):
         """e (m,), d (m, m): d_ij = e_i less the same without omega_j; what nu n, which is added and subtracted, may leave."""
         n, m = self.A.shape[0], self.m
         plain, G = cross(self.Omega, self.Y), cross(self.Omega, self.Omega)
-        leave_one_out.hold_products(self.A, self.Omega, self.Y, self.Omega, self.Y, (plain, plain.T))
+        leave_one_out.hold_products(self.A, (self.Omega, self.Y), (self.Omega, self.Y), (plain, plain.T))
         C, nu = self._cholesky(plain, G)
         inverse = np.linalg.inv(C)  # H = C C^T
         R = longvectors.triangle(self.Y, self.Omega, nu)

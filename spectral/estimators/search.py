@@ -71,18 +71,23 @@ def check(op: Operator, k: int, n: int, tol: float, which: str, keys: dict[str, 
     choice(which, "which", keys)
 
 
-def capacity(op: Operator, k: int, n: int, block: int, basis: int | None, extra: int, few: bool = False) -> int:
-    """Basis vectors to hold: `basis`, or what a quarter of the free memory holds beside `extra` vectors."""
-    least, most = bounds(k, n, block, basis, few).values()
+def capacity(file: Checkpoint, op: Operator, sizes: dict[str, int], basis: int | None, extra: int) -> int:
+    """Basis vectors to hold: those of an earlier session, `basis`, or what a quarter of the free memory holds beside `extra`.
+
+    It may have been chosen by the memory that was free then. `sizes` as of `bounds`, with k and block.
+    """
+    if file.state is not None:
+        return int(file.state["recurrence"]["capacity"])
     if basis is not None:
-        return most
+        return sizes["most"]
+    n, extra = op.shape[1], extra + sizes["block"]
     room = vectors_that_fit(op, n)
-    if room - extra - block < least:
+    if room - extra < sizes["least"]:
         raise ValueError(
-            f"{k} pairs need {least + extra + block} vectors of length {n} ({op.dtype}), and a quarter of the free memory holds "
-            f"{room}; ask for fewer pairs, or say basis= yourself."
+            f"{sizes['k']} pairs need {sizes['least'] + extra} vectors of length {n} ({op.dtype}), and a quarter of the free "
+            f"memory holds {room}; ask for fewer pairs, or say basis= yourself."
         )
-    return min(room - extra - block, most)
+    return min(room - extra, sizes["most"])
 
 
 def bounds(k: int, n: int, block: int, basis: int | None, few: bool = False) -> dict[str, int]:
@@ -93,11 +98,6 @@ def bounds(k: int, n: int, block: int, basis: int | None, few: bool = False) -> 
     elif isinstance(basis, bool) or not isinstance(basis, int | np.integer) or basis < least:
         raise ValueError(f"basis={basis!r} is too small for {k} pairs in blocks of {block}; use at least {least}.")
     return {"least": int(least), "most": int(min(basis, n))}
-
-
-def held(file: Checkpoint) -> int:
-    """The basis that an earlier session had, 0 without one: it may have been chosen by the memory that was free then."""
-    return 0 if file.state is None else int(file.state["recurrence"]["capacity"])
 
 
 class Search:

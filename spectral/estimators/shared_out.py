@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from spectral import arrays, distributed
-from spectral.krylov.symmetry import leaves
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Derived, Operator
 
@@ -118,10 +117,10 @@ def shared_out(A: Any, ranks: str, prepare: Callable[[Operator], tuple[Any, ...]
     A = as_operator(A)
     if ranks == "data" or distributed.world_size() == 1:
         return prepare(A)
-    if any(leaf.shards is not None for leaf in leaves(A)):
+    if any(leaf.shards is not None for leaf in A.sources):
         raise ValueError(f"ranks={ranks!r} is not there where parameters lie over the ranks; use ranks='data'.")
     size, everyone = 1, distributed.world_size()
-    held = [data for leaf in leaves(A) if (data := leaf.held_data)]
+    held = [data for leaf in A.sources if (data := leaf.held_data)]
     if ranks == "both":
         size = next(p for p in range(1, everyone + 1) if everyone % p == 0 and all(_repeat(marks, p) for marks in held))
         if size == everyone:

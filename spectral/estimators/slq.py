@@ -17,7 +17,7 @@ from spectral.estimators.budget import Budget, environment, expect, progress_bar
 from spectral.estimators.deflation import Deflated, converged, padded
 from spectral.estimators.probe_run import ProbeRun
 from spectral.estimators.shared_out import SharedOut, shared_out
-from spectral.estimators.slq_options import PROBES, STEPS, Default, Plan, check
+from spectral.estimators.slq_options import PROBES, STEPS, Default, Plan
 from spectral.estimators.stopping import Tolerance
 from spectral.krylov.again import second_pass
 from spectral.krylov.basis import check_place
@@ -151,10 +151,9 @@ def slq(
     (4, 34.6573590279972...
     """
     op, zeros, dim = shared_out(A, ranks, symmetric_operand)
-    aim = check(probes, steps, tol, seed, deflate, reorthogonalize)
     with together() if op.ranks > 1 else nullcontext():  # a folder is there on one machine, and on another not
         place = check_place(basis, op.dtype)
-    plan = Plan.of(op, aim, budget, probes, steps, deflate, reorthogonalize, place)
+    plan = Plan.of(op, probes, steps, deflate, reorthogonalize, place, tol, budget)
     settings = {
         "steps": None if plan.adaptive and isinstance(steps, Default) else int(steps),
         "seed": check_seed(seed),
@@ -166,7 +165,7 @@ def slq(
         settings["memory"] = plan.choice
     if place != "device" and plan.mode:
         settings["basis"] = place
-    run = _Run(op, settings, plan, aim, (dim, zeros), checkpoint)
+    run = _Run(op, settings, plan, (dim, zeros), checkpoint)
     limit = Budget(budget, op, run.checkpoint.before)
     twice = not plan.mode and plan.vectors > 0
     limit.announce((int(probes) + twice) * min(int(steps), op.shape[0]))
@@ -185,16 +184,8 @@ class _Run(ProbeRun):
     orthogonality = 0.0  # of a rounded basis, as measured
     made_again = 0  # probes, where teams have taken some that an earlier one would have deflated further
 
-    def __init__(
-        self,
-        op: Operator,
-        settings: dict[str, Any],
-        plan: Plan,
-        aim: Tolerance | None,
-        size: tuple[int, int],
-        path: Any,
-    ) -> None:
-        self.settings, self.plan, self.aim, (self.dim, self.zeros) = settings, plan, aim, size
+    def __init__(self, op: Operator, settings: dict[str, Any], plan: Plan, size: tuple[int, int], path: Any) -> None:
+        self.settings, self.plan, self.aim, (self.dim, self.zeros) = settings, plan, plan.aim, size
         most = min(settings["steps"] or op.shape[0], op.shape[0])
         super().__init__(path, op, settings, plan.probes, plan.vectors, least=1 if plan.adaptive else most, most=most)
 
@@ -267,7 +258,7 @@ class _Run(ProbeRun):
             return None
 
         def again(coefficients: np.ndarray) -> Any:
-            return second_pass(self.op, self.start(record.index), record, coefficients, state.U)
+            return second_pass(state, self.start(record.index), coefficients)
 
         return again
 

@@ -43,6 +43,7 @@ def check(
 class Plan:
     """What is decided before the run: most steps and probes, how the basis is kept, most deflated vectors (0: none)."""
 
+    aim: Tolerance | None
     adaptive: bool
     steps: int
     probes: float
@@ -54,15 +55,16 @@ class Plan:
     def of(
         cls,
         op: Operator,
-        aim: Tolerance | None,
-        budget: Any,
         probes: int,
         steps: int,
         deflate: Any,
         reorthogonalize: Any,
         place: str,
+        tol: Any = None,
+        budget: Any = None,
     ) -> Plan:
         """See `slq`."""
+        aim = check(probes, steps, tol, deflate=deflate, reorthogonalize=reorthogonalize)
         if place != "device" and reorthogonalize is False:
             raise ValueError(f"basis={place!r} with reorthogonalize=False, which keeps none; leave one of them out.")
         if aim is not None and aim.nearest < LOWEST * op.epsilon:
@@ -88,6 +90,6 @@ class Plan:
             deflate == "auto" and (mode or reorthogonalize == "auto") and (probes > 1 or adaptive)
         )
         return cls(
-            adaptive, most, float("inf") if adaptive and not given[1] else int(probes), mode,
+            aim, adaptive, most, float("inf") if adaptive and not given[1] else int(probes), mode,
             max(min(held, n), 1) if wanted else 0, choice,
         )  # fmt: skip

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from spectral.schema import FRACTION, number
-
-if TYPE_CHECKING:
-    from spectral.spectrum import Spectrum
+from spectral.spectrum import Spectrum
 
 SHARE = 0.5  # of a tolerance that truncation may take, the rest is for the probes' noise
 STALLED = 1.25  # times rounding: a truncation that more steps do not lower

@@ -28,7 +28,7 @@ from spectral.checksum import checksum_of
 from spectral.distributed import decided
 from spectral.estimators.budget import progress_bar, symmetric_operand
 from spectral.estimators.checkpoint import Checkpoint
-from spectral.estimators.search import FEW, HEAVY, KEYS, Search, bounds, capacity, check, held, saved
+from spectral.estimators.search import FEW, HEAVY, KEYS, Search, bounds, capacity, check, saved
 from spectral.estimators.shared_out import check_ranks, shared_out
 from spectral.krylov.block_lanczos import BlockLanczos
 from spectral.krylov.symmetry import expected, hold, repeated, wrong
@@ -201,7 +201,7 @@ def top(
     if begin is not None:
         settings["start"] = checksum_of(begin) if op.shards is None else op.shards.checksum(begin)
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
-    state = BlockLanczos(op, held(file) or capacity(op, k, n, block, basis, 0 if few else k, few))
+    state = BlockLanczos(op, capacity(file, op, sizes, basis, 0 if few else k))
     run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)
     with progress_bar(None, "top", progress) as bar:
         complete = run.find(k, bar, begin)

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from spectral import arrays, longvectors
-from spectral.krylov.lanczos import Lanczos, LanczosRecord
+from spectral.krylov.lanczos import Lanczos
 from spectral.krylov.symmetry import KnownProduct, distance, random_coefficients
-from spectral.operators.operator import Operator
 
 
 def known_product(of: Lanczos) -> KnownProduct | None:
@@ -46,20 +45,13 @@ def known_product(of: Lanczos) -> KnownProduct | None:
     return KnownProduct(x, distance(due), scale * float(np.linalg.norm(c)))
 
 
-def second_pass(
-    A: Operator,
-    start: torch.Tensor,
-    record: LanczosRecord,
-    coefficients: np.ndarray,
-    deflate: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """coefficients (c, k) times the basis that `record` had, which is computed again: (c, n), k - 1 products.
-
-    `deflate` are the vectors (l, n) that `record` was deflated of.
+def second_pass(of: Lanczos, start: torch.Tensor, coefficients: np.ndarray) -> torch.Tensor:
+    """coefficients (c, k) times the basis of a recurrence from `start`, which is computed again: (c, n), k - 1 products.
 
     Memory: four vectors and the c that are made. The same products give the same basis bit for bit; ValueError if they do not.
     """
-    state = Lanczos(A, start, record.steps, reorthogonalize=False, deflate=deflate, known=record.known)
+    record = of.record()
+    state = Lanczos(of.A, start, record.steps, reorthogonalize=False, deflate=of.U, known=of.known)
     total = start.new_zeros(len(coefficients), len(start))
     for j in range(record.steps):
         for row, c in zip(total, coefficients[:, j], strict=True):
@@ -68,7 +60,7 @@ def second_pass(
             state.step()
     drift = max(np.abs(np.array(state.alphas) - record.alphas[:-1]).max(initial=0.0),
                 np.abs(np.array(state.betas) - record.betas[:-1]).max(initial=0.0))  # fmt: skip
-    if drift > math.sqrt(arrays.machine_epsilon(A.dtype)) * np.abs(record.alphas).max():
+    if drift > math.sqrt(arrays.machine_epsilon(of.A.dtype)) * np.abs(record.alphas).max():
         raise ValueError(
             f"the second pass differs from the first by {drift:.2g}: the operator is not deterministic; use reorthogonalize=True."
         )

@@ -88,10 +88,6 @@ class Basis:
         """Row j as a vector like the others."""
         return self.blocks[j // ROWS][j % ROWS].to(self.like)
 
-    def rows(self, first: int, last: int) -> list[torch.Tensor]:
-        """Rows first ... last - 1."""
-        return [self.row(j) for j in range(first, last)]
-
     def combine(self, coefficients: np.ndarray) -> torch.Tensor:
         """coefficients (c, k) times the first k rows: (c, n)."""
         total = self.like.new_zeros(len(coefficients), self.n)

@@ -31,6 +31,7 @@ from spectral.krylov.basis import Basis
 from spectral.krylov.kernels import recurrences
 from spectral.operators.linear_map import ROUNDING
 from spectral.operators.operator import Operator
+from spectral.schema import choice
 
 BREAKDOWN = 16.0  # beta <= 16 eps ||T|| counts as 0: A q - alpha q of an exact eigenvector rounds to a few eps ||A||
 # <q_{j-1}, q_i> and <q_j, q_i> as estimated, and whether the next vector is reorthogonalised too (Simon 1984, section 4)
@@ -115,8 +116,7 @@ class Lanczos:
         `overwrite`: q_{j+1} takes the memory of q_{j-1} and q_1 that of `start`, so that three vectors are held instead of four;
         for runs without a basis whose interrupted steps nobody goes on from.
         """
-        if reorthogonalize not in MODES:
-            raise ValueError(f"reorthogonalize={reorthogonalize!r} is not known; use True, 'selective' or False.")
+        choice(reorthogonalize, "reorthogonalize", MODES)
         self.A, self.reorthogonalize, self.known = A, reorthogonalize, np.asarray(known, dtype=float)
         self.overwrite = overwrite
         self.U = deflate if deflate is not None and len(deflate) else None
@@ -159,11 +159,6 @@ class Lanczos:
     def ended(self) -> bool:
         """Whether no step is left: the subspace is invariant, or the limit is reached."""
         return self.steps >= self.limit or (self.steps > 0 and self.betas[self.steps - 1] == 0)
-
-    @property
-    def basis(self) -> torch.Tensor | None:
-        """The orthonormal vectors q_1 .. q_k as rows (a copy), None without reorthogonalisation."""
-        return None if self.kept is None else torch.stack(self.kept.rows(0, self.steps))
 
     def combine(self, coefficients: np.ndarray) -> torch.Tensor:
         """coefficients (c, k) times the basis, which must be kept: (c, n)."""

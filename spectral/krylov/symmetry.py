@@ -14,7 +14,7 @@ in every product.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ def random_coefficients(count: int) -> np.ndarray:
 
 def expected(A: Operator) -> float:
     """How far products with unit vectors may be off, over ||A||, before they are made again."""
-    return max(A.product_error, AGAIN * max(leaf.asymmetry for leaf in leaves(A)))
+    return max(A.product_error, AGAIN * max(leaf.asymmetry for leaf in A.sources))
 
 
 def hold_size(product: torch.Tensor, size: float, name: str) -> None:
@@ -102,7 +102,7 @@ def look_again(
     then = longvectors.dot(y, A.T @ x)
     if not (abs(then - found) <= half <= close or abs(then - due) <= max(half, close)):
         raise wrong(names[1], f"along another vector it gave {due:.6g} where {found:.6g} came out afterwards", then)
-    for leaf in leaves(A):
+    for leaf in A.sources:
         leaf.asymmetry = max(leaf.asymmetry, abs(found - due) / scale)
 
 
@@ -153,7 +153,3 @@ def hold(
     if off.size and float(off.max()) > expected(A) * scale:
         i, j = np.unravel_index(int(off.argmax()), off.shape)
         look_again(A, x(int(i)), y(int(j)), float(found[i, j]), float(due[i, j]), names, scale)
-
-
-def leaves(A: Operator) -> Iterable[Operator]:
-    return getattr(A, "sources", {A})

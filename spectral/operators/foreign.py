@@ -247,8 +247,9 @@ def as_operator(A: Any) -> Operator:
         A.is_meta
         or A.is_nested
         or A.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
+        or (A.is_sparse and A.dense_dim() > 0)
     )
-    if unknown or (isinstance(A, torch.Tensor) and A.is_sparse and A.dense_dim()):
+    if unknown:
         kind = "meta" if A.is_meta else "nested" if A.is_nested else str(A.layout).removeprefix("torch.")
         raise TypeError(
             f"the Tensor is {kind}, which has no products here; pass a dense matrix, or a sparse one of numbers."

@@ -73,6 +73,11 @@ class Operator(LinearMap):
     args: tuple[Any, ...] = ()  # what an expression is made of, as scipy's operators say it; of a leaf nothing
     __iter__ = None  # else `A[0], A[1], ...` would be tried, a product each
 
+    @property
+    def sources(self) -> set[Operator]:
+        """The operators that it is made of, each once: in A.T @ A, a sweep of A is one sweep."""
+        return {self}
+
     # Ranks ------------------------------------------------------------------------------------------------------------
     @property
     def held_data(self) -> list[str]:
@@ -568,8 +573,7 @@ class Derived(Operator):
 
     @property
     def sources(self) -> set[Operator]:
-        """The operators at the leaves, each once: in A.T @ A, a sweep of A is one sweep."""
-        return {leaf for part in self.parts for leaf in (part.sources if isinstance(part, Derived) else {part})}
+        return {leaf for part in self.parts for leaf in part.sources}
 
     @property
     def ranks(self) -> int:  # type: ignore[override]  # a constant of most operators

@@ -279,7 +279,7 @@ def _reader(optimizer: torch.optim.Optimizer) -> Reader:
 
 def _in_order(A: Operator, P: Any) -> None:
     """One sentence where curvlinops has other parameters than A, or in another order."""
-    networks = [leaf.network for leaf in getattr(A, "sources", {A}) if hasattr(leaf, "network")]
+    networks = [leaf.network for leaf in A.sources if hasattr(leaf, "network")]
     theirs = getattr(getattr(P, "_A", P), "_params", None)
     if not networks or theirs is None:
         return
@@ -294,7 +294,7 @@ def _in_order(A: Operator, P: Any) -> None:
 
 def _matched(A: Operator, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's own tensors for the parameters that A differentiates, by the names that A has for them."""
-    networks = [leaf.network for leaf in getattr(A, "sources", {A}) if hasattr(leaf, "network")]
+    networks = [leaf.network for leaf in A.sources if hasattr(leaf, "network")]
     if not networks or any(network.wrt != "params" for network in networks):
         raise TypeError(
             f"{A!r} is not with respect to a model's parameters, and an optimizer knows no others; pass the diagonal as a tensor."

@@ -81,6 +81,23 @@ NAMED = {
 }
 
 
+Given = str | Signed | Callable[[np.ndarray], np.ndarray]
+
+
+def signed(f: Given) -> Signed:
+    """A function by its name, with signs of its own, or with none that are known."""
+    if isinstance(f, Signed):
+        return f
+    if isinstance(f, str) and f in NAMED:
+        return NAMED[f]
+    if callable(f):
+        return Signed(f, 0, 0)
+    raise ValueError(
+        f"f={f!r} is no function; use one of {', '.join(NAMED)}, a spectral.quadrature.bounds.Signed, or "
+        "a function of arrays."
+    )
+
+
 def power(p: float) -> Signed:
     """x^p on x >= 0: the derivative of order j > p has the sign (-1)^(j - 1 - floor(p)); whole powers have none below 0."""
     floor = int(np.floor(p))
@@ -95,7 +112,7 @@ def shifted(g: Signed, shift: float) -> Signed:
     return Signed(lambda x: g.f(x + shift), g.even, g.odd, g.order, (g.domain[0] - shift, g.domain[1] - shift))
 
 
-def bracket(record: LanczosRecord, f: str | Signed, interval: tuple[float | None, float | None]) -> Bracket:
+def bracket(record: LanczosRecord, f: Given, interval: tuple[float | None, float | None]) -> Bracket:
     """Bounds of int f dmu = u^T f(A) u, u the record's start vector over its norm, given a <= spectrum <= b (None: unknown).
 
     f: "log", "inverse", "sqrt", "exp", "entropy" (-x log x), `power(p)`, or a `Signed` of your own. The best of the rules on each
@@ -110,9 +127,7 @@ def bracket(record: LanczosRecord, f: str | Signed, interval: tuple[float | None
     >>> bool(b.lower < 1.5 * np.log(2) < b.upper), round(b.upper - b.lower, 2)
     (True, 0.07)
     """
-    if isinstance(f, str) and f not in NAMED:
-        raise ValueError(f"f={f!r} is no known function; use one of {', '.join(NAMED)}, power(p) or a Signed.")
-    g = NAMED[f] if isinstance(f, str) else f
+    g = signed(f)
     known, shares, blur = record.known, record.shares, gauss.blur(record)  # deflated eigenvectors: T is the rest
     found = _of_T(record, g, interval, blur)
     if len(known) == 0:

@@ -71,13 +71,11 @@ def distances(left: np.ndarray, right: np.ndarray, x: np.ndarray, kind: str) -> 
     `left` and `right` are (X,) or several at once, (..., X); F - G is 0 outside of x.
     """
     if kind == "ks":
-        farthest: np.ndarray = np.maximum(np.abs(left).max(-1), np.abs(right).max(-1))
-        return farthest
+        return np.asarray(np.maximum(np.abs(left).max(-1), np.abs(right).max(-1)))
     begin, end = right[..., :-1], left[..., 1:]
     size = np.abs(begin) + np.abs(end)  # the line from begin to end: a trapezium, or two triangles
     area = np.where(begin * end >= 0, size, (begin**2 + end**2) / np.maximum(size, 1e-300)) / 2
-    total: np.ndarray = area @ np.diff(x)
-    return total
+    return np.asarray(area @ np.diff(x))
 
 
 def distance(a: Curve, b: Curve, kind: str) -> float:

@@ -16,7 +16,7 @@ import scipy
 
 from spectral.quadrature.pooled import Quadrature
 from spectral.results import Atoms, Density
-from spectral.schema import POSITIVE, number
+from spectral.schema import POSITIVE, choice, number
 
 LOG = 0.1  # a tenth of a decade
 KERNELS = {"linear": 0.02, "log": LOG}  # by default: 2 % of the range
@@ -28,8 +28,7 @@ Q = TypeVar("Q", bound=Quadrature)
 
 def density(s: Quadrature, x: Any, resolution: float | None, scale: str, confidence: float = 0.95) -> Density:
     """See `Spectrum.density`."""
-    if scale not in KERNELS:
-        raise ValueError(f"scale={scale!r} is no scale; use 'linear' or 'log'.")
+    choice(scale, "scale", KERNELS)
     resolution = KERNELS[scale] if resolution is None else resolution
     number(resolution, "resolution", "width", POSITIVE)
     low, high = _support(s, scale)

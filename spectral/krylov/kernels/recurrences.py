@@ -28,17 +28,34 @@ from spectral import arrays, longvectors
 from spectral.krylov.kernels.compiled import HERE, Kernels
 from spectral.pieces import Piece
 
-KERNELS = ("lanczos_subtract", "lanczos_shorten", "chebyshev")
 THREADS = 256  # of a block, as in the source
 BLOCKS = 8  # for each multiprocessor: all threads that it holds
 LEAST = 1 << 20  # entries: below, an update is bound by launches
 TRIED = 100_003  # entries of the vectors on which kernels are held to torch, not a multiple of anything
 
 
+def _subtracted(by: Any, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> tuple[tuple[float, ...], torch.Tensor]:
+    out = torch.empty_like(w)
+    return by.lanczos_subtract(x, y, w, out, 0.7), out
+
+
+def _shortened(by: Any, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> tuple[tuple[float, ...], torch.Tensor]:
+    out = w.clone()
+    return (by.lanczos_shorten(x, out, 0.7),), out
+
+
+def _three_term(by: Any, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> tuple[tuple[float, ...], torch.Tensor]:
+    out = x.clone()
+    return by.chebyshev(out, y, w, 1.3, 0.7), out
+
+
+KERNELS = {"lanczos_subtract": _subtracted, "lanczos_shorten": _shortened, "chebyshev": _three_term}  # with trials
+
+
 class Fused(Kernels):
     """The kernels on one device."""
 
-    source, names = HERE / "recurrences.cu", KERNELS
+    source, names = HERE / "recurrences.cu", tuple(KERNELS)
     options = (f"-DTHREADS={THREADS}",)
 
     def __init__(self, device: torch.device) -> None:
@@ -82,11 +99,7 @@ class Fused(Kernels):
         generator = torch.Generator().manual_seed(0)
         for dtype in arrays.NUMPY:
             x, y, w = torch.randn(3, TRIED, dtype=dtype, generator=generator).to(self.device)
-            for name, run in (
-                ("lanczos_subtract", _subtracted),
-                ("lanczos_shorten", _shortened),
-                ("chebyshev", _three_term),
-            ):
+            for name, run in KERNELS.items():
                 found, vector = run(self, x, y, w)
                 due, expected = run(PLAIN, x, y, w)
                 off = max(
@@ -119,21 +132,6 @@ class Plain:
 
 
 PLAIN = Plain()
-
-
-def _subtracted(by: Any, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> tuple[tuple[float, ...], torch.Tensor]:
-    out = torch.empty_like(w)
-    return by.lanczos_subtract(x, y, w, out, 0.7), out
-
-
-def _shortened(by: Any, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> tuple[tuple[float, ...], torch.Tensor]:
-    out = w.clone()
-    return (by.lanczos_shorten(x, out, 0.7),), out
-
-
-def _three_term(by: Any, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> tuple[tuple[float, ...], torch.Tensor]:
-    out = x.clone()
-    return by.chebyshev(out, y, w, 1.3, 0.7), out
 
 
 def fused(*vectors: torch.Tensor) -> Fused | None:
