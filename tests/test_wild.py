@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import pickle
 import warnings
 from types import SimpleNamespace
@@ -628,6 +629,49 @@ def test_count_that_is_the_same_for_any_part_of_a_batch_is_told(problem):
         EmpiricalFisher(model, lambda z, batch: (F.cross_entropy(z, batch[1], reduction="sum"), 6), [(x, y)])
 
 
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("scalar", [False, True])
+def test_mean_over_targets_is_no_mean_over_samples_whatever_the_batches(problem, size, scalar):
+    """Of one sample each, or of samples that count alike: parts of one batch do not tell. The output may be the loss itself."""
+    model, _, _ = problem
+    x, y = torch.randn(4, 5, 3, dtype=DOUBLE), torch.randint(3, (4, 5))
+    y[2:, 1:] = -100
+
+    def mean(z, batch):
+        return CE(z.flatten(0, 1), batch[1].flatten())
+
+    forward, loss = (None, mean) if not scalar else (lambda m, b: mean(m(b[0]), b), lambda z, batch: z)
+    data = [*zip(x.split(size), y.split(size), strict=True)]
+    with pytest.raises(ValueError, match=r"is no mean over the samples .*; return \(sum, count\)\.$"):
+        Hessian(model, loss, data, forward=forward)
+    own = list(model.parameters())
+    for some in (data[:1], data[: 2 // size]):  # where they count alike, it is one
+        right = second(
+            lambda some=some: mean(model(torch.cat([b[0] for b in some])), [0, torch.cat([b[1] for b in some])]), own
+        )
+        assert agrees(Hessian(model, loss, some, forward=forward), right, 1e-8)
+
+
+def test_number_of_graphs_is_not_that_of_their_nodes(problem):
+    """None of the output has a row for each row of the first entry, so that a mean over them says nothing of those."""
+    model, x, y = problem
+    data = [(x, torch.tensor([0, 0, 1, 1, 1, 2]), y[:3]), (x[:4], torch.tensor([0, 1, 1, 1]), y[4:])]
+
+    def pooled(model, batch):
+        return torch.zeros(len(batch[2]), 3, dtype=DOUBLE).index_add(0, batch[1], model(batch[0]))
+
+    def mean(z, batch):
+        return CE(z, batch[2])
+
+    own = list(model.parameters())
+    with pytest.raises(ValueError, match=r"or a callable \(output, batch\) -> \(sum, count\)"):
+        Hessian(model, mean, data, forward=pooled)
+    one = second(lambda: CE(pooled(model, data[0]), y[:3]), own)
+    assert agrees(Hessian(model, mean, data[:1], forward=pooled), one, 1e-8)
+    right = (3 * one + 2 * second(lambda: CE(pooled(model, data[1]), y[4:]), own)) / 5
+    assert agrees(Hessian(model, lambda z, b: (len(z) * mean(z, b), len(z)), data, forward=pooled), right, 1e-8)
+
+
 def test_weights_that_change_after_targets_were_counted_are_refused(problem):
     model, x, y = problem
     loss = nn.CrossEntropyLoss(weight=torch.ones(3, dtype=DOUBLE))
@@ -692,6 +736,7 @@ def test_loss_may_differentiate_the_output_in_the_inputs(physics, form):
     r = torch.cat([residual(model(x), x).detach() for (x,) in data])
     right = second(lambda: sum((residual(model(x), x) ** 2).sum() for (x,) in data) / 5, list(model.parameters()))
     assert agrees(H, right, 1e-7) and "loss_couples_samples" not in H.describe()
+    assert math.isclose(H.mean_loss(), float((r**2).mean()), rel_tol=1e-12)
     assert agrees(EmpiricalFisher(model, PHYSICS[form], data), 4 * J.T @ (r[:, None] ** 2 * J) / 5)
 
 

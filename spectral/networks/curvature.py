@@ -142,10 +142,10 @@ class Curvature(SumOverBatches):
         moves = None if shift is None else network.split(self.columns(shift)[:, 0])
 
         def total() -> float:
-            with network.sweep() as batches, torch.no_grad():
+            with network.sweep() as batches:  # with gradients, which a loss may ask for (of the output in the inputs)
                 values = tuple(network.values.values())
                 moved = values if moves is None else [p + move for p, move in zip(values, moves, strict=True)]
-                return sum(float(network.total(batch)(*moved)) for _, batch in batches)
+                return sum(float(network.total(batch)(*moved).detach()) for _, batch in batches)
 
         everyone = distributed.gather(lambda: (total(), 0.0 if shift is None else float(distributed.mark(shift[None]))))
         distributed.hold_alike([mark for _, mark in everyone])

@@ -23,7 +23,7 @@ from spectral.failures import first_line
 from spectral.networks import losses
 from spectral.networks.batches import LABEL_KEYS, Samples, is_finite
 from spectral.networks.places import output_place, output_tensor, target_of
-from spectral.networks.trees import Place, leaves, repacked, replaced, tensors
+from spectral.networks.trees import Place, leaves, map_tensors, repacked, replaced, tensors
 
 # what a loss raises that is misused
 WRONG = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, AssertionError)
@@ -49,6 +49,7 @@ class Loss:
         # whether a callable takes (output, target), as torch's own functions do, not (output, batch)
         self.of_target = False
         self.couples = ""  # what shows that samples meet in the loss
+        self.single: tuple[Any, ...] = ()  # (output, batch) of the first sample, where a number is returned
         self.tested = False  # whether parts of a batch have been held against the whole
         self.mark = self._marked()  # of what a module counts with
         self.counted = False  # whether a batch has counted targets, so that `shift` is certain
@@ -128,7 +129,7 @@ class Loss:
         if isinstance(value, torch.Tensor):
             size = self.samples.size(batch)
             counted = {"mean": size, "each": value.numel()}.get(self.form, 1)
-            total = value.reshape(()) * size if self.form == "mean" else value.sum()
+            total = value.sum() * size if self.form == "mean" and value.numel() == 1 else value.sum()
             return total, torch.tensor(float(counted), device=value.device)
         total, count = value
         return total.sum(), torch.as_tensor(count, device=total.device).detach().sum()
@@ -149,12 +150,17 @@ class Loss:
         return torch.stack([total for total, _ in pairs]), torch.stack([count for _, count in pairs])
 
     def _part(self, output: Any, batch: Any, start: int, stop: int) -> tuple[Any, Any]:
-        """(output, batch) of some samples: the output is made of theirs where the loss differentiates it."""
+        """(output, batch) of some samples: see `_made_anew`."""
         size = self.samples.size(batch)
         part = self.samples.rows(batch, size, start, stop)
-        if self.differentiates and self.output is not None:
-            return self.output(part), part
+        if self._made_anew(output, size):
+            return self.output(part), part  # type: ignore[misc]
         return Samples().rows(output, size, start, stop), part
+
+    def _made_anew(self, output: Any, size: int) -> bool:
+        """Whether the output of some samples is made of theirs: the loss differentiates it, or none of it has a row for each."""
+        cut = any(self.samples.belongs((), t, size) for t in tensors(output))
+        return self.output is not None and (self.differentiates or not cut)
 
     def sums(self, output: Any, batch: Any) -> torch.Tensor:
         """The summed loss of each sample's counted targets, (B,): their sum is that of the batch."""
@@ -222,6 +228,8 @@ class Loss:
             if self.is_module and index == 0 and not self.is_native:
                 self._check_own_mean(output, batch)
         self._check_halves(index, output, batch)
+        if self.form == "mean":
+            self._check_mean(index, output, batch)
         several = index > 0 or distributed.world_size() > 1
         if several and self.couples and (self.form == "whole" or self.is_module):
             raise ValueError(
@@ -290,6 +298,29 @@ class Loss:
             why = "" if self.differentiates else why
         if why:
             self._coupled(index, why)
+
+    def _check_mean(self, index: int, output: Any, batch: Any) -> None:
+        """Whether a number is the mean over the samples of several batches too: of one of the first batch and one of this."""
+        single = self._part(output, batch, 0, 1)
+        if index == 0:
+            self.single = map_tensors(lambda t: t.detach().clone(), single[0]), map_tensors(torch.clone, single[1])
+            return
+        outputs, batches = (list(pair) for pair in zip(self.single, single, strict=True))
+        anew = self._made_anew(output, self.samples.size(batch))
+        kinds = [*map(self.samples.signature, batches), *([] if anew else map(Samples().signature, outputs))]
+        if None in kinds or kinds[::2] != kinds[1::2]:
+            return  # of other shapes: no function of both at once
+        batches.append(self.samples.joined(batches))
+        outputs = (
+            [self.output(part) for part in batches] if anew and self.output else [*outputs, Samples().joined(outputs)]
+        )
+        one, two, whole = (self._numbers(*pair)[0] for pair in zip(outputs, batches, strict=True))
+        allowed = _allowed(*tensors(output)) * (abs(one) + abs(two) + abs(whole))
+        if min(abs(one + two - whole), abs(one + two - whole / 2)) > allowed:  # of single samples, a sum is right
+            raise ValueError(
+                f"{_called(self.given)} returns a number that is no mean over the samples ({one:.6g} for one of the first batch, "
+                f"{two:.6g} for one of batch {index}, {whole / 2:.6g} for both); return (sum, count)."
+            )
 
     def _apart(self, index: int, output: Any, batch: Any) -> str:
         """Why two parts of a batch do not add up to the whole; "" where they do."""
