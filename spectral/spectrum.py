@@ -615,7 +615,8 @@ class Spectrum(Quadrature):
         Returns
         -------
         Estimate
-            stderr is the jackknife over the probes of both (0 between exact spectra, nan if one has a single probe).
+            stderr is √(variance + bias²) of the jackknife over the probes of both (0 between exact spectra, nan if one has a
+            single probe).
 
         Raises
         ------

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 from scipy.stats import ks_2samp, nct, wasserstein_distance
 
 import spectral
@@ -9,6 +10,7 @@ from spectral import Spectrum, slq
 from spectral.analysis import cohens_d, compare
 from spectral.analysis.compare import noncentral_t_cdf
 from spectral.cards import with_error
+from spectral.quadrature.error import jackknife_error
 
 rng = np.random.default_rng(0)
 ONE, TWO = rng.exponential(1.0, 200), rng.exponential(2.0, 200)
@@ -78,6 +80,25 @@ def test_quadratures_carry_errors():
     assert d["js"] < 0.1  # coarse bins: sixty would find nodes and eigenvalues disjoint
 
 
+def test_the_error_of_a_divergence_holds_what_noise_adds_to_it():
+    """js of two estimates of one spectrum: the truth is 0, and what is found is of the size of the error that is stated."""
+    A = scipy.sparse.diags(np.linspace(0.1, 2.0, 200))
+    runs = [slq(A, probes=4, steps=30, seed=seed, deflate=False) for seed in range(12)]
+    pairs = [compare(a, b) for a, b in zip(runs[::2], runs[1::2], strict=True)]
+    for key, most in (("js", 1.3), ("wasserstein", 1.8), ("wasserstein_log10", 2.0)):
+        z = [pair[key] / pair[f"{key}_stderr"] for pair in pairs]
+        assert np.sqrt(np.mean(np.square(z))) < most, key
+
+
+def test_the_jackknife_takes_the_bias_of_a_square_for_what_it_is():
+    """|mean|² of K draws with mean 0 is too large by their variance s²/K, which leaving one out gives exactly."""
+    draws = np.array([1.0, -2.0, 4.0, 0.5])
+    rest = np.array([np.delete(draws, i).mean() ** 2 for i in range(4)])
+    scatter = np.sqrt(3 / 4 * np.square(rest - rest.mean()).sum())
+    assert jackknife_error(draws.mean() ** 2, [rest]) == pytest.approx(np.hypot(scatter, draws.var(ddof=1) / 4))
+    assert jackknife_error(1.0, []) == 0 and np.isnan(jackknife_error(1.0, [rest, rest[:1]]))
+
+
 # Effect sizes --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("freedom", [2, 3, 8, 60])
 def test_noncentral_t_is_that_of_scipy(freedom):
@@ -107,6 +128,8 @@ def test_swap_shift_and_scale():
     d, lower, upper = cohens_d(x, y)
     assert cohens_d(y, x) == pytest.approx((-d, -upper, -lower))
     assert cohens_d(np.array(x) * 1e6 + 5, np.array(y) * 1e6 + 5) == pytest.approx((d, lower, upper))
+    for c in (1e-300, 1e-170, 1e170, 1e300):  # whose squares float64 does not hold
+        assert cohens_d(np.array(x) * c, np.array(y) * c) == pytest.approx((d, lower, upper))
 
 
 def test_hedges_shrinks_by_its_factor():

@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike
 
 from spectral import cards
 from spectral.analysis.alternatives import gauss_legendre
-from spectral.analysis.jackknife import Measure, jackknife_stderr, leave_one_out
+from spectral.analysis.jackknife import Measure, leave_one_out
 from spectral.analysis.summary import effective_rank, largest_of, ratio_of, trace_of
 from spectral.quadrature import cdf
-from spectral.quadrature.error import between
+from spectral.quadrature.error import between, jackknife_error
 from spectral.results import Array, nan
 from spectral.schema import FRACTION, number
 from spectral.spectrum import Spectrum, hold_spectrum
@@ -198,8 +198,9 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
       pairs of equal kind.
     - `trace_ratio`, `lambda_max_ratio`, `effective_rank_ratio`: a over b, of the numbers of `summary`; nan when b's is 0.
 
-    Errors are 0 when both are exact. Those of ratios follow from the errors of `summary`; all others are a jackknife over the
-    probes of each. A distance between noisy estimates of *one* spectrum is not 0 but of the order of its error.
+    Errors are 0 when both are exact. Those of ratios follow from the errors of `summary`; all others are √(variance + bias²) of a
+    jackknife over the probes of each: noise adds to every distance, so that one between estimates of *one* spectrum is not 0 but
+    of the order of its error, within 3 of them in 9 of 10 pairs. What the quadrature's finite depth blurs is not in it.
 
     Cost: no products.
 
@@ -239,13 +240,11 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
         pairs[f"{name}_ratio"] = ratio_of(of(a), of(b))
     small = a.rounding, b.rounding
     values = _histograms(*pooled, bins, small)
-    left = [
-        None if a.is_exact else [_histograms(m, pooled[1], bins, small) for m in without[0]],
-        None if b.is_exact else [_histograms(pooled[0], m, bins, small) for m in without[1]],
-    ]
+    left = [] if a.is_exact else [[_histograms(m, pooled[1], bins, small) for m in without[0]]]
+    left += [] if b.is_exact else [[_histograms(pooled[0], m, bins, small) for m in without[1]]]
     for key, value in values.items():
-        errors = [0.0 if rows is None else jackknife_stderr([row[key] for row in rows]) for rows in left]
-        pairs[key] = value, nan if np.isnan(value) else float(np.hypot(errors[0], errors[1]))
+        error = jackknife_error(value, [np.array([row[key] for row in rows]) for rows in left])
+        pairs[key] = value, nan if np.isnan(value) else error
     told = {name: number for key in ORDER for name, number in zip((key, f"{key}_stderr"), pairs[key], strict=True)}
     return Comparison(told, a, b)
 
@@ -254,7 +253,9 @@ def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: 
     """Effect size d = (x̄ − ȳ)/s, s the pooled standard deviation, with its exact interval under normality.
 
     t = d·√(nx·ny/(nx+ny)) is noncentral t with nx + ny − 2 degrees of freedom. The interval holds the noncentralities for which
-    t is neither too large nor too small. Two groups without any spread give d = ±inf, or nan where their means are equal too.
+    t is neither too large nor too small. It is that of two unpaired groups: of pairs it holds the truth more often than said if
+    they go together, and less often, 81 % instead of 95 % at a correlation of −.8, if they go against each other. Two groups
+    without any spread give d = ±inf, or nan where their means are equal too.
 
     Parameters
     ----------
@@ -290,6 +291,8 @@ def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: 
         raise ValueError(f"groups of {len(x)} and {len(y)} values; give at least two finite values in each.")
     number(confidence, "confidence", "probability", FRACTION, 0.95)
     freedom = len(x) + len(y) - 2
+    exponent = np.frexp(max(np.abs(x).max(), np.abs(y).max()))[1]
+    x, y = np.ldexp(x, -exponent), np.ldexp(y, -exponent)  # exact, so that squares neither overflow nor vanish
     difference = float(x.mean() - y.mean())
     pooled = float(np.sqrt((np.sum((x - x.mean()) ** 2) + np.sum((y - y.mean()) ** 2)) / freedom))
     if pooled <= 1e-14 * max(float(np.abs(x).max()), float(np.abs(y).max())):  # equal values up to rounding

@@ -52,7 +52,7 @@ def stated_error(q: Quadrature) -> dict[str, float]:
 def between(
     a: Quadrature, b: Quadrature, kind: str, units: tuple[float, float] = (1.0, 1.0), without: Units = (None, None)
 ) -> tuple[float, float]:
-    """(W1 or KS between two CDFs, each divided by its unit; its jackknife error over the probes of both).
+    """(W1 or KS between two CDFs, each divided by its unit; its `jackknife_error` over the probes of both).
 
     `without`: each one's unit without probe k, (K,), where it moves along. The error is 0 of exact spectra and of measures of
     one vector, and nan if one has a single probe.
@@ -61,7 +61,7 @@ def between(
     x = np.unique(np.concatenate([scaled[0][0], scaled[1][0]]))
     whole = [cdf.limits(curve, x) for curve in scaled]
     value = float(cdf.distances(whole[0][0] - whole[1][0], whole[0][1] - whole[1][1], x, kind))
-    squares = 0.0
+    rest = []
     for q, unit, own, other in ((a, units[0], without[0], whole[1]), (b, units[1], without[1], whole[0])):
         if not (q.is_exact or q.of_vector):
             left, right = q.without_each(x * unit)
@@ -69,8 +69,21 @@ def between(
                 rows = zip(left, right, own, strict=True)
                 moved = [cdf.limits(cdf.joined(x * unit, l, r), x * one) for l, r, one in rows]
                 left, right = np.array([l for l, _ in moved]), np.array([r for _, r in moved])
-            squares += jackknife_variance(cdf.distances(left - other[0], right - other[1], x, kind))
-    return value, float(np.sqrt(squares))
+            rest.append(cdf.distances(left - other[0], right - other[1], x, kind))
+    return value, jackknife_error(value, rest)
+
+
+def jackknife_error(value: float, rest: Sequence[np.ndarray]) -> float:
+    """√(variance + bias²) of a function of independent samples, by leaving one member out of each: `rest` (samples, K).
+
+    Distances between estimates are too large by what noise adds, and the scatter alone does not see that. For a function of
+    means that is quadratic near the truth the bias Σ (K − 1)(mean − value) is exact (Quenouille 1956). 0 without samples, nan
+    for one of a single member.
+    """
+    if any(len(values) < 2 for values in rest):
+        return float("nan")
+    bias = sum((len(values) - 1) * (float(values.mean()) - value) for values in rest)
+    return float(np.sqrt(sum(map(jackknife_variance, rest)) + bias**2))
 
 
 def jackknife_variance(values: np.ndarray) -> float:
