@@ -374,8 +374,26 @@ def two_ranks(rank, folder):
     )
     found["waited"] = time.monotonic() - begun
     found["in step again"] = A @ v, told(spectral.slq(A, **RUN))[0]["products"]
+    if rank == 1:
+        struck(dist.all_reduce)
+    found["struck"] = [sentence(lambda: A @ v) for _ in range(2 - rank)]
+    found["in step once more"] = A @ v
     time.sleep(2 * heartbeat.PATIENCE)  # a process that ends takes its connections with it
     return found
+
+
+UNDER_WAY = []  # collectives whose rank has been interrupted
+
+
+def struck(plain):
+    """The next sum is interrupted while this rank waits for it."""
+
+    def once(*args, **options):
+        dist.all_reduce = plain
+        UNDER_WAY.append(plain(*args, **options))
+        raise KeyboardInterrupt
+
+    dist.all_reduce = once
 
 
 def rounding(data):
@@ -675,6 +693,13 @@ def test_a_rank_that_leaves_between_products_ends_the_others(two):
         assert torch.equal(rank["in step again"][0], two[0]["product"]) and rank["in step again"][1] == 24
 
 
+def test_a_rank_that_is_interrupted_while_it_waits_ends_the_others_though_the_sum_has_come_about(two):
+    assert two[1]["struck"] == [("KeyboardInterrupt", "")]
+    assert two[0]["struck"][0] == ("", "") and two[0]["struck"][1][0] == "RankFailed"
+    assert "rank 1 of 2 failed (KeyboardInterrupt" in two[0]["struck"][1][1]
+    assert all(torch.equal(rank["in step once more"], two[0]["product"]) for rank in two)
+
+
 @pytest.mark.slow
 def test_a_rank_that_dies_is_named_by_all_others_and_the_run_is_saved(three, whole_answers):
     assert three[1] is None
@@ -812,14 +837,12 @@ def test_a_thread_is_elsewhere_unless_it_is_inside_this_package():
     assert re.fullmatch(r"test_ranks\.py:\d+", places[0]) and places[1] == ""
 
 
-def test_what_a_rank_said_counts_until_a_later_collective_and_not_where_both_left(hearts):
+def test_what_a_rank_left_with_counts_wherever_the_others_stand_until_they_leave_as_well(hearts):
     heart, other, _ = hearts[0]
-    heart.count = other.count = 3
+    heart.count = 3
     heart.leave("rank 0 of 2 failed (x)")
-    assert other.missing() == "rank 0 of 2 failed (x)"
-    other.count = 4  # it came, later on
-    assert other.missing() == ""
-    other.count = 3
+    for other.count in (2, 3, 4):  # not there yet; there; the sum has come about in which it was interrupted
+        assert other.missing() == "rank 0 of 2 failed (x)"
     other.leave("rank 1 of 2 failed (y)")  # both were given what neither could do, and both went on
     assert heart.missing() == other.missing() == ""
 
