@@ -342,6 +342,8 @@ def two_ranks(rank, folder):
         found[f"probes of {name}"] = sentence(lambda estimator=estimator: estimator(A, probes=2 + rank))
     found["folder"] = sentence(lambda: spectral.slq(A, probes=1, basis=folder if rank == 0 else f"{folder}/none"))
 
+    found["parted"] = parted(rank, data)
+
     for empty in range(2):
         here = [] if rank == empty else whole
         E, K = gauss_newton(here), spectral.Jacobian(CASE.network(), here)
@@ -380,6 +382,21 @@ def two_ranks(rank, folder):
     found["in step once more"] = A @ v
     time.sleep(2 * heartbeat.PATIENCE)  # a process that ends takes its connections with it
     return found
+
+
+def parted(rank, data):
+    """Products after one entry of one rank's weights has changed."""
+    net = CASE.network()
+    A, J = spectral.GaussNewton(net, LOSS, data), spectral.Jacobian(net, data)
+    v, u = (torch.ones(n, dtype=A.dtype) for n in reversed(J.shape))
+    with torch.no_grad():
+        net[2].bias[0] += 1e-3 * rank
+    works = (lambda: A @ v, lambda: J @ v, lambda: J.T @ u, lambda: spectral.frobenius(A, probes=2), A.mean_loss)
+    said = [sentence(work) for work in works]
+    with torch.no_grad():
+        net[2].bias[0] -= 1e-3 * rank
+        net[2].bias.fill_(0.5)
+    return said, sentence(lambda: A @ v)
 
 
 UNDER_WAY = []  # collectives whose rank has been interrupted
@@ -654,6 +671,14 @@ def test_ranks_that_were_given_other_things_say_what(two):
         for name, (kind, words) in expected.items():
             assert rank[name][0] == kind and re.fullmatch(words, rank[name][1]), rank[name]
             assert rank[name] == two[0][name]
+
+
+def test_ranks_whose_weights_have_parted_multiply_nothing(two):
+    words = r"rank 1 has other weights than rank 0 \(2.bias differ\), so that the sum would be of no matrix; .*"
+    for rank in two:
+        said, after = rank["parted"]
+        assert all(kind == "ValueError" and re.fullmatch(words, text) for kind, text in said), said
+        assert after == ("", "")  # alike again
 
 
 @pytest.mark.parametrize("empty", [0, 1])
