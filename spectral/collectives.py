@@ -133,9 +133,10 @@ def _watch(heart: heartbeat.Heartbeat) -> None:
 def leave(failure: BaseException) -> None:
     """Tell the others that this rank ends a run by an exception, between collectives: who waits for it ends as well."""
     if world_size() > 1:
-        _heart(dist.group.WORLD if (team := present.get()) is None else team.group).leave(
-            str(failure) if isinstance(failure, RankFailed) else sentence(rank(), said(failure) or "")
-        )
+        heart = _heart(dist.group.WORLD)
+        if (team := present.get()) is not None:
+            heart.broken, heart = True, _heart(team.group)  # a team does not begin anew: another one takes its place
+        heart.leave(str(failure) if isinstance(failure, RankFailed) else sentence(rank(), said(failure) or ""))
 
 
 def end(seconds: float = 0.0) -> bool:
@@ -334,10 +335,14 @@ def carry(collective: Callable[..., Any], *operands: Any) -> None:
             time.sleep(min(LATENCY * waited, LONGEST))
         work.wait()
         heart.count += 1
-    except RuntimeError as problem:  # else the connection to a rank broke: which one is gone shows
+    except BaseException as problem:
+        _heart(dist.group.WORLD).broken = True
+        if not isinstance(problem, RuntimeError):  # Ctrl-C, say, while its part is under way
+            leave(problem)
+            raise
+        # else the connection to a rank broke: which one is gone shows
         failure = problem if isinstance(problem, RankFailed) else RankFailed(_blame(heart, problem))
         heart.leave(str(failure))
-        _heart(dist.group.WORLD).broken = True
         raise failure from (None if failure is problem else problem)
     finally:
         heart.come()

@@ -26,7 +26,8 @@ from spectral.collectives import RankFailed, Team, rank, world_size
 
 T = TypeVar("T")
 GIVEN = (ValueError, TypeError)  # what is wrong with what all ranks were given, each seeing its own part of it
-MARKS = 2  # numbers that go with the sum of a product
+SIGNS = 16  # of a hash of what all ranks hold
+MARKS = 2 + SIGNS  # numbers that go with the sum of a product
 SEEN = 1 << 12  # entries of a vector by which it is known, at least
 ALIKE = 1e-4  # variance of the marks of ranks whose vectors are the same but for rounding, at most; of others it is 1
 
@@ -231,20 +232,24 @@ class Summand:
         """`tensor` is written to inside, and becomes the sum."""
         self.tensor = self.whole = tensor
         self.vectors: torch.Tensor | None = None  # of which the part is made, where every rank must have the same
+        self.held, self.parted = "", False  # a hash of what else all must have, and whether that of a rank is another
         self.failure: BaseException | None = None
 
     @classmethod
-    def of(cls, vectors: torch.Tensor, shape: tuple[int, int], alike: bool = True, again: bool = False) -> Summand:
+    def of(
+        cls, vectors: torch.Tensor, shape: tuple[int, int], held: Callable[[], str] | None = str, again: bool = False
+    ) -> Summand:
         """Memory for this rank's part of a product with vectors (b, n); ranks that multiply different ones have no sum.
 
-        Two numbers more go with the sum, a mark of the vectors and its square, whose variance over the ranks is 0. `alike`:
-        False where a rank holds vectors, or pieces of them, of its own. `again`: as of `arrays.for_product`.
+        Some numbers more go with the sum: a mark of the vectors and its square, whose variance over the ranks is 0, and the first
+        bits of a hash of what all ranks have (`held`) as signs. None: a rank holds vectors, or pieces of them, of its own.
+        `again`: as of `arrays.for_product`.
         """
-        if world_size() == 1 or not alike:
+        if world_size() == 1 or held is None:
             return cls(arrays.for_product(shape, vectors, again))
         whole = arrays.for_product((math.prod(shape) + MARKS,), vectors, again)
         part = cls(whole[:-MARKS].view(shape))
-        part.whole, part.vectors = whole, vectors
+        part.whole, part.vectors, part.held = whole, vectors, held()
         return part
 
     def __enter__(self) -> Summand:
@@ -271,13 +276,16 @@ class Summand:
         """Sum over the ranks what ends with the marks, if there are any."""
         own = None if self.vectors is None else mark(self.vectors)
         if own is not None:
-            whole[-MARKS:] = torch.stack([own, own.square()]).to(whole)
+            bits = int(self.held[: SIGNS // 4] or "0", 16)
+            marks = [own, own.square(), *(1 - 2 * (bits >> i & 1) for i in range(SIGNS))]
+            whole[-MARKS:] = torch.stack([torch.as_tensor(one).to(whole) for one in marks])
         all_reduce(whole if self.failure is None else whole.fill_(torch.nan))
         if own is None:
             return
-        mean, square = (arrays.double(whole[-MARKS:]) / world_size()).tolist()
+        mean, square, *signs = (arrays.double(whole[-MARKS:]) / world_size()).tolist()
         if square - mean * mean > ALIKE * max(1.0, mean * mean):  # not so of NaN
             hold_alike(gather(lambda: float(own)))
+        self.parted = any(abs(sign) < 1 - torch.finfo(whole.dtype).eps for sign in signs)
 
     def share(self) -> None:
         """Every rank calls it where the sum holds NaN: raises if that is because a rank has failed."""

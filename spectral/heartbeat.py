@@ -115,7 +115,7 @@ class Heartbeat:
     def leave(self, words: str) -> None:
         """Tell whoever waits for this rank that it does not come, and why; until the ranks begin anew no more is to be said."""
         if not self.left:
-            self._tell("words", f"{self.place} {words}")
+            self._tell("words", f"{self.turn} {words}")
         self.left = True
 
     def agreed(self, words: str) -> str:
@@ -171,15 +171,16 @@ class Heartbeat:
     def missing(self) -> str:
         """Why another rank will not come, "" as long as all may; to be asked again and again while one waits.
 
-        What a rank said before a later collective does not count, and neither does what this one left with it.
+        What a rank left with counts until the ranks begin anew, wherever this one stands by now: the last sum of one that was
+        interrupted may have come about without it, and a broadcast goes ahead of those who wait. Not if this one left as well.
         """
         if self.store is None:
             return ""
         try:
             others = [rank for rank in range(self.size) if rank != self.rank]
             for rank in others:
-                place, _, words = self._of("words", rank).partition(" ")
-                if words and place == self.place and not self.left:
+                turn, _, words = self._of("words", rank).partition(" ")
+                if words and turn == str(self.turn) and not self.left:  # it comes to none of this turn any more
                     return words
             for rank in others:
                 sign = self._of("beat", rank)

@@ -342,6 +342,8 @@ def two_ranks(rank, folder):
         found[f"probes of {name}"] = sentence(lambda estimator=estimator: estimator(A, probes=2 + rank))
     found["folder"] = sentence(lambda: spectral.slq(A, probes=1, basis=folder if rank == 0 else f"{folder}/none"))
 
+    found["parted"] = parted(rank, data)
+
     for empty in range(2):
         here = [] if rank == empty else whole
         E, K = gauss_newton(here), spectral.Jacobian(CASE.network(), here)
@@ -374,8 +376,41 @@ def two_ranks(rank, folder):
     )
     found["waited"] = time.monotonic() - begun
     found["in step again"] = A @ v, told(spectral.slq(A, **RUN))[0]["products"]
+    if rank == 1:
+        struck(dist.all_reduce)
+    found["struck"] = [sentence(lambda: A @ v) for _ in range(2 - rank)]
+    found["in step once more"] = A @ v
     time.sleep(2 * heartbeat.PATIENCE)  # a process that ends takes its connections with it
     return found
+
+
+def parted(rank, data):
+    """Products after one entry of one rank's weights has changed."""
+    net = CASE.network()
+    A, J = spectral.GaussNewton(net, LOSS, data), spectral.Jacobian(net, data)
+    v, u = (torch.ones(n, dtype=A.dtype) for n in reversed(J.shape))
+    with torch.no_grad():
+        net[2].bias[0] += 1e-3 * rank
+    works = (lambda: A @ v, lambda: J @ v, lambda: J.T @ u, lambda: spectral.frobenius(A, probes=2), A.mean_loss)
+    said = [sentence(work) for work in works]
+    with torch.no_grad():
+        net[2].bias[0] -= 1e-3 * rank
+        net[2].bias.fill_(0.5)
+    return said, sentence(lambda: A @ v)
+
+
+UNDER_WAY = []  # collectives whose rank has been interrupted
+
+
+def struck(plain):
+    """The next sum is interrupted while this rank waits for it."""
+
+    def once(*args, **options):
+        dist.all_reduce = plain
+        UNDER_WAY.append(plain(*args, **options))
+        raise KeyboardInterrupt
+
+    dist.all_reduce = once
 
 
 def rounding(data):
@@ -638,6 +673,14 @@ def test_ranks_that_were_given_other_things_say_what(two):
             assert rank[name] == two[0][name]
 
 
+def test_ranks_whose_weights_have_parted_multiply_nothing(two):
+    words = r"rank 1 has other weights than rank 0 \(2.bias differ\), so that the sum would be of no matrix; .*"
+    for rank in two:
+        said, after = rank["parted"]
+        assert all(kind == "ValueError" and re.fullmatch(words, text) for kind, text in said), said
+        assert after == ("", "")  # alike again
+
+
 @pytest.mark.parametrize("empty", [0, 1])
 def test_a_rank_without_samples_adds_nothing(two, v, empty):
     whole = CASE.batches(SIZES)
@@ -673,6 +716,13 @@ def test_a_rank_that_leaves_between_products_ends_the_others(two):
     assert two[0]["left"] == ("RankFailed", words) and two[0]["waited"] < 10
     for rank in two:  # what was given up is not summed with what comes next
         assert torch.equal(rank["in step again"][0], two[0]["product"]) and rank["in step again"][1] == 24
+
+
+def test_a_rank_that_is_interrupted_while_it_waits_ends_the_others_though_the_sum_has_come_about(two):
+    assert two[1]["struck"] == [("KeyboardInterrupt", "")]
+    assert two[0]["struck"][0] == ("", "") and two[0]["struck"][1][0] == "RankFailed"
+    assert "rank 1 of 2 failed (KeyboardInterrupt" in two[0]["struck"][1][1]
+    assert all(torch.equal(rank["in step once more"], two[0]["product"]) for rank in two)
 
 
 @pytest.mark.slow
@@ -812,14 +862,12 @@ def test_a_thread_is_elsewhere_unless_it_is_inside_this_package():
     assert re.fullmatch(r"test_ranks\.py:\d+", places[0]) and places[1] == ""
 
 
-def test_what_a_rank_said_counts_until_a_later_collective_and_not_where_both_left(hearts):
+def test_what_a_rank_left_with_counts_wherever_the_others_stand_until_they_leave_as_well(hearts):
     heart, other, _ = hearts[0]
-    heart.count = other.count = 3
+    heart.count = 3
     heart.leave("rank 0 of 2 failed (x)")
-    assert other.missing() == "rank 0 of 2 failed (x)"
-    other.count = 4  # it came, later on
-    assert other.missing() == ""
-    other.count = 3
+    for other.count in (2, 3, 4):  # not there yet; there; the sum has come about in which it was interrupted
+        assert other.missing() == "rank 0 of 2 failed (x)"
     other.leave("rank 1 of 2 failed (y)")  # both were given what neither could do, and both went on
     assert heart.missing() == other.missing() == ""
 

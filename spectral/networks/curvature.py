@@ -22,7 +22,7 @@ from spectral import arrays, distributed, longvectors, probes
 from spectral.engine import linearize, private, trace
 from spectral.engine.autotune import FAILURES
 from spectral.engine.plain import Maps
-from spectral.networks import losses, per_sample, sharded
+from spectral.networks import losses, per_sample, sharded, survey
 from spectral.networks import output_curvature as outputs
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.linear_head import HeadCurvature
@@ -147,9 +147,12 @@ class Curvature(SumOverBatches):
                 moved = values if moves is None else [p + move for p, move in zip(values, moves, strict=True)]
                 return sum(float(network.total(batch)(*moved).detach()) for _, batch in batches)
 
-        everyone = distributed.gather(lambda: (total(), 0.0 if shift is None else float(distributed.mark(shift[None]))))
-        distributed.hold_alike([mark for _, mark in everyone])
-        return sum(value for value, _ in everyone) / self.count
+        everyone = distributed.gather(
+            lambda: (total(), 0.0 if shift is None else float(distributed.mark(shift[None])), network.checksum())
+        )
+        distributed.hold_alike([mark for _, mark, _ in everyone])
+        survey.check_weights(network, [held for *_, held in everyone])
+        return sum(value for value, *_ in everyone) / self.count
 
     def gradient(self) -> torch.Tensor:
         """The gradient of L, (P,): one forward and one backward pass over the data."""

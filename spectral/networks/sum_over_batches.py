@@ -441,7 +441,9 @@ class SumOverBatches(Operator):
     def _sums(self, shape: tuple[int, int], vectors: torch.Tensor) -> distributed.Summand:
         """Memory for this rank's part of a product with vectors, which its first batch writes: zeros where there is none."""
         again = self.direct and self.engine.settled  # pieces of a product that is tested lie beside it
-        part = distributed.Summand.of(vectors, shape, self.network.shards is None, again)
+        part = distributed.Summand.of(
+            vectors, shape, self.network.checksum if self.network.shards is None else None, again
+        )
         if not self.network.info.samples:
             part.tensor.zero_()
         return part
@@ -471,6 +473,8 @@ class SumOverBatches(Operator):
 
     def _finite(self, part: distributed.Summand, result: torch.Tensor, what: str) -> torch.Tensor:
         """The product, or one sentence: which rank failed in its part, or the batch and the module that are not finite."""
+        if part.parted:
+            survey.check_weights(self.network, distributed.gather(self.network.checksum))
         if arrays.all_finite(result):
             return result
         part.share()
