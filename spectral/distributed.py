@@ -232,7 +232,8 @@ class Summand:
         """`tensor` is written to inside, and becomes the sum."""
         self.tensor = self.whole = tensor
         self.vectors: torch.Tensor | None = None  # of which the part is made, where every rank must have the same
-        self.held, self.parted = "", False  # a hash of what else all must have, and whether that of a rank is another
+        self.held: Callable[[], str] = str  # a hash of what else all must have, once the part is made
+        self.parted = False  # whether that of a rank is another
         self.failure: BaseException | None = None
 
     @classmethod
@@ -249,7 +250,7 @@ class Summand:
             return cls(arrays.for_product(shape, vectors, again))
         whole = arrays.for_product((math.prod(shape) + MARKS,), vectors, again)
         part = cls(whole[:-MARKS].view(shape))
-        part.whole, part.vectors, part.held = whole, vectors, held()
+        part.whole, part.vectors, part.held = whole, vectors, held
         return part
 
     def __enter__(self) -> Summand:
@@ -276,7 +277,7 @@ class Summand:
         """Sum over the ranks what ends with the marks, if there are any."""
         own = None if self.vectors is None else mark(self.vectors)
         if own is not None:
-            bits = int(self.held[: SIGNS // 4] or "0", 16)
+            bits = int(self.held()[: SIGNS // 4] or "0", 16)
             marks = [own, own.square(), *(1 - 2 * (bits >> i & 1) for i in range(SIGNS))]
             whole[-MARKS:] = torch.stack([torch.as_tensor(one).to(whole) for one in marks])
         all_reduce(whole if self.failure is None else whole.fill_(torch.nan))

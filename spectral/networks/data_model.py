@@ -153,6 +153,7 @@ class DataModel:
         self._stack: ExitStack | None = None  # of the sweep under way
         self._opened = False
         self._seen_version: model_state.Version | None = None  # of the sweep under way
+        self._kept_checksum: tuple[model_state.Version | None, str] = (None, "")  # the latest `kept_checksum`
         self.keeps = True  # whether anything is kept from sweep to sweep
         self.counts: list[float] = []  # of each batch, the targets that a loss counts
         self.inside: torch.dtype | None = None  # what other ranks' batches are computed in, where this one has none
@@ -397,6 +398,13 @@ class DataModel:
         """A hash of every entry of the model's (and other modules' that are called) parameters and buffers, as they are now."""
         with threads.alone(self.model.modules()):
             return model_state.checksum(root for root in self.roots if isinstance(root, nn.Module))
+
+    def kept_checksum(self) -> str:
+        """`checksum`, read again only where something was written to the model since."""
+        version = self.version()
+        if self._kept_checksum[0] != version:
+            self._kept_checksum = version, self.checksum()
+        return self._kept_checksum[1]
 
     def checksums(self) -> dict[str, str]:
         """The same for each parameter and buffer of the model by itself, by its name."""

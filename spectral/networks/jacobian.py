@@ -359,7 +359,7 @@ class Jacobian(SumOverBatches):
         self._ready()
         V_bn = arrays.rows(local(V))
         shape = len(V_bn), self.rank_rows[distributed.rank()]
-        held = self.network.checksum if self.shards is None else None
+        held = self.network.kept_checksum if self.shards is None else None
         with distributed.Summand.of(V_bn, shape, held) as part, closing(self._batches()) as batches:
             for group, batch in batches:
                 self._multiply("J v", group, batch, V_bn, part.tensor[:, self._rows_of(group)], new=True)

@@ -442,7 +442,7 @@ class SumOverBatches(Operator):
         """Memory for this rank's part of a product with vectors, which its first batch writes: zeros where there is none."""
         again = self.direct and self.engine.settled  # pieces of a product that is tested lie beside it
         part = distributed.Summand.of(
-            vectors, shape, self.network.checksum if self.network.shards is None else None, again
+            vectors, shape, self.network.kept_checksum if self.network.shards is None else None, again
         )
         if not self.network.info.samples:
             part.tensor.zero_()
