@@ -115,13 +115,7 @@ class Curvature(SumOverBatches):
 
     def _what(self) -> dict[str, Any]:
         layout = {} if self.network.wrt == "params" else {"layout": self.layout}
-        return {**super().describe(), **self.network.describe(), **layout, "count": self.count}
-
-    def describe(self) -> dict[str, Any]:
-        return {**self._what(), **self._described()}
-
-    def identity(self) -> str:
-        return self._fingerprint(self._what())
+        return {**super()._what(), **layout, "count": self.count}
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         self._ready()

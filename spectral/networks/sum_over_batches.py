@@ -554,9 +554,9 @@ class SumOverBatches(Operator):
         alone: SumOverBatches = self._of(self.network.alone(batch, products), products)
         return alone
 
-    def _fingerprint(self, what: Any) -> str:
-        """A hash of the matrix: of `what` it is, its weights and its data, however many ranks they lie on."""
-        network = self.network
+    def identity(self) -> str:
+        """A hash of the matrix: of what it is, its weights and its data, however many ranks they lie on."""
+        network, what = self.network, self._what()
         marks = [mark for part in network.info.parts for mark in part.fingerprints if mark]
         if isinstance(network, sharded.ShardedModel):  # each rank has weights of its own
             weights, buffers = zip(*distributed.gather(network.mark), strict=True)
@@ -577,10 +577,15 @@ class SumOverBatches(Operator):
         reached = (True for _ in names) if self.facts is None else self.facts.reached
         return [name for name, there in zip(names, reached, strict=True) if not there]
 
-    def _described(self) -> dict[str, Any]:
-        """Engine, reason and times of the latest kind of product, the choices of the others, and the noise."""
+    def _what(self) -> dict[str, Any]:
+        """Everything that defines the matrix but its weights and data."""
+        return {**super().describe(), **self.network.describe()}
+
+    def describe(self) -> dict[str, Any]:
+        """Also engine, reason and times of the latest kind of product, the choices of the others, and the noise."""
         inside = self._inside if self._inside not in (None, self.network.compute_dtype) else None
         return {
+            **self._what(),
             **({"ranks": self.ranks} if self.ranks > 1 else {}),
             **self.engine.describe(self.kind),
             **({"chunk": self.network.chunk} if self.network.chunk is not None else {}),
