@@ -413,16 +413,21 @@ class Adjoint:
         return max(self.error, error)
 
     def _identity(self, left: tuple[float, float], right: tuple[float, float], related: bool = False) -> float:
-        """Of <J v, u> and <v, J^T u>, each beside what it would be of vectors that have nothing to do with each other."""
-        (one, of_u), (two, of_v) = left, right
-        scale = max(of_u, of_v, *((abs(one), abs(two)) if related else ()))
-        if not scale > 0 or not math.isfinite(scale):  # what is not finite is somebody else's to say
-            return 0.0
-        error = abs(one - two) / scale
+        """`disagreement` of <J v, u> and <v, J^T u>; `Wrong` if it is more than allowed."""
+        error = disagreement(left, right, related)
         self.holds = error <= self.allowed
         if not self.holds:
             raise Wrong(f"<Jv, u> and <v, J^T u> differ by {error:.1e}")
         return error
+
+
+def disagreement(left: tuple[float, float], right: tuple[float, float], related: bool) -> float:
+    """|one - two| of two inner products, each beside what it would be of vectors that have nothing to do with each other, over
+    the largest of these, and of both where the vectors are `related`: made of each other."""
+    (one, of_u), (two, of_v) = left, right
+    scale = max(of_u, of_v, *((abs(one), abs(two)) if related else ()))
+    # what is not finite is somebody else's to say
+    return abs(one - two) / scale if scale > 0 and math.isfinite(scale) else 0.0
 
 
 def is_generic(*pieces: torch.Tensor) -> bool:
@@ -521,9 +526,7 @@ def symmetry_error(u: torch.Tensor, Au: Held, v: torch.Tensor, Av: Tensors, allo
     Forward mode sees what lies under no_grad, gradients do not: such a Hessian is not symmetric. Of unrelated vectors both are
     about ||A v|| times a component of u; in a recurrence u is made of A v, and they are larger.
     """
-    (one, of_u), (two, of_v) = _inner(u, Av), _inner(v, Au)
-    scale = max(of_u, of_v, abs(one), abs(two))
-    error = abs(one - two) / scale if scale > 0 and math.isfinite(scale) else 0.0
+    error = disagreement(_inner(u, Av), _inner(v, Au), related=True)
     if not error <= allowed:
         raise Wrong(f"<u, H v> and <v, H u> differ by {error:.1e}")
     return error

@@ -49,7 +49,8 @@ class Loss:
         # whether a callable takes (output, target), as torch's own functions do, not (output, batch)
         self.of_target = False
         self.couples = ""  # what shows that samples meet in the loss
-        self.tested = False  # whether parts of a batch have been held against the whole
+        # whether parts of a batch have been held against the whole; of torch's own modules that is known
+        self.tested = self.is_native
         self.mark = self._marked()  # of what a module counts with
         self.counted = False  # whether a batch has counted targets, so that `shift` is certain
         # the model's output of a batch, and whether the loss differentiates it in what the batch holds (physics-informed)
@@ -278,8 +279,6 @@ class Loss:
     def _check_halves(self, index: int, output: Any, batch: Any) -> None:
         """Whether two parts of the batch add up to the whole: on the first batch of two samples, or on all for a mean."""
         size = self.samples.size(batch)
-        if self.is_native:
-            self.tested = True
         if size < 2 or self.is_native or (self.tested and self.form != "mean"):
             return
         self.tested = True
@@ -288,8 +287,13 @@ class Loss:
             self.differentiates = True
             self.differentiates = not self._apart(index, output, batch)
             why = "" if self.differentiates else why
-        if why:
-            self._coupled(index, why)
+        self.couples = why or self.couples
+        if why and self.form == "mean":
+            self.form = "whole"
+            if index > 0:
+                raise ValueError(
+                    f"{_called(self.given)} returns a number that is no mean over the samples ({why}); return (sum, count)."
+                )
 
     def _apart(self, index: int, output: Any, batch: Any) -> str:
         """Why two parts of a batch do not add up to the whole; "" where they do."""
@@ -317,15 +321,6 @@ class Loss:
     def _numbers(self, output: Any, batch: Any) -> tuple[float, float]:
         total, count = self(output, batch)
         return float(total.detach()), float(count)
-
-    def _coupled(self, index: int, why: str) -> None:
-        self.couples = why
-        if self.form == "mean":
-            self.form = "whole"
-            if index > 0:
-                raise ValueError(
-                    f"{_called(self.given)} returns a number that is no mean over the samples ({why}); return (sum, count)."
-                )
 
     def check_samples(self, output: Any, batch: Any) -> None:
         """One sentence where the samples have no losses of their own that add up to the batch's."""
