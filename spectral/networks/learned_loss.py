@@ -19,15 +19,11 @@ from torch import nn
 
 from spectral import arrays, distributed
 from spectral.checksum import checksum_of
-from spectral.failures import first_line
+from spectral.failures import REFUSALS, first_line
 from spectral.networks import losses
 from spectral.networks.batches import LABEL_KEYS, Samples, is_finite
 from spectral.networks.places import output_place, output_tensor, target_of
 from spectral.networks.trees import Place, leaves, repacked, replaced, tensors
-
-# what a loss raises that is misused
-WRONG = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, AssertionError)
-
 
 # what a callable that takes no batch calls it
 TARGETS = (*LABEL_KEYS, "t", "gt", "y_true", "true", "tgt", "ground_truth")
@@ -216,7 +212,7 @@ class Loss:
         if not (self.form and self.tested):
             try:
                 self._recognise_form(output, batch)
-            except WRONG as problem:
+            except REFUSALS as problem:
                 if isinstance(problem, losses.Misused):
                     raise
                 raise _misused(self, batch, problem) from problem
@@ -246,7 +242,7 @@ class Loss:
             return
         try:
             value = self._value(output, batch)
-        except WRONG:
+        except REFUSALS:
             self.of_target = _names_target(self.given)
             if not self.of_target:
                 raise
@@ -302,7 +298,7 @@ class Loss:
         whole = self._numbers(output, batch)
         try:
             some = [self._numbers(*self._part(output, batch, *part)) for part in ((0, cut), (cut, size))]
-        except WRONG as problem:
+        except REFUSALS as problem:
             return f"parts of a batch alone: {first_line(problem)}"
         total, count = (sum(numbers) for numbers in zip(*some, strict=True))
         scale = max(abs(whole[0]), sum(abs(part[0]) for part in some))

@@ -367,7 +367,7 @@ def adjoint_error(network: Any, batch: Any) -> float:
         u = probes.signs(1 + distributed.rank(), jv.numel(), dtype=jv.dtype, device=jv.device).view_as(jv)
         pulled = at.vjp(u)
     mine = longvectors.dot(u.reshape(-1), jv.reshape(-1)), longvectors.norm(jv.reshape(-1))
-    there = linearize.dot(v.as_subclass(torch.Tensor), pulled), linearize.norm(pulled)
+    there = linearize.inner(v.as_subclass(torch.Tensor), pulled)
     everyone = distributed.gather(lambda: (*mine, *there))
     one, of_one, two, of_two = zip(*everyone, strict=True)
     return linearize.disagreement((sum(one), math.hypot(*of_one)), (sum(two), math.hypot(*of_two)), related=False)

@@ -19,7 +19,7 @@ from spectral.engine.autotune import FAILURES, AutoEngine
 from spectral.engine.plain import Engine, Maps, PlainEngine, Workload
 from spectral.engine.store import KEEP, Store
 from spectral.engine.trace import Pieces
-from spectral.failures import first_line
+from spectral.failures import REFUSALS, first_line
 from spectral.networks import checkpointing, sharded, survey
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks, differences
@@ -352,7 +352,7 @@ class SumOverBatches(Operator):
         self.network.open()
         try:
             return self.network.adds_up(parts, whole, self._allowed)
-        except (*FAILURES, LookupError):
+        except REFUSALS:
             return False  # a model that takes batches of one size alone, say
 
     def _forget(self) -> None:
@@ -419,7 +419,8 @@ class SumOverBatches(Operator):
     def _explain(self, problems: dict[str, Exception]) -> str:
         """What has no derivative, or a wrong one; `problems` by the way of differentiation."""
         if wrong := [problem for problem in problems.values() if isinstance(problem, differences.Wrong)]:
-            culprit = differences.wrong_second_derivative(self.network, self._first, self._tested(self._first))
+            # of a loss alone
+            culprit = differences.wrong_second_derivative(self.network, self._first, self.network.total(self._first))  # type: ignore[attr-defined]
             return (
                 f"{culprit} has a second derivative that is not that of its gradient: {wrong[0]}, as where a backward pass uses "
                 "saved constants, or after a stop-gradient, which preflight=False takes for a constant"
@@ -432,10 +433,6 @@ class SumOverBatches(Operator):
         elif self.network.needs_loss:
             parts.append("unless targets are fitted so well that gradients are rounding: float64 products tell")
         return "; ".join(parts)
-
-    def _tested(self, batch: Any) -> Callable[..., torch.Tensor]:
-        """The function whose second derivatives are held against differences."""
-        return self._differentiated(batch)
 
     def _sums(self, shape: tuple[int, int], vectors: torch.Tensor) -> distributed.Summand:
         """Memory for this rank's part of a product with vectors, which its first batch writes: zeros where there is none."""
