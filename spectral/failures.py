@@ -7,6 +7,8 @@ import io
 import re
 import sys
 
+# what torch, a model or a loss raises at an input or a transform that it does not know; all else is the caller's to see
+REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 # torch goes on in hints for modes
 OPERATOR = re.compile(r"There was no rule registered for (?:HigherOrderOperator|HOP) (\w+).*")
 

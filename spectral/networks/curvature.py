@@ -33,7 +33,6 @@ from spectral.pieces import local
 
 Forward = Callable[[nn.Module, Any], Any] | None
 Product = Callable[[torch.Tensor], torch.Tensor]
-RECORDED_TWICE = 2.5  # graphs that a second backward pass holds: 1.1 to 2.1 on three models
 LAYOUTS = ("block-diagonal", "summed")  # of what is differentiated of each sample
 
 
@@ -115,13 +114,7 @@ class Curvature(SumOverBatches):
 
     def _what(self) -> dict[str, Any]:
         layout = {} if self.network.wrt == "params" else {"layout": self.layout}
-        return {**super().describe(), **self.network.describe(), **layout, "count": self.count}
-
-    def describe(self) -> dict[str, Any]:
-        return {**self._what(), **self._described()}
-
-    def identity(self) -> str:
-        return self._fingerprint(self._what())
+        return {**super()._what(), **layout, "count": self.count}
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         self._ready()
@@ -190,9 +183,6 @@ class Curvature(SumOverBatches):
         if self.layout == "summed":
             return (gradients[0].sum(0, dtype=self.dtype),)
         return gradients
-
-    def _tested(self, batch: Any) -> Callable[..., torch.Tensor]:
-        return self.network.total(batch)
 
     def _difference(
         self, way: str, places: Iterable[differences.Probe], product: Callable[[differences.Probe], Any]
@@ -391,7 +381,7 @@ class Hessian(Curvature):
             self._held.add(way)
             return error
 
-        kept = RECORDED_TWICE * self._graph_bytes * self._samples(group) if way == "double-backward" else 0
+        kept = linearize.COPIES[way] * self._graph_bytes * self._samples(group) if way == "double-backward" else 0
         return Maps(product, check, int(kept), self._allowed)
 
     # By differences ---------------------------------------------------------------------------------------------------
@@ -448,7 +438,7 @@ class Hessian(Curvature):
     def _exactly(self, exact: SumOverBatches, v: torch.Tensor) -> torch.Tensor | None:
         """The exact product; None where it does not fit or cannot be made."""
         free = distributed.free_memory(arrays.available_memory(self.device), self.device)
-        graph = RECORDED_TWICE * max(self._graph_bytes, 0.0) * sum(self.network.info.samples)
+        graph = linearize.COPIES["double-backward"] * max(self._graph_bytes, 0.0) * sum(self.network.info.samples)
         if not all(distributed.gather(lambda: graph <= free)):
             return None
         try:

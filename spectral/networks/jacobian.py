@@ -21,7 +21,7 @@ from spectral.networks import per_sample, sharded
 from spectral.networks.data_model import DataModel
 from spectral.networks.dataset import DatasetInfo
 from spectral.networks.diagnose import checks
-from spectral.networks.diagnose.graph import coarsest
+from spectral.networks.diagnose.graph import graph_facts
 from spectral.networks.output_curvature import Terms, diagonal_terms
 from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
@@ -274,23 +274,14 @@ class Jacobian(SumOverBatches):
         shape = self.network.info.variable
         return {self.network.wrt: (self.outputs, *shape) if self.layout == "flattened" else shape}
 
+    def _what(self) -> dict[str, Any]:
+        return {**super()._what(), "layout": self.layout}
+
     def describe(self) -> dict[str, Any]:
-        return {
-            **super().describe(),
-            **self.network.describe(),
-            "layout": self.layout,
-            **self._described(),
-            **self._rows_described(),
-        }
-
-    def _rows_described(self) -> dict[str, str]:
         if self.singles is None:
-            return {}
-        return {"rows": "one by one", "rows_reason": self.singles.reason} if self.singles.reason else {"rows": "vmap"}
-
-    def identity(self) -> str:
-        what = {**super().describe(), **self.network.describe(), "layout": self.layout}
-        return self._fingerprint(what)
+            return super().describe()
+        why = self.singles.reason
+        return {**super().describe(), **({"rows": "one by one", "rows_reason": why} if why else {"rows": "vmap"})}
 
     # One batch -------------------------------------------------------------------------------------------------------
     def _maps(self, kind: str, way: str, group: range, batch: Any) -> Maps:
@@ -455,7 +446,7 @@ class Jacobian(SumOverBatches):
         u = probes.probe(0, 0, lin.output.numel(), dtype=lin.output.dtype, device=self.device)
         expected = trace.flat(self._pull(lin, u.view_as(lin.output))).to(block.dtype)
         error = block.reshape(len(u), -1).T @ u.to(block.dtype) - expected
-        inside = max((coarsest(lin.function, lin.primals), self.dtype), key=arrays.machine_epsilon)
+        inside = max((graph_facts(lin.function, lin.primals).dtype, self.dtype), key=arrays.machine_epsilon)
         if error.norm() > arrays.discrepancy(inside) * expected.norm():
             raise ValueError(
                 "the rows of single samples are not those of the batch: the samples of a batch meet in the model; only products "

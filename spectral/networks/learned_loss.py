@@ -19,15 +19,11 @@ from torch import nn
 
 from spectral import arrays, distributed
 from spectral.checksum import checksum_of
-from spectral.failures import first_line
+from spectral.failures import REFUSALS, first_line
 from spectral.networks import losses
 from spectral.networks.batches import LABEL_KEYS, Samples, is_finite
 from spectral.networks.places import output_place, output_tensor, target_of
 from spectral.networks.trees import Place, leaves, map_tensors, repacked, replaced, tensors
-
-# what a loss raises that is misused
-WRONG = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, AssertionError)
-
 
 # what a callable that takes no batch calls it
 TARGETS = (*LABEL_KEYS, "t", "gt", "y_true", "true", "tgt", "ground_truth")
@@ -50,7 +46,8 @@ class Loss:
         self.of_target = False
         self.couples = ""  # what shows that samples meet in the loss
         self.single: tuple[Any, ...] = ()  # (output, batch) of the first sample, where a number is returned
-        self.tested = False  # whether parts of a batch have been held against the whole
+        # whether parts of a batch have been held against the whole; of torch's own modules that is known
+        self.tested = self.is_native
         self.mark = self._marked()  # of what a module counts with
         self.counted = False  # whether a batch has counted targets, so that `shift` is certain
         # the model's output of a batch, and whether the loss differentiates it in what the batch holds (physics-informed)
@@ -221,7 +218,7 @@ class Loss:
         if not (self.form and self.tested):
             try:
                 self._recognise_form(output, batch)
-            except WRONG as problem:
+            except REFUSALS as problem:
                 if isinstance(problem, losses.Misused):
                     raise
                 raise _misused(self, batch, problem) from problem
@@ -253,7 +250,7 @@ class Loss:
             return
         try:
             value = self._value(output, batch)
-        except WRONG:
+        except REFUSALS:
             self.of_target = _names_target(self.given)
             if not self.of_target:
                 raise
@@ -286,8 +283,6 @@ class Loss:
     def _check_halves(self, index: int, output: Any, batch: Any) -> None:
         """Whether two parts of the batch add up to the whole: on the first batch of two samples, or on all for a mean."""
         size = self.samples.size(batch)
-        if self.is_native:
-            self.tested = True
         if size < 2 or self.is_native or (self.tested and self.form != "mean"):
             return
         self.tested = True
@@ -296,8 +291,13 @@ class Loss:
             self.differentiates = True
             self.differentiates = not self._apart(index, output, batch)
             why = "" if self.differentiates else why
-        if why:
-            self._coupled(index, why)
+        self.couples = why or self.couples
+        if why and self.form == "mean":
+            self.form = "whole"
+            if index > 0:
+                raise ValueError(
+                    f"{_called(self.given)} returns a number that is no mean over the samples ({why}); return (sum, count)."
+                )
 
     def _check_mean(self, index: int, output: Any, batch: Any) -> None:
         """Whether a number is the mean over the samples of several batches too: of one of the first batch and one of this."""
@@ -329,7 +329,7 @@ class Loss:
         whole = self._numbers(output, batch)
         try:
             some = [self._numbers(*self._part(output, batch, *part)) for part in ((0, cut), (cut, size))]
-        except WRONG as problem:
+        except REFUSALS as problem:
             return f"parts of a batch alone: {first_line(problem)}"
         total, count = (sum(numbers) for numbers in zip(*some, strict=True))
         scale = max(abs(whole[0]), sum(abs(part[0]) for part in some))
@@ -348,15 +348,6 @@ class Loss:
     def _numbers(self, output: Any, batch: Any) -> tuple[float, float]:
         total, count = self(output, batch)
         return float(total.detach()), float(count)
-
-    def _coupled(self, index: int, why: str) -> None:
-        self.couples = why
-        if self.form == "mean":
-            self.form = "whole"
-            if index > 0:
-                raise ValueError(
-                    f"{_called(self.given)} returns a number that is no mean over the samples ({why}); return (sum, count)."
-                )
 
     def check_samples(self, output: Any, batch: Any) -> None:
         """One sentence where the samples have no losses of their own that add up to the batch's."""

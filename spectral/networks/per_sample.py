@@ -20,7 +20,7 @@ from spectral import arrays, longvectors, probes
 from spectral.engine import linearize, trace
 from spectral.failures import first_line, is_own
 from spectral.networks.data_model import FAILURES, DataModel
-from spectral.networks.diagnose.graph import coarsest
+from spectral.networks.diagnose.graph import graph_facts
 from spectral.networks.output_curvature import Terms
 
 ROOM = 256 << 20  # bytes of gradients that are held at a time
@@ -123,7 +123,7 @@ def chosen(model: DataModel, batch: Any, terms: Terms) -> Gradients:
     except (RuntimeError, ValueError, TypeError) as failure:
         return Gradients(model, f"vmap: {first_line(failure)}")
     off, size = longvectors.distance(got, due), longvectors.norm(due)
-    allowed = arrays.discrepancy(coarsest(model.function(two), model.primals(two)))
+    allowed = arrays.discrepancy(graph_facts(model.function(two), model.primals(two)).dtype)
     return Gradients(model, "" if off <= allowed * size else f"vmap differs by {off / (size or 1.0):.1e}")
 
 

@@ -376,8 +376,7 @@ def adjoint_error(network: Any, batch: Any) -> float:
         u = probes.signs(1 + distributed.rank(), jv.numel(), dtype=jv.dtype, device=jv.device).view_as(jv)
         pulled = at.vjp(u)
     mine = longvectors.dot(u.reshape(-1), jv.reshape(-1)), longvectors.norm(jv.reshape(-1))
-    there = linearize.dot(v.as_subclass(torch.Tensor), pulled), linearize.norm(pulled)
+    there = linearize.inner(v.as_subclass(torch.Tensor), pulled)
     everyone = distributed.gather(lambda: (*mine, *there))
-    one, two = (sum(rank[i] for rank in everyone) for i in (0, 2))
-    scale = max(math.hypot(*(rank[i] for rank in everyone)) for i in (1, 3))
-    return abs(one - two) / scale if scale > 0 and math.isfinite(scale) else 0.0
+    one, of_one, two, of_two = zip(*everyone, strict=True)
+    return linearize.disagreement((sum(one), math.hypot(*of_one)), (sum(two), math.hypot(*of_two)), related=False)

@@ -19,7 +19,7 @@ from spectral.engine.autotune import FAILURES, AutoEngine
 from spectral.engine.plain import Engine, Maps, PlainEngine, Workload
 from spectral.engine.store import KEEP, Store
 from spectral.engine.trace import Pieces
-from spectral.failures import first_line
+from spectral.failures import REFUSALS, first_line
 from spectral.networks import checkpointing, sharded, survey
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks, differences
@@ -353,7 +353,7 @@ class SumOverBatches(Operator):
         self.network.open()
         try:
             return self.network.adds_up(parts, whole, self._allowed)
-        except (*FAILURES, LookupError):
+        except REFUSALS:
             return False  # a model that takes batches of one size alone, say
 
     def _forget(self) -> None:
@@ -420,7 +420,8 @@ class SumOverBatches(Operator):
     def _explain(self, problems: dict[str, Exception]) -> str:
         """What has no derivative, or a wrong one; `problems` by the way of differentiation."""
         if wrong := [problem for problem in problems.values() if isinstance(problem, differences.Wrong)]:
-            culprit = differences.wrong_second_derivative(self.network, self._first, self._tested(self._first))
+            # of a loss alone
+            culprit = differences.wrong_second_derivative(self.network, self._first, self.network.total(self._first))  # type: ignore[attr-defined]
             return (
                 f"{culprit} has a second derivative that is not that of its gradient: {wrong[0]}, as where a backward pass uses "
                 "saved constants, or after a stop-gradient, which preflight=False takes for a constant"
@@ -433,10 +434,6 @@ class SumOverBatches(Operator):
         elif self.network.needs_loss:
             parts.append("unless targets are fitted so well that gradients are rounding: float64 products tell")
         return "; ".join(parts)
-
-    def _tested(self, batch: Any) -> Callable[..., torch.Tensor]:
-        """The function whose second derivatives are held against differences."""
-        return self._differentiated(batch)
 
     def _sums(self, shape: tuple[int, int], vectors: torch.Tensor) -> distributed.Summand:
         """Memory for this rank's part of a product with vectors, which its first batch writes: zeros where there is none."""
@@ -559,9 +556,9 @@ class SumOverBatches(Operator):
         alone: SumOverBatches = self._of(self.network.alone(batch, products), products)
         return alone
 
-    def _fingerprint(self, what: Any) -> str:
-        """A hash of the matrix: of `what` it is, its weights and its data, however many ranks they lie on."""
-        network = self.network
+    def identity(self) -> str:
+        """A hash of the matrix: of what it is, its weights and its data, however many ranks they lie on."""
+        network, what = self.network, self._what()
         marks = [mark for part in network.info.parts for mark in part.fingerprints if mark]
         if isinstance(network, sharded.ShardedModel):  # each rank has weights of its own
             weights, buffers = zip(*distributed.gather(network.mark), strict=True)
@@ -582,10 +579,15 @@ class SumOverBatches(Operator):
         reached = (True for _ in names) if self.facts is None else self.facts.reached
         return [name for name, there in zip(names, reached, strict=True) if not there]
 
-    def _described(self) -> dict[str, Any]:
-        """Engine, reason and times of the latest kind of product, the choices of the others, and the noise."""
+    def _what(self) -> dict[str, Any]:
+        """Everything that defines the matrix but its weights and data."""
+        return {**super().describe(), **self.network.describe()}
+
+    def describe(self) -> dict[str, Any]:
+        """Also engine, reason and times of the latest kind of product, the choices of the others, and the noise."""
         inside = self._inside if self._inside not in (None, self.network.compute_dtype) else None
         return {
+            **self._what(),
             **({"ranks": self.ranks} if self.ranks > 1 else {}),
             **self.engine.describe(self.kind),
             **({"chunk": self.network.chunk} if self.network.chunk is not None else {}),

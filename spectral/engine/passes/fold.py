@@ -7,6 +7,7 @@ many factors is one diagonal). Values change by rounding alone.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -30,35 +31,16 @@ INLINE = 2  # terms of a value that is written out again for each of several rea
 
 
 @dataclass(frozen=True)
-class Sum:
-    """a + b."""
+class Combined:
+    """a + b, a b or a / b, entry by entry: `rule` is a function of `operator`."""
 
+    rule: Callable[[Any, Any], Any]
     a: Coefficient
     b: Coefficient
 
     def evaluate(self, value: Callable[[Coefficient], Factor]) -> Factor:
-        return value(self.a) + value(self.b)
-
-
-@dataclass(frozen=True)
-class Product:
-    """a b, entry by entry."""
-
-    a: Coefficient
-    b: Coefficient
-
-    def evaluate(self, value: Callable[[Coefficient], Factor]) -> Factor:
-        return value(self.a) * value(self.b)
-
-
-@dataclass(frozen=True)
-class Inverse:
-    """1 / a, entry by entry."""
-
-    a: Coefficient
-
-    def evaluate(self, value: Callable[[Coefficient], Factor]) -> Factor:
-        return 1.0 / value(self.a)
+        made: Factor = self.rule(value(self.a), value(self.b))
+        return made
 
 
 @dataclass(frozen=True)
@@ -77,7 +59,7 @@ class Diagonal:
 
 
 Factor: TypeAlias = float | torch.Tensor
-Coefficient: TypeAlias = "float | Node | Sum | Product | Inverse | Diagonal"  # a node is a constant's
+Coefficient: TypeAlias = "float | Node | Combined | Diagonal"  # a node is a constant's
 Form = dict[Node, Coefficient]  # s_i: c_i
 
 
@@ -150,7 +132,7 @@ def _forms(graph: fx.Graph, value: Values) -> tuple[dict[Node, Form], dict[Node,
                 needed[x] = None
             for s, c in inner.items():
                 made = _times(c, factor)
-                form[s] = made if s not in form else Sum(form[s], made)
+                form[s] = made if s not in form else Combined(operator.add, form[s], made)
         forms[y], cost[y] = form, passes - spared
         if any(user not in parts for user in y.users):
             needed[y] = None
@@ -179,14 +161,14 @@ def _parts(node: Node, value: Values) -> list[tuple[Node, Coefficient]] | None:
     c = node.args[1] if first else node.args[0]
     c = c if isinstance(c, fx.Node) else float(c)
     if node.target in (aten.div.Tensor, aten.div.Scalar):
-        c = Inverse(c) if isinstance(c, fx.Node) else 1.0 / c
+        c = Combined(operator.truediv, 1.0, c) if isinstance(c, fx.Node) else 1.0 / c
     return [(moving[0], c)]
 
 
 def _times(a: Coefficient, b: Coefficient) -> Coefficient:
     if isinstance(a, float) and isinstance(b, float):
         return a * b
-    return b if a == 1.0 else a if b == 1.0 else Product(a, b)
+    return b if a == 1.0 else a if b == 1.0 else Combined(operator.mul, a, b)
 
 
 def _evaluate(c: Coefficient, value: Values, known: dict[Coefficient, Factor]) -> Factor:

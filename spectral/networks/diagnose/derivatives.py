@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 
 from spectral import probes
 from spectral.engine.linearize import math_attention
-from spectral.failures import first_line
+from spectral.failures import REFUSALS, first_line
 from spectral.networks.batches import is_finite
 from spectral.networks.diagnose.graph import nodes
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from spectral.networks.data_model import DataModel
 
 Function = Callable[..., torch.Tensor]
-# What torch and models raise at an input or a transform that they do not know; all else is the caller's to see.
-REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 FORWARD = re.compile(r"forward AD with (\S+) that does not support it")
 SECOND = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
 COMPILED = re.compile(r"Higher Order Operator: torch\.ops\.higher_order\.(\w+)")  # torch 2.15 compiles no dual tensors

@@ -23,8 +23,9 @@ from torch.func import functional_call
 from spectral import arrays, longvectors, probes
 from spectral.engine import linearize
 from spectral.engine.linearize import ReverseOverReverse, gradients, is_generic, math_attention, norm
+from spectral.failures import REFUSALS
 from spectral.networks.data_model import DataModel
-from spectral.networks.diagnose.derivatives import REFUSALS, operation, owner
+from spectral.networks.diagnose.derivatives import operation, owner
 from spectral.networks.diagnose.graph import graph_facts, nodes
 from spectral.networks.diagnose.hooks import label, module_calls
 from spectral.networks.trees import leaves as leaves_of

@@ -29,13 +29,6 @@ class GraphFacts:
     strangers: tuple[int, ...] = ()
 
 
-class _Saved:
-    """A tensor that a graph keeps for its backward pass."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-
-
 class Made(DispatchMode):
     """The floating tensors that are computed: an upper bound of what a graph keeps, where hooks are not allowed."""
 
@@ -57,16 +50,16 @@ class Made(DispatchMode):
 def graph_facts(function: Function, primals: Tensors, others: Tensors = (), below: Tensors = ()) -> GraphFacts:
     """The facts of `function` at `primals`, from one forward pass; `below` is filled in it, where it cuts its graph in two."""
     leaves = tuple(p.detach().requires_grad_() for p in primals)
-    made: list[weakref.ref[_Saved]] = []
+    made: list[weakref.ref[torch.Tensor]] = []
 
-    def pack(t: torch.Tensor) -> _Saved:
-        saved = _Saved(t.detach())  # an output would hold its graph, which holds it
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        saved = t.detach()  # an output would hold its graph, which holds it
         made.append(weakref.ref(saved))
         return saved
 
     kinds = {p.dtype for p in primals}
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
             z = function(*leaves)
     except RuntimeError as problem:
         if "saved tensor hooks" not in str(problem):  # torch.func inside the function forbids them
@@ -77,7 +70,7 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
         size = sum(seen.sizes.values())
     else:
         # of what the function has not dropped already, such as a model's own loss
-        alive = [saved.tensor for saved in (reference() for reference in made) if saved is not None]
+        alive = [t for t in (reference() for reference in made) if t is not None]
         kinds |= {t.dtype for t in alive if t.numel()}  # torch 2.6 marks what it makes again by an empty float32
         own = {p.untyped_storage().data_ptr() for p in primals}
         parts = [part for t in alive for part in arrays.strided(t)]
@@ -109,8 +102,3 @@ def reached_leaves(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The leaves that the values depend on, themselves among them where they are leaves."""
     ends = [node.variable for node in nodes(values) if hasattr(node, "variable")]
     return [*ends, *(z for z in values if z.requires_grad and z.grad_fn is None)]
-
-
-def coarsest(function: Function, primals: Tensors) -> torch.dtype:
-    """The coarsest floating dtype that derivatives are computed from: some models compute in float32 whatever they are in."""
-    return graph_facts(function, primals).dtype
