@@ -7,8 +7,7 @@ many factors is one diagonal). Values change by rounding alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import operator
 from typing import Any, TypeAlias
 
 import torch
@@ -29,55 +28,9 @@ COSTLY = 3  # passes over memory that such an operation is worth
 INLINE = 2  # terms of a value that is written out again for each of several readers, at most
 
 
-@dataclass(frozen=True)
-class Sum:
-    """a + b."""
-
-    a: Coefficient
-    b: Coefficient
-
-    def evaluate(self, value: Callable[[Coefficient], Factor]) -> Factor:
-        return value(self.a) + value(self.b)
-
-
-@dataclass(frozen=True)
-class Product:
-    """a b, entry by entry."""
-
-    a: Coefficient
-    b: Coefficient
-
-    def evaluate(self, value: Callable[[Coefficient], Factor]) -> Factor:
-        return value(self.a) * value(self.b)
-
-
-@dataclass(frozen=True)
-class Inverse:
-    """1 / a, entry by entry."""
-
-    a: Coefficient
-
-    def evaluate(self, value: Callable[[Coefficient], Factor]) -> Factor:
-        return 1.0 / value(self.a)
-
-
-@dataclass(frozen=True)
-class Diagonal:
-    """The diagonal of a pointwise operation: what it makes of ones."""
-
-    node: Node
-
-    def evaluate(self, value: Callable[[Coefficient], Factor]) -> Factor:
-        node = self.node
-        rest: list[Any] = [value(a) if isinstance(a, fx.Node) else a for a in node.args[1:]]
-        device = next(a.device for a in rest if isinstance(a, torch.Tensor))
-        one = torch.ones((), dtype=node.meta["dtype"], device=device).expand(node.meta["shape"])
-        made: torch.Tensor = node.target(one, *rest, **node.kwargs)  # type: ignore[operator]
-        return made
-
-
 Factor: TypeAlias = float | torch.Tensor
-Coefficient: TypeAlias = "float | Node | Sum | Product | Inverse | Diagonal"  # a node is a constant's
+# A number, a constant's node, the node of a pointwise operation for its diagonal, or (an operation, its coefficients).
+Coefficient: TypeAlias = "float | Node | tuple[Any, ...]"
 Form = dict[Node, Coefficient]  # s_i: c_i
 
 
@@ -150,7 +103,7 @@ def _forms(graph: fx.Graph, value: Values) -> tuple[dict[Node, Form], dict[Node,
                 needed[x] = None
             for s, c in inner.items():
                 made = _times(c, factor)
-                form[s] = made if s not in form else Sum(form[s], made)
+                form[s] = made if s not in form else (operator.add, form[s], made)
         forms[y], cost[y] = form, passes - spared
         if any(user not in parts for user in y.users):
             needed[y] = None
@@ -173,32 +126,42 @@ def _parts(node: Node, value: Values) -> list[tuple[Node, Coefficient]] | None:
     if len(moving) != 1 or not (first or node.target is aten.mul.Tensor):
         return None
     if node.target in POINTWISE:
-        return [(moving[0], Diagonal(node))] if alike(moving[0], node) else None
+        return [(moving[0], node)] if alike(moving[0], node) else None
     if node.target is aten.neg.default:
         return [(moving[0], -1.0)]
     c = node.args[1] if first else node.args[0]
     c = c if isinstance(c, fx.Node) else float(c)
     if node.target in (aten.div.Tensor, aten.div.Scalar):
-        c = Inverse(c) if isinstance(c, fx.Node) else 1.0 / c
+        c = (operator.truediv, 1.0, c) if isinstance(c, fx.Node) else 1.0 / c
     return [(moving[0], c)]
 
 
 def _times(a: Coefficient, b: Coefficient) -> Coefficient:
     if isinstance(a, float) and isinstance(b, float):
         return a * b
-    return b if a == 1.0 else a if b == 1.0 else Product(a, b)
+    return b if a == 1.0 else a if b == 1.0 else (operator.mul, a, b)
 
 
 def _evaluate(c: Coefficient, value: Values, known: dict[Coefficient, Factor]) -> Factor:
     """A number, or a tensor that is computed once."""
-    if isinstance(c, fx.Node):
-        return value[c]
     if isinstance(c, float):
         return c
+    if c in value:
+        return value[c]
     if c not in known:
-        made = c.evaluate(lambda part: _evaluate(part, value, known))
+        made = (
+            _diagonal(c, value) if isinstance(c, fx.Node) else c[0](*(_evaluate(part, value, known) for part in c[1:]))
+        )
         known[c] = made.contiguous() if isinstance(made, torch.Tensor) else made
     return known[c]
+
+
+def _diagonal(node: Node, value: Values) -> torch.Tensor:
+    """Of a pointwise operation: what it makes of ones."""
+    rest: list[Any] = [value[a] if isinstance(a, fx.Node) else a for a in node.args[1:]]
+    device = next(a.device for a in rest if isinstance(a, torch.Tensor))
+    one = torch.ones((), dtype=node.meta["dtype"], device=device).expand(node.meta["shape"])
+    return node.target(one, *rest, **node.kwargs)  # type: ignore[no-any-return]
 
 
 def _whole(s: Node, c: Coefficient, y: Node) -> bool:
