@@ -400,15 +400,11 @@ class Tuned:
         if choice.calls[name] == CALLS:
             if choice.asked == "auto":
                 self._decide(program, v)
-            if (
-                kept.program is program
-                and choice.program == "replay"
-                and not self.engine.turns
-                and len(choice.ways) > 1
-            ):
-                self._challenge(v, product)
-            if kept.program is not None and choice.program == "replay" and arrays.on_cuda(v.device):
-                self._capture(kept.program, v, product)
+            if kept.program is not None and choice.program == "replay":
+                if not self.engine.turns and len(choice.ways) > 1:
+                    self._challenge(v, product)
+                if arrays.on_cuda(v.device):
+                    self._capture(kept.program, v, product)
 
     def _decide(self, program: trace.Program, v: torch.Tensor) -> None:
         """A program that holds multiplies from now on, unless what there was is as fast."""
@@ -487,7 +483,7 @@ class Tuned:
                 program.capture(v)
                 timing.bytes = program.bytes(self.work.own())
             for call in range(1 if program.pure else CALLS):
-                _hold(_into(program, v, product), product, allowed, call)
+                _held(program, v, product, allowed, call)
         except FAILURES as failure:  # only the first batch's has been tried
             choice.without.add(self.work.index)
             choice.failures.append(f"{choice.program} of a later batch: {_said(failure)}")
@@ -572,20 +568,13 @@ def _held(
 ) -> tuple[float, float]:  # fmt: skip
     """(seconds, relative error) of a program beside a product, in turn in both forms in which it will be used."""
     begin = _now(v)
-    w = _into(program, v, product, new=call != 1, room=room)
-    seconds = _now(v) - begin
-    return seconds, _hold(w, product, allowed, call)
-
-
-def _into(
-    program: trace.Program, v: torch.Tensor, like: trace.Pieces, new: bool = True, room: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The program's product in `room` or a vector of its own, written or added to zeros."""
-    w = arrays.empty((sum(piece.numel() for piece in like),), v) if room is None else room
+    w = arrays.empty((sum(piece.numel() for piece in product),), v) if room is None else room
+    new = call != 1  # else added to zeros
     if not new:
         w.zero_()
     program.add(v, w, new)
-    return w
+    seconds = _now(v) - begin
+    return seconds, _hold(w, product, allowed, call)
 
 
 def _hold(w: torch.Tensor, expected: trace.Pieces, allowed: float, call: int) -> float:
