@@ -15,16 +15,15 @@ from spectral.schema import COUNT, NONNEGATIVE, Fields, Flag, Number, Plain, Row
 
 KINDS = ("top", "trace", "esd", "critical_sharpness")
 HISTORY = "history.jsonl"
-STEP = Number(True, least=0)
 NUMBER = Row(*4 * [Number(finite=False, nan=True)])  # of an estimate: value, stderr, lower, upper
 LINES = {  # what the lines of a history must be
-    "session": Fields({"step": STEP, "every": STEP, "share": maybe(NONNEGATIVE), "what": Plain(), "version": Text()}),
+    "session": Fields({"step": COUNT, "every": COUNT, "share": maybe(NONNEGATIVE), "what": Plain(), "version": Text()}),
     "operator": Fields({"seconds": NONNEGATIVE, "operator": Plain()}),
     "reading": Fields(
-        {"step": STEP, "due": STEP, "what": Text(*KINDS), "seconds": NONNEGATIVE, "products": COUNT, "complete": Flag(),
+        {"step": COUNT, "due": COUNT, "what": Text(*KINDS), "seconds": NONNEGATIVE, "products": COUNT, "complete": Flag(),
          "estimates": Fields(others=NUMBER), "file": maybe(Text(pattern=r"esd-\d+-\d+\.npz", said="a file of this folder"))},
     ),
-    "skipped": Fields({"step": STEP, "due": STEP, "what": Text(*KINDS), "reason": Text()}),
+    "skipped": Fields({"step": COUNT, "due": COUNT, "what": Text(*KINDS), "reason": Text()}),
 }  # fmt: skip
 
 

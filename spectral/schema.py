@@ -341,7 +341,6 @@ class Array(Rule):
         return ", ".join(parts + (["ascending"] if self.ascending else []))
 
 
-@dataclass(frozen=True)
 class Vectors(Rule):
     """A sequence of vectors (n,) of the run's dtype, alike, which may be read one at a time."""
 

@@ -330,7 +330,7 @@ def test_csv_holds_what_it_was_given() -> None:
 # Sentences -----------------------------------------------------------------------------------------------------------
 def test_findings_name_what_separates_and_what_does_not(report: Report) -> None:
     said = page.findings(report)
-    first, refused, mixed, scale, chance = map(str, said)
+    first, refused, mixed, scale, chance = map("".join, said)
     assert first.startswith(
         "Effective rank: smaller with true labels on every seed in 1 of 1 matrix, most clearly in matrix"
     )
@@ -349,7 +349,7 @@ def test_a_refused_fit_is_marked_whether_or_not_it_left_a_number(lost: int) -> N
     assert tables.number(row, "true") == ("2.00 ± 0.10 †1/2" if lost == 1 else "refused †2/2")
     assert tables.number(row, "random") == "1.25 ± 0.35"
     other = Row("matrix", "effective_rank", values | {"true": (3.0, 4.0)}, {}, apart_by(2.0, 1.0, 3.0))
-    said = list(map(str, page.findings(Report("t", "q", FOUND, [], [other, row]))))
+    said = list(map("".join, page.findings(Report("t", "q", FOUND, [], [other, row]))))
     assert "Alpha †: not compared, its fits were refused in every matrix." in said
     single = Row("matrix", "alpha", {"init": (math.nan,)}, {"init": (math.nan,)}, refused={"init": (True,)})
     assert tables.number(single, "init") == "refused †"
@@ -361,7 +361,7 @@ def test_neither_scale_nor_a_refused_fit_is_ever_most_clear(pictures) -> None:
         row = next(row for row in rows() if row.metric == metric)
         assert not row.candidate
         alone = Report("t", "q", FOUND, [], [row])
-        assert not any("most clearly" in str(finding) for finding in page.findings(alone))
+        assert not any("most clearly" in "".join(finding) for finding in page.findings(alone))
         assert "effects" not in page.draw(alone)
         ((_, (entry,)),) = tables.of_rows([row], {}).groups
         assert not entry.strong and entry.cells[-1] in ("scale", "refused")

@@ -106,7 +106,7 @@ def counting(spectrum: Spectrum, floor: float = 0.0) -> tuple[Counting, list[Cou
         none = np.zeros((1, len(values)))
         return _pooled(values, values, counts, none, none, np.ones(1), 0), []
     shares = spectrum.pooling
-    tables = [_table(*_rule(spectrum, k), floor) for k in range(len(shares))]
+    tables = [_table(*rule, floor) for rule in zip(spectrum.nodes, spectrum.weights * spectrum.dim, strict=True)]
     ends = [t[0][[0, -1]] for t in tables if len(t[0])]
     x = values
     if ends:
@@ -157,20 +157,15 @@ def zero_within_residual(spectrum: Spectrum) -> float:
     return float(max(found)) if np.median(ratios or [0.0]) >= (EMPTY if at_end else RESOLVED) else 0.0
 
 
-def _rule(spectrum: Spectrum, k: int) -> tuple[Array, Array]:
-    """Nodes ascending and weights in eigenvalues of probe k."""
-    nodes, weights = spectrum.nodes[k], spectrum.weights[k] * spectrum.dim
-    order = np.flatnonzero(weights > MASSIVE)
-    order = order[np.argsort(nodes[order], kind="stable")]
-    return nodes[order], weights[order]
-
-
 def _table(nodes: Array, weights: Array, floor: float) -> tuple[Array, Array, Array]:
-    """N at the nodes of one rule, and the weight between each node and the one before.
+    """N at the nodes of one rule, with weights in eigenvalues, ascending, and the weight between each node and the one before.
 
     The lower half of the first node's weight lies below it: N is continued as between the first two nodes until it holds all, or
     as far below the first, in ln x, as the second lies above it.
     """
+    order = np.flatnonzero(weights > MASSIVE)
+    order = order[np.argsort(nodes[order], kind="stable")]
+    nodes, weights = nodes[order], weights[order]
     middle = np.cumsum(weights[::-1])[::-1] - weights / 2
     kept = nodes > floor
     nodes, weights, middle = nodes[kept], weights[kept], middle[kept]

@@ -160,9 +160,8 @@ def lyapunov(
         def of_state(x: Tensor) -> Tensor:
             return step(x) if inputs is None else step(x, inputs[t])
 
-        def along(v: Tensor) -> tuple[Tensor, Tensor]:
-            y, Jv = torch.func.jvp(of_state, (x,), (v,))[:2]
-            return y, Jv
+        def along(v: Tensor) -> tuple[Any, ...]:
+            return torch.func.jvp(of_state, (x,), (v,))
 
         ys, JQ = trace.vmap(along)(Q.T.reshape(k, *x.shape).to(x))
         return ys[0].detach(), arrays.double(JQ.detach().reshape(k, -1).T)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,7 @@ SAID: dict[str, Callable[[float], str]] = {  # costs in words, see TEXTS["costs"
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A sentence that begins with its `subject`."""
-
-    subject: str
-    rest: str
-
-    def __str__(self) -> str:
-        return self.subject + self.rest
+Finding = tuple[str, str]  # what a sentence begins with, and the rest of it
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
@@ -141,16 +132,13 @@ def findings(report: Report) -> list[Finding]:
             mixed.append(words(metric, report.labels))
         else:
             name = f"{tables.opening(words(metric, report.labels))} {tables.REFUSED}"
-            apart.append((0.0, Finding(name, ": not compared, its fits were refused in every matrix.")))
+            apart.append((0.0, (name, ": not compared, its fits were refused in every matrix.")))
     said = [sentence for _, sentence in sorted(apart, key=lambda pair: pair[0])]
     if mixed:
-        said.append(
-            Finding("On no matrix", f" do all seeds agree on the sign of the difference for: {', '.join(mixed)}.")
-        )
+        said.append(("On no matrix", f" do all seeds agree on the sign of the difference for: {', '.join(mixed)}."))
     said += _scales(judged, report.labels)
     seeds = min(len(row.values.get("true", ())) for row in judged)
-    chance = Finding("Differences are paired", say(TEXTS["paired"], seeds=seeds))
-    return [*said, chance]
+    return [*said, ("Differences are paired", say(TEXTS["paired"], seeds=seeds))]
 
 
 def _separating(rows: Sequence[Row], count: int, labels: Mapping[str, str]) -> Finding | None:
@@ -164,7 +152,7 @@ def _separating(rows: Sequence[Row], count: int, labels: Mapping[str, str]) -> F
     numbers |= {"own": number(strongest, "true"), "other": number(strongest, "random"), "mark": tables.REFUSED}
     facts = {"larger": larger, "apart": len(apart), "all": matrices(count), "refused": count - len(rows)}
     rest = say(TEXTS["separates"], **facts, where=words(strongest.matrix, labels), **numbers)
-    return Finding(tables.opening(words(rows[0].metric, labels)), rest)
+    return tables.opening(words(rows[0].metric, labels)), rest
 
 
 def _scales(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Finding]:
@@ -174,7 +162,7 @@ def _scales(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Finding]:
         if row.scale and not row.doubted("true", "random")[0]:
             counts.setdefault(row.metric, []).append(int(bool(row.separates) and _d(row) < 0))
     parts = [f"{words(metric, labels)} in {sum(flags)} of {matrices(len(flags))}" for metric, flags in counts.items()]
-    return [Finding("Scale", f" {say(TEXTS['scale'], parts=parts)}")] if parts else []
+    return [("Scale", f" {say(TEXTS['scale'], parts=parts)}")] if parts else []
 
 
 def _d(row: Row) -> float:
@@ -242,7 +230,7 @@ def text(report: Report) -> str:
         parts.append(listed.text() + "\n")
     if report.trends:
         parts.append(tables.of_mappings(report.trends, 2).text() + "\n")
-    return "\n".join([*parts, *report.facts, *(f"- {finding}" for finding in findings(report))])
+    return "\n".join([*parts, *report.facts, *(f"- {subject}{rest}" for subject, rest in findings(report))])
 
 
 def costs(cost: Mapping[str, Any]) -> list[tuple[str, str]]:

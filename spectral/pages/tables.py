@@ -165,12 +165,8 @@ def of_numbers(given: Numbers) -> Table:
     renamed = {"stderr": "standard error", "lower": "at least", "upper": "at most"}
     rows = []
     for name, estimate in list(given.estimates().items())[:MOST_ENTRIES]:
-        row = {"": name.replace("_", " "), "value": f"{estimate['value']:.6g}"}
-        for key, value in estimate.items():
-            if key == "converged":
-                row[key] = "yes" if value else "no"
-            elif key != "value":
-                row[renamed.get(key, key)] = str(value) if isinstance(value, int) else f"{value:.2g}"
+        row: dict[str, object] = {"": name.replace("_", " "), "value": f"{estimate.pop('value'):.6g}"}
+        row |= {renamed.get(k, k): v if isinstance(v, int) else f"{v:.2g}" for k, v in estimate.items()}
         rows.append(row)
     return of_mappings(rows)
 
