@@ -101,7 +101,7 @@ def _restricted(inner: Any, names: dict[str, list[str]]) -> dict[str, Operator]:
     """One operator for each list of names, within one budget of memory."""
     if inner.network.shards is not None:
         raise ValueError(
-            f"the parameters of {inner!r} lie over ranks (fully_shard), and it has no blocks; build an operator of each by params=."
+            f"the parameters of {inner!r} lie over ranks (fully_shard): it has no blocks; build an operator of each by params=."
         )
     made: dict[str, Operator] = {}
     family: weakref.WeakSet[Store] = weakref.WeakSet()
