@@ -362,6 +362,9 @@ def sentences(rank, ranks, net, data, A):
         "sum": sentence(lambda: v.sum()),
         "hsdp": sentence(lambda: spectral.Jacobian(replicated, x)),
         "rows": sentence(lambda: spectral.Jacobian(net, data).squared_norms()),
+        "gap": sentence(lambda: spectral.block_gap(A, [1, A.shape[0] - 1])),
+        "classes": sentence(lambda: spectral.class_structure(A)),
+        "blocks": sentence(lambda: spectral.blocks(A)),
     }  # fmt: skip
 
 
@@ -599,6 +602,9 @@ WORDS = {
     "sum": ("TypeError", "sum of a vector of which each rank holds a piece is not defined on one rank"),
     "hsdp": ("ValueError", "shard rows alone, over all ranks in their order"),
     "rows": ("ValueError", "rows of single samples are not made"),
+    "gap": ("ValueError", "block_gap needs whole vectors"),
+    "classes": ("ValueError", "class_structure needs whole vectors"),
+    "blocks": ("ValueError", "it has no blocks; build an operator of each by params="),
 }
 
 

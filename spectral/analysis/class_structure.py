@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from spectral import arrays, distributed
+from spectral.estimators.budget import hold_whole
 from spectral.networks.jacobian import Jacobian
 from spectral.networks.places import output_tensor
 from spectral.operators import GaussNewton, Operator
@@ -269,6 +270,7 @@ def class_structure(G: GaussNewton) -> ClassStructure:
     """
     if type(G) is not GaussNewton:
         raise TypeError(f"{G!r} is no Gauss-Newton matrix; pass spectral.GaussNewton(model, loss, data).")
+    hold_whole(G, "class_structure")
     if not G.network.loss.is_cross_entropy:
         raise ValueError(f"loss={G.loss!r} has no classes; class_structure needs torch.nn.CrossEntropyLoss.")
     J = Jacobian.over(G.network, G.options)

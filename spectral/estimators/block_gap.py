@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from spectral import longvectors
-from spectral.estimators.budget import progress_bar
+from spectral.estimators.budget import hold_whole, progress_bar
 from spectral.estimators.leave_one_out import block_of, draw, multiply, widening
 from spectral.operators.foreign import as_operator
 from spectral.probes import check_seed
@@ -87,6 +87,7 @@ def block_gap(
     1.0
     """
     A, pairs, seed = as_operator(A), integer(pairs, "pairs", "number of pairs", least=2), check_seed(seed)
+    hold_whole(A, "block_gap")
     several(sizes, "sizes", "whole numbers, one for each block")
     sizes = [integer(size, "sizes", "size of a block") for size in sizes]
     if A.shape[0] != A.shape[1] or sum(sizes) != A.shape[1]:

@@ -99,6 +99,10 @@ def _of_parameters(A: Operator) -> Any:
 
 def _restricted(inner: Any, names: dict[str, list[str]]) -> dict[str, Operator]:
     """One operator for each list of names, within one budget of memory."""
+    if inner.network.shards is not None:
+        raise ValueError(
+            f"the parameters of {inner!r} lie over ranks (fully_shard): it has no blocks; build an operator of each by params=."
+        )
     made: dict[str, Operator] = {}
     family: weakref.WeakSet[Store] = weakref.WeakSet()
     for block, its in names.items():
