@@ -350,6 +350,7 @@ def test_a_block_gap_answers_where_its_error_lets_it(gaps, answer) -> None:
         ((0.6, 0.7, 0.65), 0.8, "yes"),
         ((0.1, -0.1, 0.05), 0.8, "no"),
         ((0.9, -0.5, 0.4), 0.8, "undecided"),  # the seeds scatter
+        ((0.5, 0.7), 0.8, "undecided"),  # Student's interval of two is 12.7/√2 standard deviations: .6 ± 1.27
         ((0.6, 0.7, 0.65), 0.2, "undecided"),  # of exponents that were refused
     ],
 )
@@ -360,7 +361,7 @@ def test_exponents_over_layers_answer_where_seeds_agree_and_tails_are_power_laws
         "alpha_correlation": correlations, "rank_correlation": (0.5,) * 3, "scale_correlation": (0.25,) * 3,
         "layers_accepted": (accepted,) * 3, "layers_data_accepted": (1.0,) * 3,
     }  # fmt: skip
-    rows = [Row("layers.logits.train", k, {"true": v}, {"true": (0.0,) * 3}) for k, v in numbers.items()]
+    rows = [Row("layers.logits.train", k, {"true": v}, {"true": (0.0,) * len(v)}) for k, v in numbers.items()]
     found = judged("of_layers", rows, labels={"true": "true labels"}, about="three networks")
     assert found.answer == answer and found.sentence.startswith(
         f"{answer.capitalize()}: over layers, true labels, exponents"

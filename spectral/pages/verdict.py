@@ -156,10 +156,19 @@ def _sign(d: np.ndarray) -> tuple[str, bool]:
     """The same of differences, one a seed."""
     if not len(d) or not ((d < 0).all() or (d > 0).all()):
         return "mixed", False
-    half = math.inf
-    if len(d) > 1:
-        half = float(stdtrit(len(d) - 1, 1 - LEVEL / 2)) * float(d.std(ddof=1)) / math.sqrt(len(d))
-    return "smaller" if d[0] < 0 else "larger", abs(float(d.mean())) > half
+    return "smaller" if d[0] < 0 else "larger", len(d) > 1 and abs(float(d.mean())) > _half(d)
+
+
+def _half(d: np.ndarray) -> float:
+    """Half of Student's interval of the mean of numbers, one a seed, at `LEVEL`."""
+    return float(stdtrit(len(d) - 1, 1 - LEVEL / 2)) * float(d.std(ddof=1)) / math.sqrt(len(d))
+
+
+def _mean_and_half(row: Row, name: str) -> tuple[float, float]:
+    """The mean over seeds and `_half` of them; of a single seed twice its own error."""
+    value, error = row.mean(name)
+    known = np.array([v for v in row.values[name] if math.isfinite(v)])
+    return value, _half(known) if len(known) > 1 else 2 * error
 
 
 def _quoted(row: Row, e: Evidence) -> str:
@@ -242,10 +251,11 @@ def _ends(t: Trend) -> tuple[str, str]:
 def of_blocks(e: Evidence) -> Verdict:
     """Whether matrices are block diagonal, and how unlike their blocks are.
 
-    No: each gap is above `NEARLY` by twice its error; yes: each is below it by so much; undecided otherwise.
+    No: each gap is above `NEARLY` by more than Student's 95 % interval over seeds (of a single one, twice its error); yes: each
+    is below it by so much; undecided otherwise.
     """
-    gaps = [(row, *row.mean(name)) for row in e.rows if row.metric == "block_gap" for name in row.values]
-    answers = {"no" if v - 2 * s > NEARLY else "yes" if v + 2 * s < NEARLY else "undecided" for _, v, s in gaps}
+    gaps = [(row, *_mean_and_half(row, name)) for row in e.rows if row.metric == "block_gap" for name in row.values]
+    answers = {"no" if v - half > NEARLY else "yes" if v + half < NEARLY else "undecided" for _, v, half in gaps}
 
     def said(row: Row) -> str:
         return " and ".join(f"{with_error(*row.mean(name))} {e.words(name)}" for name in row.values)
@@ -259,15 +269,15 @@ def of_blocks(e: Evidence) -> Verdict:
 def of_layers(e: Evidence) -> Verdict:
     """Whether exponents of weights go with those of the curvature, over layers, after training on true labels.
 
-    Yes: the correlation is above 0 by twice its error; no: it is not, and below `SEEN` by so much; undecided otherwise, and where
-    fewer than half of the exponents are of tails that pass for power laws.
+    Yes: the correlation is above 0 by more than Student's 95 % interval over seeds; no: it is not, and below `SEEN` by so much;
+    undecided otherwise, and where fewer than half of the exponents are of tails that pass for power laws.
     """
     shown = {row.metric: row for row in e.rows if row.metric.endswith(("_correlation", "accepted"))}
     name = "true" if "true" in shown["alpha_correlation"].values else next(iter(shown["alpha_correlation"].values))
-    value, error = shown["alpha_correlation"].mean(name)
+    value, half = _mean_and_half(shown["alpha_correlation"], name)
     said = {metric: with_error(*row.mean(name)) for metric, row in shown.items() if name in row.values}
     weights, blocks = (100 * shown[metric].mean(name)[0] for metric in ("layers_accepted", "layers_data_accepted"))
-    answer = "yes" if value - 2 * error > 0 else "no" if value + 2 * error < SEEN else "undecided"
+    answer = "yes" if value - half > 0 else "no" if value + half < SEEN else "undecided"
     text = say(TEXTS["layers"], e=e, name=name, said=said, weights=weights, blocks=blocks)
     return e.says("undecided" if min(weights, blocks) < 50 else answer, text)
 
