@@ -262,7 +262,7 @@ def fingerprint(description: Any) -> str:
 def save_arrays(path: Any, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
     """One .npz of arrays and a JSON header, with a SHA-256 over both, written atomically."""
     packed = {name: np.asarray(array) for name, array in arrays.items()}
-    text = json.dumps(header, sort_keys=True)
+    text = json.dumps(header)  # in its order, in which a resumed run prints what was stored
     packed["header"] = np.frombuffer(text.encode(), dtype=np.uint8)
     packed["checksum"] = np.frombuffer(bytes.fromhex(_checksum(packed)), dtype=np.uint8)
     with whole_file(path) as file:

@@ -143,6 +143,13 @@ def test_pickles_are_never_loaded(tmp_path):
             persist.load_arrays(tmp_path / name)
 
 
+def test_a_header_comes_back_in_its_order(tmp_path):
+    header = {"b": 1, "a": {"d": 2, "c": 3}}
+    persist.save_arrays(tmp_path / "one.npz", {}, header)
+    found = persist.load_arrays(tmp_path / "one.npz")[1]
+    assert [*found, *found["a"]] == ["b", "a", "d", "c"]
+
+
 def test_an_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "deep" / "file"
     persist.atomic_write(path, b"old")
