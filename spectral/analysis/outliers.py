@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral import cards
-from spectral.analysis.counting import counting, told_apart
+from spectral.analysis.counting import counting
 from spectral.analysis.exponents import top_values
 from spectral.analysis.jackknife import merged
 from spectral.analysis.marchenko_pastur import marchenko_pastur, positive_floor
@@ -81,7 +81,7 @@ class Outliers(cards.Sentence):
 class _Gaps(NamedTuple):
     """Of each gap between neighbouring points: how many eigenvalues lie above it and below, and its ends.
 
-    z and log_ratio are the means of z and of ln r over the eigenvalues below the gap, copies of one counted once.
+    z and log_ratio are the means of z and of ln r over the eigenvalues below the gap.
     """
 
     above: Array
@@ -92,21 +92,16 @@ class _Gaps(NamedTuple):
     log_ratio: Array
 
 
-def _gaps(values: Array, counts: Array, copies: float) -> _Gaps:
-    """Of values descending, equal ones once, with their counts: eigenvalues, or the nodes of a quadrature with their weights.
-
-    Between the eigenvalues that a node stands for are gaps. Between copies of an exact eigenvalue, no further apart than `copies`
-    (< 0 for nodes), are none, and that says nothing of how wide gaps are.
-    """
+def _gaps(values: Array, counts: Array) -> _Gaps:
+    """Of values descending, equal ones once, with their counts: eigenvalues, or the nodes of a quadrature with their weights."""
     above, log = np.cumsum(counts), np.log(values)
-    seen = above if copies < 0 else told_apart(values, copies) + 1.0
     sums = np.concatenate([[0.0], np.cumsum(above[:-1] * -np.diff(log))])  # Σ z down to a point
-    j, next_ = seen[:-1], np.arange(1, len(values))
-    widths = np.maximum(WINDOW, 2 * j), WINDOW
-    end, near = (np.minimum(np.searchsorted(seen, j + width), len(values) - 1) for width in widths)
-    z = (sums[end] - sums[next_]) / np.maximum(seen[end] - j, 1e-300)
-    log_ratio = (log[next_] - log[near]) / np.maximum(seen[near] - j, 1e-300)
-    return _Gaps(above[:-1], above[-1] - above[:-1], values[:-1], values[1:], z, log_ratio)
+    i, next_ = above[:-1], np.arange(1, len(values))
+    widths = np.maximum(WINDOW, 2 * i), WINDOW
+    end, near = (np.minimum(np.searchsorted(above, i + width), len(values) - 1) for width in widths)
+    z = (sums[end] - sums[next_]) / np.maximum(above[end] - i, 1e-300)
+    log_ratio = (log[next_] - log[near]) / np.maximum(above[near] - i, 1e-300)
+    return _Gaps(i, above[-1] - i, values[:-1], values[1:], z, log_ratio)
 
 
 def _repelled(known: Array, above: Array, complete: bool) -> tuple[Flags, Flags]:
@@ -221,7 +216,7 @@ def _count(spectrum: Spectrum, values: Array, counts: Array, floor: float) -> tu
         return 0, f"{why}; deflate, with two probes or more."
     if len(values) == 1:
         return 0, ""
-    gaps = _gaps(values, counts, spectrum.rounding if spectrum.is_exact else -1.0)
+    gaps = _gaps(values, counts)
     repelled, unknown = _repelled(known, gaps.above, spectrum.is_exact)
     empty = _empty(spectrum, gaps, floor)
     clear, perhaps = _clear(gaps, repelled) & empty, _clear(gaps, repelled | unknown)

@@ -347,7 +347,7 @@ def permute_labels(y: Tensor, fraction: float = 1.0, seed: int = 0) -> PermutedL
     shuffled = drawn[torch.randperm(len(drawn), generator=generator)]
     permuted = y.clone()
     permuted[drawn.to(y.device)] = y[shuffled.to(y.device)]
-    changed = float((permuted != y).double().mean()) if n else 0.0
+    changed = int((permuted != y).sum()) / n if n else 0.0
     return PermutedLabels(permuted, changed)
 
 

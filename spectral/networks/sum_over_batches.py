@@ -557,7 +557,7 @@ class SumOverBatches(Operator):
         return alone
 
     def identity(self) -> str:
-        """A hash of the matrix: of what it is, its weights and its data, however many ranks they lie on."""
+        # of what the matrix is, its weights and its data, however many ranks they lie on
         network, what = self.network, self._what()
         marks = [mark for part in network.info.parts for mark in part.fingerprints if mark]
         if isinstance(network, sharded.ShardedModel):  # each rank has weights of its own
@@ -584,7 +584,7 @@ class SumOverBatches(Operator):
         return {**super().describe(), **self.network.describe()}
 
     def describe(self) -> dict[str, Any]:
-        """Also engine, reason and times of the latest kind of product, the choices of the others, and the noise."""
+        # also engine, reason and times of the latest kind of product, the choices of the others, and the noise
         inside = self._inside if self._inside not in (None, self.network.compute_dtype) else None
         return {
             **self._what(),
