@@ -278,8 +278,8 @@ class Summand:
         own = None if self.vectors is None else mark(self.vectors)
         if own is not None:
             bits = int(self.held()[: SIGNS // 4] or "0", 16)
-            marks = [own, own.square(), *(1 - 2 * (bits >> i & 1) for i in range(SIGNS))]
-            whole[-MARKS:] = torch.stack([torch.as_tensor(one).to(whole) for one in marks])
+            whole[-MARKS:-SIGNS] = torch.stack([own, own.square()]).to(whole)
+            whole[-SIGNS:] = torch.tensor([1 - 2 * (bits >> i & 1) for i in range(SIGNS)]).to(whole)
         all_reduce(whole if self.failure is None else whole.fill_(torch.nan))
         if own is None:
             return

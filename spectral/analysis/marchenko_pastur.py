@@ -152,7 +152,14 @@ def _bulk(c: Counting, last: int) -> _Bulk:
     return _Bulk(c.x[: last + 1], before, after, size, noise, at, looked, sd)
 
 
-def _fit(b: _Bulk, ratio: float | None, top: tuple[float, float] | None = None) -> tuple[float, float]:
+class _Top(NamedTuple):
+    """The largest eigenvalue of a bulk that Lanczos has found: its value, and the weight of the node that stands for it."""
+
+    value: float
+    weight: float
+
+
+def _fit(b: _Bulk, ratio: float | None, top: _Top | None = None) -> tuple[float, float]:
     """(γ' ≤ 1, σ'²): quantiles pick the start, then the least mean square distance of the CDFs, in standard deviations.
 
     The largest distance instead would follow the steps of a quadrature's nodes. Where the CDF has the noise of probes, `top`
@@ -172,8 +179,8 @@ def _fit(b: _Bulk, ratio: float | None, top: tuple[float, float] | None = None) 
         if top is None:
             return np.asarray(parts)
         upper, width = marchenko_pastur_edges(gamma, np.sqrt(variance))[1], _edge_width(gamma, variance, b.size)
-        spread = np.hypot(TRACY_WIDOM_SD, (0.75 * np.pi * max(top[1] - 1, 0.0)) ** (2 / 3))
-        return np.append(parts, (top[0] - upper - TRACY_WIDOM_MEAN * width) / (spread * width))
+        spread = np.hypot(TRACY_WIDOM_SD, (0.75 * np.pi * max(top.weight - 1, 0.0)) ** (2 / 3))
+        return np.append(parts, (top.value - upper - TRACY_WIDOM_MEAN * width) / (spread * width))
 
     start = [0.0] if ratio is not None else [0.0, min(float(np.sqrt(RATIOS[best])), 0.999)]
     limits = [-2.0, 1e-3][: len(start)], [2.0, 1.0][: len(start)]
@@ -216,8 +223,8 @@ def _by_gap(c: Counting, measure: Measure, ratio: float | None) -> tuple[float, 
     # what one eigenvalue weighs is a chi square over the probes
     several = 2 * scipy.special.gammaincinv(c.probes / 2, 1 - 1e-4) / c.probes
     copies = np.where(weights > several, np.round(weights), 1.0)[:count]
-    top = float(values[first[count]]), float(weights[count])
-    last = int(np.searchsorted(c.x, top[0], side="right")) - 1
+    top = _Top(float(values[first[count]]), float(weights[count]))
+    last = int(np.searchsorted(c.x, top.value, side="right")) - 1
     return *_fit(_bulk(c, last), ratio, top), last, float(copies.sum())
 
 

@@ -317,10 +317,11 @@ class Checkpoint:
         """The state, arrays in their places; what an array says of its size is held against what is there before it is made."""
         state: State = header["state"]
         for full, about in header["arrays"].items():
-            if "rows" in about and "pieces" not in about:
-                self._put(state, full, self._rows(full.rpartition(".")[2], about["rows"]))
-            elif "pieces" not in about:
-                self._put(state, full, self._array(full, about, packed))
+            if "pieces" in about:  # which every rank reads for itself, afterwards
+                continue
+            rows = "rows" in about
+            made = self._rows(full.rpartition(".")[2], about["rows"]) if rows else self._array(full, about, packed)
+            self._put(state, full, made)
         if packed:
             raise self.damaged(f"it holds {', '.join(sorted(packed))}, which nothing needs")
         return state

@@ -140,8 +140,10 @@ class Curvature(SumOverBatches):
                 moved = values if moves is None else [p + move for p, move in zip(values, moves, strict=True)]
                 return sum(float(network.total(batch)(*moved).detach()) for _, batch in batches)
 
+        if self.ranks == 1:
+            return total() / self.count
         everyone = distributed.gather(
-            lambda: (total(), 0.0 if shift is None else float(distributed.mark(shift[None])), network.checksum())
+            lambda: (total(), 0.0 if shift is None else float(distributed.mark(shift[None])), network.kept_checksum())
         )
         distributed.hold_alike([mark for _, mark, _ in everyone])
         survey.check_weights(network, [held for *_, held in everyone])

@@ -85,7 +85,7 @@ class SumOverBatches(Operator):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SumOverBatches:
         memo[id(self)] = other = object.__new__(type(self))
-        self._forget()
+        self._forget()  # what is kept of a product hangs on its graph, which nothing copies
         other.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return other
 

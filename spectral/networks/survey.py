@@ -117,6 +117,7 @@ def survey(model: DataModel) -> DatasetInfo:
             if model.wrt != "params":
                 shape = _checked_shape(model, index, batch, shape)
         model.draws = not same_random_state(begin, random_state(model.data))
+    model.loss.single = ()  # what later batches were held against
     if not samples and distributed.world_size() == 1:
         raise ValueError(NOTHING)
     model.info = DatasetInfo(samples, outputs, shape, fingerprints, signatures, sum(model.counts))

@@ -165,8 +165,10 @@ def of_numbers(given: Numbers) -> Table:
     renamed = {"stderr": "standard error", "lower": "at least", "upper": "at most"}
     rows = []
     for name, estimate in list(given.estimates().items())[:MOST_ENTRIES]:
-        row: dict[str, object] = {"": name.replace("_", " "), "value": f"{estimate.pop('value'):.6g}"}
-        row |= {renamed.get(k, k): v if isinstance(v, int) else f"{v:.2g}" for k, v in estimate.items()}
+        row: dict[str, object] = {"": name.replace("_", " ")}
+        for key, value in estimate.items():
+            digits = ".6g" if key == "value" else ".2g"
+            row[renamed.get(key, key)] = value if isinstance(value, int) else f"{value:{digits}}"
         rows.append(row)
     return of_mappings(rows)
 
