@@ -1,10 +1,11 @@
 """Which engine multiplies: chosen by the products that are made anyway, and held to them.
 
 The first product of a kind is taken in a way (`linearize.WAYS`) that must pass its own tests; it is the answer, not a
-rehearsal. Where enough products are to come, the other way takes a turn, and the faster of both goes on. Where recording pays
-for itself and fits into memory, the first batch's product is also recorded as a program. The program multiplies beside the way
-on CALLS products of that batch, is held to them and timed, and only then multiplies alone. Other batches are recorded while
-their product is made, and their programs are held to it.
+rehearsal. Where recording pays for itself and fits into memory, a later one is recorded as a program while it is made, and the
+program is held to it; where it cannot be, the other way takes a turn, and the faster of both goes on. The first batch's program
+is held on CALLS products in all before it is trusted. Of a symmetric matrix it makes the others alone: its product
+with signs r is held to the recorded A v by <r, A v> = <v, A r>, and its next product to that. Of another matrix, and where
+operations write in place, the way makes them too and they are compared.
 
 Legend: n columns and m rows of a batch's linear map, b vectors of a block; blocks are (b, n) and (b, m), one vector a row.
 A product is given in pieces that follow one another, such as the gradients of the parameters, so that none is copied.
@@ -14,16 +15,17 @@ What an engine is, and one that does nothing of all this, is `engine/plain.py`.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from spectral import arrays
+from spectral import arrays, probes
 from spectral.engine import capture, linearize, trace
 from spectral.engine.linearize import CALLS, DIFFERENCE, ROWS, WAYS
 from spectral.engine.plain import Maps, Workload
@@ -31,15 +33,17 @@ from spectral.engine.store import Store
 from spectral.failures import first_line
 
 COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]: compiling takes up to a minute
-# Guesses before a candidate is measured, in first products and in present ones: the first batch's recording with its tests took 3
-# to 6 of the former, another's, which makes the product that is asked for, 1 to 2, and they saved .05 to .5 of the latter on five
-# models. The other way saves as much, and takes two products more at first where vectors weigh more than a model's arithmetic: it
-# waits for TURN products, made or announced.
-RECORDING, LATER, SAVED = 4.0, 1.5, 0.2
+# Guesses before a candidate is measured, in first products and in present ones: the first batch's recording with its tests took 1
+# to 1.6 of the former beyond the product that it makes, another's with it 1 to 2, and they saved .05 to .5 of the latter on five
+# models. Whoever makes ten products in a row shall not pay for it. The other way saves as much, and takes two products more at
+# first where vectors weigh more than a model's arithmetic: it waits for TURN products, made or announced.
+RECORDING, LATER, SAVED = 2.25, 1.5, 0.2
+CHALLENGE = 4.0  # first products that another way's program takes with its tests
 TURN = 10.0
 RIVAL = 0.15  # what the other way's program may save of a Hessian's: 0 to .2 on five models
 BETTER = 0.95  # a candidate must take less than this part of the time: near ties go the same way in every run
 SERVE = 10  # products a column that a block's program must serve: trying it takes about three, and it saves some tenths of one
+SIGNS = 2  # the seed of a program's own test: `linearize.Adjoint` and the Hessian's tests draw others
 BLOCK = 8  # vectors that a program takes at a time, at most
 ALONE = {*WAYS, DIFFERENCE}  # engines that are a way, of which nothing is recorded
 # What torch raises where it cannot.
@@ -75,6 +79,24 @@ class Kept:
     allowed: float = 0.0  # how far its products may be off by rounding
 
 
+class Pair(NamedTuple):
+    """Signs r and A r of a symmetric A, to which products A v are held: <r, A v> = <v, A r>.
+
+    The signs have nothing to do with v: what A v is off by shows beside ||A v||, whatever v is.
+    """
+
+    of: Any  # the model's version
+    r: probes.Signs
+    Ar: linearize.Held
+
+    def error(self, v: torch.Tensor, Av: linearize.Held, allowed: float) -> float:
+        """Of A v, relative; `linearize.Wrong` if it is more than allowed."""
+        error = linearize.disagreement(linearize.inner(self.r, Av), linearize.inner(v, self.Ar), related=False)
+        if not (error <= allowed and all(arrays.all_finite(w) for w in Av if isinstance(w, torch.Tensor))):
+            raise linearize.Wrong(f"<r, A v> and <v, A r> of signs r differ by {error:.1e}")
+        return error
+
+
 @dataclass
 class Choice:
     """What is known of one kind of product: times of the engines that hold, failures of the others, what multiplies now."""
@@ -89,6 +111,7 @@ class Choice:
     count: int = 0  # vectors so far
     samples: int = 1  # of the first batch
     program: str = ""  # "replay" or "compiled", while programs multiply or are tested
+    pair: Pair | None = None  # a product with signs, while products of the program are held to it
     settled: bool = False  # no program is tried any more
     without: set[int] = field(default_factory=set)  # batches that cannot be recorded
     block: str = ""  # how blocks are multiplied, once one has been
@@ -126,7 +149,7 @@ class Choice:
         """No programs any more."""
         self.failures.append(f"{self.program or 'replay'}: {why}")
         self.timings.pop(self.program, None)
-        self.program, self.settled = "", True
+        self.program, self.settled, self.pair = "", True, None
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON: the engine, why, and what each one takes on the first batch."""
@@ -217,6 +240,17 @@ class AutoEngine:
         program.run, program.sum, program.put = self.shared[key], None, None
 
 
+class Recorded(NamedTuple):
+    """A program, and what it was recorded from."""
+
+    program: trace.Program
+    product: trace.Pieces
+    timing: Timing
+    maps: Maps
+    seconds: float  # that the way took for the product
+    allowed: float  # how far the program's may be off
+
+
 class Tuned:
     """One batch in one sweep: its workload, what is known of its kind of product, and what is kept of it."""
 
@@ -263,15 +297,16 @@ class Tuned:
         if kept.program is not None and (choice.proven or not work.leads):
             kept.program.add(v, w, new)
             return
-        if work.leads:
+        if new and self._alone(v, w):
+            return
+        product = self._record(v, w if new else None) if kept.program is None and self._pays() else None
+        if product is None:
             product = self._by_way(v, w if new else None)
-            if kept.program is None and self._pays():
-                self._record_first(v)
             if kept.program is not None:
-                self._prove(kept.program, v, product, w if new and product[0].data_ptr() != w.data_ptr() else None)
-        else:
-            recorded = self._record(v) if self._pays() else None
-            product = recorded if recorded is not None else self._by_way(v, w if new else None)
+                room = w if new and product[0].data_ptr() != w.data_ptr() else None
+                self._prove(kept.program, v, product, choice.calls.get(choice.program, 0), room)
+            elif choice.asked != "auto" and work.leads and self._pays():  # at once
+                self._record(v, None)
         pieces = list(product)
         del product
         trace.add_pieces(w, pieces, new)
@@ -330,14 +365,15 @@ class Tuned:
             ) from next(iter(choice.problems.values()))
 
     def _turn(self) -> None:
-        """Give the way that has not multiplied yet a turn, if that may pay; then go on in the faster one."""
+        """Give the way that has not multiplied yet a turn, if that may pay and no program can; then go on in the faster one."""
         choice = self.choice
         if len(choice.ways) < 2 or not self.engine.turns or choice.program or choice.way not in choice.timings:
             return
         now, other = choice.timings[choice.way], choice.timings.get(choice.ways[1])
         if other is None:
             graphs = linearize.COPIES[choice.ways[1]] / linearize.COPIES[choice.way]
-            if self.coming > TURN and self._room(graphs * now.bytes):
+            alone = choice.settled or not self._room(self.work.graph)
+            if alone and self.coming > TURN and self._room(graphs * now.bytes):
                 choice.ways.reverse()
         elif now.later < math.inf and BETTER * now.each > other.each:
             choice.ways.reverse()
@@ -346,7 +382,8 @@ class Tuned:
     def _pays(self) -> bool:
         """Whether to record this product: that is worth it for the products to come, and what recording holds fits."""
         work, choice = self.work, self.choice
-        if choice.asked in ALONE or choice.settled or work.index in choice.without or not (work.leads or choice.proven):
+        ready = choice.way in choice.timings if work.leads else choice.proven
+        if choice.asked in ALONE or choice.settled or work.index in choice.without or not ready:
             return False
         way, program = choice.timings[choice.way], choice.timings.get(choice.program)
         if program is None:
@@ -363,40 +400,104 @@ class Tuned:
             )
         return False
 
-    def _recorded(self, way: str, v: torch.Tensor, compiled: bool) -> tuple[trace.Program, trace.Pieces, Timing, float]:
-        """(a program of this way's product with v, that product, what recording took, how far products may be off)."""
+    def _recorded(self, way: str, v: torch.Tensor, compiled: bool) -> Recorded:
+        """A program of this way's product with v, and that product."""
         begin, own, maps = _now(v), self.work.own(), self.work.linearize(way)
-        program = self.engine.build(maps.product, v, own)
+        taken = 0.0
+
+        @functools.wraps(maps.product)
+        def product(x: torch.Tensor) -> trace.Pieces:
+            nonlocal taken
+            start = _now(x)
+            pieces = maps.product(x)
+            taken = _now(x) - start
+            return pieces
+
+        program = self.engine.build(product, v, own)
         if compiled:
             self.engine.compile(program)
-        product, program.seen = program.seen, None
+        pieces, program.seen = program.seen, None
         timing = Timing(_now(v) - begin, bytes=program.bytes(own), held=program.held)
-        return program, product, timing, max(maps.allowed, arrays.discrepancy(v.dtype))  # type: ignore[return-value]
+        return Recorded(program, pieces, timing, maps, taken, max(maps.allowed, arrays.discrepancy(v.dtype)))  # type: ignore[arg-type]
 
-    def _record_first(self, v: torch.Tensor) -> None:
-        """The first batch's program, which is still to be held to products."""
-        choice, kept = self.choice, self.kept
+    def _record(self, v: torch.Tensor, room: torch.Tensor | None) -> trace.Pieces | None:
+        """The product, recorded while it is made; its program is held to it, in `room`. None if it cannot be."""
+        choice, kept, leads = self.choice, self.kept, self.work.leads
         name = choice.program or ("compiled" if choice.asked == "compiled" else "replay")
+        kept.maps = None  # two graphs are as large
         try:
-            program, _, timing, kept.allowed = self._recorded(choice.way, v, name == "compiled")
+            made = self._recorded(choice.way, v, name == "compiled")
+            if leads and choice.young:
+                choice.note(choice.way, made.seconds, made.maps.check(v, made.product) if self.engine.check else 0.0)
+            if choice.captured:
+                made.program.capture(v)
+                made.timing.bytes = made.program.bytes(self.work.own())
+            if not leads:
+                for call in range(1 if made.program.pure else CALLS):
+                    _held(made.program, v, made.product, made.allowed, call)
         except UNBUILT as failure:
-            choice.give_up(_said(failure))
-            return
-        kept.program, kept.bytes = program, timing.bytes
-        choice.program, choice.timings[name] = name, timing
+            if leads:
+                choice.give_up(_said(failure))
+            else:  # only the first batch's has been tried
+                self.choice.without.add(self.work.index)
+                choice.failures.append(f"{choice.program} of a later batch: {_said(failure)}")
+            return None
+        kept.program, kept.bytes, kept.allowed = made.program, made.timing.bytes, made.allowed
+        if leads:
+            choice.program, choice.timings[name] = name, made.timing
+            self._prove(made.program, v, made.product, 0, room)
+            if kept.program is not None and self.work.symmetric and made.program.pure:
+                self._pair(made.program, v, made.product, room)
+        return made.product
 
-    def _prove(self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, room: torch.Tensor | None) -> None:
-        """Hold the first batch's program to a product of its way, in `room`; decide once there have been enough of them."""
-        choice, kept = self.choice, self.kept
-        name = choice.program
+    def _prove(
+        self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, call: int, room: torch.Tensor | None
+    ) -> None:
+        """Hold the first batch's program to a product of its way, in `room`."""
         try:
-            seconds, error = _held(program, v, product, kept.allowed, choice.calls.get(name, 0), room)
+            self._note(program, v, product, *_held(program, v, product, self.kept.allowed, call, room))
+        except FAILURES as failure:
+            self._fall_back(failure)
+
+    def _pair(self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, room: torch.Tensor | None) -> None:
+        """The program's product with signs, made in `room` and held to a product that was seen to be right."""
+        r = probes.Signs(SIGNS, len(v), v.device)
+        w = arrays.empty((sum(piece.numel() for piece in product),), v).zero_() if room is None else room.zero_()
+        begin = _now(v)
+        try:
+            program.add(r[:].to(v.dtype), w)  # added, as the products of later batches are
+            seconds = _now(v) - begin
+            error = Pair(None, r, (w,)).error(v, product, self.kept.allowed)
         except FAILURES as failure:
             self._fall_back(failure)
             return
+        held = linearize.waiting([w])
+        self.choice.pair = Pair(self.work.version(), r, [t.clone() if isinstance(t, torch.Tensor) else t for t in held])
+        self._note(program, v, product, seconds, error)
+
+    def _alone(self, v: torch.Tensor, w: torch.Tensor) -> bool:
+        """Whether the first batch's program, not yet trusted, has made the product in w (m,), held to that with signs."""
+        pair, program = self.choice.pair, self.kept.program
+        if pair is None or program is None or pair.of != self.work.version():
+            return False
+        begin = _now(v)
+        try:
+            program.add(v, w, new=True)
+            self._note(program, v, (w,), _now(v) - begin, pair.error(v, (w,), self.kept.allowed))
+        except FAILURES as failure:
+            self._fall_back(failure)
+            return False
+        return True
+
+    def _note(
+        self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, seconds: float, error: float
+    ) -> None:
+        """One more product on which a program holds; decide once there have been enough of them."""
+        choice, kept, name = self.choice, self.kept, self.choice.program
         choice.note(name, seconds, error)
-        if choice.proven:
-            kept.maps = None  # its graph is as large
+        if not choice.proven:
+            return
+        kept.maps, choice.pair = None, None  # a graph is as large
         if choice.calls[name] == CALLS:
             if choice.asked == "auto":
                 self._decide(program, v)
@@ -448,19 +549,20 @@ class Tuned:
         choice, kept = self.choice, self.kept
         way, other = choice.ways
         now, before = choice.timings["replay"], choice.timings[way]
-        if not self._room(now.held + now.bytes) or self.coming * RIVAL * now.later < RECORDING * before.first:
+        if not self._room(now.held + now.bytes) or self.coming * RIVAL * now.later < CHALLENGE * before.first:
             return
         try:
-            rival, _, timing, allowed = self._recorded(other, v, False)
+            rival = self._recorded(other, v, False)
+            timing = rival.timing
             for call in range(CALLS):
-                timing.later = min(timing.later, _held(rival, v, product, allowed, call)[0])
+                timing.later = min(timing.later, _held(rival.program, v, product, rival.allowed, call)[0])
         except FAILURES as failure:
             choice.failures.append(f"replay of {other}: {_said(failure)}")
             return
         if timing.later < BETTER * now.later:
             choice.ways.reverse()
             choice.timings[other] = Timing(before.first, before.later)  # as far as is known
-            choice.timings["replay"], kept.program, kept.several, kept.bytes = timing, rival, None, timing.bytes
+            choice.timings["replay"], kept.program, kept.several, kept.bytes = timing, rival.program, None, timing.bytes
 
     def _fall_back(self, failure: Exception) -> None:
         """Give up compiled programs for plain ones that have been seen to hold, else programs."""
@@ -473,23 +575,6 @@ class Tuned:
             choice.give_up(_said(failure))
         kept.program, kept.several, kept.bytes = None, None, 0
         self.engine.shared.clear()
-
-    def _record(self, v: torch.Tensor) -> trace.Pieces | None:
-        """The product of a later batch, recorded while it is made; its program is held to it. None if it cannot be."""
-        choice, kept = self.choice, self.kept
-        try:
-            program, product, timing, allowed = self._recorded(choice.way, v, choice.program == "compiled")
-            if choice.captured:
-                program.capture(v)
-                timing.bytes = program.bytes(self.work.own())
-            for call in range(1 if program.pure else CALLS):
-                _held(program, v, product, allowed, call)
-        except FAILURES as failure:  # only the first batch's has been tried
-            choice.without.add(self.work.index)
-            choice.failures.append(f"{choice.program} of a later batch: {_said(failure)}")
-            return None
-        kept.program, kept.bytes, kept.maps = program, timing.bytes, None
-        return product
 
     # Blocks ----------------------------------------------------------------------------------------------------------
     def _width(self, V: torch.Tensor) -> int:

@@ -58,6 +58,7 @@ class Workload:
     own: Callable[[], set[int]] = set  # storages that are there anyway
     graph: int = 0  # bytes that recording is expected to hold
     device: torch.device = CPU
+    symmetric: bool = False  # <u, A v> = <v, A u> of this batch's A
 
     @property
     def key(self) -> tuple[str, int]:

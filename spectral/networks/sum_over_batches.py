@@ -40,6 +40,7 @@ JOIN_MEMORY = 1 / 16  # of what may be kept, that such a graph may take: a produ
 RECORDED = 2  # graphs that recording holds for each pass of a product (J v, J^T u: one), before equal constants are one
 GRAPHS = 4  # of a batch, that a product makes: a dual forward pass, the graph, a backward pass through it
 VECTORS = 5  # of a recurrence without a basis, beside which a batch's graphs must fit
+SYMMETRIC = ("J^T J v", "H v")
 PASSES = {"J v": 1, "J^T u": 1, "J^T J v": 2, "H v": 2}
 
 
@@ -388,7 +389,7 @@ class SumOverBatches(Operator):
         graph = int(RECORDED * PASSES[kind] * self.unrolled * self._graph_bytes * samples)
         work = Workload(
             kind, group.start, linearized, samples, len(self._groups), self.expected, self.network.version, there, graph,
-            self.device,
+            self.device, kind in SYMMETRIC,
         )  # fmt: skip
         self.engine.multiplier(work).add(V, W, new)
         if not self.engine.tests():
