@@ -3,8 +3,9 @@
 The first product of a kind is taken in a way (`linearize.WAYS`) that must pass its own tests; it is the answer, not a
 rehearsal. Where enough products are to come, the other way takes a turn, and the faster of both goes on. Where recording pays
 for itself and fits into memory, the first batch's product is also recorded as a program. The program multiplies beside the way
-on CALLS products of that batch, is held to them and timed, and only then multiplies alone. Other batches are recorded while
-their product is made, and their programs are held to it.
+on CALLS products of that batch, is held to them and timed (`Trial`), and only then multiplies alone. A rival takes its place if
+it holds on the last of these products as often, and is faster: the other way's program, a compiled one, a CUDA graph. From
+then on batches are recorded while their product is made, and their programs are held to it.
 
 Legend: n columns and m rows of a batch's linear map, b vectors of a block; blocks are (b, n) and (b, m), one vector a row.
 A product is given in pieces that follow one another, such as the gradients of the parameters, so that none is copied.
@@ -18,7 +19,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,18 +49,38 @@ UNBUILT = (*FAILURES, OSError, ImportError)  # and where there is no compiler on
 
 
 @dataclass
-class Timing:
-    """Seconds of an engine on the first batch: of its first product, recording included, and of the fastest later one."""
+class Trial:
+    """An engine on the first batch: seconds of its first product, recording included, and of the fastest later one; its tests."""
 
     first: float
     later: float = math.inf
     bytes: int = 0  # that keeping it takes
     held: int = 0  # that recording it held meanwhile
+    allowed: float = 0.0  # how far a program's products may be off by rounding
+    calls: int = 0  # on which it has been tested
+    error: float = 0.0  # the largest: of a way by its own tests, of a program from its way
 
     @property
     def each(self) -> float:
         """Of a product to come, as far as is known."""
         return min(self.first, self.later)
+
+    def add(self, seconds: float, error: float) -> None:
+        """One more product."""
+        self.later, self.calls, self.error = min(self.later, seconds), self.calls + 1, max(self.error, error)
+
+    def hold(
+        self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, room: torch.Tensor | None = None
+    ) -> None:
+        """One more product of a program beside one of its way, in turn in both forms in which it will be used."""
+        begin = _now(v)
+        w = arrays.empty((sum(piece.numel() for piece in product),), v) if room is None else room
+        new = self.calls != 1  # else added to zeros
+        if not new:
+            w.zero_()
+        program.add(v, w, new)
+        seconds = _now(v) - begin
+        self.add(seconds, _hold(w, product, self.allowed, self.calls))
 
 
 @dataclass
@@ -72,18 +93,15 @@ class Kept:
     several: trace.Program | None = None
     width: int = 1
     bytes: int = 0  # of the program
-    allowed: float = 0.0  # how far its products may be off by rounding
 
 
 @dataclass
 class Choice:
-    """What is known of one kind of product: times of the engines that hold, failures of the others, what multiplies now."""
+    """What is known of one kind of product: trials of the engines that hold, failures of the others, what multiplies now."""
 
     asked: str
     ways: list[str]  # that have not failed, the present one first
-    timings: dict[str, Timing] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)  # of ways by their own tests, of programs from their way
-    calls: dict[str, int] = field(default_factory=dict)  # on which an engine has been tested
+    timings: dict[str, Trial] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     problems: dict[str, Exception] = field(default_factory=dict)  # by way
     count: int = 0  # vectors so far
@@ -98,35 +116,19 @@ class Choice:
     def way(self) -> str:
         return self.ways[0]
 
-    @property
-    def proven(self) -> bool:
-        """Whether programs have been seen to hold, on as many calls as it takes."""
-        return self.calls.get(self.program, 0) >= CALLS
+    def tested(self, name: str) -> bool:
+        """Whether an engine has been seen to hold, on as many calls as it takes."""
+        return name in self.timings and self.timings[name].calls >= CALLS
 
     @property
-    def young(self) -> bool:
-        """Whether the present way is still tested."""
-        return self.calls.get(self.way, 0) < CALLS
+    def proven(self) -> bool:
+        """Whether programs have."""
+        return self.tested(self.program)
 
     @property
     def engine(self) -> str:
         """What multiplies now."""
         return self.program if self.proven else self.way
-
-    def note(self, name: str, seconds: float, error: float) -> None:
-        """One more product of an engine; a recording has made its `Timing` before."""
-        if name in self.timings:
-            self.timings[name].later = min(self.timings[name].later, seconds)
-        else:
-            self.timings[name] = Timing(seconds)
-        self.calls[name] = self.calls.get(name, 0) + 1
-        self.errors[name] = max(self.errors.get(name, 0.0), error)
-
-    def give_up(self, why: str) -> None:
-        """No programs any more."""
-        self.failures.append(f"{self.program or 'replay'}: {why}")
-        self.timings.pop(self.program, None)
-        self.program, self.settled = "", True
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON: the engine, why, and what each one takes on the first batch."""
@@ -136,7 +138,7 @@ class Choice:
             "reason": "; ".join(["asked for" if self.asked != "auto" else why, *self.failures]),
             **({"block": self.block} if self.block else {}),
             **({"launch": "CUDA graph"} if self.captured and self.engine == "replay" else {}),
-            "adjoint_error": self.errors.get(self.way, 0.0),
+            "adjoint_error": self.timings[self.way].error if self.way in self.timings else 0.0,
             "seconds_first_batch": {name: round(t.each, 6) for name, t in self.timings.items()},
         }
 
@@ -168,9 +170,9 @@ class AutoEngine:
     def tests(self, kind: str | None = None) -> bool:
         """Without a kind those of a way that may take its turn soon are counted in."""
         if kind is not None:
-            return self.check and kind in self.choices and self.choices[kind].young
+            return self.check and kind in self.choices and not self.choices[kind].tested(self.choices[kind].way)
         return self.check and any(
-            not choice.proven and (choice.young or (self._waits(choice) and choice.count <= TURN))
+            not choice.proven and (not choice.tested(choice.way) or (self._waits(choice) and choice.count <= TURN))
             for choice in self.choices.values()
         )
 
@@ -181,7 +183,7 @@ class AutoEngine:
     @property
     def settled(self) -> bool:
         tried = bool(self.choices) and all(
-            choice.proven or not (choice.young or choice.program) for choice in self.choices.values()
+            choice.proven or (choice.tested(choice.way) and not choice.program) for choice in self.choices.values()
         )
         return self.asked in ALONE or tried
 
@@ -257,21 +259,17 @@ class Tuned:
 
     # One vector ------------------------------------------------------------------------------------------------------
     def _single(self, v: torch.Tensor, w: torch.Tensor, new: bool) -> None:
-        work, choice, kept = self.work, self.choice, self.kept
+        choice, kept = self.choice, self.kept
         if not choice.program:
             kept.program = kept.several = None  # programs have been given up since
-        if kept.program is not None and (choice.proven or not work.leads):
+        if kept.program is not None and choice.proven:
             kept.program.add(v, w, new)
             return
-        if work.leads:
+        product = self._record(v) if choice.proven and self._pays() else None
+        if product is None:
             product = self._by_way(v, w if new else None)
-            if kept.program is None and self._pays():
-                self._record_first(v)
-            if kept.program is not None:
-                self._prove(kept.program, v, product, w if new and product[0].data_ptr() != w.data_ptr() else None)
-        else:
-            recorded = self._record(v) if self._pays() else None
-            product = recorded if recorded is not None else self._by_way(v, w if new else None)
+            if self.work.leads and not choice.proven:
+                self._prove(v, product, w if new and product[0].data_ptr() != w.data_ptr() else None)
         pieces = list(product)
         del product
         trace.add_pieces(w, pieces, new)
@@ -282,7 +280,7 @@ class Tuned:
         while True:
             if leads:
                 self._turn()
-            way, young = choice.way, leads and choice.young
+            way, young = choice.way, leads and not choice.tested(choice.way)
             begin = _now(v) if young else 0.0
             made = False
             try:
@@ -295,8 +293,10 @@ class Tuned:
                     raise linearize.Wrong("the product holds NaN or infinity")
                 if young:
                     seconds = _now(v) - begin
-                    choice.note(way, seconds, kept.maps.check(v, product) if self.engine.check else 0.0)
-                    choice.timings[way].bytes = kept.maps.bytes
+                    error = kept.maps.check(v, product) if self.engine.check else 0.0
+                    trial = choice.timings.setdefault(way, Trial(seconds))
+                    trial.add(seconds if trial.calls else math.inf, error)
+                    trial.bytes = kept.maps.bytes
                 return product
             except FAILURES as failure:
                 kept.maps = None
@@ -346,7 +346,7 @@ class Tuned:
     def _pays(self) -> bool:
         """Whether to record this product: that is worth it for the products to come, and what recording holds fits."""
         work, choice = self.work, self.choice
-        if choice.asked in ALONE or choice.settled or work.index in choice.without or not (work.leads or choice.proven):
+        if choice.asked in ALONE or choice.settled or work.index in choice.without:
             return False
         way, program = choice.timings[choice.way], choice.timings.get(choice.program)
         if program is None:
@@ -358,149 +358,123 @@ class Tuned:
         if self._room(size):
             return choice.asked != "auto" or self.coming * gain > cost
         if program is None and size > (whole := self.engine.store.whole(work.device)):
-            choice.give_up(
+            self._give_up(
                 f"recording would hold about {size / 2**20:.3g} MiB, more than the {whole / 2**20:.3g} MiB of memory="
             )
         return False
 
-    def _recorded(self, way: str, v: torch.Tensor, compiled: bool) -> tuple[trace.Program, trace.Pieces, Timing, float]:
-        """(a program of this way's product with v, that product, what recording took, how far products may be off)."""
+    def _give_up(self, why: str = "") -> None:
+        """No programs any more; `why` they fail, "" where they are only slower."""
+        choice, kept = self.choice, self.kept
+        if why:
+            choice.failures.append(f"replay: {why}")
+            choice.timings.pop("replay", None)
+        choice.program, choice.settled, kept.program, kept.bytes = "", True, None, 0
+
+    def _recorded(self, way: str, v: torch.Tensor) -> tuple[trace.Program, trace.Pieces, Trial]:
+        """(a program of this way's product with v, as programs are run by now, that product, what recording took)."""
         begin, own, maps = _now(v), self.work.own(), self.work.linearize(way)
         program = self.engine.build(maps.product, v, own)
-        if compiled:
-            self.engine.compile(program)
         product, program.seen = program.seen, None
-        timing = Timing(_now(v) - begin, bytes=program.bytes(own), held=program.held)
-        return program, product, timing, max(maps.allowed, arrays.discrepancy(v.dtype))  # type: ignore[return-value]
-
-    def _record_first(self, v: torch.Tensor) -> None:
-        """The first batch's program, which is still to be held to products."""
-        choice, kept = self.choice, self.kept
-        name = choice.program or ("compiled" if choice.asked == "compiled" else "replay")
-        try:
-            program, _, timing, kept.allowed = self._recorded(choice.way, v, name == "compiled")
-        except UNBUILT as failure:
-            choice.give_up(_said(failure))
-            return
-        kept.program, kept.bytes = program, timing.bytes
-        choice.program, choice.timings[name] = name, timing
-
-    def _prove(self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, room: torch.Tensor | None) -> None:
-        """Hold the first batch's program to a product of its way, in `room`; decide once there have been enough of them."""
-        choice, kept = self.choice, self.kept
-        name = choice.program
-        try:
-            seconds, error = _held(program, v, product, kept.allowed, choice.calls.get(name, 0), room)
-        except FAILURES as failure:
-            self._fall_back(failure)
-            return
-        choice.note(name, seconds, error)
-        if choice.proven:
-            kept.maps = None  # its graph is as large
-        if choice.calls[name] == CALLS:
-            if choice.asked == "auto":
-                self._decide(program, v)
-            if kept.program is not None and choice.program == "replay":
-                if not self.engine.turns and len(choice.ways) > 1:
-                    self._challenge(v, product)
-                if arrays.on_cuda(v.device):
-                    self._capture(kept.program, v, product)
-
-    def _decide(self, program: trace.Program, v: torch.Tensor) -> None:
-        """A program that holds multiplies from now on, unless what there was is as fast."""
-        choice, kept = self.choice, self.kept
-        before = "replay" if choice.program == "compiled" else ""
-        now = choice.timings[choice.program]
-        if now.later > BETTER * choice.timings[before or choice.way].each:
-            choice.program, choice.settled = before, not before
-            kept.program, kept.bytes = None, 0
-            self.engine.shared.clear()
-        elif choice.program == "replay" and self.coming * self.work.groups * now.later > COMPILE:
-            begin = _now(v)
-            try:
-                self.engine.compile(program)
-            except UNBUILT as failure:
-                choice.failures.append(f"compiled: {_said(failure)}")
-                kept.program = None
-                return
-            choice.program = "compiled"
-            choice.timings["compiled"] = Timing(_now(v) - begin, bytes=kept.bytes, held=now.held)
-
-    def _capture(self, program: trace.Program, v: torch.Tensor, product: trace.Pieces) -> None:
-        """Launch the program as a CUDA graph, where it waits for launches, and that holds and is faster."""
-        choice, kept, alone = self.choice, self.kept, self.choice.timings["replay"]
-        if capture.LAUNCH * program.operations < capture.SHARE * alone.later:
-            return
-        try:
+        if self.choice.program == "compiled":
+            self.engine.compile(program)
+        if self.choice.captured:
             program.capture(v)
-            seconds = min(_held(program, v, product, kept.allowed, call)[0] for call in range(CALLS))
-        except FAILURES as failure:
-            choice.failures.append(f"CUDA graph: {_said(failure)}")
-            seconds = math.inf
-        choice.captured = seconds < BETTER * alone.later
-        if choice.captured:
-            alone.later, kept.bytes = seconds, program.bytes(self.work.own())
-        else:
-            program.captured = None
-
-    def _challenge(self, v: torch.Tensor, product: trace.Pieces) -> None:
-        """Try the other way's program, where it may be the shorter one, before other batches are recorded."""
-        choice, kept = self.choice, self.kept
-        way, other = choice.ways
-        now, before = choice.timings["replay"], choice.timings[way]
-        if not self._room(now.held + now.bytes) or self.coming * RIVAL * now.later < RECORDING * before.first:
-            return
-        try:
-            rival, _, timing, allowed = self._recorded(other, v, False)
-            for call in range(CALLS):
-                timing.later = min(timing.later, _held(rival, v, product, allowed, call)[0])
-        except FAILURES as failure:
-            choice.failures.append(f"replay of {other}: {_said(failure)}")
-            return
-        if timing.later < BETTER * now.later:
-            choice.ways.reverse()
-            choice.timings[other] = Timing(before.first, before.later)  # as far as is known
-            choice.timings["replay"], kept.program, kept.several, kept.bytes = timing, rival, None, timing.bytes
-
-    def _fall_back(self, failure: Exception) -> None:
-        """Give up compiled programs for plain ones that have been seen to hold, else programs."""
-        choice, kept = self.choice, self.kept
-        if choice.program == "compiled" and choice.calls.get("replay", 0) >= CALLS:
-            choice.failures.append(f"compiled: {_said(failure)}")
-            choice.timings.pop("compiled", None)
-            choice.program = "replay"
-        else:
-            choice.give_up(_said(failure))
-        kept.program, kept.several, kept.bytes = None, None, 0
-        self.engine.shared.clear()
+        trial = Trial(_now(v) - begin, bytes=program.bytes(own), held=program.held)
+        trial.allowed = max(maps.allowed, arrays.discrepancy(v.dtype))
+        return program, product, trial  # type: ignore[return-value]
 
     def _record(self, v: torch.Tensor) -> trace.Pieces | None:
-        """The product of a later batch, recorded while it is made; its program is held to it. None if it cannot be."""
+        """The product of a batch, recorded while it is made; its program is held to it. None if it cannot be."""
         choice, kept = self.choice, self.kept
         try:
-            program, product, timing, allowed = self._recorded(choice.way, v, choice.program == "compiled")
-            if choice.captured:
-                program.capture(v)
-                timing.bytes = program.bytes(self.work.own())
-            for call in range(1 if program.pure else CALLS):
-                _held(program, v, product, allowed, call)
+            program, product, trial = self._recorded(choice.way, v)
+            for _ in range(1 if program.pure else CALLS):
+                trial.hold(program, v, product)
         except FAILURES as failure:  # only the first batch's has been tried
             choice.without.add(self.work.index)
             choice.failures.append(f"{choice.program} of a later batch: {_said(failure)}")
             return None
-        kept.program, kept.bytes, kept.maps = program, timing.bytes, None
+        kept.program, kept.bytes, kept.maps = program, trial.bytes, None
         return product
+
+    def _prove(self, v: torch.Tensor, product: trace.Pieces, room: torch.Tensor | None) -> None:
+        """Record the first batch's program, if that pays, and hold it to a product of its way, in `room`; decide after CALLS."""
+        choice, kept = self.choice, self.kept
+        try:
+            if kept.program is None:
+                if not self._pays():
+                    return
+                kept.program, trial = self._recorded(choice.way, v)[::2]
+                kept.bytes, choice.program = trial.bytes, "replay"
+                choice.timings.setdefault("replay", trial)
+            choice.timings["replay"].hold(kept.program, v, product, room)
+        except UNBUILT as failure:
+            self._give_up(_said(failure))
+            return
+        if choice.proven:
+            self._decide(v, product)
+
+    def _decide(self, v: torch.Tensor, product: trace.Pieces) -> None:
+        """A program that holds multiplies from now on, unless its way is as fast, or a rival that holds as well is faster."""
+        choice, asked, now = self.choice, self.choice.asked, self.choice.timings["replay"]
+        way, (_, *others) = choice.timings[choice.way], choice.ways
+        if asked == "auto" and now.later > BETTER * way.each:
+            self._give_up()
+            return
+        self.kept.maps = None  # its graph is as large
+        # a Hessian's other way may have the shorter program
+        worth = others and not self.engine.turns and self.coming * RIVAL * now.later >= RECORDING * way.first
+        worth = worth and self._room(now.held + now.bytes)
+        if worth and self._yields(f"replay of {others[0]}", lambda: self._recorded(others[0], v)[::2], v, product):
+            choice.ways.reverse()
+            choice.timings[choice.way] = Trial(way.first, way.later)  # as far as is known
+        program: Any = self.kept.program
+        launches = capture.LAUNCH * program.operations
+        if asked == "compiled" or (asked == "auto" and self.coming * self.work.groups * now.later > COMPILE):
+            if self._yields("compiled", lambda: self._again(program, "compiled", v), v, product):
+                choice.program = "compiled"
+        elif arrays.on_cuda(v.device) and launches >= capture.SHARE * choice.timings["replay"].later:
+            choice.captured = self._yields("CUDA graph", lambda: self._again(program, "", v), v, product)
+
+    def _again(self, program: trace.Program, engine: str, v: torch.Tensor) -> tuple[trace.Program, Trial]:
+        """The program compiled, or as a CUDA graph."""
+        program, begin, now = copy.copy(program), _now(v), self.choice.timings["replay"]
+        if engine == "compiled":
+            self.engine.compile(program)
+            now = replace(now, first=_now(v) - begin)
+        else:
+            program.capture(v)
+        return program, replace(now, later=math.inf, calls=0, bytes=program.bytes(self.work.own()))
+
+    def _yields(
+        self, rival: str, make: Callable[[], tuple[trace.Program, Trial]], v: torch.Tensor, product: trace.Pieces
+    ) -> bool:
+        """Whether the program gives its place to a rival, which is held to the product."""
+        choice, kept = self.choice, self.kept
+        try:
+            program, trial = make()
+            for _ in range(CALLS):
+                trial.hold(program, v, product)
+        except UNBUILT as failure:
+            choice.failures.append(f"{rival}: {_said(failure)}")
+            return False
+        faster = trial.later < BETTER * choice.timings["replay"].later or choice.asked == rival
+        if faster or rival == "compiled":
+            choice.timings[rival if rival == "compiled" else "replay"] = trial
+        if faster:
+            kept.program, kept.bytes = program, trial.bytes
+        return faster
 
     # Blocks ----------------------------------------------------------------------------------------------------------
     def _width(self, V: torch.Tensor) -> int:
         """How many of the vectors to multiply at a time: 1, or what the block's program takes if that is worth it."""
         choice, kept = self.choice, self.kept
-        program = kept.program
-        if program is None or not choice.program or not choice.proven or len(V) < 2:
+        if kept.program is None or not choice.proven or len(V) < 2:
             choice.block = choice.block or ("one by one" if len(V) > 1 else "")
             return 1
         if kept.several is None and self.engine.shared.get(("width", self.work.kind)) != 1:
-            self._widen(program, V)
+            self._widen(kept.program, V)
         return kept.width if kept.several is not None and 2 * len(V) >= kept.width else 1
 
     def _together(self, V: torch.Tensor, W: torch.Tensor, new: bool) -> None:
@@ -516,7 +490,9 @@ class Tuned:
         """Give the batch a program for several vectors, if the first batch's was faster than one by one."""
         engine, work, kept = self.engine, self.work, self.kept
         known = engine.shared.get(("width", work.kind))
-        width = known or min(len(V), BLOCK, self._fitting(program, V[0]))
+        # beside each vector lie intermediate values, about as large as the constants
+        each = max(1, program.bytes(set()) + 4 * V[0].numel() * V.element_size())
+        width = known or min(len(V), BLOCK, int(engine.store.left(V.device) / each))
         if width < 2 or (known is None and (self.coming * work.groups < SERVE * width or not work.leads)):
             return
         key = ("block", width, program.key())
@@ -538,11 +514,6 @@ class Tuned:
         if known > 1:
             kept.several, kept.width = several, known
 
-    def _fitting(self, program: trace.Program, v: torch.Tensor) -> int:
-        """Vectors whose own intermediate values, about as large as the constants for each, fit into what is left."""
-        each = max(1, program.bytes(set()) + 4 * v.numel() * v.element_size())
-        return max(1, int(self.engine.store.left(v.device) / each))
-
     def _compare(self, program: trace.Program, several: trace.Program, V: torch.Tensor, built: float) -> bool:
         """Hold a block's program to single products and time both: whether it is faster for the products to come."""
         choice, width, m = self.choice, len(V), sum(math.prod(shape) for shape in program.shapes)
@@ -552,7 +523,7 @@ class Tuned:
         for v, w in zip(V, alone, strict=True):
             program.add(v, w, new=True)
         single = (_now(V) - begin) / width
-        _hold(W, (alone,), max(choice.errors[choice.program], arrays.discrepancy(V.dtype)), 0)
+        _hold(W, (alone,), max(choice.timings[choice.program].error, arrays.discrepancy(V.dtype)), 0)
         begin = _now(V)
         several.add(V, W, new=True)
         block = (_now(V) - begin) / width
@@ -560,21 +531,6 @@ class Tuned:
         why = f"{block:.2e} s each by vmap of {width}, {single:.2e} s alone, on what is multiplied first"
         choice.block = f"{'vmap' if faster else 'one by one'}: {why}"
         return faster
-
-
-def _held(
-    program: trace.Program, v: torch.Tensor, product: trace.Pieces, allowed: float, call: int,
-    room: torch.Tensor | None = None,
-) -> tuple[float, float]:  # fmt: skip
-    """(seconds, relative error) of a program beside a product, in turn in both forms in which it will be used."""
-    begin = _now(v)
-    w = arrays.empty((sum(piece.numel() for piece in product),), v) if room is None else room
-    new = call != 1  # else added to zeros
-    if not new:
-        w.zero_()
-    program.add(v, w, new)
-    seconds = _now(v) - begin
-    return seconds, _hold(w, product, allowed, call)
 
 
 def _hold(w: torch.Tensor, expected: trace.Pieces, allowed: float, call: int) -> float:
