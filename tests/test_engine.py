@@ -374,6 +374,40 @@ def test_a_program_of_a_symmetric_matrix_is_held_to_its_product_with_signs(good,
     assert good is None or any("replay: <r, A v> and <v, A r> of signs r differ by" in why for why in choice.failures)
 
 
+class Broken(AutoEngine):
+    """Its compiler is not there, or makes programs that are wrong from their second call on."""
+
+    how = ""
+
+    def compile(self, program):
+        if self.how == "missing":
+            raise ImportError("no compiler on this machine")
+        plain, calls = program.run, []
+
+        def run(*operands):
+            calls.append(0)
+            return tuple((1.0 if len(calls) == 1 else 0.6) * piece for piece in plain(*operands))
+
+        program.run, program.sum, program.put = run, None, None
+
+
+@pytest.mark.parametrize("how", ["missing", "wrong"])
+@pytest.mark.parametrize("asked", ["compiled", "auto"])
+def test_a_compiled_program_that_fails_leaves_the_one_that_holds_and_says_so(monkeypatch, how, asked):
+    monkeypatch.setattr(autotune, "COMPILE", 0.0)
+    monkeypatch.setattr(autotune, "BETTER", 1e9)
+    A, engine = torch.randn(2, 4, 3).double(), Broken(asked, turns=False)
+    engine.how = how
+    for _ in range(6):
+        v = torch.randn(3).double()
+        for index in (0, 1):
+            assert torch.allclose(multiply(engine, work(A[index], index=index), v, 10**6), A[index] @ v, atol=1e-14)
+    choice = engine.choices["J v"]
+    said = "no compiler on this machine" if how == "missing" else "differs from a fresh product by 4.0e-01 on call 2"
+    assert choice.engine == "replay" and "compiled" not in choice.timings and not choice.without
+    assert choice.failures == [f"compiled: {said}"]
+
+
 class WrongLater(AutoEngine):
     """Its programs are wrong, but for that of the first batch."""
 

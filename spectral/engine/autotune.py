@@ -5,7 +5,8 @@ rehearsal. Where recording pays for itself and fits into memory, a later one is 
 program is held to it; where it cannot be, the other way takes a turn, and the faster of both goes on. The first batch's program
 is held on CALLS products in all before it is trusted. Of a symmetric matrix it makes the others alone: its product
 with signs r is held to the recorded A v by <r, A v> = <v, A r>, and its next product to that. Of another matrix, and where
-operations write in place, the way makes them too and they are compared.
+operations write in place, the way makes them too and they are compared. A rival takes the program's place if it holds on the
+last of these products as often, and is faster: the other way's program, a compiled one, a CUDA graph.
 
 Legend: n columns and m rows of a batch's linear map, b vectors of a block; blocks are (b, n) and (b, m), one vector a row.
 A product is given in pieces that follow one another, such as the gradients of the parameters, so that none is copied.
@@ -20,7 +21,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -52,18 +53,38 @@ UNBUILT = (*FAILURES, OSError, ImportError)  # and where there is no compiler on
 
 
 @dataclass
-class Timing:
-    """Seconds of an engine on the first batch: of its first product, recording included, and of the fastest later one."""
+class Trial:
+    """An engine on the first batch: seconds of its first product, recording included, and of the fastest later one; its tests."""
 
     first: float
     later: float = math.inf
     bytes: int = 0  # that keeping it takes
     held: int = 0  # that recording it held meanwhile
+    allowed: float = 0.0  # how far a program's products may be off by rounding
+    calls: int = 0  # on which it has been tested
+    error: float = 0.0  # the largest: of a way by its own tests, of a program from its way
 
     @property
     def each(self) -> float:
         """Of a product to come, as far as is known."""
         return min(self.first, self.later)
+
+    def add(self, seconds: float, error: float) -> None:
+        """One more product."""
+        self.later, self.calls, self.error = min(self.later, seconds), self.calls + 1, max(self.error, error)
+
+    def hold(
+        self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, room: torch.Tensor | None = None
+    ) -> None:
+        """One more product of a program beside one of its way, in turn in both forms in which it will be used."""
+        begin = _now(v)
+        w = arrays.empty((sum(piece.numel() for piece in product),), v) if room is None else room
+        new = self.calls != 1  # else added to zeros
+        if not new:
+            w.zero_()
+        program.add(v, w, new)
+        seconds = _now(v) - begin
+        self.add(seconds, _hold(w, product, self.allowed, self.calls))
 
 
 @dataclass
@@ -76,7 +97,6 @@ class Kept:
     several: trace.Program | None = None
     width: int = 1
     bytes: int = 0  # of the program
-    allowed: float = 0.0  # how far its products may be off by rounding
 
 
 class Pair(NamedTuple):
@@ -99,13 +119,11 @@ class Pair(NamedTuple):
 
 @dataclass
 class Choice:
-    """What is known of one kind of product: times of the engines that hold, failures of the others, what multiplies now."""
+    """What is known of one kind of product: trials of the engines that hold, failures of the others, what multiplies now."""
 
     asked: str
     ways: list[str]  # that have not failed, the present one first
-    timings: dict[str, Timing] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)  # of ways by their own tests, of programs from their way
-    calls: dict[str, int] = field(default_factory=dict)  # on which an engine has been tested
+    timings: dict[str, Trial] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     problems: dict[str, Exception] = field(default_factory=dict)  # by way
     count: int = 0  # vectors so far
@@ -121,35 +139,24 @@ class Choice:
     def way(self) -> str:
         return self.ways[0]
 
+    def tested(self, name: str) -> bool:
+        """Whether an engine has been seen to hold, on as many calls as it takes."""
+        return name in self.timings and self.timings[name].calls >= CALLS
+
     @property
     def proven(self) -> bool:
-        """Whether programs have been seen to hold, on as many calls as it takes."""
-        return self.calls.get(self.program, 0) >= CALLS
+        """Whether programs have."""
+        return self.tested(self.program)
 
     @property
     def young(self) -> bool:
-        """Whether the present way is still tested."""
-        return self.calls.get(self.way, 0) < CALLS
+        """Whether the present way multiplies and is still tested."""
+        return not (self.proven or self.tested(self.way))
 
     @property
     def engine(self) -> str:
         """What multiplies now."""
         return self.program if self.proven else self.way
-
-    def note(self, name: str, seconds: float, error: float) -> None:
-        """One more product of an engine; a recording has made its `Timing` before."""
-        if name in self.timings:
-            self.timings[name].later = min(self.timings[name].later, seconds)
-        else:
-            self.timings[name] = Timing(seconds)
-        self.calls[name] = self.calls.get(name, 0) + 1
-        self.errors[name] = max(self.errors.get(name, 0.0), error)
-
-    def give_up(self, why: str) -> None:
-        """No programs any more."""
-        self.failures.append(f"{self.program or 'replay'}: {why}")
-        self.timings.pop(self.program, None)
-        self.program, self.settled, self.pair = "", True, None
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON: the engine, why, and what each one takes on the first batch."""
@@ -159,7 +166,7 @@ class Choice:
             "reason": "; ".join(["asked for" if self.asked != "auto" else why, *self.failures]),
             **({"block": self.block} if self.block else {}),
             **({"launch": "CUDA graph"} if self.captured and self.engine == "replay" else {}),
-            "adjoint_error": self.errors.get(self.way, 0.0),
+            "adjoint_error": self.timings[self.way].error if self.way in self.timings else 0.0,
             "seconds_first_batch": {name: round(t.each, 6) for name, t in self.timings.items()},
         }
 
@@ -193,7 +200,7 @@ class AutoEngine:
         if kind is not None:
             return self.check and kind in self.choices and self.choices[kind].young
         return self.check and any(
-            not choice.proven and (choice.young or (self._waits(choice) and choice.count <= TURN))
+            choice.young or (not choice.proven and self._waits(choice) and choice.count <= TURN)
             for choice in self.choices.values()
         )
 
@@ -204,7 +211,7 @@ class AutoEngine:
     @property
     def settled(self) -> bool:
         tried = bool(self.choices) and all(
-            choice.proven or not (choice.young or choice.program) for choice in self.choices.values()
+            choice.proven or (choice.tested(choice.way) and not choice.program) for choice in self.choices.values()
         )
         return self.asked in ALONE or tried
 
@@ -238,17 +245,6 @@ class AutoEngine:
         if key not in self.shared:
             self.shared[key] = torch.compile(program.module, dynamic=False, options={"layout_optimization": False})
         program.run, program.sum, program.put = self.shared[key], None, None
-
-
-class Recorded(NamedTuple):
-    """A program, and what it was recorded from."""
-
-    program: trace.Program
-    product: trace.Pieces
-    timing: Timing
-    maps: Maps
-    seconds: float  # that the way took for the product
-    allowed: float  # how far the program's may be off
 
 
 class Tuned:
@@ -291,10 +287,10 @@ class Tuned:
 
     # One vector ------------------------------------------------------------------------------------------------------
     def _single(self, v: torch.Tensor, w: torch.Tensor, new: bool) -> None:
-        work, choice, kept = self.work, self.choice, self.kept
+        choice, kept = self.choice, self.kept
         if not choice.program:
             kept.program = kept.several = None  # programs have been given up since
-        if kept.program is not None and (choice.proven or not work.leads):
+        if kept.program is not None and choice.proven:
             kept.program.add(v, w, new)
             return
         if new and self._alone(v, w):
@@ -303,9 +299,8 @@ class Tuned:
         if product is None:
             product = self._by_way(v, w if new else None)
             if kept.program is not None:
-                room = w if new and product[0].data_ptr() != w.data_ptr() else None
-                self._prove(kept.program, v, product, choice.calls.get(choice.program, 0), room)
-            elif choice.asked != "auto" and work.leads and self._pays():  # at once
+                self._prove(v, product, w if new and product[0].data_ptr() != w.data_ptr() else None)
+            elif choice.asked != "auto" and not choice.proven and self._pays():  # at once
                 self._record(v, None)
         pieces = list(product)
         del product
@@ -317,7 +312,7 @@ class Tuned:
         while True:
             if leads:
                 self._turn()
-            way, young = choice.way, leads and choice.young
+            way, young = choice.way, leads and not choice.tested(choice.way)
             begin = _now(v) if young else 0.0
             made = False
             try:
@@ -330,8 +325,10 @@ class Tuned:
                     raise linearize.Wrong("the product holds NaN or infinity")
                 if young:
                     seconds = _now(v) - begin
-                    choice.note(way, seconds, kept.maps.check(v, product) if self.engine.check else 0.0)
-                    choice.timings[way].bytes = kept.maps.bytes
+                    error = kept.maps.check(v, product) if self.engine.check else 0.0
+                    trial = choice.timings.setdefault(way, Trial(seconds))
+                    trial.add(seconds if trial.calls else math.inf, error)
+                    trial.bytes = kept.maps.bytes
                 return product
             except FAILURES as failure:
                 kept.maps = None
@@ -382,7 +379,7 @@ class Tuned:
     def _pays(self) -> bool:
         """Whether to record this product: that is worth it for the products to come, and what recording holds fits."""
         work, choice = self.work, self.choice
-        ready = choice.way in choice.timings if work.leads else choice.proven
+        ready = choice.proven or (work.leads and choice.way in choice.timings)
         if choice.asked in ALONE or choice.settled or work.index in choice.without or not ready:
             return False
         way, program = choice.timings[choice.way], choice.timings.get(choice.program)
@@ -395,197 +392,163 @@ class Tuned:
         if self._room(size):
             return choice.asked != "auto" or self.coming * gain > cost
         if program is None and size > (whole := self.engine.store.whole(work.device)):
-            choice.give_up(
+            self._give_up(
                 f"recording would hold about {size / 2**20:.3g} MiB, more than the {whole / 2**20:.3g} MiB of memory="
             )
         return False
 
-    def _recorded(self, way: str, v: torch.Tensor, compiled: bool) -> Recorded:
-        """A program of this way's product with v, and that product."""
+    def _give_up(self, why: str = "") -> None:
+        """No programs any more; `why` they fail, "" where they are only slower."""
+        choice, kept = self.choice, self.kept
+        if why:
+            choice.failures.append(f"replay: {why}")
+            choice.timings.pop("replay", None)
+        choice.program, choice.settled, choice.pair, kept.program, kept.bytes = "", True, None, None, 0
+
+    def _recorded(self, way: str, v: torch.Tensor) -> tuple[trace.Program, trace.Pieces, Trial]:
+        """(a program of this way's product with v, as programs are run by now, that product, what recording took)."""
         begin, own, maps = _now(v), self.work.own(), self.work.linearize(way)
         taken = 0.0
 
         @functools.wraps(maps.product)
-        def product(x: torch.Tensor) -> trace.Pieces:
+        def made(x: torch.Tensor) -> trace.Pieces:
             nonlocal taken
             start = _now(x)
             pieces = maps.product(x)
             taken = _now(x) - start
             return pieces
 
-        program = self.engine.build(product, v, own)
-        if compiled:
+        program = self.engine.build(made, v, own)
+        product, program.seen = program.seen, None
+        if self.work.leads and way == self.choice.way and self.choice.young:
+            self.choice.timings[way].add(taken, maps.check(v, product) if self.engine.check else 0.0)  # type: ignore[arg-type]
+        if self.choice.program == "compiled":
             self.engine.compile(program)
-        pieces, program.seen = program.seen, None
-        timing = Timing(_now(v) - begin, bytes=program.bytes(own), held=program.held)
-        return Recorded(program, pieces, timing, maps, taken, max(maps.allowed, arrays.discrepancy(v.dtype)))  # type: ignore[arg-type]
+        if self.choice.captured:
+            program.capture(v)
+        trial = Trial(_now(v) - begin, bytes=program.bytes(own), held=program.held)
+        trial.allowed = max(maps.allowed, arrays.discrepancy(v.dtype))
+        return program, product, trial  # type: ignore[return-value]
 
     def _record(self, v: torch.Tensor, room: torch.Tensor | None) -> trace.Pieces | None:
         """The product, recorded while it is made; its program is held to it, in `room`. None if it cannot be."""
-        choice, kept, leads = self.choice, self.kept, self.work.leads
-        name = choice.program or ("compiled" if choice.asked == "compiled" else "replay")
+        choice, kept, proven = self.choice, self.kept, self.choice.proven
         kept.maps = None  # two graphs are as large
         try:
-            made = self._recorded(choice.way, v, name == "compiled")
-            if leads and choice.young:
-                choice.note(choice.way, made.seconds, made.maps.check(v, made.product) if self.engine.check else 0.0)
-            if choice.captured:
-                made.program.capture(v)
-                made.timing.bytes = made.program.bytes(self.work.own())
-            if not leads:
-                for call in range(1 if made.program.pure else CALLS):
-                    _held(made.program, v, made.product, made.allowed, call)
+            program, product, trial = self._recorded(choice.way, v)
+            if not proven:  # the first batch's
+                choice.program, trial = "replay", choice.timings.setdefault("replay", trial)
+            for _ in range(CALLS if proven and not program.pure else 1):
+                trial.hold(program, v, product, room)
+            if not proven and program.pure and self.work.symmetric:
+                self._pair(program, v, product, room)
         except UNBUILT as failure:
-            if leads:
-                choice.give_up(_said(failure))
+            if not proven:
+                self._give_up(_said(failure))
             else:  # only the first batch's has been tried
-                self.choice.without.add(self.work.index)
+                choice.without.add(self.work.index)
                 choice.failures.append(f"{choice.program} of a later batch: {_said(failure)}")
             return None
-        kept.program, kept.bytes, kept.allowed = made.program, made.timing.bytes, made.allowed
-        if leads:
-            choice.program, choice.timings[name] = name, made.timing
-            self._prove(made.program, v, made.product, 0, room)
-            if kept.program is not None and self.work.symmetric and made.program.pure:
-                self._pair(made.program, v, made.product, room)
-        return made.product
-
-    def _prove(
-        self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, call: int, room: torch.Tensor | None
-    ) -> None:
-        """Hold the first batch's program to a product of its way, in `room`."""
-        try:
-            self._note(program, v, product, *_held(program, v, product, self.kept.allowed, call, room))
-        except FAILURES as failure:
-            self._fall_back(failure)
+        kept.program, kept.bytes = program, trial.bytes
+        return product
 
     def _pair(self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, room: torch.Tensor | None) -> None:
-        """The program's product with signs, made in `room` and held to a product that was seen to be right."""
-        r = probes.Signs(SIGNS, len(v), v.device)
+        """The first batch's program's product with signs, made in `room` and held to a product that is right."""
+        r, trial = probes.Signs(SIGNS, len(v), v.device), self.choice.timings["replay"]
         w = arrays.empty((sum(piece.numel() for piece in product),), v).zero_() if room is None else room.zero_()
         begin = _now(v)
-        try:
-            program.add(r[:].to(v.dtype), w)  # added, as the products of later batches are
-            seconds = _now(v) - begin
-            error = Pair(None, r, (w,)).error(v, product, self.kept.allowed)
-        except FAILURES as failure:
-            self._fall_back(failure)
-            return
+        program.add(r[:].to(v.dtype), w)  # added, as the products of later batches are
+        trial.add(_now(v) - begin, Pair(None, r, (w,)).error(v, product, trial.allowed))
         held = linearize.waiting([w])
-        self.choice.pair = Pair(self.work.version(), r, [t.clone() if isinstance(t, torch.Tensor) else t for t in held])
-        self._note(program, v, product, seconds, error)
+        copies = [piece.clone() if isinstance(piece, torch.Tensor) else piece for piece in held]
+        self.choice.pair = Pair(self.work.version(), r, copies)
 
     def _alone(self, v: torch.Tensor, w: torch.Tensor) -> bool:
         """Whether the first batch's program, not yet trusted, has made the product in w (m,), held to that with signs."""
         pair, program = self.choice.pair, self.kept.program
         if pair is None or program is None or pair.of != self.work.version():
             return False
-        begin = _now(v)
+        begin, trial = _now(v), self.choice.timings["replay"]
         try:
             program.add(v, w, new=True)
-            self._note(program, v, (w,), _now(v) - begin, pair.error(v, (w,), self.kept.allowed))
+            trial.add(_now(v) - begin, pair.error(v, (w,), trial.allowed))
         except FAILURES as failure:
-            self._fall_back(failure)
+            self._give_up(_said(failure))
             return False
+        if self.choice.proven:
+            self._decide(v, (w,))
         return True
 
-    def _note(
-        self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, seconds: float, error: float
-    ) -> None:
-        """One more product on which a program holds; decide once there have been enough of them."""
-        choice, kept, name = self.choice, self.kept, self.choice.program
-        choice.note(name, seconds, error)
-        if not choice.proven:
-            return
-        kept.maps, choice.pair = None, None  # a graph is as large
-        if choice.calls[name] == CALLS:
-            if choice.asked == "auto":
-                self._decide(program, v)
-            if kept.program is not None and choice.program == "replay":
-                if not self.engine.turns and len(choice.ways) > 1:
-                    self._challenge(v, product)
-                if arrays.on_cuda(v.device):
-                    self._capture(kept.program, v, product)
-
-    def _decide(self, program: trace.Program, v: torch.Tensor) -> None:
-        """A program that holds multiplies from now on, unless what there was is as fast."""
-        choice, kept = self.choice, self.kept
-        before = "replay" if choice.program == "compiled" else ""
-        now = choice.timings[choice.program]
-        if now.later > BETTER * choice.timings[before or choice.way].each:
-            choice.program, choice.settled = before, not before
-            kept.program, kept.bytes = None, 0
-            self.engine.shared.clear()
-        elif choice.program == "replay" and self.coming * self.work.groups * now.later > COMPILE:
-            begin = _now(v)
-            try:
-                self.engine.compile(program)
-            except UNBUILT as failure:
-                choice.failures.append(f"compiled: {_said(failure)}")
-                kept.program = None
-                return
-            choice.program = "compiled"
-            choice.timings["compiled"] = Timing(_now(v) - begin, bytes=kept.bytes, held=now.held)
-
-    def _capture(self, program: trace.Program, v: torch.Tensor, product: trace.Pieces) -> None:
-        """Launch the program as a CUDA graph, where it waits for launches, and that holds and is faster."""
-        choice, kept, alone = self.choice, self.kept, self.choice.timings["replay"]
-        if capture.LAUNCH * program.operations < capture.SHARE * alone.later:
-            return
+    def _prove(self, v: torch.Tensor, product: trace.Pieces, room: torch.Tensor | None) -> None:
+        """Hold the first batch's program to a product of its way, in `room`; decide after CALLS."""
         try:
-            program.capture(v)
-            seconds = min(_held(program, v, product, kept.allowed, call)[0] for call in range(CALLS))
-        except FAILURES as failure:
-            choice.failures.append(f"CUDA graph: {_said(failure)}")
-            seconds = math.inf
-        choice.captured = seconds < BETTER * alone.later
-        if choice.captured:
-            alone.later, kept.bytes = seconds, program.bytes(self.work.own())
-        else:
-            program.captured = None
+            self.choice.timings["replay"].hold(self.kept.program, v, product, room)  # type: ignore[arg-type]
+        except UNBUILT as failure:
+            self._give_up(_said(failure))
+            return
+        if self.choice.proven:
+            self._decide(v, product)
 
-    def _challenge(self, v: torch.Tensor, product: trace.Pieces) -> None:
-        """Try the other way's program, where it may be the shorter one, before other batches are recorded."""
-        choice, kept = self.choice, self.kept
-        way, other = choice.ways
-        now, before = choice.timings["replay"], choice.timings[way]
-        if not self._room(now.held + now.bytes) or self.coming * RIVAL * now.later < CHALLENGE * before.first:
+    def _decide(self, v: torch.Tensor, product: trace.Pieces) -> None:
+        """A program that holds multiplies from now on, unless its way is as fast, or a rival that holds as well is faster."""
+        choice, asked, now = self.choice, self.choice.asked, self.choice.timings["replay"]
+        way, (_, *others) = choice.timings[choice.way], choice.ways
+        if asked == "auto" and now.later > BETTER * way.each:
+            self._give_up()
             return
-        try:
-            rival = self._recorded(other, v, False)
-            timing = rival.timing
-            for call in range(CALLS):
-                timing.later = min(timing.later, _held(rival.program, v, product, rival.allowed, call)[0])
-        except FAILURES as failure:
-            choice.failures.append(f"replay of {other}: {_said(failure)}")
-            return
-        if timing.later < BETTER * now.later:
+        self.kept.maps = choice.pair = None  # its graph is as large
+        # a Hessian's other way may have the shorter program
+        worth = others and not self.engine.turns and self.coming * RIVAL * now.later >= CHALLENGE * way.first
+        worth = worth and self._room(now.held + now.bytes)
+        if worth and self._yields(f"replay of {others[0]}", lambda: self._recorded(others[0], v)[::2], v, product):
             choice.ways.reverse()
-            choice.timings[other] = Timing(before.first, before.later)  # as far as is known
-            choice.timings["replay"], kept.program, kept.several, kept.bytes = timing, rival.program, None, timing.bytes
+            choice.timings[choice.way] = Trial(way.first, way.later)  # as far as is known
+        program: Any = self.kept.program
+        launches = capture.LAUNCH * program.operations
+        if asked == "compiled" or (asked == "auto" and self.coming * self.work.groups * now.later > COMPILE):
+            if self._yields("compiled", lambda: self._again(program, "compiled", v), v, product):
+                choice.program = "compiled"
+        elif arrays.on_cuda(v.device) and launches >= capture.SHARE * choice.timings["replay"].later:
+            choice.captured = self._yields("CUDA graph", lambda: self._again(program, "", v), v, product)
 
-    def _fall_back(self, failure: Exception) -> None:
-        """Give up compiled programs for plain ones that have been seen to hold, else programs."""
-        choice, kept = self.choice, self.kept
-        if choice.program == "compiled" and choice.calls.get("replay", 0) >= CALLS:
-            choice.failures.append(f"compiled: {_said(failure)}")
-            choice.timings.pop("compiled", None)
-            choice.program = "replay"
+    def _again(self, program: trace.Program, engine: str, v: torch.Tensor) -> tuple[trace.Program, Trial]:
+        """The program compiled, or as a CUDA graph."""
+        program, begin, now = copy.copy(program), _now(v), self.choice.timings["replay"]
+        if engine == "compiled":
+            self.engine.compile(program)
+            now = replace(now, first=_now(v) - begin)
         else:
-            choice.give_up(_said(failure))
-        kept.program, kept.several, kept.bytes = None, None, 0
-        self.engine.shared.clear()
+            program.capture(v)
+        return program, replace(now, later=math.inf, calls=0, bytes=program.bytes(self.work.own()))
+
+    def _yields(
+        self, rival: str, make: Callable[[], tuple[trace.Program, Trial]], v: torch.Tensor, product: trace.Pieces
+    ) -> bool:
+        """Whether the program gives its place to a rival, which is held to the product."""
+        choice, kept = self.choice, self.kept
+        try:
+            program, trial = make()
+            for _ in range(CALLS):
+                trial.hold(program, v, product)
+        except UNBUILT as failure:
+            choice.failures.append(f"{rival}: {_said(failure)}")
+            return False
+        faster = trial.later < BETTER * choice.timings["replay"].later or choice.asked == rival
+        if faster or rival == "compiled":
+            choice.timings[rival if rival == "compiled" else "replay"] = trial
+        if faster:
+            kept.program, kept.bytes = program, trial.bytes
+        return faster
 
     # Blocks ----------------------------------------------------------------------------------------------------------
     def _width(self, V: torch.Tensor) -> int:
         """How many of the vectors to multiply at a time: 1, or what the block's program takes if that is worth it."""
         choice, kept = self.choice, self.kept
-        program = kept.program
-        if program is None or not choice.program or not choice.proven or len(V) < 2:
+        if kept.program is None or not choice.proven or len(V) < 2:
             choice.block = choice.block or ("one by one" if len(V) > 1 else "")
             return 1
         if kept.several is None and self.engine.shared.get(("width", self.work.kind)) != 1:
-            self._widen(program, V)
+            self._widen(kept.program, V)
         return kept.width if kept.several is not None and 2 * len(V) >= kept.width else 1
 
     def _together(self, V: torch.Tensor, W: torch.Tensor, new: bool) -> None:
@@ -601,7 +564,9 @@ class Tuned:
         """Give the batch a program for several vectors, if the first batch's was faster than one by one."""
         engine, work, kept = self.engine, self.work, self.kept
         known = engine.shared.get(("width", work.kind))
-        width = known or min(len(V), BLOCK, self._fitting(program, V[0]))
+        # beside each vector lie intermediate values, about as large as the constants
+        each = max(1, program.bytes(set()) + 4 * V[0].numel() * V.element_size())
+        width = known or min(len(V), BLOCK, int(engine.store.left(V.device) / each))
         if width < 2 or (known is None and (self.coming * work.groups < SERVE * width or not work.leads)):
             return
         key = ("block", width, program.key())
@@ -623,11 +588,6 @@ class Tuned:
         if known > 1:
             kept.several, kept.width = several, known
 
-    def _fitting(self, program: trace.Program, v: torch.Tensor) -> int:
-        """Vectors whose own intermediate values, about as large as the constants for each, fit into what is left."""
-        each = max(1, program.bytes(set()) + 4 * v.numel() * v.element_size())
-        return max(1, int(self.engine.store.left(v.device) / each))
-
     def _compare(self, program: trace.Program, several: trace.Program, V: torch.Tensor, built: float) -> bool:
         """Hold a block's program to single products and time both: whether it is faster for the products to come."""
         choice, width, m = self.choice, len(V), sum(math.prod(shape) for shape in program.shapes)
@@ -637,7 +597,7 @@ class Tuned:
         for v, w in zip(V, alone, strict=True):
             program.add(v, w, new=True)
         single = (_now(V) - begin) / width
-        _hold(W, (alone,), max(choice.errors[choice.program], arrays.discrepancy(V.dtype)), 0)
+        _hold(W, (alone,), max(choice.timings[choice.program].error, arrays.discrepancy(V.dtype)), 0)
         begin = _now(V)
         several.add(V, W, new=True)
         block = (_now(V) - begin) / width
@@ -645,21 +605,6 @@ class Tuned:
         why = f"{block:.2e} s each by vmap of {width}, {single:.2e} s alone, on what is multiplied first"
         choice.block = f"{'vmap' if faster else 'one by one'}: {why}"
         return faster
-
-
-def _held(
-    program: trace.Program, v: torch.Tensor, product: trace.Pieces, allowed: float, call: int,
-    room: torch.Tensor | None = None,
-) -> tuple[float, float]:  # fmt: skip
-    """(seconds, relative error) of a program beside a product, in turn in both forms in which it will be used."""
-    begin = _now(v)
-    w = arrays.empty((sum(piece.numel() for piece in product),), v) if room is None else room
-    new = call != 1  # else added to zeros
-    if not new:
-        w.zero_()
-    program.add(v, w, new)
-    seconds = _now(v) - begin
-    return seconds, _hold(w, product, allowed, call)
 
 
 def _hold(w: torch.Tensor, expected: trace.Pieces, allowed: float, call: int) -> float:
