@@ -126,6 +126,11 @@ class Choice:
         return self.tested(self.program)
 
     @property
+    def young(self) -> bool:
+        """Whether the present way is still tested; one whose program was held to another's products need not be."""
+        return not (self.proven or self.tested(self.way))
+
+    @property
     def engine(self) -> str:
         """What multiplies now."""
         return self.program if self.proven else self.way
@@ -170,9 +175,9 @@ class AutoEngine:
     def tests(self, kind: str | None = None) -> bool:
         """Without a kind those of a way that may take its turn soon are counted in."""
         if kind is not None:
-            return self.check and kind in self.choices and not self.choices[kind].tested(self.choices[kind].way)
+            return self.check and kind in self.choices and self.choices[kind].young
         return self.check and any(
-            not choice.proven and (not choice.tested(choice.way) or (self._waits(choice) and choice.count <= TURN))
+            choice.young or (not choice.proven and self._waits(choice) and choice.count <= TURN)
             for choice in self.choices.values()
         )
 
@@ -183,7 +188,7 @@ class AutoEngine:
     @property
     def settled(self) -> bool:
         tried = bool(self.choices) and all(
-            choice.proven or (choice.tested(choice.way) and not choice.program) for choice in self.choices.values()
+            choice.proven or not (choice.young or choice.program) for choice in self.choices.values()
         )
         return self.asked in ALONE or tried
 
@@ -280,7 +285,7 @@ class Tuned:
         while True:
             if leads:
                 self._turn()
-            way, young = choice.way, leads and not choice.tested(choice.way)
+            way, young = choice.way, leads and choice.young
             begin = _now(v) if young else 0.0
             made = False
             try:
