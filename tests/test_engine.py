@@ -15,6 +15,7 @@ from spectral.engine import autotune, capture, linearize, trace
 from spectral.engine.autotune import AutoEngine
 from spectral.engine.plain import Maps, Workload
 from spectral.engine.store import Store
+from spectral.networks import sum_over_batches
 from spectral.networks.products import budget_bytes
 
 
@@ -316,6 +317,28 @@ def test_the_other_ways_program_takes_over_where_it_is_shorter_and_is_held_to_th
         choice = engine.choices["H v"]
         assert choice.engine == "replay" and choice.way == ("fresh" if right else "double-backward")
         assert any("replay of fresh: differs" in why for why in choice.failures) == (not right)
+
+
+def test_every_batch_of_a_hessian_is_recorded_in_the_way_that_took_over(monkeypatch):
+    """What this way's program was held to are the other way's products: it is tested no further, here or in a recording."""
+    monkeypatch.setattr(autotune, "RIVAL", 1e9)
+    monkeypatch.setattr(autotune, "BETTER", 1e9)
+    monkeypatch.setattr(sum_over_batches, "JOIN", 0)  # each batch by itself
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    data = [(torch.randn(n, 6).double(), torch.randint(3, (n,))) for n in (5, 4, 7)]
+    A, plain = (Hessian(model, nn.CrossEntropyLoss(), data, engine=name) for name in ("replay", "double-backward"))
+    A.expect(1000)
+    for count in range(8):
+        v = torch.randn(A.shape[1]).double()
+        torch.testing.assert_close(A @ v, plain @ v, rtol=1e-12, atol=1e-14)
+        choice = A.engine.choices["H v"]
+        if count in (3, 7):
+            assert (choice.way, choice.engine, choice.failures) == ("fresh", "replay", [])
+            assert [entry[0].program is not None for entry in A.store.entries.values()] == 3 * [True]
+        if count == 3:
+            with torch.no_grad():
+                model[0].weight.mul_(1.01)
 
 
 class Stale(AutoEngine):

@@ -150,7 +150,7 @@ class Choice:
 
     @property
     def young(self) -> bool:
-        """Whether the present way multiplies and is still tested."""
+        """Whether the present way is still tested; one whose program was held to another's products need not be."""
         return not (self.proven or self.tested(self.way))
 
     @property
@@ -211,7 +211,7 @@ class AutoEngine:
     @property
     def settled(self) -> bool:
         tried = bool(self.choices) and all(
-            choice.proven or (choice.tested(choice.way) and not choice.program) for choice in self.choices.values()
+            choice.proven or not (choice.young or choice.program) for choice in self.choices.values()
         )
         return self.asked in ALONE or tried
 
@@ -312,7 +312,7 @@ class Tuned:
         while True:
             if leads:
                 self._turn()
-            way, young = choice.way, leads and not choice.tested(choice.way)
+            way, young = choice.way, leads and choice.young
             begin = _now(v) if young else 0.0
             made = False
             try:

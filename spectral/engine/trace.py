@@ -11,8 +11,8 @@ not `torch.func.linearize`: a constant that is overwritten later on is copied be
 a sum that is there (or writes a new one), the matrix products among them in place: a weight's gradient is written once, not made,
 read and added.
 
-Nothing here is trusted: the first batch's program multiplies beside its way on three products before it does alone, and every
-other batch's is held to what its function gave while it was recorded.
+Nothing here is trusted: a program is held to what its function gave while it was recorded, and the first batch's to two
+products more before it multiplies alone.
 """
 
 from __future__ import annotations

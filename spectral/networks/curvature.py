@@ -291,11 +291,10 @@ class Hessian(Curvature):
     sample, block diagonal where samples do not meet in the loss, the block of sample i being its own matrix over N. With
     layout="summed" it is one change d of all samples: the sum of these blocks, (d, d), as Jacobian's columns are.
 
-    engine="auto" takes the first product as the answer, by "double-backward". It is held to a difference of gradients
-    before it is used, and with the second to <u, H v> = <v, H u>; if it fails, "fresh" takes its place and is held to the
-    same, with the reason in `describe()`. A program is recorded only where the products to come (estimators announce
-    theirs) pay for it and `memory` holds it, from the second product on: it is held to that one, then to a product with signs
-    by symmetry, before it multiplies alone.
+    engine="auto" takes the first product as the answer, by "double-backward". It is held to a difference of gradients before it
+    is used, and with the second to <u, H v> = <v, H u>; if it fails, "fresh" takes its place and is held to the same, with the
+    reason in `describe()`. A program is recorded only where the products to come (estimators announce theirs) pay for it and
+    `memory` holds it; it is held to the product that it was recorded from and to two more before it multiplies alone.
     "compiled" is tried only where a run is predicted to take more than ten minutes. See `spectral.engine.autotune`. Kinks,
     rounding and coarse dtypes may leave a difference of gradients without a verdict.
 
@@ -569,10 +568,10 @@ class GaussNewton(Curvature):
     logits are then made whole.
 
     engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
-    that fails gives place to the other, with the reason in `describe()`. A program is recorded only where
-    the products to come (estimators announce theirs) pay for it and `memory` holds it, from the second product on: it is held
-    to that one, then to a product with signs by symmetry. Where none can be recorded and more than ten products are to come,
-    the other way takes a turn, and the faster one goes on. "compiled" is tried only where a run is predicted to take more than ten minutes. See
+    that fails gives place to the other, with the reason in `describe()`. A program is recorded only where the products to come
+    (estimators announce theirs) pay for it and `memory` holds it; it is held to the product that it was recorded from and to
+    two more before it multiplies alone. Where none can be recorded and more than ten products are to come, the other way takes
+    a turn, and the faster one goes on. "compiled" is tried only where a run is predicted to take more than ten minutes. See
     `spectral.engine.autotune`. The loss's second derivative is held to a difference of its gradients.
 
     Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. Cross entropy's H is known,

@@ -99,10 +99,10 @@ class Fisher(GaussNewton):
     logits are then made whole.
 
     engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
-    that fails gives place to the other, with the reason in `describe()`. A program is recorded only where
-    the products to come (estimators announce theirs) pay for it and `memory` holds it, from the second product on: it is held
-    to that one, then to a product with signs by symmetry. Where none can be recorded and more than ten products are to come,
-    the other way takes a turn, and the faster one goes on. "compiled" is tried only where a run is predicted to take more than ten minutes. See
+    that fails gives place to the other, with the reason in `describe()`. A program is recorded only where the products to come
+    (estimators announce theirs) pay for it and `memory` holds it; it is held to the product that it was recorded from and to
+    two more before it multiplies alone. Where none can be recorded and more than ten products are to come, the other way takes
+    a turn, and the faster one goes on. "compiled" is tried only where a run is predicted to take more than ten minutes. See
     `spectral.engine.autotune`.
 
     Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. Cross entropy's H is known,
@@ -252,10 +252,10 @@ class EmpiricalFisher(GaussNewton):
     Batch norm runs with its running statistics: there is no statistics="batch" here, which would couple the samples.
 
     engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
-    that fails gives place to the other, with the reason in `describe()`. A program is recorded only where
-    the products to come (estimators announce theirs) pay for it and `memory` holds it, from the second product on: it is held
-    to that one, then to a product with signs by symmetry. Where none can be recorded and more than ten products are to come,
-    the other way takes a turn, and the faster one goes on. "compiled" is tried only where a run is predicted to take more than ten minutes. See
+    that fails gives place to the other, with the reason in `describe()`. A program is recorded only where the products to come
+    (estimators announce theirs) pay for it and `memory` holds it; it is held to the product that it was recorded from and to
+    two more before it multiplies alone. Where none can be recorded and more than ten products are to come, the other way takes
+    a turn, and the faster one goes on. "compiled" is tried only where a run is predicted to take more than ten minutes. See
     `spectral.engine.autotune`.
 
     Memory: the activations of a batch, as in training, and what `memory` allows between sweeps. In an initialised

@@ -105,9 +105,9 @@ class Jacobian(SumOverBatches):
     -----
     engine="auto": the first two products of each kind are held to the adjoint identity, to rounding; a way that fails gives
     place to the other, with the reason in `describe()`. A program is recorded only where the products to come (estimators
-    announce theirs) pay for it and `memory` holds it, from the second product on: it is held to that one and two more (those of
-    J^T J to signs by symmetry) before it multiplies alone. Where none can be recorded and more than ten products are to come,
-    the other way takes a turn, and the faster one goes on. "compiled" is tried only where a run is predicted to take more than ten minutes. `describe()` says
+    announce theirs) pay for it and `memory` holds it; it is held to the product that it was recorded from and to two more
+    before it multiplies alone. Where none can be recorded and more than ten products are to come, the other way takes a turn,
+    and the faster one goes on. "compiled" is tried only where a run is predicted to take more than ten minutes. `describe()` says
     which engine multiplies, why, and its seconds on the first batch. See `spectral.engine.autotune`. Where
     torch differentiates a model once and no further, J v is made of "rows": a backward pass for each of a batch's outputs,
     at most 1,024.
