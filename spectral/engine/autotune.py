@@ -3,10 +3,10 @@
 The first product of a kind is taken in a way (`linearize.WAYS`) that must pass its own tests; it is the answer, not a
 rehearsal. Where recording pays for itself and fits into memory, a later one is recorded as a program while it is made, and the
 program is held to it; where it cannot be, the other way takes a turn, and the faster of both goes on. The first batch's program
-is held on CALLS products in all before it is trusted. Of a symmetric matrix it makes the others alone: its product
-with signs r is held to the recorded A v by <r, A v> = <v, A r>, and its next product to that. Of another matrix, and where
-operations write in place, the way makes them too and they are compared. A rival takes the program's place if it holds on the
-last of these products as often, and is faster: the other way's program, a compiled one, a CUDA graph.
+is held on CALLS products in all before it is trusted: of a symmetric matrix on one with signs r too, by <r, A v> = <v, A r>, and
+on A v again; of another, and where operations write in place, on later products, which the way makes too. A rival takes the
+program's place if it holds on the last of these products as often, and is faster: the other way's program, a compiled one, a
+CUDA graph.
 
 Legend: n columns and m rows of a batch's linear map, b vectors of a block; blocks are (b, n) and (b, m), one vector a row.
 A product is given in pieces that follow one another, such as the gradients of the parameters, so that none is copied.
@@ -22,7 +22,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -99,24 +99,6 @@ class Kept:
     bytes: int = 0  # of the program
 
 
-class Pair(NamedTuple):
-    """Signs r and A r of a symmetric A, to which products A v are held: <r, A v> = <v, A r>.
-
-    The signs have nothing to do with v: what A v is off by shows beside ||A v||, whatever v is.
-    """
-
-    of: Any  # the model's version
-    r: probes.Signs
-    Ar: linearize.Held
-
-    def error(self, v: torch.Tensor, Av: linearize.Held, allowed: float) -> float:
-        """Of A v, relative; `linearize.Wrong` if it is more than allowed."""
-        error = linearize.disagreement(linearize.inner(self.r, Av), linearize.inner(v, self.Ar), related=False)
-        if not (error <= allowed and all(arrays.all_finite(w) for w in Av if isinstance(w, torch.Tensor))):
-            raise linearize.Wrong(f"<r, A v> and <v, A r> of signs r differ by {error:.1e}")
-        return error
-
-
 @dataclass
 class Choice:
     """What is known of one kind of product: trials of the engines that hold, failures of the others, what multiplies now."""
@@ -129,7 +111,6 @@ class Choice:
     count: int = 0  # vectors so far
     samples: int = 1  # of the first batch
     program: str = ""  # "replay" or "compiled", while programs multiply or are tested
-    pair: Pair | None = None  # a product with signs, while products of the program are held to it
     settled: bool = False  # no program is tried any more
     without: set[int] = field(default_factory=set)  # batches that cannot be recorded
     block: str = ""  # how blocks are multiplied, once one has been
@@ -293,8 +274,6 @@ class Tuned:
         if kept.program is not None and choice.proven:
             kept.program.add(v, w, new)
             return
-        if new and self._alone(v, w):
-            return
         product = self._record(v, w if new else None) if kept.program is None and self._pays() else None
         if product is None:
             product = self._by_way(v, w if new else None)
@@ -403,7 +382,7 @@ class Tuned:
         if why:
             choice.failures.append(f"replay: {why}")
             choice.timings.pop("replay", None)
-        choice.program, choice.settled, choice.pair, kept.program, kept.bytes = "", True, None, None, 0
+        choice.program, choice.settled, kept.program, kept.bytes = "", True, None, 0
 
     def _recorded(self, way: str, v: torch.Tensor) -> tuple[trace.Program, trace.Pieces, Trial]:
         """(a program of this way's product with v, as programs are run by now, that product, what recording took)."""
@@ -420,8 +399,11 @@ class Tuned:
 
         program = self.engine.build(made, v, own)
         product, program.seen = program.seen, None
-        if self.work.leads and way == self.choice.way and self.choice.young:
-            self.choice.timings[way].add(taken, maps.check(v, product) if self.engine.check else 0.0)  # type: ignore[arg-type]
+        if self.work.leads and way == self.choice.way:
+            own_way = self.choice.timings[way]
+            if self.choice.young and not self.work.symmetric:  # else signs are what it is held to
+                own_way.add(taken, maps.check(v, product) if self.engine.check else 0.0)  # type: ignore[arg-type]
+            own_way.later = min(own_way.later, taken)
         if self.choice.program == "compiled":
             self.engine.compile(program)
         if self.choice.captured:
@@ -434,6 +416,8 @@ class Tuned:
         """The product, recorded while it is made; its program is held to it, in `room`. None if it cannot be."""
         choice, kept, proven = self.choice, self.kept, self.choice.proven
         kept.maps = None  # two graphs are as large
+        if self.work.symmetric and not proven:
+            self.work.forget()  # no test of its way
         try:
             program, product, trial = self._recorded(choice.way, v)
             if not proven:  # the first batch's
@@ -441,7 +425,9 @@ class Tuned:
             for _ in range(CALLS if proven and not program.pure else 1):
                 trial.hold(program, v, product, room)
             if not proven and program.pure and self.work.symmetric:
-                self._pair(program, v, product, room)
+                pieces: list[torch.Tensor] = list(product)
+                del product
+                product = self._signed(program, v, pieces, room)
         except UNBUILT as failure:
             if not proven:
                 self._give_up(_said(failure))
@@ -450,34 +436,34 @@ class Tuned:
                 choice.failures.append(f"{choice.program} of a later batch: {_said(failure)}")
             return None
         kept.program, kept.bytes = program, trial.bytes
+        if not proven and choice.proven:
+            self._decide(v, product)
         return product
 
-    def _pair(self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, room: torch.Tensor | None) -> None:
-        """The first batch's program's product with signs, made in `room` and held to a product that is right."""
-        r, trial = probes.Signs(SIGNS, len(v), v.device), self.choice.timings["replay"]
-        w = arrays.empty((sum(piece.numel() for piece in product),), v).zero_() if room is None else room.zero_()
-        begin = _now(v)
-        program.add(r[:].to(v.dtype), w)  # added, as the products of later batches are
-        trial.add(_now(v) - begin, Pair(None, r, (w,)).error(v, product, trial.allowed))
-        held = linearize.waiting([w])
-        copies = [piece.clone() if isinstance(piece, torch.Tensor) else piece for piece in held]
-        self.choice.pair = Pair(self.work.version(), r, copies)
+    def _signed(
+        self, program: trace.Program, v: torch.Tensor, product: list[torch.Tensor], room: torch.Tensor | None
+    ) -> trace.Pieces:
+        """A v by the first batch's program in `room`, which holds to `product`, A v, in two calls more; that is emptied first."""
+        trial, r = self.choice.timings["replay"], probes.Signs(SIGNS, len(v), v.device)
+        m, due = sum(piece.numel() for piece in product), linearize.inner(r, product)
+        product.clear()
+        w = arrays.empty((m,), v) if room is None else room
 
-    def _alone(self, v: torch.Tensor, w: torch.Tensor) -> bool:
-        """Whether the first batch's program, not yet trusted, has made the product in w (m,), held to that with signs."""
-        pair, program = self.choice.pair, self.kept.program
-        if pair is None or program is None or pair.of != self.work.version():
-            return False
-        begin, trial = _now(v), self.choice.timings["replay"]
-        try:
-            program.add(v, w, new=True)
-            trial.add(_now(v) - begin, pair.error(v, (w,), trial.allowed))
-        except FAILURES as failure:
-            self._give_up(_said(failure))
-            return False
-        if self.choice.proven:
-            self._decide(v, (w,))
-        return True
+        def held(x: torch.Tensor, y: linearize.Vector, new: bool) -> None:
+            """One more call, A x in w; <y, A x> is what it is of the product."""
+            begin = _now(v)
+            if not new:
+                w.zero_()
+            program.add(x, w, new)
+            seconds = _now(v) - begin
+            error = linearize.disagreement(linearize.inner(y, (w,)), due, related=False)
+            if not (error <= trial.allowed and arrays.all_finite(w)):
+                raise linearize.Wrong(f"<r, A v> and <v, A r> of signs r differ by {error:.1e}")
+            trial.add(seconds, error)
+
+        held(r[:].to(v.dtype), v, False)  # added, as the products of later batches are
+        held(v, r, True)
+        return (w,)
 
     def _prove(self, v: torch.Tensor, product: trace.Pieces, room: torch.Tensor | None) -> None:
         """Hold the first batch's program to a product of its way, in `room`; decide after CALLS."""
@@ -496,7 +482,7 @@ class Tuned:
         if asked == "auto" and now.later > BETTER * way.each:
             self._give_up()
             return
-        self.kept.maps = choice.pair = None  # its graph is as large
+        self.kept.maps = None  # its graph is as large
         # a Hessian's other way may have the shorter program
         worth = others and not self.engine.turns and self.coming * RIVAL * now.later >= CHALLENGE * way.first
         worth = worth and self._room(now.held + now.bytes)

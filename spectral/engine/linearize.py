@@ -11,11 +11,12 @@ Either of the two can be run again without what does not depend on the vector (`
 - `replay`: the recorded program, for single vectors and, by vmap, for blocks of them;
 - `compiled`: that program through `torch.compile`, once for all batches whose programs differ in their constants alone.
 
-`auto` chooses by the products that are made anyway (`spectral.engine.autotune`). The first products of a way are held to <J v,
-u> = <v, J^T u> (`Adjoint`), those of a Hessian to differences of gradients and to symmetry. A program is held to the product
-that it was recorded from and, as it may be silently wrong from the second call on, to two more before it multiplies alone.
+`auto` chooses by the products that are made anyway (`spectral.engine.autotune`). The first products of a way are held to
+<J v, u> = <v, J^T u> (`Adjoint`), those of a Hessian to differences of gradients and to symmetry. A program is held to what it
+was recorded from and, as it may be silently wrong from the second call on, to two products more before it multiplies alone.
 Choice, reason and times stand in the operator's description. Linearisations and programs stay from sweep to sweep as far as a
-memory budget goes (`spectral.engine.store`); batches beyond it are multiplied in the way. """
+memory budget goes (`spectral.engine.store`); batches beyond it are multiplied in the way.
+"""
 
 from __future__ import annotations
 

@@ -59,6 +59,7 @@ class Workload:
     graph: int = 0  # bytes that recording is expected to hold
     device: torch.device = CPU
     symmetric: bool = False  # <u, A v> = <v, A u> of this batch's A
+    forget: Callable[[], Any] = tuple  # what a way's tests keep of a product until the next
 
     @property
     def key(self) -> tuple[str, int]:

@@ -389,7 +389,7 @@ class SumOverBatches(Operator):
         graph = int(RECORDED * PASSES[kind] * self.unrolled * self._graph_bytes * samples)
         work = Workload(
             kind, group.start, linearized, samples, len(self._groups), self.expected, self.network.version, there, graph,
-            self.device, kind in SYMMETRIC,
+            self.device, kind in SYMMETRIC, self._forget,
         )  # fmt: skip
         self.engine.multiplier(work).add(V, W, new)
         if not self.engine.tests():
