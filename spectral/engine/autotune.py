@@ -39,7 +39,9 @@ COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]
 # models. Whoever makes ten products in a row shall not pay for it. The other way saves as much, and takes two products more at
 # first where vectors weigh more than a model's arithmetic: it waits for TURN products, made or announced.
 RECORDING, LATER, SAVED = 2.25, 1.5, 0.2
-CHALLENGE = 4.0  # first products that another way's program takes with its tests
+OF_HESSIAN = (
+    4.0  # in the place of RECORDING: its program saves half as much; and the other way's takes so many first products
+)
 TURN = 10.0
 RIVAL = 0.15  # what the other way's program may save of a Hessian's: 0 to .2 on five models
 BETTER = 0.95  # a candidate must take less than this part of the time: near ties go the same way in every run
@@ -363,7 +365,8 @@ class Tuned:
             return False
         way, program = choice.timings[choice.way], choice.timings.get(choice.program)
         if program is None:
-            first = (RECORDING + (work.groups - 1) * LATER) / work.groups  # of a batch, on average
+            least = RECORDING if self.engine.turns else OF_HESSIAN
+            first = (least + (work.groups - 1) * LATER) / work.groups  # of a batch, on average
             cost, gain, size = first * way.first, SAVED * way.each, work.graph
         else:
             cost, gain = program.first, way.each - program.later
@@ -484,7 +487,7 @@ class Tuned:
             return
         self.kept.maps = None  # its graph is as large
         # a Hessian's other way may have the shorter program
-        worth = others and not self.engine.turns and self.coming * RIVAL * now.later >= CHALLENGE * way.first
+        worth = others and not self.engine.turns and self.coming * RIVAL * now.later >= OF_HESSIAN * way.first
         worth = worth and self._room(now.held + now.bytes)
         if worth and self._yields(f"replay of {others[0]}", lambda: self._recorded(others[0], v)[::2], v, product):
             choice.ways.reverse()
