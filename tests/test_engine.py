@@ -247,7 +247,7 @@ def multiply(engine, job, v, expected=0):
 
 
 def test_recording_must_pay_for_itself(ticks):
-    """A recording takes 2.25 products, of a Hessian 4, and saves a fifth of each: it begins once as many are to come as were made."""
+    """A recording takes 2.25 products, of a Hessian 4, and saves a fifth of each: it begins once as many are to come."""
     A, v = torch.randn(4, 3).double(), torch.ones(3).double()
     for turns, begins in ((True, 12), (False, 21)):
         engine, announced = AutoEngine(turns=turns), AutoEngine(turns=turns)
