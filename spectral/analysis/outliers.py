@@ -158,10 +158,10 @@ def outliers(spectrum: Spectrum) -> Outliers:
     """The eigenvalues that stand apart above the bulk: how many, which, and how far above its edge.
 
     If all eigenvalues are known and a bulk of 100 or more is Marchenko–Pastur, they are its spikes. Otherwise they are what lies
-    above the widest gap λ_i/λ_{i+1} that is wider than chance makes it; `gap` is that ratio, `edge` is λ_{i+1}. Below i largest
-    independent values with a power law, i ln(λ_i/λ_{i+1}) is exponential, and its mean is seen in the gaps below, so that heavy
-    tails have no outliers although their largest values lie far apart. Where the eigenvalues below the gap repel each other, as
-    those of a matrix do, less is asked for. Of spectra without a gap, 1 to 4 in 100 are said to have one. The copies
+    above the widest gap λ_i/λ_{i+1} that is wider than chance makes it; `gap` is that ratio, `edge` is λ_{i+1}. Below the i
+    largest of independent values with a power law, i ln(λ_i/λ_{i+1}) is exponential, and its mean is seen in the gaps below, so
+    that heavy tails have no outliers although their largest values lie far apart. Where the eigenvalues below the gap repel each
+    other, as those of a matrix do, less is asked for. Of spectra without a gap, 1 to 4 in 100 are said to have one. The copies
     of an eigenvalue (no further apart than rounding) are one draw, and count as often as they stand there.
 
     Of trained classifiers expect C or C − 1, one direction for each class mean, less their common one; C(C − 1) where the
