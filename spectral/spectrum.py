@@ -610,13 +610,13 @@ class Spectrum(Quadrature):
         other : Spectrum
             Of any matrix.
         kind : str
-            "wasserstein", int |F - G| dx in units of lambda, or "ks", max |F - G|.
+            "wasserstein", int |F - G| dx in units of lambda, or "ks", max |F - G| at points that rounding tells apart.
 
         Returns
         -------
         Estimate
             stderr is √(variance + bias²) of the jackknife over the probes of both (0 between exact spectra, nan if one has a
-            single probe).
+            single probe); of "ks" also half the certified envelopes of both where the distance is largest.
 
         Raises
         ------

@@ -178,3 +178,34 @@ ONE_VALUE = spectral.Spectrum.from_eigenvalues([1.0])
 def test_an_operator_is_no_spectrum(of):
     with pytest.raises(TypeError, match=r"is of a Spectrum, and Dense is none; take its spectrum, spectral.esd\(A\)"):
         of(spectral.as_operator(np.eye(3)))
+
+
+CROWDS = {
+    "log-uniform": 10 ** np.random.default_rng(0).uniform(-6, 0, 300),
+    "heavy": (1 - np.random.default_rng(1).random(300)) ** (-1 / 0.8),
+    "zeros": np.append(np.zeros(150), np.random.default_rng(2).uniform(0.5, 1, 150)),
+}
+
+
+@pytest.mark.parametrize("kind", CROWDS)
+def test_ks_between_estimates_of_one_spectrum_lies_within_two_of_its_errors(kind):
+    """Twelve steps leave a crowd to one node, which each probe places elsewhere: .3 ± .01 before, in none of 12 within two."""
+    values = CROWDS[kind]
+    exact, held = Spectrum.from_eigenvalues(values), []
+    for seed in range(8):
+        a, b = (slq(scipy.sparse.diags(values), probes=4, steps=12, seed=2 * seed + i) for i in (0, 1))
+        held += [float(d) <= 2 * d.stderr for d in (a.distance(b, kind="ks"), a.distance(exact, kind="ks"))]
+    assert np.mean(held) >= 0.9
+
+
+def test_steps_of_one_eigenvalue_that_rounding_parts_are_no_distance():
+    """The CDF at 2 of eigenvalues 1 and 3 is 1/4 ± sqrt(2 p (1 - p) / (m n)) = .018; KS took a step at 1 + 1e-16 for another."""
+    values = np.repeat([1.0, 3.0], [75, 225])
+    exact = Spectrum.from_eigenvalues(values)
+    for seed in range(6):
+        a, b = (slq(scipy.sparse.diags(values), probes=4, steps=12, seed=2 * seed + i) for i in (0, 1))
+        assert float(a.distance(exact, kind="ks")) < 4 * 0.018
+        assert float(a.distance(b, kind="ks")) < 4 * 2**0.5 * 0.018
+    parted = Spectrum.from_eigenvalues(values * (1 + 2.0**-52))
+    assert float(parted.distance(exact, kind="ks")) == 0
+    assert float(Spectrum.from_eigenvalues(values * (1 + 1e-9)).distance(exact, kind="ks")) == 0.75

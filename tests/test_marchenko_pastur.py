@@ -167,3 +167,14 @@ def test_quadratures_of_power_laws_are_refused():
     for seed in range(3):
         values = OTHERS["power law"](np.random.default_rng(seed))
         assert not marchenko_pastur(slq(scipy.sparse.diags(values), steps=40)).accepted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_bulk_in_copies_is_the_bulk(seed):
+    """XᵀX ⊗ I has the CDF of XᵀX, and as many copies of its spikes."""
+    X = np.random.default_rng(seed).standard_normal((300, 100)) * np.sqrt(1 + np.append([9.0], np.zeros(99)))
+    values = np.linalg.svd(X, compute_uv=False) ** 2
+    one, many = (marchenko_pastur(Spectrum.from_eigenvalues(np.repeat(values, c))) for c in (1, 4))
+    assert one.accepted and many.accepted
+    assert (many.bulk, many.spikes) == (4 * one.bulk, 4 * one.spikes)
+    assert (many.ratio, many.sigma, many.ks) == pytest.approx((one.ratio, one.sigma, one.ks))

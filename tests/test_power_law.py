@@ -1,6 +1,7 @@
 """The tail fit against closed forms, against the powerlaw package on full spectra, and on quadratures of known spectra."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import spectral
 from spectral import Atoms, Spectrum, exact, slq, summary
 from spectral.analysis import power_law, theory
 from spectral.analysis.alternatives import against_power_law
-from spectral.analysis.exponents import hill, top_values
+from spectral.analysis.exponents import hill, hill_of, top_values
 
 
 def pareto(n, alpha, xmin=1.0):
@@ -313,8 +314,11 @@ def test_the_peak_of_the_circle_kernel_is_three_halves_within_its_error(n):
     kernel = theory.relu_gram(np.column_stack([np.cos(angle), np.sin(angle)]), 1) / (2 * n)
     fit = fit_of(np.linalg.eigvalsh(kernel), xmin="peak")
     assert abs(fit.alpha - 1.5) < 2 * fit.sigma < 0.3
-    limit = fit_of(theory.circle_kernel_eigenvalues(n), xmin="peak")
-    assert limit.accepted and abs(limit.alpha - 1.5) < limit.sigma == pytest.approx((limit.alpha - 1) / limit.tail**0.5)
+    eigenvalues = theory.circle_kernel_eigenvalues(n)
+    limit = fit_of(eigenvalues, xmin="peak")
+    copies = np.unique(eigenvalues[eigenvalues >= limit.xmin], return_counts=True)[1]  # two, of a sine and a cosine
+    draws = limit.tail**2 / np.sum(copies**2)
+    assert limit.accepted and abs(limit.alpha - 1.5) < limit.sigma == pytest.approx((limit.alpha - 1) / draws**0.5)
 
 
 @pytest.mark.parametrize(
@@ -420,3 +424,42 @@ def test_where_a_tail_begins_and_ends_may_be_a_number_of_numpy_or_torch(kind):
     spectrum = spectral.exact(np.diag(np.random.default_rng(0).pareto(2, 500) + 1))
     given, expected = (spectral.power_law(spectrum, xmin=f(2), xmax=f(9)) for f in (kind, float))
     assert (given.xmin, given.xmax, given.alpha) == (expected.xmin, expected.xmax, expected.alpha) and given.xmin == 2
+
+
+@pytest.mark.parametrize("c", [2, 4])
+@pytest.mark.parametrize("xmin", [None, "peak", 1.0])
+def test_copies_of_eigenvalues_are_one_draw_each(c, xmin):
+    """K ⊗ I has the CDF of K, and says no more of it: alpha, its error and D are those of K, and the tail is c times as long."""
+    values = (1 - np.random.default_rng(1).random(150)) ** (-1 / 1.5)
+    parted = np.repeat(values, c) * (1 + 2.0**-52 * (np.arange(150 * c) % 2))
+    computed = replace(
+        Spectrum.from_eigenvalues(parted), meta={"operator": {"kind": "dense"}}
+    )  # values of a solver, rounded
+    one, many = fit_of(values, xmin=xmin), power_law(computed, xmin=xmin)
+    for name in ("alpha", "sigma", "D", "n_eff", "xmin"):
+        assert getattr(many, name) == pytest.approx(getattr(one, name), rel=1e-9), name
+    assert (many.tail, many.accepted) == (pytest.approx(c * one.tail), one.accepted)
+    assert many.tests["lognormal"].p == pytest.approx(one.tests["lognormal"].p, rel=1e-6)
+
+
+def test_a_tail_of_few_values_in_many_copies_is_too_short():
+    values = (1 - np.random.default_rng(1).random(30)) ** (-1 / 1.5)
+    fit = fit_of(np.repeat(values, 4), xmin=1.0)
+    assert not fit.accepted and "holds 30 eigenvalues (copies counted once), and alpha needs 50" in fit.reason
+
+
+def test_hills_error_counts_a_value_once():
+    """Σ ln(λ_i/λ_k) over 15 values in three copies each scatters as that of 15 values does."""
+    values = np.sort((1 - np.random.default_rng(1).random(200)) ** (-1 / 1.5))[::-1]
+    (alpha, error), (_, one) = hill_of(Spectrum.from_eigenvalues(np.repeat(values, 7))), hill(np.repeat(values, 7), 50)
+    assert error == pytest.approx((alpha - 1) / 7**0.5) and one == pytest.approx((alpha - 1) / 7)
+
+
+@pytest.mark.parametrize("values", [np.full(100, 3.0), np.repeat([1.0, 3.0], [25, 75]), np.append(np.zeros(99), 5.0)])
+def test_a_few_eigenvalues_found_many_times_are_a_spectrum_of_few(values):
+    """Lanczos goes on after the last eigenvalue and finds them again, apart by rounding: nodes of one value are one."""
+    Q = np.linalg.qr(np.random.default_rng(9).standard_normal((100, 100)))[0]
+    M = (Q * values) @ Q.T
+    found = spectral.summary(spectral.slq((M + M.T) / 2, probes=4, steps=12, deflate=False))
+    assert found["alpha_accepted"] == found["mp_accepted"] == 0 and np.isnan(found["alpha"])
+    assert found["lambda_max"] == pytest.approx(values.max())

@@ -200,9 +200,9 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
 
     Errors are 0 when both are exact. Those of ratios follow from the errors of `summary`; all others are √(variance + bias²) of a
     jackknife over the probes of each: noise adds to every distance, so that one between estimates of *one* spectrum is not 0 but
-    of the order of its error, mostly within 3 of them. What the quadrature's finite depth blurs is not in it: `ks` takes a crowd
-    that the smallest node stands for, and the probes of a and of b place elsewhere, for a jump (.24 ± .01 between two estimates
-    of one log-uniform spectrum).
+    of the order of its error, mostly within 3 of them. That of `ks` also holds what the quadrature's finite depth blurs, half the
+    certified envelopes of both where the distance is largest: a crowd that the smallest node stands for, and the probes of a and
+    of b place elsewhere, is no jump. What it blurs in the others, averages over all values, is not in them.
 
     Cost: no products.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral.analysis.jackknife import merged
+from spectral.analysis.jackknife import Measure, merged
 from spectral.quadrature.gauss import gauss_rule
 from spectral.results import Array, IntArray
 from spectral.spectrum import Spectrum, hold_eigenvalues
@@ -27,14 +27,16 @@ MASSIVE = 1e-8  # of an eigenvalue: less is what rounding leaves on a deflated d
 class Counting(NamedTuple):
     """N on the points `x` (X,), ascending and above a floor: `at_least` eigenvalues are >= x, `above` are > x.
 
-    `exact` of those at x or above are known one by one; `loose` is the weight between the two nodes on either side of x, within
-    which N is interpolated (0 for exact spectra). `probes` made the quadrature, 0 for an exact spectrum.
+    `exact` of those at x or above are known one by one, `squares` is the sum of c² over the values that have c copies each among
+    them; `loose` is the weight between the two nodes on either side of x, within which N is interpolated (0 for exact spectra).
+    `probes` made the quadrature, 0 for an exact spectrum.
     """
 
     x: Array
     at_least: Array
     above: Array
     exact: Array
+    squares: Array
     loose: Array
     probes: int
 
@@ -52,16 +54,18 @@ class Counting(NamedTuple):
         order = np.argsort(values, kind="stable")
         return values[order][counts[order] > 0], counts[order][counts[order] > 0]
 
-    def independent(self, first: IntArray, beyond: float = 0.0, exact_beyond: float = 0.0) -> Array:
-        """How many independent eigenvalues say as much as those from the points `first` on, `beyond` of them left out.
+    def independent(self, first: IntArray, last: int = -1, probes: bool = True) -> Array:
+        """How many independent eigenvalues say as much as those from the points `first` to the point `last`.
 
-        m Gaussian probes add to the variance of a sum over eigenvalues that they stand for 2/m of it (each weighs as a chi
-        square with m degrees of freedom), and nothing to that of exact ones: n_eff = n²/(exact + (1 + 2/m)(n − exact)).
+        The c copies of a value are one draw, and add c² to the variance of a sum. m Gaussian probes add to that of eigenvalues
+        that they stand for 2/m of it (each weighs as a chi square with m degrees of freedom), unless not `probes`, and nothing to
+        that of exact ones: n_eff = n²/(Σc² + (1 + 2/m)(n − exact)).
         """
-        n = self.at_least[first] - beyond
-        exact = np.minimum(self.exact[first] - exact_beyond, n)
-        noise = 1 + 2 / self.probes if self.probes else 1.0
-        return np.asarray(n**2 / np.maximum(exact + noise * (n - exact), 1e-300))
+        after = last + 1 if 0 <= last < len(self.x) - 1 else None
+        exact, squares = (a[first] - (0.0 if after is None else a[after]) for a in (self.exact, self.squares))
+        n = self.at_least[first] - self.above[last]
+        noise = 1 + 2 / self.probes if self.probes and probes else 1.0
+        return np.asarray(n**2 / np.maximum(squares + noise * np.maximum(n - exact, 0.0), 1e-300))
 
     def insert(self, value: float) -> Counting:
         """The same with `value` among its points."""
@@ -75,11 +79,11 @@ class Counting(NamedTuple):
             share = np.log(value / self.x[j - 1]) / np.log(self.x[j] / self.x[j - 1])
             n = float(before ** (1 - share) * after**share) if after > 0 else before
             loose = max(self.loose[j - 1], self.loose[j])
-        exact = self.exact[j] if j < len(self.x) else 0.0
-        x, at_least, above, known, open_ = (
-            np.insert(a, j, v) for a, v in zip(self[:5], (value, n, n, exact, loose), strict=True)
+        exact, squares = (a[j] if j < len(self.x) else 0.0 for a in (self.exact, self.squares))
+        x, at_least, above, known, square, open_ = (
+            np.insert(a, j, v) for a, v in zip(self[:6], (value, n, n, exact, squares, loose), strict=True)
         )
-        return Counting(x, at_least, above, known, open_, self.probes)
+        return Counting(x, at_least, above, known, square, open_, self.probes)
 
 
 def log_sums(c: Counting) -> Array:
@@ -95,18 +99,28 @@ def log_sums(c: Counting) -> Array:
 def counting(spectrum: Spectrum, floor: float = 0.0) -> tuple[Counting, list[Counting]]:
     """N of the eigenvalues above `floor` >= 0, and N without probe 0, without probe 1, ...: none with fewer than two.
 
+    Values that lie no further apart than `floor`, and than rounding, are one: copies, or nodes that have found the same.
+
     >>> from spectral.spectrum import Spectrum
     >>> counting(Spectrum.from_eigenvalues([1.0, 2.0, 2.0, -3.0]))[0].at_least
     array([3., 2.])
     """
     hold_eigenvalues(spectrum, "a fit")
+    points = np.unique(np.append(spectrum.atoms.values, spectrum.nodes))
+    of = told_apart(points, min(floor, spectrum.rounding))
+    first = points[np.searchsorted(of, of)]
+
+    def one(values: Array, counts: Array) -> Measure:
+        return merged(first[np.searchsorted(points, values)], counts)
+
     kept = spectrum.atoms.values > floor
-    values, counts = merged(spectrum.atoms.values[kept], spectrum.atoms.multiplicities[kept])
+    values, counts = one(spectrum.atoms.values[kept], spectrum.atoms.multiplicities[kept])
     if spectrum.is_exact:
         none = np.zeros((1, len(values)))
         return _pooled(values, values, counts, none, none, np.ones(1), 0), []
     shares = spectrum.pooling
-    tables = [_table(*rule, floor) for rule in zip(spectrum.nodes, spectrum.weights * spectrum.dim, strict=True)]
+    rules = zip(spectrum.nodes, spectrum.weights * spectrum.dim, strict=True)
+    tables = [_table(*one(nodes, weights), floor) for nodes, weights in rules]
     ends = [t[0][[0, -1]] for t in tables if len(t[0])]
     x = values
     if ends:
@@ -158,14 +172,12 @@ def zero_within_residual(spectrum: Spectrum) -> float:
 
 
 def _table(nodes: Array, weights: Array, floor: float) -> tuple[Array, Array, Array]:
-    """N at the nodes of one rule, with weights in eigenvalues, ascending, and the weight between each node and the one before.
+    """N at the nodes of one rule, ascending, with weights in eigenvalues, and the weight between each node and the one before.
 
     The lower half of the first node's weight lies below it: N is continued as between the first two nodes until it holds all, or
     as far below the first, in ln x, as the second lies above it.
     """
-    order = np.flatnonzero(weights > MASSIVE)
-    order = order[np.argsort(nodes[order], kind="stable")]
-    nodes, weights = nodes[order], weights[order]
+    nodes, weights = nodes[weights > MASSIVE], weights[weights > MASSIVE]
     middle = np.cumsum(weights[::-1])[::-1] - weights / 2
     kept = nodes > floor
     nodes, weights, middle = nodes[kept], weights[kept], middle[kept]
@@ -194,10 +206,10 @@ def _pooled(
 ) -> Counting:
     shares = shares / shares.sum()
     N, loose = shares @ N_KX, shares @ loose_KX
-    steps = np.zeros(len(x))
-    steps[np.searchsorted(x, values)] = counts
-    exact = np.cumsum(steps[::-1])[::-1]
-    above = N + exact - steps
+    steps = np.zeros((2, len(x)))
+    steps[:, np.searchsorted(x, values)] = counts, counts**2
+    exact, squares = np.cumsum(steps[:, ::-1], axis=1)[:, ::-1]
+    above = N + exact - steps[0]
     if len(x):
         above[-1] = 0.0  # half of the last node's weight sits on it
-    return Counting(x, N + exact, above, exact, loose, probes)
+    return Counting(x, N + exact, above, exact, squares, loose, probes)

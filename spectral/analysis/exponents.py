@@ -6,7 +6,7 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
-from spectral.analysis.counting import MASSIVE
+from spectral.analysis.counting import MASSIVE, told_apart
 from spectral.results import Array, nan
 from spectral.spectrum import Spectrum
 
@@ -109,7 +109,10 @@ def hill_of(spectrum: Spectrum) -> tuple[float, float]:
     top = top[top > 0]
     if len(top) < 2:
         return nan, nan
-    return hill(top[:50], None if spectrum.is_exact and len(top) < 100 else min(50, len(top)))
+    k = len(top) // 2 if spectrum.is_exact and 4 <= len(top) < 100 else min(50, len(top))
+    alpha, error = hill(top, k)
+    copies = np.bincount(told_apart(top[: k - 1], spectrum.rounding))
+    return alpha, error * float(np.sqrt(np.sum(copies**2) / (k - 1)))  # the copies of a value are one draw
 
 
 def log_density_peak(x: Array, w: Array, n_eff: float) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from spectral.estimators.leave_one_out import widening
 from spectral.quadrature.error import jackknife_variance
 from spectral.results import Array, nan
 from spectral.spectrum import Spectrum
@@ -39,17 +40,18 @@ def leave_one_out(spectrum: Spectrum) -> list[Measure]:
 
 
 def jackknife_stderr(values: Sequence[float]) -> float:
-    """√((K−1)/K Σ (θ₍ᵢ₎ − mean)²) over the K leave-one-out values; nan when one of them, or all, cannot be had.
+    """√((K−1)/K Σ (θ₍ᵢ₎ − mean)²) over the K leave-one-out values, widened to Student's interval; nan when one of them, or all,
+    cannot be had.
 
     For a mean it is the usual s/√K: of 1, 2, 3 the leave-one-out means are 2.5, 2, 1.5. Source: Tukey (1958).
 
-    >>> round(jackknife_stderr([2.5, 2.0, 1.5]), 6) == round(1 / 3**0.5, 6)
+    >>> round(jackknife_stderr([2.5, 2.0, 1.5]) / widening(3), 6) == round(1 / 3**0.5, 6)
     True
     """
     theta = np.asarray(values, dtype=np.float64)
     if len(theta) < 2 or not np.all(np.isfinite(theta)):
         return nan
-    return float(np.sqrt(jackknife_variance(theta)))
+    return float(np.sqrt(jackknife_variance(theta))) * widening(len(theta))
 
 
 def jackknife(spectrum: Spectrum, metrics: Callable[[Array, Array], dict[str, float]]) -> dict[str, float]:

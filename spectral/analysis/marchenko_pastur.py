@@ -123,7 +123,8 @@ def _edge_width(ratio: float, variance: float, bulk: float) -> float:
 
 
 class _Bulk(NamedTuple):
-    """The eigenvalues up to a point: `size` of them, the CDF before and after each point, and where the fit looks.
+    """The eigenvalues up to a point: `size` of them, `draws` without their copies, the CDF before and after each point, and where
+    the fit looks.
 
     noise: the probes make Var F noise · q(1 − q), q the share of what only they stand for below a point. The fit looks where
     the CDF passes each of LOOKS, and at that height: equal eigenvalues that rounding parts are looked at like one.
@@ -133,6 +134,7 @@ class _Bulk(NamedTuple):
     before: Array
     after: Array
     size: float
+    draws: float
     noise: float
     at: IntArray
     looked: Array
@@ -148,8 +150,9 @@ def _bulk(c: Counting, last: int) -> _Bulk:
     noise = 2 / c.probes * float(unresolved[0]) / size**2 if c.probes else 0.0
     at = np.minimum(np.searchsorted(after, LOOKS), last)
     looked = np.clip(LOOKS, before[at], after[at])
-    sd = np.sqrt((1 / size) ** 2 + noise * (q * (1 - q))[at])  # and they move by about one on their own
-    return _Bulk(c.x[: last + 1], before, after, size, noise, at, looked, sd)
+    draws = float(c.independent(np.zeros(1, np.int64), last, probes=False)[0])
+    sd = np.sqrt((1 / draws) ** 2 + noise * (q * (1 - q))[at])  # and they move by about one on their own
+    return _Bulk(c.x[: last + 1], before, after, size, draws, noise, at, looked, sd)
 
 
 class _Top(NamedTuple):
@@ -178,7 +181,7 @@ def _fit(b: _Bulk, ratio: float | None, top: _Top | None = None) -> tuple[float,
         parts = weight * (b.looked - marchenko_pastur_cdf(b.x[b.at], gamma, np.sqrt(variance)))
         if top is None:
             return np.asarray(parts)
-        upper, width = marchenko_pastur_edges(gamma, np.sqrt(variance))[1], _edge_width(gamma, variance, b.size)
+        upper, width = marchenko_pastur_edges(gamma, np.sqrt(variance))[1], _edge_width(gamma, variance, b.draws)
         spread = np.hypot(TRACY_WIDOM_SD, (0.75 * np.pi * max(top.weight - 1, 0.0)) ** (2 / 3))
         return np.append(parts, (top.value - upper - TRACY_WIDOM_MEAN * width) / (spread * width))
 
@@ -196,7 +199,7 @@ def _by_edge(c: Counting, ratio: float | None) -> tuple[float, float, int, float
         b = _bulk(c, last)
         gamma, variance = _fit(b, ratio)
         upper = marchenko_pastur_edges(gamma, np.sqrt(variance))[1]
-        limit = upper + TRACY_WIDOM * _edge_width(gamma, variance, b.size)
+        limit = upper + TRACY_WIDOM * _edge_width(gamma, variance, b.draws)
         inside = int(np.searchsorted(c.x, limit, side="right")) - 1
         if inside >= last or inside < 2:
             break
@@ -230,10 +233,11 @@ def _by_gap(c: Counting, measure: Measure, ratio: float | None) -> tuple[float, 
 
 def _refusal(b: _Bulk, ks: float, spikes: float) -> str:
     """Why there is no bulk of this law, "" where there is one."""
-    if b.size < MIN_BULK:
-        size, least = cards.apart(b.size, MIN_BULK, 3)
-        return f"The bulk holds {size} eigenvalues, and a verdict needs {least}."
-    allowed = (RIGID[0] + RIGID[1] * np.log(b.size)) / b.size + NOISE * np.sqrt(b.noise / 4)
+    if b.draws < MIN_BULK - 1e-9:
+        size, least = cards.apart(b.draws, MIN_BULK, 3)
+        holds = f"{size} eigenvalues" + " (copies counted once)" * (b.size > b.draws * (1 + 1e-9))
+        return f"The bulk holds {holds}, and a verdict needs {least}."
+    allowed = (RIGID[0] + RIGID[1] * np.log(b.draws)) / b.draws + NOISE * np.sqrt(b.noise / 4)
     if ks > allowed:
         away, most = cards.apart(ks, allowed)
         return f"The bulk is not Marchenko–Pastur: its CDF is {away} away from the law, and chance allows {most}."

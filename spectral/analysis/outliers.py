@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral import cards
-from spectral.analysis.counting import counting
+from spectral.analysis.counting import counting, told_apart
 from spectral.analysis.exponents import top_values
 from spectral.analysis.jackknife import merged
 from spectral.analysis.marchenko_pastur import marchenko_pastur, positive_floor
@@ -26,6 +26,7 @@ Flags = NDArray[np.bool_]
 # Eigenvalues below a gap, at least, that say how wide gaps are there; twice as many as stand above it, if more
 WINDOW = 20
 MIN_WINDOW = 5
+TOLD = 100  # eigenvalues of a bulk: among fewer, exponential and lognormal ones pass for Marchenko–Pastur, with spikes
 SHARE = 1 / 3  # outliers are at most so many of the positive eigenvalues
 MIN_RATIO = 1.2  # a narrower gap is nothing to see
 ALONE = 3.0  # a node that weighs no more stands for one eigenvalue, or a few
@@ -79,9 +80,9 @@ class Outliers(cards.Sentence):
 
 
 class _Gaps(NamedTuple):
-    """Of each gap between neighbouring points: how many eigenvalues lie above it and below, and its ends.
+    """Of each gap between neighbouring points: how many draws lie above it and below, and its ends.
 
-    z and log_ratio are the means of z and of ln r over the eigenvalues below the gap.
+    z and log_ratio are the means of z and of ln r over the draws below the gap.
     """
 
     above: Array
@@ -92,9 +93,22 @@ class _Gaps(NamedTuple):
     log_ratio: Array
 
 
-def _gaps(values: Array, counts: Array) -> _Gaps:
-    """Of values descending, equal ones once, with their counts: eigenvalues, or the nodes of a quadrature with their weights."""
-    above, log = np.cumsum(counts), np.log(values)
+def _draws(spectrum: Spectrum, values: Array, counts: Array) -> tuple[Array, Array, Array]:
+    """Points descending with their counts, copies put together, and how many draws each is.
+
+    The copies of an eigenvalue say together what one says: an exact one is one draw. A node does not show what it stands for,
+    and is taken for eigenvalues of as many copies as exact ones have on average.
+    """
+    of = told_apart(values, spectrum.rounding)
+    first, total = np.searchsorted(of, np.arange(of[-1] + 1)), np.bincount(of, counts).astype(np.float64)
+    exact = np.bincount(of, np.where(np.isin(values, spectrum.atoms.values), np.round(counts), 0.0))
+    copies = float(exact[exact > 0].mean()) if exact.any() else 1.0
+    return values[first], total, np.where(exact > 0, 1.0, total / copies).astype(np.float64)
+
+
+def _gaps(values: Array, draws: Array) -> _Gaps:
+    """Of values descending, equal ones once, with how many draws each stands for."""
+    above, log = np.cumsum(draws), np.log(values)
     sums = np.concatenate([[0.0], np.cumsum(above[:-1] * -np.diff(log))])  # Σ z down to a point
     i, next_ = above[:-1], np.arange(1, len(values))
     widths = np.maximum(WINDOW, 2 * i), WINDOW
@@ -143,11 +157,12 @@ def _clear(g: _Gaps, repelled: Flags) -> Flags:
 def outliers(spectrum: Spectrum) -> Outliers:
     """The eigenvalues that stand apart above the bulk: how many, which, and how far above its edge.
 
-    If all eigenvalues are known and their bulk is Marchenko–Pastur, they are its spikes. Otherwise they are what lies above the
-    widest gap λ_i/λ_{i+1} that is wider than chance makes it; `gap` is that ratio, `edge` is λ_{i+1}. Below the i largest of
-    independent values with a power law, i ln(λ_i/λ_{i+1}) is exponential, and its mean is seen in the gaps below, so that heavy
-    tails have no outliers although their largest values lie far apart. Where the eigenvalues below the gap repel each other, as
-    those of a matrix do, less is asked for. Of spectra without a gap, 1 to 4 in 100 are said to have one.
+    If all eigenvalues are known and a bulk of 100 or more is Marchenko–Pastur, they are its spikes. Otherwise they are what lies
+    above the widest gap λ_i/λ_{i+1} that is wider than chance makes it; `gap` is that ratio, `edge` is λ_{i+1}. Below the i
+    largest of independent values with a power law, i ln(λ_i/λ_{i+1}) is exponential, and its mean is seen in the gaps below, so
+    that heavy tails have no outliers although their largest values lie far apart. Where the eigenvalues below the gap repel each
+    other, as those of a matrix do, less is asked for. Of spectra without a gap, 1 to 4 in 100 are said to have one. The copies
+    of an eigenvalue (no further apart than rounding) are one draw, and count as often as they stand there.
 
     Of trained classifiers expect C or C − 1, one direction for each class mean, less their common one; C(C − 1) where the
     classes are tight clusters, as in a Gaussian mixture; and 0 where the directions of the classes merge into the bulk.
@@ -190,7 +205,8 @@ def outliers(spectrum: Spectrum) -> Outliers:
     if not kept.any():
         return Outliers(0, np.zeros(0), nan, nan, False, "No eigenvalue is positive, so there is no bulk.")
     values, counts = (v[::-1] for v in merged(points[kept], weights[kept]))
-    count, reason = _count(spectrum, values, counts, floor)
+    values, counts, draws = _draws(spectrum, values, counts)
+    count, reason = _count(spectrum, values, counts, draws, floor)
     known = top_values(spectrum, count)
     if not reason and len(known) < count:
         reason = f"{count} eigenvalues stand above a gap, but {len(known)} of them are known exactly; use more steps and deflate."
@@ -200,30 +216,33 @@ def outliers(spectrum: Spectrum) -> Outliers:
     return Outliers(count, known, float(known[-1] / edge) if count else nan, edge, True, "")
 
 
-def _count(spectrum: Spectrum, values: Array, counts: Array, floor: float) -> tuple[int, str]:
+def _count(spectrum: Spectrum, values: Array, counts: Array, draws: Array, floor: float) -> tuple[int, str]:
     """(how many eigenvalues stand apart, why that cannot be told) of positive points, descending."""
-    total = float(counts.sum())
+    total = float(draws.sum())
+    if len(values) == 1 and spectrum.is_exact and counts[0] >= 2 * MIN_WINDOW:
+        return 0, ""
     if total < 2 * MIN_WINDOW:
-        return 0, f"The spectrum has {total:.3g} positive eigenvalues, and a bulk needs {2 * MIN_WINDOW}."
+        some = " (copies counted once)" * (float(counts.sum()) > total * (1 + 1e-9))
+        return 0, f"The spectrum has {total:.3g} positive eigenvalues{some}, and a bulk needs {2 * MIN_WINDOW}."
     if spectrum.is_exact:
-        bulk = marchenko_pastur(spectrum)
-        if bulk.accepted:
-            return int(bulk.spikes), ""
-    known = top_values(spectrum, round(total))
+        bulk = marchenko_pastur(Spectrum.from_eigenvalues(values))
+        if bulk.accepted and bulk.bulk >= TOLD:
+            return int(counts[: int(bulk.spikes)].sum()), ""
+    known = top_values(spectrum, spectrum.dim)
     known = known[known > floor]
     if not len(known):
         why = "No eigenvalue is known exactly, so none can be said to stand apart"
         return 0, f"{why}; deflate, with two probes or more."
     if len(values) == 1:
         return 0, ""
-    gaps = _gaps(values, counts)
-    repelled, unknown = _repelled(known, gaps.above, spectrum.is_exact)
+    gaps = _gaps(values, draws)
+    repelled, unknown = _repelled(values[values >= known[-1]], gaps.above, spectrum.is_exact)
     empty = _empty(spectrum, gaps, floor)
     clear, perhaps = _clear(gaps, repelled) & empty, _clear(gaps, repelled | unknown)
     perhaps &= empty | _agreed(spectrum, gaps.upper)
     ratios = np.where(perhaps, gaps.upper / gaps.lower, 0.0)
     widest = int(np.argmax(ratios))
-    count = round(float(gaps.above[widest])) if perhaps.any() else 0
+    count = round(float(np.cumsum(counts)[widest])) if perhaps.any() else 0
     if count and not clear[widest]:
         return count, (
             f"Whether the gap of {ratios[widest]:.3g} after {count} eigenvalues is chance depends on those below it, "

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from spectral import cards
 from spectral.analysis.alternatives import OF_ALL, LikelihoodRatio, against_power_law, lognormal_of_all
-from spectral.analysis.counting import Counting, counting, log_sums, told_apart
+from spectral.analysis.counting import Counting, counting, log_sums
 from spectral.analysis.exponents import exponent, hill_of, log_density_peak, model_cdf
 from spectral.analysis.jackknife import jackknife_stderr
 from spectral.analysis.marchenko_pastur import positive_floor
@@ -149,7 +149,7 @@ class PowerLaw:
 
 
 class _Range(NamedTuple):
-    """The eigenvalues of `c` up to its point `last`: `beyond` lie above, `beyond_exact` of them known one by one.
+    """The eigenvalues of `c` up to its point `last`: `beyond` lie above.
 
     `largest` is the largest in the range, `sums` are `log_sums(c)`; xmax is None where the law has no end.
     """
@@ -158,7 +158,6 @@ class _Range(NamedTuple):
     xmax: float | None
     last: int
     beyond: float
-    beyond_exact: float
     largest: float
     sums: Array
     log_x: Array
@@ -168,7 +167,11 @@ class _Range(NamedTuple):
         return self.c.at_least[first] - self.beyond
 
     def n_eff(self, first: IntArray) -> Array:
-        return self.c.independent(first, self.beyond, self.beyond_exact)
+        return self.c.independent(first, self.last)
+
+    def draws(self, first: IntArray) -> Array:
+        """How many those are but for the noise of probes: an eigenvalue with all its copies is one."""
+        return self.c.independent(first, self.last, probes=False)
 
     def mean_u(self, first: IntArray) -> Array:
         """Mean of u = ln(λ/xmin), xmin the point `first`."""
@@ -193,8 +196,7 @@ def _range(c: Counting, xmax: float | None) -> _Range:
     beyond = float(c.above[last])
     held = np.flatnonzero(c.at_least[: last + 1] > beyond)
     largest = float(c.x[held[-1]]) if len(held) else nan
-    beyond_exact = float(c.exact[last + 1]) if last + 1 < len(c.x) else 0.0
-    return _Range(c, xmax, last, beyond, beyond_exact, largest, log_sums(c), np.log(c.x))
+    return _Range(c, xmax, last, beyond, largest, log_sums(c), np.log(c.x))
 
 
 def _scan(r: _Range, first: IntArray) -> tuple[TailCurve, Array]:
@@ -217,11 +219,11 @@ def _error(a: Array, L: Array, n_eff: Array) -> Array:
     return size * factor / np.sqrt(n_eff)
 
 
-def _candidates(r: _Range, exact: bool, rounding: float) -> IntArray:
-    """Points at which a tail may begin: each exact eigenvalue (one of those that rounding parts), or those of a log grid."""
+def _candidates(r: _Range, exact: bool) -> IntArray:
+    """Points at which a tail may begin: each exact eigenvalue, or those of a log grid."""
     x = r.c.x[: r.last + 1]
     if exact and len(x) <= ALL_CANDIDATES:
-        return np.flatnonzero(np.diff(told_apart(x, rounding), prepend=-1))[:-1]
+        return np.arange(len(x) - 1)
     low = max(x[0], 1e-12 * x[-1])  # below, float64 products leave rounding instead of eigenvalues
     grid = np.geomspace(low, x[-1], GRID + 1)[:-1]
     return np.unique(np.minimum(np.searchsorted(x, grid * (1 - 1e-12)), len(x) - 2))
@@ -238,11 +240,12 @@ class _Search(NamedTuple):
     largest: float
 
 
-def _search(c: Counting, xmax: float | None, exact: bool, rounding: float = 0.0) -> _Search:
+def _search(c: Counting, xmax: float | None, exact: bool) -> _Search:
     r = _range(c, xmax)
-    curve, chance = _scan(r, _candidates(r, exact, rounding))
-    able = (curve.tail >= MIN_TAIL) & (np.log10(r.largest / curve.xmin) >= MIN_DECADES)
-    able &= c.loose[np.searchsorted(c.x, curve.xmin)] <= OPEN * curve.tail
+    first = _candidates(r, exact)
+    curve, chance = _scan(r, first)
+    able = (r.draws(first) >= MIN_TAIL - 1e-9) & (np.log10(r.largest / curve.xmin) >= MIN_DECADES)
+    able &= r.c.loose[first] <= OPEN * curve.tail
     return _Search(c, xmax, curve, chance, able, r.largest)
 
 
@@ -270,15 +273,15 @@ def _starts(search: _Search, xmin: float | str | None, exact: bool) -> list[floa
     return list(dict.fromkeys(found)) or [search.largest]
 
 
-def _fit(search: _Search, start: float, mode: str) -> tuple[PowerLaw, float]:
-    """The fit of the tail from `start` on, without its verdict; the part of the tail that the nodes around its start weigh."""
+def _fit(search: _Search, start: float, mode: str) -> PowerLaw:
+    """The fit of the tail from `start` on, not judged yet."""
     r = _range(search.c.insert(start), search.xmax)
     first = np.searchsorted(r.c.x, [start])
     here, own = _scan(r, first)
     later = search.able & (search.curve.xmin > start) & (mode == "peak")  # where the density turns, its slope does
     drift = _drift(search.curve.alpha[later] - here.alpha[0], search.chance[later], own[0])
     known = np.isfinite(here.alpha[0])
-    fit = PowerLaw(
+    return PowerLaw(
         alpha=float(here.alpha[0]) if known else nan,
         sigma=float(np.hypot(here.sigma[0], drift)) if known else nan,
         xmin=start,
@@ -291,7 +294,6 @@ def _fit(search: _Search, start: float, mode: str) -> tuple[PowerLaw, float]:
         decades=float(np.log10(r.largest / start)),
         mode=mode,
     )
-    return fit, float(r.c.loose[first[0]] / here.tail[0])
 
 
 def _bounded(r: _Range, first: IntArray) -> float:
@@ -345,20 +347,25 @@ def _tests(search: _Search, fit: PowerLaw) -> dict[str, LikelihoodRatio]:
     return against_power_law(*tail) | {OF_ALL: lognormal_of_all(search.c, *tail)}
 
 
-def _refusal(fit: PowerLaw, open_: float, tests: dict[str, LikelihoodRatio]) -> str:
+def _refusal(search: _Search, fit: PowerLaw, tests: dict[str, LikelihoodRatio]) -> str:
     """Why alpha is not to be trusted, "" where it is."""
     if np.isnan(fit.alpha):
         return "All eigenvalues of the tail are equal, so there is no exponent."
-    tail, needed = cards.apart(fit.tail, MIN_TAIL, 3)
+    r = _range(search.c.insert(fit.xmin), search.xmax)
+    first = np.searchsorted(r.c.x, [fit.xmin])
+    draws, open_ = float(r.draws(first)[0]), float(r.c.loose[first[0]] / fit.tail)
+    short = draws < MIN_TAIL - 1e-9
+    tail, needed = cards.apart(draws, MIN_TAIL, 3)
+    holds = f"{tail} eigenvalues" + " (copies counted once)" * (fit.tail > draws * (1 + 1e-9))
     decades, span = cards.apart(fit.decades, MIN_DECADES)
-    if fit.mode == "ks" and (fit.tail < MIN_TAIL or fit.decades < MIN_DECADES):
+    if fit.mode == "ks" and (short or fit.decades < MIN_DECADES):
         return (
-            f"The tail closest to a power law holds {tail} eigenvalues in {decades} decades; alpha needs "
+            f"The tail closest to a power law holds {holds} in {decades} decades; alpha needs "
             f"{needed} in {span}, and no tail of that length is one."
         )
     hint = "." if fit.mode == "chosen" else "; choose a smaller xmin."
-    if fit.tail < MIN_TAIL:
-        return f"The tail holds {tail} eigenvalues, and alpha needs {needed}{hint}"
+    if short:
+        return f"The tail holds {holds}, and alpha needs {needed}{hint}"
     if fit.decades < MIN_DECADES:
         return f"The tail spans {decades} decades, and alpha needs {span}{hint}"
     if open_ > OPEN:
@@ -388,12 +395,12 @@ def power_law(spectrum: Spectrum, *, xmin: float | str | None = None, xmax: floa
 
     The error `sigma` is (alpha − 1)/√n_eff, and in quadrature a twentieth of what the two nodes around xmin weigh, as a share
     of the tail, and for the peak how far alpha moves beyond chance when the tail begins later. n_eff is n for exact
-    eigenvalues; m probes make it n/(1 + 2/m). alpha ± sigma holds a planted exponent in 2 of 3 spectra
-    (tests/test_calibration.py).
+    eigenvalues, and counts the copies of one (no further apart than the rounding of products) once; m probes make it
+    n/(1 + 2/m). alpha ± sigma holds a planted exponent in 2 of 3 spectra (tests/test_calibration.py).
 
     `accepted` is False, and alpha still given,
 
-    - when the tail holds fewer than 50 eigenvalues or spans less than a decade,
+    - when the tail holds fewer than 50 eigenvalues, copies counted once, or spans less than a decade,
     - when the two nodes around xmin weigh more than half of it,
     - when D √n_eff exceeds 1.1 (1.31 if the tail was not searched for),
     - when a rival (truncated power law, lognormal, exponential, log-uniform) is better with p < .01,
@@ -459,15 +466,15 @@ def refusal_from(values: Array, xmin: float) -> str:
     c, _ = counting(Spectrum.from_eigenvalues(values))
     r = _range(c, None)
     search = _Search(c, None, *_scan(r, np.searchsorted(c.x, [xmin])), np.zeros(1, bool), r.largest)
-    fit, open_ = _fit(search, xmin, "chosen")
-    return _refusal(fit, open_, {}) or _refusal(fit, open_, _tests(search, fit))
+    fit = _fit(search, xmin, "chosen")
+    return _refusal(search, fit, {}) or _refusal(search, fit, _tests(search, fit))
 
 
 def _fits(spectrum: Spectrum, rules: Sequence[float | str | None], xmax: float | None) -> list[PowerLaw]:
     # values that come without an operator were never rounded by products: they are taken at their word
-    floor, rounding = positive_floor(spectrum), spectrum.rounding
+    floor = positive_floor(spectrum)
     if spectrum.is_exact and not spectrum.meta.get("operator"):
-        floor = rounding = 0.0  # numbers that somebody knows: nothing was multiplied
+        floor = 0.0  # numbers that somebody knows: nothing was multiplied
     c, without = counting(spectrum, floor)
     values, counts = spectrum.points(zeros=False)
     excluded = float(counts[values <= floor].sum() + spectrum.zeros)
@@ -480,7 +487,7 @@ def _fits(spectrum: Spectrum, rules: Sequence[float | str | None], xmax: float |
         reason, at = "All eigenvalues of the tail are equal, so there is no exponent.", float(c.x[0])
         return [_nothing(reason, excluded, mode, at, c.total) for mode in modes]
     exact, hills = spectrum.is_exact, hill_of(spectrum)[0]
-    search = _search(c, xmax, exact, rounding)
+    search = _search(c, xmax, exact)
     others = [_search(one, xmax, exact=False) if _holds(one, xmax) else None for one in without]
     both = zip(rules, modes, strict=True)
     return [_judged(search, others, rule, mode, exact, excluded, hills) for rule, mode in both]
@@ -492,9 +499,9 @@ def _judged(
 ) -> PowerLaw:  # fmt: skip
     """The fit by one rule, with its verdict."""
     for start in _starts(search, xmin, exact):
-        fit, open_ = _fit(search, start, mode)
+        fit = _fit(search, start, mode)
         tests = _tests(search, fit)
-        reason = _refusal(fit, open_, tests)
+        reason = _refusal(search, fit, tests)
         if not reason:
             break
     errors = dict.fromkeys(ERRORS, 0.0) if exact else _probe_errors(others, xmin, mode)
@@ -514,7 +521,7 @@ def _probe_errors(others: list[_Search | None], xmin: float | str | None, mode: 
     for search in others:
         if search is None or (mode == "given" and not xmin < search.largest):  # type: ignore[operator]
             return dict.fromkeys(ERRORS, nan)
-        fits.append(_fit(search, _starts(search, xmin, exact=False)[0], mode)[0])
+        fits.append(_fit(search, _starts(search, xmin, exact=False)[0], mode))
     return {name: jackknife_stderr([getattr(fit, name) for fit in fits]) for name in ERRORS}
 
 

@@ -265,7 +265,8 @@ def numerical_rank(A: Any, tol: float | None = None, *, confidence: float = 0.95
     Returns
     -------
     Estimate
-        lower and upper are the confidence interval of `Spectrum.count`; stderr is its half width over its normal quantile.
+        lower and upper are the confidence interval of `Spectrum.count`; stderr is how far they reach from the value, the
+        farther one, over the normal quantile.
 
     Raises
     ------
@@ -295,7 +296,7 @@ def numerical_rank(A: Any, tol: float | None = None, *, confidence: float = 0.95
         small = spectrum.count(np.nextafter(-cut, -np.inf), cut, confidence)
     n, z = spectrum.dim, float(scipy.special.ndtri((1 + confidence) / 2))
     value, lower, upper = n - float(small.value), n - float(small.upper), n - float(small.lower)
-    return Estimate(value, (upper - lower) / 2 / z, lower, upper, len(spectrum.nodes), spectrum.products)
+    return Estimate(value, _reach(value, lower, upper) / z, lower, upper, len(spectrum.nodes), spectrum.products)
 
 
 def condition_number(A: Any, **options: Any) -> Estimate:
@@ -363,6 +364,11 @@ def condition_number(A: Any, **options: Any) -> Estimate:
     lower = max(1.0, (largest - max(blur, spectrum.value_error)) / (min(near, default=np.inf) + blur))
     one_sided = spectrum.points()[0].min() >= -rounding or spectrum.points()[0].max() <= rounding
     return Estimate(value if one_sided else lower, nan, lower, nan, len(spectrum.nodes), products)
+
+
+def _reach(value: float, lower: float, upper: float) -> float:
+    """How far an interval reaches from a value, which may lie at one of its ends."""
+    return max(upper - value, value - lower, 0.0)
 
 
 def quotient(a: float, b: float) -> float:
@@ -440,7 +446,7 @@ def negative_mass(A: Any, *, confidence: float = 0.95, **options: Any) -> Negati
     band = spectrum.count_below(-r, confidence)
     n, z = spectrum.dim, float(scipy.special.ndtri((1 + confidence) / 2))
     value, lower, upper = float(band.value) / n, float(band.lower) / n, float(band.upper) / n
-    count = Estimate(value, (upper - lower) / 2 / z, lower, upper, K, products)
+    count = Estimate(value, _reach(value, lower, upper) / z, lower, upper, K, products)
 
     def negative(x: np.ndarray) -> np.ndarray:
         return np.where(x < -r, -x / unit, 0.0)

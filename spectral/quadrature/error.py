@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,12 +56,23 @@ def between(
     """(W1 or KS between two CDFs, each divided by its unit; its `jackknife_error` over the probes of both).
 
     `without`: each one's unit without probe k, (K,), where it moves along. The error is 0 of exact spectra and of measures of
-    one vector, and nan if one has a single probe.
+    one vector, and nan if one has a single probe. KS looks at points that rounding tells apart: steps of one eigenvalue, 1e-16
+    apart, are no distance. Its error also holds half the certified envelopes of both where the distance is largest: within them
+    a crowd of eigenvalues that one node stands for may lie anywhere.
     """
     scaled = [(q.curve[0] / unit, q.curve[1]) for q, unit in zip((a, b), units, strict=True)]
     x = np.unique(np.concatenate([scaled[0][0], scaled[1][0]]))
     whole = [cdf.limits(curve, x) for curve in scaled]
-    value = float(cdf.distances(whole[0][0] - whole[1][0], whole[0][1] - whole[1][1], x, kind))
+    left, right = whole[0][0] - whole[1][0], whole[0][1] - whole[1][1]
+    first = last = np.arange(len(x))
+    envelopes = 0.0
+    if kind == "ks":
+        apart = sum(q.floor / unit for q, unit in zip((a, b), units, strict=True))
+        first, last = _told_apart(x, apart)
+        i, j = first[np.abs(left[first]).argmax()], last[np.abs(right[last]).argmax()]
+        at = x[i] - apart if abs(left[i]) >= abs(right[j]) else x[j] + apart
+        envelopes = sum(_half_envelope(q, at * unit) for q, unit in zip((a, b), units, strict=True))
+    value = float(cdf.distances(left[first], right[last], x, kind))
     rest = []
     for q, unit, own, other in ((a, units[0], without[0], whole[1]), (b, units[1], without[1], whole[0])):
         if not (q.is_exact or q.of_vector):
@@ -69,8 +81,24 @@ def between(
                 rows = zip(left, right, own, strict=True)
                 moved = [cdf.limits(cdf.joined(x * unit, l, r), x * one) for l, r, one in rows]
                 left, right = np.array([l for l, _ in moved]), np.array([r for _, r in moved])
-            rest.append(cdf.distances(left - other[0], right - other[1], x, kind))
-    return value, jackknife_error(value, rest)
+            rest.append(cdf.distances((left - other[0])[..., first], (right - other[1])[..., last], x, kind))
+    return value, float(np.hypot(jackknife_error(value, rest), envelopes))
+
+
+def _told_apart(x: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last of each group of ascending points that lie no further than `width` from its first."""
+    points, first = x.tolist(), [0]
+    while (after := bisect_right(points, points[first[-1]] + width)) < len(points):
+        first.append(after)
+    return np.array(first), np.array([*first[1:], len(points)]) - 1
+
+
+def _half_envelope(q: Quadrature, x: float) -> float:
+    """How far the middle of the certified envelope may be from the CDF at x, of the vectors that were drawn."""
+    if q.is_exact or q.of_vector or not q.records:
+        return 0.0
+    low, high = q.envelope(np.array([x]))
+    return float(high[0] - low[0]) / 2 * q.unresolved / q.dim
 
 
 def jackknife_error(value: float, rest: Sequence[np.ndarray]) -> float:
