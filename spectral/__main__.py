@@ -213,6 +213,8 @@ def task(config: DictConfig) -> None:
             if finished and settings["resume"]:
                 print(f"{folder}: finished before")
                 return
+        elif settings["plan"] is None:
+            distributed.by_first(lambda: sweeps.check_free(folder, settings))
         run.execute(settings, folder, shlex.join(["spectral", *overrides]))
         if sweep and distributed.leads():
             sweeps.mark(Path(job.sweep.dir), folder, settings)

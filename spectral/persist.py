@@ -174,6 +174,24 @@ def claim(path: Any) -> Path:
 
 
 @contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, nobody else is inside with the same folder; ValueError where somebody is."""
+    handle = None if fcntl is None else os.open(folder, os.O_RDONLY)  # Windows opens no folder
+    try:
+        try:
+            if handle is not None:
+                _lock(handle)
+        except BlockingIOError as problem:
+            raise ValueError(f"Another run is writing into {folder}; give this one a folder of its own.") from problem
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
 def forgiving(path: Any) -> Iterator[None]:
     """A save inside that fails because the disk is full warns, and the run goes on: the last one stands, the next tries again."""
     try:

@@ -24,6 +24,7 @@ from spectral import persist
 from spectral.__main__ import main, sentence, with_default
 from spectral.app import run, targets
 from spectral.estimators import checkpoint
+from spectral.persist import alone
 from spectral.spectrum import Spectrum
 
 TINY = ["data.train=40", "data.test=20", "model.options.widths=[8]", "training.options.max_epochs=15"]
@@ -433,6 +434,26 @@ def test_a_run_that_begins_anew_loses_nothing_of_one_that_did_not_end(here: Path
     assert found[0].startswith("1 trained networks, 1 finished spectra") and not state.exists()
     call(monkeypatch, *SINGLE)
     assert found[1].startswith("0 trained networks, 0 finished") and capsys.readouterr().err == ""
+
+
+def test_no_run_writes_over_another_one(here: Path, monkeypatch, capsys) -> None:
+    """The same run may be made again where it was; another one, or one at the same time, is refused and changes nothing."""
+    call(monkeypatch, *SINGLE, "hydra.run.dir=mine")
+    files = (path for path in (here / "mine").rglob("*") if path.is_file() and ".hydra" not in path.parts)
+    first = {path: path.read_bytes() for path in files}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as problem:
+        call(monkeypatch, *SINGLE, "hydra.run.dir=mine", "estimator=trace")
+    assert problem.value.code == 2 and "mine holds another run" in (said := capsys.readouterr().err)
+    assert said.count("\n") == 1 and all(path.read_bytes() == was for path, was in first.items())
+    assert not (here / "mine" / "estimate.npz").exists()
+    call(monkeypatch, *SINGLE, "hydra.run.dir=mine")
+    metrics = json.loads((here / "mine" / "result.json").read_text())["metrics"]
+    assert metrics == json.loads(first[here / "mine" / "result.json"])["metrics"]
+    (here / "busy").mkdir()
+    with alone(here / "busy"), pytest.raises(SystemExit):
+        call(monkeypatch, *SINGLE, "hydra.run.dir=busy")
+    assert "Another run is writing into" in capsys.readouterr().err and not results(here / "busy")
 
 
 def test_a_full_disk_at_the_end_is_one_sentence_and_what_was_computed_is_kept(here: Path, monkeypatch, capsys) -> None:

@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from spectral.experiments.study import Part, Study
 from spectral.operators.foreign import as_operator
 from spectral.pages import Report, build, charts, page, verdict
 from spectral.pages.tables import seconds
-from spectral.persist import FULL, atomic_write, own_folder, save_arrays
+from spectral.persist import FULL, alone, atomic_write, own_folder, save_arrays
 from spectral.storage import plain
 
 REHEARSED = 256  # dimension of a matrix that options are tried on
@@ -90,30 +90,31 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
     description["computed by"] = {k: about[k] for k in ("spectral", "torch", "device")}
     store = RunStore(config["output"]["state"], description, resume=config["resume"], present=distributed.leads())
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        perform = _experiment if config.get("experiment") else single
-        with own.told(trust_of(config)):
-            report, results = perform(config, folder, store, where)
-            cost = {**report.cost, **peak_bytes()}
-        if not distributed.leads():
-            return None
-        report = replace(report, config=recorded(config), environment=about, cost=cost)
-        written = _write(folder, config, report, results)
-        store.end()
-        return written
-    except OSError as problem:
-        if problem.errno not in FULL:
-            raise
-        raise ValueError(
-            f"{problem.filename or folder} could not be written ({problem.strerror}); {store.parts()} are kept in "
-            f"{store.folder}: make room, and run it again with resume=true."
-        ) from problem
-    except (KeyboardInterrupt, Terminated) as stop:
-        collectives.leave(stop)
-        code = 143 if isinstance(stop, Terminated) else 130
-        raise Interrupted(
-            f"Interrupted with {store.parts()} kept in {store.folder}; go on with: {command} resume=true", code
-        ) from stop
+    with alone(folder) if distributed.leads() else nullcontext():
+        try:
+            perform = _experiment if config.get("experiment") else single
+            with own.told(trust_of(config)):
+                report, results = perform(config, folder, store, where)
+                cost = {**report.cost, **peak_bytes()}
+            if not distributed.leads():
+                return None
+            report = replace(report, config=recorded(config), environment=about, cost=cost)
+            written = _write(folder, config, report, results)
+            store.end()
+            return written
+        except OSError as problem:
+            if problem.errno not in FULL:
+                raise
+            raise ValueError(
+                f"{problem.filename or folder} could not be written ({problem.strerror}); {store.parts()} are kept in "
+                f"{store.folder}: make room, and run it again with resume=true."
+            ) from problem
+        except (KeyboardInterrupt, Terminated) as stop:
+            collectives.leave(stop)
+            code = 143 if isinstance(stop, Terminated) else 130
+            raise Interrupted(
+                f"Interrupted with {store.parts()} kept in {store.folder}; go on with: {command} resume=true", code
+            ) from stop
 
 
 def _experiment(config: dict[str, Any], folder: Path, store: RunStore, where: str) -> tuple[Report, dict[str, Any]]:

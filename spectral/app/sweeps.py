@@ -29,14 +29,25 @@ def place(sweep: Path, folder: Path, settings: dict[str, Any]) -> tuple[Path, bo
     if _holds(folder, settings):
         mark(sweep, folder, settings)  # it was killed before it could
         return folder, True
-    taken = (folder / "result.json").exists()
-    return (folder.with_name(f"{folder.name}-{_hash(settings)}") if taken else folder), False
+    return (folder.with_name(f"{folder.name}-{_hash(settings)}") if _taken(folder) else folder), False
+
+
+def check_free(folder: Path, settings: dict[str, Any]) -> None:
+    """ValueError where a single run would write over another one."""
+    if _taken(folder) and not _holds(folder, settings):
+        raise ValueError(
+            f"{folder} holds another run, as its result.json says, and no run writes over another one; give this one a "
+            "hydra.run.dir of its own, or remove that folder."
+        )
+
+
+def _taken(folder: Path) -> bool:
+    return (folder / "result.json").exists()
 
 
 def _holds(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether this very run has ended there."""
-    result = folder / "result.json"
-    return result.exists() and read_result(result)["config"] == _recorded(settings)
+    return _taken(folder) and read_result(folder / "result.json")["config"] == _recorded(settings)
 
 
 def mark(sweep: Path, folder: Path, settings: dict[str, Any]) -> None:
