@@ -21,12 +21,10 @@ from spectral import arrays, distributed
 from spectral.checksum import checksum_of
 from spectral.failures import REFUSALS, first_line
 from spectral.networks import losses
-from spectral.networks.batches import LABEL_KEYS, Samples, is_finite
-from spectral.networks.places import output_place, output_tensor, target_of
+from spectral.networks.batches import TARGETS, Samples, is_finite
+from spectral.networks.places import label_place, output_place, output_tensor, target_of
 from spectral.networks.trees import Place, leaves, map_tensors, repacked, replaced, tensors
 
-# what a callable that takes no batch calls it
-TARGETS = (*LABEL_KEYS, "t", "gt", "y_true", "true", "tgt", "ground_truth")
 RETURNED = {"mean": "mean over the samples", "each": "one number for each entry", "whole": "one number for all data"}
 
 
@@ -40,6 +38,7 @@ class Loss:
     def __init__(self, given: Any, samples: Samples, inputs: int = 1) -> None:
         _check_loss(given)
         self.given, self.samples, self.inputs = losses.as_module(given), samples, inputs
+        self.read = 0  # entries of a tuple up to the last one that a forward= of the user reads
         self.shift: bool | None = False  # of the model's own loss: labels in place, shifted, or real numbers (None)
         self.form = ""
         # whether a callable takes (output, target), as torch's own functions do, not (output, batch)
@@ -75,10 +74,11 @@ class Loss:
         self.shift = "CausalLM" in names or "LMHead" in names
 
     def target(self, batch: Any) -> Any:
-        if isinstance(batch, tuple | list) and 2 < len(batch) <= self.inputs:
+        if isinstance(batch, tuple | list) and 1 < len(batch) <= self.read and label_place(batch) is None:
             raise losses.Misused(
-                f"forward= reads all {len(batch)} entries of a batch, so that none of them is known as the target; pass loss= as "
-                "a callable (output, batch) -> (sum, count), or let forward= read its own by batch[0]."
+                f"forward= reads {f'all {len(batch)} entries' if len(batch) > 2 else 'the last entry'} of a batch, so that none of "
+                "them is known as the target; pass loss= as a callable (output, batch) -> (sum, count), or let forward= read its "
+                "own by batch[0]."
             )
         return target_of(batch, self.inputs)
 
