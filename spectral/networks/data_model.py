@@ -460,11 +460,15 @@ class DataModel:
         """What the loss means, from a batch's output: its (sum, count)."""
         self.loss.read = self.call.run.reads or 0
         self.loss.inputs = self.loss.read or self.loss.inputs
-        self.loss.output = self.call.run if self.shards is None else None  # which all ranks would have to call
+        self.loss.output = self._run_anew if self.shards is None else None  # which all ranks would have to call
         sum_count = self.loss.learn(index, output, batch)
         if index == 0 and self._of_loss:
             self.loss.check_samples(output, batch)
         return sum_count
+
+    def _run_anew(self, batch: Any) -> Any:
+        """What forward makes of a batch inside the substitution that is under way."""
+        return self.call.run(self._lent(batch))
 
     def adds_up(self, parts: list[Any], whole: Any, allowed: float) -> bool:
         """Whether a batch of several gives what they give one by one, up to the relative error `allowed`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ from spectral.failures import REFUSALS, first_line
 from spectral.networks import losses
 from spectral.networks.batches import TARGETS, Samples, is_finite
 from spectral.networks.places import label_place, output_place, output_tensor, target_of
-from spectral.networks.trees import Place, leaves, map_tensors, repacked, replaced, tensors
+from spectral.networks.trees import Place, leaves, map_tensors, mapped, repacked, replaced, tensors
 
+SHARED = "name entries that belong to none by shared="
 RETURNED = {"mean": "mean over the samples", "each": "one number for each entry", "whole": "one number for all data"}
 
 
@@ -52,6 +54,7 @@ class Loss:
         # the model's output of a batch, and whether the loss differentiates it in what the batch holds (physics-informed)
         self.output: Callable[[Any], Any] | None = None
         self.differentiates = False
+        self.reads_model = False  # whether it reads what forward leaves behind: an attribute, what a hook has kept
 
     @property
     def is_module(self) -> bool:
@@ -155,9 +158,11 @@ class Loss:
         return Samples().rows(output, size, start, stop), part
 
     def _made_anew(self, output: Any, size: int) -> bool:
-        """Whether the output of some samples is made of theirs: the loss differentiates it, or none of it has a row for each."""
-        cut = any(self.samples.belongs((), t, size) for t in tensors(output))
-        return self.output is not None and (self.differentiates or not cut)
+        """Whether the model is run on some samples: the loss reads more than its output, or none of it has a row for each."""
+        return self.output is not None and (self.differentiates or self.reads_model or not self._has_rows(output, size))
+
+    def _has_rows(self, output: Any, size: int) -> bool:
+        return any(self.samples.belongs((), t, size) for t in tensors(output))
 
     def sums(self, output: Any, batch: Any) -> torch.Tensor:
         """The summed loss of each sample's counted targets, (B,): their sum is that of the batch."""
@@ -283,14 +288,20 @@ class Loss:
     def _check_halves(self, index: int, output: Any, batch: Any) -> None:
         """Whether two parts of the batch add up to the whole: on the first batch of two samples, or on all for a mean."""
         size = self.samples.size(batch)
-        if size < 2 or self.is_native or (self.tested and self.form != "mean"):
+        if self.is_native or (self.tested and self.form != "mean"):
             return
-        self.tested = True
-        why = self._apart(index, output, batch)
+        why = self._other_rows(output, batch) if self.form == "mean" and not self.is_module else ""
+        if size < 2 and not why:
+            return
+        first, self.tested = not self.tested, True
+        why = why or self._apart(index, output, batch)
         if why and not self.differentiates and any(t.requires_grad for t in tensors(output)):
             self.differentiates = True
             self.differentiates = not self._apart(index, output, batch)
             why = "" if self.differentiates else why
+        if first and not self._made_anew(output, size) and self._reads_model(output, batch):
+            self.reads_model = True
+            why = self._apart(index, output, batch)
         self.couples = why or self.couples
         if why and self.form == "mean":
             self.form = "whole"
@@ -299,27 +310,72 @@ class Loss:
                     f"{_called(self.given)} returns a number that is no mean over the samples ({why}); return (sum, count)."
                 )
 
+    def _other_rows(self, output: Any, batch: Any) -> str:
+        """Why the rows of the first entry are not known to be the samples: the output has others, or none and other entries have."""
+        size = self.samples.size(batch)
+        rows = {len(t) for t in tensors(output) if t.ndim}
+        if not rows:
+            own = [t for at, t in leaves(batch) if isinstance(t, torch.Tensor) and not self.samples.is_shared(at)]
+            rows = {len(t) for t in own if t.ndim}
+            return (
+                ""
+                if rows <= {size}
+                else f"a batch has entries of {' and '.join(map(str, sorted(rows)))} samples; {SHARED}"
+            )
+        return "" if size in rows else f"the first entry of a batch counts {size}, its output {max(rows)}; {SHARED}"
+
+    def _reads_model(self, output: Any, batch: Any) -> bool:
+        """Whether the loss of some samples is another when the model is run on them, though their output is not."""
+        if self.output is None or self.is_module or self.differentiates:
+            return False
+        cut, there = self._part(output, batch, 0, -(-self.samples.size(batch) // 3))
+        allowed, values = _allowed(*tensors(output)), []
+        try:
+            for made in (lambda: cut, lambda: self.output(there)):  # type: ignore[misc]
+                try:
+                    values.append((anew := made(), self._numbers(anew, there)[0]))
+                except REFUSALS:
+                    values.append((cut, math.nan))
+        finally:
+            with suppress(*REFUSALS):  # forward may have taken from the batch what it needs
+                self.output(batch)  # which leaves behind what it did
+        (_, one), (anew, two) = values
+        pairs = zip(tensors(cut), tensors(anew), strict=False)
+        same = all(s.shape == t.shape and torch.allclose(s, t, rtol=allowed, atol=allowed) for s, t in pairs)
+        return same and math.isfinite(two) and not abs(one - two) <= allowed * max(abs(one), abs(two))
+
     def _check_mean(self, index: int, output: Any, batch: Any) -> None:
         """Whether a number is the mean over the samples of several batches too: of one of the first batch and one of this."""
         single = self._part(output, batch, 0, 1)
         if index == 0:
             self.single = map_tensors(lambda t: t.detach().clone(), single[0]), map_tensors(torch.clone, single[1])
             return
-        outputs, batches = (list(pair) for pair in zip(self.single, single, strict=True))
+        pairs = [self.single, single]
         anew = self._made_anew(output, self.samples.size(batch))
-        kinds = [*map(self.samples.signature, batches), *([] if anew else map(Samples().signature, outputs))]
-        if None in kinds or kinds[::2] != kinds[1::2]:
-            return  # of other shapes: no function of both at once
-        batches.append(self.samples.joined(batches))
-        outputs = (
-            [self.output(part) for part in batches] if anew and self.output else [*outputs, Samples().joined(outputs)]
-        )
-        one, two, whole = (self._numbers(*pair)[0] for pair in zip(outputs, batches, strict=True))
-        allowed = _allowed(*tensors(output)) * (abs(one) + abs(two) + abs(whole))
-        if min(abs(one + two - whole), abs(one + two - whole / 2)) > allowed:  # of single samples, a sum is right
+        try:
+            there = _both(*(there for _, there in pairs), self.samples)
+            if anew and self.output is not None:
+                pairs = [(self.output(part), part) for _, part in pairs]
+                both = self.output(there)
+            else:
+                both = _both(*(made for made, _ in pairs), Samples())
+            joined = all(s is not t for s, t in zip(tensors(both), tensors(single[0]), strict=True) if t.ndim)
+            one, two, mean = (float(self._value(*pair).detach().sum()) for pair in (*pairs, (both, there)))
+        except REFUSALS:
+            joined = False
+        finally:
+            if self.reads_model and self.output is not None:
+                self.output(batch)  # which leaves behind what it did
+        if not joined:
+            raise ValueError(
+                f"{_called(self.given)} returns a number, and batch {index} has samples of another shape than the first batch, so "
+                "that nothing tells whether it is a mean over the samples; return (sum, count)."
+            )
+        allowed = _allowed(*tensors(output)) * (abs(one) + abs(two) + abs(mean))
+        if min(abs(one + two - 2 * mean), abs(one + two - mean)) > allowed:  # of single samples, a sum is right
             raise ValueError(
                 f"{_called(self.given)} returns a number that is no mean over the samples ({one:.6g} for one of the first batch, "
-                f"{two:.6g} for one of batch {index}, {whole / 2:.6g} for both); return (sum, count)."
+                f"{two:.6g} for one of batch {index}, {mean:.6g} for both); return (sum, count)."
             )
 
     def _apart(self, index: int, output: Any, batch: Any) -> str:
@@ -331,6 +387,9 @@ class Loss:
             some = [self._numbers(*self._part(output, batch, *part)) for part in ((0, cut), (cut, size))]
         except REFUSALS as problem:
             return f"parts of a batch alone: {first_line(problem)}"
+        finally:
+            if self.reads_model and self.output is not None:
+                self.output(batch)  # which leaves behind what it did
         total, count = (sum(numbers) for numbers in zip(*some, strict=True))
         scale = max(abs(whole[0]), sum(abs(part[0]) for part in some))
         allowed = _allowed(*tensors(output))
@@ -406,6 +465,19 @@ class Loss:
             return places
         read = torch.autograd.grad(total, heads, allow_unused=True)
         return [place for place, gradient in zip(places, read, strict=True) if gradient is not None]
+
+
+def _both(one: Any, two: Any, samples: Samples) -> Any:
+    """Two samples as one tree: what has one shape in both is joined, the rest is that of the second."""
+    first = dict(leaves(one))
+
+    def join(place: Place, leaf: Any) -> Any:
+        other = first.get(place)
+        if not isinstance(other, torch.Tensor) or not samples.belongs(place, leaf, 1) or other.shape != leaf.shape:
+            return leaf
+        return torch.cat([other, leaf])
+
+    return mapped(join, two)
 
 
 def _allowed(*values: torch.Tensor) -> float:
