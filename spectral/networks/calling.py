@@ -217,8 +217,8 @@ def _inputs(model: nn.Module, batch: Any) -> tuple[Any, ...]:
     there = len(own) - (label_place(batch) is None)  # one is the target
     if there > required and (name := _optional(model, required)):
         raise ValueError(
-            f"a batch holds {len(batch)} entries, and {type(private.written(model)).__name__}.forward requires {required} and may take {name} too, "
-            "so that nothing tells inputs from targets; pass mappings whose keys are forward's names, or forward=lambda model, "
+            f"a batch holds {len(batch)} entries, and {type(private.written(model)).__name__}.forward requires {required} and may take "
+            f"{name} too, so that nothing tells inputs from targets; pass mappings whose keys are forward's names, or forward=lambda model, "
             "batch: ... that calls the model."
         )
     return tuple(batch[i] for i in own[:required])

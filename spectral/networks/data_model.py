@@ -223,8 +223,8 @@ class DataModel:
         hooked = next((name or "itself" for name, module in watched if private.is_hooked(module)), None)
         if hooked:
             raise ValueError(
-                f"the module {hooked} has a hook on its gradients (register_full_backward_hook), which may change them, so that they "
-                "are those of no function; remove it (handle.remove())."
+                f"the module {hooked} has a hook on its gradients (register_full_backward_hook), which may change them, so "
+                "that they are those of no function; remove it (handle.remove())."
             )
         kinds = getattr(self, "parameter_kinds", None) or {name: named[name].dtype for name in self.names}
         cast = next((name for name in self.names if named[name].dtype != kinds[name]), None)
@@ -793,4 +793,9 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
     for name, value in every.items():
         if checksum_of(value) != before[name]:
             raise ValueError(model_state.written_to(name))
+    made = next((name for name, _ in model.model.named_parameters() if every and name not in every), None)
+    if made:
+        raise ValueError(
+            f"forward makes the parameter {made} when it is first called; run one batch through the model before."
+        )
     return z

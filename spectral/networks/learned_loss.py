@@ -79,8 +79,8 @@ class Loss:
     def target(self, batch: Any) -> Any:
         if isinstance(batch, tuple | list) and 1 < len(batch) <= self.read and label_place(batch) is None:
             raise losses.Misused(
-                f"forward= reads {f'all {len(batch)} entries' if len(batch) > 2 else 'the last entry'} of a batch, so that none of "
-                "them is known as the target; pass loss= as a callable (output, batch) -> (sum, count), or let forward= read its "
+                f"forward= reads {f'all {len(batch)} entries' if len(batch) > 2 else 'the last entry'} of a batch, so that none "
+                "of them is known as the target; pass loss= as a callable (output, batch) -> (sum, count), or let forward= read its "
                 "own by batch[0]."
             )
         return target_of(batch, self.inputs)
@@ -311,7 +311,7 @@ class Loss:
                 )
 
     def _other_rows(self, output: Any, batch: Any) -> str:
-        """Why the rows of the first entry are not known to be the samples: the output has others, or none and other entries have."""
+        """Why the rows of the first entry may be no samples: the output has others, or none and other entries have."""
         size = self.samples.size(batch)
         rows = {len(t) for t in tensors(output) if t.ndim}
         if not rows:
@@ -368,8 +368,8 @@ class Loss:
                 self.output(batch)  # which leaves behind what it did
         if not joined:
             raise ValueError(
-                f"{_called(self.given)} returns a number, and batch {index} has samples of another shape than the first batch, so "
-                "that nothing tells whether it is a mean over the samples; return (sum, count)."
+                f"{_called(self.given)} returns a number, and batch {index} has samples of another shape than the first batch, "
+                "so that nothing tells whether it is a mean over the samples; return (sum, count)."
             )
         allowed = _allowed(*tensors(output)) * (abs(one) + abs(two) + abs(mean))
         if min(abs(one + two - 2 * mean), abs(one + two - mean)) > allowed:  # of single samples, a sum is right
