@@ -203,12 +203,16 @@ def _checked_call(model: nn.Module, batch: Any, *, labelled: bool) -> Any:
     except TypeError as problem:
         given = ", ".join([*(["the first entry"] * bool(args)), *map(str, kwargs)])
         raise TypeError(
-            f"{type(private.written(model)).__name__}.forward cannot be called with {given} of a batch ({problem}); pass forward=lambda model, "
-            "batch: ... that calls the model as it wants to be called."
+            f"{_named(model)}.forward cannot be called with {given} of a batch ({problem}); pass forward=lambda model, batch: "
+            "... that calls the model as it wants to be called."
         ) from problem
     except ValueError:  # it has no signature
         pass
     return model(*args, **kwargs)
+
+
+def _named(model: nn.Module) -> str:
+    return type(private.written(model)).__name__
 
 
 def _inputs(model: nn.Module, batch: Any) -> tuple[Any, ...]:
@@ -217,8 +221,8 @@ def _inputs(model: nn.Module, batch: Any) -> tuple[Any, ...]:
     there = len(own) - (label_place(batch) is None)  # one is the target
     if there > required and (name := _optional(model, required)):
         raise ValueError(
-            f"a batch holds {len(batch)} entries, and {type(private.written(model)).__name__}.forward requires {required} and may take "
-            f"{name} too, so that nothing tells inputs from targets; pass mappings whose keys are forward's names, or forward=lambda model, "
+            f"a batch holds {len(batch)} entries, and {_named(model)}.forward requires {required} and may take {name} too, so "
+            "that nothing tells inputs from targets; pass mappings whose keys are forward's names, or forward=lambda model, "
             "batch: ... that calls the model."
         )
     return tuple(batch[i] for i in own[:required])

@@ -78,10 +78,10 @@ class Loss:
 
     def target(self, batch: Any) -> Any:
         if isinstance(batch, tuple | list) and 1 < len(batch) <= self.read and label_place(batch) is None:
+            read = f"all {len(batch)} entries" if len(batch) > 2 else "the last entry"
             raise losses.Misused(
-                f"forward= reads {f'all {len(batch)} entries' if len(batch) > 2 else 'the last entry'} of a batch, so that none "
-                "of them is known as the target; pass loss= as a callable (output, batch) -> (sum, count), or let forward= read its "
-                "own by batch[0]."
+                f"forward= reads {read} of a batch, so that none of them is known as the target; pass loss= as a callable "
+                "(output, batch) -> (sum, count), or let forward= read its own by batch[0]."
             )
         return target_of(batch, self.inputs)
 
@@ -232,6 +232,7 @@ class Loss:
         self._check_halves(index, output, batch)
         if self.form == "mean":
             self._check_mean(index, output, batch)
+            self._leave(batch)
         several = index > 0 or distributed.world_size() > 1
         if several and self.couples and (self.form == "whole" or self.is_module):
             raise ValueError(
@@ -310,6 +311,11 @@ class Loss:
                     f"{_called(self.given)} returns a number that is no mean over the samples ({why}); return (sum, count)."
                 )
 
+    def _leave(self, batch: Any) -> None:
+        """Run the model on the whole batch again, after parts of it, where the loss reads what that leaves behind."""
+        if self.reads_model and self.output is not None:
+            self.output(batch)
+
     def _other_rows(self, output: Any, batch: Any) -> str:
         """Why the rows of the first entry may be no samples: the output has others, or none and other entries have."""
         size = self.samples.size(batch)
@@ -350,32 +356,30 @@ class Loss:
         if index == 0:
             self.single = map_tensors(lambda t: t.detach().clone(), single[0]), map_tensors(torch.clone, single[1])
             return
-        pairs = [self.single, single]
-        anew = self._made_anew(output, self.samples.size(batch))
+        (one, first), (two, second) = self.single, single
+        made, parts, numbers = (
+            [one, two, _both(one, two, Samples())],
+            [first, second, _both(first, second, self.samples)],
+            [],
+        )
+        joined = all(s is not t for s, t in zip(tensors(made[2]), tensors(two), strict=True) if t.ndim)
+        anew = self.output if self._made_anew(output, self.samples.size(batch)) else None
         try:
-            there = _both(*(there for _, there in pairs), self.samples)
-            if anew and self.output is not None:
-                pairs = [(self.output(part), part) for _, part in pairs]
-                both = self.output(there)
-            else:
-                both = _both(*(made for made, _ in pairs), Samples())
-            joined = all(s is not t for s, t in zip(tensors(both), tensors(single[0]), strict=True) if t.ndim)
-            one, two, mean = (float(self._value(*pair).detach().sum()) for pair in (*pairs, (both, there)))
+            for z, part in zip(made, parts, strict=True):
+                numbers.append(float(self._value(z if anew is None else anew(part), part).detach().sum()))
         except REFUSALS:
             joined = False
-        finally:
-            if self.reads_model and self.output is not None:
-                self.output(batch)  # which leaves behind what it did
         if not joined:
             raise ValueError(
                 f"{_called(self.given)} returns a number, and batch {index} has samples of another shape than the first batch, "
                 "so that nothing tells whether it is a mean over the samples; return (sum, count)."
             )
-        allowed = _allowed(*tensors(output)) * (abs(one) + abs(two) + abs(mean))
-        if min(abs(one + two - 2 * mean), abs(one + two - mean)) > allowed:  # of single samples, a sum is right
+        alone, both = numbers[0] + numbers[1], numbers[2]
+        allowed = _allowed(*tensors(output)) * sum(map(abs, numbers))
+        if min(abs(alone - 2 * both), abs(alone - both)) > allowed:  # of single samples, a sum is right
             raise ValueError(
-                f"{_called(self.given)} returns a number that is no mean over the samples ({one:.6g} for one of the first batch, "
-                f"{two:.6g} for one of batch {index}, {mean:.6g} for both); return (sum, count)."
+                f"{_called(self.given)} returns a number that is no mean over the samples ({numbers[0]:.6g} for one of the first "
+                f"batch, {numbers[1]:.6g} for one of batch {index}, {both:.6g} for both); return (sum, count)."
             )
 
     def _apart(self, index: int, output: Any, batch: Any) -> str:
@@ -388,8 +392,7 @@ class Loss:
         except REFUSALS as problem:
             return f"parts of a batch alone: {first_line(problem)}"
         finally:
-            if self.reads_model and self.output is not None:
-                self.output(batch)  # which leaves behind what it did
+            self._leave(batch)
         total, count = (sum(numbers) for numbers in zip(*some, strict=True))
         scale = max(abs(whole[0]), sum(abs(part[0]) for part in some))
         allowed = _allowed(*tensors(output))

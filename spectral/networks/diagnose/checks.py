@@ -320,8 +320,9 @@ def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
         return
     if culprit is not None:
         raise ValueError(
-            f"the outputs of a sample depend on the other samples of its batch: {culprit} couples them in eval mode "
-            "(statistics of the batch, say); mend it, or pass preflight=False if the matrix of these batches is meant."
+            f"the outputs of a sample depend on the other samples of its batch: {culprit} couples them in eval mode (statistics of "
+            "the batch, or a first axis that is time, say); mend it, or pass preflight=False if the matrix of these batches is "
+            "meant."
         )
 
 
@@ -459,7 +460,7 @@ def _first_difference(
 
 
 def _common(s: torch.Tensor, t: torch.Tensor, sizes: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What both tensors say of the last sample and the first: parts of the axis that grows with the samples, or all; None if neither.
+    """What both tensors say of the last sample and the first: parts of the axis that grows with samples, or all; else None.
 
     `sizes` are those of the few samples of `samples_meet`, whose order is the other one, and of their batch.
     """
