@@ -684,7 +684,7 @@ class DataModel:
             size = "B" if first is None else first.shape[0]
             raise ValueError(
                 f"the output is {shape}, but its first axis must be the {size} samples of the batch; let forward= or of= return"
-                " a row for each."
+                " a row for each, or name entries that belong to none by shared=."
             )
         if not z.is_floating_point():
             raise TypeError(

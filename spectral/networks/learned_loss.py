@@ -424,7 +424,7 @@ class Loss:
             if terms.ndim == 0 or len(terms) != size:
                 raise ValueError(
                     f"{_called(self.given)} gives terms of shape {tuple(terms.shape)} under reduction='none', but must give some "
-                    f"for each of the {size} samples; pass a callable (output, batch) -> (sum, count)."
+                    f"for each of the {size} samples; pass a callable (output, batch) -> (sum, count), or {SHARED}."
                 )
         total, sums = float(self(output, batch)[0].detach()), arrays.double(self.sums(output, batch).detach())
         if abs(total - float(sums.sum())) > _allowed(*tensors(output)) * max(abs(total), float(sums.abs().sum())):

@@ -316,12 +316,19 @@ def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
         culprit = samples_meet(network, batch, z)
     except (RuntimeError, ValueError, LookupError, AssertionError, TypeError) as failure:
         words = first_line(failure)
+        entries, _ = network.samples.apart(batch, network.samples.size(batch))
+        if network.of in ("loss", "loss sums") and all(t.ndim == 1 for t in entries) and z.ndim and len(entries) > 1:
+            raise ValueError(
+                f"no entry of the first batch has more than one axis, and the model fails on another length of it ({words}), so "
+                "that a batch seems to be a single sample; pass batches with a first axis of samples, as DataLoader(data, "
+                "batch_size=...) makes them."
+            ) from failure
         network.untested["copies of one sample alone"] = words
         return
     if culprit is not None:
         raise ValueError(
-            f"the outputs of a sample depend on the other samples of its batch: {culprit} couples them in eval mode (statistics of "
-            "the batch, or a first axis that is time, say); mend it, or pass preflight=False if the matrix of these batches is "
+            f"the outputs of a sample depend on the other samples of its batch: {culprit} couples them in eval mode (statistics "
+            "of the batch, or a first axis that is time, say); mend it, or pass preflight=False if the matrix of these batches is "
             "meant."
         )
 
