@@ -319,8 +319,8 @@ def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
         entries, _ = network.samples.apart(batch, network.samples.size(batch))
         if network.of in ("loss", "loss sums") and all(t.ndim == 1 for t in entries) and z.ndim and len(entries) > 1:
             raise ValueError(
-                f"no entry of the first batch has more than one axis, and the model fails on another length of it ({words}), so "
-                "that a batch seems to be a single sample; pass batches with a first axis of samples, as DataLoader(data, "
+                f"no entry of the first batch has more than one axis, and the model fails on another length ({words}), so that a "
+                "batch seems to be a single sample; pass batches with a first axis of samples, as DataLoader(data, "
                 "batch_size=...) makes them."
             ) from failure
         network.untested["copies of one sample alone"] = words
