@@ -328,8 +328,8 @@ def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
     if culprit is not None:
         raise ValueError(
             f"the outputs of a sample depend on the other samples of its batch: {culprit} couples them in eval mode (statistics "
-            "of the batch, or a first axis that is time, say); mend it, or pass preflight=False if the matrix of these batches is "
-            "meant."
+            "of the batch, or a first axis that is time, say); mend it, or pass preflight=False if the matrix of these batches "
+            "is meant."
         )
 
 
