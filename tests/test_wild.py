@@ -1012,13 +1012,19 @@ class Recurrent(nn.Module):
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("backwards", [False, True])
-def test_first_axis_that_is_time_is_no_axis_of_samples(size, backwards):
-    """The first time step reads no other; of as many sequences as steps the rows were those of steps."""
-    x = torch.randn(size, size, 3, dtype=DOUBLE)
-    with pytest.raises(
-        ValueError, match=r"depend on the other samples .*\(RNN\) couples them .*first axis that is time"
-    ):
-        Jacobian(Recurrent(backwards), [x])
+def test_losses_of_time_steps_are_none_of_samples(size, backwards):
+    """The first time step reads no other; of as many sequences as steps the rows were those of steps. The Hessian has no rows."""
+    torch.manual_seed(0)
+    model, x, y = Recurrent(backwards), torch.randn(size, size, 3, dtype=DOUBLE), torch.randint(3, (size, size))
+
+    def loss(z, batch):
+        return F.cross_entropy(z.transpose(1, 2), batch[1], reduction="sum"), batch[1].numel()
+
+    with pytest.raises(ValueError, match=r"the outputs of a sample depend on the other samples of its batch"):
+        EmpiricalFisher(model, loss, [(x, y)])
+    if not backwards:
+        right = second(lambda: F.cross_entropy(model(x).transpose(1, 2), y), list(model.parameters()))
+        assert agrees(Hessian(model, loss, [(x, y)]), right, 1e-7)
 
 
 def test_single_samples_are_no_batches_of_their_entries(problem):

@@ -192,7 +192,7 @@ def _checked_call(model: nn.Module, batch: Any, *, labelled: bool) -> Any:
         if named is None:
             args = _inputs(model, batch)
     kwargs = named or {}
-    if not labelled:
+    if kwargs and not labelled:
         taken = {p.name for p in _parameters(model)}
         every = any(p.kind == p.VAR_KEYWORD for p in _parameters(model))
         label = None if behind else next((key for key in LABEL_KEYS if key in kwargs), None)

@@ -327,9 +327,8 @@ def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
         return
     if culprit is not None:
         raise ValueError(
-            f"the outputs of a sample depend on the other samples of its batch: {culprit} couples them in eval mode (statistics "
-            "of the batch, or a first axis that is time, say); mend it, or pass preflight=False if the matrix of these batches "
-            "is meant."
+            f"the outputs of a sample depend on the other samples of its batch: {culprit} couples them in eval mode "
+            "(statistics of the batch, say); mend it, or pass preflight=False if the matrix of these batches is meant."
         )
 
 
@@ -399,18 +398,20 @@ def active_randomness(
 
 
 def samples_meet(network: DataModel, batch: Any, z: torch.Tensor | None = None) -> str | None:
-    """The module that lets the samples of a batch meet in eval mode: alone, two of them have other outputs; None if none.
+    """The module that lets the samples of a batch meet in eval mode: alone, the first sample has other outputs; None if none.
 
-    Alone are the last sample and the first, in this order and, of a batch of two, the last one twice: what each is in the
-    batch differs in who is there, how many are, and who comes before (a recurrent network whose first axis is time).
+    Alone means among two or three copies of itself, which models that squeeze an axis of length one read too. Where losses of
+    single samples are meant, the last one is looked at as well, before the first: its outputs read no earlier ones.
     """
     size = network.samples.size(batch)
     if size < 2:
         return None
     copies = 3 if size == 2 else 2  # another number of samples, which tells the axis of the samples in any tensor
-    alone = network.samples.some(
-        batch, size, lambda t: torch.cat([*[part(t, size - 1, size)] * (copies - 1), part(t, 0, 1)])
-    )
+
+    def of(*order: int) -> Any:
+        return network.samples.some(batch, size, lambda t: torch.cat([part(t, i, i + 1) for i in order]))
+
+    alone = of(*[0] * copies)
 
     def run(part: Any) -> torch.Tensor:
         return network.function(part)(*network.primals(part)).detach()
@@ -419,14 +420,17 @@ def samples_meet(network: DataModel, batch: Any, z: torch.Tensor | None = None) 
         z = run(batch) if z is None else z.detach()
         if z.shape[0] != size:
             raise ValueError("the outputs do not have one row for each sample")
-        pair = z[[-1, 0]], run(alone)[[0, -1]]
-        if not _differ(*pair, z.dtype):
+        pairs = [(z[0], run(alone)[0])]
+        if network.of in ("loss", "loss sums"):
+            pairs.append((z[[-1, 0]], run(of(*[size - 1] * (copies - 1), 0))[[0, -1]]))
+        if not any(_differ(*pair, z.dtype) for pair in pairs):
             return None
         with Made() as made:  # some models compute in float32 whatever their parameters are
             run(alone)
         dtype = max(made.kinds | {z.dtype}, key=arrays.machine_epsilon)
-        if not _differ(*pair, dtype):
-            return None
+        if not _differ(*pairs[0], dtype):
+            later = any(_differ(*pair, dtype) for pair in pairs)
+            return "what comes before it in the batch (a first axis that is time, say)" if later else None
         found = _first_difference(network, lambda: run(alone), lambda: run(batch), dtype, (copies, size))
     return found or "of= or forward="
 
@@ -467,10 +471,7 @@ def _first_difference(
 
 
 def _common(s: torch.Tensor, t: torch.Tensor, sizes: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What both tensors say of the last sample and the first: parts of the axis that grows with samples, or all; else None.
-
-    `sizes` are those of the few samples of `samples_meet`, whose order is the other one, and of their batch.
-    """
+    """What both tensors say of the first sample: its part of the axis that grows with the samples, or all; None if neither."""
     if s.shape == t.shape:
         return s, t
     if s.ndim != t.ndim:
@@ -478,6 +479,5 @@ def _common(s: torch.Tensor, t: torch.Tensor, sizes: tuple[int, int]) -> tuple[t
     axes = [i for i in range(s.ndim) if s.shape[i] != t.shape[i]]
     if len(axes) != 1 or s.shape[axes[0]] * sizes[1] != t.shape[axes[0]] * sizes[0]:
         return None
-    axis, each = axes[0], s.shape[axes[0]] // sizes[0]
-    ends = [(u.narrow(axis, 0, each), u.narrow(axis, u.shape[axis] - each, each)) for u in (s, t)]
-    return torch.cat(ends[0], axis), torch.cat(ends[1][::-1], axis)
+    each = s.shape[axes[0]] // sizes[0]
+    return s.narrow(axes[0], 0, each), t.narrow(axes[0], 0, each)
