@@ -863,6 +863,16 @@ def test_input_of_a_named_tuple_whose_target_comes_first():
     assert agrees(J, model.weight.detach().reshape(1, 9).repeat(4, 1))
 
 
+@pytest.mark.parametrize("batch", [lambda x, w: (w, x), lambda x, w: {"x": w, 1: x}])
+def test_inputs_that_forward_does_not_read_are_none(problem, batch):
+    """The derivative in them is 0, and that in the entry that it reads was meant."""
+    model, x, _ = problem
+    with pytest.raises(
+        ValueError, match=r"the outputs do not read what wrt='inputs' takes for the inputs, .*name it 'x'"
+    ):
+        Jacobian(model, [batch(x, x + 1)], wrt="inputs", forward=lambda model, b: model(b[1]))
+
+
 @pytest.mark.parametrize("make, name", [(Mask, "mask"), (AnyNumber, r"\*inputs")])
 def test_tuple_that_tells_no_input_from_the_target_is_refused(make, name):
     """(x, mask, y) has the form of (x, y, index)."""

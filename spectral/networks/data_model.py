@@ -459,7 +459,7 @@ class DataModel:
     def _learn(self, index: int, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the loss means, from a batch's output: its (sum, count)."""
         self.loss.read = self.call.run.reads or 0
-        self.loss.inputs = self.loss.read or self.loss.inputs
+        self.loss.inputs, self.loss.fixed = self.loss.read or self.loss.inputs, self.inner is not None
         self.loss.output = self._run_anew if self.shards is None else None  # which all ranks would have to call
         sum_count = self.loss.learn(index, output, batch)
         if index == 0 and self._of_loss:

@@ -54,6 +54,9 @@ class Loss:
         # the model's output of a batch, and whether the loss differentiates it in what the batch holds (physics-informed)
         self.output: Callable[[Any], Any] | None = None
         self.differentiates = False
+        self.fixed = (
+            False  # whether a module's output is given, so that the model is not to be run once more for a look
+        )
         self.reads_model = False  # whether it reads what forward leaves behind: an attribute, what a hook has kept
 
     @property
@@ -332,7 +335,7 @@ class Loss:
 
     def _reads_model(self, output: Any, batch: Any) -> bool:
         """Whether the loss of some samples is another when the model is run on them, though their output is not."""
-        if self.output is None or self.is_module or self.differentiates:
+        if self.output is None or self.fixed or self.is_module or self.differentiates:
             return False
         cut, there = self._part(output, batch, 0, -(-self.samples.size(batch) // 3))
         allowed, values = _allowed(*tensors(output)), []
