@@ -141,10 +141,10 @@ def check_model(model: Any) -> None:
 def required_inputs(model: nn.Module) -> int:
     """How many entries of a tuple the model's forward takes: its positional parameters without defaults, at least one."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return max(1, sum(p.kind in positional and p.default is p.empty for p in _parameters(model)))
+    return max(1, sum(p.kind in positional and p.default is p.empty for p in _signature(model)))
 
 
-def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+def _signature(model: nn.Module) -> list[inspect.Parameter]:
     """What the model's forward takes; nothing of one that is no Python function."""
     try:
         return list(inspect.signature(private.written(model).forward).parameters.values())
@@ -154,8 +154,8 @@ def _parameters(model: nn.Module) -> list[inspect.Parameter]:
 
 def _optional(model: nn.Module, required: int) -> str | None:
     """The name of what forward may take behind the entries that it requires, if that may be an input."""
-    behind = [p for p in _parameters(model) if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)][required:]
-    several = next((f"*{p.name}" for p in _parameters(model) if p.kind == p.VAR_POSITIONAL), None)
+    behind = [p for p in _signature(model) if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)][required:]
+    several = next((f"*{p.name}" for p in _signature(model) if p.kind == p.VAR_POSITIONAL), None)
     if behind and behind[0].kind != behind[0].VAR_POSITIONAL:
         told = behind[0].name in TARGETS or isinstance(behind[0].default, bool | str)
         return None if told else behind[0].name
@@ -193,8 +193,8 @@ def _checked_call(model: nn.Module, batch: Any, *, labelled: bool) -> Any:
             args = _inputs(model, batch)
     kwargs = named or {}
     if kwargs and not labelled:
-        taken = {p.name for p in _parameters(model)}
-        every = any(p.kind == p.VAR_KEYWORD for p in _parameters(model))
+        taken = {p.name for p in _signature(model)}
+        every = any(p.kind == p.VAR_KEYWORD for p in _signature(model))
         label = None if behind else next((key for key in LABEL_KEYS if key in kwargs), None)
         left = {key for key in LABEL_KEYS if key == label or not (key in taken or every)}
         kwargs = {key: value for key, value in kwargs.items() if key not in left}
