@@ -786,6 +786,308 @@ def test_count_is_a_number_from_0_on(problem, count):
 
 
 # Batches --------------------------------------------------------------------------------------------------------------
+class Optional(nn.Module):
+    """Its second argument may be left out, and then is, unless it is told by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 3).to(DOUBLE)
+
+    def forward(self, x, y=None):
+        return self.net(x if y is None else x * y).tanh()
+
+
+class AnyNumber(Optional):
+    def forward(self, *inputs):
+        return super().forward(*inputs)
+
+
+class Keywords(Optional):
+    def forward(self, x, **others):
+        return super().forward(x, others.get("y"))
+
+
+class Mask(Optional):
+    def forward(self, x, mask=None):
+        return super().forward(x, mask)
+
+
+class Targets(Optional):
+    """A model that makes its loss where it is given labels, as many language models do."""
+
+    def forward(self, x, targets=None, verbose=False):
+        assert targets is None
+        return super().forward(x)
+
+
+class Pair(NamedTuple):
+    y: torch.Tensor
+    x: torch.Tensor
+
+
+class Masked(NamedTuple):
+    x: torch.Tensor
+    mask: torch.Tensor
+    labels: torch.Tensor
+
+
+TOLD = {  # (model, batch of x, w, y, whether w is an input)
+    "labels beside an input of such a name": (Optional, lambda x, w, y: {"x": x, "y": w, "labels": y}, True),
+    "an input in a mapping before the target": (Optional, lambda x, w, y: ({"x": x, "y": w}, y), True),
+    "an input among keywords": (Keywords, lambda x, w, y: {"x": x, "y": w, "labels": y}, True),
+    "labels of such a name": (Optional, lambda x, w, y: {"x": x, "y": y}, False),
+    "a target before the input": (Optional, lambda x, w, y: Pair(y, x), False),
+    "an index behind the target": (Targets, lambda x, w, y: (x, y, torch.arange(len(x))), False),
+    "a mask that the model does not take": (Targets, lambda x, w, y: Masked(x, w, y), False),
+}
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_entry_of_a_batch_is_what_its_name_or_place_says(kind):
+    torch.manual_seed(0)
+    make, batch, reads = TOLD[kind]
+    model = make()
+    x, w, y = (torch.randn(6, 3, dtype=DOUBLE) for _ in range(3))
+    given = (x, w) if reads else (x,)
+    right = second(
+        lambda: F.mse_loss(Optional.forward(model, *given) if reads else model(x), y), list(model.parameters())
+    )
+    data = [batch(x[i], w[i], y[i]) for i in (slice(0, 4), slice(4, 6))]
+    assert agrees(Hessian(model, nn.MSELoss(), data), right, 1e-7)
+
+
+def test_input_of_a_named_tuple_whose_target_comes_first():
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 3).to(DOUBLE), torch.randn(4, 3, dtype=DOUBLE)
+    J = Jacobian(model, [Pair(torch.zeros_like(x), x)], wrt="inputs", layout="flattened")
+    assert agrees(J, model.weight.detach().reshape(1, 9).repeat(4, 1))
+
+
+@pytest.mark.parametrize("batch", [lambda x, w: (w, x), lambda x, w: {"x": w, 1: x}])
+def test_inputs_that_forward_does_not_read_are_none(problem, batch):
+    """The derivative in them is 0, and that in the entry that it reads was meant."""
+    model, x, _ = problem
+    with pytest.raises(
+        ValueError, match=r"the outputs do not read what wrt='inputs' takes for the inputs, .*name it 'x'"
+    ):
+        Jacobian(model, [batch(x, x + 1)], wrt="inputs", forward=lambda model, b: model(b[1]))
+
+
+@pytest.mark.parametrize("make, name", [(Mask, "mask"), (AnyNumber, r"\*inputs")])
+def test_tuple_that_tells_no_input_from_the_target_is_refused(make, name):
+    """(x, mask, y) has the form of (x, y, index)."""
+    x, w, y = (torch.rand(6, 3, dtype=DOUBLE) for _ in range(3))
+    words = rf"a batch holds 3 entries, and {make.__name__}.forward requires 1 and may take {name} too, .*pass mappings"
+    for build in (lambda data: Hessian(make(), CE, data), lambda data: Jacobian(torch.compile(make()), data)):
+        with pytest.raises(ValueError, match=words):
+            build([(x, w, y)])
+    assert Hessian(make(), CE, [(x, y)]).shape == (12, 12)
+
+
+@pytest.mark.parametrize("at", [1, -1])
+def test_input_that_forward_reads_is_no_target(problem, at):
+    """Of (target, input) the second was taken for both."""
+    model, x, _ = problem
+    with pytest.raises(ValueError, match=r"forward= reads the last entry of a batch, so that none of them is known as"):
+        Hessian(model, nn.MSELoss(), [(x + 1, x)], forward=lambda model, batch: model(batch[at]))
+
+    def unpacked(model, batch):
+        x, _ = batch
+        return model(x)
+
+    right = second(lambda: F.mse_loss(model(x), x + 1), list(model.parameters()))
+    assert agrees(Hessian(model, nn.MSELoss(), [(x, x + 1)], forward=unpacked), right, 1e-7)
+
+
+class Own(tuple):
+    """A tuple that is made of two things."""
+
+    def __new__(cls, x, y):
+        return super().__new__(cls, (x, y))
+
+
+class Both(Optional):
+    def forward(self, x):
+        z = super().forward(x)
+        return Own(z, z**2)
+
+
+def test_tuples_of_a_class_of_their_own_are_batches_and_outputs():
+    torch.manual_seed(0)
+    model, x, y = Both(), torch.randn(6, 3, dtype=DOUBLE), torch.randint(3, (6,))
+
+    def loss(output, batch):
+        assert type(output) is type(batch) is Own
+        return F.cross_entropy(output[0], batch[1], reduction="sum") + output[1].sum(), len(output[1])
+
+    own = list(model.parameters())
+    right = second(lambda: F.cross_entropy(model(x)[0], y) + model(x)[1].sum() / 6, own)
+    assert agrees(Hessian(model, loss, [Own(x[:4], y[:4]), Own(x[4:], y[4:])]), right, 1e-7)
+
+
+# What counts as a sample ----------------------------------------------------------------------------------------------
+ENTRIES = {
+    "a number of the batch": (torch.tensor([0.5], dtype=DOUBLE), "counts 1, its output 4"),
+    "edges": (torch.tensor([[0, 1, 2], [1, 2, 3]]), "counts 2, its output 4"),
+}
+
+
+@pytest.mark.parametrize("kind", ENTRIES)
+@pytest.mark.parametrize("reduced", [False, True])
+def test_mean_is_over_the_samples_and_not_over_another_entry(problem, kind, reduced):
+    """What comes first in a mapping counted the samples: batches of 4 and 2 had one weight each."""
+    model, x, y = problem
+    entry, words = ENTRIES[kind]
+    data = [{"other": entry, "x": x[i], "labels": y[i]} for i in (slice(0, 4), slice(4, 6))]
+
+    def forward(model, batch):
+        return F.cross_entropy(model(batch["x"]), batch["labels"]) if reduced else model(batch["x"])
+
+    def loss(output, batch):
+        return output if reduced else F.cross_entropy(output, batch["labels"])
+
+    words = "a batch has entries of" if reduced else words
+    with pytest.raises(ValueError, match=rf"{words}.*name entries that belong to none by shared="):
+        Hessian(model, loss, data, forward=forward)
+    right = second(lambda: F.cross_entropy(model(x), y), list(model.parameters()))
+    assert agrees(Hessian(model, loss, data, forward=forward, shared=["other"]), right, 1e-7)
+
+
+def test_number_of_samples_of_other_shapes_is_told_by_nothing():
+    """A mean over tokens is none over sequences, if these differ in length from batch to batch; classes of them are no tokens."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Tanh(), nn.Linear(4, 5)).to(DOUBLE)
+    x = [torch.randint(5, (3, 4)), torch.randint(5, (2, 7))]
+    y = [torch.randint(5, (3,)), torch.randint(5, (2,))]
+
+    def of_tokens(z, batch):
+        return F.cross_entropy(z.flatten(0, 1), batch[0].flatten())
+
+    with pytest.raises(ValueError, match=r"batch 1 has samples of another shape than the first batch.*\(sum, count\)"):
+        Hessian(model, of_tokens, [(t, t) for t in x])
+
+    def pooled(model, batch):
+        return model(batch[0]).mean(1)
+
+    A = Hessian(model, lambda z, b: F.cross_entropy(z, b[1]), list(zip(x, y, strict=True)), forward=pooled)
+    right = second(
+        lambda: F.cross_entropy(torch.cat([model(t).mean(1) for t in x]), torch.cat(y)), list(model.parameters())
+    )
+    assert agrees(A, right, 1e-7)
+
+
+class Keeps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.out = nn.Linear(3, 4).to(DOUBLE), nn.Linear(4, 3).to(DOUBLE)
+
+    def forward(self, x):
+        self.hidden = self.up(x).tanh()
+        return self.out(self.hidden)
+
+
+def test_loss_may_read_what_the_model_keeps_of_each_sample():
+    """And of the batch as a whole it is no mean over the samples of several."""
+    torch.manual_seed(0)
+    model, x, y = Keeps(), torch.randn(6, 3, dtype=DOUBLE), torch.randint(3, (6,))
+    data = [(x[:4], y[:4]), (x[4:], y[4:])]
+
+    def each(z, batch):
+        return F.cross_entropy(z, batch[1], reduction="none") + (model.hidden**4).sum(1)
+
+    own = list(model.parameters())
+    right, G = second(lambda: each(model(x), (x, y)).mean(), own), rows(each(model(x), (x, y)), own)
+    for loss in (each, lambda z, batch: each(z, batch).mean()):
+        assert agrees(Hessian(model, loss, data), right, 1e-7)
+        assert agrees(EmpiricalFisher(model, loss, data), G.T @ G / 6)
+
+    def balanced(z, batch):
+        return F.cross_entropy(z, batch[1]) + (model.hidden.mean(0) ** 2).sum()
+
+    with pytest.raises(ValueError, match=r"balanced couples the samples of a batch .*pass all data as one batch"):
+        Hessian(model, balanced, data)
+    assert agrees(Hessian(model, balanced, [(x, y)]), second(lambda: balanced(model(x), (x, y)), own), 1e-7)
+
+
+class Recurrent(nn.Module):
+    """Time comes first, as in torch.nn.RNN."""
+
+    def __init__(self, backwards):
+        super().__init__()
+        self.rnn, self.backwards = nn.RNN(3, 3).to(DOUBLE), backwards
+
+    def forward(self, x):
+        return self.rnn(x.flip(0))[0].flip(0) if self.backwards else self.rnn(x)[0]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_losses_of_time_steps_are_none_of_samples(size, backwards):
+    """The first time step reads no other; of as many sequences as steps the rows were those of steps. The Hessian has no rows."""
+    torch.manual_seed(0)
+    model, x, y = Recurrent(backwards), torch.randn(size, size, 3, dtype=DOUBLE), torch.randint(3, (size, size))
+
+    def loss(z, batch):
+        return F.cross_entropy(z.transpose(1, 2), batch[1], reduction="sum"), batch[1].numel()
+
+    with pytest.raises(ValueError, match=r"the outputs of a sample depend on the other samples of its batch"):
+        EmpiricalFisher(model, loss, [(x, y)])
+    if not backwards:
+        right = second(lambda: F.cross_entropy(model(x).transpose(1, 2), y), list(model.parameters()))
+        assert agrees(Hessian(model, loss, [(x, y)]), right, 1e-7)
+
+
+def test_single_samples_are_no_batches_of_their_entries(problem):
+    model, x, _ = problem
+    with pytest.raises(ValueError, match=r"a batch seems to be a single sample; pass batches with a first axis"):
+        EmpiricalFisher(model, nn.MSELoss(), [(one, one) for one in x])
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+def test_model_that_makes_a_layer_when_it_is_called_is_asked_to_be_called():
+    class Lazily(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.heads = nn.Linear(3, 4), nn.ModuleDict()
+
+        def forward(self, x):
+            if "out" not in self.heads:
+                self.heads["out"] = nn.Linear(4, 2)
+            return self.heads["out"](self.up(x))
+
+    model, x = Lazily(), torch.randn(5, 3)
+    with pytest.raises(
+        ValueError, match=r"forward makes the parameter heads.out.weight when it is first called; run one"
+    ):
+        Jacobian(model, [x])
+    model(x)
+    assert agrees(Jacobian(model, [x]), rows(model(x), list(model.parameters())), 1e-6)
+
+
+@pytest.mark.parametrize("hook", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_model_with_a_hook_on_a_modules_gradients_is_refused_as_long_as_it_is_there(problem, hook):
+    model, x, y = problem
+    H = Hessian(model, CE, cut(x, y))
+    right = dense(H)
+    handle = getattr(model[0], hook)(lambda module, *gradients: tuple(3 * g for g in gradients[-1]))
+    for make in (lambda: Jacobian(model, [x]), lambda: dense(H)):
+        with pytest.raises(ValueError, match=r"the module 0 has a hook on its gradients .*remove it \(handle.remove"):
+            make()
+    handle.remove()
+    assert agrees(H, right)
+
+
+def test_model_that_was_cast_is_another(problem):
+    model, x, y = problem
+    H = Hessian(model, CE, cut(x, y))
+    dense(H)
+    model.float()
+    with pytest.raises(
+        ValueError, match=r"the parameter 0.weight is now torch.float32 instead of torch.float64; build the"
+    ):
+        dense(H)
+
+
 class Record:
     def __init__(self, x, y):
         self.input, self.y = x, y

@@ -19,6 +19,8 @@ from spectral.checksum import checksum_of
 from spectral.networks.trees import Place, leaves, mapped, replaced, tensors
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
+# what a parameter that takes no input is called
+TARGETS = (*LABEL_KEYS, "t", "gt", "y_true", "true", "tgt", "ground_truth")
 
 
 # What data may be ----------------------------------------------------------------------------------------------------

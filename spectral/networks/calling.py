@@ -5,15 +5,16 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from spectral.networks.batches import LABEL_KEYS
-from spectral.networks.places import fields
+from spectral.engine import private
+from spectral.networks.batches import LABEL_KEYS, TARGETS
+from spectral.networks.places import fields, label_place, unlabelled
 from spectral.threads import Shared
 
 NOTHING = object()
@@ -139,20 +140,35 @@ def check_model(model: Any) -> None:
 # The model's own call ------------------------------------------------------------------------------------------------
 def required_inputs(model: nn.Module) -> int:
     """How many entries of a tuple the model's forward takes: its positional parameters without defaults, at least one."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):  # no Python function
-        return 1
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return max(1, sum(p.kind in positional and p.default is p.empty for p in parameters))
+    return max(1, sum(p.kind in positional and p.default is p.empty for p in _signature(model)))
+
+
+def _signature(model: nn.Module) -> list[inspect.Parameter]:
+    """What the model's forward takes; nothing of one that is no Python function."""
+    try:
+        return list(inspect.signature(private.written(model).forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _optional(model: nn.Module, required: int) -> str | None:
+    """The name of what forward may take behind the entries that it requires, if that may be an input."""
+    behind = [p for p in _signature(model) if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)][required:]
+    several = next((f"*{p.name}" for p in _signature(model) if p.kind == p.VAR_POSITIONAL), None)
+    if behind and behind[0].kind != behind[0].VAR_POSITIONAL:
+        told = behind[0].name in TARGETS or isinstance(behind[0].default, bool | str)
+        return None if told else behind[0].name
+    return several
 
 
 def default_forward(model: nn.Module, batch: Any) -> Any:
     """model(x) for a tensor; model(x1, ..., xr) for a tuple, r what forward requires; model(**fields) without labels for others.
 
-    A mapping or dataclass that comes first in a tuple is taken by its names too.
+    A mapping or dataclass that comes first in a tuple is taken by its names too. Its labels are those that the loss reads: the
+    first of LABEL_KEYS that is there, or what comes behind it. What is called so beside them is an input if forward takes it.
     """
-    return _checked_call(model, batch, LABEL_KEYS)
+    return _checked_call(model, batch, labelled=False)
 
 
 def labelled_forward(model: nn.Module, batch: Any) -> Any:
@@ -161,42 +177,68 @@ def labelled_forward(model: nn.Module, batch: Any) -> Any:
         raise ValueError(
             "loss=None means the model's own loss, which needs mappings with labels as batches; pass loss=."
         )
-    return _checked_call(model, batch, ())
+    return _checked_call(model, batch, labelled=True)
 
 
-def _checked_call(model: nn.Module, batch: Any, left_out: Sequence[str]) -> Any:
-    """The call, after one sentence where the batch does not fit the signature of forward."""
+def _checked_call(model: nn.Module, batch: Any, *, labelled: bool) -> Any:
+    """The call, after one sentence where the batch does not fit the signature of forward; `labelled`: with the labels."""
     args: tuple[Any, ...] = ()
-    named = fields(batch)
+    named, behind = fields(batch), 0
     if isinstance(batch, torch.Tensor):
         args = (batch,)
-    elif named is None and len(batch) and (named := fields(batch[0])) is None:
-        args = tuple(batch[: required_inputs(model)])
-    kwargs = {key: value for key, value in (named or {}).items() if key not in left_out}
+    elif named is None and len(batch):
+        own = unlabelled(batch)
+        named, behind = fields(batch[own[0]]) if own else None, len(batch) - 1
+        if named is None:
+            args = _inputs(model, batch)
+    kwargs = named or {}
+    if kwargs and not labelled:
+        taken = {p.name for p in _signature(model)}
+        every = any(p.kind == p.VAR_KEYWORD for p in _signature(model))
+        label = None if behind else next((key for key in LABEL_KEYS if key in kwargs), None)
+        left = {key for key in LABEL_KEYS if key == label or not (key in taken or every)}
+        kwargs = {key: value for key, value in kwargs.items() if key not in left}
     try:
-        inspect.signature(model.forward).bind(*args, **kwargs)
+        inspect.signature(private.written(model).forward).bind(*args, **kwargs)
     except TypeError as problem:
         given = ", ".join([*(["the first entry"] * bool(args)), *map(str, kwargs)])
         raise TypeError(
-            f"{type(model).__name__}.forward cannot be called with {given} of a batch ({problem}); pass forward=lambda model, "
-            "batch: ... that calls the model as it wants to be called."
+            f"{_named(model)}.forward cannot be called with {given} of a batch ({problem}); pass forward=lambda model, batch: "
+            "... that calls the model as it wants to be called."
         ) from problem
     except ValueError:  # it has no signature
         pass
     return model(*args, **kwargs)
 
 
-class Reads(tuple):  # type: ignore[type-arg]
-    """A tuple that knows the last entry that was read of it."""
+def _named(model: nn.Module) -> str:
+    return type(private.written(model)).__name__
 
-    last = -1
+
+def _inputs(model: nn.Module, batch: Any) -> tuple[Any, ...]:
+    """The entries of a tuple that forward requires; one sentence where it may take more and nothing tells what stands there."""
+    own, required = unlabelled(batch), required_inputs(model)
+    there = len(own) - (label_place(batch) is None)  # one is the target
+    if there > required and (name := _optional(model, required)):
+        raise ValueError(
+            f"a batch holds {len(batch)} entries, and {_named(model)}.forward requires {required} and may take {name} too, so "
+            "that nothing tells inputs from targets; pass mappings whose keys are forward's names, or forward=lambda model, "
+            "batch: ... that calls the model."
+        )
+    return tuple(batch[i] for i in own[:required])
+
+
+class Reads(tuple):  # type: ignore[type-arg]
+    """A tuple that knows the last entry that was read of it, and whether all were at once."""
+
+    last, whole = -1, False
 
     def __getitem__(self, key: Any) -> Any:
-        self.last = max(self.last, *range(len(self))[key]) if isinstance(key, slice) else range(len(self))[key]
+        self.last = max(self.last, *(range(len(self))[key] if isinstance(key, slice) else [range(len(self))[key]]))
         return super().__getitem__(key)
 
     def __iter__(self) -> Any:
-        self.last = len(self) - 1
+        self.last, self.whole = len(self) - 1, True
         return super().__iter__()
 
 
@@ -206,15 +248,15 @@ class ForwardCall(nn.Module):
     def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
         self.model, self.given = model, forward
-        self.reads: int | None = None  # entries of a longer tuple up to the last one that a forward= of the user reads
+        self.reads: int | None = None  # entries of a tuple up to the last one that a forward= of the user reads
 
     def forward(self, batch: Any) -> Any:
         own = self.given in (default_forward, labelled_forward)
-        if own or self.reads is not None or type(batch) not in (tuple, list) or len(batch) < 3:
+        if own or self.reads is not None or type(batch) not in (tuple, list) or len(batch) < 2:
             return self.given(self.model, batch)
         seen = Reads(batch)
         output = self.given(self.model, seen)
-        self.reads = seen.last + 1
+        self.reads = 1 if len(batch) == 2 and seen.whole else seen.last + 1  # x, _ = batch is the way to read x
         return output
 
 

@@ -219,6 +219,20 @@ class DataModel:
                 f"the parameter {hooked} has a hook on its gradient (register_hook), which training calls and products do not; "
                 "remove it (handle.remove(), wandb.unwatch(model)), or pass copy.deepcopy(model), whose parameters have none."
             )
+        watched = () if self.shards is not None else self.model.named_modules()
+        hooked = next((name or "itself" for name, module in watched if private.is_hooked(module)), None)
+        if hooked:
+            raise ValueError(
+                f"the module {hooked} has a hook on its gradients (register_full_backward_hook), which may change them, so "
+                "that they are those of no function; remove it (handle.remove())."
+            )
+        kinds = getattr(self, "parameter_kinds", None) or {name: named[name].dtype for name in self.names}
+        cast = next((name for name in self.names if named[name].dtype != kinds[name]), None)
+        if cast:
+            raise ValueError(
+                f"the parameter {cast} is now {named[cast].dtype} instead of {kinds[cast]}; build the operator anew."
+            )
+        self.parameter_kinds = kinds
         self.shapes = shapes or {name: named[name].shape for name in self.names}
         values = {name: self._cast(p.detach()) for name, p in named.items()}
         self.values = {name: values.pop(name).requires_grad_(self.inner_gradients) for name in self.names}
@@ -444,12 +458,17 @@ class DataModel:
 
     def _learn(self, index: int, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the loss means, from a batch's output: its (sum, count)."""
-        self.loss.inputs = self.call.run.reads or self.loss.inputs
-        self.loss.output = self.call.run if self.shards is None else None  # which all ranks would have to call
+        self.loss.read = self.call.run.reads or 0
+        self.loss.inputs, self.loss.fixed = self.loss.read or self.loss.inputs, self.inner is not None
+        self.loss.output = self._run_anew if self.shards is None else None  # which all ranks would have to call
         sum_count = self.loss.learn(index, output, batch)
         if index == 0 and self._of_loss:
             self.loss.check_samples(output, batch)
         return sum_count
+
+    def _run_anew(self, batch: Any) -> Any:
+        """What forward makes of a batch inside the substitution that is under way."""
+        return self.call.run(self._lent(batch))
 
     def adds_up(self, parts: list[Any], whole: Any, allowed: float) -> bool:
         """Whether a batch of several gives what they give one by one, up to the relative error `allowed`."""
@@ -665,7 +684,7 @@ class DataModel:
             size = "B" if first is None else first.shape[0]
             raise ValueError(
                 f"the output is {shape}, but its first axis must be the {size} samples of the batch; let forward= or of= return"
-                " a row for each."
+                " a row for each, or name entries that belong to none by shared=."
             )
         if not z.is_floating_point():
             raise TypeError(
@@ -774,4 +793,9 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
     for name, value in every.items():
         if checksum_of(value) != before[name]:
             raise ValueError(model_state.written_to(name))
+    made = next((name for name, _ in model.model.named_parameters() if every and name not in every), None)
+    if made:
+        raise ValueError(
+            f"forward makes the parameter {made} when it is first called; run one batch through the model before."
+        )
     return z

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,11 @@ from spectral import arrays, distributed
 from spectral.checksum import checksum_of
 from spectral.failures import REFUSALS, first_line
 from spectral.networks import losses
-from spectral.networks.batches import LABEL_KEYS, Samples, is_finite
-from spectral.networks.places import output_place, output_tensor, target_of
-from spectral.networks.trees import Place, leaves, map_tensors, repacked, replaced, tensors
+from spectral.networks.batches import TARGETS, Samples, is_finite
+from spectral.networks.places import label_place, output_place, output_tensor, target_of
+from spectral.networks.trees import Place, leaves, map_tensors, mapped, repacked, replaced, tensors
 
-# what a callable that takes no batch calls it
-TARGETS = (*LABEL_KEYS, "t", "gt", "y_true", "true", "tgt", "ground_truth")
+SHARED = "name entries that belong to none by shared="
 RETURNED = {"mean": "mean over the samples", "each": "one number for each entry", "whole": "one number for all data"}
 
 
@@ -40,6 +40,7 @@ class Loss:
     def __init__(self, given: Any, samples: Samples, inputs: int = 1) -> None:
         _check_loss(given)
         self.given, self.samples, self.inputs = losses.as_module(given), samples, inputs
+        self.read = 0  # entries of a tuple up to the last one that a forward= of the user reads
         self.shift: bool | None = False  # of the model's own loss: labels in place, shifted, or real numbers (None)
         self.form = ""
         # whether a callable takes (output, target), as torch's own functions do, not (output, batch)
@@ -53,6 +54,10 @@ class Loss:
         # the model's output of a batch, and whether the loss differentiates it in what the batch holds (physics-informed)
         self.output: Callable[[Any], Any] | None = None
         self.differentiates = False
+        self.fixed = (
+            False  # whether a module's output is given, so that the model is not to be run once more for a look
+        )
+        self.reads_model = False  # whether it reads what forward leaves behind: an attribute, what a hook has kept
 
     @property
     def is_module(self) -> bool:
@@ -75,10 +80,11 @@ class Loss:
         self.shift = "CausalLM" in names or "LMHead" in names
 
     def target(self, batch: Any) -> Any:
-        if isinstance(batch, tuple | list) and 2 < len(batch) <= self.inputs:
+        if isinstance(batch, tuple | list) and 1 < len(batch) <= self.read and label_place(batch) is None:
+            read = f"all {len(batch)} entries" if len(batch) > 2 else "the last entry"
             raise losses.Misused(
-                f"forward= reads all {len(batch)} entries of a batch, so that none of them is known as the target; pass loss= as "
-                "a callable (output, batch) -> (sum, count), or let forward= read its own by batch[0]."
+                f"forward= reads {read} of a batch, so that none of them is known as the target; pass loss= as a callable "
+                "(output, batch) -> (sum, count), or let forward= read its own by batch[0]."
             )
         return target_of(batch, self.inputs)
 
@@ -155,9 +161,11 @@ class Loss:
         return Samples().rows(output, size, start, stop), part
 
     def _made_anew(self, output: Any, size: int) -> bool:
-        """Whether the output of some samples is made of theirs: the loss differentiates it, or none of it has a row for each."""
-        cut = any(self.samples.belongs((), t, size) for t in tensors(output))
-        return self.output is not None and (self.differentiates or not cut)
+        """Whether the model is run on some samples: the loss reads more than its output, or none of it has a row for each."""
+        return self.output is not None and (self.differentiates or self.reads_model or not self._has_rows(output, size))
+
+    def _has_rows(self, output: Any, size: int) -> bool:
+        return any(self.samples.belongs((), t, size) for t in tensors(output))
 
     def sums(self, output: Any, batch: Any) -> torch.Tensor:
         """The summed loss of each sample's counted targets, (B,): their sum is that of the batch."""
@@ -227,6 +235,7 @@ class Loss:
         self._check_halves(index, output, batch)
         if self.form == "mean":
             self._check_mean(index, output, batch)
+            self._leave(batch)
         several = index > 0 or distributed.world_size() > 1
         if several and self.couples and (self.form == "whole" or self.is_module):
             raise ValueError(
@@ -283,14 +292,20 @@ class Loss:
     def _check_halves(self, index: int, output: Any, batch: Any) -> None:
         """Whether two parts of the batch add up to the whole: on the first batch of two samples, or on all for a mean."""
         size = self.samples.size(batch)
-        if size < 2 or self.is_native or (self.tested and self.form != "mean"):
+        if self.is_native or (self.tested and self.form != "mean"):
             return
-        self.tested = True
-        why = self._apart(index, output, batch)
+        why = self._other_rows(output, batch) if self.form == "mean" and not self.is_module else ""
+        if size < 2 and not why:
+            return
+        first, self.tested = not self.tested, True
+        why = why or self._apart(index, output, batch)
         if why and not self.differentiates and any(t.requires_grad for t in tensors(output)):
             self.differentiates = True
             self.differentiates = not self._apart(index, output, batch)
             why = "" if self.differentiates else why
+        if first and not self._made_anew(output, size) and self._reads_model(output, batch):
+            self.reads_model = True
+            why = self._apart(index, output, batch)
         self.couples = why or self.couples
         if why and self.form == "mean":
             self.form = "whole"
@@ -299,27 +314,75 @@ class Loss:
                     f"{_called(self.given)} returns a number that is no mean over the samples ({why}); return (sum, count)."
                 )
 
+    def _leave(self, batch: Any) -> None:
+        """Run the model on the whole batch again, after parts of it, where the loss reads what that leaves behind."""
+        if self.reads_model and self.output is not None:
+            self.output(batch)
+
+    def _other_rows(self, output: Any, batch: Any) -> str:
+        """Why the rows of the first entry may be no samples: the output has others, or none and other entries have."""
+        size = self.samples.size(batch)
+        rows = {len(t) for t in tensors(output) if t.ndim}
+        if not rows:
+            own = [t for at, t in leaves(batch) if isinstance(t, torch.Tensor) and not self.samples.is_shared(at)]
+            rows = {len(t) for t in own if t.ndim}
+            return (
+                ""
+                if rows <= {size}
+                else f"a batch has entries of {' and '.join(map(str, sorted(rows)))} samples; {SHARED}"
+            )
+        return "" if size in rows else f"the first entry of a batch counts {size}, its output {max(rows)}; {SHARED}"
+
+    def _reads_model(self, output: Any, batch: Any) -> bool:
+        """Whether the loss of some samples is another when the model is run on them, though their output is not."""
+        if self.output is None or self.fixed or self.is_module or self.differentiates:
+            return False
+        cut, there = self._part(output, batch, 0, -(-self.samples.size(batch) // 3))
+        allowed, values = _allowed(*tensors(output)), []
+        try:
+            for made in (lambda: cut, lambda: self.output(there)):  # type: ignore[misc]
+                try:
+                    values.append((anew := made(), self._numbers(anew, there)[0]))
+                except REFUSALS:
+                    values.append((cut, math.nan))
+        finally:
+            with suppress(*REFUSALS):  # forward may have taken from the batch what it needs
+                self.output(batch)  # which leaves behind what it did
+        (_, one), (anew, two) = values
+        pairs = zip(tensors(cut), tensors(anew), strict=False)
+        same = all(s.shape == t.shape and torch.allclose(s, t, rtol=allowed, atol=allowed) for s, t in pairs)
+        return same and math.isfinite(two) and not abs(one - two) <= allowed * max(abs(one), abs(two))
+
     def _check_mean(self, index: int, output: Any, batch: Any) -> None:
         """Whether a number is the mean over the samples of several batches too: of one of the first batch and one of this."""
         single = self._part(output, batch, 0, 1)
         if index == 0:
             self.single = map_tensors(lambda t: t.detach().clone(), single[0]), map_tensors(torch.clone, single[1])
             return
-        outputs, batches = (list(pair) for pair in zip(self.single, single, strict=True))
-        anew = self._made_anew(output, self.samples.size(batch))
-        kinds = [*map(self.samples.signature, batches), *([] if anew else map(Samples().signature, outputs))]
-        if None in kinds or kinds[::2] != kinds[1::2]:
-            return  # of other shapes: no function of both at once
-        batches.append(self.samples.joined(batches))
-        outputs = (
-            [self.output(part) for part in batches] if anew and self.output else [*outputs, Samples().joined(outputs)]
+        (one, first), (two, second) = self.single, single
+        made, parts, numbers = (
+            [one, two, _both(one, two, Samples())],
+            [first, second, _both(first, second, self.samples)],
+            [],
         )
-        one, two, whole = (self._numbers(*pair)[0] for pair in zip(outputs, batches, strict=True))
-        allowed = _allowed(*tensors(output)) * (abs(one) + abs(two) + abs(whole))
-        if min(abs(one + two - whole), abs(one + two - whole / 2)) > allowed:  # of single samples, a sum is right
+        joined = all(s is not t for s, t in zip(tensors(made[2]), tensors(two), strict=True) if t.ndim)
+        anew = self.output if self._made_anew(output, self.samples.size(batch)) else None
+        try:
+            for z, part in zip(made, parts, strict=True):
+                numbers.append(float(self._value(z if anew is None else anew(part), part).detach().sum()))
+        except REFUSALS:
+            joined = False
+        if not joined:
             raise ValueError(
-                f"{_called(self.given)} returns a number that is no mean over the samples ({one:.6g} for one of the first batch, "
-                f"{two:.6g} for one of batch {index}, {whole / 2:.6g} for both); return (sum, count)."
+                f"{_called(self.given)} returns a number, and batch {index} has samples of another shape than the first batch, "
+                "so that nothing tells whether it is a mean over the samples; return (sum, count)."
+            )
+        alone, both = numbers[0] + numbers[1], numbers[2]
+        allowed = _allowed(*tensors(output)) * sum(map(abs, numbers))
+        if min(abs(alone - 2 * both), abs(alone - both)) > allowed:  # of single samples, a sum is right
+            raise ValueError(
+                f"{_called(self.given)} returns a number that is no mean over the samples ({numbers[0]:.6g} for one of the first "
+                f"batch, {numbers[1]:.6g} for one of batch {index}, {both:.6g} for both); return (sum, count)."
             )
 
     def _apart(self, index: int, output: Any, batch: Any) -> str:
@@ -331,6 +394,8 @@ class Loss:
             some = [self._numbers(*self._part(output, batch, *part)) for part in ((0, cut), (cut, size))]
         except REFUSALS as problem:
             return f"parts of a batch alone: {first_line(problem)}"
+        finally:
+            self._leave(batch)
         total, count = (sum(numbers) for numbers in zip(*some, strict=True))
         scale = max(abs(whole[0]), sum(abs(part[0]) for part in some))
         allowed = _allowed(*tensors(output))
@@ -362,7 +427,7 @@ class Loss:
             if terms.ndim == 0 or len(terms) != size:
                 raise ValueError(
                     f"{_called(self.given)} gives terms of shape {tuple(terms.shape)} under reduction='none', but must give some "
-                    f"for each of the {size} samples; pass a callable (output, batch) -> (sum, count)."
+                    f"for each of the {size} samples; pass a callable (output, batch) -> (sum, count), or {SHARED}."
                 )
         total, sums = float(self(output, batch)[0].detach()), arrays.double(self.sums(output, batch).detach())
         if abs(total - float(sums.sum())) > _allowed(*tensors(output)) * max(abs(total), float(sums.abs().sum())):
@@ -406,6 +471,19 @@ class Loss:
             return places
         read = torch.autograd.grad(total, heads, allow_unused=True)
         return [place for place, gradient in zip(places, read, strict=True) if gradient is not None]
+
+
+def _both(one: Any, two: Any, samples: Samples) -> Any:
+    """Two samples as one tree: what has one shape in both is joined, the rest is that of the second."""
+    first = dict(leaves(one))
+
+    def join(place: Place, leaf: Any) -> Any:
+        other = first.get(place)
+        if not isinstance(other, torch.Tensor) or not samples.belongs(place, leaf, 1) or other.shape != leaf.shape:
+            return leaf
+        return torch.cat([other, leaf])
+
+    return mapped(join, two)
 
 
 def _allowed(*values: torch.Tensor) -> float:

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from spectral import arrays
 from spectral.networks.places import output_tensor, target_of
 
-ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.KLDivLoss, nn.PoissonNLLLoss, nn.SoftMarginLoss)
+ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.KLDivLoss, nn.PoissonNLLLoss, nn.SoftMarginLoss,
+               nn.HingeEmbeddingLoss)  # fmt: skip
 
 
 MODULES = (

@@ -23,14 +23,27 @@ def fields(batch: Any) -> dict[Any, Any] | None:
     return vars(batch) if children(batch) is not None and not isinstance(batch, tuple | list) else None
 
 
+def label_place(batch: Any) -> int | None:
+    """Where a named tuple has its labels; None where no name tells."""
+    names = getattr(batch, "_fields", ()) if isinstance(batch, tuple) else ()
+    return next((names.index(key) for key in LABEL_KEYS if key in names), None)
+
+
+def unlabelled(batch: Any) -> list[int]:
+    """The positions of a tuple at which no name says that labels stand."""
+    return [i for i in range(len(batch)) if i != label_place(batch)]
+
+
 def target_of(batch: Any, inputs: int = 1) -> Any:
-    """The target of a batch: the entry behind the model's inputs, or its labels."""
+    """The target of a batch: its labels by name, or the entry behind the model's inputs."""
     named = fields(batch)
     if named is not None:
         for key in LABEL_KEYS:
             if key in named:
                 return named[key]
         raise ValueError(f"the loss finds no labels among the keys {', '.join(map(str, named))}; name them 'labels'.")
+    if (place := label_place(batch)) is not None:
+        return batch[place]
     place = 1 if not isinstance(batch, torch.Tensor) and len(batch) and fields(batch[0]) is not None else inputs
     if isinstance(batch, torch.Tensor) or len(batch) <= place:
         raise ValueError("the loss needs targets, but the batch has none; pass batches (x, y).")
@@ -78,9 +91,10 @@ def input_place(batch: Any, shared: tuple[Any, ...] = ()) -> Place | None:
     inside: Place = ()
     named = fields(batch)
     if named is None:
-        inside, named = (0,), fields(batch[0])
+        first = next(iter(unlabelled(batch)), 0)
+        inside, named = (first,), fields(batch[first])
         if named is None:
-            return (0,)
+            return inside
     for key in INPUT_KEYS:
         if key in named:
             return (*inside, key)

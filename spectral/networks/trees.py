@@ -63,8 +63,9 @@ def mapped(function: Callable[[Place, Any], Any], tree: Any, place: Place = (), 
 def _rebuilt(tree: Any, parts: list[tuple[Any, Any]]) -> Any:
     """A tree of the same kind that holds these parts."""
     if isinstance(tree, tuple):
-        values = [part for _, part in parts]
-        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+        some = tuple.__new__(type(tree), [part for _, part in parts])  # its own __new__ may take anything
+        vars(some).update(vars(tree)) if hasattr(tree, "__dict__") else None
+        return some
     try:
         other = copy.copy(tree)
         if isinstance(tree, list):

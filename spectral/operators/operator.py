@@ -413,7 +413,7 @@ class Operator(LinearMap):
         return Sum(self, other) if isinstance(other, Operator) else NotImplemented
 
     def __radd__(self, other: Any) -> Operator:
-        return self.__add__(other)
+        return self if type(other) is int and other == 0 else self.__add__(other)  # where sum([A, B]) begins
 
     def __sub__(self, other: Any) -> Operator:
         return self.__add__((-1.0) * other)

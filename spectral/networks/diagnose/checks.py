@@ -207,6 +207,11 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
         for p, reached in zip(primals, facts.reached, strict=True)
     ]
     if not _differ(facts.value, function(*moved).detach(), facts.value.dtype):
+        if network.wrt == "inputs":  # the one variable
+            raise ValueError(
+                "the outputs do not read what wrt='inputs' takes for the inputs, the first entry of a batch or that of such a "
+                "name; put the entry that is meant first, or name it 'x'."
+            )
         return
     if _differ(facts.value, function(*primals).detach(), facts.value.dtype):
         return  # a random model, of which another test says so
@@ -316,11 +321,18 @@ def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
         culprit = samples_meet(network, batch, z)
     except (RuntimeError, ValueError, LookupError, AssertionError, TypeError) as failure:
         words = first_line(failure)
+        entries, _ = network.samples.apart(batch, network.samples.size(batch))
+        if network.of in ("loss", "loss sums") and all(t.ndim == 1 for t in entries) and z.ndim and len(entries) > 1:
+            raise ValueError(
+                f"no entry of the first batch has more than one axis, and the model fails on another length ({words}), so that a "
+                "batch seems to be a single sample; pass batches with a first axis of samples, as DataLoader(data, "
+                "batch_size=...) makes them."
+            ) from failure
         network.untested["copies of one sample alone"] = words
         return
     if culprit is not None:
         raise ValueError(
-            f"the outputs of the first sample depend on the other samples of its batch: {culprit} couples them in eval mode "
+            f"the outputs of a sample depend on the other samples of its batch: {culprit} couples them in eval mode "
             "(statistics of the batch, say); mend it, or pass preflight=False if the matrix of these batches is meant."
         )
 
@@ -393,13 +405,18 @@ def active_randomness(
 def samples_meet(network: DataModel, batch: Any, z: torch.Tensor | None = None) -> str | None:
     """The module that lets the samples of a batch meet in eval mode: alone, the first sample has other outputs; None if none.
 
-    Alone means among two or three copies of itself, which models that squeeze an axis of length one read too.
+    Alone means among two or three copies of itself, which models that squeeze an axis of length one read too. Where losses of
+    single samples are meant, the last one is looked at as well, before the first: its outputs read no earlier ones.
     """
     size = network.samples.size(batch)
     if size < 2:
         return None
     copies = 3 if size == 2 else 2  # another number of samples, which tells the axis of the samples in any tensor
-    alone = network.samples.some(batch, size, lambda t: torch.cat([part(t, 0, 1)] * copies))
+
+    def of(*order: int) -> Any:
+        return network.samples.some(batch, size, lambda t: torch.cat([part(t, i, i + 1) for i in order]))
+
+    alone = of(*[0] * copies)
 
     def run(part: Any) -> torch.Tensor:
         return network.function(part)(*network.primals(part)).detach()
@@ -408,14 +425,17 @@ def samples_meet(network: DataModel, batch: Any, z: torch.Tensor | None = None) 
         z = run(batch) if z is None else z.detach()
         if z.shape[0] != size:
             raise ValueError("the outputs do not have one row for each sample")
-        z_alone = run(alone)
-        if not _differ(z[0], z_alone[0], z.dtype):
+        pairs = [(z[0], run(alone)[0])]
+        if network.of in ("loss", "loss sums"):
+            pairs.append((z[[-1, 0]], run(of(*[size - 1] * (copies - 1), 0))[[0, -1]]))
+        if not any(_differ(*pair, z.dtype) for pair in pairs):
             return None
         with Made() as made:  # some models compute in float32 whatever their parameters are
             run(alone)
         dtype = max(made.kinds | {z.dtype}, key=arrays.machine_epsilon)
-        if not _differ(z[0], z_alone[0], dtype):
-            return None
+        if not _differ(*pairs[0], dtype):
+            later = any(_differ(*pair, dtype) for pair in pairs)
+            return "what comes before it in the batch (a first axis that is time, say)" if later else None
         found = _first_difference(network, lambda: run(alone), lambda: run(batch), dtype, (copies, size))
     return found or "of= or forward="
 
