@@ -1064,19 +1064,6 @@ def test_model_that_makes_a_layer_when_it_is_called_is_asked_to_be_called():
     assert agrees(Jacobian(model, [x]), rows(model(x), list(model.parameters())), 1e-6)
 
 
-@pytest.mark.parametrize("hook", ["register_full_backward_hook", "register_full_backward_pre_hook"])
-def test_model_with_a_hook_on_a_modules_gradients_is_refused_as_long_as_it_is_there(problem, hook):
-    model, x, y = problem
-    H = Hessian(model, CE, cut(x, y))
-    right = dense(H)
-    handle = getattr(model[0], hook)(lambda module, *gradients: tuple(3 * g for g in gradients[-1]))
-    for make in (lambda: Jacobian(model, [x]), lambda: dense(H)):
-        with pytest.raises(ValueError, match=r"the module 0 has a hook on its gradients .*remove it \(handle.remove"):
-            make()
-    handle.remove()
-    assert agrees(H, right)
-
-
 def test_model_that_was_cast_is_another(problem):
     model, x, y = problem
     H = Hessian(model, CE, cut(x, y))

@@ -53,9 +53,9 @@ def version(t: torch.Tensor) -> int:
     return t._version
 
 
-def is_hooked(thing: torch.Tensor | torch.nn.Module) -> bool:
-    """Whether a hook may change its gradient, or those that pass it. Without these names no hook is seen."""
-    return any(getattr(thing, name, None) for name in ("_backward_hooks", "_backward_pre_hooks"))
+def is_hooked(t: torch.Tensor) -> bool:
+    """Whether `register_hook` may change its gradient. Without this name no hook is seen."""
+    return bool(getattr(t, "_backward_hooks", None))
 
 
 def written(model: torch.nn.Module) -> torch.nn.Module:

@@ -219,13 +219,6 @@ class DataModel:
                 f"the parameter {hooked} has a hook on its gradient (register_hook), which training calls and products do not; "
                 "remove it (handle.remove(), wandb.unwatch(model)), or pass copy.deepcopy(model), whose parameters have none."
             )
-        watched = () if self.shards is not None else self.model.named_modules()
-        hooked = next((name or "itself" for name, module in watched if private.is_hooked(module)), None)
-        if hooked:
-            raise ValueError(
-                f"the module {hooked} has a hook on its gradients (register_full_backward_hook), which may change them, so "
-                "that they are those of no function; remove it (handle.remove())."
-            )
         kinds = getattr(self, "parameter_kinds", None) or {name: named[name].dtype for name in self.names}
         cast = next((name for name in self.names if named[name].dtype != kinds[name]), None)
         if cast:
