@@ -241,7 +241,8 @@ class Spectrum(Quadrature):
         -----
         stderr has two parts, added in quadrature. One is sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian
         probes and r unresolved eigenvalues. Its variance is over the measure itself, in which an eigenvalue that all probes
-        have found counts at least once. The other is `truncation`, the change when a quarter of the steps is left out. To
+        have found counts at least once, and within one step of residual beta that of f(alpha -+ beta). The other is
+        `truncation`, the change when a quarter of the steps is left out. To
         both is added what `rounding` of the eigenvalues may change where f is steep, all the error that an exact spectrum
         has.
 
@@ -262,12 +263,17 @@ class Spectrum(Quadrature):
         Y -= float((self.mass * Y).sum())
         unit = float(np.abs(Y[held]).max(initial=0.0)) or 1.0  # squares of 1e200 are no numbers
         variance = float((beta.located(self.nodes, self.mass, 1 / r) * (Y / unit) ** 2).sum())
+        for share, (theta, *_), (ends, _) in self._unfinished:
+            if len(theta) == 1:  # whose node says nothing of the spread
+                variance += share * float(np.square((values_of(f, ends) - values_on(self, f, theta)) / unit).mean())
         statistical = r * unit * float(np.sqrt(self.noise(variance)))
         stderr = float(np.hypot(statistical, self.truncation(f))) + steep
         return Estimate(value, stderr, nan, nan, K, self.products)
 
     def truncation(self, f: Function) -> float:
         """|change of the integral of f| when the last quarter of the steps is left out: what more steps would still move.
+
+        Of one step, alpha with the residual beta, against the mean of f(alpha -+ beta), whose variance is right too.
 
         Parameters
         ----------
@@ -277,8 +283,8 @@ class Spectrum(Quadrature):
         Returns
         -------
         float
-            0 for an exact spectrum, and for probes that ended in an invariant subspace or made fewer than four steps; inf
-            where the shorter rule meets no finite f.
+            0 for an exact spectrum, and for probes that ended in an invariant subspace; inf where the other rule meets no
+            finite f.
 
         Examples
         --------
@@ -296,7 +302,7 @@ class Spectrum(Quadrature):
         return [
             (share, gauss.gauss_rule(record), gauss.truncated_rule(record, record.steps - max(1, record.steps // 4)))
             for share, record in zip(self.pooling, self.records, strict=True)
-            if record.steps >= 4 and record.betas[-1] > 0
+            if record.steps > 0 and record.betas[-1] > 0
         ]
 
     def moment(self, p: float) -> Estimate:

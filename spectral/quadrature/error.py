@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spectral.quadrature import beta, cdf
+from spectral.quadrature import beta, cdf, gauss
 from spectral.quadrature.certificate import truncation
 from spectral.quadrature.pooled import Quadrature
 
@@ -16,12 +16,12 @@ CELLS = 128  # of equal noise, on which draws of the probes are simulated; cut w
 
 
 def stated_error(q: Quadrature) -> dict[str, float]:
-    """W1 error of the CDF of `q` relative to its range.
+    """W1 error of the CDF of `q` relative to its range (`_range`).
 
     "truncation": half the area of the certified envelope, "rounding": what finite precision alone leaves of it; "statistical":
     the mean over draws of the probes, from their exact variance; "w1": their sum; "w1_95" is exceeded in 5 % of the draws.
     """
-    (low, high), r, K = q.interval, q.unresolved, len(q.nodes)
+    (low, high), r, K = _range(q), q.unresolved, len(q.nodes)
     one_value = high - low <= 16 * q.epsilon * q.scale  # the values of a multiple of I differ by rounding
     if r == 0 or one_value or not q.weights.any():
         return dict.fromkeys(("w1", "truncation", "rounding", "statistical", "w1_95"), 0.0)
@@ -48,6 +48,17 @@ def stated_error(q: Quadrature) -> dict[str, float]:
         "w1": truncated + statistical, "w1_95": worst, "truncation": truncated, "rounding": rounding,
         "statistical": statistical,
     }  # fmt: skip
+
+
+def _range(q: Quadrature) -> tuple[float, float]:
+    """`q.interval`, with alpha -+ beta of a probe of one step, whose node says nothing of how far the eigenvalues reach.
+
+    A beta of moments that end in rounding is that.
+    """
+    single = [record for record in q.records if record.steps == 1 and record.stop != "rounding"]
+    ends = [gauss.truncated_rule(record, 0)[0] for record in single]
+    every = np.concatenate([q.interval, *ends])
+    return float(every.min()), float(every.max())
 
 
 def between(

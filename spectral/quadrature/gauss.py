@@ -36,7 +36,10 @@ def gauss_rule(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def truncated_rule(record: LanczosRecord, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The Gauss rule of the first `steps` steps."""
+    """The Gauss rule of the first `steps` steps; without any, alpha -+ beta of the first one, which have its variance."""
+    if steps == 0:
+        weight = gauss_rule(record)[1].sum() / 2
+        return record.alphas[0] + record.betas[0] * np.array([-1.0, 1.0]), np.array([weight, weight])
     return gauss_rule(replace(record, alphas=record.alphas[:steps], betas=record.betas[:steps]))[:2]
 
 
