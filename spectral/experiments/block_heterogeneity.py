@@ -17,13 +17,13 @@ from torch import nn
 
 from spectral import Estimate, Hessian, Spectrum, blocks, compare, slq
 from spectral.analysis.compare import bits_apart
-from spectral.analysis.jackknife import jackknife_stderr
 from spectral.experiments.cell import Settings
 from spectral.experiments.datasets import batches, digits, in_dtype, text
 from spectral.experiments.models import model_for
 from spectral.experiments.prose import filled, prose, say, told
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study
 from spectral.experiments.training import few_threads
+from spectral.quadrature.error import jackknife_variance
 from spectral.results import Array
 
 TEXTS = prose(__file__)
@@ -106,7 +106,7 @@ def heterogeneity(spectra: list[Spectrum], sigma: float = SIGMA) -> tuple[float,
     if n < 3:
         return (float(pairs[0, 1]) if n == 2 else math.nan), math.nan
     without = (pairs.sum() - 2 * pairs.sum(0)) / ((n - 1) * (n - 2))
-    return float(pairs.sum() / (n * (n - 1))), jackknife_stderr(without)
+    return float(pairs.sum() / (n * (n - 1))), math.sqrt(jackknife_variance(without))
 
 
 def fractions_above(s: Spectrum) -> tuple[Array, Array]:
