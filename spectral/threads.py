@@ -7,6 +7,7 @@ of forward-mode differentiation and one set of attention kernels for the whole p
 from __future__ import annotations
 
 import contextvars
+import copy
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,26 @@ def alone(modules: Iterable[Any]) -> Iterator[None]:
         for lock in locks:
             stack.enter_context(lock)
         yield
+
+
+class Weakly:
+    """A bound method that does not keep its object: what holds it and is held by that is freed at once, with its tensors.
+
+    >>> class Box:
+    ...     def size(self): return 3
+    >>> box = Box()
+    >>> Weakly(box.size)()
+    3
+    """
+
+    def __init__(self, method: Any) -> None:
+        self.of, self.function = weakref.ref(method.__self__), method.__func__
+
+    def __call__(self, *given: Any) -> Any:
+        return self.function(self.of(), *given)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Weakly:
+        return Weakly(self.function.__get__(copy.deepcopy(self.of(), memo)))
 
 
 @contextmanager

@@ -485,3 +485,13 @@ def test_spectra_of_curvature():
     assert abs(float(estimate) - values.sum()) < 4 * estimate.stderr + 1e-12
     s = spectral.slq(H, probes=2, steps=len(values))
     assert np.allclose(s.moment(2).value, (values**2).mean(), rtol=0.5)
+
+
+@pytest.mark.parametrize("ask", ["gradient", "mean_loss"])
+def test_the_gradient_and_the_loss_of_a_matrix_of_inputs_are_refused(ask):
+    data = [(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))]
+    H = Hessian(nn.Linear(3, 2), nn.CrossEntropyLoss(), data, wrt="inputs")
+    with pytest.raises(
+        ValueError, match=rf"{ask} is of the parameters, but this matrix is of wrt='inputs'; build one of wrt="
+    ):
+        getattr(H, ask)()

@@ -3,6 +3,7 @@
 import gc
 import json
 import sys
+import weakref
 
 import pytest
 import torch
@@ -70,3 +71,54 @@ def test_nothing_is_kept_of_products_once_an_engine_has_passed_its_tests(matrix)
     del v
     gc.collect()
     assert not [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.numel() == A.shape[1]]
+
+
+class Batches(list):
+    """A list that can be referred to weakly."""
+
+
+def class_sum(output, batch):
+    return nn.functional.cross_entropy(output, batch[1], reduction="sum"), len(batch[1])
+
+
+MATRICES = {
+    "Jacobian": lambda model, data, **how: spectral.Jacobian(model, data, **how),
+    "gram": lambda model, data, **how: spectral.Jacobian(model, data, **how).gram("right"),
+    **{
+        name: lambda model, data, name=name, **how: getattr(spectral, name)(model, nn.CrossEntropyLoss(), data, **how)
+        for name in ("GaussNewton", "Hessian", "Fisher", "EmpiricalFisher")
+    },
+    "callable": lambda model, data, **how: spectral.GaussNewton(model, class_sum, data, **how),
+}
+USES = {
+    "built": lambda A: None,
+    "one product": lambda A: A @ torch.randn(A.shape[1]),
+    "products": lambda A: [A @ torch.randn(A.shape[1], 3) for _ in range(4)],
+    "slq": lambda A: spectral.slq(A, probes=1, steps=3, progress=False),
+    "kpm": lambda A: spectral.kpm(A, probes=1, moments=6, progress=False),
+    "svd": lambda A: spectral.svd(A, 1),
+}
+
+
+@pytest.mark.parametrize("how", [{}, {"engine": "replay"}, {"engine": "double-backward"}, {"wrt": "inputs"}])
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_an_operator_that_nobody_holds_is_gone_at_once_with_its_data_and_what_it_kept(matrix, how):
+    """Not when the garbage collector comes, which knows nothing of gigabytes: what it keeps must not refer back to it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
+    uses = [name for name in USES if name in ("built", "one product", "products") or not how]
+    uses = [name for name in uses if not (matrix == "Jacobian" and name in ("slq", "kpm"))]
+
+    def used(name):
+        data = Batches((torch.randn(6, 3), torch.randint(4, (6,))) for _ in range(2))
+        USES[name](MATRICES[matrix](model, data, **how))
+        return weakref.ref(data)
+
+    for name in uses:  # what torch and scipy import at first is in a cycle of its own
+        used(name)
+    gc.collect()
+    gc.disable()
+    try:
+        assert [name for name in uses if used(name)() is not None] == []
+    finally:
+        gc.enable()

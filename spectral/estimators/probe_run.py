@@ -21,6 +21,7 @@ from spectral.krylov.chebyshev import Chebyshev, ChebyshevRecord
 from spectral.krylov.lanczos import Lanczos, LanczosRecord
 from spectral.krylov.symmetry import KnownProduct
 from spectral.operators.operator import Operator
+from spectral.threads import Weakly
 
 T = TypeVar("T")
 R = TypeVar("R", Lanczos, Chebyshev)
@@ -53,7 +54,7 @@ class ProbeRun:
     # On disk -----------------------------------------------------------------------------------------------------------
     def guard(self) -> AbstractContextManager[None]:
         """Inside, SIGINT and SIGTERM save where the run stands."""
-        return self.checkpoint.guard(self.state, lambda: self.recurrence is None or self.recurrence.whole)
+        return self.checkpoint.guard(Weakly(self.state), lambda: self.recurrence is None or self.recurrence.whole)
 
     def state(self) -> State:
         """All that the run goes on from, see `STATE`."""

@@ -20,6 +20,7 @@ from spectral.krylov.restarted import RestartedKrylov
 from spectral.operators.operator import Operator
 from spectral.probes import check_seed
 from spectral.schema import COUNT, NONNEGATIVE, Array, Fields, Flag, Law, Number, choice, integer, maybe, number
+from spectral.threads import Weakly
 
 KEYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "largest": lambda x: x,
@@ -151,7 +152,7 @@ class Search:
         if begin is not None and self.file.state is None:
             self.limit.announce(len(begin) + LOOKS)
             self._begin(begin)
-        with self.file.guard(self._current, lambda: self.state.multiplying):
+        with self.file.guard(Weakly(self._current), lambda: self.state.multiplying):
             while self.verdict is None:
                 if not self.look:
                     self._start()

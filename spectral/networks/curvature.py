@@ -164,6 +164,10 @@ class Curvature(SumOverBatches):
         return total
 
     def _with_whole_parameters(self, what: str) -> LossModel:
+        if self.network.wrt != "params":
+            raise ValueError(
+                f"{what} is of the parameters, but this matrix is of wrt={self.network.wrt!r}; build one of wrt='params'."
+            )
         if self.network.shards is not None:
             raise ValueError(
                 f"{what} needs whole parameters, but this model's lie over ranks (fully_shard); use it before it is sharded."

@@ -60,6 +60,7 @@ from spectral.networks.trees import leaves, map_tensors, repacked, replaced, ten
 from spectral.pieces import Shards
 from spectral.probes import Signs
 from spectral.schema import choice, function
+from spectral.threads import Weakly
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError)  # what torch raises for a batch that a model does not take
 OF = ("logits", "probs", "loss", "loss sums")  # the last is the empirical Fisher's: each sample's summed loss
@@ -453,7 +454,7 @@ class DataModel:
         """What the loss means, from a batch's output: its (sum, count)."""
         self.loss.read = self.call.run.reads or 0
         self.loss.inputs, self.loss.fixed = self.loss.read or self.loss.inputs, self.inner is not None
-        self.loss.output = self._run_anew if self.shards is None else None  # which all ranks would have to call
+        self.loss.output = Weakly(self._run_anew) if self.shards is None else None  # which all ranks would have to call
         sum_count = self.loss.learn(index, output, batch)
         if index == 0 and self._of_loss:
             self.loss.check_samples(output, batch)

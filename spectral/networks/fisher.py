@@ -296,7 +296,8 @@ class EmpiricalFisher(GaussNewton):
         Curvature._inspect(self)  # single samples' losses may read what they like
 
     def _output_curvature(self, output: Any, batch: Any, first: int) -> Product:
-        return lambda u: self.share * u
+        share = self.share
+        return lambda u: share * u
 
     def _terms(self, output: Any, batch: Any, first: int) -> outputs.Terms:
         return outputs.diagonal_terms(self._output_curvature(output, batch, first), self.network.select(output, batch))

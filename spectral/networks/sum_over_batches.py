@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ from spectral.networks.diagnose.graph import GraphFacts, graph_facts
 from spectral.networks.products import Products
 from spectral.networks.trees import tensors
 from spectral.operators.operator import Operator
+from spectral.threads import Weakly
 
 NOISE_PROBES = 3
 ROOM = 8.0  # times the noise that was measured
@@ -65,7 +67,9 @@ class SumOverBatches(Operator):
         self.engine: Engine = PlainEngine(ways[0])  # of a sharded model: one way, and nothing to choose or to keep
         if network.shards is None:
             store = Store(products.budget)
-            self.engine = AutoEngine(products.engine, ways, products.preflight, self._explain, self.turns, store=store)
+            self.engine = AutoEngine(
+                products.engine, ways, products.preflight, Weakly(self._explain), self.turns, store=store
+            )
         network.keeps = self.engine.store.budget != 0
         self.kind = ""  # of the latest product
         self.noise: float | None = None  # relative error of a product in a coarser dtype, measured on the first batch
@@ -366,16 +370,17 @@ class SumOverBatches(Operator):
 
     def _multiply(self, kind: str, group: range, batch: Any, V: torch.Tensor, W: torch.Tensor, new: bool) -> None:
         """W (b, m) += the products of a batch, or of several as one, with the rows of V (b, n); W = these if `new`."""
-        self.kind, samples = kind, self._samples(group)
+        self.kind, samples, network = kind, self._samples(group), self.network
         if self._graph_bytes < 0:
             self._measure(batch)
+        unheld = weakref.proxy(self)  # in what the store keeps, so that it goes with the operator
 
         def linearized(way: str) -> Maps:
-            self.network.open()
-            maps = self._maps(kind, way, group, batch)
+            network.open()
+            maps = type(self)._maps(unheld, kind, way, group, batch)
 
             def product(v: torch.Tensor) -> Pieces:
-                self.network.open()  # recorded programs need no model, so that a sweep opens it only here
+                network.open()  # recorded programs need no model, so that a sweep opens it only here
                 return made(v)
 
             made, maps.product = maps.product, product
