@@ -188,6 +188,8 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
+            with suppress(OSError):  # a child of a fork, which has the handle too, may live on
+                fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
 
 

@@ -795,3 +795,27 @@ def test_a_large_product_lies_in_the_memory_of_one_that_nobody_holds_and_of_no_o
         assert w.data_ptr() == at
         torch.testing.assert_close(w, due, rtol=0, atol=0)
         del w
+
+
+def test_who_interrupts_a_programs_first_call_leaves_it_to_be_recorded_again(monkeypatch):
+    A, engine = torch.randn(4, 4).double(), AutoEngine(ways=("double-backward",), turns=False)
+    A += A.T.clone()
+    job, plain, calls = replace(work(A, kind="H v"), symmetric=True), trace.Program.add, []
+
+    def interrupted(self, *operands, **how):
+        calls.append(0)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        plain(self, *operands, **how)
+
+    monkeypatch.setattr(trace.Program, "add", interrupted)
+    monkeypatch.setattr(autotune, "BETTER", 1e9)
+    for call in range(5):
+        v = torch.randn(4).double()
+        if call == 1:
+            with pytest.raises(KeyboardInterrupt):
+                multiply(engine, job, v, 10**4)
+        else:
+            assert torch.allclose(multiply(engine, job, v, 10**4), A @ v, rtol=1e-13, atol=1e-13)
+    choice = engine.choices["H v"]
+    assert (choice.engine, choice.failures, engine.settled) == ("replay", [], True)

@@ -437,7 +437,7 @@ def test_a_run_that_begins_anew_loses_nothing_of_one_that_did_not_end(here: Path
 
 
 def test_no_run_writes_over_another_one(here: Path, monkeypatch, capsys) -> None:
-    """The same run may be made again where it was; another one, or one at the same time, is refused and changes nothing."""
+    """The same run may be made again where it was; another one, or one at the same time, is refused and changes but `.hydra`."""
     call(monkeypatch, *SINGLE, "hydra.run.dir=mine")
     files = (path for path in (here / "mine").rglob("*") if path.is_file() and ".hydra" not in path.parts)
     first = {path: path.read_bytes() for path in files}
@@ -451,9 +451,11 @@ def test_no_run_writes_over_another_one(here: Path, monkeypatch, capsys) -> None
     metrics = json.loads((here / "mine" / "result.json").read_text())["metrics"]
     assert metrics == json.loads(first[here / "mine" / "result.json"])["metrics"]
     (here / "busy").mkdir()
+    kept = sorted((here / "outputs" / "state").rglob("*"))
     with alone(here / "busy"), pytest.raises(SystemExit):
         call(monkeypatch, *SINGLE, "hydra.run.dir=busy")
     assert "Another run is writing into" in capsys.readouterr().err and not results(here / "busy")
+    assert sorted((here / "outputs" / "state").rglob("*")) == kept  # the other run's state is where it was
 
 
 def test_a_full_disk_at_the_end_is_one_sentence_and_what_was_computed_is_kept(here: Path, monkeypatch, capsys) -> None:

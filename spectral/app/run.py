@@ -88,9 +88,9 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
     about = {**environment(where), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     description = {k: v for k, v in config.items() if k not in ("resume", "output", "analysis", "plan")}
     description["computed by"] = {k: about[k] for k in ("spectral", "torch", "device")}
-    store = RunStore(config["output"]["state"], description, resume=config["resume"], present=distributed.leads())
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder) if distributed.leads() else nullcontext():
+        store = RunStore(config["output"]["state"], description, resume=config["resume"], present=distributed.leads())
         try:
             perform = _experiment if config.get("experiment") else single
             with own.told(trust_of(config)):

@@ -424,9 +424,11 @@ class Tuned:
         try:
             program, product, trial = self._recorded(choice.way, v)
             if not proven:  # the first batch's
-                choice.program, trial = "replay", choice.timings.setdefault("replay", trial)
+                trial = choice.timings.get("replay", trial)
             for _ in range(CALLS if proven and not program.pure else 1):
                 trial.hold(program, v, product, room)
+            if not proven:  # now, so that who interrupts a first call leaves nothing behind
+                choice.program, choice.timings["replay"] = "replay", trial
             if not proven and program.pure and self.work.symmetric:
                 pieces: list[torch.Tensor] = list(product)
                 del product

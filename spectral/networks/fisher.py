@@ -98,7 +98,7 @@ class Fisher(GaussNewton):
     layout="summed" it is one change d of all samples: the sum of these blocks, (d, d), as Jacobian's columns are. A head's
     logits are then made whole.
 
-    engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
+    engine="auto" takes the first product as the answer and holds the first ones to <J v, u> = <v, J^T u>, to rounding; a way
     that fails gives place to the other, with the reason in `describe()`. A program is recorded only where the products to come
     (estimators announce theirs) pay for it and `memory` holds it; it is held to the product that it was recorded from and to
     two more before it multiplies alone. Where none can be recorded and more than ten products are to come, the other way takes
@@ -251,7 +251,7 @@ class EmpiricalFisher(GaussNewton):
 
     Batch norm runs with its running statistics: there is no statistics="batch" here, which would couple the samples.
 
-    engine="auto" takes the first product as the answer and holds the first two to <J v, u> = <v, J^T u>, to rounding; a way
+    engine="auto" takes the first product as the answer and holds the first ones to <J v, u> = <v, J^T u>, to rounding; a way
     that fails gives place to the other, with the reason in `describe()`. A program is recorded only where the products to come
     (estimators announce theirs) pay for it and `memory` holds it; it is held to the product that it was recorded from and to
     two more before it multiplies alone. Where none can be recorded and more than ten products are to come, the other way takes

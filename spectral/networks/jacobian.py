@@ -103,7 +103,7 @@ class Jacobian(SumOverBatches):
 
     Notes
     -----
-    engine="auto": the first two products of each kind are held to the adjoint identity, to rounding; a way that fails gives
+    engine="auto": the first products of each kind are held to the adjoint identity, to rounding; a way that fails gives
     place to the other, with the reason in `describe()`. A program is recorded only where the products to come (estimators
     announce theirs) pay for it and `memory` holds it; it is held to the product that it was recorded from and to two more
     before it multiplies alone. Where none can be recorded and more than ten products are to come, the other way takes a turn,
