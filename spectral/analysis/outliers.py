@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral import cards
-from spectral.analysis.counting import counting, told_apart
+from spectral.analysis.counting import counting
 from spectral.analysis.exponents import top_values
 from spectral.analysis.jackknife import merged
 from spectral.analysis.marchenko_pastur import marchenko_pastur, positive_floor
+from spectral.quadrature.cdf import told_apart
 from spectral.results import Array, nan
 from spectral.spectrum import Spectrum
 
