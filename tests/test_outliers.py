@@ -286,7 +286,7 @@ def test_spikes_far_above_a_bulk_of_few_are_found(p, f):
 
 
 def test_spikes_that_may_be_chance_are_no_confident_none():
-    """Twice the edge, of a bulk of 30: lognormal ones of that size have such in 9 of 200."""
+    """Twice the edge, of a bulk of 30: lognormal ones of that size have such in 13 of 200."""
     for seed in range(6):
         found = of(spiked(30, 2, seed))
         assert not found.accepted and found.count == 2 and np.isnan(found.gap)
