@@ -6,6 +6,7 @@ import scipy.sparse
 
 from spectral import Spectrum, slq
 from spectral.analysis import marchenko_pastur, theory
+from spectral.analysis.marchenko_pastur import without_probes
 
 
 def wishart(n, d, sigma=1.0, spikes=(), seed=0):
@@ -178,3 +179,15 @@ def test_a_bulk_in_copies_is_the_bulk(seed):
     assert one.accepted and many.accepted
     assert (many.bulk, many.spikes) == (4 * one.bulk, 4 * one.spikes)
     assert (many.ratio, many.sigma, many.ks) == pytest.approx((one.ratio, one.sigma, one.ks))
+
+
+@pytest.mark.parametrize("probes", [2, 3])
+@pytest.mark.parametrize(
+    ("n", "rank", "steps", "seed"), [(40, 1, 1, 5), (10, 2, 1, 4), (20, 2, 2, 5), (40, 3, 2, 2), (10, 1, 1, 0)]
+)
+def test_a_quadrature_with_nothing_below_its_gap_has_no_bulk(n, rank, steps, seed, probes):
+    """One node or two of a probe stand above a gap, or nowhere: of no eigenvalues there is no law, nor without one probe."""
+    B = np.random.default_rng(seed).standard_normal((n, rank))
+    spectrum = slq(B @ B.T, probes=probes, steps=steps, seed=seed)
+    for fit in (marchenko_pastur(spectrum), *without_probes(spectrum)):
+        assert not fit.accepted and fit.reason.endswith(".") and np.isnan(fit.spikes)

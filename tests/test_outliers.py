@@ -269,6 +269,39 @@ def test_few_eigenvalues_that_pass_for_a_bulk_have_no_spikes_by_chance():
     assert sum(found) <= 4
 
 
+def spiked(p, f, seed):
+    """p eigenvalues of a Wishart matrix of 3p samples, and two at f and 1.1 f times the edge of their law."""
+    B = np.random.default_rng([seed, p, 11]).standard_normal((p, 3 * p))
+    edge = theory.marchenko_pastur_edges(1 / 3)[1]
+    return np.append(np.linalg.eigvalsh(B @ B.T / (3 * p)), [f * edge, 1.1 * f * edge])
+
+
+@pytest.mark.parametrize(("p", "f"), [(30, 3), (30, 5), (50, 2), (50, 3), (50, 5), (80, 2), (120, 2)])
+def test_spikes_far_above_a_bulk_of_few_are_found(p, f):
+    """The smaller one lies f times above the edge, and 1 + 40/p is asked (below 100 eigenvalues none of 2 and 3 was found)."""
+    for seed in range(6):
+        values = spiked(p, f, seed)
+        found = of(values)
+        assert found.accepted and found.values.tolist() == sorted(values)[:-3:-1]
+
+
+def test_spikes_that_may_be_chance_are_no_confident_none():
+    """Twice the edge, of a bulk of 30: lognormal ones of that size have such in 13 of 200."""
+    for seed in range(6):
+        found = of(spiked(30, 2, seed))
+        assert not found.accepted and found.count == 2 and np.isnan(found.gap)
+        assert re.search(
+            r"^2 eigenvalues may be spikes of a bulk of fewer than 100, or chance; .* 2\.33\.$", found.reason
+        )
+
+
+@pytest.mark.parametrize("size", [30, 50, 80])
+def test_exponential_eigenvalues_seldom_have_outliers_though_they_pass_for_a_bulk(size):
+    """1 in 200 of 30 eigenvalues: of 25 with 2 in 100, more than 2 are 1 in 100."""
+    found = [of(np.random.default_rng([seed, size, 17]).exponential(size=size)) for seed in range(25)]
+    assert sum(f.accepted and f.count > 0 for f in found) <= 2
+
+
 @pytest.mark.parametrize("c", [2, 4, 8])
 def test_spikes_in_copies_are_as_many_times_outliers(c):
     X = np.random.default_rng(2).standard_normal((800, 200)) * np.sqrt(1 + np.append([20.0, 8.0], np.zeros(198)))

@@ -354,3 +354,11 @@ def test_a_rank_that_lies_at_an_end_of_its_interval_has_an_error_that_reaches_th
         rank, s = numerical_rank(spectrum), summary(spectrum)
         assert rank.lower <= 30 <= rank.upper and abs(float(rank) - 30) <= 2 * rank.stderr
         assert abs(s["entropy"] - of(values)["entropy"]) <= 2 * s["entropy_stderr"]
+
+
+@pytest.mark.parametrize(("n", "rank", "steps", "seed"), [(10, 2, 2, 5), (20, 2, 2, 5), (40, 1, 1, 5), (40, 3, 2, 2)])
+def test_an_entropy_that_noise_makes_negative_has_an_error_of_its_size(n, rank, steps, seed):
+    """H / ln rank lies between 0 and 1, also where the rank may be 1: the error reaches the truth, and was 2e299."""
+    B = np.random.default_rng(seed).standard_normal((n, rank))
+    s, true = summary(slq(B @ B.T, probes=3, steps=steps, seed=seed)), of(np.linalg.eigvalsh(B.T @ B), zeros=n - rank)
+    assert abs(s["entropy"] - true["entropy"]) <= 2 * s["entropy_stderr"] <= 10

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import ArrayLike
 
 from spectral import arrays
-from spectral.analysis.counting import told_apart
 from spectral.estimators.assembled import gram_matrix
 from spectral.estimators.leave_one_out import widening
 from spectral.krylov.lanczos import lanczos
 from spectral.operators import Operator, as_operator
 from spectral.probes import probe
+from spectral.quadrature.cdf import told_apart
 from spectral.quadrature.gauss import gauss_rule, zero_level
 from spectral.results import Array, IntArray, nan
 from spectral.schema import SWITCH, choice, integer

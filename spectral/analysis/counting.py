@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral.analysis.jackknife import Measure, merged
+from spectral.quadrature.cdf import told_apart
 from spectral.quadrature.gauss import gauss_rule
 from spectral.results import Array, IntArray
 from spectral.spectrum import Spectrum, hold_eigenvalues
@@ -134,20 +135,6 @@ def counting(spectrum: Spectrum, floor: float = 0.0) -> tuple[Counting, list[Cou
 
     each = np.eye(len(shares), dtype=bool) if len(shares) > 1 else np.zeros((0, 1), dtype=bool)
     return pooled(np.ones(len(shares), bool)), [pooled(~out) for out in each]
-
-
-def told_apart(values: Array, rounding: float) -> IntArray:
-    """The index of each value's group in sorted `values`: one that rounding does not tell from the first of a group is in it.
-
-    >>> told_apart(np.array([3.0, 2.0, 2.0 - 1e-15, 1.0]), 1e-14)
-    array([0, 1, 1, 2])
-    """
-    index, group, first = np.empty(len(values), np.int64), -1, np.inf
-    for i, value in enumerate(values.tolist()):
-        if abs(value - first) > rounding:
-            group, first = group + 1, value
-        index[i] = group
-    return index
 
 
 def zero_within_residual(spectrum: Spectrum) -> float:

@@ -6,7 +6,8 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
-from spectral.analysis.counting import MASSIVE, told_apart
+from spectral.analysis.counting import MASSIVE
+from spectral.quadrature.cdf import told_apart
 from spectral.results import Array, nan
 from spectral.spectrum import Spectrum
 

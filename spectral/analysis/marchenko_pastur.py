@@ -9,14 +9,14 @@ a few hundred are enough to tell a bulk that is not the law's. At the edge they 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import scipy
 
 from spectral import arrays, cards
-from spectral.analysis.counting import Counting, counting, zero_within_residual
+from spectral.analysis.counting import MASSIVE, Counting, counting, zero_within_residual
 from spectral.analysis.jackknife import Measure, leave_one_out
 from spectral.analysis.theory import marchenko_pastur_cdf, marchenko_pastur_edges
 from spectral.results import Array, IntArray, nan
@@ -38,6 +38,7 @@ MAX_SPIKES = 0.1  # of the bulk: a signal of low rank makes few spikes, and more
 # An empty stretch at the edge, measured in the eigenvalues that a bulk of its upper end would have there. The gap of the two
 # largest holds 3.5 in one of a thousand matrices
 EMPTY = 3.5
+NOTHING = nan, nan, -1, nan  # a fit where nothing lies below the gap
 
 
 @dataclass(frozen=True)
@@ -213,9 +214,11 @@ def _by_gap(c: Counting, measure: Measure, ratio: float | None) -> tuple[float, 
     Spikes are what lies above the last empty stretch: one in which a bulk up to its upper end would have EMPTY eigenvalues more
     than the nodes at its ends may stand for. A bulk has 2/(3π) t^{3/2} eigenvalues within t Tracy–Widom widths of its edge.
     """
+    values, weights = (v[measure[0] > c.x[0]][::-1] for v in measure)
+    if not len(values):
+        return NOTHING
     gamma, variance = _fit(_bulk(c, len(c.x) - 1), ratio)
     width = _edge_width(gamma, variance, c.total)
-    values, weights = (v[measure[0] > c.x[0]][::-1] for v in measure)
     first = np.flatnonzero(np.append(True, -np.diff(values) > 0.2 * width))  # of nodes that found the same eigenvalue
     weights, lowest = np.add.reduceat(weights, first), values[np.append(first[1:], len(values)) - 1]
     upper, lower = lowest[:-1], values[first[1:]]
@@ -228,6 +231,8 @@ def _by_gap(c: Counting, measure: Measure, ratio: float | None) -> tuple[float, 
     copies = np.where(weights > several, np.round(weights), 1.0)[:count]
     top = _Top(float(values[first[count]]), float(weights[count]))
     last = int(np.searchsorted(c.x, top.value, side="right")) - 1
+    if c.total - c.above[last] <= MASSIVE:
+        return NOTHING
     return *_fit(_bulk(c, last), ratio, top), last, float(copies.sum())
 
 
@@ -249,14 +254,16 @@ def _refusal(b: _Bulk, ks: float, spikes: float) -> str:
 def _of(c: Counting, measure: Measure, floor: float, ratio: float | None) -> MarchenkoPastur:
     values, counts = measure
     zeros, negative = float(counts[np.abs(values) <= floor].sum()), float(counts[values < -floor].sum())
-    if len(c.x) == 0:
-        reason = "No eigenvalue is positive, so there is no bulk."
-        return MarchenkoPastur(nan, nan, nan, nan, nan, nan, 0.0, zeros, negative, False, reason)
+    none = MarchenkoPastur(nan, nan, nan, nan, nan, nan, 0.0, zeros, negative)
+    if not c.total > 0:
+        return replace(none, reason="No eigenvalue is positive, so there is no bulk.")
     if c.x[-1] - c.x[0] <= 1e-12 * c.x[-1]:  # one eigenvalue, or many equal ones: the limit γ = 0
         low, high, reason = float(c.x[0]), float(c.x[-1]), "All positive eigenvalues are equal, so there is no bulk."
         return MarchenkoPastur(float(np.sqrt(low)), 0.0, low, high, 0.0, 0.0, c.total, zeros, negative, False, reason)
     side = None if ratio is None else min(ratio, 1 / ratio)
     gamma, variance, last, spikes = _by_gap(c, measure, side) if c.probes else _by_edge(c, side)
+    if last < 0:
+        return replace(none, reason="Nothing lies below the gap, so there is no bulk.")
     b = _bulk(c, last)
     law = marchenko_pastur_cdf(b.x, gamma, np.sqrt(variance))
     ks = float(max(np.max(law - b.before), np.max(b.after - law)))

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral import cards
-from spectral.analysis.counting import counting, told_apart
+from spectral.analysis.counting import counting
 from spectral.analysis.exponents import top_values
 from spectral.analysis.jackknife import merged
 from spectral.analysis.marchenko_pastur import marchenko_pastur, positive_floor
+from spectral.quadrature.cdf import told_apart
 from spectral.results import Array, nan
 from spectral.spectrum import Spectrum
 
@@ -26,7 +27,9 @@ Flags = NDArray[np.bool_]
 # Eigenvalues below a gap, at least, that say how wide gaps are there; twice as many as stand above it, if more
 WINDOW = 20
 MIN_WINDOW = 5
-TOLD = 100  # eigenvalues of a bulk: among fewer, exponential and lognormal ones pass for Marchenko–Pastur, with spikes
+# Eigenvalues of a Marchenko–Pastur bulk that tell it from others. Of fewer, n, exponential and lognormal ones pass for it with
+# spikes (of 30 in 20 to 26 of 100); spikes above 1 + FEW/n times its edge they have in 0 to 4 of 100 (n = 30 to 80)
+TOLD, FEW = 100, 40.0
 SHARE = 1 / 3  # outliers are at most so many of the positive eigenvalues
 MIN_RATIO = 1.2  # a narrower gap is nothing to see
 ALONE = 3.0  # a node that weighs no more stands for one eigenvalue, or a few
@@ -51,8 +54,8 @@ class Outliers(cards.Sentence):
     edge : float
         The upper end of the bulk, its largest eigenvalue (of a quadrature, its largest node), in units of λ.
     accepted : bool
-        False where the spectrum cannot tell how many there are. `count` and `values` are then those above the gap in doubt,
-        if there is one, and `gap` and `edge` nan.
+        False where the spectrum cannot tell how many there are. `count` and `values` are then those in doubt (above a gap,
+        or spikes), if there are any, and `gap` and `edge` nan.
     reason : str
         One sentence that says why not.
 
@@ -157,12 +160,14 @@ def _clear(g: _Gaps, repelled: Flags) -> Flags:
 def outliers(spectrum: Spectrum) -> Outliers:
     """The eigenvalues that stand apart above the bulk: how many, which, and how far above its edge.
 
-    If all eigenvalues are known and a bulk of 100 or more is Marchenko–Pastur, they are its spikes. Otherwise they are what lies
-    above the widest gap λ_i/λ_{i+1} that is wider than chance makes it; `gap` is that ratio, `edge` is λ_{i+1}. Below the i
-    largest of independent values with a power law, i ln(λ_i/λ_{i+1}) is exponential, and its mean is seen in the gaps below, so
-    that heavy tails have no outliers although their largest values lie far apart. Where the eigenvalues below the gap repel each
-    other, as those of a matrix do, less is asked for. Of spectra without a gap, 1 to 4 in 100 are said to have one. The copies
-    of an eigenvalue (no further apart than rounding) are one draw, and count as often as they stand there.
+    If all eigenvalues are known and the bulk is Marchenko–Pastur, they are its spikes: those of n < 100 eigenvalues if all exceed
+    its edge 1 + 40/n times (exponential and lognormal ones pass for such a bulk too). Otherwise they are what lies above the
+    widest gap λ_i/λ_{i+1} that is wider than chance makes it; `gap` is that ratio, `edge` is λ_{i+1}. Below the i largest of
+    independent values with a power law, i ln(λ_i/λ_{i+1}) is exponential, and its mean is seen in the gaps below, so that heavy
+    tails have no outliers although their largest values lie far apart. Where the eigenvalues below the gap repel each other, as
+    those of a matrix do, less is asked for. Of spectra without a gap, 1 to 4 in 100 are said to have one; where there is none,
+    and spikes that do not exceed the edge by so much, `accepted` is False. The copies of an eigenvalue (no further apart than
+    rounding) are one draw, and count as often as they stand there.
 
     Of trained classifiers expect C or C − 1, one direction for each class mean, less their common one; C(C − 1) where the
     classes are tight clusters, as in a Gaussian mixture; and 0 where the directions of the classes merge into the bulk.
@@ -224,10 +229,9 @@ def _count(spectrum: Spectrum, values: Array, counts: Array, draws: Array, floor
     if total < 2 * MIN_WINDOW:
         some = " (copies counted once)" * (float(counts.sum()) > total * (1 + 1e-9))
         return 0, f"The spectrum has {total:.3g} positive eigenvalues{some}, and a bulk needs {2 * MIN_WINDOW}."
-    if spectrum.is_exact:
-        bulk = marchenko_pastur(Spectrum.from_eigenvalues(values))
-        if bulk.accepted and bulk.bulk >= TOLD:
-            return int(counts[: int(bulk.spikes)].sum()), ""
+    spikes, doubt = _spikes(values, counts) if spectrum.is_exact else (None, "")
+    if spikes is not None and not doubt:
+        return spikes, ""
     known = top_values(spectrum, spectrum.dim)
     known = known[known > floor]
     if not len(known):
@@ -248,7 +252,26 @@ def _count(spectrum: Spectrum, values: Array, counts: Array, draws: Array, floor
             f"Whether the gap of {ratios[widest]:.3g} after {count} eigenvalues is chance depends on those below it, "
             f"of which {max(len(known) - count, 0)} are known exactly; use more steps."
         )
-    return count, ""
+    return (count, "") if count or not spikes else (spikes, doubt)
+
+
+def _spikes(values: Array, counts: Array) -> tuple[int | None, str]:
+    """(how many spikes stand above a Marchenko–Pastur bulk, why they may be none) of exact eigenvalues; None without such a bulk.
+
+    None too where a bulk of few has no spikes: other laws pass for it.
+    """
+    bulk = marchenko_pastur(Spectrum.from_eigenvalues(values))
+    if not bulk.accepted or (bulk.bulk < TOLD and not bulk.spikes):
+        return None, ""
+    found = int(bulk.spikes)
+    spikes, least = int(counts[:found].sum()), 1 + FEW / bulk.bulk
+    if bulk.bulk >= TOLD or values[found - 1] > least * bulk.upper:
+        return spikes, ""
+    lies, most = cards.apart(values[found - 1] / bulk.upper, least, 3)
+    return spikes, (
+        f"{spikes} eigenvalues may be spikes of a bulk of fewer than {TOLD}, or chance; the smallest is {lies} times its edge, "
+        f"and of so few must exceed {most}."
+    )
 
 
 def _empty(spectrum: Spectrum, gaps: _Gaps, floor: float) -> Flags:

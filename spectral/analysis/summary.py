@@ -289,12 +289,13 @@ def _threshold_error(spectrum: Spectrum, largest: Estimate) -> float:
 
 
 def _entropy_ratio(entropy: Estimate, rank: Estimate) -> Estimate:
-    """H / ln rank; a single direction has entropy 0 and needs no normalisation."""
+    """H / ln rank; a single direction has entropy 0 and needs no normalisation. At an end of the rank it is from 0 to 1 too."""
     if not float(rank) > 1:
         return Estimate(0.0, 0.0) if np.isfinite(entropy.value) else entropy
     ratio = over(entropy, float(np.log(float(rank))))
-    ends = np.maximum(np.log([max(float(end), 1.0) for end in (rank.lower, rank.upper)]), max(float(entropy), 1e-300))
-    by_rank = float(np.max(np.abs(float(entropy) / ends - float(ratio)))) / 1.96
+    ends = np.log([max(float(end), 1.0) for end in (rank.lower, rank.upper)])
+    at_ends = np.clip(float(entropy) / np.maximum(ends, 1e-300), 0.0, 1.0)
+    by_rank = float(np.max(np.abs(at_ends - float(ratio)))) / 1.96
     return replace(ratio, stderr=float(np.hypot(ratio.stderr, by_rank)))
 
 

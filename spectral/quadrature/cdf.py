@@ -65,6 +65,20 @@ def joined(x: np.ndarray, left: np.ndarray, right: np.ndarray) -> Curve:
     return np.repeat(x, 2), np.column_stack([left, right]).reshape(-1)
 
 
+def told_apart(values: np.ndarray, rounding: float) -> np.ndarray:
+    """The index of each value's group in sorted `values`: one that rounding does not tell from the first of a group is in it.
+
+    >>> told_apart(np.array([3.0, 2.0, 2.0 - 1e-15, 1.0]), 1e-14)
+    array([0, 1, 1, 2])
+    """
+    index, group, first = np.empty(len(values), np.int64), -1, np.inf
+    for i, value in enumerate(values.tolist()):
+        if abs(value - first) > rounding:
+            group, first = group + 1, value
+        index[i] = group
+    return index
+
+
 def distances(left: np.ndarray, right: np.ndarray, x: np.ndarray, kind: str) -> np.ndarray:
     """W1 = int |F - G| dx, exactly, or KS = max |F - G|, from F - G just left and right of ascending points x (X,).
 

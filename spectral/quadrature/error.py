@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,7 +78,9 @@ def between(
     envelopes = 0.0
     if kind == "ks":
         apart = sum(q.floor / unit for q, unit in zip((a, b), units, strict=True))
-        first, last = _told_apart(x, apart)
+        of = cdf.told_apart(x, apart)
+        first, last = (np.searchsorted(of, np.unique(of), side) for side in ("left", "right"))
+        last -= 1
         i, j = first[np.abs(left[first]).argmax()], last[np.abs(right[last]).argmax()]
         at = x[i] - apart if abs(left[i]) >= abs(right[j]) else x[j] + apart
         envelopes = sum(_half_envelope(q, at * unit) for q, unit in zip((a, b), units, strict=True))
@@ -94,14 +95,6 @@ def between(
                 left, right = np.array([l for l, _ in moved]), np.array([r for _, r in moved])
             rest.append(cdf.distances((left - other[0])[..., first], (right - other[1])[..., last], x, kind))
     return value, float(np.hypot(jackknife_error(value, rest), envelopes))
-
-
-def _told_apart(x: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last of each group of ascending points that lie no further than `width` from its first."""
-    points, first = x.tolist(), [0]
-    while (after := bisect_right(points, points[first[-1]] + width)) < len(points):
-        first.append(after)
-    return np.array(first), np.array([*first[1:], len(points)]) - 1
 
 
 def _half_envelope(q: Quadrature, x: float) -> float:
