@@ -868,7 +868,7 @@ def test_inputs_that_forward_does_not_read_are_none(problem, batch):
     """The derivative in them is 0, and that in the entry that it reads was meant."""
     model, x, _ = problem
     with pytest.raises(
-        ValueError, match=r"the outputs do not read what wrt='inputs' takes for the inputs, .*name it 'x'"
+        ValueError, match=r"the outputs do not change with what wrt='inputs' takes for the inputs, .*name it 'x'"
     ):
         Jacobian(model, [batch(x, x + 1)], wrt="inputs", forward=lambda model, b: model(b[1]))
 
