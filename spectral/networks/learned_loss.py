@@ -47,6 +47,7 @@ class Loss:
         self.of_target = False
         self.couples = ""  # what shows that samples meet in the loss
         self.single: tuple[Any, ...] = ()  # (output, batch) of the first sample, where a number is returned
+        self.own: list[set[Place]] = []  # where its output and it hold an entry for each sample
         # whether parts of a batch have been held against the whole; of torch's own modules that is known
         self.tested = self.is_native
         self.mark = self._marked()  # of what a module counts with
@@ -360,15 +361,16 @@ class Loss:
     def _check_mean(self, index: int, output: Any, batch: Any) -> None:
         """Whether a number is the mean over the samples of several batches too: of one of the first batch and one of this."""
         single = self._part(output, batch, 0, 1)
+        size, both = self.samples.size(batch), ((output, Samples()), (batch, self.samples))
+        own = [{at for at, leaf in leaves(tree) if samples.belongs(at, leaf, size)} for tree, samples in both]
         if index == 0:
             self.single = map_tensors(lambda t: t.detach().clone(), single[0]), map_tensors(torch.clone, single[1])
+            self.own = own
             return
-        size = self.samples.size(batch)
-        own = {place for place, leaf in leaves(output) if Samples().belongs(place, leaf, size)}
-        others = {place for place, leaf in leaves(output) if isinstance(leaf, torch.Tensor)} - own
-        outputs = _with_both(self.single[0], single[0], own, others)
-        own = {place for place, leaf in leaves(batch) if self.samples.belongs(place, leaf, size)}
-        parts, numbers = _with_both(self.single[1], single[1], own), []
+        of_output, of_batch = (one & two for one, two in zip(self.own, own, strict=True))
+        others = {at for at, leaf in leaves(output) if isinstance(leaf, torch.Tensor)} - of_output
+        outputs = _with_both(self.single[0], single[0], of_output, others)
+        parts, numbers = _with_both(self.single[1], single[1], of_batch), []
         if not self._made_anew(output, size):
             numbers = self._values(outputs, parts)
         if not numbers and self.output is not None:
@@ -380,12 +382,12 @@ class Loss:
                 f"{_called(self.given)} returns a number, and batch {index} has samples of another shape than the first batch, "
                 "so that nothing tells whether it is a mean over the samples; return (sum, count)."
             )
-        alone, both = numbers[0] + numbers[1], numbers[2]
+        alone, joint = numbers[0] + numbers[1], numbers[2]
         allowed = _allowed(*tensors(output)) * sum(map(abs, numbers))
-        if min(abs(alone - 2 * both), abs(alone - both)) > allowed:  # of single samples, a sum is right
+        if min(abs(alone - 2 * joint), abs(alone - joint)) > allowed:  # of single samples, a sum is right
             raise ValueError(
                 f"{_called(self.given)} returns a number that is no mean over the samples ({numbers[0]:.6g} for one of the first "
-                f"batch, {numbers[1]:.6g} for one of batch {index}, {both:.6g} for both); return (sum, count)."
+                f"batch, {numbers[1]:.6g} for one of batch {index}, {joint:.6g} for both); return (sum, count)."
             )
 
     def _values(self, outputs: Iterable[Any], batches: list[Any]) -> list[float]:
