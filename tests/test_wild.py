@@ -868,7 +868,7 @@ def test_inputs_that_forward_does_not_read_are_none(problem, batch):
     """The derivative in them is 0, and that in the entry that it reads was meant."""
     model, x, _ = problem
     with pytest.raises(
-        ValueError, match=r"the outputs do not read what wrt='inputs' takes for the inputs, .*name it 'x'"
+        ValueError, match=r"the outputs do not change with what wrt='inputs' takes for the inputs, .*name it 'x'"
     ):
         Jacobian(model, [batch(x, x + 1)], wrt="inputs", forward=lambda model, b: model(b[1]))
 
@@ -925,6 +925,92 @@ def test_tuples_of_a_class_of_their_own_are_batches_and_outputs():
     assert agrees(Hessian(model, loss, [Own(x[:4], y[:4]), Own(x[4:], y[4:])]), right, 1e-7)
 
 
+class Largest(nn.Module):
+    """torch's own named tuples."""
+
+    def __init__(self, largest):
+        super().__init__()
+        self.up, self.largest = nn.Linear(3, 6).to(DOUBLE), largest
+
+    def forward(self, x):
+        return self.largest(self.up(x).view(-1, 2, 3))
+
+
+@pytest.mark.parametrize("largest", [lambda z: z.max(1), lambda z: z.topk(1, 1), lambda z: z.sort(1)])
+def test_named_tuples_of_torch_are_outputs(largest):
+    torch.manual_seed(0)
+    model, x, y = Largest(largest), torch.randn(6, 3, dtype=DOUBLE), torch.randint(3, (6,))
+
+    def loss(o, batch):
+        assert hasattr(o, "indices")
+        return F.cross_entropy(o.values.reshape(len(o.values), -1), batch[1])
+
+    right = second(lambda: loss(model(x), (x, y)), list(model.parameters()))
+    assert agrees(Hessian(model, loss, cut(x, y)), right, 1e-7)
+
+
+READING = {
+    "a slice of nothing": lambda model, b: model(b[0], *b[2:]),
+    "both": lambda model, b: model(b[0]) + 0.1 * F.one_hot(b[1], 3),
+    "both, the target first": lambda model, b: (b[1] * 0.0)[:, None] + model(b[0]),
+    "whether there is a target": lambda model, b: model(b[0]) if b[1] is not None else None,
+    "its kind": lambda model, b: model(b[0]) if isinstance(b, list | tuple) and len(b) == 2 else None,
+}
+
+
+@pytest.mark.parametrize("kind", READING)
+@pytest.mark.parametrize("make", [list, tuple])
+def test_forward_may_read_the_target_beside_the_input(problem, kind, make):
+    model, x, y = problem
+    forward, kinds = READING[kind], set()
+
+    def noted(model, batch):
+        kinds.add(next(k for k in (list, tuple) if isinstance(batch, k)))
+        return forward(model, batch)
+
+    right = second(lambda: CE(forward(model, (x, y)), y), list(model.parameters()))
+    data = [make(part) for part in cut(x, y)]
+    assert agrees(Hessian(model, CE, data, forward=noted), right, 1e-7) and kinds == {make}
+
+
+class Tempered(Optional):
+    def forward(self, x, temperature=2.0):
+        return super().forward(x) / temperature
+
+
+class HandsOn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Targets()
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+LEFT = {
+    "a number": (Tempered, lambda x, w, y: (x, y, torch.arange(len(x))), ()),
+    "what is shared": (Mask, lambda x, w, y: (x, y, torch.ones(3)), (2,)),
+    "a second label": (HandsOn, lambda x, w, y: {"x": x, "label": w, "labels": y}, ()),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT)
+def test_entry_that_forward_does_not_take_is_left_out(kind):
+    torch.manual_seed(0)
+    make, batch, shared = LEFT[kind]
+    model = make()
+    x, w, y = (torch.randn(6, 3, dtype=DOUBLE) for _ in range(3))
+    right = second(lambda: F.mse_loss(model(x), y), list(model.parameters()))
+    data = [batch(x[i], w[i], y[i]) for i in (slice(0, 4), slice(4, 6))]
+    assert agrees(Hessian(model, nn.MSELoss(), data, shared=shared), right, 1e-7)
+
+
+def test_shared_entry_in_the_place_of_the_target_is_none():
+    x, w, y = (torch.rand(6, 3, dtype=DOUBLE) for _ in range(3))
+    with pytest.raises(ValueError, match=r"a batch holds 3 entries, and Mask.forward requires 1 and may take mask too"):
+        Hessian(Mask(), nn.MSELoss(), [(x, w, y)], shared=[1])
+
+
 # What counts as a sample ----------------------------------------------------------------------------------------------
 ENTRIES = {
     "a number of the batch": (torch.tensor([0.5], dtype=DOUBLE), "counts 1, its output 4"),
@@ -974,6 +1060,92 @@ def test_number_of_samples_of_other_shapes_is_told_by_nothing():
         lambda: F.cross_entropy(torch.cat([model(t).mean(1) for t in x]), torch.cat(y)), list(model.parameters())
     )
     assert agrees(A, right, 1e-7)
+
+
+class Headed(nn.Module):
+    """A head of pooled states, with all that is made on the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.out = nn.Embedding(5, 3).to(DOUBLE), nn.Linear(3, 5).to(DOUBLE)
+
+    def forward(self, ids, labels=None):
+        h = self.up(ids).tanh()
+        z = self.out(h.mean(1))
+        made = {"logits": z, "h": h, "flat": self.out(h).view(-1, 5), "twice": torch.cat([z, -z])}
+        own = {} if labels is None else {"loss": F.cross_entropy(z, labels)}
+        return made | own | {"kl": (h**2).mean((1, 2)).mean(), "several": z.mean().reshape(1)}
+
+
+def of_views(z, batch):
+    return F.cross_entropy(z, batch["labels"].repeat(2))
+
+
+MEANS = {  # (what forward returns of the outputs, loss)
+    "the model's own": (dict, lambda o, b: o["loss"]),
+    "a number alone": (lambda o: o["loss"], lambda o, b: o),
+    "a term of the batch": (dict, lambda o, b: F.cross_entropy(o["logits"], b["labels"]) + 0.1 * o["kl"]),
+    "one of shape (1,)": (dict, lambda o, b: F.cross_entropy(o["logits"], b["labels"]) + o["several"].sum()),
+    "a tuple": (lambda o: (o["logits"], o["kl"]), lambda o, b: F.cross_entropy(o[0], b["labels"]) + 0.1 * o[1]),
+    "flat tokens": (lambda o: o["flat"], lambda z, b: F.cross_entropy(z, b["ids"].reshape(-1))),
+    "two views": (lambda o: o["twice"], of_views),
+}
+
+
+@pytest.mark.parametrize("kind", MEANS)
+@pytest.mark.parametrize("sizes", [(3, 3), (4, 2), (5, 1)])
+def test_mean_may_read_numbers_of_the_batch_and_several_rows_of_a_sample(kind, sizes):
+    """They were those of the second of two samples, and rows of tokens were no samples."""
+    torch.manual_seed(0)
+    model, ids, labels = Headed(), torch.randint(5, (6, 4)), torch.randint(5, (6,))
+    choose, loss = MEANS[kind]
+    data = [{"ids": i, "labels": y} for i, y in zip(ids.split(sizes), labels.split(sizes), strict=True)]
+
+    def forward(model, batch):
+        return choose(model(**batch))
+
+    whole, own = {"ids": ids, "labels": labels}, list(model.parameters())
+    right = second(lambda: loss(forward(model, whole), whole), own)
+    assert agrees(Hessian(model, loss, data, forward=forward), right, 1e-7)
+    if kind == "flat tokens":
+        each = [{"ids": i[None], "labels": y[None]} for i, y in zip(ids, labels, strict=True)]
+        G = rows(torch.stack([loss(forward(model, one), one) for one in each]), own)
+        assert agrees(EmpiricalFisher(model, loss, data, forward=forward), G.T @ G / 6)
+
+
+def test_sum_of_a_batch_beside_rows_is_no_mean():
+    """The number of two samples is made of both."""
+    torch.manual_seed(0)
+    model, ids, labels = Headed(), torch.randint(5, (6, 4)), torch.randint(5, (6,))
+    data = [{"ids": i, "labels": y} for i, y in zip(ids.split(4), labels.split(4), strict=True)]
+
+    def forward(model, batch):
+        z = model(batch["ids"])["logits"]
+        return z, (z**2).sum()
+
+    with pytest.raises(
+        ValueError, match=r"returns a number that is no mean over the samples \(.*return \(sum, count\)"
+    ):
+        Hessian(model, lambda o, b: F.cross_entropy(o[0], b["labels"]) + o[1], data, forward=forward)
+
+
+def test_mean_of_logits_beside_states_of_other_lengths():
+    """Dynamic padding: the hidden states of two batches cannot be joined, and no loss reads them."""
+    torch.manual_seed(0)
+    model, own = Headed(), None
+    data = [{"ids": torch.randint(5, (size, t)), "labels": torch.randint(5, (size,))} for size, t in ((4, 6), (2, 5))]
+
+    def loss(o, b):
+        return F.cross_entropy(o["logits"], b["labels"])
+
+    own = list(model.parameters())
+    right = sum(len(b["ids"]) / 6 * second(lambda b=b: loss(model(**b), b), own) for b in data)
+    assert agrees(Hessian(model, loss, data, forward=lambda model, b: model(**b)), right, 1e-7)
+    for read in ("h", "flat"):
+        with pytest.raises(
+            ValueError, match=r"batch 1 has samples of another shape than the first batch.*\(sum, count\)"
+        ):
+            Hessian(model, lambda o, b, r=read: (o[r] ** 2).mean(), data, forward=lambda model, b: model(**b))
 
 
 class Keeps(nn.Module):

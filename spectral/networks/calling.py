@@ -157,18 +157,19 @@ def _optional(model: nn.Module, required: int) -> str | None:
     behind = [p for p in _signature(model) if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)][required:]
     several = next((f"*{p.name}" for p in _signature(model) if p.kind == p.VAR_POSITIONAL), None)
     if behind and behind[0].kind != behind[0].VAR_POSITIONAL:
-        told = behind[0].name in TARGETS or isinstance(behind[0].default, bool | str)
+        told = behind[0].name in TARGETS or isinstance(behind[0].default, bool | int | float | str)
         return None if told else behind[0].name
     return several
 
 
-def default_forward(model: nn.Module, batch: Any) -> Any:
+def default_forward(model: nn.Module, batch: Any, shared: tuple[Any, ...] = ()) -> Any:
     """model(x) for a tensor; model(x1, ..., xr) for a tuple, r what forward requires; model(**fields) without labels for others.
 
     A mapping or dataclass that comes first in a tuple is taken by its names too. Its labels are those that the loss reads: the
-    first of LABEL_KEYS that is there, or what comes behind it. What is called so beside them is an input if forward takes it.
+    first of LABEL_KEYS that is there, or what comes behind it. What is called so beside them is an input if forward takes it; of
+    forward(*args, **kwargs), which hands on what it is given, that is not known.
     """
-    return _checked_call(model, batch, labelled=False)
+    return _checked_call(model, batch, shared, labelled=False)
 
 
 def labelled_forward(model: nn.Module, batch: Any) -> Any:
@@ -180,7 +181,7 @@ def labelled_forward(model: nn.Module, batch: Any) -> Any:
     return _checked_call(model, batch, labelled=True)
 
 
-def _checked_call(model: nn.Module, batch: Any, *, labelled: bool) -> Any:
+def _checked_call(model: nn.Module, batch: Any, shared: tuple[Any, ...] = (), *, labelled: bool) -> Any:
     """The call, after one sentence where the batch does not fit the signature of forward; `labelled`: with the labels."""
     args: tuple[Any, ...] = ()
     named, behind = fields(batch), 0
@@ -190,11 +191,12 @@ def _checked_call(model: nn.Module, batch: Any, *, labelled: bool) -> Any:
         own = unlabelled(batch)
         named, behind = fields(batch[own[0]]) if own else None, len(batch) - 1
         if named is None:
-            args = _inputs(model, batch)
+            args = _inputs(model, batch, shared)
     kwargs = named or {}
     if kwargs and not labelled:
         taken = {p.name for p in _signature(model)}
-        every = any(p.kind == p.VAR_KEYWORD for p in _signature(model))
+        kinds = {p.kind for p in _signature(model)}
+        every = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
         label = None if behind else next((key for key in LABEL_KEYS if key in kwargs), None)
         left = {key for key in LABEL_KEYS if key == label or not (key in taken or every)}
         kwargs = {key: value for key, value in kwargs.items() if key not in left}
@@ -215,11 +217,11 @@ def _named(model: nn.Module) -> str:
     return type(private.written(model)).__name__
 
 
-def _inputs(model: nn.Module, batch: Any) -> tuple[Any, ...]:
+def _inputs(model: nn.Module, batch: Any, shared: tuple[Any, ...]) -> tuple[Any, ...]:
     """The entries of a tuple that forward requires; one sentence where it may take more and nothing tells what stands there."""
     own, required = unlabelled(batch), required_inputs(model)
-    there = len(own) - (label_place(batch) is None)  # one is the target
-    if there > required and (name := _optional(model, required)):
+    behind = own[required + (label_place(batch) is None) :]  # inputs and the target
+    if not set(behind) <= set(shared) and (name := _optional(model, required)):
         raise ValueError(
             f"a batch holds {len(batch)} entries, and {_named(model)}.forward requires {required} and may take {name} too, so "
             "that nothing tells inputs from targets; pass mappings whose keys are forward's names, or forward=lambda model, "
@@ -228,44 +230,59 @@ def _inputs(model: nn.Module, batch: Any) -> tuple[Any, ...]:
     return tuple(batch[i] for i in own[:required])
 
 
-class Reads(tuple):  # type: ignore[type-arg]
-    """A tuple that knows the last entry that was read of it, and whether all were at once."""
+class Reads:
+    """Of a tuple or list: the entries that were read of it, and whether all were at once."""
 
-    last, whole = -1, False
+    read: frozenset[int] = frozenset()
+    whole = False
 
     def __getitem__(self, key: Any) -> Any:
-        self.last = max(self.last, *(range(len(self))[key] if isinstance(key, slice) else [range(len(self))[key]]))
-        return super().__getitem__(key)
+        entry = super().__getitem__(key)  # type: ignore[misc]
+        at = range(len(self))[key]  # type: ignore[arg-type]
+        self.read |= {*at} if isinstance(key, slice) else {at}
+        return entry
 
     def __iter__(self) -> Any:
-        self.last, self.whole = len(self) - 1, True
-        return super().__iter__()
+        self.whole = True
+        return super().__iter__()  # type: ignore[misc]
+
+
+class ReadTuple(Reads, tuple):  # type: ignore[type-arg]
+    pass
+
+
+class ReadList(Reads, list):  # type: ignore[type-arg]
+    pass
 
 
 class ForwardCall(nn.Module):
     """forward(model, batch) as a module."""
 
-    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> None:
+    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any], shared: tuple[Any, ...]) -> None:
         super().__init__()
-        self.model, self.given = model, forward
+        self.model, self.given, self.shared = model, forward, shared
         self.reads: int | None = None  # entries of a tuple up to the last one that a forward= of the user reads
 
     def forward(self, batch: Any) -> Any:
-        own = self.given in (default_forward, labelled_forward)
+        if self.given is default_forward:
+            return default_forward(self.model, batch, self.shared)
+        own = self.given is labelled_forward
         if own or self.reads is not None or type(batch) not in (tuple, list) or len(batch) < 2:
             return self.given(self.model, batch)
-        seen = Reads(batch)
+        seen, size = (ReadTuple if isinstance(batch, tuple) else ReadList)(batch), len(batch)
         output = self.given(self.model, seen)
-        self.reads = 1 if len(batch) == 2 and seen.whole else seen.last + 1  # x, _ = batch is the way to read x
+        read = set(range(size)) if seen.whole else seen.read
+        # of (x, y) that are both read y is the target: x, _ = batch is the way to read x, and some models are told y
+        self.reads = 1 if size == 2 and 0 in read else max(read, default=-1) + 1
         return output
 
 
 class WholeCall(nn.Module):
     """All that the user gave as one module, so that it runs on substituted parameters from end to end."""
 
-    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> None:
+    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any], shared: tuple[Any, ...]) -> None:
         super().__init__()
-        self.run = ForwardCall(model, forward)
+        self.run = ForwardCall(model, forward, shared)
 
     def forward(self, batch: Any, then: Callable[[Any], Any], output: Any) -> Any:
         with eager() if "torch._dynamo" in sys.modules else nullcontext():

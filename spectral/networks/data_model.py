@@ -130,7 +130,7 @@ class DataModel:
         self.loss = Loss(loss, self.samples, self.inputs)
         own = loss is None and (self._of_loss or self.needs_loss)
         self.loss.guess(model)
-        self.call = WholeCall(model, forward or (labelled_forward if own else default_forward))
+        self.call = WholeCall(model, forward or (labelled_forward if own else default_forward), self.samples.shared)
         self.product_dtype = products.dtype
         self.untested: dict[str, str] = {}  # what could not be tested on this model, and why
         given = (loss, of, forward)

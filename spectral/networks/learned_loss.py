@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -24,7 +24,7 @@ from spectral.failures import REFUSALS, first_line
 from spectral.networks import losses
 from spectral.networks.batches import TARGETS, Samples, is_finite
 from spectral.networks.places import label_place, output_place, output_tensor, target_of
-from spectral.networks.trees import Place, leaves, map_tensors, mapped, repacked, replaced, tensors
+from spectral.networks.trees import Place, leaves, map_tensors, repacked, replaced, tensors
 
 SHARED = "name entries that belong to none by shared="
 RETURNED = {"mean": "mean over the samples", "each": "one number for each entry", "whole": "one number for all data"}
@@ -47,6 +47,7 @@ class Loss:
         self.of_target = False
         self.couples = ""  # what shows that samples meet in the loss
         self.single: tuple[Any, ...] = ()  # (output, batch) of the first sample, where a number is returned
+        self.own: list[set[Place]] = []  # where its output and it hold an entry for each sample
         # whether parts of a batch have been held against the whole; of torch's own modules that is known
         self.tested = self.is_native
         self.mark = self._marked()  # of what a module counts with
@@ -331,7 +332,11 @@ class Loss:
                 if rows <= {size}
                 else f"a batch has entries of {' and '.join(map(str, sorted(rows)))} samples; {SHARED}"
             )
-        return "" if size in rows else f"the first entry of a batch counts {size}, its output {max(rows)}; {SHARED}"
+        entries = {len(t) for t in tensors(batch) if t.ndim}
+        several = size > 0 and not rows & entries and any(count % size == 0 for count in rows)  # rows for each sample
+        if size in rows or several:
+            return ""
+        return f"the first entry of a batch counts {size}, its output {max(rows)}; {SHARED}"
 
     def _reads_model(self, output: Any, batch: Any) -> bool:
         """Whether the loss of some samples is another when the model is run on them, though their output is not."""
@@ -356,34 +361,41 @@ class Loss:
     def _check_mean(self, index: int, output: Any, batch: Any) -> None:
         """Whether a number is the mean over the samples of several batches too: of one of the first batch and one of this."""
         single = self._part(output, batch, 0, 1)
+        size, both = self.samples.size(batch), ((output, Samples()), (batch, self.samples))
+        own = [{at for at, leaf in leaves(tree) if samples.belongs(at, leaf, size)} for tree, samples in both]
         if index == 0:
             self.single = map_tensors(lambda t: t.detach().clone(), single[0]), map_tensors(torch.clone, single[1])
+            self.own = own
             return
-        (one, first), (two, second) = self.single, single
-        made, parts, numbers = (
-            [one, two, _both(one, two, Samples())],
-            [first, second, _both(first, second, self.samples)],
-            [],
-        )
-        joined = all(s is not t for s, t in zip(tensors(made[2]), tensors(two), strict=True) if t.ndim)
-        anew = self.output if self._made_anew(output, self.samples.size(batch)) else None
-        try:
-            for z, part in zip(made, parts, strict=True):
-                numbers.append(float(self._value(z if anew is None else anew(part), part).detach().sum()))
-        except REFUSALS:
-            joined = False
-        if not joined:
+        of_output, of_batch = (one & two for one, two in zip(self.own, own, strict=True))
+        others = {at for at, leaf in leaves(output) if isinstance(leaf, torch.Tensor)} - of_output
+        outputs = _with_both(self.single[0], single[0], of_output, others)
+        parts, numbers = _with_both(self.single[1], single[1], of_batch), []
+        if not self._made_anew(output, size):
+            numbers = self._values(outputs, parts)
+        if not numbers and self.output is not None:
+            numbers = self._values(map(self.output, parts), parts)
+        if not numbers and all(_shapes(*pair) for pair in zip(self.single, single, strict=True)):
+            return  # nothing of it but what parts of a batch have told
+        if not numbers:
             raise ValueError(
                 f"{_called(self.given)} returns a number, and batch {index} has samples of another shape than the first batch, "
                 "so that nothing tells whether it is a mean over the samples; return (sum, count)."
             )
-        alone, both = numbers[0] + numbers[1], numbers[2]
+        alone, joint = numbers[0] + numbers[1], numbers[2]
         allowed = _allowed(*tensors(output)) * sum(map(abs, numbers))
-        if min(abs(alone - 2 * both), abs(alone - both)) > allowed:  # of single samples, a sum is right
+        if min(abs(alone - 2 * joint), abs(alone - joint)) > allowed:  # of single samples, a sum is right
             raise ValueError(
                 f"{_called(self.given)} returns a number that is no mean over the samples ({numbers[0]:.6g} for one of the first "
-                f"batch, {numbers[1]:.6g} for one of batch {index}, {both:.6g} for both); return (sum, count)."
+                f"batch, {numbers[1]:.6g} for one of batch {index}, {joint:.6g} for both); return (sum, count)."
             )
+
+    def _values(self, outputs: Iterable[Any], batches: list[Any]) -> list[float]:
+        """The numbers that a callable returns; none where it fails."""
+        try:
+            return [float(self._value(z, b).detach().sum()) for z, b in zip(outputs, batches, strict=True)]
+        except REFUSALS:
+            return []
 
     def _apart(self, index: int, output: Any, batch: Any) -> str:
         """Why two parts of a batch do not add up to the whole; "" where they do."""
@@ -473,17 +485,21 @@ class Loss:
         return [place for place, gradient in zip(places, read, strict=True) if gradient is not None]
 
 
-def _both(one: Any, two: Any, samples: Samples) -> Any:
-    """Two samples as one tree: what has one shape in both is joined, the rest is that of the second."""
-    first = dict(leaves(one))
+def _with_both(one: Any, two: Any, own: set[Place], others: Collection[Place] = ()) -> list[Any]:
+    """Two samples and both as one tree: what stands at `own` is joined, or None in all three if it has other shapes there.
 
-    def join(place: Place, leaf: Any) -> Any:
-        other = first.get(place)
-        if not isinstance(other, torch.Tensor) or not samples.belongs(place, leaf, 1) or other.shape != leaf.shape:
-            return leaf
-        return torch.cat([other, leaf])
+    None stands at `others` too, so that what reads it fails; all else is left as it is, in both as in the second.
+    """
+    first, second = (dict(leaves(tree)) for tree in (one, two))
+    same = {place for place in own if _shapes(first.get(place), second.get(place))}
+    gone = dict.fromkeys({*own, *others} - same)
+    both = {place: torch.cat([first[place], second[place]]) for place in same}
+    return [replaced(one, gone), replaced(two, gone), replaced(two, gone | both)]
 
-    return mapped(join, two)
+
+def _shapes(one: Any, two: Any) -> bool:
+    """Whether two trees have tensors of the same shapes."""
+    return [t.shape for t in tensors(one)] == [t.shape for t in tensors(two)]
 
 
 def _allowed(*values: torch.Tensor) -> float:

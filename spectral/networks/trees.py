@@ -63,7 +63,10 @@ def mapped(function: Callable[[Place, Any], Any], tree: Any, place: Place = (), 
 def _rebuilt(tree: Any, parts: list[tuple[Any, Any]]) -> Any:
     """A tree of the same kind that holds these parts."""
     if isinstance(tree, tuple):
-        some = tuple.__new__(type(tree), [part for _, part in parts])  # its own __new__ may take anything
+        values, new = [part for _, part in parts], type(tree).__new__
+        if isinstance(new, BuiltinFunctionType) and new is not tuple.__new__:  # torch.return_types
+            return type(tree)(values)
+        some = tuple.__new__(type(tree), values)  # its own __new__ may take anything
         vars(some).update(vars(tree)) if hasattr(tree, "__dict__") else None
         return some
     try:

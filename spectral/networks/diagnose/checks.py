@@ -209,8 +209,8 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
     if not _differ(facts.value, function(*moved).detach(), facts.value.dtype):
         if network.wrt == "inputs":  # the one variable
             raise ValueError(
-                "the outputs do not read what wrt='inputs' takes for the inputs, the first entry of a batch or that of such a "
-                "name; put the entry that is meant first, or name it 'x'."
+                "the outputs do not change with what wrt='inputs' takes for the inputs, the first entry of a batch or that of "
+                "such a name; put the entry that is meant first, or name it 'x'."
             )
         return
     if _differ(facts.value, function(*primals).detach(), facts.value.dtype):
