@@ -11,6 +11,7 @@ from torch import nn
 
 import spectral
 from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian, blocks
+from spectral.engine import linearize
 
 TOLERANCE = 1e-9
 
@@ -495,3 +496,25 @@ def test_the_gradient_and_the_loss_of_a_matrix_of_inputs_are_refused(ask):
         ValueError, match=rf"{ask} is of the parameters, but this matrix is of wrt='inputs'; build one of wrt="
     ):
         getattr(H, ask)()
+
+
+@pytest.mark.parametrize("announced", [0, 1000])
+def test_a_way_that_is_not_symmetric_is_refused_whether_or_not_its_second_product_is_recorded(monkeypatch, announced):
+    """What differences of gradients leave without a verdict shows in the second product, and in no later one."""
+    plain = linearize.ReverseOverReverse.jvp
+
+    def wrong(self, tangents):
+        return tuple(w + 0.5 * t.roll(1, 0) for w, t in zip(plain(self, tangents), tangents, strict=True))
+
+    monkeypatch.setattr(linearize.ReverseOverReverse, "jvp", wrong)
+    monkeypatch.setattr(Hessian, "_second_derivative_error", lambda self, *given: 0.0)
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double(), []
+    data.append((torch.randn(6, 4).double(), torch.randint(3, (6,))))
+    H, due = (Hessian(model, nn.CrossEntropyLoss(), data, engine=engine) for engine in ("auto", "fresh"))
+    H.expect(announced)
+    for call in range(5):
+        v = torch.randn(H.shape[1]).double()
+        product = H @ v
+        assert call == 0 or torch.allclose(product, due @ v, rtol=1e-12, atol=1e-14)
+    assert H.engine.choices["H v"].way == "fresh" and "<u, H v> and <v, H u> differ" in H.describe()["reason"]

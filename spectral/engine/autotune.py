@@ -39,9 +39,7 @@ COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]
 # models. Whoever makes ten products in a row shall not pay for it. The other way saves as much, and takes two products more at
 # first where vectors weigh more than a model's arithmetic: it waits for TURN products, made or announced.
 RECORDING, LATER, SAVED = 2.25, 1.5, 0.2
-OF_HESSIAN = (
-    4.0  # in the place of RECORDING: its program saves half as much; and the other way's takes so many first products
-)
+OF_HESSIAN = 4.0  # the same of a Hessian, whose program saves half as much; and what the other way's takes
 TURN = 10.0
 RIVAL = 0.15  # what the other way's program may save of a Hessian's: 0 to .2 on five models
 BETTER = 0.95  # a candidate must take less than this part of the time: near ties go the same way in every run
@@ -357,6 +355,11 @@ class Tuned:
             choice.ways.reverse()
 
     # Programs --------------------------------------------------------------------------------------------------------
+    @property
+    def _by_signs(self) -> bool:
+        """Whether a recorded product is held to signs alone; a Hessian's, which may not be symmetric, is to the one before too."""
+        return self.work.symmetric and self.engine.turns
+
     def _pays(self) -> bool:
         """Whether to record this product: that is worth it for the products to come, and what recording holds fits."""
         work, choice = self.work, self.choice
@@ -404,7 +407,7 @@ class Tuned:
         product, program.seen = program.seen, None
         if self.work.leads and way == self.choice.way:
             own_way = self.choice.timings[way]
-            if self.choice.young and not self.work.symmetric:  # else signs are what it is held to
+            if self.choice.young and not self._by_signs:
                 own_way.add(taken, maps.check(v, product) if self.engine.check else 0.0)  # type: ignore[arg-type]
             own_way.later = min(own_way.later, taken)
         if self.choice.program == "compiled":
@@ -419,8 +422,8 @@ class Tuned:
         """The product, recorded while it is made; its program is held to it, in `room`. None if it cannot be."""
         choice, kept, proven = self.choice, self.kept, self.choice.proven
         kept.maps = None  # two graphs are as large
-        if self.work.symmetric and not proven:
-            self.work.forget()  # no test of its way
+        if self._by_signs and not proven:
+            self.work.forget()
         try:
             program, product, trial = self._recorded(choice.way, v)
             if not proven:  # the first batch's
