@@ -357,7 +357,7 @@ class Tuned:
     # Programs --------------------------------------------------------------------------------------------------------
     @property
     def _by_signs(self) -> bool:
-        """Whether a recorded product is held to signs alone; a Hessian's, which may not be symmetric, is to the one before too."""
+        """Whether a recorded product is held to signs alone; a Hessian's, which may be asymmetric, to the one before too."""
         return self.work.symmetric and self.engine.turns
 
     def _pays(self) -> bool:
