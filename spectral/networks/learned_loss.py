@@ -55,9 +55,7 @@ class Loss:
         # the model's output of a batch, and whether the loss differentiates it in what the batch holds (physics-informed)
         self.output: Callable[[Any], Any] | None = None
         self.differentiates = False
-        self.fixed = (
-            False  # whether a module's output is given, so that the model is not to be run once more for a look
-        )
+        self.fixed = False  # whether a module's output is given, so that the model is not to be run once more
         self.reads_model = False  # whether it reads what forward leaves behind: an attribute, what a hook has kept
 
     @property
