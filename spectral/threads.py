@@ -44,13 +44,13 @@ class Weakly:
     """
 
     def __init__(self, method: Any) -> None:
-        self.of, self.function = weakref.ref(method.__self__), method.__func__
+        self.method = weakref.WeakMethod(method)
 
     def __call__(self, *given: Any) -> Any:
-        return self.function(self.of(), *given)
+        return self.method()(*given)  # type: ignore[misc]  # who calls it has the object
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Weakly:
-        return Weakly(self.function.__get__(copy.deepcopy(self.of(), memo)))
+        return Weakly(copy.deepcopy(self.method(), memo))
 
 
 @contextmanager

@@ -842,10 +842,9 @@ TOLD = {  # (model, batch of x, w, y, whether w is an input)
 }
 
 
-@pytest.mark.parametrize("kind", TOLD)
-def test_entry_of_a_batch_is_what_its_name_or_place_says(kind):
+def entries_are_told(make, batch, reads=False, shared=()):
+    """Whether the Hessian of `batch` (x, w, y), in two pieces, is that of x and y, or of x, w and y where the model `reads` w."""
     torch.manual_seed(0)
-    make, batch, reads = TOLD[kind]
     model = make()
     x, w, y = (torch.randn(6, 3, dtype=DOUBLE) for _ in range(3))
     given = (x, w) if reads else (x,)
@@ -853,7 +852,12 @@ def test_entry_of_a_batch_is_what_its_name_or_place_says(kind):
         lambda: F.mse_loss(Optional.forward(model, *given) if reads else model(x), y), list(model.parameters())
     )
     data = [batch(x[i], w[i], y[i]) for i in (slice(0, 4), slice(4, 6))]
-    assert agrees(Hessian(model, nn.MSELoss(), data), right, 1e-7)
+    return agrees(Hessian(model, nn.MSELoss(), data, shared=shared), right, 1e-7)
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_entry_of_a_batch_is_what_its_name_or_place_says(kind):
+    assert entries_are_told(*TOLD[kind])
 
 
 def test_input_of_a_named_tuple_whose_target_comes_first():
@@ -996,13 +1000,8 @@ LEFT = {
 
 @pytest.mark.parametrize("kind", LEFT)
 def test_entry_that_forward_does_not_take_is_left_out(kind):
-    torch.manual_seed(0)
     make, batch, shared = LEFT[kind]
-    model = make()
-    x, w, y = (torch.randn(6, 3, dtype=DOUBLE) for _ in range(3))
-    right = second(lambda: F.mse_loss(model(x), y), list(model.parameters()))
-    data = [batch(x[i], w[i], y[i]) for i in (slice(0, 4), slice(4, 6))]
-    assert agrees(Hessian(model, nn.MSELoss(), data, shared=shared), right, 1e-7)
+    assert entries_are_told(make, batch, shared=shared)
 
 
 def test_shared_entry_in_the_place_of_the_target_is_none():

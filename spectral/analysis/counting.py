@@ -87,6 +87,15 @@ class Counting(NamedTuple):
         return Counting(x, at_least, above, known, square, open_, self.probes)
 
 
+def counted_once(draws: float, size: float) -> str:
+    """What a sentence says behind a number of draws where with their copies they are more.
+
+    >>> counted_once(3.0, 12.0), counted_once(3.0, 3.0)
+    (' (copies counted once)', '')
+    """
+    return " (copies counted once)" if size > draws * (1 + 1e-9) else ""
+
+
 def log_sums(c: Counting) -> Array:
     """Σ ln(λ/x) over the eigenvalues λ > x, at each point: ∫ N(t) dt/t from x on, (X,)."""
     a, b = c.above[:-1], c.at_least[1:]

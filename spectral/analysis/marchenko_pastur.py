@@ -16,7 +16,7 @@ import numpy as np
 import scipy
 
 from spectral import arrays, cards
-from spectral.analysis.counting import MASSIVE, Counting, counting, zero_within_residual
+from spectral.analysis.counting import MASSIVE, Counting, counted_once, counting, zero_within_residual
 from spectral.analysis.jackknife import Measure, leave_one_out
 from spectral.analysis.theory import marchenko_pastur_cdf, marchenko_pastur_edges
 from spectral.results import Array, IntArray, nan
@@ -240,8 +240,7 @@ def _refusal(b: _Bulk, ks: float, spikes: float) -> str:
     """Why there is no bulk of this law, "" where there is one."""
     if b.draws < MIN_BULK - 1e-9:
         size, least = cards.apart(b.draws, MIN_BULK, 3)
-        holds = f"{size} eigenvalues" + " (copies counted once)" * (b.size > b.draws * (1 + 1e-9))
-        return f"The bulk holds {holds}, and a verdict needs {least}."
+        return f"The bulk holds {size} eigenvalues{counted_once(b.draws, b.size)}, and a verdict needs {least}."
     allowed = (RIGID[0] + RIGID[1] * np.log(b.draws)) / b.draws + NOISE * np.sqrt(b.noise / 4)
     if ks > allowed:
         away, most = cards.apart(ks, allowed)

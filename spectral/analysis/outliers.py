@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral import cards
-from spectral.analysis.counting import counting
+from spectral.analysis.counting import counted_once, counting
 from spectral.analysis.exponents import top_values
 from spectral.analysis.jackknife import merged
 from spectral.analysis.marchenko_pastur import marchenko_pastur, positive_floor
@@ -227,7 +227,7 @@ def _count(spectrum: Spectrum, values: Array, counts: Array, draws: Array, floor
     if len(values) == 1 and spectrum.is_exact and counts[0] >= 2 * MIN_WINDOW:
         return 0, ""
     if total < 2 * MIN_WINDOW:
-        some = " (copies counted once)" * (float(counts.sum()) > total * (1 + 1e-9))
+        some = counted_once(total, float(counts.sum()))
         return 0, f"The spectrum has {total:.3g} positive eigenvalues{some}, and a bulk needs {2 * MIN_WINDOW}."
     spikes, doubt = _spikes(values, counts) if spectrum.is_exact else (None, "")
     if spikes is not None and not doubt:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from spectral import cards
 from spectral.analysis.alternatives import OF_ALL, LikelihoodRatio, against_power_law, lognormal_of_all
-from spectral.analysis.counting import Counting, counting, log_sums
+from spectral.analysis.counting import Counting, counted_once, counting, log_sums
 from spectral.analysis.exponents import exponent, hill_of, log_density_peak, model_cdf
 from spectral.analysis.jackknife import jackknife_stderr
 from spectral.analysis.marchenko_pastur import positive_floor
@@ -273,10 +273,15 @@ def _starts(search: _Search, xmin: float | str | None, exact: bool) -> list[floa
     return list(dict.fromkeys(found)) or [search.largest]
 
 
+def _from(search: _Search, start: float) -> tuple[_Range, IntArray]:
+    """The eigenvalues with `start` among their points, and its place (1,)."""
+    r = _range(search.c.insert(start), search.xmax)
+    return r, np.searchsorted(r.c.x, [start])
+
+
 def _fit(search: _Search, start: float, mode: str) -> PowerLaw:
     """The fit of the tail from `start` on, not judged yet."""
-    r = _range(search.c.insert(start), search.xmax)
-    first = np.searchsorted(r.c.x, [start])
+    r, first = _from(search, start)
     here, own = _scan(r, first)
     later = search.able & (search.curve.xmin > start) & (mode == "peak")  # where the density turns, its slope does
     drift = _drift(search.curve.alpha[later] - here.alpha[0], search.chance[later], own[0])
@@ -351,12 +356,11 @@ def _refusal(search: _Search, fit: PowerLaw, tests: dict[str, LikelihoodRatio]) 
     """Why alpha is not to be trusted, "" where it is."""
     if np.isnan(fit.alpha):
         return "All eigenvalues of the tail are equal, so there is no exponent."
-    r = _range(search.c.insert(fit.xmin), search.xmax)
-    first = np.searchsorted(r.c.x, [fit.xmin])
+    r, first = _from(search, fit.xmin)
     draws, open_ = float(r.draws(first)[0]), float(r.c.loose[first[0]] / fit.tail)
     short = draws < MIN_TAIL - 1e-9
     tail, needed = cards.apart(draws, MIN_TAIL, 3)
-    holds = f"{tail} eigenvalues" + " (copies counted once)" * (fit.tail > draws * (1 + 1e-9))
+    holds = f"{tail} eigenvalues{counted_once(draws, fit.tail)}"
     decades, span = cards.apart(fit.decades, MIN_DECADES)
     if fit.mode == "ks" and (short or fit.decades < MIN_DECADES):
         return (

@@ -270,11 +270,8 @@ def _nonzero_condition(spectrum: Spectrum) -> Estimate:
     if not len(x):
         return Estimate(nan, nan)
     largest, smallest = x[np.abs(x).argmax()], x[np.abs(x).argmin()]
-    value, high, low = (
-        quotient(abs(largest), abs(smallest)),
-        _residual(spectrum, largest),
-        _residual(spectrum, smallest),
-    )
+    value = quotient(abs(largest), abs(smallest))
+    high, low = (_residual(spectrum, end) for end in (largest, smallest))
     most = quotient(abs(largest) + high, abs(smallest) - low) if low < abs(smallest) else nan
     return Estimate(value, most - value if high or low else 0.0)
 

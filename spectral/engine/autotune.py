@@ -77,13 +77,8 @@ class Trial:
         self, program: trace.Program, v: torch.Tensor, product: trace.Pieces, room: torch.Tensor | None = None
     ) -> None:
         """One more product of a program beside one of its way, in turn in both forms in which it will be used."""
-        begin = _now(v)
         w = arrays.empty((sum(piece.numel() for piece in product),), v) if room is None else room
-        new = self.calls != 1  # else added to zeros
-        if not new:
-            w.zero_()
-        program.add(v, w, new)
-        seconds = _now(v) - begin
+        seconds = _run(program, v, w, new=self.calls != 1)
         self.add(seconds, _hold(w, product, self.allowed, self.calls))
 
 
@@ -459,11 +454,7 @@ class Tuned:
 
         def held(x: torch.Tensor, y: linearize.Vector, new: bool) -> None:
             """One more call, A x in w; <y, A x> is what it is of the product."""
-            begin = _now(v)
-            if not new:
-                w.zero_()
-            program.add(x, w, new)
-            seconds = _now(v) - begin
+            seconds = _run(program, x, w, new)
             error = linearize.disagreement(linearize.inner(y, (w,)), due, related=False)
             if not (error <= trial.allowed and arrays.all_finite(w)):
                 raise linearize.Wrong(f"<r, A v> and <v, A r> of signs r differ by {error:.1e}")
@@ -599,6 +590,15 @@ class Tuned:
         why = f"{block:.2e} s each by vmap of {width}, {single:.2e} s alone, on what is multiplied first"
         choice.block = f"{'vmap' if faster else 'one by one'}: {why}"
         return faster
+
+
+def _run(program: trace.Program, v: torch.Tensor, w: torch.Tensor, new: bool) -> float:
+    """Seconds of a program's product, which is then w: written, or added to zeros."""
+    begin = _now(v)
+    if not new:
+        w.zero_()
+    program.add(v, w, new)
+    return _now(v) - begin
 
 
 def _hold(w: torch.Tensor, expected: trace.Pieces, allowed: float, call: int) -> float:

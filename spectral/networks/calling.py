@@ -154,8 +154,9 @@ def _signature(model: nn.Module) -> list[inspect.Parameter]:
 
 def _optional(model: nn.Module, required: int) -> str | None:
     """The name of what forward may take behind the entries that it requires, if that may be an input."""
-    behind = [p for p in _signature(model) if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)][required:]
-    several = next((f"*{p.name}" for p in _signature(model) if p.kind == p.VAR_POSITIONAL), None)
+    positional = [p for p in _signature(model) if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    behind = positional[required:]
+    several = next((f"*{p.name}" for p in positional if p.kind == p.VAR_POSITIONAL), None)
     if behind and behind[0].kind != behind[0].VAR_POSITIONAL:
         told = behind[0].name in TARGETS or isinstance(behind[0].default, bool | int | float | str)
         return None if told else behind[0].name
@@ -194,8 +195,8 @@ def _checked_call(model: nn.Module, batch: Any, shared: tuple[Any, ...] = (), *,
             args = _inputs(model, batch, shared)
     kwargs = named or {}
     if kwargs and not labelled:
-        taken = {p.name for p in _signature(model)}
-        kinds = {p.kind for p in _signature(model)}
+        taken = {p.name: p.kind for p in _signature(model)}
+        kinds = taken.values()
         every = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
         label = None if behind else next((key for key in LABEL_KEYS if key in kwargs), None)
         left = {key for key in LABEL_KEYS if key == label or not (key in taken or every)}
