@@ -155,3 +155,29 @@ def test_what_folding_makes_counts_as_held_beside_what_it_replaces():
     a, b = randn(1000), randn(1000)
     program = trace.record(lambda v: (v * a * b,), randn(1000))
     assert (program.held, program.bytes(set())) == (24000, 8000)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("options", [{}, {"padding": 1}, {"stride": 2}, {"stride": 2, "padding": 1, "dilation": 2}])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_weights_gradient_is_no_convolution_by_an_image(axes, options, transposed, width):
+    """The derivative in w of <d<g, conv(x, w)>/dx, u> is that of <g, conv(u, w)>, by double backward and by backward."""
+    convolve = getattr(F, f"conv{'_transpose' if transposed else ''}{axes}d")
+    x, w = randn(2, 3, *[6] * axes), randn(*((3, 4) if transposed else (4, 3)), *[2] * axes)
+    g, C = randn(*convolve(x, w, **options).shape), randn(x.numel(), 12)
+
+    def gradient(v):
+        at, weight = x.clone().requires_grad_(), w.clone().requires_grad_()
+        with torch.enable_grad():
+            (inner,) = torch.autograd.grad(convolve(at, weight, **options), at, g, create_graph=True)
+        return torch.autograd.grad(inner, weight, (C @ v).view_as(x))
+
+    program, V = trace.record(gradient, randn(12)), randn(width, 12)
+    found = [node.target for node in program.module.graph.nodes]
+    assert aten.convolution_backward.default in found and aten.convolution.default not in found
+    program = program if width == 1 else program.batched(width)
+    for v, got in zip(V, program(V)[0] if width > 1 else [program(V[0])[0]], strict=True):
+        weight = w.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(convolve((C @ v).view_as(x), weight, **options), weight, g)
+        assert torch.allclose(got, expected, rtol=1e-12, atol=1e-12)
