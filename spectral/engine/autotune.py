@@ -576,13 +576,16 @@ class Tuned:
     def _compare(self, program: trace.Program, several: trace.Program, V: torch.Tensor, built: float) -> bool:
         """Hold a block's program to single products and time both: whether it is faster for the products to come."""
         choice, width, m = self.choice, len(V), sum(math.prod(shape) for shape in program.shapes)
-        W, alone = arrays.empty((width, m), V), arrays.empty((width, m), V)
-        several.add(V, W, new=True)
-        begin = _now(V)
-        for v, w in zip(V, alone, strict=True):
-            program.add(v, w, new=True)
-        single = (_now(V) - begin) / width
-        _hold(W, (alone,), max(choice.timings[choice.program].error, arrays.discrepancy(V.dtype)), 0)
+        W, alone = arrays.empty((width, m), V), arrays.empty((m,), V)
+        several.add(V, W, new=True)  # first, so that both are timed in memory that has been written
+        alone.zero_()
+        single = scale = 0.0
+        for v, w in zip(V, W, strict=True):
+            single += _run(program, v, alone, new=True) / width
+            scale = math.hypot(scale, linearize.norm((alone,)))
+            w -= alone
+        allowed = max(choice.timings[choice.program].error, arrays.discrepancy(V.dtype))
+        _within(linearize.norm((W,)), scale, allowed, 0)
         begin = _now(V)
         several.add(V, W, new=True)
         block = (_now(V) - begin) / width
@@ -603,8 +606,12 @@ def _run(program: trace.Program, v: torch.Tensor, w: torch.Tensor, new: bool) ->
 
 def _hold(w: torch.Tensor, expected: trace.Pieces, allowed: float, call: int) -> float:
     """The relative distance of a program's product from what it must be, if it is rounding; `linearize.Wrong` if not."""
-    scale = linearize.norm(expected)
-    difference = linearize.norm(own - due for own, due, _ in linearize.beside(w.reshape(-1), expected))
+    difference = linearize.norm(own - due for own, due, _ in linearize.beside(w, expected))
+    return _within(difference, linearize.norm(expected), allowed, call)
+
+
+def _within(difference: float, scale: float, allowed: float, call: int) -> float:
+    """The relative distance, if it is rounding; `linearize.Wrong` if not."""
     error = difference / scale if scale > 0 else difference
     if not error <= allowed:
         raise linearize.Wrong(f"differs from a fresh product by {error:.1e} on call {call + 1}")
