@@ -264,6 +264,7 @@ class Program:
         for i, piece in enumerate(pieces):  # type: ignore[arg-type]
             with graph.inserting_after(inputs[-1]):
                 inputs.append(graph.placeholder(f"w{i}"))
+            inputs[-1].meta["dtype"] = inputs[0].meta["dtype"]
             _add_in_place(graph, inputs[-1], piece, new)
         graph.output(())
         graph.eliminate_dead_code()
@@ -369,7 +370,8 @@ def _add_in_place(graph: fx.Graph, total: Node, piece: Node, new: bool, flipped:
     """
     while len(piece.users) <= 1 and ((flips := _flips(piece)) or _renames(piece)):
         flipped, piece = flipped != flips, piece.args[0]
-    alone = len(piece.users) <= 1
+    # a gradient in the dtype of products, float32 sums it up
+    alone = len(piece.users) <= 1 and piece.meta["dtype"] == total.meta["dtype"]
     if alone and piece.target is aten.add.Tensor and not piece.kwargs and all(cse.alike(a, piece) for a in piece.args):
         for part in piece.args:
             _add_in_place(graph, total, part, new, flipped)
