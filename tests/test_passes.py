@@ -68,6 +68,16 @@ def other_dtype(v):
     return (x.float() * full.float()).double() * full, x.to(torch.float32) * 2
 
 
+def large_kernels(v):
+    """Convolutions with kernels larger than what they give, of an image in which the first axes change places."""
+    x, K = v.view(1, 3, 2, 2).transpose(0, 1), torch.linspace(-1, 1, 98, dtype=torch.float64).view(2, 1, 7, 7)
+    return (
+        F.conv2d(x, K, stride=2, padding=3),
+        F.conv2d(x, K, padding=3),
+        F.conv2d(x, K[..., :3, :3], padding=2, dilation=2),
+    )
+
+
 FUNCTIONS = [
     spread,
     chain,
@@ -77,6 +87,7 @@ FUNCTIONS = [
     lambda v: (batches(v),),
     nothing_added,
     other_dtype,
+    large_kernels,
 ]
 
 

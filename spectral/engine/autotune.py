@@ -584,8 +584,7 @@ class Tuned:
             single += _run(program, v, alone, new=True) / width
             scale = math.hypot(scale, linearize.norm((alone,)))
             w -= alone
-        allowed = max(choice.timings[choice.program].error, arrays.discrepancy(V.dtype))
-        _within(linearize.norm((W,)), scale, allowed, 0)
+        _within(linearize.norm((W,)), scale, choice.timings[choice.program].allowed, 0)
         begin = _now(V)
         several.add(V, W, new=True)
         block = (_now(V) - begin) / width

@@ -7,7 +7,6 @@ many factors is one diagonal). Values change by rounding alone.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,7 +86,13 @@ def weigh(graph: fx.Graph, value: Values) -> None:
     for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
         x, image, bias, stride, padding, dilation, transposed, rest, groups = node.args
         (a, b, *size), device = node.meta["shape"], node.meta["device"]
-        if bias is not None or transposed or groups != 1 or math.prod(image.meta["shape"][2:]) <= math.prod(size):
+        reach = [
+            n + 2 * p - s * (k - 1) - 1 for n, p, s, k in zip(x.meta["shape"][2:], padding, stride, size, strict=True)
+        ]
+        seen = [n // d + 1 for n, d in zip(reach, dilation, strict=True)]  # by a kernel like the result
+        if bias is not None or transposed or groups != 1 or seen != list(image.meta["shape"][2:]):
+            continue
+        if not (_turns(x) or _turns(image)):
             continue
         # read for its shape alone
         weight = _constant(graph, value, torch.zeros((), dtype=node.meta["dtype"], device=device).expand(b, a, *size))
@@ -102,8 +107,15 @@ def weigh(graph: fx.Graph, value: Values) -> None:
         replace(graph, node, made)
 
 
+def _turns(node: Node) -> bool:
+    """Whether it exchanges the first two axes."""
+    return calls(node, (aten.transpose.int,)) and set(node.args[1:]) == {0, 1}
+
+
 def _turned(graph: fx.Graph, a: Node) -> Node:
     """Its first two axes exchanged."""
+    if _turns(a):
+        return a.args[0]
     made = graph.call_function(aten.transpose.int, (a, 0, 1))
     made.meta.update(a.meta)
     for name in {"shape", "strides"} & a.meta.keys():
