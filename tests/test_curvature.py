@@ -351,17 +351,21 @@ def test_blocks_in_a_coarser_dtype_measure_their_own_noise():
         assert 1e-10 < error < 1e-5 and 0 < B.describe()["product_noise"] < 1e-5
 
 
-@pytest.mark.parametrize("name", ["mlp", "group-norm", "batch-norm"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_in_a_coarser_dtype_are_recorded(name, dtype):
-    """Their pieces are summed up in the dtype of vectors."""
-    for kind, (A, dense) in every_matrix(name, product_dtype=dtype, engine="replay")[1].items():
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"tied"}))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_every_model_is_recorded_in_any_dtype(name, dtype):
+    """Pieces in a coarser one are summed up in the dtype of vectors."""
+    if name == "checkpointed" and dtype != torch.float64:
+        pytest.skip("torch makes what was forgotten again from the model's own weights")
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the oracles' second derivatives
+        _, made = every_matrix(name, product_dtype=dtype, engine="replay")
+    for kind, (A, dense) in made.items():
         for seed in range(6):
             v = torch.randn(A.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
             w = A @ v
         told = (A.args[-1] if kind == "J^T J" else A).describe()
-        assert (told["engine"], told["reason"]) == ("replay", "asked for"), kind
-        assert (w - dense @ v).norm() <= (1e-5 if dtype == torch.float32 else 5e-2) * (dense @ v).norm(), kind
+        assert told["engine"] == "replay" and "replay: " not in told["reason"], (kind, told)
+        assert (w - dense @ v).norm() <= (1e-10 if dtype == torch.float64 else 0.1) * (dense @ v).norm(), kind
 
 
 def test_blocks_share_one_budget():
