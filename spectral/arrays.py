@@ -246,6 +246,11 @@ def for_product(shape: tuple[int, ...], other: torch.Tensor, again: bool) -> tor
     return torch.from_numpy(made)
 
 
+def waits() -> bool:
+    """Whether the memory of a product waits for the next one: products come whose memory does."""
+    return bool(_WAITING)
+
+
 @contextmanager
 def scarce() -> Iterator[None]:
     """Inside, in all threads, no product's memory waits: for those who hold so many vectors that one more counts."""

@@ -97,7 +97,7 @@ def probe(
             part = probe(seed, index, count, start=low, kind=kind, dtype=dtype)
             values[low - start : low - start + count].copy_(part)
         return values
-    values = arrays.for_product((n,), torch.empty(0, dtype=dtype), True)
+    values = arrays.for_product((n,), torch.empty(0, dtype=dtype), arrays.waits())
 
     def fill(segment: int) -> None:
         low, high = max(start, segment * SEGMENT), min(start + n, (segment + 1) * SEGMENT)

@@ -5,6 +5,7 @@ import json
 import sys
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from resident import measured
@@ -58,6 +59,22 @@ def test_runs_without_a_basis_hold_few_vectors_beside_model_and_gradient(job, ve
     found = json.loads(measured(SCRIPT, job, matrix, timeout=120, environment=frees))
     # a piece of a product, half a vector here, is there twice while it is added
     assert found <= vectors + 0.75
+
+
+def test_signs_wait_in_bits_for_the_next_product_of_a_hessian():
+    """Whose memory others could write to, so that they would be copied else."""
+    model, x, y = nn.Linear(7, 3), torch.randn(4, 7), torch.tensor([0, 1, 2, 0])
+    H = spectral.Hessian(model, nn.CrossEntropyLoss(), [(x, y)])
+
+    def alive():
+        return sum(isinstance(o, torch.Tensor) and o.shape == (24,) for o in gc.get_objects())
+
+    z = torch.from_numpy(np.where(np.arange(24) % 3, 1, -1).astype(np.float32))
+    before = alive()
+    w = H @ z
+    assert alive() == before + 1 and w.shape == (24,)
+    z *= 2  # the product is held to what was multiplied, not to this
+    assert torch.allclose(H @ z, 2 * w, atol=1e-6)
 
 
 @pytest.mark.parametrize("matrix", [spectral.GaussNewton, spectral.Hessian])

@@ -264,6 +264,7 @@ class ForwardOverReverse:
     """The derivative of a scalar function's gradient, H v by forward-mode AD of its backward pass."""
 
     see: Callable[[Tensors], None] | None = None  # is shown the gradient that a product makes on its way
+    room: torch.Tensor | None = None  # where the next product may be written, once
 
     def __init__(self, function: Function, primals: Tensors) -> None:
         self.function, self.primals = function, tuple(primals)
@@ -293,7 +294,9 @@ class ReverseOverReverse(ForwardOverReverse):
             if self.see is not None:
                 self.see([t.detach() for t in value])
             del value
-        return _through(self._gradients, tangents, self._leaves)
+        room, self.room = self.room, None
+        with written(self._leaves, room):
+            return _through(self._gradients, tangents, self._leaves)
 
 
 class CentralDifference(ForwardOverReverse):
@@ -515,7 +518,7 @@ def _dot(x: torch.Tensor, y: torch.Tensor) -> float:
     return value if TINY < abs(value) < math.inf else longvectors.dot(x, y)
 
 
-def symmetry_error(u: torch.Tensor, Au: Held, v: torch.Tensor, Av: Tensors, allowed: float) -> float:
+def symmetry_error(u: Vector, Au: Held, v: torch.Tensor, Av: Tensors, allowed: float) -> float:
     """|<u, A v> - <v, A u>| over what it is for a wrong A; `Wrong` if it is more than allowed.
 
     Forward mode sees what lies under no_grad, gradients do not: such a Hessian is not symmetric. Of unrelated vectors both are

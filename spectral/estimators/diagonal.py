@@ -264,7 +264,7 @@ def _hutchinson(
             bar.update(len(lengths))
             del Z, Y, z, y, out
             run.stepped(end=i + len(lengths) == m)
-    del neighbours
+    del neighbours, mean
     run.current = dict  # the vectors of the state go as those of the result come
     value = arrays.double(drawn.pop("mean")).cpu().numpy()
     factor = leave_one_out.widening(m) * _unit(drawn, A)

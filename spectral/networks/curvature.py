@@ -207,14 +207,18 @@ class Earlier(NamedTuple):
 
     way: str
     model: Any
-    v: torch.Tensor
+    v: torch.Tensor | probes.Signs
     product: linearize.Waiting
     version: int
 
     @property
     def there(self) -> bool:
         """Whether the vector is still what was multiplied: others may have written to it."""
-        return private.version(self.v) == self.version
+        return _writes(self.v) == self.version
+
+
+def _writes(v: torch.Tensor | probes.Signs) -> int:
+    return 0 if isinstance(v, probes.Signs) else private.version(v)
 
 
 class Hessian(Curvature):
@@ -388,7 +392,7 @@ class Hessian(Curvature):
             return error
 
         kept = linearize.COPIES[way] * self._graph_bytes * self._samples(group) if way == "double-backward" else 0
-        return Maps(product, check, int(kept), self._allowed)
+        return Maps(product, check, int(kept), self._allowed, gradient)
 
     # By differences ---------------------------------------------------------------------------------------------------
     @property
@@ -462,9 +466,10 @@ class Hessian(Curvature):
         return {**super().describe(), "finite_difference": stated}
 
     def _hold(self, way: str, v: torch.Tensor, w: trace.Pieces) -> None:
-        """Keep a product for the next one's test; its vector is copied only if others can change it unseen."""
-        x = v if v.untyped_storage().resizable() else v.clone()
-        self._earlier = Earlier(way, self.network.version(), x, linearize.waiting(list(w)), private.version(x))
+        """Keep a product for the next one's test, its vector in bits if it is one of signs, copied where others can write."""
+        signs = all(bool((some.abs() == 1).all()) for some in v.split(linearize.PART))
+        x = probes.Signs.of(v) if signs else v if v.untyped_storage().resizable() else v.clone()
+        self._earlier = Earlier(way, self.network.version(), x, linearize.waiting(list(w)), _writes(x))
 
     def _forget(self) -> None:
         super()._forget()
