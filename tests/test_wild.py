@@ -888,6 +888,39 @@ def test_tuple_that_tells_no_input_from_the_target_is_refused(make, name):
     assert Hessian(make(), CE, [(x, y)]).shape == (12, 12)
 
 
+UNREAD = {  # (batch of x, w; of=)
+    "logits": (lambda x, w: (x, w), "logits"),
+    "probabilities of a list": (lambda x, w: [x, w], "probs"),
+    "a named tuple": (lambda x, w: Masked(x, w, w)[:2], "logits"),
+    "an output that reads the input": (lambda x, w: (x, w), lambda z, batch: z * batch[0]),
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+@pytest.mark.parametrize("wrt", ["params", "inputs", "module:net"])
+def test_entry_that_nobody_reads_and_forward_may_take_is_refused(kind, wrt):
+    """(x, mask) without a target has the form of (x, y): the mask was left out."""
+    batch, of = UNREAD[kind]
+    x, w = torch.randn(6, 3, dtype=DOUBLE), torch.rand(6, 3, dtype=DOUBLE)
+    with pytest.raises(ValueError, match="a batch holds 2 entries, and Mask.forward .* with which its output is another"):
+        Jacobian(Mask(), [batch(x, w)], of=of, wrt=wrt)
+
+
+@pytest.mark.parametrize("entry", [torch.ones(6, 3, dtype=DOUBLE), torch.arange(6)])
+def test_entry_that_is_no_input_or_changes_nothing_may_stand_where_a_target_does(entry):
+    """A mask that masks nothing, and labels."""
+    torch.manual_seed(0)
+    model, x = Mask(), torch.randn(6, 3, dtype=DOUBLE)
+    assert agrees(Jacobian(model, [(x, entry)]), rows(model(x), list(model.parameters())))
+
+
+@pytest.mark.parametrize("of", [lambda z, batch: z * batch[1], lambda z, batch: z * [*batch][1]])
+def test_entry_that_an_output_reads_is_no_input(of):
+    torch.manual_seed(0)
+    model, x, w = Mask(), torch.randn(6, 3, dtype=DOUBLE), torch.rand(6, 3, dtype=DOUBLE)
+    assert agrees(Jacobian(model, [(x, w)], of=of), rows(model(x) * w, list(model.parameters())))
+
+
 @pytest.mark.parametrize("at", [1, -1])
 def test_input_that_forward_reads_is_no_target(problem, at):
     """Of (target, input) the second was taken for both."""
@@ -1008,6 +1041,46 @@ def test_shared_entry_in_the_place_of_the_target_is_none():
     x, w, y = (torch.rand(6, 3, dtype=DOUBLE) for _ in range(3))
     with pytest.raises(ValueError, match=r"a batch holds 3 entries, and Mask.forward requires 1 and may take mask too"):
         Hessian(Mask(), nn.MSELoss(), [(x, w, y)], shared=[1])
+
+
+class OwnLoss(nn.Module):
+    """It returns its mean loss over the labels that are not -100, as Hugging Face's models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 4).to(DOUBLE)
+
+    def forward(self, x, labels=None):
+        z = torch.tanh(self.net(x))
+        return {"loss": None if labels is None else F.cross_entropy(z.reshape(-1, 4), labels.reshape(-1)), "logits": z}
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+@pytest.mark.parametrize("long", [5, 3])
+@pytest.mark.parametrize("entries", [lambda x, y: {"x": x, "labels": y}, lambda x, y: (x, y)])
+def test_callable_that_hands_on_the_models_own_loss_is_that_loss(kind, long, entries):
+    """Whatever the lengths of batches and however many labels they count: it was taken for no mean over the samples."""
+    torch.manual_seed(0)
+    model, x, y = OwnLoss(), torch.randn(5, 5, 3, dtype=DOUBLE), torch.randint(4, (5, 5))
+    y[0, 1:] = y[4, 2:] = y[3:, long:] = -100
+    data = [entries(x[:3], y[:3]), entries(x[3:, :long], y[3:, :long])]
+    own = list(model.parameters())
+    z = model(x)["logits"].view(-1, 4)
+    J, p = rows(z, own), z.softmax(1).detach()
+    counted = (y.view(-1) != -100).to(DOUBLE)
+    middle = [torch.diag(q) - torch.outer(q, q) for q in p]
+    right = sum(c * j.T @ m @ j for c, j, m in zip(counted, J.view(-1, 4, J.shape[1]), middle, strict=True)) / counted.sum()
+    if kind is Hessian:
+        right = second(lambda: model(x, y)["loss"], own)
+    read = (lambda model, b: model(**b)) if isinstance(data[0], dict) else lambda model, b: model(b[0], labels=b[1])
+    assert agrees(kind(model, lambda o, b: o["loss"], data, forward=read), right, 1e-7)
+
+
+def test_callable_that_misses_the_models_own_loss_is_told_of_none():
+    batch = {"x": torch.randn(5, 3, dtype=DOUBLE), "labels": torch.randint(4, (5,))}
+    for loss in (lambda o, b: o["loss"], lambda o, b: o["loss"] * 5, lambda o, b: o.loss):
+        with pytest.raises(TypeError, match=r"returns its own loss, with loss=None alone\.$"):
+            Hessian(OwnLoss(), loss, [batch])
 
 
 # What counts as a sample ----------------------------------------------------------------------------------------------
