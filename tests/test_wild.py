@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import spectral
 from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian
@@ -166,6 +167,33 @@ def test_backward_pass_that_calls_the_model_again_is_of_the_weights_that_are_dif
         assert agrees(A, right) and agrees(A.T, right.T)
         with torch.no_grad():
             own[0].mul_(1.5)
+
+
+class Checkpointed(nn.Module):
+    """Its middle layer is made again in the backward pass, by a graph of its own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return checkpoint(self.net[2], self.net[:2](x), use_reentrant=True)
+
+
+@pytest.mark.parametrize("engine", ["auto", "finite-difference"])
+def test_reentrant_checkpoint_changes_no_derivative(problem, engine):
+    """It was refused, and its gradient ended in torch's words."""
+    net, x, y = problem
+    model, own = Checkpointed(net), list(net.parameters())
+    H = Hessian(model, CE, cut(x, y), engine=engine)
+    assert agrees(H, second(lambda: CE(net(x), y), own), 1e-6)
+    (gradient,) = rows(CE(net(x), y), own)
+    assert torch.allclose(H.gradient(), gradient, rtol=1e-10, atol=1e-12)
+    J, p = rows(net(x), own), net(x).softmax(1).detach()
+    middle = torch.block_diag(*[torch.diag(q) - torch.outer(q, q) for q in p]) / len(x)
+    assert agrees(Jacobian(model, cut(x, y)), J) and agrees(GaussNewton(model, CE, cut(x, y)), J.T @ middle @ J)
+    D = torch.autograd.functional.jacobian(net, x)
+    assert agrees(Jacobian(model, [x], wrt="inputs"), torch.cat([D[i, :, i] for i in range(len(x))]))
 
 
 def test_operator_that_torch_func_does_not_differentiate_is_named(problem):
@@ -902,7 +930,9 @@ def test_entry_that_nobody_reads_and_forward_may_take_is_refused(kind, wrt):
     """(x, mask) without a target has the form of (x, y): the mask was left out."""
     batch, of = UNREAD[kind]
     x, w = torch.randn(6, 3, dtype=DOUBLE), torch.rand(6, 3, dtype=DOUBLE)
-    with pytest.raises(ValueError, match="a batch holds 2 entries, and Mask.forward .* with which its output is another"):
+    with pytest.raises(
+        ValueError, match=r"a batch holds 2 entries, and Mask.forward .* with which its output is another"
+    ):
         Jacobian(Mask(), [batch(x, w)], of=of, wrt=wrt)
 
 
@@ -1069,7 +1099,9 @@ def test_callable_that_hands_on_the_models_own_loss_is_that_loss(kind, long, ent
     J, p = rows(z, own), z.softmax(1).detach()
     counted = (y.view(-1) != -100).to(DOUBLE)
     middle = [torch.diag(q) - torch.outer(q, q) for q in p]
-    right = sum(c * j.T @ m @ j for c, j, m in zip(counted, J.view(-1, 4, J.shape[1]), middle, strict=True)) / counted.sum()
+    right = (
+        sum(c * j.T @ m @ j for c, j, m in zip(counted, J.view(-1, 4, J.shape[1]), middle, strict=True)) / counted.sum()
+    )
     if kind is Hessian:
         right = second(lambda: model(x, y)["loss"], own)
     read = (lambda model, b: model(**b)) if isinstance(data[0], dict) else lambda model, b: model(b[0], labels=b[1])

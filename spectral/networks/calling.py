@@ -263,13 +263,17 @@ class ReadList(Reads, list):  # type: ignore[type-arg]
 
 def noted(batch: Any) -> Any:
     """A plain tuple or list that notes what is read of it; anything else as it is."""
-    kind = {tuple: ReadTuple, list: ReadList}.get(type(batch))
-    return batch if kind is None else kind(batch)
+    if type(batch) is tuple:
+        return ReadTuple(batch)
+    return ReadList(batch) if type(batch) is list else batch
 
 
 def may_take(model: nn.Module, batch: Any) -> str | None:
     """What forward may take of the entry behind its inputs, where a target stands too; None if it takes none."""
-    own, required = [] if isinstance(batch, torch.Tensor) or fields(batch) else unlabelled(batch), required_inputs(model)
+    own, required = (
+        [] if isinstance(batch, torch.Tensor) or fields(batch) else unlabelled(batch),
+        required_inputs(model),
+    )
     return _optional(model, required) if len(own) > required and fields(batch[own[0]]) is None else None
 
 

@@ -558,7 +558,9 @@ def _misused(loss: Loss, batch: Any, problem: Exception) -> Exception:
             f"{_called(loss.given)} does not take the output and the target of the first batch ({words}); pass what it takes, or "
             "a callable (output, batch) -> (sum, count)."
         )
-    withheld = any(key in (fields(batch) or {}) for key in LABEL_KEYS) and any(word in words for word in ("loss", "NoneType"))
+    withheld = any(key in (fields(batch) or {}) for key in LABEL_KEYS) and any(
+        word in words for word in ("loss", "NoneType")
+    )
     own = "; the model sees the labels of a batch, and returns its own loss, with loss=None alone" if withheld else ""
     return TypeError(
         f"{_called(loss.given)} fails on the model's output and the whole batch, {_kind(batch)} ({words}); a callable (output, "

@@ -215,7 +215,7 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
         return
     if _differ(facts.value, function(*primals).detach(), facts.value.dtype):
         return  # a random model, of which another test says so
-    why = "detached, computed under torch.no_grad(), by checkpoint(use_reentrant=True) or outside torch"
+    why = "detached, computed under torch.no_grad() or outside torch"
     if not any(facts.reached):
         what = {"params": "the parameters", "inputs": "the inputs"}.get(network.wrt, f"the output of {network.inner}")
         raise ValueError(
