@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 import pickle
+import threading
 import warnings
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -314,6 +315,48 @@ def test_bag_of_an_embedding_is_the_sum_of_its_rows(mode):
         return model(flat, offsets, weights if mode == "sum" else None)
 
     assert agrees(Jacobian(bag, [y], forward=cut, preflight=False), rows(cut(bag, y), own))
+
+
+class Bags(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag, self.out = nn.EmbeddingBag(9, 3, mode="sum").to(DOUBLE), nn.Linear(3, 2).to(DOUBLE)
+
+    def forward(self, words, offsets):
+        return self.out(torch.tanh(self.bag(words, offsets)))
+
+
+BAGS = {
+    "Jacobian": (lambda *given, **options: Jacobian(given[0], given[2], **options), lambda J, M: J),
+    "Hessian": (Hessian, None),
+    "GaussNewton": (GaussNewton, lambda J, M: J.T @ M @ J / 5),
+    "Fisher": (Fisher, lambda J, M: J.T @ M @ J / 5),
+}
+
+
+@pytest.mark.parametrize("kind", BAGS)
+def test_bags_that_begin_at_offsets_are_no_samples_that_meet(kind):
+    """Words and offsets belong to no single bag; with both shared it was said that the loss couples the samples."""
+    torch.manual_seed(0)
+    model, y = Bags(), torch.randint(2, (5,))
+    words = [torch.randint(9, (n,)) for n in (2, 3, 1, 4, 2)]
+
+    def batch(some, labels):
+        return torch.cat(some), torch.tensor([0, *map(len, some[:-1])]).cumsum(0), labels
+
+    def of(model):  # without the bag
+        return model.out(torch.tanh(torch.stack([model.bag.weight[some].sum(0) for some in words])))
+
+    data, own = [batch(words[:3], y[:3]), batch(words[3:], y[3:])], list(model.parameters())
+    make, right = BAGS[kind]
+    J, p = rows(of(model), own), of(model).softmax(1).detach()
+    M = torch.block_diag(*[torch.diag(q) - torch.outer(q, q) for q in p])
+    A = second(lambda: CE(of(model), y), own) if right is None else right(J, M)
+    assert agrees(make(model, CE, data, shared=[0, 1]), A, 1e-7)
+    with pytest.raises(
+        ValueError, match=r"bag \(EmbeddingBag\) couples .*begin of a shared entry \(offsets\) is shared too"
+    ):
+        make(model, CE, data, shared=[0])
 
 
 def test_gradient_that_is_divided_by_how_often_a_row_is_read_is_refused():
@@ -1448,6 +1491,17 @@ def test_operator_is_no_pickle_and_can_be_copied(problem):
     assert agrees(copy.deepcopy(A), dense(A))
     view = pickle.loads(pickle.dumps(spectral.as_operator(np.diag([1.0, 2.0])).to_scipy()))
     assert (view.matvec(np.ones(2)) == [1, 2]).all() and (view.rmatmat(np.eye(2)) == np.diag([1, 2])).all()
+
+
+def test_operator_that_holds_what_nothing_copies_says_so(problem):
+    model, x, _ = problem
+    model.lock = threading.Lock()
+    J = Jacobian(model, [x])
+    with pytest.raises(
+        TypeError, match=r"Jacobian cannot be copied .*_thread.lock.*; build another one, or take copy.copy"
+    ):
+        copy.deepcopy(J)
+    assert agrees(J, dense(copy.copy(J)))
 
 
 def test_nested_tensor_as_a_batch_is_one_sentence():
