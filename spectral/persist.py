@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from spectral import schema
+from spectral import failures, schema
 
 try:
     import fcntl
@@ -81,7 +81,9 @@ def whole_file(path: Any) -> Iterator[IO[bytes]]:
 
     Its mode follows the umask. Leftovers of writers that were killed are removed.
     """
-    target = Path(path)
+    target = named(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder; name a file in it.")
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent, glob.escape(target.name))
     handle, temporary = _temporary(target)
@@ -140,10 +142,16 @@ def sweep(folder: Path, name: str = "*") -> None:
 
 def own(path: Any) -> Path:
     """`path` as a file of ours; ValueError where a link stands there, TypeError for what is no path."""
+    path = named(path)
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, and nothing is read or written through links; remove it.")
+    return path
+
+
+def named(path: Any) -> Path:
+    """`path` as the name of a file; TypeError for a number, which would be an open file, and for whatever else is no path."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise TypeError(f"{path!r} is no path; give the name of a file.")
-    if Path(path).is_symlink():
-        raise ValueError(f"{path} is a link, and nothing is read or written through links; remove it.")
     return Path(path)
 
 
@@ -291,13 +299,14 @@ def save_arrays(path: Any, arrays: Mapping[str, np.ndarray], header: Mapping[str
 
 def load_arrays(path: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(arrays, header) of what `save_arrays` wrote; ValueError with one sentence if the file is damaged or foreign."""
+    path = named(path)
     try:
         with open(path, "rb") as file:
             packed = members(file)
         stored = packed.pop("checksum").tobytes().hex()
         header = json.loads(packed["header"].tobytes())
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
-        raise
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as problem:
+        raise type(problem)(failures.of_file(problem)) from problem
     except DAMAGE as problem:
         raise ValueError(f"{path} is damaged or was not written by spectral; delete it and run again.") from problem
     if stored != _checksum(packed):

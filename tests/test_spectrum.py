@@ -193,8 +193,18 @@ def test_a_foreign_or_damaged_file_is_one_sentence(tmp_path, s):
     spectral.persist.save_arrays(path, {}, {"format": "other"})
     with pytest.raises(ValueError, match="no spectrum"):
         Spectrum.load(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(
+        FileNotFoundError, match=r"none.npz cannot be read or written \(No such file.*name another file"
+    ):
         Spectrum.load(tmp_path / "none.npz")
+    with pytest.raises(IsADirectoryError, match=r"cannot be read or written \(Is a directory.*name another file"):
+        Spectrum.load(tmp_path)
+    with pytest.raises(IsADirectoryError, match=r"is a folder; name a file in it\.$"):
+        s.save(tmp_path)
+    for path in (None, 3, ""):
+        for use in (s.save, Spectrum.load):
+            with pytest.raises(TypeError, match="is no path; give the name of a file"):
+                use(path)
 
 
 @pytest.mark.parametrize("f", [np.exp, np.log, np.sqrt, lambda x: 2 * x])

@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 import pickle
+import threading
 import warnings
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import spectral
 from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian
@@ -168,6 +170,33 @@ def test_backward_pass_that_calls_the_model_again_is_of_the_weights_that_are_dif
             own[0].mul_(1.5)
 
 
+class Checkpointed(nn.Module):
+    """Its middle layer is made again in the backward pass, by a graph of its own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return checkpoint(self.net[2], self.net[:2](x), use_reentrant=True)
+
+
+@pytest.mark.parametrize("engine", ["auto", "finite-difference"])
+def test_reentrant_checkpoint_changes_no_derivative(problem, engine):
+    """It was refused, and its gradient ended in torch's words."""
+    net, x, y = problem
+    model, own = Checkpointed(net), list(net.parameters())
+    H = Hessian(model, CE, cut(x, y), engine=engine)
+    assert agrees(H, second(lambda: CE(net(x), y), own), 1e-6)
+    (gradient,) = rows(CE(net(x), y), own)
+    assert torch.allclose(H.gradient(), gradient, rtol=1e-10, atol=1e-12)
+    J, p = rows(net(x), own), net(x).softmax(1).detach()
+    middle = torch.block_diag(*[torch.diag(q) - torch.outer(q, q) for q in p]) / len(x)
+    assert agrees(Jacobian(model, cut(x, y)), J) and agrees(GaussNewton(model, CE, cut(x, y)), J.T @ middle @ J)
+    D = torch.autograd.functional.jacobian(net, x)
+    assert agrees(Jacobian(model, [x], wrt="inputs"), torch.cat([D[i, :, i] for i in range(len(x))]))
+
+
 def test_operator_that_torch_func_does_not_differentiate_is_named(problem):
     model, x, y = problem
     wave = lambda m, b: torch.ops.higher_order.cond(torch.tensor(True), torch.sin, torch.tanh, (m(b[0]),))  # noqa: E731
@@ -286,6 +315,48 @@ def test_bag_of_an_embedding_is_the_sum_of_its_rows(mode):
         return model(flat, offsets, weights if mode == "sum" else None)
 
     assert agrees(Jacobian(bag, [y], forward=cut, preflight=False), rows(cut(bag, y), own))
+
+
+class Bags(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag, self.out = nn.EmbeddingBag(9, 3, mode="sum").to(DOUBLE), nn.Linear(3, 2).to(DOUBLE)
+
+    def forward(self, words, offsets):
+        return self.out(torch.tanh(self.bag(words, offsets)))
+
+
+BAGS = {
+    "Jacobian": (lambda *given, **options: Jacobian(given[0], given[2], **options), lambda J, M: J),
+    "Hessian": (Hessian, None),
+    "GaussNewton": (GaussNewton, lambda J, M: J.T @ M @ J / 5),
+    "Fisher": (Fisher, lambda J, M: J.T @ M @ J / 5),
+}
+
+
+@pytest.mark.parametrize("kind", BAGS)
+def test_bags_that_begin_at_offsets_are_no_samples_that_meet(kind):
+    """Words and offsets belong to no single bag; with both shared it was said that the loss couples the samples."""
+    torch.manual_seed(0)
+    model, y = Bags(), torch.randint(2, (5,))
+    words = [torch.randint(9, (n,)) for n in (2, 3, 1, 4, 2)]
+
+    def batch(some, labels):
+        return torch.cat(some), torch.tensor([0, *map(len, some[:-1])]).cumsum(0), labels
+
+    def of(model):  # without the bag
+        return model.out(torch.tanh(torch.stack([model.bag.weight[some].sum(0) for some in words])))
+
+    data, own = [batch(words[:3], y[:3]), batch(words[3:], y[3:])], list(model.parameters())
+    make, right = BAGS[kind]
+    J, p = rows(of(model), own), of(model).softmax(1).detach()
+    M = torch.block_diag(*[torch.diag(q) - torch.outer(q, q) for q in p])
+    A = second(lambda: CE(of(model), y), own) if right is None else right(J, M)
+    assert agrees(make(model, CE, data, shared=[0, 1]), A, 1e-7)
+    with pytest.raises(
+        ValueError, match=r"bag \(EmbeddingBag\) couples .*begin of a shared entry \(offsets\) is shared too"
+    ):
+        make(model, CE, data, shared=[0])
 
 
 def test_gradient_that_is_divided_by_how_often_a_row_is_read_is_refused():
@@ -888,6 +959,41 @@ def test_tuple_that_tells_no_input_from_the_target_is_refused(make, name):
     assert Hessian(make(), CE, [(x, y)]).shape == (12, 12)
 
 
+UNREAD = {  # (batch of x, w; of=)
+    "logits": (lambda x, w: (x, w), "logits"),
+    "probabilities of a list": (lambda x, w: [x, w], "probs"),
+    "a named tuple": (lambda x, w: Masked(x, w, w)[:2], "logits"),
+    "an output that reads the input": (lambda x, w: (x, w), lambda z, batch: z * batch[0]),
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+@pytest.mark.parametrize("wrt", ["params", "inputs", "module:net"])
+def test_entry_that_nobody_reads_and_forward_may_take_is_refused(kind, wrt):
+    """(x, mask) without a target has the form of (x, y): the mask was left out."""
+    batch, of = UNREAD[kind]
+    x, w = torch.randn(6, 3, dtype=DOUBLE), torch.rand(6, 3, dtype=DOUBLE)
+    with pytest.raises(
+        ValueError, match=r"a batch holds 2 entries, and Mask.forward .* with which its output is another"
+    ):
+        Jacobian(Mask(), [batch(x, w)], of=of, wrt=wrt)
+
+
+@pytest.mark.parametrize("entry", [torch.ones(6, 3, dtype=DOUBLE), torch.arange(6)])
+def test_entry_that_is_no_input_or_changes_nothing_may_stand_where_a_target_does(entry):
+    """A mask that masks nothing, and labels."""
+    torch.manual_seed(0)
+    model, x = Mask(), torch.randn(6, 3, dtype=DOUBLE)
+    assert agrees(Jacobian(model, [(x, entry)]), rows(model(x), list(model.parameters())))
+
+
+@pytest.mark.parametrize("of", [lambda z, batch: z * batch[1], lambda z, batch: z * [*batch][1]])
+def test_entry_that_an_output_reads_is_no_input(of):
+    torch.manual_seed(0)
+    model, x, w = Mask(), torch.randn(6, 3, dtype=DOUBLE), torch.rand(6, 3, dtype=DOUBLE)
+    assert agrees(Jacobian(model, [(x, w)], of=of), rows(model(x) * w, list(model.parameters())))
+
+
 @pytest.mark.parametrize("at", [1, -1])
 def test_input_that_forward_reads_is_no_target(problem, at):
     """Of (target, input) the second was taken for both."""
@@ -1008,6 +1114,48 @@ def test_shared_entry_in_the_place_of_the_target_is_none():
     x, w, y = (torch.rand(6, 3, dtype=DOUBLE) for _ in range(3))
     with pytest.raises(ValueError, match=r"a batch holds 3 entries, and Mask.forward requires 1 and may take mask too"):
         Hessian(Mask(), nn.MSELoss(), [(x, w, y)], shared=[1])
+
+
+class OwnLoss(nn.Module):
+    """It returns its mean loss over the labels that are not -100, as Hugging Face's models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 4).to(DOUBLE)
+
+    def forward(self, x, labels=None):
+        z = torch.tanh(self.net(x))
+        return {"loss": None if labels is None else F.cross_entropy(z.reshape(-1, 4), labels.reshape(-1)), "logits": z}
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+@pytest.mark.parametrize("long", [5, 3])
+@pytest.mark.parametrize("entries", [lambda x, y: {"x": x, "labels": y}, lambda x, y: (x, y)])
+def test_callable_that_hands_on_the_models_own_loss_is_that_loss(kind, long, entries):
+    """Whatever the lengths of batches and however many labels they count: it was taken for no mean over the samples."""
+    torch.manual_seed(0)
+    model, x, y = OwnLoss(), torch.randn(5, 5, 3, dtype=DOUBLE), torch.randint(4, (5, 5))
+    y[0, 1:] = y[4, 2:] = y[3:, long:] = -100
+    data = [entries(x[:3], y[:3]), entries(x[3:, :long], y[3:, :long])]
+    own = list(model.parameters())
+    z = model(x)["logits"].view(-1, 4)
+    J, p = rows(z, own), z.softmax(1).detach()
+    counted = (y.view(-1) != -100).to(DOUBLE)
+    middle = [torch.diag(q) - torch.outer(q, q) for q in p]
+    right = (
+        sum(c * j.T @ m @ j for c, j, m in zip(counted, J.view(-1, 4, J.shape[1]), middle, strict=True)) / counted.sum()
+    )
+    if kind is Hessian:
+        right = second(lambda: model(x, y)["loss"], own)
+    read = (lambda model, b: model(**b)) if isinstance(data[0], dict) else lambda model, b: model(b[0], labels=b[1])
+    assert agrees(kind(model, lambda o, b: o["loss"], data, forward=read), right, 1e-7)
+
+
+def test_callable_that_misses_the_models_own_loss_is_told_of_none():
+    batch = {"x": torch.randn(5, 3, dtype=DOUBLE), "labels": torch.randint(4, (5,))}
+    for loss in (lambda o, b: o["loss"], lambda o, b: o["loss"] * 5, lambda o, b: o.loss):
+        with pytest.raises(TypeError, match=r"returns its own loss, with loss=None alone\.$"):
+            Hessian(OwnLoss(), loss, [batch])
 
 
 # What counts as a sample ----------------------------------------------------------------------------------------------
@@ -1343,6 +1491,17 @@ def test_operator_is_no_pickle_and_can_be_copied(problem):
     assert agrees(copy.deepcopy(A), dense(A))
     view = pickle.loads(pickle.dumps(spectral.as_operator(np.diag([1.0, 2.0])).to_scipy()))
     assert (view.matvec(np.ones(2)) == [1, 2]).all() and (view.rmatmat(np.eye(2)) == np.diag([1, 2])).all()
+
+
+def test_operator_that_holds_what_nothing_copies_says_so(problem):
+    model, x, _ = problem
+    model.lock = threading.Lock()
+    J = Jacobian(model, [x])
+    with pytest.raises(
+        TypeError, match=r"Jacobian cannot be copied .*_thread.lock.*; build another one, or take copy.copy"
+    ):
+        copy.deepcopy(J)
+    assert agrees(J, dense(copy.copy(J)))
 
 
 def test_nested_tensor_as_a_batch_is_one_sentence():

@@ -15,6 +15,7 @@ from torch import nn
 from spectral.engine import private
 from spectral.networks.batches import LABEL_KEYS, TARGETS
 from spectral.networks.places import fields, label_place, unlabelled
+from spectral.networks.trees import tensors
 from spectral.threads import Shared
 
 NOTHING = object()
@@ -223,12 +224,16 @@ def _inputs(model: nn.Module, batch: Any, shared: tuple[Any, ...]) -> tuple[Any,
     own, required = unlabelled(batch), required_inputs(model)
     behind = own[required + (label_place(batch) is None) :]  # inputs and the target
     if not set(behind) <= set(shared) and (name := _optional(model, required)):
-        raise ValueError(
-            f"a batch holds {len(batch)} entries, and {_named(model)}.forward requires {required} and may take {name} too, so "
-            "that nothing tells inputs from targets; pass mappings whose keys are forward's names, or forward=lambda model, "
-            "batch: ... that calls the model."
-        )
+        raise _untold(model, batch, required, f"{name} too")
     return tuple(batch[i] for i in own[:required])
+
+
+def _untold(model: nn.Module, batch: Any, required: int, more: str) -> ValueError:
+    return ValueError(
+        f"a batch holds {len(batch)} entries, and {_named(model)}.forward requires {required} and may take {more}, so that "
+        "nothing tells inputs from targets; pass mappings whose keys are forward's names, or forward=lambda model, batch: ... "
+        "that calls the model."
+    )
 
 
 class Reads:
@@ -256,6 +261,33 @@ class ReadList(Reads, list):  # type: ignore[type-arg]
     pass
 
 
+def noted(batch: Any) -> Any:
+    """A plain tuple or list that notes what is read of it; anything else as it is."""
+    if type(batch) is tuple:
+        return ReadTuple(batch)
+    return ReadList(batch) if type(batch) is list else batch
+
+
+def may_take(model: nn.Module, batch: Any) -> str | None:
+    """What forward may take of the entry behind its inputs, where a target stands too; None if it takes none."""
+    own, required = (
+        [] if isinstance(batch, torch.Tensor) or fields(batch) else unlabelled(batch),
+        required_inputs(model),
+    )
+    return _optional(model, required) if len(own) > required and fields(batch[own[0]]) is None else None
+
+
+def check_left_out(model: nn.Module, batch: Any, name: str, output: Any) -> None:
+    """One sentence where the entry that forward may take under this name, and nobody reads, would change its output."""
+    required, without = required_inputs(model), tensors(output)
+    try:
+        with_it = tensors(model(*(batch[i] for i in unlabelled(batch)[: required + 1])))
+    except Exception:  # whatever a model raises, it does not take this entry
+        return
+    if len(with_it) != len(without) or not all(map(torch.equal, with_it, without)):
+        raise _untold(model, batch, required, f"{name} too, with which its output is another one")
+
+
 class ForwardCall(nn.Module):
     """forward(model, batch) as a module."""
 
@@ -268,9 +300,10 @@ class ForwardCall(nn.Module):
         if self.given is default_forward:
             return default_forward(self.model, batch, self.shared)
         own = self.given is labelled_forward
-        if own or self.reads is not None or type(batch) not in (tuple, list) or len(batch) < 2:
+        seen = noted(batch)
+        if own or self.reads is not None or seen is batch or len(batch) < 2:
             return self.given(self.model, batch)
-        seen, size = (ReadTuple if isinstance(batch, tuple) else ReadList)(batch), len(batch)
+        size = len(batch)
         output = self.given(self.model, seen)
         read = set(range(size)) if seen.whole else seen.read
         # of (x, y) that are both read y is the target: x, _ = batch is the way to read x, and some models are told y

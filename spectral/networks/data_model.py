@@ -42,11 +42,15 @@ from spectral.networks.batches import (
 )
 from spectral.networks.calling import (
     NOTHING,
+    Reads,
     WholeCall,
+    check_left_out,
     check_model,
     default_forward,
     has_derivatives,
     labelled_forward,
+    may_take,
+    noted,
     required_inputs,
     select_parameters,
     unwrapped,
@@ -447,8 +451,26 @@ class DataModel:
         if not torch.isfinite(z).all():
             raise NotFinite(index, batch, "the model returns", self.function(batch))
         if index == 0:
+            self._check_left_out(batch)
             self.first = FirstBatch(batch, z.detach())
         return z.shape[0], z.shape[1]
+
+    def _check_left_out(self, batch: Any) -> None:
+        """One sentence where forward may take an entry of a batch that stands in a target's place, and of= reads none there."""
+        plain = not self._of_loss and self.call.run.given is default_forward and self.shards is None
+        name = may_take(self.model, batch) if plain else None
+        if name is None:
+            return
+
+        def check(output: Any) -> None:
+            seen = noted(repacked(batch))
+            if callable(self.of):
+                self.of(output, seen)
+                if not isinstance(seen, Reads) or seen.whole or max(seen.read, default=0) >= self.inputs:
+                    return
+            check_left_out(self.model, self._lent(batch), name, output)
+
+        self.run(self.values, self._lent(batch), check)
 
     def _learn(self, index: int, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the loss means, from a batch's output: its (sum, count)."""

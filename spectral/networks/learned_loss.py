@@ -22,8 +22,8 @@ from spectral import arrays, distributed
 from spectral.checksum import checksum_of
 from spectral.failures import REFUSALS, first_line
 from spectral.networks import losses
-from spectral.networks.batches import TARGETS, Samples, is_finite
-from spectral.networks.places import label_place, output_place, output_tensor, target_of
+from spectral.networks.batches import LABEL_KEYS, TARGETS, Samples, is_finite
+from spectral.networks.places import fields, label_place, output_place, output_tensor, target_of
 from spectral.networks.trees import Place, leaves, map_tensors, repacked, replaced, tensors
 
 SHARED = "name entries that belong to none by shared="
@@ -229,6 +229,8 @@ class Loss:
                 if isinstance(problem, losses.Misused):
                     raise
                 raise _misused(self, batch, problem) from problem
+            if self.given is None:
+                return self.learn(index, output, batch)
             if self.is_module and index == 0 and not self.is_native:
                 self._check_own_mean(output, batch)
         self._check_halves(index, output, batch)
@@ -264,6 +266,9 @@ class Loss:
                 raise
             value = self._value(output, batch)
         if isinstance(value, torch.Tensor):
+            if self._is_models_own(value, output, batch):
+                self.given = None
+                return
             self.form = "mean" if value.numel() == 1 else "each"
             first = self.samples.size(batch)
             if self.form == "each" and len(value) != first:
@@ -287,6 +292,12 @@ class Loss:
                 f"{_called(self.given)} gives {own:.6g} for the first batch, but the mean of its terms is {ours:.6g}, so that it "
                 "counts its targets in a way of its own; pass a callable (output, batch) -> (sum, count)."
             )
+
+    def _is_models_own(self, value: torch.Tensor, output: Any, batch: Any) -> bool:
+        """Whether a callable hands on the loss that the model has returned, the cross entropy of its logits: what None means."""
+        with suppress(*REFUSALS):
+            return value is losses.own_mean(output) and bool(losses.own_shifts(output, {"labels": self.target(batch)}))
+        return False
 
     def _check_halves(self, index: int, output: Any, batch: Any) -> None:
         """Whether two parts of the batch add up to the whole: on the first batch of two samples, or on all for a mean."""
@@ -547,7 +558,11 @@ def _misused(loss: Loss, batch: Any, problem: Exception) -> Exception:
             f"{_called(loss.given)} does not take the output and the target of the first batch ({words}); pass what it takes, or "
             "a callable (output, batch) -> (sum, count)."
         )
+    withheld = any(key in (fields(batch) or {}) for key in LABEL_KEYS) and any(
+        word in words for word in ("loss", "NoneType")
+    )
+    own = "; the model sees the labels of a batch, and returns its own loss, with loss=None alone" if withheld else ""
     return TypeError(
         f"{_called(loss.given)} fails on the model's output and the whole batch, {_kind(batch)} ({words}); a callable (output, "
-        "batch) must return (sum, count), the mean over the samples, or one number for each sample."
+        f"batch) must return (sum, count), the mean over the samples, or one number for each sample{own}."
     )

@@ -91,7 +91,13 @@ class SumOverBatches(Operator):
     def __deepcopy__(self, memo: dict[int, Any]) -> SumOverBatches:
         memo[id(self)] = other = object.__new__(type(self))
         self._forget()  # what is kept of a product hangs on its graph, which nothing copies
-        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        try:
+            other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        except REFUSALS as problem:  # parameters that lie over ranks, a lock, an open file
+            raise TypeError(
+                f"{type(self).__name__} cannot be copied with all that it holds ({first_line(problem)}); build another one, or "
+                "take copy.copy(A), which shares the model and the data."
+            ) from problem
         return other
 
     def __getstate__(self) -> Any:

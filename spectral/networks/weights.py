@@ -152,7 +152,7 @@ class Files(Mapping[str, Tensor]):
                 return set(held.keys())
         except SafetensorError as problem:
             raise ValueError(
-                f"{file} is no safetensors file: {problem}; save the state by safetensors.torch.save_file, or pass the model."
+                f"{file} is no safetensors file: {problem}; pass torch.load of it, or the model."
             ) from problem
 
     def __getitem__(self, name: str) -> Tensor:

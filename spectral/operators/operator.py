@@ -18,7 +18,7 @@ from spectral.checksum import checksum_of
 from spectral.operators.export import cupy_view, scipy_view
 from spectral.operators.linear_map import LinearMap
 from spectral.pieces import Piece, Shards, local, own_rows
-from spectral.schema import choice
+from spectral.schema import choice, shown
 
 
 class Operator(LinearMap):
@@ -107,7 +107,21 @@ class Operator(LinearMap):
 
     # Products ---------------------------------------------------------------------------------------------------------
     def __matmul__(self, other: Any) -> Any:
-        return Product(self, other) if isinstance(other, Operator) else super().__matmul__(other)
+        if isinstance(other, Operator):
+            return Product(self, other)
+        W = super().__matmul__(other)
+        if W is NotImplemented:
+            raise TypeError(
+                f"an operator multiplies arrays and operators, not {type(other).__name__}; convert it by np.asarray, or a "
+                "matrix of another library by spectral.as_operator."
+            )
+        return W
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise TypeError(
+            f"{self!r} is known by its products and holds no entries; write A @ np.eye(n) for those of a small one, and "
+            "A.to_scipy() for scipy's solvers."
+        )
 
     def __rmatmul__(self, other: Any) -> Any:
         """x^T A for a vector (m,) or rows (b, m), by the transposed product."""
@@ -410,13 +424,18 @@ class Operator(LinearMap):
     def __add__(self, other: Any) -> Operator:
         if isinstance(other, ScaledIdentity):
             return self if other.shift == 0 else Shifted(self, other.shift)
-        return Sum(self, other) if isinstance(other, Operator) else NotImplemented
+        if isinstance(other, Operator):
+            return Sum(self, other)
+        raise TypeError(
+            f"an operator is added to operators and to multiples of spectral.I, not to {type(other).__name__}; write A + shift * "
+            "spectral.I for a number on the diagonal, A + spectral.as_operator(M) for a matrix."
+        )
 
     def __radd__(self, other: Any) -> Operator:
         return self if type(other) is int and other == 0 else self.__add__(other)  # where sum([A, B]) begins
 
     def __sub__(self, other: Any) -> Operator:
-        return self.__add__((-1.0) * other)
+        return self.__add__(-other if isinstance(other, Operator | ScaledIdentity) else other)
 
     def __rsub__(self, other: Any) -> Operator:
         return (-self).__add__(other)
@@ -430,7 +449,8 @@ class Operator(LinearMap):
     __rmul__ = __mul__
 
     def __truediv__(self, factor: Any) -> Operator:
-        return Scaled(self, 1.0 / _number(factor))
+        number = _number(factor)
+        return Scaled(self, _number(1.0 / number if number else math.inf))
 
     def __pow__(self, power: Any) -> Operator:
         """A @ A @ ... @ A, `power` >= 1 times."""
@@ -499,7 +519,9 @@ def _number(value: Any) -> float:
     except (TypeError, ValueError, RuntimeError):  # an operator, an array, a string, a complex number
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"an operator can be scaled by a finite number, not by {value!r}; write A @ B for a product.")
+        raise ValueError(
+            f"an operator can be scaled by a finite number, not by {shown(value)}; write A @ B for a product."
+        )
     return number
 
 

@@ -215,7 +215,7 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
         return
     if _differ(facts.value, function(*primals).detach(), facts.value.dtype):
         return  # a random model, of which another test says so
-    why = "detached, computed under torch.no_grad(), by checkpoint(use_reentrant=True) or outside torch"
+    why = "detached, computed under torch.no_grad() or outside torch"
     if not any(facts.reached):
         what = {"params": "the parameters", "inputs": "the inputs"}.get(network.wrt, f"the output of {network.inner}")
         raise ValueError(
@@ -331,9 +331,12 @@ def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
         network.untested["copies of one sample alone"] = words
         return
     if culprit is not None:
+        offsets = (
+            "; what counts from the begin of a shared entry (offsets) is shared too" if network.samples.shared else ""
+        )
         raise ValueError(
-            f"the outputs of a sample depend on the other samples of its batch: {culprit} couples them in eval mode "
-            "(statistics of the batch, say); mend it, or pass preflight=False if the matrix of these batches is meant."
+            f"the outputs of a sample depend on the other samples of its batch: {culprit} couples them in eval mode (statistics "
+            f"of the batch, say); mend it, or pass preflight=False if the matrix of these batches is meant{offsets}."
         )
 
 
@@ -425,7 +428,11 @@ def samples_meet(network: DataModel, batch: Any, z: torch.Tensor | None = None) 
         z = run(batch) if z is None else z.detach()
         if z.shape[0] != size:
             raise ValueError("the outputs do not have one row for each sample")
-        pairs = [(z[0], run(alone)[0])]
+        if len(single := run(alone)) != copies:
+            raise ValueError(
+                "forward reads entries that belong to no single sample, so that its outputs cannot be made alone"
+            )
+        pairs = [(z[0], single[0])]
         if network.of in ("loss", "loss sums"):
             pairs.append((z[[-1, 0]], run(of(*[size - 1] * (copies - 1), 0))[[0, -1]]))
         if not any(_differ(*pair, z.dtype) for pair in pairs):
