@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spectral.quadrature import beta, cdf, gauss
+from spectral.quadrature import beta, cdf
 from spectral.quadrature.certificate import truncation
 from spectral.quadrature.pooled import Quadrature
 
@@ -55,7 +55,7 @@ def _range(q: Quadrature) -> tuple[float, float]:
     A beta of moments that end in rounding is that.
     """
     single = [record for record in q.records if record.steps == 1 and record.stop != "rounding"]
-    ends = [gauss.truncated_rule(record, 0)[0] for record in single]
+    ends = [record.alphas[0] + record.betas[0] * np.array([-1.0, 1.0]) for record in single]
     every = np.concatenate([q.interval, *ends])
     return float(every.min()), float(every.max())
 
