@@ -631,8 +631,9 @@ class Spectrum(Quadrature):
         Returns
         -------
         Estimate
-            stderr is √(variance + bias²) of the jackknife over the probes of both (0 between exact spectra, nan if one has a
-            single probe); of "ks" also half the certified envelopes of both where the distance is largest.
+            Of "wasserstein" stderr is how far both CDFs may be from the truth in W1, in quadrature: half of w1_95, in units of
+            lambda. Of "ks" it is √(variance + bias²) of the jackknife over the probes of both (nan if one has a
+            single probe), with half the certified envelopes of both where the distance is largest. 0 between exact spectra.
 
         Raises
         ------
