@@ -1,4 +1,4 @@
-"""The errors that are stated of CDFs: of one, in W1 from the truth; of the distance of two, from both (W1) or from probe to probe (KS)."""
+"""The errors that are stated of CDFs: of one, in W1 from the truth; of the distance of two, from both or from probe to probe."""
 
 from __future__ import annotations
 
