@@ -240,11 +240,9 @@ class Spectrum(Quadrature):
         Notes
         -----
         stderr has two parts, added in quadrature. One is sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian
-        probes and r unresolved eigenvalues. Its variance is over the measure itself, in which an eigenvalue that all probes
-        have found counts at least once, and within one step of residual beta that of f(alpha -+ beta). The other is
-        `truncation`, the change when a quarter of the steps is left out. To
-        both is added what `rounding` of the eigenvalues may change where f is steep, all the error that an exact spectrum
-        has.
+        probes and r unresolved eigenvalues, with the largest variance that the rules of `truncation` give; an eigenvalue that
+        all probes have found counts at least once. The other is `truncation`. To both is added what `rounding` of the
+        eigenvalues may change where f is steep, all the error that an exact spectrum has.
 
         Examples
         --------
@@ -260,30 +258,31 @@ class Spectrum(Quadrature):
         K, r, held = len(self.nodes), self.unresolved, self.mass > 0
         Y = np.zeros_like(self.mass)
         Y[held] = values_on(self, f, self.nodes[held])
-        Y -= float((self.mass * Y).sum())
+        mean = float((self.mass * Y).sum())
+        Y -= mean
         unit = float(np.abs(Y[held]).max(initial=0.0)) or 1.0  # squares of 1e200 are no numbers
         variance = float((beta.located(self.nodes, self.mass, 1 / r) * (Y / unit) ** 2).sum())
-        for share, (theta, *_), (ends, _) in self._unfinished:
-            if len(theta) == 1:  # whose node says nothing of the spread
-                variance += share * float(np.square((values_of(f, ends) - values_on(self, f, theta)) / unit).mean())
+        variance += self._most(lambda x: ((values_of(f, x) - mean) / unit) ** 2) / r
         statistical = r * unit * float(np.sqrt(self.noise(variance)))
         stderr = float(np.hypot(statistical, self.truncation(f))) + steep
         return Estimate(value, stderr, nan, nan, K, self.products)
 
     def truncation(self, f: Function) -> float:
-        """|change of the integral of f| when the last quarter of the steps is left out: what more steps would still move.
+        """How far the integral of f may be, of the vectors that were drawn, as far as their steps tell.
 
-        Of one step, alpha with the residual beta, against the mean of f(alpha -+ beta), whose variance is right too.
+        The rule of k steps is one of many with moments like those of the record (`quadrature.gauss.alike`): the others have nodes
+        in all its gaps, and none where a semi-definite matrix has no eigenvalue. This is the farthest that any of them is from
+        it, of each probe. Where the derivatives of f have one sign, as of log or x / (x + c), the farthest ones are the bounds.
 
         Parameters
         ----------
         f : callable
-            As in `integrate`.
+            As in `integrate`. It is asked for values beside the nodes too; those that are not finite are left out.
 
         Returns
         -------
         float
-            0 for an exact spectrum, and for probes that ended in an invariant subspace; inf where the other rule meets no
+            0 for an exact spectrum, and for probes that ended in an invariant subspace; inf where no other rule meets a
             finite f.
 
         Examples
@@ -291,19 +290,30 @@ class Spectrum(Quadrature):
         >>> Spectrum.from_eigenvalues([1.0, 2.0]).truncation(np.log)
         0.0
         """
+        return max(self._most(f), self._most(lambda x: -values_of(f, x)))
+
+    def _most(self, f: Function) -> float:
+        """How much larger the integral of f may be than it is: the sum over the probes of what the rules alike add at most."""
         total = 0.0
-        for share, (theta, omega, _), (short, weights) in self._unfinished:
-            total += float(share * (omega @ values_on(self, f, theta) - weights @ values_of(f, short)))
-        return abs(total) * self.dim if np.isfinite(total) else float("inf")
+        for share, (theta, omega), (nodes, weights) in self._unfinished:
+            own = omega @ values_on(self, f, theta)
+            with np.errstate(all="ignore"):
+                others = (weights * values_of(f, nodes.reshape(-1)).reshape(nodes.shape)).sum(1)
+            finite = np.isfinite(others)
+            total += share * max(float((others[finite] - own).max(initial=0.0)), 0.0) if finite.any() else np.inf
+        return float(total)
 
     @cached_property
     def _unfinished(self) -> list[tuple[Any, ...]]:
-        """Of each probe that more steps may still move: (its share, its Gauss rule, that of three quarters of its steps)."""
-        return [
-            (share, gauss.gauss_rule(record), gauss.truncated_rule(record, record.steps - max(1, record.steps // 4)))
-            for share, record in zip(self.pooling, self.records, strict=True)
-            if record.steps > 0 and record.betas[-1] > 0
-        ]
+        """Of each probe that more steps may still move: (eigenvalues that it stands for, T's Gauss rule, those alike)."""
+        least = 0.0 if self.nonnegative else -np.inf
+        found = []
+        for share, record, gone in zip(self.pooling, self.records, self.removed, strict=True):
+            if record.steps > 0 and record.betas[-1] > 0:
+                free = share * self.unresolved * gauss.undeflated(record) / gauss.free_share(record, gone)
+                theta, S = record.eigen
+                found.append((free, (theta, S[0] ** 2), gauss.alike(record, least)))
+        return found
 
     def moment(self, p: float) -> Estimate:
         """The mean of lambda^p over all dim eigenvalues.
@@ -621,8 +631,9 @@ class Spectrum(Quadrature):
         Returns
         -------
         Estimate
-            stderr is √(variance + bias²) of the jackknife over the probes of both (0 between exact spectra, nan if one has a
-            single probe); of "ks" also half the certified envelopes of both where the distance is largest.
+            Of "wasserstein" stderr is how far both CDFs may be from the truth in W1, in quadrature: half of w1_95, in units of
+            lambda. Of "ks" it is √(variance + bias²) of the jackknife over the probes of both (nan if one has a
+            single probe), with half the certified envelopes of both where the distance is largest. 0 between exact spectra.
 
         Raises
         ------

@@ -181,6 +181,28 @@ def test_ridge_regression_on_a_network_is_the_dense_one():
 
 
 # The inverse ----------------------------------------------------------------------------------------------------------
+def test_a_solve_ends_by_its_tolerance_if_and_only_if_it_has_converged():
+    """Where the budget ended as lsmr met its tolerance, it had converged, by "budget"."""
+    rng = np.random.default_rng(0)
+    Q, U = (np.linalg.qr(rng.standard_normal((50, 50)))[0] for _ in range(2))
+    for A in ((Q * np.geomspace(0.1, 1, 50)) @ Q.T, (U * np.geomspace(0.1, 1, 50)) @ Q.T):
+        for budget in range(86, 98):
+            s = solve(A, np.ones(50), budget=budget)
+            assert (s.meta["stops"][0] == "tolerance") == s.converged[0]
+
+
+@pytest.mark.parametrize("signs", [1, -1])
+def test_no_solve_hands_back_what_is_worse_than_nothing(signs):
+    """x = 0 leaves b. At a condition of 1e11 minres left 1.4 of it when its steps had ended."""
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.standard_normal((50, 50)))[0]
+    A = (Q * np.geomspace(1e-11, 1, 50) * np.where(np.arange(50) % 2, 1, signs)) @ Q.T
+    b = rng.standard_normal(50)
+    s = solve((A + A.T) / 2, b)
+    assert s.residuals[0] <= np.linalg.norm(b) * (1 + 1e-12)
+    assert s.residuals[0] == pytest.approx(np.linalg.norm((A + A.T) / 2 @ s.x - b), rel=1e-3)
+
+
 def test_the_inverse_is_what_scipy_needs_for_the_eigenvalues_inside():
     A = as_operator(INDEFINITE)
     values = np.linalg.eigvalsh(INDEFINITE)

@@ -198,11 +198,13 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
       pairs of equal kind.
     - `trace_ratio`, `lambda_max_ratio`, `effective_rank_ratio`: a over b, of the numbers of `summary`; nan when b's is 0.
 
-    Errors are 0 when both are exact. Those of ratios follow from the errors of `summary`; all others are √(variance + bias²) of a
-    jackknife over the probes of each: noise adds to every distance, so that one between estimates of *one* spectrum is not 0 but
-    of the order of its error, mostly within 3 of them. That of `ks` also holds what the quadrature's finite depth blurs, half the
-    certified envelopes of both where the distance is largest: a crowd that the smallest node stands for, and the probes of a and
-    of b place elsewhere, is no jump. What it blurs in the others, averages over all values, is not in them.
+    Errors are 0 when both are exact. Those of ratios follow from the errors of `summary`. Those of `wasserstein`, by a unit or by
+    none, are how far the two CDFs may be from the truth, `meta["error"]["w1_95"]` of each, in quadrature, with what the units may
+    be off by. All others are √(variance + bias²) of a jackknife over the probes of each: noise adds to every distance, so that
+    one between estimates of *one* spectrum is not 0 but of the order of its error, mostly within 3 of them. That of `ks` also
+    holds what the quadrature's finite depth blurs, half the certified envelopes of both where the distance is largest: a crowd
+    that the smallest node stands for, and the probes of a and of b place elsewhere, is no jump. What it blurs in `js` and
+    `wasserstein_log10` is not in them.
 
     Cost: no products.
 
@@ -231,13 +233,19 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
     bins = max(2, min([BINS, *(n // NODES_PER_BIN for n in nodes)]))
     pairs = {kind: between(a, b, kind) for kind in ("wasserstein", "ks")}
     units = [_units(m) for m in pooled]
+    off = {
+        "mean": (float(a.moment(1).stderr), float(b.moment(1).stderr)),
+        "lambda_max": (float(largest_of(a).stderr), float(largest_of(b).stderr)),
+    }
     each = [[_units(m) for m in rest] for rest in without]
     for name in ("mean", "lambda_max"):
         for kind in ("wasserstein", "ks"):
             u, v = (unit[name] for unit in units)
             rest = [[unit[name] for unit in one] or None for one in each]
             able = all(w > 0 for w in (u, v, *(rest[0] or []), *(rest[1] or [])))
-            pairs[f"{kind}_by_{name}"] = between(a, b, kind, (u, v), (rest[0], rest[1])) if able else (nan, nan)
+            pairs[f"{kind}_by_{name}"] = (
+                between(a, b, kind, (u, v), (rest[0], rest[1]), off[name]) if able else (nan, nan)
+            )
     for name, of in (("trace", trace_of), ("lambda_max", largest_of), ("effective_rank", effective_rank)):
         pairs[f"{name}_ratio"] = ratio_of(of(a), of(b))
     small = a.rounding, b.rounding

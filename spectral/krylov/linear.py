@@ -135,7 +135,8 @@ def lsmr(b: torch.Tensor, tol: float, most: int, damp: float) -> Run:
     w = yield Ask(x, last=True)
     z = yield Ask(b - w, transposed=True, last=True)
     residual = longvectors.norm(torch.sub(z, x, alpha=damp**2))
-    return Solved(x, steps, "rounding" if stop == "tolerance" and residual > goal else stop, norm, residual, size)
+    ended = "rounding" if stop == "tolerance" else stop
+    return Solved(x, steps, "tolerance" if residual <= goal else ended, norm, residual, size)
 
 
 def _bidiagonal(
@@ -195,9 +196,9 @@ def refined(method: Method, b: torch.Tensor, tol: float, most: int, eps: float) 
         left, before = b - w, size
         size = longvectors.norm(left)
         # in the kernel products are rounding, which none of them tells
-        if size > before and stop in ("tolerance", "singular"):
-            size, stop = before, "singular" if stop == "singular" else "rounding"
-            if norm > 2 * known:
+        if size > before:
+            size, stop = before, "rounding" if stop == "tolerance" else stop
+            if stop in ("rounding", "singular") and norm > 2 * known:
                 continue
             break
         x, r = d, left

@@ -181,20 +181,11 @@ def _prescribed(
     right = max(min(b + blur, high), theta[-1] + blur)
     for node, sign in ((left, g.odd), (right, -g.odd)):
         if np.isfinite(node):
-            yield sign, np.append(alphas, node + betas[-1] ** 2 / _last_pivot(record, node)), betas
+            yield sign, np.append(alphas, node + betas[-1] ** 2 / gauss.last_pivot(record, node)), betas
     if np.isfinite(left) and np.isfinite(right):
-        gamma, mu = 1 / _last_pivot(record, left), 1 / _last_pivot(record, right)
+        gamma, mu = 1 / gauss.last_pivot(record, left), 1 / gauss.last_pivot(record, right)
         square = (right - left) / (gamma - mu)
         yield -g.even, np.append(alphas, left + gamma * square), np.append(betas[:-1], np.sqrt(square))
-
-
-def _last_pivot(record: LanczosRecord, x: float) -> float:
-    """d_k of the Sturm sequence of T - x I, x outside the Ritz values: 1 / e_k^T (T - x)^-1 e_k, a sum of one sign.
-
-    The sequence itself cancels where an end has converged.
-    """
-    theta, S = record.eigen
-    return float(1 / np.sum(S[-1] ** 2 / (theta - x)))
 
 
 def _widened(g: Signed, alphas: np.ndarray, betas: np.ndarray, blur: float, change: float) -> tuple[float, float]:

@@ -1,12 +1,13 @@
-"""The errors that are stated of CDFs: of one, in W1 from the truth; of the distance of two, from probe to probe."""
+"""The errors that are stated of CDFs: of one, in W1 from the truth; of the distance of two, from both or from probe to probe."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from spectral.quadrature import beta, cdf, gauss
+from spectral.quadrature import beta, cdf
 from spectral.quadrature.certificate import truncation
 from spectral.quadrature.pooled import Quadrature
 
@@ -55,35 +56,42 @@ def _range(q: Quadrature) -> tuple[float, float]:
     A beta of moments that end in rounding is that.
     """
     single = [record for record in q.records if record.steps == 1 and record.stop != "rounding"]
-    ends = [gauss.truncated_rule(record, 0)[0] for record in single]
+    ends = [record.alphas[0] + record.betas[0] * np.array([-1.0, 1.0]) for record in single]
     every = np.concatenate([q.interval, *ends])
     return float(every.min()), float(every.max())
 
 
 def between(
-    a: Quadrature, b: Quadrature, kind: str, units: tuple[float, float] = (1.0, 1.0), without: Units = (None, None)
+    a: Quadrature,
+    b: Quadrature,
+    kind: str,
+    units: tuple[float, float] = (1.0, 1.0),
+    without: Units = (None, None),
+    unsure: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[float, float]:
-    """(W1 or KS between two CDFs, each divided by its unit; its `jackknife_error` over the probes of both).
+    """(W1 or KS between two CDFs, each divided by its unit; its error).
 
-    `without`: each one's unit without probe k, (K,), where it moves along. The error is 0 of exact spectra and of measures of
-    one vector, and nan if one has a single probe. KS looks at points that rounding tells apart: steps of one eigenvalue, 1e-16
-    apart, are no distance. Its error also holds half the certified envelopes of both where the distance is largest: within them
-    a crowd of eigenvalues that one node stands for may lie anywhere.
+    W1 obeys the triangle inequality, so that it is off by no more than both CDFs are in W1, of which `stated_error` knows the
+    law: its error is theirs, in quadrature, w1_95 being two of them, and what each unit may be off by, `unsure`. That of KS is
+    its `jackknife_error` over the probes of both (nan if one has a single probe; `without`: each one's unit without probe k,
+    (K,), where it moves along), with half the certified envelopes of both where the distance is largest: within them a crowd of
+    eigenvalues that one node stands for may lie anywhere. Both are 0 of exact spectra and of measures of one vector. KS looks at
+    points that rounding tells apart: steps of one eigenvalue, 1e-16 apart, are no distance.
     """
     scaled = [(q.curve[0] / unit, q.curve[1]) for q, unit in zip((a, b), units, strict=True)]
     x = np.unique(np.concatenate([scaled[0][0], scaled[1][0]]))
     whole = [cdf.limits(curve, x) for curve in scaled]
     left, right = whole[0][0] - whole[1][0], whole[0][1] - whole[1][1]
-    first = last = np.arange(len(x))
-    envelopes = 0.0
-    if kind == "ks":
-        apart = sum(q.floor / unit for q, unit in zip((a, b), units, strict=True))
-        of = cdf.told_apart(x, apart)
-        first, last = (np.searchsorted(of, np.unique(of), side) for side in ("left", "right"))
-        last -= 1
-        i, j = first[np.abs(left[first]).argmax()], last[np.abs(right[last]).argmax()]
-        at = x[i] - apart if abs(left[i]) >= abs(right[j]) else x[j] + apart
-        envelopes = sum(_half_envelope(q, at * unit) for q, unit in zip((a, b), units, strict=True))
+    if kind == "wasserstein":
+        errors = map(_own, (a, b), units, unsure)
+        return float(cdf.distances(left, right, x, kind)), math.hypot(*errors)
+    apart = float(sum(q.floor / unit for q, unit in zip((a, b), units, strict=True)))
+    of = cdf.told_apart(x, apart)
+    first, last = (np.searchsorted(of, np.unique(of), side) for side in ("left", "right"))
+    last -= 1
+    i, j = first[np.abs(left[first]).argmax()], last[np.abs(right[last]).argmax()]
+    at = x[i] - apart if abs(left[i]) >= abs(right[j]) else x[j] + apart
+    envelopes = sum(_half_envelope(q, at * unit) for q, unit in zip((a, b), units, strict=True))
     value = float(cdf.distances(left[first], right[last], x, kind))
     rest = []
     for q, unit, own, other in ((a, units[0], without[0], whole[1]), (b, units[1], without[1], whole[0])):
@@ -95,6 +103,15 @@ def between(
                 left, right = np.array([l for l, _ in moved]), np.array([r for _, r in moved])
             rest.append(cdf.distances((left - other[0])[..., first], (right - other[1])[..., last], x, kind))
     return value, float(np.hypot(jackknife_error(value, rest), envelopes))
+
+
+def _own(q: Quadrature, unit: float, unsure: float) -> float:
+    """How far the CDF of q in its unit may be from the truth in W1, as a standard error."""
+    if q.is_exact or q.of_vector:
+        return 0.0
+    low, high = _range(q)
+    error, (x, c) = q.meta.get("error") or stated_error(q), q.points()
+    return (float(error["w1_95"]) * (high - low) / 1.96 + float(c @ np.abs(x)) / q.dim * unsure / unit) / unit
 
 
 def _half_envelope(q: Quadrature, x: float) -> float:

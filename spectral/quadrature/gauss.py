@@ -9,19 +9,24 @@ allowed. All arrays are float64 numpy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
 
 from spectral import arrays
+from spectral.compat import eigh_tridiagonal
 from spectral.krylov.lanczos import BREAKDOWN, LanczosRecord
 
 Side = Literal["left", "right"]
 SIDES: tuple[Side, Side] = "left", "right"
 TINY = float(np.finfo(float).tiny)
 TURNED = 2.0  # eps ||T||: how far rounding of products changes T; .7 seen, in float32 and float64
+DENSE, FEWEST = (
+    256,
+    2,
+)  # nodes of `alike` in all, and rules of each kind: what is narrower than their distance is not seen
+OPEN = 1.5  # of beta: 1 is what the Chebyshev measure leaves open within its ends, and half of each gap
 BLUR = 8.0  # eps ||T||: how far eigenvalues of the matrix that T belongs to may be from A's (Greenbaum 1989)
 
 
@@ -35,12 +40,41 @@ def gauss_rule(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray, np.ndarra
     )
 
 
-def truncated_rule(record: LanczosRecord, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The Gauss rule of the first `steps` steps; without any, alpha -+ beta of the first one, which have its variance."""
-    if steps == 0:
-        weight = gauss_rule(record)[1].sum() / 2
-        return record.alphas[0] + record.betas[0] * np.array([-1.0, 1.0]), np.array([weight, weight])
-    return gauss_rule(replace(record, alphas=record.alphas[:steps], betas=record.betas[:steps]))[:2]
+def alike(record: LanczosRecord, least: float = -np.inf) -> tuple[np.ndarray, np.ndarray]:
+    """Rules that the record hardly tells from its own: (nodes, weights), (R, k + 1) each, of T's part of mu.
+
+    Those of k + 1 steps that begin as T does, with an alpha within OPEN beta_k of its last: they have its moments (the Radau
+    rules; Golub, Meurant 2010, ch. 6). Those of k steps with a last alpha within OPEN beta_{k-1} of its own, and that of k - 1
+    steps. As the alpha moves, the nodes pass through the gaps of T. No node is below `least`, which bounds the spectrum, and the
+    rule that has it among its nodes is one of them.
+    """
+    alphas, betas, k = record.alphas, record.betas, record.steps
+    levels = max(DENSE // k, FEWEST)
+    moves = np.cos(np.pi * (np.arange(levels) + 0.5) / levels)
+    low, high = alphas[-1] - OPEN * betas[-1], alphas[-1] + OPEN * betas[-1]
+    ends, shorter = [], alphas[-1] + OPEN * moves * betas[k - 2]
+    if np.isfinite(least):
+        edge = min(least, record.eigen[0][0] - blur(record))
+        low = edge + betas[-1] ** 2 / last_pivot(record, edge)
+        high, ends = max(high, low + betas[-1]), [low]
+        shorter = np.maximum(shorter, alphas[-1] - last_pivot(record, edge))
+    rules = [(np.append(alphas, d), betas) for d in (*ends, *((low + high) / 2 + moves * (high - low) / 2))]
+    if k > 1:
+        rules += [(np.append(alphas[:-1], d), betas[:-1]) for d in shorter] + [(alphas[:-1], betas[:-2])]
+    nodes, weights = np.zeros((len(rules), k + 1)), np.zeros((len(rules), k + 1))
+    for i, rule in enumerate(rules):
+        theta, S = eigh_tridiagonal(*rule)
+        nodes[i], nodes[i, : len(theta)], weights[i, : len(theta)] = theta[0], theta, S[0] ** 2
+    return np.where(nodes <= least + blur(record), least, nodes), weights
+
+
+def last_pivot(record: LanczosRecord, x: float) -> float:
+    """d_k of the Sturm sequence of T - x I, x outside the Ritz values: 1 / e_k^T (T - x)^-1 e_k, a sum of one sign.
+
+    The sequence itself cancels where an end has converged.
+    """
+    theta, S = record.eigen
+    return float(1 / np.sum(S[-1] ** 2 / (theta - x)))
 
 
 def undeflated(record: LanczosRecord) -> float:
