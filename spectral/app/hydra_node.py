@@ -108,7 +108,7 @@ HYDRA = Fields(
         "job_logging": LOGGING,
         "run": Fields({"dir": Text()}),
         "sweep": Fields({"dir": Text(), "subdir": Text()}),
-        "output_subdir": maybe(PART),
+        "output_subdir": Same(None),
         "searchpath": Same([]),
         "job": Fields(
             may={
