@@ -109,7 +109,7 @@ def main() -> None:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python flushes it once more at its end
             raise SystemExit(141) from None
-        except Exception as problem:
+        except Exception as problem:  # the other ranks must know of all; what nobody expects of a run is raised again
             collectives.leave(problem)
             expected = isinstance(problem, (HydraException, OmegaConfBaseException, *EXPECTED))
             if full or (running and not expected):
@@ -232,7 +232,7 @@ def task(config: DictConfig) -> None:
         raise run.Interrupted(sentence(problem, []), 2) from problem
 
 
-def _asked(config: DictConfig, job: DictConfig) -> dict[str, str]:
+def _asked(config: DictConfig, job: Any) -> dict[str, str]:
     """What was asked for, as hydra writes it down: texts by the names of their files, none where output_subdir=null is typed."""
     folder = _typed(job.overrides.hydra).get("hydra.output_subdir", ".hydra").strip("'\"")
     parts = {"config": config, "hydra": HydraConfig.instance().cfg, "overrides": job.overrides.task}

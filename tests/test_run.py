@@ -469,6 +469,27 @@ def test_each_run_of_a_sweep_has_what_was_asked_for_in_its_own_folder(here: Path
     assert [(path / "overrides.yaml").read_text().count("seed=0") for path in asked] == [1, 0]
 
 
+def test_ctrl_c_while_torch_is_loading_is_one_line_of_a_command_and_a_traceback_of_a_program(tmp_path: Path) -> None:
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "torch.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    for name in ("spectral", "spectral-report", "mine.py"):
+        (tmp_path / name).write_text("import spectral\n")
+    path = os.pathsep.join(map(str, (tmp_path / "stub", Path(run.__file__).parents[2])))
+    environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"} | {"PYTHONPATH": path}
+    for arguments, said in {
+        ("-m", "spectral"): "spectral: Interrupted.\n",
+        ("-u", "-m", "spectral", "-m"): "spectral: Interrupted.\n",
+        ("spectral", "seed=1"): "spectral: Interrupted.\n",
+        ("spectral-report", "x"): "spectral-report: Interrupted.\n",
+        ("mine.py",): "",
+    }.items():
+        line = [sys.executable, *arguments]
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode and done.stderr == said if said else "Traceback" in done.stderr, (arguments, done.stderr)
+        if os.name == "posix":
+            assert done.returncode == -signal.SIGINT
+
+
 def test_a_full_disk_at_the_end_is_one_sentence_and_what_was_computed_is_kept(here: Path, monkeypatch, capsys) -> None:
     plain = os.replace
 
