@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from test_run import call, here  # noqa: F401  (a fixture)
 
 from spectral.__main__ import config_folder, defaults
 from spectral.app import configuration, run, single
+from spectral.experiments.cell import Settings
+from spectral.schema import RULED, Mismatch
 
 MARK = "hit"  # what an attack would leave behind
 HYDRA = [  # the groups of hydra's own configuration
@@ -280,6 +284,26 @@ def test_the_same_of_many_configurations(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_same_of_many_command_lines(here, monkeypatch, capfd):  # noqa: F811
     assert len(random_lines(monkeypatch, capfd, 200, seed=1)) == 200
+
+
+# Functions ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("function", RULED, ids=lambda function: function.__name__)
+def test_a_function_refuses_what_a_configuration_of_it_refuses(function):
+    """Its rules are of its keywords (or of `Settings`), take its defaults, and hold for whoever calls it."""
+    known, rule = inspect.signature(function).parameters, RULED[function]
+    given = {name: None for name, p in known.items() if p.default is p.empty}
+    assert set(rule.must) == set(given) & {*rule.must, *rule.may}
+    for name, one in {**rule.must, **rule.may}.items():
+        if name not in known:
+            assert "settings" in known and name in {field.name for field in dataclasses.fields(Settings)}
+            with pytest.raises(Mismatch, match=name):
+                Settings(**{name: object()})
+            continue
+        if name in rule.may:
+            one.check(known[name].default, name)
+        with pytest.raises(Mismatch) as problem:
+            function(**{**dict.fromkeys(given, "x"), name: object()})
+        assert problem.value.where == name
 
 
 # Products --------------------------------------------------------------------------------------------------------------

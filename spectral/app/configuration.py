@@ -27,7 +27,7 @@ from spectral.experiments.experiments import EXPERIMENTS
 from spectral.experiments.models import GIVEN, OWN
 from spectral.experiments.studies import READS as STUDIED
 from spectral.experiments.studies import STUDIES
-from spectral.experiments.training import OPTIONS as OF_TRAINING
+from spectral.experiments.training import train
 from spectral.krylov.basis import check_place
 from spectral.krylov.lanczos import MODES
 from spectral.networks.curvature import LAYOUTS
@@ -236,7 +236,7 @@ OF_EXPERIMENTS: dict[Any, Fields] = {
 
 
 TRAINING = Fields(
-    {"enabled": Flag(), "noise": SHARE, "options": Fields(may=OF_TRAINING)},
+    {"enabled": Flag(), "noise": SHARE, "options": RULED[train]},
     laws=(Law("noise 0 where nothing is trained", lambda f, s: f["enabled"] or f["noise"] == 0),),
 )
 CONFIG = Fields(

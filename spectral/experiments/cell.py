@@ -28,9 +28,9 @@ from spectral.estimators.assembled import gram_matrix
 from spectral.estimators.budget import free_memory
 from spectral.experiments.datasets import PermutedLabels, Problem, batches, digits, in_dtype, permute_labels
 from spectral.experiments.models import model_for
-from spectral.experiments.training import OPTIONS, Trained, evaluate, few_threads, train
+from spectral.experiments.training import Trained, evaluate, few_threads, train
 from spectral.operators import GaussNewton, Hessian, Jacobian, Operator, blocks
-from spectral.schema import NAME, SIZE, Fields, Items, Number, Rule, Text, maybe
+from spectral.schema import NAME, RULED, SIZE, Fields, Items, Number, Rule, Text, maybe
 
 CURVE_POINTS = 120  # of a stored alignment curve, geometrically spaced
 CURVATURES: dict[str, Callable[..., Operator]] = {"gauss_newton": GaussNewton, "hessian": Hessian}
@@ -154,7 +154,7 @@ class Settings:
     dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        rules = {**RULES, **BLOCKWISE, "training": Fields(may=OPTIONS)}
+        rules = {**RULES, **BLOCKWISE, "training": RULED[train]}
         Fields(rules).check({name: getattr(self, name) for name in rules}, "settings")
         if set(self.kinds) & set(OF_LOGITS) and "logits" not in self.outputs:
             raise ValueError(

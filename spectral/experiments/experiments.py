@@ -134,6 +134,7 @@ def language_model(settings: Settings, trains: bool = True) -> Experiment:
     `settings.blocks` are globs of modules or parameters (`settings.by`); those that fit have their own spectra. `trains`: before
     and after training; otherwise with the weights that the model is built with.
     """
+    held(language_model, locals())
     first = replace(settings, conditions=(INIT, TRUE) if trains else (GIVEN,))
     model = first.build(settings.problem(seed=settings.seeds[0]), settings.seeds[0], first.conditions[0])
     parameters = [name for name, p in model.named_parameters() if p.requires_grad]
