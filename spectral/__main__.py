@@ -131,6 +131,15 @@ class CheckedLoader(ConfigLoaderImpl):
         super().__init__(config_search_path)
         self.typed = typed
 
+    def _load_single_config(self, default: Any, repo: Any) -> Any:
+        """A file; one that is not ours, or is put where it does not belong, says of hydra what is harmless alone."""
+        found = super()._load_single_config(default, repo)
+        home = default.config_path.rpartition("/")[0].replace("/", ".")
+        foreign = found.path.startswith("file:") and found.provider != "main"
+        if foreign or default.package not in (None, "", "_global_", home):
+            hydra_node.check_file(OmegaConf.to_container(found.config, resolve=False, enum_to_str=True))
+        return found
+
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *more: Any, **options: Any
     ) -> DictConfig:
