@@ -147,8 +147,7 @@ class CheckedLoader(ConfigLoaderImpl):
         hydra_node.check_sources(self.typed)
         config = super().load_configuration(config_name, overrides, run_mode, *more, **options)
         plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-        hydra_node.check_resolvers(plain, self.typed)
-        hydra_node.check_hydra(plain.pop("hydra"), self.typed)
+        hydra_node.check_hydra(plain.pop("hydra"), _typed(overrides), self.typed)
         folders = {key: OmegaConf.select(config, key, default=None) for key in hydra_node.FOLDERS}
         hydra_node.check_folders({key: value for key, value in folders.items() if isinstance(value, str)}, self.typed)
         with read_write(config):

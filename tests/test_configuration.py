@@ -87,6 +87,12 @@ def attacks(folder: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
             swept,
         ),
         "sweeper's own settings": (hydra(f"sweeper: {{params: {{output.root: '{mark}'}}}}"), swept),
+        "sweeper that sets the environment": (
+            hydra("sweeper: {params: {'+hydra.job.env_set.LD_PRELOAD': x.so}}"),
+            swept,
+        ),
+        "sweeper that reads the environment": (hydra("sweeper: {params: {output.root: '${oc.env:HOME}'}}"), swept),
+        "sweeper that puts a file there": (hydra("sweeper: {params: {'+device@hydra.job.env_set': cpu}}"), swept),
         "sweeper in place of hydra's": ({"hydra/sweeper/basic.yaml": touch}, ["-m"]),
         "one run of a sweep": (
             {**hydra(f"callbacks: {{x: {touch}}}"), "attack/b.yaml": "# @package _global_\nbatch_size: 7"},

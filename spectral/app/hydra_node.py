@@ -35,6 +35,7 @@ FOREIGN = Fields(
         "run": Fields(may={"dir": Text()}),
         "sweep": Fields(may={"dir": Text(), "subdir": Text(pattern=SUBDIR, said="a name, such as ${hydra.job.num}")}),
         "job": Fields(may={"name": PART, "config": Fields(may={"override_dirname": Fields(others=Plain())})}),
+        "sweeper": Fields(may={"params": Fields(others=Plain()), "max_batch_size": SIZE}),
         "launcher": Fields(may=dict.fromkeys(SIZES, SIZE)),
         "help": HELP,
         "hydra_help": HELP,
@@ -43,7 +44,7 @@ FOREIGN = Fields(
     }
 )
 TYPED = re.compile(  # settings of hydra that are taken as they are where somebody has typed them
-    r"run\.dir|sweep\.(dir|subdir)|output_subdir|searchpath|verbose|mode|job\.(name|chdir|env_set\..+|env_copy)|"
+    r"run\.dir|sweep\.(dir|subdir)|output_subdir|searchpath|verbose|job\.(name|chdir|env_set\..+|env_copy)|"
     r"launcher\.(?!_target_)\w+|help\..+|(job|hydra)_logging\.(root|loggers\.\w+)\.level"
 )
 # What is written lies in or below one of these.
@@ -59,7 +60,17 @@ def check_sources(typed: Mapping[str, str]) -> None:
 
 
 def check_file(config: Any) -> None:
-    """Raise ValueError for anything that a foreign file says of hydra, its interpolations as they stand, but what is harmless."""
+    """Raise ValueError for what a foreign file says of hydra that is not harmless, its interpolations as they stand, and for an
+    interpolation that calls anything but the time and hydra's own settings.
+    """
+    for where, part in walked(config):
+        named = re.findall(
+            r"\$\{\s*([^{}:\s]+)\s*:", " ".join(map(str, part)) if isinstance(part, Mapping) else str(part)
+        )
+        if name := next((name for name in named if name not in RESOLVERS), ""):
+            raise ValueError(
+                f"{where}: the resolver {name} is not allowed in a configuration; write down the value itself."
+            )
     try:
         Fields(may={"hydra": FOREIGN}, others=Plain()).check(config, "")
     except Unknown as problem:
@@ -70,25 +81,17 @@ def check_file(config: Any) -> None:
         ) from problem
 
 
-def check_hydra(node: Mapping[str, Any], typed: Mapping[str, str]) -> None:
-    """Raise ValueError for what hydra would build that is not its own, and for settings of hydra that nobody may type."""
+def check_hydra(node: Mapping[str, Any], given: Mapping[str, str], typed: Mapping[str, str]) -> None:
+    """Raise ValueError for what hydra would build that is not its own, and for settings `given` to it that nobody has typed, or
+    may type: a file may say what a sweep gives. Its mode hydra gives itself.
+    """
     for where, target in targets(node):
         if target not in BUILT:
             raise ValueError(f"hydra.{where}._target_={target!r} is not allowed; remove it.")
-    for key, value in typed.items():
-        if key.partition(".")[0] == "hydra" and not TYPED.fullmatch(key.partition(".")[2]):
+    for key, value in given.items():
+        first, _, rest = key.partition(".")
+        if first == "hydra" and rest != "mode" and not (key in typed and TYPED.fullmatch(rest)):
             raise ValueError(f"{key}={value} is not allowed; leave it out.")
-
-
-def check_resolvers(node: Any, typed: Mapping[str, str]) -> None:
-    """Raise ValueError for an interpolation that calls anything but the time and hydra's own settings, unless it was typed."""
-    for where, part in walked(node, left_out=typed):
-        for text in part if isinstance(part, Mapping) else [part] if isinstance(part, str) else []:
-            for name in re.findall(r"\$\{\s*([^{}:\s]+)\s*:", str(text)):
-                if name not in RESOLVERS:
-                    raise ValueError(
-                        f"{where}: the resolver {name} is not allowed in a configuration; write down the value itself."
-                    )
 
 
 def check_folders(folders: Mapping[str, str], typed: Mapping[str, str]) -> None:
