@@ -1,5 +1,6 @@
 """Matrix-free spectra of networks: operators, Lanczos quadrature with certificates, and what a spectrum tells."""
 
+from spectral import failures  # noqa: F401 (before what takes seconds to load)
 from spectral.analysis import (
     class_structure,
     compare,

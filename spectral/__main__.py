@@ -29,7 +29,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import (
     InterpolationKeyError,
     InterpolationToMissingValueError,
@@ -109,7 +109,7 @@ def main() -> None:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python flushes it once more at its end
             raise SystemExit(141) from None
-        except Exception as problem:
+        except Exception as problem:  # the other ranks must know of all; what nobody expects of a run is raised again
             collectives.leave(problem)
             expected = isinstance(problem, (HydraException, OmegaConfBaseException, *EXPECTED))
             if full or (running and not expected):
@@ -131,6 +131,15 @@ class CheckedLoader(ConfigLoaderImpl):
         super().__init__(config_search_path)
         self.typed = typed
 
+    def _load_single_config(self, default: Any, repo: Any) -> Any:
+        """A file; one that is not ours, or is put where it does not belong, says of hydra what is harmless alone."""
+        found = super()._load_single_config(default, repo)
+        home = default.config_path.rpartition("/")[0].replace("/", ".")
+        foreign = found.path.startswith("file:") and found.provider != "main"
+        if foreign or default.package not in (None, "", "_global_", home):
+            hydra_node.check_file(OmegaConf.to_container(found.config, resolve=False, enum_to_str=True))
+        return found
+
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *more: Any, **options: Any
     ) -> DictConfig:
@@ -138,10 +147,11 @@ class CheckedLoader(ConfigLoaderImpl):
         hydra_node.check_sources(self.typed)
         config = super().load_configuration(config_name, overrides, run_mode, *more, **options)
         plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-        hydra_node.check_resolvers(plain, self.typed)
-        hydra_node.check_hydra(plain.pop("hydra"), self.typed)
+        hydra_node.check_hydra(plain.pop("hydra"), _typed(overrides), self.typed)
         folders = {key: OmegaConf.select(config, key, default=None) for key in hydra_node.FOLDERS}
         hydra_node.check_folders({key: value for key, value in folders.items() if isinstance(value, str)}, self.typed)
+        with read_write(config):
+            config.hydra.output_subdir = None  # hydra would write there before anybody is asked; see `_asked`
         targets.check_targets(plain)
         configuration.check_typed(plain.get("trust"), self.typed)
         if distributed.world_size() > 1 and "BasicLauncher" not in str(config.hydra.launcher.get("_target_")):
@@ -215,7 +225,7 @@ def task(config: DictConfig) -> None:
                 return
         elif settings["plan"] is None:
             distributed.by_first(lambda: sweeps.check_free(folder, settings))
-        run.execute(settings, folder, shlex.join(["spectral", *overrides]))
+        run.execute(settings, folder, shlex.join(["spectral", *overrides]), _asked(config, job))
         if sweep and distributed.leads():
             sweeps.mark(Path(job.sweep.dir), folder, settings)
     except run.Interrupted as stop:
@@ -228,6 +238,13 @@ def task(config: DictConfig) -> None:
             raise  # hydra names the run of the sweep that failed, and finishes the others
         # hydra would print a line of its own before the sentence if this reached it
         raise run.Interrupted(sentence(problem, []), 2) from problem
+
+
+def _asked(config: DictConfig, job: Any) -> dict[str, str]:
+    """What was asked for, as hydra writes it down: texts by the names of their files, none where output_subdir=null is typed."""
+    folder = _typed(job.overrides.hydra).get("hydra.output_subdir", ".hydra").strip("'\"")
+    parts = {"config": config, "hydra": HydraConfig.instance().cfg, "overrides": job.overrides.task}
+    return {f"{folder}/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items() if folder != "null"}
 
 
 def _interrupted(given: list[str]) -> str:

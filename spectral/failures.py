@@ -1,14 +1,21 @@
-"""What other people's exceptions say, in one line, and an output that can write it."""
+"""What other people's exceptions say, in one line, and an output that can write it.
+
+The package imports this before anything else: Ctrl-C while torch is loading, which takes seconds, is one line of a command too.
+"""
 
 from __future__ import annotations
 
 import dis
 import io
+import os
 import re
 import sys
+from pathlib import Path
+from typing import Any
 
 # what torch, a model or a loss raises at an input or a transform that it does not know; all else is the caller's to see
 REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+COMMANDS = ("spectral", "spectral-report")
 # torch goes on in hints for modes
 OPERATOR = re.compile(r"There was no rule registered for (?:HigherOrderOperator|HOP) (\w+).*")
 
@@ -51,3 +58,23 @@ def writable_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def command() -> str:
+    """Which of our commands this process is, "" for anybody else's program."""
+    name, given = Path(sys.argv[0]).stem if sys.argv else "", sys.orig_argv
+    # as long as the package is imported, `python -m` has not put a file there
+    module = given[given.index("-m") + 1] if name == "-m" and "-m" in given[:-1] else ""
+    return name if name in COMMANDS else "spectral" if module == "spectral" else ""
+
+
+def _interrupted(kind: Any, failure: Any, trace: Any) -> None:
+    """In place of a traceback where nobody catches Ctrl-C."""
+    if issubclass(kind, KeyboardInterrupt) and os.environ.get("HYDRA_FULL_ERROR") != "1":
+        print(f"{COMMAND}: Interrupted.", file=sys.stderr, flush=True)
+    else:
+        sys.__excepthook__(kind, failure, trace)
+
+
+if COMMAND := command():
+    sys.excepthook = _interrupted

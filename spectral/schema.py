@@ -18,7 +18,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ UNSAID = 2**62  # a bound that is none to a person
 DEEP = 40  # levels of plain data
 LONG = 60  # characters of a value that a sentence quotes
 Sizes = dict[str, Any]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Mismatch(ValueError):
@@ -356,6 +358,9 @@ class Vectors(Rule):
         return f"vectors of {sizes['n']} entries in {sizes['dtype']}"
 
 
+NAME = Text(pattern=r"[^\0]+", said="a text")
+
+
 # Several together --------------------------------------------------------------------------------------------------------
 class Either(Rule):
     """What one of the rules takes; None stands for null."""
@@ -490,6 +495,37 @@ class Fields(Rule):
     def words(self, sizes: Sizes) -> str:
         names = ", ".join([*self.must, *self.may])
         return f"a mapping with {names}" if names and self.others is None else "a mapping"
+
+
+# Functions --------------------------------------------------------------------------------------------------------------
+RULED: dict[Callable[..., Any], Fields] = {}
+
+
+def ruled(*must: str, **rules: Rule) -> Callable[[F], F]:
+    """Keywords of a function with what they must be, where `held` and a configuration that names the function look it up."""
+
+    def of(function: F) -> F:
+        RULED[function] = Fields({name: rules.pop(name) for name in must}, rules)
+        return function
+
+    return of
+
+
+def held(function: Callable[..., Any], given: Mapping[str, Any], **more: Rule) -> None:
+    """Hold what a function was given, its `locals()`, against its rules and those beside.
+
+    >>> @ruled(width=SIZE)
+    ... def net(width=3):
+    ...     held(net, locals())
+    >>> net(width=0)
+    Traceback (most recent call last):
+    spectral.schema.Mismatch: width must be a whole number >= 1, got 0
+    """
+    for name, rule in {**RULED[function].must, **RULED[function].may, **more}.items():
+        if name in given:
+            value = given[name]
+            plain = value.tolist() if hasattr(value, "tolist") else str(value) if isinstance(value, Path) else value
+            rule.check(plain, name)
 
 
 class Unknown(Mismatch):

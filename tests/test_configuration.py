@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from test_fuzz import said
 from test_run import call, here  # noqa: F401  (a fixture)
 
 from spectral.__main__ import config_folder, defaults
-from spectral.app import configuration, run, single
+from spectral.app import configuration, hydra_node, run, single
+from spectral.experiments.cell import Settings
+from spectral.schema import RULED, Mismatch
 
 MARK = "hit"  # what an attack would leave behind
 HYDRA = [  # the groups of hydra's own configuration
@@ -58,6 +62,15 @@ def attacks(folder: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
         ),
         "callback that is ours": (hydra("callbacks: {x: {_target_: spectral.exact}}"), use),
         "callback in a group": ({"hydra/callbacks/x.yaml": f"x: {touch}"}, ["hydra/callbacks=x"]),
+        "callback of a file that is put there": ({"attack/a.yaml": "# @package hydra\ncallbacks: {x: {y: 1}}"}, use),
+        "callback by a file of hydra's": (globally("defaults: [/hydra/launcher@hydra.callbacks.x: basic]"), use),
+        "callback by a file of ours": (globally("defaults: [/estimator@hydra.callbacks.x: exact]"), use),
+        "environment by a file of ours": (globally("defaults: [/device@hydra.job.env_set: cpu]"), use),
+        "callback that is typed": ({}, ["+hydra.callbacks.x={y: 1}"]),
+        "environment that is typed whole": ({}, ["hydra.job.env_set={LD_PRELOAD: x.so}"]),
+        "environment by a file of ours, typed": ({}, ["+device@hydra.job.env_set=cpu"]),
+        "launcher that joblib evaluates": (hydra("launcher: {pre_dispatch: 'exit()'}"), swept),
+        "launcher's shell": (hydra("launcher: {setup: ['touch x']}"), swept),
         "launcher": (hydra(f"launcher: {touch}"), use),
         "launcher, swept": (hydra(f"launcher: {touch}"), swept),
         "launcher, its target alone": (hydra("launcher: {_target_: antigravity.x}"), swept),
@@ -74,6 +87,12 @@ def attacks(folder: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
             swept,
         ),
         "sweeper's own settings": (hydra(f"sweeper: {{params: {{output.root: '{mark}'}}}}"), swept),
+        "sweeper that sets the environment": (
+            hydra("sweeper: {params: {'+hydra.job.env_set.LD_PRELOAD': x.so}}"),
+            swept,
+        ),
+        "sweeper that reads the environment": (hydra("sweeper: {params: {output.root: '${oc.env:HOME}'}}"), swept),
+        "sweeper that puts a file there": (hydra("sweeper: {params: {'+device@hydra.job.env_set': cpu}}"), swept),
         "sweeper in place of hydra's": ({"hydra/sweeper/basic.yaml": touch}, ["-m"]),
         "one run of a sweep": (
             {**hydra(f"callbacks: {{x: {touch}}}"), "attack/b.yaml": "# @package _global_\nbatch_size: 7"},
@@ -170,6 +189,21 @@ def test_a_foreign_configuration_runs_and_writes_nothing(tmp_path, here, monkeyp
     assert {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"} == {
         k: v for k, v in environment.items() if k != "PYTEST_CURRENT_TEST"
     }
+
+
+def test_a_foreign_configuration_may_say_where_runs_are_written_and_how_large_jobs_are(here, monkeypatch):  # noqa: F811
+    (here / "mine" / "site").mkdir(parents=True)
+    (here / "mine" / "site" / "a.yaml").write_text(
+        "# @package _global_\nhydra: {run: {dir: 'there/${now:%H}'}, sweep: {dir: swept, subdir: 'x-${hydra.job.num}'}, "
+        "job: {name: mine}, verbose: false}"
+    )
+    for path in Path(config_folder()).glob("launcher/*.yaml"):
+        hydra_node.check_file(OmegaConf.to_container(OmegaConf.load(path)))
+    folders: list[Path] = []
+    monkeypatch.setattr(run, "execute", lambda settings, folder, *given: folders.append(folder))
+    call(monkeypatch, "--config-dir", "mine", "operator=hessian", "+site=a")
+    call(monkeypatch, "operator=hessian", "hydra.job_logging.root.level=WARNING", "hydra.run.dir=typed")
+    assert [folder.relative_to(here).parts[0] for folder in folders] == ["there", "typed"]
 
 
 # Random configurations ------------------------------------------------------------------------------------------------
@@ -280,6 +314,26 @@ def test_the_same_of_many_configurations(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_same_of_many_command_lines(here, monkeypatch, capfd):  # noqa: F811
     assert len(random_lines(monkeypatch, capfd, 200, seed=1)) == 200
+
+
+# Functions ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("function", RULED, ids=lambda function: function.__name__)
+def test_a_function_refuses_what_a_configuration_of_it_refuses(function):
+    """Its rules are of its keywords (or of `Settings`), take its defaults, and hold for whoever calls it."""
+    known, rule = inspect.signature(function).parameters, RULED[function]
+    given = {name: None for name, p in known.items() if p.default is p.empty}
+    assert set(rule.must) == set(given) & {*rule.must, *rule.may}
+    for name, one in {**rule.must, **rule.may}.items():
+        if name not in known:
+            assert "settings" in known and name in {field.name for field in dataclasses.fields(Settings)}
+            with pytest.raises(Mismatch, match=name):
+                Settings(**{name: object()})
+            continue
+        if name in rule.may:
+            one.check(known[name].default, name)
+        with pytest.raises(Mismatch) as problem:
+            function(**{**dict.fromkeys(given, "x"), name: object()})
+        assert problem.value.where == name
 
 
 # Products --------------------------------------------------------------------------------------------------------------

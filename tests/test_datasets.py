@@ -120,15 +120,15 @@ def test_batches_cover_in_order_and_can_be_iterated_again():
 def test_errors_are_one_sentence_each(monkeypatch):
     with pytest.raises(ValueError, match="do not fit 1797 samples"):
         digits(train=1700, test=200)
-    with pytest.raises(ValueError, match="use a number from 0 to 1"):
+    with pytest.raises(ValueError, match=r"must be a number from 0 to 1, got 1\.5"):
         permute_labels(torch.zeros(3), 1.5)
-    with pytest.raises(ValueError, match="one of feature, global, none"):
+    with pytest.raises(ValueError, match="one of feature, global or none"):
         digits(standardise="whiten")
     with pytest.raises(ValueError, match="NaN or infinity"):
         from_arrays("x", [[1.0], [float("nan")]], [0, 1], train=1)
     with pytest.raises(ValueError, match="2 inputs but 3 labels"):
         from_arrays("x", [[1.0], [2.0]], [0, 1, 1], train=1)
-    with pytest.raises(ValueError, match="use an integer >= 1"):
+    with pytest.raises(ValueError, match="size must be a whole number >= 1, got 0"):
         batches(torch.zeros(2), None, 0)
     with pytest.raises(ValueError, match="'train' or 'test'"):
         digits().split("validation")
@@ -178,8 +178,8 @@ def test_text_of_a_file_and_what_cannot_be_had(tmp_path):
     for given, said in (
         ({"train": 9}, "at most 10 together"),
         ({"targets": "topic"}, "use next, or topic without a path"),
-        ({"tokens": "words"}, "use one of bytes, smollm2, minilm"),
-        ({"length": 0}, "use an integer >= 1"),
+        ({"tokens": "words"}, "must be bytes, smollm2, minilm"),
+        ({"length": 0}, "length must be a whole number >= 1, got 0"),
     ):
         with pytest.raises(ValueError, match=said):
             datasets.text(**{"train": 2, "test": 2, "length": 4, "path": str(path), **given})
@@ -244,12 +244,15 @@ def test_clusters_lie_where_they_are_said_to():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (lambda: digits(train=20, test=0).with_inputs("white"), "use one of real, shuffled, scrambled, gaussian"),
+        (
+            lambda: digits(train=20, test=0).with_inputs("white"),
+            "inputs must be one of real, shuffled, scrambled or gaussian, got 'white'",
+        ),
         (lambda: text(train=4, test=2, length=8).with_inputs("gaussian"), "text is tokens; use other data"),
         (lambda: digits(train=20, test=0).of_classes(11), "digits has 10 classes, of which 11 cannot be taken"),
         (lambda: text(train=4, test=2, length=8).of_classes(2), "256 classes of tokens"),
-        (lambda: mixture(classes=1), "use 1 sample, 2 classes and 1 feature or more"),
-        (lambda: mixture(separation=-1.0), "a separation >= 0"),
+        (lambda: mixture(classes=1), "classes must be a whole number >= 2, got 1"),
+        (lambda: mixture(separation=-1.0), "separation must be a number >= 0, got -1.0"),
     ],
 )
 def test_noise_and_clusters_that_are_impossible_are_refused(given, said):

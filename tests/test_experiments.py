@@ -361,11 +361,11 @@ def test_settings_and_sweeps_refuse_in_one_sentence():
         Settings(training={"seed": 3})
     with pytest.raises(ValueError, match="without repetitions"):
         Settings(seeds=(1, 1))
-    with pytest.raises(ValueError, match="use three fractions or more"):
+    with pytest.raises(ValueError, match=r"noises must be a list of at least 3, each a number from 0 to 1"):
         label_noise_sweep(SMALL, (0.0, 1.0))
-    with pytest.raises(ValueError, match="use three numbers or more"):
+    with pytest.raises(ValueError, match=r"epochs must be a list of at least 3, each a whole number >= 0"):
         jacobian_evolution(SMALL, (0, 1))
-    with pytest.raises(ValueError, match="give three depths or more"):
+    with pytest.raises(ValueError, match=r"options must be three depths or more"):
         depth_sweep(SMALL, {1: {}})
     with pytest.raises(ValueError, match="A trend needs three levels or more"):
         trend(collect([handmade(TRUE, 0, [1, 2])]), "flattened.logits.train", "trace", {"true": 0.0, "random": 1.0})
@@ -488,7 +488,7 @@ def test_noise_for_inputs_reaches_the_network_and_its_matrix():
     assert real.metrics["trace"] != gaussian.metrics["trace"] and gaussian.trained.reached
     with pytest.raises(ValueError, match="name real and gaussian"):
         input_noise(settings, ("real", "shuffled"))
-    with pytest.raises(ValueError, match="use 2 or more, each once"):
+    with pytest.raises(ValueError, match=r"classes\[0\] must be a whole number >= 2, got 1"):
         ggn_outliers(settings, (1, 2))
 
 

@@ -107,14 +107,17 @@ def test_initial_weights_have_the_variance_of_he_et_al_or_the_one_asked_for():
 
 
 def test_errors_name_the_sizes():
-    with pytest.raises(ValueError, match="use positive sizes"):
+    with pytest.raises(ValueError, match="in_features must be a whole number >= 1, got 0"):
         mlp(0)
-    with pytest.raises(ValueError, match="use positive sizes"):
+    with pytest.raises(ValueError, match="width must be a whole number >= 1, got 0"):
         cnn(width=0)
-    for wrong in ({"activation": "gelu"}, {"scale": 0.0}):
-        with pytest.raises(ValueError, match="use relu or tanh, and a scale above 0"):
+    for wrong, said in (
+        ({"activation": "gelu"}, "relu or tanh, got 'gelu'"),
+        ({"scale": 0.0}, "a number > 0, got 0.0"),
+    ):
+        with pytest.raises(ValueError, match=said):
             mlp(64, **wrong)
-    with pytest.raises(ValueError, match="use one of auto, basic, bottleneck"):
+    with pytest.raises(ValueError, match="block must be one of auto, basic or bottleneck"):
         resnet(20, block="dense")
 
 
@@ -181,7 +184,7 @@ def test_the_small_gpt_has_its_size_and_looks_only_back():
     ("given", "said"),
     [
         (lambda: gpt(width=10, heads=4), "multiple of heads"),
-        (lambda: gpt(depth=10**9), "at most 1000 blocks"),
+        (lambda: gpt(depth=10**9), "depth must be a whole number from 1 to 1000"),
         (
             lambda: model_for(digits(train=10, test=0), "gpt"),
             "A gpt needs text in tokens=bytes with targets=next, but digits has",

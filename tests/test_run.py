@@ -437,25 +437,57 @@ def test_a_run_that_begins_anew_loses_nothing_of_one_that_did_not_end(here: Path
 
 
 def test_no_run_writes_over_another_one(here: Path, monkeypatch, capsys) -> None:
-    """The same run may be made again where it was; another one, or one at the same time, is refused and changes but `.hydra`."""
+    """The same run may be made again where it was; another one, or one at the same time, is refused and changes no file."""
     call(monkeypatch, *SINGLE, "hydra.run.dir=mine")
-    files = (path for path in (here / "mine").rglob("*") if path.is_file() and ".hydra" not in path.parts)
-    first = {path: path.read_bytes() for path in files}
+    first = {path: path.read_bytes() for path in (here / "mine").rglob("*") if path.is_file()}
+    assert b"seed: 0" in first[here / "mine" / ".hydra" / "config.yaml"]
     capsys.readouterr()
     with pytest.raises(SystemExit) as problem:
         call(monkeypatch, *SINGLE, "hydra.run.dir=mine", "estimator=trace")
     assert problem.value.code == 2 and "mine holds another run" in (said := capsys.readouterr().err)
     assert said.count("\n") == 1 and all(path.read_bytes() == was for path, was in first.items())
-    assert not (here / "mine" / "estimate.npz").exists()
+    assert {path for path in (here / "mine").rglob("*") if path.is_file()} == set(first)
     call(monkeypatch, *SINGLE, "hydra.run.dir=mine")
     metrics = json.loads((here / "mine" / "result.json").read_text())["metrics"]
     assert metrics == json.loads(first[here / "mine" / "result.json"])["metrics"]
+    call(monkeypatch, *SINGLE, "hydra.run.dir=mine", "hydra.output_subdir=asked")
+    assert (here / "mine" / "asked" / "config.yaml").read_bytes() == first[here / "mine" / ".hydra" / "config.yaml"]
     (here / "busy").mkdir()
     kept = sorted((here / "outputs" / "state").rglob("*"))
     with alone(here / "busy"), pytest.raises(SystemExit):
         call(monkeypatch, *SINGLE, "hydra.run.dir=busy")
-    assert "Another run is writing into" in capsys.readouterr().err and not results(here / "busy")
+    assert "Another run is writing into" in capsys.readouterr().err and not any((here / "busy").iterdir())
     assert sorted((here / "outputs" / "state").rglob("*")) == kept  # the other run's state is where it was
+
+
+def test_each_run_of_a_sweep_has_what_was_asked_for_in_its_own_folder(here: Path, monkeypatch) -> None:
+    """Also where another one has the folder of its number."""
+    for seed in ("0", "1"):
+        call(monkeypatch, "-m", *SINGLE, "hydra.sweep.dir=swept", f"seed={seed}")
+    asked = sorted(path.parent for path in (here / "swept").rglob("config.yaml"))
+    assert [path.parent for path in asked] == sorted(path.parent for path in results(here / "swept"))
+    assert [(path / "overrides.yaml").read_text().count("seed=0") for path in asked] == [1, 0]
+
+
+def test_ctrl_c_while_torch_is_loading_is_one_line_of_a_command_and_a_traceback_of_a_program(tmp_path: Path) -> None:
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "torch.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    for name in ("spectral", "spectral-report", "mine.py"):
+        (tmp_path / name).write_text("import spectral\n")
+    path = os.pathsep.join(map(str, (tmp_path / "stub", Path(run.__file__).parents[2])))
+    environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"} | {"PYTHONPATH": path}
+    for arguments, said in {
+        ("-m", "spectral"): "spectral: Interrupted.\n",
+        ("-u", "-m", "spectral", "-m"): "spectral: Interrupted.\n",
+        ("spectral", "seed=1"): "spectral: Interrupted.\n",
+        ("spectral-report", "x"): "spectral-report: Interrupted.\n",
+        ("mine.py",): "",
+    }.items():
+        line = [sys.executable, *arguments]
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode and done.stderr == said if said else "Traceback" in done.stderr, (arguments, done.stderr)
+        if os.name == "posix":
+            assert done.returncode == -signal.SIGINT
 
 
 def test_a_full_disk_at_the_end_is_one_sentence_and_what_was_computed_is_kept(here: Path, monkeypatch, capsys) -> None:

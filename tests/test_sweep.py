@@ -364,7 +364,7 @@ def test_a_finished_run_is_known_wherever_it_stands_in_a_sweep(tmp_path: Path) -
 def test_a_sweep_without_resume_writes_over_no_other_run_of_its_folder(tmp_path: Path, monkeypatch) -> None:
     """Seeds 1 and 2, then 2 and 3, into one folder: 3 lies beside 2, and 2 is made again where it was."""
 
-    def fake(settings: dict[str, Any], folder: Path, line: str) -> None:
+    def fake(settings: dict[str, Any], folder: Path, *more: Any) -> None:
         folder.mkdir(exist_ok=True)
         result = run().result | {"config": application.plain(application.recorded(settings))}
         (folder / "result.json").write_text(json.dumps(result))

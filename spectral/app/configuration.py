@@ -20,15 +20,14 @@ from spectral.engine import linearize
 from spectral.estimators import diagonal, esd, stopping, trace
 from spectral.estimators.budget import Budget
 from spectral.estimators.search import KEYS
-from spectral.experiments import datasets, own
+from spectral.experiments import own, pretrained
 from spectral.experiments.cell import KINDS, RULES, SEED
-from spectral.experiments.datasets import INPUTS, STANDARDISATIONS, TARGETS
+from spectral.experiments.datasets import SAMPLED, TARGETS, arrays_file, digits, mixture, mnist, text
 from spectral.experiments.experiments import EXPERIMENTS
-from spectral.experiments.models import ACTIVATIONS, BLOCKS, GIVEN
-from spectral.experiments.pretrained import check_tokens
+from spectral.experiments.models import GIVEN, OWN
 from spectral.experiments.studies import READS as STUDIED
 from spectral.experiments.studies import STUDIES
-from spectral.experiments.training import OPTIONS as OF_TRAINING
+from spectral.experiments.training import train
 from spectral.krylov.basis import check_place
 from spectral.krylov.lanczos import MODES
 from spectral.networks.curvature import LAYOUTS
@@ -36,9 +35,10 @@ from spectral.networks.products import budget_bytes
 from spectral.operators.foreign import as_operator
 from spectral.pages.build import TEXTS
 from spectral.schema import (
-    COUNT,
+    NAME,
     POSITIVE,
     REAL,
+    RULED,
     SHARE,
     SIZE,
     Checked,
@@ -71,8 +71,6 @@ SPECTRA = (spectral.esd, spectral.slq, spectral.kpm, spectral.exact)
 OPERATORS = (spectral.Jacobian, spectral.Hessian, spectral.GaussNewton, spectral.Fisher, spectral.EmpiricalFisher)
 HIDDEN = ("checkpoint", "progress", "f")  # keywords that are the command's own to give
 
-NAME = Text(pattern=r"[^\0]+", said="a text")
-
 
 def _keywords(target: Any, skipped: tuple[str, ...] = ()) -> list[str]:
     """The keywords of a function that a configuration may give."""
@@ -84,19 +82,9 @@ def _keywords(target: Any, skipped: tuple[str, ...] = ()) -> list[str]:
 
 
 # Rules of the groups -----------------------------------------------------------------------------------------------------
-WIDTHS = Items(SIZE)
-MODELS = {
-    "mlp": Fields(may={"widths": WIDTHS, "activation": Text(*ACTIVATIONS), "scale": Number(above=0)}),
-    "cnn": Fields(may={"width": SIZE, "norm": Flag()}),
-    "resnet": Fields(may={"depth": SIZE, "width": SIZE, "block": Text(*BLOCKS), "checkpoint": Flag()}),
-    "gpt": Fields(may={"width": SIZE, "depth": SIZE, "heads": SIZE}),
-    **dict.fromkeys(GIVEN, Fields()),
-}
-TEXT = Checked(
-    check_tokens, "bytes, smollm2, minilm, a folder with a tokenizer.json, or data=file with batches of your own"
-)
+MODELS = {kind: RULED[make] for kind, make in OWN.items()} | dict.fromkeys(GIVEN, Fields())
 # Of a model: what its data must be, read by the group data.
-READS: dict[str, Rule] = {"images": Flag(), "text": TEXT, "predicts": Text(*TARGETS)}
+READS: dict[str, Rule] = {"images": Flag(), "text": pretrained.TEXT, "predicts": Text(*TARGETS)}
 PLACE = Text(pattern=own.PLACE.pattern, said="FILE.py:FUNCTION")
 FOLDER = Is(lambda x: isinstance(x, str) and Path(x, "config.json").is_file(), "a folder with config.json and weights")
 ANYTHING = Fields(others=Plain())
@@ -136,19 +124,10 @@ BATCHES = Law(
 )
 
 
-DRAWN: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT)}
-SAMPLED: dict[str, Rule] = {**DRAWN, "standardise": Text(*STANDARDISATIONS)}
 OPTIONAL: dict[str, Rule] = {name: Either(rule, Same("auto")) for name, rule in SAMPLED.items()}
 DATA: dict[Any, Fields] = {
     own.data: Fields({"path": NAME}, {**OPTIONAL, "options": ANYTHING}, laws=(BATCHES,)),
-    **dict.fromkeys((datasets.digits, datasets.mnist), Fields(may={**SAMPLED, "image": Flag()})),
-    datasets.arrays_file: Fields({"path": NAME}, SAMPLED),
-    datasets.text: Fields(
-        may={**DRAWN, "length": SIZE, "tokens": TEXT, "targets": Text(*TARGETS), "path": maybe(NAME)}
-    ),
-    datasets.mixture: Fields(
-        may={**DRAWN, "classes": Number(True, least=2), "features": SIZE, "separation": Number(least=0)}
-    ),
+    **{make: RULED[make] for make in (digits, mnist, arrays_file, text, mixture)},
 }
 
 
@@ -249,50 +228,15 @@ MATRIX = Text(
 )
 
 
-def _of_depths(given: Any) -> bool:
-    """Whether these are mappings by depths, which may be in letters: hydra deletes what has a name, and no number is one."""
-    known = isinstance(given, Mapping) and all(str(depth).isdecimal() and int(depth) > 0 for depth in given)
-    return known and len(given) > 2 and all(isinstance(options, Mapping) for options in given.values())
-
-
 SHARED: dict[str, Rule] = {**RULES, "headline": Items(MATRIX), "headline_metric": METRIC}
-SWEPT: dict[str, dict[str, Rule]] = {
-    "label_noise_sweep": {"noises": Items(SHARE, least=3, distinct=True)},
-    "depth_sweep": {"noise": SHARE, "options": Is(_of_depths, "three depths or more, with the model's options")},
-    "jacobian_evolution": {"noise": SHARE, "epochs": Items(COUNT, least=3, distinct=True)},
-    "input_noise": {"inputs": Items(Text(*INPUTS), least=2, distinct=True)},
-    "ggn_outliers": {"classes": Items(Number(True, least=2), least=1, distinct=True)},
-    "language_model": {
-        "trains": Flag(),
-        "blocks": Items(NAME, least=1, distinct=True),
-        "by": Text("module", "parameter"),
-        "block_probes": SIZE,
-        "block_steps": SIZE,
-        "pairs": Number(True, least=2),
-    },
-    "layer_weightwatcher": {"samples": maybe(SIZE), "block_probes": SIZE, "block_steps": SIZE},
-}
-
-
-RATES = Items(POSITIVE, distinct=True)
-OF_STUDIES: dict[str, dict[str, Rule]] = {
-    "edge_of_stability": {
-        "rates": RATES, "adam_rates": RATES, "steps": SIZE, "every": SIZE, "loss": Text("squared", "cross_entropy"),
-    },
-    "cross_section": {"points": Number(True, least=5), "checkpoints": Number(True, least=2)},
-    "batchnorm_outliers": {"width": SIZE, "epochs": SIZE, "probes": SIZE, "steps": SIZE},
-    "block_heterogeneity": dict.fromkeys(("samples", "passages", "depth", "probes", "steps"), SIZE),
-}  # fmt: skip
-
-
 OF_EXPERIMENTS: dict[Any, Fields] = {
-    **{study: Fields(may={"seeds": SHARED["seeds"], **OF_STUDIES[name]}) for name, study in STUDIES.items()},
-    **{made: Fields(may={**SHARED, **SWEPT.get(name, {})}) for name, made in EXPERIMENTS.items()},
+    **{study: Fields(may={"seeds": SHARED["seeds"], **RULED[study].may}) for study in STUDIES.values()},
+    **{made: Fields(may={**SHARED, **RULED.get(made, Fields()).may}) for made in EXPERIMENTS.values()},
 }
 
 
 TRAINING = Fields(
-    {"enabled": Flag(), "noise": SHARE, "options": Fields(may=OF_TRAINING)},
+    {"enabled": Flag(), "noise": SHARE, "options": RULED[train]},
     laws=(Law("noise 0 where nothing is trained", lambda f, s: f["enabled"] or f["noise"] == 0),),
 )
 CONFIG = Fields(

@@ -71,11 +71,14 @@ def environment(where: str) -> dict[str, Any]:
 
 
 # Running -------------------------------------------------------------------------------------------------------------
-def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral") -> Path | None:
+def execute(
+    config: dict[str, Any], folder: str | Path, command: str = "spectral", asked: Mapping[str, str] | None = None
+) -> Path | None:
     """Run a composed configuration and write its folder; returns the file to look at (report.html or result.json).
 
     `command` is what a person would type to run it again; an interruption quotes it with resume=true. Of several ranks each has
-    its share of the data, and the first alone reads and writes; the others return None.
+    its share of the data, and the first alone reads and writes; the others return None. `asked` are texts by the names of files
+    of the folder, written once it is this run's.
     """
     configuration.check(config)
     config = {"files": own.read_by(config), **config}
@@ -92,6 +95,8 @@ def execute(config: dict[str, Any], folder: str | Path, command: str = "spectral
     with alone(folder) if distributed.leads() else nullcontext():
         store = RunStore(config["output"]["state"], description, resume=config["resume"], present=distributed.leads())
         try:
+            for name, text in (asked or {}).items() if distributed.leads() else ():
+                atomic_write(folder / name, text.encode())
             perform = _experiment if config.get("experiment") else single
             with own.told(trust_of(config)):
                 report, results = perform(config, folder, store, where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,17 +53,15 @@ def _named(parts: list[str]) -> Any:
     return own if str(getattr(own, "__module__", "")).startswith(ours) else None
 
 
-def walked(node: Any, path: str = "", left_out: Container[str] = ()) -> Iterator[tuple[str, Any]]:
-    """(where, what) of a configuration and of all that lies in it, but for what lies at the places that are left out."""
-    if path in left_out:
-        return
+def walked(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(where, what) of a configuration and of all that lies in it."""
     yield path, node
     if isinstance(node, Mapping):
         inside = [(f"{path}.{key}" if path else str(key), value) for key, value in node.items()]
     else:
         inside = [(f"{path}[{i}]", value) for i, value in enumerate(node if isinstance(node, list | tuple) else ())]
     for where, value in inside:
-        yield from walked(value, where, left_out)
+        yield from walked(value, where)
 
 
 def targets(node: Any) -> Iterator[tuple[str, Any]]:

@@ -21,6 +21,7 @@ from spectral.experiments.models import model_for
 from spectral.experiments.prose import filled, prose, say
 from spectral.experiments.study import Cost, Findings, Part, Parts, Study
 from spectral.experiments.training import few_threads
+from spectral.schema import SIZE, held, ruled
 
 TEXTS = prose(__file__)
 KINDS = {  # name: (batch norm, statistics, in words)
@@ -34,10 +35,12 @@ LOWER = (1 / 2, 2 / 3)
 MATRIX = "Hessian of the training loss"
 
 
+@ruled(width=SIZE, epochs=SIZE, probes=SIZE, steps=SIZE)
 def batchnorm_outliers(
     settings: Settings, *, width: int = 16, epochs: int = 30, probes: int = 1, steps: int = 80
 ) -> Study:
     """λ₁ / λ₁₀ of CNNs of this `width` after so many `epochs`, and the spectrum from `probes` of `steps`; of images alone."""
+    held(batchnorm_outliers, locals())
     settings = replace(settings, model=partial(model_for, kind="cnn"))
     conditions = {
         norm: Condition("with" if norm else "without", 0.0, epochs, options={"width": width, "norm": norm})

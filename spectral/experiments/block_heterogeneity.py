@@ -25,6 +25,7 @@ from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts,
 from spectral.experiments.training import few_threads
 from spectral.quadrature.error import jackknife_variance
 from spectral.results import Array
+from spectral.schema import SIZE, held, ruled
 
 TEXTS = prose(__file__)
 SIGMA = 1e-5**0.5  # of the authors' code
@@ -33,10 +34,12 @@ PER_WIDTH, TAILS = 6, 8  # grid points in σ; how many σ a density reaches beyo
 LEAST = 1e-6  # of an |λ| that is drawn
 
 
+@ruled(samples=SIZE, passages=SIZE, depth=SIZE, probes=SIZE, steps=SIZE)
 def block_heterogeneity(
     settings: Settings, *, samples: int = 64, passages: int = 16, depth: int = 1, probes: int = 2, steps: int = 40
 ) -> Study:
     """JS⁰ of a small GPT on `passages` of text, of a CNN and an MLP on `samples` digits; each block from `probes` of `steps`."""
+    held(block_heterogeneity, locals())
     kinds = {"gpt": passages, "cnn": samples, "mlp": samples}
     measured = {kind: partial(_measured, settings, kind, count, depth, probes, steps) for kind, count in kinds.items()}
     return Study(settings=settings, steps=measured, conclude=_concluded, **TEXTS["study"])

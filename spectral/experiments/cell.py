@@ -28,9 +28,9 @@ from spectral.estimators.assembled import gram_matrix
 from spectral.estimators.budget import free_memory
 from spectral.experiments.datasets import PermutedLabels, Problem, batches, digits, in_dtype, permute_labels
 from spectral.experiments.models import model_for
-from spectral.experiments.training import OPTIONS, Trained, evaluate, few_threads, train
+from spectral.experiments.training import Trained, evaluate, few_threads, train
 from spectral.operators import GaussNewton, Hessian, Jacobian, Operator, blocks
-from spectral.schema import SIZE, Fields, Items, Number, Rule, Text, maybe
+from spectral.schema import NAME, RULED, SIZE, Fields, Items, Number, Rule, Text, maybe
 
 CURVE_POINTS = 120  # of a stored alignment curve, geometrically spaced
 CURVATURES: dict[str, Callable[..., Operator]] = {"gauss_newton": GaussNewton, "hessian": Hessian}
@@ -47,6 +47,10 @@ RULES: dict[str, Rule] = {  # of `Settings`, as a configuration may give them to
     "data_seed": maybe(SEED),
     "alignment_k": SIZE,
 }
+BLOCKWISE: dict[str, Rule] = {  # the same of what is asked of diagonal blocks
+    "blocks": Items(NAME, distinct=True), "by": Text("module", "parameter"), "block_probes": SIZE, "block_steps": SIZE,
+    "pairs": Number(True, least=2),
+}  # fmt: skip
 LAYERWISE = {  # a column of the weights of `spectral.layers`, and one of the data
     "alpha": ("alpha", "data_alpha"), "rank": ("stable_rank", "data_effective_rank"), "scale": ("lambda_max", "data_lambda_max"),
 }  # fmt: skip
@@ -150,7 +154,7 @@ class Settings:
     dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        rules = {**RULES, "training": Fields(may=OPTIONS)}
+        rules = {**RULES, **BLOCKWISE, "training": RULED[train]}
         Fields(rules).check({name: getattr(self, name) for name in rules}, "settings")
         if set(self.kinds) & set(OF_LOGITS) and "logits" not in self.outputs:
             raise ValueError(

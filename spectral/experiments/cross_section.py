@@ -24,6 +24,7 @@ from spectral.experiments.prose import filled, prose, say, told
 from spectral.experiments.study import Cost, Findings, Part, Parts, Sheet, Study, Surfaces
 from spectral.experiments.training import few_threads, train
 from spectral.results import Array
+from spectral.schema import Number, held, ruled
 
 TEXTS = prose(__file__)
 PLANES = {  # in words, each of the two directions, and its letter
@@ -34,12 +35,12 @@ LENGTH = 1e-5  # of the steps of second differences, at most: rounding is far be
 RISE = 2.0  # nats, of which the loss rises by at most twice so many along the first eigenvector in its picture
 
 
+@ruled(points=Number(True, least=5), checkpoints=Number(True, least=2))
 def cross_section(settings: Settings, *, points: int = 31, checkpoints: int = 12) -> Study:
     """The surface on `points` x `points` values in each plane, with `checkpoints` of the training as a path on it."""
-    if points < 5 or points % 2 == 0 or checkpoints < 2:
-        raise ValueError(
-            f"points={points} and checkpoints={checkpoints} draw no picture; use an odd number from 5 on, and 2 or more."
-        )
+    held(cross_section, locals())
+    if points % 2 == 0:
+        raise ValueError(f"points={points} have none in the middle; use an odd number.")
     planes = {plane: partial(_plane, settings, plane, points) for plane in PLANES}
     steps = {"training": partial(_training, settings, checkpoints), **planes}
     return Study(settings=settings, steps=steps, conclude=_concluded, **TEXTS["study"])

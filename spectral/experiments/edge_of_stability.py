@@ -26,6 +26,7 @@ from spectral.experiments.datasets import in_dtype
 from spectral.experiments.prose import filled, prose, say, told
 from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study, block_error
 from spectral.experiments.training import few_threads
+from spectral.schema import POSITIVE, SIZE, Items, Text, held, ruled
 
 TEXTS = prose(__file__)
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's own for Adam
@@ -39,6 +40,10 @@ NAMES = {"gd": "gradient descent", "adam": "Adam"}
 RATIOS = {"gd": "λmax η / 2", "adam": "λmax(P⁻½ H P⁻½) η / 38"}
 
 
+RATES = Items(POSITIVE, distinct=True)
+
+
+@ruled(rates=RATES, adam_rates=RATES, steps=SIZE, every=SIZE, loss=Text("squared", "cross_entropy"))
 def edge_of_stability(
     settings: Settings,
     *,
@@ -53,9 +58,10 @@ def edge_of_stability(
     `loss` is "squared" (half of it, of one-hot labels, as Cohen et al. have it) or "cross_entropy", under which the curvature
     falls again once all samples are fitted.
     """
+    held(edge_of_stability, locals())
     if not (rates or adam_rates):
         raise ValueError("rates and adam_rates are both empty; give a learning rate of one of them.")
-    if not 1 <= every <= steps * TAIL / 8:
+    if every > steps * TAIL / 8:
         raise ValueError(f"every={every} gives too few looks at {steps} steps; use at most {int(steps * TAIL / 8)}.")
     runs = [("gd", eta) for eta in rates] + [("adam", eta) for eta in adam_rates]
     steps_of = {_key(*run): partial(_trained, settings, *run, steps, every, loss) for run in runs}

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from spectral.experiments.cell import GIVEN, INIT, TRUE, CellResult, Condition, Settings
+from spectral.experiments.cell import BLOCKWISE, GIVEN, INIT, TRUE, CellResult, Condition, Settings
 from spectral.experiments.datasets import INPUTS
 from spectral.experiments.effects import KEY_METRICS, Result, Trend, collect, trend
 from spectral.experiments.prose import prose
+from spectral.schema import COUNT, SHARE, Flag, Is, Items, Number, Text, held, ruled
 
 ASKED: dict[str, dict[str, Any]] = prose(__file__)
 
@@ -81,30 +82,39 @@ def real_vs_random(settings: Settings) -> Experiment:
     return _asked("real_vs_random", settings)
 
 
+@ruled(noises=Items(SHARE, least=3, distinct=True))
 def label_noise_sweep(settings: Settings, noises: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)) -> Experiment:
     """Does the spectrum move steadily from true to random labels as a fraction `noises` of them is permuted?"""
-    if len(noises) < 3 or any(not 0 <= noise <= 1 for noise in noises):
-        raise ValueError(f"noises={list(noises)} is no sweep; use three fractions or more, each from 0 to 1.")
+    held(label_noise_sweep, locals())
     points = [(Condition(f"noise{100 * x:g}", float(x)), x, f"{100 * x:g} % permuted") for x in noises]
     return _swept("label_noise_sweep", settings, points)
 
 
+def _of_depths(given: Any) -> bool:
+    """Whether these are mappings by depths, which may be in letters: hydra deletes what has a name, and no number is one."""
+    known = isinstance(given, Mapping) and all(str(depth).isdecimal() and int(depth) > 0 for depth in given)
+    return known and len(given) > 2 and all(isinstance(options, Mapping) for options in given.values())
+
+
+MLPS: dict[int, dict[str, object]] = {depth: {"widths": (64,) * depth} for depth in (1, 2, 3, 4, 5)}
+
+
+@ruled(noise=SHARE, options=Is(_of_depths, "three depths or more, with the model's options"))
 def depth_sweep(
-    settings: Settings, options: Mapping[int, Mapping[str, object]] | None = None, noise: float = 0.0
+    settings: Settings, options: Mapping[int, Mapping[str, object]] = MLPS, noise: float = 0.0
 ) -> Experiment:
     """Does the funnel sharpen with depth? `options` maps each depth to the model's options at that depth.
 
     The default is MLPs of 1 to 5 hidden layers of 64; for residual networks give, with model_for(kind="resnet") as the
     settings' model, {depth: {"depth": depth} for depth in (20, 32, 44, 56, 110)}. Training on labels with `noise`.
     """
-    sizes = {depth: {"widths": (64,) * depth} for depth in (1, 2, 3, 4, 5)} if options is None else options
-    options = {int(depth): chosen for depth, chosen in sizes.items()}  # a configuration's are names
-    if len(options) < 3:
-        raise ValueError(f"depths {list(options)} are no sweep; give three depths or more.")
-    points = [(Condition(f"depth{d}", noise, options=chosen), d, f"depth {d}") for d, chosen in options.items()]
+    held(depth_sweep, locals())
+    sizes = {int(depth): chosen for depth, chosen in options.items()}  # a configuration's are names
+    points = [(Condition(f"depth{d}", noise, options=chosen), d, f"depth {d}") for d, chosen in sizes.items()]
     return _swept("depth_sweep", settings, points)
 
 
+@ruled(noise=SHARE, epochs=Items(COUNT, least=3, distinct=True))
 def jacobian_evolution(
     settings: Settings, epochs: Sequence[int] = (0, 1, 2, 5, 10, 20, 50), noise: float = 0.0
 ) -> Experiment:
@@ -112,18 +122,19 @@ def jacobian_evolution(
 
     Training is repeatable, so each network is trained afresh up to its epoch: the cost is the sum of `epochs`.
     """
-    if len(epochs) < 3 or min(epochs) < 0:
-        raise ValueError(f"epochs={list(epochs)} show no evolution; use three numbers or more, each >= 0.")
+    held(jacobian_evolution, locals())
     points = [(Condition(f"epoch{n}", noise, epochs=n), n, f"after {n} epoch{'s' * (n != 1)}") for n in epochs]
     return _swept("jacobian_evolution", settings, points)
 
 
+@ruled(trains=Flag(), **BLOCKWISE)
 def language_model(settings: Settings, trains: bool = True) -> Experiment:
     """Is the curvature of a language model block diagonal, and are its blocks alike?
 
     `settings.blocks` are globs of modules or parameters (`settings.by`); those that fit have their own spectra. `trains`: before
     and after training; otherwise with the weights that the model is built with.
     """
+    held(language_model, locals())
     first = replace(settings, conditions=(INIT, TRUE) if trains else (GIVEN,))
     model = first.build(settings.problem(seed=settings.seeds[0]), settings.seeds[0], first.conditions[0])
     parameters = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -136,11 +147,13 @@ def language_model(settings: Settings, trains: bool = True) -> Experiment:
     return _asked("language_model", replace(first, blocks=chosen))
 
 
+@ruled(inputs=Items(Text(*INPUTS), least=2, distinct=True))
 def input_noise(settings: Settings, inputs: Sequence[str] = INPUTS) -> Experiment:
     """Is the spectrum of a network that was trained on noise that of a random matrix?
 
     Each condition has the true labels and other inputs (`Problem.with_inputs`); "real" and "gaussian" must be among them.
     """
+    held(input_noise, locals())
     if not {"real", "gaussian"} <= set(inputs):
         raise ValueError(
             f"inputs={list(inputs)} compare nothing with noise; name real and gaussian, and others beside them."
@@ -165,10 +178,10 @@ def ntk_information_space(settings: Settings) -> Experiment:
     return _asked("ntk_information_space", settings)
 
 
+@ruled(classes=Items(Number(True, least=2), least=1, distinct=True))
 def ggn_outliers(settings: Settings, classes: Sequence[int] = (3, 4, 6, 8)) -> Experiment:
     """How many outliers has the Gauss-Newton matrix for how many classes, before and after training?"""
-    if len(set(classes)) < len(classes) or min(classes, default=0) < 2:
-        raise ValueError(f"classes={list(classes)} are no numbers of classes to compare; use 2 or more, each once.")
+    held(ggn_outliers, locals())
     before = [Condition(f"init{count}", None, classes=count) for count in classes]
     after = [Condition(f"classes{count}", 0.0, classes=count) for count in classes]
     both = ("before", before), ("after", after)
@@ -181,6 +194,7 @@ def hessian_index(settings: Settings) -> Experiment:
     return _asked("hessian_index", settings)
 
 
+@ruled(**{name: BLOCKWISE[name] for name in ("block_probes", "block_steps")})
 def layer_weightwatcher(settings: Settings) -> Experiment:
     """Does the exponent of a layer's weight go with that of the layer's curvature, over the layers of one network?"""
     return _asked("layer_weightwatcher", settings)

