@@ -85,7 +85,7 @@ class Outliers(cards.Sentence):
 class _Gaps(NamedTuple):
     """Of each gap between neighbouring points: how many draws lie above it and below, and its ends.
 
-    z and log_ratio are the means of z and of ln r over the draws below the gap.
+    z and log_ratio are the means of z and of ln r over the draws below the gap, `seen` of them for z.
     """
 
     above: Array
@@ -94,6 +94,7 @@ class _Gaps(NamedTuple):
     lower: Array
     z: Array
     log_ratio: Array
+    seen: Array
 
 
 def _draws(spectrum: Spectrum, values: Array, counts: Array) -> tuple[Array, Array, Array]:
@@ -118,7 +119,7 @@ def _gaps(values: Array, draws: Array) -> _Gaps:
     end, near = (np.minimum(np.searchsorted(above, i + width), len(values) - 1) for width in widths)
     z = (sums[end] - sums[next_]) / np.maximum(above[end] - i, 1e-300)
     log_ratio = (log[next_] - log[near]) / np.maximum(above[near] - i, 1e-300)
-    return _Gaps(i, above[-1] - i, values[:-1], values[1:], z, log_ratio)
+    return _Gaps(i, above[-1] - i, values[:-1], values[1:], z, log_ratio, np.maximum(above[end] - i, 1e-300))
 
 
 def _repelled(known: Array, above: Array, complete: bool) -> tuple[Flags, Flags]:
@@ -142,16 +143,18 @@ def _repelled(known: Array, above: Array, complete: bool) -> tuple[Flags, Flags]
 def _clear(g: _Gaps, repelled: Flags) -> Flags:
     """Which gaps chance does not make.
 
-    Measured by the gaps below it, z of a gap after i eigenvalues must exceed 5 + 2 ln i: in independent values of a power law of
-    whatever exponent, one such gap is found in 1 to 4 of 100 spectra. That asks for much where the bulk is as heavy as a
-    network's, λ_2/λ_3 > 50. Eigenvalues that repel each other leave no such gaps by chance: there it is enough that z is 1.4
+    Measured by the m gaps below it, z of a gap after i eigenvalues must be so large that e^-5 / i² of independent values of a
+    power law of whatever exponent have it, (1 + z/m)^-m (the F law of an exponential variable over the mean of m others): 5 +
+    2 ln i of many. In 1 to 4 of 100 spectra one such gap is found. That asks for much where the bulk is as heavy as a network's,
+    λ_2/λ_3 > 50. Eigenvalues that repel each other leave no such gaps by chance: there it is enough that z is 1.4
     times that of the gaps below, that i independent values of alpha = 2 would have such a gap in 8 of 100 for i = 2 and in
     the more seldom the larger i is, and that the gap is wide beside those next to it (in a spectrum that falls exponentially, z
     grows with i).
     """
     i = np.maximum(g.above, 1.0)
     ratio = np.log(g.upper / g.lower)
-    seldom = i * ratio > (5 + 2 * np.log(i)) * g.z
+    gaps = np.maximum(g.seen - 1, 1.0)  # between that many draws, whose sum is seen * z
+    seldom = i * ratio > np.expm1((5 + 2 * np.log(i)) / gaps) * g.seen * g.z
     apart = (i * ratio > 1.4 * g.z) & (i * ratio > 2.5 * (1 + np.log(i / 2))) & (ratio > (4 + np.log(i)) * g.log_ratio)
     held = (g.above <= SHARE * (g.above + g.below)) & (g.below >= MIN_WINDOW) & (ratio > np.log(MIN_RATIO))
     return np.asarray((seldom | (apart & repelled & (i > 1.5))) & held)
