@@ -41,9 +41,10 @@ def check_predictive(loss: Any) -> None:
     plain = getattr(loss, "weight", None) is None and getattr(loss, "pos_weight", None) is None
     if loss is None or (type(loss) in PREDICTIVE and (plain or isinstance(loss, nn.CrossEntropyLoss))):
         return
+    called = getattr(loss, "__qualname__", repr(loss))
     names = ", ".join(kind.__name__ for kind in PREDICTIVE)
     raise ValueError(
-        f"loss={loss!r} names no predictive distribution; Fisher knows {names} (weights with CrossEntropyLoss only) and None, "
+        f"loss={called} names no predictive distribution; Fisher knows {names} (weights with CrossEntropyLoss only) and None, "
         "the model's own cross entropy; use GaussNewton or EmpiricalFisher for other losses."
     )
 
