@@ -22,10 +22,8 @@ Side = Literal["left", "right"]
 SIDES: tuple[Side, Side] = "left", "right"
 TINY = float(np.finfo(float).tiny)
 TURNED = 2.0  # eps ||T||: how far rounding of products changes T; .7 seen, in float32 and float64
-DENSE, FEWEST = (
-    256,
-    2,
-)  # nodes of `alike` in all, and rules of each kind: what is narrower than their distance is not seen
+# nodes of `alike` in all, and rules of each kind: what is narrower than their distance is not seen
+DENSE, FEWEST = 256, 2
 OPEN = 1.5  # of beta: 1 is what the Chebyshev measure leaves open within its ends, and half of each gap
 BLUR = 8.0  # eps ||T||: how far eigenvalues of the matrix that T belongs to may be from A's (Greenbaum 1989)
 
