@@ -471,7 +471,9 @@ def test_each_run_of_a_sweep_has_what_was_asked_for_in_its_own_folder(here: Path
 
 def test_ctrl_c_while_torch_is_loading_is_one_line_of_a_command_and_a_traceback_of_a_program(tmp_path: Path) -> None:
     (tmp_path / "stub").mkdir()
-    stub = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nsignal.raise_signal(signal.SIGINT)\n"
+    stub = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nsignal.raise_signal(signal.SIGINT)\n"
+    )
     (tmp_path / "stub" / "torch.py").write_text(stub)  # a shell's background jobs ignore it
     for name in ("spectral", "spectral-report", "mine.py"):
         (tmp_path / name).write_text("import spectral\n")
