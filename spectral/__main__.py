@@ -244,7 +244,9 @@ def _asked(config: DictConfig, job: Any) -> dict[str, str]:
     """What was asked for, as hydra writes it down: texts by the names of their files, none where output_subdir=null is typed."""
     folder = _typed(job.overrides.hydra).get("hydra.output_subdir", ".hydra").strip("'\"")
     parts = {"config": config, "hydra": HydraConfig.instance().cfg, "overrides": job.overrides.task}
-    return {f"{folder}/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items() if folder != "null"}
+    return {
+        str(Path(folder, f"{name}.yaml")): OmegaConf.to_yaml(part) for name, part in parts.items() if folder != "null"
+    }
 
 
 def _interrupted(given: list[str]) -> str:

@@ -118,12 +118,25 @@ def attacks(folder: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
         "folder of a sweep": (hydra(f"sweep: {{dir: '{mark}'}}"), swept),
         "folders of a sweep": (hydra(f"sweep: {{subdir: '../../../../{MARK}'}}"), swept),
         "folders of a sweep, built": (hydra(f"sweep: {{subdir: '${{output.root}}/../../{MARK}'}}"), swept),
+        "folders of a sweep, by its values": (
+            hydra(
+                "sweep: {dir: swept, subdir: 'x${hydra.job.override_dirname}'}, sweeper: {params: {batch_size: 7, seed: '1,2'}}, "
+                "job: {config: {override_dirname: {kv_sep: '/../../..', item_sep: '/../../../../../', exclude_keys: []}}}"
+            ),
+            swept,
+        ),
+        "folders of a sweep, by a file in its values": (
+            hydra("sweep: {subdir: '${hydra.job.override_dirname}'}, sweeper: {params: {data.path: '/../../x,y'}}"),
+            swept,
+        ),
         "folder of hydra's files": (hydra(f"output_subdir: '../../../../{MARK}'"), use),
         "output": (globally(f"output: {{root: '{mark}'}}"), use),
         "state": (globally(f"output: {{state: '{mark}'}}"), use),
         "search path": (hydra(f"searchpath: ['file://{folder}']"), use),
         "search path in a package": ({}, ["hydra.searchpath=[pkg://antigravity]"]),
         "resolver of the environment": (globally("output: {root: '${oc.env:HOME}'}"), use),
+        "resolver named by another": (globally("output: {root: '${oc.${now:e}nv:HOME}'}"), use),
+        "resolver named by a setting": (hydra("run: {dir: 'x-${oc.${hydra.job.name}:HOME}'}, job: {name: env}"), use),
         "resolver in a target": (globally("model: {_target_: '${oc.env:HOME}'}"), use),
         "resolver inside another": (globally("output: {root: '${now:${oc.env:HOME}}'}"), use),
         "model": (globally(f"model: {touch}"), use),

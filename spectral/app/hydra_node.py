@@ -28,13 +28,13 @@ SIZES = (  # settings of launchers that run and write nothing: times, sizes, par
 WORD = Text(pattern=r"[\w.:,=@+/-]*", said="a word", most=200)
 SIZE = maybe(Either(Number(), Flag(), WORD, Same("${hydra.launcher.gpus_per_node}")))
 PART = Text(pattern=r"(?!\.\.?$)[\w.-]+", said="the name of a file")  # no folder, and not the one above
-SUBDIR = r"(?!.*\.\.)([\w.,=+@ -]|\$\{hydra\.job\.(num|id|name|override_dirname)\})+"
+SUBDIR = r"(?!.*\.\.)([\w.,=+@ -]|\$\{hydra\.job\.(num|id|name)\})+"  # no values of a sweep, which may hold a folder
 HELP = Fields(others=Text())
 FOREIGN = Fields(
     may={
         "run": Fields(may={"dir": Text()}),
         "sweep": Fields(may={"dir": Text(), "subdir": Text(pattern=SUBDIR, said="a name, such as ${hydra.job.num}")}),
-        "job": Fields(may={"name": PART, "config": Fields(may={"override_dirname": Fields(others=Plain())})}),
+        "job": Fields(may={"name": PART}),
         "sweeper": Fields(may={"params": Fields(others=Plain()), "max_batch_size": SIZE}),
         "launcher": Fields(may=dict.fromkeys(SIZES, SIZE)),
         "help": HELP,
@@ -61,12 +61,13 @@ def check_sources(typed: Mapping[str, str]) -> None:
 
 def check_file(config: Any) -> None:
     """Raise ValueError for what a foreign file says of hydra that is not harmless, its interpolations as they stand, and for an
-    interpolation that calls anything but the time and hydra's own settings.
+    interpolation that calls anything but the time and hydra's own settings, or is named by another one.
     """
     for where, part in walked(config):
-        named = re.findall(
-            r"\$\{\s*([^{}:\s]+)\s*:", " ".join(map(str, part)) if isinstance(part, Mapping) else str(part)
-        )
+        text = " ".join(map(str, part)) if isinstance(part, Mapping) else str(part)
+        if built := re.search(r"\$\{[^{}:]*\$\{[^{}]*\}?", text):
+            raise ValueError(f"{where}: {built.group()} is not allowed in a configuration; write down the name itself.")
+        named = re.findall(r"\$\{\s*([^{}:\s]+)\s*:", text)
         if name := next((name for name in named if name not in RESOLVERS), ""):
             raise ValueError(
                 f"{where}: the resolver {name} is not allowed in a configuration; write down the value itself."
