@@ -297,6 +297,8 @@ def run(name: str, options: argparse.Namespace, peers: list[str]) -> Record:
         found["gradient_bfloat16"] = bf16_gradient(work, options.repeats)
         for matrix in options.matrices:
             for case in cases(matrix, peers, options.compiled):
+                if options.replay_only and not case.replay:
+                    continue
                 gc.collect()
                 fresh = attempt(truth, case, options.repeats)
                 records += fresh
@@ -326,6 +328,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="peak memory too, each case in a process of its own")
     parser.add_argument("--compiled", action="store_true", help="rows with engine='compiled' too")
     parser.add_argument("--no-peers", action="store_true", help="spectral alone")
+    parser.add_argument("--replay-only", action="store_true", help="without the rows that keep nothing from sweep to sweep")
     parser.add_argument("--json", metavar="FILE", help="write the numbers and the environment here, model by model")
     parser.add_argument("--table", metavar="FILE", help="print the tables of a stored run and end")
     parser.add_argument("--child", help=argparse.SUPPRESS)
