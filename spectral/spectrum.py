@@ -272,8 +272,8 @@ class Spectrum(Quadrature):
 
         The rule of k steps is one of many with moments like those of the record (`quadrature.gauss.alike`): the others have nodes
         in all its gaps, and none where a semi-definite matrix has no eigenvalue. This is the farthest that any of them is from
-        it, of each probe. Where the derivatives of f have one sign, as of x / (x + c), the farthest ones are the bounds; of 1 / x or
-        log, which have no value at 0, there is none from eigenvalues that may lie there, and it is what the others say.
+        it, of each probe. Where the derivatives of f have one sign, as of x / (x + c), the farthest ones are the bounds. Of
+        1 / x or log, which have no value at 0, the rule with a node there is left out: what lies near 0 unseen is not in it.
 
         Parameters
         ----------
