@@ -328,7 +328,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="peak memory too, each case in a process of its own")
     parser.add_argument("--compiled", action="store_true", help="rows with engine='compiled' too")
     parser.add_argument("--no-peers", action="store_true", help="spectral alone")
-    parser.add_argument("--replay-only", action="store_true", help="without the rows that keep nothing from sweep to sweep")
+    parser.add_argument(
+        "--replay-only", action="store_true", help="without the rows that keep nothing from sweep to sweep"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the numbers and the environment here, model by model")
     parser.add_argument("--table", metavar="FILE", help="print the tables of a stored run and end")
     parser.add_argument("--child", help=argparse.SUPPRESS)
