@@ -81,10 +81,11 @@ def spectral_operator(work: Workload, case: Case) -> tuple[Product, Any]:
     return (lambda V: A @ V), inner
 
 
-def cases(matrix: str, peers: list[str], compiled: bool) -> list[Case]:
+def cases(matrix: str, peers: list[str], options: argparse.Namespace) -> list[Case]:
     """The rows of one matrix."""
-    found = [Case("spectral", matrix, dtype, replay) for dtype in WRONG for replay in (True, False)]
-    if compiled:
+    kept = (True,) if options.replay_only else (True, False)
+    found = [Case("spectral", matrix, dtype, replay) for dtype in WRONG for replay in kept]
+    if options.compiled:
         found += [Case("spectral", matrix, dtype, engine="compiled") for dtype in WRONG]
     return found + [Case(name, matrix) for name in peers if matrix in PEERS[name].matrices]
 
@@ -296,9 +297,7 @@ def run(name: str, options: argparse.Namespace, peers: list[str]) -> Record:
     with watched(found, "others"):
         found["gradient_bfloat16"] = bf16_gradient(work, options.repeats)
         for matrix in options.matrices:
-            for case in cases(matrix, peers, options.compiled):
-                if options.replay_only and not case.replay:
-                    continue
+            for case in cases(matrix, peers, options):
                 gc.collect()
                 fresh = attempt(truth, case, options.repeats)
                 records += fresh

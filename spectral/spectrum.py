@@ -262,7 +262,7 @@ class Spectrum(Quadrature):
         Y -= mean
         unit = float(np.abs(Y[held]).max(initial=0.0)) or 1.0  # squares of 1e200 are no numbers
         variance = float((beta.located(self.nodes, self.mass, 1 / r) * (Y / unit) ** 2).sum())
-        variance += self._most(lambda x: ((values_of(f, x) - mean) / unit) ** 2) / r
+        variance += float(self._reach(lambda x: ((values_of(f, x) - mean) / unit) ** 2)[0]) / r
         statistical = r * unit * float(np.sqrt(self.noise(variance)))
         stderr = float(np.hypot(statistical, self.truncation(f))) + steep
         return Estimate(value, stderr, nan, nan, K, self.products)
@@ -291,18 +291,19 @@ class Spectrum(Quadrature):
         >>> Spectrum.from_eigenvalues([1.0, 2.0]).truncation(np.log)
         0.0
         """
-        return max(self._most(f), self._most(lambda x: -values_of(f, x)))
+        return float(max(self._reach(f)))
 
-    def _most(self, f: Function) -> float:
-        """How much larger the integral of f may be than it is: the sum over the probes of what the rules alike add at most."""
-        total = 0.0
+    def _reach(self, f: Function) -> np.ndarray:
+        """How much larger and how much smaller the integral of f may be, (2,): over the probes, the most that rules alike add."""
+        total = np.zeros(2)
         for share, (theta, omega), (nodes, weights) in self._unfinished:
             own = omega @ values_on(self, f, theta)
             with np.errstate(all="ignore"):
                 others = (weights * values_of(f, nodes.reshape(-1)).reshape(nodes.shape)).sum(1)
             finite = np.isfinite(others)
-            total += share * max(float((others[finite] - own).max(initial=0.0)), 0.0) if finite.any() else np.inf
-        return float(total)
+            beyond = others[finite] - own
+            total += share * np.maximum([beyond.max(), -beyond.min()], 0.0) if finite.any() else np.inf
+        return total
 
     @cached_property
     def _unfinished(self) -> list[tuple[Any, ...]]:

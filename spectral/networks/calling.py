@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from spectral.engine import private
+from spectral.failures import REFUSALS
 from spectral.networks.batches import LABEL_KEYS, TARGETS
 from spectral.networks.places import fields, label_place, unlabelled
 from spectral.networks.trees import tensors
@@ -282,7 +283,7 @@ def check_left_out(model: nn.Module, batch: Any, name: str, output: Any) -> None
     required, without = required_inputs(model), tensors(output)
     try:
         with_it = tensors(model(*(batch[i] for i in unlabelled(batch)[: required + 1])))
-    except Exception:  # whatever a model raises, it does not take this entry
+    except REFUSALS:  # it does not take this entry
         return
     if len(with_it) != len(without) or not all(map(torch.equal, with_it, without)):
         raise _untold(model, batch, required, f"{name} too, with which its output is another one")

@@ -101,8 +101,7 @@ def weigh(graph: fx.Graph, value: Values) -> None:
             options = (None, dilation, padding, stride, False, rest, 1, [False, True, False])
             gradients = graph.call_function(aten.convolution_backward.default, (*operands, *options))
             gradient = graph.call_function(operator.getitem, (gradients, 1))
-            strides = torch.empty(weight.meta["shape"], device="meta").stride()
-            gradient.meta.update(weight.meta, strides=strides, device=device)
+            gradient.meta.update(weight.meta, strides=_strides(weight.meta["shape"]), device=device)
             made = _turned(graph, gradient)
         replace(graph, node, made)
 
@@ -131,6 +130,11 @@ def _constant(graph: fx.Graph, value: Values, tensor: torch.Tensor) -> Node:
     made.meta.update(shape=tensor.shape, dtype=tensor.dtype, strides=tensor.stride())
     value[made] = tensor
     return made
+
+
+def _strides(shape: Any) -> tuple[int, ...]:
+    """Of a new tensor."""
+    return torch.empty(shape, device="meta").stride()
 
 
 def combine(graph: fx.Graph, value: Values) -> int:
@@ -257,7 +261,7 @@ def _plus(graph: fx.Graph, total: Node | None, s: Node, factor: Any, y: Node) ->
 
     def call(target: Any, args: tuple[Any, ...], shape: Any, **kwargs: Any) -> Node:
         made = graph.call_function(target, args, kwargs)
-        made.meta.update(dtype=y.meta["dtype"], shape=shape, strides=torch.empty(shape, device="meta").stride())
+        made.meta.update(dtype=y.meta["dtype"], shape=shape, strides=_strides(shape))
         return made
 
     if isinstance(factor, float):
