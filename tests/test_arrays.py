@@ -70,6 +70,24 @@ def test_dot_is_accumulated_in_double(dtype, n):
     assert math.isclose(longvectors.norm(x), float(x.double().norm()), rel_tol=1e-13)
 
 
+@pytest.mark.parametrize("verb", ["dot", "norm", "dots", "coefficients", "coefficients of two", "cross"])
+def test_a_sum_is_not_rounded_more_often_for_being_longer(verb):
+    """Of n entries in pieces of c: at most (c + n / c) eps / 2 of the sum of sizes (Higham 2002, section 4.2)."""
+    n, c, eps = 1 << 24, longvectors.CHUNK, np.finfo(float).eps
+    x = torch.full((n,), math.sqrt(0.4 * eps), dtype=torch.float64)  # each square is lost if it is added to 1 by itself
+    x[0] = 1.0
+    due = 1 + (n - 1) * float(x[1]) ** 2
+    found = {
+        "dot": lambda: longvectors.dot(x, x.clone()),
+        "norm": lambda: longvectors.norm(x) ** 2,
+        "dots": lambda: longvectors.dots(x[None], x[None].clone()),
+        "coefficients": lambda: longvectors.coefficients(x[None], x),
+        "coefficients of two": lambda: longvectors.coefficients(torch.stack([x, -x]), x[None])[0],
+        "cross": lambda: longvectors.cross(x[:, None], x[:, None])[0, 0],
+    }[verb]()
+    assert abs(float(found) - due) <= (c + n / c) * eps / 2
+
+
 def test_dot_takes_strided_vectors():
     X = torch.randn(50, 3)
     assert math.isclose(longvectors.dot(X[:, 0], X[:, 1]), float(X[:, 0].double() @ X[:, 1].double()), rel_tol=1e-12)
