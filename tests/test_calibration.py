@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 import spectral
 from spectral.estimators.functionals import frobenius, logdet, negative_mass, numerical_rank, spectral_form
@@ -146,6 +147,19 @@ def test_truncation_of_a_function_whose_derivatives_have_signs_is_a_bound(c, ste
             squares = sum(spectral.probes.probe(seed, i, N).numpy() ** 2 for i in range(2))
             truth = N * float(squares @ of(MANY[name])) / squares.sum()
             assert -1e-12 * N <= s.integrate(of).value - truth <= s.truncation(of) + 1e-12 * N
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [10_000, 1_000_000])
+@pytest.mark.parametrize("steps", [3, 8, 20])
+@pytest.mark.parametrize("power", [1.5, 2.0])
+def test_the_trace_has_no_truncation_however_many_eigenvalues_lie_within_rounding_of_zero(dtype, n, steps, power):
+    """Of a semi-definite matrix too: all rules that share the record's moments have its mean, whatever rounding did to T."""
+    values = 288.0 / np.arange(1, n + 1) ** power
+    A = spectral.as_operator(scipy.sparse.diags(np.sqrt(values).astype(dtype)).tocsr()).gram("right")
+    s = spectral.slq(A, probes=2, steps=steps, reorthogonalize=False, deflate=False, progress=False)
+    assert s.nonnegative
+    assert s.truncation(lambda x: x) <= 1e-10 * values.sum()
 
 
 def test_polynomials_that_the_rules_integrate_have_no_truncation():

@@ -25,6 +25,7 @@ TURNED = 2.0  # eps ||T||: how far rounding of products changes T; .7 seen, in f
 # nodes of `alike` in all, and rules of each kind: what is narrower than their distance is not seen
 DENSE, FEWEST = 256, 2
 OPEN = 1.5  # of beta: 1 is what the Chebyshev measure leaves open within its ends, and half of each gap
+TOUCHING = 8 * float(np.finfo(float).eps)  # ||T||: as close as two eigenvalues of T itself are told apart
 BLUR = 8.0  # eps ||T||: how far eigenvalues of the matrix that T belongs to may be from A's (Greenbaum 1989)
 
 
@@ -52,8 +53,9 @@ def alike(record: LanczosRecord, least: float = -np.inf) -> tuple[np.ndarray, np
     low, high = alphas[-1] - OPEN * betas[-1], alphas[-1] + OPEN * betas[-1]
     ends, shorter = [], alphas[-1] + OPEN * moves * betas[k - 2]
     if np.isfinite(least):
-        edge = min(least, record.eigen[0][0] - blur(record))
-        low = edge + betas[-1] ** 2 / last_pivot(record, edge)
+        # not a blur below theta_1: of 10^8 eigenvalues near 0 that would be more than the trace
+        edge = min(least, record.eigen[0][0] - TOUCHING * norm(record))
+        low = min(edge + betas[-1] ** 2 / last_pivot(record, edge), high)
         high, ends = max(high, low + betas[-1]), [low]
         shorter = np.maximum(shorter, alphas[-1] - last_pivot(record, edge))
     rules = [(np.append(alphas, d), betas) for d in (*ends, *((low + high) / 2 + moves * (high - low) / 2))]
@@ -63,7 +65,14 @@ def alike(record: LanczosRecord, least: float = -np.inf) -> tuple[np.ndarray, np
     for i, rule in enumerate(rules):
         theta, S = eigh_tridiagonal(*rule)
         nodes[i], nodes[i, : len(theta)], weights[i, : len(theta)] = theta[0], theta, S[0] ** 2
-    return np.where(nodes <= least + blur(record), least, nodes), weights
+    if not np.isfinite(least):
+        return nodes, weights
+    inside = np.where(nodes <= least + 2 * TOUCHING * norm(record), least, nodes)
+    raised = (weights * (inside - nodes)).sum(1)  # of each mean, where rounding has left T an eigenvalue below `least`
+    for x, w in zip((inside - least).T[1:], weights.T[1:], strict=True):
+        moved = np.minimum(w, raised / np.maximum(x, TINY))
+        raised, w[:], weights[:, 0] = raised - moved * x, w - moved, weights[:, 0] + moved
+    return inside, weights
 
 
 def last_pivot(record: LanczosRecord, x: float) -> float:
