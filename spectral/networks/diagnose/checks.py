@@ -249,7 +249,7 @@ def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) ->
     with network.opened():
         x = network.inputs_of(batch).detach().requires_grad_() if network.wrt == "inputs" else None
         there = batch if x is None else network.with_inputs(batch, x)
-        total_of, _, heads = loss_of_heads(network, there, lambda: network.output(batch))
+        total_of, heads = loss_of_heads(network, there, lambda: network.output(batch))
         named = dict(network.model.named_parameters())
         own = {name: named[name].requires_grad_() for name in network.names}  # the flags are put back
         leaves = {name: value.detach().requires_grad_() for name, value in network.values.items()}
