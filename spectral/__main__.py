@@ -289,6 +289,8 @@ def with_default(given: list[str]) -> list[str]:
 def sentence(problem: BaseException, given: list[str]) -> str:
     """An error as one sentence; for a misspelt key or option also what is allowed."""
     text = str(problem)
+    if text.startswith('Could not detect "srun"'):  # submitit's words
+        return "launcher=slurm needs srun, which this machine has not; run where Slurm is, or take launcher=processes."
     kinds = MissingMandatoryValue, InterpolationToMissingValueError
     if isinstance(problem, kinds) or isinstance(problem.__cause__, kinds):
         missing = problem if isinstance(problem, kinds) else problem.__cause__

@@ -1,9 +1,13 @@
 """Modules that are made again in the backward pass: the same matrix, from a graph that keeps less."""
 
+import itertools
+
 import pytest
 import torch
+from oracles import dense_jacobian, logits
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import spectral
 from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian
@@ -114,3 +118,111 @@ def test_a_module_is_called_with_the_parameters_of_its_first_call():
     z = function(*moved), checkpointing.checkpointed(function, model, chosen.pieces)(*moved)
     for one, two in zip(*(torch.autograd.grad(out.square().sum(), moved) for out in z), strict=True):
         torch.testing.assert_close(one, two)
+
+
+# Checkpoints of the user's own ----------------------------------------------------------------------------------------
+def policy(context, operation, *args, **kwargs):
+    named = operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+    return CheckpointPolicy.MUST_SAVE if named else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+KINDS = {  # of which torch passes a selective one backward once
+    "none": None,
+    "reentrant": {"use_reentrant": True},
+    "not": {"use_reentrant": False},
+    "selective": {
+        "use_reentrant": False,
+        "context_fn": lambda: create_selective_checkpoint_contexts(policy),
+    },
+}
+
+
+class Recomputed(nn.Module):
+    """Its middle, a layer that is called twice and buffers included, is made again in the backward pass."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.up, self.down, self.how = nn.Linear(5, 6), nn.Linear(6, 3), KINDS[kind]
+        self.body = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Tanh())
+
+    def middle(self, x):
+        return self.body(self.body(x))
+
+    def forward(self, x):
+        h = torch.tanh(self.up(x))
+        return self.down(self.middle(h) if self.how is None else checkpoint(self.middle, h, **self.how))
+
+
+def recomputed(kind):
+    """In train mode, with running statistics that have moved."""
+    torch.manual_seed(0)
+    model = Recomputed(kind)
+    model.body[1].running_mean += 0.1
+    return model.train()
+
+
+DATA = [(x.float(), y) for x, y in batches()]
+
+
+@pytest.fixture(scope="module")
+def dense():
+    """Each matrix in float64, by torch.autograd alone, of the same model without a checkpoint."""
+    model, data = recomputed("none").double(), batches()
+    x, y = (torch.cat(parts) for parts in zip(*((x.float().double(), y) for x, y in data), strict=True))
+    J, Jx = (dense_jacobian(model, [(x, y)], logits, wrt=wrt) for wrt in ("params", "inputs"))
+    p = model.eval()(x).detach().softmax(1)
+    C = torch.block_diag(*[torch.diag(q) - torch.outer(q, q) for q in p]) / len(x)
+    rows = dense_jacobian(model, [(x, y)], lambda m, batch: LOSS(m(batch[0]), batch[1]))
+    own = list(model.parameters())
+    g = torch.autograd.grad(LOSS(model(x), y), own, create_graph=True)
+    H = [torch.cat([t.reshape(-1) for t in torch.autograd.grad(entry, own, retain_graph=True, materialize_grads=True)])
+         for part in g for entry in part.reshape(-1)]  # fmt: skip
+    G = J.T @ C @ J
+    return {"J": J, "J of inputs": Jx, "GN": G, "F": G, "EF": rows.T @ rows / len(x), "H": torch.stack(H)}
+
+
+OWN = {
+    "J": Jacobian,
+    "J of inputs": lambda model, data, **o: Jacobian(model, data, wrt="inputs", layout="stacked", **o),
+    "GN": lambda model, data, **o: GaussNewton(model, LOSS, data, **o),
+    "F": lambda model, data, **o: Fisher(model, LOSS, data, **o),
+    "EF": lambda model, data, **o: EmpiricalFisher(model, LOSS, data, **o),
+    "H": lambda model, data, **o: Hessian(model, LOSS, data, **o),
+}
+OFF = {None: 2e-5, torch.float64: 1e-7, torch.bfloat16: 6e-2}  # vectors are float32
+ENGINES = [*itertools.product(OWN, ("auto", "fresh", "double-backward", "replay")), ("H", "finite-difference")]
+CASES = [
+    (kind, name, engine)
+    for kind, (name, engine) in itertools.product(("reentrant", "not", "selective"), ENGINES)
+    if kind != "selective" or engine not in ("double-backward", "replay")  # which pass backward several times
+]
+
+
+@pytest.mark.parametrize("dtype", OFF)
+@pytest.mark.parametrize("kind, name, engine", CASES)
+def test_a_checkpoint_in_a_model_changes_no_product_in_any_dtype(kind, name, engine, dtype, dense):
+    """In another dtype than the weights' the middle was made again of the model's own weights, and no engine multiplied."""
+    model = recomputed(kind)
+    A = OWN[name](model, DATA, product_dtype=dtype, engine=engine)
+    v = torch.randn(A.shape[1], generator=torch.Generator().manual_seed(2))
+    due, off = dense[name] @ v.double(), OFF[dtype]
+    if engine == "finite-difference":
+        off = {None: 3e-3, torch.float64: 1e-7, torch.bfloat16: 1.0}[dtype]
+    for _ in range(3):
+        assert ((A @ v).double() - due).norm() <= off * due.norm()
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["GN", "H"])
+def test_a_checkpoint_in_a_model_is_made_again_in_each_backward_pass(name):
+    """Where torch.func differentiates, nothing can be."""
+    model = recomputed("not")
+    A = OWN[name](model, DATA[:1], engine="fresh", preflight=False)
+    v = torch.ones(A.shape[1])
+    _ = A @ v, A @ v
+    calls, own = [], model.middle
+    model.middle = lambda x: (calls.append(1), own(x))[1]
+    _ = A @ v
+    assert (
+        len(calls) == {"GN": 3, "H": 1}[name]
+    )  # J v, the graph's forward pass, and once more; gradient and derivative at once

@@ -265,7 +265,7 @@ def test_check_can_be_switched_off_and_says_so():
 def test_difference_tells_a_wrong_product_from_a_right_one():
     A = torch.randn(5, 5, dtype=DOUBLE)
     A = A + A.T
-    p = differences.probe(lambda x: x @ A @ x / 2 + (x**4).sum(), None, (torch.randn(5, dtype=DOUBLE),))
+    p = differences.probe(lambda x: x @ A @ x / 2 + (x**4).sum(), (torch.randn(5, dtype=DOUBLE),))
     (x,), (t,) = p.primals, p.tangents
     right = A @ t + 12 * x**2 * t
     assert differences.difference_error(p, longvectors.sketch((right,))) < 1e-6
@@ -279,15 +279,15 @@ def test_a_right_product_takes_one_more_gradient_where_the_first_is_there_and_a_
     A, x, t, share = A + A.T, torch.randn(5), torch.randn(5), 0.25
     points = []
 
-    def gradient(at):
-        points.append(at[0])
-        return (A @ at[0] + 4 * at[0] ** 3,)
+    def function(x):  # called once for each gradient
+        points.append(x)
+        return x @ A @ x / 2 + (x**4).sum()
 
     def told(by):
         points.clear()
         here = longvectors.sketch([share * (A @ x + 4 * x**3)])
         unit = torch.finfo(torch.float32).eps
-        p = differences.Probe(lambda x: x, gradient, (x,), (t,), unit, trial=True, share=share, here=here)
+        p = differences.Probe(function, (x,), (t,), unit, trial=True, share=share, here=here)
         return differences.difference_error(p, longvectors.sketch((by * share * (A @ t + 12 * x**2 * t),)))
 
     assert told(by=1.0) < 5e-3 and len(points) == 1
@@ -298,7 +298,7 @@ def test_a_right_product_takes_one_more_gradient_where_the_first_is_there_and_a_
 
 def test_kinks_everywhere_are_no_verdict():
     saw = lambda x: (x * 1e9).sin().sum()  # noqa: E731  (no step is short enough)
-    p = differences.probe(saw, None, (torch.randn(50, dtype=DOUBLE),))
+    p = differences.probe(saw, (torch.randn(50, dtype=DOUBLE),))
     assert differences.difference_error(p, longvectors.sketch((torch.zeros(50),))) is None
 
 

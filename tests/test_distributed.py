@@ -76,6 +76,11 @@ def beside(rank, own):
     refused = {"A v": lambda: A @ vectors, "J v": lambda: J @ vectors, "J^T u": lambda: J.T @ left,
                "J^T J v": lambda: J.gram("right") @ vectors, "0 and v": lambda: A @ (rank * v)}  # fmt: skip
     found["refused"] = {name: said(product) for name, product in refused.items()}
+    together = torch.nn.SyncBatchNorm.convert_sync_batchnorm(case.network())
+    found["together"] = [
+        said(lambda: spectral.GaussNewton(together, loss, own, statistics="batch")),
+        spectral.GaussNewton(together, loss, own) @ v - A @ v,
+    ]
     found["rounded"] = J @ (v * (1 + 1e-6 * rank)), J @ v
     found["again"] = A @ v
     kinds = [spectral.GaussNewton, spectral.Hessian][rank]
@@ -199,6 +204,16 @@ def test_ranks_that_have_built_different_matrices_say_which(two):
         for (kind, words), pattern in zip(rank["beside"]["kinds"], expected, strict=True):
             assert kind == "ValueError" and re.fullmatch(pattern, words), words
         assert rank["beside"]["moved"][0] == "ValueError" and "other weights" in rank["beside"]["moved"][1]
+
+
+def test_statistics_of_all_ranks_batches_together_are_no_products_and_running_ones_are_those_of_any_batch_norm(two):
+    for rank in two:
+        (kind, words), difference = rank["beside"]["together"]
+        assert kind == "ValueError" and re.fullmatch(
+            r"\w+ is a SyncBatchNorm, which trains with the statistics of one batch of each rank together, .*all ranks\.",
+            words,
+        )
+        assert not difference.any()
 
 
 def test_ranks_that_ask_for_different_things_end_with_one_sentence(two):

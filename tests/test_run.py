@@ -331,6 +331,8 @@ def test_the_flagship_is_run_unless_a_part_is_named() -> None:
 
 def test_an_error_without_a_full_stop_becomes_a_sentence() -> None:
     assert sentence(KeyError("no such\n thing"), []) == "no such thing."
+    there = RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?')
+    assert sentence(there, []).startswith("launcher=slurm needs srun, which this machine has not; run where Slurm is")
 
 
 def test_what_cannot_be_read_or_written_is_named_with_what_to_do() -> None:

@@ -145,6 +145,7 @@ def test_a_budget_is_kept_and_what_has_not_converged_says_so():
         ({"k": 9}, "k=9 exceeds the dimension 8"),
         ({"which": "magnitude"}, "which='magnitude'"),
         ({"basis": 2}, "basis=2"),
+        ({"basis": 7.5}, "basis=7.5 is no number of vectors"),
         ({"budget": 7}, "budget of 7 products"),
     ],
 )

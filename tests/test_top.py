@@ -159,6 +159,7 @@ def test_a_jacobian_means_its_gram_and_a_gram_the_side_it_has():
         ({"which": "best"}, "which='best'"),
         ({"block": 0}, "block=0"),
         ({"basis": 3}, "basis=3"),
+        ({"basis": "host"}, "basis='host' is no number of vectors"),
         ({"budget": 3}, "budget of 3 products"),
         ({"seed": -1}, "seed=-1"),
     ],

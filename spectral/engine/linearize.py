@@ -28,11 +28,12 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.autograd import forward_ad
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, disable_saved_tensors_hooks, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral import arrays, longvectors, probes
 from spectral.engine import private, trace
+from spectral.failures import REFUSALS
 from spectral.threads import FORWARD_MODE, Shared
 
 DIFFERENCE = "finite-difference"  # of the Hessian alone, and never chosen by itself
@@ -156,6 +157,7 @@ class ForwardMode:
     """
 
     room: torch.Tensor | None = None  # where the next J^T u may be written, once
+    _passed = False  # the graph, by a backward pass
 
     def __init__(self, function: Function, primals: Tensors, recorded: Function | None = None) -> None:
         self.function, self.primals, self.recorded = function, tuple(primals), recorded or function
@@ -183,11 +185,22 @@ class ForwardMode:
         if not z.requires_grad:  # the outputs do not depend on these primals
             return tuple(torch.zeros_like(p) for p in self.primals)
         room, self.room = self.room, None
+        try:
+            pulled = self._pull(cotangent, room)
+        except REFUSALS:
+            if not self._passed:
+                raise
+            self._output = None  # a graph that may be passed once (selective checkpoints) is made anew
+            pulled = self._pull(cotangent, room)
+        self._passed = True
+        return tuple(t.detach() for t in pulled)  # torch 2.6 materialises zeros that require gradients
+
+    def _pull(self, cotangent: torch.Tensor, room: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        z = self.output
         with written(self._leaves, room):
-            pulled = dense(torch.autograd.grad(
+            return dense(torch.autograd.grad(
                 z, self._leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
             ))  # fmt: skip
-        return tuple(t.detach() for t in pulled)  # torch 2.6 materialises zeros that require gradients
 
     def jvp(self, tangents: Tensors, *, graph: bool = False) -> torch.Tensor:
         """J v by forward-mode AD; fused attention has none, so that the math kernel runs here.
@@ -206,7 +219,8 @@ class ForwardMode:
     def _both(self, tangents: Tensors) -> torch.Tensor:
         """J v and the graph of z in one forward pass: 1.8 to 2.2 gradients for both products, instead of 2.2."""
         leaves = tuple(p.detach().requires_grad_() for p in self.primals)
-        with forward_ad.dual_level():
+        # what is made again in a backward pass has no tangents there
+        with forward_ad.dual_level(), disable_saved_tensors_hooks("hooks of saved tensors know no tangents"):
             z, jv = forward_ad.unpack_dual(self.function(*map(forward_ad.make_dual, leaves, tangents)))
             jv = torch.zeros_like(z) if jv is None else jv.detach().clone()
         self._leaves, self._output = leaves, z
@@ -306,9 +320,6 @@ class CentralDifference(ForwardOverReverse):
     rounding, eps / h, are about as large; an entry in which v lies nearly alone does not move further than others are large.
     """
 
-    # where the model has the moved parameters, with which it may make activations again
-    backward: Callable[..., Tensors] = staticmethod(gradients)
-
     def jvp(self, tangents: Tensors, factor: float = 1.0) -> tuple[torch.Tensor, ...]:
         """`factor`: of the step."""
         step = factor * self.step(tangents)
@@ -332,7 +343,7 @@ class CentralDifference(ForwardOverReverse):
         leaves = [
             torch.add(p.detach(), t, alpha=step).requires_grad_() for p, t in zip(self.primals, tangents, strict=True)
         ]
-        return self.backward(self.function(*leaves), leaves)
+        return gradients(self.function(*leaves), leaves)
 
 
 # the first product of the former took 2.0 to 4.4 gradients on five models, of the latter 2.8 to 5.6

@@ -6,8 +6,10 @@ Those that lie with one module for good (of `fully_shard`, of a module's buffers
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ has_same_storage_numel = aten._has_same_storage_numel.default
 
 __all__ = [
     "DispatchMode",
+    "call_again",
+    "checkpoints",
     "dispatch_modes",
     "embeddings_of_operations",
     "has_same_storage_numel",
@@ -101,6 +105,43 @@ mapped_in_silence = Shared(_unwarned)
 
 There is no asking what was set before: after the last that needs it, it is torch's default. Without the name it is written.
 """
+
+
+call_again: ContextVar[Callable[..., Any]] = ContextVar("call_again")
+"""What calls a function that is given with its arguments, later, as it would be called now."""
+
+
+@contextmanager
+def checkpoints() -> Iterator[None]:
+    """Activation checkpoints call again what they make again by `call_again`, which substitutes what was substituted then.
+
+    Graphs are kept where nothing can be made again: under torch.func, and of reentrant ones, which would begin anew in a backward
+    pass that no other derivative reaches. Without these names the first product raises AttributeError, if torch.utils.checkpoint
+    is loaded.
+    """
+    if (loaded := sys.modules.get("torch.utils.checkpoint")) is None:
+        yield
+        return
+    frame, hook = loaded._CheckpointFrame, loaded._checkpoint_hook
+
+    def framed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = call_again.get(None)
+        return frame(partial(call, function) if call else function, *args, **kwargs)
+
+    def hooked(frame: Any) -> Any:
+        why = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() or ""
+        return nullcontext() if "torch.func" in why else hook(frame)
+
+    with instead(loaded, CheckpointFunction=_Kept, _CheckpointFrame=framed, _checkpoint_hook=hooked):
+        yield
+
+
+class _Kept:
+    """In the place of a reentrant checkpoint: the function is called, and its graph kept."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
 
 
 @contextmanager

@@ -96,7 +96,12 @@ def bounds(k: int, n: int, block: int, basis: int | None, few: bool = False) -> 
     least = min(n, k + 3 * block + 1)
     if basis is None:
         basis = max(k + FEW if few else max(4 * k, k + ROOM), least)
-    elif isinstance(basis, bool) or not isinstance(basis, int | np.integer) or basis < least:
+    elif isinstance(basis, bool) or not isinstance(basis, int | np.integer):
+        raise ValueError(
+            f"basis={basis!r} is no number of vectors, which it is here; use a whole one, at least {least} (where a basis lies, "
+            "such as 'host', is slq's to choose)."
+        )
+    elif basis < least:
         raise ValueError(f"basis={basis!r} is too small for {k} pairs in blocks of {block}; use at least {least}.")
     return {"least": int(least), "most": int(min(basis, n))}
 

@@ -505,12 +505,7 @@ class DataModel:
 
     def gradient(self, way: str, function: Callable[..., torch.Tensor], batch: Any) -> linearize.ForwardOverReverse:
         """The gradient of a scalar function of the primals of this batch, to be differentiated in one way."""
-        made = linearize.GRADIENTS[way](function, self.primals(batch))
-        if self.wrt == "params" and isinstance(made, linearize.CentralDifference):
-            made.backward = lambda total, at: self.run(
-                dict(zip(self.names, at, strict=True)), batch, lambda z: linearize.gradients(z, at), total
-            )
-        return made
+        return linearize.GRADIENTS[way](function, self.primals(batch))
 
     def observed(self, function: Callable[..., Any], batch: Any) -> Any:
         """A function's value at this batch, without a graph, of a model whose parameters nothing can stand in for."""
@@ -605,20 +600,25 @@ class DataModel:
         for value in substituted.values():
             value._is_param = True  # type: ignore[attr-defined]  # what isinstance(value, nn.Parameter) asks for
         inside = self._everywhere({**substituted, **self._fresh_buffers()})
-        made = torch.func.functional_call(self.call, inside, (batch, then, output), tie_weights=False)
+        again = private.call_again.set(partial(self._again, inside))
+        try:
+            made = torch.func.functional_call(self.call, inside, (batch, then, output), tie_weights=False)
+        finally:
+            private.call_again.reset(again)
         for node in nodes(tensors([made])):
             if isinstance(node, BackwardCFunction) and "apply" not in vars(node):
                 node.apply = partial(self._backward, inside, weakref.ref(node))  # type: ignore[method-assign]
         return made
 
-    def _backward(self, inside: dict[str, torch.Tensor], node: Callable[[], Any], *gradients: torch.Tensor) -> Any:
-        """A backward pass of the user's own, which may call the model again: in eval mode, on the values of its forward pass."""
-
-        def then(_: Any) -> Any:
-            return type(node()).apply(node(), *gradients)
-
+    def _again(self, inside: dict[str, torch.Tensor], function: Callable[..., Any], *args: Any) -> Any:
+        """What calls the model in a backward pass: in eval mode, on the values of its forward pass."""
         with nullcontext() if self._opened else self.opened():
-            return torch.func.functional_call(self.call, inside, (None, then, None), tie_weights=False)
+            then = (None, lambda _: function(*args), None)
+            return torch.func.functional_call(self.call, inside, then, tie_weights=False)
+
+    def _backward(self, inside: dict[str, torch.Tensor], node: Callable[[], Any], *gradients: torch.Tensor) -> Any:
+        """A backward pass of the user's own, which may call the model again."""
+        return self._again(inside, type(node()).apply, node(), *gradients)
 
     def _lent(self, batch: Any) -> Any:
         """The batch as forward may have it: in containers of its own and, where it writes to its inputs, with copies of these."""

@@ -16,7 +16,7 @@ import sys
 import sysconfig
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -51,26 +51,17 @@ INSTALLED = tuple(
 def _differentiable() -> Iterator[None]:
     """Without the fused inference path of nn.MultiheadAttention and TransformerEncoderLayer, which has no derivative, without
     cached parametrisations, which substituted parameters would not reach, and without fused weight normalisation,
-    hard sigmoids (no second derivative), bags and reentrant checkpoints, whose graphs begin anew in a backward pass that no
-    other derivative reaches; what an embedding reads as its padding is a constant."""
+    hard sigmoids (no second derivative) and bags; checkpointed activations are made again of the values that they were made of;
+    what an embedding reads as its padding is a constant."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     uncached, hard = instead(parametrize, _cache_enabled=0), instead(functional, hardsigmoid=_hardsigmoid)
-    loaded = sys.modules.get("torch.utils.checkpoint")
-    kept = nullcontext() if loaded is None else instead(loaded, CheckpointFunction=_Kept)
+    operations = private.weight_norm_of_operations(), private.embeddings_of_operations()
     try:
-        with uncached, hard, kept, private.weight_norm_of_operations(), private.embeddings_of_operations():
+        with uncached, hard, private.checkpoints(), operations[0], operations[1]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-class _Kept:
-    """In the place of a reentrant checkpoint: the function is called, and its graph kept."""
-
-    @staticmethod
-    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        return function(*args)
 
 
 def _hardsigmoid(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:

@@ -148,21 +148,21 @@ def loss_hessian(model: LossModel, output: Any, batch: Any, scale: float = 1.0) 
 
     By double backward through the loss, which runs with the model's parameters of now.
     """
-    loss, _, heads = loss_of_heads(model, batch, lambda: output)
+    loss, heads = loss_of_heads(model, batch, lambda: output)
     gradient = linearize.ReverseOverReverse(loss, heads)
     return lambda U: scale * joined(gradient.jvp(apart(U, heads)), len(U))
 
 
 def loss_of_heads(
     model: LossModel, batch: Any, outputs: Callable[[], Any]
-) -> tuple[Callable[..., torch.Tensor], None, list[torch.Tensor]]:
-    """The summed loss of the batch as a function of what it reads of the output; no gradient; the output's own values there."""
+) -> tuple[Callable[..., torch.Tensor], list[torch.Tensor]]:
+    """The summed loss of the batch as a function of what it reads of the output; the output's own values there."""
     output = outputs()
 
     def loss(*heads: torch.Tensor) -> torch.Tensor:
         return model.run(model.values, batch, lambda z: model.loss(z, batch)[0], model.with_heads(output, heads))
 
-    return loss, None, model.heads(output)
+    return loss, model.heads(output)
 
 
 # Fisher matrices ------------------------------------------------------------------------------------------------------

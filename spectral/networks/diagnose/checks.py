@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from spectral import arrays, longvectors
+from spectral import arrays, distributed, longvectors
 from spectral.failures import first_line, is_own
 from spectral.networks.batches import is_finite, part
 from spectral.networks.data_model import FAILURES, DataModel, FirstBatch
@@ -127,6 +127,13 @@ def check_model(network: DataModel) -> None:
     if network.statistics == "batch":
         if not norms:
             raise ValueError("statistics='batch' is for models with batch norm, but this one has none; leave it out.")
+        together = [name for name, m in norms if isinstance(m, nn.SyncBatchNorm)]
+        if together and distributed.world_size() > 1:
+            raise ValueError(
+                f"{together[0] or 'the model'} is a SyncBatchNorm, which trains with the statistics of one batch of each rank "
+                "together, and a product sees each rank's batches by themselves; use statistics='population', or one process "
+                "whose batches hold the samples of all ranks."
+            )
         if network.wrt != "params" or network.of in ("loss", "loss sums"):
             raise ValueError(
                 "statistics='batch' couples the samples of a batch, so that rows of single samples are not defined; use "
@@ -249,7 +256,7 @@ def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) ->
     with network.opened():
         x = network.inputs_of(batch).detach().requires_grad_() if network.wrt == "inputs" else None
         there = batch if x is None else network.with_inputs(batch, x)
-        total_of, _, heads = loss_of_heads(network, there, lambda: network.output(batch))
+        total_of, heads = loss_of_heads(network, there, lambda: network.output(batch))
         named = dict(network.model.named_parameters())
         own = {name: named[name].requires_grad_() for name in network.names}  # the flags are put back
         leaves = {name: value.detach().requires_grad_() for name, value in network.values.items()}

@@ -34,8 +34,7 @@ from spectral.threads import instead
 
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
-Gradient = Callable[[Tensors], Tensors]
-Make = Callable[[Any, Any, Callable[[], Any]], tuple[Function, Gradient | None, Tensors]]
+Make = Callable[[Any, Any, Callable[[], Any]], tuple[Function, Tensors]]
 SLICE = 8  # the first batch is at least so many times as large as what differences are taken on
 FINE = (1e-7, 1e-5)  # steps relative to the size of the primals, in float64
 COARSE = (1e-2, 1e-3)  # in dtypes that round more
@@ -56,7 +55,6 @@ class Probe:
     """A scalar function and its gradient at a point, a direction, and the rounding unit that they are computed in."""
 
     function: Function
-    gradient: Gradient
     primals: tuple[torch.Tensor, ...]
     tangents: tuple[torch.Tensor, ...]
     eps: float
@@ -65,6 +63,10 @@ class Probe:
     trial: bool = False  # the product along t is there already
     share: float = 1.0  # the product is this times the derivative of the gradient
     here: torch.Tensor | None = None  # the sketch of this times the gradient at the primals, if that was seen
+
+    def gradient(self, at: Tensors) -> tuple[torch.Tensor, ...]:
+        leaves = [p.detach().requires_grad_() for p in at]
+        return gradients(self.function(*leaves), leaves)
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,12 @@ def directions(primals: Tensors, seed: int = 0) -> tuple[torch.Tensor, ...]:
 
 def probe(
     function: Function,
-    gradient: Gradient | None,
     primals: Tensors,
     where: str = "",
     along: Tensors | None = None,
     inside: torch.dtype | None = None,
 ) -> Probe:
-    """A direction at these primals, a random one if None; the gradient is that of the function if None.
+    """A direction at these primals, a random one if None.
 
     `inside`: the coarsest dtype that the function computes in, from a forward pass if None.
     """
@@ -102,12 +103,7 @@ def probe(
     tangents = (
         directions(primals) if along is None else tuple(t.to(x.dtype) for t, x in zip(along, primals, strict=True))
     )
-
-    def own(at: Tensors) -> tuple[torch.Tensor, ...]:
-        leaves = [p.detach().requires_grad_() for p in at]
-        return gradients(function(*leaves), leaves)
-
-    return Probe(function, gradient or own, tuple(p.detach() for p in primals), tangents, eps, where)
+    return Probe(function, tuple(p.detach() for p in primals), tangents, eps, where)
 
 
 def double_backward(p: Probe) -> tuple[torch.Tensor, ...]:
@@ -115,17 +111,9 @@ def double_backward(p: Probe) -> tuple[torch.Tensor, ...]:
     return ReverseOverReverse(p.function, p.primals).jvp(p.tangents)
 
 
-def of_parameters(model: Any, batch: Any, output: Any) -> tuple[Function, Gradient, tuple[torch.Tensor, ...]]:
-    """The summed loss of a batch as a function of the parameters, its gradient, and these.
-
-    The backward pass runs with the parameters in their place: checkpointed activations are computed again in it.
-    """
-
-    def gradient(at: Tensors) -> tuple[torch.Tensor, ...]:
-        leaves = [p.detach().requires_grad_() for p in at]
-        return model.function(batch, lambda output, there: gradients(model.loss(output, there)[0], leaves))(*leaves)
-
-    return model.total(batch), gradient, model.primals(batch)
+def of_parameters(model: Any, batch: Any, output: Any) -> tuple[Function, tuple[torch.Tensor, ...]]:
+    """The summed loss of a batch as a function of the parameters, and these."""
+    return model.total(batch), model.primals(batch)
 
 
 def candidates(
@@ -355,5 +343,5 @@ def _own_error(call: Function, inputs: tuple[torch.Tensor, ...]) -> float | None
         parts = [(t * u).sum() for t, u in zip(real, directions(real, 1), strict=True)]
         return torch.stack(parts).sum()
 
-    p = probe(total, None, inputs)
+    p = probe(total, inputs)
     return difference_error(p, longvectors.sketch(double_backward(p)))
