@@ -442,7 +442,7 @@ def test_the_loss_and_the_options_may_be_ones_own(here, monkeypatch):  # noqa: F
 @pytest.mark.parametrize(
     "settings, said",
     [
-        (["operator.los=net.py:twice"], "There is no setting operator.los (did you mean loss?)"),
+        (["operator.los=net.py:twice"], "There is no operator.los (did you mean loss?); operator has split, samples, loss"),
         (
             ["model.path=net.py:Broken", "model.checkpoint=null"],
             "net.py, line 15 failed with AttributeError: 'Broken' object has no attribute 'nothing'; mend it and run again.",
