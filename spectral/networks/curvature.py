@@ -30,6 +30,7 @@ from spectral.networks.loss_model import Cut, LossModel
 from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
 from spectral.pieces import local
+from spectral.schema import choice
 
 Forward = Callable[[nn.Module, Any], Any] | None
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -44,6 +45,7 @@ class Curvature(SumOverBatches):
 
     network: LossModel
     of = "logits"  # what is differentiated first
+    semidefinite = False  # whether the matrix is so by construction
     ways: Collection[str] = linearize.WAYS  # in the order in which they are tried
 
     def __init__(
@@ -64,8 +66,7 @@ class Curvature(SumOverBatches):
         preflight: bool = True,
         chunk: int | None = None,
     ) -> None:
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout={layout!r} is no layout; use one of {', '.join(LAYOUTS)}.")
+        choice(layout, "layout", LAYOUTS)
         if layout == "summed" and wrt == "params":
             raise ValueError("layout='summed' is for wrt='inputs' and 'module:NAME'; leave it out with wrt='params'.")
         products = Products(engine, product_dtype, memory, preflight, chunk)
@@ -95,12 +96,8 @@ class Curvature(SumOverBatches):
         self._held: set[str] = set()  # ways whose second derivatives, or the loss's, have been held to differences
         self._earlier: Earlier | None = None
         super().__init__(
-            (size, size), network, products, tuple(self.ways), symmetric=True, nonnegative=self._semidefinite()
+            (size, size), network, products, tuple(self.ways), symmetric=True, nonnegative=self.semidefinite
         )
-
-    def _semidefinite(self) -> bool:
-        """Whether the matrix is positive semi-definite by construction."""
-        return False
 
     def restricted(self, names: list[str]) -> Curvature:
         """A diagonal block: the matrix of the named parameters alone, by this operator's survey of the data, without a sweep."""
@@ -606,7 +603,8 @@ class GaussNewton(Curvature):
 
     draws: int | None = None  # labels that are drawn for each target
 
-    def _semidefinite(self) -> bool:
+    @property
+    def semidefinite(self) -> bool:  # type: ignore[override]  # a constant of other matrices
         return outputs.is_convex(self.loss)
 
     def describe(self) -> dict[str, Any]:

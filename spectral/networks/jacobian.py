@@ -151,8 +151,7 @@ class Jacobian(SumOverBatches):
         preflight: bool = True,
         chunk: int | None = None,
     ) -> None:
-        if layout not in ("stacked", "flattened"):
-            raise ValueError(f"layout={layout!r} is no layout; use 'stacked' or 'flattened'.")
+        choice(layout, "layout", ("stacked", "flattened"))
         if layout == "flattened" and wrt == "params":
             raise ValueError(
                 "layout='flattened' is for wrt='inputs' and 'module:NAME'; use layout='stacked' with wrt='params'."
