@@ -237,9 +237,12 @@ class DataModel:
 
     def restricted(self, names: list[str]) -> Any:
         """The same functions of the named parameters alone: what the first sweep has told is shared, sweeps are counted anew."""
+        return self._with(names=[name for name in self.names if name in names], sweeps=0)
+
+    def _with(self, **others: Any) -> Any:
+        """The same functions with other attributes, and its own reading of the parameters."""
         part = copy.copy(self)
-        part.names = [name for name in self.names if name in names]
-        part.sweeps, part._clones = 0, None
+        vars(part).update(others, _clones=None)
         with threads.alone(self.model.modules()):
             part.read_parameters()
         return part
@@ -258,15 +261,10 @@ class DataModel:
 
     def alone(self, batch: Any, products: Products) -> Any:
         """The same functions of one batch alone, in another dtype: not surveyed yet."""
-        other = copy.copy(self)
         data = [] if batch is None else [batch]
-        other.data, other.state, other.preflight = data, random_state(data), products.preflight
-        other.product_dtype, other.compute_dtype = products.dtype, products.dtype or self.own_dtype
-        other.sweeps, other.untested, other.first, other._info, other._clones = 0, {}, None, None, None
-        other.counts = []
-        with threads.alone(self.model.modules()):
-            other.read_parameters()
-        return other
+        dtypes = {"product_dtype": products.dtype, "compute_dtype": products.dtype or self.own_dtype}
+        unseen: dict[str, Any] = {"sweeps": 0, "untested": {}, "first": None, "_info": None, "counts": []}
+        return self._with(data=data, state=random_state(data), preflight=products.preflight, **dtypes, **unseen)
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
     @contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch.autograd import forward_ad
 
 from spectral import probes
-from spectral.engine.linearize import math_attention
+from spectral.engine.linearize import Function, math_attention
 from spectral.failures import REFUSALS, first_line
 from spectral.networks.batches import is_finite
 from spectral.networks.diagnose.graph import nodes
@@ -28,7 +28,6 @@ from spectral.threads import FORWARD_MODE, instead
 if TYPE_CHECKING:
     from spectral.networks.data_model import DataModel
 
-Function = Callable[..., torch.Tensor]
 FORWARD = re.compile(r"forward AD with (\S+) that does not support it")
 SECOND = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
 COMPILED = re.compile(r"Higher Order Operator: torch\.ops\.higher_order\.(\w+)")  # torch 2.15 compiles no dual tensors
