@@ -142,7 +142,10 @@ class CheckedLoader(ConfigLoaderImpl):
     def _compose_config_from_defaults_list(self, *given: Any, **options: Any) -> DictConfig:
         """Settings that nobody knows are let in, for our rules to say what there is; those of hydra it refuses itself."""
         config = super()._compose_config_from_defaults_list(*given, **options)
-        for node in (config._get_node(key) for key in config if key != "hydra"):
+        told = [
+            key for key in config if not (OmegaConf.is_missing(config, key) or OmegaConf.is_interpolation(config, key))
+        ]
+        for node in (config[key] for key in told if key != "hydra"):
             if isinstance(node, DictConfig):
                 OmegaConf.set_struct(node, False)
         return config
@@ -218,8 +221,6 @@ def task(config: DictConfig) -> None:
     sweep = job.mode == RunMode.MULTIRUN
     try:
         settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        if (started := job.runtime.cwd) != os.getcwd():  # hydra.job.chdir=true: paths are those of where it was started
-            settings = own.anchored(settings, started)
         configuration.check(settings, defaults(settings))
         settings["files"] = own.read_by(settings)
         settings["choices"] = {name: job.runtime.choices[name] for name in CHOSEN if name in job.runtime.choices}

@@ -44,7 +44,7 @@ FOREIGN = Fields(
     }
 )
 TYPED = re.compile(  # settings of hydra that are taken as they are where somebody has typed them
-    r"run\.dir|sweep\.(dir|subdir)|output_subdir|searchpath|verbose|job\.(name|chdir|env_set\..+|env_copy)|"
+    r"run\.dir|sweep\.(dir|subdir)|output_subdir|searchpath|verbose|job\.(name|env_set\..+|env_copy)|"
     r"launcher\.(?!_target_)\w+|help\..+|(job|hydra)_logging\.(root|loggers\.\w+)\.level"
 )
 # What is written lies in or below one of these.
