@@ -142,10 +142,8 @@ class CheckedLoader(ConfigLoaderImpl):
     def _compose_config_from_defaults_list(self, *given: Any, **options: Any) -> DictConfig:
         """Settings that nobody knows are let in, for our rules to say what there is; those of hydra it refuses itself."""
         config = super()._compose_config_from_defaults_list(*given, **options)
-        told = [
-            key for key in config if not (OmegaConf.is_missing(config, key) or OmegaConf.is_interpolation(config, key))
-        ]
-        for node in (config[key] for key in told if key != "hydra"):
+        written = [str(key) for key in config if key != "hydra" and not OmegaConf.is_missing(config, key)]
+        for node in (config[key] for key in written if not OmegaConf.is_interpolation(config, key)):
             if isinstance(node, DictConfig):
                 OmegaConf.set_struct(node, False)
         return config
