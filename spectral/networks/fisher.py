@@ -199,7 +199,9 @@ class EmpiricalFisher(GaussNewton):
     shared : list
         Keys or positions of a batch's entries that belong to no sample (weights, priors).
     statistics : str
-        Batch norm with its running statistics, "population"; "batch", which couples the samples of a batch, is refused.
+        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
+        (refused for a model without batch norm). For wrt="params" alone. Refused also for the gradients of single samples, which
+        it couples.
     engine : str
         How products are computed. "fresh": forward-mode AD for each product anew, J^T u by a backward pass.
         "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
