@@ -339,7 +339,7 @@ def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
 
 
 # NaN and infinity ----------------------------------------------------------------------------------------------------
-def first_nonfinite_module(network: DataModel, batch: Any, function: Function | None = None) -> str | None:
+def first_nonfinite_module(network: DataModel, batch: Any, function: Function) -> str | None:
     """The first module with finite inputs and an output that holds NaN or infinity, as `norm (LayerNorm)`; None if none."""
     found: list[str] = []
 
@@ -352,7 +352,7 @@ def first_nonfinite_module(network: DataModel, batch: Any, function: Function | 
             found.append(visit.label + (f", whose {bad[0]} holds NaN or infinity" if bad else ""))
 
     with network.opened(), module_calls(network, enter, leave):
-        (function or network.function(batch))(*network.primals(batch))
+        function(*network.primals(batch))
     return found[0] if found else None
 
 
