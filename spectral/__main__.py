@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
 import re
@@ -24,7 +23,6 @@ import hydra.core.utils as utils
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
@@ -41,6 +39,7 @@ import spectral
 from spectral import collectives, distributed, failures
 from spectral.app import configuration, hydra_node, ranks, run, sweeps, targets
 from spectral.experiments import own
+from spectral.schema import Unknown
 from spectral.threads import instead
 
 CHOSEN = ("model", "data", "training", "operator", "estimator")  # whose choices are recorded
@@ -140,6 +139,15 @@ class CheckedLoader(ConfigLoaderImpl):
             hydra_node.check_file(OmegaConf.to_container(found.config, resolve=False, enum_to_str=True))
         return found
 
+    def _compose_config_from_defaults_list(self, *given: Any, **options: Any) -> DictConfig:
+        """Settings that nobody knows are let in, for our rules to say what there is; those of hydra it refuses itself."""
+        config = super()._compose_config_from_defaults_list(*given, **options)
+        written = [str(key) for key in config if key != "hydra" and not OmegaConf.is_missing(config, key)]
+        for node in (config[key] for key in written if not OmegaConf.is_interpolation(config, key)):
+            if isinstance(node, DictConfig):
+                OmegaConf.set_struct(node, False)
+        return config
+
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *more: Any, **options: Any
     ) -> DictConfig:
@@ -211,8 +219,6 @@ def task(config: DictConfig) -> None:
     sweep = job.mode == RunMode.MULTIRUN
     try:
         settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        if (started := job.runtime.cwd) != os.getcwd():  # hydra.job.chdir=true: paths are those of where it was started
-            settings = own.anchored(settings, started)
         configuration.check(settings, defaults(settings))
         settings["files"] = own.read_by(settings)
         settings["choices"] = {name: job.runtime.choices[name] for name in CHOSEN if name in job.runtime.choices}
@@ -315,7 +321,9 @@ def sentence(problem: BaseException, given: list[str]) -> str:
     if isinstance(problem, ConfigCompositionException):
         key = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text)
         if key:
-            return _unknown_key(key.group(1).lstrip("+~").split("=")[0], given)
+            first, _, rest = key.group(1).lstrip("+~").split("=")[0].partition(".")
+            known = [*configuration.CONFIG.must, *configuration.CONFIG.may]
+            return f"There is no setting {first}.{rest}." if rest else Unknown("", first, known).sentence
     if isinstance(problem, OverrideParseException):
         return f"The argument {problem.override!r} cannot be read; write KEY=VALUE, lists as KEY=[1,2]."
     if isinstance(problem, KeyError) and problem.args:
@@ -332,26 +340,6 @@ def sentence(problem: BaseException, given: list[str]) -> str:
         )
     text = " ".join(text.split()) or type(problem).__name__
     return text if text.endswith((".", "!", "?")) else text + "."
-
-
-def _unknown_key(key: str, given: list[str]) -> str:
-    """What is allowed where the unknown `key` was put."""
-    parent, _, name = key.rpartition(".")
-    choices = [g for g in given if re.match(r"[+]*\w+=", g) and not g.startswith((f"{key}=", f"+{key}="))]
-    GlobalHydra.instance().clear()
-    internal.ConfigLoaderImpl = ConfigLoaderImpl  # type: ignore[misc]  # nothing is run: settings may be missing
-    try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=config_folder()):
-            whole = hydra.compose("config", overrides=with_default(choices))
-        node = OmegaConf.select(whole, parent) if parent else whole
-        allowed = sorted(map(str, node)) if isinstance(node, DictConfig) else []
-    except (HydraException, OmegaConfBaseException):
-        allowed = []
-    if not allowed:
-        return f"There is no setting {key}; `spectral --cfg job` prints all settings."
-    near = difflib.get_close_matches(name, allowed, 1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"There is no setting {key}{hint}; {parent or 'the configuration'} has {', '.join(allowed)}."
 
 
 def _explicit(given: list[str]) -> list[str]:
@@ -384,15 +372,12 @@ def _flag(name: str) -> str:
 
 
 def _as_hydra_reads(text: str) -> str:
-    """`trust=a.py,b.py` as a list, since comma lists are sweeps and these files belong together; options of a function or of a
-    kind of network as additions, since the configuration does not know their names beforehand.
+    """`trust=a.py,b.py` as a list, since comma lists are sweeps and these files belong together.
 
-    >>> _as_hydra_reads("trust=net.py,batches.py"), _as_hydra_reads("model.options.width=3"), _as_hydra_reads("seed=0,1")
-    ('trust=[net.py,batches.py]', '++model.options.width=3', 'seed=0,1')
+    >>> _as_hydra_reads("trust=net.py,batches.py"), _as_hydra_reads("seed=0,1")
+    ('trust=[net.py,batches.py]', 'seed=0,1')
     """
     key, _, value = text.partition("=")
-    if re.match(r"(model|data)\.options\.", key):
-        return f"++{text}"
     return f"{key}=[{value}]" if key.lstrip("+") == "trust" and value and not value.startswith("[") else text
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 
 from spectral.analysis import weightwatcher
-from spectral.cards import COLOURS, GREY, Mark, card, chart, with_error
+from spectral.cards import COLOURS, GREY, HEIGHT, card, svg, with_error
 from spectral.results import Array, Estimate, nan
 from spectral.schema import FRACTION, number
 from spectral.spectrum import Spectrum
@@ -241,7 +241,7 @@ class LayerTable:
         judged = self[VERDICT_OF[column]].astype(bool) if VERDICT_OF.get(column) in self.columns else y >= 0
         if ax is None:
             ax = plt.subplots(figsize=(5.2, 1.1 + 0.22 * min(max(len(x), 4), NAMED)), layout="constrained")[1]
-        for kept, face, label in ((judged, COLOURS[0], column), (~judged, "white", f"{column}, no power law")):
+        for kept, face, label in ((judged, COLOURS[0], column), (~judged, "none", f"{column}, no power law")):
             if kept.any():
                 bars = np.where(np.isfinite(error[kept]), error[kept], 0.0)
                 look = {"fmt": "o", "color": COLOURS[0], "mfc": face, "ms": 5, "capsize": 2, "lw": 1}
@@ -249,10 +249,8 @@ class LayerTable:
         for line in LINES.get(column, ()):
             ax.axvline(line, color=GREY, lw=0.8, ls="--")
         if len(y) <= NAMED:
-            names = list(self["longname"])
-            ax.set_yticks(
-                y, [name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}" for name in names], fontsize=8
-            )
+            names = [name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}" for name in self["longname"]]
+            ax.set_yticks(y, names, fontsize=8, parse_math=False)
         else:
             ax.set_ylabel("layer, in the model's order")
         ax.set_ylim(len(y) - 0.5, -0.5)
@@ -362,17 +360,12 @@ class LayerTable:
         return card(self.sentence(), [], self._picture()) + table + notes
 
     def _picture(self) -> str:
-        """The exponents over the layers, hollow where they were refused, "" where there are none."""
-        marks = []
-        for hollow in (False, True):
-            kept = [(i, row) for i, row in enumerate(self.rows, 1) if bool(row["accepted"]) is not hollow]
-            kept = [(i, row) for i, row in kept if np.isfinite(row["alpha"])]
-            if kept:
-                x = np.array([float(i) for i, _ in kept])
-                y, error = np.array([(row["alpha"], row["sigma"]) for _, row in kept], dtype=np.float64).T
-                marks.append(Mark(x, y, y - error, y + error, dots=True, hollow=hollow))
+        """The exponents over the layers as `plot` draws them, "" where there are none."""
+        if not self.rows or not np.isfinite(self["alpha"].astype(np.float64)).any():
+            return ""
+        height = 60 + 14 * len(self) if len(self) <= NAMED else HEIGHT
         alt = "alpha of each layer with one standard error, hollow where the tail is no power law"
-        return chart(marks, "layer, in the order of the table", "alpha", alt) if marks else ""
+        return svg(lambda ax: self.plot("alpha", ax), alt, height)
 
 
 def _exponent(row: dict[str, Any], prefix: str) -> str:

@@ -303,6 +303,7 @@ def test_rows_of_single_samples_have_no_statistics_of_a_batch():
     for make in (
         lambda: spectral.Jacobian(model, [X], statistics="batch", wrt="inputs"),
         lambda: spectral.Jacobian(model, [(X, Y)], statistics="batch", of="loss", loss=loss),
+        lambda: spectral.EmpiricalFisher(model, loss, [(X, Y)], statistics="batch"),
     ):
         with pytest.raises(ValueError, match="statistics='batch' couples the samples of a batch"):
             make()

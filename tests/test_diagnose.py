@@ -90,7 +90,7 @@ CULPRIT = "2.inner (Apply)"
 @pytest.mark.parametrize("function", [lambda h: (h - 9).log(), lambda h: h / (h - h), lambda h: (-h.abs() - 1).sqrt()])
 def test_module_that_makes_nan_is_named(function):
     model = network(function)
-    assert diagnose(model, lambda net: checks.first_nonfinite_module(net, x)) == CULPRIT
+    assert diagnose(model, lambda net: checks.first_nonfinite_module(net, x, net.function(x))) == CULPRIT
     before = traces(model)
     with pytest.raises(
         ValueError, match=r"the model returns NaN or infinity in batch 0, first in 2.inner \(Apply\); rem"
@@ -108,7 +108,7 @@ def test_only_the_batch_that_fails_is_blamed():
 
 
 def test_healthy_forward_has_no_culprit():
-    assert diagnose(network(torch.sin), lambda net: checks.first_nonfinite_module(net, x)) is None
+    assert diagnose(network(torch.sin), lambda net: checks.first_nonfinite_module(net, x, net.function(x))) is None
 
 
 def test_parameter_that_is_nan_is_named():
@@ -152,7 +152,9 @@ SINGULAR = {
 @pytest.mark.parametrize("wrt", ["params", "inputs"])
 @pytest.mark.parametrize("kind", SINGULAR)
 def test_derivative_that_is_not_finite_is_named(kind, wrt):
-    clause = diagnose(network(SINGULAR[kind]), lambda net: derivatives.nonfinite_product(net, 2, x), wrt=wrt)
+    clause = diagnose(
+        network(SINGULAR[kind]), lambda net: derivatives.nonfinite_product(net, 2, x, net.function(x)), wrt=wrt
+    )
     operation = {"norm": "sqrt", "power of a tensor": "pow", "masked": "sqrt"}.get(kind, kind)
     assert clause == f"batch 2, where the derivative of {operation} in {CULPRIT} is not finite"
 
@@ -174,7 +176,7 @@ def test_tangent_that_is_not_finite_is_named_where_the_gradient_is():
         def jvp(ctx, t):
             return t / 0
 
-    clause = diagnose(network(Half.apply), lambda net: derivatives.nonfinite_product(net, 0, x))
+    clause = diagnose(network(Half.apply), lambda net: derivatives.nonfinite_product(net, 0, x, net.function(x)))
     assert clause == f"batch 0, where the derivative of {CULPRIT} is not finite"
 
 
@@ -191,12 +193,16 @@ def test_second_derivative_that_is_not_finite_is_named():
 
 
 def test_finite_derivatives_leave_the_batch_alone():
-    assert diagnose(network(torch.sin), lambda net: derivatives.nonfinite_product(net, 3, x)) == "batch 3"
+    assert (
+        diagnose(network(torch.sin), lambda net: derivatives.nonfinite_product(net, 3, x, net.function(x))) == "batch 3"
+    )
 
 
 def test_singular_output_function_is_told_from_the_model():
     clause = diagnose(
-        network(torch.sin), lambda net: derivatives.nonfinite_product(net, 0, x), of=lambda z, batch: (z - z).sqrt()
+        network(torch.sin),
+        lambda net: derivatives.nonfinite_product(net, 0, x, net.function(x)),
+        of=lambda z, batch: (z - z).sqrt(),
     )
     assert clause == "batch 0, where the derivative of sqrt in of= or loss= is not finite"
 
@@ -206,11 +212,14 @@ def test_first_batch_with_a_singular_derivative_is_located():
     net = DataModel(model, [x, x * 0, x], products=Products(preflight=False))
     survey(net)
     before, sweeps = traces(model), net.sweeps
-    assert derivatives.locate_nonfinite(net) == "batch 1, where the derivative of sqrt in 1 (Apply) is not finite"
+    assert (
+        derivatives.locate_nonfinite(net, net.function)
+        == "batch 1, where the derivative of sqrt in 1 (Apply) is not finite"
+    )
     assert traces(model) == before and net.sweeps == sweeps
     fine = DataModel(network(torch.sin), [x, x])
     survey(fine)
-    assert derivatives.locate_nonfinite(fine) == ""
+    assert derivatives.locate_nonfinite(fine, fine.function) == ""
 
 
 # Randomness ----------------------------------------------------------------------------------------------------------
@@ -390,10 +399,10 @@ def check_family(family):
     net = prepared(model, batches)
     assert not net.untested and traces(model) == before
     for batch in batches:
-        assert checks.first_nonfinite_module(net, batch) is None
+        assert checks.first_nonfinite_module(net, batch, net.function(batch)) is None
         assert checks.samples_meet(net, batch) is None
         assert checks.active_randomness(net, batch) is None
-        assert derivatives.nonfinite_product(net, 0, batch) == "batch 0"
+        assert derivatives.nonfinite_product(net, 0, batch, net.function(batch)) == "batch 0"
     assert traces(model) == before
     bf16 = DataModel(copy.deepcopy(model), batches, products=Products(dtype=torch.bfloat16))
     survey(bf16)
@@ -435,7 +444,10 @@ MISSING = {
 @pytest.mark.parametrize("kind", MISSING)
 def test_missing_derivative_names_operation_and_module(kind):
     function, clause = MISSING[kind]
-    assert diagnose(network(function), lambda net: derivatives.missing_derivative(net, x, PROBLEM)) == clause
+    assert (
+        diagnose(network(function), lambda net: derivatives.missing_derivative(net, x, PROBLEM, net.function(x)))
+        == clause
+    )
 
 
 def test_largest_entries_of_a_bag_have_neither_derivative():
@@ -444,7 +456,7 @@ def test_largest_entries_of_a_bag_have_neither_derivative():
     model = model.double()
     ids = torch.randint(7, (4, 5))
     net = DataModel(model, [ids], forward=lambda m, b: m.encoder["bag"](b).sin())
-    clause = derivatives.missing_derivative(net, ids, PROBLEM)
+    clause = derivatives.missing_derivative(net, ids, PROBLEM, net.function(ids))
     where = "embedding_bag in encoder.bag (EmbeddingBag)"
     assert clause == f"{where} has no forward-mode derivative and no second derivative"
 
@@ -456,7 +468,9 @@ def test_ctc_loss_outside_the_model_is_named():
         z = torch.stack([z, -z, z * 2]).log_softmax(-1)
         return F.ctc_loss(z, targets, lengths, torch.ones(6, dtype=torch.long), reduction="none")
 
-    clause = diagnose(network(torch.sin), lambda net: derivatives.missing_derivative(net, x, PROBLEM), of=ctc)
+    clause = diagnose(
+        network(torch.sin), lambda net: derivatives.missing_derivative(net, x, PROBLEM, net.function(x)), of=ctc
+    )
     assert "ctc_loss in of= or loss= has no forward-mode derivative" in clause and "no second derivative" in clause
 
 
@@ -467,7 +481,6 @@ def test_flex_attention_is_named():
         q = h.float().reshape(-1, 1, 1, 3).repeat(1, 1, 1, 6)[..., :16]
         return flex(q, q, q)[..., 0, :3].reshape(-1, 3).to(h.dtype)
 
-    clause = derivatives.missing_derivative(
-        DataModel(network(attend), [x], products=Products(preflight=False)), x, PROBLEM
-    )
+    net = DataModel(network(attend), [x], products=Products(preflight=False))
+    clause = derivatives.missing_derivative(net, x, PROBLEM, net.function(x))
     assert f"in {CULPRIT} has no forward-mode derivative" in clause and "flex" in clause.lower()

@@ -529,7 +529,7 @@ def test_infinite_derivative_is_named():
     [
         ({"of": "logit"}, ValueError, r"of='logit'.*logits, probs, loss"),
         ({"wrt": "weights"}, ValueError, r"wrt='weights'.*'params'.*'inputs'"),
-        ({"layout": "flat"}, ValueError, r"layout='flat'.*'stacked'.*'flattened'"),
+        ({"layout": "flat"}, ValueError, r"layout='flat' is not known; use one of stacked, flattened"),
         ({"layout": "flattened"}, ValueError, r"'flattened' is for wrt='inputs'"),
         ({"engine": "fast"}, ValueError, r"engine='fast'.*auto, fresh, replay, double-backward"),
         ({"of": "loss"}, ValueError, r"loss=None means the model's own loss, which needs mappings with labels"),
@@ -538,7 +538,7 @@ def test_infinite_derivative_is_named():
         ({"params": "0.*"}, TypeError, r"string; pass a list.*\['0\.\*'\]"),
         ({"params": []}, ValueError, r"params=\[\] names no parameter"),
         ({"wrt": "inputs", "params": ["*"]}, ValueError, r"params= restricts wrt='params'"),
-        ({"product_dtype": torch.int32}, TypeError, r"product_dtype=torch.int32 is not floating"),
+        ({"product_dtype": torch.int32}, TypeError, r"product_dtype=torch.int32 is no floating dtype"),
         ({"layouts": "stacked"}, TypeError, r"unexpected keyword argument 'layouts'"),
         ({"forward": lambda m, b: m(b[0]).sum()}, ValueError, r"first axis must be the 2 samples"),
         ({"forward": lambda m, b: m(b[0]).T}, ValueError, r"\(3, 2\).*first axis must be the 2 samples"),

@@ -35,13 +35,13 @@ OWN = {  # keywords and fields that the named operators describe in words of the
     "loss": {"Jacobian": "for of='loss' alone", "Fisher": "names a distribution: no callable"},
     "engine": {"Jacobian": "says what 'auto' does at once", "Hessian": "its ways are other ones"},
     "layout": {"Jacobian": "of rows and columns"},
-    "statistics": {"Jacobian": "says where it is refused"},
+    "statistics": dict.fromkeys(("Jacobian", "EmpiricalFisher"), "says where it is refused"),
     "preflight": {"Hessian": "other tests", "GaussNewton": "tests of its loss beside"},
     "TypeError": {"Jacobian": "no loss"},
     "ValueError": {"Jacobian": "no targets", "GaussNewton": "its loss", "Fisher": "its draws", "EmpiricalFisher": "its loss"},
 }  # fmt: skip
 CONTINUED = [
-    ("Jacobian", "statistics"),
+    *((name, "statistics") for name in ("Jacobian", "EmpiricalFisher")),
     *((name, "ValueError") for name in ("GaussNewton", "Fisher", "EmpiricalFisher")),
 ]
 

@@ -254,7 +254,7 @@ def test_on_one_process_all_is_the_same(one, ranks):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match=r"ranks='all' is not known; use 'data', 'probes' or 'both'\."):
+    with pytest.raises(ValueError, match=r"ranks='all' is not known; use one of data, probes, both\."):
         spectral.slq(np.eye(3), ranks="all")
     with pytest.raises(
         ValueError, match=r"ranks='probes' shares out the directions of a block, and top follows one .* block=1"

@@ -287,7 +287,7 @@ def test_what_happens_before_the_module_is_tested_as_the_rest_is(kind, words):
 def test_keywords_that_do_not_go_together_are_refused():
     model, x, y = network()
     for words, options in (
-        ("layout='rows' is no layout", {"layout": "rows"}),
+        ("layout='rows' is not known; use one of block-diagonal, summed", {"layout": "rows"}),
         ("leave it out with wrt='params'", {"layout": "summed"}),
         ("restricts wrt='params'", {"wrt": "inputs", "params": ["0.*"]}),
         ("statistics='batch' couples", {"wrt": "module:0", "statistics": "batch"}),

@@ -17,7 +17,7 @@ import spectral
 from spectral.analysis import METRICS
 from spectral.app.targets import Target, check_targets, locate
 from spectral.engine import linearize
-from spectral.estimators import diagonal, esd, stopping, trace
+from spectral.estimators import diagonal, esd, kpm, stopping, trace
 from spectral.estimators.budget import Budget
 from spectral.estimators.search import KEYS
 from spectral.experiments import own, pretrained
@@ -37,7 +37,6 @@ from spectral.pages.build import TEXTS
 from spectral.schema import (
     NAME,
     POSITIVE,
-    REAL,
     RULED,
     SHARE,
     SIZE,
@@ -51,7 +50,6 @@ from spectral.schema import (
     Mismatch,
     Number,
     Plain,
-    Row,
     Rule,
     Same,
     Text,
@@ -183,8 +181,7 @@ TOLERANCE = Checked(
 BUDGET = Checked(
     lambda value: Budget(value, as_operator(np.eye(1))), "a number of products, 10min, 50epochs or 400products"
 )
-ENDS = Fields({"ends": Row(REAL, REAL)}, laws=(Law("low < high", lambda f, s: f["ends"][0] < f["ends"][1]),))
-INTERVAL = Checked(lambda value: ENDS.check({"ends": value}, ""), "two numbers [low, high], low < high")
+INTERVAL = Checked(kpm.finite_interval, "two numbers [low, high], low < high")
 SETTINGS: dict[str, Rule] = {  # of estimators, by their names; what is null is left to the estimator
     "probes": SIZE,
     "steps": SIZE,

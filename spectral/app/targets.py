@@ -79,16 +79,15 @@ def check_targets(config: Any) -> None:
 
 @dataclass(frozen=True)
 class Target(Rule):
-    """A node with a `_target_`, one of those that `rules` gives the settings of: of what it names, or hydra's own by the name."""
+    """A node with a `_target_`, one of those that `rules` gives the settings of: of what it names."""
 
     rules: Callable[[Any], Fields | None]
     said: str
-    find: Callable[[str], Any] = locate
 
     def check(self, value: Any, where: str, sizes: Sizes | None = None) -> None:
         if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
             raise Mismatch(where, value, f"a mapping with the _target_ of {self.said}")
-        rule = self.rules(self.find(value["_target_"]))
+        rule = self.rules(locate(value["_target_"]))
         if rule is None:
             raise Mismatch(f"{where}._target_", value["_target_"], self.said)
         rule.check({key: item for key, item in value.items() if key != "_target_"}, where, sizes)

@@ -120,7 +120,10 @@ def kpm(
     (4, 34.6573590279972...
     """
     op, zeros, dim = shared_out(A, ranks, symmetric_operand)
-    given = _check(probes, moments, interval, recurrence)
+    for name, value in (("probes", probes), ("moments", moments)):
+        integer(value, name, f"number of {name}")
+    choice(recurrence, "recurrence", ("lanczos", "chebyshev"))
+    given = None if interval is None else finite_interval(interval)
     steps = min(-(-moments // 2), op.shape[0])
     settings = {
         "estimator": "kpm", "seed": check_seed(seed), "recurrence": recurrence, "steps": steps, "interval": given,
@@ -148,13 +151,8 @@ def kpm(
     return Spectrum.from_records(records, dim, zeros=zeros, products=products, epochs=epochs, method="kpm", meta=meta)
 
 
-def _check(probes: int, moments: int, interval: Sequence[float] | None, recurrence: str) -> Interval | None:
-    """The interval that was given, as two numbers."""
-    for name, value in (("probes", probes), ("moments", moments)):
-        integer(value, name, f"number of {name}")
-    choice(recurrence, "recurrence", ("lanczos", "chebyshev"))
-    if interval is None:
-        return None
+def finite_interval(interval: Any) -> Interval:
+    """What was given as an interval, as two numbers; one sentence for anything else."""
     ends = np.array(pair(interval), float)
     if not np.isfinite(ends).all() or not ends[0] < ends[1]:
         raise ValueError(f"interval={interval!r} is no interval; use two finite numbers, low < high.")

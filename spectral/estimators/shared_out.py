@@ -18,6 +18,7 @@ import torch
 from spectral import arrays, distributed
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Derived, Operator
+from spectral.schema import choice
 
 RANKS = ("data", "probes", "both")
 
@@ -102,18 +103,12 @@ class SharedOut(Derived):
         return W.T
 
 
-def check_ranks(ranks: Any) -> None:
-    """One sentence for a value of `ranks` that is none."""
-    if ranks not in RANKS:
-        raise ValueError(f"ranks={ranks!r} is not known; use 'data', 'probes' or 'both'.")
-
-
 def shared_out(A: Any, ranks: str, prepare: Callable[[Operator], tuple[Any, ...]]) -> tuple[Any, ...]:
     """What `prepare` makes of A, its operator first: multiplied as `ranks` says.
 
     ValueError where the ranks do not hold the data for it.
     """
-    check_ranks(ranks)
+    choice(ranks, "ranks", RANKS)
     A = as_operator(A)
     if ranks == "data" or distributed.world_size() == 1:
         return prepare(A)

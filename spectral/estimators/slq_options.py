@@ -7,7 +7,7 @@ from typing import Any
 
 from spectral.distributed import decided
 from spectral.estimators.budget import vectors_that_fit
-from spectral.estimators.shared_out import check_ranks
+from spectral.estimators.shared_out import RANKS
 from spectral.estimators.stopping import Tolerance
 from spectral.krylov.basis import PLACES, free, row_bytes
 from spectral.krylov.lanczos import MODES
@@ -34,7 +34,7 @@ def check(
     choice(reorthogonalize, "reorthogonalize", (*MODES, "auto"))
     choice(deflate, "deflate", (True, False, "auto"))
     choice(progress, "progress", (*SWITCH, None))
-    check_ranks(ranks)
+    choice(ranks, "ranks", RANKS)
     check_seed(seed)
     return Tolerance.of(tol)
 

@@ -29,14 +29,14 @@ from spectral.distributed import decided
 from spectral.estimators.budget import progress_bar, symmetric_operand
 from spectral.estimators.checkpoint import Checkpoint
 from spectral.estimators.search import FEW, HEAVY, KEYS, Search, bounds, capacity, check, saved
-from spectral.estimators.shared_out import check_ranks, shared_out
+from spectral.estimators.shared_out import RANKS, shared_out
 from spectral.krylov.block_lanczos import BlockLanczos
 from spectral.krylov.symmetry import expected, hold, repeated, wrong
 from spectral.operators.operator import Gram, Operator
 from spectral.pieces import Piece
 from spectral.probes import check_seed
 from spectral.results import Measured
-from spectral.schema import integer
+from spectral.schema import choice, integer
 
 TOGETHER = 1 << 26  # bytes of vectors that are multiplied together where residuals are measured
 
@@ -185,7 +185,7 @@ def top(
     [3.1, 3.0, 2.0]
     """
     if ranks != "data" and block == 1:
-        check_ranks(ranks)
+        choice(ranks, "ranks", RANKS)
         raise ValueError(
             f"ranks={ranks!r} shares out the directions of a block, and top follows one after the other with block=1; use "
             "block=2 or more, or ranks='data', where every rank has its share of each product."

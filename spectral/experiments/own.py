@@ -38,7 +38,6 @@ from spectral.networks.trees import mapped
 
 PLACE = re.compile(r"(?P<file>.*\.py):(?P<name>[A-Za-z_]\w*)")
 PACKAGE = Path(__file__).resolve().parents[1]
-PATHS = {"model": ("path", "checkpoint", "name", "text"), "data": ("path", "tokens"), "operator": ("loss",)}  # settings
 PIECE = 1 << 24  # bytes that are hashed at a time
 Trust = Mapping[str, str]  # SHA-256 of the files that may run, by their resolved paths
 LOADED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what weights a network was given, in words
@@ -82,17 +81,6 @@ def read_by(config: Mapping[str, Any]) -> dict[str, str]:
     there = [*config.get("trust", ()), *there]
     whole = {name: Path(name).parent if name.endswith(".index.json") else name for name in there}  # with its shards
     return {name: digest(where) for name, where in whole.items()}
-
-
-def anchored(config: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """A configuration whose relative paths are those of a folder; names that are no paths (tokens=bytes) stay."""
-
-    def within(path: Any) -> Any:
-        there = isinstance(path, str) and Path(folder, (place(path) or (path,))[0]).exists()
-        return str(Path(folder, path)) if there else path
-
-    groups = {g: {k: within(v) if k in keys else v for k, v in config[g].items()} for g, keys in PATHS.items()}
-    return {**config, **groups, "trust": [within(file) for file in config.get("trust", ())]}
 
 
 # Running what is trusted --------------------------------------------------------------------------------------------------

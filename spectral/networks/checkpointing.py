@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectral.engine.linearize import Function
 from spectral.networks.trees import tensors
 from spectral.threads import instead
 
-Function = Callable[..., torch.Tensor]
 WORTH = 0.8  # of a graph, that is left at most: making modules again takes a third of a gradient
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ from spectral.networks.linear_head import HeadCurvature
 from spectral.networks.loss_model import Cut, LossModel
 from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
-from spectral.pieces import local
+from spectral.schema import choice
 
 Forward = Callable[[nn.Module, Any], Any] | None
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -44,6 +43,7 @@ class Curvature(SumOverBatches):
 
     network: LossModel
     of = "logits"  # what is differentiated first
+    semidefinite = False  # whether the matrix is so by construction
     ways: Collection[str] = linearize.WAYS  # in the order in which they are tried
 
     def __init__(
@@ -64,23 +64,18 @@ class Curvature(SumOverBatches):
         preflight: bool = True,
         chunk: int | None = None,
     ) -> None:
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout={layout!r} is no layout; use one of {', '.join(LAYOUTS)}.")
+        choice(layout, "layout", LAYOUTS)
         if layout == "summed" and wrt == "params":
             raise ValueError("layout='summed' is for wrt='inputs' and 'module:NAME'; leave it out with wrt='params'.")
         products = Products(engine, product_dtype, memory, preflight, chunk)
-        self._hold_engine(model, engine)
-        with distributed.together():
-            network = sharded.modelled(
-                LossModel, model, data, loss=loss, forward=forward, wrt=wrt, params=params, shared=shared,
-                statistics=statistics, of=self.of, products=products,
-            )  # fmt: skip
-        self.loss, self.layout = network.loss.given, layout
-        self._begin(network, products)
-        self._test_model()
+        self.layout = layout
+        self._build(
+            LossModel, model, data, products, loss=loss, forward=forward, wrt=wrt, params=params, shared=shared,
+            statistics=statistics, of=self.of,
+        )  # fmt: skip
 
     def _begin(self, network: Any, products: Products) -> None:
-        survey = checks.surveyed(network)
+        self.loss, survey = network.loss.given, checks.surveyed(network)
         self.samples = sum(part.n for part in survey.parts)
         first = sum(part.n for part in survey.parts[: distributed.rank()])
         self.starts = list(itertools.accumulate(survey.samples, initial=first))  # samples before a batch
@@ -95,16 +90,8 @@ class Curvature(SumOverBatches):
         self._held: set[str] = set()  # ways whose second derivatives, or the loss's, have been held to differences
         self._earlier: Earlier | None = None
         super().__init__(
-            (size, size), network, products, tuple(self.ways), symmetric=True, nonnegative=self._semidefinite()
+            (size, size), network, products, tuple(self.ways), symmetric=True, nonnegative=self.semidefinite
         )
-
-    def _semidefinite(self) -> bool:
-        """Whether the matrix is positive semi-definite by construction."""
-        return False
-
-    def restricted(self, names: list[str]) -> Curvature:
-        """A diagonal block: the matrix of the named parameters alone, by this operator's survey of the data, without a sweep."""
-        return self._of(self.network.restricted(names), self.options)
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         if self.network.wrt == "params":
@@ -117,16 +104,8 @@ class Curvature(SumOverBatches):
         return {**super()._what(), **layout, "count": self.count}
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
-        self._ready()
-        V_bn = arrays.rows(local(V))
-        with self._sums((len(V_bn), self._entries), V_bn) as part, closing(self._batches()) as batches:
-            if self._own and self.ranks > 1:
-                part.tensor.zero_()  # the samples of other ranks are theirs
-            for group, batch in batches:
-                here = (slice(None), self.entries(group))
-                self._multiply("H v", group, batch, V_bn[here], part.tensor[here], new=self._own or group.start == 0)
-        W_bn = self._total(part, f"with {type(self).__name__}")
-        return self._piece((W_bn.div_(self.count) if self.coarse else W_bn).T)
+        W = self._swept("H v", V, f"with {type(self).__name__}")
+        return W.div_(self.count) if self.coarse else W
 
     # The loss itself --------------------------------------------------------------------------------------------------
     def mean_loss(self, shift: torch.Tensor | None = None) -> float:
@@ -606,7 +585,8 @@ class GaussNewton(Curvature):
 
     draws: int | None = None  # labels that are drawn for each target
 
-    def _semidefinite(self) -> bool:
+    @property
+    def semidefinite(self) -> bool:  # type: ignore[override]  # a constant of other matrices
         return outputs.is_convex(self.loss)
 
     def describe(self) -> dict[str, Any]:

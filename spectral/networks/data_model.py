@@ -87,6 +87,7 @@ class DataModel:
     needs_loss = False  # whether loss=None means the model's own
     shards: Shards | None = None  # how vectors shaped like the parameters lie over ranks; None: each holds all of them
     inner_gradients = False  # whether the user's code differentiates in the parameters itself
+    built: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}  # of the parameters as they were first read
     made_again: checkpointing.MadeAgain | None = None  # modules of which a graph keeps what enters them alone
 
     def __init__(
@@ -206,32 +207,18 @@ class DataModel:
     def read_parameters(self) -> None:
         """The parameters as they are now, in the dtype of the products; the model's own objects are asked for anew."""
         named = dict(self.model.named_parameters())
-        missing = [name for name in self.names if name not in named]
-        if missing:
-            raise ValueError(
-                f"the model no longer has the parameter {missing[0]} that this operator differentiates; build the operator anew."
-            )
-        shapes = getattr(self, "shapes", None)
-        changed = [name for name in self.names if shapes and named[name].shape != shapes[name]]
-        if changed:
-            raise ValueError(
-                f"the parameter {changed[0]} now has shape {tuple(named[changed[0]].shape)} instead of "
-                f"{tuple(shapes[changed[0]])}; build the operator anew."  # type: ignore[index]
-            )
+        here = {name: (tuple(named[name].shape), named[name].dtype) for name in self.names if name in named}
+        self.built = self.built or here
+        other = next((name for name in self.names if here.get(name) != self.built[name]), None)
+        if other is not None:
+            now, before = (f"{of[other][0]} of {of[other][1]}" if other in of else "gone" for of in (here, self.built))
+            raise ValueError(f"the parameter {other} is now {now} instead of {before}; build the operator anew.")
         hooked = next((name for name in self.names if private.is_hooked(named[name])), None)
         if hooked:
             raise ValueError(
                 f"the parameter {hooked} has a hook on its gradient (register_hook), which training calls and products do not; "
                 "remove it (handle.remove(), wandb.unwatch(model)), or pass copy.deepcopy(model), whose parameters have none."
             )
-        kinds = getattr(self, "parameter_kinds", None) or {name: named[name].dtype for name in self.names}
-        cast = next((name for name in self.names if named[name].dtype != kinds[name]), None)
-        if cast:
-            raise ValueError(
-                f"the parameter {cast} is now {named[cast].dtype} instead of {kinds[cast]}; build the operator anew."
-            )
-        self.parameter_kinds = kinds
-        self.shapes = shapes or {name: named[name].shape for name in self.names}
         values = {name: self._cast(p.detach()) for name, p in named.items()}
         self.values = {name: values.pop(name).requires_grad_(self.inner_gradients) for name in self.names}
         self.frozen = values if self.product_dtype is not None else {}
@@ -250,9 +237,12 @@ class DataModel:
 
     def restricted(self, names: list[str]) -> Any:
         """The same functions of the named parameters alone: what the first sweep has told is shared, sweeps are counted anew."""
+        return self._with(names=[name for name in self.names if name in names], sweeps=0)
+
+    def _with(self, **others: Any) -> Any:
+        """The same functions with other attributes, and its own reading of the parameters."""
         part = copy.copy(self)
-        part.names = [name for name in self.names if name in names]
-        part.sweeps, part._clones = 0, None
+        vars(part).update(others, _clones=None)
         with threads.alone(self.model.modules()):
             part.read_parameters()
         return part
@@ -271,15 +261,10 @@ class DataModel:
 
     def alone(self, batch: Any, products: Products) -> Any:
         """The same functions of one batch alone, in another dtype: not surveyed yet."""
-        other = copy.copy(self)
         data = [] if batch is None else [batch]
-        other.data, other.state, other.preflight = data, random_state(data), products.preflight
-        other.product_dtype, other.compute_dtype = products.dtype, products.dtype or self.own_dtype
-        other.sweeps, other.untested, other.first, other._info, other._clones = 0, {}, None, None, None
-        other.counts = []
-        with threads.alone(self.model.modules()):
-            other.read_parameters()
-        return other
+        dtypes = {"product_dtype": products.dtype, "compute_dtype": products.dtype or self.own_dtype}
+        unseen: dict[str, Any] = {"sweeps": 0, "untested": {}, "first": None, "_info": None, "counts": []}
+        return self._with(data=data, state=random_state(data), preflight=products.preflight, **dtypes, **unseen)
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
     @contextmanager

@@ -142,9 +142,6 @@ class Fisher(GaussNewton):
             statistics=statistics, engine=engine, product_dtype=product_dtype, memory=memory, preflight=preflight, chunk=chunk,
         )  # fmt: skip
 
-    def _semidefinite(self) -> bool:
-        return True
-
     @property
     def chunked(self) -> bool:
         return super().chunked and self.draws is None
@@ -201,6 +198,10 @@ class EmpiricalFisher(GaussNewton):
         `forward` requires, or with the fields of the mapping without its labels.
     shared : list
         Keys or positions of a batch's entries that belong to no sample (weights, priors).
+    statistics : str
+        Batch norm with its running statistics, "population", or with those of each batch, "batch", as training sees them
+        (refused for a model without batch norm). For wrt="params" alone. Refused also for the gradients of single samples, which
+        it couples.
     engine : str
         How products are computed. "fresh": forward-mode AD for each product anew, J^T u by a backward pass.
         "double-backward": backward passes alone, through a graph that is recorded once. "replay": a recorded program
@@ -249,8 +250,6 @@ class EmpiricalFisher(GaussNewton):
     that returns their mean is a mean over samples, each of them one target. The gradients are then k times smaller and N too, the
     matrix is k times smaller; Hessian and GaussNewton are the same. Return (sum, count) to say what is meant.
 
-    Batch norm runs with its running statistics: there is no statistics="batch" here, which would couple the samples.
-
     engine="auto" takes the first product as the answer and holds the first ones to <J v, u> = <v, J^T u>, to rounding; a way
     that fails gives place to the other, with the reason in `describe()`. A program is recorded only where the products to come
     (estimators announce theirs) pay for it and `memory` holds it; it is held to the product that it was recorded from and to
@@ -277,19 +276,7 @@ class EmpiricalFisher(GaussNewton):
 
     of = "loss sums"
 
-    def __init__(
-        self, model: nn.Module, loss: Any, data: Any, *, wrt: str = "params", layout: str = "block-diagonal",
-        params: Any = None, forward: Forward = None, shared: Sequence[Any] = (), engine: str = "auto",
-        product_dtype: torch.dtype | None = None, memory: Any = None, preflight: bool = True, chunk: int | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(
-            model, loss, data, wrt=wrt, layout=layout, params=params, forward=forward, shared=shared, engine=engine,
-            product_dtype=product_dtype, memory=memory, preflight=preflight, chunk=chunk,
-        )  # fmt: skip
-
-    def _semidefinite(self) -> bool:
-        return True
-
+    semidefinite = True
     chunked = False  # type: ignore[assignment]  # its outputs are the losses
 
     def _inspect(self, recorded: Any = None, below: Sequence[torch.Tensor] = ()) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from spectral import arrays, distributed, probes
 from spectral.engine import linearize, trace
 from spectral.engine.plain import Maps
-from spectral.networks import per_sample, sharded
+from spectral.networks import per_sample
 from spectral.networks.data_model import DataModel
 from spectral.networks.dataset import DatasetInfo
 from spectral.networks.diagnose import checks
@@ -151,22 +151,16 @@ class Jacobian(SumOverBatches):
         preflight: bool = True,
         chunk: int | None = None,
     ) -> None:
-        if layout not in ("stacked", "flattened"):
-            raise ValueError(f"layout={layout!r} is no layout; use 'stacked' or 'flattened'.")
+        choice(layout, "layout", ("stacked", "flattened"))
         if layout == "flattened" and wrt == "params":
             raise ValueError(
                 "layout='flattened' is for wrt='inputs' and 'module:NAME'; use layout='stacked' with wrt='params'."
             )
-        self._hold_engine(model, engine)
-        products = Products(engine, product_dtype, memory, preflight, chunk)
-        with distributed.together():
-            network = sharded.modelled(
-                DataModel, model, data, of=of, wrt=wrt, forward=forward, loss=loss, params=params, shared=shared,
-                statistics=statistics, products=products,
-            )  # fmt: skip
         self.layout = layout
-        self._begin(network, products)
-        self._test_model()
+        self._build(
+            DataModel, model, data, Products(engine, product_dtype, memory, preflight, chunk), of=of, wrt=wrt, forward=forward,
+            loss=loss, params=params, shared=shared, statistics=statistics,
+        )  # fmt: skip
 
     @classmethod
     def over(cls, network: DataModel, products: Products) -> Jacobian:
@@ -236,27 +230,6 @@ class Jacobian(SumOverBatches):
         [12]
         """
         return [B if self.layout == "flattened" else B * k for B, k in zip(part.samples, part.outputs, strict=True)]
-
-    def restricted(self, names: list[str]) -> Jacobian:
-        """The columns of the named parameters alone, by this operator's survey of the data: no sweep of its own.
-
-        Parameters
-        ----------
-        names : list of str
-            Full names of parameters that this operator differentiates.
-
-        Returns
-        -------
-        Jacobian
-            With counters that begin at 0.
-
-        Examples
-        --------
-        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1), [torch.ones(3, 2)])
-        >>> J.shape, J.restricted(["bias"]).shape
-        ((3, 3), (3, 1))
-        """
-        return self._of(self.network.restricted(names), self.options)
 
     @property
     def samples(self) -> int:
@@ -367,12 +340,7 @@ class Jacobian(SumOverBatches):
 
     def _normal(self, V: torch.Tensor) -> torch.Tensor:
         """J^T J V in one sweep."""
-        self._ready()
-        V_bn = arrays.rows(local(V))
-        with self._sums((len(V_bn), self._entries), V_bn) as part, closing(self._batches()) as batches:
-            for group, batch in batches:
-                self._multiply("J^T J v", group, batch, V_bn, part.tensor, new=group.start == 0)
-        return self._piece(self._total(part, "J^T J v").T)
+        return self._swept("J^T J v", V, "J^T J v")
 
     # Rows ------------------------------------------------------------------------------------------------------------
     def rows(self, first: int = 0) -> Generator[tuple[slice, torch.Tensor], None, None]:

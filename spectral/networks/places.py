@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +15,8 @@ INPUT_KEYS = ("inputs_embeds", "pixel_values", "input_values", "input_features",
 
 def fields(batch: Any) -> dict[Any, Any] | None:
     """The entries of a mapping, a dataclass or an object by name; None for tensors, tuples and lists."""
-    if isinstance(batch, Mapping):
-        return dict(batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return vars(batch) if children(batch) is not None and not isinstance(batch, tuple | list) else None
+    parts = None if isinstance(batch, tuple | list) else children(batch)
+    return None if parts is None else dict(parts)
 
 
 def label_place(batch: Any) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from spectral.engine.linearize import ENGINES
-from spectral.schema import SWITCH, choice
+from spectral.schema import SWITCH, choice, integer
 
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -25,15 +25,12 @@ class Products:
 
     def __post_init__(self) -> None:
         choice(self.engine, "engine", ENGINES)
-        if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
+        if self.dtype is not None and not getattr(self.dtype, "is_floating_point", False):
             raise TypeError(f"product_dtype={self.dtype!r} is no floating dtype; use torch.bfloat16, for example.")
-        if self.dtype is not None and not self.dtype.is_floating_point:
-            raise TypeError(f"product_dtype={self.dtype} is not floating point; use torch.bfloat16, for example.")
         budget_bytes(self.memory)
         choice(self.preflight, "preflight", SWITCH)
-        whole = isinstance(self.chunk, int) and not isinstance(self.chunk, bool)
-        if self.chunk is not None and not (whole and self.chunk >= 1):
-            raise ValueError(f"chunk={self.chunk!r} is no number of samples; use a whole number from 1 on, or None.")
+        if self.chunk is not None:
+            integer(self.chunk, "chunk", "number of samples (None: as many as fit)")
 
     @property
     def budget(self) -> int | None:

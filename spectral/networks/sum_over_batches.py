@@ -9,6 +9,7 @@ import copy
 import math
 import weakref
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +55,7 @@ class SumOverBatches(Operator):
     checkpoints = True  # whether a smaller graph of J^T u bounds the memory of products
     direct = True  # whether pieces of a product go where it lies as they come, and never all lie beside it
     turns = True  # whether the second way of differentiation may be faster where the first holds
+    _own = False  # whether a vector has entries of its own for each sample
     unrolled = 1  # passes of one kind that a product is made of: of a flattened Jacobian as many as outputs
 
     def __init__(
@@ -105,6 +107,14 @@ class SumOverBatches(Operator):
             f"{type(self).__name__} cannot be pickled, for it holds graphs and the data; build it anew where it is needed, and "
             "keep results by their save()."
         )
+
+    def _build(self, kind: type[DataModel], model: Any, data: Any, products: Products, **options: Any) -> None:
+        """From a model and its data, which are looked at in a first sweep and tested."""
+        self._hold_engine(model, products.engine)
+        with distributed.together():
+            network = sharded.modelled(kind, model, data, products=products, **options)
+        self._begin(network, products)
+        self._test_model()
 
     # What a subclass gives -------------------------------------------------------------------------------------------
     def _hold_engine(self, model: Any, engine: str) -> None:
@@ -338,6 +348,43 @@ class SumOverBatches(Operator):
                 else:
                     yield group, whole
                 waiting = []
+
+    def _swept(self, kind: str, V: torch.Tensor, what: str) -> torch.Tensor:
+        """A symmetric product with V (n, b), in one sweep over the data."""
+        self._ready()
+        V_bn = arrays.rows(pieces.local(V))
+        with self._sums((len(V_bn), self._entries), V_bn) as part, closing(self._batches()) as batches:
+            if self._own and self.ranks > 1:
+                part.tensor.zero_()  # the samples of other ranks are theirs
+            for group, batch in batches:
+                here = (slice(None), self.entries(group))
+                self._multiply(kind, group, batch, V_bn[here], part.tensor[here], new=self._own or group.start == 0)
+        return self._piece(self._total(part, what).T)
+
+    def entries(self, group: range) -> slice:
+        """Which entries of a vector belong to the samples of these batches; all where there is one variable for all samples."""
+        return slice(None)
+
+    def restricted(self, names: list[str]) -> Any:
+        """The same of the named parameters alone, by this operator's survey of the data: without a sweep, counters begin at 0.
+
+        Parameters
+        ----------
+        names : list of str
+            Full names of parameters that this operator differentiates.
+
+        Returns
+        -------
+        Operator
+            The columns of a Jacobian, a diagonal block of a curvature matrix.
+
+        Examples
+        --------
+        >>> J = spectral.Jacobian(torch.nn.Linear(2, 1), [torch.ones(3, 2)])
+        >>> J.shape, J.restricted(["bias"]).shape
+        ((3, 3), (3, 1))
+        """
+        return self._of(self.network.restricted(names), self.options)
 
     def _grouped(self, batch: Any) -> list[range]:
         """Consecutive batches of one form, as many as memory and use allow."""

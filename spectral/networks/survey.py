@@ -43,7 +43,7 @@ def _built(model: DataModel) -> dict[str, Any]:
         "statistics": model.statistics,
         "dtype": arrays.dtype_name(model.dtype),
         "product_dtype": arrays.dtype_name(model.compute_dtype),
-        "parameters": {name: tuple(model.shapes[name]) for name in model.names},
+        "parameters": {name: model.built[name][0] for name in model.names},
         "modules": [
             f"{name or 'the model'} is {type(module).__name__}" for name, module in model.model.named_modules()
         ],

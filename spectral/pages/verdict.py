@@ -108,37 +108,22 @@ def compared(e: Evidence) -> Verdict:
         return Verdict("undecided", f"Undecided: no matrix has the {name} of both true and random labels.")
     agreed = [_agreement(row) for row in own]
     ways = [way for way, _ in agreed]
-    counts = [len(_differences(row)) for row, way in zip(own, ways, strict=True) if way != "refused"] or [0]
-    seeds = min(counts)
+    seen = [len(_differences(row)) for row, way in zip(own, ways, strict=True) if way != "refused"] or [0]
     lead = max(("smaller", "larger"), key=ways.count)
-    agree, against, mixed, refused = map(ways.count, (lead, OPPOSITE[lead], "mixed", "refused"))
-    sure = agreed.count((lead, True))
-    if refused and 2 * (agree + against + mixed) <= len(own):
+    against, refused, sure = ways.count(OPPOSITE[lead]), ways.count("refused"), agreed.count((lead, True))
+    if 2 * (len(own) - refused) <= len(own):
         return e.says("undecided", f"the fits behind the {name} were refused in {refused} of {matrices(len(own))}")
-    on = f"on all{f' {seeds}' * (max(counts) == seeds)} seeds" if max(counts) > 1 else "on the only seed"
-    body = f"the {name} is {lead} with true labels {on} in {agree} of {matrices(len(own))}"
-    if against:
-        body += f" and {OPPOSITE[lead]} in {against}"
-    if 2 * mixed > len(own):
-        disagree = f"the seeds disagree on whether the {name} is smaller or larger with true labels"
-        body = f"in {mixed} of {matrices(len(own))} {disagree}"
-    body += f", {_quoted(own[ways.index(lead)] if agree else own[0], e)}"
-    body += f" and {_quoted(own[ways.index(OPPOSITE[lead])], e)}" if against >= CONTRARY * len(own) else ""
-    if doubt := e.doubt(e.metric, seeds):
-        return e.says("undecided", f"{body}, {doubt}")
-    if 2 * sure > len(own) and against < CONTRARY * len(own):
-        return e.says("yes" if e.expected in ("", lead) else "no", body)
-    if 2 * mixed > len(own) and seeds > 2:
-        return e.says("no", body)
-    if against >= CONTRARY * len(own):
-        why = "so that it depends on the matrix"
-    elif 2 * agree > len(own):
-        why = f"but the seeds scatter: the 95 % interval of the difference includes zero in {agree - sure} of these"
-    elif 2 * mixed > len(own):
-        why = f"but {seeds} seeds are too few to take that for an answer"
-    else:
-        why = "which is no majority of one direction"
-    return e.says("undecided", f"{body}, {why}")
+    contrary, disagree = against >= CONTRARY * len(own), 2 * ways.count("mixed") > len(own)
+    doubt, answer = e.doubt(e.metric, min(seen)), "undecided"
+    if not doubt and 2 * sure > len(own) and not contrary:
+        answer = "yes" if e.expected in ("", lead) else "no"
+    elif not doubt and disagree and min(seen) > 2:
+        answer = "no"
+    quoted = [_quoted(own[ways.index(lead)] if lead in ways else own[0], e)]
+    quoted += [_quoted(own[ways.index(OPPOSITE[lead])], e)] if contrary else []
+    told = {"name": name, "ways": ways, "lead": lead, "other": OPPOSITE[lead], "sure": sure, "seeds": seen}
+    told |= {"answer": answer, "contrary": contrary, "disagree": disagree, "doubt": doubt, "quoted": quoted}
+    return e.says(answer, say(TEXTS["compared"], matrices=matrices, **told))
 
 
 def _differences(row: Row) -> np.ndarray:

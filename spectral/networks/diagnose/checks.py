@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from spectral import arrays, distributed, longvectors
+from spectral.engine.linearize import Function, Tensors
 from spectral.failures import first_line, is_own
 from spectral.networks.batches import is_finite, part
 from spectral.networks.data_model import FAILURES, DataModel, FirstBatch
@@ -32,9 +33,6 @@ from spectral.networks.output_curvature import loss_of_heads
 from spectral.networks.survey import of_all_ranks, survey
 from spectral.networks.trees import repacked
 from spectral.threads import instead
-
-Function = Callable[..., torch.Tensor]
-Tensors = Sequence[torch.Tensor]
 
 
 def _sound(t: torch.Tensor) -> bool:
@@ -348,7 +346,7 @@ def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
 
 
 # NaN and infinity ----------------------------------------------------------------------------------------------------
-def first_nonfinite_module(network: DataModel, batch: Any, function: Function | None = None) -> str | None:
+def first_nonfinite_module(network: DataModel, batch: Any, function: Function) -> str | None:
     """The first module with finite inputs and an output that holds NaN or infinity, as `norm (LayerNorm)`; None if none."""
     found: list[str] = []
 
@@ -361,7 +359,7 @@ def first_nonfinite_module(network: DataModel, batch: Any, function: Function | 
             found.append(visit.label + (f", whose {bad[0]} holds NaN or infinity" if bad else ""))
 
     with network.opened(), module_calls(network, enter, leave):
-        (function or network.function(batch))(*network.primals(batch))
+        function(*network.primals(batch))
     return found[0] if found else None
 
 

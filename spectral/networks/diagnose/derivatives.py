@@ -18,7 +18,7 @@ import torch
 from torch.autograd import forward_ad
 
 from spectral import probes
-from spectral.engine.linearize import math_attention
+from spectral.engine.linearize import Function, math_attention
 from spectral.failures import REFUSALS, first_line
 from spectral.networks.batches import is_finite
 from spectral.networks.diagnose.graph import nodes
@@ -28,7 +28,6 @@ from spectral.threads import FORWARD_MODE, instead
 if TYPE_CHECKING:
     from spectral.networks.data_model import DataModel
 
-Function = Callable[..., torch.Tensor]
 FORWARD = re.compile(r"forward AD with (\S+) that does not support it")
 SECOND = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
 COMPILED = re.compile(r"Higher Order Operator: torch\.ops\.higher_order\.(\w+)")  # torch 2.15 compiles no dual tensors
@@ -48,15 +47,13 @@ def _forward_mode() -> Iterator[None]:
 
 
 # Products that are not finite -----------------------------------------------------------------------------------------
-def nonfinite_product(network: DataModel, index: int, batch: Any, function: Function | None = None) -> str:
+def nonfinite_product(network: DataModel, index: int, batch: Any, function: Function) -> str:
     """`batch 2, where the derivative of norm (LayerNorm) is not finite`: for a sentence on a product that is not.
 
     One backward pass, then one forward pass with tangents and a backward pass through it (second derivatives), each along one
-    random direction. "batch 2" where no module is found out. `function` is what is differentiated: network.function(batch) if
-    None, or the summed loss for a Hessian.
+    random direction. "batch 2" where no module is found out. `function` is what is differentiated.
     """
     where = f"batch {index}"
-    function = function or network.function(batch)
     for search, order in ((_bad_gradient, ""), (_bad_tangent, ""), (_bad_second, "second ")):
         try:
             with _differentiated(network):
@@ -68,14 +65,14 @@ def nonfinite_product(network: DataModel, index: int, batch: Any, function: Func
     return where
 
 
-def locate_nonfinite(network: DataModel, function: Callable[[Any], Function] | None = None) -> str:
+def locate_nonfinite(network: DataModel, function: Callable[[Any], Function]) -> str:
     """`nonfinite_product` of the first batch that has one, from an uncounted sweep; "" if no batch has.
 
-    `function(batch)` is what is differentiated on a batch, network.function if None.
+    `function(batch)` is what is differentiated on a batch.
     """
     with instead(network, sweeps=network.sweeps), network.sweep() as batches:
         for index, batch in batches:
-            clause = nonfinite_product(network, index, batch, None if function is None else function(batch))
+            clause = nonfinite_product(network, index, batch, function(batch))
             if "," in clause:
                 return clause
     return ""
@@ -175,13 +172,12 @@ def _bad_second(network: DataModel, batch: Any, function: Function) -> str | Non
 
 
 # Missing derivatives -------------------------------------------------------------------------------------------------
-def missing_derivative(network: DataModel, batch: Any, problem: Exception, function: Function | None = None) -> str:
+def missing_derivative(network: DataModel, batch: Any, problem: Exception, function: Function) -> str:
     """What no engine can differentiate: `embedding_bag in encoder.bag (EmbeddingBag) has no forward-mode derivative`.
 
     Forward mode is run once more with hooks, and the graph of the gradient is searched for a step that has no derivative of
     its own ("... and no second derivative"). `problem`'s own first line where neither tells.
     """
-    function = function or network.function(batch)
     try:
         with _differentiated(network):
             function(*network.primals(batch))

@@ -10,7 +10,7 @@ Legend: t a direction (tangents), w = H t the product that is held, h a step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from torch.func import functional_call
 
 from spectral import arrays, longvectors, probes
 from spectral.engine import linearize
-from spectral.engine.linearize import ReverseOverReverse, gradients, is_generic, math_attention, norm
+from spectral.engine.linearize import Function, ReverseOverReverse, Tensors, gradients, is_generic, math_attention, norm
 from spectral.failures import REFUSALS
 from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose.derivatives import operation, owner
@@ -32,8 +32,6 @@ from spectral.networks.trees import leaves as leaves_of
 from spectral.networks.trees import map_tensors, replaced, tensors
 from spectral.threads import instead
 
-Function = Callable[..., torch.Tensor]
-Tensors = Sequence[torch.Tensor]
 Make = Callable[[Any, Any, Callable[[], Any]], tuple[Function, Tensors]]
 SLICE = 8  # the first batch is at least so many times as large as what differences are taken on
 FINE = (1e-7, 1e-5)  # steps relative to the size of the primals, in float64

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from spectral import arrays
+from spectral.engine.linearize import Function, Tensors
 from spectral.engine.private import DispatchMode
 from spectral.networks.trees import tensors
-
-Function = Callable[..., torch.Tensor]
-Tensors = Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True)
