@@ -187,9 +187,9 @@ class DataModel:
             self.device = devices.pop() if devices else torch.device("cpu") if x is None else x.device
         if not self.own_dtype.is_floating_point:
             name = next((name for name in self.names if named[name].is_complex()), None)
-            what = f"the parameter {name} is" if name else "the inputs are"
-            way = "leave it out by params=, or make it of two real ones" if name else "pass floating ones"
-            raise TypeError(f"{what} {arrays.dtype_name(self.own_dtype)}, but derivatives are of real numbers; {way}.")
+            what = f"the parameter {name} is" if name else "the model or its inputs are"
+            way = "leave it out by params=, or make it of two real ones" if name else "convert them"
+            raise TypeError(f"derivatives need floating point, but {what} {self.own_dtype}; {way}.")
         self.kinds.add(self.own_dtype)
         # a recurrence in half precision loses what it is made for: vectors and sums are float32 at least
         self.dtype = torch.promote_types(self.own_dtype, torch.float32)
@@ -795,11 +795,11 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
             without = f" without its {withheld[0]}, which a model is given with loss=None alone" if withheld else ""
             several = isinstance(batch, tuple | list) and bool(batch) and isinstance(batch[0], tuple | list)
             told = "model(*batch[0])" if several else "... that calls the model as it wants to be called"
-            way = f"forward=lambda model, batch: {told}" if own else "a forward= that takes what the batch holds"
-            way = "an of= that takes the output and the batch" if own and callable(model.of) else way
+            way = f"forward=lambda model, batch: {told}" if own else "another forward="
+            way = "another of=" if own and callable(model.of) else way
             raise kind(
-                f"the model fails on batch {index}{without} ({type(problem).__name__}: {first_line(problem)}); mend the model or "
-                f"the batch, or pass {way}."
+                f"the model fails on batch {index} ({type(problem).__name__}: {first_line(problem)}); it must take what the "
+                f"batch holds{without}, or pass {way}."
             ) from problem
         if not kinds:
             raise TypeError(
