@@ -179,6 +179,11 @@ class Watcher:
             "training runs: with the same folder= it goes on with the history."
         )
 
+    def __getattr__(self, name: str) -> Any:
+        hook = name == "setup" or name.startswith("on_")  # what trainers ask of their callbacks
+        way = "; give a trainer watcher.trainer_callback() or watcher.lightning_callback()" if hook else ""
+        raise AttributeError(f"a Watcher has no {name}{way}.")
+
     # At each step -----------------------------------------------------------------------------------------------------
     def __call__(self, step: int) -> list[Reading]:
         """Say which step has ended; the readings that were made now, most often none."""

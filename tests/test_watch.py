@@ -498,3 +498,16 @@ def test_what_was_still_waiting_at_the_end_is_recorded():
     watcher(0)
     watcher.close()
     assert watcher.skipped == [Skipped("trace", 0, 0, "training ended before there was time for it")]
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_init_end", "on_train_begin", "setup", "on_exception"]
+)  # of transformers, of Lightning
+def test_a_trainer_that_is_given_the_watcher_itself_is_told_what_to_give_it(hook):
+    watcher = spectral.Watcher(lambda: np.eye(2), every=1)
+    with pytest.raises(
+        AttributeError, match=r"give a trainer watcher.trainer_callback\(\) or watcher.lightning_callback\(\)"
+    ):
+        getattr(watcher, hook)
+    with pytest.raises(AttributeError, match=r"a Watcher has no histories\."):
+        watcher.histories  # noqa: B018
