@@ -515,8 +515,12 @@ class Watcher:
             )
         if ax is not None:
             return plotting.waterfall(spectra, ax)
-        panels = len(kinds) + bool(spectra)
-        figure, axes = plt.subplots(1, panels, figsize=(3.6 * panels + 0.8 * bool(spectra), 3.2), squeeze=False)
+        widths = [3.6] * len(kinds) + [5.4] * bool(
+            spectra
+        )  # a waterfall has its colours beside it, and powers on both sides of 0
+        figure, axes = plt.subplots(
+            1, len(widths), figsize=(sum(widths), 3.2), squeeze=False, gridspec_kw={"width_ratios": widths}
+        )
         for what, panel in zip(kinds, axes[0], strict=False):
             plotting.over_steps(self.history(what), panel, what.replace("_", " "))
         if spectra:

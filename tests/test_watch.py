@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import json
 import math
 import pickle
@@ -511,3 +512,14 @@ def test_a_trainer_that_is_given_the_watcher_itself_is_told_what_to_give_it(hook
         getattr(watcher, hook)
     with pytest.raises(AttributeError, match=r"a Watcher has no histories\."):
         watcher.histories  # noqa: B018
+
+
+def test_the_powers_of_a_waterfall_stand_apart():
+    """Those of both signs beside other panels: they touched."""
+    values = np.geomspace(1e-4, 3.0, 20)
+    watcher = spectral.Watcher(lambda: np.diag([*values, *-values]), every=1, share=None, what=("top", "trace", "esd"))
+    watcher(0), watcher(1)
+    figure = watcher.plot()
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[2].get_xticklabels()]
+    assert len(boxes) == 5 and all(b.x0 - a.x1 > a.height / 2 for a, b in itertools.pairwise(boxes))
