@@ -205,7 +205,23 @@ def defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "model" in groups:  # a file that sets other groups too has its own below its name
         groups["model"] = groups["model"].get("model", groups["model"])
+    for name in _trainings(folder, config.get("model")):
+        if (own_choice := OmegaConf.to_container(OmegaConf.load(ours["training", name]))) == config.get("training"):
+            groups["training"] = own_choice
     return groups | {"operator": groups.pop("products") | groups["operator"]}
+
+
+def _trainings(folder: Path, model: Any) -> set[str]:
+    """What the files of a model choose in the place of the training that nobody names."""
+    files: list[Any] = [OmegaConf.to_container(OmegaConf.load(path)) for path in folder.glob("model/*.yaml")]
+    return {
+        entry["override /training"]
+        for file in files
+        for entry in file.get("defaults", ())
+        if "override /training" in entry
+        and isinstance(model, Mapping)
+        and all(model.get(key) == file["model"].get(key) for key in ("_target_", "kind"))
+    }
 
 
 def task(config: DictConfig) -> None:

@@ -427,12 +427,12 @@ def summation_error(dtype: torch.dtype | str) -> float:
     return min(1e3 * eps, math.sqrt(eps))
 
 
-def discrepancy(dtype: torch.dtype) -> float:
-    """How far two ways to compute one number in `dtype` may be apart, relative to its size, by rounding alone.
+def discrepancy(unit: torch.dtype | float) -> float:
+    """How far two ways to compute one number in a dtype, or of its `unit`, may be apart, relative to its size, by rounding alone.
 
     Of products of a deep network about sqrt(depth) eps, with room. A bf16 product may be off by 1e-2, a wrong one is by about 1.
     """
-    return min(0.1, 1e3 * machine_epsilon(dtype) ** 0.75)
+    return min(0.1, 1e3 * (unit if isinstance(unit, float) else machine_epsilon(unit)) ** 0.75)
 
 
 def all_finite(x: torch.Tensor) -> bool:

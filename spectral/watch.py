@@ -179,6 +179,11 @@ class Watcher:
             "training runs: with the same folder= it goes on with the history."
         )
 
+    def __getattr__(self, name: str) -> Any:
+        hook = name == "setup" or name.startswith("on_")  # what trainers ask of their callbacks
+        way = "; give a trainer watcher.trainer_callback() or watcher.lightning_callback()" if hook else ""
+        raise AttributeError(f"a Watcher has no {name}{way}.")
+
     # At each step -----------------------------------------------------------------------------------------------------
     def __call__(self, step: int) -> list[Reading]:
         """Say which step has ended; the readings that were made now, most often none."""
@@ -510,8 +515,12 @@ class Watcher:
             )
         if ax is not None:
             return plotting.waterfall(spectra, ax)
-        panels = len(kinds) + bool(spectra)
-        figure, axes = plt.subplots(1, panels, figsize=(3.6 * panels + 0.8 * bool(spectra), 3.2), squeeze=False)
+        widths = [3.6] * len(kinds) + [5.4] * bool(
+            spectra
+        )  # a waterfall has its colours beside it, and powers on both sides of 0
+        figure, axes = plt.subplots(
+            1, len(widths), figsize=(sum(widths), 3.2), squeeze=False, gridspec_kw={"width_ratios": widths}
+        )
         for what, panel in zip(kinds, axes[0], strict=False):
             plotting.over_steps(self.history(what), panel, what.replace("_", " "))
         if spectra:

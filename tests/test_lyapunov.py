@@ -120,3 +120,20 @@ def test_equal_and_zero_singular_values():
 def test_what_is_no_product_is_refused(factors):
     with pytest.raises(ValueError):
         log_singular_values(factors)
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+def test_torchs_cells_which_take_their_input_first_are_refused_with_what_turns_them(kind):
+    """Of as many inputs as states, input and state were exchanged silently."""
+    cell, inputs = kind(3, 3).double(), torch.randn(40, 3, dtype=torch.float64)
+    state = torch.zeros(6 if kind is nn.LSTMCell else 3, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"takes \(input, state\)") as said:
+        spectral.lyapunov(cell, state, inputs)
+    step = eval(str(said.value).split("pass ")[1].removesuffix(" of a cell."), {"cell": cell, "torch": torch})
+    found = spectral.lyapunov(step, state, inputs, discard=0)
+    with torch.no_grad():  # the sum of all exponents is that of ln |det| of the Jacobians along the trajectory
+        logs = []
+        for x in inputs:
+            logs.append(float(torch.linalg.slogdet(torch.func.jacfwd(step)(state, x))[1]))
+            state = step(state, x)
+    np.testing.assert_allclose(found.values.sum(), np.mean(logs), rtol=1e-10)

@@ -372,3 +372,36 @@ def test_inside_torchs_transforms_and_on_meta_products_are_refused_in_one_senten
     for estimate in (lambda: spectral.trace(A), lambda: spectral.slq(A), lambda: spectral.top(np.eye(3), 1)):
         with torch.device("meta"), pytest.raises(ValueError, match="torch's default device is meta"):
             estimate()
+
+
+SPELT = """
+np.matmul(A, V) | np.matmul(U, A) | np.multiply(2, A) @ V | np.divide(A, 4) @ V | np.add(A, A) @ V | np.subtract(A, A) @ V
+np.negative(A) @ V | (+A) @ V | np.float64(2) * A @ V | np.array(3.0) * A @ V | U @ A
+A @ I @ V | I @ A @ V | A @ (I / 2) @ V | (3 * I) @ V | V.T @ I
+"""
+REFUSED = """
+len(A) | A // 2 | 2 // A | A % 2 | divmod(A, 2) | 2 / A | v / A | 2**A | abs(A) | ~A | np.sqrt(A) | np.isnan(A) | np.sum(A)
+torch.tensor(A) | np.matmul(A, v, out=v)
+"""
+
+
+def expressions(text: str) -> list[str]:
+    return [one.strip() for line in text.strip().splitlines() for one in line.split(" | ")]
+
+
+@pytest.mark.parametrize("written", expressions(SPELT))
+def test_numpy_and_the_identity_spell_the_algebra_as_matrices_do(written):
+    M = np.random.default_rng(0).standard_normal((3, 5))
+    rest = {"np": np, "V": np.arange(10.0).reshape(5, 2), "U": np.arange(6.0).reshape(2, 3)}
+    ours = eval(written, rest | {"A": spectral.as_operator(M), "I": spectral.I})
+    theirs = eval(written, rest | {"A": M, "I": np.eye(3 if "I @ A" in written else 5)})
+    np.testing.assert_allclose(ours, theirs, rtol=1e-14)
+
+
+@pytest.mark.parametrize("written", expressions(REFUSED))
+def test_what_an_operator_has_not_is_said_in_one_sentence_with_what_to_write(written):
+    A, v = spectral.as_operator(np.eye(3)), np.ones(3)
+    with pytest.raises(TypeError, match=r"write (A|spectral)\."):
+        eval(written, {"A": A, "v": v, "np": np, "torch": torch})
+    assert A.products == 0 and bool(A)
+    assert v != A and A in [v, A]  # nor are arrays and operators compared entry by entry

@@ -93,6 +93,27 @@ def test_a_checkpoint_of_another_optimizer_state_is_refused(tmp_path):
         spectral.slq(precondition(A, optimizer), steps=5, probes=2, checkpoint=tmp_path / "run")
 
 
+class AcceleratedOptimizer(torch.optim.Optimizer):
+    """As accelerate's, which transformers' Trainer puts around its own: the state is that of the one inside."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    state = property(lambda self: self.optimizer.state)
+    param_groups = property(lambda self: self.optimizer.param_groups)
+
+
+def test_what_a_trainer_puts_around_an_optimizer_is_the_optimizer():
+    _, optimizer, A = trained(lambda p: torch.optim.AdamW(p, lr=0.01))
+    wrapped = AcceleratedOptimizer(optimizer)
+    np.testing.assert_array_equal(dense(precondition(A, wrapped)), dense(precondition(A, optimizer)))
+    kind = type("LightningOptimizer", (), {"optimizer": optimizer})
+    inside = type(
+        "LightningAdamW", (kind, torch.optim.AdamW), {"__init__": lambda self: None}
+    )()  # as Lightning makes it
+    np.testing.assert_array_equal(dense(precondition(A, inside)), dense(precondition(A, optimizer)))
+
+
 def test_parameters_are_matched_by_identity_not_by_order():
     model, _, A = trained(lambda p: torch.optim.SGD(p, lr=0.1))
     groups = [{"params": [p], "eps": 10.0**-i} for i, p in enumerate(reversed(list(model.parameters())))]

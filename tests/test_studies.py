@@ -6,6 +6,7 @@ import html
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,14 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 import spectral
-from spectral.__main__ import config_folder
+from spectral.__main__ import config_folder, defaults
 from spectral.app import configuration, run
 from spectral.app.store import STEP, RunStore
 from spectral.experiments.batchnorm_outliers import batchnorm_outliers
 from spectral.experiments.block_heterogeneity import heterogeneity
 from spectral.experiments.cell import Settings
 from spectral.experiments.cross_section import cross_section, curvature, filter_normalised, surface
-from spectral.experiments.datasets import digits
+from spectral.experiments.datasets import digits, text
 from spectral.experiments.edge_of_stability import answered, edge_of_stability
 from spectral.experiments.models import cnn, model_for
 from spectral.experiments.study import Part, block_error, perform
@@ -66,6 +67,20 @@ def test_training_is_looked_at_as_a_dense_hessian_says():
 
 def part_size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def test_a_study_takes_labels_of_every_token():
+    """The half square of a language model, its classes summed and its tokens averaged, is that of the definition."""
+    data = {"train": 2, "test": 1, "length": 4}
+    model = partial(model_for, kind="gpt", options={"width": 4, "depth": 1, "heads": 1})
+    settings = Settings(problem=partial(text, **data), model=model, seeds=(0,))
+    study = edge_of_stability(settings, rates=(1e-9,), adam_rates=(), steps=24, every=1)
+    part = study.steps["gd-1e-09"]({}, {})
+    problem = settings.problem(seed=0)
+    network = settings.build(problem, 0, settings.conditions[0]).double().eval()
+    p = network(problem.x_train).transpose(1, 2).flatten(0, 1)  # (tokens, classes)
+    squares = p.square().sum(1) + 1 - 2 * p[torch.arange(len(p)), problem.y_train.flatten()]
+    np.testing.assert_allclose(part.arrays["loss"], float(squares.detach().mean()) / 2, rtol=1e-6)
 
 
 def test_rates_that_diverge_and_too_few_looks_are_refused():
@@ -304,13 +319,28 @@ def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path: Path, monkey
     assert (tmp_path / "one" / "training.npz").exists()
 
 
+@pytest.mark.parametrize("model", sorted(path.stem for path in Path(config_folder()).glob("model/*.yaml")))
+def test_what_the_file_of_a_model_chooses_is_named_by_nobody(model, tmp_path: Path, monkeypatch):
+    """A study that looks at models takes each of them as it comes: a training that it does not look at was not asked for."""
+    own = {"file": ["model.path=net.py:make", "data.path=data.npz", "trust=[net.py]"], "huggingface": ["model.name=."]}
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["experiment=edge_of_stability", f"model={model}", *own.get(model, [])]
+    settings = composed(tmp_path, *arguments)
+    configuration.check(settings, defaults(settings))
+    typed = settings | {"training": settings["training"] | {"enabled": True, "options": {"lr": 0.5}}}
+    with pytest.raises(ValueError, match="does not look at training, which would be ignored"):
+        configuration.check(typed, defaults(typed))
+
+
 def test_groups_that_a_study_does_not_look_at_are_refused(tmp_path: Path):
     settings = config(tmp_path)
     configuration.check(settings)
     changed = settings | {"estimator": {"_target_": "spectral.slq"}}
     with pytest.raises(ValueError, match="does not look at estimator, which would be ignored"):
         configuration.check(changed, {"estimator": settings["estimator"]})
-    with pytest.raises(ValueError, match="leave training=none out"):
+    with pytest.raises(ValueError, match="take training=adam"):
         configuration.check(settings | {"training": {"enabled": False, "noise": 0.0, "options": {}}})
     blocks = {"_target_": "spectral.experiments.block_heterogeneity.block_heterogeneity"}
     with pytest.raises(ValueError, match="it has networks and data of its own"):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import spectral
 from spectral.estimators import samplers
@@ -347,3 +348,29 @@ def test_where_low_rank_leaves_nothing_but_rounding_the_error_is_that_rounding(m
     runs = [spectral.trace(A, method=method, probes=30, seed=seed) for seed in range(40)]
     assert max(e.stderr for e in runs) <= 1e-11
     assert np.mean([abs(e.value - 10) <= 3 * e.stderr for e in runs]) >= 0.95
+
+
+class RootMeanSquare(nn.Module):
+    """Llama's norm, which computes in float32 whatever its input is: products in float64 are good to eps of float32."""
+
+    def forward(self, x):
+        y = x.float()
+        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+@pytest.mark.parametrize("method", ["auto", "xnystrace"])
+def test_the_symmetry_that_is_asked_for_is_that_of_the_products_rounding(method):
+    """Not that of the vectors' dtype: every Llama in float64 was "not symmetric", and so was what is made of its matrices."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), RootMeanSquare(), nn.Tanh(), nn.Linear(12, 5)).double()
+    x, y = torch.randn(60, 6, dtype=torch.float64), torch.arange(60) % 5
+    A = spectral.GaussNewton(model, nn.CrossEntropyLoss(), [(x, y)])
+    dense = A @ torch.eye(A.shape[0], dtype=torch.float64)
+    exact = float(dense.trace())
+    found = spectral.trace(A, method=method, probes=60)
+    assert found.method == "xnystrace"
+    assert abs(found.value - exact) < 4 * found.stderr < exact / 10
+    squared = spectral.slq(A @ A, probes=20).integrate(
+        lambda t: t
+    )  # nobody knows that it is symmetric: two products tell
+    assert abs(squared.value - float(dense.square().sum())) < 4 * squared.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import json
 import math
 import pickle
@@ -498,3 +499,27 @@ def test_what_was_still_waiting_at_the_end_is_recorded():
     watcher(0)
     watcher.close()
     assert watcher.skipped == [Skipped("trace", 0, 0, "training ended before there was time for it")]
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_init_end", "on_train_begin", "setup", "on_exception"]
+)  # of transformers, of Lightning
+def test_a_trainer_that_is_given_the_watcher_itself_is_told_what_to_give_it(hook):
+    watcher = spectral.Watcher(lambda: np.eye(2), every=1)
+    with pytest.raises(
+        AttributeError, match=r"give a trainer watcher.trainer_callback\(\) or watcher.lightning_callback\(\)"
+    ):
+        getattr(watcher, hook)
+    with pytest.raises(AttributeError, match=r"a Watcher has no histories\."):
+        watcher.histories  # noqa: B018
+
+
+def test_the_powers_of_a_waterfall_stand_apart():
+    """Those of both signs beside other panels: they touched."""
+    values = np.geomspace(1e-4, 3.0, 20)
+    watcher = spectral.Watcher(lambda: np.diag([*values, *-values]), every=1, share=None, what=("top", "trace", "esd"))
+    watcher(0), watcher(1)
+    figure = watcher.plot()
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[2].get_xticklabels()]
+    assert len(boxes) == 5 and all(b.x0 - a.x1 > a.height / 2 for a, b in itertools.pairwise(boxes))

@@ -1463,6 +1463,50 @@ def test_model_that_fails_on_a_batch_is_one_sentence(problem, kind):
     assert caught.value.__cause__ is not None and "\n" not in str(caught.value)
 
 
+class TwoInputs(nn.Module):
+    """Two inputs; a pair of them is one entry of a batch where Keras' habit is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 2), nn.Linear(4, 2)
+
+    def forward(self, a, b):
+        return self.a(a) * self.b(b)
+
+
+@pytest.mark.parametrize("together", [tuple, list])
+def test_inputs_that_are_one_entry_of_a_batch_are_refused_with_the_forward_that_takes_them(together):
+    model, a, b, y = TwoInputs(), torch.randn(6, 3), torch.randn(6, 4), torch.arange(6) % 2
+    data = [(together((a, b)), y)]
+    with pytest.raises(TypeError, match=r"pass (forward=lambda model, batch: model\(\*batch\[0\]\))\.") as said:
+        Hessian(model, CE, data)
+    forward = eval(str(said.value).rsplit("pass forward=", 1)[1].rstrip("."))
+    v = torch.randn(18)
+    torch.testing.assert_close(Hessian(model, CE, data, forward=forward) @ v, Hessian(model, CE, [(a, b, y)]) @ v)
+
+
+@pytest.mark.parametrize("build", [lambda m, x, y: Jacobian(m, [x]), lambda m, x, y: Hessian(m, CE, [(x, y)])])
+def test_complex_parameters_are_named_with_what_leaves_them_out(build):
+    """What is left is the matrix of the real ones, beside complex ones that stay as they are."""
+
+    class Wave(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wave, self.head = nn.Parameter(torch.randn(3, 4, dtype=torch.complex64)), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head((x.to(self.wave.dtype) @ self.wave).abs())
+
+    model, x, y = Wave(), torch.randn(5, 3), torch.arange(5) % 2
+    with pytest.raises(TypeError, match=r"the parameter wave is torch.complex64; leave it out by params=, or"):
+        build(model, x, y)
+    v, features = torch.randn(10), (x.to(model.wave.dtype) @ model.wave).abs().detach()
+    ours = Hessian(model, CE, [(x, y)], params=["head.*"]) @ v
+    torch.testing.assert_close(ours, Hessian(model.head, CE, [(features, y)]) @ v)
+    with pytest.raises(TypeError, match=r"the model or its inputs are torch.complex64; convert them"):
+        Jacobian(nn.Flatten(), [x.to(torch.complex64)], wrt="inputs")
+
+
 @pytest.mark.parametrize("kind", [Hessian, GaussNewton])
 def test_sample_without_an_axis_of_samples_is_one_sentence(problem, kind):
     model, x, y = problem

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import scipy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectral import arrays, cards, probes
 from spectral.engine import trace
@@ -117,7 +117,7 @@ def lyapunov(
     Raises
     ------
     TypeError
-        For a state that is not floating.
+        For a state that is not floating, and for torch's own cells, which take their input first.
     ValueError
         For numbers out of range, too few inputs, a step that changes the shape, and a trajectory that leaves the finite.
 
@@ -134,6 +134,16 @@ def lyapunov(
     array([0.5 , 0.25])
     """
     function(step, "step", "a state")
+    if isinstance(step, nn.RNNCellBase | nn.RNNBase):
+        way = (
+            "lambda s, x: torch.cat(cell(x, s.chunk(2)))"
+            if "LSTM" in type(step).__name__
+            else "lambda h, x: cell(x, h)"
+        )
+        raise TypeError(
+            f"step is torch's {type(step).__name__}, which takes (input, state), and step is called with (state, input); pass "
+            f"{way} of a cell."
+        )
     if not isinstance(state, Tensor) or not state.is_floating_point():
         kind = state.dtype if isinstance(state, Tensor) else f"a {type(state).__name__}"
         raise TypeError(

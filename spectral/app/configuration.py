@@ -262,6 +262,7 @@ CONFIG = Fields(
         "trust": Items(NAME, distinct=True),
     },
 )
+UNTRAINED = "An experiment trains its networks; take training=adam, or name no experiment."
 NOTED = ("choices", "files")  # what the command itself writes down beside the settings
 
 
@@ -320,7 +321,7 @@ def _combination(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
                 "experiment.trains follows training.enabled; leave it out, and choose training=none or another."
             )
     elif not training["enabled"]:
-        raise ValueError("An experiment trains its networks; take training=adam, or name no experiment.")
+        raise ValueError(UNTRAINED)
     if locate(config["estimator"]["_target_"]) in NUMBERS:
         raise ValueError("An experiment compares spectra, and this estimator gives none; use esd, slq, kpm or exact.")
     if training["noise"]:
@@ -362,4 +363,4 @@ def _read(study: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) ->
                 f"The experiment {study} does not look at {group}, which would be ignored; leave it out: {said}."
             )
     if "training" in reads and not config["training"]["enabled"]:
-        raise ValueError("An experiment trains its networks; leave training=none out, or name no experiment.")
+        raise ValueError(UNTRAINED)

@@ -239,7 +239,7 @@ def symmetric_operand(A: Any) -> tuple[Operator, int, int]:
 def is_symmetric(A: Operator) -> bool:
     """Whether A^T = A: two products tell where nobody knows, once."""
     if A.symmetric is None:
-        A.symmetric = not _asymmetry(A) > arrays.discrepancy(A.dtype)
+        A.symmetric = not _asymmetry(A) > arrays.discrepancy(A.epsilon)
     return bool(A.symmetric)
 
 

@@ -340,6 +340,5 @@ def _xdiag(A: Operator, m: int, seed: int, progress: bool | None, run: Checkpoin
             if alone[i] and alone[j]:
                 covariance += 2 * change(i, j) * change(j, i)
     variance = samples.var(axis=1, ddof=1) / m + np.maximum(covariance, 0) / (m * (m - 1))
-    eps = arrays.machine_epsilon(A.dtype)
-    rounding = eps * np.sqrt((arrays.double(local(Y)) ** 2).mean(1).cpu().numpy())  # of each row's product
+    rounding = A.epsilon * np.sqrt((arrays.double(local(Y)) ** 2).mean(1).cpu().numpy())  # of each row's product
     return samples.mean(1), np.hypot(np.sqrt(variance) * leave_one_out.widening(m), rounding)

@@ -75,7 +75,7 @@ class Sampler(ABC):
 
     def stderr(self, variance: float) -> float:
         """Widened to Student's interval, and with what rounding leaves of a trace: of products, and of sums in float64."""
-        eps = arrays.machine_epsilon(self.A.dtype) + np.sqrt(self.A.shape[0]) * 2.0**-52
+        eps = self.A.epsilon + np.sqrt(self.A.shape[0]) * 2.0**-52
         rounding = float(eps * np.sqrt(self.squares / self.m))
         return float(np.hypot(np.sqrt(variance) * leave_one_out.widening(self.m), rounding))
 
@@ -307,15 +307,15 @@ class XNysTrace(Exchangeable):
 
     def _cholesky(self, H: np.ndarray, G: np.ndarray) -> tuple[np.ndarray, float]:
         """The factor of H + nu G, nu the smallest of a few that makes it definite; ValueError where A is not."""
-        n, eps = self.A.shape[0], arrays.machine_epsilon(self.A.dtype)
-        if np.abs(H - H.T).max() > arrays.discrepancy(self.A.dtype) * np.abs(H).max():
+        n, size = self.A.shape[0], np.sqrt(self.squares / self.A.shape[0])
+        if np.abs(H - H.T).max() > arrays.discrepancy(self.A.epsilon) * np.abs(H).max():
             raise ValueError(f"{self.A!r} is not symmetric, and 'xnystrace' needs A >= 0; use method='xtrace'.")
-        nu = eps * np.sqrt(self.squares / n)
-        for _ in range(4):
+        eps = arrays.machine_epsilon(self.A.dtype)
+        while eps < min(0.1, 2e3 * self.A.epsilon):
             try:
-                return np.linalg.cholesky((H + H.T) / 2 + nu * G), nu
+                return np.linalg.cholesky((H + H.T) / 2 + eps * size * G), eps * size
             except np.linalg.LinAlgError:
-                nu *= 10
+                eps *= 10
         raise ValueError(
             f"{self.A!r} is not positive semi-definite: x^T A x = {np.linalg.eigvalsh((H + H.T) / 2)[0] / n:.3g} was met for a "
             "vector of norm about 1; use method='xtrace'."

@@ -81,7 +81,7 @@ def _trained(
     model = settings.build(problem, seed, TRUE).to(settings.device, settings.dtype).eval()
     x, labels = in_dtype(problem.x_train, settings.dtype), problem.y_train
     squared = loss == "squared"
-    y = F.one_hot(labels, problem.classes).to(settings.dtype) if squared else labels
+    y = F.one_hot(labels, problem.classes).movedim(-1, 1).to(settings.dtype) if squared else labels
     criterion = nn.MSELoss() if squared else nn.CrossEntropyLoss()
     # of torch's mean over all entries: half the square, a sample's classes summed
     scale = problem.classes / 2 if squared else 1.0

@@ -187,9 +187,10 @@ class DataModel:
             self.own_dtype = torch.get_default_dtype() if x is None else x.dtype
             self.device = devices.pop() if devices else torch.device("cpu") if x is None else x.device
         if not self.own_dtype.is_floating_point:
-            raise TypeError(
-                f"derivatives need floating point, but the model or its inputs are {self.own_dtype}; convert them."
-            )
+            name = next((name for name in self.names if named[name].is_complex()), None)
+            what = f"the parameter {name} is" if name else "the model or its inputs are"
+            way = "leave it out by params=, or make it of two real ones" if name else "convert them"
+            raise TypeError(f"derivatives need floating point, but {what} {self.own_dtype}; {way}.")
         self.kinds.add(self.own_dtype)
         # a recurrence in half precision loses what it is made for: vectors and sums are float32 at least
         self.dtype = torch.promote_types(self.own_dtype, torch.float32)
@@ -774,13 +775,16 @@ def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., An
         odd = [name for name, p in model.model.named_parameters() if not has_derivatives(p)]
         if not kinds and not odd:
             kind = next((kind for kind in (TypeError, RuntimeError) if isinstance(problem, kind)), ValueError)
-            withheld = [
-                key for key in LABEL_KEYS if model.call.run.given is default_forward and key in (fields(batch) or {})
-            ]
+            own = model.call.run.given is default_forward
+            withheld = [key for key in LABEL_KEYS if own and key in (fields(batch) or {})]
             without = f" without its {withheld[0]}, which a model is given with loss=None alone" if withheld else ""
+            several = isinstance(batch, tuple | list) and bool(batch) and isinstance(batch[0], tuple | list)
+            told = "model(*batch[0])" if several else "... that calls the model as it wants to be called"
+            way = f"forward=lambda model, batch: {told}" if own else "another forward="
+            way = "another of=" if own and callable(model.of) else way
             raise kind(
-                f"the model fails on batch {index} ({type(problem).__name__}: {first_line(problem)}); the model, or forward= and "
-                f"of= where they are given, must take what the batch holds{without}."
+                f"the model fails on batch {index} ({type(problem).__name__}: {first_line(problem)}); it must take what the "
+                f"batch holds{without}, or pass {way}."
             ) from problem
         if not kinds:
             raise TypeError(

@@ -20,6 +20,11 @@ from spectral.operators.linear_map import LinearMap
 from spectral.pieces import Piece, Shards, local, own_rows
 from spectral.schema import choice, shown
 
+UFUNCS = {  # of numpy, and what Python calls them
+    np.matmul: "matmul", np.multiply: "mul", np.divide: "truediv", np.add: "add", np.subtract: "sub", np.negative: "neg",
+    np.positive: "pos", np.power: "pow",
+}  # fmt: skip
+
 
 class Operator(LinearMap):
     """A real (m, n) matrix given by its products `A @ V` and `A.T @ U`.
@@ -109,6 +114,8 @@ class Operator(LinearMap):
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, Operator):
             return Product(self, other)
+        if isinstance(other, ScaledIdentity):
+            return other @ self
         W = super().__matmul__(other)
         if W is NotImplemented:
             raise TypeError(
@@ -122,6 +129,26 @@ class Operator(LinearMap):
             f"{self!r} is known by its products and holds no entries; write A @ np.eye(n) for those of a small one, and "
             "A.to_scipy() for scipy's solvers."
         )
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:  # type: ignore[override]
+        """numpy's functions that the algebra has: np.matmul(A, v) is A @ v; `array @ A` and `number * A` come here too."""
+        if ufunc in (np.equal, np.not_equal):
+            return bool(ufunc is np.not_equal)
+        if ufunc not in UFUNCS or method != "__call__" or options:
+            self._refuse()
+        first, *rest = inputs
+        if isinstance(first, Operator):
+            return getattr(first, f"__{UFUNCS[ufunc]}__")(*rest)
+        return getattr(rest[0], f"__r{UFUNCS[ufunc]}__")(first)
+
+    def __len__(self) -> int:
+        raise TypeError(
+            f"{self!r} holds no entries and has no length; write A.shape[0] for its rows, A @ np.eye(n) for the entries of a "
+            "small one."
+        )
+
+    def __bool__(self) -> bool:
+        return True
 
     def __rmatmul__(self, other: Any) -> Any:
         """x^T A for a vector (m,) or rows (b, m), by the transposed product."""
@@ -458,9 +485,22 @@ class Operator(LinearMap):
             raise ValueError(f"{self!r} ** {power!r} is no power; use a square operator and an integer >= 1.")
         return self if power == 1 else self @ self ** (power - 1)
 
-    def to_scipy(self) -> Any:
-        """This operator as a `scipy.sparse.linalg.LinearOperator`.
+    def _refuse(self, *others: Any) -> Any:
+        raise TypeError(
+            f"{self!r} has no such operation: operators have A + B, A - B, 2 * A, A / 2, A @ B, A ** 3 and A + shift * "
+            "spectral.I; write spectral.funm(A, f, b) for a function of one, spectral.solve(A, b) for its inverse."
+        )
 
+    def __pos__(self) -> Operator:
+        return self
+
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __divmod__ = __rdivmod__ = _refuse
+    __rtruediv__ = __rpow__ = __abs__ = __invert__ = _refuse
+
+    def to_scipy(self) -> Any:
+        """This operator as a `scipy.sparse.linalg.LinearOperator`, for `eigsh(A.to_scipy())` and the like.
+
+        Of A itself they would say "Cannot interpret 'torch.float64' as a data type": they ask its dtype before anything else.
         scipy's solvers work in the dtype of their own vectors: those are cast to this operator's dtype on the way in. A complex
         vector is multiplied as its real and its imaginary part, two products.
 
@@ -548,6 +588,16 @@ class ScaledIdentity:
         return ScaledIdentity(self.shift * _number(factor))
 
     __rmul__ = __mul__
+
+    def __truediv__(self, factor: Any) -> ScaledIdentity:
+        return ScaledIdentity(self.shift / _number(factor))
+
+    def __matmul__(self, other: Any) -> Any:
+        if not isinstance(other, Operator) and not arrays.is_array(other):
+            return NotImplemented
+        return other if self.shift == 1 else self.shift * other
+
+    __rmatmul__ = __matmul__
 
     def __neg__(self) -> ScaledIdentity:
         return ScaledIdentity(-self.shift)

@@ -206,7 +206,9 @@ class Function(Operator):
 def _root(A: Operator, P: Any) -> Operator:
     """C = P^{-1/2} as an operator."""
     if isinstance(P, torch.optim.Optimizer):
-        return Optimizer(A, P)
+        given: Any = P
+        wrapped = {kind.__name__ for kind in type(P).__mro__} & WRAPPERS
+        return Optimizer(A, given.optimizer if wrapped else given)
     if isinstance(P, Mapping):
         return Diagonal(A, A.flatten(P))
     if arrays.is_array(P) and P.ndim == 1:
@@ -240,6 +242,8 @@ def _positive(P: torch.Tensor) -> torch.Tensor:
 
 
 # Optimizers -----------------------------------------------------------------------------------------------------------
+# what trainers of transformers and Lightning put around an optimizer, to which they hand each step
+WRAPPERS = {"AcceleratedOptimizer", "LightningOptimizer"}
 Reader = Callable[[torch.Tensor, Mapping[str, Any], Mapping[str, Any]], torch.Tensor]
 
 
