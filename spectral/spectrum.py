@@ -304,13 +304,15 @@ class Spectrum(Quadrature):
             own = omega @ y
             with np.errstate(all="ignore"):
                 others = (weights * values_of(f, nodes.reshape(-1)).reshape(nodes.shape)).sum(1)
-                jumps = [values_of(f, np.maximum(theta + side * residuals, least)) - y for side in (-1, 1)]
+                moved = np.array([values_of(f, np.maximum(theta + side * residuals, least)) - y for side in (-1, 1)])
                 slope = np.ptp(y) / np.ptp(theta)
-                jumps = np.where(np.abs(jumps) > STEEP * slope * residuals, jumps, 0.0)
+                jumps = np.where(np.abs(moved) > STEEP * slope * residuals, moved, 0.0)
             finite = np.isfinite(others)
             beyond = others[finite] - own
             total += share * np.maximum([beyond.max(), -beyond.min()], 0.0) if finite.any() else np.inf
-            total += share * np.array([np.where(side * jumps > 0, side * jumps, 0.0).max(0) @ omega for side in (1, -1)])
+            total += share * np.array(
+                [np.where(side * jumps > 0, side * jumps, 0.0).max(0) @ omega for side in (1, -1)]
+            )
         return total
 
     @cached_property

@@ -44,8 +44,8 @@ def alike(record: LanczosRecord, least: float = -np.inf, share: float = 1.0) -> 
     Those of k + 1 steps that begin as T does, with an alpha within OPEN beta_k of its last: they have its moments (the Radau
     rules; Golub, Meurant 2010, ch. 6). Those of k steps with a last alpha within OPEN beta_{k-1} of its own, and that of k - 1
     steps. As the alpha moves, the nodes pass through the gaps of T. Few steps have not seen what lies beyond: there are also
-    the Radau rules of nodes as far out as one may weigh `share`, what an eigenvalue has. No node is below `least`, which bounds the
-    spectrum, and the rule that has it among its nodes is one of them.
+    the Radau rules of nodes as far out as one may weigh `share`, what an eigenvalue has. No node is below `least`, which bounds
+    the spectrum, and the rule that has it among its nodes is one of them.
     """
     alphas, betas, k = record.alphas, record.betas, record.steps
     levels = max(DENSE // k, FEWEST)
@@ -57,7 +57,7 @@ def alike(record: LanczosRecord, least: float = -np.inf, share: float = 1.0) -> 
         low = edge + betas[-1] ** 2 / last_pivot(record, edge)
         high, ends = max(high, low + betas[-1]), [low]
         shorter = np.maximum(shorter, alphas[-1] - last_pivot(record, edge))
-    far = [d for d in _far(record, share) if d > high or d < low and not np.isfinite(least)]
+    far = [d for d in _far(record, share) if d > high or (d < low and not np.isfinite(least))]
     rules = [(np.append(alphas, d), betas) for d in (*ends, *far, *((low + high) / 2 + moves * (high - low) / 2))]
     if k > 1:
         rules += [(np.append(alphas[:-1], d), betas[:-1]) for d in shorter] + [(alphas[:-1], betas[:-2])]
