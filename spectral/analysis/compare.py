@@ -211,7 +211,7 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
 
     - `wasserstein` (units of λ) and `ks` (fractions): between the spectra as they are, `a.distance(b, kind=...)`.
     - `..._by_mean`, `..._by_lambda_max`: the same after dividing each spectrum's values by its mean, or by its largest: shape
-      without scale. nan unless both are positive; an error nan where one is not, within 1.96 of its own errors.
+      without scale. nan unless both are positive; an error of `ks` and `js` nan where one is not, within 1.96 of its errors.
     - `wasserstein_log10`: W1 between the log10 of the values, in decades. Values that are not positive beyond
       `Spectrum.rounding` have no logarithm; `log10_excluded_a` and `log10_excluded_b` are their fractions.
     - `js`: the Jensen-Shannon divergence in bits, with 60 bins, or a third of the nodes of a probe: to be compared only between
@@ -262,9 +262,9 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
         for kind in ("wasserstein", "ks", "js"):
             found = nan, nan
             if min(units) > 0:
-                own = unsure if told else (0.0, 0.0)
+                own = unsure if told and kind != "wasserstein" else (off[0], off[1])
                 found = _divergence(a, b, bins, units, own) if kind == "js" else between(a, b, kind, units, own)
-            pairs[f"{kind}_by_{name}"] = found if told else (found[0], nan)
+            pairs[f"{kind}_by_{name}"] = found if told or kind == "wasserstein" else (found[0], nan)
     for name, of in (("trace", trace_of), ("lambda_max", largest_of), ("effective_rank", effective_rank)):
         pairs[f"{name}_ratio"] = ratio_of(of(a), of(b))
     (log_a, out_a), (log_b, out_b) = (_logarithms(s.points(), s.rounding) for s in (a, b))
