@@ -162,6 +162,32 @@ def test_the_trace_has_no_truncation_however_many_eigenvalues_lie_within_roundin
     assert s.truncation(lambda x: x) <= 1e-10 * values.sum()
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("name", ["uniform", "semicircle", "one outlier"])
+def test_few_steps_do_not_say_that_nothing_lies_beyond(name, steps):
+    """How many eigenvalues exceed what one step has seen: 0 ± 0, where 1 to 60 of 150 did."""
+    values = {**SPECTRA, **MANY}[name]
+    A, c, held = spectral.as_operator(np.diag(values)), values.max() - 0.2 * np.ptp(values), []
+    for seed in range(6):
+        e = spectral.slq(A, probes=2, steps=steps, seed=seed, deflate=False).integrate(
+            lambda x: np.where(x > c, 1.0, 0.0)
+        )
+        held.append(abs(float(e) - (values > c).sum()) <= 2 * e.stderr)
+        assert e.stderr > 0.2
+    assert np.mean(held) >= 5 / 6
+
+
+@pytest.mark.parametrize("probes", [1, 4])
+def test_a_step_within_a_cluster_may_have_all_of_it_on_either_side(probes):
+    """One node stands for fifty eigenvalues 1e-3 apart, and does not move across the step: z was 2 to 5."""
+    values = SPECTRA["clustered"]
+    for seed in range(6):
+        for c in (-2.0, 0.0, 4.0):
+            s = spectral.slq(np.diag(values), probes=probes, steps=8, seed=seed, deflate=False)
+            e = s.integrate(lambda x, c=c: np.where(x > c, 1.0, 0.0))
+            assert abs(float(e) - (values > c).sum()) <= 2 * e.stderr
+
+
 def test_polynomials_that_the_rules_integrate_have_no_truncation():
     """Degree 2 k - 3 at most: k steps have 2 k moments, and the shortest rules alike two fewer."""
     s = spectral.slq(np.diag(MANY["uniform"]), probes=2, steps=5, deflate=False)

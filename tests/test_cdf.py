@@ -139,34 +139,20 @@ def test_the_bounds_of_a_quantile_are_where_the_band_crosses_it():
         assert e.upper == pytest.approx(above[0], abs=1.01 * step) if len(above) else e.upper == np.inf
 
 
-def test_an_error_leaves_one_probe_out_after_the_other():
-    """By curves made anew without each probe, and the jackknife's variance and bias written out; of KS with half of the
-    certified envelopes where it is attained. W1's is that of its two spectra (test_compare.py)."""
-    s, other = (spectral.slq(sp.diags_array(SPECTRA["uniform"]).tocsr(), probes=4, steps=15, seed=i) for i in (0, 1))
-    rest = s.unresolved / s.dim
-    for kind in ("ks",):
-        variance, bias, value = 0.0, 0.0, cdf.distance(s.curve, other.curve, kind)
-        for a, b in ((s, other), (other, s)):
-            without = []
-            for k in range(4):
-                keep = [j for j in range(4) if j != k]
-                shares = a.pooling[keep] / a.pooling[keep].sum() * (a.unresolved / a.dim)
-                parts, weights = [a.probe_curves[j] for j in keep], list(shares)
-                if a.unresolved < a.dim:
-                    parts, weights = [*parts, cdf.staircase(*a.known_points())], [*weights, 1 - a.unresolved / a.dim]
-                without.append(cdf.distance(cdf.pooled(parts, weights), b.curve, kind))
-            variance += 3 / 4 * np.square(without - np.mean(without)).sum()
-            bias += 3 * (np.mean(without) - value)
-        envelopes = 0.0
-        if kind == "ks":
-            x = np.unique(np.concatenate([s.curve[0], other.curve[0]]))
-            x = np.concatenate([x - 1e-14, x + 1e-14])
-            F, G = (cdf.limits(one.curve, x)[0] for one in (s, other))
-            at = x[[np.argmax(np.abs(F - G))]]
-            bounds = [(one.unresolved / one.dim, one.envelope(at)) for one in (s, other)]
-            envelopes = sum(share * float(high[0] - low[0]) / 2 for share, (low, high) in bounds)
-        assert s.distance(other, kind).stderr == pytest.approx(np.sqrt(variance + bias**2 + envelopes**2), rel=1e-3)
-    assert 0 < rest <= 1
+@pytest.mark.parametrize("probes", [1, 4])
+def test_the_error_of_ks_is_that_of_its_two_spectra(probes):
+    """The triangle inequality: of each the largest noise of its probes, whose bridge has the Kolmogorov law, 1.358 in 5 % of the
+    draws, times sqrt(2 / (m n + 2)), and half of the certified envelope where the distance is largest."""
+    A = sp.diags_array(SPECTRA["uniform"]).tocsr()
+    s, other = (spectral.slq(A, probes=probes, steps=15, seed=i, deflate=False) for i in (0, 1))
+    x = np.unique(np.concatenate([s.curve[0], other.curve[0]]))
+    x = np.concatenate([x - 1e-14, x + 1e-14])
+    F, G = (cdf.limits(one.curve, x)[0] for one in (s, other))
+    envelopes = [one.envelope(x[[np.argmax(np.abs(F - G))]]) for one in (s, other)]
+    noise = 1.358 * np.sqrt(2 / (probes * s.dim + 2)) / 1.96
+    whole = np.linalg.norm([float(high[0] - low[0]) / 2 + noise for low, high in envelopes])
+    # of fifteen nodes the bridge is seen at fifteen points
+    assert 0.8 * whole < s.distance(other, "ks").stderr < 1.05 * whole
 
 
 def test_a_large_eigenvalue_that_two_probes_hardly_see_hides_none_of_their_noise():
@@ -176,3 +162,13 @@ def test_a_large_eigenvalue_that_two_probes_hardly_see_hides_none_of_their_noise
     for seed in range(40):
         s = spectral.slq(np.diag(values), seed=seed, probes=2, steps=12, deflate=False)
         assert float(s.distance(truth).value) <= 1.1 * s.meta["error"]["w1_95"] * np.ptp(s.interval)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_curve_far_from_0_is_finite_beside_its_nodes():
+    """Points 1e-15 of T's radius from a node: single precision divided by a cube of that, and the CDF was NaN."""
+    values = 1000 + np.random.default_rng(0).standard_normal(150)
+    for seed in range(4):
+        for steps in (3, 4, 8):
+            F = spectral.slq(np.diag(values), probes=1, steps=steps, seed=seed).curve[1]
+            assert np.isfinite(F).all() and (np.diff(F) >= -1e-6).all()

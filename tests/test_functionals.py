@@ -154,7 +154,7 @@ def test_the_condition_number_is_bounded_from_below():
 
 
 def test_the_negative_mass_has_intervals_that_hold():
-    B = RNG.standard_normal((N, N))
+    B = np.random.default_rng(0).standard_normal((N, N))
     values = np.linalg.eigvalsh(B + B.T + 10 * np.eye(N))
     A = spectral.as_operator(B + B.T + 10 * np.eye(N))
     count, mass = np.mean(values < 0), -values[values < 0].sum() / np.abs(values).sum()

@@ -191,6 +191,24 @@ def test_a_solve_ends_by_its_tolerance_if_and_only_if_it_has_converged():
             assert (s.meta["stops"][0] == "tolerance") == s.converged[0]
 
 
+@pytest.mark.parametrize("n", [3, 50])
+@pytest.mark.parametrize("signs", [1, -1])
+@pytest.mark.parametrize(("dtype", "condition"), [("float64", 1e8), ("float64", 1e11), ("float32", 1e3)])
+def test_a_small_eigenvalue_is_no_kernel(n, signs, dtype, condition):
+    """b is not in the range, says "singular". A shortens what is left to 1e-9 in both, but of an eigenvalue it keeps its
+    direction: 1e-11, alone or below others, was a kernel to minres, which left half of b (n = 3: 1e-6 now)."""
+    for seed, kernel in ((0, 0), (1, 0), (0, 1), (1, n // 3)):
+        rng = np.random.default_rng(seed)
+        Q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+        values = np.geomspace(1 / condition, 1, n) if kernel == 0 else np.geomspace(1e-2, 1, n)
+        values[:kernel] = 0.0
+        A = ((Q * values * np.where(np.arange(n) % 2, 1, signs)) @ Q.T).astype(dtype)
+        s = solve((A + A.T) / 2, rng.standard_normal(n).astype(dtype), method="minres")
+        assert (s.meta["stops"][0] == "singular") == (kernel > 0)
+        if kernel == 0 and (n == 3 or condition <= 1e8):
+            assert s.residuals[0] <= (1e-5 if dtype == "float64" else 1e-4) * np.sqrt(n)
+
+
 @pytest.mark.parametrize("signs", [1, -1])
 def test_no_solve_hands_back_what_is_worse_than_nothing(signs):
     """x = 0 leaves b. At a condition of 1e11 minres left 1.4 of it when its steps had ended."""

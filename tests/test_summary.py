@@ -325,6 +325,45 @@ def test_extremes_lie_within_two_of_their_errors(kind):
     assert np.mean(held) >= 0.95
 
 
+@pytest.mark.parametrize(("probes", "steps"), [(1, 1), (4, 1), (1, 4), (4, 4)])
+def test_extremes_that_few_steps_have_not_seen_lie_within_two_of_their_errors(probes, steps):
+    """A residual says nothing of what lies beyond: one step held the largest eigenvalue in 3 of 10 runs, a spike was 190 off."""
+    spike, r = np.append(np.random.default_rng(3).uniform(0, 1, 150), 1e4), np.random.default_rng(4)
+    held = []
+    for values in (*HARD.values(), spike, 1000 + r.standard_normal(100), 10 ** r.uniform(-12, 0, 100)):
+        for seed in range(4):
+            s = slq(scipy.sparse.diags(values), probes=probes, steps=steps, seed=seed, deflate=False)
+            for side, truth in ((1, values.max()), (-1, values.min())):
+                found = extreme_of(s, side)
+                held.append(abs(float(found) - truth) <= 2 * found.stderr)
+    assert np.mean(held) >= 0.9
+
+
+def test_an_extreme_that_has_converged_is_known_to_the_square_of_its_residual():
+    """Kato and Temple: residual² / gap. The residual alone was up to 1e5 times what it is off by."""
+    values = np.append(np.linspace(0, 1, 100), [2.0, 3.0])
+    for seed in range(4):
+        for steps in (16, 20, 24):
+            s = slq(np.diag(values), probes=2, steps=steps, seed=seed, deflate=False)
+            found = extreme_of(s, 1)
+            residual = max(record.betas[-1] * abs(record.eigen[1][-1, -1]) for record in s.records)
+            assert abs(float(found) - 3) <= 2 * found.stderr + 1e-14
+            assert found.stderr <= max(2 * residual**2, 1e-11)  # the gap is 1
+
+
+@pytest.mark.parametrize(
+    "values", [np.append(1.0, np.full(150, 1e-6)), np.append([1.0, 0.7], np.full(99, 1e-3)), np.ones(80)]
+)
+def test_an_effective_rank_lies_within_two_of_its_errors_where_it_is_tiny_or_large(values):
+    """To first order the error of exp H is the larger the larger H is drawn, and next to none where it is drawn small."""
+    truth = of(values)["effective_rank"]
+    for probes, steps in ((1, 1), (2, 2), (4, 12)):
+        for seed in range(4):
+            s = summary(slq(scipy.sparse.diags(values), probes=probes, steps=steps, seed=seed, deflate=False))
+            assert abs(s["effective_rank"] - truth) <= 2.1 * s["effective_rank_stderr"] + 1e-9 * truth
+            assert s["effective_rank_stderr"] <= len(values)
+
+
 @pytest.mark.parametrize("kind", HARD)
 def test_a_condition_lies_within_two_of_its_errors_or_has_none(kind):
     """The smallest |node| excludes no smaller eigenvalue: where its residual reaches 0, the error is nan."""

@@ -5,6 +5,7 @@ Symbols: F, G the distribution functions of the eigenvalues; W1 = ∫|F − G| d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,15 +15,15 @@ from numpy.typing import ArrayLike
 
 from spectral import cards
 from spectral.analysis.alternatives import gauss_legendre
-from spectral.analysis.jackknife import Measure, leave_one_out
+from spectral.analysis.jackknife import Measure
 from spectral.analysis.summary import effective_rank, largest_of, ratio_of, trace_of
-from spectral.quadrature import cdf
-from spectral.quadrature.error import between, jackknife_error
-from spectral.results import Array, nan
+from spectral.quadrature import beta, cdf
+from spectral.quadrature.error import NORMAL, between, off_log10
+from spectral.results import Array, Estimate, nan
 from spectral.schema import FRACTION, number
 from spectral.spectrum import Spectrum, hold_spectrum
 
-Rounding = tuple[float, float]  # what rounding leaves of a 0 in a and in b
+Pair = tuple[float, float]
 BINS = 60  # log-histogram bins between the smallest and the largest positive value of both
 NODES_PER_BIN = 3  # fewer nodes of a quadrature than that leave bins empty by chance, and any two look disjoint
 ORDER = (  # of what `compare` tells
@@ -51,48 +52,78 @@ def wasserstein(a: Measure, b: Measure) -> float:
     return cdf.distance(cdf.staircase(*a), cdf.staircase(*b), "wasserstein")
 
 
-def jensen_shannon(a: Measure, b: Measure, bins: int = BINS, small: Rounding = (0.0, 0.0)) -> float:
-    """Jensen–Shannon divergence in bits, 0 (same) to 1 (disjoint), between histograms on one grid.
+def bits_apart(p: Array, q: Array) -> float | Array:
+    """The Jensen–Shannon divergence of probability vectors (..., B), ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q) / 2, in bits.
 
-    `bins` bins, equal in ln λ, from the smallest to the largest positive value of both, one bin for what is 0 up to
-    rounding (|λ| <= `small`, of a and of b) and one for what is negative, so that no eigenvalue is dropped. It depends on the
-    bins, as any density does.
-
-    >>> jensen_shannon((np.array([1.0, 2.0]), np.ones(2)), (np.array([4.0, 8.0]), np.ones(2)))
-    1.0
-    """
-    positive = [v[(v > t) & (c > 0)] for (v, c), t in zip((a, b), small, strict=True)]
-    pooled = np.concatenate(positive)
-    if len(pooled) and pooled.max() > pooled.min():
-        edges = np.linspace(np.log(pooled.min()), np.log(pooled.max()), bins + 1)[1:-1]
-    else:
-        edges = np.zeros(0)
-    p, q = (
-        _histogram(v, c, t, edges) / c.sum() if c.sum() > 0 else np.full(len(edges) + 3, nan)
-        for (v, c), t in zip((a, b), small, strict=True)
-    )
-    return bits_apart(p, q)
-
-
-def bits_apart(p: Array, q: Array) -> float:
-    """The Jensen–Shannon divergence of two probability vectors, ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q) / 2, in bits.
-
-    >>> bits_apart(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+    >>> float(bits_apart(np.array([1.0, 0.0]), np.array([0.0, 1.0])))
     1.0
     """
     m = (p + q) / 2
-    return float(np.clip(sum((r[r > 0] * np.log2(r[r > 0] / m[r > 0])).sum() for r in (p, q)) / 2, 0.0, 1.0))
+    parts = scipy.special.rel_entr(p, m).sum(-1) + scipy.special.rel_entr(q, m).sum(-1)
+    return np.clip(parts / 2 / np.log(2), 0.0, 1.0)
 
 
-def _histogram(values: Array, counts: Array, threshold: float, edges: Array) -> Array:
+class _Binned(NamedTuple):
+    """A spectrum over its unit: its histogram `p` (B,), draws of it (D, B), what a larger or smaller unit makes of it (2, B), and
+    of each probe that more steps may move what the rules alike would add (R, B).
+    """
+
+    p: Array
+    draws: Array
+    moved: Array
+    others: list[Array]
+
+
+def _binned(spectrum: Spectrum, stream: int, unit: float, unsure: float, edges: Array) -> _Binned:
+    small, n = spectrum.rounding / unit, spectrum.dim
+
+    def histogram(values: Array, masses: Array, of: float = unit) -> Array:
+        return _histogram(values / of, masses, small, edges)
+
+    (x, c), (known, counts) = spectrum.points(), spectrum.known_points()
+    p, fixed = histogram(x, c / n), histogram(known, counts / n)
+    draws, others = p[None], []
+    if not (spectrum.is_exact or spectrum.of_vector):
+        rest = np.maximum(p - fixed, 0.0)
+        masses = beta.drawn(len(spectrum.nodes) * n * rest[rest > 0] / 2, stream)
+        draws = np.tile(fixed, (masses.shape[1], 1))
+        draws[:, rest > 0] += spectrum.unresolved / n * (masses / masses.sum(0)).T
+    for free, (theta, omega), residuals, (nodes, weights) in spectrum.unfinished:
+        rules = [*zip(nodes, weights, strict=True), (theta - residuals, omega), (theta + residuals, omega)]
+        moved = [histogram(*rule) - histogram(theta, omega) for rule in rules]
+        others.append(np.maximum(p + free / n * np.array(moved), 0.0))
+    units = (unit / (1 + NORMAL * unsure / unit), unit + NORMAL * unsure)
+    return _Binned(p, draws, np.array([histogram(x, c / n, of) for of in units]), others)
+
+
+def _divergence(a: Spectrum, b: Spectrum, bins: int, units: Pair = (1.0, 1.0), unsure: Pair = (0.0, 0.0)) -> Pair:
+    """(Jensen–Shannon divergence in bits, 0 (same) to 1 (disjoint), between histograms on one grid; its error).
+
+    `bins` bins, equal in ln λ, from the smallest to the largest positive value of both, one bin for what is 0 up to
+    rounding and one for what is negative, so that no eigenvalue is dropped. It depends on the bins, as any density does.
+
+    The error: what draws of the probes make of it, in rms, and how far the rules that a record does not tell from its own
+    (`Spectrum.truncation`) are from it, the farthest of each probe: the root of the divergence obeys the triangle inequality.
+    """
+    positive = [x[x > s.rounding] / unit for s, unit in zip((a, b), units, strict=True) for x in (s.points()[0],)]
+    pooled, edges = np.concatenate(positive), np.zeros(0)
+    if len(pooled) and pooled.max() > pooled.min():
+        edges = np.linspace(np.log(pooled.min()), np.log(pooled.max()), bins + 1)[1:-1]
+    one, two = _binned(a, 1, units[0], unsure[0], edges), _binned(b, 2, units[1], unsure[1], edges)
+    value = float(bits_apart(one.p, two.p))
+    errors = [float(np.sqrt(np.mean((bits_apart(one.draws, two.draws) - value) ** 2)))]
+    for this, other in ((one, two), (two, one)):
+        apart = sum(float(np.sqrt(bits_apart(rules, this.p)).max()) for rules in this.others)
+        moved = float(np.abs(bits_apart(this.moved, other.p) - value).max()) / NORMAL
+        errors += [apart * (2 * math.sqrt(value) + apart), moved]
+    return value, float(np.linalg.norm(errors))
+
+
+def _histogram(values: Array, masses: Array, threshold: float, edges: Array) -> Array:
     """Mass that is negative, zero, and in each of the len(edges) + 1 bins."""
     inner = np.searchsorted(edges, np.log(np.where(values > threshold, values, 1.0)), side="right")
     bins = np.where(values > threshold, 2 + inner, np.where(values < -threshold, 0, 1))
-    return np.bincount(bins, weights=counts, minlength=len(edges) + 3).astype(np.float64)
-
-
-def _scaled(m: Measure, unit: float) -> Measure:
-    return m[0] / unit, m[1]
+    return np.bincount(bins, weights=masses, minlength=len(edges) + 3).astype(np.float64)
 
 
 def _logarithms(m: Measure, small: float) -> tuple[Measure, float]:
@@ -102,24 +133,13 @@ def _logarithms(m: Measure, small: float) -> tuple[Measure, float]:
     return (np.log10(m[0][keep]), m[1][keep]), float(m[1][~keep].sum()) / total
 
 
-def _units(m: Measure) -> dict[str, float]:
-    """What scale-free distances divide by."""
-    values, counts = m
-    return {"mean": float(values @ counts) / float(counts.sum()), "lambda_max": float(values[counts > 0].max())}
-
-
-def _histograms(a: Measure, b: Measure, bins: int, small: Rounding) -> dict[str, float]:
-    """The part of `compare` that is a function of two pooled measures: what takes logarithms of values."""
-    (log_a, out_a), (log_b, out_b) = _logarithms(a, small[0]), _logarithms(b, small[1])
-    result = {"js": jensen_shannon(a, b, bins, small), "wasserstein_log10": wasserstein(log_a, log_b)}
-    result |= {"log10_excluded_a": out_a, "log10_excluded_b": out_b}
-    units = [_units(m) for m in (a, b)]
-    for name in ("mean", "lambda_max"):
-        u, v = (unit[name] for unit in units)
-        result[f"js_by_{name}"] = nan
-        if u > 0 and v > 0:
-            result[f"js_by_{name}"] = jensen_shannon(_scaled(a, u), _scaled(b, v), bins, (small[0] / u, small[1] / v))
-    return result
+def _off_excluded(spectrum: Spectrum, fraction: float) -> float:
+    """How far the fraction at or below rounding may be from the truth, by the interval of its count, as a standard error."""
+    if spectrum.is_exact or spectrum.of_vector:
+        return 0.0
+    count = spectrum.count(-np.inf, spectrum.rounding)
+    ends = np.array([float(count.lower), float(count.upper)]) / spectrum.dim
+    return float(np.abs(ends - fraction).max()) / NORMAL
 
 
 class Comparison(dict[str, float]):
@@ -191,20 +211,20 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
 
     - `wasserstein` (units of λ) and `ks` (fractions): between the spectra as they are, `a.distance(b, kind=...)`.
     - `..._by_mean`, `..._by_lambda_max`: the same after dividing each spectrum's values by its mean, or by its largest: shape
-      without scale. nan unless both are positive.
+      without scale. nan unless both are positive; an error of `ks` and `js` nan where one is not, within 1.96 of its errors.
     - `wasserstein_log10`: W1 between the log10 of the values, in decades. Values that are not positive beyond
       `Spectrum.rounding` have no logarithm; `log10_excluded_a` and `log10_excluded_b` are their fractions.
     - `js`: the Jensen-Shannon divergence in bits, with 60 bins, or a third of the nodes of a probe: to be compared only between
       pairs of equal kind.
     - `trace_ratio`, `lambda_max_ratio`, `effective_rank_ratio`: a over b, of the numbers of `summary`; nan when b's is 0.
 
-    Errors are 0 when both are exact. Those of ratios follow from the errors of `summary`. Those of `wasserstein`, by a unit or by
-    none, are how far the two CDFs may be from the truth, `meta["error"]["w1_95"]` of each, in quadrature, with what the units may
-    be off by. All others are √(variance + bias²) of a jackknife over the probes of each: noise adds to every distance, so that
-    one between estimates of *one* spectrum is not 0 but of the order of its error, mostly within 3 of them. That of `ks` also
-    holds what the quadrature's finite depth blurs, half the certified envelopes of both where the distance is largest: a crowd
-    that the smallest node stands for, and the probes of a and of b place elsewhere, is no jump. What it blurs in `js` and
-    `wasserstein_log10` is not in them.
+    Errors are 0 when both are exact. Those of ratios follow from the errors of `summary`. Those of `wasserstein` and `ks`, by a
+    unit or by none, and of `wasserstein_log10` are how far the two CDFs may be from the truth, by the triangle inequality, in
+    quadrature: what 95 % of the draws of the probes are within, and the certified envelope (of `ks` half of it where the distance
+    is largest), over 1.96; with what the units may be off by. That of `js` is what the probes' draws make of it, in rms, and what
+    the rules do that a record does not tell from its own, on these bins. So a distance between estimates of *one* spectrum is not
+    0 but of the order of its error. Where few steps have been made, `wasserstein_log10` does not know what lies near 0, over all
+    the decades down to `Spectrum.rounding`, and its error says so.
 
     Cost: no products.
 
@@ -228,35 +248,34 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
     """
     for one in (a, b):
         hold_spectrum(one, "a comparison")
-    pooled, without = (a.points(), b.points()), (leave_one_out(a), leave_one_out(b))
     nodes = [s.nodes.shape[1] for s in (a, b) if not s.is_exact]
     bins = max(2, min([BINS, *(n // NODES_PER_BIN for n in nodes)]))
-    pairs = {kind: between(a, b, kind) for kind in ("wasserstein", "ks")}
-    units = [_units(m) for m in pooled]
-    off = {
-        "mean": (float(a.moment(1).stderr), float(b.moment(1).stderr)),
-        "lambda_max": (float(largest_of(a).stderr), float(largest_of(b).stderr)),
+    pairs = {kind: between(a, b, kind) for kind in ("wasserstein", "ks")} | {"js": _divergence(a, b, bins)}
+    by: dict[str, list[Estimate]] = {
+        "mean": [s.moment(1) for s in (a, b)],
+        "lambda_max": [largest_of(s) for s in (a, b)],
     }
-    each = [[_units(m) for m in rest] for rest in without]
-    for name in ("mean", "lambda_max"):
-        for kind in ("wasserstein", "ks"):
-            u, v = (unit[name] for unit in units)
-            rest = [[unit[name] for unit in one] or None for one in each]
-            able = all(w > 0 for w in (u, v, *(rest[0] or []), *(rest[1] or [])))
-            pairs[f"{kind}_by_{name}"] = (
-                between(a, b, kind, (u, v), (rest[0], rest[1]), off[name]) if able else (nan, nan)
-            )
+    for name, each in by.items():
+        units, off = (float(each[0]), float(each[1])), [float(e.stderr) for e in each]
+        spare = [unit - NORMAL * error for unit, error in zip(units, off, strict=True)]
+        told, unsure = min(spare) > 0, (units[0] * off[0] / spare[0], units[1] * off[1] / spare[1])
+        for kind in ("wasserstein", "ks", "js"):
+            found = nan, nan
+            if min(units) > 0:
+                own = unsure if told and kind != "wasserstein" else (off[0], off[1])
+                found = _divergence(a, b, bins, units, own) if kind == "js" else between(a, b, kind, units, own)
+            pairs[f"{kind}_by_{name}"] = found if told or kind == "wasserstein" else (found[0], nan)
     for name, of in (("trace", trace_of), ("lambda_max", largest_of), ("effective_rank", effective_rank)):
         pairs[f"{name}_ratio"] = ratio_of(of(a), of(b))
-    small = a.rounding, b.rounding
-    values = _histograms(*pooled, bins, small)
-    left = [] if a.is_exact else [[_histograms(m, pooled[1], bins, small) for m in without[0]]]
-    left += [] if b.is_exact else [[_histograms(pooled[0], m, bins, small) for m in without[1]]]
-    for key, value in values.items():
-        error = jackknife_error(value, [np.array([row[key] for row in rows]) for rows in left])
-        pairs[key] = value, nan if np.isnan(value) else error
-    told = {name: number for key in ORDER for name, number in zip((key, f"{key}_stderr"), pairs[key], strict=True)}
-    return Comparison(told, a, b)
+    (log_a, out_a), (log_b, out_b) = (_logarithms(s.points(), s.rounding) for s in (a, b))
+    apart = wasserstein(log_a, log_b)
+    pairs["wasserstein_log10"] = apart, math.hypot(*(off_log10(s, s.rounding) for s in (a, b))) + 0 * apart
+    pairs["log10_excluded_a"], pairs["log10_excluded_b"] = (
+        (out_a, _off_excluded(a, out_a)),
+        (out_b, _off_excluded(b, out_b)),
+    )
+    numbers = {name: number for key in ORDER for name, number in zip((key, f"{key}_stderr"), pairs[key], strict=True)}
+    return Comparison(numbers, a, b)
 
 
 def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: bool = False) -> Effect:

@@ -37,6 +37,7 @@ AGREED = 1e-6  # of a node: how near the nodes of other probes are, if they are 
 # The mean ratio of the smaller and the larger of two gaps that follow each other: .386 of independent values, .531 of a random
 # symmetric matrix (Atas et al. 2013), .53 ± .03 in 108 small trained networks. A pair of gaps scatters by .28.
 INDEPENDENT, REPELLED, SCATTER, PAIRS = 0.386, 0.53, 0.28, 80
+SURE = 2.5  # errors of that mean: by 1.5 heavy tails passed for a matrix, and gaps of alpha = 1.5 for outliers (7 to 10 of 100)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +136,7 @@ def _repelled(known: Array, above: Array, complete: bool) -> tuple[Flags, Flags]
     last = np.minimum(first + PAIRS, len(sums) - 1)
     pairs = last - first
     mean, error = (sums[last] - sums[first]) / np.maximum(pairs, 1), SCATTER / np.sqrt(np.maximum(pairs, 1))
-    repelled = (pairs >= MIN_WINDOW) & (mean > INDEPENDENT + 1.5 * error)
+    repelled = (pairs >= MIN_WINDOW) & (mean > INDEPENDENT + SURE * error)
     short = (pairs < PAIRS) & ((pairs < MIN_WINDOW) | (mean > REPELLED - 2.5 * error))
     return repelled, ~repelled & short & (not complete)
 

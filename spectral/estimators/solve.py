@@ -170,7 +170,8 @@ def solve(
     -----
     A recurrence knows its residual by its own arithmetic, and rounding parts the two. The residual is therefore made anew, and
     what is left of b is solved for again, until it is small enough or no longer falls ("rounding" in `meta["stops"]`). A system
-    without a solution ends with "singular": minres then has the x of least residual.
+    without a solution ends with "singular": minres then has the x of least residual. Where eigenvalues of A lie below sqrt(eps)
+    ||A||, minres loses their part of x to rounding, most of it where they are many, and says "rounding".
 
     References
     ----------

@@ -92,7 +92,7 @@ def _divergence(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
         np.bincount(where, weights=mass, minlength=len(cells)).astype(np.float64)
         for where, mass in ((place[: len(a[0])], a[1]), (place[len(a[0]) :], b[1]))
     )
-    return bits_apart(p, q)
+    return float(bits_apart(p, q))
 
 
 def heterogeneity(spectra: list[Spectrum], sigma: float = SIGMA) -> tuple[float, float]:

@@ -21,7 +21,10 @@ from spectral.krylov.symmetry import hold_size
 
 INNER = 0.5  # of a tolerance: where a recurrence ends, so that the true residual has room
 SINGULAR = 4.0  # times eps ||A||: a direction that A shortens to less is taken for one of its kernel
+KERNEL = 64.0  # times ||A r|| / ||r|| at first: a recurrence lowers that by the root of eps at most
+ACROSS = 0.02  # of ||A r||, along r: less where r is in the kernel and a rest is not, all where it is an eigenvector
 GAIN = 4.0  # times eps: what one recurrence gains on its right side at most
+FURTHER = 10  # steps beside twice those before, in which a recurrence must have lowered what one before it could not
 HALVED = 0.5  # of a residual: one that a whole recurrence has lowered by less is down to rounding
 
 
@@ -85,7 +88,7 @@ def minres(b: torch.Tensor, goal: float, most: int, eps: float, norm: float = 0.
     beta = phi = longvectors.norm(b)
     x, v, before = torch.zeros_like(b), b / beta, torch.zeros_like(b)
     older, old = torch.zeros_like(b), torch.zeros_like(b)  # directions
-    c, s, delta_bar, epsilon, coupling = -1.0, 0.0, 0.0, 0.0, 0.0
+    c, s, delta_bar, epsilon, coupling, first = -1.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for k in range(most):
         if phi <= goal:
             return Solved(x, k, "tolerance", norm)
@@ -100,8 +103,14 @@ def minres(b: torch.Tensor, goal: float, most: int, eps: float, norm: float = 0.
         norm = max(norm, coupling + abs(alpha) + beta)
         delta, gamma_bar, last = c * delta_bar + s * alpha, s * delta_bar - c * alpha, epsilon
         epsilon, delta_bar = s * beta, -c * beta
-        if math.hypot(gamma_bar, delta_bar) <= math.sqrt(eps) * norm:  # ||A r|| / ||r||; rounding lets it rise again
+        shortened = math.hypot(gamma_bar, delta_bar)  # ||A r|| / ||r||
+        first = first or shortened
+        # of a kernel and a rest of its range A keeps the rest alone, which is orthogonal to the kernel
+        across = abs(alpha) <= max(ACROSS * shortened, SINGULAR * eps * norm)
+        if k == 0 and across and shortened <= math.sqrt(eps) * norm:
             return Solved(x, k, "singular", norm)
+        if shortened <= math.sqrt(eps) * min(norm, KERNEL * first):  # rounding lets it rise again
+            return Solved(x, k, "rounding", norm)
         gamma = math.hypot(gamma_bar, beta)
         c, s = gamma_bar / gamma, beta / gamma
         direction = torch.sub(v, older, alpha=last).sub_(old, alpha=delta).div_(gamma)
@@ -180,12 +189,17 @@ def _bidiagonal(
 
 
 def refined(method: Method, b: torch.Tensor, tol: float, most: int, eps: float) -> Run:
-    """A x = b to a true residual of tol ||b||, or until rounding lowers it no more: solved again for what is left of b."""
+    """A x = b to a true residual of tol ||b||, or until rounding lowers it no more: solved again for what is left of b.
+
+    Where A hardly leaves anything of r, another recurrence tells by its first product whether r is in the kernel ("singular") or
+    of small eigenvalues; what it does not lower then is down to rounding.
+    """
     scale = size = longvectors.norm(b)
     x, r, goal, steps, stop, norm = torch.zeros_like(b), b, tol * scale, 0, "tolerance", 0.0
+    last, allowed = False, most
     while size > goal:
         d, made, stop, seen, *_ = yield from method(
-            r / size, max(INNER * goal / size, GAIN * eps), most - steps, eps, norm
+            r / size, max(INNER * goal / size, GAIN * eps), min(allowed, most - steps), eps, norm
         )
         known, norm = norm, max(norm, seen)
         if made == 0:
@@ -195,13 +209,20 @@ def refined(method: Method, b: torch.Tensor, tol: float, most: int, eps: float) 
         w = yield Ask(d, last=True)
         left, before = b - w, size
         size = longvectors.norm(left)
+        short = stop == "rounding"  # of A r
         # in the kernel products are rounding, which none of them tells
-        if size > before:
-            size, stop = before, "rounding" if stop == "tolerance" else stop
-            if stop in ("rounding", "singular") and norm > 2 * known:
+        if size > before * (1 + short * GAIN * eps):
+            size, stop = before, "rounding" if stop == "tolerance" or last else stop
+            if stop in ("rounding", "singular") and norm > 2 * known and not last:
                 continue
             break
         x, r = d, left
+        if last and size > HALVED * before:
+            stop = "rounding"
+            break
+        if short:
+            last, allowed = size > HALVED * before, 2 * made + FURTHER
+            continue
         if stop == "tolerance" and size > max(goal, HALVED * before):
             stop = "rounding"
         if stop == "singular" and size <= HALVED * before:

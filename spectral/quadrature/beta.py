@@ -70,21 +70,24 @@ def located(nodes: np.ndarray, masses: np.ndarray, least: float) -> np.ndarray:
     return raised
 
 
-def w1_noise(cdf: np.ndarray, widths: np.ndarray, probes: int, dim: int) -> float:
-    """The 95 % quantile of int |F_g - F| dx over the draws of pooled Gaussian probes, F a CDF of `dim` eigenvalues that is
-    `cdf` (X,), ascending, on intervals of these `widths` (X,).
+def noise_of(cdf: np.ndarray, probes: int, dim: int) -> np.ndarray:
+    """|F_g - F| (X, DRAWS) over draws of pooled Gaussian probes, F a CDF of `dim` eigenvalues that is `cdf` (X,), ascending.
 
-    The masses that m pooled probes have between the intervals are Dirichlet(m r_i / 2), r_i the eigenvalues there: the joint law
+    The masses that m pooled probes have between its points are Dirichlet(m r_i / 2), r_i the eigenvalues there: the joint law
     of which the Beta law is one margin. Simulated with a fixed seed, each mass by random numbers of its own: what one of them
     takes moves no other.
     """
     F = np.maximum.accumulate(np.clip(cdf, 0, 1))
-    shape = probes * dim * np.diff(F, prepend=0.0, append=1.0) / 2
+    noisy = np.cumsum(drawn(probes * dim * np.diff(F, prepend=0.0, append=1.0) / 2), axis=0)
+    return np.asarray(np.abs(noisy[:-1] / noisy[-1] - F[:, None]))
+
+
+def drawn(shape: np.ndarray, stream: int = 0) -> np.ndarray:
+    """Gamma variables of these shapes (X,), each by random numbers of its own: (X, DRAWS); of another `stream`, by others."""
     bits = np.random.PCG64(0)
     rng, begin, draws = np.random.Generator(bits), bits.state, np.empty((len(shape), DRAWS))
     for i, own in enumerate(shape):
         bits.state = begin
-        bits.advance(i << 32)
+        bits.advance(stream << 64 | i << 32)
         draws[i] = rng.standard_gamma(own, DRAWS)
-    noisy = np.cumsum(draws, axis=0)
-    return float(np.quantile(widths @ np.abs(noisy[:-1] / noisy[-1] - F[:, None]), 0.95))
+    return draws

@@ -28,6 +28,7 @@ SIGN = 1e-13  # largest error of the sign between NEAREST and REACH
 NEAREST = 2.0**-49  # to a Gauss node: theta itself is known to a few units of 2^-52
 REACH = 9.0  # Gauss nodes stay within 1, and a Radau node at R has a weight of (2 R - 2)^(-2k) at most
 SINGLE = 1e-6  # an error that single precision has: half the time
+APART = 2.0**-36  # from a node: nearer, a cube of the distance divides by more than single precision holds
 EPS = 2.0**-52
 NOTHING = np.zeros(0, dtype=np.int64)
 CHUNK = 16  # points at a time: their (X, k, L) array stays in cache
@@ -94,7 +95,8 @@ class Radau:
         for nearest in np.unique(near[inside & ~on]):
             some = np.flatnonzero(inside & ~on & (near == nearest))
             weights, squares = sign_poles(float(nearest), error, self.reach)
-            space = np.empty((CHUNK, len(self.theta), len(squares)), np.float32 if error >= SINGLE else np.float64)
+            dtype = np.float32 if error >= SINGLE and nearest >= APART else np.float64
+            space = np.empty((CHUNK, len(self.theta), len(squares)), dtype)
             for s in range(0, len(some), CHUNK):
                 chunk = some[s : s + CHUNK]
                 found[chunk] = (1 - self._resolvent(x[chunk], squares, space[: len(chunk)]) @ weights) / 2
@@ -205,10 +207,10 @@ def truncation(record: LanczosRecord, gone: np.ndarray, low: float, high: float)
 
     alone = np.delete(gauss.gauss_rule(record)[0], np.unique(gone))
     x = np.unique(np.clip(np.concatenate([[low, high], np.linspace(low, high, 33), alone]), low, high))
-    return _area(width, np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))) / 2 + gauss.blur(record), rounding
+    return area(width, np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))) / 2 + gauss.blur(record), rounding
 
 
-def _area(width: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> float:
+def area(width: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> float:
     """int width dx from the first of ascending points x (X,) to the last, by trapezoids that are split until they are SETTLED.
 
     They are split near their higher end: a node that stands alone is a peak whose width is the root of its residual.

@@ -39,13 +39,14 @@ def gauss_rule(record: LanczosRecord) -> tuple[np.ndarray, np.ndarray, np.ndarra
     )
 
 
-def alike(record: LanczosRecord, least: float = -np.inf) -> tuple[np.ndarray, np.ndarray]:
+def alike(record: LanczosRecord, least: float = -np.inf, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Rules that the record hardly tells from its own: (nodes, weights), (R, k + 1) each, of T's part of mu.
 
     Those of k + 1 steps that begin as T does, with an alpha within OPEN beta_k of its last: they have its moments (the Radau
     rules; Golub, Meurant 2010, ch. 6). Those of k steps with a last alpha within OPEN beta_{k-1} of its own, and that of k - 1
-    steps. As the alpha moves, the nodes pass through the gaps of T. No node is below `least`, which bounds the spectrum, and the
-    rule that has it among its nodes is one of them.
+    steps. As the alpha moves, the nodes pass through the gaps of T. Few steps have not seen what lies beyond: there are also
+    the Radau rules of nodes as far out as one may weigh `share`, what an eigenvalue has. No node is below `least`, which bounds
+    the spectrum, and the rule that has it among its nodes is one of them.
     """
     alphas, betas, k = record.alphas, record.betas, record.steps
     levels = max(DENSE // k, FEWEST)
@@ -58,7 +59,8 @@ def alike(record: LanczosRecord, least: float = -np.inf) -> tuple[np.ndarray, np
         low = min(edge + betas[-1] ** 2 / last_pivot(record, edge), high)
         high, ends = max(high, low + betas[-1]), [low]
         shorter = np.maximum(shorter, alphas[-1] - last_pivot(record, edge))
-    rules = [(np.append(alphas, d), betas) for d in (*ends, *((low + high) / 2 + moves * (high - low) / 2))]
+    far = [d for d in _far(record, share) if d > high or (d < low and not np.isfinite(least))]
+    rules = [(np.append(alphas, d), betas) for d in (*ends, *far, *((low + high) / 2 + moves * (high - low) / 2))]
     if k > 1:
         rules += [(np.append(alphas[:-1], d), betas[:-1]) for d in shorter] + [(alphas[:-1], betas[:-2])]
     nodes, weights = np.zeros((len(rules), k + 1)), np.zeros((len(rules), k + 1))
@@ -73,6 +75,22 @@ def alike(record: LanczosRecord, least: float = -np.inf) -> tuple[np.ndarray, np
         moved = np.minimum(w, raised / np.maximum(x, TINY))
         raised, w[:], weights[:, 0] = raised - moved * x, w - moved, weights[:, 0] + moved
     return inside, weights
+
+
+def _far(record: LanczosRecord, share: float) -> list[float]:
+    """The last alphas of the Radau rules whose outermost node lies beyond T's by beta_k / 4, and by half more each time."""
+    (theta, S), beta, found = record.eigen, float(record.betas[-1]), []
+    for end, side in ((theta[-1], 1.0), (theta[0], -1.0)):
+        step = beta / 4
+        while True:
+            x = end + side * step
+            b = beta * S[-1] / (theta - x)
+            # the Christoffel function at x, as in `certificate.Radau.at`
+            if not float(S[0] @ b) ** 2 / (1 + float(b @ b)) >= share:
+                break
+            found.append(x + float(beta * S[-1] @ b))
+            step *= 1.5
+    return found
 
 
 def last_pivot(record: LanczosRecord, x: float) -> float:

@@ -200,14 +200,3 @@ class Quadrature:
             held = self.weights[k] > 0
             return cdf.staircase(*cdf.ascending(self.nodes[k][held], self.weights[k][held]))
         return traced(self.records[k], self.removed[k], self.interval, lambda x: self.probe_middle(k, x))
-
-    def without_each(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The CDF without probe k, just left and right of x: (K, X) each."""
-        rest, keep = self.unresolved / self.dim, np.maximum(1 - self.pooling, gauss.TINY)[:, None]
-        sides = []
-        alone = zip(*(cdf.limits(curve, x) for curve in self.probe_curves), strict=True)
-        for whole, parts in zip(cdf.limits(self.curve, x), alone, strict=True):
-            probes = np.array(parts)
-            mean = self.pooling @ probes
-            sides.append(whole + rest * ((mean - self.pooling[:, None] * probes) / keep - mean))
-        return sides[0], sides[1]
