@@ -73,6 +73,8 @@ class Estimate:
     2.0
     >>> print(Estimate(2.0, 0.1))
     2 ± 0.1
+    >>> f"{Estimate(2.0, 0.1):.2f}"
+    '2.00 ± 0.10'
     """
 
     value: float | np.ndarray
@@ -85,6 +87,9 @@ class Estimate:
 
     def __float__(self) -> float:
         return float(self.value)
+
+    def __format__(self, spec: str) -> str:
+        return f"{float(self.value):{spec}} ± {float(self.stderr):{spec}}" if spec else str(self)
 
     def __str__(self) -> str:
         value, stderr = np.asarray(self.value, np.float64), np.asarray(self.stderr, np.float64)

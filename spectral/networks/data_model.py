@@ -541,7 +541,7 @@ class DataModel:
         if not x.is_floating_point():
             raise TypeError(
                 f"the inputs are {x.dtype}, which has no derivative; pass floating inputs, or a Hugging Face model, whose "
-                "embeddings are differentiated."
+                "embeddings are differentiated, or differentiate in the parameters (wrt='params'; of an experiment kinds=[ntk])."
             )
         return x
 
