@@ -105,5 +105,6 @@ def test_numbers_of_a_result_are_those_of_its_fields():
 
 
 def test_arrays_of_estimates_are_printed_with_an_error_each():
+    assert f"{Estimate(2.0, 0.1):.3f}" == "2.000 ± 0.100" and f"{Estimate(2.0, 0.1)}" == "2 ± 0.1"
     assert str(Estimate(np.array([1.0, 2.5]), np.array([0.5, 0.25]))) == "1 ± 0.5, 2.5 ± 0.25"
     assert str(Estimate(np.ones((4, 2)), 0.0)).endswith("1 ± 0, ... 2 more")

@@ -147,7 +147,7 @@ def lyapunov(
     if not isinstance(state, Tensor) or not state.is_floating_point():
         kind = state.dtype if isinstance(state, Tensor) else f"a {type(state).__name__}"
         raise TypeError(
-            f"the state is {kind}; Lyapunov exponents need a real floating state, one tensor: convert it to float64, join its parts."
+            f"the state is {kind}; Lyapunov exponents need a real floating state, one tensor: join its parts, in float64."
         )
     d = state.numel()
     k = d if k is None else k
