@@ -6,6 +6,7 @@ Those that lie with one module for good (of `fully_shard`, of a module's buffers
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -107,8 +108,8 @@ There is no asking what was set before: after the last that needs it, it is torc
 """
 
 
-call_again: ContextVar[Callable[..., Any]] = ContextVar("call_again")
-"""What calls a function that is given with its arguments, later, as it would be called now."""
+call_again: ContextVar[weakref.ref[Callable[..., Any]]] = ContextVar("call_again")
+"""What calls a function that is given with its arguments, later, as it would be called now; torch keeps copies of the context."""
 
 
 @contextmanager
@@ -125,7 +126,7 @@ def checkpoints() -> Iterator[None]:
     frame, hook = loaded._CheckpointFrame, loaded._checkpoint_hook
 
     def framed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = call_again.get(None)
+        call = there() if (there := call_again.get(None)) else None
         return frame(partial(call, function) if call else function, *args, **kwargs)
 
     def hooked(frame: Any) -> Any:

@@ -586,11 +586,12 @@ class DataModel:
         for value in substituted.values():
             value._is_param = True  # type: ignore[attr-defined]  # what isinstance(value, nn.Parameter) asks for
         inside = self._everywhere({**substituted, **self._fresh_buffers()})
-        again = private.call_again.set(partial(self._again, inside))
+        again = partial(self._again, inside)
+        before = private.call_again.set(weakref.ref(again))
         try:
             made = torch.func.functional_call(self.call, inside, (batch, then, output), tie_weights=False)
         finally:
-            private.call_again.reset(again)
+            private.call_again.reset(before)
         for node in nodes(tensors([made])):
             if isinstance(node, BackwardCFunction) and "apply" not in vars(node):
                 node.apply = partial(self._backward, inside, weakref.ref(node))  # type: ignore[method-assign]
