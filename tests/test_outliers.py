@@ -147,9 +147,11 @@ def test_a_power_law_of_few_has_no_gap_by_chance():
 
 
 def test_a_heavy_tail_of_few_is_not_taken_for_a_matrix():
-    """Of alpha = 1.5 neighbouring gaps passed for those of a matrix, of which less is asked: 6 in 100 of 19, 10 of 100."""
-    found = [of((1 - np.random.default_rng([seed, 19, 15]).random(19)) ** -2.0) for seed in range(150)]
-    assert sum(f.accepted and f.count > 0 for f in found) <= 4  # 9 before
+    """Of alpha = 1.5 neighbouring gaps passed for those of a matrix, of which less is asked: 9 in 100."""
+    found = [of((1 - np.random.default_rng([seed, 60, 15]).random(60)) ** -2.0) for seed in range(400)]
+    assert (
+        sum(f.accepted and f.count > 0 for f in found) <= 24
+    )  # the 4 in 100 of the docstring, and two errors of 400 draws
 
 
 def test_a_heavy_tail_is_no_outlier_though_its_largest_values_lie_far_apart():

@@ -37,7 +37,9 @@ AGREED = 1e-6  # of a node: how near the nodes of other probes are, if they are 
 # The mean ratio of the smaller and the larger of two gaps that follow each other: .386 of independent values, .531 of a random
 # symmetric matrix (Atas et al. 2013), .53 ± .03 in 108 small trained networks. A pair of gaps scatters by .28.
 INDEPENDENT, REPELLED, SCATTER, PAIRS = 0.386, 0.53, 0.28, 80
-SURE = 2.5  # errors of that mean: by 1.5 heavy tails passed for a matrix, and gaps of alpha = 1.5 for outliers (7 to 10 of 100)
+# Errors of that mean: by 1.5 heavy tails (alpha = 1.5) pass for a matrix in 5 to 9 of 100, by 2 in 3 to 4; by 2.5 clusters of
+# classes are lost.
+SURE = 2.0
 
 
 @dataclass(frozen=True, eq=False)
