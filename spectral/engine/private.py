@@ -29,6 +29,7 @@ has_same_storage_numel = aten._has_same_storage_numel.default
 __all__ = [
     "DispatchMode",
     "call_again",
+    "called_again",
     "checkpoints",
     "dispatch_modes",
     "embeddings_of_operations",
@@ -107,8 +108,18 @@ There is no asking what was set before: after the last that needs it, it is torc
 """
 
 
-call_again: ContextVar[Callable[..., Any]] = ContextVar("call_again")
+call_again: ContextVar[Callable[..., Any]] = ContextVar("call_again", default=lambda function, *args: function(*args))
 """What calls a function that is given with its arguments, later, as it would be called now."""
+
+
+@contextmanager
+def called_again(call: Callable[..., Any]) -> Iterator[None]:
+    """Inside, `call` is `call_again`."""
+    token = call_again.set(call)
+    try:
+        yield
+    finally:
+        call_again.reset(token)
 
 
 @contextmanager
@@ -125,8 +136,7 @@ def checkpoints() -> Iterator[None]:
     frame, hook = loaded._CheckpointFrame, loaded._checkpoint_hook
 
     def framed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = call_again.get(None)
-        return frame(partial(call, function) if call else function, *args, **kwargs)
+        return frame(partial(call_again.get(), function), *args, **kwargs)
 
     def hooked(frame: Any) -> Any:
         why = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() or ""
