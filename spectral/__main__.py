@@ -337,9 +337,11 @@ def sentence(problem: BaseException, given: list[str]) -> str:
     if isinstance(problem, ConfigCompositionException):
         key = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text)
         if key:
-            first, _, rest = key.group(1).lstrip("+~").split("=")[0].partition(".")
+            name = key.group(1).lstrip("+~").split("=")[0]
+            if "already at" in text:
+                return f"{name} is there already; leave out its +."
             known = [*configuration.CONFIG.must, *configuration.CONFIG.may]
-            return f"There is no setting {first}.{rest}." if rest else Unknown("", first, known).sentence
+            return f"There is no setting {name}." if "." in name else configuration.of_all(Unknown("", name, known))
     if isinstance(problem, OverrideParseException):
         return f"The argument {problem.override!r} cannot be read; write KEY=VALUE, lists as KEY=[1,2]."
     if isinstance(problem, KeyError) and problem.args:

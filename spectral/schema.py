@@ -387,6 +387,8 @@ class Either(Rule):
         deepest = max(problems, key=lambda p: len(p.where), default=None)
         if deepest is not None and deepest.where != where:  # of the right kind, wrong inside
             raise deepest
+        if len(inside := [p for p in problems if isinstance(p, Unknown | Broken)]) == 1:
+            raise inside[0]
         raise Mismatch(where, value, self.words(sizes))
 
     def words(self, sizes: Sizes) -> str:

@@ -226,3 +226,36 @@ def test_a_checkpoint_in_a_model_is_made_again_in_each_backward_pass(name):
     assert (
         len(calls) == {"GN": 3, "H": 1}[name]
     )  # J v, the graph's forward pass, and once more; gradient and derivative at once
+
+
+class Whole(nn.Module):
+    """All of it is made again."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.up, self.down, self.how = nn.Linear(5, 6), nn.Linear(6, 3), how
+
+    def block(self, x):
+        return self.down(self.up(x).tanh()).tanh()
+
+    def forward(self, x):
+        return self.block(x) if self.how is None else checkpoint(self.block, x, **self.how)
+
+
+@pytest.mark.parametrize("engine", ["auto", "fresh", "double-backward", "replay", "finite-difference"])
+@pytest.mark.parametrize("kind", ["reentrant", "not"])
+def test_an_activation_in_a_checkpoint_is_the_variable_in_what_is_made_again_too(kind, engine):
+    """It was made again of the module's own output: Hessians were refused, and those by differences were wrong."""
+    torch.manual_seed(0)
+    model = Whole(KINDS[kind]).double()
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    x = x.float().double()
+
+    def loss(h):
+        return LOSS(model.down(h.tanh()).tanh(), y)
+
+    h = model.up(x).detach()
+    due = torch.autograd.functional.hessian(loss, h).reshape(h.numel(), -1)
+    A = Hessian(model, LOSS, [(x, y)], wrt="module:up", engine=engine)
+    off = 1e-6 if engine == "finite-difference" else 1e-12
+    assert (A @ torch.eye(len(due), dtype=torch.float64) - due).norm() <= off * due.norm()

@@ -539,6 +539,7 @@ def test_infinite_derivative_is_named():
         ({"params": []}, ValueError, r"params=\[\] names no parameter"),
         ({"wrt": "inputs", "params": ["*"]}, ValueError, r"params= restricts wrt='params'"),
         ({"product_dtype": torch.int32}, TypeError, r"product_dtype=torch.int32 is no floating dtype"),
+        ({"product_dtype": torch.ones(1)}, TypeError, r"is no floating dtype"),
         ({"layouts": "stacked"}, TypeError, r"unexpected keyword argument 'layouts'"),
         ({"forward": lambda m, b: m(b[0]).sum()}, ValueError, r"first axis must be the 2 samples"),
         ({"forward": lambda m, b: m(b[0]).T}, ValueError, r"\(3, 2\).*first axis must be the 2 samples"),

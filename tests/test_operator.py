@@ -405,3 +405,10 @@ def test_what_an_operator_has_not_is_said_in_one_sentence_with_what_to_write(wri
         eval(written, {"A": A, "v": v, "np": np, "torch": torch})
     assert A.products == 0 and bool(A)
     assert v != A and A in [v, A]  # nor are arrays and operators compared entry by entry
+
+
+def test_the_identity_times_an_array_is_another_array():
+    x = np.ones(3)
+    for made in (spectral.I @ x, x @ spectral.I):
+        made += 1
+    assert (x == 1).all()

@@ -150,6 +150,9 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
     [
         (["model.options.widhts=[3]"], "did you mean widths?"),
         (["sede=1"], "did you mean seed?"),
+        (["experiment.sede=1"], "There is no experiment.sede (did you mean seeds?); experiment has seeds, "),
+        (["operator=hessian", "operator.loss.foo=3"], "There is no operator.loss.foo; operator.loss has weight, "),
+        (["+seed=1"], "seed is there already; leave out its +."),
         (["experiment=fun"], "experiment is one of batchnorm_outliers"),
         (["operator._target_=os.system"], "'os.system' is not allowed"),
         (["operator._target_=spectral.app.run.os.system"], "is not allowed"),

@@ -278,7 +278,12 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) 
         _check_trust(ours)
         _combination(ours, defaults or {})
     except Mismatch as problem:
-        raise ValueError(problem.sentence.replace("; it has", "; the configuration has")) from problem
+        raise ValueError(of_all(problem)) from problem
+
+
+def of_all(problem: Mismatch) -> str:
+    """The sentence, of a whole configuration."""
+    return problem.sentence.replace("; it has", "; the configuration has")
 
 
 def _check_trust(config: Mapping[str, Any]) -> None:

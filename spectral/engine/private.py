@@ -30,6 +30,7 @@ has_same_storage_numel = aten._has_same_storage_numel.default
 __all__ = [
     "DispatchMode",
     "call_again",
+    "called_again",
     "checkpoints",
     "dispatch_modes",
     "embeddings_of_operations",
@@ -108,8 +109,27 @@ There is no asking what was set before: after the last that needs it, it is torc
 """
 
 
-call_again: ContextVar[weakref.ref[Callable[..., Any]]] = ContextVar("call_again")
-"""What calls a function that is given with its arguments, later, as it would be called now; torch keeps copies of the context."""
+def _plainly(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+# held weakly: torch's graphs keep copies of the context
+_again: ContextVar[Callable[[], Callable[..., Any] | None]] = ContextVar("_again", default=lambda: _plainly)
+
+
+def call_again() -> Callable[..., Any]:
+    """What calls a function that is given with its arguments, later, as it would be called now."""
+    return _again.get()() or _plainly
+
+
+@contextmanager
+def called_again(call: Callable[..., Any]) -> Iterator[None]:
+    """Inside, `call` is `call_again()`."""
+    token = _again.set(weakref.ref(call))
+    try:
+        yield
+    finally:
+        _again.reset(token)
 
 
 @contextmanager
@@ -126,8 +146,7 @@ def checkpoints() -> Iterator[None]:
     frame, hook = loaded._CheckpointFrame, loaded._checkpoint_hook
 
     def framed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = there() if (there := call_again.get(None)) else None
-        return frame(partial(call, function) if call else function, *args, **kwargs)
+        return frame(partial(call_again(), function), *args, **kwargs)
 
     def hooked(frame: Any) -> Any:
         why = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() or ""

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectral.engine import private
+
 PREFIX = "module:"  # of `wrt`
 
 
@@ -65,14 +67,19 @@ def taken(module: nn.Module, name: str, samples: int, forward: Callable[[], Any]
 
 @contextmanager
 def standing_in(module: nn.Module, name: str, h: torch.Tensor) -> Iterator[None]:
-    """Inside, the module's one call gives h; ValueError where it is not called once."""
+    """Inside, and in what a backward pass makes again, the module's one call gives h; ValueError where it is not called once."""
     calls: list[int] = []
+    outer = private.call_again()
 
     def instead(_: nn.Module, args: Any, output: Any) -> torch.Tensor:
         calls.append(1)
         return h.clone()  # the next module may write to it
 
-    with module.register_forward_hook(instead):
+    def again(function: Callable[..., Any], *args: Any) -> Any:
+        with module.register_forward_hook(instead):
+            return outer(function, *args)
+
+    with module.register_forward_hook(instead), private.called_again(again):
         yield
     if len(calls) != 1:
         raise ValueError(

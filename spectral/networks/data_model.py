@@ -586,26 +586,21 @@ class DataModel:
         for value in substituted.values():
             value._is_param = True  # type: ignore[attr-defined]  # what isinstance(value, nn.Parameter) asks for
         inside = self._everywhere({**substituted, **self._fresh_buffers()})
-        again = partial(self._again, inside)
-        before = private.call_again.set(weakref.ref(again))
-        try:
+        again = partial(self._again, inside, private.call_again())
+        with private.called_again(again):
             made = torch.func.functional_call(self.call, inside, (batch, then, output), tie_weights=False)
-        finally:
-            private.call_again.reset(before)
         for node in nodes(tensors([made])):
             if isinstance(node, BackwardCFunction) and "apply" not in vars(node):
-                node.apply = partial(self._backward, inside, weakref.ref(node))  # type: ignore[method-assign]
+                node.apply = partial(_backward, again, weakref.ref(node))  # type: ignore[method-assign]
         return made
 
-    def _again(self, inside: dict[str, torch.Tensor], function: Callable[..., Any], *args: Any) -> Any:
+    def _again(
+        self, inside: dict[str, torch.Tensor], outer: Callable[..., Any], function: Callable[..., Any], *args: Any
+    ) -> Any:
         """What calls the model in a backward pass: in eval mode, on the values of its forward pass."""
         with nullcontext() if self._opened else self.opened():
             then = (None, lambda _: function(*args), None)
-            return torch.func.functional_call(self.call, inside, then, tie_weights=False)
-
-    def _backward(self, inside: dict[str, torch.Tensor], node: Callable[[], Any], *gradients: torch.Tensor) -> Any:
-        """A backward pass of the user's own, which may call the model again."""
-        return self._again(inside, type(node()).apply, node(), *gradients)
+            return outer(partial(torch.func.functional_call, tie_weights=False), self.call, inside, then)
 
     def _lent(self, batch: Any) -> Any:
         """The batch as forward may have it: in containers of its own and, where it writes to its inputs, with copies of these."""
@@ -747,6 +742,11 @@ def _name(function: Any) -> str:
         settings = [f"{key}={value}" for key, value in sorted(options.items()) if key != "training"]
         return f"{type(function).__name__}({', '.join(settings)})"
     return getattr(function, "__qualname__", type(function).__name__)
+
+
+def _backward(again: Callable[..., Any], node: Callable[[], Any], *gradients: torch.Tensor) -> Any:
+    """A backward pass of the user's own, which may call the model again."""
+    return again(type(node()).apply, node(), *gradients)
 
 
 def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., Any]) -> Any:

@@ -25,7 +25,7 @@ class Products:
 
     def __post_init__(self) -> None:
         choice(self.engine, "engine", ENGINES)
-        if self.dtype is not None and not getattr(self.dtype, "is_floating_point", False):
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise TypeError(f"product_dtype={self.dtype!r} is no floating dtype; use torch.bfloat16, for example.")
         budget_bytes(self.memory)
         choice(self.preflight, "preflight", SWITCH)

@@ -590,12 +590,13 @@ class ScaledIdentity:
     __rmul__ = __mul__
 
     def __truediv__(self, factor: Any) -> ScaledIdentity:
-        return ScaledIdentity(self.shift / _number(factor))
+        number = _number(factor)
+        return ScaledIdentity(_number(self.shift / number if number else math.inf))
 
     def __matmul__(self, other: Any) -> Any:
         if not isinstance(other, Operator) and not arrays.is_array(other):
             return NotImplemented
-        return other if self.shift == 1 else self.shift * other
+        return other if self.shift == 1 and isinstance(other, Operator) else self.shift * other
 
     __rmatmul__ = __matmul__
 
