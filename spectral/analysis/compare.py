@@ -258,11 +258,13 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
     for name, each in by.items():
         units, off = (float(each[0]), float(each[1])), [float(e.stderr) for e in each]
         spare = [unit - NORMAL * error for unit, error in zip(units, off, strict=True)]
-        told, unsure = min(spare) > 0, (units[0] * off[0] / spare[0], units[1] * off[1] / spare[1])
+        told = min(spare) > 0
         for kind in ("wasserstein", "ks", "js"):
             found = nan, nan
             if min(units) > 0:
-                own = unsure if told and kind != "wasserstein" else (off[0], off[1])
+                own = off[0], off[1]
+                if told and kind != "wasserstein":
+                    own = units[0] * off[0] / spare[0], units[1] * off[1] / spare[1]
                 found = _divergence(a, b, bins, units, own) if kind == "js" else between(a, b, kind, units, own)
             pairs[f"{kind}_by_{name}"] = found if told or kind == "wasserstein" else (found[0], nan)
     for name, of in (("trace", trace_of), ("lambda_max", largest_of), ("effective_rank", effective_rank)):
