@@ -274,9 +274,10 @@ class Spectrum(Quadrature):
         The rule of k steps is one of many with moments like those of the record (`quadrature.gauss.alike`): the others have nodes
         in all its gaps, and none where a semi-definite matrix has no eigenvalue. This is the farthest that any of them is from
         it, of each probe. Few steps have not seen the ends of the spectrum: an eigenvalue may lie as far out as it may weigh a
-        quarter of what it does in the mean. Where f jumps within the residual of a node, all that the node stands for may lie
-        on the other side. Where the derivatives of f have one sign, as of x / (x + c), the farthest rules are the bounds. Of
-        1 / x or log, which have no value at 0, the rule with a node there is left out: what lies near 0 unseen is not in it.
+        quarter of what it does in the mean. Where f jumps near a node, all that the node stands for may lie on the other side, as
+        far as its mean and its spread, the residual, let it. Where the derivatives of f have one sign, as of x / (x + c), the
+        farthest rules are the bounds. Of 1 / x or log, which have no value at 0, the rule with a node there is left out: what
+        lies near 0 unseen is not in it.
 
         Parameters
         ----------
@@ -304,15 +305,15 @@ class Spectrum(Quadrature):
             own = omega @ y
             with np.errstate(all="ignore"):
                 others = (weights * values_of(f, nodes.reshape(-1)).reshape(nodes.shape)).sum(1)
-                moved = np.array([values_of(f, np.maximum(theta + side * residuals, least)) - y for side in (-1, 1)])
+                pairs, masses = gauss.spread(theta, residuals, least)
+                moved = (masses * (values_of(f, pairs.reshape(-1)).reshape(pairs.shape) - y)).sum(0)
                 slope = np.ptp(y) / np.ptp(theta)
-                jumps = np.where(np.abs(moved) > STEEP * slope * residuals, moved, 0.0)
+                steep = np.isfinite(moved) & (np.abs(moved) > STEEP * slope * residuals)
             finite = np.isfinite(others)
             beyond = others[finite] - own
             total += share * np.maximum([beyond.max(), -beyond.min()], 0.0) if finite.any() else np.inf
-            total += share * np.array(
-                [np.where(side * jumps > 0, side * jumps, 0.0).max(0) @ omega for side in (1, -1)]
-            )
+            jumps = np.where(steep, moved, 0.0)
+            total += share * np.maximum([jumps.max(0), -jumps.min(0)], 0.0) @ omega
         return total
 
     @cached_property

@@ -162,6 +162,27 @@ def test_the_trace_has_no_truncation_however_many_eigenvalues_lie_within_roundin
     assert s.truncation(lambda x: x) <= 1e-10 * values.sum()
 
 
+@pytest.mark.parametrize("n", [10_000, 1_000_000])
+@pytest.mark.parametrize("steps", [3, 8, 20])
+def test_what_lies_near_zero_moves_a_function_no_further_than_the_trace_lets_it(n, steps):
+    """0 <= f <= f'(0) x, so that the integral of the vectors drawn is within f'(0) trace: 2e5 was stated where that is 745."""
+    A = spectral.as_operator(scipy.sparse.diags(np.sqrt(288.0 / np.arange(1, n + 1) ** 1.5)).tocsr()).gram("right")
+    s = spectral.slq(A, probes=2, steps=steps, reorthogonalize=False, deflate=False, progress=False)
+    trace = float(s.integrate(lambda x: x))
+    assert s.truncation(lambda x: 1 - np.exp(-x)) <= trace
+    for z in (3.0, 0.3):
+        assert s.truncation(lambda x, z=z: x / (x + z)) <= trace / z
+
+
+def test_a_node_whose_residual_reaches_zero_leaves_the_error_of_a_logarithm_finite():
+    X = np.random.default_rng(0).standard_normal((400, 200)) / 20
+    values = np.linalg.svd(X, compute_uv=False) ** 2
+    s = spectral.slq(spectral.as_operator(X).gram("right"), probes=4, steps=3, deflate=False, progress=False)
+    for f in (np.log, np.reciprocal):
+        e = s.integrate(f)
+        assert abs(float(e) - f(values).sum()) <= 2 * e.stderr < np.inf
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("name", ["uniform", "semicircle", "one outlier"])
 def test_few_steps_do_not_say_that_nothing_lies_beyond(name, steps):

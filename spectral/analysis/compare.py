@@ -262,7 +262,7 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
         for kind in ("wasserstein", "ks", "js"):
             found = nan, nan
             if min(units) > 0:
-                own = (off[0], off[1])
+                own = off[0], off[1]
                 if told and kind != "wasserstein":
                     own = units[0] * off[0] / spare[0], units[1] * off[1] / spare[1]
                 found = _divergence(a, b, bins, units, own) if kind == "js" else between(a, b, kind, units, own)

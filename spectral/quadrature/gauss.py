@@ -25,6 +25,7 @@ TURNED = 2.0  # eps ||T||: how far rounding of products changes T; .7 seen, in f
 # nodes of `alike` in all, and rules of each kind: what is narrower than their distance is not seen
 DENSE, FEWEST = 256, 2
 OPEN = 1.5  # of beta: 1 is what the Chebyshev measure leaves open within its ends, and half of each gap
+NEARER = 2.0 ** -np.arange(5.0)  # residuals: how far the nearer point of a pair is
 TOUCHING = 8 * float(np.finfo(float).eps)  # ||T||: as close as two eigenvalues of T itself are told apart
 BLUR = 8.0  # eps ||T||: how far eigenvalues of the matrix that T belongs to may be from A's (Greenbaum 1989)
 
@@ -70,7 +71,9 @@ def alike(record: LanczosRecord, least: float = -np.inf, share: float = 1.0) -> 
     if not np.isfinite(least):
         return nodes, weights
     inside = np.where(nodes <= least + 2 * TOUCHING * norm(record), least, nodes)
-    raised = (weights * (inside - nodes)).sum(1)  # of each mean, where rounding has left T an eigenvalue below `least`
+    raised = np.maximum(
+        (weights * (inside - nodes)).sum(1), 0.0
+    )  # of each mean, where rounding has left T an eigenvalue below `least`
     for x, w in zip((inside - least).T[1:], weights.T[1:], strict=True):
         moved = np.minimum(w, raised / np.maximum(x, TINY))
         raised, w[:], weights[:, 0] = raised - moved * x, w - moved, weights[:, 0] + moved
@@ -91,6 +94,22 @@ def _far(record: LanczosRecord, share: float) -> list[float]:
             found.append(x + float(beta * S[-1] @ b))
             step *= 1.5
     return found
+
+
+def spread(theta: np.ndarray, residuals: np.ndarray, least: float = -np.inf) -> tuple[np.ndarray, np.ndarray]:
+    """(points, masses), (2, P, k) each: pairs that a node may stand for, with it as their mean and its residual as their spread.
+
+    The spectral measure of a Ritz vector has both: a crowd near 0 moves up no further than its mean lets it. A pair with a point
+    below `least`, or beyond the nodes, is the node itself.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lower = np.minimum(NEARER[:, None], np.maximum(theta - least, 0.0) / residuals)
+        t = np.concatenate([lower, np.broadcast_to(NEARER[:, None], lower.shape)])
+        side = np.repeat([-1.0, 1.0], len(NEARER))[:, None]
+        near, far = theta + side * t * residuals, theta - side * residuals / t
+        able = (far >= max(least, theta[0])) & (far <= theta[-1])
+    points = np.where(able, [near, far], theta)
+    return points, np.where(able, [1 / (1 + t**2), t**2 / (1 + t**2)], [[[1.0]], [[0.0]]])
 
 
 def last_pivot(record: LanczosRecord, x: float) -> float:
