@@ -71,9 +71,8 @@ def alike(record: LanczosRecord, least: float = -np.inf, share: float = 1.0) -> 
     if not np.isfinite(least):
         return nodes, weights
     inside = np.where(nodes <= least + 2 * TOUCHING * norm(record), least, nodes)
-    raised = np.maximum(
-        (weights * (inside - nodes)).sum(1), 0.0
-    )  # of each mean, where rounding has left T an eigenvalue below `least`
+    # of each mean, where rounding has left T an eigenvalue below `least`
+    raised = np.maximum((weights * (inside - nodes)).sum(1), 0.0)
     for x, w in zip((inside - least).T[1:], weights.T[1:], strict=True):
         moved = np.minimum(w, raised / np.maximum(x, TINY))
         raised, w[:], weights[:, 0] = raised - moved * x, w - moved, weights[:, 0] + moved
