@@ -299,14 +299,18 @@ class Spectrum(Quadrature):
 
     def _reach(self, f: Function) -> np.ndarray:
         """How much larger and how much smaller the integral of f may be, (2,): over the probes, the most that rules alike add."""
-        total, least = np.zeros(2), 0.0 if self.nonnegative else -np.inf
+
+        def at(x: np.ndarray) -> np.ndarray:  # f is asked for values of one row
+            return values_of(f, x.reshape(-1)).reshape(x.shape)
+
+        total = np.zeros(2)
         for share, (theta, omega), residuals, (nodes, weights) in self.unfinished:
             y = values_on(self, f, theta)
             own = omega @ y
             with np.errstate(all="ignore"):
-                others = (weights * values_of(f, nodes.reshape(-1)).reshape(nodes.shape)).sum(1)
-                pairs, masses = gauss.spread(theta, residuals, least)
-                moved = (masses * (values_of(f, pairs.reshape(-1)).reshape(pairs.shape) - y)).sum(0)
+                others = (weights * at(nodes)).sum(1)
+                pairs, masses = gauss.spread(theta, residuals, self._least)
+                moved = (masses * (at(pairs) - y)).sum(0)
                 slope = np.ptp(y) / np.ptp(theta)
                 steep = np.isfinite(moved) & (np.abs(moved) > STEEP * slope * residuals)
             finite = np.isfinite(others)
@@ -316,14 +320,19 @@ class Spectrum(Quadrature):
             total += share * np.maximum([jumps.max(0), -jumps.min(0)], 0.0) @ omega
         return total
 
+    @property
+    def _least(self) -> float:
+        """Below this there is no eigenvalue."""
+        return 0.0 if self.nonnegative else -np.inf
+
     @cached_property
     def unfinished(self) -> list[tuple[Any, ...]]:
         """Of each probe that more steps may still move: (eigenvalues it stands for, T's Gauss rule, residuals, rules alike)."""
-        least, found = 0.0 if self.nonnegative else -np.inf, []
+        found = []
         for share, record, gone in zip(self.pooling, self.records, self.removed, strict=True):
             if record.steps > 0 and record.betas[-1] > 0:
                 free = share * self.unresolved * gauss.undeflated(record) / gauss.free_share(record, gone)
-                (theta, S), others = record.eigen, gauss.alike(record, least, LIGHT / self.unresolved)
+                (theta, S), others = record.eigen, gauss.alike(record, self._least, LIGHT / self.unresolved)
                 found.append((free, (theta, S[0] ** 2), record.betas[-1] * np.abs(S[-1]), others))
         return found
 

@@ -515,9 +515,8 @@ class Watcher:
             )
         if ax is not None:
             return plotting.waterfall(spectra, ax)
-        widths = [3.6] * len(kinds) + [5.4] * bool(
-            spectra
-        )  # a waterfall has its colours beside it, and powers on both sides of 0
+        # a waterfall has its colours beside it, and powers on both sides of 0
+        widths = [3.6] * len(kinds) + [5.4] * bool(spectra)
         figure, axes = plt.subplots(
             1, len(widths), figsize=(sum(widths), 3.2), squeeze=False, gridspec_kw={"width_ratios": widths}
         )

@@ -412,3 +412,12 @@ def test_the_identity_times_an_array_is_another_array():
     for made in (spectral.I @ x, x @ spectral.I):
         made += 1
     assert (x == 1).all()
+
+
+def test_an_operator_equals_itself_and_nothing_else():
+    A, B = (spectral.as_operator(np.eye(2)) for _ in range(2))
+    for equal, unequal in ((np.equal, np.not_equal), (lambda a, b: a == b, lambda a, b: a != b)):
+        assert equal(A, A) and not unequal(A, A)
+        for other in (B, np.eye(2)):
+            assert not equal(A, other) and unequal(A, other)
+            assert not equal(other, A) and unequal(other, A)

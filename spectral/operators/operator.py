@@ -133,7 +133,7 @@ class Operator(LinearMap):
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:  # type: ignore[override]
         """numpy's functions that the algebra has: np.matmul(A, v) is A @ v; `array @ A` and `number * A` come here too."""
         if ufunc in (np.equal, np.not_equal):
-            return bool(ufunc is np.not_equal)
+            return (inputs[0] is inputs[-1]) is (ufunc is np.equal)
         if ufunc not in UFUNCS or method != "__call__" or options:
             self._refuse()
         first, *rest = inputs
