@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -152,8 +152,16 @@ def checkpoints() -> Iterator[None]:
         why = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() or ""
         return nullcontext() if "torch.func" in why else hook(frame)
 
-    with instead(loaded, CheckpointFunction=_Kept, _CheckpointFrame=framed, _checkpoint_hook=hooked):
+    others = {"_NoopSaveInputs": _moving(loaded._NoopSaveInputs)} if hasattr(loaded, "_NoopSaveInputs") else {}
+    with instead(loaded, CheckpointFunction=_Kept, _CheckpointFrame=framed, _checkpoint_hook=hooked, **others):
         yield
+
+
+@cache
+def _moving(saver: Any) -> Any:
+    """The operation by which torch 2.6 keeps what enters a checkpoint, and later ones do not, in forward mode and vmap too."""
+    rules = {"jvp": staticmethod(lambda ctx, *tangents: torch.empty(0)), "generate_vmap_rule": True}
+    return type(saver.__name__, (saver,), rules)
 
 
 class _Kept:
