@@ -259,6 +259,24 @@ def test_recording_must_pay_for_itself(ticks):
             assert ("replay" in announced.choices["J v"].timings) == (call == 2)
 
 
+def test_a_slow_first_product_puts_recording_off_by_a_half_at_most(monkeypatch):
+    """The first of a process loads code (the time of 5 to 10), which recording does not: 1.5 times as many are to come."""
+    A, v, now = torch.randn(4, 3).double(), torch.ones(3).double(), [0.0]
+    monkeypatch.setattr(autotune, "_now", lambda v: now[0])
+
+    def linearized(way):
+        def product(x):
+            now[0] += 1.0 if now[0] else 10.0
+            return (A @ x,)
+
+        return Maps(product, lambda v, w: 0.0)
+
+    engine = AutoEngine()
+    for call in range(1, 20):
+        engine.multiplier(Workload("J v", 0, linearized)).add(v[None], torch.empty(1, 4).double(), True)
+        assert ("replay" in engine.choices["J v"].timings) == (call >= 17)
+
+
 class Unrecorded(AutoEngine):
     def build(self, linear, v, own):
         raise trace.Unrecordable("not this one")

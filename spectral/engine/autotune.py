@@ -39,6 +39,8 @@ COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]
 # models. Whoever makes ten products in a row shall not pay for it. The other way saves as much, and takes two products more at
 # first where vectors weigh more than a model's arithmetic: it waits for TURN products, made or announced.
 RECORDING, LATER, SAVED = 2.25, 1.5, 0.2
+# The first product of a process loads code and touches new memory (5 to 10 present ones); recording does neither again.
+COLD = 1.5
 OF_HESSIAN = 4.0  # the same of a Hessian, whose program saves half as much; and what the other way's takes
 TURN = 10.0
 RIVAL = 0.15  # what the other way's program may save of a Hessian's: 0 to .2 on five models
@@ -365,7 +367,7 @@ class Tuned:
         if program is None:
             least = RECORDING if self.engine.turns else OF_HESSIAN
             first = (least + (work.groups - 1) * LATER) / work.groups  # of a batch, on average
-            cost, gain, size = first * way.first, SAVED * way.each, work.graph
+            cost, gain, size = first * min(way.first, COLD * way.each), SAVED * way.each, work.graph
         else:
             cost, gain = program.first, way.each - program.later
             size = int(max(program.bytes, program.held) * work.samples / choice.samples)
