@@ -174,6 +174,32 @@ def test_what_lies_near_zero_moves_a_function_no_further_than_the_trace_lets_it(
         assert s.truncation(lambda x, z=z: x / (x + z)) <= trace / z
 
 
+@pytest.mark.parametrize("n", [10_000, 1_000_000])
+@pytest.mark.parametrize("steps", [3, 20])
+@pytest.mark.parametrize("power", [1.5, 3.0, np.inf])
+def test_rounding_moves_eigenvalues_near_zero_no_further_than_the_trace_lets_it(n, steps, power):
+    """None falls below 0, so that what some rise by others lose: n times the rounding was stated, 10^4 times too much.
+
+    Of those that are at most `rounding` this is sum min(lambda, rounding), and all lose as much again; the trace of the vectors
+    is that of products, each rounded to some eps of its size, which is n |A v|. How many exceed t is by Markov 1 / t of that.
+    """
+    with np.errstate(over="ignore"):
+        values = 288.0 / np.arange(1, n + 1) ** power
+    A = spectral.as_operator(scipy.sparse.diags(np.sqrt(values).astype(np.float32)).tocsr()).gram("right")
+    s = spectral.slq(A, probes=2, steps=steps, reorthogonalize=False, deflate=False, progress=False)
+    e, r = s.integrate(lambda x: np.exp(-x)), s.rounding
+    products = r / s.scale * np.sqrt(n * float(s.integrate(np.square)))
+    left = 2 * np.minimum(s.points()[0], r) @ s.points()[1] + products
+    statistical = np.sqrt(2 * ((1 - np.exp(-values)) ** 2).sum())
+    assert e.stderr <= 2 * statistical + s.truncation(lambda x: np.exp(-x)) + left
+    assert abs(float(e) - np.exp(-values).sum()) <= 2 * e.stderr + 1e-12 * n
+    if power == np.inf:
+        t = r / 5
+        above = s.integrate(lambda x: np.where(x > t, 1.0, 0.0))
+        assert abs(float(above) - 1) <= 2 * above.stderr
+        assert above.stderr <= 3 + s.truncation(lambda x: np.where(x > t, 1.0, 0.0)) + 2 * left / t
+
+
 def test_a_node_whose_residual_reaches_zero_leaves_the_error_of_a_logarithm_finite():
     X = np.random.default_rng(0).standard_normal((400, 200)) / 20
     values = np.linalg.svd(X, compute_uv=False) ** 2

@@ -11,6 +11,7 @@ from spectral.quadrature.pooled import Quadrature
 
 Function = Callable[[np.ndarray], np.ndarray]
 STEEP = 64.0  # times the mean slope of a function over the spectrum
+NEARER = 2.0 ** -np.arange(10.0)  # of how far rounding may move an eigenvalue
 
 
 class Undefined(ValueError):
@@ -55,20 +56,33 @@ def moved_by_rounding(q: Quadrature, f: Function, y: np.ndarray) -> float:
     """What `rounding` of every eigenvalue but the known zeros may change, where f varies STEEP times as fast as on the whole.
 
     Elsewhere the same rounding is of the size of that of any sum in float64. y: f on all points.
+
+    Eigenvalues that move by d_i, |d_i| <= r, move the trace by sum_i d_i; products that are rounded to u = r / scale of what they
+    are, by at most u sum_i |lambda_i|^2 / rms: what some gain, others lose. So with any slope s (Lagrange) the change is at most
+    sum_i max_d (f(lambda_i + d) - f(lambda_i) - s d) + |s| times that, here with the best s of those that f has on the point
+    which gives most. Distances d are looked at in powers of 2.
     """
     (x, c), r = q.points(zeros=False), q.rounding
     if not len(x) or r == 0 or q.scale == 0:
         return 0.0
-    here, low = values_on(q, f, x), x - r
-    low = np.maximum(low, np.minimum(x, 0.0)) if q.nonnegative else low
-    moved = np.abs([values_of(f, low) - here, values_of(f, x + r) - here])
+    here, down = values_on(q, f, x), np.full(len(x), r)
+    down = np.minimum(down, np.maximum(x, 0.0)) if q.nonnegative else down
+    d = np.concatenate([NEARER[:, None] * np.full(len(x), r), -NEARER[:, None] * down])
+    moved = values_of(f, (x + d).reshape(-1)).reshape(d.shape) - here
     undefined = ~np.isfinite(moved).all(0)
     if (undefined & (np.abs(x) > r)).any():
         where = x[undefined & (np.abs(x) > r)][0]
         raise ValueError(
             f"f is not finite within {r:.2g}, the rounding, of the eigenvalue {where:.6g}; f must be finite on the spectrum."
         )
-    change = np.where(np.isfinite(moved), moved, 0.0).max(0)
-    span = np.ptp(x)
+    moved = np.where(np.isfinite(moved), moved, 0.0)
+    change, span = np.abs(moved).max(0), np.ptp(x)
     slope = max(float(np.ptp(y)) / span if span > 0 else 0.0, float(np.abs(y).max()) / q.scale)
-    return float(c @ np.where(change > STEEP * slope * r, change, 0.0))
+    steep = change > STEEP * slope * r
+    if not steep.any():
+        return 0.0
+    most, off = np.argmax(c * np.where(steep, change, 0.0)), r / q.scale * float(np.sqrt(c.sum() * (c @ x**2)))
+    able = d[:, most] != 0
+    slopes = moved[able, most] / d[able, most]
+    gains = [[c @ (side * (moved - s * d)).max(0, initial=0.0) + abs(s) * off for s in slopes] for side in (1, -1)]
+    return float(min(np.min(gains, axis=1).max(), c @ np.where(steep, change, 0.0)))
