@@ -52,10 +52,11 @@ def pooled_variance(probes: int, dim: int, variance: float | np.ndarray) -> floa
 
 
 def located(nodes: np.ndarray, masses: np.ndarray, least: float) -> np.ndarray:
-    """`masses` (K, M) of K probes' `nodes`, raised where all probes agree on a value that they hold too light.
+    """`masses` (K, M) of K probes' `nodes`, raised where what they hold is certainly too light.
 
     A value within LOCATED of the range on which every probe has a node is an eigenvalue, whose true mass is at least `least`;
-    the random mass may be far smaller, and a variance taken with it too small (with one probe, without bound).
+    the random mass may be far smaller, and a variance taken with it too small (with one probe, without bound). So it is of
+    what has not converged: at or beyond the j-th Ritz value of a probe from either end lie j eigenvalues (Cauchy).
     """
     held = masses > 0
     x, owner = nodes[held], np.nonzero(held)[0]
@@ -67,6 +68,18 @@ def located(nodes: np.ndarray, masses: np.ndarray, least: float) -> np.ndarray:
     total = np.bincount(group[order], masses[held][order])
     raised = masses.copy()
     raised[held] *= np.where(seen.all(1), np.maximum(1.0, least / total), 1.0)[group]
+    # a copy that rounding makes of an eigenvalue, of next to no mass or beside another, is none of its own
+    own = np.flatnonzero((masses > MISSED * least * masses.sum(1, keepdims=True))[held])
+    own = own[np.lexsort((x[own], owner[own]))]
+    apart = np.diff(x[own], prepend=-np.inf) > LOCATED * np.ptp(x)
+    told = np.zeros((len(x), len(nodes)))
+    told[own, owner[own]] = apart | (np.diff(owner[own], prepend=-1) > 0)
+    for side in (order[::-1], order):
+        beyond, at_least = np.cumsum(raised[held][side]), least * told[side].cumsum(0).max(1)
+        if (beyond < at_least).any():
+            weights = np.empty(len(x))
+            weights[side] = np.diff(np.maximum(beyond, at_least), prepend=0.0)
+            raised[held] = weights
     return raised
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +11,7 @@ from spectral.quadrature.pooled import Quadrature
 
 Function = Callable[[np.ndarray], np.ndarray]
 STEEP = 64.0  # times the mean slope of a function over the spectrum
-RISES, STEP = 48, 2**0.25  # of an eigenvalue within the rounding, at which f is looked at for a jump close by
+NEARER = 2.0 ** -np.arange(10.0)  # of how far rounding may move an eigenvalue
 
 
 class Undefined(ValueError):
@@ -56,41 +55,34 @@ def values_on(q: Quadrature, f: Function, x: np.ndarray) -> np.ndarray:
 def moved_by_rounding(q: Quadrature, f: Function, y: np.ndarray) -> float:
     """What `rounding` of every eigenvalue but the known zeros may change, where f varies STEEP times as fast as on the whole.
 
-    Elsewhere the same rounding is of the size of that of any sum in float64. y: f on all points. Of a quadrature of a
-    semi-definite matrix the mean is known, and none lies below 0: the 10^8 eigenvalues of a network near 0 rise together by no
-    more than what they could fall by, and the mean's own rounding, relative to ||A v|| or that of n independent terms.
+    Elsewhere the same rounding is of the size of that of any sum in float64. y: f on all points.
+
+    Eigenvalues that move by d_i, |d_i| <= r, move the trace by sum_i d_i; products that are rounded to u = r / scale of what they
+    are, by at most u sum_i |lambda_i|^2 / rms: what some gain, others lose. So with any slope s (Lagrange) the change is at most
+    sum_i max_d (f(lambda_i + d) - f(lambda_i) - s d) + |s| times that, here with the best s of those that f has on the point
+    which gives most. Distances d are looked at in powers of 2.
     """
     (x, c), r = q.points(zeros=False), q.rounding
     if not len(x) or r == 0 or q.scale == 0:
         return 0.0
-    here, low = values_on(q, f, x), x - r
-    low = np.maximum(low, np.minimum(x, 0.0)) if q.nonnegative else low
-    limited = q.nonnegative and not q.is_exact
-    rises = r * STEP ** -np.arange(RISES if limited else 1.0)[:, None]
-    fallen, risen = values_of(f, low) - here, np.array([values_of(f, x + rise) for rise in rises]) - here
-    undefined = ~(np.isfinite(fallen) & np.isfinite(risen).all(0))
+    here, down = values_on(q, f, x), np.full(len(x), r)
+    down = np.minimum(down, np.maximum(x, 0.0)) if q.nonnegative else down
+    d = np.concatenate([NEARER[:, None] * np.full(len(x), r), -NEARER[:, None] * down])
+    moved = values_of(f, (x + d).reshape(-1)).reshape(d.shape) - here
+    undefined = ~np.isfinite(moved).all(0)
     if (undefined & (np.abs(x) > r)).any():
         where = x[undefined & (np.abs(x) > r)][0]
         raise ValueError(
             f"f is not finite within {r:.2g}, the rounding, of the eigenvalue {where:.6g}; f must be finite on the spectrum."
         )
-    span = np.ptp(x)
+    moved = np.where(np.isfinite(moved), moved, 0.0)
+    change, span = np.abs(moved).max(0), np.ptp(x)
     slope = max(float(np.ptp(y)) / span if span > 0 else 0.0, float(np.abs(y).max()) / q.scale)
-    down, ups = np.abs(np.where(np.isfinite(fallen), fallen, 0.0)), np.abs(np.where(np.isfinite(risen), risen, 0.0))
-    steep = np.maximum(down, ups.max(0)) > STEEP * slope * r
-    every = float(c @ np.where(steep, np.maximum(down, ups.max(0)), 0.0))
-    if not limited:
-        return every
-    n = float(c.sum())
-    room = float(c @ np.clip(x, 0.0, r)) + n * r * (math.sqrt(float(c @ x**2) / n) / q.scale + 1 / math.sqrt(n))
-    return min(every, float(c @ np.where(steep, down, 0.0)) + _risen(np.where(steep, ups, 0.0), rises, c, room))
-
-
-def _risen(ups: np.ndarray, rises: np.ndarray, c: np.ndarray, room: float) -> float:
-    """The most that f gains where c (X,) eigenvalues rise by `room` in all, ups (J, X) by each of the `rises` (J, 1)."""
-    rate = STEP * (ups / rises).max(0)  # where f jumps between two of them, it may be at the lower
-    order = np.argsort(-rate)
-    most = (c * ups.max(0))[order]
-    spent = np.cumsum(most / np.maximum(rate[order], 1e-300))
-    kept = np.clip(1 - (spent - room) / np.maximum(np.diff(spent, prepend=0.0), 1e-300), 0.0, 1.0)
-    return float(kept @ most)
+    steep = change > STEEP * slope * r
+    if not steep.any():
+        return 0.0
+    most, off = np.argmax(c * np.where(steep, change, 0.0)), r / q.scale * float(np.sqrt(c.sum() * (c @ x**2)))
+    able = d[:, most] != 0
+    slopes = moved[able, most] / d[able, most]
+    gains = [[c @ (side * (moved - s * d)).max(0, initial=0.0) + abs(s) * off for s in slopes] for side in (1, -1)]
+    return float(min(np.min(gains, axis=1).max(), c @ np.where(steep, change, 0.0)))
