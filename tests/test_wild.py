@@ -1786,3 +1786,34 @@ def test_forward_has_a_batch_in_a_list_of_the_users_own_kind_with_what_it_carrie
     assert torch.allclose(J @ v, 2 * x @ v)
     assert type(batch) is Pair
     assert batch[0] is x
+
+
+class Placed(nn.Module):
+    """Reads its weight by where it lies in its storage."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.head = kind, nn.Linear(4, 3, dtype=DOUBLE)
+        self.w = nn.Parameter(torch.randn(3, 4, *([2] if kind == "complex" else []), dtype=DOUBLE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "complex":  # a state-space model, a Fourier layer
+            return self.head((x.to(torch.complex128) @ torch.view_as_complex(self.w)).abs())
+        return self.head(torch.tanh(x @ self.w.as_strided((3, 2), (4, 1), self.w.storage_offset() + 1).repeat(1, 2)))
+
+
+@pytest.mark.parametrize("kind", ["complex", "strided"])
+@pytest.mark.parametrize("engine", ["auto", "replay"])
+def test_product_is_the_same_wherever_its_vector_lies(problem, kind, engine):
+    """Rows of a block of odd width begin at places that a complex number or a stride does not."""
+    _, x, y = problem
+    model = Placed(kind)
+    own = list(model.parameters())
+    V = torch.randn(16, 39, dtype=DOUBLE)[:, : sum(p.numel() for p in own)].contiguous()
+    J = rows(model(x), own)
+    H = second(lambda: CE(model(x), y), own)
+    for A, right in ((Jacobian(model, [x], engine=engine), J), (Hessian(model, CE, [(x, y)], engine=engine), H)):
+        assert torch.allclose(A @ V.T, right @ V.T, rtol=0, atol=1e-7)
+        for _ in range(2):  # while a program is recorded and after
+            for v in V:
+                assert torch.allclose(A @ v, right @ v, rtol=0, atol=1e-7)
