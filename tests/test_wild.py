@@ -1809,11 +1809,10 @@ def test_product_is_the_same_wherever_its_vector_lies(problem, kind, engine):
     _, x, y = problem
     model = Placed(kind)
     own = list(model.parameters())
-    V = torch.randn(16, 39, dtype=DOUBLE)[:, : sum(p.numel() for p in own)].contiguous()
+    V = torch.randn(8, 39, dtype=DOUBLE)[:, : sum(p.numel() for p in own)].contiguous()
     J = rows(model(x), own)
     H = second(lambda: CE(model(x), y), own)
     for A, right in ((Jacobian(model, [x], engine=engine), J), (Hessian(model, CE, [(x, y)], engine=engine), H)):
         assert torch.allclose(A @ V.T, right @ V.T, rtol=0, atol=1e-7)
-        for _ in range(2):  # while a program is recorded and after
-            for v in V:
-                assert torch.allclose(A @ v, right @ v, rtol=0, atol=1e-7)
+        for v in [V[0]] * 20 + [*V]:  # while a program is recorded and after
+            assert torch.allclose(A @ v, right @ v, rtol=0, atol=1e-7)
