@@ -1687,6 +1687,30 @@ def test_output_that_is_rounded_to_float32_has_products_of_that_precision(proble
     assert agrees(A, dense(right), 1e-6)
 
 
+class Rounded(nn.Module):
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.kind).to(x.dtype)
+
+
+@pytest.mark.parametrize("coarse, tol", [(torch.float32, 1e-6), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("engine", ["auto", "fresh", "double-backward"])
+def test_model_that_rounds_on_the_way_has_products_of_that_precision(problem, coarse, tol, engine):
+    """A cast (simulated quantisation) keeps nothing for the backward pass, which rounds as it does."""
+    model, x, y = problem
+    rounded = nn.Sequential(*model[:2], Rounded(coarse), model[2])
+    own = list(model.parameters())
+    J, G = Jacobian(rounded, cut(x, y), engine=engine), GaussNewton(rounded, CE, cut(x, y), engine=engine)
+    assert J.describe()["computes_in"] == str(coarse).removeprefix("torch.")
+    right = rows(model(x), own)
+    p = model(x).detach().softmax(1)
+    inner = torch.block_diag(*[torch.diag(q) - q[:, None] * q for q in p])
+    assert agrees(J, right, tol) and agrees(G, right.T @ inner @ right / len(x), tol)
+
+
 # What forward leaves behind ---------------------------------------------------------------------------------------------
 def test_functions_may_take_a_batch_apart(problem):
     """The second call of batch.pop("labels") failed, and the user's own batches were left without their entries."""
