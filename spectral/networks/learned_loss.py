@@ -333,12 +333,12 @@ class Loss:
         """Whether the first number of (sum, count) is the same where half of the samples are there once and twice."""
         size = self.samples.size(batch)
         half, double = -(-size // 2), lambda t: torch.cat([t, t])
-        one, z = self.samples.rows(batch, size, 0, half), Samples().rows(output, size, 0, half)
-        two, zz = self.samples.some(one, half, double), Samples().some(z, half, double)
         anew = self.output is not None and not self.fixed  # of a number in the output its rows say nothing
         if not anew and not all(Samples().belongs((), t, size) for t in tensors(output)):
             return False
         try:
+            one, z = self.samples.rows(batch, size, 0, half), Samples().rows(output, size, 0, half)
+            two, zz = self.samples.some(one, half, double), Samples().some(z, half, double)
             if anew:
                 z, zz = self.output(one), self.output(two)  # type: ignore[misc]
             (first, count), (second, counted) = self._numbers(z, one), self._numbers(zz, two)
