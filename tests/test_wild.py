@@ -385,6 +385,39 @@ def test_model_is_a_function_of_its_first_call_alone(problem):
         Jacobian(Remembering(True), [x])
 
 
+class Cached(nn.Module):
+    """Keeps its normalised weight until someone empties the cache, as models for inference do."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.layer, self.cache, self.where = nn.Linear(3, 3, dtype=DOUBLE), {}, where
+
+    def forward(self, x):
+        key = len(x) if self.where == "by length" else "w"
+        if key not in self.cache:
+            self.cache[key] = F.normalize(self.layer.weight, dim=1)
+        return F.linear(x, self.cache[key], self.layer.bias)
+
+
+@pytest.mark.parametrize("where", ["once", "by length"])
+@pytest.mark.parametrize("kind", [Jacobian, Hessian])
+def test_parameter_that_a_call_reads_from_the_one_before_is_told(problem, where, kind):
+    """Its columns were 0 without a word; with the cache emptied they are those of a first call."""
+    _, x, y = problem
+    model, given = Cached(where), () if kind is Jacobian else (CE,)
+    with pytest.raises(ValueError, match=r"made of layer.weight in one call is kept .*; empty the cache in forward="):
+        kind(model, *given, cut(x, y))
+    assert not model.cache
+
+    def forward(model, batch):
+        model.cache.clear()
+        return model(batch[0])
+
+    own = list(model.parameters())
+    right = rows(forward(model, [x]), own) if kind is Jacobian else second(lambda: CE(forward(model, [x]), y), own)
+    assert agrees(kind(model, *given, cut(x, y), forward=forward), right, 1e-8)
+
+
 class Swapped(nn.Module):
     """Puts another module with its weights in a module's place where inputs are small, as BigBird does."""
 
