@@ -126,6 +126,31 @@ def test_shuffling_workers_give_one_order(persistent):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("preflight", [True, False])
+@pytest.mark.parametrize("copies", [False, True])
+def test_batches_of_one_buffer_are_told_or_copied(preflight, copies):
+    """A loader that writes each batch over the one before: a batch is what it was when it was read, or one sentence."""
+    model, x, y = nn.Linear(3, 4), torch.randn(6, 3), torch.randint(4, (6,))
+
+    class Buffer:
+        def __iter__(self):
+            z, t = torch.empty_like(x[:2]), torch.empty_like(y[:2])
+            for i in (0, 2, 4):
+                z.copy_(x[i : i + 2]), t.copy_(y[i : i + 2])
+                yield (z.clone(), t.clone()) if copies else (z, t)
+
+    if copies:
+        plain = [(x[i : i + 2], y[i : i + 2]) for i in (0, 2, 4)]
+        A, B = (
+            spectral.GaussNewton(model, nn.CrossEntropyLoss(), data, preflight=preflight) for data in (Buffer(), plain)
+        )
+        v = torch.randn(16)
+        assert torch.allclose(A @ v, B @ v, rtol=1e-5)
+        return
+    with pytest.raises(ValueError, match=r"write later batches over it, .*; let them give copies"):
+        spectral.Hessian(model, nn.CrossEntropyLoss(), Buffer(), preflight=preflight) @ torch.ones(16)
+
+
 def test_one_changed_entry_of_the_data_is_seen():
     x = torch.randn(40, 300)
     J = spectral.Jacobian(nn.Linear(300, 2), [x])

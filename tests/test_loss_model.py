@@ -387,6 +387,29 @@ def test_callable_that_couples_samples_is_taken_as_the_batches_are_cut(problem):
     assert "batches_joined" not in H.describe()
 
 
+MEANS = {
+    "samples": lambda z, y: (F.cross_entropy(z, y), len(z)),
+    "class weights": lambda z, y: (F.cross_entropy(z, y, torch.tensor([1.0, 2.0, 5.0]).to(z)), len(z)),
+    "counted targets": lambda z, y: (F.cross_entropy(z, y, ignore_index=2), (y != 2).sum()),
+    "ratio": lambda z, y: (z.softmax(1)[:, 0].sum() / z.abs().sum(), len(z)),
+}
+
+
+@pytest.mark.parametrize("kind", list(MEANS))
+@pytest.mark.parametrize("owned", [False, True])
+def test_mean_beside_a_count_is_no_sum(problem, kind, owned):
+    """A mean is the same where each sample is there twice. A sum that the model made, or the user, is a sum."""
+    model, x, y = problem
+    forward = (lambda m, b: {"z": m(b[0]), "number": MEANS[kind](m(b[0]), b[1])[0]}) if owned else None
+    number = lambda z, b: z["number"] if owned else MEANS[kind](z, b[1])[0]  # noqa: E731
+    count = lambda b: MEANS[kind](torch.ones(len(b[1]), 3), b[1])[1]  # noqa: E731
+    with pytest.raises(ValueError, match=r"returns \(mean, count\): .*; return \(sum, count\), such as"):
+        Hessian(model, lambda z, b: (number(z, b), count(b)), cut(x, y), forward=forward)
+    right = sum(float(count(b)) * hessian_of(MEANS[kind](model(b[0]), b[1])[0], model) for b in cut(x, y))
+    H = Hessian(model, lambda z, b: (number(z, b) * count(b), count(b)), cut(x, y), forward=forward)
+    assert agrees(H, right / sum(float(count(b)) for b in cut(x, y)))
+
+
 def test_one_number_that_couples_samples_is_that_of_one_batch(problem):
     model, x, y = problem
     mean = lambda z, b: triplet(z, b)[0] / len(z) ** 2  # noqa: E731

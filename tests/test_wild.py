@@ -385,6 +385,39 @@ def test_model_is_a_function_of_its_first_call_alone(problem):
         Jacobian(Remembering(True), [x])
 
 
+class Cached(nn.Module):
+    """Keeps its normalised weight until someone empties the cache, as models for inference do."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.layer, self.cache, self.where = nn.Linear(3, 3, dtype=DOUBLE), {}, where
+
+    def forward(self, x):
+        key = len(x) if self.where == "by length" else "w"
+        if key not in self.cache:
+            self.cache[key] = F.normalize(self.layer.weight, dim=1)
+        return F.linear(x, self.cache[key], self.layer.bias)
+
+
+@pytest.mark.parametrize("where", ["once", "by length"])
+@pytest.mark.parametrize("kind", [Jacobian, Hessian])
+def test_parameter_that_a_call_reads_from_the_one_before_is_told(problem, where, kind):
+    """Its columns were 0 without a word; with the cache emptied they are those of a first call."""
+    _, x, y = problem
+    model, given = Cached(where), () if kind is Jacobian else (CE,)
+    with pytest.raises(ValueError, match=r"made of layer.weight in one call is kept .*; empty the cache in forward="):
+        kind(model, *given, cut(x, y))
+    assert not model.cache
+
+    def forward(model, batch):
+        model.cache.clear()
+        return model(batch[0])
+
+    own = list(model.parameters())
+    right = rows(forward(model, [x]), own) if kind is Jacobian else second(lambda: CE(forward(model, [x]), y), own)
+    assert agrees(kind(model, *given, cut(x, y), forward=forward), right, 1e-8)
+
+
 class Swapped(nn.Module):
     """Puts another module with its weights in a module's place where inputs are small, as BigBird does."""
 
@@ -1687,6 +1720,30 @@ def test_output_that_is_rounded_to_float32_has_products_of_that_precision(proble
     assert agrees(A, dense(right), 1e-6)
 
 
+class Rounded(nn.Module):
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.kind).to(x.dtype)
+
+
+@pytest.mark.parametrize("coarse, tol", [(torch.float32, 1e-6), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("engine", ["auto", "fresh", "double-backward"])
+def test_model_that_rounds_on_the_way_has_products_of_that_precision(problem, coarse, tol, engine):
+    """A cast (simulated quantisation) keeps nothing for the backward pass, which rounds as it does."""
+    model, x, y = problem
+    rounded = nn.Sequential(*model[:2], Rounded(coarse), model[2])
+    own = list(model.parameters())
+    J, G = Jacobian(rounded, cut(x, y), engine=engine), GaussNewton(rounded, CE, cut(x, y), engine=engine)
+    assert J.describe()["computes_in"] == str(coarse).removeprefix("torch.")
+    right = rows(model(x), own)
+    p = model(x).detach().softmax(1)
+    inner = torch.block_diag(*[torch.diag(q) - q[:, None] * q for q in p])
+    assert agrees(J, right, tol) and agrees(G, right.T @ inner @ right / len(x), tol)
+
+
 # What forward leaves behind ---------------------------------------------------------------------------------------------
 def test_functions_may_take_a_batch_apart(problem):
     """The second call of batch.pop("labels") failed, and the user's own batches were left without their entries."""
@@ -1786,3 +1843,33 @@ def test_forward_has_a_batch_in_a_list_of_the_users_own_kind_with_what_it_carrie
     assert torch.allclose(J @ v, 2 * x @ v)
     assert type(batch) is Pair
     assert batch[0] is x
+
+
+class Placed(nn.Module):
+    """Reads its weight by where it lies in its storage."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.head = kind, nn.Linear(4, 3, dtype=DOUBLE)
+        self.w = nn.Parameter(torch.randn(3, 4, *([2] if kind == "complex" else []), dtype=DOUBLE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "complex":  # a state-space model, a Fourier layer
+            return self.head((x.to(torch.complex128) @ torch.view_as_complex(self.w)).abs())
+        return self.head(torch.tanh(x @ self.w.as_strided((3, 2), (4, 1), self.w.storage_offset() + 1).repeat(1, 2)))
+
+
+@pytest.mark.parametrize("kind", ["complex", "strided"])
+@pytest.mark.parametrize("engine", ["auto", "replay"])
+def test_product_is_the_same_wherever_its_vector_lies(problem, kind, engine):
+    """Rows of a block of odd width begin at places that a complex number or a stride does not."""
+    _, x, y = problem
+    model = Placed(kind)
+    own = list(model.parameters())
+    V = torch.randn(8, 39, dtype=DOUBLE)[:, : sum(p.numel() for p in own)].contiguous()
+    J = rows(model(x), own)
+    H = second(lambda: CE(model(x), y), own)
+    for A, right in ((Jacobian(model, [x], engine=engine), J), (Hessian(model, CE, [(x, y)], engine=engine), H)):
+        assert torch.allclose(A @ V.T, right @ V.T, rtol=0, atol=1e-7)
+        for v in [V[0]] * 20 + [*V]:  # while a program is recorded and after
+            assert torch.allclose(A @ v, right @ v, rtol=0, atol=1e-7)

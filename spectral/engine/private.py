@@ -33,6 +33,7 @@ __all__ = [
     "called_again",
     "checkpoints",
     "dispatch_modes",
+    "dtype_of",
     "embeddings_of_operations",
     "has_same_storage_numel",
     "tree_flatten",
@@ -170,6 +171,12 @@ class _Kept:
     @staticmethod
     def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
         return function(*args)
+
+
+def dtype_of(node: Any, place: int) -> torch.dtype:
+    """Of the value that a node of a backward graph is of; without this name AttributeError says so before the first product."""
+    dtype: torch.dtype = node._input_metadata[place].dtype
+    return dtype
 
 
 @contextmanager

@@ -36,6 +36,8 @@ Pieces = tuple[torch.Tensor, ...]
 Linear = Callable[[torch.Tensor], Pieces]  # v (n,) -> what follows one another in w (m,), in any shapes
 SAME = (aten.detach.default, aten.alias.default)  # of a value that no graph is asked of
 SHAPES = (aten.is_same_size.default, private.has_same_storage_numel)  # tell nothing of the values
+# of what lies where in a storage
+PLACED = (aten.as_strided.default, aten.as_strided_scatter.default, aten.view_as_complex.default, aten.view.dtype)
 INTO = {aten.mm.default: aten.addmm_.default, aten.bmm.default: aten.baddbmm_.default}
 ADDED = {aten.addmm.default: aten.addmm_.default, aten.baddbmm.default: aten.baddbmm_.default}
 
@@ -186,10 +188,15 @@ class Program:
         self.seen: Pieces | None = None  # what the function gave when it was recorded, until someone has compared
         self.held = 0  # bytes of constants that recording it held, those that folding made included
         self.captured: Captured | None = None  # launches it at once, on a GPU
+        self.placed = any(node.target in PLACED for node in module.graph.nodes)
 
     def __call__(self, v: torch.Tensor) -> Pieces:
         with torch.no_grad():
-            return self.run(v, *self.constants)
+            return self.run(self._alone(v), *self.constants)
+
+    def _alone(self, v: torch.Tensor) -> torch.Tensor:
+        """A vector that begins its storage, as the one did that was recorded, where an operation counts from there."""
+        return v.clone() if self.placed and v.storage_offset() else v
 
     def add(self, v: torch.Tensor, w: torch.Tensor, new: bool = False) -> None:
         """w (m,) += the product with v (n,), or w = the product if `new`; w (b, m) for a block's program."""
@@ -210,7 +217,7 @@ class Program:
             sums.append(w[..., start : start + size].view(shape))
             start += size
         with torch.no_grad():
-            run(v, *self.constants, *sums)
+            run(self._alone(v), *self.constants, *sums)
 
     def capture(self, v: torch.Tensor) -> None:
         """Launch its kernels at once from now on, for vectors like v (n,)."""

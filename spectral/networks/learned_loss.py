@@ -317,12 +317,36 @@ class Loss:
             self.reads_model = True
             why = self._apart(index, output, batch)
         self.couples = why or self.couples
+        if why and self.form == "sum" and not self.is_module and self._is_mean(output, batch):
+            raise ValueError(
+                f"{_called(self.given)} returns (mean, count): its first number is the same where all samples are there twice; "
+                "return (sum, count), such as (count * mean, count)."
+            )
         if why and self.form == "mean":
             self.form = "whole"
             if index > 0:
                 raise ValueError(
                     f"{_called(self.given)} returns a number that is no mean over the samples ({why}); return (sum, count)."
                 )
+
+    def _is_mean(self, output: Any, batch: Any) -> bool:
+        """Whether the first number of (sum, count) is the same where half of the samples are there once and twice."""
+        size = self.samples.size(batch)
+        half, double = -(-size // 2), lambda t: torch.cat([t, t])
+        anew = self.output is not None and not self.fixed  # of a number in the output its rows say nothing
+        if not anew and not all(Samples().belongs((), t, size) for t in tensors(output)):
+            return False
+        try:
+            one, z = self.samples.rows(batch, size, 0, half), Samples().rows(output, size, 0, half)
+            two, zz = self.samples.some(one, half, double), Samples().some(z, half, double)
+            if anew:
+                z, zz = self.output(one), self.output(two)  # type: ignore[misc]
+            (first, count), (second, counted) = self._numbers(z, one), self._numbers(zz, two)
+        except REFUSALS:
+            return False
+        finally:
+            self._leave(batch)
+        return first != 0 < counted - count and abs(second - first) <= _allowed(*tensors(output)) * abs(first)
 
     def _leave(self, batch: Any) -> None:
         """Run the model on the whole batch again, after parts of it, where the loss reads what that leaves behind."""

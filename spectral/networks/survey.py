@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from spectral import arrays, distributed
-from spectral.networks.batches import random_state, same_random_state
+from spectral.networks.batches import fingerprint, random_state, same_random_state
 from spectral.networks.data_model import DataModel
 from spectral.networks.dataset import DatasetInfo
 
@@ -109,6 +109,7 @@ def survey(model: DataModel) -> DatasetInfo:
         for index, batch in batches:
             if index == 0:
                 model.samples.check(batch)
+                first, mark = batch, fingerprint(batch)
             size, width = model.look(index, batch)
             samples.append(size)
             outputs.append(width)
@@ -120,6 +121,11 @@ def survey(model: DataModel) -> DatasetInfo:
     model.loss.single = ()  # what later batches were held against
     if not samples and distributed.world_size() == 1:
         raise ValueError(NOTHING)
+    if samples and fingerprint(first) != mark:
+        raise ValueError(
+            "batch 0 holds other values than when it was read: the data write later batches over it, and several are looked at "
+            "together; let them give copies, such as batch.clone()."
+        )
     model.info = DatasetInfo(samples, outputs, shape, fingerprints, signatures, sum(model.counts))
     return model.info
 

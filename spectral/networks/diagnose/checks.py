@@ -112,7 +112,7 @@ def _inspected(
             if earlier is None or _differ(earlier, facts.value, earlier.dtype):
                 _check_random(network, batch, function(batch), facts.value)
             if not unchanged:
-                _check_memory(network, batch, function(batch), facts.value)
+                _check_memory(network, batch, function(batch), facts)
             if network.statistics == "population":
                 check_coupling(network, batch, z)
     return facts
@@ -305,14 +305,22 @@ def _check_random(network: DataModel, batch: Any, function: Function, value: tor
         raise ValueError(f"two forward passes of one batch differ: {culprit} is random in eval mode; remove the noise.")
 
 
-def _check_memory(network: DataModel, batch: Any, function: Function, value: torch.Tensor) -> None:
-    """Refuse a model that a call has changed, if the next one gives something else; `value` is the first."""
+def _check_memory(network: DataModel, batch: Any, function: Function, facts: GraphFacts) -> None:
+    """Refuse a model that a call has changed, if the next one gives something else, or does not read its parameters anew."""
 
     def run() -> torch.Tensor:
         return function(*network.primals(batch)).detach()
 
-    if not _differ(value, run(), value.dtype):
-        return
+    value, again = facts.value, graph_facts(function, network.primals(batch))
+    if not _differ(value, again.value, value.dtype):
+        lost = [i for i, reached in enumerate(facts.reached) if reached and not again.reached[i]]
+        if not lost:
+            return
+        name = network.names[lost[0]] if network.wrt == "params" else "the variable"
+        raise ValueError(
+            f"what the model has made of {name} in one call is kept and read in the next (a cache), without its derivative; "
+            "empty the cache in forward=, or let the model keep nothing."
+        )
     culprit = _first_difference(network, run, run, value.dtype) or "the model"
     raise ValueError(
         f"two forward passes of one batch differ: {culprit} keeps something from one call to the next (a hidden state, a "

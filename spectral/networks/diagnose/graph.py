@@ -11,7 +11,7 @@ import torch
 
 from spectral import arrays
 from spectral.engine.linearize import Function, Tensors
-from spectral.engine.private import DispatchMode
+from spectral.engine.private import DispatchMode, dtype_of
 from spectral.networks.trees import tensors
 
 
@@ -73,7 +73,14 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
         own = {p.untyped_storage().data_ptr() for p in primals}
         parts = [part for t in alive for part in arrays.strided(t)]
         size = sum(bytes for address, bytes in arrays.storages(parts).items() if address not in own)
-    kinds.add(z.dtype)  # a cast keeps nothing
+    kinds.add(z.dtype)  # a cast keeps nothing, here and on the way
+    made_by = nodes([z, *below])
+    kinds |= {
+        kind
+        for node in made_by
+        for above, place in node.next_functions
+        if above is not None and (kind := dtype_of(above, place)).itemsize > 1  # of 8 bits no test would be left
+    }
     ends = {id(t) for t in reached_leaves([z, *below])}
     return GraphFacts(
         z.detach(),
