@@ -346,10 +346,10 @@ def counts(items: Sequence[Line], labels: Mapping[str, str]) -> Picture:
         own = of_matrix(items, name)
         low, high = min(float(item.x[0]) for item in own), max(float(item.x[-1]) for item in own)
         c = np.linspace(low, high, 100)
-        for y, text in ((c - 1, "C − 1"), (c, "C"), (c * (c - 1), "C (C − 1)")):
+        for y, text, beside in ((c - 1, "C − 1", "top"), (c, "C", "bottom"), (c * (c - 1), "C (C − 1)", "center")):
             ax.plot(c, y, color=GREY, linewidth=0.9, linestyle=DASHES["dashed"])
             ax.annotate(
-                text, (c[-1], y[-1]), (3, 0), textcoords="offset points", fontsize=8, va="center", color="#555555"
+                text, (c[-1], y[-1]), (3, 0), textcoords="offset points", fontsize=8, va=beside, color="#555555"
             )
         for place, item in enumerate(own):
             shift = (place - (len(own) - 1) / 2) * 0.05
